@@ -1,0 +1,27 @@
+# Sourced by the other scripts: makes .venv and installs a lock file into it, once for each state of the lock.
+# Wants Python 3.11 or newer and nothing else; PYTHON names another interpreter than python3.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+venv="$root/.venv"
+
+die() { printf '%s\n' "$*" >&2; exit 2; }
+
+# setup demo|dev: leaves a .venv that holds at least that lock. `dev` holds all of `demo`.
+setup() {
+    local want=$1 python=${PYTHON:-python3} state stamp
+    state=$(cat pyproject.toml requirements-demo.lock requirements-dev.lock | cksum | tr ' ' -)
+    for stamp in dev "$want"; do
+        [ "$(cat "$venv/.installed-$stamp" 2>/dev/null)" = "$state" ] && return
+    done
+    command -v "$python" >/dev/null || die "Python 3.11 or newer is needed: install it, or name it in PYTHON."
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+        || die "$("$python" --version) is too old: 3.11 or newer is needed; name another one in PYTHON."
+    echo "Setting up .venv ($want); this takes a minute, once." >&2
+    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" \
+        || die "python3 -m venv failed: on Debian and Ubuntu, install the package python3-venv."
+    rm -f "$venv"/.installed-*
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes -r "requirements-$want.lock" >&2
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e . >&2
+    echo "$state" >"$venv/.installed-$want"
+}

@@ -1,0 +1,1 @@
+"""Token strategies: each turns a request for a session into a grant."""
