@@ -1,0 +1,1 @@
+"""The memory: turns are stored durably and once, delivered in order, and found again."""

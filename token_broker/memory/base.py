@@ -1,0 +1,88 @@
+"""The seams between the talk and its memory: what a turn is, and what the rest of the broker asks of the memory."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol
+
+__all__ = ["Owner", "Recall", "Role", "SessionBook", "SessionRecord", "Source", "TicketBook", "Turn", "TurnIntake"]
+
+Role = Literal["user", "assistant"]
+Source = Literal["proxy", "browser"]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose session it is: all that a token's claims say, so that a turn can bring its session along.
+
+    `principal` is `anonymous` without authentication; `user_id` is then only a label. `epoch` grows with every plan
+    of the session (milliseconds since 1970 at least), so that turns of a later connection sort behind earlier ones.
+    """
+
+    session_id: str
+    principal: str
+    epoch: int
+    user_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Something that was said. Unique by (owner.session_id, turn_id); read in the order (epoch, sequence, arrival)."""
+
+    owner: Owner
+    turn_id: str
+    agent_id: str
+    role: Role
+    content: str
+    created_at: datetime  # UTC
+    source: Source
+    sequence: int | None = None  # the item's place in its connection
+    interrupted: bool = False
+    channel: str | None = None
+
+
+class TurnIntake(Protocol):
+    """Takes the proxy's turns; a talk never waits for it."""
+
+    def offer(self, turn: Turn) -> bool:
+        """Accepts `turn` for storage, or returns False where the bounded buffer is full (counted there)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """What is known of a session."""
+
+    session_id: str
+    principal: str
+    epoch: int
+
+
+class SessionBook(Protocol):
+    """Who owns which session. Bounded waits: an answer within 250 ms, from the process's own cache if need be."""
+
+    async def find(self, session_id: str) -> SessionRecord | None:
+        """The session, or None where it is unknown (or the store is silent and the process doesn't know it)."""
+        ...
+
+    def record(self, owner: Owner, agent_id: str) -> None:
+        """Writes or renews the session's row beside the answer; never waits, never raises."""
+        ...
+
+
+class TicketBook(Protocol):
+    """Single use of tickets, across replicas where there is a store."""
+
+    async def spend(self, ticket_id: str, expires_at_s: float) -> bool:
+        """True the first time, False ever after. With a silent store the process alone remembers, after 250 ms."""
+        ...
+
+
+class Recall(Protocol):
+    """What the memory knows, for the agent's instructions."""
+
+    async def block(self, owner: Owner) -> str:
+        """The fenced block to append to the instructions, at most 2 KB; empty where there is nothing.
+
+        Never raises, and takes no longer than its budget (300 ms).
+        """
+        ...

@@ -1,0 +1,489 @@
+"""Everything the environment says, read once into a frozen object; the one reader of the environment.
+
+`load_settings()` reads the variables and a `.env` file, and raises `SettingsError` with a line a fault. Every variable
+is a field here: its alias is the variable's name, its description the line that `.env.example` shows.
+"""
+
+import difflib
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from strategies.endpoint import EndpointError, EndpointKind, Target, is_loopback, parse_endpoint, parse_target
+
+__all__ = ["Settings", "SettingsError", "StrategyName", "UpstreamName", "load_settings", "unknown_variables"]
+
+StrategyName = Literal["ga", "direct_deployment", "project", "unified", "websocket_proxy"]
+UpstreamName = Literal["voice_live", "openai_realtime"]
+
+VOICE_LIVE_FIRST_VERSION = "2025-10-01"
+
+
+def _split(value: object) -> object:
+    """`a, b` as a tuple; what is no string passes."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _split_secrets(value: object) -> object:
+    return tuple(SecretStr(part) for part in parts) if isinstance(parts := _split(value), tuple) else value
+
+
+_Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+_Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class SettingsError(ValueError):
+    """The environment is wrong: `lines` has one line a fault, the variable first. No line carries a secret."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+class Settings(BaseSettings):
+    """The broker's configuration. Times are seconds, sizes bytes."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        case_sensitive=True,
+        populate_by_name=True,
+        hide_input_in_errors=True,
+    )
+
+    # --- where we listen
+    host: str = Field("127.0.0.1", alias="HOST", description="address to listen on; 0.0.0.0 in the container")
+    port: int = Field(8080, ge=0, le=65_535, alias="PORT", description="port to listen on")
+
+    # --- Azure
+    endpoint: str | None = Field(
+        None,
+        alias="AZURE_VOICELIVE_ENDPOINT",
+        description="the resource's endpoint, such as https://<resource>.services.ai.azure.com",
+    )
+    key: SecretStr | None = Field(None, alias="AZURE_VOICELIVE_KEY", description="the resource's key")
+    model: str = Field("gpt-realtime", min_length=1, alias="AZURE_VOICELIVE_MODEL", description="deployment name")
+    project_name: str | None = Field(
+        None,
+        alias="AZURE_VOICELIVE_PROJECT_NAME",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        description="AI Foundry project; turns the project strategy on",
+    )
+    api_version: str = Field(
+        "2025-10-01",
+        pattern=r"^\d{4}-\d{2}-\d{2}(-preview)?$",
+        alias="AZURE_VOICELIVE_API_VERSION",
+        description="api-version of the flat mints and of Voice Live, such as 2025-10-01",
+    )
+    endpoint_kind: Literal["auto", "direct", "unified"] = Field(
+        "auto",
+        alias="AZURE_VOICELIVE_ENDPOINT_KIND",
+        description="auto, direct or unified; for custom domains, gateways and loopback",
+    )
+    openai_endpoint: str | None = Field(
+        None,
+        alias="AZURE_OPENAI_ENDPOINT",
+        description="base of ga and direct_deployment; derived from the resource's name where that is possible",
+    )
+    azure_auth: Literal["auto", "key", "entra"] = Field(
+        "auto", alias="AZURE_VOICELIVE_AUTH", description="auto (the key if set, else Entra), key or entra"
+    )
+    entra_scope: str = Field(
+        "https://ai.azure.com/.default", alias="AZURE_VOICELIVE_ENTRA_SCOPE", description="scope asked of Entra"
+    )
+    client_id: str | None = Field(
+        None, alias="AZURE_CLIENT_ID", description="client id of a user-assigned managed identity"
+    )
+    transcription_model: str = Field(
+        "whisper-1",
+        min_length=1,
+        alias="AZURE_VOICELIVE_TRANSCRIPTION_MODEL",
+        description="transcription model; on the GA route a deployment's name",
+    )
+
+    # --- the chain
+    token_strategies: Annotated[tuple[StrategyName, ...], NoDecode, BeforeValidator(_split)] = Field(
+        ("ga", "direct_deployment", "project", "unified", "websocket_proxy"),
+        min_length=1,
+        alias="BROKER_TOKEN_STRATEGIES",
+        description="order and choice of the chain, separated by commas",
+    )
+    token_budget_s: float = Field(
+        6,
+        ge=0.1,
+        le=60,
+        allow_inf_nan=False,
+        alias="BROKER_TOKEN_BUDGET_S",
+        description="hard wall-clock for one token request, everything included",
+    )
+    attempt_timeout_s: float = Field(
+        2.5,
+        ge=0.05,
+        le=60,
+        allow_inf_nan=False,
+        alias="BROKER_ATTEMPT_TIMEOUT_S",
+        description="one HTTP attempt at most",
+    )
+    retry_attempts: int = Field(
+        2, ge=1, le=10, alias="BROKER_RETRY_ATTEMPTS", description="attempts a strategy, transient failures only"
+    )
+    token_ttl_s: int = Field(
+        60, ge=10, le=7200, alias="BROKER_TOKEN_TTL_S", description="lifetime asked of Azure, 10 to 7200"
+    )
+    breaker_failures: int = Field(
+        5, ge=1, le=1000, alias="BROKER_BREAKER_FAILURES", description="transient failures in a row that open a breaker"
+    )
+    breaker_open_s: _Seconds = Field(
+        15, alias="BROKER_BREAKER_OPEN_S", description="how long an open breaker waits before its one probe"
+    )
+    misconfigured_retry_s: _Seconds = Field(
+        60, alias="BROKER_MISCONFIGURED_RETRY_S", description="how long a strategy rests after a 401 or 403"
+    )
+    missing_retry_s: _Seconds = Field(
+        600, alias="BROKER_MISSING_RETRY_S", description="how long a strategy rests whose route the resource lacks"
+    )
+    credential_timeout_s: _Seconds = Field(
+        10, alias="BROKER_CREDENTIAL_TIMEOUT_S", description="one fetch of an Entra token at most"
+    )
+
+    # --- the proxy
+    proxy_upstreams: Annotated[tuple[UpstreamName, ...], NoDecode, BeforeValidator(_split)] = Field(
+        ("voice_live", "openai_realtime"),
+        min_length=1,
+        alias="BROKER_PROXY_UPSTREAMS",
+        description="what the proxy connects to, in order; openai_realtime alone for a direct endpoint",
+    )
+    proxy_connect_timeout_s: float = Field(
+        10,
+        ge=0.1,
+        le=120,
+        allow_inf_nan=False,
+        alias="BROKER_PROXY_CONNECT_TIMEOUT_S",
+        description="all upstreams together, until the talk is ready",
+    )
+    max_talk_s: int = Field(
+        3600,
+        ge=1,
+        le=86_400,
+        alias="BROKER_MAX_TALK_S",
+        description="longest proxied talk; Azure's own limit is 60 min",
+    )
+    idle_timeout_s: _Seconds = Field(
+        300, alias="BROKER_IDLE_TIMEOUT_S", description="a proxied talk with no message from the client ends after this"
+    )
+    ping_interval_s: _Seconds = Field(
+        20,
+        alias="BROKER_PING_INTERVAL_S",
+        description="WebSocket pings, both sides; a silent peer is dropped after two",
+    )
+    client_write_timeout_s: _Seconds = Field(
+        10,
+        alias="BROKER_CLIENT_WRITE_TIMEOUT_S",
+        description="a client that takes no frame for so long is closed (4410)",
+    )
+    client_message_bytes: int = Field(
+        262_144,
+        ge=1024,
+        le=16_777_216,
+        alias="BROKER_CLIENT_MESSAGE_BYTES",
+        description="largest WebSocket message from the client, over all its fragments",
+    )
+    azure_message_bytes: int = Field(
+        1_048_576,
+        ge=65_536,
+        le=33_554_432,
+        alias="BROKER_AZURE_MESSAGE_BYTES",
+        description="largest WebSocket message from Azure, over all its fragments",
+    )
+    drain_s: float = Field(
+        25, ge=0, le=3600, allow_inf_nan=False, alias="BROKER_DRAIN_S", description="grace for running talks on SIGTERM"
+    )
+    direct_websocket: Literal["on", "off"] = Field(
+        "off",
+        alias="BROKER_DIRECT_WEBSOCKET",
+        description="on adds the browser's own WebSocket to Azure to the plan, before the proxy",
+    )
+    webrtc_filter: Literal["on", "off"] = Field(
+        "on", alias="BROKER_WEBRTC_FILTER", description="on asks Azure to send fewer events to the browser"
+    )
+
+    # --- the memory
+    database_url: SecretStr = Field(
+        SecretStr("sqlite+aiosqlite:///var/token-broker.db"),
+        alias="BROKER_DATABASE_URL",
+        description="sqlite+aiosqlite:///… (one process) or postgresql+asyncpg://… (several)",
+    )
+    zep_api_key: SecretStr | None = Field(None, alias="ZEP_API_KEY", description="set: turns go to Zep")
+    zep_api_url: str | None = Field(None, alias="ZEP_API_URL", description="Zep's base URL where it is not the cloud")
+    retention_days: int = Field(
+        0, ge=0, le=36_500, alias="BROKER_RETENTION_DAYS", description="turns older than this are deleted; 0 keeps them"
+    )
+    recall_budget_s: float = Field(
+        0.3, ge=0, le=5, allow_inf_nan=False, alias="BROKER_RECALL_BUDGET_S", description="what recall may take at most"
+    )
+
+    # --- who may ask
+    auth: Literal["none", "easyauth", "entra"] | None = Field(
+        None, alias="BROKER_AUTH", description="who may ask for tokens: none (the default), easyauth or entra"
+    )
+    entra_tenant_id: str | None = Field(
+        None,
+        alias="BROKER_ENTRA_TENANT_ID",
+        pattern=r"^[A-Za-z0-9.-]{1,128}$",
+        description="tenant whose JWTs are taken with BROKER_AUTH=entra",
+    )
+    entra_audience: str | None = Field(
+        None, alias="BROKER_ENTRA_AUDIENCE", description="audience of those JWTs: the application's id or URI"
+    )
+    signing_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secrets)] = Field(
+        (),
+        alias="BROKER_SIGNING_KEY",
+        description="at least 32 bytes, several separated by commas: the first signs, all verify",
+    )
+    public_url: str | None = Field(
+        None, alias="BROKER_PUBLIC_URL", description="what plans' URLs are made from; else the request says"
+    )
+    trusted_proxies: _Names = Field(
+        (), alias="BROKER_TRUSTED_PROXIES", description="whose X-Forwarded-* is believed: a number of hops, or CIDRs"
+    )
+    allowed_origins: _Names = Field(
+        (), alias="BROKER_ALLOWED_ORIGINS", description="foreign origins that may ask, separated by commas, or *"
+    )
+    agents_file: Path | None = Field(None, alias="BROKER_AGENTS_FILE", description="TOML file of agents; else built in")
+    rate_limit_per_minute: int = Field(
+        60,
+        ge=0,
+        alias="BROKER_RATE_LIMIT_PER_MINUTE",
+        description="token requests and SDP offers a principal; 0 is off",
+    )
+    max_sessions_per_principal: int = Field(
+        10, ge=0, alias="BROKER_MAX_SESSIONS_PER_PRINCIPAL", description="open talks a principal; 0 is off"
+    )
+    max_sessions: int = Field(1000, ge=0, alias="BROKER_MAX_SESSIONS", description="open talks a process; 0 is off")
+    max_body_bytes: int = Field(
+        65_536, ge=1024, le=16_777_216, alias="BROKER_MAX_BODY_BYTES", description="largest body of a token request"
+    )
+    max_memory_body_bytes: int = Field(
+        1_048_576, ge=1024, le=67_108_864, alias="BROKER_MAX_MEMORY_BODY_BYTES", description="largest body of turns"
+    )
+    body_timeout_s: _Seconds = Field(
+        10, alias="BROKER_BODY_TIMEOUT_S", description="a request's whole body has to arrive within this"
+    )
+
+    # --- eyes
+    metrics_token: SecretStr | None = Field(
+        None, alias="BROKER_METRICS_TOKEN", description="set: /metrics, and /status in full, want it as Bearer"
+    )
+    log_format: Literal["console", "json"] | None = Field(
+        None, alias="BROKER_LOG_FORMAT", description="console (on a terminal) or json (else)"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", alias="BROKER_LOG_LEVEL", description="debug, info, warning or error"
+    )
+
+    # --- the simulator
+    simulator_port: int = Field(9100, ge=0, le=65_535, alias="SIMULATOR_PORT", description="where demo simulates Azure")
+    simulator_key: SecretStr = Field(
+        SecretStr("simulated-key"), alias="SIMULATOR_KEY", description="the key that the simulator takes"
+    )
+
+    @property
+    def target(self) -> Target | None:
+        """The Azure resource; None while no endpoint is set."""
+        if self.endpoint is None:
+            return None
+        return parse_target(
+            self.endpoint,
+            kind=None if self.endpoint_kind == "auto" else EndpointKind(self.endpoint_kind),
+            openai_endpoint=self.openai_endpoint,
+            project=self.project_name,
+        )
+
+    @property
+    def uses_key(self) -> bool:
+        """Whether Azure is asked with the key first."""
+        return self.key is not None and self.azure_auth != "entra"
+
+    @property
+    def uses_entra(self) -> bool:
+        """Whether an Entra token may ever be asked for."""
+        return self.azure_auth != "key"
+
+    @property
+    def voice_live_api_version(self) -> str:
+        """The configured api-version where Voice Live has it, else its first stable one."""
+        plain = self.api_version.removesuffix("-preview")
+        return self.api_version if plain >= VOICE_LIVE_FIRST_VERSION else VOICE_LIVE_FIRST_VERSION
+
+    @property
+    def session_token_ttl_s(self) -> int:
+        """A session token outlives the longest talk by an hour."""
+        return self.max_talk_s + 3600
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then `.env`; nothing else."""
+        del settings_cls, file_secret_settings
+        return init_settings, env_settings, dotenv_settings
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Reads the environment; raises `SettingsError`. `overrides` stand above it, by field name."""
+        try:
+            settings = cls(**overrides)
+        except ValidationError as error:
+            raise SettingsError(sorted({_line(item["loc"], item["msg"]) for item in error.errors()})) from None
+        if faults := list(_faults(settings)):
+            raise SettingsError(faults)
+        return settings
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings of this process. Raises `SettingsError`."""
+    return Settings.load(**overrides)
+
+
+def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
+    """A line for each `BROKER_*` or `AZURE_VOICELIVE_*` variable that is none of ours: most are misspelt."""
+    known = [field.alias for field in Settings.model_fields.values() if field.alias]
+    lines = []
+    for name in sorted(os.environ if environ is None else environ):
+        if name.startswith(("BROKER_", "AZURE_VOICELIVE_")) and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            lines.append(f"{name}: no such variable{f'; {close[0]} is meant, perhaps' if close else ''}")
+    return lines
+
+
+def _line(loc: tuple[int | str, ...], message: str) -> str:
+    """One line a fault: the variable, what is wrong, what would be right."""
+    name = str(loc[0]) if loc else "settings"
+    field = next((f for n, f in Settings.model_fields.items() if name in {n, f.alias}), None)
+    right = f" ({field.description})" if field and field.description else ""
+    return f"{field.alias if field else name}: {message[:1].lower()}{message[1:]}{right}"
+
+
+def _faults(settings: Settings) -> list[str]:
+    """What only shows when variables are seen whole, or together."""
+    return [*_endpoint_faults(settings), *_auth_faults(settings), *_store_faults(settings), *_list_faults(settings)]
+
+
+def _endpoint_faults(settings: Settings) -> list[str]:
+    faults = []
+    for name, value in (
+        ("AZURE_VOICELIVE_ENDPOINT", settings.endpoint),
+        ("AZURE_OPENAI_ENDPOINT", settings.openai_endpoint),
+        ("BROKER_PUBLIC_URL", settings.public_url),
+        ("ZEP_API_URL", settings.zep_api_url),
+    ):
+        if value is None:
+            continue
+        try:
+            parse_endpoint(value)
+        except EndpointError as error:
+            faults.append(f"{name}: {error}")
+    if settings.azure_auth == "key" and settings.key is None:
+        faults.append("AZURE_VOICELIVE_KEY: missing; AZURE_VOICELIVE_AUTH=key needs it")
+    if settings.key is not None and not _header_safe(settings.key.get_secret_value()):
+        faults.append("AZURE_VOICELIVE_KEY: has blanks or characters that no header may carry; copy it once more")
+    return faults
+
+
+def _auth_faults(settings: Settings) -> list[str]:
+    faults = []
+    if settings.auth == "entra":
+        faults += [
+            f"{name}: missing; BROKER_AUTH=entra needs it"
+            for name, value in (
+                ("BROKER_ENTRA_TENANT_ID", settings.entra_tenant_id),
+                ("BROKER_ENTRA_AUDIENCE", settings.entra_audience),
+            )
+            if not value
+        ]
+    real = settings.endpoint is not None and not is_loopback(_host(settings.endpoint))
+    if settings.auth is None and real and not is_loopback(settings.host):
+        faults.append(
+            f"BROKER_AUTH: unset while HOST={settings.host} is open to others and the endpoint is real; "
+            "set easyauth or entra, or write none out if something before the broker decides who may ask"
+        )
+    return faults
+
+
+def _store_faults(settings: Settings) -> list[str]:
+    faults = []
+    url = settings.database_url.get_secret_value()
+    if not url.startswith(("sqlite+aiosqlite:///", "postgresql+asyncpg://")):
+        faults.append(
+            "BROKER_DATABASE_URL: not a URL of ours; give sqlite+aiosqlite:///<path> or postgresql+asyncpg://<host>/<db>"
+        )
+    elif url.startswith("postgresql") and not settings.signing_keys:
+        faults.append(
+            "BROKER_SIGNING_KEY: missing; replicas on PostgreSQL must share one (openssl rand -base64 48 makes it)"
+        )
+    if any(len(key.get_secret_value().encode()) < 32 for key in settings.signing_keys):  # noqa: PLR2004
+        faults.append("BROKER_SIGNING_KEY: shorter than 32 bytes; openssl rand -base64 48 makes one")
+    return faults
+
+
+def _list_faults(settings: Settings) -> list[str]:
+    faults = []
+    for name, values in (
+        ("BROKER_TOKEN_STRATEGIES", settings.token_strategies),
+        ("BROKER_PROXY_UPSTREAMS", settings.proxy_upstreams),
+    ):
+        if len(set(values)) != len(values):
+            faults.append(f"{name}: names one twice; each may stand there once")
+    faults += [
+        f"BROKER_ALLOWED_ORIGINS: {origin!r} is no origin; one looks like https://app.example.com"
+        for origin in settings.allowed_origins
+        if origin != "*" and not _is_origin(origin)
+    ]
+    proxies = settings.trusted_proxies
+    if not (len(proxies) == 1 and proxies[0].isdecimal()):
+        faults += [
+            f"BROKER_TRUSTED_PROXIES: {proxy!r} is neither a number of hops nor a CIDR such as 10.0.0.0/8"
+            for proxy in proxies
+            if not _is_network(proxy)
+        ]
+    return faults
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(parse_endpoint(url)).hostname or ""
+    except EndpointError:
+        return ""
+
+
+def _header_safe(value: str) -> bool:
+    return value.isascii() and value.isprintable() and " " not in value and value != ""
+
+
+def _is_origin(value: str) -> bool:
+    scheme, _, rest = value.partition("://")
+    return scheme in {"http", "https"} and rest != "" and not any(c in rest for c in "/?#@ *")
+
+
+def _is_network(value: str) -> bool:
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,160 @@
+"""The broker's own signed tokens: session tokens and tickets. Each is enough by itself; no store is asked.
+
+They are JWTs (HS256), told apart by their `typ` header (RFC 8725 §3.11). The first key signs, all verify, so that
+keys rotate without ending a talk. Clocks may differ by 60 s.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jwt
+from pydantic import SecretStr
+
+from token_broker.ids import uuid7
+
+__all__ = ["LEEWAY_S", "SessionClaims", "TicketClaims", "TokenError", "TokenSigner", "load_or_create_key"]
+
+LEEWAY_S = 60
+SESSION_TYPE = "vtb-session+jwt"
+TICKET_TYPE = "vtb-ticket+jwt"
+MAX_TOKEN_CHARS = 4096
+
+
+class TokenError(Exception):
+    """A token that is not to be believed; `expired` tells whether only its time is up."""
+
+    def __init__(self, message: str, *, expired: bool = False) -> None:
+        super().__init__(message)
+        self.expired = expired
+
+
+@dataclass(frozen=True, slots=True)
+class SessionClaims:
+    """What a session token says. `epoch` counts the session's plans (it grows, in milliseconds since 1970)."""
+
+    session_id: str
+    principal: str
+    epoch: int
+    user_id: str | None
+    expires_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TicketClaims:
+    """What a ticket says: one admission to the proxy, as this agent. `ticket_id` is what is used up."""
+
+    ticket_id: str
+    session_id: str
+    agent_id: str
+    principal: str
+    epoch: int
+    user_id: str | None
+    expires_at_s: float
+
+
+class TokenSigner:
+    """Signs and reads the broker's tokens; `keys` as in BROKER_SIGNING_KEY, at least one."""
+
+    def __init__(self, keys: Sequence[SecretStr], *, clock: Callable[[], float] = time.time) -> None:
+        if not keys:
+            raise ValueError("a signing key is needed")
+        self._keys = [key.get_secret_value().encode() for key in keys]
+        self._clock = clock
+
+    def session_token(self, *, session_id: str, principal: str, epoch: int, user_id: str | None, ttl_s: int) -> str:
+        """A token that proves this session's ownership for `ttl_s` seconds."""
+        claims = {"sid": session_id, "sub": principal, "epo": epoch, "uid": user_id}
+        return self._sign(claims, SESSION_TYPE, ttl_s)
+
+    def ticket(
+        self, *, session_id: str, agent_id: str, principal: str, epoch: int, user_id: str | None, ttl_s: int
+    ) -> str:
+        """A single admission to the proxy within `ttl_s` seconds."""
+        claims = {
+            "jti": uuid7(), "sid": session_id, "agt": agent_id, "sub": principal, "epo": epoch, "uid": user_id,
+        }  # fmt: skip
+        return self._sign(claims, TICKET_TYPE, ttl_s)
+
+    def read_session_token(self, token: str, *, grace_s: float = 0) -> SessionClaims:
+        """The claims of a session token no longer past its expiry than `grace_s`. Raises TokenError."""
+        claims = self._read(token, SESSION_TYPE, grace_s)
+        return SessionClaims(
+            session_id=_text(claims, "sid"),
+            principal=_text(claims, "sub"),
+            epoch=_number(claims, "epo"),
+            user_id=_optional_text(claims, "uid"),
+            expires_at_s=_number(claims, "exp"),
+        )
+
+    def read_ticket(self, token: str) -> TicketClaims:
+        """The claims of a ticket in time; whether it was used before is not said here. Raises TokenError."""
+        claims = self._read(token, TICKET_TYPE, 0)
+        return TicketClaims(
+            ticket_id=_text(claims, "jti"),
+            session_id=_text(claims, "sid"),
+            agent_id=_text(claims, "agt"),
+            principal=_text(claims, "sub"),
+            epoch=_number(claims, "epo"),
+            user_id=_optional_text(claims, "uid"),
+            expires_at_s=_number(claims, "exp"),
+        )
+
+    def _sign(self, claims: dict[str, Any], kind: str, ttl_s: int) -> str:
+        now = int(self._clock())
+        payload = {**claims, "iat": now, "exp": now + ttl_s}
+        return jwt.encode(payload, self._keys[0], algorithm="HS256", headers={"typ": kind})
+
+    def _read(self, token: str, kind: str, grace_s: float) -> Mapping[str, Any]:
+        if len(token) > MAX_TOKEN_CHARS:
+            raise TokenError("too long")
+        for key in self._keys:
+            try:
+                read = jwt.decode_complete(
+                    token, key, algorithms=["HS256"], options={"verify_exp": False, "verify_iat": False}
+                )
+            except jwt.InvalidSignatureError:
+                continue
+            except jwt.InvalidTokenError:
+                break
+            if read["header"].get("typ") != kind:
+                raise TokenError("a token of another kind")
+            if self._clock() >= _number(read["payload"], "exp") + LEEWAY_S + grace_s:
+                raise TokenError("expired", expired=True)
+            return dict(read["payload"])
+        raise TokenError("not one of this broker's tokens")
+
+
+def load_or_create_key(path: Path) -> SecretStr:
+    """The signing key kept in `path` (mode 600), made at the first call. Raises OSError where it can't be kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_urlsafe(48))
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        pass
+    if len(key := path.read_text().strip()) < 32:  # noqa: PLR2004
+        raise OSError(f"{path} holds no signing key; remove it and start again")
+    return SecretStr(key)
+
+
+def _text(claims: Mapping[str, Any], name: str) -> str:
+    if isinstance(value := claims.get(name), str):
+        return value
+    raise TokenError("not one of this broker's tokens")
+
+
+def _optional_text(claims: Mapping[str, Any], name: str) -> str | None:
+    return None if claims.get(name) is None else _text(claims, name)
+
+
+def _number(claims: Mapping[str, Any], name: str) -> int:
+    if isinstance(value := claims.get(name), int) and not isinstance(value, bool):
+        return value
+    raise TokenError("not one of this broker's tokens")
