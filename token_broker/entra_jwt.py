@@ -97,7 +97,7 @@ class JwksCache:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
                 self._keys = _signing_keys(await self._fetch())
             self._fetched_at_s = self._clock()
-        except (httpx.HTTPError, TimeoutError, ValueError, RecursionError) as error:
+        except Exception as error:  # noqa: BLE001  # httpx's errors, those its transport lets through, a bad document's
             log.error(
                 "no_signing_keys",
                 error=type(error).__name__,
