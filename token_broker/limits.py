@@ -12,3 +12,4 @@ class RateLimit:
     def take(self, key: str) -> float | None:
         """None, or the seconds to wait."""
         del key
+        return None
