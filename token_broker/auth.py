@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import httpx
 from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from token_broker.entra_jwt import (
     FAILURE_PAUSE_S,
@@ -19,7 +20,7 @@ from token_broker.entra_jwt import (
     JwksUnavailableError,
     TokenRefusedError,
 )
-from token_broker.forwarded import Client, address_key
+from token_broker.forwarded import address_key, client_of
 from token_broker.problems import Problem
 from token_broker.settings import Settings
 
@@ -55,6 +56,11 @@ class Principal:
     limit_key: str
 
     @property
+    def subject(self) -> str:
+        """The user's own id, without the two prefixes that say who vouches for it."""
+        return self.id.split(":", 2)[-1]
+
+    @property
     def authenticated(self) -> bool:
         return self.id != ANONYMOUS
 
@@ -62,8 +68,8 @@ class Principal:
 class Authenticator(Protocol):
     """Says who asks."""
 
-    async def authenticate(self, headers: Headers, client: Client) -> Principal:
-        """The principal behind a request or handshake. Raises Problem: 401, 403 for a missing scope, or 503."""
+    async def authenticate(self, scope: Scope) -> Principal:
+        """The principal behind an HTTP or WebSocket scope. Raises Problem: 401, 403 for a missing scope, or 503."""
         ...
 
     async def aclose(self) -> None: ...
@@ -72,9 +78,11 @@ class Authenticator(Protocol):
 class AnonymousAuthenticator:
     """BROKER_AUTH=none: everybody may, and is nobody; rates are counted by address."""
 
-    async def authenticate(self, headers: Headers, client: Client) -> Principal:
-        del headers
-        return Principal(ANONYMOUS, address_key(client.address))
+    def __init__(self, trusted_proxies: tuple[str, ...]) -> None:
+        self._trusted_proxies = trusted_proxies
+
+    async def authenticate(self, scope: Scope) -> Principal:
+        return Principal(ANONYMOUS, address_key(client_of(scope, self._trusted_proxies).address))
 
     async def aclose(self) -> None:
         """Nothing to close."""
@@ -87,9 +95,8 @@ class EasyAuthAuthenticator:
     authentication is off anybody may claim to be anybody: `token-broker doctor --url` tries it.
     """
 
-    async def authenticate(self, headers: Headers, client: Client) -> Principal:
-        del client
-        values = headers.getlist(EASYAUTH_HEADER)
+    async def authenticate(self, scope: Scope) -> Principal:
+        values = Headers(scope=scope).getlist(EASYAUTH_HEADER)
         if not values:
             raise _unauthorized("not_signed_in", "Sign in with the platform in front of this broker.")
         principal_id = _easyauth_id(values[0]) if len(values) == 1 else None
@@ -109,10 +116,9 @@ class EntraAuthenticator:
         self._jwks = jwks
         self._required_scope = required_scope
 
-    async def authenticate(self, headers: Headers, client: Client) -> Principal:
-        del client
+    async def authenticate(self, scope: Scope) -> Principal:
         try:
-            identity = await self._verifier.verify(_bearer(headers))
+            identity = await self._verifier.verify(_bearer(Headers(scope=scope)))
         except TokenRefusedError as error:
             raise _unauthorized("invalid_token", f"Get a new access token: {error}.", error="invalid_token") from None
         except JwksUnavailableError:
@@ -141,7 +147,7 @@ def make_authenticator(settings: Settings, http_client: httpx.AsyncClient) -> Au
     if settings.auth == "easyauth":
         return EasyAuthAuthenticator()
     if settings.auth != "entra":
-        return AnonymousAuthenticator()
+        return AnonymousAuthenticator(settings.trusted_proxies)
     if settings.entra_tenant_id is None or settings.entra_audience is None:
         raise ValueError("BROKER_AUTH=entra needs a tenant and an audience")
     authority = settings.entra_authority.rstrip("/")

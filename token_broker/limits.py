@@ -12,13 +12,13 @@ from typing import Self
 
 from token_broker.problems import Problem
 
-__all__ = ["RateLimiter", "SessionLease", "SessionLimits", "too_many_requests", "too_many_sessions"]
+__all__ = ["RateLimit", "SessionLease", "SessionLimits", "too_many_requests", "too_many_sessions"]
 
 MAX_KEYS = 100_000
 SESSIONS_RETRY_AFTER_S = 10
 
 
-class RateLimiter:
+class RateLimit:
     """At most `per_minute` in a burst, and then as many a minute, a key (GCRA); 0 is off.
 
     One float a key: the time at which its whole burst is free again. Keys whose time has come are forgotten; over

@@ -17,7 +17,7 @@ from token_broker.forwarded import Client, client_of, normal_host
 from token_broker.problems import Problem, problem_response
 from token_broker.settings import Settings
 
-__all__ = ["OriginMiddleware", "OriginRules"]
+__all__ = ["OriginGuard", "OriginRules"]
 
 EXPOSED_HEADERS = "Location, Retry-After, X-Request-ID"
 ALLOWED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
@@ -82,15 +82,15 @@ class OriginRules:
         )
 
 
-class OriginMiddleware:
+class OriginGuard:
     """Refuses what the rules refuse over HTTP, answers preflights, and adds the CORS headers to admitted answers.
 
     WebSockets pass: their routes ask `OriginRules.refusal` themselves, since some refuse with a close code.
     """
 
-    def __init__(self, app: ASGIApp, rules: OriginRules) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
-        self._rules = rules
+        self._rules = OriginRules(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
