@@ -48,11 +48,13 @@ async def build_broker(settings: Settings) -> AsyncIterator[Broker]:
         credentials = build_credentials(settings)
         if credentials is not None:
             stack.push_async_callback(credentials.aclose)
+        authenticator = make_authenticator(settings, http)
+        stack.push_async_callback(authenticator.aclose)
         broker = Broker(
             settings=settings,
             agents=agents,
             signer=signer,
-            authenticator=make_authenticator(settings, http),
+            authenticator=authenticator,
             rate=RateLimit(settings.rate_limit_per_minute),
             chain=build_chain(settings, transport, credentials),
             plans=PlanMaker(settings, signer),
