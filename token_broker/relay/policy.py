@@ -10,7 +10,17 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Broken", "Command", "Passed", "Refused", "Verdict", "event_type", "is_plain_append", "judge", "without_secrets"]
+__all__ = [
+    "Broken",
+    "Command",
+    "Passed",
+    "Refused",
+    "Verdict",
+    "event_type",
+    "is_plain_append",
+    "judge",
+    "without_secrets",
+]
 
 Event = dict[str, Any]
 

@@ -45,7 +45,17 @@ _PART_DELTA = frozenset(
 )
 
 TURN_EVENTS = frozenset(
-    {_USER_DONE, _USER_FAILED, _USER_DELTA, _COMMITTED, _TRUNCATED, _RESPONSE_DONE, *_ITEM_MADE, *_PART_DONE, *_PART_DELTA}
+    {
+        _USER_DONE,
+        _USER_FAILED,
+        _USER_DELTA,
+        _COMMITTED,
+        _TRUNCATED,
+        _RESPONSE_DONE,
+        *_ITEM_MADE,
+        *_PART_DONE,
+        *_PART_DELTA,
+    }
 )
 
 Event = dict[str, Any]
@@ -140,7 +150,9 @@ class TurnAssembler:
 
     def due(self, now_s: float) -> list[FinishedTurn]:
         """The held turns whose time has come."""
-        ready = [item_id for item_id, answer in self._answers.items() if answer.due_s is not None and answer.due_s <= now_s]
+        ready = [
+            item_id for item_id, answer in self._answers.items() if answer.due_s is not None and answer.due_s <= now_s
+        ]
         return self._tell_all(ready)
 
     def flush(self) -> list[FinishedTurn]:
