@@ -122,8 +122,9 @@ export class Broker {
     } catch (error) {
       signal?.throwIfAborted();
       if (timeout.aborted) throw new BrokerError("timeout", "The voice service took too long to answer.", { retryable: true });
-      const message = "The voice service can't be reached. Check your connection.";
-      throw new BrokerError("unreachable", message, { retryable: true });
+      throw globalThis.navigator?.onLine === false
+        ? new BrokerError("offline", "You are offline. Connect to a network, then try again.", { retryable: true })
+        : new BrokerError("unreachable", "The voice service can't be reached. Check your connection.", { retryable: true });
     }
     if (answer.ok) return answer;
     throw await readProblem(answer);

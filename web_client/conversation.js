@@ -38,11 +38,13 @@
  */
 
 const MAX_ITEMS = 200;
+/** Stands in the memory for speech that Azure could not write down, so that its place is not waited for. */
+const NOT_TRANSCRIBED = "(speech that could not be transcribed)";
 
 export class Conversation {
   /** @type {Map<string, Item>} */
   #items = new Map();
-  #nextSequence = 1;
+  #nextSequence = 0;
   #sounding = false;
   #now;
 
@@ -71,7 +73,7 @@ export class Conversation {
       case "said":
         return this.#said(this.#item(signal.itemId, signal.speaker), signal.text);
       case "unheard":
-        return this.#said(this.#item(signal.itemId, "user"), "");
+        return this.#notUnderstood(this.#item(signal.itemId, "user"));
       case "sound_started": {
         const turns = this.#finishedTurns(true); // whatever sounded before has ended, though nobody said so
         this.#sounding = true;
@@ -156,6 +158,16 @@ export class Conversation {
     item.text = text;
     item.final = true;
     return { lines: this.#show(item).lines, turns: this.#finishedTurns() };
+  }
+
+  /**
+   * @param {Item} item
+   * @returns {Told}
+   */
+  #notUnderstood(item) {
+    if (item.final) return nothing();
+    const { lines } = this.#said(item, "");
+    return { lines, turns: [{ ...turnOf(item), content: NOT_TRANSCRIBED }] };
   }
 
   /**
