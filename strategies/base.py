@@ -96,7 +96,8 @@ class Strategy(Protocol):
     @property
     def name(self) -> str: ...
 
-    def applies(self, target: Target) -> bool:
+    @staticmethod
+    def applies(target: Target) -> bool:
         """Whether this way exists for such an endpoint at all; decided once, at the start."""
         ...
 

@@ -1,0 +1,210 @@
+"""What Azure is asked with: the resource key, or an Entra token. The one place that knows azure-identity.
+
+`auto` uses the key, and Entra where there is none or where Azure answers that keys are switched off. Entra tokens are
+fetched by one flight at a time for all who wait, kept until they really expire, and renewed before (azure-facts.md §6:
+a cold burst fans out, an IMDS endpoint can hang for minutes, a failed refresh must not cost a token that still works).
+"""
+
+import asyncio
+import contextlib
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import structlog
+from pydantic import SecretStr
+
+from strategies.errors import CredentialError
+
+if TYPE_CHECKING:
+    from azure.identity.aio import DefaultAzureCredential
+
+__all__ = ["AccessToken", "Authorization", "Credentials", "EntraTokens", "TokenSource", "azure_identity_source"]
+
+log = structlog.get_logger("token_broker.credentials")
+
+_RENEW_BEFORE_S = 300
+_RENEW_PAUSE_S = 30
+_FAILURE_KEPT_S = 2
+_OVERDUE_AFTER_S = 1
+_KEYS_OFF_KEPT_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Authorization:
+    """One credential as it goes onto the wire."""
+
+    kind: Literal["key", "entra"]
+    secret: SecretStr
+
+    def headers(self) -> dict[str, str]:
+        value = self.secret.get_secret_value()
+        return {"api-key": value} if self.kind == "key" else {"Authorization": f"Bearer {value}"}
+
+
+@dataclass(frozen=True, slots=True)
+class AccessToken:
+    """An Entra token and when it ends, in unix seconds of our own clock."""
+
+    secret: SecretStr
+    expires_on_s: float
+
+
+class TokenSource(Protocol):
+    """Where Entra tokens come from."""
+
+    async def fetch(self) -> AccessToken: ...
+
+    async def aclose(self) -> None: ...
+
+
+class EntraTokens:
+    """The last good token, renewed by one fetch at a time, of at most `timeout_s`."""
+
+    def __init__(
+        self,
+        source: TokenSource,
+        *,
+        timeout_s: float,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._monotonic = monotonic
+        self._token: AccessToken | None = None
+        self._flight: asyncio.Task[None] | None = None
+        self._flight_began_s = 0.0
+        self._overdue = False  # somebody has waited in vain for this flight: nobody else does
+        self._failed_at_s: float | None = None
+
+    async def get(self, *, timeout_s: float) -> SecretStr:
+        """A token that has not expired. Raises CredentialError where there is none within `timeout_s`."""
+        if (token := self._valid()) is not None:
+            if token.expires_on_s - self._clock() < _RENEW_BEFORE_S and not self._failed_within(_RENEW_PAUSE_S):
+                self._take_off()
+            return token.secret
+        if self._failed_within(_FAILURE_KEPT_S):
+            raise CredentialError("Entra gave no token a moment ago")
+        flight = self._take_off()
+        if self._overdue:
+            raise CredentialError("Entra has not answered for a while; still waiting for it")
+        await asyncio.wait({flight}, timeout=timeout_s)
+        if (token := self._valid()) is not None:
+            return token.secret
+        if not flight.done():
+            self._overdue = self._monotonic() - self._flight_began_s >= _OVERDUE_AFTER_S
+            raise CredentialError("Entra gave no token in time; is a managed identity assigned, and its endpoint up?")
+        raise CredentialError("Entra gave no token; the log says which error it was")
+
+    async def aclose(self) -> None:
+        if self._flight is not None:
+            self._flight.cancel()
+            await asyncio.wait({self._flight}, timeout=1)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._source.aclose(), timeout=1)
+
+    def _valid(self) -> AccessToken | None:
+        return self._token if self._token is not None and self._token.expires_on_s > self._clock() else None
+
+    def _failed_within(self, seconds: float) -> bool:
+        return self._failed_at_s is not None and self._monotonic() - self._failed_at_s < seconds
+
+    def _take_off(self) -> asyncio.Task[None]:
+        if self._flight is None or self._flight.done():
+            self._flight_began_s = self._monotonic()
+            self._overdue = False
+            self._flight = asyncio.create_task(self._fetch(), name="entra-token")
+        return self._flight
+
+    async def _fetch(self) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                self._token = await self._source.fetch()
+            self._failed_at_s = None
+        except Exception as error:  # noqa: BLE001  # azure-identity raises many kinds; its texts may quote what it sent
+            self._failed_at_s = self._monotonic()
+            log.error(
+                "no_entra_token",
+                error=type(error).__name__,
+                do="check the managed identity, its role and AZURE_CLIENT_ID; or set AZURE_VOICELIVE_KEY",
+            )
+
+
+class Credentials:
+    """The process's one credential for Azure: the key, Entra, or the key until Azure says that keys are off."""
+
+    def __init__(
+        self,
+        *,
+        key: SecretStr | None,
+        entra: EntraTokens | None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if key is None and entra is None:
+            raise ValueError("neither a key nor Entra")
+        self._key = key
+        self._entra = entra
+        self._monotonic = monotonic
+        self._keys_off_until_s: float | None = None
+
+    async def current(self, *, timeout_s: float) -> Authorization:
+        """What to ask with now. Raises CredentialError where no Entra token can be had within `timeout_s`."""
+        if self._key is not None and not self._keys_off():
+            return Authorization("key", self._key)
+        if self._entra is None:
+            raise CredentialError("there is no credential")
+        return Authorization("entra", await self._entra.get(timeout_s=timeout_s))
+
+    def keys_refused(self) -> bool:
+        """Azure takes no keys here. True where there is another credential to ask with: Entra, from now on."""
+        if self._entra is None:
+            return False
+        if not self._keys_off():
+            log.warning(
+                "keys_are_off", do="Azure refuses keys on this resource: Entra is used; unset AZURE_VOICELIVE_KEY"
+            )
+        self._keys_off_until_s = self._monotonic() + _KEYS_OFF_KEPT_S
+        return True
+
+    async def warm(self) -> None:
+        """Fetches the first Entra token where the first request would need one; failures are logged, not raised."""
+        if self._entra is not None and self._key is None:
+            with contextlib.suppress(CredentialError):
+                await self._entra.get(timeout_s=_KEYS_OFF_KEPT_S)
+
+    async def aclose(self) -> None:
+        if self._entra is not None:
+            await self._entra.aclose()
+
+    def _keys_off(self) -> bool:
+        return self._keys_off_until_s is not None and self._monotonic() < self._keys_off_until_s
+
+
+class _AzureIdentity:
+    """azure-identity's default chain, made at the first fetch: its import alone takes a good part of a second."""
+
+    def __init__(self, scope: str, client_id: str | None) -> None:
+        self._scope = scope
+        self._client_id = client_id
+        self._credential: DefaultAzureCredential | None = None
+
+    async def fetch(self) -> AccessToken:
+        if self._credential is None:
+            module = await asyncio.to_thread(importlib.import_module, "azure.identity.aio")
+            options = {"managed_identity_client_id": self._client_id} if self._client_id else {}
+            self._credential = module.DefaultAzureCredential(**options)
+        token = await self._credential.get_token(self._scope)
+        return AccessToken(SecretStr(token.token), token.expires_on)
+
+    async def aclose(self) -> None:
+        if self._credential is not None:
+            await self._credential.close()
+
+
+def azure_identity_source(scope: str, *, client_id: str | None = None) -> TokenSource:
+    """Tokens for `scope` from azure-identity's `DefaultAzureCredential`; `client_id` names a managed identity."""
+    return _AzureIdentity(scope, client_id)

@@ -1,0 +1,180 @@
+"""What a strategy's past says about asking it now: its breaker and its capability memory, in one gate.
+
+A gate is open to all while things go well. Transient failures in a row, or an answer that says that asking again is
+useless (no such route, a wrong credential, `Retry-After`), send it to rest; when the rest is over it admits one probe,
+and everybody else is sent on until that probe has settled. The proxy's upstreams have gates of the same make.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from strategies.errors import MintError, MisconfiguredError, PermanentError, RateLimitedError, TransientError
+
+__all__ = ["Admission", "Breaker", "Capability", "Gate", "GatePolicy"]
+
+_LATENCIES_KEPT = 512
+_MAX_RATE_LIMIT_REST_S = 300
+
+
+class Breaker(StrEnum):
+    """Whether a gate lets all through, none, or one probe."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Capability(StrEnum):
+    """What Azure has shown of a route; it stays as it was last shown, however long the rest."""
+
+    UNKNOWN = "unknown"
+    AVAILABLE = "available"
+    MISSING = "missing"
+    MISCONFIGURED = "misconfigured"
+
+
+@dataclass(frozen=True, slots=True)
+class GatePolicy:
+    """When a gate rests, and how long (seconds)."""
+
+    failures: int = 5
+    open_s: float = 15
+    misconfigured_s: float = 60
+    missing_s: float = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Leave to ask once. Hand it back to `succeeded`, `failed` or `abandoned`, whatever happens."""
+
+    generation: int
+    probe: bool
+
+
+class Gate:
+    """One route's breaker and capability memory; single-threaded, on a monotonic clock in seconds."""
+
+    def __init__(self, name: str, policy: GatePolicy, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name = name
+        self._policy = policy
+        self._clock = clock
+        self._generation = 0
+        self._failures = 0
+        self._rest_until_s: float | None = None
+        self._probing = False
+        self._why = ""
+        self.capability = Capability.UNKNOWN
+        self.attempts = 0
+        self.successes = 0
+        self._last: tuple[str, int | None, float] | None = None
+        self._latencies_ms: deque[float] = deque(maxlen=_LATENCIES_KEPT)
+
+    @property
+    def breaker(self) -> Breaker:
+        if self._rest_until_s is None:
+            return Breaker.CLOSED
+        return Breaker.HALF_OPEN if self._probing or self._clock() >= self._rest_until_s else Breaker.OPEN
+
+    @property
+    def would_admit(self) -> bool:
+        return self._rest_until_s is None or (not self._probing and self._clock() >= self._rest_until_s)
+
+    def admit(self) -> Admission | None:
+        """Leave to ask now, or None: `why_resting` tells the reason."""
+        if not self.would_admit:
+            return None
+        self._probing = self._rest_until_s is not None
+        return Admission(self._generation, probe=self._probing)
+
+    @property
+    def why_resting(self) -> str:
+        """One sentence about the rest, for an attempt's record and for `/status`; empty when there is none."""
+        if self._rest_until_s is None:
+            return ""
+        if self._probing:
+            return f"{self._why}; a probe is under way"
+        return f"{self._why}; asked again in {max(0.0, self._rest_until_s - self._clock()):.0f} s"
+
+    def succeeded(self, admission: Admission, duration_ms: float) -> None:
+        """It worked: whatever rest there was is over."""
+        del admission  # even an old attempt's success is good news
+        self._count("minted", None, duration_ms)
+        self.successes += 1
+        self.capability = Capability.AVAILABLE
+        self._wake()
+
+    def failed(self, admission: Admission, error: MintError, duration_ms: float) -> None:
+        """It failed. News older than the present rest (a generation ago) does not lengthen it."""
+        self._count(error.outcome, error.status, duration_ms)
+        if admission.generation != self._generation:
+            return
+        match error:
+            case PermanentError():
+                self.capability = Capability.MISSING
+                self._rest(self._policy.missing_s, str(error))
+            case MisconfiguredError():
+                self.capability = Capability.MISCONFIGURED
+                self._rest(self._policy.misconfigured_s, str(error))
+            case RateLimitedError(retry_after_s=float() | int() as wait_s):
+                self._rest(min(wait_s, _MAX_RATE_LIMIT_REST_S), str(error))
+            case TransientError():
+                self._failures += 1
+                if admission.probe or self._failures >= self._policy.failures:
+                    self._rest(self._policy.open_s, f"{self._failures} failures in a row, the last: {error}")
+            case _:  # rejected or malformed: somebody is there and answers
+                self._wake()
+
+    def abandoned(self, admission: Admission) -> None:
+        """Nobody waited for the answer (cancelled): a probe's place is free again."""
+        if admission.probe and admission.generation == self._generation:
+            self._probing = False
+
+    def snapshot(self) -> dict[str, Any]:
+        """As `/status` shows it: times in ms, `retry_in_s` until the next probe."""
+        last_outcome, last_status, last_at_s = self._last or (None, None, None)
+        rest_s = None if self._rest_until_s is None else round(max(0.0, self._rest_until_s - self._clock()), 1)
+        return {
+            "name": self.name,
+            "breaker": self.breaker.value,
+            "capability": self.capability.value,
+            "last_outcome": last_outcome,
+            "last_status": last_status,
+            "last_ago_s": None if last_at_s is None else round(self._clock() - last_at_s, 1),
+            "retry_in_s": rest_s,
+            "why": self.why_resting or None,
+            "attempts": self.attempts,
+            "successes": self.successes,
+            "latency_ms": _percentiles(self._latencies_ms),
+        }
+
+    def _count(self, outcome: str, status: int | None, duration_ms: float) -> None:
+        self.attempts += 1
+        self._last = (outcome, status, self._clock())
+        self._latencies_ms.append(duration_ms)
+
+    def _rest(self, for_s: float, why: str) -> None:
+        self._generation += 1
+        self._probing = False
+        self._rest_until_s = self._clock() + for_s
+        self._why = why
+
+    def _wake(self) -> None:
+        self._failures = 0
+        if self._rest_until_s is not None:
+            self._generation += 1
+            self._probing = False
+            self._rest_until_s = None
+            self._why = ""
+
+
+def _percentiles(samples: deque[float]) -> dict[str, float | None]:
+    ordered = sorted(samples)
+    return {
+        f"p{percent}": round(ordered[math.ceil(len(ordered) * percent / 100) - 1], 1) if ordered else None
+        for percent in (50, 95, 99)
+    }

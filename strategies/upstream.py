@@ -1,0 +1,322 @@
+"""One mint over HTTP: posts it, bounds it, and turns whatever comes back into a token or one of our errors.
+
+The one place that knows httpx's errors and Azure's three error shapes. `classify` and `read_minted` are pure.
+"""
+
+import asyncio
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+from pydantic import SecretStr
+
+from strategies.base import Dialect, EphemeralGrant, SessionSpec
+from strategies.credentials import Authorization, Credentials
+from strategies.errors import (
+    ApiVersionError,
+    KeysDisabledError,
+    MalformedError,
+    MintError,
+    MisconfiguredError,
+    PermanentError,
+    RateLimitedError,
+    RejectedError,
+    TimedOutError,
+    TransientError,
+)
+
+__all__ = ["MAX_ANSWER_BYTES", "Answer", "Minted", "Upstream", "classify", "read_minted", "retry_after_s"]
+
+MAX_ANSWER_BYTES = 262_144
+MAX_LIFETIME_S = 86_400
+_MAX_TOKEN_CHARS = 16_384
+_PLAIN_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_VERSION_TEXT = re.compile(r"api[ _-]?version", re.IGNORECASE)
+_UNSUPPORTED_CODES = frozenset({"OpperationNotSupported", "OperationNotSupported"})  # sic: azure-facts.md §1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole HTTP answer, read up to MAX_ANSWER_BYTES."""
+
+    status: int
+    headers: Mapping[str, str]  # names are looked up without case
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """What Azure minted, with its lifetime by Azure's own clock (see `EphemeralGrant`)."""
+
+    token: SecretStr
+    expires_at: datetime
+    expires_in_s: float
+    received_at_s: float
+    clock_skew_s: float | None
+
+    def grant(self, strategy: str, *, endpoint: str, dialect: Dialect, spec: SessionSpec) -> EphemeralGrant:
+        """The strategy's grant of this token: media goes to `endpoint`, which minted it."""
+        return EphemeralGrant(
+            strategy=strategy,
+            token=self.token,
+            expires_at=self.expires_at,
+            expires_in_s=self.expires_in_s,
+            received_at_s=self.received_at_s,
+            endpoint=endpoint,
+            dialect=dialect,
+            voice=spec.voices[dialect],
+            clock_skew_s=self.clock_skew_s,
+        )
+
+
+class Upstream:
+    """Posts mints to Azure with the process's one transport and credential.
+
+    It takes httpx's transport and not a client: no redirect, cookie, proxy from the environment or auth flow can come
+    in between, and a mint costs half as much. `clock` is unix seconds; `monotonic` seconds of the clock that grants
+    count their age by.
+    """
+
+    def __init__(
+        self,
+        transport: httpx.AsyncBaseTransport,
+        credentials: Credentials,
+        *,
+        user_agent: str = "voice-token-broker",
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._user_agent = user_agent
+        self._transport = transport
+        self._credentials = credentials
+        self._clock = clock
+        self._monotonic = monotonic
+
+    async def mint(
+        self,
+        url: str,
+        body: Mapping[str, Any],
+        *,
+        timeout_s: float,
+        headers: Callable[[Authorization], Mapping[str, str]] = Authorization.headers,
+    ) -> Minted:
+        """Posts `body` as JSON, within `timeout_s` in all, whatever Azure and the network do. Raises MintError.
+
+        Where Azure answers that keys are switched off, it is asked once more with Entra.
+        """
+        content = json.dumps(body).encode()
+        try:
+            async with asyncio.timeout(timeout_s):
+                deadline_s = self._monotonic() + timeout_s
+                authorization = await self._credentials.current(timeout_s=timeout_s)
+                try:
+                    return await self._ask(url, content, authorization, headers)
+                except KeysDisabledError:
+                    if authorization.kind != "key" or not self._credentials.keys_refused():
+                        raise
+                authorization = await self._credentials.current(timeout_s=deadline_s - self._monotonic())
+                return await self._ask(url, content, authorization, headers)
+        except TimeoutError:
+            raise TimedOutError(f"no whole answer within {timeout_s:.1f} s") from None
+
+    async def _ask(
+        self,
+        url: str,
+        content: bytes,
+        authorization: Authorization,
+        headers: Callable[[Authorization], Mapping[str, str]],
+    ) -> Minted:
+        request = httpx.Request(
+            "POST",
+            url,
+            headers={
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",
+                "Content-Type": "application/json",
+                "User-Agent": self._user_agent,
+                **headers(authorization),
+            },
+            content=content,
+        )
+        answer = await self._send(request)
+        now_s = self._clock()
+        if (error := classify(answer, now_s=now_s)) is not None:
+            raise error
+        minted = read_minted(answer, now_s=now_s, received_at_s=self._monotonic())
+        if minted.token.get_secret_value() == authorization.secret.get_secret_value():
+            raise MalformedError("the answer gave our own credential back as the token")
+        return minted
+
+    async def _send(self, request: httpx.Request) -> Answer:
+        try:
+            response = await self._transport.handle_async_request(request)
+            try:
+                body = bytearray()
+                async for chunk in response.stream:  # type: ignore[union-attr]  # an async transport's stream is one
+                    body += chunk
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise MalformedError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes")
+                return Answer(response.status_code, response.headers, bytes(body))
+            finally:
+                await response.aclose()
+        except MintError:
+            raise
+        except Exception as error:  # noqa: BLE001  # httpx's errors, and those its transport lets through unmapped
+            raise TransientError(_connection_failure(error)) from None
+
+
+def classify(answer: Answer, *, now_s: float) -> MintError | None:
+    """The error that an answer is, or None where it says success. `now_s` (unix) reads a `Retry-After` date."""
+    status = answer.status
+    if status in {200, 201}:
+        return None
+    code, text = _error_of(answer.body)
+    shown = code if code is not None and _PLAIN_CODE.fullmatch(code) else None
+    about: dict[str, Any] = {"status": status, "code": shown, "request_id": _request_id(answer.headers)}
+    if status == 429:  # noqa: PLR2004
+        return RateLimitedError(
+            "Azure's rate limit is reached", retry_after_s=retry_after_s(answer.headers, now_s=now_s), **about
+        )
+    if 300 <= status < 400:  # noqa: PLR2004
+        return MalformedError("a redirect, which is never followed: the endpoint is not Azure's own", **about)
+    if status == 401:  # noqa: PLR2004
+        return MisconfiguredError("the credential is refused: is the key this resource's own?", **about)
+    if status == 403:  # noqa: PLR2004
+        if code == "AuthenticationTypeDisabled":
+            return KeysDisabledError("the resource takes no keys: use Entra (AZURE_VOICELIVE_AUTH=entra)", **about)
+        return MisconfiguredError("access is denied: a role, or a network rule, is missing", **about)
+    if status == 400 and _VERSION_TEXT.search(f"{code} {text}"):  # noqa: PLR2004  # no code of its own is known
+        return ApiVersionError("the api-version is not taken", **about)
+    if status in {404, 405, 410, 501} or code in _UNSUPPORTED_CODES:
+        missing = "the deployment is not there" if code == "DeploymentNotFound" else "the resource lacks this route"
+        return PermanentError(missing, **about)
+    if status in {408, 409, 425} or status >= 500:  # noqa: PLR2004
+        return TransientError("Azure failed", **about)
+    if status < 400:  # noqa: PLR2004
+        return MalformedError("a success without a token", **about)
+    return RejectedError("Azure refuses the request as it is", **about)
+
+
+def read_minted(answer: Answer, *, now_s: float, received_at_s: float) -> Minted:
+    """The token of a successful answer. Raises MalformedError where it can't be one (contract §2).
+
+    `expires_at` is taken as unix seconds (GA) or ISO 8601 (the SOP's routes); what is left of it is reckoned by the
+    answer's own `Date`, since our clock may be wrong.
+    """
+    try:
+        document = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        raise MalformedError("the answer is not JSON", status=answer.status) from None
+    if not isinstance(document, dict):
+        raise MalformedError("the answer is no JSON object", status=answer.status)
+    token = document.get("value")
+    if not isinstance(token, str) or not token:
+        raise MalformedError("the answer has no token in `value`", status=answer.status)
+    if len(token) > _MAX_TOKEN_CHARS or not token.isascii() or not token.isprintable() or " " in token:
+        raise MalformedError("the answer's token is none that a header can carry", status=answer.status)
+    expires_at_s = _unix_seconds(document.get("expires_at"))
+    if expires_at_s is None:
+        raise MalformedError("the answer's `expires_at` is missing or unreadable", status=answer.status)
+    azure_now_s = _date_of(answer.headers)
+    left_s = expires_at_s - (now_s if azure_now_s is None else azure_now_s)
+    if not 0 < left_s <= MAX_LIFETIME_S:
+        when = "past" if left_s <= 0 else "more than a day away"
+        raise MalformedError(f"the answer's `expires_at` is {when}", status=answer.status)
+    return Minted(
+        token=SecretStr(token),
+        expires_at=datetime.fromtimestamp(expires_at_s, UTC),
+        expires_in_s=left_s,
+        received_at_s=received_at_s,
+        clock_skew_s=None if azure_now_s is None else now_s - azure_now_s,
+    )
+
+
+def retry_after_s(headers: Mapping[str, str], *, now_s: float) -> float | None:
+    """Azure's wish in seconds from now: `retry-after-ms`, or `retry-after` as seconds or a date.
+
+    None where there is none, or none that makes sense (no number, negative, a date that is past).
+    """
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        if (value := headers.get(name)) is None:
+            continue
+        try:
+            wait_s = float(value) * unit_s
+        except ValueError:
+            date_s = _http_date(value)
+            wait_s = math.nan if date_s is None else date_s - (_date_of(headers) or now_s)
+        if math.isfinite(wait_s) and wait_s >= 0:
+            return wait_s
+    return None
+
+
+def _error_of(body: bytes) -> tuple[str | None, str]:
+    """Azure's code and message, from `{"error": {…}}` or the flat `{"statusCode", "message"}`; else nothing."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return None, ""
+    if not isinstance(document, dict):
+        return None, ""
+    error = document.get("error")
+    source = error if isinstance(error, dict) else document
+    code, message = source.get("code"), source.get("message")
+    return (code if isinstance(code, str) else None), (message if isinstance(message, str) else "")
+
+
+def _request_id(headers: Mapping[str, str]) -> str | None:
+    value = headers.get("apim-request-id", "")
+    return value if _PLAIN_CODE.fullmatch(value) else None
+
+
+def _date_of(headers: Mapping[str, str]) -> float | None:
+    return None if (value := headers.get("date")) is None else _http_date(value)
+
+
+def _http_date(value: str) -> float | None:
+    try:
+        return parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def _unix_seconds(value: object) -> float | None:
+    match value:
+        case bool():
+            return None
+        case int() | float():
+            try:
+                datetime.fromtimestamp(value, UTC)
+            except (ValueError, OverflowError, OSError):
+                return None
+            return float(value)
+        case str():
+            try:
+                parsed = datetime.fromisoformat(value)
+                return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+            except (ValueError, OverflowError):
+                return None
+    return None
+
+
+def _connection_failure(error: Exception) -> str:
+    """Our own sentence for a driver's error: its text may quote what was sent."""
+    cause: BaseException | None = error
+    names = []
+    while cause is not None:
+        names.append(type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__
+    joined = " ".join(names)
+    if "gaierror" in joined or "DNS" in joined:
+        return "the host's name can't be looked up"
+    if "SSL" in joined or "Certificate" in joined:
+        return "the TLS handshake failed"
+    if isinstance(error, httpx.ReadError | httpx.RemoteProtocolError):
+        return "the connection broke in the answer"
+    return f"the connection failed ({names[0]})"

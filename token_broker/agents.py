@@ -1,0 +1,132 @@
+"""The agents: who speaks, with which voice in which dialect, and what it is told on every path alike."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from strategies.base import Dialect, SessionSpec
+from token_broker.settings import Settings
+
+__all__ = ["Agent", "AgentBook", "AgentsFileError", "load_agents", "session_spec"]
+
+BUILT_IN = Path(__file__).with_name("agents.toml")
+
+_AgentId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=32_768)]
+
+
+class AgentsFileError(ValueError):
+    """The agents' file can't be used; the message has a line a fault."""
+
+
+class _Voices(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ga: _Text
+    preview: _Text
+
+
+class _Entry(BaseModel):
+    """One agent as the file has it; what is None is inherited."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: _Text
+    inherits: _AgentId | None = None
+    voices: _Voices | None = None
+    instructions: _Text | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    default: _AgentId
+    agents: dict[_AgentId, _Entry] = Field(min_length=1, max_length=1000)
+
+
+class Agent(BaseModel):
+    """One agent, whole. `voices` has one voice a dialect."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    name: str
+    voices: Mapping[Dialect, str]
+    instructions: str
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+class AgentBook:
+    """All agents by id, and which one speaks where none is named."""
+
+    def __init__(self, agents: Mapping[str, Agent], default: str) -> None:
+        self._agents = dict(agents)
+        self.default = default
+
+    def get(self, agent_id: str) -> Agent | None:
+        return self._agents.get(agent_id)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(self._agents)
+
+    def __iter__(self) -> Iterator[Agent]:
+        return iter(self._agents.values())
+
+
+def session_spec(
+    agent: Agent, settings: Settings, *, recalled: str = "", modalities: tuple[str, ...] = ("audio", "text")
+) -> SessionSpec:
+    """The talk with `agent` as every path asks Azure for it; `recalled` is the memory's block, or empty."""
+    return SessionSpec(
+        model=settings.model,
+        instructions=f"{agent.instructions}\n\n{recalled}" if recalled else agent.instructions,
+        voices=agent.voices,
+        modalities=modalities,
+        transcription_model=settings.transcription_model,
+        tools=agent.tools,
+        ttl_s=settings.token_ttl_s,
+    )
+
+
+def load_agents(path: Path | None = None) -> AgentBook:
+    """The agents of `path`, or the built-in ones. Raises AgentsFileError, with a line a fault."""
+    source = path or BUILT_IN
+    try:
+        file = _File.model_validate(tomllib.loads(source.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise AgentsFileError(f"{source}: can't be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise AgentsFileError(f"{source}: is not TOML: {error}") from None
+    except ValidationError as error:
+        raise AgentsFileError(
+            "\n".join(f"{source}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        ) from None
+    if file.default not in file.agents:
+        raise AgentsFileError(f"{source}: default: there is no agent {file.default!r}")
+    return AgentBook({agent_id: _resolve(source, file, agent_id) for agent_id in file.agents}, file.default)
+
+
+def _resolve(source: Path, file: _File, agent_id: str) -> Agent:
+    """The agent with what it inherits filled in, however long the line of ancestors."""
+    entry = file.agents[agent_id]
+    voices, instructions, tools = entry.voices, entry.instructions, entry.tools
+    ancestor, seen = entry, {agent_id}
+    while ancestor.inherits is not None:
+        if ancestor.inherits not in file.agents or ancestor.inherits in seen:
+            raise AgentsFileError(
+                f"{source}: agents.{agent_id}.inherits: {ancestor.inherits!r} is unknown, or a circle"
+            )
+        seen.add(ancestor.inherits)
+        ancestor = file.agents[ancestor.inherits]
+        voices = voices or ancestor.voices
+        instructions = instructions or ancestor.instructions
+        tools = ancestor.tools if tools is None else tools
+    if voices is None or instructions is None:
+        missing = "voices" if voices is None else "instructions"
+        raise AgentsFileError(f"{source}: agents.{agent_id}: has no {missing}, and inherits none")
+    return Agent(id=agent_id, name=entry.name, voices=voices.model_dump(), instructions=instructions, tools=tools or ())
