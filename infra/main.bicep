@@ -102,6 +102,9 @@ param databaseStorageGB int = 32
 @description('A standby for PostgreSQL in another zone; not with the Burstable tier.')
 param databaseHighAvailability bool = false
 
+@description('Backups of PostgreSQL in the paired region too. Cannot be changed later.')
+param databaseGeoBackup bool = false
+
 @description('Spread the Container Apps environment over availability zones. Cannot be changed later.')
 param zoneRedundant bool = false
 
@@ -117,9 +120,6 @@ param registrySku string = 'Basic'
 @minValue(30)
 @maxValue(730)
 param logRetentionDays int = 30
-
-@description('Addresses or CIDRs that may reach Key Vault from outside the network, for an operator\'s machine; empty closes it.')
-param vaultAllowedAddresses array = []
 
 @description('Key that signs session tokens and tickets, at least 32 bytes; several separated by commas, the first signs, all verify. Empty leaves what the vault holds.')
 @secure()
@@ -207,6 +207,7 @@ module database 'modules/database.bicep' = if (store == 'postgresql') {
     skuTier: databaseTier
     storageGB: databaseStorageGB
     highAvailability: databaseHighAvailability
+    geoBackup: databaseGeoBackup
   }
 }
 
@@ -220,7 +221,6 @@ module vault 'modules/vault.bicep' = {
     subnetId: network.outputs.endpointsSubnetId
     privateDnsZoneId: network.outputs.vaultDnsZoneId
     principalId: identity.outputs.principalId
-    allowedAddresses: vaultAllowedAddresses
     voiceAccountName: voice.outputs.name
     storeVoiceKey: voiceAuthentication == 'key'
     voiceKey: voiceKey
@@ -243,7 +243,7 @@ module registry 'modules/registry.bicep' = {
   }
 }
 
-module environment 'modules/environment.bicep' = {
+module apps 'modules/environment.bicep' = {
   name: 'environment'
   scope: group
   params: {
@@ -285,3 +285,6 @@ output BROKER_VOICE_AUTHENTICATION string = voiceAuthentication
 
 @description('Where turns are kept.')
 output BROKER_STORE string = store
+
+@description('Name of the Container Apps environment.')
+output AZURE_CONTAINER_APPS_ENVIRONMENT_NAME string = apps.outputs.name

@@ -15,7 +15,7 @@ write_storage_conf() {
         "$STORAGE_DRIVER" "$state/storage" "$state/runroot" >"$CONTAINERS_STORAGE_CONF"
 }
 
-# Debian with python3 and nothing else, and the same with pip to build in; made once.
+# Debian with python3 and nothing else, and the same with pip and strip to build in; made once.
 make_debian_bases() {
     local mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian} suite=${DEBIAN_SUITE:-bookworm} made
     if ! buildah inspect --type image localhost/token-broker-base >/dev/null 2>&1; then
@@ -30,8 +30,8 @@ make_debian_bases() {
     buildah inspect --type image localhost/token-broker-build-base >/dev/null 2>&1 && return
     made=$(buildah from --pull-never localhost/token-broker-base)
     buildah run "$made" -- sh -c \
-        'apt-get -qq update && apt-get -qq install --no-install-recommends python3-pip' >"$state/build-base.log" 2>&1 \
-        || die "installing pip into the build base failed; see $state/build-base.log"
+        'apt-get -qq update && apt-get -qq install --no-install-recommends python3-pip binutils' >"$state/build-base.log" 2>&1 \
+        || die "installing pip and binutils into the build base failed; see $state/build-base.log"
     buildah commit --quiet --rm "$made" localhost/token-broker-build-base >/dev/null
 }
 

@@ -33,6 +33,9 @@ param storageGB int
 @description('A standby in another zone.')
 param highAvailability bool
 
+@description('Backups in the paired region too.')
+param geoBackup bool
+
 var databaseName = 'token_broker'
 
 // https://learn.microsoft.com/azure/templates/microsoft.dbforpostgresql/2024-08-01/flexibleservers
@@ -58,7 +61,7 @@ resource server 'Microsoft.DBforPostgreSQL/flexibleServers@2024-08-01' = {
     }
     backup: {
       backupRetentionDays: highAvailability ? 35 : 7
-      geoRedundantBackup: highAvailability ? 'Enabled' : 'Disabled'
+      geoRedundantBackup: geoBackup ? 'Enabled' : 'Disabled'
     }
     highAvailability: {
       mode: highAvailability ? 'ZoneRedundant' : 'Disabled'

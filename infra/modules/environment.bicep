@@ -16,7 +16,7 @@ param subnetId string
 param zoneRedundant bool
 
 // https://learn.microsoft.com/azure/templates/microsoft.app/2025-07-01/managedenvironments
-resource environment 'Microsoft.App/managedEnvironments@2025-07-01' = {
+resource apps 'Microsoft.App/managedEnvironments@2025-07-01' = {
   name: 'cae-${uniqueString(resourceGroup().id)}'
   location: location
   tags: tags
@@ -47,7 +47,7 @@ resource environment 'Microsoft.App/managedEnvironments@2025-07-01' = {
 // https://learn.microsoft.com/azure/templates/microsoft.insights/2021-05-01-preview/diagnosticsettings
 resource diagnostics 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = {
   name: 'to-workspace'
-  scope: environment
+  scope: apps
   properties: {
     workspaceId: workspaceId
     logs: [
@@ -66,4 +66,4 @@ resource diagnostics 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' 
 }
 
 @description('Name of the environment.')
-output name string = environment.name
+output name string = apps.name

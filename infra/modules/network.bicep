@@ -148,8 +148,8 @@ resource vaultDnsLink 'Microsoft.Network/privateDnsZones/virtualNetworkLinks@202
 @description('Subnet of the Container Apps environment.')
 output appsSubnetId string = '${network.id}/subnets/apps'
 
-@description('Subnet that PostgreSQL is put into. Waits for the name to be resolvable there.')
-output databaseSubnetId string = '${databaseDnsLink.properties.virtualNetwork.id}/subnets/database'
+@description('Subnet that PostgreSQL is put into.')
+output databaseSubnetId string = '${network.id}/subnets/database'
 
 @description('Subnet of private endpoints.')
 output endpointsSubnetId string = '${network.id}/subnets/endpoints'

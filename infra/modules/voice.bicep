@@ -56,7 +56,7 @@ var roles = {
 resource account 'Microsoft.CognitiveServices/accounts@2025-06-01' = {
   // checkov:skip=CKV_AZURE_134:browsers post their WebRTC offers to this resource themselves, so its name must resolve for them
   // checkov:skip=CKV2_AZURE_22:a customer-managed key is the owner's decision; nothing of a talk is stored in this resource
-  // checkov:skip=CKV_AZURE_236:keys are refused with voiceAuthentication=entra, which the production parameters choose
+  // checkov:skip=CKV_AZURE_236:the parameter voiceAuthentication decides; with entra the account refuses keys
   name: name
   location: location
   tags: tags
