@@ -8,6 +8,7 @@ import difflib
 import ipaddress
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from strategies.base import Dialect
 from strategies.endpoint import EndpointError, EndpointKind, Target, is_loopback, parse_endpoint, parse_target
 
 __all__ = ["Settings", "SettingsError", "StrategyName", "UpstreamName", "load_settings", "unknown_variables"]
@@ -298,7 +300,7 @@ class Settings(BaseSettings):
         SecretStr("simulated-key"), alias="SIMULATOR_KEY", description="the key that the simulator takes"
     )
 
-    @property
+    @cached_property
     def target(self) -> Target | None:
         """The Azure resource; None while no endpoint is set."""
         if self.endpoint is None:
@@ -325,6 +327,18 @@ class Settings(BaseSettings):
         """The configured api-version where Voice Live has it, else its first stable one."""
         plain = self.api_version.removesuffix("-preview")
         return self.api_version if plain >= VOICE_LIVE_FIRST_VERSION else VOICE_LIVE_FIRST_VERSION
+
+    @property
+    def upstreams(self) -> tuple[UpstreamName, ...]:
+        """What the proxy connects to, in order: a direct endpoint has no Voice Live."""
+        if self.target is not None and self.target.unified_base is None:
+            return ("openai_realtime",)
+        return self.proxy_upstreams
+
+    @property
+    def proxy_dialect(self) -> Dialect:
+        """The dialect of the proxy's first upstream."""
+        return "preview" if self.upstreams[0] == "voice_live" else "ga"
 
     @property
     def session_token_ttl_s(self) -> int:

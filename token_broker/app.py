@@ -1,0 +1,76 @@
+"""The ASGI application: routes, and the edge that every request passes."""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from token_broker.edge import Edge
+from token_broker.endpoints.status import get_config, get_health, get_readiness, get_status
+from token_broker.endpoints.token import create_token
+from token_broker.http import correlation_id
+from token_broker.lifespan import build_broker
+from token_broker.origins import OriginGuard
+from token_broker.problems import Problem, problem_response
+from token_broker.settings import Settings
+
+__all__ = ["create_app"]
+
+_VOICE_PREFIXES = ("/api/v1/voice", "")
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The broker as an ASGI application; its parts are built when its lifespan begins."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with build_broker(settings) as broker:
+            app.state.broker = broker
+            yield
+
+    app = Starlette(
+        routes=_routes(),
+        middleware=[Middleware(Edge), Middleware(OriginGuard, settings=settings)],
+        exception_handlers={Problem: _answer_problem, HTTPException: _answer_http_exception},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _routes() -> list[BaseRoute]:
+    """The busiest first: they are matched in order."""
+    return [
+        *_under(_VOICE_PREFIXES, "/realtime/token", create_token, ["POST"]),
+        *_under(_VOICE_PREFIXES, "/status", get_status, ["GET"]),
+        *_under(_VOICE_PREFIXES, "/config/{agent_id}", get_config, ["GET"]),
+        Route("/healthz", get_health, methods=["GET"]),
+        Route("/readyz", get_readiness, methods=["GET"]),
+    ]
+
+
+def _under(
+    prefixes: Sequence[str], path: str, endpoint: Callable[[Request], Awaitable[Response]], methods: list[str]
+) -> list[Route]:
+    """The same route under several prefixes: contract §2 serves the voice routes under two."""
+    return [Route(prefix + path, endpoint, methods=methods) for prefix in prefixes]
+
+
+async def _answer_problem(request: Request, problem: Exception) -> Response:
+    assert isinstance(problem, Problem)  # noqa: S101  # Starlette hands over what it was registered for
+    return problem_response(problem, correlation_id(request))
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals as problem documents."""
+    assert isinstance(error, HTTPException)  # noqa: S101  # as above
+    code, detail = {
+        404: ("not_found", "There is nothing at this path; /openapi.json lists what there is."),
+        405: ("method_not_allowed", "This path does not take this method; the Allow header names those it takes."),
+    }.get(error.status_code, ("http_error", "The request can't be answered as it is."))
+    return problem_response(Problem(error.status_code, code, detail, headers=error.headers), correlation_id(request))

@@ -1,0 +1,1 @@
+"""HTTP in: one small module a resource."""
