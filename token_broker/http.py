@@ -48,7 +48,7 @@ async def read_body(request: Request, *, limit_bytes: int, timeout_s: float) -> 
 
 
 def parse_json(body: bytes, model: type[M]) -> M:
-    """`body` as `model`; an empty one counts as `{}`. Raises Problem: 400 where it is no JSON, 422 naming the fields."""
+    """`body` as `model`; an empty one counts as `{}`. Raises Problem: 400 if it is no JSON, 422 naming the fields."""
     try:
         return model.model_validate_json(body or b"{}")
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -47,11 +48,13 @@ async def build_broker(settings: Settings) -> AsyncIterator[Broker]:
         credentials = build_credentials(settings)
         if credentials is not None:
             stack.push_async_callback(credentials.aclose)
+        authenticator = make_authenticator(settings, http)
+        stack.push_async_callback(authenticator.aclose)
         broker = Broker(
             settings=settings,
             agents=agents,
             signer=signer,
-            authenticator=make_authenticator(settings, http),
+            authenticator=authenticator,
             rate=RateLimit(settings.rate_limit_per_minute),
             chain=build_chain(settings, transport, credentials),
             plans=PlanMaker(settings, signer),
@@ -63,6 +66,7 @@ async def build_broker(settings: Settings) -> AsyncIterator[Broker]:
         )
         warm_up = asyncio.create_task(_warm_up(broker), name="warm-up")
         stack.callback(warm_up.cancel)
+        gc.freeze()  # what was built stays: the collector need not look through it again with every few requests
         yield broker
 
 
