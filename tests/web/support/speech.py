@@ -60,7 +60,11 @@ def _syllable(length: int, rate: int, random: np.random.Generator) -> Samples:
     time = np.arange(length) / rate
     pitch = random.uniform(95, 190) * (1 + random.uniform(-0.25, 0.25) * time / time[-1])
     phase = 2 * np.pi * np.cumsum(pitch) / rate
-    formants = [(random.uniform(300, 850), 1.0), (random.uniform(900, 2_300), 0.55), (random.uniform(2_400, 3_400), 0.25)]
+    formants = [
+        (random.uniform(300, 850), 1.0),
+        (random.uniform(900, 2_300), 0.55),
+        (random.uniform(2_400, 3_400), 0.25),
+    ]
     sound: Samples = np.zeros(length)
     for harmonic in range(1, 40):
         frequency = harmonic * pitch.mean()
