@@ -70,7 +70,9 @@ class Partner:
     async def _answer_speech(self, said: bytes) -> None:
         item_id = self._new("item_u")
         await self._tell({"type": "input_audio_buffer.speech_stopped", "item_id": item_id})
-        await self._tell({"type": "input_audio_buffer.committed", "item_id": item_id, "previous_item_id": self._last_item})
+        await self._tell(
+            {"type": "input_audio_buffer.committed", "item_id": item_id, "previous_item_id": self._last_item}
+        )
         await self._item({"id": item_id, "type": "message", "role": "user", "content": []})
         seconds = round(len(said) / 2 / WIRE_RATE - _PAUSE_S, 1)
         heard = {"item_id": item_id, "content_index": 0, "transcript": f"I spoke for {seconds} s."}
