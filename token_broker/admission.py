@@ -7,7 +7,7 @@ from starlette.requests import Request
 from token_broker.auth import Principal
 from token_broker.broker import Broker
 from token_broker.forwarded import public_base
-from token_broker.problems import Problem
+from token_broker.limits import too_many_requests
 
 __all__ = ["Caller", "admit"]
 
@@ -25,10 +25,5 @@ async def admit(request: Request, broker: Broker) -> Caller:
     principal = await broker.authenticator.authenticate(request.scope)
     wait_s = broker.rate.take(principal.limit_key)
     if wait_s is not None:
-        raise Problem(
-            429,
-            "rate_limited",
-            f"Too many requests: wait {wait_s:.0f} s.",
-            headers={"Retry-After": str(max(1, round(wait_s)))},
-        )
+        raise too_many_requests(wait_s)
     return Caller(principal, public_base(request.scope, broker.settings))

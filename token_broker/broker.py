@@ -12,8 +12,11 @@ from strategies.credentials import Credentials
 from token_broker.agents import AgentBook
 from token_broker.auth import Authenticator
 from token_broker.limits import RateLimit
-from token_broker.memory.base import Recall, SessionBook, TicketBook
+from token_broker.memory.base import Recall, SessionBook
 from token_broker.plans import PlanMaker
+from token_broker.relay.drain import Drain
+from token_broker.relay.endpoint import VoiceRelay
+from token_broker.relay.slots import TalkSlots
 from token_broker.settings import Settings
 from token_broker.tokens import TokenSigner
 
@@ -63,19 +66,13 @@ class Broker:
     chain: Chain
     plans: PlanMaker
     sessions: SessionBook
-    tickets: TicketBook
     recall: Recall
     http: httpx.AsyncClient
     credentials: Credentials | None
+    drain: Drain
+    talks: TalkSlots
+    relay: VoiceRelay
     tally: Tally = field(default_factory=Tally)
-
-    @property
-    def draining(self) -> bool:
-        return False
-
-    @property
-    def active_sessions(self) -> int:
-        return 0
 
     def health(self) -> dict[str, Any]:
         """What `/status` adds for those who may see all."""
@@ -84,6 +81,7 @@ class Broker:
             "strategies": [
                 link.gate.snapshot() if link.gate else {"name": link.strategy.name} for link in self.chain.links
             ],
+            "relay": self.relay.snapshot(),
             "slo": self.tally.slo(),
             "clock_skew_s": None if skew_s is None else round(skew_s, 1),
         }

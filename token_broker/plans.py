@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from strategies.base import EphemeralGrant, Grant
 from token_broker.agents import Agent
+from token_broker.forwarded import websocket_url
 from token_broker.memory.base import Owner
 from token_broker.schemas import Connection, Plan, RelayConnection, WebRtcConnection, WebSocketConnection
 from token_broker.settings import Settings
@@ -83,10 +84,11 @@ class PlanMaker:
             ),
         ]
         if self.settings.direct_websocket == "on" and grant.dialect == "ga":
+            model = quote(self.settings.model, safe="")
             connections.append(
                 WebSocketConnection(
                     transport="websocket",
-                    url=f"{_ws(grant.endpoint)}/openai/v1/realtime?model={quote(self.settings.model, safe='')}",
+                    url=f"{websocket_url(grant.endpoint)}/openai/v1/realtime?model={model}",
                     protocols=["realtime", f"openai-insecure-api-key.{token}"],
                     expires_at=expires_at,
                     expires_in_s=left_s,
@@ -108,15 +110,10 @@ class PlanMaker:
         dialect = self.settings.proxy_dialect
         return WebSocketConnection(
             transport="websocket_proxy",
-            url=f"{_ws(public_base)}{_PREFIX}/voicelive/{owner.session_id}",
+            url=f"{websocket_url(public_base)}{_PREFIX}/voicelive/{owner.session_id}",
             protocols=["realtime", f"ticket.{ticket}"],
             expires_at=now + timedelta(seconds=TICKET_TTL_S),
             expires_in_s=TICKET_TTL_S,
             dialect=dialect,
             voice=agent.voices[dialect],
         )
-
-
-def _ws(url: str) -> str:
-    """The same base for WebSockets: ws for http, wss for https."""
-    return f"ws{url.removeprefix('http')}"

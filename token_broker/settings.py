@@ -25,6 +25,7 @@ StrategyName = Literal["ga", "direct_deployment", "project", "unified", "websock
 UpstreamName = Literal["voice_live", "openai_realtime"]
 
 VOICE_LIVE_FIRST_VERSION = "2025-10-01"
+_MANY_TENANTS = frozenset({"common", "organizations", "consumers"})
 
 
 def _split(value: object) -> object:
@@ -248,6 +249,17 @@ class Settings(BaseSettings):
     entra_audience: str | None = Field(
         None, alias="BROKER_ENTRA_AUDIENCE", description="audience of those JWTs: the application's id or URI"
     )
+    entra_required_scope: str | None = Field(
+        None,
+        alias="BROKER_ENTRA_REQUIRED_SCOPE",
+        pattern=r"^[!#-\[\]-~]{1,256}$",
+        description="scope or app role that those JWTs must carry; unset: none is asked for",
+    )
+    entra_authority: str = Field(
+        "https://login.microsoftonline.com",
+        alias="BROKER_ENTRA_AUTHORITY",
+        description="Entra's base where it is another cloud's, such as https://login.microsoftonline.us",
+    )
     signing_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secrets)] = Field(
         (),
         alias="BROKER_SIGNING_KEY",
@@ -405,6 +417,7 @@ def _endpoint_faults(settings: Settings) -> list[str]:
         ("AZURE_VOICELIVE_ENDPOINT", settings.endpoint),
         ("AZURE_OPENAI_ENDPOINT", settings.openai_endpoint),
         ("BROKER_PUBLIC_URL", settings.public_url),
+        ("BROKER_ENTRA_AUTHORITY", settings.entra_authority),
         ("ZEP_API_URL", settings.zep_api_url),
     ):
         if value is None:
@@ -431,6 +444,10 @@ def _auth_faults(settings: Settings) -> list[str]:
             )
             if not value
         ]
+        if settings.entra_tenant_id and (
+            "." in settings.entra_tenant_id or settings.entra_tenant_id.lower() in _MANY_TENANTS
+        ):
+            faults.append("BROKER_ENTRA_TENANT_ID: not one tenant's id; tokens carry a GUID (az account show has it)")
     real = settings.endpoint is not None and not is_loopback(_host(settings.endpoint))
     if settings.auth is None and real and not is_loopback(settings.host):
         faults.append(

@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 from pydantic import SecretStr
+from pydantic_core import to_json
 
 from strategies.base import Attempt
 from token_broker.settings import Settings
@@ -55,14 +56,13 @@ def configure_logging(settings: Settings) -> None:
     level = getattr(logging, settings.log_level.upper())
     redact = Redactor([settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys])
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     render: Any = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
         if console
-        else structlog.processors.JSONRenderer(ensure_ascii=False)
+        else structlog.processors.JSONRenderer(serializer=_to_json)
     )
 
     def rendered(logger: Any, name: str, event: Any) -> str:
@@ -89,6 +89,10 @@ def configure_logging(settings: Settings) -> None:
     root.handlers = [handler]
     # Libraries speak up only when something is wrong: at `info` some print headers, the key among them.
     root.setLevel(max(level, logging.WARNING))
+
+
+def _to_json(event: Any, default: Any = str, **_options: Any) -> str:
+    return to_json(event, fallback=default).decode()
 
 
 def fingerprint(secret: str) -> str:
