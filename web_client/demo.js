@@ -158,7 +158,15 @@ async function showAgents() {
   const status = /** @type {any} */ (await broker.status().catch(() => null));
   const names = agentNames(status?.agents);
   agent.replaceChildren(...names.map((name) => new Option(title(name), name)));
-  find("simulated").hidden = status?.simulated !== true;
+  find("simulated").hidden = !isLoopback(status?.endpoint);
+}
+
+/**
+ * Azure is never on this machine: what answers here is the simulator.
+ * @param {unknown} endpoint
+ */
+function isLoopback(endpoint) {
+  return typeof endpoint === "string" && URL.canParse(endpoint) && /^(127\.|localhost$|\[::1\]$)/.test(new URL(endpoint).hostname);
 }
 
 /**

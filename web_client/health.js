@@ -3,10 +3,11 @@
 /**
  * @typedef {object} StrategyStatus  As `/status` says it; every field may be missing.
  * @property {string} name
- * @property {string} [state]
- * @property {string} [breaker]
- * @property {string} [capability]
+ * @property {string} [breaker]  closed, open or half_open; without it the strategy can't fail
+ * @property {string} [capability]  unknown, available, missing or misconfigured
+ * @property {string | null} [why]  it rests, and until when
  * @property {string | null} [last_outcome]
+ * @property {number | null} [last_ago_s]
  * @property {number} [attempts]
  * @property {number} [successes]
  * @property {Record<string, number | null>} [latency_ms]
@@ -16,8 +17,15 @@ const POLL_MS = 5_000;
 const REMEMBERED = 120;
 const SVG = "http://www.w3.org/2000/svg";
 
-/** @type {Record<string, string>} */
-const TONES = { closed: "good", available: "good", ok: "good", half_open: "warn", open: "bad", misconfigured: "bad", missing: "idle", unavailable: "idle", skipped: "idle" };
+/** A strategy's condition in a word, and the colour of it. @type {Record<string, [string, string]>} */
+const CONDITIONS = {
+  half_open: ["probing", "warn"],
+  missing: ["not there", "idle"],
+  misconfigured: ["misconfigured", "bad"],
+  open: ["resting", "bad"],
+  available: ["working", "good"],
+  unknown: ["not asked yet", "idle"],
+};
 
 export class HealthPanel {
   #broker;
@@ -74,7 +82,7 @@ export class HealthPanel {
     this.#latencies.set(name, history.slice(-REMEMBERED));
     const row = document.createElement("li");
     row.append(
-      block("", [heading(strategy), block("says", [words(strategy.last_outcome)], "p")]),
+      block("", [heading(strategy), block("says", [says(strategy)], "p")]),
       rate(attempts, successes),
       block("spark", [sparkline(this.#latencies.get(name) ?? []), latencyText(median, latency.p95 ?? null)]),
     );
@@ -86,7 +94,7 @@ export class HealthPanel {
 function figures(status) {
   const { slo = {}, outbox = {} } = status;
   return [
-    figure("Usable plans", percent(slo.ratio ?? slo.usable_ratio ?? slo.value), slo.target ? `aim ${percent(slo.target)}` : ""),
+    figure("Usable plans", percent(slo.ratio), slo.aim ? `aim ${percent(slo.aim)}` : ""),
     figure("Talks open", count(status.active_sessions), ""),
     figure("Turns waiting", count(outbox.queued), age(outbox.oldest_age_s)),
     figure("Turns kept", count(outbox.delivered), outbox.dead ? `${count(outbox.dead)} dead letters` : ""),
@@ -106,11 +114,27 @@ function figure(name, value, more) {
 }
 
 /** @param {StrategyStatus} strategy */
-function heading({ name, state, breaker, capability }) {
-  const condition = state ?? (capability && capability !== "available" ? capability : (breaker ?? "unknown"));
-  const pill = block("pill", [words(condition)], "span");
-  pill.dataset.tone = TONES[condition] ?? "idle";
+function heading({ name, breaker, capability = "unknown" }) {
+  const resting = breaker === "open" && capability in CONDITIONS && capability !== "available" && capability !== "unknown";
+  const condition = breaker === undefined ? ["always there", "good"] : CONDITIONS[breaker === "closed" || resting ? capability : breaker];
+  const [label, tone] = condition ?? [words(breaker), "idle"];
+  const pill = block("pill", [label], "span");
+  pill.dataset.tone = tone;
   return block("name", [words(name), " ", pill], "p");
+}
+
+/** @param {StrategyStatus} strategy */
+function says({ why, breaker, last_outcome: outcome, last_ago_s: ago }) {
+  if (why) return why;
+  if (breaker === undefined) return "The failsafe: the broker carries the talk itself.";
+  if (!outcome) return "";
+  return typeof ago === "number" ? `Last: ${words(outcome)}, ${since(ago)} ago` : `Last: ${words(outcome)}`;
+}
+
+/** @param {number} seconds */
+function since(seconds) {
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  return seconds < 5_400 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3_600)} h`;
 }
 
 /**
@@ -118,7 +142,7 @@ function heading({ name, state, breaker, capability }) {
  * @param {number} successes
  */
 function rate(attempts, successes) {
-  if (attempts === 0) return block("rate", ["not tried yet"]);
+  if (attempts === 0) return block("rate", []);
   const bar = document.createElement("progress");
   bar.max = attempts;
   bar.value = successes;
@@ -173,7 +197,7 @@ function block(className, children, tag = "div") {
 /** @param {unknown} value */
 function percent(value) {
   if (typeof value !== "number") return "–";
-  return `${(value * 100).toFixed(value >= 0.9995 && value < 1 ? 2 : value === 1 ? 0 : 1)} %`;
+  return `${(value * 100).toLocaleString("en", { maximumFractionDigits: value > 0.99 ? 2 : 1 })} %`;
 }
 
 /** @param {unknown} value */

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
@@ -47,7 +48,7 @@ def client_routes(azure_origins: Sequence[str] = AZURE_ORIGINS) -> list[BaseRout
 
     return [
         Route("/", page, methods=["GET"]),
-        Mount("/client", _Modules(directory=folder)),
+        Mount("/client", GZipMiddleware(_Modules(directory=folder))),
     ]
 
 

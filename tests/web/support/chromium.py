@@ -25,8 +25,8 @@ PLAYWRIGHT = "playwright-core@1.65.1"
 START_TIMEOUT_S = 30
 CALL_TIMEOUT_S = 30
 HOW_TO = (
-    "The browser tests need a Chromium, and none was found. Install one (Debian, Ubuntu: apt install chromium), or name "
-    f"its executable in CHROMIUM, or run: npx {PLAYWRIGHT} install --with-deps chromium"
+    "The browser tests need a Chromium, and none was found. Install one (Debian, Ubuntu: apt install chromium), "
+    f"or name its executable in CHROMIUM, or run: npx {PLAYWRIGHT} install --with-deps chromium"
 )
 
 _FLAGS = (
@@ -91,11 +91,11 @@ class Connection:
     async def call(self, method: str, session: str | None = None, **params: Any) -> Event:
         """Raises ScriptError where the browser refuses, TimeoutError where it is silent."""
         number = next(self._numbers)
-        answer = self._calls[number] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        self._calls[number] = answer
         message = {"id": number, "method": method, "params": params} | ({"sessionId": session} if session else {})
         await self._socket.send(json.dumps(message))
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            return await answer
+        return await asyncio.wait_for(answer, CALL_TIMEOUT_S)
 
     def listen(self, session: str, listener: Callable[[Event], None]) -> None:
         self._listeners.setdefault(session, []).append(listener)
@@ -204,9 +204,10 @@ class Page:
         await self.call("Input.dispatchKeyEvent", type="keyDown", **params, **({"text": typed} if typed else {}))
         await self.call("Input.dispatchKeyEvent", type="keyUp", **params)
 
-    async def screenshot(self, path: Path) -> None:
-        shot = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=False)
-        path.write_bytes(base64.b64decode(shot["data"]))
+    async def screenshot(self) -> bytes:
+        """What is seen, as PNG."""
+        shot = await self.call("Page.captureScreenshot", format="png")
+        return base64.b64decode(shot["data"])
 
     def _hear(self, message: Event) -> None:
         params = message.get("params", {})

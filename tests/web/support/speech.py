@@ -23,7 +23,8 @@ def speech(seconds: float, rate: int = 24_000, seed: int = 7) -> Samples:
         syllable = _syllable(length, rate, random)[: len(sound) - at]
         sound[at : at + len(syllable)] = syllable
         at += length + int(rate * random.uniform(0.01, 0.05))
-    return 0.5 * sound / np.abs(sound).max()
+    sound *= 0.5 / np.abs(sound).max()
+    return sound
 
 
 def write_wav(path: Path, sound: Samples, rate: int) -> Path:
@@ -42,7 +43,7 @@ def read_wav(path: Path) -> tuple[Samples, int]:
 
 
 def best_match(heard: Samples, said: Samples) -> tuple[float, int]:
-    """Where `said` sounds in `heard`: the normalized correlation there (1 is identical but for loudness), and the place."""
+    """Where `said` sounds in `heard`: the normalized correlation (1 is the same but for loudness), and the place."""
     if len(heard) < len(said):
         heard = np.pad(heard, (0, len(said) - len(heard)))
     size = 1 << (len(heard) + len(said)).bit_length()

@@ -5,7 +5,6 @@ What works is tested against the real broker; this one is for what goes wrong ex
 
 import asyncio
 import contextlib
-import itertools
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -61,20 +60,22 @@ class StandIn:
             return refusal
         number = len(self.plans) + 1
         host = self.base_url.removeprefix("http")
-        session_id = body.get("session_id") or "stand-in-session-01"
-        expiry = {"expires_at": "2030-01-01T00:00:00Z", "dialect": "ga", "voice": "marin"}
-        ticket = {"protocols": ["realtime", f"ticket.{number}"]}
-        known = {
-            DIRECT: {"url": f"{self.base_url}/azure/calls", "token": self.ephemeral_token, "expires_in_s": self.webrtc_expires_in_s},
-            RELAY: {"url": f"{self.base_url}/relay/calls", "token": f"session-{number}", "expires_in_s": 7200},
-            WEBSOCKET: {"url": f"ws{host}/azure/realtime", "protocols": ["realtime", "openai-insecure-api-key.ek_1"], "expires_in_s": 59},
-            PROXY: {"url": f"ws{host}/proxy", **ticket, "expires_in_s": 180},
-        }  # fmt: skip
+        known: dict[str, tuple[str, dict[str, Any], int]] = {
+            DIRECT: (f"{self.base_url}/azure/calls", {"token": self.ephemeral_token}, self.webrtc_expires_in_s),
+            RELAY: (f"{self.base_url}/relay/calls", {"token": f"session-{number}"}, 7_200),
+            WEBSOCKET: (f"ws{host}/azure/realtime", {"protocols": ["realtime", "openai-insecure-api-key.ek_1"]}, 59),
+            PROXY: (f"ws{host}/proxy", {"protocols": ["realtime", f"ticket.{number}"]}, 180),
+        }
         plan = {
-            "session_id": session_id, "agent_id": body.get("agent_id") or "elena", "degraded": self.transports == (PROXY,),
+            "session_id": body.get("session_id") or "stand-in-session-01",
+            "agent_id": body.get("agent_id") or "elena",
+            "degraded": self.transports == (PROXY,),
             "session_token": f"session-{number}",
-            "connections": [{"transport": name, **expiry, **known[name]} for name in self.transports],
-        }  # fmt: skip
+            "connections": [
+                {"transport": name, "url": url, **credential, "expires_in_s": expires_in_s, "dialect": "ga"}
+                for name, (url, credential, expires_in_s) in ((name, known[name]) for name in self.transports)
+            ],
+        }
         self.plans.append(plan)
         return JSONResponse(plan)
 

@@ -25,7 +25,7 @@ class _Voice(AudioStreamTrack):
 
     def __init__(self) -> None:
         super().__init__()
-        self._waiting: deque[np.ndarray[Any, np.dtype[np.int16]]] = deque()
+        self._frames: deque[np.ndarray[Any, np.dtype[np.int16]]] = deque()
         self._sent = 0
         self._began_s: float | None = None
         self.finished = asyncio.Event()
@@ -36,15 +36,15 @@ class _Voice(AudioStreamTrack):
         frames = samples.astype(np.int16)
         for start in range(0, len(frames), _FRAME_SAMPLES):
             frame = frames[start : start + _FRAME_SAMPLES]
-            self._waiting.append(np.pad(frame, (0, _FRAME_SAMPLES - len(frame))))
+            self._frames.append(np.pad(frame, (0, _FRAME_SAMPLES - len(frame))))
         self.finished.clear()
 
     async def recv(self) -> AudioFrame:
         loop = asyncio.get_running_loop()
         self._began_s = self._began_s or loop.time()
         await asyncio.sleep(max(0.0, self._began_s + self._sent / _RATE - loop.time()))
-        samples = self._waiting.popleft() if self._waiting else np.zeros(_FRAME_SAMPLES, np.int16)
-        if not self._waiting:
+        samples = self._frames.popleft() if self._frames else np.zeros(_FRAME_SAMPLES, np.int16)
+        if not self._frames:
             self.finished.set()
         frame = AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout="mono")
         frame.sample_rate = _RATE
