@@ -45,7 +45,7 @@ def serve() -> None:
     settings = _settings()
     if settings.endpoint is None:
         _warn("AZURE_VOICELIVE_ENDPOINT: unset, so nothing can be minted; `token-broker demo` simulates Azure")
-    _run(_serve(settings))
+    _run(_serve(settings, "Voice token broker"))
 
 
 @main.command()
@@ -102,11 +102,11 @@ def _settings(**overrides: Any) -> Settings:
     return settings
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, title: str) -> None:
     from token_broker.server import run_server
 
-    click.echo(f"Voice token broker {__version__} on {_address(settings)}", err=True)
-    await run_server(settings)
+    said = f"{title}, version {__version__}: http://{_address(settings)}/"
+    await run_server(settings, listening=lambda: click.echo(said, err=True))
 
 
 async def _demo() -> None:
@@ -127,10 +127,7 @@ async def _demo() -> None:
             max_sessions_per_principal=0,
             max_sessions=0,
         )
-        click.echo(
-            f"DEMO: Azure is SIMULATED at {base_url}. Open http://{_address(settings)}/ and press Talk.", err=True
-        )
-        await _serve(settings)
+        await _serve(settings, f"DEMO with a SIMULATED Azure ({base_url}); open the page and press Talk")
 
 
 @contextlib.asynccontextmanager
