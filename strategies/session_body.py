@@ -8,7 +8,9 @@ from typing import Any
 
 from strategies.base import SessionSpec
 
-__all__ = ["flat_session", "ga_client_secret", "ga_session"]
+__all__ = ["flat_session", "ga_client_secret", "ga_realtime_session", "ga_session", "voice_live_session"]
+
+_PCM_RATE_HZ = 24_000
 
 
 def ga_client_secret(spec: SessionSpec) -> dict[str, Any]:
@@ -46,6 +48,30 @@ def flat_session(spec: SessionSpec) -> dict[str, Any]:
         "turn_detection": _server_vad(spec),
     }
     return session | _tools(spec)
+
+
+def ga_realtime_session(spec: SessionSpec) -> dict[str, Any]:
+    """The session of a `session.update` on GA's WebSocket, with both audio formats said: PCM16 at 24 kHz."""
+    session = ga_session(spec)
+    audio_format = {"type": "audio/pcm", "rate": _PCM_RATE_HZ}
+    for direction in session["audio"].values():
+        direction["format"] = dict(audio_format)
+    return {"type": "realtime", **session}
+
+
+def voice_live_session(spec: SessionSpec) -> dict[str, Any]:
+    """The session of a `session.update` on Voice Live's WebSocket: flat, with its own voice and audio cleaning."""
+    session = flat_session(spec)
+    del session["model"]  # the URL says it
+    return {
+        **session,
+        "voice": {"type": "azure-standard", "name": spec.voices["preview"]},
+        "input_audio_format": "pcm16",
+        "output_audio_format": "pcm16",
+        "input_audio_sampling_rate": _PCM_RATE_HZ,
+        "input_audio_noise_reduction": {"type": "azure_deep_noise_suppression"},
+        "input_audio_echo_cancellation": {"type": "server_echo_cancellation"},
+    }
 
 
 def _server_vad(spec: SessionSpec) -> dict[str, Any]:

@@ -135,18 +135,24 @@ class Upstream:
         authorization: Authorization,
         headers: Callable[[Authorization], Mapping[str, str]],
     ) -> Minted:
-        request_headers = {
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-            "Content-Type": "application/json",
-            "User-Agent": self._user_agent,
-            **headers(authorization),
-        }
-        answer = await self._send(
-            httpx.Request(
-                "POST", _parsed(url), headers=httpx.Headers(request_headers, encoding="ascii"), content=content
-            )
+        request = httpx.Request(
+            "POST",
+            _parsed(url),
+            headers=httpx.Headers(
+                {
+                    "Accept": "application/json",
+                    "Accept-Encoding": "identity",
+                    "Content-Type": "application/json",
+                    "Content-Length": str(len(content)),
+                    "User-Agent": self._user_agent,
+                    **headers(authorization),
+                },
+                encoding="ascii",
+            ),
+            stream=httpx.ByteStream(content),  # with `content=` httpx guesses headers that are known here
         )
+        request.read()
+        answer = await self._send(request)
         now_s = self._clock()
         if (error := classify(answer, now_s=now_s)) is not None:
             raise error

@@ -120,6 +120,7 @@ def _walk(peer: _Address | None, chain: Sequence[str], trust: _Trust) -> tuple[_
     return address, walked
 
 
+@functools.lru_cache(maxsize=4096)
 def _parse_address(text: str) -> _Address | None:
     """An address as proxies write it: bare, `1.2.3.4:567`, `[::1]`, `[::1]:567`, with a zone, or IPv4 in IPv6."""
     text = text.strip().strip('"')

@@ -30,6 +30,10 @@ def _is_set(values: list[Literal["audio", "text"]]) -> list[Literal["audio", "te
     return values
 
 
+def _both_modalities() -> list[Literal["audio", "text"]]:
+    return ["audio", "text"]
+
+
 SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{16,64}$")]
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_is_printable)]
 
@@ -53,7 +57,8 @@ class TokenRequest(BaseModel):
     modalities: Annotated[
         list[Literal["audio", "text"]], Field(min_length=1, max_length=2), AfterValidator(_is_set)
     ] = Field(
-        ["audio", "text"], description="What the agent answers with. GA takes one: audio where both are asked for."
+        default_factory=_both_modalities,
+        description="What the agent answers with. GA takes one: audio where both are asked for.",
     )
     user_id: UserId | None = Field(
         None, description="A label without authentication; with it, absent or the caller's own id."

@@ -1,0 +1,316 @@
+"""The relay under a real uvicorn, in the test's own loop, with recording seams."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import ssl
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import Scope
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from strategies.credentials import AccessToken, Credentials, EntraTokens
+from strategies.health import Gate, GatePolicy
+from strategies.transport import BoundedResolver
+from token_broker.agents import AgentBook, load_agents
+from token_broker.ids import uuid7
+from token_broker.memory.base import Owner, Turn
+from token_broker.relay.drain import Drain, DrainingServer
+from token_broker.relay.endpoint import VoiceRelay, websocket_not_found
+from token_broker.relay.serving import uvicorn_options
+from token_broker.relay.slots import TalkSlots
+from token_broker.relay.upstreams import UpstreamConnector, make_routes
+from token_broker.settings import Settings, load_settings
+from token_broker.tokens import TokenSigner
+
+KEY = "canary-key-7f3a91"
+ENTRA_TOKEN = "canary-entra-5b20cc"
+PATH = "/api/v1/voice/voicelive"
+
+
+class RecordingIntake:
+    """Keeps turns; with `full` it takes none."""
+
+    def __init__(self) -> None:
+        self.turns: list[Turn] = []
+        self.full = False
+        self._came = asyncio.Event()
+
+    def offer(self, turn: Turn) -> bool:
+        if self.full:
+            return False
+        self.turns.append(turn)
+        self._came.set()
+        return True
+
+    @property
+    def said(self) -> list[tuple[str, str]]:
+        """(role, content) in the conversation's order."""
+        ordered = sorted(self.turns, key=lambda turn: turn.sequence or 0)
+        return [(turn.role, turn.content) for turn in ordered]
+
+    async def reach(self, count: int) -> None:
+        """Waits until so many turns have come."""
+        async with asyncio.timeout(8):
+            while len(self.turns) < count:
+                self._came.clear()
+                await self._came.wait()
+
+
+class OnceTickets:
+    def __init__(self) -> None:
+        self.spent: set[str] = set()
+
+    async def spend(self, ticket_id: str, expires_at_s: float) -> bool:
+        if ticket_id in self.spent:
+            return False
+        self.spent.add(ticket_id)
+        return True
+
+
+@dataclass
+class FixedRecall:
+    text: str = ""
+    asked: int = 0
+
+    async def block(self, owner: Owner) -> str:
+        self.asked += 1
+        return self.text
+
+
+class FixedEntra:
+    async def fetch(self) -> AccessToken:
+        return AccessToken(SecretStr(ENTRA_TOKEN), time.time() + 3600)
+
+    async def aclose(self) -> None:
+        pass
+
+
+@dataclass
+class Running:
+    """A broker that serves, and what a test does with it."""
+
+    settings: Settings
+    relay: VoiceRelay
+    connector: UpstreamConnector
+    drain: Drain
+    slots: TalkSlots
+    intake: RecordingIntake
+    recall: FixedRecall
+    tickets: OnceTickets
+    signer: TokenSigner
+    agents: AgentBook
+    port: int = 0
+    server: uvicorn.Server | None = None
+    origins: set[str] = field(default_factory=set)
+
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def url(self, session_id: str) -> str:
+        return f"ws://127.0.0.1:{self.port}{PATH}/{session_id}"
+
+    def ticket(
+        self, session_id: str, *, agent_id: str = "elena", principal: str = "anonymous", ttl_s: int = 180
+    ) -> str:
+        return self.signer.ticket(
+            session_id=session_id, agent_id=agent_id, principal=principal, epoch=1, user_id=None, ttl_s=ttl_s
+        )
+
+    @contextlib.asynccontextmanager
+    async def client(
+        self, *, session_id: str | None = None, ticket: str | None = None, agent_id: str = "elena", **options: Any
+    ) -> AsyncIterator["Client"]:
+        """A client with a good ticket, unless told otherwise."""
+        session = session_id or uuid7()
+        offered = ["realtime", f"ticket.{ticket or self.ticket(session, agent_id=agent_id)}"]
+        options = {"subprotocols": offered, "compression": None, "max_size": None, "ping_interval": None} | options
+        async with connect(self.url(session), close_timeout=1, proxy=None, **options) as socket:
+            yield Client(socket, session)
+
+    async def quiet(self) -> None:
+        """Waits until no talk, slot or socket is left; fails where one stays."""
+        async with asyncio.timeout(5):
+            while self.relay.active or self.slots.total or self.drain.talks:  # noqa: ASYNC110  # what is seen is the point
+                await asyncio.sleep(0.01)
+
+
+@dataclass
+class Client:
+    socket: ClientConnection
+    session_id: str
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    async def send(self, event: dict[str, Any]) -> None:
+        await self.socket.send(json.dumps(event))
+
+    async def next(self) -> dict[str, Any]:
+        async with asyncio.timeout(15):
+            event: dict[str, Any] = json.loads(await self.socket.recv())
+        self.events.append(event)
+        return event
+
+    async def until(self, kind: str) -> dict[str, Any]:
+        """Reads on to the next event of that type."""
+        while True:
+            event = await self.next()
+            if event["type"] == kind:
+                return event
+
+    async def ready(self) -> dict[str, Any]:
+        event = await self.next()
+        assert event["type"] == "broker.ready"
+        return event
+
+    async def closed(self, *, within_s: float = 15) -> int:
+        """Reads until the socket is closed; the code."""
+        async with asyncio.timeout(within_s):
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    self.events.append(json.loads(await self.socket.recv()))
+            await self.socket.wait_closed()
+        assert self.socket.close_code is not None
+        return self.socket.close_code
+
+
+def make_settings(url: str, **overrides: Any) -> Settings:
+    chosen: dict[str, Any] = {
+        "endpoint": url,
+        "key": SecretStr(KEY),
+        "azure_auth": "key",
+        "signing_keys": "k" * 40,
+        "drain_s": 1.0,
+        "proxy_connect_timeout_s": 3.0,
+        "max_sessions_per_principal": 0,
+    }
+    return load_settings(_env_file=None, **(chosen | overrides))
+
+
+def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: AgentBook | None = None) -> Running:
+    target = settings.target
+    assert target is not None
+    entra = EntraTokens(FixedEntra(), timeout_s=2) if settings.uses_entra else None
+    policy = GatePolicy(failures=settings.breaker_failures, open_s=settings.breaker_open_s)
+    routes = make_routes(
+        target, settings.proxy_upstreams, model=settings.model, api_version=settings.voice_live_api_version
+    )
+    connector = UpstreamConnector(
+        routes,
+        credentials=Credentials(key=settings.key if settings.uses_key else None, entra=entra),
+        gates={route.name: Gate(route.name, policy) for route in routes},
+        resolver=BoundedResolver(),
+        timeout_s=settings.proxy_connect_timeout_s,
+        max_message_bytes=settings.azure_message_bytes,
+        tls=tls,
+    )
+    drain, slots = (
+        Drain(),
+        TalkSlots(max_total=settings.max_sessions, max_per_key=settings.max_sessions_per_principal),
+    )
+    intake, recall, tickets, signer = (
+        RecordingIntake(),
+        FixedRecall(),
+        OnceTickets(),
+        TokenSigner(settings.signing_keys),
+    )
+    book = agents or load_agents()
+    running: Running
+
+    def origin_allowed(scope: Scope) -> bool:
+        origin = dict(scope["headers"]).get(b"origin")
+        return origin is None or origin.decode() in running.origins
+
+    relay = VoiceRelay(
+        settings=settings,
+        agents=book,
+        signer=signer,
+        tickets=tickets,
+        intake=intake,
+        recall=recall,
+        connector=connector,
+        slots=slots,
+        drain=drain,
+        origin_allowed=origin_allowed,
+        limit_key=lambda scope, principal: principal,
+    )
+    running = Running(settings, relay, connector, drain, slots, intake, recall, tickets, signer, book)
+    return running
+
+
+def application(relay: VoiceRelay, *more: BaseRoute) -> Starlette:
+    path = PATH + "/{session_id}"
+    app = Starlette(routes=[Route(path, relay), WebSocketRoute(path, relay), *more])
+    not_found = app.router.default
+
+    async def default(scope: Scope, receive: Any, send: Any) -> None:
+        await (websocket_not_found if scope["type"] == "websocket" else not_found)(scope, receive, send)
+
+    app.router.default = default
+    return app
+
+
+@contextlib.asynccontextmanager
+async def serving(running: Running, *more: BaseRoute, **config: Any) -> AsyncIterator[Running]:
+    """Serves until the block ends; then checks that nothing is left over."""
+    before = left_over()
+    options = uvicorn_options(running.settings) | {"timeout_graceful_shutdown": 2} | config
+    server = DrainingServer(
+        uvicorn.Config(
+            application(running.relay, *more), port=0, log_config=None, access_log=False, lifespan="off", **options
+        ),
+        running.drain,
+        grace_s=running.settings.drain_s,
+    )
+    running.server = server
+    task = asyncio.create_task(server._serve(), name="uvicorn")
+    async with asyncio.timeout(5):
+        while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
+            await asyncio.sleep(0.005)
+    running.port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield running
+        await running.quiet()
+    finally:
+        server.should_exit = True
+        await task
+    await nothing_left(before)
+
+
+@contextlib.asynccontextmanager
+async def broker(url: str, *, tls: ssl.SSLContext | None = None, **overrides: Any) -> AsyncIterator[Running]:
+    async with serving(build(make_settings(url, **overrides), tls=tls)) as running:
+        yield running
+
+
+def left_over() -> tuple[set[str], int]:
+    """Names of the tasks and number of the sockets there are now."""
+    tasks = {task.get_name() for task in asyncio.all_tasks()}
+    sockets = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            sockets += str(descriptor.readlink()).startswith("socket:")
+    return tasks, sockets
+
+
+async def nothing_left(before: tuple[set[str], int]) -> None:
+    """Fails where there are more tasks or sockets than before; what is on its way out gets a moment."""
+    deadline_s = time.monotonic() + 3
+    while True:
+        gc.collect()
+        tasks, sockets = left_over()
+        extra = {name for name in tasks - before[0] if name.startswith(("talk", "drain", "uvicorn"))}
+        if not extra and sockets <= before[1]:
+            return
+        assert time.monotonic() < deadline_s, f"left over: tasks {extra}, sockets {before[1]} -> {sockets}"
+        await asyncio.sleep(0.02)

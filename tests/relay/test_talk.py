@@ -1,0 +1,88 @@
+"""A talk through the proxy, over real sockets on both sides."""
+
+import asyncio
+import base64
+import json
+
+from tests.relay.support.azure import converse, scripted_azure
+from tests.relay.support.broker import KEY, broker
+
+
+async def test_the_first_event_is_ready_and_azures_session_follows_without_its_instructions() -> None:
+    async with scripted_azure() as azure, broker(azure.url) as running, running.client() as client:
+        assert client.socket.subprotocol == "realtime"
+        ready = await client.ready()
+        assert (ready["session_id"], ready["agent_id"]) == (client.session_id, "elena")
+        assert (ready["dialect"], ready["upstream"]) == ("preview", "voice_live")
+        created = await client.until("session.created")
+        updated = await client.until("session.updated")
+        assert "instructions" not in created["session"]
+        assert "instructions" not in updated["session"]
+        talk = await azure.talk()
+        assert talk.headers["api-key"] == KEY
+        assert talk.path == "/voice-live/realtime?api-version=2025-10-01&model=gpt-realtime"
+        session = talk.received[0]["session"]
+        assert session["instructions"].startswith("You are Elena")
+        assert session["voice"] == {"type": "azure-standard", "name": "en-US-Ava:DragonHDLatestNeural"}
+
+
+async def test_audio_passes_byte_for_byte_and_events_come_back_in_order() -> None:
+    async with scripted_azure() as azure, broker(azure.url) as running, running.client() as client:
+        await client.ready()
+        frames = [
+            '{"type":"input_audio_buffer.append","audio":"' + base64.b64encode(bytes([n]) * 960).decode() + '"}'
+            for n in range(50)
+        ]
+        for frame in frames:
+            await client.socket.send(frame)
+        talk = await azure.talk()
+        await talk.next_event("input_audio_buffer.append", nth=50)
+        assert talk.raw[1:] == frames
+        for number in range(200):
+            await talk.send({"type": "response.audio.delta", "number": number, "delta": "AAAA"})
+        numbers = [(await client.until("response.audio.delta"))["number"] for _ in range(200)]
+        assert numbers == list(range(200))
+
+
+async def test_both_sides_words_become_turns_in_the_conversations_order() -> None:
+    async with scripted_azure() as azure, broker(azure.url) as running:
+        async with running.client() as client:
+            await client.ready()
+            talk = await azure.talk()
+            await talk.commit("item_u1")
+            await talk.say("item_a1", "Good morning.", previous="item_u1")
+            await talk.hear("item_u1", "Hello?")
+            await running.intake.reach(2)
+        await running.quiet()
+        assert running.intake.said == [("user", "Hello?"), ("assistant", "Good morning.")]
+        assert [turn.sequence for turn in sorted(running.intake.turns, key=lambda t: t.sequence or 0)] == [0, 1]
+        assert all(turn.source == "proxy" and not turn.interrupted for turn in running.intake.turns)
+
+
+async def test_openai_takes_over_unseen_where_voice_live_refuses() -> None:
+    from tests.relay.support.azure import answer
+
+    async with scripted_azure() as azure, broker(azure.url) as running:
+        azure.refuse = lambda request: answer(404) if "voice-live" in request.path else None
+        async with running.client() as client:
+            ready = await client.ready()
+            assert (ready["dialect"], ready["upstream"]) == ("ga", "openai_realtime")
+            talk = await azure.talk()
+            assert talk.path == "/openai/v1/realtime?model=gpt-realtime"
+            assert talk.received[0]["session"]["audio"]["output"]["voice"] == "marin"
+            await talk.say("item_a1", "Hello from the other one.")
+            await client.until("response.done")
+        await running.quiet()
+        assert running.intake.said == [("assistant", "Hello from the other one.")]
+
+
+async def test_the_client_ends_the_talk_with_1000() -> None:
+    async with scripted_azure(converse) as azure, broker(azure.url) as running:
+        async with running.client() as client:
+            await client.ready()
+        await running.quiet()
+        talk = await azure.talk()
+        async with asyncio.timeout(2):
+            await talk.closed.wait()
+        assert running.relay.snapshot()["closes"] == {"1000": 1}
+        assert json.dumps(running.relay.snapshot())

@@ -1,0 +1,1 @@
+"""The proxy: a talk over our own WebSocket, with Azure's credential kept on the server."""

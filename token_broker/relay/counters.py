@@ -1,0 +1,96 @@
+"""What the relay has done, counted: the figures of `/status` and `/metrics`."""
+
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["RelayCounters", "TalkCounters", "Usage"]
+
+_PRINCIPALS_KEPT = 10_000
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens as `response.done` reports them, and how many responses they are of."""
+
+    responses: int = 0
+    total_tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def add(self, usage: Mapping[str, Any]) -> None:
+        """Adds the `usage` of one response; what is no number counts nothing."""
+        self.responses += 1
+        self.total_tokens += _tokens(usage, "total_tokens")
+        self.input_tokens += _tokens(usage, "input_tokens")
+        self.output_tokens += _tokens(usage, "output_tokens")
+
+    def snapshot(self) -> dict[str, int]:
+        return {
+            "responses": self.responses,
+            "total_tokens": self.total_tokens,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+        }
+
+
+@dataclass(slots=True)
+class TalkCounters:
+    """One talk's figures. Bytes are characters of JSON, which is ASCII but for transcripts."""
+
+    to_azure_frames: int = 0
+    to_azure_bytes: int = 0
+    to_client_frames: int = 0
+    to_client_bytes: int = 0
+    turns: int = 0
+    turns_lost: int = 0
+    failed_transcriptions: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(slots=True)
+class RelayCounters:
+    """The process's figures: those of talks that are over, to which the running ones are added when asked."""
+
+    sessions: int = 0
+    ready: int = 0
+    switches: int = 0
+    done: TalkCounters = field(default_factory=TalkCounters)
+    closes: Counter[int] = field(default_factory=Counter)
+    usage_by_agent: dict[str, Usage] = field(default_factory=dict)
+    usage_by_principal: OrderedDict[str, Usage] = field(default_factory=OrderedDict)
+
+    def count_usage(self, usage: Mapping[str, Any], *, principal: str, agent_id: str, talk: TalkCounters) -> None:
+        """Counts one response's usage for the talk, its agent and its principal (the last 10,000 are kept)."""
+        talk.usage.add(usage)
+        self.usage_by_agent.setdefault(agent_id, Usage()).add(usage)
+        self.usage_by_principal.setdefault(principal, Usage()).add(usage)
+        self.usage_by_principal.move_to_end(principal)
+        if len(self.usage_by_principal) > _PRINCIPALS_KEPT:
+            self.usage_by_principal.popitem(last=False)
+
+    def finish(self, talk: TalkCounters, code: int) -> None:
+        """Takes a finished talk's figures over."""
+        self.closes[code] += 1
+        _add(self.done, talk)
+
+    def totals(self, running: list[TalkCounters]) -> TalkCounters:
+        """All talks' figures, the running ones' included."""
+        total = TalkCounters()
+        for talk in (self.done, *running):
+            _add(total, talk)
+        return total
+
+
+def _add(total: TalkCounters, talk: TalkCounters) -> None:
+    for name in TalkCounters.__slots__:
+        if name != "usage":
+            setattr(total, name, getattr(total, name) + getattr(talk, name))
+    for name in Usage.__slots__:
+        setattr(total.usage, name, getattr(total.usage, name) + getattr(talk.usage, name))
+
+
+def _tokens(usage: Mapping[str, Any], name: str) -> int:
+    value = usage.get(name)
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

@@ -1,0 +1,173 @@
+"""What may pass between a browser and Azure, and what is rewritten on the way. Pure.
+
+From the browser nothing is judged by its head: JSON may repeat a key or escape it. So all but the byte-exact audio
+append is parsed, checked and written anew, and what Azure reads is what was checked. Azure's own events are trusted
+to be well-formed, and are judged by their head alone.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "Broken",
+    "Command",
+    "Passed",
+    "Refused",
+    "Verdict",
+    "event_type",
+    "is_plain_append",
+    "judge",
+    "without_secrets",
+]
+
+Event = dict[str, Any]
+
+_APPEND_HEAD = '{"type":"input_audio_buffer.append","audio":"'
+_APPEND_TAIL = '"}'
+_HEAD_CHARS = len(_APPEND_HEAD)
+
+_TYPE_HEAD = re.compile(r'\s*\{\s*(?:"event_id"\s*:\s*"[^"\\]*"\s*,\s*)?"type"\s*:\s*"([^"\\]*)"')
+
+# What the agent alone says, wherever a client's event carries a session or a response. Transcription is among them
+# since turns are made from it; `prompt` names instructions stored elsewhere; the rest are Voice Live's other ways to
+# say who speaks. Compared without regard to case: some JSON readers are as lenient.
+_THE_AGENTS_OWN = frozenset(
+    {
+        "model", "instructions", "voice", "tools", "prompt", "agent", "avatar", "interim_response",
+        "input_audio_transcription", "transcription", "tracing",
+    }
+)  # fmt: skip
+_CONFIGURATIONS = frozenset({"session", "response"})
+_NESTED = frozenset({"audio", "input", "output"})
+_ITEM_HOLDERS = frozenset({"item", "items", "input"})
+_PRIVILEGED_ROLES = frozenset({"system", "developer"})
+_SECRET_OF_SESSIONS = ("instructions", "prompt", "interim_response", "tracing")
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """Goes to Azure as `text`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """For the broker itself: an event whose type begins with `broker.`."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Not passed on; the client is told, and the talk goes on."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """No event at all: the talk ends (4400)."""
+
+    reason: str
+
+
+Verdict = Passed | Command | Refused | Broken
+
+
+def is_plain_append(text: str) -> bool:
+    """Whether `text` is byte for byte an audio append, as nearly all are.
+
+    Between the head and the tail stands neither a quote nor a backslash, so that every reader sees these two keys and
+    no other.
+    """
+    return (
+        text.startswith(_APPEND_HEAD)
+        and text.find('"', _HEAD_CHARS) == len(text) - len(_APPEND_TAIL)
+        and text.endswith(_APPEND_TAIL)
+        and "\\" not in text
+        and text.isascii()
+    )
+
+
+def judge(text: str) -> Verdict:
+    """What becomes of a message from the client. A repeated key counts once, as its last value, made explicit."""
+    if is_plain_append(text):
+        return Passed(text)
+    try:
+        return _judge_event(json.loads(text, parse_constant=_no_constant))
+    except (ValueError, RecursionError):
+        return Broken("not JSON")
+
+
+def event_type(text: str) -> str | None:
+    """The type of an event of Azure's: from its head, or by parsing where the head says nothing. None: no event."""
+    if (head := _TYPE_HEAD.match(text)) is not None:
+        return head[1]
+    try:
+        event = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    kind = event.get("type") if isinstance(event, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def without_secrets(event: Event) -> str:
+    """A session event of Azure's as the client may see it: without the instructions."""
+    session = event.get("session")
+    if isinstance(session, dict):
+        event = {**event, "session": {key: value for key, value in session.items() if key not in _SECRET_OF_SESSIONS}}
+    return json.dumps(event, separators=(",", ":"))
+
+
+def _judge_event(event: Any) -> Verdict:
+    if not isinstance(event, dict) or not isinstance(kind := event.get("type"), str):
+        return Broken("not an event: an object with a type is wanted")
+    if kind.startswith("broker."):
+        return Command(event)
+    if _has_privileged_item(event):
+        return Refused("system_item_refused", "items with the role system or developer are not taken from a client")
+    for key, value in event.items():
+        if key.strip().lower() in _CONFIGURATIONS and isinstance(value, dict):
+            event[key] = _without_the_agents_own(value)
+    return Passed(json.dumps(event, separators=(",", ":")))
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _without_the_agents_own(configuration: Event) -> Event:
+    """A session or a response without what is the agent's to say. GA nests the voice: audio.output.voice."""
+    kept: Event = {}
+    for key, value in configuration.items():
+        name = key.strip().lower()
+        if name not in _THE_AGENTS_OWN:
+            nested = name in _NESTED and isinstance(value, dict)
+            kept[key] = _without_the_agents_own(value) if nested else value
+    return kept
+
+
+def _has_privileged_item(event: Event) -> bool:
+    """Whether an item made or handed in by the client would speak with the operator's authority."""
+    pending: list[Any] = [event]
+    while pending:
+        for key, value in pending.pop().items():
+            name = key.strip().lower()
+            if name in _ITEM_HOLDERS:
+                items = value if isinstance(value, list) else [value]
+                if any(_is_privileged(item) for item in items):
+                    return True
+            if name in _CONFIGURATIONS and isinstance(value, dict):
+                pending.append(value)
+    return False
+
+
+def _is_privileged(item: Any) -> bool:
+    if not isinstance(item, dict):
+        return False
+    roles = (value for key, value in item.items() if key.strip().lower() == "role")
+    return any(isinstance(role, str) and role.strip().lower() in _PRIVILEGED_ROLES for role in roles)
