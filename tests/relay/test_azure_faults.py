@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import functools
 import json
+import logging
 import ssl
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 from pydantic import SecretStr
 from websockets.exceptions import ConnectionClosed
@@ -56,7 +59,7 @@ class HangingEntra:
 @contextlib.asynccontextmanager
 async def hanging(stage: str) -> AsyncIterator[Running]:
     """A broker whose Azure hangs at that stage."""
-    limit = {"proxy_connect_timeout_s": LIMIT_S}
+    limit: dict[str, Any] = {"proxy_connect_timeout_s": LIMIT_S}
     if stage in {"connected", "tls"}:
         async with silent_server() as (address, _):
             scheme = "https" if stage == "tls" else "http"
@@ -111,7 +114,9 @@ async def test_one_hanging_upstream_leaves_half_of_the_time_to_the_other() -> No
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 429, 500, 503])
 async def test_a_refusing_azure_ends_in_4502_and_its_gate_learns(status: int) -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
-        azure.refuse = lambda _: answer(status, b'{"error":{"code":"x","message":"secret of Azure"}}', Location="/elsewhere")
+        azure.refuse = lambda _: answer(
+            status, b'{"error":{"code":"x","message":"secret of Azure"}}', Location="/elsewhere"
+        )
         async with running.client() as client:
             assert await client.closed() == 4502
             assert "secret of Azure" not in str(client.socket.close_reason)
@@ -250,8 +255,6 @@ async def test_an_azure_that_answers_no_ping_is_dropped_after_two() -> None:
 
 
 async def test_a_certificate_that_is_not_trusted_is_a_failure_like_any_other() -> None:
-    import trustme
-
     authority = trustme.CA()
     served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(served)
@@ -260,8 +263,6 @@ async def test_a_certificate_that_is_not_trusted_is_a_failure_like_any_other() -
 
 
 async def test_a_talk_runs_over_tls() -> None:
-    import trustme
-
     authority = trustme.CA()
     served, trusting = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("localhost").configure_cert(served)
@@ -273,15 +274,17 @@ async def test_a_talk_runs_over_tls() -> None:
             await (await azure.talk()).next_event("response.create")
 
 
-async def test_no_credential_of_azures_is_in_any_event_reason_log_or_figure(caplog: pytest.LogCaptureFixture) -> None:
-    import logging
+def refuse_with_the_key(status: int | None, request: Request) -> Response | None:
+    return None if status is None else answer(status, KEY.encode())
 
+
+async def test_no_credential_of_azures_is_in_any_event_reason_log_or_figure(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(1)
     logging.getLogger("picows").setLevel(1)
     seen: list[str] = []
     async with scripted_azure() as azure, broker(azure.url, azure_auth="auto") as running:
         for status in (None, 401, 403, 429, 500):
-            azure.refuse = lambda _, status=status: answer(status, KEY.encode()) if status else None
+            azure.refuse = functools.partial(refuse_with_the_key, status)
             async with running.client() as client:
                 if status is None:
                     await client.ready()

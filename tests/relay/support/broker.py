@@ -142,7 +142,7 @@ class Running:
     async def quiet(self) -> None:
         """Waits until no talk, slot or socket is left; fails where one stays."""
         async with asyncio.timeout(5):
-            while self.relay.active or self.slots.total or self.drain.talks:  # noqa: ASYNC110  # what is seen is the point
+            while self.relay.active or self.slots.total or self.drain.talks:  # what is seen is the point
                 await asyncio.sleep(0.01)
 
 
@@ -275,7 +275,7 @@ async def serving(running: Running, *more: BaseRoute, **config: Any) -> AsyncIte
     running.server = server
     task = asyncio.create_task(server._serve(), name="uvicorn")
     async with asyncio.timeout(5):
-        while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
+        while not server.started:  # uvicorn has no event for it
             await asyncio.sleep(0.005)
     running.port = server.servers[0].sockets[0].getsockname()[1]
     try:
