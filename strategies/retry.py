@@ -41,22 +41,37 @@ async def retry(call: Callable[[float], Awaitable[T]], *, policy: RetryPolicy, d
     up, the other was asked for a moment ago. A `Retry-After` beyond the deadline ends it at once. Raises what the
     last attempt raised.
     """
-    retrying = tenacity.AsyncRetrying(
+
+    async def attempt() -> T:
+        tries.count += 1
+        timeout_s = min(policy.attempt_timeout_s, deadline_s - time.monotonic())
+        if timeout_s <= 0:
+            raise TimedOutError("no time was left for it")
+        return await call(timeout_s)
+
+    # The first attempt is made plainly: nearly all need no second, and tenacity's set-up costs as much as the mint.
+    try:
+        return await attempt()
+    except TransientError as error:
+        if policy.attempts == 1 or not _is_worth_repeating(error):
+            raise
+        first: TransientError | None = error
+
+    async def again() -> T:
+        nonlocal first
+        if (error := first) is not None:
+            first = None
+            raise error
+        return await attempt()
+
+    return await tenacity.AsyncRetrying(
         stop=lambda state: (
             state.attempt_number >= policy.attempts or time.monotonic() + state.upcoming_sleep >= deadline_s
         ),
         wait=lambda state: _wait_s(state, policy),
         retry=tenacity.retry_if_exception(_is_worth_repeating),
         reraise=True,
-    )
-    async for attempt in retrying:
-        with attempt:
-            tries.count += 1
-            timeout_s = min(policy.attempt_timeout_s, deadline_s - time.monotonic())
-            if timeout_s <= 0:
-                raise TimedOutError("no time was left for it")
-            return await call(timeout_s)
-    raise AssertionError("tenacity either returns or raises")  # pragma: no cover
+    )(again)
 
 
 def _is_worth_repeating(error: BaseException) -> bool:

@@ -1,7 +1,6 @@
-"""The HTTP client that mints go through: httpx over aiohttp's connections, which scale (architecture.md, decision 4).
+"""What mints go through: httpx's transport interface over aiohttp's connections, which scale.
 
-Redirects are off (one would carry the key away), nothing is decompressed, and name lookups have threads of their own,
-since they can hang.
+Name lookups have threads of their own, since they can hang.
 """
 
 import asyncio
@@ -15,7 +14,7 @@ import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
 from httpx_aiohttp import AiohttpTransport
 
-__all__ = ["BoundedResolver", "make_client"]
+__all__ = ["BoundedResolver", "make_transport"]
 
 _MAX_LOOKUPS = 8
 _DNS_CACHE_S = 30
@@ -81,10 +80,11 @@ class BoundedResolver(AbstractResolver):
         """Nothing to close: threads that still hang end by themselves."""
 
 
-def make_client(
-    *, user_agent: str, resolver: AbstractResolver | None = None, connections: int = 256
-) -> httpx.AsyncClient:
-    """The process's one client, made inside the running loop. Time limits are the caller's, over the whole call."""
+def make_transport(*, resolver: AbstractResolver | None = None, connections: int = 256) -> httpx.AsyncBaseTransport:
+    """The process's one transport, made inside the running loop. Time limits are the caller's, over the whole call.
+
+    It follows no redirect, keeps no cookie, decompresses nothing and reads no proxy from the environment.
+    """
     transport = AiohttpTransport()
 
     def session() -> aiohttp.ClientSession:
@@ -95,14 +95,7 @@ def make_client(
             ttl_dns_cache=_DNS_CACHE_S,
             keepalive_timeout=_KEEPALIVE_S,
         )
-        # A cookie that some front sets is not for the next caller.
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
     transport.client = session
-    return httpx.AsyncClient(
-        transport=transport,
-        timeout=None,  # noqa: S113  # each call runs inside its own deadline
-        follow_redirects=False,
-        trust_env=False,
-        headers={"User-Agent": user_agent, "Accept-Encoding": "identity"},
-    )
+    return transport

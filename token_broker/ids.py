@@ -1,6 +1,6 @@
 """Ids that sort by the time they were made."""
 
-import secrets
+import os
 import time
 
 __all__ = ["uuid7"]
@@ -8,7 +8,7 @@ __all__ = ["uuid7"]
 
 def uuid7() -> str:
     """A UUID of version 7 (RFC 9562): 48 bits of unix milliseconds, then 74 random ones."""
-    value = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     digits = f"{value:032x}"

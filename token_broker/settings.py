@@ -8,6 +8,7 @@ import difflib
 import ipaddress
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from strategies.base import Dialect
 from strategies.endpoint import EndpointError, EndpointKind, Target, is_loopback, parse_endpoint, parse_target
 
 __all__ = ["Settings", "SettingsError", "StrategyName", "UpstreamName", "load_settings", "unknown_variables"]
@@ -23,6 +25,7 @@ StrategyName = Literal["ga", "direct_deployment", "project", "unified", "websock
 UpstreamName = Literal["voice_live", "openai_realtime"]
 
 VOICE_LIVE_FIRST_VERSION = "2025-10-01"
+_MANY_TENANTS = frozenset({"common", "organizations", "consumers"})
 
 
 def _split(value: object) -> object:
@@ -246,6 +249,17 @@ class Settings(BaseSettings):
     entra_audience: str | None = Field(
         None, alias="BROKER_ENTRA_AUDIENCE", description="audience of those JWTs: the application's id or URI"
     )
+    entra_required_scope: str | None = Field(
+        None,
+        alias="BROKER_ENTRA_REQUIRED_SCOPE",
+        pattern=r"^[!#-\[\]-~]{1,256}$",
+        description="scope or app role that those JWTs must carry; unset: none is asked for",
+    )
+    entra_authority: str = Field(
+        "https://login.microsoftonline.com",
+        alias="BROKER_ENTRA_AUTHORITY",
+        description="Entra's base where it is another cloud's, such as https://login.microsoftonline.us",
+    )
     signing_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secrets)] = Field(
         (),
         alias="BROKER_SIGNING_KEY",
@@ -298,7 +312,7 @@ class Settings(BaseSettings):
         SecretStr("simulated-key"), alias="SIMULATOR_KEY", description="the key that the simulator takes"
     )
 
-    @property
+    @cached_property
     def target(self) -> Target | None:
         """The Azure resource; None while no endpoint is set."""
         if self.endpoint is None:
@@ -325,6 +339,18 @@ class Settings(BaseSettings):
         """The configured api-version where Voice Live has it, else its first stable one."""
         plain = self.api_version.removesuffix("-preview")
         return self.api_version if plain >= VOICE_LIVE_FIRST_VERSION else VOICE_LIVE_FIRST_VERSION
+
+    @property
+    def upstreams(self) -> tuple[UpstreamName, ...]:
+        """What the proxy connects to, in order: a direct endpoint has no Voice Live."""
+        if self.target is not None and self.target.unified_base is None:
+            return ("openai_realtime",)
+        return self.proxy_upstreams
+
+    @property
+    def proxy_dialect(self) -> Dialect:
+        """The dialect of the proxy's first upstream."""
+        return "preview" if self.upstreams[0] == "voice_live" else "ga"
 
     @property
     def session_token_ttl_s(self) -> int:
@@ -391,6 +417,7 @@ def _endpoint_faults(settings: Settings) -> list[str]:
         ("AZURE_VOICELIVE_ENDPOINT", settings.endpoint),
         ("AZURE_OPENAI_ENDPOINT", settings.openai_endpoint),
         ("BROKER_PUBLIC_URL", settings.public_url),
+        ("BROKER_ENTRA_AUTHORITY", settings.entra_authority),
         ("ZEP_API_URL", settings.zep_api_url),
     ):
         if value is None:
@@ -417,6 +444,10 @@ def _auth_faults(settings: Settings) -> list[str]:
             )
             if not value
         ]
+        if settings.entra_tenant_id and (
+            "." in settings.entra_tenant_id or settings.entra_tenant_id.lower() in _MANY_TENANTS
+        ):
+            faults.append("BROKER_ENTRA_TENANT_ID: not one tenant's id; tokens carry a GUID (az account show has it)")
     real = settings.endpoint is not None and not is_loopback(_host(settings.endpoint))
     if settings.auth is None and real and not is_loopback(settings.host):
         faults.append(

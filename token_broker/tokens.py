@@ -4,6 +4,7 @@ They are JWTs (HS256), told apart by their `typ` header (RFC 8725 §3.11). The f
 keys rotate without ending a talk. Clocks may differ by 60 s.
 """
 
+import json
 import os
 import secrets
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+from jwt.algorithms import HMACAlgorithm
 from pydantic import SecretStr
 
 from token_broker.ids import uuid7
@@ -63,7 +65,10 @@ class TokenSigner:
     def __init__(self, keys: Sequence[SecretStr], *, clock: Callable[[], float] = time.time) -> None:
         if not keys:
             raise ValueError("a signing key is needed")
-        self._keys = [key.get_secret_value().encode() for key in keys]
+        examine = HMACAlgorithm(HMACAlgorithm.SHA256)
+        self._keys = [examine.prepare_key(key.get_secret_value()) for key in keys]
+        self._jws = jwt.PyJWS(algorithms=[])
+        self._jws.register_algorithm("HS256", _PreparedHmac(HMACAlgorithm.SHA256))
         self._clock = clock
 
     def session_token(self, *, session_id: str, principal: str, epoch: int, user_id: str | None, ttl_s: int) -> str:
@@ -106,27 +111,36 @@ class TokenSigner:
 
     def _sign(self, claims: dict[str, Any], kind: str, ttl_s: int) -> str:
         now = int(self._clock())
-        payload = {**claims, "iat": now, "exp": now + ttl_s}
-        return jwt.encode(payload, self._keys[0], algorithm="HS256", headers={"typ": kind})
+        payload = json.dumps({**claims, "iat": now, "exp": now + ttl_s}, separators=(",", ":")).encode()
+        return self._jws.encode(payload, self._keys[0], algorithm="HS256", headers={"typ": kind})
 
     def _read(self, token: str, kind: str, grace_s: float) -> Mapping[str, Any]:
         if len(token) > MAX_TOKEN_CHARS:
             raise TokenError("too long")
+        read = self._verified(token)
+        if read["header"].get("typ") != kind:
+            raise TokenError("a token of another kind")
+        claims: Mapping[str, Any] = json.loads(read["payload"])
+        if self._clock() >= _number(claims, "exp") + LEEWAY_S + grace_s:
+            raise TokenError("expired", expired=True)
+        return claims
+
+    def _verified(self, token: str) -> dict[str, Any]:
         for key in self._keys:
             try:
-                read = jwt.decode_complete(
-                    token, key, algorithms=["HS256"], options={"verify_exp": False, "verify_iat": False}
-                )
+                return self._jws.decode_complete(token, key, algorithms=["HS256"])
             except jwt.InvalidSignatureError:
                 continue
-            except jwt.InvalidTokenError:
+            except (jwt.InvalidTokenError, UnicodeError):
                 break
-            if read["header"].get("typ") != kind:
-                raise TokenError("a token of another kind")
-            if self._clock() >= _number(read["payload"], "exp") + LEEWAY_S + grace_s:
-                raise TokenError("expired", expired=True)
-            return dict(read["payload"])
         raise TokenError("not one of this broker's tokens")
+
+
+class _PreparedHmac(HMACAlgorithm):
+    """HS256 with keys that were examined once: PyJWT examines them for each token, which takes longer than signing."""
+
+    def prepare_key(self, key: str | bytes) -> bytes:
+        return key if isinstance(key, bytes) else key.encode()
 
 
 def load_or_create_key(path: Path) -> SecretStr:

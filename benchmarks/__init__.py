@@ -1,0 +1,1 @@
+"""What the broker costs, measured beside a peer in the same run; `scripts/bench` runs it."""

@@ -1,0 +1,29 @@
+"""Who is asking, from where, and whether not too often: what every request for a credential passes first."""
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from token_broker.auth import Principal
+from token_broker.broker import Broker
+from token_broker.forwarded import public_base
+from token_broker.limits import too_many_requests
+
+__all__ = ["Caller", "admit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Somebody admitted; `public_base` is the broker as they see it (scheme, host, port)."""
+
+    principal: Principal
+    public_base: str
+
+
+async def admit(request: Request, broker: Broker) -> Caller:
+    """The caller, counted against their rate. Raises Problem 401 (not authenticated) or 429 (too often)."""
+    principal = await broker.authenticator.authenticate(request.scope)
+    wait_s = broker.rate.take(principal.limit_key)
+    if wait_s is not None:
+        raise too_many_requests(wait_s)
+    return Caller(principal, public_base(request.scope, broker.settings))

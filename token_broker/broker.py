@@ -1,0 +1,110 @@
+"""What the routes work with: everything that `lifespan` built once, in one frozen object."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from starlette.requests import HTTPConnection
+
+from strategies.base import EphemeralGrant, Grant
+from strategies.chain import Chain, Link
+from strategies.credentials import Credentials
+from token_broker.agents import AgentBook
+from token_broker.auth import Authenticator
+from token_broker.limits import RateLimit
+from token_broker.memory.base import Recall, SessionBook
+from token_broker.plans import PlanMaker
+from token_broker.relay.drain import Drain
+from token_broker.relay.endpoint import VoiceRelay
+from token_broker.relay.slots import TalkSlots
+from token_broker.settings import Settings
+from token_broker.tokens import TokenSigner
+
+__all__ = ["Broker", "Tally", "broker_of"]
+
+_SLO_AIM = 0.9999
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the process has counted of its plans; `usable` of `requests` is the service level."""
+
+    requests: int = 0
+    usable: int = 0
+    degraded: int = 0
+    clock_skew_s: float | None = None
+
+    def count(self, grant: Grant | None) -> None:
+        """Counts one token request that reached the chain."""
+        self.requests += 1
+        self.usable += grant is not None
+        if isinstance(grant, EphemeralGrant):
+            self.clock_skew_s = grant.clock_skew_s
+        else:
+            self.degraded += grant is not None
+
+    def proxy_snapshot(self, name: str) -> dict[str, Any]:
+        """The proxy's strategy in the shape of a gate's snapshot: it has no breaker, and never fails."""
+        return {
+            "name": name,
+            "breaker": "closed",
+            "capability": "available",
+            "last_outcome": "granted" if self.degraded else None,
+            "last_status": None,
+            "last_ago_s": None,
+            "retry_in_s": None,
+            "why": None,
+            "attempts": self.degraded,
+            "successes": self.degraded,
+            "latency_ms": {"p50": None, "p95": None, "p99": None},
+        }
+
+    def slo(self) -> dict[str, Any]:
+        """Usable plans over requests, since the process began."""
+        return {
+            "aim": _SLO_AIM,
+            "requests": self.requests,
+            "usable_plans": self.usable,
+            "degraded_plans": self.degraded,
+            "ratio": round(self.usable / self.requests, 6) if self.requests else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """The process's parts."""
+
+    settings: Settings
+    agents: AgentBook
+    signer: TokenSigner
+    authenticator: Authenticator
+    rate: RateLimit
+    chain: Chain
+    plans: PlanMaker
+    sessions: SessionBook
+    recall: Recall
+    http: httpx.AsyncClient
+    credentials: Credentials | None
+    drain: Drain
+    talks: TalkSlots
+    relay: VoiceRelay
+    tally: Tally = field(default_factory=Tally)
+
+    def health(self) -> dict[str, Any]:
+        """What `/status` adds for those who may see all."""
+        skew_s = self.tally.clock_skew_s
+        return {
+            "strategies": [
+                link.gate.snapshot() if isinstance(link, Link) else self.tally.proxy_snapshot(link.name)
+                for link in self.chain.links
+            ],
+            "relay": self.relay.snapshot(),
+            "slo": self.tally.slo(),
+            "clock_skew_s": None if skew_s is None else round(skew_s, 1),
+        }
+
+
+def broker_of(connection: HTTPConnection) -> Broker:
+    """The broker that serves this connection."""
+    broker: Broker = connection.app.state.broker
+    return broker

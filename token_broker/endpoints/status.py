@@ -1,0 +1,65 @@
+"""What the broker says of itself: `/status`, `/config/{agent_id}`, `/healthz`, `/readyz`."""
+
+import secrets
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from token_broker.broker import Broker, broker_of
+from token_broker.endpoints.token import find_agent
+from token_broker.http import bearer_token
+from token_broker.problems import Problem
+from token_broker.schemas import AgentConfig
+
+__all__ = ["get_config", "get_health", "get_readiness", "get_status"]
+
+_NO_STORE = {"Cache-Control": "no-store"}
+
+
+async def get_status(request: Request) -> Response:
+    """The SOP's fields for everybody; the rest too, unless BROKER_METRICS_TOKEN is set and not sent as Bearer."""
+    broker = broker_of(request)
+    settings = broker.settings
+    status = {
+        "voicelive_configured": settings.endpoint is not None,
+        "endpoint": settings.target.base if settings.target else None,
+        "model": settings.model,
+        "active_sessions": broker.talks.total,
+        "agents": {agent.id: {"voice": agent.voices["preview"]} for agent in broker.agents},
+    }
+    if may_see_all(request, broker):
+        status |= broker.health()
+    return JSONResponse(status, headers=_NO_STORE)
+
+
+def may_see_all(request: Request, broker: Broker) -> bool:
+    """Whether the caller may see metrics and the whole status."""
+    wanted = broker.settings.metrics_token
+    given = bearer_token(request) or ""
+    return wanted is None or secrets.compare_digest(given.encode(), wanted.get_secret_value().encode())
+
+
+async def get_config(request: Request) -> Response:
+    """An agent's voice and model, as the first version's clients ask for them."""
+    broker = broker_of(request)
+    agent = find_agent(broker, request.path_params["agent_id"])
+    config = AgentConfig(
+        agent_id=agent.id,
+        voice_name=agent.voices["preview"],
+        model=broker.settings.model,
+        endpoint_configured=broker.settings.endpoint is not None,
+    )
+    return JSONResponse(config.model_dump(), headers=_NO_STORE)
+
+
+async def get_health(request: Request) -> Response:
+    """200 while the process answers at all."""
+    del request
+    return JSONResponse({"status": "ok"}, headers=_NO_STORE)
+
+
+async def get_readiness(request: Request) -> Response:
+    """200 while newcomers are welcome; a problem 503 while the broker drains."""
+    if broker_of(request).drain.draining:
+        raise Problem(503, "draining", "This broker is going away: ask another one.", headers={"Retry-After": "1"})
+    return JSONResponse({"status": "ready"}, headers=_NO_STORE)

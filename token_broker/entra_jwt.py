@@ -1,0 +1,219 @@
+"""Entra's access tokens: the tenant's signing keys, and what a token must say to be believed.
+
+`JwksCache` fetches the keys over the client it is given: one fetch at a time for all who wait, hourly renewed beside
+the requests, at once (but at most once a minute) for a key id not seen yet, and the old ones kept for a day while the
+identity provider is silent. `EntraTokenVerifier` pins RS256, issuer, audience, tenant and times.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import jwt
+import structlog
+from jwt.exceptions import PyJWTError
+
+__all__ = ["EntraIdentity", "EntraTokenVerifier", "JwksCache", "JwksUnavailableError", "TokenRefusedError"]
+
+log = structlog.get_logger("token_broker.entra")
+
+LEEWAY_S = 60
+MAX_TOKEN_CHARS = 16_384
+MAX_JWKS_BYTES = 524_288
+MAX_JWKS_KEYS = 100
+MIN_RSA_BITS = 2048
+RENEW_AFTER_S = 3600
+STALE_AFTER_S = 86_400
+UNKNOWN_KID_PAUSE_S = 60
+FAILURE_PAUSE_S = 5
+FETCH_TIMEOUT_S = 5
+WAIT_S = 2  # what one request waits for keys at most; its own budget is a few seconds
+
+
+class JwksUnavailableError(Exception):
+    """The tenant's keys could not be had; whether a token is good can't be said."""
+
+
+class TokenRefusedError(Exception):
+    """A token that is not to be believed. The message is safe to show, and fit for a quoted header parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntraIdentity:
+    """Who a token speaks of. `scopes` are its delegated scopes and app roles."""
+
+    tenant_id: str
+    object_id: str
+    scopes: frozenset[str]
+
+
+class JwksCache:
+    """The signing keys published at `url`, by key id."""
+
+    def __init__(self, client: httpx.AsyncClient, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._url = url
+        self._clock = clock
+        self._keys: Mapping[str, jwt.PyJWK] = {}
+        self._fetched_at_s = -float("inf")
+        self._tried_at_s = -float("inf")
+        self._flight: asyncio.Task[None] | None = None
+
+    async def key(self, key_id: str) -> jwt.PyJWK | None:
+        """The key, or None where the tenant has none of that id. Raises JwksUnavailableError."""
+        now_s = self._clock()
+        fresh = now_s - self._fetched_at_s < STALE_AFTER_S
+        if fresh and (key := self._keys.get(key_id)) is not None:
+            if now_s - self._fetched_at_s > RENEW_AFTER_S and now_s - self._tried_at_s > UNKNOWN_KID_PAUSE_S:
+                self._take_off()
+            return key
+        pause_s = UNKNOWN_KID_PAUSE_S if fresh else FAILURE_PAUSE_S
+        if self._in_flight() or now_s - self._tried_at_s >= pause_s:
+            await asyncio.wait({self._take_off()}, timeout=WAIT_S)
+        if self._clock() - self._fetched_at_s >= STALE_AFTER_S:
+            raise JwksUnavailableError
+        return self._keys.get(key_id)
+
+    async def aclose(self) -> None:
+        if self._flight is not None:
+            self._flight.cancel()
+            await asyncio.wait({self._flight}, timeout=1)
+
+    def _in_flight(self) -> bool:
+        return self._flight is not None and not self._flight.done()
+
+    def _take_off(self) -> asyncio.Task[None]:
+        if self._flight is None or self._flight.done():
+            self._tried_at_s = self._clock()
+            self._flight = asyncio.create_task(self._renew(), name="jwks")
+        return self._flight
+
+    async def _renew(self) -> None:
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_S):
+                self._keys = _signing_keys(await self._fetch())
+            self._fetched_at_s = self._clock()
+        except Exception as error:  # noqa: BLE001  # httpx's errors, those its transport lets through, a bad document's
+            log.error(
+                "no_signing_keys",
+                error=type(error).__name__,
+                keys_kept=len(self._keys),
+                do="check that the broker reaches Entra, BROKER_ENTRA_TENANT_ID and BROKER_ENTRA_AUTHORITY",
+            )
+
+    async def _fetch(self) -> bytes:
+        async with self._client.stream(
+            "GET", self._url, headers={"Accept-Encoding": "identity"}, follow_redirects=False
+        ) as answer:
+            if answer.status_code != httpx.codes.OK:
+                raise ValueError(f"status {answer.status_code}")
+            body = bytearray()
+            async for chunk in answer.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_JWKS_BYTES:
+                    raise ValueError("too large")
+            return bytes(body)
+
+
+class EntraTokenVerifier:
+    """Believes the access tokens of one tenant for one audience.
+
+    `authority` is Entra's base, https://login.microsoftonline.com for most; v2 tokens are issued by it, v1 tokens by
+    `sts.windows.net`, whatever version the application asks for in its manifest.
+    """
+
+    def __init__(self, jwks: JwksCache, *, authority: str, tenant_id: str, audience: str) -> None:
+        self._jwks = jwks
+        self._tenant_id = tenant_id.lower()
+        self._audience = audience
+        self._issuers = [f"{authority}/{self._tenant_id}/v2.0", f"https://sts.windows.net/{self._tenant_id}/"]
+
+    async def verify(self, token: str) -> EntraIdentity:
+        """The identity behind `token`. Raises TokenRefusedError or JwksUnavailableError."""
+        key = await self._jwks.key(_key_id(token))
+        if key is None:
+            raise TokenRefusedError("the token was signed with a key that this tenant does not have")
+        try:
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=["RS256"],
+                audience=self._audience,
+                issuer=self._issuers,
+                leeway=LEEWAY_S,
+                options={"require": ["exp", "nbf", "iss", "aud"], "verify_sub": False, "verify_jti": False},
+            )
+        except PyJWTError as error:
+            raise TokenRefusedError(_why(error)) from None
+        return self._identity(claims)
+
+    def _identity(self, claims: Mapping[str, Any]) -> EntraIdentity:
+        tenant_id, object_id = claims.get("tid"), claims.get("oid")
+        if not isinstance(tenant_id, str) or tenant_id.lower() != self._tenant_id:
+            raise TokenRefusedError("the token is of another tenant")
+        if not isinstance(object_id, str) or not object_id.isprintable() or not 0 < len(object_id) <= 128:  # noqa: PLR2004
+            raise TokenRefusedError("the token names no object id")
+        return EntraIdentity(self._tenant_id, object_id.lower(), _scopes(claims))
+
+
+def _key_id(token: str) -> str:
+    """The key id of a token whose header may be looked at: RS256, nothing critical. Raises TokenRefusedError."""
+    if len(token) > MAX_TOKEN_CHARS:
+        raise TokenRefusedError("the token is too long")
+    try:
+        header = jwt.get_unverified_header(token)
+    except PyJWTError:
+        raise TokenRefusedError("the token is not a JWT") from None
+    if header.get("alg") != "RS256" or "crit" in header:
+        raise TokenRefusedError("the token is not signed with RS256")
+    key_id = header.get("kid")
+    if not isinstance(key_id, str) or not key_id:
+        raise TokenRefusedError("the token names no key")
+    return key_id
+
+
+def _signing_keys(body: bytes) -> Mapping[str, jwt.PyJWK]:
+    """The RSA signing keys of a JWKS document; others are left out. Raises ValueError where there is none."""
+    document = json.loads(body)
+    entries = document.get("keys") if isinstance(document, dict) else None
+    if not isinstance(entries, list) or len(entries) > MAX_JWKS_KEYS:
+        raise ValueError("no JWKS")
+    keys = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or entry.get("kty") != "RSA" or entry.get("use", "sig") != "sig":
+            continue
+        try:
+            key = jwt.PyJWK(entry, algorithm="RS256")
+        except PyJWTError:
+            continue
+        if isinstance(entry.get("kid"), str) and key.key.key_size >= MIN_RSA_BITS:
+            keys[entry["kid"]] = key
+    if not keys:
+        raise ValueError("no RSA key in it")
+    return keys
+
+
+def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
+    delegated, roles = claims.get("scp"), claims.get("roles")
+    named = delegated.split() if isinstance(delegated, str) else []
+    return frozenset(named + [role for role in roles if isinstance(role, str)] if isinstance(roles, list) else named)
+
+
+def _why(error: PyJWTError) -> str:
+    match error:
+        case jwt.ExpiredSignatureError():
+            return "the token has expired"
+        case jwt.ImmatureSignatureError():
+            return "the token is not valid yet"
+        case jwt.InvalidAudienceError():
+            return "the token is for another audience"
+        case jwt.InvalidIssuerError():
+            return "the token is of another issuer"
+        case jwt.MissingRequiredClaimError():
+            return "the token lacks a claim"
+        case _:
+            return "the token's signature or form is wrong"

@@ -1,0 +1,113 @@
+"""Builds the broker's parts once, in order, and takes them down in the other order."""
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import httpx
+from pydantic import SecretStr
+from starlette.types import Scope
+
+from strategies.transport import make_transport
+from token_broker.agents import load_agents
+from token_broker.auth import ANONYMOUS, make_authenticator
+from token_broker.azure import build_chain, build_connector, build_credentials, make_client
+from token_broker.broker import Broker
+from token_broker.forwarded import address_key, client_of
+from token_broker.limits import RateLimit
+from token_broker.local_books import LocalIntake, LocalSessions, LocalTickets, NoRecall
+from token_broker.origins import OriginRules
+from token_broker.plans import PlanMaker
+from token_broker.relay.drain import Drain
+from token_broker.relay.endpoint import VoiceRelay
+from token_broker.relay.slots import TalkSlots
+from token_broker.settings import Settings
+from token_broker.tokens import TokenSigner, load_or_create_key
+
+__all__ = ["build_broker", "signing_keys"]
+
+_WARM_UP_S = 3
+
+
+@contextlib.asynccontextmanager
+async def build_broker(settings: Settings, drain: Drain) -> AsyncIterator[Broker]:
+    """The broker, ready to serve; what warms up does so beside it."""
+    async with contextlib.AsyncExitStack() as stack:
+        agents = load_agents(settings.agents_file)
+        signer = TokenSigner(signing_keys(settings))
+        transport = make_transport()
+        http = await stack.enter_async_context(make_client(transport))
+        credentials = build_credentials(settings)
+        if credentials is not None:
+            stack.push_async_callback(credentials.aclose)
+        authenticator = make_authenticator(settings, http)
+        stack.push_async_callback(authenticator.aclose)
+        talks = TalkSlots(max_total=settings.max_sessions, max_per_key=settings.max_sessions_per_principal)
+        rules = OriginRules(settings)
+        tickets = LocalTickets()
+        recall = NoRecall()
+        broker = Broker(
+            settings=settings,
+            agents=agents,
+            signer=signer,
+            authenticator=authenticator,
+            rate=RateLimit(settings.rate_limit_per_minute),
+            chain=build_chain(settings, transport, credentials),
+            plans=PlanMaker(settings, signer),
+            sessions=LocalSessions(),
+            recall=recall,
+            http=http,
+            credentials=credentials,
+            drain=drain,
+            talks=talks,
+            relay=VoiceRelay(
+                settings=settings,
+                agents=agents,
+                signer=signer,
+                tickets=tickets,
+                intake=LocalIntake(),
+                recall=recall,
+                connector=build_connector(settings, credentials),
+                slots=talks,
+                drain=drain,
+                origin_allowed=lambda scope: rules.refusal(scope) is None,
+                limit_key=_limit_key(settings),
+            ),
+        )
+        warm_up = asyncio.create_task(_warm_up(broker), name="warm-up")
+        stack.callback(warm_up.cancel)
+        gc.freeze()  # what was built stays: the collector need not look through it again with every few requests
+        yield broker
+
+
+def signing_keys(settings: Settings) -> Sequence[SecretStr]:
+    """The configured keys, or the one kept beside the SQLite database, made at the first start."""
+    if settings.signing_keys:
+        return settings.signing_keys
+    database = Path(settings.database_url.get_secret_value().removeprefix("sqlite+aiosqlite:///").partition("?")[0])
+    return (load_or_create_key(database.with_name(f"{database.name}.signing-key")),)
+
+
+def _limit_key(settings: Settings) -> Callable[[Scope, str], str]:
+    """What a ticket's bearer is counted by: the principal, or the address of somebody anonymous."""
+
+    def key(scope: Scope, principal: str) -> str:
+        if principal != ANONYMOUS:
+            return principal
+        return address_key(client_of(scope, settings.trusted_proxies).address)
+
+    return key
+
+
+async def _warm_up(broker: Broker) -> None:
+    """Opens the first connection to Azure and fetches the first Entra token, so that the first caller need not wait."""
+    target = broker.settings.target
+    if target is None or broker.credentials is None:
+        return
+    await broker.credentials.warm()
+    with contextlib.suppress(httpx.HTTPError, OSError, TimeoutError):
+        async with asyncio.timeout(_WARM_UP_S):
+            async with broker.http.stream("HEAD", target.openai_base):
+                pass

@@ -1,0 +1,162 @@
+"""Which web pages may ask: CORS, the WebSocket's Origin, and Host names that no page may borrow.
+
+Three rules, the same for HTTP and WebSockets. A request without `Origin` comes from no page, and is admitted; `null`
+is refused; else it is the broker's own origin or one of BROKER_ALLOWED_ORIGINS. A broker that listens on loopback and
+knows no public name answers loopback names alone, so that a page whose name was pointed at 127.0.0.1 (DNS rebinding)
+gets nothing. Cookies never travel across origins: credentials are not allowed in CORS.
+"""
+
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from strategies.endpoint import is_loopback
+from token_broker.forwarded import Client, client_of, normal_host
+from token_broker.problems import Problem, problem_response
+from token_broker.settings import Settings
+
+__all__ = ["OriginGuard", "OriginRules"]
+
+EXPOSED_HEADERS = "Location, Retry-After, X-Request-ID"
+ALLOWED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
+ALLOWED_HEADERS = (
+    "Authorization, Content-Type, X-Session-Token, X-Request-ID, traceparent, tracestate, "
+    # What the official clients add in a browser; the doors take their keys.
+    "api-key, OpenAI-Beta, OpenAI-Organization, OpenAI-Project, User-Agent, X-OpenAI-Agents-SDK"
+)
+_CLIENT_HEADER_PREFIX = "x-stainless-"
+PREFLIGHT_MAX_AGE_S = 600
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_PROBES = frozenset({"/healthz", "/readyz"})  # a platform asks them by the container's address
+
+
+class OriginRules:
+    """The rules as the settings have them; pure."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._trusted_proxies = settings.trusted_proxies
+        self._any = "*" in settings.allowed_origins
+        named = [*settings.allowed_origins, *([settings.public_url] if settings.public_url else [])]
+        self._named = frozenset(origin for item in named if (origin := _origin_of_url(item)) is not None)
+        self._loopback_names_only = (
+            is_loopback(settings.host) and settings.public_url is None and not settings.trusted_proxies
+        )
+
+    def refusal(self, scope: Scope) -> Problem | None:
+        """Why this HTTP request or WebSocket handshake is not for its sender to make; None where it is."""
+        if (problem := self._host_refusal(scope)) is not None:
+            return problem
+        changes_state = scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS
+        if changes_state and not self.admits(scope):
+            return Problem(
+                403,
+                "origin_not_allowed",
+                "Pages of this origin may not ask here. Its operator can list it in BROKER_ALLOWED_ORIGINS; a broker "
+                "behind a proxy has to know its own address from BROKER_PUBLIC_URL or BROKER_TRUSTED_PROXIES.",
+            )
+        return None
+
+    def admits(self, scope: Scope) -> bool:
+        """Whether the scope's `Origin` may ask; no `Origin` may, two may not."""
+        origins = Headers(scope=scope).getlist("origin")
+        if not origins:
+            return True
+        origin = _normal_origin(origins[0]) if len(origins) == 1 else None
+        if origin is None:
+            return False
+        return self._any or origin in self._named or origin == _own_origin(client_of(scope, self._trusted_proxies))
+
+    def _host_refusal(self, scope: Scope) -> Problem | None:
+        if not self._loopback_names_only or scope["path"] in _PROBES:
+            return None
+        hosts = Headers(scope=scope).getlist("host")
+        if all(is_loopback(_name(host)) for host in hosts):
+            return None
+        return Problem(
+            421,
+            "host_not_served",
+            "This broker listens on loopback and answers to loopback names such as localhost alone. To serve it under "
+            "another name, set BROKER_PUBLIC_URL, or BROKER_TRUSTED_PROXIES behind a proxy.",
+        )
+
+
+class OriginGuard:
+    """Refuses what the rules refuse over HTTP, answers preflights, and adds the CORS headers to admitted answers.
+
+    WebSockets pass: their routes ask `OriginRules.refusal` themselves, since some refuse with a close code.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._rules = OriginRules(settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers and "origin" in headers
+        origin = headers.get("origin") if self._rules.admits(scope) else None
+        correlation_id = scope.get("state", {}).get("correlation_id", "")
+
+        async def send_with_cors(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                _add_cors(MutableHeaders(scope=message), origin)
+            await send(message)
+
+        answer: ASGIApp = self._app
+        if (problem := self._rules.refusal(scope)) is not None:
+            answer = problem_response(problem, correlation_id)
+        elif preflight and origin is None:
+            answer = problem_response(
+                Problem(403, "origin_not_allowed", "Pages of this origin may not ask here."), correlation_id
+            )
+        elif preflight:
+            answer = _preflight(headers)
+        await answer(scope, receive, send_with_cors)
+
+
+def _add_cors(headers: MutableHeaders, origin: str | None) -> None:
+    headers.add_vary_header("Origin")
+    if origin is not None:
+        headers["Access-Control-Allow-Origin"] = origin
+        headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+
+
+def _preflight(asked: Headers) -> Response:
+    """Leave for our methods and headers, and for the `x-stainless-…` ones that the official clients send."""
+    names = [name.strip().lower() for name in asked.get("access-control-request-headers", "").split(",")]
+    clients = [n for n in names if n.startswith(_CLIENT_HEADER_PREFIX) and n.replace("-", "").isalnum()]
+    return Response(
+        status_code=204,
+        headers={
+            "Access-Control-Allow-Methods": ALLOWED_METHODS,
+            "Access-Control-Allow-Headers": ", ".join([ALLOWED_HEADERS, *clients]),
+            "Access-Control-Max-Age": str(PREFLIGHT_MAX_AGE_S),
+        },
+    )
+
+
+def _own_origin(client: Client) -> str:
+    return f"{client.scheme}://{client.host}"
+
+
+def _origin_of_url(url: str) -> str | None:
+    scheme, _, rest = url.strip().partition("://")
+    return _normal_origin(f"{scheme}://{rest.partition('/')[0]}")
+
+
+def _normal_origin(text: str) -> str | None:
+    """An origin in lower case without its default port; None for `null`, `*` and what is none."""
+    scheme, _, authority = text.lower().partition("://")
+    host = normal_host(authority, scheme) if scheme in {"http", "https"} else None
+    return None if host is None else f"{scheme}://{host}"
+
+
+def _name(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

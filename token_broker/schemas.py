@@ -1,0 +1,127 @@
+"""The voice routes' requests and answers, as models: what checks a request, and what OpenAPI shows, is one thing."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+from strategies.base import Dialect
+
+__all__ = [
+    "AgentConfig",
+    "Connection",
+    "Plan",
+    "RelayConnection",
+    "TokenRequest",
+    "WebRtcConnection",
+    "WebSocketConnection",
+]
+
+
+def _is_printable(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must not have control characters")
+    return value
+
+
+def _is_set(values: list[Literal["audio", "text"]]) -> list[Literal["audio", "text"]]:
+    if len(set(values)) != len(values):
+        raise ValueError("must not name a modality twice")
+    return values
+
+
+def _both_modalities() -> list[Literal["audio", "text"]]:
+    return ["audio", "text"]
+
+
+SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{16,64}$")]
+UserId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_is_printable)]
+
+
+class TokenRequest(BaseModel):
+    """What a browser asks for; every field may be left out."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        json_schema_extra={"examples": [{"agent_id": "elena", "modalities": ["audio", "text"]}]},
+    )
+
+    agent_id: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
+        None, description="Who speaks; the default agent where it is left out."
+    )
+    session_id: SessionId | None = Field(
+        None, description="A session to begin under this id, or to resume with its `X-Session-Token`."
+    )
+    modalities: Annotated[
+        list[Literal["audio", "text"]], Field(min_length=1, max_length=2), AfterValidator(_is_set)
+    ] = Field(
+        default_factory=_both_modalities,
+        description="What the agent answers with. GA takes one: audio where both are asked for.",
+    )
+    user_id: UserId | None = Field(
+        None, description="A label without authentication; with it, absent or the caller's own id."
+    )
+
+
+class _Connection(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    transport: str
+    url: str
+    expires_at: datetime
+    expires_in_s: int = Field(description="What is left; go by this, clocks are wrong.")
+    dialect: Dialect
+    voice: str
+
+
+class WebRtcConnection(_Connection):
+    """Straight to Azure: post the SDP offer to `url` with `token` as Bearer."""
+
+    transport: Literal["webrtc"] = "webrtc"
+    token: str
+
+
+class RelayConnection(_Connection):
+    """The SDP offer goes through the broker; media still flows between the browser and Azure."""
+
+    transport: Literal["webrtc_relay"] = "webrtc_relay"
+    token: str
+
+
+class WebSocketConnection(_Connection):
+    """A WebSocket, opened with `protocols`: the broker's proxy, or Azure's own where that is switched on."""
+
+    transport: Literal["websocket", "websocket_proxy"]
+    protocols: list[str]
+
+
+Connection = Annotated[WebRtcConnection | RelayConnection | WebSocketConnection, Field(discriminator="transport")]
+
+
+class Plan(BaseModel):
+    """How to connect: `connections` in the order to try. `token`, `endpoint`, `expires_at` are the first version's."""
+
+    model_config = ConfigDict(frozen=True)
+
+    session_id: str
+    agent_id: str
+    model: str
+    strategy: str
+    degraded: bool = Field(description="True when nothing was minted and only the proxy is left.")
+    token: str | None
+    expires_at: datetime
+    endpoint: str
+    session_token: str
+    connections: list[Connection]
+    correlation_id: str
+
+
+class AgentConfig(BaseModel):
+    """An agent as the first version's clients ask for it."""
+
+    agent_id: str
+    voice_name: str
+    model: str
+    endpoint_configured: bool

@@ -1,0 +1,60 @@
+"""Plain answers below Starlette, for HTTP and WebSocket handshakes alike, and the marks that every answer carries."""
+
+import uuid
+from collections.abc import Callable
+from email.utils import formatdate
+
+from starlette.types import Message, Receive, Scope, Send
+
+from token_broker.simulator.errors import AzureError
+from token_broker.simulator.seen import SeenRequest
+
+_STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
+_DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
+
+
+def marks(now: Callable[[], float]) -> list[tuple[bytes, bytes]]:
+    """Headers of every answer: Azure's request id and date, and the plain word that this is a simulation."""
+    return [
+        (b"date", formatdate(now(), usegmt=True).encode()),
+        (b"x-simulated", b"true"),
+        (b"apim-request-id", str(uuid.uuid4()).encode()),
+    ]
+
+
+def marking(send: Send, now: Callable[[], float], entry: SeenRequest) -> Send:
+    """Wraps `send`: marks each answer, and notes in `entry` what was answered."""
+
+    async def marked(message: Message) -> None:
+        if message["type"] in _STARTS:
+            entry.status = message.get("status", 101)
+            message = {**message, "headers": [*message.get("headers", []), *marks(now)]}
+        elif message["type"] == "websocket.send":
+            entry.frames_sent += 1
+        await send(message)
+
+    return marked
+
+
+async def respond(scope: Scope, send: Send, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+    """Answers an HTTP request, or refuses a WebSocket handshake, with a whole body."""
+    prefix = "websocket." if scope["type"] == "websocket" else ""
+    raw = [(name.lower().encode(), value.encode()) for name, value in headers]
+    if status in (204, 304):
+        body = b""
+    else:
+        raw.append((b"content-length", str(len(body)).encode()))
+    await send({"type": f"{prefix}http.response.start", "status": status, "headers": raw})
+    await send({"type": f"{prefix}http.response.body", "body": body, "more_body": False})
+
+
+async def respond_error(scope: Scope, send: Send, error: AzureError) -> None:
+    """As `respond`, with an error of Azure's."""
+    headers = [("content-type", error.media_type), *error.headers.items()]
+    await respond(scope, send, error.status, headers, error.body)
+
+
+async def client_left(receive: Receive) -> None:
+    """Returns once the client has gone. What it sends meanwhile is read and dropped."""
+    while (await receive())["type"] not in _DISCONNECTS:
+        pass

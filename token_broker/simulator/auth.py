@@ -1,0 +1,69 @@
+"""Who is asking: tells a key from an Entra token from an ephemeral secret, and which of them a route takes.
+
+`azure-facts.md` §1, Auth: `api-key`, or a Bearer Entra token; only under `/openai/v1` may the key come as Bearer.
+"""
+
+import hmac
+from collections.abc import Collection
+from enum import StrEnum
+
+from pydantic import SecretStr
+from starlette.datastructures import Headers
+
+from token_broker.simulator import errors
+from token_broker.simulator.config import SimulatorConfig
+from token_broker.simulator.ephemeral import PREFIX, EphemeralSecrets
+
+BEARER = "bearer "
+
+
+class Credential(StrEnum):
+    """What a request carries."""
+
+    NONE = "none"
+    KEY = "key"
+    KEY_AS_BEARER = "key_as_bearer"
+    ENTRA = "entra"
+    ENTRA_WITHOUT_ROLE = "entra_without_role"
+    EPHEMERAL = "ephemeral"
+    EPHEMERAL_EXPIRED = "ephemeral_expired"
+    UNKNOWN = "unknown"
+
+
+def credential_of(headers: Headers, config: SimulatorConfig, secrets: EphemeralSecrets) -> Credential:
+    """Classifies what the request carries. An `api-key` header wins over `Authorization`."""
+    key = headers.get("api-key")
+    if key is not None:
+        return Credential.KEY if _same(key, config.key) else Credential.UNKNOWN
+    token = bearer_of(headers)
+    if token is None:
+        return Credential.NONE
+    if token.startswith(PREFIX):
+        return Credential.EPHEMERAL if secrets.find(token) else Credential.EPHEMERAL_EXPIRED
+    if any(_same(token, entra) for entra in config.entra_tokens):
+        return Credential.ENTRA
+    if any(_same(token, entra) for entra in config.roleless_entra_tokens):
+        return Credential.ENTRA_WITHOUT_ROLE
+    return Credential.KEY_AS_BEARER if _same(token, config.key) else Credential.UNKNOWN
+
+
+def bearer_of(headers: Headers) -> str | None:
+    """The token of an `Authorization: Bearer` header."""
+    value = headers.get("authorization", "")
+    return value[len(BEARER) :].strip() if value.lower().startswith(BEARER) else None
+
+
+def admit(credential: Credential, config: SimulatorConfig, taken: Collection[Credential]) -> None:
+    """Raises the refusal that Azure would send unless `credential` is among those the route takes."""
+    if credential is Credential.NONE:
+        raise errors.key_missing()
+    if credential is Credential.ENTRA_WITHOUT_ROLE:
+        raise errors.permission_denied()
+    if credential not in taken:
+        raise errors.key_wrong()
+    if config.keys_disabled and credential in {Credential.KEY, Credential.KEY_AS_BEARER}:
+        raise errors.keys_disabled()
+
+
+def _same(given: str, expected: SecretStr) -> bool:
+    return hmac.compare_digest(given.encode(), expected.get_secret_value().encode())

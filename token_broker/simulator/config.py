@@ -1,0 +1,63 @@
+"""What the simulated resource is like: which kind, its key, its deployments. Fixed while it runs; faults are not."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from pydantic import SecretStr
+
+Kind = Literal["direct", "unified", "project"]
+ALL_KINDS: frozenset[Kind] = frozenset(get_args(Kind))
+
+DEFAULT_KEY = "simulated-key"
+DEFAULT_ENTRA_TOKEN = "simulated-entra-token"  # noqa: S105 - a stand-in that opens nothing but this simulator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatorConfig:
+    """One simulated Azure resource. The defaults make a healthy one with `gpt-realtime` deployed."""
+
+    kinds: frozenset[Kind] = ALL_KINDS
+    """Which families of routes exist; the others answer 404."""
+    key: SecretStr = field(default_factory=lambda: SecretStr(DEFAULT_KEY))
+    entra_tokens: frozenset[SecretStr] = field(default_factory=lambda: frozenset({SecretStr(DEFAULT_ENTRA_TOKEN)}))
+    """Bearer tokens taken for valid Entra tokens of a principal with the right role."""
+    roleless_entra_tokens: frozenset[SecretStr] = frozenset()
+    """Valid Entra tokens of a principal without the role: 401 `PermissionDenied`."""
+    keys_disabled: bool = False
+    """`disableLocalAuth`: every key gets 403 `AuthenticationTypeDisabled`."""
+
+    deployments: frozenset[str] = frozenset({"gpt-realtime", "gpt-realtime-mini"})
+    transcription_deployments: frozenset[str] = frozenset({"whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"})
+    """On GA a transcription model is a deployment's name; where it is missing each transcription fails."""
+    projects: frozenset[str] | None = None
+    """Foundry projects that exist; `None`: whatever is asked for."""
+
+    flat_api_versions: frozenset[str] = frozenset({"2025-10-01", "2024-10-01-preview"})
+    voice_live_api_versions: frozenset[str] = frozenset({"2025-10-01", "2026-04-10", "2026-07-15"})
+    preview_socket_api_versions: frozenset[str] = frozenset({"2024-10-01-preview", "2025-04-01-preview"})
+    ga_ttl_s: int = 7199
+    """Life of a GA secret whose mint asked for none (`azure-facts.md` §1)."""
+    flat_ttl_s: int = 60
+    """Life of a secret from a flat mint, which cannot ask for one."""
+
+    voice_live_models: frozenset[str] = frozenset(
+        {"gpt-realtime", "gpt-realtime-mini", "gpt-4o", "gpt-4o-mini", "gpt-4.1", "gpt-4.1-mini", "gpt-5", "gpt-5-mini"}
+    )
+    """Models that Voice Live hosts itself; the resource's deployments work there as well."""
+    ephemeral_subprotocol: bool = False
+    """Whether GA's socket takes an ephemeral secret as subprotocol `openai-insecure-api-key.<secret>`: unproven on
+    Azure (`azure-facts.md` §3)."""
+
+    thinking_s: float = 0.05
+    """From the end of a turn to the first of the answer."""
+    answer_speed: float = 5.0
+    """How many times faster than real time answers are sent."""
+    transcribes_after_answer: bool = False
+    """The user's transcript comes after the answer's end, not before its start: both happen on Azure."""
+    longest_talk_s: float = 3600.0
+    max_talks: int = 5000
+
+    clock_offset_s: float = 0.0
+    """How far this resource's clock is ahead of the machine's."""
+    max_body_bytes: int = 1024 * 1024
+    max_remembered_requests: int = 1000

@@ -1,0 +1,257 @@
+"""The faults that can be set while the simulator runs, and which of them a request meets.
+
+A fault is `{"match": "<path prefix>", "fault": "<name>", "times": n|null, …}`; the first of the list that fits a
+request and is not used up applies to it. `fault_http.py` and `fault_websocket.py` carry them out.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, AliasChoices, Field, JsonValue, TypeAdapter, ValidationError
+
+from token_broker.simulator.session_bodies.check import Strict, describe_all
+
+MEGABYTE = 1_000_000
+FIFTY_MEGABYTES = 50 * MEGABYTE
+TWENTY_MEGABYTES = 20 * MEGABYTE
+
+Protocol = Literal["http", "websocket"]
+Stage = Literal["handshake", "created", "updated"]
+"""Where a WebSocket stalls: before the handshake's answer, before `session.created`, before `session.updated`."""
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+_OURS_TO_SEND = frozenset({"content-length", "transfer-encoding"})
+
+
+def _sendable(headers: dict[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        if name.lower() in _OURS_TO_SEND:
+            raise ValueError(f"'{name}' is set by what is sent")
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            raise ValueError(f"'{name}: {value}' can't be sent as a header")
+    return headers
+
+
+Headers = Annotated[dict[str, str], AfterValidator(_sendable)]
+Seconds = Annotated[float, Field(ge=0, le=3600)]
+
+
+class _Fault(Strict):
+    protocols: ClassVar[frozenset[Protocol]] = frozenset({"http"})
+
+    match: str = Field(pattern="^/")
+    """Prefix of the paths it applies to."""
+    times: int | None = Field(default=None, ge=0)
+    """How many requests meet it; null: all."""
+    method: str | None = None
+    auth: Literal["key", "entra", "ephemeral", "none"] | None = None
+    """Only requests with such a credential."""
+
+
+class _AnyFault(_Fault):
+    protocols = frozenset({"http", "websocket"})
+
+
+class _SocketFault(_Fault):
+    protocols = frozenset({"websocket"})
+
+
+class Status(_AnyFault):
+    """Answers with a status. Without `body` it is an Azure-shaped error; a string is sent as it is."""
+
+    fault: Literal["status"]
+    code: int = Field(default=500, ge=200, le=599)
+    headers: Headers = Field(default_factory=dict)
+    body: JsonValue = None
+
+
+class Redirect(_AnyFault):
+    """Answers with a redirect to `location`, an absolute or a relative URL."""
+
+    fault: Literal["redirect"]
+    location: Annotated[str, Field(min_length=1, pattern=_HEADER_VALUE.pattern + "$")]
+    code: Literal[301, 302, 303, 307, 308] = 307
+
+
+class Hang(_AnyFault):
+    """Accepts and never answers, until the client leaves or the simulator stops. `stage` is for WebSockets."""
+
+    fault: Literal["hang"]
+    stage: Stage = "handshake"
+
+
+class Slow(_AnyFault):
+    """Takes `seconds` over one part: before the answer starts, or to drip its headers or its body, byte by byte.
+
+    On a WebSocket it waits so long at `stage`.
+    """
+
+    fault: Literal["slow"]
+    seconds: Seconds = 5.0
+    part: Literal["start", "headers", "body"] = "start"
+    stage: Stage = "handshake"
+
+
+class Reset(_AnyFault):
+    """A TCP reset: before any answer, after the headers, or in the middle of the body."""
+
+    fault: Literal["reset"]
+    at: Literal["start", "headers", "body"] = "start"
+
+
+class MalformedJson(_Fault):
+    """200 with a body that is no JSON."""
+
+    fault: Literal["malformed_json"]
+    form: Literal["truncated", "html", "text", "empty"] = "truncated"
+
+
+class MissingValue(_Fault):
+    """A mint's answer whose `value` is no use."""
+
+    fault: Literal["missing_value"]
+    form: Literal["missing", "null", "empty", "blank", "number", "object"] = "missing"
+
+
+class Expired(_Fault):
+    """A mint's answer that has expired already, and whose secret has."""
+
+    fault: Literal["expired"]
+    seconds_ago: Annotated[float, Field(gt=0)] = 60.0
+
+
+class ExpiresAt(_Fault):
+    """A mint's answer with any `expires_at`; without `value` it has none."""
+
+    fault: Literal["expires_at"]
+    value: JsonValue = None
+
+
+class HugeBody(_Fault):
+    """200 with a body of so many bytes, streamed."""
+
+    fault: Literal["huge_body"]
+    bytes: int = Field(default=FIFTY_MEGABYTES, ge=1)
+
+
+class DropAfter(_SocketFault):
+    """The connection dies after `frames` of Azure's frames: reset, without a close frame, or closed with `code`."""
+
+    fault: Literal["drop_after"]
+    frames: int = Field(ge=0, validation_alias=AliasChoices("frames", "n"))
+    how: Literal["reset", "eof", "close"] = "reset"
+    code: int = Field(default=1011, ge=1000, le=4999)
+
+
+class Garbage(_SocketFault):
+    """After `frames` of Azure's frames, one that can't be read: no JSON, no text, no event, or no WebSocket frame."""
+
+    fault: Literal["garbage"]
+    form: Literal["text", "binary", "array", "untyped", "protocol"] = "text"
+    frames: int = Field(default=1, ge=0)
+
+
+class OversizedFrame(_SocketFault):
+    """After `frames` of Azure's frames, a message of so many bytes, whole or in fragments."""
+
+    fault: Literal["oversized_frame"]
+    bytes: int = Field(default=TWENTY_MEGABYTES, ge=1)
+    fragmented: bool = False
+    frames: int = Field(default=1, ge=0)
+
+
+class Flood(_SocketFault):
+    """After `frames` of Azure's frames, audio deltas as fast as the socket takes them, `count` of them or for ever."""
+
+    fault: Literal["flood"]
+    count: int | None = Field(default=None, ge=1)
+    bytes: int = Field(default=4800, ge=1, le=MEGABYTE)
+    frames: int = Field(default=1, ge=0)
+
+
+Fault = Annotated[
+    Status
+    | Redirect
+    | Hang
+    | Slow
+    | Reset
+    | MalformedJson
+    | MissingValue
+    | Expired
+    | ExpiresAt
+    | HugeBody
+    | DropAfter
+    | Garbage
+    | OversizedFrame
+    | Flood,
+    Field(discriminator="fault"),
+]
+_FAULTS: TypeAdapter[list[Fault]] = TypeAdapter(list[Fault])
+
+
+class FaultsError(ValueError):
+    """A list of faults that can't be set; `problems` names each thing that is wrong."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = list(problems)
+
+
+def parse_faults(value: object) -> list[Fault]:
+    """Reads a JSON list of faults.
+
+    Raises:
+        FaultsError: with every mistake in it named.
+
+    """
+    try:
+        return _FAULTS.validate_python(value)
+    except ValidationError as error:
+        raise FaultsError(describe_all(error, value)) from None
+
+
+class FaultTable:
+    """The faults now set, with what is left of each."""
+
+    def __init__(self) -> None:
+        self._armed: list[_Armed] = []
+
+    def replace(self, faults: Sequence[Fault]) -> None:
+        self._armed = [_Armed(fault) for fault in faults]
+
+    def add(self, fault: Fault) -> None:
+        """Sets one more, ahead of the others."""
+        self._armed = [_Armed(fault), *self._armed]
+
+    def remove(self, fault: Fault) -> None:
+        self._armed = [armed for armed in self._armed if armed.fault is not fault]
+
+    def listed(self) -> list[dict[str, JsonValue]]:
+        """As JSON, `times` being what is left."""
+        return [armed.fault.model_dump(mode="json") | {"times": armed.left} for armed in self._armed]
+
+    def take(self, protocol: Protocol, method: str, path: str, auth: str) -> Fault | None:
+        """The fault this request meets, if any; uses it up by one."""
+        for armed in self._armed:
+            if armed.left != 0 and _applies(armed.fault, protocol, method, path, auth):
+                if armed.left is not None:
+                    armed.left -= 1
+                return armed.fault
+        return None
+
+
+class _Armed:
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.left = fault.times
+
+
+def _applies(fault: Fault, protocol: Protocol, method: str, path: str, auth: str) -> bool:
+    return (
+        protocol in fault.protocols
+        and path.startswith(fault.match)
+        and fault.method in (None, method)
+        and (fault.auth is None or auth.startswith(fault.auth))
+    )

@@ -1,0 +1,32 @@
+"""The simulated resource while it runs: its configuration, its clock, and what it has minted."""
+
+import time
+
+from starlette.datastructures import Headers
+
+from token_broker.simulator.auth import Credential, credential_of
+from token_broker.simulator.config import SimulatorConfig
+from token_broker.simulator.ephemeral import EphemeralSecrets
+
+
+class Clock:
+    """The resource's own time, `offset_s` ahead of the machine's. A test may move it on."""
+
+    def __init__(self, offset_s: float = 0.0) -> None:
+        self.offset_s = offset_s
+
+    def now(self) -> float:
+        """Unix seconds."""
+        return time.time() + self.offset_s
+
+
+class Resource:
+    """What the routes of one simulator share."""
+
+    def __init__(self, config: SimulatorConfig) -> None:
+        self.config = config
+        self.clock = Clock(config.clock_offset_s)
+        self.secrets = EphemeralSecrets(self.clock.now)
+
+    def credential_of(self, headers: Headers) -> Credential:
+        return credential_of(headers, self.config, self.secrets)

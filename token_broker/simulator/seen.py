@@ -1,0 +1,76 @@
+"""What the simulator saw, for tests that count calls upstream. Credentials are told by their kind, never kept."""
+
+import re
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import SecretStr
+
+from token_broker.simulator.session_bodies.check import Complaint, parse_json
+
+_LONGEST_BODY = 64 * 1024
+_MOST_EVENTS = 200
+
+
+@dataclass(slots=True)
+class SeenRequest:
+    """One HTTP request or WebSocket handshake, and what became of it."""
+
+    protocol: str
+    method: str
+    path: str
+    query: str
+    header_names: list[str]
+    auth: str
+    body: Any
+    at: float
+    status: int | None = None
+    """Of the answer; null while there is none, or where the connection was broken instead."""
+    fault: str | None = None
+    frames_sent: int = 0
+    frames_received: int = 0
+    events: list[Any] = field(default_factory=list)
+    """On a WebSocket: the client's events but for audio, the first 200."""
+    ended: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"at": datetime.fromtimestamp(self.at, UTC).isoformat().replace("+00:00", "Z")}
+
+    def note_event(self, event: object) -> None:
+        if len(self.events) < _MOST_EVENTS:
+            self.events.append(event)
+
+
+class RequestLog:
+    """The last `limit` requests, oldest first."""
+
+    def __init__(self, secrets: Iterable[SecretStr], limit: int) -> None:
+        self._entries: deque[SeenRequest] = deque(maxlen=limit)
+        values = [re.escape(secret.get_secret_value()) for secret in secrets]
+        self._secret = re.compile("|".join([*values, r"ek_[A-Za-z0-9_-]+"]))
+
+    def add(self, entry: SeenRequest) -> None:
+        self._entries.append(entry)
+
+    def entries(self) -> list[SeenRequest]:
+        return list(self._entries.copy())
+
+    def clear(self) -> None:
+        self._entries.clear()
+
+    def scrub(self, text: str) -> str:
+        """The text without any secret that this simulator knows or could have minted."""
+        return self._secret.sub("[redacted]", text)
+
+    def readable(self, body: bytes) -> Any:
+        """A body as it may be shown: JSON where it is some, else text; cut where it is long."""
+        text = self.scrub(body.decode(errors="replace"))
+        if not text:
+            return None
+        try:
+            return parse_json(text) if len(text) <= _LONGEST_BODY else text[:_LONGEST_BODY] + "…"
+        except Complaint:
+            return text

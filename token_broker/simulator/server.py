@@ -1,0 +1,186 @@
+"""Runs a simulator: in the caller's event loop (`serve`) or in a thread with one of its own (`run_in_thread`)."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from token_broker.simulator.app import Simulator
+from token_broker.simulator.config import SimulatorConfig
+from token_broker.simulator.faults import parse_faults
+from token_broker.simulator.seen import SeenRequest
+from token_broker.simulator.wire import HttpProtocol, WebSocketProtocol
+
+# The largest append that Azure takes, 15 MiB of audio (`azure-facts.md` §5), in base64 and JSON.
+_MAX_MESSAGE_BYTES = 21 * 1024 * 1024
+# Azure's front keeps idle connections; uvicorn's 5 s would make clients meet closed ones.
+_KEEP_ALIVE_S = 75
+_START_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunningSimulator:
+    """A simulator that listens at `base_url`, and the handles a test wants on it. Safe to use from other threads."""
+
+    base_url: str
+    simulator: Simulator
+
+    @property
+    def websocket_url(self) -> str:
+        return "ws" + self.base_url.removeprefix("http")
+
+    @property
+    def requests(self) -> list[SeenRequest]:
+        """What it saw so far, oldest first."""
+        return self.simulator.log.entries()
+
+    @property
+    def running(self) -> int:
+        """Requests and WebSockets that have not ended."""
+        return self.simulator.running
+
+    async def until(self, running: int, timeout_s: float = 5.0) -> None:
+        """Waits until exactly so many requests and WebSockets are running; only from the simulator's own event loop.
+
+        Raises:
+            TimeoutError: it did not come to that in time.
+
+        """
+        async with asyncio.timeout(timeout_s):
+            await self.simulator.until(running)
+
+    def set_faults(self, *faults: dict[str, Any]) -> None:
+        """As `PUT /_simulator/faults`: these and no others. With none, all are healed."""
+        self.simulator.faults.replace(parse_faults(list(faults)))
+
+    @contextlib.contextmanager
+    def fault(self, name: str, match: str = "/", **options: Any) -> Iterator[None]:
+        """Within the block a fault is set, ahead of any other: `with azure.fault("hang", "/openai/v1"):`."""
+        (fault,) = parse_faults([{"match": match, "fault": name, **options}])
+        self.simulator.faults.add(fault)
+        try:
+            yield
+        finally:
+            self.simulator.faults.remove(fault)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Paths of a PEM certificate chain and its private key."""
+
+    certificate: Path
+    key: Path
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    config: SimulatorConfig | None = None, host: str = "127.0.0.1", port: int = 0, *, tls: TlsFiles | None = None
+) -> AsyncIterator[RunningSimulator]:
+    """Serves a simulator in this event loop until the block ends; `port` 0 takes any free one.
+
+    Raises:
+        OSError: the port is taken.
+
+    """
+    simulator = Simulator(config or SimulatorConfig())
+    with _listen(host, port) as listener:
+        server = _Server(_uvicorn_config(simulator, tls))
+        serving = asyncio.create_task(server.serve(sockets=[listener]), name="simulator")
+        try:
+            async with asyncio.timeout(_START_S):
+                await server.listening.wait()
+            scheme = "https" if tls else "http"
+            yield RunningSimulator(f"{scheme}://{host}:{listener.getsockname()[1]}", simulator)
+        finally:
+            simulator.stop()
+            server.should_exit = True
+            await serving
+
+
+@contextlib.contextmanager
+def run_in_thread(
+    config: SimulatorConfig | None = None, host: str = "127.0.0.1", port: int = 0, *, tls: TlsFiles | None = None
+) -> Iterator[RunningSimulator]:
+    """As `serve`, for callers without an event loop, or with one that must not carry the simulator's work."""
+    ready: Future[tuple[RunningSimulator, Callable[[], object]]] = Future()
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        async with serve(config, host, port, tls=tls) as running:
+            ready.set_result((running, lambda: loop.call_soon_threadsafe(stop.set)))
+            await stop.wait()
+
+    def run() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
+
+    thread = threading.Thread(target=run, name="simulator", daemon=True)
+    thread.start()
+    running, stop = ready.result(_START_S)
+    try:
+        yield running
+    finally:
+        stop()
+        thread.join()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    # Named as TCP, or asyncio leaves Nagle's algorithm on for what is accepted: 40 ms an answer.
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn inside somebody else's process: it says when it listens, and leaves signals alone."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _uvicorn_config(simulator: Simulator, tls: TlsFiles | None) -> uvicorn.Config:
+    return uvicorn.Config(
+        simulator,
+        http=HttpProtocol,
+        ws=WebSocketProtocol,
+        ws_max_size=_MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        interface="asgi3",
+        loop="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        date_header=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=2,
+        ssl_certfile=tls.certificate if tls else None,
+        ssl_keyfile=tls.key if tls else None,
+    )

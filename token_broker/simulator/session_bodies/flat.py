@@ -1,0 +1,73 @@
+"""The flat session configuration of the preview API, as the SOP's three mints take it (`azure-facts.md` §1)."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from token_broker.simulator.session_bodies.check import Strict
+from token_broker.simulator.session_bodies.ga import FunctionTool, SemanticVad, ServerVad, TracingConfiguration
+
+OPENAI_VOICES = frozenset(
+    {"alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar"},
+)
+# en-US-GuyNeural, en-US-Ava:DragonHDLatestNeural, zh-CN-liaoning-XiaobeiNeural
+_AZURE_VOICE = re.compile(r"[a-z]{2,3}-[A-Z]{2}-[\w-]+(:\w+)?(?<=Neural)")
+
+
+def is_azure_voice(name: str) -> bool:
+    """Whether a voice's name has the form that all of Azure Speech's have."""
+    return _AZURE_VOICE.fullmatch(name) is not None
+
+
+def _known_voice(name: str) -> str:
+    if name in OPENAI_VOICES or is_azure_voice(name):
+        return name
+    raise ValueError(f"'{name}' is neither an OpenAI voice nor the name of an Azure one")
+
+
+FlatVoice = Annotated[str, AfterValidator(_known_voice)]
+FlatFormat = Literal["pcm16"]
+
+
+class FlatTranscription(Strict):
+    """How the user's speech is transcribed."""
+
+    model: str | None = None
+    language: str | None = None
+    prompt: str | None = None
+
+
+class FlatNoiseReduction(Strict):
+    """For which kind of microphone noise is taken out."""
+
+    type: Literal["near_field", "far_field"]
+
+
+class FlatSession(Strict):
+    """Body of a flat mint, and `session` of the preview socket's `session.update`."""
+
+    model: str | None = None
+    modalities: Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=2)] = Field(
+        default=["audio", "text"]
+    )
+    instructions: str = ""
+    voice: FlatVoice = "alloy"
+    input_audio_format: FlatFormat = "pcm16"
+    output_audio_format: FlatFormat = "pcm16"
+    input_audio_transcription: FlatTranscription | None = None
+    input_audio_noise_reduction: FlatNoiseReduction | None = None
+    turn_detection: Annotated[ServerVad | SemanticVad, Field(discriminator="type")] | None = ServerVad(
+        type="server_vad"
+    )
+    tools: list[FunctionTool] = Field(default=[])
+    tool_choice: str = "auto"
+    temperature: float = Field(default=0.8, ge=0.6, le=1.2)
+    max_response_output_tokens: Annotated[int, Field(ge=1, le=4096)] | Literal["inf"] = "inf"
+    speed: float = Field(default=1.0, ge=0.25, le=1.5)
+    tracing: Literal["auto"] | TracingConfiguration | None = None
+
+
+def session_object(session: FlatSession, session_id: str) -> dict[str, Any]:
+    """The session as the preview API states it: every field, defaults included."""
+    return {"id": session_id, "object": "realtime.session", "expires_at": 0} | session.model_dump(mode="json")

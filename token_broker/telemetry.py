@@ -1,0 +1,118 @@
+"""Logs: structured, to stderr, with every secret taken out before a line is written.
+
+Two nets catch secrets, since one has holes: nothing is logged that is one, and the last step before the line is
+written replaces the known ones (the key, …) and whatever looks like a token.
+"""
+
+import hashlib
+import logging
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import structlog
+from pydantic import SecretStr
+from pydantic_core import to_json
+
+from strategies.base import Attempt
+from token_broker.settings import Settings
+
+__all__ = ["Redactor", "configure_logging", "fingerprint", "log_attempt"]
+
+MASK = "[redacted]"
+_TOKEN_LIKE = re.compile(
+    r"ek_[A-Za-z0-9_.-]{4,}"  # ephemeral tokens
+    r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"  # JWTs: Entra's, session tokens, tickets
+    r"|(?i:bearer)\s+[A-Za-z0-9._~+/=-]{8,}"
+)
+_MIN_SECRET_CHARS = 6
+
+_ADVICE = {
+    "misconfigured": "run `token-broker doctor`; check the key, the role (Cognitive Services OpenAI User), the network",
+    "no_credential": "check the managed identity and its role; or set AZURE_VOICELIVE_KEY",
+    "permanent": "this resource lacks the route: take the strategy out of BROKER_TOKEN_STRATEGIES, or leave it resting",
+}
+
+log = structlog.get_logger("token_broker.chain")
+
+
+class Redactor:
+    """Takes secrets out of a rendered line: the ones it is told, and what looks like a token."""
+
+    def __init__(self, secrets: Iterable[SecretStr | None]) -> None:
+        values = {secret.get_secret_value() for secret in secrets if secret is not None}
+        self._values = sorted((v for v in values if len(v) >= _MIN_SECRET_CHARS), key=len, reverse=True)
+
+    def __call__(self, line: str) -> str:
+        for value in self._values:
+            line = line.replace(value, MASK)
+        return _TOKEN_LIKE.sub(MASK, line)
+
+
+def configure_logging(settings: Settings) -> None:
+    """Sets up structlog and the standard library's logging alike, once a process."""
+    console = settings.log_format == "console" or (settings.log_format is None and sys.stderr.isatty())
+    level = getattr(logging, settings.log_level.upper())
+    redact = Redactor([settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys])
+    shared: list[Any] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    render: Any = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if console
+        else structlog.processors.JSONRenderer(serializer=_to_json)
+    )
+
+    def rendered(logger: Any, name: str, event: Any) -> str:
+        return redact(str(render(logger, name, event)))
+
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, rendered],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                rendered,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    # Libraries speak up only when something is wrong: at `info` some print headers, the key among them.
+    root.setLevel(max(level, logging.WARNING))
+
+
+def _to_json(event: Any, default: Any = str, **_options: Any) -> str:
+    return to_json(event, fallback=default).decode()
+
+
+def fingerprint(secret: str) -> str:
+    """What a log may show of a secret: enough to tell two apart, nothing to use."""
+    return hashlib.sha256(secret.encode()).hexdigest()[:12]
+
+
+def log_attempt(attempt: Attempt) -> None:
+    """A line for each attempt that failed; loud, and with what to do, where only an operator can mend it."""
+    if attempt.outcome == "minted":
+        return
+    level = "error" if attempt.outcome == "misconfigured" else "warning"
+    fields = {"status": attempt.status, "code": attempt.code, "azure_request_id": attempt.request_id}
+    getattr(log, level)(
+        "mint_failed",
+        strategy=attempt.strategy,
+        outcome=attempt.outcome,
+        why=attempt.why,
+        tries=attempt.tries,
+        duration_ms=round(attempt.duration_ms, 1),
+        **{name: value for name, value in fields.items() if value is not None},
+        **({"do": advice} if (advice := _ADVICE.get(attempt.outcome)) else {}),
+    )
