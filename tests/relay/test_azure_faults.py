@@ -66,9 +66,11 @@ async def hanging(stage: str) -> AsyncIterator[Running]:
             async with broker(f"{scheme}://{address}", **limit) as running:
                 yield running
     elif stage == "half a handshake":
-        async with silent_server(greet=b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: web") as (address, _):
-            async with broker(f"http://{address}", **limit) as running:
-                yield running
+        async with (
+            silent_server(greet=b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: web") as (address, _),
+            broker(f"http://{address}", **limit) as running,
+        ):
+            yield running
     elif stage == "name":
         prepared = build(make_settings("http://127.0.0.1:9", **limit))
         prepared.connector._resolver = HangingResolver()
@@ -245,13 +247,16 @@ async def test_a_talk_that_azure_breaks_ends_in_4502_and_its_last_turn_is_kept(f
 
 
 async def test_an_azure_that_answers_no_ping_is_dropped_after_two() -> None:
-    async with scripted_azure() as azure, broker(azure.url, ping_interval_s=0.3) as running:
-        async with running.client() as client:
-            await client.ready()
-            talk = await azure.talk()
-            talk.connection.transport.pause_reading()
-            assert await client.closed() == 4502
-            talk.connection.transport.resume_reading()
+    async with (
+        scripted_azure() as azure,
+        broker(azure.url, ping_interval_s=0.3) as running,
+        running.client() as client,
+    ):
+        await client.ready()
+        talk = await azure.talk()
+        talk.connection.transport.pause_reading()
+        assert await client.closed() == 4502
+        talk.connection.transport.resume_reading()
 
 
 async def test_a_certificate_that_is_not_trusted_is_a_failure_like_any_other() -> None:
@@ -267,11 +272,14 @@ async def test_a_talk_runs_over_tls() -> None:
     served, trusting = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("localhost").configure_cert(served)
     authority.configure_trust(trusting)
-    async with scripted_azure(tls=served) as azure, broker(azure.url, tls=trusting) as running:
-        async with running.client() as client:
-            await client.ready()
-            await client.send({"type": "response.create"})
-            await (await azure.talk()).next_event("response.create")
+    async with (
+        scripted_azure(tls=served) as azure,
+        broker(azure.url, tls=trusting) as running,
+        running.client() as client,
+    ):
+        await client.ready()
+        await client.send({"type": "response.create"})
+        await (await azure.talk()).next_event("response.create")
 
 
 def refuse_with_the_key(status: int | None, request: Request) -> Response | None:

@@ -67,31 +67,34 @@ async def test_a_client_that_does_not_read_is_closed_with_4410() -> None:
 
 
 async def test_what_a_slow_client_has_not_taken_waits_in_azures_socket_not_in_ours() -> None:
-    async with scripted_azure() as azure, broker(azure.url, ping_interval_s=0.3) as running:
-        async with running.client(max_queue=1) as client:
-            await client.ready()
-            talk = await azure.talk()
-            frame = '{"type":"response.audio.delta","delta":"' + "A" * 6_000 + '"}'
-            count = 4_000  # 24 MB
+    async with (
+        scripted_azure() as azure,
+        broker(azure.url, ping_interval_s=0.3) as running,
+        running.client(max_queue=1) as client,
+    ):
+        await client.ready()
+        talk = await azure.talk()
+        frame = '{"type":"response.audio.delta","delta":"' + "A" * 6_000 + '"}'
+        count = 4_000  # 24 MB
 
-            async def flood() -> None:
-                for _ in range(count):
-                    await talk.connection.send(frame)
-
-            flooding = asyncio.create_task(flood())
-            held = running.relay._talks
-            (one,) = held
-            assert one._upstream is not None
-            upstream = one._upstream.socket
-            async with asyncio.timeout(5):
-                while not upstream.paused:  # the pause is what is waited for
-                    await asyncio.sleep(0.01)
-            await asyncio.sleep(0.7)  # two pings long: a healthy Azure is not dropped for what we don't read
-            assert not flooding.done()
-            assert sum(map(len, upstream.frames)) < 600_000
+        async def flood() -> None:
             for _ in range(count):
-                assert (await client.until("response.audio.delta"))["delta"] == "A" * 6_000
-            await flooding
+                await talk.connection.send(frame)
+
+        flooding = asyncio.create_task(flood())
+        held = running.relay._talks
+        (one,) = held
+        assert one._upstream is not None
+        upstream = one._upstream.socket
+        async with asyncio.timeout(5):
+            while not upstream.paused:  # noqa: ASYNC110  # the pause is what is waited for  # the pause is what is waited for
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.7)  # two pings long: a healthy Azure is not dropped for what we don't read
+        assert not flooding.done()
+        assert sum(map(len, upstream.frames)) < 600_000
+        for _ in range(count):
+            assert (await client.until("response.audio.delta"))["delta"] == "A" * 6_000
+        await flooding
 
 
 async def take_nothing_more(talk: AzureTalk) -> None:
@@ -104,30 +107,36 @@ async def take_nothing_more(talk: AzureTalk) -> None:
 
 
 async def test_a_client_that_floods_is_slowed_to_azures_pace() -> None:
-    async with scripted_azure(take_nothing_more) as azure:
-        async with broker(azure.url, client_write_timeout_s=0.5) as running, running.client() as client:
-            await client.ready()
-            append = '{"type":"input_audio_buffer.append","audio":"' + "A" * 200_000 + '"}'
-            sent = 0
-            with contextlib.suppress(ConnectionClosed, TimeoutError):
-                while sent < 1_000:
-                    async with asyncio.timeout(2):
-                        await client.socket.send(append)
-                    sent += 1
-            assert sent < 200  # 40 MB: what the kernel's buffers hold, and little of ours
-            assert await client.closed() == 4502
-            azure.talks[0].connection.transport.resume_reading()
+    async with (
+        scripted_azure(take_nothing_more) as azure,
+        broker(azure.url, client_write_timeout_s=0.5) as running,
+        running.client() as client,
+    ):
+        await client.ready()
+        append = '{"type":"input_audio_buffer.append","audio":"' + "A" * 200_000 + '"}'
+        sent = 0
+        with contextlib.suppress(ConnectionClosed, TimeoutError):
+            while sent < 1_000:
+                async with asyncio.timeout(2):
+                    await client.socket.send(append)
+                sent += 1
+        assert sent < 200  # 40 MB: what the kernel's buffers hold, and little of ours
+        assert await client.closed() == 4502
+        azure.talks[0].connection.transport.resume_reading()
 
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])  # tens of thousands of events: once is enough
 async def test_a_client_that_floods_with_refused_events_and_reads_nothing_is_held() -> None:
-    async with scripted_azure() as azure, broker(azure.url, client_write_timeout_s=0.5) as running:
-        async with running.client(max_queue=1) as client:
-            await client.ready()
-            nonsense = Frame(Opcode.TEXT, b'{"type":"broker.nonsense"}').serialize(mask=True) * 60_000
-            client.socket.transport.write(nonsense)
-            await running.quiet()
-            assert await client.closed() == 4410
+    async with (
+        scripted_azure() as azure,
+        broker(azure.url, client_write_timeout_s=0.5) as running,
+        running.client(max_queue=1) as client,
+    ):
+        await client.ready()
+        nonsense = Frame(Opcode.TEXT, b'{"type":"broker.nonsense"}').serialize(mask=True) * 60_000
+        client.socket.transport.write(nonsense)
+        await running.quiet()
+        assert await client.closed() == 4410
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ async def main(azure_url: str, grace_s: float) -> None:
     server = DrainingServer(config, running.drain, grace_s=grace_s)
 
     async def tell_port() -> None:
-        while not server.started:  # uvicorn has no event for it
+        while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it  # uvicorn has no event for it
             await asyncio.sleep(0.01)
         say(port=server.servers[0].sockets[0].getsockname()[1])
 
@@ -46,7 +46,7 @@ async def main(azure_url: str, grace_s: float) -> None:
 
 
 def say(**facts: object) -> None:
-    print(json.dumps(facts), flush=True)
+    print(json.dumps(facts), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
