@@ -11,12 +11,11 @@ from strategies.chain import Chain, Link
 from strategies.credentials import Credentials
 from token_broker.agents import AgentBook
 from token_broker.auth import Authenticator
-from token_broker.limits import RateLimit
+from token_broker.limits import RateLimit, SessionLimits
 from token_broker.memory.base import Recall, SessionBook
 from token_broker.plans import PlanMaker
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
-from token_broker.relay.slots import TalkSlots
 from token_broker.settings import Settings
 from token_broker.tokens import TokenSigner
 
@@ -86,7 +85,7 @@ class Broker:
     http: httpx.AsyncClient
     credentials: Credentials | None
     drain: Drain
-    talks: TalkSlots
+    talks: SessionLimits
     relay: VoiceRelay
     tally: Tally = field(default_factory=Tally)
 
