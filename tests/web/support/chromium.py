@@ -142,10 +142,10 @@ class Page:
         await self.call("Page.navigate", url=url)
         await self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
-    async def run(self, expression: str) -> Any:
+    async def run(self, expression: str, *, user_gesture: bool = False) -> Any:
         """The JSON value of an expression; a promise is awaited. Raises ScriptError."""
         answer = await self.call(
-            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=False
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=user_gesture
         )
         if failure := answer.get("exceptionDetails"):
             raise ScriptError(failure.get("exception", {}).get("description", failure["text"]))

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,12 @@ class StandIn:
     calls: list[Call] = field(default_factory=list)
     sockets: list[WebSocket] = field(default_factory=list)
     partners: list[Partner] = field(default_factory=list)
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 10) -> None:
+        """Waits for something that the page does."""
+        async with asyncio.timeout(timeout_s):
+            while not condition():  # noqa: ASYNC110  # any of a dozen lists may be meant
+                await asyncio.sleep(0.01)
 
     async def token(self, request: Request) -> Response:
         body = await request.json()
