@@ -4,6 +4,7 @@ import array
 import asyncio
 import base64
 import itertools
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -34,6 +35,7 @@ class Partner:
         self._tell = tell
         self._speak = speak
         self._dialect = dialect
+        self._name = secrets.token_hex(4)  # ids are nobody else's, as Azure's
         self._numbers = itertools.count(1)
         self._heard = bytearray()
         self._speaking = False
@@ -88,6 +90,12 @@ class Partner:
         samples = (8_000 if n // 60 % 2 else -8_000 for n in range(int(seconds * WIRE_RATE)))
         await self._respond(array.array("h", samples).tobytes(), "Once upon a time.", finished=finished)
 
+    async def begin_to_say(self, words: str) -> None:
+        """The first words of an answer that never ends."""
+        ids = {"response_id": self._new("resp"), "item_id": self._new("item_a"), "output_index": 0, "content_index": 0}
+        infix = "output_audio" if self._dialect == "ga" else "audio"
+        await self._tell({"type": f"response.{infix}_transcript.delta", **ids, "delta": words})
+
     async def notice_speech(self) -> None:
         """As Azure does when the user speaks: its answer is cancelled by itself."""
         await self._tell({"type": "input_audio_buffer.speech_started", "audio_start_ms": 0})
@@ -130,4 +138,4 @@ class Partner:
         await self._tell({"type": "response.done", "response": {"id": ids["response_id"], "status": "completed"}})
 
     def _new(self, prefix: str) -> str:
-        return f"{prefix}_{next(self._numbers):04d}"
+        return f"{prefix}_{self._name}_{next(self._numbers)}"
