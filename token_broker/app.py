@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -13,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from token_broker.broker import Broker
 from token_broker.edge import Edge
+from token_broker.endpoints.client import AZURE_ORIGINS, client_routes
 from token_broker.endpoints.status import get_config, get_health, get_readiness, get_status
 from token_broker.endpoints.token import create_token
 from token_broker.http import correlation_id
@@ -43,7 +45,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
             yield
 
     app = Starlette(
-        routes=_routes(),
+        routes=[*_routes(), *client_routes(_azure_origins(settings))],
         middleware=[Middleware(Edge), Middleware(OriginGuard, settings=settings)],
         exception_handlers={Problem: _answer_problem, HTTPException: _answer_http_exception},
         lifespan=lifespan,
@@ -51,6 +53,17 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     app.router.redirect_slashes = False
     app.router.default = _not_found
     return app
+
+
+def _azure_origins(settings: Settings) -> list[str]:
+    """Where plans may lead a browser: Azure's own hosts, and the configured endpoint's where it is another."""
+    bases = [settings.target.base, settings.target.openai_base] if settings.target else []
+    own = [f"{scheme}://{urlsplit(base).netloc}" for base in bases for scheme in _schemes(base)]
+    return [*AZURE_ORIGINS, *dict.fromkeys(own)]
+
+
+def _schemes(base: str) -> tuple[str, str]:
+    return ("https", "wss") if base.startswith("https:") else ("http", "ws")
 
 
 def _routes() -> list[BaseRoute]:
