@@ -42,6 +42,7 @@ class StandIn:
     socket_closes: list[int | str] = field(default_factory=list)  # close codes before ready, or "hang"; then ready
     turn_answers: list[int | str] = field(default_factory=list)
     dialect: str = "preview"
+    health: dict[str, Any] | None = field(default_factory=lambda: {"agents": {"elena": {}, "marcus": {}}})
 
     plans: list[dict[str, Any]] = field(default_factory=list)
     plan_requests: list[dict[str, Any]] = field(default_factory=list)
@@ -125,7 +126,7 @@ class StandIn:
         return JSONResponse({"success": True}, 202)
 
     async def status(self, request: Request) -> Response:
-        return JSONResponse({"agents": {"elena": {}, "marcus": {}}, "strategies": [], "endpoint": self.base_url})
+        return JSONResponse(self.health, 200 if self.health else 500)
 
     async def proxy(self, websocket: WebSocket) -> None:
         await self._talk(websocket, "broker.ready", self.dialect)
