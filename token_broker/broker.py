@@ -7,7 +7,7 @@ import httpx
 from starlette.requests import HTTPConnection
 
 from strategies.base import EphemeralGrant, Grant
-from strategies.chain import Chain
+from strategies.chain import Chain, Link
 from strategies.credentials import Credentials
 from token_broker.agents import AgentBook
 from token_broker.auth import Authenticator
@@ -42,6 +42,22 @@ class Tally:
             self.clock_skew_s = grant.clock_skew_s
         else:
             self.degraded += grant is not None
+
+    def proxy_snapshot(self, name: str) -> dict[str, Any]:
+        """The proxy's strategy in the shape of a gate's snapshot: it has no breaker, and never fails."""
+        return {
+            "name": name,
+            "breaker": "closed",
+            "capability": "available",
+            "last_outcome": "granted" if self.degraded else None,
+            "last_status": None,
+            "last_ago_s": None,
+            "retry_in_s": None,
+            "why": None,
+            "attempts": self.degraded,
+            "successes": self.degraded,
+            "latency_ms": {"p50": None, "p95": None, "p99": None},
+        }
 
     def slo(self) -> dict[str, Any]:
         """Usable plans over requests, since the process began."""
@@ -79,7 +95,8 @@ class Broker:
         skew_s = self.tally.clock_skew_s
         return {
             "strategies": [
-                link.gate.snapshot() if link.gate else {"name": link.strategy.name} for link in self.chain.links
+                link.gate.snapshot() if isinstance(link, Link) else self.tally.proxy_snapshot(link.name)
+                for link in self.chain.links
             ],
             "relay": self.relay.snapshot(),
             "slo": self.tally.slo(),
