@@ -1,11 +1,13 @@
 """A rolling update rehearsed on one machine: two brokers on one PostgreSQL behind nginx, each replaced under load.
 
-    python -m benchmarks.rolling_update [--talks 20] [--drain 5]
+    python -m benchmarks.rolling_update [--talks 20] [--drain 5] [--rotate-keys]
 
 Wants nginx on the PATH. A replacement goes as an orchestrator does it: the newcomer is started and waited for; the old
 one gets SIGTERM; once its /readyz says 503 the proxy is told to leave it out; it drains and exits. Meanwhile browsers'
 stand-ins ask for tokens, post turns and talk through the proxy. Exit code 1 unless every token request got a usable
-plan, every acknowledged turn is there once, every talk is still going on, and both old brokers exited with 0.
+plan, every acknowledged turn is there once, every talk is still going on, and all old brokers exited with 0.
+
+With --rotate-keys both are replaced twice, and the signing key is rotated on the way, as docs/deploy.md has it.
 """
 
 import argparse
@@ -33,7 +35,7 @@ from websockets.typing import Subprotocol
 
 BROKER = str(Path(sys.executable).with_name("token-broker"))
 KEY = "rolling-update-key"
-SIGNING_KEY = "rolling-update-signing-key-of-48-bytes-or-so-----"
+OLD_KEY, NEW_KEY = "o" * 48, "n" * 48
 STEP_TIMEOUT_S = 30.0
 BETWEEN_STEPS_S = 3.0
 TOKEN_WORKERS, TURN_WORKERS = 8, 8
@@ -120,6 +122,7 @@ class Stage:
         self.directory = directory
         self.drain_s = drain_s
         self.port = free_port()
+        self.signing_key = OLD_KEY
         self.brokers: list[Server] = []
         self.database_url = ""
         self.azure: Server
@@ -137,7 +140,7 @@ class Stage:
             "AZURE_VOICELIVE_ENDPOINT": self.azure.url,
             "AZURE_VOICELIVE_KEY": KEY,
             "BROKER_DATABASE_URL": self.database_url,
-            "BROKER_SIGNING_KEY": SIGNING_KEY,
+            "BROKER_SIGNING_KEY": self.signing_key,
             "BROKER_PUBLIC_URL": self.url,
             "BROKER_TRUSTED_PROXIES": "1",
             "BROKER_RATE_LIMIT_PER_MINUTE": "0",
@@ -359,7 +362,7 @@ async def stored(client: httpx.AsyncClient, url: str, session_id: str, token: st
             return
 
 
-async def rehearse(directory: Path, talks: int, drain_s: int) -> bool:
+async def rehearse(directory: Path, talks: int, drain_s: int, signing_keys: list[str]) -> bool:
     ledger, done = Ledger(), asyncio.Event()
     async with stage(directory, drain_s) as built:
         async with asyncio.TaskGroup() as callers:
@@ -371,9 +374,10 @@ async def rehearse(directory: Path, talks: int, drain_s: int) -> bool:
                 callers.create_task(talk_on(built.url, ledger, done))
             await asyncio.sleep(BETWEEN_STEPS_S)
             codes = []
-            for old in list(built.brokers):
-                codes.append(await built.replace(old))
-                await asyncio.sleep(BETWEEN_STEPS_S)
+            for built.signing_key in signing_keys:
+                for old in list(built.brokers):
+                    codes.append(await built.replace(old))
+                    await asyncio.sleep(BETWEEN_STEPS_S)
             done.set()
         missing, repeated = await missing_turns(built.url, ledger)
     return report(ledger, talks, codes, missing, repeated)
@@ -401,11 +405,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--talks", type=int, default=20, help="talks through the proxy at once")
     parser.add_argument("--drain", type=int, default=5, help="BROKER_DRAIN_S of the brokers")
+    parser.add_argument("--rotate-keys", action="store_true", help="replace both twice, and rotate the signing key")
     given = parser.parse_args()
+    signing_keys = [f"{OLD_KEY},{NEW_KEY}", f"{NEW_KEY},{OLD_KEY}"] if given.rotate_keys else [OLD_KEY]
     if shutil.which("nginx") is None:
         sys.exit("nginx is needed: on Debian and Ubuntu, apt-get install nginx-light")
     with tempfile.TemporaryDirectory(prefix="rolling-") as name:
-        well = asyncio.run(rehearse(Path(name), given.talks, given.drain))
+        well = asyncio.run(rehearse(Path(name), given.talks, given.drain, signing_keys))
     sys.exit(not well)
 
 
