@@ -23,8 +23,10 @@ log = structlog.get_logger("token_broker.chain")
 OnAttempt = Callable[[Attempt], None]
 SpecSupplier = Callable[[], Awaitable[SessionSpec]]
 
-# What is kept of the budget for making the plan, and what a cancelled attempt gets to clean up.
+# What is kept of the budget for making the plan; what of its share an attempt gets to say itself what it waited for;
+# and what a cancelled one gets to clean up.
 _RESERVE_S = 0.02
+_LAST_WORD_S = 0.005
 _CLEAN_UP_S = 0.05
 
 
@@ -93,7 +95,7 @@ class Chain:
             return await retry(
                 lambda timeout_s: strategy.mint(wanted, timeout_s=timeout_s),
                 policy=self._policy,
-                deadline_s=began_s + share_s,
+                deadline_s=began_s + share_s - _LAST_WORD_S,
                 tries=tries,
             )
 

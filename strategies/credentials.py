@@ -92,11 +92,13 @@ class EntraTokens:
         flight = self._take_off()
         if self._overdue:
             raise CredentialError("Entra has not answered for a while; still waiting for it")
-        await asyncio.wait({flight}, timeout=timeout_s)
+        try:
+            await asyncio.wait({flight}, timeout=timeout_s)
+        finally:  # a caller with a time limit of its own is cancelled here
+            self._overdue = not flight.done() and self._monotonic() - self._flight_began_s >= _OVERDUE_AFTER_S
         if (token := self._valid()) is not None:
             return token.secret
         if not flight.done():
-            self._overdue = self._monotonic() - self._flight_began_s >= _OVERDUE_AFTER_S
             raise CredentialError("Entra gave no token in time; is a managed identity assigned, and its endpoint up?")
         raise CredentialError("Entra gave no token; the log says which error it was")
 

@@ -114,19 +114,23 @@ class Upstream:
         Where Azure answers that keys are switched off, it is asked once more with Entra.
         """
         content = to_json(body)
-        try:
-            async with asyncio.timeout(timeout_s):
-                deadline_s = self._monotonic() + timeout_s
-                authorization = await self._credentials.current(timeout_s=timeout_s)
-                try:
+        deadline_s = self._monotonic() + timeout_s
+
+        async def ask(authorization: Authorization) -> Minted:
+            try:
+                async with asyncio.timeout(deadline_s - self._monotonic()):
                     return await self._ask(url, content, authorization, headers)
-                except KeysDisabledError:
-                    if authorization.kind != "key" or not self._credentials.keys_refused():
-                        raise
-                authorization = await self._credentials.current(timeout_s=deadline_s - self._monotonic())
-                return await self._ask(url, content, authorization, headers)
-        except TimeoutError:
-            raise TimedOutError(f"no whole answer within {timeout_s:.1f} s") from None
+            except TimeoutError:
+                raise TimedOutError(f"no whole answer within {timeout_s:.1f} s") from None
+
+        # Outside that timeout: the credential's own says what was waited for in vain, and keeps others from waiting.
+        authorization = await self._credentials.current(timeout_s=timeout_s)
+        try:
+            return await ask(authorization)
+        except KeysDisabledError:
+            if authorization.kind != "key" or not self._credentials.keys_refused():
+                raise
+        return await ask(await self._credentials.current(timeout_s=deadline_s - self._monotonic()))
 
     async def _ask(
         self,
