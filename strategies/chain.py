@@ -13,7 +13,7 @@ import structlog
 
 from strategies.base import Attempt, Grant, SessionSpec, Strategy
 from strategies.errors import MintError, TimedOutError
-from strategies.health import Admission, Gate
+from strategies.health import Admission, Breaker, Gate
 from strategies.retry import RetryPolicy, Tries, retry
 
 __all__ = ["Chain", "ChainResult", "Link", "OnAttempt", "SpecSupplier"]
@@ -28,6 +28,9 @@ SpecSupplier = Callable[[], Awaitable[SessionSpec]]
 _RESERVE_S = 0.02
 _LAST_WORD_S = 0.005
 _CLEAN_UP_S = 0.05
+
+# For the proxy, which asks nobody: it must not wait for a spec, nor fail with one.
+_NO_SPEC = SessionSpec(model="", instructions="", voices={})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,11 @@ class Chain:
         attempts: list[Attempt] = []
         for position, link in enumerate(self.links):
             if link.gate is None:
-                grant: Grant | None = await link.strategy.mint(await spec(), timeout_s=0)
+                grant: Grant | None = await link.strategy.mint(_NO_SPEC, timeout_s=0)
                 attempts.append(Attempt(link.strategy.name, "granted", 0.0, "asks nobody"))
                 return ChainResult(grant, tuple(attempts))
             share_s = self._share_s(position, deadline_s)
-            admission = link.gate.admit() if share_s > 0 else None
+            admission = self._admit(link.gate) if share_s > 0 else None
             if admission is None:
                 why = link.gate.why_resting or "no time was left"
                 attempts.append(Attempt(link.strategy.name, "skipped", 0.0, why))
@@ -77,6 +80,12 @@ class Chain:
             if grant is not None:
                 return ChainResult(grant, tuple(attempts))
         return ChainResult(None, tuple(attempts))
+
+    def _admit(self, gate: Gate) -> Admission | None:
+        """Leave to ask. While one link is being probed no other is: one caller finds out, the rest take the proxy."""
+        if gate.breaker is Breaker.HALF_OPEN and any(link.gate and link.gate.probing for link in self.links):
+            return None
+        return gate.admit()
 
     def _share_s(self, position: int, deadline_s: float) -> float:
         """What remains, divided by this strategy and those behind it that would be asked next."""

@@ -159,11 +159,19 @@ class Upstream:
         answer = await self._send(request)
         now_s = self._clock()
         if (error := classify(answer, now_s=now_s)) is not None:
-            raise error
+            raise self._without_credentials(error)
         minted = read_minted(answer, now_s=now_s, received_at_s=self._monotonic())
-        if minted.token.get_secret_value() == authorization.secret.get_secret_value():
+        if self._credentials.appear_in(minted.token.get_secret_value()):
             raise MalformedError("the answer gave our own credential back as the token")
         return minted
+
+    def _without_credentials(self, error: MintError) -> MintError:
+        """`error` without a code or request id that is no Azure's word but our credential, echoed by a gateway."""
+        if self._credentials.appear_in(error.code or ""):
+            error.code = None
+        if self._credentials.appear_in(error.request_id or ""):
+            error.request_id = None
+        return error
 
     async def _send(self, request: httpx.Request) -> Answer:
         try:
@@ -197,6 +205,8 @@ def classify(answer: Answer, *, now_s: float) -> MintError | None:
         )
     if 300 <= status < 400:  # noqa: PLR2004
         return MalformedError("a redirect, which is never followed: the endpoint is not Azure's own", **about)
+    if status == 401 and code == "PermissionDenied":  # noqa: PLR2004
+        return MisconfiguredError("access is denied: the role Cognitive Services OpenAI User is missing", **about)
     if status == 401:  # noqa: PLR2004
         return MisconfiguredError("the credential is refused: is the key this resource's own?", **about)
     if status == 403:  # noqa: PLR2004

@@ -15,6 +15,7 @@ from token_broker.limits import RateLimit
 from token_broker.memory.base import Recall, SessionBook, TicketBook
 from token_broker.plans import PlanMaker
 from token_broker.settings import Settings
+from token_broker.telemetry import advice_on
 from token_broker.tokens import TokenSigner
 
 __all__ = ["Broker", "Tally", "broker_of"]
@@ -82,11 +83,17 @@ class Broker:
         skew_s = self.tally.clock_skew_s
         return {
             "strategies": [
-                link.gate.snapshot() if link.gate else {"name": link.strategy.name} for link in self.chain.links
+                _with_advice(link.gate.snapshot()) if link.gate else {"name": link.strategy.name}
+                for link in self.chain.links
             ],
             "slo": self.tally.slo(),
             "clock_skew_s": None if skew_s is None else round(skew_s, 1),
         }
+
+
+def _with_advice(snapshot: dict[str, Any]) -> dict[str, Any]:
+    """A gate's snapshot and, as `do`, what an operator can do about it."""
+    return snapshot | {"do": advice_on(snapshot["last_outcome"])}
 
 
 def broker_of(connection: HTTPConnection) -> Broker:
