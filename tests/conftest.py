@@ -48,8 +48,8 @@ async def start_broker(tmp_path: Path) -> AsyncIterator[StartBroker]:
     """Starts brokers that end with the test: `await start_broker(azure, token_budget_s=1)`; settings by field name."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(azure: RunningSimulator | str, **settings: Any) -> RunningBroker:
-            endpoint = azure if isinstance(azure, str) else azure.base_url
+        async def start(azure: RunningSimulator | str | None, **settings: Any) -> RunningBroker:
+            endpoint = azure.base_url if isinstance(azure, RunningSimulator) else azure
             return await stack.enter_async_context(run_broker(make_settings(tmp_path, endpoint, **settings)))
 
         yield start
