@@ -15,6 +15,7 @@ from strategies.base import Attempt, Grant, SessionSpec, Strategy
 from strategies.errors import MintError, TimedOutError
 from strategies.health import Admission, Breaker, Gate
 from strategies.retry import RetryPolicy, Tries, retry
+from strategies.websocket_proxy import WebSocketProxy
 
 __all__ = ["Chain", "ChainResult", "Link", "OnAttempt", "SpecSupplier"]
 
@@ -29,21 +30,18 @@ _RESERVE_S = 0.02
 _LAST_WORD_S = 0.005
 _CLEAN_UP_S = 0.05
 
-# For the proxy, which asks nobody: it must not wait for a spec, nor fail with one.
-_NO_SPEC = SessionSpec(model="", instructions="", voices={})
-
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A strategy and its gate; the proxy, which asks nobody, has none."""
+    """A strategy that mints, and its gate."""
 
     strategy: Strategy
-    gate: Gate | None
+    gate: Gate
 
 
 @dataclass(frozen=True, slots=True)
 class ChainResult:
-    """`grant` is None only where no link grants the proxy. `attempts` are in the order they were made."""
+    """`grant` is None only where the proxy is not among the links. `attempts` are in the order they were made."""
 
     grant: Grant | None
     attempts: tuple[Attempt, ...]
@@ -53,7 +51,11 @@ class Chain:
     """The links in order, and how patient to be with each. `on_attempt` hears of every attempt that was made."""
 
     def __init__(
-        self, links: Sequence[Link], *, policy: RetryPolicy, on_attempt: OnAttempt = lambda _attempt: None
+        self,
+        links: Sequence[Link | WebSocketProxy],
+        *,
+        policy: RetryPolicy,
+        on_attempt: OnAttempt = lambda _attempt: None,
     ) -> None:
         self.links = tuple(links)
         self._policy = policy
@@ -64,10 +66,9 @@ class Chain:
         """A grant before `deadline_s` (monotonic). `spec` is awaited before each real mint, inside its share."""
         attempts: list[Attempt] = []
         for position, link in enumerate(self.links):
-            if link.gate is None:
-                grant: Grant | None = await link.strategy.mint(_NO_SPEC, timeout_s=0)
-                attempts.append(Attempt(link.strategy.name, "granted", 0.0, "asks nobody"))
-                return ChainResult(grant, tuple(attempts))
+            if isinstance(link, WebSocketProxy):
+                attempts.append(Attempt(link.name, "granted", 0.0, "asks nobody"))
+                return ChainResult(link.grant(), tuple(attempts))
             share_s = self._share_s(position, deadline_s)
             admission = self._admit(link.gate) if share_s > 0 else None
             if admission is None:
@@ -83,13 +84,15 @@ class Chain:
 
     def _admit(self, gate: Gate) -> Admission | None:
         """Leave to ask. While one link is being probed no other is: one caller finds out, the rest take the proxy."""
-        if gate.breaker is Breaker.HALF_OPEN and any(link.gate and link.gate.probing for link in self.links):
+        if gate.breaker is Breaker.HALF_OPEN and any(
+            isinstance(link, Link) and link.gate.probing for link in self.links
+        ):
             return None
         return gate.admit()
 
     def _share_s(self, position: int, deadline_s: float) -> float:
         """What remains, divided by this strategy and those behind it that would be asked next."""
-        behind = sum(link.gate is not None and link.gate.would_admit for link in self.links[position + 1 :])
+        behind = sum(isinstance(link, Link) and link.gate.would_admit for link in self.links[position + 1 :])
         return (deadline_s - _RESERVE_S - time.monotonic()) / (1 + behind)
 
     async def _try(

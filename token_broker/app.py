@@ -2,45 +2,68 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
 
+from token_broker.broker import Broker
 from token_broker.edge import Edge
+from token_broker.endpoints.client import AZURE_ORIGINS, client_routes
 from token_broker.endpoints.status import get_config, get_health, get_readiness, get_status
 from token_broker.endpoints.token import create_token
 from token_broker.http import correlation_id
 from token_broker.lifespan import build_broker
 from token_broker.origins import OriginGuard
 from token_broker.problems import Problem, problem_response
+from token_broker.relay.drain import Drain
+from token_broker.relay.endpoint import websocket_not_found
 from token_broker.settings import Settings
 
 __all__ = ["create_app"]
 
 _VOICE_PREFIXES = ("/api/v1/voice", "")
+_VOICELIVE_PATH = "/api/v1/voice/voicelive/{session_id}"
 
 
-def create_app(settings: Settings) -> Starlette:
-    """The broker as an ASGI application; its parts are built when its lifespan begins."""
+def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
+    """The broker as an ASGI application; its parts are built when its lifespan begins.
+
+    `drain` is shared with the server that drains it; without one nothing ever drains.
+    """
+    going = drain or Drain()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with build_broker(settings) as broker:
+        async with build_broker(settings, going) as broker:
             app.state.broker = broker
             yield
 
     app = Starlette(
-        routes=_routes(),
+        routes=[*_routes(), *client_routes(_azure_origins(settings))],
         middleware=[Middleware(Edge), Middleware(OriginGuard, settings=settings)],
         exception_handlers={Problem: _answer_problem, HTTPException: _answer_http_exception},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
+    app.router.default = _not_found
     return app
+
+
+def _azure_origins(settings: Settings) -> list[str]:
+    """Where plans may lead a browser: Azure's own hosts, and the configured endpoint's where it is another."""
+    bases = [settings.target.base, settings.target.openai_base] if settings.target else []
+    own = [f"{scheme}://{urlsplit(base).netloc}" for base in bases for scheme in _schemes(base)]
+    return [*AZURE_ORIGINS, *dict.fromkeys(own)]
+
+
+def _schemes(base: str) -> tuple[str, str]:
+    return ("https", "wss") if base.startswith("https:") else ("http", "ws")
 
 
 def _routes() -> list[BaseRoute]:
@@ -49,6 +72,8 @@ def _routes() -> list[BaseRoute]:
         *_under(_VOICE_PREFIXES, "/realtime/token", create_token, ["POST"]),
         *_under(_VOICE_PREFIXES, "/status", get_status, ["GET"]),
         *_under(_VOICE_PREFIXES, "/config/{agent_id}", get_config, ["GET"]),
+        WebSocketRoute(_VOICELIVE_PATH, _Voicelive()),
+        Route(_VOICELIVE_PATH, _Voicelive()),
         Route("/healthz", get_health, methods=["GET"]),
         Route("/readyz", get_readiness, methods=["GET"]),
     ]
@@ -59,6 +84,21 @@ def _under(
 ) -> list[Route]:
     """The same route under several prefixes: contract §2 serves the voice routes under two."""
     return [Route(prefix + path, endpoint, methods=methods) for prefix in prefixes]
+
+
+class _Voicelive:
+    """The proxy; a class, since Starlette takes functions for something less than ASGI."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        broker: Broker = scope["app"].state.broker
+        await broker.relay(scope, receive, send)
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await websocket_not_found(scope, receive, send)
+        return
+    raise HTTPException(404)
 
 
 async def _answer_problem(request: Request, problem: Exception) -> Response:

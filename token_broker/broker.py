@@ -7,13 +7,16 @@ import httpx
 from starlette.requests import HTTPConnection
 
 from strategies.base import EphemeralGrant, Grant
-from strategies.chain import Chain
+from strategies.chain import Chain, Link
 from strategies.credentials import Credentials
 from token_broker.agents import AgentBook
 from token_broker.auth import Authenticator
 from token_broker.limits import RateLimit
-from token_broker.memory.base import Recall, SessionBook, TicketBook
+from token_broker.memory.base import Recall, SessionBook
 from token_broker.plans import PlanMaker
+from token_broker.relay.drain import Drain
+from token_broker.relay.endpoint import VoiceRelay
+from token_broker.relay.slots import TalkSlots
 from token_broker.settings import Settings
 from token_broker.telemetry import advice_on
 from token_broker.tokens import TokenSigner
@@ -41,6 +44,22 @@ class Tally:
         else:
             self.degraded += grant is not None
 
+    def proxy_snapshot(self, name: str) -> dict[str, Any]:
+        """The proxy's strategy in the shape of a gate's snapshot: it has no breaker, and never fails."""
+        return {
+            "name": name,
+            "breaker": "closed",
+            "capability": "available",
+            "last_outcome": "granted" if self.degraded else None,
+            "last_status": None,
+            "last_ago_s": None,
+            "retry_in_s": None,
+            "why": None,
+            "attempts": self.degraded,
+            "successes": self.degraded,
+            "latency_ms": {"p50": None, "p95": None, "p99": None},
+        }
+
     def slo(self) -> dict[str, Any]:
         """Usable plans over requests, since the process began."""
         return {
@@ -64,28 +83,23 @@ class Broker:
     chain: Chain
     plans: PlanMaker
     sessions: SessionBook
-    tickets: TicketBook
     recall: Recall
     http: httpx.AsyncClient
     credentials: Credentials | None
+    drain: Drain
+    talks: TalkSlots
+    relay: VoiceRelay
     tally: Tally = field(default_factory=Tally)
-
-    @property
-    def draining(self) -> bool:
-        return False
-
-    @property
-    def active_sessions(self) -> int:
-        return 0
 
     def health(self) -> dict[str, Any]:
         """What `/status` adds for those who may see all."""
         skew_s = self.tally.clock_skew_s
         return {
             "strategies": [
-                _with_advice(link.gate.snapshot()) if link.gate else {"name": link.strategy.name}
+                _with_advice(link.gate.snapshot()) if isinstance(link, Link) else self.tally.proxy_snapshot(link.name)
                 for link in self.chain.links
             ],
+            "relay": self.relay.snapshot(),
             "slo": self.tally.slo(),
             "clock_skew_s": None if skew_s is None else round(skew_s, 1),
         }

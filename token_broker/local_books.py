@@ -3,9 +3,9 @@
 import time
 from collections import OrderedDict
 
-from token_broker.memory.base import Owner, SessionRecord
+from token_broker.memory.base import Owner, SessionRecord, Turn
 
-__all__ = ["LocalSessions", "LocalTickets", "NoRecall"]
+__all__ = ["LocalIntake", "LocalSessions", "LocalTickets", "NoRecall"]
 
 _SESSIONS_KEPT = 100_000
 _TICKETS_KEPT = 100_000
@@ -50,3 +50,15 @@ class NoRecall:
     async def block(self, owner: Owner) -> str:
         del owner
         return ""
+
+
+class LocalIntake:
+    """Counts turns, and lets them go."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+
+    def offer(self, turn: Turn) -> bool:
+        del turn
+        self.turns += 1
+        return True

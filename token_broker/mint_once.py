@@ -8,8 +8,9 @@ from typing import Any
 
 from strategies.base import Attempt
 from token_broker.agents import load_agents, session_spec
+from token_broker.azure import build_chain, build_credentials
 from token_broker.ids import uuid7
-from token_broker.lifespan import build_chain, build_credentials, signing_keys
+from token_broker.lifespan import signing_keys
 from token_broker.memory.base import Owner
 from token_broker.plans import PlanMaker
 from token_broker.settings import Settings

@@ -24,7 +24,7 @@ async def get_status(request: Request) -> Response:
         "voicelive_configured": settings.endpoint is not None,
         "endpoint": settings.target.base if settings.target else None,
         "model": settings.model,
-        "active_sessions": broker.active_sessions,
+        "active_sessions": broker.talks.total,
         "agents": {agent.id: {"voice": agent.voices["preview"]} for agent in broker.agents},
     }
     if may_see_all(request, broker):
@@ -60,6 +60,6 @@ async def get_health(request: Request) -> Response:
 
 async def get_readiness(request: Request) -> Response:
     """200 while newcomers are welcome; a problem 503 while the broker drains."""
-    if broker_of(request).draining:
+    if broker_of(request).drain.draining:
         raise Problem(503, "draining", "This broker is going away: ask another one.", headers={"Retry-After": "1"})
     return JSONResponse({"status": "ready"}, headers=_NO_STORE)

@@ -22,6 +22,7 @@ from strategies.base import Dialect, SessionSpec
 from strategies.credentials import Authorization, Credentials
 from strategies.endpoint import Target
 from strategies.errors import (
+    CredentialError,
     KeysDisabledError,
     MalformedError,
     MintError,
@@ -148,7 +149,8 @@ class UpstreamConnector:
             except MintError as error:
                 gate.failed(admission, error, _ms_since(began_s))
                 settled = True
-                ending = _ending(error)
+                if ending is None or ending.code != UPSTREAM_TIMED_OUT:  # the one that hung is the client's reason
+                    ending = _ending(error)
                 level = log.error if isinstance(error, MisconfiguredError) else log.warning
                 level(
                     "upstream_attempt",
@@ -166,19 +168,16 @@ class UpstreamConnector:
 
     async def _attempt(self, route: Route, supply: SpecSupplier, *, timeout_s: float) -> Upstream:
         """One route, with Entra once more where it takes no keys. Raises MintError."""
-        if self._credentials is None:
-            raise MisconfiguredError("there is no credential for Azure")
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline_s):
-                authorization = await self._credentials.current(timeout_s=timeout_s)
+                authorization = await self._credential(deadline_s)
                 try:
                     opened = await self._open(route, authorization, deadline_s)
                 except KeysDisabledError:
-                    if authorization.kind != "key" or not self._credentials.keys_refused():
+                    if self._credentials is None or authorization.kind != "key" or not self._credentials.keys_refused():
                         raise
-                    left_s = deadline_s - asyncio.get_running_loop().time()
-                    opened = await self._open(route, await self._credentials.current(timeout_s=left_s), deadline_s)
+                    opened = await self._open(route, await self._credential(deadline_s), deadline_s)
                 try:
                     return Upstream(route, opened, await _take_session(opened, route, await supply()))
                 except BaseException:
@@ -186,6 +185,18 @@ class UpstreamConnector:
                     raise
         except TimeoutError:
             raise TimedOutError(f"no open session within {timeout_s:.1f} s") from None
+
+    async def _credential(self, deadline_s: float) -> Authorization:
+        """What to ask with; TimeoutError where its source took all the time there was."""
+        if self._credentials is None:
+            raise MisconfiguredError("there is no credential for Azure")
+        loop = asyncio.get_running_loop()
+        try:
+            return await self._credentials.current(timeout_s=deadline_s - loop.time())
+        except CredentialError:
+            if loop.time() >= deadline_s:
+                raise TimeoutError from None
+            raise
 
     async def _open(self, route: Route, authorization: Authorization, deadline_s: float) -> AzureSocket:
         try:
@@ -248,9 +259,8 @@ def _handshake_error(error: picows.WSHandshakeError, authorization: Authorizatio
     found = classify(answer, now_s=time.time())
     if found is None:
         return MalformedError("the handshake was answered as if it were a plain request", status=answer.status)
-    unread = len(body) < int(length) if (length := response.headers.get("content-length", "")).isdecimal() else not body
-    if answer.status == 403 and authorization.kind == "key" and unread:  # noqa: PLR2004
-        # The body that would say whether keys are off had not come yet: Entra, where there is one, will tell.
+    if answer.status == 403 and found.code is None and authorization.kind == "key":  # noqa: PLR2004
+        # picows reads no further than the headers: the body that says whether keys are off may not have come yet.
         return KeysDisabledError(str(found), status=403, request_id=found.request_id)
     return found
 

@@ -13,6 +13,7 @@ from token_broker.simulator.control import Control
 from token_broker.simulator.faults import FaultTable
 from token_broker.simulator.front import Front
 from token_broker.simulator.mint import Mint
+from token_broker.simulator.realtime.sockets import RealtimeSockets
 from token_broker.simulator.resource import Resource
 from token_broker.simulator.seen import RequestLog
 from token_broker.simulator.session_bodies.check import Complaint
@@ -29,7 +30,7 @@ class Simulator:
         self._front = Front(self._routes, self.resource, self.faults, self.log)
         control = Control(self.resource, self.faults, self.log, lambda: self._front.running)
         self._starlette = Starlette(
-            routes=[*control.routes(), *Mint(self.resource).routes()],
+            routes=[*control.routes(), *Mint(self.resource).routes(), *RealtimeSockets(self.resource).routes()],
             exception_handlers={
                 errors.AzureError: _azure_error,
                 Complaint: _complaint,

@@ -40,6 +40,23 @@ class SimulatorConfig:
     flat_ttl_s: int = 60
     """Life of a secret from a flat mint, which cannot ask for one."""
 
+    voice_live_models: frozenset[str] = frozenset(
+        {"gpt-realtime", "gpt-realtime-mini", "gpt-4o", "gpt-4o-mini", "gpt-4.1", "gpt-4.1-mini", "gpt-5", "gpt-5-mini"}
+    )
+    """Models that Voice Live hosts itself; the resource's deployments work there as well."""
+    ephemeral_subprotocol: bool = False
+    """Whether GA's socket takes an ephemeral secret as subprotocol `openai-insecure-api-key.<secret>`: unproven on
+    Azure (`azure-facts.md` §3)."""
+
+    thinking_s: float = 0.05
+    """From the end of a turn to the first of the answer."""
+    answer_speed: float = 5.0
+    """How many times faster than real time answers are sent."""
+    transcribes_after_answer: bool = False
+    """The user's transcript comes after the answer's end, not before its start: both happen on Azure."""
+    longest_talk_s: float = 3600.0
+    max_talks: int = 5000
+
     clock_offset_s: float = 0.0
     """How far this resource's clock is ahead of the machine's."""
     max_body_bytes: int = 1024 * 1024

@@ -110,7 +110,7 @@ class _Meddling:
                 await asyncio.sleep(seconds)
 
     def _is_stage(self, stage: Stage, message: Message) -> bool:
-        return not self._done and f'"type": "session.{stage}"' in message.get("text", "")[:80]
+        return not self._done and f'"type":"session.{stage}"' in message.get("text", "")[:80]
 
     async def _after(self) -> None:
         fault = self._fault

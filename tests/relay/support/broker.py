@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Scope
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from strategies.credentials import AccessToken, Credentials, EntraTokens
 from strategies.health import Gate, GatePolicy
@@ -175,8 +176,9 @@ class Client:
     async def closed(self, *, within_s: float = 15) -> int:
         """Reads until the socket is closed; the code."""
         async with asyncio.timeout(within_s):
-            async for message in self.socket:
-                self.events.append(json.loads(message))
+            with contextlib.suppress(ConnectionClosed):
+                while True:
+                    self.events.append(json.loads(await self.socket.recv()))
             await self.socket.wait_closed()
         assert self.socket.close_code is not None
         return self.socket.close_code

@@ -1,0 +1,52 @@
+"""24 kHz PCM16 mono: how long, how loud, and a tone for what has no voice."""
+
+import functools
+import math
+import sys
+from array import array
+
+SAMPLE_RATE_HZ = 24_000
+BYTES_PER_MS = SAMPLE_RATE_HZ * 2 // 1000
+
+_FULL_SCALE = 32768
+_TONE_HZ = 440
+_TONE_LEVEL = 0.2
+_FADE_MS = 20
+
+
+def duration_ms(pcm: bytes | bytearray) -> int:
+    """How long it plays, in whole milliseconds."""
+    return len(pcm) // BYTES_PER_MS
+
+
+def level(pcm: bytes) -> float:
+    """Root mean square, 0 to 1. `hypot` is the standard library's one fast sum of squares."""
+    samples = _samples(pcm)
+    return math.hypot(*samples) / math.sqrt(len(samples)) / _FULL_SCALE if samples else 0.0
+
+
+@functools.lru_cache(maxsize=32)
+def tone(length_ms: int) -> bytes:
+    """A 440 Hz sine of so many milliseconds, faded in and out."""
+    count = length_ms * SAMPLE_RATE_HZ // 1000
+    fade = min(_FADE_MS * SAMPLE_RATE_HZ // 1000, max(count // 2, 1))
+    step = 2 * math.pi * _TONE_HZ / SAMPLE_RATE_HZ
+    peak = _TONE_LEVEL * (_FULL_SCALE - 1)
+    samples = array(
+        "h", (round(peak * min(1, n / fade, (count - n) / fade) * math.sin(step * n)) for n in range(count))
+    )
+    return _bytes(samples)
+
+
+def _samples(pcm: bytes) -> "array[int]":
+    samples = array("h")
+    samples.frombytes(pcm)
+    if sys.byteorder == "big":
+        samples.byteswap()
+    return samples
+
+
+def _bytes(samples: "array[int]") -> bytes:
+    if sys.byteorder == "big":
+        samples.byteswap()
+    return samples.tobytes()

@@ -1,0 +1,239 @@
+"""GA, preview and Voice Live: one talk in three shapes (`azure-facts.md` §4).
+
+The talk itself speaks GA's event names and knows no shapes; a `Dialect` renames and reshapes what goes out, and reads
+the parts of a session that matter out of what came in.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import JsonValue
+
+from token_broker.simulator.realtime.items import FunctionCall, FunctionOutput, Item, Message, Part
+from token_broker.simulator.realtime.vad import TurnDetection
+from token_broker.simulator.session_bodies import flat, ga, voice_live
+from token_broker.simulator.session_bodies.check import Strict, check
+from token_broker.simulator.session_bodies.response_create import FlatResponse, GaResponse, VoiceLiveResponse
+
+DialectName = Literal["ga", "preview", "voice_live"]
+AnySession = ga.RealtimeSession | flat.FlatSession | voice_live.VoiceLiveSession
+
+_PREVIEW_NAMES: dict[str, str | None] = {
+    "response.output_audio.delta": "response.audio.delta",
+    "response.output_audio.done": "response.audio.done",
+    "response.output_audio_transcript.delta": "response.audio_transcript.delta",
+    "response.output_audio_transcript.done": "response.audio_transcript.done",
+    "response.output_text.delta": "response.text.delta",
+    "response.output_text.done": "response.text.done",
+    "conversation.item.added": "conversation.item.created",
+    "conversation.item.done": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the talk itself goes by."""
+
+    speaks: bool
+    """Whether answers are audio, or text alone."""
+    voice: JsonValue
+    turn_detection: TurnDetection | None
+    transcription_model: str | None
+    transcribes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How one response is asked for."""
+
+    speaks: bool
+    voice: JsonValue
+    input: list[Any] | None
+    in_conversation: bool
+    metadata: dict[str, str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One shape of the API."""
+
+    name: DialectName
+    session_model: type[AnySession]
+    response_model: type[Strict]
+    read_wish: Callable[[Any, Settings], "Wish"]
+    settings: Callable[[Any], Settings]
+    session_object: Callable[[Any, str], dict[str, Any]]
+    nested: Mapping[str, Any]
+    """Session fields whose own fields an update changes one by one; every other is replaced whole."""
+    names: Mapping[str, str | None]
+    text_part: str
+    audio_part: str
+    """Types of an assistant message's parts."""
+    voice_param: str
+    """Where a session or a response has its voice."""
+
+    def wire_name(self, name: str) -> str | None:
+        """The dialect's name of an event; None where it has no such event."""
+        return self.names.get(name, name)
+
+    def content_types(self, role: str) -> frozenset[str]:
+        """The types of parts that a message of this role may have."""
+        if role == "assistant":
+            return frozenset({self.text_part, self.audio_part})
+        return frozenset({"input_text", "input_audio", "input_image"} if role == "user" else {"input_text"})
+
+    def updated(self, session: Any, patch: Mapping[str, Any]) -> Any:
+        """The session with a checked patch (a dump of what was set) put into it."""
+        merged = _merge(session.model_dump(mode="json"), patch, self.nested)
+        return self.session_model.model_validate(merged)
+
+    def wish(self, response: Mapping[str, Any], session: Any) -> "Wish":
+        """What a `response.create` asks for, the session's settings where it says nothing.
+
+        Raises:
+            Complaint: it has fields that the dialect does not know.
+
+        """
+        return self.read_wish(check(self.response_model, response, "response"), self.settings(session))
+
+    def item_object(self, item: Item) -> dict[str, Any]:
+        """An item as it stands in events."""
+        stated: dict[str, Any] = {"id": item.id, "object": "realtime.item", "status": item.status}
+        match item:
+            case Message():
+                parts = [self.part_object(part, item.role) for part in item.parts]
+                return stated | {"type": "message", "role": item.role, "content": parts}
+            case FunctionCall():
+                called = {"call_id": item.call_id, "name": item.name, "arguments": item.arguments}
+                return stated | {"type": "function_call"} | called
+            case FunctionOutput():
+                return stated | {"type": "function_call_output", "call_id": item.call_id, "output": item.output}
+
+    def part_object(self, part: Part, role: str) -> dict[str, Any]:
+        if role == "assistant":
+            if part.kind == "text":
+                return {"type": self.text_part, "text": part.text or ""}
+            return {"type": self.audio_part, "transcript": part.text or ""}
+        # Null, not absent: official clients throw where a user's audio has no transcript (`azure-facts.md` §4).
+        return {"type": "input_text", "text": part.text} if part.kind == "text" else _user_audio(part)
+
+    def response_object(self, session: Any, stated: Mapping[str, Any], *, speaks: bool) -> dict[str, Any]:
+        """A response as it stands in events: `stated` is what all dialects have."""
+        if self.name == "ga":
+            output = session.audio.output
+            audio = {"output": {"format": output.format.model_dump(), "voice": output.voice}}
+            own: dict[str, Any] = {"output_modalities": ["audio" if speaks else "text"], "audio": audio}
+            own["max_output_tokens"] = session.max_output_tokens
+        else:
+            dumped = session.model_dump(mode="json")
+            own = {name: dumped[name] for name in ("voice", "output_audio_format", "temperature")}
+            own |= {"modalities": ["text", "audio"] if speaks else ["text"]}
+            own["max_output_tokens"] = dumped["max_response_output_tokens"]
+        whole = {"object": "realtime.response", **stated, **own}
+        if self.name == "voice_live":
+            return {name: value for name, value in whole.items() if value is not None}
+        return whole
+
+
+def _user_audio(part: Part) -> dict[str, Any]:
+    return {"type": "input_audio", "transcript": part.text}
+
+
+def _ga_wish(asked: GaResponse, settings: Settings) -> Wish:
+    output = asked.audio.output if asked.audio else None
+    return Wish(
+        speaks="audio" in asked.output_modalities if asked.output_modalities else settings.speaks,
+        voice=output.voice if output and output.voice else settings.voice,
+        input=asked.input,
+        in_conversation=asked.conversation != "none",
+        metadata=asked.metadata,
+    )
+
+
+def _flat_wish(asked: FlatResponse, settings: Settings) -> Wish:
+    return Wish(
+        speaks="audio" in asked.modalities if asked.modalities else settings.speaks,
+        voice=asked.voice or settings.voice,
+        input=asked.input or getattr(asked, "input_items", None),
+        in_conversation=asked.conversation != "none",
+        metadata=asked.metadata,
+    )
+
+
+def _merge(base: dict[str, Any], patch: Mapping[str, Any], nested: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in patch.items():
+        merged[name] = _merge(base[name], value, nested[name]) if name in nested else value
+    return merged
+
+
+def _detection(turns: Any) -> TurnDetection | None:
+    """Whatever kind of detection is set, by the fields that it shares with server VAD."""
+    if turns is None:
+        return None
+    fields = ("threshold", "prefix_padding_ms", "silence_duration_ms", "create_response", "interrupt_response")
+    return TurnDetection(**{name: getattr(turns, name) for name in fields if hasattr(turns, name)})
+
+
+def _ga_settings(session: ga.RealtimeSession) -> Settings:
+    transcription = session.audio.input.transcription
+    return Settings(
+        speaks="audio" in session.output_modalities,
+        voice=session.audio.output.voice,
+        turn_detection=_detection(session.audio.input.turn_detection),
+        transcription_model=transcription.model if transcription else None,
+        transcribes=transcription is not None,
+    )
+
+
+def _flat_settings(session: flat.FlatSession | voice_live.VoiceLiveSession) -> Settings:
+    transcription = session.input_audio_transcription
+    return Settings(
+        speaks="audio" in session.modalities,
+        voice=session.model_dump(mode="json")["voice"],
+        turn_detection=_detection(session.turn_detection),
+        transcription_model=transcription.model if transcription else None,
+        transcribes=transcription is not None,
+    )
+
+
+GA = Dialect(
+    name="ga",
+    session_model=ga.RealtimeSession,
+    response_model=GaResponse,
+    read_wish=_ga_wish,
+    settings=_ga_settings,
+    session_object=ga.session_object,
+    nested={"audio": {"input": {}, "output": {}}},
+    names={},
+    text_part="output_text",
+    audio_part="output_audio",
+    voice_param="audio.output.voice",
+)
+PREVIEW = Dialect(
+    name="preview",
+    session_model=flat.FlatSession,
+    response_model=FlatResponse,
+    read_wish=_flat_wish,
+    settings=_flat_settings,
+    session_object=flat.session_object,
+    nested={},
+    names=_PREVIEW_NAMES,
+    text_part="text",
+    audio_part="audio",
+    voice_param="voice",
+)
+VOICE_LIVE = Dialect(
+    name="voice_live",
+    session_model=voice_live.VoiceLiveSession,
+    response_model=VoiceLiveResponse,
+    read_wish=_flat_wish,
+    settings=_flat_settings,
+    session_object=voice_live.session_object,
+    nested={},
+    names=_PREVIEW_NAMES | {"rate_limits.updated": None},
+    text_part="text",
+    audio_part="audio",
+    voice_param="voice",
+)

@@ -1,0 +1,103 @@
+"""A conversation: its items in order, in no dialect yet."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["user", "assistant", "system"]
+ItemStatus = Literal["completed", "incomplete", "in_progress"]
+
+ROOT = "root"
+
+
+@dataclass(slots=True)
+class Part:
+    """A piece of a message. An assistant's audio has its transcript as `text`; a user's has none."""
+
+    kind: Literal["text", "audio"]
+    text: str | None = None
+    pcm: bytes = b""
+    audio_ms: int = 0
+    """How much audio it is, or for an assistant's: has been sent of it."""
+
+
+@dataclass(slots=True)
+class Message:
+    """Something that was said or written."""
+
+    id: str
+    role: Role
+    parts: list[Part]
+    status: ItemStatus = "completed"
+
+
+@dataclass(slots=True)
+class FunctionCall:
+    """A function that the model wants to be called."""
+
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: ItemStatus = "completed"
+
+
+@dataclass(slots=True)
+class FunctionOutput:
+    """What the client's function gave."""
+
+    id: str
+    call_id: str
+    output: str
+    status: ItemStatus = "completed"
+
+
+Item = Message | FunctionCall | FunctionOutput
+
+
+@dataclass(slots=True)
+class Conversation:
+    """The items, oldest first. Beyond `limit` the oldest are forgotten, as beyond a model's context."""
+
+    limit: int = 200
+    _items: list[Item] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items)
+
+    @property
+    def last_id(self) -> str | None:
+        return self._items[-1].id if self._items else None
+
+    def find(self, item_id: str) -> Item | None:
+        return next((item for item in self._items if item.id == item_id), None)
+
+    def add(self, item: Item, after: str | None = None) -> str | None:
+        """Puts an item after another, first for `root`, last for None. Gives the id before it, if any.
+
+        Raises:
+            KeyError: there is no item of the id `after`.
+
+        """
+        place = len(self._items)
+        if after == ROOT:
+            place = 0
+        elif after is not None:
+            place = next((number for number, other in enumerate(self._items, 1) if other.id == after), -1)
+            if place < 0:
+                raise KeyError(after)
+        previous = self._items[place - 1].id if place else None
+        self._items.insert(place, item)
+        self._forget()
+        return previous
+
+    def remove(self, item: Item) -> None:
+        self._items.remove(item)
+
+    def _forget(self) -> None:
+        while len(self._items) > self.limit:
+            del self._items[0]
+        # Only the latest audio is ever spoken back or truncated; the rest would be most of a talk's memory.
+        spoken = [part for item in self._items if isinstance(item, Message) for part in item.parts if part.pcm]
+        for part in spoken[:-4]:
+            part.pcm = b""

@@ -1,0 +1,189 @@
+"""The realtime WebSockets: GA's, the preview's and Voice Live's. Checks the handshake, then holds a talk.
+
+`azure-facts.md` §3. One task a talk: it reads, advances and sends in turn, so a client that does not take its frames
+is not read either, and nothing is left over when it vanishes.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from token_broker.simulator import errors
+from token_broker.simulator.auth import Credential, admit, bearer_of
+from token_broker.simulator.ephemeral import EphemeralSecret
+from token_broker.simulator.realtime.answer import Pace
+from token_broker.simulator.realtime.dialects import GA, PREVIEW, VOICE_LIVE, Dialect
+from token_broker.simulator.realtime.outbox import Event
+from token_broker.simulator.realtime.talk import Talk, TalkOptions
+from token_broker.simulator.resource import Resource
+from token_broker.simulator.session_bodies import flat, ga, voice_live
+from token_broker.simulator.session_bodies.check import INVALID_VALUE, Complaint
+
+SUBPROTOCOL = "realtime"
+SECRET_SUBPROTOCOL = "openai-insecure-api-key."  # noqa: S105 - what stands before a secret
+
+_SERVER_CREDENTIALS = frozenset({Credential.KEY, Credential.ENTRA})
+_V1_CREDENTIALS = _SERVER_CREDENTIALS | {Credential.KEY_AS_BEARER, Credential.EPHEMERAL}
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a handshake that was let in opens."""
+
+    dialect: Dialect
+    session: Any
+
+
+class RealtimeSockets:
+    """The WebSocket endpoints of one simulated resource."""
+
+    def __init__(self, resource: Resource) -> None:
+        self._resource = resource
+        self._talks = 0
+
+    def routes(self) -> list[WebSocketRoute]:
+        """Those of the resource's kinds."""
+        kinds = self._resource.config.kinds
+        routes = [WebSocketRoute("/openai/v1/realtime", self.ga)]
+        if "direct" in kinds:
+            routes.append(WebSocketRoute("/openai/realtime", self.preview))
+        if kinds & {"unified", "project"}:
+            routes.append(WebSocketRoute("/voice-live/realtime", self.voice_live))
+        return routes
+
+    async def ga(self, websocket: WebSocket) -> None:
+        await self._serve(websocket, self._open_ga)
+
+    async def preview(self, websocket: WebSocket) -> None:
+        await self._serve(websocket, self._open_preview)
+
+    async def voice_live(self, websocket: WebSocket) -> None:
+        await self._serve(websocket, self._open_voice_live)
+
+    async def _serve(self, websocket: WebSocket, open_talk: Callable[[WebSocket], Opening]) -> None:
+        try:
+            if self._talks >= self._resource.config.max_talks:
+                raise errors.structured(429, "429", "Too many open sessions.")
+            opening = open_talk(websocket)
+        except errors.AzureError as refusal:
+            await _refuse(websocket, refusal)
+            return
+        except Complaint as complaint:
+            await _refuse(websocket, errors.invalid_request(complaint.code, complaint.message, param=complaint.param))
+            return
+        # Only what was offered may be chosen; nothing where nothing was offered (`azure-facts.md` §4).
+        chosen = SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None
+        self._talks += 1
+        try:
+            await websocket.accept(chosen)
+            await hold(websocket, self._talk(opening))
+        except WebSocketDisconnect:
+            return
+        finally:
+            self._talks -= 1
+
+    def _talk(self, opening: Opening) -> Talk:
+        config = self._resource.config
+        options = TalkOptions(
+            pace=Pace(config.thinking_s, config.answer_speed),
+            transcribes_after_answer=config.transcribes_after_answer,
+            transcription_models=config.transcription_deployments if opening.dialect is GA else None,
+            longest_s=config.longest_talk_s,
+        )
+        expires_at = int(self._resource.clock.now() + config.longest_talk_s)
+        return Talk(opening.dialect, opening.session, options, expires_at)
+
+    def _open_ga(self, websocket: WebSocket) -> Opening:
+        headers = self._with_subprotocol_secret(websocket)
+        credential = self._resource.credential_of(headers)
+        admit(credential, self._resource.config, _V1_CREDENTIALS)
+        if "api-version" in websocket.query_params:
+            # 401, as it was seen: nothing says that the version is at fault (`azure-facts.md` §1).
+            raise errors.key_missing()
+        if "openai-beta" in headers:
+            raise errors.beta_shape_disabled()
+        if credential is Credential.EPHEMERAL:
+            return _minted(self._resource.secrets.find(bearer_of(headers) or ""), GA)
+        model = self._require_model(websocket.query_params.get("model"), self._resource.config.deployments)
+        return Opening(GA, ga.RealtimeSession(type="realtime", model=model))
+
+    def _open_preview(self, websocket: WebSocket) -> Opening:
+        admit(self._resource.credential_of(websocket.headers), self._resource.config, _SERVER_CREDENTIALS)
+        self._require_version(websocket, self._resource.config.preview_socket_api_versions)
+        model = self._require_model(websocket.query_params.get("deployment"), self._resource.config.deployments)
+        return Opening(PREVIEW, flat.FlatSession(model=model))
+
+    def _open_voice_live(self, websocket: WebSocket) -> Opening:
+        admit(self._resource.credential_of(websocket.headers), self._resource.config, _SERVER_CREDENTIALS)
+        self._require_version(websocket, self._resource.config.voice_live_api_versions)
+        config = self._resource.config
+        model = self._require_model(websocket.query_params.get("model"), config.voice_live_models | config.deployments)
+        return Opening(VOICE_LIVE, voice_live.VoiceLiveSession(model=model))
+
+    def _with_subprotocol_secret(self, websocket: WebSocket) -> Headers:
+        """The headers, with a secret that came as subprotocol as their Bearer, where this resource takes that."""
+        offered = [name for name in websocket.scope["subprotocols"] if name.startswith(SECRET_SUBPROTOCOL)]
+        if not offered or not self._resource.config.ephemeral_subprotocol:
+            return websocket.headers
+        headers = MutableHeaders(raw=list(websocket.headers.raw))
+        headers["authorization"] = f"Bearer {offered[0].removeprefix(SECRET_SUBPROTOCOL)}"
+        return headers
+
+    def _require_version(self, websocket: WebSocket, known: frozenset[str]) -> None:
+        if websocket.query_params.get("api-version") not in known:
+            raise errors.api_version_not_supported()
+
+    def _require_model(self, name: str | None, known: frozenset[str]) -> str:
+        if name is None:
+            raise errors.structured(400, "missing_model", "The model or deployment is missing from the query.")
+        if name not in known:
+            raise errors.deployment_not_found()
+        return name
+
+
+async def hold(websocket: WebSocket, talk: Talk) -> None:
+    """Holds a talk on an accepted socket until either side ends it.
+
+    Raises:
+        WebSocketDisconnect: the client vanished while it was sent to.
+
+    """
+    now_s = asyncio.get_running_loop().time
+    await _send(websocket, talk.open(now_s()))
+    while talk.ending is None:
+        try:
+            async with asyncio.timeout_at(talk.due_s):
+                message = await websocket.receive()
+        except TimeoutError:
+            await _send(websocket, talk.advance(now_s()))
+            continue
+        if message["type"] == "websocket.disconnect":
+            return
+        await _send(websocket, talk.receive(message.get("text") or message.get("bytes") or b"", now_s()))
+        await _send(websocket, talk.advance(now_s()))
+    await websocket.close(talk.ending.code, talk.ending.reason)
+
+
+async def _send(websocket: WebSocket, events: Iterable[Event]) -> None:
+    for event in events:
+        await websocket.send_text(json.dumps(event, separators=(",", ":")))
+
+
+async def _refuse(websocket: WebSocket, error: errors.AzureError) -> None:
+    await websocket.send_denial_response(Response(error.body, error.status, error.headers, error.media_type))
+
+
+def _minted(secret: EphemeralSecret | None, dialect: Dialect) -> Opening:
+    """The session that a secret was minted for."""
+    if secret is None or secret.dialect != dialect.name:
+        raise errors.key_wrong()
+    if secret.session.get("type") == "transcription":
+        raise Complaint(INVALID_VALUE, "This simulator does not hold transcription sessions.", "session.type")
+    return Opening(dialect, dialect.session_model.model_validate(secret.session))

@@ -1,0 +1,237 @@
+"""One talk as a state machine: client events, audio and the time go in, server events come out. No I/O, no clock.
+
+It answers speech with the caller's own speech, and text with a tone; every transcript says that it is simulated.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import JsonValue
+
+from token_broker.simulator.audio import duration_ms
+from token_broker.simulator.realtime.answer import Pace, script_for
+from token_broker.simulator.realtime.client_events import (
+    AudioAppend,
+    ClientEvent,
+    ItemParam,
+    ResponseCancel,
+    ResponseCreate,
+    SessionUpdate,
+    read_event,
+    read_items,
+)
+from token_broker.simulator.realtime.conversing import Conversing, decode_audio, read_item
+from token_broker.simulator.realtime.dialects import Dialect, Settings
+from token_broker.simulator.realtime.hearing import Hearing
+from token_broker.simulator.realtime.items import Conversation, Item, Message, Part
+from token_broker.simulator.realtime.outbox import Event, Ids, Outbox
+from token_broker.simulator.realtime.responses import Prompted, Responses, Wanted
+from token_broker.simulator.realtime.transcripts import Transcripts
+from token_broker.simulator.realtime.vad import Started
+from token_broker.simulator.session_bodies.check import INVALID_VALUE, Complaint, check, parse_json
+
+
+@dataclass(frozen=True, slots=True)
+class TalkOptions:
+    """How this simulator's talks go."""
+
+    pace: Pace = field(default_factory=Pace)
+    transcribes_after_answer: bool = False
+    """The user's transcript comes after the answer's end instead of before its start: both happen on Azure."""
+    transcription_models: frozenset[str] | None = None
+    """Those that can be used; `None`: any."""
+    longest_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How the server ends a talk by itself: a WebSocket close."""
+
+    code: int
+    reason: str
+
+
+class Talk:
+    """A talk in one dialect, from `open` until its `ending` or the client's. Times are seconds of any steady clock."""
+
+    def __init__(self, dialect: Dialect, session: Any, options: TalkOptions, expires_at: int) -> None:
+        self.ending: Ending | None = None
+        self._dialect = dialect
+        self._session = session
+        self._options = options
+        self._expires_at = expires_at
+        self._ids = Ids()
+        self._session_id = self._ids.new("sess")
+        self._outbox = Outbox(dialect, self._ids)
+        self._conversation = Conversation()
+        self._conversing = Conversing(self._conversation, dialect, self._ids, self._outbox)
+        self._responses = Responses(dialect, self._conversation, self._ids, self._outbox, options.pace)
+        self._transcripts = Transcripts(self._outbox, options.transcription_models, options.transcribes_after_answer)
+        self._hearing = Hearing(self.settings.turn_detection)
+        self._user_item_id = ""
+        self._ends_s = float("inf")
+        self._handlers = self._all_handlers()
+
+    @property
+    def settings(self) -> Settings:
+        return self._dialect.settings(self._session)
+
+    @property
+    def due_s(self) -> float:
+        """When `advance` has something to do next."""
+        return min(self._responses.due_s, self._transcripts.due_s, self._ends_s)
+
+    def open(self, now_s: float) -> list[Event]:
+        """Begins the talk."""
+        self._ends_s = now_s + self._options.longest_s
+        self._outbox.emit("session.created", session=self._session_object())
+        return self._outbox.drain()
+
+    def receive(self, message: str | bytes, now_s: float) -> list[Event]:
+        """Takes a message from the client. What is wrong with it is answered with an `error`, and is not fatal."""
+        event_id: str | None = None
+        try:
+            if isinstance(message, bytes):
+                raise Complaint("invalid_event", "An event is a text message, not a binary one.")
+            value = parse_json(message)
+            if isinstance(value, dict) and isinstance(value.get("event_id"), str):
+                event_id = value["event_id"]
+            event = read_event(value)
+            self._handlers[event.type](event, now_s)
+        except Complaint as complaint:
+            self._outbox.complain(complaint, event_id)
+        return self._outbox.drain()
+
+    def hear(self, pcm: bytes, now_s: float) -> list[Event]:
+        """Takes audio that did not come in an event, as over WebRTC."""
+        try:
+            self._hear(pcm, now_s)
+        except Complaint as complaint:
+            self._outbox.complain(complaint, None)
+        return self._outbox.drain()
+
+    def advance(self, now_s: float) -> list[Event]:
+        """Does what is due."""
+        was_active = self._responses.active
+        self._responses.advance(now_s)
+        if was_active and not self._responses.active:
+            self._transcripts.answer_ended(now_s)
+        self._transcripts.advance(now_s)
+        if now_s >= self._ends_s:
+            self._expire()
+        return self._outbox.drain()
+
+    def _all_handlers(self) -> dict[str, Callable[[Any, float], None]]:
+        return {
+            "session.update": self._update_session,
+            "input_audio_buffer.append": self._append,
+            "input_audio_buffer.commit": self._commit_by_hand,
+            "input_audio_buffer.clear": self._clear,
+            "conversation.item.create": lambda event, _: self._conversing.create(event),
+            "conversation.item.delete": lambda event, _: self._conversing.delete(event),
+            "conversation.item.retrieve": lambda event, _: self._conversing.retrieve(event),
+            "conversation.item.truncate": lambda event, _: self._conversing.truncate(event),
+            "response.create": self._create_response,
+            "response.cancel": self._cancel_response,
+            "output_audio_buffer.clear": self._clear_output,
+        }
+
+    # --- The session ----------------------------------------------------------------------------------------------
+
+    def _session_object(self) -> dict[str, Any]:
+        stated = self._dialect.session_object(self._session, self._session_id)
+        return stated | ({"expires_at": self._expires_at} if "expires_at" in stated else {})
+
+    def _update_session(self, event: SessionUpdate, _now_s: float) -> None:
+        asked = check(self._dialect.session_model, event.session, "session")
+        updated = self._dialect.updated(self._session, asked.model_dump(mode="json", exclude_unset=True))
+        if updated.model != self._session.model:
+            raise Complaint(INVALID_VALUE, "The model of a session can't be changed.", "session.model")
+        settings = self._dialect.settings(updated)
+        self._keep_voice(settings.voice, "session")
+        self._session = updated
+        self._hearing.follow(settings.turn_detection)
+        self._outbox.emit("session.updated", session=self._session_object())
+
+    def _keep_voice(self, voice: JsonValue, where: str) -> None:
+        """Once it has spoken, a talk keeps its voice."""
+        if self._responses.has_spoken and voice != self.settings.voice:
+            message = "Cannot update a conversation's voice if assistant audio is present."
+            raise Complaint("cannot_update_voice", message, f"{where}.{self._dialect.voice_param}")
+
+    def _expire(self) -> None:
+        minutes = round(self._options.longest_s / 60)
+        message = f"Your session hit the maximum duration of {minutes} minutes."
+        self._outbox.complain(Complaint("session_expired", message), None)
+        self.ending = Ending(1001, "session_expired")
+        self._ends_s = float("inf")
+
+    # --- What comes in --------------------------------------------------------------------------------------------
+
+    def _append(self, event: AudioAppend, now_s: float) -> None:
+        self._hear(decode_audio(event.audio, "audio"), now_s)
+
+    def _hear(self, pcm: bytes, now_s: float) -> None:
+        for turn in self._hearing.hear(pcm):
+            if isinstance(turn, Started):
+                self._user_item_id = self._ids.new("item")
+                place: dict[str, Any] = {"audio_start_ms": turn.at_ms, "item_id": self._user_item_id}
+                self._outbox.emit("input_audio_buffer.speech_started", **place)
+                self._barge_in(now_s)
+            else:
+                place = {"audio_end_ms": turn.at_ms, "item_id": self._user_item_id}
+                self._outbox.emit("input_audio_buffer.speech_stopped", **place)
+                self._commit(turn.speech, self._user_item_id, now_s)
+                detection = self.settings.turn_detection
+                if detection is not None and detection.create_response and not self._responses.active:
+                    self._respond(self._conversation, self.settings.speaks, Wanted(), now_s)
+
+    def _barge_in(self, now_s: float) -> None:
+        detection = self.settings.turn_detection
+        if self._responses.active and detection is not None and detection.interrupt_response:
+            self._responses.cancel("turn_detected")
+            self._transcripts.answer_ended(now_s)
+
+    def _commit_by_hand(self, _event: ClientEvent, now_s: float) -> None:
+        self._commit(self._hearing.commit(), self._ids.new("item"), now_s)
+
+    def _commit(self, speech: bytes, item_id: str, now_s: float) -> None:
+        part = Part("audio", None, speech, duration_ms(speech))
+        previous = self._conversation.last_id
+        self._outbox.emit("input_audio_buffer.committed", previous_item_id=previous, item_id=item_id)
+        self._conversing.add(Message(item_id, "user", [part]), None)
+        if self.settings.transcribes:
+            self._transcripts.expect(item_id, part.audio_ms, self.settings.transcription_model, now_s)
+
+    def _clear(self, _event: ClientEvent, _now_s: float) -> None:
+        self._hearing.clear()
+        self._outbox.emit("input_audio_buffer.cleared")
+
+    # --- What goes out --------------------------------------------------------------------------------------------
+
+    def _create_response(self, event: ResponseCreate, now_s: float) -> None:
+        wish = self._dialect.wish(event.response or {}, self._session)
+        self._keep_voice(wish.voice, "response")
+        given: Iterable[Item] = self._conversation
+        if wish.input is not None:
+            params: list[ItemParam] = read_items(wish.input, "response.input")
+            given = [read_item(param, self._dialect, self._ids.new("item")) for param in params]
+        self._respond(given, wish.speaks, Wanted(wish.metadata, wish.in_conversation), now_s)
+
+    def _respond(self, items: Iterable[Item], speaks: bool, wanted: Wanted, now_s: float) -> None:
+        items = list(items)
+        parts = [part for item in items if isinstance(item, Message) for part in item.parts]
+        prompted = Prompted(sum(len(part.text or "") for part in parts), sum(part.audio_ms for part in parts))
+        self._responses.begin(script_for(items, speaks), self._session, prompted, wanted, now_s)
+
+    def _cancel_response(self, event: ResponseCancel, now_s: float) -> None:
+        self._responses.cancel("client_cancelled", event.response_id)
+        self._transcripts.answer_ended(now_s)
+
+    def _clear_output(self, _event: ClientEvent, _now_s: float) -> None:
+        """Voice Live takes it on a WebSocket too; GA only where the server holds the playback, which is WebRTC."""
+        if self._dialect.name != "voice_live":
+            message = "output_audio_buffer.clear is only supported for WebRTC and SIP connections."
+            raise Complaint("invalid_event", message, "type")
+        self._outbox.emit("output_audio_buffer.cleared")

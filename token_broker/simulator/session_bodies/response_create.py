@@ -1,0 +1,68 @@
+"""What `response.create` may ask of one response, in each dialect."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from token_broker.simulator.session_bodies import ga
+from token_broker.simulator.session_bodies.check import Strict
+
+
+class GaResponseOutput(Strict):
+    """How one response is to sound."""
+
+    format: ga.Pcm | None = None
+    voice: ga.GaVoice | None = None
+
+
+class GaResponseAudio(Strict):
+    """`response.audio`."""
+
+    output: GaResponseOutput | None = None
+
+
+class GaResponse(Strict):
+    """`response` of GA's `response.create`."""
+
+    audio: GaResponseAudio | None = None
+    conversation: Literal["auto", "none"] | None = None
+    input: list[Any] | None = None
+    instructions: str | None = None
+    max_output_tokens: int | Literal["inf"] | None = None
+    metadata: dict[str, str] | None = None
+    output_modalities: list[Literal["text", "audio"]] | None = Field(default=None, min_length=1, max_length=1)
+    parallel_tool_calls: bool | None = None
+    prompt: dict[str, Any] | None = None
+    reasoning: dict[str, Any] | None = None
+    tool_choice: Any = None
+    tools: list[Any] | None = None
+
+
+class FlatResponse(Strict):
+    """`response` of `response.create` in preview, and, with more, in Voice Live."""
+
+    conversation: Literal["auto", "none"] | None = None
+    input: list[Any] | None = None
+    instructions: str | None = None
+    max_output_tokens: int | Literal["inf"] | None = None
+    max_response_output_tokens: int | Literal["inf"] | None = None
+    metadata: dict[str, str] | None = None
+    modalities: list[Literal["text", "audio", "animation", "avatar"]] | None = Field(default=None, min_length=1)
+    output_audio_format: Literal["pcm16"] | None = None
+    temperature: float | None = None
+    tool_choice: Any = None
+    tools: list[Any] | None = None
+    voice: Any = None
+
+
+class VoiceLiveResponse(FlatResponse):
+    """`response` of Voice Live's `response.create`."""
+
+    append_input_items: list[Any] | None = None
+    cancel_previous: bool | None = None
+    commit: bool | None = None
+    input_items: list[Any] | None = None
+    interim_response: dict[str, Any] | None = None
+    invoke_input: dict[str, Any] | None = None
+    pre_generated_assistant_message: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
