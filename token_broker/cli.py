@@ -13,7 +13,7 @@ import click
 from pydantic import SecretStr
 
 from token_broker import __version__
-from token_broker.settings import Settings, SettingsError, load_settings, unknown_variables
+from token_broker.settings import Settings, SettingsError, doubts, load_settings, unknown_variables
 
 __all__ = ["main"]
 
@@ -97,7 +97,7 @@ def _settings(**overrides: Any) -> Settings:
     with _faults_told():
         settings = load_settings(**overrides)
     configure_logging(settings)
-    for line in unknown_variables():
+    for line in [*unknown_variables(), *doubts(settings)]:
         _warn(line)
     return settings
 

@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from strategies.base import Dialect
 from strategies.endpoint import EndpointError, EndpointKind, Target, is_loopback, parse_endpoint, parse_target
 
-__all__ = ["Settings", "SettingsError", "StrategyName", "UpstreamName", "load_settings", "unknown_variables"]
+__all__ = ["Settings", "SettingsError", "StrategyName", "UpstreamName", "doubts", "load_settings", "unknown_variables"]
 
 StrategyName = Literal["ga", "direct_deployment", "project", "unified", "websocket_proxy"]
 UpstreamName = Literal["voice_live", "openai_realtime"]
@@ -396,6 +396,14 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
             close = difflib.get_close_matches(name, known, n=1)
             lines.append(f"{name}: no such variable{f'; {close[0]} is meant, perhaps' if close else ''}")
     return lines
+
+
+def doubts(settings: Settings) -> list[str]:
+    """A line for each setting that is used otherwise than it says."""
+    if settings.voice_live_api_version == settings.api_version:
+        return []
+    used, said = settings.voice_live_api_version, settings.api_version
+    return [f"AZURE_VOICELIVE_API_VERSION: Voice Live has no {said}; {used} is used for it"]
 
 
 def _line(loc: tuple[int | str, ...], message: str) -> str:
