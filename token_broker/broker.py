@@ -17,6 +17,7 @@ from token_broker.plans import PlanMaker
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
 from token_broker.settings import Settings
+from token_broker.telemetry import advice_on
 from token_broker.tokens import TokenSigner
 
 __all__ = ["Broker", "Tally", "broker_of"]
@@ -94,13 +95,18 @@ class Broker:
         skew_s = self.tally.clock_skew_s
         return {
             "strategies": [
-                link.gate.snapshot() if isinstance(link, Link) else self.tally.proxy_snapshot(link.name)
+                _with_advice(link.gate.snapshot()) if isinstance(link, Link) else self.tally.proxy_snapshot(link.name)
                 for link in self.chain.links
             ],
             "relay": self.relay.snapshot(),
             "slo": self.tally.slo(),
             "clock_skew_s": None if skew_s is None else round(skew_s, 1),
         }
+
+
+def _with_advice(snapshot: dict[str, Any]) -> dict[str, Any]:
+    """A gate's snapshot and, as `do`, what an operator can do about it."""
+    return snapshot | {"do": advice_on(snapshot["last_outcome"])}
 
 
 def broker_of(connection: HTTPConnection) -> Broker:
