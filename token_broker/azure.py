@@ -65,13 +65,15 @@ def _gate_policy(settings: Settings) -> GatePolicy:
     )
 
 
-def _links(settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Credentials | None) -> list[Link]:
+def _links(
+    settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Credentials | None
+) -> list[Link | WebSocketProxy]:
     target = settings.target
     if target is None or credentials is None:
         return []
     upstream = Upstream(transport, credentials, user_agent=USER_AGENT)
     version = settings.api_version
-    links: list[Link] = []
+    links: list[Link | WebSocketProxy] = []
     for name in settings.token_strategies:
         strategy: Strategy
         match name:
@@ -84,7 +86,7 @@ def _links(settings: Settings, transport: httpx.AsyncBaseTransport, credentials:
             case "unified" if Unified.applies(target):
                 strategy = Unified(target, upstream, api_version=version)
             case "websocket_proxy":
-                links.append(Link(WebSocketProxy(), None))
+                links.append(WebSocketProxy())
                 continue
             case _:
                 continue

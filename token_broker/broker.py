@@ -7,17 +7,17 @@ import httpx
 from starlette.requests import HTTPConnection
 
 from strategies.base import EphemeralGrant, Grant
-from strategies.chain import Chain
+from strategies.chain import Chain, Link
 from strategies.credentials import Credentials
 from token_broker.agents import AgentBook
 from token_broker.auth import Authenticator
-from token_broker.limits import RateLimit
+from token_broker.limits import RateLimit, SessionLimits
 from token_broker.memory.base import Recall, SessionBook
 from token_broker.plans import PlanMaker
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
-from token_broker.relay.slots import TalkSlots
 from token_broker.settings import Settings
+from token_broker.telemetry import advice_on
 from token_broker.tokens import TokenSigner
 
 __all__ = ["Broker", "Tally", "broker_of"]
@@ -42,6 +42,22 @@ class Tally:
             self.clock_skew_s = grant.clock_skew_s
         else:
             self.degraded += grant is not None
+
+    def proxy_snapshot(self, name: str) -> dict[str, Any]:
+        """The proxy's strategy in the shape of a gate's snapshot: it has no breaker, and never fails."""
+        return {
+            "name": name,
+            "breaker": "closed",
+            "capability": "available",
+            "last_outcome": "granted" if self.degraded else None,
+            "last_status": None,
+            "last_ago_s": None,
+            "retry_in_s": None,
+            "why": None,
+            "attempts": self.degraded,
+            "successes": self.degraded,
+            "latency_ms": {"p50": None, "p95": None, "p99": None},
+        }
 
     def slo(self) -> dict[str, Any]:
         """Usable plans over requests, since the process began."""
@@ -70,7 +86,7 @@ class Broker:
     http: httpx.AsyncClient
     credentials: Credentials | None
     drain: Drain
-    talks: TalkSlots
+    talks: SessionLimits
     relay: VoiceRelay
     tally: Tally = field(default_factory=Tally)
 
@@ -79,12 +95,18 @@ class Broker:
         skew_s = self.tally.clock_skew_s
         return {
             "strategies": [
-                link.gate.snapshot() if link.gate else {"name": link.strategy.name} for link in self.chain.links
+                _with_advice(link.gate.snapshot()) if isinstance(link, Link) else self.tally.proxy_snapshot(link.name)
+                for link in self.chain.links
             ],
             "relay": self.relay.snapshot(),
             "slo": self.tally.slo(),
             "clock_skew_s": None if skew_s is None else round(skew_s, 1),
         }
+
+
+def _with_advice(snapshot: dict[str, Any]) -> dict[str, Any]:
+    """A gate's snapshot and, as `do`, what an operator can do about it."""
+    return snapshot | {"do": advice_on(snapshot["last_outcome"])}
 
 
 def broker_of(connection: HTTPConnection) -> Broker:
