@@ -105,7 +105,8 @@ async def test_both_issuers_and_what_does_not_matter_are_taken(
 async def test_clocks_may_differ_by_a_minute(
     tenant: Tenant, verifier: EntraTokenVerifier, name: str, offset_s: int
 ) -> None:
-    await verifier.verify(tenant.token(**{name: int(time.time()) + offset_s}))
+    claims: dict[str, Any] = {name: int(time.time()) + offset_s}
+    await verifier.verify(tenant.token(**claims))
 
 
 Forge = Callable[[Tenant, Key], str]
