@@ -47,6 +47,8 @@ async def build_broker(settings: Settings, drain: Drain) -> AsyncIterator[Broker
         rules = OriginRules(settings)
         tickets = LocalTickets()
         recall = NoRecall()
+        connector = build_connector(settings, credentials)
+        stack.push_async_callback(connector.aclose)
         broker = Broker(
             settings=settings,
             agents=agents,
@@ -68,7 +70,7 @@ async def build_broker(settings: Settings, drain: Drain) -> AsyncIterator[Broker
                 tickets=tickets,
                 intake=LocalIntake(),
                 recall=recall,
-                connector=build_connector(settings, credentials),
+                connector=connector,
                 limits=talks,
                 drain=drain,
                 origin_allowed=lambda scope: rules.refusal(scope) is None,
