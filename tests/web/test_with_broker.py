@@ -1,12 +1,14 @@
 """The page with the broker as a user starts it, `token-broker demo`: whole talks, and what the memory has of them."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.web.conftest import PAUSE_S, SAID_S
-from tests.web.support.chromium import Browser
+from tests.web.conftest import LEAD_IN_S, PAUSE_S, SAID_S
+from tests.web.support.chromium import Browser, Page
 from tests.web.support.demo import Demo, run_demo
 from tests.web.support.recorder import MICROPHONE_RATE, install_recorder, recording, without_processing
 from tests.web.support.soak import soak
@@ -14,13 +16,34 @@ from tests.web.support.speech import Samples, at_rate, best_match
 
 USER_SAID = "document.querySelector('.line[data-speaker=user][data-final=true]')"
 AGENT_SAID = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
-LEAD_IN_S = 0.4
 
 
 @pytest.fixture
 async def demo(tmp_path: Path) -> AsyncIterator[Demo]:
     async with run_demo(tmp_path) as running:
         yield running
+
+
+_KEEP_PLANS = """
+(() => {
+  window.__plans = [];
+  const real = window.fetch;
+  window.fetch = async (...request) => {
+    const answer = await real(...request);
+    if (String(request[0]).endsWith("/realtime/token") && answer.ok) __plans.push(await answer.clone().json());
+    return answer;
+  };
+})();
+"""
+
+
+async def _kept(page: Page, demo: Demo, count: int) -> list[dict[str, Any]]:
+    """The session's turns in the memory, once there are `count`."""
+    plan = await page.run("__plans.at(-1)")
+    async with asyncio.timeout(15):
+        while len(turns := await demo.turns(plan["session_id"], plan["session_token"])) < count:  # noqa: ASYNC110  # another process commits
+            await asyncio.sleep(0.1)
+    return turns
 
 
 async def test_the_demo_page_talks_on_the_proxy_at_a_click(browser: Browser, demo: Demo, said: Samples) -> None:
@@ -56,6 +79,46 @@ async def test_a_broker_killed_and_started_again_in_mid_talk_is_found_again(quie
         await page.type("text", "Are you there?")
         await page.press("Enter")
         await page.wait_for(AGENT_SAID)
+
+
+async def test_what_both_said_is_in_the_memory_once_and_in_order(browser: Browser, demo: Demo) -> None:
+    async with browser.page() as page:
+        await page.on_every_page(_KEEP_PLANS)
+        await page.goto(f"{demo.base_url}/?transports=websocket_proxy")
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await page.wait_for(f"{USER_SAID} && {AGENT_SAID}", 15)
+        shown = await page.run("[...document.querySelectorAll('.line .words')].slice(0, 2).map((e) => e.textContent)")
+        await page.click("hangup")
+        turns = (await _kept(page, demo, 2))[:2]
+        assert [turn["role"] for turn in turns] == ["user", "assistant"]
+        assert [turn["content"] for turn in turns] == shown
+        assert {turn["source"] for turn in turns} == {"proxy"}
+        assert not any("/conversation/turn" in request["url"] for request in page.requests)
+
+
+async def test_turns_before_and_after_a_drop_are_in_one_session_in_their_order(
+    quiet_browser: Browser, demo: Demo
+) -> None:
+    async with quiet_browser.page() as page:
+        await page.on_every_page(_KEEP_PLANS)
+        await page.goto(f"{demo.base_url}/?transports=websocket_proxy")
+        await page.click("talk")
+        for number, words in enumerate(("First", "Second"), start=1):
+            await page.wait_for_text("state", "live")
+            await page.type("text", words)
+            await page.press("Enter")
+            await page.wait_for(
+                f"document.querySelectorAll('.line[data-speaker=assistant][data-final=true]').length === {number}"
+            )
+            if number == 1:
+                await _kept(page, demo, 2)
+                await demo.stop()
+                await page.wait_for_text("state", "reconnecting")
+                await demo.start()
+        turns = await _kept(page, demo, 4)
+        assert [turn["role"] for turn in turns] == ["user", "assistant", "user", "assistant"]
+        assert [turn["content"] for turn in turns if turn["role"] == "user"] == ["First", "Second"]
 
 
 async def test_mints_that_all_fail_end_on_the_proxy(quiet_browser: Browser, demo: Demo) -> None:
