@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from token_broker.broker import Broker
 from token_broker.edge import Edge
+from token_broker.endpoints.calls import create_call, hang_up
 from token_broker.endpoints.client import AZURE_ORIGINS, client_routes
 from token_broker.endpoints.status import get_config, get_health, get_readiness, get_status
 from token_broker.endpoints.token import create_token
@@ -70,6 +71,8 @@ def _routes() -> list[BaseRoute]:
     """The busiest first: they are matched in order."""
     return [
         *_under(_VOICE_PREFIXES, "/realtime/token", create_token, ["POST"]),
+        *_under(_VOICE_PREFIXES, "/realtime/calls", create_call, ["POST"]),
+        *_under(_VOICE_PREFIXES, "/realtime/calls/{call_id}", hang_up, ["DELETE"]),
         *_under(_VOICE_PREFIXES, "/status", get_status, ["GET"]),
         *_under(_VOICE_PREFIXES, "/config/{agent_id}", get_config, ["GET"]),
         WebSocketRoute(_VOICELIVE_PATH, _Voicelive()),

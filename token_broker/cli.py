@@ -13,7 +13,7 @@ import click
 from pydantic import SecretStr
 
 from token_broker import __version__
-from token_broker.settings import Settings, SettingsError, load_settings, unknown_variables
+from token_broker.settings import Settings, SettingsError, doubts, load_settings, unknown_variables
 
 __all__ = ["main"]
 
@@ -45,7 +45,7 @@ def serve() -> None:
     settings = _settings()
     if settings.endpoint is None:
         _warn("AZURE_VOICELIVE_ENDPOINT: unset, so nothing can be minted; `token-broker demo` simulates Azure")
-    _run(_serve(settings))
+    _run(_serve(settings, "Voice token broker"))
 
 
 @main.command()
@@ -97,16 +97,16 @@ def _settings(**overrides: Any) -> Settings:
     with _faults_told():
         settings = load_settings(**overrides)
     configure_logging(settings)
-    for line in unknown_variables():
+    for line in [*unknown_variables(), *doubts(settings)]:
         _warn(line)
     return settings
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, title: str) -> None:
     from token_broker.server import run_server
 
-    click.echo(f"Voice token broker {__version__} on {_address(settings)}", err=True)
-    await run_server(settings)
+    said = f"{title}, version {__version__}: http://{_address(settings)}/"
+    await run_server(settings, listening=lambda: click.echo(said, err=True))
 
 
 async def _demo() -> None:
@@ -127,10 +127,7 @@ async def _demo() -> None:
             max_sessions_per_principal=0,
             max_sessions=0,
         )
-        click.echo(
-            f"DEMO: Azure is SIMULATED at {base_url}. Open http://{_address(settings)}/ and press Talk.", err=True
-        )
-        await _serve(settings)
+        await _serve(settings, f"DEMO with a SIMULATED Azure ({base_url}); open the page and press Talk")
 
 
 @contextlib.asynccontextmanager

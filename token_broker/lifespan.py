@@ -16,13 +16,12 @@ from token_broker.auth import ANONYMOUS, make_authenticator
 from token_broker.azure import build_chain, build_connector, build_credentials, make_client
 from token_broker.broker import Broker
 from token_broker.forwarded import address_key, client_of
-from token_broker.limits import RateLimit
+from token_broker.limits import RateLimit, SessionLimits
 from token_broker.local_books import LocalIntake, LocalSessions, LocalTickets, NoRecall
 from token_broker.origins import OriginRules
 from token_broker.plans import PlanMaker
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
-from token_broker.relay.slots import TalkSlots
 from token_broker.settings import Settings
 from token_broker.tokens import TokenSigner, load_or_create_key
 
@@ -44,7 +43,7 @@ async def build_broker(settings: Settings, drain: Drain) -> AsyncIterator[Broker
             stack.push_async_callback(credentials.aclose)
         authenticator = make_authenticator(settings, http)
         stack.push_async_callback(authenticator.aclose)
-        talks = TalkSlots(max_total=settings.max_sessions, max_per_key=settings.max_sessions_per_principal)
+        talks = SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions)
         rules = OriginRules(settings)
         tickets = LocalTickets()
         recall = NoRecall()
@@ -70,7 +69,7 @@ async def build_broker(settings: Settings, drain: Drain) -> AsyncIterator[Broker
                 intake=LocalIntake(),
                 recall=recall,
                 connector=build_connector(settings, credentials),
-                slots=talks,
+                limits=talks,
                 drain=drain,
                 origin_allowed=lambda scope: rules.refusal(scope) is None,
                 limit_key=_limit_key(settings),

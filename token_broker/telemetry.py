@@ -18,7 +18,7 @@ from pydantic_core import to_json
 from strategies.base import Attempt
 from token_broker.settings import Settings
 
-__all__ = ["Redactor", "configure_logging", "fingerprint", "log_attempt"]
+__all__ = ["Redactor", "advice_on", "configure_logging", "fingerprint", "log_attempt"]
 
 MASK = "[redacted]"
 _TOKEN_LIKE = re.compile(
@@ -100,6 +100,11 @@ def fingerprint(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()[:12]
 
 
+def advice_on(outcome: str | None) -> str | None:
+    """What an operator can do about attempts that end like this; None where only waiting helps."""
+    return _ADVICE.get(outcome or "")
+
+
 def log_attempt(attempt: Attempt) -> None:
     """A line for each attempt that failed; loud, and with what to do, where only an operator can mend it."""
     if attempt.outcome == "minted":
@@ -114,5 +119,5 @@ def log_attempt(attempt: Attempt) -> None:
         tries=attempt.tries,
         duration_ms=round(attempt.duration_ms, 1),
         **{name: value for name, value in fields.items() if value is not None},
-        **({"do": advice} if (advice := _ADVICE.get(attempt.outcome)) else {}),
+        **({"do": advice} if (advice := advice_on(attempt.outcome)) else {}),
     )
