@@ -19,12 +19,13 @@ async def run_server(settings: Settings, *, listening: Callable[[], None]) -> No
     `listening` is called once the address is ours. Raises SettingsError where HOST and PORT can't be listened on.
     """
     drain = Drain()
+    app = create_app(settings, drain)
     config = uvicorn.Config(
-        create_app(settings, drain),
+        app,
         host=settings.host,
         port=settings.port,
         http="httptools",
-        lifespan="on",
+        lifespan="off",  # what goes wrong while the parts are built is the command's to tell
         log_config=None,
         access_log=False,
         server_header=False,
@@ -33,8 +34,9 @@ async def run_server(settings: Settings, *, listening: Callable[[], None]) -> No
         **uvicorn_options(settings),
     )
     with _listen(settings) as listener:
-        listening()
-        await DrainingServer(config, drain, grace_s=settings.drain_s).serve(sockets=[listener])
+        async with app.router.lifespan_context(app):
+            listening()
+            await DrainingServer(config, drain, grace_s=settings.drain_s).serve(sockets=[listener])
 
 
 def _listen(settings: Settings) -> socket.socket:
