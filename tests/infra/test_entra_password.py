@@ -15,7 +15,9 @@ from sqlalchemy.pool import NullPool
 
 from strategies.credentials import AccessToken
 from strategies.errors import CredentialError
-from token_broker.memory.entra_password import EntraPassword, wants_entra_password
+from token_broker.memory.database import connect
+from token_broker.memory.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
+from token_broker.memory.postgres import PostgresDatabase
 
 USER = "id-broker"
 
@@ -104,8 +106,33 @@ async def test_a_token_that_is_about_to_end_is_renewed_for_the_next_connection(
 
 async def test_without_a_token_the_server_counts_as_away(engine: AsyncEngine, tokens: Tokens) -> None:
     tokens.broken = True
-    with pytest.raises(ConnectionError, match="Entra"):
+    with pytest.raises(NoEntraPasswordError, match="Entra"):
         await whoami(engine)
+
+
+@pytest.mark.filterwarnings("ignore:The Column.copy")  # Alembic's own, on making the tables
+async def test_the_store_opens_with_it(server: Any, password: EntraPassword) -> None:
+    server.psql(f'CREATE DATABASE turns OWNER "{USER}"')
+    url = server.get_uri("turns").replace("postgresql://postgres", f"postgresql+asyncpg://{USER}")
+    store = PostgresDatabase(url, timeout_s=10, password=password)
+    await store.open()
+    tables = await store.read(lambda connection: connection.execute(text("SELECT count(*) FROM turns")).scalar_one())
+    await store.close()
+    assert tables == 0
+
+
+def test_azures_url_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str | None] = []
+
+    def source(scope: str, *, client_id: str | None) -> Tokens:
+        made.append(client_id)
+        return Tokens()
+
+    monkeypatch.setattr("token_broker.memory.entra_password.azure_identity_source", source)
+    host = "psql-x.postgres.database.azure.com"
+    connect(SecretStr(f"postgresql+asyncpg://id-x@{host}/turns"), timeout_s=1, patience_s=1, client_id="client")
+    connect(SecretStr(f"postgresql+asyncpg://id-x:own@{host}/turns"), timeout_s=1, patience_s=1, client_id="client")
+    assert made == ["client"]
 
 
 @pytest.mark.parametrize(

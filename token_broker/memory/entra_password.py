@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from strategies.credentials import EntraTokens, TokenSource, azure_identity_source
 from strategies.errors import CredentialError
 
-__all__ = ["EntraPassword", "wants_entra_password"]
+__all__ = ["EntraPassword", "NoEntraPasswordError", "wants_entra_password"]
 
 # https://learn.microsoft.com/azure/postgresql/flexible-server/security-entra-configure
 SCOPE = "https://ossrdbms-aad.database.windows.net/.default"
@@ -24,6 +24,10 @@ def wants_entra_password(url: SecretStr) -> bool:
     return parts.username is not None and parts.password is None and (parts.hostname or "").endswith(_HOST_SUFFIX)
 
 
+class NoEntraPasswordError(ConnectionError):
+    """There is no token; to the store it is the same as a server that is away."""
+
+
 class EntraPassword:
     """The token, kept and renewed by one flight at a time; what asyncpg is given as `password` is `get`."""
 
@@ -32,11 +36,11 @@ class EntraPassword:
         self._tokens = EntraTokens(source or azure_identity_source(SCOPE, client_id=client_id), timeout_s=timeout_s)
 
     async def get(self) -> str:
-        """A token still good. Raises ConnectionError where there is none in time: to the store it is all the same."""
+        """A token still good. Raises NoEntraPasswordError where there is none in time."""
         try:
             return (await self._tokens.get(timeout_s=self._timeout_s)).get_secret_value()
         except CredentialError as error:
-            raise ConnectionError(f"no Entra token for PostgreSQL: {error}") from None
+            raise NoEntraPasswordError(f"no Entra token for PostgreSQL: {error}") from None
 
     async def aclose(self) -> None:
         await self._tokens.aclose()
