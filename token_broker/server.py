@@ -16,15 +16,17 @@ __all__ = ["run_server"]
 async def run_server(settings: Settings, *, listening: Callable[[], None]) -> None:
     """Serves until SIGTERM or SIGINT, then drains; a second signal stops it at once.
 
-    `listening` is called once the address is ours. Raises SettingsError where HOST and PORT can't be listened on.
+    `listening` is called once the address is ours and all is built. Raises SettingsError where HOST and PORT can't be
+    listened on, and what building the broker raises: SettingsError, AgentsFileError.
     """
     drain = Drain()
+    app = create_app(settings, drain)
     config = uvicorn.Config(
-        create_app(settings, drain),
+        app,
         host=settings.host,
         port=settings.port,
         http="httptools",
-        lifespan="on",
+        lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -33,8 +35,10 @@ async def run_server(settings: Settings, *, listening: Callable[[], None]) -> No
         **uvicorn_options(settings),
     )
     with _listen(settings) as listener:
-        listening()
-        await DrainingServer(config, drain, grace_s=settings.drain_s).serve(sockets=[listener])
+        # Not left to uvicorn, which makes a traceback and an exit code of its own of a fault in the configuration.
+        async with app.router.lifespan_context(app):
+            listening()
+            await DrainingServer(config, drain, grace_s=settings.drain_s).serve(sockets=[listener])
 
 
 def _listen(settings: Settings) -> socket.socket:
