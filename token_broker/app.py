@@ -16,6 +16,7 @@ from token_broker.broker import Broker
 from token_broker.edge import Edge
 from token_broker.endpoints.calls import create_call, hang_up
 from token_broker.endpoints.client import AZURE_ORIGINS, client_routes
+from token_broker.endpoints.memory import create_turn, enrich, forget_turns, list_turns
 from token_broker.endpoints.status import get_config, get_health, get_readiness, get_status
 from token_broker.endpoints.token import create_token
 from token_broker.http import correlation_id
@@ -29,6 +30,7 @@ from token_broker.settings import Settings
 __all__ = ["create_app"]
 
 _VOICE_PREFIXES = ("/api/v1/voice", "")
+_MEMORY_PREFIXES = ("/api/v1/memory", "/memory")
 _VOICELIVE_PATH = "/api/v1/voice/voicelive/{session_id}"
 
 
@@ -77,6 +79,10 @@ def _routes() -> list[BaseRoute]:
         *_under(_VOICE_PREFIXES, "/config/{agent_id}", get_config, ["GET"]),
         WebSocketRoute(_VOICELIVE_PATH, _Voicelive()),
         Route(_VOICELIVE_PATH, _Voicelive()),
+        *_under(_VOICE_PREFIXES, "/conversation/turn", create_turn, ["POST"]),
+        *_under(_MEMORY_PREFIXES, "/enrich", enrich, ["POST"]),
+        *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", list_turns, ["GET"]),
+        *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", forget_turns, ["DELETE"]),
         Route("/healthz", get_health, methods=["GET"]),
         Route("/readyz", get_readiness, methods=["GET"]),
     ]

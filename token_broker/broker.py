@@ -12,7 +12,8 @@ from strategies.credentials import Credentials
 from token_broker.agents import AgentBook
 from token_broker.auth import Authenticator
 from token_broker.limits import RateLimit, SessionLimits
-from token_broker.memory.base import Recall, SessionBook
+from token_broker.memory.base import Recall
+from token_broker.memory.service import Memory
 from token_broker.plans import PlanMaker
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
@@ -81,7 +82,7 @@ class Broker:
     rate: RateLimit
     chain: Chain
     plans: PlanMaker
-    sessions: SessionBook
+    memory: Memory
     recall: Recall
     http: httpx.AsyncClient
     credentials: Credentials | None
@@ -98,6 +99,7 @@ class Broker:
                 _with_advice(link.gate.snapshot()) if isinstance(link, Link) else self.tally.proxy_snapshot(link.name)
                 for link in self.chain.links
             ],
+            "outbox": self.memory.status().outbox(),
             "relay": self.relay.snapshot(),
             "slo": self.tally.slo(),
             "clock_skew_s": None if skew_s is None else round(skew_s, 1),

@@ -5,6 +5,7 @@ Each command imports what it needs when it runs, so that none pays for another.
 
 import asyncio
 import contextlib
+import importlib
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -30,7 +31,28 @@ class ConfigurationError(click.ClickException):
         click.echo(self.message, err=True)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_ELSEWHERE = {
+    "doctor": ("token_broker.doctor.command", "doctor_command"),
+    "forget": ("token_broker.memory_commands", "forget"),
+    "outbox": ("token_broker.memory_commands", "outbox"),
+}
+
+
+class _Commands(click.Group):
+    """The commands here, and those of other modules, which are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, name = _ELSEWHERE[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="token-broker")
 def main() -> None:
     """Plans that a browser can always use, for talking to Azure's GPT Realtime and Voice Live.
@@ -172,11 +194,15 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 @contextlib.contextmanager
 def _faults_told() -> Iterator[None]:
     from token_broker.agents import AgentsFileError
+    from token_broker.memory.errors import StoreInUseError
+    from token_broker.tokens import KeyFileError
 
     try:
         yield
     except (SettingsError, AgentsFileError) as error:
         raise ConfigurationError(str(error)) from None
+    except (StoreInUseError, KeyFileError) as error:
+        raise ConfigurationError(f"BROKER_DATABASE_URL: {error}") from None
 
 
 def _warn(line: str) -> None:

@@ -17,7 +17,7 @@ from token_broker.azure import build_chain, build_connector, build_credentials, 
 from token_broker.broker import Broker
 from token_broker.forwarded import address_key, client_of
 from token_broker.limits import RateLimit, SessionLimits
-from token_broker.local_books import LocalIntake, LocalSessions, LocalTickets, NoRecall
+from token_broker.memory.service import Memory
 from token_broker.origins import OriginRules
 from token_broker.plans import PlanMaker
 from token_broker.relay.drain import Drain
@@ -45,8 +45,7 @@ async def build_broker(settings: Settings, drain: Drain) -> AsyncIterator[Broker
         stack.push_async_callback(authenticator.aclose)
         talks = SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions)
         rules = OriginRules(settings)
-        tickets = LocalTickets()
-        recall = NoRecall()
+        memory = await stack.enter_async_context(Memory.open(settings))
         broker = Broker(
             settings=settings,
             agents=agents,
@@ -55,8 +54,8 @@ async def build_broker(settings: Settings, drain: Drain) -> AsyncIterator[Broker
             rate=RateLimit(settings.rate_limit_per_minute),
             chain=build_chain(settings, transport, credentials),
             plans=PlanMaker(settings, signer),
-            sessions=LocalSessions(),
-            recall=recall,
+            memory=memory,
+            recall=memory.recall,
             http=http,
             credentials=credentials,
             drain=drain,
@@ -65,9 +64,9 @@ async def build_broker(settings: Settings, drain: Drain) -> AsyncIterator[Broker
                 settings=settings,
                 agents=agents,
                 signer=signer,
-                tickets=tickets,
-                intake=LocalIntake(),
-                recall=recall,
+                tickets=memory.tickets,
+                intake=memory.intake,
+                recall=memory.recall,
                 connector=build_connector(settings, credentials),
                 limits=talks,
                 drain=drain,

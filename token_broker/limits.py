@@ -1,18 +1,21 @@
-"""How often: a rate a principal, or an address of somebody anonymous. How much at once is `relay/slots.py`'s to say.
+"""How often and how much at once: a rate a key, and open talks a key and a process.
 
-(The `limits` package would bring a timer thread for its in-memory expiry, and storage back ends behind strings; these
-few lines are bounded, single-threaded, and take the clock they are given.)
+Both hold plain values and touch no clock but the one given. (The `limits` package would bring a background thread for
+its in-memory expiry and storages keyed by strings; these few lines are bounded, single-threaded and testable.)
 """
 
 import math
 import time
 from collections.abc import Callable
+from types import TracebackType
+from typing import Self
 
 from token_broker.problems import Problem
 
-__all__ = ["RateLimit", "too_many_requests"]
+__all__ = ["RateLimit", "SessionLease", "SessionLimits", "too_many_requests", "too_many_sessions"]
 
 MAX_KEYS = 100_000
+SESSIONS_RETRY_AFTER_S = 10
 
 
 class RateLimit:
@@ -56,6 +59,91 @@ class RateLimit:
             del self._free_at_s[oldest]
 
 
+class SessionLease:
+    """One open talk's place. Leaving the context gives it back, unless `keep` was called; so does `release`, once."""
+
+    def __init__(self, limits: "SessionLimits", key: str) -> None:
+        self._limits = limits
+        self._held = True
+        self._kept = False
+        self.key = key
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            self._limits._give_back(self.key)  # noqa: SLF001  # the two are one thing
+
+    def keep(self, name: str, *, for_s: float) -> None:
+        """Holds the place beyond the context, until `SessionLimits.end(name)` or for `for_s` seconds.
+
+        For a relayed call: its media flows past the broker, which sees its end only where it is told to hang up.
+        """
+        self._kept = True
+        self._limits._keep(self, name, for_s)  # noqa: SLF001
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if not self._kept:
+            self.release()
+
+
+class SessionLimits:
+    """Open talks: at most `per_key` a principal's `limit_key`, `total` in this process; 0 is off."""
+
+    def __init__(self, *, per_key: int, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_key = per_key or math.inf
+        self._total = total or math.inf
+        self._clock = clock
+        self._active = 0
+        self._open: dict[str, int] = {}
+        self._kept: dict[str, tuple[float, SessionLease]] = {}  # by name, each with its end
+        self._next_end_s = math.inf
+
+    def acquire(self, key: str) -> SessionLease | None:
+        """A place for one talk, or None where `key` or the process has no more."""
+        self._end_overdue()
+        if self._active >= self._total or self._open.get(key, 0) >= self._per_key:
+            return None
+        self._active += 1
+        self._open[key] = self._open.get(key, 0) + 1
+        return SessionLease(self, key)
+
+    def end(self, name: str) -> bool:
+        """Gives back a kept place; False where there is none of that name."""
+        if (kept := self._kept.pop(name, None)) is None:
+            return False
+        kept[1].release()
+        return True
+
+    @property
+    def active(self) -> int:
+        """Talks open in this process."""
+        self._end_overdue()
+        return self._active
+
+    def _give_back(self, key: str) -> None:
+        self._active -= 1
+        self._open[key] -= 1
+        if not self._open[key]:
+            del self._open[key]
+
+    def _keep(self, lease: SessionLease, name: str, for_s: float) -> None:
+        self.end(name)
+        end_s = self._clock() + for_s
+        self._kept[name] = (end_s, lease)
+        self._next_end_s = min(self._next_end_s, end_s)
+
+    def _end_overdue(self) -> None:
+        now_s = self._clock()
+        if now_s < self._next_end_s:
+            return
+        for name in [name for name, (end_s, _) in self._kept.items() if end_s <= now_s]:
+            self.end(name)
+        self._next_end_s = min((end_s for end_s, _ in self._kept.values()), default=math.inf)
+
+
 def too_many_requests(retry_after_s: float) -> Problem:
     """429 for a rate: `Retry-After` in whole seconds, at least 1."""
     return Problem(
@@ -63,4 +151,14 @@ def too_many_requests(retry_after_s: float) -> Problem:
         "rate_limited",
         "Too many requests from you; wait for the time in Retry-After.",
         headers={"Retry-After": str(max(1, math.ceil(retry_after_s)))},
+    )
+
+
+def too_many_sessions() -> Problem:
+    """429 for open talks; when one ends nobody knows, so `Retry-After` is a guess."""
+    return Problem(
+        429,
+        "too_many_sessions",
+        "Too many talks are open; end one, or try again later.",
+        headers={"Retry-After": str(SESSIONS_RETRY_AFTER_S)},
     )

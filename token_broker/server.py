@@ -16,8 +16,7 @@ __all__ = ["run_server"]
 async def run_server(settings: Settings, *, listening: Callable[[], None]) -> None:
     """Serves until SIGTERM or SIGINT, then drains; a second signal stops it at once.
 
-    `listening` is called once the address is ours and all is built. Raises SettingsError where HOST and PORT can't be
-    listened on, and what building the broker raises: SettingsError, AgentsFileError.
+    `listening` is called once the address is ours. Raises SettingsError where HOST and PORT can't be listened on.
     """
     drain = Drain()
     app = create_app(settings, drain)
@@ -26,7 +25,7 @@ async def run_server(settings: Settings, *, listening: Callable[[], None]) -> No
         host=settings.host,
         port=settings.port,
         http="httptools",
-        lifespan="off",
+        lifespan="off",  # what goes wrong while the parts are built is the command's to tell
         log_config=None,
         access_log=False,
         server_header=False,
@@ -35,7 +34,6 @@ async def run_server(settings: Settings, *, listening: Callable[[], None]) -> No
         **uvicorn_options(settings),
     )
     with _listen(settings) as listener:
-        # Not left to uvicorn, which makes a traceback and an exit code of its own of a fault in the configuration.
         async with app.router.lifespan_context(app):
             listening()
             await DrainingServer(config, drain, grace_s=settings.drain_s).serve(sockets=[listener])

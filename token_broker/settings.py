@@ -532,6 +532,8 @@ def _store_faults(settings: Settings) -> list[str]:
         faults.append(
             "BROKER_DATABASE_URL: not a URL of ours; give sqlite+aiosqlite:///<path> or postgresql+asyncpg://<host>/<db>"
         )
+    elif url.startswith("sqlite") and ":memory:" in url:
+        faults.append("BROKER_DATABASE_URL: a database in memory keeps nothing; name a file")
     elif url.startswith("postgresql") and not settings.signing_keys:
         faults.append(
             "BROKER_SIGNING_KEY: missing; replicas on PostgreSQL must share one (openssl rand -base64 48 makes it)"

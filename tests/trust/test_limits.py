@@ -1,10 +1,13 @@
-"""Rates, on a clock that the test turns."""
+"""Rates and open talks, on a clock that the test turns."""
+
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_broker.limits import RateLimit, too_many_requests
+from token_broker.limits import RateLimit, SessionLimits, too_many_requests, too_many_sessions
+from token_broker.problems import Problem
 
 
 class Clock:
@@ -83,7 +86,71 @@ def test_in_no_minute_do_more_than_twice_the_rate_pass(steps: list[float], per_m
     assert all(sum(at - 60 < other <= at for other in passed) <= 2 * per_minute for at in passed)
 
 
-@pytest.mark.parametrize(("wait_s", "retry_after"), [(0.2, "1"), (12.0, "12"), (12.1, "13")])
-def test_a_refusal_says_in_whole_seconds_when_to_come_again(wait_s: float, retry_after: str) -> None:
-    problem = too_many_requests(wait_s)
+def test_open_talks_are_counted_by_principal_and_in_all(clock: Clock) -> None:
+    limits = SessionLimits(per_key=2, total=3, clock=clock)
+    first, second = limits.acquire("a"), limits.acquire("a")
+    assert first is not None
+    assert second is not None
+    assert limits.acquire("a") is None
+    assert limits.acquire("b") is not None
+    assert limits.acquire("c") is None
+    assert limits.active == 3
+    first.release()
+    assert limits.acquire("c") is not None
+
+
+def test_a_place_is_given_back_once_however_the_talk_ends(clock: Clock) -> None:
+    limits = SessionLimits(per_key=1, total=0, clock=clock)
+    lease = limits.acquire("a")
+    assert lease is not None
+    with pytest.raises(RuntimeError), lease:
+        raise RuntimeError
+    lease.release()
+    assert limits.active == 0
+    assert limits.acquire("a") is not None
+    lease.release()
+    assert limits.active == 1
+
+
+def test_a_kept_place_outlives_its_request_until_hang_up_or_its_time(clock: Clock) -> None:
+    limits = SessionLimits(per_key=2, total=0, clock=clock)
+    for name in ("rtc_1", "rtc_2"):
+        lease = limits.acquire("a")
+        assert lease is not None
+        with lease:
+            lease.keep(name, for_s=3600)
+    assert limits.active == 2
+    assert limits.end("rtc_1")
+    assert not limits.end("rtc_1")
+    assert limits.active == 1
+    clock.now_s += 3600
+    assert limits.active == 0
+    assert not limits.end("rtc_2")
+
+
+def test_a_name_kept_anew_lasts_its_own_time(clock: Clock) -> None:
+    limits = SessionLimits(per_key=0, total=0, clock=clock)
+    for for_s in (10, 100):
+        lease = limits.acquire("a")
+        assert lease is not None
+        lease.keep("call", for_s=for_s)
+    clock.now_s += 50
+    assert limits.active == 1
+
+
+def test_nought_takes_any_number_of_talks(clock: Clock) -> None:
+    limits = SessionLimits(per_key=0, total=0, clock=clock)
+    assert all(limits.acquire("a") is not None for _ in range(5000))
+
+
+@pytest.mark.parametrize(
+    ("make", "retry_after"),
+    [
+        (lambda: too_many_requests(0.2), "1"),
+        (lambda: too_many_requests(12.1), "13"),
+        (too_many_sessions, "10"),
+    ],
+)
+def test_refusals_say_when_to_come_again(make: Callable[[], Problem], retry_after: str) -> None:
+    problem = make()
     assert (problem.status, problem.headers["Retry-After"]) == (429, retry_after)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from strategies.base import EphemeralGrant, SessionSpec, Strategy
+from strategies.chain import Link
 from strategies.credentials import Credentials, EntraTokens, TokenSource
 from strategies.errors import CredentialError, KeysDisabledError, MintError
 from strategies.transport import BoundedResolver, make_transport
@@ -184,7 +185,7 @@ class _Examination:
 
     async def _probe_mints(self, credentials: Credentials, credential: str) -> list[Probe]:
         links = build_chain(self.settings, self.transport, credentials).links
-        asked = [link.strategy for link in links if link.gate is not None]
+        asked = [link.strategy for link in links if isinstance(link, Link)]
         return await asyncio.gather(*(_probe_mint(strategy, self.spec, credential) for strategy in asked))
 
     async def _probe_sockets(self, credentials: Credentials, credential: str) -> list[Probe]:

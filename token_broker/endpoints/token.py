@@ -36,7 +36,7 @@ async def create_token(request: Request) -> Response:
     wanted = parse_json(body, TokenRequest)
     agent = find_agent(broker, wanted.agent_id)
     owner = await open_session(
-        broker.sessions,
+        broker.memory.sessions,
         broker.signer,
         principal=caller.principal,
         session_id=wanted.session_id,
@@ -51,7 +51,7 @@ async def create_token(request: Request) -> Response:
     plan = broker.plans.make(
         grant, owner=owner, agent=agent, public_base=caller.public_base, correlation_id=correlation_id(request)
     )
-    broker.sessions.record(owner, agent.id)
+    broker.memory.sessions.record(owner, agent.id)
     _write_audit(plan, owner, grant)
     return Response(
         plan.__pydantic_serializer__.to_json(plan), media_type="application/json", headers={"Cache-Control": "no-store"}

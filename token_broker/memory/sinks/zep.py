@@ -124,9 +124,7 @@ class ZepMemory:
         found: set[str] = set()
         cursor = 0
         for _ in range(_PAGES):
-            page = await _unless_missing(
-                self._zep.memory.get_session_messages(session_id, limit=_PAGE, cursor=cursor)
-            )
+            page = await _unless_missing(self._zep.memory.get_session_messages(session_id, limit=_PAGE, cursor=cursor))
             messages = (page.messages if page else None) or []
             found |= {str(m.metadata["turn_id"]) for m in messages if m.metadata and "turn_id" in m.metadata}
             cursor += len(messages)
