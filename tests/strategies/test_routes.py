@@ -18,7 +18,15 @@ from strategies.project import Project
 from strategies.unified import Unified
 from strategies.websocket_proxy import WebSocketProxy
 from tests.strategies.doubles import (
-    FLAT_BODY, GA_BODY, KEY, NOW_S, SPEC, key_credentials, minted, upstream_over, version_refused,
+    FLAT_BODY,
+    GA_BODY,
+    KEY,
+    NOW_S,
+    SPEC,
+    key_credentials,
+    minted,
+    upstream_over,
+    version_refused,
 )  # fmt: skip
 
 UNIFIED_TARGET = parse_target("https://x.services.ai.azure.com", project="demo")
@@ -190,7 +198,11 @@ async def test_keys_switched_off_are_followed_by_entra_and_not_asked_with_again(
     strategy = Ga(DIRECT_TARGET, upstream_over(respx_mock, credentials))
     for _ in range(2):
         await strategy.mint(SPEC, timeout_s=1)
-    assert ["key" if "api-key" in call.request.headers else "entra" for call in route.calls] == ["key", "entra", "entra"]
+    assert ["key" if "api-key" in call.request.headers else "entra" for call in route.calls] == [
+        "key",
+        "entra",
+        "entra",
+    ]
 
 
 async def test_keys_switched_off_without_entra_are_a_misconfiguration(respx_mock: respx.MockRouter) -> None:
