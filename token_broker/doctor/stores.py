@@ -15,6 +15,7 @@ from sqlalchemy.engine import make_url
 from token_broker.doctor.checks import Check, Mark
 from token_broker.doctor.hosts import STEP_S
 from token_broker.memory.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
+from token_broker.memory.tables import SCHEMA_REVISION
 from token_broker.settings import Settings
 
 __all__ = ["examine_database", "examine_zep"]
@@ -101,10 +102,16 @@ def _refused(shown: str, sqlstate: str) -> Check:
 
 
 def judge_revision(found: str | None, figure: str, shown: str) -> Check:
-    """Whether the tables are as this version makes them; the broker migrates them when it starts."""
+    """Whether the tables are as this version knows them; the broker brings older ones up when it starts."""
     if found is None:
         return Check("database", Mark.OK, f"{shown}, empty: the tables are made at the first start", figure)
-    return Check("database", Mark.OK, f"{shown}, tables at revision {found}", figure)
+    if found == SCHEMA_REVISION:
+        return Check("database", Mark.OK, f"{shown}, tables at revision {found}", figure)
+    if found < SCHEMA_REVISION:
+        finding = f"{shown}, tables at an older revision, brought to {SCHEMA_REVISION} at the next start"
+        return Check("database", Mark.NOTE, finding, figure)
+    mend = "run the version that made them, or a newer one: this one will not write what it does not understand"
+    return Check("database", Mark.FAILED, f"{shown}, tables of a newer version than this one", figure, mend)
 
 
 async def examine_zep(settings: Settings, client: httpx.AsyncClient) -> Check | None:
