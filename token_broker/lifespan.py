@@ -46,6 +46,8 @@ async def build_broker(settings: Settings, drain: Drain) -> AsyncIterator[Broker
         talks = SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions)
         rules = OriginRules(settings)
         memory = await stack.enter_async_context(Memory.open(settings))
+        connector = build_connector(settings, credentials)
+        stack.push_async_callback(connector.aclose)
         broker = Broker(
             settings=settings,
             agents=agents,
@@ -67,7 +69,7 @@ async def build_broker(settings: Settings, drain: Drain) -> AsyncIterator[Broker
                 tickets=memory.tickets,
                 intake=memory.intake,
                 recall=memory.recall,
-                connector=build_connector(settings, credentials),
+                connector=connector,
                 limits=talks,
                 drain=drain,
                 origin_allowed=lambda scope: rules.refusal(scope) is None,

@@ -6,9 +6,12 @@ close frame behind what is buffered already and drops the connection soon after,
 """
 
 import asyncio
+import struct
 from typing import Any
 
+from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.protocol import State
 
 from token_broker.settings import Settings
 
@@ -16,6 +19,12 @@ __all__ = ["GIVE_UP_EXTENSION", "BrokerWebSocketProtocol", "uvicorn_options"]
 
 GIVE_UP_EXTENSION = "voice_token_broker.give_up"
 _LINGER_S = 5.0
+
+_TEXT_AND_FIN = 0x81
+_SHORTEST_16_BIT = 126
+_SHORTEST_64_BIT = 65_536
+_HEAD_16 = struct.Struct("!BBH")
+_HEAD_64 = struct.Struct("!BBQ")
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
@@ -27,6 +36,15 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "ws_ping_timeout": settings.ping_interval_s,
         "ws_per_message_deflate": False,
     }
+
+
+def text_frame_head(payload_bytes: int) -> bytes:
+    """What stands before an unmasked, unfragmented text message of that length (RFC 6455 §5.2)."""
+    if payload_bytes < _SHORTEST_16_BIT:
+        return bytes((_TEXT_AND_FIN, payload_bytes))
+    if payload_bytes < _SHORTEST_64_BIT:
+        return _HEAD_16.pack(_TEXT_AND_FIN, 126, payload_bytes)
+    return _HEAD_64.pack(_TEXT_AND_FIN, 127, payload_bytes)
 
 
 class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
@@ -41,6 +59,26 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
         self.scope["extensions"][GIVE_UP_EXTENSION] = {"give_up": self.give_up}
         await super().run_asgi()
         self._drop_later()
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Writes a text message as the one frame that it is, and leaves everything else to uvicorn.
+
+        What uvicorn would do for it comes to the same bytes, by way of a dozen calls for each of a talk's frames.
+        """
+        if (
+            message["type"] != "websocket.send"
+            or (text := message.get("text")) is None
+            or not self.handshake_complete
+            or self.close_sent
+            or self.disconnected
+            or self.conn.state is not State.OPEN
+            or self.conn.extensions
+            or not self.writable.is_set()
+        ):
+            await super().send(message)
+            return
+        payload = text.encode()
+        self.transport.write(text_frame_head(len(payload)) + payload)
 
     def give_up(self, code: int, reason: str) -> None:
         """Closes without waiting for the client to read anything; what it still sends is read and thrown away."""

@@ -284,6 +284,7 @@ async def serving(running: Running, *more: BaseRoute, **config: Any) -> AsyncIte
     finally:
         server.should_exit = True
         await task
+        await running.connector.aclose()
     await nothing_left(before)
 
 
