@@ -18,7 +18,7 @@ from token_broker.endpoints.metrics import METRICS_OPERATIONS, get_metrics
 from token_broker.endpoints.openapi import openapi_routes
 from token_broker.endpoints.status import STATUS_OPERATIONS, get_config, get_health, get_readiness, get_status
 from token_broker.endpoints.token import TOKEN_OPERATIONS, create_token
-from token_broker.endpoints.voicelive import VOICELIVE_OPERATIONS, VOICELIVE_PATH, Voicelive
+from token_broker.endpoints.voicelive import VOICELIVE_PATH, VOICELIVE_SOCKET, Voicelive
 from token_broker.http import correlation_id
 from token_broker.lifespan import build_broker
 from token_broker.metrics import Metrics
@@ -34,7 +34,6 @@ _VOICE_PREFIXES = ("/api/v1/voice", "")
 # What the routes take and answer, as /openapi.json shows it.
 _OPERATIONS = (
     *TOKEN_OPERATIONS,
-    *VOICELIVE_OPERATIONS,
     *STATUS_OPERATIONS,
     *METRICS_OPERATIONS,
     *CLIENT_OPERATIONS,
@@ -56,7 +55,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
             yield
 
     app = Starlette(
-        routes=[*_routes(), *openapi_routes(_OPERATIONS), *client_routes(_azure_origins(settings))],
+        routes=[*_routes(), *openapi_routes(_OPERATIONS, [VOICELIVE_SOCKET]), *client_routes(_azure_origins(settings))],
         middleware=[Middleware(Edge, observe=metrics), Middleware(OriginGuard, settings=settings)],
         exception_handlers={Problem: _answer_problem, HTTPException: _answer_http_exception},
         lifespan=lifespan,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-__all__ = ["Answer", "Body", "Operation", "Parameter", "ProblemDocument", "api_document"]
+__all__ = ["Answer", "Body", "Operation", "Parameter", "ProblemDocument", "Socket", "api_document"]
 
 Json = dict[str, Any]
 
@@ -78,6 +78,19 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Socket:
+    """A WebSocket's path. OpenAPI knows no WebSockets: it stands as a path without operations, with `x-websocket`."""
+
+    path: str
+    tag: str
+    summary: str
+    description: str
+    subprotocols: tuple[str, ...]
+    close_codes: Mapping[int, str]
+    parameters: tuple[Parameter, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Operation:
     """A method of a route. `path` is the template as the route has it; `aliases` are the same object elsewhere.
 
@@ -108,9 +121,8 @@ _HEADERS: dict[str, Json] = {
     "Retry-After": {"description": "Seconds until it is worth another try.", "schema": {"type": "integer"}},
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}, "example": "Bearer"},
     "Location": {"schema": {"type": "string", "format": "uri-reference"}},
-    "Upgrade": {"schema": {"type": "string"}, "example": "websocket"},
 }
-_STATUS_HEADERS = {401: ("WWW-Authenticate",), 426: ("Upgrade",), 429: ("Retry-After",), 503: ("Retry-After",)}
+_STATUS_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
 
 _SECURITY: dict[str, Json] = {
     "entra": {
@@ -135,18 +147,15 @@ _SECURITY: dict[str, Json] = {
         "scheme": "bearer",
         "description": "BROKER_METRICS_TOKEN, where it is set.",
     },
-    "ticket": {
-        "type": "apiKey",
-        "in": "header",
-        "name": "Sec-WebSocket-Protocol",
-        "description": "The `protocols` of a plan's `websocket_proxy`: `realtime, ticket.…`; works once.",
-    },
 }
 
 
-def api_document(operations: Sequence[Operation], *, version: str, description: str) -> Json:
-    """The OpenAPI document of these operations."""
-    paths: Json = {}
+def api_document(
+    operations: Sequence[Operation], *, sockets: Sequence[Socket] = (), version: str, description: str
+) -> Json:
+    """The OpenAPI document of these operations and WebSockets."""
+    paths: Json = {socket.path: _socket(socket) for socket in sockets}
+    tags = dict.fromkeys([*(operation.tag for operation in operations), *(socket.tag for socket in sockets)])
     for operation in operations:
         for number, path in enumerate((operation.path, *operation.aliases)):
             paths.setdefault(path, {})[operation.method] = _operation(operation, path, number)
@@ -155,7 +164,7 @@ def api_document(operations: Sequence[Operation], *, version: str, description: 
         "openapi": "3.1.0",
         "info": {"title": "Voice token broker", "version": version, "description": description},
         "servers": [{"url": "/"}],
-        "tags": [{"name": tag} for tag in dict.fromkeys(operation.tag for operation in operations)],
+        "tags": [{"name": tag} for tag in tags],
         "paths": paths,
         "components": {
             "schemas": _schemas(operations),
@@ -194,6 +203,19 @@ def _operation(operation: Operation, path: str, number: int) -> Json:
     if operation.security:
         described["security"] = [{} if name is None else {name: []} for name in operation.security]
     return described
+
+
+def _socket(socket: Socket) -> Json:
+    return {
+        "summary": socket.summary,
+        "description": socket.description,
+        "parameters": [_parameter(parameter) for parameter in socket.parameters],
+        "x-websocket": {
+            "tag": socket.tag,
+            "subprotocols": list(socket.subprotocols),
+            "closeCodes": {str(code): meaning for code, meaning in socket.close_codes.items()},
+        },
+    }
 
 
 def _belongs(parameter: Parameter, path: str) -> bool:

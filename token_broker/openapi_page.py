@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -11,14 +12,14 @@ __all__ = ["render_page"]
 Json = Mapping[str, Any]
 
 _CODE = re.compile(r"`([^`]+)`")
-_METHODS = ("get", "post", "put", "delete")
+_METHODS = ("get", "post", "put", "delete", "x-websocket")
 
 
 def render_page(document: Json) -> str:
     """The page: a table of contents, each operation, each schema."""
     info = document["info"]
     title = f"{escape(info['title'])} {escape(info['version'])}"
-    operations = list(_operations(document))
+    entries = list(_entries(document))
     return "\n".join(
         (
             "<!doctype html>",
@@ -27,8 +28,8 @@ def render_page(document: Json) -> str:
             f'<title>{title}: API</title><link rel="stylesheet" href="/docs/style.css"></head><body>',
             f"<header><h1>{title}</h1>{_text(info['description'])}",
             '<p><a href="/openapi.json">openapi.json</a></p></header>',
-            f'<nav aria-label="Contents">{_contents(document, operations)}</nav><main>',
-            *(_operation(document, path, method, operation) for path, method, operation in operations),
+            f'<nav aria-label="Contents">{_contents(document, entries)}</nav><main>',
+            *(_section(document, entry) for entry in entries),
             '<h2 id="schemas">Schemas</h2>',
             *(_schema_section(name, schema) for name, schema in document["components"]["schemas"].items()),
             "</main></body></html>",
@@ -36,53 +37,85 @@ def render_page(document: Json) -> str:
     )
 
 
-def _operations(document: Json) -> Iterator[tuple[str, str, Json]]:
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """An operation, or a WebSocket's path, with the anchor it has."""
+
+    tag: str
+    path: str
+    method: str
+    described: Json
+
+    @property
+    def anchor(self) -> str:
+        return str(self.described.get("operationId", "websocket"))
+
+
+def _entries(document: Json) -> Iterator[_Entry]:
     """By tag, in the document's order."""
+    found = [
+        _Entry(_tag(described), path, method.removeprefix("x-"), item if method == "x-websocket" else described)
+        for path, item in document["paths"].items()
+        for method, described in item.items()
+        if method in _METHODS
+    ]
     for tag in document["tags"]:
-        for path, methods in document["paths"].items():
-            for method in _METHODS:
-                if method in methods and tag["name"] in methods[method]["tags"]:
-                    yield path, method, methods[method]
+        yield from (entry for entry in found if entry.tag == tag["name"])
 
 
-def _contents(document: Json, operations: list[tuple[str, str, Json]]) -> str:
+def _tag(described: Json) -> str:
+    return str(described["tag"] if "tag" in described else described["tags"][0])
+
+
+def _contents(document: Json, entries: list[_Entry]) -> str:
     parts = []
     for tag in document["tags"]:
         links = "".join(
-            f'<li><a href="#{operation["operationId"]}">{_call(path, method)}</a></li>'
-            for path, method, operation in operations
-            if tag["name"] in operation["tags"]
+            f'<li><a href="#{entry.anchor}">{_call(entry)}</a></li>' for entry in entries if entry.tag == tag["name"]
         )
         parts.append(f"<h2>{escape(tag['name'])}</h2><ul>{links}</ul>")
     names = "".join(f'<li><a href="#{name}">{name}</a></li>' for name in document["components"]["schemas"])
     return f'{"".join(parts)}<h2><a href="#schemas">Schemas</a></h2><ul>{names}</ul>'
 
 
-def _call(path: str, method: str) -> str:
-    return f'<b class="{method}">{method.upper()}</b> <code>{escape(path)}</code>'
+def _call(entry: _Entry) -> str:
+    return f'<b class="{entry.method}">{entry.method.upper()}</b> <code>{escape(entry.path)}</code>'
 
 
-def _operation(document: Json, path: str, method: str, operation: Json) -> str:
+def _section(document: Json, entry: _Entry) -> str:
+    described = entry.described
     parts = [
-        f'<section id="{operation["operationId"]}"><h2>{_call(path, method)}</h2>',
-        f"<p><strong>{escape(operation['summary'])}</strong></p>{_text(operation['description'])}",
+        f'<section id="{entry.anchor}"><h2>{_call(entry)}</h2>',
+        f"<p><strong>{escape(described['summary'])}</strong></p>{_text(described['description'])}",
     ]
-    if schemes := [name for choice in operation.get("security", ()) for name in choice]:
-        described = document["components"]["securitySchemes"]
-        rows = "".join(f"<li>{_inline(described[name]['description'])}</li>" for name in schemes)
+    if schemes := [name for choice in described.get("security", ()) for name in choice]:
+        known = document["components"]["securitySchemes"]
+        rows = "".join(f"<li>{_inline(known[name]['description'])}</li>" for name in schemes)
         parts.append(f"<h3>Authentication</h3><ul>{rows}</ul>")
-    if "parameters" in operation:
+    if described.get("parameters"):
         rows = "".join(
             f"<tr><td><code>{escape(parameter['name'])}</code></td><td>{escape(parameter['in'])}</td>"
             f"<td>{_inline(parameter['description'])}</td></tr>"
-            for parameter in operation["parameters"]
+            for parameter in described["parameters"]
         )
         parts.append(f"<h3>Parameters</h3><table>{rows}</table>")
-    if "requestBody" in operation:
-        parts.append(f"<h3>Body</h3>{_contents_of(operation['requestBody'])}")
-    parts.append("<h3>Answers</h3>")
-    parts += [_answer(status, answer) for status, answer in operation["responses"].items()]
+    if "requestBody" in described:
+        parts.append(f"<h3>Body</h3>{_contents_of(described['requestBody'])}")
+    if "x-websocket" in described:
+        parts.append(_socket(described["x-websocket"]))
+    if "responses" in described:
+        parts.append("<h3>Answers</h3>")
+        parts += [_answer(status, answer) for status, answer in described["responses"].items()]
     return "".join([*parts, "</section>"])
+
+
+def _socket(described: Json) -> str:
+    offered = ", ".join(f"<code>{escape(name)}</code>" for name in described["subprotocols"])
+    rows = "".join(
+        f"<tr><td><code>{code}</code></td><td>{_inline(meaning)}</td></tr>"
+        for code, meaning in described["closeCodes"].items()
+    )
+    return f"<h3>Subprotocols</h3><p>{offered}</p><h3>Close codes</h3><table>{rows}</table>"
 
 
 def _answer(status: str, answer: Json) -> str:

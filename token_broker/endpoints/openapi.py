@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import token_broker
-from token_broker.openapi import Answer, Operation, api_document
+from token_broker.openapi import Answer, Operation, Socket, api_document
 from token_broker.openapi_page import render_page
 
 __all__ = ["openapi_routes"]
@@ -62,12 +62,17 @@ _OPERATIONS = (
 )
 
 
-def openapi_routes(operations: Sequence[Operation]) -> list[Route]:
-    """The routes that show `operations`, and themselves. What they answer is made at the first request for it."""
+def openapi_routes(operations: Sequence[Operation], sockets: Sequence[Socket] = ()) -> list[Route]:
+    """The routes that show `operations` and `sockets`, and themselves; made at the first request for them."""
 
     @functools.cache
     def document() -> dict[str, Any]:
-        return api_document([*operations, *_OPERATIONS], version=token_broker.__version__, description=_DESCRIPTION)
+        return api_document(
+            [*operations, *_OPERATIONS],
+            sockets=sockets,
+            version=token_broker.__version__,
+            description=_DESCRIPTION,
+        )
 
     return [
         _static("/openapi.json", "application/json", lambda: to_json(document(), indent=1)),
