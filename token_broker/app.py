@@ -13,7 +13,9 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from token_broker.edge import Edge
+from token_broker.endpoints.calls import CALL_OPERATIONS, create_call, hang_up
 from token_broker.endpoints.client import AZURE_ORIGINS, CLIENT_OPERATIONS, client_routes
+from token_broker.endpoints.memory import MEMORY_OPERATIONS, create_turn, enrich, forget_turns, list_turns
 from token_broker.endpoints.metrics import METRICS_OPERATIONS, get_metrics
 from token_broker.endpoints.openapi import openapi_routes
 from token_broker.endpoints.status import STATUS_OPERATIONS, get_config, get_health, get_readiness, get_status
@@ -31,9 +33,12 @@ from token_broker.settings import Settings
 __all__ = ["create_app"]
 
 _VOICE_PREFIXES = ("/api/v1/voice", "")
+_MEMORY_PREFIXES = ("/api/v1/memory", "/memory")
 # What the routes take and answer, as /openapi.json shows it.
 _OPERATIONS = (
     *TOKEN_OPERATIONS,
+    *CALL_OPERATIONS,
+    *MEMORY_OPERATIONS,
     *STATUS_OPERATIONS,
     *METRICS_OPERATIONS,
     *CLIENT_OPERATIONS,
@@ -80,10 +85,16 @@ def _routes() -> list[BaseRoute]:
     """The busiest first: they are matched in order."""
     return [
         *_under(_VOICE_PREFIXES, "/realtime/token", create_token, ["POST"]),
+        *_under(_VOICE_PREFIXES, "/realtime/calls", create_call, ["POST"]),
+        *_under(_VOICE_PREFIXES, "/realtime/calls/{call_id}", hang_up, ["DELETE"]),
         *_under(_VOICE_PREFIXES, "/status", get_status, ["GET"]),
         *_under(_VOICE_PREFIXES, "/config/{agent_id}", get_config, ["GET"]),
         WebSocketRoute(VOICELIVE_PATH, Voicelive()),
         Route(VOICELIVE_PATH, Voicelive()),
+        *_under(_VOICE_PREFIXES, "/conversation/turn", create_turn, ["POST"]),
+        *_under(_MEMORY_PREFIXES, "/enrich", enrich, ["POST"]),
+        *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", list_turns, ["GET"]),
+        *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", forget_turns, ["DELETE"]),
         Route("/healthz", get_health, methods=["GET"]),
         Route("/readyz", get_readiness, methods=["GET"]),
         Route("/metrics", get_metrics, methods=["GET"]),

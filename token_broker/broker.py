@@ -12,15 +12,16 @@ from strategies.chain import Chain, Link
 from strategies.credentials import Credentials
 from token_broker.agents import AgentBook
 from token_broker.auth import Authenticator
-from token_broker.limits import RateLimit
-from token_broker.memory.base import Recall, SessionBook
+from token_broker.limits import RateLimit, SessionLimits
+from token_broker.memory.base import Recall
+from token_broker.memory.service import Memory
 from token_broker.metrics import Metrics
 from token_broker.observing import Observer
 from token_broker.plans import PlanMaker
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
-from token_broker.relay.slots import TalkSlots
 from token_broker.settings import Settings
+from token_broker.telemetry import advice_on
 from token_broker.tokens import TokenSigner
 
 __all__ = ["Broker", "Tally", "broker_of"]
@@ -89,12 +90,12 @@ class Broker:
     rate: RateLimit
     chain: Chain
     plans: PlanMaker
-    sessions: SessionBook
+    memory: Memory
     recall: Recall
     http: httpx.AsyncClient
     credentials: Credentials | None
     drain: Drain
-    talks: TalkSlots
+    talks: SessionLimits
     relay: VoiceRelay
     metrics: Metrics
     observe: Observer
@@ -105,9 +106,10 @@ class Broker:
         skew_s = self.tally.clock_skew_s
         return {
             "strategies": [
-                link.gate.snapshot() if isinstance(link, Link) else self.tally.proxy_snapshot(link.name)
+                _with_advice(link.gate.snapshot()) if isinstance(link, Link) else self.tally.proxy_snapshot(link.name)
                 for link in self.chain.links
             ],
+            "outbox": self.memory.status().outbox(),
             "relay": self.relay.snapshot(),
             "slo": self.tally.slo(),
             "clock_skew_s": None if skew_s is None else round(skew_s, 1),
@@ -118,9 +120,14 @@ class Broker:
         return {
             **self.health(),
             "draining": self.drain.draining,
-            "open_talks": self.talks.total,
+            "open_talks": self.talks.active,
             "max_talks": self.settings.max_sessions,
         }
+
+
+def _with_advice(snapshot: dict[str, Any]) -> dict[str, Any]:
+    """A gate's snapshot and, as `do`, what an operator can do about it."""
+    return snapshot | {"do": advice_on(snapshot["last_outcome"])}
 
 
 def broker_of(connection: HTTPConnection) -> Broker:

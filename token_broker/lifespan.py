@@ -19,15 +19,14 @@ from token_broker.auth import ANONYMOUS, make_authenticator
 from token_broker.azure import build_chain, build_connector, build_credentials, make_client
 from token_broker.broker import Broker
 from token_broker.forwarded import address_key, client_of
-from token_broker.limits import RateLimit
-from token_broker.local_books import LocalIntake, LocalSessions, LocalTickets, NoRecall
+from token_broker.limits import RateLimit, SessionLimits
+from token_broker.memory.service import Memory
 from token_broker.metrics import Metrics
 from token_broker.observing import Observer, observe_with
 from token_broker.origins import OriginRules
 from token_broker.plans import PlanMaker
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
-from token_broker.relay.slots import TalkSlots
 from token_broker.settings import Settings
 from token_broker.state_metrics import StateCollector
 from token_broker.telemetry import log_attempt
@@ -53,10 +52,9 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             stack.push_async_callback(credentials.aclose)
         authenticator = make_authenticator(settings, http)
         stack.push_async_callback(authenticator.aclose)
-        talks = TalkSlots(max_total=settings.max_sessions, max_per_key=settings.max_sessions_per_principal)
+        talks = SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions)
         rules = OriginRules(settings)
-        tickets = LocalTickets()
-        recall = NoRecall()
+        memory = await stack.enter_async_context(Memory.open(settings))
         broker = Broker(
             settings=settings,
             agents=agents,
@@ -65,8 +63,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             rate=RateLimit(settings.rate_limit_per_minute),
             chain=build_chain(settings, transport, credentials, _attempts_to(observe)),
             plans=PlanMaker(settings, signer),
-            sessions=LocalSessions(),
-            recall=recall,
+            memory=memory,
+            recall=memory.recall,
             http=http,
             credentials=credentials,
             drain=drain,
@@ -75,11 +73,11 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 settings=settings,
                 agents=agents,
                 signer=signer,
-                tickets=tickets,
-                intake=LocalIntake(),
-                recall=recall,
+                tickets=memory.tickets,
+                intake=memory.intake,
+                recall=memory.recall,
                 connector=build_connector(settings, credentials),
-                slots=talks,
+                limits=talks,
                 drain=drain,
                 origin_allowed=lambda scope: rules.refusal(scope) is None,
                 limit_key=_limit_key(settings),

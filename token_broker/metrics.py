@@ -58,7 +58,9 @@ class Metrics:
             self._counter("mint_http_requests", "HTTP requests that strategies made, retries included.", "strategy")
         )
         self._credentials = _Children(
-            self._counter("credentials_issued", "Credentials issued; each has its line in the audit.", "strategy")
+            self._counter(
+                "credentials_issued", "Credentials issued; each has its line in the audit.", "strategy", "holder"
+            )
         )
         self._requests = _Children(
             self._counter("http_requests", "HTTP requests answered.", "method", "route", "status")
@@ -93,7 +95,7 @@ class Metrics:
             self._token_requests.of(result)
             self._token_seconds.of(result)
         for strategy in strategies:
-            self._credentials.of(strategy)
+            self._credentials.of(strategy, "browser")
             if strategy != "websocket_proxy":
                 self._attempts.of(strategy, "minted")
                 self._attempt_seconds.of(strategy)
@@ -115,7 +117,7 @@ class Metrics:
         self._mint_requests.of(attempt.strategy).inc(attempt.tries)
 
     def _on_credential(self, event: CredentialIssued) -> None:
-        self._credentials.of(event.strategy).inc()
+        self._credentials.of(event.strategy, event.holder).inc()
 
     def _on_talk(self, event: TalkEnded) -> None:
         self._talk_seconds.of().observe(event.duration_s)

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from strategies.base import Attempt
 
 __all__ = [
+    "CredentialHolder",
     "CredentialIssued",
     "Event",
     "Observer",
@@ -24,6 +25,10 @@ __all__ = [
 
 TokenResult = Literal["minted", "degraded", "refused", "failed"]
 """How a token request ended: a plan with an ephemeral token, one with the proxy alone, a 4xx, a 5xx."""
+
+
+CredentialHolder = Literal["browser", "broker"]
+"""Who gets a credential into their hands: the browser, or the broker on its behalf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +51,11 @@ class RequestAnswered:
 
 @dataclass(frozen=True, slots=True)
 class CredentialIssued:
-    """Somebody is about to be given a credential of this session; `minted` tells whether Azure made one for it."""
+    """A credential is about to be released to its holder, and stands in the audit."""
 
     agent_id: str
     strategy: str
-    minted: bool
+    holder: CredentialHolder
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,9 +56,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What is sent: JSON of `model`, or text of `media_type` where there is none."""
+    """What is sent: JSON of any one of `models`, or text of `media_type` where there is none."""
 
-    model: type[BaseModel] | None = None
+    models: tuple[type[BaseModel], ...] = ()
     media_type: str = "application/json"
     example: Any = None
     required: bool = True
@@ -115,11 +115,21 @@ class Operation:
 _HEADERS: dict[str, Json] = {
     "X-Request-ID": {
         "description": "The request's id: yours where you sent a plain one.",
+        "required": True,
         "schema": {"type": "string"},
     },
-    "Cache-Control": {"schema": {"type": "string"}, "example": "no-store"},
-    "Retry-After": {"description": "Seconds until it is worth another try.", "schema": {"type": "integer"}},
-    "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}, "example": "Bearer"},
+    "Cache-Control": {"required": True, "schema": {"type": "string"}, "example": "no-store"},
+    "Retry-After": {
+        "description": "Seconds until it is worth another try.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "WWW-Authenticate": {
+        "description": "How to authenticate.",
+        "required": True,
+        "schema": {"type": "string"},
+        "example": "Bearer",
+    },
     "Location": {"schema": {"type": "string", "format": "uri-reference"}},
 }
 _STATUS_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
@@ -198,7 +208,7 @@ def _operation(operation: Operation, path: str, number: int) -> Json:
     if operation.body is not None:
         described["requestBody"] = {
             "required": operation.body.required,
-            "content": {operation.body.media_type: _content(operation.body.model, operation.body.example)},
+            "content": {operation.body.media_type: _content(operation.body.models, operation.body.example)},
         }
     if operation.security:
         described["security"] = [{} if name is None else {name: []} for name in operation.security]
@@ -244,12 +254,15 @@ def _answer(answer: Answer) -> Json:
     described: Json = {"description": answer.description, "headers": _header_refs(answer.headers)}
     if answer.model is not None or answer.media_type is not None:
         media_type = answer.media_type or "application/json"
-        described["content"] = {media_type: _content(answer.model, answer.example, answer.json_schema)}
+        models = () if answer.model is None else (answer.model,)
+        described["content"] = {media_type: _content(models, answer.example, answer.json_schema)}
     return described
 
 
-def _content(model: type[BaseModel] | None, example: Any, json_schema: Json | None = None) -> Json:
-    schema = json_schema or {"type": "string"} if model is None else {"$ref": _REF.format(model=model.__name__)}
+def _content(models: Sequence[type[BaseModel]], example: Any, json_schema: Json | None = None) -> Json:
+    schema = json_schema or {"type": "string"}
+    if refs := [{"$ref": _REF.format(model=model.__name__)} for model in models]:
+        schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
     return {"schema": schema} if example is None else {"schema": schema, "example": example}
 
 
@@ -272,8 +285,8 @@ def _schemas(operations: Sequence[Operation]) -> Json:
     """The models that are sent and answered: each as its side sees it."""
     modes: dict[type[BaseModel], JsonSchemaMode] = {ProblemDocument: "serialization"}
     for operation in operations:
-        if operation.body is not None and operation.body.model is not None:
-            modes[operation.body.model] = "validation"
+        for model in operation.body.models if operation.body else ():
+            modes[model] = "validation"
         for answer in operation.answers:
             if answer.model is not None:
                 modes[answer.model] = "serialization"

@@ -35,6 +35,7 @@ class Gate(BaseModel):
     attempts: int
     successes: int
     latency_ms: Percentiles
+    do: str | None = Field(None, description="What an operator can do about it.")
 
 
 class Directions(BaseModel):

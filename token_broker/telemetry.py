@@ -21,12 +21,13 @@ from pydantic import SecretStr
 from pydantic_core import to_json
 
 from strategies.base import Attempt
-from token_broker.observing import CredentialIssued, Observer
+from token_broker.observing import CredentialHolder, CredentialIssued, Observer
 from token_broker.settings import Settings
 
 __all__ = [
     "AuditEntry",
     "Redactor",
+    "advice_on",
     "begin_ids",
     "bind_ids",
     "configure_logging",
@@ -122,8 +123,8 @@ def fingerprint(secret: str) -> str:
 class AuditEntry:
     """A credential about to be released: to whom, for what, until when.
 
-    `secret` is the credential itself, of which the line shows the fingerprint: Azure's ephemeral token where one was
-    `minted`, else the broker's own.
+    `holder` is who gets it into their hands: the browser, or this broker on its behalf. `secret` is the credential
+    itself, of which the line shows the fingerprint: Azure's ephemeral token where one was `minted`, else our own.
     """
 
     correlation_id: str
@@ -134,6 +135,7 @@ class AuditEntry:
     minted: bool
     secret: SecretStr
     expires_at: datetime
+    holder: CredentialHolder = "browser"
 
 
 def write_audit(entry: AuditEntry, observe: Observer) -> None:
@@ -145,11 +147,12 @@ def write_audit(entry: AuditEntry, observe: Observer) -> None:
         session_id=entry.session_id,
         agent_id=entry.agent_id,
         strategy=entry.strategy,
+        holder=entry.holder,
         has_token=entry.minted,
         fingerprint=fingerprint(entry.secret.get_secret_value()),
         expires_at=entry.expires_at.isoformat(),
     )
-    observe(CredentialIssued(agent_id=entry.agent_id, strategy=entry.strategy, minted=entry.minted))
+    observe(CredentialIssued(agent_id=entry.agent_id, strategy=entry.strategy, holder=entry.holder))
 
 
 def begin_ids(**ids: str) -> None:
@@ -161,6 +164,11 @@ def begin_ids(**ids: str) -> None:
 def bind_ids(**ids: str) -> None:
     """Further ids of the present request."""
     structlog.contextvars.bind_contextvars(**ids)
+
+
+def advice_on(outcome: str | None) -> str | None:
+    """What an operator can do about attempts that end like this; None where only waiting helps."""
+    return _ADVICE.get(outcome or "")
 
 
 def log_attempt(attempt: Attempt) -> None:
@@ -177,5 +185,5 @@ def log_attempt(attempt: Attempt) -> None:
         tries=attempt.tries,
         duration_ms=round(attempt.duration_ms, 1),
         **{name: value for name, value in fields.items() if value is not None},
-        **({"do": advice} if (advice := _ADVICE.get(attempt.outcome)) else {}),
+        **({"do": advice} if (advice := advice_on(attempt.outcome)) else {}),
     )

@@ -27,6 +27,11 @@ import { ConnectionFailure, failure } from "./transports/transport.js";
  * @typedef {import("./session-machine.js").Failure} Failure
  * @typedef {import("./transports/transport.js").Transport} Transport
  *
+ * @typedef {object} Talk  What lives from Talk to the end of it, whatever the connections do.
+ * @property {Studio} studio
+ * @property {AbortController} closing
+ * @property {boolean} watched  whether other tabs are watched for
+ *
  * @typedef {object} VoiceSessionOptions
  * @property {string} brokerUrl  where the broker is, such as `https://voice.example.com`
  * @property {string} [agentId]  the broker's default agent without it
@@ -61,7 +66,7 @@ export class VoiceSession extends EventTarget {
   #sessionId;
   #sessionToken = "";
   #muted = false;
-  /** From Talk to the end of it. @type {{studio: Studio, closing: AbortController} | null} */
+  /** @type {Talk | null} */
   #talk = null;
   /** A plan's request or a connection's opening; aborted when it is no longer wanted. */
   #attempt = new AbortController();
@@ -277,6 +282,15 @@ export class VoiceSession extends EventTarget {
     this.#dispatch({ type: "opened" });
     this.#connecting?.resolve();
     this.#connecting = null;
+    this.#lookForOtherTabs(talk);
+  }
+
+  /** @param {Talk} talk */
+  #lookForOtherTabs(talk) {
+    if (talk.watched) return;
+    talk.watched = true;
+    const message = "Another tab of this site is talking too, and both hear each other. Hang up in one of them.";
+    watchOtherTabs(() => this.#report("other_tab", message), talk.closing.signal);
   }
 
   #notEphemeral() {
@@ -318,9 +332,7 @@ export class VoiceSession extends EventTarget {
     addEventListener("online", () => this.#dispatch({ type: "wake" }), { signal });
     const offline = "You are offline. The talk goes on by itself when the network is back.";
     addEventListener("offline", () => this.#report("offline", offline), { signal });
-    const other = "Another tab of this site is talking too, and both hear each other. Hang up in one of them.";
-    watchOtherTabs(() => this.#report("other_tab", other), signal);
-    return { studio, closing };
+    return { studio, closing, watched: false };
   }
 
   #pageHides() {

@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import functools
 import json
+import logging
 import ssl
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 from pydantic import SecretStr
 from websockets.exceptions import ConnectionClosed
@@ -56,16 +59,18 @@ class HangingEntra:
 @contextlib.asynccontextmanager
 async def hanging(stage: str) -> AsyncIterator[Running]:
     """A broker whose Azure hangs at that stage."""
-    limit = {"proxy_connect_timeout_s": LIMIT_S}
+    limit: dict[str, Any] = {"proxy_connect_timeout_s": LIMIT_S}
     if stage in {"connected", "tls"}:
         async with silent_server() as (address, _):
             scheme = "https" if stage == "tls" else "http"
             async with broker(f"{scheme}://{address}", **limit) as running:
                 yield running
     elif stage == "half a handshake":
-        async with silent_server(greet=b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: web") as (address, _):
-            async with broker(f"http://{address}", **limit) as running:
-                yield running
+        async with (
+            silent_server(greet=b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: web") as (address, _),
+            broker(f"http://{address}", **limit) as running,
+        ):
+            yield running
     elif stage == "name":
         prepared = build(make_settings("http://127.0.0.1:9", **limit))
         prepared.connector._resolver = HangingResolver()
@@ -111,7 +116,9 @@ async def test_one_hanging_upstream_leaves_half_of_the_time_to_the_other() -> No
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 429, 500, 503])
 async def test_a_refusing_azure_ends_in_4502_and_its_gate_learns(status: int) -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
-        azure.refuse = lambda _: answer(status, b'{"error":{"code":"x","message":"secret of Azure"}}', Location="/elsewhere")
+        azure.refuse = lambda _: answer(
+            status, b'{"error":{"code":"x","message":"secret of Azure"}}', Location="/elsewhere"
+        )
         async with running.client() as client:
             assert await client.closed() == 4502
             assert "secret of Azure" not in str(client.socket.close_reason)
@@ -240,18 +247,19 @@ async def test_a_talk_that_azure_breaks_ends_in_4502_and_its_last_turn_is_kept(f
 
 
 async def test_an_azure_that_answers_no_ping_is_dropped_after_two() -> None:
-    async with scripted_azure() as azure, broker(azure.url, ping_interval_s=0.3) as running:
-        async with running.client() as client:
-            await client.ready()
-            talk = await azure.talk()
-            talk.connection.transport.pause_reading()
-            assert await client.closed() == 4502
-            talk.connection.transport.resume_reading()
+    async with (
+        scripted_azure() as azure,
+        broker(azure.url, ping_interval_s=0.3) as running,
+        running.client() as client,
+    ):
+        await client.ready()
+        talk = await azure.talk()
+        talk.connection.transport.pause_reading()
+        assert await client.closed() == 4502
+        talk.connection.transport.resume_reading()
 
 
 async def test_a_certificate_that_is_not_trusted_is_a_failure_like_any_other() -> None:
-    import trustme
-
     authority = trustme.CA()
     served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(served)
@@ -260,28 +268,31 @@ async def test_a_certificate_that_is_not_trusted_is_a_failure_like_any_other() -
 
 
 async def test_a_talk_runs_over_tls() -> None:
-    import trustme
-
     authority = trustme.CA()
     served, trusting = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("localhost").configure_cert(served)
     authority.configure_trust(trusting)
-    async with scripted_azure(tls=served) as azure, broker(azure.url, tls=trusting) as running:
-        async with running.client() as client:
-            await client.ready()
-            await client.send({"type": "response.create"})
-            await (await azure.talk()).next_event("response.create")
+    async with (
+        scripted_azure(tls=served) as azure,
+        broker(azure.url, tls=trusting) as running,
+        running.client() as client,
+    ):
+        await client.ready()
+        await client.send({"type": "response.create"})
+        await (await azure.talk()).next_event("response.create")
+
+
+def refuse_with_the_key(status: int | None, request: Request) -> Response | None:
+    return None if status is None else answer(status, KEY.encode())
 
 
 async def test_no_credential_of_azures_is_in_any_event_reason_log_or_figure(caplog: pytest.LogCaptureFixture) -> None:
-    import logging
-
     caplog.set_level(1)
     logging.getLogger("picows").setLevel(1)
     seen: list[str] = []
     async with scripted_azure() as azure, broker(azure.url, azure_auth="auto") as running:
         for status in (None, 401, 403, 429, 500):
-            azure.refuse = lambda _, status=status: answer(status, KEY.encode()) if status else None
+            azure.refuse = functools.partial(refuse_with_the_key, status)
             async with running.client() as client:
                 if status is None:
                     await client.ready()

@@ -26,7 +26,7 @@ async def get_status(request: Request) -> Response:
         "voicelive_configured": settings.endpoint is not None,
         "endpoint": settings.target.base if settings.target else None,
         "model": settings.model,
-        "active_sessions": broker.talks.total,
+        "active_sessions": broker.talks.active,
         "agents": {agent.id: {"voice": agent.voices["preview"]} for agent in broker.agents},
     }
     if may_see_all(request, broker):

@@ -65,7 +65,7 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
     wanted = parse_json(body, TokenRequest)
     agent = course.agent = find_agent(broker, wanted.agent_id)
     owner = course.owner = await open_session(
-        broker.sessions,
+        broker.memory.sessions,
         broker.signer,
         principal=caller.principal,
         session_id=wanted.session_id,
@@ -82,7 +82,7 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
     plan = broker.plans.make(
         grant, owner=owner, agent=agent, public_base=caller.public_base, correlation_id=correlation_id(request)
     )
-    broker.sessions.record(owner, agent.id)
+    broker.memory.sessions.record(owner, agent.id)
     write_audit(_audit_entry(plan, owner), broker.observe)
     return plan
 
@@ -209,7 +209,7 @@ TOKEN_OPERATIONS = (
             "`connections` in their order; the last is the broker's own proxy. Go by `expires_in_s`: clocks are wrong. "
             "To resume a session, name it and send its last `session_token` in `X-Session-Token`."
         ),
-        body=Body(TokenRequest, example={"agent_id": "elena", "modalities": ["audio", "text"]}, required=False),
+        body=Body((TokenRequest,), example={"agent_id": "elena", "modalities": ["audio", "text"]}, required=False),
         parameters=(
             Parameter("X-Session-Token", "header", "The session's last `session_token`: proves that it is yours."),
         ),

@@ -9,6 +9,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from token_broker.agents import Agent, AgentBook
+from token_broker.limits import SessionLease, SessionLimits
 from token_broker.memory.base import Owner, Recall, TicketBook, TurnIntake
 from token_broker.observing import Observer, TalkEnded, unheard
 from token_broker.problems import Problem, problem_response
@@ -16,7 +17,6 @@ from token_broker.relay.closing import BAD_REQUEST, FOREIGN_ORIGIN, TICKET_REFUS
 from token_broker.relay.counters import RelayCounters
 from token_broker.relay.drain import GOING_AWAY, Drain
 from token_broker.relay.serving import GIVE_UP_EXTENSION
-from token_broker.relay.slots import Slot, TalkSlots
 from token_broker.relay.talk import Talk, TalkParts
 from token_broker.relay.upstreams import UpstreamConnector
 from token_broker.settings import Settings
@@ -46,7 +46,7 @@ class VoiceRelay:
     """The proxy. Route WebSockets and plain requests of its path here; `session_id` is a path parameter.
 
     `origin_allowed` judges the handshake's Origin; `limit_key` says what a principal's open talks are counted by (the
-    address, for somebody anonymous). `slots` are shared with the SDP relay; `observe` hears of each talk's end.
+    address, for somebody anonymous). `limits` are shared with the SDP relay; `observe` hears of each talk's end.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class VoiceRelay:
         intake: TurnIntake,
         recall: Recall,
         connector: UpstreamConnector,
-        slots: TalkSlots,
+        limits: SessionLimits,
         drain: Drain,
         origin_allowed: OriginCheck,
         limit_key: LimitKey,
@@ -70,7 +70,7 @@ class VoiceRelay:
         self._agents = agents
         self._signer = signer
         self._tickets = tickets
-        self._slots = slots
+        self._limits = limits
         self._drain = drain
         self._origin_allowed = origin_allowed
         self._limit_key = limit_key
@@ -96,7 +96,7 @@ class VoiceRelay:
         totals = counters.totals([talk.counters for talk in self._talks])
         return {
             "active": self.active,
-            "open_slots": self._slots.total,
+            "open_or_relayed": self._limits.active,
             "sessions": counters.sessions,
             "ready": counters.ready,
             "switches": counters.switches,
@@ -121,16 +121,14 @@ class VoiceRelay:
         # The ticket stands among what was offered: it must never come back as what was chosen.
         await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if SUBPROTOCOL in offered else None})
         try:
-            owner, agent, slot = await self._admit(scope)
+            owner, agent, lease = await self._admit(scope)
         except _RefusedError as refused:
             self._counters.closes[refused.ending.code] += 1
             log.info("talk_refused", code=refused.ending.code, reason=refused.ending.reason)
             await _close(send, refused.ending)
             return
-        try:
+        with lease:
             await self._talk(scope, receive, send, owner, agent)
-        finally:
-            slot.give_back()
 
     async def _talk(self, scope: Scope, receive: Receive, send: Send, owner: Owner, agent: Agent) -> None:
         extension = (scope.get("extensions") or {}).get(GIVE_UP_EXTENSION) or {}
@@ -178,7 +176,7 @@ class VoiceRelay:
                 )
             )
 
-    async def _admit(self, scope: Scope) -> tuple[Owner, Agent, Slot]:
+    async def _admit(self, scope: Scope) -> tuple[Owner, Agent, SessionLease]:
         """Who may talk, as which agent, in whose place. Raises _RefusedError. The ticket is used up here."""
         if self._drain.draining:
             raise _RefusedError(GOING_AWAY.code, GOING_AWAY.reason)
@@ -187,17 +185,17 @@ class VoiceRelay:
         claims = self._read_ticket(scope)
         if (agent := self._agents.get(claims.agent_id)) is None:
             raise _RefusedError(BAD_REQUEST, "the ticket's agent is gone: ask for a new plan")
-        slot = self._slots.take(self._limit_key(scope, claims.principal))
-        if slot is None:
+        lease = self._limits.acquire(self._limit_key(scope, claims.principal))
+        if lease is None:
             raise _RefusedError(TOO_MANY, "too many talks are open: end one, or try again later")
         try:
             if not await self._tickets.spend(claims.ticket_id, claims.expires_at_s):
                 raise _RefusedError(TICKET_REFUSED, "the ticket was used: ask for a new plan")
         except BaseException:
-            slot.give_back()
+            lease.release()
             raise
         owner = Owner(claims.session_id, claims.principal, claims.epoch, claims.user_id)
-        return owner, agent, slot
+        return owner, agent, lease
 
     def _read_ticket(self, scope: Scope) -> TicketClaims:
         tickets = [name for name in scope.get("subprotocols", []) if name.startswith(TICKET_PREFIX)]

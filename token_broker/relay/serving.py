@@ -15,7 +15,7 @@ from token_broker.settings import Settings
 __all__ = ["GIVE_UP_EXTENSION", "BrokerWebSocketProtocol", "uvicorn_options"]
 
 GIVE_UP_EXTENSION = "voice_token_broker.give_up"
-_LINGER_S = 10.0
+_LINGER_S = 5.0
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
@@ -30,9 +30,12 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
 
 
 class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
-    """Uvicorn's WebSocket, which can be given up, and which is gone soon after the application is done with it."""
+    """Uvicorn's WebSocket, which can be given up, is gone soon after the application is done with it, and takes any
+    message for a sign of life: a client that reads slowly answers a ping late, behind all that it has still to read.
+    """
 
     _drop: asyncio.TimerHandle | None = None
+    _heard = True
 
     async def run_asgi(self) -> None:
         self.scope["extensions"][GIVE_UP_EXTENSION] = {"give_up": self.give_up}
@@ -40,15 +43,33 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
         self._drop_later()
 
     def give_up(self, code: int, reason: str) -> None:
-        """Closes without waiting for the client to read anything."""
+        """Closes without waiting for the client to read anything; what it still sends is read and thrown away."""
         if self.transport.is_closing() or self.close_sent:
             return
         self.stop_keepalive()
         self.conn.send_close(code, reason)
         self.close_sent = True
         self.transport.write(b"".join(self.conn.data_to_send()))
-        self.transport.close()
-        self._drop_later()
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        super().data_received(data)
+
+    def send_keepalive_ping(self) -> None:
+        self._heard = False
+        super().send_keepalive_ping()
+
+    def keepalive_timeout(self) -> None:
+        if self._heard or not self.writable.is_set():  # the relay's own limit holds for a client that takes nothing
+            self.pong_timer = None
+            self.pending_ping_payload = None
+            self.schedule_ping()
+            return
+        super().keepalive_timeout()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._drop is not None:

@@ -22,7 +22,7 @@ const CANCELLED_KEPT = 16;
 
 /** @type {Record<number, Failure>} What the broker's close codes mean (the contract's), and Azure's own. */
 const CLOSE_CODES = {
-  1000: { code: "refused", reportAs: "closed", message: "The voice service ended the talk. Press Talk to begin a new one.", fatal: true },
+  1000: { code: "session_limit", message: "The talk has reached its longest time; it goes on in a new one." },
   1001: { code: "session_limit", message: "Azure ended the session; it goes on in a new one." },
   1009: { code: "socket_closed", message: "A message was too large; the talk goes on in a new connection." },
   4400: { code: "refused", reportAs: "bad_request", message: "This page's version does not fit the voice service's. Reload the page.", fatal: true },

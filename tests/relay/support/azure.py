@@ -110,7 +110,7 @@ async def converse(talk: AzureTalk) -> None:
         talk.arrived(message)
         event = talk.received[-1]
         if event["type"] == "session.update":
-            await talk.send({"type": "session.updated", "session": {"id": "sess_1", **event["session"]}})
+            await talk.send({"type": "session.updated", "session": {"id": "sess_1", **event.get("session", {})}})
         elif event["type"] == "conversation.item.create":
             kind = "conversation.item.added" if talk.dialect == "ga" else "conversation.item.created"
             await talk.send({"type": kind, "item": {"id": "item_typed", **event["item"]}})

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Samples", "best_match", "read_wav", "speech", "write_wav"]
+__all__ = ["Samples", "at_rate", "best_match", "read_wav", "speech", "write_wav"]
 
 Samples = NDArray[np.float64]
 """Mono, from -1 to 1."""
@@ -40,6 +40,13 @@ def read_wav(path: Path) -> tuple[Samples, int]:
     with wave.open(str(path), "rb") as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32_768
         return samples, file.getframerate()
+
+
+def at_rate(sound: Samples, rate: int, wanted: int) -> Samples:
+    """The same sound at another rate, by its spectrum."""
+    length = round(len(sound) * wanted / rate)
+    spectrum = np.fft.rfft(sound)[: length // 2 + 1]
+    return np.fft.irfft(spectrum, length) * (length / len(sound))
 
 
 def best_match(heard: Samples, said: Samples) -> tuple[float, int]:
