@@ -12,7 +12,7 @@ from tests.web.support.chromium import Browser, Page
 from tests.web.support.demo import Demo, run_demo
 from tests.web.support.recorder import MICROPHONE_RATE, install_recorder, recording, without_processing
 from tests.web.support.soak import soak
-from tests.web.support.speech import Samples, at_rate, best_match
+from tests.web.support.speech import Samples, at_rate, best_match, pieces_match
 
 USER_SAID = "document.querySelector('.line[data-speaker=user][data-final=true]')"
 AGENT_SAID = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
@@ -46,55 +46,86 @@ async def _kept(page: Page, demo: Demo, count: int) -> list[dict[str, Any]]:
     return turns
 
 
-async def test_the_demo_page_talks_on_the_proxy_at_a_click(browser: Browser, demo: Demo, said: Samples) -> None:
+@pytest.mark.parametrize("transport", ["websocket_proxy", "webrtc", "webrtc_relay"])
+async def test_a_whole_talk_at_a_click_heard_shown_and_kept(
+    browser: Browser, demo: Demo, said: Samples, transport: str
+) -> None:
+    source = "proxy" if transport == "websocket_proxy" else "browser"
     async with browser.page() as page:
         await install_recorder(page)
         await without_processing(page)
-        await page.goto(f"{demo.base_url}/?transports=websocket_proxy")
+        await page.on_every_page(_KEEP_PLANS)
+        await page.goto(f"{demo.base_url}/?transports={transport}")
         await page.wait_for("document.querySelector('[data-testid=agent]').options.length === 3")
         assert not await page.run("document.getElementById('simulated').hidden")
         await page.click("talk")
         await page.wait_for_text("state", "live")
-        await page.wait_for(USER_SAID, 12)
-        await page.wait_for(AGENT_SAID)
-        await page.run("new Promise((resolve) => setTimeout(resolve, 2500))")
-        heard = await recording(page)
-        likeness, _ = best_match(at_rate(heard.samples, heard.rate, MICROPHONE_RATE), said)
-        assert likeness > 0.99
-        assert heard.gaps == 0
-        assert page.complaints == []
-
-
-async def test_a_broker_killed_and_started_again_in_mid_talk_is_found_again(quiet_browser: Browser, demo: Demo) -> None:
-    async with quiet_browser.page() as page:
-        await page.goto(f"{demo.base_url}/?transports=websocket_proxy")
-        await page.click("talk")
-        await page.wait_for_text("state", "live")
-        session_id = await page.run("document.body.dataset.session")
-        await demo.stop()
-        await page.wait_for_text("state", "reconnecting")
-        await demo.start()
-        await page.wait_for_text("state", "live", 8)
-        assert await page.run("document.body.dataset.session") == session_id
-        await page.type("text", "Are you there?")
-        await page.press("Enter")
-        await page.wait_for(AGENT_SAID)
-
-
-async def test_what_both_said_is_in_the_memory_once_and_in_order(browser: Browser, demo: Demo) -> None:
-    async with browser.page() as page:
-        await page.on_every_page(_KEEP_PLANS)
-        await page.goto(f"{demo.base_url}/?transports=websocket_proxy")
-        await page.click("talk")
-        await page.wait_for_text("state", "live")
+        assert await page.text("transport") == transport
         await page.wait_for(f"{USER_SAID} && {AGENT_SAID}", 15)
+        await page.run("new Promise((resolve) => setTimeout(resolve, 2600))")
         shown = await page.run("[...document.querySelectorAll('.line .words')].slice(0, 2).map((e) => e.textContent)")
         await page.click("hangup")
+        await page.wait_for_text("state", "ended")
+        heard = await recording(page)
+        sound = at_rate(heard.samples, heard.rate, MICROPHONE_RATE)
+        if source == "proxy":
+            assert best_match(sound, said)[0] > 0.99
+        else:
+            assert pieces_match(sound, said, MICROPHONE_RATE) > 0.85  # Opus, both ways
         turns = (await _kept(page, demo, 2))[:2]
         assert [turn["role"] for turn in turns] == ["user", "assistant"]
         assert [turn["content"] for turn in turns] == shown
-        assert {turn["source"] for turn in turns} == {"proxy"}
-        assert not any("/conversation/turn" in request["url"] for request in page.requests)
+        assert {turn["source"] for turn in turns} == {source}
+        reported = sum("/conversation/turn" in request["url"] for request in page.requests)
+        assert (reported == 0) is (source == "proxy")
+        assert page.complaints == []
+
+
+CALLS = "/openai/v1/realtime/calls"
+
+
+@pytest.mark.parametrize(
+    ("fault", "then", "reason"),
+    [
+        pytest.param({"fault": "status", "code": 401}, "webrtc_relay", "sdp_refused", id="sdp-401"),
+        pytest.param({"fault": "hang"}, "webrtc_relay", "sdp_timeout", id="sdp-hangs"),
+        pytest.param({"fault": "ice_never"}, "websocket_proxy", "ice_timeout", id="ice-never"),
+    ],
+)
+async def test_a_call_that_azure_does_not_take_goes_another_way_within_8_s(
+    quiet_browser: Browser, demo: Demo, fault: dict[str, Any], then: str, reason: str
+) -> None:
+    await demo.set_faults({"match": CALLS, "method": "POST", "times": 1, **fault})
+    async with quiet_browser.page() as page:
+        await page.goto(demo.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live", 11)
+        assert await page.text("transport") == then
+        assert await page.run("document.querySelector('[data-testid=transport]').dataset.reason") == reason
+
+
+@pytest.mark.parametrize("how", ["close", "channel", "silent"])
+async def test_a_call_that_dies_in_mid_talk_goes_on_over_the_proxy_and_no_turn_is_lost(
+    quiet_browser: Browser, demo: Demo, how: str
+) -> None:
+    await demo.set_faults({"match": CALLS, "method": "POST", "fault": "die_after", "seconds": 2.5, "how": how})
+    async with quiet_browser.page() as page:
+        await page.on_every_page(_KEEP_PLANS)
+        await page.goto(demo.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        assert await page.text("transport") == "webrtc"
+        await page.type("text", "Before")
+        await page.press("Enter")
+        await page.wait_for(AGENT_SAID)
+        await page.wait_for_text("transport", "websocket_proxy", 15)
+        await page.wait_for_text("state", "live")
+        await page.type("text", "After")
+        await page.press("Enter")
+        turns = await _kept(page, demo, 4)
+        assert [turn["role"] for turn in turns] == ["user", "assistant", "user", "assistant"]
+        assert [turn["content"] for turn in turns if turn["role"] == "user"] == ["Before", "After"]
+        assert [turn["source"] for turn in turns] == ["browser", "browser", "proxy", "proxy"]
 
 
 async def test_turns_before_and_after_a_drop_are_in_one_session_in_their_order(

@@ -8,7 +8,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from token_broker.memory.keys import LAST_PLACE
 from token_broker.memory.text import is_storable
 
-__all__ = ["EnrichAnswer", "EnrichBatch", "Transcript", "TurnAnswer", "TurnPage", "TurnReceipt", "TurnRequest"]
+__all__ = [
+    "EnrichAnswer",
+    "EnrichBatch",
+    "Forgotten",
+    "Transcript",
+    "TurnAnswer",
+    "TurnPage",
+    "TurnReceipt",
+    "TurnRequest",
+]
 
 
 def _storable(text: str) -> str:
@@ -108,3 +117,11 @@ class TurnPage(BaseModel):
     session_id: str
     turns: list[TurnReceipt]
     next: str | None
+
+
+class Forgotten(BaseModel):
+    """A session that is no more here; `turns` is how many it had."""
+
+    status: Literal["forgotten"] = "forgotten"
+    session_id: str
+    turns: int
