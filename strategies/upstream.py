@@ -39,6 +39,10 @@ __all__ = ["MAX_ANSWER_BYTES", "Answer", "Minted", "Upstream", "classify", "read
 MAX_ANSWER_BYTES = 262_144
 MAX_LIFETIME_S = 86_400
 _MAX_TOKEN_CHARS = 16_384
+_BROKEN_OFF = frozenset({
+    "ReadError", "WriteError", "RemoteProtocolError", "ServerDisconnectedError", "ConnectionResetError",
+    "BrokenPipeError", "ClientPayloadError",
+})  # fmt: skip
 _PLAIN_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _VERSION_TEXT = re.compile(r"api[ _-]?version", re.IGNORECASE)
 _UNSUPPORTED_CODES = frozenset({"OpperationNotSupported", "OperationNotSupported"})  # sic: azure-facts.md §1
@@ -344,6 +348,8 @@ def _connection_failure(error: Exception) -> str:
         return "the host's name can't be looked up"
     if "SSL" in joined or "Certificate" in joined:
         return "the TLS handshake failed"
-    if isinstance(error, httpx.ReadError | httpx.RemoteProtocolError):
-        return "the connection broke in the answer"
-    return f"the connection failed ({names[0]})"
+    if "ConnectionRefused" in joined:
+        return "the connection is refused"
+    if any(name in _BROKEN_OFF for name in names):
+        return "the connection broke off before the whole answer had come"
+    return f"the connection failed ({names[-1]})"

@@ -27,7 +27,7 @@ from token_broker.origins import OriginRules
 from token_broker.plans import PlanMaker
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
-from token_broker.settings import Settings
+from token_broker.settings import Settings, SettingsError
 from token_broker.state_metrics import StateCollector
 from token_broker.telemetry import log_attempt
 from token_broker.tokens import TokenSigner, load_or_create_key
@@ -55,6 +55,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         talks = SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions)
         rules = OriginRules(settings)
         memory = await stack.enter_async_context(Memory.open(settings))
+        connector = build_connector(settings, credentials)
+        stack.push_async_callback(connector.aclose)
         broker = Broker(
             settings=settings,
             agents=agents,
@@ -76,7 +78,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 tickets=memory.tickets,
                 intake=memory.intake,
                 recall=memory.recall,
-                connector=build_connector(settings, credentials),
+                connector=connector,
                 limits=talks,
                 drain=drain,
                 origin_allowed=lambda scope: rules.refusal(scope) is None,
@@ -95,11 +97,19 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
 
 
 def signing_keys(settings: Settings) -> Sequence[SecretStr]:
-    """The configured keys, or the one kept beside the SQLite database, made at the first start."""
+    """The configured keys, or the one kept beside the SQLite database, made at the first start.
+
+    Raises SettingsError where it can't be kept there.
+    """
     if settings.signing_keys:
         return settings.signing_keys
     database = Path(settings.database_url.get_secret_value().removeprefix("sqlite+aiosqlite:///").partition("?")[0])
-    return (load_or_create_key(database.with_name(f"{database.name}.signing-key")),)
+    path = database.with_name(f"{database.name}.signing-key")
+    try:
+        return (load_or_create_key(path),)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise SettingsError([f"BROKER_DATABASE_URL: {path}, beside it, can't hold the signing key: {why}"]) from None
 
 
 def _limit_key(settings: Settings) -> Callable[[Scope, str], str]:

@@ -1,6 +1,7 @@
 """The Zep stand-in, checked against zep-python's own client and types."""
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from zep_python.client import AsyncZep
@@ -18,8 +19,8 @@ async def client(zep: Zep) -> AsyncIterator[AsyncZep]:
     await client._client_wrapper.httpx_client.httpx_client.aclose()
 
 
-def a_message(turn_id: str = "t1", **fields: object) -> Message:
-    said = {"role": "user", "role_type": "user", "content": "hi", "created_at": "2026-11-23T12:00:00Z"}
+def a_message(turn_id: str = "t1", **fields: Any) -> Message:
+    said: dict[str, Any] = {"role": "user", "role_type": "user", "content": "hi", "created_at": "2026-11-23T12:00:00Z"}
     return Message(**{**said, "metadata": {"turn_id": turn_id}, **fields})
 
 

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import logging
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 
 from strategies.credentials import AccessToken, Credentials, EntraTokens
+from strategies.transport import BoundedResolver
 from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure, silent_server
 from tests.relay.support.broker import (
     ENTRA_TOKEN,
@@ -29,6 +31,7 @@ from tests.relay.support.broker import (
     make_settings,
     serving,
 )
+from token_broker.relay.names import SharedLookups
 
 LIMIT_S = 0.6
 
@@ -73,7 +76,7 @@ async def hanging(stage: str) -> AsyncIterator[Running]:
             yield running
     elif stage == "name":
         prepared = build(make_settings("http://127.0.0.1:9", **limit))
-        prepared.connector._resolver = HangingResolver()
+        prepared.connector._names = SharedLookups(HangingResolver())
         async with serving(prepared) as running:
             yield running
     elif stage == "credential":
@@ -310,3 +313,37 @@ async def test_the_key_itself_is_what_azure_was_asked_with() -> None:
     async with scripted_azure() as azure, broker(azure.url, key=SecretStr(KEY)) as running, running.client() as client:
         await client.ready()
         assert azure.handshakes[0].headers["api-key"] == KEY
+
+
+class CountingResolver(BoundedResolver):
+    def __init__(self) -> None:
+        super().__init__(limit=1)
+        self.lookups = 0
+        self.broken = False
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        self.lookups += 1
+        if self.broken:
+            raise OSError("no such name")
+        return await super().resolve(host, port, family)
+
+
+async def test_a_burst_of_talks_looks_azures_name_up_once() -> None:
+    names = SharedLookups(resolver := CountingResolver())
+    found = await asyncio.gather(*(names.resolve("localhost", 80) for _ in range(50)))
+    assert resolver.lookups == 1
+    assert all(addresses == found[0] and addresses for addresses in found)
+
+
+async def test_a_name_that_can_no_longer_be_looked_up_keeps_its_last_addresses() -> None:
+    now_s = 0.0
+    names = SharedLookups(resolver := CountingResolver(), monotonic=lambda: now_s)
+    first = await names.resolve("localhost", 80)
+    resolver.broken = True
+    now_s = 31.0
+    assert await names.resolve("localhost", 80) == first
+    await names.aclose()
+    with pytest.raises(OSError, match="no such name"):
+        await names.resolve("another", 80)

@@ -74,8 +74,8 @@ async def test_what_a_slow_client_has_not_taken_waits_in_azures_socket_not_in_ou
     ):
         await client.ready()
         talk = await azure.talk()
-        frame = '{"type":"response.audio.delta","delta":"' + "A" * 6_000 + '"}'
-        count = 4_000  # 24 MB
+        frame = '{"type":"response.audio.delta","delta":"' + "A" * 12_000 + '"}'
+        count = 1_500  # 18 MB
 
         async def flood() -> None:
             for _ in range(count):
@@ -86,14 +86,14 @@ async def test_what_a_slow_client_has_not_taken_waits_in_azures_socket_not_in_ou
         (one,) = held
         assert one._upstream is not None
         upstream = one._upstream.socket
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while not upstream.paused:  # noqa: ASYNC110  # the pause is what is waited for  # the pause is what is waited for
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.7)  # two pings long: a healthy Azure is not dropped for what we don't read
         assert not flooding.done()
         assert sum(map(len, upstream.frames)) < 600_000
         for _ in range(count):
-            assert (await client.until("response.audio.delta"))["delta"] == "A" * 6_000
+            assert (await client.until("response.audio.delta"))["delta"] == "A" * 12_000
         await flooding
 
 

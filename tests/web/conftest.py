@@ -11,8 +11,9 @@ from tests.web.support.chromium import Browser, open_browser
 from tests.web.support.recorder import MICROPHONE_RATE
 from tests.web.support.speech import Samples, speech, write_wav
 
+LEAD_IN_S = 1.4  # a talk takes a moment to be live, on a busy machine
 SAID_S = 1.6
-PAUSE_S = 3.2
+PAUSE_S = 2.2
 
 OpenBrowser = Callable[..., AbstractAsyncContextManager[Browser]]
 
@@ -25,7 +26,7 @@ def said() -> Samples:
 
 @pytest.fixture(scope="session")
 def microphone(said: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    lead_in, pause = np.zeros(int(0.4 * MICROPHONE_RATE)), np.zeros(int(PAUSE_S * MICROPHONE_RATE))
+    lead_in, pause = np.zeros(int(LEAD_IN_S * MICROPHONE_RATE)), np.zeros(int(PAUSE_S * MICROPHONE_RATE))
     path: Path = tmp_path_factory.mktemp("microphone") / "said.wav"
     return write_wav(path, np.concatenate([lead_in, said, pause]), MICROPHONE_RATE)
 

@@ -4,32 +4,24 @@ import pytest
 
 from tests.web.support.chromium import Browser
 from tests.web.support.recorder import MICROPHONE_RATE, install_recorder, recording, without_processing
-from tests.web.support.speech import Samples, at_rate, best_match
+from tests.web.support.speech import Samples, at_rate, best_match, pieces_match
 from tests.web.support.stand_in import DIRECT, PROXY, RELAY, WEBSOCKET, run_stand_in
 
 USER_SAID = "document.querySelector('.line[data-speaker=user][data-final=true]')"
 AGENT_SAID = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
-ANSWER_HEARD = "__heard.blocks.some(([, , block]) => block.some((sample) => Math.abs(sample) > 0.05))"
+ANSWER_HEARD = "__heard.blocks.some(([, block]) => block.some((sample) => Math.abs(sample) > 0.05))"
 
 
 def _silent_for(seconds: float) -> str:
     return (
         f"__heard.blocks.slice(-Math.ceil({seconds} * __heard.rate / 128))"
-        ".every(([, , block]) => block.every((sample) => Math.abs(sample) < 0.01))"
+        ".every(([, block]) => block.every((sample) => Math.abs(sample) < 0.01))"
     )
 
 
-@pytest.mark.parametrize(
-    ("transport", "likeness"),
-    [
-        pytest.param(PROXY, 0.99, id="proxy"),
-        pytest.param(WEBSOCKET, 0.99, id="direct-websocket"),
-        pytest.param(DIRECT, 0.9, id="webrtc"),  # Opus, both ways
-        pytest.param(RELAY, 0.9, id="webrtc-relay"),
-    ],
-)
+@pytest.mark.parametrize("transport", [PROXY, WEBSOCKET, DIRECT, RELAY])
 async def test_a_click_starts_a_talk_and_what_was_said_comes_back(
-    browser: Browser, said: Samples, transport: str, likeness: float
+    browser: Browser, said: Samples, transport: str
 ) -> None:
     async with run_stand_in(transports=(transport,)) as server, browser.page() as page:
         await install_recorder(page)
@@ -43,14 +35,17 @@ async def test_a_click_starts_a_talk_and_what_was_said_comes_back(
         await page.wait_for(ANSWER_HEARD)
         await page.wait_for(_silent_for(0.4), 12)
         heard = await recording(page)
-        correlation, _ = best_match(at_rate(heard.samples, heard.rate, MICROPHONE_RATE), said)
-        assert correlation > likeness
+        sound = at_rate(heard.samples, heard.rate, MICROPHONE_RATE)
+        if transport in {PROXY, WEBSOCKET}:
+            assert best_match(sound, said)[0] > 0.99
+        else:
+            assert pieces_match(sound, said, MICROPHONE_RATE) > 0.85  # Opus, both ways
         await page.click("hangup")
         await page.wait_for_text("state", "ended")
         asked = (await page.run("__asked"))[0]["audio"]
         assert [asked[name] for name in ("echoCancellation", "noiseSuppression", "autoGainControl")] == [True] * 3
-        told = [(turn["role"], turn["sequence"]) for turn in server.turns]
-        assert told[:2] == ([] if transport == PROXY else [("user", 0), ("assistant", 1)])
+        told = sorted((turn["sequence"], turn["role"]) for turn in server.turns)
+        assert told[:2] == ([] if transport == PROXY else [(0, "user"), (1, "assistant")])
         assert len({turn["turn_id"] for turn in server.turns}) == len(server.turns)
         assert [line for line in page.complaints if "AudioContext" not in line] == []
 
@@ -137,12 +132,12 @@ async def test_barge_in_stops_the_sound_within_50_ms_and_truncates_no_more_than_
         await page.wait_for(_silent_for(0.3))
         measured = await page.run(
             """(() => {
-                const loud = __heard.blocks.filter(([, , block]) => block.some((sample) => Math.abs(sample) > 0.01));
-                return { first: loud[0][1], last: loud.at(-1)[1] + 128 / __heard.rate,
-                         stop: loud.at(-1)[0] - window.__speechStarted };
+                const loud = __heard.blocks.filter(([, block]) => block.some((sample) => Math.abs(sample) > 0.01));
+                return { first: loud[0][0], last: loud.at(-1)[0] + 128 / __heard.rate };
             })()"""
         )
-        assert measured["stop"] < 50
+        # In the sound's own time, so that a busy machine's main thread does not blur it.
+        assert (measured["last"] - await page.run("__speechStarted")) * 1000 < 50
         truncation = await server.partners[0].wait_for("conversation.item.truncate")
         played_ms = (measured["last"] - measured["first"]) * 1000
         assert 300 < truncation["audio_end_ms"] <= played_ms
@@ -156,9 +151,47 @@ _NOTE_SPEECH_STARTED = """
     constructor(...given) {
       super(...given);
       this.addEventListener("message", ({ data }) => {
-        if (data.includes("speech_started")) window.__speechStarted = performance.now();
+        if (data.includes("speech_started")) window.__speechStarted = __heard.context.currentTime;
       });
     }
+  };
+})();
+"""
+
+
+async def test_over_webrtc_barge_in_silences_the_loudspeaker_at_once_and_gives_it_back(quiet_browser: Browser) -> None:
+    async with run_stand_in(transports=(DIRECT,)) as server, quiet_browser.page() as page:
+        await page.on_every_page(_WATCH_SPEAKER)
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await server.partners[0].tell_a_story(seconds=4)
+        await page.wait_for("__speaker && !__speaker.paused")
+        await server.partners[0].notice_speech()
+        await page.wait_for("window.__silencedMs !== undefined")
+        assert await page.run("__silencedMs") < 50
+        await page.wait_for("!__speaker.muted")  # Azure has stopped by then; if not, it is heard again
+
+
+_WATCH_SPEAKER = """
+(() => {
+  const play = HTMLMediaElement.prototype.play;
+  HTMLMediaElement.prototype.play = function () {
+    window.__speaker = this;
+    return play.call(this);
+  };
+  const create = RTCPeerConnection.prototype.createDataChannel;
+  RTCPeerConnection.prototype.createDataChannel = function (label) {
+    const channel = create.call(this, label);
+    channel.addEventListener("message", ({ data }) => {
+      if (!data.includes("speech_started")) return;
+      const began = performance.now();
+      (function look() {
+        if (__speaker.muted) window.__silencedMs = performance.now() - began;
+        else queueMicrotask(() => setTimeout(look, 0));
+      })();
+    });
+    return channel;
   };
 })();
 """

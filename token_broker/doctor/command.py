@@ -1,16 +1,14 @@
-"""The command `token-broker doctor`."""
+"""The command `token-broker doctor`. What it needs is imported when it runs: other commands know of it, too."""
 
 import asyncio
+import json
 import sys
 from urllib.parse import urlsplit
 
 import click
 
 from token_broker.doctor.checks import Check, Mark, Report
-from token_broker.doctor.report import Lines, as_json
-from token_broker.doctor.run import run_doctor
 from token_broker.settings import SettingsError, load_settings
-from token_broker.telemetry import configure_logging
 
 __all__ = ["doctor_command"]
 
@@ -21,8 +19,12 @@ _MISCONFIGURED = 2
 def _check_url(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
     if value is None:
         return None
-    parts = urlsplit(value)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(value)
+        usable = parts.port != 0 and parts.scheme in {"http", "https"} and bool(parts.hostname)
+    except ValueError:
+        usable = False
+    if not usable or parts.username or parts.query or parts.fragment:
         raise click.BadParameter("give the broker's address, such as https://voice.example.com")
     return value
 
@@ -44,32 +46,30 @@ def doctor_command(*, wants_json: bool, connect: bool, url: str | None) -> None:
       token-broker doctor --url https://voice.example.com
       token-broker doctor --json | jq '.checks[] | select(.mark == "failed")'
     """  # noqa: D301  # click's mark for a paragraph that is not to be filled
+    from token_broker.doctor.report import Lines
+    from token_broker.doctor.run import run_doctor
+    from token_broker.telemetry import configure_logging
+
+    report = Report()
     lines = None if wants_json else Lines(sys.stdout)
     try:
         settings = load_settings()
     except SettingsError as error:
-        _finish(_misconfigured(error, lines), lines)
-        sys.exit(_MISCONFIGURED)
-    configure_logging(settings)
-    report = asyncio.run(run_doctor(settings, connect=connect, url=url, emit=lines.write if lines else _silently))
-    _finish(report, lines)
-    sys.exit(0 if report.healthy else _FAILED)
+        report.checks += [Check("configuration", Mark.FAILED, line) for line in error.lines]
+        exit_code = _MISCONFIGURED
+        if lines:
+            for check in report.checks:
+                lines.write(check)
+    else:
+        configure_logging(settings)
+        report = asyncio.run(run_doctor(settings, connect=connect, url=url, emit=lines.write if lines else _silently))
+        exit_code = 0 if report.healthy else _FAILED
+    if lines:
+        lines.close(report)
+    else:
+        click.echo(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+    sys.exit(exit_code)
 
 
 def _silently(_check: Check) -> None:
     """JSON is printed at the end."""
-
-
-def _misconfigured(error: SettingsError, lines: Lines | None) -> Report:
-    report = Report([Check("configuration", Mark.FAILED, line) for line in error.lines])
-    if lines is not None:
-        for check in report.checks:
-            lines.write(check)
-    return report
-
-
-def _finish(report: Report, lines: Lines | None) -> None:
-    if lines is None:
-        click.echo(as_json(report))
-    else:
-        lines.close(report)

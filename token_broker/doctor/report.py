@@ -1,6 +1,5 @@
-"""The report as a reader sees it: lines as they come (coloured on a terminal, plain in a pipe), or JSON at the end."""
+"""The report for people: lines as they come, with marks and colours on a terminal, plain in a pipe."""
 
-import json
 from typing import TextIO
 
 from rich.console import Console
@@ -8,7 +7,7 @@ from rich.text import Text
 
 from token_broker.doctor.checks import Check, Mark, Report
 
-__all__ = ["Lines", "as_json"]
+__all__ = ["Lines"]
 
 _MARKS = {
     Mark.OK: ("✓", "ok", "green"),
@@ -52,8 +51,3 @@ class Lines:
         self._console.print(
             Text(f"{said}{f', {warnings} to look at' if warnings else ''}", "green" if report.healthy else "bold red")
         )
-
-
-def as_json(report: Report) -> str:
-    """The whole report, for machines."""
-    return json.dumps(report.as_json(), indent=2, ensure_ascii=False)

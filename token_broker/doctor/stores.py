@@ -14,6 +14,8 @@ from sqlalchemy.engine import make_url
 
 from token_broker.doctor.checks import Check, Mark
 from token_broker.doctor.hosts import STEP_S
+from token_broker.memory.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
+from token_broker.memory.tables import SCHEMA_REVISION
 from token_broker.settings import Settings
 
 __all__ = ["examine_database", "examine_zep"]
@@ -28,7 +30,7 @@ async def examine_database(settings: Settings) -> Check:
     url = settings.database_url.get_secret_value()
     if url.startswith("sqlite"):
         return _examine_sqlite(Path(url.partition(":///")[2].partition("?")[0]))
-    return await _examine_postgresql(url)
+    return await _examine_postgresql(url, settings)
 
 
 def _examine_sqlite(path: Path) -> Check:
@@ -51,7 +53,7 @@ def _examine_sqlite(path: Path) -> Check:
     return judge_revision(revision[0] if revision else None, _since(began_s), "SQLite")
 
 
-async def _examine_postgresql(url: str) -> Check:
+async def _examine_postgresql(url: str, settings: Settings) -> Check:
     where = make_url(url)
     shown = f"PostgreSQL at {where.host or where.query.get('host', 'localhost')}"
     try:
@@ -62,20 +64,30 @@ async def _examine_postgresql(url: str) -> Check:
     options: dict[str, Any] = {name: where.query[name] for name in ("host", "port", "ssl") if name in where.query}
     named = {"host": where.host, "port": where.port, "user": where.username, "database": where.database}
     options |= {name: value for name, value in named.items() if value is not None}
+    entra = None
+    if wants_entra_password(settings.database_url):
+        entra = EntraPassword(client_id=settings.client_id, timeout_s=STEP_S)
+    password = where.password if entra is None else entra.get
     began_s = time.monotonic()
     try:
         async with asyncio.timeout(2 * STEP_S):
-            connection = await asyncpg.connect(**options, password=where.password, timeout=STEP_S)
+            connection = await asyncpg.connect(**options, password=password, timeout=STEP_S)
             try:
                 there = await connection.fetchval("SELECT to_regclass('alembic_version') IS NOT NULL")
                 revision = await connection.fetchval(_REVISION) if there else None
             finally:
                 connection.terminate()
+    except NoEntraPasswordError:
+        mend = "check the managed identity, and AZURE_CLIENT_ID; or put a password into BROKER_DATABASE_URL"
+        return Check("database", Mark.FAILED, f"no Entra token to show {shown}", _since(began_s), mend)
     except (OSError, TimeoutError):
         mend = "check BROKER_DATABASE_URL's host and port, and the firewall rules"
         return Check("database", Mark.FAILED, f"{shown} is not reached", _since(began_s), mend)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
         return _refused(shown, str(getattr(error, "sqlstate", "")))
+    finally:
+        if entra is not None:
+            await entra.aclose()
     return judge_revision(revision, _since(began_s), shown)
 
 
@@ -90,10 +102,16 @@ def _refused(shown: str, sqlstate: str) -> Check:
 
 
 def judge_revision(found: str | None, figure: str, shown: str) -> Check:
-    """Whether the tables are as this version makes them; the broker migrates them when it starts."""
+    """Whether the tables are as this version knows them; the broker brings older ones up when it starts."""
     if found is None:
         return Check("database", Mark.OK, f"{shown}, empty: the tables are made at the first start", figure)
-    return Check("database", Mark.OK, f"{shown}, tables at revision {found}", figure)
+    if found == SCHEMA_REVISION:
+        return Check("database", Mark.OK, f"{shown}, tables at revision {found}", figure)
+    if found < SCHEMA_REVISION:
+        finding = f"{shown}, tables at an older revision, brought to {SCHEMA_REVISION} at the next start"
+        return Check("database", Mark.NOTE, finding, figure)
+    mend = "run the version that made them, or a newer one: this one will not write what it does not understand"
+    return Check("database", Mark.FAILED, f"{shown}, tables of a newer version than this one", figure, mend)
 
 
 async def examine_zep(settings: Settings, client: httpx.AsyncClient) -> Check | None:

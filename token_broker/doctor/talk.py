@@ -16,6 +16,7 @@ from strategies.base import EphemeralGrant, SessionSpec
 from strategies.errors import MintError
 from strategies.transport import BoundedResolver
 from token_broker.doctor.checks import Check, Mark
+from token_broker.relay.names import SharedLookups
 from token_broker.relay.socket import AzureSocket, connect
 from token_broker.relay.upstreams import Route, UpstreamConnector
 from token_broker.settings import Settings
@@ -143,12 +144,13 @@ async def _takes_subprotocol(minted: EphemeralGrant, settings: Settings, tls: ss
     """Whether the GA socket opens for the token alone; None where it can't be told."""
     url = f"{minted.endpoint}/openai/v1/realtime?model={quote(settings.model, safe='')}"
     offered = f"realtime, openai-insecure-api-key.{minted.token.get_secret_value()}"
+    names = SharedLookups(BoundedResolver())
     try:
         async with asyncio.timeout(TALK_S):
             socket = await connect(
                 url,
                 {"Sec-WebSocket-Protocol": offered},
-                resolver=BoundedResolver(),
+                names=names,
                 tls=tls,
                 max_message_bytes=settings.azure_message_bytes,
                 deadline_s=asyncio.get_running_loop().time() + TALK_S,
@@ -163,6 +165,8 @@ async def _takes_subprotocol(minted: EphemeralGrant, settings: Settings, tls: ss
         return False
     except (OSError, TimeoutError, picows.WSError):
         return None
+    finally:
+        await names.aclose()
 
 
 def judge_subprotocol(taken: bool | None, *, turned_on: bool) -> Check:

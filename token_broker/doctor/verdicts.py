@@ -254,7 +254,9 @@ def _trouble_and_mend(error: MintError, azure: Azure) -> tuple[Trouble | None, s
                 f"{error.request_id or '(none was sent)'}"
             )
         case _:
-            return None, "check the name, the network and the TLS lines above"
+            return None, (
+                "check the network and the lines above; an authority of your own has to be named in SSL_CERT_FILE"
+            )
 
 
 _ROLE_MEND = (

@@ -69,6 +69,7 @@ class SqliteDatabase:
         self._lock = FileLock(self.path) if exclusive else None
         self._writer_thread = ThreadPoolExecutor(1, "memory-writer")
         self._reader_threads = ThreadPoolExecutor(_READERS, "memory-reader")
+        self._closed = False
         self._writer: Engine | None = None
         self._reader: Engine | None = None
 
@@ -88,6 +89,9 @@ class SqliteDatabase:
         return await self._in(self._reader_threads, _run, self._reader, work)
 
     async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
                 await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._dispose)
@@ -98,6 +102,8 @@ class SqliteDatabase:
 
     async def _in(self, threads: ThreadPoolExecutor, work: Callable[..., R], *arguments: Any) -> R:
         """Runs in a thread. Who is cancelled here, or waited too long, leaves the thread to finish its transaction."""
+        if self._closed:
+            raise StoreUnreachableError("closed")
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)

@@ -132,7 +132,7 @@ def _insert(connection: Connection, batch: list[Arrived], delivery: Delivery) ->
         return {_key(item) for item in batch}
     by_arrival = {item.arrival: _key(item) for item in batch}
     found = connection.execute(
-        select(turns.c.session_id, turns.c.turn_id, turns.c.arrival).where(turns.c.arrival.in_(by_arrival))
+        select(turns.c.session_id, turns.c.turn_id, turns.c.arrival).where(turns.c.arrival.in_(list(by_arrival)))
     )
     return {(s, t) for s, t, arrival in found if by_arrival[arrival] == (s, t)}
 
@@ -162,11 +162,8 @@ def _foreign(connection: Connection, refused: list[Arrived]) -> set[tuple[str, s
     if not refused:
         return set()
     ids = {item.turn.owner.session_id for item in refused}
-    owners = dict(
-        connection.execute(select(sessions.c.session_id, sessions.c.principal).where(are_sessions(sessions, ids)))
-        .tuples()
-        .all()
-    )
+    found = connection.execute(select(sessions.c.session_id, sessions.c.principal).where(are_sessions(sessions, ids)))
+    owners = {row.session_id: row.principal for row in found}
     return {_key(item) for item in refused if owners.get(item.turn.owner.session_id) != item.turn.owner.principal}
 
 

@@ -36,6 +36,7 @@ from strategies.health import Gate
 from strategies.session_body import ga_realtime_session, voice_live_session
 from strategies.upstream import Answer, classify
 from token_broker.relay.closing import UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
+from token_broker.relay.names import SharedLookups
 from token_broker.relay.policy import event_type
 from token_broker.relay.socket import AzureSocket, connect
 from token_broker.settings import UpstreamName
@@ -108,7 +109,7 @@ class UpstreamConnector:
         self.routes = list(routes)
         self.gates = gates
         self._credentials = credentials
-        self._resolver = resolver
+        self._names = SharedLookups(resolver)
         self._timeout_s = timeout_s
         self._max_message_bytes = max_message_bytes
         self._tls = tls or ssl.create_default_context()
@@ -119,6 +120,10 @@ class UpstreamConnector:
     def first_dialect(self) -> Dialect:
         """What the first route speaks: the plan's guess."""
         return self.routes[0].dialect if self.routes else "preview"
+
+    async def aclose(self) -> None:
+        """For when no talk is left: stops what may still look names up."""
+        await self._names.aclose()
 
     async def connect(self, supply: SpecSupplier, *, only: UpstreamName | None = None) -> Upstream:
         """An upstream whose session is the agent's, within the limit for all together. Raises NoUpstreamError.
@@ -203,7 +208,7 @@ class UpstreamConnector:
             return await connect(
                 route.url,
                 authorization.headers(),
-                resolver=self._resolver,
+                names=self._names,
                 tls=self._tls,
                 max_message_bytes=self._max_message_bytes,
                 deadline_s=deadline_s,

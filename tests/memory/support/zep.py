@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+
+from tests.memory.support.serving import serving
 
 KEY = "zep-canary-key-5518"
 ROLES = {"norole", "system", "assistant", "user", "function", "tool"}
@@ -269,22 +270,3 @@ async def running_zep(port: int = 0) -> AsyncIterator[Zep]:
     async with serving(make_app(zep), port=port) as base_url:
         zep.base_url = base_url
         yield zep
-
-
-@contextlib.asynccontextmanager
-async def serving(app: Any, *, port: int = 0) -> AsyncIterator[str]:
-    """An ASGI app under a real uvicorn in this loop; yields its base URL."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="critical", lifespan="off", access_log=False)
-    config.timeout_graceful_shutdown = 0
-    server = uvicorn.Server(config)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined,method-assign]
-    task = asyncio.create_task(server._serve())
-    try:
-        async with asyncio.timeout(10):
-            while not server.started:
-                await asyncio.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        await task

@@ -181,9 +181,12 @@ class Page:
         await self.wait_for(f"{_find(test_id)}.textContent.trim() === {json.dumps(expected)}", timeout_s)
 
     async def click(self, test_id: str) -> None:
+        await self.click_on(f"[data-testid={test_id}]")
+
+    async def click_on(self, selector: str) -> None:
         """A real click, with the mouse, where the element is."""
         box = await self.wait_for(
-            f"(() => {{ const e = {_find(test_id)}; if (!e || e.disabled) return null;"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); if (!e || e.disabled) return null;"
             "e.scrollIntoView({block: 'nearest'}); const r = e.getBoundingClientRect();"
             "return r.width ? [r.x + r.width / 2, r.y + r.height / 2] : null; })()"
         )

@@ -15,7 +15,7 @@ MICROPHONE_RATE = 48_000
 
 _SCRIPT = """
 (() => {
-  const heard = (window.__heard = { rate: 0, blocks: [], marks: {} });
+  const heard = (window.__heard = { rate: 0, blocks: [], context: null });
   const processor = `registerProcessor("test-recorder", class extends AudioWorkletProcessor {
     process([channels]) { if (channels.length) this.port.postMessage([currentTime, channels[0].slice()]); return true; }
   });`;
@@ -27,8 +27,9 @@ _SCRIPT = """
     if (!ready.has(context)) ready.set(context, context.audioWorklet.addModule(module));
     await ready.get(context);
     const recorder = new AudioWorkletNode(context, "test-recorder", { numberOfOutputs: 0 });
-    recorder.port.onmessage = ({ data }) => heard.blocks.push([performance.now(), ...data]);
+    recorder.port.onmessage = ({ data }) => heard.blocks.push(data);
     heard.rate = context.sampleRate;
+    heard.context = context;
     connect.call(node, recorder);
   }
   AudioNode.prototype.connect = function (target, ...rest) {
@@ -82,10 +83,10 @@ async def recording(page: Page) -> Recording:
         """(() => {
             const { blocks, rate } = __heard;
             __heard.blocks = [];
-            const length = blocks.reduce((sum, [, , block]) => sum + block.length, 0);
+            const length = blocks.reduce((sum, [, block]) => sum + block.length, 0);
             const all = new Int16Array(length);
             let at = 0, gaps = 0, expected = null;
-            for (const [, time, block] of blocks) {
+            for (const [time, block] of blocks) {
                 if (expected !== null && Math.abs(time - expected) > 0.5 / rate) gaps += 1;
                 expected = time + block.length / rate;
                 for (const sample of block) all[at++] = Math.max(-1, Math.min(1, sample)) * 32767;

@@ -14,7 +14,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -42,6 +42,7 @@ class StandIn:
     socket_closes: list[int | str] = field(default_factory=list)  # close codes before ready, or "hang"; then ready
     turn_answers: list[int | str] = field(default_factory=list)
     dialect: str = "preview"
+    extra_page: str = ""
     health: dict[str, Any] | None = field(default_factory=lambda: {"agents": {"elena": {}, "marcus": {}}})
 
     plans: list[dict[str, Any]] = field(default_factory=list)
@@ -128,6 +129,9 @@ class StandIn:
     async def status(self, request: Request) -> Response:
         return JSONResponse(self.health, 200 if self.health else 500)
 
+    async def extra(self, request: Request) -> Response:
+        return HTMLResponse(self.extra_page)
+
     async def proxy(self, websocket: WebSocket) -> None:
         await self._talk(websocket, "broker.ready", self.dialect)
 
@@ -180,6 +184,7 @@ async def run_stand_in(**knobs: Any) -> AsyncIterator[StandIn]:
             Route(f"{api}/conversation/turn", stand_in.turn, methods=["POST"]),
             Route(f"{api}/status", stand_in.status),
             Route("/api/v1/memory/enrich", stand_in.enrich, methods=["POST"]),
+            Route("/extra", stand_in.extra),
             Route("/azure/calls", stand_in.azure_call, methods=["POST"]),
             Route("/relay/calls", stand_in.relay_call, methods=["POST"]),
             Route("/relay/calls/{number}", stand_in.hang_up, methods=["DELETE"]),

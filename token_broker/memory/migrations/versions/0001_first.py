@@ -6,7 +6,11 @@ from alembic import op
 revision = "0001"
 down_revision = None
 
-BUCKET = sa.Column("bucket", sa.SmallInteger, nullable=False)
+
+def bucket() -> sa.Column[int]:
+    """Of the session: first in each key."""
+    return sa.Column("bucket", sa.SmallInteger, nullable=False)
+
 
 # Contentless: rows are found by `rowid`, a turn's arrival. `owner` holds a token of the session and one of its
 # principal, so that a search touches nobody else's words.
@@ -30,7 +34,7 @@ def upgrade() -> None:
     """All of the first schema."""
     op.create_table(
         "sessions",
-        BUCKET.copy(),
+        bucket(),
         sa.Column("session_id", sa.Text, nullable=False),
         sa.Column("principal", sa.Text, nullable=False),
         sa.Column("user_id", sa.Text),
@@ -42,7 +46,7 @@ def upgrade() -> None:
     op.create_index("sessions_by_principal", "sessions", ["principal", "epoch"])
     op.create_table(
         "tickets",
-        BUCKET.copy(),
+        bucket(),
         sa.Column("ticket_id", sa.Text, nullable=False),
         sa.Column("expires_at_us", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("bucket", "ticket_id"),
@@ -50,7 +54,7 @@ def upgrade() -> None:
     _create_turns()
     op.create_table(
         "outbox",
-        BUCKET.copy(),
+        bucket(),
         sa.Column("session_id", sa.Text, nullable=False),
         sa.Column("due_at_us", sa.BigInteger, nullable=False),
         sa.Column("lease_until_us", sa.BigInteger, nullable=False),
@@ -68,7 +72,7 @@ def upgrade() -> None:
     op.create_index("outbox_due", "outbox", ["bucket", "due_at_us"])
     op.create_table(
         "erasures",
-        BUCKET.copy(),
+        bucket(),
         sa.Column("principal", sa.Text, nullable=False),
         sa.Column("session_id", sa.Text, nullable=False),
         sa.Column("due_at_us", sa.BigInteger, nullable=False),
@@ -84,7 +88,7 @@ def upgrade() -> None:
 def _create_turns() -> None:
     op.create_table(
         "turns",
-        BUCKET.copy(),
+        bucket(),
         sa.Column("session_id", sa.Text, nullable=False),
         sa.Column("turn_id", sa.Text, nullable=False),
         sa.Column("epoch", sa.BigInteger, nullable=False),
