@@ -25,6 +25,8 @@ OFFER = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RT
 ANSWER = OFFER.replace("o=- 1", "o=- 9")
 SIGNING_KEY = "k" * 40
 
+pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
