@@ -4,6 +4,7 @@ They are JWTs (HS256), told apart by their `typ` header (RFC 8725 §3.11). The f
 keys rotate without ending a talk. Clocks may differ by 60 s.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -19,13 +20,22 @@ from pydantic import SecretStr
 
 from token_broker.ids import uuid7
 
-__all__ = ["LEEWAY_S", "CallClaims", "SessionClaims", "TicketClaims", "TokenError", "TokenSigner", "load_or_create_key"]
+__all__ = [
+    "LEEWAY_S",
+    "CallClaims",
+    "SessionClaims",
+    "TicketClaims",
+    "TokenError",
+    "TokenSigner",
+    "load_or_create_key",
+]
 
 LEEWAY_S = 60
 SESSION_TYPE = "vtb-session+jwt"
 TICKET_TYPE = "vtb-ticket+jwt"
 CALL_TYPE = "vtb-call+jwt"
 MAX_TOKEN_CHARS = 4096
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
 class TokenError(Exception):
@@ -171,13 +181,10 @@ class _PreparedHmac(HMACAlgorithm):
 def load_or_create_key(path: Path) -> SecretStr:
     """The signing key kept in `path` (mode 600), made at the first call. Raises OSError where it can't be kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(48))
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        pass
+    with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, _NEW_FILE, 0o600), "w") as file:
+        file.write(secrets.token_urlsafe(48))
+        file.flush()
+        os.fsync(file.fileno())
     if len(key := path.read_text().strip()) < 32:  # noqa: PLR2004
         raise OSError(f"{path} holds no signing key; remove it and start again")
     return SecretStr(key)

@@ -24,7 +24,7 @@ async def test_a_hang_before_the_handshake_ends_when_the_simulator_stops(azure: 
     with azure.fault("hang"):
         dialling = asyncio.create_task(_dial(azure))
         await azure.until(running=1)
-        azure.simulator.stop()
+        await azure.simulator.stop()
         with pytest.raises(Exception, match="valid HTTP response"):
             await dialling
 

@@ -146,7 +146,7 @@ class UpstreamConnector:
             began_s = time.monotonic()
             settled = False
             try:
-                upstream = await self._attempt(route, supply, timeout_s=left_s)
+                upstream = await self.attempt(route, supply, timeout_s=left_s)
                 gate.succeeded(admission, _ms_since(began_s))
                 settled = True
                 log.info("upstream_attempt", upstream=route.name, outcome="connected", ms=round(_ms_since(began_s)))
@@ -171,8 +171,8 @@ class UpstreamConnector:
                     gate.abandoned(admission)
         raise NoUpstreamError(ending or Ending(UPSTREAM_FAILED, "no Azure endpoint is configured for talks"))
 
-    async def _attempt(self, route: Route, supply: SpecSupplier, *, timeout_s: float) -> Upstream:
-        """One route, with Entra once more where it takes no keys. Raises MintError."""
+    async def attempt(self, route: Route, supply: SpecSupplier, *, timeout_s: float) -> Upstream:
+        """One route, whatever its gate says, with Entra once more where it takes no keys. Raises MintError."""
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline_s):

@@ -13,9 +13,17 @@ _STARTS = frozenset({"http.response.start", "websocket.http.response.start", "we
 _DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
 
 
+# Browsers post their offers to Azure directly, from any page; and they read refusals as well.
+_CORS = [
+    (b"access-control-allow-origin", b"*"),
+    (b"access-control-expose-headers", b"location, retry-after, apim-request-id, x-simulated"),
+]
+
+
 def marks(now: Callable[[], float]) -> list[tuple[bytes, bytes]]:
     """Headers of every answer: Azure's request id and date, and the plain word that this is a simulation."""
     return [
+        *_CORS,
         (b"date", formatdate(now(), usegmt=True).encode()),
         (b"x-simulated", b"true"),
         (b"apim-request-id", str(uuid.uuid4()).encode()),
@@ -46,6 +54,16 @@ async def respond(scope: Scope, send: Send, status: int, headers: list[tuple[str
         raw.append((b"content-length", str(len(body)).encode()))
     await send({"type": f"{prefix}http.response.start", "status": status, "headers": raw})
     await send({"type": f"{prefix}http.response.body", "body": body, "more_body": False})
+
+
+async def respond_to_preflight(scope: Scope, send: Send) -> None:
+    """Lets a browser send whatever it asks about."""
+    headers = [
+        ("access-control-allow-methods", "GET, POST, OPTIONS"),
+        ("access-control-allow-headers", "authorization, content-type, api-key"),
+        ("access-control-max-age", "600"),
+    ]
+    await respond(scope, send, 200, headers, b"")
 
 
 async def respond_error(scope: Scope, send: Send, error: AzureError) -> None:

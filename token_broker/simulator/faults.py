@@ -171,6 +171,24 @@ class Flood(_SocketFault):
     frames: int = Field(default=1, ge=0)
 
 
+class _CallFault(_Fault):
+    """A fault of a WebRTC call: it is met by the POST of the offer."""
+
+
+class IceNever(_CallFault):
+    """The answer has candidates that nobody can reach, and nobody listens there."""
+
+    fault: Literal["ice_never"]
+
+
+class DieAfter(_CallFault):
+    """The call dies so long after it connected: closed, only its data channel closed, or silent for good."""
+
+    fault: Literal["die_after"]
+    seconds: Seconds = 5.0
+    how: Literal["close", "channel", "silent"] = "close"
+
+
 Fault = Annotated[
     Status
     | Redirect
@@ -185,7 +203,9 @@ Fault = Annotated[
     | DropAfter
     | Garbage
     | OversizedFrame
-    | Flood,
+    | Flood
+    | IceNever
+    | DieAfter,
     Field(discriminator="fault"),
 ]
 _FAULTS: TypeAdapter[list[Fault]] = TypeAdapter(list[Fault])
