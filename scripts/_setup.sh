@@ -25,3 +25,16 @@ setup() {
     "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e . >&2
     echo "$state" >"$venv/.installed-$want"
 }
+
+# browser: sees to a Chromium and a Node for the tests, where it may install them; else the tests say what to do.
+browser() {
+    local missing=()
+    [ -n "${CHROMIUM:-}" ] || command -v chromium chromium-browser google-chrome >/dev/null \
+        || ls "$HOME"/.cache/ms-playwright/chromium* >/dev/null 2>&1 || missing+=(chromium)
+    command -v node >/dev/null && command -v npm >/dev/null || missing+=(nodejs npm)
+    if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "Installing ${missing[*]} for the browser tests." >&2
+        apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y "${missing[@]}" >/dev/null \
+            || echo "That failed; the browser tests will say what to do." >&2
+    fi
+}

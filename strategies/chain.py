@@ -13,8 +13,9 @@ import structlog
 
 from strategies.base import Attempt, Grant, SessionSpec, Strategy
 from strategies.errors import MintError, TimedOutError
-from strategies.health import Admission, Gate
+from strategies.health import Admission, Breaker, Gate
 from strategies.retry import RetryPolicy, Tries, retry
+from strategies.websocket_proxy import WebSocketProxy
 
 __all__ = ["Chain", "ChainResult", "Link", "OnAttempt", "SpecSupplier"]
 
@@ -23,22 +24,24 @@ log = structlog.get_logger("token_broker.chain")
 OnAttempt = Callable[[Attempt], None]
 SpecSupplier = Callable[[], Awaitable[SessionSpec]]
 
-# What is kept of the budget for making the plan, and what a cancelled attempt gets to clean up.
+# What is kept of the budget for making the plan; what of its share an attempt gets to say itself what it waited for;
+# and what a cancelled one gets to clean up.
 _RESERVE_S = 0.02
+_LAST_WORD_S = 0.005
 _CLEAN_UP_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A strategy and its gate; the proxy, which asks nobody, has none."""
+    """A strategy that mints, and its gate."""
 
     strategy: Strategy
-    gate: Gate | None
+    gate: Gate
 
 
 @dataclass(frozen=True, slots=True)
 class ChainResult:
-    """`grant` is None only where no link grants the proxy. `attempts` are in the order they were made."""
+    """`grant` is None only where the proxy is not among the links. `attempts` are in the order they were made."""
 
     grant: Grant | None
     attempts: tuple[Attempt, ...]
@@ -48,7 +51,11 @@ class Chain:
     """The links in order, and how patient to be with each. `on_attempt` hears of every attempt that was made."""
 
     def __init__(
-        self, links: Sequence[Link], *, policy: RetryPolicy, on_attempt: OnAttempt = lambda _attempt: None
+        self,
+        links: Sequence[Link | WebSocketProxy],
+        *,
+        policy: RetryPolicy,
+        on_attempt: OnAttempt = lambda _attempt: None,
     ) -> None:
         self.links = tuple(links)
         self._policy = policy
@@ -59,12 +66,11 @@ class Chain:
         """A grant before `deadline_s` (monotonic). `spec` is awaited before each real mint, inside its share."""
         attempts: list[Attempt] = []
         for position, link in enumerate(self.links):
-            if link.gate is None:
-                grant: Grant | None = await link.strategy.mint(await spec(), timeout_s=0)
-                attempts.append(Attempt(link.strategy.name, "granted", 0.0, "asks nobody"))
-                return ChainResult(grant, tuple(attempts))
+            if isinstance(link, WebSocketProxy):
+                attempts.append(Attempt(link.name, "granted", 0.0, "asks nobody"))
+                return ChainResult(link.grant(), tuple(attempts))
             share_s = self._share_s(position, deadline_s)
-            admission = link.gate.admit() if share_s > 0 else None
+            admission = self._admit(link.gate) if share_s > 0 else None
             if admission is None:
                 why = link.gate.why_resting or "no time was left"
                 attempts.append(Attempt(link.strategy.name, "skipped", 0.0, why))
@@ -76,9 +82,17 @@ class Chain:
                 return ChainResult(grant, tuple(attempts))
         return ChainResult(None, tuple(attempts))
 
+    def _admit(self, gate: Gate) -> Admission | None:
+        """Leave to ask. While one link is being probed no other is: one caller finds out, the rest take the proxy."""
+        if gate.breaker is Breaker.HALF_OPEN and any(
+            isinstance(link, Link) and link.gate.probing for link in self.links
+        ):
+            return None
+        return gate.admit()
+
     def _share_s(self, position: int, deadline_s: float) -> float:
         """What remains, divided by this strategy and those behind it that would be asked next."""
-        behind = sum(link.gate is not None and link.gate.would_admit for link in self.links[position + 1 :])
+        behind = sum(isinstance(link, Link) and link.gate.would_admit for link in self.links[position + 1 :])
         return (deadline_s - _RESERVE_S - time.monotonic()) / (1 + behind)
 
     async def _try(
@@ -93,7 +107,7 @@ class Chain:
             return await retry(
                 lambda timeout_s: strategy.mint(wanted, timeout_s=timeout_s),
                 policy=self._policy,
-                deadline_s=began_s + share_s,
+                deadline_s=began_s + share_s - _LAST_WORD_S,
                 tries=tries,
             )
 

@@ -1,13 +1,13 @@
 """The strategy that cannot fail: the broker's own WebSocket proxy carries the talk."""
 
-from strategies.base import ProxyGrant, SessionSpec
+from strategies.base import ProxyGrant
 from strategies.endpoint import Target
 
 __all__ = ["WebSocketProxy"]
 
 
 class WebSocketProxy:
-    """Grants the proxy, at once and always."""
+    """Grants the proxy, at once and always. It mints nothing: it needs no spec, no time and no gate."""
 
     name = "websocket_proxy"
 
@@ -16,7 +16,6 @@ class WebSocketProxy:
         """Wherever there is an endpoint to carry the talk to."""
         return bool(target.base)
 
-    async def mint(self, spec: SessionSpec, *, timeout_s: float) -> ProxyGrant:
-        """Asks nobody; needs no spec and no time."""
-        del spec, timeout_s
-        return ProxyGrant()
+    def grant(self) -> ProxyGrant:
+        """The grant that is always there."""
+        return ProxyGrant(self.name)

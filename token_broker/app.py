@@ -2,55 +2,102 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
 
 from token_broker.edge import Edge
-from token_broker.endpoints.status import get_config, get_health, get_readiness, get_status
-from token_broker.endpoints.token import create_token
+from token_broker.endpoints.calls import CALL_OPERATIONS, create_call, hang_up
+from token_broker.endpoints.client import AZURE_ORIGINS, CLIENT_OPERATIONS, client_routes
+from token_broker.endpoints.memory import MEMORY_OPERATIONS, create_turn, enrich, forget_turns, list_turns
+from token_broker.endpoints.metrics import METRICS_OPERATIONS, get_metrics
+from token_broker.endpoints.openapi import openapi_routes
+from token_broker.endpoints.status import STATUS_OPERATIONS, get_config, get_health, get_readiness, get_status
+from token_broker.endpoints.token import TOKEN_OPERATIONS, create_token
+from token_broker.endpoints.voicelive import VOICELIVE_PATH, VOICELIVE_SOCKET, Voicelive
 from token_broker.http import correlation_id
 from token_broker.lifespan import build_broker
+from token_broker.metrics import Metrics
 from token_broker.origins import OriginGuard
 from token_broker.problems import Problem, problem_response
+from token_broker.relay.drain import Drain
+from token_broker.relay.endpoint import websocket_not_found
 from token_broker.settings import Settings
 
 __all__ = ["create_app"]
 
 _VOICE_PREFIXES = ("/api/v1/voice", "")
+_MEMORY_PREFIXES = ("/api/v1/memory", "/memory")
+# What the routes take and answer, as /openapi.json shows it.
+_OPERATIONS = (
+    *TOKEN_OPERATIONS,
+    *CALL_OPERATIONS,
+    *MEMORY_OPERATIONS,
+    *STATUS_OPERATIONS,
+    *METRICS_OPERATIONS,
+    *CLIENT_OPERATIONS,
+)
 
 
-def create_app(settings: Settings) -> Starlette:
-    """The broker as an ASGI application; its parts are built when its lifespan begins."""
+def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
+    """The broker as an ASGI application; its parts are built when its lifespan begins.
+
+    `drain` is shared with the server that drains it; without one nothing ever drains.
+    """
+    going = drain or Drain()
+    metrics = Metrics()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with build_broker(settings) as broker:
+        async with build_broker(settings, going, metrics) as broker:
             app.state.broker = broker
             yield
 
     app = Starlette(
-        routes=_routes(),
-        middleware=[Middleware(Edge), Middleware(OriginGuard, settings=settings)],
+        routes=[*_routes(), *openapi_routes(_OPERATIONS, [VOICELIVE_SOCKET]), *client_routes(_azure_origins(settings))],
+        middleware=[Middleware(Edge, observe=metrics), Middleware(OriginGuard, settings=settings)],
         exception_handlers={Problem: _answer_problem, HTTPException: _answer_http_exception},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
+    app.router.default = _not_found
     return app
+
+
+def _azure_origins(settings: Settings) -> list[str]:
+    """Where plans may lead a browser: Azure's own hosts, and the configured endpoint's where it is another."""
+    bases = [settings.target.base, settings.target.openai_base] if settings.target else []
+    own = [f"{scheme}://{urlsplit(base).netloc}" for base in bases for scheme in _schemes(base)]
+    return [*AZURE_ORIGINS, *dict.fromkeys(own)]
+
+
+def _schemes(base: str) -> tuple[str, str]:
+    return ("https", "wss") if base.startswith("https:") else ("http", "ws")
 
 
 def _routes() -> list[BaseRoute]:
     """The busiest first: they are matched in order."""
     return [
         *_under(_VOICE_PREFIXES, "/realtime/token", create_token, ["POST"]),
+        *_under(_VOICE_PREFIXES, "/realtime/calls", create_call, ["POST"]),
+        *_under(_VOICE_PREFIXES, "/realtime/calls/{call_id}", hang_up, ["DELETE"]),
         *_under(_VOICE_PREFIXES, "/status", get_status, ["GET"]),
         *_under(_VOICE_PREFIXES, "/config/{agent_id}", get_config, ["GET"]),
+        WebSocketRoute(VOICELIVE_PATH, Voicelive()),
+        Route(VOICELIVE_PATH, Voicelive()),
+        *_under(_VOICE_PREFIXES, "/conversation/turn", create_turn, ["POST"]),
+        *_under(_MEMORY_PREFIXES, "/enrich", enrich, ["POST"]),
+        *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", list_turns, ["GET"]),
+        *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", forget_turns, ["DELETE"]),
         Route("/healthz", get_health, methods=["GET"]),
         Route("/readyz", get_readiness, methods=["GET"]),
+        Route("/metrics", get_metrics, methods=["GET"]),
     ]
 
 
@@ -59,6 +106,13 @@ def _under(
 ) -> list[Route]:
     """The same route under several prefixes: contract §2 serves the voice routes under two."""
     return [Route(prefix + path, endpoint, methods=methods) for prefix in prefixes]
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await websocket_not_found(scope, receive, send)
+        return
+    raise HTTPException(404)
 
 
 async def _answer_problem(request: Request, problem: Exception) -> Response:

@@ -3,44 +3,46 @@
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import httpx
 from pydantic import SecretStr
+from starlette.types import Scope
 
-from strategies.base import Strategy
-from strategies.chain import Chain, Link
-from strategies.credentials import Credentials, EntraTokens, azure_identity_source
-from strategies.direct_deployment import DirectDeployment
-from strategies.ga import Ga
-from strategies.health import Gate, GatePolicy
-from strategies.project import Project
-from strategies.retry import RetryPolicy
+from strategies.base import Attempt
+from strategies.chain import OnAttempt
 from strategies.transport import make_transport
-from strategies.unified import Unified
-from strategies.upstream import Upstream
-from strategies.websocket_proxy import WebSocketProxy
 from token_broker import __version__
 from token_broker.agents import load_agents
-from token_broker.auth import make_authenticator
+from token_broker.auth import ANONYMOUS, make_authenticator
+from token_broker.azure import build_chain, build_connector, build_credentials, make_client
 from token_broker.broker import Broker
-from token_broker.limits import RateLimit
-from token_broker.local_books import LocalSessions, LocalTickets, NoRecall
+from token_broker.forwarded import address_key, client_of
+from token_broker.limits import RateLimit, SessionLimits
+from token_broker.memory.service import Memory
+from token_broker.metrics import Metrics
+from token_broker.observing import Observer, observe_with
+from token_broker.origins import OriginRules
 from token_broker.plans import PlanMaker
-from token_broker.settings import Settings
+from token_broker.relay.drain import Drain
+from token_broker.relay.endpoint import VoiceRelay
+from token_broker.settings import Settings, SettingsError
+from token_broker.state_metrics import StateCollector
 from token_broker.telemetry import log_attempt
 from token_broker.tokens import TokenSigner, load_or_create_key
+from token_broker.tracing import open_tracing
 
-__all__ = ["build_broker", "build_chain", "build_credentials", "gate_policy", "signing_keys"]
-USER_AGENT = f"voice-token-broker/{__version__}"
+__all__ = ["build_broker", "signing_keys"]
+
 _WARM_UP_S = 3
 
 
 @contextlib.asynccontextmanager
-async def build_broker(settings: Settings) -> AsyncIterator[Broker]:
+async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> AsyncIterator[Broker]:
     """The broker, ready to serve; what warms up does so beside it."""
     async with contextlib.AsyncExitStack() as stack:
+        observe = observe_with(metrics, await stack.enter_async_context(open_tracing(settings)))
         agents = load_agents(settings.agents_file)
         signer = TokenSigner(signing_keys(settings))
         transport = make_transport()
@@ -50,100 +52,85 @@ async def build_broker(settings: Settings) -> AsyncIterator[Broker]:
             stack.push_async_callback(credentials.aclose)
         authenticator = make_authenticator(settings, http)
         stack.push_async_callback(authenticator.aclose)
+        talks = SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions)
+        rules = OriginRules(settings)
+        memory = await stack.enter_async_context(Memory.open(settings))
+        connector = build_connector(settings, credentials)
+        stack.push_async_callback(connector.aclose)
         broker = Broker(
             settings=settings,
             agents=agents,
             signer=signer,
             authenticator=authenticator,
             rate=RateLimit(settings.rate_limit_per_minute),
-            chain=build_chain(settings, transport, credentials),
+            chain=build_chain(settings, transport, credentials, _attempts_to(observe)),
             plans=PlanMaker(settings, signer),
-            sessions=LocalSessions(),
-            tickets=LocalTickets(),
-            recall=NoRecall(),
+            memory=memory,
+            recall=memory.recall,
             http=http,
             credentials=credentials,
+            drain=drain,
+            talks=talks,
+            relay=VoiceRelay(
+                settings=settings,
+                agents=agents,
+                signer=signer,
+                tickets=memory.tickets,
+                intake=memory.intake,
+                recall=memory.recall,
+                connector=connector,
+                limits=talks,
+                drain=drain,
+                origin_allowed=lambda scope: rules.refusal(scope) is None,
+                limit_key=_limit_key(settings),
+                observe=observe,
+            ),
+            metrics=metrics,
+            observe=observe,
         )
+        metrics.expect(settings.token_strategies)
+        metrics.registry.register(StateCollector(broker.state, version=__version__))
         warm_up = asyncio.create_task(_warm_up(broker), name="warm-up")
         stack.callback(warm_up.cancel)
         gc.freeze()  # what was built stays: the collector need not look through it again with every few requests
         yield broker
 
 
-def make_client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
-    """A client over `transport` for all that is not a mint; each call runs inside a deadline of its own."""
-    return httpx.AsyncClient(
-        transport=transport,
-        timeout=None,  # noqa: S113  # see above
-        follow_redirects=False,
-        trust_env=False,
-        headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-    )
-
-
 def signing_keys(settings: Settings) -> Sequence[SecretStr]:
-    """The configured keys, or the one kept beside the SQLite database, made at the first start."""
+    """The configured keys, or the one kept beside the SQLite database, made at the first start.
+
+    Raises SettingsError where it can't be kept there.
+    """
     if settings.signing_keys:
         return settings.signing_keys
     database = Path(settings.database_url.get_secret_value().removeprefix("sqlite+aiosqlite:///").partition("?")[0])
-    return (load_or_create_key(database.with_name(f"{database.name}.signing-key")),)
+    path = database.with_name(f"{database.name}.signing-key")
+    try:
+        return (load_or_create_key(path),)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise SettingsError([f"BROKER_DATABASE_URL: {path}, beside it, can't hold the signing key: {why}"]) from None
 
 
-def build_credentials(settings: Settings) -> Credentials | None:
-    """What Azure is asked with; None while no endpoint is configured."""
-    if settings.endpoint is None:
-        return None
-    entra = None
-    if settings.uses_entra:
-        source = azure_identity_source(settings.entra_scope, client_id=settings.client_id)
-        entra = EntraTokens(source, timeout_s=settings.credential_timeout_s)
-    return Credentials(key=settings.key if settings.uses_key else None, entra=entra)
+def _limit_key(settings: Settings) -> Callable[[Scope, str], str]:
+    """What a ticket's bearer is counted by: the principal, or the address of somebody anonymous."""
+
+    def key(scope: Scope, principal: str) -> str:
+        if principal != ANONYMOUS:
+            return principal
+        return address_key(client_of(scope, settings.trusted_proxies).address)
+
+    return key
 
 
-def build_chain(settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Credentials | None) -> Chain:
-    """The chosen strategies that exist for this endpoint, in their order, each with its gate."""
-    return Chain(
-        _links(settings, transport, credentials),
-        policy=RetryPolicy(attempts=settings.retry_attempts, attempt_timeout_s=settings.attempt_timeout_s),
-        on_attempt=log_attempt,
-    )
+def _attempts_to(observe: Observer) -> OnAttempt:
+    """Each attempt is told, and logged where it failed."""
 
+    def tell(attempt: Attempt) -> None:
+        log_attempt(attempt)
+        observe(attempt)
 
-def gate_policy(settings: Settings) -> GatePolicy:
-    """How patient all gates are, the strategies' and the proxy's upstreams' alike."""
-    return GatePolicy(
-        failures=settings.breaker_failures,
-        open_s=settings.breaker_open_s,
-        misconfigured_s=settings.misconfigured_retry_s,
-        missing_s=settings.missing_retry_s,
-    )
-
-
-def _links(settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Credentials | None) -> list[Link]:
-    target = settings.target
-    if target is None or credentials is None:
-        return []
-    upstream = Upstream(transport, credentials, user_agent=USER_AGENT)
-    version = settings.api_version
-    links: list[Link] = []
-    for name in settings.token_strategies:
-        strategy: Strategy
-        match name:
-            case "ga" if Ga.applies(target):
-                strategy = Ga(target, upstream)
-            case "direct_deployment" if DirectDeployment.applies(target):
-                strategy = DirectDeployment(target, upstream, model=settings.model, api_version=version)
-            case "project" if Project.applies(target):
-                strategy = Project(target, upstream, api_version=version)
-            case "unified" if Unified.applies(target):
-                strategy = Unified(target, upstream, api_version=version)
-            case "websocket_proxy":
-                links.append(Link(WebSocketProxy(), None))
-                continue
-            case _:
-                continue
-        links.append(Link(strategy, Gate(name, gate_policy(settings))))
-    return links
+    return tell
 
 
 async def _warm_up(broker: Broker) -> None:

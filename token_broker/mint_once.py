@@ -8,11 +8,12 @@ from typing import Any
 
 from strategies.base import Attempt
 from token_broker.agents import load_agents, session_spec
+from token_broker.azure import build_chain, build_credentials
 from token_broker.ids import uuid7
-from token_broker.lifespan import build_chain, build_credentials, signing_keys
+from token_broker.lifespan import signing_keys
 from token_broker.memory.base import Owner
 from token_broker.plans import PlanMaker
-from token_broker.settings import Settings
+from token_broker.settings import Settings, SettingsError
 from token_broker.telemetry import fingerprint
 from token_broker.tokens import TokenSigner
 
@@ -34,9 +35,11 @@ class Report:
 
 
 async def mint_once(settings: Settings, agent_id: str | None) -> Report:
-    """Mints with the settings' own chain. Raises UnknownAgentError."""
+    """Mints with the settings' own chain. Raises UnknownAgentError, and SettingsError where no endpoint is set."""
     from strategies.transport import make_transport
 
+    if settings.endpoint is None:
+        raise SettingsError(["AZURE_VOICELIVE_ENDPOINT: unset; name the resource to mint at"])
     agents = load_agents(settings.agents_file)
     agent = agents.get(agent_id or agents.default)
     if agent is None:

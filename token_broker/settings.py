@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from strategies.base import Dialect
 from strategies.endpoint import EndpointError, EndpointKind, Target, is_loopback, parse_endpoint, parse_target
 
-__all__ = ["Settings", "SettingsError", "StrategyName", "UpstreamName", "load_settings", "unknown_variables"]
+__all__ = ["Settings", "SettingsError", "StrategyName", "UpstreamName", "doubts", "load_settings", "unknown_variables"]
 
 StrategyName = Literal["ga", "direct_deployment", "project", "unified", "websocket_proxy"]
 UpstreamName = Literal["voice_live", "openai_realtime"]
@@ -235,6 +235,66 @@ class Settings(BaseSettings):
     recall_budget_s: float = Field(
         0.3, ge=0, le=5, allow_inf_nan=False, alias="BROKER_RECALL_BUDGET_S", description="what recall may take at most"
     )
+    store_timeout_s: _Seconds = Field(
+        5, alias="BROKER_STORE_TIMEOUT_S", description="one transaction at most; a turn that waits longer gets 503"
+    )
+    store_patience_s: _Seconds = Field(
+        0.25,
+        alias="BROKER_STORE_PATIENCE_S",
+        description="how long a ticket or a session waits for a silent store before the process answers alone",
+    )
+    group_commit_ms: float = Field(
+        2,
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+        alias="BROKER_GROUP_COMMIT_MS",
+        description="turns that arrive within this are committed together",
+    )
+    max_turn_bytes: int = Field(
+        32_768, ge=256, le=1_048_576, alias="BROKER_MAX_TURN_BYTES", description="longest content of a turn, in UTF-8"
+    )
+    intake_turns: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        alias="BROKER_INTAKE_TURNS",
+        description="proxied turns that wait in memory while the store is away",
+    )
+    intake_bytes: int = Field(
+        16_777_216,
+        ge=65_536,
+        le=1_073_741_824,
+        alias="BROKER_INTAKE_BYTES",
+        description="the same, in bytes; whichever is reached first",
+    )
+    delivery_timeout_s: _Seconds = Field(
+        10, alias="BROKER_DELIVERY_TIMEOUT_S", description="one delivery to Zep; a lease lasts three of them"
+    )
+    delivery_concurrency: int = Field(
+        8, ge=1, le=256, alias="BROKER_DELIVERY_CONCURRENCY", description="sessions delivered at once, a process"
+    )
+    delivery_attempts: int = Field(
+        20, ge=1, le=1000, alias="BROKER_DELIVERY_ATTEMPTS", description="refusals that make a turn a dead letter"
+    )
+    delivery_max_age_s: float = Field(
+        604_800,
+        gt=0,
+        allow_inf_nan=False,
+        alias="BROKER_DELIVERY_MAX_AGE_S",
+        description="a session that has been failing for longer loses its oldest turns to the dead letters",
+    )
+    delivery_gap_s: float = Field(
+        10,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        alias="BROKER_DELIVERY_GAP_S",
+        description="how long delivery waits for a turn that is missing from a sequence",
+    )
+    delivery_poll_s: _Seconds = Field(
+        1, alias="BROKER_DELIVERY_POLL_S", description="how often the outbox is looked at without being told to"
+    )
 
     # --- who may ask
     auth: Literal["none", "easyauth", "entra"] | None = Field(
@@ -299,6 +359,16 @@ class Settings(BaseSettings):
     metrics_token: SecretStr | None = Field(
         None, alias="BROKER_METRICS_TOKEN", description="set: /metrics, and /status in full, want it as Bearer"
     )
+    otel: Literal["auto", "on", "off"] = Field(
+        "auto",
+        alias="BROKER_OTEL",
+        description="traces: auto (where OTEL_EXPORTER_OTLP_ENDPOINT is set), on or off; needs the extra otel",
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="collector that traces are sent to by OTLP over HTTP, such as http://localhost:4318",
+    )
     log_format: Literal["console", "json"] | None = Field(
         None, alias="BROKER_LOG_FORMAT", description="console (on a terminal) or json (else)"
     )
@@ -333,6 +403,11 @@ class Settings(BaseSettings):
     def uses_entra(self) -> bool:
         """Whether an Entra token may ever be asked for."""
         return self.azure_auth != "key"
+
+    @property
+    def wants_traces(self) -> bool:
+        """Whether traces were asked for."""
+        return self.otel == "on" or (self.otel == "auto" and self.otlp_endpoint is not None)
 
     @property
     def voice_live_api_version(self) -> str:
@@ -396,6 +471,14 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
             close = difflib.get_close_matches(name, known, n=1)
             lines.append(f"{name}: no such variable{f'; {close[0]} is meant, perhaps' if close else ''}")
     return lines
+
+
+def doubts(settings: Settings) -> list[str]:
+    """A line for each setting that is used otherwise than it says."""
+    if settings.voice_live_api_version == settings.api_version:
+        return []
+    used, said = settings.voice_live_api_version, settings.api_version
+    return [f"AZURE_VOICELIVE_API_VERSION: Voice Live has no {said}; {used} is used for it"]
 
 
 def _line(loc: tuple[int | str, ...], message: str) -> str:
@@ -464,6 +547,8 @@ def _store_faults(settings: Settings) -> list[str]:
         faults.append(
             "BROKER_DATABASE_URL: not a URL of ours; give sqlite+aiosqlite:///<path> or postgresql+asyncpg://<host>/<db>"
         )
+    elif url.startswith("sqlite") and ":memory:" in url:
+        faults.append("BROKER_DATABASE_URL: a database in memory keeps nothing; name a file")
     elif url.startswith("postgresql") and not settings.signing_keys:
         faults.append(
             "BROKER_SIGNING_KEY: missing; replicas on PostgreSQL must share one (openssl rand -base64 48 makes it)"

@@ -2,9 +2,26 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import Enum
 from typing import Literal, Protocol
 
-__all__ = ["Owner", "Recall", "Role", "SessionBook", "SessionRecord", "Source", "TicketBook", "Turn", "TurnIntake"]
+__all__ = [
+    "ANONYMOUS",
+    "LAST_TURNS",
+    "Outcome",
+    "Owner",
+    "Recall",
+    "Role",
+    "SessionBook",
+    "SessionRecord",
+    "Source",
+    "TicketBook",
+    "Turn",
+    "TurnIntake",
+]
+
+ANONYMOUS = "anonymous"  # the principal of everybody without authentication
+LAST_TURNS = 12  # of a session, told to an agent that takes it up again
 
 Role = Literal["user", "assistant"]
 Source = Literal["proxy", "browser"]
@@ -38,6 +55,14 @@ class Turn:
     sequence: int | None = None  # the item's place in its connection
     interrupted: bool = False
     channel: str | None = None
+
+
+class Outcome(Enum):
+    """What became of a turn that was handed in."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"  # the session has a turn of that id; the first content stays
+    FOREIGN = "foreign"  # the session belongs to another principal
 
 
 class TurnIntake(Protocol):

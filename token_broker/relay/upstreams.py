@@ -22,6 +22,7 @@ from strategies.base import Dialect, SessionSpec
 from strategies.credentials import Authorization, Credentials
 from strategies.endpoint import Target
 from strategies.errors import (
+    CredentialError,
     KeysDisabledError,
     MalformedError,
     MintError,
@@ -35,6 +36,7 @@ from strategies.health import Gate
 from strategies.session_body import ga_realtime_session, voice_live_session
 from strategies.upstream import Answer, classify
 from token_broker.relay.closing import UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
+from token_broker.relay.names import SharedLookups
 from token_broker.relay.policy import event_type
 from token_broker.relay.socket import AzureSocket, connect
 from token_broker.settings import UpstreamName
@@ -107,7 +109,7 @@ class UpstreamConnector:
         self.routes = list(routes)
         self.gates = gates
         self._credentials = credentials
-        self._resolver = resolver
+        self._names = SharedLookups(resolver)
         self._timeout_s = timeout_s
         self._max_message_bytes = max_message_bytes
         self._tls = tls or ssl.create_default_context()
@@ -118,6 +120,10 @@ class UpstreamConnector:
     def first_dialect(self) -> Dialect:
         """What the first route speaks: the plan's guess."""
         return self.routes[0].dialect if self.routes else "preview"
+
+    async def aclose(self) -> None:
+        """For when no talk is left: stops what may still look names up."""
+        await self._names.aclose()
 
     async def connect(self, supply: SpecSupplier, *, only: UpstreamName | None = None) -> Upstream:
         """An upstream whose session is the agent's, within the limit for all together. Raises NoUpstreamError.
@@ -140,7 +146,7 @@ class UpstreamConnector:
             began_s = time.monotonic()
             settled = False
             try:
-                upstream = await self._attempt(route, supply, timeout_s=left_s)
+                upstream = await self.attempt(route, supply, timeout_s=left_s)
                 gate.succeeded(admission, _ms_since(began_s))
                 settled = True
                 log.info("upstream_attempt", upstream=route.name, outcome="connected", ms=round(_ms_since(began_s)))
@@ -148,7 +154,8 @@ class UpstreamConnector:
             except MintError as error:
                 gate.failed(admission, error, _ms_since(began_s))
                 settled = True
-                ending = _ending(error)
+                if ending is None or ending.code != UPSTREAM_TIMED_OUT:  # the one that hung is the client's reason
+                    ending = _ending(error)
                 level = log.error if isinstance(error, MisconfiguredError) else log.warning
                 level(
                     "upstream_attempt",
@@ -164,21 +171,18 @@ class UpstreamConnector:
                     gate.abandoned(admission)
         raise NoUpstreamError(ending or Ending(UPSTREAM_FAILED, "no Azure endpoint is configured for talks"))
 
-    async def _attempt(self, route: Route, supply: SpecSupplier, *, timeout_s: float) -> Upstream:
-        """One route, with Entra once more where it takes no keys. Raises MintError."""
-        if self._credentials is None:
-            raise MisconfiguredError("there is no credential for Azure")
+    async def attempt(self, route: Route, supply: SpecSupplier, *, timeout_s: float) -> Upstream:
+        """One route, whatever its gate says, with Entra once more where it takes no keys. Raises MintError."""
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline_s):
-                authorization = await self._credentials.current(timeout_s=timeout_s)
+                authorization = await self._credential(deadline_s)
                 try:
                     opened = await self._open(route, authorization, deadline_s)
                 except KeysDisabledError:
-                    if authorization.kind != "key" or not self._credentials.keys_refused():
+                    if self._credentials is None or authorization.kind != "key" or not self._credentials.keys_refused():
                         raise
-                    left_s = deadline_s - asyncio.get_running_loop().time()
-                    opened = await self._open(route, await self._credentials.current(timeout_s=left_s), deadline_s)
+                    opened = await self._open(route, await self._credential(deadline_s), deadline_s)
                 try:
                     return Upstream(route, opened, await _take_session(opened, route, await supply()))
                 except BaseException:
@@ -187,12 +191,24 @@ class UpstreamConnector:
         except TimeoutError:
             raise TimedOutError(f"no open session within {timeout_s:.1f} s") from None
 
+    async def _credential(self, deadline_s: float) -> Authorization:
+        """What to ask with; TimeoutError where its source took all the time there was."""
+        if self._credentials is None:
+            raise MisconfiguredError("there is no credential for Azure")
+        loop = asyncio.get_running_loop()
+        try:
+            return await self._credentials.current(timeout_s=deadline_s - loop.time())
+        except CredentialError:
+            if loop.time() >= deadline_s:
+                raise TimeoutError from None
+            raise
+
     async def _open(self, route: Route, authorization: Authorization, deadline_s: float) -> AzureSocket:
         try:
             return await connect(
                 route.url,
                 authorization.headers(),
-                resolver=self._resolver,
+                names=self._names,
                 tls=self._tls,
                 max_message_bytes=self._max_message_bytes,
                 deadline_s=deadline_s,
@@ -248,9 +264,8 @@ def _handshake_error(error: picows.WSHandshakeError, authorization: Authorizatio
     found = classify(answer, now_s=time.time())
     if found is None:
         return MalformedError("the handshake was answered as if it were a plain request", status=answer.status)
-    unread = len(body) < int(length) if (length := response.headers.get("content-length", "")).isdecimal() else not body
-    if answer.status == 403 and authorization.kind == "key" and unread:  # noqa: PLR2004
-        # The body that would say whether keys are off had not come yet: Entra, where there is one, will tell.
+    if answer.status == 403 and found.code is None and authorization.kind == "key":  # noqa: PLR2004
+        # picows reads no further than the headers: the body that says whether keys are off may not have come yet.
         return KeysDisabledError(str(found), status=403, request_id=found.request_id)
     return found
 

@@ -1,0 +1,12 @@
+// Trying things out: one small replica, and nobody is asked who they are.
+using '../broker.bicep'
+
+param environmentName = 'voice-dev'
+param image = readEnvironmentVariable('BROKER_IMAGE')
+param brokerAuth = 'none'
+param store = 'sqlite'
+param minReplicas = 1
+param maxReplicas = 1
+param cpu = '0.25'
+param talksPerReplica = 50
+param drainSeconds = 25

@@ -1,0 +1,13 @@
+// Production: a replica a zone, and as long a drain as the platform grants.
+using '../broker.bicep'
+
+param environmentName = 'voice-production'
+param image = readEnvironmentVariable('BROKER_IMAGE')
+param brokerAuth = 'entra'
+param entraAudience = readEnvironmentVariable('BROKER_ENTRA_AUDIENCE')
+param store = 'postgresql'
+param minReplicas = 3
+param maxReplicas = 30
+param cpu = '1.0'
+param talksPerReplica = 300
+param drainSeconds = 590

@@ -1,0 +1,119 @@
+"""What azd is told: parameters that exist, from variables that something sets; secrets made once and kept nowhere."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.infra.bicep import INFRA, ROOT, Template
+
+AZURE_YAML = (ROOT / "azure.yaml").read_text()
+HOOKS = INFRA / "hooks"
+
+
+def parameters(name: str) -> dict[str, str]:
+    """Parameter and the value that azd fills in."""
+    read = json.loads((INFRA / f"{name}.parameters.json").read_text())["parameters"]
+    return {parameter: item["value"] for parameter, item in read.items()}
+
+
+@pytest.mark.parametrize("name", ["main", "broker"])
+def test_azds_parameters_are_the_templates_and_all_that_it_requires(name: str) -> None:
+    declared = Template(INFRA / f"{name}.bicep").parameters
+    given = parameters(name)
+    assert {parameter for parameter, item in declared.items() if item.value is None} <= given.keys() <= declared.keys()
+
+
+@pytest.mark.parametrize("name", ["main", "broker"])
+def test_a_default_of_azds_is_the_templates_own(name: str) -> None:
+    declared = Template(INFRA / f"{name}.bicep").parameters
+    for parameter, value in parameters(name).items():
+        own = declared[parameter].value
+        if (default := re.fullmatch(r"\$\{\w+=(.*)\}", value)) and own is not None:
+            assert own.text == f"'{default[1]}'".encode(), parameter
+
+
+def test_what_has_no_default_is_azds_own_an_output_or_asked_for_by_the_hook() -> None:
+    azds_own = {"AZURE_ENV_NAME", "AZURE_LOCATION", "SERVICE_BROKER_IMAGE_NAME"}
+    outputs = Template(INFRA / "main.bicep").outputs.keys()
+    for name in ("main", "broker"):
+        for value in parameters(name).values():
+            if needed := re.fullmatch(r"\$\{(\w+)\}", value):
+                assert needed[1] in azds_own | outputs | {"BROKER_AUTH"}
+
+
+def test_a_variable_that_both_templates_read_means_the_same_to_both() -> None:
+    def variables(name: str) -> dict[str, str]:
+        return {value.strip("${}").partition("=")[0]: parameter for parameter, value in parameters(name).items()}
+
+    main, broker = variables("main"), variables("broker")
+    assert {name: main[name] for name in main.keys() & broker.keys()} == {
+        name: broker[name] for name in main.keys() & broker.keys()
+    }
+
+
+def test_the_service_is_named_as_its_template_and_its_tag() -> None:
+    (service,) = re.findall(r"^services:\n  (\w+):", AZURE_YAML, flags=re.MULTILINE)
+    assert (INFRA / f"{service}.bicep").is_file()
+    assert f"'azd-service-name': '{service}'" in (INFRA / "modules" / "backend-aca.bicep").read_text()
+
+
+def test_files_that_azd_is_pointed_to_are_there() -> None:
+    for path in re.findall(r"(?:run|path): (\./\S+)", AZURE_YAML):
+        assert (ROOT / path).is_file(), path
+
+
+@pytest.fixture
+def azd(tmp_path: Path) -> Path:
+    """A directory with an `azd` that writes down what it is asked to set."""
+    program = tmp_path / "azd"
+    program.write_text(f'#!/bin/sh\necho "$3=$4" >>{tmp_path}/set\n')
+    program.chmod(0o755)
+    return tmp_path
+
+
+def run_hook(name: str, azd: Path, **environment: str) -> tuple[int, dict[str, str]]:
+    """Exit code, and what the hook had azd remember."""
+    (azd / "set").unlink(missing_ok=True)
+    done = subprocess.run(
+        [HOOKS / f"{name}.sh"],
+        env={"PATH": f"{azd}:{os.environ['PATH']}", **environment},
+        capture_output=True,
+        check=False,
+    )
+    remembered = (azd / "set").read_text().splitlines() if (azd / "set").exists() else []
+    return done.returncode, dict(line.split("=", 1) for line in remembered)
+
+
+def test_secrets_are_made_at_the_first_provisioning(azd: Path) -> None:
+    code, remembered = run_hook("preprovision", azd, BROKER_AUTH="entra")
+    assert code == 0
+    assert len(remembered["BROKER_SIGNING_KEY"]) >= 32
+    assert "," not in remembered["BROKER_SIGNING_KEY"]
+    assert len(remembered["BROKER_METRICS_TOKEN"]) >= 16
+
+
+def test_secrets_are_not_made_again(azd: Path) -> None:
+    given = {"BROKER_AUTH": "entra", "BROKER_SIGNING_KEY_STORED": "true", "BROKER_METRICS_TOKEN": "kept"}
+    assert run_hook("preprovision", azd, **given) == (0, {})
+
+
+def test_a_signing_key_given_by_the_operator_is_left_alone(azd: Path) -> None:
+    _, remembered = run_hook("preprovision", azd, BROKER_AUTH="entra", BROKER_SIGNING_KEY="new,old")
+    assert "BROKER_SIGNING_KEY" not in remembered
+
+
+def test_provisioning_wants_to_know_who_may_ask(azd: Path) -> None:
+    assert run_hook("preprovision", azd) == (1, {})
+    assert run_hook("preprovision", azd, BROKER_AUTH="anybody") == (1, {})
+
+
+def test_the_signing_key_leaves_this_machine_once_the_vault_has_it(azd: Path) -> None:
+    assert run_hook("postprovision", azd, BROKER_SIGNING_KEY="k") == (
+        0,
+        {"BROKER_SIGNING_KEY": "", "BROKER_SIGNING_KEY_STORED": "true"},
+    )
+    assert run_hook("postprovision", azd) == (0, {})

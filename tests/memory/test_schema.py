@@ -1,0 +1,67 @@
+"""The migrations make what `tables.py` says, once, and leave alone what they don't know."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from pydantic import SecretStr
+from sqlalchemy import Connection, text
+
+import token_broker.memory
+from token_broker.memory.database import Database, connect
+from token_broker.memory.errors import StoreAwayError
+from token_broker.memory.tables import SCHEMA_REVISION, metadata
+
+SEARCH_TABLES = "turn_words"  # SQLite's full text, which only the migration knows
+
+
+def differences(connection: Connection) -> list[object]:
+    def ours(_object: object, name: str | None, kind: str, _reflected: bool, _to: object) -> bool:
+        return not (name or "").startswith((SEARCH_TABLES, "turns_words"))
+
+    context = MigrationContext.configure(connection, opts={"include_object": ours})
+    return list(compare_metadata(context, metadata))
+
+
+async def test_the_migrations_make_the_tables_that_the_statements_know(database: Database) -> None:
+    assert await database.read(differences) == []
+
+
+def test_the_newest_migration_is_the_one_that_this_version_wants() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(token_broker.memory.__path__[0]) / "migrations"))
+    assert ScriptDirectory.from_config(config).get_heads() == [SCHEMA_REVISION]
+
+
+async def test_a_store_that_is_up_to_date_opens_again_without_alembic(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await database.close()
+    monkeypatch.setattr(ScriptDirectory, "from_config", lambda _: pytest.fail("migrates what is up to date"))
+    again = connect(SecretStr(database_url), timeout_s=5, patience_s=1)
+    await again.open()
+    await again.close()
+
+
+async def test_a_store_of_a_newer_version_is_left_alone(database: Database, database_url: str) -> None:
+    await database.write(lambda c: c.execute(text("UPDATE alembic_version SET version_num = '9999'")).rowcount)
+    await database.close()
+    older = connect(SecretStr(database_url), timeout_s=5, patience_s=1)
+    with pytest.raises(StoreAwayError, match="newer"):
+        await older.open()
+    await older.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_replicas_that_start_at_once_migrate_once(database_url: str) -> None:
+    replicas = [connect(SecretStr(database_url), timeout_s=20, patience_s=1) for _ in range(4)]
+    await asyncio.gather(*(replica.open() for replica in replicas))
+    versions = [
+        await r.read(lambda c: c.scalars(text("SELECT version_num FROM alembic_version")).all()) for r in replicas
+    ]
+    assert versions == [[SCHEMA_REVISION]] * 4
+    await asyncio.gather(*(replica.close() for replica in replicas))

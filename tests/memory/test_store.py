@@ -1,0 +1,178 @@
+"""The store's statements, on SQLite and on PostgreSQL: once, in order, and only into one's own session."""
+
+import asyncio
+from functools import partial
+
+import pytest
+
+from tests.memory.support.turns import SESSION, owner, turn
+from token_broker.memory.base import Outcome, Turn
+from token_broker.memory.database import Database
+from token_broker.memory.forgetting import forget_older, forget_session
+from token_broker.memory.keys import ArrivalClock, arrival_at
+from token_broker.memory.reading import last_turns, last_turns_of, list_turns, recent_sessions, search
+from token_broker.memory.store import (
+    Arrived,
+    find_session,
+    insert_turns,
+    last_arrival,
+    remove_expired_tickets,
+    save_sessions,
+    spend_ticket,
+)
+
+arrivals = ArrivalClock()
+S, D, F = Outcome.STORED, Outcome.DUPLICATE, Outcome.FOREIGN
+
+
+async def put(database: Database, *turns: Turn, known: bool = False, queue: bool = False) -> list[Outcome]:
+    unknown = [] if known else [(said.owner, said.agent_id) for said in turns]
+    batch = [Arrived(said, arrivals.next()) for said in turns]
+    return await database.write(partial(insert_turns, batch=batch, now_s=1.0, unknown=unknown, queue=queue))
+
+
+async def ids(database: Database, session_id: str = SESSION, limit: int = 100, after: str | None = None) -> list[str]:
+    found = await database.read(partial(list_turns, session_id=session_id, limit=limit, after=after))
+    return [said.turn_id for said in found or []]
+
+
+async def test_a_turn_comes_back_as_it_was_said(database: Database) -> None:
+    said = turn(
+        "t1", 'naïve "quotes" 日本 \u2028 \\ 🎙', by=owner(user_id="ann"), sequence=4, interrupted=True, channel="web"
+    )
+    await put(database, said)
+    (found,) = await database.read(partial(list_turns, session_id=SESSION, limit=9, after=None)) or []
+    assert (found.turn_id, found.content, found.created_at, found.sequence) == ("t1", said.content, said.created_at, 4)
+    assert (found.role, found.agent_id, found.interrupted, found.channel) == ("user", "elena", True, "web")
+    assert found.source == "browser"
+
+
+async def test_a_turn_is_stored_once_and_the_first_content_stays(database: Database) -> None:
+    assert await put(database, turn("t1", "first"), turn("t2"), turn("t1", "second")) == [S, S, D]
+    assert await put(database, turn("t1", "third"), turn("t3")) == [D, S]
+    found = await database.read(partial(list_turns, session_id=SESSION, limit=9, after=None)) or []
+    assert [(said.turn_id, said.content) for said in found] == [("t1", "first"), ("t2", "hello"), ("t3", "hello")]
+
+
+async def test_the_same_turn_id_in_another_session_is_another_turn(database: Database) -> None:
+    assert await put(database, turn("t1"), turn("t1", by=owner("another-session-01"))) == [S, S]
+
+
+async def test_turns_are_read_by_epoch_sequence_and_arrival(database: Database) -> None:
+    later = owner(epoch=2)
+    await put(database, turn("e2-1", by=later, sequence=1), turn("n1"), turn("n2"), turn("s9", sequence=9))
+    await put(database, turn("s0", sequence=0), turn("s2", sequence=2), turn("again-s2", sequence=2))
+    assert await ids(database) == ["s0", "s2", "again-s2", "s9", "n1", "n2", "e2-1"]
+
+
+async def test_pages_follow_one_another_without_a_gap(database: Database) -> None:
+    await put(database, *(turn(f"t{number}", sequence=number) for number in range(7)))
+    assert await ids(database, limit=3) == ["t0", "t1", "t2"]
+    assert await ids(database, limit=3, after="t2") == ["t3", "t4", "t5"]
+    assert await ids(database, limit=3, after="t6") == []
+    assert await database.read(partial(list_turns, session_id=SESSION, limit=3, after="unknown")) is None
+
+
+async def test_nobody_writes_into_anothers_session(database: Database) -> None:
+    await put(database, turn("t1", by=owner(principal="ann")))
+    mallory = owner(principal="mallory", epoch=9)
+    assert await put(database, turn("t2", by=mallory), turn("t1", by=mallory)) == [F, F]
+    assert await put(database, turn("t3", by=mallory), known=True) == [F]
+    assert await ids(database) == ["t1"]
+    record = await database.read(partial(find_session, session_id=SESSION))
+    assert record is not None
+    assert (record.principal, record.epoch) == ("ann", 1)
+
+
+async def test_a_session_that_was_thought_to_be_stored_is_stored_with_its_turn(database: Database) -> None:
+    assert await put(database, turn("t1"), turn("t2", by=owner("another-session-01")), known=True) == [S, S]
+    assert await database.read(partial(find_session, session_id=SESSION)) is not None
+
+
+async def test_a_newer_plan_renews_the_session_and_an_older_one_does_not(database: Database) -> None:
+    for epoch in (5, 9, 7):
+        await database.write(partial(save_sessions, owners=[(owner(epoch=epoch), "elena")], now_s=1.0))
+    record = await database.read(partial(find_session, session_id=SESSION))
+    assert record is not None
+    assert record.epoch == 9
+
+
+async def test_many_that_write_the_same_turns_at_once_store_each_once(database: Database) -> None:
+    turns = [turn(f"t{number}", by=owner(f"session-of-test-{number % 3}")) for number in range(30)]
+    outcomes = await asyncio.gather(*(put(database, *turns[start:], *turns[:start]) for start in range(0, 30, 5)))
+    assert sum(outcome is S for answer in outcomes for outcome in answer) == 30
+    assert [len(await ids(database, f"session-of-test-{number}")) for number in range(3)] == [10, 10, 10]
+
+
+async def test_a_ticket_is_spent_once_however_many_try_at_once(database: Database) -> None:
+    spend = partial(spend_ticket, ticket_id="ticket-1", expires_at_s=100.0)
+    assert sorted(await asyncio.gather(*(database.write(spend) for _ in range(8)))) == [False] * 7 + [True]
+
+
+async def test_tickets_are_remembered_until_they_have_expired(database: Database) -> None:
+    for number, expires_at_s in enumerate((50.0, 150.0)):
+        await database.write(partial(spend_ticket, ticket_id=f"ticket-{number}", expires_at_s=expires_at_s))
+    assert await database.write(partial(remove_expired_tickets, before_s=100.0)) == 1
+    assert not await database.write(partial(spend_ticket, ticket_id="ticket-1", expires_at_s=150.0))
+
+
+async def test_a_forgotten_session_leaves_nothing_behind_not_even_its_words(database: Database) -> None:
+    await put(database, turn("t1", "a secret about marmalade"), queue=True)
+    await put(database, turn("t1", "marmalade too", by=owner("another-session-01")))
+    assert await database.write(partial(forget_session, session_id=SESSION, now_us=1, erase=False)) == 1
+    assert await ids(database) == []
+    assert await database.read(partial(find_session, session_id=SESSION)) is None
+    assert await put(database, turn("t2", "new")) == [S]
+    everywhere = partial(search, words=["marmalade"], limit=9, session_ids=[SESSION, "another-session-01"])
+    assert [said.content for said in await database.read(everywhere)] == ["marmalade too"]
+
+
+async def test_turns_that_are_too_old_are_forgotten_with_their_empty_sessions(database: Database) -> None:
+    old = [Arrived(turn(f"old{number}"), arrival_at(1000 + number)) for number in range(3)]
+    mixed = Arrived(turn("old", by=owner("another-session-01")), arrival_at(1003))
+    for item in [*old, mixed]:
+        unknown = [(item.turn.owner, "elena")]
+        await database.write(partial(insert_turns, batch=[item], now_s=1.0, unknown=unknown, queue=False))
+    await put(database, turn("new", by=owner("another-session-01")))
+    forget = partial(forget_older, before_arrival=arrival_at(2000), limit=3)
+    assert [await database.write(forget) for _ in range(3)] == [3, 1, 0]
+    assert await ids(database, "another-session-01") == ["new"]
+    assert await database.read(partial(find_session, session_id=SESSION)) is None
+
+
+async def test_the_last_turns_are_told_to_their_owner_alone(database: Database) -> None:
+    ann = owner(principal="ann")
+    await put(database, *(turn(f"t{number}", by=ann, sequence=number) for number in range(5)))
+    newest = await database.read(partial(last_turns, session_id=SESSION, limit=2))
+    assert [said.turn_id for said in newest] == ["t3", "t4"]
+    assert len(await database.read(partial(last_turns_of, owner=ann, limit=9))) == 5
+    assert await database.read(partial(last_turns_of, owner=owner(principal="bob"), limit=9)) == []
+
+
+async def test_a_search_finds_the_most_telling_turns_of_the_given_sessions_only(database: Database) -> None:
+    ann, bob = owner("session-of-ann-01", principal="ann"), owner("session-of-bob-01", principal="bob")
+    await put(database, turn("a1", "we spoke of the harbour", by=ann), turn("a2", "invoice for the harbour", by=ann))
+    await put(database, turn("a3", "nothing of note", by=ann), turn("b1", "my harbour invoice", by=bob))
+    find = partial(search, words=["invoice", "harbour", 'x" OR *', "NEAR("], limit=9, session_ids=["session-of-ann-01"])
+    assert [said.turn_id for said in await database.read(find)] == ["a2", "a1"]
+
+
+async def test_a_principals_newest_sessions_come_first(database: Database) -> None:
+    sessions = [(owner(f"session-of-ann-0{number}", principal="ann", epoch=number), "elena") for number in range(4)]
+    await database.write(partial(save_sessions, owners=[*sessions, (owner(), "elena")], now_s=1.0))
+    find = partial(recent_sessions, principal="ann", limit=2, but="session-of-ann-03")
+    assert await database.read(find) == ["session-of-ann-02", "session-of-ann-01"]
+
+
+async def test_the_last_arrival_is_known(database: Database) -> None:
+    assert await database.read(last_arrival) == 0
+    await put(database, turn("t1"))
+    assert 0 < await database.read(last_arrival) < arrivals.next()
+
+
+@pytest.mark.parametrize("count", [1, 250])
+async def test_a_batch_of_any_size_is_stored_whole(database: Database, count: int) -> None:
+    outcomes = await put(
+        database, *(turn(f"t{n}", by=owner(f"session-of-test-{n % 7}")) for n in range(count)), queue=True
+    )
+    assert outcomes == [S] * count

@@ -1,0 +1,93 @@
+"""Speech-like sound, made from nothing: voiced syllables with formants and pitch of their own, so that no stretch of it
+resembles another, and a delay or a gap can be measured exactly."""
+
+import wave
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Samples", "at_rate", "best_match", "pieces_match", "read_wav", "speech", "write_wav"]
+
+Samples = NDArray[np.float64]
+"""Mono, from -1 to 1."""
+
+
+def speech(seconds: float, rate: int = 24_000, seed: int = 7) -> Samples:
+    """`seconds` of it at `rate` Hz; the same for the same seed."""
+    random = np.random.default_rng(seed)
+    sound: Samples = np.zeros(int(seconds * rate))
+    at = 0
+    while at < len(sound):
+        length = int(rate * random.uniform(0.12, 0.24))
+        syllable = _syllable(length, rate, random)[: len(sound) - at]
+        sound[at : at + len(syllable)] = syllable
+        at += length + int(rate * random.uniform(0.01, 0.05))
+    sound *= 0.5 / np.abs(sound).max()
+    return sound
+
+
+def write_wav(path: Path, sound: Samples, rate: int) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((np.clip(sound, -1, 1) * 32_767).astype("<i2").tobytes())
+    return path
+
+
+def read_wav(path: Path) -> tuple[Samples, int]:
+    with wave.open(str(path), "rb") as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32_768
+        return samples, file.getframerate()
+
+
+def at_rate(sound: Samples, rate: int, wanted: int) -> Samples:
+    """The same sound at another rate, by its spectrum."""
+    length = round(len(sound) * wanted / rate)
+    spectrum = np.fft.rfft(sound)[: length // 2 + 1]
+    return np.fft.irfft(spectrum, length) * (length / len(sound))
+
+
+def best_match(heard: Samples, said: Samples) -> tuple[float, int]:
+    """Where `said` sounds in `heard`: the normalized correlation (1 is the same but for loudness), and the place."""
+    if len(heard) < len(said):
+        heard = np.pad(heard, (0, len(said) - len(heard)))
+    size = 1 << (len(heard) + len(said)).bit_length()
+    product = np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(said, size)), size)
+    product = product[: len(heard) - len(said) + 1]
+    energy = np.concatenate(([0.0], np.cumsum(heard**2)))
+    window = energy[len(said) :] - energy[: len(energy) - len(said)]
+    norm = np.sqrt(np.maximum(window, 1e-3 * window.max() + 1e-12) * np.sum(said**2))
+    correlation = product / norm
+    place = int(np.argmax(correlation))
+    return float(correlation[place]), place
+
+
+def pieces_match(heard: Samples, said: Samples, rate: int, piece_s: float = 0.2) -> float:
+    """The median likeness of short pieces of `said`, each wherever it sounds.
+
+    For sound that came over WebRTC: a late packet makes the browser stretch what it has, which moves all that follows.
+    """
+    size = int(piece_s * rate)
+    pieces = [said[start : start + size] for start in range(0, len(said) - size, size)]
+    return float(np.median([best_match(heard, piece)[0] for piece in pieces]))
+
+
+def _syllable(length: int, rate: int, random: np.random.Generator) -> Samples:
+    time = np.arange(length) / rate
+    pitch = random.uniform(95, 190) * (1 + random.uniform(-0.25, 0.25) * time / time[-1])
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    formants = [
+        (random.uniform(300, 850), 1.0),
+        (random.uniform(900, 2_300), 0.55),
+        (random.uniform(2_400, 3_400), 0.25),
+    ]
+    sound: Samples = np.zeros(length)
+    for harmonic in range(1, 40):
+        frequency = harmonic * pitch.mean()
+        if frequency > min(5_000, rate / 2.2):
+            break
+        gain = sum(weight / (1 + ((frequency - centre) / 130) ** 2) for centre, weight in formants)
+        sound += gain * np.sin(harmonic * phase + random.uniform(0, 2 * np.pi))
+    return sound * np.sin(np.pi * np.arange(length) / length) ** 0.6

@@ -1,0 +1,208 @@
+"""A stand-in for broker and Azure in one, on loopback, that can be told to fail in any way, at any moment.
+
+What works is tested against the real broker; this one is for what goes wrong exactly when a test says so.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from tests.web.support.partner import Partner
+from tests.web.support.webrtc import Call
+from token_broker.endpoints.client import client_routes
+
+__all__ = ["StandIn", "run_stand_in"]
+
+_HANG_S = 60
+DIRECT, RELAY, PROXY, WEBSOCKET = "webrtc", "webrtc_relay", "websocket_proxy", "websocket"
+
+
+@dataclass
+class StandIn:
+    """Its knobs and its memory. A knob with `times` left applies so often, then all is well again."""
+
+    base_url: str = ""
+    transports: tuple[str, ...] = (DIRECT, RELAY, PROXY)
+    ephemeral_token: str = "ek_stand_in"
+    webrtc_expires_in_s: int = 59
+    token_answers: list[int | str] = field(default_factory=list)  # statuses, or "hang"; then 200
+    sdp_answers: list[int | str] = field(default_factory=list)  # statuses, "hang", "blocked" or "nonsense"; then 201
+    relay_answers: list[int | str] = field(default_factory=list)
+    socket_closes: list[int | str] = field(default_factory=list)  # close codes before ready, or "hang"; then ready
+    turn_answers: list[int | str] = field(default_factory=list)
+    dialect: str = "preview"
+    extra_page: str = ""
+    health: dict[str, Any] | None = field(default_factory=lambda: {"agents": {"elena": {}, "marcus": {}}})
+
+    plans: list[dict[str, Any]] = field(default_factory=list)
+    plan_requests: list[dict[str, Any]] = field(default_factory=list)
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    enriched: list[dict[str, Any]] = field(default_factory=list)
+    sdp_offers: list[str] = field(default_factory=list)
+    hang_ups: int = 0
+    calls: list[Call] = field(default_factory=list)
+    sockets: list[WebSocket] = field(default_factory=list)
+    partners: list[Partner] = field(default_factory=list)
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 10) -> None:
+        """Waits for something that the page does."""
+        async with asyncio.timeout(timeout_s):
+            while not condition():  # noqa: ASYNC110  # any of a dozen lists may be meant
+                await asyncio.sleep(0.01)
+
+    async def token(self, request: Request) -> Response:
+        body = await request.json()
+        self.plan_requests.append({**body, "session_token": request.headers.get("x-session-token")})
+        if refusal := await _next(self.token_answers):
+            return refusal
+        number = len(self.plans) + 1
+        host = self.base_url.removeprefix("http")
+        known: dict[str, tuple[str, dict[str, Any], int]] = {
+            DIRECT: (f"{self.base_url}/azure/calls", {"token": self.ephemeral_token}, self.webrtc_expires_in_s),
+            RELAY: (f"{self.base_url}/relay/calls", {"token": f"session-{number}"}, 7_200),
+            WEBSOCKET: (f"ws{host}/azure/realtime", {"protocols": ["realtime", "openai-insecure-api-key.ek_1"]}, 59),
+            PROXY: (f"ws{host}/proxy", {"protocols": ["realtime", f"ticket.{number}"]}, 180),
+        }
+        plan = {
+            "session_id": body.get("session_id") or "stand-in-session-01",
+            "agent_id": body.get("agent_id") or "elena",
+            "degraded": self.transports == (PROXY,),
+            "session_token": f"session-{number}",
+            "connections": [
+                {"transport": name, "url": url, **credential, "expires_in_s": expires_in_s, "dialect": "ga"}
+                for name, (url, credential, expires_in_s) in ((name, known[name]) for name in self.transports)
+            ],
+        }
+        self.plans.append(plan)
+        return JSONResponse(plan)
+
+    async def azure_call(self, request: Request) -> Response:
+        return await self._call(request, self.sdp_answers, f"Bearer {self.ephemeral_token}")
+
+    async def relay_call(self, request: Request) -> Response:
+        return await self._call(request, self.relay_answers, "Bearer session-")
+
+    async def _call(self, request: Request, answers: list[int | str], credential: str) -> Response:
+        assert request.headers["authorization"].startswith(credential)
+        assert request.headers["content-type"] == "application/sdp"
+        offer = (await request.body()).decode()
+        self.sdp_offers.append(offer)
+        how = answers[0] if answers else None
+        if how in {"blocked", "nonsense"}:
+            answers.pop(0)
+        elif refusal := await _next(answers):
+            return refusal
+        call = Call(blocked=how == "blocked")
+        self.calls.append(call)
+        self.partners.append(call.partner)
+        answer = "v=0\r\nnonsense" if how == "nonsense" else await call.answer(offer)
+        location = f"/relay/calls/{len(self.calls)}"
+        headers = {"Location": location, "Access-Control-Allow-Origin": "*"}
+        return Response(answer, 201, headers, media_type="application/sdp")
+
+    async def hang_up(self, request: Request) -> Response:
+        self.hang_ups += 1
+        return Response(status_code=204)
+
+    async def turn(self, request: Request) -> Response:
+        body = await request.json()
+        if refusal := await _next(self.turn_answers):
+            return refusal
+        self.turns.append({**body, "authorization": request.headers["authorization"]})
+        return JSONResponse({"status": "success", "turn_id": body["turn_id"], "duplicate": False})
+
+    async def enrich(self, request: Request) -> Response:
+        self.enriched += (await request.json())["transcripts"]
+        return JSONResponse({"success": True}, 202)
+
+    async def status(self, request: Request) -> Response:
+        return JSONResponse(self.health, 200 if self.health else 500)
+
+    async def extra(self, request: Request) -> Response:
+        return HTMLResponse(self.extra_page)
+
+    async def proxy(self, websocket: WebSocket) -> None:
+        await self._talk(websocket, "broker.ready", self.dialect)
+
+    async def azure_socket(self, websocket: WebSocket) -> None:
+        await self._talk(websocket, "session.created", "ga")
+
+    async def _talk(self, websocket: WebSocket, ready: str, dialect: str) -> None:
+        await websocket.accept("realtime")
+        if self.socket_closes:
+            how = self.socket_closes.pop(0)
+            await (asyncio.sleep(_HANG_S) if how == "hang" else websocket.close(int(how)))
+            return
+
+        async def tell(event: dict[str, Any]) -> None:
+            await websocket.send_text(json.dumps(event))
+
+        partner = Partner(tell, dialect=dialect)
+        self.sockets.append(websocket)
+        self.partners.append(partner)
+        await tell({"type": ready, "dialect": dialect, "upstream": "stand-in", "agent_id": "elena"})
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            while True:
+                event = json.loads(await websocket.receive_text())
+                if event["type"] == "broker.agent.switch":
+                    await tell({"type": "broker.agent.switched", "agent_id": event["agent_id"]})
+                await partner.take(event)
+
+
+async def _next(answers: list[int | str]) -> Response | None:
+    """The refusal that is due, or None."""
+    if not answers:
+        return None
+    answer = answers.pop(0)
+    if answer == "hang":
+        await asyncio.sleep(_HANG_S)
+        return Response(status_code=504)
+    problem = {"code": f"stand_in_{answer}", "detail": f"The stand-in was told to answer {answer}."}
+    return JSONResponse(problem, int(answer), {"Access-Control-Allow-Origin": "*"}) if int(answer) >= 300 else None
+
+
+@contextlib.asynccontextmanager
+async def run_stand_in(**knobs: Any) -> AsyncIterator[StandIn]:
+    """Runs one, with the page, until the end of the block."""
+    stand_in = StandIn(**knobs)
+    api = "/api/v1/voice"
+    app = Starlette(
+        routes=[
+            *client_routes(("http://127.0.0.1:*", "ws://127.0.0.1:*")),
+            Route(f"{api}/realtime/token", stand_in.token, methods=["POST"]),
+            Route(f"{api}/conversation/turn", stand_in.turn, methods=["POST"]),
+            Route(f"{api}/status", stand_in.status),
+            Route("/api/v1/memory/enrich", stand_in.enrich, methods=["POST"]),
+            Route("/extra", stand_in.extra),
+            Route("/azure/calls", stand_in.azure_call, methods=["POST"]),
+            Route("/relay/calls", stand_in.relay_call, methods=["POST"]),
+            Route("/relay/calls/{number}", stand_in.hang_up, methods=["DELETE"]),
+            WebSocketRoute("/proxy", stand_in.proxy),
+            WebSocketRoute("/azure/realtime", stand_in.azure_socket),
+        ]
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stand_in.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        config = uvicorn.Config(app, log_level="critical", ws="websockets-sansio", timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield stand_in
+        finally:
+            for call in stand_in.calls:
+                await call.close()
+            server.should_exit = True
+            server.force_exit = True
+            await asyncio.wait_for(asyncio.gather(serving, return_exceptions=True), 10)

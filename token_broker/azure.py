@@ -1,0 +1,117 @@
+"""All that talks to Azure, built from the settings: the credential, the chain, the proxy's connector, the client."""
+
+import httpx
+
+from strategies.base import Strategy
+from strategies.chain import Chain, Link, OnAttempt
+from strategies.credentials import Credentials, EntraTokens, azure_identity_source
+from strategies.direct_deployment import DirectDeployment
+from strategies.ga import Ga
+from strategies.health import Gate, GatePolicy
+from strategies.project import Project
+from strategies.retry import RetryPolicy
+from strategies.transport import BoundedResolver
+from strategies.unified import Unified
+from strategies.upstream import Upstream
+from strategies.websocket_proxy import WebSocketProxy
+from token_broker import __version__
+from token_broker.relay.upstreams import UpstreamConnector, make_routes
+from token_broker.settings import Settings
+from token_broker.telemetry import log_attempt
+
+__all__ = ["build_chain", "build_connector", "build_credentials", "make_client"]
+
+USER_AGENT = f"voice-token-broker/{__version__}"
+
+
+def make_client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
+    """A client over `transport` for all that is not a mint; each call runs inside a deadline of its own."""
+    return httpx.AsyncClient(
+        transport=transport,
+        timeout=None,  # noqa: S113  # see above
+        follow_redirects=False,
+        trust_env=False,
+        headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
+    )
+
+
+def build_credentials(settings: Settings) -> Credentials | None:
+    """What Azure is asked with; None while no endpoint is configured."""
+    if settings.endpoint is None:
+        return None
+    entra = None
+    if settings.uses_entra:
+        source = azure_identity_source(settings.entra_scope, client_id=settings.client_id)
+        entra = EntraTokens(source, timeout_s=settings.credential_timeout_s)
+    return Credentials(key=settings.key if settings.uses_key else None, entra=entra)
+
+
+def build_chain(
+    settings: Settings,
+    transport: httpx.AsyncBaseTransport,
+    credentials: Credentials | None,
+    on_attempt: OnAttempt = log_attempt,
+) -> Chain:
+    """The chosen strategies that exist for this endpoint, in their order, each with its gate."""
+    return Chain(
+        _links(settings, transport, credentials),
+        policy=RetryPolicy(attempts=settings.retry_attempts, attempt_timeout_s=settings.attempt_timeout_s),
+        on_attempt=on_attempt,
+    )
+
+
+def _gate_policy(settings: Settings) -> GatePolicy:
+    """How patient all gates are, the strategies' and the proxy's upstreams' alike."""
+    return GatePolicy(
+        failures=settings.breaker_failures,
+        open_s=settings.breaker_open_s,
+        misconfigured_s=settings.misconfigured_retry_s,
+        missing_s=settings.missing_retry_s,
+    )
+
+
+def _links(
+    settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Credentials | None
+) -> list[Link | WebSocketProxy]:
+    target = settings.target
+    if target is None or credentials is None:
+        return []
+    upstream = Upstream(transport, credentials, user_agent=USER_AGENT)
+    version = settings.api_version
+    links: list[Link | WebSocketProxy] = []
+    for name in settings.token_strategies:
+        strategy: Strategy
+        match name:
+            case "ga" if Ga.applies(target):
+                strategy = Ga(target, upstream)
+            case "direct_deployment" if DirectDeployment.applies(target):
+                strategy = DirectDeployment(target, upstream, model=settings.model, api_version=version)
+            case "project" if Project.applies(target):
+                strategy = Project(target, upstream, api_version=version)
+            case "unified" if Unified.applies(target):
+                strategy = Unified(target, upstream, api_version=version)
+            case "websocket_proxy":
+                links.append(WebSocketProxy())
+                continue
+            case _:
+                continue
+        links.append(Link(strategy, Gate(name, _gate_policy(settings))))
+    return links
+
+
+def build_connector(settings: Settings, credentials: Credentials | None) -> UpstreamConnector:
+    """What connects the proxy's talks; each upstream has a gate as patient as the strategies'."""
+    target = settings.target
+    routes = (
+        []
+        if target is None
+        else make_routes(target, settings.upstreams, model=settings.model, api_version=settings.voice_live_api_version)
+    )
+    return UpstreamConnector(
+        routes,
+        credentials=credentials,
+        gates={route.name: Gate(route.name, _gate_policy(settings)) for route in routes},
+        resolver=BoundedResolver(),
+        timeout_s=settings.proxy_connect_timeout_s,
+        max_message_bytes=settings.azure_message_bytes,
+    )

@@ -1,0 +1,323 @@
+"""Turns in, receipts out: `/conversation/turn`, `/memory/enrich`, and a session's turns.
+
+A turn is acknowledged once it is on disk, never before. Who writes proves with the session's token that it is theirs.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from pydantic_core import from_json
+from starlette.requests import Request
+from starlette.responses import Response
+
+from token_broker.broker import Broker, broker_of
+from token_broker.http import bearer_token, parse_json, read_body
+from token_broker.ids import uuid7
+from token_broker.memory.base import Outcome, Owner, Turn
+from token_broker.memory.errors import StoreBusyError, StoreError, StoreRefusedError
+from token_broker.memory.schemas import (
+    EnrichAnswer,
+    EnrichBatch,
+    Forgotten,
+    Transcript,
+    TurnAnswer,
+    TurnPage,
+    TurnReceipt,
+    TurnRequest,
+)
+from token_broker.memory.service import Memory
+from token_broker.openapi import Answer, Body, Operation, Parameter
+from token_broker.problems import Problem
+from token_broker.tokens import TokenError
+
+__all__ = ["MEMORY_OPERATIONS", "create_turn", "enrich", "forget_turns", "list_turns"]
+
+_NO_STORE = {"Cache-Control": "no-store"}
+_PAGE = 100
+_LARGEST_PAGE = 1000
+
+
+async def create_turn(request: Request) -> Response:
+    """`POST /conversation/turn`: 200 once the turn is durable; problems 400, 401, 403, 413, 422, 503."""
+    broker = broker_of(request)
+    owner = _owner(request, broker)
+    wanted = parse_json(await _body(request, broker), TurnRequest)
+    _is_theirs(owner, wanted.session_id)
+    turn = Turn(
+        owner=owner,
+        turn_id=wanted.turn_id or uuid7(),
+        agent_id=wanted.agent_id,
+        role=wanted.role,
+        content=_within_limit(wanted.content, broker),
+        created_at=wanted.created_at or datetime.now(UTC),
+        source="browser",
+        sequence=wanted.sequence,
+        interrupted=wanted.interrupted,
+    )
+    outcome = (await _append(_memory(request), [turn]))[0]
+    answer = TurnAnswer(turn_id=turn.turn_id, duplicate=outcome is Outcome.DUPLICATE)
+    return _json(answer, 200)
+
+
+async def enrich(request: Request) -> Response:
+    """`POST /memory/enrich`: 202 once all of it is durable; problems as for a turn."""
+    broker = broker_of(request)
+    owner = _owner(request, broker)
+    transcripts = _transcripts(await _body(request, broker))
+    for transcript in transcripts:
+        _is_theirs(owner, transcript.session_id)
+    now = datetime.now(UTC)
+    turns = [
+        Turn(
+            owner=owner,
+            turn_id=transcript.turn_id or uuid7(),
+            agent_id=transcript.agent_id or "",
+            role="user" if transcript.speaker.casefold() == "user" else "assistant",
+            content=_within_limit(transcript.text, broker),
+            created_at=now,
+            source="browser",
+            channel=transcript.channel,
+        )
+        for transcript in transcripts
+    ]
+    outcomes = await _append(_memory(request), turns)
+    accepted = sum(outcome is Outcome.STORED for outcome in outcomes)
+    answer = EnrichAnswer(session_id=owner.session_id, accepted=accepted, duplicates=len(outcomes) - accepted)
+    return _json(answer, 202)
+
+
+async def list_turns(request: Request) -> Response:
+    """`GET …/sessions/{session_id}/turns`: a page of receipts; problems 400, 401, 403, 404, 503."""
+    session_id = request.path_params["session_id"]
+    await _admit_reader(request, session_id)
+    limit = _limit(request.query_params.get("limit"))
+    after = request.query_params.get("after")
+    try:
+        turns = await _memory(request).turns(session_id, limit=limit + 1, after=after)
+    except StoreError as error:
+        raise _store_problem(error) from None
+    if turns is None:
+        raise Problem(404, "unknown_turn", "`after` names no turn of this session; leave it out to begin anew.")
+    receipts = [
+        TurnReceipt(
+            turn_id=turn.turn_id,
+            agent_id=turn.agent_id or None,
+            role=turn.role,
+            content=turn.content,
+            sequence=turn.sequence,
+            created_at=turn.created_at,
+            interrupted=turn.interrupted,
+            channel=turn.channel,
+            source=turn.source,
+            delivery=turn.delivery.label,
+        )
+        for turn in turns[:limit]
+    ]
+    more = receipts[-1].turn_id if len(turns) > limit else None
+    return _json(TurnPage(session_id=session_id, turns=receipts, next=more), 200)
+
+
+async def forget_turns(request: Request) -> Response:
+    """`DELETE …/sessions/{session_id}/turns`: 200 once it is forgotten here; Zep is asked soon after, until it has."""
+    session_id = request.path_params["session_id"]
+    await _admit_reader(request, session_id)
+    try:
+        forgotten = await _memory(request).forget_session(session_id)
+    except StoreError as error:
+        raise _store_problem(error) from None
+    return _json(Forgotten(session_id=session_id, turns=forgotten), 200)
+
+
+def _memory(request: Request) -> Memory:
+    memory: Memory = request.app.state.broker.memory
+    return memory
+
+
+def _owner(request: Request, broker: Broker) -> Owner:
+    """Whose session the request's session token proves. Raises Problem 401."""
+    token = bearer_token(request)
+    if token is None:
+        raise _unproven("Send the plan's session_token as `Authorization: Bearer`.")
+    try:
+        claims = broker.signer.read_session_token(token)
+    except TokenError as error:
+        text = "The session token has expired" if error.expired else "This is no session token of this broker's"
+        raise _unproven(f"{text}: ask POST /realtime/token for a new plan.") from None
+    return Owner(claims.session_id, claims.principal, claims.epoch, claims.user_id)
+
+
+def _unproven(detail: str) -> Problem:
+    return Problem(401, "session_token_needed", detail)
+
+
+def _is_theirs(owner: Owner, session_id: str) -> None:
+    if session_id != owner.session_id:
+        raise Problem(403, "foreign_session", "The session token is another session's: nobody writes into that one.")
+
+
+async def _admit_reader(request: Request, session_id: str) -> None:
+    """The session's token, or its authenticated principal. Raises Problem 401 or 403."""
+    broker = broker_of(request)
+    try:
+        _is_theirs(_owner(request, broker), session_id)
+        return
+    except Problem as problem:
+        refusal = problem
+    if refusal.status == 401 and broker.settings.auth in {"easyauth", "entra"}:  # noqa: PLR2004
+        principal = await broker.authenticator.authenticate(request.scope)
+        record = await broker.memory.sessions.find(session_id)
+        if record is not None and principal.authenticated and record.principal == principal.id:
+            return
+        raise Problem(403, "foreign_session", "This session is not yours.")
+    raise refusal
+
+
+async def _body(request: Request, broker: Broker) -> bytes:
+    settings = broker.settings
+    return await read_body(request, limit_bytes=settings.max_memory_body_bytes, timeout_s=settings.body_timeout_s)
+
+
+def _transcripts(body: bytes) -> Sequence[Transcript]:
+    """One transcript, or a batch of them: told apart by the key `transcripts`."""
+    try:
+        batched = "transcripts" in from_json(body)
+    except (ValueError, TypeError):
+        batched = False
+    return parse_json(body, EnrichBatch).transcripts if batched else [parse_json(body, Transcript)]
+
+
+def _within_limit(content: str, broker: Broker) -> str:
+    limit = broker.settings.max_turn_bytes
+    if len(content) > limit or len(content.encode()) > limit:
+        raise Problem(413, "turn_too_large", f"A turn has at most {limit} bytes of text.")
+    return content
+
+
+async def _append(memory: Memory, turns: list[Turn]) -> list[Outcome]:
+    try:
+        outcomes = await memory.append(turns)
+    except StoreError as error:
+        raise _store_problem(error) from None
+    if Outcome.FOREIGN in outcomes:
+        raise Problem(403, "foreign_session", "This session belongs to somebody else.")
+    return outcomes
+
+
+def _store_problem(error: StoreError) -> Problem:
+    if isinstance(error, StoreRefusedError):
+        return Problem(422, "turn_refused", "The store does not take this turn as it is.")
+    code = "store_busy" if isinstance(error, StoreBusyError) else "store_away"
+    detail = "Nothing was acknowledged: send it again, with the same turn_id, so that it is stored once."
+    return Problem(503, code, detail, headers={"Retry-After": "1" if isinstance(error, StoreBusyError) else "2"})
+
+
+def _limit(value: str | None) -> int:
+    if value is None:
+        return _PAGE
+    if not (value.isascii() and value.isdecimal() and len(value) <= 9 and int(value) >= 1):  # noqa: PLR2004
+        raise Problem(422, "invalid_request", "limit: send a whole number of at least 1.")
+    return min(int(value), _LARGEST_PAGE)
+
+
+def _json(model: TurnAnswer | EnrichAnswer | TurnPage | Forgotten, status: int) -> Response:
+    body = model.__pydantic_serializer__.to_json(model)
+    return Response(body, status, media_type="application/json", headers=_NO_STORE)
+
+
+_WRITE_PROBLEMS = {
+    400: ("invalid_json", "client_left"),
+    401: ("session_token_needed",),
+    403: ("foreign_session",),
+    408: ("body_timeout",),
+    413: ("body_too_large", "turn_too_large"),
+    422: ("invalid_request", "turn_refused"),
+    503: ("store_away", "store_busy"),
+}
+_READ_PROBLEMS = {
+    401: ("session_token_needed", "not_signed_in", "bad_principal", "invalid_token"),
+    403: ("foreign_session", "insufficient_scope"),
+    503: ("store_away", "store_busy", "identity_provider_unreachable"),
+}
+_EXAMPLE_SESSION = "019aaf0e-7c1b-7d5e-9a43-1f6f0f6a2b11"
+_SESSION = Parameter("session_id", "path", "The session.", example=_EXAMPLE_SESSION)
+_TURNS = "/sessions/{session_id}/turns"
+
+MEMORY_OPERATIONS = (
+    Operation(
+        name="create_turn",
+        method="post",
+        path="/api/v1/voice/conversation/turn",
+        aliases=("/conversation/turn",),
+        tag="Memory",
+        summary="Keep a turn",
+        description=(
+            "Answered once the turn is durable. The same `turn_id` in the same session is stored once: send it again "
+            "after a 503, or where no answer came."
+        ),
+        body=Body(
+            (TurnRequest,),
+            example={
+                "session_id": _EXAMPLE_SESSION,
+                "agent_id": "elena",
+                "role": "user",
+                "content": "Which figures matter most?",
+                "turn_id": "item_1",
+                "sequence": 1,
+            },
+        ),
+        answers=(Answer(200, "The turn is on disk.", TurnAnswer),),
+        problems=_WRITE_PROBLEMS,
+        security=("sessionToken",),
+    ),
+    Operation(
+        name="enrich",
+        method="post",
+        path="/api/v1/memory/enrich",
+        aliases=("/memory/enrich",),
+        tag="Memory",
+        summary="Keep transcripts",
+        description="One transcript or up to 100 of one session; shares its keys with the turns.",
+        body=Body(
+            (EnrichBatch, Transcript),
+            example={"text": "Which figures matter most?", "session_id": _EXAMPLE_SESSION, "speaker": "user"},
+        ),
+        answers=(Answer(202, "All of it is on disk.", EnrichAnswer),),
+        problems=_WRITE_PROBLEMS,
+        security=("sessionToken",),
+    ),
+    Operation(
+        name="list_turns",
+        method="get",
+        path=f"/api/v1/memory{_TURNS}",
+        aliases=(f"/memory{_TURNS}",),
+        tag="Memory",
+        summary="What was said, with receipts",
+        description="A page of the session's turns in order, each with how far its delivery has come.",
+        parameters=(
+            _SESSION,
+            Parameter(
+                "limit",
+                "query",
+                f"Turns a page; {_PAGE} where it is left out, {_LARGEST_PAGE} at most.",
+                {"type": "integer", "minimum": 1},
+            ),
+            Parameter("after", "query", "The turn after which the page begins: the last page's `next`."),
+        ),
+        answers=(Answer(200, "The page.", TurnPage),),
+        problems=_READ_PROBLEMS | {404: ("unknown_turn",), 422: ("invalid_request",)},
+        security=("sessionToken", "entra", "easyauth"),
+    ),
+    Operation(
+        name="forget_turns",
+        method="delete",
+        path=f"/api/v1/memory{_TURNS}",
+        aliases=(f"/memory{_TURNS}",),
+        tag="Memory",
+        summary="Forget a session",
+        description="Gone here once answered; Zep is asked soon after, until it has forgotten too.",
+        parameters=(_SESSION,),
+        answers=(Answer(200, "The session is forgotten.", Forgotten),),
+        problems=_READ_PROBLEMS,
+        security=("sessionToken", "entra", "easyauth"),
+    ),
+)

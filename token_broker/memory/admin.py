@@ -1,0 +1,32 @@
+"""The memory for the command line: the housekeeping alone, beside a broker that may be running."""
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from token_broker.memory.database import connect
+from token_broker.memory.housekeeping import Housekeeper
+from token_broker.settings import Settings
+
+__all__ = ["open_admin"]
+
+_PATIENCE_S = 5.0  # for a lock of the broker's
+
+
+@contextlib.asynccontextmanager
+async def open_admin(settings: Settings) -> AsyncIterator[Housekeeper]:
+    """A housekeeper on the settings' store. A running broker keeps its SQLite file; both write in turn.
+
+    Raises StoreError where the store is away. What Zep is to forget is asked of it by the running broker.
+    """
+    database = connect(
+        settings.database_url,
+        timeout_s=max(30.0, settings.store_timeout_s),
+        patience_s=_PATIENCE_S,
+        exclusive=False,
+        client_id=settings.client_id,
+    )
+    try:
+        await database.open()
+        yield Housekeeper(database, erase=settings.zep_api_key is not None, lease_s=3 * settings.delivery_timeout_s)
+    finally:
+        await database.close()

@@ -1,0 +1,46 @@
+"""What can go wrong between the broker and its store, as the rest of the memory sees it.
+
+StoreError
+├── StoreAwayError         the store cannot commit now: down, full, locked, not yet open; come again
+│   └── StoreUnreachableError   nobody answers: others need not try until it has been reached again
+├── StoreBusyError         it works, but its queue is full; come again
+├── StoreRefusedError      this row will never be taken (kept apart, so that it holds up no other)
+└── StoreInUseError        another process has the SQLite file; the broker cannot start on it
+"""
+
+__all__ = [
+    "StoreAwayError",
+    "StoreBusyError",
+    "StoreError",
+    "StoreInUseError",
+    "StoreRefusedError",
+    "StoreUnreachableError",
+]
+
+
+class StoreError(Exception):
+    """Anything of the store's."""
+
+
+class StoreAwayError(StoreError):
+    """The store cannot commit now; whether the last attempt was stored may be unknown."""
+
+
+class StoreUnreachableError(StoreAwayError):
+    """The store does not answer at all; `lost` tells that a connection ended under the work."""
+
+    def __init__(self, message: str, *, lost: bool = False) -> None:
+        super().__init__(message)
+        self.lost = lost
+
+
+class StoreBusyError(StoreError):
+    """The queue before the store is full."""
+
+
+class StoreRefusedError(StoreError):
+    """The store will not take this row, now or later."""
+
+
+class StoreInUseError(StoreError):
+    """The SQLite database belongs to another process."""

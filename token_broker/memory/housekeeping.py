@@ -1,0 +1,104 @@
+"""What is done to the memory now and then: forgetting, retention, dead letters. For the broker and the command line."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from token_broker.memory.database import Database
+from token_broker.memory.keys import arrival_at, to_us
+from token_broker.tokens import LEEWAY_S
+
+if TYPE_CHECKING:
+    from token_broker.memory.outbox import Figures
+    from token_broker.memory.rows import DeadLetter
+
+__all__ = ["Housekeeper"]
+
+_CHUNK = 500  # rows a transaction, so that turns need not wait long behind one
+_DAY_S = 86_400
+
+
+class Housekeeper:
+    """Works on an open database. With `erase` the sink is asked to forget too, by whichever replica delivers."""
+
+    def __init__(
+        self, database: Database, *, erase: bool, lease_s: float, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._database = database
+        self._erase = erase
+        self._lease_s = lease_s
+        self._clock = clock
+
+    async def forget_session(self, session_id: str) -> int:
+        """Deletes a session with all its turns; how many. Raises StoreError."""
+        from token_broker.memory.forgetting import forget_session
+
+        now_us = to_us(self._clock())
+        return await self._database.write(
+            partial(forget_session, session_id=session_id, now_us=now_us, erase=self._erase)
+        )
+
+    async def forget_user(self, user: str) -> int:
+        """Deletes all sessions of a principal (or of an unauthenticated label); how many turns. Raises StoreError.
+
+        The sink is asked once no delivery of theirs can be under way any more.
+        """
+        from token_broker.memory.forgetting import note_user_erasure, sessions_of
+
+        if self._erase:
+            due_us = to_us(self._clock() + self._lease_s)
+            await self._database.write(partial(note_user_erasure, principal=user, now_us=due_us))
+        forgotten = 0
+        while session_ids := await self._database.read(partial(sessions_of, user=user, limit=_CHUNK)):
+            for session_id in session_ids:
+                forgotten += await self.forget_session(session_id)
+        return forgotten
+
+    async def sweep(self, retention_days: int) -> int:
+        """Deletes used tickets that have expired, and turns that are too old; how many turns. Raises StoreError."""
+        from token_broker.memory.forgetting import forget_older
+        from token_broker.memory.store import remove_expired_tickets
+
+        now_s = self._clock()
+        await self._database.write(partial(remove_expired_tickets, before_s=now_s - 2 * LEEWAY_S))
+        if not retention_days:
+            return 0
+        before = arrival_at(now_s - retention_days * _DAY_S)
+        forgotten = 0
+        while count := await self._database.write(partial(forget_older, before_arrival=before, limit=_CHUNK)):
+            forgotten += count
+            await asyncio.sleep(0)
+        return forgotten
+
+    async def dead_letters(self, limit: int, *, session_id: str | None = None) -> "list[DeadLetter]":
+        """Turns that the sink would not take, oldest first. Raises StoreError."""
+        from token_broker.memory.outbox import list_dead
+
+        return await self._database.read(partial(list_dead, limit=limit, session_id=session_id))
+
+    async def retry_dead(self, *, session_id: str | None = None) -> int:
+        """Queues dead letters again; how many. Raises StoreError."""
+        from token_broker.memory.outbox import retry_dead
+
+        retried = 0
+        retry = partial(retry_dead, session_id=session_id, limit=_CHUNK)
+        while count := await self._database.write(partial(retry, now_us=to_us(self._clock()))):
+            retried += count
+        return retried
+
+    async def purge_dead(self, *, session_id: str | None = None) -> int:
+        """Deletes dead letters for good; how many. Raises StoreError."""
+        from token_broker.memory.outbox import purge_dead
+
+        purged = 0
+        while count := await self._database.write(partial(purge_dead, session_id=session_id, limit=_CHUNK)):
+            purged += count
+        return purged
+
+    async def figures(self) -> "Figures":
+        """The outbox in numbers. Raises StoreError."""
+        from token_broker.memory.outbox import figures
+
+        return await self._database.read(figures)

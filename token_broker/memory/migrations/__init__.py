@@ -1,0 +1,1 @@
+"""Alembic's migrations; `schema.py` runs them when the store opens."""

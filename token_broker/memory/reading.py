@@ -1,0 +1,84 @@
+"""What is read back of the turns: pages for receipts, and what the local recall is made of."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import ColumnElement, Connection, Text, and_, bindparam, func, literal_column, select, text, tuple_
+
+from token_broker.memory.base import Owner
+from token_broker.memory.rows import StoredTurn, stored_turn
+from token_broker.memory.store import are_sessions, is_session
+from token_broker.memory.tables import sessions, turns
+
+__all__ = ["last_turns", "last_turns_of", "list_turns", "recent_sessions", "search"]
+
+_ORDER = (turns.c.epoch, turns.c.place, turns.c.arrival)
+
+
+def list_turns(connection: Connection, session_id: str, limit: int, after: str | None) -> list[StoredTurn] | None:
+    """A session's turns in order, those behind the turn `after`; None where there is no such turn."""
+    wanted = is_session(turns, session_id)
+    if after is not None:
+        mark = connection.execute(select(*_ORDER).where(wanted, turns.c.turn_id == after)).first()
+        if mark is None:
+            return None
+        wanted = and_(wanted, tuple_(*_ORDER) > tuple_(*mark))
+    return [stored_turn(row) for row in connection.execute(select(turns).where(wanted).order_by(*_ORDER).limit(limit))]
+
+
+def last_turns(connection: Connection, session_id: str, limit: int) -> list[StoredTurn]:
+    """The newest turns of a session, oldest of them first."""
+    newest = (column.desc() for column in _ORDER)
+    rows = connection.execute(select(turns).where(is_session(turns, session_id)).order_by(*newest).limit(limit)).all()
+    return [stored_turn(row) for row in reversed(rows)]
+
+
+def last_turns_of(connection: Connection, owner: Owner, limit: int) -> list[StoredTurn]:
+    """The same, if the session is `owner`'s; else none."""
+    principal = connection.scalar(select(sessions.c.principal).where(is_session(sessions, owner.session_id)))
+    return last_turns(connection, owner.session_id, limit) if principal == owner.principal else []
+
+
+def recent_sessions(connection: Connection, principal: str, limit: int, *, but: str) -> list[str]:
+    """A principal's sessions with the newest plans first, without `but`."""
+    wanted = and_(sessions.c.principal == principal, sessions.c.session_id != but)
+    newest = select(sessions.c.session_id).where(wanted).order_by(sessions.c.epoch.desc()).limit(limit)
+    return list(connection.scalars(newest))
+
+
+def search(connection: Connection, words: Sequence[str], limit: int, *, session_ids: Sequence[str]) -> list[StoredTurn]:
+    """The turns of these sessions that have most to do with `words`, best first."""
+    if not words or not session_ids:
+        return []
+    find = _search_sqlite if connection.dialect.name == "sqlite" else _search_postgresql
+    return find(connection, words, limit, session_ids)
+
+
+def _search_sqlite(
+    connection: Connection, words: Sequence[str], limit: int, session_ids: Sequence[str]
+) -> list[StoredTurn]:
+    owners = " OR ".join(f'"s{session_id.encode().hex().upper()}"' for session_id in session_ids)
+    contents = " OR ".join(f'"{word}"' for word in (word.replace('"', "") for word in words) if word)
+    query = f"owner : ({owners}) AND content : ({contents})"
+    hits = text(
+        "SELECT rowid FROM turn_words WHERE turn_words MATCH :query ORDER BY bm25(turn_words, 0.0, 1.0) LIMIT :limit"
+    )
+    arrivals = list(connection.scalars(hits, {"query": query, "limit": limit}))
+    rows = {row.arrival: row for row in connection.execute(select(turns).where(turns.c.arrival.in_(arrivals)))}
+    return [stored_turn(rows[arrival]) for arrival in arrivals if arrival in rows]
+
+
+def _search_postgresql(
+    connection: Connection, words: Sequence[str], limit: int, session_ids: Sequence[str]
+) -> list[StoredTurn]:
+    simple: ColumnElement[str] = literal_column("'simple'::regconfig")
+    document = func.to_tsvector(simple, turns.c.content)
+    # websearch_to_tsquery takes any text, and knows OR.
+    query = func.websearch_to_tsquery(simple, bindparam("words", " OR ".join(f'"{w}"' for w in words), Text()))
+    matches: ColumnElement[bool] = document.op("@@")(query)
+    rows = connection.execute(
+        select(turns)
+        .where(are_sessions(turns, session_ids), matches)
+        .order_by(func.ts_rank(document, query).desc(), turns.c.arrival.desc())
+        .limit(limit)
+    )
+    return [stored_turn(row) for row in rows]

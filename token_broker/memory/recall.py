@@ -1,0 +1,104 @@
+"""What the memory knows, for the agent's instructions: within its budget, or not at all."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import structlog
+
+from token_broker.memory.base import ANONYMOUS, LAST_TURNS, Owner
+from token_broker.memory.context import (
+    EnterpriseContext,
+    EpisodicLayer,
+    SecurityLayer,
+    SemanticLayer,
+    Utterance,
+)
+from token_broker.memory.database import Database
+from token_broker.memory.errors import StoreError
+from token_broker.memory.sinks.base import FactSource, SinkError
+
+__all__ = ["BoundedRecall", "RecallCounts"]
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class RecallCounts:
+    """Since the process began."""
+
+    asked: int = 0
+    late: int = 0
+    failed: int = 0
+
+
+class BoundedRecall:
+    """See `Recall`. A session's last turns and the user's facts are asked for side by side; what is late is left."""
+
+    def __init__(self, database: Database, facts: Callable[[], FactSource | None], *, budget_s: float) -> None:
+        self._database = database
+        self._facts = facts
+        self._budget_s = budget_s
+        self.counts = RecallCounts()
+
+    async def block(self, owner: Owner) -> str:
+        context = await self.context(owner)
+        return context.render()
+
+    async def context(self, owner: Owner) -> EnterpriseContext:
+        """The session's context, as far as it is known within the budget."""
+        self.counts.asked += 1
+        security = SecurityLayer(
+            principal=owner.principal, user_id=owner.user_id, authenticated=owner.principal != ANONYMOUS
+        )
+        turns, facts = await self._within_budget(owner)
+        return EnterpriseContext(
+            security=security,
+            episodic=EpisodicLayer(session_id=owner.session_id, last_turns=turns),
+            semantic=SemanticLayer(facts=facts),
+        )
+
+    async def _within_budget(self, owner: Owner) -> tuple[tuple[Utterance, ...], tuple[str, ...]]:
+        if self._budget_s <= 0:
+            return (), ()
+        turns = asyncio.create_task(self._last_turns(owner))
+        facts = asyncio.create_task(self._known(owner))
+        try:
+            _, late = await asyncio.wait({turns, facts}, timeout=self._budget_s)
+            self.counts.late += len(late)
+        finally:
+            for task in (turns, facts):
+                task.cancel()  # a late one ends by itself; nobody waits for it
+        return _result(turns), _result(facts)
+
+    async def _last_turns(self, owner: Owner) -> tuple[Utterance, ...]:
+        from token_broker.memory.reading import last_turns_of
+
+        try:
+            turns = await self._database.read(partial(last_turns_of, owner=owner, limit=LAST_TURNS))
+        except StoreError:
+            self.counts.failed += 1
+            return ()
+        return tuple(Utterance(role=turn.role, content=turn.content) for turn in turns)
+
+    async def _known(self, owner: Owner) -> tuple[str, ...]:
+        source = self._facts()
+        if source is None:
+            return ()
+        try:
+            return tuple(await source.facts(owner))
+        except (StoreError, SinkError):
+            self.counts.failed += 1
+            return ()
+        except Exception as error:  # noqa: BLE001  # whatever it is, a mint does not fail for it
+            self.counts.failed += 1
+            log.error("recall_broke", error=type(error).__name__)
+            return ()
+
+
+def _result(task: "asyncio.Task[tuple[T, ...]]") -> "tuple[T, ...]":
+    return task.result() if task.done() and not task.cancelled() else ()

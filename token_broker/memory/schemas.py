@@ -1,0 +1,127 @@
+"""The memory routes' requests and answers (contract §2)."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from token_broker.memory.keys import LAST_PLACE
+from token_broker.memory.text import is_storable
+
+__all__ = [
+    "EnrichAnswer",
+    "EnrichBatch",
+    "Forgotten",
+    "Transcript",
+    "TurnAnswer",
+    "TurnPage",
+    "TurnReceipt",
+    "TurnRequest",
+]
+
+
+def _storable(text: str) -> str:
+    if not is_storable(text):
+        raise ValueError("has a NUL or half a surrogate pair, which can't be stored")
+    return text
+
+
+def _utc(time: datetime) -> datetime:
+    """A time without an offset is taken for UTC."""
+    time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    if not _EARLIEST <= time <= _LATEST:
+        raise ValueError("is not a time between 1970 and 9000")
+    return time
+
+
+_EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST = datetime(9000, 1, 1, tzinfo=UTC)
+
+_Content = Annotated[str, Field(min_length=1), AfterValidator(_storable)]
+_SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{16,64}$")]
+_AgentId = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_storable)]
+_TurnId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_storable)]
+_Label = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_storable)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TurnRequest(_Request):
+    """A turn that the browser reports."""
+
+    session_id: _SessionId
+    agent_id: _AgentId
+    role: Literal["user", "assistant"]
+    content: _Content
+    turn_id: _TurnId | None = None
+    sequence: int | None = Field(None, ge=0, lt=LAST_PLACE, description="The item's place in its connection.")
+    created_at: Annotated[datetime, AfterValidator(_utc)] | None = None
+    interrupted: bool = False
+
+
+class TurnAnswer(BaseModel):
+    """The turn is on disk."""
+
+    status: Literal["success"] = "success"
+    message: str = "Turn persisted"
+    turn_id: str
+    duplicate: bool
+
+
+class Transcript(_Request):
+    """Something that was said; a `speaker` other than `user` is the assistant."""
+
+    text: _Content
+    session_id: _SessionId
+    speaker: _Label
+    agent_id: _AgentId | None = None
+    channel: _Label | None = None
+    turn_id: _TurnId | None = None
+
+
+class EnrichBatch(_Request):
+    """Several at once, all of one session."""
+
+    transcripts: Annotated[list[Transcript], Field(min_length=1, max_length=100)]
+
+
+class EnrichAnswer(BaseModel):
+    """All of it is on disk: `accepted` now, `duplicates` before."""
+
+    success: Literal[True] = True
+    session_id: str
+    accepted: int
+    duplicates: int
+
+
+class TurnReceipt(BaseModel):
+    """A stored turn and how far it has come."""
+
+    turn_id: str
+    agent_id: str | None
+    role: Literal["user", "assistant"]
+    content: str
+    sequence: int | None
+    created_at: datetime
+    interrupted: bool
+    channel: str | None
+    source: Literal["proxy", "browser"]
+    delivery: Literal["queued", "delivered", "dead"]
+
+
+class TurnPage(BaseModel):
+    """A page of a session's turns, in order; `next` is what to send as `after` for the one behind it."""
+
+    session_id: str
+    turns: list[TurnReceipt]
+    next: str | None
+
+
+class Forgotten(BaseModel):
+    """A session that is no more here; `turns` is how many it had."""
+
+    status: Literal["forgotten"] = "forgotten"
+    session_id: str
+    turns: int

@@ -1,0 +1,292 @@
+"""The memory as the broker sees it: one object, opened once, that never keeps the broker from starting.
+
+`async with Memory.open(settings) as memory` takes the SQLite file (StoreInUseError where another process has it) and
+starts what works in the background: opening the store, the group commit, the intake's buffer, delivery, the sweeping.
+"""
+
+import asyncio
+import contextlib
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import structlog
+
+from token_broker.memory.base import Outcome, Turn
+from token_broker.memory.books import StoredSessions, StoredTickets
+from token_broker.memory.database import Database, connect
+from token_broker.memory.errors import StoreAwayError, StoreError, StoreUnreachableError
+from token_broker.memory.housekeeping import Housekeeper
+from token_broker.memory.intake import BufferedIntake
+from token_broker.memory.pacing import backoff_s
+from token_broker.memory.recall import BoundedRecall
+from token_broker.memory.sinks.local import LocalFacts, LocalSink
+from token_broker.memory.status import MemoryStatus, StoreState
+from token_broker.memory.writer import GroupWriter
+from token_broker.settings import Settings
+
+if TYPE_CHECKING:
+    from token_broker.memory.delivery import DeliveryWorker
+    from token_broker.memory.outbox import Figures
+    from token_broker.memory.rows import StoredTurn
+    from token_broker.memory.sinks.base import FactSource, Sink
+    from token_broker.memory.sinks.zep import ZepMemory
+
+__all__ = ["Memory"]
+
+log = structlog.get_logger(__name__)
+
+_REOPEN_LAST_S = 5.0
+_FIGURES_EVERY_S = 5.0
+_SWEEP_EVERY_S = 600.0
+_RESTART_S = 1.0
+_FLUSH_S = 5.0  # what a shutdown gives proxied turns to reach the store
+
+
+class Memory:
+    """Turns, sessions, tickets, recall; make it with `Memory.open`."""
+
+    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._zep: ZepMemory | None = None
+        self._worker: DeliveryWorker | None = None
+        self._figures: Figures | None = None
+        self._figures_at_s = 0.0
+        self._opened = asyncio.Event()
+        self._state: StoreState = "opening"
+        self._reason: str | None = None
+        self._database: Database = connect(
+            settings.database_url,
+            timeout_s=settings.store_timeout_s,
+            patience_s=settings.store_patience_s,
+            client_id=settings.client_id,
+        )
+        self._writer = GroupWriter(
+            self._database,
+            queue=self._has_zep,
+            gather_s=settings.group_commit_ms / 1000,
+            clock=clock,
+            on_queued=self._nudge,
+        )
+        self.intake = BufferedIntake(self._writer, max_turns=settings.intake_turns, max_bytes=settings.intake_bytes)
+        self.sessions = StoredSessions(self._database, self._writer, patience_s=settings.store_patience_s)
+        self.tickets = StoredTickets(self._database, patience_s=settings.store_patience_s, clock=clock)
+        self._local_facts = LocalFacts(self._database)
+        self.recall = BoundedRecall(self._database, self._facts, budget_s=settings.recall_budget_s)
+        lease_s = 3 * settings.delivery_timeout_s
+        self._keeper = Housekeeper(self._database, erase=self._has_zep, lease_s=lease_s, clock=clock)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, settings: Settings, *, clock: Callable[[], float] = time.time) -> "AsyncIterator[Memory]":
+        """The memory at work; a store that is away is tried until it comes. Raises StoreInUseError."""
+        memory = cls(settings, clock=clock)
+        tasks = [
+            asyncio.create_task(_keep_running(name, work), name=f"memory-{name}")
+            for name, work in (
+                ("store", memory._keep_open),
+                ("writer", memory._writer.run),
+                ("intake", memory.intake.run),
+                ("delivery", memory._keep_delivering),
+                ("sweeping", memory._keep_sweeping),
+            )
+        ]
+        try:
+            yield memory
+        finally:
+            await memory._close(tasks)
+
+    async def ready(self) -> None:
+        """Returns when the store is open; bound the wait."""
+        await self._opened.wait()
+
+    async def append(self, turns: Sequence[Turn]) -> list[Outcome]:
+        """Stores turns; returns an outcome each once they are committed and on disk. Raises StoreError.
+
+        After StoreAwayError it may be unknown whether they were stored: the same turn ids may be sent again.
+        """
+        patience_s = self._settings.store_timeout_s
+        if not self._opened.is_set():
+            await self._opening(patience_s)
+        done = self._writer.submit(turns)
+        await asyncio.wait({done}, timeout=patience_s)
+        if not done.done():
+            raise StoreAwayError("not committed in time")
+        return done.result()
+
+    async def turns(self, session_id: str, *, limit: int, after: str | None = None) -> "list[StoredTurn] | None":
+        """A session's turns in order, behind the turn `after`; None where there is no such turn. Raises StoreError."""
+        from token_broker.memory.reading import list_turns
+
+        return await self._database.read(partial(list_turns, session_id=session_id, limit=limit, after=after))
+
+    async def forget_session(self, session_id: str) -> int:
+        """Forgets a session, here at once and in the sink soon; how many turns. Raises StoreError."""
+        forgotten = await self._keeper.forget_session(session_id)
+        self._writer.forget(session_id)
+        self.sessions.forget(session_id)
+        self._nudge()
+        return forgotten
+
+    async def refresh(self) -> None:
+        """Asks the store for its figures, as long as patience lasts; `status` shows the last ones there were."""
+        try:
+            async with asyncio.timeout(self._settings.store_patience_s):
+                self._figures = await self._keeper.figures()
+        except (StoreError, TimeoutError):
+            return
+        self._figures_at_s = self._clock()
+
+    def status(self) -> MemoryStatus:
+        """The memory in numbers, without waiting for anything."""
+        now_s = self._clock()
+        figures, worker, counts = self._figures, self._worker, self._writer.counts
+        oldest_us = figures.oldest_us if figures else None
+        failing = self._writer.failing
+        away = self._state == "open" and failing is not None
+        return MemoryStatus(
+            store="away" if away else self._state,
+            store_reason=failing or self._reason,
+            sink="zep" if self._has_zep else "local",
+            queued=figures.queued if figures else 0,
+            oldest_age_s=0.0 if oldest_us is None else round(max(0.0, now_s - oldest_us / 1_000_000), 3),
+            dead=figures.dead if figures else 0,
+            to_forget=figures.erasures if figures else 0,
+            figures_age_s=round(max(0.0, now_s - self._figures_at_s), 3) if figures else None,
+            stored=counts.stored,
+            duplicates=counts.duplicates,
+            foreign=counts.foreign,
+            refused=counts.refused + self.intake.counts.refused,
+            commits=counts.commits,
+            failed_commits=counts.failed_commits,
+            waiting=self._writer.waiting_turns,
+            buffered=self.intake.buffered,
+            overflowed=self.intake.counts.overflowed,
+            delivered=(0 if self._has_zep else counts.stored) + (worker.counts.delivered if worker else 0),
+            delivery_failures=worker.counts.failures if worker else 0,
+            delivery_limit=worker.pace.limit if worker else 0,
+            lost_leases=worker.counts.lost_leases if worker else 0,
+            last_delivery_failure=worker.last_failure if worker else None,
+            tickets_spent_locally=self.tickets.spent_locally,
+            sessions_unanswered=self.sessions.unanswered,
+            recalls=self.recall.counts.asked,
+            recalls_late=self.recall.counts.late,
+            recalls_failed=self.recall.counts.failed,
+        )
+
+    @property
+    def _has_zep(self) -> bool:
+        return self._settings.zep_api_key is not None
+
+    def _facts(self) -> "FactSource | None":
+        return self._zep if self._has_zep else self._local_facts
+
+    def _nudge(self) -> None:
+        if self._worker is not None:
+            self._worker.nudge()
+
+    async def _opening(self, patience_s: float) -> None:
+        """Waits for a store that is just being opened; not for one that would not open."""
+        if self._state == "opening":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self._opened.wait()
+        if not self._opened.is_set():
+            raise StoreUnreachableError("not yet open")
+
+    async def _keep_open(self) -> None:
+        """Opens the store, as often as it takes."""
+        failures = 0
+        while not self._opened.is_set():
+            try:
+                await self._database.open()
+                await self._begin_after_what_is_stored()
+            except StoreError as error:
+                failures += 1
+                self._state, self._reason = "away", str(error)
+                log.warning("store_away", reason=str(error), failures=failures)
+                await asyncio.sleep(min(_REOPEN_LAST_S, backoff_s(failures) / 2))
+                continue
+            self._state, self._reason = "open", None
+            self._opened.set()
+            log.info("store_open", after_failures=failures)
+
+    async def _begin_after_what_is_stored(self) -> None:
+        from token_broker.memory.store import last_arrival
+
+        self._writer.begin_after(await self._database.read(last_arrival))
+
+    async def _keep_delivering(self) -> None:
+        await self._opened.wait()
+        worker = self._worker = await asyncio.to_thread(self._make_worker)
+        await worker.run()
+
+    def _make_worker(self) -> "DeliveryWorker":
+        """In a thread, since the imports take a while."""
+        from token_broker.memory.delivery import DeliveryPolicy, DeliveryWorker
+
+        settings = self._settings
+        policy = DeliveryPolicy(
+            timeout_s=settings.delivery_timeout_s,
+            concurrency=settings.delivery_concurrency,
+            max_attempts=settings.delivery_attempts,
+            max_age_s=settings.delivery_max_age_s,
+            gap_s=settings.delivery_gap_s,
+            poll_s=settings.delivery_poll_s,
+        )
+        return DeliveryWorker(self._database, self._make_sink(), policy, clock=self._clock)
+
+    def _make_sink(self) -> "Sink":
+        if self._settings.zep_api_key is None:
+            return LocalSink()
+        from token_broker.memory.sinks.zep import ZepMemory
+
+        if self._zep is None:
+            self._zep = ZepMemory(
+                self._settings.zep_api_key, self._settings.zep_api_url, timeout_s=self._settings.delivery_timeout_s
+            )
+        return self._zep
+
+    async def _keep_sweeping(self) -> None:
+        """Figures every few seconds, retention every few minutes."""
+        await self._opened.wait()
+        swept_at_s = float("-inf")
+        while True:
+            await self.refresh()
+            if time.monotonic() >= swept_at_s + _SWEEP_EVERY_S:
+                with contextlib.suppress(StoreError):
+                    await self._keeper.sweep(self._settings.retention_days)
+                    swept_at_s = time.monotonic()
+            await asyncio.sleep(_FIGURES_EVERY_S)
+
+    async def _close(self, tasks: "Sequence[asyncio.Task[None]]") -> None:
+        """Gives proxied turns time to reach the store, ends the tasks, closes what is open."""
+        if self.intake.buffered:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FLUSH_S):
+                    await self.intake.flushed()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        if self._zep is not None:
+            await self._zep.aclose()
+        await self._database.close()
+
+
+async def _keep_running(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """A fault in one task must not end what the others keep."""
+    while True:
+        try:
+            await work()
+            return
+        except Exception as error:  # noqa: BLE001  # told, and begun anew
+            log.error(
+                "memory_task_broke",
+                task=name,
+                error=type(error).__name__,
+                at=traceback.format_tb(error.__traceback__)[-1],
+            )
+            await asyncio.sleep(_RESTART_S)

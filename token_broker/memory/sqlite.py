@@ -1,0 +1,158 @@
+"""SQLite, embedded: one thread writes, a few read; a lock beside the file keeps other processes out.
+
+The driver is the standard library's, in threads of ours, not aiosqlite: a grouped commit is one hop to a thread then,
+instead of one a call, and each hop waits for the interpreter's lock (measured: benchmarks/memory).
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from token_broker.memory.database import store_error
+from token_broker.memory.errors import StoreInUseError, StoreUnreachableError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
+
+__all__ = ["FileLock", "SqliteDatabase", "sqlite_path"]
+
+R = TypeVar("R")
+_READERS = 2
+_CLOSE_S = 5.0
+
+
+def sqlite_path(url: str) -> Path:
+    """The file that `sqlite+aiosqlite:///…` names."""
+    return Path(url.partition(":///")[2].partition("?")[0])
+
+
+class FileLock:
+    """An advisory lock (fcntl) on `<database>.lock`, held while the process lives; `kill -9` frees it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.with_name(path.name + ".lock")
+        self._file: int | None = None
+
+    def take(self) -> None:
+        """Raises StoreInUseError where another process holds it, OSError where it can't be made."""
+        if self._file is not None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(file)
+            if isinstance(error, BlockingIOError):
+                raise StoreInUseError(f"{self._path} is held by another process") from None
+            raise
+        self._file = file
+
+    def free(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+class SqliteDatabase:
+    """See `Database`. WAL and `synchronous=FULL`: what is committed has reached the disk."""
+
+    def __init__(self, url: str, *, busy_s: float, timeout_s: float, exclusive: bool = True) -> None:
+        self.path = sqlite_path(url)
+        self._busy_ms = round(busy_s * 1000)
+        self._timeout_s = timeout_s
+        self._lock = FileLock(self.path) if exclusive else None
+        self._writer_thread = ThreadPoolExecutor(1, "memory-writer")
+        self._reader_threads = ThreadPoolExecutor(_READERS, "memory-reader")
+        self._closed = False
+        self._writer: Engine | None = None
+        self._reader: Engine | None = None
+
+    def lock(self) -> None:
+        """Takes the file for this process, at once, unless it is shared. Raises StoreInUseError or OSError."""
+        if self._lock is not None:
+            self._lock.take()
+
+    async def open(self) -> None:
+        await self._in(self._writer_thread, self._open)
+
+    async def write(self, work: "Callable[[Connection], R]", *, again: bool = True) -> R:
+        del again  # there is no connection to lose
+        return await self._in(self._writer_thread, _run, self._writer, work)
+
+    async def read(self, work: "Callable[[Connection], R]") -> R:
+        return await self._in(self._reader_threads, _run, self._reader, work)
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._dispose)
+        self._writer_thread.shutdown(wait=False, cancel_futures=True)
+        self._reader_threads.shutdown(wait=False, cancel_futures=True)
+        if self._lock is not None:
+            self._lock.free()
+
+    async def _in(self, threads: ThreadPoolExecutor, work: Callable[..., R], *arguments: Any) -> R:
+        """Runs in a thread. Who is cancelled here, or waited too long, leaves the thread to finish its transaction."""
+        if self._closed:
+            raise StoreUnreachableError("closed")
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+        except Exception as error:  # noqa: BLE001  # mapped, or raised as it is
+            raise store_error(error) from None
+
+    def _open(self) -> None:
+        from sqlalchemy import create_engine, event
+        from sqlalchemy.pool import QueuePool
+
+        from token_broker.memory.schema import migrate
+
+        if self._writer is not None:
+            return
+        self.lock()
+        url = f"sqlite:///{self.path}"
+        writer = create_engine(url, poolclass=QueuePool, pool_size=1, max_overflow=0)
+        reader = create_engine(url, poolclass=QueuePool, pool_size=_READERS, max_overflow=0)
+        for engine, begin in ((writer, "BEGIN IMMEDIATE"), (reader, "BEGIN")):
+            event.listen(engine, "connect", self._prepare)
+            event.listen(engine, "begin", lambda connection, begin=begin: connection.exec_driver_sql(begin))
+        try:
+            with writer.begin() as connection:
+                migrate(connection)
+        except BaseException:
+            writer.dispose()
+            raise
+        self._writer, self._reader = writer, reader
+
+    def _prepare(self, connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        for pragma in (
+            f"busy_timeout = {self._busy_ms}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "journal_size_limit = 67108864",
+            "cache_size = -8000",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    def _dispose(self) -> None:
+        for engine in (self._writer, self._reader):
+            if engine is not None:
+                engine.dispose()
+        self._writer = self._reader = None
+
+
+def _run(engine: "Engine | None", work: "Callable[[Connection], R]") -> R:
+    if engine is None:
+        raise StoreUnreachableError("not yet open")
+    with engine.begin() as connection:
+        return work(connection)

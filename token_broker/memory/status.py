@@ -1,0 +1,56 @@
+"""The memory's state in numbers, for `/status` and `/metrics`."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+__all__ = ["MemoryStatus", "StoreState"]
+
+StoreState = Literal["opening", "open", "away"]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStatus:
+    """A snapshot. Counts are this process's since it began; `queued`, `oldest_age_s`, `dead` and `to_forget` are the
+    store's, over all replicas, as of `figures_age_s` ago (None: never asked yet).
+    """
+
+    store: StoreState
+    store_reason: str | None
+    sink: Literal["zep", "local"]
+    queued: int
+    oldest_age_s: float
+    dead: int
+    to_forget: int
+    figures_age_s: float | None
+    stored: int
+    duplicates: int
+    foreign: int
+    refused: int
+    commits: int
+    failed_commits: int
+    waiting: int
+    buffered: int
+    overflowed: int
+    delivered: int
+    delivery_failures: int
+    delivery_limit: int
+    lost_leases: int
+    last_delivery_failure: str | None
+    tickets_spent_locally: int
+    sessions_unanswered: int
+    recalls: int
+    recalls_late: int
+    recalls_failed: int
+
+    def outbox(self) -> dict[str, Any]:
+        """The part that `/status` shows as `outbox`: contract §2."""
+        shown = asdict(self)
+        return {
+            "store": shown.pop("store"),
+            "sink": shown.pop("sink"),
+            "queued": shown.pop("queued"),
+            "oldest_age_s": shown.pop("oldest_age_s"),
+            "delivered": shown.pop("delivered"),
+            "dead": shown.pop("dead"),
+            **shown,
+        }

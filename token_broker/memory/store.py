@@ -1,0 +1,333 @@
+"""What the memory keeps, as statements: sessions, tickets, turns. The same on SQLite and PostgreSQL.
+
+Each function takes a `Connection` inside a transaction. Batches travel as one JSON parameter: one statement, whatever
+their size, and no trip through the interpreter's lock a row. Rows are locked in one order everywhere (sessions, turns,
+outbox; within each by key), so that replicas don't block one another for good.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Insert,
+    Select,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    literal_column,
+    select,
+    true,
+    tuple_,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.selectable import TableValuedAlias
+
+from token_broker.memory.base import Outcome, Owner, SessionRecord, Turn
+from token_broker.memory.keys import bucket_of, place_of, to_us
+from token_broker.memory.pacing import FULL_BATCH
+from token_broker.memory.tables import Delivery, outbox, sessions, tickets, turns
+
+__all__ = [
+    "Arrived",
+    "are_sessions",
+    "enqueue",
+    "find_session",
+    "insert_turns",
+    "is_session",
+    "last_arrival",
+    "remove_expired_tickets",
+    "save_sessions",
+    "spend_ticket",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A turn and its place among all that arrived; see `ArrivalClock`."""
+
+    turn: Turn
+    arrival: int
+
+
+SESSION_FIELDS: tuple[Column[Any], ...] = (
+    sessions.c.bucket,
+    sessions.c.session_id,
+    sessions.c.principal,
+    sessions.c.user_id,
+    sessions.c.agent_id,
+    sessions.c.epoch,
+    sessions.c.created_at_us,
+)
+TURN_FIELDS: tuple[Column[Any], ...] = (
+    turns.c.bucket,
+    turns.c.session_id,
+    turns.c.turn_id,
+    turns.c.epoch,
+    turns.c.place,
+    turns.c.arrival,
+    turns.c.agent_id,
+    turns.c.role,
+    turns.c.content,
+    turns.c.created_at_us,
+    turns.c.source,
+    turns.c.interrupted,
+    turns.c.channel,
+    turns.c.delivery,
+)
+OUTBOX_FIELDS: tuple[Column[Any], ...] = tuple(outbox.c)
+
+
+def save_sessions(connection: Connection, owners: Iterable[tuple[Owner, str]], now_s: float) -> None:
+    """Writes sessions that are not there yet, and renews those whose plan is newer; never another principal's."""
+    newest: dict[str, tuple[Owner, str]] = {}
+    for owner, agent_id in owners:
+        known = newest.get(owner.session_id)
+        if known is None or owner.epoch >= known[0].epoch:
+            newest[owner.session_id] = (owner, agent_id)
+    rows = [
+        [bucket_of(key), key, owner.principal, owner.user_id, agent_id, owner.epoch, to_us(now_s)]
+        for key, (owner, agent_id) in sorted(newest.items(), key=_by_bucket)
+    ]
+    if rows:
+        connection.execute(_SAVE_SESSIONS[connection.dialect.name], {"rows": json.dumps(rows)})
+
+
+def insert_turns(
+    connection: Connection, batch: Sequence[Arrived], now_s: float, *, unknown: Iterable[tuple[Owner, str]], queue: bool
+) -> list[Outcome]:
+    """Stores turns, each once, in one transaction with their sessions and, with `queue`, their place in the outbox.
+
+    `unknown` are the sessions that the caller has not seen stored; they are written first.
+    """
+    save_sessions(connection, unknown, now_s)
+    rows = {_key(item): item for item in reversed(batch)}  # within the batch too the first content stays
+    delivery = Delivery.QUEUED if queue else Delivery.DELIVERED
+    stored = _insert(connection, list(rows.values()), delivery)
+    if missing := [item for key, item in rows.items() if key not in stored]:
+        stored |= _insert_again(connection, missing, delivery, now_s)
+    if queue and stored:
+        enqueue(connection, Counter(session_id for session_id, _ in stored), to_us(now_s))
+    foreign = _foreign(connection, [item for key, item in rows.items() if key not in stored])
+    return [_outcome(item, rows, stored, foreign) for item in batch]
+
+
+def _insert(connection: Connection, batch: list[Arrived], delivery: Delivery) -> set[tuple[str, str]]:
+    """Inserts where the session is known and its owner's; the keys that are ours now."""
+    if not batch:
+        return set()
+    parameters = {"rows": json.dumps([_turn_row(item, delivery) for item in sorted(batch, key=_place_in_tables)])}
+    done = connection.execute(_INSERT_TURNS[connection.dialect.name], parameters)
+    if done.rowcount == len(batch):
+        return {_key(item) for item in batch}
+    by_arrival = {item.arrival: _key(item) for item in batch}
+    found = connection.execute(
+        select(turns.c.session_id, turns.c.turn_id, turns.c.arrival).where(turns.c.arrival.in_(list(by_arrival)))
+    )
+    return {(s, t) for s, t, arrival in found if by_arrival[arrival] == (s, t)}
+
+
+def _insert_again(
+    connection: Connection, missing: list[Arrived], delivery: Delivery, now_s: float
+) -> set[tuple[str, str]]:
+    """For turns whose session was thought to be stored and is not (forgotten meanwhile, by another replica too)."""
+    ids = {item.turn.owner.session_id for item in missing}
+    known = set(connection.scalars(select(sessions.c.session_id).where(are_sessions(sessions, ids))))
+    orphans = [item for item in missing if item.turn.owner.session_id not in known]
+    save_sessions(connection, [(item.turn.owner, item.turn.agent_id) for item in orphans], now_s)
+    return _insert(connection, orphans, delivery)
+
+
+def enqueue(connection: Connection, counts: Mapping[str, int], now_us: int) -> None:
+    """Puts so many more turns of each session into the outbox."""
+    rows = [
+        [bucket_of(key), key, now_us, 0, 0, False, 0, 0, None, FULL_BATCH, count, now_us, None]
+        for key, count in sorted(counts.items(), key=_by_bucket)
+    ]
+    connection.execute(_ENQUEUE[connection.dialect.name], {"rows": json.dumps(rows)})
+
+
+def _foreign(connection: Connection, refused: list[Arrived]) -> set[tuple[str, str]]:
+    """Of turns that were not stored, those whose session is not their principal's."""
+    if not refused:
+        return set()
+    ids = {item.turn.owner.session_id for item in refused}
+    found = connection.execute(select(sessions.c.session_id, sessions.c.principal).where(are_sessions(sessions, ids)))
+    owners = {row.session_id: row.principal for row in found}
+    return {_key(item) for item in refused if owners.get(item.turn.owner.session_id) != item.turn.owner.principal}
+
+
+def _outcome(
+    item: Arrived,
+    rows: dict[tuple[str, str], Arrived],
+    stored: set[tuple[str, str]],
+    foreign: set[tuple[str, str]],
+) -> Outcome:
+    key = _key(item)
+    if key in foreign:
+        return Outcome.FOREIGN
+    return Outcome.STORED if key in stored and rows[key] is item else Outcome.DUPLICATE
+
+
+def find_session(connection: Connection, session_id: str) -> SessionRecord | None:
+    """The session's row."""
+    row = connection.execute(
+        select(sessions.c.principal, sessions.c.epoch).where(is_session(sessions, session_id))
+    ).first()
+    return SessionRecord(session_id, row.principal, row.epoch) if row else None
+
+
+def spend_ticket(connection: Connection, ticket_id: str, expires_at_s: float) -> bool:
+    """True the first time."""
+    row = {"bucket": bucket_of(ticket_id), "ticket_id": ticket_id, "expires_at_us": to_us(expires_at_s)}
+    return connection.execute(_SPEND[connection.dialect.name], row).rowcount == 1
+
+
+def remove_expired_tickets(connection: Connection, before_s: float) -> int:
+    """Tickets that no longer open anything need not be remembered."""
+    return connection.execute(delete(tickets).where(tickets.c.expires_at_us < to_us(before_s))).rowcount
+
+
+def last_arrival(connection: Connection) -> int:
+    """The greatest arrival in the table; 0 where there is none."""
+    return connection.scalar(select(func.max(turns.c.arrival))) or 0
+
+
+def is_session(table: Table, session_id: str) -> ColumnElement[bool]:
+    """The rows of one session."""
+    return and_(table.c.bucket == bucket_of(session_id), table.c.session_id == session_id)
+
+
+def are_sessions(table: Table, session_ids: Iterable[str]) -> ColumnElement[bool]:
+    """The rows of several sessions."""
+    return tuple_(table.c.bucket, table.c.session_id).in_([(bucket_of(key), key) for key in session_ids])
+
+
+def _key(item: Arrived) -> tuple[str, str]:
+    return item.turn.owner.session_id, item.turn.turn_id
+
+
+def _by_bucket(item: tuple[str, Any]) -> tuple[int, str]:
+    return bucket_of(item[0]), item[0]
+
+
+def _place_in_tables(item: Arrived) -> tuple[int, str, str]:
+    session_id, turn_id = _key(item)
+    return bucket_of(session_id), session_id, turn_id
+
+
+def _turn_row(item: Arrived, delivery: Delivery) -> list[Any]:
+    turn = item.turn
+    return [
+        bucket_of(turn.owner.session_id),
+        turn.owner.session_id,
+        turn.turn_id,
+        turn.owner.epoch,
+        place_of(turn.sequence),
+        item.arrival,
+        turn.agent_id,
+        turn.role,
+        turn.content,
+        to_us(turn.created_at.timestamp()),
+        turn.source,
+        turn.interrupted,
+        turn.channel,
+        int(delivery),
+        turn.owner.principal,  # beyond TURN_FIELDS: compared with the session's
+    ]
+
+
+def _rows_from_json(dialect: str) -> TableValuedAlias:
+    """The parameter `rows`, a JSON array of arrays, as rows `batch` of one column `value`."""
+    rows = bindparam("rows", type_=Text())
+    expanded = func.json_each(rows) if dialect == "sqlite" else func.jsonb_array_elements(cast(rows, postgresql.JSONB))
+    return expanded.table_valued("value", name="batch")
+
+
+def _field(dialect: str, index: int, target: Column[Any]) -> ColumnElement[Any]:
+    """The member of `batch.value` at `index`, as what the column holds."""
+    if dialect == "sqlite":
+        return literal_column(f"json_extract(batch.value, '$[{index}]')", target.type)
+    return cast(literal_column(f"batch.value ->> {index}", Text()), target.type)
+
+
+def _fields(dialect: str, columns: Sequence[Column[Any]]) -> list[ColumnElement[Any]]:
+    return [_field(dialect, index, target) for index, target in enumerate(columns)]
+
+
+def _insert_from_json(dialect: str, table: Table, columns: Sequence[Column[Any]]) -> Any:
+    source = select(*_fields(dialect, columns)).select_from(_rows_from_json(dialect)).where(true())
+    return _insert_for(dialect, table).from_select([target.name for target in columns], source)
+
+
+def _insert_for(dialect: str, table: Table) -> Any:
+    return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect](table)
+
+
+def _save_sessions(dialect: str) -> Insert:
+    statement = _insert_from_json(dialect, sessions, SESSION_FIELDS)
+    new = statement.excluded
+    saved: Insert = statement.on_conflict_do_update(
+        index_elements=["bucket", "session_id"],
+        set_={
+            "epoch": new.epoch,
+            "user_id": func.coalesce(new.user_id, sessions.c.user_id),
+            "agent_id": new.agent_id,
+        },
+        where=and_(sessions.c.principal == new.principal, sessions.c.epoch < new.epoch),
+    )
+    return saved
+
+
+def _insert_turns(dialect: str) -> Insert:
+    """Only into sessions that are stored and their owner's; holding them, so that nobody forgets them meanwhile."""
+    fields = _fields(dialect, TURN_FIELDS)
+    principal = _field(dialect, len(TURN_FIELDS), sessions.c.principal)
+    is_owners = and_(
+        sessions.c.bucket == fields[0], sessions.c.session_id == fields[1], sessions.c.principal == principal
+    )
+    source: Select[Any] = (
+        select(*fields)
+        .select_from(_rows_from_json(dialect).join(sessions, is_owners))
+        .where(true())  # else SQLite takes ON CONFLICT for the join's
+        .with_for_update(read=True, key_share=True, of=sessions)
+    )
+    statement = _insert_for(dialect, turns).from_select([target.name for target in TURN_FIELDS], source)
+    inserted: Insert = statement.on_conflict_do_nothing(index_elements=["bucket", "session_id", "turn_id"])
+    return inserted
+
+
+def _enqueue_for(dialect: str) -> Insert:
+    """A session in backoff stays there; any other is due at once, for the newcomer may fill a gap."""
+    statement = _insert_from_json(dialect, outbox, OUTBOX_FIELDS)
+    new = statement.excluded
+    enqueued: Insert = statement.on_conflict_do_update(
+        index_elements=["bucket", "session_id"],
+        set_={
+            "queued": outbox.c.queued + new.queued,
+            "due_at_us": case((outbox.c.failures == 0, new.due_at_us), else_=outbox.c.due_at_us),
+        },
+    )
+    return enqueued
+
+
+def _spend(dialect: str) -> Insert:
+    spent: Insert = _insert_for(dialect, tickets).on_conflict_do_nothing(index_elements=["bucket", "ticket_id"])
+    return spent
+
+
+_DIALECTS = ("sqlite", "postgresql")
+_SAVE_SESSIONS = {dialect: _save_sessions(dialect) for dialect in _DIALECTS}
+_INSERT_TURNS = {dialect: _insert_turns(dialect) for dialect in _DIALECTS}
+_ENQUEUE = {dialect: _enqueue_for(dialect) for dialect in _DIALECTS}
+_SPEND = {dialect: _spend(dialect) for dialect in _DIALECTS}

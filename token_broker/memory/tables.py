@@ -1,0 +1,135 @@
+"""The tables, once for SQLite and PostgreSQL; `migrations/` makes them.
+
+Every row of a session carries the session's `bucket` (see `keys.py`), first in each key: claims stay local, and the
+tables can be distributed on it (Citus, Cosmos DB for PostgreSQL) as they are. Times are whole microseconds since 1970.
+"""
+
+from enum import IntEnum
+from typing import Literal
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+)
+
+__all__ = ["SCHEMA_REVISION", "Delivery", "erasures", "metadata", "outbox", "sessions", "tickets", "turns"]
+
+SCHEMA_REVISION = "0001"  # the newest of migrations/versions
+
+metadata = MetaData()
+
+
+class Delivery(IntEnum):
+    """What became of a turn on its way to the sink."""
+
+    QUEUED = 0
+    DELIVERED = 1
+    DEAD = 2
+
+    @property
+    def label(self) -> Literal["queued", "delivered", "dead"]:
+        """As receipts have it."""
+        return _LABELS[self]
+
+
+_LABELS: dict[Delivery, Literal["queued", "delivered", "dead"]] = {
+    Delivery.QUEUED: "queued",
+    Delivery.DELIVERED: "delivered",
+    Delivery.DEAD: "dead",
+}
+
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("principal", Text, nullable=False),  # who owns it; `anonymous` without authentication
+    Column("user_id", Text),  # a label
+    Column("agent_id", Text),
+    Column("epoch", BigInteger, nullable=False),  # of its newest plan
+    Column("created_at_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("bucket", "session_id"),
+    Index("sessions_by_principal", "principal", "epoch"),
+)
+
+tickets = Table(
+    "tickets",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("ticket_id", Text, nullable=False),
+    Column("expires_at_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("bucket", "ticket_id"),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("turn_id", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("place", Integer, nullable=False),  # the sequence; LAST_PLACE where none was said
+    Column("arrival", BigInteger, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("created_at_us", BigInteger, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("interrupted", Boolean, nullable=False),
+    Column("channel", Text),
+    Column("delivery", SmallInteger, nullable=False),
+    Column("dead_reason", Text),
+    PrimaryKeyConstraint("bucket", "session_id", "turn_id"),
+    Index("turns_in_order", "bucket", "session_id", "epoch", "place", "arrival"),
+    Index("turns_by_arrival", "arrival"),
+)
+Index(
+    "turns_dead",
+    turns.c.arrival,
+    sqlite_where=turns.c.delivery == Delivery.DEAD,
+    postgresql_where=turns.c.delivery == Delivery.DEAD,
+)
+
+# A row a session that has queued turns; who holds its lease delivers them.
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("due_at_us", BigInteger, nullable=False),
+    Column("lease_until_us", BigInteger, nullable=False),
+    Column("fence", BigInteger, nullable=False),  # grows with each claim; only the newest claim may settle
+    Column("uncertain", Boolean, nullable=False),  # a delivery began whose end nobody wrote down
+    Column("attempts", Integer, nullable=False),  # failures in a row that count against the oldest turn
+    Column("failures", Integer, nullable=False),  # all failures in a row, for the backoff
+    Column("failing_since_us", BigInteger),
+    Column("batch", SmallInteger, nullable=False),  # turns to deliver at once, next time
+    Column("queued", Integer, nullable=False),
+    Column("oldest_us", BigInteger, nullable=False),
+    Column("last_error", Text),
+    PrimaryKeyConstraint("bucket", "session_id"),
+    Index("outbox_due", "bucket", "due_at_us"),
+)
+
+# What the sink still has to be asked to forget; `session_id` is empty where all of `principal` is meant.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("principal", Text, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("due_at_us", BigInteger, nullable=False),
+    Column("lease_until_us", BigInteger, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("last_error", Text),
+    PrimaryKeyConstraint("bucket", "principal", "session_id"),
+)

@@ -1,0 +1,264 @@
+"""Group commit: what many hand in at once is written in one transaction, and each hears of its own.
+
+The writing task belongs to no request: a caller that leaves cancels nothing. A batch that a row spoils is repeated row
+by row, so that only that row is refused.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from token_broker.memory.base import Outcome, Owner, Turn
+from token_broker.memory.database import Database
+from token_broker.memory.errors import (
+    StoreAwayError,
+    StoreBusyError,
+    StoreError,
+    StoreRefusedError,
+    StoreUnreachableError,
+)
+from token_broker.memory.keys import ArrivalClock
+
+if TYPE_CHECKING:
+    from token_broker.memory.store import Arrived
+
+__all__ = ["GroupWriter", "WriterCounts", "turn_bytes"]
+
+_MAX_ROWS = 500  # a transaction
+_MAX_QUEUED_TURNS = 5_000
+_MAX_QUEUED_BYTES = 16 * 1024 * 1024
+_MAX_QUEUED_SESSIONS = 10_000
+_SESSIONS_KNOWN = 20_000
+_SILENCE_S = 0.5
+_TURN_OVERHEAD_BYTES = 500  # ids, numbers, Python's own
+
+
+def turn_bytes(turn: Turn) -> int:
+    """What a turn costs while it waits in memory, roughly and never too little for plain text."""
+    return len(turn.content.encode()) + _TURN_OVERHEAD_BYTES
+
+
+@dataclass(slots=True)
+class WriterCounts:
+    """Since the process began."""
+
+    stored: int = 0
+    duplicates: int = 0
+    foreign: int = 0
+    refused: int = 0
+    commits: int = 0
+    failed_commits: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Submission:
+    turns: "list[Arrived]"
+    size_bytes: int
+    done: "asyncio.Future[list[Outcome]]" = field(repr=False)
+
+
+class GroupWriter:
+    """Writes turns and sessions; `queue` says whether turns go on to a sink. `run` is to be started once."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        queue: bool,
+        gather_s: float,
+        clock: Callable[[], float],
+        on_queued: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._queue = queue
+        self._gather_s = gather_s
+        self._clock = clock
+        self._on_queued = on_queued
+        self._arrivals = ArrivalClock(clock)
+        self._waiting: deque[_Submission] = deque()
+        self._waiting_turns = 0
+        self._waiting_bytes = 0
+        self._sessions: OrderedDict[str, tuple[Owner, str]] = OrderedDict()
+        self._known: OrderedDict[str, tuple[str, int]] = OrderedDict()  # session → principal, epoch as stored
+        self._wake = asyncio.Event()
+        self._silent_until_s = 0.0
+        self.failing: str | None = None  # why the last commit failed, if it did
+        self.counts = WriterCounts()
+
+    @property
+    def waiting_turns(self) -> int:
+        return self._waiting_turns
+
+    def begin_after(self, arrival: int) -> None:
+        """Numbers what arrives from here on behind `arrival`."""
+        self._arrivals.not_before(arrival)
+
+    def forget(self, session_id: str) -> None:
+        """The session is no longer stored, as far as this process knows."""
+        self._known.pop(session_id, None)
+        self._sessions.pop(session_id, None)
+
+    def submit(self, turns: Sequence[Turn]) -> "asyncio.Future[list[Outcome]]":
+        """Takes turns for the next commit; the future has an outcome a turn, or a StoreError. Raises StoreError.
+
+        For a moment after the store could not be reached at all nobody else is made to wait for it.
+        """
+        from token_broker.memory.store import Arrived
+
+        if time.monotonic() < self._silent_until_s:
+            raise StoreUnreachableError(self.failing or "")
+        size_bytes = sum(map(turn_bytes, turns))
+        if self._waiting_turns + len(turns) > _MAX_QUEUED_TURNS or self._waiting_bytes + size_bytes > _MAX_QUEUED_BYTES:
+            raise StoreBusyError("too many turns wait for the store")
+        done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        done.add_done_callback(_retrieved)
+        arrived = [Arrived(turn, self._arrivals.next()) for turn in turns]
+        self._waiting.append(_Submission(arrived, size_bytes, done))
+        self._waiting_turns += len(turns)
+        self._waiting_bytes += size_bytes
+        self._wake.set()
+        return done
+
+    def submit_session(self, owner: Owner, agent_id: str) -> None:
+        """Takes a session for the next commit; nobody waits for it, and the oldest are dropped where too many wait."""
+        self._sessions[owner.session_id] = (owner, agent_id)
+        if len(self._sessions) > _MAX_QUEUED_SESSIONS:
+            self._sessions.popitem(last=False)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Writes until it is cancelled."""
+        while True:
+            await self._wake.wait()
+            if self._waiting_turns < _MAX_ROWS:
+                await asyncio.sleep(self._gather_s)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Writes one batch of what waits."""
+        batch, sessions = self._take()
+        if not batch and not sessions:
+            return
+        turns = [turn for submission in batch for turn in submission.turns]
+        try:
+            outcomes = await self._commit(turns, sessions)
+        except StoreRefusedError:
+            await self._one_by_one(batch, sessions)
+        except StoreError as error:
+            self._put_back(sessions)
+            _fail(batch, error)
+        except BaseException:
+            _fail(batch, StoreAwayError("the writer was stopped"))
+            raise
+        else:
+            for submission in batch:
+                _tell(submission, outcomes[: len(submission.turns)])
+                del outcomes[: len(submission.turns)]
+
+    def _take(self) -> tuple[list[_Submission], list[tuple[Owner, str]]]:
+        batch: list[_Submission] = []
+        rows = 0
+        while self._waiting and (not batch or rows + len(self._waiting[0].turns) <= _MAX_ROWS):
+            submission = self._waiting.popleft()
+            batch.append(submission)
+            rows += len(submission.turns)
+            self._waiting_bytes -= submission.size_bytes
+        self._waiting_turns -= rows
+        sessions = list(self._sessions.values())
+        self._sessions.clear()
+        if not self._waiting:
+            self._wake.clear()
+        return batch, sessions
+
+    def _put_back(self, sessions: list[tuple[Owner, str]]) -> None:
+        """For the next commit, which a turn or a new session will bring; unless a newer record came meanwhile."""
+        for owner, agent_id in sessions:
+            self._sessions.setdefault(owner.session_id, (owner, agent_id))
+
+    async def _commit(self, turns: "list[Arrived]", sessions: list[tuple[Owner, str]]) -> list[Outcome]:
+        from token_broker.memory.store import insert_turns
+
+        unknown = [*sessions, *self._unknown(turns)]
+        work = partial(insert_turns, batch=turns, now_s=self._clock(), unknown=unknown, queue=self._queue)
+        try:
+            outcomes = await self._database.write(work)
+        except StoreRefusedError:
+            self.counts.failed_commits += 1
+            raise
+        except StoreError as error:
+            self.counts.failed_commits += 1
+            self.failing = str(error)
+            if isinstance(error, StoreUnreachableError):
+                self._silent_until_s = time.monotonic() + _SILENCE_S
+            raise
+        self.failing = None
+        self._count(outcomes)
+        for owner, _ in unknown:
+            self._known[owner.session_id] = (owner.principal, owner.epoch)
+        for item, outcome in zip(turns, outcomes, strict=True):
+            if outcome is Outcome.FOREIGN:
+                self._known.pop(item.turn.owner.session_id, None)
+        while len(self._known) > _SESSIONS_KNOWN:
+            self._known.popitem(last=False)
+        return outcomes
+
+    def _unknown(self, turns: "list[Arrived]") -> list[tuple[Owner, str]]:
+        """The sessions of these turns that this process has not seen stored as they are."""
+        found: dict[str, tuple[Owner, str]] = {}
+        for item in turns:
+            owner = item.turn.owner
+            known = self._known.get(owner.session_id)
+            if known is None or known[0] != owner.principal or known[1] < owner.epoch:
+                found[owner.session_id] = (owner, item.turn.agent_id)
+        return list(found.values())
+
+    async def _one_by_one(self, batch: list[_Submission], sessions: list[tuple[Owner, str]]) -> None:
+        """Every row in a transaction of its own; a submission with a row that is refused is refused."""
+        for owner, agent_id in sessions:
+            try:
+                await self._commit([], [(owner, agent_id)])
+            except StoreRefusedError:
+                self.counts.refused += 1
+            except StoreError:
+                self._put_back([(owner, agent_id)])
+        for submission in batch:
+            outcomes: list[Outcome] = []
+            try:
+                for item in submission.turns:
+                    outcomes += await self._commit([item], [])
+            except StoreError as error:
+                self.counts.refused += isinstance(error, StoreRefusedError)
+                _fail([submission], error)
+            else:
+                _tell(submission, outcomes)
+
+    def _count(self, outcomes: list[Outcome]) -> None:
+        self.counts.commits += 1
+        stored = sum(outcome is Outcome.STORED for outcome in outcomes)
+        foreign = sum(outcome is Outcome.FOREIGN for outcome in outcomes)
+        self.counts.stored += stored
+        self.counts.foreign += foreign
+        self.counts.duplicates += len(outcomes) - stored - foreign
+        if stored and self._queue:
+            self._on_queued()
+
+
+def _tell(submission: _Submission, outcomes: list[Outcome]) -> None:
+    if not submission.done.done():
+        submission.done.set_result(list(outcomes))
+
+
+def _fail(batch: list[_Submission], error: StoreError) -> None:
+    for submission in batch:
+        if not submission.done.done():
+            submission.done.set_exception(error)
+
+
+def _retrieved(done: "asyncio.Future[list[Outcome]]") -> None:
+    """The caller may have left: an error nobody reads is no news."""
+    if not done.cancelled():
+        done.exception()

@@ -1,0 +1,175 @@
+/**
+ * What waits to be heard, and how much of it was. No audio API in here: the playback worklet pulls from it.
+ *
+ * The server sends faster than real time, but a network stalls: sound starts once a little is in hand (the preroll),
+ * and after each stall waits for twice as much, up to a limit.
+ */
+
+import { WIRE_RATE } from "./pcm.js";
+
+/**
+ * @typedef {object} Cut  An item that was silenced, and how far it had been played.
+ * @property {string} itemId
+ * @property {number} contentIndex
+ * @property {number} playedMs
+ *
+ * @typedef {object} Segment
+ * @property {string} itemId
+ * @property {number} contentIndex
+ * @property {Int16Array[]} chunks
+ * @property {number} offset    samples of the first chunk that were pulled
+ * @property {number} pulled    samples of the whole segment that were pulled
+ * @property {boolean} finished no more will come
+ *
+ * @typedef {object} JitterOptions
+ * @property {number} [prerollMs]
+ * @property {number} [maxPrerollMs]
+ * @property {number} [capacityMs]
+ */
+
+export class JitterBuffer {
+  /** @type {Segment[]} */
+  #segments = [];
+  #bufferedSamples = 0;
+  #flowing = false;
+  #prerollMs;
+  #maxPrerollMs;
+  #capacitySamples;
+  #underruns = 0;
+  #droppedSamples = 0;
+
+  /** @param {JitterOptions} [options] */
+  constructor({ prerollMs = 60, maxPrerollMs = 240, capacityMs = 600_000 } = {}) {
+    this.#prerollMs = prerollMs;
+    this.#maxPrerollMs = maxPrerollMs;
+    this.#capacitySamples = toSamples(capacityMs);
+  }
+
+  get bufferedMs() {
+    return toMs(this.#bufferedSamples);
+  }
+
+  /** Times that sound broke off in the middle of an item. */
+  get underruns() {
+    return this.#underruns;
+  }
+
+  get droppedMs() {
+    return toMs(this.#droppedSamples);
+  }
+
+  /** Whether something was given that has not been heard to its end. */
+  get busy() {
+    return this.#segments.length > 0;
+  }
+
+  /**
+   * Adds samples at 24 kHz; what does not fit into the capacity is dropped, and counted.
+   * @param {string} itemId
+   * @param {number} contentIndex
+   * @param {Int16Array} samples
+   */
+  push(itemId, contentIndex, samples) {
+    const room = this.#capacitySamples - this.#bufferedSamples;
+    const kept = samples.length > room ? samples.subarray(0, room) : samples;
+    this.#droppedSamples += samples.length - kept.length;
+    const last = this.#segments.at(-1);
+    if (last && last.itemId === itemId && last.contentIndex === contentIndex && !last.finished) {
+      last.chunks.push(kept);
+    } else {
+      if (last) last.finished = true; // its successor has begun
+      this.#segments.push({ itemId, contentIndex, chunks: [kept], offset: 0, pulled: 0, finished: false });
+    }
+    this.#bufferedSamples += kept.length;
+  }
+
+  /**
+   * Says that an item is complete, so that its end is no stall.
+   * @param {string} itemId
+   */
+  finish(itemId) {
+    for (const segment of this.#segments) if (segment.itemId === itemId) segment.finished = true;
+    this.#dropPlayed();
+  }
+
+  /**
+   * Fills `output` with what is to be heard next, as floats; silence where there is nothing.
+   * @param {Float32Array} output
+   * @returns {number} how many samples were sound
+   */
+  pull(output) {
+    output.fill(0);
+    if (!this.#flowing && !this.#mayStart()) return 0;
+    this.#flowing = true;
+    let filled = 0;
+    while (filled < output.length && this.#bufferedSamples > 0) filled += this.#pullFromHead(output, filled);
+    this.#dropPlayed();
+    if (filled < output.length) this.#runDry();
+    return filled;
+  }
+
+  /**
+   * Silences all that waits.
+   * @param {number} [unheardSamples] pulled already, but still on its way to the ear
+   * @returns {Cut[]} the items cut short, in their order
+   */
+  clear(unheardSamples = 0) {
+    const cuts = this.#segments.map(({ itemId, contentIndex, pulled }) => ({
+      itemId,
+      contentIndex,
+      playedMs: Math.floor(toMs(Math.max(0, pulled - unheardSamples))),
+    }));
+    this.#segments = [];
+    this.#bufferedSamples = 0;
+    this.#flowing = false;
+    return cuts;
+  }
+
+  #mayStart() {
+    if (this.#bufferedSamples === 0) return false;
+    return this.#segments[0].finished || this.#bufferedSamples >= toSamples(this.#prerollMs);
+  }
+
+  /**
+   * @param {Float32Array} output
+   * @param {number} at
+   */
+  #pullFromHead(output, at) {
+    const segment = /** @type {Segment} */ (this.#segments.find(({ chunks }) => chunks.length > 0));
+    const chunk = segment.chunks[0];
+    const count = Math.min(output.length - at, chunk.length - segment.offset);
+    for (let index = 0; index < count; index += 1) output[at + index] = chunk[segment.offset + index] / 32_768;
+    segment.offset += count;
+    segment.pulled += count;
+    this.#bufferedSamples -= count;
+    if (segment.offset === chunk.length) {
+      segment.chunks.shift();
+      segment.offset = 0;
+    }
+    return count;
+  }
+
+  /** Items that are complete and were pulled to their end need no truncation any more. */
+  #dropPlayed() {
+    while (this.#segments.length > 0 && this.#segments[0].finished && this.#segments[0].chunks.length === 0) {
+      this.#segments.shift();
+    }
+  }
+
+  #runDry() {
+    this.#flowing = false;
+    if (this.#segments.length === 0) return;
+    this.#underruns += 1;
+    this.#prerollMs = Math.min(this.#maxPrerollMs, this.#prerollMs * 2);
+  }
+}
+
+/** @param {number} samples */
+function toMs(samples) {
+  return (samples * 1000) / WIRE_RATE;
+}
+
+/** @param {number} ms */
+function toSamples(ms) {
+  return Math.round((ms * WIRE_RATE) / 1000);
+}

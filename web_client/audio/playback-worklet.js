@@ -1,0 +1,99 @@
+/**
+ * The loudspeaker, on the audio thread: PCM16 at 24 kHz through a jitter buffer to the device's rate. It knows what was
+ * played, and falls silent within 10 ms of being told.
+ */
+
+import { JitterBuffer } from "./jitter-buffer.js";
+import { WIRE_RATE } from "./pcm.js";
+import { Resampler } from "./resampler.js";
+
+/**
+ * @typedef {{type: "push", itemId: string, contentIndex: number, pcm: Int16Array}
+ *   | {type: "finish", itemId: string}
+ *   | {type: "clear", request: number, unheardMs: number}
+ *   | {type: "stop"}} PlaybackOrder
+ *
+ * @typedef {{type: "cleared", request: number, cuts: import("./jitter-buffer.js").Cut[]}
+ *   | {type: "sounding", sounding: boolean, underruns: number}} PlaybackNews
+ */
+
+const FADE_SAMPLES = (5 * WIRE_RATE) / 1000; // a hard cut clicks
+
+class PlaybackProcessor extends AudioWorkletProcessor {
+  #buffer = new JitterBuffer();
+  #resampler = new Resampler(WIRE_RATE, sampleRate);
+  /** Resampled, but more than the last block could take. */
+  #surplus = new Float32Array(0);
+  /** What is left of a sound that was cut. */
+  #fading = new Float32Array(0);
+  #sounding = false;
+  #running = true;
+
+  constructor() {
+    super();
+    this.port.onmessage = (/** @type {MessageEvent<PlaybackOrder>} */ { data }) => this.#obey(data);
+  }
+
+  /**
+   * @param {Float32Array[][]} _inputs
+   * @param {Float32Array[][]} outputs
+   */
+  process(_inputs, [channels]) {
+    const length = channels[0].length;
+    const wanted = this.#resampler.inputNeededFor(length - this.#surplus.length);
+    const resampled = this.#resampler.process(this.#next(wanted));
+    const ready = new Float32Array(this.#surplus.length + resampled.length);
+    ready.set(this.#surplus);
+    ready.set(resampled, this.#surplus.length);
+    for (const channel of channels) channel.set(ready.subarray(0, length));
+    this.#surplus = ready.slice(length);
+    if (this.#sounding !== this.#buffer.busy) {
+      this.#sounding = this.#buffer.busy;
+      this.#tell({ type: "sounding", sounding: this.#sounding, underruns: this.#buffer.underruns });
+    }
+    return this.#running;
+  }
+
+  /** @param {number} count */
+  #next(count) {
+    const samples = new Float32Array(count);
+    const faded = this.#fading.subarray(0, count);
+    this.#fading = this.#fading.subarray(faded.length);
+    samples.set(faded);
+    this.#buffer.pull(samples.subarray(faded.length));
+    return samples;
+  }
+
+  /** @param {PlaybackOrder} order */
+  #obey(order) {
+    switch (order.type) {
+      case "push":
+        return this.#buffer.push(order.itemId, order.contentIndex, order.pcm);
+      case "finish":
+        return this.#buffer.finish(order.itemId);
+      case "clear":
+        return this.#clear(order.request, order.unheardMs);
+      case "stop":
+        this.#running = false;
+    }
+  }
+
+  /**
+   * @param {number} request
+   * @param {number} unheardMs what has left this thread, but has not reached the ear
+   */
+  #clear(request, unheardMs) {
+    const tail = new Float32Array(FADE_SAMPLES);
+    this.#buffer.pull(tail);
+    this.#fading = tail.map((sample, index) => sample * (1 - index / FADE_SAMPLES));
+    const unheard = (unheardMs * WIRE_RATE) / 1000 + FADE_SAMPLES + this.#resampler.delaySamples;
+    this.#tell({ type: "cleared", request, cuts: this.#buffer.clear(Math.ceil(unheard)) });
+  }
+
+  /** @param {PlaybackNews} news */
+  #tell(news) {
+    this.port.postMessage(news);
+  }
+}
+
+registerProcessor("voice-playback", PlaybackProcessor);

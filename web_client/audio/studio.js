@@ -1,0 +1,114 @@
+/**
+ * All that a talk needs of the machine it runs on: microphone, loudspeaker, meters. It opens once a talk, survives every
+ * change of connection, and says what happened when a device goes away or the browser pauses the sound.
+ */
+
+import { AudioGraph } from "./audio-graph.js";
+import { openMicrophone } from "./microphone.js";
+
+/**
+ * @typedef {object} StudioListener
+ * @property {(levels: {input: number, output: number}) => void} onLevels  20 times a second
+ * @property {(code: string, message: string) => void} onTrouble  the talk goes on
+ * @property {(track: MediaStreamTrack) => void} onNewMicrophone  in place of the one before
+ */
+
+const LEVELS_EVERY_MS = 50;
+
+export class Studio {
+  #listener;
+  #closing = new AbortController();
+  #muted;
+  /** @type {Promise<void> | null} */
+  #opening = null;
+
+  /**
+   * To be made in a click's own call, or the browser keeps it silent.
+   * @param {StudioListener} listener
+   * @param {boolean} muted
+   */
+  constructor(listener, muted) {
+    this.#listener = listener;
+    this.#muted = muted;
+    this.audio = new AudioGraph();
+    this.audio.setMuted(muted);
+  }
+
+  /**
+   * Microphone first, then the worklets; a second call finds them there.
+   * @throws {import("./microphone.js").MicrophoneError}
+   */
+  async open() {
+    this.#opening ??= this.#open();
+    await this.#opening;
+    await this.audio.resume();
+  }
+
+  /** @param {boolean} muted */
+  setMuted(muted) {
+    this.#muted = muted;
+    this.audio.setMuted(muted);
+  }
+
+  async close() {
+    this.#closing.abort();
+    await this.audio.close();
+  }
+
+  async #open() {
+    const { signal } = this.#closing;
+    await this.#takeMicrophone();
+    await this.audio.start();
+    if (signal.aborted) return;
+    const levels = setInterval(() => this.#listener.onLevels(this.audio.levels()), LEVELS_EVERY_MS);
+    signal.addEventListener("abort", () => clearInterval(levels));
+    navigator.mediaDevices.addEventListener("devicechange", () => void this.#replaceMicrophone(), { signal });
+    const resume = () => void this.audio.resume().catch(() => undefined); // closed meanwhile: nothing to wake
+    document.addEventListener("visibilitychange", resume, { signal });
+    document.addEventListener("pointerdown", resume, { signal });
+    this.audio.onPaused = () => {
+      const message = "The browser paused the sound. Tap this page, or bring it to the front, to hear the answer.";
+      if (!signal.aborted) this.#listener.onTrouble("sound_paused", message);
+    };
+  }
+
+  /** @returns {Promise<MediaStreamTrack | null>} null where the talk has ended meanwhile */
+  async #takeMicrophone() {
+    const { signal } = this.#closing;
+    const stream = await openMicrophone();
+    const [track] = stream.getAudioTracks();
+    if (signal.aborted) {
+      track.stop();
+      return null;
+    }
+    this.audio.setMicrophone(stream);
+    track.addEventListener("ended", () => this.#microphoneLost(), { signal });
+    track.addEventListener("mute", () => this.#microphoneSilent(), { signal });
+    return track;
+  }
+
+  #microphoneLost() {
+    const message = "The microphone was unplugged. Plug it in again; until then you can type.";
+    this.#listener.onTrouble("microphone_lost", message);
+    void this.#replaceMicrophone();
+  }
+
+  #microphoneSilent() {
+    if (this.#muted) return;
+    const message = "The browser silenced the microphone. Check its switch, or bring this page to the front.";
+    this.#listener.onTrouble("microphone_silent", message);
+  }
+
+  async #replaceMicrophone() {
+    const [old] = this.audio.microphone?.getAudioTracks() ?? [];
+    if (old?.readyState !== "ended") return;
+    try {
+      const track = await this.#takeMicrophone();
+      if (!track) return;
+      this.#listener.onNewMicrophone(track);
+      this.#listener.onTrouble("microphone_back", "The microphone is back.");
+    } catch {
+      // There is none yet; `devicechange` tells of the next one.
+    }
+  }
+}

@@ -1,0 +1,216 @@
+/**
+ * Who said what: puts signals together into lines of a transcript, and into turns for the memory. Pure.
+ *
+ * An item's `sequence` is its place in the connection, by the order in which items were made; transcripts come in any
+ * order. An assistant's turn waits until its sound has ended, since only then it is known whether it was interrupted.
+ */
+
+/**
+ * @typedef {import("./events.js").Signal} Signal
+ * @typedef {import("./events.js").Speaker} Speaker
+ *
+ * @typedef {object} Line  What is on screen for one turn; a later line with the same turnId replaces it.
+ * @property {Speaker} speaker
+ * @property {string} text
+ * @property {boolean} final
+ * @property {string} turnId
+ * @property {boolean} interrupted
+ *
+ * @typedef {object} Turn
+ * @property {string} turnId  the item's id
+ * @property {Speaker} role
+ * @property {string} content
+ * @property {number} sequence
+ * @property {boolean} interrupted
+ * @property {string} createdAt  ISO 8601, UTC
+ *
+ * @typedef {{lines: Line[], turns: Turn[]}} Told
+ *
+ * @typedef {object} Item
+ * @property {string} itemId
+ * @property {Speaker} speaker
+ * @property {number} sequence
+ * @property {string} text
+ * @property {boolean} final
+ * @property {boolean} interrupted
+ * @property {boolean} told      whether it was handed over as a turn
+ * @property {string} createdAt
+ */
+
+const MAX_ITEMS = 200;
+/** Stands in the memory for speech that Azure could not write down, so that its place is not waited for. */
+const NOT_TRANSCRIBED = "(speech that could not be transcribed)";
+
+export class Conversation {
+  /** @type {Map<string, Item>} */
+  #items = new Map();
+  #nextSequence = 0;
+  #sounding = false;
+  #now;
+
+  /** @param {() => Date} [now] */
+  constructor(now = () => new Date()) {
+    this.#now = now;
+  }
+
+  /**
+   * Takes a signal in.
+   * @param {Signal} signal
+   * @returns {Told}
+   */
+  take(signal) {
+    switch (signal.kind) {
+      case "item":
+        return this.#known(signal.itemId)
+          ? nothing()
+          : this.#show(this.#item(signal.itemId, signal.role), signal.role === "user");
+      case "words": {
+        const item = this.#item(signal.itemId, signal.speaker);
+        if (item.final) return nothing();
+        item.text += signal.text;
+        return this.#show(item);
+      }
+      case "said":
+        return this.#said(this.#item(signal.itemId, signal.speaker), signal.text);
+      case "unheard":
+        return this.#notUnderstood(this.#item(signal.itemId, "user"));
+      case "sound_started": {
+        const turns = this.#finishedTurns(true); // whatever sounded before has ended, though nobody said so
+        this.#sounding = true;
+        return { lines: [], turns };
+      }
+      case "sound_stopped":
+        this.#sounding = false;
+        return { lines: [], turns: this.#finishedTurns() };
+      default:
+        return nothing();
+    }
+  }
+
+  /**
+   * What was typed: said at once, and complete.
+   * @param {string} itemId
+   * @param {string} text
+   * @returns {Told}
+   */
+  typed(itemId, text) {
+    return this.#said(this.#item(itemId, "user"), text);
+  }
+
+  /**
+   * The assistant was cut short.
+   * @param {string[]} [itemIds] the items that were cut; without them, the one that is being heard
+   * @returns {Told}
+   */
+  interrupted(itemIds) {
+    const cut = [...this.#items.values()].filter((item) =>
+      itemIds ? itemIds.includes(item.itemId) : this.#sounding && item.speaker === "assistant" && !item.told,
+    );
+    this.#sounding = false;
+    const lines = cut.flatMap((item) => {
+      item.interrupted = true;
+      return this.#show(item).lines;
+    });
+    return { lines, turns: this.#finishedTurns() };
+  }
+
+  /**
+   * The connection is over: turns that waited for their sound to end, and what was said but never completed.
+   * @returns {{turns: Turn[], partial: Turn[]}}
+   */
+  close() {
+    const turns = this.#finishedTurns(true);
+    const partial = [...this.#items.values()]
+      .filter((item) => !item.final && item.text.trim() !== "")
+      .map((item) => turnOf({ ...item, interrupted: true }));
+    this.#items.clear();
+    return { turns, partial };
+  }
+
+  /** @param {string} itemId */
+  #known(itemId) {
+    return this.#items.has(itemId);
+  }
+
+  /**
+   * @param {string} itemId
+   * @param {Speaker} speaker
+   */
+  #item(itemId, speaker) {
+    let item = this.#items.get(itemId);
+    if (!item) {
+      const createdAt = this.#now().toISOString();
+      item = { itemId, speaker, sequence: this.#nextSequence, text: "", final: false, interrupted: false, told: false, createdAt };
+      this.#nextSequence += 1;
+      this.#items.set(itemId, item);
+      this.#forgetOldest();
+    }
+    return item;
+  }
+
+  /**
+   * @param {Item} item
+   * @param {string} text
+   * @returns {Told}
+   */
+  #said(item, text) {
+    if (item.final) return nothing();
+    item.text = text;
+    item.final = true;
+    return { lines: this.#show(item).lines, turns: this.#finishedTurns() };
+  }
+
+  /**
+   * @param {Item} item
+   * @returns {Told}
+   */
+  #notUnderstood(item) {
+    if (item.final) return nothing();
+    const { lines } = this.#said(item, "");
+    return { lines, turns: [{ ...turnOf(item), content: NOT_TRANSCRIBED }] };
+  }
+
+  /**
+   * @param {Item} item
+   * @param {boolean} [worthShowing] an empty line keeps the place of words that are still to come
+   * @returns {Told}
+   */
+  #show({ itemId, speaker, text, final, interrupted }, worthShowing = true) {
+    return worthShowing ? { lines: [{ speaker, text, final, turnId: itemId, interrupted }], turns: [] } : nothing();
+  }
+
+  /**
+   * Turns that are complete and were not handed over yet.
+   * @param {boolean} [all] also those whose sound goes on
+   */
+  #finishedTurns(all = false) {
+    const turns = [];
+    for (const item of this.#items.values()) {
+      if (!item.final || item.told) continue;
+      if (item.speaker === "assistant" && this.#sounding && !all) continue;
+      item.told = true;
+      if (item.text.trim() !== "") turns.push(turnOf(item));
+    }
+    return turns;
+  }
+
+  #forgetOldest() {
+    for (const [itemId, item] of this.#items) {
+      if (this.#items.size <= MAX_ITEMS) return;
+      if (item.told) this.#items.delete(itemId);
+    }
+  }
+}
+
+/**
+ * @param {Item} item
+ * @returns {Turn}
+ */
+function turnOf({ itemId, speaker, text, sequence, interrupted, createdAt }) {
+  return { turnId: itemId, role: speaker, content: text, sequence, interrupted, createdAt };
+}
+
+/** @returns {Told} */
+function nothing() {
+  return { lines: [], turns: [] };
+}

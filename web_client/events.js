@@ -1,0 +1,197 @@
+/**
+ * One vocabulary for what Azure says: both dialects (preview with Voice Live, and GA), the filtered WebRTC stream, and
+ * what the broker adds. Pure: a parsed server event in, a `Signal` out, or null where nobody needs it.
+ */
+
+/**
+ * @typedef {{kind: "ready", dialect: string | null, upstream: string | null}
+ *   | {kind: "agent_switched", agentId: string}
+ *   | {kind: "item", itemId: string, previousItemId: string | null, role: "user" | "assistant"}
+ *   | {kind: "speech_started"}
+ *   | {kind: "speech_stopped"}
+ *   | {kind: "response_started", responseId: string}
+ *   | {kind: "response_done", responseId: string, status: string}
+ *   | {kind: "audio", responseId: string, itemId: string, contentIndex: number, base64: string}
+ *   | {kind: "audio_done", itemId: string}
+ *   | {kind: "sound_started"}
+ *   | {kind: "sound_stopped"}
+ *   | {kind: "words", speaker: Speaker, itemId: string, responseId: string | null, text: string}
+ *   | {kind: "said", speaker: Speaker, itemId: string, responseId: string | null, text: string}
+ *   | {kind: "unheard", itemId: string}
+ *   | {kind: "session_expired"}
+ *   | {kind: "trouble", code: string, message: string, retryable: boolean}} Signal
+ *   `words` adds to what somebody is saying, `said` is all of it; `unheard` is speech that could not be written down;
+ *   `sound_*` is what the peer plays over WebRTC.
+ *
+ * @typedef {"user" | "assistant"} Speaker
+ * @typedef {Record<string, any>} ServerEvent  JSON from outside: every field is checked where it is read.
+ */
+
+/** @type {Record<string, (event: ServerEvent) => Signal | null>} */
+const READERS = {
+  "broker.ready": (event) => ({ kind: "ready", dialect: text(event.dialect), upstream: text(event.upstream) }),
+  "broker.agent.switched": (event) => withText(event.agent_id, (agentId) => ({ kind: "agent_switched", agentId })),
+  "broker.error": (event) => trouble(event, event.retryable === true),
+  "session.created": () => ({ kind: "ready", dialect: null, upstream: null }),
+
+  "input_audio_buffer.speech_started": () => ({ kind: "speech_started" }),
+  "input_audio_buffer.speech_stopped": () => ({ kind: "speech_stopped" }),
+  "input_audio_buffer.committed": (event) => item({ id: event.item_id, role: "user" }, event.previous_item_id),
+  "conversation.item.created": (event) => item(event.item, event.previous_item_id),
+  "conversation.item.added": (event) => item(event.item, event.previous_item_id),
+
+  "conversation.item.input_audio_transcription.delta": (event) => spoken("words", "user", event, event.delta),
+  "conversation.item.input_audio_transcription.completed": (event) => spoken("said", "user", event, event.transcript),
+  "conversation.item.input_audio_transcription.failed": (event) =>
+    withText(event.item_id, (itemId) => ({ kind: "unheard", itemId })),
+
+  "response.created": (event) =>
+    withText(event.response?.id, (responseId) => ({ kind: "response_started", responseId })),
+  "response.done": (event) =>
+    withText(event.response?.id, (responseId) => ({
+      kind: "response_done",
+      responseId,
+      status: text(event.response.status) ?? "completed",
+    })),
+  "output_audio_buffer.started": () => ({ kind: "sound_started" }),
+  "output_audio_buffer.stopped": () => ({ kind: "sound_stopped" }),
+  "output_audio_buffer.cleared": () => ({ kind: "sound_stopped" }),
+
+  error: (event) =>
+    event.error?.code === "session_expired"
+      ? { kind: "session_expired" }
+      : isHarmless(event.error?.code)
+        ? null
+        : trouble(event.error ?? {}, true),
+};
+
+// What the two dialects name differently: `response.audio.delta` is `response.output_audio.delta` in GA, and so on.
+for (const prefix of ["response.", "response.output_"]) {
+  READERS[`${prefix}audio.delta`] = audio;
+  READERS[`${prefix}audio.done`] = (event) => withText(event.item_id, (itemId) => ({ kind: "audio_done", itemId }));
+  READERS[`${prefix}audio_transcript.delta`] = (event) => spoken("words", "assistant", event, event.delta);
+  READERS[`${prefix}audio_transcript.done`] = (event) => spoken("said", "assistant", event, event.transcript);
+  READERS[`${prefix}text.delta`] = (event) => spoken("words", "assistant", event, event.delta);
+  READERS[`${prefix}text.done`] = (event) => spoken("said", "assistant", event, event.text);
+}
+
+/**
+ * @param {unknown} event as it came, parsed
+ * @returns {Signal | null}
+ */
+export function readEvent(event) {
+  if (typeof event !== "object" || event === null) return null;
+  const type = /** @type {ServerEvent} */ (event).type;
+  if (typeof type !== "string" || !Object.hasOwn(READERS, type)) return null;
+  return READERS[type](/** @type {ServerEvent} */ (event));
+}
+
+/**
+ * As `readEvent`, from the text of a frame; what is not JSON is nobody's.
+ * @param {unknown} frame
+ * @returns {Signal | null}
+ */
+export function readFrame(frame) {
+  if (typeof frame !== "string") return null;
+  try {
+    return readEvent(JSON.parse(frame));
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * The events by which a typed text is said and answered.
+ * @param {string} itemId ours, at most 32 characters
+ * @param {string} words
+ */
+export function textEvents(itemId, words) {
+  return [
+    {
+      type: "conversation.item.create",
+      item: { id: itemId, type: "message", role: "user", content: [{ type: "input_text", text: words }] },
+    },
+    { type: "response.create" },
+  ];
+}
+
+/** @param {import("./audio/jitter-buffer.js").Cut} cut */
+export function truncateEvent({ itemId, contentIndex, playedMs }) {
+  return { type: "conversation.item.truncate", item_id: itemId, content_index: contentIndex, audio_end_ms: playedMs };
+}
+
+/** @param {unknown} code */
+function isHarmless(code) {
+  // Our cancel crossed the answer's end on the way.
+  return code === "response_cancel_not_active" || code === "cancellation_failed";
+}
+
+/**
+ * @param {ServerEvent | undefined} made
+ * @param {unknown} previousItemId
+ * @returns {Signal | null}
+ */
+function item(made, previousItemId) {
+  const role = made?.role;
+  if (role !== "user" && role !== "assistant") return null;
+  return withText(made?.id, (itemId) => ({ kind: "item", itemId, previousItemId: text(previousItemId), role }));
+}
+
+/**
+ * @param {ServerEvent} event
+ * @returns {Signal | null}
+ */
+function audio(event) {
+  const base64 = text(event.delta);
+  if (base64 === null) return null;
+  return withText(event.item_id, (itemId) => ({
+    kind: "audio",
+    responseId: text(event.response_id) ?? "",
+    itemId,
+    contentIndex: Number.isInteger(event.content_index) ? event.content_index : 0,
+    base64,
+  }));
+}
+
+/**
+ * @param {"words" | "said"} kind
+ * @param {Speaker} speaker
+ * @param {ServerEvent} event
+ * @param {unknown} words
+ * @returns {Signal | null}
+ */
+function spoken(kind, speaker, event, words) {
+  if (typeof words !== "string") return null;
+  return withText(event.item_id, (itemId) => ({
+    kind,
+    speaker,
+    itemId,
+    responseId: text(event.response_id),
+    text: words,
+  }));
+}
+
+/**
+ * @param {ServerEvent} error
+ * @param {boolean} retryable
+ * @returns {Signal}
+ */
+function trouble(error, retryable) {
+  const code = text(error.code) ?? text(error.type) ?? "unknown";
+  return { kind: "trouble", code, message: text(error.message) ?? "Something went wrong on the other side.", retryable };
+}
+
+/**
+ * @param {unknown} value
+ * @param {(value: string) => Signal} make
+ * @returns {Signal | null}
+ */
+function withText(value, make) {
+  const found = text(value);
+  return found === null ? null : make(found);
+}
+
+/** @param {unknown} value */
+function text(value) {
+  return typeof value === "string" && value !== "" ? value : null;
+}

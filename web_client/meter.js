@@ -1,0 +1,90 @@
+/** The page's sign of life: the last seconds of both voices, yours above the line, the agent's below. */
+
+const BAR_PX = 4;
+const GAP_PX = 3;
+
+export class Meter {
+  #canvas;
+  /** @type {{input: number, output: number}[]} */
+  #history = [];
+  #still = matchMedia("(prefers-reduced-motion: reduce)");
+  #dirty = true;
+
+  /** @param {HTMLCanvasElement} canvas */
+  constructor(canvas) {
+    this.#canvas = canvas;
+    new ResizeObserver(() => this.#request(true)).observe(canvas);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#request(true));
+    this.#request(true);
+  }
+
+  /** @param {{input: number, output: number}} level each from 0 to 1 */
+  add(level) {
+    // Without motion, one level fills the whole width: it swells, and nothing travels.
+    if (this.#still.matches) this.#history = [];
+    this.#history.push(level);
+    if (this.#history.length > 600) this.#history.splice(0, 300);
+    this.#request(false);
+  }
+
+  /** @param {boolean} force */
+  #request(force) {
+    if (this.#dirty && !force) return;
+    this.#dirty = true;
+    requestAnimationFrame(() => this.#draw());
+  }
+
+  #draw() {
+    this.#dirty = false;
+    const { clientWidth: width, clientHeight: height } = this.#canvas;
+    const scale = devicePixelRatio;
+    if (this.#canvas.width !== Math.round(width * scale)) this.#canvas.width = Math.round(width * scale);
+    if (this.#canvas.height !== Math.round(height * scale)) this.#canvas.height = Math.round(height * scale);
+    const pen = this.#canvas.getContext("2d");
+    if (!pen) return;
+    const style = getComputedStyle(this.#canvas);
+    pen.setTransform(scale, 0, 0, scale, 0, 0);
+    pen.clearRect(0, 0, width, height);
+    const count = Math.floor(width / (BAR_PX + GAP_PX));
+    const middle = height / 2;
+    for (let index = 0; index < count; index += 1) {
+      const level = this.#still.matches ? this.#history.at(-1) : this.#history.at(index - count);
+      const x = index * (BAR_PX + GAP_PX);
+      const known = level && (this.#still.matches || index >= count - this.#history.length);
+      bar(pen, x, middle - 2, -1, known ? level.input : 0, middle, style.getPropertyValue("--you"));
+      bar(pen, x, middle + 2, 1, known ? level.output : 0, middle, style.getPropertyValue("--agent"));
+      if (!known || level.input + level.output < 0.02) dot(pen, x, middle, style.getPropertyValue("--line"));
+    }
+  }
+}
+
+/**
+ * @param {CanvasRenderingContext2D} pen
+ * @param {number} x
+ * @param {number} y
+ * @param {1 | -1} direction
+ * @param {number} level
+ * @param {number} room
+ * @param {string} colour
+ */
+function bar(pen, x, y, direction, level, room, colour) {
+  const length = level * (room - 4);
+  if (length < 1) return;
+  pen.fillStyle = colour;
+  pen.beginPath();
+  pen.roundRect(x, direction > 0 ? y : y - length, BAR_PX, length, BAR_PX / 2);
+  pen.fill();
+}
+
+/**
+ * @param {CanvasRenderingContext2D} pen
+ * @param {number} x
+ * @param {number} middle
+ * @param {string} colour
+ */
+function dot(pen, x, middle, colour) {
+  pen.fillStyle = colour;
+  pen.beginPath();
+  pen.arc(x + BAR_PX / 2, middle, BAR_PX / 2, 0, 2 * Math.PI);
+  pen.fill();
+}

@@ -1,0 +1,105 @@
+/** A plan, as the broker answers it: checked field by field, since a page acts upon it. Pure. */
+
+/**
+ * @typedef {"webrtc" | "webrtc_relay" | "websocket" | "websocket_proxy"} TransportName
+ *
+ * @typedef {object} Connection
+ * @property {TransportName} transport
+ * @property {string} url
+ * @property {string | null} token        what goes into the Authorization header
+ * @property {string[]} protocols         what goes into the WebSocket handshake
+ * @property {number} expiresInS          from the plan's arrival on
+ *
+ * @typedef {object} Plan
+ * @property {string} sessionId
+ * @property {string} sessionToken
+ * @property {string} agentId
+ * @property {boolean} degraded           nothing could be minted
+ * @property {Connection[]} connections   in the order to try
+ * @property {number} receivedAtMs        on the page's own monotonic clock
+ */
+
+/** @type {readonly TransportName[]} */
+export const TRANSPORTS = ["webrtc", "webrtc_relay", "websocket", "websocket_proxy"];
+
+const MAX_LIFE_S = 86_400;
+
+/** What a page must never hold: resource keys, OpenAI keys, Entra tokens (JWTs). */
+const LONG_LIVED = [/^[0-9a-f]{32}$/i, /^[A-Za-z0-9]{84}$/, /^sk-/, /^eyJ[\w-]+\.[\w-]+\.[\w-]*$/];
+
+/**
+ * @param {any} body the answer's JSON
+ * @param {number} nowMs on a monotonic clock
+ * @param {readonly string[] | null} [wanted] the transports that may be used; null is all
+ * @returns {Plan | null} null where there is nothing to connect to
+ */
+export function readPlan(body, nowMs, wanted = null) {
+  if (!isText(body?.session_id) || !isText(body.session_token) || !Array.isArray(body.connections)) return null;
+  const connections = body.connections
+    .map(readConnection)
+    .filter((/** @type {Connection | null} */ connection) => connection && (!wanted || wanted.includes(connection.transport)));
+  if (connections.length === 0) return null;
+  return {
+    sessionId: body.session_id,
+    sessionToken: body.session_token,
+    agentId: isText(body.agent_id) ? body.agent_id : "",
+    degraded: body.degraded === true,
+    connections,
+    receivedAtMs: nowMs,
+  };
+}
+
+/**
+ * Whether a token may be used in a page: short-lived by its own word, and not in the shape of a key.
+ * @param {Connection} connection
+ */
+export function isEphemeral({ transport, token, protocols, expiresInS }) {
+  if (!(expiresInS <= MAX_LIFE_S)) return false;
+  if (transport === "websocket_proxy" || transport === "webrtc_relay") return true; // the broker's own token
+  const secrets = token === null ? protocols.filter((name) => name.startsWith(KEY_PROTOCOL)) : [token];
+  return secrets.length > 0 && secrets.every((secret) => !looksLongLived(secret.replace(KEY_PROTOCOL, "")));
+}
+
+const KEY_PROTOCOL = "openai-insecure-api-key.";
+
+/** @param {string} secret */
+function looksLongLived(secret) {
+  return secret === "" || LONG_LIVED.some((shape) => shape.test(secret));
+}
+
+/**
+ * @param {any} raw
+ * @returns {Connection | null} null where this client can't use it
+ */
+function readConnection(raw) {
+  if (!TRANSPORTS.includes(raw?.transport) || !isText(raw.url)) return null;
+  const protocols = Array.isArray(raw.protocols) ? raw.protocols.filter(isText) : [];
+  const token = isText(raw.token) ? raw.token : null;
+  const webSocket = raw.transport.startsWith("websocket");
+  if (!isSecure(raw.url, webSocket ? ["wss:", "ws:"] : ["https:", "http:"])) return null;
+  if (webSocket ? protocols.length === 0 : token === null) return null;
+  const expiresInS = Number.isFinite(raw.expires_in_s) ? raw.expires_in_s : Infinity;
+  return { transport: raw.transport, url: raw.url, token, protocols, expiresInS };
+}
+
+/**
+ * Encrypted, or on this very machine, or where the page itself came from.
+ * @param {string} url
+ * @param {string[]} schemes the encrypted one first
+ */
+function isSecure(url, [encrypted, plain]) {
+  if (!URL.canParse(url)) return false;
+  const { protocol, hostname, host } = new URL(url);
+  if (protocol === encrypted) return true;
+  return protocol === plain && (isLoopback(hostname) || host === globalThis.location?.host);
+}
+
+/** @param {string} hostname */
+function isLoopback(hostname) {
+  return hostname === "localhost" || hostname === "[::1]" || /^127\.\d+\.\d+\.\d+$/.test(hostname);
+}
+
+/** @param {unknown} value @returns {value is string} */
+function isText(value) {
+  return typeof value === "string" && value !== "";
+}

@@ -1,0 +1,103 @@
+/**
+ * Writes down what is said: lines for the screen, and turns for the memory where nobody else reports them. One
+ * conversation a connection; what is left over when it ends is not lost.
+ */
+
+import { Conversation } from "./conversation.js";
+import { TurnReporter } from "./turn-reporter.js";
+
+/**
+ * @typedef {import("./conversation.js").Line} Line
+ * @typedef {import("./conversation.js").Turn} Turn
+ * @typedef {import("./events.js").Signal} Signal
+ *
+ * @typedef {object} Heading  Whose words these are, and by what right they are reported.
+ * @property {string} sessionId
+ * @property {string} sessionToken
+ * @property {string} agentId
+ * @property {boolean} reports  false where the proxy does it
+ */
+
+const LAST_TURNS_MS = 500;
+
+export class Scribe {
+  #broker;
+  #reporter;
+  #onLine;
+  #conversation = new Conversation();
+  /** @type {Heading | null} */
+  #heading = null;
+
+  /**
+   * @param {import("./broker.js").Broker} broker
+   * @param {{onLine: (line: Line) => void, onLost: () => void}} listener
+   */
+  constructor(broker, { onLine, onLost }) {
+    this.#broker = broker;
+    this.#onLine = onLine;
+    this.#reporter = new TurnReporter({ post: (parcel, options) => broker.reportTurn(parcel, options), onLost });
+  }
+
+  /**
+   * A connection is live.
+   * @param {Heading} heading
+   */
+  begin(heading) {
+    this.#heading = heading;
+  }
+
+  /** The connection is over: tells what waited, and hands over the words that were cut off with it. */
+  end() {
+    const { turns, partial } = this.#conversation.close();
+    this.#conversation = new Conversation();
+    this.#report(turns);
+    const heading = this.#heading;
+    if (heading?.reports && partial.length > 0) {
+      this.#broker.enrich(partial.map((turn) => ({ turn, ...heading }))).catch(() => undefined); // fire and forget
+    }
+    this.#heading = null;
+  }
+
+  /** @param {Signal} signal */
+  take(signal) {
+    if (signal.kind === "agent_switched" && this.#heading) this.#heading = { ...this.#heading, agentId: signal.agentId };
+    this.#tell(this.#conversation.take(signal));
+  }
+
+  /**
+   * @param {string} itemId
+   * @param {string} words
+   */
+  typed(itemId, words) {
+    this.#tell(this.#conversation.typed(itemId, words));
+  }
+
+  /** @param {import("./audio/jitter-buffer.js").Cut[] | null} cuts null where only the peer knows what was cut */
+  interrupted(cuts) {
+    this.#tell(this.#conversation.interrupted(cuts?.map(({ itemId }) => itemId)));
+  }
+
+  /** Resolves when all turns have arrived; no later than in half a second. */
+  async settled() {
+    if (this.#reporter.pending === 0) return;
+    await Promise.race([this.#reporter.drained(), new Promise((resolve) => setTimeout(resolve, LAST_TURNS_MS))]);
+  }
+
+  /** The page closes: the last turns go out with it. */
+  flushOnClose() {
+    this.end();
+    this.#reporter.flushOnClose();
+  }
+
+  /** @param {import("./conversation.js").Told} told */
+  #tell({ lines, turns }) {
+    for (const line of lines) this.#onLine(line);
+    this.#report(turns);
+  }
+
+  /** @param {Turn[]} turns */
+  #report(turns) {
+    const heading = this.#heading;
+    if (heading?.reports) for (const turn of turns) this.#reporter.report({ turn, ...heading });
+  }
+}

@@ -1,0 +1,310 @@
+/**
+ * What a session does next: every decision about connecting, failing over and giving up, and no I/O. `decide` takes a
+ * state and an event and gives the next state and the actions that lead there; `VoiceSession` carries them out.
+ *
+ * | what happened                                        | what is done                                         |
+ * |------------------------------------------------------|------------------------------------------------------|
+ * | SDP refused or slow, token expired or not ephemeral  | the plan's next connection                           |
+ * | ICE failed or not connected in time, channel dead    | the plan's WebSocket; WebRTC is left out from now on |
+ * | a ticket spent or expired, the broker draining       | a new plan, at once                                  |
+ * | the plan's connections are used up, a talk dropped   | a new plan for the same session, after a jittered wait |
+ * | Azure's session limit comes near, another agent      | a new plan for the same session, at once             |
+ * | refused for good (agent, rights, origin, too many)   | failed; the loop stops                               |
+ */
+
+/**
+ * @typedef {import("./plan.js").Plan} Plan
+ * @typedef {import("./plan.js").Connection} Connection
+ *
+ * @typedef {"sdp_refused" | "sdp_timeout" | "ice_failed" | "ice_timeout" | "channel_closed" | "token_expired"
+ *   | "token_not_ephemeral" | "ticket_spent" | "socket_closed" | "socket_timeout" | "azure_dropped" | "draining"
+ *   | "session_limit" | "not_reading" | "plan_failed" | "network_lost" | "refused"} FailureCode
+ *
+ * @typedef {object} Failure
+ * @property {FailureCode} code
+ * @property {string} message       says what happened and what to do
+ * @property {boolean} [fatal]      asking again cannot help
+ * @property {string} [reportAs]    the stable code for the page, where `code` is too coarse
+ * @property {number} [retryAfterMs]
+ *
+ * @typedef {object} Journey  What is remembered on the way to a connection.
+ * @property {boolean} resume     the session was live before
+ * @property {number} attempt     plans asked for in vain since it was last live for a while
+ * @property {boolean} noWebRtc   its media path is known to be blocked
+ * @property {string} reason      why we are not where we would rather be
+ *
+ * @typedef {{name: "idle"}
+ *   | {name: "requesting", journey: Journey}
+ *   | {name: "connecting", journey: Journey, plan: Plan, index: number}
+ *   | {name: "live", journey: Journey, plan: Plan, index: number, sinceMs: number}
+ *   | {name: "waiting", journey: Journey, delayMs: number}
+ *   | {name: "ended", reason: string}
+ *   | {name: "failed", code: string, message: string}} State
+ *
+ * @typedef {{type: "talk"}
+ *   | {type: "plan", plan: Plan}
+ *   | {type: "plan_failed", failure: Failure}
+ *   | {type: "opened"}
+ *   | {type: "failed", failure: Failure}
+ *   | {type: "dropped", failure: Failure}
+ *   | {type: "move", reason: string}
+ *   | {type: "wake"}
+ *   | {type: "microphone_failed", failure: Failure}
+ *   | {type: "hang_up", reason: string}} Event
+ *
+ * @typedef {{do: "request_plan"}
+ *   | {do: "open", connection: Connection}
+ *   | {do: "close"}
+ *   | {do: "wait", delayMs: number}
+ *   | {do: "report", code: string, message: string, retryable: boolean}} Action
+ *   `open` takes the place of the connection before.
+ *
+ * @typedef {{state: State, actions: Action[]}} Decision
+ * @typedef {{nowMs: number, random: number}} Moment  a monotonic clock, and a number in [0, 1) for jitter
+ */
+
+export const FIRST_BACKOFF_MS = 500;
+export const MAX_BACKOFF_MS = 8_000;
+/** Plans asked for before giving up: a first connection, and a talk that was live. */
+export const MAX_ATTEMPTS = { first: 4, resume: 12 };
+const EXPIRY_SLACK_S = 2;
+/** A talk that lived for so long begins anew in its count of attempts; else one that flaps would never be given up. */
+const STEADY_MS = 10_000;
+
+/** Codes after which WebRTC need not be tried again: the media's path is the same, relayed signalling or not. */
+const MEDIA_BLOCKED = new Set(["ice_failed", "ice_timeout", "channel_closed"]);
+/** Codes after which the same plan cannot help, and no wait is needed. */
+const PLAN_SPENT = new Set(["ticket_spent", "draining"]);
+
+/**
+ * @param {State} state
+ * @param {Event} event
+ * @param {Moment} moment
+ * @returns {Decision}
+ */
+export function decide(state, event, moment) {
+  if (event.type === "hang_up") return hangUp(state, event.reason);
+  if (event.type === "microphone_failed") return giveUp(event.failure);
+  switch (state.name) {
+    case "idle":
+    case "ended":
+    case "failed":
+      return event.type === "talk" ? request(newJourney()) : stay(state);
+    case "waiting":
+      return event.type === "wake" ? request(state.journey) : stay(state);
+    case "requesting":
+      if (event.type === "plan") return openFrom(event.plan, 0, firstReason(state.journey, event.plan), moment);
+      if (event.type === "plan_failed") return retry(state.journey, event.failure, moment);
+      if (event.type === "move") return move(state.journey, event.reason);
+      return stay(state);
+    case "connecting":
+      if (event.type === "opened") return goLive(state, moment);
+      if (event.type === "failed") return failOver(state, event.failure, moment);
+      if (event.type === "move") return move(state.journey, event.reason);
+      return stay(state);
+    case "live":
+      if (event.type === "dropped") return dropped(state, event.failure, moment);
+      if (event.type === "move") return move(state.journey, event.reason);
+      return stay(state);
+  }
+}
+
+/**
+ * The state's name in the page's words.
+ * @param {State} state
+ * @returns {"idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed"}
+ */
+export function publicName(state) {
+  switch (state.name) {
+    case "requesting":
+    case "connecting":
+      return state.journey.resume ? "reconnecting" : state.name;
+    case "waiting":
+      return state.journey.resume ? "reconnecting" : "requesting";
+    default:
+      return state.name;
+  }
+}
+
+/** @returns {Journey} */
+function newJourney() {
+  return { resume: false, attempt: 0, noWebRtc: false, reason: "first_choice" };
+}
+
+/**
+ * @param {Journey} journey
+ * @returns {Decision}
+ */
+function request(journey) {
+  return { state: { name: "requesting", journey }, actions: [{ do: "request_plan" }] };
+}
+
+/**
+ * @param {Journey} journey
+ * @param {Plan} plan
+ * @returns {Journey}
+ */
+function firstReason(journey, plan) {
+  return journey.reason === "first_choice" && plan.degraded ? { ...journey, reason: "not_minted" } : journey;
+}
+
+/**
+ * Opens the first connection from `index` on that is worth trying.
+ * @param {Plan} plan
+ * @param {number} index
+ * @param {Journey} journey
+ * @param {Moment} moment
+ * @returns {Decision}
+ */
+function openFrom(plan, index, journey, moment) {
+  const connection = plan.connections[index];
+  if (!connection) return retry(journey, { code: "plan_failed", message: "None of the ways to Azure worked." }, moment);
+  if (journey.noWebRtc && isWebRtc(connection) && !plan.connections.every(isWebRtc)) {
+    return openFrom(plan, index + 1, journey, moment);
+  }
+  if (moment.nowMs - plan.receivedAtMs > (connection.expiresInS - EXPIRY_SLACK_S) * 1000) {
+    if (connection.transport === "websocket_proxy") return again(journey, "ticket_spent", moment);
+    return openFrom(plan, index + 1, { ...journey, reason: "token_expired" }, moment);
+  }
+  return { state: { name: "connecting", journey, plan, index }, actions: [{ do: "open", connection }] };
+}
+
+/**
+ * @param {Extract<State, {name: "connecting"}>} state
+ * @param {Moment} moment
+ * @returns {Decision}
+ */
+function goLive({ journey, plan, index }, { nowMs }) {
+  return { state: { name: "live", journey: { ...journey, resume: true }, plan, index, sinceMs: nowMs }, actions: [] };
+}
+
+/**
+ * A connection could not be opened.
+ * @param {Extract<State, {name: "connecting"}>} state
+ * @param {Failure} failure
+ * @param {Moment} moment
+ * @returns {Decision}
+ */
+function failOver({ journey, plan, index }, failure, moment) {
+  if (failure.fatal) return giveUp(failure);
+  if (PLAN_SPENT.has(failure.code)) return again(journey, failure.code, moment);
+  return openFrom(plan, index + 1, learn(journey, failure), moment);
+}
+
+/**
+ * A talk broke off. A new plan, since its epoch puts the later turns behind the earlier ones.
+ * @param {Extract<State, {name: "live"}>} state
+ * @param {Failure} failure
+ * @param {Moment} moment
+ * @returns {Decision}
+ */
+function dropped({ journey, sinceMs }, failure, moment) {
+  if (failure.fatal) return giveUp(failure);
+  const learned = learn(journey, failure);
+  const steady = moment.nowMs - sinceMs >= STEADY_MS;
+  if (!steady && journey.attempt > 0) return retry(learned, failure, moment);
+  const next = { ...learned, attempt: 1 };
+  // A crowd's connections break together; our own path, or our own time, does not: no wait.
+  const alone = failure.code === "session_limit" || MEDIA_BLOCKED.has(failure.code);
+  return alone ? move(next, failure.code) : wait(next, jitter(FIRST_BACKOFF_MS / 2, moment), [{ do: "close" }]);
+}
+
+/**
+ * To a new plan at once, closing what there is.
+ * @param {Journey} journey
+ * @param {string} reason
+ * @returns {Decision}
+ */
+function move(journey, reason) {
+  const next = request({ ...journey, reason });
+  return { state: next.state, actions: [{ do: "close" }, ...next.actions] };
+}
+
+/**
+ * To a new plan because this one is used up: at once the first time, then with a wait.
+ * @param {Journey} journey
+ * @param {string} reason
+ * @param {Moment} moment
+ * @returns {Decision}
+ */
+function again(journey, reason, moment) {
+  if (journey.attempt === 0) return move({ ...journey, attempt: 1 }, reason);
+  return retry({ ...journey, reason }, { code: "plan_failed", message: "The broker's tickets are not accepted." }, moment);
+}
+
+/**
+ * @param {Journey} journey
+ * @param {Failure} failure
+ * @param {Moment} moment
+ * @returns {Decision}
+ */
+function retry(journey, failure, moment) {
+  const attempt = journey.attempt + 1;
+  const limit = journey.resume ? MAX_ATTEMPTS.resume : MAX_ATTEMPTS.first;
+  if (failure.fatal || attempt >= limit) return giveUp(failure);
+  const backoffMs = Math.min(MAX_BACKOFF_MS, FIRST_BACKOFF_MS * 2 ** (attempt - 1));
+  const delayMs = Math.max(failure.retryAfterMs ?? 0, jitter(backoffMs, moment));
+  return wait({ ...journey, attempt }, delayMs, [{ do: "close" }]);
+}
+
+/**
+ * @param {Journey} journey
+ * @param {number} delayMs
+ * @param {Action[]} before
+ * @returns {Decision}
+ */
+function wait(journey, delayMs, before) {
+  return { state: { name: "waiting", journey, delayMs }, actions: [...before, { do: "wait", delayMs }] };
+}
+
+/**
+ * @param {State} state
+ * @param {string} reason
+ * @returns {Decision}
+ */
+function hangUp(state, reason) {
+  if (state.name === "idle" || state.name === "ended" || state.name === "failed") return stay(state);
+  return { state: { name: "ended", reason }, actions: [{ do: "close" }] };
+}
+
+/**
+ * @param {Failure} failure
+ * @returns {Decision}
+ */
+function giveUp({ code, reportAs = code, message }) {
+  return {
+    state: { name: "failed", code: reportAs, message },
+    actions: [{ do: "close" }, { do: "report", code: reportAs, message, retryable: false }],
+  };
+}
+
+/**
+ * @param {State} state
+ * @returns {Decision}
+ */
+function stay(state) {
+  return { state, actions: [] };
+}
+
+/**
+ * @param {Journey} journey
+ * @param {Failure} failure
+ * @returns {Journey}
+ */
+function learn(journey, { code }) {
+  return { ...journey, reason: code, noWebRtc: journey.noWebRtc || MEDIA_BLOCKED.has(code) };
+}
+
+/** @param {Connection} connection */
+function isWebRtc({ transport }) {
+  return transport.startsWith("webrtc");
+}
+
+/**
+ * Between half of `ms` and all of it.
+ * @param {number} ms
+ * @param {Moment} moment
+ */
+function jitter(ms, { random }) {
+  return Math.round(ms * (0.5 + random / 2));
+}

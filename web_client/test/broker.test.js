@@ -1,0 +1,85 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { Broker, BrokerError, retryAfterMs } from "../broker.js";
+
+/** A broker behind a fetch that answers once with `answer`, and shows what it was asked. */
+function asking(answer) {
+  const asked = [];
+  const fetch = async (url, init) => {
+    asked.push({ url, init, body: init.body && JSON.parse(init.body) });
+    if (answer instanceof Error) throw answer;
+    return answer;
+  };
+  return { broker: new Broker("https://b.example/", fetch), asked };
+}
+
+const json = (body, init) => new Response(JSON.stringify(body), init);
+const PARCEL = {
+  turn: { turnId: "i1", role: "user", content: "Hey", sequence: 3, interrupted: true, createdAt: "2026-01-01T00:00:00Z" },
+  agentId: "elena",
+  sessionId: "s",
+  sessionToken: "t",
+};
+
+test("a plan is asked for with the session to resume and its token", async () => {
+  const { broker, asked } = asking(json({ session_id: "s" }));
+  await broker.requestPlan({ agentId: "elena", sessionId: "s", sessionToken: "t", userId: "u" });
+  assert.equal(asked[0].url, "https://b.example/api/v1/voice/realtime/token");
+  assert.equal(asked[0].init.headers["X-Session-Token"], "t");
+  assert.deepEqual(asked[0].body, { agent_id: "elena", session_id: "s", user_id: "u", modalities: ["audio", "text"] });
+});
+
+test("a turn is reported with all that the contract has", async () => {
+  const { broker, asked } = asking(json({ status: "success" }));
+  await broker.reportTurn(PARCEL, { keepalive: true });
+  assert.equal(asked[0].init.headers.Authorization, "Bearer t");
+  assert.equal(asked[0].init.keepalive, true);
+  assert.deepEqual(asked[0].body, {
+    session_id: "s", agent_id: "elena", role: "user", content: "Hey", turn_id: "i1", sequence: 3,
+    created_at: "2026-01-01T00:00:00Z", interrupted: true,
+  });
+});
+
+test("what was being said goes to the memory under the same key as a turn", async () => {
+  const { broker, asked } = asking(json({ success: true }, { status: 202 }));
+  await broker.enrich([PARCEL]);
+  assert.equal(asked[0].url, "https://b.example/api/v1/memory/enrich");
+  assert.deepEqual(asked[0].body.transcripts, [
+    { text: "Hey", session_id: "s", speaker: "user", agent_id: "elena", channel: "voice", turn_id: "i1" },
+  ]);
+});
+
+test("a problem document's code and detail reach the page", async () => {
+  const problem = json({ code: "unknown_agent", detail: "Ask for elena.", correlation_id: "c" }, { status: 404 });
+  await assert.rejects(asking(problem).broker.requestPlan({}), (error) => {
+    assert.ok(error instanceof BrokerError);
+    assert.deepEqual([error.code, error.message, error.status, error.retryable, error.correlationId], ["unknown_agent", "Ask for elena.", 404, false, "c"]);
+    return true;
+  });
+});
+
+for (const [status, retryable] of [[400, false], [401, false], [403, false], [404, false], [408, true], [413, false], [422, false], [429, true], [500, true], [502, true], [503, true]]) {
+  test(`${status} ${retryable ? "is asked again" : "is final"}, whatever its body`, async () => {
+    await assert.rejects(asking(new Response("<html>", { status })).broker.requestPlan({}), { retryable, code: `http_${status}` });
+  });
+}
+
+test("a broker that can't be reached is asked again", async () => {
+  await assert.rejects(asking(new TypeError("fetch failed")).broker.requestPlan({}), { code: "unreachable", retryable: true });
+});
+
+test("a plan that is no JSON is asked for again", async () => {
+  await assert.rejects(asking(new Response("<html>")).broker.requestPlan({}), { code: "unreadable", retryable: true });
+});
+
+test("a caller who leaves gets its own abort, not an error of ours", async () => {
+  const leaving = AbortSignal.abort(new Error("left"));
+  await assert.rejects(asking(new Error("aborted")).broker.requestPlan({}, leaving), { message: "left" });
+});
+
+for (const [header, ms] of [[null, 0], ["", 0], ["7", 7_000], ["900", 60_000], ["-3", 0], ["soon", 0], ["Thu, 01 Jan 2026 00:00:05 GMT", 5_000], ["Thu, 01 Jan 1970 00:00:00 GMT", 0]]) {
+  test(`Retry-After ${JSON.stringify(header)} is ${ms} ms`, () => {
+    assert.equal(retryAfterMs(header, Date.parse("2026-01-01T00:00:00Z")), ms);
+  });
+}

@@ -1,0 +1,101 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { Conversation } from "../conversation.js";
+
+const item = (itemId, role) => ({ kind: "item", itemId, previousItemId: null, role });
+const words = (speaker, itemId, text) => ({ kind: "words", speaker, itemId, responseId: null, text });
+const said = (speaker, itemId, text) => ({ kind: "said", speaker, itemId, responseId: null, text });
+
+function take(conversation, signals) {
+  const told = signals.map((signal) => conversation.take(signal));
+  return { lines: told.flatMap(({ lines }) => lines), turns: told.flatMap(({ turns }) => turns) };
+}
+
+test("a line grows with the words, and ends with the whole", () => {
+  const { lines } = take(new Conversation(), [words("assistant", "a", "Hel"), words("assistant", "a", "lo"), said("assistant", "a", "Hello.")]);
+  assert.deepEqual(lines.map(({ text, final }) => [text, final]), [["Hel", false], ["Hello", false], ["Hello.", true]]);
+});
+
+test("the user's line keeps its place while its words are still to come", () => {
+  const { lines } = take(new Conversation(), [item("u", "user"), item("a", "assistant"), said("assistant", "a", "Yes?"), said("user", "u", "Hey")]);
+  assert.deepEqual(lines.map(({ turnId, text }) => [turnId, text]), [["u", ""], ["a", "Yes?"], ["u", "Hey"]]);
+});
+
+test("a turn's sequence is its item's place, in whatever order the transcripts come", () => {
+  const { turns } = take(new Conversation(), [item("u", "user"), item("a", "assistant"), said("assistant", "a", "Yes?"), said("user", "u", "Hey")]);
+  assert.deepEqual(turns.map(({ turnId, sequence }) => [turnId, sequence]), [["a", 1], ["u", 0]]);
+});
+
+test("a turn is told once, however often its end is said", () => {
+  const { turns } = take(new Conversation(), [said("user", "u", "Hey"), said("user", "u", "Hey!"), item("u", "user")]);
+  assert.deepEqual(turns.map(({ content }) => content), ["Hey"]);
+});
+
+test("speech that could not be written down shows an empty line, and keeps its place in the memory", () => {
+  const { lines, turns } = take(new Conversation(), [item("u", "user"), { kind: "unheard", itemId: "u" }]);
+  assert.deepEqual([lines.at(-1).final, lines.at(-1).text], [true, ""]);
+  assert.deepEqual(turns.map(({ sequence, content }) => [sequence, content]), [[0, "(speech that could not be transcribed)"]]);
+});
+
+test("an assistant's turn waits for the end of its sound, the user's does not", () => {
+  const conversation = new Conversation();
+  const during = take(conversation, [{ kind: "sound_started" }, said("assistant", "a", "A long story."), said("user", "u", "Hm")]);
+  assert.deepEqual(during.turns.map(({ turnId }) => turnId), ["u"]);
+  const after = conversation.take({ kind: "sound_stopped" });
+  assert.deepEqual(after.turns.map(({ turnId, interrupted }) => [turnId, interrupted]), [["a", false]]);
+});
+
+test("an answer cut short says so, on screen and in its turn", () => {
+  const conversation = new Conversation();
+  take(conversation, [{ kind: "sound_started" }, said("assistant", "a", "A long story.")]);
+  const { lines, turns } = conversation.interrupted();
+  assert.deepEqual(lines.map(({ turnId, interrupted }) => [turnId, interrupted]), [["a", true]]);
+  assert.deepEqual(turns.map(({ turnId, interrupted }) => [turnId, interrupted]), [["a", true]]);
+});
+
+test("an answer cut before its words were complete is told as interrupted when they are", () => {
+  const conversation = new Conversation();
+  take(conversation, [{ kind: "sound_started" }, words("assistant", "a", "A long")]);
+  conversation.interrupted();
+  const { turns } = conversation.take(said("assistant", "a", "A long story."));
+  assert.deepEqual(turns.map(({ interrupted }) => interrupted), [true]);
+});
+
+test("speech into silence interrupts nothing", () => {
+  const conversation = new Conversation();
+  take(conversation, [said("assistant", "a", "Done.")]);
+  assert.deepEqual(conversation.interrupted(), { lines: [], turns: [] });
+});
+
+test("only the items that were cut are marked, where they are known", () => {
+  const conversation = new Conversation();
+  take(conversation, [words("assistant", "a", "One"), words("assistant", "b", "Two")]);
+  assert.deepEqual(conversation.interrupted(["b"]).lines.map(({ turnId }) => turnId), ["b"]);
+});
+
+test("the next sound ends the one before, though nobody said so", () => {
+  const conversation = new Conversation();
+  take(conversation, [{ kind: "sound_started" }, said("assistant", "a", "First.")]);
+  assert.deepEqual(conversation.take({ kind: "sound_started" }).turns.map(({ turnId }) => turnId), ["a"]);
+});
+
+test("typed words are a line and a turn at once", () => {
+  const { lines, turns } = new Conversation().typed("t", "Hello");
+  assert.deepEqual([lines[0].text, lines[0].final, turns[0].role, turns[0].content], ["Hello", true, "user", "Hello"]);
+});
+
+test("at the end, turns that waited are told, and words without an end are partial", () => {
+  const conversation = new Conversation();
+  take(conversation, [{ kind: "sound_started" }, said("assistant", "a", "Done."), words("assistant", "b", "And fur")]);
+  const { turns, partial } = conversation.close();
+  assert.deepEqual(turns.map(({ turnId }) => turnId), ["a"]);
+  assert.deepEqual(partial.map(({ turnId, content, interrupted }) => [turnId, content, interrupted]), [["b", "And fur", true]]);
+});
+
+test("a talk of hours keeps a bounded number of items", () => {
+  const conversation = new Conversation();
+  for (let n = 0; n < 5_000; n += 1) conversation.take(said("user", `u${n}`, "Hey"));
+  const again = conversation.take(said("user", "u4999", "Hey"));
+  assert.deepEqual(again.turns, []);
+});

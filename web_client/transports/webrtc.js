@@ -1,0 +1,181 @@
+/**
+ * Media straight between browser and Azure. The offer goes to Azure with the ephemeral token, or through the broker
+ * (`webrtc-relay.js`); the media's path is the same.
+ */
+
+import { readFrame } from "../events.js";
+import { failure, within } from "./transport.js";
+
+/**
+ * @typedef {import("./transport.js").TransportContext} TransportContext
+ * @typedef {import("./transport.js").Transport} Transport
+ *
+ * @typedef {(offer: string, signal: AbortSignal) => Promise<{answer: string, hangUp: () => void}>} Exchange
+ *   Brings an SDP offer to Azure. Rejects with a `ConnectionFailure`.
+ */
+
+const SDP_TIMEOUT_MS = 4_000;
+const MEDIA_TIMEOUT_MS = 5_000;
+/** A connection may come back from `disconnected` by itself. */
+const DISCONNECTED_GRACE_MS = 2_500;
+/** For so long nothing of a cut answer is heard; by then Azure has stopped it. */
+const HUSH_MS = 1_000;
+const CHANNEL_LABEL = "oai-events";
+const BLOCKED = "This network lets no direct audio through.";
+
+/** @implements {Transport} */
+export class WebRtcTransport {
+  reportsTurns = true;
+  switchesAgents = false;
+  #context;
+  #exchange;
+  #peer = new RTCPeerConnection();
+  /** @type {RTCDataChannel} */
+  #channel;
+  #open = false;
+  #closed = false;
+  #hangUp = () => {};
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #graceTimer;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #hushTimer;
+
+  /**
+   * @param {TransportContext} context
+   * @param {Exchange} [exchange]
+   */
+  constructor(context, exchange = directExchange(context)) {
+    this.#context = context;
+    this.#exchange = exchange;
+    this.#channel = this.#peer.createDataChannel(CHANNEL_LABEL);
+    this.#channel.onmessage = ({ data }) => this.#take(data);
+    this.#peer.ontrack = ({ track, streams }) => context.audio.attachRemote(streams[0] ?? new MediaStream([track]));
+  }
+
+  /** @param {AbortSignal} signal */
+  async open(signal) {
+    const { microphone } = this.#context.audio;
+    if (microphone) for (const track of microphone.getAudioTracks()) this.#peer.addTrack(track, microphone);
+    else this.#peer.addTransceiver("audio", { direction: "recvonly" });
+    const media = this.#media();
+    media.catch(() => undefined); // it may fail while we are still at the offer
+    await this.#peer.setLocalDescription();
+    const offer = this.#peer.localDescription?.sdp ?? "";
+    const slow = () => failure("sdp_timeout", "Azure took too long to take the call.");
+    const { answer, hangUp } = await within(this.#exchange(offer, signal), SDP_TIMEOUT_MS, signal, slow);
+    this.#hangUp = hangUp;
+    if (this.#closed) return this.#hangUp(); // too late: nobody waits for it any more
+    try {
+      await this.#peer.setRemoteDescription({ type: "answer", sdp: answer });
+    } catch {
+      throw failure("sdp_refused", "Azure's answer to the call can't be understood.");
+    }
+    await within(media, MEDIA_TIMEOUT_MS, signal, () => failure("ice_timeout", BLOCKED));
+    this.#open = true;
+  }
+
+  /** @param {object} event */
+  send(event) {
+    if (this.#channel.readyState === "open") this.#channel.send(JSON.stringify(event));
+  }
+
+  async interrupt() {
+    this.#hush();
+    this.send({ type: "response.cancel" });
+    this.send({ type: "output_audio_buffer.clear" });
+    return null;
+  }
+
+  /** @param {MediaStreamTrack} track */
+  async replaceMicrophone(track) {
+    const sender = this.#peer.getSenders().find((candidate) => candidate.track?.kind === "audio");
+    await sender?.replaceTrack(track);
+  }
+
+  async yieldToUser() {
+    this.#hush();
+    return null;
+  }
+
+  close() {
+    if (this.#closed) return;
+    this.#closed = true;
+    clearTimeout(this.#graceTimer);
+    clearTimeout(this.#hushTimer);
+    this.#peer.onconnectionstatechange = null;
+    this.#channel.onclose = null;
+    this.#channel.onmessage = null;
+    this.#peer.close();
+    this.#context.audio.detachRemote();
+    this.#hangUp();
+  }
+
+  /** Resolves once ICE, DTLS and the data channel stand; tells of a drop after that. */
+  #media() {
+    return new Promise((/** @type {(value: void) => void} */ resolve, reject) => {
+      this.#channel.onopen = () => resolve();
+      this.#channel.onclose = () => {
+        const dead = failure("channel_closed", "The direct connection to Azure closed.");
+        reject(dead);
+        this.#drop(dead.failure);
+      };
+      this.#peer.onconnectionstatechange = () => {
+        clearTimeout(this.#graceTimer);
+        const blocked = failure("ice_failed", BLOCKED);
+        const giveUp = () => {
+          reject(blocked);
+          this.#drop(blocked.failure);
+        };
+        const { connectionState } = this.#peer;
+        if (connectionState === "failed") giveUp();
+        if (connectionState === "disconnected") this.#graceTimer = setTimeout(giveUp, DISCONNECTED_GRACE_MS);
+      };
+    });
+  }
+
+  /** @param {import("../session-machine.js").Failure} reason */
+  #drop(reason) {
+    if (!this.#open || this.#closed) return;
+    this.close();
+    this.#context.onDropped(reason);
+  }
+
+  /** @param {unknown} data */
+  #take(data) {
+    const signal = readFrame(data);
+    if (!signal || signal.kind === "ready") return;
+    if (signal.kind === "sound_started" || signal.kind === "sound_stopped") this.#unhush();
+    this.#context.onSignal(signal);
+  }
+
+  #hush() {
+    this.#context.audio.hushRemote(true);
+    clearTimeout(this.#hushTimer);
+    this.#hushTimer = setTimeout(() => this.#unhush(), HUSH_MS);
+  }
+
+  #unhush() {
+    clearTimeout(this.#hushTimer);
+    this.#context.audio.hushRemote(false);
+  }
+}
+
+/**
+ * The offer goes to Azure itself.
+ * @param {TransportContext} context
+ * @returns {Exchange}
+ */
+function directExchange({ connection: { url, token } }) {
+  return async (offer, signal) => {
+    const headers = { "Content-Type": "application/sdp", Authorization: `Bearer ${token}` };
+    let answer;
+    try {
+      answer = await fetch(url, { method: "POST", headers, body: offer, signal, credentials: "omit", redirect: "error" });
+    } catch (error) {
+      signal.throwIfAborted();
+      throw failure("sdp_refused", "Azure can't be reached directly.");
+    }
+    if (!answer.ok) throw failure("sdp_refused", `Azure refused the call (${answer.status}).`);
+    return { answer: await answer.text(), hangUp: () => {} }; // only the server could; closing the peer ends it
+  };
+}

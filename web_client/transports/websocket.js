@@ -1,0 +1,194 @@
+/**
+ * The Realtime API over a WebSocket: through the broker's proxy, or straight to Azure where the plan says so. The same
+ * events either way; the page carries the audio itself.
+ */
+
+import { appendFrame, decodePcm16 } from "../audio/pcm.js";
+import { readFrame, truncateEvent } from "../events.js";
+import { failure, within } from "./transport.js";
+
+/**
+ * @typedef {import("./transport.js").TransportContext} TransportContext
+ * @typedef {import("./transport.js").Transport} Transport
+ * @typedef {import("../session-machine.js").Failure} Failure
+ * @typedef {import("../events.js").Signal} Signal
+ */
+
+/** The broker takes 10 s at most to reach Azure, and says so itself. */
+const READY_TIMEOUT_MS = 12_000;
+/** Three seconds of audio that the network does not take: it is dead, or worse than a new connection. */
+const MAX_BACKLOG_BYTES = 192_000;
+const CANCELLED_KEPT = 16;
+
+/** @type {Record<number, Failure>} What the broker's close codes mean (the contract's), and Azure's own. */
+const CLOSE_CODES = {
+  1000: { code: "session_limit", message: "The talk has reached its longest time; it goes on in a new one." },
+  1001: { code: "session_limit", message: "Azure ended the session; it goes on in a new one." },
+  1009: { code: "socket_closed", message: "A message was too large; the talk goes on in a new connection." },
+  4400: { code: "refused", reportAs: "bad_request", message: "This page's version does not fit the voice service's. Reload the page.", fatal: true },
+  4401: { code: "ticket_spent", message: "The ticket was used or has expired." },
+  4403: { code: "refused", reportAs: "origin_refused", message: "This page's address may not use the voice service. Its operator can allow it.", fatal: true },
+  4408: { code: "azure_dropped", message: "Azure did not answer in time." },
+  4410: { code: "not_reading", message: "The network was too slow for the answer." },
+  4429: { code: "refused", reportAs: "too_many_sessions", message: "Too many talks are open. End another one, then press Talk again.", fatal: true },
+  4502: { code: "azure_dropped", message: "Azure ended the connection." },
+  4503: { code: "draining", message: "The voice service is being renewed." },
+};
+/** @type {Failure} */
+const NETWORK = { code: "socket_closed", message: "The connection to the voice service broke off." };
+
+/** @implements {Transport} */
+export class WebSocketTransport {
+  reportsTurns;
+  switchesAgents;
+  #context;
+  /** @type {WebSocket | null} */
+  #socket = null;
+  #open = false;
+  #closed = false;
+  #responseId = "";
+  #sounding = false;
+  /** Answers that were cut: what of them still arrives is not heard. @type {Set<string>} */
+  #cancelled = new Set();
+
+  /** @param {TransportContext} context */
+  constructor(context) {
+    this.#context = context;
+    this.switchesAgents = context.connection.transport === "websocket_proxy";
+    this.reportsTurns = !this.switchesAgents;
+  }
+
+  /** @param {AbortSignal} signal */
+  async open(signal) {
+    const { connection, audio } = this.#context;
+    const socket = new WebSocket(connection.url, connection.protocols);
+    this.#socket = socket;
+    const ready = new Promise((/** @type {(value: void) => void} */ resolve, reject) => {
+      socket.onmessage = ({ data }) => {
+        if (this.#take(data)?.kind === "ready") resolve();
+      };
+      socket.onclose = ({ code }) => {
+        const reason = CLOSE_CODES[code] ?? NETWORK;
+        reject(failure(reason.code, reason.message, reason));
+        this.#drop(reason);
+      };
+    });
+    audio.startPlayback((sounding) => this.#setSounding(sounding));
+    await within(ready, READY_TIMEOUT_MS, signal, () => failure("socket_timeout", "The voice service took too long to connect."));
+    this.#open = true;
+    audio.startCapture((chunk) => this.#sendAudio(chunk));
+  }
+
+  /** @param {object} event */
+  send(event) {
+    if (this.#socket?.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(event));
+  }
+
+  async interrupt() {
+    const answering = this.#responseId !== "";
+    const clearing = this.#silence();
+    if (answering) this.send({ type: "response.cancel" });
+    const cuts = await clearing;
+    for (const cut of cuts) this.send(truncateEvent(cut));
+    return cuts;
+  }
+
+  /** Azure knows nothing of what was heard; and where it has cancelled already, one cancel more does no harm. */
+  yieldToUser() {
+    return this.interrupt();
+  }
+
+  async replaceMicrophone() {
+    // The audio graph has it already.
+  }
+
+  close() {
+    if (this.#closed) return;
+    this.#closed = true;
+    const { audio } = this.#context;
+    if (this.#open) audio.stopCapture();
+    audio.stopPlayback();
+    if (!this.#socket) return;
+    this.#socket.onmessage = null;
+    this.#socket.onclose = null;
+    this.#socket.close(1000);
+  }
+
+  /** @param {Int16Array} chunk */
+  #sendAudio(chunk) {
+    if (this.#socket?.readyState !== WebSocket.OPEN) return;
+    if (this.#socket.bufferedAmount > MAX_BACKLOG_BYTES) return this.#drop(NETWORK);
+    this.#socket.send(appendFrame(chunk));
+  }
+
+  /**
+   * @param {unknown} data
+   * @returns {Signal | null}
+   */
+  #take(data) {
+    const signal = readFrame(data);
+    if (!signal) return null;
+    switch (signal.kind) {
+      case "audio":
+        this.#hear(signal);
+        return signal;
+      case "audio_done":
+        this.#context.audio.finish(signal.itemId);
+        return signal;
+      case "response_started":
+        this.#responseId = signal.responseId;
+        break;
+      case "response_done":
+        if (signal.responseId === this.#responseId) this.#responseId = "";
+        break;
+      case "session_expired":
+        this.#drop(CLOSE_CODES[1001]);
+        return signal;
+      case "words":
+      case "said":
+        if (signal.responseId && this.#cancelled.has(signal.responseId) && signal.kind === "words") return signal;
+    }
+    if (signal.kind !== "ready") this.#context.onSignal(signal);
+    return signal;
+  }
+
+  /** @param {Extract<Signal, {kind: "audio"}>} signal */
+  #hear({ responseId, itemId, contentIndex, base64 }) {
+    if (this.#cancelled.has(responseId)) return;
+    if (responseId !== "") this.#responseId = responseId;
+    try {
+      this.#context.audio.play(itemId, contentIndex, decodePcm16(base64));
+      this.#setSounding(true); // the loudspeaker says so later than the words are complete
+    } catch {
+      this.#context.onSignal({ kind: "trouble", code: "bad_audio", message: "A piece of the answer could not be read.", retryable: true });
+    }
+  }
+
+  /** @param {boolean} sounding */
+  #setSounding(sounding) {
+    if (this.#sounding === sounding) return;
+    this.#sounding = sounding;
+    this.#context.onSignal({ kind: sounding ? "sound_started" : "sound_stopped" });
+  }
+
+  /** Silences what is played, and what of this answer is still to come. */
+  #silence() {
+    if (this.#responseId !== "") {
+      this.#cancelled.add(this.#responseId);
+      this.#responseId = "";
+      for (const oldest of this.#cancelled) {
+        if (this.#cancelled.size <= CANCELLED_KEPT) break;
+        this.#cancelled.delete(oldest);
+      }
+    }
+    this.#sounding = false; // whoever asked for the silence knows of it
+    return this.#context.audio.clear();
+  }
+
+  /** @param {Failure} reason */
+  #drop(reason) {
+    if (!this.#open || this.#closed) return;
+    this.close();
+    this.#context.onDropped(reason);
+  }
+}

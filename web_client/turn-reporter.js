@@ -1,0 +1,139 @@
+/**
+ * Brings turns to the memory in their order, and keeps each until the broker has acknowledged it.
+ *
+ * One turn at a time while the page lives; when it closes, all that is left at once, as far as the 64 KiB go that the
+ * browser lets `keepalive` requests of a page have in flight together.
+ */
+
+/**
+ * @typedef {import("./conversation.js").Turn} Turn
+ *
+ * @typedef {object} Parcel
+ * @property {Turn} turn
+ * @property {string} agentId
+ * @property {string} sessionId
+ * @property {string} sessionToken  of the plan whose connection the turn belongs to: its epoch orders the turn
+ *
+ * @typedef {(parcel: Parcel, options: {keepalive: boolean}) => Promise<void>} Post
+ *   Resolves when acknowledged; rejects with an error whose `retryable` and `retryAfterMs` are obeyed.
+ *
+ * @typedef {object} ReporterOptions
+ * @property {Post} post
+ * @property {(parcel: Parcel, error: unknown) => void} onLost   a turn that the broker will never take
+ * @property {(ms: number) => Promise<void>} [sleep]  may end early
+ * @property {() => number} [random]
+ */
+
+export const KEEPALIVE_BUDGET_BYTES = 60_000; // of 65,536: other code in the page may use some
+const FRAME_BYTES = 400; // JSON around the words, ids included
+const MAX_QUEUE = 500;
+const FIRST_BACKOFF_MS = 250;
+const MAX_BACKOFF_MS = 15_000;
+
+export class TurnReporter {
+  /** @type {Parcel[]} */
+  #queue = [];
+  #post;
+  #onLost;
+  #sleep;
+  #random;
+  #keepaliveBytes = 0;
+  /** @type {Promise<void> | null} */
+  #pump = null;
+
+  /** @param {ReporterOptions} options */
+  constructor({ post, onLost, sleep = sleepFor, random = Math.random }) {
+    this.#post = post;
+    this.#onLost = onLost;
+    this.#sleep = sleep;
+    this.#random = random;
+  }
+
+  /** Turns not acknowledged yet. */
+  get pending() {
+    return this.#queue.length;
+  }
+
+  /**
+   * Queues a turn. Where the broker has been away for so long that the queue is full, the oldest is given up, loudly.
+   * @param {Parcel} parcel
+   */
+  report(parcel) {
+    this.#queue.push(parcel);
+    if (this.#queue.length > MAX_QUEUE) {
+      const oldest = /** @type {Parcel} */ (this.#queue.splice(1, 1)[0]); // the first is under way
+      this.#onLost(oldest, new Error("the broker has been away for too long"));
+    }
+    this.#pump ??= this.#run().finally(() => {
+      this.#pump = null;
+    });
+  }
+
+  /** When all that is queued has been acknowledged or given up. */
+  async drained() {
+    await this.#pump;
+  }
+
+  /** The page is closing: sends what is left, without waiting for one another's answers. */
+  flushOnClose() {
+    for (const parcel of this.#queue.splice(0)) {
+      if (!this.#fitsKeepalive(parcel)) continue; // the browser would refuse it, whoever asks
+      this.#send(parcel, true).catch(() => undefined); // nobody is left to be told
+    }
+  }
+
+  async #run() {
+    let failures = 0;
+    while (this.#queue.length > 0) {
+      const parcel = this.#queue[0];
+      try {
+        await this.#send(parcel, this.#fitsKeepalive(parcel));
+        failures = 0;
+      } catch (error) {
+        const { retryable = true, retryAfterMs = 0 } = /** @type {{retryable?: boolean, retryAfterMs?: number}} */ (error);
+        if (retryable) {
+          failures += 1;
+          await this.#sleep(Math.max(retryAfterMs, this.#backoffMs(failures)));
+          continue;
+        }
+        this.#onLost(parcel, error);
+      }
+      if (this.#queue[0] === parcel) this.#queue.shift();
+    }
+  }
+
+  /**
+   * @param {Parcel} parcel
+   * @param {boolean} keepalive
+   */
+  async #send(parcel, keepalive) {
+    const bytes = keepalive ? sizeOf(parcel) : 0;
+    this.#keepaliveBytes += bytes;
+    try {
+      await this.#post(parcel, { keepalive });
+    } finally {
+      this.#keepaliveBytes -= bytes;
+    }
+  }
+
+  /** @param {Parcel} parcel */
+  #fitsKeepalive(parcel) {
+    return this.#keepaliveBytes + sizeOf(parcel) <= KEEPALIVE_BUDGET_BYTES;
+  }
+
+  /** @param {number} failures */
+  #backoffMs(failures) {
+    const ms = Math.min(MAX_BACKOFF_MS, FIRST_BACKOFF_MS * 2 ** (failures - 1));
+    return ms * (0.5 + this.#random() / 2);
+  }
+}
+
+/** @param {Parcel} parcel */
+function sizeOf({ turn }) {
+  return new TextEncoder().encode(JSON.stringify(turn.content)).length + FRAME_BYTES;
+}
+
+/** @param {number} ms */
+function sleepFor(ms) {
+  return new Promise((/** @type {(value: void) => void} */ resolve) => setTimeout(resolve, ms));
+}

@@ -1,0 +1,439 @@
+/**
+ * A voice talk from a page, by whatever way works: this module's one class is what pages use.
+ *
+ *     const session = new VoiceSession({ brokerUrl: "https://voice.example.com", agentId: "elena" });
+ *     session.addEventListener("transcript", ({ detail }) => console.log(detail.speaker, detail.text));
+ *     button.onclick = () => session.connect();
+ *
+ * What comes next is decided in `session-machine.js`; here it is carried out.
+ */
+
+import { Studio } from "./audio/studio.js";
+import { Broker, BrokerError } from "./broker.js";
+import { textEvents } from "./events.js";
+import { errorWithCode, pageFault, planFailed } from "./failures.js";
+import { isEphemeral, readPlan } from "./plan.js";
+import { Scribe } from "./scribe.js";
+import { decide, publicName } from "./session-machine.js";
+import { watchOtherTabs } from "./tabs.js";
+import { createTransport } from "./transports/index.js";
+import { ConnectionFailure, failure } from "./transports/transport.js";
+
+/**
+ * @typedef {"idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed"} SessionState
+ * @typedef {import("./plan.js").TransportName} TransportName
+ * @typedef {import("./session-machine.js").State} MachineState
+ * @typedef {import("./session-machine.js").Action} Action
+ * @typedef {import("./session-machine.js").Failure} Failure
+ * @typedef {import("./transports/transport.js").Transport} Transport
+ *
+ * @typedef {object} Talk  What lives from Talk to the end of it, whatever the connections do.
+ * @property {Studio} studio
+ * @property {AbortController} closing
+ * @property {boolean} watched  whether other tabs are watched for
+ *
+ * @typedef {object} VoiceSessionOptions
+ * @property {string} brokerUrl  where the broker is, such as `https://voice.example.com`
+ * @property {string} [agentId]  the broker's default agent without it
+ * @property {string} [sessionId]  16 to 64 of `A-Za-z0-9_-`; the broker makes one without it
+ * @property {string} [userId]
+ * @property {TransportName[]} [transports]  the only ones to use; all without it
+ * @property {number} [moveAfterMs]  a connection is left for a new one after so long, at the next pause
+ *
+ * @typedef {object} VoiceSessionEvents  The `detail` of each event.
+ * @property {{state: SessionState}} state
+ * @property {{transport: TransportName | null, reason: string}} transport  what is tried now, and why no better one
+ * @property {import("./conversation.js").Line} transcript  a later one with the same `turnId` replaces it
+ * @property {{input: number, output: number}} level  each from 0 to 1, 20 times a second
+ * @property {{code: string, message: string, retryable: boolean}} error
+ *   `message` says what happened and what to do. Not retryable: the session has given up.
+ */
+
+/** Azure ends sessions after 60 minutes, some after 30 (azure-facts.md §5): we are gone before. */
+const MOVE_AFTER_MS = 27 * 60_000;
+/** If nobody pauses for so long, we move all the same. */
+const MOVE_AT_LATEST_MS = 90_000;
+
+export class VoiceSession extends EventTarget {
+  #options;
+  #broker;
+  #scribe;
+  /** @type {MachineState} */
+  #machine = { name: "idle" };
+  /** @type {string | undefined} */
+  #agentId;
+  /** @type {string | undefined} */
+  #sessionId;
+  #sessionToken = "";
+  #muted = false;
+  /** @type {Talk | null} */
+  #talk = null;
+  /** A plan's request or a connection's opening; aborted when it is no longer wanted. */
+  #attempt = new AbortController();
+  /** @type {Transport | null} */
+  #transport = null;
+  /** @type {TransportName | null} */
+  #transportName = null;
+  /** The wait for a next attempt, or for the time to move on. @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
+  /** @type {"no" | "at the next pause"} */
+  #moving = "no";
+  #quiet = true;
+  /** @type {{promise: Promise<void>, resolve: () => void, reject: (error: Error) => void} | null} */
+  #connecting = null;
+
+  /** @param {VoiceSessionOptions} options */
+  constructor(options) {
+    super();
+    this.#options = options;
+    this.#agentId = options.agentId;
+    this.#sessionId = options.sessionId;
+    this.#broker = new Broker(options.brokerUrl);
+    this.#scribe = new Scribe(this.#broker, {
+      onLine: (line) => this.#emit("transcript", line),
+      onLost: () => this.#report("turn_lost", "Something that was said could not be kept. The talk goes on."),
+    });
+  }
+
+  /** @returns {SessionState} */
+  get state() {
+    return publicName(this.#machine);
+  }
+
+  /** The way that is used, or tried; null where there is none. */
+  get transport() {
+    return this.#transportName;
+  }
+
+  /** The session's id, once the broker has told it. */
+  get sessionId() {
+    return this.#sessionId ?? null;
+  }
+
+  get agentId() {
+    return this.#agentId ?? null;
+  }
+
+  get muted() {
+    return this.#muted;
+  }
+
+  /**
+   * Begins to talk: asks for the microphone, then for a plan, and walks its connections. To be called from a click.
+   * @returns {Promise<void>} resolves when the talk is live; rejects with an Error with a `code` where it can't be
+   */
+  connect() {
+    if (this.#machine.name === "live") return Promise.resolve();
+    if (!this.#connecting) {
+      this.#connecting = withResolvers();
+      this.#connecting.promise.catch(ignore); // who listens to events alone need not catch it
+      this.#talk ??= this.#beginTalk();
+      this.#dispatch({ type: "talk" });
+    }
+    return this.#connecting.promise;
+  }
+
+  /** Hangs up, and lets go of the microphone. Resolves when the last turns have arrived, half a second later at most. */
+  async disconnect() {
+    this.#dispatch({ type: "hang_up", reason: "hung_up" });
+    await this.#scribe.settled();
+  }
+
+  /**
+   * Says something in writing.
+   * @param {string} text
+   * @throws {DOMException} InvalidStateError where the talk is not live
+   */
+  sendText(text) {
+    if (this.#machine.name !== "live" || !this.#transport) {
+      throw new DOMException("The talk is not live.", "InvalidStateError");
+    }
+    const words = text.trim();
+    if (words === "") return;
+    const itemId = `msg_${crypto.randomUUID().replaceAll("-", "").slice(0, 24)}`;
+    this.#scribe.typed(itemId, words);
+    for (const event of textEvents(itemId, words)) this.#transport.send(event);
+  }
+
+  /** Cuts the answer short. */
+  interrupt() {
+    this.#transport?.interrupt().then((cuts) => this.#scribe.interrupted(cuts), ignore);
+  }
+
+  /** @param {boolean} muted */
+  setMuted(muted) {
+    this.#muted = muted;
+    this.#talk?.studio.setMuted(muted);
+  }
+
+  /**
+   * Goes on with another agent, in the same session.
+   * @param {string} agentId
+   */
+  switchAgent(agentId) {
+    if (agentId === this.#agentId) return;
+    if (this.#machine.name === "live" && this.#transport?.switchesAgents) {
+      this.#transport.send({ type: "broker.agent.switch", agent_id: agentId }); // the broker tells when it is done
+      return;
+    }
+    this.#agentId = agentId;
+    this.#dispatch({ type: "move", reason: "agent_switched" });
+  }
+
+  // --- the machine
+
+  /** @param {import("./session-machine.js").Event} event */
+  #dispatch(event) {
+    const before = this.state;
+    const moment = { nowMs: performance.now(), random: Math.random() };
+    const { state, actions } = decide(this.#machine, event, moment);
+    this.#machine = state;
+    for (const action of actions) this.#act(action);
+    if (this.state !== before) this.#emit("state", { state: this.state });
+    if (state.name === "failed") this.#endTalk(state.code, errorWithCode(state.code, state.message));
+    if (state.name === "ended") this.#endTalk(state.reason, errorWithCode("ended", "The talk ended before it was live."));
+  }
+
+  /** @param {Action} action */
+  #act(action) {
+    switch (action.do) {
+      case "request_plan":
+        void this.#requestPlan(this.#newAttempt());
+        break;
+      case "open":
+        this.#closeConnection();
+        void this.#open(action.connection, this.#newAttempt());
+        break;
+      case "close":
+        this.#closeConnection();
+        break;
+      case "wait":
+        this.#timer = setTimeout(() => this.#dispatch({ type: "wake" }), action.delayMs);
+        break;
+      case "report":
+        this.#report(action.code, action.message, action.retryable);
+    }
+  }
+
+  #newAttempt() {
+    clearTimeout(this.#timer);
+    this.#attempt.abort();
+    this.#attempt = new AbortController();
+    return this.#attempt.signal;
+  }
+
+  /** @param {AbortSignal} signal */
+  async #requestPlan(signal) {
+    try {
+      await this.#talk?.studio.open();
+      await this.#scribe.settled(); // so that the broker knows what was said when it briefs the next connection
+      signal.throwIfAborted();
+      const request = {
+        agentId: this.#agentId,
+        sessionId: this.#sessionId,
+        sessionToken: this.#sessionToken,
+        userId: this.#options.userId,
+      };
+      const body = await this.#broker.requestPlan(request, signal);
+      const plan = readPlan(body, performance.now(), this.#options.transports);
+      if (!plan) throw new BrokerError("no_way", "The voice service offers no way to connect that this page can use.");
+      this.#sessionId = plan.sessionId;
+      this.#sessionToken = plan.sessionToken;
+      this.#agentId = plan.agentId || this.#agentId;
+      this.#dispatch({ type: "plan", plan });
+    } catch (error) {
+      if (!signal.aborted) this.#dispatch(planFailed(error));
+    }
+  }
+
+  /**
+   * @param {import("./plan.js").Connection} connection
+   * @param {AbortSignal} signal
+   */
+  async #open(connection, signal) {
+    const talk = this.#talk;
+    if (!talk) return; // hung up in between
+    this.#announce(connection.transport, "journey" in this.#machine ? this.#machine.journey.reason : "");
+    const transport = createTransport({
+      connection,
+      audio: talk.studio.audio,
+      onSignal: (heard) => this.#take(heard),
+      onDropped: (reason) => this.#dropped(reason),
+    });
+    this.#transport = transport;
+    try {
+      await talk.studio.audio.resume();
+      if (!isEphemeral(connection)) throw this.#notEphemeral();
+      await transport.open(signal);
+      signal.throwIfAborted();
+    } catch (error) {
+      transport.close();
+      if (signal.aborted) return;
+      this.#dispatch({ type: "failed", failure: error instanceof ConnectionFailure ? error.failure : pageFault(error) });
+      return;
+    }
+    this.#timer = setTimeout(() => this.#timeToMove(), this.#options.moveAfterMs ?? MOVE_AFTER_MS);
+    this.#scribe.begin({
+      sessionId: this.#sessionId ?? "",
+      sessionToken: this.#sessionToken,
+      agentId: this.#agentId ?? "",
+      reports: transport.reportsTurns,
+    });
+    this.#dispatch({ type: "opened" });
+    this.#connecting?.resolve();
+    this.#connecting = null;
+    this.#lookForOtherTabs(talk);
+  }
+
+  /** @param {Talk} talk */
+  #lookForOtherTabs(talk) {
+    if (talk.watched) return;
+    talk.watched = true;
+    const message = "Another tab of this site is talking too, and both hear each other. Hang up in one of them.";
+    watchOtherTabs(() => this.#report("other_tab", message), talk.closing.signal);
+  }
+
+  #notEphemeral() {
+    const message = "The voice service handed out a key that must not be in a page. It was not used.";
+    this.#report("token_not_ephemeral", message);
+    return failure("token_not_ephemeral", message);
+  }
+
+  /** @param {Failure} reason */
+  #dropped(reason) {
+    if (!reason.fatal) this.#report(reason.code, `${reason.message} Reconnecting.`);
+    this.#dispatch({ type: "dropped", failure: reason });
+  }
+
+  #closeConnection() {
+    clearTimeout(this.#timer);
+    this.#attempt.abort();
+    this.#transport?.close();
+    this.#transport = null;
+    this.#scribe.end();
+    this.#moving = "no";
+    this.#quiet = true;
+  }
+
+  // --- the talk's frame
+
+  #beginTalk() {
+    const closing = new AbortController();
+    const { signal } = closing;
+    const studio = new Studio(
+      {
+        onLevels: (levels) => this.#emit("level", levels),
+        onTrouble: (code, message) => this.#report(code, message),
+        onNewMicrophone: (track) => void this.#transport?.replaceMicrophone(track).catch(ignore),
+      },
+      this.#muted,
+    );
+    addEventListener("pagehide", () => this.#pageHides(), { signal });
+    addEventListener("online", () => this.#dispatch({ type: "wake" }), { signal });
+    const offline = "You are offline. The talk goes on by itself when the network is back.";
+    addEventListener("offline", () => this.#report("offline", offline), { signal });
+    return { studio, closing, watched: false };
+  }
+
+  #pageHides() {
+    this.#scribe.flushOnClose();
+    this.#dispatch({ type: "hang_up", reason: "page_closed" });
+  }
+
+  /**
+   * @param {string} reason
+   * @param {Error} error for who still waits for the talk to begin
+   */
+  #endTalk(reason, error) {
+    this.#connecting?.reject(error);
+    this.#connecting = null;
+    if (!this.#talk) return;
+    this.#talk.closing.abort();
+    void this.#talk.studio.close().catch(ignore);
+    this.#talk = null;
+    this.#announce(null, reason);
+    this.#emit("level", { input: 0, output: 0 });
+  }
+
+  // --- what is said
+
+  /** @param {import("./events.js").Signal} signal */
+  #take(signal) {
+    switch (signal.kind) {
+      case "speech_started":
+        this.#quiet = false;
+        this.#transport?.yieldToUser().then((cuts) => this.#scribe.interrupted(cuts), ignore);
+        break;
+      case "response_started":
+      case "sound_started":
+        this.#quiet = false;
+        break;
+      case "agent_switched":
+        this.#agentId = signal.agentId;
+        break;
+      case "trouble":
+        this.#report(signal.code, signal.message);
+        break;
+      case "session_expired":
+        return this.#move();
+    }
+    this.#scribe.take(signal);
+    if (signal.kind === "sound_stopped") {
+      this.#quiet = true;
+      if (this.#moving !== "no") this.#move();
+    }
+  }
+
+  /** Azure's limit comes near: we leave at the next pause, or soon in any case. */
+  #timeToMove() {
+    if (this.#quiet) return this.#move();
+    this.#moving = "at the next pause";
+    this.#timer = setTimeout(() => this.#move(), MOVE_AT_LATEST_MS);
+  }
+
+  #move() {
+    this.#dispatch({ type: "move", reason: "session_limit" });
+  }
+
+  // --- what the page hears
+
+  /**
+   * @param {TransportName | null} transport
+   * @param {string} reason
+   */
+  #announce(transport, reason) {
+    this.#transportName = transport;
+    this.#emit("transport", { transport, reason });
+  }
+
+  /**
+   * @param {string} code
+   * @param {string} message
+   * @param {boolean} [retryable]
+   */
+  #report(code, message, retryable = true) {
+    this.#emit("error", { code, message, retryable });
+  }
+
+  /**
+   * @template {keyof VoiceSessionEvents} Name
+   * @param {Name} name
+   * @param {VoiceSessionEvents[Name]} detail
+   */
+  #emit(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+}
+
+function withResolvers() {
+  let resolve = () => {};
+  let reject = (/** @type {Error} */ _error) => {};
+  const promise = new Promise((/** @type {(value: void) => void} */ yes, no) => {
+    resolve = yes;
+    reject = no;
+  });
+  return { promise, resolve, reject };
+}
+
+/** For what fails only because the talk is over. */
+function ignore() {}
