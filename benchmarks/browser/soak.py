@@ -40,7 +40,7 @@ async def _run(minutes: float) -> Soak:
         pause = np.zeros(round((PERIOD_S - SAID_S) * MICROPHONE_RATE))
         microphone = write_wav(folder / "said.wav", np.concatenate([said, pause]), MICROPHONE_RATE)
         async with run_demo(folder) as demo, open_browser(microphone) as browser:
-            return await soak(browser, demo.base_url, said, PERIOD_S, minutes * 60)
+            return await soak(browser, demo.base_url, said, minutes * 60)
 
 
 def _is_good(outcome: Soak, minutes: float) -> bool:

@@ -48,11 +48,11 @@ class ZepMemory:
     """See `Sink` and `FactSource`. Close it with `aclose`."""
 
     def __init__(self, api_key: SecretStr, base_url: str | None, *, timeout_s: float) -> None:
-        self._http = httpx.AsyncClient(
-            timeout=timeout_s, follow_redirects=False, event_hooks={"response": [_raise_for_status]}
-        )
+        self._http = httpx.AsyncClient(follow_redirects=False, event_hooks={"response": [_raise_for_status]})
         base_url = (base_url or ZEP_CLOUD_URL).rstrip("/")
-        self._zep = AsyncZep(api_key=api_key.get_secret_value(), base_url=base_url, httpx_client=self._http)
+        key = api_key.get_secret_value()
+        # The timeout is given here since zep-python passes its own, none, over the client's.
+        self._zep = AsyncZep(api_key=key, base_url=base_url, timeout=timeout_s, httpx_client=self._http)
         self._known: OrderedDict[str, None] = OrderedDict()  # sessions that Zep has
 
     async def aclose(self) -> None:
