@@ -5,7 +5,7 @@
 
 So whoever measures again changes one number in the document and runs this.
 """
-# ruff: noqa: RUF001  # × is meant
+# ruff: noqa: RUF001  # the sign of multiplication is meant
 
 import argparse
 import dataclasses

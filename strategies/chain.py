@@ -13,7 +13,7 @@ import structlog
 
 from strategies.base import Attempt, Grant, SessionSpec, Strategy
 from strategies.errors import MintError, TimedOutError
-from strategies.health import Admission, Gate
+from strategies.health import Admission, Breaker, Gate
 from strategies.retry import RetryPolicy, Tries, retry
 from strategies.websocket_proxy import WebSocketProxy
 
@@ -24,8 +24,10 @@ log = structlog.get_logger("token_broker.chain")
 OnAttempt = Callable[[Attempt], None]
 SpecSupplier = Callable[[], Awaitable[SessionSpec]]
 
-# What is kept of the budget for making the plan, and what a cancelled attempt gets to clean up.
+# What is kept of the budget for making the plan; what of its share an attempt gets to say itself what it waited for;
+# and what a cancelled one gets to clean up.
 _RESERVE_S = 0.02
+_LAST_WORD_S = 0.005
 _CLEAN_UP_S = 0.05
 
 
@@ -68,7 +70,7 @@ class Chain:
                 attempts.append(Attempt(link.name, "granted", 0.0, "asks nobody"))
                 return ChainResult(link.grant(), tuple(attempts))
             share_s = self._share_s(position, deadline_s)
-            admission = link.gate.admit() if share_s > 0 else None
+            admission = self._admit(link.gate) if share_s > 0 else None
             if admission is None:
                 why = link.gate.why_resting or "no time was left"
                 attempts.append(Attempt(link.strategy.name, "skipped", 0.0, why))
@@ -79,6 +81,14 @@ class Chain:
             if grant is not None:
                 return ChainResult(grant, tuple(attempts))
         return ChainResult(None, tuple(attempts))
+
+    def _admit(self, gate: Gate) -> Admission | None:
+        """Leave to ask. While one link is being probed no other is: one caller finds out, the rest take the proxy."""
+        if gate.breaker is Breaker.HALF_OPEN and any(
+            isinstance(link, Link) and link.gate.probing for link in self.links
+        ):
+            return None
+        return gate.admit()
 
     def _share_s(self, position: int, deadline_s: float) -> float:
         """What remains, divided by this strategy and those behind it that would be asked next."""
@@ -97,7 +107,7 @@ class Chain:
             return await retry(
                 lambda timeout_s: strategy.mint(wanted, timeout_s=timeout_s),
                 policy=self._policy,
-                deadline_s=began_s + share_s,
+                deadline_s=began_s + share_s - _LAST_WORD_S,
                 tries=tries,
             )
 

@@ -30,6 +30,7 @@ _RENEW_PAUSE_S = 30
 _FAILURE_KEPT_S = 2
 _OVERDUE_AFTER_S = 1
 _KEYS_OFF_KEPT_S = 600
+_MIN_SEARCHED_CHARS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +93,20 @@ class EntraTokens:
         flight = self._take_off()
         if self._overdue:
             raise CredentialError("Entra has not answered for a while; still waiting for it")
-        await asyncio.wait({flight}, timeout=timeout_s)
+        try:
+            await asyncio.wait({flight}, timeout=timeout_s)
+        finally:  # a caller with a time limit of its own is cancelled here
+            self._overdue = not flight.done() and self._monotonic() - self._flight_began_s >= _OVERDUE_AFTER_S
         if (token := self._valid()) is not None:
             return token.secret
         if not flight.done():
-            self._overdue = self._monotonic() - self._flight_began_s >= _OVERDUE_AFTER_S
             raise CredentialError("Entra gave no token in time; is a managed identity assigned, and its endpoint up?")
         raise CredentialError("Entra gave no token; the log says which error it was")
+
+    @property
+    def last(self) -> SecretStr | None:
+        """The last token that was fetched, expired or not; None before the first."""
+        return self._token.secret if self._token is not None else None
 
     async def aclose(self) -> None:
         if self._flight is not None:
@@ -159,6 +167,11 @@ class Credentials:
             raise CredentialError("there is no credential")
         return Authorization("entra", await self._entra.get(timeout_s=timeout_s))
 
+    def appear_in(self, text: str) -> bool:
+        """Whether `text`, which came from outside, carries the key or the Entra token."""
+        secrets = (self._key, self._entra.last if self._entra else None)
+        return any(secret is not None and _is_in(secret.get_secret_value(), text) for secret in secrets)
+
     def keys_refused(self) -> bool:
         """Azure takes no keys here. True where there is another credential to ask with: Entra, from now on."""
         if self._entra is None:
@@ -182,6 +195,11 @@ class Credentials:
 
     def _keys_off(self) -> bool:
         return self._keys_off_until_s is not None and self._monotonic() < self._keys_off_until_s
+
+
+def _is_in(secret: str, text: str) -> bool:
+    """Very short secrets, which only tests have, would be found in anything."""
+    return secret in text if len(secret) >= _MIN_SEARCHED_CHARS else secret == text
 
 
 class _AzureIdentity:

@@ -81,6 +81,11 @@ class Gate:
         return Breaker.HALF_OPEN if self._probing or self._clock() >= self._rest_until_s else Breaker.OPEN
 
     @property
+    def probing(self) -> bool:
+        """Whether a probe is under way."""
+        return self._probing
+
+    @property
     def would_admit(self) -> bool:
         return self._rest_until_s is None or (not self._probing and self._clock() >= self._rest_until_s)
 

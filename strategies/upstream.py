@@ -39,6 +39,10 @@ __all__ = ["MAX_ANSWER_BYTES", "Answer", "Minted", "Upstream", "classify", "read
 MAX_ANSWER_BYTES = 262_144
 MAX_LIFETIME_S = 86_400
 _MAX_TOKEN_CHARS = 16_384
+_BROKEN_OFF = frozenset({
+    "ReadError", "WriteError", "RemoteProtocolError", "ServerDisconnectedError", "ConnectionResetError",
+    "BrokenPipeError", "ClientPayloadError",
+})  # fmt: skip
 _PLAIN_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _VERSION_TEXT = re.compile(r"api[ _-]?version", re.IGNORECASE)
 _UNSUPPORTED_CODES = frozenset({"OpperationNotSupported", "OperationNotSupported"})  # sic: azure-facts.md §1
@@ -114,19 +118,23 @@ class Upstream:
         Where Azure answers that keys are switched off, it is asked once more with Entra.
         """
         content = to_json(body)
-        try:
-            async with asyncio.timeout(timeout_s):
-                deadline_s = self._monotonic() + timeout_s
-                authorization = await self._credentials.current(timeout_s=timeout_s)
-                try:
+        deadline_s = self._monotonic() + timeout_s
+
+        async def ask(authorization: Authorization) -> Minted:
+            try:
+                async with asyncio.timeout(deadline_s - self._monotonic()):
                     return await self._ask(url, content, authorization, headers)
-                except KeysDisabledError:
-                    if authorization.kind != "key" or not self._credentials.keys_refused():
-                        raise
-                authorization = await self._credentials.current(timeout_s=deadline_s - self._monotonic())
-                return await self._ask(url, content, authorization, headers)
-        except TimeoutError:
-            raise TimedOutError(f"no whole answer within {timeout_s:.1f} s") from None
+            except TimeoutError:
+                raise TimedOutError(f"no whole answer within {timeout_s:.1f} s") from None
+
+        # Outside that timeout: the credential's own says what was waited for in vain, and keeps others from waiting.
+        authorization = await self._credentials.current(timeout_s=timeout_s)
+        try:
+            return await ask(authorization)
+        except KeysDisabledError:
+            if authorization.kind != "key" or not self._credentials.keys_refused():
+                raise
+        return await ask(await self._credentials.current(timeout_s=deadline_s - self._monotonic()))
 
     async def _ask(
         self,
@@ -155,11 +163,19 @@ class Upstream:
         answer = await self._send(request)
         now_s = self._clock()
         if (error := classify(answer, now_s=now_s)) is not None:
-            raise error
+            raise self._without_credentials(error)
         minted = read_minted(answer, now_s=now_s, received_at_s=self._monotonic())
-        if minted.token.get_secret_value() == authorization.secret.get_secret_value():
+        if self._credentials.appear_in(minted.token.get_secret_value()):
             raise MalformedError("the answer gave our own credential back as the token")
         return minted
+
+    def _without_credentials(self, error: MintError) -> MintError:
+        """`error` without a code or request id that is no Azure's word but our credential, echoed by a gateway."""
+        if self._credentials.appear_in(error.code or ""):
+            error.code = None
+        if self._credentials.appear_in(error.request_id or ""):
+            error.request_id = None
+        return error
 
     async def _send(self, request: httpx.Request) -> Answer:
         try:
@@ -193,6 +209,8 @@ def classify(answer: Answer, *, now_s: float) -> MintError | None:
         )
     if 300 <= status < 400:  # noqa: PLR2004
         return MalformedError("a redirect, which is never followed: the endpoint is not Azure's own", **about)
+    if status == 401 and code == "PermissionDenied":  # noqa: PLR2004
+        return MisconfiguredError("access is denied: the role Cognitive Services OpenAI User is missing", **about)
     if status == 401:  # noqa: PLR2004
         return MisconfiguredError("the credential is refused: is the key this resource's own?", **about)
     if status == 403:  # noqa: PLR2004
@@ -330,6 +348,8 @@ def _connection_failure(error: Exception) -> str:
         return "the host's name can't be looked up"
     if "SSL" in joined or "Certificate" in joined:
         return "the TLS handshake failed"
-    if isinstance(error, httpx.ReadError | httpx.RemoteProtocolError):
-        return "the connection broke in the answer"
-    return f"the connection failed ({names[0]})"
+    if "ConnectionRefused" in joined:
+        return "the connection is refused"
+    if any(name in _BROKEN_OFF for name in names):
+        return "the connection broke off before the whole answer had come"
+    return f"the connection failed ({names[-1]})"

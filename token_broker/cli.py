@@ -5,6 +5,7 @@ Each command imports what it needs when it runs, so that none pays for another.
 
 import asyncio
 import contextlib
+import importlib
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ import click
 from pydantic import SecretStr
 
 from token_broker import __version__
-from token_broker.settings import Settings, SettingsError, load_settings, unknown_variables
+from token_broker.settings import Settings, SettingsError, doubts, load_settings, unknown_variables
 
 __all__ = ["main"]
 
@@ -30,7 +31,28 @@ class ConfigurationError(click.ClickException):
         click.echo(self.message, err=True)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_ELSEWHERE = {
+    "doctor": ("token_broker.doctor.command", "doctor_command"),
+    "forget": ("token_broker.memory_commands", "forget"),
+    "outbox": ("token_broker.memory_commands", "outbox"),
+}
+
+
+class _Commands(click.Group):
+    """The commands here, and those of other modules, which are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, name = _ELSEWHERE[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="token-broker")
 def main() -> None:
     """Plans that a browser can always use, for talking to Azure's GPT Realtime and Voice Live.
@@ -45,7 +67,7 @@ def serve() -> None:
     settings = _settings()
     if settings.endpoint is None:
         _warn("AZURE_VOICELIVE_ENDPOINT: unset, so nothing can be minted; `token-broker demo` simulates Azure")
-    _run(_serve(settings))
+    _run(_serve(settings, "Voice token broker"))
 
 
 @main.command()
@@ -97,16 +119,16 @@ def _settings(**overrides: Any) -> Settings:
     with _faults_told():
         settings = load_settings(**overrides)
     configure_logging(settings)
-    for line in unknown_variables():
+    for line in [*unknown_variables(), *doubts(settings)]:
         _warn(line)
     return settings
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, title: str) -> None:
     from token_broker.server import run_server
 
-    click.echo(f"Voice token broker {__version__} on {_address(settings)}", err=True)
-    await run_server(settings)
+    said = f"{title}, version {__version__}: http://{_address(settings)}/"
+    await run_server(settings, listening=lambda: click.echo(said, err=True))
 
 
 async def _demo() -> None:
@@ -127,10 +149,7 @@ async def _demo() -> None:
             max_sessions_per_principal=0,
             max_sessions=0,
         )
-        click.echo(
-            f"DEMO: Azure is SIMULATED at {base_url}. Open http://{_address(settings)}/ and press Talk.", err=True
-        )
-        await _serve(settings)
+        await _serve(settings, f"DEMO with a SIMULATED Azure ({base_url}); open the page and press Talk")
 
 
 @contextlib.asynccontextmanager
@@ -175,11 +194,14 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 @contextlib.contextmanager
 def _faults_told() -> Iterator[None]:
     from token_broker.agents import AgentsFileError
+    from token_broker.memory.errors import StoreInUseError
 
     try:
         yield
     except (SettingsError, AgentsFileError) as error:
         raise ConfigurationError(str(error)) from None
+    except StoreInUseError as error:
+        raise ConfigurationError(f"BROKER_DATABASE_URL: {error}") from None
 
 
 def _warn(line: str) -> None:

@@ -1,7 +1,7 @@
 """How often and how much at once: a rate a key, and open talks a key and a process.
 
-Both hold plain values and touch no clock but the one given. (The `limits` package would bring a background thread for
-its in-memory expiry and storages keyed by strings; these few lines are bounded, single-threaded and testable.)
+Both hold plain values, on the clock they are given. (The `limits` package would bring a timer thread for its in-memory
+expiry, and storage back ends behind strings; these few lines are bounded and single-threaded.)
 """
 
 import math

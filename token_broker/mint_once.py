@@ -13,7 +13,7 @@ from token_broker.ids import uuid7
 from token_broker.lifespan import signing_keys
 from token_broker.memory.base import Owner
 from token_broker.plans import PlanMaker
-from token_broker.settings import Settings
+from token_broker.settings import Settings, SettingsError
 from token_broker.telemetry import fingerprint
 from token_broker.tokens import TokenSigner
 
@@ -35,9 +35,11 @@ class Report:
 
 
 async def mint_once(settings: Settings, agent_id: str | None) -> Report:
-    """Mints with the settings' own chain. Raises UnknownAgentError."""
+    """Mints with the settings' own chain. Raises UnknownAgentError, and SettingsError where no endpoint is set."""
     from strategies.transport import make_transport
 
+    if settings.endpoint is None:
+        raise SettingsError(["AZURE_VOICELIVE_ENDPOINT: unset; name the resource to mint at"])
     agents = load_agents(settings.agents_file)
     agent = agents.get(agent_id or agents.default)
     if agent is None:

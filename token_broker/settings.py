@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from strategies.base import Dialect
 from strategies.endpoint import EndpointError, EndpointKind, Target, is_loopback, parse_endpoint, parse_target
 
-__all__ = ["Settings", "SettingsError", "StrategyName", "UpstreamName", "load_settings", "unknown_variables"]
+__all__ = ["Settings", "SettingsError", "StrategyName", "UpstreamName", "doubts", "load_settings", "unknown_variables"]
 
 StrategyName = Literal["ga", "direct_deployment", "project", "unified", "websocket_proxy"]
 UpstreamName = Literal["voice_live", "openai_realtime"]
@@ -359,6 +359,16 @@ class Settings(BaseSettings):
     metrics_token: SecretStr | None = Field(
         None, alias="BROKER_METRICS_TOKEN", description="set: /metrics, and /status in full, want it as Bearer"
     )
+    otel: Literal["auto", "on", "off"] = Field(
+        "auto",
+        alias="BROKER_OTEL",
+        description="traces: auto (where OTEL_EXPORTER_OTLP_ENDPOINT is set), on or off; needs the extra otel",
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="collector that traces are sent to by OTLP over HTTP, such as http://localhost:4318",
+    )
     log_format: Literal["console", "json"] | None = Field(
         None, alias="BROKER_LOG_FORMAT", description="console (on a terminal) or json (else)"
     )
@@ -393,6 +403,11 @@ class Settings(BaseSettings):
     def uses_entra(self) -> bool:
         """Whether an Entra token may ever be asked for."""
         return self.azure_auth != "key"
+
+    @property
+    def wants_traces(self) -> bool:
+        """Whether traces were asked for."""
+        return self.otel == "on" or (self.otel == "auto" and self.otlp_endpoint is not None)
 
     @property
     def voice_live_api_version(self) -> str:
@@ -456,6 +471,14 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
             close = difflib.get_close_matches(name, known, n=1)
             lines.append(f"{name}: no such variable{f'; {close[0]} is meant, perhaps' if close else ''}")
     return lines
+
+
+def doubts(settings: Settings) -> list[str]:
+    """A line for each setting that is used otherwise than it says."""
+    if settings.voice_live_api_version == settings.api_version:
+        return []
+    used, said = settings.voice_live_api_version, settings.api_version
+    return [f"AZURE_VOICELIVE_API_VERSION: Voice Live has no {said}; {used} is used for it"]
 
 
 def _line(loc: tuple[int | str, ...], message: str) -> str:
@@ -524,6 +547,8 @@ def _store_faults(settings: Settings) -> list[str]:
         faults.append(
             "BROKER_DATABASE_URL: not a URL of ours; give sqlite+aiosqlite:///<path> or postgresql+asyncpg://<host>/<db>"
         )
+    elif url.startswith("sqlite") and ":memory:" in url:
+        faults.append("BROKER_DATABASE_URL: a database in memory keeps nothing; name a file")
     elif url.startswith("postgresql") and not settings.signing_keys:
         faults.append(
             "BROKER_SIGNING_KEY: missing; replicas on PostgreSQL must share one (openssl rand -base64 48 makes it)"

@@ -4,6 +4,7 @@ They are JWTs (HS256), told apart by their `typ` header (RFC 8725 §3.11). The f
 keys rotate without ending a talk. Clocks may differ by 60 s.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -19,12 +20,22 @@ from pydantic import SecretStr
 
 from token_broker.ids import uuid7
 
-__all__ = ["LEEWAY_S", "SessionClaims", "TicketClaims", "TokenError", "TokenSigner", "load_or_create_key"]
+__all__ = [
+    "LEEWAY_S",
+    "CallClaims",
+    "SessionClaims",
+    "TicketClaims",
+    "TokenError",
+    "TokenSigner",
+    "load_or_create_key",
+]
 
 LEEWAY_S = 60
 SESSION_TYPE = "vtb-session+jwt"
 TICKET_TYPE = "vtb-ticket+jwt"
+CALL_TYPE = "vtb-call+jwt"
 MAX_TOKEN_CHARS = 4096
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
 class TokenError(Exception):
@@ -59,6 +70,16 @@ class TicketClaims:
     expires_at_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class CallClaims:
+    """What a relayed call's opaque id says: whose it is, and where Azure keeps it."""
+
+    session_id: str
+    call_id: str
+    endpoint: str  # the base that minted
+    expires_at_s: float
+
+
 class TokenSigner:
     """Signs and reads the broker's tokens; `keys` as in BROKER_SIGNING_KEY, at least one."""
 
@@ -84,6 +105,20 @@ class TokenSigner:
             "jti": uuid7(), "sid": session_id, "agt": agent_id, "sub": principal, "epo": epoch, "uid": user_id,
         }  # fmt: skip
         return self._sign(claims, TICKET_TYPE, ttl_s)
+
+    def call_token(self, *, session_id: str, call_id: str, endpoint: str, ttl_s: int) -> str:
+        """A relayed call's id as the browser sees it: it hides nothing, and can't be made up."""
+        return self._sign({"sid": session_id, "cal": call_id, "hst": endpoint}, CALL_TYPE, ttl_s)
+
+    def read_call_token(self, token: str) -> CallClaims:
+        """The claims of a call's id. Raises TokenError."""
+        claims = self._read(token, CALL_TYPE, 0)
+        return CallClaims(
+            session_id=_text(claims, "sid"),
+            call_id=_text(claims, "cal"),
+            endpoint=_text(claims, "hst"),
+            expires_at_s=_number(claims, "exp"),
+        )
 
     def read_session_token(self, token: str, *, grace_s: float = 0) -> SessionClaims:
         """The claims of a session token no longer past its expiry than `grace_s`. Raises TokenError."""
@@ -146,13 +181,10 @@ class _PreparedHmac(HMACAlgorithm):
 def load_or_create_key(path: Path) -> SecretStr:
     """The signing key kept in `path` (mode 600), made at the first call. Raises OSError where it can't be kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(48))
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        pass
+    with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, _NEW_FILE, 0o600), "w") as file:
+        file.write(secrets.token_urlsafe(48))
+        file.flush()
+        os.fsync(file.fileno())
     if len(key := path.read_text().strip()) < 32:  # noqa: PLR2004
         raise OSError(f"{path} holds no signing key; remove it and start again")
     return SecretStr(key)

@@ -73,6 +73,7 @@ function startTalk() {
 function showState(state) {
   const over = state === "ended" || state === "failed";
   document.body.dataset.state = state;
+  document.body.dataset.session = session?.sessionId ?? "";
   find("state").textContent = state;
   document.title = state === "live" ? "● Talking" : "Talk";
   swap(over ? hangup : talk, over ? talk : hangup);

@@ -108,8 +108,7 @@ function figures(status) {
  */
 function figure(name, value, more) {
   const pair = document.createElement("div");
-  const small = block("", [more], "small");
-  pair.append(block("", [name], "dt"), block("", more ? [`${value} `, small] : [value], "dd"));
+  pair.append(block("", [name], "dt"), block("", [value, block("", [more], "small")], "dd"));
   return pair;
 }
 
@@ -124,9 +123,9 @@ function heading({ name, breaker, capability = "unknown" }) {
 }
 
 /** @param {StrategyStatus} strategy */
-function says({ why, breaker, last_outcome: outcome, last_ago_s: ago }) {
+function says({ name, why, last_outcome: outcome, last_ago_s: ago }) {
   if (why) return why;
-  if (breaker === undefined) return "The failsafe: the broker carries the talk itself.";
+  if (name === "websocket_proxy") return "The failsafe: the broker carries the talk itself.";
   if (!outcome) return "";
   return typeof ago === "number" ? `Last: ${words(outcome)}, ${since(ago)} ago` : `Last: ${words(outcome)}`;
 }
@@ -147,7 +146,10 @@ function rate(attempts, successes) {
   bar.max = attempts;
   bar.value = successes;
   bar.setAttribute("aria-label", "Success rate");
-  return block("rate", [`${percent(successes / attempts)} of ${count(attempts)}`, bar]);
+  const ratio = successes / attempts;
+  const element = block("rate", [`${percent(ratio)} of ${count(attempts)}`, bar]);
+  element.dataset.tone = ratio > 0.95 ? "good" : ratio > 0.5 ? "warn" : "bad";
+  return element;
 }
 
 /** @param {number[]} values */

@@ -29,14 +29,14 @@
  *
  * @typedef {object} Journey  What is remembered on the way to a connection.
  * @property {boolean} resume     the session was live before
- * @property {number} attempt     plans asked for in vain since it was last live
+ * @property {number} attempt     plans asked for in vain since it was last live for a while
  * @property {boolean} noWebRtc   its media path is known to be blocked
  * @property {string} reason      why we are not where we would rather be
  *
  * @typedef {{name: "idle"}
  *   | {name: "requesting", journey: Journey}
  *   | {name: "connecting", journey: Journey, plan: Plan, index: number}
- *   | {name: "live", journey: Journey, plan: Plan, index: number}
+ *   | {name: "live", journey: Journey, plan: Plan, index: number, sinceMs: number}
  *   | {name: "waiting", journey: Journey, delayMs: number}
  *   | {name: "ended", reason: string}
  *   | {name: "failed", code: string, message: string}} State
@@ -68,6 +68,8 @@ export const MAX_BACKOFF_MS = 8_000;
 /** Plans asked for before giving up: a first connection, and a talk that was live. */
 export const MAX_ATTEMPTS = { first: 4, resume: 12 };
 const EXPIRY_SLACK_S = 2;
+/** A talk that lived for so long begins anew in its count of attempts; else one that flaps would never be given up. */
+const STEADY_MS = 10_000;
 
 /** Codes after which WebRTC need not be tried again: the media's path is the same, relayed signalling or not. */
 const MEDIA_BLOCKED = new Set(["ice_failed", "ice_timeout", "channel_closed"]);
@@ -96,7 +98,7 @@ export function decide(state, event, moment) {
       if (event.type === "move") return move(state.journey, event.reason);
       return stay(state);
     case "connecting":
-      if (event.type === "opened") return goLive(state);
+      if (event.type === "opened") return goLive(state, moment);
       if (event.type === "failed") return failOver(state, event.failure, moment);
       if (event.type === "move") return move(state.journey, event.reason);
       return stay(state);
@@ -169,10 +171,11 @@ function openFrom(plan, index, journey, moment) {
 
 /**
  * @param {Extract<State, {name: "connecting"}>} state
+ * @param {Moment} moment
  * @returns {Decision}
  */
-function goLive({ journey, plan, index }) {
-  return { state: { name: "live", journey: { ...journey, resume: true, attempt: 0 }, plan, index }, actions: [] };
+function goLive({ journey, plan, index }, { nowMs }) {
+  return { state: { name: "live", journey: { ...journey, resume: true }, plan, index, sinceMs: nowMs }, actions: [] };
 }
 
 /**
@@ -195,12 +198,15 @@ function failOver({ journey, plan, index }, failure, moment) {
  * @param {Moment} moment
  * @returns {Decision}
  */
-function dropped({ journey }, failure, moment) {
+function dropped({ journey, sinceMs }, failure, moment) {
   if (failure.fatal) return giveUp(failure);
-  if (failure.code === "session_limit") return move(journey, "session_limit");
   const learned = learn(journey, failure);
-  if (learned.noWebRtc) return move(learned, failure.code); // our own path, not a crowd's: no wait
-  return wait({ ...learned, attempt: 1 }, jitter(FIRST_BACKOFF_MS / 2, moment), [{ do: "close" }]);
+  const steady = moment.nowMs - sinceMs >= STEADY_MS;
+  if (!steady && journey.attempt > 0) return retry(learned, failure, moment);
+  const next = { ...learned, attempt: 1 };
+  // A crowd's connections break together; our own path, or our own time, does not: no wait.
+  const alone = failure.code === "session_limit" || MEDIA_BLOCKED.has(failure.code);
+  return alone ? move(next, failure.code) : wait(next, jitter(FIRST_BACKOFF_MS / 2, moment), [{ do: "close" }]);
 }
 
 /**

@@ -8,10 +8,10 @@
  * What comes next is decided in `session-machine.js`; here it is carried out.
  */
 
-import { MicrophoneError } from "./audio/microphone.js";
 import { Studio } from "./audio/studio.js";
 import { Broker, BrokerError } from "./broker.js";
 import { textEvents } from "./events.js";
+import { errorWithCode, pageFault, planFailed } from "./failures.js";
 import { isEphemeral, readPlan } from "./plan.js";
 import { Scribe } from "./scribe.js";
 import { decide, publicName } from "./session-machine.js";
@@ -26,6 +26,11 @@ import { ConnectionFailure, failure } from "./transports/transport.js";
  * @typedef {import("./session-machine.js").Action} Action
  * @typedef {import("./session-machine.js").Failure} Failure
  * @typedef {import("./transports/transport.js").Transport} Transport
+ *
+ * @typedef {object} Talk  What lives from Talk to the end of it, whatever the connections do.
+ * @property {Studio} studio
+ * @property {AbortController} closing
+ * @property {boolean} watched  whether other tabs are watched for
  *
  * @typedef {object} VoiceSessionOptions
  * @property {string} brokerUrl  where the broker is, such as `https://voice.example.com`
@@ -61,7 +66,7 @@ export class VoiceSession extends EventTarget {
   #sessionId;
   #sessionToken = "";
   #muted = false;
-  /** From Talk to the end of it. @type {{studio: Studio, closing: AbortController} | null} */
+  /** @type {Talk | null} */
   #talk = null;
   /** A plan's request or a connection's opening; aborted when it is no longer wanted. */
   #attempt = new AbortController();
@@ -185,8 +190,8 @@ export class VoiceSession extends EventTarget {
     this.#machine = state;
     for (const action of actions) this.#act(action);
     if (this.state !== before) this.#emit("state", { state: this.state });
-    if (state.name === "failed") this.#endTalk(state.code, withCode(state.code, state.message));
-    if (state.name === "ended") this.#endTalk(state.reason, withCode("ended", "The talk ended before it was live."));
+    if (state.name === "failed") this.#endTalk(state.code, errorWithCode(state.code, state.message));
+    if (state.name === "ended") this.#endTalk(state.reason, errorWithCode("ended", "The talk ended before it was live."));
   }
 
   /** @param {Action} action */
@@ -277,6 +282,15 @@ export class VoiceSession extends EventTarget {
     this.#dispatch({ type: "opened" });
     this.#connecting?.resolve();
     this.#connecting = null;
+    this.#lookForOtherTabs(talk);
+  }
+
+  /** @param {Talk} talk */
+  #lookForOtherTabs(talk) {
+    if (talk.watched) return;
+    talk.watched = true;
+    const message = "Another tab of this site is talking too, and both hear each other. Hang up in one of them.";
+    watchOtherTabs(() => this.#report("other_tab", message), talk.closing.signal);
   }
 
   #notEphemeral() {
@@ -318,9 +332,7 @@ export class VoiceSession extends EventTarget {
     addEventListener("online", () => this.#dispatch({ type: "wake" }), { signal });
     const offline = "You are offline. The talk goes on by itself when the network is back.";
     addEventListener("offline", () => this.#report("offline", offline), { signal });
-    const other = "Another tab of this site is talking too, and both hear each other. Hang up in one of them.";
-    watchOtherTabs(() => this.#report("other_tab", other), signal);
-    return { studio, closing };
+    return { studio, closing, watched: false };
   }
 
   #pageHides() {
@@ -411,37 +423,6 @@ export class VoiceSession extends EventTarget {
   #emit(name, detail) {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
-}
-
-/**
- * @param {unknown} error
- * @returns {import("./session-machine.js").Event}
- */
-function planFailed(error) {
-  if (error instanceof MicrophoneError) {
-    return { type: "microphone_failed", failure: { code: "refused", reportAs: error.code, message: error.message } };
-  }
-  if (!(error instanceof BrokerError)) return { type: "plan_failed", failure: pageFault(error) };
-  const { code, message, retryable, retryAfterMs } = error;
-  return { type: "plan_failed", failure: { code: "plan_failed", reportAs: code, message, fatal: !retryable, retryAfterMs } };
-}
-
-/**
- * A fault of the page's own. Another connection may not have it; a reload may mend it.
- * @param {unknown} error
- * @returns {Failure}
- */
-function pageFault(error) {
-  console.error(error);
-  return { code: "plan_failed", reportAs: "page_fault", message: "Something in this page went wrong. Reload it." };
-}
-
-/**
- * @param {string} code
- * @param {string} message
- */
-function withCode(code, message) {
-  return Object.assign(new Error(message), { code });
 }
 
 function withResolvers() {

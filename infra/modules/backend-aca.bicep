@@ -332,9 +332,10 @@ resource broker 'Microsoft.App/containerApps@2025-07-01' = {
                 path: '/healthz'
                 port: port
               }
-              periodSeconds: 1
+              initialDelaySeconds: 1
+              periodSeconds: 3
               timeoutSeconds: 2
-              failureThreshold: 60
+              failureThreshold: 10
             }
             {
               type: 'Liveness'

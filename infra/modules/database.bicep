@@ -91,7 +91,7 @@ resource database 'Microsoft.DBforPostgreSQL/flexibleServers/databases@2024-08-0
   name: databaseName
   properties: {
     charset: 'UTF8'
-    collation: 'C.UTF-8'
+    collation: 'en_US.utf8'
   }
   // A server takes one change at a time.
   dependsOn: [

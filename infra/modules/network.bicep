@@ -18,7 +18,8 @@ resource appsRules 'Microsoft.Network/networkSecurityGroups@2024-05-01' = {
       {
         name: 'AllowHttpsFromAnywhere'
         properties: {
-          description: 'Browsers reach the environment\'s load balancer by TLS; the platform\'s own probes are allowed by default.'
+          // https://learn.microsoft.com/azure/container-apps/firewall-integration: 31443 is where the edge proxy answers.
+          description: 'Browsers, by TLS; the load balancer\'s probes are allowed by default'
           priority: 100
           direction: 'Inbound'
           access: 'Allow'
@@ -26,7 +27,10 @@ resource appsRules 'Microsoft.Network/networkSecurityGroups@2024-05-01' = {
           sourceAddressPrefix: 'Internet'
           sourcePortRange: '*'
           destinationAddressPrefix: '*'
-          destinationPortRange: '443'
+          destinationPortRanges: [
+            '443'
+            '31443'
+          ]
         }
       }
     ]

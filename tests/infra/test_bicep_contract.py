@@ -181,6 +181,21 @@ def test_probes_ingress_and_container_speak_of_one_port() -> None:
     assert {probe["httpGet"]["port"] for probe in container["probes"]} == {port}
 
 
+def test_probes_stay_within_what_the_platform_takes() -> None:
+    """learn.microsoft.com/azure/templates/microsoft.app/2025-07-01/containerapps, ContainerAppProbe."""
+    limits = {
+        "initialDelaySeconds": (1, 60),
+        "periodSeconds": (1, 240),
+        "timeoutSeconds": (1, 240),
+        "failureThreshold": (1, 10),
+    }
+    (container,) = evaluate(at(BACKEND.resources["broker"].body, "properties", "template", "containers"), scope())
+    for probe in container["probes"]:
+        for name in probe.keys() & limits.keys():
+            low, high = limits[name]
+            assert low <= probe[name] <= high, (probe["type"], name)
+
+
 def test_ingress_takes_tls_alone_and_lets_any_replica_answer() -> None:
     ingress = evaluate(at(BACKEND.resources["broker"].body, "properties", "configuration", "ingress"), scope())
     assert ingress["external"] is True

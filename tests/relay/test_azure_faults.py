@@ -2,13 +2,17 @@
 
 import asyncio
 import contextlib
+import functools
 import json
+import logging
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import trustme
 from aiohttp.abc import AbstractResolver, ResolveResult
 from pydantic import SecretStr
 from websockets.exceptions import ConnectionClosed
@@ -16,6 +20,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 
 from strategies.credentials import AccessToken, Credentials, EntraTokens
+from strategies.transport import BoundedResolver
 from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure, silent_server
 from tests.relay.support.broker import (
     ENTRA_TOKEN,
@@ -26,6 +31,7 @@ from tests.relay.support.broker import (
     make_settings,
     serving,
 )
+from token_broker.relay.names import SharedLookups
 
 LIMIT_S = 0.6
 
@@ -56,19 +62,21 @@ class HangingEntra:
 @contextlib.asynccontextmanager
 async def hanging(stage: str) -> AsyncIterator[Running]:
     """A broker whose Azure hangs at that stage."""
-    limit = {"proxy_connect_timeout_s": LIMIT_S}
+    limit: dict[str, Any] = {"proxy_connect_timeout_s": LIMIT_S}
     if stage in {"connected", "tls"}:
         async with silent_server() as (address, _):
             scheme = "https" if stage == "tls" else "http"
             async with broker(f"{scheme}://{address}", **limit) as running:
                 yield running
     elif stage == "half a handshake":
-        async with silent_server(greet=b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: web") as (address, _):
-            async with broker(f"http://{address}", **limit) as running:
-                yield running
+        async with (
+            silent_server(greet=b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: web") as (address, _),
+            broker(f"http://{address}", **limit) as running,
+        ):
+            yield running
     elif stage == "name":
         prepared = build(make_settings("http://127.0.0.1:9", **limit))
-        prepared.connector._resolver = HangingResolver()
+        prepared.connector._names = SharedLookups(HangingResolver())
         async with serving(prepared) as running:
             yield running
     elif stage == "credential":
@@ -108,10 +116,13 @@ async def test_one_hanging_upstream_leaves_half_of_the_time_to_the_other() -> No
             assert 0.4 < time.monotonic() - began < 0.9
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 429, 500, 503])
 async def test_a_refusing_azure_ends_in_4502_and_its_gate_learns(status: int) -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
-        azure.refuse = lambda _: answer(status, b'{"error":{"code":"x","message":"secret of Azure"}}', Location="/elsewhere")
+        azure.refuse = lambda _: answer(
+            status, b'{"error":{"code":"x","message":"secret of Azure"}}', Location="/elsewhere"
+        )
         async with running.client() as client:
             assert await client.closed() == 4502
             assert "secret of Azure" not in str(client.socket.close_reason)
@@ -123,6 +134,7 @@ async def test_a_refusing_azure_ends_in_4502_and_its_gate_learns(status: int) ->
         assert outcomes == {"voice_live": status, "openai_realtime": status}
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 async def test_a_route_that_is_missing_is_not_asked_again() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         azure.refuse = lambda request: answer(404) if "voice-live" in request.path else None
@@ -132,6 +144,7 @@ async def test_a_route_that_is_missing_is_not_asked_again() -> None:
         assert sum("voice-live" in request.path for request in azure.handshakes) == 1
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("body", [b'{"error":{"code":"AuthenticationTypeDisabled","message":"x"}}', b""])
 async def test_where_keys_are_off_entra_is_used(body: bytes) -> None:
     def refuse(request: Request) -> Response | None:
@@ -240,18 +253,19 @@ async def test_a_talk_that_azure_breaks_ends_in_4502_and_its_last_turn_is_kept(f
 
 
 async def test_an_azure_that_answers_no_ping_is_dropped_after_two() -> None:
-    async with scripted_azure() as azure, broker(azure.url, ping_interval_s=0.3) as running:
-        async with running.client() as client:
-            await client.ready()
-            talk = await azure.talk()
-            talk.connection.transport.pause_reading()
-            assert await client.closed() == 4502
-            talk.connection.transport.resume_reading()
+    async with (
+        scripted_azure() as azure,
+        broker(azure.url, ping_interval_s=0.3) as running,
+        running.client() as client,
+    ):
+        await client.ready()
+        talk = await azure.talk()
+        talk.connection.transport.pause_reading()
+        assert await client.closed() == 4502
+        talk.connection.transport.resume_reading()
 
 
 async def test_a_certificate_that_is_not_trusted_is_a_failure_like_any_other() -> None:
-    import trustme
-
     authority = trustme.CA()
     served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(served)
@@ -260,28 +274,31 @@ async def test_a_certificate_that_is_not_trusted_is_a_failure_like_any_other() -
 
 
 async def test_a_talk_runs_over_tls() -> None:
-    import trustme
-
     authority = trustme.CA()
     served, trusting = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("localhost").configure_cert(served)
     authority.configure_trust(trusting)
-    async with scripted_azure(tls=served) as azure, broker(azure.url, tls=trusting) as running:
-        async with running.client() as client:
-            await client.ready()
-            await client.send({"type": "response.create"})
-            await (await azure.talk()).next_event("response.create")
+    async with (
+        scripted_azure(tls=served) as azure,
+        broker(azure.url, tls=trusting) as running,
+        running.client() as client,
+    ):
+        await client.ready()
+        await client.send({"type": "response.create"})
+        await (await azure.talk()).next_event("response.create")
+
+
+def refuse_with_the_key(status: int | None, request: Request) -> Response | None:
+    return None if status is None else answer(status, KEY.encode())
 
 
 async def test_no_credential_of_azures_is_in_any_event_reason_log_or_figure(caplog: pytest.LogCaptureFixture) -> None:
-    import logging
-
     caplog.set_level(1)
     logging.getLogger("picows").setLevel(1)
     seen: list[str] = []
     async with scripted_azure() as azure, broker(azure.url, azure_auth="auto") as running:
         for status in (None, 401, 403, 429, 500):
-            azure.refuse = lambda _, status=status: answer(status, KEY.encode()) if status else None
+            azure.refuse = functools.partial(refuse_with_the_key, status)
             async with running.client() as client:
                 if status is None:
                     await client.ready()
@@ -299,3 +316,37 @@ async def test_the_key_itself_is_what_azure_was_asked_with() -> None:
     async with scripted_azure() as azure, broker(azure.url, key=SecretStr(KEY)) as running, running.client() as client:
         await client.ready()
         assert azure.handshakes[0].headers["api-key"] == KEY
+
+
+class CountingResolver(BoundedResolver):
+    def __init__(self) -> None:
+        super().__init__(limit=1)
+        self.lookups = 0
+        self.broken = False
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        self.lookups += 1
+        if self.broken:
+            raise OSError("no such name")
+        return await super().resolve(host, port, family)
+
+
+async def test_a_burst_of_talks_looks_azures_name_up_once() -> None:
+    names = SharedLookups(resolver := CountingResolver())
+    found = await asyncio.gather(*(names.resolve("localhost", 80) for _ in range(50)))
+    assert resolver.lookups == 1
+    assert all(addresses == found[0] and addresses for addresses in found)
+
+
+async def test_a_name_that_can_no_longer_be_looked_up_keeps_its_last_addresses() -> None:
+    now_s = 0.0
+    names = SharedLookups(resolver := CountingResolver(), monotonic=lambda: now_s)
+    first = await names.resolve("localhost", 80)
+    resolver.broken = True
+    now_s = 31.0
+    assert await names.resolve("localhost", 80) == first
+    await names.aclose()
+    with pytest.raises(OSError, match="no such name"):
+        await names.resolve("another", 80)

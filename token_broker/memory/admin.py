@@ -19,7 +19,11 @@ async def open_admin(settings: Settings) -> AsyncIterator[Housekeeper]:
     Raises StoreError where the store is away. What Zep is to forget is asked of it by the running broker.
     """
     database = connect(
-        settings.database_url, timeout_s=max(30.0, settings.store_timeout_s), patience_s=_PATIENCE_S, exclusive=False
+        settings.database_url,
+        timeout_s=max(30.0, settings.store_timeout_s),
+        patience_s=_PATIENCE_S,
+        exclusive=False,
+        client_id=settings.client_id,
     )
     try:
         await database.open()

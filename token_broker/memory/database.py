@@ -47,11 +47,14 @@ class Database(Protocol):
         ...
 
 
-def connect(url: "SecretStr", *, timeout_s: float, patience_s: float, exclusive: bool = True) -> Database:
+def connect(
+    url: "SecretStr", *, timeout_s: float, patience_s: float, exclusive: bool = True, client_id: str | None = None
+) -> Database:
     """The database behind BROKER_DATABASE_URL; nothing is opened yet.
 
     Work ends within `timeout_s`; a lock of somebody else's on SQLite is waited for no longer than `patience_s`. An
-    `exclusive` SQLite file is this process's alone, at once. Raises StoreInUseError.
+    `exclusive` SQLite file is this process's alone, at once. `client_id` names the managed identity whose token is the
+    password where the URL has none, on Azure. Raises StoreInUseError.
     """
     text = url.get_secret_value()
     if text.startswith("sqlite"):
@@ -61,9 +64,11 @@ def connect(url: "SecretStr", *, timeout_s: float, patience_s: float, exclusive:
         with contextlib.suppress(OSError):  # no folder, no right: the store is away, and tried again
             sqlite.lock()
         return sqlite
+    from token_broker.memory.entra_password import EntraPassword, wants_entra_password
     from token_broker.memory.postgres import PostgresDatabase
 
-    return PostgresDatabase(text, timeout_s=timeout_s)
+    password = EntraPassword(client_id=client_id, timeout_s=timeout_s) if wants_entra_password(url) else None
+    return PostgresDatabase(text, timeout_s=timeout_s, password=password)
 
 
 def store_error(error: Exception) -> Exception:

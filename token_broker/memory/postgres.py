@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from token_broker.memory.database import store_error
+from token_broker.memory.entra_password import EntraPassword
 from token_broker.memory.errors import StoreUnreachableError
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ _MIGRATE_S = 600.0
 class PostgresDatabase:
     """See `Database`. A connection that died is noticed when it is used; the work is then done once on a fresh one."""
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
+    def __init__(self, url: str, *, timeout_s: float, password: EntraPassword | None = None) -> None:
         self._url = url
+        self._password = password
         self._timeout_s = timeout_s
         self._engine: AsyncEngine | None = None
         self._is_open = False
@@ -57,6 +59,8 @@ class PostgresDatabase:
                 async with asyncio.timeout(_CLOSE_S):
                     await self._engine.dispose()
             self._engine = None
+        if self._password is not None:
+            await self._password.aclose()
 
     async def _run(self, work: "Callable[[Connection], R]", *, timeout_s: float | None = None) -> R:
         try:
@@ -69,12 +73,17 @@ class PostgresDatabase:
         if self._engine is None:
             from sqlalchemy.ext.asyncio import create_async_engine
 
+            password = {} if self._password is None else {"password": self._password.get}
             self._engine = create_async_engine(
                 self._url,
                 pool_size=_POOL_SIZE,
                 max_overflow=0,
                 pool_timeout=self._timeout_s,
                 pool_use_lifo=True,
-                connect_args={"timeout": _CONNECT_S, "server_settings": {"application_name": "token-broker"}},
+                connect_args={
+                    "timeout": _CONNECT_S,
+                    "server_settings": {"application_name": "token-broker"},
+                    **password,
+                },
             )
         return self._engine

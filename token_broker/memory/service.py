@@ -60,7 +60,10 @@ class Memory:
         self._state: StoreState = "opening"
         self._reason: str | None = None
         self._database: Database = connect(
-            settings.database_url, timeout_s=settings.store_timeout_s, patience_s=settings.store_patience_s
+            settings.database_url,
+            timeout_s=settings.store_timeout_s,
+            patience_s=settings.store_patience_s,
+            client_id=settings.client_id,
         )
         self._writer = GroupWriter(
             self._database,

@@ -83,11 +83,13 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets=sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Runs between two bytecodes of whatever runs: it only asks the loop to begin."""
+        """Runs between two bytecodes of whatever runs: it only asks the loop to begin.
+
+        The signal is not put among those that uvicorn raises again at its end: a drain that went well exits with 0.
+        """
         if self._loop is None or self._drain.draining:
             super().handle_exit(sig, frame)
             return
-        self._captured_signals.append(sig)
         self._drain.begin()
         self._loop.call_soon_threadsafe(self._begin)
 

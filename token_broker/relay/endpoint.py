@@ -1,5 +1,6 @@
 """`WS /api/v1/voice/voicelive/{session_id}`: admission, then the talk. A plain ASGI application."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,16 +9,18 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from token_broker.agents import Agent, AgentBook
+from token_broker.limits import SessionLease, SessionLimits
 from token_broker.memory.base import Owner, Recall, TicketBook, TurnIntake
+from token_broker.observing import Observer, TalkEnded, unheard
 from token_broker.problems import Problem, problem_response
 from token_broker.relay.closing import BAD_REQUEST, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
 from token_broker.relay.counters import RelayCounters
 from token_broker.relay.drain import GOING_AWAY, Drain
 from token_broker.relay.serving import GIVE_UP_EXTENSION
-from token_broker.relay.slots import Slot, TalkSlots
 from token_broker.relay.talk import Talk, TalkParts
 from token_broker.relay.upstreams import UpstreamConnector
 from token_broker.settings import Settings
+from token_broker.telemetry import bind_ids
 from token_broker.tokens import TicketClaims, TokenError, TokenSigner
 
 __all__ = ["VoiceRelay", "websocket_not_found"]
@@ -43,7 +46,7 @@ class VoiceRelay:
     """The proxy. Route WebSockets and plain requests of its path here; `session_id` is a path parameter.
 
     `origin_allowed` judges the handshake's Origin; `limit_key` says what a principal's open talks are counted by (the
-    address, for somebody anonymous). `slots` are shared with the SDP relay.
+    address, for somebody anonymous). `limits` are shared with the SDP relay; `observe` hears of each talk's end.
     """
 
     def __init__(
@@ -56,15 +59,18 @@ class VoiceRelay:
         intake: TurnIntake,
         recall: Recall,
         connector: UpstreamConnector,
-        slots: TalkSlots,
+        limits: SessionLimits,
         drain: Drain,
         origin_allowed: OriginCheck,
         limit_key: LimitKey,
+        observe: Observer = unheard,
     ) -> None:
+        self._observe = observe
+        self._model = settings.model
         self._agents = agents
         self._signer = signer
         self._tickets = tickets
-        self._slots = slots
+        self._limits = limits
         self._drain = drain
         self._origin_allowed = origin_allowed
         self._limit_key = limit_key
@@ -90,7 +96,7 @@ class VoiceRelay:
         totals = counters.totals([talk.counters for talk in self._talks])
         return {
             "active": self.active,
-            "open_slots": self._slots.total,
+            "open_or_relayed": self._limits.active,
             "sessions": counters.sessions,
             "ready": counters.ready,
             "switches": counters.switches,
@@ -115,16 +121,14 @@ class VoiceRelay:
         # The ticket stands among what was offered: it must never come back as what was chosen.
         await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if SUBPROTOCOL in offered else None})
         try:
-            owner, agent, slot = await self._admit(scope)
+            owner, agent, lease = await self._admit(scope)
         except _RefusedError as refused:
             self._counters.closes[refused.ending.code] += 1
             log.info("talk_refused", code=refused.ending.code, reason=refused.ending.reason)
             await _close(send, refused.ending)
             return
-        try:
+        with lease:
             await self._talk(scope, receive, send, owner, agent)
-        finally:
-            slot.give_back()
 
     async def _talk(self, scope: Scope, receive: Receive, send: Send, owner: Owner, agent: Agent) -> None:
         extension = (scope.get("extensions") or {}).get(GIVE_UP_EXTENSION) or {}
@@ -132,16 +136,17 @@ class VoiceRelay:
         self._counters.sessions += 1
         self._talks.add(talk)
         self._drain.add(talk)
-        code = GOING_AWAY.code
+        ending = GOING_AWAY
+        began_s = time.monotonic()
+        bind_ids(session_id=owner.session_id)
         try:
             ending = await talk.run()
-            code = ending.code
             log.info(
                 "talk_ended",
                 session_id=owner.session_id,
                 principal=owner.principal,
                 agent_id=agent.id,
-                code=code,
+                code=ending.code,
                 reason=ending.reason,
                 frames_to_azure=talk.counters.to_azure_frames,
                 frames_to_client=talk.counters.to_client_frames,
@@ -153,9 +158,25 @@ class VoiceRelay:
         finally:
             self._talks.discard(talk)
             self._drain.remove(talk)
-            self._counters.finish(talk.counters, code)
+            self._counters.finish(talk.counters, ending.code)
+            state = scope.get("state", {})
+            self._observe(
+                TalkEnded(
+                    session_id=owner.session_id,
+                    agent_id=agent.id,
+                    model=self._model,
+                    code=ending.code,
+                    reason=ending.reason,
+                    duration_s=time.monotonic() - began_s,
+                    correlation_id=state.get("correlation_id", ""),
+                    turns=talk.counters.turns,
+                    input_tokens=talk.counters.usage.input_tokens,
+                    output_tokens=talk.counters.usage.output_tokens,
+                    trace=state.get("trace"),
+                )
+            )
 
-    async def _admit(self, scope: Scope) -> tuple[Owner, Agent, Slot]:
+    async def _admit(self, scope: Scope) -> tuple[Owner, Agent, SessionLease]:
         """Who may talk, as which agent, in whose place. Raises _RefusedError. The ticket is used up here."""
         if self._drain.draining:
             raise _RefusedError(GOING_AWAY.code, GOING_AWAY.reason)
@@ -164,17 +185,17 @@ class VoiceRelay:
         claims = self._read_ticket(scope)
         if (agent := self._agents.get(claims.agent_id)) is None:
             raise _RefusedError(BAD_REQUEST, "the ticket's agent is gone: ask for a new plan")
-        slot = self._slots.take(self._limit_key(scope, claims.principal))
-        if slot is None:
+        lease = self._limits.acquire(self._limit_key(scope, claims.principal))
+        if lease is None:
             raise _RefusedError(TOO_MANY, "too many talks are open: end one, or try again later")
         try:
             if not await self._tickets.spend(claims.ticket_id, claims.expires_at_s):
                 raise _RefusedError(TICKET_REFUSED, "the ticket was used: ask for a new plan")
         except BaseException:
-            slot.give_back()
+            lease.release()
             raise
         owner = Owner(claims.session_id, claims.principal, claims.epoch, claims.user_id)
-        return owner, agent, slot
+        return owner, agent, lease
 
     def _read_ticket(self, scope: Scope) -> TicketClaims:
         tickets = [name for name in scope.get("subprotocols", []) if name.startswith(TICKET_PREFIX)]

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import ResolveResult
 from picows import (
     WSCloseCode,
     WSFrame,
@@ -32,6 +32,8 @@ from picows import (
     WSUpgradeResponse,
     ws_connect,
 )
+
+from token_broker.relay.names import SharedLookups
 
 __all__ = ["AzureSocket", "connect"]
 
@@ -92,6 +94,11 @@ class AzureSocket(WSListener):
             self._pause()
         if (reader := self._reader) is not None and not reader.done():
             reader.set_result(None)
+
+    def put_first(self, texts: Sequence[str]) -> None:
+        """Queues frames that are to come before all that wait."""
+        self.frames.extendleft(reversed(texts))
+        self._queued_chars += sum(map(len, texts))
 
     def send(self, text: str) -> None:
         """Sends one event; after the end it goes nowhere. Await `drained` where `writable` is False afterwards."""
@@ -238,7 +245,7 @@ async def connect(
     url: str,
     headers: Mapping[str, str],
     *,
-    resolver: AbstractResolver,
+    names: SharedLookups,
     tls: ssl.SSLContext,
     max_message_bytes: int,
     deadline_s: float,
@@ -251,7 +258,7 @@ async def connect(
     """
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    sock = await _open_socket(await resolver.resolve(parts.hostname or "", port), deadline_s=deadline_s)
+    sock = await _open_socket(await names.resolve(parts.hostname or "", port), deadline_s=deadline_s)
     left_s = max(0.001, deadline_s - asyncio.get_running_loop().time())
     limits: dict[str, Any] = {}
     if parts.scheme == "https":

@@ -36,6 +36,7 @@ from strategies.health import Gate
 from strategies.session_body import ga_realtime_session, voice_live_session
 from strategies.upstream import Answer, classify
 from token_broker.relay.closing import UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
+from token_broker.relay.names import SharedLookups
 from token_broker.relay.policy import event_type
 from token_broker.relay.socket import AzureSocket, connect
 from token_broker.settings import UpstreamName
@@ -108,7 +109,7 @@ class UpstreamConnector:
         self.routes = list(routes)
         self.gates = gates
         self._credentials = credentials
-        self._resolver = resolver
+        self._names = SharedLookups(resolver)
         self._timeout_s = timeout_s
         self._max_message_bytes = max_message_bytes
         self._tls = tls or ssl.create_default_context()
@@ -119,6 +120,10 @@ class UpstreamConnector:
     def first_dialect(self) -> Dialect:
         """What the first route speaks: the plan's guess."""
         return self.routes[0].dialect if self.routes else "preview"
+
+    async def aclose(self) -> None:
+        """For when no talk is left: stops what may still look names up."""
+        await self._names.aclose()
 
     async def connect(self, supply: SpecSupplier, *, only: UpstreamName | None = None) -> Upstream:
         """An upstream whose session is the agent's, within the limit for all together. Raises NoUpstreamError.
@@ -141,7 +146,7 @@ class UpstreamConnector:
             began_s = time.monotonic()
             settled = False
             try:
-                upstream = await self._attempt(route, supply, timeout_s=left_s)
+                upstream = await self.attempt(route, supply, timeout_s=left_s)
                 gate.succeeded(admission, _ms_since(began_s))
                 settled = True
                 log.info("upstream_attempt", upstream=route.name, outcome="connected", ms=round(_ms_since(began_s)))
@@ -166,8 +171,8 @@ class UpstreamConnector:
                     gate.abandoned(admission)
         raise NoUpstreamError(ending or Ending(UPSTREAM_FAILED, "no Azure endpoint is configured for talks"))
 
-    async def _attempt(self, route: Route, supply: SpecSupplier, *, timeout_s: float) -> Upstream:
-        """One route, with Entra once more where it takes no keys. Raises MintError."""
+    async def attempt(self, route: Route, supply: SpecSupplier, *, timeout_s: float) -> Upstream:
+        """One route, whatever its gate says, with Entra once more where it takes no keys. Raises MintError."""
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline_s):
@@ -203,7 +208,7 @@ class UpstreamConnector:
             return await connect(
                 route.url,
                 authorization.headers(),
-                resolver=self._resolver,
+                names=self._names,
                 tls=self._tls,
                 max_message_bytes=self._max_message_bytes,
                 deadline_s=deadline_s,

@@ -13,6 +13,7 @@ from token_broker.simulator.control import Control
 from token_broker.simulator.faults import FaultTable
 from token_broker.simulator.front import Front
 from token_broker.simulator.mint import Mint
+from token_broker.simulator.realtime.calls import Calls
 from token_broker.simulator.realtime.sockets import RealtimeSockets
 from token_broker.simulator.resource import Resource
 from token_broker.simulator.seen import RequestLog
@@ -28,9 +29,15 @@ class Simulator:
         known = {config.key, *config.entra_tokens, *config.roleless_entra_tokens}
         self.log = RequestLog(known, config.max_remembered_requests)
         self._front = Front(self._routes, self.resource, self.faults, self.log)
-        control = Control(self.resource, self.faults, self.log, lambda: self._front.running)
+        self._calls = Calls(self.resource)
+        control = Control(self.resource, self.faults, self.log, lambda: self._front.running, lambda: self.calls)
         self._starlette = Starlette(
-            routes=[*control.routes(), *Mint(self.resource).routes(), *RealtimeSockets(self.resource).routes()],
+            routes=[
+                *control.routes(),
+                *Mint(self.resource).routes(),
+                *self._calls.routes(),
+                *RealtimeSockets(self.resource, self._calls).routes(),
+            ],
             exception_handlers={
                 errors.AzureError: _azure_error,
                 Complaint: _complaint,
@@ -52,9 +59,19 @@ class Simulator:
         """Returns once exactly so many are running."""
         await self._front.until(running)
 
-    def stop(self) -> None:
-        """Ends what is running, hanging requests among it."""
+    @property
+    def calls(self) -> int:
+        """WebRTC calls that have not ended."""
+        return len(self._calls)
+
+    async def until_calls(self, count: int) -> None:
+        """Returns once exactly so many calls are open."""
+        await self._calls.until(count)
+
+    async def stop(self) -> None:
+        """Ends what is running: hanging requests, talks, calls."""
         self._front.stop()
+        await self._calls.close()
 
     async def _routes(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._starlette(scope, receive, send)

@@ -48,6 +48,11 @@ class SimulatorConfig:
     """Whether GA's socket takes an ephemeral secret as subprotocol `openai-insecure-api-key.<secret>`: unproven on
     Azure (`azure-facts.md` §3)."""
 
+    ice_addresses: tuple[str, ...] | None = None
+    """Where WebRTC's media is taken; `None`: loopback, and every address of this machine."""
+    sdp_answer_type: str = "application/sdp"
+    """Content type of an SDP answer: a live recording had `text/plain; charset=utf-8` (`azure-facts.md` §2)."""
+
     thinking_s: float = 0.05
     """From the end of a turn to the first of the answer."""
     answer_speed: float = 5.0

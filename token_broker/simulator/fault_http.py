@@ -15,11 +15,13 @@ from token_broker.simulator import errors
 from token_broker.simulator.answering import client_left, marks, respond, respond_error
 from token_broker.simulator.ephemeral import EphemeralSecrets
 from token_broker.simulator.faults import (
+    DieAfter,
     Expired,
     ExpiresAt,
     Fault,
     Hang,
     HugeBody,
+    IceNever,
     MalformedJson,
     MissingValue,
     Redirect,
@@ -34,6 +36,8 @@ _CHUNK = b"0123456789abcdef" * 4096
 _DRIP_TICK_S = 0.02
 _USELESS_VALUES: dict[str, Any] = {"null": None, "empty": "", "blank": "   ", "number": 42, "object": {"token": "ek_x"}}
 
+CALL_FAULT = "simulator.call_fault"
+"""Where a call's route finds the fault that is its own to carry out."""
 JSON_HEADERS = [("content-type", "application/json")]
 
 
@@ -127,6 +131,9 @@ async def _carry_out(fault: Fault, exchange: Exchange) -> None:
             answer = _spoilt(fault, await exchange.honest_answer(), exchange)
             await exchange.send(answer.start())
             await exchange.send({"type": "http.response.body", "body": answer.body})
+        case IceNever() | DieAfter():
+            exchange.scope["extensions"][CALL_FAULT] = fault
+            await exchange.answer_honestly()
         case HugeBody():
             await _huge(fault.bytes, exchange)
         case _:  # pragma: no cover - the table gives out no WebSocket fault here

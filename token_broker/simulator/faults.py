@@ -95,7 +95,10 @@ class Slow(_AnyFault):
 
 
 class Reset(_AnyFault):
-    """A TCP reset: before any answer, after the headers, or in the middle of the body."""
+    """A TCP reset: before any answer, after the headers, or in the middle of the body.
+
+    On a WebSocket it comes instead of the handshake's answer.
+    """
 
     fault: Literal["reset"]
     at: Literal["start", "headers", "body"] = "start"
@@ -171,6 +174,24 @@ class Flood(_SocketFault):
     frames: int = Field(default=1, ge=0)
 
 
+class _CallFault(_Fault):
+    """A fault of a WebRTC call: it is met by the POST of the offer."""
+
+
+class IceNever(_CallFault):
+    """The answer has candidates that nobody can reach, and nobody listens there."""
+
+    fault: Literal["ice_never"]
+
+
+class DieAfter(_CallFault):
+    """The call dies so long after it connected: closed, only its data channel closed, or silent for good."""
+
+    fault: Literal["die_after"]
+    seconds: Seconds = 5.0
+    how: Literal["close", "channel", "silent"] = "close"
+
+
 Fault = Annotated[
     Status
     | Redirect
@@ -185,7 +206,9 @@ Fault = Annotated[
     | DropAfter
     | Garbage
     | OversizedFrame
-    | Flood,
+    | Flood
+    | IceNever
+    | DieAfter,
     Field(discriminator="fault"),
 ]
 _FAULTS: TypeAdapter[list[Fault]] = TypeAdapter(list[Fault])

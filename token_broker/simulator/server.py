@@ -46,6 +46,11 @@ class RunningSimulator:
         """Requests and WebSockets that have not ended."""
         return self.simulator.running
 
+    @property
+    def calls(self) -> int:
+        """WebRTC calls that have not ended."""
+        return self.simulator.calls
+
     async def until(self, running: int, timeout_s: float = 5.0) -> None:
         """Waits until exactly so many requests and WebSockets are running; only from the simulator's own event loop.
 
@@ -55,6 +60,11 @@ class RunningSimulator:
         """
         async with asyncio.timeout(timeout_s):
             await self.simulator.until(running)
+
+    async def until_calls(self, count: int, timeout_s: float = 5.0) -> None:
+        """As `until`, for WebRTC calls."""
+        async with asyncio.timeout(timeout_s):
+            await self.simulator.until_calls(count)
 
     def set_faults(self, *faults: dict[str, Any]) -> None:
         """As `PUT /_simulator/faults`: these and no others. With none, all are healed."""
@@ -99,7 +109,7 @@ async def serve(
             scheme = "https" if tls else "http"
             yield RunningSimulator(f"{scheme}://{host}:{listener.getsockname()[1]}", simulator)
         finally:
-            simulator.stop()
+            await simulator.stop()
             server.should_exit = True
             await serving
 

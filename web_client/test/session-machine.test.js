@@ -17,7 +17,7 @@ const DEGRADED = { ...PLAN, degraded: true, connections: [PROXY] };
 const journey = (change = {}) => ({ resume: false, attempt: 0, noWebRtc: false, reason: "first_choice", ...change });
 const requesting = (change) => ({ name: "requesting", journey: journey(change) });
 const connecting = (index, change, plan = PLAN) => ({ name: "connecting", journey: journey(change), plan, index });
-const live = (index = 0, change) => ({ name: "live", journey: journey({ resume: true, ...change }), plan: PLAN, index });
+const live = (index = 0, change) => ({ name: "live", journey: journey({ resume: true, ...change }), plan: PLAN, index, sinceMs: 1_000 });
 const waiting = (change) => ({ name: "waiting", journey: journey(change), delayMs: 1 });
 const failed = (code, change) => ({ type: "failed", failure: { code, message: "m", ...change } });
 const dropped = (code, change) => ({ type: "dropped", failure: { code, message: "m", ...change } });
@@ -95,8 +95,23 @@ test("Retry-After is obeyed", () => {
   assert.equal(decide(requesting(), planFailed({ retryAfterMs: 30_000 }), NOW).state.delayMs, 30_000);
 });
 
-test("being live wipes the slate of attempts", () => {
-  assert.equal(decide(connecting(0, { attempt: 3 }), { type: "opened" }, NOW).state.journey.attempt, 0);
+test("a talk that lived for a while begins anew in its attempts; one that flaps is given up in the end", () => {
+  const steady = decide(live(2, { attempt: 7 }), dropped("socket_closed"), { nowMs: 20_000, random: 0 });
+  assert.equal(steady.state.journey.attempt, 1);
+  let state = live(2);
+  let drops = 0;
+  for (; state.name !== "failed" && drops < 50; drops += 1) {
+    const { journey } = decide(state, dropped("socket_closed"), NOW).state;
+    state = journey ? { ...live(2), journey } : { name: "failed" };
+  }
+  assert.equal(drops, MAX_ATTEMPTS.resume);
+});
+
+test("a talk that is told at once, again and again, that its time is up does not spin", () => {
+  const first = decide(live(), dropped("session_limit"), NOW);
+  assert.equal(first.state.name, "requesting");
+  const second = decide({ ...live(), journey: first.state.journey }, dropped("session_limit"), NOW);
+  assert.equal(second.state.name, "waiting");
 });
 
 test("no event in any state makes the machine throw, or loop without a wait for ever", () => {

@@ -22,7 +22,7 @@ const CANCELLED_KEPT = 16;
 
 /** @type {Record<number, Failure>} What the broker's close codes mean (the contract's), and Azure's own. */
 const CLOSE_CODES = {
-  1000: { code: "refused", reportAs: "closed", message: "The voice service ended the talk. Press Talk to begin a new one.", fatal: true },
+  1000: { code: "session_limit", message: "The talk has reached its longest time; it goes on in a new one." },
   1001: { code: "session_limit", message: "Azure ended the session; it goes on in a new one." },
   1009: { code: "socket_closed", message: "A message was too large; the talk goes on in a new connection." },
   4400: { code: "refused", reportAs: "bad_request", message: "This page's version does not fit the voice service's. Reload the page.", fatal: true },
@@ -47,6 +47,7 @@ export class WebSocketTransport {
   #open = false;
   #closed = false;
   #responseId = "";
+  #sounding = false;
   /** Answers that were cut: what of them still arrives is not heard. @type {Set<string>} */
   #cancelled = new Set();
 
@@ -72,7 +73,7 @@ export class WebSocketTransport {
         this.#drop(reason);
       };
     });
-    audio.startPlayback((sounding) => this.#context.onSignal({ kind: sounding ? "sound_started" : "sound_stopped" }));
+    audio.startPlayback((sounding) => this.#setSounding(sounding));
     await within(ready, READY_TIMEOUT_MS, signal, () => failure("socket_timeout", "The voice service took too long to connect."));
     this.#open = true;
     audio.startCapture((chunk) => this.#sendAudio(chunk));
@@ -157,9 +158,17 @@ export class WebSocketTransport {
     if (responseId !== "") this.#responseId = responseId;
     try {
       this.#context.audio.play(itemId, contentIndex, decodePcm16(base64));
+      this.#setSounding(true); // the loudspeaker says so later than the words are complete
     } catch {
       this.#context.onSignal({ kind: "trouble", code: "bad_audio", message: "A piece of the answer could not be read.", retryable: true });
     }
+  }
+
+  /** @param {boolean} sounding */
+  #setSounding(sounding) {
+    if (this.#sounding === sounding) return;
+    this.#sounding = sounding;
+    this.#context.onSignal({ kind: sounding ? "sound_started" : "sound_stopped" });
   }
 
   /** Silences what is played, and what of this answer is still to come. */
@@ -172,6 +181,7 @@ export class WebSocketTransport {
         this.#cancelled.delete(oldest);
       }
     }
+    this.#sounding = false; // whoever asked for the silence knows of it
     return this.#context.audio.clear();
   }
 

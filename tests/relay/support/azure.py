@@ -82,7 +82,7 @@ class AzureTalk:
 
     async def next_event(self, kind: str, *, nth: int = 1) -> Event:
         """The nth event of that type which the broker sent; waits for it."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while True:
                 found = [event for event in self.received if event.get("type") == kind]
                 if len(found) >= nth:
@@ -110,7 +110,7 @@ async def converse(talk: AzureTalk) -> None:
         talk.arrived(message)
         event = talk.received[-1]
         if event["type"] == "session.update":
-            await talk.send({"type": "session.updated", "session": {"id": "sess_1", **event["session"]}})
+            await talk.send({"type": "session.updated", "session": {"id": "sess_1", **event.get("session", {})}})
         elif event["type"] == "conversation.item.create":
             kind = "conversation.item.added" if talk.dialect == "ga" else "conversation.item.created"
             await talk.send({"type": kind, "item": {"id": "item_typed", **event["item"]}})
@@ -150,7 +150,7 @@ class ScriptedAzure:
 
     async def talk(self, number: int = 0) -> AzureTalk:
         """The numbered connection; waits for it."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while len(self.talks) <= number:
                 self._came.clear()
                 await self._came.wait()

@@ -24,11 +24,11 @@ from strategies.health import Gate, GatePolicy
 from strategies.transport import BoundedResolver
 from token_broker.agents import AgentBook, load_agents
 from token_broker.ids import uuid7
+from token_broker.limits import SessionLimits
 from token_broker.memory.base import Owner, Turn
 from token_broker.relay.drain import Drain, DrainingServer
 from token_broker.relay.endpoint import VoiceRelay, websocket_not_found
 from token_broker.relay.serving import uvicorn_options
-from token_broker.relay.slots import TalkSlots
 from token_broker.relay.upstreams import UpstreamConnector, make_routes
 from token_broker.settings import Settings, load_settings
 from token_broker.tokens import TokenSigner
@@ -61,7 +61,7 @@ class RecordingIntake:
 
     async def reach(self, count: int) -> None:
         """Waits until so many turns have come."""
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(15):
             while len(self.turns) < count:
                 self._came.clear()
                 await self._came.wait()
@@ -104,7 +104,7 @@ class Running:
     relay: VoiceRelay
     connector: UpstreamConnector
     drain: Drain
-    slots: TalkSlots
+    limits: SessionLimits
     intake: RecordingIntake
     recall: FixedRecall
     tickets: OnceTickets
@@ -141,8 +141,8 @@ class Running:
 
     async def quiet(self) -> None:
         """Waits until no talk, slot or socket is left; fails where one stays."""
-        async with asyncio.timeout(5):
-            while self.relay.active or self.slots.total or self.drain.talks:  # noqa: ASYNC110  # what is seen is the point
+        async with asyncio.timeout(15):
+            while self.relay.active or self.limits.active or self.drain.talks:  # noqa: ASYNC110  # what is seen is the point  # what is seen is the point
                 await asyncio.sleep(0.01)
 
 
@@ -214,9 +214,9 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         max_message_bytes=settings.azure_message_bytes,
         tls=tls,
     )
-    drain, slots = (
+    drain, limits = (
         Drain(),
-        TalkSlots(max_total=settings.max_sessions, max_per_key=settings.max_sessions_per_principal),
+        SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions),
     )
     intake, recall, tickets, signer = (
         RecordingIntake(),
@@ -239,12 +239,12 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         intake=intake,
         recall=recall,
         connector=connector,
-        slots=slots,
+        limits=limits,
         drain=drain,
         origin_allowed=origin_allowed,
         limit_key=lambda scope, principal: principal,
     )
-    running = Running(settings, relay, connector, drain, slots, intake, recall, tickets, signer, book)
+    running = Running(settings, relay, connector, drain, limits, intake, recall, tickets, signer, book)
     return running
 
 
@@ -274,8 +274,8 @@ async def serving(running: Running, *more: BaseRoute, **config: Any) -> AsyncIte
     )
     running.server = server
     task = asyncio.create_task(server._serve(), name="uvicorn")
-    async with asyncio.timeout(5):
-        while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
+    async with asyncio.timeout(15):
+        while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it  # uvicorn has no event for it
             await asyncio.sleep(0.005)
     running.port = server.servers[0].sockets[0].getsockname()[1]
     try:
@@ -284,6 +284,7 @@ async def serving(running: Running, *more: BaseRoute, **config: Any) -> AsyncIte
     finally:
         server.should_exit = True
         await task
+        await running.connector.aclose()
     await nothing_left(before)
 
 
@@ -305,7 +306,7 @@ def left_over() -> tuple[set[str], int]:
 
 async def nothing_left(before: tuple[set[str], int]) -> None:
     """Fails where there are more tasks or sockets than before; what is on its way out gets a moment."""
-    deadline_s = time.monotonic() + 3
+    deadline_s = time.monotonic() + 15
     while True:
         gc.collect()
         tasks, sockets = left_over()

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ _FLAGS = (
     "--no-first-run",
     "--remote-debugging-port=0",
     "--use-fake-ui-for-media-stream",
-    "--use-fake-device-for-media-stream",
     "--allow-loopback-in-peer-connection",
     "--disable-background-networking",
     "--disable-component-update",
@@ -122,10 +121,10 @@ class Connection:
 class Page:
     """One tab. `complaints` collects what its console says beyond chatter, and what it throws."""
 
-    def __init__(self, connection: Connection, session: str, target: str) -> None:
+    def __init__(self, connection: Connection, session: str, context: str | None) -> None:
         self._connection = connection
         self._session = session
-        self.target = target
+        self.context = context
         self.complaints: list[str] = []
         self.requests: list[dict[str, Any]] = []
         self.received_bytes = 0
@@ -142,10 +141,10 @@ class Page:
         await self.call("Page.navigate", url=url)
         await self.wait_for("document.readyState === 'complete' && location.href !== 'about:blank'")
 
-    async def run(self, expression: str) -> Any:
+    async def run(self, expression: str, *, user_gesture: bool = False) -> Any:
         """The JSON value of an expression; a promise is awaited. Raises ScriptError."""
         answer = await self.call(
-            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=False
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True, userGesture=user_gesture
         )
         if failure := answer.get("exceptionDetails"):
             raise ScriptError(failure.get("exception", {}).get("description", failure["text"]))
@@ -182,9 +181,12 @@ class Page:
         await self.wait_for(f"{_find(test_id)}.textContent.trim() === {json.dumps(expected)}", timeout_s)
 
     async def click(self, test_id: str) -> None:
+        await self.click_on(f"[data-testid={test_id}]")
+
+    async def click_on(self, selector: str) -> None:
         """A real click, with the mouse, where the element is."""
         box = await self.wait_for(
-            f"(() => {{ const e = {_find(test_id)}; if (!e || e.disabled) return null;"
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); if (!e || e.disabled) return null;"
             "e.scrollIntoView({block: 'nearest'}); const r = e.getBoundingClientRect();"
             "return r.width ? [r.x + r.width / 2, r.y + r.height / 2] : null; })()"
         )
@@ -203,6 +205,11 @@ class Page:
         params = {"key": key, "code": {" ": "Space"}.get(key, key), "windowsVirtualKeyCode": codes[key]}
         await self.call("Input.dispatchKeyEvent", type="keyDown", **params, **({"text": typed} if typed else {}))
         await self.call("Input.dispatchKeyEvent", type="keyUp", **params)
+
+    async def offline(self, *, gone: bool) -> None:
+        """Takes the network away, or gives it back. Sockets that are open stay so, as the browser has it."""
+        nothing = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        await self.call("Network.emulateNetworkConditions", offline=gone, **nothing)
 
     async def screenshot(self) -> bytes:
         """What is seen, as PNG."""
@@ -245,7 +252,7 @@ class Browser:
         where = {"browserContextId": context} if context else {}
         target = (await self._connection.call("Target.createTarget", url="about:blank", **where))["targetId"]
         attached = await self._connection.call("Target.attachToTarget", targetId=target, flatten=True)
-        page = Page(self._connection, attached["sessionId"], target)
+        page = Page(self._connection, attached["sessionId"], context)
         for domain in ("Page", "Runtime", "Log", "Network"):
             await page.call(f"{domain}.enable")
         await page.call(
@@ -259,16 +266,14 @@ class Browser:
 
 
 @contextlib.asynccontextmanager
-async def open_browser(
-    microphone: Path | None = None, flags: Sequence[str] = (), env: Mapping[str, str] | None = None
-) -> AsyncIterator[Browser]:
-    """A Chromium whose microphone plays a WAV file over and over (without one, it beeps)."""
+async def open_browser(microphone: Path | None = None, *, devices: bool = True) -> AsyncIterator[Browser]:
+    """A Chromium whose microphone plays a WAV file over and over (without one, it beeps), or that has no devices."""
     with _profile() as profile:
-        sound = [f"--use-file-for-fake-audio-capture={microphone}"] if microphone else []
+        sound = ["--use-fake-device-for-media-stream"] if devices else []
+        sound += [f"--use-file-for-fake-audio-capture={microphone}"] if microphone else []
         process = await asyncio.create_subprocess_exec(
-            find_chromium(), *_FLAGS, *sound, *flags, f"--user-data-dir={profile}", "about:blank",
+            find_chromium(), *_FLAGS, *sound, f"--user-data-dir={profile}", "about:blank",
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, **(env or {})},
         )  # fmt: skip
         try:
             async with connect(await _devtools_url(profile, process), max_size=2**28, compression=None) as socket:

@@ -4,6 +4,7 @@ import array
 import asyncio
 import base64
 import itertools
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -34,16 +35,22 @@ class Partner:
         self._tell = tell
         self._speak = speak
         self._dialect = dialect
+        self._name = secrets.token_hex(4)  # ids are nobody else's, as Azure's
         self._numbers = itertools.count(1)
         self._heard = bytearray()
         self._speaking = False
         self._quiet_s = 0.0
         self._last_item: str | None = None
         self.from_client: list[Event] = []
+        self.heard_s = 0.0
+        self.was_loud = False
+        self._news = asyncio.Event()
 
     async def hear(self, pcm: bytes) -> None:
         loud = max(map(abs, array.array("h", pcm)), default=0) > _LOUD
         length_s = len(pcm) / 2 / WIRE_RATE
+        self.heard_s += length_s
+        self.was_loud |= loud
         self._heard += pcm
         if loud and not self._speaking:
             self._speaking = True
@@ -57,15 +64,41 @@ class Partner:
 
     async def take(self, event: Event) -> None:
         """An event from the client."""
-        self.from_client.append(event)
+        if event.get("type") != "input_audio_buffer.append":
+            self.from_client.append(event)
+            self._news.set()
         match event.get("type"):
             case "input_audio_buffer.append":
-                self.from_client.pop()
                 await self.hear(base64.b64decode(event["audio"]))
             case "conversation.item.create":
                 await self._item(event["item"])
             case "response.create":
                 await self._respond(bytes(WIRE_RATE), "You wrote to me.")
+
+    async def wait_for(self, kind: str, timeout_s: float = 5) -> Event:
+        """The first event of this kind from the client."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                for event in self.from_client:
+                    if event["type"] == kind:
+                        return event
+                self._news.clear()
+                await self._news.wait()
+
+    async def tell_a_story(self, seconds: float, *, finished: bool = True) -> None:
+        """Answers with a tone, unasked."""
+        samples = (8_000 if n // 60 % 2 else -8_000 for n in range(int(seconds * WIRE_RATE)))
+        await self._respond(array.array("h", samples).tobytes(), "Once upon a time.", finished=finished)
+
+    async def begin_to_say(self, words: str) -> None:
+        """The first words of an answer that never ends."""
+        ids = {"response_id": self._new("resp"), "item_id": self._new("item_a"), "output_index": 0, "content_index": 0}
+        infix = "output_audio" if self._dialect == "ga" else "audio"
+        await self._tell({"type": f"response.{infix}_transcript.delta", **ids, "delta": words})
+
+    async def notice_speech(self) -> None:
+        """As Azure does when the user speaks: its answer is cancelled by itself."""
+        await self._tell({"type": "input_audio_buffer.speech_started", "audio_start_ms": 0})
 
     async def _answer_speech(self, said: bytes) -> None:
         item_id = self._new("item_u")
@@ -84,7 +117,7 @@ class Partner:
         await self._tell({"type": made, "previous_item_id": self._last_item, "item": item})
         self._last_item = item["id"]
 
-    async def _respond(self, pcm: bytes, words: str) -> None:
+    async def _respond(self, pcm: bytes, words: str, *, finished: bool = True) -> None:
         ids = {"response_id": self._new("resp"), "item_id": self._new("item_a"), "output_index": 0, "content_index": 0}
         infix = "output_audio" if self._dialect == "ga" else "audio"
         await self._tell({"type": "response.created", "response": {"id": ids["response_id"], "status": "in_progress"}})
@@ -98,9 +131,11 @@ class Partner:
             delta = base64.b64encode(pcm[start : start + 2 * _DELTA_SAMPLES]).decode()
             await self._tell({"type": f"response.{infix}.delta", **ids, "delta": delta})
             await asyncio.sleep(0)
+        if not finished:
+            return
         await self._tell({"type": f"response.{infix}.done", **ids})
         await self._tell({"type": f"response.{infix}_transcript.done", **ids, "transcript": words})
         await self._tell({"type": "response.done", "response": {"id": ids["response_id"], "status": "completed"}})
 
     def _new(self, prefix: str) -> str:
-        return f"{prefix}_{next(self._numbers):04d}"
+        return f"{prefix}_{self._name}_{next(self._numbers)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Samples", "best_match", "read_wav", "speech", "write_wav"]
+__all__ = ["Samples", "at_rate", "best_match", "pieces_match", "read_wav", "speech", "write_wav"]
 
 Samples = NDArray[np.float64]
 """Mono, from -1 to 1."""
@@ -42,6 +42,13 @@ def read_wav(path: Path) -> tuple[Samples, int]:
         return samples, file.getframerate()
 
 
+def at_rate(sound: Samples, rate: int, wanted: int) -> Samples:
+    """The same sound at another rate, by its spectrum."""
+    length = round(len(sound) * wanted / rate)
+    spectrum = np.fft.rfft(sound)[: length // 2 + 1]
+    return np.fft.irfft(spectrum, length) * (length / len(sound))
+
+
 def best_match(heard: Samples, said: Samples) -> tuple[float, int]:
     """Where `said` sounds in `heard`: the normalized correlation (1 is the same but for loudness), and the place."""
     if len(heard) < len(said):
@@ -55,6 +62,16 @@ def best_match(heard: Samples, said: Samples) -> tuple[float, int]:
     correlation = product / norm
     place = int(np.argmax(correlation))
     return float(correlation[place]), place
+
+
+def pieces_match(heard: Samples, said: Samples, rate: int, piece_s: float = 0.2) -> float:
+    """The median likeness of short pieces of `said`, each wherever it sounds.
+
+    For sound that came over WebRTC: a late packet makes the browser stretch what it has, which moves all that follows.
+    """
+    size = int(piece_s * rate)
+    pieces = [said[start : start + size] for start in range(0, len(said) - size, size)]
+    return float(np.median([best_match(heard, piece)[0] for piece in pieces]))
 
 
 def _syllable(length: int, rate: int, random: np.random.Generator) -> Samples:

@@ -7,14 +7,14 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -42,6 +42,8 @@ class StandIn:
     socket_closes: list[int | str] = field(default_factory=list)  # close codes before ready, or "hang"; then ready
     turn_answers: list[int | str] = field(default_factory=list)
     dialect: str = "preview"
+    extra_page: str = ""
+    health: dict[str, Any] | None = field(default_factory=lambda: {"agents": {"elena": {}, "marcus": {}}})
 
     plans: list[dict[str, Any]] = field(default_factory=list)
     plan_requests: list[dict[str, Any]] = field(default_factory=list)
@@ -52,6 +54,12 @@ class StandIn:
     calls: list[Call] = field(default_factory=list)
     sockets: list[WebSocket] = field(default_factory=list)
     partners: list[Partner] = field(default_factory=list)
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 10) -> None:
+        """Waits for something that the page does."""
+        async with asyncio.timeout(timeout_s):
+            while not condition():  # noqa: ASYNC110  # any of a dozen lists may be meant
+                await asyncio.sleep(0.01)
 
     async def token(self, request: Request) -> Response:
         body = await request.json()
@@ -119,7 +127,10 @@ class StandIn:
         return JSONResponse({"success": True}, 202)
 
     async def status(self, request: Request) -> Response:
-        return JSONResponse({"agents": {"elena": {}, "marcus": {}}, "strategies": [], "endpoint": self.base_url})
+        return JSONResponse(self.health, 200 if self.health else 500)
+
+    async def extra(self, request: Request) -> Response:
+        return HTMLResponse(self.extra_page)
 
     async def proxy(self, websocket: WebSocket) -> None:
         await self._talk(websocket, "broker.ready", self.dialect)
@@ -173,6 +184,7 @@ async def run_stand_in(**knobs: Any) -> AsyncIterator[StandIn]:
             Route(f"{api}/conversation/turn", stand_in.turn, methods=["POST"]),
             Route(f"{api}/status", stand_in.status),
             Route("/api/v1/memory/enrich", stand_in.enrich, methods=["POST"]),
+            Route("/extra", stand_in.extra),
             Route("/azure/calls", stand_in.azure_call, methods=["POST"]),
             Route("/relay/calls", stand_in.relay_call, methods=["POST"]),
             Route("/relay/calls/{number}", stand_in.hang_up, methods=["DELETE"]),

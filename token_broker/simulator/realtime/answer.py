@@ -3,6 +3,7 @@
 Pure: it is asked with the time, and gives what is due by then. The audio comes faster than real time, as Azure's does.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ class Script:
         if not self.pcm:
             return [Piece(word) for word in words]
         cuts = [self.pcm[begin : begin + _CHUNK_BYTES] for begin in range(0, len(self.pcm), _CHUNK_BYTES)]
-        shares = [len(words) * number // len(cuts) for number in range(len(cuts) + 1)]
+        shares = [math.ceil(len(words) * number / len(cuts)) for number in range(len(cuts) + 1)]
         return [
             Piece("".join(words[first:last]), cut) for cut, first, last in zip(cuts, shares, shares[1:], strict=False)
         ]

@@ -126,7 +126,7 @@ class Dialect:
             own: dict[str, Any] = {"output_modalities": ["audio" if speaks else "text"], "audio": audio}
             own["max_output_tokens"] = session.max_output_tokens
         else:
-            dumped = session.model_dump(mode="json")
+            dumped = session.model_dump(mode="json", exclude_none=True)
             own = {name: dumped[name] for name in ("voice", "output_audio_format", "temperature")}
             own |= {"modalities": ["text", "audio"] if speaks else ["text"]}
             own["max_output_tokens"] = dumped["max_response_output_tokens"]

@@ -9,6 +9,7 @@ from token_broker.simulator.realtime.answer import Answer, Pace, Piece, Script
 from token_broker.simulator.realtime.dialects import Dialect
 from token_broker.simulator.realtime.items import Conversation, Message, Part
 from token_broker.simulator.realtime.outbox import Ids, Outbox
+from token_broker.simulator.realtime.playback import Playback
 from token_broker.simulator.session_bodies.check import Complaint
 
 CancelReason = Literal["turn_detected", "client_cancelled"]
@@ -48,7 +49,17 @@ class _Active:
 class Responses:
     """At most one response at a time, as the API has it."""
 
-    def __init__(self, dialect: Dialect, conversation: Conversation, ids: Ids, outbox: Outbox, pace: Pace) -> None:
+    def __init__(
+        self,
+        dialect: Dialect,
+        conversation: Conversation,
+        ids: Ids,
+        outbox: Outbox,
+        *,
+        pace: Pace,
+        playback: Playback | None,
+    ) -> None:
+        self._playback = playback
         self._dialect = dialect
         self._conversation = conversation
         self._conversation_id = ids.new("conv")
@@ -133,6 +144,8 @@ class Responses:
             self._outbox.emit("response.output_audio_transcript.delta", **place, delta=piece.text)
         part.audio_ms += duration_ms(piece.pcm)
         self.has_spoken = True
+        if self._playback is not None:
+            self._playback.starts(active.id)
         self._outbox.emit("response.output_audio.delta", **place, delta=b64encode(piece.pcm).decode())
 
     def _end(self, active: _Active, status: Literal["completed", "cancelled"], details: dict[str, str] | None) -> None:

@@ -6,46 +6,45 @@ is not read either, and nothing is left over when it vanishes.
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.routing import WebSocketRoute
+from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from token_broker.simulator import errors
 from token_broker.simulator.auth import Credential, admit, bearer_of
-from token_broker.simulator.ephemeral import EphemeralSecret
-from token_broker.simulator.realtime.answer import Pace
-from token_broker.simulator.realtime.dialects import GA, PREVIEW, VOICE_LIVE, Dialect
+from token_broker.simulator.realtime.calls import Calls
+from token_broker.simulator.realtime.dialects import GA, PREVIEW, VOICE_LIVE
+from token_broker.simulator.realtime.opening import Opening, minted_opening, new_talk
 from token_broker.simulator.realtime.outbox import Event
-from token_broker.simulator.realtime.talk import Talk, TalkOptions
+from token_broker.simulator.realtime.talk import Talk
 from token_broker.simulator.resource import Resource
 from token_broker.simulator.session_bodies import flat, ga, voice_live
-from token_broker.simulator.session_bodies.check import INVALID_VALUE, Complaint
+from token_broker.simulator.session_bodies.check import Complaint
+
+if TYPE_CHECKING:
+    from token_broker.simulator.realtime.call import Call
 
 SUBPROTOCOL = "realtime"
 SECRET_SUBPROTOCOL = "openai-insecure-api-key."  # noqa: S105 - what stands before a secret
 
 _SERVER_CREDENTIALS = frozenset({Credential.KEY, Credential.ENTRA})
+_SIDEBAND_CREDENTIALS = _SERVER_CREDENTIALS | {Credential.KEY_AS_BEARER}
 _V1_CREDENTIALS = _SERVER_CREDENTIALS | {Credential.KEY_AS_BEARER, Credential.EPHEMERAL}
 
-
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """What a handshake that was let in opens."""
-
-    dialect: Dialect
-    session: Any
+Admitted = TypeVar("Admitted")
 
 
 class RealtimeSockets:
     """The WebSocket endpoints of one simulated resource."""
 
-    def __init__(self, resource: Resource) -> None:
+    def __init__(self, resource: Resource, calls: Calls) -> None:
         self._resource = resource
+        self._calls = calls
         self._talks = 0
 
     def routes(self) -> list[WebSocketRoute]:
@@ -59,19 +58,29 @@ class RealtimeSockets:
         return routes
 
     async def ga(self, websocket: WebSocket) -> None:
-        await self._serve(websocket, self._open_ga)
+        """A talk, or with `call_id` the sideband of a call."""
+        if "call_id" in websocket.query_params:
+            await self._serve(websocket, self._find_call, observe)
+        else:
+            await self._serve(websocket, self._open_ga, self._hold)
 
     async def preview(self, websocket: WebSocket) -> None:
-        await self._serve(websocket, self._open_preview)
+        await self._serve(websocket, self._open_preview, self._hold)
 
     async def voice_live(self, websocket: WebSocket) -> None:
-        await self._serve(websocket, self._open_voice_live)
+        await self._serve(websocket, self._open_voice_live, self._hold)
 
-    async def _serve(self, websocket: WebSocket, open_talk: Callable[[WebSocket], Opening]) -> None:
+    async def _serve(
+        self,
+        websocket: WebSocket,
+        check_in: Callable[[WebSocket], Admitted],
+        hold_on: Callable[[WebSocket, Admitted], Awaitable[None]],
+    ) -> None:
+        """Refuses the handshake, or takes it and holds what was admitted."""
         try:
             if self._talks >= self._resource.config.max_talks:
                 raise errors.structured(429, "429", "Too many open sessions.")
-            opening = open_talk(websocket)
+            admitted = check_in(websocket)
         except errors.AzureError as refusal:
             await _refuse(websocket, refusal)
             return
@@ -83,22 +92,18 @@ class RealtimeSockets:
         self._talks += 1
         try:
             await websocket.accept(chosen)
-            await hold(websocket, self._talk(opening))
+            await hold_on(websocket, admitted)
         except WebSocketDisconnect:
             return
         finally:
             self._talks -= 1
 
-    def _talk(self, opening: Opening) -> Talk:
-        config = self._resource.config
-        options = TalkOptions(
-            pace=Pace(config.thinking_s, config.answer_speed),
-            transcribes_after_answer=config.transcribes_after_answer,
-            transcription_models=config.transcription_deployments if opening.dialect is GA else None,
-            longest_s=config.longest_talk_s,
-        )
-        expires_at = int(self._resource.clock.now() + config.longest_talk_s)
-        return Talk(opening.dialect, opening.session, options, expires_at)
+    async def _hold(self, websocket: WebSocket, opening: Opening) -> None:
+        await hold(websocket, new_talk(self._resource, opening))
+
+    def _find_call(self, websocket: WebSocket) -> "Call":
+        admit(self._resource.credential_of(websocket.headers), self._resource.config, _SIDEBAND_CREDENTIALS)
+        return self._calls.find(websocket.query_params["call_id"])
 
     def _open_ga(self, websocket: WebSocket) -> Opening:
         headers = self._with_subprotocol_secret(websocket)
@@ -110,7 +115,7 @@ class RealtimeSockets:
         if "openai-beta" in headers:
             raise errors.beta_shape_disabled()
         if credential is Credential.EPHEMERAL:
-            return _minted(self._resource.secrets.find(bearer_of(headers) or ""), GA)
+            return self._minted(headers)
         model = self._require_model(websocket.query_params.get("model"), self._resource.config.deployments)
         return Opening(GA, ga.RealtimeSession(type="realtime", model=model))
 
@@ -126,6 +131,12 @@ class RealtimeSockets:
         config = self._resource.config
         model = self._require_model(websocket.query_params.get("model"), config.voice_live_models | config.deployments)
         return Opening(VOICE_LIVE, voice_live.VoiceLiveSession(model=model))
+
+    def _minted(self, headers: Headers) -> Opening:
+        secret = self._resource.secrets.find(bearer_of(headers) or "")
+        if secret is None or secret.dialect != "ga":
+            raise errors.key_wrong()
+        return minted_opening(secret)
 
     def _with_subprotocol_secret(self, websocket: WebSocket) -> Headers:
         """The headers, with a secret that came as subprotocol as their Bearer, where this resource takes that."""
@@ -166,9 +177,46 @@ async def hold(websocket: WebSocket, talk: Talk) -> None:
             continue
         if message["type"] == "websocket.disconnect":
             return
-        await _send(websocket, talk.receive(message.get("text") or message.get("bytes") or b"", now_s()))
+        await _send(websocket, talk.receive(_payload(message), now_s()))
         await _send(websocket, talk.advance(now_s()))
     await websocket.close(talk.ending.code, talk.ending.reason)
+
+
+async def observe(websocket: WebSocket, call: "Call") -> None:
+    """Joins a call on an accepted socket: its events go out, and the client's go into it, until either ends.
+
+    Raises:
+        WebSocketDisconnect: the client vanished while it was sent to.
+
+    """
+    events = call.observe()
+
+    async def tell() -> None:
+        while True:
+            await _send(websocket, [await events.get()])
+
+    async def listen() -> None:
+        while (message := await websocket.receive())["type"] != "websocket.disconnect":
+            call.receive(_payload(message))
+
+    work = [asyncio.create_task(part) for part in (tell(), listen(), call.ended.wait())]
+    try:
+        done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        if call.ended.is_set():
+            await websocket.close(1000, "the call has ended")
+    finally:
+        call.leave(events)
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)
+
+
+def _payload(message: Message) -> str | bytes:
+    """What was sent: text, or what should have been."""
+    text: str | None = message.get("text")
+    return message["bytes"] if text is None else text
 
 
 async def _send(websocket: WebSocket, events: Iterable[Event]) -> None:
@@ -178,12 +226,3 @@ async def _send(websocket: WebSocket, events: Iterable[Event]) -> None:
 
 async def _refuse(websocket: WebSocket, error: errors.AzureError) -> None:
     await websocket.send_denial_response(Response(error.body, error.status, error.headers, error.media_type))
-
-
-def _minted(secret: EphemeralSecret | None, dialect: Dialect) -> Opening:
-    """The session that a secret was minted for."""
-    if secret is None or secret.dialect != dialect.name:
-        raise errors.key_wrong()
-    if secret.session.get("type") == "transcription":
-        raise Complaint(INVALID_VALUE, "This simulator does not hold transcription sessions.", "session.type")
-    return Opening(dialect, dialect.session_model.model_validate(secret.session))

@@ -26,6 +26,7 @@ from token_broker.simulator.realtime.dialects import Dialect, Settings
 from token_broker.simulator.realtime.hearing import Hearing
 from token_broker.simulator.realtime.items import Conversation, Item, Message, Part
 from token_broker.simulator.realtime.outbox import Event, Ids, Outbox
+from token_broker.simulator.realtime.playback import Playback
 from token_broker.simulator.realtime.responses import Prompted, Responses, Wanted
 from token_broker.simulator.realtime.transcripts import Transcripts
 from token_broker.simulator.realtime.vad import Started
@@ -42,6 +43,8 @@ class TalkOptions:
     transcription_models: frozenset[str] | None = None
     """Those that can be used; `None`: any."""
     longest_s: float = 3600.0
+    server_plays: bool = False
+    """The server holds the playback, as over WebRTC; else the client does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,10 @@ class Talk:
         self._outbox = Outbox(dialect, self._ids)
         self._conversation = Conversation()
         self._conversing = Conversing(self._conversation, dialect, self._ids, self._outbox)
-        self._responses = Responses(dialect, self._conversation, self._ids, self._outbox, options.pace)
+        self._playback = Playback(self._outbox) if options.server_plays else None
+        self._responses = Responses(
+            dialect, self._conversation, self._ids, self._outbox, pace=options.pace, playback=self._playback
+        )
         self._transcripts = Transcripts(self._outbox, options.transcription_models, options.transcribes_after_answer)
         self._hearing = Hearing(self.settings.turn_detection)
         self._user_item_id = ""
@@ -87,6 +93,11 @@ class Talk:
         self._ends_s = now_s + self._options.longest_s
         self._outbox.emit("session.created", session=self._session_object())
         return self._outbox.drain()
+
+    def describe(self) -> Event:
+        """The session as it is now, for somebody who joins later."""
+        self._outbox.emit("session.created", session=self._session_object())
+        return self._outbox.drain()[-1]
 
     def receive(self, message: str | bytes, now_s: float) -> list[Event]:
         """Takes a message from the client. What is wrong with it is answered with an `error`, and is not fatal."""
@@ -109,6 +120,12 @@ class Talk:
             self._hear(pcm, now_s)
         except Complaint as complaint:
             self._outbox.complain(complaint, None)
+        return self._outbox.drain()
+
+    def played(self) -> list[Event]:
+        """All audio of the answer has been heard: for whoever plays it here."""
+        if self._playback is not None:
+            self._playback.ends()
         return self._outbox.drain()
 
     def advance(self, now_s: float) -> list[Event]:
@@ -189,7 +206,11 @@ class Talk:
 
     def _barge_in(self, now_s: float) -> None:
         detection = self.settings.turn_detection
-        if self._responses.active and detection is not None and detection.interrupt_response:
+        if detection is None or not detection.interrupt_response:
+            return
+        if self._playback is not None:
+            self._playback.clears()
+        if self._responses.active:
             self._responses.cancel("turn_detected")
             self._transcripts.answer_ended(now_s)
 
@@ -231,7 +252,10 @@ class Talk:
 
     def _clear_output(self, _event: ClientEvent, _now_s: float) -> None:
         """Voice Live takes it on a WebSocket too; GA only where the server holds the playback, which is WebRTC."""
-        if self._dialect.name != "voice_live":
+        if self._playback is not None:
+            self._playback.clears()
+        elif self._dialect.name == "voice_live":
+            self._outbox.emit("output_audio_buffer.cleared")
+        else:
             message = "output_audio_buffer.clear is only supported for WebRTC and SIP connections."
             raise Complaint("invalid_event", message, "type")
-        self._outbox.emit("output_audio_buffer.cleared")

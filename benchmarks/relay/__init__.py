@@ -1,0 +1,1 @@
+"""What the proxy costs, beside nginx proxying the same WebSockets in the same run."""

@@ -1,0 +1,87 @@
+"""WebRTC calls set up on a browser's behalf: its offer posted with an ephemeral token, and hanging up.
+
+azure-facts.md §2: the offer goes out raw with the ephemeral token alone; hanging up wants the resource's credential.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import httpx
+
+from strategies.base import EphemeralGrant
+from strategies.credentials import Credentials
+from strategies.errors import (
+    KeysDisabledError,
+    MalformedError,
+    MintError,
+    PermanentError,
+    TimedOutError,
+    TransientError,
+)
+from strategies.upstream import MAX_ANSWER_BYTES, Answer, classify
+
+__all__ = ["AcceptedCall", "AzureCalls"]
+
+_CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedCall:
+    """Azure's answer to an offer; `call_id` is None where its `Location` named none, and the call can't be hung up."""
+
+    answer: bytes
+    call_id: str | None
+
+
+class AzureCalls:
+    """Speaks to Azure's calls route with the process's one client and credential."""
+
+    def __init__(self, client: httpx.AsyncClient, credentials: Credentials) -> None:
+        self._client = client
+        self._credentials = credentials
+
+    async def offer(self, grant: EphemeralGrant, offer: bytes, *, filtered: bool, timeout_s: float) -> AcceptedCall:
+        """Posts the SDP `offer` to the host that minted. Raises MintError."""
+        url = f"{grant.endpoint}/openai/v1/realtime/calls{'?webrtcfilter=on' if filtered else ''}"
+        headers = {"Content-Type": "application/sdp", "Authorization": f"Bearer {grant.token.get_secret_value()}"}
+        answer = await self._post(url, offer, headers, timeout_s)
+        if (error := classify(answer, now_s=time.time())) is not None:
+            raise error
+        if not answer.body.startswith(b"v=0"):  # its Content-Type is now application/sdp, now text/plain
+            raise MalformedError("the answer to the offer is no SDP", status=answer.status)
+        named = answer.headers.get("location", "").partition("?")[0].rstrip("/").rpartition("/")[2]
+        return AcceptedCall(answer.body, named if _CALL_ID.fullmatch(named) else None)
+
+    async def hang_up(self, endpoint: str, call_id: str, *, timeout_s: float) -> None:
+        """Ends the call; one that Azure no longer knows has ended already. Raises MintError."""
+        url = f"{endpoint}/openai/v1/realtime/calls/{call_id}/hangup"
+        deadline_s = time.monotonic() + timeout_s
+        for last in (False, True):
+            authorization = await self._credentials.current(timeout_s=deadline_s - time.monotonic())
+            answer = await self._post(url, b"", authorization.headers(), deadline_s - time.monotonic())
+            error = None if answer.status == 204 else classify(answer, now_s=time.time())  # noqa: PLR2004
+            if error is None or isinstance(error, PermanentError):
+                return
+            keys_off = isinstance(error, KeysDisabledError) and authorization.kind == "key"
+            if last or not keys_off or not self._credentials.keys_refused():
+                raise error
+
+    async def _post(self, url: str, content: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
+        try:
+            async with asyncio.timeout(timeout_s):
+                async with self._client.stream("POST", url, content=content, headers=headers) as response:
+                    body = bytearray()
+                    async for chunk in response.aiter_raw():
+                        body += chunk
+                        if len(body) > MAX_ANSWER_BYTES:
+                            raise MalformedError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes")
+                    return Answer(response.status_code, response.headers, bytes(body))
+        except TimeoutError:
+            raise TimedOutError(f"no whole answer within {timeout_s:.1f} s") from None
+        except MintError:
+            raise
+        except Exception as error:  # noqa: BLE001  # httpx's errors, and those its transport lets through unmapped
+            raise TransientError(f"the connection failed ({type(error).__name__})") from None

@@ -1,0 +1,114 @@
+"""Entra through azure-identity itself, against a stand-in of the platform's managed identity endpoint."""
+
+import asyncio
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.conftest import StartBroker
+from tests.support.entra import IdentityEndpoint
+from tests.support.plans import MINT_PATHS, assert_usable
+from tests.support.waiting import eventually
+from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
+
+SLACK_S = 0.25
+
+
+async def test_500_requests_on_a_cold_start_make_one_credential_call(
+    azure: RunningSimulator, identity: IdentityEndpoint, start_broker: StartBroker
+) -> None:
+    identity.healthy.clear()
+    broker = await start_broker(azure, key=None, azure_auth="entra", token_budget_s=20, attempt_timeout_s=10)
+    asking = asyncio.create_task(broker.burst(500))
+    await identity.until_asked()
+    identity.healthy.set()
+    plans = await asking
+    assert {plan["strategy"] for plan in plans} == {"ga"}
+    assert identity.resources == ["https://ai.azure.com"]
+    assert {request.auth for request in azure.requests if request.method == "POST"} == {"entra"}
+
+
+async def test_entra_that_hangs_costs_no_more_than_the_budget_and_the_next_request_nothing(
+    azure: RunningSimulator, identity: IdentityEndpoint, start_broker: StartBroker
+) -> None:
+    identity.healthy.clear()
+    broker = await start_broker(azure, key=None, azure_auth="entra", token_budget_s=1.2)
+    first = await broker.token()
+    assert first.took_s < 1.2 + SLACK_S
+    assert_usable(first.plan, broker, azure)
+    shown = await broker.strategies()
+    assert {shown[name]["last_outcome"] for name in MINT_PATHS} == {"no_credential"}
+    second = await broker.token()
+    assert second.plan["degraded"]
+    assert second.took_s < 0.25
+    identity.healthy.set()
+
+    async def minted() -> bool:
+        return not (await broker.plan())["degraded"]
+
+    await eventually(minted)
+    assert identity.calls == 1
+
+
+@pytest.mark.parametrize("status", [400, 403, 500])
+async def test_entra_that_refuses_leaves_the_proxy_and_says_what_to_do(
+    status: int, azure: RunningSimulator, identity: IdentityEndpoint, start_broker: StartBroker
+) -> None:
+    identity.status = status
+    with capture_logs() as logs:
+        broker = await start_broker(azure, key=None, azure_auth="entra", token_budget_s=3, credential_timeout_s=1)
+        answer = await broker.token()
+    assert answer.took_s < 3 + SLACK_S
+    assert_usable(answer.plan, broker, azure)
+    assert answer.plan["degraded"]
+    told = [entry for entry in logs if entry["event"] == "no_entra_token"]
+    assert [entry["log_level"] for entry in told] == ["error"]
+    assert "managed identity" in told[0]["do"]
+    assert {entry["outcome"] for entry in logs if entry["event"] == "mint_failed"} == {"no_credential"}
+
+
+async def test_a_key_refused_for_good_gives_way_to_entra_in_the_same_request(
+    identity: IdentityEndpoint, start_broker: StartBroker
+) -> None:
+    async with serve(SimulatorConfig(keys_disabled=True)) as azure:
+        broker = await start_broker(azure, azure_auth="auto")
+        with capture_logs() as logs:
+            plans = [await broker.plan() for _ in range(3)]
+        for plan in plans:
+            assert plan["strategy"] == "ga"
+        assert_usable(plans[-1], broker, azure)
+        # The key was shown once; from then on Entra alone is used.
+        assert [request.auth for request in azure.requests if request.method == "POST"] == ["key", *["entra"] * 3]
+        assert identity.calls == 1
+        assert [entry["do"] for entry in logs if entry["event"] == "keys_are_off"] == [
+            "Azure refuses keys on this resource: Entra is used; unset AZURE_VOICELIVE_KEY"
+        ]
+
+
+async def test_a_key_refused_for_good_is_said_loudly_where_entra_is_not_wanted(start_broker: StartBroker) -> None:
+    async with serve(SimulatorConfig(keys_disabled=True)) as azure:
+        broker = await start_broker(azure, azure_auth="key")
+        with capture_logs() as logs:
+            plan = await broker.plan()
+        assert_usable(plan, broker, azure)
+        assert plan["degraded"]
+        loud = [entry for entry in logs if entry["event"] == "mint_failed"]
+        assert [(entry["log_level"], entry["status"]) for entry in loud] == [("error", 403)] * 4
+        assert all("AZURE_VOICELIVE_AUTH=entra" in entry["why"] for entry in loud)
+        shown = await broker.strategies()
+        assert {shown[name]["capability"] for name in MINT_PATHS} == {"misconfigured"}
+
+
+async def test_the_user_assigned_identity_and_the_scope_are_asked_for(
+    azure: RunningSimulator, identity: IdentityEndpoint, start_broker: StartBroker
+) -> None:
+    broker = await start_broker(
+        azure,
+        key=None,
+        azure_auth="auto",
+        client_id="11111111-2222-3333-4444-555555555555",
+        entra_scope="https://cognitiveservices.azure.com/.default",
+    )
+    assert (await broker.plan())["strategy"] == "ga"
+    assert identity.resources == ["https://cognitiveservices.azure.com"]
+    assert identity.client_ids == ["11111111-2222-3333-4444-555555555555"]

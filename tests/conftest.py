@@ -1,0 +1,64 @@
+"""What all tests share: an environment of their own, a simulated Azure, and brokers that end with the test."""
+
+import contextlib
+import functools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.broker import RunningBroker, make_settings, run_broker
+from tests.support.entra import IdentityEndpoint, run_identity_endpoint
+from token_broker.simulator import RunningSimulator, serve
+
+StartBroker = Callable[..., Awaitable[RunningBroker]]
+
+_OURS = ("BROKER_", "AZURE_", "ZEP_", "SIMULATOR_", "IDENTITY_", "MSI_", "OTEL_")
+
+
+@pytest.fixture(autouse=True)
+def _environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the developer's environment reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(_OURS) or name in {"HOST", "PORT"}:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _certificates_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each transport reads the system's certificates, which takes 50 ms: once a process is enough for tests."""
+    monkeypatch.setattr(httpx, "create_ssl_context", _ssl_context)
+
+
+_ssl_context = functools.cache(httpx.create_ssl_context)
+
+
+@pytest.fixture
+async def azure() -> AsyncIterator[RunningSimulator]:
+    """A healthy simulated Azure of every kind, in the test's own event loop."""
+    async with serve() as running:
+        yield running
+
+
+@pytest.fixture
+async def start_broker(tmp_path: Path) -> AsyncIterator[StartBroker]:
+    """Starts brokers that end with the test: `await start_broker(azure, token_budget_s=1)`; settings by field name."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(azure: RunningSimulator | str | None, **settings: Any) -> RunningBroker:
+            endpoint = azure.base_url if isinstance(azure, RunningSimulator) else azure
+            return await stack.enter_async_context(run_broker(make_settings(tmp_path, endpoint, **settings)))
+
+        yield start
+
+
+@pytest.fixture
+async def identity(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[IdentityEndpoint]:
+    """A managed identity endpoint that azure-identity finds in the environment."""
+    async with run_identity_endpoint() as endpoint:
+        for name, value in endpoint.variables.items():
+            monkeypatch.setenv(name, value)
+        yield endpoint

@@ -1,0 +1,133 @@
+"""The command: exit codes, a line a check in a pipe, JSON, and nothing else on stdout."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from token_broker.doctor.checks import Check, Mark, Report, Trouble
+from token_broker.doctor.report import Lines
+from token_broker.simulator import RunningSimulator, run_in_thread
+
+PROGRAM = "from token_broker.doctor.command import doctor_command; doctor_command(prog_name='doctor')"
+
+
+@pytest.fixture
+def azure() -> Iterator[RunningSimulator]:
+    with run_in_thread() as running:
+        yield running
+
+
+def doctor(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own, in an empty folder, with these variables and no other of ours."""
+    ours = ("AZURE_", "BROKER_", "ZEP_", "HOST", "PORT")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        cwd=tmp_path,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def at(azure: RunningSimulator, key: str = "simulated-key") -> dict[str, str]:
+    return {
+        "AZURE_VOICELIVE_ENDPOINT": azure.base_url,
+        "AZURE_VOICELIVE_KEY": key,
+        "AZURE_VOICELIVE_AUTH": "key",
+        "AZURE_VOICELIVE_PROJECT_NAME": "demo",
+    }
+
+
+def test_when_all_is_well_it_exits_0_with_a_plain_line_a_check(azure: RunningSimulator, tmp_path: Path) -> None:
+    ran = doctor(tmp_path, **at(azure))
+    assert ran.returncode == 0, ran
+    *lines, last = ran.stdout.splitlines()
+    assert last == "all is well"
+    assert all(line.startswith("ok  ") for line in lines)
+    assert "\x1b" not in ran.stdout
+    assert list(tmp_path.iterdir()) == []  # it changes nothing
+
+
+def test_a_failure_exits_1_and_says_the_same_in_json(azure: RunningSimulator, tmp_path: Path) -> None:
+    plain = doctor(tmp_path, **at(azure, key="canary-key-5f1c"))
+    as_json = doctor(tmp_path, "--json", **at(azure, key="canary-key-5f1c"))
+    assert (plain.returncode, as_json.returncode) == (1, 1)
+    report = json.loads(as_json.stdout)
+    assert report["healthy"] is False
+    failed = [check["name"] for check in report["checks"] if check["mark"] == "failed"]
+    assert len(failed) == report["counts"]["failed"]
+    shown = [line for line in plain.stdout.splitlines() if line.startswith("FAIL")]
+    assert [line[5:31].rstrip() for line in shown] == failed
+    assert all(f"[{Trouble.UNAUTHORIZED}]" in line for line in shown[:-1])
+    for ran in (plain, as_json):
+        assert "canary" not in ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_a_configuration_that_is_wrong_exits_2_and_names_the_variable(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    ran = doctor(tmp_path, *arguments, BROKER_RETRY_ATTEMPTS="0", BROKER_TOKEN_TTL_S="1")
+    assert ran.returncode == 2
+    assert "BROKER_RETRY_ATTEMPTS" in ran.stdout
+    assert "BROKER_TOKEN_TTL_S" in ran.stdout
+    if arguments:
+        assert json.loads(ran.stdout)["counts"]["failed"] == 2
+
+
+@pytest.mark.parametrize(
+    "url", ["voice.example", "ftp://voice.example", "https://user:pw@voice.example", "http://[::1", "http://x:99999"]
+)
+def test_an_address_that_is_none_is_a_usage_error(tmp_path: Path, url: str) -> None:
+    ran = doctor(tmp_path, "--url", url)
+    assert ran.returncode == 2
+    assert "give the broker's address" in ran.stderr
+
+
+def test_help_shows_examples(tmp_path: Path) -> None:
+    ran = doctor(tmp_path, "--help")
+    assert ran.returncode == 0
+    assert "token-broker doctor --url https://voice.example.com\n" in ran.stdout
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+CHECK = Check("mint ga", Mark.FAILED, "says [bold]no[/bold]", "HTTP 401", "mend [it]", Trouble.UNAUTHORIZED)
+
+
+def test_on_a_terminal_lines_have_marks_and_nothing_is_taken_for_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal()
+    lines = Lines(stream)
+    lines.write(CHECK)
+    lines.write(CHECK)
+    first, second = stream.getvalue().splitlines()
+    assert first.startswith("\x1b[1;31m✗")
+    assert "says [bold]no[/bold]" in first
+    assert "→ mend [it]" in first
+    assert "→ as above" in second
+
+
+def test_json_has_every_field_of_every_check() -> None:
+    (check,) = json.loads(json.dumps(Report([CHECK]).as_json()))["checks"]
+    assert check == {
+        "name": "mint ga",
+        "mark": "failed",
+        "finding": "says [bold]no[/bold]",
+        "figure": "HTTP 401",
+        "mend": "mend [it]",
+        "trouble": "401 Unauthorized",
+    }

@@ -1,0 +1,208 @@
+"""`--url`: a real broker seen from outside, and what stands before, or instead of, one."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import uvicorn
+from pydantic import SecretStr
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tests.doctor.support import diagnose, failed, named, settings_for
+from token_broker.app import create_app
+from token_broker.doctor.checks import Mark, Report, Trouble
+from token_broker.doctor.outside_verdicts import Answer, judge_metrics, judge_status, judge_upgrade
+from token_broker.simulator import RunningSimulator
+
+
+@contextlib.asynccontextmanager
+async def serve(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off") -> AsyncIterator[str]:
+    """`app` on a loopback port of its own; yields its base URL."""
+    config = uvicorn.Config(
+        app, port=0, log_config=None, lifespan=lifespan, ws="websockets-sansio", proxy_headers=False
+    )
+    server = uvicorn.Server(config)
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    await server.lifespan.startup()
+    await server.startup()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        await server.shutdown()
+        await server.lifespan.shutdown()
+
+
+def broker(azure: RunningSimulator, tmp_path: Path, **values: Any) -> contextlib.AbstractAsyncContextManager[str]:
+    database = SecretStr(f"sqlite+aiosqlite:///{tmp_path}/broker.db")
+    settings = settings_for(azure.base_url, database_url=database, **values)
+    return serve(create_app(settings), lifespan="on")
+
+
+async def look_at(url: str) -> Report:
+    """Doctor, on a machine without an Azure of its own."""
+    return await diagnose(settings_for(None), url=url)
+
+
+async def test_a_healthy_broker_is_green_from_outside(azure: RunningSimulator, tmp_path: Path) -> None:
+    async with broker(azure, tmp_path) as url:
+        report = await look_at(url)
+    assert report.healthy
+    outside = [check for check in report.checks if check.name.startswith("url")]
+    assert {check.mark for check in outside if check.name != "url metrics"} == {Mark.OK}
+    assert named(report, "url proxy").figure == "HTTP 426"
+    assert named(report, "url websocket").figure == "close 4401"
+    assert named(report, "url strange origin").mark is Mark.OK
+
+
+async def test_a_broker_whose_azure_fails_is_warned_of(azure: RunningSimulator, tmp_path: Path) -> None:
+    azure.set_faults({"match": "/", "fault": "status", "code": 401})
+    async with broker(azure, tmp_path) as url:
+        await look_at(url)
+        report = await look_at(url)
+    assert report.healthy  # it still answers with a plan
+    assert named(report, "url token").finding == "a plan by the proxy alone: nothing mints"
+    assert "resting after failures: ga" in named(report, "url status").finding
+
+
+async def test_an_origin_for_everybody_is_warned_of(azure: RunningSimulator, tmp_path: Path) -> None:
+    async with broker(azure, tmp_path, allowed_origins=("*",)) as url:
+        report = await look_at(url)
+    assert named(report, "url strange origin").mark is Mark.WARNING
+
+
+async def test_a_public_url_that_is_not_this_one_is_told(azure: RunningSimulator, tmp_path: Path) -> None:
+    async with broker(azure, tmp_path, public_url="https://voice.example") as url:
+        report = await look_at(url)
+    check = named(report, "url token")
+    assert check.mark is Mark.FAILED
+    assert "BROKER_PUBLIC_URL" in check.mend
+
+
+async def test_a_made_up_principal_that_is_believed_is_a_failure(azure: RunningSimulator, tmp_path: Path) -> None:
+    async with broker(azure, tmp_path, auth="easyauth") as url:
+        report = await look_at(url)
+    assert failed(report) == ["url forged header"]
+    assert "anybody can be anybody" in named(report, "url forged header").finding
+    assert named(report, "url token").finding == "the broker asks who is there (BROKER_AUTH)"
+
+
+async def test_a_made_up_principal_opens_nothing_where_the_platform_takes_it_away(
+    azure: RunningSimulator, tmp_path: Path
+) -> None:
+    app = create_app(
+        settings_for(azure.base_url, auth="easyauth", database_url=SecretStr(f"sqlite+aiosqlite:///{tmp_path}/b.db"))
+    )
+
+    async def platform(scope: Scope, receive: Receive, send: Send) -> None:
+        if "headers" in scope:
+            scope["headers"] = [h for h in scope["headers"] if not h[0].startswith(b"x-ms-client-principal")]
+        await app(scope, receive, send)
+
+    async with serve(platform, lifespan="on") as url:
+        report = await look_at(url)
+    assert report.healthy
+    assert named(report, "url forged header").mark is Mark.OK
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (401, [(b"www-authenticate", b'Bearer realm="app.azurecontainerapps.io"')]),
+        (403, []),
+        (302, [(b"location", b"https://login.microsoftonline.com/x/oauth2/v2.0/authorize?client_id=y")]),
+        (302, [(b"location", b"/.auth/login/aad?post_login_redirect_uri=/")]),
+    ],
+)
+async def test_platform_authentication_in_the_way_is_named_with_the_sops_mend(
+    status: int, headers: list[tuple[bytes, bytes]]
+) -> None:
+    async with serve(answering(status, headers)) as url:
+        report = await look_at(url)
+    for name in ("url healthz", "url status", "url token"):
+        check = named(report, name)
+        assert (check.mark, check.trouble) == (Mark.FAILED, Trouble.PLATFORM_UNAUTHORIZED)
+        assert "az containerapp auth update" in check.mend
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "word"),
+    [
+        (503, [], "the ingress has nobody to ask"),
+        (404, [], "what answers there is no broker"),
+        (200, [], "what answers there is no broker"),
+        (301, [(b"location", b"https://voice.example/")], "redirected elsewhere"),
+    ],
+)
+async def test_what_is_no_broker_is_told(status: int, headers: list[tuple[bytes, bytes]], word: str) -> None:
+    async with serve(answering(status, headers)) as url:
+        report = await look_at(url)
+    assert word in named(report, "url healthz").finding
+    assert not report.healthy
+
+
+async def test_an_address_that_never_answers_is_the_sops_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.doctor.outside.ANSWER_S", 0.3)
+
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] not in {"http.disconnect", "websocket.disconnect"}:
+            pass
+
+    async with serve(silent) as url:
+        report = await look_at(url)
+    assert named(report, "url /healthz").trouble is Trouble.CONNECTION_HANG
+
+
+def answering(status: int, headers: list[tuple[bytes, bytes]]) -> ASGIApp:
+    """Something that gives one answer to everything."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+        await send({"type": f"{kind}.start", "status": status, "headers": headers})
+        await send({"type": f"{kind}.body", "body": b""})
+
+    return app
+
+
+def answer(status: int, body: bytes = b"{}") -> Answer:
+    return Answer(status, {"x-request-id": "x"}, body)
+
+
+@pytest.mark.parametrize(
+    ("body", "mark", "word"),
+    [
+        (b'{"voicelive_configured": true}', Mark.OK, "without complaint"),
+        (b'{"voicelive_configured": false}', Mark.FAILED, "no Azure endpoint"),
+        (b'{"voicelive_configured": true, "outbox": {"dead": 3}}', Mark.WARNING, "3 turns"),
+        (b'{"voicelive_configured": true, "strategies": [{"name": "ga", "breaker": "open"}]}', Mark.WARNING, "ga"),
+        (b'{"voicelive_configured": true, "strategies": ["x"], "outbox": 7}', Mark.OK, ""),
+        (b"[]", Mark.FAILED, "no Azure endpoint"),
+        (b"[" * 100_000, Mark.FAILED, "no Azure endpoint"),
+    ],
+)
+def test_a_brokers_own_complaints_are_passed_on(body: bytes, mark: Mark, word: str) -> None:
+    check = judge_status(answer(200, body))
+    assert check.mark is mark
+    assert word in check.finding
+
+
+@pytest.mark.parametrize(
+    ("close_code", "refused", "mark"),
+    [
+        (4401, None, Mark.OK),
+        (1006, None, Mark.WARNING),
+        (None, Answer(404, {}, b""), Mark.FAILED),
+        (None, Answer(401, {}, b""), Mark.FAILED),
+        (None, None, Mark.FAILED),
+    ],
+)
+def test_what_becomes_of_an_upgrade_is_judged(close_code: int | None, refused: Answer | None, mark: Mark) -> None:
+    assert judge_upgrade(close_code, refused).mark is mark
+
+
+@pytest.mark.parametrize(("status", "mark"), [(200, Mark.WARNING), (401, Mark.OK), (404, None)])
+def test_metrics_for_everybody_are_warned_of(status: int, mark: Mark | None) -> None:
+    check = judge_metrics(answer(status))
+    assert (check.mark if check else None) is mark

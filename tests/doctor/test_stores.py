@@ -1,0 +1,134 @@
+"""The database and Zep, as doctor finds them."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from tests.doctor.support import settings_for
+from tests.memory.support.databases import PostgresServer, postgres_server
+from tests.memory.support.zep import KEY as ZEP_KEY
+from tests.memory.support.zep import running_zep
+from token_broker.doctor.checks import Mark
+from token_broker.doctor.stores import examine_database, examine_zep, judge_revision, judge_zep
+from token_broker.memory.tables import SCHEMA_REVISION
+
+
+def sqlite(path: Path) -> SecretStr:
+    return SecretStr(f"sqlite+aiosqlite:///{path}")
+
+
+async def test_a_database_that_is_not_there_yet_is_made_at_the_start(tmp_path: Path) -> None:
+    check = await examine_database(settings_for(None, database_url=sqlite(tmp_path / "var" / "x.db")))
+    assert check.mark is Mark.OK
+    assert not (tmp_path / "var").exists()
+
+
+async def test_the_revision_of_the_tables_is_read_and_nothing_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        connection.execute("INSERT INTO alembic_version VALUES (?)", [SCHEMA_REVISION])
+    connection.close()
+    before = path.read_bytes()
+    check = await examine_database(settings_for(None, database_url=sqlite(path)))
+    assert (check.mark, f"revision {SCHEMA_REVISION}" in check.finding) == (Mark.OK, True)
+    assert path.read_bytes() == before
+
+
+async def test_a_file_without_tables_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "x.db").touch()
+    assert (await examine_database(settings_for(None, database_url=sqlite(tmp_path / "x.db")))).mark is Mark.OK
+
+
+async def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"not a database" * 1000)
+    check = await examine_database(settings_for(None, database_url=sqlite(tmp_path / "x.db")))
+    assert (check.mark, "backup" in check.mend) == (Mark.FAILED, True)
+
+
+async def test_a_folder_where_the_file_should_be_is_told(tmp_path: Path) -> None:
+    check = await examine_database(settings_for(None, database_url=sqlite(tmp_path)))
+    assert check.mark is Mark.FAILED
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[PostgresServer]:
+    """A real server."""
+    with postgres_server() as server:
+        yield server
+
+
+async def test_postgresql_is_asked_for_its_revision(postgresql: PostgresServer) -> None:
+    url = await postgresql.create()
+    settings = settings_for(None, database_url=SecretStr(url))
+    empty = await examine_database(settings)
+    connection = await postgresql.connect(url)
+    await connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
+    await connection.execute("INSERT INTO alembic_version VALUES ($1)", SCHEMA_REVISION)
+    await connection.close()
+    full = await examine_database(settings)
+    assert (empty.mark, full.mark) == (Mark.OK, Mark.OK)
+    assert ("empty" in empty.finding, f"revision {SCHEMA_REVISION}" in full.finding) == (True, True)
+
+
+async def test_postgresql_without_the_database_is_told(postgresql: PostgresServer) -> None:
+    check = await examine_database(settings_for(None, database_url=SecretStr(postgresql.url("absent"))))
+    assert (check.mark, "has no such database" in check.finding) == (Mark.FAILED, True)
+
+
+@pytest.mark.parametrize(
+    ("found", "mark"), [(SCHEMA_REVISION, Mark.OK), ("0000", Mark.NOTE), ("9999", Mark.FAILED), (None, Mark.OK)]
+)
+def test_a_revision_is_compared_with_the_one_that_this_version_knows(found: str | None, mark: Mark) -> None:
+    assert judge_revision(found, "1 ms", "PostgreSQL").mark is mark
+
+
+async def test_postgresql_that_is_not_reached_is_told_without_its_password() -> None:
+    url = SecretStr("postgresql+asyncpg://user:canary-password@127.0.0.1:1/db")
+    check = await examine_database(settings_for(None, database_url=url))
+    assert (check.mark, "not reached" in check.finding) == (Mark.FAILED, True)
+    assert "canary" not in str(check)
+
+
+@pytest.fixture
+async def nowhere() -> AsyncIterator[httpx.AsyncClient]:
+    """A client whose every request fails."""
+
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("no", request=request)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(fail)) as client:
+        yield client
+
+
+async def test_zep_is_left_alone_where_it_is_not_used(nowhere: httpx.AsyncClient) -> None:
+    assert await examine_zep(settings_for(None), nowhere) is None
+
+
+async def test_zep_that_does_not_answer_is_told_without_its_key(nowhere: httpx.AsyncClient) -> None:
+    check = await examine_zep(settings_for(None, zep_api_key=SecretStr("canary-zep")), nowhere)
+    assert check is not None
+    assert (check.mark, "none is lost" in check.mend) == (Mark.FAILED, True)
+    assert "canary" not in str(check)
+
+
+async def test_zep_is_asked_with_the_key_for_a_session_that_nobody_has() -> None:
+    async with running_zep() as zep, httpx.AsyncClient() as client:
+        right = await examine_zep(settings_for(None, zep_api_key=SecretStr(ZEP_KEY), zep_api_url=zep.base_url), client)
+        wrong = await examine_zep(settings_for(None, zep_api_key=SecretStr("other"), zep_api_url=zep.base_url), client)
+        assert zep.sessions == {}
+    assert right is not None
+    assert wrong is not None
+    assert (right.mark, wrong.mark) == (Mark.OK, Mark.FAILED)
+    assert "ZEP_API_KEY" in wrong.mend
+
+
+@pytest.mark.parametrize(
+    ("status", "mark"), [(200, Mark.OK), (401, Mark.FAILED), (429, Mark.WARNING), (500, Mark.FAILED)]
+)
+def test_zeps_answers_are_judged(status: int, mark: Mark) -> None:
+    assert judge_zep(status, "1 ms").mark is mark

@@ -1,0 +1,65 @@
+"""What errors mean, where no simulator says it: denied access, regions, marks and the exit code."""
+
+import pytest
+
+from strategies.errors import KeysDisabledError, MintError, MisconfiguredError
+from token_broker.doctor.checks import Check, Mark, Report, Trouble
+from token_broker.doctor.verdicts import Azure, Probe, judge_error, judge_key, judge_region
+
+AZURE = Azure.of("zimax.openai.azure.com", model="gpt-realtime", api_version="2025-10-01")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MisconfiguredError("x", status=403), ["network rules", "az role assignment create"]),
+        (MisconfiguredError("x", status=401, code="PermissionDenied"), ["Cognitive Services OpenAI User"]),
+        (MisconfiguredError("x", status=401), ["--name zimax"]),
+        (KeysDisabledError("x", status=403), ["AZURE_VOICELIVE_AUTH=entra"]),
+    ],
+)
+def test_a_refused_credential_is_told_apart_by_what_refuses_it(error: MintError, words: list[str]) -> None:
+    check = judge_error("mint ga", error, AZURE, 5)
+    assert check.trouble is Trouble.UNAUTHORIZED
+    assert all(word in check.mend for word in words)
+
+
+@pytest.mark.parametrize(
+    ("region", "mark"),
+    [
+        ("East US 2", Mark.OK),
+        ("eastus2", Mark.OK),
+        ("Sweden Central", Mark.OK),
+        ("West US 3", Mark.OK),
+        ("West Europe", Mark.WARNING),
+        ("<script>", Mark.WARNING),
+    ],
+)
+def test_a_region_is_compared_with_those_that_have_the_model(region: str, mark: Mark) -> None:
+    check = judge_region(region)
+    assert check is not None
+    assert check.mark is mark
+    assert "<" not in check.figure
+
+
+def test_a_region_that_azure_does_not_name_is_not_guessed() -> None:
+    assert judge_region(None) is None
+
+
+def test_a_key_is_not_blamed_for_what_nobody_answered() -> None:
+    check = judge_key([Probe("ga", 5, "the key", MintError("x"))])
+    assert check is not None
+    assert check.mark is Mark.NOTE
+
+
+def test_the_mend_names_the_resource_only_where_it_is_known() -> None:
+    assert Azure.of("127.0.0.1", model="m", api_version="v").resource == "<resource>"
+    assert Azure.of("gateway.contoso.com", model="m", api_version="v").resource == "<resource>"
+
+
+@pytest.mark.parametrize(
+    ("marks", "healthy"),
+    [([], True), ([Mark.OK, Mark.NOTE, Mark.WARNING], True), ([Mark.OK, Mark.FAILED], False)],
+)
+def test_only_what_failed_makes_a_report_unhealthy(marks: list[Mark], healthy: bool) -> None:
+    assert Report([Check("x", mark, "y") for mark in marks]).healthy is healthy

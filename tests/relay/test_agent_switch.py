@@ -1,0 +1,130 @@
+"""Another agent in the middle of a talk."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure
+from tests.relay.support.broker import broker, build, make_settings, serving
+from token_broker.agents import AgentBook, load_agents
+
+pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
+
+AGENTS = """
+default = "ann"
+[agents.ann]
+name = "Ann"
+voices = { ga = "marin", preview = "ava" }
+instructions = "You are Ann."
+tools = [{ type = "function", name = "look_up" }]
+[agents.ben]
+name = "Ben"
+voices = { ga = "marin", preview = "ava" }
+instructions = "You are Ben."
+tools = []
+[agents.cid]
+name = "Cid"
+voices = { ga = "cedar", preview = "guy" }
+instructions = "You are Cid."
+"""
+
+
+def agents(tmp_path: Path) -> AgentBook:
+    path = tmp_path / "agents.toml"
+    path.write_text(AGENTS)
+    return load_agents(path)
+
+
+async def test_the_same_voice_is_told_other_instructions_and_tools_and_keeps_what_was_recalled(tmp_path: Path) -> None:
+    async with scripted_azure() as azure:
+        prepared = build(make_settings(azure.url), agents=agents(tmp_path))
+        prepared.recall.text = "FACTS"
+        async with serving(prepared) as running, running.client(agent_id="ann") as client:
+            await client.ready()
+            await client.send({"type": "broker.agent.switch", "agent_id": "ben"})
+            switched = await client.until("broker.agent.switched")
+            assert switched["agent_id"] == "ben"
+            talk = await azure.talk()
+            update = await talk.next_event("session.update", nth=2)
+            assert update["session"] == {"instructions": "You are Ben.\n\nFACTS", "tools": []}
+            assert "FACTS" not in json.dumps(client.events)
+            assert running.recall.asked == 1
+            await talk.say("item_a", "Ben here.")
+            await running.intake.reach(1)
+            assert running.intake.turns[0].agent_id == "ben"
+            assert len(azure.talks) == 1
+
+
+async def test_another_voice_gets_a_new_upstream_with_the_last_turns_and_what_was_recalled(tmp_path: Path) -> None:
+    async with scripted_azure() as azure:
+        prepared = build(make_settings(azure.url), agents=agents(tmp_path))
+        prepared.recall.text = "FACTS"
+        async with serving(prepared) as running, running.client(agent_id="ann") as client:
+            await client.ready()
+            old = await azure.talk()
+            await old.hear("item_u", "My name is Kim.")
+            await old.say("item_a", "Hello Kim.", previous="item_u")
+            await client.until("response.done")
+            await client.send({"type": "broker.agent.switch", "agent_id": "cid"})
+            await client.until("broker.agent.switched")
+            new = await azure.talk(1)
+            await old.closed.wait()
+            items = [(await new.next_event("conversation.item.create", nth=n))["item"] for n in (1, 2)]
+            assert [(item["role"], item["content"][0]) for item in items] == [
+                ("user", {"type": "input_text", "text": "My name is Kim."}),
+                ("assistant", {"type": "text", "text": "Hello Kim."}),
+            ]
+            assert new.received[0]["session"]["instructions"] == "You are Cid.\n\nFACTS"
+            assert new.received[0]["session"]["voice"]["name"] == "guy"
+            await new.hear("item_u2", "Who are you?", previous=items[-1]["id"])
+            await new.say("item_a2", "I am Cid.", previous="item_u2")
+            await client.until("response.done")
+            shown = [event["item"]["id"] for event in client.events if event["type"] == "conversation.item.created"]
+            assert shown == ["item_a", "item_a2"]
+            await running.intake.reach(4)
+            assert [(turn.agent_id, turn.sequence) for turn in running.intake.turns] == [
+                ("ann", 0), ("ann", 1), ("cid", 2), ("cid", 3),
+            ]  # fmt: skip
+
+
+async def test_a_new_voice_that_can_not_be_had_leaves_the_talk_as_it_was(tmp_path: Path) -> None:
+    async with scripted_azure() as azure:
+        prepared = build(make_settings(azure.url), agents=agents(tmp_path))
+        async with serving(prepared) as running, running.client(agent_id="ann") as client:
+            await client.ready()
+            azure.refuse = lambda _: answer(503)
+            await client.send({"type": "broker.agent.switch", "agent_id": "cid"})
+            error = await client.until("broker.error")
+            assert (error["code"], error["retryable"]) == ("switch_failed", True)
+            await client.send({"type": "response.create"})
+            await (await azure.talk()).next_event("response.create")
+
+
+async def test_a_change_that_azure_refuses_is_told_as_the_brokers_error_not_as_azures(tmp_path: Path) -> None:
+    async def script(talk: AzureTalk) -> None:
+        talk.arrived(await talk.connection.recv())
+        await talk.send({"type": "session.updated", "session": {}})
+        async for message in talk.connection:
+            talk.arrived(message)
+            about = {"code": "x", "message": "You are Ben.", "event_id": talk.received[-1].get("event_id")}
+            await talk.send({"type": "error", "error": about})
+
+    async with scripted_azure(script) as azure:
+        prepared = build(make_settings(azure.url), agents=agents(tmp_path))
+        async with serving(prepared) as running, running.client(agent_id="ann") as client:
+            await client.ready()
+            await client.send({"type": "broker.agent.switch", "agent_id": "ben"})
+            assert (await client.until("broker.error"))["code"] == "switch_failed"
+            await client.send({"type": "response.create", "event_id": "mine"})
+            assert (await client.until("error"))["error"]["event_id"] == "mine"
+            assert not any(event["type"] == "error" for event in client.events[:-1])
+
+
+async def test_an_unknown_agent_is_refused_with_the_known_ones() -> None:
+    async with scripted_azure(converse) as azure, broker(azure.url) as running, running.client() as client:
+        await client.ready()
+        await client.send({"type": "broker.agent.switch", "agent_id": "nobody"})
+        error = await client.until("broker.error")
+        assert error["code"] == "unknown_agent"
+        assert "elena" in error["message"]

@@ -1,0 +1,246 @@
+"""The SDP relay, over real sockets: the whole application in front, an Azure that mints and takes offers behind."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from aiohttp import web
+from pydantic import SecretStr
+
+from tests.relay.support.broker import KEY
+from token_broker.app import create_app
+from token_broker.ids import uuid7
+from token_broker.settings import load_settings
+from token_broker.tokens import TokenSigner
+
+EPHEMERAL = "ek_canary_9d2f"
+OFFER = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\n"
+ANSWER = OFFER.replace("o=- 1", "o=- 9")
+SIGNING_KEY = "k" * 40
+
+pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class CallsAzure:
+    """GA's mint and calls routes; `take_offer` and `end_call` can be bent."""
+
+    url: str = ""
+    offers: list[tuple[str, str, str]] = field(default_factory=list)  # query, authorization, body
+    hung_up: list[tuple[str, str | None]] = field(default_factory=list)  # call, api-key
+    mints: int = 0
+    mint_status: int = 200
+    take_offer: Handler | None = None
+    hang_up_status: int = 200
+
+    async def mint(self, request: web.Request) -> web.Response:
+        self.mints += 1
+        if self.mint_status != 200:
+            return web.json_response({"error": {"code": "x", "message": "no"}}, status=self.mint_status)
+        return web.json_response({"value": EPHEMERAL, "expires_at": int(time.time()) + 60, "session": {}})
+
+    async def call(self, request: web.Request) -> web.StreamResponse:
+        self.offers.append((request.query_string, request.headers["Authorization"], await request.text()))
+        if self.take_offer is not None:
+            return await self.take_offer(request)
+        return web.Response(status=201, text=ANSWER, headers={"Location": "/v1/realtime/calls/rtc_abc"})
+
+    async def end(self, request: web.Request) -> web.Response:
+        self.hung_up.append((request.match_info["call"], request.headers.get("api-key")))
+        return web.Response(status=self.hang_up_status)
+
+
+@contextlib.asynccontextmanager
+async def calls_azure() -> AsyncIterator[CallsAzure]:
+    azure = CallsAzure()
+    app = web.Application()
+    app.router.add_post("/openai/v1/realtime/client_secrets", azure.mint)
+    app.router.add_post("/openai/v1/realtime/calls", azure.call)
+    app.router.add_post("/openai/v1/realtime/calls/{call}/hangup", azure.end)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    azure.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield azure
+    finally:
+        await runner.cleanup()
+
+
+@dataclass
+class Caller:
+    client: httpx.AsyncClient
+    app: Any
+
+    def token(self, session_id: str, *, ttl_s: int = 60) -> str:
+        signer = TokenSigner([SecretStr(SIGNING_KEY)])
+        return signer.session_token(session_id=session_id, principal="anonymous", epoch=1, user_id=None, ttl_s=ttl_s)
+
+    async def offer(
+        self, session_id: str, *, token: str | None = None, body: str = OFFER, **headers: str
+    ) -> httpx.Response:
+        sent = {"Content-Type": "application/sdp", "Authorization": f"Bearer {token or self.token(session_id)}"}
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.client.post(
+            f"/realtime/calls?session_id={session_id}", content=body, headers={**sent, **named}
+        )
+
+    async def hang_up(self, location: str, session_id: str) -> httpx.Response:
+        return await self.client.delete(location, headers={"Authorization": f"Bearer {self.token(session_id)}"})
+
+
+@contextlib.asynccontextmanager
+async def caller(azure: CallsAzure, tmp_path: Path, **overrides: Any) -> AsyncIterator[Caller]:
+    chosen: dict[str, Any] = {
+        "endpoint": azure.url,
+        "endpoint_kind": "direct",
+        "key": SecretStr(KEY),
+        "azure_auth": "key",
+        "signing_keys": SIGNING_KEY,
+        "token_budget_s": 10.0,
+        "database_url": SecretStr(f"sqlite+aiosqlite:///{tmp_path}/broker.db"),
+    }
+    app = create_app(load_settings(_env_file=None, **(chosen | overrides)))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="on"))
+    task = asyncio.create_task(server._serve())
+    while not server.started:
+        await asyncio.sleep(0.005)
+        assert not task.done()
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            yield Caller(client, app)
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def test_an_offer_is_answered_and_the_call_is_hung_up_where_it_was_made(tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        session = uuid7()
+        response = await browser.offer(session)
+        assert (response.status_code, response.text) == (201, ANSWER)
+        assert response.headers["content-type"] == "application/sdp"
+        assert azure.offers == [("webrtcfilter=on", f"Bearer {EPHEMERAL}", OFFER)]
+        location = response.headers["location"]
+        assert location.startswith("/realtime/calls/")
+        assert "rtc_abc" not in location
+        assert browser.app.state.broker.talks.active == 1
+        assert (await browser.hang_up(location, session)).status_code == 204
+        assert azure.hung_up == [("rtc_abc", KEY)]
+        assert browser.app.state.broker.talks.active == 0
+        assert not any(secret in response.text + str(response.headers) for secret in (KEY, EPHEMERAL))
+
+
+@pytest.mark.parametrize("status", [404, 204])
+async def test_a_call_that_azure_no_longer_knows_counts_as_hung_up(status: int, tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        session = uuid7()
+        location = (await browser.offer(session)).headers["location"]
+        azure.hang_up_status = status
+        assert (await browser.hang_up(location, session)).status_code == 204
+
+
+async def test_another_sessions_token_hangs_nothing_up(tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        session = uuid7()
+        location = (await browser.offer(session)).headers["location"]
+        assert (await browser.hang_up(location, uuid7())).status_code == 404
+        assert (await browser.hang_up(location[:-3], session)).status_code == 404
+        assert (await browser.hang_up("/realtime/calls/rtc_abc", session)).status_code == 404
+        assert azure.hung_up == []
+
+
+async def test_requests_that_can_not_be_are_told_so_before_azure_is_asked(tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        session = uuid7()
+        expired, foreign = browser.token(session, ttl_s=-61), browser.token(uuid7())
+        cases = {
+            400: await browser.offer(session, body="hello"),
+            401: await browser.offer(session, token=expired),
+            403: await browser.offer(session, token=foreign),
+            413: await browser.offer(session, body=OFFER + "a=x\r\n" * 20_000),
+            415: await browser.offer(session, Content_Type="application/json"),
+        }
+        assert [response.status_code for response in cases.values()] == list(cases)
+        assert all(r.headers["content-type"] == "application/problem+json" for r in cases.values())
+        assert cases[401].headers["www-authenticate"] == "Bearer"
+        empty, not_audio = await browser.offer(session, body=""), await browser.offer(session, body="v=0\r\n")
+        assert (empty.status_code, not_audio.status_code) == (400, 400)
+        assert azure.mints == 0
+
+
+async def test_where_nothing_is_minted_the_answer_is_503_and_no_place_is_kept(tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        azure.mint_status = 401
+        response = await browser.offer(uuid7())
+        assert (response.status_code, response.json()["code"]) == (503, "nothing_minted")
+        assert response.headers["retry-after"]
+        assert browser.app.state.broker.talks.active == 0
+
+
+async def hang(request: web.Request) -> web.StreamResponse:
+    await asyncio.sleep(30)
+    return web.Response()
+
+
+async def refuse(request: web.Request) -> web.StreamResponse:
+    return web.json_response({"error": {"code": "bad", "message": f"secret of Azure {EPHEMERAL}"}}, status=400)
+
+
+async def redirect(request: web.Request) -> web.StreamResponse:
+    return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+
+async def no_sdp(request: web.Request) -> web.StreamResponse:
+    return web.json_response({}, status=201)
+
+
+async def huge(request: web.Request) -> web.StreamResponse:
+    return web.Response(status=201, text="v=0\r\n" + "a" * 1_000_000)
+
+
+@pytest.mark.parametrize(("fault", "status"), [(hang, 504), (refuse, 502), (redirect, 502), (no_sdp, 502), (huge, 502)])
+async def test_an_azure_that_fails_the_offer_is_told_inside_the_budget(
+    fault: Handler, status: int, tmp_path: Path
+) -> None:
+    budget_s = 3.0
+    async with calls_azure() as azure, caller(azure, tmp_path, token_budget_s=budget_s) as browser:
+        azure.take_offer = fault
+        began = time.monotonic()
+        response = await browser.offer(uuid7())
+        assert time.monotonic() - began < budget_s + 0.25
+        assert response.status_code == status
+        assert "secret of Azure" not in response.text
+        assert EPHEMERAL not in response.text
+        assert browser.app.state.broker.talks.active == 0
+
+
+async def test_relayed_calls_count_against_the_open_talks_and_the_rate(tmp_path: Path) -> None:
+    limits = {"max_sessions_per_principal": 2, "rate_limit_per_minute": 4}
+    async with calls_azure() as azure, caller(azure, tmp_path, **limits) as browser:
+        azure_ids = iter(range(10))
+
+        async def number(request: web.Request) -> web.StreamResponse:
+            return web.Response(status=201, text=ANSWER, headers={"Location": f"/calls/rtc_{next(azure_ids)}"})
+
+        azure.take_offer = number
+        session = uuid7()
+        first, second, third = [await browser.offer(session) for _ in range(3)]
+        assert [first.status_code, second.status_code, third.status_code] == [201, 201, 429]
+        assert third.json()["code"] == "too_many_sessions"
+        await browser.hang_up(first.headers["location"], session)
+        assert (await browser.offer(session)).status_code == 201
+        limited = await browser.offer(session)
+        assert (limited.status_code, limited.json()["code"]) == (429, "rate_limited")
+        assert limited.headers["retry-after"]

@@ -1,0 +1,137 @@
+"""SIGTERM with talks running, in a process of its own: no talk is cut short in its grace, and no turn is lost."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.relay.support.azure import AzureTalk, ScriptedAzure, scripted_azure
+from tests.relay.support.broker import KEY, PATH, make_settings
+from token_broker.ids import uuid7
+from token_broker.tokens import TokenSigner
+
+TALKS = 50
+PYTHON = os.environ.get("DRAIN_TEST_PYTHON", sys.executable)  # another interpreter with the same packages
+
+
+class Process:
+    """The broker's process and what it said."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self.process = process
+        self.port = port
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    async def line(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(20):
+            while True:
+                text = await self.process.stdout.readline()
+                assert text, "the process ended without a word"
+                with contextlib.suppress(ValueError):
+                    facts: dict[str, Any] = json.loads(text)
+                    return facts
+
+    def connect(self) -> Any:
+        session = uuid7()
+        ticket = TokenSigner(make_settings("http://127.0.0.1:1").signing_keys).ticket(
+            session_id=session, agent_id="elena", principal="anonymous", epoch=1, user_id=None, ttl_s=60
+        )
+        url = f"ws://127.0.0.1:{self.port}{PATH}/{session}"
+        return connect(url, subprotocols=["realtime", f"ticket.{ticket}"], compression=None, proxy=None)  # type: ignore[list-item]
+
+
+@contextlib.asynccontextmanager
+async def broker_process(azure: ScriptedAzure, loop: str, *, grace_s: float) -> AsyncIterator[Process]:
+    process = await asyncio.create_subprocess_exec(
+        PYTHON, "-m", "tests.relay.support.drain_server", azure.url, loop, str(grace_s),
+        stdout=asyncio.subprocess.PIPE, stderr=None,
+    )  # fmt: skip
+    try:
+        running = Process(process, 0)
+        running.port = (await running.line())["port"]
+        yield running
+        async with asyncio.timeout(20):
+            await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def code_of(socket: ClientConnection) -> int | None:
+    with contextlib.suppress(ConnectionClosed):
+        async with asyncio.timeout(20):
+            while True:
+                await socket.recv()
+    return socket.close_code
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # the server's loop is what matters here
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_fifty_talks_are_told_4503_after_the_grace_and_their_last_turns_are_kept(loop: str) -> None:
+    async with scripted_azure() as azure, broker_process(azure, loop, grace_s=0.7) as process:
+        async with contextlib.AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(process.connect()) for _ in range(TALKS)]
+            for client in clients:
+                assert json.loads(await client.recv())["type"] == "broker.ready"
+            await asyncio.gather(*(speak(talk) for talk in azure.talks))
+            for client in clients:
+                while json.loads(await client.recv())["type"] != "response.audio_transcript.delta":
+                    pass
+            process.terminate()
+            async with process.connect() as newcomer:
+                assert await code_of(newcomer) == 4503
+            assert clients[0].close_code is None  # its grace is not over
+            assert await asyncio.gather(*(code_of(client) for client in clients)) == [4503] * TALKS
+        facts = await process.line()
+        assert facts == {
+            "turns": TALKS,
+            "interrupted": TALKS,
+            "closes": {"4503": TALKS + 1},
+            "tasks": 0,
+        }
+
+
+async def speak(talk: AzureTalk) -> None:
+    await talk.send({"type": "response.audio_transcript.delta", "item_id": "a", "response_id": "r", "delta": "I was"})
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+async def test_a_talk_that_ends_in_its_grace_lets_the_process_go_at_once(loop: str) -> None:
+    async with scripted_azure() as azure, broker_process(azure, loop, grace_s=30) as process:
+        async with process.connect() as client:
+            assert json.loads(await client.recv())["type"] == "broker.ready"
+            process.terminate()
+            talk = await azure.talk()
+            await asyncio.sleep(0.2)
+            await talk.hear("item_u", "Still here?")  # the talk goes on
+            while json.loads(await client.recv())["type"] != "conversation.item.input_audio_transcription.completed":
+                pass
+        facts = await process.line()
+        assert (facts["turns"], facts["closes"], facts["tasks"]) == (1, {"1000": 1}, 0)
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])
+async def test_a_second_signal_does_not_wait() -> None:
+    async with scripted_azure() as azure, broker_process(azure, "asyncio", grace_s=30) as process:
+        async with process.connect() as client:
+            assert json.loads(await client.recv())["type"] == "broker.ready"
+            process.terminate()
+            async with process.connect() as newcomer:
+                assert await code_of(newcomer) == 4503
+            process.terminate()
+            assert await code_of(client) is not None
+        assert (await process.line())["tasks"] == 0
+        assert KEY not in repr(process)

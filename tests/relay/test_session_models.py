@@ -1,0 +1,108 @@
+"""Every session that we send is one that Microsoft's and OpenAI's own models know."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from azure.ai.voicelive import models
+from openai.types.realtime import RealtimeSessionCreateRequest, SessionUpdateEvent
+from openai.types.realtime.conversation_item_create_event import ConversationItemCreateEvent
+from pydantic import BaseModel
+
+from strategies.base import Dialect, SessionSpec
+from strategies.session_body import ga_realtime_session, voice_live_session
+from tests.relay.support.broker import make_settings
+from token_broker.agents import load_agents, session_spec
+from token_broker.memory.base import Role
+from token_broker.relay.events import history_item, new_agent_update
+
+TOOL = {"type": "function", "name": "look_up", "description": "x", "parameters": {"type": "object", "properties": {}}}
+
+
+def specs() -> list[SessionSpec]:
+    settings = make_settings("http://127.0.0.1:1")
+    agents = [*load_agents(), load_agents().get("elena").model_copy(update={"tools": (TOOL,)})]  # type: ignore[union-attr]
+    return [session_spec(agent, settings, recalled="FACTS") for agent in agents]
+
+
+def known_to_microsoft(value: Any, model: type[Any]) -> None:
+    """Fails where a field is none of the model's. The SDK's models take any field in silence."""
+    names = {field._rest_name for field in model._attr_to_rest_field.values()} if _prepared(model) else set()
+    assert set(value) <= names, f"{set(value) - names} is unknown to {model.__name__}"
+
+
+def _prepared(model: type[Any]) -> bool:
+    model({})  # its fields are worked out at the first making
+    return True
+
+
+def strictly(model: type[BaseModel], value: Any) -> None:
+    """Validates, and fails where the model, which takes extra fields, has no such field."""
+    parsed = model.model_validate(value)
+    _no_extras(parsed, model.__name__)
+
+
+def _no_extras(value: Any, where: str) -> None:
+    if isinstance(value, BaseModel):
+        assert not value.model_extra, f"{where}: {value.model_extra}"
+        for name in type(value).model_fields:
+            _no_extras(getattr(value, name), f"{where}.{name}")
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            _no_extras(inner, f"{where}.{name}")
+
+
+@pytest.mark.parametrize("spec", specs(), ids=range(4))
+def test_voice_lives_session_is_known_to_microsofts_models(spec: SessionSpec) -> None:
+    session = voice_live_session(spec)
+    known_to_microsoft(session, models.RequestSession)
+    known_to_microsoft(session["voice"], models.AzureStandardVoice)
+    known_to_microsoft(session["turn_detection"], models.ServerVad)
+    known_to_microsoft(session["input_audio_transcription"], models.AudioInputTranscriptionOptions)
+    known_to_microsoft(session["input_audio_noise_reduction"], models.AudioNoiseReduction)
+    known_to_microsoft(session["input_audio_echo_cancellation"], models.AudioEchoCancellation)
+    assert models.AzureVoiceType(session["voice"]["type"]) is models.AzureVoiceType.AZURE_STANDARD
+    assert models.TurnDetectionType(session["turn_detection"]["type"]) is models.TurnDetectionType.SERVER_VAD
+    assert models.InputAudioFormat(session["input_audio_format"]) is models.InputAudioFormat.PCM16
+    assert [models.Modality(name) for name in session["modalities"]]
+    for tool in session.get("tools", []):
+        known_to_microsoft(tool, models.FunctionTool)
+
+
+@pytest.mark.parametrize("spec", specs(), ids=range(4))
+def test_gas_session_is_known_to_openais_models(spec: SessionSpec) -> None:
+    session = ga_realtime_session(spec)
+    strictly(RealtimeSessionCreateRequest, session)
+    strictly(SessionUpdateEvent, {"type": "session.update", "event_id": "e", "session": session})
+    assert session["audio"]["input"]["format"] == {"type": "audio/pcm", "rate": 24_000}
+    assert session["audio"]["output"]["format"] == {"type": "audio/pcm", "rate": 24_000}
+
+
+def test_speech_is_detected_as_the_sop_has_it() -> None:
+    expected = {"type": "server_vad", "threshold": 0.6, "prefix_padding_ms": 300, "silence_duration_ms": 800}
+    assert voice_live_session(specs()[0])["turn_detection"] == expected
+    assert ga_realtime_session(specs()[0])["audio"]["input"]["turn_detection"] == expected
+
+
+def test_a_change_of_agent_is_known_to_both() -> None:
+    import json
+
+    for spec in specs():
+        strictly(SessionUpdateEvent, json.loads(new_agent_update(spec, "ga", "e")))
+        known_to_microsoft(json.loads(new_agent_update(spec, "preview", "e"))["session"], models.RequestSession)
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+@pytest.mark.parametrize("dialect", ["ga", "preview"])
+def test_history_is_known_to_both(dialect: Dialect, role: Role) -> None:
+    import json
+
+    item_id, event = history_item(role, "What was said.", dialect, 1)
+    assert len(item_id) <= 32
+    item = json.loads(event)["item"]
+    if dialect == "ga":
+        strictly(ConversationItemCreateEvent, json.loads(event))
+    else:
+        model = models.UserMessageItem if role == "user" else models.AssistantMessageItem
+        known_to_microsoft(item, model)
+        assert item["content"][0]["type"] in {"input_text", "text"}

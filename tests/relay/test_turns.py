@@ -1,0 +1,218 @@
+"""From events to turns, in both dialects; no I/O, and time is a number."""
+
+from typing import Any
+
+import pytest
+
+from token_broker.relay.turns import NOT_TRANSCRIBED, FinishedTurn, TurnAssembler
+
+Event = dict[str, Any]
+
+DIALECTS = {
+    "preview": ("response.audio_transcript", "response.text", "conversation.item.created"),
+    "ga": ("response.output_audio_transcript", "response.output_text", "conversation.item.added"),
+}
+
+
+def committed(item: str, previous: str | None = None) -> Event:
+    return {"type": "input_audio_buffer.committed", "item_id": item, "previous_item_id": previous}
+
+
+def heard(item: str, text: str) -> Event:
+    return {"type": "conversation.item.input_audio_transcription.completed", "item_id": item, "transcript": text}
+
+
+def failed(item: str) -> Event:
+    return {"type": "conversation.item.input_audio_transcription.failed", "item_id": item, "error": {}}
+
+
+def answered(item: str, text: str, *, kind: str = "response.audio_transcript", index: int = 0) -> Event:
+    name = "text" if kind.endswith("text") else "transcript"
+    return {"type": f"{kind}.done", "response_id": "r", "item_id": item, "content_index": index, name: text}
+
+
+def delta(item: str, text: str, *, kind: str = "response.audio_transcript") -> Event:
+    return {"type": f"{kind}.delta", "response_id": "r", "item_id": item, "content_index": 0, "delta": text}
+
+
+def done(status: str = "completed", response: str = "r") -> Event:
+    return {"type": "response.done", "response": {"id": response, "status": status}}
+
+
+def made(item: str, previous: str | None, *, kind: str = "conversation.item.created", **fields: Any) -> Event:
+    about = {"type": "message", "role": "assistant", "content": []} | fields
+    return {"type": kind, "previous_item_id": previous, "item": {"id": item, **about}}
+
+
+def run(*events: Event, now_s: float = 0.0) -> list[FinishedTurn]:
+    """All turns that these events make, those of the end included, in the order of places."""
+    assembler = TurnAssembler()
+    turns = [turn for event in events for turn in assembler.feed(event, now_s)]
+    return sorted([*turns, *assembler.flush()], key=lambda turn: turn.sequence)
+
+
+def said(turns: list[FinishedTurn]) -> list[tuple[str, str, int]]:
+    return [(turn.role, turn.content, turn.sequence) for turn in turns]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_user_whose_transcript_comes_late_still_stands_before_the_answer(dialect: str) -> None:
+    spoken, _, item_made = DIALECTS[dialect]
+    turns = run(
+        committed("u1"),
+        made("a1", "u1", kind=item_made),
+        answered("a1", "Good morning.", kind=spoken),
+        done(),
+        heard("u1", "Hello?"),
+        committed("u2", "a1"),
+        heard("u2", "How are you?"),
+    )
+    assert said(turns) == [("user", "Hello?", 0), ("assistant", "Good morning.", 1), ("user", "How are you?", 2)]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_written_answer_is_a_turn_as_well(dialect: str) -> None:
+    written = DIALECTS[dialect][1]
+    assert said(run(answered("a", "In writing.", kind=written), done())) == [("assistant", "In writing.", 0)]
+
+
+def test_an_answer_that_is_heard_of_before_what_it_answers_is_placed_behind_it() -> None:
+    turns = run(made("a1", "u1"), answered("a1", "Yes."), committed("u1"), heard("u1", "Really?"), done())
+    assert said(turns) == [("user", "Really?", 0), ("assistant", "Yes.", 1)]
+
+
+def test_nothing_is_told_twice() -> None:
+    turns = run(
+        committed("u"),
+        heard("u", "Hi."),
+        heard("u", "Hi."),
+        answered("a", "Hey."),
+        done(),
+        answered("a", "Hey."),
+        done(),
+    )
+    assert said(turns) == [("user", "Hi.", 0), ("assistant", "Hey.", 1)]
+
+
+@pytest.mark.parametrize("status", ["cancelled", "failed", "incomplete"])
+def test_an_answer_whose_response_does_not_complete_is_interrupted(status: str) -> None:
+    (turn,) = run(delta("a", "Let me "), delta("a", "expl"), done(status))
+    assert (turn.content, turn.interrupted) == ("Let me expl", True)
+
+
+def test_a_whole_answer_that_is_truncated_while_it_is_played_is_interrupted() -> None:
+    assembler = TurnAssembler()
+    assembler.heard(640_000, 0.0)  # ten seconds of audio, sent at once
+    assert assembler.feed(answered("a", "A long story."), 0.1) == []
+    assert assembler.feed(done(), 0.2) == []
+    assert assembler.due_s == pytest.approx(10.0)
+    (turn,) = assembler.feed({"type": "conversation.item.truncated", "item_id": "a", "audio_end_ms": 2000}, 2.0)
+    assert turn.interrupted
+
+
+def test_a_whole_answer_is_told_when_it_has_been_played() -> None:
+    assembler = TurnAssembler()
+    assembler.heard(64_000, 0.0)
+    assembler.feed(answered("a", "Short."), 0.1)
+    assert assembler.feed(done(), 0.2) == []
+    assert assembler.due(0.9) == []
+    (turn,) = assembler.due(1.1)
+    assert (turn.content, turn.interrupted) == ("Short.", False)
+    assert assembler.due_s is None
+
+
+def test_a_whole_answer_is_told_before_what_the_user_says_next() -> None:
+    assembler = TurnAssembler()
+    assembler.heard(640_000, 0.0)
+    assembler.feed(answered("a", "A story."), 0.1)
+    assembler.feed(done(), 0.2)
+    (turn,) = assembler.feed(committed("u", "a"), 3.0)
+    assert (turn.content, turn.interrupted, turn.sequence) == ("A story.", False, 0)
+
+
+def test_an_answer_without_a_response_done_is_told_after_a_second() -> None:
+    assembler = TurnAssembler()
+    assert assembler.feed(answered("a", "Hm."), 5.0) == []
+    assert assembler.due_s == 6.0
+    assert [turn.content for turn in assembler.due(6.0)] == ["Hm."]
+
+
+def test_what_is_left_at_the_end_is_kept_as_far_as_it_came() -> None:
+    turns = run(
+        committed("u"),
+        {"type": "conversation.item.input_audio_transcription.delta", "item_id": "u", "delta": "Could you"},
+        delta("a", "Of cou"),
+    )
+    assert said(turns) == [("user", "Could you", 0), ("assistant", "Of cou", 1)]
+    assert [turn.interrupted for turn in turns] == [False, True]
+
+
+def test_a_failed_transcription_is_noted_in_its_place() -> None:
+    turns = run(committed("u"), failed("u"), answered("a", "Pardon?"), done())
+    assert said(turns) == [("user", NOT_TRANSCRIBED, 0), ("assistant", "Pardon?", 1)]
+    assert [turn.transcribed for turn in turns] == [False, True]
+
+
+def test_silence_and_tool_calls_are_no_turns() -> None:
+    turns = run(
+        committed("u"),
+        heard("u", "  "),
+        made("f", "u", type="function_call"),
+        made("o", "f", type="function_call_output"),
+        made("a", "o"),
+        answered("a", "It rains."),
+        done(),
+    )
+    assert said(turns) == [("assistant", "It rains.", 1)]
+
+
+def test_an_answer_in_parts_is_one_turn() -> None:
+    turns = run(answered("a", "One.", index=0), answered("a", "Two.", index=1), done())
+    assert said(turns) == [("assistant", "One. Two.", 0)]
+
+
+def test_what_the_user_types_is_told_once_however_often_the_item_is_named() -> None:
+    content = [{"type": "input_text", "text": "Typed."}]
+    turns = run(
+        made("u", None, kind="conversation.item.added", role="user", content=content),
+        made("u", None, kind="conversation.item.done", role="user", content=content),
+    )
+    assert said(turns) == [("user", "Typed.", 0)]
+
+
+def test_places_go_on_where_the_talk_moves_to_another_upstream() -> None:
+    assembler = TurnAssembler()
+    assembler.feed(committed("u1"), 0.0)
+    first = assembler.feed(heard("u1", "One."), 0.0)
+    assembler.flush()
+    assembler.ignore("copy of u1")
+    assembler.feed(committed("u2", "copy of u1"), 0.0)
+    second = assembler.feed(heard("u2", "Two."), 0.0)
+    assert [turn.sequence for turn in first + second] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"type": "response.done"},
+        {"type": "response.done", "response": []},
+        {"type": "response.audio_transcript.done", "item_id": 7, "transcript": None},
+        {"type": "conversation.item.created", "item": None},
+        {"type": "conversation.item.created", "item": {"id": "x", "role": "user", "content": [None, {"type": 1}]}},
+        {"type": "input_audio_buffer.committed"},
+        {"type": "conversation.item.truncated", "item_id": None},
+        {"type": 7},
+        {},
+    ],
+)
+def test_events_of_another_shape_are_taken_without_a_word(event: Event) -> None:
+    assert run(event) == []
+
+
+def test_a_talk_of_many_items_is_bounded() -> None:
+    assembler = TurnAssembler()
+    for number in range(10_000):
+        assembler.feed(committed(f"u{number}"), 0.0)
+        assembler.feed(delta(f"a{number}", "x"), 0.0)
+    sizes = [len(value) for value in vars(assembler).values() if hasattr(value, "__len__")]
+    assert max(sizes) <= 2048

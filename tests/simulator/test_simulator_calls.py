@@ -1,0 +1,419 @@
+"""WebRTC: offers and who may make them, a spoken talk over RTP, the filter, the sideband, hang-ups and faults."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import av
+import httpx
+import pytest
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
+
+from tests.simulator.support import KEY, call, correlation, silence, speech
+from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
+from token_broker.simulator.realtime.voice_track import VoiceTrack
+
+CALLS = "/openai/v1/realtime/calls"
+SESSION: dict[str, Any] = {
+    "type": "realtime",
+    "model": "gpt-realtime",
+    "instructions": "Be brief.",
+    "audio": {"input": {"transcription": {"model": "whisper-1"}}},
+}
+FILTERED = {
+    "input_audio_buffer.speech_started",
+    "input_audio_buffer.speech_stopped",
+    "output_audio_buffer.started",
+    "output_audio_buffer.stopped",
+    "conversation.item.input_audio_transcription.completed",
+    "conversation.item.added",
+    "response.output_audio_transcript.delta",
+    "response.output_audio_transcript.done",
+}
+
+
+@pytest.fixture(autouse=True)
+def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's side of ICE on loopback alone, which aioice leaves out by itself."""
+    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+
+
+@pytest.fixture
+async def azure() -> AsyncIterator[RunningSimulator]:
+    config = SimulatorConfig(ice_addresses=("127.0.0.1",))
+    async with serve(config) as running:
+        yield running
+    assert (running.running, running.calls) == (0, 0)
+
+
+class Phone:
+    """A browser's part of a call, played by aiortc."""
+
+    def __init__(self, pcm: bytes, label: str = "oai-events") -> None:
+        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+        microphone = VoiceTrack(lambda: None)
+        microphone.queue(pcm)
+        self.connection.addTrack(microphone)
+        self.channel = self.connection.createDataChannel(label)
+        self.closed = asyncio.Event()
+        self.answer_type = ""
+        self.events: list[dict[str, Any]] = []
+        self._heard = bytearray()
+        self._arrived = asyncio.Event()
+        self._listening: asyncio.Task[None] | None = None
+        self.channel.on("message", self._take)
+        self.channel.on("close", self.closed.set)
+        self.connection.on("track", self._listen_to)
+
+    async def offer(self) -> str:
+        await self.connection.setLocalDescription(await self.connection.createOffer())
+        return str(self.connection.localDescription.sdp)
+
+    async def connect(self, answer: str) -> None:
+        await self.connection.setRemoteDescription(RTCSessionDescription(answer, "answer"))
+
+    def send(self, name: str, **fields: Any) -> None:
+        self.channel.send(json.dumps({"type": name, **fields}))
+
+    async def hear(self, name: str, timeout_s: float = 10, count: int = 1) -> dict[str, Any]:
+        """The first event of that name, or another."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                self._arrived.clear()
+                named = [event for event in self.events if event["type"] == name]
+                if len(named) >= count:
+                    return named[count - 1]
+                await self._arrived.wait()
+
+    def names(self) -> list[str]:
+        return [event["type"] for event in self.events]
+
+    def heard(self) -> bytes:
+        return bytes(self._heard)
+
+    async def hang_up(self) -> None:
+        await self.connection.close()
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+
+    def _take(self, message: str) -> None:
+        self.events.append(json.loads(message))
+        self._arrived.set()
+
+    def _listen_to(self, track: MediaStreamTrack) -> None:
+        self._listening = asyncio.ensure_future(self._listen(track))
+
+    async def _listen(self, track: MediaStreamTrack) -> None:
+        resampler = av.AudioResampler(format="s16", layout="mono", rate=24_000)
+        try:
+            while True:
+                received = await track.recv()
+                assert isinstance(received, av.AudioFrame)
+                for frame in resampler.resample(received):
+                    self._heard += bytes(frame.planes[0])[: frame.samples * 2]
+        except MediaStreamError:
+            return
+
+
+async def _mint(azure: RunningSimulator, session: dict[str, Any] | None = None) -> str:
+    async with httpx.AsyncClient(base_url=azure.base_url, headers=KEY) as client:
+        answer = await client.post("/openai/v1/realtime/client_secrets", json={"session": session or SESSION})
+        return str(answer.json()["value"])
+
+
+async def _post(
+    azure: RunningSimulator, offer: str, token: str, query: str = "", media_type: str = "application/sdp"
+) -> httpx.Response:
+    headers = {"authorization": f"Bearer {token}", "content-type": media_type}
+    async with httpx.AsyncClient(base_url=azure.base_url, headers=headers, timeout=10) as client:
+        return await client.post(CALLS + query, content=offer)
+
+
+@asynccontextmanager
+async def _phone(pcm: bytes = b"", **options: Any) -> AsyncIterator[Phone]:
+    phone = Phone(pcm, **options)
+    try:
+        yield phone
+    finally:
+        await phone.hang_up()
+
+
+@asynccontextmanager
+async def _calling(azure: RunningSimulator, pcm: bytes = b"", query: str = "") -> AsyncIterator[tuple[Phone, str]]:
+    """A call that is being connected, and its id."""
+    async with _phone(pcm) as phone:
+        answer = await _post(azure, await phone.offer(), await _mint(azure), query)
+        assert answer.status_code == 201
+        phone.answer_type = answer.headers["content-type"]
+        await phone.connect(answer.text)
+        yield phone, answer.headers["location"].rpartition("/")[2]
+    await azure.until_calls(0)
+
+
+async def test_a_spoken_talk_comes_back_over_rtp(azure: RunningSimulator) -> None:
+    async with _calling(azure, silence(0.5) + speech(2)) as (phone, _):
+        created = await phone.hear("session.created")
+        assert created["session"]["instructions"] == "Be brief."
+        await phone.hear("output_audio_buffer.stopped")
+        names = phone.names()
+        heard = phone.heard()
+    order = [
+        "session.created",
+        "input_audio_buffer.speech_started",
+        "input_audio_buffer.speech_stopped",
+        "response.created",
+        "output_audio_buffer.started",
+        "response.output_audio.done",
+        "response.done",
+        "output_audio_buffer.stopped",
+    ]
+    assert [name for name in names if name in order] == order
+    assert "response.output_audio.delta" not in names
+    alike = correlation(speech(2), heard)
+    assert alike > 0.95
+
+
+async def test_the_filter_lets_only_azures_few_events_through(azure: RunningSimulator) -> None:
+    async with _calling(azure, speech(0.5), "?webrtcfilter=on") as (phone, _):
+        await phone.hear("output_audio_buffer.stopped")
+        phone.send("nonsense")
+        phone.send("session.update", session={"type": "realtime", "instructions": "New."})
+        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x"}]}
+        phone.send("conversation.item.create", item=item | {"id": "item_mine"})
+        phone.send("response.create")
+        await phone.hear("output_audio_buffer.stopped", count=2)
+        assert "item_mine" in [event["item"]["id"] for event in phone.events if "item" in event]
+        assert set(phone.names()) == FILTERED
+
+
+async def test_text_cancel_and_clear_work_over_the_data_channel() -> None:
+    unhurried = SimulatorConfig(ice_addresses=("127.0.0.1",), answer_speed=2)
+    async with serve(unhurried) as azure, _calling(azure) as (phone, _):
+        await phone.hear("session.created")
+        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello " * 50}]}
+        phone.send("conversation.item.create", item=item)
+        phone.send("response.create")
+        started = await phone.hear("output_audio_buffer.started")
+        phone.send("response.cancel")
+        phone.send("output_audio_buffer.clear")
+        cleared = await phone.hear("output_audio_buffer.cleared")
+        assert cleared["response_id"] == started["response_id"]
+        assert (await phone.hear("response.done"))["response"]["status"] == "cancelled"
+
+
+async def test_a_barge_in_clears_what_was_not_heard_yet(azure: RunningSimulator) -> None:
+    # The answer to the first sentence is sent whole long before it is heard: the second sentence falls into it.
+    async with _calling(azure, speech(2) + silence(1.5) + speech(1)) as (phone, _):
+        await phone.hear("output_audio_buffer.cleared")
+        names = phone.names()
+    assert names.index("response.done") < names.index("output_audio_buffer.cleared")
+    assert names.count("input_audio_buffer.speech_started") == 2
+    assert names[-1] == "output_audio_buffer.cleared"
+
+
+@pytest.mark.parametrize("label", ["oai-events", "realtime-channel", "anything"])
+async def test_the_data_channels_label_does_not_matter(azure: RunningSimulator, label: str) -> None:
+    async with _phone(label=label) as phone:
+        await phone.connect((await _post(azure, await phone.offer(), await _mint(azure))).text)
+        await phone.hear("session.created")
+    await azure.until_calls(0)
+
+
+async def test_an_offer_without_candidates_is_enough(azure: RunningSimulator) -> None:
+    async with _phone() as phone:
+        bare = "".join(
+            line for line in (await phone.offer()).splitlines(keepends=True) if not line.startswith("a=candidate")
+        )
+        await phone.connect((await _post(azure, bare.replace("a=end-of-candidates\r\n", ""), await _mint(azure))).text)
+        await phone.hear("session.created")
+    await azure.until_calls(0)
+
+
+@pytest.mark.parametrize("token", ["simulated-key", "simulated-entra-token", "ek_simulated_forged", "nonsense"])
+async def test_only_an_ephemeral_secret_may_call(azure: RunningSimulator, token: str) -> None:
+    answer = await _post(azure, "v=0", token)
+    assert (answer.status_code, answer.json()["statusCode"]) == (401, 401)
+
+
+async def test_the_key_as_header_and_an_expired_secret_may_not_call(azure: RunningSimulator) -> None:
+    async with httpx.AsyncClient(base_url=azure.base_url, headers=KEY) as client:
+        assert (await client.post(CALLS, content="v=0", headers={"content-type": "application/sdp"})).status_code == 401
+    secret = await _mint(azure)
+    azure.simulator.resource.secrets.expire(secret)
+    assert (await _post(azure, "v=0", secret)).status_code == 401
+
+
+@pytest.mark.parametrize("offer", ["", "nonsense", "v=0\r\n", "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"])
+async def test_an_offer_that_is_none_is_400(azure: RunningSimulator, offer: str) -> None:
+    answer = await _post(azure, offer, await _mint(azure))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_offer")
+
+
+async def test_an_offer_without_audio_is_400(azure: RunningSimulator) -> None:
+    connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    connection.createDataChannel("oai-events")
+    await connection.setLocalDescription(await connection.createOffer())
+    answer = await _post(azure, connection.localDescription.sdp, await _mint(azure))
+    await connection.close()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_offer")
+
+
+async def test_another_content_type_or_an_api_version_is_refused(azure: RunningSimulator) -> None:
+    secret = await _mint(azure)
+    assert (await _post(azure, "v=0", secret, media_type="application/json")).status_code == 415
+    assert (await _post(azure, "v=0", secret, "?api-version=2025-10-01")).status_code == 400
+
+
+async def test_the_answer_is_201_with_sdp_and_a_location(azure: RunningSimulator) -> None:
+    async with _phone() as phone:
+        answer = await _post(azure, await phone.offer(), await _mint(azure))
+        assert answer.status_code == 201
+        assert answer.headers["content-type"] == "application/sdp"
+        assert answer.headers["location"].startswith("/v1/realtime/calls/rtc_")
+        assert answer.text.startswith("v=0")
+        assert "127.0.0.1" in answer.text
+        await phone.connect(answer.text)
+        await phone.hear("session.created")
+    await azure.until_calls(0)
+
+
+async def test_the_answers_content_type_can_be_the_one_that_was_seen_live() -> None:
+    seen = "text/plain; charset=utf-8"
+    config = SimulatorConfig(ice_addresses=("127.0.0.1",), sdp_answer_type=seen)
+    async with serve(config) as azure, _calling(azure) as (phone, _):
+        await phone.hear("session.created")
+        assert phone.answer_type == seen
+
+
+async def test_without_aiortc_a_call_is_501_and_says_why(
+    azure: RunningSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "token_broker.simulator.realtime.call", None)
+    answer = await _post(azure, "v=0", await _mint(azure))
+    assert answer.status_code == 501
+    assert "not part of this installation" in answer.json()["error"]["message"]
+
+
+async def test_a_hang_up_ends_the_call_and_a_second_finds_none(azure: RunningSimulator) -> None:
+    async with _calling(azure) as (phone, call_id):
+        await phone.hear("session.created")
+        async with httpx.AsyncClient(base_url=azure.base_url, headers=KEY) as client:
+            assert (await client.post(f"{CALLS}/{call_id}/hangup")).status_code == 200
+            await asyncio.wait_for(phone.closed.wait(), 5)
+            await azure.until_calls(0)
+            assert (await client.post(f"{CALLS}/{call_id}/hangup")).status_code == 404
+    async with httpx.AsyncClient(base_url=azure.base_url) as stranger:
+        assert (await stranger.post(f"{CALLS}/rtc_x/hangup")).status_code == 401
+
+
+async def test_the_sideband_sees_what_the_filter_hides_and_may_send(azure: RunningSimulator) -> None:
+    async with _calling(azure, query="?webrtcfilter=on") as (phone, call_id):
+        async with call(azure, f"/openai/v1/realtime?call_id={call_id}") as observer:
+            assert (await observer.hear("session.created"))["session"]["instructions"] == "Be brief."
+            await observer.send("session.update", session={"type": "realtime", "instructions": "New."})
+            assert (await observer.hear("session.updated"))["session"]["instructions"] == "New."
+            await observer.send("response.create")
+            await observer.hear("response.done")
+            assert observer.audio() == b""
+            await phone.hear("response.output_audio_transcript.done")
+        assert "session.updated" not in phone.names()
+
+
+async def test_the_sideband_ends_with_its_call(azure: RunningSimulator) -> None:
+    async with _calling(azure) as (phone, call_id), call(azure, f"/openai/v1/realtime?call_id={call_id}") as observer:
+        await observer.hear("session.created")
+        await phone.hear("session.created")
+        await phone.hang_up()
+        await observer.socket.wait_closed()
+        assert observer.socket.close_code == 1000
+
+
+@pytest.mark.parametrize(("path", "headers", "status"), [("rtc_none", KEY, 404), ("rtc_none", {}, 401)])
+async def test_a_sideband_without_call_or_credential_is_refused(
+    azure: RunningSimulator, path: str, headers: dict[str, str], status: int
+) -> None:
+    with pytest.raises(Exception, match=str(status)):
+        async with call(azure, f"/openai/v1/realtime?call_id={path}", headers):
+            pass
+
+
+async def test_a_flat_secret_calls_in_the_previews_events(azure: RunningSimulator) -> None:
+    async with httpx.AsyncClient(base_url=azure.base_url, headers=KEY) as client:
+        path = "/openai/deployments/gpt-realtime/realtime/client_secrets?api-version=2025-10-01"
+        secret = (await client.post(path, json={"instructions": "Be brief."})).json()["value"]
+    async with _phone(speech(0.4)) as phone:
+        await phone.connect((await _post(azure, await phone.offer(), secret)).text)
+        await phone.hear("response.audio_transcript.done")
+    await azure.until_calls(0)
+
+
+async def test_browsers_of_any_page_may_call_and_faults_leave_preflights_alone(azure: RunningSimulator) -> None:
+    asked = {"origin": "http://page", "access-control-request-method": "POST"}
+    async with httpx.AsyncClient(base_url=azure.base_url) as client:
+        with azure.fault("status", code=503, times=1):
+            preflight = await client.options(CALLS, headers=asked)
+            refused = await client.post(CALLS, headers={"origin": "http://page"})
+    assert preflight.status_code == 200
+    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    assert refused.status_code == 503
+    for answer in (preflight, refused):
+        assert answer.headers["access-control-allow-origin"] == "*"
+    assert "location" in refused.headers["access-control-expose-headers"]
+
+
+# --- Faults --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [401, 404, 500])
+async def test_an_offer_can_be_refused(azure: RunningSimulator, code: int) -> None:
+    with azure.fault("status", CALLS, code=code):
+        assert (await _post(azure, "v=0", await _mint(azure))).status_code == code
+
+
+async def test_ice_that_never_connects(azure: RunningSimulator) -> None:
+    with azure.fault("ice_never", CALLS):
+        async with _phone() as phone:
+            answer = await _post(azure, await phone.offer(), await _mint(azure))
+            assert answer.status_code == 201
+            assert "198.51.100.1" in answer.text
+            assert "127.0.0.1" not in answer.text
+            assert azure.calls == 0
+            await phone.connect(answer.text)
+            with pytest.raises(TimeoutError):
+                await phone.hear("session.created", timeout_s=1)
+            assert phone.connection.connectionState == "connecting"
+
+
+@pytest.mark.parametrize("how", ["close", "channel"])
+async def test_a_call_can_die_in_the_middle(azure: RunningSimulator, how: str) -> None:
+    with azure.fault("die_after", CALLS, seconds=0.2, how=how):
+        async with _calling(azure) as (phone, _):
+            await phone.hear("session.created")
+            await asyncio.wait_for(phone.closed.wait(), 5)
+
+
+async def test_a_call_can_fall_silent(azure: RunningSimulator) -> None:
+    with azure.fault("die_after", CALLS, seconds=0.3, how="silent"):
+        async with _calling(azure) as (phone, _):
+            await phone.hear("session.created")
+            await azure.until_calls(0)
+            phone.events.clear()
+            phone.send("response.create")
+            with pytest.raises(TimeoutError):
+                await phone.hear("response.created", timeout_s=0.5)
+
+
+async def test_stopping_ends_running_calls_and_leaves_no_task() -> None:
+    before = asyncio.all_tasks()
+    async with serve(SimulatorConfig(ice_addresses=("127.0.0.1",))) as azure, _phone() as phone:
+        await phone.connect((await _post(azure, await phone.offer(), await _mint(azure))).text)
+        await phone.hear("session.created")
+        await azure.simulator.stop()
+        assert azure.calls == 0
+        await asyncio.wait_for(phone.closed.wait(), 5)
+    assert asyncio.all_tasks() == before

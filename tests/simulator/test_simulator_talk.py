@@ -1,0 +1,700 @@
+"""The talk as a state machine, with a clock of the test's own: every event, in every dialect, in order."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from tests.simulator.support import silence, speech
+from token_broker.simulator.realtime.answer import Pace
+from token_broker.simulator.realtime.dialects import GA, PREVIEW, VOICE_LIVE, Dialect
+from token_broker.simulator.realtime.talk import Ending, Talk, TalkOptions
+from token_broker.simulator.session_bodies import flat, ga, voice_live
+
+DIALECTS = [GA, PREVIEW, VOICE_LIVE]
+SESSIONS: dict[str, Any] = {
+    "ga": ga.RealtimeSession(type="realtime", model="gpt-realtime"),
+    "preview": flat.FlatSession(model="gpt-realtime"),
+    "voice_live": voice_live.VoiceLiveSession(model="gpt-realtime"),
+}
+by_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+
+
+class Scene:
+    """A talk and its clock. Everything that came out is in `events`."""
+
+    def __init__(self, dialect: Dialect = GA, **options: Any) -> None:
+        self.dialect = dialect
+        self.now_s = 100.0
+        self.talk = Talk(dialect, SESSIONS[dialect.name], TalkOptions(**options), 1_800_000_000)
+        self.events = self.talk.open(self.now_s)
+
+    def send(self, name: str, **fields: Any) -> list[dict[str, Any]]:
+        return self.receive(json.dumps({"type": name, **fields}))
+
+    def receive(self, message: str | bytes) -> list[dict[str, Any]]:
+        return self._note(self.talk.receive(message, self.now_s))
+
+    def say(self, pcm: bytes) -> list[dict[str, Any]]:
+        return self.send("input_audio_buffer.append", audio=base64.b64encode(pcm).decode())
+
+    def wait(self, seconds: float) -> list[dict[str, Any]]:
+        """Lets the time pass, stopping wherever something is due."""
+        until, came = self.now_s + seconds, []
+        while self.talk.due_s <= until:
+            self.now_s = max(self.talk.due_s, self.now_s)
+            came += self._note(self.talk.advance(self.now_s))
+        self.now_s = until
+        return came
+
+    def only(self, name: str) -> dict[str, Any]:
+        (event,) = self.all(name)
+        return event
+
+    def all(self, name: str) -> list[dict[str, Any]]:
+        """All events of GA's name, or what the dialect calls it."""
+        return [event for event in self.events if event["type"] == self.dialect.wire_name(name)]
+
+    def error(self) -> dict[str, Any]:
+        error: dict[str, Any] = self.only("error")["error"]
+        return error
+
+    def _note(self, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        self.events += events
+        return events
+
+
+def _names(events: list[dict[str, Any]]) -> list[str]:
+    """The names, of each kind of delta only the first."""
+    names = [event["type"] for event in events]
+    return [name for number, name in enumerate(names) if not name.endswith(".delta") or name not in names[:number]]
+
+
+GA_TURN = [
+    "input_audio_buffer.speech_started",
+    "input_audio_buffer.speech_stopped",
+    "input_audio_buffer.committed",
+    "conversation.item.added",
+    "conversation.item.done",
+    "response.created",
+    "response.output_item.added",
+    "conversation.item.added",
+    "response.content_part.added",
+    "response.output_audio_transcript.delta",
+    "response.output_audio.delta",
+    "response.output_audio.done",
+    "response.output_audio_transcript.done",
+    "response.content_part.done",
+    "conversation.item.done",
+    "response.output_item.done",
+    "response.done",
+    "rate_limits.updated",
+]
+PREVIEW_TURN = [
+    "input_audio_buffer.speech_started",
+    "input_audio_buffer.speech_stopped",
+    "input_audio_buffer.committed",
+    "conversation.item.created",
+    "response.created",
+    "response.output_item.added",
+    "conversation.item.created",
+    "response.content_part.added",
+    "response.audio_transcript.delta",
+    "response.audio.delta",
+    "response.audio.done",
+    "response.audio_transcript.done",
+    "response.content_part.done",
+    "response.output_item.done",
+    "response.done",
+    "rate_limits.updated",
+]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "expected"),
+    [(GA, GA_TURN), (PREVIEW, PREVIEW_TURN), (VOICE_LIVE, PREVIEW_TURN[:-1])],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_spoken_turn_is_told_in_the_dialects_own_events(dialect: Dialect, expected: list[str]) -> None:
+    scene = Scene(dialect)
+    came = scene.say(speech(0.1) + silence(1)) + scene.wait(5)
+    assert _names(came) == expected
+
+
+@by_dialect
+def test_speech_is_answered_with_itself_byte_for_byte(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    pcm = silence(0.5) + speech(1.5) + silence(1)
+    scene.say(pcm)
+    scene.wait(5)
+    returned = b"".join(base64.b64decode(event["delta"]) for event in scene.all("response.output_audio.delta"))
+    assert returned == pcm[200 * 48 :][: len(returned)]
+    assert len(returned) / 48 == pytest.approx(2000, abs=20)
+    assert scene.only("response.output_audio_transcript.done")["transcript"] == "[simulated] you said 2.0 s of speech"
+
+
+def test_the_answer_comes_faster_than_real_time_and_no_faster_than_it_should() -> None:
+    scene = Scene(pace=Pace(thinking_s=0.2, speed=4))
+    scene.say(speech(2) + silence(1))
+    scene.wait(0.19)
+    assert scene.all("response.output_audio.delta") == []
+    scene.wait(0.27)  # 0.46 s: 0.2 of thinking, then one piece of 100 ms every 25 ms
+    assert len(scene.all("response.output_audio.delta")) == 11
+    scene.wait(0.35)
+    assert scene.only("response.done")["response"]["status"] == "completed"
+
+
+@by_dialect
+def test_every_event_has_its_own_id_and_every_delta_its_place(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    scene.say(speech(0.5) + silence(1))
+    scene.wait(5)
+    ids = [event["event_id"] for event in scene.events]
+    assert len(set(ids)) == len(ids)
+    item_id = scene.only("response.output_item.added")["item"]["id"]
+    response_id = scene.only("response.created")["response"]["id"]
+    for name in ("response.output_audio.delta", "response.output_audio_transcript.delta"):
+        for delta in scene.all(name):
+            assert (delta["item_id"], delta["response_id"]) == (item_id, response_id)
+            assert (delta["output_index"], delta["content_index"]) == (0, 0)
+
+
+@by_dialect
+def test_the_users_audio_has_a_transcript_that_is_null_and_not_absent(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    scene.say(speech(0.5) + silence(1))
+    item = scene.all("conversation.item.added")[0]["item"]
+    assert item["content"] == [{"type": "input_audio", "transcript": None}]
+    assert item["id"] == scene.only("input_audio_buffer.committed")["item_id"]
+    assert item["id"] == scene.only("input_audio_buffer.speech_started")["item_id"]
+
+
+@by_dialect
+def test_items_name_the_one_before_them(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    for _ in range(2):
+        scene.say(speech(0.3) + silence(1))
+        scene.wait(3)
+    added = scene.all("conversation.item.added")
+    assert [event["previous_item_id"] for event in added] == [None, *(event["item"]["id"] for event in added[:-1])]
+    commits = scene.all("input_audio_buffer.committed")
+    assert commits[1]["previous_item_id"] == added[1]["item"]["id"]
+
+
+@by_dialect
+def test_the_bill_is_whole(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    scene.say(speech(2) + silence(1))
+    scene.wait(5)
+    usage = scene.only("response.done")["response"]["usage"]
+    inputs, outputs = usage["input_token_details"], usage["output_token_details"]
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    assert usage["input_tokens"] == inputs["text_tokens"] + inputs["audio_tokens"]
+    assert usage["output_tokens"] == outputs["text_tokens"] + outputs["audio_tokens"]
+    assert inputs["audio_tokens"] > 0
+    assert outputs["audio_tokens"] > 0
+    assert {"cached_tokens", "cached_tokens_details", "image_tokens"} <= set(inputs)
+
+
+# --- Text -------------------------------------------------------------------------------------------------------
+
+
+def _user_text(text: str) -> dict[str, Any]:
+    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+
+
+@by_dialect
+def test_text_is_answered_with_a_quotation_and_a_tone(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    scene.send("conversation.item.create", item=_user_text("Good morning"))
+    scene.send("response.create")
+    scene.wait(5)
+    transcript = scene.only("response.output_audio_transcript.done")["transcript"]
+    assert transcript == "[simulated] you wrote: Good morning"
+    deltas = scene.all("response.output_audio_transcript.delta")
+    assert "".join(delta["delta"] for delta in deltas) == transcript
+    assert len(scene.all("response.output_audio.delta")) > 2
+
+
+@pytest.mark.parametrize(
+    ("dialect", "asked"),
+    [
+        (GA, {"output_modalities": ["text"]}),
+        (PREVIEW, {"modalities": ["text"]}),
+        (VOICE_LIVE, {"modalities": ["text"]}),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_response_that_is_asked_for_as_text_has_no_audio(dialect: Dialect, asked: dict[str, Any]) -> None:
+    scene = Scene(dialect)
+    scene.send("conversation.item.create", item=_user_text("Hello"))
+    scene.send("response.create", response=asked | {"metadata": {"turn": "1"}})
+    scene.wait(5)
+    assert scene.only("response.output_text.done")["text"] == "[simulated] you wrote: Hello"
+    assert scene.all("response.output_audio.delta") == []
+    response = scene.only("response.done")["response"]
+    assert response["metadata"] == {"turn": "1"}
+    assert response["output"][0]["content"] == [
+        {"type": dialect.text_part, "text": "[simulated] you wrote: Hello"},
+    ]
+
+
+def test_a_response_outside_the_conversation_leaves_it_as_it_was() -> None:
+    scene = Scene()
+    asked = {"conversation": "none", "input": [_user_text("aside")], "output_modalities": ["text"]}
+    scene.send("response.create", response=asked)
+    scene.wait(5)
+    response = scene.only("response.done")["response"]
+    assert response["conversation_id"] is None
+    assert response["output"][0]["content"][0]["text"] == "[simulated] you wrote: aside"
+    assert scene.all("conversation.item.added") == []
+
+
+def test_what_a_function_gave_is_answered() -> None:
+    scene = Scene()
+    scene.send("conversation.item.create", item=_user_text("What is the time?"))
+    scene.send(
+        "conversation.item.create",
+        item={"type": "function_call", "name": "clock", "arguments": "{}", "call_id": "call_1"},
+    )
+    scene.send("conversation.item.create", item={"type": "function_call_output", "call_id": "call_1", "output": "noon"})
+    scene.send("response.create")
+    scene.wait(5)
+    assert scene.only("response.output_audio_transcript.done")["transcript"] == "[simulated] the function gave: noon"
+
+
+# --- Manual turns ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dialect", "patch"),
+    [
+        (GA, {"type": "realtime", "audio": {"input": {"turn_detection": None}}}),
+        (PREVIEW, {"turn_detection": None}),
+        (VOICE_LIVE, {"turn_detection": None}),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_without_turn_detection_the_client_commits_and_asks(dialect: Dialect, patch: dict[str, Any]) -> None:
+    scene = Scene(dialect)
+    scene.send("session.update", session=patch)
+    pcm = speech(1) + silence(1)
+    assert scene.say(pcm) == []
+    assert _names(scene.send("input_audio_buffer.commit"))[0] == "input_audio_buffer.committed"
+    assert scene.wait(5) == []
+    scene.send("response.create")
+    scene.wait(5)
+    returned = b"".join(base64.b64decode(event["delta"]) for event in scene.all("response.output_audio.delta"))
+    assert returned == pcm
+
+
+def test_an_empty_commit_is_an_error_and_a_clear_empties() -> None:
+    scene = Scene()
+    scene.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})
+    scene.say(speech(1))
+    assert _names(scene.send("input_audio_buffer.clear")) == ["input_audio_buffer.cleared"]
+    scene.send("input_audio_buffer.commit")
+    assert scene.error()["code"] == "input_audio_buffer_commit_empty"
+
+
+def test_without_create_response_a_turn_is_committed_and_not_answered() -> None:
+    scene = Scene()
+    detection = {"type": "server_vad", "create_response": False}
+    scene.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": detection}}})
+    scene.say(speech(0.5) + silence(1))
+    scene.wait(5)
+    assert scene.only("input_audio_buffer.committed")
+    assert scene.all("response.created") == []
+
+
+# --- Interruption ------------------------------------------------------------------------------------------------
+
+
+@by_dialect
+def test_a_barge_in_ends_the_answer_as_cancelled_with_what_was_said_so_far(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    scene.say(speech(3) + silence(1))
+    scene.wait(0.3)
+    came = scene.say(speech(0.2))
+    assert _names(came)[0] == "input_audio_buffer.speech_started"
+    response = scene.only("response.done")["response"]
+    assert response["status"] == "cancelled"
+    assert response["status_details"] == {"type": "cancelled", "reason": "turn_detected"}
+    assert response["output"][0]["status"] == "incomplete"
+    assert response["usage"]["total_tokens"] > 0
+    said = scene.only("response.output_audio_transcript.done")["transcript"]
+    assert said
+    assert said != "[simulated] you said 3.2 s of speech"
+    before = len(scene.all("response.output_audio.delta"))
+    scene.wait(3)
+    assert len(scene.all("response.output_audio.delta")) == before
+
+
+def test_with_interruption_off_the_answer_goes_on() -> None:
+    scene = Scene()
+    detection = {"type": "server_vad", "interrupt_response": False}
+    scene.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": detection}}})
+    scene.say(speech(3) + silence(1))
+    scene.wait(0.3)
+    scene.say(speech(0.2))
+    scene.wait(5)
+    assert scene.only("response.done")["response"]["status"] == "completed"
+
+
+@by_dialect
+def test_a_cancel_ends_the_answer_and_without_one_it_is_an_error(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    scene.send("response.cancel")
+    assert scene.error()["code"] == "response_cancel_not_active"
+    scene.say(speech(3) + silence(1))
+    scene.wait(0.3)
+    scene.send("response.cancel", response_id=scene.only("response.created")["response"]["id"])
+    response = scene.only("response.done")["response"]
+    assert response["status_details"] == {"type": "cancelled", "reason": "client_cancelled"}
+
+
+def test_a_second_response_while_one_is_on_its_way_is_an_error() -> None:
+    scene = Scene()
+    scene.send("response.create")
+    scene.send("response.create")
+    assert scene.error()["code"] == "conversation_already_has_active_response"
+
+
+@by_dialect
+def test_truncation_goes_as_far_as_what_was_sent_and_no_further(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    scene.say(speech(3) + silence(1))
+    scene.wait(0.3)
+    scene.send("response.cancel")
+    sent_ms = 100 * len(scene.all("response.output_audio.delta"))
+    item_id = scene.only("response.done")["response"]["output"][0]["id"]
+    cut = {"item_id": item_id, "content_index": 0}
+    scene.send("conversation.item.truncate", **cut, audio_end_ms=sent_ms + 1, event_id="mine")
+    assert (scene.error()["code"], scene.error()["param"]) == ("invalid_value", "audio_end_ms")
+    assert scene.error()["event_id"] == "mine"
+    assert f"{sent_ms}ms is already shorter than {sent_ms + 1}ms" in scene.error()["message"]
+    scene.send("conversation.item.truncate", **cut, audio_end_ms=sent_ms - 50)
+    assert scene.only("conversation.item.truncated") | cut == scene.only("conversation.item.truncated")
+    scene.send("conversation.item.retrieve", item_id=item_id)
+    (part,) = scene.only("conversation.item.retrieved")["item"]["content"]
+    assert part["transcript"] == ""
+
+
+def test_only_an_answers_audio_can_be_truncated() -> None:
+    scene = Scene()
+    scene.send("conversation.item.create", item=_user_text("hi") | {"id": "item_mine"})
+    scene.send("conversation.item.truncate", item_id="item_mine", content_index=0, audio_end_ms=0)
+    assert scene.error()["param"] == "content_index"
+
+
+# --- Playback at the server, as over WebRTC ------------------------------------------------------------------------
+
+
+def _playback(scene: Scene) -> list[str]:
+    return [event["type"] for event in scene.events if event["type"].startswith("output_audio_buffer.")]
+
+
+def test_where_the_server_plays_it_tells_when_that_starts_and_ends() -> None:
+    scene = Scene(server_plays=True)
+    scene.send("response.create")
+    scene.wait(5)
+    assert _playback(scene) == ["output_audio_buffer.started"]
+    names = [event["type"] for event in scene.events]
+    assert names.index("response.content_part.added") < names.index("output_audio_buffer.started")
+    assert names.index("output_audio_buffer.started") < names.index("response.output_audio.delta")
+    assert [event["type"] for event in scene.talk.played()] == ["output_audio_buffer.stopped"]
+    assert scene.talk.played() == []
+
+
+def test_a_barge_in_after_the_answers_end_clears_what_was_not_heard() -> None:
+    scene = Scene(server_plays=True)
+    scene.say(speech(2) + silence(1))
+    scene.wait(5)
+    assert scene.only("response.done")["response"]["status"] == "completed"
+    scene.say(speech(0.2))
+    assert _playback(scene) == ["output_audio_buffer.started", "output_audio_buffer.cleared"]
+    response_id = scene.only("response.done")["response"]["id"]
+    assert scene.only("output_audio_buffer.cleared")["response_id"] == response_id
+
+
+def test_without_interruption_a_barge_in_leaves_the_playback_alone() -> None:
+    scene = Scene(server_plays=True)
+    detection = {"type": "server_vad", "interrupt_response": False}
+    scene.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": detection}}})
+    scene.say(speech(1) + silence(1))
+    scene.wait(5)
+    scene.say(speech(0.2))
+    assert _playback(scene) == ["output_audio_buffer.started"]
+
+
+# --- Transcripts of the user -------------------------------------------------------------------------------------
+
+TRANSCRIBE: dict[str, dict[str, Any]] = {
+    "ga": {"type": "realtime", "audio": {"input": {"transcription": {"model": "whisper-1"}}}},
+    "preview": {"input_audio_transcription": {"model": "whisper-1"}},
+    "voice_live": {"input_audio_transcription": {"model": "azure-speech"}},
+}
+COMPLETED = "conversation.item.input_audio_transcription.completed"
+
+
+@by_dialect
+@pytest.mark.parametrize("after_answer", [False, True])
+def test_the_users_transcript_comes_before_or_after_the_answer(dialect: Dialect, after_answer: bool) -> None:
+    scene = Scene(dialect, transcribes_after_answer=after_answer)
+    scene.send("session.update", session=TRANSCRIBE[dialect.name])
+    scene.say(speech(1) + silence(1))
+    scene.wait(5)
+    completed = scene.only(COMPLETED)
+    assert completed["transcript"] == "[simulated] 1.2 s of speech"
+    assert completed["item_id"] == scene.only("input_audio_buffer.committed")["item_id"]
+    names = [event["type"] for event in scene.events]
+    assert (names.index(COMPLETED) > names.index("response.done")) is after_answer
+
+
+@by_dialect
+def test_without_transcription_in_the_session_there_is_no_transcript(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    scene.say(speech(1) + silence(1))
+    scene.wait(5)
+    assert scene.all(COMPLETED) == []
+
+
+def test_on_ga_a_transcription_deployment_that_is_missing_fails_and_speech_works() -> None:
+    scene = Scene(transcription_models=frozenset({"whisper-eu"}))
+    scene.send("session.update", session=TRANSCRIBE["ga"])
+    scene.say(speech(1) + silence(1))
+    scene.wait(5)
+    failed = scene.only("conversation.item.input_audio_transcription.failed")
+    assert failed["error"]["code"] == "DeploymentNotFound"
+    assert scene.only("response.done")["response"]["status"] == "completed"
+
+
+# --- The session -------------------------------------------------------------------------------------------------
+
+UPDATES = [
+    (GA, {"type": "realtime", "instructions": "Be kind.", "audio": {"output": {"voice": "cedar"}}}),
+    (PREVIEW, {"instructions": "Be kind.", "voice": "sage", "input_audio_transcription": {"model": "whisper-1"}}),
+    (
+        VOICE_LIVE,
+        {
+            "instructions": "Be kind.",
+            "modalities": ["text", "audio"],
+            "voice": {"type": "azure-standard", "name": "en-US-Ava:DragonHDLatestNeural"},
+            "input_audio_format": "pcm16",
+            "input_audio_sampling_rate": 24000,
+            "turn_detection": {"type": "azure_semantic_vad", "threshold": 0.5, "remove_filler_words": True},
+            "input_audio_noise_reduction": {"type": "azure_deep_noise_suppression"},
+            "input_audio_echo_cancellation": {"type": "server_echo_cancellation"},
+            "input_audio_transcription": {"model": "azure-speech"},
+        },
+    ),
+]
+updates = pytest.mark.parametrize(("dialect", "patch"), UPDATES, ids=lambda value: getattr(value, "name", None))
+
+
+def _contains(whole: Any, part: Any) -> bool:
+    if isinstance(part, dict):
+        return isinstance(whole, dict) and all(_contains(whole.get(name), value) for name, value in part.items())
+    return bool(whole == part)
+
+
+@updates
+def test_an_update_changes_what_it_names_and_leaves_the_rest(dialect: Dialect, patch: dict[str, Any]) -> None:
+    scene = Scene(dialect)
+    created = scene.only("session.created")["session"]
+    scene.send("session.update", session=patch)
+    updated = scene.only("session.updated")["session"]
+    assert _contains(updated, patch)
+    assert updated["id"] == created["id"]
+    assert updated["id"].startswith("sess_")
+    assert updated["model"] == created["model"] == "gpt-realtime"
+    assert updated["tools"] == created["tools"]
+
+
+def test_gas_audio_is_updated_field_by_field() -> None:
+    scene = Scene()
+    scene.send("session.update", session={"type": "realtime", "audio": {"output": {"voice": "cedar"}}})
+    scene.send("session.update", session={"type": "realtime", "audio": {"output": {"speed": 1.2}}})
+    audio = scene.all("session.updated")[1]["session"]["audio"]
+    assert (audio["output"]["voice"], audio["output"]["speed"]) == ("cedar", 1.2)
+    assert audio["input"]["turn_detection"]["type"] == "server_vad"
+
+
+TOOL = {"type": "function", "name": "clock", "description": "The time.", "parameters": {"type": "object"}}
+
+
+@by_dialect
+def test_tools_are_taken(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    patch: dict[str, Any] = {"tools": [TOOL], "tool_choice": "auto"}
+    scene.send("session.update", session=patch | ({"type": "realtime"} if dialect is GA else {}))
+    assert _contains(scene.only("session.updated")["session"]["tools"][0], TOOL)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "session", "code", "param"),
+    [
+        (GA, {"instructions": "x"}, "missing_required_parameter", "session.type"),
+        (GA, {"type": "realtime", "voice": "marin"}, "unknown_parameter", "session.voice"),
+        (GA, {"type": "realtime", "modalities": ["text"]}, "unknown_parameter", "session.modalities"),
+        (
+            GA,
+            {"type": "realtime", "audio": {"output": {"voice": "en-US-Ava:DragonHDLatestNeural"}}},
+            "invalid_value",
+            "session.audio.output.voice",
+        ),
+        (
+            GA,
+            {"type": "realtime", "audio": {"input": {"format": {"type": "audio/pcm", "rate": 16000}}}},
+            "invalid_value",
+            "session.audio.input.format.rate",
+        ),
+        (GA, {"type": "realtime", "model": "other"}, "invalid_value", "session.model"),
+        (PREVIEW, {"type": "realtime"}, "unknown_parameter", "session.type"),
+        (PREVIEW, {"audio": {}}, "unknown_parameter", "session.audio"),
+        (PREVIEW, {"input_audio_format": "g711_ulaw"}, "invalid_value", "session.input_audio_format"),
+        (VOICE_LIVE, {"audio": {}}, "unknown_parameter", "session.audio"),
+        (VOICE_LIVE, {"voice": "en-US-AvaNeural"}, "invalid_value", "session.voice"),
+        (VOICE_LIVE, {"voice": {"type": "azure-standard", "name": "marin"}}, "invalid_value", "session.voice.name"),
+        (VOICE_LIVE, {"voice": {"type": "azure-standard"}}, "missing_required_parameter", "session.voice.name"),
+        (VOICE_LIVE, {"input_audio_sampling_rate": 16000}, "invalid_value", "session.input_audio_sampling_rate"),
+        (VOICE_LIVE, {"turn_detection": {"type": "none"}}, "invalid_value", "session.turn_detection.type"),
+    ],
+)
+def test_an_update_that_does_not_fit_changes_nothing_and_names_the_parameter(
+    dialect: Dialect, session: dict[str, Any], code: str, param: str
+) -> None:
+    scene = Scene(dialect)
+    scene.send("session.update", session=session, event_id="event_mine")
+    assert (scene.error()["code"], scene.error()["param"]) == (code, param)
+    assert scene.error()["event_id"] == "event_mine"
+    assert scene.all("session.updated") == []
+
+
+@pytest.mark.parametrize(
+    ("dialect", "voice", "param"),
+    [
+        (GA, {"type": "realtime", "audio": {"output": {"voice": "cedar"}}}, "session.audio.output.voice"),
+        (PREVIEW, {"voice": "sage"}, "session.voice"),
+        (VOICE_LIVE, {"voice": {"type": "azure-standard", "name": "en-US-GuyNeural"}}, "session.voice"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_once_it_has_spoken_the_voice_is_fixed(dialect: Dialect, voice: dict[str, Any], param: str) -> None:
+    scene = Scene(dialect)
+    scene.send("response.create")
+    scene.wait(5)
+    scene.send("session.update", session=voice | {"instructions": "New."})
+    assert (scene.error()["code"], scene.error()["param"]) == ("cannot_update_voice", param)
+    assert scene.all("session.updated") == []
+    same = {name: value for name, value in voice.items() if name == "type"}
+    scene.send("session.update", session=same | {"instructions": "New."})
+    assert scene.only("session.updated")["session"]["instructions"] == "New."
+
+
+def test_a_text_answer_leaves_the_voice_free() -> None:
+    scene = Scene()
+    scene.send("response.create", response={"output_modalities": ["text"]})
+    scene.wait(5)
+    scene.send("session.update", session={"type": "realtime", "audio": {"output": {"voice": "cedar"}}})
+    assert scene.only("session.updated")
+
+
+def test_a_talk_ends_by_itself_at_its_longest() -> None:
+    scene = Scene(longest_s=1800)
+    scene.wait(1799)
+    assert scene.talk.ending is None
+    scene.wait(1)
+    assert scene.error()["code"] == "session_expired"
+    assert "30 minutes" in scene.error()["message"]
+    assert scene.talk.ending == Ending(1001, "session_expired")
+
+
+# --- What is wrong is answered, and is not fatal -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "param"),
+    [
+        ("nonsense", "invalid_json", None),
+        ("[]", "invalid_event", None),
+        (b"\x00\x01", "invalid_event", None),
+        ("{}", "missing_required_parameter", "type"),
+        ('{"type": 7}', "invalid_value", "type"),
+        ('{"type": "response.shout"}', "invalid_value", "type"),
+        ('{"type": "session.update"}', "missing_required_parameter", "session"),
+        ('{"type": "input_audio_buffer.append"}', "missing_required_parameter", "audio"),
+        ('{"type": "input_audio_buffer.append", "audio": "%%%"}', "invalid_value", "audio"),
+        ('{"type": "input_audio_buffer.append", "audio": 1}', "invalid_type", "audio"),
+        ('{"type": "input_audio_buffer.commit", "now": true}', "unknown_parameter", "now"),
+        ('{"type": "conversation.item.create"}', "missing_required_parameter", "item"),
+        ('{"type": "conversation.item.create", "item": {"type": "song"}}', "invalid_value", "item"),
+        ('{"type": "conversation.item.delete", "item_id": "none"}', "item_delete_invalid_item_id", "item_id"),
+        ('{"type": "conversation.item.retrieve", "item_id": "none"}', "item_retrieve_invalid_item_id", "item_id"),
+        ('{"type": "response.create", "response": {"voice": "marin"}}', "unknown_parameter", "response.voice"),
+        (
+            '{"type": "response.create", "response": {"input": [{}]}}',
+            "missing_required_parameter",
+            "response.input[0].type",
+        ),
+        ('{"type": "output_audio_buffer.clear"}', "invalid_event", "type"),
+    ],
+)
+def test_a_bad_event_is_answered_with_an_error_and_the_talk_goes_on(
+    message: str | bytes, code: str, param: str | None
+) -> None:
+    scene = Scene()
+    scene.receive(message)
+    assert (scene.error()["code"], scene.error()["param"]) == (code, param)
+    assert scene.error()["type"] == "invalid_request_error"
+    scene.send("response.create")
+    scene.wait(5)
+    assert scene.only("response.done")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "role", "kind", "fits"),
+    [
+        (GA, "assistant", "output_text", True),
+        (GA, "assistant", "text", False),
+        (PREVIEW, "assistant", "text", True),
+        (VOICE_LIVE, "assistant", "output_text", False),
+        (GA, "user", "output_text", False),
+        (GA, "system", "input_text", True),
+        (GA, "system", "input_audio", False),
+    ],
+)
+def test_an_item_has_the_content_of_its_role_and_dialect(dialect: Dialect, role: str, kind: str, fits: bool) -> None:
+    scene = Scene(dialect)
+    item = {"type": "message", "role": role, "content": [{"type": kind, "text": "x"}]}
+    scene.send("conversation.item.create", item=item)
+    if fits:
+        assert scene.only("conversation.item.added")["item"]["content"] == [{"type": kind, "text": "x"}]
+    else:
+        assert scene.error()["param"] == "item.content[0].type"
+
+
+def test_items_keep_their_ids_and_are_put_where_they_are_wanted() -> None:
+    scene = Scene()
+    for name, after in [("a", None), ("b", None), ("c", "a"), ("d", "root")]:
+        scene.send("conversation.item.create", item=_user_text(name) | {"id": name}, previous_item_id=after)
+    assert [event["previous_item_id"] for event in scene.all("conversation.item.added")] == [None, "a", "a", None]
+    scene.send("conversation.item.create", item=_user_text("again") | {"id": "a"})
+    assert scene.error()["param"] == "item.id"
+    scene.events.clear()
+    scene.send("conversation.item.create", item=_user_text("lost"), previous_item_id="nowhere")
+    assert scene.error()["param"] == "previous_item_id"
+    scene.send("conversation.item.delete", item_id="a")
+    assert scene.only("conversation.item.deleted")["item_id"] == "a"
+
+
+def test_a_long_talks_memory_is_bounded() -> None:
+    scene = Scene()
+    for number in range(250):
+        scene.send("conversation.item.create", item=_user_text(str(number)) | {"id": f"item_{number}"})
+    scene.events.clear()
+    scene.send("conversation.item.retrieve", item_id="item_49")
+    assert scene.error()["code"] == "item_retrieve_invalid_item_id"
+    scene.send("conversation.item.retrieve", item_id="item_50")
+    assert scene.only("conversation.item.retrieved")

@@ -1,0 +1,113 @@
+"""The session bodies, and GA's held strictly against the official package's own types."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, get_type_hints
+
+import pytest
+from openai.types.realtime import ClientSecretCreateParams, RealtimeSessionCreateRequestParam
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import is_typeddict
+
+from strategies.base import SessionSpec, TurnDetection
+from strategies.session_body import flat_session, ga_client_secret, ga_session
+from tests.strategies.doubles import FLAT_BODY, GA_BODY, SPEC
+
+TOOL: Mapping[str, Any] = {
+    "type": "function",
+    "name": "find_order",
+    "description": "Finds an order.",
+    "parameters": {"type": "object", "properties": {"number": {"type": "string"}}},
+}
+
+
+def forbid_unknown_keys(kind: Any, seen: set[int] | None = None) -> None:
+    """Makes every TypedDict beneath `kind` strict and closed when pydantic checks it."""
+    seen = set() if seen is None else seen
+    if id(kind) in seen:
+        return
+    seen.add(id(kind))
+    if is_typeddict(kind):
+        kind.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+        module = inspect.getmodule(kind)
+        for hint in get_type_hints(kind, vars(module)).values():
+            forbid_unknown_keys(hint, seen)
+    for argument in getattr(kind, "__args__", ()):
+        forbid_unknown_keys(argument, seen)
+
+
+@pytest.fixture(scope="module")
+def official() -> TypeAdapter[Any]:
+    forbid_unknown_keys(ClientSecretCreateParams)
+    return TypeAdapter(ClientSecretCreateParams, config=None)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SPEC,
+        replace(SPEC, modalities=("text",)),
+        replace(SPEC, modalities=("audio",)),
+        replace(SPEC, tools=(TOOL,)),
+        replace(SPEC, ttl_s=7200, turn_detection=TurnDetection(0.25, 0, 2000)),
+    ],
+)
+def test_gas_body_is_what_the_official_package_would_send(spec: SessionSpec, official: TypeAdapter[Any]) -> None:
+    body = ga_client_secret(spec)
+    assert official.validate_python(body) == body
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"session": {"type": "realtime", "modalities": ["audio"]}},
+        {"session": {"type": "realtime", "voice": "marin"}},
+        {"session": {"type": "realtime", "audio": {"output": {"voices": "marin"}}}},
+        {"session": {"type": "realtime", "audio": {"input": {"turn_detection": {"type": "server_vad", "level": 1}}}}},
+        {"expires_after": {"anchor": "created_at", "seconds": "60"}},
+        {"ttl": 60},
+        FLAT_BODY,
+    ],
+)
+def test_the_official_types_are_closed_and_strict_as_held_here(
+    spoil: dict[str, Any], official: TypeAdapter[Any]
+) -> None:
+    with pytest.raises(ValidationError):
+        official.validate_python(spoil)
+
+
+def test_gas_session_has_no_field_that_the_official_type_does_not_name() -> None:
+    assert ga_session(replace(SPEC, tools=(TOOL,))).keys() <= RealtimeSessionCreateRequestParam.__annotations__.keys()
+
+
+def test_the_bodies_come_from_one_spec() -> None:
+    assert ga_client_secret(SPEC) == GA_BODY
+    assert flat_session(SPEC) == FLAT_BODY
+
+
+@pytest.mark.parametrize(
+    ("modalities", "ga", "flat"),
+    [
+        (("audio", "text"), ["audio"], ["audio", "text"]),  # GA takes one: audio where both are asked for
+        (("text", "audio"), ["audio"], ["text", "audio"]),
+        (("audio",), ["audio"], ["audio"]),
+        (("text",), ["text"], ["text"]),
+    ],
+)
+def test_ga_takes_one_modality(modalities: tuple[str, ...], ga: list[str], flat: list[str]) -> None:
+    spec = replace(SPEC, modalities=modalities)
+    assert ga_session(spec)["output_modalities"] == ga
+    assert flat_session(spec)["modalities"] == flat
+
+
+def test_tools_stand_in_both_bodies_and_are_left_out_where_there_are_none() -> None:
+    spec = replace(SPEC, tools=(TOOL,))
+    assert ga_session(spec)["tools"] == flat_session(spec)["tools"] == [TOOL]
+    assert "tools" not in ga_session(SPEC)
+    assert "tools" not in flat_session(SPEC)
+
+
+def test_each_body_has_its_dialects_own_voice() -> None:
+    assert ga_session(SPEC)["audio"]["output"]["voice"] == "marin"
+    assert flat_session(SPEC)["voice"] == "en-US-Ava:DragonHDLatestNeural"

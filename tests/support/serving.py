@@ -1,0 +1,61 @@
+"""Serves an ASGI application in the test's own event loop."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Literal
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from tests.support.sockets import listening_socket
+
+__all__ = ["serve_app"]
+
+_START_S = 20
+
+
+@contextlib.asynccontextmanager
+async def serve_app(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off") -> AsyncIterator[str]:
+    """The application under uvicorn until the block ends; yields its base URL."""
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="websockets-sansio",
+        lifespan=lifespan,
+        loop="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=2,
+    )
+    server = _Server(config)
+    with listening_socket() as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]), name="serve-app")
+        listening = asyncio.create_task(server.listening.wait())
+        await asyncio.wait({serving, listening}, timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
+        listening.cancel()
+        assert server.listening.is_set(), "the application did not start"
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await serving
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it listens, and leaves signals alone."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

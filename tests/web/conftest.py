@@ -1,0 +1,51 @@
+"""A browser a test, whose microphone says something and then listens; and the page's sound, recorded."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.web.support.chromium import Browser, open_browser
+from tests.web.support.recorder import MICROPHONE_RATE
+from tests.web.support.speech import Samples, speech, write_wav
+
+LEAD_IN_S = 1.4  # a talk takes a moment to be live, on a busy machine
+SAID_S = 1.6
+PAUSE_S = 2.2
+
+OpenBrowser = Callable[..., AbstractAsyncContextManager[Browser]]
+
+
+@pytest.fixture(scope="session")
+def said() -> Samples:
+    """What the microphone says, over and over, at its own rate."""
+    return speech(SAID_S, MICROPHONE_RATE)
+
+
+@pytest.fixture(scope="session")
+def microphone(said: Samples, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    lead_in, pause = np.zeros(int(LEAD_IN_S * MICROPHONE_RATE)), np.zeros(int(PAUSE_S * MICROPHONE_RATE))
+    path: Path = tmp_path_factory.mktemp("microphone") / "said.wav"
+    return write_wav(path, np.concatenate([lead_in, said, pause]), MICROPHONE_RATE)
+
+
+@pytest.fixture(scope="session")
+def silent_microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("microphone") / "silence.wav"
+    return write_wav(path, np.zeros(MICROPHONE_RATE), MICROPHONE_RATE)
+
+
+@pytest.fixture
+async def browser(microphone: Path) -> AsyncIterator[Browser]:
+    """A browser that speaks, pauses, and speaks again."""
+    async with open_browser(microphone) as running:
+        yield running
+
+
+@pytest.fixture
+async def quiet_browser(silent_microphone: Path) -> AsyncIterator[Browser]:
+    """A browser in a silent room."""
+    async with open_browser(silent_microphone) as running:
+        yield running

@@ -1,0 +1,115 @@
+"""Records what reaches a page's loudspeaker, each node that is connected to a context's destination and each media
+element that plays a stream, and what comes from its microphone. Installed before the page's own scripts, which know
+nothing of it."""
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from tests.web.support.chromium import Page
+from tests.web.support.speech import Samples
+
+__all__ = ["MICROPHONE_RATE", "Recording", "install_recorder", "recording", "without_processing"]
+
+MICROPHONE_RATE = 48_000
+
+_SCRIPT = """
+(() => {
+  const heard = (window.__heard = { rate: 0, blocks: [], said: [], context: null });
+  const processor = `registerProcessor("test-recorder", class extends AudioWorkletProcessor {
+    #block = new Int16Array(512);
+    #filled = 0;
+    process([channels]) {
+      if (channels.length === 0) return true;
+      for (const sample of channels[0]) this.#block[this.#filled++] = Math.max(-1, Math.min(1, sample)) * 32767;
+      if (this.#filled === 512) {
+        this.port.postMessage([currentTime - (512 - 128) / sampleRate, this.#block.slice()]);
+        this.#filled = 0;
+      }
+      return true;
+    }
+  });`;
+  const module = URL.createObjectURL(new Blob([processor], { type: "text/javascript" }));
+  const ready = new WeakMap();
+  const connect = AudioNode.prototype.connect;
+  async function record(node, blocks) {
+    const { context } = node;
+    if (!ready.has(context)) ready.set(context, context.audioWorklet.addModule(module));
+    await ready.get(context);
+    const recorder = new AudioWorkletNode(context, "test-recorder", { numberOfOutputs: 0 });
+    recorder.port.onmessage = ({ data }) => heard[blocks].push(data);
+    heard.rate = context.sampleRate;
+    heard.context = context;
+    connect.call(node, recorder);
+  }
+  AudioNode.prototype.connect = function (target, ...rest) {
+    if (target instanceof AudioDestinationNode) record(this, "blocks");
+    if (this instanceof MediaStreamAudioSourceNode && target instanceof AnalyserNode) record(this, "said");
+    return connect.call(this, target, ...rest);
+  };
+  const play = HTMLMediaElement.prototype.play;
+  HTMLMediaElement.prototype.play = function () {
+    if (this.srcObject) record(new AudioContext().createMediaStreamSource(this.srcObject), "blocks");
+    return play.call(this);
+  };
+})();
+"""
+
+_NO_PROCESSING = """
+(() => {
+  window.__asked = [];
+  const { mediaDevices } = navigator;
+  const get = mediaDevices.getUserMedia.bind(mediaDevices);
+  mediaDevices.getUserMedia = (constraints) => {
+    window.__asked.push(constraints);
+    const audio = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
+    return get({ audio });
+  };
+})();
+"""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What was heard or said, `rate` samples a second; `gaps` counts blocks missing in the context's own time."""
+
+    samples: Samples
+    rate: int
+    began_s: float
+    gaps: int
+
+
+async def install_recorder(page: Page) -> None:
+    await page.call("Page.setBypassCSP", enabled=True)  # the recorder's own module; the page's policy is tested apart
+    await page.on_every_page(_SCRIPT)
+
+
+async def without_processing(page: Page) -> None:
+    """Takes the browser's noise suppression out, which would change what is compared; `__asked` keeps the wish."""
+    await page.on_every_page(_NO_PROCESSING)
+
+
+async def recording(page: Page, what: Literal["blocks", "said"] = "blocks") -> Recording:
+    """What was heard (or said into the microphone) since the page began, or since the last call."""
+    taken = await page.run(
+        """((what) => {
+            const { [what]: blocks, rate } = __heard;
+            __heard[what] = [];
+            const all = new Int16Array(blocks.length * 512);
+            let gaps = 0;
+            blocks.forEach(([time, block], index) => {
+                all.set(block, index * 512);
+                if (index > 0 && Math.abs(time - blocks[index - 1][0] - 512 / rate) > 0.5 / rate) gaps += 1;
+            });
+            const bytes = new Uint8Array(all.buffer);
+            let text = "";
+            for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768));
+            return { rate, gaps, began: blocks[0]?.[0] ?? 0, pcm: btoa(text) };
+        })"""
+        f"({json.dumps(what)})"
+    )
+    samples = np.frombuffer(base64.b64decode(taken["pcm"]), "<i2") / 32_768
+    return Recording(samples, taken["rate"], taken["began"], taken["gaps"])

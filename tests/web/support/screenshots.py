@@ -1,0 +1,76 @@
+"""Takes the pictures of the demo page: both tabs, light and dark, and a phone. `scripts/screenshots` runs it."""
+
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from tests.web.support.chromium import Browser, open_browser
+from tests.web.support.demo import Demo, run_demo
+from tests.web.support.recorder import MICROPHONE_RATE
+from tests.web.support.speech import speech, write_wav
+
+_SETTLED = "document.querySelectorAll('.line[data-speaker=assistant][data-final=true]').length >= 2"
+_BOTH_HEARD = "new Promise((resolve) => setTimeout(resolve, 2600))"
+
+
+async def take(folder: Path) -> None:
+    """Writes `talk-light.png`, `talk-dark.png`, `health-light.png`, `health-dark.png` and `talk-phone.png`."""
+    with tempfile.TemporaryDirectory() as name:
+        microphone = _microphone(Path(name) / "said.wav")
+        async with run_demo(Path(name)) as demo, open_browser(microphone) as browser:
+            await _ask_for_plans(demo)
+            for scheme in ("light", "dark"):
+                await _talk(browser, demo, scheme, folder / f"talk-{scheme}.png")
+                await _health(browser, demo, scheme, folder / f"health-{scheme}.png")
+            await _talk(browser, demo, "light", folder / "talk-phone.png", width=390, height=760)
+
+
+async def _talk(browser: Browser, demo: Demo, scheme: str, file: Path, *, width: int = 960, height: int = 720) -> None:
+    async with browser.page(scheme=scheme, width=width, height=height) as page:
+        await page.goto(demo.base_url)
+        await page.wait_for("document.querySelector('[data-testid=agent]').options.length > 0")
+        await page.click("talk")
+        await page.wait_for_text("state", "live", 15)
+        await page.type("text", "What did we decide about the launch?")
+        await page.press("Enter")
+        await page.wait_for(_SETTLED, 25)
+        await page.run("document.activeElement.blur()")
+        await page.run(_BOTH_HEARD)
+        shot = await page.screenshot()
+        await asyncio.to_thread(file.write_bytes, shot)
+        await page.click("hangup")
+
+
+async def _health(browser: Browser, demo: Demo, scheme: str, file: Path) -> None:
+    async with browser.page(scheme=scheme, width=960, height=720) as page:
+        await page.goto(f"{demo.base_url}/#health")
+        await page.wait_for("document.querySelectorAll('#strategies > li').length > 0")
+        for _ in range(3):  # a few polls, so that there is something to draw
+            await _ask_for_plans(demo)
+            await page.run("new Promise((resolve) => setTimeout(resolve, 5100))")
+        shot = await page.screenshot()
+        await asyncio.to_thread(file.write_bytes, shot)
+
+
+async def _ask_for_plans(demo: Demo) -> None:
+    """Some that `ga` mints, and some that it can't, so that the next ones are seen at work."""
+    async with httpx.AsyncClient(base_url=demo.base_url) as client:
+        for code in (None, 500, None):
+            faults = [{"match": "/openai/v1/realtime/client_secrets", "fault": "status", "code": code}] if code else []
+            await demo.set_faults(*faults)
+            for _ in range(4):
+                (await client.post("/realtime/token", json={})).raise_for_status()
+
+
+def _microphone(file: Path) -> Path:
+    words = [speech(seconds, MICROPHONE_RATE, seed) for seconds, seed in ((1.8, 3), (1.2, 5))]
+    pauses = [np.zeros(int(seconds * MICROPHONE_RATE)) for seconds in (1.0, 3.4, 3.4)]
+    return write_wav(file, np.concatenate([pauses[0], words[0], pauses[1], words[1], pauses[2]]), MICROPHONE_RATE)
+
+
+if __name__ == "__main__":
+    asyncio.run(take(Path(sys.argv[1])))

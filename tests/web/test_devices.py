@@ -1,0 +1,142 @@
+"""Microphones refused, missing and unplugged, no network, a tab in the background, two at once: each is said."""
+
+import pytest
+
+from tests.web.support.chromium import Browser, Page, open_browser
+from tests.web.support.recorder import without_processing
+from tests.web.support.stand_in import DIRECT, PROXY, run_stand_in
+
+NOTICE = "(({ dataset, textContent, hidden }) => hidden ? null : [dataset.code, textContent])(document.getElementById('notice'))"  # noqa: E501
+
+
+async def _notice(page: Page, code: str) -> str:
+    """Waits for this notice; its words."""
+    words = await page.wait_for(f"({NOTICE})?.[0] === '{code}' && ({NOTICE})[1]")
+    return str(words)
+
+
+async def test_a_refused_microphone_says_where_to_allow_it(quiet_browser: Browser) -> None:
+    async with run_stand_in() as server, quiet_browser.page() as page:
+        await page.goto(server.base_url)
+        await page.run(
+            "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('no', 'NotAllowedError'); }"
+        )
+        await page.click("talk")
+        await page.wait_for_text("state", "failed")
+        assert "Allow it in the address bar" in await _notice(page, "microphone_denied")
+        assert server.plan_requests == []  # the microphone is asked for before the plan
+
+
+async def test_no_microphone_says_to_plug_one_in() -> None:
+    async with run_stand_in() as server, open_browser(devices=False) as browser, browser.page() as page:
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "failed")
+        assert "Plug one in" in await _notice(page, "microphone_missing")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [("NotReadableError", "microphone_busy"), ("TypeError", "microphone_failed")]
+)
+async def test_other_microphone_troubles_are_told_apart(quiet_browser: Browser, error: str, code: str) -> None:
+    async with run_stand_in() as server, quiet_browser.page() as page:
+        await page.goto(server.base_url)
+        await page.run(
+            f"navigator.mediaDevices.getUserMedia = async () => {{ throw new DOMException('no', '{error}'); }}"
+        )
+        await page.click("talk")
+        assert "press Talk again" in await _notice(page, code)
+
+
+_KEEP_STREAMS = """
+(() => {
+  window.__streams = [];
+  const get = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  navigator.mediaDevices.getUserMedia = async (wish) => {
+    if (window.__unplugged) throw new DOMException("gone", "NotFoundError");
+    const stream = await get(wish);
+    __streams.push(stream);
+    return stream;
+  };
+  window.__unplug = () => {
+    window.__unplugged = true;
+    const track = __streams.at(-1).getTracks()[0];
+    track.stop();
+    track.dispatchEvent(new Event("ended"));
+  };
+  window.__plugIn = () => {
+    window.__unplugged = false;
+    navigator.mediaDevices.dispatchEvent(new Event("devicechange"));
+  };
+})();
+"""
+
+
+@pytest.mark.parametrize("transport", [DIRECT, PROXY])
+async def test_an_unplugged_microphone_is_said_and_its_successor_taken(browser: Browser, transport: str) -> None:
+    async with run_stand_in(transports=(transport,)) as server, browser.page() as page:
+        await page.on_every_page(_KEEP_STREAMS)
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await page.run("__unplug()")
+        assert "Plug it in again" in await _notice(page, "microphone_lost")
+        assert await page.text("state") == "live"
+        await page.type("text", "Still here")
+        await page.press("Enter")
+        await page.wait_for("document.querySelector('.line[data-speaker=assistant][data-final=true]')")
+        await page.run("__plugIn()")
+        await _notice(page, "microphone_back")
+        partner = server.partners[0]
+        partner.was_loud = False
+        await server.until(lambda: partner.was_loud)  # the new microphone is heard
+        assert len(server.plans) == 1
+
+
+async def test_offline_is_said_and_the_talk_comes_back_by_itself(quiet_browser: Browser) -> None:
+    async with run_stand_in(transports=(PROXY,)) as server, quiet_browser.page() as page:
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await page.offline(gone=True)
+        assert "when the network is back" in await _notice(page, "offline")
+        await server.sockets[0].close(4502)
+        await page.wait_for_text("state", "reconnecting")
+        await page.offline(gone=False)
+        await page.wait_for_text("state", "live", 12)
+        assert server.plan_requests[-1]["session_id"] == server.plans[0]["session_id"]
+
+
+async def test_talk_pressed_while_offline_says_so(quiet_browser: Browser) -> None:
+    async with run_stand_in(transports=(PROXY,)) as server, quiet_browser.page() as page:
+        await page.goto(server.base_url)
+        await page.offline(gone=True)
+        await page.click("talk")
+        await page.wait_for_text("state", "failed", 12)
+        assert "You are offline" in await _notice(page, "offline")
+
+
+async def test_two_tabs_at_once_are_told_of_each_other(quiet_browser: Browser) -> None:
+    async with run_stand_in(transports=(PROXY,)) as server, quiet_browser.page() as first:
+        second = await quiet_browser.tab(first.context)
+        for page in (first, second):
+            await page.goto(server.base_url)
+            await page.click("talk")
+            await page.wait_for_text("state", "live")
+        for page in (first, second):
+            assert "Hang up in one of them" in await _notice(page, "other_tab")
+        assert len(server.partners) == 2
+
+
+async def test_a_tab_in_the_background_goes_on_talking(browser: Browser) -> None:
+    async with run_stand_in(transports=(PROXY,)) as server, browser.page() as page:
+        await without_processing(page)
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        other = await browser.tab(page.context)
+        await other.call("Page.bringToFront")
+        await page.call("Emulation.setFocusEmulationEnabled", enabled=False)
+        await page.wait_for("document.querySelector('.line[data-speaker=assistant][data-final=true]')", 15)
+        assert await page.text("state") == "live"
+        assert await page.run("document.title") == "● Talking"

@@ -1,0 +1,23 @@
+"""The ten lines of docs/embed.md, as they stand there."""
+
+import re
+from pathlib import Path
+
+from tests.web.support.chromium import Browser
+from tests.web.support.stand_in import run_stand_in
+
+EMBED = Path(__file__).parents[2] / "docs" / "embed.md"
+
+
+async def test_the_ten_lines_talk(browser: Browser) -> None:
+    block = re.search(r"```html\n(.*?)```", EMBED.read_text(), re.DOTALL)
+    assert block
+    assert len([line for line in block[1].splitlines() if line.strip()]) <= 10
+    async with run_stand_in() as server, browser.page() as page:
+        server.extra_page = "<!doctype html>" + block[1].replace("https://voice.example.com", server.base_url)
+        await page.goto(f"{server.base_url}/extra")
+        await page.click_on("#talk")
+        await page.wait_for("words.textContent.startsWith('assistant: You spoke for')", 15)
+        await page.click_on("#talk")
+        await server.until(lambda: len(server.turns) >= 2)
+        assert [line for line in page.complaints if "favicon" not in line] == []

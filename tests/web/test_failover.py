@@ -1,0 +1,280 @@
+"""Whatever breaks, the talk goes on: each failover in a real browser, by a fault of the stand-in."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.web.support.chromium import Browser, Page
+from tests.web.support.stand_in import DIRECT, PROXY, RELAY, StandIn, run_stand_in
+
+KNOWN_AT_ONCE_S = 2.0
+AFTER_A_WAIT_S = 8.0
+GRACE_S = 3.0
+
+_COUNT_MICROPHONES = """
+(() => {
+  window.__microphones = 0;
+  const get = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  navigator.mediaDevices.getUserMedia = (wish) => { window.__microphones += 1; return get(wish); };
+})();
+"""
+
+
+@asynccontextmanager
+async def _talk_page(browser: Browser, server: StandIn) -> AsyncIterator[Page]:
+    async with browser.page() as page:
+        await page.on_every_page(_COUNT_MICROPHONES)
+        await page.goto(server.base_url)
+        yield page
+
+
+async def _live_within(page: Page, limit_s: float, transport: str, reason: str) -> None:
+    """From now on, not later than `limit_s` (and GRACE_S, for a busy machine)."""
+    began_s = time.monotonic()
+    live = "document.querySelector('[data-testid=state]').textContent === 'live'"
+    used = f"document.querySelector('[data-testid=transport]').textContent === '{transport}'"
+    await page.wait_for(f"{live} && {used}", limit_s + 2 * GRACE_S)
+    assert time.monotonic() - began_s < limit_s + GRACE_S
+    assert await page.run("document.querySelector('[data-testid=transport]').dataset.reason") == reason
+
+
+AT_ONCE, WAIT = KNOWN_AT_ONCE_S, AFTER_A_WAIT_S
+SOCKET = {"transports": (PROXY,)}
+
+
+@pytest.mark.parametrize(
+    ("faults", "limit_s", "transport", "reason"),
+    [
+        pytest.param({"sdp_answers": [401]}, AT_ONCE, RELAY, "sdp_refused", id="sdp-401"),
+        pytest.param({"sdp_answers": [404]}, AT_ONCE, RELAY, "sdp_refused", id="sdp-404"),
+        pytest.param({"sdp_answers": [500]}, AT_ONCE, RELAY, "sdp_refused", id="sdp-500"),
+        pytest.param({"sdp_answers": ["nonsense"]}, AT_ONCE, RELAY, "sdp_refused", id="sdp-nonsense"),
+        pytest.param({"sdp_answers": ["hang"]}, WAIT, RELAY, "sdp_timeout", id="sdp-hangs"),
+        pytest.param({"sdp_answers": ["blocked"]}, WAIT, PROXY, "ice_timeout", id="ice-blocked"),
+        pytest.param({"sdp_answers": [403], "relay_answers": [502]}, AT_ONCE, PROXY, "sdp_refused", id="relay-502"),
+        pytest.param({"webrtc_expires_in_s": 1}, AT_ONCE, RELAY, "token_expired", id="token-expired"),
+        pytest.param(SOCKET, AT_ONCE, PROXY, "not_minted", id="nothing-minted"),
+        pytest.param({"token_answers": [503]}, AT_ONCE, DIRECT, "first_choice", id="broker-503"),
+        pytest.param(SOCKET | {"socket_closes": [4401]}, AT_ONCE, PROXY, "ticket_spent", id="ticket-spent"),
+        pytest.param(SOCKET | {"socket_closes": [4503]}, AT_ONCE, PROXY, "draining", id="draining"),
+        pytest.param(SOCKET | {"socket_closes": [4502]}, AT_ONCE, PROXY, "azure_dropped", id="azure-refuses"),
+    ],
+)
+async def test_a_fault_on_the_way_leads_to_the_next_way(
+    quiet_browser: Browser, faults: dict[str, Any], limit_s: float, transport: str, reason: str
+) -> None:
+    async with run_stand_in(**faults) as server, _talk_page(quiet_browser, server) as page:
+        await page.click("talk")
+        await _live_within(page, limit_s, transport, reason)
+        assert await page.run("__microphones") == 1
+        if "blocked" in faults.get("sdp_answers", []):
+            assert len(server.sdp_offers) == 1  # the relay's media would take the same path
+        if reason == "token_expired":
+            assert [call.partner.from_client for call in server.calls] == [[]]  # one call, the relay's
+
+
+@pytest.mark.parametrize(
+    "key", ["0123456789abcdef0123456789abcdef", "sk-secret", "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJhIn0.c2ln"]
+)
+async def test_a_key_that_is_not_ephemeral_is_refused_and_never_sent(quiet_browser: Browser, key: str) -> None:
+    async with run_stand_in(ephemeral_token=key) as server, _talk_page(quiet_browser, server) as page:
+        await page.run(
+            "new MutationObserver(() => { window.__code ||= document.getElementById('notice').dataset.code; })"
+            ".observe(document.getElementById('notice'), { attributes: true })"
+        )
+        await page.click("talk")
+        await _live_within(page, KNOWN_AT_ONCE_S, RELAY, "token_not_ephemeral")
+        assert await page.run("__code") == "token_not_ephemeral"
+        assert not any(key in str(request) for request in page.requests)
+
+
+async def _drop_channel(server: StandIn) -> None:
+    server.calls[-1].close_channel()
+
+
+async def _drop_call(server: StandIn) -> None:
+    await server.calls[-1].close()
+
+
+async def _azure_drops(server: StandIn) -> None:
+    await server.sockets[-1].close(4502)
+
+
+async def _longest_time(server: StandIn) -> None:
+    await server.sockets[-1].close(1000)
+
+
+async def _broker_goes(server: StandIn) -> None:
+    server.token_answers += [503, 503]
+    await server.sockets[-1].close(1012)
+
+
+@dataclass(frozen=True)
+class _Break:
+    """How a talk breaks off, and how it goes on."""
+
+    transports: tuple[str, ...]
+    drop: Callable[[StandIn], Awaitable[None]]
+    limit_s: float
+    reason: str
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(_Break((DIRECT, RELAY, PROXY), _drop_channel, AT_ONCE, "channel_closed"), id="data-channel"),
+        pytest.param(_Break((DIRECT, RELAY, PROXY), _drop_call, WAIT, "channel_closed"), id="whole-call"),
+        pytest.param(_Break((PROXY,), _azure_drops, AT_ONCE, "azure_dropped"), id="proxys-azure"),
+        pytest.param(_Break((PROXY,), _longest_time, AT_ONCE, "session_limit"), id="longest-time"),
+        pytest.param(_Break((PROXY,), _broker_goes, WAIT, "socket_closed"), id="broker-restarts"),
+    ],
+)
+async def test_a_talk_that_breaks_off_goes_on_in_the_same_session(quiet_browser: Browser, broken: _Break) -> None:
+    transports = broken.transports
+    async with run_stand_in(transports=transports) as server, _talk_page(quiet_browser, server) as page:
+        await page.run("window.__sameDocument = true")
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await page.type("text", "Before")
+        await page.press("Enter")
+        await page.wait_for("document.querySelector('.line[data-speaker=assistant][data-final=true]')")
+        await broken.drop(server)
+        await page.wait_for("document.querySelector('[data-testid=state]').textContent !== 'live'", 6)
+        await _live_within(page, broken.limit_s, PROXY, broken.reason)
+        assert server.plan_requests[-1]["session_id"] == server.plans[0]["session_id"]
+        assert server.plan_requests[-1]["session_token"] == server.plans[0]["session_token"]
+        assert await page.run("[window.__sameDocument, __microphones]") == [True, 1]
+        await page.type("text", "After")
+        await page.press("Enter")
+        await page.wait_for("document.querySelectorAll('.line[data-speaker=assistant][data-final=true]').length === 2")
+        if transports[0] == DIRECT:
+            assert [turn["content"] for turn in server.turns] == ["Before", "You wrote to me."]
+
+
+async def test_turns_keep_the_token_of_the_plan_they_belong_to(quiet_browser: Browser) -> None:
+    async with (
+        run_stand_in(transports=(DIRECT,), turn_answers=[503] * 4) as server,
+        _talk_page(quiet_browser, server) as page,
+    ):
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await page.type("text", "Before")
+        await page.press("Enter")
+        await server.until(lambda: len(server.turn_answers) < 4)
+        server.calls[-1].close_channel()
+        await server.until(lambda: bool(server.turns))
+        assert len(server.plans) == 2
+        assert server.turns[0]["authorization"] == f"Bearer {server.plans[0]['session_token']}"
+
+
+async def test_words_cut_off_with_the_connection_reach_the_memory(quiet_browser: Browser) -> None:
+    async with run_stand_in(transports=(DIRECT, PROXY)) as server, _talk_page(quiet_browser, server) as page:
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await server.partners[0].begin_to_say("And furthermore")
+        await page.wait_for(
+            "document.querySelector('.line[data-final=false] .words').textContent.includes('furthermore')"
+        )
+        server.calls[-1].close_channel()
+        await server.until(lambda: bool(server.enriched))
+        assert [(said["speaker"], said["text"].strip()) for said in server.enriched] == [
+            ("assistant", "And furthermore")
+        ]
+
+
+@pytest.mark.parametrize(
+    ("faults", "code"),
+    [
+        ({"token_answers": [404]}, "stand_in_404"),
+        ({"token_answers": [401]}, "stand_in_401"),
+        ({"token_answers": [403]}, "stand_in_403"),
+        ({"transports": (PROXY,), "socket_closes": [4403]}, "origin_refused"),
+        ({"transports": (PROXY,), "socket_closes": [4429]}, "too_many_sessions"),
+        ({"transports": (PROXY,), "socket_closes": [4400]}, "bad_request"),
+    ],
+)
+async def test_a_final_refusal_stops_the_loop_and_says_why(
+    quiet_browser: Browser, faults: dict[str, Any], code: str
+) -> None:
+    async with run_stand_in(**faults) as server, _talk_page(quiet_browser, server) as page:
+        await page.click("talk")
+        await page.wait_for_text("state", "failed")
+        notice = await page.run(
+            "(({ dataset, textContent, hidden }) => [dataset.code, dataset.kind, hidden, textContent])"
+            "(document.getElementById('notice'))"
+        )
+        assert notice[:3] == [code, "fatal", False]
+        assert len(notice[3]) > 20
+        assert len(server.plan_requests) == 1
+        await page.click("talk")  # and Talk begins anew
+        await page.wait_for_text("state", "live")
+
+
+async def test_a_broker_that_stays_away_is_given_up_after_a_few_attempts(quiet_browser: Browser) -> None:
+    async with run_stand_in(token_answers=[500] * 20) as server, _talk_page(quiet_browser, server) as page:
+        await page.click("talk")
+        await page.wait_for_text("state", "failed", 12)
+        assert len(server.plan_requests) == 4
+
+
+async def test_hanging_up_while_connecting_leaves_nothing_behind(quiet_browser: Browser) -> None:
+    async with run_stand_in(sdp_answers=["hang"]) as server, _talk_page(quiet_browser, server) as page:
+        await page.click("talk")
+        await server.until(lambda: len(server.sdp_offers) == 1)
+        await page.click("hangup")
+        await page.wait_for_text("state", "ended")
+        await asyncio.sleep(5)  # longer than any of the timers that might still run
+        assert await page.text("state") == "ended"
+        assert (len(server.plans), len(server.sdp_offers)) == (1, 1)
+
+
+async def test_a_session_moves_on_by_itself_before_azures_limit(quiet_browser: Browser) -> None:
+    async with run_stand_in(transports=(PROXY,)) as server, _talk_page(quiet_browser, server) as page:
+        await page.run(
+            """import("/client/voice-session.js").then(({ VoiceSession }) => {
+                window.session = new VoiceSession({ brokerUrl: location.origin, moveAfterMs: 1000 });
+                window.reasons = [];
+                session.addEventListener("transport", ({ detail }) => reasons.push(detail.reason));
+            })"""
+        )
+        await page.run("session.connect()", user_gesture=True)
+        await page.wait_for("session.state === 'live' && reasons.includes('session_limit')")
+        assert server.plan_requests[1]["session_id"] == server.plans[0]["session_id"]
+        await page.run("session.disconnect()")
+
+
+async def test_another_agent_over_webrtc_is_a_new_plan_and_over_the_proxy_an_event(quiet_browser: Browser) -> None:
+    for transport in (DIRECT, PROXY):
+        async with run_stand_in(transports=(transport,)) as server, _talk_page(quiet_browser, server) as page:
+            await page.wait_for("document.querySelector('[data-testid=agent]').options.length === 2")
+            await page.click("talk")
+            await page.wait_for_text("state", "live")
+            await page.run(
+                "(() => { const agent = document.querySelector('[data-testid=agent]'); agent.value = 'marcus';"
+                "agent.dispatchEvent(new Event('change')); })()"
+            )
+            if transport == DIRECT:
+                await server.until(lambda server=server: len(server.plans) == 2)  # type: ignore[misc]
+                assert server.plan_requests[1]["agent_id"] == "marcus"
+                await _live_within(page, KNOWN_AT_ONCE_S, DIRECT, "agent_switched")
+            else:
+                await server.partners[0].wait_for("broker.agent.switch")
+                assert len(server.plans) == 1
+            await page.type("text", "Hello")
+            await page.press("Enter")
+            await page.wait_for(
+                "document.querySelector('.line[data-speaker=assistant] .who')?.textContent === 'Marcus'"
+            )
+
+
+async def test_hanging_up_a_relayed_call_ends_it_at_azure_too(quiet_browser: Browser) -> None:
+    async with run_stand_in(transports=(RELAY,)) as server, _talk_page(quiet_browser, server) as page:
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await page.click("hangup")
+        await server.until(lambda: server.hang_ups == 1)

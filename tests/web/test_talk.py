@@ -1,0 +1,237 @@
+"""A whole talk in a real browser, on each transport, against the stand-in: words on screen, sound, turns."""
+
+import pytest
+
+from tests.web.support.chromium import Browser
+from tests.web.support.recorder import MICROPHONE_RATE, install_recorder, recording, without_processing
+from tests.web.support.speech import Samples, at_rate, best_match, pieces_match
+from tests.web.support.stand_in import DIRECT, PROXY, RELAY, WEBSOCKET, run_stand_in
+
+USER_SAID = "document.querySelector('.line[data-speaker=user][data-final=true]')"
+AGENT_SAID = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
+ANSWER_HEARD = "__heard.blocks.some(([, block]) => block.some((sample) => Math.abs(sample) > 1600))"
+
+
+def _silent_for(seconds: float) -> str:
+    return (
+        f"__heard.blocks.slice(-Math.ceil({seconds} * __heard.rate / 512))"
+        ".every(([, block]) => block.every((sample) => Math.abs(sample) < 300))"
+    )
+
+
+@pytest.mark.parametrize("transport", [PROXY, WEBSOCKET, DIRECT, RELAY])
+async def test_a_click_starts_a_talk_and_what_was_said_comes_back(
+    browser: Browser, said: Samples, transport: str
+) -> None:
+    async with run_stand_in(transports=(transport,)) as server, browser.page() as page:
+        await install_recorder(page)
+        await without_processing(page)
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        assert await page.text("transport") == transport
+        await page.wait_for(USER_SAID, 12)
+        await page.wait_for(AGENT_SAID)
+        await page.wait_for(ANSWER_HEARD)
+        await page.wait_for(_silent_for(0.4), 12)
+        heard = await recording(page)
+        sound = at_rate(heard.samples, heard.rate, MICROPHONE_RATE)
+        if transport in {PROXY, WEBSOCKET}:
+            assert best_match(sound, said)[0] > 0.99
+        else:
+            assert pieces_match(sound, said, MICROPHONE_RATE) > 0.85  # Opus, both ways
+        await page.click("hangup")
+        await page.wait_for_text("state", "ended")
+        asked = (await page.run("__asked"))[0]["audio"]
+        assert [asked[name] for name in ("echoCancellation", "noiseSuppression", "autoGainControl")] == [True] * 3
+        told = sorted((turn["sequence"], turn["role"]) for turn in server.turns)
+        assert told[:2] == ([] if transport == PROXY else [(0, "user"), (1, "assistant")])
+        assert len({turn["turn_id"] for turn in server.turns}) == len(server.turns)
+        assert [line for line in page.complaints if "AudioContext" not in line] == []
+
+
+async def test_both_sides_words_stand_on_screen_in_the_order_they_were_said(browser: Browser) -> None:
+    async with run_stand_in(transports=(PROXY,)) as server, browser.page() as page:
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for(f"{USER_SAID} && {AGENT_SAID}", 15)
+        speakers = await page.run("[...document.querySelectorAll('.line')].map((line) => line.dataset.speaker)")
+        assert speakers[:2] == ["user", "assistant"]
+        assert (await page.run(f"{USER_SAID}.querySelector('.words').textContent")).startswith("I spoke for")
+        assert (await page.run(f"{AGENT_SAID}.querySelector('.who').textContent")) == "Elena"
+
+
+async def test_the_meters_move_with_both_voices(browser: Browser) -> None:
+    async with run_stand_in(transports=(PROXY,)) as server, browser.page() as page:
+        await page.goto(server.base_url)
+        await page.run(
+            """import("/client/voice-session.js").then(({ VoiceSession }) => {
+                const session = (window.session = new VoiceSession({ brokerUrl: location.origin }));
+                window.peak = { input: 0, output: 0 };
+                session.addEventListener("level", ({ detail }) => {
+                    peak.input = Math.max(peak.input, detail.input);
+                    peak.output = Math.max(peak.output, detail.output);
+                });
+            })"""
+        )
+        await page.run("session.connect()", user_gesture=True)
+        await page.wait_for("peak.input > 0.3 && peak.output > 0.3", 12)
+        await page.run("session.disconnect()")
+        assert await page.run("session.state") == "ended"
+
+
+async def test_typed_words_are_said_answered_and_reported(quiet_browser: Browser) -> None:
+    async with run_stand_in(transports=(DIRECT,)) as server, quiet_browser.page() as page:
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await page.type("text", "What is new?")
+        await page.press("Enter")
+        await page.wait_for(AGENT_SAID)
+        assert await page.run(f"{USER_SAID}.querySelector('.words').textContent") == "What is new?"
+        assert await page.run("document.querySelector('[data-testid=text]').value") == ""
+        await page.click("hangup")
+        await page.wait_for_text("state", "ended")
+        assert [(turn["role"], turn["content"]) for turn in server.turns] == [
+            ("user", "What is new?"),
+            ("assistant", "You wrote to me."),
+        ]
+
+
+async def test_a_muted_microphone_sends_silence(browser: Browser) -> None:
+    async with run_stand_in(transports=(PROXY,)) as server, browser.page() as page:
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.click("mute")
+        await page.wait_for_text("state", "live")
+        assert await page.run("document.querySelector('[data-testid=mute]').getAttribute('aria-pressed')") == "true"
+        partner = server.partners[0]
+        for _ in range(80):  # 4 s of audio at least: the microphone has spoken by then
+            if partner.heard_s > 4:
+                break
+            await page.run("new Promise((resolve) => setTimeout(resolve, 50))")
+        assert partner.heard_s > 4
+        assert not partner.was_loud
+
+
+@pytest.mark.parametrize("transport", [PROXY, WEBSOCKET])
+async def test_barge_in_stops_the_sound_within_50_ms_and_truncates_no_more_than_was_played(
+    quiet_browser: Browser, transport: str
+) -> None:
+    async with run_stand_in(transports=(transport,)) as server, quiet_browser.page() as page:
+        await install_recorder(page)
+        await page.on_every_page(_NOTE_SPEECH_STARTED)
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await server.partners[0].tell_a_story(seconds=6)
+        await page.wait_for(ANSWER_HEARD)
+        await page.run("new Promise((resolve) => setTimeout(resolve, 700))")
+        await server.partners[0].notice_speech()
+        await page.wait_for("window.__speechStarted")
+        await page.wait_for(_silent_for(0.3))
+        measured = await page.run(
+            """(() => {
+                const isLoud = (sample) => Math.abs(sample) > 300;
+                const loud = __heard.blocks.filter(([, block]) => block.some(isLoud));
+                const [time, block] = loud.at(-1);
+                return { first: loud[0][0], last: time + block.findLastIndex(isLoud) / __heard.rate };
+            })()"""
+        )
+        # In the sound's own time, so that a busy machine's main thread does not blur it.
+        assert (measured["last"] - await page.run("__speechStarted")) * 1000 < 50
+        truncation = await server.partners[0].wait_for("conversation.item.truncate")
+        played_ms = (measured["last"] - measured["first"]) * 1000
+        assert 300 < truncation["audio_end_ms"] <= played_ms
+        await page.wait_for("document.querySelector('.line[data-interrupted=true]')")
+
+
+_NOTE_SPEECH_STARTED = """
+(() => {
+  const Real = WebSocket;
+  window.WebSocket = class extends Real {
+    constructor(...given) {
+      super(...given);
+      this.addEventListener("message", ({ data }) => {
+        if (data.includes("speech_started")) window.__speechStarted = __heard.context.currentTime;
+      });
+    }
+  };
+})();
+"""
+
+
+async def test_over_webrtc_barge_in_silences_the_loudspeaker_at_once_and_gives_it_back(quiet_browser: Browser) -> None:
+    async with run_stand_in(transports=(DIRECT,)) as server, quiet_browser.page() as page:
+        await page.on_every_page(_WATCH_SPEAKER)
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await server.partners[0].tell_a_story(seconds=4)
+        await page.wait_for("__speaker && !__speaker.paused")
+        await server.partners[0].notice_speech()
+        await page.wait_for("window.__silencedMs !== undefined")
+        assert await page.run("__silencedMs") < 50
+        await page.wait_for("!__speaker.muted")  # Azure has stopped by then; if not, it is heard again
+
+
+_WATCH_SPEAKER = """
+(() => {
+  const play = HTMLMediaElement.prototype.play;
+  HTMLMediaElement.prototype.play = function () {
+    window.__speaker = this;
+    return play.call(this);
+  };
+  const create = RTCPeerConnection.prototype.createDataChannel;
+  RTCPeerConnection.prototype.createDataChannel = function (label) {
+    const channel = create.call(this, label);
+    channel.addEventListener("message", ({ data }) => {
+      if (!data.includes("speech_started")) return;
+      const began = performance.now();
+      (function look() {
+        if (__speaker.muted) window.__silencedMs = performance.now() - began;
+        else queueMicrotask(() => setTimeout(look, 0));
+      })();
+    });
+    return channel;
+  };
+})();
+"""
+
+
+async def test_escape_cuts_the_answer_short(quiet_browser: Browser) -> None:
+    async with run_stand_in(transports=(PROXY,)) as server, quiet_browser.page() as page:
+        await install_recorder(page)
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await server.partners[0].tell_a_story(seconds=6, finished=False)
+        await page.wait_for(ANSWER_HEARD)
+        await page.press("Escape")
+        await page.wait_for(_silent_for(0.2))
+        await server.partners[0].wait_for("response.cancel")
+        await server.partners[0].wait_for("conversation.item.truncate")
+
+
+async def test_a_page_that_closes_takes_its_last_turns_along(quiet_browser: Browser) -> None:
+    async with run_stand_in(transports=(DIRECT,), turn_answers=[503, 503, 503]) as server, quiet_browser.page() as page:
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await page.type("text", "Remember this.")
+        await page.press("Enter")
+        await server.until(lambda: not server.turn_answers)
+        await page.call("Page.navigate", url="about:blank")
+        await server.until(lambda: any(turn["content"] == "Remember this." for turn in server.turns))
+
+
+async def test_turns_refused_for_a_while_arrive_later_once_and_in_order(quiet_browser: Browser) -> None:
+    async with run_stand_in(transports=(DIRECT,), turn_answers=[503, 503, 500]) as server, quiet_browser.page() as page:
+        await page.goto(server.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        for words in ("One", "Two"):
+            await page.type("text", words)
+            await page.press("Enter")
+        await server.until(lambda: len(server.turns) == 4)
+        assert [turn["content"] for turn in server.turns if turn["role"] == "user"] == ["One", "Two"]

@@ -1,0 +1,173 @@
+"""The page with the broker as a user starts it, `token-broker demo`: whole talks, and what the memory has of them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.web.support.chromium import Browser, Page
+from tests.web.support.demo import Demo, run_demo
+from tests.web.support.recorder import MICROPHONE_RATE, install_recorder, recording, without_processing
+from tests.web.support.soak import soak
+from tests.web.support.speech import Samples, at_rate, best_match, pieces_match
+
+USER_SAID = "document.querySelector('.line[data-speaker=user][data-final=true]')"
+AGENT_SAID = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
+
+
+@pytest.fixture
+async def demo(tmp_path: Path) -> AsyncIterator[Demo]:
+    async with run_demo(tmp_path) as running:
+        yield running
+
+
+_KEEP_PLANS = """
+(() => {
+  window.__plans = [];
+  const real = window.fetch;
+  window.fetch = async (...request) => {
+    const answer = await real(...request);
+    if (String(request[0]).endsWith("/realtime/token") && answer.ok) __plans.push(await answer.clone().json());
+    return answer;
+  };
+})();
+"""
+
+
+async def _kept(page: Page, demo: Demo, count: int) -> list[dict[str, Any]]:
+    """The session's turns in the memory, once there are `count`."""
+    plan = await page.run("__plans.at(-1)")
+    async with asyncio.timeout(15):
+        while len(turns := await demo.turns(plan["session_id"], plan["session_token"])) < count:  # noqa: ASYNC110  # another process commits
+            await asyncio.sleep(0.1)
+    return turns
+
+
+@pytest.mark.parametrize("transport", ["websocket_proxy", "webrtc", "webrtc_relay"])
+async def test_a_whole_talk_at_a_click_heard_shown_and_kept(
+    browser: Browser, demo: Demo, said: Samples, transport: str
+) -> None:
+    source = "proxy" if transport == "websocket_proxy" else "browser"
+    async with browser.page() as page:
+        await install_recorder(page)
+        await without_processing(page)
+        await page.on_every_page(_KEEP_PLANS)
+        await page.goto(f"{demo.base_url}/?transports={transport}")
+        await page.wait_for("document.querySelector('[data-testid=agent]').options.length === 3")
+        assert not await page.run("document.getElementById('simulated').hidden")
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        assert await page.text("transport") == transport
+        await page.wait_for(f"{USER_SAID} && {AGENT_SAID}", 15)
+        await page.run("new Promise((resolve) => setTimeout(resolve, 2600))")
+        shown = await page.run("[...document.querySelectorAll('.line .words')].slice(0, 2).map((e) => e.textContent)")
+        await page.click("hangup")
+        await page.wait_for_text("state", "ended")
+        heard = await recording(page)
+        sound = at_rate(heard.samples, heard.rate, MICROPHONE_RATE)
+        if source == "proxy":
+            assert best_match(sound, said)[0] > 0.99
+        else:
+            assert pieces_match(sound, said, MICROPHONE_RATE) > 0.85  # Opus, both ways
+        turns = (await _kept(page, demo, 2))[:2]
+        assert [turn["role"] for turn in turns] == ["user", "assistant"]
+        assert [turn["content"] for turn in turns] == shown
+        assert {turn["source"] for turn in turns} == {source}
+        reported = sum("/conversation/turn" in request["url"] for request in page.requests)
+        assert (reported == 0) is (source == "proxy")
+        assert page.complaints == []
+
+
+CALLS = "/openai/v1/realtime/calls"
+
+
+@pytest.mark.parametrize(
+    ("fault", "then", "reason"),
+    [
+        pytest.param({"fault": "status", "code": 401}, "webrtc_relay", "sdp_refused", id="sdp-401"),
+        pytest.param({"fault": "hang"}, "webrtc_relay", "sdp_timeout", id="sdp-hangs"),
+        pytest.param({"fault": "ice_never"}, "websocket_proxy", "ice_timeout", id="ice-never"),
+    ],
+)
+async def test_a_call_that_azure_does_not_take_goes_another_way_within_8_s(
+    quiet_browser: Browser, demo: Demo, fault: dict[str, Any], then: str, reason: str
+) -> None:
+    await demo.set_faults({"match": CALLS, "method": "POST", "times": 1, **fault})
+    async with quiet_browser.page() as page:
+        await page.goto(demo.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live", 11)
+        assert await page.text("transport") == then
+        assert await page.run("document.querySelector('[data-testid=transport]').dataset.reason") == reason
+
+
+@pytest.mark.parametrize("how", ["close", "channel", "silent"])
+async def test_a_call_that_dies_in_mid_talk_goes_on_over_the_proxy_and_no_turn_is_lost(
+    quiet_browser: Browser, demo: Demo, how: str
+) -> None:
+    await demo.set_faults({"match": CALLS, "method": "POST", "fault": "die_after", "seconds": 2.5, "how": how})
+    async with quiet_browser.page() as page:
+        await page.on_every_page(_KEEP_PLANS)
+        await page.goto(demo.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        assert await page.text("transport") == "webrtc"
+        await page.type("text", "Before")
+        await page.press("Enter")
+        await page.wait_for(AGENT_SAID)
+        await page.wait_for_text("transport", "websocket_proxy", 15)
+        await page.wait_for_text("state", "live")
+        await page.type("text", "After")
+        await page.press("Enter")
+        turns = await _kept(page, demo, 4)
+        assert [turn["role"] for turn in turns] == ["user", "assistant", "user", "assistant"]
+        assert [turn["content"] for turn in turns if turn["role"] == "user"] == ["Before", "After"]
+        assert [turn["source"] for turn in turns] == ["browser", "browser", "proxy", "proxy"]
+
+
+async def test_turns_before_and_after_a_drop_are_in_one_session_in_their_order(
+    quiet_browser: Browser, demo: Demo
+) -> None:
+    async with quiet_browser.page() as page:
+        await page.on_every_page(_KEEP_PLANS)
+        await page.goto(f"{demo.base_url}/?transports=websocket_proxy")
+        await page.click("talk")
+        for number, words in enumerate(("First", "Second"), start=1):
+            await page.wait_for_text("state", "live")
+            await page.type("text", words)
+            await page.press("Enter")
+            await page.wait_for(
+                f"document.querySelectorAll('.line[data-speaker=assistant][data-final=true]').length === {number}"
+            )
+            if number == 1:
+                await _kept(page, demo, 2)
+                await demo.stop()
+                await page.wait_for_text("state", "reconnecting")
+                await demo.start()
+        turns = await _kept(page, demo, 4)
+        assert [turn["role"] for turn in turns] == ["user", "assistant", "user", "assistant"]
+        assert [turn["content"] for turn in turns if turn["role"] == "user"] == ["First", "Second"]
+
+
+async def test_mints_that_all_fail_end_on_the_proxy(quiet_browser: Browser, demo: Demo) -> None:
+    await demo.set_faults({"match": "/openai", "method": "POST", "fault": "status", "code": 500},
+                          {"match": "/api/projects", "fault": "status", "code": 500})  # fmt: skip
+    async with quiet_browser.page() as page:
+        await page.goto(demo.base_url)
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        assert await page.text("transport") == "websocket_proxy"
+        assert await page.run("document.querySelector('[data-testid=transport]').dataset.reason") == "not_minted"
+
+
+async def test_a_minute_of_talk_neither_grows_nor_drifts_nor_skips(browser: Browser, demo: Demo, said: Samples) -> None:
+    outcome = await soak(browser, demo.base_url, said, seconds=60)
+    assert outcome.answers >= 10
+    assert outcome.worst_likeness > 0.99
+    assert abs(outcome.drift_ms) < 120
+    assert outcome.gaps == 0
+    assert outcome.disconnections == 0
+    assert outcome.heap_growth_bytes < 1_500_000
+    assert outcome.nodes_growth < 400  # two lines of transcript an answer, which stay to be read

@@ -1,0 +1,148 @@
+"""Is the memory's database there and ours, and does Zep take the key?"""
+
+import asyncio
+import os
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from sqlalchemy.engine import make_url
+
+from token_broker.doctor.checks import Check, Mark
+from token_broker.doctor.hosts import STEP_S
+from token_broker.memory.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
+from token_broker.memory.tables import SCHEMA_REVISION
+from token_broker.settings import Settings
+
+__all__ = ["examine_database", "examine_zep"]
+
+ZEP_CLOUD = "https://api.getzep.com"
+_NOBODYS_SESSION = "token-broker-doctor"
+_REVISION = "SELECT version_num FROM alembic_version"
+
+
+async def examine_database(settings: Settings) -> Check:
+    """Reads the revision of the tables, and changes nothing."""
+    url = settings.database_url.get_secret_value()
+    if url.startswith("sqlite"):
+        return _examine_sqlite(Path(url.partition(":///")[2].partition("?")[0]))
+    return await _examine_postgresql(url, settings)
+
+
+def _examine_sqlite(path: Path) -> Check:
+    name = "database"
+    if not path.exists():
+        folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            return Check(name, Mark.FAILED, "its folder can't be written", mend=f"give the broker {folder} to write in")
+        return Check(name, Mark.OK, "SQLite, made at the first start")
+    began_s = time.monotonic()
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
+            revision = connection.execute(_REVISION).fetchone()
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return judge_revision(None, _since(began_s), "SQLite")
+        return Check(name, Mark.FAILED, "can't be read", mend=f"check who owns {path}, and the disk it is on")
+    except sqlite3.DatabaseError:
+        return Check(name, Mark.FAILED, "is no SQLite file, or a broken one", mend=f"restore {path} from a backup")
+    return judge_revision(revision[0] if revision else None, _since(began_s), "SQLite")
+
+
+async def _examine_postgresql(url: str, settings: Settings) -> Check:
+    where = make_url(url)
+    shown = f"PostgreSQL at {where.host or where.query.get('host', 'localhost')}"
+    try:
+        import asyncpg
+    except ImportError:
+        mend = "install the extra: pip install 'voice-token-broker[postgres]'"
+        return Check("database", Mark.FAILED, "the driver of PostgreSQL is not installed", mend=mend)
+    options: dict[str, Any] = {name: where.query[name] for name in ("host", "port", "ssl") if name in where.query}
+    named = {"host": where.host, "port": where.port, "user": where.username, "database": where.database}
+    options |= {name: value for name, value in named.items() if value is not None}
+    entra = None
+    if wants_entra_password(settings.database_url):
+        entra = EntraPassword(client_id=settings.client_id, timeout_s=STEP_S)
+    password = where.password if entra is None else entra.get
+    began_s = time.monotonic()
+    try:
+        async with asyncio.timeout(2 * STEP_S):
+            connection = await asyncpg.connect(**options, password=password, timeout=STEP_S)
+            try:
+                there = await connection.fetchval("SELECT to_regclass('alembic_version') IS NOT NULL")
+                revision = await connection.fetchval(_REVISION) if there else None
+            finally:
+                connection.terminate()
+    except NoEntraPasswordError:
+        mend = "check the managed identity, and AZURE_CLIENT_ID; or put a password into BROKER_DATABASE_URL"
+        return Check("database", Mark.FAILED, f"no Entra token to show {shown}", _since(began_s), mend)
+    except (OSError, TimeoutError):
+        mend = "check BROKER_DATABASE_URL's host and port, and the firewall rules"
+        return Check("database", Mark.FAILED, f"{shown} is not reached", _since(began_s), mend)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        return _refused(shown, str(getattr(error, "sqlstate", "")))
+    finally:
+        if entra is not None:
+            await entra.aclose()
+    return judge_revision(revision, _since(began_s), shown)
+
+
+def _refused(shown: str, sqlstate: str) -> Check:
+    finding, mend = {
+        "28": ("refuses the login", "check the user, and its password or Entra role, in BROKER_DATABASE_URL"),
+        "3D": ("has no such database", "create it, or correct the name in BROKER_DATABASE_URL"),
+        "42": ("does not let this user read", "grant the user the database and its schema"),
+        "53": ("has no connection left", "raise max_connections, or run fewer replicas"),
+    }.get(sqlstate[:2], ("does not do what it is asked", "look at its log"))
+    return Check("database", Mark.FAILED, f"{shown} {finding}", mend=mend)
+
+
+def judge_revision(found: str | None, figure: str, shown: str) -> Check:
+    """Whether the tables are as this version knows them; the broker brings older ones up when it starts."""
+    if found is None:
+        return Check("database", Mark.OK, f"{shown}, empty: the tables are made at the first start", figure)
+    if found == SCHEMA_REVISION:
+        return Check("database", Mark.OK, f"{shown}, tables at revision {found}", figure)
+    if found < SCHEMA_REVISION:
+        finding = f"{shown}, tables at an older revision, brought to {SCHEMA_REVISION} at the next start"
+        return Check("database", Mark.NOTE, finding, figure)
+    mend = "run the version that made them, or a newer one: this one will not write what it does not understand"
+    return Check("database", Mark.FAILED, f"{shown}, tables of a newer version than this one", figure, mend)
+
+
+async def examine_zep(settings: Settings, client: httpx.AsyncClient) -> Check | None:
+    """Asks for a session that nobody has; None where Zep is not used."""
+    if settings.zep_api_key is None:
+        return None
+    base = (settings.zep_api_url or ZEP_CLOUD).rstrip("/")
+    key = settings.zep_api_key.get_secret_value()
+    began_s = time.monotonic()
+    try:
+        async with asyncio.timeout(STEP_S):
+            answer = await client.get(
+                f"{base}/api/v2/sessions/{_NOBODYS_SESSION}", headers={"Authorization": f"Api-Key {key}"}
+            )
+    except (httpx.HTTPError, OSError, TimeoutError):
+        mend = "check ZEP_API_URL and the network; until then turns wait in the outbox, and none is lost"
+        return Check("zep", Mark.FAILED, f"{urlsplit(base).hostname} does not answer", _since(began_s), mend)
+    return judge_zep(answer.status_code, _since(began_s))
+
+
+def judge_zep(status: int, figure: str) -> Check:
+    """What Zep's status for an unknown session says."""
+    if status in {200, 404}:
+        return Check("zep", Mark.OK, "takes the key", figure)
+    if status in {401, 403}:
+        return Check("zep", Mark.FAILED, "refuses the key", f"HTTP {status}", "correct ZEP_API_KEY")
+    if status == 429:  # noqa: PLR2004
+        return Check("zep", Mark.WARNING, "its rate limit is reached", f"HTTP {status}", "turns wait; ask Zep for more")
+    mend = "look at Zep's status; until then turns wait in the outbox, and none is lost"
+    return Check("zep", Mark.FAILED, "does not do what it is asked", f"HTTP {status}", mend)
+
+
+def _since(began_s: float) -> str:
+    return f"{(time.monotonic() - began_s) * 1000:.0f} ms"

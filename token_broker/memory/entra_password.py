@@ -1,0 +1,46 @@
+"""The password that Azure Database for PostgreSQL takes in place of one: an Entra token of the broker's own identity.
+
+A database URL without a password, on a host of that service, means this. Tokens last about an hour and are wanted when
+a connection opens, not while it lives: so the driver is given a function that it calls each time.
+"""
+
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from strategies.credentials import EntraTokens, TokenSource, azure_identity_source
+from strategies.errors import CredentialError
+
+__all__ = ["EntraPassword", "NoEntraPasswordError", "wants_entra_password"]
+
+# https://learn.microsoft.com/azure/postgresql/flexible-server/security-entra-configure
+SCOPE = "https://ossrdbms-aad.database.windows.net/.default"
+_HOST_SUFFIX = ".postgres.database.azure.com"
+
+
+def wants_entra_password(url: SecretStr) -> bool:
+    """Whether this PostgreSQL URL has a user and no password, on a host of Azure's."""
+    parts = urlsplit(url.get_secret_value())
+    return parts.username is not None and parts.password is None and (parts.hostname or "").endswith(_HOST_SUFFIX)
+
+
+class NoEntraPasswordError(ConnectionError):
+    """There is no token; to the store it is the same as a server that is away."""
+
+
+class EntraPassword:
+    """The token, kept and renewed by one flight at a time; what asyncpg is given as `password` is `get`."""
+
+    def __init__(self, *, client_id: str | None, timeout_s: float, source: TokenSource | None = None) -> None:
+        self._timeout_s = timeout_s
+        self._tokens = EntraTokens(source or azure_identity_source(SCOPE, client_id=client_id), timeout_s=timeout_s)
+
+    async def get(self) -> str:
+        """A token still good. Raises NoEntraPasswordError where there is none in time."""
+        try:
+            return (await self._tokens.get(timeout_s=self._timeout_s)).get_secret_value()
+        except CredentialError as error:
+            raise NoEntraPasswordError(f"no Entra token for PostgreSQL: {error}") from None
+
+    async def aclose(self) -> None:
+        await self._tokens.aclose()

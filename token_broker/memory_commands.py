@@ -1,0 +1,114 @@
+"""`token-broker outbox` and `token-broker forget`: what an operator does to the memory."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import click
+
+from token_broker.memory.admin import open_admin
+from token_broker.memory.errors import StoreError
+from token_broker.memory.housekeeping import Housekeeper
+from token_broker.memory.rows import DeadLetter
+from token_broker.settings import SettingsError, load_settings
+from token_broker.telemetry import configure_logging
+
+__all__ = ["forget", "outbox"]
+
+T = TypeVar("T")
+
+_WIDTH_IN_A_PIPE = 200
+_session = click.option("--session", "session_id", help="Only this session's.")
+
+
+@click.group()
+def outbox() -> None:
+    """Turns on their way to Zep, and those it would not take: the dead letters."""
+
+
+@outbox.command("list")
+@_session
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="So many at most.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+def list_letters(session_id: str | None, limit: int, *, as_json: bool) -> None:
+    """Show how many turns wait, and each dead letter with its reason."""
+
+    async def look(keeper: Housekeeper) -> tuple[dict[str, Any], list[DeadLetter]]:
+        figures = await keeper.figures()
+        return {"queued": figures.queued, "dead": figures.dead}, await keeper.dead_letters(limit, session_id=session_id)
+
+    counts, letters = _run(look)
+    if as_json:
+        click.echo(json.dumps({**counts, "dead_letters": [_shown(letter) for letter in letters]}, indent=2))
+        return
+    click.echo(f"{counts['queued']} queued, {counts['dead']} dead")
+    if letters:
+        _print_table(letters)
+
+
+@outbox.command()
+@_session
+def retry(session_id: str | None) -> None:
+    """Queue dead letters again; the running broker delivers them."""
+    click.echo(f"{_run(lambda keeper: keeper.retry_dead(session_id=session_id))} queued again")
+
+
+@outbox.command()
+@_session
+@click.confirmation_option("--yes", prompt="Dead letters are deleted for good. Go on?", help="Do not ask.")
+def purge(session_id: str | None) -> None:
+    """Delete dead letters for good."""
+    click.echo(f"{_run(lambda keeper: keeper.purge_dead(session_id=session_id))} deleted")
+
+
+@click.command()
+@click.option("--session", "session_id", help="The session to forget.")
+@click.option("--user", help="The user to forget: a principal's id, or the label that was sent as user_id.")
+def forget(session_id: str | None, user: str | None) -> None:
+    """Forget a session, or all of a user's: here at once, and Zep is asked to by the running broker."""
+    if (session_id is None) == (user is None):
+        raise click.UsageError("Name one: --session, or --user.")
+
+    async def work(keeper: Housekeeper) -> int:
+        if session_id is not None:
+            return await keeper.forget_session(session_id)
+        return await keeper.forget_user(user or "")
+
+    click.echo(f"{_run(work)} turns forgotten")
+
+
+def _run(work: Callable[[Housekeeper], Awaitable[T]]) -> T:
+    """Does `work` on the configured store. Exit code 2: the configuration is wrong; 1: the store is away."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    configure_logging(settings)
+
+    async def main() -> T:
+        async with open_admin(settings) as keeper:
+            return await work(keeper)
+
+    try:
+        return asyncio.run(main())
+    except StoreError as error:
+        click.echo(f"BROKER_DATABASE_URL: the store can't be worked on: {error}", err=True)
+        sys.exit(1)
+
+
+def _shown(letter: DeadLetter) -> dict[str, Any]:
+    turn = letter.turn
+    return {"session_id": letter.session_id, "turn_id": turn.turn_id, "role": turn.role, "reason": letter.reason}
+
+
+def _print_table(letters: list[DeadLetter]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("session", "turn", "role", "reason")
+    for letter in letters:
+        table.add_row(*(str(value) for value in _shown(letter).values()))
+    Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE, highlight=False, markup=False).print(table)

@@ -1,0 +1,64 @@
+"""Azure's addresses, looked up once for all talks that begin at the same time.
+
+A lookup may hang, and only so many may run at once (`BoundedResolver`): a burst of talks to one host must not be
+refused for that. The last good answer is kept for the time when no new one can be had.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+__all__ = ["SharedLookups"]
+
+_FRESH_S = 30.0
+_LOOKUP_S = 5.0
+
+
+class SharedLookups:
+    """One lookup at a time for each host and port; its answer serves all who wait, and those of the next 30 s."""
+
+    def __init__(self, resolver: AbstractResolver, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._resolver = resolver
+        self._monotonic = monotonic
+        self._known: dict[tuple[str, int], tuple[float, Sequence[ResolveResult]]] = {}  # as few as there are routes
+        self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
+
+    async def resolve(self, host: str, port: int) -> Sequence[ResolveResult]:
+        """The host's addresses; stale ones where the lookup fails. Raises OSError. Waits for as long as it is let."""
+        key = (host, port)
+        known = self._known.get(key)
+        if known is not None and self._monotonic() - known[0] < _FRESH_S:
+            return known[1]
+        lookup = self._running.get(key)
+        if lookup is None:
+            lookup = self._running[key] = asyncio.create_task(self._look_up(key), name="azure-lookup")
+            lookup.add_done_callback(lambda done: self._settle(key, done))
+        if known is not None:  # stale, and better than waiting
+            return known[1]
+        await asyncio.shield(lookup)
+        return self._known[key][1]
+
+    async def aclose(self) -> None:
+        """Stops what still runs."""
+        running = list(self._running.values())
+        for lookup in running:
+            lookup.cancel()
+        if running:
+            await asyncio.wait(running)
+
+    def _settle(self, key: tuple[str, int], lookup: "asyncio.Task[None]") -> None:
+        self._running.pop(key, None)
+        if not lookup.cancelled():
+            lookup.exception()  # looked at, since those who waited may all have left
+
+    async def _look_up(self, key: tuple[str, int]) -> None:
+        try:
+            async with asyncio.timeout(_LOOKUP_S):
+                addresses = await self._resolver.resolve(*key)
+        except OSError:  # TimeoutError is one
+            if key not in self._known:
+                raise
+        else:
+            self._known[key] = (self._monotonic(), addresses)

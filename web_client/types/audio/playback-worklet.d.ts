@@ -1,0 +1,28 @@
+/**
+ * The loudspeaker, on the audio thread: PCM16 at 24 kHz through a jitter buffer to the device's rate. It knows what was
+ * played, and falls silent within 10 ms of being told.
+ */
+export type PlaybackOrder = {
+    type: "push";
+    itemId: string;
+    contentIndex: number;
+    pcm: Int16Array;
+} | {
+    type: "finish";
+    itemId: string;
+} | {
+    type: "clear";
+    request: number;
+    unheardMs: number;
+} | {
+    type: "stop";
+};
+export type PlaybackNews = {
+    type: "cleared";
+    request: number;
+    cuts: import("./jitter-buffer.js").Cut[];
+} | {
+    type: "sounding";
+    sounding: boolean;
+    underruns: number;
+};

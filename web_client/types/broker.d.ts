@@ -1,0 +1,66 @@
+/** The broker's HTTP routes, as a page needs them. Every wait has an end; every failure is a `BrokerError`. */
+export type Parcel = import("./turn-reporter.js").Parcel;
+export type PlanRequest = {
+    agentId?: string;
+    sessionId?: string;
+    /**
+     * the session's last one, to resume it
+     */
+    sessionToken?: string;
+    userId?: string;
+};
+/** A request to the broker that failed. `message` says what to do. */
+export declare class BrokerError extends Error {
+    code: string;
+    status: number;
+    retryable: boolean;
+    retryAfterMs: number;
+    correlationId: string;
+    /**
+     * @param {string} code stable; the broker's own, or `unreachable`, `timeout`
+     * @param {string} message
+     * @param {{status?: number, retryable?: boolean, retryAfterMs?: number, correlationId?: string}} [details]
+     */
+    constructor(code: string, message: string, { status, retryable, retryAfterMs, correlationId }?: {
+        status?: number;
+        retryable?: boolean;
+        retryAfterMs?: number;
+        correlationId?: string;
+    });
+}
+export declare class Broker {
+    #private;
+    /**
+     * @param {string} brokerUrl where the broker is, such as `https://voice.example.com`
+     * @param {typeof globalThis.fetch} [fetch]
+     */
+    constructor(brokerUrl: string, fetch?: typeof globalThis.fetch);
+    /**
+     * Asks for a plan.
+     * @param {PlanRequest} request
+     * @param {AbortSignal} [signal]
+     * @returns {Promise<unknown>} the answer's JSON; `readPlan` checks it
+     */
+    requestPlan({ agentId, sessionId, sessionToken, userId }: PlanRequest, signal?: AbortSignal): Promise<unknown>;
+    /**
+     * Reports a turn; resolves once it is durable.
+     * @param {Parcel} parcel
+     * @param {{keepalive?: boolean}} [options]
+     */
+    reportTurn({ turn, agentId, sessionId, sessionToken }: Parcel, { keepalive }?: {
+        keepalive?: boolean;
+    }): Promise<void>;
+    /**
+     * Hands words to the memory and forgets about them: what was being said when a talk broke off.
+     * @param {Parcel[]} parcels of one session, at most 100
+     */
+    enrich(parcels: Parcel[]): Promise<void>;
+    /** What the broker says of itself: agents, strategies, backlog. */
+    status(): Promise<any>;
+}
+/**
+ * Milliseconds of a `Retry-After` in seconds or as a date; at most a minute.
+ * @param {string | null} header
+ * @param {number} [now]
+ */
+export declare function retryAfterMs(header: string | null, now?: number): number;

@@ -1,0 +1,103 @@
+/**
+ * One vocabulary for what Azure says: both dialects (preview with Voice Live, and GA), the filtered WebRTC stream, and
+ * what the broker adds. Pure: a parsed server event in, a `Signal` out, or null where nobody needs it.
+ */
+export type Signal = {
+    kind: "ready";
+    dialect: string | null;
+    upstream: string | null;
+} | {
+    kind: "agent_switched";
+    agentId: string;
+} | {
+    kind: "item";
+    itemId: string;
+    previousItemId: string | null;
+    role: "user" | "assistant";
+} | {
+    kind: "speech_started";
+} | {
+    kind: "speech_stopped";
+} | {
+    kind: "response_started";
+    responseId: string;
+} | {
+    kind: "response_done";
+    responseId: string;
+    status: string;
+} | {
+    kind: "audio";
+    responseId: string;
+    itemId: string;
+    contentIndex: number;
+    base64: string;
+} | {
+    kind: "audio_done";
+    itemId: string;
+} | {
+    kind: "sound_started";
+} | {
+    kind: "sound_stopped";
+} | {
+    kind: "words";
+    speaker: Speaker;
+    itemId: string;
+    responseId: string | null;
+    text: string;
+} | {
+    kind: "said";
+    speaker: Speaker;
+    itemId: string;
+    responseId: string | null;
+    text: string;
+} | {
+    kind: "unheard";
+    itemId: string;
+} | {
+    kind: "session_expired";
+} | {
+    kind: "trouble";
+    code: string;
+    message: string;
+    retryable: boolean;
+};
+export type Speaker = "user" | "assistant";
+export type ServerEvent = Record<string, any>;
+/**
+ * @param {unknown} event as it came, parsed
+ * @returns {Signal | null}
+ */
+export declare function readEvent(event: unknown): Signal | null;
+/**
+ * As `readEvent`, from the text of a frame; what is not JSON is nobody's.
+ * @param {unknown} frame
+ * @returns {Signal | null}
+ */
+export declare function readFrame(frame: unknown): Signal | null;
+/**
+ * The events by which a typed text is said and answered.
+ * @param {string} itemId ours, at most 32 characters
+ * @param {string} words
+ */
+export declare function textEvents(itemId: string, words: string): ({
+    type: string;
+    item: {
+        id: string;
+        type: string;
+        role: string;
+        content: {
+            type: string;
+            text: string;
+        }[];
+    };
+} | {
+    item?: undefined;
+    type: string;
+})[];
+/** @param {import("./audio/jitter-buffer.js").Cut} cut */
+export declare function truncateEvent({ itemId, contentIndex, playedMs }: import("./audio/jitter-buffer.js").Cut): {
+    type: string;
+    item_id: string;
+    content_index: number;
+    audio_end_ms: number;
+};

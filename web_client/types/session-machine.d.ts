@@ -1,0 +1,200 @@
+/**
+ * What a session does next: every decision about connecting, failing over and giving up, and no I/O. `decide` takes a
+ * state and an event and gives the next state and the actions that lead there; `VoiceSession` carries them out.
+ *
+ * | what happened                                        | what is done                                         |
+ * |------------------------------------------------------|------------------------------------------------------|
+ * | SDP refused or slow, token expired or not ephemeral  | the plan's next connection                           |
+ * | ICE failed or not connected in time, channel dead    | the plan's WebSocket; WebRTC is left out from now on |
+ * | a ticket spent or expired, the broker draining       | a new plan, at once                                  |
+ * | the plan's connections are used up, a talk dropped   | a new plan for the same session, after a jittered wait |
+ * | Azure's session limit comes near, another agent      | a new plan for the same session, at once             |
+ * | refused for good (agent, rights, origin, too many)   | failed; the loop stops                               |
+ */
+export type Plan = import("./plan.js").Plan;
+export type Connection = import("./plan.js").Connection;
+export type FailureCode = "sdp_refused" | "sdp_timeout" | "ice_failed" | "ice_timeout" | "channel_closed" | "token_expired" | "token_not_ephemeral" | "ticket_spent" | "socket_closed" | "socket_timeout" | "azure_dropped" | "draining" | "session_limit" | "not_reading" | "plan_failed" | "network_lost" | "refused";
+export type Failure = {
+    code: FailureCode;
+    /**
+     * says what happened and what to do
+     */
+    message: string;
+    /**
+     * asking again cannot help
+     */
+    fatal?: boolean;
+    /**
+     * the stable code for the page, where `code` is too coarse
+     */
+    reportAs?: string;
+    retryAfterMs?: number;
+};
+export type Journey = {
+    /**
+     * the session was live before
+     */
+    resume: boolean;
+    /**
+     * plans asked for in vain since it was last live for a while
+     */
+    attempt: number;
+    /**
+     * its media path is known to be blocked
+     */
+    noWebRtc: boolean;
+    /**
+     * why we are not where we would rather be
+     */
+    reason: string;
+};
+export type State = {
+    name: "idle";
+} | {
+    name: "requesting";
+    journey: Journey;
+} | {
+    name: "connecting";
+    journey: Journey;
+    plan: Plan;
+    index: number;
+} | {
+    name: "live";
+    journey: Journey;
+    plan: Plan;
+    index: number;
+    sinceMs: number;
+} | {
+    name: "waiting";
+    journey: Journey;
+    delayMs: number;
+} | {
+    name: "ended";
+    reason: string;
+} | {
+    name: "failed";
+    code: string;
+    message: string;
+};
+export type Event = {
+    type: "talk";
+} | {
+    type: "plan";
+    plan: Plan;
+} | {
+    type: "plan_failed";
+    failure: Failure;
+} | {
+    type: "opened";
+} | {
+    type: "failed";
+    failure: Failure;
+} | {
+    type: "dropped";
+    failure: Failure;
+} | {
+    type: "move";
+    reason: string;
+} | {
+    type: "wake";
+} | {
+    type: "microphone_failed";
+    failure: Failure;
+} | {
+    type: "hang_up";
+    reason: string;
+};
+export type Action = {
+    do: "request_plan";
+} | {
+    do: "open";
+    connection: Connection;
+} | {
+    do: "close";
+} | {
+    do: "wait";
+    delayMs: number;
+} | {
+    do: "report";
+    code: string;
+    message: string;
+    retryable: boolean;
+};
+export type Decision = {
+    state: State;
+    actions: Action[];
+};
+export type Moment = {
+    nowMs: number;
+    random: number;
+};
+/**
+ * @typedef {import("./plan.js").Plan} Plan
+ * @typedef {import("./plan.js").Connection} Connection
+ *
+ * @typedef {"sdp_refused" | "sdp_timeout" | "ice_failed" | "ice_timeout" | "channel_closed" | "token_expired"
+ *   | "token_not_ephemeral" | "ticket_spent" | "socket_closed" | "socket_timeout" | "azure_dropped" | "draining"
+ *   | "session_limit" | "not_reading" | "plan_failed" | "network_lost" | "refused"} FailureCode
+ *
+ * @typedef {object} Failure
+ * @property {FailureCode} code
+ * @property {string} message       says what happened and what to do
+ * @property {boolean} [fatal]      asking again cannot help
+ * @property {string} [reportAs]    the stable code for the page, where `code` is too coarse
+ * @property {number} [retryAfterMs]
+ *
+ * @typedef {object} Journey  What is remembered on the way to a connection.
+ * @property {boolean} resume     the session was live before
+ * @property {number} attempt     plans asked for in vain since it was last live for a while
+ * @property {boolean} noWebRtc   its media path is known to be blocked
+ * @property {string} reason      why we are not where we would rather be
+ *
+ * @typedef {{name: "idle"}
+ *   | {name: "requesting", journey: Journey}
+ *   | {name: "connecting", journey: Journey, plan: Plan, index: number}
+ *   | {name: "live", journey: Journey, plan: Plan, index: number, sinceMs: number}
+ *   | {name: "waiting", journey: Journey, delayMs: number}
+ *   | {name: "ended", reason: string}
+ *   | {name: "failed", code: string, message: string}} State
+ *
+ * @typedef {{type: "talk"}
+ *   | {type: "plan", plan: Plan}
+ *   | {type: "plan_failed", failure: Failure}
+ *   | {type: "opened"}
+ *   | {type: "failed", failure: Failure}
+ *   | {type: "dropped", failure: Failure}
+ *   | {type: "move", reason: string}
+ *   | {type: "wake"}
+ *   | {type: "microphone_failed", failure: Failure}
+ *   | {type: "hang_up", reason: string}} Event
+ *
+ * @typedef {{do: "request_plan"}
+ *   | {do: "open", connection: Connection}
+ *   | {do: "close"}
+ *   | {do: "wait", delayMs: number}
+ *   | {do: "report", code: string, message: string, retryable: boolean}} Action
+ *   `open` takes the place of the connection before.
+ *
+ * @typedef {{state: State, actions: Action[]}} Decision
+ * @typedef {{nowMs: number, random: number}} Moment  a monotonic clock, and a number in [0, 1) for jitter
+ */
+export declare const FIRST_BACKOFF_MS = 500;
+export declare const MAX_BACKOFF_MS = 8000;
+/** Plans asked for before giving up: a first connection, and a talk that was live. */
+export declare const MAX_ATTEMPTS: {
+    first: number;
+    resume: number;
+};
+/**
+ * @param {State} state
+ * @param {Event} event
+ * @param {Moment} moment
+ * @returns {Decision}
+ */
+export declare function decide(state: State, event: Event, moment: Moment): Decision;
+/**
+ * The state's name in the page's words.
+ * @param {State} state
+ * @returns {"idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed"}
+ */
+export declare function publicName(state: State): "idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed";

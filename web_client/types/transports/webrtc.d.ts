@@ -1,0 +1,30 @@
+/**
+ * Media straight between browser and Azure. The offer goes to Azure with the ephemeral token, or through the broker
+ * (`webrtc-relay.js`); the media's path is the same.
+ */
+export type TransportContext = import("./transport.js").TransportContext;
+export type Transport = import("./transport.js").Transport;
+export type Exchange = (offer: string, signal: AbortSignal) => Promise<{
+    answer: string;
+    hangUp: () => void;
+}>;
+/** @implements {Transport} */
+export declare class WebRtcTransport implements Transport {
+    #private;
+    reportsTurns: boolean;
+    switchesAgents: boolean;
+    /**
+     * @param {TransportContext} context
+     * @param {Exchange} [exchange]
+     */
+    constructor(context: TransportContext, exchange?: Exchange);
+    /** @param {AbortSignal} signal */
+    open(signal: AbortSignal): Promise<void>;
+    /** @param {object} event */
+    send(event: object): void;
+    interrupt(): Promise<null>;
+    /** @param {MediaStreamTrack} track */
+    replaceMicrophone(track: MediaStreamTrack): Promise<void>;
+    yieldToUser(): Promise<null>;
+    close(): void;
+}

@@ -1,0 +1,25 @@
+/**
+ * The Realtime API over a WebSocket: through the broker's proxy, or straight to Azure where the plan says so. The same
+ * events either way; the page carries the audio itself.
+ */
+export type TransportContext = import("./transport.js").TransportContext;
+export type Transport = import("./transport.js").Transport;
+export type Failure = import("../session-machine.js").Failure;
+export type Signal = import("../events.js").Signal;
+/** @implements {Transport} */
+export declare class WebSocketTransport implements Transport {
+    #private;
+    reportsTurns: boolean;
+    switchesAgents: boolean;
+    /** @param {TransportContext} context */
+    constructor(context: TransportContext);
+    /** @param {AbortSignal} signal */
+    open(signal: AbortSignal): Promise<void>;
+    /** @param {object} event */
+    send(event: object): void;
+    interrupt(): Promise<import("../audio/jitter-buffer.js").Cut[]>;
+    /** Azure knows nothing of what was heard; and where it has cancelled already, one cancel more does no harm. */
+    yieldToUser(): Promise<import("../audio/jitter-buffer.js").Cut[]>;
+    replaceMicrophone(): Promise<void>;
+    close(): void;
+}

@@ -1,0 +1,113 @@
+/**
+ * A voice talk from a page, by whatever way works: this module's one class is what pages use.
+ *
+ *     const session = new VoiceSession({ brokerUrl: "https://voice.example.com", agentId: "elena" });
+ *     session.addEventListener("transcript", ({ detail }) => console.log(detail.speaker, detail.text));
+ *     button.onclick = () => session.connect();
+ *
+ * What comes next is decided in `session-machine.js`; here it is carried out.
+ */
+import { Studio } from "./audio/studio.js";
+export type SessionState = "idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed";
+export type TransportName = import("./plan.js").TransportName;
+export type MachineState = import("./session-machine.js").State;
+export type Action = import("./session-machine.js").Action;
+export type Failure = import("./session-machine.js").Failure;
+export type Transport = import("./transports/transport.js").Transport;
+export type Talk = {
+    studio: Studio;
+    closing: AbortController;
+    /**
+     * whether other tabs are watched for
+     */
+    watched: boolean;
+};
+export type VoiceSessionOptions = {
+    /**
+     * where the broker is, such as `https://voice.example.com`
+     */
+    brokerUrl: string;
+    /**
+     * the broker's default agent without it
+     */
+    agentId?: string;
+    /**
+     * 16 to 64 of `A-Za-z0-9_-`; the broker makes one without it
+     */
+    sessionId?: string;
+    userId?: string;
+    /**
+     * the only ones to use; all without it
+     */
+    transports?: TransportName[];
+    /**
+     * a connection is left for a new one after so long, at the next pause
+     */
+    moveAfterMs?: number;
+};
+export type VoiceSessionEvents = {
+    state: {
+        state: SessionState;
+    };
+    /**
+     * what is tried now, and why no better one
+     */
+    transport: {
+        transport: TransportName | null;
+        reason: string;
+    };
+    /**
+     * a later one with the same `turnId` replaces it
+     */
+    transcript: import("./conversation.js").Line;
+    /**
+     * each from 0 to 1, 20 times a second
+     */
+    level: {
+        input: number;
+        output: number;
+    };
+    /**
+     *   `message` says what happened and what to do. Not retryable: the session has given up.
+     */
+    error: {
+        code: string;
+        message: string;
+        retryable: boolean;
+    };
+};
+export declare class VoiceSession extends EventTarget {
+    #private;
+    /** @param {VoiceSessionOptions} options */
+    constructor(options: VoiceSessionOptions);
+    /** @returns {SessionState} */
+    get state(): SessionState;
+    /** The way that is used, or tried; null where there is none. */
+    get transport(): import("./plan.js").TransportName | null;
+    /** The session's id, once the broker has told it. */
+    get sessionId(): string | null;
+    get agentId(): string | null;
+    get muted(): boolean;
+    /**
+     * Begins to talk: asks for the microphone, then for a plan, and walks its connections. To be called from a click.
+     * @returns {Promise<void>} resolves when the talk is live; rejects with an Error with a `code` where it can't be
+     */
+    connect(): Promise<void>;
+    /** Hangs up, and lets go of the microphone. Resolves when the last turns have arrived, half a second later at most. */
+    disconnect(): Promise<void>;
+    /**
+     * Says something in writing.
+     * @param {string} text
+     * @throws {DOMException} InvalidStateError where the talk is not live
+     */
+    sendText(text: string): void;
+    /** Cuts the answer short. */
+    interrupt(): void;
+    /** @param {boolean} muted */
+    setMuted(muted: boolean): void;
+    /**
+     * Goes on with another agent, in the same session.
+     * @param {string} agentId
+     */
+    switchAgent(agentId: string): void;
+}
