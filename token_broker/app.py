@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -9,18 +10,21 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from token_broker.broker import Broker
 from token_broker.edge import Edge
-from token_broker.endpoints.calls import create_call, hang_up
-from token_broker.endpoints.client import AZURE_ORIGINS, client_routes
-from token_broker.endpoints.memory import create_turn, enrich, forget_turns, list_turns
-from token_broker.endpoints.status import get_config, get_health, get_readiness, get_status
-from token_broker.endpoints.token import create_token
+from token_broker.endpoints.calls import CALL_OPERATIONS, create_call, hang_up
+from token_broker.endpoints.client import AZURE_ORIGINS, CLIENT_OPERATIONS, client_routes
+from token_broker.endpoints.memory import MEMORY_OPERATIONS, create_turn, enrich, forget_turns, list_turns
+from token_broker.endpoints.metrics import METRICS_OPERATIONS, get_metrics
+from token_broker.endpoints.openapi import openapi_routes
+from token_broker.endpoints.status import STATUS_OPERATIONS, get_config, get_health, get_readiness, get_status
+from token_broker.endpoints.token import TOKEN_OPERATIONS, create_token
+from token_broker.endpoints.voicelive import VOICELIVE_PATH, VOICELIVE_SOCKET, Voicelive
 from token_broker.http import correlation_id
 from token_broker.lifespan import build_broker
+from token_broker.metrics import Metrics
 from token_broker.origins import OriginGuard
 from token_broker.problems import Problem, problem_response
 from token_broker.relay.drain import Drain
@@ -31,7 +35,15 @@ __all__ = ["create_app"]
 
 _VOICE_PREFIXES = ("/api/v1/voice", "")
 _MEMORY_PREFIXES = ("/api/v1/memory", "/memory")
-_VOICELIVE_PATH = "/api/v1/voice/voicelive/{session_id}"
+# What the routes take and answer, as /openapi.json shows it.
+_OPERATIONS = (
+    *TOKEN_OPERATIONS,
+    *CALL_OPERATIONS,
+    *MEMORY_OPERATIONS,
+    *STATUS_OPERATIONS,
+    *METRICS_OPERATIONS,
+    *CLIENT_OPERATIONS,
+)
 
 
 def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
@@ -40,16 +52,17 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     `drain` is shared with the server that drains it; without one nothing ever drains.
     """
     going = drain or Drain()
+    metrics = Metrics()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with build_broker(settings, going) as broker:
+        async with build_broker(settings, going, metrics) as broker:
             app.state.broker = broker
             yield
 
     app = Starlette(
-        routes=[*_routes(), *client_routes(_azure_origins(settings))],
-        middleware=[Middleware(Edge), Middleware(OriginGuard, settings=settings)],
+        routes=[*_routes(), *openapi_routes(_OPERATIONS, [VOICELIVE_SOCKET]), *client_routes(_azure_origins(settings))],
+        middleware=[Middleware(Edge, observe=metrics), Middleware(OriginGuard, settings=settings)],
         exception_handlers={Problem: _answer_problem, HTTPException: _answer_http_exception},
         lifespan=lifespan,
     )
@@ -77,14 +90,15 @@ def _routes() -> list[BaseRoute]:
         *_under(_VOICE_PREFIXES, "/realtime/calls/{call_id}", hang_up, ["DELETE"]),
         *_under(_VOICE_PREFIXES, "/status", get_status, ["GET"]),
         *_under(_VOICE_PREFIXES, "/config/{agent_id}", get_config, ["GET"]),
-        WebSocketRoute(_VOICELIVE_PATH, _Voicelive()),
-        Route(_VOICELIVE_PATH, _Voicelive()),
+        WebSocketRoute(VOICELIVE_PATH, Voicelive()),
+        Route(VOICELIVE_PATH, Voicelive()),
         *_under(_VOICE_PREFIXES, "/conversation/turn", create_turn, ["POST"]),
         *_under(_MEMORY_PREFIXES, "/enrich", enrich, ["POST"]),
         *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", list_turns, ["GET"]),
         *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", forget_turns, ["DELETE"]),
         Route("/healthz", get_health, methods=["GET"]),
         Route("/readyz", get_readiness, methods=["GET"]),
+        Route("/metrics", get_metrics, methods=["GET"]),
     ]
 
 
@@ -93,14 +107,6 @@ def _under(
 ) -> list[Route]:
     """The same route under several prefixes: contract §2 serves the voice routes under two."""
     return [Route(prefix + path, endpoint, methods=methods) for prefix in prefixes]
-
-
-class _Voicelive:
-    """The proxy; a class, since Starlette takes functions for something less than ASGI."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        broker: Broker = scope["app"].state.broker
-        await broker.relay(scope, receive, send)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
@@ -122,4 +128,17 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         404: ("not_found", "There is nothing at this path; /openapi.json lists what there is."),
         405: ("method_not_allowed", "This path does not take this method; the Allow header names those it takes."),
     }.get(error.status_code, ("http_error", "The request can't be answered as it is."))
-    return problem_response(Problem(error.status_code, code, detail, headers=error.headers), correlation_id(request))
+    headers = {"Allow": _allowed(request)} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
+    return problem_response(Problem(error.status_code, code, detail, headers=headers), correlation_id(request))
+
+
+def _allowed(request: Request) -> str:
+    """All methods of the path: several routes may share it, and the one that refused names only its own."""
+    routes = request.app.routes
+    methods = {
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+    return ", ".join(sorted(methods))

@@ -3,7 +3,7 @@
 import httpx
 
 from strategies.base import Strategy
-from strategies.chain import Chain, Link
+from strategies.chain import Chain, Link, OnAttempt
 from strategies.credentials import Credentials, EntraTokens, azure_identity_source
 from strategies.direct_deployment import DirectDeployment
 from strategies.ga import Ga
@@ -46,12 +46,17 @@ def build_credentials(settings: Settings) -> Credentials | None:
     return Credentials(key=settings.key if settings.uses_key else None, entra=entra)
 
 
-def build_chain(settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Credentials | None) -> Chain:
+def build_chain(
+    settings: Settings,
+    transport: httpx.AsyncBaseTransport,
+    credentials: Credentials | None,
+    on_attempt: OnAttempt = log_attempt,
+) -> Chain:
     """The chosen strategies that exist for this endpoint, in their order, each with its gate."""
     return Chain(
         _links(settings, transport, credentials),
         policy=RetryPolicy(attempts=settings.retry_attempts, attempt_timeout_s=settings.attempt_timeout_s),
-        on_attempt=log_attempt,
+        on_attempt=on_attempt,
     )
 
 

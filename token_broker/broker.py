@@ -1,6 +1,7 @@
 """What the routes work with: everything that `lifespan` built once, in one frozen object."""
 
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -14,6 +15,8 @@ from token_broker.auth import Authenticator
 from token_broker.limits import RateLimit, SessionLimits
 from token_broker.memory.base import Recall
 from token_broker.memory.service import Memory
+from token_broker.metrics import Metrics
+from token_broker.observing import Observer
 from token_broker.plans import PlanMaker
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
@@ -28,21 +31,26 @@ _SLO_AIM = 0.9999
 
 @dataclass(slots=True)
 class Tally:
-    """What the process has counted of its plans; `usable` of `requests` is the service level."""
+    """What the process has counted of its plans; `usable` of `requests` is the service level.
+
+    A request that was rightly refused (4xx) is none: what counts is who was owed a plan, and whether they got one.
+    """
 
     requests: int = 0
     usable: int = 0
     degraded: int = 0
     clock_skew_s: float | None = None
 
-    def count(self, grant: Grant | None) -> None:
-        """Counts one token request that reached the chain."""
-        self.requests += 1
-        self.usable += grant is not None
+    def count(self, status: int, grant: Grant | None) -> None:
+        """Counts one token request that was answered with `status`; `grant` is None where none was made."""
         if isinstance(grant, EphemeralGrant):
             self.clock_skew_s = grant.clock_skew_s
-        else:
-            self.degraded += grant is not None
+        if 400 <= status < 500:  # noqa: PLR2004
+            return
+        self.requests += 1
+        if status == HTTPStatus.OK:
+            self.usable += 1
+            self.degraded += not isinstance(grant, EphemeralGrant)
 
     def proxy_snapshot(self, name: str) -> dict[str, Any]:
         """The proxy's strategy in the shape of a gate's snapshot: it has no breaker, and never fails."""
@@ -89,6 +97,8 @@ class Broker:
     drain: Drain
     talks: SessionLimits
     relay: VoiceRelay
+    metrics: Metrics
+    observe: Observer
     tally: Tally = field(default_factory=Tally)
 
     def health(self) -> dict[str, Any]:
@@ -103,6 +113,15 @@ class Broker:
             "relay": self.relay.snapshot(),
             "slo": self.tally.slo(),
             "clock_skew_s": None if skew_s is None else round(skew_s, 1),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What `/metrics` reads: `health`, and what else it has figures of."""
+        return {
+            **self.health(),
+            "draining": self.drain.draining,
+            "open_talks": self.talks.active,
+            "max_talks": self.settings.max_sessions,
         }
 
 

@@ -195,13 +195,12 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 def _faults_told() -> Iterator[None]:
     from token_broker.agents import AgentsFileError
     from token_broker.memory.errors import StoreInUseError
-    from token_broker.tokens import KeyFileError
 
     try:
         yield
     except (SettingsError, AgentsFileError) as error:
         raise ConfigurationError(str(error)) from None
-    except (StoreInUseError, KeyFileError) as error:
+    except StoreInUseError as error:
         raise ConfigurationError(f"BROKER_DATABASE_URL: {error}") from None
 
 

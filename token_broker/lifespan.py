@@ -10,7 +10,10 @@ import httpx
 from pydantic import SecretStr
 from starlette.types import Scope
 
+from strategies.base import Attempt
+from strategies.chain import OnAttempt
 from strategies.transport import make_transport
+from token_broker import __version__
 from token_broker.agents import load_agents
 from token_broker.auth import ANONYMOUS, make_authenticator
 from token_broker.azure import build_chain, build_connector, build_credentials, make_client
@@ -18,12 +21,17 @@ from token_broker.broker import Broker
 from token_broker.forwarded import address_key, client_of
 from token_broker.limits import RateLimit, SessionLimits
 from token_broker.memory.service import Memory
+from token_broker.metrics import Metrics
+from token_broker.observing import Observer, observe_with
 from token_broker.origins import OriginRules
 from token_broker.plans import PlanMaker
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
 from token_broker.settings import Settings, SettingsError
+from token_broker.state_metrics import StateCollector
+from token_broker.telemetry import log_attempt
 from token_broker.tokens import TokenSigner, load_or_create_key
+from token_broker.tracing import open_tracing
 
 __all__ = ["build_broker", "signing_keys"]
 
@@ -31,9 +39,10 @@ _WARM_UP_S = 3
 
 
 @contextlib.asynccontextmanager
-async def build_broker(settings: Settings, drain: Drain) -> AsyncIterator[Broker]:
+async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> AsyncIterator[Broker]:
     """The broker, ready to serve; what warms up does so beside it."""
     async with contextlib.AsyncExitStack() as stack:
+        observe = observe_with(metrics, await stack.enter_async_context(open_tracing(settings)))
         agents = load_agents(settings.agents_file)
         signer = TokenSigner(signing_keys(settings))
         transport = make_transport()
@@ -54,7 +63,7 @@ async def build_broker(settings: Settings, drain: Drain) -> AsyncIterator[Broker
             signer=signer,
             authenticator=authenticator,
             rate=RateLimit(settings.rate_limit_per_minute),
-            chain=build_chain(settings, transport, credentials),
+            chain=build_chain(settings, transport, credentials, _attempts_to(observe)),
             plans=PlanMaker(settings, signer),
             memory=memory,
             recall=memory.recall,
@@ -74,8 +83,13 @@ async def build_broker(settings: Settings, drain: Drain) -> AsyncIterator[Broker
                 drain=drain,
                 origin_allowed=lambda scope: rules.refusal(scope) is None,
                 limit_key=_limit_key(settings),
+                observe=observe,
             ),
+            metrics=metrics,
+            observe=observe,
         )
+        metrics.expect(settings.token_strategies)
+        metrics.registry.register(StateCollector(broker.state, version=__version__))
         warm_up = asyncio.create_task(_warm_up(broker), name="warm-up")
         stack.callback(warm_up.cancel)
         gc.freeze()  # what was built stays: the collector need not look through it again with every few requests
@@ -107,6 +121,16 @@ def _limit_key(settings: Settings) -> Callable[[Scope, str], str]:
         return address_key(client_of(scope, settings.trusted_proxies).address)
 
     return key
+
+
+def _attempts_to(observe: Observer) -> OnAttempt:
+    """Each attempt is told, and logged where it failed."""
+
+    def tell(attempt: Attempt) -> None:
+        log_attempt(attempt)
+        observe(attempt)
+
+    return tell
 
 
 async def _warm_up(broker: Broker) -> None:

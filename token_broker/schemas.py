@@ -18,12 +18,6 @@ __all__ = [
 ]
 
 
-def _is_printable(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("must not have control characters")
-    return value
-
-
 def _is_set(values: list[Literal["audio", "text"]]) -> list[Literal["audio", "text"]]:
     if len(set(values)) != len(values):
         raise ValueError("must not name a modality twice")
@@ -35,7 +29,9 @@ def _both_modalities() -> list[Literal["audio", "text"]]:
 
 
 SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{16,64}$")]
-UserId = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_is_printable)]
+# No control characters, no invisible ones, and none that turns the direction of what is written around it.
+_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+$"
+UserId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_PRINTABLE)]
 
 
 class TokenRequest(BaseModel):
@@ -59,6 +55,7 @@ class TokenRequest(BaseModel):
     ] = Field(
         default_factory=_both_modalities,
         description="What the agent answers with. GA takes one: audio where both are asked for.",
+        json_schema_extra={"uniqueItems": True},
     )
     user_id: UserId | None = Field(
         None, description="A label without authentication; with it, absent or the caller's own id."

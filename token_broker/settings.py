@@ -359,6 +359,16 @@ class Settings(BaseSettings):
     metrics_token: SecretStr | None = Field(
         None, alias="BROKER_METRICS_TOKEN", description="set: /metrics, and /status in full, want it as Bearer"
     )
+    otel: Literal["auto", "on", "off"] = Field(
+        "auto",
+        alias="BROKER_OTEL",
+        description="traces: auto (where OTEL_EXPORTER_OTLP_ENDPOINT is set), on or off; needs the extra otel",
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="collector that traces are sent to by OTLP over HTTP, such as http://localhost:4318",
+    )
     log_format: Literal["console", "json"] | None = Field(
         None, alias="BROKER_LOG_FORMAT", description="console (on a terminal) or json (else)"
     )
@@ -393,6 +403,11 @@ class Settings(BaseSettings):
     def uses_entra(self) -> bool:
         """Whether an Entra token may ever be asked for."""
         return self.azure_auth != "key"
+
+    @property
+    def wants_traces(self) -> bool:
+        """Whether traces were asked for."""
+        return self.otel == "on" or (self.otel == "auto" and self.otlp_endpoint is not None)
 
     @property
     def voice_live_api_version(self) -> str:

@@ -2,6 +2,9 @@
 
 Two nets catch secrets, since one has holes: nothing is logged that is one, and the last step before the line is
 written replaces the known ones (the key, …) and whatever looks like a token.
+
+Lines carry the ids of the request they belong to: the edge binds `correlation_id` and, where the caller sent a trace,
+`trace_id`; routes bind `session_id` once they know it. Bound ids cost nothing until a line is written.
 """
 
 import hashlib
@@ -9,6 +12,8 @@ import logging
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -16,9 +21,20 @@ from pydantic import SecretStr
 from pydantic_core import to_json
 
 from strategies.base import Attempt
+from token_broker.observing import CredentialHolder, CredentialIssued, Observer
 from token_broker.settings import Settings
 
-__all__ = ["Redactor", "advice_on", "configure_logging", "fingerprint", "log_attempt"]
+__all__ = [
+    "AuditEntry",
+    "Redactor",
+    "advice_on",
+    "begin_ids",
+    "bind_ids",
+    "configure_logging",
+    "fingerprint",
+    "log_attempt",
+    "write_audit",
+]
 
 MASK = "[redacted]"
 _TOKEN_LIKE = re.compile(
@@ -35,6 +51,8 @@ _ADVICE = {
 }
 
 log = structlog.get_logger("token_broker.chain")
+# The audit is written whatever BROKER_LOG_LEVEL says.
+audit = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET))
 
 
 class Redactor:
@@ -56,6 +74,7 @@ def configure_logging(settings: Settings) -> None:
     level = getattr(logging, settings.log_level.upper())
     redact = Redactor([settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys])
     shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -98,6 +117,53 @@ def _to_json(event: Any, default: Any = str, **_options: Any) -> str:
 def fingerprint(secret: str) -> str:
     """What a log may show of a secret: enough to tell two apart, nothing to use."""
     return hashlib.sha256(secret.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """A credential about to be released: to whom, for what, until when.
+
+    `holder` is who gets it into their hands: the browser, or this broker on its behalf. `secret` is the credential
+    itself, of which the line shows the fingerprint: Azure's ephemeral token where one was `minted`, else our own.
+    """
+
+    correlation_id: str
+    principal: str
+    session_id: str
+    agent_id: str
+    strategy: str
+    minted: bool
+    secret: SecretStr
+    expires_at: datetime
+    holder: CredentialHolder = "browser"
+
+
+def write_audit(entry: AuditEntry, observe: Observer) -> None:
+    """Writes the audit's line, and counts it. Call it before the credential is released: what it raises keeps it."""
+    audit.info(
+        "credential_issued",
+        correlation_id=entry.correlation_id,
+        principal=entry.principal,
+        session_id=entry.session_id,
+        agent_id=entry.agent_id,
+        strategy=entry.strategy,
+        holder=entry.holder,
+        has_token=entry.minted,
+        fingerprint=fingerprint(entry.secret.get_secret_value()),
+        expires_at=entry.expires_at.isoformat(),
+    )
+    observe(CredentialIssued(agent_id=entry.agent_id, strategy=entry.strategy, holder=entry.holder))
+
+
+def begin_ids(**ids: str) -> None:
+    """A request begins: its ids stand on every line until it ends. What a pipelined request before it bound goes."""
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(**ids)
+
+
+def bind_ids(**ids: str) -> None:
+    """Further ids of the present request."""
+    structlog.contextvars.bind_contextvars(**ids)
 
 
 def advice_on(outcome: str | None) -> str | None:

@@ -23,7 +23,6 @@ from token_broker.ids import uuid7
 __all__ = [
     "LEEWAY_S",
     "CallClaims",
-    "KeyFileError",
     "SessionClaims",
     "TicketClaims",
     "TokenError",
@@ -179,23 +178,15 @@ class _PreparedHmac(HMACAlgorithm):
         return key if isinstance(key, bytes) else key.encode()
 
 
-class KeyFileError(OSError):
-    """The signing key can't be kept, or is none; the message says where and why."""
-
-
 def load_or_create_key(path: Path) -> SecretStr:
-    """The signing key kept in `path` (mode 600), made at the first call. Raises KeyFileError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, _NEW_FILE, 0o600), "w") as file:
-            file.write(secrets.token_urlsafe(48))
-            file.flush()
-            os.fsync(file.fileno())
-        key = path.read_text().strip()
-    except OSError as error:
-        raise KeyFileError(f"the signing key {path} can't be kept: {error.strerror}") from None
-    if len(key) < 32:  # noqa: PLR2004
-        raise KeyFileError(f"{path} holds no signing key; remove it and start again")
+    """The signing key kept in `path` (mode 600), made at the first call. Raises OSError where it can't be kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, _NEW_FILE, 0o600), "w") as file:
+        file.write(secrets.token_urlsafe(48))
+        file.flush()
+        os.fsync(file.fileno())
+    if len(key := path.read_text().strip()) < 32:  # noqa: PLR2004
+        raise OSError(f"{path} holds no signing key; remove it and start again")
     return SecretStr(key)
 
 

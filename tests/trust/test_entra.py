@@ -90,17 +90,23 @@ async def test_a_token_of_the_tenant_is_a_principal(tenant: Tenant, http: httpx.
     "claims",
     [
         {"iss": f"https://sts.windows.net/{TENANT}/", "ver": "1.0"},
-        {"exp": int(time.time()) - 30},  # clocks differ by up to 60 s
-        {"nbf": int(time.time()) + 30},
         {"aud": ["api://other", AUDIENCE]},
         {"tid": TENANT.upper(), "oid": USER.upper()},
         {"sub": None},
     ],
 )
-async def test_both_issuers_and_small_clock_differences_are_taken(
+async def test_both_issuers_and_what_does_not_matter_are_taken(
     tenant: Tenant, verifier: EntraTokenVerifier, claims: dict[str, Any]
 ) -> None:
     assert await verifier.verify(tenant.token(**claims)) == EntraIdentity(TENANT, USER, frozenset())
+
+
+@pytest.mark.parametrize(("name", "offset_s"), [("exp", -30), ("nbf", 30)])
+async def test_clocks_may_differ_by_a_minute(
+    tenant: Tenant, verifier: EntraTokenVerifier, name: str, offset_s: int
+) -> None:
+    claims: dict[str, Any] = {name: int(time.time()) + offset_s}
+    await verifier.verify(tenant.token(**claims))
 
 
 Forge = Callable[[Tenant, Key], str]

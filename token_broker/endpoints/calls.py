@@ -18,17 +18,17 @@ from token_broker.auth import ANONYMOUS
 from token_broker.broker import Broker, broker_of
 from token_broker.endpoints.token import find_agent, recalled_spec
 from token_broker.forwarded import address_key, client_of
-from token_broker.http import bearer_token, read_body
+from token_broker.http import bearer_token, correlation_id, read_body
 from token_broker.limits import too_many_requests, too_many_sessions
 from token_broker.memory.base import Owner
+from token_broker.openapi import Answer, Body, Operation, Parameter
 from token_broker.problems import Problem
-from token_broker.telemetry import fingerprint
+from token_broker.telemetry import AuditEntry, bind_ids, write_audit
 from token_broker.tokens import SessionClaims, TokenError
 
-__all__ = ["create_call", "hang_up"]
+__all__ = ["CALL_OPERATIONS", "create_call", "hang_up"]
 
 log = structlog.get_logger("token_broker.calls")
-audit = structlog.get_logger("token_broker.audit")
 
 # What the mint may use of the budget: the offer that follows has to fit into it as well.
 _MINT_SHARE = 2 / 3
@@ -60,14 +60,7 @@ async def create_call(request: Request) -> Response:
                 "No token could be minted just now: go on to the plan's next connection.",
                 headers={"Retry-After": str(_RETRY_AFTER_S)},
             )
-        audit.info(
-            "credential_used",
-            session_id=owner.session_id,
-            principal=owner.principal,
-            agent_id=agent.id,
-            strategy=grant.strategy,
-            fingerprint=fingerprint(grant.token.get_secret_value()),
-        )
+        write_audit(_audit_entry(request, grant, owner, agent.id), broker.observe)
         try:
             accepted = await AzureCalls(broker.http, broker.credentials).offer(
                 grant, offer, filtered=settings.webrtc_filter == "on", timeout_s=max(0.1, deadline_s - time.monotonic())
@@ -119,7 +112,22 @@ def _session_of(request: Request, broker: Broker) -> SessionClaims:
         raise Problem(401, "session_token_refused", detail) from None
     if request.query_params.get("session_id", claims.session_id) != claims.session_id:
         raise Problem(403, "foreign_session", "The session token is another session's: send this session's own.")
+    bind_ids(session_id=claims.session_id)
     return claims
+
+
+def _audit_entry(request: Request, grant: EphemeralGrant, owner: Owner, agent_id: str) -> AuditEntry:
+    return AuditEntry(
+        correlation_id=correlation_id(request),
+        principal=owner.principal,
+        session_id=owner.session_id,
+        agent_id=agent_id,
+        strategy=grant.strategy,
+        holder="broker",
+        minted=True,
+        secret=grant.token,
+        expires_at=grant.expires_at,
+    )
 
 
 def _limit_key(request: Request, broker: Broker, claims: SessionClaims) -> str:
@@ -156,3 +164,73 @@ def _unknown_call() -> Problem:
     return Problem(
         404, "unknown_call", "This session has no such call: use the Location that its offer was answered with."
     )
+
+
+_SDP = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
+_SESSION = Parameter("session_id", "query", "The session; the token's own, where it is named.")
+
+# What `_read_offer` takes, as a JSON Schema can say it.
+_OFFER = (
+    r"^v=0(\r?\n[a-z]=[^\x00-\x08\x0a-\x1f]*)*\r?\nm=audio [^\x00-\x08\x0a-\x1f]*"
+    r"(\r?\n[a-z]=[^\x00-\x08\x0a-\x1f]*)*(\r?\n)*$"
+)
+
+CALL_OPERATIONS = (
+    Operation(
+        name="create_call",
+        method="post",
+        path="/api/v1/voice/realtime/calls",
+        aliases=("/realtime/calls",),
+        tag="Talking",
+        summary="Set up a WebRTC call through the broker",
+        description=(
+            "Post `createOffer()`'s SDP as it is. The broker mints, hands the offer to Azure, gives back its answer; "
+            "media flows between the browser and Azure. `Location` is what to DELETE to hang up. Counts as a token "
+            "request, and as an open talk until it is hung up."
+        ),
+        parameters=(_SESSION, Parameter("agent_id", "query", "Who speaks; the default agent where it is left out.")),
+        body=Body(media_type="application/sdp", json_schema={"type": "string", "pattern": _OFFER}, example=_SDP),
+        answers=(
+            Answer(
+                201,
+                "Azure's answer.",
+                media_type="application/sdp",
+                example=_SDP,
+                headers=("Cache-Control", "Location"),
+            ),
+        ),
+        problems={
+            400: ("bad_sdp", "client_left"),
+            401: ("session_token_refused",),
+            403: ("foreign_session",),
+            404: ("unknown_agent",),
+            408: ("body_timeout",),
+            413: ("body_too_large",),
+            415: ("not_sdp",),
+            429: ("rate_limited", "too_many_sessions"),
+            502: ("azure_refused",),
+            503: ("nothing_minted",),
+            504: ("azure_timed_out",),
+        },
+        security=("sessionToken",),
+    ),
+    Operation(
+        name="hang_up",
+        method="delete",
+        path="/api/v1/voice/realtime/calls/{call_id}",
+        aliases=("/realtime/calls/{call_id}",),
+        tag="Talking",
+        summary="Hang up a call",
+        description="Ends a call that this session set up through the broker.",
+        parameters=(Parameter("call_id", "path", "The end of the call's `Location`."), _SESSION),
+        answers=(Answer(204, "The call is over."),),
+        problems={
+            401: ("session_token_refused",),
+            403: ("foreign_session",),
+            404: ("unknown_call",),
+            502: ("azure_refused",),
+            504: ("azure_timed_out",),
+        },
+        security=("sessionToken",),
+    ),
+)

@@ -15,8 +15,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 import token_broker
+from token_broker.openapi import Answer, Operation, Parameter
 
-__all__ = ["AZURE_ORIGINS", "client_folder", "client_routes", "content_security_policy"]
+__all__ = ["AZURE_ORIGINS", "CLIENT_OPERATIONS", "client_folder", "client_routes", "content_security_policy"]
 
 AZURE_ORIGINS = tuple(
     f"{scheme}://*.{host}"
@@ -104,3 +105,27 @@ class _Modules(StaticFiles):
         response.headers["Cache-Control"] = "no-cache"
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
+
+
+CLIENT_OPERATIONS = (
+    Operation(
+        name="get_page",
+        method="get",
+        path="/",
+        tag="The browser client",
+        summary="The demo page",
+        description="Press Talk. Its second tab draws what `/status` says.",
+        answers=(Answer(200, "The page.", media_type="text/html"), Answer(304, "As you have it.")),
+    ),
+    Operation(
+        name="get_module",
+        method="get",
+        path="/client/{file}",
+        tag="The browser client",
+        summary="A module of the browser client",
+        description="Plain ES modules, styles and images; `file` may lie in a folder, such as `transports/webrtc.js`.",
+        parameters=(Parameter("file", "path", "The file.", example="voice-session.js"),),
+        answers=(Answer(200, "The file.", media_type="text/javascript"), Answer(304, "As you have it.")),
+        problems={404: ("not_found",)},
+    ),
+)

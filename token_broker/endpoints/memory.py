@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from pydantic_core import from_json
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from token_broker.broker import Broker, broker_of
 from token_broker.http import bearer_token, parse_json, read_body
@@ -18,6 +18,7 @@ from token_broker.memory.errors import StoreBusyError, StoreError, StoreRefusedE
 from token_broker.memory.schemas import (
     EnrichAnswer,
     EnrichBatch,
+    Forgotten,
     Transcript,
     TurnAnswer,
     TurnPage,
@@ -25,10 +26,11 @@ from token_broker.memory.schemas import (
     TurnRequest,
 )
 from token_broker.memory.service import Memory
+from token_broker.openapi import Answer, Body, Operation, Parameter
 from token_broker.problems import Problem
 from token_broker.tokens import TokenError
 
-__all__ = ["create_turn", "enrich", "forget_turns", "list_turns"]
+__all__ = ["MEMORY_OPERATIONS", "create_turn", "enrich", "forget_turns", "list_turns"]
 
 _NO_STORE = {"Cache-Control": "no-store"}
 _PAGE = 100
@@ -123,7 +125,7 @@ async def forget_turns(request: Request) -> Response:
         forgotten = await _memory(request).forget_session(session_id)
     except StoreError as error:
         raise _store_problem(error) from None
-    return JSONResponse({"status": "forgotten", "session_id": session_id, "turns": forgotten}, headers=_NO_STORE)
+    return _json(Forgotten(session_id=session_id, turns=forgotten), 200)
 
 
 def _memory(request: Request) -> Memory:
@@ -212,11 +214,111 @@ def _store_problem(error: StoreError) -> Problem:
 def _limit(value: str | None) -> int:
     if value is None:
         return _PAGE
-    if not (value.isascii() and value.isdecimal() and len(value) <= 9 and int(value) >= 1):  # noqa: PLR2004
+    digits = value.lstrip("0")
+    if not (digits.isascii() and digits.isdecimal()):
         raise Problem(422, "invalid_request", "limit: send a whole number of at least 1.")
-    return min(int(value), _LARGEST_PAGE)
+    return _LARGEST_PAGE if len(digits) >= len(str(_LARGEST_PAGE)) else int(digits)
 
 
-def _json(model: TurnAnswer | EnrichAnswer | TurnPage, status: int) -> Response:
+def _json(model: TurnAnswer | EnrichAnswer | TurnPage | Forgotten, status: int) -> Response:
     body = model.__pydantic_serializer__.to_json(model)
     return Response(body, status, media_type="application/json", headers=_NO_STORE)
+
+
+_WRITE_PROBLEMS = {
+    400: ("invalid_json", "client_left"),
+    401: ("session_token_needed",),
+    403: ("foreign_session",),
+    408: ("body_timeout",),
+    413: ("body_too_large", "turn_too_large"),
+    422: ("invalid_request", "turn_refused"),
+    503: ("store_away", "store_busy"),
+}
+_READ_PROBLEMS = {
+    401: ("session_token_needed", "not_signed_in", "bad_principal", "invalid_token"),
+    403: ("foreign_session", "insufficient_scope"),
+    503: ("store_away", "store_busy", "identity_provider_unreachable"),
+}
+_EXAMPLE_SESSION = "019aaf0e-7c1b-7d5e-9a43-1f6f0f6a2b11"
+_SESSION = Parameter("session_id", "path", "The session.", example=_EXAMPLE_SESSION)
+_TURNS = "/sessions/{session_id}/turns"
+
+MEMORY_OPERATIONS = (
+    Operation(
+        name="create_turn",
+        method="post",
+        path="/api/v1/voice/conversation/turn",
+        aliases=("/conversation/turn",),
+        tag="Memory",
+        summary="Keep a turn",
+        description=(
+            "Answered once the turn is durable. The same `turn_id` in the same session is stored once: send it again "
+            "after a 503, or where no answer came."
+        ),
+        body=Body(
+            (TurnRequest,),
+            example={
+                "session_id": _EXAMPLE_SESSION,
+                "agent_id": "elena",
+                "role": "user",
+                "content": "Which figures matter most?",
+                "turn_id": "item_1",
+                "sequence": 1,
+            },
+        ),
+        answers=(Answer(200, "The turn is on disk.", TurnAnswer),),
+        problems=_WRITE_PROBLEMS,
+        security=("sessionToken",),
+    ),
+    Operation(
+        name="enrich",
+        method="post",
+        path="/api/v1/memory/enrich",
+        aliases=("/memory/enrich",),
+        tag="Memory",
+        summary="Keep transcripts",
+        description="One transcript or up to 100 of one session; shares its keys with the turns.",
+        body=Body(
+            (EnrichBatch, Transcript),
+            example={"text": "Which figures matter most?", "session_id": _EXAMPLE_SESSION, "speaker": "user"},
+        ),
+        answers=(Answer(202, "All of it is on disk.", EnrichAnswer),),
+        problems=_WRITE_PROBLEMS,
+        security=("sessionToken",),
+    ),
+    Operation(
+        name="list_turns",
+        method="get",
+        path=f"/api/v1/memory{_TURNS}",
+        aliases=(f"/memory{_TURNS}",),
+        tag="Memory",
+        summary="What was said, with receipts",
+        description="A page of the session's turns in order, each with how far its delivery has come.",
+        parameters=(
+            _SESSION,
+            Parameter(
+                "limit",
+                "query",
+                f"Turns a page; {_PAGE} where it is left out, {_LARGEST_PAGE} at most.",
+                {"type": "integer", "minimum": 1},
+            ),
+            Parameter("after", "query", "The turn after which the page begins: the last page's `next`."),
+        ),
+        answers=(Answer(200, "The page.", TurnPage),),
+        problems=_READ_PROBLEMS | {404: ("unknown_turn",), 422: ("invalid_request",)},
+        security=("sessionToken", "entra", "easyauth"),
+    ),
+    Operation(
+        name="forget_turns",
+        method="delete",
+        path=f"/api/v1/memory{_TURNS}",
+        aliases=(f"/memory{_TURNS}",),
+        tag="Memory",
+        summary="Forget a session",
+        description="Gone here once answered; Zep is asked soon after, until it has forgotten too.",
+        parameters=(_SESSION,),
+        answers=(Answer(200, "The session is forgotten.", Forgotten),),
+        problems=_READ_PROBLEMS,
+        security=("sessionToken", "entra", "easyauth"),
+    ),
+)

@@ -8,10 +8,12 @@ from starlette.responses import JSONResponse, Response
 from token_broker.broker import Broker, broker_of
 from token_broker.endpoints.token import find_agent
 from token_broker.http import bearer_token
+from token_broker.openapi import Answer, Operation, Parameter
 from token_broker.problems import Problem
 from token_broker.schemas import AgentConfig
+from token_broker.status_schemas import Readiness, Status
 
-__all__ = ["get_config", "get_health", "get_readiness", "get_status"]
+__all__ = ["STATUS_OPERATIONS", "get_config", "get_health", "get_readiness", "get_status"]
 
 _NO_STORE = {"Cache-Control": "no-store"}
 
@@ -63,3 +65,49 @@ async def get_readiness(request: Request) -> Response:
     if broker_of(request).drain.draining:
         raise Problem(503, "draining", "This broker is going away: ask another one.", headers={"Retry-After": "1"})
     return JSONResponse({"status": "ready"}, headers=_NO_STORE)
+
+
+STATUS_OPERATIONS = (
+    Operation(
+        name="get_status",
+        method="get",
+        path="/api/v1/voice/status",
+        aliases=("/status",),
+        tag="Watching",
+        summary="What the broker says of itself",
+        description="In full for whoever holds BROKER_METRICS_TOKEN, and for everybody while that is unset.",
+        answers=(Answer(200, "The status.", Status),),
+        security=(None, "metricsToken"),
+    ),
+    Operation(
+        name="get_config",
+        method="get",
+        path="/api/v1/voice/config/{agent_id}",
+        aliases=("/config/{agent_id}",),
+        tag="Talking",
+        summary="An agent's voice and model",
+        description="For clients of the first version; a plan says more.",
+        parameters=(Parameter("agent_id", "path", "One of those that `/status` lists.", example="elena"),),
+        answers=(Answer(200, "The agent.", AgentConfig),),
+        problems={404: ("unknown_agent",)},
+    ),
+    Operation(
+        name="get_health",
+        method="get",
+        path="/healthz",
+        tag="Watching",
+        summary="Liveness",
+        description="Answers while the process answers at all.",
+        answers=(Answer(200, "It lives.", Readiness, example={"status": "ok"}),),
+    ),
+    Operation(
+        name="get_readiness",
+        method="get",
+        path="/readyz",
+        tag="Watching",
+        summary="Readiness",
+        description="503 while the broker drains: newcomers are to go elsewhere.",
+        answers=(Answer(200, "Newcomers are welcome.", Readiness, example={"status": "ready"}),),
+        problems={503: ("draining",)},
+    ),
+)

@@ -1,5 +1,6 @@
 """`WS /api/v1/voice/voicelive/{session_id}`: admission, then the talk. A plain ASGI application."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from token_broker.agents import Agent, AgentBook
 from token_broker.limits import SessionLease, SessionLimits
 from token_broker.memory.base import Owner, Recall, TicketBook, TurnIntake
+from token_broker.observing import Observer, TalkEnded, unheard
 from token_broker.problems import Problem, problem_response
 from token_broker.relay.closing import BAD_REQUEST, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
 from token_broker.relay.counters import RelayCounters
@@ -18,6 +20,7 @@ from token_broker.relay.serving import GIVE_UP_EXTENSION
 from token_broker.relay.talk import Talk, TalkParts
 from token_broker.relay.upstreams import UpstreamConnector
 from token_broker.settings import Settings
+from token_broker.telemetry import bind_ids
 from token_broker.tokens import TicketClaims, TokenError, TokenSigner
 
 __all__ = ["VoiceRelay", "websocket_not_found"]
@@ -43,7 +46,7 @@ class VoiceRelay:
     """The proxy. Route WebSockets and plain requests of its path here; `session_id` is a path parameter.
 
     `origin_allowed` judges the handshake's Origin; `limit_key` says what a principal's open talks are counted by (the
-    address, for somebody anonymous). `limits` are shared with the SDP relay.
+    address, for somebody anonymous). `limits` are shared with the SDP relay; `observe` hears of each talk's end.
     """
 
     def __init__(
@@ -60,7 +63,10 @@ class VoiceRelay:
         drain: Drain,
         origin_allowed: OriginCheck,
         limit_key: LimitKey,
+        observe: Observer = unheard,
     ) -> None:
+        self._observe = observe
+        self._model = settings.model
         self._agents = agents
         self._signer = signer
         self._tickets = tickets
@@ -130,16 +136,17 @@ class VoiceRelay:
         self._counters.sessions += 1
         self._talks.add(talk)
         self._drain.add(talk)
-        code = GOING_AWAY.code
+        ending = GOING_AWAY
+        began_s = time.monotonic()
+        bind_ids(session_id=owner.session_id)
         try:
             ending = await talk.run()
-            code = ending.code
             log.info(
                 "talk_ended",
                 session_id=owner.session_id,
                 principal=owner.principal,
                 agent_id=agent.id,
-                code=code,
+                code=ending.code,
                 reason=ending.reason,
                 frames_to_azure=talk.counters.to_azure_frames,
                 frames_to_client=talk.counters.to_client_frames,
@@ -151,7 +158,23 @@ class VoiceRelay:
         finally:
             self._talks.discard(talk)
             self._drain.remove(talk)
-            self._counters.finish(talk.counters, code)
+            self._counters.finish(talk.counters, ending.code)
+            state = scope.get("state", {})
+            self._observe(
+                TalkEnded(
+                    session_id=owner.session_id,
+                    agent_id=agent.id,
+                    model=self._model,
+                    code=ending.code,
+                    reason=ending.reason,
+                    duration_s=time.monotonic() - began_s,
+                    correlation_id=state.get("correlation_id", ""),
+                    turns=talk.counters.turns,
+                    input_tokens=talk.counters.usage.input_tokens,
+                    output_tokens=talk.counters.usage.output_tokens,
+                    trace=state.get("trace"),
+                )
+            )
 
     async def _admit(self, scope: Scope) -> tuple[Owner, Agent, SessionLease]:
         """Who may talk, as which agent, in whose place. Raises _RefusedError. The ticket is used up here."""

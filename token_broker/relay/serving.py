@@ -6,25 +6,20 @@ close frame behind what is buffered already and drops the connection soon after,
 """
 
 import asyncio
-import struct
 from typing import Any
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.protocol import State
+from websockets.speedups import apply_mask
 
+from token_broker.relay.frames import FrameEdge, text_frame_head, whole_text_frame
 from token_broker.settings import Settings
 
 __all__ = ["GIVE_UP_EXTENSION", "BrokerWebSocketProtocol", "uvicorn_options"]
 
 GIVE_UP_EXTENSION = "voice_token_broker.give_up"
 _LINGER_S = 5.0
-
-_TEXT_AND_FIN = 0x81
-_SHORTEST_16_BIT = 126
-_SHORTEST_64_BIT = 65_536
-_HEAD_16 = struct.Struct("!BBH")
-_HEAD_64 = struct.Struct("!BBQ")
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
@@ -38,22 +33,15 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def text_frame_head(payload_bytes: int) -> bytes:
-    """What stands before an unmasked, unfragmented text message of that length (RFC 6455 §5.2)."""
-    if payload_bytes < _SHORTEST_16_BIT:
-        return bytes((_TEXT_AND_FIN, payload_bytes))
-    if payload_bytes < _SHORTEST_64_BIT:
-        return _HEAD_16.pack(_TEXT_AND_FIN, 126, payload_bytes)
-    return _HEAD_64.pack(_TEXT_AND_FIN, 127, payload_bytes)
-
-
 class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
     """Uvicorn's WebSocket, which can be given up, is gone soon after the application is done with it, and takes any
     message for a sign of life: a client that reads slowly answers a ping late, behind all that it has still to read.
     """
 
     _drop: asyncio.TimerHandle | None = None
-    _heard = True
+    _heard = True  # since the last ping
+    _was_full = False  # since the last ping: what the client has to read stood before it
+    _edge: FrameEdge | None = None  # None until the handshake has been read
 
     async def run_asgi(self) -> None:
         self.scope["extensions"][GIVE_UP_EXTENSION] = {"give_up": self.give_up}
@@ -94,15 +82,47 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
         self.close_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
 
     def data_received(self, data: bytes) -> None:
+        """Takes whole text messages straight out of `data`; whatever is not that plain goes to uvicorn's parser."""
         self._heard = True
+        edge = self._edge
+        if edge is None:  # the first data is the handshake, whole: uvicorn's HTTP side has read it before
+            self._edge = FrameEdge()
+            super().data_received(data)
+            return
+        while edge.between_frames and self._takes_frames_plainly() and (span := whole_text_frame(data)) is not None:
+            begin, end = span
+            if end - begin > self.config.ws_max_size:
+                break
+            try:
+                text = apply_mask(data[begin:end], data[begin - 4 : begin]).decode()
+            except UnicodeDecodeError:
+                break
+            self.queue.put_nowait({"type": "websocket.receive", "text": text})
+            if not self.read_paused:
+                self.read_paused = True
+                self.transport.pause_reading()
+            if end == len(data):
+                return
+            data = data[end:]
+        edge.walk(data)
         super().data_received(data)
+
+    def _takes_frames_plainly(self) -> bool:
+        """Whether the parser has nothing begun, and a message is still for the application."""
+        conn = self.conn
+        return conn.state is State.OPEN and conn.current_size is None and not self.close_sent and not conn.extensions
 
     def send_keepalive_ping(self) -> None:
         self._heard = False
+        self._was_full = not self.writable.is_set()
         super().send_keepalive_ping()
 
+    def pause_writing(self) -> None:
+        self._was_full = True
+        super().pause_writing()
+
     def keepalive_timeout(self) -> None:
-        if self._heard or not self.writable.is_set():  # the relay's own limit holds for a client that takes nothing
+        if self._heard or self._was_full:  # a client that takes nothing at all meets the relay's own limit
             self.pong_timer = None
             self.pending_ping_payload = None
             self.schedule_ping()

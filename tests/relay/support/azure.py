@@ -82,7 +82,7 @@ class AzureTalk:
 
     async def next_event(self, kind: str, *, nth: int = 1) -> Event:
         """The nth event of that type which the broker sent; waits for it."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while True:
                 found = [event for event in self.received if event.get("type") == kind]
                 if len(found) >= nth:
@@ -150,7 +150,7 @@ class ScriptedAzure:
 
     async def talk(self, number: int = 0) -> AzureTalk:
         """The numbered connection; waits for it."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while len(self.talks) <= number:
                 self._came.clear()
                 await self._came.wait()

@@ -61,7 +61,7 @@ class RecordingIntake:
 
     async def reach(self, count: int) -> None:
         """Waits until so many turns have come."""
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(15):
             while len(self.turns) < count:
                 self._came.clear()
                 await self._came.wait()
@@ -141,7 +141,7 @@ class Running:
 
     async def quiet(self) -> None:
         """Waits until no talk, slot or socket is left; fails where one stays."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while self.relay.active or self.limits.active or self.drain.talks:  # noqa: ASYNC110  # what is seen is the point  # what is seen is the point
                 await asyncio.sleep(0.01)
 
@@ -274,7 +274,7 @@ async def serving(running: Running, *more: BaseRoute, **config: Any) -> AsyncIte
     )
     running.server = server
     task = asyncio.create_task(server._serve(), name="uvicorn")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it  # uvicorn has no event for it
             await asyncio.sleep(0.005)
     running.port = server.servers[0].sockets[0].getsockname()[1]
@@ -306,7 +306,7 @@ def left_over() -> tuple[set[str], int]:
 
 async def nothing_left(before: tuple[set[str], int]) -> None:
     """Fails where there are more tasks or sockets than before; what is on its way out gets a moment."""
-    deadline_s = time.monotonic() + 3
+    deadline_s = time.monotonic() + 15
     while True:
         gc.collect()
         tasks, sockets = left_over()

@@ -1,0 +1,166 @@
+"""What the relay leans on in picows and uvicorn, whose versions are pinned: whoever raises one sees here what changed.
+
+Each trap is shown as the library sets it, beside what the relay does about it.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+from importlib.metadata import version
+from typing import Any
+
+import picows
+import pytest
+import uvicorn
+from websockets.asyncio.client import connect as plain_connect
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from strategies.transport import BoundedResolver
+from tests.relay.support.azure import AzureTalk, answer, scripted_azure, silent_server
+from tests.relay.support.broker import KEY
+from token_broker.relay.names import SharedLookups
+from token_broker.relay.socket import AzureSocket, connect
+
+
+class Collector(picows.WSListener):
+    def __init__(self) -> None:
+        self.frames: list[tuple[Any, bool, int]] = []
+
+    def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
+        self.frames.append((frame.msg_type, frame.fin, frame.payload_size))
+
+
+async def opened(
+    url: str, *, headers: dict[str, str] | None = None, log_to: logging.Logger | None = None
+) -> AzureSocket:
+    return await connect(
+        url,
+        headers or {},
+        names=SharedLookups(BoundedResolver()),
+        tls=ssl.create_default_context(),
+        max_message_bytes=100_000,
+        deadline_s=asyncio.get_running_loop().time() + 5,
+        log_to=log_to or logging.getLogger("token_broker.relay.picows"),
+    )
+
+
+def test_the_versions_are_those_that_were_looked_into() -> None:
+    assert (version("picows"), version("uvicorn")) == ("2.3.1", "0.54.0")
+
+
+async def test_picows_follows_redirects_with_all_headers_unless_told_and_the_relay_tells_it() -> None:
+    async with scripted_azure() as elsewhere, scripted_azure() as azure:
+        target = elsewhere.url.replace("http", "ws") + "/stolen"
+
+        def redirect(request: Request) -> Response:
+            return answer(302, Location=target)
+
+        azure.refuse = redirect
+        url = azure.url.replace("http", "ws")
+        transport, _ = await picows.ws_connect(Collector, url, extra_headers={"api-key": KEY})
+        assert elsewhere.handshakes[0].headers["api-key"] == KEY
+        transport.disconnect()
+        with pytest.raises(picows.WSHandshakeError):
+            await opened(azure.url, headers={"api-key": KEY})
+        assert len(elsewhere.handshakes) == 1
+
+
+async def test_picows_limits_a_frame_not_a_message_and_the_relay_counts_the_fragments() -> None:
+    async def fragments(talk: AzureTalk) -> None:
+        await talk.connection.send(["x" * 60_000, "x" * 60_000])
+
+    async with scripted_azure(fragments) as azure:
+        transport, listener = await picows.ws_connect(
+            Collector, azure.url.replace("http", "ws"), max_frame_size=100_000
+        )
+        await transport.wait_disconnected()
+        assert isinstance(listener, Collector)
+        assert [size for kind, _, size in listener.frames[:2]] == [60_000, 60_000]
+        ours = await opened(azure.url)
+        await ours.wait()
+        assert (ours.failure, len(ours.frames)) == ("Azure sent a message that is too large", 0)
+        await ours.aclose()
+
+
+async def test_picows_prints_the_key_at_its_lowest_level_and_the_relays_logger_has_none_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(1)
+    async with scripted_azure() as azure:
+        loud = logging.getLogger("loud")
+        loud.setLevel(1)
+        for log_to, printed in ((loud, True), (None, False)):
+            caplog.clear()
+            quiet = logging.getLogger("token_broker.relay.picows")
+            quiet.setLevel(logging.CRITICAL)  # as UpstreamConnector has it
+            ours = await opened(azure.url, headers={"api-key": KEY}, log_to=log_to)
+            await ours.aclose()
+            # The stand-in's own library is the one that may log what it was sent.
+            logged = [record.getMessage() for record in caplog.records if not record.name.startswith("websockets")]
+            assert any(KEY in text for text in logged) is printed
+
+
+async def test_a_peer_that_closes_in_the_handshake_makes_picows_return_no_listener_and_the_relay_raise() -> None:
+    async def close_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(close_at_once, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    _, listener = await picows.ws_connect(Collector, f"ws://127.0.0.1:{port}/")
+    assert listener is None
+    with pytest.raises(ConnectionResetError):
+        await opened(f"http://127.0.0.1:{port}/")
+    server.close()
+
+
+async def test_picows_leaves_a_cancelled_handshake_open_and_the_relay_does_not() -> None:
+    async with silent_server() as (address, connections):
+        left = asyncio.create_task(picows.ws_connect(Collector, f"ws://{address}/", websocket_handshake_timeout=2))
+        async with asyncio.timeout(5):
+            while not connections:  # noqa: ASYNC110  # what is seen is the point
+                await asyncio.sleep(0.01)
+        left.cancel()
+        await asyncio.wait({left})
+        await asyncio.sleep(0.2)
+        assert len(connections) == 1
+        ours = asyncio.create_task(opened(f"http://{address}/"))
+        async with asyncio.timeout(5):
+            while len(connections) < 2:  # noqa: ASYNC110  # as above
+                await asyncio.sleep(0.01)
+            ours.cancel()
+            await asyncio.wait({ours})
+            while len(connections) == 2:  # noqa: ASYNC110  # as above
+                await asyncio.sleep(0.01)
+
+
+async def test_picows_buffer_grows_with_what_one_read_brings_and_the_relay_keeps_that_small() -> None:
+    async with scripted_azure() as azure:
+        ours = await opened(azure.url)
+        assert ours._transport is not None
+        raw = ours._transport.underlying_transport.get_extra_info("socket")
+        assert raw.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 2 * 131_072  # Linux doubles what is asked
+        await ours.aclose()
+
+
+async def test_uvicorn_by_itself_closes_its_websockets_with_1012_at_once() -> None:
+    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await receive()
+
+    config = uvicorn.Config(application, port=0, ws="websockets-sansio", lifespan="off", log_config=None)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server._serve())
+    while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with plain_connect(f"ws://127.0.0.1:{port}/", proxy=None) as client:
+        server.handle_exit(15, None)
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1012
+    await serving

@@ -1,0 +1,304 @@
+"""The chain: order, shares of one deadline, cancellation, and a grant whatever happens."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+from pydantic import SecretStr
+
+from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant, SessionSpec
+from strategies.chain import Chain, Link, SpecSupplier
+from strategies.endpoint import Target
+from strategies.errors import MalformedError, MintError, MisconfiguredError, PermanentError, TransientError
+from strategies.health import Gate, GatePolicy
+from strategies.retry import RetryPolicy
+from strategies.websocket_proxy import WebSocketProxy
+from tests.strategies.doubles import SPEC
+
+POLICY = RetryPolicy(attempts=2, attempt_timeout_s=10, backoff_s=0)
+SLACK_S = 0.25
+GRANT = EphemeralGrant(
+    strategy="fake", token=SecretStr("ek_x"), expires_at=None, expires_in_s=60, received_at_s=0,  # type: ignore[arg-type]  # not looked at
+    endpoint="https://x", dialect="ga", voice="marin",
+)  # fmt: skip
+
+Behaviour = Callable[[float], Awaitable[Grant]]
+
+
+@dataclass
+class Fake:
+    """A strategy that does as it is told, and notes how much time it was given."""
+
+    name: str
+    behave: Behaviour
+    limits_s: list[float] = field(default_factory=list)
+    cancelled: int = 0
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @staticmethod
+    def applies(target: Target) -> bool:
+        return True
+
+    async def mint(self, spec: SessionSpec, *, timeout_s: float) -> Grant:
+        self.limits_s.append(timeout_s)
+        self.asked.set()
+        try:
+            return await self.behave(timeout_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+async def mints(_timeout_s: float) -> Grant:
+    return GRANT
+
+
+async def hangs(_timeout_s: float) -> Grant:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def resists(_timeout_s: float) -> Grant:
+    """Waits on, however often it is cancelled, for a while."""
+    until_s = time.monotonic() + 0.5
+    while (left_s := until_s - time.monotonic()) > 0:
+        try:
+            await asyncio.sleep(left_s)
+        except asyncio.CancelledError:
+            continue
+    raise RuntimeError("too late, and wrong as well")
+
+
+def raises(error: BaseException) -> Behaviour:
+    async def behave(_timeout_s: float) -> Grant:
+        raise error
+
+    return behave
+
+
+def link(name: str, behave: Behaviour, gates: dict[str, Gate] | None = None) -> Link:
+    gate = Gate(name, GatePolicy(failures=1, open_s=60))
+    if gates is not None:
+        gates[name] = gate
+    return Link(Fake(name, behave), gate)
+
+
+async def spec() -> SessionSpec:
+    return SPEC
+
+
+async def run(
+    *links: Link | WebSocketProxy,
+    budget_s: float = 2,
+    supply: SpecSupplier = spec,
+    on_attempt: Callable[[Attempt], None] = lambda _attempt: None,
+) -> tuple[Grant | None, list[tuple[str, str]], float]:
+    """The grant, (strategy, outcome) of each attempt, and how long it took."""
+    began_s = time.monotonic()
+    chain = Chain(links, policy=POLICY, on_attempt=on_attempt)
+    result = await chain.mint(supply, deadline_s=began_s + budget_s)
+    told = [(attempt.strategy, attempt.outcome) for attempt in result.attempts]
+    return result.grant, told, time.monotonic() - began_s
+
+
+def fake(link: Link) -> Fake:
+    assert isinstance(link.strategy, Fake)
+    return link.strategy
+
+
+async def test_the_first_that_mints_ends_it() -> None:
+    first, second = link("a", mints), link("b", mints)
+    grant, told, _ = await run(first, second, WebSocketProxy())
+    assert (grant, told) == (GRANT, [("a", "minted")])
+    assert fake(second).limits_s == []
+
+
+async def test_what_fails_is_followed_by_the_next_in_order() -> None:
+    links = [
+        link("a", raises(TransientError("503"))),
+        link("b", raises(MalformedError("HTML"))),
+        link("c", raises(PermanentError("404"))),
+        link("d", mints),
+    ]
+    grant, told, _ = await run(*links, WebSocketProxy())
+    assert grant == GRANT
+    assert told == [("a", "transient"), ("b", "malformed"), ("c", "permanent"), ("d", "minted")]
+
+
+async def test_the_proxy_in_the_middle_ends_the_chain() -> None:
+    behind = link("b", mints)
+    grant, told, _ = await run(link("a", raises(TransientError("503"))), WebSocketProxy(), behind)
+    assert isinstance(grant, ProxyGrant)
+    assert told == [("a", "transient"), ("websocket_proxy", "granted")]
+    assert fake(behind).limits_s == []
+
+
+async def test_without_the_proxy_nothing_is_granted_where_nothing_minted() -> None:
+    grant, told, _ = await run(link("a", raises(MisconfiguredError("401"))))
+    assert (grant, told) == (None, [("a", "misconfigured")])
+
+
+async def test_an_empty_chain_grants_nothing() -> None:
+    assert (await run())[:2] == (None, [])
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+async def test_strategies_that_hang_get_equal_shares_and_all_stay_within_the_deadline(count: int) -> None:
+    links = [link(str(number), hangs) for number in range(count)]
+    grant, told, took_s = await run(*links, WebSocketProxy(), budget_s=0.8)
+    assert isinstance(grant, ProxyGrant)
+    assert {outcome for _, outcome in told[:-1]} == {"timeout"}
+    assert took_s < 0.8 + SLACK_S
+    for each in links:
+        (limit_s,) = fake(each).limits_s  # asked once: a timeout is not repeated
+        assert limit_s == pytest.approx(0.8 / count, abs=0.06)
+        assert fake(each).cancelled == 1
+
+
+async def test_what_an_early_failure_leaves_over_goes_to_those_behind() -> None:
+    late = link("b", hangs)
+    await run(link("a", raises(PermanentError("404"))), late, WebSocketProxy(), budget_s=0.5)
+    assert fake(late).limits_s == [pytest.approx(0.5, abs=0.06)]
+
+
+async def test_who_rests_has_no_share() -> None:
+    gates: dict[str, Gate] = {}
+    resting, asked = link("b", mints, gates), link("a", hangs)
+    admission = gates["b"].admit()
+    assert admission is not None
+    gates["b"].failed(admission, PermanentError("404"), 1)
+    _, told, _ = await run(asked, resting, WebSocketProxy(), budget_s=0.5)
+    assert fake(asked).limits_s == [pytest.approx(0.5, abs=0.06)]
+    assert told == [("a", "timeout"), ("b", "skipped"), ("websocket_proxy", "granted")]
+
+
+async def test_a_deadline_that_is_past_asks_nobody() -> None:
+    asked = link("a", mints)
+    grant, told, _ = await run(asked, WebSocketProxy(), budget_s=-1)
+    assert isinstance(grant, ProxyGrant)
+    assert told == [("a", "skipped"), ("websocket_proxy", "granted")]
+    assert fake(asked).limits_s == []
+
+
+async def test_a_strategy_that_resists_cancellation_is_left_behind_and_breaks_no_deadline() -> None:
+    stubborn = [link("a", resists), link("b", resists)]
+    began = asyncio.all_tasks()
+    grant, told, took_s = await run(*stubborn, WebSocketProxy(), budget_s=0.2)
+    assert isinstance(grant, ProxyGrant)
+    assert told[:2] == [("a", "timeout"), ("b", "timeout")]
+    assert took_s < 0.2 + SLACK_S
+    left = asyncio.all_tasks() - began
+    assert len(left) == 2
+    await asyncio.wait(left, timeout=5)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == began
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyError("bug"), ExceptionGroup("bugs", [ValueError("bug")])])
+async def test_a_strategy_with_a_bug_costs_only_itself(error: Exception) -> None:
+    grant, told, _ = await run(link("a", raises(error)), link("b", mints))
+    assert (grant, told) == (GRANT, [("a", "failed"), ("b", "minted")])
+
+
+async def test_cancelling_the_caller_cancels_the_attempt_and_frees_a_probe() -> None:
+    gates: dict[str, Gate] = {}
+    hanging = link("a", hangs, gates)
+    chain = Chain([hanging], policy=POLICY)
+    asking = asyncio.create_task(chain.mint(spec, deadline_s=time.monotonic() + 60))
+    await fake(hanging).asked.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await asyncio.sleep(0)
+    assert fake(hanging).cancelled == 1
+    assert gates["a"].admit() is not None
+    assert gates["a"].attempts == 0, "what nobody waited for is no news of Azure"
+
+
+async def test_the_spec_is_asked_for_before_a_real_mint_alone() -> None:
+    asked = 0
+
+    async def supply() -> SessionSpec:
+        nonlocal asked
+        asked += 1
+        return SPEC
+
+    await run(WebSocketProxy(), supply=supply)
+    assert asked == 0
+    await run(link("a", mints), WebSocketProxy(), supply=supply)
+    assert asked == 1
+
+
+async def test_a_spec_that_does_not_come_costs_its_share_and_no_more() -> None:
+    async def never() -> SessionSpec:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    asked = link("a", mints)
+    grant, told, took_s = await run(asked, WebSocketProxy(), supply=never, budget_s=0.2)
+    assert isinstance(grant, ProxyGrant)
+    assert told[0] == ("a", "timeout")
+    assert fake(asked).limits_s == []
+    assert took_s < 0.2 + SLACK_S
+
+
+async def test_while_one_link_is_probed_the_others_rest_and_the_prober_goes_on_down_the_chain() -> None:
+    gates: dict[str, Gate] = {}
+    release = asyncio.Event()
+
+    async def fails_when_released(_timeout_s: float) -> Grant:
+        await release.wait()
+        raise PermanentError("404")
+
+    first = link("a", fails_when_released, gates)
+    links: list[Link | WebSocketProxy] = [first, link("b", mints, gates), WebSocketProxy()]
+    for name, gate in gates.items():
+        admission = gate.admit()
+        assert admission is not None, name
+        gate.failed(admission, TransientError("503"), 1)
+        gate._rest_until_s = 0.0  # the rest is over
+    chain = Chain(links, policy=POLICY)
+    deadline_s = time.monotonic() + 5
+    prober = asyncio.create_task(chain.mint(spec, deadline_s=deadline_s))
+    await fake(first).asked.wait()
+    others = await asyncio.gather(*(chain.mint(spec, deadline_s=deadline_s) for _ in range(20)))
+    assert all(isinstance(other.grant, ProxyGrant) for other in others)
+    assert gates["b"].attempts == 1
+    release.set()
+    assert (await prober).grant == GRANT
+
+
+async def test_a_link_that_is_open_to_all_is_asked_while_another_is_probed() -> None:
+    gates: dict[str, Gate] = {}
+    first = link("a", hangs, gates)
+    links: list[Link | WebSocketProxy] = [first, link("b", mints, gates), WebSocketProxy()]
+    admission = gates["a"].admit()
+    assert admission is not None
+    gates["a"].failed(admission, TransientError("503"), 1)
+    gates["a"]._rest_until_s = 0.0  # the rest is over
+    chain = Chain(links, policy=POLICY)
+    prober = asyncio.create_task(chain.mint(spec, deadline_s=time.monotonic() + 0.3))
+    await fake(first).asked.wait()
+    other = await chain.mint(spec, deadline_s=time.monotonic() + 5)
+    assert [(attempt.strategy, attempt.outcome) for attempt in other.attempts] == [("a", "skipped"), ("b", "minted")]
+    assert other.grant == GRANT
+    await prober
+
+
+async def test_every_attempt_that_was_made_is_recorded_and_heard_of() -> None:
+    heard: list[Attempt] = []
+    error = MintError("no", status=418, code="Teapot", request_id="r-1")
+    await run(link("a", raises(error)), link("b", mints), on_attempt=heard.append)
+    failed, succeeded = heard
+    assert (failed.strategy, failed.outcome, failed.why, failed.tries) == ("a", "failed", "no", 1)
+    assert (failed.status, failed.code, failed.request_id) == (418, "Teapot", "r-1")
+    assert (succeeded.outcome, succeeded.status, succeeded.tries) == ("minted", 200, 1)
+    assert all(attempt.duration_ms >= 0 for attempt in heard)
+
+
+async def test_the_attempt_tells_how_often_azure_was_asked() -> None:
+    heard: list[Attempt] = []
+    await run(link("a", raises(TransientError("503"))), on_attempt=heard.append)
+    assert heard[0].tries == 2

@@ -1,0 +1,124 @@
+"""What happened, as values, and the hook that hears of it.
+
+Metrics and traces are observers of the same few events: each is told after the fact, never waits and never raises.
+No event carries a secret, nor whoever asked.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from strategies.base import Attempt
+
+__all__ = [
+    "CredentialHolder",
+    "CredentialIssued",
+    "Event",
+    "Observer",
+    "RequestAnswered",
+    "TalkEnded",
+    "TokenRequestEnded",
+    "TokenResult",
+    "TraceContext",
+    "observe_with",
+    "unheard",
+]
+
+TokenResult = Literal["minted", "degraded", "refused", "failed"]
+"""How a token request ended: a plan with an ephemeral token, one with the proxy alone, a 4xx, a 5xx."""
+
+
+CredentialHolder = Literal["browser", "broker"]
+"""Who gets a credential into their hands: the browser, or the broker on its behalf."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """W3C trace context as the caller sent it, unread: `traceparent` and `tracestate`."""
+
+    traceparent: str
+    tracestate: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAnswered:
+    """An HTTP request has its answer. `route` is the path's template, so that its values are few."""
+
+    method: str
+    route: str
+    status: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialIssued:
+    """A credential is about to be released to its holder, and stands in the audit."""
+
+    agent_id: str
+    strategy: str
+    holder: CredentialHolder
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequestEnded:
+    """A token request has its answer.
+
+    `attempts` were made one after another; the first began `chain_began_s` after the request. `code` is the problem's,
+    where there was one.
+    """
+
+    result: TokenResult
+    status: int
+    duration_s: float
+    correlation_id: str
+    model: str
+    agent_id: str | None = None
+    session_id: str | None = None
+    strategy: str | None = None
+    code: str | None = None
+    chain_began_s: float = 0.0
+    attempts: tuple[Attempt, ...] = ()
+    trace: TraceContext | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TalkEnded:
+    """A proxied talk is over; `code` is its close code."""
+
+    session_id: str
+    agent_id: str
+    model: str
+    code: int
+    reason: str
+    duration_s: float
+    correlation_id: str
+    turns: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    trace: TraceContext | None = None
+
+
+Event = RequestAnswered | CredentialIssued | TokenRequestEnded | Attempt | TalkEnded
+"""An `Attempt` is what one strategy did within one request."""
+
+
+class Observer(Protocol):
+    """Hears of what happened."""
+
+    def __call__(self, event: Event, /) -> None: ...
+
+
+def unheard(event: Event, /) -> None:
+    """Nobody hears of it."""
+
+
+def observe_with(*observers: Observer | None) -> Observer:
+    """One observer that tells all of these, in their order; None stands for nobody."""
+    present = [observer for observer in observers if observer is not None]
+    if len(present) == 1:
+        return present[0]
+
+    def tell(event: Event, /) -> None:
+        for observer in present:
+            observer(event)
+
+    return tell

@@ -1,0 +1,294 @@
+"""OpenAPI 3.1, made of what stands beside the routes and of the models that check the requests.
+
+Each endpoint's module says what its routes take and answer, as `Operation` values; `api_document` puts them together.
+Nothing registers itself: the application names the operations it serves, as it names its routes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+__all__ = ["Answer", "Body", "Operation", "Parameter", "ProblemDocument", "Socket", "api_document"]
+
+Json = dict[str, Any]
+
+_REF = "#/components/schemas/{model}"
+_PROBLEM_MEDIA = "application/problem+json"
+_EVERYWHERE = {421: ("host_not_served",), 500: ("internal_error",)}
+_STATE_CHANGING = {403: ("origin_not_allowed",)}
+_SAFE = frozenset({"get", "head"})
+
+
+class FaultyField(BaseModel):
+    """A field that is wrong, and why."""
+
+    field: str
+    message: str
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457. Programs go by `code`, which is stable; people by `detail`, which says what to do."""
+
+    type: str = Field(pattern="^urn:voice-token-broker:problem:[a-z0-9_]+$")
+    title: str
+    status: int
+    code: str = Field(pattern="^[a-z0-9_]+$")
+    detail: str
+    correlation_id: str = Field(description="The same as in X-Request-ID; it stands in the log.")
+    errors: list[FaultyField] | None = Field(None, description="With invalid_request: each field that is wrong.")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of the path, the query or the header."""
+
+    name: str
+    where: Literal["path", "query", "header"]
+    description: str
+    schema: Json = field(default_factory=lambda: {"type": "string"})
+    example: Any = None
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What is sent: JSON of any one of `models`; where there is none, `media_type` of `json_schema` (or text)."""
+
+    models: tuple[type[BaseModel], ...] = ()
+    media_type: str = "application/json"
+    json_schema: Json | None = None
+    example: Any = None
+    required: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that is no problem: JSON of `model`, `media_type` of `json_schema` (or text), or nothing at all."""
+
+    status: int
+    description: str
+    model: type[BaseModel] | None = None
+    media_type: str | None = None
+    json_schema: Json | None = None
+    example: Any = None
+    headers: tuple[str, ...] = ("Cache-Control",)
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """A WebSocket's path. OpenAPI knows no WebSockets: it stands as a path without operations, with `x-websocket`."""
+
+    path: str
+    tag: str
+    summary: str
+    description: str
+    subprotocols: tuple[str, ...]
+    close_codes: Mapping[int, str]
+    parameters: tuple[Parameter, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A method of a route. `path` is the template as the route has it; `aliases` are the same object elsewhere.
+
+    `problems` names the codes a status can come with; what any route may answer (421, 500, and 403 for a foreign
+    origin) is added. `security` are names of schemes, any one of which will do; `None` among them is nobody.
+    """
+
+    name: str
+    method: Literal["get", "post", "put", "delete"]
+    path: str
+    tag: str
+    summary: str
+    description: str
+    answers: tuple[Answer, ...]
+    problems: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    parameters: tuple[Parameter, ...] = ()
+    body: Body | None = None
+    aliases: tuple[str, ...] = ()
+    security: tuple[str | None, ...] = ()
+
+
+_HEADERS: dict[str, Json] = {
+    "X-Request-ID": {
+        "description": "The request's id: yours where you sent a plain one.",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+    "Cache-Control": {"required": True, "schema": {"type": "string"}, "example": "no-store"},
+    "Retry-After": {
+        "description": "Seconds until it is worth another try.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "WWW-Authenticate": {
+        "description": "How to authenticate.",
+        "required": True,
+        "schema": {"type": "string"},
+        "example": "Bearer",
+    },
+    "Location": {"schema": {"type": "string", "format": "uri-reference"}},
+}
+_STATUS_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
+
+_SECURITY: dict[str, Json] = {
+    "entra": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "BROKER_AUTH=entra: an Entra access token for this broker.",
+    },
+    "easyauth": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-MS-CLIENT-PRINCIPAL",
+        "description": "BROKER_AUTH=easyauth: what the platform's sign-in sets; callers can't.",
+    },
+    "sessionToken": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The `session_token` of the session's last plan.",
+    },
+    "metricsToken": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "BROKER_METRICS_TOKEN, where it is set.",
+    },
+}
+
+
+def api_document(
+    operations: Sequence[Operation], *, sockets: Sequence[Socket] = (), version: str, description: str
+) -> Json:
+    """The OpenAPI document of these operations and WebSockets."""
+    paths: Json = {socket.path: _socket(socket) for socket in sockets}
+    tags = dict.fromkeys([*(operation.tag for operation in operations), *(socket.tag for socket in sockets)])
+    for operation in operations:
+        for number, path in enumerate((operation.path, *operation.aliases)):
+            paths.setdefault(path, {})[operation.method] = _operation(operation, path, number)
+    used = {name for operation in operations for name in operation.security if name is not None}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Voice token broker", "version": version, "description": description},
+        "servers": [{"url": "/"}],
+        "tags": [{"name": tag} for tag in tags],
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(operations),
+            "headers": _HEADERS,
+            "securitySchemes": {name: scheme for name, scheme in _SECURITY.items() if name in used},
+        },
+    }
+
+
+def _operation(operation: Operation, path: str, number: int) -> Json:
+    """`number` counts the paths that it is served under: ids must differ."""
+    same = f"The same as `{operation.path}`.\n\n" if number else ""
+    described: Json = {
+        "operationId": operation.name if not number else f"{operation.name}_{number + 1}",
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "description": f"{same}{operation.description}",
+        "responses": {
+            str(status): answer
+            for status, answer in sorted(
+                [
+                    *((answer.status, _answer(answer)) for answer in operation.answers),
+                    *((status, _problem(status, codes)) for status, codes in _problems(operation).items()),
+                ],
+                key=lambda pair: pair[0],
+            )
+        },
+    }
+    if parameters := [_parameter(parameter) for parameter in operation.parameters if _belongs(parameter, path)]:
+        described["parameters"] = parameters
+    if (body := operation.body) is not None:
+        content = _content(body.models, body.example, body.json_schema)
+        described["requestBody"] = {"required": body.required, "content": {body.media_type: content}}
+    if operation.security:
+        described["security"] = [{} if name is None else {name: []} for name in operation.security]
+    return described
+
+
+def _socket(socket: Socket) -> Json:
+    return {
+        "summary": socket.summary,
+        "description": socket.description,
+        "parameters": [_parameter(parameter) for parameter in socket.parameters],
+        "x-websocket": {
+            "tag": socket.tag,
+            "subprotocols": list(socket.subprotocols),
+            "closeCodes": {str(code): meaning for code, meaning in socket.close_codes.items()},
+        },
+    }
+
+
+def _belongs(parameter: Parameter, path: str) -> bool:
+    return parameter.where != "path" or f"{{{parameter.name}}}" in path
+
+
+def _problems(operation: Operation) -> dict[int, tuple[str, ...]]:
+    """All that may go wrong: the operation's own, and what any route may answer."""
+    everywhere = _EVERYWHERE if operation.method in _SAFE else _EVERYWHERE | _STATE_CHANGING
+    own = operation.problems
+    return {status: (*own.get(status, ()), *everywhere.get(status, ())) for status in {*own, *everywhere}}
+
+
+def _parameter(parameter: Parameter) -> Json:
+    described: Json = {
+        "name": parameter.name,
+        "in": parameter.where,
+        "required": parameter.required or parameter.where == "path",
+        "description": parameter.description,
+        "schema": parameter.schema,
+    }
+    return described if parameter.example is None else {**described, "example": parameter.example}
+
+
+def _answer(answer: Answer) -> Json:
+    described: Json = {"description": answer.description, "headers": _header_refs(answer.headers)}
+    if answer.model is not None or answer.media_type is not None:
+        media_type = answer.media_type or "application/json"
+        models = () if answer.model is None else (answer.model,)
+        described["content"] = {media_type: _content(models, answer.example, answer.json_schema)}
+    return described
+
+
+def _content(models: Sequence[type[BaseModel]], example: Any, json_schema: Json | None = None) -> Json:
+    schema = json_schema or {"type": "string"}
+    if refs := [{"$ref": _REF.format(model=model.__name__)} for model in models]:
+        schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
+    return {"schema": schema} if example is None else {"schema": schema, "example": example}
+
+
+def _problem(status: int, codes: Sequence[str]) -> Json:
+    narrowed = {"properties": {"status": {"const": status}, "code": {"enum": list(codes)}}}
+    return {
+        "description": f"{HTTPStatus(status).phrase}: {', '.join(f'`{code}`' for code in codes)}.",
+        "headers": _header_refs(("Cache-Control", *_STATUS_HEADERS.get(status, ()))),
+        "content": {
+            _PROBLEM_MEDIA: {"schema": {"allOf": [{"$ref": _REF.format(model=ProblemDocument.__name__)}, narrowed]}}
+        },
+    }
+
+
+def _header_refs(names: Iterable[str]) -> Json:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in ("X-Request-ID", *names)}
+
+
+def _schemas(operations: Sequence[Operation]) -> Json:
+    """The models that are sent and answered: each as its side sees it."""
+    modes: dict[type[BaseModel], JsonSchemaMode] = {ProblemDocument: "serialization"}
+    for operation in operations:
+        for model in operation.body.models if operation.body else ():
+            modes[model] = "validation"
+        for answer in operation.answers:
+            if answer.model is not None:
+                modes[answer.model] = "serialization"
+    _, document = models_json_schema(list(modes.items()), ref_template=_REF)
+    schemas: Json = document["$defs"]
+    return schemas
