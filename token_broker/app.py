@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -9,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from token_broker.edge import Edge
@@ -127,4 +128,17 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         404: ("not_found", "There is nothing at this path; /openapi.json lists what there is."),
         405: ("method_not_allowed", "This path does not take this method; the Allow header names those it takes."),
     }.get(error.status_code, ("http_error", "The request can't be answered as it is."))
-    return problem_response(Problem(error.status_code, code, detail, headers=error.headers), correlation_id(request))
+    headers = {"Allow": _allowed(request)} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
+    return problem_response(Problem(error.status_code, code, detail, headers=headers), correlation_id(request))
+
+
+def _allowed(request: Request) -> str:
+    """All methods of the path: several routes may share it, and the one that refused names only its own."""
+    routes = request.app.routes
+    methods = {
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+    return ", ".join(sorted(methods))

@@ -56,10 +56,11 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What is sent: JSON of any one of `models`, or text of `media_type` where there is none."""
+    """What is sent: JSON of any one of `models`; where there is none, `media_type` of `json_schema` (or text)."""
 
     models: tuple[type[BaseModel], ...] = ()
     media_type: str = "application/json"
+    json_schema: Json | None = None
     example: Any = None
     required: bool = True
 
@@ -205,11 +206,9 @@ def _operation(operation: Operation, path: str, number: int) -> Json:
     }
     if parameters := [_parameter(parameter) for parameter in operation.parameters if _belongs(parameter, path)]:
         described["parameters"] = parameters
-    if operation.body is not None:
-        described["requestBody"] = {
-            "required": operation.body.required,
-            "content": {operation.body.media_type: _content(operation.body.models, operation.body.example)},
-        }
+    if (body := operation.body) is not None:
+        content = _content(body.models, body.example, body.json_schema)
+        described["requestBody"] = {"required": body.required, "content": {body.media_type: content}}
     if operation.security:
         described["security"] = [{} if name is None else {name: []} for name in operation.security]
     return described

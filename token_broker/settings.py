@@ -193,7 +193,7 @@ class Settings(BaseSettings):
     client_write_timeout_s: _Seconds = Field(
         10,
         alias="BROKER_CLIENT_WRITE_TIMEOUT_S",
-        description="a client that takes no frame for so long is closed (4410)",
+        description="a client that takes nothing for so long is closed (a talk with 4410)",
     )
     client_message_bytes: int = Field(
         262_144,
@@ -353,6 +353,10 @@ class Settings(BaseSettings):
     )
     body_timeout_s: _Seconds = Field(
         10, alias="BROKER_BODY_TIMEOUT_S", description="a request's whole body has to arrive within this"
+    )
+
+    head_timeout_s: _Seconds = Field(
+        10, alias="BROKER_HEAD_TIMEOUT_S", description="a request's whole head has to arrive within this"
     )
 
     # --- eyes

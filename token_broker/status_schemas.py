@@ -58,7 +58,7 @@ class RelayFigures(BaseModel):
     """The proxy since the process began."""
 
     active: int
-    open_slots: int
+    open_or_relayed: int
     sessions: int
     ready: int
     switches: int

@@ -46,7 +46,7 @@ async def create_call(request: Request) -> Response:
     if (wait_s := broker.rate.take(key)) is not None:
         raise too_many_requests(wait_s)
     offer = await _read_offer(request, broker)
-    agent = find_agent(broker, request.query_params.get("agent_id"))
+    agent = find_agent(broker, request.query_params.get("agent_id") or claims.agent_id)
     owner = Owner(claims.session_id, claims.principal, claims.epoch, claims.user_id)
     if (lease := broker.talks.acquire(key)) is None:
         raise too_many_sessions()
@@ -169,6 +169,12 @@ def _unknown_call() -> Problem:
 _SDP = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
 _SESSION = Parameter("session_id", "query", "The session; the token's own, where it is named.")
 
+# What `_read_offer` takes, as a JSON Schema can say it.
+_OFFER = (
+    r"^v=0(\r?\n[a-z]=[^\x00-\x08\x0a-\x1f]*)*\r?\nm=audio [^\x00-\x08\x0a-\x1f]*"
+    r"(\r?\n[a-z]=[^\x00-\x08\x0a-\x1f]*)*(\r?\n)*$"
+)
+
 CALL_OPERATIONS = (
     Operation(
         name="create_call",
@@ -183,7 +189,7 @@ CALL_OPERATIONS = (
             "request, and as an open talk until it is hung up."
         ),
         parameters=(_SESSION, Parameter("agent_id", "query", "Who speaks; the default agent where it is left out.")),
-        body=Body(media_type="application/sdp", example=_SDP),
+        body=Body(media_type="application/sdp", json_schema={"type": "string", "pattern": _OFFER}, example=_SDP),
         answers=(
             Answer(
                 201,

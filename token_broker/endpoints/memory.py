@@ -214,9 +214,10 @@ def _store_problem(error: StoreError) -> Problem:
 def _limit(value: str | None) -> int:
     if value is None:
         return _PAGE
-    if not (value.isascii() and value.isdecimal() and len(value) <= 9 and int(value) >= 1):  # noqa: PLR2004
+    digits = value.lstrip("0")
+    if not (digits.isascii() and digits.isdecimal()):
         raise Problem(422, "invalid_request", "limit: send a whole number of at least 1.")
-    return min(int(value), _LARGEST_PAGE)
+    return _LARGEST_PAGE if len(digits) >= len(str(_LARGEST_PAGE)) else int(digits)
 
 
 def _json(model: TurnAnswer | EnrichAnswer | TurnPage | Forgotten, status: int) -> Response:

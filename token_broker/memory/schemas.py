@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from token_broker.memory.keys import LAST_PLACE
 from token_broker.memory.text import is_storable
@@ -34,18 +34,29 @@ def _utc(time: datetime) -> datetime:
     return time
 
 
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 1.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 
-_Content = Annotated[str, Field(min_length=1), AfterValidator(_storable)]
+# What the validators check, as a JSON Schema can say it.
+_STORABLE = {"pattern": r"^[^\u0000]*$"}
+_KNOWN_TIME = {"pattern": r"^(19[7-9]|[2-8][0-9]{2})[0-9]-"}
+
+_Content = Annotated[str, Field(min_length=1, json_schema_extra=_STORABLE), AfterValidator(_storable)]
 _SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{16,64}$")]
-_AgentId = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_storable)]
-_TurnId = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_storable)]
-_Label = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_storable)]
+_AgentId = Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=_STORABLE), AfterValidator(_storable)]
+_TurnId = Annotated[str, Field(min_length=1, max_length=128, json_schema_extra=_STORABLE), AfterValidator(_storable)]
+_Label = Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=_STORABLE), AfterValidator(_storable)]
+_Place = Annotated[int, Field(ge=0, lt=LAST_PLACE), BeforeValidator(_whole)]
+_Time = Annotated[datetime, Field(json_schema_extra=_KNOWN_TIME), AfterValidator(_utc)]
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class TurnRequest(_Request):
@@ -56,8 +67,8 @@ class TurnRequest(_Request):
     role: Literal["user", "assistant"]
     content: _Content
     turn_id: _TurnId | None = None
-    sequence: int | None = Field(None, ge=0, lt=LAST_PLACE, description="The item's place in its connection.")
-    created_at: Annotated[datetime, AfterValidator(_utc)] | None = None
+    sequence: _Place | None = Field(None, description="The item's place in its connection.")
+    created_at: _Time | None = None
     interrupted: bool = False
 
 

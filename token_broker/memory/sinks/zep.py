@@ -48,11 +48,11 @@ class ZepMemory:
     """See `Sink` and `FactSource`. Close it with `aclose`."""
 
     def __init__(self, api_key: SecretStr, base_url: str | None, *, timeout_s: float) -> None:
-        self._http = httpx.AsyncClient(
-            timeout=timeout_s, follow_redirects=False, event_hooks={"response": [_raise_for_status]}
-        )
+        self._http = httpx.AsyncClient(follow_redirects=False, event_hooks={"response": [_raise_for_status]})
         base_url = (base_url or ZEP_CLOUD_URL).rstrip("/")
-        self._zep = AsyncZep(api_key=api_key.get_secret_value(), base_url=base_url, httpx_client=self._http)
+        key = api_key.get_secret_value()
+        # The timeout is given here since zep-python passes its own, none, over the client's.
+        self._zep = AsyncZep(api_key=key, base_url=base_url, timeout=timeout_s, httpx_client=self._http)
         self._known: OrderedDict[str, None] = OrderedDict()  # sessions that Zep has
 
     async def aclose(self) -> None:
@@ -78,14 +78,12 @@ class ZepMemory:
                 self._known.clear()
                 await _unless_missing(self._zep.user.delete(zep_user_id(principal, session_id)))
 
-    async def facts(self, owner: Owner) -> list[str]:
+    async def facts(self, owner: Owner, *, of_session: bool) -> list[str]:
+        asked = [self._facts_of_session(owner.session_id)] if of_session else []
+        if owner.principal != ANONYMOUS:
+            asked.append(self._facts_of_user(zep_user_id(owner.principal, "")))
         async with _failures(storing=False):
-            if owner.principal == ANONYMOUS:
-                return await self._facts_of_session(owner.session_id)
-            of_session, of_user = await asyncio.gather(
-                self._facts_of_session(owner.session_id), self._facts_of_user(zep_user_id(owner.principal, ""))
-            )
-            return list(dict.fromkeys([*of_session, *of_user]))
+            return list(dict.fromkeys(fact for facts in await asyncio.gather(*asked) for fact in facts))
 
     async def _facts_of_user(self, user_id: str) -> list[str]:
         """What Zep knows of a user from all their sessions."""
