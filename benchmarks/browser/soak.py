@@ -40,13 +40,13 @@ async def _run(minutes: float) -> Soak:
         pause = np.zeros(round((PERIOD_S - SAID_S) * MICROPHONE_RATE))
         microphone = write_wav(folder / "said.wav", np.concatenate([said, pause]), MICROPHONE_RATE)
         async with run_demo(folder) as demo, open_browser(microphone) as browser:
-            return await soak(browser, demo.base_url, said, PERIOD_S, minutes * 60)
+            return await soak(browser, demo.base_url, said, minutes * 60)
 
 
 def _is_good(outcome: Soak, minutes: float) -> bool:
     return (
         outcome.answers >= minutes * 60 / PERIOD_S * 0.9
-        and outcome.worst_likeness > 0.98
+        and outcome.whole > 0.99
         and abs(outcome.drift_ms) < 150
         and outcome.gaps == 0
         and outcome.disconnections == 0

@@ -131,7 +131,9 @@ def broker(directory: Path, azure_url: str) -> Iterator[Proxy]:
     if (directory / "ca.pem").exists():
         environment["SSL_CERT_FILE"] = str(directory / "ca.pem")
     serve = "from token_broker.cli import main; main(['serve'])"
-    with process(sys.executable, "-c", serve, env=environment, stdout=subprocess.DEVNULL) as running:
+    with process(
+        sys.executable, "-c", serve, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as running:
         _wait_for(port)
         yield Proxy("broker", running.pid, port)
 

@@ -92,7 +92,7 @@ async def main() -> None:
     began = time.monotonic()
     if job["rate"]:
         await asyncio.gather(*(speak(talk, job["rate"], job["seconds"]) for talk in talks))
-        await asyncio.sleep(1)
+        await all_back(talks)
     else:
         for talk in talks:
             talk.ping_pong = True
@@ -114,6 +114,13 @@ async def main() -> None:
         with contextlib.suppress(Exception):
             assert talk.transport is not None
             talk.transport.disconnect(graceful=False)
+
+
+async def all_back(talks: list[Talk]) -> None:
+    """Waits for stragglers: what has not come after ten seconds is lost."""
+    deadline = time.monotonic() + 10
+    while sum(talk.sent - talk.back for talk in talks) and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
 
 
 async def speak(talk: Talk, rate: int, seconds: float) -> None:

@@ -198,7 +198,7 @@ async def test_openmetrics_is_answered_to_whoever_asks_for_it(
     accept = "application/openmetrics-text; version=1.0.0; charset=utf-8, text/plain;q=0.5"
     answer = await broker.client.get("/metrics", headers={"Accept": accept})
     assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
-    families = {family.name: family for family in read_openmetrics(answer.text)}
+    families = {family.name: family for family in read_openmetrics(answer.text)}  # type: ignore[no-untyped-call]
     assert [s.labels["version"] for s in families["token_broker_build"].samples] == [__version__]
     assert families["token_broker_draining"].samples[0].value == 0
     assert not [name for name in families if name.endswith("_created")]

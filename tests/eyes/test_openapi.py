@@ -19,7 +19,15 @@ from token_broker.simulator import RunningSimulator
 OFFER = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
 SESSION = "0123456789abcdef"
 # Codes that belong to no operation: the info text names them.
-ELSEWHERE = {"not_found", "method_not_allowed", "http_error", "upgrade_required"}
+ELSEWHERE = {
+    "not_found",
+    "method_not_allowed",
+    "http_error",
+    "upgrade_required",
+    "malformed_request",
+    "head_timeout",
+    "head_too_large",
+}
 
 
 class Document:

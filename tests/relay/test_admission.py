@@ -38,6 +38,7 @@ async def test_without_a_ticket_the_reason_names_the_route_to_ask() -> None:
         assert not azure.handshakes
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(
     "fault", ["forged", "expired", "another session's", "a session token", "two", "garbage", "empty"]
 )
@@ -82,6 +83,7 @@ async def test_the_ticket_is_never_chosen_as_the_subprotocol() -> None:
             assert client.socket.subprotocol is None
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(("origin", "code"), [("https://evil.example", 4403), ("null", 4403)])
 async def test_a_foreign_origin_is_refused_with_4403(origin: str, code: int) -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
@@ -100,6 +102,7 @@ async def test_a_ticket_whose_agent_is_gone_is_refused_with_4400() -> None:
         assert (await refused(running, session, offered))[0] == 4400
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(("in_all", "a_principal"), [(2, 0), (9, 2)])
 async def test_one_talk_too_many_is_refused_with_4429_until_another_ends(in_all: int, a_principal: int) -> None:
     limits: dict[str, Any] = {"max_sessions": in_all, "max_sessions_per_principal": a_principal}
@@ -133,6 +136,7 @@ def plain_get(port: int, path: str, headers: dict[str, str]) -> tuple[int, dict[
     return response.status, {name.lower(): value for name, value in response.getheaders()}
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 async def test_a_plain_get_is_answered_with_426() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         status, headers = await asyncio.to_thread(plain_get, running.port, f"{PATH}/{uuid7()}", {})
@@ -141,6 +145,7 @@ async def test_a_plain_get_is_answered_with_426() -> None:
         assert headers["content-type"] == "application/problem+json"
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 async def test_a_malformed_handshake_is_answered_with_400() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         broken = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}

@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure
 from tests.relay.support.broker import broker, build, make_settings, serving
 from token_broker.agents import AgentBook, load_agents
+
+pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
 AGENTS = """
 default = "ann"

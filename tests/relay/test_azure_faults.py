@@ -116,6 +116,7 @@ async def test_one_hanging_upstream_leaves_half_of_the_time_to_the_other() -> No
             assert 0.4 < time.monotonic() - began < 0.9
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 429, 500, 503])
 async def test_a_refusing_azure_ends_in_4502_and_its_gate_learns(status: int) -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
@@ -133,6 +134,7 @@ async def test_a_refusing_azure_ends_in_4502_and_its_gate_learns(status: int) ->
         assert outcomes == {"voice_live": status, "openai_realtime": status}
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 async def test_a_route_that_is_missing_is_not_asked_again() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         azure.refuse = lambda request: answer(404) if "voice-live" in request.path else None
@@ -142,6 +144,7 @@ async def test_a_route_that_is_missing_is_not_asked_again() -> None:
         assert sum("voice-live" in request.path for request in azure.handshakes) == 1
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("body", [b'{"error":{"code":"AuthenticationTypeDisabled","message":"x"}}', b""])
 async def test_where_keys_are_off_entra_is_used(body: bytes) -> None:
     def refuse(request: Request) -> Response | None:

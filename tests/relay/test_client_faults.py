@@ -139,6 +139,7 @@ async def test_a_client_that_floods_with_refused_events_and_reads_nothing_is_hel
         assert await client.closed() == 4410
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(
     "message", [b"\x00\x01", "{", "[]", "nonsense", "{}", '{"type":7}', "[" * 50_000, '{"type":NaN}']
 )
@@ -195,6 +196,7 @@ SMUGGLED = {
 }
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("text", SMUGGLED.values(), ids=SMUGGLED.keys())
 async def test_what_the_agent_says_can_not_be_said_by_a_client(text: str) -> None:
     async with talking() as (_, client, talk):
@@ -207,6 +209,7 @@ async def test_what_the_agent_says_can_not_be_said_by_a_client(text: str) -> Non
         assert json.loads(passed[0])["type"] == json.loads(text)["type"]
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 async def test_a_session_update_in_fragments_is_read_as_one() -> None:
     async with talking() as (_, client, talk):
         await client.socket.send(
@@ -216,6 +219,7 @@ async def test_a_session_update_in_fragments_is_read_as_one() -> None:
         assert event["session"] == {"temperature": 0.7}
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(
     "event",
     [
@@ -234,6 +238,7 @@ async def test_a_system_item_is_refused_and_the_talk_goes_on(event: dict[str, An
         assert len(talk.raw) == 2
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 async def test_typed_words_are_a_turn_of_the_users() -> None:
     async with talking() as (running, client, _):
         content = [{"type": "input_text", "text": "I would rather write."}]
@@ -244,6 +249,7 @@ async def test_typed_words_are_a_turn_of_the_users() -> None:
         assert running.intake.said == [("user", "I would rather write.")]
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 async def test_a_turn_that_the_memory_can_not_take_is_counted_and_told() -> None:
     async with talking() as (running, client, talk):
         running.intake.full = True
@@ -272,6 +278,7 @@ async def test_a_talk_ends_at_its_longest_time() -> None:
             await speaking
 
 
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 async def test_usage_is_counted_for_principal_and_agent() -> None:
     async with talking() as (running, client, talk):
         await talk.say("item_a", "Hello.")

@@ -4,8 +4,10 @@ import asyncio
 import base64
 import json
 
-from tests.relay.support.azure import converse, scripted_azure
+from strategies.endpoint import parse_target
+from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure
 from tests.relay.support.broker import KEY, broker
+from token_broker.relay.upstreams import make_routes
 
 
 async def test_the_first_event_is_ready_and_azures_session_follows_without_its_instructions() -> None:
@@ -60,8 +62,6 @@ async def test_both_sides_words_become_turns_in_the_conversations_order() -> Non
 
 
 async def test_openai_takes_over_unseen_where_voice_live_refuses() -> None:
-    from tests.relay.support.azure import answer
-
     async with scripted_azure() as azure, broker(azure.url) as running:
         azure.refuse = lambda request: answer(404) if "voice-live" in request.path else None
         async with running.client() as client:
@@ -86,3 +86,41 @@ async def test_the_client_ends_the_talk_with_1000() -> None:
             await talk.closed.wait()
         assert running.relay.snapshot()["closes"] == {"1000": 1}
         assert json.dumps(running.relay.snapshot())
+
+
+async def test_what_a_client_sends_too_early_waits_for_azures_session() -> None:
+    asked = asyncio.Event()
+
+    async def slow(talk: AzureTalk) -> None:
+        talk.arrived(await talk.connection.recv())
+        await asked.wait()
+        await talk.send({"type": "session.updated", "session": {}})
+        async for message in talk.connection:
+            talk.arrived(message)
+
+    async with scripted_azure(slow) as azure, broker(azure.url) as running, running.client() as client:
+        await client.send({"type": "response.create"})
+        talk = await azure.talk()
+        await talk.next_event("session.update")
+        asked.set()
+        await client.ready()
+        await talk.next_event("response.create")
+        assert [event["type"] for event in talk.received] == ["session.update", "response.create"]
+
+
+def test_a_direct_endpoint_has_openais_socket_alone() -> None:
+    target = parse_target("https://x.openai.azure.com")
+    (route,) = make_routes(target, ("voice_live", "openai_realtime"), model="my model", api_version="2025-10-01")
+    assert (route.name, route.url) == (
+        "openai_realtime",
+        "https://x.openai.azure.com/openai/v1/realtime?model=my%20model",
+    )
+
+
+def test_a_unified_endpoint_has_both_each_on_its_own_host() -> None:
+    target = parse_target("https://x.services.ai.azure.com")
+    routes = make_routes(target, ("voice_live", "openai_realtime"), model="gpt-realtime", api_version="2025-10-01")
+    assert [route.url for route in routes] == [
+        "https://x.services.ai.azure.com/voice-live/realtime?api-version=2025-10-01&model=gpt-realtime",
+        "https://x.openai.azure.com/openai/v1/realtime?model=gpt-realtime",
+    ]

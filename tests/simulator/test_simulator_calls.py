@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -59,6 +60,7 @@ class Phone:
         self.connection.addTrack(microphone)
         self.channel = self.connection.createDataChannel(label)
         self.closed = asyncio.Event()
+        self.answer_type = ""
         self.events: list[dict[str, Any]] = []
         self._heard = bytearray()
         self._arrived = asyncio.Event()
@@ -147,6 +149,7 @@ async def _calling(azure: RunningSimulator, pcm: bytes = b"", query: str = "") -
     async with _phone(pcm) as phone:
         answer = await _post(azure, await phone.offer(), await _mint(azure), query)
         assert answer.status_code == 201
+        phone.answer_type = answer.headers["content-type"]
         await phone.connect(answer.text)
         yield phone, answer.headers["location"].rpartition("/")[2]
     await azure.until_calls(0)
@@ -188,8 +191,9 @@ async def test_the_filter_lets_only_azures_few_events_through(azure: RunningSimu
         assert set(phone.names()) == FILTERED
 
 
-async def test_text_cancel_and_clear_work_over_the_data_channel(azure: RunningSimulator) -> None:
-    async with _calling(azure) as (phone, _):
+async def test_text_cancel_and_clear_work_over_the_data_channel() -> None:
+    unhurried = SimulatorConfig(ice_addresses=("127.0.0.1",), answer_speed=2)
+    async with serve(unhurried) as azure, _calling(azure) as (phone, _):
         await phone.hear("session.created")
         item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello " * 50}]}
         phone.send("conversation.item.create", item=item)
@@ -276,6 +280,23 @@ async def test_the_answer_is_201_with_sdp_and_a_location(azure: RunningSimulator
         await phone.connect(answer.text)
         await phone.hear("session.created")
     await azure.until_calls(0)
+
+
+async def test_the_answers_content_type_can_be_the_one_that_was_seen_live() -> None:
+    seen = "text/plain; charset=utf-8"
+    config = SimulatorConfig(ice_addresses=("127.0.0.1",), sdp_answer_type=seen)
+    async with serve(config) as azure, _calling(azure) as (phone, _):
+        await phone.hear("session.created")
+        assert phone.answer_type == seen
+
+
+async def test_without_aiortc_a_call_is_501_and_says_why(
+    azure: RunningSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "token_broker.simulator.realtime.call", None)
+    answer = await _post(azure, "v=0", await _mint(azure))
+    assert answer.status_code == 501
+    assert "not part of this installation" in answer.json()["error"]["message"]
 
 
 async def test_a_hang_up_ends_the_call_and_a_second_finds_none(azure: RunningSimulator) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import typing
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import openai
@@ -19,7 +20,7 @@ from openai.types.realtime import RealtimeServerEvent
 from pydantic import BaseModel, TypeAdapter
 
 from tests.simulator.support import GA_PATH, VOICE_LIVE_PATH, Caller, call, correlation, silence, speech
-from token_broker.simulator import RunningSimulator
+from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
 
 GA_SESSION: dict[str, Any] = {
     "type": "realtime",
@@ -44,6 +45,13 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert caplog.records == []
 
 
+@pytest.fixture
+async def pensive() -> AsyncIterator[RunningSimulator]:
+    """A simulator that thinks long enough before it answers to be cancelled on any machine."""
+    async with serve(SimulatorConfig(thinking_s=30)) as running:
+        yield running
+
+
 def _chunks(pcm: bytes) -> Iterator[str]:
     for begin in range(0, len(pcm), 4800):
         yield base64.b64encode(pcm[begin : begin + 4800]).decode()
@@ -52,8 +60,8 @@ def _chunks(pcm: bytes) -> Iterator[str]:
 # --- openai, GA ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-async def ga(azure: RunningSimulator) -> AsyncIterator[AsyncRealtimeConnection]:
+@asynccontextmanager
+async def _ga(azure: RunningSimulator) -> AsyncIterator[AsyncRealtimeConnection]:
     """The package's own connection to GA's socket."""
     client = openai.AsyncOpenAI(
         base_url=f"{azure.base_url}/openai/v1",
@@ -61,6 +69,12 @@ async def ga(azure: RunningSimulator) -> AsyncIterator[AsyncRealtimeConnection]:
         api_key="simulated-key",
     )
     async with client, client.realtime.connect(model="gpt-realtime", max_retries=0) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def ga(azure: RunningSimulator) -> AsyncIterator[AsyncRealtimeConnection]:
+    async with _ga(azure) as connection:
         yield connection
 
 
@@ -88,7 +102,7 @@ async def test_the_openai_client_talks_in_audio(ga: AsyncRealtimeConnection) -> 
     assert events[-1].response.usage.total_tokens > 0
 
 
-async def test_the_openai_client_talks_in_text_cancels_and_truncates(ga: AsyncRealtimeConnection) -> None:
+async def test_the_openai_client_talks_in_text_and_truncates(ga: AsyncRealtimeConnection) -> None:
     content = {"type": "input_text", "text": "Hello there"}
     item = {"type": "message", "role": "user", "content": [content]}
     await ga.conversation.item.create(item=cast("Any", item))
@@ -99,10 +113,13 @@ async def test_the_openai_client_talks_in_text_cancels_and_truncates(ga: AsyncRe
     await ga.conversation.item.truncate(item_id=events[-1].response.output[0].id, content_index=0, audio_end_ms=100)
     assert (await ga.recv()).type == "rate_limits.updated"
     assert (await ga.recv()).type == "conversation.item.truncated"
-    await ga.response.create()
-    assert (await ga.recv()).type == "response.created"
-    await ga.response.cancel()
-    assert (await _until_done(ga))[-1].response.status == "cancelled"
+
+
+async def test_the_openai_client_cancels(pensive: RunningSimulator) -> None:
+    async with _ga(pensive) as connection:
+        await connection.response.create()
+        await connection.response.cancel()
+        assert (await _until_done(connection))[-1].response.status == "cancelled"
 
 
 async def test_the_azure_class_of_the_openai_package_talks_on_the_preview_socket(azure: RunningSimulator) -> None:
@@ -178,14 +195,19 @@ async def test_the_voice_live_sdk_talks_in_audio(azure: RunningSimulator, creden
     assert events[-1].response.usage.total_tokens > 0
 
 
-async def test_the_voice_live_sdk_talks_in_text_cancels_and_clears(azure: RunningSimulator) -> None:
+async def test_the_voice_live_sdk_talks_in_text(azure: RunningSimulator) -> None:
     credential = AzureKeyCredential("simulated-key")
     async with connect(endpoint=azure.base_url, credential=credential, model="gpt-realtime") as connection:
         content = models.InputTextContentPart(text="Hello there")
         await connection.conversation.item.create(item=models.UserMessageItem(content=[content]))
         await connection.response.create(additional_instructions="Be brief.")
         events = await _until_response_done(connection)
-        assert [event.transcript for event in events if "transcript" in event] == ["[simulated] you wrote: Hello there"]
+    assert [event.transcript for event in events if "transcript" in event] == ["[simulated] you wrote: Hello there"]
+
+
+async def test_the_voice_live_sdk_cancels_and_clears(pensive: RunningSimulator) -> None:
+    credential = AzureKeyCredential("simulated-key")
+    async with connect(endpoint=pensive.base_url, credential=credential, model="gpt-realtime") as connection:
         await connection.response.create()
         await connection.output_audio_buffer.clear()
         await connection.input_audio_buffer.clear()

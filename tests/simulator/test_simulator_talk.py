@@ -388,6 +388,46 @@ def test_only_an_answers_audio_can_be_truncated() -> None:
     assert scene.error()["param"] == "content_index"
 
 
+# --- Playback at the server, as over WebRTC ------------------------------------------------------------------------
+
+
+def _playback(scene: Scene) -> list[str]:
+    return [event["type"] for event in scene.events if event["type"].startswith("output_audio_buffer.")]
+
+
+def test_where_the_server_plays_it_tells_when_that_starts_and_ends() -> None:
+    scene = Scene(server_plays=True)
+    scene.send("response.create")
+    scene.wait(5)
+    assert _playback(scene) == ["output_audio_buffer.started"]
+    names = [event["type"] for event in scene.events]
+    assert names.index("response.content_part.added") < names.index("output_audio_buffer.started")
+    assert names.index("output_audio_buffer.started") < names.index("response.output_audio.delta")
+    assert [event["type"] for event in scene.talk.played()] == ["output_audio_buffer.stopped"]
+    assert scene.talk.played() == []
+
+
+def test_a_barge_in_after_the_answers_end_clears_what_was_not_heard() -> None:
+    scene = Scene(server_plays=True)
+    scene.say(speech(2) + silence(1))
+    scene.wait(5)
+    assert scene.only("response.done")["response"]["status"] == "completed"
+    scene.say(speech(0.2))
+    assert _playback(scene) == ["output_audio_buffer.started", "output_audio_buffer.cleared"]
+    response_id = scene.only("response.done")["response"]["id"]
+    assert scene.only("output_audio_buffer.cleared")["response_id"] == response_id
+
+
+def test_without_interruption_a_barge_in_leaves_the_playback_alone() -> None:
+    scene = Scene(server_plays=True)
+    detection = {"type": "server_vad", "interrupt_response": False}
+    scene.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": detection}}})
+    scene.say(speech(1) + silence(1))
+    scene.wait(5)
+    scene.say(speech(0.2))
+    assert _playback(scene) == ["output_audio_buffer.started"]
+
+
 # --- Transcripts of the user -------------------------------------------------------------------------------------
 
 TRANSCRIBE: dict[str, dict[str, Any]] = {

@@ -73,7 +73,9 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
         user_id=wanted.user_id,
     )
     bind_ids(session_id=owner.session_id)
-    supply = recalled_spec(broker, agent, owner, tuple(wanted.modalities))
+    # Who has neither a name nor a past can't be remembered: the memory need not be asked.
+    nobody = wanted.session_id is None and not caller.principal.authenticated
+    supply = recalled_spec(broker, agent, owner, tuple(wanted.modalities), remembered=not nobody)
     course.chain_began_s = time.monotonic()
     course.minted = await broker.chain.mint(supply, deadline_s=deadline_s)
     grant = course.minted.grant
@@ -125,13 +127,23 @@ def find_agent(broker: Broker, agent_id: str | None) -> Agent:
 
 
 def recalled_spec(
-    broker: Broker, agent: Agent, owner: Owner, modalities: tuple[str, ...] = ("audio", "text")
+    broker: Broker,
+    agent: Agent,
+    owner: Owner,
+    modalities: tuple[str, ...] = ("audio", "text"),
+    *,
+    remembered: bool = True,
 ) -> SpecSupplier:
-    """Supplies the talk's spec with what the memory recalls, which is asked for at the first real mint, and once."""
+    """Supplies the talk's spec with what the memory recalls, which is asked for at the first real mint, and once.
+
+    With `remembered` False there is nothing to recall, and it is not asked.
+    """
     asked: asyncio.Future[str] | None = None
 
     async def supply() -> SessionSpec:
         nonlocal asked
+        if not remembered:
+            return session_spec(agent, broker.settings, modalities=modalities)
         if asked is None:
             asked = asyncio.ensure_future(broker.recall.block(owner))
         return session_spec(agent, broker.settings, recalled=await asyncio.shield(asked), modalities=modalities)

@@ -56,6 +56,7 @@ class Memory:
         self._figures: Figures | None = None
         self._figures_at_s = 0.0
         self._opened = asyncio.Event()
+        self._tried = asyncio.Event()  # to open it, at least once
         self._state: StoreState = "opening"
         self._reason: str | None = None
         self._database: Database = connect(
@@ -190,10 +191,9 @@ class Memory:
 
     async def _opening(self, patience_s: float) -> None:
         """Waits for a store that is just being opened; not for one that would not open."""
-        if self._state == "opening":
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    await self._opened.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._tried.wait()
         if not self._opened.is_set():
             raise StoreUnreachableError("not yet open")
 
@@ -207,11 +207,13 @@ class Memory:
             except StoreError as error:
                 failures += 1
                 self._state, self._reason = "away", str(error)
+                self._tried.set()
                 log.warning("store_away", reason=str(error), failures=failures)
                 await asyncio.sleep(min(_REOPEN_LAST_S, backoff_s(failures) / 2))
                 continue
             self._state, self._reason = "open", None
             self._opened.set()
+            self._tried.set()
             log.info("store_open", after_failures=failures)
 
     async def _begin_after_what_is_stored(self) -> None:

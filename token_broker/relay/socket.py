@@ -95,6 +95,11 @@ class AzureSocket(WSListener):
         if (reader := self._reader) is not None and not reader.done():
             reader.set_result(None)
 
+    def put_first(self, texts: Sequence[str]) -> None:
+        """Queues frames that are to come before all that wait."""
+        self.frames.extendleft(reversed(texts))
+        self._queued_chars += sum(map(len, texts))
+
     def send(self, text: str) -> None:
         """Sends one event; after the end it goes nowhere. Await `drained` where `writable` is False afterwards."""
         assert self._transport is not None  # noqa: S101  # set before anybody has this object

@@ -7,17 +7,15 @@ client does not take what it has. All that waits is watched by one timer.
 
 import asyncio
 import json
-from collections import deque
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
 from strategies.base import SessionSpec
 from token_broker.agents import Agent, AgentBook, session_spec
-from token_broker.memory.base import Owner, Recall, Turn, TurnIntake
+from token_broker.memory.base import Owner, Recall, TurnIntake
 from token_broker.relay.closing import (
     BAD_REQUEST,
     CLIENT_STALLED,
@@ -29,13 +27,8 @@ from token_broker.relay.closing import (
     Ending,
 )
 from token_broker.relay.counters import RelayCounters, TalkCounters
-from token_broker.relay.events import (
-    OWN_EVENT_IDS,
-    broker_error,
-    broker_event,
-    history_item,
-    new_agent_update,
-)
+from token_broker.relay.events import broker_error, broker_event
+from token_broker.relay.keeping import TurnKeeper
 from token_broker.relay.policy import (
     Broken,
     Command,
@@ -46,8 +39,10 @@ from token_broker.relay.policy import (
     judge,
     without_secrets,
 )
-from token_broker.relay.turns import TURN_EVENTS, FinishedTurn, TurnAssembler
+from token_broker.relay.switching import AgentSwitch
+from token_broker.relay.turns import TURN_EVENTS
 from token_broker.relay.upstreams import NoUpstreamError, SpecSupplier, Upstream, UpstreamConnector
+from token_broker.relay.watch import Sight, Watch, tick_s
 from token_broker.settings import Settings
 
 __all__ = ["Talk", "TalkParts"]
@@ -63,8 +58,6 @@ _SESSION_EVENTS = frozenset({"session.created", "session.updated"})
 _READ_EVENTS = TURN_EVENTS | _SESSION_EVENTS | {"error"}
 _LAST_WORDS_S = 2.0
 _CLOSE_S = 1.0
-_HISTORY_TURNS = 20
-_LONGEST_TICK_S = 1.0
 
 _LEFT = Ending(DONE, "the client left")
 
@@ -81,14 +74,6 @@ class TalkParts:
     counters: RelayCounters
 
 
-@dataclass(frozen=True, slots=True)
-class _Switch:
-    """A change of agent that Azure has still to confirm."""
-
-    agent: Agent
-    event_id: str
-
-
 class Talk:
     """One accepted client's talk. `run` returns when all is over and nothing is left open.
 
@@ -101,7 +86,6 @@ class Talk:
         self.counters = TalkCounters()
         self._parts = parts
         self._owner = owner
-        self._agent = agent
         self._receive = receive
         self._send = send
         self._give_up = give_up
@@ -110,16 +94,20 @@ class Talk:
         self._ready = asyncio.Event()
         self._client_gone = False
         self._upstream: Upstream | None = None
-        self._turns = TurnAssembler()
-        self._history: deque[FinishedTurn] = deque(maxlen=_HISTORY_TURNS)
+        self._turns = TurnKeeper(owner, agent.id, intake=parts.intake, counters=self.counters, on_lost=self._tell_lost)
         self._recalled: asyncio.Task[str] = asyncio.create_task(parts.recall.block(owner), name="talk-recall")
-        self._switch: _Switch | None = None
-        self._moving: asyncio.Task[None] | None = None
-        self._switches = 0
-        self._own_items: set[str] = set()
-        self._tick_s = _tick_s(parts.settings)
-        self._began_s = self._loop.time()
-        self._watch = _Watch(self._began_s)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._switch = AgentSwitch(
+            agent,
+            agents=parts.agents,
+            connector=parts.connector,
+            turns=self._turns,
+            supply=self._supply,
+            start=self._start,
+            move=self._move,
+        )
+        self._tick_s = tick_s(parts.settings)
+        self._watch = Watch(parts.settings, self._loop.time())
         self._sending = False
         self._azure_full = False
 
@@ -130,17 +118,15 @@ class Talk:
 
     async def run(self) -> Ending:
         """Carries the talk to its end, and returns that."""
-        tasks = [
-            self._start(self._read_client(), "talk-client"),
-            self._start(self._carry(), "talk-azure"),
-        ]
+        self._start(self._read_client(), "talk-client")
+        self._start(self._carry(), "talk-azure")
         self._ticker = self._loop.call_later(self._tick_s, self._tick)
         ending = Ending(DRAINING, "the broker is going away: ask for a new plan")
         try:
             ending = await asyncio.shield(self._over)
         finally:
             self._ticker.cancel()
-            await self._finish(ending, tasks)
+            await self._finish(ending)
         return ending
 
     # --- the client's side
@@ -183,38 +169,21 @@ class Talk:
         match judge(text):
             case Passed(text=checked):
                 upstream.socket.send(checked)
-            case Command(event=event):
-                self._on_command(event, upstream)
+            case Command(event={"type": "broker.agent.switch"} as event):
+                self._switch.ask(event, upstream)
+            case Command():
+                upstream.socket.put(broker_error("unknown_event", "the broker knows no such event"))
             case Refused(code=code, message=message):
                 upstream.socket.put(broker_error(code, message))
             case Broken(reason=reason):
                 self.end(Ending(BAD_REQUEST, reason))
-
-    def _on_command(self, event: MutableMapping[str, Any], upstream: Upstream) -> None:
-        if event["type"] != "broker.agent.switch":
-            upstream.socket.put(broker_error("unknown_event", "the broker knows no such event"))
-            return
-        agent_id = event.get("agent_id")
-        agent = self._parts.agents.get(agent_id) if isinstance(agent_id, str) else None
-        if agent is None:
-            known = ", ".join(self._parts.agents.ids)
-            upstream.socket.put(broker_error("unknown_agent", f"there is no such agent; the known ones are {known}"))
-        elif self._switch is not None or self._moving is not None:
-            upstream.socket.put(broker_error("switch_pending", "another change of agent is under way", retryable=True))
-        else:
-            self._switches += 1
-            dialect = upstream.route.dialect
-            if agent.voices[dialect] != self._agent.voices[dialect]:
-                self._moving = self._start(self._move(agent, upstream), "talk-move")
-            else:
-                self._moving = self._start(self._retell(agent, upstream), "talk-retell")
 
     # --- Azure's side
 
     async def _carry(self) -> None:
         """Connects, says `broker.ready`, and carries events until Azure's side is over."""
         try:
-            self._upstream = await self._parts.connector.connect(self._supply(self._agent))
+            self._upstream = await self._parts.connector.connect(self._supply(self._switch.agent))
         except NoUpstreamError as error:
             self.end(error.ending)
             return
@@ -225,7 +194,7 @@ class Talk:
             broker_event(
                 "broker.ready",
                 session_id=self._owner.session_id,
-                agent_id=self._agent.id,
+                agent_id=self._switch.agent.id,
                 dialect=route.dialect,
                 upstream=route.name,
             ),
@@ -245,8 +214,7 @@ class Talk:
         socket = upstream.socket
         frames = socket.frames
         counters = self.counters
-        for text in reversed(upstream.first):
-            frames.appendleft(text)
+        socket.put_first(upstream.first)
         while self._upstream is upstream:
             if not frames:
                 if socket.failure is not None:
@@ -256,9 +224,9 @@ class Talk:
             text = socket.take()
             kind = event_type(text)
             if kind in _AUDIO_DELTAS:
-                self._turns.heard(len(text) - text.find('"delta"'), self._loop.time())
+                self._turns.assembler.heard(len(text) - text.find('"delta"'), self._loop.time())
             elif kind in _READ_EVENTS or kind is None:
-                shown = self._read(kind, text)
+                shown = self._read(kind, text, upstream)
                 if shown is None:
                     continue
                 text = shown
@@ -274,7 +242,7 @@ class Talk:
             counters.to_client_bytes += len(text)
         return True
 
-    def _read(self, kind: str | None, text: str) -> str | None:
+    def _read(self, kind: str | None, text: str, upstream: Upstream) -> str | None:
         """An event that matters here: noted, and as the client may see it; None where it may not."""
         try:
             event = json.loads(text)
@@ -285,70 +253,21 @@ class Talk:
             return None
         if kind in _SESSION_EVENTS:
             if kind == "session.updated":
-                self._confirm_switch()
+                self._switch.confirmed(upstream)
             return without_secrets(event)
         if kind == "error":
-            return None if self._on_error(event) else text
-        if _item_id(event) in self._own_items:
+            return None if self._switch.owns_error(event, upstream) else text
+        if self._switch.owns_item(event):
             return None
         if kind == "response.done":
             self._count_usage(event)
-        self._keep(self._turns.feed(event, self._loop.time()))
+        self._turns.feed(event, self._loop.time())
         return text
 
-    def _on_error(self, event: MutableMapping[str, Any]) -> bool:
-        """True where Azure's error is about an event of the broker's own: not the client's affair."""
-        error = event.get("error")
-        event_id = error.get("event_id") if isinstance(error, dict) else None
-        if not isinstance(event_id, str) or not event_id.startswith(OWN_EVENT_IDS):
-            return False
-        if self._switch is not None and self._switch.event_id == event_id and self._upstream is not None:
-            self._switch = None
-            self._upstream.socket.put(
-                broker_error("switch_failed", "Azure refused the change of agent", retryable=True)
-            )
-        return True
+    # --- what the talk is made of
 
-    # --- changes of agent
-
-    async def _retell(self, agent: Agent, upstream: Upstream) -> None:
-        """The same voice: Azure is told the other agent's instructions and tools."""
-        spec = await self._supply(agent)()
-        event_id = f"{OWN_EVENT_IDS}switch_{self._switches}"
-        self._switch = _Switch(agent, event_id)
-        self._moving = None
-        upstream.socket.send(new_agent_update(spec, upstream.route.dialect, event_id))
-
-    def _confirm_switch(self) -> None:
-        if self._switch is None or self._upstream is None:
-            return
-        self._agent, self._switch = self._switch.agent, None
-        self._parts.counters.switches += 1
-        self._upstream.socket.put(broker_event("broker.agent.switched", agent_id=self._agent.id))
-
-    async def _move(self, agent: Agent, old: Upstream) -> None:
-        """Another voice: a new upstream of the same dialect, with the last turns as its history.
-
-        The old one goes on until the new one is ready, and stays where none can be had.
-        """
-        try:
-            new = await self._parts.connector.connect(self._supply(agent), only=old.route.name)
-        except NoUpstreamError:
-            old.socket.put(broker_error("switch_failed", "Azure took no talk with the other voice", retryable=True))
-            return
-        finally:
-            self._moving = None
-        self._keep(self._turns.flush())
-        for number, turn in enumerate(self._history):
-            item_id, event = history_item(turn.role, turn.content, new.route.dialect, number)
-            self._own_items.add(item_id)
-            self._turns.ignore(item_id)
-            new.socket.send(event)
-        new.first.insert(0, broker_event("broker.agent.switched", agent_id=agent.id))
-        self._agent = agent
-        self._upstream = new
-        self._parts.counters.switches += 1
-        await old.socket.aclose()
+    def _move(self, upstream: Upstream) -> None:
+        self._upstream = upstream
 
     def _supply(self, agent: Agent) -> SpecSupplier:
         """The agent's spec with what was recalled for this talk, which is asked for once."""
@@ -358,38 +277,16 @@ class Talk:
 
         return supply
 
-    # --- turns
-
-    def _keep(self, turns: list[FinishedTurn]) -> None:
-        for turn in turns:
-            self._history.append(turn)
-            self.counters.failed_transcriptions += not turn.transcribed
-            taken = self._parts.intake.offer(
-                Turn(
-                    owner=self._owner,
-                    turn_id=turn.item_id,
-                    agent_id=self._agent.id,
-                    role=turn.role,
-                    content=turn.content,
-                    created_at=datetime.now(UTC),
-                    source="proxy",
-                    sequence=turn.sequence,
-                    interrupted=turn.interrupted,
-                )
-            )
-            if taken:
-                self.counters.turns += 1
-                continue
-            self.counters.turns_lost += 1
-            if self._upstream is not None and not self._over.done():
-                self._upstream.socket.put(broker_error("turn_lost", "the memory is full: a turn was not kept"))
+    def _tell_lost(self) -> None:
+        if self._upstream is not None and not self._over.done():
+            self._upstream.socket.put(broker_error("turn_lost", "the memory is full: a turn was not kept"))
 
     def _count_usage(self, event: MutableMapping[str, Any]) -> None:
         response = event.get("response")
         usage = response.get("usage") if isinstance(response, dict) else None
         if isinstance(usage, dict):
             self._parts.counters.count_usage(
-                usage, principal=self._owner.principal, agent_id=self._agent.id, talk=self.counters
+                usage, principal=self._owner.principal, agent_id=self._switch.agent.id, talk=self.counters
             )
 
     # --- watching
@@ -397,51 +294,40 @@ class Talk:
     def _tick(self) -> None:
         """Looks at everything that may take too long, once in a while."""
         now_s = self._loop.time()
-        if (ending := self._overdue(now_s)) is not None:
+        if (ending := self._watch.overdue(now_s, self._sight())) is not None:
             self.end(ending)
             return
-        if (due_s := self._turns.due_s) is not None and due_s <= now_s:
-            self._keep(self._turns.due(now_s))
+        self._turns.tell_due(now_s)
         self._ticker = self._loop.call_later(self._tick_s, self._tick)
 
-    def _overdue(self, now_s: float) -> Ending | None:
-        settings, watch = self._parts.settings, self._watch
-        if now_s - self._began_s >= settings.max_talk_s:
-            return Ending(DONE, "the talk has reached its longest time: ask for a new plan")
+    def _sight(self) -> Sight | None:
         if self._upstream is None:
             return None
-        watch.client.see(self.counters.to_azure_frames, now_s)
-        watch.to_client.see(self.counters.to_client_frames if self._sending else None, now_s)
-        watch.to_azure.see(self.counters.to_azure_frames if self._azure_full else None, now_s)
-        if watch.client.still_s(now_s) >= settings.idle_timeout_s:
-            return Ending(DONE, "nothing was heard from the client for long: ask for a new plan")
-        if watch.to_client.still_s(now_s) >= settings.client_write_timeout_s:
-            return Ending(CLIENT_STALLED, "the client does not read")
-        if watch.to_azure.still_s(now_s) >= settings.client_write_timeout_s:
-            return Ending(UPSTREAM_FAILED, "Azure takes no more data: ask for a new plan")
-        if now_s - watch.pinged_s >= settings.ping_interval_s:
-            watch.pinged_s = now_s
-            if not self._upstream.socket.ping():
-                return Ending(UPSTREAM_FAILED, "Azure fell silent: ask for a new plan")
-        return None
+        return Sight(
+            frames_from_client=self.counters.to_azure_frames,
+            frames_to_client=self.counters.to_client_frames,
+            sending=self._sending,
+            azure_full=self._azure_full,
+            azure=self._upstream.socket,
+        )
 
     # --- the end
 
-    def _start(self, work: Any, name: str) -> "asyncio.Task[None]":
-        task: asyncio.Task[None] = self._loop.create_task(work, name=name)
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._loop.create_task(work, name=name)
+        self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
-        return task
 
     def _on_task_done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("talk_failed", session_id=self._owner.session_id, error=type(error).__name__, exc_info=error)
             self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
 
-    async def _finish(self, ending: Ending, tasks: list["asyncio.Task[None]"]) -> None:
+    async def _finish(self, ending: Ending) -> None:
         """Closes the client, waits shortly for words that are being transcribed, keeps what is left, closes Azure."""
-        running: list[asyncio.Task[Any]] = [*tasks, self._recalled]
-        if self._moving is not None:
-            running.append(self._moving)
+        self._parts.counters.switches += self._switch.count
+        running: list[asyncio.Task[Any]] = [*self._tasks, self._recalled]
         for task in running:
             task.cancel()
         await asyncio.wait(running)
@@ -449,7 +335,7 @@ class Talk:
             await self._close_client(ending)
             await self._hear_last_words()
         finally:
-            self._keep(self._turns.flush())
+            self._turns.flush()
             if self._upstream is not None:
                 await self._upstream.socket.aclose()
 
@@ -470,58 +356,18 @@ class Talk:
 
     async def _hear_last_words(self) -> None:
         """Reads Azure on for a moment, where it has not yet told what the user said last."""
-        if self._upstream is None or not self._turns.awaits_user:
+        if self._upstream is None or not self._turns.assembler.awaits_user:
             return
         socket = self._upstream.socket
         try:
             async with asyncio.timeout(_LAST_WORDS_S):
-                while self._turns.awaits_user:
+                while self._turns.assembler.awaits_user:
                     await socket.wait()
                     if not socket.frames:
                         return
                     text = socket.take()
                     kind = event_type(text)
                     if kind in TURN_EVENTS:
-                        self._read(kind, text)
+                        self._read(kind, text, self._upstream)
         except TimeoutError:
             pass
-
-
-class _Stillness:
-    """Since when a figure has not moved; a figure of None is no concern."""
-
-    def __init__(self, now_s: float) -> None:
-        self._figure: int | None = None
-        self._since_s = now_s
-
-    def see(self, figure: int | None, now_s: float) -> None:
-        if figure is None or figure != self._figure:
-            self._figure = figure
-            self._since_s = now_s
-
-    def still_s(self, now_s: float) -> float:
-        return now_s - self._since_s
-
-
-class _Watch:
-    """What `Talk._tick` remembers between two looks."""
-
-    def __init__(self, now_s: float) -> None:
-        self.client = _Stillness(now_s)
-        self.to_client = _Stillness(now_s)
-        self.to_azure = _Stillness(now_s)
-        self.pinged_s = now_s
-
-
-def _tick_s(settings: Settings) -> float:
-    """How often to look: a tenth of the shortest limit, at least once a second."""
-    shortest = min(
-        settings.idle_timeout_s, settings.client_write_timeout_s, settings.ping_interval_s, settings.max_talk_s
-    )
-    return max(0.01, min(_LONGEST_TICK_S, shortest / 10))
-
-
-def _item_id(event: MutableMapping[str, Any]) -> str | None:
-    item = event.get("item")
-    found = item.get("id") if isinstance(item, dict) else None
-    return found if isinstance(found, str) else None

@@ -7,6 +7,7 @@ words, a truncation or the end of the talk decide it sooner.
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +59,7 @@ TURN_EVENTS = frozenset(
     }
 )
 
-Event = dict[str, Any]
+Event = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

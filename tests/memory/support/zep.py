@@ -67,6 +67,7 @@ class Zep:
     overlapped: set[str] = field(default_factory=set)  # sessions that were delivered to twice at once
     most_at_once: int = 0
     slow_s: float = 0
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def turn_ids(self, session_id: str) -> list[str]:
@@ -104,11 +105,11 @@ def make_app(zep: Zep) -> Starlette:
         body = await request.body()
         fault = _next_fault(zep, request, path, body.decode())
         if fault is not None and not fault.stored:
-            return await _fail(fault)
+            return await _fail(zep, fault)
         await asyncio.sleep(zep.slow_s)
         response = await _carry_out(request, path, body)
         zep.changed.set()
-        return await _fail(fault) if fault is not None else response
+        return await _fail(zep, fault) if fault is not None else response
 
     async def _carry_out(request: Request, path: str, body: bytes) -> Response:
         try:
@@ -240,10 +241,10 @@ def _next_fault(zep: Zep, request: Request, path: str, body: str) -> Fault | Non
     return None
 
 
-async def _fail(fault: Fault) -> Response:
+async def _fail(zep: Zep, fault: Fault) -> Response:
     match fault.kind:
         case "hang":
-            await asyncio.sleep(3600)
+            await zep.closing.wait()
         case "malformed":
             return PlainTextResponse("<html>this is no JSON")
         case "reset":
@@ -269,4 +270,7 @@ async def running_zep(port: int = 0) -> AsyncIterator[Zep]:
     zep = Zep()
     async with serving(make_app(zep), port=port) as base_url:
         zep.base_url = base_url
-        yield zep
+        try:
+            yield zep
+        finally:
+            zep.closing.set()

@@ -1,8 +1,11 @@
-"""Records what reaches a page's loudspeaker: each node that is connected to a context's destination, and each media
-element that plays a stream. Installed before the page's own scripts; the page knows nothing of it."""
+"""Records what reaches a page's loudspeaker, each node that is connected to a context's destination and each media
+element that plays a stream, and what comes from its microphone. Installed before the page's own scripts, which know
+nothing of it."""
 
 import base64
+import json
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -15,30 +18,41 @@ MICROPHONE_RATE = 48_000
 
 _SCRIPT = """
 (() => {
-  const heard = (window.__heard = { rate: 0, blocks: [], context: null });
+  const heard = (window.__heard = { rate: 0, blocks: [], said: [], context: null });
   const processor = `registerProcessor("test-recorder", class extends AudioWorkletProcessor {
-    process([channels]) { if (channels.length) this.port.postMessage([currentTime, channels[0].slice()]); return true; }
+    #block = new Int16Array(512);
+    #filled = 0;
+    process([channels]) {
+      if (channels.length === 0) return true;
+      for (const sample of channels[0]) this.#block[this.#filled++] = Math.max(-1, Math.min(1, sample)) * 32767;
+      if (this.#filled === 512) {
+        this.port.postMessage([currentTime - (512 - 128) / sampleRate, this.#block.slice()]);
+        this.#filled = 0;
+      }
+      return true;
+    }
   });`;
   const module = URL.createObjectURL(new Blob([processor], { type: "text/javascript" }));
   const ready = new WeakMap();
   const connect = AudioNode.prototype.connect;
-  async function record(node) {
+  async function record(node, blocks) {
     const { context } = node;
     if (!ready.has(context)) ready.set(context, context.audioWorklet.addModule(module));
     await ready.get(context);
     const recorder = new AudioWorkletNode(context, "test-recorder", { numberOfOutputs: 0 });
-    recorder.port.onmessage = ({ data }) => heard.blocks.push(data);
+    recorder.port.onmessage = ({ data }) => heard[blocks].push(data);
     heard.rate = context.sampleRate;
     heard.context = context;
     connect.call(node, recorder);
   }
   AudioNode.prototype.connect = function (target, ...rest) {
-    if (target instanceof AudioDestinationNode) record(this);
+    if (target instanceof AudioDestinationNode) record(this, "blocks");
+    if (this instanceof MediaStreamAudioSourceNode && target instanceof AnalyserNode) record(this, "said");
     return connect.call(this, target, ...rest);
   };
   const play = HTMLMediaElement.prototype.play;
   HTMLMediaElement.prototype.play = function () {
-    if (this.srcObject) record(new AudioContext().createMediaStreamSource(this.srcObject));
+    if (this.srcObject) record(new AudioContext().createMediaStreamSource(this.srcObject), "blocks");
     return play.call(this);
   };
 })();
@@ -60,10 +74,11 @@ _NO_PROCESSING = """
 
 @dataclass(frozen=True)
 class Recording:
-    """What was heard, `rate` samples a second; `gaps` counts blocks that are missing in the context's own time."""
+    """What was heard or said, `rate` samples a second; `gaps` counts blocks missing in the context's own time."""
 
     samples: Samples
     rate: int
+    began_s: float
     gaps: int
 
 
@@ -77,25 +92,24 @@ async def without_processing(page: Page) -> None:
     await page.on_every_page(_NO_PROCESSING)
 
 
-async def recording(page: Page) -> Recording:
-    """What was heard since the page began, or since the last call."""
+async def recording(page: Page, what: Literal["blocks", "said"] = "blocks") -> Recording:
+    """What was heard (or said into the microphone) since the page began, or since the last call."""
     taken = await page.run(
-        """(() => {
-            const { blocks, rate } = __heard;
-            __heard.blocks = [];
-            const length = blocks.reduce((sum, [, block]) => sum + block.length, 0);
-            const all = new Int16Array(length);
-            let at = 0, gaps = 0, expected = null;
-            for (const [time, block] of blocks) {
-                if (expected !== null && Math.abs(time - expected) > 0.5 / rate) gaps += 1;
-                expected = time + block.length / rate;
-                for (const sample of block) all[at++] = Math.max(-1, Math.min(1, sample)) * 32767;
-            }
+        """((what) => {
+            const { [what]: blocks, rate } = __heard;
+            __heard[what] = [];
+            const all = new Int16Array(blocks.length * 512);
+            let gaps = 0;
+            blocks.forEach(([time, block], index) => {
+                all.set(block, index * 512);
+                if (index > 0 && Math.abs(time - blocks[index - 1][0] - 512 / rate) > 0.5 / rate) gaps += 1;
+            });
             const bytes = new Uint8Array(all.buffer);
             let text = "";
             for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768));
-            return { rate, gaps, pcm: btoa(text) };
-        })()"""
+            return { rate, gaps, began: blocks[0]?.[0] ?? 0, pcm: btoa(text) };
+        })"""
+        f"({json.dumps(what)})"
     )
     samples = np.frombuffer(base64.b64decode(taken["pcm"]), "<i2") / 32_768
-    return Recording(samples, taken["rate"], taken["gaps"])
+    return Recording(samples, taken["rate"], taken["began"], taken["gaps"])

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from tests.web.support.chromium import Browser, Page
-from tests.web.support.recorder import MICROPHONE_RATE, install_recorder, recording, without_processing
+from tests.web.support.recorder import MICROPHONE_RATE, Recording, install_recorder, recording, without_processing
 from tests.web.support.speech import Samples, at_rate, best_match
 
 __all__ = ["Soak", "soak"]
 
-_LIKE = 0.9  # correlation from which a stretch of sound counts as the answer, complete or not
+_WHOLE = 0.99
+_LIKE = 0.8  # correlation from which a stretch of sound counts as the answer, complete or not
 
 
 @dataclass(frozen=True)
@@ -19,18 +20,21 @@ class Soak:
     """What a soak came to."""
 
     answers: int
+    whole: float
+    """The share of answers that are, sample for sample, what was said: a correlation above 0.99."""
     worst_likeness: float
-    """The worst answer's correlation with what was said: a gap of 20 ms in 1.6 s costs about 0.01."""
+    delay_ms: float
+    """From the microphone to the answer, the median."""
     drift_ms: float
-    """How much later the last answers came than the first, in the microphone's own rhythm (medians of each third)."""
+    """How much longer that takes in the last third of the talk than in the first (medians)."""
     gaps: int
     heap_growth_bytes: int
     nodes_growth: int
     disconnections: int
 
 
-async def soak(browser: Browser, url: str, said: Samples, period_s: float, seconds: float) -> Soak:
-    """Talks for `seconds` over the proxy alone; the microphone says `said` every `period_s`."""
+async def soak(browser: Browser, url: str, said: Samples, seconds: float) -> Soak:
+    """Talks for `seconds` over the proxy alone; the microphone says `said`, pauses, and says it again."""
     async with browser.page() as page:
         await install_recorder(page)
         await without_processing(page)
@@ -41,50 +45,69 @@ async def soak(browser: Browser, url: str, said: Samples, period_s: float, secon
             "window.__left = 0; new MutationObserver(() => { __left += 1; })"
             ".observe(document.querySelector('[data-testid=state]'), { childList: true, characterData: true })"
         )
-        parts: list[Samples] = []
-        gaps = 0
+        spoken, heard = _Track(), _Track()
         before: tuple[int, int] | None = None
         for _ in range(max(2, round(seconds / 10))):
             await asyncio.sleep(10)
-            heard = await recording(page)
-            gaps += heard.gaps
-            parts.append(at_rate(heard.samples, heard.rate, MICROPHONE_RATE))
+            spoken.add(await recording(page, "said"))
+            heard.add(await recording(page))
             before = before or await _footprint(page)
         after = await _footprint(page)
         disconnections = int(await page.run("__left"))
-        likenesses, places_s = _answers(np.concatenate(parts), said)
     assert before is not None
+    answers = heard.find(said)
+    delays_ms = _delays_ms([place for place, _ in spoken.find(said)], [place for place, _ in answers])
+    likenesses = np.array([likeness for _, likeness in answers] or [0.0])
+    third = max(1, len(delays_ms) // 3)
     return Soak(
-        answers=len(likenesses),
-        worst_likeness=min(likenesses, default=0.0),
-        drift_ms=_drift_ms(np.array(places_s), period_s),
-        gaps=gaps,
+        answers=len(answers),
+        whole=round(float(np.mean(likenesses > _WHOLE)), 3),
+        worst_likeness=round(float(likenesses.min()), 3),
+        delay_ms=round(float(np.median(delays_ms)), 1),
+        drift_ms=round(float(np.median(delays_ms[-third:]) - np.median(delays_ms[:third])), 1),
+        gaps=heard.gaps,
         heap_growth_bytes=after[0] - before[0],
         nodes_growth=after[1] - before[1],
         disconnections=disconnections,
     )
 
 
-def _drift_ms(places_s: Samples, period_s: float) -> float:
-    beats = np.round((places_s - places_s[0]) / period_s)
-    late_ms = (places_s - places_s[0] - beats * period_s) * 1000
-    third = max(1, len(late_ms) // 3)
-    return float(np.median(late_ms[-third:]) - np.median(late_ms[:third]))
+class _Track:
+    """A recording that grows; its pieces follow one another without a gap."""
+
+    def __init__(self) -> None:
+        self.gaps = 0
+        self._parts: list[Samples] = []
+        self._began_s: float | None = None
+
+    def add(self, part: Recording) -> None:
+        self._began_s = part.began_s if self._began_s is None else self._began_s
+        self._parts.append(at_rate(part.samples, part.rate, MICROPHONE_RATE))
+        self.gaps += part.gaps
+
+    def find(self, said: Samples) -> list[tuple[float, float]]:
+        """Where (s, on the context's clock) and how well `said` sounds, each time that it does."""
+        return [
+            ((self._began_s or 0) + place, likeness) for place, likeness in _places(np.concatenate(self._parts), said)
+        ]
 
 
-def _answers(heard: Samples, said: Samples) -> tuple[list[float], list[float]]:
-    """Each answer's likeness and place (s), in order."""
+def _delays_ms(spoken_s: list[float], answered_s: list[float]) -> list[float]:
+    """From each answer back to the words before it."""
+    return [(at - max((s for s in spoken_s if s < at), default=at)) * 1000 for at in answered_s]
+
+
+def _places(heard: Samples, said: Samples) -> list[tuple[float, float]]:
     step = len(said) * 3
     found: dict[int, float] = {}
     for start in range(0, len(heard) - len(said), step):
-        stretch = heard[start : start + step + len(said)]
-        likeness, place = best_match(stretch, said)
+        likeness, place = best_match(heard[start : start + step + len(said)], said)
         if likeness > _LIKE:
             found[start + place] = likeness
     places = sorted(found)
     # Two stretches overlap by one answer: the same one may have been found in both.
     kept = [p for i, p in enumerate(places) if i == 0 or p - places[i - 1] > len(said)]
-    return [found[place] for place in kept], [place / MICROPHONE_RATE for place in kept]
+    return [(place / MICROPHONE_RATE, found[place]) for place in kept]
 
 
 async def _footprint(page: Page) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from zep_python.client import AsyncZep
 from zep_python.core.api_error import ApiError
 from zep_python.types.message import Message
 
+from strategies.transport import make_tls_context
 from token_broker.memory.base import ANONYMOUS, Owner
 from token_broker.memory.pacing import Failure
 from token_broker.memory.rows import StoredTurn
@@ -49,10 +50,12 @@ class ZepMemory:
 
     def __init__(self, api_key: SecretStr, base_url: str | None, *, timeout_s: float) -> None:
         self._http = httpx.AsyncClient(
-            timeout=timeout_s, follow_redirects=False, event_hooks={"response": [_raise_for_status]}
+            verify=make_tls_context(), follow_redirects=False, event_hooks={"response": [_raise_for_status]}
         )
         base_url = (base_url or ZEP_CLOUD_URL).rstrip("/")
-        self._zep = AsyncZep(api_key=api_key.get_secret_value(), base_url=base_url, httpx_client=self._http)
+        key = api_key.get_secret_value()
+        # The timeout is given here since zep-python passes its own, none, over the client's.
+        self._zep = AsyncZep(api_key=key, base_url=base_url, timeout=timeout_s, httpx_client=self._http)
         self._known: OrderedDict[str, None] = OrderedDict()  # sessions that Zep has
 
     async def aclose(self) -> None:
@@ -78,14 +81,12 @@ class ZepMemory:
                 self._known.clear()
                 await _unless_missing(self._zep.user.delete(zep_user_id(principal, session_id)))
 
-    async def facts(self, owner: Owner) -> list[str]:
+    async def facts(self, owner: Owner, *, of_session: bool) -> list[str]:
+        asked = [self._facts_of_session(owner.session_id)] if of_session else []
+        if owner.principal != ANONYMOUS:
+            asked.append(self._facts_of_user(zep_user_id(owner.principal, "")))
         async with _failures(storing=False):
-            if owner.principal == ANONYMOUS:
-                return await self._facts_of_session(owner.session_id)
-            of_session, of_user = await asyncio.gather(
-                self._facts_of_session(owner.session_id), self._facts_of_user(zep_user_id(owner.principal, ""))
-            )
-            return list(dict.fromkeys([*of_session, *of_user]))
+            return list(dict.fromkeys(fact for facts in await asyncio.gather(*asked) for fact in facts))
 
     async def _facts_of_user(self, user_id: str) -> list[str]:
         """What Zep knows of a user from all their sessions."""

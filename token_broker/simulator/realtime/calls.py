@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -109,6 +110,8 @@ class Calls:
         self, secret: EphemeralSecret, offer: str, filtered: bool, fault: Fault | None
     ) -> tuple[str, str]:
         try:
+            # Most of a second's work, the first time: not in the way of everything else.
+            await asyncio.to_thread(import_module, "token_broker.simulator.realtime.call")
             from token_broker.simulator.realtime.call import Call, unusable
         except ModuleNotFoundError as missing:
             message = f"[simulated] WebRTC is not part of this installation: {missing.name} is missing."

@@ -1,0 +1,318 @@
+"""Settings: each wrong value is one line that names its variable, and no line carries a secret."""
+
+import runpy
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from token_broker.agents import AgentsFileError, load_agents
+from token_broker.settings import Settings, SettingsError, doubts, unknown_variables
+
+ROOT = Path(__file__).parents[2]
+LONG = "k" * 32
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    return Settings.load(_env_file=None)
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"PORT": "eighty"}, "PORT"),
+        ({"PORT": "70000"}, "PORT"),
+        ({"AZURE_VOICELIVE_ENDPOINT": "x.openai.azure.com"}, "AZURE_VOICELIVE_ENDPOINT"),
+        ({"AZURE_VOICELIVE_ENDPOINT": "http://x.openai.azure.com"}, "AZURE_VOICELIVE_ENDPOINT"),
+        ({"AZURE_VOICELIVE_ENDPOINT": "https://x.openai.azure.com/openai/v1"}, "AZURE_VOICELIVE_ENDPOINT"),
+        ({"AZURE_OPENAI_ENDPOINT": "nothing"}, "AZURE_OPENAI_ENDPOINT"),
+        ({"BROKER_PUBLIC_URL": "voice.example.com"}, "BROKER_PUBLIC_URL"),
+        ({"ZEP_API_URL": "zep"}, "ZEP_API_URL"),
+        ({"AZURE_VOICELIVE_KEY": "two words-secret"}, "AZURE_VOICELIVE_KEY"),
+        ({"AZURE_VOICELIVE_KEY": "schlüssel-secret"}, "AZURE_VOICELIVE_KEY"),
+        ({"AZURE_VOICELIVE_AUTH": "key"}, "AZURE_VOICELIVE_KEY"),
+        ({"AZURE_VOICELIVE_AUTH": "password"}, "AZURE_VOICELIVE_AUTH"),
+        ({"AZURE_VOICELIVE_API_VERSION": "latest"}, "AZURE_VOICELIVE_API_VERSION"),
+        ({"AZURE_VOICELIVE_ENDPOINT_KIND": "both"}, "AZURE_VOICELIVE_ENDPOINT_KIND"),
+        ({"AZURE_VOICELIVE_PROJECT_NAME": "a/b"}, "AZURE_VOICELIVE_PROJECT_NAME"),
+        ({"BROKER_TOKEN_STRATEGIES": "ga,magic"}, "BROKER_TOKEN_STRATEGIES"),
+        ({"BROKER_TOKEN_STRATEGIES": "ga,ga"}, "BROKER_TOKEN_STRATEGIES"),
+        ({"BROKER_TOKEN_STRATEGIES": ","}, "BROKER_TOKEN_STRATEGIES"),
+        ({"BROKER_PROXY_UPSTREAMS": "voice_live,voice_live"}, "BROKER_PROXY_UPSTREAMS"),
+        ({"BROKER_TOKEN_BUDGET_S": "0"}, "BROKER_TOKEN_BUDGET_S"),
+        ({"BROKER_TOKEN_BUDGET_S": "nan"}, "BROKER_TOKEN_BUDGET_S"),
+        ({"BROKER_TOKEN_BUDGET_S": "inf"}, "BROKER_TOKEN_BUDGET_S"),
+        ({"BROKER_ATTEMPT_TIMEOUT_S": "-1"}, "BROKER_ATTEMPT_TIMEOUT_S"),
+        ({"BROKER_RETRY_ATTEMPTS": "0"}, "BROKER_RETRY_ATTEMPTS"),
+        ({"BROKER_TOKEN_TTL_S": "9"}, "BROKER_TOKEN_TTL_S"),
+        ({"BROKER_TOKEN_TTL_S": "7201"}, "BROKER_TOKEN_TTL_S"),
+        ({"BROKER_DATABASE_URL": "mysql://user:secret@host/db"}, "BROKER_DATABASE_URL"),
+        ({"BROKER_DATABASE_URL": "postgresql+asyncpg://host/db"}, "BROKER_SIGNING_KEY"),
+        ({"BROKER_SIGNING_KEY": "short-secret"}, "BROKER_SIGNING_KEY"),
+        ({"BROKER_SIGNING_KEY": f"{LONG},short-secret"}, "BROKER_SIGNING_KEY"),
+        ({"BROKER_AUTH": "basic"}, "BROKER_AUTH"),
+        ({"BROKER_AUTH": "entra", "BROKER_ENTRA_AUDIENCE": "api://x"}, "BROKER_ENTRA_TENANT_ID"),
+        ({"BROKER_AUTH": "entra", "BROKER_ENTRA_TENANT_ID": "0" * 8}, "BROKER_ENTRA_AUDIENCE"),
+        ({"BROKER_TRUSTED_PROXIES": "10.0.0.0/99"}, "BROKER_TRUSTED_PROXIES"),
+        ({"BROKER_TRUSTED_PROXIES": "10.0.0.0/8,gateway"}, "BROKER_TRUSTED_PROXIES"),
+        ({"BROKER_ALLOWED_ORIGINS": "app.example.com"}, "BROKER_ALLOWED_ORIGINS"),
+        ({"BROKER_DIRECT_WEBSOCKET": "yes"}, "BROKER_DIRECT_WEBSOCKET"),
+        ({"BROKER_WEBRTC_FILTER": "true"}, "BROKER_WEBRTC_FILTER"),
+        ({"BROKER_RATE_LIMIT_PER_MINUTE": "-1"}, "BROKER_RATE_LIMIT_PER_MINUTE"),
+        ({"BROKER_RETENTION_DAYS": "-1"}, "BROKER_RETENTION_DAYS"),
+        ({"BROKER_LOG_LEVEL": "loud"}, "BROKER_LOG_LEVEL"),
+        ({"BROKER_MAX_BODY_BYTES": "1"}, "BROKER_MAX_BODY_BYTES"),
+        ({"HOST": "0.0.0.0", "AZURE_VOICELIVE_ENDPOINT": "https://x.openai.azure.com"}, "BROKER_AUTH"),
+    ],
+)
+def test_a_wrong_value_is_one_line_that_names_its_variable(
+    variables: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(monkeypatch, **variables)
+    assert [line.partition(":")[0] for line in refused.value.lines] == [named]
+    assert all("\n" not in line and len(line) > len(named) + 12 for line in refused.value.lines)
+    assert "secret" not in str(refused.value).replace("shared_secret", "")
+
+
+def test_every_fault_has_its_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(monkeypatch, PORT="eighty", BROKER_AUTH="basic", BROKER_TOKEN_TTL_S="1")
+    assert {line.partition(":")[0] for line in refused.value.lines} == {"PORT", "BROKER_AUTH", "BROKER_TOKEN_TTL_S"}
+
+
+def test_faults_of_one_variable_and_of_several_together_show_in_the_same_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(
+            monkeypatch,
+            PORT="eighty",
+            AZURE_VOICELIVE_ENDPOINT="x.openai.azure.com",
+            AZURE_VOICELIVE_AUTH="key",
+            BROKER_DATABASE_URL="postgresql+asyncpg://host/db",
+        )
+    assert [line.partition(":")[0] for line in refused.value.lines] == [
+        "AZURE_VOICELIVE_ENDPOINT", "AZURE_VOICELIVE_KEY", "BROKER_SIGNING_KEY", "PORT",
+    ]  # fmt: skip
+
+
+def test_a_wrong_value_brings_no_fault_that_its_mending_would_take_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError) as refused:  # BROKER_AUTH unset would be a fault here
+        load(monkeypatch, BROKER_AUTH="basic", HOST="0.0.0.0", AZURE_VOICELIVE_ENDPOINT="https://x.openai.azure.com")
+    assert [line.partition(":")[0] for line in refused.value.lines] == ["BROKER_AUTH"]
+    assert "unset" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HOST": "0.0.0.0", "AZURE_VOICELIVE_ENDPOINT": "https://x.openai.azure.com", "BROKER_AUTH": "none"},
+        {"HOST": "0.0.0.0", "AZURE_VOICELIVE_ENDPOINT": "http://127.0.0.1:9100"},
+        {"HOST": "0.0.0.0"},
+        {"HOST": "127.0.0.1", "AZURE_VOICELIVE_ENDPOINT": "https://x.openai.azure.com"},
+        {"HOST": "::1", "AZURE_VOICELIVE_ENDPOINT": "https://x.openai.azure.com"},
+    ],
+)
+def test_an_open_host_is_taken_where_auth_is_written_out_or_azure_is_not_real(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(monkeypatch, **variables)
+
+
+def test_the_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch)
+    assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 8080, "gpt-realtime")
+    assert settings.token_strategies == ("ga", "direct_deployment", "project", "unified", "websocket_proxy")
+    assert (settings.token_budget_s, settings.attempt_timeout_s, settings.retry_attempts) == (6, 2.5, 2)
+    assert (settings.token_ttl_s, settings.api_version) == (60, "2025-10-01")
+    assert (settings.entra_scope, settings.transcription_model) == ("https://ai.azure.com/.default", "whisper-1")
+    assert (settings.proxy_upstreams, settings.proxy_connect_timeout_s) == (("voice_live", "openai_realtime"), 10)
+    assert settings.database_url.get_secret_value() == "sqlite+aiosqlite:///var/token-broker.db"
+    assert (settings.direct_websocket, settings.webrtc_filter, settings.drain_s) == ("off", "on", 25)
+    assert (settings.rate_limit_per_minute, settings.max_sessions_per_principal, settings.max_sessions) == (
+        60,
+        10,
+        1000,
+    )
+    assert settings.retention_days == 0
+
+
+def test_values_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch,
+        BROKER_TOKEN_STRATEGIES=" unified , websocket_proxy ",
+        BROKER_SIGNING_KEY=f"{LONG}, {LONG[::-1]}x",
+        AZURE_VOICELIVE_KEY="",
+        BROKER_TOKEN_BUDGET_S="2.5",
+        AZURE_VOICELIVE_ENDPOINT="https://X.services.ai.azure.com/",
+    )
+    assert settings.token_strategies == ("unified", "websocket_proxy")
+    assert [key.get_secret_value() for key in settings.signing_keys] == [LONG, f"{LONG[::-1]}x"]
+    assert settings.key is None
+    assert settings.token_budget_s == 2.5
+    assert settings.target is not None
+    assert settings.target.openai_base == "https://x.openai.azure.com"
+
+
+def test_arguments_stand_above_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_VOICELIVE_ENDPOINT", "https://x.openai.azure.com")
+    monkeypatch.setenv("AZURE_VOICELIVE_KEY", "from-the-environment")
+    settings = Settings.load(_env_file=None, endpoint="http://127.0.0.1:1", key="from-the-call", azure_auth="key")
+    assert settings.endpoint == "http://127.0.0.1:1"
+    assert settings.key == SecretStr("from-the-call")
+
+
+def test_a_dotenv_file_is_read_and_the_environment_stands_above_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("PORT=8081\nAZURE_VOICELIVE_MODEL=from-the-file\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PORT", "8082")
+    settings = Settings.load()
+    assert (settings.port, settings.model) == (8082, "from-the-file")
+
+
+def test_settings_cannot_be_changed_and_show_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch,
+        AZURE_VOICELIVE_KEY="canary-key-1",
+        BROKER_SIGNING_KEY="canary-signing-key-0123456789abcdef",
+        ZEP_API_KEY="canary-zep",
+        BROKER_METRICS_TOKEN="canary-metrics",
+        BROKER_DATABASE_URL="postgresql+asyncpg://user:canary-password@host/db",
+        SIMULATOR_KEY="canary-simulator",
+    )
+    assert "canary" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 1  # type: ignore[misc]
+
+
+def test_a_misspelt_variable_is_noticed() -> None:
+    lines = unknown_variables(
+        {"BROKER_TOKEN_BUGDET_S": "1", "BROKER_AUTH": "none", "PATH": "/", "AZURE_VOICELIVE_KEYS": "x"}
+    )
+    assert len(lines) == 2
+    assert "AZURE_VOICELIVE_KEY is meant" in lines[0]
+    assert "BROKER_TOKEN_BUDGET_S is meant" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("version", "voice_live", "cautioned"),
+    [
+        ("2025-10-01", "2025-10-01", False),
+        ("2026-07-15", "2026-07-15", False),
+        ("2024-10-01-preview", "2025-10-01", True),
+        ("2025-09-30", "2025-10-01", True),
+    ],
+)
+def test_voice_live_is_asked_with_a_version_that_it_has(
+    version: str, voice_live: str, cautioned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load(monkeypatch, AZURE_VOICELIVE_API_VERSION=version)
+    assert settings.voice_live_api_version == voice_live
+    assert [line.partition(":")[0] for line in doubts(settings)] == ["AZURE_VOICELIVE_API_VERSION"] * cautioned
+
+
+# --- .env.example
+
+
+def test_env_example_is_what_the_settings_say() -> None:
+    render = runpy.run_path(str(ROOT / "scripts" / "_env_example.py"))["render"]
+    assert (ROOT / ".env.example").read_text(encoding="utf-8") == render(), "run scripts/env-example"
+
+
+def test_env_example_lists_every_variable_with_its_default(tmp_path: Path) -> None:
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    variables = dict(line[1:].split("=", 1) for line in lines if line.startswith("#") and "=" in line.partition(" ")[0])
+    assert variables.keys() == {field.alias for field in Settings.model_fields.values()}
+    env = tmp_path / ".env"
+    env.write_text("\n".join(f"{name}={value}" for name, value in variables.items()), encoding="utf-8")
+    assert Settings(_env_file=env) == Settings(_env_file=None)
+
+
+# --- the agents' file
+
+
+AGENTS = """
+default = "a"
+[agents.a]
+name = "A"
+voices = { ga = "marin", preview = "en-US-GuyNeural" }
+instructions = "Be A."
+tools = [{ type = "function", name = "f" }]
+[agents.b]
+name = "B"
+inherits = "a"
+instructions = "Be B."
+[agents.c]
+name = "C"
+inherits = "b"
+tools = []
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "agents.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_an_agent_inherits_what_it_does_not_say(tmp_path: Path) -> None:
+    book = load_agents(written(tmp_path, AGENTS))
+    a, b, c = book
+    assert (book.default, book.ids) == ("a", ("a", "b", "c"))
+    assert (b.voices, b.instructions, b.tools) == (a.voices, "Be B.", a.tools)
+    assert (c.voices, c.instructions, c.tools) == (a.voices, "Be B.", ())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("default = ", "is not TOML"),
+        ("", "default"),
+        ('default = "a"', "agents"),
+        ('default = "a"\n[agents]', "agents"),
+        (AGENTS.replace('default = "a"', 'default = "z"'), "there is no agent 'z'"),
+        (AGENTS.replace('inherits = "a"', 'inherits = "z"'), "'z' is unknown"),
+        (AGENTS.replace('inherits = "a"', 'inherits = "c"'), "a circle"),
+        (AGENTS.replace('inherits = "a"', 'inherits = "b"'), "a circle"),
+        (AGENTS.replace('instructions = "Be A."', ""), "has no instructions"),
+        (AGENTS.replace('voices = { ga = "marin", preview = "en-US-GuyNeural" }', ""), "has no voices"),
+        (AGENTS.replace('ga = "marin", ', ""), "agents.a.voices.ga"),
+        (AGENTS.replace('name = "B"', 'nom = "B"'), "agents.b"),
+        (AGENTS.replace("[agents.b]", "[agents.B]"), "agents"),
+        (AGENTS.replace('"Be A."', '"  "'), "agents.a.instructions"),
+        (AGENTS.replace('"Be A."', f'"{"x" * 40_000}"'), "agents.a.instructions"),
+    ],
+)
+def test_a_fault_in_the_agents_file_is_told_with_its_place(text: str, says: str, tmp_path: Path) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(AgentsFileError) as refused:
+        load_agents(path)
+    assert says in str(refused.value)
+    assert all(line.startswith(str(path)) for line in str(refused.value).splitlines())
+
+
+def test_an_agents_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(AgentsFileError, match="can't be read"):
+        load_agents(tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(AgentsFileError, match="is not TOML"):
+        load_agents(tmp_path / "binary.toml")
+
+
+def test_the_built_in_agents_are_the_three() -> None:
+    book = load_agents()
+    assert (book.default, book.ids) == ("elena", ("elena", "marcus", "sage"))
+    elena, marcus, sage = book
+    assert elena.voices["preview"] == "en-US-Ava:DragonHDLatestNeural"
+    assert marcus.voices["preview"] == "en-US-GuyNeural"
+    assert sage.voices == elena.voices
+    file: dict[str, Any] = tomllib.loads((ROOT / "token_broker" / "agents.toml").read_text(encoding="utf-8"))
+    assert file["agents"]["sage"]["inherits"] == "elena"
+    assert len({agent.instructions for agent in book}) == 3

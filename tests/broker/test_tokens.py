@@ -1,0 +1,228 @@
+"""The broker's own tokens: told apart by their type, bound in time, rotated, never forged."""
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from token_broker.tokens import LEEWAY_S, TokenError, TokenSigner, load_or_create_key
+
+KEY = SecretStr("first-key-0123456789abcdef0123456789")
+OTHER = SecretStr("other-key-0123456789abcdef0123456789")
+NOW_S = 1_795_000_000.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = NOW_S
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def signer(clock: Clock) -> TokenSigner:
+    return TokenSigner([KEY], clock=clock)
+
+
+def session_token(signer: TokenSigner, **changes: Any) -> str:
+    said: dict[str, Any] = {
+        "session_id": "session-0123456789",
+        "principal": "anonymous",
+        "epoch": 7,
+        "user_id": "ada",
+        "ttl_s": 100,
+    }
+    return signer.session_token(**(said | changes))
+
+
+def ticket(signer: TokenSigner, **changes: Any) -> str:
+    return signer.ticket(
+        **{"session_id": "session-0123456789", "agent_id": "elena", "principal": "entra:1", "epoch": 7, "user_id": None,
+           "ttl_s": 180, **changes}
+    )  # fmt: skip
+
+
+def test_a_session_token_says_what_was_signed(signer: TokenSigner) -> None:
+    claims = signer.read_session_token(session_token(signer))
+    assert (claims.session_id, claims.principal, claims.epoch) == ("session-0123456789", "anonymous", 7)
+    assert (claims.user_id, claims.expires_at_s) == ("ada", NOW_S + 100)
+
+
+def test_a_ticket_says_what_was_signed_and_each_has_an_id_of_its_own(signer: TokenSigner) -> None:
+    first, second = (signer.read_ticket(ticket(signer)) for _ in range(2))
+    assert (first.session_id, first.agent_id, first.principal, first.epoch) == (
+        "session-0123456789",
+        "elena",
+        "entra:1",
+        7,
+    )
+    assert (first.user_id, first.expires_at_s) == (None, NOW_S + 180)
+    assert first.ticket_id != second.ticket_id
+
+
+def test_a_ticket_travels_as_a_subprotocol(signer: TokenSigner) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9_.-]+", ticket(signer, session_id="s" * 64, user_id="ä" * 256))
+
+
+def test_one_kind_is_never_taken_for_the_other(signer: TokenSigner) -> None:
+    with pytest.raises(TokenError, match="another kind"):
+        signer.read_ticket(session_token(signer))
+    with pytest.raises(TokenError, match="another kind"):
+        signer.read_session_token(ticket(signer), grace_s=10**9)
+
+
+@pytest.mark.parametrize(
+    ("later_s", "grace_s", "taken"),
+    [
+        (0, 0, True),
+        (99, 0, True),
+        (100 + LEEWAY_S - 1, 0, True),  # clocks may differ by 60 s
+        (100 + LEEWAY_S, 0, False),
+        (100 + 24 * 3600 + LEEWAY_S - 1, 24 * 3600, True),  # the grace comes on top
+        (100 + 24 * 3600 + LEEWAY_S, 24 * 3600, False),
+        (-LEEWAY_S, 0, True),  # signed by a replica whose clock is ahead
+        (-3600, 0, True),
+    ],
+)
+def test_a_token_is_taken_until_its_expiry_and_the_leeway(
+    later_s: float, grace_s: float, taken: bool, signer: TokenSigner, clock: Clock
+) -> None:
+    token = session_token(signer)
+    clock.now_s += later_s
+    if taken:
+        signer.read_session_token(token, grace_s=grace_s)
+        return
+    with pytest.raises(TokenError) as refused:
+        signer.read_session_token(token, grace_s=grace_s)
+    assert refused.value.expired
+
+
+def test_keys_rotate_without_ending_a_talk(clock: Clock) -> None:
+    before = TokenSigner([KEY], clock=clock)
+    during = TokenSigner([OTHER, KEY], clock=clock)
+    after = TokenSigner([OTHER], clock=clock)
+    old, new = session_token(before), session_token(during)
+    assert during.read_session_token(old).session_id == after.read_session_token(new).session_id
+    for signer, token in ((after, old), (before, new)):
+        with pytest.raises(TokenError, match="not one of this broker's"):
+            signer.read_session_token(token)
+
+
+def test_a_signer_wants_a_key() -> None:
+    with pytest.raises(ValueError, match="key"):
+        TokenSigner([])
+
+
+def _encoded(value: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+
+CLAIMS = {"sid": "session-0123456789", "sub": "anonymous", "epo": 7, "uid": None, "iat": NOW_S, "exp": int(NOW_S) + 100}
+HEADER = {"alg": "HS256", "typ": "vtb-session+jwt"}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        f"{_encoded({**HEADER, 'alg': 'none'})}.{_encoded(CLAIMS)}.",
+        f"{_encoded({**HEADER, 'alg': 'None'})}.{_encoded(CLAIMS)}.",
+        f"{_encoded(HEADER)}.{_encoded(CLAIMS)}.",
+        f"{_encoded(HEADER)}.{_encoded(CLAIMS)}.{_encoded('signature')}",
+        jwt.encode(CLAIMS, OTHER.get_secret_value(), "HS256", HEADER),
+        jwt.encode(CLAIMS, KEY.get_secret_value() * 2, "HS512", {"typ": "vtb-session+jwt"}),
+        jwt.encode(CLAIMS, KEY.get_secret_value() * 2, "HS384", {"typ": "vtb-session+jwt"}),
+        jwt.encode(CLAIMS, KEY.get_secret_value(), "HS256"),  # no type of ours
+        jwt.encode(CLAIMS, KEY.get_secret_value(), "HS256", {"typ": "vtb-ticket+jwt"}),
+        "",
+        ".",
+        "..",
+        "a.b.c",
+        "é.é.é",
+        "x" * 5000,
+        _encoded(HEADER),
+    ],
+)
+def test_a_forgery_is_refused(forged: str, signer: TokenSigner) -> None:
+    with pytest.raises(TokenError):
+        signer.read_session_token(forged)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {**CLAIMS, "exp": None},
+        {**CLAIMS, "exp": "2100-01-01"},
+        {**CLAIMS, "exp": True},
+        {key: value for key, value in CLAIMS.items() if key != "exp"},
+        {**CLAIMS, "sid": 7},
+        {**CLAIMS, "sub": None},
+        {**CLAIMS, "epo": "7"},
+        {**CLAIMS, "uid": 7},
+    ],
+)
+def test_claims_that_are_not_ours_are_refused_even_where_the_signature_is(
+    claims: dict[str, Any], signer: TokenSigner
+) -> None:
+    signed = jwt.PyJWS().encode(json.dumps(claims).encode(), KEY.get_secret_value(), "HS256", HEADER)
+    with pytest.raises(TokenError):
+        signer.read_session_token(signed)
+
+
+@given(text=st.text(max_size=200))
+def test_any_text_is_refused(text: str) -> None:
+    signer = TokenSigner([KEY])
+    with pytest.raises(TokenError):
+        signer.read_session_token(text)
+    with pytest.raises(TokenError):
+        signer.read_ticket(text)
+
+
+@given(position=st.integers(0, 300), letter=st.sampled_from("Aa0_-."))
+def test_a_token_with_a_letter_changed_is_refused_or_the_same(position: int, letter: str) -> None:
+    signer = TokenSigner([KEY])
+    token = session_token(signer)
+    position %= len(token)
+    changed = token[:position] + letter + token[position + 1 :]
+    try:
+        claims = signer.read_session_token(changed)
+    except TokenError:
+        return
+    # base64url's last letter has bits to spare: the signature itself is the same.
+    assert changed == token or position == len(token) - 1
+    assert claims == signer.read_session_token(token)
+
+
+def test_a_ticket_is_short_enough_for_a_handshake(signer: TokenSigner) -> None:
+    assert len(ticket(signer, session_id="s" * 64, agent_id="a" * 64, user_id="u" * 256)) < 2048
+
+
+def test_a_signing_key_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "key"
+    made = load_or_create_key(path)
+    assert load_or_create_key(path) == made
+    assert len(made.get_secret_value()) >= 32
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert made.get_secret_value() not in repr(made)
+
+
+def test_a_key_file_that_holds_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("short", encoding="utf-8")
+    with pytest.raises(OSError, match="holds no signing key"):
+        load_or_create_key(tmp_path / "key")
+
+
+def test_tokens_do_not_show_in_reprs(signer: TokenSigner) -> None:
+    assert KEY.get_secret_value() not in f"{signer!r}"

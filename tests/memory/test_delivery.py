@@ -1,0 +1,283 @@
+"""The worker against the Zep stand-in: in order, once, whatever Zep does. Time is the test's own where it matters."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+from pydantic import SecretStr
+
+from tests.memory.conftest import MakeSettings
+from tests.memory.support.turns import SESSION, owner, turn
+from tests.memory.support.waiting import eventually
+from tests.memory.support.zep import KEY, Fault, Zep
+from token_broker.memory.base import Owner, Turn
+from token_broker.memory.database import Database
+from token_broker.memory.delivery import DeliveryPolicy, DeliveryWorker
+from token_broker.memory.keys import ArrivalClock
+from token_broker.memory.outbox import Figures, figures, list_dead
+from token_broker.memory.service import Memory
+from token_broker.memory.sinks.base import Parcel
+from token_broker.memory.sinks.zep import ZepMemory
+from token_broker.memory.store import Arrived, insert_turns
+
+
+class Clock:
+    """A time that goes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Delivering:
+    """A worker driven by hand, on a store and a Zep."""
+
+    def __init__(self, database: Database, zep: Zep, clock: Clock, **policy: float) -> None:
+        self.database, self.clock = database, clock
+        self.sink = ZepMemory(SecretStr(KEY), zep.base_url, timeout_s=5)
+        self.worker = DeliveryWorker(database, self.sink, DeliveryPolicy(**policy), clock=clock)  # type: ignore[arg-type]
+        self._arrivals = ArrivalClock(clock)
+
+    async def queue(self, *turns: Turn) -> None:
+        batch = [Arrived(said, self._arrivals.next()) for said in turns]
+        unknown = [(said.owner, said.agent_id) for said in turns]
+        work = partial(insert_turns, batch=batch, now_s=self.clock(), unknown=unknown, queue=True)
+        await self.database.write(work)
+
+    async def rounds(self, *, seconds: float = 0, step_s: float = 1) -> None:
+        """Works through what is due, again and again while the time goes on."""
+        end_s = self.clock.now_s + seconds
+        while True:
+            while await self.worker.round():
+                await self.worker.idle()
+            if self.clock.now_s >= end_s:
+                return
+            self.clock.now_s += step_s
+
+    async def figures(self) -> Figures:
+        return await self.database.read(figures)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    random.seed(7)
+    return Clock()
+
+
+@pytest.fixture
+async def delivering(database: Database, zep: Zep, clock: Clock) -> AsyncIterator[Delivering]:
+    delivering = Delivering(database, zep, clock, max_attempts=5)
+    yield delivering
+    await delivering.sink.aclose()
+
+
+def a_talk(count: int, *, by: Owner | None = None) -> list[Turn]:
+    return [turn(f"t{number:03}", by=by, sequence=number) for number in range(1, count + 1)]
+
+
+async def test_a_talk_arrives_in_order_at_most_thirty_turns_a_call(delivering: Delivering, zep: Zep) -> None:
+    talk = a_talk(75)
+    await delivering.queue(*talk[40:], *talk[:40])
+    await delivering.rounds()
+    assert zep.turn_ids(SESSION) == [said.turn_id for said in talk]
+    assert [len(ids) for _, ids in zep.calls] == [30, 30, 15]
+    assert await delivering.figures() == Figures(0, None, 0, 0)
+
+
+async def test_a_gap_is_waited_for_and_no_longer_than_ten_seconds(delivering: Delivering, zep: Zep) -> None:
+    one, two, three, five = (turn(f"t{number}", sequence=number) for number in (1, 2, 3, 5))
+    await delivering.queue(one, three)
+    await delivering.rounds(seconds=9)
+    assert zep.turn_ids(SESSION) == ["t1"]
+    await delivering.queue(two, five)
+    await delivering.rounds()
+    assert zep.turn_ids(SESSION) == ["t1", "t2", "t3"]
+    await delivering.rounds(seconds=11)
+    assert zep.turn_ids(SESSION) == ["t1", "t2", "t3", "t5"]
+
+
+async def test_a_poisoned_turn_dies_alone_and_holds_up_nobody(delivering: Delivering, zep: Zep) -> None:
+    zep.faults.append(Fault("status", "/memory", "POST", times=None, status=400, turn="t017"))
+    others = [owner(f"another-session-{number:02}") for number in range(5)]
+    await delivering.queue(*a_talk(40), *(said for by in others for said in a_talk(3, by=by)))
+    await delivering.rounds()
+    assert zep.turn_ids(SESSION) == [f"t{number:03}" for number in range(1, 41) if number != 17]
+    assert all(zep.turn_ids(by.session_id) == ["t001", "t002", "t003"] for by in others)
+    (letter,) = await delivering.database.read(partial(list_dead, limit=9))
+    assert (letter.turn.turn_id, letter.reason) == ("t017", "zep: 400")
+
+
+async def test_a_turn_that_makes_zep_fail_is_given_up_after_so_many_attempts(delivering: Delivering, zep: Zep) -> None:
+    zep.faults.append(Fault("status", "/memory", "POST", times=None, status=500, turn="t002"))
+    await delivering.queue(*a_talk(3), *a_talk(3, by=owner("another-session-01")))
+    await delivering.rounds(seconds=600)
+    assert zep.turn_ids(SESSION) == ["t001", "t003"]
+    assert (await delivering.figures()).dead == 2
+    assert delivering.worker.counts.dead == 2
+
+
+async def test_zep_down_for_an_hour_then_faulty_then_well_gets_the_backlog_in_order_without_a_stampede(
+    delivering: Delivering, zep: Zep, clock: Clock
+) -> None:
+    talks = {by.session_id: a_talk(12, by=by) for by in (owner(f"session-number-{n:03}") for n in range(40))}
+    everything = [said for talk in talks.values() for said in talk]
+    random.shuffle(everything)
+    down = Fault("status", times=None, status=503)
+    with zep.fails(down):
+        for start in range(0, len(everything), 100):
+            await delivering.queue(*everything[start : start + 100])
+        await delivering.rounds(seconds=3600, step_s=5)
+    asked_while_down = len(zep.requests)
+    assert asked_while_down < 300, "an ill Zep is asked a few times a minute, whatever waits"
+    for fault in (
+        Fault("status", "/memory", status=429, headers={"Retry-After": "30"}),
+        Fault("status", "/memory", status=500, times=3),
+        Fault("malformed", "/memory", "POST", times=3),
+        Fault("reset", "/memory", "POST", times=3, stored=True),
+    ):
+        zep.faults.append(fault)
+        await delivering.rounds(seconds=60, step_s=5)
+    await delivering.rounds(seconds=1800, step_s=5)
+    assert {key: zep.turn_ids(key) for key in talks} == {
+        key: [said.turn_id for said in talk] for key, talk in talks.items()
+    }
+    assert await delivering.figures() == Figures(0, None, 0, 0)
+    assert zep.most_at_once <= 8
+    assert not zep.overlapped
+
+
+async def test_retry_after_is_obeyed(delivering: Delivering, zep: Zep) -> None:
+    zep.faults.append(Fault("status", "/memory", "POST", status=429, headers={"Retry-After": "120"}))
+    await delivering.queue(*a_talk(1))
+    await delivering.rounds(seconds=119)
+    assert zep.turn_ids(SESSION) == []
+    await delivering.rounds(seconds=2)
+    assert zep.turn_ids(SESSION) == ["t001"]
+
+
+async def test_a_crash_between_delivery_and_settling_repeats_nothing_that_zep_has(
+    delivering: Delivering, database: Database, zep: Zep, clock: Clock
+) -> None:
+    """The first worker delivers and never settles, as if it was killed; the second takes over when the lease ends."""
+
+    class Killed(DeliveryWorker):
+        async def _settle(self, *_: object) -> None:
+            return
+
+    killed = Killed(database, delivering.sink, DeliveryPolicy(), clock=clock)
+    await delivering.queue(*a_talk(3))
+    assert await killed.round() == 1
+    await killed.idle()
+    await delivering.queue(turn("t004", sequence=4))
+    await delivering.rounds(seconds=29)
+    assert zep.turn_ids(SESSION) == ["t001", "t002", "t003"]
+    await delivering.rounds(seconds=1)
+    assert zep.turn_ids(SESSION) == ["t001", "t002", "t003", "t004"]
+
+
+async def test_a_settlement_is_written_though_the_worker_is_stopped(
+    delivering: Delivering, database: Database, zep: Zep, clock: Clock
+) -> None:
+    delivered = asyncio.Event()
+
+    class Telling:
+        async def deliver(self, parcel: Parcel) -> None:
+            await delivering.sink.deliver(parcel)
+            delivered.set()
+
+        async def forget(self, principal: str, session_id: str) -> None: ...
+
+    worker = DeliveryWorker(database, Telling(), DeliveryPolicy(), clock=clock)
+    await delivering.queue(*a_talk(3))
+    running = asyncio.create_task(worker.run())
+    await delivered.wait()
+    running.cancel()
+    await asyncio.wait({running})
+    assert (await delivering.figures()).queued == 0
+
+
+async def test_a_fault_in_a_sink_ends_no_worker_and_loses_no_turn(
+    delivering: Delivering, database: Database, clock: Clock
+) -> None:
+    class Broken:
+        async def deliver(self, parcel: Parcel) -> None:
+            raise KeyError(parcel.session_id)
+
+        async def forget(self, principal: str, session_id: str) -> None: ...
+
+    worker = DeliveryWorker(database, Broken(), DeliveryPolicy(), clock=clock)
+    await delivering.queue(*a_talk(2))
+    assert await worker.round() == 1
+    await worker.idle()
+    assert (await delivering.figures()).queued == 2
+    assert worker.last_failure == "the sink broke (KeyError)"
+
+
+async def test_an_erasure_that_zep_refuses_is_asked_for_again_until_it_is_done(
+    delivering: Delivering, zep: Zep, zep_settings: MakeSettings
+) -> None:
+    from token_broker.memory.housekeeping import Housekeeper
+
+    await delivering.queue(*a_talk(2, by=owner(principal="ann")))
+    await delivering.rounds()
+    keeper = Housekeeper(delivering.database, erase=True, lease_s=30, clock=delivering.clock)
+    zep.faults.append(Fault("status", status=503, times=3))
+    assert await keeper.forget_user("ann") == 2
+    await delivering.rounds(seconds=300)
+    assert (zep.users, zep.messages) == ({}, {})
+    assert (await delivering.figures()).erasures == 0
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_two_replicas_share_the_work_and_deliver_nothing_twice(zep_settings: MakeSettings, zep: Zep) -> None:
+    settings = zep_settings()
+    zep.slow_s = 0.005
+    async with Memory.open(settings) as one, Memory.open(settings) as two:
+        talks = [a_talk(20, by=owner(f"session-number-{number:03}")) for number in range(30)]
+        await asyncio.gather(
+            *(memory.append(talk[half::2]) for talk in talks for half, memory in enumerate((one, two)))
+        )
+        await zep.has(600)
+        await _settled(one)
+        assert all(zep.turn_ids(talk[0].owner.session_id) == [said.turn_id for said in talk] for talk in talks)
+        assert not zep.overlapped
+        assert min(memory.status().delivered for memory in (one, two)) > 0
+        assert sum(memory.status().delivered for memory in (one, two)) == 600
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_replica_that_dies_mid_delivery_delays_its_turns_and_loses_none(
+    zep_settings: MakeSettings, zep: Zep
+) -> None:
+    settings = zep_settings(delivery_timeout_s=1)
+    async with _dying(settings) as dying:
+        with zep.fails(Fault("hang", "/memory", "POST", stored=True)):
+            await dying.append(a_talk(3))
+            await zep.has(3)
+    async with Memory.open(settings) as heir:
+        await heir.append(a_talk(5))
+        await zep.has(5)
+        await _settled(heir)
+    assert zep.turn_ids(SESSION) == [f"t{number:03}" for number in range(1, 6)]
+
+
+@asynccontextmanager
+async def _dying(settings: object) -> AsyncIterator[Memory]:
+    """A memory whose database vanishes under it when the block ends: nothing it does from then on is written."""
+    async with Memory.open(settings) as memory:  # type: ignore[arg-type]
+        yield memory
+        await memory._database.close()
+        memory._database._is_open = False  # type: ignore[attr-defined]
+
+
+async def _settled(memory: Memory) -> None:
+    async def nothing_is_queued() -> bool:
+        await memory.refresh()
+        return memory.status().queued == 0
+
+    await eventually(nothing_is_queued)
