@@ -18,7 +18,14 @@ CALLS = "realtime/calls"
 RUNS = {
     "strangers": ["--phases", "examples,fuzzing"],
     "owners of a session": ["--exclude-path-regex", CALLS],
-    "callers": ["--phases", "examples,fuzzing", "--include-path-regex", CALLS, "--exclude-checks", "not_a_server_error"],
+    "callers": [
+        "--phases",
+        "examples,fuzzing",
+        "--include-path-regex",
+        CALLS,
+        "--exclude-checks",
+        "not_a_server_error",
+    ],
 }
 
 
