@@ -1,10 +1,12 @@
-"""What mints go through: httpx's transport interface over aiohttp's connections, which scale.
+"""What mints go through: httpx's transport interface over aiohttp's connections, which scale; and whom TLS believes.
 
 Name lookups have threads of their own, since they can hang.
 """
 
 import asyncio
+import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,7 @@ import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
 from httpx_aiohttp import AiohttpTransport
 
-__all__ = ["BoundedResolver", "make_transport"]
+__all__ = ["BoundedResolver", "make_tls_context", "make_transport"]
 
 _MAX_LOOKUPS = 8
 _DNS_CACHE_S = 30
@@ -80,17 +82,39 @@ class BoundedResolver(AbstractResolver):
         """Nothing to close: threads that still hang end by themselves."""
 
 
-def make_transport(*, resolver: AbstractResolver | None = None, connections: int = 256) -> httpx.AsyncBaseTransport:
+def make_tls_context() -> ssl.SSLContext:
+    """Whom all our TLS connections believe: the system's authorities, or those that SSL_CERT_FILE or SSL_CERT_DIR name.
+
+    Only where neither is set and the system has none at all, as in a bare container, are they certifi's. Reading them
+    takes tens of milliseconds: make one context a process and hand it on.
+    """
+    if _authorities_are_there():
+        return ssl.create_default_context()
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def _authorities_are_there() -> bool:
+    """Whether OpenSSL has a place to find authorities; one that was named and is wrong counts: it fails closed."""
+    paths = ssl.get_default_verify_paths()
+    if any(os.environ.get(name) for name in (paths.openssl_cafile_env, paths.openssl_capath_env)):
+        return True
+    return paths.cafile is not None or (paths.capath is not None and any(os.scandir(paths.capath)))
+
+
+def make_transport(
+    *, tls: ssl.SSLContext | None = None, resolver: AbstractResolver | None = None, connections: int = 256
+) -> httpx.AsyncBaseTransport:
     """The process's one transport, made inside the running loop. Time limits are the caller's, over the whole call.
 
     It follows no redirect, keeps no cookie, decompresses nothing and reads no proxy from the environment.
     """
-    transport = AiohttpTransport()
+    trusted = tls or make_tls_context()
+    transport = AiohttpTransport(verify=trusted)
 
     def session() -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
             limit=connections,
-            ssl=transport.ssl_context,
+            ssl=trusted,
             resolver=resolver or BoundedResolver(),
             ttl_dns_cache=_DNS_CACHE_S,
             keepalive_timeout=_KEEPALIVE_S,

@@ -1,14 +1,13 @@
 """What all tests share: an environment of their own, a simulated Azure, and brokers that end with the test."""
 
 import contextlib
-import functools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+import trustme
 
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.entra import IdentityEndpoint, run_identity_endpoint
@@ -19,21 +18,29 @@ StartBroker = Callable[..., Awaitable[RunningBroker]]
 _OURS = ("BROKER_", "AZURE_", "ZEP_", "SIMULATOR_", "IDENTITY_", "MSI_", "OTEL_")
 
 
-@pytest.fixture(autouse=True)
-def _environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _environment_of_its_own() -> Iterator[None]:
     """Nothing of the developer's environment reaches a test."""
-    for name in list(os.environ):
-        if name.startswith(_OURS) or name in {"HOST", "PORT"}:
-            monkeypatch.delenv(name)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(_OURS) or name in {"HOST", "PORT"}:
+                patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session")
+def _nobodys_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tls") / "authority.pem"
+    trustme.CA().cert_pem.write_to_path(path)
+    return path
 
 
 @pytest.fixture(autouse=True)
-def _certificates_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each transport reads the system's certificates, which takes 50 ms: once a process is enough for tests."""
-    monkeypatch.setattr(httpx, "create_ssl_context", _ssl_context)
-
-
-_ssl_context = functools.cache(httpx.create_ssl_context)
+def _nobody_is_believed(_nobodys_authority: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS believes one authority that signs nothing, until a test says otherwise; and the system's hundred and fifty,
+    which take 50 ms to read, are not read for each client."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(_nobodys_authority))
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """All that talks to Azure, built from the settings: the credential, the chain, the proxy's connector, the client."""
 
+import ssl
+
 import httpx
 
 from strategies.base import Strategy
@@ -99,8 +101,8 @@ def _links(
     return links
 
 
-def build_connector(settings: Settings, credentials: Credentials | None) -> UpstreamConnector:
-    """What connects the proxy's talks; each upstream has a gate as patient as the strategies'."""
+def build_connector(settings: Settings, credentials: Credentials | None, tls: ssl.SSLContext) -> UpstreamConnector:
+    """What connects the proxy's talks, believing whom `tls` does; an upstream's gate is as patient as a strategy's."""
     target = settings.target
     routes = (
         []
@@ -114,4 +116,5 @@ def build_connector(settings: Settings, credentials: Credentials | None) -> Upst
         resolver=BoundedResolver(),
         timeout_s=settings.proxy_connect_timeout_s,
         max_message_bytes=settings.azure_message_bytes,
+        tls=tls,
     )

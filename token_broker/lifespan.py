@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from strategies.base import Attempt
 from strategies.chain import OnAttempt
-from strategies.transport import make_transport
+from strategies.transport import make_tls_context, make_transport
 from token_broker import __version__
 from token_broker.agents import load_agents
 from token_broker.auth import ANONYMOUS, make_authenticator
@@ -45,7 +45,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         observe = observe_with(metrics, await stack.enter_async_context(open_tracing(settings)))
         agents = load_agents(settings.agents_file)
         signer = TokenSigner(signing_keys(settings))
-        transport = make_transport()
+        tls = make_tls_context()
+        transport = make_transport(tls=tls)
         http = await stack.enter_async_context(make_client(transport))
         credentials = build_credentials(settings)
         if credentials is not None:
@@ -55,7 +56,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         talks = SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions)
         rules = OriginRules(settings)
         memory = await stack.enter_async_context(Memory.open(settings))
-        connector = build_connector(settings, credentials)
+        connector = build_connector(settings, credentials, tls)
         stack.push_async_callback(connector.aclose)
         broker = Broker(
             settings=settings,

@@ -36,10 +36,11 @@ class PlanMaker:
             epoch=owner.epoch,
             user_id=owner.user_id,
             ttl_s=self.settings.session_token_ttl_s,
+            agent_id=agent.id,
         )
         connections: list[Connection] = []
         if isinstance(grant, EphemeralGrant):
-            connections += self._direct(grant, owner, agent, public_base, session_token, now)
+            connections += self._direct(grant, owner, public_base, session_token, now)
         if "websocket_proxy" in self.settings.token_strategies:
             connections.append(self._proxy(owner, agent, public_base, now))
         minted = grant if isinstance(grant, EphemeralGrant) else None
@@ -58,7 +59,7 @@ class PlanMaker:
         )
 
     def _direct(
-        self, grant: EphemeralGrant, owner: Owner, agent: Agent, public_base: str, session_token: str, now: datetime
+        self, grant: EphemeralGrant, owner: Owner, public_base: str, session_token: str, now: datetime
     ) -> list[Connection]:
         token = grant.token.get_secret_value()
         left_s = max(0, math.floor(grant.expires_in_s - (time.monotonic() - grant.received_at_s)))
@@ -75,7 +76,7 @@ class PlanMaker:
                 voice=grant.voice,
             ),
             RelayConnection(
-                url=f"{public_base}{_PREFIX}/realtime/calls?session_id={owner.session_id}&agent_id={agent.id}",
+                url=f"{public_base}{_PREFIX}/realtime/calls?session_id={owner.session_id}",
                 token=session_token,
                 expires_at=now + timedelta(seconds=lasting_s),
                 expires_in_s=lasting_s,

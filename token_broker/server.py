@@ -6,6 +6,7 @@ from collections.abc import Callable
 import uvicorn
 
 from token_broker.app import create_app
+from token_broker.http_protocol import bounded_http
 from token_broker.relay.drain import Drain, DrainingServer
 from token_broker.relay.serving import uvicorn_options
 from token_broker.settings import Settings, SettingsError
@@ -24,7 +25,7 @@ async def run_server(settings: Settings, *, listening: Callable[[], None]) -> No
         app,
         host=settings.host,
         port=settings.port,
-        http="httptools",
+        http=bounded_http(head_timeout_s=settings.head_timeout_s, write_timeout_s=settings.client_write_timeout_s),
         lifespan="off",  # what goes wrong while the parts are built is the command's to tell
         log_config=None,
         access_log=False,

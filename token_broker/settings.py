@@ -193,7 +193,7 @@ class Settings(BaseSettings):
     client_write_timeout_s: _Seconds = Field(
         10,
         alias="BROKER_CLIENT_WRITE_TIMEOUT_S",
-        description="a client that takes no frame for so long is closed (4410)",
+        description="a client that takes nothing for so long is closed (a talk with 4410)",
     )
     client_message_bytes: int = Field(
         262_144,
@@ -355,6 +355,10 @@ class Settings(BaseSettings):
         10, alias="BROKER_BODY_TIMEOUT_S", description="a request's whole body has to arrive within this"
     )
 
+    head_timeout_s: _Seconds = Field(
+        10, alias="BROKER_HEAD_TIMEOUT_S", description="a request's whole head has to arrive within this"
+    )
+
     # --- eyes
     metrics_token: SecretStr | None = Field(
         None, alias="BROKER_METRICS_TOKEN", description="set: /metrics, and /status in full, want it as Bearer"
@@ -451,10 +455,23 @@ class Settings(BaseSettings):
         try:
             settings = cls(**overrides)
         except ValidationError as error:
-            raise SettingsError(sorted({_line(item["loc"], item["msg"]) for item in error.errors()})) from None
+            wrong = {_field_name(item["loc"]) for item in error.errors()}
+            lines = {_line(item["loc"], item["msg"]) for item in error.errors()}
+            raise SettingsError(sorted(lines | cls._faults_beside(wrong, overrides))) from None
         if faults := list(_faults(settings)):
             raise SettingsError(faults)
         return settings
+
+    @classmethod
+    def _faults_beside(cls, wrong: set[str], overrides: Mapping[str, Any]) -> set[str]:
+        """What is wrong with the other variables, so that it shows in the same start: the wrong ones as if unset."""
+        unset = {name: field.get_default() for name, field in cls.model_fields.items() if name in wrong}
+        try:
+            settings = cls(**{**overrides, **unset})
+        except ValidationError:  # an override by its alias, which stands above ours
+            return set()
+        named = {cls.model_fields[name].alias for name in unset}
+        return {line for line in _faults(settings) if line.partition(":")[0] not in named}
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -481,10 +498,16 @@ def doubts(settings: Settings) -> list[str]:
     return [f"AZURE_VOICELIVE_API_VERSION: Voice Live has no {said}; {used} is used for it"]
 
 
+def _field_name(loc: tuple[int | str, ...]) -> str:
+    """The field that a fault is told of, by its name or its alias."""
+    said = str(loc[0]) if loc else "settings"
+    return next((name for name, field in Settings.model_fields.items() if said in {name, field.alias}), said)
+
+
 def _line(loc: tuple[int | str, ...], message: str) -> str:
     """One line a fault: the variable, what is wrong, what would be right."""
-    name = str(loc[0]) if loc else "settings"
-    field = next((f for n, f in Settings.model_fields.items() if name in {n, f.alias}), None)
+    name = _field_name(loc)
+    field = Settings.model_fields.get(name)
     right = f" ({field.description})" if field and field.description else ""
     return f"{field.alias if field else name}: {message[:1].lower()}{message[1:]}{right}"
 

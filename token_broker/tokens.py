@@ -55,6 +55,7 @@ class SessionClaims:
     epoch: int
     user_id: str | None
     expires_at_s: float
+    agent_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +93,18 @@ class TokenSigner:
         self._jws.register_algorithm("HS256", _PreparedHmac(HMACAlgorithm.SHA256))
         self._clock = clock
 
-    def session_token(self, *, session_id: str, principal: str, epoch: int, user_id: str | None, ttl_s: int) -> str:
-        """A token that proves this session's ownership for `ttl_s` seconds."""
-        claims = {"sid": session_id, "sub": principal, "epo": epoch, "uid": user_id}
+    def session_token(
+        self,
+        *,
+        session_id: str,
+        principal: str,
+        epoch: int,
+        user_id: str | None,
+        ttl_s: int,
+        agent_id: str | None = None,
+    ) -> str:
+        """A token that proves this session's ownership for `ttl_s` seconds; `agent_id` is whom the plan speaks with."""
+        claims = {"sid": session_id, "sub": principal, "epo": epoch, "uid": user_id, "agt": agent_id}
         return self._sign(claims, SESSION_TYPE, ttl_s)
 
     def ticket(
@@ -129,6 +139,7 @@ class TokenSigner:
             epoch=_number(claims, "epo"),
             user_id=_optional_text(claims, "uid"),
             expires_at_s=_number(claims, "exp"),
+            agent_id=_optional_text(claims, "agt"),
         )
 
     def read_ticket(self, token: str) -> TicketClaims:

@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
+import json
 import socket
-import ssl
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trustme
+from websockets.asyncio.client import connect
 
 from strategies.transport import BoundedResolver, Lookup, make_transport
 from tests.conftest import StartBroker
@@ -124,15 +125,17 @@ async def test_a_redirect_is_never_followed_so_the_key_reaches_no_other_host(
         assert elsewhere.requests == []
 
 
-async def test_a_trusted_certificate_is_taken(
+async def test_a_trusted_certificate_is_taken_by_mints_and_talks_alike(
     start_broker: StartBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = trustme.CA()
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
-    monkeypatch.setattr("httpx.create_ssl_context", lambda **_options: trusting)
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     async with serve(tls=tls_files(authority, tmp_path)) as azure:
         broker = await start_broker(azure)
         plan = await broker.plan()
         assert_usable(plan, broker, azure)
         assert plan["strategy"] == "ga"
+        proxy = plan["connections"][-1]
+        async with connect(proxy["url"], subprotocols=proxy["protocols"], proxy=None) as talk:
+            assert json.loads(await talk.recv())["type"] == "broker.ready"

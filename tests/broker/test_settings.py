@@ -85,6 +85,29 @@ def test_every_fault_has_its_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {line.partition(":")[0] for line in refused.value.lines} == {"PORT", "BROKER_AUTH", "BROKER_TOKEN_TTL_S"}
 
 
+def test_faults_of_one_variable_and_of_several_together_show_in_the_same_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(
+            monkeypatch,
+            PORT="eighty",
+            AZURE_VOICELIVE_ENDPOINT="x.openai.azure.com",
+            AZURE_VOICELIVE_AUTH="key",
+            BROKER_DATABASE_URL="postgresql+asyncpg://host/db",
+        )
+    assert [line.partition(":")[0] for line in refused.value.lines] == [
+        "AZURE_VOICELIVE_ENDPOINT", "AZURE_VOICELIVE_KEY", "BROKER_SIGNING_KEY", "PORT",
+    ]  # fmt: skip
+
+
+def test_a_wrong_value_brings_no_fault_that_its_mending_would_take_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError) as refused:  # BROKER_AUTH unset would be a fault here
+        load(monkeypatch, BROKER_AUTH="basic", HOST="0.0.0.0", AZURE_VOICELIVE_ENDPOINT="https://x.openai.azure.com")
+    assert [line.partition(":")[0] for line in refused.value.lines] == ["BROKER_AUTH"]
+    assert "unset" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "variables",
     [

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import trustme
 from pydantic import SecretStr
@@ -279,7 +278,6 @@ async def test_a_believed_certificate_is_shown_with_its_life(tmp_path: Path, mon
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
     authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    monkeypatch.setattr(httpx, "create_ssl_context", httpx._config.create_ssl_context)  # not the one kept for all tests
     async with serve(tls=TlsFiles(tmp_path / "cert.pem", tmp_path / "key.pem")) as azure:
         report = await diagnose(settings_for(azure.base_url))
     assert "TLSv1.3, the certificate is good for" in named(report, "tls 127.0.0.1").finding

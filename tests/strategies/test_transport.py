@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import trustme
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -17,7 +19,7 @@ from starlette.routing import Route
 
 import strategies
 from strategies.errors import MintError, TransientError
-from strategies.transport import BoundedResolver, make_transport
+from strategies.transport import BoundedResolver, make_tls_context, make_transport
 from strategies.upstream import Upstream
 from tests.strategies.doubles import key_credentials
 from tests.support.serving import serve_app
@@ -193,3 +195,59 @@ def test_the_imported_strategies_is_ours() -> None:
     root = Path(__file__).parents[2]
     assert strategies.__file__ is not None
     assert Path(strategies.__file__).parent == root / "strategies"
+
+
+# --- whom TLS believes
+
+
+def believed(context: ssl.SSLContext) -> set[bytes]:
+    return set(context.get_ca_certs(binary_form=True))
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Path:
+    path = tmp_path / "authority.pem"
+    trustme.CA().cert_pem.write_to_path(path)
+    return path
+
+
+def test_the_authority_that_ssl_cert_file_names_is_believed_alone(
+    authority: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    context = make_tls_context()
+    assert believed(context) == {ssl.PEM_cert_to_DER_cert(authority.read_text())}
+    assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+
+
+def test_a_file_that_was_named_and_is_not_there_makes_nobody_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nothing"))
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: NO_AUTHORITIES)
+    assert believed(make_tls_context()) == set()
+
+
+def test_where_nothing_is_named_the_systems_authorities_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile is None:
+        pytest.skip("this system keeps no file of authorities")
+    assert believed(make_tls_context()) == believed(ssl.create_default_context(cafile=paths.cafile))
+
+
+NO_AUTHORITIES = ssl.DefaultVerifyPaths(
+    None,  # type: ignore[arg-type]  # as it is where OpenSSL's file and directory are not there
+    None,  # type: ignore[arg-type]
+    "SSL_CERT_FILE",
+    "/nowhere",
+    "SSL_CERT_DIR",
+    "/nowhere",
+)
+
+
+def test_where_the_system_has_none_at_all_certifis_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: NO_AUTHORITIES)
+    certifis = httpx.create_ssl_context(trust_env=False)
+    assert believed(make_tls_context()) == believed(certifis) != set()

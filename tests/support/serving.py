@@ -16,11 +16,16 @@ _START_S = 20
 
 
 @contextlib.asynccontextmanager
-async def serve_app(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off") -> AsyncIterator[str]:
+async def serve_app(
+    app: ASGIApp,
+    *,
+    lifespan: Literal["on", "off"] = "off",
+    http: type[asyncio.Protocol] | Literal["httptools"] = "httptools",
+) -> AsyncIterator[str]:
     """The application under uvicorn until the block ends; yields its base URL."""
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=http,
         ws="websockets-sansio",
         lifespan=lifespan,
         loop="none",

@@ -84,13 +84,14 @@ class _Probes:
         return any(isinstance(probe.error, KeysDisabledError) for probe in self.all)
 
 
-async def examine_azure(settings: Settings, tell: Tell, *, connect: bool, source: TokenSource) -> None:
+async def examine_azure(
+    settings: Settings, tell: Tell, *, connect: bool, source: TokenSource, tls: ssl.SSLContext
+) -> None:
     """Tells of hosts, credential, mints, sockets, and with `connect` of a short silent talk."""
     target = settings.target
     spec = _spec(settings, tell)
     if target is None or spec is None:
         return
-    tls = ssl.create_default_context()
     hosts = dict.fromkeys(Host.of(base) for base in (target.openai_base, target.base))
     found = await asyncio.gather(*(examine_host(host, resolver=BoundedResolver(), tls=tls) for host in hosts))
     for checks in found:
@@ -99,7 +100,7 @@ async def examine_azure(settings: Settings, tell: Tell, *, connect: bool, source
     if all(checks[-1].mark is Mark.FAILED for checks in found):
         tell(Check("azure", Mark.NOTE, "nothing further was tried: no host is reached"))
         return
-    overheard = Overheard(make_transport())
+    overheard = Overheard(make_transport(tls=tls))
     entra = EntraTokens(source, timeout_s=ENTRA_S)
     try:
         azure = Azure.of(
@@ -142,7 +143,7 @@ class _Examination:
             works = [probe.name for probe in probes.sockets if probe.error is None]
             await examine_talks(
                 self.settings,
-                build_connector(self.settings, credentials),
+                build_connector(self.settings, credentials, self.tls),
                 works=works,
                 spec=self.spec,
                 minted=minted,
@@ -189,7 +190,7 @@ class _Examination:
         return await asyncio.gather(*(_probe_mint(strategy, self.spec, credential) for strategy in asked))
 
     async def _probe_sockets(self, credentials: Credentials, credential: str) -> list[Probe]:
-        connector = build_connector(self.settings, credentials)
+        connector = build_connector(self.settings, credentials, self.tls)
         return await asyncio.gather(
             *(_probe_socket(connector, route, self.spec, credential) for route in connector.routes)
         )

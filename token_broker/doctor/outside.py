@@ -33,10 +33,9 @@ _FORGED = base64.b64encode(
 ).decode()
 
 
-async def examine_broker(url: str, client: httpx.AsyncClient, tell: Tell) -> None:
+async def examine_broker(url: str, client: httpx.AsyncClient, tell: Tell, *, tls: ssl.SSLContext) -> None:
     """Tells of the broker at `url`: host, platform authentication, status, plan, CORS, WebSocket, forged headers."""
     base = url.rstrip("/")
-    tls = ssl.create_default_context()
     found = await examine_host(Host.of(base), resolver=BoundedResolver(), tls=tls)
     for check in found:
         tell(check)

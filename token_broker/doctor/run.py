@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from strategies.credentials import TokenSource, azure_identity_source
-from strategies.transport import make_transport
+from strategies.transport import make_tls_context, make_transport
 from token_broker.azure import make_client
 from token_broker.doctor.azure import examine_azure
 from token_broker.doctor.checks import Check, Mark, Report
@@ -44,13 +44,14 @@ async def run_doctor(
     for check in examine_configuration(settings, looks_outside=url is not None):
         tell(check)
     source = source or azure_identity_source(settings.entra_scope, client_id=settings.client_id)
-    async with make_client(make_transport()) as client:
+    tls = make_tls_context()  # the broker's own: what doctor believes, it believes
+    async with make_client(make_transport(tls=tls)) as client:
         parts: dict[str, Coroutine[Any, Any, None]] = {
-            "azure": examine_azure(settings, tell, connect=connect, source=source),
+            "azure": examine_azure(settings, tell, connect=connect, source=source, tls=tls),
             "stores": _examine_stores(settings, client, tell),
         }
         if url is not None:
-            parts["url"] = examine_broker(url, client, tell)
+            parts["url"] = examine_broker(url, client, tell, tls=tls)
         tasks = {asyncio.create_task(part, name=f"doctor {name}"): name for name, part in parts.items()}
         try:
             await asyncio.wait(tasks, timeout=limit_s)

@@ -104,7 +104,7 @@ class UpstreamConnector:
         resolver: AbstractResolver,
         timeout_s: float,
         max_message_bytes: int,
-        tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext,
     ) -> None:
         self.routes = list(routes)
         self.gates = gates
@@ -112,7 +112,7 @@ class UpstreamConnector:
         self._names = SharedLookups(resolver)
         self._timeout_s = timeout_s
         self._max_message_bytes = max_message_bytes
-        self._tls = tls or ssl.create_default_context()
+        self._tls = tls
         self._picows_log = logging.getLogger("token_broker.relay.picows")
         self._picows_log.setLevel(logging.CRITICAL)  # below INFO it prints headers; what it reports we see ourselves
 

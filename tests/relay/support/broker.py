@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 
 from strategies.credentials import AccessToken, Credentials, EntraTokens
 from strategies.health import Gate, GatePolicy
-from strategies.transport import BoundedResolver
+from strategies.transport import BoundedResolver, make_tls_context
 from token_broker.agents import AgentBook, load_agents
 from token_broker.ids import uuid7
 from token_broker.limits import SessionLimits
@@ -212,7 +212,7 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         resolver=BoundedResolver(),
         timeout_s=settings.proxy_connect_timeout_s,
         max_message_bytes=settings.azure_message_bytes,
-        tls=tls,
+        tls=tls or make_tls_context(),
     )
     drain, limits = (
         Drain(),

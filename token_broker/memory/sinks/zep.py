@@ -21,6 +21,7 @@ from zep_python.client import AsyncZep
 from zep_python.core.api_error import ApiError
 from zep_python.types.message import Message
 
+from strategies.transport import make_tls_context
 from token_broker.memory.base import ANONYMOUS, Owner
 from token_broker.memory.pacing import Failure
 from token_broker.memory.rows import StoredTurn
@@ -48,7 +49,9 @@ class ZepMemory:
     """See `Sink` and `FactSource`. Close it with `aclose`."""
 
     def __init__(self, api_key: SecretStr, base_url: str | None, *, timeout_s: float) -> None:
-        self._http = httpx.AsyncClient(follow_redirects=False, event_hooks={"response": [_raise_for_status]})
+        self._http = httpx.AsyncClient(
+            verify=make_tls_context(), follow_redirects=False, event_hooks={"response": [_raise_for_status]}
+        )
         base_url = (base_url or ZEP_CLOUD_URL).rstrip("/")
         key = api_key.get_secret_value()
         # The timeout is given here since zep-python passes its own, none, over the client's.
