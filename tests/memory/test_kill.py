@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,10 @@ from token_broker.memory.service import Memory
 from token_broker.settings import Settings
 
 
-async def test_what_was_acknowledged_survives_kills_once_in_order_and_reaches_zep(database_url: str, zep: Zep) -> None:
-    report = await kill_and_check(database_url, zep, kills=3)
+async def test_what_was_acknowledged_survives_kills_once_in_order_and_reaches_zep(
+    database_url: str, zep: Zep, tmp_path: Path
+) -> None:
+    report = await kill_and_check(tmp_path, database_url, zep, kills=3)
     assert report.kills == 3
     assert report.turns > 3 * 8
 

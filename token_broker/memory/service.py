@@ -113,10 +113,11 @@ class Memory:
         if not self._opened.is_set():
             await self._opening(patience_s)
         done = self._writer.submit(turns)
-        await asyncio.wait({done}, timeout=patience_s)
-        if not done.done():
-            raise StoreAwayError("not committed in time")
-        return done.result()
+        in_time = asyncio.get_running_loop().call_later(patience_s, _give_up, done)
+        try:
+            return await done  # the writer's own: whoever leaves here takes nothing back
+        finally:
+            in_time.cancel()
 
     async def turns(self, session_id: str, *, limit: int, after: str | None = None) -> "list[StoredTurn] | None":
         """A session's turns in order, behind the turn `after`; None where there is no such turn. Raises StoreError."""
@@ -276,6 +277,11 @@ class Memory:
         if self._zep is not None:
             await self._zep.aclose()
         await self._database.close()
+
+
+def _give_up(done: "asyncio.Future[list[Outcome]]") -> None:
+    if not done.done():
+        done.set_exception(StoreAwayError("not committed in time"))
 
 
 async def _keep_running(name: str, work: Callable[[], Awaitable[None]]) -> None:

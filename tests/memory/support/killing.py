@@ -1,4 +1,4 @@
-"""Writers against a broker's process that is killed again and again, and what must be true afterwards."""
+"""Writers against a broker that is killed again and again, and what must be true afterwards."""
 
 import asyncio
 import contextlib
@@ -39,24 +39,26 @@ class Report:
 
 
 @contextlib.asynccontextmanager
-async def process(listener: socket.socket, database_url: str, zep: Zep) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The broker's memory in a process of its own, on a socket that outlives it."""
-    environment = os.environ | {
+async def process(
+    folder: Path, port: int, database_url: str, zep: Zep | None, **environment: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`token-broker serve`, killed when the block ends."""
+    mine = {
+        "PORT": str(port),
         "BROKER_DATABASE_URL": database_url,
         "BROKER_SIGNING_KEY": SIGNING_KEY,
         "BROKER_LOG_LEVEL": "error",
         "BROKER_DELIVERY_TIMEOUT_S": "1",
         "BROKER_DELIVERY_POLL_S": "0.1",
-        "ZEP_API_KEY": KEY,
-        "ZEP_API_URL": zep.base_url,
+        "PYTHONPATH": str(ROOT),
     }
-    descriptor = listener.fileno()
+    zeps = {"ZEP_API_KEY": KEY, "ZEP_API_URL": zep.base_url} if zep is not None else {}
     running = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "tests.memory.support.app", str(descriptor)),
-        cwd=ROOT,
-        env=environment,
-        pass_fds=[descriptor],
+        *("-c", "from token_broker.cli import main; main()", "serve"),
+        cwd=folder,  # where no .env is
+        env={**os.environ, **mine, **zeps, **environment},
+        stderr=asyncio.subprocess.DEVNULL,
     )
     try:
         yield running
@@ -66,31 +68,37 @@ async def process(listener: socket.socket, database_url: str, zep: Zep) -> Async
         await running.wait()
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
 async def kill_and_check(
-    database_url: str, zep: Zep, *, kills: int, writers: int = 8, seed: int = 1, longest_life_s: float = 1.0
+    folder: Path, database_url: str, zep: Zep, *, kills: int, writers: int = 8, seed: int = 1, longest_life_s: float = 1
 ) -> Report:
-    """Kills the process so often, at random moments under load; then checks all that was acknowledged."""
+    """Kills the broker so often, at random moments under load; then checks all that was acknowledged."""
     report = Report()
     settings = Settings.load(database_url=database_url, signing_keys=SIGNING_KEY)
     chance = random.Random(seed)
     stop = asyncio.Event()
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-        base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        sessions = [f"killed-session-{number:04}" for number in range(writers)]
-        work = [asyncio.create_task(_write(base_url, settings, key, report, stop)) for key in sessions]
-        for _ in range(kills):
-            async with process(listener, database_url, zep) as running:
-                await _a_turn_is_acknowledged(report)
-                await asyncio.sleep(chance.uniform(0, longest_life_s))
-                running.send_signal(signal.SIGKILL)
-                await running.wait()
-                report.kills += 1
-        async with process(listener, database_url, zep):
-            await _a_turn_is_acknowledged(report)
-            stop.set()
-            await asyncio.gather(*work)
-            await _check_store(base_url, settings, report)
-            await _check_zep(zep, report)
+    port = free_port()
+    base_url = f"http://127.0.0.1:{port}"
+    sessions = [f"killed-session-{number:04}" for number in range(writers)]
+    work = [asyncio.create_task(_write(base_url, settings, key, report, stop)) for key in sessions]
+    for _ in range(kills):
+        async with process(folder, port, database_url, zep) as running:
+            await _turns_are_acknowledged(report)
+            await asyncio.sleep(chance.uniform(0, longest_life_s))
+            running.send_signal(signal.SIGKILL)
+            await running.wait()
+            report.kills += 1
+    async with process(folder, port, database_url, zep):
+        await _turns_are_acknowledged(report)
+        stop.set()
+        await asyncio.gather(*work)
+        await _check_store(base_url, settings, report)
+        await _check_zep(zep, report)
     return report
 
 
@@ -109,6 +117,7 @@ async def _write(base_url: str, settings: Settings, session_id: str, report: Rep
                     answer = await http.post("/conversation/turn", json=body, headers=headers)
                 except httpx.TransportError:
                     report.repeated_requests += 1
+                    await asyncio.sleep(0.02)
                     continue
                 if answer.status_code == 200:
                     said.append(answer.json()["turn_id"])
@@ -118,7 +127,7 @@ async def _write(base_url: str, settings: Settings, session_id: str, report: Rep
                 await asyncio.sleep(0.05)
 
 
-async def _a_turn_is_acknowledged(report: Report) -> None:
+async def _turns_are_acknowledged(report: Report) -> None:
     """The process is up, and every writer has gone on."""
     before = report.turns
 
