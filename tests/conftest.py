@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ StartBroker = Callable[..., Awaitable[RunningBroker]]
 _OURS = ("BROKER_", "AZURE_", "ZEP_", "SIMULATOR_", "IDENTITY_", "MSI_", "OTEL_")
 
 
-@pytest.fixture(autouse=True)
-def _environment_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def _environment_of_its_own() -> Iterator[None]:
     """Nothing of the developer's environment reaches a test."""
-    for name in list(os.environ):
-        if name.startswith(_OURS) or name in {"HOST", "PORT"}:
-            monkeypatch.delenv(name)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(_OURS) or name in {"HOST", "PORT"}:
+                patch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -165,11 +165,13 @@ def api_document(
     operations: Sequence[Operation], *, sockets: Sequence[Socket] = (), version: str, description: str
 ) -> Json:
     """The OpenAPI document of these operations and WebSockets."""
-    paths: Json = {socket.path: _socket(socket) for socket in sockets}
+    paths: Json = {}
     tags = dict.fromkeys([*(operation.tag for operation in operations), *(socket.tag for socket in sockets)])
     for operation in operations:
         for number, path in enumerate((operation.path, *operation.aliases)):
             paths.setdefault(path, {})[operation.method] = _operation(operation, path, number)
+    for socket in sockets:
+        paths.setdefault(socket.path, {}).update(_socket(socket))
     used = {name for operation in operations for name in operation.security if name is not None}
     return {
         "openapi": "3.1.0",

@@ -36,6 +36,7 @@ class PlanMaker:
             epoch=owner.epoch,
             user_id=owner.user_id,
             ttl_s=self.settings.session_token_ttl_s,
+            agent_id=agent.id,
         )
         connections: list[Connection] = []
         if isinstance(grant, EphemeralGrant):

@@ -5,6 +5,7 @@ keys rotate without ending a talk. Clocks may differ by 60 s.
 """
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -35,6 +36,7 @@ SESSION_TYPE = "vtb-session+jwt"
 TICKET_TYPE = "vtb-ticket+jwt"
 CALL_TYPE = "vtb-call+jwt"
 MAX_TOKEN_CHARS = 4096
+_TOKENS_REMEMBERED = 2048
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
@@ -55,6 +57,7 @@ class SessionClaims:
     epoch: int
     user_id: str | None
     expires_at_s: float
+    agent_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +94,21 @@ class TokenSigner:
         self._jws = jwt.PyJWS(algorithms=[])
         self._jws.register_algorithm("HS256", _PreparedHmac(HMACAlgorithm.SHA256))
         self._clock = clock
+        # A session's token comes with each of its turns: what it says never changes, only whether it is still in time.
+        self._verified = functools.lru_cache(_TOKENS_REMEMBERED)(self._verify)
 
-    def session_token(self, *, session_id: str, principal: str, epoch: int, user_id: str | None, ttl_s: int) -> str:
-        """A token that proves this session's ownership for `ttl_s` seconds."""
-        claims = {"sid": session_id, "sub": principal, "epo": epoch, "uid": user_id}
+    def session_token(
+        self,
+        *,
+        session_id: str,
+        principal: str,
+        epoch: int,
+        user_id: str | None,
+        ttl_s: int,
+        agent_id: str | None = None,
+    ) -> str:
+        """A token that proves this session's ownership for `ttl_s` seconds; `agent_id` is whom the plan speaks with."""
+        claims = {"sid": session_id, "sub": principal, "epo": epoch, "uid": user_id, "agt": agent_id}
         return self._sign(claims, SESSION_TYPE, ttl_s)
 
     def ticket(
@@ -129,6 +143,7 @@ class TokenSigner:
             epoch=_number(claims, "epo"),
             user_id=_optional_text(claims, "uid"),
             expires_at_s=_number(claims, "exp"),
+            agent_id=_optional_text(claims, "agt"),
         )
 
     def read_ticket(self, token: str) -> TicketClaims:
@@ -152,18 +167,19 @@ class TokenSigner:
     def _read(self, token: str, kind: str, grace_s: float) -> Mapping[str, Any]:
         if len(token) > MAX_TOKEN_CHARS:
             raise TokenError("too long")
-        read = self._verified(token)
-        if read["header"].get("typ") != kind:
+        found, claims = self._verified(token)
+        if found != kind:
             raise TokenError("a token of another kind")
-        claims: Mapping[str, Any] = json.loads(read["payload"])
         if self._clock() >= _number(claims, "exp") + LEEWAY_S + grace_s:
             raise TokenError("expired", expired=True)
         return claims
 
-    def _verified(self, token: str) -> dict[str, Any]:
+    def _verify(self, token: str) -> tuple[str, Mapping[str, Any]]:
+        """Its `typ` and its claims. Raises TokenError."""
         for key in self._keys:
             try:
-                return self._jws.decode_complete(token, key, algorithms=["HS256"])
+                read = self._jws.decode_complete(token, key, algorithms=["HS256"])
+                return str(read["header"].get("typ")), json.loads(read["payload"])
             except jwt.InvalidSignatureError:
                 continue
             except (jwt.InvalidTokenError, UnicodeError):

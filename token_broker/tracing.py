@@ -37,7 +37,7 @@ async def open_tracing(settings: Settings) -> AsyncIterator[Observer | None]:
         yield None
         return
     if importlib.util.find_spec("opentelemetry") is None or importlib.util.find_spec("opentelemetry.sdk") is None:
-        log.warning("tracing_unavailable", do="install the extra: pip install 'voice-token-broker[otel]'")
+        log.warning("tracing_unavailable", do="install the extra `otel`, or set BROKER_OTEL=off")
         yield None
         return
     provider = _provider(settings)

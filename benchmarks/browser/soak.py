@@ -46,7 +46,7 @@ async def _run(minutes: float) -> Soak:
 def _is_good(outcome: Soak, minutes: float) -> bool:
     return (
         outcome.answers >= minutes * 60 / PERIOD_S * 0.9
-        and outcome.worst_likeness > 0.98
+        and outcome.whole > 0.99
         and abs(outcome.drift_ms) < 150
         and outcome.gaps == 0
         and outcome.disconnections == 0

@@ -119,7 +119,7 @@ async def main() -> None:
 async def all_back(talks: list[Talk]) -> None:
     """Waits for stragglers: what has not come after ten seconds is lost."""
     deadline = time.monotonic() + 10
-    while sum(talk.sent - talk.back for talk in talks) and time.monotonic() < deadline:
+    while sum(talk.sent - talk.back for talk in talks) and time.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
 
 

@@ -40,7 +40,7 @@ async def test_entra_that_hangs_costs_no_more_than_the_budget_and_the_next_reque
     assert {shown[name]["last_outcome"] for name in MINT_PATHS} == {"no_credential"}
     second = await broker.token()
     assert second.plan["degraded"]
-    assert second.took_s < 0.25
+    assert second.took_s < 0.6
     identity.healthy.set()
 
     async def minted() -> bool:

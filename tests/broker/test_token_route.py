@@ -1,22 +1,68 @@
 """`POST /realtime/token` as the contract has it: fields, sessions, refusals, the order of connections."""
 
 import asyncio
+import contextlib
 import json
 import time
+import uuid
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import pytest_asyncio
 from structlog.testing import capture_logs
 
 from tests.conftest import StartBroker
+from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.plans import assert_usable
-from token_broker.simulator import RunningSimulator
+from token_broker.simulator import RunningSimulator, serve
 from token_broker.tokens import LEEWAY_S, TokenSigner
 
-SESSION = "0123456789abcdef"
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 PROBLEM_MEMBERS = {"type", "title", "status", "code", "detail", "correlation_id"}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def kept(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[RunningSimulator, StartBroker]]:
+    """One Azure for this module, and one broker for each choice of settings: starting them would take most of its time.
+
+    With `alone=True` a broker of one's own, for a test that counts.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        azure = await stack.enter_async_context(serve())
+        running: dict[str, RunningBroker] = {}
+
+        async def start(at: RunningSimulator | None, *, alone: bool = False, **settings: Any) -> RunningBroker:
+            name = uuid.uuid4().hex if alone else repr((at is None, settings))
+            if name not in running:
+                made = make_settings(tmp_path_factory.mktemp("broker"), at.base_url if at else None, **settings)
+                running[name] = await stack.enter_async_context(run_broker(made))
+            return running[name]
+
+        yield azure, start
+
+
+@pytest.fixture
+def azure(kept: tuple[RunningSimulator, StartBroker]) -> RunningSimulator:
+    """The module's Azure, healthy, with nothing seen yet."""
+    azure, _ = kept
+    azure.set_faults()
+    azure.simulator.log.clear()
+    return azure
+
+
+@pytest.fixture
+def start_broker(kept: tuple[RunningSimulator, StartBroker]) -> StartBroker:
+    return kept[1]
+
+
+@pytest.fixture
+def session() -> str:
+    """An id of no session yet."""
+    return f"session-{uuid.uuid4().hex}"
 
 
 def assert_problem(answer: Any, status: int, code: str) -> dict[str, Any]:
@@ -306,63 +352,65 @@ async def test_a_callers_own_request_id_is_kept_where_it_is_plain(
 
 
 async def test_an_unknown_session_id_begins_a_session_of_that_name(
-    azure: RunningSimulator, start_broker: StartBroker
+    azure: RunningSimulator, start_broker: StartBroker, session: str
 ) -> None:
     broker = await start_broker(azure)
-    plan = await broker.plan({"session_id": SESSION})
-    assert plan["session_id"] == SESSION
+    plan = await broker.plan({"session_id": session})
+    assert plan["session_id"] == session
     assert_usable(plan, broker, azure)
 
 
 async def test_a_session_is_resumed_with_its_own_token_and_its_epoch_grows(
-    azure: RunningSimulator, start_broker: StartBroker
+    azure: RunningSimulator, start_broker: StartBroker, session: str
 ) -> None:
     broker = await start_broker(azure)
-    first = await broker.plan({"session_id": SESSION})
-    second = await broker.plan({"session_id": SESSION}, x_session_token=first["session_token"])
-    third = await broker.plan({"session_id": SESSION}, x_session_token=second["session_token"])
+    first = await broker.plan({"session_id": session})
+    second = await broker.plan({"session_id": session}, x_session_token=first["session_token"])
+    third = await broker.plan({"session_id": session}, x_session_token=second["session_token"])
     epochs = [broker.broker.signer.read_session_token(plan["session_token"]).epoch for plan in (first, second, third)]
     assert epochs == sorted(set(epochs))
-    assert {plan["session_id"] for plan in (first, second, third)} == {SESSION}
+    assert {plan["session_id"] for plan in (first, second, third)} == {session}
 
 
-async def test_a_known_session_without_its_token_is_403(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_a_known_session_without_its_token_is_403(
+    azure: RunningSimulator, start_broker: StartBroker, session: str
+) -> None:
     broker = await start_broker(azure)
-    await broker.plan({"session_id": SESSION})
-    answer = (await broker.token({"session_id": SESSION})).response
+    await broker.plan({"session_id": session})
+    answer = (await broker.token({"session_id": session})).response
     document = assert_problem(answer, 403, "foreign_session")
     assert "X-Session-Token" in document["detail"]
 
 
 @pytest.mark.parametrize("token", ["", "garbage", "a.b.c", "x" * 5000, "\u00e9"])
 async def test_a_session_with_something_else_for_a_token_is_403(
-    token: str, azure: RunningSimulator, start_broker: StartBroker
+    token: str, azure: RunningSimulator, start_broker: StartBroker, session: str
 ) -> None:
     broker = await start_broker(azure)
-    await broker.plan({"session_id": SESSION})
+    await broker.plan({"session_id": session})
     answer = await broker.client.post(
-        "/realtime/token", json={"session_id": SESSION}, headers={b"X-Session-Token": token.encode("latin-1")}
+        "/realtime/token", json={"session_id": session}, headers={b"X-Session-Token": token.encode("latin-1")}
     )
     assert_problem(answer, 403, "foreign_session")
 
 
 async def test_another_sessions_token_opens_no_session_not_even_a_new_one(
-    azure: RunningSimulator, start_broker: StartBroker
+    azure: RunningSimulator, start_broker: StartBroker, session: str
 ) -> None:
     broker = await start_broker(azure)
-    mine = await broker.plan({"session_id": SESSION})
+    mine = await broker.plan({"session_id": session})
     await broker.plan({"session_id": "fedcba9876543210"})
     for session_id in ("fedcba9876543210", "unknown-until-now"):
         answer = (await broker.token({"session_id": session_id}, x_session_token=mine["session_token"])).response
         assert_problem(answer, 403, "foreign_session")
 
 
-async def test_a_ticket_is_no_session_token(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_a_ticket_is_no_session_token(azure: RunningSimulator, start_broker: StartBroker, session: str) -> None:
     broker = await start_broker(azure)
-    plan = await broker.plan({"session_id": SESSION})
+    plan = await broker.plan({"session_id": session})
     ticket = plan["connections"][-1]["protocols"][1].removeprefix("ticket.")
     assert_problem(
-        (await broker.token({"session_id": SESSION}, x_session_token=ticket)).response, 403, "foreign_session"
+        (await broker.token({"session_id": session}, x_session_token=ticket)).response, 403, "foreign_session"
     )
 
 
@@ -371,20 +419,22 @@ async def test_a_ticket_is_no_session_token(azure: RunningSimulator, start_broke
     [(0, 200), (24 * 3600 - 30, 200), (24 * 3600 + LEEWAY_S + 30, 403)],
 )
 async def test_a_session_token_resumes_up_to_24_hours_past_its_expiry(
-    past_expiry_s: int, status: int, azure: RunningSimulator, start_broker: StartBroker
+    past_expiry_s: int, status: int, azure: RunningSimulator, start_broker: StartBroker, session: str
 ) -> None:
     broker = await start_broker(azure, signing_keys=("k" * 32,))
     earlier = TokenSigner([broker.settings.signing_keys[0]], clock=lambda: time.time() - past_expiry_s - 100)
-    token = earlier.session_token(session_id=SESSION, principal="anonymous", epoch=5, user_id=None, ttl_s=100)
-    answer = (await broker.token({"session_id": SESSION}, x_session_token=token)).response
+    token = earlier.session_token(session_id=session, principal="anonymous", epoch=5, user_id=None, ttl_s=100)
+    answer = (await broker.token({"session_id": session}, x_session_token=token)).response
     assert answer.status_code == status
 
 
-async def test_a_session_survives_a_restart_with_its_token(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_a_session_survives_a_restart_with_its_token(
+    azure: RunningSimulator, start_broker: StartBroker, session: str
+) -> None:
     before = await start_broker(azure, signing_keys=("k" * 32,))
     after = await start_broker(azure, signing_keys=("n" * 32, "k" * 32))
-    first = await before.plan({"session_id": SESSION, "user_id": "ada"})
-    second = await after.plan({"session_id": SESSION}, x_session_token=first["session_token"])
+    first = await before.plan({"session_id": session, "user_id": "ada"})
+    second = await after.plan({"session_id": session}, x_session_token=first["session_token"])
     claims = [
         broker.broker.signer.read_session_token(plan["session_token"])
         for broker, plan in ((before, first), (after, second))
@@ -421,7 +471,7 @@ async def test_each_credential_is_audited_by_its_fingerprint_before_it_is_releas
 async def test_status_has_the_first_versions_fields_and_the_chains_health(
     prefix: str, azure: RunningSimulator, start_broker: StartBroker
 ) -> None:
-    broker = await start_broker(azure)
+    broker = await start_broker(azure, alone=True)
     await broker.plan()
     status = (await broker.client.get(f"{prefix}/status")).json()
     assert (status["voicelive_configured"], status["endpoint"]) == (True, azure.base_url)

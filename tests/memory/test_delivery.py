@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
+from tests.memory.support.waiting import eventually
 from tests.memory.support.zep import KEY, Fault, Zep
 from token_broker.memory.base import Owner, Turn
 from token_broker.memory.database import Database
@@ -162,7 +163,7 @@ async def test_retry_after_is_obeyed(delivering: Delivering, zep: Zep) -> None:
 async def test_a_crash_between_delivery_and_settling_repeats_nothing_that_zep_has(
     delivering: Delivering, database: Database, zep: Zep, clock: Clock
 ) -> None:
-    """The first worker delivers and never settles, as one that was killed; the second takes over when the lease ends."""
+    """The first worker delivers and never settles, as if it was killed; the second takes over when the lease ends."""
 
     class Killed(DeliveryWorker):
         async def _settle(self, *_: object) -> None:
@@ -275,9 +276,8 @@ async def _dying(settings: object) -> AsyncIterator[Memory]:
 
 
 async def _settled(memory: Memory) -> None:
-    async with asyncio.timeout(20):
-        while True:
-            await memory.refresh()
-            if memory.status().queued == 0:
-                return
-            await asyncio.sleep(0.02)
+    async def nothing_is_queued() -> bool:
+        await memory.refresh()
+        return memory.status().queued == 0
+
+    await eventually(nothing_is_queued)

@@ -15,6 +15,7 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.app import bearer, make_app
 from tests.memory.support.serving import serving
 from tests.memory.support.turns import SESSION, owner
+from tests.memory.support.waiting import eventually
 from token_broker.memory.base import Owner
 from token_broker.memory.service import Memory
 from token_broker.settings import Settings
@@ -222,10 +223,12 @@ async def test_a_caller_that_leaves_cancels_nothing(caller: Caller) -> None:
     await writer.drain()
     writer.close()
     del reader
-    async with asyncio.timeout(10):
-        while not (await caller.turns()).json()["turns"]:
-            await asyncio.sleep(0)
-    assert (await caller.turns()).json()["turns"][0]["turn_id"] == "last"
+
+    async def turns() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await caller.turns()).json()["turns"]
+        return found
+
+    assert (await eventually(turns))[0]["turn_id"] == "last"
 
 
 async def test_a_forgotten_session_is_gone_and_may_be_talked_in_again(caller: Caller) -> None:

@@ -165,14 +165,22 @@ async def test_a_forgotten_user_is_erased_with_all_their_sessions(sink: ZepMemor
 async def test_facts_are_the_sessions_and_then_the_users(sink: ZepMemory, zep: Zep) -> None:
     await sink.deliver(parcel("t1", principal="ann"))
     zep.facts = {SESSION: ["likes tea", "is Ann"], "ann": ["is Ann", "lives in Bergen"]}
-    assert await sink.facts(owner(principal="ann")) == ["likes tea", "is Ann", "lives in Bergen"]
+    assert await sink.facts(owner(principal="ann"), of_session=True) == ["likes tea", "is Ann", "lives in Bergen"]
+
+
+async def test_of_a_session_that_may_be_anothers_nothing_is_asked(sink: ZepMemory, zep: Zep) -> None:
+    await sink.deliver(parcel("t1", principal="ann"))
+    zep.facts = {SESSION: ["likes tea"], "bob": ["lives in Rome"]}
+    assert await sink.facts(owner(principal="bob"), of_session=False) == []  # Zep has no bob
+    assert await sink.facts(owner(), of_session=False) == []
+    assert f"GET /sessions/{SESSION}/memory" not in zep.requests
 
 
 async def test_anonymous_talk_is_recalled_within_its_session_only(sink: ZepMemory, zep: Zep) -> None:
     await sink.deliver(parcel("t1"))
     zep.facts = {SESSION: ["likes tea"], "anonymous": ["somebody else's"]}
-    assert await sink.facts(owner()) == ["likes tea"]
-    assert await sink.facts(owner("a-session-zep-lacks")) == []
+    assert await sink.facts(owner(), of_session=True) == ["likes tea"]
+    assert await sink.facts(owner("a-session-zep-lacks"), of_session=True) == []
     assert not any("search" in request for request in zep.requests)
 
 

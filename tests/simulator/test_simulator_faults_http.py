@@ -278,6 +278,8 @@ async def test_faults_are_put_read_and_deleted_over_http(control: httpx.AsyncCli
     assert (await _mint(keyed)).status_code == 503
     (listed,) = (await control.get("/faults")).json()
     assert (listed["fault"], listed["times"]) == ("status", 1)
+    assert put.headers["x-simulated"] == "true"
+    assert "access-control-allow-origin" not in put.headers
     assert (await control.delete("/faults")).status_code == 204
     assert (await control.get("/faults")).json() == []
     assert (await _mint(keyed)).status_code == 200
@@ -361,4 +363,5 @@ async def test_the_simulator_says_plainly_what_it_is(control: httpx.AsyncClient)
     about = (await control.get(f"{control.base_url}".rstrip("/"))).json()
     assert about["simulated"] is True
     assert "simulation" in about["what"]
+    assert (about["running"], about["calls"]) == (0, 0)
     assert about["kinds"] == ["direct", "project", "unified"]

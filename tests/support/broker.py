@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import signal
 import ssl
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 
 import aiohttp
 import httpx
+from sqlalchemy import create_engine
 from starlette.applications import Starlette
 
 from tests.support.serving import serve_app
@@ -22,6 +25,7 @@ from tests.support.sockets import listening_socket
 from token_broker.app import create_app
 from token_broker.broker import Broker
 from token_broker.http_protocol import bounded_http
+from token_broker.memory.schema import migrate
 from token_broker.relay.serving import uvicorn_options
 from token_broker.settings import Settings
 
@@ -104,6 +108,8 @@ class RunningBroker:
 
 def make_settings(directory: Path, endpoint: str | None, **overrides: Any) -> Settings:
     """Settings for a loopback Azure at `endpoint`, with their database in `directory` and no limits in the way."""
+    database = directory / f"broker-{time.monotonic_ns()}.db"
+    database.write_bytes(_empty_database())
     return Settings.load(
         _env_file=None,
         **{
@@ -112,13 +118,25 @@ def make_settings(directory: Path, endpoint: str | None, **overrides: Any) -> Se
             "key": "simulated-key",
             "azure_auth": "key",
             "project_name": "demo",
-            "database_url": f"sqlite+aiosqlite:///{directory / f'broker-{time.monotonic_ns()}.db'}",
+            "database_url": f"sqlite+aiosqlite:///{database}",
             "rate_limit_per_minute": 0,
             "max_sessions_per_principal": 0,
             "max_sessions": 0,
             **overrides,
         },
     )
+
+
+@functools.cache
+def _empty_database() -> bytes:
+    """A database with its tables made: migrating one takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "empty.db"
+        engine = create_engine(f"sqlite:///{path}")
+        with engine.begin() as connection:
+            migrate(connection)
+        engine.dispose()
+        return path.read_bytes()
 
 
 @contextlib.asynccontextmanager

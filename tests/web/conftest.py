@@ -1,21 +1,18 @@
 """A browser a test, whose microphone says something and then listens; and the page's sound, recorded."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.web.support.chromium import Browser, open_browser
+from tests.web.support.chromium import Browser, run_chromium
 from tests.web.support.recorder import MICROPHONE_RATE
 from tests.web.support.speech import Samples, speech, write_wav
 
 LEAD_IN_S = 1.4  # a talk takes a moment to be live, on a busy machine
 SAID_S = 1.6
 PAUSE_S = 2.2
-
-OpenBrowser = Callable[..., AbstractAsyncContextManager[Browser]]
 
 
 @pytest.fixture(scope="session")
@@ -37,15 +34,27 @@ def silent_microphone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_wav(path, np.zeros(MICROPHONE_RATE), MICROPHONE_RATE)
 
 
+@pytest.fixture(scope="session")
+def speaking_chromium(microphone: Path) -> Iterator[str]:
+    with run_chromium(microphone) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def quiet_chromium(silent_microphone: Path) -> Iterator[str]:
+    with run_chromium(silent_microphone) as url:
+        yield url
+
+
 @pytest.fixture
-async def browser(microphone: Path) -> AsyncIterator[Browser]:
+async def browser(speaking_chromium: str) -> AsyncIterator[Browser]:
     """A browser that speaks, pauses, and speaks again."""
-    async with open_browser(microphone) as running:
+    async with Browser.connect(speaking_chromium) as running:
         yield running
 
 
 @pytest.fixture
-async def quiet_browser(silent_microphone: Path) -> AsyncIterator[Browser]:
+async def quiet_browser(quiet_chromium: str) -> AsyncIterator[Browser]:
     """A browser in a silent room."""
-    async with open_browser(silent_microphone) as running:
+    async with Browser.connect(quiet_chromium) as running:
         yield running

@@ -178,7 +178,7 @@ async def test_words_cut_off_with_the_connection_reach_the_memory(quiet_browser:
         await page.wait_for_text("state", "live")
         await server.partners[0].begin_to_say("And furthermore")
         await page.wait_for(
-            "document.querySelector('.line[data-final=false] .words').textContent.includes('furthermore')"
+            "document.querySelector('.line[data-final=false] .words')?.textContent.includes('furthermore')"
         )
         server.calls[-1].close_channel()
         await server.until(lambda: bool(server.enriched))

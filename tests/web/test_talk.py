@@ -182,16 +182,19 @@ _WATCH_SPEAKER = """
     window.__speaker = this;
     return play.call(this);
   };
+  const muted = Object.getOwnPropertyDescriptor(HTMLMediaElement.prototype, "muted");
+  Object.defineProperty(HTMLMediaElement.prototype, "muted", {
+    ...muted,
+    set(value) {
+      if (value && window.__toldMs) window.__silencedMs ??= performance.now() - __toldMs;
+      muted.set.call(this, value);
+    },
+  });
   const create = RTCPeerConnection.prototype.createDataChannel;
   RTCPeerConnection.prototype.createDataChannel = function (label) {
     const channel = create.call(this, label);
     channel.addEventListener("message", ({ data }) => {
-      if (!data.includes("speech_started")) return;
-      const began = performance.now();
-      (function look() {
-        if (__speaker.muted) window.__silencedMs = performance.now() - began;
-        else queueMicrotask(() => setTimeout(look, 0));
-      })();
+      if (data.includes("speech_started")) window.__toldMs = performance.now();
     });
     return channel;
   };

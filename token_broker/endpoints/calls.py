@@ -46,7 +46,7 @@ async def create_call(request: Request) -> Response:
     if (wait_s := broker.rate.take(key)) is not None:
         raise too_many_requests(wait_s)
     offer = await _read_offer(request, broker)
-    agent = find_agent(broker, request.query_params.get("agent_id"))
+    agent = find_agent(broker, request.query_params.get("agent_id") or claims.agent_id)
     owner = Owner(claims.session_id, claims.principal, claims.epoch, claims.user_id)
     if (lease := broker.talks.acquire(key)) is None:
         raise too_many_sessions()

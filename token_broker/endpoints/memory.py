@@ -54,7 +54,7 @@ async def create_turn(request: Request) -> Response:
         sequence=wanted.sequence,
         interrupted=wanted.interrupted,
     )
-    outcome = (await _append(_memory(request), [turn]))[0]
+    outcome = (await _append(broker_of(request).memory, [turn]))[0]
     answer = TurnAnswer(turn_id=turn.turn_id, duplicate=outcome is Outcome.DUPLICATE)
     return _json(answer, 200)
 
@@ -80,7 +80,7 @@ async def enrich(request: Request) -> Response:
         )
         for transcript in transcripts
     ]
-    outcomes = await _append(_memory(request), turns)
+    outcomes = await _append(broker_of(request).memory, turns)
     accepted = sum(outcome is Outcome.STORED for outcome in outcomes)
     answer = EnrichAnswer(session_id=owner.session_id, accepted=accepted, duplicates=len(outcomes) - accepted)
     return _json(answer, 202)
@@ -93,7 +93,7 @@ async def list_turns(request: Request) -> Response:
     limit = _limit(request.query_params.get("limit"))
     after = request.query_params.get("after")
     try:
-        turns = await _memory(request).turns(session_id, limit=limit + 1, after=after)
+        turns = await broker_of(request).memory.turns(session_id, limit=limit + 1, after=after)
     except StoreError as error:
         raise _store_problem(error) from None
     if turns is None:
@@ -122,15 +122,10 @@ async def forget_turns(request: Request) -> Response:
     session_id = request.path_params["session_id"]
     await _admit_reader(request, session_id)
     try:
-        forgotten = await _memory(request).forget_session(session_id)
+        forgotten = await broker_of(request).memory.forget_session(session_id)
     except StoreError as error:
         raise _store_problem(error) from None
     return _json(Forgotten(session_id=session_id, turns=forgotten), 200)
-
-
-def _memory(request: Request) -> Memory:
-    memory: Memory = request.app.state.broker.memory
-    return memory
 
 
 def _owner(request: Request, broker: Broker) -> Owner:

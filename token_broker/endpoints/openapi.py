@@ -20,7 +20,9 @@ _DESCRIPTION = (
     "Plans that a browser can always use, for talking to Azure's GPT Realtime and Voice Live.\n\n"
     "Errors are problem documents (RFC 9457) with a stable `code`. Every answer has `X-Request-ID`, which is a "
     "problem's `correlation_id`. GET routes answer HEAD as well. A path that does not exist answers 404 `not_found`, a "
-    "method that a path does not take 405 `method_not_allowed` with `Allow`. Times are UTC."
+    "method that a path does not take 405 `method_not_allowed` with `Allow`. A head that is no HTTP/1.1 answers 400 "
+    "`malformed_request`, one that takes too long 408 `head_timeout`, one that is too large 431 `head_too_large`. "
+    "Times are UTC."
 )
 _PAGE_HEADERS = {
     "Cache-Control": "no-cache",

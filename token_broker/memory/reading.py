@@ -32,10 +32,10 @@ def last_turns(connection: Connection, session_id: str, limit: int) -> list[Stor
     return [stored_turn(row) for row in reversed(rows)]
 
 
-def last_turns_of(connection: Connection, owner: Owner, limit: int) -> list[StoredTurn]:
-    """The same, if the session is `owner`'s; else none."""
+def last_turns_of(connection: Connection, owner: Owner, limit: int) -> list[StoredTurn] | None:
+    """The same, if the session is stored and `owner`'s; else None."""
     principal = connection.scalar(select(sessions.c.principal).where(is_session(sessions, owner.session_id)))
-    return last_turns(connection, owner.session_id, limit) if principal == owner.principal else []
+    return last_turns(connection, owner.session_id, limit) if principal == owner.principal else None
 
 
 def recent_sessions(connection: Connection, principal: str, limit: int, *, but: str) -> list[str]:

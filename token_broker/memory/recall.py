@@ -66,31 +66,34 @@ class BoundedRecall:
         if self._budget_s <= 0:
             return (), ()
         turns = asyncio.create_task(self._last_turns(owner))
-        facts = asyncio.create_task(self._known(owner))
+        facts = asyncio.create_task(self._known(owner, turns))
         try:
             _, late = await asyncio.wait({turns, facts}, timeout=self._budget_s)
-            self.counts.late += len(late)
+            self.counts.late += bool(late)
         finally:
             for task in (turns, facts):
                 task.cancel()  # a late one ends by itself; nobody waits for it
-        return _result(turns), _result(facts)
+        return _result(turns) or (), _result(facts) or ()
 
-    async def _last_turns(self, owner: Owner) -> tuple[Utterance, ...]:
+    async def _last_turns(self, owner: Owner) -> tuple[Utterance, ...] | None:
+        """The session's newest turns; None where it is not known to be `owner`'s."""
         from token_broker.memory.reading import last_turns_of
 
         try:
             turns = await self._database.read(partial(last_turns_of, owner=owner, limit=LAST_TURNS))
         except StoreError:
             self.counts.failed += 1
-            return ()
-        return tuple(Utterance(role=turn.role, content=turn.content) for turn in turns)
+            return None
+        return None if turns is None else tuple(Utterance(role=turn.role, content=turn.content) for turn in turns)
 
-    async def _known(self, owner: Owner) -> tuple[str, ...]:
+    async def _known(self, owner: Owner, turns: "asyncio.Task[tuple[Utterance, ...] | None]") -> tuple[str, ...]:
+        """What is known of the user; of the session too, once the store has said that it is theirs."""
         source = self._facts()
         if source is None:
             return ()
+        await asyncio.wait({turns})
         try:
-            return tuple(await source.facts(owner))
+            return tuple(await source.facts(owner, of_session=_result(turns) is not None))
         except (StoreError, SinkError):
             self.counts.failed += 1
             return ()
@@ -100,5 +103,5 @@ class BoundedRecall:
             return ()
 
 
-def _result(task: "asyncio.Task[tuple[T, ...]]") -> "tuple[T, ...]":
-    return task.result() if task.done() and not task.cancelled() else ()
+def _result(task: "asyncio.Task[T]") -> T | None:
+    return task.result() if task.done() and not task.cancelled() else None

@@ -1,7 +1,5 @@
 """Brings the tables to the revision that this version knows. Alembic is imported only where there is work for it."""
 
-import contextlib
-import threading
 from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
@@ -11,7 +9,6 @@ from token_broker.memory.tables import SCHEMA_REVISION
 
 __all__ = ["migrate"]
 
-_ALEMBIC = threading.Lock()  # it works through globals: two threads at once would mix their connections up
 _MIGRATION_LOCK = 0x76_6F_69_63_65  # any number, the same in every replica
 
 
@@ -35,9 +32,7 @@ def migrate(connection: Connection) -> None:
     script = ScriptDirectory.from_config(config)
     if found is not None and found not in {revision.revision for revision in script.walk_revisions()}:
         raise StoreAwayError(f"the database is at revision {found}, which is newer than this version knows")
-    # PostgreSQL's advisory lock does for it what this does for SQLite, whose threads may wait.
-    alone = _ALEMBIC if connection.dialect.name == "sqlite" else contextlib.nullcontext()
-    with alone, EnvironmentContext(config, script, fn=lambda revision, _: script._upgrade_revs("head", revision)):  # noqa: SLF001  # what alembic.command.upgrade does, without its other commands
+    with EnvironmentContext(config, script, fn=lambda revision, _: script._upgrade_revs("head", revision)):  # noqa: SLF001  # what alembic.command.upgrade does, without its other commands
         script.run_env()
 
 

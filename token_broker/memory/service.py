@@ -56,6 +56,7 @@ class Memory:
         self._figures: Figures | None = None
         self._figures_at_s = 0.0
         self._opened = asyncio.Event()
+        self._tried = asyncio.Event()  # to open it, at least once
         self._state: StoreState = "opening"
         self._reason: str | None = None
         self._database: Database = connect(
@@ -112,10 +113,11 @@ class Memory:
         if not self._opened.is_set():
             await self._opening(patience_s)
         done = self._writer.submit(turns)
-        await asyncio.wait({done}, timeout=patience_s)
-        if not done.done():
-            raise StoreAwayError("not committed in time")
-        return done.result()
+        in_time = asyncio.get_running_loop().call_later(patience_s, _give_up, done)
+        try:
+            return await done  # the writer's own: whoever leaves here takes nothing back
+        finally:
+            in_time.cancel()
 
     async def turns(self, session_id: str, *, limit: int, after: str | None = None) -> "list[StoredTurn] | None":
         """A session's turns in order, behind the turn `after`; None where there is no such turn. Raises StoreError."""
@@ -190,10 +192,9 @@ class Memory:
 
     async def _opening(self, patience_s: float) -> None:
         """Waits for a store that is just being opened; not for one that would not open."""
-        if self._state == "opening":
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    await self._opened.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._tried.wait()
         if not self._opened.is_set():
             raise StoreUnreachableError("not yet open")
 
@@ -207,11 +208,13 @@ class Memory:
             except StoreError as error:
                 failures += 1
                 self._state, self._reason = "away", str(error)
+                self._tried.set()
                 log.warning("store_away", reason=str(error), failures=failures)
                 await asyncio.sleep(min(_REOPEN_LAST_S, backoff_s(failures) / 2))
                 continue
             self._state, self._reason = "open", None
             self._opened.set()
+            self._tried.set()
             log.info("store_open", after_failures=failures)
 
     async def _begin_after_what_is_stored(self) -> None:
@@ -274,6 +277,11 @@ class Memory:
         if self._zep is not None:
             await self._zep.aclose()
         await self._database.close()
+
+
+def _give_up(done: "asyncio.Future[list[Outcome]]") -> None:
+    if not done.done():
+        done.set_exception(StoreAwayError("not committed in time"))
 
 
 async def _keep_running(name: str, work: Callable[[], Awaitable[None]]) -> None:

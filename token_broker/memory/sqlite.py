@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,9 @@ __all__ = ["FileLock", "SqliteDatabase", "sqlite_path"]
 R = TypeVar("R")
 _READERS = 2
 _CLOSE_S = 5.0
+
+# Alembic's `op` and `context` are the process's: two stores that migrate at once use each other's connections.
+_MIGRATING = threading.Lock()
 
 
 def sqlite_path(url: str) -> Path:
@@ -126,7 +130,7 @@ class SqliteDatabase:
             event.listen(engine, "connect", self._prepare)
             event.listen(engine, "begin", lambda connection, begin=begin: connection.exec_driver_sql(begin))
         try:
-            with writer.begin() as connection:
+            with _MIGRATING, writer.begin() as connection:
                 migrate(connection)
         except BaseException:
             writer.dispose()

@@ -5,6 +5,7 @@ by row, so that only that row is refused.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GroupWriter", "WriterCounts", "turn_bytes"]
 
+_SESSIONS_GATHER_S = 0.05
 _MAX_ROWS = 500  # a transaction
 _MAX_QUEUED_TURNS = 5_000
 _MAX_QUEUED_BYTES = 16 * 1024 * 1024
@@ -85,6 +87,7 @@ class GroupWriter:
         self._sessions: OrderedDict[str, tuple[Owner, str]] = OrderedDict()
         self._known: OrderedDict[str, tuple[str, int]] = OrderedDict()  # session → principal, epoch as stored
         self._wake = asyncio.Event()
+        self._turn_came = asyncio.Event()
         self._silent_until_s = 0.0
         self.failing: str | None = None  # why the last commit failed, if it did
         self.counts = WriterCounts()
@@ -121,6 +124,7 @@ class GroupWriter:
         self._waiting_turns += len(turns)
         self._waiting_bytes += size_bytes
         self._wake.set()
+        self._turn_came.set()
         return done
 
     def submit_session(self, owner: Owner, agent_id: str) -> None:
@@ -134,9 +138,18 @@ class GroupWriter:
         """Writes until it is cancelled."""
         while True:
             await self._wake.wait()
+            if not self._waiting:
+                await self._turn_or(_SESSIONS_GATHER_S)
             if self._waiting_turns < _MAX_ROWS:
                 await asyncio.sleep(self._gather_s)
             await self.flush()
+
+    async def _turn_or(self, seconds: float) -> None:
+        """Sessions alone can wait for company: nobody waits for them, and a commit each costs more than their mints."""
+        self._turn_came.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._turn_came.wait()
 
     async def flush(self) -> None:
         """Writes one batch of what waits."""

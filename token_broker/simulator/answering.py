@@ -13,32 +13,30 @@ _STARTS = frozenset({"http.response.start", "websocket.http.response.start", "we
 _DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
 
 
+Marks = list[tuple[bytes, bytes]]
+
+SIMULATED: Marks = [(b"x-simulated", b"true")]
 # Browsers post their offers to Azure directly, from any page; and they read refusals as well.
-_CORS = [
+_CORS: Marks = [
     (b"access-control-allow-origin", b"*"),
     (b"access-control-expose-headers", b"location, retry-after, apim-request-id, x-simulated"),
 ]
 
 
-def marks(now: Callable[[], float]) -> list[tuple[bytes, bytes]]:
+def marks(now: Callable[[], float]) -> Marks:
     """Headers of every answer: Azure's request id and date, and the plain word that this is a simulation."""
-    return [
-        *_CORS,
-        (b"date", formatdate(now(), usegmt=True).encode()),
-        (b"x-simulated", b"true"),
-        (b"apim-request-id", str(uuid.uuid4()).encode()),
-    ]
+    date = formatdate(now(), usegmt=True).encode()
+    return [*SIMULATED, *_CORS, (b"date", date), (b"apim-request-id", str(uuid.uuid4()).encode())]
 
 
-def marking(send: Send, now: Callable[[], float], entry: SeenRequest) -> Send:
-    """Wraps `send`: marks each answer, and notes in `entry` what was answered."""
+def marking(send: Send, marks: Callable[[], Marks], entry: SeenRequest | None = None) -> Send:
+    """Wraps `send`: puts the marks on each answer, and notes in `entry` what was answered."""
 
     async def marked(message: Message) -> None:
         if message["type"] in _STARTS:
-            entry.status = message.get("status", 101)
-            message = {**message, "headers": [*message.get("headers", []), *marks(now)]}
-        elif message["type"] == "websocket.send":
-            entry.frames_sent += 1
+            message = {**message, "headers": [*message.get("headers", []), *marks()]}
+        if entry is not None:
+            entry.note_sent(message)
         await send(message)
 
     return marked

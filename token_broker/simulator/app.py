@@ -30,7 +30,7 @@ class Simulator:
         self.log = RequestLog(known, config.max_remembered_requests)
         self._front = Front(self._routes, self.resource, self.faults, self.log)
         self._calls = Calls(self.resource)
-        control = Control(self.resource, self.faults, self.log, lambda: self._front.running)
+        control = Control(self.resource, self.faults, self.log, lambda: self._front.running, lambda: self.calls)
         self._starlette = Starlette(
             routes=[
                 *control.routes(),

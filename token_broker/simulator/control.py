@@ -24,6 +24,7 @@ class Control:
     faults: FaultTable
     log: RequestLog
     running: Callable[[], int]
+    calls: Callable[[], int]
 
     def routes(self) -> list[Route]:
         return [
@@ -45,6 +46,7 @@ class Control:
                 "deployments": sorted(config.deployments),
                 "faults": self.faults.listed(),
                 "running": self.running(),
+                "calls": self.calls(),
             }
         )
 

@@ -95,7 +95,10 @@ class Slow(_AnyFault):
 
 
 class Reset(_AnyFault):
-    """A TCP reset: before any answer, after the headers, or in the middle of the body."""
+    """A TCP reset: before any answer, after the headers, or in the middle of the body.
+
+    On a WebSocket it comes instead of the handshake's answer.
+    """
 
     fault: Literal["reset"]
     at: Literal["start", "headers", "body"] = "start"

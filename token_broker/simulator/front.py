@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from token_broker.simulator import errors, fault_http, fault_websocket
-from token_broker.simulator.answering import client_left, marking, respond_error, respond_to_preflight
+from token_broker.simulator.answering import SIMULATED, client_left, marking, marks, respond_error, respond_to_preflight
 from token_broker.simulator.control import PREFIX as CONTROL
 from token_broker.simulator.fault_http import Exchange
 from token_broker.simulator.fault_websocket import Socket
@@ -53,11 +53,11 @@ class Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith(CONTROL):
-            # Unmarked: what a page of another origin must not read has no CORS headers.
-            await self._app(scope, receive, send)
+            # Without CORS: a page of another origin must not read it.
+            await self._app(scope, receive, marking(send, lambda: SIMULATED))
             return
         entry = self._note(scope)
-        send = marking(send, self._resource.clock.now, entry)
+        send = marking(send, lambda: marks(self._resource.clock.now), entry)
         if _is_preflight(scope):
             # Neither a request to Azure's API nor to be met by a fault that is meant for the one that follows.
             await respond_to_preflight(scope, send)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import SecretStr
+from starlette.types import Message
 
 from token_broker.simulator.session_bodies.check import Complaint, parse_json
 
@@ -38,6 +39,15 @@ class SeenRequest:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"at": datetime.fromtimestamp(self.at, UTC).isoformat().replace("+00:00", "Z")}
+
+    def note_sent(self, message: Message) -> None:
+        """An ASGI message on its way to the client."""
+        if message["type"] == "websocket.send":
+            self.frames_sent += 1
+        elif message["type"] == "websocket.accept":
+            self.status = 101
+        elif message["type"].endswith("http.response.start"):
+            self.status = message["status"]
 
     def note_event(self, event: object) -> None:
         if len(self.events) < _MOST_EVENTS:

@@ -1,8 +1,5 @@
 """The memory's routes as an application of their own, around a real `Memory`."""
 
-import contextlib
-import sys
-from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,15 +33,7 @@ def bearer(settings: Settings, owner: Owner, **claims: Any) -> dict[str, str]:
     return {"Authorization": f"Bearer {session_token(settings, owner, **claims)}"}
 
 
-def make_app(settings: Settings, memory: Memory | None = None) -> Starlette:
-    """The routes around `memory`, or around one that is opened when the app begins."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with Memory.open(settings) as opened:
-            app.state.broker = _broker(settings, opened)
-            yield
-
+def make_app(settings: Settings, memory: Memory) -> Starlette:
     app = Starlette(
         routes=[
             Route("/conversation/turn", create_turn, methods=["POST"]),
@@ -53,35 +42,16 @@ def make_app(settings: Settings, memory: Memory | None = None) -> Starlette:
             Route(TURNS, forget_turns, methods=["DELETE"]),
         ],
         exception_handlers={Problem: _answer_problem},
-        lifespan=lifespan,
     )
-    if memory is not None:
-        app.state.broker = _broker(settings, memory)
-    return app
-
-
-def _broker(settings: Settings, memory: Memory) -> SimpleNamespace:
-    return SimpleNamespace(
+    app.state.broker = SimpleNamespace(
         memory=memory,
         settings=settings,
         signer=signer(settings),
-        sessions=memory.sessions,
         authenticator=make_authenticator(settings, None),  # type: ignore[arg-type]  # asked by Entra alone
     )
+    return app
 
 
 async def _answer_problem(_request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
     return problem_response(problem, "test")
-
-
-def main() -> None:
-    """A process of its own, to be measured or killed; its one argument is a listening socket's file descriptor."""
-    import uvicorn
-
-    app = make_app(Settings.load())
-    uvicorn.run(app, fd=int(sys.argv[1]), log_level="error", access_log=False, loop="uvloop", http="httptools")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,13 +12,14 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from websockets.asyncio.client import ClientConnection, connect
 
-__all__ = ["Browser", "Page", "ScriptError", "find_chromium", "open_browser"]
+__all__ = ["Browser", "Page", "ScriptError", "find_chromium", "open_browser", "run_chromium"]
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PLAYWRIGHT = "playwright-core@1.65.1"
@@ -238,6 +239,17 @@ class Browser:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def connect(cls, url: str) -> AsyncIterator[Self]:
+        """Takes the reins of a running one, until the end of the block."""
+        async with connect(url, max_size=2**28, compression=None) as socket:
+            connection = Connection(socket)
+            try:
+                yield cls(connection)
+            finally:
+                await connection.close()
+
     @contextlib.asynccontextmanager
     async def page(self, *, scheme: str = "light", width: int = 1100, height: int = 820) -> AsyncIterator[Page]:
         """A tab in a profile of its own, closed at the end."""
@@ -265,47 +277,50 @@ class Browser:
         return await self._connection.call(method, **params)
 
 
-@contextlib.asynccontextmanager
-async def open_browser(microphone: Path | None = None, *, devices: bool = True) -> AsyncIterator[Browser]:
-    """A Chromium whose microphone plays a WAV file over and over (without one, it beeps), or that has no devices."""
+@contextlib.contextmanager
+def run_chromium(microphone: Path | None = None, *, devices: bool = True) -> Iterator[str]:
+    """A Chromium whose microphone plays a WAV file over and over (without one, it beeps), or that has no devices.
+
+    Yields the address of its DevTools, for `Browser.connect`. One serves many tests, each page in its own profile.
+    """
     with _profile() as profile:
         sound = ["--use-fake-device-for-media-stream"] if devices else []
         sound += [f"--use-file-for-fake-audio-capture={microphone}"] if microphone else []
-        process = await asyncio.create_subprocess_exec(
-            find_chromium(), *_FLAGS, *sound, f"--user-data-dir={profile}", "about:blank",
+        process = subprocess.Popen(
+            [find_chromium(), *_FLAGS, *sound, f"--user-data-dir={profile}", "about:blank"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            async with connect(await _devtools_url(profile, process), max_size=2**28, compression=None) as socket:
-                connection = Connection(socket)
-                try:
-                    yield Browser(connection)
-                finally:
-                    with contextlib.suppress(ScriptError, TimeoutError):
-                        await asyncio.wait_for(connection.call("Browser.close"), 5)
-                    await connection.close()
+            yield _devtools_url(profile, process)
         finally:
-            await _end(process)
+            _end(process)
 
 
-async def _devtools_url(profile: Path, process: asyncio.subprocess.Process) -> str:
+@contextlib.asynccontextmanager
+async def open_browser(microphone: Path | None = None, *, devices: bool = True) -> AsyncIterator[Browser]:
+    """A Chromium for one test alone."""
+    with run_chromium(microphone, devices=devices) as url:
+        async with Browser.connect(url) as browser:
+            yield browser
+
+
+def _devtools_url(profile: Path, process: subprocess.Popen[bytes]) -> str:
     """The browser writes its port into its profile once it listens."""
     port_file = profile / "DevToolsActivePort"
-    async with asyncio.timeout(START_TIMEOUT_S):
-        while process.returncode is None:
-            lines = port_file.read_text().splitlines() if port_file.exists() else []
-            if len(lines) == 2:
-                return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
-            await asyncio.sleep(0.02)
-    raise RuntimeError(f"Chromium ended with {process.returncode} before it could be used")
+    end_s = time.monotonic() + START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < end_s:
+        lines = port_file.read_text().splitlines() if port_file.exists() else []
+        if len(lines) == 2:
+            return f"ws://127.0.0.1:{lines[0]}{lines[1]}"
+        time.sleep(0.02)
+    raise RuntimeError(f"Chromium can't be used (exit code {process.returncode})")
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    for stop in (None, process.terminate, process.kill):
-        if process.returncode is None and stop:
-            stop()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), 5)
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for stop in (process.terminate, process.kill):
+        stop()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
             return
 
 

@@ -11,7 +11,8 @@ from tests.web.support.speech import Samples, at_rate, best_match
 
 __all__ = ["Soak", "soak"]
 
-_LIKE = 0.9  # correlation from which a stretch of sound counts as the answer, complete or not
+_WHOLE = 0.99
+_LIKE = 0.8  # correlation from which a stretch of sound counts as the answer, complete or not
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Soak:
     """What a soak came to."""
 
     answers: int
+    whole: float
+    """The share of answers that are, sample for sample, what was said: a correlation above 0.99."""
     worst_likeness: float
-    """The worst answer's correlation with what was said: a gap of 20 ms in 1.6 s costs about 0.01."""
     delay_ms: float
     """From the microphone to the answer, the median."""
     drift_ms: float
@@ -55,10 +57,12 @@ async def soak(browser: Browser, url: str, said: Samples, seconds: float) -> Soa
     assert before is not None
     answers = heard.find(said)
     delays_ms = _delays_ms([place for place, _ in spoken.find(said)], [place for place, _ in answers])
+    likenesses = np.array([likeness for _, likeness in answers] or [0.0])
     third = max(1, len(delays_ms) // 3)
     return Soak(
         answers=len(answers),
-        worst_likeness=min((likeness for _, likeness in answers), default=0.0),
+        whole=round(float(np.mean(likenesses > _WHOLE)), 3),
+        worst_likeness=round(float(likenesses.min()), 3),
         delay_ms=round(float(np.median(delays_ms)), 1),
         drift_ms=round(float(np.median(delays_ms[-third:]) - np.median(delays_ms[:third])), 1),
         gaps=heard.gaps,

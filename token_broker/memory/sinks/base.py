@@ -47,6 +47,9 @@ class Sink(Protocol):
 class FactSource(Protocol):
     """What is known of a user, for recall."""
 
-    async def facts(self, owner: Owner) -> list[str]:
-        """The most useful first; bounded by the caller. Raises SinkError or StoreError."""
+    async def facts(self, owner: Owner, *, of_session: bool) -> list[str]:
+        """The most useful first; bounded by the caller. Raises SinkError or StoreError.
+
+        Without `of_session` the session is not known to be `owner`'s, and nothing said in it may be told.
+        """
         ...

@@ -38,18 +38,17 @@ class LocalFacts:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def facts(self, owner: Owner) -> list[str]:
+    async def facts(self, owner: Owner, *, of_session: bool) -> list[str]:
         def find(connection: "Connection") -> "list[StoredTurn]":
-            from token_broker.memory.reading import last_turns, last_turns_of, recent_sessions, search
+            from token_broker.memory.reading import last_turns, recent_sessions, search
 
             earlier: list[str] = []
             if owner.principal != ANONYMOUS:
                 earlier = recent_sessions(connection, owner.principal, _SESSIONS, but=owner.session_id)
-            shown = last_turns_of(connection, owner, LAST_TURNS)
+            shown = last_turns(connection, owner.session_id, LAST_TURNS) if of_session else []
             about = shown or [turn for s in earlier[:1] for turn in last_turns(connection, s, LAST_TURNS)]
-            found = search(
-                connection, telling_words(about), _FACTS + len(shown), session_ids=[owner.session_id, *earlier]
-            )
+            searched = [owner.session_id, *earlier] if of_session else earlier
+            found = search(connection, telling_words(about), _FACTS + len(shown), session_ids=searched)
             told = {(turn.turn_id, turn.position) for turn in shown}
             return [turn for turn in found or about if (turn.turn_id, turn.position) not in told][:_FACTS]
 

@@ -81,14 +81,12 @@ class ZepMemory:
                 self._known.clear()
                 await _unless_missing(self._zep.user.delete(zep_user_id(principal, session_id)))
 
-    async def facts(self, owner: Owner) -> list[str]:
+    async def facts(self, owner: Owner, *, of_session: bool) -> list[str]:
+        asked = [self._facts_of_session(owner.session_id)] if of_session else []
+        if owner.principal != ANONYMOUS:
+            asked.append(self._facts_of_user(zep_user_id(owner.principal, "")))
         async with _failures(storing=False):
-            if owner.principal == ANONYMOUS:
-                return await self._facts_of_session(owner.session_id)
-            of_session, of_user = await asyncio.gather(
-                self._facts_of_session(owner.session_id), self._facts_of_user(zep_user_id(owner.principal, ""))
-            )
-            return list(dict.fromkeys([*of_session, *of_user]))
+            return list(dict.fromkeys(fact for facts in await asyncio.gather(*asked) for fact in facts))
 
     async def _facts_of_user(self, user_id: str) -> list[str]:
         """What Zep knows of a user from all their sessions."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.routing import WebSocketRoute
+from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from token_broker.simulator import errors
@@ -34,7 +35,6 @@ SECRET_SUBPROTOCOL = "openai-insecure-api-key."  # noqa: S105 - what stands befo
 _SERVER_CREDENTIALS = frozenset({Credential.KEY, Credential.ENTRA})
 _SIDEBAND_CREDENTIALS = _SERVER_CREDENTIALS | {Credential.KEY_AS_BEARER}
 _V1_CREDENTIALS = _SERVER_CREDENTIALS | {Credential.KEY_AS_BEARER, Credential.EPHEMERAL}
-
 
 Admitted = TypeVar("Admitted")
 
@@ -73,14 +73,14 @@ class RealtimeSockets:
     async def _serve(
         self,
         websocket: WebSocket,
-        admit: Callable[[WebSocket], Admitted],
-        hold: Callable[[WebSocket, Admitted], Awaitable[None]],
+        check_in: Callable[[WebSocket], Admitted],
+        hold_on: Callable[[WebSocket, Admitted], Awaitable[None]],
     ) -> None:
         """Refuses the handshake, or takes it and holds what was admitted."""
         try:
             if self._talks >= self._resource.config.max_talks:
                 raise errors.structured(429, "429", "Too many open sessions.")
-            admitted = admit(websocket)
+            admitted = check_in(websocket)
         except errors.AzureError as refusal:
             await _refuse(websocket, refusal)
             return
@@ -92,7 +92,7 @@ class RealtimeSockets:
         self._talks += 1
         try:
             await websocket.accept(chosen)
-            await hold(websocket, admitted)
+            await hold_on(websocket, admitted)
         except WebSocketDisconnect:
             return
         finally:
@@ -177,7 +177,7 @@ async def hold(websocket: WebSocket, talk: Talk) -> None:
             continue
         if message["type"] == "websocket.disconnect":
             return
-        await _send(websocket, talk.receive(message.get("text") or message.get("bytes") or b"", now_s()))
+        await _send(websocket, talk.receive(_payload(message), now_s()))
         await _send(websocket, talk.advance(now_s()))
     await websocket.close(talk.ending.code, talk.ending.reason)
 
@@ -197,7 +197,7 @@ async def observe(websocket: WebSocket, call: "Call") -> None:
 
     async def listen() -> None:
         while (message := await websocket.receive())["type"] != "websocket.disconnect":
-            call.receive(message.get("text") or message.get("bytes") or b"")
+            call.receive(_payload(message))
 
     work = [asyncio.create_task(part) for part in (tell(), listen(), call.ended.wait())]
     try:
@@ -211,6 +211,12 @@ async def observe(websocket: WebSocket, call: "Call") -> None:
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
+
+
+def _payload(message: Message) -> str | bytes:
+    """What was sent: text, or what should have been."""
+    text: str | None = message.get("text")
+    return message["bytes"] if text is None else text
 
 
 async def _send(websocket: WebSocket, events: Iterable[Event]) -> None:

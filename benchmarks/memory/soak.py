@@ -1,0 +1,56 @@
+"""`kill -9` of the broker at random moments under load, many times; then every acknowledged turn is looked for.
+
+    python -m benchmarks.memory.soak [--kills 200] [--store sqlite|postgresql] [--seed 1]
+
+Eight writers say one turn after the other, each again until it is acknowledged. Afterwards each acknowledged turn has
+to be in the store once, in order, and at a stand-in for Zep at least once, in order. Exits 1 where one is missing.
+"""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.memory.support.databases import postgres_server, sqlite_url
+from tests.memory.support.killing import Report, kill_and_check
+from tests.memory.support.zep import running_zep
+
+
+async def soak(folder: Path, database_url: str, kills: int, seed: int) -> Report:
+    async with running_zep() as zep:
+        return await kill_and_check(folder, database_url, zep, kills=kills, seed=seed)
+
+
+def run(store: str, kills: int, seed: int) -> Report:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if store == "sqlite":
+            return asyncio.run(soak(folder, sqlite_url(folder), kills, seed))
+        with postgres_server() as server:
+            return asyncio.run(soak(folder, asyncio.run(server.create()), kills, seed))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--store", choices=["sqlite", "postgresql"], action="append")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    for store in arguments.store or ["sqlite", "postgresql"]:
+        began_s = time.monotonic()
+        try:
+            report = run(store, arguments.kills, arguments.seed)
+        except AssertionError as error:
+            print(f"{store}: FAILED: {error}")
+            sys.exit(1)
+        print(
+            f"{store}: {report.kills} kills in {time.monotonic() - began_s:.0f} s, {report.turns} turns acknowledged, "
+            f"all there once and in order, all delivered; {report.repeated_requests} requests and "
+            f"{report.repeated_deliveries} deliveries were repeated"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""The command line's view: beside a running broker, on the same store."""
+
+import pytest
+
+from tests.memory.conftest import MakeSettings
+from tests.memory.support.turns import SESSION, owner, turn
+from tests.memory.support.waiting import eventually
+from tests.memory.support.zep import Fault, Zep
+from token_broker.memory.admin import open_admin
+from token_broker.memory.service import Memory
+
+
+async def test_dead_letters_are_listed_retried_and_purged_beside_a_running_broker(
+    zep_settings: MakeSettings, zep: Zep
+) -> None:
+    settings = zep_settings()
+    async with Memory.open(settings) as memory:
+        with zep.fails(Fault("status", "/memory", "POST", times=None, status=400, turn="t1")):
+            await memory.append([turn("t1", sequence=1), turn("t2", sequence=2)])
+            await zep.has(1)
+
+            async def is_dead() -> bool:
+                await memory.refresh()
+                return memory.status().dead == 1
+
+            await eventually(is_dead)
+        async with open_admin(settings) as admin:
+            assert [letter.turn.turn_id for letter in await admin.dead_letters(9)] == ["t1"]
+            assert await admin.dead_letters(9, session_id="another-session-01") == []
+            assert await admin.retry_dead() == 1
+            await zep.has(2)
+            assert zep.turn_ids(SESSION) == ["t2", "t1"]
+            assert await admin.purge_dead() == 0
+
+
+async def test_a_user_is_forgotten_here_and_in_zep_and_others_are_not(zep_settings: MakeSettings, zep: Zep) -> None:
+    settings = zep_settings(delivery_timeout_s=0.2)
+    async with Memory.open(settings) as memory:
+        for by in (owner(principal="ann"), owner("session-of-ann-002", principal="ann"), owner("session-of-bob-001")):
+            await memory.append([turn("t1", by=by)])
+        await zep.has(3)
+        async with open_admin(settings) as admin:
+            assert await admin.forget_user("ann") == 2
+
+        async def is_forgotten() -> bool:
+            return "ann" not in zep.users
+
+        await eventually(is_forgotten)
+        assert list(zep.messages) == ["session-of-bob-001"]
+        assert await memory.turns(SESSION, limit=9) == []
+        assert len(await memory.turns("session-of-bob-001", limit=9) or []) == 1
+
+
+async def test_a_label_is_forgotten_where_nobody_is_authenticated(make_settings: MakeSettings) -> None:
+    settings = make_settings()
+    async with Memory.open(settings) as memory:
+        await memory.append([turn("t1", by=owner(user_id="ann"))])
+        await memory.append([turn("t1", by=owner("session-of-bob-001", user_id="bob"))])
+        async with open_admin(settings) as admin:
+            assert await admin.forget_user("ann") == 1
+            assert await admin.forget_session("session-of-bob-001") == 1
+        assert await memory.turns(SESSION, limit=9) == []
+
+
+async def test_a_session_that_was_forgotten_by_another_process_is_stored_anew(make_settings: MakeSettings) -> None:
+    settings = make_settings()
+    async with Memory.open(settings) as memory:
+        await memory.append([turn("t1")])
+        async with open_admin(settings) as admin:
+            await admin.forget_session(SESSION)
+        await memory.append([turn("t2")])
+        assert [found.turn_id for found in await memory.turns(SESSION, limit=9) or []] == ["t2"]
+        assert await memory.sessions.find(SESSION) is not None
+
+
+@pytest.mark.parametrize(("days", "kept"), [(0, 2), (30, 1)])
+async def test_retention_deletes_what_is_older_and_zero_keeps_all(
+    make_settings: MakeSettings, days: int, kept: int
+) -> None:
+    settings = make_settings()
+    month_s, now_s = 31 * 86_400.0, 2_000_000_000.0
+    async with Memory.open(settings, clock=lambda: now_s - month_s) as memory:
+        await memory.append([turn("old")])
+    async with Memory.open(settings, clock=lambda: now_s) as memory:
+        await memory.append([turn("new")])
+        await memory._keeper.sweep(days)
+        assert len(await memory.turns(SESSION, limit=9) or []) == kept

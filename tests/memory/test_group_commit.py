@@ -1,0 +1,284 @@
+"""The group commit, the proxy's buffer and the books, before a database that does what the test says."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from tests.memory.support.databases import sqlite_url
+from tests.memory.support.turns import SESSION, owner, turn
+from token_broker.memory.base import Outcome
+from token_broker.memory.books import StoredSessions, StoredTickets
+from token_broker.memory.database import Database, connect
+from token_broker.memory.errors import (
+    StoreAwayError,
+    StoreBusyError,
+    StoreError,
+    StoreRefusedError,
+    StoreUnreachableError,
+)
+from token_broker.memory.intake import BufferedIntake
+from token_broker.memory.writer import GroupWriter
+
+
+class Obstinate:
+    """A real database, behind something that fails or hangs when it is told to."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.error: StoreError | None = None
+        self.refuses: str | None = None  # a turn id that spoils its batch
+        self.free = asyncio.Event()
+        self.free.set()
+        self.writes = 0
+        self.asked = asyncio.Event()
+
+    async def open(self) -> None: ...
+
+    async def write(self, work: Any, *, again: bool = True) -> Any:
+        self.writes += 1
+        self.asked.set()
+        await self.free.wait()
+        if self.error is not None:
+            raise self.error
+        if any(item.turn.turn_id == self.refuses for item in getattr(work, "keywords", {}).get("batch", [])):
+            raise StoreRefusedError("spoilt")
+        return await self._database.write(work, again=again)
+
+    async def read(self, work: Any) -> Any:
+        await self.free.wait()
+        if self.error is not None:
+            raise self.error
+        return await self._database.read(work)
+
+    async def close(self) -> None: ...
+
+
+@pytest.fixture
+async def database(tmp_path: Any) -> AsyncIterator[Obstinate]:
+    real = connect(SecretStr(sqlite_url(tmp_path)), timeout_s=10, patience_s=5)
+    await real.open()
+    yield Obstinate(real)
+    await real.close()
+
+
+@pytest.fixture
+async def writer(database: Obstinate) -> AsyncIterator[GroupWriter]:
+    writer = GroupWriter(database, queue=False, gather_s=0, clock=lambda: 1000.0, on_queued=lambda: None)
+    running = asyncio.create_task(writer.run())
+    yield writer
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_what_many_hand_in_while_one_commit_runs_is_written_in_the_next(
+    writer: GroupWriter, database: Obstinate
+) -> None:
+    database.free.clear()
+    first = writer.submit([turn()])
+    await database.asked.wait()
+    others = [writer.submit([turn()]) for _ in range(50)]
+    database.free.set()
+    assert [await done for done in (first, *others)] == [[Outcome.STORED]] * 51
+    assert database.writes == 2
+
+
+async def test_a_row_that_is_refused_spoils_only_its_own(writer: GroupWriter, database: Obstinate) -> None:
+    database.refuses = "bad"
+    good, bad, also_good = (writer.submit([turn(turn_id)]) for turn_id in ("good", "bad", "also-good"))
+    assert await good == [Outcome.STORED]
+    assert await also_good == [Outcome.STORED]
+    with pytest.raises(StoreRefusedError):
+        await bad
+    assert writer.counts.refused == 1
+
+
+async def test_a_store_that_is_away_fails_everybody_of_the_batch_and_works_again_later(
+    writer: GroupWriter, database: Obstinate
+) -> None:
+    database.error = StoreAwayError("disk full")
+    both = [writer.submit([turn()]) for _ in range(2)]
+    for done in both:
+        with pytest.raises(StoreAwayError):
+            await done
+    assert writer.failing == "disk full"
+    database.error = None
+    assert await writer.submit([turn()]) == [Outcome.STORED]
+    assert writer.failing is None
+
+
+async def test_a_store_that_nobody_can_reach_makes_nobody_wait_for_a_moment(
+    writer: GroupWriter, database: Obstinate
+) -> None:
+    database.error = StoreUnreachableError("down")
+    with pytest.raises(StoreUnreachableError):
+        await writer.submit([turn()])
+    with pytest.raises(StoreUnreachableError):
+        writer.submit([turn()])
+
+
+async def test_a_caller_that_leaves_cancels_nothing(writer: GroupWriter, database: Obstinate) -> None:
+    database.free.clear()
+    caller = asyncio.ensure_future(writer.submit([turn("t1")]))
+    await database.asked.wait()
+    caller.cancel()
+    neighbour = writer.submit([turn("t2")])
+    database.free.set()
+    assert await neighbour == [Outcome.STORED]
+    assert await writer.submit([turn("t1")]) == [Outcome.DUPLICATE]
+
+
+async def test_the_queue_before_the_store_is_bounded(writer: GroupWriter, database: Obstinate) -> None:
+    database.free.clear()
+    for _ in range(50):
+        writer.submit([turn() for _ in range(100)])
+    with pytest.raises(StoreBusyError):
+        writer.submit([turn()])
+
+
+async def test_the_queue_before_the_store_is_bounded_in_bytes_too(writer: GroupWriter, database: Obstinate) -> None:
+    database.free.clear()
+    for _ in range(16):
+        writer.submit([turn(content="x" * 1_000_000)])
+    with pytest.raises(StoreBusyError):
+        writer.submit([turn(content="x" * 1_000_000)])
+
+
+@pytest.fixture
+async def intake(writer: GroupWriter) -> AsyncIterator[BufferedIntake]:
+    intake = BufferedIntake(writer, max_turns=10, max_bytes=100_000)
+    running = asyncio.create_task(intake.run())
+    yield intake
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_proxied_turns_wait_for_a_store_that_is_away_and_arrive_in_order(
+    writer: GroupWriter, intake: BufferedIntake, database: Obstinate
+) -> None:
+    database.error = StoreAwayError("down")
+    assert all(intake.offer(turn(f"t{number}")) for number in range(5))
+    await database.asked.wait()
+    await asyncio.sleep(0)
+    database.error = None
+    async with asyncio.timeout(10):
+        await intake.flushed()
+    assert intake.buffered == 0
+    assert await writer.submit([turn(f"t{number}") for number in range(5)]) == [Outcome.DUPLICATE] * 5
+
+
+async def test_what_the_buffer_cannot_hold_is_not_taken_and_counted(
+    intake: BufferedIntake, database: Obstinate
+) -> None:
+    database.error = StoreAwayError("down")
+    assert [intake.offer(turn()) for _ in range(12)] == [True] * 10 + [False] * 2
+    assert intake.counts.overflowed == 2
+
+
+async def test_the_buffer_is_bounded_in_bytes_too(intake: BufferedIntake, database: Obstinate) -> None:
+    database.error = StoreAwayError("down")
+    assert intake.offer(turn(content="x" * 60_000))
+    assert not intake.offer(turn(content="x" * 60_000))
+
+
+async def test_a_turn_that_will_never_be_taken_holds_up_no_other(
+    writer: GroupWriter, intake: BufferedIntake, database: Obstinate
+) -> None:
+    database.refuses = "bad"
+    for turn_id in ("t1", "bad", "t2"):
+        intake.offer(turn(turn_id))
+    async with asyncio.timeout(10):
+        await intake.flushed()
+    assert await writer.submit([turn("t1"), turn("t2")]) == [Outcome.DUPLICATE] * 2
+    assert intake.counts.refused == 1
+
+
+async def test_words_that_no_store_takes_are_kept_with_a_mark_in_their_place(
+    writer: GroupWriter, intake: BufferedIntake, database: Obstinate
+) -> None:
+    from token_broker.memory.reading import last_turns
+
+    intake.offer(turn(content="a\x00b\ud800c"))
+    async with asyncio.timeout(10):
+        await intake.flushed()
+    (found,) = await database.read(lambda connection: last_turns(connection, SESSION, 1))
+    assert found.content == "a\ufffdb\ufffdc"
+
+
+@pytest.fixture
+def silence(database: Obstinate) -> Callable[[], None]:
+    """The store says nothing at all from here on."""
+    return database.free.clear
+
+
+async def test_a_ticket_works_once_and_with_a_silent_store_still_once_here(
+    database: Obstinate, silence: Callable[[], None]
+) -> None:
+    tickets = StoredTickets(database, patience_s=0.05, clock=lambda: 1000.0)
+    assert [await tickets.spend("one", 1100.0) for _ in range(2)] == [True, False]
+    silence()
+    assert [await tickets.spend("two", 1100.0) for _ in range(2)] == [True, False]
+    assert not await tickets.spend("one", 1100.0)
+    assert tickets.spent_locally == 1
+
+
+async def test_of_one_ticket_twice_at_once_one_is_refused(database: Obstinate) -> None:
+    tickets = StoredTickets(database, patience_s=5, clock=lambda: 1000.0)
+    assert sorted(await asyncio.gather(*(tickets.spend("one", 1100.0) for _ in range(5)))) == [False] * 4 + [True]
+
+
+async def test_another_replicas_ticket_is_refused_while_the_store_answers_and_taken_while_it_is_silent(
+    database: Obstinate, silence: Callable[[], None]
+) -> None:
+    here, there = (StoredTickets(database, patience_s=0.5, clock=lambda: 1000.0) for _ in range(2))
+    assert await there.spend("one", 1100.0)
+    assert not await here.spend("one", 1100.0)
+    await there.spend("two", 1100.0)
+    silence()
+    assert await here.spend("two", 1100.0)  # what is promised then: once a process
+
+
+async def test_expired_tickets_are_forgotten(database: Obstinate, silence: Callable[[], None]) -> None:
+    now_s = 1000.0
+    tickets = StoredTickets(database, patience_s=0.01, clock=lambda: now_s)
+    silence()
+    for number in range(5):
+        await tickets.spend(f"ticket-{number}", 1100.0)
+    now_s = 1300.0
+    await tickets.spend("another", 1400.0)
+    assert len(tickets._spent) == 1
+
+
+async def test_a_session_is_found_before_it_is_committed_and_while_the_store_is_silent(
+    writer: GroupWriter, database: Obstinate, silence: Callable[[], None]
+) -> None:
+    here, there = (StoredSessions(database, writer, patience_s=0.2) for _ in range(2))
+    here.record(owner(principal="ann", epoch=5), "elena")
+    found = await here.find(SESSION)
+    assert found is not None
+    assert (found.principal, found.epoch) == ("ann", 5)
+    await writer.submit([turn(by=owner("another-session-01"))])
+    elsewhere = await there.find(SESSION)
+    assert elsewhere is not None
+    assert elsewhere.principal == "ann"
+    silence()
+    assert await here.find(SESSION) == found
+    assert await here.find("unknown-session-01") is None
+    assert here.unanswered == 2
+
+
+async def test_a_session_recorded_while_the_store_was_away_is_written_with_the_next_commit(
+    writer: GroupWriter, database: Obstinate
+) -> None:
+    sessions = StoredSessions(database, writer, patience_s=0.2)
+    database.error = StoreAwayError("down")
+    sessions.record(owner(principal="ann"), "elena")
+    await database.asked.wait()
+    await asyncio.sleep(0)
+    database.error = None
+    await writer.submit([turn(by=owner("another-session-01"))])
+    found = await StoredSessions(database, writer, patience_s=0.2).find(SESSION)
+    assert found is not None
+    assert found.principal == "ann"

@@ -1,0 +1,229 @@
+"""Stores that are full, locked, restarted, or not there: never a false success, and back without a restart."""
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from tests.memory.conftest import MakeSettings
+from tests.memory.support.app import bearer, make_app
+from tests.memory.support.databases import PostgresServer, postgres_server, sqlite_url
+from tests.memory.support.serving import serving
+from tests.memory.support.turns import SESSION, owner, turn
+from tests.memory.support.waiting import eventually
+from token_broker.memory.base import Outcome
+from token_broker.memory.errors import StoreAwayError, StoreError, StoreInUseError
+from token_broker.memory.service import Memory
+from token_broker.memory.sqlite import SqliteDatabase
+from token_broker.settings import Settings
+
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+@contextlib.asynccontextmanager
+async def calling(settings: Settings, memory: Memory) -> AsyncIterator[httpx.AsyncClient]:
+    headers = bearer(settings, owner())
+    async with (
+        serving(make_app(settings, memory)) as base_url,
+        httpx.AsyncClient(base_url=base_url, headers=headers, timeout=30) as http,
+    ):
+        yield http
+
+
+async def say(http: httpx.AsyncClient, turn_id: str, content: str = "hello") -> httpx.Response:
+    said = {"session_id": SESSION, "agent_id": "elena", "role": "user", "content": content, "turn_id": turn_id}
+    return await http.post("/conversation/turn", json=said)
+
+
+async def the_talk_goes_on(memory: Memory) -> None:
+    """What a mint and an admission need of the memory is answered, soon and whatever the store does."""
+    began_s = time.monotonic()
+    memory.sessions.record(owner("session-made-now-1"), "elena")
+    assert await memory.sessions.find("session-made-now-1") is not None
+    assert [await memory.tickets.spend(f"{began_s}", time.time() + 60) for _ in range(2)] == [True, False]
+    await memory.recall.block(owner())
+    assert memory.intake.offer(turn("from-the-proxy"))
+    assert time.monotonic() - began_s < 0.25 + 0.25 + 0.3 + 1.5
+
+
+async def works_again(http: httpx.AsyncClient) -> None:
+    async def stored() -> bool:
+        return (await say(http, "afterwards")).status_code == 200
+
+    await eventually(stored, timeout_s=30)
+
+    async def from_the_proxy() -> bool:
+        turns = (await http.get(f"/api/v1/memory/sessions/{SESSION}/turns")).json()["turns"]
+        return "from-the-proxy" in [found["turn_id"] for found in turns]
+
+    await eventually(from_the_proxy, timeout_s=30)
+
+
+def refused(answer: httpx.Response) -> bool:
+    return answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
+
+
+@on_sqlite
+async def test_a_full_disk_is_told_and_recovered_from(make_settings: MakeSettings) -> None:
+    settings = make_settings()
+    async with Memory.open(settings) as memory:
+        await memory.ready()
+        async with calling(settings, memory) as http:
+            assert (await say(http, "t0")).status_code == 200
+            await memory._database.write(lambda c: c.exec_driver_sql("PRAGMA max_page_count = 1").scalar())
+            answers = [await say(http, f"t{number}", "x" * 30_000) for number in range(1, 9)]
+            lost = [number for number, answer in enumerate(answers, start=1) if answer.status_code != 200]
+            assert lost
+            assert all(refused(answers[number - 1]) for number in lost)
+            assert memory.status().store == "away"
+            await the_talk_goes_on(memory)
+            await memory._database.write(lambda c: c.exec_driver_sql("PRAGMA max_page_count = 1000000").scalar())
+            await works_again(http)
+            kept = (await http.get(f"/api/v1/memory/sessions/{SESSION}/turns")).json()["turns"]
+            acknowledged = {f"t{number}" for number in range(9) if number not in lost}
+            assert acknowledged <= {found["turn_id"] for found in kept}
+            assert memory.status().store == "open"
+
+
+@on_sqlite
+async def test_a_database_that_somebody_locks_is_told_and_recovered_from(
+    make_settings: MakeSettings, tmp_path: Path
+) -> None:
+    settings = make_settings()
+    async with Memory.open(settings) as memory:
+        await memory.ready()
+        async with calling(settings, memory) as http:
+            assert (await say(http, "t0")).status_code == 200
+            intruder = sqlite3.connect(tmp_path / "memory.db", isolation_level=None)
+            intruder.execute("BEGIN IMMEDIATE")
+            assert refused(await say(http, "t1"))
+            await the_talk_goes_on(memory)
+            intruder.execute("ROLLBACK")
+            intruder.close()
+            await works_again(http)
+
+
+@pytest.fixture(scope="module")
+def own_postgres() -> Any:
+    """A server that these tests may stop."""
+    with postgres_server() as server:
+        yield server
+
+
+async def test_a_postgresql_that_restarts_is_waited_for(own_postgres: PostgresServer) -> None:
+    settings = Settings.load(database_url=SecretStr(await own_postgres.create()), signing_keys="k" * 40)
+    async with Memory.open(settings) as memory:
+        await memory.ready()
+        async with calling(settings, memory) as http:
+            assert (await say(http, "t0")).status_code == 200
+            await asyncio.to_thread(own_postgres.control, "restart", "-m", "immediate")
+            assert (await say(http, "t1")).status_code == 200  # once more, on a fresh connection
+            await asyncio.to_thread(own_postgres.control, "stop", "-m", "fast")
+            try:
+                assert refused(await say(http, "t2"))
+                assert memory.status().store == "away"
+                await the_talk_goes_on(memory)
+            finally:
+                await asyncio.to_thread(own_postgres.control, "start")
+            await works_again(http)
+            turns = (await http.get(f"/api/v1/memory/sessions/{SESSION}/turns")).json()["turns"]
+            assert {"t0", "t1"} <= {found["turn_id"] for found in turns}
+
+
+async def test_a_broker_starts_without_its_postgresql_and_finds_it_later(own_postgres: PostgresServer) -> None:
+    settings = Settings.load(database_url=SecretStr(await own_postgres.create()), signing_keys="k" * 40)
+    await asyncio.to_thread(own_postgres.control, "stop", "-m", "fast")
+    try:
+        async with Memory.open(settings) as memory, calling(settings, memory) as http:
+            assert refused(await say(http, "t1"))
+            assert memory.status().store == "away"
+            await the_talk_goes_on(memory)
+            await asyncio.to_thread(own_postgres.control, "start")
+            await works_again(http)
+    finally:
+        with contextlib.suppress(Exception):
+            await asyncio.to_thread(own_postgres.control, "start")
+
+
+@on_sqlite
+async def test_a_second_process_on_the_same_sqlite_file_is_turned_away(make_settings: MakeSettings) -> None:
+    settings = make_settings()
+    async with Memory.open(settings) as memory:
+        await memory.ready()
+        with pytest.raises(StoreInUseError):
+            async with Memory.open(settings):
+                pytest.fail("two on one file")
+        assert await memory.append([turn("t1")]) == [Outcome.STORED]
+    async with Memory.open(settings) as heir:
+        assert await heir.append([turn("t1")]) == [Outcome.DUPLICATE]
+
+
+async def test_a_folder_that_cannot_be_written_keeps_no_broker_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    blocked = tmp_path / "file" / "folder"
+    settings = Settings.load(database_url=SecretStr(sqlite_url(blocked)), signing_keys="k" * 40)
+    async with Memory.open(settings) as memory:
+        with pytest.raises(StoreAwayError):
+            await memory.append([turn("t1")])
+        await the_talk_goes_on(memory)
+        (tmp_path / "file").unlink()
+
+        async def stored() -> bool:
+            try:
+                return await memory.append([turn("t2")]) == [Outcome.STORED]
+            except StoreError:
+                return False
+
+        await eventually(stored)
+
+
+async def test_what_is_no_database_is_told_and_left_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "memory.db"
+    file.write_bytes(b"not a database, and somebody else's " * 100)
+    before = file.read_bytes()
+    settings = Settings.load(database_url=SecretStr(sqlite_url(tmp_path)), signing_keys="k" * 40)
+    async with Memory.open(settings) as memory:
+        with pytest.raises(StoreAwayError):
+            await memory.append([turn("t1")])
+        assert memory.status().store_reason == "SQLITE_NOTADB"
+    assert file.read_bytes() == before
+
+
+async def test_a_commit_that_hangs_is_answered_and_not_lost(tmp_path: Path) -> None:
+    """The disk stalls: who waits is told in time; what was handed over is stored when it goes on."""
+    settings = Settings.load(
+        database_url=SecretStr(sqlite_url(tmp_path)), signing_keys="k" * 40, store_timeout_s=0.3, store_patience_s=0.1
+    )
+    async with Memory.open(settings) as memory:
+        await memory.ready()
+        assert isinstance(memory._database, SqliteDatabase)
+        stalled = memory._database._writer_thread.submit(time.sleep, 1.5)
+        with pytest.raises(StoreAwayError):
+            await memory.append([turn("t1")])
+        await asyncio.wrap_future(stalled)
+
+        async def is_there() -> bool:
+            try:
+                return await memory.append([turn("t1")]) == [Outcome.DUPLICATE]
+            except StoreError:
+                return False
+
+        await eventually(is_there)
+
+
+async def test_proxied_turns_reach_the_store_before_it_closes(tmp_path: Path) -> None:
+    settings = Settings.load(database_url=SecretStr(sqlite_url(tmp_path)), signing_keys="k" * 40)
+    async with Memory.open(settings) as memory:
+        await memory.ready()
+        for number in range(50):
+            assert memory.intake.offer(turn(f"t{number}", sequence=number))
+    async with Memory.open(settings) as heir:
+        await heir.ready()
+        assert len(await heir.turns(SESSION, limit=100) or []) == 50
