@@ -1,9 +1,11 @@
 """The runbook and the security page name only what there is, and every trouble that doctor names."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from token_broker.doctor.checks import Trouble
 from token_broker.settings import Settings
@@ -44,3 +46,40 @@ def test_every_link_within_the_page_leads_somewhere(name: str) -> None:
 def test_every_test_named_is_there(name: str) -> None:
     missing = [path for path in re.findall(r"`(tests/[a-z_/.]+)`", page(name)) if not (ROOT / path).exists()]
     assert missing == []
+
+
+# --- alerts
+
+
+def alert_names() -> set[str]:
+    rules = yaml.safe_load((ROOT / "infra" / "alerts.yaml").read_text(encoding="utf-8"))
+    return {rule["alert"] for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
+
+
+def alert_sections() -> dict[str, str]:
+    alerts = page("runbook.md").partition("\n## Alerts\n")[2]
+    return dict(re.findall(r"^### (\w+)\n\n(.*?)(?=\n### |\Z)", alerts, re.MULTILINE | re.DOTALL))
+
+
+def said_by_doctor() -> set[str]:
+    """The first word of each text in doctor's source: its checks' names are among them."""
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "token_broker" / "doctor").glob("*.py")]
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    return {node.value.split()[0] for node in nodes if isinstance(node.value, str) and node.value.strip()}
+
+
+def test_every_alert_has_its_section_and_no_other_has_one() -> None:
+    assert set(alert_sections()) == alert_names()
+
+
+@pytest.mark.parametrize("name", sorted(alert_names()))
+def test_an_alerts_section_begins_with_what_doctor_says(name: str) -> None:
+    section = alert_sections()[name]
+    assert section.startswith("Doctor: ")
+    assert len(section) > 80, "and goes on with what to do"
+
+
+def test_every_check_that_the_runbook_quotes_is_one_of_doctors() -> None:
+    quoted = set(re.findall(r"`(?:FAIL|WARN|note) (\w+)", page("runbook.md")))
+    assert len(quoted) > 10
+    assert quoted <= said_by_doctor()
