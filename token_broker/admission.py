@@ -7,7 +7,6 @@ from starlette.requests import Request
 from token_broker.auth import Principal
 from token_broker.broker import Broker
 from token_broker.forwarded import public_base
-from token_broker.limits import too_many_requests
 
 __all__ = ["Caller", "admit"]
 
@@ -23,7 +22,5 @@ class Caller:
 async def admit(request: Request, broker: Broker) -> Caller:
     """The caller, counted against their rate. Raises Problem 401 (not authenticated) or 429 (too often)."""
     principal = await broker.authenticator.authenticate(request.scope)
-    wait_s = broker.rate.take(principal.limit_key)
-    if wait_s is not None:
-        raise too_many_requests(wait_s)
+    await broker.rate.admit(principal.limit_key)
     return Caller(principal, public_base(request.scope, broker.settings))

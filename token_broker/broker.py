@@ -12,7 +12,7 @@ from strategies.chain import Chain, Link
 from strategies.credentials import Credentials
 from token_broker.agents import AgentBook
 from token_broker.auth import Authenticator
-from token_broker.limits import RateLimit, SessionLimits
+from token_broker.limits import SessionLimits, Turnstile
 from token_broker.memory.base import Recall
 from token_broker.memory.service import Memory
 from token_broker.metrics import Metrics
@@ -87,7 +87,7 @@ class Broker:
     agents: AgentBook
     signer: TokenSigner
     authenticator: Authenticator
-    rate: RateLimit
+    rate: Turnstile
     chain: Chain
     plans: PlanMaker
     memory: Memory

@@ -19,7 +19,7 @@ from token_broker.auth import ANONYMOUS, make_authenticator
 from token_broker.azure import build_chain, build_connector, build_credentials, make_client
 from token_broker.broker import Broker
 from token_broker.forwarded import address_key, client_of
-from token_broker.limits import RateLimit, SessionLimits
+from token_broker.limits import SessionLimits, Turnstile
 from token_broker.memory.service import Memory
 from token_broker.metrics import Metrics
 from token_broker.observing import Observer, observe_with
@@ -63,7 +63,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             agents=agents,
             signer=signer,
             authenticator=authenticator,
-            rate=RateLimit(settings.rate_limit_per_minute),
+            rate=Turnstile(settings.rate_limit_per_minute),
             chain=build_chain(settings, transport, credentials, _attempts_to(observe)),
             plans=PlanMaker(settings, signer),
             memory=memory,

@@ -4,6 +4,7 @@ Both hold plain values, on the clock they are given. (The `limits` package would
 expiry, and storage back ends behind strings; these few lines are bounded and single-threaded.)
 """
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -12,10 +13,12 @@ from typing import Self
 
 from token_broker.problems import Problem
 
-__all__ = ["RateLimit", "SessionLease", "SessionLimits", "too_many_requests", "too_many_sessions"]
+__all__ = ["RateLimit", "SessionLease", "SessionLimits", "Turnstile", "too_many_requests", "too_many_sessions"]
 
 MAX_KEYS = 100_000
 SESSIONS_RETRY_AFTER_S = 10
+PROMPT_REFUSALS_PER_MINUTE = 120
+REFUSAL_PAUSE_S = 1.0
 
 
 class RateLimit:
@@ -57,6 +60,29 @@ class RateLimit:
             if self._free_at_s[oldest] > now_s and len(self._free_at_s) < self._max_keys:
                 return
             del self._free_at_s[oldest]
+
+
+class Turnstile:
+    """Lets a key through at its rate, and answers whoever insists after being refused more slowly.
+
+    A client that asks again at once after each refusal keeps the event loop busy with saying no, and all others wait in
+    between. So a key gets a burst of refusals at once, and each one more after a pause in which its connection is idle.
+    """
+
+    def __init__(
+        self, per_minute: int, *, clock: Callable[[], float] = time.monotonic, pause_s: float = REFUSAL_PAUSE_S
+    ) -> None:
+        self._rate = RateLimit(per_minute, clock=clock)
+        self._prompt = RateLimit(PROMPT_REFUSALS_PER_MINUTE, clock=clock)
+        self._pause_s = pause_s
+
+    async def admit(self, key: str) -> None:
+        """Returns where `key` may go on, and counts it; raises Problem 429 where it may not."""
+        if (wait_s := self._rate.take(key)) is None:
+            return
+        if self._prompt.take(key) is not None:
+            await asyncio.sleep(self._pause_s)
+        raise too_many_requests(wait_s)
 
 
 class SessionLease:

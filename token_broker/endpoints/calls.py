@@ -19,7 +19,7 @@ from token_broker.broker import Broker, broker_of
 from token_broker.endpoints.token import find_agent, recalled_spec
 from token_broker.forwarded import address_key, client_of
 from token_broker.http import bearer_token, correlation_id, read_body
-from token_broker.limits import too_many_requests, too_many_sessions
+from token_broker.limits import too_many_sessions
 from token_broker.memory.base import Owner
 from token_broker.openapi import Answer, Body, Operation, Parameter
 from token_broker.problems import Problem
@@ -43,8 +43,7 @@ async def create_call(request: Request) -> Response:
     deadline_s = time.monotonic() + settings.token_budget_s
     claims = _session_of(request, broker)
     key = _limit_key(request, broker, claims)
-    if (wait_s := broker.rate.take(key)) is not None:
-        raise too_many_requests(wait_s)
+    await broker.rate.admit(key)
     offer = await _read_offer(request, broker)
     agent = find_agent(broker, request.query_params.get("agent_id") or claims.agent_id)
     owner = Owner(claims.session_id, claims.principal, claims.epoch, claims.user_id)
