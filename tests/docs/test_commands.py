@@ -1,0 +1,201 @@
+"""Every command in the README and in docs/ is run as it stands there, or it is said here why that can't be done.
+
+They run in a checkout of their own, whose `.venv` is set up already; only hosts and ports are other ones.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.sockets import listening_socket
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+WAIT_S = 60
+
+# Commands that can't be run here, by what they begin with or hold, and who holds them to the truth instead.
+NOT_RUN = {
+    r"(?:\w+=\S+ )?az |azd |read_secrets_again|sign_with|export .*\baz |\"\$\(az ": "an Azure subscription: "
+    "tests/infra/test_deploy_docs.py holds them to the templates",
+    r"docker |podman ": "a container engine: scripts/container-test runs the image",
+    r"open http": "a desktop with a browser: tests/web opens the page",
+    r"scripts/(?:check|test|bench)": "it is what runs this test, or takes minutes",
+    r"pip install": "it would change the environment that runs this test",
+    r"schemathesis |export SCHEMATHESIS": "tests/eyes/test_schemathesis.py runs it",
+    r"export |unset |[{}]$|git |openssl ": "it sets the stage for the commands behind it",
+}
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Each command of each shell block, continued lines put together, comments taken off."""
+    for block in re.findall(r"^ *```(?:sh|bash)\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in re.sub(r"\\\n\s*", "", block).splitlines():
+            if command := re.sub(r"(?:^|\s+)#.*$", "", line.strip()):
+                yield command
+
+
+ALL = [(page, command) for page in PAGES for command in commands(page)]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A checkout in which `scripts/run` runs the demo."""
+
+    checkout: Path
+    port: int
+    simulator_port: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """A shell's in that checkout, with the simulated Azure for the operator's own."""
+        return {
+            "PATH": f"{self.checkout / '.venv/bin'}:{os.environ['PATH']}",
+            "HOME": os.environ["HOME"],
+            "PYTHONPATH": str(ROOT),
+            "PORT": str(self.port),
+            "SIMULATOR_PORT": str(self.simulator_port),
+        }
+
+    @property
+    def operators(self) -> dict[str, str]:
+        return self.environment | {
+            "AZURE_VOICELIVE_ENDPOINT": f"http://127.0.0.1:{self.simulator_port}",
+            "AZURE_VOICELIVE_KEY": "simulated-key",
+            "AZURE_VOICELIVE_PROJECT_NAME": "demo",
+        }
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        """The command as written, but for hosts and ports."""
+        here = f"http://127.0.0.1:{self.port}"
+        for written in ("http://localhost:8080", "https://voice.example.com", "https://<the broker's URL>"):
+            command = command.replace(written, here)
+        command = command.replace("localhost:8080", f"127.0.0.1:{self.port}")
+        return subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command],
+            cwd=self.checkout, env=self.operators, capture_output=True, text=True, timeout=WAIT_S, check=False,
+        )  # fmt: skip
+
+
+def free_port() -> int:
+    with listening_socket() as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+def make_checkout(folder: Path) -> Path:
+    """The repository's files, with a `.venv` whose stamp says that it is set up."""
+    left_out = {".venv", "var", ".env", ".git", "scripts"}
+    for entry in ROOT.iterdir():
+        if entry.name not in left_out:
+            (folder / entry.name).symlink_to(entry)
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    script = folder / ".venv" / "bin" / "token-broker"
+    script.parent.mkdir(parents=True)
+    script.write_text(f"#!{sys.executable}\nfrom token_broker.cli import main\nmain(prog_name='token-broker')\n")
+    script.chmod(0o755)
+    stamp = "cat pyproject.toml requirements-demo.lock requirements-dev.lock | cksum | tr ' ' - >.venv/.installed-dev"
+    subprocess.run(["bash", "-c", stamp], cwd=folder, check=True)
+    return folder
+
+
+@contextlib.contextmanager
+def running(command: str, demo: Demo, url: str, env: dict[str, str]) -> Iterator[None]:
+    """The command, from when `url` answers until the block ends."""
+    process = subprocess.Popen(
+        shlex.split(command), cwd=demo.checkout, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline_s = time.monotonic() + WAIT_S
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1):  # noqa: S310  # loopback
+                break
+            assert process.poll() is None, f"{command} ended"
+            assert time.monotonic() < deadline_s, f"{command} does not answer"
+            time.sleep(0.05)
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(WAIT_S)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    """What the README's first command starts."""
+    if shutil.which("curl") is None:
+        pytest.skip("the README's commands need curl")
+    demo = Demo(make_checkout(tmp_path_factory.mktemp("checkout")), free_port(), free_port())
+    with running("scripts/run", demo, f"http://127.0.0.1:{demo.port}/readyz", demo.environment):
+        yield demo
+
+
+def reason(command: str) -> str | None:
+    return next((why for pattern, why in NOT_RUN.items() if re.match(pattern, command)), None)
+
+
+def test_every_command_is_run_here_or_has_its_reason() -> None:
+    unknown = [f"{page.name}: {command}" for page, command in ALL if command not in RUN and reason(command) is None]
+    assert unknown == []
+    assert RUN.keys() <= {command for _, command in ALL}, "a command here that no page has any more"
+
+
+def test_the_first_command_starts_the_demo_and_its_page_loads(demo: Demo) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{demo.port}/", timeout=10) as answer:
+        assert "Talk" in answer.read().decode()
+
+
+# What each prints, as a pattern, where its exit code is 0.
+RUN = {
+    "scripts/run": "",  # the fixture
+    """curl -X POST localhost:8080/realtime/token -d '{"agent_id":"elena"}'""": r'"strategy":"ga".*websocket_proxy',
+    "scripts/run token --agent elena": r"(?s)ga.*minted",
+    'eval "$(_TOKEN_BROKER_COMPLETE=bash_source token-broker)"': "",
+    "scripts/run simulate --port 9100 &": "",  # with the next one
+    "curl --retry 9 --retry-connrefused -X PUT localhost:9100/_simulator/faults "
+    """-d '[{"match": "/openai/v1", "fault": "hang"}]'""": "",
+    "token-broker doctor": r"(?s)mint ga.*all is well",
+    "token-broker doctor --connect": r"(?s)talk voice_live.*all is well",
+    "token-broker doctor --url https://voice.example.com": r"(?s)url .*all is well",
+    "token-broker doctor --url https://<the broker's URL>": r"(?s)url .*all is well",
+    "curl --silent https://<the broker's URL>/api/v1/voice/status": r'"voicelive_configured":true',
+    "token-broker outbox list": r"0 queued, 0 dead",
+    "token-broker outbox retry": r"0 queued again",
+}
+
+
+@pytest.mark.parametrize("command", [command for command, printed in RUN.items() if printed])
+def test_a_command_does_what_its_page_says(command: str, demo: Demo) -> None:
+    finished = demo.run(command)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert re.search(RUN[command], finished.stdout), finished.stdout
+
+
+def test_the_readmes_plan_has_the_fields_of_a_real_one(demo: Demo) -> None:
+    (shown,) = re.findall(r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    sample = json.loads(shown)
+    plan = json.loads(demo.run("curl --silent -X POST localhost:8080/realtime/token -d '{}'").stdout)
+    assert sample.keys() <= plan.keys()
+    for ours, theirs in zip(sample["connections"], plan["connections"], strict=True):
+        assert ours["transport"] == theirs["transport"]
+        assert ours.keys() <= theirs.keys()
+
+
+def test_the_simulator_is_started_and_told_to_fail_as_the_readme_says(demo: Demo) -> None:
+    simulate, fault = [command for command in RUN if "9100" in command]
+    port = str(free_port())
+    told = f"{fault.replace('9100', port)}; kill -INT %1; wait %1 || true"
+    finished = demo.run(f"set -m; {simulate.replace('9100', port)} {told}")
+    assert finished.returncode == 0, finished.stderr
+    assert "hang" in finished.stdout
