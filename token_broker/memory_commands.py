@@ -1,16 +1,17 @@
 """`token-broker outbox` and `token-broker forget`: what an operator does to the memory."""
 
 import asyncio
+import contextlib
 import json
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import click
 
 from token_broker.memory.admin import open_admin
 from token_broker.memory.errors import StoreError
-from token_broker.memory.housekeeping import Housekeeper
+from token_broker.memory.housekeeping import Housekeeper, Progress
 from token_broker.memory.rows import DeadLetter
 from token_broker.settings import SettingsError, load_settings
 from token_broker.telemetry import configure_logging
@@ -52,7 +53,9 @@ def list_letters(session_id: str | None, limit: int, *, as_json: bool) -> None:
 @_session
 def retry(session_id: str | None) -> None:
     """Queue dead letters again; the running broker delivers them."""
-    click.echo(f"{_run(lambda keeper: keeper.retry_dead(session_id=session_id))} queued again")
+    with _bar("Queueing again") as tell:
+        count = _run(lambda keeper: keeper.retry_dead(session_id=session_id, tell=tell))
+    click.echo(f"{count} queued again")
 
 
 @outbox.command()
@@ -102,6 +105,21 @@ def _run(work: Callable[[Housekeeper], Awaitable[T]]) -> T:
 def _shown(letter: DeadLetter) -> dict[str, Any]:
     turn = letter.turn
     return {"session_id": letter.session_id, "turn_id": turn.turn_id, "role": turn.role, "reason": letter.reason}
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Progress]:
+    """A bar on a terminal, once there is something to tell that is not all of it; elsewhere nothing."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _done, _total: None
+        return
+    with Bar(console=console, transient=True) as bar:
+        task = bar.add_task(what, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=done < total, refresh=True)
 
 
 def _print_table(letters: list[DeadLetter]) -> None:

@@ -24,7 +24,9 @@ from tests.support.serving import serve_app
 from tests.support.sockets import listening_socket
 from token_broker.app import create_app
 from token_broker.broker import Broker
+from token_broker.http_protocol import bounded_http
 from token_broker.memory.schema import migrate
+from token_broker.relay.serving import uvicorn_options
 from token_broker.settings import Settings
 
 __all__ = [
@@ -141,7 +143,9 @@ def _empty_database() -> bytes:
 async def run_broker(settings: Settings) -> AsyncIterator[RunningBroker]:
     """Serves the broker in this event loop on a port of its own until the block ends."""
     app = create_app(settings)
-    async with serve_app(app, lifespan="on") as base_url, plain_client(base_url) as client:
+    http = bounded_http(head_timeout_s=settings.head_timeout_s, write_timeout_s=settings.client_write_timeout_s)
+    shipped = {"http": http, **uvicorn_options(settings)}
+    async with serve_app(app, lifespan="on", **shipped) as base_url, plain_client(base_url) as client:
         yield RunningBroker(base_url, settings, app, client)
 
 

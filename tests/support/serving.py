@@ -16,25 +16,20 @@ _START_S = 20
 
 
 @contextlib.asynccontextmanager
-async def serve_app(
-    app: ASGIApp,
-    *,
-    lifespan: Literal["on", "off"] = "off",
-    http: type[asyncio.Protocol] | Literal["httptools"] = "httptools",
-) -> AsyncIterator[str]:
-    """The application under uvicorn until the block ends; yields its base URL."""
-    config = uvicorn.Config(
-        app,
-        http=http,
-        ws="websockets-sansio",
-        lifespan=lifespan,
-        loop="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=2,
-    )
+async def serve_app(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off", **options: Any) -> AsyncIterator[str]:
+    """The application under uvicorn until the block ends; yields its base URL. `options` are `uvicorn.Config`'s."""
+    chosen: dict[str, Any] = {
+        "http": "httptools",
+        "ws": "websockets-sansio",
+        "loop": "none",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "timeout_graceful_shutdown": 2,
+        **options,
+    }
+    config = uvicorn.Config(app, lifespan=lifespan, **chosen)
     server = _Server(config)
     with listening_socket() as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="serve-app")

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from token_broker.memory.outbox import Figures
     from token_broker.memory.rows import DeadLetter
 
-__all__ = ["Housekeeper"]
+__all__ = ["Housekeeper", "Progress"]
+
+Progress = Callable[[int, int], None]  # how many are done, of how many
 
 _CHUNK = 500  # rows a transaction, so that turns need not wait long behind one
 _DAY_S = 86_400
@@ -78,14 +80,21 @@ class Housekeeper:
 
         return await self._database.read(partial(list_dead, limit=limit, session_id=session_id))
 
-    async def retry_dead(self, *, session_id: str | None = None) -> int:
-        """Queues dead letters again; how many. Raises StoreError."""
-        from token_broker.memory.outbox import retry_dead
+    async def retry_dead(self, *, session_id: str | None = None, tell: Progress = lambda _done, _total: None) -> int:
+        """Queues dead letters again; how many. `tell` hears how far it is after each few hundred. Raises StoreError.
 
+        Those that die while it runs are left for the next time: with an ill sink there would be no end.
+        """
+        from token_broker.memory.outbox import count_dead, retry_dead
+
+        total = await self._database.read(partial(count_dead, session_id=session_id))
         retried = 0
-        retry = partial(retry_dead, session_id=session_id, limit=_CHUNK)
-        while count := await self._database.write(partial(retry, now_us=to_us(self._clock()))):
+        while retried < total:
+            retry = partial(retry_dead, session_id=session_id, limit=min(_CHUNK, total - retried))
+            if not (count := await self._database.write(partial(retry, now_us=to_us(self._clock())))):
+                break
             retried += count
+            tell(retried, total)
         return retried
 
     async def purge_dead(self, *, session_id: str | None = None) -> int:

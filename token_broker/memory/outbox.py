@@ -165,18 +165,25 @@ def figures(connection: Connection) -> Figures:
     queued, oldest_us = connection.execute(
         select(func.coalesce(func.sum(outbox.c.queued), 0), func.min(outbox.c.oldest_us))
     ).one()
-    dead = connection.scalar(select(func.count()).select_from(turns).where(turns.c.delivery == Delivery.DEAD)) or 0
+    dead = count_dead(connection)
     to_forget = connection.scalar(select(func.count()).select_from(erasures)) or 0
     return Figures(int(queued), oldest_us, dead, to_forget)
 
 
 def list_dead(connection: Connection, limit: int, *, session_id: str | None = None) -> list[DeadLetter]:
     """Dead letters, oldest first."""
-    wanted = turns.c.delivery == Delivery.DEAD
-    if session_id is not None:
-        wanted = and_(is_session(turns, session_id), wanted)
-    rows = connection.execute(select(turns).where(wanted).order_by(turns.c.arrival).limit(limit))
+    rows = connection.execute(select(turns).where(_is_dead(session_id)).order_by(turns.c.arrival).limit(limit))
     return [DeadLetter(row.session_id, stored_turn(row), row.dead_reason or "") for row in rows]
+
+
+def count_dead(connection: Connection, *, session_id: str | None = None) -> int:
+    """How many dead letters there are, of all sessions or of one."""
+    return connection.scalar(select(func.count()).select_from(turns).where(_is_dead(session_id))) or 0
+
+
+def _is_dead(session_id: str | None) -> ColumnElement[bool]:
+    dead = turns.c.delivery == Delivery.DEAD
+    return dead if session_id is None else and_(is_session(turns, session_id), dead)
 
 
 def retry_dead(connection: Connection, now_us: int, *, session_id: str | None = None, limit: int = 1000) -> int:

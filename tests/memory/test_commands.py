@@ -1,0 +1,132 @@
+"""`token-broker outbox` as an operator runs it: plain in a pipe, a bar on a terminal; and the shell's completion."""
+
+import asyncio
+import os
+import pty
+import re
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from tests.memory.support.databases import sqlite_url
+from tests.memory.support.turns import SESSION, turn
+from tests.support.broker import environment, run_command
+from token_broker.memory.service import Memory
+from token_broker.memory.tables import Delivery
+from token_broker.settings import Settings
+
+FEW, MANY = 3, 1100  # the second more than two transactions' worth
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """`token-broker` under its own name, as installing it makes one."""
+    path = tmp_path / "bin" / "token-broker"
+    path.parent.mkdir()
+    path.write_text(f"#!{sys.executable}\nfrom token_broker.cli import main\nmain(prog_name='token-broker')\n")
+    path.chmod(0o755)
+    return path
+
+
+async def dead_letters(count: int, folder: Path) -> dict[str, str]:
+    """A store with so many of them; the environment that names it."""
+    url = sqlite_url(folder)
+    settings = Settings.load(_env_file=None, database_url=SecretStr(url))
+    async with Memory.open(settings) as memory:
+        await memory.ready()
+        await memory.append([turn(f"t{number}", sequence=number) for number in range(count)])
+    with sqlite3.connect(folder / "memory.db") as connection:
+        connection.execute("UPDATE turns SET delivery = ?, dead_reason = 'refused'", (Delivery.DEAD,))
+    connection.close()
+    return environment(folder, None, BROKER_DATABASE_URL=url)
+
+
+async def on_a_terminal(script: Path, *arguments: str, env: dict[str, str]) -> str:
+    """What the command writes to a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        script, *arguments, env={**env, "TERM": "xterm", "COLUMNS": "80"}, cwd=script.parent,
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    written = bytearray()
+
+    def read_to_the_end() -> None:
+        try:
+            while data := os.read(ours, 65_536):
+                written.extend(data)
+        except OSError:  # how Linux says that nobody writes any more
+            pass
+
+    async with asyncio.timeout(60):
+        await asyncio.to_thread(read_to_the_end)
+        assert await process.wait() == 0
+    os.close(ours)
+    return written.decode()
+
+
+async def test_in_a_pipe_a_retry_writes_one_plain_line(tmp_path: Path) -> None:
+    env = await dead_letters(MANY, tmp_path)
+    finished = await run_command("outbox", "retry", env=env, cwd=tmp_path)
+    assert (finished.code, finished.out, finished.err) == (0, f"{MANY} queued again\n", "")
+    listed = await run_command("outbox", "list", env=env, cwd=tmp_path)
+    assert listed.out == f"{MANY} queued, 0 dead\n"
+
+
+async def test_on_a_terminal_a_long_retry_shows_how_far_it_is(tmp_path: Path, script: Path) -> None:
+    env = await dead_letters(MANY, tmp_path)
+    written = await on_a_terminal(script, "outbox", "retry", env=env)
+    assert re.search(r"Queueing again.*\b45%", written)
+    assert written.endswith(f"{MANY} queued again\r\n")
+
+
+async def test_on_a_terminal_a_short_retry_shows_no_bar(tmp_path: Path, script: Path) -> None:
+    env = await dead_letters(FEW, tmp_path)
+    written = await on_a_terminal(script, "outbox", "retry", env=env)
+    assert "Queueing" not in written
+    assert written.endswith(f"{FEW} queued again\r\n")
+
+
+async def test_a_retry_of_one_session_leaves_the_others(tmp_path: Path) -> None:
+    env = await dead_letters(FEW, tmp_path)
+    other = await run_command("outbox", "retry", "--session", "another-session-01", env=env, cwd=tmp_path)
+    assert other.out == "0 queued again\n"
+    own = await run_command("outbox", "retry", "--session", SESSION, env=env, cwd=tmp_path)
+    assert own.out == f"{FEW} queued again\n"
+
+
+# --- the shell
+
+
+async def shell(commands: str, script: Path, env: dict[str, str]) -> str:
+    process = await asyncio.create_subprocess_exec(
+        "bash", "--norc", "-c", commands, stdout=asyncio.subprocess.PIPE,
+        env={**env, "PATH": f"{script.parent}:{env['PATH']}"}, cwd=script.parent,
+    )  # fmt: skip
+    async with asyncio.timeout(60):
+        out, _ = await process.communicate()
+    assert process.returncode == 0
+    return out.decode()
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("do", ["doctor"]),
+        ("outbox re", ["retry"]),
+        ("outbox retry --s", ["--session"]),
+        ("simulate --kind d", ["direct"]),
+    ],
+)
+async def test_bash_completes_commands_and_options_once_the_readmes_line_was_run(
+    typed: str, offered: list[str], tmp_path: Path, script: Path
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (line,) = re.findall(r"^eval .*_TOKEN_BROKER_COMPLETE=bash_source.*$", readme, re.MULTILINE)
+    words = ["token-broker", *typed.split()]
+    asked = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _token_broker_completion token-broker"
+    said = await shell(f'{line}\n{asked}\necho "${{COMPREPLY[@]}}"', script, environment(tmp_path, None))
+    assert said.split() == offered
