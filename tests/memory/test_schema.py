@@ -14,6 +14,7 @@ from sqlalchemy import Connection, text
 import token_broker.memory
 from token_broker.memory.database import Database, connect
 from token_broker.memory.errors import StoreAwayError
+from token_broker.memory.schema import upgrade
 from token_broker.memory.tables import SCHEMA_REVISION, metadata
 
 SEARCH_TABLES = "turn_words"  # SQLite's full text, which only the migration knows
@@ -35,6 +36,37 @@ def test_the_newest_migration_is_the_one_that_this_version_wants() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(token_broker.memory.__path__[0]) / "migrations"))
     assert ScriptDirectory.from_config(config).get_heads() == [SCHEMA_REVISION]
+
+
+async def everything(database: Database) -> list[str]:
+    """All that a database keeps of its tables, indexes and triggers."""
+    catalogue = {
+        "sqlite": "SELECT type || ' ' || name || ' ' || coalesce(sql, '') FROM sqlite_master",
+        "postgresql": """
+            SELECT concat_ws(' ', table_name, column_name, data_type, is_nullable, column_default)
+            FROM information_schema.columns WHERE table_schema = 'public'
+            UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = 'public'
+            UNION ALL SELECT conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(oid)
+            FROM pg_constraint WHERE connamespace = 'public'::regnamespace""",
+    }
+    rows = await database.read(lambda c: c.scalars(text(catalogue[c.dialect.name])).all())
+    return sorted(" ".join(row.split()).replace("( ", "(").replace(" )", ")") for row in rows)
+
+
+async def test_an_empty_store_gets_what_all_migrations_together_make(database: Database) -> None:
+    created = await everything(database)
+
+    def begin_anew(connection: Connection) -> None:
+        for statement in (
+            ["DROP SCHEMA public CASCADE", "CREATE SCHEMA public"]
+            if connection.dialect.name == "postgresql"
+            else [f"DROP TABLE {name}" for name in ("turn_words", "alembic_version", *metadata.tables)]
+        ):
+            connection.execute(text(statement))
+        upgrade(connection, None)
+
+    await database.write(begin_anew)
+    assert await everything(database) == created
 
 
 async def test_a_store_that_is_up_to_date_opens_again_without_alembic(

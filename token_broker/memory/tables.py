@@ -20,7 +20,7 @@ from sqlalchemy import (
     Text,
 )
 
-__all__ = ["SCHEMA_REVISION", "Delivery", "erasures", "metadata", "outbox", "sessions", "tickets", "turns"]
+__all__ = ["SCHEMA_REVISION", "SEARCH", "Delivery", "erasures", "metadata", "outbox", "sessions", "tickets", "turns"]
 
 SCHEMA_REVISION = "0001"  # the newest of migrations/versions
 
@@ -133,3 +133,22 @@ erasures = Table(
     Column("last_error", Text),
     PrimaryKeyConstraint("bucket", "principal", "session_id"),
 )
+
+# Full text. SQLite's is contentless: rows are found by `rowid`, a turn's arrival; `owner` holds a token of the session
+# and one of its principal, so that a search touches nobody else's words.
+SEARCH: dict[str, tuple[str, ...]] = {
+    "sqlite": (
+        "CREATE VIRTUAL TABLE turn_words USING fts5(owner, content, content='')",
+        """CREATE TRIGGER turns_worded AFTER INSERT ON turns BEGIN
+        INSERT INTO turn_words (rowid, owner, content)
+        SELECT new.arrival, 's' || hex(s.session_id) || ' p' || hex(s.principal), new.content
+        FROM sessions s WHERE s.bucket = new.bucket AND s.session_id = new.session_id;
+    END""",
+        """CREATE TRIGGER turns_unworded AFTER DELETE ON turns BEGIN
+        INSERT INTO turn_words (turn_words, rowid, owner, content)
+        SELECT 'delete', old.arrival, 's' || hex(s.session_id) || ' p' || hex(s.principal), old.content
+        FROM sessions s WHERE s.bucket = old.bucket AND s.session_id = old.session_id;
+    END""",
+    ),
+    "postgresql": ("CREATE INDEX turns_words ON turns USING gin (to_tsvector('simple', content))",),
+}

@@ -12,8 +12,6 @@ def bucket() -> sa.Column[int]:
     return sa.Column("bucket", sa.SmallInteger, nullable=False)
 
 
-# Contentless: rows are found by `rowid`, a turn's arrival. `owner` holds a token of the session and one of its
-# principal, so that a search touches nobody else's words.
 SQLITE_SEARCH = (
     "CREATE VIRTUAL TABLE turn_words USING fts5(owner, content, content='')",
     """CREATE TRIGGER turns_worded AFTER INSERT ON turns BEGIN
