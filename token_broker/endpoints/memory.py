@@ -160,7 +160,10 @@ async def _admit_reader(request: Request, session_id: str) -> None:
         refusal = problem
     if refusal.status == 401 and broker.settings.auth in {"easyauth", "entra"}:  # noqa: PLR2004
         principal = await broker.authenticator.authenticate(request.scope)
-        record = await broker.memory.sessions.find(session_id)
+        try:
+            record = await broker.memory.session(session_id)
+        except StoreError as error:
+            raise _store_problem(error) from None
         if record is not None and principal.authenticated and record.principal == principal.id:
             return
         raise Problem(403, "foreign_session", "This session is not yours.")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from token_broker.memory.base import Outcome, Turn
+from token_broker.memory.base import Outcome, SessionRecord, Turn
 from token_broker.memory.books import StoredSessions, StoredTickets
 from token_broker.memory.database import Database, connect
 from token_broker.memory.errors import StoreAwayError, StoreError, StoreUnreachableError
@@ -124,6 +124,12 @@ class Memory:
         from token_broker.memory.reading import list_turns
 
         return await self._database.read(partial(list_turns, session_id=session_id, limit=limit, after=after))
+
+    async def session(self, session_id: str) -> SessionRecord | None:
+        """The session as it is stored: for those who can wait, and want no guess. Raises StoreError."""
+        from token_broker.memory.store import find_session
+
+        return await self._database.read(partial(find_session, session_id=session_id))
 
     async def forget_session(self, session_id: str) -> int:
         """Forgets a session, here at once and in the sink soon; how many turns. Raises StoreError."""
