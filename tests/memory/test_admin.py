@@ -1,5 +1,7 @@
 """The command line's view: beside a running broker, on the same store."""
 
+from functools import partial
+
 import pytest
 
 from tests.memory.conftest import MakeSettings
@@ -8,6 +10,7 @@ from tests.memory.support.waiting import eventually
 from tests.memory.support.zep import Fault, Zep
 from token_broker.memory.admin import open_admin
 from token_broker.memory.service import Memory
+from token_broker.memory.store import find_session
 
 
 async def test_dead_letters_are_listed_retried_and_purged_beside_a_running_broker(
@@ -85,3 +88,16 @@ async def test_retention_deletes_what_is_older_and_zero_keeps_all(
         await memory.append([turn("new")])
         await memory._keeper.sweep(days)
         assert len(await memory.turns(SESSION, limit=9) or []) == kept
+
+
+async def test_retention_deletes_sessions_in_which_nothing_was_said(make_settings: MakeSettings) -> None:
+    async with Memory.open(make_settings(), clock=lambda: 2_000_000_000.0) as memory:
+        old, new = owner("silent-session-old", epoch=1_000), owner("silent-session-new", epoch=2_000_000_000_000)
+        for by in (old, new):
+            memory.sessions.record(by, "elena")
+        await memory.append([turn("said", by=owner(epoch=1_000))])
+        await memory._keeper.sweep(30)
+        found = [
+            await memory._database.read(partial(find_session, session_id=by.session_id)) for by in (old, new, owner())
+        ]
+        assert [record is not None for record in found] == [False, True, True]

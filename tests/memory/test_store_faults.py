@@ -227,3 +227,13 @@ async def test_proxied_turns_reach_the_store_before_it_closes(tmp_path: Path) ->
     async with Memory.open(settings) as heir:
         await heir.ready()
         assert len(await heir.turns(SESSION, limit=100) or []) == 50
+
+
+async def test_what_comes_before_the_store_is_open_makes_nobody_wait_for_it_afterwards(
+    make_settings: MakeSettings,
+) -> None:
+    async with Memory.open(make_settings()) as memory:
+        memory.sessions.record(owner("session-made-now-1"), "elena")
+        assert memory.intake.offer(turn("t1"))
+        assert await memory.append([turn("t2")]) == [Outcome.STORED]
+        assert memory.status().failed_commits == 0

@@ -72,6 +72,7 @@ class DeliveryWorker:
         self._running: set[asyncio.Task[None]] = set()
         self.counts = DeliveryCounts()
         self.last_failure: str | None = None
+        self._unreachable = False
 
     @property
     def pace(self) -> Pace:
@@ -89,12 +90,19 @@ class DeliveryWorker:
                 try:
                     found = await self.round()
                 except StoreError as error:
-                    log.warning("outbox_unreachable", reason=str(error))
+                    self._tell_once(error)
                     found = 0
+                else:
+                    self._unreachable = False
                 if not found:
                     await self._rest()
         finally:
             await self._finish()
+
+    def _tell_once(self, error: StoreError) -> None:
+        if not self._unreachable:
+            log.warning("outbox_unreachable", reason=str(error))
+        self._unreachable = True
 
     async def round(self) -> int:
         """Claims what is due, up to the free places, and starts delivering it; how much that was."""

@@ -16,6 +16,7 @@ __all__ = [
     "Erasure",
     "claim_erasures",
     "finish_erasure",
+    "forget_idle_sessions",
     "forget_older",
     "forget_session",
     "note_user_erasure",
@@ -104,6 +105,22 @@ def forget_older(connection: Connection, before_arrival: int, limit: int) -> int
     for session_id in sorted(by_session, key=lambda key: (bucket_of(key), key)):
         _forget_turns(connection, session_id, by_session[session_id])
     return len(old)
+
+
+def forget_idle_sessions(connection: Connection, before_s: float, limit: int) -> int:
+    """Deletes up to `limit` sessions without a turn whose newest plan is older; how many."""
+    has_turns = select(turns.c.bucket).where(
+        turns.c.bucket == sessions.c.bucket, turns.c.session_id == sessions.c.session_id
+    )
+    idle = connection.scalars(
+        select(sessions.c.session_id)
+        .where(sessions.c.epoch < round(before_s * 1000), ~has_turns.exists())
+        .limit(limit)
+        .with_for_update(of=sessions, skip_locked=True)
+    ).all()
+    for session_id in idle:
+        connection.execute(delete(sessions).where(is_session(sessions, session_id)))
+    return len(idle)
 
 
 def _forget_turns(connection: Connection, session_id: str, turn_ids: Iterable[str]) -> None:

@@ -1,6 +1,5 @@
 """What is done to the memory now and then: forgetting, retention, dead letters. For the broker and the command line."""
 
-import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +10,8 @@ from token_broker.memory.keys import arrival_at, to_us
 from token_broker.tokens import LEEWAY_S
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from token_broker.memory.outbox import Figures
     from token_broker.memory.rows import DeadLetter
 
@@ -59,19 +60,17 @@ class Housekeeper:
         return forgotten
 
     async def sweep(self, retention_days: int) -> int:
-        """Deletes used tickets that have expired, and turns that are too old; how many turns. Raises StoreError."""
-        from token_broker.memory.forgetting import forget_older
+        """Deletes expired tickets, turns that are too old, sessions left empty; how many turns. Raises StoreError."""
+        from token_broker.memory.forgetting import forget_idle_sessions, forget_older
         from token_broker.memory.store import remove_expired_tickets
 
         now_s = self._clock()
         await self._database.write(partial(remove_expired_tickets, before_s=now_s - 2 * LEEWAY_S))
         if not retention_days:
             return 0
-        before = arrival_at(now_s - retention_days * _DAY_S)
-        forgotten = 0
-        while count := await self._database.write(partial(forget_older, before_arrival=before, limit=_CHUNK)):
-            forgotten += count
-            await asyncio.sleep(0)
+        before_s = now_s - retention_days * _DAY_S
+        forgotten = await self._repeat(partial(forget_older, before_arrival=arrival_at(before_s), limit=_CHUNK))
+        await self._repeat(partial(forget_idle_sessions, before_s=before_s, limit=_CHUNK))
         return forgotten
 
     async def dead_letters(self, limit: int, *, session_id: str | None = None) -> "list[DeadLetter]":
@@ -101,10 +100,14 @@ class Housekeeper:
         """Deletes dead letters for good; how many. Raises StoreError."""
         from token_broker.memory.outbox import purge_dead
 
-        purged = 0
-        while count := await self._database.write(partial(purge_dead, session_id=session_id, limit=_CHUNK)):
-            purged += count
-        return purged
+        return await self._repeat(partial(purge_dead, session_id=session_id, limit=_CHUNK))
+
+    async def _repeat(self, work: "Callable[[Connection], int]") -> int:
+        """Works in transactions of a chunk each until there is nothing left; how many rows that were."""
+        done = 0
+        while count := await self._database.write(work):
+            done += count
+        return done
 
     async def figures(self) -> "Figures":
         """The outbox in numbers. Raises StoreError."""

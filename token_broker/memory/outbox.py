@@ -25,7 +25,6 @@ __all__ = [
     "due_buckets",
     "figures",
     "list_dead",
-    "next_due_us",
     "purge_dead",
     "retry_dead",
     "settle",
@@ -75,14 +74,6 @@ class Figures:
 def due_buckets(connection: Connection, now_us: int) -> list[int]:
     """The buckets in which sessions wait to be claimed."""
     return list(connection.scalars(select(outbox.c.bucket).distinct().where(_is_due(now_us))))
-
-
-def next_due_us(connection: Connection) -> int | None:
-    """When the earliest session is due that nobody holds, or whose lease runs out."""
-    when = func.min(outbox.c.due_at_us), func.min(outbox.c.lease_until_us)
-    free = connection.execute(select(when[0]).where(outbox.c.lease_until_us == 0)).scalar()
-    held = connection.execute(select(when[1]).where(outbox.c.lease_until_us > 0)).scalar()
-    return min((value for value in (free, held) if value is not None), default=None)
 
 
 def claim(connection: Connection, bucket: int, limit: int, *, now_us: int, lease_until_us: int) -> list[Claim]:

@@ -89,7 +89,7 @@ class Memory:
             asyncio.create_task(_keep_running(name, work), name=f"memory-{name}")
             for name, work in (
                 ("store", memory._keep_open),
-                ("writer", memory._writer.run),
+                ("writer", memory._keep_writing),
                 ("intake", memory.intake.run),
                 ("delivery", memory._keep_delivering),
                 ("sweeping", memory._keep_sweeping),
@@ -221,6 +221,11 @@ class Memory:
         from token_broker.memory.store import last_arrival
 
         self._writer.begin_after(await self._database.read(last_arrival))
+
+    async def _keep_writing(self) -> None:
+        """What comes before the store is open waits, within the writer's bounds."""
+        await self._opened.wait()
+        await self._writer.run()
 
     async def _keep_delivering(self) -> None:
         await self._opened.wait()
