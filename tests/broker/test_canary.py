@@ -48,7 +48,8 @@ FAULTS: list[dict[str, Any]] = [
 
 SDP = {"Content-Type": "application/sdp"}
 
-# Requests to every route there is or is to be; what is not there answers 404, which must not leak either.
+# Requests to every route there is or is to be, without proof of a session; what is not there answers 404, which must
+# not leak either.
 REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
     ("POST", "/realtime/token", {"json": {}}),
     ("POST", "/api/v1/voice/realtime/token", {"json": {"agent_id": "sage", "user_id": "somebody"}}),
@@ -196,6 +197,29 @@ async def _drive(client: httpx.AsyncClient, azure: RunningSimulator) -> AsyncIte
 async def _ask(client: httpx.AsyncClient) -> AsyncIterator[str]:
     for method, path, options in REQUESTS:
         yield _dump(await client.request(method, path, **options))
+    async for dump in _use(client):
+        yield dump
+
+
+async def _use(client: httpx.AsyncClient) -> AsyncIterator[str]:
+    """The routes that want a session's token, asked with one."""
+    plan = (await client.post("/realtime/token", json={})).json()
+    session, proof = plan["session_id"], {"Authorization": f"Bearer {plan['session_token']}"}
+    turn = {"session_id": session, "agent_id": "elena", "role": "user", "content": "hello"}
+    turns = f"/api/v1/memory/sessions/{session}/turns"
+    asked: list[tuple[str, str, dict[str, Any]]] = [
+        ("POST", "/conversation/turn", {"json": turn}),
+        ("POST", "/memory/enrich", {"json": {"text": "hello", "session_id": session, "speaker": "user"}}),
+        ("GET", turns, {}),
+        ("POST", f"/realtime/calls?session_id={session}", {"content": "v=0\r\n", "headers": SDP}),
+        ("DELETE", "/realtime/calls/rtc_x", {}),
+        ("DELETE", turns, {}),
+        ("GET", "/docs", {}),
+        ("GET", "/client/voice-session.js", {}),
+    ]
+    for method, path, options in asked:
+        headers = {**options.get("headers", {}), **proof}
+        yield _dump(await client.request(method, path, **{**options, "headers": headers}))
 
 
 def _dump(answer: httpx.Response) -> str:

@@ -161,6 +161,7 @@ RUN = {
     "scripts/run": "",  # the fixture
     """curl -X POST localhost:8080/realtime/token -d '{"agent_id":"elena"}'""": r'"strategy":"ga".*websocket_proxy',
     "scripts/run token --agent elena": r"(?s)ga.*minted",
+    "scripts/run doctor": r"(?s)mint ga.*all is well",
     'eval "$(_TOKEN_BROKER_COMPLETE=bash_source token-broker)"': "",
     "scripts/run simulate --port 9100 &": "",  # with the next one
     "curl --retry 9 --retry-connrefused -X PUT localhost:9100/_simulator/faults "
