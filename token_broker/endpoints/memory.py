@@ -161,7 +161,9 @@ async def _admit_reader(request: Request, session_id: str) -> None:
     if refusal.status == 401 and broker.settings.auth in {"easyauth", "entra"}:  # noqa: PLR2004
         principal = await broker.authenticator.authenticate(request.scope)
         try:
-            record = await broker.memory.session(session_id)
+            # What this process made a plan for a moment ago may not be in the store yet.
+            sessions = broker.memory.sessions
+            record = await sessions.find(session_id) or await broker.memory.session(session_id)
         except StoreError as error:
             raise _store_problem(error) from None
         if record is not None and principal.authenticated and record.principal == principal.id:
