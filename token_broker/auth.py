@@ -31,6 +31,7 @@ __all__ = [
     "EasyAuthAuthenticator",
     "EntraAuthenticator",
     "Principal",
+    "limit_key",
     "make_authenticator",
 ]
 
@@ -75,6 +76,13 @@ class Authenticator(Protocol):
     async def aclose(self) -> None: ...
 
 
+def limit_key(scope: Scope, principal_id: str, trusted_proxies: tuple[str, ...]) -> str:
+    """What somebody is counted by: the principal's id, or the address of somebody anonymous."""
+    if principal_id != ANONYMOUS:
+        return principal_id
+    return address_key(client_of(scope, trusted_proxies).address)
+
+
 class AnonymousAuthenticator:
     """BROKER_AUTH=none: everybody may, and is nobody; rates are counted by address."""
 
@@ -82,7 +90,7 @@ class AnonymousAuthenticator:
         self._trusted_proxies = trusted_proxies
 
     async def authenticate(self, scope: Scope) -> Principal:
-        return Principal(ANONYMOUS, address_key(client_of(scope, self._trusted_proxies).address))
+        return Principal(ANONYMOUS, limit_key(scope, ANONYMOUS, self._trusted_proxies))
 
     async def aclose(self) -> None:
         """Nothing to close."""

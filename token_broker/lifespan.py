@@ -3,24 +3,22 @@
 import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
 
 import httpx
 from pydantic import SecretStr
-from starlette.types import Scope
 
 from strategies.base import Attempt
 from strategies.chain import OnAttempt
 from strategies.transport import make_tls_context, make_transport
 from token_broker import __version__
 from token_broker.agents import load_agents
-from token_broker.auth import ANONYMOUS, make_authenticator
+from token_broker.auth import limit_key, make_authenticator
 from token_broker.azure import build_chain, build_connector, build_credentials, make_client
 from token_broker.broker import Broker
-from token_broker.forwarded import address_key, client_of
 from token_broker.limits import SessionLimits, Turnstile
 from token_broker.memory.service import Memory
+from token_broker.memory.sqlite import sqlite_path
 from token_broker.metrics import Metrics
 from token_broker.observing import Observer, observe_with
 from token_broker.origins import OriginRules
@@ -83,7 +81,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 limits=talks,
                 drain=drain,
                 origin_allowed=lambda scope: rules.refusal(scope) is None,
-                limit_key=_limit_key(settings),
+                limit_key=lambda scope, principal: limit_key(scope, principal, settings.trusted_proxies),
                 observe=observe,
             ),
             metrics=metrics,
@@ -104,24 +102,13 @@ def signing_keys(settings: Settings) -> Sequence[SecretStr]:
     """
     if settings.signing_keys:
         return settings.signing_keys
-    database = Path(settings.database_url.get_secret_value().removeprefix("sqlite+aiosqlite:///").partition("?")[0])
+    database = sqlite_path(settings.database_url.get_secret_value())
     path = database.with_name(f"{database.name}.signing-key")
     try:
         return (load_or_create_key(path),)
     except OSError as error:
         why = error.strerror or str(error)
         raise SettingsError([f"BROKER_DATABASE_URL: {path}, beside it, can't hold the signing key: {why}"]) from None
-
-
-def _limit_key(settings: Settings) -> Callable[[Scope, str], str]:
-    """What a ticket's bearer is counted by: the principal, or the address of somebody anonymous."""
-
-    def key(scope: Scope, principal: str) -> str:
-        if principal != ANONYMOUS:
-            return principal
-        return address_key(client_of(scope, settings.trusted_proxies).address)
-
-    return key
 
 
 def _attempts_to(observe: Observer) -> OnAttempt:

@@ -14,10 +14,9 @@ from starlette.responses import Response
 from strategies.base import EphemeralGrant
 from strategies.calls import AzureCalls
 from strategies.errors import MintError, RateLimitedError, TimedOutError
-from token_broker.auth import ANONYMOUS
+from token_broker.auth import limit_key
 from token_broker.broker import Broker, broker_of
 from token_broker.endpoints.token import find_agent, recalled_spec
-from token_broker.forwarded import address_key, client_of
 from token_broker.http import bearer_token, correlation_id, read_body
 from token_broker.limits import too_many_sessions
 from token_broker.memory.base import Owner
@@ -42,7 +41,7 @@ async def create_call(request: Request) -> Response:
     settings = broker.settings
     deadline_s = time.monotonic() + settings.token_budget_s
     claims = _session_of(request, broker)
-    key = _limit_key(request, broker, claims)
+    key = limit_key(request.scope, claims.principal, settings.trusted_proxies)
     await broker.rate.admit(key)
     offer = await _read_offer(request, broker)
     agent = find_agent(broker, request.query_params.get("agent_id") or claims.agent_id)
@@ -127,13 +126,6 @@ def _audit_entry(request: Request, grant: EphemeralGrant, owner: Owner, agent_id
         secret=grant.token,
         expires_at=grant.expires_at,
     )
-
-
-def _limit_key(request: Request, broker: Broker, claims: SessionClaims) -> str:
-    """What the caller is counted by: the principal, or the address of somebody anonymous."""
-    if claims.principal != ANONYMOUS:
-        return claims.principal
-    return address_key(client_of(request.scope, broker.settings.trusted_proxies).address)
 
 
 async def _read_offer(request: Request, broker: Broker) -> bytes:
