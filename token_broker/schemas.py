@@ -28,7 +28,8 @@ def _both_modalities() -> list[Literal["audio", "text"]]:
     return ["audio", "text"]
 
 
-SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{16,64}$")]
+SESSION_ID_PATTERN = r"^[A-Za-z0-9_-]{16,64}$"
+SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID_PATTERN)]
 # No control characters, no invisible ones, and none that turns the direction of what is written around it.
 _PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+$"
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_PRINTABLE)]

@@ -22,6 +22,7 @@ from token_broker.limits import too_many_sessions
 from token_broker.memory.base import Owner
 from token_broker.openapi import Answer, Body, Operation, Parameter
 from token_broker.problems import Problem
+from token_broker.sessions import ensure_not_cut_off
 from token_broker.telemetry import AuditEntry, bind_ids, write_audit
 from token_broker.tokens import SessionClaims, TokenError
 
@@ -43,6 +44,7 @@ async def create_call(request: Request) -> Response:
     claims = _session_of(request, broker)
     key = limit_key(request.scope, claims.principal, settings.trusted_proxies)
     await broker.rate.admit(key)
+    ensure_not_cut_off(broker.memory.cutoffs, claims.principal, claims.session_id)
     offer = await _read_offer(request, broker)
     agent = find_agent(broker, request.query_params.get("agent_id") or claims.agent_id)
     owner = Owner(claims.session_id, claims.principal, claims.epoch, claims.user_id)
@@ -193,7 +195,7 @@ CALL_OPERATIONS = (
         problems={
             400: ("bad_sdp", "client_left"),
             401: ("session_token_refused",),
-            403: ("foreign_session",),
+            403: ("foreign_session", "cut_off"),
             404: ("unknown_agent",),
             408: ("body_timeout",),
             413: ("body_too_large",),
