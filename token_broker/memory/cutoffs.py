@@ -68,6 +68,10 @@ class CutOffs:
                 if not self._stale:
                     log.warning("cut_offs_unread", reason=str(error), cut_off=len(self._keys))
                 self._stale = True
+                continue
+            if self._keys:
+                for end_where in self._watchers:
+                    end_where(self.refused)
 
     async def refresh(self) -> None:
         """Reads who is cut off now. Raises StoreError: then it stays as it was."""
@@ -81,9 +85,6 @@ class CutOffs:
             self._principals = frozenset(name for kind, name in found if kind == "principal")
             self._sessions = frozenset(name for kind, name in found if kind == "session")
             audit_cut_offs(found - before, lifted=before - found)
-        if found:
-            for end_where in self._watchers:
-                end_where(self.refused)
 
     @property
     def count(self) -> int:
