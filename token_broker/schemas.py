@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from strategies.base import Dialect
 
 __all__ = [
+    "SESSION_ID_PATTERN",
     "AgentConfig",
     "Connection",
     "Plan",
