@@ -36,12 +36,14 @@ _TYPE_HEAD = re.compile(r'\s*\{\s*(?:"event_id"\s*:\s*"[^"\\]*"\s*,\s*)?"type"\s
 _THE_AGENTS_OWN = frozenset(
     {
         "model", "instructions", "voice", "tools", "prompt", "agent", "avatar", "interim_response",
-        "input_audio_transcription", "transcription", "tracing",
+        "input_audio_transcription", "transcription", "tracing", "additional_instructions",
     }
 )  # fmt: skip
 _CONFIGURATIONS = frozenset({"session", "response"})
 _NESTED = frozenset({"audio", "input", "output"})
-_ITEM_HOLDERS = frozenset({"item", "items", "input"})
+_ITEM_HOLDERS = frozenset(
+    {"item", "items", "input", "input_items", "append_input_items", "pre_generated_assistant_message"}
+)
 _PRIVILEGED_ROLES = frozenset({"system", "developer"})
 _SECRET_OF_SESSIONS = ("instructions", "prompt", "interim_response", "tracing")
 
@@ -130,9 +132,12 @@ def _judge_event(event: Any) -> Verdict:
         return Command(event)
     if _has_privileged_item(event):
         return Refused("system_item_refused", "items with the role system or developer are not taken from a client")
-    for key, value in event.items():
-        if key.strip().lower() in _CONFIGURATIONS and isinstance(value, dict):
+    for key, value in list(event.items()):
+        name = key.strip().lower()
+        if name in _CONFIGURATIONS and isinstance(value, dict):
             event[key] = _without_the_agents_own(value)
+        elif name == "additional_instructions":  # Voice Live takes them beside `response`
+            del event[key]
     return Passed(json.dumps(event, separators=(",", ":")))
 
 
