@@ -278,7 +278,11 @@ def test_a_clients_event_is_told_in_the_upstreams_dialect(
          [update({"type": "realtime", "parallel_tool_calls": True, "include": GA_SETTINGS["include"]})]),
         ("ga", update({"audio": {"input": {"turn_detection": {"type": "server_vad", "model_version": 2}, "x": 1}}}),
          [update({"type": "realtime", "audio": {"input": {"turn_detection": {"type": "server_vad"}}}})]),
-        ("ga", update({"type": "transcription", "tracing": "auto"}), [update({"type": "realtime", "tracing": "auto"})]),
+        ("ga", update({"type": "transcription", "tracing": "auto"}), [update({"type": "realtime"})]),
+        ("ga", added(message("assistant", {"type": "text", "text": "Yes."})),
+         [added(message("assistant", {"type": "output_text", "text": "Yes."}))]),
+        ("preview", added(message("assistant", {"type": "audio", "transcript": "Yes."})),
+         [added(message("assistant", {"type": "text", "text": "Yes."}))]),
         ("preview", update({"type": "realtime", "tracing": "auto", "truncation": "auto"}), [update({})]),
         ("preview", update({"input_audio_sampling_rate": 16000}), [update({"input_audio_sampling_rate": 16000})]),
         ("preview", create({"commit": False, "x": 1}), [create({"commit": False})]),
@@ -688,6 +692,10 @@ PADDED = ' { "type" : "response.audio.delta" , "event_id" : "e1", "delta" : "AAA
         (
             '{"type":"response.text.delta","event_id":null,"delta":"x"}',
             '{"type":"response.output_text.delta","event_id":"event_made1","delta":"x"}',
+        ),
+        (
+            '{"type":"response.audio.delta","event_id":"","delta":"AA"}',
+            '{"type":"response.output_audio.delta","event_id":"event_made1","delta":"AA"}',
         ),
         (
             '{"type":"response.text.delta","delta":"event_id"}',
