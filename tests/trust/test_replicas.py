@@ -12,15 +12,18 @@ import httpx
 import pytest
 from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.memory.support.databases import PostgresServer, postgres_server
 from tests.support.broker import RunningBroker, make_settings, run_broker
+from tests.support.waiting import eventually
+from token_broker.memory.admin import open_admin
 from token_broker.simulator import RunningSimulator
 
+SLACK_S = 15
 OLD, NEW, STRANGE = "o" * 40, "n" * 40, "s" * 40
 
-StartReplica = Callable[[str], AbstractAsyncContextManager[RunningBroker]]
+StartReplica = Callable[..., AbstractAsyncContextManager[RunningBroker]]
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +38,16 @@ async def replica(postgres: PostgresServer, azure: RunningSimulator, tmp_path: P
     url = SecretStr(await postgres.create())
 
     @contextlib.asynccontextmanager
-    async def start(keys: str) -> AsyncIterator[RunningBroker]:
+    async def start(keys: str, **overrides: Any) -> AsyncIterator[RunningBroker]:
         # A patient store: on a slow machine a ticket must not be taken for one that the store is silent about.
         settings = make_settings(
-            tmp_path, azure.base_url, database_url=url, signing_keys=keys, store_patience_s=20, store_timeout_s=20
+            tmp_path,
+            azure.base_url,
+            database_url=url,
+            signing_keys=keys,
+            store_patience_s=20,
+            store_timeout_s=20,
+            **overrides,
         )
         async with run_broker(settings) as broker:
             await asyncio.wait_for(broker.broker.memory.ready(), 30)
@@ -81,6 +90,25 @@ async def test_a_ticket_works_once_in_all_however_many_use_it_at_once_and_wherev
         assert await admission(one, plan) == await admission(other, plan) == 4401
 
 
+async def test_a_client_secrets_uses_are_counted_over_all_replicas(replica: StartReplica) -> None:
+    async with replica(OLD, client_secret_uses=4) as one, replica(OLD, client_secret_uses=4) as other:
+        secret = (await one.client.post("/v1/realtime/client_secrets", json={})).json()["value"]
+
+        async def opens(broker: RunningBroker) -> bool:
+            url = f"{broker.base_url.replace('http', 'ws')}/v1/realtime"
+            headers = {"Authorization": f"Bearer {secret}"}
+            try:
+                async with connect(url, additional_headers=headers, compression=None, proxy=None):
+                    return True
+            except InvalidStatus as refused:
+                return refused.response.status_code != 401
+
+        taken = await asyncio.gather(*(opens(broker) for broker in (one, other) * 4))
+        assert sum(taken) == 4
+        assert not await opens(one)
+        assert not await opens(other)
+
+
 async def test_a_ticket_used_before_a_restart_is_used_after_it(replica: StartReplica) -> None:
     async with replica(OLD) as one:
         plan = await one.plan()
@@ -108,6 +136,32 @@ async def test_a_session_forgotten_at_one_replica_is_forgotten_at_the_other(repl
         assert len((await other.client.get(turns, headers=mine)).json()["turns"]) == 1
         assert (await other.client.delete(turns, headers=mine)).status_code in {200, 204}
         assert (await one.client.get(turns, headers=mine)).json()["turns"] == []
+
+
+async def test_a_session_that_is_cut_off_is_refused_at_every_replica_within_two_seconds(replica: StartReplica) -> None:
+    async with replica(OLD) as one, replica(OLD) as other:
+        plan, bystander = await one.plan(), await other.plan()
+        proof = {"session_id": plan["session_id"]}, plan["session_token"]
+
+        async def answer_everywhere() -> set[int]:
+            body, token = proof
+            return {(await broker.token(body, X_Session_Token=token)).response.status_code for broker in (one, other)}
+
+        async def refused() -> bool:
+            return await answer_everywhere() == {403}
+
+        async def let_in() -> bool:
+            return await answer_everywhere() == {200}
+
+        assert await let_in()
+        async with open_admin(one.settings) as admin:
+            await admin.cut_off("session", plan["session_id"])
+            await eventually(refused, within_s=2 + SLACK_S)
+            for broker in (one, other):
+                assert (await report_turn(broker, plan)).status_code == 200, "what was said is still kept"
+                await broker.plan({"session_id": bystander["session_id"]}, X_Session_Token=bystander["session_token"])
+            await admin.lift("session", plan["session_id"])
+        await eventually(let_in, within_s=2 + SLACK_S)
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,10 @@ from token_broker.observing import TokenRequestEnded, TokenResult
 from token_broker.openapi import Answer, Body, Operation, Parameter
 from token_broker.problems import Problem
 from token_broker.schemas import Plan, TokenRequest
-from token_broker.sessions import open_session
+from token_broker.sessions import ensure_not_cut_off, open_session
 from token_broker.telemetry import AuditEntry, bind_ids, write_audit
 
-__all__ = ["TOKEN_OPERATIONS", "create_token", "find_agent"]
+__all__ = ["TOKEN_OPERATIONS", "create_token", "ensure_configured", "find_agent", "recalled_spec"]
 
 _RETRY_AFTER_S = 5
 
@@ -73,6 +73,7 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
         user_id=wanted.user_id,
     )
     bind_ids(session_id=owner.session_id)
+    ensure_not_cut_off(broker.memory.cutoffs, owner.principal, owner.session_id)
     # Who has neither a name nor a past can't be remembered: the memory need not be asked.
     nobody = wanted.session_id is None and not caller.principal.authenticated
     supply = recalled_spec(broker, agent, owner, tuple(wanted.modalities), remembered=not nobody)
@@ -80,7 +81,8 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
     course.minted = await broker.chain.mint(supply, deadline_s=deadline_s)
     grant = course.minted.grant
     if grant is None:
-        raise _nothing_minted(broker)
+        ensure_configured(broker)
+        raise _nothing_minted()
     plan = broker.plans.make(
         grant, owner=owner, agent=agent, public_base=caller.public_base, correlation_id=correlation_id(request)
     )
@@ -151,12 +153,19 @@ def recalled_spec(
     return supply
 
 
-def _nothing_minted(broker: Broker) -> Problem:
-    retry = {"Retry-After": str(_RETRY_AFTER_S)}
+def ensure_configured(broker: Broker) -> None:
+    """Raises Problem 503 where there is no Azure to talk to."""
     if broker.settings.endpoint is None:
-        return Problem(
-            503, "not_configured", "No Azure endpoint is configured: set AZURE_VOICELIVE_ENDPOINT.", headers=retry
+        raise Problem(
+            503,
+            "not_configured",
+            "No Azure endpoint is configured: set AZURE_VOICELIVE_ENDPOINT.",
+            headers={"Retry-After": str(_RETRY_AFTER_S)},
         )
+
+
+def _nothing_minted() -> Problem:
+    retry = {"Retry-After": str(_RETRY_AFTER_S)}
     detail = "No token could be minted just now, and the proxy is not part of this broker's chain: try again."
     return Problem(503, "nothing_minted", detail, headers=retry)
 
@@ -229,7 +238,7 @@ TOKEN_OPERATIONS = (
         problems={
             400: ("invalid_json", "client_left"),
             401: ("not_signed_in", "bad_principal", "invalid_token"),
-            403: ("foreign_session", "foreign_user", "insufficient_scope"),
+            403: ("foreign_session", "foreign_user", "insufficient_scope", "cut_off"),
             404: ("unknown_agent",),
             408: ("body_timeout",),
             413: ("body_too_large",),
