@@ -113,6 +113,7 @@ async def create_client_secret(request: Request) -> Response:
         epoch=owner.epoch,
         user_id=owner.user_id,
         ttl_s=ttl_s,
+        minted_with=claims if isinstance(claims, ClientSecretClaims) else None,
     )
     answer = ClientSecret(value=secret, expires_at=expires_at_s, session=_shown_session(broker, agent, owner))
     broker.memory.sessions.record(owner, agent.id)
