@@ -150,6 +150,18 @@ async def _nobody_joins(endpoint: str, call_id: str) -> Any:
             400,
             "bad_form",
         ),
+        (
+            {"content-type": "multipart/form-data; boundary=x; charset=unicode_escape"},
+            '--x\r\nContent-Disposition: form-data; name="sdp"\r\n\r\nv=0\\ud800\r\n--x--\r\n',
+            400,
+            "bad_sdp",
+        ),
+        (
+            {"content-type": 'multipart/form-data; charset=undefined; boundary="x"'},
+            '--x\r\nContent-Disposition: form-data; name="sdp"\r\n\r\nv=0\r\n--x--\r\n',
+            400,
+            "bad_sdp",
+        ),
         ({"content-type": "application/sdp"}, "v=0\r\n" + "a=x\r\n" * 60_000, 413, "body_too_large"),
     ],
 )
