@@ -164,10 +164,11 @@ async def create_door_call(request: Request) -> Response:
 
 @_for_official_clients
 async def hang_up_door_call(request: Request) -> Response:
-    """Answers 200, as OpenAI does, when the call is over; problems: 401, 403, 404, 502, 504."""
+    """Answers 200, as OpenAI does, when the call is over; problems: 401, 404, 502, 504."""
     broker = broker_of(request)
-    visitor = broker.admission.by_any(request.scope)
-    await end_call(broker, request.path_params["call_id"], session_id=visitor.owner.session_id)
+    session_id = broker.admission.session_of(request.scope)
+    bind_ids(session_id=session_id)
+    await end_call(broker, request.path_params["call_id"], session_id=session_id)
     return Response(status_code=200, headers=_NO_STORE)
 
 
