@@ -16,7 +16,7 @@ from token_broker.problems import Problem, problem_response
 from token_broker.relay.closing import BAD_REQUEST, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
 from token_broker.relay.counters import RelayCounters
 from token_broker.relay.drain import GOING_AWAY, Drain
-from token_broker.relay.serving import GIVE_UP_EXTENSION
+from token_broker.relay.serving import GIVE_UP_EXTENSION, WIRE_EXTENSION
 from token_broker.relay.talk import Talk, TalkParts
 from token_broker.relay.upstreams import UpstreamConnector
 from token_broker.settings import Settings
@@ -131,8 +131,16 @@ class VoiceRelay:
             await self._talk(scope, receive, send, owner, agent)
 
     async def _talk(self, scope: Scope, receive: Receive, send: Send, owner: Owner, agent: Agent) -> None:
-        extension = (scope.get("extensions") or {}).get(GIVE_UP_EXTENSION) or {}
-        talk = Talk(self._parts, owner=owner, agent=agent, receive=receive, send=send, give_up=extension.get("give_up"))
+        extensions = scope.get("extensions") or {}
+        talk = Talk(
+            self._parts,
+            owner=owner,
+            agent=agent,
+            receive=receive,
+            send=send,
+            give_up=extensions.get(GIVE_UP_EXTENSION, {}).get("give_up"),
+            wire=extensions.get(WIRE_EXTENSION, {}).get("wire"),
+        )
         self._counters.sessions += 1
         self._talks.add(talk)
         self._drain.add(talk)

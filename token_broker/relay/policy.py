@@ -17,6 +17,8 @@ __all__ = [
     "Refused",
     "Verdict",
     "event_type",
+    "event_type_by_head",
+    "is_audio_delta",
     "is_plain_append",
     "judge",
     "without_secrets",
@@ -24,11 +26,12 @@ __all__ = [
 
 Event = dict[str, Any]
 
-_APPEND_HEAD = '{"type":"input_audio_buffer.append","audio":"'
-_APPEND_TAIL = '"}'
-_HEAD_CHARS = len(_APPEND_HEAD)
+_APPEND_HEAD = b'{"type":"input_audio_buffer.append","audio":"'
+_APPEND_TAIL = b'"}'
 
-_TYPE_HEAD = re.compile(r'\s*\{\s*(?:"event_id"\s*:\s*"[^"\\]*"\s*,\s*)?"type"\s*:\s*"([^"\\]*)"')
+_TYPE_HEAD = re.compile(rb'\s*\{\s*(?:"event_id"\s*:\s*"[^"\\]*"\s*,\s*)?"type"\s*:\s*"([^"\\]*)"')
+_TYPE_HEAD_BYTES = 256  # more than any head: what stands behind need not be encoded to find it
+_AUDIO_DELTA_HEADS = (b'{"type":"response.audio.delta",', b'{"type":"response.output_audio.delta",')
 
 # What the agent alone says, wherever a client's event carries a session or a response. Transcription is among them
 # since turns are made from it; `prompt` names instructions stored elsewhere; the rest are Voice Live's other ways to
@@ -78,25 +81,28 @@ class Broken:
 Verdict = Passed | Command | Refused | Broken
 
 
-def is_plain_append(text: str) -> bool:
-    """Whether `text` is byte for byte an audio append, as nearly all are.
+def is_plain_append(payload: bytes) -> bool:
+    """Whether a text message is byte for byte an audio append, as nearly all are.
 
     Between the head and the tail stands neither a quote nor a backslash, so that every reader sees these two keys and
     no other.
     """
     return (
-        text.startswith(_APPEND_HEAD)
-        and text.find('"', _HEAD_CHARS) == len(text) - len(_APPEND_TAIL)
-        and text.endswith(_APPEND_TAIL)
-        and "\\" not in text
-        and text.isascii()
+        payload.startswith(_APPEND_HEAD)
+        and payload.find(b'"', len(_APPEND_HEAD)) == len(payload) - len(_APPEND_TAIL)
+        and payload.endswith(_APPEND_TAIL)
+        and b"\\" not in payload
+        and payload.isascii()
     )
+
+
+def is_audio_delta(payload: bytes) -> bool:
+    """Whether an event of Azure's is a piece of audio, as nearly all are: told by the head that it usually has."""
+    return payload.startswith(_AUDIO_DELTA_HEADS)
 
 
 def judge(text: str) -> Verdict:
     """What becomes of a message from the client. A repeated key counts once, as its last value, made explicit."""
-    if is_plain_append(text):
-        return Passed(text)
     try:
         return _judge_event(json.loads(text, parse_constant=_no_constant))
     except (ValueError, RecursionError):
@@ -105,14 +111,20 @@ def judge(text: str) -> Verdict:
 
 def event_type(text: str) -> str | None:
     """The type of an event of Azure's: from its head, or by parsing where the head says nothing. None: no event."""
-    if (head := _TYPE_HEAD.match(text)) is not None:
-        return head[1]
+    if (kind := event_type_by_head(text[:_TYPE_HEAD_BYTES].encode(errors="replace"))) is not None:
+        return kind
     try:
         event = json.loads(text)
     except (ValueError, RecursionError):
         return None
     kind = event.get("type") if isinstance(event, dict) else None
     return kind if isinstance(kind, str) else None
+
+
+def event_type_by_head(payload: bytes) -> str | None:
+    """The type of an event of Azure's, where its head says it: the type is the first key, or comes after the id."""
+    head = _TYPE_HEAD.match(payload)
+    return None if head is None else head[1].decode(errors="replace")
 
 
 def without_secrets(event: Event) -> str:

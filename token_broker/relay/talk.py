@@ -6,7 +6,6 @@ client does not take what it has. All that waits is watched by one timer.
 """
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,18 +26,11 @@ from token_broker.relay.closing import (
     Ending,
 )
 from token_broker.relay.counters import RelayCounters, TalkCounters
+from token_broker.relay.direct import ClientWire, DirectPath
 from token_broker.relay.events import broker_error, broker_event
 from token_broker.relay.keeping import TurnKeeper
-from token_broker.relay.policy import (
-    Broken,
-    Command,
-    Passed,
-    Refused,
-    event_type,
-    is_plain_append,
-    judge,
-    without_secrets,
-)
+from token_broker.relay.policy import Broken, Command, Passed, Refused, event_type, is_plain_append, judge
+from token_broker.relay.reading import EventReader
 from token_broker.relay.switching import AgentSwitch
 from token_broker.relay.turns import TURN_EVENTS
 from token_broker.relay.upstreams import NoUpstreamError, SpecSupplier, Upstream, UpstreamConnector
@@ -53,9 +45,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 GiveUp = Callable[[int, str], None]
 
-_AUDIO_DELTAS = frozenset({"response.audio.delta", "response.output_audio.delta"})
-_SESSION_EVENTS = frozenset({"session.created", "session.updated"})
-_READ_EVENTS = TURN_EVENTS | _SESSION_EVENTS | {"error"}
 _LAST_WORDS_S = 2.0
 _CLOSE_S = 1.0
 
@@ -77,15 +66,24 @@ class TalkParts:
 class Talk:
     """One accepted client's talk. `run` returns when all is over and nothing is left open.
 
-    `give_up` closes the client's socket without waiting for it to read; None where the server has no such thing.
+    `give_up` closes the client's socket without waiting for it to read, `wire` is what the direct path takes; None
+    where the server has no such thing.
     """
 
     def __init__(
-        self, parts: TalkParts, *, owner: Owner, agent: Agent, receive: Receive, send: Send, give_up: GiveUp | None
+        self,
+        parts: TalkParts,
+        *,
+        owner: Owner,
+        agent: Agent,
+        receive: Receive,
+        send: Send,
+        give_up: GiveUp | None,
+        wire: ClientWire | None,
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
-        self._owner = owner
+        self._session_id = owner.session_id
         self._receive = receive
         self._send = send
         self._give_up = give_up
@@ -106,6 +104,16 @@ class Talk:
             start=self._start,
             move=self._move,
         )
+        self._reader = EventReader(
+            owner,
+            turns=self._turns,
+            switch=self._switch,
+            talk=self.counters,
+            counters=parts.counters,
+            end=self.end,
+            time_s=self._loop.time,
+        )
+        self._direct = DirectPath(wire, counters=self.counters, assembler=self._turns.assembler, time_s=self._loop.time)
         self._tick_s = tick_s(parts.settings)
         self._watch = Watch(parts.settings, self._loop.time())
         self._sending = False
@@ -155,7 +163,7 @@ class Talk:
             counters.to_azure_bytes += len(text)
             upstream = self._upstream
             assert upstream is not None  # noqa: S101  # set before ready
-            if is_plain_append(text):
+            if text.isascii() and is_plain_append(text.encode()):
                 upstream.socket.send(text)
             else:
                 self._on_event(text, upstream)
@@ -187,13 +195,14 @@ class Talk:
         except NoUpstreamError as error:
             self.end(error.ending)
             return
+        self._direct.join(self._upstream.socket)
         self._parts.counters.ready += 1
         route = self._upstream.route
         self._upstream.first.insert(
             0,
             broker_event(
                 "broker.ready",
-                session_id=self._owner.session_id,
+                session_id=self._session_id,
                 agent_id=self._switch.agent.id,
                 dialect=route.dialect,
                 upstream=route.name,
@@ -222,52 +231,26 @@ class Talk:
                 await socket.wait()
                 continue
             text = socket.take()
-            kind = event_type(text)
-            if kind in _AUDIO_DELTAS:
-                self._turns.assembler.heard(len(text) - text.find('"delta"'), self._loop.time())
-            elif kind in _READ_EVENTS or kind is None:
-                shown = self._read(kind, text, upstream)
-                if shown is None:
-                    continue
-                text = shown
+            shown = self._reader.read(event_type(text), text, upstream)
+            if shown is None:
+                continue
             self._sending = True
             try:
-                await send({"type": "websocket.send", "text": text})
+                await send({"type": "websocket.send", "text": shown})
             except (OSError, RuntimeError):  # closed under our hands: what the server says of a client that left
                 self._client_gone = True
                 self.end(_LEFT)
                 return False
             self._sending = False
             counters.to_client_frames += 1
-            counters.to_client_bytes += len(text)
+            counters.to_client_bytes += len(shown)
         return True
-
-    def _read(self, kind: str | None, text: str, upstream: Upstream) -> str | None:
-        """An event that matters here: noted, and as the client may see it; None where it may not."""
-        try:
-            event = json.loads(text)
-        except (ValueError, RecursionError):
-            kind = event = None
-        if kind is None or not isinstance(event, dict):
-            self.end(Ending(UPSTREAM_FAILED, "Azure sent something that is no event: ask for a new plan"))
-            return None
-        if kind in _SESSION_EVENTS:
-            if kind == "session.updated":
-                self._switch.confirmed(upstream)
-            return without_secrets(event)
-        if kind == "error":
-            return None if self._switch.owns_error(event, upstream) else text
-        if self._switch.owns_item(event):
-            return None
-        if kind == "response.done":
-            self._count_usage(event)
-        self._turns.feed(event, self._loop.time())
-        return text
 
     # --- what the talk is made of
 
     def _move(self, upstream: Upstream) -> None:
         self._upstream = upstream
+        self._direct.join(upstream.socket)
 
     def _supply(self, agent: Agent) -> SpecSupplier:
         """The agent's spec with what was recalled for this talk, which is asked for once."""
@@ -280,14 +263,6 @@ class Talk:
     def _tell_lost(self) -> None:
         if self._upstream is not None and not self._over.done():
             self._upstream.socket.put(broker_error("turn_lost", "the memory is full: a turn was not kept"))
-
-    def _count_usage(self, event: MutableMapping[str, Any]) -> None:
-        response = event.get("response")
-        usage = response.get("usage") if isinstance(response, dict) else None
-        if isinstance(usage, dict):
-            self._parts.counters.count_usage(
-                usage, principal=self._owner.principal, agent_id=self._switch.agent.id, talk=self.counters
-            )
 
     # --- watching
 
@@ -321,11 +296,12 @@ class Talk:
     def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("talk_failed", session_id=self._owner.session_id, error=type(error).__name__, exc_info=error)
+            log.error("talk_failed", session_id=self._session_id, error=type(error).__name__, exc_info=error)
             self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
 
     async def _finish(self, ending: Ending) -> None:
         """Closes the client, waits shortly for words that are being transcribed, keeps what is left, closes Azure."""
+        self._direct.join(None)
         self._parts.counters.switches += self._switch.count
         running: list[asyncio.Task[Any]] = [*self._tasks, self._recalled]
         for task in running:
@@ -368,6 +344,6 @@ class Talk:
                     text = socket.take()
                     kind = event_type(text)
                     if kind in TURN_EVENTS:
-                        self._read(kind, text, self._upstream)
+                        self._reader.read(kind, text, self._upstream)
         except TimeoutError:
             pass
