@@ -16,6 +16,7 @@ from token_broker.relay.policy import (
     event_type_by_head,
     is_audio_delta,
     is_plain_append,
+    is_plain_append_payload,
     judge,
     without_secrets,
 )
@@ -43,7 +44,7 @@ HEAD = '{"type":"input_audio_buffer.append","audio":"'
     ],
 )
 def test_only_the_byte_exact_append_is_plain(text: str, plain: bool) -> None:
-    assert is_plain_append(text.encode()) is plain
+    assert is_plain_append(text) is is_plain_append_payload(text.encode()) is plain
 
 
 hidden = st.sampled_from(
@@ -55,7 +56,7 @@ audio = st.lists(st.one_of(st.binary(max_size=12), hidden.map(str.encode), st.ju
 @given(audio)
 def test_whatever_stands_between_head_and_tail_a_plain_append_has_two_keys(audio: bytes) -> None:
     payload = HEAD.encode() + audio + b'"}'
-    if is_plain_append(payload):
+    if is_plain_append_payload(payload):
         pairs: list[tuple[str, Any]] = json.loads(payload.decode(), object_pairs_hook=list, strict=False)
         assert [key for key, _ in pairs] == ["type", "audio"]
         assert dict(pairs) == {"type": "input_audio_buffer.append", "audio": audio.decode()}

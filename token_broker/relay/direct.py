@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from token_broker.relay.counters import TalkCounters
-from token_broker.relay.policy import event_type_by_head, is_audio_delta, is_plain_append
+from token_broker.relay.policy import event_type_by_head, is_audio_delta, is_plain_append_payload
 from token_broker.relay.reading import AUDIO_DELTAS, READ_EVENTS
 from token_broker.relay.socket import AzureSocket
 from token_broker.relay.turns import TurnAssembler
@@ -66,7 +66,7 @@ class DirectPath:
 
     def _carry_to_azure(self, payload: bytes) -> bool:
         azure = self._azure
-        if azure is None or not azure.writable or not is_plain_append(payload):
+        if azure is None or not azure.writable or not is_plain_append_payload(payload):
             return False
         size = len(payload)
         self._burst_to_azure_bytes += size

@@ -20,6 +20,7 @@ __all__ = [
     "event_type_by_head",
     "is_audio_delta",
     "is_plain_append",
+    "is_plain_append_payload",
     "judge",
     "without_secrets",
 ]
@@ -28,6 +29,7 @@ Event = dict[str, Any]
 
 _APPEND_HEAD = b'{"type":"input_audio_buffer.append","audio":"'
 _APPEND_TAIL = b'"}'
+_HEAD_BYTES = len(_APPEND_HEAD)
 
 _TYPE_HEAD = re.compile(rb'\s*\{\s*(?:"event_id"\s*:\s*"[^"\\]*"\s*,\s*)?"type"\s*:\s*"([^"\\]*)"')
 _TYPE_HEAD_BYTES = 256  # more than any head: what stands behind need not be encoded to find it
@@ -81,15 +83,20 @@ class Broken:
 Verdict = Passed | Command | Refused | Broken
 
 
-def is_plain_append(payload: bytes) -> bool:
-    """Whether a text message is byte for byte an audio append, as nearly all are.
+def is_plain_append(text: str) -> bool:
+    """Whether `text` is byte for byte an audio append, as nearly all are.
 
     Between the head and the tail stands neither a quote nor a backslash, so that every reader sees these two keys and
     no other.
     """
+    return text.isascii() and is_plain_append_payload(text.encode())
+
+
+def is_plain_append_payload(payload: bytes) -> bool:
+    """The same of a message as it is on the wire; what is one needs no check of its UTF-8 either."""
     return (
         payload.startswith(_APPEND_HEAD)
-        and payload.find(b'"', len(_APPEND_HEAD)) == len(payload) - len(_APPEND_TAIL)
+        and payload.find(b'"', _HEAD_BYTES) == len(payload) - len(_APPEND_TAIL)
         and payload.endswith(_APPEND_TAIL)
         and b"\\" not in payload
         and payload.isascii()
@@ -103,6 +110,8 @@ def is_audio_delta(payload: bytes) -> bool:
 
 def judge(text: str) -> Verdict:
     """What becomes of a message from the client. A repeated key counts once, as its last value, made explicit."""
+    if is_plain_append(text):
+        return Passed(text)
     try:
         return _judge_event(json.loads(text, parse_constant=_no_constant))
     except (ValueError, RecursionError):

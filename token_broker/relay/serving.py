@@ -17,7 +17,7 @@ from websockets.protocol import State
 from websockets.speedups import apply_mask
 
 from token_broker.relay.direct import Taker
-from token_broker.relay.frames import FrameEdge, text_frame_head, whole_text_frame
+from token_broker.relay.frames import FrameEdge, text_frame, text_frame_head
 from token_broker.settings import Settings
 
 __all__ = ["GIVE_UP_EXTENSION", "WIRE_EXTENSION", "BrokerWebSocketProtocol", "uvicorn_options"]
@@ -25,6 +25,7 @@ __all__ = ["GIVE_UP_EXTENSION", "WIRE_EXTENSION", "BrokerWebSocketProtocol", "uv
 GIVE_UP_EXTENSION = "voice_token_broker.give_up"
 WIRE_EXTENSION = "voice_token_broker.wire"
 _LINGER_S = 5.0
+_OPEN = State.OPEN  # looked up once: an enum's members cost a call
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
@@ -47,6 +48,7 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
     _heard = True  # since the last ping
     _was_full = False  # since the last ping: what the client has to read stood before it
     _edge: FrameEdge | None = None  # None until the handshake has been read
+    _begun = b""  # a plain text message, less than 64 KiB, as far as it has come
     _taker: Taker | None = None
     _application_waits = False  # for a message: it has handled all that came before
 
@@ -75,7 +77,7 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
         What uvicorn would do for it comes to the same bytes, by way of a dozen calls for each of a talk's frames.
         """
         conn = self.conn
-        if conn.state is not State.OPEN or conn.extensions or self.disconnected or not self.writable.is_set():
+        if conn.state is not _OPEN or conn.extensions or self.disconnected or not self.writable.is_set():
             return False
         self.transport.write(text_frame_head(len(payload)) + payload)
         return True
@@ -104,10 +106,16 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
             self._edge = FrameEdge()
             super().data_received(data)
             return
-        while edge.between_frames and self._takes_frames_plainly() and (span := whole_text_frame(data)) is not None:
+        if self._begun:
+            data = self._begun + data
+            self._begun = b""
+        while edge.between_frames and self._takes_frames_plainly() and (span := text_frame(data)) is not None:
             begin, end = span
             if end - begin > self.config.ws_max_size:
                 break
+            if end > len(data):
+                self._begun = data
+                return
             payload = apply_mask(data[begin:end], data[begin - 4 : begin])
             if not self._is_taken(payload):
                 try:
@@ -131,7 +139,7 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
     def _takes_frames_plainly(self) -> bool:
         """Whether the parser has nothing begun, and a message is still for the application."""
         conn = self.conn
-        return conn.state is State.OPEN and conn.current_size is None and not self.close_sent and not conn.extensions
+        return conn.state is _OPEN and conn.current_size is None and not self.close_sent and not conn.extensions
 
     def send_keepalive_ping(self) -> None:
         self._heard = False

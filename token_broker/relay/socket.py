@@ -44,6 +44,7 @@ _RECEIVE_BUFFER_BYTES = 131_072
 # picows doubles this until a message fits; 20 KiB · 2⁶ is just enough for the largest message of 1 MiB.
 _FIRST_READ_BUFFER_BYTES = 20_480
 _GRACEFUL_CLOSE_S = 1.0
+_TEXT = WSMsgType.TEXT  # looked up once: an enum's members cost a call
 
 
 class AzureSocket(WSListener):
@@ -108,7 +109,7 @@ class AzureSocket(WSListener):
     def send(self, text: str | bytes) -> None:
         """Sends one event; after the end it goes nowhere. Await `drained` where `writable` is False afterwards."""
         assert self._transport is not None  # noqa: S101  # set before anybody has this object
-        self._transport.send(WSMsgType.TEXT, text)
+        self._transport.send(_TEXT, text)
 
     async def drained(self) -> None:
         """Returns when Azure takes data again, or is gone."""
@@ -160,11 +161,13 @@ class AzureSocket(WSListener):
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         self._awaiting_pong = False
-        if self.failure is not None and frame.msg_type != WSMsgType.CLOSE:
+        kind = frame.msg_type
+        if self.failure is not None and kind != WSMsgType.CLOSE:
             return
-        match frame.msg_type:
-            case WSMsgType.TEXT if frame.fin and self._message is None:
-                self._on_message(frame.get_payload_as_bytes())
+        if kind == _TEXT and frame.fin and self._message is None:
+            self._on_message(frame.get_payload_as_bytes())
+            return
+        match kind:
             case WSMsgType.TEXT | WSMsgType.CONTINUATION:
                 self._on_fragment(frame)
             case WSMsgType.CLOSE:

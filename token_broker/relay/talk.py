@@ -163,7 +163,7 @@ class Talk:
             counters.to_azure_bytes += len(text)
             upstream = self._upstream
             assert upstream is not None  # noqa: S101  # set before ready
-            if text.isascii() and is_plain_append(text.encode()):
+            if is_plain_append(text):
                 upstream.socket.send(text)
             else:
                 self._on_event(text, upstream)
