@@ -164,5 +164,5 @@ def test_a_piece_of_audio_is_told_by_its_usual_head(kind: str) -> None:
 
 def test_a_session_event_loses_its_instructions_and_nothing_else() -> None:
     event = {"type": "session.updated", "session": {"id": "s", "instructions": "secret", "voice": "v"}}
-    assert json.loads(without_secrets(event)) == {"type": "session.updated", "session": {"id": "s", "voice": "v"}}
+    assert without_secrets(event) == {"type": "session.updated", "session": {"id": "s", "voice": "v"}}
     assert event["session"] == {"id": "s", "instructions": "secret", "voice": "v"}

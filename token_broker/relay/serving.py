@@ -68,19 +68,24 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
 
     async def send(self, message: ASGISendEvent) -> None:
         text = message.get("text") if message["type"] == "websocket.send" else None
-        if text is None or not self.send_now(text.encode()):
-            await super().send(message)
+        if text is not None and self.takes_data:
+            self.write_text(text.encode())
+            return
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            self.handshake_complete = True  # refused, and whole: uvicorn would complain that it was not taken
 
-    def send_now(self, payload: bytes) -> bool:
-        """Writes a text message as the one frame that it is, where the client takes data; False: nothing was written.
+    @property
+    def takes_data(self) -> bool:
+        conn = self.conn
+        return conn.state is _OPEN and self.writable.is_set() and not self.disconnected and not conn.extensions
+
+    def write_text(self, payload: bytes) -> None:
+        """Writes a text message as the one frame that it is.
 
         What uvicorn would do for it comes to the same bytes, by way of a dozen calls for each of a talk's frames.
         """
-        conn = self.conn
-        if conn.state is not _OPEN or conn.extensions or self.disconnected or not self.writable.is_set():
-            return False
         self.transport.write(text_frame_head(len(payload)) + payload)
-        return True
 
     def offer_to(self, taker: Taker | None) -> None:
         self._taker = taker

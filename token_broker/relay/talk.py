@@ -27,12 +27,11 @@ from token_broker.relay.closing import (
 )
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.direct import ClientWire, DirectPath
-from token_broker.relay.events import broker_error, broker_event
+from token_broker.relay.doors import Front
 from token_broker.relay.keeping import TurnKeeper
-from token_broker.relay.policy import Broken, Command, Passed, Refused, event_type, is_plain_append, judge
+from token_broker.relay.policy import Broken, Command, Refused, is_plain_append
 from token_broker.relay.reading import EventReader
 from token_broker.relay.switching import AgentSwitch
-from token_broker.relay.turns import TURN_EVENTS
 from token_broker.relay.upstreams import NoUpstreamError, SpecSupplier, Upstream, UpstreamConnector
 from token_broker.relay.watch import Sight, Watch, tick_s
 from token_broker.settings import Settings
@@ -66,6 +65,7 @@ class TalkParts:
 class Talk:
     """One accepted client's talk. `run` returns when all is over and nothing is left open.
 
+    `front` is how it speaks to its client.
     `give_up` closes the client's socket without waiting for it to read, `wire` is what the direct path takes; None
     where the server has no such thing.
     """
@@ -73,6 +73,7 @@ class Talk:
     def __init__(
         self,
         parts: TalkParts,
+        front: Front,
         *,
         owner: Owner,
         agent: Agent,
@@ -83,7 +84,8 @@ class Talk:
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
-        self._session_id = owner.session_id
+        self._front = front
+        self.owner = owner
         self._receive = receive
         self._send = send
         self._give_up = give_up
@@ -105,15 +107,16 @@ class Talk:
             move=self._move,
         )
         self._reader = EventReader(
+            front,
             owner,
             turns=self._turns,
             switch=self._switch,
-            talk=self.counters,
             counters=parts.counters,
+            talk=self.counters,
             end=self.end,
             time_s=self._loop.time,
         )
-        self._direct = DirectPath(wire, counters=self.counters, assembler=self._turns.assembler, time_s=self._loop.time)
+        self._direct = DirectPath(wire, self._reader, counters=self.counters, failed=self._fail)
         self._tick_s = tick_s(parts.settings)
         self._watch = Watch(parts.settings, self._loop.time())
         self._sending = False
@@ -174,15 +177,16 @@ class Talk:
                 self._azure_full = False
 
     def _on_event(self, text: str, upstream: Upstream) -> None:
-        match judge(text):
-            case Passed(text=checked):
-                upstream.socket.send(checked)
+        match self._front.from_client(text, upstream.route.dialect):
+            case list() as checked:
+                for message in checked:
+                    upstream.socket.send(message)
             case Command(event={"type": "broker.agent.switch"} as event):
                 self._switch.ask(event, upstream)
             case Command():
-                upstream.socket.put(broker_error("unknown_event", "the broker knows no such event"))
+                upstream.socket.put(self._front.error("unknown_event", "the broker knows no such event"))
             case Refused(code=code, message=message):
-                upstream.socket.put(broker_error(code, message))
+                upstream.socket.put(self._front.error(code, message))
             case Broken(reason=reason):
                 self.end(Ending(BAD_REQUEST, reason))
 
@@ -191,22 +195,16 @@ class Talk:
     async def _carry(self) -> None:
         """Connects, says `broker.ready`, and carries events until Azure's side is over."""
         try:
-            self._upstream = await self._parts.connector.connect(self._supply(self._switch.agent))
+            self._upstream = await self._parts.connector.connect(
+                self._supply(self._switch.agent), prefer=self._front.dialect
+            )
         except NoUpstreamError as error:
             self.end(error.ending)
             return
-        self._direct.join(self._upstream.socket)
+        self._direct.join(self._upstream)
         self._parts.counters.ready += 1
-        route = self._upstream.route
-        self._upstream.first.insert(
-            0,
-            broker_event(
-                "broker.ready",
-                session_id=self._session_id,
-                agent_id=self._switch.agent.id,
-                dialect=route.dialect,
-                upstream=route.name,
-            ),
+        self._upstream.first[:] = self._front.opening(
+            self._upstream, session_id=self.owner.session_id, agent_id=self._switch.agent.id
         )
         self._ready.set()
         while True:
@@ -230,27 +228,24 @@ class Talk:
                     return True
                 await socket.wait()
                 continue
-            text = socket.take()
-            shown = self._reader.read(event_type(text), text, upstream)
-            if shown is None:
-                continue
-            self._sending = True
-            try:
-                await send({"type": "websocket.send", "text": shown})
-            except (OSError, RuntimeError):  # closed under our hands: what the server says of a client that left
-                self._client_gone = True
-                self.end(_LEFT)
-                return False
-            self._sending = False
-            counters.to_client_frames += 1
-            counters.to_client_bytes += len(shown)
+            for event in self._reader.told(socket.take(), upstream):
+                self._sending = True
+                try:
+                    await send({"type": "websocket.send", "text": event})
+                except (OSError, RuntimeError):  # closed under our hands: what the server says of a client that left
+                    self._client_gone = True
+                    self.end(_LEFT)
+                    return False
+                self._sending = False
+                counters.to_client_frames += 1
+                counters.to_client_bytes += len(event)
         return True
 
     # --- what the talk is made of
 
     def _move(self, upstream: Upstream) -> None:
         self._upstream = upstream
-        self._direct.join(upstream.socket)
+        self._direct.join(upstream)
 
     def _supply(self, agent: Agent) -> SpecSupplier:
         """The agent's spec with what was recalled for this talk, which is asked for once."""
@@ -262,7 +257,7 @@ class Talk:
 
     def _tell_lost(self) -> None:
         if self._upstream is not None and not self._over.done():
-            self._upstream.socket.put(broker_error("turn_lost", "the memory is full: a turn was not kept"))
+            self._upstream.socket.put(self._front.error("turn_lost", "the memory is full: a turn was not kept"))
 
     # --- watching
 
@@ -296,8 +291,11 @@ class Talk:
     def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("talk_failed", session_id=self._session_id, error=type(error).__name__, exc_info=error)
-            self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        log.error("talk_failed", session_id=self.owner.session_id, error=type(error).__name__, exc_info=error)
+        self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
 
     async def _finish(self, ending: Ending) -> None:
         """Closes the client, waits shortly for words that are being transcribed, keeps what is left, closes Azure."""
@@ -321,6 +319,8 @@ class Talk:
         if ending.code != CLIENT_STALLED:
             try:
                 async with asyncio.timeout(_CLOSE_S):
+                    if (last := self._front.farewell(ending)) is not None:
+                        await self._send({"type": "websocket.send", "text": last})
                     await self._send({"type": "websocket.close", "code": ending.code, "reason": ending.reason})
                     return
             except TimeoutError:
@@ -341,9 +341,6 @@ class Talk:
                     await socket.wait()
                     if not socket.frames:
                         return
-                    text = socket.take()
-                    kind = event_type(text)
-                    if kind in TURN_EVENTS:
-                        self._reader.read(kind, text, self._upstream)
+                    self._reader.hear(socket.take(), self._upstream)
         except TimeoutError:
             pass
