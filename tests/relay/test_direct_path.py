@@ -148,20 +148,31 @@ async def test_no_append_overtakes_what_the_client_said_before_it() -> None:
         assert talk.received[1:] == sent
 
 
-async def test_an_append_waits_while_the_message_before_it_is_being_handled() -> None:
-    """A refused event is answered, and whoever reads no answers is not read on: so its audio waits as well."""
+async def test_an_append_waits_while_the_message_before_it_is_being_handled(
+    long_way: LongWay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event is answered, and whoever leaves a queue of answers unread is not read on: so his audio waits as well."""
+    append, read = f'{APPEND}AAAA"}}', asyncio.Event()
+    data_received = BrokerWebSocketProtocol.data_received
+
+    def reads(self: BrokerWebSocketProtocol, data: bytes) -> None:
+        data_received(self, data)
+        if len(data) > len(append):
+            read.set()
+
+    monkeypatch.setattr(BrokerWebSocketProtocol, "data_received", reads)
     async with talking() as (running, client, talk):
         (one,) = running.relay._talks
         assert one._upstream is not None
         upstream = one._upstream.socket
-        upstream._pause()  # as if the client had left a queue unread
+        upstream._pause()  # as it does above an overfull queue
         await client.send({"type": "unheard.of"})
-        await client.socket.send(f'{APPEND}AAAA"}}')
         await talk.next_event("unheard.of")
-        await client.socket.ping()  # behind the append: when its answer is there, the append has been read
-        assert [event["type"] for event in talk.received[1:]] == ["unheard.of"]
+        await client.socket.send(append)
+        await read.wait()
         upstream._resume()
         await talk.next_event("input_audio_buffer.append")
+        assert long_way.from_client[-1] == append
 
 
 KINDS: list[Callable[[int], dict[str, Any]]] = [
