@@ -168,6 +168,7 @@ async def test_an_append_waits_while_the_message_before_it_is_being_handled(
         upstream._pause()  # as it does above an overfull queue
         await client.send({"type": "unheard.of"})
         await talk.next_event("unheard.of")
+        read.clear()  # it was set by the handshake
         await client.socket.send(append)
         await read.wait()
         upstream._resume()
