@@ -46,15 +46,16 @@ class FrameEdge:
     """Follows the frames' lengths through data that somebody else parses, to know where a frame begins."""
 
     def __init__(self) -> None:
+        self.between_frames = True
         self._head = b""  # of a frame, while its length is not yet known
         self._left = 0  # of a frame's payload and mask
 
-    @property
-    def between_frames(self) -> bool:
-        return not self._left and not self._head
-
     def walk(self, data: bytes) -> None:
         """Goes on by `data`, wherever that begins and ends."""
+        self._walk(data)
+        self.between_frames = not self._left and not self._head
+
+    def _walk(self, data: bytes) -> None:
         while data:
             if self._left:
                 taken = min(self._left, len(data))
