@@ -313,4 +313,4 @@ def test_a_burst_is_interrupted_before_one_turn_of_the_loop_brings_more_than_a_s
     taken = [taker(append) for _ in range(1_000)]
     assert sum(taken) == len(sent)
     longest = max(len(run) for run in "".join("x" if one else " " for one in taken).split())
-    assert 32_768 < longest * len(append) <= 65_536
+    assert 131_072 < longest * len(append) <= 262_144

@@ -17,7 +17,7 @@ __all__ = ["ClientWire", "DirectPath", "Taker"]
 
 # A transport may tell that its peer takes no more only at the end of the loop's turn, and a turn can bring megabytes.
 # So after this much one message goes the usual way, which takes a turn, and then hears of it.
-_BURST_BYTES = 65_536
+_BURST_BYTES = 262_144
 
 Taker = Callable[[bytes], bool]
 
