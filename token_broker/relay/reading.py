@@ -1,5 +1,6 @@
 """What Azure's events mean to a talk: turns, usage, the change of an agent; and what of them the client is told."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from token_broker.relay.upstreams import Upstream
 
 __all__ = ["EventReader"]
 
+_LAST_WORDS_S = 2.0
 _AUDIO_DELTAS = frozenset({"response.audio.delta", "response.output_audio.delta"})
 _SESSION_EVENTS = frozenset({"session.created", "session.updated"})
 _READ_EVENTS = TURN_EVENTS | _SESSION_EVENTS | {"error"}
@@ -68,10 +70,20 @@ class EventReader:
         self._heard(len(payload) - payload.find(b'"delta"'))
         return True
 
-    def hear(self, text: str, upstream: Upstream) -> None:
-        """Notes the turns in an event, when there is nobody any more to tell it to."""
-        if (kind := event_type(text)) in TURN_EVENTS:
-            self._read(kind, text, upstream)
+    async def hear_last_words(self, upstream: Upstream) -> None:
+        """Reads on for a moment, where Azure has not yet told what the user said last; nobody is there to be told."""
+        socket, assembler = upstream.socket, self._turns.assembler
+        try:
+            async with asyncio.timeout(_LAST_WORDS_S):
+                while assembler.awaits_user:
+                    await socket.wait()
+                    if not socket.frames:
+                        return
+                    text = socket.take()
+                    if (kind := event_type(text)) in TURN_EVENTS:
+                        self._read(kind, text, upstream)
+        except TimeoutError:
+            pass
 
     def _heard(self, audio_chars: int) -> None:
         self._turns.assembler.heard(audio_chars, self._time_s())

@@ -6,7 +6,7 @@ client does not take what it has. All that waits is watched by one timer.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,9 @@ import structlog
 from strategies.base import SessionSpec
 from token_broker.agents import Agent, AgentBook, session_spec
 from token_broker.memory.base import Owner, Recall, TurnIntake
+from token_broker.relay.client import Client
 from token_broker.relay.closing import (
     BAD_REQUEST,
-    CLIENT_STALLED,
     DONE,
     DRAINING,
     INTERNAL,
@@ -26,7 +26,7 @@ from token_broker.relay.closing import (
     Ending,
 )
 from token_broker.relay.counters import RelayCounters, TalkCounters
-from token_broker.relay.direct import ClientWire, DirectPath
+from token_broker.relay.direct import DirectPath
 from token_broker.relay.doors import Answered, Front
 from token_broker.relay.keeping import TurnKeeper
 from token_broker.relay.policy import Broken, Command, Refused, is_plain_append
@@ -39,13 +39,6 @@ from token_broker.settings import Settings
 __all__ = ["Talk", "TalkParts"]
 
 log = structlog.get_logger("token_broker.relay")
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-GiveUp = Callable[[int, str], None]
-
-_LAST_WORDS_S = 2.0
-_CLOSE_S = 1.0
 
 _LEFT = Ending(DONE, "the client left")
 
@@ -66,33 +59,17 @@ class Talk:
     """One accepted client's talk. `run` returns when all is over and nothing is left open.
 
     `front` is how it speaks to its client.
-    `give_up` closes the client's socket without waiting for it to read, `wire` is what the direct path takes; None
-    where the server has no such thing.
     """
 
-    def __init__(
-        self,
-        parts: TalkParts,
-        front: Front,
-        *,
-        owner: Owner,
-        agent: Agent,
-        receive: Receive,
-        send: Send,
-        give_up: GiveUp | None,
-        wire: ClientWire | None,
-    ) -> None:
+    def __init__(self, parts: TalkParts, front: Front, client: Client, *, owner: Owner, agent: Agent) -> None:
         self.counters = TalkCounters()
         self._parts = parts
         self._front = front
         self.owner = owner
-        self._receive = receive
-        self._send = send
-        self._give_up = give_up
+        self._client = client
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[Ending] = self._loop.create_future()
         self._ready = asyncio.Event()
-        self._client_gone = False
         self._upstream: Upstream | None = None
         self._turns = TurnKeeper(owner, agent.id, intake=parts.intake, counters=self.counters, on_lost=self._tell_lost)
         self._recalled: asyncio.Task[str] = asyncio.create_task(parts.recall.block(owner), name="talk-recall")
@@ -116,7 +93,7 @@ class Talk:
             end=self.end,
             time_s=self._loop.time,
         )
-        self._direct = DirectPath(wire, self._reader, counters=self.counters, failed=self._fail)
+        self._direct = DirectPath(client.wire, self._reader, counters=self.counters, failed=self._fail)
         self._tick_s = tick_s(parts.settings)
         self._watch = Watch(parts.settings, self._loop.time())
         self._sending = False
@@ -143,13 +120,13 @@ class Talk:
     # --- the client's side
 
     async def _read_client(self) -> None:
-        receive = self._receive
+        receive = self._client.receive
         counters = self.counters
         longest = self._parts.settings.client_message_bytes
         while True:
             message = await receive()
             if message["type"] == "websocket.disconnect":
-                self._client_gone = True
+                self._client.gone = True
                 code = message.get("code")
                 self.end(Ending(TOO_LARGE, "a message was too large") if code == TOO_LARGE else _LEFT)
                 return
@@ -219,7 +196,6 @@ class Talk:
 
     async def _pump(self, upstream: Upstream) -> bool:
         """Carries one upstream's events until it is over or another has taken its place; False: the client is gone."""
-        send = self._send
         socket = upstream.socket
         frames = socket.frames
         counters = self.counters
@@ -232,10 +208,7 @@ class Talk:
                 continue
             for event in self._reader.told(socket.take(), upstream):
                 self._sending = True
-                try:
-                    await send({"type": "websocket.send", "text": event})
-                except (OSError, RuntimeError):  # closed under our hands: what the server says of a client that left
-                    self._client_gone = True
+                if not await self._client.tell(event):
                     self.end(_LEFT)
                     return False
                 self._sending = False
@@ -308,41 +281,10 @@ class Talk:
             task.cancel()
         await asyncio.wait(running)
         try:
-            await self._close_client(ending)
-            await self._hear_last_words()
+            await self._client.close(ending, self._front.farewell(ending))
+            if self._upstream is not None:
+                await self._reader.hear_last_words(self._upstream)
         finally:
             self._turns.flush()
             if self._upstream is not None:
                 await self._upstream.socket.aclose()
-
-    async def _close_client(self, ending: Ending) -> None:
-        if self._client_gone:
-            return
-        if ending.code != CLIENT_STALLED:
-            try:
-                async with asyncio.timeout(_CLOSE_S):
-                    if (last := self._front.farewell(ending)) is not None:
-                        await self._send({"type": "websocket.send", "text": last})
-                    await self._send({"type": "websocket.close", "code": ending.code, "reason": ending.reason})
-                    return
-            except TimeoutError:
-                pass
-            except (OSError, RuntimeError):
-                return
-        if self._give_up is not None:
-            self._give_up(ending.code, ending.reason)
-
-    async def _hear_last_words(self) -> None:
-        """Reads Azure on for a moment, where it has not yet told what the user said last."""
-        if self._upstream is None or not self._turns.assembler.awaits_user:
-            return
-        socket = self._upstream.socket
-        try:
-            async with asyncio.timeout(_LAST_WORDS_S):
-                while self._turns.assembler.awaits_user:
-                    await socket.wait()
-                    if not socket.frames:
-                        return
-                    self._reader.hear(socket.take(), self._upstream)
-        except TimeoutError:
-            pass
