@@ -1,8 +1,9 @@
 """One proxied talk, from its admission to its last turn.
 
-Two tasks carry it, however many frames there are: one reads the client, one carries Azure's events to it. Neither
-holds more than a few frames: the server reads no further while we do not receive, and Azure's socket pauses while the
-client does not take what it has. All that waits is watched by one timer.
+While everybody takes what comes, frames go from socket to socket (`relay.direct`). For all else two tasks carry it,
+however many frames there are: one reads the client, one carries Azure's events to it. Neither holds more than a few
+frames: the server reads no further while we do not receive, and Azure's socket pauses while the client does not take
+what it has. All that waits is watched by one timer.
 """
 
 import asyncio
