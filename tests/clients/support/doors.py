@@ -1,0 +1,82 @@
+"""What a client is pointed at: the simulated Azure itself, or a broker that has but one upstream at it."""
+
+import base64
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trustme
+
+from tests.clients.support.tls_front import tls_front
+from tests.support.broker import RunningBroker, make_settings, plain_client, run_broker
+from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
+
+__all__ = ["BROKERS", "DOORS", "MODEL", "SIMULATOR", "Door", "open_door"]
+
+SIMULATOR = "simulator"
+BROKERS = ("voice_live", "openai_realtime")
+"""A broker by its only upstream: half of the clients speak the other's dialect."""
+DOORS = (SIMULATOR, *BROKERS)
+
+MODEL = "gpt-realtime"
+SIMULATED_KEY = "simulated-key"
+_AZURE = SimulatorConfig(answer_speed=50, ephemeral_subprotocol=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a client connects to, plain and behind TLS; `broker` is None for the simulator itself."""
+
+    http: str
+    https: str
+    openai_path: str
+    azure: RunningSimulator
+    broker: RunningBroker | None
+
+    @property
+    def mint_key(self) -> str:
+        """What a mint is asked with. A broker without authentication wants a placeholder: SDKs insist on some key."""
+        return "unused" if self.broker else SIMULATED_KEY
+
+    async def mint(self, **body: Any) -> str:
+        """An ephemeral secret of this door's, `ek_…`."""
+        asked = {"session": {"type": "realtime", "model": MODEL}, **body}
+        async with plain_client(self.http) as client:
+            headers = {"Authorization": f"Bearer {self.mint_key}"}
+            answer = await client.post(f"{self.openai_path}/realtime/client_secrets", json=asked, headers=headers)
+        secret: str = answer.raise_for_status().json()["value"]
+        return secret
+
+    async def turns(self, secret: str) -> list[tuple[str, str]]:
+        """(role, content) of the session that `secret` was minted for, as its memory tells them."""
+        assert self.broker is not None
+        async with plain_client(self.http) as client:
+            answer = await client.get(
+                f"/api/v1/memory/sessions/{session_of(secret)}/turns", headers={"Authorization": f"Bearer {secret}"}
+            )
+        return [(turn["role"], turn["content"]) for turn in answer.raise_for_status().json()["turns"]]
+
+
+def session_of(secret: str) -> str:
+    """The session in a broker's own token: a JWT, with `ek_` before it."""
+    payload = secret.removeprefix("ek_").split(".")[1]
+    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    session_id: str = claims["sid"]
+    return session_id
+
+
+@contextlib.asynccontextmanager
+async def open_door(name: str, directory: Path, authority: trustme.CA, **settings: Any) -> AsyncIterator[Door]:
+    """The door of that name of `DOORS`, until the block ends; `settings` are the broker's."""
+    async with contextlib.AsyncExitStack() as stack:
+        azure = await stack.enter_async_context(serve(_AZURE))
+        broker = None
+        if name != SIMULATOR:
+            chosen = make_settings(directory, azure.base_url, proxy_upstreams=(name,), **settings)
+            broker = await stack.enter_async_context(run_broker(chosen))
+        http = broker.base_url if broker else azure.base_url
+        https = await stack.enter_async_context(tls_front(http, authority))
+        yield Door(http, https, "/v1" if broker else "/openai/v1", azure, broker)
