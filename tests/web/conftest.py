@@ -15,14 +15,6 @@ SAID_S = 1.6
 PAUSE_S = 2.2
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One browser at a time: several on one machine starve each other's audio."""
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("browser"))
-
-
 @pytest.fixture(scope="session")
 def said() -> Samples:
     """What the microphone says, over and over, at its own rate."""

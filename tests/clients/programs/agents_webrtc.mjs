@@ -17,7 +17,6 @@ export async function talk(setup) {
   const loudest = listen(audioElement.srcObject);
   await heard.spoken();
   session.mute(true);
-  session.interrupt(); // over WebRTC the answer to what was said is still playing
   session.sendMessage(setup.typed);
   await heard.until("response.done", 2);
   await audible(loudest);

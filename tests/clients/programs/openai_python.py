@@ -4,6 +4,7 @@ import asyncio
 from typing import Any, cast
 
 import openai
+
 from tests.clients.programs.heard import Heard, chunks, read_setup, tell, typed
 
 _AZURE_API_VERSION = "2025-04-01-preview"

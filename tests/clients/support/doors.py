@@ -14,7 +14,7 @@ from tests.clients.support.tls_front import tls_front
 from tests.support.broker import RunningBroker, make_settings, plain_client, run_broker
 from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
 
-__all__ = ["BROKERS", "DOORS", "MODEL", "SIMULATOR", "Door", "open_door"]
+__all__ = ["BROKERS", "DOORS", "MODEL", "SIMULATED_ENTRA_TOKEN", "SIMULATED_KEY", "SIMULATOR", "Door", "open_door"]
 
 SIMULATOR = "simulator"
 BROKERS = ("voice_live", "openai_realtime")
@@ -23,6 +23,7 @@ DOORS = (SIMULATOR, *BROKERS)
 
 MODEL = "gpt-realtime"
 SIMULATED_KEY = "simulated-key"
+SIMULATED_ENTRA_TOKEN = "simulated-entra-token"
 _AZURE = SimulatorConfig(answer_speed=50, ephemeral_subprotocol=True)
 
 

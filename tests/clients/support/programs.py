@@ -58,9 +58,7 @@ def environment(authority: Path, **variables: str) -> dict[str, str]:
     return {**inherited, **ours, **variables}
 
 
-async def run_program(
-    command: Sequence[str], env: Mapping[str, str], stdin: str = "", cwd: Path = ROOT
-) -> Finished:
+async def run_program(command: Sequence[str], env: Mapping[str, str], stdin: str = "", cwd: Path = ROOT) -> Finished:
     """Runs it to its end. Raises TimeoutError, and kills it, after a minute."""
     process = await asyncio.create_subprocess_exec(*command, cwd=cwd, env=env, stdin=PIPE, stdout=PIPE, stderr=PIPE)
     try:
