@@ -16,6 +16,8 @@ from starlette.types import Receive, Scope, Send
 from token_broker.edge import Edge
 from token_broker.endpoints.calls import CALL_OPERATIONS, create_call, hang_up
 from token_broker.endpoints.client import AZURE_ORIGINS, CLIENT_OPERATIONS, client_routes
+from token_broker.endpoints.door_operations import DOOR_OPERATIONS, DOOR_SOCKETS
+from token_broker.endpoints.doors import door_routes
 from token_broker.endpoints.memory import MEMORY_OPERATIONS, create_turn, enrich, forget_turns, list_turns
 from token_broker.endpoints.metrics import METRICS_OPERATIONS, get_metrics
 from token_broker.endpoints.openapi import openapi_routes
@@ -39,6 +41,7 @@ _MEMORY_PREFIXES = ("/api/v1/memory", "/memory")
 _OPERATIONS = (
     *TOKEN_OPERATIONS,
     *CALL_OPERATIONS,
+    *DOOR_OPERATIONS,
     *MEMORY_OPERATIONS,
     *STATUS_OPERATIONS,
     *METRICS_OPERATIONS,
@@ -61,7 +64,11 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
             yield
 
     app = Starlette(
-        routes=[*_routes(), *openapi_routes(_OPERATIONS, [VOICELIVE_SOCKET]), *client_routes(_azure_origins(settings))],
+        routes=[
+            *_routes(),
+            *openapi_routes(_OPERATIONS, [VOICELIVE_SOCKET, *DOOR_SOCKETS]),
+            *client_routes(_azure_origins(settings)),
+        ],
         middleware=[Middleware(Edge, observe=metrics), Middleware(OriginGuard, settings=settings)],
         exception_handlers={Problem: _answer_problem, HTTPException: _answer_http_exception},
         lifespan=lifespan,
@@ -92,6 +99,7 @@ def _routes() -> list[BaseRoute]:
         *_under(_VOICE_PREFIXES, "/config/{agent_id}", get_config, ["GET"]),
         WebSocketRoute(VOICELIVE_PATH, Voicelive()),
         Route(VOICELIVE_PATH, Voicelive()),
+        *door_routes(),
         *_under(_VOICE_PREFIXES, "/conversation/turn", create_turn, ["POST"]),
         *_under(_MEMORY_PREFIXES, "/enrich", enrich, ["POST"]),
         *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", list_turns, ["GET"]),

@@ -18,6 +18,7 @@ from token_broker.memory.service import Memory
 from token_broker.metrics import Metrics
 from token_broker.observing import Observer
 from token_broker.plans import PlanMaker
+from token_broker.relay.admission import Admission
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
 from token_broker.settings import Settings
@@ -96,6 +97,7 @@ class Broker:
     credentials: Credentials | None
     drain: Drain
     talks: SessionLimits
+    admission: Admission
     relay: VoiceRelay
     metrics: Metrics
     observe: Observer

@@ -32,6 +32,7 @@ class ConfigurationError(click.ClickException):
 
 
 _ELSEWHERE = {
+    "cut-off": ("token_broker.memory_commands", "cut_off"),
     "doctor": ("token_broker.doctor.command", "doctor_command"),
     "forget": ("token_broker.memory_commands", "forget"),
     "outbox": ("token_broker.memory_commands", "outbox"),

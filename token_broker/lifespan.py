@@ -23,6 +23,7 @@ from token_broker.metrics import Metrics
 from token_broker.observing import Observer, observe_with
 from token_broker.origins import OriginRules
 from token_broker.plans import PlanMaker
+from token_broker.relay.admission import Admission
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
 from token_broker.settings import Settings, SettingsError
@@ -56,12 +57,38 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         memory = await stack.enter_async_context(Memory.open(settings))
         connector = build_connector(settings, credentials, tls)
         stack.push_async_callback(connector.aclose)
+        rate = Turnstile(settings.rate_limit_per_minute)
+        admission = Admission(
+            settings=settings,
+            agents=agents,
+            signer=signer,
+            tickets=memory.tickets,
+            limits=talks,
+            rate=rate,
+            drain=drain,
+            origin_refusal=rules.refusal,
+            limit_key=lambda scope, principal: limit_key(scope, principal, settings.trusted_proxies),
+            cutoffs=memory.cutoffs,
+        )
+        relay = VoiceRelay(
+            settings=settings,
+            agents=agents,
+            admission=admission,
+            intake=memory.intake,
+            recall=memory.recall,
+            connector=connector,
+            limits=talks,
+            drain=drain,
+            observe=observe,
+        )
+        stack.push_async_callback(relay.aclose)
+        memory.cutoffs.watch(relay.end_where)
         broker = Broker(
             settings=settings,
             agents=agents,
             signer=signer,
             authenticator=authenticator,
-            rate=Turnstile(settings.rate_limit_per_minute),
+            rate=rate,
             chain=build_chain(settings, transport, credentials, _attempts_to(observe)),
             plans=PlanMaker(settings, signer),
             memory=memory,
@@ -70,20 +97,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             credentials=credentials,
             drain=drain,
             talks=talks,
-            relay=VoiceRelay(
-                settings=settings,
-                agents=agents,
-                signer=signer,
-                tickets=memory.tickets,
-                intake=memory.intake,
-                recall=memory.recall,
-                connector=connector,
-                limits=talks,
-                drain=drain,
-                origin_allowed=lambda scope: rules.refusal(scope) is None,
-                limit_key=lambda scope, principal: limit_key(scope, principal, settings.trusted_proxies),
-                observe=observe,
-            ),
+            relay=relay,
+            admission=admission,
             metrics=metrics,
             observe=observe,
         )

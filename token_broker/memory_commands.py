@@ -1,8 +1,9 @@
-"""`token-broker outbox` and `token-broker forget`: what an operator does to the memory."""
+"""`token-broker outbox`, `forget` and `cut-off`: what an operator does to the memory, and by it."""
 
 import asyncio
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
@@ -10,17 +11,20 @@ from typing import Any, TypeVar
 import click
 
 from token_broker.memory.admin import open_admin
-from token_broker.memory.errors import StoreError
+from token_broker.memory.base import ANONYMOUS, CutOffKind
+from token_broker.memory.errors import CutOffListFullError, StoreError
 from token_broker.memory.housekeeping import Housekeeper, Progress
 from token_broker.memory.rows import DeadLetter
+from token_broker.schemas import SESSION_ID_PATTERN
 from token_broker.settings import SettingsError, load_settings
 from token_broker.telemetry import configure_logging
 
-__all__ = ["forget", "outbox"]
+__all__ = ["cut_off", "forget", "outbox"]
 
 T = TypeVar("T")
 
 _WIDTH_IN_A_PIPE = 200
+_MAX_PRINCIPAL_CHARS = 1000
 _session = click.option("--session", "session_id", help="Only this session's.")
 
 
@@ -80,6 +84,52 @@ def forget(session_id: str | None, user: str | None) -> None:
         return await keeper.forget_user(user or "")
 
     click.echo(f"{_run(work)} turns forgotten")
+
+
+@click.command("cut-off")
+@click.option("--principal", help="The principal to cut off, as the audit's lines have it.")
+@click.option("--session", "session_id", help="The session to cut off.")
+@click.option("--lift", is_flag=True, help="Let in again.")
+@click.option("--list", "show", is_flag=True, help="Show who is cut off, and since when.")
+def cut_off(principal: str | None, session_id: str | None, *, lift: bool, show: bool) -> None:
+    """Cut off a principal or a session: within two seconds their tokens open nothing, at any replica."""
+    if show + (principal is not None) + (session_id is not None) != 1 or (show and lift):
+        raise click.UsageError("Name one: --principal, --session (either with --lift), or --list.")
+    if show:
+        for one in _run(lambda keeper: keeper.cut_offs()):
+            click.echo(f"{one.since:%Y-%m-%dT%H:%M:%SZ} {one.kind} {one.id}")
+        return
+    kind, name = _whom(principal, session_id)
+    if lift:
+        lifted = _run(lambda keeper: keeper.lift(kind, name))
+        click.echo(f"{kind} {name} {'is let in again' if lifted else 'was not cut off'}")
+        return
+
+    async def work(keeper: Housekeeper) -> tuple[bool, bool]:
+        try:
+            return await keeper.cut_off(kind, name), await keeper.knows(kind, name)
+        except CutOffListFullError as error:
+            raise click.ClickException(str(error)) from None
+
+    is_new, known = _run(work)
+    click.echo(f"{kind} {name} {'is cut off, everywhere within two seconds' if is_new else 'was cut off already'}")
+    if not known:
+        click.echo(f"No session of this {kind} is stored: is the id right?", err=True)
+
+
+def _whom(principal: str | None, session_id: str | None) -> tuple[CutOffKind, str]:
+    """Whom the options name. Raises UsageError for what names nobody, or everybody."""
+    if session_id is not None:
+        if re.fullmatch(SESSION_ID_PATTERN, session_id) is None:
+            raise click.BadParameter("no session has such an id.", param_hint="--session")
+        return "session", session_id
+    name = principal or ""
+    if name == ANONYMOUS:
+        everybody = "is everybody without authentication: name the session, with --session."
+        raise click.BadParameter(f"{ANONYMOUS} {everybody}", param_hint="--principal")
+    if not 0 < len(name) <= _MAX_PRINCIPAL_CHARS or not name.isprintable():
+        raise click.BadParameter("no principal has such an id.", param_hint="--principal")
+    return "principal", name
 
 
 def _run(work: Callable[[Housekeeper], Awaitable[T]]) -> T:

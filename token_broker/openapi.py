@@ -56,13 +56,17 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What is sent: JSON of any one of `models`; where there is none, `media_type` of `json_schema` (or text)."""
+    """What is sent: JSON of any one of `models`; where there is none, `media_type` of `json_schema` (or text).
+
+    `alternatives` are further media types that will do, each with its schema.
+    """
 
     models: tuple[type[BaseModel], ...] = ()
     media_type: str = "application/json"
     json_schema: Json | None = None
     example: Any = None
     required: bool = True
+    alternatives: Mapping[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,11 @@ _SECURITY: dict[str, Json] = {
         "scheme": "bearer",
         "description": "The `session_token` of the session's last plan.",
     },
+    "clientSecret": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A client secret of `POST /v1/realtime/client_secrets`; it may stand elsewhere too.",
+    },
     "metricsToken": {
         "type": "http",
         "scheme": "bearer",
@@ -210,7 +219,8 @@ def _operation(operation: Operation, path: str, number: int) -> Json:
         described["parameters"] = parameters
     if (body := operation.body) is not None:
         content = _content(body.models, body.example, body.json_schema)
-        described["requestBody"] = {"required": body.required, "content": {body.media_type: content}}
+        others = {media_type: {"schema": schema} for media_type, schema in body.alternatives.items()}
+        described["requestBody"] = {"required": body.required, "content": {body.media_type: content, **others}}
     if operation.security:
         described["security"] = [{} if name is None else {name: []} for name in operation.security]
     return described

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-__all__ = ["Problem", "problem_response"]
+__all__ = ["Problem", "problem_response", "with_api_error"]
 
 
 class Problem(Exception):  # noqa: N818  # RFC 9457's word
@@ -46,6 +46,15 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's word
             "correlation_id": correlation_id,
             **self.extra,
         }
+
+
+def with_api_error(problem: Problem) -> Problem:
+    """The same with OpenAI's `error` beside it: what the official clients read of a refusal."""
+    kind = "server_error" if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+    error = {"message": problem.detail, "type": kind, "code": problem.code, "param": None}
+    return Problem(
+        problem.status, problem.code, problem.detail, headers=problem.headers, extra={**problem.extra, "error": error}
+    )
 
 
 def problem_response(problem: Problem, correlation_id: str) -> JSONResponse:

@@ -1,14 +1,17 @@
 """The voice routes' requests and answers, as models: what checks a request, and what OpenAPI shows, is one thing."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from strategies.base import Dialect
 
 __all__ = [
+    "SESSION_ID_PATTERN",
     "AgentConfig",
+    "ClientSecret",
+    "ClientSecretRequest",
     "Connection",
     "Plan",
     "RelayConnection",
@@ -28,7 +31,8 @@ def _both_modalities() -> list[Literal["audio", "text"]]:
     return ["audio", "text"]
 
 
-SessionId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{16,64}$")]
+SESSION_ID_PATTERN = r"^[A-Za-z0-9_-]{16,64}$"
+SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID_PATTERN)]
 # No control characters, no invisible ones, and none that turns the direction of what is written around it.
 _PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+$"
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_PRINTABLE)]
@@ -60,6 +64,60 @@ class TokenRequest(BaseModel):
     user_id: UserId | None = Field(
         None, description="A label without authentication; with it, absent or the caller's own id."
     )
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 60.0 is 60."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class _ExpiresAfter(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    anchor: Literal["created_at"] = "created_at"
+    seconds: Annotated[int, BeforeValidator(_whole)] = Field(600, ge=10, le=7200)
+
+
+class _WantedSession(BaseModel):
+    """Its other fields (model, instructions, voice, …) are the agent's to say, and pass unread."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: Literal["realtime"] = "realtime"
+
+
+class _SecretMetadata(BaseModel):
+    """What only the broker knows of; other members are the caller's own."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    agent_id: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
+        None, description="Who speaks; the default agent where it is left out."
+    )
+    session_id: SessionId | None = Field(
+        None, description="A session to begin under this id, or to resume with its `X-Session-Token`."
+    )
+    user_id: UserId | None = Field(
+        None, description="A label without authentication; with it, absent or the caller's own id."
+    )
+
+
+class ClientSecretRequest(BaseModel):
+    """OpenAI's body for a client secret; every field may be left out, and unknown ones pass unread."""
+
+    model_config = ConfigDict(frozen=True)
+
+    expires_after: _ExpiresAfter = Field(_ExpiresAfter(), description="600 s where it is left out.")
+    session: _WantedSession = _WantedSession()
+    metadata: _SecretMetadata = _SecretMetadata()
+
+
+class ClientSecret(BaseModel):
+    """A credential of the broker's for its doors."""
+
+    value: str = Field(description="Begins with `ek_`; opens any door, several times, until it expires.")
+    expires_at: int = Field(description="In seconds since 1970.")
+    session: dict[str, Any] = Field(description="The session as the agent has it, without the instructions.")
 
 
 class _Connection(BaseModel):

@@ -4,11 +4,11 @@ import time
 
 from token_broker.auth import Principal
 from token_broker.ids import uuid7
-from token_broker.memory.base import Owner, SessionBook
+from token_broker.memory.base import CutOffList, Owner, SessionBook
 from token_broker.problems import Problem
 from token_broker.tokens import SessionClaims, TokenError, TokenSigner
 
-__all__ = ["RESUME_GRACE_S", "open_session"]
+__all__ = ["RESUME_GRACE_S", "ensure_not_cut_off", "open_session"]
 
 RESUME_GRACE_S = 24 * 3600
 
@@ -47,6 +47,13 @@ async def open_session(
     if label is None and claims is not None:
         label = claims.user_id
     return Owner(session_id, principal.id, max(last_epoch + 1, _now_ms()), label)
+
+
+def ensure_not_cut_off(cutoffs: CutOffList, principal: str, session_id: str) -> None:
+    """Raises Problem 403 where the operator has cut off the principal or the session: their tokens open nothing."""
+    if cutoffs.refused(principal, session_id):
+        detail = "This session, or its user, was cut off by the operator: ask them; asking again here is of no use."
+        raise Problem(403, "cut_off", detail)
 
 
 def _claims(signer: TokenSigner, session_token: str | None, session_id: str) -> SessionClaims | None:

@@ -160,6 +160,14 @@ class Settings(BaseSettings):
         10, alias="BROKER_CREDENTIAL_TIMEOUT_S", description="one fetch of an Entra token at most"
     )
 
+    client_secret_uses: int = Field(
+        20,
+        ge=0,
+        le=100,
+        alias="BROKER_CLIENT_SECRET_USES",
+        description="how many talks one client secret of the doors opens; 0 is off",
+    )
+
     # --- the proxy
     proxy_upstreams: Annotated[tuple[UpstreamName, ...], NoDecode, BeforeValidator(_split)] = Field(
         ("voice_live", "openai_realtime"),
@@ -219,6 +227,12 @@ class Settings(BaseSettings):
     )
     webrtc_filter: Literal["on", "off"] = Field(
         "on", alias="BROKER_WEBRTC_FILTER", description="on asks Azure to send fewer events to the browser"
+    )
+
+    doors_webrtc_filter: Literal["on", "off"] = Field(
+        "off",
+        alias="BROKER_DOORS_WEBRTC_FILTER",
+        description="the same for calls of the official clients, which wait for events that the filter leaves out",
     )
 
     # --- the memory

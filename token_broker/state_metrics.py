@@ -25,6 +25,8 @@ _MEMORY_GAUGES = (
     ("oldest_age_s", "memory_oldest_queued_age_seconds", "Age of the oldest turn that waits, over all replicas."),
     ("dead", "memory_dead_letters", "Turns that could not be delivered and are kept, over all replicas."),
     ("figures_age_s", "memory_figures_age_seconds", "How long ago the store was last asked for the three above."),
+    ("cut_offs", "memory_cut_offs", "Principals and sessions that the operator has cut off, over all replicas."),
+    ("cut_offs_age_s", "memory_cut_offs_age_seconds", "How long ago the store was last asked who is cut off."),
     ("waiting", "memory_waiting_turns", "Turns that wait for their commit."),
     ("buffered", "memory_buffered_turns", "Proxied turns that wait for the store."),
 )

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -28,6 +28,7 @@ __all__ = [
     "AuditEntry",
     "Redactor",
     "advice_on",
+    "audit_cut_offs",
     "begin_ids",
     "bind_ids",
     "configure_logging",
@@ -43,6 +44,7 @@ _TOKEN_LIKE = re.compile(
     r"|(?i:bearer)\s+[A-Za-z0-9._~+/=-]{8,}"
 )
 _MIN_SECRET_CHARS = 6
+_NAMED_AT_ONCE = 20
 
 _ADVICE = {
     "misconfigured": "run `token-broker doctor`; check the key, the role (Cognitive Services OpenAI User), the network",
@@ -153,6 +155,16 @@ def write_audit(entry: AuditEntry, observe: Observer) -> None:
         expires_at=entry.expires_at.isoformat(),
     )
     observe(CredentialIssued(agent_id=entry.agent_id, strategy=entry.strategy, holder=entry.holder))
+
+
+def audit_cut_offs(cut_off: Collection[tuple[str, str]], *, lifted: Collection[tuple[str, str]]) -> None:
+    """Writes to the audit who is cut off from now on, and who no longer: kinds with ids, of many the first few."""
+    audit.info(
+        "cut_offs_changed",
+        cut_off=[f"{kind} {name}" for kind, name in sorted(cut_off)[:_NAMED_AT_ONCE]],
+        lifted=[f"{kind} {name}" for kind, name in sorted(lifted)[:_NAMED_AT_ONCE]],
+        counts=[len(cut_off), len(lifted)],
+    )
 
 
 def begin_ids(**ids: str) -> None:

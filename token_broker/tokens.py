@@ -1,4 +1,4 @@
-"""The broker's own signed tokens: session tokens and tickets. Each is enough by itself; no store is asked.
+"""The broker's own signed tokens: session tokens, tickets, client secrets. Each is enough by itself; no store is asked.
 
 They are JWTs (HS256), told apart by their `typ` header (RFC 8725 §3.11). The first key signs, all verify, so that
 keys rotate without ending a talk. Clocks may differ by 60 s.
@@ -22,12 +22,15 @@ from pydantic import SecretStr
 from token_broker.ids import uuid7
 
 __all__ = [
+    "CLIENT_SECRET_PREFIX",
     "LEEWAY_S",
     "CallClaims",
+    "ClientSecretClaims",
     "SessionClaims",
     "TicketClaims",
     "TokenError",
     "TokenSigner",
+    "is_ours",
     "load_or_create_key",
 ]
 
@@ -35,6 +38,8 @@ LEEWAY_S = 60
 SESSION_TYPE = "vtb-session+jwt"
 TICKET_TYPE = "vtb-ticket+jwt"
 CALL_TYPE = "vtb-call+jwt"
+CLIENT_SECRET_TYPE = "vtb-client-secret+jwt"  # noqa: S105  # a media type
+CLIENT_SECRET_PREFIX = "ek_"  # noqa: S105  # what the official clients want an ephemeral key to begin with
 MAX_TOKEN_CHARS = 4096
 _TOKENS_REMEMBERED = 2048
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -65,6 +70,22 @@ class TicketClaims:
     """What a ticket says: one admission to the proxy, as this agent. `ticket_id` is what is used up."""
 
     ticket_id: str
+    session_id: str
+    agent_id: str
+    principal: str
+    epoch: int
+    user_id: str | None
+    expires_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSecretClaims:
+    """What a client secret says: admission to any door, as this agent, as often as the settings allow.
+
+    `secret_id` is what its uses are counted by.
+    """
+
+    secret_id: str
     session_id: str
     agent_id: str
     principal: str
@@ -120,6 +141,15 @@ class TokenSigner:
         }  # fmt: skip
         return self._sign(claims, TICKET_TYPE, ttl_s)
 
+    def client_secret(
+        self, *, session_id: str, agent_id: str, principal: str, epoch: int, user_id: str | None, ttl_s: int
+    ) -> str:
+        """Admission to the doors of the official clients for `ttl_s` seconds; it begins with `ek_`."""
+        claims = {
+            "jti": uuid7(), "sid": session_id, "agt": agent_id, "sub": principal, "epo": epoch, "uid": user_id,
+        }  # fmt: skip
+        return CLIENT_SECRET_PREFIX + self._sign(claims, CLIENT_SECRET_TYPE, ttl_s)
+
     def call_token(self, *, session_id: str, call_id: str, endpoint: str, ttl_s: int) -> str:
         """A relayed call's id as the browser sees it: it hides nothing, and can't be made up."""
         return self._sign({"sid": session_id, "cal": call_id, "hst": endpoint}, CALL_TYPE, ttl_s)
@@ -159,6 +189,31 @@ class TokenSigner:
             expires_at_s=_number(claims, "exp"),
         )
 
+    def read_client_secret(self, token: str) -> ClientSecretClaims:
+        """The claims of a client secret in time, with or without its prefix. Raises TokenError."""
+        claims = self._read(token.removeprefix(CLIENT_SECRET_PREFIX), CLIENT_SECRET_TYPE, 0)
+        return ClientSecretClaims(
+            secret_id=_text(claims, "jti"),
+            session_id=_text(claims, "sid"),
+            agent_id=_text(claims, "agt"),
+            principal=_text(claims, "sub"),
+            epoch=_number(claims, "epo"),
+            user_id=_optional_text(claims, "uid"),
+            expires_at_s=_number(claims, "exp"),
+        )
+
+    def read_any(self, token: str) -> ClientSecretClaims | TicketClaims | SessionClaims:
+        """The claims of whichever of these three `token` is, in time. Raises TokenError."""
+        token = token.removeprefix(CLIENT_SECRET_PREFIX)
+        if len(token) > MAX_TOKEN_CHARS:
+            raise TokenError("too long")
+        kind, _ = self._verified(token)
+        if kind == TICKET_TYPE:
+            return self.read_ticket(token)
+        if kind == SESSION_TYPE:
+            return self.read_session_token(token)
+        return self.read_client_secret(token)
+
     def _sign(self, claims: dict[str, Any], kind: str, ttl_s: int) -> str:
         now = int(self._clock())
         payload = json.dumps({**claims, "iat": now, "exp": now + ttl_s}, separators=(",", ":")).encode()
@@ -185,6 +240,17 @@ class TokenSigner:
             except (jwt.InvalidTokenError, UnicodeError):
                 break
         raise TokenError("not one of this broker's tokens")
+
+
+def is_ours(token: str) -> bool:
+    """Whether `token` claims to be one of this broker's, good or not: by its prefix or its type."""
+    if token.startswith(CLIENT_SECRET_PREFIX):
+        return True
+    try:
+        kind = jwt.get_unverified_header(token).get("typ")
+    except jwt.InvalidTokenError:
+        return False
+    return isinstance(kind, str) and kind.startswith("vtb-")
 
 
 class _PreparedHmac(HMACAlgorithm):

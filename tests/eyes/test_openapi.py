@@ -144,7 +144,7 @@ async def test_every_code_that_the_source_raises_is_described_with_its_status(
 
 
 def _raised() -> set[tuple[int, str]]:
-    """Status and code of every `Problem(…)` and `_unauthorized(…)` in the source."""
+    """Status and code of every `Problem(…)`, `_refused(…)` and `_unauthorized(…)` in the source."""
     found = set()
     for file in Path(token_broker.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -153,6 +153,10 @@ def _raised() -> set[tuple[int, str]]:
                     found.add((status, str(code)))
                 case ast.Call(func=ast.Name("Problem"), args=[ast.Constant(503), ast.Name("code"), *_]):
                     found |= {(503, "store_busy"), (503, "store_away")}
+                case ast.Call(
+                    func=ast.Name("_refused"), args=[_, _, ast.Constant(int() as status), ast.Constant(code), *_]
+                ):
+                    found.add((status, str(code)))
                 case ast.Call(func=ast.Name("_unauthorized"), args=[ast.Constant(code), *_]):
                     found.add((401, str(code)))
     return found

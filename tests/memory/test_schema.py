@@ -79,6 +79,27 @@ async def test_a_store_that_is_up_to_date_opens_again_without_alembic(
     await again.close()
 
 
+async def test_a_store_of_the_first_version_is_brought_up_and_keeps_what_it_has(
+    database: Database, database_url: str
+) -> None:
+    def as_it_was(connection: Connection) -> None:
+        for statement in (
+            "DROP TABLE cutoffs",
+            "UPDATE alembic_version SET version_num = '0001'",
+            "INSERT INTO tickets VALUES (1, 'a-ticket', 1)",
+        ):
+            connection.execute(text(statement))
+
+    made = await everything(database)
+    await database.write(as_it_was)
+    await database.close()
+    again = connect(SecretStr(database_url), timeout_s=20, patience_s=1)
+    await again.open()
+    assert await everything(again) == made
+    assert await again.read(lambda c: c.scalars(text("SELECT ticket_id FROM tickets")).all()) == ["a-ticket"]
+    await again.close()
+
+
 async def test_a_store_of_a_newer_version_is_left_alone(database: Database, database_url: str) -> None:
     await database.write(lambda c: c.execute(text("UPDATE alembic_version SET version_num = '9999'")).rowcount)
     await database.close()

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.app import bearer, make_app
@@ -18,6 +19,7 @@ from tests.memory.support.databases import PostgresServer, postgres_server, sqli
 from tests.memory.support.serving import serving
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.waiting import eventually
+from token_broker.memory.admin import open_admin
 from token_broker.memory.base import Outcome
 from token_broker.memory.errors import StoreAwayError, StoreError, StoreInUseError
 from token_broker.memory.service import Memory
@@ -135,6 +137,35 @@ async def test_a_postgresql_that_restarts_is_waited_for(own_postgres: PostgresSe
             await works_again(http)
             turns = (await http.get(f"/api/v1/memory/sessions/{SESSION}/turns")).json()["turns"]
             assert {"t0", "t1"} <= {found["turn_id"] for found in turns}
+
+
+async def test_while_the_store_is_away_who_was_cut_off_stays_cut_off(own_postgres: PostgresServer) -> None:
+    settings = Settings.load(database_url=SecretStr(await own_postgres.create()), signing_keys="k" * 40)
+    async with Memory.open(settings) as memory:
+        await memory.ready()
+        async with open_admin(settings) as admin:
+            await admin.cut_off("principal", "ann")
+        await memory.cutoffs.refresh()
+        await asyncio.to_thread(own_postgres.control, "stop", "-m", "fast")
+        try:
+            with capture_logs() as logs:
+
+                async def asked_twice_in_vain() -> bool:
+                    return memory.status().cut_offs_unread >= 2
+
+                await eventually(asked_twice_in_vain)
+            assert [line["event"] for line in logs].count("cut_offs_unread") == 1
+            assert [memory.cutoffs.refused(name, SESSION) for name in ("ann", "bob")] == [True, False]
+            assert (memory.status().cut_offs_age_s or 0) > 1
+        finally:
+            await asyncio.to_thread(own_postgres.control, "start")
+        async with open_admin(settings) as admin:
+            await admin.lift("principal", "ann")
+
+        async def let_in() -> bool:
+            return not memory.cutoffs.refused("ann", SESSION)
+
+        await eventually(let_in)
 
 
 async def test_a_broker_starts_without_its_postgresql_and_finds_it_later(own_postgres: PostgresServer) -> None:

@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from tests.relay.support.broker import KEY
 from token_broker.app import create_app
 from token_broker.ids import uuid7
+from token_broker.memory.admin import open_admin
 from token_broker.settings import load_settings
 from token_broker.tokens import TokenSigner
 
@@ -142,6 +143,21 @@ async def test_an_offer_is_answered_and_the_call_is_hung_up_where_it_was_made(tm
         assert azure.hung_up == [("rtc_abc", KEY)]
         assert browser.app.state.broker.talks.active == 0
         assert not any(secret in response.text + str(response.headers) for secret in (KEY, EPHEMERAL))
+
+
+async def test_a_session_that_was_cut_off_gets_no_further_call_and_may_hang_up_the_one_it_has(tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        session, other = uuid7(), uuid7()
+        location = (await browser.offer(session)).headers["location"]
+        broker = browser.app.state.broker
+        async with open_admin(broker.settings) as admin:
+            await admin.cut_off("session", session)
+        await broker.memory.cutoffs.refresh()
+        refused = await browser.offer(session)
+        assert (refused.status_code, refused.json()["code"]) == (403, "cut_off")
+        assert (azure.mints, len(azure.offers)) == (1, 1), "Azure is asked for nothing"
+        assert (await browser.hang_up(location, session)).status_code == 204
+        assert (await browser.offer(other)).status_code == 201
 
 
 async def test_a_relayed_call_speaks_as_the_agent_of_the_plan(tmp_path: Path) -> None:

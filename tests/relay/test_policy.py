@@ -147,5 +147,5 @@ def test_azures_events_are_told_by_their_head_and_else_by_parsing(text: str, kin
 
 def test_a_session_event_loses_its_instructions_and_nothing_else() -> None:
     event = {"type": "session.updated", "session": {"id": "s", "instructions": "secret", "voice": "v"}}
-    assert json.loads(without_secrets(event)) == {"type": "session.updated", "session": {"id": "s", "voice": "v"}}
+    assert without_secrets(event) == {"type": "session.updated", "session": {"id": "s", "voice": "v"}}
     assert event["session"] == {"id": "s", "instructions": "secret", "voice": "v"}

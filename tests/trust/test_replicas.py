@@ -16,8 +16,11 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.memory.support.databases import PostgresServer, postgres_server
 from tests.support.broker import RunningBroker, make_settings, run_broker
+from tests.support.waiting import eventually
+from token_broker.memory.admin import open_admin
 from token_broker.simulator import RunningSimulator
 
+SLACK_S = 15
 OLD, NEW, STRANGE = "o" * 40, "n" * 40, "s" * 40
 
 StartReplica = Callable[[str], AbstractAsyncContextManager[RunningBroker]]
@@ -108,6 +111,32 @@ async def test_a_session_forgotten_at_one_replica_is_forgotten_at_the_other(repl
         assert len((await other.client.get(turns, headers=mine)).json()["turns"]) == 1
         assert (await other.client.delete(turns, headers=mine)).status_code in {200, 204}
         assert (await one.client.get(turns, headers=mine)).json()["turns"] == []
+
+
+async def test_a_session_that_is_cut_off_is_refused_at_every_replica_within_two_seconds(replica: StartReplica) -> None:
+    async with replica(OLD) as one, replica(OLD) as other:
+        plan, bystander = await one.plan(), await other.plan()
+        proof = {"session_id": plan["session_id"]}, plan["session_token"]
+
+        async def answer_everywhere() -> set[int]:
+            body, token = proof
+            return {(await broker.token(body, X_Session_Token=token)).response.status_code for broker in (one, other)}
+
+        async def refused() -> bool:
+            return await answer_everywhere() == {403}
+
+        async def let_in() -> bool:
+            return await answer_everywhere() == {200}
+
+        assert await let_in()
+        async with open_admin(one.settings) as admin:
+            await admin.cut_off("session", plan["session_id"])
+            await eventually(refused, within_s=2 + SLACK_S)
+            for broker in (one, other):
+                assert (await report_turn(broker, plan)).status_code == 200, "what was said is still kept"
+                await broker.plan({"session_id": bystander["session_id"]}, X_Session_Token=bystander["session_token"])
+            await admin.lift("session", plan["session_id"])
+        await eventually(let_in, within_s=2 + SLACK_S)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from token_broker.observing import TokenRequestEnded, TokenResult
 from token_broker.openapi import Answer, Body, Operation, Parameter
 from token_broker.problems import Problem
 from token_broker.schemas import Plan, TokenRequest
-from token_broker.sessions import open_session
+from token_broker.sessions import ensure_not_cut_off, open_session
 from token_broker.telemetry import AuditEntry, bind_ids, write_audit
 
 __all__ = ["TOKEN_OPERATIONS", "create_token", "find_agent"]
@@ -73,6 +73,7 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
         user_id=wanted.user_id,
     )
     bind_ids(session_id=owner.session_id)
+    ensure_not_cut_off(broker.memory.cutoffs, owner.principal, owner.session_id)
     # Who has neither a name nor a past can't be remembered: the memory need not be asked.
     nobody = wanted.session_id is None and not caller.principal.authenticated
     supply = recalled_spec(broker, agent, owner, tuple(wanted.modalities), remembered=not nobody)
@@ -229,7 +230,7 @@ TOKEN_OPERATIONS = (
         problems={
             400: ("invalid_json", "client_left"),
             401: ("not_signed_in", "bad_principal", "invalid_token"),
-            403: ("foreign_session", "foreign_user", "insufficient_scope"),
+            403: ("foreign_session", "foreign_user", "insufficient_scope", "cut_off"),
             404: ("unknown_agent",),
             408: ("body_timeout",),
             413: ("body_too_large",),

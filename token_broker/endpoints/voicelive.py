@@ -15,7 +15,7 @@ class Voicelive:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         broker: Broker = scope["app"].state.broker
-        await broker.relay(scope, receive, send)
+        await broker.relay.proxy(scope, receive, send)
 
 
 VOICELIVE_SOCKET = Socket(

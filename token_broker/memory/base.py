@@ -8,6 +8,9 @@ from typing import Literal, Protocol
 __all__ = [
     "ANONYMOUS",
     "LAST_TURNS",
+    "CutOff",
+    "CutOffKind",
+    "CutOffList",
     "Outcome",
     "Owner",
     "Recall",
@@ -25,6 +28,7 @@ LAST_TURNS = 12  # of a session, told to an agent that takes it up again
 
 Role = Literal["user", "assistant"]
 Source = Literal["proxy", "browser"]
+CutOffKind = Literal["principal", "session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,23 @@ class SessionBook(Protocol):
 
     def record(self, owner: Owner, agent_id: str) -> None:
         """Writes or renews the session's row beside the answer; never waits, never raises."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """A principal, or one session, that the operator lets in no more."""
+
+    kind: CutOffKind
+    id: str
+    since: datetime  # UTC
+
+
+class CutOffList(Protocol):
+    """Whom the operator has cut off, as every replica knows within two seconds."""
+
+    def refused(self, principal: str, session_id: str | None) -> bool:
+        """Whether tokens of this principal, or of this session, open nothing any more; never waits, never raises."""
         ...
 
 

@@ -5,10 +5,12 @@ StoreError
 │   └── StoreUnreachableError   nobody answers: others need not try until it has been reached again
 ├── StoreBusyError         it works, but its queue is full; come again
 ├── StoreRefusedError      this row will never be taken (kept apart, so that it holds up no other)
+├── CutOffListFullError    nobody more can be cut off until somebody is let in again
 └── StoreInUseError        another process has the SQLite file; the broker cannot start on it
 """
 
 __all__ = [
+    "CutOffListFullError",
     "StoreAwayError",
     "StoreBusyError",
     "StoreError",
@@ -40,6 +42,10 @@ class StoreBusyError(StoreError):
 
 class StoreRefusedError(StoreError):
     """The store will not take this row, now or later."""
+
+
+class CutOffListFullError(StoreError):
+    """As many are cut off as the list holds."""
 
 
 class StoreInUseError(StoreError):

@@ -1,4 +1,7 @@
-"""What is done to the memory now and then: forgetting, retention, dead letters. For the broker and the command line."""
+"""What is done to the memory now and then: forgetting, retention, dead letters, cutting off.
+
+For the broker and the command line.
+"""
 
 import time
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from token_broker.tokens import LEEWAY_S
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
+    from token_broker.memory.base import CutOff, CutOffKind
     from token_broker.memory.outbox import Figures
     from token_broker.memory.rows import DeadLetter
 
@@ -101,6 +105,30 @@ class Housekeeper:
         from token_broker.memory.outbox import purge_dead
 
         return await self._repeat(partial(purge_dead, session_id=session_id, limit=_CHUNK))
+
+    async def cut_off(self, kind: "CutOffKind", name: str) -> bool:
+        """Cuts off a principal or a session; False where it was already. Raises CutOffListFullError, StoreError."""
+        from token_broker.memory.cutting_off import cut_off
+
+        return await self._database.write(partial(cut_off, kind=kind, name=name, now_us=to_us(self._clock())))
+
+    async def lift(self, kind: "CutOffKind", name: str) -> bool:
+        """Lets in again whom `cut_off` shut out; False where nobody was. Raises StoreError."""
+        from token_broker.memory.cutting_off import lift
+
+        return await self._database.write(partial(lift, kind=kind, name=name))
+
+    async def cut_offs(self) -> "list[CutOff]":
+        """Who is cut off, the latest last. Raises StoreError."""
+        from token_broker.memory.cutting_off import list_cut_offs
+
+        return await self._database.read(list_cut_offs)
+
+    async def knows(self, kind: "CutOffKind", name: str) -> bool:
+        """Whether a session of theirs is stored: of a mistyped id there is none. Raises StoreError."""
+        from token_broker.memory.cutting_off import is_known
+
+        return await self._database.read(partial(is_known, kind=kind, name=name))
 
     async def _repeat(self, work: "Callable[[Connection], int]") -> int:
         """Works in transactions of a chunk each until there is nothing left; how many rows that were."""

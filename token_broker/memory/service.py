@@ -16,6 +16,7 @@ import structlog
 
 from token_broker.memory.base import Outcome, SessionRecord, Turn
 from token_broker.memory.books import StoredSessions, StoredTickets
+from token_broker.memory.cutoffs import CutOffs
 from token_broker.memory.database import Database, connect
 from token_broker.memory.errors import StoreAwayError, StoreError, StoreUnreachableError
 from token_broker.memory.housekeeping import Housekeeper
@@ -46,7 +47,7 @@ _FLUSH_S = 5.0  # what a shutdown gives proxied turns to reach the store
 
 
 class Memory:
-    """Turns, sessions, tickets, recall; make it with `Memory.open`."""
+    """Turns, sessions, tickets, cut-offs, recall; make it with `Memory.open`."""
 
     def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
         self._settings = settings
@@ -75,6 +76,7 @@ class Memory:
         self.intake = BufferedIntake(self._writer, max_turns=settings.intake_turns, max_bytes=settings.intake_bytes)
         self.sessions = StoredSessions(self._database, self._writer, patience_s=settings.store_patience_s)
         self.tickets = StoredTickets(self._database, patience_s=settings.store_patience_s, clock=clock)
+        self.cutoffs = CutOffs(self._database, clock=clock)
         self._local_facts = LocalFacts(self._database)
         self.recall = BoundedRecall(self._database, self._facts, budget_s=settings.recall_budget_s)
         lease_s = 3 * settings.delivery_timeout_s
@@ -91,6 +93,7 @@ class Memory:
                 ("store", memory._keep_open),
                 ("writer", memory._keep_writing),
                 ("intake", memory.intake.run),
+                ("cutoffs", memory._keep_cutoffs),
                 ("delivery", memory._keep_delivering),
                 ("sweeping", memory._keep_sweeping),
             )
@@ -180,6 +183,9 @@ class Memory:
             last_delivery_failure=worker.last_failure if worker else None,
             tickets_spent_locally=self.tickets.spent_locally,
             sessions_unanswered=self.sessions.unanswered,
+            cut_offs=self.cutoffs.count,
+            cut_offs_age_s=self.cutoffs.age_s,
+            cut_offs_unread=self.cutoffs.unread,
             recalls=self.recall.counts.asked,
             recalls_late=self.recall.counts.late,
             recalls_failed=self.recall.counts.failed,
@@ -211,6 +217,7 @@ class Memory:
             try:
                 await self._database.open()
                 await self._begin_after_what_is_stored()
+                await self.cutoffs.refresh()
             except StoreError as error:
                 failures += 1
                 self._state, self._reason = "away", str(error)
@@ -232,6 +239,10 @@ class Memory:
         """What comes before the store is open waits, within the writer's bounds."""
         await self._opened.wait()
         await self._writer.run()
+
+    async def _keep_cutoffs(self) -> None:
+        await self._opened.wait()
+        await self.cutoffs.run()
 
     async def _keep_delivering(self) -> None:
         await self._opened.wait()

@@ -11,7 +11,8 @@ StoreState = Literal["opening", "open", "away"]
 @dataclass(frozen=True, slots=True)
 class MemoryStatus:
     """A snapshot. Counts are this process's since it began; `queued`, `oldest_age_s`, `dead` and `to_forget` are the
-    store's, over all replicas, as of `figures_age_s` ago (None: never asked yet).
+    store's, over all replicas, as of `figures_age_s` ago (None: never asked yet);
+    `cut_offs` as of `cut_offs_age_s` ago.
     """
 
     store: StoreState
@@ -38,6 +39,9 @@ class MemoryStatus:
     last_delivery_failure: str | None
     tickets_spent_locally: int
     sessions_unanswered: int
+    cut_offs: int
+    cut_offs_age_s: float | None
+    cut_offs_unread: int
     recalls: int
     recalls_late: int
     recalls_failed: int

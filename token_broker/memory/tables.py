@@ -1,7 +1,8 @@
 """The tables, once for SQLite and PostgreSQL; `migrations/` makes them.
 
 Every row of a session carries the session's `bucket` (see `keys.py`), first in each key: claims stay local, and the
-tables can be distributed on it (Citus, Cosmos DB for PostgreSQL) as they are. Times are whole microseconds since 1970.
+tables can be distributed on it (Citus, Cosmos DB for PostgreSQL) as they are; `cutoffs`, which is small and read whole,
+is the same on each node then. Times are whole microseconds since 1970.
 """
 
 from enum import IntEnum
@@ -20,9 +21,20 @@ from sqlalchemy import (
     Text,
 )
 
-__all__ = ["SCHEMA_REVISION", "SEARCH", "Delivery", "erasures", "metadata", "outbox", "sessions", "tickets", "turns"]
+__all__ = [
+    "SCHEMA_REVISION",
+    "SEARCH",
+    "Delivery",
+    "cutoffs",
+    "erasures",
+    "metadata",
+    "outbox",
+    "sessions",
+    "tickets",
+    "turns",
+]
 
-SCHEMA_REVISION = "0001"  # the newest of migrations/versions
+SCHEMA_REVISION = "0002"  # the newest of migrations/versions
 
 metadata = MetaData()
 
@@ -132,6 +144,16 @@ erasures = Table(
     Column("failures", Integer, nullable=False),
     Column("last_error", Text),
     PrimaryKeyConstraint("bucket", "principal", "session_id"),
+)
+
+# Whom the operator has cut off: a principal, or one session.
+cutoffs = Table(
+    "cutoffs",
+    metadata,
+    Column("kind", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("since_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("kind", "id"),
 )
 
 # Full text. SQLite's is contentless: rows are found by `rowid`, a turn's arrival; `owner` holds a token of the session

@@ -61,8 +61,12 @@ class RelayCounters:
     usage_by_agent: dict[str, Usage] = field(default_factory=dict)
     usage_by_principal: OrderedDict[str, Usage] = field(default_factory=OrderedDict)
 
-    def count_usage(self, usage: Mapping[str, Any], *, principal: str, agent_id: str, talk: TalkCounters) -> None:
-        """Counts one response's usage for the talk, its agent and its principal (the last 10,000 are kept)."""
+    def count_usage_of(self, event: Mapping[str, Any], *, principal: str, agent_id: str, talk: TalkCounters) -> None:
+        """Counts the usage of a `response.done` for the talk, its agent, its principal (the last 10,000 are kept)."""
+        response = event.get("response")
+        usage = response.get("usage") if isinstance(response, dict) else None
+        if not isinstance(usage, dict):
+            return
         talk.usage.add(usage)
         self.usage_by_agent.setdefault(agent_id, Usage()).add(usage)
         self.usage_by_principal.setdefault(principal, Usage()).add(usage)
@@ -73,6 +77,10 @@ class RelayCounters:
     def finish(self, talk: TalkCounters, code: int) -> None:
         """Takes a finished talk's figures over."""
         self.closes[code] += 1
+        self.add(talk)
+
+    def add(self, talk: TalkCounters) -> None:
+        """The same of what was no socket of the client's."""
         _add(self.done, talk)
 
     def totals(self, running: list[TalkCounters]) -> TalkCounters:

@@ -1,52 +1,46 @@
-"""`WS /api/v1/voice/voicelive/{session_id}`: admission, then the talk. A plain ASGI application."""
+"""The relay's WebSockets: the plan's proxy and the doors of the official clients. Plain ASGI applications.
 
+Both admit, then hold a talk. The proxy accepts first and refuses with a close code, which browsers can read; a door
+refuses with an HTTP status, which its clients can.
+"""
+
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Any
 
 import structlog
-from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Message, Receive, Scope, Send
 
-from token_broker.agents import Agent, AgentBook
-from token_broker.limits import SessionLease, SessionLimits
-from token_broker.memory.base import Owner, Recall, TicketBook, TurnIntake
+from strategies.base import SessionSpec
+from token_broker.agents import AgentBook
+from token_broker.limits import SessionLimits
+from token_broker.memory.base import Recall, TurnIntake
 from token_broker.observing import Observer, TalkEnded, unheard
-from token_broker.problems import Problem, problem_response
-from token_broker.relay.closing import BAD_REQUEST, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
+from token_broker.problems import Problem, problem_response, with_api_error
+from token_broker.relay.admission import CUT_OFF, Admission, RefusedError, Visitor
+from token_broker.relay.closing import BAD_REQUEST, DONE, Ending
 from token_broker.relay.counters import RelayCounters
+from token_broker.relay.doors import PROXY_FRONT, Door, DoorFront, Front
 from token_broker.relay.drain import GOING_AWAY, Drain
 from token_broker.relay.serving import GIVE_UP_EXTENSION
+from token_broker.relay.sideband import CallListener
 from token_broker.relay.talk import Talk, TalkParts
 from token_broker.relay.upstreams import UpstreamConnector
 from token_broker.settings import Settings
 from token_broker.telemetry import bind_ids
-from token_broker.tokens import TicketClaims, TokenError, TokenSigner
 
 __all__ = ["VoiceRelay", "websocket_not_found"]
 
 log = structlog.get_logger("token_broker.relay")
 
 SUBPROTOCOL = "realtime"
-TICKET_PREFIX = "ticket."
-
-OriginCheck = Callable[[Scope], bool]
-LimitKey = Callable[[Scope, str], str]
-
-
-class _RefusedError(Exception):
-    """A newcomer that is not admitted."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.ending = Ending(code, reason)
 
 
 class VoiceRelay:
-    """The proxy. Route WebSockets and plain requests of its path here; `session_id` is a path parameter.
-
-    `origin_allowed` judges the handshake's Origin; `limit_key` says what a principal's open talks are counted by (the
-    address, for somebody anonymous). `limits` are shared with the SDP relay; `observe` hears of each talk's end.
+    """Route WebSockets and plain requests of the proxy's path to `proxy`, where `session_id` is a path parameter, and
+    those of a door's paths to `door`. `limits` are shared with the SDP relay; `observe` hears of each talk's end.
     """
 
     def __init__(
@@ -54,28 +48,22 @@ class VoiceRelay:
         *,
         settings: Settings,
         agents: AgentBook,
-        signer: TokenSigner,
-        tickets: TicketBook,
+        admission: Admission,
         intake: TurnIntake,
         recall: Recall,
         connector: UpstreamConnector,
         limits: SessionLimits,
         drain: Drain,
-        origin_allowed: OriginCheck,
-        limit_key: LimitKey,
         observe: Observer = unheard,
     ) -> None:
         self._observe = observe
         self._model = settings.model
-        self._agents = agents
-        self._signer = signer
-        self._tickets = tickets
+        self._admission = admission
         self._limits = limits
         self._drain = drain
-        self._origin_allowed = origin_allowed
-        self._limit_key = limit_key
         self._counters = RelayCounters()
         self._talks: set[Talk] = set()
+        self._listening: set[asyncio.Task[None]] = set()
         self._parts = TalkParts(
             settings=settings,
             agents=agents,
@@ -112,27 +100,94 @@ class VoiceRelay:
             "upstreams": [gate.snapshot() for gate in self._parts.connector.gates.values()],
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
+        """Ends the talks of whom the operator has cut off; `refused` says it of a principal and a session."""
+        for talk in self._talks:
+            if refused(talk.owner.principal, talk.owner.session_id):
+                talk.end(CUT_OFF)
+
+    async def aclose(self) -> None:
+        """Stops listening to calls; what was heard of them is kept."""
+        for task in list(self._listening):
+            task.cancel()
+        if self._listening:
+            await asyncio.wait(self._listening)
+
+    async def proxy(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Contract §3: a plan's ticket opens it, once."""
         if scope["type"] != "websocket":
             await _upgrade_required(scope, receive, send)
             return
         await receive()  # websocket.connect
-        offered = scope.get("subprotocols", [])
-        # The ticket stands among what was offered: it must never come back as what was chosen.
-        await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if SUBPROTOCOL in offered else None})
+        await send(_accepted(scope))
         try:
-            owner, agent, lease = await self._admit(scope)
-        except _RefusedError as refused:
+            visitor = self._admission.by_ticket(scope)
+            lease = await self._admission.enter(visitor)
+        except RefusedError as refused:
             self._counters.closes[refused.ending.code] += 1
             log.info("talk_refused", code=refused.ending.code, reason=refused.ending.reason)
             await _close(send, refused.ending)
             return
         with lease:
-            await self._talk(scope, receive, send, owner, agent)
+            await self._talk(scope, receive, send, visitor, PROXY_FRONT)
 
-    async def _talk(self, scope: Scope, receive: Receive, send: Send, owner: Owner, agent: Agent) -> None:
+    async def door(self, door: Door, scope: Scope, receive: Receive, send: Send) -> None:
+        """Contract §7: whatever of the broker's own credentials opens it, and the session is the credential's."""
+        if scope["type"] != "websocket":
+            await _upgrade_required(scope, receive, send)
+            return
+        await receive()
+        try:
+            visitor = self._admission.by_any(scope)
+            lease = await self._admission.enter(visitor, counted=True)
+        except RefusedError as refused:
+            self._counters.closes[refused.ending.code] += 1
+            log.info("talk_refused", door=door.name, code=refused.ending.code, reason=refused.ending.reason)
+            await _deny(scope, receive, send, refused.problem)
+            return
+        except Problem as problem:
+            await _deny(scope, receive, send, problem)
+            return
+        with lease:
+            await send(_accepted(scope))
+            await self._talk(scope, receive, send, visitor, DoorFront(door.dialect))
+
+    def listen(self, visitor: Visitor, *, endpoint: str, call_id: str, spec: SessionSpec) -> None:
+        """Keeps the turns of a call that a door set up, and gives its place back when it is over.
+
+        `call_id` is Azure's, and the name that the call's place is kept by in `limits`; `spec` is
+        the session that it was minted with.
+        """
+        listener = CallListener(
+            settings=self._parts.settings,
+            connector=self._parts.connector,
+            intake=self._parts.intake,
+            counters=self._counters,
+            owner=visitor.owner,
+            agent=visitor.agent,
+            spec=spec,
+        )
+        task = asyncio.create_task(self._listen(listener, endpoint, call_id), name="talk-sideband")
+        self._listening.add(task)
+        task.add_done_callback(self._listening.discard)
+
+    async def _listen(self, listener: CallListener, endpoint: str, call_id: str) -> None:
+        self._drain.add(listener)
+        try:
+            ending = await listener.run(endpoint, call_id)
+            if ending.code == DONE:
+                self._limits.end(call_id)
+            log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
+        finally:
+            self._drain.remove(listener)
+            self._counters.add(listener.counters)
+
+    async def _talk(self, scope: Scope, receive: Receive, send: Send, visitor: Visitor, front: Front) -> None:
+        owner, agent = visitor.owner, visitor.agent
         extension = (scope.get("extensions") or {}).get(GIVE_UP_EXTENSION) or {}
-        talk = Talk(self._parts, owner=owner, agent=agent, receive=receive, send=send, give_up=extension.get("give_up"))
+        talk = Talk(
+            self._parts, front, owner=owner, agent=agent, receive=receive, send=send, give_up=extension.get("give_up")
+        )
         self._counters.sessions += 1
         self._talks.add(talk)
         self._drain.add(talk)
@@ -176,60 +231,44 @@ class VoiceRelay:
                 )
             )
 
-    async def _admit(self, scope: Scope) -> tuple[Owner, Agent, SessionLease]:
-        """Who may talk, as which agent, in whose place. Raises _RefusedError. The ticket is used up here."""
-        if self._drain.draining:
-            raise _RefusedError(GOING_AWAY.code, GOING_AWAY.reason)
-        if not self._origin_allowed(scope):
-            raise _RefusedError(FOREIGN_ORIGIN, "this page's origin may not talk here: see BROKER_ALLOWED_ORIGINS")
-        claims = self._read_ticket(scope)
-        if (agent := self._agents.get(claims.agent_id)) is None:
-            raise _RefusedError(BAD_REQUEST, "the ticket's agent is gone: ask for a new plan")
-        lease = self._limits.acquire(self._limit_key(scope, claims.principal))
-        if lease is None:
-            raise _RefusedError(TOO_MANY, "too many talks are open: end one, or try again later")
-        try:
-            if not await self._tickets.spend(claims.ticket_id, claims.expires_at_s):
-                raise _RefusedError(TICKET_REFUSED, "the ticket was used: ask for a new plan")
-        except BaseException:
-            lease.release()
-            raise
-        owner = Owner(claims.session_id, claims.principal, claims.epoch, claims.user_id)
-        return owner, agent, lease
-
-    def _read_ticket(self, scope: Scope) -> TicketClaims:
-        tickets = [name for name in scope.get("subprotocols", []) if name.startswith(TICKET_PREFIX)]
-        if len(tickets) != 1:
-            raise _RefusedError(TICKET_REFUSED, "no ticket: ask POST /realtime/token first")
-        try:
-            claims = self._signer.read_ticket(tickets[0].removeprefix(TICKET_PREFIX))
-        except TokenError as error:
-            what = "has expired" if error.expired else "is not valid"
-            raise _RefusedError(TICKET_REFUSED, f"the ticket {what}: ask for a new plan") from None
-        if claims.session_id != scope.get("path_params", {}).get("session_id"):
-            raise _RefusedError(TICKET_REFUSED, "the ticket is another session's: ask for a new plan")
-        return claims
-
 
 async def websocket_not_found(scope: Scope, receive: Receive, send: Send) -> None:
     """Any other path's WebSocket: a plain 404, where ASGI by itself would answer 403."""
     await receive()
-    if "websocket.http.response" not in (scope.get("extensions") or {}):
-        await send({"type": "websocket.close", "code": BAD_REQUEST})
-        return
-    response = PlainTextResponse("There is no WebSocket at this path.\n", 404)
-    await response(scope, receive, send)
+    await _answer(scope, receive, send, PlainTextResponse("There is no WebSocket at this path.\n", 404))
 
 
 async def _upgrade_required(scope: Scope, receive: Receive, send: Send) -> None:
     problem = Problem(
         426,
         "upgrade_required",
-        "This path speaks WebSocket: connect with the url and the protocols of a plan's websocket_proxy.",
+        "This path speaks WebSocket: connect with a WebSocket client; /openapi.json says with what.",
         headers={"Upgrade": "websocket", "Connection": "Upgrade"},
     )
     correlation_id = str(scope.get("state", {}).get("correlation_id", ""))
     await problem_response(problem, correlation_id)(scope, receive, send)
+
+
+def _accepted(scope: Scope) -> Message:
+    """The handshake's answer. A credential stands among what was offered: it must never come back as what was chosen,
+    and who offered nothing is told nothing (azure-facts.md §4).
+    """
+    return {"type": "websocket.accept", "subprotocol": SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None}
+
+
+async def _deny(scope: Scope, receive: Receive, send: Send, problem: Problem) -> None:
+    correlation_id = str(scope.get("state", {}).get("correlation_id", ""))
+    response = problem_response(with_api_error(problem), correlation_id)
+    response.headers["X-Request-ID"] = correlation_id  # the edge adds it to HTTP's own answers alone
+    await _answer(scope, receive, send, response)
+
+
+async def _answer(scope: Scope, receive: Receive, send: Send, response: Response) -> None:
+    """Answers a handshake with `response`, where the server can; else ASGI's own 403."""
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": BAD_REQUEST})
+        return
+    await response(scope, receive, send)
 
 
 async def _close(send: Send, ending: Ending) -> None:

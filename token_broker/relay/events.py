@@ -7,7 +7,7 @@ from strategies.base import Dialect, SessionSpec
 from token_broker.ids import uuid7
 from token_broker.memory.base import Role
 
-__all__ = ["OWN_EVENT_IDS", "broker_error", "broker_event", "history_item", "new_agent_update"]
+__all__ = ["OWN_EVENT_IDS", "api_error", "broker_error", "broker_event", "history_item", "new_agent_update"]
 
 OWN_EVENT_IDS = "broker_"
 _LONGEST_HISTORY_CHARS = 4_000
@@ -21,6 +21,12 @@ def broker_event(kind: str, **fields: Any) -> str:
 def broker_error(code: str, message: str, *, retryable: bool = False) -> str:
     """`broker.error`: something did not work, and the talk goes on."""
     return broker_event("broker.error", code=code, message=message, retryable=retryable)
+
+
+def api_error(code: str, message: str, *, kind: str = "invalid_request_error") -> str:
+    """The same as the Realtime API's own `error`, for clients that know no events of ours."""
+    error = {"type": kind, "code": code, "message": message, "param": None, "event_id": None}
+    return _json({"type": "error", "event_id": f"event_{uuid7()}", "error": error})
 
 
 def new_agent_update(spec: SessionSpec, dialect: Dialect, event_id: str) -> str:

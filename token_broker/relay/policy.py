@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "Allowed",
     "Broken",
     "Command",
     "Passed",
     "Refused",
     "Verdict",
+    "compact",
     "event_type",
+    "examine",
     "is_plain_append",
     "judge",
     "without_secrets",
@@ -36,12 +39,13 @@ _TYPE_HEAD = re.compile(r'\s*\{\s*(?:"event_id"\s*:\s*"[^"\\]*"\s*,\s*)?"type"\s
 _THE_AGENTS_OWN = frozenset(
     {
         "model", "instructions", "voice", "tools", "prompt", "agent", "avatar", "interim_response",
-        "input_audio_transcription", "transcription", "tracing",
+        "input_audio_transcription", "transcription", "tracing", "additional_instructions",
     }
 )  # fmt: skip
 _CONFIGURATIONS = frozenset({"session", "response"})
 _NESTED = frozenset({"audio", "input", "output"})
-_ITEM_HOLDERS = frozenset({"item", "items", "input"})
+_ITEM_HOLDERS = frozenset({"item", "items", "input", "append_input_items"})
+_BESIDE_A_RESPONSE = "additional_instructions"  # Voice Live's `response.create` has them next to `response`
 _PRIVILEGED_ROLES = frozenset({"system", "developer"})
 _SECRET_OF_SESSIONS = ("instructions", "prompt", "interim_response", "tracing")
 
@@ -51,6 +55,13 @@ class Passed:
     """Goes to Azure as `text`."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """May go to Azure: `event` is what was read, without what the client has no say in."""
+
+    event: Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,7 @@ class Broken:
 
 
 Verdict = Passed | Command | Refused | Broken
+Finding = Passed | Allowed | Command | Refused | Broken
 
 
 def is_plain_append(text: str) -> bool:
@@ -95,12 +107,23 @@ def is_plain_append(text: str) -> bool:
 
 def judge(text: str) -> Verdict:
     """What becomes of a message from the client. A repeated key counts once, as its last value, made explicit."""
+    finding = examine(text)
+    return Passed(compact(finding.event)) if isinstance(finding, Allowed) else finding
+
+
+def examine(text: str) -> Finding:
+    """The same before it is written anew, for whoever has more to change."""
     if is_plain_append(text):
         return Passed(text)
     try:
-        return _judge_event(json.loads(text, parse_constant=_no_constant))
+        return _examine_event(json.loads(text, parse_constant=_no_constant))
     except (ValueError, RecursionError):
         return Broken("not JSON")
+
+
+def compact(event: Event) -> str:
+    """An event as it is sent."""
+    return json.dumps(event, separators=(",", ":"))
 
 
 def event_type(text: str) -> str | None:
@@ -115,25 +138,28 @@ def event_type(text: str) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def without_secrets(event: Event) -> str:
+def without_secrets(event: Event) -> Event:
     """A session event of Azure's as the client may see it: without the instructions."""
     session = event.get("session")
-    if isinstance(session, dict):
-        event = {**event, "session": {key: value for key, value in session.items() if key not in _SECRET_OF_SESSIONS}}
-    return json.dumps(event, separators=(",", ":"))
+    if not isinstance(session, dict):
+        return event
+    return {**event, "session": {key: value for key, value in session.items() if key not in _SECRET_OF_SESSIONS}}
 
 
-def _judge_event(event: Any) -> Verdict:
+def _examine_event(event: Any) -> Finding:
     if not isinstance(event, dict) or not isinstance(kind := event.get("type"), str):
         return Broken("not an event: an object with a type is wanted")
     if kind.startswith("broker."):
         return Command(event)
     if _has_privileged_item(event):
         return Refused("system_item_refused", "items with the role system or developer are not taken from a client")
+    kept: Event = {}
     for key, value in event.items():
-        if key.strip().lower() in _CONFIGURATIONS and isinstance(value, dict):
-            event[key] = _without_the_agents_own(value)
-    return Passed(json.dumps(event, separators=(",", ":")))
+        name = key.strip().lower()
+        if name != _BESIDE_A_RESPONSE:
+            configures = name in _CONFIGURATIONS and isinstance(value, dict)
+            kept[key] = _without_the_agents_own(value) if configures else value
+    return Allowed(kept)
 
 
 def _no_constant(name: str) -> None:

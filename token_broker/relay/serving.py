@@ -64,6 +64,8 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
             or not self.writable.is_set()
         ):
             await super().send(message)
+            if message["type"] == "websocket.http.response.body" and self.close_sent:
+                self.handshake_complete = True  # refused, and whole: uvicorn would complain that it was not taken
             return
         payload = text.encode()
         self.transport.write(text_frame_head(len(payload)) + payload)

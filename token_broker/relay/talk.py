@@ -27,16 +27,14 @@ from token_broker.relay.closing import (
     Ending,
 )
 from token_broker.relay.counters import RelayCounters, TalkCounters
-from token_broker.relay.events import broker_error, broker_event
+from token_broker.relay.doors import Front
 from token_broker.relay.keeping import TurnKeeper
 from token_broker.relay.policy import (
     Broken,
     Command,
-    Passed,
     Refused,
     event_type,
     is_plain_append,
-    judge,
     without_secrets,
 )
 from token_broker.relay.switching import AgentSwitch
@@ -77,15 +75,25 @@ class TalkParts:
 class Talk:
     """One accepted client's talk. `run` returns when all is over and nothing is left open.
 
+    `front` is how it speaks to its client.
     `give_up` closes the client's socket without waiting for it to read; None where the server has no such thing.
     """
 
     def __init__(
-        self, parts: TalkParts, *, owner: Owner, agent: Agent, receive: Receive, send: Send, give_up: GiveUp | None
+        self,
+        parts: TalkParts,
+        front: Front,
+        *,
+        owner: Owner,
+        agent: Agent,
+        receive: Receive,
+        send: Send,
+        give_up: GiveUp | None,
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
-        self._owner = owner
+        self._front = front
+        self.owner = owner
         self._receive = receive
         self._send = send
         self._give_up = give_up
@@ -166,15 +174,16 @@ class Talk:
                 self._azure_full = False
 
     def _on_event(self, text: str, upstream: Upstream) -> None:
-        match judge(text):
-            case Passed(text=checked):
-                upstream.socket.send(checked)
+        match self._front.from_client(text, upstream.route.dialect):
+            case list() as checked:
+                for message in checked:
+                    upstream.socket.send(message)
             case Command(event={"type": "broker.agent.switch"} as event):
                 self._switch.ask(event, upstream)
             case Command():
-                upstream.socket.put(broker_error("unknown_event", "the broker knows no such event"))
+                upstream.socket.put(self._front.error("unknown_event", "the broker knows no such event"))
             case Refused(code=code, message=message):
-                upstream.socket.put(broker_error(code, message))
+                upstream.socket.put(self._front.error(code, message))
             case Broken(reason=reason):
                 self.end(Ending(BAD_REQUEST, reason))
 
@@ -183,21 +192,15 @@ class Talk:
     async def _carry(self) -> None:
         """Connects, says `broker.ready`, and carries events until Azure's side is over."""
         try:
-            self._upstream = await self._parts.connector.connect(self._supply(self._switch.agent))
+            self._upstream = await self._parts.connector.connect(
+                self._supply(self._switch.agent), prefer=self._front.dialect
+            )
         except NoUpstreamError as error:
             self.end(error.ending)
             return
         self._parts.counters.ready += 1
-        route = self._upstream.route
-        self._upstream.first.insert(
-            0,
-            broker_event(
-                "broker.ready",
-                session_id=self._owner.session_id,
-                agent_id=self._switch.agent.id,
-                dialect=route.dialect,
-                upstream=route.name,
-            ),
+        self._upstream.first[:] = self._front.opening(
+            self._upstream, session_id=self.owner.session_id, agent_id=self._switch.agent.id
         )
         self._ready.set()
         while True:
@@ -214,6 +217,7 @@ class Talk:
         socket = upstream.socket
         frames = socket.frames
         counters = self.counters
+        front = self._front
         socket.put_first(upstream.first)
         while self._upstream is upstream:
             if not frames:
@@ -225,44 +229,53 @@ class Talk:
             kind = event_type(text)
             if kind in _AUDIO_DELTAS:
                 self._turns.assembler.heard(len(text) - text.find('"delta"'), self._loop.time())
-            elif kind in _READ_EVENTS or kind is None:
-                shown = self._read(kind, text, upstream)
-                if shown is None:
-                    continue
-                text = shown
-            self._sending = True
-            try:
-                await send({"type": "websocket.send", "text": text})
-            except (OSError, RuntimeError):  # closed under our hands: what the server says of a client that left
-                self._client_gone = True
-                self.end(_LEFT)
-                return False
-            self._sending = False
-            counters.to_client_frames += 1
-            counters.to_client_bytes += len(text)
+                told = [front.passed(text, upstream.route.dialect)]
+            elif kind is None or kind in _READ_EVENTS or front.reads(kind, upstream.route.dialect):
+                told = self._read(kind, text, upstream)
+            else:
+                told = [front.passed(text, upstream.route.dialect)]
+            for event in told:
+                self._sending = True
+                try:
+                    await send({"type": "websocket.send", "text": event})
+                except (OSError, RuntimeError):  # closed under our hands: what the server says of a client that left
+                    self._client_gone = True
+                    self.end(_LEFT)
+                    return False
+                self._sending = False
+                counters.to_client_frames += 1
+                counters.to_client_bytes += len(event)
         return True
 
-    def _read(self, kind: str | None, text: str, upstream: Upstream) -> str | None:
-        """An event that matters here: noted, and as the client may see it; None where it may not."""
+    def _read(self, kind: str | None, text: str, upstream: Upstream) -> list[str]:
+        """An event that matters here: noted, and as the client may see it, which may be not at all."""
         try:
             event = json.loads(text)
         except (ValueError, RecursionError):
             kind = event = None
         if kind is None or not isinstance(event, dict):
             self.end(Ending(UPSTREAM_FAILED, "Azure sent something that is no event: ask for a new plan"))
-            return None
+            return []
         if kind in _SESSION_EVENTS:
             if kind == "session.updated":
                 self._switch.confirmed(upstream)
-            return without_secrets(event)
-        if kind == "error":
-            return None if self._switch.owns_error(event, upstream) else text
+            return self._front.to_client(without_secrets(event), upstream.route.dialect)
+        if kind == "error" and self._switch.owns_error(event, upstream):
+            return []
         if self._switch.owns_item(event):
-            return None
+            return []
         if kind == "response.done":
-            self._count_usage(event)
+            self._parts.counters.count_usage_of(
+                event, principal=self.owner.principal, agent_id=self._switch.agent.id, talk=self.counters
+            )
         self._turns.feed(event, self._loop.time())
-        return text
+        return self._shown(kind, event, text, upstream)
+
+    def _shown(self, kind: str, event: dict[str, Any], text: str, upstream: Upstream) -> list[str]:
+        """An event that was read here, as the client may see it: written anew only where its front has to."""
+        if self._front.reads(kind, upstream.route.dialect):
+            return self._front.to_client(event, upstream.route.dialect)
+        return [self._front.passed(text, upstream.route.dialect)]
 
     # --- what the talk is made of
 
@@ -279,15 +292,7 @@ class Talk:
 
     def _tell_lost(self) -> None:
         if self._upstream is not None and not self._over.done():
-            self._upstream.socket.put(broker_error("turn_lost", "the memory is full: a turn was not kept"))
-
-    def _count_usage(self, event: MutableMapping[str, Any]) -> None:
-        response = event.get("response")
-        usage = response.get("usage") if isinstance(response, dict) else None
-        if isinstance(usage, dict):
-            self._parts.counters.count_usage(
-                usage, principal=self._owner.principal, agent_id=self._switch.agent.id, talk=self.counters
-            )
+            self._upstream.socket.put(self._front.error("turn_lost", "the memory is full: a turn was not kept"))
 
     # --- watching
 
@@ -321,7 +326,7 @@ class Talk:
     def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("talk_failed", session_id=self._owner.session_id, error=type(error).__name__, exc_info=error)
+            log.error("talk_failed", session_id=self.owner.session_id, error=type(error).__name__, exc_info=error)
             self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
 
     async def _finish(self, ending: Ending) -> None:
@@ -345,6 +350,8 @@ class Talk:
         if ending.code != CLIENT_STALLED:
             try:
                 async with asyncio.timeout(_CLOSE_S):
+                    if (last := self._front.farewell(ending)) is not None:
+                        await self._send({"type": "websocket.send", "text": last})
                     await self._send({"type": "websocket.close", "code": ending.code, "reason": ending.reason})
                     return
             except TimeoutError:

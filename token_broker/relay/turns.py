@@ -29,6 +29,8 @@ _USER_DELTA = "conversation.item.input_audio_transcription.delta"
 _COMMITTED = "input_audio_buffer.committed"
 _TRUNCATED = "conversation.item.truncated"
 _RESPONSE_DONE = "response.done"
+_PLAYING = "output_audio_buffer.started"  # these two come with WebRTC alone, where Azure itself plays the audio
+_PLAYED = "output_audio_buffer.stopped"
 _ITEM_MADE = frozenset({"conversation.item.created", "conversation.item.added", "conversation.item.done"})
 _PART_DONE = {
     "response.audio_transcript.done": "transcript",
@@ -53,6 +55,8 @@ TURN_EVENTS = frozenset(
         _COMMITTED,
         _TRUNCATED,
         _RESPONSE_DONE,
+        _PLAYING,
+        _PLAYED,
         *_ITEM_MADE,
         *_PART_DONE,
         *_PART_DELTA,
@@ -145,6 +149,11 @@ class TurnAssembler:
             return self._user_said(item_id, "", transcribed=False)
         if kind == _TRUNCATED:
             return self._truncated(item_id)
+        if kind == _PLAYING:
+            self._playing_until_s = now_s + _HELD_AT_MOST_S
+            return []
+        if kind == _PLAYED:
+            return self._played(now_s)
         if kind in _ITEM_MADE:
             return self._item_made(event)
         return []
@@ -252,6 +261,13 @@ class TurnAssembler:
             return []
         answer.interrupted = True
         return self._tell_all([item_id]) if answer.due_s is not None else []
+
+    def _played(self, now_s: float) -> list[FinishedTurn]:
+        self._playing_until_s = 0.0
+        for answer in self._answers.values():
+            if answer.due_s is not None:
+                answer.due_s = min(answer.due_s, now_s)
+        return self.due(now_s)
 
     def _played_by_s(self, now_s: float) -> float:
         return min(max(self._playing_until_s, now_s), now_s + _HELD_AT_MOST_S)

@@ -125,14 +125,19 @@ class UpstreamConnector:
         """For when no talk is left: stops what may still look names up."""
         await self._names.aclose()
 
-    async def connect(self, supply: SpecSupplier, *, only: UpstreamName | None = None) -> Upstream:
+    async def connect(
+        self, supply: SpecSupplier, *, only: UpstreamName | None = None, prefer: Dialect | None = None
+    ) -> Upstream:
         """An upstream whose session is the agent's, within the limit for all together. Raises NoUpstreamError.
 
-        `only` leaves out all but that one: for a talk that has to keep its dialect.
+        `only` leaves out all but that one: for a talk that has to keep its dialect. Those that speak what the client
+        would `prefer` are tried first.
         """
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._timeout_s
         routes = [route for route in self.routes if only is None or route.name == only]
+        if prefer is not None:
+            routes.sort(key=lambda route: route.dialect != prefer)
         ending: Ending | None = None
         for index, route in enumerate(routes):
             gate = self.gates[route.name]
@@ -171,18 +176,21 @@ class UpstreamConnector:
                     gate.abandoned(admission)
         raise NoUpstreamError(ending or Ending(UPSTREAM_FAILED, "no Azure endpoint is configured for talks"))
 
+    async def join_call(self, endpoint: str, call_id: str) -> AzureSocket:
+        """The sideband of a WebRTC call at `endpoint` (azure-facts.md §2), within the limit. Raises MintError."""
+        url = f"{endpoint}/openai/v1/realtime?call_id={quote(call_id, safe='')}"
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._opened(url, asyncio.get_running_loop().time() + self._timeout_s)
+        except TimeoutError:
+            raise TimedOutError(f"no sideband within {self._timeout_s:.1f} s") from None
+
     async def attempt(self, route: Route, supply: SpecSupplier, *, timeout_s: float) -> Upstream:
-        """One route, whatever its gate says, with Entra once more where it takes no keys. Raises MintError."""
+        """One route, whatever its gate says. Raises MintError."""
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline_s):
-                authorization = await self._credential(deadline_s)
-                try:
-                    opened = await self._open(route, authorization, deadline_s)
-                except KeysDisabledError:
-                    if self._credentials is None or authorization.kind != "key" or not self._credentials.keys_refused():
-                        raise
-                    opened = await self._open(route, await self._credential(deadline_s), deadline_s)
+                opened = await self._opened(route.url, deadline_s)
                 try:
                     return Upstream(route, opened, await _take_session(opened, route, await supply()))
                 except BaseException:
@@ -190,6 +198,16 @@ class UpstreamConnector:
                     raise
         except TimeoutError:
             raise TimedOutError(f"no open session within {timeout_s:.1f} s") from None
+
+    async def _opened(self, url: str, deadline_s: float) -> AzureSocket:
+        """A socket opened with the key, or with Entra where the resource takes no keys."""
+        authorization = await self._credential(deadline_s)
+        try:
+            return await self._open(url, authorization, deadline_s)
+        except KeysDisabledError:
+            if self._credentials is None or authorization.kind != "key" or not self._credentials.keys_refused():
+                raise
+            return await self._open(url, await self._credential(deadline_s), deadline_s)
 
     async def _credential(self, deadline_s: float) -> Authorization:
         """What to ask with; TimeoutError where its source took all the time there was."""
@@ -203,10 +221,10 @@ class UpstreamConnector:
                 raise TimeoutError from None
             raise
 
-    async def _open(self, route: Route, authorization: Authorization, deadline_s: float) -> AzureSocket:
+    async def _open(self, url: str, authorization: Authorization, deadline_s: float) -> AzureSocket:
         try:
             return await connect(
-                route.url,
+                url,
                 authorization.headers(),
                 names=self._names,
                 tls=self._tls,

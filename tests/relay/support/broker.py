@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from strategies.health import Gate, GatePolicy
 from strategies.transport import BoundedResolver, make_tls_context
 from token_broker.agents import AgentBook, load_agents
 from token_broker.ids import uuid7
-from token_broker.limits import SessionLimits
+from token_broker.limits import SessionLimits, Turnstile
 from token_broker.memory.base import Owner, Turn
+from token_broker.problems import Problem
+from token_broker.relay.admission import Admission
+from token_broker.relay.doors import DOORS
 from token_broker.relay.drain import Drain, DrainingServer
 from token_broker.relay.endpoint import VoiceRelay, websocket_not_found
 from token_broker.relay.serving import uvicorn_options
@@ -79,6 +83,14 @@ class OnceTickets:
 
 
 @dataclass
+class FixedCutOffs:
+    names: set[str] = field(default_factory=set)
+
+    def refused(self, principal: str, session_id: str | None) -> bool:
+        return bool(self.names & {principal, session_id})
+
+
+@dataclass
 class FixedRecall:
     text: str = ""
     asked: int = 0
@@ -108,6 +120,7 @@ class Running:
     intake: RecordingIntake
     recall: FixedRecall
     tickets: OnceTickets
+    cutoffs: FixedCutOffs
     signer: TokenSigner
     agents: AgentBook
     port: int = 0
@@ -218,39 +231,64 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         Drain(),
         SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions),
     )
-    intake, recall, tickets, signer = (
+    intake, recall, tickets, cutoffs, signer = (
         RecordingIntake(),
         FixedRecall(),
         OnceTickets(),
+        FixedCutOffs(),
         TokenSigner(settings.signing_keys),
     )
     book = agents or load_agents()
     running: Running
 
-    def origin_allowed(scope: Scope) -> bool:
+    def origin_refusal(scope: Scope) -> Problem | None:
         origin = dict(scope["headers"]).get(b"origin")
-        return origin is None or origin.decode() in running.origins
+        if origin is None or origin.decode() in running.origins:
+            return None
+        return Problem(403, "origin_not_allowed", "Not from here.")
 
-    relay = VoiceRelay(
+    admission = Admission(
         settings=settings,
         agents=book,
         signer=signer,
         tickets=tickets,
+        limits=limits,
+        rate=Turnstile(settings.rate_limit_per_minute),
+        drain=drain,
+        origin_refusal=origin_refusal,
+        limit_key=lambda scope, principal: principal,
+        cutoffs=cutoffs,
+    )
+    relay = VoiceRelay(
+        settings=settings,
+        agents=book,
+        admission=admission,
         intake=intake,
         recall=recall,
         connector=connector,
         limits=limits,
         drain=drain,
-        origin_allowed=origin_allowed,
-        limit_key=lambda scope, principal: principal,
     )
-    running = Running(settings, relay, connector, drain, limits, intake, recall, tickets, signer, book)
+    running = Running(settings, relay, connector, drain, limits, intake, recall, tickets, cutoffs, signer, book)
     return running
+
+
+@dataclass
+class _Application:
+    """Starlette takes a method for an endpoint of its own kind, and an object for an application."""
+
+    call: Callable[[Scope, Any, Any], Awaitable[None]]
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        await self.call(scope, receive, send)
 
 
 def application(relay: VoiceRelay, *more: BaseRoute) -> Starlette:
     path = PATH + "/{session_id}"
-    app = Starlette(routes=[Route(path, relay), WebSocketRoute(path, relay), *more])
+    proxy = _Application(relay.proxy)
+    doors = [(path, _Application(functools.partial(relay.door, door))) for door in DOORS for path in door.paths]
+    routes = [Route(path, proxy), WebSocketRoute(path, proxy), *(WebSocketRoute(*door) for door in doors), *more]
+    app = Starlette(routes=routes)
     not_found = app.router.default
 
     async def default(scope: Scope, receive: Any, send: Any) -> None:

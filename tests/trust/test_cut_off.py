@@ -1,0 +1,167 @@
+"""A principal or a session that the operator cut off: its tokens open nothing; others notice nothing."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import StartBroker
+from tests.support.broker import RunningBroker, environment, plain_client, run_command, run_process
+from tests.support.waiting import eventually
+from token_broker.memory.admin import open_admin
+from token_broker.simulator import RunningSimulator
+
+OFFER = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
+CUT_OFF = (403, "cut_off")
+LET_IN = (502, "azure_refused")  # an offer that was handed to the simulated Azure, which wants a whole one
+PROMISED_S, SLACK_S = 2, 8  # a slow machine reads late
+
+
+def signed_in(name: str) -> dict[str, str]:
+    document = {"auth_typ": "aad", "claims": [{"typ": "oid", "val": name}]}
+    return {"X-MS-CLIENT-PRINCIPAL": base64.b64encode(json.dumps(document).encode()).decode()}
+
+
+def verdict(answer: httpx.Response) -> tuple[int, str | None]:
+    return answer.status_code, answer.json().get("code") if "json" in answer.headers["content-type"] else None
+
+
+async def offer(broker: RunningBroker, plan: dict[str, Any]) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {plan['session_token']}", "Content-Type": "application/sdp"}
+    return await broker.client.post("/realtime/calls", content=OFFER, headers=headers)
+
+
+async def resume(broker: RunningBroker, plan: dict[str, Any], **headers: str) -> httpx.Response:
+    proof = {"X_Session_Token": plan["session_token"]}
+    return (await broker.token({"session_id": plan["session_id"]}, **proof, **headers)).response
+
+
+async def say(broker: RunningBroker, plan: dict[str, Any]) -> int:
+    said = {"session_id": plan["session_id"], "agent_id": "elena", "role": "user", "content": "hello"}
+    headers = {"Authorization": f"Bearer {plan['session_token']}"}
+    return (await broker.client.post("/conversation/turn", json=said, headers=headers)).status_code
+
+
+def answers(
+    ask: Callable[[], Awaitable[httpx.Response]], wanted: tuple[int, str | None]
+) -> Callable[[], Awaitable[bool]]:
+    async def holds() -> bool:
+        return verdict(await ask()) == wanted
+
+    return holds
+
+
+async def test_a_principal_that_was_cut_off_gets_no_plan_no_call_and_no_session_back(
+    azure: RunningSimulator, start_broker: StartBroker
+) -> None:
+    broker = await start_broker(azure, auth="easyauth")
+    ann, bob = signed_in("ann"), signed_in("bob")
+    plan = (await broker.token(**ann)).plan
+    bobs = (await broker.token(**bob)).plan
+    assert verdict(await offer(broker, plan)) == LET_IN
+    async with open_admin(broker.settings) as admin:
+        await admin.cut_off("principal", "easyauth:aad:ann")
+        await broker.broker.memory.cutoffs.refresh()
+        mints = len(azure.requests)
+        assert verdict((await broker.token(**ann)).response) == CUT_OFF
+        assert verdict(await resume(broker, plan, **ann)) == CUT_OFF
+        assert verdict(await offer(broker, plan)) == CUT_OFF
+        assert len(azure.requests) == mints, "Azure is asked for nothing"
+        assert await say(broker, plan) == 200, "what was said is still kept"
+        assert (await resume(broker, bobs, **bob)).status_code == 200
+        assert verdict(await offer(broker, bobs)) == LET_IN
+        await admin.lift("principal", "easyauth:aad:ann")
+        await broker.broker.memory.cutoffs.refresh()
+        assert (await resume(broker, plan, **ann)).status_code == 200
+        assert verdict(await offer(broker, plan)) == LET_IN
+
+
+async def test_a_session_that_was_cut_off_is_refused_and_its_user_may_begin_another(
+    azure: RunningSimulator, start_broker: StartBroker
+) -> None:
+    broker = await start_broker(azure)
+    plan, other = await broker.plan(), await broker.plan()
+    async with open_admin(broker.settings) as admin:
+        await admin.cut_off("session", plan["session_id"])
+    await broker.broker.memory.cutoffs.refresh()
+    assert verdict(await resume(broker, plan)) == CUT_OFF
+    assert verdict(await offer(broker, plan)) == CUT_OFF
+    assert (await resume(broker, other)).status_code == 200
+    assert (await broker.plan())["session_id"] != plan["session_id"]
+
+
+async def test_who_insists_after_being_cut_off_is_held_to_the_rate(
+    azure: RunningSimulator, start_broker: StartBroker
+) -> None:
+    broker = await start_broker(azure, auth="easyauth", rate_limit_per_minute=2)
+    async with open_admin(broker.settings) as admin:
+        await admin.cut_off("principal", "easyauth:aad:ann")
+    await broker.broker.memory.cutoffs.refresh()
+    seen = [verdict((await broker.token(**signed_in("ann"))).response) for _ in range(3)]
+    assert seen == [CUT_OFF, CUT_OFF, (429, "rate_limited")]
+
+
+# --- the command
+
+
+async def test_the_command_cuts_off_and_lets_in_again_beside_a_running_broker(
+    azure: RunningSimulator, tmp_path: Path
+) -> None:
+    env = environment(tmp_path, azure.base_url)
+    async with run_process("serve", env, tmp_path) as process, plain_client(process.base_url) as client:
+        plan = (await client.post("/realtime/token", json={})).json()
+        body, proof = {"session_id": plan["session_id"]}, {"X-Session-Token": plan["session_token"]}
+
+        async def ask() -> httpx.Response:
+            return await client.post("/realtime/token", json=body, headers=proof)
+
+        session = ("--session", plan["session_id"])
+        cut = await run_command("cut-off", *session, env=env, cwd=tmp_path)
+        said = f"session {plan['session_id']}"
+        assert (cut.code, cut.out, cut.err) == (0, f"{said} is cut off, everywhere within two seconds\n", "")
+        await eventually(answers(ask, CUT_OFF), within_s=PROMISED_S + SLACK_S)
+        again, listed = await asyncio.gather(
+            run_command("cut-off", *session, env=env, cwd=tmp_path),
+            run_command("cut-off", "--list", env=env, cwd=tmp_path),
+        )
+        assert (again.code, again.out) == (0, f"{said} was cut off already\n")
+        assert listed.out.endswith(f"Z {said}\n")
+        lifted = await run_command("cut-off", *session, "--lift", env=env, cwd=tmp_path)
+        assert (lifted.code, lifted.out) == (0, f"{said} is let in again\n")
+        await eventually(answers(ask, (200, None)), within_s=PROMISED_S + SLACK_S)
+        told = [line for line in process.log.splitlines() if "cut_offs_changed" in line]
+        assert [json.loads(line)["cut_off"] for line in told] == [[said], []]
+        assert [json.loads(line)["lifted"] for line in told] == [[], [said]]
+
+
+async def test_the_command_says_where_nobody_is_known_by_the_id(tmp_path: Path) -> None:
+    env = environment(tmp_path, None)
+    cut = await run_command("cut-off", "--principal", "easyauth:aad:typo", env=env, cwd=tmp_path)
+    assert (cut.code, cut.err) == (0, "No session of this principal is stored: is the id right?\n")
+    assert (await run_command("cut-off", "--principal", "ann", "--lift", env=env, cwd=tmp_path)).out == (
+        "principal ann was not cut off\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "Name one"),
+        (("--lift",), "Name one"),
+        (("--list", "--lift"), "Name one"),
+        (("--principal", "ann", "--session", "0123456789abcdef"), "Name one"),
+        (("--principal", "anonymous"), "name the session"),
+        (("--principal", ""), "no principal"),
+        (("--session", "short"), "no session"),
+    ],
+)
+async def test_who_names_nobody_or_everybody_is_told(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    finished = await run_command("cut-off", *arguments, env=environment(tmp_path, None), cwd=tmp_path)
+    assert (finished.code, finished.out) == (2, "")
+    assert said in finished.err
+    assert not list(tmp_path.iterdir()), "the store is not touched"  # noqa: ASYNC240  # nothing else runs by now

@@ -1,0 +1,145 @@
+"""WebRTC offers on their way to Azure and back: what the plan's relay and the doors' calls have in common.
+
+The broker mints and posts the offer, the browser never sees a secret, and media flows from the browser to Azure. A
+relayed call is counted as an open talk until it is hung up here, or can no longer be running.
+"""
+
+import re
+import time
+from dataclasses import dataclass
+
+import structlog
+from starlette.requests import Request
+
+from strategies.base import EphemeralGrant, SessionSpec
+from strategies.calls import AzureCalls
+from strategies.errors import MintError, RateLimitedError, TimedOutError
+from token_broker.agents import Agent
+from token_broker.broker import Broker
+from token_broker.endpoints.token import recalled_spec
+from token_broker.http import correlation_id
+from token_broker.limits import SessionLease
+from token_broker.memory.base import Owner
+from token_broker.problems import Problem
+from token_broker.telemetry import AuditEntry, write_audit
+from token_broker.tokens import TokenError
+
+__all__ = ["PlacedCall", "check_offer", "end_call", "place_call"]
+
+log = structlog.get_logger("token_broker.calls")
+
+# What the mint may use of the budget: the offer that follows has to fit into it as well.
+_MINT_SHARE = 2 / 3
+_RETRY_AFTER_S = 5
+_SDP_LINE = re.compile(rb"[a-z]=[^\x00-\x08\x0a-\x1f]*")
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedCall:
+    """A call that Azure took.
+
+    `token` is its id for whoever may hang it up; None where Azure named no id. `spec` is the session as it was minted.
+    """
+
+    answer: bytes
+    endpoint: str
+    call_id: str | None
+    token: str | None
+    spec: SessionSpec
+
+
+def check_offer(offer: bytes) -> None:
+    """Raises Problem 400 where it is no SDP that offers audio."""
+    lines = offer.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
+    well_formed = lines[0] == b"v=0" and all(_SDP_LINE.fullmatch(line) for line in lines)
+    if not well_formed or not any(line.startswith(b"m=audio ") for line in lines):
+        raise Problem(400, "bad_sdp", "The offer is no SDP with an audio line: send createOffer()'s sdp as it is.")
+
+
+async def place_call(
+    request: Request,
+    broker: Broker,
+    offer: bytes,
+    *,
+    owner: Owner,
+    agent: Agent,
+    lease: SessionLease,
+    deadline_s: float,
+    filtered: bool,
+) -> PlacedCall:
+    """Mints, and takes the offer to the host that minted; `lease` is kept for the call. Raises Problem 502 to 504."""
+    supply = recalled_spec(broker, agent, owner)
+    mint_until_s = time.monotonic() + (deadline_s - time.monotonic()) * _MINT_SHARE
+    grant = (await broker.chain.mint(supply, deadline_s=mint_until_s)).grant
+    if not isinstance(grant, EphemeralGrant) or broker.credentials is None:
+        raise Problem(
+            503,
+            "nothing_minted",
+            "No token could be minted just now: go on to the plan's next connection, or to a WebSocket.",
+            headers={"Retry-After": str(_RETRY_AFTER_S)},
+        )
+    write_audit(_audit_entry(request, grant, owner, agent.id), broker.observe)
+    try:
+        accepted = await AzureCalls(broker.http, broker.credentials).offer(
+            grant, offer, filtered=filtered, timeout_s=max(0.1, deadline_s - time.monotonic())
+        )
+    except MintError as error:
+        raise _refused(error, "offer") from None
+    if accepted.call_id is None:
+        log.warning("call_without_location", session_id=owner.session_id)
+        return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply())
+    lease.keep(accepted.call_id, for_s=broker.settings.max_talk_s)
+    token = broker.signer.call_token(
+        session_id=owner.session_id,
+        call_id=accepted.call_id,
+        endpoint=grant.endpoint,
+        ttl_s=broker.settings.session_token_ttl_s,
+    )
+    return PlacedCall(accepted.answer, grant.endpoint, accepted.call_id, token, await supply())
+
+
+async def end_call(broker: Broker, token: str, *, session_id: str) -> None:
+    """Hangs up the session's call of that id. Raises Problem 404, 502, 504."""
+    try:
+        call = broker.signer.read_call_token(token)
+    except TokenError:
+        raise _unknown_call() from None
+    if call.session_id != session_id or broker.credentials is None:
+        raise _unknown_call()
+    try:
+        await AzureCalls(broker.http, broker.credentials).hang_up(
+            call.endpoint, call.call_id, timeout_s=broker.settings.token_budget_s
+        )
+    except MintError as error:
+        raise _refused(error, "hang-up") from None
+    broker.talks.end(call.call_id)
+
+
+def _audit_entry(request: Request, grant: EphemeralGrant, owner: Owner, agent_id: str) -> AuditEntry:
+    return AuditEntry(
+        correlation_id=correlation_id(request),
+        principal=owner.principal,
+        session_id=owner.session_id,
+        agent_id=agent_id,
+        strategy=grant.strategy,
+        holder="broker",
+        minted=True,
+        secret=grant.token,
+        expires_at=grant.expires_at,
+    )
+
+
+def _refused(error: MintError, what: str) -> Problem:
+    """Azure's refusal as the caller hears it; why stands in the log."""
+    log.warning("call_refused", what=what, outcome=error.outcome, status=error.status, code=error.code, why=str(error))
+    if isinstance(error, TimedOutError):
+        return Problem(504, "azure_timed_out", f"Azure did not answer the {what} in time: try the next connection.")
+    wait_s = error.retry_after_s if isinstance(error, RateLimitedError) else None
+    headers = {} if wait_s is None else {"Retry-After": str(max(1, round(wait_s)))}
+    return Problem(502, "azure_refused", f"Azure refused the {what}: try the next connection.", headers=headers)
+
+
+def _unknown_call() -> Problem:
+    return Problem(
+        404, "unknown_call", "This session has no such call: use the Location that its offer was answered with."
+    )

@@ -1,0 +1,197 @@
+"""Who may talk: what a client presents becomes a visitor, and a visitor gets a place.
+
+The plan's proxy and the doors of the official clients pass the same checks. They differ in what is presented and in
+how a refusal is told: with a close code to the one, with an HTTP status to the other. So a refusal has both.
+"""
+
+import hmac
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+from starlette.types import Scope
+
+from token_broker.agents import Agent, AgentBook
+from token_broker.limits import SessionLease, SessionLimits, Turnstile
+from token_broker.memory.base import CutOffList, Owner, TicketBook
+from token_broker.presented import SeveralCredentialsError, presented_credential
+from token_broker.problems import Problem
+from token_broker.relay.closing import BAD_REQUEST, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
+from token_broker.relay.drain import GOING_AWAY, Drain
+from token_broker.settings import Settings
+from token_broker.tokens import ClientSecretClaims, SessionClaims, TicketClaims, TokenError, TokenSigner
+
+__all__ = ["CUT_OFF", "Admission", "RefusedError", "Visitor"]
+
+log = structlog.get_logger("token_broker.relay")
+
+TICKET_PREFIX = "ticket."
+CUT_OFF = Ending(TICKET_REFUSED, "the operator has cut off this session or its user")
+_RETRY_AFTER_S = 5
+
+OriginRefusal = Callable[[Scope], Problem | None]
+LimitKey = Callable[[Scope, str], str]
+
+
+class RefusedError(Exception):
+    """A newcomer that is not admitted: `ending` for who was accepted already, `problem` for who was not."""
+
+    def __init__(self, ending: Ending, problem: Problem) -> None:
+        super().__init__(ending.reason)
+        self.ending = ending
+        self.problem = problem
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Somebody whose credential is good; it is not used up yet. `limit_key` is what their talks are counted by."""
+
+    owner: Owner
+    agent: Agent
+    limit_key: str
+    credential_id: str | None  # None: the credential may be used without a count
+    expires_at_s: float
+    uses: int = 1
+
+
+class Admission:
+    """The checks. `limit_key` says what a principal is counted by: the address, for somebody anonymous."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        agents: AgentBook,
+        signer: TokenSigner,
+        tickets: TicketBook,
+        limits: SessionLimits,
+        rate: Turnstile,
+        drain: Drain,
+        origin_refusal: OriginRefusal,
+        limit_key: LimitKey,
+        cutoffs: CutOffList,
+    ) -> None:
+        self._settings = settings
+        self._agents = agents
+        self._signer = signer
+        self._tickets = tickets
+        self._limits = limits
+        self._rate = rate
+        self._drain = drain
+        self._origin_refusal = origin_refusal
+        self._limit_key = limit_key
+        self._cutoffs = cutoffs
+
+    def by_ticket(self, scope: Scope) -> Visitor:
+        """Who comes with a plan's ticket, to the plan's session. Raises RefusedError."""
+        self._check_way_in(scope)
+        claims = self._read_ticket(scope)
+        if claims.session_id != scope.get("path_params", {}).get("session_id"):
+            raise _no_entry("the ticket is another session's: ask for a new plan")
+        return self._visitor(scope, claims)
+
+    def by_any(self, scope: Scope) -> Visitor:
+        """Who comes to a door, with whatever of the broker's own it takes. Raises RefusedError."""
+        self._check_way_in(scope)
+        try:
+            credential = presented_credential(scope)
+        except SeveralCredentialsError:
+            raise _no_entry("several credentials came, which differ: send one") from None
+        if credential is None:
+            raise _no_entry("no credential: mint one with POST /v1/realtime/client_secrets")
+        try:
+            return self._visitor(scope, self._signer.read_any(credential))
+        except TokenError as error:
+            self.warn_of_resource_key(credential)
+            what = "has expired" if error.expired else "is not valid here"
+            raise _no_entry(f"the client secret {what}: mint a new one") from None
+
+    def warn_of_resource_key(self, credential: str) -> bool:
+        """Whether a client holds Azure's own key, which the operator has to hear of; the client is told nothing."""
+        key = self._settings.key
+        if key is None or not hmac.compare_digest(credential.encode(), key.get_secret_value().encode()):
+            return False
+        log.error("resource_key_presented", do="a client holds AZURE_VOICELIVE_KEY: renew the key, mint client secrets")
+        return True
+
+    async def enter(self, visitor: Visitor, *, counted: bool = False) -> SessionLease:
+        """A place for the visitor's talk; the credential's use is spent here. With `counted`, against the rate too.
+
+        Raises RefusedError, and Problem 429 for the rate.
+        """
+        if counted:
+            await self._rate.admit(visitor.limit_key)
+        lease = self._limits.acquire(visitor.limit_key)
+        if lease is None:
+            reason = "too many talks are open: end one, or try again later"
+            raise _refused(TOO_MANY, reason, 429, "too_many_sessions", retry=True)
+        try:
+            if not await self._spend(visitor):
+                if visitor.uses > 1:
+                    raise _no_entry(f"the client secret was used {visitor.uses} times: mint a new one")
+                raise _no_entry("the ticket was used: ask for a new plan")
+        except BaseException:
+            lease.release()
+            raise
+        return lease
+
+    def _check_way_in(self, scope: Scope) -> None:
+        if self._drain.draining:
+            raise _refused(GOING_AWAY.code, GOING_AWAY.reason, 503, "draining", retry=True)
+        if (problem := self._origin_refusal(scope)) is not None:
+            reason = "this page's origin may not talk here: see BROKER_ALLOWED_ORIGINS"
+            raise RefusedError(Ending(FOREIGN_ORIGIN, reason), problem)
+
+    def _read_ticket(self, scope: Scope) -> TicketClaims:
+        tickets = [name for name in scope.get("subprotocols", []) if name.startswith(TICKET_PREFIX)]
+        if len(tickets) != 1:
+            raise _no_entry("no ticket: ask POST /realtime/token first")
+        try:
+            return self._signer.read_ticket(tickets[0].removeprefix(TICKET_PREFIX))
+        except TokenError as error:
+            what = "has expired" if error.expired else "is not valid"
+            raise _no_entry(f"the ticket {what}: ask for a new plan") from None
+
+    def _visitor(self, scope: Scope, claims: ClientSecretClaims | TicketClaims | SessionClaims) -> Visitor:
+        agent = self._agents.get(claims.agent_id or self._agents.default)
+        if agent is None:
+            raise _refused(BAD_REQUEST, "the ticket's agent is gone: ask for a new plan", 401, "agent_gone")
+        if self._cutoffs.refused(claims.principal, claims.session_id):
+            raise _refused(CUT_OFF.code, CUT_OFF.reason, 403, "cut_off")
+        epoch, credential_id, uses = claims.epoch, None, 1
+        if isinstance(claims, TicketClaims):
+            credential_id = claims.ticket_id
+        else:
+            epoch = max(claims.epoch + 1, time.time_ns() // 1_000_000)  # each connection's turns stand behind the last
+            if isinstance(claims, ClientSecretClaims) and self._settings.client_secret_uses:
+                credential_id, uses = claims.secret_id, self._settings.client_secret_uses
+        return Visitor(
+            owner=Owner(claims.session_id, claims.principal, epoch, claims.user_id),
+            agent=agent,
+            limit_key=self._limit_key(scope, claims.principal),
+            credential_id=credential_id,
+            expires_at_s=claims.expires_at_s,
+            uses=uses,
+        )
+
+    async def _spend(self, visitor: Visitor) -> bool:
+        """Uses the credential once; one that may be used several times is as many tickets, spent in turn."""
+        if visitor.credential_id is None:
+            return True
+        if visitor.uses == 1:
+            return await self._tickets.spend(visitor.credential_id, visitor.expires_at_s)
+        for use in range(visitor.uses):
+            if await self._tickets.spend(f"{visitor.credential_id}.{use}", visitor.expires_at_s):
+                return True
+        return False
+
+
+def _no_entry(reason: str) -> RefusedError:
+    return _refused(TICKET_REFUSED, reason, 401, "credential_refused")
+
+
+def _refused(close_code: int, reason: str, status: int, code: str, *, retry: bool = False) -> RefusedError:
+    headers = {"Retry-After": str(_RETRY_AFTER_S)} if retry else None
+    detail = f"{reason[:1].upper()}{reason[1:]}."
+    return RefusedError(Ending(close_code, reason), Problem(status, code, detail, headers=headers))

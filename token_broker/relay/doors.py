@@ -1,0 +1,194 @@
+"""The doors for clients that are not ours: which path speaks which dialect, and how a talk speaks to each client.
+
+A `Front` is a talk's side towards its client. The plan's own (`ProxyFront`) adds `broker.*` events and hands on the
+upstream's dialect as it is. A door's (`DoorFront`) keeps to the door's dialect whatever the upstream speaks, and adds
+nothing that a strict official client would not know.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from strategies.base import Dialect
+from token_broker.ids import uuid7
+from token_broker.relay.closing import DONE, DRAINING, INTERNAL, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
+from token_broker.relay.dialects import needs_reading, renamed, to_azure, to_client
+from token_broker.relay.events import api_error, broker_error, broker_event
+from token_broker.relay.policy import Allowed, Broken, Command, Passed, Refused, compact, examine, judge
+from token_broker.relay.upstreams import Upstream
+
+__all__ = ["DOORS", "PROXY_FRONT", "Door", "DoorFront", "Front", "ProxyFront"]
+
+Event = dict[str, Any]
+
+_NOT_THE_CLIENTS = frozenset({UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, DRAINING, INTERNAL})
+_SESSION_EVENTS = frozenset({"session.created", "session.updated"})
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A WebSocket under the paths that an official client makes of a base URL. `name` stands in logs."""
+
+    name: str
+    dialect: Dialect
+    paths: tuple[str, ...]
+    summary: str
+
+
+# What a client sends and gets is the same on both: audio, text and every event of the dialect but what policy.py keeps
+# for the agent (instructions, voice, model, tools, transcription).
+DOORS = (
+    Door(
+        "ga",
+        "ga",
+        (
+            "/v1/realtime",
+            "/openai/v1/realtime",
+            "/openai/realtime",
+            "/api/v1/voice/voicelive/{session_id}/realtime",
+        ),
+        "A talk with the clients of OpenAI",
+    ),
+    Door(
+        "voice_live",
+        "preview",
+        ("/voice-live/realtime", "/api/v1/voice/voicelive/{session_id}/voice-live/realtime"),
+        "A talk with the clients of Voice Live",
+    ),
+)
+
+
+class Front(Protocol):
+    """A talk's side towards its client."""
+
+    dialect: Dialect | None
+    """What the client speaks; None where it takes whatever the upstream does."""
+
+    def opening(self, upstream: Upstream, *, session_id: str, agent_id: str) -> list[str]:
+        """What the client hears first, made of the frames that came up to the upstream's `session.updated`."""
+        ...
+
+    def error(self, code: str, message: str, *, retryable: bool = False) -> str:
+        """An event of the broker's own: something did not work, and the talk goes on."""
+        ...
+
+    def farewell(self, ending: Ending) -> str | None:
+        """What the client is told besides the close code and its reason."""
+        ...
+
+    def from_client(self, text: str, upstream: Dialect) -> list[str] | Command | Refused | Broken:
+        """What becomes of a message from the client; a list is what goes to Azure."""
+        ...
+
+    def reads(self, kind: str, upstream: Dialect) -> bool:
+        """Whether Azure's events of this type have to be parsed, for `to_client`; the others go through `passed`."""
+        ...
+
+    def passed(self, text: str, upstream: Dialect) -> str:
+        """An event that needs no reading, as the client knows it."""
+        ...
+
+    def to_client(self, event: Event, upstream: Dialect) -> list[str]:
+        """Azure's event, as the client knows it: none, one or several."""
+        ...
+
+
+class ProxyFront:
+    """Contract §3: the Realtime API's own events as the upstream has them, and the broker's."""
+
+    dialect: Dialect | None = None
+
+    def opening(self, upstream: Upstream, *, session_id: str, agent_id: str) -> list[str]:
+        ready = broker_event(
+            "broker.ready",
+            session_id=session_id,
+            agent_id=agent_id,
+            dialect=upstream.route.dialect,
+            upstream=upstream.route.name,
+        )
+        return [ready, *upstream.first]
+
+    def error(self, code: str, message: str, *, retryable: bool = False) -> str:
+        return broker_error(code, message, retryable=retryable)
+
+    def farewell(self, ending: Ending) -> str | None:
+        del ending
+        return None
+
+    def from_client(self, text: str, upstream: Dialect) -> list[str] | Command | Refused | Broken:
+        del upstream
+        match judge(text):
+            case Passed(text=checked):
+                return [checked]
+            case verdict:
+                return verdict
+
+    def reads(self, kind: str, upstream: Dialect) -> bool:
+        del kind, upstream
+        return False
+
+    def passed(self, text: str, upstream: Dialect) -> str:
+        del upstream
+        return text
+
+    def to_client(self, event: Event, upstream: Dialect) -> list[str]:
+        del upstream
+        return [compact(event)]
+
+
+PROXY_FRONT = ProxyFront()
+
+
+class DoorFront:
+    """Contract §7: one dialect, and nothing that its official clients don't know."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect: Dialect | None = dialect
+        self._speaks = dialect
+
+    def opening(self, upstream: Upstream, *, session_id: str, agent_id: str) -> list[str]:
+        """One `session.created`, with the session as Azure took it: for this client it has been the agent's all along.
+
+        Azure's own shows its defaults, and is followed by a `session.updated` that the client has not asked for.
+        """
+        del agent_id
+        events = [json.loads(frame) for frame in upstream.first]
+        sessions: Event = {"id": session_id}
+        for event in events:
+            if event["type"] in _SESSION_EVENTS and isinstance(event.get("session"), dict):
+                sessions |= event["session"]
+        created = {"type": "session.created", "event_id": f"event_{uuid7()}", "session": sessions}
+        others = [
+            frame for frame, event in zip(upstream.first, events, strict=True) if event["type"] not in _SESSION_EVENTS
+        ]
+        return [compact(created), *others]
+
+    def error(self, code: str, message: str, *, retryable: bool = False) -> str:
+        return api_error(code, message, kind="server_error" if retryable else "invalid_request_error")
+
+    def farewell(self, ending: Ending) -> str | None:
+        """These clients look at events rather than at close codes."""
+        if ending.code == DONE:
+            return None
+        kind = "server_error" if ending.code in _NOT_THE_CLIENTS else "invalid_request_error"
+        return api_error(f"closed_{ending.code}", ending.reason, kind=kind)
+
+    def from_client(self, text: str, upstream: Dialect) -> list[str] | Command | Refused | Broken:
+        match examine(text):
+            case Passed(text=plain):
+                return [plain]
+            case Allowed(event=event):
+                return [compact(told) for told in to_azure(event, door=self._speaks, upstream=upstream)]
+            case Command():
+                return Refused("unknown_event", "there is no such event")
+            case verdict:
+                return verdict
+
+    def reads(self, kind: str, upstream: Dialect) -> bool:
+        return needs_reading(kind, door=self._speaks, upstream=upstream)
+
+    def passed(self, text: str, upstream: Dialect) -> str:
+        return renamed(text, door=self._speaks, upstream=upstream, new_id=uuid7)
+
+    def to_client(self, event: Event, upstream: Dialect) -> list[str]:
+        return [compact(told) for told in to_client(event, door=self._speaks, upstream=upstream, new_id=uuid7)]
