@@ -1,8 +1,6 @@
 """What a client is pointed at: the simulated Azure itself, or a broker that has but one upstream at it."""
 
-import base64
 import contextlib
-import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,8 @@ import trustme
 
 from tests.clients.support.tls_front import tls_front
 from tests.support.broker import RunningBroker, make_settings, plain_client, run_broker
+from tests.support.waiting import eventually
+from token_broker.broker import Broker
 from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
 
 __all__ = ["BROKERS", "DOORS", "MODEL", "SIMULATED_ENTRA_TOKEN", "SIMULATED_KEY", "SIMULATOR", "Door", "open_door"]
@@ -52,21 +52,22 @@ class Door:
         return secret
 
     async def turns(self, secret: str) -> list[tuple[str, str]]:
-        """(role, content) of the session that `secret` was minted for, as its memory tells them."""
+        """(role, content) of the session that `secret` was minted for, as its memory tells them after all talks."""
         assert self.broker is not None
-        async with plain_client(self.http) as client:
-            answer = await client.get(
-                f"/api/v1/memory/sessions/{session_of(secret)}/turns", headers={"Authorization": f"Bearer {secret}"}
-            )
+        broker = self.broker.broker
+        await eventually(lambda: _are_over(broker), within_s=15)
+        await broker.memory.intake.flushed()
+        claims = broker.signer.read_client_secret(secret)
+        token = broker.signer.session_token(
+            session_id=claims.session_id, principal=claims.principal, epoch=claims.epoch, user_id=None, ttl_s=60
+        )
+        path = f"/api/v1/memory/sessions/{claims.session_id}/turns"
+        answer = await self.broker.client.get(path, headers={"Authorization": f"Bearer {token}"})
         return [(turn["role"], turn["content"]) for turn in answer.raise_for_status().json()["turns"]]
 
 
-def session_of(secret: str) -> str:
-    """The session in a broker's own token: a JWT, with `ek_` before it."""
-    payload = secret.removeprefix("ek_").split(".")[1]
-    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    session_id: str = claims["sid"]
-    return session_id
+async def _are_over(broker: Broker) -> bool:
+    return not broker.drain.talks
 
 
 @contextlib.asynccontextmanager
