@@ -5,10 +5,10 @@ import base64
 import json
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
-__all__ = ["Heard", "chunks", "read_setup", "tell", "typed"]
+__all__ = ["Heard", "chunks", "hold_talks", "typed"]
 
 _AUDIO = {"response.output_audio.delta", "response.audio.delta"}
 _ANSWER = {
@@ -59,13 +59,25 @@ class Heard:
             self.user.append(event.transcript)
 
 
-def read_setup() -> dict[str, Any]:
+def hold_talks(talk: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
+    """Holds the talk that the JSON on stdin asks for, and prints what it heard as JSON, or how it failed.
+
+    With several `keys`, a talk and a report for each.
+    """
     setup: dict[str, Any] = json.load(sys.stdin)
-    return setup
 
+    async def hold(key: str) -> dict[str, Any]:
+        try:
+            return await talk({**setup, "key": key})
+        except Exception as error:  # noqa: BLE001  # whatever the client raises is what is asked for
+            status, code = getattr(error, "status_code", None), getattr(error, "code", None)
+            return {"failure": {"name": type(error).__name__, "message": str(error), "status": status, "code": code}}
 
-def tell(report: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(report) + "\n")
+    async def hold_all() -> Any:
+        reports = [await hold(key) for key in setup.get("keys", [setup["key"]])]
+        return reports if "keys" in setup else reports[0]
+
+    sys.stdout.write(json.dumps(asyncio.run(hold_all())) + "\n")
 
 
 def chunks(said: str) -> Iterator[str]:

@@ -1,11 +1,10 @@
 """Python `openai`, the plain class or Azure's: mints where it is asked to, and talks on the realtime socket."""
 
-import asyncio
 from typing import Any, cast
 
 import openai
 
-from tests.clients.programs.heard import Heard, chunks, read_setup, tell, typed
+from tests.clients.programs.heard import Heard, chunks, hold_talks, typed
 
 _AZURE_API_VERSION = "2025-04-01-preview"
 
@@ -53,4 +52,4 @@ async def _talk(setup: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    tell(asyncio.run(_talk(read_setup())))
+    hold_talks(_talk)

@@ -1,6 +1,5 @@
 """Python `azure-ai-voicelive`, with a key or a token credential."""
 
-import asyncio
 import time
 from typing import Any
 
@@ -9,7 +8,7 @@ from azure.ai.voicelive.aio import connect
 from azure.core.credentials import AccessToken, AzureKeyCredential
 from azure.core.credentials_async import AsyncTokenCredential
 
-from tests.clients.programs.heard import Heard, chunks, read_setup, tell
+from tests.clients.programs.heard import Heard, chunks, hold_talks
 
 SESSION = models.RequestSession(
     modalities=[models.Modality.TEXT, models.Modality.AUDIO],
@@ -56,4 +55,4 @@ async def _talk(setup: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    tell(asyncio.run(_talk(read_setup())))
+    hold_talks(_talk)

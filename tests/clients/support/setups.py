@@ -56,6 +56,7 @@ def make_setup(door: Door, key: str, **options: Any) -> dict[str, Any]:
 
 def assert_heard(report: Mapping[str, Any]) -> None:
     """Both exchanges came through whole: the speech itself, what was said in words, and the end of each response."""
+    assert "failure" not in report, report
     assert report["user"] == [_TRANSCRIPT]
     assert report["answers"] == _ANSWERS
     assert report["counts"]["response.done"] == 2
