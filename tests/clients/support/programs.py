@@ -49,9 +49,8 @@ async def run_client(program: str, setup: Mapping[str, Any], authority: Path, *,
     else:
         command = [*python_command(), "-m", f"tests.clients.programs.{program}"]
     finished = await run_program(command, environment(authority), json.dumps(setup))
-    assert finished.code == 0 and (may_log or not finished.err), (
-        f"{program} ended with {finished.code}:\n{finished.err}"
-    )
+    silent = may_log or not finished.err
+    assert (finished.code, silent) == (0, True), f"{program} ended with {finished.code}:\n{finished.err}"
     return json.loads(finished.out)
 
 
