@@ -339,3 +339,19 @@ async def test_frames_of_an_official_client_need_not_be_byte_exact(doors: OpenDo
         await caller.say(silence(1.0))
         await caller.hear("response.done")
         assert correlation(said, caller.audio()) > 0.99
+
+
+@pytest.mark.parametrize("upstreams", [("voice_live",), ("openai_realtime",)], ids="-".join)
+async def test_an_item_asked_for_again_comes_with_its_transcript_and_without_its_audio(
+    doors: OpenDoors, upstreams: tuple[str, ...]
+) -> None:
+    async with doors(proxy_upstreams=upstreams) as d, d.connect(secret=await d.secret()) as caller:
+        await caller.hear("session.created")
+        await caller.say(speech(0.8) + silence(1.0))
+        said = await caller.hear("conversation.item.input_audio_transcription.completed")
+        await caller.send("conversation.item.retrieve", item_id=said["item_id"])
+        item = (await caller.hear("conversation.item.retrieved"))["item"]
+        assert (item["id"], item["role"]) == (said["item_id"], "user")
+        assert item["content"] == [{"type": "input_audio", "transcript": said["transcript"]}]
+        await caller.send("conversation.item.retrieve", item_id="item_nobody_knows")
+        assert (await caller.hear("error"))["error"]["code"]

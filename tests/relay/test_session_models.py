@@ -1,17 +1,14 @@
 """Every session that we send is one that Microsoft's and OpenAI's own models know."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import pytest
 from azure.ai.voicelive import models
 from openai.types.realtime import RealtimeSessionCreateRequest, SessionUpdateEvent
 from openai.types.realtime.conversation_item_create_event import ConversationItemCreateEvent
-from pydantic import BaseModel
 
 from strategies.base import Dialect, SessionSpec
 from strategies.session_body import ga_realtime_session, voice_live_session
 from tests.relay.support.broker import make_settings
+from tests.relay.support.official_models import known_to_microsoft, strictly
 from token_broker.agents import load_agents, session_spec
 from token_broker.memory.base import Role
 from token_broker.relay.events import history_item, new_agent_update
@@ -23,33 +20,6 @@ def specs() -> list[SessionSpec]:
     settings = make_settings("http://127.0.0.1:1")
     agents = [*load_agents(), load_agents().get("elena").model_copy(update={"tools": (TOOL,)})]  # type: ignore[union-attr]
     return [session_spec(agent, settings, recalled="FACTS") for agent in agents]
-
-
-def known_to_microsoft(value: Any, model: type[Any]) -> None:
-    """Fails where a field is none of the model's. The SDK's models take any field in silence."""
-    names = {field._rest_name for field in model._attr_to_rest_field.values()} if _prepared(model) else set()
-    assert set(value) <= names, f"{set(value) - names} is unknown to {model.__name__}"
-
-
-def _prepared(model: type[Any]) -> bool:
-    model({})  # its fields are worked out at the first making
-    return True
-
-
-def strictly(model: type[BaseModel], value: Any) -> None:
-    """Validates, and fails where the model, which takes extra fields, has no such field."""
-    parsed = model.model_validate(value)
-    _no_extras(parsed, model.__name__)
-
-
-def _no_extras(value: Any, where: str) -> None:
-    if isinstance(value, BaseModel):
-        assert not value.model_extra, f"{where}: {value.model_extra}"
-        for name in type(value).model_fields:
-            _no_extras(getattr(value, name), f"{where}.{name}")
-    elif isinstance(value, Mapping):
-        for name, inner in value.items():
-            _no_extras(inner, f"{where}.{name}")
 
 
 @pytest.mark.parametrize("spec", specs(), ids=range(4))

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.memory.support.databases import PostgresServer, postgres_server
 from tests.support.broker import RunningBroker, make_settings, run_broker
@@ -23,7 +23,7 @@ from token_broker.simulator import RunningSimulator
 SLACK_S = 15
 OLD, NEW, STRANGE = "o" * 40, "n" * 40, "s" * 40
 
-StartReplica = Callable[[str], AbstractAsyncContextManager[RunningBroker]]
+StartReplica = Callable[..., AbstractAsyncContextManager[RunningBroker]]
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,16 @@ async def replica(postgres: PostgresServer, azure: RunningSimulator, tmp_path: P
     url = SecretStr(await postgres.create())
 
     @contextlib.asynccontextmanager
-    async def start(keys: str) -> AsyncIterator[RunningBroker]:
+    async def start(keys: str, **overrides: Any) -> AsyncIterator[RunningBroker]:
         # A patient store: on a slow machine a ticket must not be taken for one that the store is silent about.
         settings = make_settings(
-            tmp_path, azure.base_url, database_url=url, signing_keys=keys, store_patience_s=20, store_timeout_s=20
+            tmp_path,
+            azure.base_url,
+            database_url=url,
+            signing_keys=keys,
+            store_patience_s=20,
+            store_timeout_s=20,
+            **overrides,
         )
         async with run_broker(settings) as broker:
             await asyncio.wait_for(broker.broker.memory.ready(), 30)
@@ -82,6 +88,25 @@ async def test_a_ticket_works_once_in_all_however_many_use_it_at_once_and_wherev
         answers = await asyncio.gather(*(admission(broker, plan) for broker in (one, other) * 10))
         assert sorted(map(str, answers)) == ["4401"] * 19 + ["broker.ready"]
         assert await admission(one, plan) == await admission(other, plan) == 4401
+
+
+async def test_a_client_secrets_uses_are_counted_over_all_replicas(replica: StartReplica) -> None:
+    async with replica(OLD, client_secret_uses=4) as one, replica(OLD, client_secret_uses=4) as other:
+        secret = (await one.client.post("/v1/realtime/client_secrets", json={})).json()["value"]
+
+        async def opens(broker: RunningBroker) -> bool:
+            url = f"{broker.base_url.replace('http', 'ws')}/v1/realtime"
+            headers = {"Authorization": f"Bearer {secret}"}
+            try:
+                async with connect(url, additional_headers=headers, compression=None, proxy=None):
+                    return True
+            except InvalidStatus as refused:
+                return refused.response.status_code != 401
+
+        taken = await asyncio.gather(*(opens(broker) for broker in (one, other) * 4))
+        assert sum(taken) == 4
+        assert not await opens(one)
+        assert not await opens(other)
 
 
 async def test_a_ticket_used_before_a_restart_is_used_after_it(replica: StartReplica) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "LEFT_OUT",
     "audio_format",
     "includes",
+    "input_format",
     "input_rate_hz",
     "items",
     "modalities",
@@ -93,6 +94,12 @@ def audio_format(value: Any, dialect: Dialect) -> Any:
         return _only(value, ("type", "rate"))
     slower = f"pcm16_{value.get('rate')}hz"
     return slower if kind == "audio/pcm" and slower in _GA_FORMATS else _PREVIEW_FORMATS[kind]
+
+
+def input_format(value: Any, dialect: Dialect) -> Any:
+    """As `audio_format`, but a flat name that tells no rate: `input_rate_hz` does."""
+    told = audio_format(value, dialect)
+    return "pcm16" if isinstance(told, str) and told.startswith("pcm16") else told
 
 
 def input_rate_hz(value: Any, dialect: Dialect) -> Any:

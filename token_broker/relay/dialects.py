@@ -88,10 +88,8 @@ def to_azure(event: Event, *, door: Dialect, upstream: Dialect) -> list[Event]:
         return [{**event, "session": session_settings(session, door=door, upstream=upstream)}]
     if kind == "response.create":
         return _response_create(event, door=door, upstream=upstream)
-    if kind == "conversation.item.create":
-        return (
-            [{**event, "item": item_for(event.get("item"), upstream, by_client=True)}] if "item" in event else [event]
-        )
+    if kind == "conversation.item.create" and "item" in event:
+        return [{**event, "item": item_for(event["item"], upstream, by_client=True)}]
     if kind == "output_audio_buffer.clear" and not door == upstream == "preview":
         return []  # GA knows it over WebRTC alone, Voice Live for an avatar's output
     return [event]

@@ -14,10 +14,11 @@ from token_broker.ids import uuid7
 from token_broker.relay.closing import DONE, DRAINING, INTERNAL, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
 from token_broker.relay.dialects import needs_reading, renamed, to_azure, to_client
 from token_broker.relay.events import api_error, broker_error, broker_event
+from token_broker.relay.item_shelf import SHELVED, ItemShelf
 from token_broker.relay.policy import Allowed, Broken, Command, Passed, Refused, compact, examine, judge
 from token_broker.relay.upstreams import Upstream
 
-__all__ = ["DOORS", "PROXY_FRONT", "Door", "DoorFront", "Front", "ProxyFront"]
+__all__ = ["DOORS", "PROXY_FRONT", "Answered", "Door", "DoorFront", "Front", "ProxyFront"]
 
 Event = dict[str, Any]
 
@@ -58,6 +59,17 @@ DOORS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Not for Azure: this is the answer."""
+
+    text: str
+
+
+FromClient = list[str] | Answered | Command | Refused | Broken
+"""What becomes of a client's message; a list is what goes to Azure."""
+
+
 class Front(Protocol):
     """A talk's side towards its client."""
 
@@ -76,8 +88,8 @@ class Front(Protocol):
         """What the client is told besides the close code and its reason."""
         ...
 
-    def from_client(self, text: str, upstream: Dialect) -> list[str] | Command | Refused | Broken:
-        """What becomes of a message from the client; a list is what goes to Azure."""
+    def from_client(self, text: str, upstream: Dialect) -> FromClient:
+        """What becomes of a message from the client."""
         ...
 
     def reads(self, kind: str, upstream: Dialect) -> bool:
@@ -115,7 +127,7 @@ class ProxyFront:
         del ending
         return None
 
-    def from_client(self, text: str, upstream: Dialect) -> list[str] | Command | Refused | Broken:
+    def from_client(self, text: str, upstream: Dialect) -> FromClient:
         del upstream
         match judge(text):
             case Passed(text=checked):
@@ -145,6 +157,7 @@ class DoorFront:
     def __init__(self, dialect: Dialect) -> None:
         self.dialect: Dialect | None = dialect
         self._speaks = dialect
+        self._shelf = ItemShelf()
 
     def opening(self, upstream: Upstream, *, session_id: str, agent_id: str) -> list[str]:
         """One `session.created`, with the session as Azure took it: for this client it has been the agent's all along.
@@ -173,10 +186,14 @@ class DoorFront:
         kind = "server_error" if ending.code in _NOT_THE_CLIENTS else "invalid_request_error"
         return api_error(f"closed_{ending.code}", ending.reason, kind=kind)
 
-    def from_client(self, text: str, upstream: Dialect) -> list[str] | Command | Refused | Broken:
+    def from_client(self, text: str, upstream: Dialect) -> FromClient:
         match examine(text):
             case Passed(text=plain):
                 return [plain]
+            case Allowed(event={"type": "conversation.item.retrieve", "item_id": str() as item_id}) if (
+                item := self._shelf.get(item_id)
+            ):
+                return Answered(self._whole({"type": "conversation.item.retrieved", "item": item}))
             case Allowed(event=event):
                 return [compact(told) for told in to_azure(event, door=self._speaks, upstream=upstream)]
             case Command():
@@ -185,10 +202,17 @@ class DoorFront:
                 return verdict
 
     def reads(self, kind: str, upstream: Dialect) -> bool:
-        return needs_reading(kind, door=self._speaks, upstream=upstream)
+        return kind in SHELVED or needs_reading(kind, door=self._speaks, upstream=upstream)
 
     def passed(self, text: str, upstream: Dialect) -> str:
         return renamed(text, door=self._speaks, upstream=upstream, new_id=uuid7)
 
     def to_client(self, event: Event, upstream: Dialect) -> list[str]:
-        return [compact(told) for told in to_client(event, door=self._speaks, upstream=upstream, new_id=uuid7)]
+        told = to_client(event, door=self._speaks, upstream=upstream, new_id=uuid7)
+        for each in told:
+            self._shelf.note(each)
+        return [compact(each) for each in told]
+
+    def _whole(self, event: Event) -> str:
+        (whole,) = to_client(event, door=self._speaks, upstream=self._speaks, new_id=uuid7)
+        return compact(whole)

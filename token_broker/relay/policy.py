@@ -44,7 +44,9 @@ _THE_AGENTS_OWN = frozenset(
 )  # fmt: skip
 _CONFIGURATIONS = frozenset({"session", "response"})
 _NESTED = frozenset({"audio", "input", "output"})
-_ITEM_HOLDERS = frozenset({"item", "items", "input", "append_input_items"})
+_ITEM_HOLDERS = frozenset(
+    {"item", "items", "input", "input_items", "append_input_items", "pre_generated_assistant_message"}
+)
 _BESIDE_A_RESPONSE = "additional_instructions"  # Voice Live's `response.create` has them next to `response`
 _PRIVILEGED_ROLES = frozenset({"system", "developer"})
 _SECRET_OF_SESSIONS = ("instructions", "prompt", "interim_response", "tracing")

@@ -27,7 +27,7 @@ from token_broker.relay.closing import (
     Ending,
 )
 from token_broker.relay.counters import RelayCounters, TalkCounters
-from token_broker.relay.doors import Front
+from token_broker.relay.doors import Answered, Front
 from token_broker.relay.keeping import TurnKeeper
 from token_broker.relay.policy import (
     Broken,
@@ -178,6 +178,8 @@ class Talk:
             case list() as checked:
                 for message in checked:
                     upstream.socket.send(message)
+            case Answered(text=answer):
+                upstream.socket.put(answer)
             case Command(event={"type": "broker.agent.switch"} as event):
                 self._switch.ask(event, upstream)
             case Command():

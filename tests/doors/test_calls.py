@@ -1,0 +1,181 @@
+"""The doors' WebRTC calls: a real one through the broker, with what the sideband keeps of it."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.doors.conftest import SIGNING_KEY, Doors
+from tests.simulator.phone import Phone
+from tests.simulator.support import silence, speech
+from tests.support.broker import make_settings, run_broker
+from tests.support.waiting import eventually
+from token_broker.simulator import SimulatorConfig, serve
+
+OFFER = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\n"
+
+
+@pytest.fixture(autouse=True)
+def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's side of ICE on loopback alone, which aioice leaves out by itself."""
+    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+
+
+@asynccontextmanager
+async def calling_doors(directory: Path, **overrides: Any) -> AsyncIterator[Doors]:
+    async with serve(SimulatorConfig(ice_addresses=("127.0.0.1",))) as azure:
+        settings = make_settings(directory, azure.base_url, signing_keys=SIGNING_KEY, **overrides)
+        async with run_broker(settings) as running:
+            yield Doors(running, azure)
+    assert azure.calls == 0
+
+
+async def offer(
+    d: Doors, sdp: str, secret: str, *, path: str = "/v1/realtime/calls", form: bool = False
+) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {secret}"}
+    if form:
+        parts = {
+            "sdp": (None, sdp, "application/sdp"),
+            "session": (None, json.dumps({"type": "realtime"}), "application/json"),
+        }
+        return await d.running.client.post(path, files=parts, headers=headers)
+    return await d.running.client.post(path, content=sdp, headers=headers | {"Content-Type": "application/sdp"})
+
+
+@pytest.mark.parametrize("form", [False, True], ids=["raw", "as a form"])
+async def test_a_call_through_a_door_is_heard_and_its_turns_are_kept_until_it_is_hung_up(
+    tmp_path: Path, *, form: bool
+) -> None:
+    async with calling_doors(tmp_path) as d:
+        secret = await d.secret()
+        phone = Phone(speech(1.0) + silence(2.0))
+        response = await offer(d, await phone.offer(), secret, form=form)
+        assert response.status_code == 201, response.text
+        assert response.headers["content-type"].startswith("application/sdp")
+        await phone.connect(response.text)
+        done = await phone.hear("response.done")
+        assert done["response"]["usage"]["total_tokens"] > 0
+        await phone.hear("output_audio_buffer.stopped")
+        assert d.running.broker.talks.active == 1
+        location = response.headers["location"]
+        assert location.startswith("/v1/realtime/calls/")
+        turns = await d.turns_once_there(secret, 2)
+        assert [(turn["role"], turn["source"]) for turn in turns] == [("user", "proxy"), ("assistant", "proxy")]
+        hung_up = await d.running.client.post(f"{location}/hangup", headers={"api-key": secret})
+        assert hung_up.status_code == 200
+        await eventually(lambda: _over(d))
+        assert len(await d.turns(secret)) == 2
+        await phone.hang_up()
+
+
+async def _over(d: Doors) -> bool:
+    return not d.running.broker.talks.active and not d.azure.calls and not d.running.broker.drain.talks
+
+
+async def test_a_client_that_hangs_up_itself_gives_its_place_back(tmp_path: Path) -> None:
+    async with calling_doors(tmp_path, max_sessions_per_principal=1) as d:
+        secret = await d.secret()
+        phone = Phone(speech(0.6) + silence(2.0))
+        await phone.connect((await offer(d, await phone.offer(), secret)).text)
+        await phone.hear("response.done")
+        second = await offer(d, OFFER, secret)
+        assert (second.status_code, second.json()["code"]) == (429, "too_many_sessions")
+        await phone.hang_up()
+        await eventually(lambda: _over(d), within_s=40)
+        assert [turn["role"] for turn in await d.turns_once_there(secret, 2)] == ["user", "assistant"]
+
+
+async def test_instructions_that_a_client_says_of_its_own_are_taken_back(tmp_path: Path) -> None:
+    async with calling_doors(tmp_path) as d:
+        secret = await d.secret({"metadata": {"agent_id": "marcus"}})
+        marcus = d.running.broker.agents.get("marcus")
+        assert marcus is not None
+        phone = Phone(silence(3.0))
+        answer = await offer(d, await phone.offer(), secret)
+        await phone.connect(answer.text)
+        created = await phone.hear("session.created")
+        assert created["session"]["instructions"].startswith(marcus.instructions)
+        audio = {"input": {"transcription": None}}
+        phone.send("session.update", session={"type": "realtime", "instructions": "Be a pirate.", "audio": audio})
+        assert (await phone.hear("session.updated"))["session"]["instructions"] == "Be a pirate."
+        mended = await phone.hear("session.updated", count=2)
+        assert mended["session"]["instructions"].startswith(marcus.instructions)
+        assert mended["session"]["audio"]["input"]["transcription"]["model"] == "whisper-1"
+        phone.send("session.update", session={"type": "realtime", "audio": {"output": {"speed": 1.1}}})
+        third = await phone.hear("session.updated", count=3)
+        assert third["session"]["instructions"].startswith(marcus.instructions)
+        await d.running.client.post(f"{answer.headers['location']}/hangup", headers={"api-key": secret})
+        await eventually(lambda: _over(d))
+        assert len([name for name in phone.names() if name == "session.updated"]) == 3
+        await phone.hang_up()
+
+
+async def test_where_the_sideband_is_refused_the_call_goes_on(tmp_path: Path) -> None:
+    async with calling_doors(tmp_path) as d:
+        secret = await d.secret()
+        phone = Phone(speech(0.6) + silence(2.0))
+        sdp = await phone.offer()
+        d.running.broker.relay._parts.connector.join_call = _nobody_joins  # type: ignore[method-assign]
+        answer = await offer(d, sdp, secret)
+        await phone.connect(answer.text)
+        await phone.hear("response.done")
+        assert await d.turns(secret) == []
+        assert d.running.broker.talks.active == 1
+        await d.running.client.post(f"{answer.headers['location']}/hangup", headers={"api-key": secret})
+        await eventually(lambda: _over(d))
+        await phone.hang_up()
+
+
+async def _nobody_joins(endpoint: str, call_id: str) -> Any:
+    from strategies.errors import PermanentError
+
+    raise PermanentError("no such call")
+
+
+@pytest.mark.parametrize(
+    ("headers", "content", "status", "code"),
+    [
+        ({"content-type": "application/json"}, "{}", 415, "not_sdp"),
+        ({"content-type": "application/sdp"}, "hello", 400, "bad_sdp"),
+        ({"content-type": "multipart/form-data; boundary=x"}, "nonsense", 400, "bad_form"),
+        ({"content-type": "multipart/form-data"}, "--x--", 400, "bad_form"),
+        (
+            {"content-type": "multipart/form-data; boundary=x"},
+            '--x\r\nContent-Disposition: form-data; name="other"\r\n\r\nv=0\r\n--x--\r\n',
+            400,
+            "bad_form",
+        ),
+        ({"content-type": "application/sdp"}, "v=0\r\n" + "a=x\r\n" * 60_000, 413, "body_too_large"),
+    ],
+)
+async def test_a_wrong_offer_is_told_what_is_wrong(
+    tmp_path: Path, headers: dict[str, str], content: str, status: int, code: str
+) -> None:
+    async with calling_doors(tmp_path) as d:
+        given = headers | {"authorization": f"Bearer {await d.secret()}"}
+        response = await d.running.client.post("/v1/realtime/calls", content=content, headers=given)
+        assert (response.status_code, response.json()["code"]) == (status, code)
+        assert response.json()["error"]["code"] == code
+        assert d.running.broker.talks.active == 0
+
+
+async def test_a_call_is_hung_up_by_its_own_session_alone(tmp_path: Path) -> None:
+    async with calling_doors(tmp_path) as d:
+        secret, other = await d.secret(), await d.secret()
+        phone = Phone(silence(1.0))
+        answer = await offer(d, await phone.offer(), secret, path="/openai/v1/realtime/calls")
+        location = answer.headers["location"]
+        for credential, status in [({"api-key": other}, 404), ({}, 401), ({"api-key": "simulated-key"}, 401)]:
+            assert (await d.running.client.post(f"{location}/hangup", headers=credential)).status_code == status
+        assert (
+            await d.running.client.post("/v1/realtime/calls/none/hangup", headers={"api-key": secret})
+        ).status_code == 404
+        assert d.azure.calls == 1
+        assert (await d.running.client.post(f"{location}/hangup", headers={"api-key": secret})).status_code == 200
+        await eventually(lambda: _over(d))
+        await phone.hang_up()

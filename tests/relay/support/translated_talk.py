@@ -1,0 +1,107 @@
+"""A talk with the simulator in either dialect, as it is or by way of the translation; with a clock of its own."""
+
+import itertools
+import json
+import re
+from typing import Any
+
+from strategies.base import Dialect
+from token_broker.relay.dialects import needs_reading, renamed, to_azure, to_client
+from token_broker.simulator.realtime import dialects as simulated
+from token_broker.simulator.realtime.talk import Talk, TalkOptions
+from token_broker.simulator.session_bodies import ga, voice_live
+
+__all__ = ["TranslatedTalk", "counted", "meaning"]
+
+Event = dict[str, Any]
+
+_ID = re.compile(r"(item|resp|conv|sess)_[0-9a-f]+")
+
+
+def counted() -> Any:
+    """Ids that are told from Azure's."""
+    numbers = itertools.count(1)
+    return lambda: f"made{next(numbers)}"
+
+
+class TranslatedTalk:
+    """A client that speaks the door's dialect with the simulator, which speaks the upstream's.
+
+    `events` are those that the client got; `sent` those that the simulator did. Where the two dialects are one,
+    nothing is translated nor completed.
+    """
+
+    def __init__(self, door: Dialect, upstream: Dialect) -> None:
+        self.door, self.upstream = door, upstream
+        self.events: list[Event] = []
+        self.sent: list[Event] = []
+        self._new_id = counted()
+        self._now_s = 100.0
+        dialect = simulated.GA if upstream == "ga" else simulated.VOICE_LIVE
+        session: Any = ga.RealtimeSession(type="realtime", model="gpt-realtime")
+        if upstream == "preview":
+            session = voice_live.VoiceLiveSession(model="gpt-realtime")
+        self._talk = Talk(dialect, session, TalkOptions(), 1_800_000_000)
+        self._note(self._talk.open(self._now_s))
+
+    def send(self, name: str, **fields: Any) -> None:
+        asked: Event = {"type": name, **fields}
+        crossed = [asked] if self.door == self.upstream else to_azure(asked, door=self.door, upstream=self.upstream)
+        for event in crossed:
+            self._note(self._talk.receive(json.dumps(event), self._now_s))
+
+    def wait(self, seconds: float) -> None:
+        """Lets the time pass, stopping wherever something is due."""
+        until_s = self._now_s + seconds
+        while self._talk.due_s <= until_s:
+            self._now_s = max(self._talk.due_s, self._now_s)
+            self._note(self._talk.advance(self._now_s))
+        self._now_s = until_s
+
+    def last(self, name: str) -> Event:
+        """The newest event of that name."""
+        return next(event for event in reversed(self.events) if event["type"] == name)
+
+    def _note(self, events: list[Event]) -> None:
+        self.sent += events
+        for event in events:
+            self.events += [event] if self.door == self.upstream else self._carried(event)
+
+    def _carried(self, event: Event) -> list[Event]:
+        """As the relay does it: what need not be read is renamed as text."""
+        if needs_reading(event["type"], door=self.door, upstream=self.upstream):
+            return to_client(event, door=self.door, upstream=self.upstream, new_id=self._new_id)
+        text = renamed(json.dumps(event), door=self.door, upstream=self.upstream, new_id=self._new_id)
+        told: Event = json.loads(text)
+        assert [told] == to_client(event, door=self.door, upstream=self.upstream, new_id=self._new_id)
+        return [told]
+
+
+def meaning(events: list[Event]) -> list[Event]:
+    """Events without what is by chance, or is Azure's alone to say in one dialect.
+
+    Ids become numbers in the order of their appearance. Limits are told in GA alone; the place of a finished item was
+    told when it was made; what a session or a response is set to differs by the defaults of the two.
+    """
+    numbers: dict[str, str] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(inner) for name, inner in value.items() if inner is not None and name != "event_id"}
+        if isinstance(value, list):
+            return [plain(inner) for inner in value]
+        if isinstance(value, str) and _ID.fullmatch(value):
+            return numbers.setdefault(value, f"{value.partition('_')[0]} {len(numbers)}")
+        return value
+
+    told = []
+    for event in map(plain, events):
+        if event["type"] == "rate_limits.updated":
+            continue
+        if event["type"] == "conversation.item.done":
+            event.pop("previous_item_id", None)
+        event.pop("session", None)
+        for name in ("audio", "voice", "output_audio_format", "temperature", "max_output_tokens"):
+            event.get("response", {}).pop(name, None)
+        told.append(event)
+    return told

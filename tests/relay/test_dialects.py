@@ -1,0 +1,706 @@
+"""One talk in two dialects: a table a direction, with the official packages' models as judges."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from strategies.base import Dialect, SessionSpec
+from strategies.session_body import ga_realtime_session, voice_live_session
+from tests.relay.support.official_models import (
+    ga_client_event,
+    ga_server_event,
+    preview_client_event,
+    preview_server_event,
+)
+from tests.relay.support.translated_talk import counted
+from tests.relay.test_session_models import specs
+from token_broker.relay.dialects import needs_reading, renamed, to_azure, to_client
+
+Event = dict[str, Any]
+
+SERVER_MODELS: dict[Dialect, Callable[[Any], None]] = {"ga": ga_server_event, "preview": preview_server_event}
+CLIENT_MODELS: dict[Dialect, Callable[[Any], None]] = {"ga": ga_client_event, "preview": preview_client_event}
+PCM = {"type": "audio/pcm", "rate": 24000}
+PLACE = {"response_id": "resp_1", "item_id": "item_1", "output_index": 0, "content_index": 0}
+USAGE = {
+    "total_tokens": 87,
+    "input_tokens": 52,
+    "output_tokens": 35,
+    "input_token_details": {
+        "text_tokens": 45,
+        "audio_tokens": 7,
+        "image_tokens": 0,
+        "cached_tokens": 3,
+        "cached_tokens_details": {"text_tokens": 3, "audio_tokens": 0, "image_tokens": 0},
+    },
+    "output_token_details": {"text_tokens": 15, "audio_tokens": 20},
+}
+
+
+def update(session: Any) -> Event:
+    return {"type": "session.update", "event_id": "e", "session": session}
+
+
+def create(response: Any, **fields: Any) -> Event:
+    return {"type": "response.create", "event_id": "e", "response": response, **fields}
+
+
+def message(role: str, *content: Event, **fields: Any) -> Event:
+    return {"type": "message", "role": role, "content": list(content), **fields}
+
+
+def added(item: Event) -> Event:
+    return {"type": "conversation.item.create", "event_id": "e", "item": item}
+
+
+def other(dialect: Dialect) -> Dialect:
+    return "preview" if dialect == "ga" else "ga"
+
+
+# --- towards Azure
+
+GA_SETTINGS = {
+    "output_modalities": ["text"],
+    "max_output_tokens": 400,
+    "tool_choice": {"type": "function", "name": "look_up"},
+    "parallel_tool_calls": True,
+    "include": ["item.input_audio_transcription.logprobs"],
+    "reasoning": {"effort": "low"},
+    "audio": {
+        "input": {
+            "format": PCM,
+            "noise_reduction": {"type": "far_field"},
+            "transcription": {"model": "whisper-1", "language": "de", "keywords": ["Elena"]},
+            "turn_detection": {
+                "type": "server_vad",
+                "create_response": False,
+                "interrupt_response": True,
+                "threshold": 0.4,
+                "prefix_padding_ms": 200,
+                "silence_duration_ms": 700,
+            },
+        },
+        "output": {"format": {"type": "audio/pcmu"}, "voice": "marin"},
+    },
+}
+PREVIEW_SETTINGS = {
+    "modalities": ["text"],
+    "max_response_output_tokens": 400,
+    "tool_choice": {"type": "function", "name": "look_up"},
+    "parallel_tool_calls": True,
+    "include": ["item.input_audio_transcription.logprobs"],
+    "reasoning_effort": "low",
+    "input_audio_format": "pcm16",
+    "input_audio_sampling_rate": 24000,
+    "input_audio_noise_reduction": {"type": "far_field"},
+    "input_audio_transcription": {"model": "whisper-1", "language": "de", "phrase_list": ["Elena"]},
+    "turn_detection": GA_SETTINGS["audio"]["input"]["turn_detection"],  # type: ignore[index]
+    "output_audio_format": "g711_ulaw",
+    "voice": "marin",
+}
+TO_PREVIEW = [
+    (update({"type": "realtime", **GA_SETTINGS}), [update(PREVIEW_SETTINGS)]),
+    # audio alone is refused there, semantic detection has another name, and null switches off
+    (
+        update(
+            {
+                "type": "realtime",
+                "output_modalities": ["audio"],
+                "audio": {
+                    "input": {"turn_detection": {"type": "semantic_vad", "eagerness": "low"}, "noise_reduction": None},
+                    "output": {"speed": 1.2},
+                },
+                "truncation": "auto",
+            }
+        ),
+        [
+            update(
+                {
+                    "modalities": ["text", "audio"],
+                    "turn_detection": {"type": "azure_semantic_vad"},
+                    "input_audio_noise_reduction": None,
+                }
+            )
+        ],
+    ),
+    (
+        update({"type": "realtime", "audio": {"input": {"format": {"type": "audio/pcma"}, "turn_detection": None}}}),
+        [update({"input_audio_format": "g711_alaw", "input_audio_sampling_rate": 8000, "turn_detection": None})],
+    ),
+    # a session of which nothing remains is still a session
+    (update({"type": "realtime", "truncation": "disabled", "unheard_of": 1}), [update({})]),
+    (
+        create(
+            {
+                "output_modalities": ["audio"],
+                "conversation": "none",
+                "metadata": {"topic": "x"},
+                "max_output_tokens": "inf",
+                "parallel_tool_calls": False,
+                "audio": {"output": {"format": PCM}},
+                "input": [message("assistant", {"type": "output_text", "text": "Yes."})],
+            }
+        ),
+        [
+            create(
+                {
+                    "modalities": ["text", "audio"],
+                    "output_audio_format": "pcm16",
+                    "max_output_tokens": "inf",
+                    "metadata": {"topic": "x"},
+                    "conversation": "none",
+                    "input_items": [message("assistant", {"type": "text", "text": "Yes."})],
+                }
+            )
+        ],
+    ),
+    ({"type": "response.create"}, [{"type": "response.create"}]),
+    # Voice Live takes an assistant's items as text alone
+    (
+        added(
+            message(
+                "assistant",
+                {"type": "output_audio", "transcript": "I said it."},
+                {"type": "output_text", "text": "I wrote it."},
+            )
+        ),
+        [added(message("assistant", {"type": "text", "text": "I said it."}, {"type": "text", "text": "I wrote it."}))],
+    ),
+    ({"type": "output_audio_buffer.clear"}, []),
+]
+TO_GA = [
+    (update(PREVIEW_SETTINGS), [update({"type": "realtime", **GA_SETTINGS})]),
+    (
+        update(
+            {
+                "modalities": ["text", "audio"],
+                "temperature": 0.7,
+                "turn_detection": {
+                    "type": "azure_semantic_vad_multilingual",
+                    "threshold": 0.3,
+                    "create_response": True,
+                },
+                "input_audio_noise_reduction": {"type": "azure_deep_noise_suppression"},
+                "input_audio_echo_cancellation": {"type": "server_echo_cancellation"},
+                "avatar": {"character": "lisa", "customized": False},
+                "reasoning_effort": "none",
+                "include": ["item.input_audio_transcription.phrases"],
+            }
+        ),
+        [
+            update(
+                {
+                    "type": "realtime",
+                    "output_modalities": ["audio"],
+                    "audio": {
+                        "input": {
+                            "turn_detection": {"type": "semantic_vad", "create_response": True},
+                            "noise_reduction": {"type": "near_field"},
+                        }
+                    },
+                }
+            )
+        ],
+    ),
+    (update({"temperature": 0.7}), [update({"type": "realtime"})]),
+    (
+        create(
+            {"modalities": ["text"], "commit": False, "max_response_output_tokens": 9, "tool_choice": "look_up"},
+            additional_instructions="Obey me.",
+        ),
+        [
+            create(
+                {
+                    "output_modalities": ["text"],
+                    "tool_choice": {"type": "function", "name": "look_up"},
+                    "max_output_tokens": 9,
+                    "conversation": "none",
+                }
+            )
+        ],
+    ),
+    # what is to be appended for a response is appended before it
+    (
+        create({"append_input_items": [message("assistant", {"type": "text", "text": "Yes."})]}),
+        [
+            {
+                "type": "conversation.item.create",
+                "item": message("assistant", {"type": "output_text", "text": "Yes."}),
+            },
+            create({}),
+        ],
+    ),
+    (
+        added(message("assistant", {"type": "text", "text": "Yes."})),
+        [added(message("assistant", {"type": "output_text", "text": "Yes."}))],
+    ),
+    ({"type": "output_audio_buffer.clear"}, []),
+]
+SAME_IN_BOTH: list[Event] = [
+    {"type": "input_audio_buffer.append", "audio": "AAAA"},
+    {"type": "input_audio_buffer.commit", "event_id": "e"},
+    {"type": "input_audio_buffer.clear"},
+    {"type": "response.cancel", "response_id": "resp_1"},
+    {"type": "conversation.item.retrieve", "item_id": "item_1"},
+    {"type": "conversation.item.delete", "item_id": "item_1"},
+    {"type": "conversation.item.truncate", "item_id": "item_1", "content_index": 0, "audio_end_ms": 5},
+    {**added(message("user", {"type": "input_text", "text": "Hi"}, id="item_1")), "previous_item_id": "root"},
+    added({"type": "function_call_output", "call_id": "call_1", "output": "{}"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("upstream", "event", "expected"),
+    [("preview", *row) for row in TO_PREVIEW]
+    + [("ga", *row) for row in TO_GA]
+    + [(upstream, event, [event]) for upstream in ("ga", "preview") for event in SAME_IN_BOTH],
+)
+def test_a_clients_event_is_told_in_the_upstreams_dialect(
+    upstream: Dialect, event: Event, expected: list[Event]
+) -> None:
+    before = json.dumps(event)
+    told = to_azure(event, door=other(upstream), upstream=upstream)
+    assert told == expected
+    assert json.dumps(event) == before
+    for each in told:
+        CLIENT_MODELS[upstream](each)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "event", "expected"),
+    [
+        ("ga", update({"type": "realtime", **GA_SETTINGS}), [update({"type": "realtime", **GA_SETTINGS})]),
+        ("preview", update(PREVIEW_SETTINGS), [update(PREVIEW_SETTINGS)]),
+        # what a client of the wrong dialect says is unknown, at every depth, and null where null means nothing
+        ("ga", update({"type": "realtime", **PREVIEW_SETTINGS, "tool_choice": None}),
+         [update({"type": "realtime", "parallel_tool_calls": True, "include": GA_SETTINGS["include"]})]),
+        ("ga", update({"audio": {"input": {"turn_detection": {"type": "server_vad", "model_version": 2}, "x": 1}}}),
+         [update({"type": "realtime", "audio": {"input": {"turn_detection": {"type": "server_vad"}}}})]),
+        ("ga", update({"type": "transcription", "tracing": "auto"}), [update({"type": "realtime", "tracing": "auto"})]),
+        ("preview", update({"type": "realtime", "tracing": "auto", "truncation": "auto"}), [update({})]),
+        ("preview", update({"input_audio_sampling_rate": 16000}), [update({"input_audio_sampling_rate": 16000})]),
+        ("preview", create({"commit": False, "x": 1}), [create({"commit": False})]),
+        ("preview", create({}, additional_instructions="Obey me."), [create({})]),
+        ("ga", {"type": "output_audio_buffer.clear"}, []),
+        ("preview", {"type": "output_audio_buffer.clear"}, [{"type": "output_audio_buffer.clear"}]),
+    ],
+)  # fmt: skip
+def test_what_the_upstream_does_not_know_is_left_out_in_its_own_dialect_too(
+    dialect: Dialect, event: Event, expected: list[Event]
+) -> None:
+    told = to_azure(event, door=dialect, upstream=dialect)
+    assert told == expected
+    for each in told:
+        CLIENT_MODELS[dialect](each)
+
+
+@pytest.mark.parametrize("kind", ["input_audio.turn.start", "session.avatar.connect", "not.heard.of"])
+def test_an_event_that_the_upstream_does_not_have_is_azures_to_refuse(kind: str) -> None:
+    event = {"type": kind, "turn_id": "t"}
+    assert to_azure(event, door="preview", upstream="ga") == [event]
+
+
+def test_a_rate_that_ga_does_not_have_is_told_rather_than_misheard() -> None:
+    (told,) = to_azure(update({"input_audio_sampling_rate": 16000}), door="preview", upstream="ga")
+    assert told["session"] == {"type": "realtime", "audio": {"input": {"format": {"type": "audio/pcm", "rate": 16000}}}}
+
+
+@pytest.mark.parametrize("spec", specs(), ids=range(len(specs())))
+def test_of_our_own_sessions_only_what_the_other_does_not_know_is_lost_there_and_back(spec: SessionSpec) -> None:
+    assert _lost_there_and_back(ga_realtime_session(spec), "ga") == set()
+    # Voice Live's own cleaning and kind of voice; and GA takes audio with its transcript for both words
+    assert _lost_there_and_back(voice_live_session(spec), "preview") == {
+        "input_audio_noise_reduction", "input_audio_echo_cancellation", "voice", "modalities",
+    }  # fmt: skip
+
+
+def _lost_there_and_back(session: Event, home: Dialect) -> set[str]:
+    (same,) = to_azure(update(session), door=home, upstream=home)
+    assert same["session"] == session
+    (crossed,) = to_azure(update(session), door=home, upstream=other(home))
+    (returned,) = to_azure(crossed, door=other(home), upstream=home)
+    return {name for name, value in session.items() if returned["session"].get(name) != value}
+
+
+# --- towards the client
+
+ASSISTANT = {"id": "item_1", "object": "realtime.item", "type": "message", "role": "assistant"}
+SAID = {"transcript": "Good day."}
+GA_SAID = {**ASSISTANT, "status": "completed", "content": [{"type": "output_audio", **SAID}]}
+PREVIEW_SAID = {**ASSISTANT, "status": "completed", "content": [{"type": "audio", **SAID}]}
+GA_WROTE = {**ASSISTANT, "status": "completed", "content": [{"type": "output_text", "text": "Good day."}]}
+PREVIEW_WROTE = {**ASSISTANT, "status": "completed", "content": [{"type": "text", "text": "Good day."}]}
+UNDER_WAY = {**ASSISTANT, "status": "in_progress", "content": []}
+USER_SPOKE = {
+    "id": "item_0", "object": "realtime.item", "type": "message", "role": "user", "status": "completed",
+    "content": [{"type": "input_audio", "transcript": None}],
+}  # fmt: skip
+CALL = {
+    "id": "item_2", "object": "realtime.item", "type": "function_call", "status": "completed",
+    "call_id": "call_1", "name": "look_up", "arguments": "{}",
+}  # fmt: skip
+RESPONSE = {"object": "realtime.response", "id": "resp_1", "status": "completed", "conversation_id": "conv_1"}
+
+
+def event(kind: str, **fields: Any) -> Event:
+    return {"type": kind, "event_id": "event_1", **fields}
+
+
+GA_SESSION = event(
+    "session.updated",
+    session={
+        "id": "sess_1",
+        "object": "realtime.session",
+        "expires_at": 1_800_000_000,
+        "model": "gpt-realtime",
+        "type": "realtime",
+        **GA_SETTINGS,
+    },
+)
+PREVIEW_SESSION = event(
+    "session.updated",
+    session={
+        "id": "sess_1",
+        "object": "realtime.session",
+        "expires_at": 1_800_000_000,
+        "model": "gpt-realtime",
+        **PREVIEW_SETTINGS,
+    },
+)
+# Both ways: GA's event and preview's.
+TRANSLATED = [
+    (
+        event(f"response.output_{ga}", **PLACE, **fields),
+        event(f"response.{ga}", **PLACE, **fields),
+    )
+    for ga, fields in [
+        ("audio.delta", {"delta": "AAAA"}),
+        ("audio.done", {}),
+        ("audio_transcript.delta", {"delta": "Go"}),
+        ("audio_transcript.done", SAID),
+        ("text.delta", {"delta": "Go"}),
+        ("text.done", {"text": "Good day."}),
+    ]
+] + [
+    (GA_SESSION, PREVIEW_SESSION),
+    (
+        event("response.created", response={**RESPONSE, "status": "in_progress", "output": [], "usage": None}),
+        event("response.created", response={**RESPONSE, "status": "in_progress", "output": [], "usage": None}),
+    ),
+    (
+        event(
+            "response.done",
+            response={
+                **RESPONSE,
+                "output": [GA_SAID, GA_WROTE, CALL],
+                "usage": USAGE,
+                "output_modalities": ["audio"],
+                "max_output_tokens": "inf",
+                "metadata": {"topic": "x"},
+                "audio": {"output": {"format": PCM, "voice": "marin"}},
+            },
+        ),
+        event(
+            "response.done",
+            response={
+                **RESPONSE,
+                "output": [PREVIEW_SAID, PREVIEW_WROTE, CALL],
+                "usage": USAGE,
+                "modalities": ["text", "audio"],
+                "max_output_tokens": "inf",
+                "metadata": {"topic": "x"},
+                "output_audio_format": "pcm16",
+                "voice": "marin",
+            },
+        ),
+    ),
+    (
+        event("conversation.item.added", previous_item_id="item_0", item=UNDER_WAY),
+        event("conversation.item.created", previous_item_id="item_0", item=UNDER_WAY),
+    ),
+    (event("conversation.item.retrieved", item=GA_SAID), event("conversation.item.retrieved", item=PREVIEW_SAID)),
+    (
+        event("response.output_item.added", response_id="resp_1", output_index=0, item=UNDER_WAY),
+        event("response.output_item.added", response_id="resp_1", output_index=0, item=UNDER_WAY),
+    ),
+    *(
+        (same, same)
+        for same in [
+            event("response.content_part.added", **PLACE, part={"type": "audio", "transcript": ""}),
+            event("response.content_part.done", **PLACE, part={"type": "text", "text": "Good day."}),
+            event("input_audio_buffer.speech_started", audio_start_ms=5, item_id="item_0"),
+            event("input_audio_buffer.speech_stopped", audio_end_ms=50, item_id="item_0"),
+            event("input_audio_buffer.committed", previous_item_id=None, item_id="item_0"),
+            event("input_audio_buffer.cleared"),
+            event("conversation.item.truncated", item_id="item_1", content_index=0, audio_end_ms=5),
+            event("conversation.item.deleted", item_id="item_1"),
+            event(
+                "conversation.item.input_audio_transcription.failed",
+                item_id="item_0",
+                content_index=0,
+                error={"type": "invalid_request_error", "code": "DeploymentNotFound", "message": "None such."},
+            ),
+            event("conversation.item.input_audio_transcription.delta", item_id="item_0", content_index=0, delta="Good"),
+            event(
+                "response.function_call_arguments.delta",
+                response_id="resp_1",
+                item_id="item_2",
+                output_index=1,
+                call_id="call_1",
+                delta="{}",
+            ),
+            event(
+                "response.function_call_arguments.done",
+                response_id="resp_1",
+                item_id="item_2",
+                output_index=1,
+                call_id="call_1",
+                name="look_up",
+                arguments="{}",
+            ),
+            event(
+                "error",
+                error={
+                    "type": "invalid_request_error",
+                    "code": "unknown_parameter",
+                    "message": "No.",
+                    "param": None,
+                    "event_id": "e",
+                },
+            ),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("ga", "preview"), TRANSLATED, ids=[ga["type"] for ga, _ in TRANSLATED])
+def test_azures_event_is_told_in_the_doors_dialect(ga: Event, preview: Event) -> None:
+    ga_server_event(ga)
+    preview_server_event(preview)
+    assert to_client(preview, door="ga", upstream="preview", new_id=counted()) == [ga]
+    assert to_client(ga, door="preview", upstream="ga", new_id=counted()) == [preview]
+    # and is whole already, so that it comes through as it is in its own dialect
+    assert to_client(ga, door="ga", upstream="ga", new_id=counted()) == [ga]
+    assert to_client(preview, door="preview", upstream="preview", new_id=counted()) == [preview]
+
+
+@pytest.mark.parametrize(
+    "item", [USER_SPOKE, {**CALL, "type": "function_call_output", "output": "{}"}, {**GA_WROTE, "status": None}]
+)
+def test_ga_is_told_twice_of_an_item_that_is_whole_when_it_is_made(item: Event) -> None:
+    made = event("conversation.item.created", previous_item_id="item_9", item=item)
+    told = to_client(made, door="ga", upstream="preview", new_id=counted())
+    if item["role" if "role" in item else "type"] == "assistant" and item["status"] is None:
+        assert [each["type"] for each in told] == ["conversation.item.added"]
+        return
+    added, done = told
+    assert (added["type"], added["event_id"]) == ("conversation.item.added", "event_1")
+    assert done == {**added, "type": "conversation.item.done", "event_id": "event_made1"}
+
+
+def test_ga_is_told_that_the_models_item_is_whole_when_it_is() -> None:
+    ended = event("response.output_item.done", response_id="resp_1", output_index=0, item=PREVIEW_SAID)
+    done, same = to_client(ended, door="ga", upstream="preview", new_id=counted())
+    assert done == {"type": "conversation.item.done", "event_id": "event_made1", "item": GA_SAID}
+    assert same == {**ended, "item": GA_SAID}
+    ga_server_event(done)
+    ga_server_event(same)
+    assert to_client(done, door="preview", upstream="ga", new_id=counted()) == []
+    assert to_client(same, door="preview", upstream="ga", new_id=counted()) == [ended]
+
+
+@pytest.mark.parametrize(
+    ("upstream", "kind"),
+    [
+        ("preview", "response.audio_timestamp.delta"),
+        ("preview", "session.avatar.connecting"),
+        ("preview", "warning"),
+        ("ga", "rate_limits.updated"),
+        ("ga", "conversation.item.done"),
+        ("ga", "output_audio_buffer.started"),
+    ],
+)
+def test_an_event_that_the_door_does_not_have_ends_there(upstream: Dialect, kind: str) -> None:
+    assert needs_reading(kind, door=other(upstream), upstream=upstream)
+    assert to_client(event(kind), door=other(upstream), upstream=upstream, new_id=counted()) == []
+    assert to_client(event(kind), door=upstream, upstream=upstream, new_id=counted()) == [event(kind)]
+
+
+def test_voice_lives_own_shapes_are_told_to_ga() -> None:
+    session = {
+        "id": "sess_1",
+        "voice": {"type": "azure-standard", "name": "en-US-Ava:DragonHDLatestNeural"},
+        "input_audio_echo_cancellation": {"type": "server_echo_cancellation"},
+        "input_audio_noise_reduction": {"type": "azure_deep_noise_suppression"},
+        "turn_detection": {"type": "azure_semantic_vad", "threshold": 0.5},
+        "tools": [
+            {"type": "mcp", "server_label": "x", "server_url": "https://x", "require_approval": {"always": ["a"]}}
+        ],
+        "temperature": 0.8,
+        "agent": {"name": "kept"},
+    }
+    (told,) = to_client(event("session.created", session=session), door="ga", upstream="preview", new_id=counted())
+    assert told["session"] == {
+        "id": "sess_1",
+        "object": "realtime.session",
+        "type": "realtime",
+        "agent": {"name": "kept"},
+        "tools": [
+            {
+                "type": "mcp",
+                "server_label": "x",
+                "server_url": "https://x",
+                "require_approval": {"always": {"tool_names": ["a"]}},
+            }
+        ],
+        "audio": {
+            "input": {"noise_reduction": {"type": "near_field"}, "turn_detection": {"type": "semantic_vad"}},
+            "output": {"voice": "en-US-Ava:DragonHDLatestNeural"},
+        },
+    }
+
+
+# --- what clients throw without
+
+
+@pytest.mark.parametrize("dialect", ["ga", "preview"])
+@pytest.mark.parametrize(
+    ("given", "whole"),
+    [
+        ({"type": "x"}, {"type": "x", "event_id": "event_made1"}),
+        ({"type": "x", "event_id": None}, {"type": "x", "event_id": "event_made1"}),
+        (
+            event("conversation.item.retrieved", item={"id": "i", "type": "message", "role": "user", "status": None,
+                                                       "content": [{"type": "input_audio"}, {"type": "input_text"}]}),
+            event("conversation.item.retrieved", item={"id": "i", "type": "message", "role": "user",
+                                                       "content": [{"type": "input_audio", "transcript": None},
+                                                                   {"type": "input_text", "text": ""}]}),
+        ),
+        (
+            event("response.output_item.added", item={"type": "message"}),
+            event("response.output_item.added", item={"type": "message", "id": "item_made1", "role": "assistant",
+                                                      "status": "in_progress", "content": []}),
+        ),
+        (
+            event("conversation.item.retrieved", item={"type": "message", "content": [{"type": "input_image"}]}),
+            event("conversation.item.retrieved", item={"type": "message", "content": [{"type": "input_image"}],
+                                                       "id": "item_made1", "role": "user"}),
+        ),
+        (
+            event("response.output_item.done", item={"type": "function_call", "name": "x"}),
+            event("response.output_item.done", item={"type": "function_call", "name": "x", "status": "completed"}),
+        ),
+        (
+            event("response.content_part.done", part={"type": "output_audio", "transcript": "x", "audio": None}),
+            event("response.content_part.done", part={"type": "audio", "transcript": "x"}),
+        ),
+        (
+            event("conversation.item.input_audio_transcription.failed", error={"message": "x", "param": None}),
+            event("conversation.item.input_audio_transcription.failed", error={"message": "x"}),
+        ),
+    ],
+)  # fmt: skip
+def test_what_official_clients_throw_without_is_there(dialect: Dialect, given: Event, whole: Event) -> None:
+    assert to_client(given, door=dialect, upstream=dialect, new_id=counted()) == [whole]
+
+
+@pytest.mark.parametrize(
+    ("given", "whole"),
+    [
+        (USAGE, USAGE),
+        # as Voice Live's reference has it: sums alone tell no details
+        ({"total_tokens": 0, "input_tokens": 0, "output_tokens": 0}, None),
+        (
+            {
+                "input_tokens": 52,
+                "output_tokens": 35,
+                "input_token_details": {"cached_tokens": 0, "text_tokens": 45, "audio_tokens": 7},
+                "output_token_details": {"text_tokens": 15, "audio_tokens": 20, "reasoning_tokens": 4},
+            },
+            {
+                "total_tokens": 87,
+                "input_tokens": 52,
+                "output_tokens": 35,
+                "input_token_details": {
+                    "cached_tokens": 0,
+                    "text_tokens": 45,
+                    "audio_tokens": 7,
+                    "image_tokens": 0,
+                    "cached_tokens_details": {"text_tokens": 0, "audio_tokens": 0, "image_tokens": 0},
+                },
+                "output_token_details": {"text_tokens": 15, "audio_tokens": 20, "reasoning_tokens": 4},
+            },
+        ),
+        ({"input_tokens": "52", "output_tokens": 35}, None),
+        ([], None),
+    ],
+)
+def test_usage_is_whole_or_absent(given: Any, whole: Any) -> None:
+    done = event("response.done", response={"usage": given})
+    (told,) = to_client(done, door="preview", upstream="preview", new_id=counted())
+    assert told["response"] == ({} if whole is None else {"usage": whole})
+    preview_server_event(told)
+
+
+@pytest.mark.parametrize("session", [None, {}, {"id": ""}, "odd"])
+def test_a_session_that_is_created_has_an_id(session: Any) -> None:
+    (told,) = to_client(event("session.created", session=session), door="ga", upstream="ga", new_id=counted())
+    assert told["session"] == {"id": "sess_made1", "object": "realtime.session", "type": "realtime"}
+
+
+# --- renamed as text
+
+PADDED = ' { "type" : "response.audio.delta" , "event_id" : "e1", "delta" : "AAAA" }'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            '{"type":"response.audio.delta","event_id":"e1","delta":"AA"}',
+            '{"type":"response.output_audio.delta","event_id":"e1","delta":"AA"}',
+        ),
+        (
+            '{"event_id":"e1","type":"response.audio.delta","delta":"AA"}',
+            '{"event_id":"e1","type":"response.output_audio.delta","delta":"AA"}',
+        ),
+        (PADDED, PADDED.replace("audio", "output_audio")),
+        (
+            '{"type":"response.audio.delta","response_id":"r","delta":"AA"}',
+            '{"type":"response.output_audio.delta","event_id":"event_made1","response_id":"r","delta":"AA"}',
+        ),
+        (
+            '{"type":"response.audio.delta","response_id":"r","event_id":"e1","delta":"AA"}',
+            '{"type":"response.output_audio.delta","response_id":"r","event_id":"e1","delta":"AA"}',
+        ),
+        # a name that stands elsewhere stays
+        (
+            '{"event_id":"response.audio.delta","type":"response.text.delta","delta":"response.text.delta"}',
+            '{"event_id":"response.audio.delta","type":"response.output_text.delta","delta":"response.text.delta"}',
+        ),
+        # read, since the head does not show it
+        (
+            '{"response_id":"r","type":"response.audio.delta"}',
+            '{"type":"response.output_audio.delta","event_id":"event_made1","response_id":"r"}',
+        ),
+        (
+            '{"type":"response.text.delta","event_id":null,"delta":"x"}',
+            '{"type":"response.output_text.delta","event_id":"event_made1","delta":"x"}',
+        ),
+        (
+            '{"type":"response.text.delta","delta":"event_id"}',
+            '{"type":"response.output_text.delta","event_id":"event_made1","delta":"event_id"}',
+        ),
+        ("no event", "no event"),
+        ("[]", "[]"),
+    ],
+)
+def test_a_delta_is_renamed_by_its_head_alone(text: str, expected: str) -> None:
+    assert renamed(text, door="ga", upstream="preview", new_id=counted()) == expected
+
+
+def test_in_its_own_dialect_a_delta_that_has_an_id_is_not_even_copied() -> None:
+    text = '{"type":"response.audio.delta","event_id":"e1","delta":"AA"}'
+    assert renamed(text, door="preview", upstream="preview", new_id=counted()) is text

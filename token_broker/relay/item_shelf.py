@@ -1,0 +1,72 @@
+"""The items of a door's talk as its client was told of them, to answer `conversation.item.retrieve` from. No I/O.
+
+Some official clients ask for each item again once it was transcribed. Azure's answer brings the item's audio along:
+after some 16 s of speech that is more than a message may hold, and would end the talk. Nobody asks for the audio.
+"""
+
+from collections import OrderedDict
+from typing import Any
+
+__all__ = ["SHELVED", "ItemShelf"]
+
+Event = dict[str, Any]
+
+_TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
+_TRUNCATED = "conversation.item.truncated"
+_DELETED = "conversation.item.deleted"
+_WITH_ITEM = frozenset(
+    {
+        "conversation.item.created", "conversation.item.added", "conversation.item.done",
+        "response.output_item.added", "response.output_item.done",
+    }
+)  # fmt: skip
+SHELVED = frozenset({_TRANSCRIBED, _TRUNCATED, _DELETED, *_WITH_ITEM})
+_ITEMS_KEPT = 256
+
+
+class ItemShelf:
+    """The latest items, in the dialect of whoever reads them. Feed it the events of `SHELVED`; others say nothing."""
+
+    def __init__(self) -> None:
+        self._items: OrderedDict[str, Event] = OrderedDict()
+
+    def get(self, item_id: str) -> Event | None:
+        return self._items.get(item_id)
+
+    def note(self, event: Event) -> None:
+        kind = event.get("type")
+        if kind in _WITH_ITEM and isinstance(item := event.get("item"), dict) and isinstance(item.get("id"), str):
+            self._put(item)
+            return
+        item_id = event.get("item_id")
+        if not isinstance(item_id, str):
+            return
+        if kind == _DELETED:
+            self._items.pop(item_id, None)
+        elif kind == _TRANSCRIBED:
+            self._say(item_id, event.get("content_index"), event.get("transcript"))
+        elif kind == _TRUNCATED:  # what was not heard is no longer part of the talk, and Azure forgets the whole text
+            self._say(item_id, event.get("content_index"), None)
+
+    def _put(self, item: Event) -> None:
+        content = item.get("content")
+        if isinstance(content, list):
+            item = {**item, "content": [_without_audio(part) for part in content]}
+        self._items[item["id"]] = item
+        self._items.move_to_end(item["id"])
+        if len(self._items) > _ITEMS_KEPT:
+            self._items.popitem(last=False)
+
+    def _say(self, item_id: str, index: Any, transcript: Any) -> None:
+        item = self._items.get(item_id)
+        content = item.get("content") if item is not None else None
+        if item is None or not isinstance(content, list) or not isinstance(index, int) or not 0 <= index < len(content):
+            return
+        parts = list(content)
+        if isinstance(parts[index], dict):
+            parts[index] = {**parts[index], "transcript": transcript}
+        self._items[item_id] = {**item, "content": parts}
+
+
+def _without_audio(part: Any) -> Any:
+    return {name: value for name, value in part.items() if name != "audio"} if isinstance(part, dict) else part
