@@ -14,7 +14,8 @@ import trustme
 from tests.clients.support.doors import DOORS, SIMULATED_ENTRA_TOKEN, SIMULATED_KEY, Door, open_door
 from tests.clients.support.pages import bundle, serve_page
 from tests.clients.support.programs import CLIENTS
-from tests.clients.support.setups import TURNS, TYPED, assert_heard, make_setup
+from tests.clients.support.setups import TURNS, assert_heard, make_setup
+from tests.clients.test_snippets import Snippet, of_kind
 from tests.web.support.chromium import Browser, Page, run_chromium
 from tests.web.support.speech import speech, write_wav
 
@@ -82,14 +83,38 @@ async def test_the_voice_live_client_talks_with_its_credential_in_the_query(
 async def test_the_agents_client_talks_over_webrtc(door: Door, page: Page) -> None:
     secret = await door.mint()
     report = await _talk(page, "agents_webrtc", make_setup(door, secret))
-    assert SPOKEN.fullmatch(report["user"][0])
-    assert report["answers"] == [
-        f"[simulated] you said {report['user'][0].removeprefix('[simulated] ')}",
-        report["answers"][1],
-    ]
-    assert report["answers"][1] == f"[simulated] you wrote: {TYPED}"
+    (spoken,) = report["user"]
+    assert SPOKEN.fullmatch(spoken)
+    answer = f"[simulated] you said {spoken.removeprefix('[simulated] ')}"
+    turns = [("user", spoken), ("assistant", answer), *TURNS[2:]]
+    assert report["answers"] == [answer, TURNS[3][1]]
+    assert report["history"] == [list(turn) for turn in turns]
     assert report["peak"] > 0.05
     assert report["callId"]
     if door.broker is not None:
-        said = [("user", report["user"][0]), ("assistant", report["answers"][0]), *TURNS[2:]]
-        assert await door.turns(secret) == said
+        assert await door.turns(secret) == turns
+
+
+SHOWN = {
+    "Browser: `@openai/agents-realtime`": (
+        r"user: \[simulated\] (\d\.\d) s of speech\nassistant: \[simulated\] you said \1 s of speech"
+    ),
+    "A plain WebSocket": r"\[simulated\] you wrote: What is the time\?",
+}
+
+
+@of_kind("js browser")
+async def test_a_snippet_for_a_page_shows_what_is_said(
+    snippet: Snippet, chromium: str, tmp_path: Path, authority: trustme.CA
+) -> None:
+    async with (
+        serve_page(await bundle(snippet.code)) as origin,
+        open_door("voice_live", tmp_path, authority, allowed_origins=(origin,)) as opened,
+        Browser.connect(chromium) as browser,
+        browser.page() as page,
+    ):
+        await page.goto(f"{origin}/?broker={opened.http}")
+        await page.click_on("#talk")
+        shown = f"/^{SHOWN[snippet.heading]}$/"
+        await page.wait_for(f"{shown}.test(document.querySelector('#said').textContent)", 20)
+        assert page.complaints == []

@@ -51,6 +51,7 @@ CLIENTS = {
         "voicelive.mjs", {"credential": "token"}, mints=False, azures_key=SIMULATED_ENTRA_TOKEN
     ),
 }
+TURNS_SHOWN = [list(turn) for turn in TURNS]
 
 
 @pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
@@ -60,5 +61,6 @@ async def test_it_talks_and_its_turns_are_kept_once_and_in_order(
     setup = await client.setup(door)
     report = await run_client(client.program, setup, authority_file)
     assert_heard(report)
+    assert report.get("history", TURNS_SHOWN) == TURNS_SHOWN
     if door.broker is not None:
         assert await door.turns(report.get("token", setup["key"])) == TURNS

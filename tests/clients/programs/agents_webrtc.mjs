@@ -1,6 +1,6 @@
 // npm `@openai/agents-realtime` by WebRTC, with its own defaults: the microphone speaks, an audio element plays.
 import { OpenAIRealtimeWebRTC, RealtimeAgent, RealtimeSession } from "@openai/agents-realtime";
-import { Heard } from "./heard.mjs";
+import { Heard, told } from "./heard.mjs";
 
 const AUDIBLE = 0.05;
 const LIMIT_MS = 15_000;
@@ -21,8 +21,9 @@ export async function talk(setup) {
   await heard.until("response.done", 2);
   await audible(loudest);
   const { callId } = transport;
+  const history = told(session.history);
   session.close();
-  return { ...heard.report(), peak: loudest(), callId };
+  return { ...heard.report(), peak: loudest(), callId, history };
 }
 
 /** How loud the stream has been at its loudest, from 0 to 1. */

@@ -1,6 +1,6 @@
 // npm `@openai/agents-realtime` by WebSocket, with its own defaults, in Node and in a browser.
 import { OpenAIRealtimeWebSocket, RealtimeAgent, RealtimeSession } from "@openai/agents-realtime";
-import { Heard, chunks } from "./heard.mjs";
+import { Heard, chunks, told } from "./heard.mjs";
 
 export async function talk(setup) {
   const url = `${setup.http.replace(/^http/, "ws")}${setup.openaiPath}/realtime?model=${setup.model}`;
@@ -19,7 +19,7 @@ export async function talk(setup) {
   await heard.until("conversation.item.retrieved"); // the client asks for what was transcribed
   session.sendMessage(setup.typed);
   await heard.until("response.done", 2);
-  const history = session.history.map(({ role, status }) => `${role} ${status}`);
+  const history = told(session.history);
   session.close();
   return { ...heard.report(), audioBytes, history };
 }

@@ -91,6 +91,10 @@ export function* base64Chunks(said) {
 
 export const typed = (text) => ({ type: "message", role: "user", content: [{ type: "input_text", text }] });
 
+/** What `@openai/agents-realtime` shows of the talk: who, and the words. */
+export const told = (history) =>
+  history.map(({ role, content }) => [role, content.map((part) => part.transcript ?? part.text).join("")]);
+
 function fromBase64(text) {
   return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
 }

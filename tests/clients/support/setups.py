@@ -7,11 +7,12 @@ from typing import Any
 from tests.clients.support.doors import MODEL, Door
 from tests.simulator.support import correlation, silence, speech
 
-__all__ = ["SAID", "TURNS", "TYPED", "assert_heard", "make_setup"]
+__all__ = ["PREVIEW_SESSION", "QUESTION", "SAID", "TURNS", "TYPED", "assert_heard", "make_setup"]
 
 SAID = speech(2)
 TYPED = "Hello there"
-_SENT = base64.b64encode(silence(0.3) + SAID + silence(1)).decode()
+QUESTION = silence(0.3) + SAID + silence(1)
+"""What is sent: the speech, and the silence that ends a turn."""
 _ANSWERS = ["[simulated] you said 2.5 s of speech", f"[simulated] you wrote: {TYPED}"]
 _ANSWER_BYTES = 120_000  # 2.5 s: the speech, and the quiet around it that counts as spoken
 _TRANSCRIPT = "[simulated] 2.5 s of speech"
@@ -44,7 +45,7 @@ def make_setup(door: Door, key: str, **options: Any) -> dict[str, Any]:
         "openaiPath": door.openai_path,
         "model": MODEL,
         "key": key,
-        "said": _SENT,
+        "said": base64.b64encode(QUESTION).decode(),
         "typed": TYPED,
         "session": GA_SESSION,
         "azure": False,
