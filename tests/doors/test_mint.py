@@ -9,6 +9,7 @@ from openai.types.realtime import ClientSecretCreateResponse
 from pydantic import SecretStr
 
 from tests.doors.conftest import OpenDoors
+from tests.support.broker import make_settings, run_broker
 from token_broker.tokens import TokenSigner
 
 
@@ -145,6 +146,12 @@ async def test_a_mint_counts_as_a_token_request(doors: OpenDoors) -> None:
     async with doors(rate_limit_per_minute=2) as d:
         assert [(await d.mint({})).status_code for _ in range(3)] == [200, 200, 429]
         assert (await d.mint({})).headers["retry-after"].isdecimal()
+
+
+async def test_a_broker_without_an_endpoint_gives_no_secret_that_opens_nothing(tmp_path: Path) -> None:
+    async with run_broker(make_settings(tmp_path, None, signing_keys="d" * 40)) as broker:
+        response = await broker.client.post("/v1/realtime/client_secrets", json={})
+        assert (response.status_code, response.json()["code"]) == (503, "not_configured")
 
 
 async def test_the_release_of_a_secret_stands_in_the_audit_without_it(

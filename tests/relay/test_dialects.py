@@ -51,7 +51,7 @@ def message(role: str, *content: Event, **fields: Any) -> Event:
     return {"type": "message", "role": role, "content": list(content), **fields}
 
 
-def added(item: Event) -> Event:
+def added(item: Any) -> Event:
     return {"type": "conversation.item.create", "event_id": "e", "item": item}
 
 
@@ -61,7 +61,7 @@ def other(dialect: Dialect) -> Dialect:
 
 # --- towards Azure
 
-GA_SETTINGS = {
+GA_SETTINGS: Event = {
     "output_modalities": ["text"],
     "max_output_tokens": 400,
     "tool_choice": {"type": "function", "name": "look_up"},
@@ -96,7 +96,7 @@ PREVIEW_SETTINGS = {
     "input_audio_sampling_rate": 24000,
     "input_audio_noise_reduction": {"type": "far_field"},
     "input_audio_transcription": {"model": "whisper-1", "language": "de", "phrase_list": ["Elena"]},
-    "turn_detection": GA_SETTINGS["audio"]["input"]["turn_detection"],  # type: ignore[index]
+    "turn_detection": GA_SETTINGS["audio"]["input"]["turn_detection"],
     "output_audio_format": "g711_ulaw",
     "voice": "marin",
 }
@@ -278,7 +278,11 @@ def test_a_clients_event_is_told_in_the_upstreams_dialect(
          [update({"type": "realtime", "parallel_tool_calls": True, "include": GA_SETTINGS["include"]})]),
         ("ga", update({"audio": {"input": {"turn_detection": {"type": "server_vad", "model_version": 2}, "x": 1}}}),
          [update({"type": "realtime", "audio": {"input": {"turn_detection": {"type": "server_vad"}}}})]),
-        ("ga", update({"type": "transcription", "tracing": "auto"}), [update({"type": "realtime", "tracing": "auto"})]),
+        ("ga", update({"type": "transcription", "tracing": "auto"}), [update({"type": "realtime"})]),
+        ("ga", added(message("assistant", {"type": "text", "text": "Yes."})),
+         [added(message("assistant", {"type": "output_text", "text": "Yes."}))]),
+        ("preview", added(message("assistant", {"type": "audio", "transcript": "Yes."})),
+         [added(message("assistant", {"type": "text", "text": "Yes."}))]),
         ("preview", update({"type": "realtime", "tracing": "auto", "truncation": "auto"}), [update({})]),
         ("preview", update({"input_audio_sampling_rate": 16000}), [update({"input_audio_sampling_rate": 16000})]),
         ("preview", create({"commit": False, "x": 1}), [create({"commit": False})]),
@@ -294,6 +298,64 @@ def test_what_the_upstream_does_not_know_is_left_out_in_its_own_dialect_too(
     assert told == expected
     for each in told:
         CLIENT_MODELS[dialect](each)
+
+
+MCP = {"type": "mcp", "server_label": "x", "server_url": "https://x"}
+
+
+@pytest.mark.parametrize(
+    ("ga", "preview"),
+    [
+        # what is well-formed and has no like there is left out; null too, where it switches nothing off
+        ({"audio": {"input": {"format": {"type": "audio/opus"}, "turn_detection": {"type": "magic_vad"},
+                              "noise_reduction": {"type": None}}}}, {}),
+        ({"audio": {"output": {"voice": {"id": "voice_1"}}}, "tool_choice": {"type": "mcp", "server_label": "x"}}, {}),
+        ({"audio": None, "output_modalities": None, "reasoning": None}, {}),
+        # what is of no known shape passes: Azure says what is wrong with it
+        ({"audio": {"input": {"format": 1, "turn_detection": "server_vad", "noise_reduction": 2, "transcription": 3}},
+          "include": "x", "output_modalities": "audio", "tools": "none", "tool_choice": 4},
+         {"input_audio_format": 1, "input_audio_sampling_rate": 1, "turn_detection": "server_vad",
+          "input_audio_noise_reduction": 2, "input_audio_transcription": 3, "include": "x", "modalities": "audio",
+          "tools": "none", "tool_choice": 4}),
+        ({"audio": {"output": {"format": {"type": "audio/pcm", "rate": 16000}}}},
+         {"output_audio_format": "pcm16_16000hz"}),
+        ({"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16000}}}},
+         {"input_audio_format": "pcm16", "input_audio_sampling_rate": 16000}),
+        ({"tools": [{"type": "function", "name": "f", "strict": True}, {"type": "other"}, 5]},
+         {"tools": [{"type": "function", "name": "f"}, {"type": "other"}, 5]}),
+        ({"tools": [{**MCP, "allowed_tools": {"tool_names": ["a"]}, "defer_loading": True,
+                     "require_approval": {"never": {"tool_names": ["a"]}, "always": {"read_only": True}}}]},
+         {"tools": [{**MCP, "allowed_tools": ["a"], "require_approval": {"never": ["a"], "always": []}}]}),
+    ],
+)  # fmt: skip
+def test_of_gas_odd_values_voice_live_gets_what_it_can_be_told(ga: Event, preview: Event) -> None:
+    (told,) = to_azure(update({"type": "realtime", **ga}), door="ga", upstream="preview")
+    assert told["session"] == preview
+
+
+@pytest.mark.parametrize(
+    ("preview", "ga"),
+    [
+        ({"input_audio_format": "opus", "modalities": [], "voice": {"type": "azure-custom"}}, {}),
+        ({"turn_detection": {"threshold": 0.5}}, {"audio": {"input": {"turn_detection": {"threshold": 0.5}}}}),
+        ({"output_audio_format": "g711_alaw"}, {"audio": {"output": {"format": {"type": "audio/pcma"}}}}),
+        ({"input_audio_format": "g711_ulaw", "input_audio_sampling_rate": 8000},
+         {"audio": {"input": {"format": {"type": "audio/pcmu"}}}}),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}},
+         {"tool_choice": {"type": "function", "name": "f"}}),
+        ({"voice": {"type": "openai", "name": "marin"}}, {"audio": {"output": {"voice": "marin"}}}),
+    ],
+)  # fmt: skip
+def test_of_voice_lives_odd_values_ga_gets_what_it_can_be_told(preview: Event, ga: Event) -> None:
+    (told,) = to_azure(update(preview), door="preview", upstream="ga")
+    assert told["session"] == {"type": "realtime", **ga}
+
+
+@pytest.mark.parametrize(
+    "event", [update(None), create("odd"), added("odd"), added({"content": "odd"}), {"type": 5}, {}]
+)
+def test_what_is_no_event_of_any_dialect_is_azures_to_refuse(event: Event) -> None:
+    assert to_azure(event, door="ga", upstream="preview") == [event]
 
 
 @pytest.mark.parametrize("kind", ["input_audio.turn.start", "session.avatar.connect", "not.heard.of"])
@@ -486,18 +548,24 @@ def test_azures_event_is_told_in_the_doors_dialect(ga: Event, preview: Event) ->
     assert to_client(preview, door="preview", upstream="preview", new_id=counted()) == [preview]
 
 
-@pytest.mark.parametrize(
-    "item", [USER_SPOKE, {**CALL, "type": "function_call_output", "output": "{}"}, {**GA_WROTE, "status": None}]
-)
+FUNCTION_GAVE = {"id": "item_3", "type": "function_call_output", "call_id": "call_1", "output": "{}"}
+
+
+@pytest.mark.parametrize("item", [USER_SPOKE, FUNCTION_GAVE, PREVIEW_WROTE])
 def test_ga_is_told_twice_of_an_item_that_is_whole_when_it_is_made(item: Event) -> None:
     made = event("conversation.item.created", previous_item_id="item_9", item=item)
-    told = to_client(made, door="ga", upstream="preview", new_id=counted())
-    if item["role" if "role" in item else "type"] == "assistant" and item["status"] is None:
-        assert [each["type"] for each in told] == ["conversation.item.added"]
-        return
-    added, done = told
+    added, done = to_client(made, door="ga", upstream="preview", new_id=counted())
     assert (added["type"], added["event_id"]) == ("conversation.item.added", "event_1")
     assert done == {**added, "type": "conversation.item.done", "event_id": "event_made1"}
+    ga_server_event(added)
+    ga_server_event(done)
+
+
+@pytest.mark.parametrize("item", [{**PREVIEW_WROTE, "status": None}, {**CALL, "status": "in_progress"}, None])
+def test_ga_is_told_once_of_an_item_that_may_be_on_its_way(item: Event | None) -> None:
+    made = event("conversation.item.created", item=item)
+    (added,) = to_client(made, door="ga", upstream="preview", new_id=counted())
+    assert added["type"] == "conversation.item.added"
 
 
 def test_ga_is_told_that_the_models_item_is_whole_when_it_is() -> None:
@@ -560,6 +628,15 @@ def test_voice_lives_own_shapes_are_told_to_ga() -> None:
             "output": {"voice": "en-US-Ava:DragonHDLatestNeural"},
         },
     }
+
+
+def test_ga_knows_one_name_for_an_item() -> None:
+    """Voice Live's reference has another."""
+    item = {**PREVIEW_SAID, "object": "conversation.item"}
+    (told,) = to_client(
+        event("conversation.item.retrieved", item=item), door="ga", upstream="preview", new_id=counted()
+    )
+    assert told["item"] == GA_SAID
 
 
 # --- what clients throw without
@@ -688,6 +765,10 @@ PADDED = ' { "type" : "response.audio.delta" , "event_id" : "e1", "delta" : "AAA
         (
             '{"type":"response.text.delta","event_id":null,"delta":"x"}',
             '{"type":"response.output_text.delta","event_id":"event_made1","delta":"x"}',
+        ),
+        (
+            '{"type":"response.audio.delta","event_id":"","delta":"AA"}',
+            '{"type":"response.output_audio.delta","event_id":"event_made1","delta":"AA"}',
         ),
         (
             '{"type":"response.text.delta","delta":"event_id"}',

@@ -60,7 +60,7 @@ DOOR_OPERATIONS = (
             413: ("body_too_large",),
             422: ("invalid_request",),
             429: ("rate_limited",),
-            503: ("identity_provider_unreachable",),
+            503: ("not_configured", "identity_provider_unreachable"),
         },
         security=(None, "entra", "easyauth", "clientSecret"),
     ),

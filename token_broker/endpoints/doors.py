@@ -24,7 +24,7 @@ from token_broker.agents import Agent, session_spec
 from token_broker.auth import Principal, limit_key
 from token_broker.broker import Broker, broker_of
 from token_broker.endpoints.offers import check_offer, end_call, place_call
-from token_broker.endpoints.token import find_agent
+from token_broker.endpoints.token import ensure_configured, find_agent
 from token_broker.http import correlation_id, parse_json, read_body
 from token_broker.memory.base import Owner
 from token_broker.presented import SeveralCredentialsError, presented_credential
@@ -97,6 +97,7 @@ async def create_client_secret(request: Request) -> Response:
     settings = broker.settings
     principal, claims = await _caller(request, broker)
     await broker.rate.admit(principal.limit_key)
+    ensure_configured(broker)
     body = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     wanted = parse_json(body, ClientSecretRequest)
     agent = find_agent(broker, wanted.metadata.agent_id or (claims.agent_id if claims else None))

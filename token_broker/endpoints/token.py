@@ -23,7 +23,7 @@ from token_broker.schemas import Plan, TokenRequest
 from token_broker.sessions import ensure_not_cut_off, open_session
 from token_broker.telemetry import AuditEntry, bind_ids, write_audit
 
-__all__ = ["TOKEN_OPERATIONS", "create_token", "find_agent"]
+__all__ = ["TOKEN_OPERATIONS", "create_token", "ensure_configured", "find_agent", "recalled_spec"]
 
 _RETRY_AFTER_S = 5
 
@@ -81,7 +81,8 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
     course.minted = await broker.chain.mint(supply, deadline_s=deadline_s)
     grant = course.minted.grant
     if grant is None:
-        raise _nothing_minted(broker)
+        ensure_configured(broker)
+        raise _nothing_minted()
     plan = broker.plans.make(
         grant, owner=owner, agent=agent, public_base=caller.public_base, correlation_id=correlation_id(request)
     )
@@ -152,12 +153,19 @@ def recalled_spec(
     return supply
 
 
-def _nothing_minted(broker: Broker) -> Problem:
-    retry = {"Retry-After": str(_RETRY_AFTER_S)}
+def ensure_configured(broker: Broker) -> None:
+    """Raises Problem 503 where there is no Azure to talk to."""
     if broker.settings.endpoint is None:
-        return Problem(
-            503, "not_configured", "No Azure endpoint is configured: set AZURE_VOICELIVE_ENDPOINT.", headers=retry
+        raise Problem(
+            503,
+            "not_configured",
+            "No Azure endpoint is configured: set AZURE_VOICELIVE_ENDPOINT.",
+            headers={"Retry-After": str(_RETRY_AFTER_S)},
         )
+
+
+def _nothing_minted() -> Problem:
+    retry = {"Retry-After": str(_RETRY_AFTER_S)}
     detail = "No token could be minted just now, and the proxy is not part of this broker's chain: try again."
     return Problem(503, "nothing_minted", detail, headers=retry)
 

@@ -27,7 +27,7 @@ def item_for(item: Any, dialect: Dialect, *, by_client: bool = False) -> Any:
     if item.get("object") == "conversation.item":  # Voice Live's reference calls it so, GA knows one name
         item = {**item, "object": "realtime.item"}
     content = item.get("content")
-    if not isinstance(content, list) or item.get("role") != "assistant":
+    if not isinstance(content, list) or item.get("role") in ("user", "system"):
         return item
     as_text = by_client and dialect == "preview"
     return {**item, "content": [_part_for(part, dialect, as_text=as_text) for part in content]}

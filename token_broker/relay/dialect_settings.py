@@ -46,6 +46,11 @@ def _same(value: Any, _dialect: Dialect) -> Any:
     return value
 
 
+def _never(_value: Any, _dialect: Dialect) -> Any:
+    """OpenAI's own: Azure does not know it."""
+    return LEFT_OUT
+
+
 @dataclass(frozen=True, slots=True)
 class _Setting:
     """Where a setting stands in each dialect (None: nowhere), and how its value is told there."""
@@ -93,7 +98,7 @@ _SESSION = (
     _setting("max_output_tokens", "max_response_output_tokens"),
     _setting("parallel_tool_calls", "parallel_tool_calls"),
     _setting("include", "include", values.includes),
-    _setting("tracing", None, nullable=True),
+    _setting("tracing", None, _never),
     _setting("truncation", None),
     _setting(None, "input_audio_echo_cancellation", nullable=True),
     _setting(None, "output_audio_timestamp_types"),

@@ -73,6 +73,11 @@ _WITH_MORE_THAN_A_NAME = _SESSION_EVENTS | {
 _HEAD = re.compile(
     r'\s*\{\s*("event_id"\s*:\s*"[^"\\]+"\s*,\s*)?"type"\s*:\s*"([^"\\]*)"(?=(\s*,\s*"event_id"\s*:\s*"[^"\\]+")?)'
 )
+# How nearly all frames begin, and what stands for that: audio, in Azure's own order of fields.
+_AUDIO_DELTAS: dict[Dialect, str] = {"ga": "response.output_audio.delta", "preview": "response.audio.delta"}
+_AUDIO_HEADS: dict[Dialect, str] = {
+    dialect: f'{{"type":"{name}","event_id":"' for dialect, name in _AUDIO_DELTAS.items()
+}
 _EVENT_ID = re.compile(r'"event_id"\s*:\s*"[^"\\]+"')
 
 
@@ -115,6 +120,9 @@ def renamed(text: str, *, door: Dialect, upstream: Dialect, new_id: NewId) -> st
 
     Its head alone is looked at, if that shows both. Text that is no event comes back as it is.
     """
+    plain = _AUDIO_HEADS[upstream]
+    if text.startswith(plain) and not text.startswith('"', len(plain)):
+        return text if door == upstream else _AUDIO_HEADS[door] + text[len(plain) :]
     head = _HEAD.match(text)
     if head is None:
         return _renamed_by_reading(text, door=door, upstream=upstream, new_id=new_id)

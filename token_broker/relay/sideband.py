@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from strategies.base import SessionSpec
-from strategies.errors import MintError
+from strategies.errors import MintError, MisconfiguredError, PermanentError
 from strategies.session_body import ga_session
 from token_broker.agents import Agent
 from token_broker.memory.base import Owner, TurnIntake
@@ -24,7 +24,7 @@ from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.events import OWN_EVENT_IDS
 from token_broker.relay.keeping import TurnKeeper
 from token_broker.relay.policy import compact, event_type
-from token_broker.relay.socket import AzureSocket
+from token_broker.relay.socket import CLOSED_BY_AZURE, AzureSocket
 from token_broker.relay.turns import TURN_EVENTS
 from token_broker.relay.upstreams import UpstreamConnector
 from token_broker.settings import Settings
@@ -34,6 +34,7 @@ __all__ = ["CallListener"]
 log = structlog.get_logger("token_broker.relay")
 
 _LOOK_S = 1.0
+_PAUSES_S = (0.3, 1.0, 3.0)
 _REMINDERS_AT_MOST = 100
 _SESSION_EVENTS = frozenset({"session.created", "session.updated"})
 _HEARD = TURN_EVENTS | _SESSION_EVENTS
@@ -73,19 +74,42 @@ class CallListener:
 
     async def run(self, endpoint: str, call_id: str) -> Ending:
         """Listens until the call is over, or has reached the longest time of a talk. Never raises MintError."""
+        until_s = self._now_s() + self._settings.max_talk_s
+        heard = False
         try:
-            socket = await self._connector.join_call(endpoint, call_id)
+            while True:
+                socket = await self._join(endpoint, call_id)
+                heard = True
+                try:
+                    ending = await self._listen(socket, until_s)
+                finally:
+                    await socket.aclose()
+                if ending is not None:
+                    return ending
+                log.info("sideband_broke", session_id=self._owner.session_id)
         except MintError as error:
+            if heard and isinstance(error, PermanentError):
+                return _HUNG_UP  # it broke, and now there is no such call
             log.warning("sideband_refused", session_id=self._owner.session_id, outcome=error.outcome, why=str(error))
             return Ending(UPSTREAM_FAILED, "Azure let nobody listen")
-        try:
-            return await self._listen(socket)
         finally:
             self._turns.flush()
-            await socket.aclose()
 
-    async def _listen(self, socket: AzureSocket) -> Ending:
-        until_s = self._now_s() + self._settings.max_talk_s
+    async def _join(self, endpoint: str, call_id: str) -> AzureSocket:
+        """Joins the call, which Azure may not know everywhere as soon as it has answered. Raises MintError."""
+        for pause_s in _PAUSES_S:
+            try:
+                return await self._connector.join_call(endpoint, call_id)
+            except MisconfiguredError:
+                raise
+            except MintError:
+                await asyncio.wait((self._over,), timeout=pause_s)
+                if self._over.done():
+                    raise
+        return await self._connector.join_call(endpoint, call_id)
+
+    async def _listen(self, socket: AzureSocket, until_s: float) -> Ending | None:
+        """Why it is over; None where the connection broke, and the call may go on."""
         pinged_s = self._now_s()
         while not self._over.done():
             now_s = self._now_s()
@@ -93,13 +117,13 @@ class CallListener:
             if socket.frames:
                 self._hear(socket)
             elif socket.failure is not None:
-                return _HUNG_UP
+                return _HUNG_UP if socket.failure == CLOSED_BY_AZURE else None
             elif now_s >= until_s:
                 return Ending(DONE, "the talk has reached its longest time")
             elif now_s - pinged_s >= self._settings.ping_interval_s:
                 pinged_s = now_s
                 if not socket.ping():
-                    return Ending(UPSTREAM_FAILED, "Azure fell silent")
+                    return None
             else:
                 await self._something(socket)
         return self._over.result()

@@ -35,7 +35,9 @@ from picows import (
 
 from token_broker.relay.names import SharedLookups
 
-__all__ = ["AzureSocket", "connect"]
+__all__ = ["CLOSED_BY_AZURE", "AzureSocket", "connect"]
+
+CLOSED_BY_AZURE = "Azure closed the connection"
 
 # Reading is paused above the first and resumed below the second: what one talk may hold of Azure's frames.
 _QUEUE_HIGH_BYTES = 262_144
@@ -163,7 +165,7 @@ class AzureSocket(WSListener):
             case WSMsgType.TEXT | WSMsgType.CONTINUATION:
                 self._on_fragment(frame)
             case WSMsgType.CLOSE:
-                self._end("Azure closed the connection")
+                self._end(CLOSED_BY_AZURE)
                 transport.send_close(frame.get_close_code())
                 transport.disconnect()
             case WSMsgType.BINARY:

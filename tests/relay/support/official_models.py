@@ -7,7 +7,7 @@ import functools
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from azure.ai.voicelive import _unions, models
 from azure.ai.voicelive._utils.model_base import Model
@@ -65,6 +65,8 @@ def preview_server_event(event: Any) -> None:
     """Fails where `azure.ai.voicelive.models` has no such event from a server."""
     assert event["type"] in _models.ServerEvent.__mapping__, event["type"]
     _fits(event, models.ServerEvent, event["type"])
+    read: Any = cast("Any", models.ServerEvent)._deserialize(event, [])
+    assert isinstance(read, cast("Any", models.ServerEvent.__mapping__[event["type"]]))
 
 
 def preview_client_event(event: Any) -> None:

@@ -1,0 +1,157 @@
+"""Listening to a relayed call: its turns, whatever becomes of the connection that tells of them."""
+
+import asyncio
+from contextlib import suppress
+from http import HTTPStatus
+
+import pytest
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+
+from strategies.base import SessionSpec
+from tests.relay.support.azure import AzureTalk, ScriptedAzure, scripted_azure
+from tests.relay.support.broker import KEY, Running, broker
+from token_broker.agents import session_spec
+from token_broker.ids import uuid7
+from token_broker.memory.base import Owner
+from token_broker.relay.admission import Visitor
+from token_broker.relay.closing import DONE, Ending
+
+
+def listen(running: Running, azure: ScriptedAzure) -> str:
+    """Begins to listen to a call whose place is kept; its session."""
+    agent = running.agents.get("elena")
+    assert agent is not None
+    session_id = uuid7()
+    lease = running.limits.acquire("anonymous")
+    assert lease is not None
+    lease.keep("rtc_1", for_s=60)
+    visitor = Visitor(Owner(session_id, "anonymous", 5), agent, "anonymous", None, 0)
+    running.relay.listen(visitor, endpoint=azure.url, call_id="rtc_1", spec=spec_of(running))
+    return session_id
+
+
+def spec_of(running: Running) -> SessionSpec:
+    agent = running.agents.get("elena")
+    assert agent is not None
+    return session_spec(agent, running.settings, recalled="They like tea.")
+
+
+async def tell_and_end(talk: AzureTalk) -> None:
+    await talk.hear("item_u", "Hello?")
+    await talk.say("item_a", "Good evening.", previous="item_u")
+    await talk.send({"type": "output_audio_buffer.started", "response_id": "resp_1"})
+    await talk.send({"type": "output_audio_buffer.stopped", "response_id": "resp_1"})
+
+
+async def test_the_turns_of_a_call_are_kept_and_its_place_is_given_back_when_it_ends() -> None:
+    async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
+        session_id = listen(running, azure)
+        await running.intake.reach(2)
+        assert running.intake.said == [("user", "Hello?"), ("assistant", "Good evening.")]
+        assert {turn.owner.session_id for turn in running.intake.turns} == {session_id}
+        assert {turn.owner.epoch for turn in running.intake.turns} == {5}
+        await running.quiet()
+        assert azure.talks[0].path == "/openai/v1/realtime?call_id=rtc_1"
+        assert azure.talks[0].headers["api-key"] == KEY
+        assert running.relay.snapshot()["usage"]["output_tokens"] == 20
+        assert running.relay.snapshot()["turns"] == 2
+
+
+async def test_a_connection_that_breaks_is_made_again_and_the_call_heard_on() -> None:
+    async def script(talk: AzureTalk) -> None:
+        if len(azure.talks) == 1:
+            await talk.hear("item_1", "First.")
+            talk.connection.transport.abort()
+            return
+        await talk.hear("item_2", "Second.")
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        await running.intake.reach(2)
+        assert running.intake.said == [("user", "First."), ("user", "Second.")]
+        await running.quiet()
+
+
+async def test_a_call_that_azure_does_not_know_yet_is_joined_a_moment_later() -> None:
+    refused = 0
+
+    def not_yet(request: Request) -> Response | None:
+        nonlocal refused
+        if refused < 2:
+            refused += 1
+            return Response(HTTPStatus.NOT_FOUND, "Not Found", Headers(), b"")
+        return None
+
+    async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
+        azure.refuse = not_yet
+        listen(running, azure)
+        await running.intake.reach(2)
+        await running.quiet()
+        assert refused == 2
+
+
+async def test_a_sideband_that_is_refused_keeps_the_calls_place_until_its_time_is_up() -> None:
+    async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
+        azure.refuse = lambda _: Response(HTTPStatus.UNAUTHORIZED, "No", Headers(), b"")
+        listen(running, azure)
+        while running.drain.talks or not azure.handshakes:  # noqa: ASYNC110  # nothing tells of it
+            await asyncio.sleep(0.01)
+        assert running.intake.turns == []
+        assert running.limits.active == 1
+        running.limits.end("rtc_1")
+
+
+async def test_draining_ends_the_listening_and_keeps_what_was_heard_so_far() -> None:
+    async def script(talk: AzureTalk) -> None:
+        await talk.commit("item_u")
+        await talk.send(
+            {"type": "conversation.item.input_audio_transcription.delta", "item_id": "item_u", "delta": "Half a sen"}
+        )
+        with suppress(TimeoutError):
+            await asyncio.wait_for(talk.connection.wait_closed(), 20)
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        async with asyncio.timeout(10):
+            while not running.drain.talks or not azure.talks:  # noqa: ASYNC110  # nothing tells of it
+                await asyncio.sleep(0.01)
+        (listener,) = running.drain.talks
+        await asyncio.sleep(0.2)
+        listener.end(Ending(DONE, "going away"))
+        await running.intake.reach(1)
+        assert running.intake.said == [("user", "Half a sen")]
+        await running.quiet()
+
+
+@pytest.mark.parametrize(
+    "garbage", ["nonsense", "[]", '{"type":"session.updated","session":[]}', '{"type":"response.done"}']
+)
+async def test_garbage_harms_nothing(garbage: str) -> None:
+    async def script(talk: AzureTalk) -> None:
+        await talk.connection.send(garbage)
+        await talk.hear("item_1", "Still here.")
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        await running.intake.reach(1)
+        await running.quiet()
+
+
+async def test_the_agents_session_is_said_again_until_it_holds_and_no_more() -> None:
+    async def script(talk: AzureTalk) -> None:
+        await talk.send({"type": "session.updated", "session": {"type": "realtime", "instructions": "Be a pirate."}})
+        update = await talk.connection.recv()
+        talk.arrived(update)
+        await talk.send({"type": "session.updated", "session": talk.received[0]["session"]})
+        await talk.hear("item_1", "Thanks.")
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        await running.intake.reach(1)
+        await running.quiet()
+        (update,) = azure.talks[0].received
+        assert update["session"]["instructions"] == spec_of(running).instructions
+        assert update["session"]["audio"]["input"]["transcription"]["model"]
+        assert update["session"]["tools"] == []
+        assert "voice" not in str(update["session"])
