@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import trustme
-from aiortc import RTCPeerConnection
 
 from tests.clients.support.doors import Door, open_door
+from tests.clients.support.offers import make_offer
 from tests.clients.support.programs import CLIENTS, environment, node_command, python_command, run_client, run_program
 from tests.clients.support.setups import QUESTION, TURNS, assert_heard, make_setup
 from tests.support.broker import plain_client
@@ -77,14 +77,9 @@ async def test_a_program_prints_both_sides_words(
 
 @of_kind("sh clients")
 async def test_curl_mints_calls_and_hangs_up(snippet: Snippet, door: Door, folder: Path, authority_file: Path) -> None:
-    phone = RTCPeerConnection()
-    phone.addTransceiver("audio")
-    phone.createDataChannel("oai-events")
-    await phone.setLocalDescription(await phone.createOffer())
-    (folder / "offer.sdp").write_text(phone.localDescription.sdp)
+    (folder / "offer.sdp").write_text(await make_offer())
     env = environment(authority_file, BROKER_URL=door.http)
     finished = await run_program(["bash", "-euo", "pipefail", "-c", snippet.code], env, cwd=folder)
-    await phone.close()
     assert (finished.out, finished.err, finished.code) == ("200\n", "", 0)
     assert (folder / "answer.sdp").read_text().startswith("v=0")
     await door.azure.until_calls(0)
