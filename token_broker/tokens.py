@@ -82,7 +82,7 @@ class TicketClaims:
 class ClientSecretClaims:
     """What a client secret says: admission to any door, as this agent, as often as the settings allow.
 
-    `secret_id` is what its uses are counted by.
+    `secret_id` is what its uses are counted by, together with those of all that it minted, until `counted_until_s`.
     """
 
     secret_id: str
@@ -92,6 +92,7 @@ class ClientSecretClaims:
     epoch: int
     user_id: str | None
     expires_at_s: float
+    counted_until_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +143,24 @@ class TokenSigner:
         return self._sign(claims, TICKET_TYPE, ttl_s)
 
     def client_secret(
-        self, *, session_id: str, agent_id: str, principal: str, epoch: int, user_id: str | None, ttl_s: int
+        self,
+        *,
+        session_id: str,
+        agent_id: str,
+        principal: str,
+        epoch: int,
+        user_id: str | None,
+        ttl_s: int,
+        minted_with: ClientSecretClaims | None = None,
     ) -> str:
-        """Admission to the doors of the official clients for `ttl_s` seconds; it begins with `ek_`."""
+        """Admission to the doors of the official clients for `ttl_s` seconds; it begins with `ek_`.
+
+        What was `minted_with` another secret is counted with it: it opens no more than that one has left.
+        """
         claims = {
-            "jti": uuid7(), "sid": session_id, "agt": agent_id, "sub": principal, "epo": epoch, "uid": user_id,
+            "jti": minted_with.secret_id if minted_with else uuid7(),
+            "cnt": minted_with.counted_until_s if minted_with else int(self._clock()) + ttl_s,
+            "sid": session_id, "agt": agent_id, "sub": principal, "epo": epoch, "uid": user_id,
         }  # fmt: skip
         return CLIENT_SECRET_PREFIX + self._sign(claims, CLIENT_SECRET_TYPE, ttl_s)
 
@@ -200,6 +214,7 @@ class TokenSigner:
             epoch=_number(claims, "epo"),
             user_id=_optional_text(claims, "uid"),
             expires_at_s=_number(claims, "exp"),
+            counted_until_s=_number(claims, "cnt"),
         )
 
     def read_any(self, token: str) -> ClientSecretClaims | TicketClaims | SessionClaims:
