@@ -16,7 +16,7 @@ from tests.clients.support.pages import bundle, serve_page
 from tests.clients.support.programs import CLIENTS
 from tests.clients.support.setups import TURNS, assert_heard, make_setup
 from tests.clients.test_snippets import Snippet, of_kind
-from tests.web.support.chromium import Browser, Page, run_chromium
+from tests.web.support.chromium import Browser, Page, ScriptError, run_chromium
 from tests.web.support.speech import speech, write_wav
 
 MICROPHONE_RATE = 48_000
@@ -93,6 +93,13 @@ async def test_the_agents_client_talks_over_webrtc(door: Door, page: Page) -> No
     assert report["callId"]
     if door.broker is not None:
         assert await door.turns(secret) == turns
+
+
+@pytest.mark.parametrize("door", ["voice_live"], indirect=True)
+async def test_a_call_that_is_refused_shows_the_status_and_what_to_do(door: Door, page: Page) -> None:
+    refused = r"Realtime call request failed with status 401: The client secret is not valid here: mint a new one"
+    with pytest.raises(ScriptError, match=refused):
+        await _talk(page, "agents_webrtc", make_setup(door, "ek_forged"))
 
 
 SHOWN = {
