@@ -124,6 +124,18 @@ async def test_a_secret_mints_another_for_its_own_session_that_ends_no_later(doo
         assert (other.status_code, other.json()["code"]) == (403, "foreign_session")
 
 
+async def test_what_is_past_its_end_mints_nothing_though_clocks_are_given_leeway(doors: OpenDoors) -> None:
+    async with doors() as d:
+        signer = d.running.broker.signer
+        named: dict[str, Any] = {"session_id": "s" * 20, "agent_id": "elena", "principal": "anonymous", "epoch": 1}
+        ended = signer.client_secret(**named, user_id=None, ttl_s=-30)
+        async with d.connect(secret=ended) as caller:
+            await caller.hear("session.created")
+        for credential in (ended, signer.session_token(**named, user_id=None, ttl_s=-30)):
+            response = await d.mint({}, authorization=f"Bearer {credential}")
+            assert (response.status_code, response.json()["code"]) == (401, "credential_refused")
+
+
 async def test_the_session_token_of_a_plan_mints_for_the_plans_session(doors: OpenDoors) -> None:
     async with doors() as d:
         plan = await d.running.plan({"agent_id": "marcus"})

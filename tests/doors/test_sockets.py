@@ -198,6 +198,23 @@ async def test_a_secret_opens_as_many_talks_as_the_settings_say_and_no_more(door
         assert offer.status_code == 401
 
 
+async def test_secrets_that_a_secret_minted_are_counted_with_it(doors: OpenDoors) -> None:
+    async with doors(client_secret_uses=2) as d:
+        first = await d.secret({"expires_after": {"seconds": 600}})
+        body = {"expires_after": {"seconds": 10}}
+        second = (await d.mint(body, authorization=f"Bearer {first}")).json()["value"]
+        third = (await d.mint(body, authorization=f"Bearer {second}")).json()["value"]
+        for secret in (third, second):
+            async with d.connect(secret=secret) as caller:
+                await caller.hear("session.created")
+        for secret in (first, second, third):
+            status, document, _ = await d.refusal(secret=secret)
+            assert (status, document["code"]) == (401, "credential_refused")
+        signer = d.running.broker.signer
+        until = {signer.read_client_secret(secret).counted_until_s for secret in (first, second, third)}
+        assert until == {signer.read_client_secret(first).expires_at_s}
+
+
 async def test_the_principals_limits_hold_at_the_doors(doors: OpenDoors) -> None:
     async with doors(max_sessions_per_principal=1) as d:
         secret = await d.secret()

@@ -104,9 +104,7 @@ async def create_client_secret(request: Request) -> Response:
     owner = await _session(request, broker, principal, claims, wanted)
     bind_ids(session_id=owner.session_id)
     ensure_not_cut_off(broker.memory.cutoffs, owner.principal, owner.session_id)
-    ttl_s = wanted.expires_after.seconds
-    if claims is not None:  # what a credential opens can't outlive it
-        ttl_s = min(ttl_s, max(1, math.floor(claims.expires_at_s - time.time())))
+    ttl_s = _ttl_s(wanted, claims)
     expires_at_s = int(time.time()) + ttl_s
     secret = broker.signer.client_secret(
         session_id=owner.session_id,
@@ -115,6 +113,7 @@ async def create_client_secret(request: Request) -> Response:
         epoch=owner.epoch,
         user_id=owner.user_id,
         ttl_s=ttl_s,
+        minted_with=claims if isinstance(claims, ClientSecretClaims) else None,
     )
     answer = ClientSecret(value=secret, expires_at=expires_at_s, session=_shown_session(broker, agent, owner))
     broker.memory.sessions.record(owner, agent.id)
@@ -222,6 +221,18 @@ async def _session(
         raise Problem(403, "foreign_session", "The credential is another session's: leave session_id out.")
     epoch = max(claims.epoch + 1, time.time_ns() // 1_000_000)
     return Owner(claims.session_id, claims.principal, epoch, claims.user_id)
+
+
+def _ttl_s(wanted: ClientSecretRequest, claims: ClientSecretClaims | SessionClaims | None) -> int:
+    """As long as was asked for, but what a credential opens can't outlive it. Raises Problem 401.
+
+    The leeway that clocks are given is not lent on: each secret would be good for it anew, and mint the next.
+    """
+    if claims is None:
+        return wanted.expires_after.seconds
+    if (left_s := math.floor(claims.expires_at_s - time.time())) < 1:
+        raise _refused("The credential has expired: leave it out, or send a good one.")
+    return min(wanted.expires_after.seconds, left_s)
 
 
 def _shown_session(broker: Broker, agent: Agent, owner: Owner) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Visitor:
     agent: Agent
     limit_key: str
     credential_id: str | None  # None: the credential may be used without a count
-    expires_at_s: float
+    counted_until_s: float
     uses: int = 1
 
 
@@ -159,19 +159,20 @@ class Admission:
             raise _refused(BAD_REQUEST, "the ticket's agent is gone: ask for a new plan", 401, "agent_gone")
         if self._cutoffs.refused(claims.principal, claims.session_id):
             raise _refused(CUT_OFF.code, CUT_OFF.reason, 403, "cut_off")
-        epoch, credential_id, uses = claims.epoch, None, 1
+        epoch, credential_id, uses, counted_until_s = claims.epoch, None, 1, claims.expires_at_s
         if isinstance(claims, TicketClaims):
             credential_id = claims.ticket_id
         else:
             epoch = max(claims.epoch + 1, time.time_ns() // 1_000_000)  # each connection's turns stand behind the last
             if isinstance(claims, ClientSecretClaims) and self._settings.client_secret_uses:
                 credential_id, uses = claims.secret_id, self._settings.client_secret_uses
+                counted_until_s = claims.counted_until_s
         return Visitor(
             owner=Owner(claims.session_id, claims.principal, epoch, claims.user_id),
             agent=agent,
             limit_key=self._limit_key(scope, claims.principal),
             credential_id=credential_id,
-            expires_at_s=claims.expires_at_s,
+            counted_until_s=counted_until_s,
             uses=uses,
         )
 
@@ -180,9 +181,9 @@ class Admission:
         if visitor.credential_id is None:
             return True
         if visitor.uses == 1:
-            return await self._tickets.spend(visitor.credential_id, visitor.expires_at_s)
+            return await self._tickets.spend(visitor.credential_id, visitor.counted_until_s)
         for use in range(visitor.uses):
-            if await self._tickets.spend(f"{visitor.credential_id}.{use}", visitor.expires_at_s):
+            if await self._tickets.spend(f"{visitor.credential_id}.{use}", visitor.counted_until_s):
                 return True
         return False
 
