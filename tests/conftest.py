@@ -8,12 +8,28 @@ from typing import Any
 
 import pytest
 import trustme
+from xdist.scheduler import LoadGroupScheduling
 
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.entra import IdentityEndpoint, run_identity_endpoint
 from token_broker.simulator import RunningSimulator, serve
 
 StartBroker = Callable[..., Awaitable[RunningBroker]]
+
+_ONE_BROWSER_AT_A_TIME = ("tests/web/", "tests/clients/test_browser")
+"""Where tests drive a browser: several on one machine starve each other's audio."""
+
+
+class _Scheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist ships no types
+    """Gives all browser tests to one process. By path: xdist 3.8 writes its marks where pytest 9.2 does not look."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "browser" if nodeid.startswith(_ONE_BROWSER_AT_A_TIME) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadGroupScheduling | None:
+    return _Scheduling(config, log) if config.getoption("dist") == "loadgroup" else None
+
 
 _OURS = ("BROKER_", "AZURE_", "ZEP_", "SIMULATOR_", "IDENTITY_", "MSI_", "OTEL_")
 

@@ -31,6 +31,7 @@ from token_broker.origins import OriginGuard
 from token_broker.problems import Problem, problem_response
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import websocket_not_found
+from token_broker.routing import ExactRoutes
 from token_broker.settings import Settings
 
 __all__ = ["create_app"]
@@ -63,13 +64,18 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
             app.state.broker = broker
             yield
 
+    routes = _routes()
     app = Starlette(
         routes=[
-            *_routes(),
+            *routes,
             *openapi_routes(_OPERATIONS, [VOICELIVE_SOCKET, *DOOR_SOCKETS]),
             *client_routes(_azure_origins(settings)),
         ],
-        middleware=[Middleware(Edge, observe=metrics), Middleware(OriginGuard, settings=settings)],
+        middleware=[
+            Middleware(Edge, observe=metrics),
+            Middleware(OriginGuard, settings=settings),
+            Middleware(ExactRoutes, routes=routes),
+        ],
         exception_handlers={Problem: _answer_problem, HTTPException: _answer_http_exception},
         lifespan=lifespan,
     )

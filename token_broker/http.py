@@ -4,7 +4,7 @@ import asyncio
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from token_broker.problems import Problem
 
@@ -18,7 +18,7 @@ _MAX_FIELDS_NAMED = 20
 
 def correlation_id(request: Request) -> str:
     """The request's id, as `X-Request-ID` has it."""
-    return str(getattr(request.state, "correlation_id", ""))
+    return str(request.scope.get("state", {}).get("correlation_id", ""))
 
 
 def bearer_token(request: Request) -> str | None:
@@ -29,22 +29,28 @@ def bearer_token(request: Request) -> str | None:
 
 async def read_body(request: Request, *, limit_bytes: int, timeout_s: float) -> bytes:
     """The whole body. Raises Problem: 413 when it is larger than `limit_bytes`, 408 when it takes too long."""
-    too_large = Problem(413, "body_too_large", f"Send at most {limit_bytes} bytes.")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit_bytes:
-        raise too_large
+        raise _too_large(limit_bytes)
     body = bytearray()
     try:
         async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                body += chunk
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise Problem(400, "client_left", "The connection ended before the body did.")
+                body += message.get("body", b"")
                 if len(body) > limit_bytes:
-                    raise too_large
+                    raise _too_large(limit_bytes)
+                more = message.get("more_body", False)
     except TimeoutError:
         raise Problem(408, "body_timeout", f"Send the whole body within {timeout_s:g} s.") from None
-    except ClientDisconnect:
-        raise Problem(400, "client_left", "The connection ended before the body did.") from None
     return bytes(body)
+
+
+def _too_large(limit_bytes: int) -> Problem:
+    return Problem(413, "body_too_large", f"Send at most {limit_bytes} bytes.")
 
 
 def parse_json(body: bytes, model: type[M]) -> M:

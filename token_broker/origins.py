@@ -6,6 +6,7 @@ knows no public name answers loopback names alone, so that a page whose name was
 gets nothing. Cookies never travel across origins: credentials are not allowed in CORS.
 """
 
+import functools
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -29,6 +30,7 @@ ALLOWED_HEADERS = (
 _CLIENT_HEADER_PREFIX = "x-stainless-"
 PREFLIGHT_MAX_AGE_S = 600
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_VARY = (b"vary", b"Origin")
 _PROBES = frozenset({"/healthz", "/readyz"})  # a platform asks them by the container's address
 
 
@@ -60,7 +62,7 @@ class OriginRules:
 
     def admits(self, scope: Scope) -> bool:
         """Whether the scope's `Origin` may ask; no `Origin` may, two may not."""
-        origins = Headers(scope=scope).getlist("origin")
+        origins = _values(scope, b"origin")
         if not origins:
             return True
         origin = _normal_origin(origins[0]) if len(origins) == 1 else None
@@ -71,8 +73,7 @@ class OriginRules:
     def _host_refusal(self, scope: Scope) -> Problem | None:
         if not self._loopback_names_only or scope["path"] in _PROBES:
             return None
-        hosts = Headers(scope=scope).getlist("host")
-        if all(is_loopback(_name(host)) for host in hosts):
+        if all(map(_names_loopback, _values(scope, b"host"))):
             return None
         return Problem(
             421,
@@ -96,29 +97,34 @@ class OriginGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        preflight = scope["method"] == "OPTIONS" and "access-control-request-method" in headers and "origin" in headers
-        origin = headers.get("origin") if self._rules.admits(scope) else None
-        correlation_id = scope.get("state", {}).get("correlation_id", "")
+        origin = next(iter(_values(scope, b"origin")), None)
+        allowed = origin if self._rules.admits(scope) else None
 
         async def send_with_cors(message: Message) -> None:
             if message["type"] == "http.response.start":
-                _add_cors(MutableHeaders(scope=message), origin)
+                _add_cors(message, allowed)
             await send(message)
 
-        answer: ASGIApp = self._app
+        await self._answer(scope, origin, allowed)(scope, receive, send_with_cors)
+
+    def _answer(self, scope: Scope, origin: str | None, allowed: str | None) -> ASGIApp:
+        """What answers: the application, unless it is refused or a preflight."""
+        correlation_id = scope.get("state", {}).get("correlation_id", "")
         if (problem := self._rules.refusal(scope)) is not None:
-            answer = problem_response(problem, correlation_id)
-        elif preflight and origin is None:
-            answer = problem_response(
-                Problem(403, "origin_not_allowed", "Pages of this origin may not ask here."), correlation_id
-            )
-        elif preflight:
-            answer = _preflight(headers)
-        await answer(scope, receive, send_with_cors)
+            return problem_response(problem, correlation_id)
+        if scope["method"] != "OPTIONS" or origin is None or not _values(scope, b"access-control-request-method"):
+            return self._app
+        if allowed is None:
+            refused = Problem(403, "origin_not_allowed", "Pages of this origin may not ask here.")
+            return problem_response(refused, correlation_id)
+        return _preflight(Headers(scope=scope))
 
 
-def _add_cors(headers: MutableHeaders, origin: str | None) -> None:
+def _add_cors(start: Message, origin: str | None) -> None:
+    if origin is None and not any(name == b"vary" for name, _ in start["headers"]):
+        start["headers"] = [*start["headers"], _VARY]
+        return
+    headers = MutableHeaders(scope=start)
     headers.add_vary_header("Origin")
     if origin is not None:
         headers["Access-Control-Allow-Origin"] = origin
@@ -155,8 +161,13 @@ def _normal_origin(text: str) -> str | None:
     return None if host is None else f"{scheme}://{host}"
 
 
-def _name(host: str) -> str:
+def _values(scope: Scope, wanted: bytes) -> list[str]:
+    return [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
+
+
+@functools.lru_cache(maxsize=64)
+def _names_loopback(host: str) -> bool:
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
     except ValueError:
-        return ""
+        return False

@@ -11,9 +11,11 @@ import hashlib
 import logging
 import re
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -52,6 +54,9 @@ _ADVICE = {
     "permanent": "this resource lacks the route: take the strategy out of BROKER_TOKEN_STRATEGIES, or leave it resting",
 }
 
+# Of the request that is being answered; read only when a line is written, so that most requests pay for one `set`.
+_IDS: ContextVar[Mapping[str, str]] = ContextVar("token_broker_ids", default=MappingProxyType({}))
+
 log = structlog.get_logger("token_broker.chain")
 # The audit is written whatever BROKER_LOG_LEVEL says.
 audit = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET))
@@ -76,7 +81,7 @@ def configure_logging(settings: Settings) -> None:
     level = getattr(logging, settings.log_level.upper())
     redact = Redactor([settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys])
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
+        _add_ids,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -169,13 +174,18 @@ def audit_cut_offs(cut_off: Collection[tuple[str, str]], *, lifted: Collection[t
 
 def begin_ids(**ids: str) -> None:
     """A request begins: its ids stand on every line until it ends. What a pipelined request before it bound goes."""
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(**ids)
+    _IDS.set(ids)
 
 
 def bind_ids(**ids: str) -> None:
     """Further ids of the present request."""
-    structlog.contextvars.bind_contextvars(**ids)
+    _IDS.set({**_IDS.get(), **ids})
+
+
+def _add_ids(logger: Any, name: str, event: Any) -> Any:
+    """A structlog processor: what a line says itself wins."""
+    del logger, name
+    return {**_IDS.get(), **event}
 
 
 def advice_on(outcome: str | None) -> str | None:

@@ -6,6 +6,7 @@ keys rotate without ending a talk. Clocks may differ by 60 s.
 
 import contextlib
 import functools
+import hmac
 import json
 import os
 import secrets
@@ -13,11 +14,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jwt
 from jwt.algorithms import HMACAlgorithm
 from pydantic import SecretStr
+from pydantic_core import to_json
 
 from token_broker.ids import uuid7
 
@@ -105,6 +107,10 @@ class CallClaims:
     expires_at_s: float
 
 
+Claims = SessionClaims | TicketClaims | ClientSecretClaims | CallClaims
+C = TypeVar("C", SessionClaims, TicketClaims, ClientSecretClaims, CallClaims)
+
+
 class TokenSigner:
     """Signs and reads the broker's tokens; `keys` as in BROKER_SIGNING_KEY, at least one."""
 
@@ -170,90 +176,62 @@ class TokenSigner:
 
     def read_call_token(self, token: str) -> CallClaims:
         """The claims of a call's id. Raises TokenError."""
-        claims = self._read(token, CALL_TYPE, 0)
-        return CallClaims(
-            session_id=_text(claims, "sid"),
-            call_id=_text(claims, "cal"),
-            endpoint=_text(claims, "hst"),
-            expires_at_s=_number(claims, "exp"),
-        )
+        return self._read(token, CallClaims, 0)
 
     def read_session_token(self, token: str, *, grace_s: float = 0) -> SessionClaims:
         """The claims of a session token no longer past its expiry than `grace_s`. Raises TokenError."""
-        claims = self._read(token, SESSION_TYPE, grace_s)
-        return SessionClaims(
-            session_id=_text(claims, "sid"),
-            principal=_text(claims, "sub"),
-            epoch=_number(claims, "epo"),
-            user_id=_optional_text(claims, "uid"),
-            expires_at_s=_number(claims, "exp"),
-            agent_id=_optional_text(claims, "agt"),
-        )
+        return self._read(token, SessionClaims, grace_s)
 
     def read_ticket(self, token: str) -> TicketClaims:
         """The claims of a ticket in time; whether it was used before is not said here. Raises TokenError."""
-        claims = self._read(token, TICKET_TYPE, 0)
-        return TicketClaims(
-            ticket_id=_text(claims, "jti"),
-            session_id=_text(claims, "sid"),
-            agent_id=_text(claims, "agt"),
-            principal=_text(claims, "sub"),
-            epoch=_number(claims, "epo"),
-            user_id=_optional_text(claims, "uid"),
-            expires_at_s=_number(claims, "exp"),
-        )
+        return self._read(token, TicketClaims, 0)
 
     def read_client_secret(self, token: str) -> ClientSecretClaims:
         """The claims of a client secret in time, with or without its prefix. Raises TokenError."""
-        claims = self._read(token.removeprefix(CLIENT_SECRET_PREFIX), CLIENT_SECRET_TYPE, 0)
-        return ClientSecretClaims(
-            secret_id=_text(claims, "jti"),
-            session_id=_text(claims, "sid"),
-            agent_id=_text(claims, "agt"),
-            principal=_text(claims, "sub"),
-            epoch=_number(claims, "epo"),
-            user_id=_optional_text(claims, "uid"),
-            expires_at_s=_number(claims, "exp"),
-            counted_until_s=_number(claims, "cnt"),
-        )
+        return self._read(token.removeprefix(CLIENT_SECRET_PREFIX), ClientSecretClaims, 0)
 
     def read_any(self, token: str) -> ClientSecretClaims | TicketClaims | SessionClaims:
         """The claims of whichever of these three `token` is, in time. Raises TokenError."""
-        token = token.removeprefix(CLIENT_SECRET_PREFIX)
-        if len(token) > MAX_TOKEN_CHARS:
-            raise TokenError("too long")
-        kind, _ = self._verified(token)
-        if kind == TICKET_TYPE:
-            return self.read_ticket(token)
-        if kind == SESSION_TYPE:
-            return self.read_session_token(token)
-        return self.read_client_secret(token)
+        claims = self._known(token.removeprefix(CLIENT_SECRET_PREFIX))
+        if isinstance(claims, CallClaims):
+            raise TokenError("a token of another kind")
+        self._check_time(claims, 0)
+        return claims
 
     def _sign(self, claims: dict[str, Any], kind: str, ttl_s: int) -> str:
         now = int(self._clock())
-        payload = json.dumps({**claims, "iat": now, "exp": now + ttl_s}, separators=(",", ":")).encode()
+        payload = to_json({**claims, "iat": now, "exp": now + ttl_s})
         return self._jws.encode(payload, self._keys[0], algorithm="HS256", headers={"typ": kind})
 
-    def _read(self, token: str, kind: str, grace_s: float) -> Mapping[str, Any]:
-        if len(token) > MAX_TOKEN_CHARS:
-            raise TokenError("too long")
-        found, claims = self._verified(token)
-        if found != kind:
+    def _read(self, token: str, kind: type[C], grace_s: float) -> C:
+        claims = self._known(token)
+        if not isinstance(claims, kind):
             raise TokenError("a token of another kind")
-        if self._clock() >= _number(claims, "exp") + LEEWAY_S + grace_s:
-            raise TokenError("expired", expired=True)
+        self._check_time(claims, grace_s)
         return claims
 
-    def _verify(self, token: str) -> tuple[str, Mapping[str, Any]]:
-        """Its `typ` and its claims. Raises TokenError."""
+    def _known(self, token: str) -> Claims:
+        if len(token) > MAX_TOKEN_CHARS:
+            raise TokenError("too long")
+        return self._verified(token)
+
+    def _check_time(self, claims: Claims, grace_s: float) -> None:
+        if self._clock() >= claims.expires_at_s + LEEWAY_S + grace_s:
+            raise TokenError("expired", expired=True)
+
+    def _verify(self, token: str) -> Claims:
+        """What it says, whether in time or not. Raises TokenError."""
         for key in self._keys:
             try:
                 read = self._jws.decode_complete(token, key, algorithms=["HS256"])
-                return str(read["header"].get("typ")), json.loads(read["payload"])
+                claims_of = _CLAIMS.get(str(read["header"].get("typ")))
+                if claims_of is not None:
+                    return claims_of(json.loads(read["payload"]))
             except jwt.InvalidSignatureError:
                 continue
             except (jwt.InvalidTokenError, UnicodeError):
-                break
+                pass
+            break
         raise TokenError("not one of this broker's tokens")
 
 
@@ -274,6 +252,9 @@ class _PreparedHmac(HMACAlgorithm):
     def prepare_key(self, key: str | bytes) -> bytes:
         return key if isinstance(key, bytes) else key.encode()
 
+    def sign(self, msg: bytes, key: bytes) -> bytes:
+        return hmac.digest(key, msg, "sha256")  # in one call, where PyJWT makes an object of each
+
 
 def load_or_create_key(path: Path) -> SecretStr:
     """The signing key kept in `path` (mode 600), made at the first call. Raises OSError where it can't be kept."""
@@ -285,6 +266,59 @@ def load_or_create_key(path: Path) -> SecretStr:
     if len(key := path.read_text().strip()) < 32:  # noqa: PLR2004
         raise OSError(f"{path} holds no signing key; remove it and start again")
     return SecretStr(key)
+
+
+def _session_claims(claims: Mapping[str, Any]) -> SessionClaims:
+    return SessionClaims(
+        session_id=_text(claims, "sid"),
+        principal=_text(claims, "sub"),
+        epoch=_number(claims, "epo"),
+        user_id=_optional_text(claims, "uid"),
+        expires_at_s=_number(claims, "exp"),
+        agent_id=_optional_text(claims, "agt"),
+    )
+
+
+def _client_secret_claims(claims: Mapping[str, Any]) -> ClientSecretClaims:
+    return ClientSecretClaims(
+        secret_id=_text(claims, "jti"),
+        session_id=_text(claims, "sid"),
+        agent_id=_text(claims, "agt"),
+        principal=_text(claims, "sub"),
+        epoch=_number(claims, "epo"),
+        user_id=_optional_text(claims, "uid"),
+        expires_at_s=_number(claims, "exp"),
+        counted_until_s=_number(claims, "cnt"),
+    )
+
+
+def _ticket_claims(claims: Mapping[str, Any]) -> TicketClaims:
+    return TicketClaims(
+        ticket_id=_text(claims, "jti"),
+        session_id=_text(claims, "sid"),
+        agent_id=_text(claims, "agt"),
+        principal=_text(claims, "sub"),
+        epoch=_number(claims, "epo"),
+        user_id=_optional_text(claims, "uid"),
+        expires_at_s=_number(claims, "exp"),
+    )
+
+
+def _call_claims(claims: Mapping[str, Any]) -> CallClaims:
+    return CallClaims(
+        session_id=_text(claims, "sid"),
+        call_id=_text(claims, "cal"),
+        endpoint=_text(claims, "hst"),
+        expires_at_s=_number(claims, "exp"),
+    )
+
+
+_CLAIMS: dict[str, Callable[[Mapping[str, Any]], Claims]] = {
+    SESSION_TYPE: _session_claims,
+    TICKET_TYPE: _ticket_claims,
+    CLIENT_SECRET_TYPE: _client_secret_claims,
+    CALL_TYPE: _call_claims,
+}
 
 
 def _text(claims: Mapping[str, Any], name: str) -> str:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.memory.turns [--seconds 4] [--store sqlite|postgresql] [--stored 0] [--connections 64]
 
-The real broker serves in a process of its own; this one makes the load on bare sockets. `--stored` fills the store with
-so many turns first. CPU is the broker's process alone, from the system's books; `a core` is what one core would take.
+The real broker serves in a process of its own; this one makes the load on bare sockets. CPU is the broker's process
+alone, from the system's books; `a core` is what one core would take. With `--stored` a second broker, whose store has
+so many turns before, is measured beside the first, in turns with it and several rounds each, and the two are compared.
 """
 
 import argparse
@@ -15,8 +16,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import asyncpg
 from pydantic import SecretStr
 
+from benchmarks.memory.load import cpu_s, load, until_it_answers
 from tests.memory.support.app import session_token
 from tests.memory.support.databases import PostgresServer, postgres_server, sqlite_url
 from tests.memory.support.killing import SIGNING_KEY, free_port, process
@@ -36,6 +38,9 @@ from token_broker.memory.store import Arrived, insert_turns
 from token_broker.settings import Settings
 
 SESSIONS = 256
+_FILLED_SESSIONS = 20_000
+_FILLED_AT_ONCE = 5_000
+_TOLERANCE = 0.2  # a full store may be so much slower than an empty one
 SENTENCE = "the quick brown fox jumps over a lazy dog and asks what the invoice of last month came to"
 WORDS = SENTENCE.split()
 
@@ -61,54 +66,24 @@ class Result:
         )
 
 
-class Connection(asyncio.Protocol):
-    """Sends one prepared request after the other, and times each answer."""
+@dataclass(frozen=True)
+class Stretch:
+    """A kind of load: `callers` connections that send `size` turns in each request."""
 
-    def __init__(self, requests: Iterator[bytes], latencies: list[float]) -> None:
-        self._requests, self._latencies = requests, latencies
-        self._buffer = b""
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.until_s = 0.0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._send()
-
-    def _send(self) -> None:
-        self._sent_s = time.perf_counter()
-        self._transport.write(next(self._requests))
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        head, found, rest = self._buffer.partition(b"\r\n\r\n")
-        if not found or len(rest) < int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0]):
-            return
-        if not head.startswith((b"HTTP/1.1 200", b"HTTP/1.1 202")):
-            self.done.set_exception(RuntimeError(self._buffer.decode()))
-            self._transport.close()
-            return
-        self._buffer = b""
-        self._latencies.append(time.perf_counter() - self._sent_s)
-        if time.perf_counter() < self.until_s:
-            self._send()
-        else:
-            self._transport.close()
-            self.done.set_result(None)
+    what: str
+    path: str
+    make_body: Callable[[str, int], Any]
+    size: int
+    callers: int
 
 
-async def load(port: int, requests: Iterator[bytes], *, connections: int, seconds: float) -> tuple[list[float], float]:
-    """Latencies in seconds, and how long it took."""
-    latencies: list[float] = []
-    loop = asyncio.get_running_loop()
-    began_s = time.perf_counter()
-    opened = []
-    for _ in range(connections):
-        _, protocol = await loop.create_connection(partial(Connection, requests, latencies), "127.0.0.1", port)
-        protocol.until_s = began_s + seconds
-        opened.append(protocol)
-    await asyncio.gather(*(protocol.done for protocol in opened))
-    return latencies, time.perf_counter() - began_s
+@dataclass(frozen=True)
+class Broker:
+    """A broker in a process of its own."""
+
+    settings: Settings
+    port: int
+    pid: int
 
 
 def requests_of(settings: Settings, path: str, make_body: Callable[[str, int], Any]) -> Iterator[bytes]:
@@ -150,41 +125,36 @@ def a_batch(session_id: str, number: int) -> dict[str, Any]:
     return {"transcripts": said}
 
 
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def stretches(connections: int) -> tuple[Stretch, ...]:
+    return (
+        Stretch("single turns, 8 connections", "/conversation/turn", a_turn, 1, 8),
+        Stretch(f"single turns, {connections} connections", "/conversation/turn", a_turn, 1, connections),
+        Stretch("batches of 100, 8 connections", "/memory/enrich", a_batch, 100, 8),
+    )
 
 
-async def over_http(folder: Path, url: str, *, connections: int, seconds: float) -> AsyncIterator[Result]:
+@asynccontextmanager
+async def serving(folder: Path, url: str) -> AsyncIterator[Broker]:
     settings = Settings.load(database_url=SecretStr(url), signing_keys=SIGNING_KEY)
     port = free_port()
     async with process(folder, port, url, None) as running:
         await until_it_answers(port)
-        for what, path, make_body, size, callers in (
-            ("single turns, 8 connections", "/conversation/turn", a_turn, 1, 8),
-            (f"single turns, {connections} connections", "/conversation/turn", a_turn, 1, connections),
-            ("batches of 100, 8 connections", "/memory/enrich", a_batch, 100, 8),
-        ):
-            requests = requests_of(settings, path, make_body)
-            await load(port, requests, connections=callers, seconds=0.5)  # warm
-            before_s = cpu_s(running.pid)
-            latencies, took_s = await load(port, requests, connections=callers, seconds=seconds)
-            used_s = cpu_s(running.pid) - before_s
-            turns = len(latencies) * size
-            cuts = statistics.quantiles(latencies, n=100)
-            yield Result(what, turns / took_s, cuts[49] * 1000, cuts[98] * 1000, used_s / turns * 1e6)
+        yield Broker(settings, port, running.pid)
 
 
-async def until_it_answers(port: int) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.05)
-                continue
-            writer.close()
-            return
+async def run(broker: Broker, stretch: Stretch, seconds: float) -> Result:
+    requests = requests_of(broker.settings, stretch.path, stretch.make_body)
+    await load(broker.port, requests, connections=stretch.callers, seconds=0.5)  # warm
+    before_s = cpu_s(broker.pid)
+    latencies, took_s = await load(broker.port, requests, connections=stretch.callers, seconds=seconds)
+    used_s = cpu_s(broker.pid) - before_s
+    turns = len(latencies) * stretch.size
+    cuts = statistics.quantiles(latencies, n=100)
+    return Result(stretch.what, turns / took_s, cuts[49] * 1000, cuts[98] * 1000, used_s / turns * 1e6)
+
+
+def middle(results: list[Result]) -> Result:
+    return sorted(results, key=lambda result: result.turns_per_s)[len(results) // 2]
 
 
 @asynccontextmanager
@@ -197,17 +167,21 @@ async def opened(url: str) -> AsyncIterator[Database]:
         await database.close()
 
 
-async def fill(database: Database, count: int, *, queue: bool) -> None:
-    """Stores turns in large batches, over many sessions."""
+async def fill(database: Database, count: int) -> None:
+    """Stores turns in large batches, over many sessions; the disk may take its time."""
     arrivals = ArrivalClock()
-    for start in range(0, count, 2000):
-        by = [owner(f"stored-session-{(start + n) % 20_000:06}") for n in range(min(2000, count - start))]
+    for start in range(0, count, _FILLED_AT_ONCE):
+        numbers = range(start, min(start + _FILLED_AT_ONCE, count))
+        owners = {n % _FILLED_SESSIONS: owner(f"stored-session-{n % _FILLED_SESSIONS:06}") for n in numbers}
         batch = [
-            Arrived(turn(f"stored-{start + n}", content(n), by=by[n], sequence=(start + n) // 20_000), arrivals.next())
-            for n in range(len(by))
+            Arrived(
+                turn(f"stored-{n}", content(n), by=owners[n % _FILLED_SESSIONS], sequence=n // _FILLED_SESSIONS),
+                arrivals.next(),
+            )
+            for n in numbers
         ]
-        unknown = [(who, "elena") for who in by]
-        await database.write(partial(insert_turns, batch=batch, now_s=time.time(), unknown=unknown, queue=queue))
+        unknown = [(who, "elena") for who in owners.values()] if start < _FILLED_SESSIONS else []
+        await database.write(partial(insert_turns, batch=batch, now_s=time.time(), unknown=unknown, queue=False))
 
 
 async def drain(url: str, count: int) -> Result:
@@ -264,22 +238,43 @@ async def bare_postgresql(server: PostgresServer, url: str, rows: int, seconds: 
     return sum(done) / seconds
 
 
-async def measure(folder: Path, url: str, server: PostgresServer | None, arguments: argparse.Namespace) -> None:
-    seconds: float = arguments.seconds
-    print(f"\n{'PostgreSQL' if server else 'SQLite'}, {arguments.stored:,} turns stored before")
-    print(f"{'':<44}{'turns/s':>10}{'p50 ms':>9}{'p99 ms':>9}{'CPU us':>9}{'a core':>10}")
+async def bare(folder: Path, url: str, server: PostgresServer | None, seconds: float) -> None:
     for rows in (1, 100):
         if server is None:
             rate = await asyncio.to_thread(bare_sqlite, folder, rows, seconds)
         else:
             rate = await bare_postgresql(server, url, rows, seconds, 32 if rows == 1 else 8)
         print(Result(f"the database bare, {rows} a transaction", rate).line(), flush=True)
-    if arguments.stored:
-        async with opened(url) as database:
-            await fill(database, arguments.stored, queue=False)
-    async for result in over_http(folder, url, connections=arguments.connections, seconds=seconds):
-        print(result.line(), flush=True)
-    print((await drain(url, arguments.backlog)).line(), flush=True)
+
+
+async def measure(folder: Path, urls: list[str], server: PostgresServer | None, arguments: argparse.Namespace) -> None:
+    """One store, which is empty, or two beside each other, of which the second has turns stored before."""
+    seconds: float = arguments.seconds
+    print(f"\n{'PostgreSQL' if server else 'SQLite'}")
+    print(f"{'':<44}{'turns/s':>10}{'p50 ms':>9}{'p99 ms':>9}{'CPU us':>9}{'a core':>10}")
+    await bare(folder, urls[0], server, seconds)
+    if len(urls) > 1:
+        async with opened(urls[1]) as database:
+            await fill(database, arguments.stored)
+    rounds = arguments.rounds if len(urls) > 1 else 1
+    async with AsyncExitStack() as stack:
+        brokers = [await stack.enter_async_context(serving(folder, url)) for url in urls]
+        for stretch in stretches(arguments.connections):
+            # In turns, so that a machine whose speed drifts drifts for both.
+            found = [[await run(broker, stretch, seconds) for broker in brokers] for _ in range(rounds)]
+            report(found, arguments.stored)
+    report([[await drain(url, arguments.backlog) for url in urls] for _ in range(rounds)], arguments.stored)
+
+
+def report(rounds: list[list[Result]], stored: int) -> None:
+    """The middle of the rounds for each store, and, where there are two, how the second does beside the first."""
+    for index, results in enumerate(zip(*rounds, strict=True)):
+        before = f"  {stored:,} stored before: " if index else ""
+        print(replace(middle(list(results)), what=before or results[0].what).line(), flush=True)
+    if len(rounds[0]) > 1:
+        rate = statistics.median(second.turns_per_s / first.turns_per_s for first, second in rounds)
+        verdict = "within" if rate >= 1 - _TOLERANCE else "NOT within"
+        print(f"  {rate:.2f} of the empty store's rate: {verdict} {_TOLERANCE:.0%}", flush=True)
 
 
 def main() -> None:
@@ -287,16 +282,26 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--store", choices=["sqlite", "postgresql"], action="append")
     parser.add_argument("--stored", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--backlog", type=int, default=6000)
     arguments = parser.parse_args()
+    stores = ["empty", "filled"] if arguments.stored else ["empty"]
     for store in arguments.store or ["sqlite", "postgresql"]:
         with tempfile.TemporaryDirectory() as name:
             if store == "sqlite":
-                asyncio.run(measure(Path(name), sqlite_url(Path(name)), None, arguments))
+                urls = [sqlite_url(_folder(name, which)) for which in stores]
+                asyncio.run(measure(Path(name), urls, None, arguments))
                 continue
             with postgres_server() as server:
-                asyncio.run(measure(Path(name), asyncio.run(server.create()), server, arguments))
+                urls = [asyncio.run(server.create()) for _ in stores]
+                asyncio.run(measure(Path(name), urls, server, arguments))
+
+
+def _folder(name: str, which: str) -> Path:
+    folder = Path(name, which)
+    folder.mkdir()
+    return folder
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """An Azure that takes a session and sends each audio append back as audio, as fast as picows can.
 
 `python -m benchmarks.relay.azure [cert.pem key.pem]` prints its port. Every tenth frame comes back as a piece of
-transcript, so that the relay has turns to read.
+transcript, and every ten seconds of a talk two turns are finished, so that the relay has turns to read and to keep.
+An event of the type `benchmark.flood` is answered with audio for as long as somebody takes it.
 """
 
+import asyncio
+import gc
+import random
 import ssl
 import sys
 
@@ -17,13 +21,36 @@ _AUDIO = (
 )
 _TRANSCRIPT = _AUDIO.replace(b"response.audio.delta", b"response.audio_transcript.delta")
 _EVERY = 10
+_TURNS_EVERY_S = 10.0
+_TURNS = (
+    '{{"type":"input_audio_buffer.committed","item_id":"user_{0}","previous_item_id":null}}',
+    (
+        '{{"type":"conversation.item.input_audio_transcription.completed","item_id":"user_{0}",'
+        '"content_index":0,"transcript":"What was said to the machine, in a sentence of some length."}}'
+    ),
+    (
+        '{{"type":"response.audio_transcript.done","response_id":"resp_{0}","item_id":"said_{0}",'
+        '"output_index":0,"content_index":0,"transcript":"What the machine said to that, in a sentence as long."}}'
+    ),
+    (
+        '{{"type":"response.done","response":{{"id":"resp_{0}","status":"completed",'
+        '"usage":{{"total_tokens":30,"input_tokens":10,"output_tokens":20}}}}}}'
+    ),
+)
+_FLOOD = _AUDIO + b"A" * 12_000 + b'"}'
+_FLOOD_FRAMES = 16  # in one go
 
 
 class Echo(WSListener):
     """One connection."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._count = 0
+        self._turns = 0
+        self._turns_due_s = self._loop.time() + random.random() * _TURNS_EVERY_S
+        self._flooded: WSTransport | None = None
+        self._full = False
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if frame.msg_type == WSMsgType.CLOSE:
@@ -35,8 +62,38 @@ class Echo(WSListener):
                 self._count += 1
                 head = _AUDIO if self._count % _EVERY else _TRANSCRIPT
                 transport.send(WSMsgType.TEXT, head + payload[len(_APPEND) :])
+                if self._loop.time() >= self._turns_due_s:
+                    self._finish_turns(transport)
+            elif payload.startswith(b'{"type":"benchmark.flood"'):
+                self._flooded = transport
+                self._flood()
             else:
                 transport.send(WSMsgType.TEXT, b'{"type":"session.updated","session":{}}')
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        del transport
+        self._flooded = None
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self._flood()
+
+    def _finish_turns(self, transport: WSTransport) -> None:
+        self._turns_due_s += _TURNS_EVERY_S
+        self._turns += 1
+        for event in _TURNS:
+            transport.send(WSMsgType.TEXT, event.format(self._turns).encode())
+
+    def _flood(self) -> None:
+        if self._flooded is None or self._full:
+            return
+        for _ in range(_FLOOD_FRAMES):
+            self._flooded.send(WSMsgType.TEXT, _FLOOD)
+        if not self._full:
+            self._loop.call_soon(self._flood)
 
 
 def _listener(request: WSUpgradeRequest) -> Echo:
@@ -50,6 +107,8 @@ async def main(arguments: list[str]) -> None:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.load_cert_chain(*arguments)
     server = await ws_create_server(_listener, "127.0.0.1", 0, ssl=tls, backlog=2048)
+    gc.freeze()
+    gc.disable()  # nothing here makes cycles that last
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,28 +150,92 @@ def nginx(directory: Path, azure_url: str) -> Iterator[Proxy]:
 
 
 @contextlib.contextmanager
-def load(
-    targets: list[Target], *, frame_bytes: int, seconds: float, rate: int = 0
-) -> "Iterator[subprocess.Popen[str]]":
-    """The load, connected and waiting; `measure` lets it go."""
-    job = {"targets": targets, "frame_bytes": frame_bytes, "seconds": seconds, "rate": rate}
-    command = (sys.executable, "-m", "benchmarks.relay.load")
-    with process(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
-        assert running.stdin is not None
-        assert running.stdout is not None
-        running.stdin.write(json.dumps(job) + "\n")
-        running.stdin.flush()
-        assert running.stdout.readline() == "connected\n"
+def brokers(directory: Path, azure_url: str, count: int) -> Iterator[list[Proxy]]:
+    """So many brokers, each with a store of its own: SQLite is one process's."""
+    with contextlib.ExitStack() as stack:
+        running = []
+        for number in range(count):
+            own = directory / f"broker-{number}"
+            own.mkdir()
+            running.append(stack.enter_context(broker(own, azure_url)))
         yield running
 
 
-def measure(running: "subprocess.Popen[str]") -> dict[str, Any]:
+@dataclass(frozen=True)
+class Result:
+    """What came back. `latencies` counts frames by the microseconds that they took there and back."""
+
+    round_trips: int
+    lost: int
+    seconds: float
+    latencies: Counter[int]
+
+    def ms(self, share: float) -> float:
+        """The percentile of the way there and back, in milliseconds."""
+        left = self.latencies.total() * share / 100
+        for value, count in sorted(self.latencies.items()):
+            left -= count
+            if left <= 0:
+                return value / 1000
+        return float("nan")
+
+
+class Load:
+    """Processes that are connected and wait; `measure` lets them go, all at once."""
+
+    def __init__(self, processes: "list[subprocess.Popen[str]]") -> None:
+        self._processes = processes
+
+    def measure(self) -> Result:
+        for running in self._processes:
+            _write(running, "")
+        results = [json.loads(_line(running)) for running in self._processes]
+        latencies: Counter[int] = Counter()
+        for result in results:
+            latencies.update({int(value): count for value, count in result["latencies"].items()})
+        return Result(
+            round_trips=sum(result["round_trips"] for result in results),
+            lost=sum(result["lost"] for result in results),
+            seconds=max(result["seconds"] for result in results),
+            latencies=latencies,
+        )
+
+
+@contextlib.contextmanager
+def load(
+    targets: list[Target], *, frame_bytes: int, seconds: float, rate: int = 0, processes: int = 1, flood: bool = False
+) -> Iterator[Load]:
+    """The load, connected and waiting, over so many processes."""
+    command = (sys.executable, "-m", "benchmarks.relay.load")
+    with contextlib.ExitStack() as stack:
+        started = []
+        for share in range(processes):
+            running = stack.enter_context(process(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            job = {
+                "targets": targets[share::processes],
+                "frame_bytes": frame_bytes,
+                "seconds": seconds,
+                "rate": rate,
+                "share": share,
+                "shares": processes,
+                "flood": flood,
+            }
+            _write(running, json.dumps(job))
+            started.append(running)
+        for running in started:
+            assert _line(running) == "connected"
+        yield Load(started)
+
+
+def _write(running: "subprocess.Popen[str]", line: str) -> None:
     assert running.stdin is not None
-    assert running.stdout is not None
-    running.stdin.write("\n")
+    running.stdin.write(line + "\n")
     running.stdin.flush()
-    result: dict[str, Any] = json.loads(running.stdout.readline())
-    return result
+
+
+def _line(running: "subprocess.Popen[str]") -> str:
+    assert running.stdout is not None
+    return running.stdout.readline().rstrip("\n")
 
 
 def need_nginx() -> None:

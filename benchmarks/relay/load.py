@@ -1,16 +1,18 @@
-"""The load, in a process of its own: `python -m benchmarks.relay.load` reads a `Job` as JSON and prints a `Result`.
+"""The load, in a process of its own: `python -m benchmarks.relay.load` reads a job as JSON and prints a result.
 
 `rate` 0 is ping-pong: each connection sends its next frame when the last came back. Else it sends so many frames a
-second whatever comes back, each with its time in it, and the way there and back is measured frame by frame.
+second whatever comes back, each with its time in it, and the way there and back is measured frame by frame; the talks
+are spread over the time between two frames, `share` of `shares` being this process's part. With `flood`, Azure is asked
+for all that it can send, and nothing more is read.
 """
 
 import asyncio
 import contextlib
+import gc
 import json
-import math
-import random
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 import picows
@@ -20,16 +22,20 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest
 _HEAD = b'{"type":"input_audio_buffer.append","audio":"'
 _STAMP_CHARS = 16
 _READY = (b"broker.ready", b"session.updated")
+_AT_ONCE = 50
+_TEXT = WSMsgType.TEXT
 
 
 class Talk(WSListener):
     """One connection; its first event says that it is ready."""
 
     def __init__(self, filler: bytes) -> None:
-        self.ready = asyncio.get_running_loop().create_future()
+        self.loop = asyncio.get_running_loop()
+        self.ready = self.loop.create_future()
+        self.spoken = self.loop.create_future()
         self.back = 0
         self.sent = 0
-        self.latencies_us: list[int] = []
+        self.latencies: Counter[int] = Counter()  # in steps of `STEP_US`
         self.measuring = False
         self.ping_pong = False
         self.transport: WSTransport | None = None
@@ -42,26 +48,45 @@ class Talk(WSListener):
         assert self.transport is not None
         self.sent += 1
         stamp = b"%016d" % (time.monotonic_ns() // 1000)
-        self.transport.send(WSMsgType.TEXT, _HEAD + stamp + self._filler)
+        self.transport.send(_TEXT, _HEAD + stamp + self._filler)
+
+    def speak(self, period_s: float, frames: int, at_s: float) -> None:
+        """Sends so many frames, one each period, from `at_s` on; the first second warms up."""
+        if frames == 0:
+            self.spoken.set_result(None)
+            return
+        self.measuring = self.measuring or self.sent * period_s >= 1
+        self.send()
+        at_s += period_s
+        self.loop.call_at(at_s, self.speak, period_s, frames - 1, at_s)
+
+    def flood(self) -> None:
+        assert self.transport is not None
+        self.transport.send(_TEXT, b'{"type":"benchmark.flood"}')
+        self.transport.underlying_transport.pause_reading()
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        if frame.msg_type == WSMsgType.CLOSE and not self.ready.done():
+        kind = frame.msg_type
+        if kind == WSMsgType.CLOSE and not self.ready.done():
             self.ready.set_exception(ConnectionError(f"refused: {frame.get_close_code()} {frame.get_close_reason()}"))
             transport.disconnect()
-        if frame.msg_type != WSMsgType.TEXT:
+        if kind != _TEXT:
             return
         payload = frame.get_payload_as_bytes()
         at = payload.find(b'"delta":"')
         if at < 0:
-            if not self.ready.done() and any(kind in payload[:80] for kind in _READY):
+            if not self.ready.done() and any(name in payload[:80] for name in _READY):
                 self.ready.set_result(None)
             return
         self.back += 1
         if self.measuring:
             stamp = int(payload[at + 9 : at + 9 + _STAMP_CHARS])
-            self.latencies_us.append(time.monotonic_ns() // 1000 - stamp)
+            self.latencies[(time.monotonic_ns() // 1000 - stamp) // STEP_US] += 1
         if self.ping_pong:
             self.send()
+
+
+STEP_US = 10
 
 
 async def connect(target: dict[str, Any], filler: bytes) -> Talk:
@@ -74,7 +99,7 @@ async def connect(target: dict[str, Any], filler: bytes) -> Talk:
     assert isinstance(talk, Talk)
     if not target["protocols"]:  # nothing but a plain pipe: the session is ours to begin
         assert talk.transport is not None
-        talk.transport.send(WSMsgType.TEXT, b'{"type":"session.update"}')
+        talk.transport.send(_TEXT, b'{"type":"session.update"}')
     async with asyncio.timeout(30):
         await talk.ready
     return talk
@@ -85,13 +110,34 @@ async def main() -> None:
     filler = b"A" * (job["frame_bytes"] - len(_HEAD) - _STAMP_CHARS - 2) + b'"}'
     talks: list[Talk] = []
     targets = job["targets"]
-    for start in range(0, len(targets), 50):
-        talks += await asyncio.gather(*(connect(target, filler) for target in targets[start : start + 50]))
+    for start in range(0, len(targets), _AT_ONCE):
+        talks += await asyncio.gather(*(connect(target, filler) for target in targets[start : start + _AT_ONCE]))
+    if job["flood"]:
+        for talk in talks:
+            talk.flood()
+    gc.freeze()
+    gc.disable()  # nothing here makes cycles that last
     print("connected", flush=True)
     sys.stdin.readline()
+    print(json.dumps(await measured(talks, job)), flush=True)
+    sys.stdin.readline()
+    for talk in talks:
+        with contextlib.suppress(Exception):
+            assert talk.transport is not None
+            talk.transport.disconnect(graceful=False)
+
+
+async def measured(talks: list[Talk], job: dict[str, Any]) -> dict[str, Any]:
+    """Lets the talks go, and tells what came back."""
     began = time.monotonic()
     if job["rate"]:
-        await asyncio.gather(*(speak(talk, job["rate"], job["seconds"]) for talk in talks))
+        period_s = 1 / job["rate"]
+        first_s = asyncio.get_running_loop().time()
+        places = len(talks) * job["shares"]
+        for number, talk in enumerate(talks):
+            at_s = first_s + (number * job["shares"] + job["share"]) / places * period_s
+            talk.loop.call_at(at_s, talk.speak, period_s, int(job["rate"] * job["seconds"]), at_s)
+        await asyncio.gather(*(talk.spoken for talk in talks))
         await all_back(talks)
     else:
         for talk in talks:
@@ -100,20 +146,15 @@ async def main() -> None:
         await asyncio.sleep(job["seconds"])
         for talk in talks:
             talk.ping_pong = False
-    elapsed = time.monotonic() - began
-    latencies = sorted(value for talk in talks for value in talk.latencies_us)
-    result = {
+    latencies: Counter[int] = Counter()
+    for talk in talks:
+        latencies.update(talk.latencies)
+    return {
         "round_trips": sum(talk.back for talk in talks),
         "lost": sum(talk.sent - talk.back for talk in talks),
-        "seconds": elapsed,
-        "ms": {f"p{share}": percentile(latencies, share) / 1000 for share in (50, 99)} if latencies else {},
+        "seconds": time.monotonic() - began,
+        "latencies": {str(step * STEP_US): count for step, count in latencies.items()},
     }
-    print(json.dumps(result), flush=True)
-    sys.stdin.readline()
-    for talk in talks:
-        with contextlib.suppress(Exception):
-            assert talk.transport is not None
-            talk.transport.disconnect(graceful=False)
 
 
 async def all_back(talks: list[Talk]) -> None:
@@ -121,21 +162,6 @@ async def all_back(talks: list[Talk]) -> None:
     deadline = time.monotonic() + 10
     while sum(talk.sent - talk.back for talk in talks) and time.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
-
-
-async def speak(talk: Talk, rate: int, seconds: float) -> None:
-    """Real-time pace, each talk with its own phase; the first second warms up."""
-    loop = asyncio.get_running_loop()
-    await asyncio.sleep(random.random() / rate)
-    began = loop.time()
-    for number in range(int(rate * seconds)):
-        talk.measuring = number > rate
-        talk.send()
-        await asyncio.sleep(max(0.0, began + (number + 1) / rate - loop.time()))
-
-
-def percentile(ordered: list[int], share: float) -> float:
-    return float(ordered[max(0, math.ceil(len(ordered) * share / 100) - 1)])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.relay.harness import Proxy, azure, broker, load, measure, need_nginx, nginx, table
+from benchmarks.relay.harness import Proxy, azure, broker, load, need_nginx, nginx, table
 
 CASES = [(1300, 10, False), (2600, 100, False), (1300, 10, True)]
 AIM = 4.5
@@ -14,13 +14,13 @@ def cost_us(proxy: Proxy, *, frame_bytes: int, connections: int, seconds: float)
     """CPU microseconds a round trip, and round trips a second; the best of three runs, since others use the machine."""
     runs = []
     with load(proxy.targets(connections), frame_bytes=frame_bytes, seconds=0.5) as running:
-        measure(running)
+        running.measure()
     for _ in range(3):
         with load(proxy.targets(connections), frame_bytes=frame_bytes, seconds=seconds) as running:
             before = proxy.cpu_s
-            result = measure(running)
+            result = running.measure()
             used = proxy.cpu_s - before
-        runs.append((used / result["round_trips"] * 1e6, result["round_trips"] / result["seconds"]))
+        runs.append((used / result.round_trips * 1e6, result.round_trips / result.seconds))
     return min(runs)
 
 

@@ -1,55 +1,96 @@
-"""Talks at real-time pace (50 frames a second each way): `python -m benchmarks.relay.talks [talks] [seconds]`.
+"""Talks at real-time pace, 50 frames of 1.3 kB a second each way: `python -m benchmarks.relay.talks --help`.
 
-The latency that each proxy adds is what a frame takes there and back through it, less what it takes without one.
+The latency that a proxy adds is what a frame takes there and back through it, less what it takes without one. Turns are
+read and kept on the way. First all talks over so many processes, beside nginx, then how many of them one process
+carries: the most, of the sizes tried, at which the added p99 stays under the aim and no frame is lost.
 """
 
-import sys
+import argparse
+import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from benchmarks.relay.harness import Target, azure, broker, load, measure, need_nginx, nginx, table
+from benchmarks.relay.harness import Proxy, Result, Target, azure, brokers, load, need_nginx, nginx, table
 
 RATE = 50
+FRAME_BYTES = 1300
 AIM_P99_MS = 10
+LOADS = 2
+HEAD = ["", "talks", "p50 ms", "p99 ms", "p50 added", "p99 added", "frames back", "lost", "CPU of a core"]
 
 
-def main(talks: int, seconds: float) -> None:
+class Run:
+    """One echoing Azure, and what is put before it."""
+
+    def __init__(self, directory: Path, azure_url: str, seconds: float) -> None:
+        self.directory = directory
+        self.azure_url = azure_url
+        self.seconds = seconds
+        self.rows: list[list[str]] = []
+
+    def bare(self, talks: int) -> Result:
+        target: Target = {"url": f"ws://127.0.0.1:{urlsplit(self.azure_url).port}/", "protocols": []}
+        result, _ = self._measured([target] * talks, [])
+        self._tell("no proxy", talks, result, result, 0.0)
+        return result
+
+    def through(self, name: str, proxies: Sequence[Proxy], talks: int, bare: Result) -> bool:
+        """Whether the aim is met."""
+        each = [proxy.targets(len(range(number, talks, len(proxies)))) for number, proxy in enumerate(proxies)]
+        result, used = self._measured([target for targets in each for target in targets], proxies)
+        self._tell(name, talks, result, bare, used)
+        return not result.lost and result.ms(99) - bare.ms(99) < AIM_P99_MS
+
+    def _measured(self, targets: list[Target], proxies: Sequence[Proxy]) -> tuple[Result, float]:
+        """What came back, and the cores that the proxies used meanwhile."""
+        with load(targets, frame_bytes=FRAME_BYTES, seconds=self.seconds, rate=RATE, processes=LOADS) as running:
+            before_s = sum(proxy.cpu_s for proxy in proxies)
+            result = running.measure()
+            return result, (sum(proxy.cpu_s for proxy in proxies) - before_s) / result.seconds
+
+    def _tell(self, name: str, talks: int, result: Result, bare: Result, used: float) -> None:
+        self.rows.append(
+            [
+                name,
+                f"{talks:,}",
+                f"{result.ms(50):.2f}",
+                f"{result.ms(99):.2f}",
+                f"{result.ms(50) - bare.ms(50):.2f}",
+                f"{result.ms(99) - bare.ms(99):.2f}",
+                f"{result.round_trips:,}",
+                f"{result.lost:,}",
+                f"{used:.0%}" if used else "",
+            ]
+        )
+
+
+def main(talks: int, seconds: float, processes: int, sizes: list[int]) -> None:
     need_nginx()
-    rows = []
     with tempfile.TemporaryDirectory() as name, azure(Path(name)) as url:
-        direct: list[Target] = [{"url": f"ws://127.0.0.1:{urlsplit(url).port}/", "protocols": []}] * talks
-        with load(direct, frame_bytes=1300, seconds=seconds, rate=RATE) as running:
-            bare = measure(running)
-        rows.append(["no proxy", *_cells(bare, bare, 0.0)])
-        for start in (nginx, broker):
-            with (
-                start(Path(name), url) as proxy,
-                load(proxy.targets(talks), frame_bytes=1300, seconds=seconds, rate=RATE) as running,
-            ):
-                before = proxy.cpu_s
-                result = measure(running)
-                used = (proxy.cpu_s - before) / result["seconds"]
-            rows.append([proxy.name, *_cells(result, bare, used)])
-    print(f"{talks} talks at real-time pace (aim: p99 added under {AIM_P99_MS} ms, no frame lost)")
-    table(["", "p50 ms", "p99 ms", "p50 added", "p99 added", "frames back", "lost", "CPU of a core"], rows)
-
-
-def _cells(result: dict[str, object], bare: dict[str, object], used: float) -> list[str]:
-    ms, bare_ms = result["ms"], bare["ms"]
-    assert isinstance(ms, dict)
-    assert isinstance(bare_ms, dict)
-    return [
-        f"{ms['p50']:.2f}",
-        f"{ms['p99']:.2f}",
-        f"{ms['p50'] - bare_ms['p50']:.2f}",
-        f"{ms['p99'] - bare_ms['p99']:.2f}",
-        f"{result['round_trips']:,}",
-        f"{result['lost']}",
-        f"{used:.0%}",
-    ]
+        run = Run(Path(name), url, seconds)
+        bare = run.bare(talks)
+        with nginx(Path(name), url) as proxy:
+            run.through("nginx", [proxy], talks, bare)
+        with brokers(Path(name), url, processes) as running:
+            run.through(f"broker x {processes}", running, talks, bare)
+            carried = 0
+            for size in sizes:
+                if run.through("broker", running[:1], size, run.bare(size)):
+                    carried = size
+    print(f"Talks at real-time pace (aim: p99 added under {AIM_P99_MS} ms, no frame lost)")
+    table(HEAD, run.rows)
+    if sizes:
+        print(f"One process carries {carried} talks of the sizes tried ({', '.join(map(str, sizes))}).\n")
 
 
 if __name__ == "__main__":
-    arguments = [float(value) for value in sys.argv[1:]]
-    main(int(arguments[0]) if arguments else 1000, arguments[1] if len(arguments) > 1 else 10.0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("talks", nargs="?", type=int, default=1000)
+    parser.add_argument("seconds", nargs="?", type=float, default=8.0)
+    # Azure and the load need a core each, or a little less.
+    parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="of the broker")
+    parser.add_argument("--sizes", type=int, nargs="*", default=[300, 500, 700], help="talks tried on one process")
+    given = parser.parse_args()
+    main(given.talks, given.seconds, given.processes, given.sizes)

@@ -12,7 +12,7 @@ from websockets.frames import Frame, Opcode
 
 from tests.relay.support.azure import scripted_azure
 from tests.relay.support.broker import broker
-from token_broker.relay.frames import FrameEdge, text_frame_head, whole_text_frame
+from token_broker.relay.frames import FrameEdge, text_frame, text_frame_head
 
 payloads = st.one_of(st.binary(max_size=200), st.sampled_from([125, 126, 127, 65_535, 65_536, 70_000]).map(bytes))
 frames = st.builds(
@@ -42,20 +42,19 @@ def test_a_text_frame_is_written_as_websockets_writes_it(length: int) -> None:
 
 
 @given(st.binary(max_size=40))
-def test_any_data_is_whole_or_is_not(data: bytes) -> None:
-    if (span := whole_text_frame(data)) is not None:
+def test_any_data_begins_with_a_text_frame_or_does_not(data: bytes) -> None:
+    if (span := text_frame(data)) is not None:
         begin, end = span
-        assert 6 <= begin <= end <= len(data)
+        assert 6 <= begin <= len(data)
+        assert begin <= end < begin + 65_536
 
 
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 1330, 65_535])
-def test_a_whole_text_frame_is_found_with_or_without_more_behind_it(length: int) -> None:
+def test_a_text_frame_is_found_with_or_without_more_behind_it_and_before_it_is_whole(length: int) -> None:
     frame = Frame(Opcode.TEXT, b"x" * length).serialize(mask=True)
-    for more in (b"", b"\x81"):
-        span = whole_text_frame(frame + more)
-        assert span is not None
-        assert span[1] == len(frame)
-    assert whole_text_frame(frame[:-1]) is None
+    for data in (frame, frame + b"\x81", frame[:8]):
+        span = text_frame(data)
+        assert span == (len(frame) - length, len(frame))
 
 
 async def test_a_talk_cut_at_any_byte_reaches_azure_whole_and_in_order() -> None:
@@ -86,8 +85,5 @@ async def test_a_talk_cut_at_any_byte_reaches_azure_whole_and_in_order() -> None
             if chance.random() < 0.3:
                 await asyncio.sleep(0.001)
         talk = await azure.talk()
-        async with asyncio.timeout(10):
-            while len(talk.received) < 1 + len(messages):
-                talk._arrived.clear()
-                await talk._arrived.wait()
+        await talk.arrivals(1 + len(messages))
         assert talk.received[1:] == messages

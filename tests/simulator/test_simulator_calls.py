@@ -280,13 +280,17 @@ async def test_a_flat_secret_calls_in_the_previews_events(azure: RunningSimulato
 
 
 async def test_browsers_of_any_page_may_call_and_faults_leave_preflights_alone(azure: RunningSimulator) -> None:
-    asked = {"origin": "http://page", "access-control-request-method": "POST"}
+    asked = {
+        "origin": "http://page",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type,x-openai-agents-sdk",
+    }
     async with httpx.AsyncClient(base_url=azure.base_url) as client:
         with azure.fault("status", code=503, times=1):
             preflight = await client.options(CALLS, headers=asked)
             refused = await client.post(CALLS, headers={"origin": "http://page"})
     assert preflight.status_code == 200
-    assert "authorization" in preflight.headers["access-control-allow-headers"]
+    assert preflight.headers["access-control-allow-headers"] == asked["access-control-request-headers"]
     assert refused.status_code == 503
     for answer in (preflight, refused):
         assert answer.headers["access-control-allow-origin"] == "*"

@@ -68,6 +68,19 @@ async def test_on_v1_the_key_is_taken_as_bearer_and_elsewhere_not(azure: Running
     assert (await _refusal(azure, VOICE_LIVE_PATH, bearer))[0] == 401
 
 
+@pytest.mark.parametrize("credential", ["api-key=simulated-key", "authorization=Bearer+simulated-entra-token"])
+async def test_voice_live_alone_takes_a_credential_in_the_query(azure: RunningSimulator, credential: str) -> None:
+    async with call(azure, f"{VOICE_LIVE_PATH}&{credential}", {}) as caller:
+        await caller.hear("session.created")
+    assert credential.rpartition("=")[2].removeprefix("Bearer+") not in azure.requests[0].query
+    assert (await _refusal(azure, f"{GA_PATH}&{credential}", {}))[0] == 401
+
+
+@pytest.mark.parametrize("credential", ["api-key=wrong", "authorization=Bearer+wrong", "authorization=wrong"])
+async def test_a_wrong_credential_in_voice_lives_query_is_401(azure: RunningSimulator, credential: str) -> None:
+    assert (await _refusal(azure, f"{VOICE_LIVE_PATH}&{credential}", {}))[0] == 401
+
+
 async def test_an_api_version_on_ga_is_401(azure: RunningSimulator) -> None:
     assert (await _refusal(azure, f"{GA_PATH}&api-version=2025-10-01", KEY))[0] == 401
 

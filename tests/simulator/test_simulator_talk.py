@@ -453,6 +453,18 @@ def test_the_users_transcript_comes_before_or_after_the_answer(dialect: Dialect,
 
 
 @by_dialect
+def test_what_was_transcribed_stands_in_the_item_from_then_on(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    scene.send("session.update", session=TRANSCRIBE[dialect.name])
+    scene.say(speech(1) + silence(1))
+    scene.wait(5)
+    completed = scene.only(COMPLETED)
+    scene.send("conversation.item.retrieve", item_id=completed["item_id"])
+    content = scene.only("conversation.item.retrieved")["item"]["content"]
+    assert content == [{"type": "input_audio", "transcript": completed["transcript"]}]
+
+
+@by_dialect
 def test_without_transcription_in_the_session_there_is_no_transcript(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.say(speech(1) + silence(1))

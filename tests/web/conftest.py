@@ -15,12 +15,11 @@ SAID_S = 1.6
 PAUSE_S = 2.2
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One browser at a time: several on one machine starve each other's audio."""
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("browser"))
+@pytest.fixture(autouse=True, scope="session")
+def _in_one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where tests are grouped, all of these are in one group: else several browsers starve each other's audio."""
+    if request.config.getoption("loadgroup", default=False):
+        (tmp_path_factory.getbasetemp().parent / "the-browsers-process").touch(exist_ok=False)
 
 
 @pytest.fixture(scope="session")

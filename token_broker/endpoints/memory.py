@@ -54,7 +54,7 @@ async def create_turn(request: Request) -> Response:
         sequence=wanted.sequence,
         interrupted=wanted.interrupted,
     )
-    outcome = (await _append(broker_of(request).memory, [turn]))[0]
+    outcome = (await _append(broker.memory, [turn]))[0]
     answer = TurnAnswer(turn_id=turn.turn_id, duplicate=outcome is Outcome.DUPLICATE)
     return _json(answer, 200)
 
@@ -80,7 +80,7 @@ async def enrich(request: Request) -> Response:
         )
         for transcript in transcripts
     ]
-    outcomes = await _append(broker_of(request).memory, turns)
+    outcomes = await _append(broker.memory, turns)
     accepted = sum(outcome is Outcome.STORED for outcome in outcomes)
     answer = EnrichAnswer(session_id=owner.session_id, accepted=accepted, duplicates=len(outcomes) - accepted)
     return _json(answer, 202)

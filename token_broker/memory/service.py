@@ -25,7 +25,7 @@ from token_broker.memory.pacing import backoff_s
 from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.sinks.local import LocalFacts, LocalSink
 from token_broker.memory.status import MemoryStatus, StoreState
-from token_broker.memory.writer import GroupWriter
+from token_broker.memory.writer import GroupWriter, give_up
 from token_broker.settings import Settings
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Memory:
         if not self._opened.is_set():
             await self._opening(patience_s)
         done = self._writer.submit(turns)
-        in_time = asyncio.get_running_loop().call_later(patience_s, _give_up, done)
+        in_time = asyncio.get_running_loop().call_later(patience_s, _too_late, done)
         try:
             return await done  # the writer's own: whoever leaves here takes nothing back
         finally:
@@ -301,9 +301,8 @@ class Memory:
         await self._database.close()
 
 
-def _give_up(done: "asyncio.Future[list[Outcome]]") -> None:
-    if not done.done():
-        done.set_exception(StoreAwayError("not committed in time"))
+def _too_late(done: "asyncio.Future[list[Outcome]]") -> None:
+    give_up(done, StoreAwayError("not committed in time"))
 
 
 async def _keep_running(name: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,6 +77,7 @@ class SqliteDatabase:
         self._closed = False
         self._writer: Engine | None = None
         self._reader: Engine | None = None
+        self._kept: Connection | None = None  # the writer's thread's own, between its transactions
 
     def lock(self) -> None:
         """Takes the file for this process, at once, unless it is shared. Raises StoreInUseError or OSError."""
@@ -87,10 +89,10 @@ class SqliteDatabase:
 
     async def write(self, work: "Callable[[Connection], R]", *, again: bool = True) -> R:
         del again  # there is no connection to lose
-        return await self._in(self._writer_thread, _run, self._writer, work)
+        return await self._in(self._writer_thread, self._write, work)
 
     async def read(self, work: "Callable[[Connection], R]") -> R:
-        return await self._in(self._reader_threads, _run, self._reader, work)
+        return await self._in(self._reader_threads, self._read, work)
 
     async def close(self) -> None:
         if self._closed:
@@ -116,7 +118,7 @@ class SqliteDatabase:
 
     def _open(self) -> None:
         from sqlalchemy import create_engine, event
-        from sqlalchemy.pool import QueuePool
+        from sqlalchemy.pool import NullPool, QueuePool
 
         from token_broker.memory.schema import migrate
 
@@ -124,18 +126,35 @@ class SqliteDatabase:
             return
         self.lock()
         url = f"sqlite:///{self.path}"
-        writer = create_engine(url, poolclass=QueuePool, pool_size=1, max_overflow=0)
+        writer = create_engine(url, poolclass=NullPool)
         reader = create_engine(url, poolclass=QueuePool, pool_size=_READERS, max_overflow=0)
-        for engine, begin in ((writer, "BEGIN IMMEDIATE"), (reader, "BEGIN")):
-            event.listen(engine, "connect", self._prepare)
-            event.listen(engine, "begin", lambda connection, begin=begin: connection.exec_driver_sql(begin))
-        try:
-            with _MIGRATING, writer.begin() as connection:
-                migrate(connection)
-        except BaseException:
-            writer.dispose()
-            raise
+        for each, begin in ((writer, "BEGIN IMMEDIATE"), (reader, "BEGIN")):
+            event.listen(each, "connect", self._prepare)
+            event.listen(each, "begin", partial(_begin, statement=begin))
+        with _MIGRATING, writer.begin() as connection:
+            migrate(connection)
         self._writer, self._reader = writer, reader
+
+    def _write(self, work: "Callable[[Connection], R]") -> R:
+        """On the connection of the last time, as long as its transactions end as they should."""
+        if self._writer is None:
+            raise StoreUnreachableError("not yet open")
+        connection = self._kept or self._writer.connect()
+        self._kept = None
+        try:
+            with connection.begin():
+                return work(connection)
+        finally:
+            if _is_at_rest(connection):
+                self._kept = connection
+            else:
+                connection.close()
+
+    def _read(self, work: "Callable[[Connection], R]") -> R:
+        if self._reader is None:
+            raise StoreUnreachableError("not yet open")
+        with self._reader.begin() as connection:
+            return work(connection)
 
     def _prepare(self, connection: Any, _record: object) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
@@ -144,19 +163,27 @@ class SqliteDatabase:
             "journal_mode = WAL",
             "synchronous = FULL",
             "journal_size_limit = 67108864",
+            "temp_store = MEMORY",  # a statement that fails halfway is taken back: no file for each commit
             "cache_size = -8000",
         ):
             connection.execute(f"PRAGMA {pragma}")
 
     def _dispose(self) -> None:
-        for engine in (self._writer, self._reader):
-            if engine is not None:
-                engine.dispose()
-        self._writer = self._reader = None
+        if self._kept is not None:
+            self._kept.close()
+        if self._reader is not None:
+            self._reader.dispose()
+        self._kept = self._writer = self._reader = None
 
 
-def _run(engine: "Engine | None", work: "Callable[[Connection], R]") -> R:
-    if engine is None:
-        raise StoreUnreachableError("not yet open")
-    with engine.begin() as connection:
-        return work(connection)
+def _is_at_rest(connection: "Connection") -> bool:
+    """Whether nothing is begun, as SQLAlchemy and SQLite itself see it: a COMMIT that fails may leave that behind."""
+    if connection.invalidated or connection.in_transaction():
+        return False
+    driver: Any = connection.connection.dbapi_connection
+    return not driver.in_transaction
+
+
+def _begin(connection: "Connection", statement: str) -> None:
+    """Straight to the driver: SQLAlchemy takes longer to execute a statement than SQLite to begin."""
+    connection.connection.cursor().execute(statement)

@@ -7,7 +7,8 @@ outbox; within each by key), so that replicas don't block one another for good.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Dialect,
     Insert,
     Select,
     Table,
@@ -31,6 +33,7 @@ from sqlalchemy import (
     tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.sql.selectable import TableValuedAlias
 
 from token_broker.memory.base import Outcome, Owner, SessionRecord, Turn
@@ -50,6 +53,9 @@ __all__ = [
     "save_sessions",
     "spend_ticket",
 ]
+
+
+_Key = tuple[str, str]  # session id, turn id
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,7 @@ def save_sessions(connection: Connection, owners: Iterable[tuple[Owner, str]], n
         for key, (owner, agent_id) in sorted(newest.items(), key=_by_bucket)
     ]
     if rows:
-        connection.execute(_SAVE_SESSIONS[connection.dialect.name], {"rows": json.dumps(rows)})
+        _run_batch(connection, _SAVE_SESSIONS, rows)
 
 
 def insert_turns(
@@ -113,24 +119,26 @@ def insert_turns(
     save_sessions(connection, unknown, now_s)
     rows = {_key(item): item for item in reversed(batch)}  # within the batch too the first content stays
     delivery = Delivery.QUEUED if queue else Delivery.DELIVERED
-    stored = _insert(connection, list(rows.values()), delivery)
-    if missing := [item for key, item in rows.items() if key not in stored]:
-        stored |= _insert_again(connection, missing, delivery, now_s)
+    stored = _insert(connection, rows, delivery)
+    if len(stored) < len(rows):
+        missing = [item for key, item in rows.items() if key not in stored]
+        stored = {*stored, *_insert_again(connection, missing, delivery, now_s)}
     if queue and stored:
         enqueue(connection, Counter(session_id for session_id, _ in stored), to_us(now_s))
+    if len(stored) == len(batch):
+        return [Outcome.STORED] * len(batch)
     foreign = _foreign(connection, [item for key, item in rows.items() if key not in stored])
     return [_outcome(item, rows, stored, foreign) for item in batch]
 
 
-def _insert(connection: Connection, batch: list[Arrived], delivery: Delivery) -> set[tuple[str, str]]:
+def _insert(connection: Connection, wanted: Mapping[_Key, Arrived], delivery: Delivery) -> AbstractSet[_Key]:
     """Inserts where the session is known and its owner's; the keys that are ours now."""
-    if not batch:
-        return set()
-    parameters = {"rows": json.dumps([_turn_row(item, delivery) for item in sorted(batch, key=_place_in_tables)])}
-    done = connection.execute(_INSERT_TURNS[connection.dialect.name], parameters)
-    if done.rowcount == len(batch):
-        return {_key(item) for item in batch}
-    by_arrival = {item.arrival: _key(item) for item in batch}
+    if not wanted:
+        return frozenset()
+    rows = sorted(_turn_row(item, delivery) for item in wanted.values())  # by key, which is what they begin with
+    if _run_batch(connection, _INSERT_TURNS, rows) == len(rows):
+        return wanted.keys()
+    by_arrival = {item.arrival: key for key, item in wanted.items()}
     found = connection.execute(
         select(turns.c.session_id, turns.c.turn_id, turns.c.arrival).where(turns.c.arrival.in_(list(by_arrival)))
     )
@@ -139,13 +147,13 @@ def _insert(connection: Connection, batch: list[Arrived], delivery: Delivery) ->
 
 def _insert_again(
     connection: Connection, missing: list[Arrived], delivery: Delivery, now_s: float
-) -> set[tuple[str, str]]:
+) -> AbstractSet[_Key]:
     """For turns whose session was thought to be stored and is not (forgotten meanwhile, by another replica too)."""
     ids = {item.turn.owner.session_id for item in missing}
     known = set(connection.scalars(select(sessions.c.session_id).where(are_sessions(sessions, ids))))
     orphans = [item for item in missing if item.turn.owner.session_id not in known]
     save_sessions(connection, [(item.turn.owner, item.turn.agent_id) for item in orphans], now_s)
-    return _insert(connection, orphans, delivery)
+    return _insert(connection, {_key(item): item for item in orphans}, delivery)
 
 
 def enqueue(connection: Connection, counts: Mapping[str, int], now_us: int) -> None:
@@ -154,10 +162,10 @@ def enqueue(connection: Connection, counts: Mapping[str, int], now_us: int) -> N
         [bucket_of(key), key, now_us, 0, 0, False, 0, 0, None, FULL_BATCH, count, now_us, None]
         for key, count in sorted(counts.items(), key=_by_bucket)
     ]
-    connection.execute(_ENQUEUE[connection.dialect.name], {"rows": json.dumps(rows)})
+    _run_batch(connection, _ENQUEUE, rows)
 
 
-def _foreign(connection: Connection, refused: list[Arrived]) -> set[tuple[str, str]]:
+def _foreign(connection: Connection, refused: list[Arrived]) -> set[_Key]:
     """Of turns that were not stored, those whose session is not their principal's."""
     if not refused:
         return set()
@@ -168,10 +176,7 @@ def _foreign(connection: Connection, refused: list[Arrived]) -> set[tuple[str, s
 
 
 def _outcome(
-    item: Arrived,
-    rows: dict[tuple[str, str], Arrived],
-    stored: set[tuple[str, str]],
-    foreign: set[tuple[str, str]],
+    item: Arrived, rows: Mapping[_Key, Arrived], stored: AbstractSet[_Key], foreign: AbstractSet[_Key]
 ) -> Outcome:
     key = _key(item)
     if key in foreign:
@@ -213,17 +218,12 @@ def are_sessions(table: Table, session_ids: Iterable[str]) -> ColumnElement[bool
     return tuple_(table.c.bucket, table.c.session_id).in_([(bucket_of(key), key) for key in session_ids])
 
 
-def _key(item: Arrived) -> tuple[str, str]:
+def _key(item: Arrived) -> _Key:
     return item.turn.owner.session_id, item.turn.turn_id
 
 
 def _by_bucket(item: tuple[str, Any]) -> tuple[int, str]:
     return bucket_of(item[0]), item[0]
-
-
-def _place_in_tables(item: Arrived) -> tuple[int, str, str]:
-    session_id, turn_id = _key(item)
-    return bucket_of(session_id), session_id, turn_id
 
 
 def _turn_row(item: Arrived, delivery: Delivery) -> list[Any]:
@@ -245,6 +245,11 @@ def _turn_row(item: Arrived, delivery: Delivery) -> list[Any]:
         int(delivery),
         turn.owner.principal,  # beyond TURN_FIELDS: compared with the session's
     ]
+
+
+def _run_batch(connection: Connection, statements: Mapping[str, str], rows: list[list[Any]]) -> int:
+    """Runs a batch's statement; how many rows it wrote."""
+    return connection.exec_driver_sql(statements[connection.dialect.name], (json.dumps(rows),)).rowcount
 
 
 def _rows_from_json(dialect: str) -> TableValuedAlias:
@@ -315,7 +320,7 @@ def _enqueue_for(dialect: str) -> Insert:
         index_elements=["bucket", "session_id"],
         set_={
             "queued": outbox.c.queued + new.queued,
-            "due_at_us": case((outbox.c.failures == 0, new.due_at_us), else_=outbox.c.due_at_us),
+            "due_at_us": case((outbox.c.failures == literal_column("0"), new.due_at_us), else_=outbox.c.due_at_us),
         },
     )
     return enqueued
@@ -326,8 +331,18 @@ def _spend(dialect: str) -> Insert:
     return spent
 
 
-_DIALECTS = ("sqlite", "postgresql")
-_SAVE_SESSIONS = {dialect: _save_sessions(dialect) for dialect in _DIALECTS}
-_INSERT_TURNS = {dialect: _insert_turns(dialect) for dialect in _DIALECTS}
-_ENQUEUE = {dialect: _enqueue_for(dialect) for dialect in _DIALECTS}
+_DIALECTS: dict[str, Dialect] = {"sqlite": sqlite.dialect(), "postgresql": asyncpg.dialect()}  # type: ignore[no-untyped-call]
+
+
+def _as_sql(make: Callable[[str], Insert]) -> dict[str, str]:
+    """A batch's statement as each driver takes it, with `rows` as its one parameter.
+
+    SQLAlchemy would walk through such a statement at each execution, to find out that it knows it already.
+    """
+    return {name: str(make(name).compile(dialect=dialect)) for name, dialect in _DIALECTS.items()}
+
+
+_SAVE_SESSIONS = _as_sql(_save_sessions)
+_INSERT_TURNS = _as_sql(_insert_turns)
+_ENQUEUE = _as_sql(_enqueue_for)
 _SPEND = {dialect: _spend(dialect) for dialect in _DIALECTS}

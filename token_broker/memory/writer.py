@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from token_broker.memory.base import Outcome, Owner, Turn
@@ -27,10 +28,10 @@ from token_broker.memory.keys import ArrivalClock
 if TYPE_CHECKING:
     from token_broker.memory.store import Arrived
 
-__all__ = ["GroupWriter", "WriterCounts", "turn_bytes"]
+__all__ = ["GroupWriter", "WriterCounts", "give_up", "turn_bytes"]
 
 _SESSIONS_GATHER_S = 0.05
-_MAX_ROWS = 500  # a transaction
+_MAX_ROWS = 200  # a transaction: while it is written, the loop prepares the next
 _MAX_QUEUED_TURNS = 5_000
 _MAX_QUEUED_BYTES = 16 * 1024 * 1024
 _MAX_QUEUED_SESSIONS = 10_000
@@ -118,7 +119,6 @@ class GroupWriter:
         if self._waiting_turns + len(turns) > _MAX_QUEUED_TURNS or self._waiting_bytes + size_bytes > _MAX_QUEUED_BYTES:
             raise StoreBusyError("too many turns wait for the store")
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        done.add_done_callback(_retrieved)
         arrived = [Arrived(turn, self._arrivals.next()) for turn in turns]
         self._waiting.append(_Submission(arrived, size_bytes, done))
         self._waiting_turns += len(turns)
@@ -168,9 +168,9 @@ class GroupWriter:
             _fail(batch, StoreAwayError("the writer was stopped"))
             raise
         else:
+            told = iter(outcomes)
             for submission in batch:
-                _tell(submission, outcomes[: len(submission.turns)])
-                del outcomes[: len(submission.turns)]
+                _tell(submission, list(islice(told, len(submission.turns))))
 
     def _take(self) -> tuple[list[_Submission], list[tuple[Owner, str]]]:
         batch: list[_Submission] = []
@@ -212,9 +212,10 @@ class GroupWriter:
         self._count(outcomes)
         for owner, _ in unknown:
             self._known[owner.session_id] = (owner.principal, owner.epoch)
-        for item, outcome in zip(turns, outcomes, strict=True):
-            if outcome is Outcome.FOREIGN:
-                self._known.pop(item.turn.owner.session_id, None)
+        if Outcome.FOREIGN in outcomes:
+            for item, outcome in zip(turns, outcomes, strict=True):
+                if outcome is Outcome.FOREIGN:
+                    self._known.pop(item.turn.owner.session_id, None)
         while len(self._known) > _SESSIONS_KNOWN:
             self._known.popitem(last=False)
         return outcomes
@@ -251,8 +252,8 @@ class GroupWriter:
 
     def _count(self, outcomes: list[Outcome]) -> None:
         self.counts.commits += 1
-        stored = sum(outcome is Outcome.STORED for outcome in outcomes)
-        foreign = sum(outcome is Outcome.FOREIGN for outcome in outcomes)
+        stored = outcomes.count(Outcome.STORED)
+        foreign = outcomes.count(Outcome.FOREIGN)
         self.counts.stored += stored
         self.counts.foreign += foreign
         self.counts.duplicates += len(outcomes) - stored - foreign
@@ -262,16 +263,16 @@ class GroupWriter:
 
 def _tell(submission: _Submission, outcomes: list[Outcome]) -> None:
     if not submission.done.done():
-        submission.done.set_result(list(outcomes))
+        submission.done.set_result(outcomes)
 
 
 def _fail(batch: list[_Submission], error: StoreError) -> None:
     for submission in batch:
-        if not submission.done.done():
-            submission.done.set_exception(error)
+        give_up(submission.done, error)
 
 
-def _retrieved(done: "asyncio.Future[list[Outcome]]") -> None:
-    """The caller may have left: an error nobody reads is no news."""
-    if not done.cancelled():
-        done.exception()
+def give_up(done: "asyncio.Future[list[Outcome]]", error: StoreError) -> None:
+    """Ends the wait with `error`, unless it is over; whoever waited may have left, and then it is no news."""
+    if not done.done():
+        done.set_exception(error)
+        done.exception()  # read, so that asyncio does not complain that nobody did

@@ -20,11 +20,11 @@ from token_broker.memory.base import Recall, TurnIntake
 from token_broker.observing import Observer, TalkEnded, unheard
 from token_broker.problems import Problem, problem_response, with_api_error
 from token_broker.relay.admission import CUT_OFF, Admission, RefusedError, Visitor
+from token_broker.relay.client import Client
 from token_broker.relay.closing import BAD_REQUEST, DONE, Ending
 from token_broker.relay.counters import RelayCounters
 from token_broker.relay.doors import PROXY_FRONT, Door, DoorFront, Front
 from token_broker.relay.drain import GOING_AWAY, Drain
-from token_broker.relay.serving import GIVE_UP_EXTENSION
 from token_broker.relay.sideband import CallListener
 from token_broker.relay.talk import Talk, TalkParts
 from token_broker.relay.upstreams import UpstreamConnector
@@ -184,10 +184,7 @@ class VoiceRelay:
 
     async def _talk(self, scope: Scope, receive: Receive, send: Send, visitor: Visitor, front: Front) -> None:
         owner, agent = visitor.owner, visitor.agent
-        extension = (scope.get("extensions") or {}).get(GIVE_UP_EXTENSION) or {}
-        talk = Talk(
-            self._parts, front, owner=owner, agent=agent, receive=receive, send=send, give_up=extension.get("give_up")
-        )
+        talk = Talk(self._parts, front, Client.of(scope, receive, send), owner=owner, agent=agent)
         self._counters.sessions += 1
         self._talks.add(talk)
         self._drain.add(talk)

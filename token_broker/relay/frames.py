@@ -2,7 +2,7 @@
 
 import struct
 
-__all__ = ["FrameEdge", "text_frame_head", "whole_text_frame"]
+__all__ = ["FrameEdge", "text_frame", "text_frame_head"]
 
 _TEXT_AND_FIN = 0x81
 _SHORTEST_16_BIT = 126
@@ -23,8 +23,11 @@ def text_frame_head(payload_bytes: int) -> bytes:
     return _HEAD_64.pack(_TEXT_AND_FIN, 127, payload_bytes)
 
 
-def whole_text_frame(data: bytes) -> tuple[int, int] | None:
-    """Where the payload stands of the masked text message, in one frame, that `data` begins with and holds whole."""
+def text_frame(data: bytes) -> tuple[int, int] | None:
+    """Where the payload begins and ends of the masked text message, in one frame, that `data` begins with.
+
+    It may end beyond `data`. None for any other frame, for one of 64 KiB or more, and while too little is there to say.
+    """
     if len(data) < _SHORTEST_FRAME or data[0] != _TEXT_AND_FIN or data[1] < _MASKED:
         return None
     length = data[1] - _MASKED
@@ -36,22 +39,23 @@ def whole_text_frame(data: bytes) -> tuple[int, int] | None:
             return None
     elif length == 127:  # noqa: PLR2004
         return None  # rare, and long enough that its parsing does not count
-    return (begin, begin + length) if len(data) >= begin + length else None
+    return begin, begin + length
 
 
 class FrameEdge:
     """Follows the frames' lengths through data that somebody else parses, to know where a frame begins."""
 
     def __init__(self) -> None:
+        self.between_frames = True
         self._head = b""  # of a frame, while its length is not yet known
         self._left = 0  # of a frame's payload and mask
 
-    @property
-    def between_frames(self) -> bool:
-        return not self._left and not self._head
-
     def walk(self, data: bytes) -> None:
         """Goes on by `data`, wherever that begins and ends."""
+        self._walk(data)
+        self.between_frames = not self._left and not self._head
+
+    def _walk(self, data: bytes) -> None:
         while data:
             if self._left:
                 taken = min(self._left, len(data))

@@ -19,19 +19,24 @@ __all__ = [
     "Verdict",
     "compact",
     "event_type",
+    "event_type_by_head",
     "examine",
+    "is_audio_delta",
     "is_plain_append",
+    "is_plain_append_payload",
     "judge",
     "without_secrets",
 ]
 
 Event = dict[str, Any]
 
-_APPEND_HEAD = '{"type":"input_audio_buffer.append","audio":"'
-_APPEND_TAIL = '"}'
-_HEAD_CHARS = len(_APPEND_HEAD)
+_APPEND_HEAD = b'{"type":"input_audio_buffer.append","audio":"'
+_APPEND_TAIL = b'"}'
+_HEAD_BYTES = len(_APPEND_HEAD)
 
-_TYPE_HEAD = re.compile(r'\s*\{\s*(?:"event_id"\s*:\s*"[^"\\]*"\s*,\s*)?"type"\s*:\s*"([^"\\]*)"')
+_TYPE_HEAD = re.compile(rb'\s*\{\s*(?:"event_id"\s*:\s*"[^"\\]*"\s*,\s*)?"type"\s*:\s*"([^"\\]*)"')
+_TYPE_HEAD_BYTES = 256  # more than any head: what stands behind need not be encoded to find it
+_AUDIO_DELTA_HEADS = (b'{"type":"response.audio.delta",', b'{"type":"response.output_audio.delta",')
 
 # What the agent alone says, wherever a client's event carries a session or a response. Transcription is among them
 # since turns are made from it; `prompt` names instructions stored elsewhere; the rest are Voice Live's other ways to
@@ -98,13 +103,23 @@ def is_plain_append(text: str) -> bool:
     Between the head and the tail stands neither a quote nor a backslash, so that every reader sees these two keys and
     no other.
     """
+    return text.isascii() and is_plain_append_payload(text.encode())
+
+
+def is_plain_append_payload(payload: bytes) -> bool:
+    """The same of a message as it is on the wire; what is one needs no check of its UTF-8 either."""
     return (
-        text.startswith(_APPEND_HEAD)
-        and text.find('"', _HEAD_CHARS) == len(text) - len(_APPEND_TAIL)
-        and text.endswith(_APPEND_TAIL)
-        and "\\" not in text
-        and text.isascii()
+        payload.startswith(_APPEND_HEAD)
+        and payload.find(b'"', _HEAD_BYTES) == len(payload) - len(_APPEND_TAIL)
+        and payload.endswith(_APPEND_TAIL)
+        and b"\\" not in payload
+        and payload.isascii()
     )
+
+
+def is_audio_delta(payload: bytes) -> bool:
+    """Whether an event of Azure's is a piece of audio, as nearly all are: told by the head that it usually has."""
+    return payload.startswith(_AUDIO_DELTA_HEADS)
 
 
 def judge(text: str) -> Verdict:
@@ -130,14 +145,20 @@ def compact(event: Event) -> str:
 
 def event_type(text: str) -> str | None:
     """The type of an event of Azure's: from its head, or by parsing where the head says nothing. None: no event."""
-    if (head := _TYPE_HEAD.match(text)) is not None:
-        return head[1]
+    if (kind := event_type_by_head(text[:_TYPE_HEAD_BYTES].encode(errors="replace"))) is not None:
+        return kind
     try:
         event = json.loads(text)
     except (ValueError, RecursionError):
         return None
     kind = event.get("type") if isinstance(event, dict) else None
     return kind if isinstance(kind, str) else None
+
+
+def event_type_by_head(payload: bytes) -> str | None:
+    """The type of an event of Azure's, where its head says it: the type is the first key, or comes after the id."""
+    head = _TYPE_HEAD.match(payload)
+    return None if head is None else head[1].decode(errors="replace")
 
 
 def without_secrets(event: Event) -> Event:

@@ -17,7 +17,7 @@ import logging
 import socket
 import ssl
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -46,6 +46,7 @@ _RECEIVE_BUFFER_BYTES = 131_072
 # picows doubles this until a message fits; 20 KiB · 2⁶ is just enough for the largest message of 1 MiB.
 _FIRST_READ_BUFFER_BYTES = 20_480
 _GRACEFUL_CLOSE_S = 1.0
+_TEXT = WSMsgType.TEXT  # looked up once: an enum's members cost a call
 
 
 class AzureSocket(WSListener):
@@ -63,6 +64,7 @@ class AzureSocket(WSListener):
         self._max_message_bytes = max_message_bytes
         self._transport: WSTransport | None = None
         self._message: bytearray | None = None  # a fragmented message as far as it has come
+        self._taker: Callable[[bytes], bool] | None = None
         self._queued_chars = 0
         self._reader: asyncio.Future[None] | None = None
         self._waiters: list[asyncio.Future[None]] = []
@@ -88,6 +90,10 @@ class AzureSocket(WSListener):
             finally:
                 self._reader = None
 
+    def offer_to(self, taker: Callable[[bytes], bool] | None) -> None:
+        """Offers each frame to `taker` while somebody waits for one; where it answers False, the frame is queued."""
+        self._taker = taker
+
     def put(self, text: str) -> None:
         """Queues a frame: Azure's, or an event of the broker's own that is to come after those."""
         self.frames.append(text)
@@ -102,10 +108,10 @@ class AzureSocket(WSListener):
         self.frames.extendleft(reversed(texts))
         self._queued_chars += sum(map(len, texts))
 
-    def send(self, text: str) -> None:
+    def send(self, text: str | bytes) -> None:
         """Sends one event; after the end it goes nowhere. Await `drained` where `writable` is False afterwards."""
         assert self._transport is not None  # noqa: S101  # set before anybody has this object
-        self._transport.send(WSMsgType.TEXT, text)
+        self._transport.send(_TEXT, text)
 
     async def drained(self) -> None:
         """Returns when Azure takes data again, or is gone."""
@@ -157,11 +163,13 @@ class AzureSocket(WSListener):
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         self._awaiting_pong = False
-        if self.failure is not None and frame.msg_type != WSMsgType.CLOSE:
+        kind = frame.msg_type
+        if self.failure is not None and kind != WSMsgType.CLOSE:
             return
-        match frame.msg_type:
-            case WSMsgType.TEXT if frame.fin and self._message is None:
-                self._put_bytes(frame.get_payload_as_bytes())
+        if kind == _TEXT and frame.fin and self._message is None:
+            self._on_message(frame.get_payload_as_bytes())
+            return
+        match kind:
             case WSMsgType.TEXT | WSMsgType.CONTINUATION:
                 self._on_fragment(frame)
             case WSMsgType.CLOSE:
@@ -198,9 +206,12 @@ class AzureSocket(WSListener):
         message += frame.get_payload_as_memoryview()
         if frame.fin:
             self._message = None
-            self._put_bytes(bytes(message))
+            self._on_message(bytes(message))
 
-    def _put_bytes(self, payload: bytes) -> None:
+    def _on_message(self, payload: bytes) -> None:
+        reader = self._reader  # who waits has handled all that came before: nothing is overtaken
+        if self._taker is not None and reader is not None and not reader.done() and self._taker(payload):
+            return
         try:
             self.put(payload.decode())
         except UnicodeDecodeError:

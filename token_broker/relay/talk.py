@@ -1,13 +1,13 @@
 """One proxied talk, from its admission to its last turn.
 
-Two tasks carry it, however many frames there are: one reads the client, one carries Azure's events to it. Neither
-holds more than a few frames: the server reads no further while we do not receive, and Azure's socket pauses while the
-client does not take what it has. All that waits is watched by one timer.
+While everybody takes what comes, frames go from socket to socket (`relay.direct`). For all else two tasks carry it,
+however many frames there are: one reads the client, one carries Azure's events to it. Neither holds more than a few
+frames: the server reads no further while we do not receive, and Azure's socket pauses while the client does not take
+what it has. All that waits is watched by one timer.
 """
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,9 @@ import structlog
 from strategies.base import SessionSpec
 from token_broker.agents import Agent, AgentBook, session_spec
 from token_broker.memory.base import Owner, Recall, TurnIntake
+from token_broker.relay.client import Client
 from token_broker.relay.closing import (
     BAD_REQUEST,
-    CLIENT_STALLED,
     DONE,
     DRAINING,
     INTERNAL,
@@ -27,18 +27,12 @@ from token_broker.relay.closing import (
     Ending,
 )
 from token_broker.relay.counters import RelayCounters, TalkCounters
+from token_broker.relay.direct import DirectPath
 from token_broker.relay.doors import Answered, Front
 from token_broker.relay.keeping import TurnKeeper
-from token_broker.relay.policy import (
-    Broken,
-    Command,
-    Refused,
-    event_type,
-    is_plain_append,
-    without_secrets,
-)
+from token_broker.relay.policy import Broken, Command, Refused, is_plain_append
+from token_broker.relay.reading import EventReader
 from token_broker.relay.switching import AgentSwitch
-from token_broker.relay.turns import TURN_EVENTS
 from token_broker.relay.upstreams import NoUpstreamError, SpecSupplier, Upstream, UpstreamConnector
 from token_broker.relay.watch import Sight, Watch, tick_s
 from token_broker.settings import Settings
@@ -46,16 +40,6 @@ from token_broker.settings import Settings
 __all__ = ["Talk", "TalkParts"]
 
 log = structlog.get_logger("token_broker.relay")
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-GiveUp = Callable[[int, str], None]
-
-_AUDIO_DELTAS = frozenset({"response.audio.delta", "response.output_audio.delta"})
-_SESSION_EVENTS = frozenset({"session.created", "session.updated"})
-_READ_EVENTS = TURN_EVENTS | _SESSION_EVENTS | {"error"}
-_LAST_WORDS_S = 2.0
-_CLOSE_S = 1.0
 
 _LEFT = Ending(DONE, "the client left")
 
@@ -76,31 +60,17 @@ class Talk:
     """One accepted client's talk. `run` returns when all is over and nothing is left open.
 
     `front` is how it speaks to its client.
-    `give_up` closes the client's socket without waiting for it to read; None where the server has no such thing.
     """
 
-    def __init__(
-        self,
-        parts: TalkParts,
-        front: Front,
-        *,
-        owner: Owner,
-        agent: Agent,
-        receive: Receive,
-        send: Send,
-        give_up: GiveUp | None,
-    ) -> None:
+    def __init__(self, parts: TalkParts, front: Front, client: Client, *, owner: Owner, agent: Agent) -> None:
         self.counters = TalkCounters()
         self._parts = parts
         self._front = front
         self.owner = owner
-        self._receive = receive
-        self._send = send
-        self._give_up = give_up
+        self._client = client
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[Ending] = self._loop.create_future()
         self._ready = asyncio.Event()
-        self._client_gone = False
         self._upstream: Upstream | None = None
         self._turns = TurnKeeper(owner, agent.id, intake=parts.intake, counters=self.counters, on_lost=self._tell_lost)
         self._recalled: asyncio.Task[str] = asyncio.create_task(parts.recall.block(owner), name="talk-recall")
@@ -114,6 +84,17 @@ class Talk:
             start=self._start,
             move=self._move,
         )
+        self._reader = EventReader(
+            front,
+            owner,
+            turns=self._turns,
+            switch=self._switch,
+            counters=parts.counters,
+            talk=self.counters,
+            end=self.end,
+            time_s=self._loop.time,
+        )
+        self._direct = DirectPath(client.wire, self._reader, counters=self.counters, failed=self._fail)
         self._tick_s = tick_s(parts.settings)
         self._watch = Watch(parts.settings, self._loop.time())
         self._sending = False
@@ -140,13 +121,13 @@ class Talk:
     # --- the client's side
 
     async def _read_client(self) -> None:
-        receive = self._receive
+        receive = self._client.receive
         counters = self.counters
         longest = self._parts.settings.client_message_bytes
         while True:
             message = await receive()
             if message["type"] == "websocket.disconnect":
-                self._client_gone = True
+                self._client.gone = True
                 code = message.get("code")
                 self.end(Ending(TOO_LARGE, "a message was too large") if code == TOO_LARGE else _LEFT)
                 return
@@ -200,6 +181,7 @@ class Talk:
         except NoUpstreamError as error:
             self.end(error.ending)
             return
+        self._direct.join(self._upstream)
         self._parts.counters.ready += 1
         self._upstream.first[:] = self._front.opening(
             self._upstream, session_id=self.owner.session_id, agent_id=self._switch.agent.id
@@ -215,11 +197,9 @@ class Talk:
 
     async def _pump(self, upstream: Upstream) -> bool:
         """Carries one upstream's events until it is over or another has taken its place; False: the client is gone."""
-        send = self._send
         socket = upstream.socket
         frames = socket.frames
         counters = self.counters
-        front = self._front
         socket.put_first(upstream.first)
         while self._upstream is upstream:
             if not frames:
@@ -227,21 +207,9 @@ class Talk:
                     return True
                 await socket.wait()
                 continue
-            text = socket.take()
-            kind = event_type(text)
-            if kind in _AUDIO_DELTAS:
-                self._turns.assembler.heard(len(text) - text.find('"delta"'), self._loop.time())
-                told = [front.passed(text, upstream.route.dialect)]
-            elif kind is None or kind in _READ_EVENTS or front.reads(kind, upstream.route.dialect):
-                told = self._read(kind, text, upstream)
-            else:
-                told = [front.passed(text, upstream.route.dialect)]
-            for event in told:
+            for event in self._reader.told(socket.take(), upstream):
                 self._sending = True
-                try:
-                    await send({"type": "websocket.send", "text": event})
-                except (OSError, RuntimeError):  # closed under our hands: what the server says of a client that left
-                    self._client_gone = True
+                if not await self._client.tell(event):
                     self.end(_LEFT)
                     return False
                 self._sending = False
@@ -249,40 +217,11 @@ class Talk:
                 counters.to_client_bytes += len(event)
         return True
 
-    def _read(self, kind: str | None, text: str, upstream: Upstream) -> list[str]:
-        """An event that matters here: noted, and as the client may see it, which may be not at all."""
-        try:
-            event = json.loads(text)
-        except (ValueError, RecursionError):
-            kind = event = None
-        if kind is None or not isinstance(event, dict):
-            self.end(Ending(UPSTREAM_FAILED, "Azure sent something that is no event: ask for a new plan"))
-            return []
-        if kind in _SESSION_EVENTS:
-            if kind == "session.updated":
-                self._switch.confirmed(upstream)
-            return self._front.to_client(without_secrets(event), upstream.route.dialect)
-        if kind == "error" and self._switch.owns_error(event, upstream):
-            return []
-        if self._switch.owns_item(event):
-            return []
-        if kind == "response.done":
-            self._parts.counters.count_usage_of(
-                event, principal=self.owner.principal, agent_id=self._switch.agent.id, talk=self.counters
-            )
-        self._turns.feed(event, self._loop.time())
-        return self._shown(kind, event, text, upstream)
-
-    def _shown(self, kind: str, event: dict[str, Any], text: str, upstream: Upstream) -> list[str]:
-        """An event that was read here, as the client may see it: written anew only where its front has to."""
-        if self._front.reads(kind, upstream.route.dialect):
-            return self._front.to_client(event, upstream.route.dialect)
-        return [self._front.passed(text, upstream.route.dialect)]
-
     # --- what the talk is made of
 
     def _move(self, upstream: Upstream) -> None:
         self._upstream = upstream
+        self._direct.join(upstream)
 
     def _supply(self, agent: Agent) -> SpecSupplier:
         """The agent's spec with what was recalled for this talk, which is asked for once."""
@@ -328,55 +267,25 @@ class Talk:
     def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("talk_failed", session_id=self.owner.session_id, error=type(error).__name__, exc_info=error)
-            self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        log.error("talk_failed", session_id=self.owner.session_id, error=type(error).__name__, exc_info=error)
+        self.end(Ending(INTERNAL, "the broker failed: ask for a new plan"))
 
     async def _finish(self, ending: Ending) -> None:
         """Closes the client, waits shortly for words that are being transcribed, keeps what is left, closes Azure."""
+        self._direct.join(None)
         self._parts.counters.switches += self._switch.count
         running: list[asyncio.Task[Any]] = [*self._tasks, self._recalled]
         for task in running:
             task.cancel()
         await asyncio.wait(running)
         try:
-            await self._close_client(ending)
-            await self._hear_last_words()
+            await self._client.close(ending, self._front.farewell(ending))
+            if self._upstream is not None:
+                await self._reader.hear_last_words(self._upstream)
         finally:
             self._turns.flush()
             if self._upstream is not None:
                 await self._upstream.socket.aclose()
-
-    async def _close_client(self, ending: Ending) -> None:
-        if self._client_gone:
-            return
-        if ending.code != CLIENT_STALLED:
-            try:
-                async with asyncio.timeout(_CLOSE_S):
-                    if (last := self._front.farewell(ending)) is not None:
-                        await self._send({"type": "websocket.send", "text": last})
-                    await self._send({"type": "websocket.close", "code": ending.code, "reason": ending.reason})
-                    return
-            except TimeoutError:
-                pass
-            except (OSError, RuntimeError):
-                return
-        if self._give_up is not None:
-            self._give_up(ending.code, ending.reason)
-
-    async def _hear_last_words(self) -> None:
-        """Reads Azure on for a moment, where it has not yet told what the user said last."""
-        if self._upstream is None or not self._turns.assembler.awaits_user:
-            return
-        socket = self._upstream.socket
-        try:
-            async with asyncio.timeout(_LAST_WORDS_S):
-                while self._turns.assembler.awaits_user:
-                    await socket.wait()
-                    if not socket.frames:
-                        return
-                    text = socket.take()
-                    kind = event_type(text)
-                    if kind in TURN_EVENTS:
-                        self._read(kind, text, self._upstream)
-        except TimeoutError:
-            pass

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable
 from email.utils import formatdate
 
+from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from token_broker.simulator.errors import AzureError
@@ -55,10 +56,11 @@ async def respond(scope: Scope, send: Send, status: int, headers: list[tuple[str
 
 
 async def respond_to_preflight(scope: Scope, send: Send) -> None:
-    """Lets a browser send whatever it asks about."""
+    """Lets a browser send whatever it asks about: official clients add headers of their own."""
+    asked = Headers(scope=scope).get("access-control-request-headers", "authorization, content-type, api-key")
     headers = [
         ("access-control-allow-methods", "GET, POST, OPTIONS"),
-        ("access-control-allow-headers", "authorization, content-type, api-key"),
+        ("access-control-allow-headers", asked),
         ("access-control-max-age", "600"),
     ]
     await respond(scope, send, 200, headers, b"")

@@ -90,6 +90,13 @@ class AzureTalk:
                 self._arrived.clear()
                 await self._arrived.wait()
 
+    async def arrivals(self, count: int) -> None:
+        """Waits until the broker has sent so many events in all."""
+        async with asyncio.timeout(15):
+            while len(self.received) < count:
+                self._arrived.clear()
+                await self._arrived.wait()
+
     def arrived(self, message: str | bytes) -> None:
         self.raw.append(message)
         with contextlib.suppress(ValueError):

@@ -278,16 +278,19 @@ class Browser:
 
 
 @contextlib.contextmanager
-def run_chromium(microphone: Path | None = None, *, devices: bool = True) -> Iterator[str]:
+def run_chromium(microphone: Path | None = None, *, devices: bool = True, trusting: bool = False) -> Iterator[str]:
     """A Chromium whose microphone plays a WAV file over and over (without one, it beeps), or that has no devices.
+
+    `trusting` it takes any certificate, for TLS on loopback.
 
     Yields the address of its DevTools, for `Browser.connect`. One serves many tests, each page in its own profile.
     """
     with _profile() as profile:
         sound = ["--use-fake-device-for-media-stream"] if devices else []
         sound += [f"--use-file-for-fake-audio-capture={microphone}"] if microphone else []
+        trust = ["--ignore-certificate-errors"] if trusting else []
         process = subprocess.Popen(
-            [find_chromium(), *_FLAGS, *sound, f"--user-data-dir={profile}", "about:blank"],
+            [find_chromium(), *_FLAGS, *sound, *trust, f"--user-data-dir={profile}", "about:blank"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:

@@ -104,7 +104,7 @@ def _reply_to(message: Message) -> tuple[str, bytes]:
     speech = b"".join(part.pcm for part in message.parts)
     if speech:
         return f"you said {duration_ms(speech) / 1000:.1f} s of speech", speech
-    written = " ".join(part.text for part in message.parts if part.text)
+    written = " ".join(part.text for part in message.parts if part.kind == "text" and part.text)
     return f"you wrote: {written[:_LONGEST_QUOTE]}", b""
 
 

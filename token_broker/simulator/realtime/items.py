@@ -12,7 +12,7 @@ ROOT = "root"
 
 @dataclass(slots=True)
 class Part:
-    """A piece of a message. An assistant's audio has its transcript as `text`; a user's has none."""
+    """A piece of a message. Audio has its transcript as `text`; a user's has none until it is transcribed."""
 
     kind: Literal["text", "audio"]
     text: str | None = None

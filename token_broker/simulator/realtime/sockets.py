@@ -126,7 +126,8 @@ class RealtimeSockets:
         return Opening(PREVIEW, flat.FlatSession(model=model))
 
     def _open_voice_live(self, websocket: WebSocket) -> Opening:
-        admit(self._resource.credential_of(websocket.headers), self._resource.config, _SERVER_CREDENTIALS)
+        credential = self._resource.credential_of(_with_query_credential(websocket))
+        admit(credential, self._resource.config, _SERVER_CREDENTIALS)
         self._require_version(websocket, self._resource.config.voice_live_api_versions)
         config = self._resource.config
         model = self._require_model(websocket.query_params.get("model"), config.voice_live_models | config.deployments)
@@ -157,6 +158,15 @@ class RealtimeSockets:
         if name not in known:
             raise errors.deployment_not_found()
         return name
+
+
+def _with_query_credential(websocket: WebSocket) -> Headers:
+    """The headers, with a credential of the query where they have none, as `@azure/ai-voicelive` does in a browser."""
+    headers = MutableHeaders(raw=list(websocket.headers.raw))
+    for name in ("api-key", "authorization"):
+        if name in websocket.query_params:
+            headers.setdefault(name, websocket.query_params[name])
+    return headers
 
 
 async def hold(websocket: WebSocket, talk: Talk) -> None:

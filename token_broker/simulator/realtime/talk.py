@@ -223,7 +223,7 @@ class Talk:
         self._outbox.emit("input_audio_buffer.committed", previous_item_id=previous, item_id=item_id)
         self._conversing.add(Message(item_id, "user", [part]), None)
         if self.settings.transcribes:
-            self._transcripts.expect(item_id, part.audio_ms, self.settings.transcription_model, now_s)
+            self._transcripts.expect(item_id, part, self.settings.transcription_model, now_s)
 
     def _clear(self, _event: ClientEvent, _now_s: float) -> None:
         self._hearing.clear()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from token_broker.simulator.realtime.items import Part
 from token_broker.simulator.realtime.outbox import Outbox
 
 _DELAY_S = 0.03
@@ -11,7 +12,7 @@ _NEVER = float("inf")
 @dataclass(slots=True)
 class _Expected:
     item_id: str
-    audio_ms: int
+    part: Part
     model: str | None
     due_s: float
 
@@ -29,10 +30,10 @@ class Transcripts:
     def due_s(self) -> float:
         return min((expected.due_s for expected in self._expected), default=_NEVER)
 
-    def expect(self, item_id: str, audio_ms: int, model: str | None, now_s: float) -> None:
-        """Speech was committed; its transcript is due shortly, or after the answer to it."""
+    def expect(self, item_id: str, part: Part, model: str | None, now_s: float) -> None:
+        """Speech was committed; its transcript is due shortly, or after the answer to it, and then stands in `part`."""
         due_s = _NEVER if self._after_answer else now_s + _DELAY_S
-        self._expected.append(_Expected(item_id, audio_ms, model, due_s))
+        self._expected.append(_Expected(item_id, part, model, due_s))
 
     def answer_ended(self, now_s: float) -> None:
         """Releases the transcripts that waited for an answer's end."""
@@ -53,8 +54,8 @@ class Transcripts:
             error = {"type": "invalid_request_error", "code": "DeploymentNotFound", "message": message, "param": None}
             self._outbox.emit(f"{name}.failed", **place, error=error)
             return
-        seconds = expected.audio_ms / 1000
-        text = f"[simulated] {seconds:.1f} s of speech"
+        seconds = expected.part.audio_ms / 1000
+        text = expected.part.text = f"[simulated] {seconds:.1f} s of speech"
         self._outbox.emit(f"{name}.delta", **place, delta=text)
         usage = {"type": "duration", "seconds": seconds}
         self._outbox.emit(f"{name}.completed", **place, transcript=text, usage=usage)

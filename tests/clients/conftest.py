@@ -1,0 +1,27 @@
+"""An authority that the clients trust, and the doors that they are pointed at."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.clients.support.doors import DOORS, Door, open_door
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def authority_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("clients") / "authority.pem"
+    authority.cert_pem.write_to_path(path)
+    return path
+
+
+@pytest.fixture(params=DOORS)
+async def door(request: pytest.FixtureRequest, tmp_path: Path, authority: trustme.CA) -> AsyncIterator[Door]:
+    async with open_door(request.param, tmp_path, authority) as opened:
+        yield opened

@@ -1,0 +1,39 @@
+// npm `@azure/ai-voicelive`, with a key or a token credential, in Node and in a browser.
+import { VoiceLiveClient } from "@azure/ai-voicelive";
+import { AzureKeyCredential } from "@azure/core-auth";
+import { Heard, chunks, typed } from "./heard.mjs";
+
+const HOUR_MS = 3_600_000;
+
+export async function talk(setup) {
+  const session = new VoiceLiveClient(setup.http, credential(setup)).createSession(setup.model);
+  const heard = new Heard();
+  session.subscribe({
+    onServerEvent: async (event) => heard.note(event),
+    onError: async ({ error }) => heard.fail(error),
+  });
+  await session.connect();
+  await heard.until("session.created");
+  await session.updateSession({
+    modalities: ["text", "audio"],
+    instructions: "You are a pirate.",
+    voice: { type: "azure-standard", name: "en-US-Ava:DragonHDLatestNeural" },
+    inputAudioFormat: "pcm16",
+    outputAudioFormat: "pcm16",
+    turnDetection: { type: "server_vad", threshold: 0.6, silenceDurationInMs: 800 },
+    inputAudioTranscription: { model: "azure-speech" },
+  });
+  await heard.until("session.updated");
+  for (const chunk of chunks(setup.said)) await session.sendAudio(chunk);
+  await heard.spoken();
+  await session.addConversationItem(typed(setup.typed));
+  await session.sendEvent({ type: "response.create" });
+  await heard.until("response.done", 2);
+  await session.dispose();
+  return heard.report();
+}
+
+function credential({ credential: kind, key }) {
+  if (kind === "key") return new AzureKeyCredential(key);
+  return { getToken: async () => ({ token: key, expiresOnTimestamp: Date.now() + HOUR_MS }) };
+}

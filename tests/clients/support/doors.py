@@ -1,0 +1,84 @@
+"""What a client is pointed at: the simulated Azure itself, or a broker that has but one upstream at it."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import trustme
+
+from tests.clients.support.tls_front import tls_front
+from tests.support.broker import RunningBroker, make_settings, plain_client, run_broker
+from tests.support.waiting import eventually
+from token_broker.broker import Broker
+from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
+
+__all__ = ["BROKERS", "DOORS", "MODEL", "SIMULATED_ENTRA_TOKEN", "SIMULATED_KEY", "SIMULATOR", "Door", "open_door"]
+
+SIMULATOR = "simulator"
+BROKERS = ("voice_live", "openai_realtime")
+"""A broker by its only upstream: half of the clients speak the other's dialect."""
+DOORS = (SIMULATOR, *BROKERS)
+
+MODEL = "gpt-realtime"
+SIMULATED_KEY = "simulated-key"
+SIMULATED_ENTRA_TOKEN = "simulated-entra-token"
+_AZURE = SimulatorConfig(answer_speed=50, ephemeral_subprotocol=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a client connects to, plain and behind TLS; `broker` is None for the simulator itself."""
+
+    http: str
+    https: str
+    openai_path: str
+    azure: RunningSimulator
+    broker: RunningBroker | None
+
+    @property
+    def mint_key(self) -> str:
+        """What a mint is asked with. A broker without authentication wants a placeholder: SDKs insist on some key."""
+        return "unused" if self.broker else SIMULATED_KEY
+
+    async def mint(self, **body: Any) -> str:
+        """An ephemeral secret of this door's, `ek_…`."""
+        asked = {"session": {"type": "realtime", "model": MODEL}, **body}
+        async with plain_client(self.http) as client:
+            headers = {"Authorization": f"Bearer {self.mint_key}"}
+            answer = await client.post(f"{self.openai_path}/realtime/client_secrets", json=asked, headers=headers)
+        secret: str = answer.raise_for_status().json()["value"]
+        return secret
+
+    async def turns(self, secret: str) -> list[tuple[str, str]]:
+        """(role, content) of the session that `secret` was minted for, as its memory tells them after all talks."""
+        assert self.broker is not None
+        broker = self.broker.broker
+        await eventually(lambda: _are_over(broker), within_s=15)
+        await broker.memory.intake.flushed()
+        claims = broker.signer.read_client_secret(secret)
+        token = broker.signer.session_token(
+            session_id=claims.session_id, principal=claims.principal, epoch=claims.epoch, user_id=None, ttl_s=60
+        )
+        path = f"/api/v1/memory/sessions/{claims.session_id}/turns"
+        answer = await self.broker.client.get(path, headers={"Authorization": f"Bearer {token}"})
+        return [(turn["role"], turn["content"]) for turn in answer.raise_for_status().json()["turns"]]
+
+
+async def _are_over(broker: Broker) -> bool:
+    return not broker.drain.talks
+
+
+@contextlib.asynccontextmanager
+async def open_door(name: str, directory: Path, authority: trustme.CA, **settings: Any) -> AsyncIterator[Door]:
+    """The door of that name of `DOORS`, until the block ends; `settings` are the broker's."""
+    async with contextlib.AsyncExitStack() as stack:
+        azure = await stack.enter_async_context(serve(_AZURE))
+        broker = None
+        if name != SIMULATOR:
+            chosen = make_settings(directory, azure.base_url, proxy_upstreams=(name,), **settings)
+            broker = await stack.enter_async_context(run_broker(chosen))
+        http = broker.base_url if broker else azure.base_url
+        https = await stack.enter_async_context(tls_front(http, authority))
+        yield Door(http, https, "/v1" if broker else "/openai/v1", azure, broker)

@@ -1,0 +1,52 @@
+"""A page of a frontend's own, at an origin of its own, with clients bundled into it as a frontend would."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from subprocess import PIPE
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from tests.clients.support.programs import CLIENTS
+from tests.support.node import find_tool, installed_modules
+from tests.support.serving import serve_app
+
+__all__ = ["bundle", "serve_page"]
+
+_PAGE = """<!doctype html><html lang="en"><title>A frontend</title><link rel="icon" href="data:,">
+<script>globalThis.BROKER_URL = new URLSearchParams(location.search).get("broker");</script>
+<button id="talk">Talk</button><pre id="said"></pre>
+<script type="module" src="/bundle.mjs"></script>"""
+
+
+async def bundle(source: Path | str, name: str = "snippet.mjs") -> str:
+    """A module and all that it imports as one, by esbuild. `source` is a file, or the text of one."""
+    modules = installed_modules(CLIENTS)
+    text = "" if isinstance(source, Path) else source
+    entry = [str(source)] if isinstance(source, Path) else [f"--sourcefile={name}"]
+    process = await asyncio.create_subprocess_exec(
+        find_tool("node"), str(modules / "esbuild" / "bin" / "esbuild"), *entry,
+        "--bundle", "--format=esm", "--platform=browser", "--log-level=warning",
+        cwd=CLIENTS, stdin=PIPE, stdout=PIPE, stderr=PIPE,
+    )  # fmt: skip
+    out, err = await asyncio.wait_for(process.communicate(text.encode()), 60)
+    assert (process.returncode, err) == (0, b""), err.decode()
+    return out.decode()
+
+
+@contextlib.asynccontextmanager
+async def serve_page(bundled: str) -> AsyncIterator[str]:
+    """Serves a page that runs `bundled`, until the block ends; yields its origin. `?broker=` is its `BROKER_URL`."""
+
+    async def page(_: Request) -> Response:
+        return HTMLResponse(_PAGE)
+
+    async def script(_: Request) -> Response:
+        return PlainTextResponse(bundled, media_type="text/javascript")
+
+    async with serve_app(Starlette(routes=[Route("/", page), Route("/bundle.mjs", script)])) as origin:
+        yield origin

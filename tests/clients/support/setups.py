@@ -1,0 +1,66 @@
+"""What a program is told, and what its report must say."""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from tests.clients.support.doors import MODEL, Door
+from tests.simulator.support import correlation, silence, speech
+
+__all__ = ["PREVIEW_SESSION", "QUESTION", "SAID", "TURNS", "TYPED", "assert_heard", "make_setup"]
+
+SAID = speech(2)
+TYPED = "Hello there"
+QUESTION = silence(0.3) + SAID + silence(1)
+"""What is sent: the speech, and the silence that ends a turn."""
+_ANSWERS = ["[simulated] you said 2.5 s of speech", f"[simulated] you wrote: {TYPED}"]
+_ANSWER_BYTES = 120_000  # 2.5 s: the speech, and the quiet around it that counts as spoken
+_TRANSCRIPT = "[simulated] 2.5 s of speech"
+TURNS = [("user", _TRANSCRIPT), ("assistant", _ANSWERS[0]), ("user", TYPED), ("assistant", _ANSWERS[1])]
+
+_TURN_DETECTION = {"type": "server_vad", "threshold": 0.6, "silence_duration_ms": 800}
+GA_SESSION: dict[str, Any] = {
+    "type": "realtime",
+    "instructions": "You are a pirate.",
+    "output_modalities": ["audio"],
+    "audio": {
+        "input": {"transcription": {"model": "whisper-1"}, "turn_detection": _TURN_DETECTION},
+        "output": {"voice": "marin"},
+    },
+}
+PREVIEW_SESSION: dict[str, Any] = {
+    "instructions": "You are a pirate.",
+    "modalities": ["text", "audio"],
+    "voice": "alloy",
+    "input_audio_transcription": {"model": "whisper-1"},
+    "turn_detection": _TURN_DETECTION,
+}
+
+
+def make_setup(door: Door, key: str, **options: Any) -> dict[str, Any]:
+    """The JSON that a program reads. `options`: `azure`, `mints`, `credential`, `inBrowser`, `session`."""
+    return {
+        "http": door.http,
+        "https": door.https,
+        "openaiPath": door.openai_path,
+        "model": MODEL,
+        "key": key,
+        "said": base64.b64encode(QUESTION).decode(),
+        "typed": TYPED,
+        "session": GA_SESSION,
+        "azure": False,
+        "mints": False,
+        "inBrowser": False,
+        **options,
+    }
+
+
+def assert_heard(report: Mapping[str, Any]) -> None:
+    """Both exchanges came through whole: the speech itself, what was said in words, and the end of each response."""
+    assert "failure" not in report, report
+    assert report["user"] == [_TRANSCRIPT]
+    assert report["answers"] == _ANSWERS
+    assert report["counts"]["response.done"] == 2
+    heard = base64.b64decode(report["audio"])
+    assert correlation(SAID, heard[:_ANSWER_BYTES]) > 0.99
+    assert len(heard) > _ANSWER_BYTES

@@ -1,0 +1,127 @@
+"""The official clients in Chromium, in a page of another origin than the broker's: by WebRTC and by WebSocket."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trustme
+
+from tests.clients.support.doors import DOORS, SIMULATED_ENTRA_TOKEN, SIMULATED_KEY, Door, open_door
+from tests.clients.support.pages import bundle, serve_page
+from tests.clients.support.programs import CLIENTS
+from tests.clients.support.setups import TURNS, assert_heard, make_setup
+from tests.clients.test_snippets import Snippet, of_kind
+from tests.web.support.chromium import Browser, Page, ScriptError, run_chromium
+from tests.web.support.speech import speech, write_wav
+
+MICROPHONE_RATE = 48_000
+LEAD_IN_S, SAID_S, PAUSE_S = 1.0, 1.6, 8.0
+SPOKEN = re.compile(r"\[simulated\] \d\.\d s of speech")
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    quiet = [np.zeros(int(seconds * MICROPHONE_RATE)) for seconds in (LEAD_IN_S, PAUSE_S)]
+    sound = np.concatenate([quiet[0], speech(SAID_S, MICROPHONE_RATE), quiet[1]])
+    wav: Path = write_wav(tmp_path_factory.mktemp("microphone") / "said.wav", sound, MICROPHONE_RATE)
+    with run_chromium(wav, trusting=True) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def bundled() -> str:
+    return asyncio.run(bundle(CLIENTS / "programs" / "browser.mjs"))
+
+
+@pytest.fixture
+async def page(chromium: str, bundled: str) -> AsyncIterator[Page]:
+    async with serve_page(bundled) as origin, Browser.connect(chromium) as browser, browser.page() as opened:
+        await opened.goto(origin)
+        await opened.wait_for("globalThis.talks")
+        yield opened
+
+
+@pytest.fixture(params=DOORS)
+async def door(
+    request: pytest.FixtureRequest, tmp_path: Path, authority: trustme.CA, page: Page
+) -> AsyncIterator[Door]:
+    origin = await page.run("location.origin")
+    async with open_door(request.param, tmp_path, authority, allowed_origins=(origin,)) as opened:
+        yield opened
+
+
+async def _talk(page: Page, client: str, setup: dict[str, Any]) -> dict[str, Any]:
+    report: dict[str, Any] = await page.run(f"talks.{client}({json.dumps(setup)})", user_gesture=True)
+    assert page.complaints == []
+    return report
+
+
+@pytest.mark.parametrize("client", ["agents_websocket", "openai_websocket"])
+async def test_a_ga_client_talks_over_a_websocket_with_a_minted_secret(door: Door, page: Page, client: str) -> None:
+    secret = await door.mint()
+    assert_heard(await _talk(page, client, make_setup(door, secret, inBrowser=True)))
+    if door.broker is not None:
+        assert await door.turns(secret) == TURNS
+
+
+@pytest.mark.parametrize("credential", ["key", "token"])
+async def test_the_voice_live_client_talks_with_its_credential_in_the_query(
+    door: Door, page: Page, credential: str
+) -> None:
+    azures = SIMULATED_KEY if credential == "key" else SIMULATED_ENTRA_TOKEN
+    secret = await door.mint() if door.broker is not None else azures
+    assert_heard(await _talk(page, "voicelive", make_setup(door, secret, credential=credential)))
+    if door.broker is not None:
+        assert await door.turns(secret) == TURNS
+
+
+async def test_the_agents_client_talks_over_webrtc(door: Door, page: Page) -> None:
+    secret = await door.mint()
+    report = await _talk(page, "agents_webrtc", make_setup(door, secret))
+    (spoken,) = report["user"]
+    assert SPOKEN.fullmatch(spoken)
+    answer = f"[simulated] you said {spoken.removeprefix('[simulated] ')}"
+    turns = [("user", spoken), ("assistant", answer), *TURNS[2:]]
+    assert report["answers"] == [answer, TURNS[3][1]]
+    assert report["history"] == [list(turn) for turn in turns]
+    assert report["peak"] > 0.05
+    assert report["callId"]
+    if door.broker is not None:
+        assert await door.turns(secret) == turns
+
+
+@pytest.mark.parametrize("door", ["voice_live"], indirect=True)
+async def test_a_call_that_is_refused_shows_the_status_and_what_to_do(door: Door, page: Page) -> None:
+    refused = r"Realtime call request failed with status 401: The client secret is not valid here: mint a new one"
+    with pytest.raises(ScriptError, match=refused):
+        await _talk(page, "agents_webrtc", make_setup(door, "ek_forged"))
+
+
+SHOWN = {
+    "Browser: `@openai/agents-realtime`": (
+        r"user: \[simulated\] (\d\.\d) s of speech\nassistant: \[simulated\] you said \1 s of speech"
+    ),
+    "A plain WebSocket": r"\[simulated\] you wrote: What is the time\?",
+}
+
+
+@of_kind("js browser")
+async def test_a_snippet_for_a_page_shows_what_is_said(
+    snippet: Snippet, chromium: str, tmp_path: Path, authority: trustme.CA
+) -> None:
+    async with (
+        serve_page(await bundle(snippet.code)) as origin,
+        open_door("voice_live", tmp_path, authority, allowed_origins=(origin,)) as opened,
+        Browser.connect(chromium) as browser,
+        browser.page() as page,
+    ):
+        await page.goto(f"{origin}/?broker={opened.http}")
+        await page.click_on("#talk")
+        shown = f"/^{SHOWN[snippet.heading]}$/"
+        await page.wait_for(f"{shown}.test(document.querySelector('#said').textContent)", 20)
+        assert page.complaints == []

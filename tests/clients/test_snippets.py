@@ -1,0 +1,108 @@
+"""Each snippet of docs/clients.md does what the page says, as it stands there; only the broker's address is told."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.clients.support.doors import Door, open_door
+from tests.clients.support.offers import make_offer
+from tests.clients.support.programs import CLIENTS, environment, node_command, python_command, run_client, run_program
+from tests.clients.support.setups import QUESTION, TURNS, assert_heard, make_setup
+from tests.support.broker import plain_client
+from tests.support.node import installed_modules
+
+PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
+SPOKEN = f"you: {TURNS[0][1]}\nagent: {TURNS[1][1]}\n2.5 s of audio\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    heading: str
+    kind: str
+    code: str
+
+
+def snippets() -> list[Snippet]:
+    found = []
+    for section in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
+        blocks = re.findall(r"^```([^\n]*)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+        found += [Snippet(section.partition("\n")[0], kind, code) for kind, code in blocks]
+    return found
+
+
+def of_kind(*kinds: str) -> pytest.MarkDecorator:
+    chosen = [snippet for snippet in snippets() if snippet.kind in kinds]
+    return pytest.mark.parametrize("snippet", chosen, ids=[snippet.heading for snippet in chosen])
+
+
+@pytest.fixture
+async def door(tmp_path: Path, authority: trustme.CA) -> AsyncIterator[Door]:
+    async with open_door("voice_live", tmp_path, authority) as opened:
+        yield opened
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a reader's program would lie: beside its audio, with the clients installed."""
+    made = tmp_path / "readers"
+    made.mkdir()
+    (made / "question.pcm").write_bytes(QUESTION)
+    (made / "node_modules").symlink_to(installed_modules(CLIENTS))
+    return made
+
+
+def test_every_snippet_is_of_a_kind_that_is_run() -> None:
+    kinds = [snippet.kind for snippet in snippets()]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"python": 2, "js": 3, "js browser": 2, "sh clients": 1}
+    assert all("BROKER_URL" in snippet.code for snippet in snippets())
+
+
+@of_kind("python", "js")
+async def test_a_program_prints_both_sides_words(
+    snippet: Snippet, door: Door, folder: Path, authority_file: Path
+) -> None:
+    program = folder / ("program.py" if snippet.kind == "python" else "program.mjs")
+    program.write_text(snippet.code)
+    command = python_command() if snippet.kind == "python" else node_command()
+    env = environment(authority_file, BROKER_URL=door.http)
+    finished = await run_program([*command, str(program)], env, cwd=folder)
+    assert (finished.out, finished.err, finished.code) == (SPOKEN, "", 0)
+
+
+@of_kind("sh clients")
+async def test_curl_mints_calls_and_hangs_up(snippet: Snippet, door: Door, folder: Path, authority_file: Path) -> None:
+    (folder / "offer.sdp").write_text(await make_offer())
+    env = environment(authority_file, BROKER_URL=door.http)
+    finished = await run_program(["bash", "-euo", "pipefail", "-c", snippet.code], env, cwd=folder)
+    assert (finished.out, finished.err, finished.code) == ("200\n", "", 0)
+    assert (folder / "answer.sdp").read_text().startswith("v=0")
+    await door.azure.until_calls(0)
+
+
+async def test_a_secret_minted_with_a_plans_session_token_goes_on_with_its_session(
+    door: Door, authority_file: Path
+) -> None:
+    assert door.broker is not None
+    plan = await door.broker.plan()
+    async with plain_client(door.http) as client:
+        bearer = {"Authorization": f"Bearer {plan['session_token']}"}
+        minted = (await client.post("/v1/realtime/client_secrets", headers=bearer)).raise_for_status().json()
+        assert minted["session"]["id"] == plan["session_id"]
+        assert_heard(await run_client("openai_python", make_setup(door, minted["value"]), authority_file))
+        await door.turns(minted["value"])
+        answer = await client.get(f"/api/v1/memory/sessions/{plan['session_id']}/turns", headers=bearer)
+    assert [(turn["role"], turn["content"]) for turn in answer.raise_for_status().json()["turns"]] == TURNS
+
+
+def test_the_page_names_the_versions_that_these_tests_install() -> None:
+    named = PAGE.read_text().partition("Held to this")[2]
+    npm = json.loads((CLIENTS / "package.json").read_text())["devDependencies"]
+    installed = [npm[name] for name in ("openai", "@openai/agents-realtime", "@azure/ai-voicelive")]
+    for full in [*installed, version("openai"), version("azure-ai-voicelive")]:
+        assert re.search(rf"\b{re.escape(full.removesuffix('.0'))}\b", named), full

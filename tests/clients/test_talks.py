@@ -1,0 +1,66 @@
+"""Every official client that needs no browser: it mints where it can, talks, types, and complains of nothing."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients.support.doors import SIMULATED_ENTRA_TOKEN, SIMULATED_KEY, Door
+from tests.clients.support.programs import run_client
+from tests.clients.support.setups import PREVIEW_SESSION, TURNS, assert_heard, make_setup
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A client as a program, and how the simulated Azure takes it, which has fewer ways in than the broker."""
+
+    program: str
+    options: dict[str, Any] = field(default_factory=dict)
+    mints: bool = True
+    """Whether it has a mint of its own."""
+    mints_at_azure: bool = True
+    azures_key: str = SIMULATED_KEY
+    azures_options: dict[str, Any] = field(default_factory=dict)
+
+    async def setup(self, door: Door) -> dict[str, Any]:
+        if door.broker is None:
+            options = self.options | self.azures_options | {"mints": self.mints and self.mints_at_azure}
+            return make_setup(door, self.azures_key, **options)
+        key = door.mint_key if self.mints else await door.mint()
+        return make_setup(door, key, mints=self.mints, **self.options)
+
+
+AZURE = {"azure": True}
+# On Azure itself this class mints where no GA mint is, and its socket is the preview's.
+PREVIEW = {"session": PREVIEW_SESSION}
+CLIENTS = {
+    "python openai": Client("openai_python"),
+    "python openai, Azure": Client("openai_python", AZURE, mints_at_azure=False, azures_options=PREVIEW),
+    "python azure-ai-voicelive, key": Client("voicelive_python", {"credential": "key"}, mints=False),
+    "python azure-ai-voicelive, token": Client(
+        "voicelive_python", {"credential": "token"}, mints=False, azures_key=SIMULATED_ENTRA_TOKEN
+    ),
+    "npm openai, ws": Client("openai_ws.mjs"),
+    "npm openai, ws, Azure": Client("openai_ws.mjs", AZURE, mints_at_azure=False),
+    "npm openai, native": Client("openai_websocket.mjs"),
+    "npm openai, native, Azure": Client("openai_websocket.mjs", AZURE, mints_at_azure=False),
+    "npm agents-realtime": Client("agents_websocket.mjs", mints=False),
+    "npm ai-voicelive, key": Client("voicelive.mjs", {"credential": "key"}, mints=False),
+    "npm ai-voicelive, token": Client(
+        "voicelive.mjs", {"credential": "token"}, mints=False, azures_key=SIMULATED_ENTRA_TOKEN
+    ),
+}
+TURNS_SHOWN = [list(turn) for turn in TURNS]
+
+
+@pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
+async def test_it_talks_and_its_turns_are_kept_once_and_in_order(
+    door: Door, client: Client, authority_file: Path
+) -> None:
+    setup = await client.setup(door)
+    report = await run_client(client.program, setup, authority_file)
+    assert_heard(report)
+    assert report.get("history", TURNS_SHOWN) == TURNS_SHOWN
+    if door.broker is not None:
+        assert await door.turns(report.get("token", setup["key"])) == TURNS
