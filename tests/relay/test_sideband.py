@@ -171,3 +171,24 @@ async def test_the_agents_session_is_said_again_until_it_holds_and_no_more() -> 
         assert update["session"]["audio"]["input"]["transcription"]["model"]
         assert update["session"]["tools"] == []
         assert "voice" not in str(update["session"])
+
+
+async def test_where_a_reminder_changes_nothing_it_is_not_said_again() -> None:
+    async def script(talk: AzureTalk) -> None:
+        for _ in range(3):
+            await talk.send(
+                {"type": "session.updated", "session": {"type": "realtime", "instructions": "In capitals."}}
+            )
+            await asyncio.sleep(0.05)
+        await talk.hear("item_1", "Thanks.")
+        async with asyncio.timeout(10):
+            talk.arrived(await talk.connection.recv())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                talk.arrived(await talk.connection.recv())
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        await running.intake.reach(1)
+        await running.quiet()
+        assert [event["type"] for event in azure.talks[0].received] == ["session.update"]

@@ -64,6 +64,7 @@ class CallListener:
         self._agent = agent
         self._spec = spec
         self._reminders = 0
+        self._unmended: dict[str, Any] | None = None  # what the last reminder was to mend
         self._now_s = asyncio.get_running_loop().time
         self._over: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._turns = TurnKeeper(owner, agent.id, intake=intake, counters=self.counters, on_lost=self._note_lost)
@@ -172,7 +173,11 @@ class CallListener:
         own = ga_session(self._spec)
         audio_in = {"transcription": own["audio"]["input"]["transcription"]}
         wanted = {"instructions": own["instructions"], "tools": own.get("tools", []), "audio": {"input": audio_in}}
-        if not isinstance(session, dict) or _agrees(session, wanted) or self._reminders >= _REMINDERS_AT_MOST:
+        if not isinstance(session, dict) or self._reminders >= _REMINDERS_AT_MOST:
+            return
+        said = None if _agrees(session, wanted) else {name: session.get(name) for name in wanted}
+        unmended, self._unmended = self._unmended, said
+        if said is None or said == unmended:
             return
         self._reminders += 1
         update = {"type": "session.update", "event_id": f"{OWN_EVENT_IDS}reminder_{self._reminders}"}
