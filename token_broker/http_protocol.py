@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from token_broker.ids import uuid7
 from token_broker.problems import Problem
 
-__all__ = ["MAX_HEAD_BYTES", "BoundedHttpProtocol", "bounded_http"]
+__all__ = ["MAX_HEAD_BYTES", "BoundedHttpProtocol", "bounded_http", "raw_answer"]
 
 MAX_HEAD_BYTES = 65_536
 _LINE_END_BYTES = 4  # ": " and CRLF
@@ -144,18 +144,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Answers by ourselves, since no application was asked, and closes."""
-        request_id = uuid7()
-        body = json.dumps(problem.document(request_id), separators=(",", ":")).encode()
-        head = {
-            "content-type": "application/problem+json",
-            "content-length": len(body),
-            "cache-control": "no-store",
-            "x-request-id": request_id,
-            "connection": "close",
-        }
-        lines = [f"{name}: {value}\r\n".encode() for name, value in head.items()]
-        self.transport.write(b"".join([STATUS_LINE[problem.status], *lines, b"\r\n", body]))
+        self.transport.write(raw_answer(problem))
         self.transport.close()
+
+
+def raw_answer(problem: Problem) -> bytes:
+    """The whole answer that tells of `problem` and closes, for connections on which no application is asked."""
+    request_id = uuid7()
+    body = json.dumps(problem.document(request_id), separators=(",", ":")).encode()
+    head = {
+        **problem.headers,
+        "content-type": "application/problem+json",
+        "content-length": len(body),
+        "cache-control": "no-store",
+        "x-request-id": request_id,
+        "connection": "close",
+    }
+    lines = [f"{name}: {value}\r\n".encode() for name, value in head.items()]
+    return b"".join([STATUS_LINE[problem.status], *lines, b"\r\n", body])
 
 
 def bounded_http(*, head_timeout_s: float, write_timeout_s: float) -> type[BoundedHttpProtocol]:

@@ -150,6 +150,18 @@ async def _nobody_joins(endpoint: str, call_id: str) -> Any:
             400,
             "bad_form",
         ),
+        (
+            {"content-type": "multipart/form-data; boundary=x; charset=unicode_escape"},
+            '--x\r\nContent-Disposition: form-data; name="sdp"\r\n\r\nv=0\\ud800\r\n--x--\r\n',
+            400,
+            "bad_sdp",
+        ),
+        (
+            {"content-type": 'multipart/form-data; charset=undefined; boundary="x"'},
+            '--x\r\nContent-Disposition: form-data; name="sdp"\r\n\r\nv=0\r\n--x--\r\n',
+            400,
+            "bad_sdp",
+        ),
         ({"content-type": "application/sdp"}, "v=0\r\n" + "a=x\r\n" * 60_000, 413, "body_too_large"),
     ],
 )
@@ -162,6 +174,25 @@ async def test_a_wrong_offer_is_told_what_is_wrong(
         assert (response.status_code, response.json()["code"]) == (status, code)
         assert response.json()["error"]["code"] == code
         assert d.running.broker.talks.active == 0
+
+
+async def test_a_call_can_be_hung_up_while_the_broker_drains_and_by_who_was_cut_off(tmp_path: Path) -> None:
+    async with calling_doors(tmp_path) as d:
+        secret = await d.secret()
+        broker = d.running.broker
+        for shut in ("cut off", "draining"):
+            phone = Phone(silence(1.0))
+            location = (await offer(d, await phone.offer(), secret)).headers["location"]
+            if shut == "cut off":
+                broker.memory.cutoffs._sessions = frozenset({broker.signer.read_client_secret(secret).session_id})
+            else:
+                broker.drain.begin()
+            assert (await offer(d, OFFER, secret)).status_code == {"cut off": 403, "draining": 503}[shut]
+            response = await d.running.client.post(f"{location}/hangup", headers={"api-key": secret})
+            assert response.status_code == 200, response.text
+            await eventually(lambda: _over(d))
+            broker.memory.cutoffs._sessions = frozenset()
+            await phone.hang_up()
 
 
 async def test_a_call_is_hung_up_by_its_own_session_alone(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ ELSEWHERE = {
     "http_error",
     "upgrade_required",
     "malformed_request",
+    "malformed_handshake",
     "head_timeout",
     "head_too_large",
 }

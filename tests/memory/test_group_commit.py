@@ -251,6 +251,32 @@ async def test_expired_tickets_are_forgotten(database: Obstinate, silence: Calla
     assert len(tickets._spent) == 1
 
 
+async def test_what_lives_long_keeps_nothing_else_from_being_forgotten(
+    database: Obstinate, silence: Callable[[], None]
+) -> None:
+    now_s = 1000.0
+    tickets = StoredTickets(database, patience_s=0.01, clock=lambda: now_s)
+    silence()
+    assert await tickets.spend("of-two-hours", 8200.0)
+    assert await tickets.spend("of-minutes", 1180.0)
+    now_s = 1400.0
+    assert await tickets.spend("another", 1580.0)
+    assert not await tickets.spend("of-two-hours", 8200.0)
+    assert len(tickets._spent) == 2
+
+
+async def test_what_the_process_can_not_remember_the_store_alone_decides(
+    database: Obstinate, silence: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("token_broker.memory.books._TICKETS_KEPT", 1)
+    tickets = StoredTickets(database, patience_s=0.5, clock=lambda: 1000.0)
+    assert await tickets.spend("remembered", 1100.0)
+    assert sorted([await tickets.spend("one more", 1100.0) for _ in range(3)]) == [False, False, True]
+    silence()
+    assert not await tickets.spend("and another", 1100.0)
+    assert tickets.spent_locally == 0
+
+
 async def test_a_session_is_found_before_it_is_committed_and_while_the_store_is_silent(
     writer: GroupWriter, database: Obstinate, silence: Callable[[], None]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import http.client
+import json
 from typing import Any
 
 import pytest
@@ -151,6 +152,36 @@ async def test_a_malformed_handshake_is_answered_with_400() -> None:
         broken = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
         status, _ = await asyncio.to_thread(plain_get, running.port, f"{PATH}/{uuid7()}", broken)
         assert status == 400
+
+
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"Authorization": f"Bearer {'a' * 9000}"},
+        {f"X-Header-{number}": "x" for number in range(130)},
+        {"Content-Length": "5"},
+        {"Sec-WebSocket-Version": "8"},
+        {"Sec-WebSocket-Protocol": "realtime, openai-insecure-api-key.can ary"},
+    ],
+    ids=["a long line", "many headers", "a body", "another version", "an odd subprotocol"],
+)
+async def test_what_is_no_handshake_is_refused_at_once_and_not_repeated(fault: dict[str, str]) -> None:
+    async with scripted_azure() as azure, broker(azure.url) as running:
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        shake = {"Host": "localhost", "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+        lines = [f"{name}: {value}\r\n" for name, value in (shake | key | fault).items()]
+        writer.write(f"GET /v1/realtime HTTP/1.1\r\n{''.join(lines)}\r\n".encode())
+        async with asyncio.timeout(10):
+            answer = (await reader.read()).decode()
+        writer.close()
+        head, _, body = answer.partition("\r\n\r\n")
+        assert head.startswith("HTTP/1.1 400 ")
+        document = json.loads(body)
+        assert document["code"] == "malformed_handshake"
+        assert f"x-request-id: {document['correlation_id']}" in head
+        assert "ary" not in body
 
 
 async def test_another_websocket_path_is_answered_with_404() -> None:

@@ -48,6 +48,17 @@ def test_only_the_latest_items_are_kept() -> None:
     assert shelf.get("item_44") is not None
 
 
+def test_what_is_as_long_as_a_message_may_be_is_left_to_azure() -> None:
+    shelf = ItemShelf()
+    long = [{"type": "input_text", "text": "x" * 100_000}]
+    shelf.note({"type": "conversation.item.added", "item": spoken()})
+    shelf.note({"type": "conversation.item.added", "item": spoken() | {"content": long}})
+    assert shelf.get("item_1") is None
+    with_audio = [{"type": "input_audio", "audio": "A" * 100_000, "transcript": "hello"}]
+    shelf.note({"type": "conversation.item.added", "item": spoken() | {"content": with_audio}})
+    assert shelf.get("item_1") is not None
+
+
 @pytest.mark.parametrize(
     "event",
     [

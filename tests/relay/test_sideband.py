@@ -73,6 +73,22 @@ async def test_a_connection_that_breaks_is_made_again_and_the_call_heard_on() ->
         await running.quiet()
 
 
+async def test_a_connection_that_breaks_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.relay.sideband._PAUSES_S", (0.01, 0.01))
+
+    async def script(talk: AzureTalk) -> None:
+        talk.connection.transport.abort()
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        async with asyncio.timeout(10):
+            while running.relay._listening:
+                await asyncio.wait(running.relay._listening)
+        assert len(azure.talks) == 4
+        assert running.limits.active == 1  # nobody knows whether the call is over
+        running.limits.end("rtc_1")
+
+
 async def test_a_call_that_azure_does_not_know_yet_is_joined_a_moment_later() -> None:
     refused = 0
 

@@ -122,11 +122,9 @@ DOOR_OPERATIONS = (
         parameters=(Parameter("call_id", "path", "The end of the call's `Location`."),),
         answers=(Answer(200, "The call is over."),),
         problems={
-            401: ("credential_refused", "agent_gone"),
-            403: ("cut_off",),
+            401: ("credential_refused",),
             404: ("unknown_call",),
             502: ("azure_refused",),
-            503: ("draining",),
             504: ("azure_timed_out",),
         },
         security=("clientSecret",),

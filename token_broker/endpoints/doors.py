@@ -6,13 +6,14 @@ client secret, and that a refusal carries the `error` member which these clients
 
 import functools
 import math
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from pydantic import SecretStr
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -41,6 +42,8 @@ __all__ = ["door_routes"]
 _Endpoint = Callable[[Request], Awaitable[Response]]
 _NO_STORE = {"Cache-Control": "no-store"}
 _MAX_FORM_FIELDS = 8
+# All that a form's type has to say: an offer is ASCII, and some of the charsets that Python knows fail, or take long.
+_BOUNDARY = re.compile(r'\bboundary=("[^"]*"|[^";,\s]+)', re.IGNORECASE)
 
 MINT_PREFIXES = ("/v1", "/openai/v1", "/openai")
 CALL_PREFIXES = ("/v1", "/openai/v1")
@@ -161,10 +164,11 @@ async def create_door_call(request: Request) -> Response:
 
 @_for_official_clients
 async def hang_up_door_call(request: Request) -> Response:
-    """Answers 200, as OpenAI does, when the call is over; problems: 401, 403, 404, 502, 504."""
+    """Answers 200, as OpenAI does, when the call is over; problems: 401, 404, 502, 504."""
     broker = broker_of(request)
-    visitor = broker.admission.by_any(request.scope)
-    await end_call(broker, request.path_params["call_id"], session_id=visitor.owner.session_id)
+    session_id = broker.admission.session_of(request.scope)
+    bind_ids(session_id=session_id)
+    await end_call(broker, request.path_params["call_id"], session_id=session_id)
     return Response(status_code=200, headers=_NO_STORE)
 
 
@@ -261,8 +265,10 @@ async def _sdp_field(request: Request, body: bytes, limit_bytes: int) -> bytes:
     async def whole() -> AsyncGenerator[bytes, None]:
         yield body
 
+    boundary = _BOUNDARY.search(request.headers["content-type"])
+    headers = Headers({"content-type": f"multipart/form-data; {boundary[0]}" if boundary else ""})
     parser = MultiPartParser(
-        request.headers, whole(), max_files=_MAX_FORM_FIELDS, max_fields=_MAX_FORM_FIELDS, max_part_size=limit_bytes
+        headers, whole(), max_files=_MAX_FORM_FIELDS, max_fields=_MAX_FORM_FIELDS, max_part_size=limit_bytes
     )
     try:
         form = await parser.parse()

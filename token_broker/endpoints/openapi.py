@@ -21,7 +21,8 @@ _DESCRIPTION = (
     "Errors are problem documents (RFC 9457) with a stable `code`. Every answer has `X-Request-ID`, which is a "
     "problem's `correlation_id`. GET routes answer HEAD as well. A path that does not exist answers 404 `not_found`, a "
     "method that a path does not take 405 `method_not_allowed` with `Allow`. A head that is no HTTP/1.1 answers 400 "
-    "`malformed_request`, one that takes too long 408 `head_timeout`, one that is too large 431 `head_too_large`. "
+    "`malformed_request`, one that takes too long 408 `head_timeout`, one that is too large 431 `head_too_large`; a "
+    "WebSocket handshake that is none, 400 `malformed_handshake`. "
     "Times are UTC."
 )
 _PAGE_HEADERS = {

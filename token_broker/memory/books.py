@@ -5,6 +5,7 @@ is still its owner's. Across replicas neither is known then; signed tokens go on
 """
 
 import asyncio
+import heapq
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -69,28 +70,31 @@ class StoredTickets:
         self._database = database
         self._patience_s = patience_s
         self._clock = clock
-        self._spent: OrderedDict[str, float] = OrderedDict()
+        self._spent: set[str] = set()
+        self._by_end: list[tuple[float, str]] = []  # a heap: secrets of hours stand among tickets of minutes
         self.spent_locally = 0  # tickets that this process alone vouched for
 
     async def spend(self, ticket_id: str, expires_at_s: float) -> bool:
         from token_broker.memory.store import spend_ticket
 
-        if not self._spend_here(ticket_id, expires_at_s):
+        if ticket_id in self._spent:
             return False
+        remembered = self._remember(ticket_id, expires_at_s)  # first: of two at once, one is told no
         work = partial(spend_ticket, ticket_id=ticket_id, expires_at_s=expires_at_s)
         try:
             async with asyncio.timeout(self._patience_s):
                 return await self._database.write(work, again=False)
         except (StoreError, TimeoutError):
-            self.spent_locally += 1
-            return True
+            self.spent_locally += remembered
+            return remembered
 
-    def _spend_here(self, ticket_id: str, expires_at_s: float) -> bool:
-        """Marks first and asks the store afterwards: of two that come at once, one is told no here."""
+    def _remember(self, ticket_id: str, expires_at_s: float) -> bool:
+        """False where it holds all it can: then the store alone can say."""
         now_s = self._clock()
-        while self._spent and next(iter(self._spent.values())) + 2 * LEEWAY_S < now_s:
-            self._spent.popitem(last=False)
-        if ticket_id in self._spent or len(self._spent) >= _TICKETS_KEPT:
+        while self._by_end and self._by_end[0][0] + 2 * LEEWAY_S < now_s:
+            self._spent.discard(heapq.heappop(self._by_end)[1])
+        if len(self._spent) >= _TICKETS_KEPT:
             return False
-        self._spent[ticket_id] = expires_at_s
+        self._spent.add(ticket_id)
+        heapq.heappush(self._by_end, (expires_at_s, ticket_id))
         return True

@@ -94,18 +94,14 @@ class Admission:
     def by_any(self, scope: Scope) -> Visitor:
         """Who comes to a door, with whatever of the broker's own it takes. Raises RefusedError."""
         self._check_way_in(scope)
-        try:
-            credential = presented_credential(scope)
-        except SeveralCredentialsError:
-            raise _no_entry("several credentials came, which differ: send one") from None
-        if credential is None:
-            raise _no_entry("no credential: mint one with POST /v1/realtime/client_secrets")
-        try:
-            return self._visitor(scope, self._signer.read_any(credential))
-        except TokenError as error:
-            self.warn_of_resource_key(credential)
-            what = "has expired" if error.expired else "is not valid here"
-            raise _no_entry(f"the client secret {what}: mint a new one") from None
+        return self._visitor(scope, self._claims_of_any(scope))
+
+    def session_of(self, scope: Scope) -> str:
+        """The session of whatever is presented, also where it opens nothing just now: who leaves may always do so.
+
+        Raises RefusedError.
+        """
+        return self._claims_of_any(scope).session_id
 
     def warn_of_resource_key(self, credential: str) -> bool:
         """Whether a client holds Azure's own key, which the operator has to hear of; the client is told nothing."""
@@ -152,6 +148,20 @@ class Admission:
         except TokenError as error:
             what = "has expired" if error.expired else "is not valid"
             raise _no_entry(f"the ticket {what}: ask for a new plan") from None
+
+    def _claims_of_any(self, scope: Scope) -> ClientSecretClaims | TicketClaims | SessionClaims:
+        try:
+            credential = presented_credential(scope)
+        except SeveralCredentialsError:
+            raise _no_entry("several credentials came, which differ: send one") from None
+        if credential is None:
+            raise _no_entry("no credential: mint one with POST /v1/realtime/client_secrets")
+        try:
+            return self._signer.read_any(credential)
+        except TokenError as error:
+            self.warn_of_resource_key(credential)
+            what = "has expired" if error.expired else "is not valid here"
+            raise _no_entry(f"the client secret {what}: mint a new one") from None
 
     def _visitor(self, scope: Scope, claims: ClientSecretClaims | TicketClaims | SessionClaims) -> Visitor:
         agent = self._agents.get(claims.agent_id or self._agents.default)

@@ -22,6 +22,7 @@ _WITH_ITEM = frozenset(
 )  # fmt: skip
 SHELVED = frozenset({_TRANSCRIBED, _TRUNCATED, _DELETED, *_WITH_ITEM})
 _ITEMS_KEPT = 256
+_LONGEST_CHARS = 16_384  # of an item without its audio: what is longer has text or images of the client's own
 
 
 class ItemShelf:
@@ -52,6 +53,13 @@ class ItemShelf:
         content = item.get("content")
         if isinstance(content, list):
             item = {**item, "content": [_without_audio(part) for part in content]}
+        self._keep(item)
+
+    def _keep(self, item: Event) -> None:
+        """Azure answers for what is too long to be kept: 256 items of a client's longest message are 64 MiB a talk."""
+        if len(str(item)) > _LONGEST_CHARS:
+            self._items.pop(item["id"], None)
+            return
         self._items[item["id"]] = item
         self._items.move_to_end(item["id"])
         if len(self._items) > _ITEMS_KEPT:
@@ -65,7 +73,7 @@ class ItemShelf:
         parts = list(content)
         if isinstance(parts[index], dict):
             parts[index] = {**parts[index], "transcript": transcript}
-        self._items[item_id] = {**item, "content": parts}
+        self._keep({**item, "content": parts})
 
 
 def _without_audio(part: Any) -> Any:

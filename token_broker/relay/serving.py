@@ -9,13 +9,17 @@ the scope carries the `wire` of `relay.direct`, by which a message may be taken 
 """
 
 import asyncio
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.speedups import apply_mask
 
+from token_broker.http_protocol import raw_answer
+from token_broker.problems import Problem
 from token_broker.relay.direct import Taker
 from token_broker.relay.frames import FrameEdge, text_frame, text_frame_head
 from token_broker.settings import Settings
@@ -26,6 +30,11 @@ GIVE_UP_EXTENSION = "voice_token_broker.give_up"
 WIRE_EXTENSION = "voice_token_broker.wire"
 _LINGER_S = 5.0
 _OPEN = State.OPEN  # looked up once: an enum's members cost a call
+_NO_HANDSHAKE = Problem(
+    400,
+    "malformed_handshake",
+    "Send a well-formed WebSocket handshake: version 13, no body, at most 128 headers and 8 KiB a line.",
+)
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
@@ -110,6 +119,8 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
         if edge is None:  # the first data is the handshake, whole: uvicorn's HTTP side has read it before
             self._edge = FrameEdge()
             super().data_received(data)
+            if not self.handshake_initiated and not self.transport.is_closing():  # uvicorn would wait for another one
+                self._refuse_handshake()
             return
         if self._begun:
             data = self._begun + data
@@ -140,6 +151,17 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
     def _is_taken(self, payload: bytes) -> bool:
         taker = self._taker
         return taker is not None and self._application_waits and self.queue.empty() and taker(payload)
+
+    def handle_connect(self, event: Request) -> None:
+        """Refuses what is no handshake in our words: websockets' repeat what was offered, a credential among it."""
+        if self.conn.accept(event).status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+            super().handle_connect(event)
+        else:
+            self._refuse_handshake()
+
+    def _refuse_handshake(self) -> None:
+        self.transport.write(raw_answer(_NO_HANDSHAKE))
+        self.transport.close()
 
     def _takes_frames_plainly(self) -> bool:
         """Whether the parser has nothing begun, and a message is still for the application."""

@@ -35,6 +35,7 @@ log = structlog.get_logger("token_broker.relay")
 
 _LOOK_S = 1.0
 _PAUSES_S = (0.3, 1.0, 3.0)
+_STEADY_S = 10.0  # a connection that lasted so long did not fail from the start
 _REMINDERS_AT_MOST = 100
 _SESSION_EVENTS = frozenset({"session.created", "session.updated"})
 _HEARD = TURN_EVENTS | _SESSION_EVENTS
@@ -76,18 +77,28 @@ class CallListener:
         """Listens until the call is over, or has reached the longest time of a talk. Never raises MintError."""
         until_s = self._now_s() + self._settings.max_talk_s
         heard = False
+        breaks = 0  # one soon after the other
         try:
-            while True:
+            while not self._over.done():
+                if breaks > 1:
+                    await asyncio.wait((self._over,), timeout=_PAUSES_S[breaks - 2])
                 socket = await self._join(endpoint, call_id)
-                heard = True
+                heard, joined_s = True, self._now_s()
                 try:
                     ending = await self._listen(socket, until_s)
                 finally:
                     await socket.aclose()
                 if ending is not None:
                     return ending
+                breaks = breaks + 1 if self._now_s() - joined_s < _STEADY_S else 1
                 log.info("sideband_broke", session_id=self._owner.session_id)
+                if breaks > 1 + len(_PAUSES_S):
+                    log.warning("sideband_refused", session_id=self._owner.session_id, why="it breaks again and again")
+                    return Ending(UPSTREAM_FAILED, "Azure let nobody listen for long")
+            return self._over.result()
         except MintError as error:
+            if self._over.done():
+                return self._over.result()
             if heard and isinstance(error, PermanentError):
                 return _HUNG_UP  # it broke, and now there is no such call
             log.warning("sideband_refused", session_id=self._owner.session_id, outcome=error.outcome, why=str(error))
