@@ -187,9 +187,9 @@ async def fill(database: Database, count: int) -> None:
 async def drain(url: str, count: int) -> Result:
     """A backlog to a sink that takes everything at once: what claims and settlements cost."""
     async with opened(url) as database:
-        arrivals = ArrivalClock()
+        arrivals, drained = ArrivalClock(), time.time_ns()
         for number in range(count // 30):
-            who = owner(f"drained-session-{number:05}")
+            who = owner(f"drained-{drained}-{number:05}")
             batch = [Arrived(turn(f"d{n}", content(n), by=who, sequence=n + 1), arrivals.next()) for n in range(30)]
             work = partial(insert_turns, batch=batch, now_s=time.time(), unknown=[(who, "elena")], queue=True)
             await database.write(work)

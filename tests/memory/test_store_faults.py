@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import Connection
 from structlog.testing import capture_logs
 
 from tests.memory.conftest import MakeSettings
@@ -21,7 +22,7 @@ from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.waiting import eventually
 from token_broker.memory.admin import open_admin
 from token_broker.memory.base import Outcome
-from token_broker.memory.errors import StoreAwayError, StoreError, StoreInUseError
+from token_broker.memory.errors import StoreAwayError, StoreError, StoreInUseError, StoreRefusedError
 from token_broker.memory.service import Memory
 from token_broker.memory.sqlite import SqliteDatabase
 from token_broker.settings import Settings
@@ -268,3 +269,32 @@ async def test_what_comes_before_the_store_is_open_makes_nobody_wait_for_it_afte
         assert memory.intake.offer(turn("t1"))
         assert await memory.append([turn("t2")]) == [Outcome.STORED]
         assert memory.status().failed_commits == 0
+
+
+async def test_a_commit_that_fails_on_sqlite_leaves_nothing_behind_for_the_next_one(tmp_path: Path) -> None:
+    database = SqliteDatabase(sqlite_url(tmp_path), busy_s=1, timeout_s=10)
+    await database.open()
+    try:
+
+        def promise_in_vain(connection: Connection) -> None:
+            """Breaks a constraint that is looked at with the commit, after which SQLite's transaction is still open."""
+            connection.exec_driver_sql("INSERT INTO child VALUES (1)")
+
+        def prepare(connection: Connection) -> None:
+            connection.exec_driver_sql("CREATE TABLE parent (id PRIMARY KEY)")
+            connection.exec_driver_sql("CREATE TABLE child (id REFERENCES parent DEFERRABLE INITIALLY DEFERRED)")
+
+        await database.write(prepare)
+        await asyncio.get_running_loop().run_in_executor(database._writer_thread, _watch_references, database)
+        with pytest.raises(StoreRefusedError):
+            await database.write(promise_in_vain)
+        await database.write(lambda connection: connection.exec_driver_sql("INSERT INTO parent VALUES (2)"))
+        assert await database.read(lambda c: c.exec_driver_sql("SELECT count(*) FROM child").scalar()) == 0
+        assert await database.read(lambda c: c.exec_driver_sql("SELECT count(*) FROM parent").scalar()) == 1
+    finally:
+        await database.close()
+
+
+def _watch_references(database: SqliteDatabase) -> None:
+    assert database._kept is not None
+    database._kept.connection.cursor().execute("PRAGMA foreign_keys = ON")

@@ -18,7 +18,6 @@ from sqlalchemy import (
     Connection,
     Dialect,
     Insert,
-    Select,
     Table,
     Text,
     and_,
@@ -295,18 +294,23 @@ def _save_sessions(dialect: str) -> Insert:
 
 
 def _insert_turns(dialect: str) -> Insert:
-    """Only into sessions that are stored and their owner's; holding them, so that nobody forgets them meanwhile."""
+    """Only into sessions that are stored and their owner's; holding them, so that nobody forgets them meanwhile.
+
+    PostgreSQL is made to look each session up by its key, in the batch's order: left to itself it reads the whole table
+    of sessions for each batch, as long as it has not counted them, and locks them as it finds them.
+    """
     fields = _fields(dialect, TURN_FIELDS)
     principal = _field(dialect, len(TURN_FIELDS), sessions.c.principal)
     is_owners = and_(
         sessions.c.bucket == fields[0], sessions.c.session_id == fields[1], sessions.c.principal == principal
     )
-    source: Select[Any] = (
-        select(*fields)
-        .select_from(_rows_from_json(dialect).join(sessions, is_owners))
-        .where(true())  # else SQLite takes ON CONFLICT for the join's
-        .with_for_update(read=True, key_share=True, of=sessions)
-    )
+    if dialect == "postgresql":
+        held = select(sessions.c.bucket).where(is_owners).limit(literal_column("1"))
+        owner = held.with_for_update(read=True, key_share=True).lateral("owner")
+        joined = _rows_from_json(dialect).join(owner, true())
+    else:
+        joined = _rows_from_json(dialect).join(sessions, is_owners)
+    source = select(*fields).select_from(joined).where(true())  # else SQLite takes ON CONFLICT for the join's
     statement = _insert_for(dialect, turns).from_select([target.name for target in TURN_FIELDS], source)
     inserted: Insert = statement.on_conflict_do_nothing(index_elements=["bucket", "session_id", "turn_id"])
     return inserted

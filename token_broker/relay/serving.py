@@ -29,12 +29,12 @@ __all__ = ["GIVE_UP_EXTENSION", "WIRE_EXTENSION", "BrokerWebSocketProtocol", "uv
 GIVE_UP_EXTENSION = "voice_token_broker.give_up"
 WIRE_EXTENSION = "voice_token_broker.wire"
 _LINGER_S = 5.0
+_OPEN = State.OPEN  # looked up once: an enum's members cost a call
 _NO_HANDSHAKE = Problem(
     400,
     "malformed_handshake",
     "Send a well-formed WebSocket handshake: version 13, no body, at most 128 headers and 8 KiB a line.",
 )
-_OPEN = State.OPEN  # looked up once: an enum's members cost a call
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
@@ -148,6 +148,10 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
         edge.walk(data)
         super().data_received(data)
 
+    def _is_taken(self, payload: bytes) -> bool:
+        taker = self._taker
+        return taker is not None and self._application_waits and self.queue.empty() and taker(payload)
+
     def handle_connect(self, event: Request) -> None:
         """Refuses what is no handshake in our words: websockets' repeat what was offered, a credential among it."""
         if self.conn.accept(event).status_code == HTTPStatus.SWITCHING_PROTOCOLS:
@@ -158,10 +162,6 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
     def _refuse_handshake(self) -> None:
         self.transport.write(raw_answer(_NO_HANDSHAKE))
         self.transport.close()
-
-    def _is_taken(self, payload: bytes) -> bool:
-        taker = self._taker
-        return taker is not None and self._application_waits and self.queue.empty() and taker(payload)
 
     def _takes_frames_plainly(self) -> bool:
         """Whether the parser has nothing begun, and a message is still for the application."""
