@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Samples", "at_rate", "best_match", "pieces_match", "read_wav", "speech", "write_wav"]
+__all__ = ["Samples", "at_rate", "best_match", "first_words", "pieces_match", "read_wav", "speech", "write_wav"]
 
 Samples = NDArray[np.float64]
 """Mono, from -1 to 1."""
@@ -47,6 +47,18 @@ def at_rate(sound: Samples, rate: int, wanted: int) -> Samples:
     length = round(len(sound) * wanted / rate)
     spectrum = np.fft.rfft(sound)[: length // 2 + 1]
     return np.fft.irfft(spectrum, length) * (length / len(sound))
+
+
+def first_words(sound: Samples, rate: int, pause_s: float = 0.3) -> Samples:
+    """The first stretch of `sound` that is loud, up to a pause.
+
+    What a page's microphone gave, and not what the fake device was to play: that one skips now and then.
+    """
+    loud = np.flatnonzero(np.abs(sound) > 0.02)
+    assert len(loud), "nothing was said"
+    pauses = np.flatnonzero(np.diff(loud) > pause_s * rate)
+    end = loud[pauses[0]] if len(pauses) else loud[-1]
+    return sound[loud[0] : end + 1]
 
 
 def best_match(heard: Samples, said: Samples) -> tuple[float, int]:
