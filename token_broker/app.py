@@ -28,7 +28,7 @@ from token_broker.http import correlation_id
 from token_broker.lifespan import build_broker
 from token_broker.metrics import Metrics
 from token_broker.origins import OriginGuard
-from token_broker.problems import Problem, problem_response
+from token_broker.problems import Problem, problem_response, worded_for
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import websocket_not_found
 from token_broker.routing import ExactRoutes
@@ -143,7 +143,8 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
         405: ("method_not_allowed", "This path does not take this method; the Allow header names those it takes."),
     }.get(error.status_code, ("http_error", "The request can't be answered as it is."))
     headers = {"Allow": _allowed(request)} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
-    return problem_response(Problem(error.status_code, code, detail, headers=headers), correlation_id(request))
+    problem = Problem(error.status_code, code, detail, headers=headers)
+    return problem_response(worded_for(problem, request.scope["path"]), correlation_id(request))
 
 
 def _allowed(request: Request) -> str:

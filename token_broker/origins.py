@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from strategies.endpoint import is_loopback
 from token_broker.forwarded import Client, client_of, normal_host
-from token_broker.problems import Problem, problem_response
+from token_broker.problems import Problem, problem_response, worded_for
 from token_broker.settings import Settings
 
 __all__ = ["OriginGuard", "OriginRules"]
@@ -111,7 +111,7 @@ class OriginGuard:
         """What answers: the application, unless it is refused or a preflight."""
         correlation_id = scope.get("state", {}).get("correlation_id", "")
         if (problem := self._rules.refusal(scope)) is not None:
-            return problem_response(problem, correlation_id)
+            return problem_response(worded_for(problem, scope["path"]), correlation_id)
         if scope["method"] != "OPTIONS" or origin is None or not _values(scope, b"access-control-request-method"):
             return self._app
         if allowed is None:

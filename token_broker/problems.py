@@ -10,7 +10,9 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-__all__ = ["Problem", "problem_response", "with_api_error"]
+__all__ = ["Problem", "problem_response", "with_api_error", "worded_for"]
+
+_OFFICIAL_CLIENTS_PATHS = ("/v1/", "/openai/", "/voice-live/")
 
 
 class Problem(Exception):  # noqa: N818  # RFC 9457's word
@@ -55,6 +57,11 @@ def with_api_error(problem: Problem) -> Problem:
     return Problem(
         problem.status, problem.code, problem.detail, headers=problem.headers, extra={**problem.extra, "error": error}
     )
+
+
+def worded_for(problem: Problem, path: str) -> Problem:
+    """The problem as whoever asks at `path` reads it."""
+    return with_api_error(problem) if path.startswith(_OFFICIAL_CLIENTS_PATHS) else problem
 
 
 def problem_response(problem: Problem, correlation_id: str) -> JSONResponse:

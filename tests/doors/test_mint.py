@@ -122,6 +122,8 @@ async def test_a_secret_mints_another_for_its_own_session_that_ends_no_later(doo
         assert after.expires_at_s <= before.expires_at_s
         other = await d.mint({"metadata": {"session_id": "q" * 20}}, authorization=f"Bearer {first['value']}")
         assert (other.status_code, other.json()["code"]) == (403, "foreign_session")
+        somebody = await d.mint({"metadata": {"user_id": "else"}}, authorization=f"Bearer {first['value']}")
+        assert (somebody.status_code, somebody.json()["code"]) == (403, "foreign_user")
 
 
 async def test_what_is_past_its_end_mints_nothing_though_clocks_are_given_leeway(doors: OpenDoors) -> None:

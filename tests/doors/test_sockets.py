@@ -278,6 +278,7 @@ async def test_an_upstream_that_fails_is_told_as_an_error_event_and_a_close_code
         async with d.connect(secret=secret) as caller:
             error = await caller.hear("error")
             assert error["error"]["type"] == "server_error"
+            assert error["error"]["message"].endswith("connect again in a moment")
             with pytest.raises(websockets.ConnectionClosed) as closed:
                 await caller.hear("never")
             assert closed.value.rcvd is not None
@@ -372,3 +373,23 @@ async def test_an_item_asked_for_again_comes_with_its_transcript_and_without_its
         assert item["content"] == [{"type": "input_audio", "transcript": said["transcript"]}]
         await caller.send("conversation.item.retrieve", item_id="item_nobody_knows")
         assert (await caller.hear("error"))["error"]["code"]
+
+
+async def test_a_call_is_not_joined_at_a_door_and_no_talk_begun_in_its_place(doors: OpenDoors) -> None:
+    async with doors() as d:
+        status, document, _ = await d.refusal("/v1/realtime?call_id=rtc_1", secret=await d.secret())
+        assert (status, document["code"]) == (400, "sideband_not_served")
+
+
+async def test_every_refusal_on_the_paths_of_official_clients_has_the_message_that_they_show(doors: OpenDoors) -> None:
+    async with doors() as d:
+        foreign = {"Origin": "https://elsewhere.example"}
+        answers = [
+            await d.running.client.post("/v1/realtime/client_secrets", headers=foreign),
+            await d.running.client.get("/v1/realtime/client_secrets"),
+            await d.running.client.get("/openai/v1/models"),
+            await d.running.client.post("/v1/realtime/client_secrets", headers={"Host": "elsewhere.example"}),
+        ]
+        assert [answer.status_code for answer in answers] == [403, 405, 404, 421]
+        for answer in answers:
+            assert answer.json()["error"]["message"] == answer.json()["detail"]

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "method_not_allowed",
     "http_error",
     "upgrade_required",
+    "sideband_not_served",
     "malformed_request",
     "malformed_handshake",
     "head_timeout",

@@ -223,6 +223,9 @@ async def _session(
         )
     if wanted.metadata.session_id not in {None, claims.session_id}:
         raise Problem(403, "foreign_session", "The credential is another session's: leave session_id out.")
+    own_names = {None, claims.user_id, *((principal.id, principal.subject) if principal.authenticated else ())}
+    if wanted.metadata.user_id not in own_names:
+        raise Problem(403, "foreign_user", "The credential is another user's: leave user_id out.")
     epoch = max(claims.epoch + 1, time.time_ns() // 1_000_000)
     return Owner(claims.session_id, claims.principal, epoch, claims.user_id)
 

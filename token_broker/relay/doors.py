@@ -84,8 +84,8 @@ class Front(Protocol):
         """An event of the broker's own: something did not work, and the talk goes on."""
         ...
 
-    def farewell(self, ending: Ending) -> str | None:
-        """What the client is told besides the close code and its reason."""
+    def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
+        """The close code and its reason as this client is told them, and an event that comes before them."""
         ...
 
     def from_client(self, text: str, upstream: Dialect) -> FromClient:
@@ -123,9 +123,8 @@ class ProxyFront:
     def error(self, code: str, message: str, *, retryable: bool = False) -> str:
         return broker_error(code, message, retryable=retryable)
 
-    def farewell(self, ending: Ending) -> str | None:
-        del ending
-        return None
+    def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
+        return ending, None
 
     def from_client(self, text: str, upstream: Dialect) -> FromClient:
         del upstream
@@ -179,12 +178,13 @@ class DoorFront:
     def error(self, code: str, message: str, *, retryable: bool = False) -> str:
         return api_error(code, message, kind="server_error" if retryable else "invalid_request_error")
 
-    def farewell(self, ending: Ending) -> str | None:
-        """These clients look at events rather than at close codes."""
+    def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
+        """These clients look at events rather than at close codes, and know nothing of plans."""
+        ending = Ending(ending.code, ending.reason.replace("ask for a new plan", "connect again"))
         if ending.code == DONE:
-            return None
+            return ending, None
         kind = "server_error" if ending.code in _NOT_THE_CLIENTS else "invalid_request_error"
-        return api_error(f"closed_{ending.code}", ending.reason, kind=kind)
+        return ending, api_error(f"closed_{ending.code}", ending.reason, kind=kind)
 
     def from_client(self, text: str, upstream: Dialect) -> FromClient:
         match examine(text):

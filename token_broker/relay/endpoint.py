@@ -36,6 +36,11 @@ __all__ = ["VoiceRelay", "websocket_not_found"]
 log = structlog.get_logger("token_broker.relay")
 
 SUBPROTOCOL = "realtime"
+_NO_SIDEBAND = Problem(
+    400,
+    "sideband_not_served",
+    "A call can't be joined here: the broker listens to it by itself. Leave call_id out to begin a talk.",
+)
 
 
 class VoiceRelay:
@@ -137,6 +142,9 @@ class VoiceRelay:
             await _upgrade_required(scope, receive, send)
             return
         await receive()
+        if b"call_id=" in scope["query_string"]:
+            await _deny(scope, receive, send, _NO_SIDEBAND)
+            return
         try:
             visitor = self._admission.by_any(scope)
             lease = await self._admission.enter(visitor, counted=True)

@@ -282,7 +282,7 @@ class Talk:
             task.cancel()
         await asyncio.wait(running)
         try:
-            await self._client.close(ending, self._front.farewell(ending))
+            await self._client.close(*self._front.farewell(ending))
             if self._upstream is not None:
                 await self._reader.hear_last_words(self._upstream)
         finally:
