@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from benchmarks.machine import StolenTime
+
 KEY = "benchmark-key"
 BODY = b'{"agent_id":"elena"}'
 
@@ -269,4 +271,6 @@ def report(connections: int, name: str, rounds: list[Round]) -> None:
 
 
 if __name__ == "__main__":
+    stolen = StolenTime()
     main()
+    stolen.tell()

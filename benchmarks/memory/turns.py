@@ -25,6 +25,7 @@ from typing import Any
 import asyncpg
 from pydantic import SecretStr
 
+from benchmarks.machine import StolenTime
 from benchmarks.memory.load import cpu_s, load, until_it_answers
 from tests.memory.support.app import session_token
 from tests.memory.support.databases import PostgresServer, postgres_server, sqlite_url
@@ -305,4 +306,6 @@ def _folder(name: str, which: str) -> Path:
 
 
 if __name__ == "__main__":
+    stolen = StolenTime()
     main()
+    stolen.tell()

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from benchmarks.machine import StolenTime
 from benchmarks.relay.harness import Proxy, Result, Target, azure, brokers, load, need_nginx, nginx, table
 
 RATE = 50
 FRAME_BYTES = 1300
 AIM_P99_MS = 10
 LOADS = 2
-HEAD = ["", "talks", "p50 ms", "p99 ms", "p50 added", "p99 added", "frames back", "lost", "CPU of a core"]
+HEAD = ["", "talks", "p50 ms", "p99 ms", "p50 added", "p99 added", "frames back", "lost", "CPU of a core", "stolen"]
 
 
 class Run:
@@ -32,25 +33,27 @@ class Run:
 
     def bare(self, talks: int) -> Result:
         target: Target = {"url": f"ws://127.0.0.1:{urlsplit(self.azure_url).port}/", "protocols": []}
-        result, _ = self._measured([target] * talks, [])
-        self._tell("no proxy", talks, result, result, 0.0)
+        result, _, stolen = self._measured([target] * talks, [])
+        self._tell("no proxy", talks, result, result, used=0.0, stolen=stolen)
         return result
 
     def through(self, name: str, proxies: Sequence[Proxy], talks: int, bare: Result) -> bool:
         """Whether the aim is met."""
         each = [proxy.targets(len(range(number, talks, len(proxies)))) for number, proxy in enumerate(proxies)]
-        result, used = self._measured([target for targets in each for target in targets], proxies)
-        self._tell(name, talks, result, bare, used)
+        result, used, stolen = self._measured([target for targets in each for target in targets], proxies)
+        self._tell(name, talks, result, bare, used=used, stolen=stolen)
         return not result.lost and result.ms(99) - bare.ms(99) < AIM_P99_MS
 
-    def _measured(self, targets: list[Target], proxies: Sequence[Proxy]) -> tuple[Result, float]:
-        """What came back, and the cores that the proxies used meanwhile."""
+    def _measured(self, targets: list[Target], proxies: Sequence[Proxy]) -> tuple[Result, float, float]:
+        """What came back, the cores that the proxies used meanwhile, and the share of all that the host took away."""
         with load(targets, frame_bytes=FRAME_BYTES, seconds=self.seconds, rate=RATE, processes=LOADS) as running:
+            stolen = StolenTime()
             before_s = sum(proxy.cpu_s for proxy in proxies)
             result = running.measure()
-            return result, (sum(proxy.cpu_s for proxy in proxies) - before_s) / result.seconds
+            used = (sum(proxy.cpu_s for proxy in proxies) - before_s) / result.seconds
+            return result, used, stolen.share
 
-    def _tell(self, name: str, talks: int, result: Result, bare: Result, used: float) -> None:
+    def _tell(self, name: str, talks: int, result: Result, bare: Result, *, used: float, stolen: float) -> None:
         self.rows.append(
             [
                 name,
@@ -62,6 +65,7 @@ class Run:
                 f"{result.round_trips:,}",
                 f"{result.lost:,}",
                 f"{used:.0%}" if used else "",
+                f"{stolen:.0%}",
             ]
         )
 
