@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from benchmarks.machine import StolenTime
+from tests.support.machine import StolenTime
 
 KEY = "benchmark-key"
 BODY = b'{"agent_id":"elena"}'

@@ -25,12 +25,12 @@ from typing import Any
 import asyncpg
 from pydantic import SecretStr
 
-from benchmarks.machine import StolenTime
 from benchmarks.memory.load import cpu_s, load, until_it_answers
 from tests.memory.support.app import session_token
 from tests.memory.support.databases import PostgresServer, postgres_server, sqlite_url
 from tests.memory.support.killing import SIGNING_KEY, free_port, process
 from tests.memory.support.turns import owner, turn
+from tests.support.machine import StolenTime
 from token_broker.memory.database import Database, connect
 from token_broker.memory.delivery import DeliveryPolicy, DeliveryWorker
 from token_broker.memory.keys import ArrivalClock

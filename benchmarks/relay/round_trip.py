@@ -4,8 +4,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.machine import StolenTime
 from benchmarks.relay.harness import Proxy, azure, broker, load, need_nginx, nginx, table
+from tests.support.machine import StolenTime
 
 CASES = [(1300, 10, False), (2600, 100, False), (1300, 10, True)]
 AIM = 4.5

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from benchmarks.machine import StolenTime
 from benchmarks.relay.harness import Proxy, Result, Target, azure, brokers, load, need_nginx, nginx, table
+from tests.support.machine import StolenTime
 
 RATE = 50
 FRAME_BYTES = 1300

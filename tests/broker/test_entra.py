@@ -56,9 +56,9 @@ async def test_entra_that_refuses_leaves_the_proxy_and_says_what_to_do(
 ) -> None:
     identity.status = status
     with capture_logs() as logs:
-        broker = await start_broker(azure, key=None, azure_auth="entra", token_budget_s=3, credential_timeout_s=1)
+        broker = await start_broker(azure, key=None, azure_auth="entra", token_budget_s=8, credential_timeout_s=1)
         answer = await broker.token()
-    assert answer.took_s < 3 + SLACK_S
+    assert answer.took_s < 8 + SLACK_S
     assert_usable(answer.plan, broker, azure)
     assert answer.plan["degraded"]
     told = [entry for entry in logs if entry["event"] == "no_entra_token"]
