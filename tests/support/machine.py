@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 __all__ = ["StolenTime", "judged_in_peace"]
 
 _BEAT_S = 0.01
@@ -46,7 +48,7 @@ class _Stalls:
 
 async def judged_in_peace(scenario: Callable[[], Awaitable[None]], *, tries: int = 6) -> None:
     """Runs `scenario`; where it fails while the event loop stood still for long, or the host of this machine gave its
-    CPU to others, it is run again.
+    CPU to others, it is run again. Where that goes on to the last try nothing can be judged, and the test is skipped.
     """
     for left in reversed(range(tries)):
         stolen = StolenTime()
@@ -54,8 +56,11 @@ async def judged_in_peace(scenario: Callable[[], Awaitable[None]], *, tries: int
             try:
                 await scenario()
             except (AssertionError, ExceptionGroup, TimeoutError):
-                if left == 0 or (stalls.worst_s < _STALLED_S and stolen.share < _STOLEN_SHARE):
+                if stalls.worst_s < _STALLED_S and stolen.share < _STOLEN_SHARE:
                     raise
+                if left == 0:
+                    seen = f"stood still for {stalls.worst_s:.2f} s, {stolen.share:.0%} of its CPU taken by its host"
+                    pytest.skip(f"this machine is too busy to judge time: {seen}")
             else:
                 return
 
