@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import jwt
 from jwt.algorithms import HMACAlgorithm
@@ -268,40 +268,41 @@ def load_or_create_key(path: Path) -> SecretStr:
     return SecretStr(key)
 
 
-def _session_claims(claims: Mapping[str, Any]) -> SessionClaims:
-    return SessionClaims(
+class _Whose(TypedDict):
+    """What every token of a session says."""
+
+    session_id: str
+    principal: str
+    epoch: int
+    user_id: str | None
+    expires_at_s: float
+
+
+def _whose(claims: Mapping[str, Any]) -> _Whose:
+    return _Whose(
         session_id=_text(claims, "sid"),
         principal=_text(claims, "sub"),
         epoch=_number(claims, "epo"),
         user_id=_optional_text(claims, "uid"),
         expires_at_s=_number(claims, "exp"),
-        agent_id=_optional_text(claims, "agt"),
     )
+
+
+def _session_claims(claims: Mapping[str, Any]) -> SessionClaims:
+    return SessionClaims(**_whose(claims), agent_id=_optional_text(claims, "agt"))
 
 
 def _client_secret_claims(claims: Mapping[str, Any]) -> ClientSecretClaims:
     return ClientSecretClaims(
+        **_whose(claims),
         secret_id=_text(claims, "jti"),
-        session_id=_text(claims, "sid"),
         agent_id=_text(claims, "agt"),
-        principal=_text(claims, "sub"),
-        epoch=_number(claims, "epo"),
-        user_id=_optional_text(claims, "uid"),
-        expires_at_s=_number(claims, "exp"),
         counted_until_s=_number(claims, "cnt"),
     )
 
 
 def _ticket_claims(claims: Mapping[str, Any]) -> TicketClaims:
-    return TicketClaims(
-        ticket_id=_text(claims, "jti"),
-        session_id=_text(claims, "sid"),
-        agent_id=_text(claims, "agt"),
-        principal=_text(claims, "sub"),
-        epoch=_number(claims, "epo"),
-        user_id=_optional_text(claims, "uid"),
-        expires_at_s=_number(claims, "exp"),
-    )
+    return TicketClaims(**_whose(claims), ticket_id=_text(claims, "jti"), agent_id=_text(claims, "agt"))
 
 
 def _call_claims(claims: Mapping[str, Any]) -> CallClaims:
