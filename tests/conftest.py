@@ -11,20 +11,28 @@ import trustme
 from xdist.scheduler import LoadGroupScheduling
 
 from tests.support.broker import RunningBroker, make_settings, run_broker
+from tests.support.databases import PostgresServer, postgres_server
 from tests.support.entra import IdentityEndpoint, run_identity_endpoint
 from token_broker.simulator import RunningSimulator, serve
 
 StartBroker = Callable[..., Awaitable[RunningBroker]]
 
-_ONE_BROWSER_AT_A_TIME = ("tests/web/", "tests/clients/test_browser")
-"""Where tests drive a browser: several on one machine starve each other's audio."""
+_GROUPS = {
+    "sound": ("tests/web/test_talk.py", "tests/web/test_with_broker.py"),
+    "browser": ("tests/web/", "tests/clients/test_browser.py"),
+}
+"""Where tests drive a browser, by path: one at a time listens to how it sounds, and one does everything else. More on
+one machine starve each other's audio."""
 
 
 class _Scheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist ships no types
-    """Gives all browser tests to one process. By path: xdist 3.8 writes its marks where pytest 9.2 does not look."""
+    """Gives each group to one process. By path: xdist 3.8 writes its marks where pytest 9.2 does not look."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "browser" if nodeid.startswith(_ONE_BROWSER_AT_A_TIME) else super()._split_scope(nodeid)
+        for group, paths in _GROUPS.items():
+            if nodeid.startswith(paths):
+                return group
+        return str(super()._split_scope(nodeid))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadGroupScheduling | None:
@@ -57,6 +65,13 @@ def _nobody_is_believed(_nobodys_authority: Path, monkeypatch: pytest.MonkeyPatc
     which take 50 ms to read, are not read for each client."""
     monkeypatch.setenv("SSL_CERT_FILE", str(_nobodys_authority))
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL, for as many databases as there are tests."""
+    with postgres_server() as server:
+        yield server
 
 
 @pytest.fixture

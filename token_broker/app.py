@@ -24,11 +24,10 @@ from token_broker.endpoints.openapi import openapi_routes
 from token_broker.endpoints.status import STATUS_OPERATIONS, get_config, get_health, get_readiness, get_status
 from token_broker.endpoints.token import TOKEN_OPERATIONS, create_token
 from token_broker.endpoints.voicelive import VOICELIVE_PATH, VOICELIVE_SOCKET, Voicelive
-from token_broker.http import correlation_id
 from token_broker.lifespan import build_broker
 from token_broker.metrics import Metrics
 from token_broker.origins import OriginGuard
-from token_broker.problems import Problem, problem_response, worded_for
+from token_broker.problems import Problem, problem_response
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import websocket_not_found
 from token_broker.routing import ExactRoutes
@@ -132,7 +131,7 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def _answer_problem(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)  # noqa: S101  # Starlette hands over what it was registered for
-    return problem_response(problem, correlation_id(request))
+    return problem_response(problem, request.scope)
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
@@ -144,7 +143,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     }.get(error.status_code, ("http_error", "The request can't be answered as it is."))
     headers = {"Allow": _allowed(request)} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
     problem = Problem(error.status_code, code, detail, headers=headers)
-    return problem_response(worded_for(problem, request.scope["path"]), correlation_id(request))
+    return problem_response(problem, request.scope)
 
 
 def _allowed(request: Request) -> str:

@@ -68,7 +68,7 @@ class Edge:
             problem = Problem(
                 500, "internal_error", "Something failed here; quote the correlation_id when you report it."
             )
-            await problem_response(problem, correlation_id)(scope, receive, send_with_id)
+            await problem_response(problem, scope)(scope, receive, send_with_id)
         finally:
             self.observe(
                 RequestAnswered(scope["method"], _route(scope), status or _CLIENT_LEFT, time.monotonic() - began_s)

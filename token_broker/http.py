@@ -8,17 +8,12 @@ from starlette.requests import Request
 
 from token_broker.problems import Problem
 
-__all__ = ["bearer_token", "correlation_id", "parse_json", "read_body"]
+__all__ = ["bearer_token", "parse_json", "read_body"]
 
 M = TypeVar("M", bound=BaseModel)
 
 _MAX_NAME_CHARS = 64
 _MAX_FIELDS_NAMED = 20
-
-
-def correlation_id(request: Request) -> str:
-    """The request's id, as `X-Request-ID` has it."""
-    return str(request.scope.get("state", {}).get("correlation_id", ""))
 
 
 def bearer_token(request: Request) -> str | None:

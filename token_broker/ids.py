@@ -1,9 +1,11 @@
-"""Ids that sort by the time they were made."""
+"""Ids: those that sort by the time they were made, and the one that a request was given."""
 
 import os
 import time
 
-__all__ = ["uuid7"]
+from starlette.types import Scope
+
+__all__ = ["correlation_id", "uuid7"]
 
 
 def uuid7() -> str:
@@ -13,3 +15,8 @@ def uuid7() -> str:
     value = value & ~(0x3 << 62) | 0x2 << 62
     digits = f"{value:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def correlation_id(scope: Scope) -> str:
+    """The request's id, as `X-Request-ID` has it; empty where the edge was not passed."""
+    return str(scope.get("state", {}).get("correlation_id", ""))

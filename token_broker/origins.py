@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from strategies.endpoint import is_loopback
 from token_broker.forwarded import Client, client_of, normal_host
-from token_broker.problems import Problem, problem_response, worded_for
+from token_broker.problems import Problem, problem_response
 from token_broker.settings import Settings
 
 __all__ = ["OriginGuard", "OriginRules"]
@@ -109,14 +109,12 @@ class OriginGuard:
 
     def _answer(self, scope: Scope, origin: str | None, allowed: str | None) -> ASGIApp:
         """What answers: the application, unless it is refused or a preflight."""
-        correlation_id = scope.get("state", {}).get("correlation_id", "")
         if (problem := self._rules.refusal(scope)) is not None:
-            return problem_response(worded_for(problem, scope["path"]), correlation_id)
+            return problem_response(problem, scope)
         if scope["method"] != "OPTIONS" or origin is None or not _values(scope, b"access-control-request-method"):
             return self._app
         if allowed is None:
-            refused = Problem(403, "origin_not_allowed", "Pages of this origin may not ask here.")
-            return problem_response(refused, correlation_id)
+            return problem_response(Problem(403, "origin_not_allowed", "Pages of this origin may not ask here."), scope)
         return _preflight(Headers(scope=scope))
 
 

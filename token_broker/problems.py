@@ -4,15 +4,19 @@ Raise `Problem` anywhere beneath a route; the app answers it as `application/pro
 caller can do, and never carries Azure's text, a secret or an internal URL.
 """
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
-__all__ = ["Problem", "problem_response", "with_api_error", "worded_for"]
+from token_broker.ids import correlation_id
 
-_OFFICIAL_CLIENTS_PATHS = ("/v1/", "/openai/", "/voice-live/")
+__all__ = ["Problem", "problem_response"]
+
+_OFFICIAL_CLIENTS_PATHS = re.compile(r"/v1/|/openai/|/voice-live/|/api/v1/voice/voicelive/[^/]+/")
 
 
 class Problem(Exception):  # noqa: N818  # RFC 9457's word
@@ -49,26 +53,18 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's word
             **self.extra,
         }
 
-
-def with_api_error(problem: Problem) -> Problem:
-    """The same with OpenAI's `error` beside it: what the official clients read of a refusal."""
-    kind = "server_error" if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
-    error = {"message": problem.detail, "type": kind, "code": problem.code, "param": None}
-    return Problem(
-        problem.status, problem.code, problem.detail, headers=problem.headers, extra={**problem.extra, "error": error}
-    )
+    def api_error(self) -> dict[str, Any]:
+        """The same as OpenAI words it."""
+        kind = "server_error" if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+        return {"message": self.detail, "type": kind, "code": self.code, "param": None}
 
 
-def worded_for(problem: Problem, path: str) -> Problem:
-    """The problem as whoever asks at `path` reads it."""
-    return with_api_error(problem) if path.startswith(_OFFICIAL_CLIENTS_PATHS) else problem
-
-
-def problem_response(problem: Problem, correlation_id: str) -> JSONResponse:
-    """The answer that tells of `problem`."""
+def problem_response(problem: Problem, scope: Scope) -> JSONResponse:
+    """The answer that tells of `problem`; on the official clients' paths with OpenAI's `error`, which they show."""
     headers = {"Cache-Control": "no-store", **problem.headers}
     if problem.status == HTTPStatus.UNAUTHORIZED:
         headers.setdefault("WWW-Authenticate", "Bearer")
-    return JSONResponse(
-        problem.document(correlation_id), problem.status, headers, media_type="application/problem+json"
-    )
+    document = problem.document(correlation_id(scope))
+    if _OFFICIAL_CLIENTS_PATHS.match(scope["path"]):
+        document["error"] = problem.api_error()
+    return JSONResponse(document, problem.status, headers, media_type="application/problem+json")

@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from token_broker.http import correlation_id
 from token_broker.problems import Problem, problem_response
 
 __all__ = ["ExactRoutes"]
@@ -41,5 +40,5 @@ class ExactRoutes:
         try:
             response = await route.endpoint(request)
         except Problem as problem:
-            response = problem_response(problem, correlation_id(request))
+            response = problem_response(problem, scope)
         await response(scope, receive, send)

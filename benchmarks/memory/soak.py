@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.memory.support.databases import postgres_server, sqlite_url
 from tests.memory.support.killing import Report, kill_and_check
 from tests.memory.support.zep import running_zep
+from tests.support.databases import postgres_server, sqlite_url
 
 
 async def soak(folder: Path, database_url: str, kills: int, seed: int) -> Report:

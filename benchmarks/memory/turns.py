@@ -27,9 +27,9 @@ from pydantic import SecretStr
 
 from benchmarks.memory.load import cpu_s, load, until_it_answers
 from tests.memory.support.app import session_token
-from tests.memory.support.databases import PostgresServer, postgres_server, sqlite_url
 from tests.memory.support.killing import SIGNING_KEY, free_port, process
 from tests.memory.support.turns import owner, turn
+from tests.support.databases import PostgresServer, postgres_server, sqlite_url
 from tests.support.machine import StolenTime
 from token_broker.memory.database import Database, connect
 from token_broker.memory.delivery import DeliveryPolicy, DeliveryWorker

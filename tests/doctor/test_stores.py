@@ -1,7 +1,7 @@
 """The database and Zep, as doctor finds them."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -9,9 +9,9 @@ import pytest
 from pydantic import SecretStr
 
 from tests.doctor.support import settings_for
-from tests.memory.support.databases import PostgresServer, postgres_server
 from tests.memory.support.zep import KEY as ZEP_KEY
 from tests.memory.support.zep import running_zep
+from tests.support.databases import PostgresServer
 from token_broker.doctor.checks import Mark
 from token_broker.doctor.stores import examine_database, examine_zep, judge_revision, judge_zep
 from token_broker.memory.tables import SCHEMA_REVISION
@@ -55,18 +55,11 @@ async def test_a_folder_where_the_file_should_be_is_told(tmp_path: Path) -> None
     assert check.mark is Mark.FAILED
 
 
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[PostgresServer]:
-    """A real server."""
-    with postgres_server() as server:
-        yield server
-
-
-async def test_postgresql_is_asked_for_its_revision(postgresql: PostgresServer) -> None:
-    url = await postgresql.create()
+async def test_postgresql_is_asked_for_its_revision(postgres: PostgresServer) -> None:
+    url = await postgres.create()
     settings = settings_for(None, database_url=SecretStr(url))
     empty = await examine_database(settings)
-    connection = await postgresql.connect(url)
+    connection = await postgres.connect(url)
     await connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
     await connection.execute("INSERT INTO alembic_version VALUES ($1)", SCHEMA_REVISION)
     await connection.close()
@@ -75,8 +68,8 @@ async def test_postgresql_is_asked_for_its_revision(postgresql: PostgresServer) 
     assert ("empty" in empty.finding, f"revision {SCHEMA_REVISION}" in full.finding) == (True, True)
 
 
-async def test_postgresql_without_the_database_is_told(postgresql: PostgresServer) -> None:
-    check = await examine_database(settings_for(None, database_url=SecretStr(postgresql.url("absent"))))
+async def test_postgresql_without_the_database_is_told(postgres: PostgresServer) -> None:
+    check = await examine_database(settings_for(None, database_url=SecretStr(postgres.url("absent"))))
     assert (check.mark, "has no such database" in check.finding) == (Mark.FAILED, True)
 
 

@@ -40,7 +40,7 @@ class Tokens:
         pass
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A PostgreSQL that asks USER for a password and takes one alone."""
     directory: Path = tmp_path_factory.mktemp("postgres")

@@ -1,6 +1,6 @@
 """Stores and helpers for the memory's tests: each runs on SQLite and on PostgreSQL unless it says otherwise."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -8,20 +8,14 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.memory.support.databases import PostgresServer, postgres_server, sqlite_url
 from tests.memory.support.zep import KEY, Zep, running_zep
+from tests.support.databases import PostgresServer, sqlite_url
 from token_broker.memory.database import Database, connect
 from token_broker.memory.service import Memory
 from token_broker.settings import Settings
 
 OpenMemory = Callable[..., AbstractAsyncContextManager[Memory]]
 MakeSettings = Callable[..., Settings]
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

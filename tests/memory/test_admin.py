@@ -6,8 +6,8 @@ import pytest
 
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
-from tests.memory.support.waiting import eventually
 from tests.memory.support.zep import Fault, Zep
+from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
 from token_broker.memory.service import Memory
 from token_broker.memory.store import find_session

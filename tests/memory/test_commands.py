@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from tests.memory.support.databases import sqlite_url
 from tests.memory.support.turns import SESSION, turn
 from tests.support.broker import environment, run_command
+from tests.support.databases import sqlite_url
 from token_broker.memory.service import Memory
 from token_broker.memory.tables import Delivery
 from token_broker.settings import Settings

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
-from tests.memory.support.waiting import eventually
+from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
 from token_broker.memory.cutoffs import CutOffs, Refused
 from token_broker.memory.cutting_off import MAX_CUT_OFFS, cut_off, cut_off_keys, lift
@@ -55,7 +55,7 @@ async def test_somebody_is_cut_off_beside_a_running_broker_and_let_in_again(make
         async def everywhere() -> bool:
             return memory.status().cut_offs == 2
 
-        await eventually(everywhere, timeout_s=10)
+        await eventually(everywhere, within_s=10)
         refused = memory.cutoffs.refused
         assert [refused("ann", None), refused("ann", "another-session-01"), refused("bob", SESSION)] == [True] * 3
         assert [refused("bob", None), refused(SESSION, "ann"), refused("ann2", "another-session-01")] == [False] * 3
@@ -168,7 +168,7 @@ async def test_a_watcher_that_breaks_keeps_nobody_from_being_cut_off(make_settin
             async def refused(name: str = name) -> bool:
                 return memory.cutoffs.refused(name, None)
 
-            await eventually(refused, timeout_s=15)
+            await eventually(refused, within_s=15)
 
 
 async def test_who_is_cut_off_and_let_in_stands_in_the_audit(database: Database, kept: CutOffs) -> None:

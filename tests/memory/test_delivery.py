@@ -11,8 +11,8 @@ from pydantic import SecretStr
 
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
-from tests.memory.support.waiting import eventually
 from tests.memory.support.zep import KEY, Fault, Zep
+from tests.support.waiting import eventually
 from token_broker.memory.base import Owner, Turn
 from token_broker.memory.database import Database
 from token_broker.memory.delivery import DeliveryPolicy, DeliveryWorker

@@ -15,7 +15,7 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.app import bearer, make_app
 from tests.memory.support.serving import serving
 from tests.memory.support.turns import SESSION, owner
-from tests.memory.support.waiting import eventually
+from tests.support.waiting import eventually
 from token_broker.memory.base import Owner
 from token_broker.memory.service import Memory
 from token_broker.settings import Settings

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.memory.support.databases import sqlite_url
 from tests.memory.support.turns import SESSION, owner, turn
+from tests.support.databases import sqlite_url
 from token_broker.memory.base import Outcome
 from token_broker.memory.books import StoredSessions, StoredTickets
 from token_broker.memory.database import Database, connect
@@ -218,10 +218,11 @@ async def test_a_ticket_works_once_and_with_a_silent_store_still_once_here(
 ) -> None:
     tickets = StoredTickets(database, patience_s=0.05, clock=lambda: 1000.0)
     assert [await tickets.spend("one", 1100.0) for _ in range(2)] == [True, False]
+    before = tickets.spent_locally  # a slow machine's store may have been silent for once
     silence()
     assert [await tickets.spend("two", 1100.0) for _ in range(2)] == [True, False]
     assert not await tickets.spend("one", 1100.0)
-    assert tickets.spent_locally == 1
+    assert tickets.spent_locally == before + 1
 
 
 async def test_of_one_ticket_twice_at_once_one_is_refused(database: Obstinate) -> None:

@@ -16,10 +16,10 @@ from structlog.testing import capture_logs
 
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.app import bearer, make_app
-from tests.memory.support.databases import PostgresServer, postgres_server, sqlite_url
 from tests.memory.support.serving import serving
 from tests.memory.support.turns import SESSION, owner, turn
-from tests.memory.support.waiting import eventually
+from tests.support.databases import PostgresServer, postgres_server, sqlite_url
+from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
 from token_broker.memory.base import Outcome
 from token_broker.memory.errors import StoreAwayError, StoreError, StoreInUseError, StoreRefusedError
@@ -60,13 +60,13 @@ async def works_again(http: httpx.AsyncClient) -> None:
     async def stored() -> bool:
         return (await say(http, "afterwards")).status_code == 200
 
-    await eventually(stored, timeout_s=30)
+    await eventually(stored, within_s=30)
 
     async def from_the_proxy() -> bool:
         turns = (await http.get(f"/api/v1/memory/sessions/{SESSION}/turns")).json()["turns"]
         return "from-the-proxy" in [found["turn_id"] for found in turns]
 
-    await eventually(from_the_proxy, timeout_s=30)
+    await eventually(from_the_proxy, within_s=30)
 
 
 def refused(answer: httpx.Response) -> bool:
@@ -113,7 +113,7 @@ async def test_a_database_that_somebody_locks_is_told_and_recovered_from(
             await works_again(http)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def own_postgres() -> Any:
     """A server that these tests may stop."""
     with postgres_server() as server:
@@ -147,9 +147,9 @@ async def test_while_the_store_is_away_who_was_cut_off_stays_cut_off(own_postgre
         async with open_admin(settings) as admin:
             await admin.cut_off("principal", "ann")
         await memory.cutoffs.refresh()
-        await asyncio.to_thread(own_postgres.control, "stop", "-m", "fast")
         try:
             with capture_logs() as logs:
+                await asyncio.to_thread(own_postgres.control, "stop", "-m", "fast")
 
                 async def asked_twice_in_vain() -> bool:
                     return memory.status().cut_offs_unread >= 2

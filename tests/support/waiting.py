@@ -2,12 +2,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 __all__ = ["eventually"]
 
+T = TypeVar("T")
 
-async def eventually(holds: Callable[[], Awaitable[bool]], *, within_s: float = 5, every_s: float = 0.02) -> None:
-    """Returns once `holds()` is true; raises TimeoutError where it does not come to that in time."""
+
+async def eventually(check: Callable[[], Awaitable[T]], *, within_s: float = 20, every_s: float = 0.02) -> T:
+    """The first true answer of `check`; raises TimeoutError where there is none in time."""
     async with asyncio.timeout(within_s):
-        while not await holds():  # noqa: ASYNC110  # see above
+        while not (answer := await check()):  # noqa: ASYNC110  # see above
             await asyncio.sleep(every_s)
+    return answer

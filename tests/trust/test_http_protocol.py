@@ -67,9 +67,11 @@ class Peer:
         return document
 
     async def rest(self) -> bytes:
-        """What still comes until the server closes."""
-        async with asyncio.timeout(WAIT_S):
-            return await self.reader.read()
+        """What still comes until the server closes, which meets what is still on its way here with a reset."""
+        with contextlib.suppress(ConnectionResetError):
+            async with asyncio.timeout(WAIT_S):
+                return await self.reader.read()
+        return b""
 
 
 @contextlib.asynccontextmanager

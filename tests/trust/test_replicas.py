@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.memory.support.databases import PostgresServer, postgres_server
 from tests.support.broker import RunningBroker, make_settings, run_broker
+from tests.support.databases import PostgresServer
 from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
 from token_broker.simulator import RunningSimulator
@@ -24,12 +24,6 @@ SLACK_S = 15
 OLD, NEW, STRANGE = "o" * 40, "n" * 40, "s" * 40
 
 StartReplica = Callable[..., AbstractAsyncContextManager[RunningBroker]]
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
 
 
 @pytest.fixture

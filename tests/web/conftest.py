@@ -15,13 +15,6 @@ SAID_S = 1.6
 PAUSE_S = 2.2
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _in_one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Where tests are grouped, all of these are in one group: else several browsers starve each other's audio."""
-    if request.config.getoption("loadgroup", default=False):
-        (tmp_path_factory.getbasetemp().parent / "the-browsers-process").touch(exist_ok=False)
-
-
 @pytest.fixture(scope="session")
 def said() -> Samples:
     """What the microphone says, over and over, at its own rate."""

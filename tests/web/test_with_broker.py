@@ -170,10 +170,12 @@ async def test_mints_that_all_fail_end_on_the_proxy(quiet_browser: Browser, demo
         assert await page.run("document.querySelector('[data-testid=transport]').dataset.reason") == "not_minted"
 
 
-async def test_a_minute_of_talk_neither_grows_nor_drifts_nor_skips(browser: Browser, demo: Demo, said: Samples) -> None:
+async def test_half_a_minute_of_talk_neither_grows_nor_drifts_nor_skips(
+    browser: Browser, demo: Demo, said: Samples
+) -> None:
     async def scenario() -> None:
-        outcome = await soak(browser, demo.base_url, said, seconds=60)
-        assert outcome.answers >= 10
+        outcome = await soak(browser, demo.base_url, said, seconds=30)
+        assert outcome.answers >= 5
         assert outcome.whole > 0.7  # a machine that is busy with other tests may stall one or two
         assert outcome.worst_likeness > 0.8
         assert abs(outcome.drift_ms) < 120

@@ -7,7 +7,16 @@ from starlette.responses import Response
 
 from token_broker.auth import limit_key
 from token_broker.broker import Broker, broker_of
-from token_broker.endpoints.offers import check_offer, end_call, place_call
+from token_broker.endpoints.offers import (
+    HANG_UP_PROBLEMS,
+    OFFER_PROBLEMS,
+    OFFER_SCHEMA,
+    SDP_ANSWER,
+    SDP_EXAMPLE,
+    check_offer,
+    end_call,
+    place_call,
+)
 from token_broker.endpoints.token import find_agent
 from token_broker.http import bearer_token, read_body
 from token_broker.limits import too_many_sessions
@@ -18,7 +27,7 @@ from token_broker.sessions import ensure_not_cut_off
 from token_broker.telemetry import bind_ids
 from token_broker.tokens import SessionClaims, TokenError
 
-__all__ = ["CALL_OPERATIONS", "OFFER_PATTERN", "SDP_EXAMPLE", "create_call", "hang_up"]
+__all__ = ["CALL_OPERATIONS", "create_call", "hang_up"]
 
 
 async def create_call(request: Request) -> Response:
@@ -84,14 +93,7 @@ async def _read_offer(request: Request, broker: Broker) -> bytes:
     return offer
 
 
-SDP_EXAMPLE = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
 _SESSION = Parameter("session_id", "query", "The session; the token's own, where it is named.")
-
-# What `check_offer` takes, as a JSON Schema can say it.
-OFFER_PATTERN = (
-    r"^v=0(\r?\n[a-z]=[^\x00-\x08\x0a-\x1f]*)*\r?\nm=audio [^\x00-\x08\x0a-\x1f]*"
-    r"(\r?\n[a-z]=[^\x00-\x08\x0a-\x1f]*)*(\r?\n)*$"
-)
 
 CALL_OPERATIONS = (
     Operation(
@@ -107,30 +109,13 @@ CALL_OPERATIONS = (
             "request, and as an open talk until it is hung up."
         ),
         parameters=(_SESSION, Parameter("agent_id", "query", "Who speaks; the default agent where it is left out.")),
-        body=Body(
-            media_type="application/sdp", json_schema={"type": "string", "pattern": OFFER_PATTERN}, example=SDP_EXAMPLE
-        ),
-        answers=(
-            Answer(
-                201,
-                "Azure's answer.",
-                media_type="application/sdp",
-                example=SDP_EXAMPLE,
-                headers=("Cache-Control", "Location"),
-            ),
-        ),
+        body=Body(media_type="application/sdp", json_schema=OFFER_SCHEMA, example=SDP_EXAMPLE),
+        answers=(SDP_ANSWER,),
         problems={
-            400: ("bad_sdp", "client_left"),
+            **OFFER_PROBLEMS,
             401: ("session_token_refused",),
             403: ("foreign_session", "cut_off"),
             404: ("unknown_agent",),
-            408: ("body_timeout",),
-            413: ("body_too_large",),
-            415: ("not_sdp",),
-            429: ("rate_limited", "too_many_sessions"),
-            502: ("azure_refused",),
-            503: ("nothing_minted",),
-            504: ("azure_timed_out",),
         },
         security=("sessionToken",),
     ),
@@ -144,13 +129,7 @@ CALL_OPERATIONS = (
         description="Ends a call that this session set up through the broker.",
         parameters=(Parameter("call_id", "path", "The end of the call's `Location`."), _SESSION),
         answers=(Answer(204, "The call is over."),),
-        problems={
-            401: ("session_token_refused",),
-            403: ("foreign_session",),
-            404: ("unknown_call",),
-            502: ("azure_refused",),
-            504: ("azure_timed_out",),
-        },
+        problems={**HANG_UP_PROBLEMS, 401: ("session_token_refused",), 403: ("foreign_session",)},
         security=("sessionToken",),
     ),
 )

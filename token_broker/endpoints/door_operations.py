@@ -1,7 +1,7 @@
 """What the doors of the official clients take and answer, as /openapi.json shows it."""
 
-from token_broker.endpoints.calls import OFFER_PATTERN, SDP_EXAMPLE
 from token_broker.endpoints.doors import CALL_PREFIXES, MINT_PREFIXES
+from token_broker.endpoints.offers import HANG_UP_PROBLEMS, OFFER_PROBLEMS, OFFER_SCHEMA, SDP_ANSWER, SDP_EXAMPLE
 from token_broker.openapi import Answer, Body, Operation, Parameter, Socket
 from token_broker.relay.doors import DOORS
 from token_broker.schemas import ClientSecret, ClientSecretRequest
@@ -78,36 +78,22 @@ DOOR_OPERATIONS = (
         ),
         body=Body(
             media_type="application/sdp",
-            json_schema={"type": "string", "pattern": OFFER_PATTERN},
+            json_schema=OFFER_SCHEMA,
             example=SDP_EXAMPLE,
             alternatives={
                 "multipart/form-data": {
                     "type": "object",
-                    "properties": {"sdp": {"type": "string", "pattern": OFFER_PATTERN}, "session": {"type": "string"}},
+                    "properties": {"sdp": OFFER_SCHEMA, "session": {"type": "string"}},
                     "required": ["sdp"],
                 }
             },
         ),
-        answers=(
-            Answer(
-                201,
-                "Azure's answer.",
-                media_type="application/sdp",
-                example=SDP_EXAMPLE,
-                headers=("Cache-Control", "Location"),
-            ),
-        ),
+        answers=(SDP_ANSWER,),
         problems={
+            **OFFER_PROBLEMS,
             400: ("bad_sdp", "bad_form", "client_left"),
             401: ("credential_refused", "agent_gone"),
-            403: ("cut_off",),
-            408: ("body_timeout",),
-            413: ("body_too_large",),
-            415: ("not_sdp",),
-            429: ("rate_limited", "too_many_sessions"),
-            502: ("azure_refused",),
             503: ("nothing_minted", "draining"),
-            504: ("azure_timed_out",),
         },
         security=("clientSecret",),
     ),
@@ -121,12 +107,7 @@ DOOR_OPERATIONS = (
         description=f"Ends a call that this session set up. {_CREDENTIAL}.",
         parameters=(Parameter("call_id", "path", "The end of the call's `Location`."),),
         answers=(Answer(200, "The call is over."),),
-        problems={
-            401: ("credential_refused",),
-            404: ("unknown_call",),
-            502: ("azure_refused",),
-            504: ("azure_timed_out",),
-        },
+        problems={**HANG_UP_PROBLEMS, 401: ("credential_refused",)},
         security=("clientSecret",),
     ),
 )

@@ -1,14 +1,13 @@
 """The doors of the official clients (contract §7): a mint, WebSockets and WebRTC calls under the paths they know.
 
 Thin: who comes is `Admission`'s to say, a talk is the relay's, a call is `offers`'. What is the doors' own is the
-client secret, and that a refusal carries the `error` member which these clients show.
+client secret.
 """
 
-import functools
 import math
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,11 +25,11 @@ from token_broker.auth import Principal, limit_key
 from token_broker.broker import Broker, broker_of
 from token_broker.endpoints.offers import check_offer, end_call, place_call
 from token_broker.endpoints.token import ensure_configured, find_agent
-from token_broker.http import correlation_id, parse_json, read_body
+from token_broker.http import parse_json, read_body
+from token_broker.ids import correlation_id
 from token_broker.memory.base import Owner
 from token_broker.presented import SeveralCredentialsError, presented_credential
-from token_broker.problems import Problem, with_api_error
-from token_broker.relay.admission import RefusedError
+from token_broker.problems import Problem
 from token_broker.relay.doors import DOORS, Door
 from token_broker.schemas import ClientSecret, ClientSecretRequest
 from token_broker.sessions import ensure_not_cut_off, open_session
@@ -39,7 +38,6 @@ from token_broker.tokens import ClientSecretClaims, SessionClaims, TokenError, i
 
 __all__ = ["door_routes"]
 
-_Endpoint = Callable[[Request], Awaitable[Response]]
 _NO_STORE = {"Cache-Control": "no-store"}
 _MAX_FORM_FIELDS = 8
 # All that a form's type has to say: an offer is ASCII, and some of the charsets that Python knows fail, or take long.
@@ -78,22 +76,6 @@ def door_routes() -> list[BaseRoute]:
     ]
 
 
-def _for_official_clients(endpoint: _Endpoint) -> _Endpoint:
-    """Problems get the `error` member, which these clients show."""
-
-    @functools.wraps(endpoint)
-    async def answer(request: Request) -> Response:
-        try:
-            return await endpoint(request)
-        except RefusedError as refused:
-            raise with_api_error(refused.problem) from None
-        except Problem as problem:
-            raise with_api_error(problem) from None
-
-    return answer
-
-
-@_for_official_clients
 async def create_client_secret(request: Request) -> Response:
     """Answers 200 with a `ClientSecret`; problems: 400, 401, 403, 404, 408, 413, 422, 429, 503."""
     broker = broker_of(request)
@@ -122,7 +104,7 @@ async def create_client_secret(request: Request) -> Response:
     broker.memory.sessions.record(owner, agent.id)
     write_audit(
         AuditEntry(
-            correlation_id=correlation_id(request),
+            correlation_id=correlation_id(request.scope),
             principal=owner.principal,
             session_id=owner.session_id,
             agent_id=agent.id,
@@ -136,7 +118,6 @@ async def create_client_secret(request: Request) -> Response:
     return JSONResponse(answer.model_dump(), headers=_NO_STORE)
 
 
-@_for_official_clients
 async def create_door_call(request: Request) -> Response:
     """Answers 201 with the SDP answer and `Location`; problems: 400, 401, 403, 408, 413, 415, 429, 502 to 504."""
     broker = broker_of(request)
@@ -162,7 +143,6 @@ async def create_door_call(request: Request) -> Response:
     return Response(call.answer, 201, headers, media_type="application/sdp")
 
 
-@_for_official_clients
 async def hang_up_door_call(request: Request) -> Response:
     """Answers 200, as OpenAI does, when the call is over; problems: 401, 404, 502, 504."""
     broker = broker_of(request)

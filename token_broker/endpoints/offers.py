@@ -17,14 +17,25 @@ from strategies.errors import MintError, RateLimitedError, TimedOutError
 from token_broker.agents import Agent
 from token_broker.broker import Broker
 from token_broker.endpoints.token import recalled_spec
-from token_broker.http import correlation_id
+from token_broker.ids import correlation_id
 from token_broker.limits import SessionLease
 from token_broker.memory.base import Owner
+from token_broker.openapi import Answer
 from token_broker.problems import Problem
 from token_broker.telemetry import AuditEntry, write_audit
 from token_broker.tokens import TokenError
 
-__all__ = ["PlacedCall", "check_offer", "end_call", "place_call"]
+__all__ = [
+    "HANG_UP_PROBLEMS",
+    "OFFER_PROBLEMS",
+    "OFFER_SCHEMA",
+    "SDP_ANSWER",
+    "SDP_EXAMPLE",
+    "PlacedCall",
+    "check_offer",
+    "end_call",
+    "place_call",
+]
 
 log = structlog.get_logger("token_broker.calls")
 
@@ -117,7 +128,7 @@ async def end_call(broker: Broker, token: str, *, session_id: str) -> None:
 
 def _audit_entry(request: Request, grant: EphemeralGrant, owner: Owner, agent_id: str) -> AuditEntry:
     return AuditEntry(
-        correlation_id=correlation_id(request),
+        correlation_id=correlation_id(request.scope),
         principal=owner.principal,
         session_id=owner.session_id,
         agent_id=agent_id,
@@ -143,3 +154,29 @@ def _unknown_call() -> Problem:
     return Problem(
         404, "unknown_call", "This session has no such call: use the Location that its offer was answered with."
     )
+
+
+# As /openapi.json shows it.
+SDP_EXAMPLE = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
+OFFER_SCHEMA = {
+    "type": "string",
+    "pattern": (  # what `check_offer` takes
+        r"^v=0(\r?\n[a-z]=[^\x00-\x08\x0a-\x1f]*)*\r?\nm=audio [^\x00-\x08\x0a-\x1f]*"
+        r"(\r?\n[a-z]=[^\x00-\x08\x0a-\x1f]*)*(\r?\n)*$"
+    ),
+}
+SDP_ANSWER = Answer(
+    201, "Azure's answer.", media_type="application/sdp", example=SDP_EXAMPLE, headers=("Cache-Control", "Location")
+)
+OFFER_PROBLEMS = {
+    400: ("bad_sdp", "client_left"),
+    403: ("cut_off",),
+    408: ("body_timeout",),
+    413: ("body_too_large",),
+    415: ("not_sdp",),
+    429: ("rate_limited", "too_many_sessions"),
+    502: ("azure_refused",),
+    503: ("nothing_minted",),
+    504: ("azure_timed_out",),
+}
+HANG_UP_PROBLEMS = {404: ("unknown_call",), 502: ("azure_refused",), 504: ("azure_timed_out",)}

@@ -14,7 +14,8 @@ from strategies.chain import ChainResult, SpecSupplier
 from token_broker.admission import admit
 from token_broker.agents import Agent, session_spec
 from token_broker.broker import Broker, broker_of
-from token_broker.http import correlation_id, parse_json, read_body
+from token_broker.http import parse_json, read_body
+from token_broker.ids import correlation_id
 from token_broker.memory.base import Owner
 from token_broker.observing import TokenRequestEnded, TokenResult
 from token_broker.openapi import Answer, Body, Operation, Parameter
@@ -84,7 +85,7 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
         ensure_configured(broker)
         raise _nothing_minted()
     plan = broker.plans.make(
-        grant, owner=owner, agent=agent, public_base=caller.public_base, correlation_id=correlation_id(request)
+        grant, owner=owner, agent=agent, public_base=caller.public_base, correlation_id=correlation_id(request.scope)
     )
     broker.memory.sessions.record(owner, agent.id)
     write_audit(_audit_entry(plan, owner), broker.observe)
@@ -100,7 +101,7 @@ def _tell(request: Request, broker: Broker, course: _Course, status: int, code: 
             result=_result(status, minted=isinstance(grant, EphemeralGrant)),
             status=status,
             duration_s=time.monotonic() - course.began_s,
-            correlation_id=correlation_id(request),
+            correlation_id=correlation_id(request.scope),
             model=broker.settings.model,
             agent_id=course.agent.id if course.agent else None,
             session_id=course.owner.session_id if course.owner else None,

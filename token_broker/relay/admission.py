@@ -34,13 +34,12 @@ OriginRefusal = Callable[[Scope], Problem | None]
 LimitKey = Callable[[Scope, str], str]
 
 
-class RefusedError(Exception):
-    """A newcomer that is not admitted: `ending` for who was accepted already, `problem` for who was not."""
+class RefusedError(Problem):
+    """A newcomer that is not admitted; `ending` is for one whose WebSocket was accepted already."""
 
     def __init__(self, ending: Ending, problem: Problem) -> None:
-        super().__init__(ending.reason)
+        super().__init__(problem.status, problem.code, problem.detail, headers=problem.headers, extra=problem.extra)
         self.ending = ending
-        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)

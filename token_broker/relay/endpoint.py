@@ -15,10 +15,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from strategies.base import SessionSpec
 from token_broker.agents import AgentBook
+from token_broker.ids import correlation_id
 from token_broker.limits import SessionLimits
 from token_broker.memory.base import Recall, TurnIntake
 from token_broker.observing import Observer, TalkEnded, unheard
-from token_broker.problems import Problem, problem_response, with_api_error
+from token_broker.problems import Problem, problem_response
 from token_broker.relay.admission import CUT_OFF, Admission, RefusedError, Visitor
 from token_broker.relay.client import Client
 from token_broker.relay.closing import BAD_REQUEST, DONE, Ending
@@ -129,8 +130,7 @@ class VoiceRelay:
             visitor = self._admission.by_ticket(scope)
             lease = await self._admission.enter(visitor)
         except RefusedError as refused:
-            self._counters.closes[refused.ending.code] += 1
-            log.info("talk_refused", code=refused.ending.code, reason=refused.ending.reason)
+            self._note_refusal(refused.ending)
             await _close(send, refused.ending)
             return
         with lease:
@@ -148,12 +148,9 @@ class VoiceRelay:
         try:
             visitor = self._admission.by_any(scope)
             lease = await self._admission.enter(visitor, counted=True)
-        except RefusedError as refused:
-            self._counters.closes[refused.ending.code] += 1
-            log.info("talk_refused", door=door.name, code=refused.ending.code, reason=refused.ending.reason)
-            await _deny(scope, receive, send, refused.problem)
-            return
         except Problem as problem:
+            if isinstance(problem, RefusedError):
+                self._note_refusal(problem.ending, door=door.name)
             await _deny(scope, receive, send, problem)
             return
         with lease:
@@ -190,6 +187,10 @@ class VoiceRelay:
             self._drain.remove(listener)
             self._counters.add(listener.counters)
 
+    def _note_refusal(self, ending: Ending, **ids: str) -> None:
+        self._counters.closes[ending.code] += 1
+        log.info("talk_refused", **ids, code=ending.code, reason=ending.reason)
+
     async def _talk(self, scope: Scope, receive: Receive, send: Send, visitor: Visitor, front: Front) -> None:
         owner, agent = visitor.owner, visitor.agent
         talk = Talk(self._parts, front, Client.of(scope, receive, send), owner=owner, agent=agent)
@@ -219,7 +220,6 @@ class VoiceRelay:
             self._talks.discard(talk)
             self._drain.remove(talk)
             self._counters.finish(talk.counters, ending.code)
-            state = scope.get("state", {})
             self._observe(
                 TalkEnded(
                     session_id=owner.session_id,
@@ -228,11 +228,11 @@ class VoiceRelay:
                     code=ending.code,
                     reason=ending.reason,
                     duration_s=time.monotonic() - began_s,
-                    correlation_id=state.get("correlation_id", ""),
+                    correlation_id=correlation_id(scope),
                     turns=talk.counters.turns,
                     input_tokens=talk.counters.usage.input_tokens,
                     output_tokens=talk.counters.usage.output_tokens,
-                    trace=state.get("trace"),
+                    trace=scope.get("state", {}).get("trace"),
                 )
             )
 
@@ -250,8 +250,7 @@ async def _upgrade_required(scope: Scope, receive: Receive, send: Send) -> None:
         "This path speaks WebSocket: connect with a WebSocket client; /openapi.json says with what.",
         headers={"Upgrade": "websocket", "Connection": "Upgrade"},
     )
-    correlation_id = str(scope.get("state", {}).get("correlation_id", ""))
-    await problem_response(problem, correlation_id)(scope, receive, send)
+    await problem_response(problem, scope)(scope, receive, send)
 
 
 def _accepted(scope: Scope) -> Message:
@@ -262,9 +261,8 @@ def _accepted(scope: Scope) -> Message:
 
 
 async def _deny(scope: Scope, receive: Receive, send: Send, problem: Problem) -> None:
-    correlation_id = str(scope.get("state", {}).get("correlation_id", ""))
-    response = problem_response(with_api_error(problem), correlation_id)
-    response.headers["X-Request-ID"] = correlation_id  # the edge adds it to HTTP's own answers alone
+    response = problem_response(problem, scope)
+    response.headers["X-Request-ID"] = correlation_id(scope)  # the edge adds it to HTTP's own answers alone
     await _answer(scope, receive, send, response)
 
 

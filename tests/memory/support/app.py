@@ -52,6 +52,6 @@ def make_app(settings: Settings, memory: Memory) -> Starlette:
     return app
 
 
-async def _answer_problem(_request: Request, problem: Exception) -> Response:
+async def _answer_problem(request: Request, problem: Exception) -> Response:
     assert isinstance(problem, Problem)
-    return problem_response(problem, "test")
+    return problem_response(problem, request.scope)

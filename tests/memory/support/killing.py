@@ -16,8 +16,8 @@ import httpx
 
 from tests.memory.support.app import bearer
 from tests.memory.support.turns import owner
-from tests.memory.support.waiting import eventually
 from tests.memory.support.zep import KEY, Zep
+from tests.support.waiting import eventually
 from token_broker.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -134,7 +134,7 @@ async def _turns_are_acknowledged(report: Report) -> None:
     async def more() -> bool:
         return report.turns >= before + 8
 
-    await eventually(more, timeout_s=60)
+    await eventually(more, within_s=60)
 
 
 async def _check_store(base_url: str, settings: Settings, report: Report) -> None:
@@ -157,7 +157,7 @@ async def _check_zep(zep: Zep, report: Report) -> None:
     async def all_arrived() -> bool:
         return all(set(said) == set(zep.turn_ids(key)) for key, said in report.acknowledged.items())
 
-    await eventually(all_arrived, timeout_s=60)
+    await eventually(all_arrived, within_s=60)
     for session_id, said in report.acknowledged.items():
         arrived = zep.turn_ids(session_id)
         assert list(dict.fromkeys(arrived)) == said, f"{session_id}: delivered out of order"
