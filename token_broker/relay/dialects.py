@@ -17,6 +17,7 @@ from strategies.base import Dialect
 from token_broker.relay.dialect_items import bare_part, completed_item, is_complete, item_for
 from token_broker.relay.dialect_settings import response_object, response_settings, session_object, session_settings
 from token_broker.relay.dialect_usage import with_whole_usage
+from token_broker.relay.events import SESSION_EVENTS
 
 __all__ = ["Event", "needs_reading", "renamed", "to_azure", "to_client"]
 
@@ -59,11 +60,10 @@ _UNKNOWN_TO_PREVIEW = frozenset(
 )  # fmt: skip
 _UNKNOWN: dict[Dialect, frozenset[str]] = {"ga": _UNKNOWN_TO_GA, "preview": _UNKNOWN_TO_PREVIEW}
 
-_SESSION_EVENTS = frozenset({"session.created", "session.updated"})
 _OUTPUT_ITEM_ADDED = "response.output_item.added"
 _OUTPUT_ITEM_DONE = "response.output_item.done"
 _TRANSCRIPTION_FAILED = "conversation.item.input_audio_transcription.failed"
-_WITH_MORE_THAN_A_NAME = _SESSION_EVENTS | {
+_WITH_MORE_THAN_A_NAME = SESSION_EVENTS | {
     "conversation.item.created", "conversation.item.added", "conversation.item.done", "conversation.item.retrieved",
     "response.created", "response.done", _OUTPUT_ITEM_ADDED, _OUTPUT_ITEM_DONE,
     "response.content_part.added", "response.content_part.done", _TRANSCRIPTION_FAILED,
@@ -165,7 +165,7 @@ def _translated(event: Event, *, door: Dialect, upstream: Dialect) -> list[Event
     if kind in _UNKNOWN[door]:
         return []
     told = {**event, "type": _NAMES[door].get(kind, kind)}
-    if kind in _SESSION_EVENTS and isinstance(session := event.get("session"), dict):
+    if kind in SESSION_EVENTS and isinstance(session := event.get("session"), dict):
         told["session"] = session_object(session, door=door, upstream=upstream)
     if "item" in event:
         told["item"] = item_for(event["item"], door)

@@ -13,7 +13,7 @@ from strategies.base import Dialect
 from token_broker.ids import uuid7
 from token_broker.relay.closing import DONE, DRAINING, INTERNAL, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
 from token_broker.relay.dialects import needs_reading, renamed, to_azure, to_client
-from token_broker.relay.events import api_error, broker_error, broker_event
+from token_broker.relay.events import SESSION_EVENTS, api_error, broker_error, broker_event
 from token_broker.relay.item_shelf import SHELVED, ItemShelf
 from token_broker.relay.policy import Allowed, Broken, Command, Passed, Refused, compact, examine, judge
 from token_broker.relay.upstreams import Upstream
@@ -23,7 +23,6 @@ __all__ = ["DOORS", "PROXY_FRONT", "Answered", "Door", "DoorFront", "Front", "Pr
 Event = dict[str, Any]
 
 _NOT_THE_CLIENTS = frozenset({UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, DRAINING, INTERNAL})
-_SESSION_EVENTS = frozenset({"session.created", "session.updated"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +166,11 @@ class DoorFront:
         events = [json.loads(frame) for frame in upstream.first]
         sessions: Event = {"id": session_id}
         for event in events:
-            if event["type"] in _SESSION_EVENTS and isinstance(event.get("session"), dict):
+            if event["type"] in SESSION_EVENTS and isinstance(event.get("session"), dict):
                 sessions |= event["session"]
         created = {"type": "session.created", "event_id": f"event_{uuid7()}", "session": sessions}
         others = [
-            frame for frame, event in zip(upstream.first, events, strict=True) if event["type"] not in _SESSION_EVENTS
+            frame for frame, event in zip(upstream.first, events, strict=True) if event["type"] not in SESSION_EVENTS
         ]
         return [compact(created), *others]
 

@@ -1,4 +1,6 @@
-"""The events that the broker itself sends: its own `broker.*` to the client, and the agent's changes to Azure."""
+"""The events that the broker itself sends, `broker.*` to the client and the agent's changes to Azure; and which of
+Azure's show the session.
+"""
 
 import json
 from typing import Any
@@ -7,9 +9,20 @@ from strategies.base import Dialect, SessionSpec
 from token_broker.ids import uuid7
 from token_broker.memory.base import Role
 
-__all__ = ["OWN_EVENT_IDS", "api_error", "broker_error", "broker_event", "history_item", "new_agent_update"]
+__all__ = [
+    "OWN_EVENT_IDS",
+    "SESSION_EVENTS",
+    "api_error",
+    "broker_error",
+    "broker_event",
+    "history_item",
+    "new_agent_update",
+]
 
 OWN_EVENT_IDS = "broker_"
+SESSION_EVENTS = frozenset({"session.created", "session.updated"})
+"""Azure's, in either dialect; they show the session whole, with the agent's instructions."""
+
 _LONGEST_HISTORY_CHARS = 4_000
 
 

@@ -9,6 +9,7 @@ from token_broker.memory.base import Owner
 from token_broker.relay.closing import UPSTREAM_FAILED, Ending
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.doors import Front
+from token_broker.relay.events import SESSION_EVENTS
 from token_broker.relay.keeping import TurnKeeper
 from token_broker.relay.policy import event_type, event_type_by_head, is_audio_delta, without_secrets
 from token_broker.relay.switching import AgentSwitch
@@ -19,8 +20,7 @@ __all__ = ["EventReader"]
 
 _LAST_WORDS_S = 2.0
 _AUDIO_DELTAS = frozenset({"response.audio.delta", "response.output_audio.delta"})
-_SESSION_EVENTS = frozenset({"session.created", "session.updated"})
-_READ_EVENTS = TURN_EVENTS | _SESSION_EVENTS | {"error"}
+_READ_EVENTS = TURN_EVENTS | SESSION_EVENTS | {"error"}
 
 
 class EventReader:
@@ -96,7 +96,7 @@ class EventReader:
         if kind is None or not isinstance(event, dict):
             self._end(Ending(UPSTREAM_FAILED, "Azure sent something that is no event: ask for a new plan"))
             return []
-        if kind in _SESSION_EVENTS:
+        if kind in SESSION_EVENTS:
             if kind == "session.updated":
                 self._switch.confirmed(upstream)
             return self._front.to_client(without_secrets(event), upstream.route.dialect)

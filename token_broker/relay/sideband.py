@@ -21,7 +21,7 @@ from token_broker.agents import Agent
 from token_broker.memory.base import Owner, TurnIntake
 from token_broker.relay.closing import DONE, UPSTREAM_FAILED, Ending
 from token_broker.relay.counters import RelayCounters, TalkCounters
-from token_broker.relay.events import OWN_EVENT_IDS
+from token_broker.relay.events import OWN_EVENT_IDS, SESSION_EVENTS
 from token_broker.relay.keeping import TurnKeeper
 from token_broker.relay.policy import compact, event_type
 from token_broker.relay.socket import CLOSED_BY_AZURE, AzureSocket
@@ -37,8 +37,7 @@ _LOOK_S = 1.0
 _PAUSES_S = (0.3, 1.0, 3.0)
 _STEADY_S = 10.0  # a connection that lasted so long did not fail from the start
 _REMINDERS_AT_MOST = 100
-_SESSION_EVENTS = frozenset({"session.created", "session.updated"})
-_HEARD = TURN_EVENTS | _SESSION_EVENTS
+_HEARD = TURN_EVENTS | SESSION_EVENTS
 _HUNG_UP = Ending(DONE, "the call has ended")
 
 
@@ -159,7 +158,7 @@ class CallListener:
             event = None
         if not isinstance(event, dict):
             return
-        if kind in _SESSION_EVENTS:
+        if kind in SESSION_EVENTS:
             self._remind(socket, event.get("session"))
             return
         if kind == "response.done":
