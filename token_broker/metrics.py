@@ -87,7 +87,8 @@ class Metrics:
         }
 
     def __call__(self, event: Event, /) -> None:
-        self._on[type(event)](event)
+        if (count := self._on.get(type(event))) is not None:
+            count(event)
 
     def expect(self, strategies: Iterable[str]) -> None:
         """Shows at zero what may happen, so that the first time it does is seen as an increase."""

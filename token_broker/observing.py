@@ -10,6 +10,8 @@ from typing import Literal, Protocol
 from strategies.base import Attempt
 
 __all__ = [
+    "CallPlaced",
+    "ChainRequestEnded",
     "CredentialHolder",
     "CredentialIssued",
     "Event",
@@ -58,15 +60,14 @@ class CredentialIssued:
     holder: CredentialHolder
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRequestEnded:
-    """A token request has its answer.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainRequestEnded:
+    """A request that asked the chain of strategies has its answer.
 
     `attempts` were made one after another; the first began `chain_began_s` after the request. `code` is the problem's,
     where there was one.
     """
 
-    result: TokenResult
     status: int
     duration_s: float
     correlation_id: str
@@ -78,6 +79,24 @@ class TokenRequestEnded:
     chain_began_s: float = 0.0
     attempts: tuple[Attempt, ...] = ()
     trace: TraceContext | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRequestEnded(ChainRequestEnded):
+    """A token request has its answer."""
+
+    result: TokenResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallPlaced(ChainRequestEnded):
+    """An SDP offer, good enough to be taken to Azure, has its answer; it went `offer_s` (began, ended) after it came.
+
+    `route` is the path's template.
+    """
+
+    route: str
+    offer_s: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +116,7 @@ class TalkEnded:
     trace: TraceContext | None = None
 
 
-Event = RequestAnswered | CredentialIssued | TokenRequestEnded | Attempt | TalkEnded
+Event = RequestAnswered | CredentialIssued | TokenRequestEnded | CallPlaced | Attempt | TalkEnded
 """An `Attempt` is what one strategy did within one request."""
 
 

@@ -11,13 +11,22 @@ import importlib.util
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
 from typing import Any
 
 import structlog
 
 from strategies.base import Attempt
 from token_broker import __version__
-from token_broker.observing import Event, Observer, TalkEnded, TokenRequestEnded, TraceContext
+from token_broker.observing import (
+    CallPlaced,
+    ChainRequestEnded,
+    Event,
+    Observer,
+    TalkEnded,
+    TokenRequestEnded,
+    TraceContext,
+)
 from token_broker.settings import Settings
 
 __all__ = ["SpanMaker", "open_tracing"]
@@ -79,8 +88,8 @@ async def _shut_down(provider: Any) -> None:
 class SpanMaker:
     """An observer that makes spans with `tracer`, an `opentelemetry.trace.Tracer`.
 
-    A token request is a span, each strategy that was asked a span beneath it; a proxied talk is a span of its own,
-    joined by `gen_ai.conversation.id`.
+    A token request is a span, and so is an SDP offer; each strategy that was asked, and Azure's answer to the offer, is
+    a span beneath it. A proxied talk is a span of its own, joined by `gen_ai.conversation.id`.
     """
 
     def __init__(self, tracer: Any, *, clock_ns: Callable[[], int] = time.time_ns) -> None:
@@ -100,28 +109,52 @@ class SpanMaker:
         match event:
             case TokenRequestEnded():
                 self._on_token_request(event)
+            case CallPlaced():
+                self._on_call(event)
             case TalkEnded():
                 self._on_talk(event)
             case _:
                 pass
 
     def _on_token_request(self, event: TokenRequestEnded) -> None:
+        span, _, end_ns = self._request("/realtime/token", event)
+        span.set_attribute("token_broker.result", event.result)
+        span.end(end_time=end_ns)
+
+    def _on_call(self, event: CallPlaced) -> None:
+        span, start_ns, end_ns = self._request(event.route, event)
+        if event.offer_s is not None:
+            began_ns, ended_ns = (start_ns + _ns(seconds) for seconds in event.offer_s)
+            offer = self._tracer.start_span(
+                f"offer_call {event.model}",
+                context=self._beneath(span),
+                kind=self._client,
+                start_time=began_ns,
+                attributes={**_PROVIDER, "gen_ai.operation.name": "offer_call", "gen_ai.request.model": event.model},
+            )
+            if event.code is not None:
+                offer.set_attribute("error.type", event.code)
+                offer.set_status(self._error(event.code))
+            offer.end(end_time=ended_ns)
+        span.end(end_time=end_ns)
+
+    def _request(self, route: str, event: ChainRequestEnded) -> tuple[Any, int, int]:
+        """The request's span, with its attempts beneath it, still open; its start and its end."""
         end_ns = self._clock_ns()
         start_ns = end_ns - _ns(event.duration_s)
         span = self._tracer.start_span(
-            "POST /realtime/token",
+            f"POST {route}",
             context=self._parent(event.trace),
             kind=self._server,
             start_time=start_ns,
             attributes=_known(
                 {
                     "http.request.method": "POST",
-                    "http.route": "/realtime/token",
+                    "http.route": route,
                     "http.response.status_code": event.status,
                     "gen_ai.request.model": event.model,
                     "gen_ai.agent.id": event.agent_id,
                     "gen_ai.conversation.id": event.session_id,
-                    "token_broker.result": event.result,
                     "token_broker.strategy": event.strategy,
                     "token_broker.correlation_id": event.correlation_id,
                     "error.type": event.code,
@@ -132,9 +165,9 @@ class SpanMaker:
         for attempt in event.attempts:
             self._attempt(attempt, span, event.model, at_ns)
             at_ns += _ns(attempt.duration_ms / 1000)
-        if event.result == "failed":
+        if event.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             span.set_status(self._error(event.code or ""))
-        span.end(end_time=end_ns)
+        return span, start_ns, end_ns
 
     def _attempt(self, attempt: Attempt, parent: Any, model: str, at_ns: int) -> None:
         if not attempt.tries:

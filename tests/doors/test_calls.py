@@ -13,10 +13,9 @@ from tests.doors.conftest import SIGNING_KEY, Doors
 from tests.simulator.phone import Phone
 from tests.simulator.support import silence, speech
 from tests.support.broker import make_settings, run_broker
+from tests.support.offers import OFFER
 from tests.support.waiting import eventually
 from token_broker.simulator import SimulatorConfig, serve
-
-OFFER = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\n"
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,11 @@ from websockets.asyncio.client import connect
 from tests.conftest import StartBroker
 from tests.eyes.scrape import scrape
 from tests.support.broker import environment, plain_client, run_process
+from tests.support.offers import OFFER
 from tests.support.waiting import eventually
 from token_broker import telemetry
 from token_broker.simulator import RunningSimulator
 from token_broker.telemetry import fingerprint
-
-OFFER = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
 
 
 def lines(log: str) -> list[dict[str, Any]]:

@@ -14,9 +14,9 @@ from starlette.routing import Mount, Route, WebSocketRoute
 import token_broker
 from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker
+from tests.support.offers import OFFER
 from token_broker.simulator import RunningSimulator
 
-OFFER = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
 SESSION = "0123456789abcdef"
 # Codes that belong to no operation: the info text names them.
 ELSEWHERE = {

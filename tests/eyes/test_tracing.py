@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from websockets.asyncio.client import connect
 
+from tests.simulator.phone import Phone
 from tests.support.broker import environment, make_settings, plain_client, run_broker, run_process
 from tests.support.serving import serve_app
 from token_broker.simulator import RunningSimulator
@@ -138,6 +139,46 @@ async def test_a_talk_is_a_span_that_its_session_joins_to_the_token_request(
     assert (seen["gen_ai.operation.name"], seen["gen_ai.output.type"]) == ("invoke_agent", "speech")
     assert (seen["token_broker.close_code"], seen["token_broker.turns"]) == (1000, 0)
     assert "error.type" not in seen
+
+
+@pytest.mark.parametrize("azure_takes_it", [True, False])
+async def test_an_offer_is_a_span_with_the_mint_and_azures_answer_beneath_it(
+    azure: RunningSimulator,
+    collector: Collector,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    azure_takes_it: bool,
+) -> None:
+    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+    phone = Phone(b"")
+    if not azure_takes_it:
+        azure.set_faults({"match": "/openai/v1/realtime/calls", "fault": "status", "code": 403})
+    async with run_broker(make_settings(tmp_path, azure.base_url, otlp_endpoint=collector.url)) as broker:
+        plan = await broker.plan({"agent_id": "sage"})
+        headers = {
+            "authorization": f"Bearer {plan['session_token']}",
+            "content-type": "application/sdp",
+            "traceparent": f"00-{TRACE}-{PARENT}-01",
+        }
+        answer = await broker.client.post("/realtime/calls", content=await phone.offer(), headers=headers)
+        await phone.hang_up()
+    assert answer.status_code == (201 if azure_takes_it else 502)
+    (request,) = collector.named("POST /realtime/calls")
+    (offer,) = collector.named("offer_call gpt-realtime")
+    mint = max(collector.named("create_realtime_session gpt-realtime"), key=lambda span: span.start_time_unix_nano)
+    assert (request.trace_id.hex(), request.parent_span_id.hex()) == (TRACE, PARENT)
+    assert [span.parent_span_id for span in (mint, offer)] == [request.span_id] * 2
+    seen = attributes(request)
+    assert (seen["http.route"], seen["http.response.status_code"]) == ("/realtime/calls", answer.status_code)
+    assert (seen["gen_ai.conversation.id"], seen["gen_ai.agent.id"]) == (plan["session_id"], "sage")
+    assert seen["token_broker.correlation_id"] == answer.headers["x-request-id"]
+    problem = None if azure_takes_it else "azure_refused"
+    assert [attributes(span).get("error.type") for span in (request, offer)] == [problem] * 2
+    assert (request.status.code == FAILED) is (offer.status.code == FAILED) is not azure_takes_it
+    ends = [request.start_time_unix_nano, mint.end_time_unix_nano, offer.start_time_unix_nano]
+    ends += [offer.end_time_unix_nano, request.end_time_unix_nano]
+    assert ends == sorted(ends)
 
 
 async def test_a_collector_that_is_away_costs_spans_and_nothing_else(azure: RunningSimulator, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from tests.relay.support.broker import KEY
+from tests.support.offers import OFFER
 from token_broker.app import create_app
 from token_broker.ids import uuid7
 from token_broker.memory.admin import open_admin
@@ -22,7 +23,6 @@ from token_broker.settings import load_settings
 from token_broker.tokens import TokenSigner
 
 EPHEMERAL = "ek_canary_9d2f"
-OFFER = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\n"
 ANSWER = OFFER.replace("o=- 1", "o=- 9")
 SIGNING_KEY = "k" * 40
 

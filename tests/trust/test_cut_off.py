@@ -12,11 +12,11 @@ import pytest
 
 from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker, environment, plain_client, run_command, run_process
+from tests.support.offers import OFFER
 from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
 from token_broker.simulator import RunningSimulator
 
-OFFER = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"
 CUT_OFF = (403, "cut_off")
 LET_IN = (502, "azure_refused")  # an offer that was handed to the simulated Azure, which wants a whole one
 PROMISED_S, SLACK_S = 2, 8  # a slow machine reads late

@@ -22,12 +22,12 @@ from websockets.frames import Frame, Opcode
 from websockets.typing import Subprotocol
 
 from tests.support.broker import RunningBroker, make_settings, run_broker
+from tests.support.offers import OFFER
 from token_broker.simulator import RunningSimulator, run_in_thread
 from token_broker.tokens import CALL_TYPE, SESSION_TYPE, TICKET_TYPE, TokenSigner
 
 KEY, OTHER_KEY = "k" * 40, "x" * 40
 SESSION = "session-of-the-fuzzing"
-SDP = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\n"
 WAIT_S = 20
 
 FUZZ = settings(
@@ -211,7 +211,7 @@ def test_a_forged_session_token_opens_nothing(loop: Loop, token: str) -> None:
     resume = {"X-Session-Token": token}
     for answer in (
         loop.ask("POST", "/conversation/turn", headers=bearer, json=TURN),
-        loop.ask("POST", f"/realtime/calls?session_id={SESSION}", headers=offer, content=SDP),
+        loop.ask("POST", f"/realtime/calls?session_id={SESSION}", headers=offer, content=OFFER),
         loop.ask("DELETE", f"/realtime/calls/{loop.call_id()}?session_id={SESSION}", headers=bearer),
         loop.ask("GET", turns, headers=bearer),
         loop.ask("DELETE", turns, headers=bearer),
@@ -235,7 +235,7 @@ def bent_offers(draw: st.DrawFn) -> bytes:
     """A good offer with lines lost, doubled, swapped or written over; or any bytes."""
     if draw(st.booleans()):
         return draw(st.binary(max_size=400))
-    lines = SDP.encode().split(b"\r\n")
+    lines = OFFER.encode().split(b"\r\n")
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, len(lines) - 1))
         lines[at : at + 1] = draw(

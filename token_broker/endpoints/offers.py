@@ -6,13 +6,17 @@ relayed call is counted as an open talk until it is hung up here, or can no long
 
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import structlog
 from starlette.requests import Request
+from starlette.types import Scope
 
 from strategies.base import EphemeralGrant, SessionSpec
 from strategies.calls import AzureCalls
+from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, TimedOutError
 from token_broker.agents import Agent
 from token_broker.broker import Broker
@@ -20,6 +24,7 @@ from token_broker.endpoints.token import recalled_spec
 from token_broker.ids import correlation_id
 from token_broker.limits import SessionLease
 from token_broker.memory.base import Owner
+from token_broker.observing import CallPlaced
 from token_broker.openapi import Answer
 from token_broker.problems import Problem
 from token_broker.telemetry import AuditEntry, write_audit
@@ -59,6 +64,50 @@ class PlacedCall:
     spec: SessionSpec
 
 
+@dataclass(slots=True)
+class _Watch:
+    """How far an offer has come, for those who watch."""
+
+    scope: Scope
+    broker: Broker
+    owner: Owner
+    agent: Agent
+    began_s: float = field(default_factory=time.monotonic)
+    minted: ChainResult | None = None
+    offered_s: float | None = None  # when it went to Azure
+
+    @contextmanager
+    def observed(self) -> "Iterator[_Watch]":
+        """Tells what became of the offer within the block, which ends with Azure's answer."""
+        told: tuple[int, str | None] = 500, "internal_error"
+        try:
+            yield self
+            told = 201, None
+        except Problem as problem:
+            told = problem.status, problem.code
+            raise
+        finally:
+            self.broker.observe(self._told(*told))
+
+    def _told(self, status: int, code: str | None) -> CallPlaced:
+        duration_s = time.monotonic() - self.began_s
+        grant = self.minted.grant if self.minted else None
+        return CallPlaced(
+            route=self.scope["route"].path,
+            status=status,
+            code=code,
+            duration_s=duration_s,
+            correlation_id=correlation_id(self.scope),
+            model=self.broker.settings.model,
+            agent_id=self.agent.id,
+            session_id=self.owner.session_id,
+            strategy=grant.strategy if grant else None,
+            attempts=self.minted.attempts if self.minted else (),
+            offer_s=None if self.offered_s is None else (self.offered_s - self.began_s, duration_s),
+            trace=self.scope["state"].get("trace"),
+        )
+
+
 def check_offer(offer: bytes) -> None:
     """Raises Problem 400 where it is no SDP that offers audio."""
     lines = offer.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
@@ -80,22 +129,25 @@ async def place_call(
 ) -> PlacedCall:
     """Mints, and takes the offer to the host that minted; `lease` is kept for the call. Raises Problem 502 to 504."""
     supply = recalled_spec(broker, agent, owner)
-    mint_until_s = time.monotonic() + (deadline_s - time.monotonic()) * _MINT_SHARE
-    grant = (await broker.chain.mint(supply, deadline_s=mint_until_s)).grant
-    if not isinstance(grant, EphemeralGrant) or broker.credentials is None:
-        raise Problem(
-            503,
-            "nothing_minted",
-            "No token could be minted just now: go on to the plan's next connection, or to a WebSocket.",
-            headers={"Retry-After": str(_RETRY_AFTER_S)},
-        )
-    write_audit(_audit_entry(request, grant, owner, agent.id), broker.observe)
-    try:
-        accepted = await AzureCalls(broker.http, broker.credentials).offer(
-            grant, offer, filtered=filtered, timeout_s=max(0.1, deadline_s - time.monotonic())
-        )
-    except MintError as error:
-        raise _refused(error, "offer") from None
+    with _Watch(request.scope, broker, owner, agent).observed() as watch:
+        mint_until_s = time.monotonic() + (deadline_s - time.monotonic()) * _MINT_SHARE
+        watch.minted = await broker.chain.mint(supply, deadline_s=mint_until_s)
+        grant = watch.minted.grant
+        if not isinstance(grant, EphemeralGrant) or broker.credentials is None:
+            raise Problem(
+                503,
+                "nothing_minted",
+                "No token could be minted just now: go on to the plan's next connection, or to a WebSocket.",
+                headers={"Retry-After": str(_RETRY_AFTER_S)},
+            )
+        write_audit(_audit_entry(request, grant, owner, agent.id), broker.observe)
+        watch.offered_s = time.monotonic()
+        try:
+            accepted = await AzureCalls(broker.http, broker.credentials).offer(
+                grant, offer, filtered=filtered, timeout_s=max(0.1, deadline_s - time.monotonic())
+            )
+        except MintError as error:
+            raise _refused(error, "offer") from None
     if accepted.call_id is None:
         log.warning("call_without_location", session_id=owner.session_id)
         return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply())

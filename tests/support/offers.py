@@ -1,0 +1,5 @@
+"""An SDP offer that is good enough for the broker and for every stand-in that answers without a peer behind it."""
+
+__all__ = ["OFFER"]
+
+OFFER = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\nm=audio 9 UDP/TLS/RTP/SAVPF 111\r\na=mid:0\r\n"
