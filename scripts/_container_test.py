@@ -247,7 +247,9 @@ def check_confinement(container: Container, image: Image) -> None:
     check(container.execute("python", "-c", "import token_broker.simulator").returncode != 0, "has no simulator")
     imported = container.execute("python", "-c", IMPORT_EVERYTHING)
     check(imported.returncode == 0, f"every module's dependencies are there: {imported.stdout or imported.stderr}")
-    tracing = container.execute("python", "-c", "import opentelemetry.exporter.otlp.proto.http, opentelemetry.sdk.trace")
+    tracing = container.execute(
+        "python", "-c", "import opentelemetry.exporter.otlp.proto.http, opentelemetry.sdk.trace"
+    )
     check(tracing.returncode == 0, "can send traces")
     kind, *health = image.config["Healthcheck"]["Test"]
     check(kind == "CMD" and container.execute(*health).returncode == 0, "its own health check passes")
