@@ -1,6 +1,6 @@
 """What the memory takes in a second, durably and over HTTP, beside the same database's own bare insert rate.
 
-    python -m benchmarks.memory.turns [--seconds 4] [--store sqlite|postgresql] [--stored 0] [--connections 64]
+    python -m benchmarks.memory.turns [--seconds 4] [--store sqlite|postgresql] [--stored 0] [--connections 8 32 64]
 
 The real broker serves in a process of its own; this one makes the load on bare sockets. CPU is the broker's process
 alone, from the system's books; `a core` is what one core would take. With `--stored` a second broker, whose store has
@@ -126,12 +126,12 @@ def a_batch(session_id: str, number: int) -> dict[str, Any]:
     return {"transcripts": said}
 
 
-def stretches(connections: int) -> tuple[Stretch, ...]:
-    return (
-        Stretch("single turns, 8 connections", "/conversation/turn", a_turn, 1, 8),
-        Stretch(f"single turns, {connections} connections", "/conversation/turn", a_turn, 1, connections),
-        Stretch("batches of 100, 8 connections", "/memory/enrich", a_batch, 100, 8),
-    )
+def stretches(connections: list[int]) -> list[Stretch]:
+    """The more connections, each with one request under way, the longer each waits for the others: p50 is their number
+    over the rate.
+    """
+    singles = [Stretch(f"single turns, {n} connections", "/conversation/turn", a_turn, 1, n) for n in connections]
+    return [*singles, Stretch("batches of 100, 8 connections", "/memory/enrich", a_batch, 100, 8)]
 
 
 @asynccontextmanager
@@ -284,7 +284,7 @@ def main() -> None:
     parser.add_argument("--store", choices=["sqlite", "postgresql"], action="append")
     parser.add_argument("--stored", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--connections", type=int, nargs="+", default=[8, 32, 64])
     parser.add_argument("--backlog", type=int, default=6000)
     arguments = parser.parse_args()
     stores = ["empty", "filled"] if arguments.stored else ["empty"]
