@@ -87,6 +87,7 @@ def _look_names_up_by(look_up: Lookup, monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["unknown-name", "name-lookup-hangs", "refused", "untrusted-certificate", "no-tls"],
 )
 @pytest.mark.parametrize("where", ["openai", "unified", "both"])
+@judged_in_peace()
 async def test_a_host_that_cannot_be_reached_leaves_the_mint_to_the_other_or_the_plan_to_the_proxy(
     *,
     peer: Any,
@@ -104,20 +105,15 @@ async def test_a_host_that_cannot_be_reached_leaves_the_mint_to_the_other_or_the
         if where == "unified":
             order = ("project", "unified", "ga", "direct_deployment", "websocket_proxy")
 
-        async def meets_it() -> None:
-            broker = await start_broker(
-                unified, openai_endpoint=openai, token_strategies=order, token_budget_s=BUDGET_S
-            )
-            answer = await broker.token()
-            assert answer.took_s < BUDGET_S + SLACK_S
-            assert_usable(answer.plan, broker, azure)
-            winner = {"openai": "project", "unified": "ga", "both": "websocket_proxy"}[where]
-            assert answer.plan["strategy"] == winner
-            failing = {"openai": OPENAI, "unified": UNIFIED, "both": OPENAI | UNIFIED}[where]
-            shown = await broker.strategies()
-            assert {shown[name]["last_outcome"] for name in failing} == {outcome}
-
-        await judged_in_peace(meets_it)
+        broker = await start_broker(unified, openai_endpoint=openai, token_strategies=order, token_budget_s=BUDGET_S)
+        answer = await broker.token()
+        assert answer.took_s < BUDGET_S + SLACK_S
+        assert_usable(answer.plan, broker, azure)
+        winner = {"openai": "project", "unified": "ga", "both": "websocket_proxy"}[where]
+        assert answer.plan["strategy"] == winner
+        failing = {"openai": OPENAI, "unified": UNIFIED, "both": OPENAI | UNIFIED}[where]
+        shown = await broker.strategies()
+        assert {shown[name]["last_outcome"] for name in failing} == {outcome}
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])

@@ -146,19 +146,17 @@ async def test_an_empty_chain_grants_nothing() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
+@judged_in_peace()
 async def test_strategies_that_hang_get_equal_shares_and_all_stay_within_the_deadline(count: int) -> None:
-    async def shared_out() -> None:
-        links = [link(str(number), hangs) for number in range(count)]
-        grant, told, took_s = await run(*links, WebSocketProxy(), budget_s=0.8)
-        assert isinstance(grant, ProxyGrant)
-        assert {outcome for _, outcome in told[:-1]} == {"timeout"}
-        assert took_s < 0.8 + SLACK_S
-        for each in links:
-            (limit_s,) = fake(each).limits_s  # asked once: a timeout is not repeated
-            assert limit_s == pytest.approx(0.8 / count, abs=0.06)
-            assert fake(each).cancelled == 1
-
-    await judged_in_peace(shared_out)
+    links = [link(str(number), hangs) for number in range(count)]
+    grant, told, took_s = await run(*links, WebSocketProxy(), budget_s=0.8)
+    assert isinstance(grant, ProxyGrant)
+    assert {outcome for _, outcome in told[:-1]} == {"timeout"}
+    assert took_s < 0.8 + SLACK_S
+    for each in links:
+        (limit_s,) = fake(each).limits_s  # asked once: a timeout is not repeated
+        assert limit_s == pytest.approx(0.8 / count, abs=0.06)
+        assert fake(each).cancelled == 1
 
 
 async def test_what_an_early_failure_leaves_over_goes_to_those_behind() -> None:

@@ -2,14 +2,18 @@
 
 import asyncio
 import contextlib
+import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ParamSpec
 
 import pytest
 
 __all__ = ["StolenTime", "judged_in_peace"]
+
+P = ParamSpec("P")
 
 _BEAT_S = 0.01
 _STALLED_S = 0.08
@@ -46,23 +50,33 @@ class _Stalls:
     worst_s: float = 0.0
 
 
-async def judged_in_peace(scenario: Callable[[], Awaitable[None]], *, tries: int = 6) -> None:
-    """Runs `scenario`; where it fails while the event loop stood still for long, or the host of this machine gave its
-    CPU to others, it is run again. Where that goes on to the last try nothing can be judged, and the test is skipped.
+def judged_in_peace(
+    tries: int = 6, *, or_skipped: bool = False
+) -> Callable[[Callable[P, Awaitable[None]]], Callable[P, Coroutine[Any, Any, None]]]:
+    """A test that is run again where it fails while the event loop stood still for long, or the host of this machine
+    gave its CPU to others. What the last try finds counts, or nothing can be judged and the test is skipped.
     """
-    for left in reversed(range(tries)):
-        stolen = StolenTime()
-        async with _watched() as stalls:
-            try:
-                await scenario()
-            except (AssertionError, ExceptionGroup, TimeoutError):
-                if stalls.worst_s < _STALLED_S and stolen.share < _STOLEN_SHARE:
-                    raise
-                if left == 0:
-                    seen = f"stood still for {stalls.worst_s:.2f} s, {stolen.share:.0%} of its CPU taken by its host"
-                    pytest.skip(f"this machine is too busy to judge time: {seen}")
-            else:
-                return
+
+    def judged(test: Callable[P, Awaitable[None]]) -> Callable[P, Coroutine[Any, Any, None]]:
+        @functools.wraps(test)
+        async def judge(*args: P.args, **kwargs: P.kwargs) -> None:
+            for left in reversed(range(tries)):
+                stolen = StolenTime()
+                async with _watched() as stalls:
+                    try:
+                        await test(*args, **kwargs)
+                    except (AssertionError, ExceptionGroup, TimeoutError):
+                        in_peace = stalls.worst_s < _STALLED_S and stolen.share < _STOLEN_SHARE
+                        if in_peace or (left == 0 and not or_skipped):
+                            raise
+                    else:
+                        return
+            seen = f"stood still for {stalls.worst_s:.2f} s, {stolen.share:.0%} of its CPU taken by its host"
+            pytest.skip(f"this machine is too busy to judge time: {seen}")
+
+        return judge
+
+    return judged
 
 
 @contextlib.asynccontextmanager

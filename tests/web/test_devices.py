@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.support.machine import judged_in_peace
 from tests.web.support.chromium import Browser, Page, open_browser
 from tests.web.support.recorder import without_processing
 from tests.web.support.stand_in import DIRECT, PROXY, run_stand_in
@@ -15,6 +16,7 @@ async def _notice(page: Page, code: str) -> str:
     return str(words)
 
 
+@judged_in_peace(tries=3)
 async def test_a_refused_microphone_says_where_to_allow_it(quiet_browser: Browser) -> None:
     async with run_stand_in() as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
@@ -27,6 +29,7 @@ async def test_a_refused_microphone_says_where_to_allow_it(quiet_browser: Browse
         assert server.plan_requests == []  # the microphone is asked for before the plan
 
 
+@judged_in_peace(tries=3)
 async def test_no_microphone_says_to_plug_one_in() -> None:
     async with run_stand_in() as server, open_browser(devices=False) as browser, browser.page() as page:
         await page.goto(server.base_url)
@@ -38,6 +41,7 @@ async def test_no_microphone_says_to_plug_one_in() -> None:
 @pytest.mark.parametrize(
     ("error", "code"), [("NotReadableError", "microphone_busy"), ("TypeError", "microphone_failed")]
 )
+@judged_in_peace(tries=3)
 async def test_other_microphone_troubles_are_told_apart(quiet_browser: Browser, error: str, code: str) -> None:
     async with run_stand_in() as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
@@ -73,6 +77,7 @@ _KEEP_STREAMS = """
 
 
 @pytest.mark.parametrize("transport", [DIRECT, PROXY])
+@judged_in_peace(tries=3)
 async def test_an_unplugged_microphone_is_said_and_its_successor_taken(browser: Browser, transport: str) -> None:
     async with run_stand_in(transports=(transport,)) as server, browser.page() as page:
         await page.on_every_page(_KEEP_STREAMS)
@@ -93,6 +98,7 @@ async def test_an_unplugged_microphone_is_said_and_its_successor_taken(browser: 
         assert len(server.plans) == 1
 
 
+@judged_in_peace(tries=3)
 async def test_offline_is_said_and_the_talk_comes_back_by_itself(quiet_browser: Browser) -> None:
     async with run_stand_in(transports=(PROXY,)) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
@@ -107,6 +113,7 @@ async def test_offline_is_said_and_the_talk_comes_back_by_itself(quiet_browser: 
         assert server.plan_requests[-1]["session_id"] == server.plans[0]["session_id"]
 
 
+@judged_in_peace(tries=3)
 async def test_talk_pressed_while_offline_says_so(quiet_browser: Browser) -> None:
     async with run_stand_in(transports=(PROXY,)) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
@@ -116,6 +123,7 @@ async def test_talk_pressed_while_offline_says_so(quiet_browser: Browser) -> Non
         assert "You are offline" in await _notice(page, "offline")
 
 
+@judged_in_peace(tries=3)
 async def test_two_tabs_at_once_are_told_of_each_other(quiet_browser: Browser) -> None:
     async with run_stand_in(transports=(PROXY,)) as server, quiet_browser.page() as first:
         second = await quiet_browser.tab(first.context)
@@ -128,6 +136,7 @@ async def test_two_tabs_at_once_are_told_of_each_other(quiet_browser: Browser) -
         assert len(server.partners) == 2
 
 
+@judged_in_peace(tries=3)
 async def test_a_tab_in_the_background_goes_on_talking(browser: Browser) -> None:
     async with run_stand_in(transports=(PROXY,)) as server, browser.page() as page:
         await without_processing(page)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.machine import judged_in_peace
 from tests.web.support.chromium import Browser, Page
 from tests.web.support.stand_in import DIRECT, PROXY, RELAY, StandIn, run_stand_in
 
@@ -65,6 +66,7 @@ SOCKET = {"transports": (PROXY,)}
         pytest.param(SOCKET | {"socket_closes": [4502]}, AT_ONCE, PROXY, "azure_dropped", id="azure-refuses"),
     ],
 )
+@judged_in_peace(tries=3)
 async def test_a_fault_on_the_way_leads_to_the_next_way(
     quiet_browser: Browser, faults: dict[str, Any], limit_s: float, transport: str, reason: str
 ) -> None:
@@ -81,6 +83,7 @@ async def test_a_fault_on_the_way_leads_to_the_next_way(
 @pytest.mark.parametrize(
     "key", ["0123456789abcdef0123456789abcdef", "sk-secret", "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJhIn0.c2ln"]
 )
+@judged_in_peace(tries=3)
 async def test_a_key_that_is_not_ephemeral_is_refused_and_never_sent(quiet_browser: Browser, key: str) -> None:
     async with run_stand_in(ephemeral_token=key) as server, _talk_page(quiet_browser, server) as page:
         await page.run(
@@ -134,6 +137,7 @@ class _Break:
         pytest.param(_Break((PROXY,), _broker_goes, WAIT, "socket_closed"), id="broker-restarts"),
     ],
 )
+@judged_in_peace(tries=3)
 async def test_a_talk_that_breaks_off_goes_on_in_the_same_session(quiet_browser: Browser, broken: _Break) -> None:
     transports = broken.transports
     async with run_stand_in(transports=transports) as server, _talk_page(quiet_browser, server) as page:
@@ -156,6 +160,7 @@ async def test_a_talk_that_breaks_off_goes_on_in_the_same_session(quiet_browser:
             assert [turn["content"] for turn in server.turns] == ["Before", "You wrote to me."]
 
 
+@judged_in_peace(tries=3)
 async def test_turns_keep_the_token_of_the_plan_they_belong_to(quiet_browser: Browser) -> None:
     async with (
         run_stand_in(transports=(DIRECT,), turn_answers=[503] * 4) as server,
@@ -172,6 +177,7 @@ async def test_turns_keep_the_token_of_the_plan_they_belong_to(quiet_browser: Br
         assert server.turns[0]["authorization"] == f"Bearer {server.plans[0]['session_token']}"
 
 
+@judged_in_peace(tries=3)
 async def test_words_cut_off_with_the_connection_reach_the_memory(quiet_browser: Browser) -> None:
     async with run_stand_in(transports=(DIRECT, PROXY)) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
@@ -198,6 +204,7 @@ async def test_words_cut_off_with_the_connection_reach_the_memory(quiet_browser:
         ({"transports": (PROXY,), "socket_closes": [4400]}, "bad_request"),
     ],
 )
+@judged_in_peace(tries=3)
 async def test_a_final_refusal_stops_the_loop_and_says_why(
     quiet_browser: Browser, faults: dict[str, Any], code: str
 ) -> None:
@@ -215,6 +222,7 @@ async def test_a_final_refusal_stops_the_loop_and_says_why(
         await page.wait_for_text("state", "live")
 
 
+@judged_in_peace(tries=3)
 async def test_a_broker_that_stays_away_is_given_up_after_a_few_attempts(quiet_browser: Browser) -> None:
     async with run_stand_in(token_answers=[500] * 20) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
@@ -222,6 +230,7 @@ async def test_a_broker_that_stays_away_is_given_up_after_a_few_attempts(quiet_b
         assert len(server.plan_requests) == 4
 
 
+@judged_in_peace(tries=3)
 async def test_hanging_up_while_connecting_leaves_nothing_behind(quiet_browser: Browser) -> None:
     async with run_stand_in(sdp_answers=["hang"]) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
@@ -233,6 +242,7 @@ async def test_hanging_up_while_connecting_leaves_nothing_behind(quiet_browser: 
         assert (len(server.plans), len(server.sdp_offers)) == (1, 1)
 
 
+@judged_in_peace(tries=3)
 async def test_a_session_moves_on_by_itself_before_azures_limit(quiet_browser: Browser) -> None:
     async with run_stand_in(transports=(PROXY,)) as server, _talk_page(quiet_browser, server) as page:
         await page.run(
@@ -248,6 +258,7 @@ async def test_a_session_moves_on_by_itself_before_azures_limit(quiet_browser: B
         await page.run("session.disconnect()")
 
 
+@judged_in_peace(tries=3)
 async def test_another_agent_over_webrtc_is_a_new_plan_and_over_the_proxy_an_event(quiet_browser: Browser) -> None:
     for transport in (DIRECT, PROXY):
         async with run_stand_in(transports=(transport,)) as server, _talk_page(quiet_browser, server) as page:
@@ -272,6 +283,7 @@ async def test_another_agent_over_webrtc_is_a_new_plan_and_over_the_proxy_an_eve
             )
 
 
+@judged_in_peace(tries=3)
 async def test_hanging_up_a_relayed_call_ends_it_at_azure_too(quiet_browser: Browser) -> None:
     async with run_stand_in(transports=(RELAY,)) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
