@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -298,3 +300,30 @@ async def test_a_commit_that_fails_on_sqlite_leaves_nothing_behind_for_the_next_
 def _watch_references(database: SqliteDatabase) -> None:
     assert database._kept is not None
     database._kept.connection.cursor().execute("PRAGMA foreign_keys = ON")
+
+
+async def test_a_store_that_is_closed_while_somebody_reads_leaves_no_file_open(tmp_path: Path) -> None:
+    database = SqliteDatabase(sqlite_url(tmp_path), busy_s=1, timeout_s=10)
+    await database.open()
+    reads = threading.Event()
+
+    def read_long(connection: Connection) -> None:
+        connection.exec_driver_sql("SELECT 1")
+        reads.set()
+        time.sleep(0.3)
+
+    gc.disable()  # nothing may be left for it
+    try:
+        reading = asyncio.create_task(database.read(read_long))
+        await asyncio.to_thread(reads.wait, 10)
+        await database.close()
+        await reading
+        assert not open_files_of(tmp_path)
+    finally:
+        gc.enable()
+
+
+def open_files_of(folder: Path) -> list[str]:
+    """What this process has open in it; for Linux."""
+    files = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return [path.name for path in files if path.is_relative_to(folder)]

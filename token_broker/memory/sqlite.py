@@ -169,6 +169,7 @@ class SqliteDatabase:
             connection.execute(f"PRAGMA {pragma}")
 
     def _dispose(self) -> None:
+        self._reader_threads.shutdown(cancel_futures=True)  # first: a pool closes what is in it, not what is lent
         if self._kept is not None:
             self._kept.close()
         if self._reader is not None:
