@@ -12,6 +12,7 @@ from strategies.chain import Chain, Link
 from strategies.credentials import Credentials
 from token_broker.agents import AgentBook
 from token_broker.auth import Authenticator
+from token_broker.calls import Calls
 from token_broker.limits import SessionLimits, Turnstile
 from token_broker.memory.base import Recall
 from token_broker.memory.service import Memory
@@ -82,7 +83,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """The process's parts."""
+    """The process's parts; without an Azure to talk to there are no `credentials` and no `calls`."""
 
     settings: Settings
     agents: AgentBook
@@ -97,6 +98,7 @@ class Broker:
     credentials: Credentials | None
     drain: Drain
     talks: SessionLimits
+    calls: Calls | None
     admission: Admission
     relay: VoiceRelay
     metrics: Metrics

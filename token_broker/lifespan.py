@@ -10,12 +10,14 @@ from pydantic import SecretStr
 
 from strategies.base import Attempt
 from strategies.chain import OnAttempt
+from strategies.credentials import Credentials
 from strategies.transport import make_tls_context, make_transport
 from token_broker import __version__
 from token_broker.agents import load_agents
 from token_broker.auth import limit_key, make_authenticator
 from token_broker.azure import build_chain, build_connector, build_credentials, make_client
 from token_broker.broker import Broker
+from token_broker.calls import Calls
 from token_broker.limits import SessionLimits, Turnstile
 from token_broker.memory.service import Memory
 from token_broker.memory.sqlite import sqlite_path
@@ -85,6 +87,10 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         )
         stack.push_async_callback(relay.aclose)
         memory.cutoffs.watch(relay.end_where)
+        calls = _build_calls(settings, http, credentials, talks)
+        if calls is not None:
+            stack.push_async_callback(calls.aclose)
+            memory.cutoffs.watch(calls.end_where)
         broker = Broker(
             settings=settings,
             agents=agents,
@@ -99,6 +105,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             credentials=credentials,
             drain=drain,
             talks=talks,
+            calls=calls,
             relay=relay,
             admission=admission,
             metrics=metrics,
@@ -127,6 +134,14 @@ def signing_keys(settings: Settings) -> Sequence[SecretStr]:
     except OSError as error:
         why = error.strerror or str(error)
         raise SettingsError([f"BROKER_DATABASE_URL: {path}, beside it, can't hold the signing key: {why}"]) from None
+
+
+def _build_calls(
+    settings: Settings, http: httpx.AsyncClient, credentials: Credentials | None, talks: SessionLimits
+) -> Calls | None:
+    if credentials is None:
+        return None
+    return Calls(http, credentials, talks, max_talk_s=settings.max_talk_s, hang_up_timeout_s=settings.token_budget_s)
 
 
 def _attempts_to(observe: Observer) -> OnAttempt:

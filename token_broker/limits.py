@@ -143,6 +143,11 @@ class SessionLimits:
         kept[1].release()
         return True
 
+    def keeps(self, name: str) -> bool:
+        """Whether a place is kept by that name."""
+        self._end_overdue()
+        return name in self._kept
+
     @property
     def active(self) -> int:
         """Talks open in this process."""

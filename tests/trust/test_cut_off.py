@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import httpx
 import pytest
 
 from tests.conftest import StartBroker
+from tests.simulator.phone import Phone
 from tests.support.broker import RunningBroker, environment, plain_client, run_command, run_process
 from tests.support.offers import OFFER
 from tests.support.waiting import eventually
@@ -31,9 +33,11 @@ def verdict(answer: httpx.Response) -> tuple[int, str | None]:
     return answer.status_code, answer.json().get("code") if "json" in answer.headers["content-type"] else None
 
 
-async def offer(broker: RunningBroker, plan: dict[str, Any]) -> httpx.Response:
+async def offer(
+    broker: RunningBroker, plan: dict[str, Any], sdp: str = OFFER, path: str = "/realtime/calls"
+) -> httpx.Response:
     headers = {"Authorization": f"Bearer {plan['session_token']}", "Content-Type": "application/sdp"}
-    return await broker.client.post("/realtime/calls", content=OFFER, headers=headers)
+    return await broker.client.post(path, content=sdp, headers=headers)
 
 
 async def resume(broker: RunningBroker, plan: dict[str, Any], **headers: str) -> httpx.Response:
@@ -104,6 +108,41 @@ async def test_who_insists_after_being_cut_off_is_held_to_the_rate(
     await broker.broker.memory.cutoffs.refresh()
     seen = [verdict((await broker.token(**signed_in("ann"))).response) for _ in range(3)]
     assert seen == [CUT_OFF, CUT_OFF, (429, "rate_limited")]
+
+
+@pytest.mark.parametrize("faults", [[], [{"match": "/hangup", "fault": "status", "code": 503, "times": 1}]])
+async def test_calls_that_run_through_the_broker_are_hung_up_and_nobody_elses(
+    azure: RunningSimulator, start_broker: StartBroker, monkeypatch: pytest.MonkeyPatch, faults: list[dict[str, Any]]
+) -> None:
+    monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
+    broker = await start_broker(azure)
+    relayed, through_a_door, others = [await broker.plan() for _ in range(3)]
+    async with contextlib.AsyncExitStack() as stack:
+        for plan, path in (
+            (relayed, "/realtime/calls"),
+            (through_a_door, "/v1/realtime/calls"),
+            (others, "/realtime/calls"),
+        ):
+            phone = Phone(b"")
+            stack.push_async_callback(phone.hang_up)
+            assert (await offer(broker, plan, await phone.offer(), path)).status_code == 201
+        assert (azure.calls, broker.broker.talks.active) == (3, 3)
+        azure.set_faults(*faults)
+        async with open_admin(broker.settings) as admin:
+            for plan in (relayed, through_a_door):
+                await admin.cut_off("session", plan["session_id"])
+
+        async def one_is_left() -> bool:
+            return azure.calls == broker.broker.talks.active == 1
+
+        await eventually(one_is_left, within_s=2 * PROMISED_S + SLACK_S)
+        async with open_admin(broker.settings) as admin:
+            await admin.cut_off("session", others["session_id"])
+
+        async def none_is_left() -> bool:
+            return azure.calls == broker.broker.talks.active == 0
+
+        await eventually(none_is_left, within_s=PROMISED_S + SLACK_S)
 
 
 # --- the command

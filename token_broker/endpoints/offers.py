@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from strategies.base import EphemeralGrant, SessionSpec
-from strategies.calls import AzureCalls
 from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, TimedOutError
 from token_broker.agents import Agent
@@ -133,7 +132,7 @@ async def place_call(
         mint_until_s = time.monotonic() + (deadline_s - time.monotonic()) * _MINT_SHARE
         watch.minted = await broker.chain.mint(supply, deadline_s=mint_until_s)
         grant = watch.minted.grant
-        if not isinstance(grant, EphemeralGrant) or broker.credentials is None:
+        if not isinstance(grant, EphemeralGrant) or broker.calls is None:
             raise Problem(
                 503,
                 "nothing_minted",
@@ -143,15 +142,19 @@ async def place_call(
         write_audit(_audit_entry(request, grant, owner, agent.id), broker.observe)
         watch.offered_s = time.monotonic()
         try:
-            accepted = await AzureCalls(broker.http, broker.credentials).offer(
-                grant, offer, filtered=filtered, timeout_s=max(0.1, deadline_s - time.monotonic())
+            accepted = await broker.calls.offer(
+                grant,
+                offer,
+                filtered=filtered,
+                owner=owner,
+                lease=lease,
+                timeout_s=max(0.1, deadline_s - time.monotonic()),
             )
         except MintError as error:
             raise _refused(error, "offer") from None
     if accepted.call_id is None:
         log.warning("call_without_location", session_id=owner.session_id)
         return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply())
-    lease.keep(accepted.call_id, for_s=broker.settings.max_talk_s)
     token = broker.signer.call_token(
         session_id=owner.session_id,
         call_id=accepted.call_id,
@@ -167,15 +170,12 @@ async def end_call(broker: Broker, token: str, *, session_id: str) -> None:
         call = broker.signer.read_call_token(token)
     except TokenError:
         raise _unknown_call() from None
-    if call.session_id != session_id or broker.credentials is None:
+    if call.session_id != session_id or broker.calls is None:
         raise _unknown_call()
     try:
-        await AzureCalls(broker.http, broker.credentials).hang_up(
-            call.endpoint, call.call_id, timeout_s=broker.settings.token_budget_s
-        )
+        await broker.calls.hang_up(call.endpoint, call.call_id)
     except MintError as error:
         raise _refused(error, "hang-up") from None
-    broker.talks.end(call.call_id)
 
 
 def _audit_entry(request: Request, grant: EphemeralGrant, owner: Owner, agent_id: str) -> AuditEntry:
