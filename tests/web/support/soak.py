@@ -19,6 +19,10 @@ _LIKE = 0.8  # correlation from which a stretch of sound counts as the answer, c
 class Soak:
     """What a soak came to."""
 
+    said: int
+    """How often the microphone gave what it was to say; a simulated one skips where its machine stands still."""
+    said_whole: float
+    """As `whole`, of what the microphone gave: the answers can be no better."""
     answers: int
     whole: float
     """The share of answers that are, sample for sample, what was said: a correlation above 0.99."""
@@ -55,11 +59,13 @@ async def soak(browser: Browser, url: str, said: Samples, seconds: float) -> Soa
         after = await _footprint(page)
         disconnections = int(await page.run("__left"))
     assert before is not None
-    answers = heard.find(said)
-    delays_ms = _delays_ms([place for place, _ in spoken.find(said)], [place for place, _ in answers])
-    likenesses = np.array([likeness for _, likeness in answers] or [0.0])
+    given, answers = spoken.find(said), heard.find(said)
+    delays_ms = _delays_ms([place for place, _ in given], [place for place, _ in answers])
+    likenesses, microphones = (np.array([likeness for _, likeness in found] or [0.0]) for found in (answers, given))
     third = max(1, len(delays_ms) // 3)
     return Soak(
+        said=len(given),
+        said_whole=round(float(np.mean(microphones > _WHOLE)), 3),
         answers=len(answers),
         whole=round(float(np.mean(likenesses > _WHOLE)), 3),
         worst_likeness=round(float(likenesses.min()), 3),
