@@ -25,14 +25,16 @@ _GROUPS = {
 one machine starve each other's audio."""
 
 
+def group_of(nodeid: str) -> str | None:
+    """The group that a test is in, if it is in one."""
+    return next((group for group, paths in _GROUPS.items() if nodeid.startswith(paths)), None)
+
+
 class _Scheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist ships no types
     """Gives each group to one process. By path: xdist 3.8 writes its marks where pytest 9.2 does not look."""
 
     def _split_scope(self, nodeid: str) -> str:
-        for group, paths in _GROUPS.items():
-            if nodeid.startswith(paths):
-                return group
-        return str(super()._split_scope(nodeid))
+        return group_of(nodeid) or str(super()._split_scope(nodeid))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadGroupScheduling | None:

@@ -1,11 +1,13 @@
 """A browser a test, whose microphone says something and then listens; and the page's sound, recorded."""
 
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.conftest import group_of
 from tests.web.support.chromium import Browser, run_chromium
 from tests.web.support.recorder import MICROPHONE_RATE
 from tests.web.support.speech import Samples, speech, write_wav
@@ -13,6 +15,16 @@ from tests.web.support.speech import Samples, speech, write_wav
 LEAD_IN_S = 1.4  # a talk takes a moment to be live, on a busy machine
 SAID_S = 1.6
 PAUSE_S = 2.2
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _in_one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
+    """Where tests are grouped, a group's are all in one process: else several browsers starve each other's audio."""
+    if request.config.getoption("loadgroup", default=False):
+        note = tmp_path_factory.getbasetemp().parent / f"process-of-{group_of(request.node.nodeid)}"
+        with contextlib.suppress(FileExistsError), note.open("x") as first:
+            first.write(worker_id)
+        assert note.read_text() == worker_id
 
 
 @pytest.fixture(scope="session")
