@@ -36,6 +36,7 @@ from token_broker.memory.delivery import DeliveryPolicy, DeliveryWorker
 from token_broker.memory.keys import ArrivalClock
 from token_broker.memory.sinks.local import LocalSink
 from token_broker.memory.store import Arrived, insert_turns
+from token_broker.memory.words import index_words
 from token_broker.settings import Settings
 
 SESSIONS = 256
@@ -183,6 +184,9 @@ async def fill(database: Database, count: int) -> None:
         ]
         unknown = [(who, "elena") for who in owners.values()] if start < _FILLED_SESSIONS else []
         await database.write(partial(insert_turns, batch=batch, now_s=time.time(), unknown=unknown, queue=False))
+    if database.dialect == "sqlite":  # as the broker does, behind its commits
+        for _ in range(0, count, _FILLED_AT_ONCE):
+            await database.write(partial(index_words, limit=_FILLED_AT_ONCE))
 
 
 async def drain(url: str, count: int) -> Result:

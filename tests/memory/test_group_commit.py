@@ -28,6 +28,7 @@ class Obstinate:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.dialect = database.dialect
         self.error: StoreError | None = None
         self.refuses: str | None = None  # a turn id that spoils its batch
         self.free = asyncio.Event()
@@ -66,7 +67,7 @@ async def database(tmp_path: Any) -> AsyncIterator[Obstinate]:
 
 @pytest.fixture
 async def writer(database: Obstinate) -> AsyncIterator[GroupWriter]:
-    writer = GroupWriter(database, queue=False, gather_s=0, clock=lambda: 1000.0, on_queued=lambda: None)
+    writer = GroupWriter(database, queue=False, gather_s=0, clock=lambda: 1000.0, on_stored=lambda: None)
     running = asyncio.create_task(writer.run())
     yield writer
     running.cancel()

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Fault, Zep
+from tests.support.waiting import eventually
 from token_broker.memory.base import Owner
 from token_broker.memory.errors import StoreUnreachableError
 from token_broker.memory.recall import BoundedRecall
@@ -31,7 +32,11 @@ async def test_a_user_is_known_by_what_they_said_in_earlier_sessions(make_settin
         await memory.append([turn(content="my boat lies in Bergen", by=earlier), turn(content="goodbye", by=earlier)])
         assert "my boat lies in Bergen" in await memory.recall.block(now)
         await memory.append([turn(content="let us talk about the boat again", by=now)])
-        assert "my boat lies in Bergen" in await memory.recall.block(now)
+
+        async def told() -> bool:  # once the words are indexed
+            return "my boat lies in Bergen" in await memory.recall.block(now)
+
+        await eventually(told, within_s=5)
 
 
 @pytest.mark.parametrize("stranger", [owner("another-session-01"), owner("another-session-01", principal="bob")])
@@ -75,6 +80,8 @@ async def test_a_slow_or_faulty_zep_costs_the_facts_and_no_more_than_the_budget(
 
 class SlowDatabase:
     """Answers after two seconds."""
+
+    dialect: Literal["sqlite", "postgresql"] = "sqlite"
 
     async def open(self) -> None: ...
 

@@ -20,6 +20,22 @@ from token_broker.memory.tables import SCHEMA_REVISION, metadata
 SEARCH_TABLES = "turn_words"  # SQLite's full text, which only the migration knows
 
 
+# Revision 0001 indexed a turn's words as it was stored.
+WORDED_BY_TRIGGERS = (
+    "DROP TRIGGER turns_unworded",
+    """CREATE TRIGGER turns_unworded AFTER DELETE ON turns BEGIN
+        INSERT INTO turn_words (turn_words, rowid, owner, content)
+        SELECT 'delete', old.arrival, 's' || hex(s.session_id) || ' p' || hex(s.principal), old.content
+        FROM sessions s WHERE s.bucket = old.bucket AND s.session_id = old.session_id;
+    END""",
+    """CREATE TRIGGER turns_worded AFTER INSERT ON turns BEGIN
+        INSERT INTO turn_words (rowid, owner, content)
+        SELECT new.arrival, 's' || hex(s.session_id) || ' p' || hex(s.principal), new.content
+        FROM sessions s WHERE s.bucket = new.bucket AND s.session_id = new.session_id;
+    END""",
+)
+
+
 def differences(connection: Connection) -> list[object]:
     def ours(_object: object, name: str | None, kind: str, _reflected: bool, _to: object) -> bool:
         return not (name or "").startswith((SEARCH_TABLES, "turns_words"))
@@ -84,6 +100,7 @@ async def test_a_store_of_the_first_version_is_brought_up_and_keeps_what_it_has(
 ) -> None:
     def as_it_was(connection: Connection) -> None:
         for statement in (
+            *(WORDED_BY_TRIGGERS if connection.dialect.name == "sqlite" else ()),
             "DROP TABLE cutoffs",
             "UPDATE alembic_version SET version_num = '0001'",
             "INSERT INTO tickets VALUES (1, 'a-ticket', 1)",

@@ -20,6 +20,7 @@ from token_broker.memory.store import (
     save_sessions,
     spend_ticket,
 )
+from token_broker.memory.words import index_words
 
 arrivals = ArrivalClock()
 S, D, F = Outcome.STORED, Outcome.DUPLICATE, Outcome.FOREIGN
@@ -29,6 +30,13 @@ async def put(database: Database, *turns: Turn, known: bool = False, queue: bool
     unknown = [] if known else [(said.owner, said.agent_id) for said in turns]
     batch = [Arrived(said, arrivals.next()) for said in turns]
     return await database.write(partial(insert_turns, batch=batch, now_s=1.0, unknown=unknown, queue=queue))
+
+
+async def found(database: Database, *words: str, of: list[str]) -> list[str]:
+    """What a search finds, once the words are indexed."""
+    if database.dialect == "sqlite":
+        await database.write(index_words)
+    return [said.turn_id for said in await database.read(partial(search, words=words, limit=9, session_ids=of))]
 
 
 async def ids(database: Database, session_id: str = SESSION, limit: int = 100, after: str | None = None) -> list[str]:
@@ -118,13 +126,14 @@ async def test_tickets_are_remembered_until_they_have_expired(database: Database
 
 async def test_a_forgotten_session_leaves_nothing_behind_not_even_its_words(database: Database) -> None:
     await put(database, turn("t1", "a secret about marmalade"), queue=True)
-    await put(database, turn("t1", "marmalade too", by=owner("another-session-01")))
+    await put(database, turn("o1", "marmalade too", by=owner("another-session-01")))
+    both = [SESSION, "another-session-01"]
+    assert await found(database, "marmalade", of=both) == ["o1", "t1"]
     assert await database.write(partial(forget_session, session_id=SESSION, now_us=1, erase=False)) == 1
     assert await ids(database) == []
     assert await database.read(partial(find_session, session_id=SESSION)) is None
     assert await put(database, turn("t2", "new")) == [S]
-    everywhere = partial(search, words=["marmalade"], limit=9, session_ids=[SESSION, "another-session-01"])
-    assert [said.content for said in await database.read(everywhere)] == ["marmalade too"]
+    assert await found(database, "marmalade", of=both) == ["o1"]
 
 
 async def test_turns_that_are_too_old_are_forgotten_with_their_empty_sessions(database: Database) -> None:
@@ -155,8 +164,8 @@ async def test_a_search_finds_the_most_telling_turns_of_the_given_sessions_only(
     ann, bob = owner("session-of-ann-01", principal="ann"), owner("session-of-bob-01", principal="bob")
     await put(database, turn("a1", "we spoke of the harbour", by=ann), turn("a2", "invoice for the harbour", by=ann))
     await put(database, turn("a3", "nothing of note", by=ann), turn("b1", "my harbour invoice", by=bob))
-    find = partial(search, words=["invoice", "harbour", 'x" OR *', "NEAR("], limit=9, session_ids=["session-of-ann-01"])
-    assert [said.turn_id for said in await database.read(find)] == ["a2", "a1"]
+    words = ("invoice", "harbour", 'x" OR *', "NEAR(")
+    assert await found(database, *words, of=["session-of-ann-01"]) == ["a2", "a1"]
 
 
 async def test_a_principals_newest_sessions_come_first(database: Database) -> None:

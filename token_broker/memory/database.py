@@ -6,7 +6,7 @@ threads of its own, PostgreSQL on the event loop over asyncpg: the statements ar
 
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from token_broker.memory.errors import StoreAwayError, StoreError, StoreRefusedError, StoreUnreachableError
 
@@ -26,6 +26,8 @@ _AWAY_SQLSTATES = ("40", "53", "55", "57", "58", "25006", "28", "3D", "42")
 
 class Database(Protocol):
     """A store that may be away and come back."""
+
+    dialect: Literal["sqlite", "postgresql"]
 
     async def open(self) -> None:
         """Connects and migrates; may be called again after it failed. Raises StoreError."""

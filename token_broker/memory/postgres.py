@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from token_broker.memory.database import store_error
 from token_broker.memory.entra_password import EntraPassword
@@ -24,6 +24,8 @@ _MIGRATE_S = 600.0
 
 class PostgresDatabase:
     """See `Database`. A connection that died is noticed when it is used; the work is then done once on a fresh one."""
+
+    dialect: Literal["sqlite", "postgresql"] = "postgresql"
 
     def __init__(self, url: str, *, timeout_s: float, password: EntraPassword | None = None) -> None:
         self._url = url

@@ -25,6 +25,7 @@ from token_broker.memory.pacing import backoff_s
 from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.sinks.local import LocalFacts, LocalSink
 from token_broker.memory.status import MemoryStatus, StoreState
+from token_broker.memory.words import WordIndexer
 from token_broker.memory.writer import GroupWriter, give_up
 from token_broker.settings import Settings
 
@@ -71,13 +72,15 @@ class Memory:
             queue=self._has_zep,
             gather_s=settings.group_commit_ms / 1000,
             clock=clock,
-            on_queued=self._nudge,
+            on_stored=self._stored,
         )
         self.intake = BufferedIntake(self._writer, max_turns=settings.intake_turns, max_bytes=settings.intake_bytes)
         self.sessions = StoredSessions(self._database, self._writer, patience_s=settings.store_patience_s)
         self.tickets = StoredTickets(self._database, patience_s=settings.store_patience_s, clock=clock)
         self.cutoffs = CutOffs(self._database, clock=clock)
         self._local_facts = LocalFacts(self._database)
+        indexes = self._database.dialect == "sqlite" and not self._has_zep  # with Zep nobody searches here
+        self._words = WordIndexer(self._database) if indexes else None
         self.recall = BoundedRecall(self._database, self._facts, budget_s=settings.recall_budget_s)
         lease_s = 3 * settings.delivery_timeout_s
         self._keeper = Housekeeper(self._database, erase=self._has_zep, lease_s=lease_s, clock=clock)
@@ -95,6 +98,7 @@ class Memory:
                 ("intake", memory.intake.run),
                 ("cutoffs", memory._keep_cutoffs),
                 ("delivery", memory._keep_delivering),
+                ("words", memory._keep_indexing),
                 ("sweeping", memory._keep_sweeping),
             )
         ]
@@ -198,6 +202,12 @@ class Memory:
     def _facts(self) -> "FactSource | None":
         return self._zep if self._has_zep else self._local_facts
 
+    def _stored(self) -> None:
+        if self._has_zep:
+            self._nudge()
+        elif self._words is not None:
+            self._words.nudge()
+
     def _nudge(self) -> None:
         if self._worker is not None:
             self._worker.nudge()
@@ -274,6 +284,11 @@ class Memory:
                 self._settings.zep_api_key, self._settings.zep_api_url, timeout_s=self._settings.delivery_timeout_s
             )
         return self._zep
+
+    async def _keep_indexing(self) -> None:
+        await self._opened.wait()
+        if self._words is not None:
+            await self._words.run()
 
     async def _keep_sweeping(self) -> None:
         """Figures every few seconds, retention every few minutes."""

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from token_broker.memory.checkpoints import SAFETY_PAGES, Checkpointer
 from token_broker.memory.database import store_error
 from token_broker.memory.errors import StoreInUseError, StoreUnreachableError
 
@@ -67,6 +68,8 @@ class FileLock:
 class SqliteDatabase:
     """See `Database`. WAL and `synchronous=FULL`: what is committed has reached the disk."""
 
+    dialect: Literal["sqlite", "postgresql"] = "sqlite"
+
     def __init__(self, url: str, *, busy_s: float, timeout_s: float, exclusive: bool = True) -> None:
         self.path = sqlite_path(url)
         self._busy_ms = round(busy_s * 1000)
@@ -78,6 +81,7 @@ class SqliteDatabase:
         self._writer: Engine | None = None
         self._reader: Engine | None = None
         self._kept: Connection | None = None  # the writer's thread's own, between its transactions
+        self._checkpointer: Checkpointer | None = None
 
     def lock(self) -> None:
         """Takes the file for this process, at once, unless it is shared. Raises StoreInUseError or OSError."""
@@ -133,7 +137,7 @@ class SqliteDatabase:
             event.listen(each, "begin", partial(_begin, statement=begin))
         with _MIGRATING, writer.begin() as connection:
             migrate(connection)
-        self._writer, self._reader = writer, reader
+        self._writer, self._reader, self._checkpointer = writer, reader, Checkpointer(self.path)
 
     def _write(self, work: "Callable[[Connection], R]") -> R:
         """On the connection of the last time, as long as its transactions end as they should."""
@@ -147,8 +151,14 @@ class SqliteDatabase:
         finally:
             if _is_at_rest(connection):
                 self._kept = connection
+                self._tell_checkpointer(connection)
             else:
                 connection.close()
+
+    def _tell_checkpointer(self, connection: "Connection") -> None:
+        driver: Any = connection.connection.dbapi_connection
+        if self._checkpointer is not None:
+            self._checkpointer.committed(driver)
 
     def _read(self, work: "Callable[[Connection], R]") -> R:
         if self._reader is None:
@@ -165,10 +175,13 @@ class SqliteDatabase:
             "journal_size_limit = 67108864",
             "temp_store = MEMORY",  # a statement that fails halfway is taken back: no file for each commit
             "cache_size = -8000",
+            f"wal_autocheckpoint = {SAFETY_PAGES}",
         ):
             connection.execute(f"PRAGMA {pragma}")
 
     def _dispose(self) -> None:
+        if self._checkpointer is not None:
+            self._checkpointer.stop()
         self._reader_threads.shutdown(cancel_futures=True)  # first: a pool closes what is in it, not what is lent
         if self._kept is not None:
             self._kept.close()

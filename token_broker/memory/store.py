@@ -1,13 +1,11 @@
 """What the memory keeps, as statements: sessions, tickets, turns. The same on SQLite and PostgreSQL.
 
-Each function takes a `Connection` inside a transaction. Batches travel as one JSON parameter: one statement, whatever
-their size, and no trip through the interpreter's lock a row. Rows are locked in one order everywhere (sessions, turns,
+Each function takes a `Connection` inside a transaction. Rows are locked in one order everywhere (sessions, turns,
 outbox; within each by key), so that replicas don't block one another for good.
 """
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +14,10 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
-    Dialect,
     Insert,
     Table,
-    Text,
     and_,
-    bindparam,
     case,
-    cast,
     delete,
     func,
     literal_column,
@@ -31,11 +25,9 @@ from sqlalchemy import (
     true,
     tuple_,
 )
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.dialects.postgresql import asyncpg
-from sqlalchemy.sql.selectable import TableValuedAlias
 
 from token_broker.memory.base import Outcome, Owner, SessionRecord, Turn
+from token_broker.memory.batches import Batch, batch_fields, batch_rows, insert_for, insert_from_batch
 from token_broker.memory.keys import bucket_of, place_of, to_us
 from token_broker.memory.pacing import FULL_BATCH
 from token_broker.memory.tables import Delivery, outbox, sessions, tickets, turns
@@ -105,7 +97,7 @@ def save_sessions(connection: Connection, owners: Iterable[tuple[Owner, str]], n
         for key, (owner, agent_id) in sorted(newest.items(), key=_by_bucket)
     ]
     if rows:
-        _run_batch(connection, _SAVE_SESSIONS, rows)
+        _SAVE_SESSIONS.run(connection, rows)
 
 
 def insert_turns(
@@ -135,7 +127,7 @@ def _insert(connection: Connection, wanted: Mapping[_Key, Arrived], delivery: De
     if not wanted:
         return frozenset()
     rows = sorted(_turn_row(item, delivery) for item in wanted.values())  # by key, which is what they begin with
-    if _run_batch(connection, _INSERT_TURNS, rows) == len(rows):
+    if _INSERT_TURNS.run(connection, rows) == len(rows):
         return wanted.keys()
     by_arrival = {item.arrival: key for key, item in wanted.items()}
     found = connection.execute(
@@ -161,7 +153,7 @@ def enqueue(connection: Connection, counts: Mapping[str, int], now_us: int) -> N
         [bucket_of(key), key, now_us, 0, 0, False, 0, 0, None, FULL_BATCH, count, now_us, None]
         for key, count in sorted(counts.items(), key=_by_bucket)
     ]
-    _run_batch(connection, _ENQUEUE, rows)
+    _ENQUEUE.run(connection, rows)
 
 
 def _foreign(connection: Connection, refused: list[Arrived]) -> set[_Key]:
@@ -246,40 +238,8 @@ def _turn_row(item: Arrived, delivery: Delivery) -> list[Any]:
     ]
 
 
-def _run_batch(connection: Connection, statements: Mapping[str, str], rows: list[list[Any]]) -> int:
-    """Runs a batch's statement; how many rows it wrote."""
-    return connection.exec_driver_sql(statements[connection.dialect.name], (json.dumps(rows),)).rowcount
-
-
-def _rows_from_json(dialect: str) -> TableValuedAlias:
-    """The parameter `rows`, a JSON array of arrays, as rows `batch` of one column `value`."""
-    rows = bindparam("rows", type_=Text())
-    expanded = func.json_each(rows) if dialect == "sqlite" else func.jsonb_array_elements(cast(rows, postgresql.JSONB))
-    return expanded.table_valued("value", name="batch")
-
-
-def _field(dialect: str, index: int, target: Column[Any]) -> ColumnElement[Any]:
-    """The member of `batch.value` at `index`, as what the column holds."""
-    if dialect == "sqlite":
-        return literal_column(f"json_extract(batch.value, '$[{index}]')", target.type)
-    return cast(literal_column(f"batch.value ->> {index}", Text()), target.type)
-
-
-def _fields(dialect: str, columns: Sequence[Column[Any]]) -> list[ColumnElement[Any]]:
-    return [_field(dialect, index, target) for index, target in enumerate(columns)]
-
-
-def _insert_from_json(dialect: str, table: Table, columns: Sequence[Column[Any]]) -> Any:
-    source = select(*_fields(dialect, columns)).select_from(_rows_from_json(dialect)).where(true())
-    return _insert_for(dialect, table).from_select([target.name for target in columns], source)
-
-
-def _insert_for(dialect: str, table: Table) -> Any:
-    return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect](table)
-
-
 def _save_sessions(dialect: str) -> Insert:
-    statement = _insert_from_json(dialect, sessions, SESSION_FIELDS)
+    statement = insert_from_batch(dialect, sessions, SESSION_FIELDS)
     new = statement.excluded
     saved: Insert = statement.on_conflict_do_update(
         index_elements=["bucket", "session_id"],
@@ -299,26 +259,25 @@ def _insert_turns(dialect: str) -> Insert:
     PostgreSQL is made to look each session up by its key, in the batch's order: left to itself it reads the whole table
     of sessions for each batch, as long as it has not counted them, and locks them as it finds them.
     """
-    fields = _fields(dialect, TURN_FIELDS)
-    principal = _field(dialect, len(TURN_FIELDS), sessions.c.principal)
+    *fields, principal = batch_fields(dialect, [*TURN_FIELDS, sessions.c.principal])
     is_owners = and_(
         sessions.c.bucket == fields[0], sessions.c.session_id == fields[1], sessions.c.principal == principal
     )
     if dialect == "postgresql":
         held = select(sessions.c.bucket).where(is_owners).limit(literal_column("1"))
         owner = held.with_for_update(read=True, key_share=True).lateral("owner")
-        joined = _rows_from_json(dialect).join(owner, true())
+        joined = batch_rows(dialect).join(owner, true())
     else:
-        joined = _rows_from_json(dialect).join(sessions, is_owners)
+        joined = batch_rows(dialect).join(sessions, is_owners)
     source = select(*fields).select_from(joined).where(true())  # else SQLite takes ON CONFLICT for the join's
-    statement = _insert_for(dialect, turns).from_select([target.name for target in TURN_FIELDS], source)
+    statement = insert_for(dialect, turns).from_select([target.name for target in TURN_FIELDS], source)
     inserted: Insert = statement.on_conflict_do_nothing(index_elements=["bucket", "session_id", "turn_id"])
     return inserted
 
 
 def _enqueue_for(dialect: str) -> Insert:
     """A session in backoff stays there; any other is due at once, for the newcomer may fill a gap."""
-    statement = _insert_from_json(dialect, outbox, OUTBOX_FIELDS)
+    statement = insert_from_batch(dialect, outbox, OUTBOX_FIELDS)
     new = statement.excluded
     enqueued: Insert = statement.on_conflict_do_update(
         index_elements=["bucket", "session_id"],
@@ -331,22 +290,11 @@ def _enqueue_for(dialect: str) -> Insert:
 
 
 def _spend(dialect: str) -> Insert:
-    spent: Insert = _insert_for(dialect, tickets).on_conflict_do_nothing(index_elements=["bucket", "ticket_id"])
+    spent: Insert = insert_for(dialect, tickets).on_conflict_do_nothing(index_elements=["bucket", "ticket_id"])
     return spent
 
 
-_DIALECTS: dict[str, Dialect] = {"sqlite": sqlite.dialect(), "postgresql": asyncpg.dialect()}  # type: ignore[no-untyped-call]
-
-
-def _as_sql(make: Callable[[str], Insert]) -> dict[str, str]:
-    """A batch's statement as each driver takes it, with `rows` as its one parameter.
-
-    SQLAlchemy would walk through such a statement at each execution, to find out that it knows it already.
-    """
-    return {name: str(make(name).compile(dialect=dialect)) for name, dialect in _DIALECTS.items()}
-
-
-_SAVE_SESSIONS = _as_sql(_save_sessions)
-_INSERT_TURNS = _as_sql(_insert_turns)
-_ENQUEUE = _as_sql(_enqueue_for)
-_SPEND = {dialect: _spend(dialect) for dialect in _DIALECTS}
+_SAVE_SESSIONS = Batch(len(SESSION_FIELDS), _save_sessions)
+_INSERT_TURNS = Batch(len(TURN_FIELDS) + 1, _insert_turns)
+_ENQUEUE = Batch(len(OUTBOX_FIELDS), _enqueue_for)
+_SPEND = {dialect: _spend(dialect) for dialect in ("sqlite", "postgresql")}

@@ -34,7 +34,7 @@ __all__ = [
     "turns",
 ]
 
-SCHEMA_REVISION = "0002"  # the newest of migrations/versions
+SCHEMA_REVISION = "0003"  # the newest of migrations/versions
 
 metadata = MetaData()
 
@@ -157,16 +157,12 @@ cutoffs = Table(
 )
 
 # Full text. SQLite's is contentless: rows are found by `rowid`, a turn's arrival; `owner` holds a token of the session
-# and one of its principal, so that a search touches nobody else's words.
+# and one of its principal, so that a search touches nobody else's words. `words.py` fills it, behind the commits.
 SEARCH: dict[str, tuple[str, ...]] = {
     "sqlite": (
         "CREATE VIRTUAL TABLE turn_words USING fts5(owner, content, content='')",
-        """CREATE TRIGGER turns_worded AFTER INSERT ON turns BEGIN
-        INSERT INTO turn_words (rowid, owner, content)
-        SELECT new.arrival, 's' || hex(s.session_id) || ' p' || hex(s.principal), new.content
-        FROM sessions s WHERE s.bucket = new.bucket AND s.session_id = new.session_id;
-    END""",
-        """CREATE TRIGGER turns_unworded AFTER DELETE ON turns BEGIN
+        """CREATE TRIGGER turns_unworded AFTER DELETE ON turns
+        WHEN EXISTS (SELECT 1 FROM turn_words WHERE rowid = old.arrival) BEGIN
         INSERT INTO turn_words (turn_words, rowid, owner, content)
         SELECT 'delete', old.arrival, 's' || hex(s.session_id) || ' p' || hex(s.principal), old.content
         FROM sessions s WHERE s.bucket = old.bucket AND s.session_id = old.session_id;

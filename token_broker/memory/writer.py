@@ -74,13 +74,13 @@ class GroupWriter:
         queue: bool,
         gather_s: float,
         clock: Callable[[], float],
-        on_queued: Callable[[], None],
+        on_stored: Callable[[], None],
     ) -> None:
         self._database = database
         self._queue = queue
         self._gather_s = gather_s
         self._clock = clock
-        self._on_queued = on_queued
+        self._on_stored = on_stored
         self._arrivals = ArrivalClock(clock)
         self._waiting: deque[_Submission] = deque()
         self._waiting_turns = 0
@@ -257,8 +257,8 @@ class GroupWriter:
         self.counts.stored += stored
         self.counts.foreign += foreign
         self.counts.duplicates += len(outcomes) - stored - foreign
-        if stored and self._queue:
-            self._on_queued()
+        if stored:
+            self._on_stored()
 
 
 def _tell(submission: _Submission, outcomes: list[Outcome]) -> None:

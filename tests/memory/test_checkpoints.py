@@ -1,0 +1,133 @@
+"""SQLite's log is brought into the file away from the commits, and does not grow for ever."""
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.memory.support.turns import owner, turn
+from tests.support.databases import sqlite_url
+from tests.support.waiting import eventually
+from token_broker.memory import checkpoints
+from token_broker.memory.keys import ArrivalClock
+from token_broker.memory.sqlite import SqliteDatabase
+from token_broker.memory.store import Arrived, insert_turns
+
+PAGE = 4096
+arrivals = ArrivalClock()
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints all the time, and a log that is soon long."""
+    for name, value in {"_EVERY_S": 0.01, "_LONG_PAGES": 256, "_TAIL_PAGES": 32}.items():
+        monkeypatch.setattr(checkpoints, name, value)
+
+
+@contextlib.asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[SqliteDatabase]:
+    database = SqliteDatabase(sqlite_url(folder), busy_s=1, timeout_s=10)
+    await database.open()
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
+    async with opened(tmp_path) as database:
+        yield database
+
+
+async def put(database: SqliteDatabase, count: int = 1, content: str = "hello") -> None:
+    batch = [Arrived(turn(content=content), arrivals.next()) for _ in range(count)]
+    await database.write(partial(insert_turns, batch=batch, now_s=1.0, unknown=[(owner(), "elena")], queue=False))
+
+
+def log_of(database: SqliteDatabase) -> Path:
+    return database.path.with_name(database.path.name + "-wal")
+
+
+def in_file(database: SqliteDatabase, copy: Path) -> int:
+    """How many turns the database file has by itself, without its log."""
+    copy.write_bytes(database.path.read_bytes())
+    connection = sqlite3.connect(copy)
+    try:
+        return int(connection.execute("SELECT count(*) FROM turns").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0  # not even the tables are there yet
+    finally:
+        connection.close()
+
+
+@pytest.mark.usefixtures("often")
+async def test_what_was_committed_reaches_the_file_without_a_further_commit(
+    database: SqliteDatabase, tmp_path: Path
+) -> None:
+    await put(database, 3)
+
+    async def arrived() -> bool:
+        return await asyncio.to_thread(in_file, database, tmp_path / "copy.db") == 3
+
+    await eventually(arrived)
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_log_that_is_written_to_all_the_while_begins_anew(database: SqliteDatabase) -> None:
+    written = 0
+    longest = 0
+    while written < 24 * 1024 * 1024:
+        await put(database, 20, "x" * 8000)
+        written += 20 * 8000
+        longest = max(longest, log_of(database).stat().st_size)
+    assert longest < written / 2
+    assert longest < checkpoints.SAFETY_PAGES * PAGE / 2  # so no commit had to
+
+
+async def test_commits_do_it_themselves_where_the_thread_can_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("token_broker.memory.sqlite.SAFETY_PAGES", 256)
+    monkeypatch.setattr(checkpoints, "_EVERY_S", 60)
+    async with opened(tmp_path) as database:
+        for _ in range(40):
+            await put(database, 20, "x" * 8000)
+        assert log_of(database).stat().st_size < 3 * 256 * PAGE
+
+
+@pytest.mark.usefixtures("often")
+async def test_a_checkpoint_that_fails_is_tried_again(
+    database: SqliteDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = threading.Semaphore(3)
+
+    def failing(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        if failures.acquire(blocking=False):
+            raise sqlite3.OperationalError("disk I/O error")
+        connection: sqlite3.Connection = sqlite3.connect(*arguments, **options)
+        return connection
+
+    monkeypatch.setattr(checkpoints, "sqlite3", SimpleNamespace(connect=failing, Error=sqlite3.Error))
+
+    async def arrived() -> bool:
+        await put(database)
+        return await asyncio.to_thread(in_file, database, tmp_path / "copy.db") > 0
+
+    await eventually(arrived)
+    assert not failures.acquire(blocking=False)
+
+
+async def test_closing_ends_the_thread_and_leaves_no_log(tmp_path: Path) -> None:
+    async with opened(tmp_path) as database:
+        await put(database)
+        assert "memory-checkpoints" in {thread.name for thread in threading.enumerate()}
+    assert "memory-checkpoints" not in {thread.name for thread in threading.enumerate()}
+    assert not log_of(database).exists()

@@ -1,0 +1,145 @@
+"""SQLite's full text lags behind the commits: it catches up, loses nothing, and stays sound."""
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from tests.memory.conftest import MakeSettings
+from tests.memory.support.turns import SESSION, owner, turn
+from tests.memory.support.zep import Zep
+from tests.support.waiting import eventually
+from token_broker.memory.database import Database
+from token_broker.memory.errors import StoreAwayError
+from token_broker.memory.forgetting import forget_older, forget_session
+from token_broker.memory.keys import arrival_at
+from token_broker.memory.reading import search
+from token_broker.memory.service import Memory
+from token_broker.memory.store import Arrived, insert_turns
+from token_broker.memory.words import WordIndexer, index_words
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+async def put(database: Database, *contents: str, session_id: str = SESSION, at_s: float = 1000) -> None:
+    by = owner(session_id)
+    said = [Arrived(turn(content=text, by=by), arrival_at(at_s + n)) for n, text in enumerate(contents)]
+    work = partial(insert_turns, batch=said, now_s=1.0, unknown=[(by, "elena")], queue=False)
+    await database.write(work)
+
+
+async def found(database: Database, *words: str, of: Sequence[str] = (SESSION,)) -> list[str]:
+    return [said.content for said in await database.read(partial(search, words=words, limit=9, session_ids=of))]
+
+
+async def found_by(memory: Memory, word: str) -> list[str]:
+    return await found(memory._database, word)
+
+
+def indexed(connection: Connection) -> int:
+    """How many turns are in the index, which is sound."""
+    connection.execute(text("INSERT INTO turn_words (turn_words) VALUES ('integrity-check')"))
+    return connection.scalar(text("SELECT count(*) FROM turn_words")) or 0
+
+
+async def test_each_turn_is_indexed_once_the_oldest_first(database: Database) -> None:
+    await put(database, "one harbour", "two harbours", "three harbours")
+    assert await database.write(partial(index_words, limit=2)) == 2
+    assert await found(database, "harbour", "harbours") == ["one harbour", "two harbours"]
+    assert [await database.write(index_words) for _ in range(2)] == [1, 0]
+    assert await database.write(indexed) == 3
+
+
+async def test_what_is_forgotten_before_it_is_indexed_leaves_the_index_sound(database: Database) -> None:
+    await put(database, "a harbour that is indexed")
+    await database.write(index_words)
+    await put(database, "a harbour that is not", at_s=2000)
+    await put(database, "a harbour of others", session_id="another-session-01", at_s=3000)
+    assert await database.write(partial(forget_session, session_id=SESSION, now_us=1, erase=False)) == 2
+    assert await database.write(indexed) == 0
+    await put(database, "a harbour once more", at_s=4000)
+    await database.write(index_words)
+    assert await database.write(indexed) == 2
+    assert await found(database, "harbour") == ["a harbour once more"]
+
+
+async def test_when_the_newest_is_forgotten_nothing_is_indexed_twice(database: Database) -> None:
+    await put(database, "the oldest harbour", "an old harbour", "a harbour")
+    await database.write(index_words)
+
+    def forget_newest(connection: Connection) -> int:
+        return connection.execute(text("DELETE FROM turns WHERE arrival = (SELECT max(arrival) FROM turns)")).rowcount
+
+    assert await database.write(forget_newest) == 1
+    assert await database.write(index_words) == 0
+    await put(database, "the newest harbour", at_s=2000)
+    assert await database.write(index_words) == 1
+    assert await database.write(indexed) == 3
+    assert await database.write(partial(forget_older, before_arrival=arrival_at(3000), limit=9)) == 3
+    assert await database.write(indexed) == 0
+
+
+async def test_what_an_earlier_process_left_is_indexed_at_the_next_start(
+    database: Database, make_settings: MakeSettings
+) -> None:
+    await put(database, *(f"harbour number {number}" for number in range(1200)))
+    await database.close()
+    async with Memory.open(make_settings()) as memory:
+        await memory.ready()
+        await eventually(partial(found_by, memory, "1199"))
+        assert await memory._database.write(indexed) == 1200
+
+
+async def test_a_turn_is_found_soon_after_it_was_stored(make_settings: MakeSettings) -> None:
+    async with Memory.open(make_settings()) as memory:
+        for word in ("harbour", "lighthouse"):
+            await memory.append([turn(content=f"the {word}")])
+            assert await eventually(partial(found_by, memory, word), within_s=5) == [f"the {word}"]
+
+
+async def test_with_zep_for_a_memory_nothing_is_indexed_until_zep_is_gone(
+    zep_settings: MakeSettings, make_settings: MakeSettings, zep: Zep
+) -> None:
+    async with Memory.open(zep_settings()) as memory:
+        await memory.append([turn("t1", "the harbour", sequence=1)])
+        await zep.has(1)
+        await asyncio.sleep(0.5)
+        assert await found_by(memory, "harbour") == []
+    async with Memory.open(make_settings()) as memory:
+        await memory.ready()
+        assert await eventually(partial(found_by, memory, "harbour")) == ["the harbour"]
+
+
+class Faltering:
+    """A database that is away the first two times."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.dialect = database.dialect
+        self.tries = 0
+
+    async def open(self) -> None: ...
+
+    async def write(self, work: Any, *, again: bool = True) -> Any:
+        self.tries += 1
+        if self.tries <= 2:
+            raise StoreAwayError("SQLITE_FULL")
+        return await self._database.write(work)
+
+    async def read(self, work: Any) -> Any:
+        return await self._database.read(work)
+
+    async def close(self) -> None: ...
+
+
+async def test_a_store_that_is_away_is_tried_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.memory.words._AWAY_S", 0.05)
+    await put(database, "a harbour")
+    faltering = Faltering(database)
+    running = asyncio.create_task(WordIndexer(faltering).run())
+    assert await eventually(partial(found, database, "harbour")) == ["a harbour"]
+    assert faltering.tries >= 3
+    running.cancel()
