@@ -1,6 +1,7 @@
 """The migrations make what `tables.py` says, once, and leave alone what they don't know."""
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,17 +13,24 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
 import token_broker.memory
+from tests.memory.support.turns import SESSION, owner, turn
 from token_broker.memory.database import Database, connect
 from token_broker.memory.errors import StoreAwayError
+from token_broker.memory.forgetting import forget_session
+from token_broker.memory.reading import search
 from token_broker.memory.schema import upgrade
+from token_broker.memory.store import Arrived, insert_turns
 from token_broker.memory.tables import SCHEMA_REVISION, metadata
+from token_broker.memory.words import index_words
 
 SEARCH_TABLES = "turn_words"  # SQLite's full text, which only the migration knows
 
 
-# Revision 0001 indexed a turn's words as it was stored.
+# Revision 0001 indexed a turn's words as it was stored, in an index that merged itself.
 WORDED_BY_TRIGGERS = (
     "DROP TRIGGER turns_unworded",
+    "INSERT INTO turn_words (turn_words, rank) VALUES ('automerge', 4)",
+    "INSERT INTO turn_words (turn_words, rank) VALUES ('crisismerge', 16)",
     """CREATE TRIGGER turns_unworded AFTER DELETE ON turns BEGIN
         INSERT INTO turn_words (turn_words, rowid, owner, content)
         SELECT 'delete', old.arrival, 's' || hex(s.session_id) || ' p' || hex(s.principal), old.content
@@ -57,7 +65,9 @@ def test_the_newest_migration_is_the_one_that_this_version_wants() -> None:
 async def everything(database: Database) -> list[str]:
     """All that a database keeps of its tables, indexes and triggers."""
     catalogue = {
-        "sqlite": "SELECT type || ' ' || name || ' ' || coalesce(sql, '') FROM sqlite_master",
+        "sqlite": """
+            SELECT type || ' ' || name || ' ' || coalesce(sql, '') FROM sqlite_master
+            UNION ALL SELECT k || ' ' || v FROM turn_words_config""",
         "postgresql": """
             SELECT concat_ws(' ', table_name, column_name, data_type, is_nullable, column_default)
             FROM information_schema.columns WHERE table_schema = 'public'
@@ -106,6 +116,8 @@ async def test_a_store_of_the_first_version_is_brought_up_and_keeps_what_it_has(
             "INSERT INTO tickets VALUES (1, 'a-ticket', 1)",
         ):
             connection.execute(text(statement))
+        said = [Arrived(turn("t1", "my boat"), 1)]
+        insert_turns(connection, said, 1.0, unknown=[(owner(), "elena")], queue=False)
 
     made = await everything(database)
     await database.write(as_it_was)
@@ -114,6 +126,12 @@ async def test_a_store_of_the_first_version_is_brought_up_and_keeps_what_it_has(
     await again.open()
     assert await everything(again) == made
     assert await again.read(lambda c: c.scalars(text("SELECT ticket_id FROM tickets")).all()) == ["a-ticket"]
+    if again.dialect == "sqlite":
+        assert await again.write(index_words) == 1
+    find = partial(search, words=["boat"], limit=9, session_ids=[SESSION])
+    assert [said.content for said in await again.read(find)] == ["my boat"]
+    assert await again.write(partial(forget_session, session_id=SESSION, now_us=1, erase=False)) == 1
+    assert await again.read(find) == []
     await again.close()
 
 

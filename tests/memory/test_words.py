@@ -19,7 +19,7 @@ from token_broker.memory.keys import arrival_at
 from token_broker.memory.reading import search
 from token_broker.memory.service import Memory
 from token_broker.memory.store import Arrived, insert_turns
-from token_broker.memory.words import WordIndexer, index_words
+from token_broker.memory.words import WordIndexer, index_words, merge_words
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -45,12 +45,43 @@ def indexed(connection: Connection) -> int:
     return connection.scalar(text("SELECT count(*) FROM turn_words")) or 0
 
 
+def pieces(connection: Connection) -> int:
+    """How many pieces a search has to go through."""
+    return connection.scalar(text("SELECT count(DISTINCT segid) FROM turn_words_idx")) or 0
+
+
 async def test_each_turn_is_indexed_once_the_oldest_first(database: Database) -> None:
     await put(database, "one harbour", "two harbours", "three harbours")
     assert await database.write(partial(index_words, limit=2)) == 2
     assert await found(database, "harbour", "harbours") == ["one harbour", "two harbours"]
     assert [await database.write(index_words) for _ in range(2)] == [1, 0]
     assert await database.write(indexed) == 3
+
+
+async def test_an_index_in_many_pieces_is_merged_in_small_steps(database: Database) -> None:
+    for number in range(300):
+        words = " ".join(f"word{number}x{n}" for n in range(40))
+        await put(database, *(f"{number} {n} {words}" for n in range(20)), at_s=1000 + 100 * number)
+        await database.write(index_words)
+    before = await database.read(pieces)
+    assert before > 100
+    steps = 0
+    while await database.write(merge_words):
+        steps += 1
+    assert steps > 10
+    assert await database.read(pieces) < 20
+    assert await database.write(indexed) == 300 * 20
+    assert await found(database, "299") != []
+
+
+async def test_a_broker_keeps_its_index_merged(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.memory.words._PAUSE_S", 0)
+
+    async with Memory.open(make_settings()) as memory:
+        for number in range(60):
+            await memory.append([turn(content=f"harbour {number}")])
+            await eventually(partial(found_by, memory, str(number)))
+        assert await memory._database.read(pieces) < 20
 
 
 async def test_what_is_forgotten_before_it_is_indexed_leaves_the_index_sound(database: Database) -> None:

@@ -6,7 +6,7 @@ searches here with Zep for a memory): the rest is taken up at the next start. Po
 """
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from token_broker.memory.database import Database
 from token_broker.memory.errors import StoreError
@@ -14,25 +14,39 @@ from token_broker.memory.errors import StoreError
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["WordIndexer", "index_words"]
+__all__ = ["WordIndexer", "index_words", "merge_words"]
 
-_AT_ONCE = 500  # turns a transaction: the next commit waits behind it
+_AT_ONCE = 200  # turns a transaction: the next commit waits behind it
+_PAGES_AT_ONCE = 16  # of the index, merged in a transaction
+_MERGES = 30
 _PAUSE_S = 0.25
 _AWAY_S = 2.0
 
-# A turn's arrival is its row in the index, and whatever comes later arrives later. A session is `s` and its id as hex.
+# A turn's arrival is its row in the index, and whatever comes later arrives later.
 _INDEX = """
 INSERT INTO turn_words (rowid, owner, content)
-SELECT t.arrival, 's' || hex(t.session_id) || ' p' || hex(s.principal), t.content
-FROM turns t JOIN sessions s ON s.bucket = t.bucket AND s.session_id = t.session_id
-WHERE t.arrival > coalesce((SELECT rowid FROM turn_words ORDER BY rowid DESC LIMIT 1), 0)
-ORDER BY t.arrival LIMIT ?
+SELECT arrival, 's' || hex(session_id), content FROM turns
+WHERE arrival > coalesce((SELECT rowid FROM turn_words ORDER BY rowid DESC LIMIT 1), 0)
+ORDER BY arrival LIMIT ?
 """
+_MERGE = "INSERT INTO turn_words (turn_words, rank) VALUES ('merge', ?)"
+_NO_MERGE = 2  # a merge that changes fewer rows has found nothing to do (FTS5's documentation, §6.8)
 
 
 def index_words(connection: "Connection", limit: int = _AT_ONCE) -> int:
     """Makes the oldest turns that are not yet in SQLite's full text searchable; how many turns."""
     return connection.exec_driver_sql(_INDEX, (limit,)).rowcount
+
+
+def merge_words(connection: "Connection") -> bool:
+    """Merges a little of what indexing leaves in pieces, which a search has to go through; whether there was any.
+
+    SQLite would merge as it indexes, and now and then so much at once that a commit waits long behind it.
+    """
+    driver: Any = connection.connection.dbapi_connection
+    before = driver.total_changes
+    connection.exec_driver_sql(_MERGE, (_PAGES_AT_ONCE,))
+    return bool(driver.total_changes - before >= _NO_MERGE)
 
 
 class WordIndexer:
@@ -54,9 +68,18 @@ class WordIndexer:
             self._wake.clear()
             pause_s = _PAUSE_S
             try:
-                while await self._database.write(index_words):
+                while await self._database.write(index_words) == _AT_ONCE:
                     pass
+                if await self._merge():
+                    self._wake.set()
             except StoreError:
                 self._wake.set()
                 pause_s = _AWAY_S
             await asyncio.sleep(pause_s)
+
+    async def _merge(self) -> bool:
+        """Merges for a while; whether there may be more to do."""
+        for _ in range(_MERGES):
+            if not await self._database.write(merge_words):
+                return False
+        return True
