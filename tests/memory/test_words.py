@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
+from structlog.testing import capture_logs
 
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
@@ -170,7 +171,16 @@ async def test_a_store_that_is_away_is_tried_again(database: Database, monkeypat
     monkeypatch.setattr("token_broker.memory.words._AWAY_S", 0.05)
     await put(database, "a harbour")
     faltering = Faltering(database)
-    running = asyncio.create_task(WordIndexer(faltering).run())
-    assert await eventually(partial(found, database, "harbour")) == ["a harbour"]
-    assert faltering.tries >= 3
+    with capture_logs() as logged:
+        running = asyncio.create_task(WordIndexer(faltering).run())
+        assert await eventually(partial(found, database, "harbour")) == ["a harbour"]
+
+        async def told() -> bool:
+            return len(logged) > 1
+
+        await eventually(told)
     running.cancel()
+    assert [(line["event"], line.get("reason")) for line in logged] == [
+        ("words_not_indexed", "SQLITE_FULL"),
+        ("words_indexed_again", None),
+    ]

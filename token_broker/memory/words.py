@@ -8,6 +8,8 @@ searches here with Zep for a memory): the rest is taken up at the next start. Po
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from token_broker.memory.database import Database
 from token_broker.memory.errors import StoreError
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 __all__ = ["WordIndexer", "index_words", "merge_words"]
+
+log = structlog.get_logger(__name__)
 
 _AT_ONCE = 200  # turns a transaction: the next commit waits behind it
 _PAGES_AT_ONCE = 16  # of the index, merged in a transaction
@@ -56,6 +60,7 @@ class WordIndexer:
         self._database = database
         self._wake = asyncio.Event()
         self._wake.set()  # what an earlier process left
+        self._failing: str | None = None
 
     def nudge(self) -> None:
         """Something was stored."""
@@ -66,16 +71,26 @@ class WordIndexer:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            pause_s = _PAUSE_S
             try:
                 while await self._database.write(index_words) == _AT_ONCE:
                     pass
                 if await self._merge():
                     self._wake.set()
-            except StoreError:
+            except StoreError as error:
+                self._tell(str(error))
                 self._wake.set()
-                pause_s = _AWAY_S
-            await asyncio.sleep(pause_s)
+                await asyncio.sleep(_AWAY_S)
+            else:
+                self._tell(None)
+                await asyncio.sleep(_PAUSE_S)
+
+    def _tell(self, failing: str | None) -> None:
+        """Of a trouble that begins or ends; while it lasts recall finds nothing new by its words."""
+        if failing and not self._failing:
+            log.warning("words_not_indexed", reason=failing)
+        elif self._failing and not failing:
+            log.info("words_indexed_again")
+        self._failing = failing
 
     async def _merge(self) -> bool:
         """Merges for a while; whether there may be more to do."""
