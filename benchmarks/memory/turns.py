@@ -1,10 +1,13 @@
 """What the memory takes in a second, durably and over HTTP, beside the same database's own bare insert rate.
 
     python -m benchmarks.memory.turns [--seconds 4] [--store sqlite|postgresql] [--stored 0] [--connections 8 32 64]
+        [--folder /tmp]
 
 The real broker serves in a process of its own; this one makes the load on bare sockets. CPU is the broker's process
 alone, from the system's books; `a core` is what one core would take. With `--stored` a second broker, whose store has
 so many turns before, is measured beside the first, in turns with it and several rounds each, and the two are compared.
+
+A latency is the disk's as much as ours: the first line is the disk's own; `--folder /dev/shm` leaves it out.
 """
 
 import argparse
@@ -42,6 +45,9 @@ from token_broker.settings import Settings
 SESSIONS = 256
 _FILLED_SESSIONS = 20_000
 _FILLED_AT_ONCE = 5_000
+_COMMIT_BYTES = 256 * 1024
+_COMMITS = 64
+_COMMITS_APART_S = 0.01
 _TOLERANCE = 0.2  # a full store may be so much slower than an empty one
 SENTENCE = "the quick brown fox jumps over a lazy dog and asks what the invoice of last month came to"
 WORDS = SENTENCE.split()
@@ -243,7 +249,28 @@ async def bare_postgresql(server: PostgresServer, url: str, rows: int, seconds: 
     return sum(done) / seconds
 
 
+def flushes(folder: Path, seconds: float) -> Result:
+    """What no software on this disk can be faster than: as much as a large commit writes, written and flushed."""
+    file = os.open(folder / "flushed", os.O_RDWR | os.O_CREAT)
+    page, began_s = bytes(_COMMIT_BYTES), time.perf_counter()
+    latencies: list[float] = []
+    try:
+        os.pwrite(file, bytes(_COMMIT_BYTES * _COMMITS), 0)
+        os.fsync(file)
+        while time.perf_counter() < began_s + seconds:
+            os.pwrite(file, page, len(latencies) % _COMMITS * _COMMIT_BYTES)
+            before_s = time.perf_counter()
+            os.fdatasync(file)
+            latencies.append(time.perf_counter() - before_s)
+            time.sleep(_COMMITS_APART_S)
+    finally:
+        os.close(file)
+    cuts = statistics.quantiles(latencies, n=100)
+    return Result("the disk bare, 256 kB flushed", len(latencies) / seconds, cuts[49] * 1000, cuts[98] * 1000)
+
+
 async def bare(folder: Path, url: str, server: PostgresServer | None, seconds: float) -> None:
+    print((await asyncio.to_thread(flushes, folder, seconds)).line(), flush=True)
     for rows in (1, 100):
         if server is None:
             rate = await asyncio.to_thread(bare_sqlite, folder, rows, seconds)
@@ -290,10 +317,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, nargs="+", default=[8, 32, 64])
     parser.add_argument("--backlog", type=int, default=6000)
+    parser.add_argument("--folder", type=Path, help="where SQLite's files are; the system's temporary folder")
     arguments = parser.parse_args()
     stores = ["empty", "filled"] if arguments.stored else ["empty"]
     for store in arguments.store or ["sqlite", "postgresql"]:
-        with tempfile.TemporaryDirectory() as name:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
             if store == "sqlite":
                 urls = [sqlite_url(_folder(name, which)) for which in stores]
                 asyncio.run(measure(Path(name), urls, None, arguments))

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 from token_broker.memory.base import Outcome, Owner, SessionRecord, Turn
-from token_broker.memory.batches import Batch, batch_fields, batch_rows, insert_for, insert_from_batch
+from token_broker.memory.batches import BATCH_ROWS, Batch, batch_fields, insert_for, insert_from_batch
 from token_broker.memory.keys import bucket_of, place_of, to_us
 from token_broker.memory.pacing import FULL_BATCH
 from token_broker.memory.tables import Delivery, outbox, sessions, tickets, turns
@@ -82,6 +82,7 @@ TURN_FIELDS: tuple[Column[Any], ...] = (
     turns.c.channel,
     turns.c.delivery,
 )
+_OWNED_TURN_FIELDS = (*TURN_FIELDS, sessions.c.principal)  # whose the session has to be
 OUTBOX_FIELDS: tuple[Column[Any], ...] = tuple(outbox.c)
 
 
@@ -234,7 +235,7 @@ def _turn_row(item: Arrived, delivery: Delivery) -> list[Any]:
         turn.interrupted,
         turn.channel,
         int(delivery),
-        turn.owner.principal,  # beyond TURN_FIELDS: compared with the session's
+        turn.owner.principal,
     ]
 
 
@@ -259,16 +260,16 @@ def _insert_turns(dialect: str) -> Insert:
     PostgreSQL is made to look each session up by its key, in the batch's order: left to itself it reads the whole table
     of sessions for each batch, as long as it has not counted them, and locks them as it finds them.
     """
-    *fields, principal = batch_fields(dialect, [*TURN_FIELDS, sessions.c.principal])
+    *fields, principal = batch_fields(_OWNED_TURN_FIELDS)
     is_owners = and_(
         sessions.c.bucket == fields[0], sessions.c.session_id == fields[1], sessions.c.principal == principal
     )
     if dialect == "postgresql":
         held = select(sessions.c.bucket).where(is_owners).limit(literal_column("1"))
         owner = held.with_for_update(read=True, key_share=True).lateral("owner")
-        joined = batch_rows(dialect).join(owner, true())
+        joined = BATCH_ROWS.join(owner, true())
     else:
-        joined = batch_rows(dialect).join(sessions, is_owners)
+        joined = BATCH_ROWS.join(sessions, is_owners)
     source = select(*fields).select_from(joined).where(true())  # else SQLite takes ON CONFLICT for the join's
     statement = insert_for(dialect, turns).from_select([target.name for target in TURN_FIELDS], source)
     inserted: Insert = statement.on_conflict_do_nothing(index_elements=["bucket", "session_id", "turn_id"])
@@ -294,7 +295,7 @@ def _spend(dialect: str) -> Insert:
     return spent
 
 
-_SAVE_SESSIONS = Batch(len(SESSION_FIELDS), _save_sessions)
-_INSERT_TURNS = Batch(len(TURN_FIELDS) + 1, _insert_turns)
-_ENQUEUE = Batch(len(OUTBOX_FIELDS), _enqueue_for)
+_SAVE_SESSIONS = Batch(SESSION_FIELDS, _save_sessions)
+_INSERT_TURNS = Batch(_OWNED_TURN_FIELDS, _insert_turns)
+_ENQUEUE = Batch(OUTBOX_FIELDS, _enqueue_for)
 _SPEND = {dialect: _spend(dialect) for dialect in ("sqlite", "postgresql")}
