@@ -14,7 +14,7 @@ from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Zep
 from tests.support.waiting import eventually
 from token_broker.memory.database import Database
-from token_broker.memory.errors import StoreAwayError
+from token_broker.memory.errors import StoreAwayError, StoreError
 from token_broker.memory.forgetting import forget_older, forget_session
 from token_broker.memory.keys import arrival_at
 from token_broker.memory.reading import search
@@ -184,3 +184,30 @@ async def test_a_store_that_is_away_is_tried_again(database: Database, monkeypat
         ("words_not_indexed", "SQLITE_FULL"),
         ("words_indexed_again", None),
     ]
+
+
+async def test_a_damaged_index_is_made_anew_from_the_turns(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.memory.words._AWAY_S", 0.05)
+    for number in range(3):
+        await put(database, f"harbour {number}", at_s=1000 + number)
+        await database.write(index_words)
+
+    def damage(connection: Connection) -> int:
+        return connection.execute(text("UPDATE turn_words_data SET block = zeroblob(9)")).rowcount
+
+    assert await database.write(damage) > 0
+    with pytest.raises(StoreError, match="SQLITE_CORRUPT_VTAB"):
+        await database.write(partial(forget_session, session_id=SESSION, now_us=1, erase=False))
+    with capture_logs() as logged:
+        await put(database, "harbour 3", at_s=2000)
+        running = asyncio.create_task(WordIndexer(database).run())
+
+        async def told() -> bool:
+            return len(logged) > 1
+
+        await eventually(told)
+    running.cancel()
+    assert [line["event"] for line in logged] == ["words_not_indexed", "words_indexed_again"]
+    assert len(await found(database, "harbour")) == 4
+    assert await database.write(partial(forget_session, session_id=SESSION, now_us=1, erase=False)) == 4
+    assert await database.write(indexed) == 0

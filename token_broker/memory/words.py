@@ -6,17 +6,18 @@ searches here with Zep for a memory): the rest is taken up at the next start. Po
 """
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from token_broker.memory.database import Database
-from token_broker.memory.errors import StoreError
+from token_broker.memory.errors import StoreError, StoreRefusedError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["WordIndexer", "index_words", "merge_words"]
+__all__ = ["WordIndexer", "empty_words", "index_words", "merge_words"]
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +35,8 @@ WHERE arrival > coalesce((SELECT rowid FROM turn_words ORDER BY rowid DESC LIMIT
 ORDER BY arrival LIMIT ?
 """
 _MERGE = "INSERT INTO turn_words (turn_words, rank) VALUES ('merge', ?)"
+_EMPTY = "INSERT INTO turn_words (turn_words) VALUES ('delete-all')"
+_DAMAGED = "SQLITE_CORRUPT_VTAB"  # or else it refuses a row, for which a sound index has no reason
 _NO_MERGE = 2  # a merge that changes fewer rows has found nothing to do (FTS5's documentation, §6.8)
 
 
@@ -53,6 +56,11 @@ def merge_words(connection: "Connection") -> bool:
     return bool(driver.total_changes - before >= _NO_MERGE)
 
 
+def empty_words(connection: "Connection") -> None:
+    """Takes everything out of the index, however damaged it is; `index_words` fills it anew."""
+    connection.exec_driver_sql(_EMPTY)
+
+
 class WordIndexer:
     """Indexes what is stored: at once where it is quiet, else a few times a second. `run` is to be started once."""
 
@@ -61,6 +69,7 @@ class WordIndexer:
         self._wake = asyncio.Event()
         self._wake.set()  # what an earlier process left
         self._failing: str | None = None
+        self._began_anew = False
 
     def nudge(self) -> None:
         """Something was stored."""
@@ -79,6 +88,8 @@ class WordIndexer:
             except StoreError as error:
                 self._tell(str(error))
                 self._wake.set()
+                if isinstance(error, StoreRefusedError) or str(error) == _DAMAGED:
+                    await self._begin_anew()
                 await asyncio.sleep(_AWAY_S)
             else:
                 self._tell(None)
@@ -91,6 +102,16 @@ class WordIndexer:
         elif self._failing and not failing:
             log.info("words_indexed_again")
         self._failing = failing
+
+    async def _begin_anew(self) -> None:
+        """All that is in the index is in the turns; and turns can't be forgotten beside one that is damaged.
+
+        Once in a process: what damages it again is not mended so.
+        """
+        if not self._began_anew:
+            self._began_anew = True
+            with contextlib.suppress(StoreError):
+                await self._database.write(empty_words)
 
     async def _merge(self) -> bool:
         """Merges for a while; whether there may be more to do."""
