@@ -21,8 +21,10 @@ from starlette.routing import Route
 
 from tests.support.broker import environment, plain_client, run_command, run_process
 from tests.support.entra import run_identity_endpoint
+from tests.support.offers import OFFER
 from tests.support.plans import MINT_PATHS
 from tests.support.serving import serve_app
+from tests.support.waiting import eventually
 from token_broker.simulator import RunningSimulator
 
 KEY = "canary1key2f3a91d0c4b5e6f7a8b9c0d1e2f3a4"  # as Azure's: letters and figures, so that a code could be one
@@ -120,6 +122,46 @@ async def test_no_canary_comes_out_where_azure_echoes_what_it_was_sent(auth: str
         finished = await run_command("token", "--json", env=env, cwd=tmp_path)
         assert finished.code == 0
         _assert_clean(finished.out + finished.err)
+
+
+@pytest.mark.parametrize("auth", ["key", "entra"])
+async def test_no_canary_comes_out_where_a_call_is_not_cut_off_and_azure_echoes_what_it_was_sent(
+    auth: str, tmp_path: Path
+) -> None:
+    async def minted(_: Request) -> Response:
+        return JSONResponse({"value": "ek_x", "expires_at": int(time.time()) + 60})
+
+    async def taken(_: Request) -> Response:
+        return Response(OFFER, 201, {"Location": "/openai/v1/realtime/calls/rtc_1"}, media_type="application/sdp")
+
+    routes = [
+        Route("/openai/v1/realtime/client_secrets", minted, methods=["POST"]),
+        Route("/openai/v1/realtime/calls", taken, methods=["POST"]),
+        Route("/{path:path}", _echoing(), methods=["POST"]),
+    ]
+    async with run_identity_endpoint() as identity, serve_app(Starlette(routes=routes)) as gateway:
+        identity.token, identity.header = ENTRA, IDENTITY_HEADER
+        env = _environment(tmp_path, gateway, auth) | identity.variables | {"BROKER_TOKEN_BUDGET_S": "5"}
+        async with run_process("serve", env, tmp_path) as process, plain_client(process.base_url) as client:
+            plan = (await client.post("/realtime/token", json={})).json()
+            proof = {"Authorization": f"Bearer {plan['session_token']}"}
+            path = f"/realtime/calls?session_id={plan['session_id']}"
+
+            async def placed() -> str | None:  # the first credential may take its time
+                answer = await client.post(path, content=OFFER, headers=SDP | proof)
+                return _dump(answer) if answer.status_code == 201 else None
+
+            answer = await eventually(placed)
+            cut = await run_command("cut-off", "--session", plan["session_id"], env=env, cwd=tmp_path)
+            assert cut.code == 0
+
+            async def cut_off() -> bool:
+                return "call_cut_off" in process.log
+
+            await eventually(cut_off, within_s=30)
+        assert process.log.count("call_not_cut_off") == _REFUSALS_FIRST
+        for text in (answer, cut.out + cut.err, process.log):
+            _assert_clean(text)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +285,7 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 _ECHOES = 7
+_REFUSALS_FIRST = 3
 
 
 def _echoing() -> Callable[[Request], Awaitable[Response]]:
