@@ -147,9 +147,9 @@ async def test_no_canary_comes_out_where_a_call_is_not_cut_off_and_azure_echoes_
             proof = {"Authorization": f"Bearer {plan['session_token']}"}
             path = f"/realtime/calls?session_id={plan['session_id']}"
 
-            async def placed() -> str | None:  # the first credential may take its time
+            async def placed() -> str:  # the first credential may take its time
                 answer = await client.post(path, content=OFFER, headers=SDP | proof)
-                return _dump(answer) if answer.status_code == 201 else None
+                return _dump(answer) if answer.status_code == 201 else ""
 
             answer = await eventually(placed)
             cut = await run_command("cut-off", "--session", plan["session_id"], env=env, cwd=tmp_path)
