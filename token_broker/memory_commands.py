@@ -15,8 +15,9 @@ from token_broker.memory.base import ANONYMOUS, CutOffKind
 from token_broker.memory.errors import CutOffListFullError, StoreError
 from token_broker.memory.housekeeping import Housekeeper, Progress
 from token_broker.memory.rows import DeadLetter
+from token_broker.memory.sqlite import sqlite_path
 from token_broker.schemas import SESSION_ID_PATTERN
-from token_broker.settings import SettingsError, load_settings
+from token_broker.settings import Settings, SettingsError, load_settings
 from token_broker.telemetry import configure_logging
 
 __all__ = ["cut_off", "forget", "outbox"]
@@ -83,7 +84,10 @@ def forget(session_id: str | None, user: str | None) -> None:
             return await keeper.forget_session(session_id)
         return await keeper.forget_user(user or "")
 
-    click.echo(f"{_run(work)} turns forgotten")
+    forgotten = _run(work)
+    click.echo(f"{forgotten} turns forgotten")
+    if not forgotten:
+        click.echo(f"No turn of this {'session' if user is None else 'user'} was stored: is the id right?", err=True)
 
 
 @click.command("cut-off")
@@ -140,6 +144,7 @@ def _run(work: Callable[[Housekeeper], Awaitable[T]]) -> T:
         click.echo(str(error), err=True)
         sys.exit(2)
     configure_logging(settings)
+    _warn_of_a_new_store(settings)
 
     async def main() -> T:
         async with open_admin(settings) as keeper:
@@ -150,6 +155,14 @@ def _run(work: Callable[[Housekeeper], Awaitable[T]]) -> T:
     except StoreError as error:
         click.echo(f"BROKER_DATABASE_URL: the store can't be worked on: {error}", err=True)
         sys.exit(1)
+
+
+def _warn_of_a_new_store(settings: Settings) -> None:
+    """A command in the wrong folder would work on a store of its own, and tell that nothing waits."""
+    url = settings.database_url.get_secret_value()
+    if url.startswith("sqlite") and not (path := sqlite_path(url)).exists():
+        missing = f"BROKER_DATABASE_URL: {path.absolute()} did not exist; if a broker runs, this is not its store."
+        click.echo(missing, err=True)
 
 
 def _shown(letter: DeadLetter) -> dict[str, Any]:

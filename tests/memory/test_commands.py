@@ -98,6 +98,25 @@ async def test_a_retry_of_one_session_leaves_the_others(tmp_path: Path) -> None:
     assert own.out == f"{FEW} queued again\n"
 
 
+async def test_who_names_the_wrong_file_is_told_that_it_is_new(tmp_path: Path) -> None:
+    """And does not only read that nothing waits."""
+    env = environment(tmp_path, None, BROKER_DATABASE_URL=sqlite_url(tmp_path))
+    first = await run_command("outbox", "list", env=env, cwd=tmp_path)
+    warning = f"BROKER_DATABASE_URL: {tmp_path / 'memory.db'} did not exist; if a broker runs, this is not its store.\n"
+    assert (first.code, first.out, first.err) == (0, "0 queued, 0 dead\n", warning)
+    second = await run_command("outbox", "list", env=env, cwd=tmp_path)
+    assert (second.out, second.err) == (first.out, "")
+
+
+async def test_forgetting_somebody_unknown_says_so(tmp_path: Path) -> None:
+    env = await dead_letters(FEW, tmp_path)
+    unknown = await run_command("forget", "--session", "another-session-01", env=env, cwd=tmp_path)
+    assert (unknown.code, unknown.out) == (0, "0 turns forgotten\n")
+    assert "is the id right?" in unknown.err
+    known = await run_command("forget", "--session", SESSION, env=env, cwd=tmp_path)
+    assert (known.code, known.out, known.err) == (0, f"{FEW} turns forgotten\n", "")
+
+
 # --- the shell
 
 
