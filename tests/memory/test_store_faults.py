@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import resource
 import sqlite3
 import threading
 import time
@@ -20,6 +21,7 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.app import bearer, make_app
 from tests.memory.support.serving import serving
 from tests.memory.support.turns import SESSION, owner, turn
+from tests.support.broker import environment, plain_client, run_process
 from tests.support.databases import PostgresServer, postgres_server, sqlite_url
 from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
@@ -28,6 +30,7 @@ from token_broker.memory.errors import StoreAwayError, StoreError, StoreInUseErr
 from token_broker.memory.service import Memory
 from token_broker.memory.sqlite import SqliteDatabase
 from token_broker.settings import Settings
+from token_broker.simulator import RunningSimulator
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -42,8 +45,10 @@ async def calling(settings: Settings, memory: Memory) -> AsyncIterator[httpx.Asy
         yield http
 
 
-async def say(http: httpx.AsyncClient, turn_id: str, content: str = "hello") -> httpx.Response:
-    said = {"session_id": SESSION, "agent_id": "elena", "role": "user", "content": content, "turn_id": turn_id}
+async def say(
+    http: httpx.AsyncClient, turn_id: str, content: str = "hello", session_id: str = SESSION
+) -> httpx.Response:
+    said = {"session_id": session_id, "agent_id": "elena", "role": "user", "content": content, "turn_id": turn_id}
     return await http.post("/conversation/turn", json=said)
 
 
@@ -95,6 +100,49 @@ async def test_a_full_disk_is_told_and_recovered_from(make_settings: MakeSetting
             acknowledged = {f"t{number}" for number in range(9) if number not in lost}
             assert acknowledged <= {found["turn_id"] for found in kept}
             assert memory.status().store == "open"
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="a running process's limits are Linux's to change")
+async def test_a_running_broker_whose_disk_takes_no_more_mints_on_and_recovers(
+    azure: RunningSimulator, tmp_path: Path
+) -> None:
+    """The kernel refuses to let the files grow: the log can't be written, and no checkpoint can either."""
+    env = environment(tmp_path, azure.base_url, BROKER_DATABASE_URL=sqlite_url(tmp_path))
+    async with run_process("serve", env, tmp_path) as broker, plain_client(broker.base_url) as http:
+        plan = (await http.post("/realtime/token", json={"agent_id": "elena"})).json()
+        session_id = plan["session_id"]
+        http.headers["Authorization"] = f"Bearer {plan['session_token']}"
+        acknowledged = []
+
+        async def say_next(number: int) -> httpx.Response:
+            answer = await say(http, f"t{number}", "teal boats " * 2_000, session_id)
+            if answer.status_code == 200:
+                acknowledged.append(f"t{number}")
+            return answer
+
+        _, hard = resource.prlimit(broker.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(broker.process.pid, resource.RLIMIT_FSIZE, (512 * 1024, hard))
+        answers = [await say_next(number) for number in range(60)]
+        await asyncio.sleep(1.5)  # while checkpoints are tried, and words are to be indexed
+        answers += [await say_next(number) for number in range(60, 120)]
+        assert acknowledged
+        assert answers[-1].status_code == 503
+        assert all(answer.status_code == 200 or refused(answer) for answer in answers)
+        assert (await http.post("/realtime/token", json={"agent_id": "elena"})).json()["strategy"] == "ga"
+        assert (await http.get("/readyz")).status_code == 200
+
+        resource.prlimit(broker.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+        async def is_taken() -> bool:
+            return (await say_next(120)).status_code == 200
+
+        await eventually(is_taken, within_s=30)
+        page = (await http.get(f"/api/v1/memory/sessions/{session_id}/turns", params={"limit": 1000})).json()
+        found = [turn["turn_id"] for turn in page["turns"]]
+        assert [turn_id for turn_id in found if turn_id in acknowledged] == acknowledged
+    with contextlib.closing(sqlite3.connect(tmp_path / "memory.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        connection.execute("INSERT INTO turn_words (turn_words) VALUES ('integrity-check')")
 
 
 @on_sqlite
