@@ -37,9 +37,25 @@ _KEEP_PLANS = """
 """
 
 
+# As on a network that is gone until the moment the page closes, and then is too slow for what a page's end cuts off.
+_TURNS_WAIT_FOR_THE_END = """
+(() => {
+  let closing = false;
+  addEventListener("pagehide", () => { closing = true; }, { capture: true });
+  const real = window.fetch;
+  window.fetch = (url, init) => String(url).endsWith("/conversation/turn") && !(closing && init.keepalive)
+    ? Promise.reject(new TypeError("the network is gone"))
+    : real(url, init);
+})();
+"""
+
+
 async def _kept(page: Page, demo: Demo, count: int) -> list[dict[str, Any]]:
     """The session's turns in the memory, once there are `count`."""
-    plan = await page.run("__plans.at(-1)")
+    return await _kept_of(await page.run("__plans.at(-1)"), demo, count)
+
+
+async def _kept_of(plan: dict[str, Any], demo: Demo, count: int) -> list[dict[str, Any]]:
     async with asyncio.timeout(15):
         while len(turns := await demo.turns(plan["session_id"], plan["session_token"])) < count:  # noqa: ASYNC110  # another process commits
             await asyncio.sleep(0.1)
@@ -131,6 +147,31 @@ async def test_a_call_that_dies_in_mid_talk_goes_on_over_the_proxy_and_no_turn_i
         assert [turn["role"] for turn in turns] == ["user", "assistant", "user", "assistant"]
         assert [turn["content"] for turn in turns if turn["role"] == "user"] == ["Before", "After"]
         assert [turn["source"] for turn in turns] == ["browser", "browser", "proxy", "proxy"]
+
+
+@pytest.mark.parametrize("how", ["closed", "left"])
+@judged_in_peace(tries=3)
+async def test_what_is_not_yet_reported_when_a_page_closes_is_kept(
+    quiet_browser: Browser, demo: Demo, how: str
+) -> None:
+    async with quiet_browser.page() as page:
+        await page.on_every_page(_KEEP_PLANS)
+        await page.on_every_page(_TURNS_WAIT_FOR_THE_END)
+        await page.goto(f"{demo.base_url}/?transports=webrtc")
+        await page.click("talk")
+        await page.wait_for_text("state", "live")
+        await page.type("text", "My last words")
+        await page.press("Enter")
+        await page.wait_for(AGENT_SAID)
+        answer = await page.run(f"{AGENT_SAID}.querySelector('.words').textContent")
+        plan = await page.run("__plans.at(-1)")
+        assert await demo.turns(plan["session_id"], plan["session_token"]) == []
+        if how == "closed":
+            await page.call("Page.close")
+        else:
+            await page.goto(f"{demo.base_url}/healthz")
+        turns = await _kept_of(plan, demo, 2)
+        assert [turn["content"] for turn in turns] == ["My last words", answer]
 
 
 @judged_in_peace(tries=3)
