@@ -7,7 +7,7 @@ import resource
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,10 @@ async def works_again(http: httpx.AsyncClient) -> None:
         return "from-the-proxy" in [found["turn_id"] for found in turns]
 
     await eventually(from_the_proxy, within_s=30)
+
+
+def executing(statement: str) -> Callable[[Connection], int]:
+    return lambda connection: connection.exec_driver_sql(statement).rowcount
 
 
 def refused(answer: httpx.Response) -> bool:
@@ -188,6 +192,42 @@ async def test_a_postgresql_that_restarts_is_waited_for(own_postgres: PostgresSe
             await works_again(http)
             turns = (await http.get(f"/api/v1/memory/sessions/{SESSION}/turns")).json()["turns"]
             assert {"t0", "t1"} <= {found["turn_id"] for found in turns}
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "status"),
+    [
+        pytest.param("53100", 503, id="disk-full"),
+        pytest.param("40P01", 503, id="deadlock"),
+        pytest.param("25006", 503, id="read-only-after-a-failover"),
+        pytest.param("42501", 503, id="no-right-to-the-table"),
+        pytest.param("XX001", 503, id="damaged-table"),
+        pytest.param("0A000", 503, id="what-an-extension-does-not-do"),
+        pytest.param("54000", 422, id="row-too-large-for-an-index"),
+        pytest.param("23514", 422, id="a-constraint-of-the-owners"),
+        pytest.param("P0001", 422, id="a-trigger-of-the-owners"),
+    ],
+)
+async def test_what_postgresql_says_is_told_as_come_again_or_as_never(
+    postgres: PostgresServer, sqlstate: str, status: int
+) -> None:
+    """Only what is the row's own fault is refused for good: the server's may be sent again until it is mended."""
+    settings = Settings.load(database_url=SecretStr(await postgres.create()), signing_keys="k" * 40)
+    async with Memory.open(settings) as memory:
+        await memory.ready()
+        async with calling(settings, memory) as http:
+            fails = f"BEGIN RAISE EXCEPTION USING ERRCODE = '{sqlstate}'; END"
+            for statement in (
+                f"CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ {fails} $$",
+                "CREATE TRIGGER failing BEFORE INSERT ON turns EXECUTE FUNCTION fail()",
+            ):
+                await memory._database.write(executing(statement))
+            answer = await say(http, "t1")
+            assert answer.status_code == status
+            assert refused(answer) is (status == 503)
+            assert memory.status().store == ("away" if status == 503 else "open")
+            await memory._database.write(executing("DROP TRIGGER failing ON turns"))
+            assert (await say(http, "t1")).status_code == 200
 
 
 async def test_while_the_store_is_away_who_was_cut_off_stays_cut_off(own_postgres: PostgresServer) -> None:

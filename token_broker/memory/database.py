@@ -19,9 +19,9 @@ __all__ = ["Database", "connect", "store_error"]
 R = TypeVar("R")
 
 _UNREACHABLE_SQLSTATES = ("08", "57P")  # connection; shutting down, starting up
-# Rollback (deadlock, serialization), resources (disk full), locks, operator, system, read-only after a failover; login
-# refused, no such database, tables that are missing or not ours: somebody has to mend those, and then it goes on.
-_AWAY_SQLSTATES = ("40", "53", "55", "57", "58", "25006", "28", "3D", "42")
+# What may be a row's own fault: its data, a constraint, a limit, somebody's trigger. All else is the server's, from a
+# full disk or a damaged table to a right that is missing; somebody has to mend it, and then it goes on.
+_ROWS_SQLSTATES = ("21", "22", "23", "44", "54", "P0")
 
 
 class Database(Protocol):
@@ -100,7 +100,7 @@ def store_error(error: Exception) -> Exception:
 def _postgresql_error(sqlstate: str) -> StoreError:
     if sqlstate.startswith(_UNREACHABLE_SQLSTATES):
         return StoreUnreachableError(sqlstate)
-    return StoreAwayError(sqlstate) if sqlstate.startswith(_AWAY_SQLSTATES) else StoreRefusedError(sqlstate)
+    return StoreRefusedError(sqlstate) if sqlstate.startswith(_ROWS_SQLSTATES) else StoreAwayError(sqlstate)
 
 
 def _is_about_data(error: Exception) -> bool:
