@@ -31,6 +31,7 @@ from pydantic import SecretStr
 from benchmarks.memory.load import cpu_s, load, until_it_answers
 from tests.memory.support.app import session_token
 from tests.memory.support.killing import SIGNING_KEY, free_port, process
+from tests.memory.support.stores import opened
 from tests.memory.support.turns import owner, turn
 from tests.support.databases import PostgresServer, postgres_server, sqlite_url
 from tests.support.machine import StolenTime
@@ -165,14 +166,9 @@ def middle(results: list[Result]) -> Result:
     return sorted(results, key=lambda result: result.turns_per_s)[len(results) // 2]
 
 
-@asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    database = connect(SecretStr(url), timeout_s=60, patience_s=5)
-    await database.open()
-    try:
-        yield database
-    finally:
-        await database.close()
+def patient(url: str) -> Database:
+    """The store, with time for large transactions."""
+    return connect(SecretStr(url), timeout_s=60, patience_s=5)
 
 
 async def fill(database: Database, count: int) -> None:
@@ -197,7 +193,7 @@ async def fill(database: Database, count: int) -> None:
 
 async def drain(url: str, count: int) -> Result:
     """A backlog to a sink that takes everything at once: what claims and settlements cost."""
-    async with opened(url) as database:
+    async with opened(patient(url)) as database:
         arrivals, drained = ArrivalClock(), time.time_ns()
         for number in range(count // 30):
             who = owner(f"drained-{drained}-{number:05}")
@@ -286,7 +282,7 @@ async def measure(folder: Path, urls: list[str], server: PostgresServer | None, 
     print(f"{'':<44}{'turns/s':>10}{'p50 ms':>9}{'p99 ms':>9}{'CPU us':>9}{'a core':>10}")
     await bare(folder, urls[0], server, seconds)
     if len(urls) > 1:
-        async with opened(urls[1]) as database:
+        async with opened(patient(urls[1])) as database:
             await fill(database, arguments.stored)
     rounds = arguments.rounds if len(urls) > 1 else 1
     async with AsyncExitStack() as stack:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from tests.memory.support.stores import opened
 from tests.memory.support.zep import KEY, Zep, running_zep
 from tests.support.databases import PostgresServer, sqlite_url
 from token_broker.memory.database import Database, connect
@@ -29,10 +30,8 @@ async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
     """An open, empty store."""
-    database = connect(SecretStr(database_url), timeout_s=10, patience_s=5)
-    await database.open()
-    yield database
-    await database.close()
+    async with opened(connect(SecretStr(database_url), timeout_s=10, patience_s=5)) as database:
+        yield database
 
 
 @pytest.fixture

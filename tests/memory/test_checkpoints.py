@@ -1,7 +1,6 @@
 """SQLite's log is brought into the file away from the commits, and does not grow for ever."""
 
 import asyncio
-import contextlib
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.memory.support.stores import opened
 from tests.memory.support.turns import owner, turn
 from tests.support.databases import sqlite_url
 from tests.support.waiting import eventually
@@ -31,19 +31,13 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(checkpoints, name, value)
 
 
-@contextlib.asynccontextmanager
-async def opened(folder: Path) -> AsyncIterator[SqliteDatabase]:
-    database = SqliteDatabase(sqlite_url(folder), busy_s=1, timeout_s=10)
-    await database.open()
-    try:
-        yield database
-    finally:
-        await database.close()
+def sqlite_in(folder: Path) -> SqliteDatabase:
+    return SqliteDatabase(sqlite_url(folder), busy_s=1, timeout_s=10)
 
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
-    async with opened(tmp_path) as database:
+    async with opened(sqlite_in(tmp_path)) as database:
         yield database
 
 
@@ -101,7 +95,7 @@ async def test_commits_do_it_themselves_where_the_thread_can_not(
 ) -> None:
     monkeypatch.setattr("token_broker.memory.sqlite.SAFETY_PAGES", 256)
     monkeypatch.setattr(checkpoints, "_EVERY_S", 60)
-    async with opened(tmp_path) as database:
+    async with opened(sqlite_in(tmp_path)) as database:
         for _ in range(40):
             await put(database, 20, "x" * 8000)
         assert log_of(database).stat().st_size < 3 * 256 * PAGE
@@ -130,7 +124,7 @@ async def test_a_checkpoint_that_fails_is_tried_again(
 
 
 async def test_closing_ends_the_thread_and_leaves_no_log(tmp_path: Path) -> None:
-    async with opened(tmp_path) as database:
+    async with opened(sqlite_in(tmp_path)) as database:
         await put(database)
         assert "memory-checkpoints" in {thread.name for thread in threading.enumerate()}
     assert "memory-checkpoints" not in {thread.name for thread in threading.enumerate()}

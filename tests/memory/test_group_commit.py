@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from tests.memory.support.stores import Obstinate, opened
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.databases import sqlite_url
 from token_broker.memory.base import Outcome
 from token_broker.memory.books import StoredSessions, StoredTickets
-from token_broker.memory.database import Database, connect
+from token_broker.memory.database import connect
 from token_broker.memory.errors import (
     StoreAwayError,
     StoreBusyError,
-    StoreError,
     StoreRefusedError,
     StoreUnreachableError,
 )
@@ -23,46 +23,10 @@ from token_broker.memory.intake import BufferedIntake
 from token_broker.memory.writer import GroupWriter
 
 
-class Obstinate:
-    """A real database, behind something that fails or hangs when it is told to."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self.dialect = database.dialect
-        self.error: StoreError | None = None
-        self.refuses: str | None = None  # a turn id that spoils its batch
-        self.free = asyncio.Event()
-        self.free.set()
-        self.writes = 0
-        self.asked = asyncio.Event()
-
-    async def open(self) -> None: ...
-
-    async def write(self, work: Any, *, again: bool = True) -> Any:
-        self.writes += 1
-        self.asked.set()
-        await self.free.wait()
-        if self.error is not None:
-            raise self.error
-        if any(item.turn.turn_id == self.refuses for item in getattr(work, "keywords", {}).get("batch", [])):
-            raise StoreRefusedError("spoilt")
-        return await self._database.write(work, again=again)
-
-    async def read(self, work: Any) -> Any:
-        await self.free.wait()
-        if self.error is not None:
-            raise self.error
-        return await self._database.read(work)
-
-    async def close(self) -> None: ...
-
-
 @pytest.fixture
 async def database(tmp_path: Any) -> AsyncIterator[Obstinate]:
-    real = connect(SecretStr(sqlite_url(tmp_path)), timeout_s=10, patience_s=5)
-    await real.open()
-    yield Obstinate(real)
-    await real.close()
+    async with opened(connect(SecretStr(sqlite_url(tmp_path)), timeout_s=10, patience_s=5)) as real:
+        yield Obstinate(real)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -11,6 +11,7 @@ from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Fault, Zep
 from tests.support.waiting import eventually
 from token_broker.memory.base import Owner
+from token_broker.memory.database import DialectName
 from token_broker.memory.errors import StoreUnreachableError
 from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.service import Memory
@@ -81,7 +82,7 @@ async def test_a_slow_or_faulty_zep_costs_the_facts_and_no_more_than_the_budget(
 class SlowDatabase:
     """Answers after two seconds."""
 
-    dialect: Literal["sqlite", "postgresql"] = "sqlite"
+    dialect: DialectName = "sqlite"
 
     async def open(self) -> None: ...
 

@@ -1,6 +1,7 @@
 """The migrations make what `tables.py` says, once, and leave alone what they don't know."""
 
 import asyncio
+import importlib
 from functools import partial
 from pathlib import Path
 
@@ -25,23 +26,8 @@ from token_broker.memory.words import index_words
 
 SEARCH_TABLES = "turn_words"  # SQLite's full text, which only the migration knows
 
-
-# Revision 0001 indexed a turn's words as it was stored, in an index that merged itself.
-WORDED_BY_TRIGGERS = (
-    "DROP TRIGGER turns_unworded",
-    "INSERT INTO turn_words (turn_words, rank) VALUES ('automerge', 4)",
-    "INSERT INTO turn_words (turn_words, rank) VALUES ('crisismerge', 16)",
-    """CREATE TRIGGER turns_unworded AFTER DELETE ON turns BEGIN
-        INSERT INTO turn_words (turn_words, rowid, owner, content)
-        SELECT 'delete', old.arrival, 's' || hex(s.session_id) || ' p' || hex(s.principal), old.content
-        FROM sessions s WHERE s.bucket = old.bucket AND s.session_id = old.session_id;
-    END""",
-    """CREATE TRIGGER turns_worded AFTER INSERT ON turns BEGIN
-        INSERT INTO turn_words (rowid, owner, content)
-        SELECT new.arrival, 's' || hex(s.session_id) || ' p' || hex(s.principal), new.content
-        FROM sessions s WHERE s.bucket = new.bucket AND s.session_id = new.session_id;
-    END""",
-)
+FIRST = importlib.import_module("token_broker.memory.migrations.versions.0001_first")
+WORDED_AT_FIRST = ("DROP TRIGGER turns_unworded", "DROP TABLE turn_words", *FIRST.SQLITE_SEARCH)
 
 
 def differences(connection: Connection) -> list[object]:
@@ -110,7 +96,7 @@ async def test_a_store_of_the_first_version_is_brought_up_and_keeps_what_it_has(
 ) -> None:
     def as_it_was(connection: Connection) -> None:
         for statement in (
-            *(WORDED_BY_TRIGGERS if connection.dialect.name == "sqlite" else ()),
+            *(WORDED_AT_FIRST if connection.dialect.name == "sqlite" else ()),
             "DROP TABLE cutoffs",
             "UPDATE alembic_version SET version_num = '0001'",
             "INSERT INTO tickets VALUES (1, 'a-ticket', 1)",

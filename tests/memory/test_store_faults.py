@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.app import bearer, make_app
 from tests.memory.support.serving import serving
+from tests.memory.support.stores import opened
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.broker import environment, plain_client, run_process
 from tests.support.databases import PostgresServer, postgres_server, sqlite_url
@@ -362,9 +363,7 @@ async def test_what_comes_before_the_store_is_open_makes_nobody_wait_for_it_afte
 
 
 async def test_a_commit_that_fails_on_sqlite_leaves_nothing_behind_for_the_next_one(tmp_path: Path) -> None:
-    database = SqliteDatabase(sqlite_url(tmp_path), busy_s=1, timeout_s=10)
-    await database.open()
-    try:
+    async with opened(SqliteDatabase(sqlite_url(tmp_path), busy_s=1, timeout_s=10)) as database:
 
         def promise_in_vain(connection: Connection) -> None:
             """Breaks a constraint that is looked at with the commit, after which SQLite's transaction is still open."""
@@ -381,8 +380,6 @@ async def test_a_commit_that_fails_on_sqlite_leaves_nothing_behind_for_the_next_
         await database.write(lambda connection: connection.exec_driver_sql("INSERT INTO parent VALUES (2)"))
         assert await database.read(lambda c: c.exec_driver_sql("SELECT count(*) FROM child").scalar()) == 0
         assert await database.read(lambda c: c.exec_driver_sql("SELECT count(*) FROM parent").scalar()) == 1
-    finally:
-        await database.close()
 
 
 def _watch_references(database: SqliteDatabase) -> None:

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
 from tests.memory.conftest import MakeSettings
+from tests.memory.support.stores import Obstinate
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Zep
 from tests.support.waiting import eventually
@@ -145,34 +145,19 @@ async def test_with_zep_for_a_memory_nothing_is_indexed_until_zep_is_gone(
         assert await eventually(partial(found_by, memory, "harbour")) == ["the harbour"]
 
 
-class Faltering:
-    """A database that is away the first two times."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self.dialect = database.dialect
-        self.tries = 0
-
-    async def open(self) -> None: ...
-
-    async def write(self, work: Any, *, again: bool = True) -> Any:
-        self.tries += 1
-        if self.tries <= 2:
-            raise StoreAwayError("SQLITE_FULL")
-        return await self._database.write(work)
-
-    async def read(self, work: Any) -> Any:
-        return await self._database.read(work)
-
-    async def close(self) -> None: ...
-
-
 async def test_a_store_that_is_away_is_tried_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.memory.words._AWAY_S", 0.05)
     await put(database, "a harbour")
-    faltering = Faltering(database)
+    obstinate = Obstinate(database)
+    obstinate.error = StoreAwayError("SQLITE_FULL")
     with capture_logs() as logged:
-        running = asyncio.create_task(WordIndexer(faltering).run())
+        running = asyncio.create_task(WordIndexer(obstinate).run())
+
+        async def tried_twice() -> bool:
+            return obstinate.writes >= 2
+
+        await eventually(tried_twice)
+        obstinate.error = None
         assert await eventually(partial(found, database, "harbour")) == ["a harbour"]
 
         async def told() -> bool:

@@ -15,6 +15,7 @@ from sqlalchemy.engine import make_url
 from token_broker.doctor.checks import Check, Mark
 from token_broker.doctor.hosts import STEP_S
 from token_broker.memory.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
+from token_broker.memory.sqlite import sqlite_path
 from token_broker.memory.tables import SCHEMA_REVISION
 from token_broker.settings import Settings
 
@@ -29,7 +30,7 @@ async def examine_database(settings: Settings) -> Check:
     """Reads the revision of the tables, and changes nothing."""
     url = settings.database_url.get_secret_value()
     if url.startswith("sqlite"):
-        return _examine_sqlite(Path(url.partition(":///")[2].partition("?")[0]))
+        return _examine_sqlite(sqlite_path(url))
     return await _examine_postgresql(url, settings)
 
 

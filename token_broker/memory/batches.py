@@ -1,7 +1,6 @@
 """Many rows in one statement, whose rows are parameters: `VALUES` for SQLite, an array a column for PostgreSQL.
 
-So a batch makes no trip through the interpreter's lock a row. Both databases take values in half the time that it takes
-them to pick the same out of JSON, and less (measured: benchmarks/memory).
+So a batch makes no trip through the interpreter's lock a row, and neither database has to pick its values out of JSON.
 """
 
 from collections.abc import Callable, Sequence

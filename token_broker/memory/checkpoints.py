@@ -1,8 +1,8 @@
 """SQLite's checkpoints, away from its commits: what the write-ahead log holds is brought into the database file.
 
-SQLite would do that within whichever commit finds the log long, and that commit's callers would wait for it (measured:
-benchmarks/memory). Here a thread does it while commits go on. A log that is added to all the while has no end, though,
-at which it could begin anew: so where it is long, the writer brings over the little that the thread has left.
+SQLite would do that within whichever commit finds the log long, and that commit's callers would wait for it. Here a
+thread does it while commits go on. A log that is added to all the while has no end, though, at which it could begin
+anew: so where it is long, the writer brings over the little that the thread has left.
 """
 
 import contextlib

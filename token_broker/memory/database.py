@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
     from sqlalchemy import Connection
 
-__all__ = ["Database", "connect", "store_error"]
+__all__ = ["Database", "DialectName", "connect", "store_error"]
 
 R = TypeVar("R")
+DialectName = Literal["sqlite", "postgresql"]
 
 _UNREACHABLE_SQLSTATES = ("08", "57P")  # connection; shutting down, starting up
 # What may be a row's own fault: its data, a constraint, a limit, somebody's trigger. All else is the server's, from a
@@ -27,7 +28,7 @@ _ROWS_SQLSTATES = ("21", "22", "23", "44", "54", "P0")
 class Database(Protocol):
     """A store that may be away and come back."""
 
-    dialect: Literal["sqlite", "postgresql"]
+    dialect: DialectName
 
     async def open(self) -> None:
         """Connects and migrates; may be called again after it failed. Raises StoreError."""

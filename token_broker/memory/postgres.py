@@ -3,9 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from token_broker.memory.database import store_error
+from token_broker.memory.database import DialectName, store_error
 from token_broker.memory.entra_password import EntraPassword
 from token_broker.memory.errors import StoreUnreachableError
 
@@ -25,7 +25,7 @@ _MIGRATE_S = 600.0
 class PostgresDatabase:
     """See `Database`. A connection that died is noticed when it is used; the work is then done once on a fresh one."""
 
-    dialect: Literal["sqlite", "postgresql"] = "postgresql"
+    dialect: DialectName = "postgresql"
 
     def __init__(self, url: str, *, timeout_s: float, password: EntraPassword | None = None) -> None:
         self._url = url

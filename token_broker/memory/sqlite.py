@@ -13,10 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from token_broker.memory.checkpoints import SAFETY_PAGES, Checkpointer
-from token_broker.memory.database import store_error
+from token_broker.memory.database import DialectName, store_error
 from token_broker.memory.errors import StoreInUseError, StoreUnreachableError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class FileLock:
 class SqliteDatabase:
     """See `Database`. WAL and `synchronous=FULL`: what is committed has reached the disk."""
 
-    dialect: Literal["sqlite", "postgresql"] = "sqlite"
+    dialect: DialectName = "sqlite"
 
     def __init__(self, url: str, *, busy_s: float, timeout_s: float, exclusive: bool = True) -> None:
         self.path = sqlite_path(url)
@@ -151,14 +151,10 @@ class SqliteDatabase:
         finally:
             if _is_at_rest(connection):
                 self._kept = connection
-                self._tell_checkpointer(connection)
+                if self._checkpointer is not None:
+                    self._checkpointer.committed(_driver_of(connection))
             else:
                 connection.close()
-
-    def _tell_checkpointer(self, connection: "Connection") -> None:
-        driver: Any = connection.connection.dbapi_connection
-        if self._checkpointer is not None:
-            self._checkpointer.committed(driver)
 
     def _read(self, work: "Callable[[Connection], R]") -> R:
         if self._reader is None:
@@ -194,8 +190,11 @@ def _is_at_rest(connection: "Connection") -> bool:
     """Whether nothing is begun, as SQLAlchemy and SQLite itself see it: a COMMIT that fails may leave that behind."""
     if connection.invalidated or connection.in_transaction():
         return False
-    driver: Any = connection.connection.dbapi_connection
-    return not driver.in_transaction
+    return not _driver_of(connection).in_transaction
+
+
+def _driver_of(connection: "Connection") -> Any:
+    return connection.connection.dbapi_connection
 
 
 def _begin(connection: "Connection", statement: str) -> None:

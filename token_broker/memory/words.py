@@ -1,8 +1,9 @@
 """SQLite's full text, filled behind the commits: a turn is acknowledged first, and its words are found a moment later.
 
-A commit that indexed its own turns would take twice as long; by the hundred they cost a fraction of that (measured:
-benchmarks/memory). The index itself tells how far it is, so a crash loses nothing, nor does a while without it (nobody
-searches here with Zep for a memory): the rest is taken up at the next start. PostgreSQL's index fills itself.
+A commit that indexed its own turns would keep its callers waiting, now and then for a merge of the index's own, which
+knows no bound; and by the hundred turns cost less. The index itself tells how far it is, so a crash loses nothing, nor
+does a while without it (nobody searches here with Zep for a memory): the rest is taken up at the next start.
+PostgreSQL's index fills itself.
 """
 
 import asyncio
