@@ -137,7 +137,7 @@ async def test_no_canary_comes_out_where_a_call_is_not_cut_off_and_azure_echoes_
     routes = [
         Route("/openai/v1/realtime/client_secrets", minted, methods=["POST"]),
         Route("/openai/v1/realtime/calls", taken, methods=["POST"]),
-        Route("/{path:path}", _echoing(), methods=["POST"]),
+        Route("/openai/v1/realtime/calls/{call_id}/hangup", _echoing(), methods=["POST"]),
     ]
     async with run_identity_endpoint() as identity, serve_app(Starlette(routes=routes)) as gateway:
         identity.token, identity.header = ENTRA, IDENTITY_HEADER
@@ -159,7 +159,7 @@ async def test_no_canary_comes_out_where_a_call_is_not_cut_off_and_azure_echoes_
                 return "call_cut_off" in process.log
 
             await eventually(cut_off, within_s=30)
-        assert process.log.count("call_not_cut_off") == _REFUSALS_FIRST
+        assert process.log.count("call_not_cut_off") >= _REFUSALS_FIRST
         for text in (answer, cut.out + cut.err, process.log):
             _assert_clean(text)
 
