@@ -27,12 +27,15 @@ from token_broker.memory.words import index_words
 SEARCH_TABLES = "turn_words"  # SQLite's full text, which only the migration knows
 
 FIRST = importlib.import_module("token_broker.memory.migrations.versions.0001_first")
-WORDED_AT_FIRST = ("DROP TRIGGER turns_unworded", "DROP TABLE turn_words", *FIRST.SQLITE_SEARCH)
+WORDED_AT_FIRST = {
+    "sqlite": ("DROP TRIGGER turns_unworded", "DROP TABLE turn_words", *FIRST.SQLITE_SEARCH),
+    "postgresql": FIRST.POSTGRESQL_SEARCH,
+}
 
 
 def differences(connection: Connection) -> list[object]:
     def ours(_object: object, name: str | None, kind: str, _reflected: bool, _to: object) -> bool:
-        return not (name or "").startswith((SEARCH_TABLES, "turns_words"))
+        return not (name or "").startswith(SEARCH_TABLES)
 
     context = MigrationContext.configure(connection, opts={"include_object": ours})
     return list(compare_metadata(context, metadata))
@@ -96,7 +99,7 @@ async def test_a_store_of_the_first_version_is_brought_up_and_keeps_what_it_has(
 ) -> None:
     def as_it_was(connection: Connection) -> None:
         for statement in (
-            *(WORDED_AT_FIRST if connection.dialect.name == "sqlite" else ()),
+            *WORDED_AT_FIRST[connection.dialect.name],
             "DROP TABLE cutoffs",
             "UPDATE alembic_version SET version_num = '0001'",
             "INSERT INTO tickets VALUES (1, 'a-ticket', 1)",

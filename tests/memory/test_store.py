@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 
 from tests.memory.support.turns import SESSION, owner, turn
+from token_broker.memory import reading
 from token_broker.memory.base import Outcome, Turn
 from token_broker.memory.database import Database
 from token_broker.memory.forgetting import forget_older, forget_session
@@ -53,6 +54,35 @@ async def test_a_turn_comes_back_as_it_was_said(database: Database) -> None:
     assert (found.turn_id, found.content, found.created_at, found.sequence) == ("t1", said.content, said.created_at, 4)
     assert (found.role, found.agent_id, found.interrupted, found.channel) == ("user", "elena", True, "web")
     assert found.source == "browser"
+
+
+async def test_text_stays_what_it_is_whatever_it_would_mean_to_a_database(database: Database) -> None:
+    odd = [
+        "",
+        "NULL",
+        "null",
+        "{}",
+        "{a,b}",
+        ",",
+        '"',
+        '""',
+        "\\",
+        '\\"',
+        "\\\\",
+        "\\x41",
+        " ",
+        "\t \n\r",
+        "'",
+        "''",
+        "$1",
+        "?",
+        ":x",
+    ]
+    texts = [*odd, *(f"a{chr(code)}b" for code in range(1, 256))]
+    said = [turn(f"t{place:03}", text, sequence=place, channel=text) for place, text in enumerate(texts)]
+    assert set(await put(database, *said)) == {S}
+    found = await database.read(partial(list_turns, session_id=SESSION, limit=len(texts), after=None)) or []
+    assert [(kept.content, kept.channel) for kept in found] == [(text, text) for text in texts]
 
 
 async def test_a_turn_is_stored_once_and_the_first_content_stays(database: Database) -> None:
@@ -166,6 +196,17 @@ async def test_a_search_finds_the_most_telling_turns_of_the_given_sessions_only(
     await put(database, turn("a3", "nothing of note", by=ann), turn("b1", "my harbour invoice", by=bob))
     words = ("invoice", "harbour", 'x" OR *', "NEAR(")
     assert await found(database, *words, of=["session-of-ann-01"]) == ["a2", "a1"]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_postgresql_looks_through_so_many_turns_at_most_the_newest_first(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_SEARCHED_TURNS", 3)
+    newer = owner("session-of-test-02")
+    await put(database, *(turn(f"n{place}", "harbour", by=newer, sequence=place) for place in (2, 1)))
+    await put(database, *(turn(f"o{place}", "harbour", sequence=place) for place in (3, 1, 2)))
+    assert set(await found(database, "harbour", of=[newer.session_id, SESSION])) == {"n1", "n2", "o3"}
 
 
 async def test_a_principals_newest_sessions_come_first(database: Database) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from sqlalchemy import Connection, inspect, text
 
 from token_broker.memory.errors import StoreAwayError
-from token_broker.memory.tables import SCHEMA_REVISION, SEARCH, metadata
+from token_broker.memory.tables import SCHEMA_REVISION, SQLITE_SEARCH, metadata
 
 __all__ = ["migrate", "upgrade"]
 
@@ -33,7 +33,7 @@ def migrate(connection: Connection) -> None:
 def _create(connection: Connection) -> None:
     """The newest tables in an empty store, as all migrations together make them, without what Alembic takes to load."""
     metadata.create_all(connection, checkfirst=False)
-    for statement in SEARCH[connection.dialect.name]:
+    for statement in SQLITE_SEARCH if connection.dialect.name == "sqlite" else ():
         connection.execute(text(statement))
     connection.execute(text(_VERSION_TABLE))
     connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": SCHEMA_REVISION})

@@ -23,7 +23,7 @@ from sqlalchemy import (
 
 __all__ = [
     "SCHEMA_REVISION",
-    "SEARCH",
+    "SQLITE_SEARCH",
     "Delivery",
     "cutoffs",
     "erasures",
@@ -34,7 +34,7 @@ __all__ = [
     "turns",
 ]
 
-SCHEMA_REVISION = "0003"  # the newest of migrations/versions
+SCHEMA_REVISION = "0004"  # the newest of migrations/versions
 
 metadata = MetaData()
 
@@ -156,19 +156,16 @@ cutoffs = Table(
     PrimaryKeyConstraint("kind", "id"),
 )
 
-# Full text. SQLite's is contentless: rows are found by `rowid`, a turn's arrival; `owner` holds a token of the session,
-# so that a search touches nobody else's words. `words.py` fills it behind the commits and merges it in small steps;
-# SQLite's own are large, and wait until there are hundreds of pieces.
-SEARCH: dict[str, tuple[str, ...]] = {
-    "sqlite": (
-        "CREATE VIRTUAL TABLE turn_words USING fts5(owner, content, content='')",
-        "INSERT INTO turn_words (turn_words, rank) VALUES ('automerge', 0)",
-        "INSERT INTO turn_words (turn_words, rank) VALUES ('crisismerge', 500)",
-        """CREATE TRIGGER turns_unworded AFTER DELETE ON turns
+# SQLite's full text. It is contentless: rows are found by `rowid`, a turn's arrival; `owner` holds a token of the
+# session, so that a search touches nobody else's words. `words.py` fills it behind the commits and merges it in small
+# steps; SQLite's own are large, and wait until there are hundreds of pieces. PostgreSQL's needs no table: see `reading`.
+SQLITE_SEARCH = (
+    "CREATE VIRTUAL TABLE turn_words USING fts5(owner, content, content='')",
+    "INSERT INTO turn_words (turn_words, rank) VALUES ('automerge', 0)",
+    "INSERT INTO turn_words (turn_words, rank) VALUES ('crisismerge', 500)",
+    """CREATE TRIGGER turns_unworded AFTER DELETE ON turns
         WHEN EXISTS (SELECT 1 FROM turn_words WHERE rowid = old.arrival) BEGIN
         INSERT INTO turn_words (turn_words, rowid, owner, content)
         VALUES ('delete', old.arrival, 's' || hex(old.session_id), old.content);
     END""",
-    ),
-    "postgresql": ("CREATE INDEX turns_words ON turns USING gin (to_tsvector('simple', content))",),
-}
+)

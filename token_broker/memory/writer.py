@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["GroupWriter", "WriterCounts", "give_up", "turn_bytes"]
 
 _SESSIONS_GATHER_S = 0.05
-_MAX_ROWS = 200  # a transaction: while it is written, the loop prepares the next
+_MAX_ROWS = 400  # a transaction: while it is written, the loop prepares the next
 _MAX_QUEUED_TURNS = 5_000
 _MAX_QUEUED_BYTES = 16 * 1024 * 1024
 _MAX_QUEUED_SESSIONS = 10_000
