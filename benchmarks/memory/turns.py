@@ -186,9 +186,13 @@ async def fill(database: Database, count: int) -> None:
         ]
         unknown = [(who, "elena") for who in owners.values()] if start < _FILLED_SESSIONS else []
         await database.write(partial(insert_turns, batch=batch, now_s=time.time(), unknown=unknown, queue=False))
-    if database.dialect == "sqlite":  # as the broker does, behind its commits
-        for _ in range(0, count, _FILLED_AT_ONCE):
-            await database.write(partial(index_words, limit=_FILLED_AT_ONCE))
+    await index(database)
+
+
+async def index(database: Database) -> None:
+    """Makes what is stored searchable on SQLite, as the broker does behind its commits."""
+    while database.dialect == "sqlite" and await database.write(partial(index_words, limit=_FILLED_AT_ONCE)) > 0:
+        pass
 
 
 async def drain(url: str, count: int) -> Result:

@@ -18,8 +18,8 @@ from tests.memory.support.turns import SESSION, owner, turn
 from token_broker.memory.database import Database, connect
 from token_broker.memory.errors import StoreAwayError
 from token_broker.memory.forgetting import forget_session
-from token_broker.memory.reading import search
 from token_broker.memory.schema import upgrade
+from token_broker.memory.searching import search
 from token_broker.memory.store import Arrived, insert_turns
 from token_broker.memory.tables import SCHEMA_REVISION, metadata
 from token_broker.memory.words import index_words

@@ -6,12 +6,13 @@ from functools import partial
 import pytest
 
 from tests.memory.support.turns import SESSION, owner, turn
-from token_broker.memory import reading
+from token_broker.memory import searching
 from token_broker.memory.base import Outcome, Turn
 from token_broker.memory.database import Database
 from token_broker.memory.forgetting import forget_older, forget_session
 from token_broker.memory.keys import ArrivalClock, arrival_at
-from token_broker.memory.reading import last_turns, last_turns_of, list_turns, recent_sessions, search
+from token_broker.memory.reading import last_turns, last_turns_of, list_turns, recent_sessions
+from token_broker.memory.searching import search
 from token_broker.memory.store import (
     Arrived,
     find_session,
@@ -202,7 +203,7 @@ async def test_a_search_finds_the_most_telling_turns_of_the_given_sessions_only(
 async def test_postgresql_looks_through_so_many_turns_at_most_the_newest_first(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_SEARCHED_TURNS", 3)
+    monkeypatch.setattr(searching, "_SEARCHED_TURNS", 3)
     newer = owner("session-of-test-02")
     await put(database, *(turn(f"n{place}", "harbour", by=newer, sequence=place) for place in (2, 1)))
     await put(database, *(turn(f"o{place}", "harbour", sequence=place) for place in (3, 1, 2)))

@@ -13,11 +13,12 @@ from tests.memory.support.stores import Obstinate
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Zep
 from tests.support.waiting import eventually
+from token_broker.memory import searching
 from token_broker.memory.database import Database
 from token_broker.memory.errors import StoreAwayError, StoreError
 from token_broker.memory.forgetting import forget_older, forget_session
 from token_broker.memory.keys import arrival_at
-from token_broker.memory.reading import search
+from token_broker.memory.searching import search
 from token_broker.memory.service import Memory
 from token_broker.memory.store import Arrived, insert_turns
 from token_broker.memory.words import WordIndexer, index_words, merge_words
@@ -54,9 +55,23 @@ def pieces(connection: Connection) -> int:
 async def test_each_turn_is_indexed_once_the_oldest_first(database: Database) -> None:
     await put(database, "one harbour", "two harbours", "three harbours")
     assert await database.write(partial(index_words, limit=2)) == 2
-    assert await found(database, "harbour", "harbours") == ["one harbour", "two harbours"]
+    assert await found(database, "harbour", "harbours") == ["two harbours", "one harbour"]
     assert [await database.write(index_words) for _ in range(2)] == [1, 0]
     assert await database.write(indexed) == 3
+
+
+async def test_the_fewer_turns_have_a_word_the_more_it_says_and_the_newest_are_weighed(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(database, "about the harbour", "about Bergen", "about tea", "about it, about them", "nothing")
+    await database.write(index_words)
+    words = ("about", "harbour", "bergen")
+    told = ["about Bergen", "about the harbour", "about it, about them", "about tea"]
+    assert await found(database, *words) == told
+    monkeypatch.setattr(searching, "_WEIGHED_TURNS", 3)
+    assert await found(database, *words) == [said for said in told if said != "about the harbour"]
+    monkeypatch.setattr(searching, "_WEIGHED_CHARS", 5)
+    assert await found(database, *words) == ["about it, about them", "about tea", "about Bergen"]
 
 
 async def test_an_index_in_many_pieces_is_merged_in_small_steps(database: Database) -> None:

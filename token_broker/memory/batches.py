@@ -92,7 +92,7 @@ def _plain_array(values: Sequence[Any]) -> str:
 
 
 def _quoted_array(values: Sequence[str | None]) -> str:
-    """PostgreSQL's literal for texts: between quotes only `"` and the backslash mean something (its manual, §8.15.6)."""
+    """PostgreSQL's literal for texts: between quotes only `"` and the backslash mean more (manual, §8.15.6)."""
     return f"{{{','.join(['NULL' if value is None else _quoted(value) for value in values])}}}"
 
 

@@ -158,7 +158,8 @@ cutoffs = Table(
 
 # SQLite's full text. It is contentless: rows are found by `rowid`, a turn's arrival; `owner` holds a token of the
 # session, so that a search touches nobody else's words. `words.py` fills it behind the commits and merges it in small
-# steps; SQLite's own are large, and wait until there are hundreds of pieces. PostgreSQL's needs no table: see `reading`.
+# steps; SQLite's own are large, and wait until there are hundreds of pieces. PostgreSQL has no table for it, see
+# `searching.py`.
 SQLITE_SEARCH = (
     "CREATE VIRTUAL TABLE turn_words USING fts5(owner, content, content='')",
     "INSERT INTO turn_words (turn_words, rank) VALUES ('automerge', 0)",

@@ -1,9 +1,10 @@
-"""Text that every store takes: no NUL (PostgreSQL has none), no lone surrogates (UTF-8 has none)."""
+"""Text that every store takes: no NUL (PostgreSQL has none), no lone surrogates (UTF-8 has none). And its words."""
 
 import re
 
-__all__ = ["clean", "is_storable"]
+__all__ = ["clean", "is_storable", "words_of"]
 
+_WORD = re.compile(r"\w+")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -15,3 +16,8 @@ def is_storable(text: str) -> bool:
 def clean(text: str) -> str:
     """The text with U+FFFD for whatever can't be stored."""
     return _UNSTORABLE.sub("\ufffd", text)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return _WORD.findall(text.casefold())

@@ -3,7 +3,7 @@
 A commit that indexed its own turns would keep its callers waiting, now and then for a merge of the index's own, which
 knows no bound; and by the hundred turns cost less. The index itself tells how far it is, so a crash loses nothing, nor
 does a while without it (nobody searches here with Zep for a memory): the rest is taken up at the next start.
-PostgreSQL searches without an index, see `reading`.
+PostgreSQL searches without an index, see `searching.py`.
 """
 
 import asyncio

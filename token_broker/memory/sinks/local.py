@@ -1,12 +1,12 @@
 """The store itself as the memory: nothing to deliver, and facts are the most relevant earlier turns, by full text."""
 
-import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from token_broker.memory.base import ANONYMOUS, LAST_TURNS, Owner
 from token_broker.memory.database import Database
 from token_broker.memory.sinks.base import Parcel
+from token_broker.memory.text import words_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -19,7 +19,6 @@ _SESSIONS = 50  # of the user's, looked through
 _FACTS = 8
 _WORDS = 12
 _MIN_WORD_CHARS = 4
-_WORD = re.compile(r"\w+")
 
 
 class LocalSink:
@@ -40,7 +39,8 @@ class LocalFacts:
 
     async def facts(self, owner: Owner, *, of_session: bool) -> list[str]:
         def find(connection: "Connection") -> "list[StoredTurn]":
-            from token_broker.memory.reading import last_turns, recent_sessions, search
+            from token_broker.memory.reading import last_turns, recent_sessions
+            from token_broker.memory.searching import search
 
             earlier: list[str] = []
             if owner.principal != ANONYMOUS:
@@ -61,7 +61,7 @@ def telling_words(turns: "list[StoredTurn]") -> list[str]:
     counts: Counter[str] = Counter()
     for turn in turns:
         weight = 2 if turn.role == "user" else 1
-        for word in _WORD.findall(turn.content.casefold()):
+        for word in words_of(turn.content):
             if len(word) >= _MIN_WORD_CHARS:
                 counts[word] += weight * len(word)
     return [word for word, _ in counts.most_common(_WORDS)]
