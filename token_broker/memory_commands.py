@@ -144,10 +144,9 @@ def _run(work: Callable[[Housekeeper], Awaitable[T]]) -> T:
         click.echo(str(error), err=True)
         sys.exit(2)
     configure_logging(settings)
-    _warn_of_a_new_store(settings)
 
     async def main() -> T:
-        async with open_admin(settings) as keeper:
+        async with open_admin(settings, tell_of_empty=lambda: _warn_of_an_empty_store(settings)) as keeper:
             return await work(keeper)
 
     try:
@@ -157,12 +156,11 @@ def _run(work: Callable[[Housekeeper], Awaitable[T]]) -> T:
         sys.exit(1)
 
 
-def _warn_of_a_new_store(settings: Settings) -> None:
-    """A command in the wrong folder would work on a store of its own, and tell that nothing waits."""
+def _warn_of_an_empty_store(settings: Settings) -> None:
+    """A command with another store than the broker's, as in the wrong folder, would tell that nothing waits."""
     url = settings.database_url.get_secret_value()
-    if url.startswith("sqlite") and not (path := sqlite_path(url)).exists():
-        missing = f"BROKER_DATABASE_URL: {path.absolute()} did not exist; if a broker runs, this is not its store."
-        click.echo(missing, err=True)
+    where = str(sqlite_path(url).absolute()) if url.startswith("sqlite") else "the database"
+    click.echo(f"BROKER_DATABASE_URL: {where} was empty; if a broker runs, this is not its store.", err=True)
 
 
 def _shown(letter: DeadLetter) -> dict[str, Any]:

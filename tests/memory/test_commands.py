@@ -98,11 +98,14 @@ async def test_a_retry_of_one_session_leaves_the_others(tmp_path: Path) -> None:
     assert own.out == f"{FEW} queued again\n"
 
 
-async def test_who_names_the_wrong_file_is_told_that_it_is_new(tmp_path: Path) -> None:
+async def test_who_names_another_store_than_the_brokers_is_told_that_it_was_empty(
+    database_url: str, tmp_path: Path
+) -> None:
     """And does not only read that nothing waits."""
-    env = environment(tmp_path, None, BROKER_DATABASE_URL=sqlite_url(tmp_path))
+    env = environment(tmp_path, None, BROKER_DATABASE_URL=database_url, BROKER_SIGNING_KEY="k" * 40)
     first = await run_command("outbox", "list", env=env, cwd=tmp_path)
-    warning = f"BROKER_DATABASE_URL: {tmp_path / 'memory.db'} did not exist; if a broker runs, this is not its store.\n"
+    where = tmp_path / "memory.db" if database_url.startswith("sqlite") else "the database"
+    warning = f"BROKER_DATABASE_URL: {where} was empty; if a broker runs, this is not its store.\n"
     assert (first.code, first.out, first.err) == (0, "0 queued, 0 dead\n", warning)
     second = await run_command("outbox", "list", env=env, cwd=tmp_path)
     assert (second.out, second.err) == (first.out, "")

@@ -1,7 +1,7 @@
 """The memory for the command line: the housekeeping alone, beside a broker that may be running."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from token_broker.memory.database import connect
 from token_broker.memory.housekeeping import Housekeeper
@@ -13,10 +13,12 @@ _PATIENCE_S = 5.0  # for a lock of the broker's
 
 
 @contextlib.asynccontextmanager
-async def open_admin(settings: Settings) -> AsyncIterator[Housekeeper]:
+async def open_admin(
+    settings: Settings, *, tell_of_empty: Callable[[], None] = lambda: None
+) -> AsyncIterator[Housekeeper]:
     """A housekeeper on the settings' store. A running broker keeps its SQLite file; both write in turn.
 
-    Raises StoreError where the store is away. What Zep is to forget is asked of it by the running broker.
+    `tell_of_empty` is called where the store had no tables: no broker has ever worked on it. Raises StoreError where the store is away. What Zep is to forget is asked of it by the running broker.
     """
     database = connect(
         settings.database_url,
@@ -27,6 +29,8 @@ async def open_admin(settings: Settings) -> AsyncIterator[Housekeeper]:
     )
     try:
         await database.open()
+        if database.was_empty:
+            tell_of_empty()
         yield Housekeeper(database, erase=settings.zep_api_key is not None, lease_s=3 * settings.delivery_timeout_s)
     finally:
         await database.close()

@@ -29,6 +29,7 @@ class Database(Protocol):
     """A store that may be away and come back."""
 
     dialect: DialectName
+    was_empty: bool  # until `open` made its tables
 
     async def open(self) -> None:
         """Connects and migrates; may be called again after it failed. Raises StoreError."""

@@ -33,13 +33,14 @@ class PostgresDatabase:
         self._timeout_s = timeout_s
         self._engine: AsyncEngine | None = None
         self._is_open = False
+        self.was_empty = False
 
     async def open(self) -> None:
         from token_broker.memory.schema import migrate
 
         if self._is_open:
             return
-        await self._run(migrate, timeout_s=_MIGRATE_S)
+        self.was_empty = await self._run(migrate, timeout_s=_MIGRATE_S)
         self._is_open = True
 
     async def write(self, work: "Callable[[Connection], R]", *, again: bool = True) -> R:

@@ -16,8 +16,8 @@ _VERSION_TABLE = """CREATE TABLE alembic_version (
 )"""
 
 
-def migrate(connection: Connection) -> None:
-    """Makes or upgrades the tables within the connection's transaction; one replica at a time.
+def migrate(connection: Connection) -> bool:
+    """Makes or upgrades the tables within the connection's transaction, one replica at a time; whether there were none.
 
     Raises StoreAwayError where the tables are newer than this version: it must not write what it does not understand.
     """
@@ -28,6 +28,7 @@ def migrate(connection: Connection) -> None:
         _create(connection)
     elif found != SCHEMA_REVISION:
         upgrade(connection, found)
+    return found is None
 
 
 def _create(connection: Connection) -> None:

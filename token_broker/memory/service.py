@@ -238,7 +238,7 @@ class Memory:
             self._state, self._reason = "open", None
             self._opened.set()
             self._tried.set()
-            log.info("store_open", after_failures=failures)
+            log.info("store_open", after_failures=failures, was_empty=self._database.was_empty)
 
     async def _begin_after_what_is_stored(self) -> None:
         from token_broker.memory.store import last_arrival

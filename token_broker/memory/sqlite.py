@@ -72,6 +72,7 @@ class SqliteDatabase:
 
     def __init__(self, url: str, *, busy_s: float, timeout_s: float, exclusive: bool = True) -> None:
         self.path = sqlite_path(url)
+        self.was_empty = False
         self._busy_ms = round(busy_s * 1000)
         self._timeout_s = timeout_s
         self._lock = FileLock(self.path) if exclusive else None
@@ -136,7 +137,7 @@ class SqliteDatabase:
             event.listen(each, "connect", self._prepare)
             event.listen(each, "begin", partial(_begin, statement=begin))
         with _MIGRATING, writer.begin() as connection:
-            migrate(connection)
+            self.was_empty = migrate(connection)
         self._writer, self._reader, self._checkpointer = writer, reader, Checkpointer(self.path)
 
     def _write(self, work: "Callable[[Connection], R]") -> R:

@@ -29,6 +29,7 @@ class Obstinate:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.dialect = database.dialect
+        self.was_empty = False
         self.error: StoreError | None = None
         self.refuses: str | None = None  # a turn id that spoils its batch
         self.free = asyncio.Event()
