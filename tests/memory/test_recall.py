@@ -84,7 +84,8 @@ class SlowDatabase:
 
     dialect: DialectName = "sqlite"
 
-    async def open(self) -> None: ...
+    async def open(self) -> bool:
+        return False
 
     async def write(self, work: Any, *, again: bool = True) -> Any:
         await asyncio.sleep(2)

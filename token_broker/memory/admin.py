@@ -18,7 +18,8 @@ async def open_admin(
 ) -> AsyncIterator[Housekeeper]:
     """A housekeeper on the settings' store. A running broker keeps its SQLite file; both write in turn.
 
-    `tell_of_empty` is called where the store had no tables: no broker has ever worked on it. Raises StoreError where the store is away. What Zep is to forget is asked of it by the running broker.
+    `tell_of_empty` is called where the store had no tables: no broker has ever worked on it. Raises StoreError where
+    the store is away. What Zep is to forget is asked of it by the running broker.
     """
     database = connect(
         settings.database_url,
@@ -28,8 +29,7 @@ async def open_admin(
         client_id=settings.client_id,
     )
     try:
-        await database.open()
-        if database.was_empty:
+        if await database.open():
             tell_of_empty()
         yield Housekeeper(database, erase=settings.zep_api_key is not None, lease_s=3 * settings.delivery_timeout_s)
     finally:

@@ -29,10 +29,9 @@ class Database(Protocol):
     """A store that may be away and come back."""
 
     dialect: DialectName
-    was_empty: bool  # until `open` made its tables
 
-    async def open(self) -> None:
-        """Connects and migrates; may be called again after it failed. Raises StoreError."""
+    async def open(self) -> bool:
+        """Connects and migrates; whether there were no tables. Raises StoreError, and may then be called again."""
         ...
 
     async def write(self, work: "Callable[[Connection], R]", *, again: bool = True) -> R:

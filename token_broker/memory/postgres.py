@@ -33,15 +33,15 @@ class PostgresDatabase:
         self._timeout_s = timeout_s
         self._engine: AsyncEngine | None = None
         self._is_open = False
-        self.was_empty = False
 
-    async def open(self) -> None:
+    async def open(self) -> bool:
         from token_broker.memory.schema import migrate
 
         if self._is_open:
-            return
-        self.was_empty = await self._run(migrate, timeout_s=_MIGRATE_S)
+            return False
+        was_empty = await self._run(migrate, timeout_s=_MIGRATE_S)
         self._is_open = True
+        return was_empty
 
     async def write(self, work: "Callable[[Connection], R]", *, again: bool = True) -> R:
         if not self._is_open:

@@ -225,7 +225,7 @@ class Memory:
         failures = 0
         while not self._opened.is_set():
             try:
-                await self._database.open()
+                was_empty = await self._database.open()
                 await self._begin_after_what_is_stored()
                 await self.cutoffs.refresh()
             except StoreError as error:
@@ -238,7 +238,7 @@ class Memory:
             self._state, self._reason = "open", None
             self._opened.set()
             self._tried.set()
-            log.info("store_open", after_failures=failures, was_empty=self._database.was_empty)
+            log.info("store_open", after_failures=failures, was_empty=was_empty)
 
     async def _begin_after_what_is_stored(self) -> None:
         from token_broker.memory.store import last_arrival

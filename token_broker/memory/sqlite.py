@@ -72,7 +72,6 @@ class SqliteDatabase:
 
     def __init__(self, url: str, *, busy_s: float, timeout_s: float, exclusive: bool = True) -> None:
         self.path = sqlite_path(url)
-        self.was_empty = False
         self._busy_ms = round(busy_s * 1000)
         self._timeout_s = timeout_s
         self._lock = FileLock(self.path) if exclusive else None
@@ -89,8 +88,8 @@ class SqliteDatabase:
         if self._lock is not None:
             self._lock.take()
 
-    async def open(self) -> None:
-        await self._in(self._writer_thread, self._open)
+    async def open(self) -> bool:
+        return await self._in(self._writer_thread, self._open)
 
     async def write(self, work: "Callable[[Connection], R]", *, again: bool = True) -> R:
         del again  # there is no connection to lose
@@ -121,14 +120,14 @@ class SqliteDatabase:
         except Exception as error:  # noqa: BLE001  # mapped, or raised as it is
             raise store_error(error) from None
 
-    def _open(self) -> None:
+    def _open(self) -> bool:
         from sqlalchemy import create_engine, event
         from sqlalchemy.pool import NullPool, QueuePool
 
         from token_broker.memory.schema import migrate
 
         if self._writer is not None:
-            return
+            return False
         self.lock()
         url = f"sqlite:///{self.path}"
         writer = create_engine(url, poolclass=NullPool)
@@ -137,8 +136,9 @@ class SqliteDatabase:
             event.listen(each, "connect", self._prepare)
             event.listen(each, "begin", partial(_begin, statement=begin))
         with _MIGRATING, writer.begin() as connection:
-            self.was_empty = migrate(connection)
+            was_empty = migrate(connection)
         self._writer, self._reader, self._checkpointer = writer, reader, Checkpointer(self.path)
+        return was_empty
 
     def _write(self, work: "Callable[[Connection], R]") -> R:
         """On the connection of the last time, as long as its transactions end as they should."""

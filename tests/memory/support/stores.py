@@ -29,7 +29,6 @@ class Obstinate:
     def __init__(self, database: Database) -> None:
         self._database = database
         self.dialect = database.dialect
-        self.was_empty = False
         self.error: StoreError | None = None
         self.refuses: str | None = None  # a turn id that spoils its batch
         self.free = asyncio.Event()
@@ -37,7 +36,8 @@ class Obstinate:
         self.writes = 0
         self.asked = asyncio.Event()
 
-    async def open(self) -> None: ...
+    async def open(self) -> bool:
+        return False
 
     async def write(self, work: Any, *, again: bool = True) -> Any:
         self.writes += 1
