@@ -40,7 +40,7 @@ from token_broker.memory.delivery import DeliveryPolicy, DeliveryWorker
 from token_broker.memory.keys import ArrivalClock
 from token_broker.memory.sinks.local import LocalSink
 from token_broker.memory.store import Arrived, insert_turns
-from token_broker.memory.words import index_words
+from token_broker.memory.words import index_words, merge_words
 from token_broker.settings import Settings
 
 SESSIONS = 256
@@ -190,9 +190,12 @@ async def fill(database: Database, count: int) -> None:
 
 
 async def index(database: Database) -> None:
-    """Makes what is stored searchable on SQLite, as the broker does behind its commits."""
-    while database.dialect == "sqlite" and await database.write(partial(index_words, limit=_FILLED_AT_ONCE)) > 0:
-        pass
+    """Makes what is stored searchable on SQLite and leaves nothing to merge, as the broker does behind its commits."""
+    if database.dialect == "sqlite":
+        while await database.write(partial(index_words, limit=_FILLED_AT_ONCE)) > 0:
+            pass
+        while await database.write(merge_words):
+            pass
 
 
 async def drain(url: str, count: int) -> Result:
