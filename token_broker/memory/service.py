@@ -222,10 +222,10 @@ class Memory:
 
     async def _keep_open(self) -> None:
         """Opens the store, as often as it takes."""
-        failures = 0
+        failures, was_empty = 0, False
         while not self._opened.is_set():
             try:
-                was_empty = await self._database.open()
+                was_empty |= await self._database.open()
                 await self._begin_after_what_is_stored()
                 await self.cutoffs.refresh()
             except StoreError as error:
