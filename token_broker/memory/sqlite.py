@@ -1,7 +1,7 @@
 """SQLite, embedded: one thread writes, a few read; a lock beside the file keeps other processes out.
 
 The driver is the standard library's, in threads of ours, not aiosqlite: a grouped commit is one hop to a thread then,
-instead of one a call, and each hop waits for the interpreter's lock (measured: benchmarks/memory).
+instead of one a call, and each hop waits for the interpreter's lock.
 """
 
 import asyncio

@@ -1,14 +1,16 @@
-"""Stores held open for a block, and one that does what the test says."""
+"""Stores held open for a block, one that does what the test says, and whether a file is whole."""
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from token_broker.memory.database import Database
 from token_broker.memory.errors import StoreError, StoreRefusedError
 
-__all__ = ["Obstinate", "opened"]
+__all__ = ["Obstinate", "assert_sound", "opened"]
 
 D = TypeVar("D", bound=Database)
 
@@ -21,6 +23,13 @@ async def opened(database: D) -> AsyncIterator[D]:
         yield database
     finally:
         await database.close()
+
+
+def assert_sound(path: Path) -> None:
+    """An SQLite file is whole, and so is its index of words."""
+    with contextlib.closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as file:
+        assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        file.execute("INSERT INTO turn_words (turn_words) VALUES ('integrity-check')")
 
 
 class Obstinate:
