@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 
 import httpx
+import structlog
 from pydantic import SecretStr
 
 from strategies.base import Attempt
@@ -37,6 +38,8 @@ from token_broker.tracing import open_tracing
 
 __all__ = ["build_broker", "signing_keys"]
 
+log = structlog.get_logger("token_broker.lifespan")
+
 _WARM_UP_S = 3
 # Requests under way are no garbage: looked through every 700 allocations, as Python does, they cost 5 % of a turn.
 _GC_THRESHOLDS = (5_000, 20, 20)
@@ -63,6 +66,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         talks = SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions)
         rules = OriginRules(settings)
         memory = await stack.enter_async_context(Memory.open(settings))
+        await _settle(memory, settings.store_start_wait_s)
         connector = build_connector(settings, credentials, tls)
         stack.push_async_callback(connector.aclose)
         rate = Turnstile(settings.rate_limit_per_minute)
@@ -91,6 +95,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         )
         stack.push_async_callback(relay.aclose)
         memory.cutoffs.watch(relay.end_where)
+        memory.watch_lost_sessions(relay.end_session)
         calls = _build_calls(settings, http, credentials, talks)
         if calls is not None:
             stack.push_async_callback(calls.aclose)
@@ -139,6 +144,15 @@ def signing_keys(settings: Settings) -> Sequence[SecretStr]:
     except OSError as error:
         why = error.strerror or str(error)
         raise SettingsError([f"BROKER_DATABASE_URL: {path}, beside it, can't hold the signing key: {why}"]) from None
+
+
+async def _settle(memory: Memory, wait_s: float) -> None:
+    """Waits until the store is open and the blocklist read, so that nobody is served before; but not for ever."""
+    try:
+        async with asyncio.timeout(wait_s):
+            await memory.ready()
+    except TimeoutError:
+        log.warning("started_without_store", do="only new sessions are served until the store is reached")
 
 
 def _build_calls(

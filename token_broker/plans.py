@@ -27,8 +27,21 @@ class PlanMaker:
     settings: Settings
     signer: TokenSigner
 
-    def make(self, grant: Grant, *, owner: Owner, agent: Agent, public_base: str, correlation_id: str) -> Plan:
-        """The plan for `grant`. `public_base` is the broker as the browser sees it: scheme, host, port."""
+    def make(
+        self,
+        grant: Grant,
+        *,
+        owner: Owner,
+        agent: Agent,
+        public_base: str,
+        correlation_id: str,
+        unseen: bool = True,
+    ) -> Plan:
+        """The plan for `grant`. `public_base` is the broker as the browser sees it: scheme, host, port.
+
+        Without `unseen` it has only transports that the broker can end, and so no secret of Azure's at all: a secret
+        opens a talk that the broker never sees.
+        """
         now = datetime.now(UTC).replace(microsecond=0)
         session_token = self.signer.session_token(
             session_id=owner.session_id,
@@ -40,19 +53,20 @@ class PlanMaker:
         )
         connections: list[Connection] = []
         if isinstance(grant, EphemeralGrant):
-            connections += self._direct(grant, owner, public_base, session_token, now)
+            direct = self._direct(grant, owner, public_base, session_token, now)
+            connections += direct if unseen else [each for each in direct if each.transport == "webrtc_relay"]
         if "websocket_proxy" in self.settings.token_strategies:
             connections.append(self._proxy(owner, agent, public_base, now))
-        minted = grant if isinstance(grant, EphemeralGrant) else None
+        shown = grant if isinstance(grant, EphemeralGrant) and unseen else None
         return Plan(
             session_id=owner.session_id,
             agent_id=agent.id,
             model=self.settings.model,
             strategy=grant.strategy,
-            degraded=minted is None,
-            token=None if minted is None else minted.token.get_secret_value(),
+            degraded=not isinstance(grant, EphemeralGrant),
+            token=None if shown is None else shown.token.get_secret_value(),
             expires_at=connections[0].expires_at,
-            endpoint=public_base if minted is None else minted.endpoint,
+            endpoint=public_base if shown is None else shown.endpoint,
             session_token=session_token,
             connections=connections,
             correlation_id=correlation_id,

@@ -255,7 +255,18 @@ class Settings(BaseSettings):
     store_patience_s: _Seconds = Field(
         0.25,
         alias="BROKER_STORE_PATIENCE_S",
-        description="how long a ticket or a session waits for a silent store before the process answers alone",
+        description="how long a ticket or a named session waits for a silent store before it goes without",
+    )
+    store_start_wait_s: float = Field(
+        5,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        alias="BROKER_STORE_START_WAIT_S",
+        description="how long a start waits for the store and its blocklist before new sessions alone are served",
+    )
+    require_blocklist: Literal["on", "off"] = Field(
+        "off", alias="BROKER_REQUIRE_BLOCKLIST", description="on: nobody is served before the blocklist has been read"
     )
     group_commit_ms: float = Field(
         2,

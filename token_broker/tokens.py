@@ -1,7 +1,9 @@
 """The broker's own signed tokens: session tokens, tickets, client secrets. Each is enough by itself; no store is asked.
 
-They are JWTs (HS256), told apart by their `typ` header (RFC 8725 §3.11). The first key signs, all verify, so that
-keys rotate without ending a talk. Clocks may differ by 60 s.
+They are JWTs (HS256) as RFC 8725 wants them: told apart by their `typ` header (§3.11), signed with a subkey for each
+kind (HKDF, RFC 5869), for an audience of its own (§3.9), with our issuer (§3.8). So a token of one kind is never taken
+for another, whatever its header says. The first key signs, all verify: keys rotate without ending a talk. Clocks may
+differ by 60 s.
 """
 
 import contextlib
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 import jwt
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from jwt.algorithms import HMACAlgorithm
 from pydantic import SecretStr
 from pydantic_core import to_json
@@ -26,6 +30,7 @@ from token_broker.ids import uuid7
 __all__ = [
     "CLIENT_SECRET_PREFIX",
     "LEEWAY_S",
+    "RESUME_GRACE_S",
     "CallClaims",
     "ClientSecretClaims",
     "SessionClaims",
@@ -37,12 +42,15 @@ __all__ = [
 ]
 
 LEEWAY_S = 60
+RESUME_GRACE_S = 24 * 3600  # a session token still resumes its session so long after its expiry
+ISSUER = "voice-token-broker"
 SESSION_TYPE = "vtb-session+jwt"
 TICKET_TYPE = "vtb-ticket+jwt"
 CALL_TYPE = "vtb-call+jwt"
 CLIENT_SECRET_TYPE = "vtb-client-secret+jwt"  # noqa: S105  # a media type
 CLIENT_SECRET_PREFIX = "ek_"  # noqa: S105  # what the official clients want an ephemeral key to begin with
 MAX_TOKEN_CHARS = 4096
+_SUBKEY_BYTES = 32
 _TOKENS_REMEMBERED = 2048
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
@@ -117,8 +125,7 @@ class TokenSigner:
     def __init__(self, keys: Sequence[SecretStr], *, clock: Callable[[], float] = time.time) -> None:
         if not keys:
             raise ValueError("a signing key is needed")
-        examine = HMACAlgorithm(HMACAlgorithm.SHA256)
-        self._keys = [examine.prepare_key(key.get_secret_value()) for key in keys]
+        self._subkeys = {kind: [_subkey(key.get_secret_value().encode(), kind) for key in keys] for kind in _CLAIMS}
         self._jws = jwt.PyJWS(algorithms=[])
         self._jws.register_algorithm("HS256", _PreparedHmac(HMACAlgorithm.SHA256))
         self._clock = clock
@@ -200,8 +207,8 @@ class TokenSigner:
 
     def _sign(self, claims: dict[str, Any], kind: str, ttl_s: int) -> str:
         now = int(self._clock())
-        payload = to_json({**claims, "iat": now, "exp": now + ttl_s})
-        return self._jws.encode(payload, self._keys[0], algorithm="HS256", headers={"typ": kind})
+        payload = to_json({"iss": ISSUER, "aud": kind, **claims, "iat": now, "exp": now + ttl_s})
+        return self._jws.encode(payload, self._subkeys[kind][0], algorithm="HS256", headers={"typ": kind})
 
     def _read(self, token: str, kind: type[C], grace_s: float) -> C:
         claims = self._known(token)
@@ -221,17 +228,17 @@ class TokenSigner:
 
     def _verify(self, token: str) -> Claims:
         """What it says, whether in time or not. Raises TokenError."""
-        for key in self._keys:
-            try:
-                read = self._jws.decode_complete(token, key, algorithms=["HS256"])
-                claims_of = _CLAIMS.get(str(read["header"].get("typ")))
-                if claims_of is not None:
-                    return claims_of(json.loads(read["payload"]))
-            except jwt.InvalidSignatureError:
-                continue
-            except (jwt.InvalidTokenError, UnicodeError):
-                pass
-            break
+        try:
+            kind = str(self._jws.get_unverified_header(token).get("typ"))
+            for key in self._subkeys.get(kind, ()):
+                try:
+                    claims = json.loads(self._jws.decode(token, key, algorithms=["HS256"]))
+                except jwt.InvalidSignatureError:
+                    continue
+                if isinstance(claims, dict) and claims.get("iss") == ISSUER and claims.get("aud") == kind:
+                    return _CLAIMS[kind](claims)
+        except (jwt.InvalidTokenError, UnicodeError):
+            pass
         raise TokenError("not one of this broker's tokens")
 
 
@@ -254,6 +261,11 @@ class _PreparedHmac(HMACAlgorithm):
 
     def sign(self, msg: bytes, key: bytes) -> bytes:
         return hmac.digest(key, msg, "sha256")  # in one call, where PyJWT makes an object of each
+
+
+def _subkey(key: bytes, kind: str) -> bytes:
+    """The key of one kind of token: who learns it can make no token of another kind."""
+    return HKDF(algorithm=SHA256(), length=_SUBKEY_BYTES, salt=None, info=f"{ISSUER} {kind}".encode()).derive(key)
 
 
 def load_or_create_key(path: Path) -> SecretStr:

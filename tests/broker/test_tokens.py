@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from token_broker.tokens import LEEWAY_S, TokenError, TokenSigner, load_or_create_key
+from token_broker.tokens import (
+    CALL_TYPE,
+    CLIENT_SECRET_TYPE,
+    LEEWAY_S,
+    SESSION_TYPE,
+    TICKET_TYPE,
+    TokenError,
+    TokenSigner,
+    _subkey,
+    load_or_create_key,
+)
 
 KEY = SecretStr("first-key-0123456789abcdef0123456789")
 OTHER = SecretStr("other-key-0123456789abcdef0123456789")
@@ -130,8 +140,18 @@ def _encoded(value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
 
 
-CLAIMS = {"sid": "session-0123456789", "sub": "anonymous", "epo": 7, "uid": None, "iat": NOW_S, "exp": int(NOW_S) + 100}
-HEADER = {"alg": "HS256", "typ": "vtb-session+jwt"}
+KIND = "vtb-session+jwt"
+CLAIMS = {
+    "iss": "voice-token-broker", "aud": KIND, "sid": "session-0123456789", "sub": "anonymous", "epo": 7, "uid": None,
+    "iat": NOW_S, "exp": int(NOW_S) + 100,
+}  # fmt: skip
+HEADER = {"alg": "HS256", "typ": KIND}
+
+
+def signed(claims: object, *, key_of: str = KIND, typ: str = KIND) -> str:
+    """`claims` as whoever holds the subkey of `key_of` would sign them."""
+    document = json.dumps(claims).encode()
+    return jwt.PyJWS().encode(document, _subkey(KEY.get_secret_value().encode(), key_of), "HS256", {"typ": typ})
 
 
 @pytest.mark.parametrize(
@@ -146,6 +166,9 @@ HEADER = {"alg": "HS256", "typ": "vtb-session+jwt"}
         jwt.encode(CLAIMS, KEY.get_secret_value() * 2, "HS384", {"typ": "vtb-session+jwt"}),
         jwt.encode(CLAIMS, KEY.get_secret_value(), "HS256"),  # no type of ours
         jwt.encode(CLAIMS, KEY.get_secret_value(), "HS256", {"typ": "vtb-ticket+jwt"}),
+        jwt.encode(CLAIMS, KEY.get_secret_value(), "HS256", HEADER),  # the configured key itself signs nothing
+        signed(CLAIMS, key_of="vtb-ticket+jwt"),
+        signed(CLAIMS, typ="vtb-ticket+jwt"),
         "",
         ".",
         "..",
@@ -171,14 +194,29 @@ def test_a_forgery_is_refused(forged: str, signer: TokenSigner) -> None:
         {**CLAIMS, "sub": None},
         {**CLAIMS, "epo": "7"},
         {**CLAIMS, "uid": 7},
+        {**CLAIMS, "iss": "another-broker"},
+        {**CLAIMS, "aud": "vtb-ticket+jwt"},
+        {**CLAIMS, "aud": [KIND, "vtb-ticket+jwt"]},
+        {key: value for key, value in CLAIMS.items() if key != "iss"},
+        {key: value for key, value in CLAIMS.items() if key != "aud"},
+        [CLAIMS],
+        "claims",
     ],
 )
-def test_claims_that_are_not_ours_are_refused_even_where_the_signature_is(
-    claims: dict[str, Any], signer: TokenSigner
-) -> None:
-    signed = jwt.PyJWS().encode(json.dumps(claims).encode(), KEY.get_secret_value(), "HS256", HEADER)
+def test_claims_that_are_not_ours_are_refused_even_where_the_signature_is(claims: object, signer: TokenSigner) -> None:
     with pytest.raises(TokenError):
-        signer.read_session_token(signed)
+        signer.read_session_token(signed(claims))
+
+
+def test_claims_signed_as_ours_are_taken(signer: TokenSigner) -> None:
+    assert signer.read_session_token(signed(CLAIMS)).session_id == CLAIMS["sid"]
+
+
+def test_each_kind_of_token_has_a_subkey_of_its_own() -> None:
+    key = KEY.get_secret_value().encode()
+    subkeys = {_subkey(key, kind) for kind in (SESSION_TYPE, TICKET_TYPE, CALL_TYPE, CLIENT_SECRET_TYPE)}
+    assert len(subkeys) == 4
+    assert all(len(subkey) == 32 and subkey != key for subkey in subkeys)
 
 
 @given(text=st.text(max_size=200))

@@ -9,6 +9,7 @@ from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Fault, Zep
 from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
+from token_broker.memory.base import Outcome
 from token_broker.memory.service import Memory
 from token_broker.memory.store import find_session
 
@@ -50,8 +51,8 @@ async def test_a_user_is_forgotten_here_and_in_zep_and_others_are_not(zep_settin
 
         await eventually(is_forgotten)
         assert list(zep.messages) == ["session-of-bob-001"]
-        assert await memory.turns(SESSION, limit=9) == []
-        assert len(await memory.turns("session-of-bob-001", limit=9) or []) == 1
+        assert await memory.turns(SESSION, principal="anonymous", limit=9) == []
+        assert len(await memory.turns("session-of-bob-001", principal="anonymous", limit=9) or []) == 1
 
 
 async def test_a_label_is_forgotten_where_nobody_is_authenticated(make_settings: MakeSettings) -> None:
@@ -62,18 +63,20 @@ async def test_a_label_is_forgotten_where_nobody_is_authenticated(make_settings:
         async with open_admin(settings) as admin:
             assert await admin.forget_user("ann") == 1
             assert await admin.forget_session("session-of-bob-001") == 1
-        assert await memory.turns(SESSION, limit=9) == []
+        assert await memory.turns(SESSION, principal="anonymous", limit=9) == []
 
 
-async def test_a_session_that_was_forgotten_by_another_process_is_stored_anew(make_settings: MakeSettings) -> None:
+async def test_a_session_that_another_process_erased_takes_nothing_more(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with Memory.open(settings) as memory:
         await memory.append([turn("t1")])
         async with open_admin(settings) as admin:
             await admin.forget_session(SESSION)
-        await memory.append([turn("t2")])
-        assert [found.turn_id for found in await memory.turns(SESSION, limit=9) or []] == ["t2"]
-        assert await memory.sessions.find(SESSION) is not None
+        assert await memory.append([turn("t2")]) == [Outcome.ERASED]
+        assert await memory.turns(SESSION, principal="anonymous", limit=9) == []
+        tombstone = await memory.sessions.find(SESSION)
+        assert tombstone is not None
+        assert tombstone.erased
 
 
 @pytest.mark.parametrize(("days", "kept"), [(0, 2), (30, 1)])
@@ -87,7 +90,7 @@ async def test_retention_deletes_what_is_older_and_zero_keeps_all(
     async with Memory.open(settings, clock=lambda: now_s) as memory:
         await memory.append([turn("new")])
         await memory._keeper.sweep(days)
-        assert len(await memory.turns(SESSION, limit=9) or []) == kept
+        assert len(await memory.turns(SESSION, principal="anonymous", limit=9) or []) == kept
 
 
 async def test_retention_deletes_sessions_in_which_nothing_was_said(make_settings: MakeSettings) -> None:

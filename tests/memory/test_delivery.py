@@ -225,7 +225,7 @@ async def test_an_erasure_that_zep_refuses_is_asked_for_again_until_it_is_done(
 
     await delivering.queue(*a_talk(2, by=owner(principal="ann")))
     await delivering.rounds()
-    keeper = Housekeeper(delivering.database, erase=True, lease_s=30, clock=delivering.clock)
+    keeper = Housekeeper(delivering.database, erase=True, lease_s=30, session_token_s=7200, clock=delivering.clock)
     zep.faults.append(Fault("status", status=503, times=3))
     assert await keeper.forget_user("ann") == 2
     await delivering.rounds(seconds=300)

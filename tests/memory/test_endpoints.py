@@ -231,12 +231,16 @@ async def test_a_caller_that_leaves_cancels_nothing(caller: Caller) -> None:
     assert (await eventually(turns))[0]["turn_id"] == "last"
 
 
-async def test_a_forgotten_session_is_gone_and_may_be_talked_in_again(caller: Caller) -> None:
+async def test_an_erased_session_is_gone_and_never_talked_in_again(caller: Caller) -> None:
     await caller.say(turn_id="t1")
     answer = await caller.http.delete(TURNS, headers=bearer(caller.settings, owner()))
     assert (answer.status_code, answer.json()["turns"]) == (200, 1)
     assert (await caller.turns()).json()["turns"] == []
-    assert (await caller.say(turn_id="t1", content="anew")).json()["duplicate"] is False
+    again = await caller.say(turn_id="t1", content="anew")
+    assert (again.status_code, again.json()["code"]) == (403, "session_erased")
+    assert (await caller.turns()).json()["turns"] == []
+    answer = await caller.http.delete(TURNS, headers=bearer(caller.settings, owner()))
+    assert (answer.status_code, answer.json()["turns"]) == (200, 0)
 
 
 async def test_an_authenticated_owner_reads_and_forgets_without_the_sessions_token(

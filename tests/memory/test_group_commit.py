@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
-from tests.memory.support.stores import Obstinate, opened
+from tests.memory.support.stores import Obstinate, erase_session, opened
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.databases import sqlite_url
-from token_broker.memory.base import Outcome
+from tests.support.waiting import eventually
+from token_broker.memory.base import Outcome, Owner
 from token_broker.memory.books import StoredSessions, StoredTickets
 from token_broker.memory.database import connect
 from token_broker.memory.errors import (
@@ -20,6 +22,7 @@ from token_broker.memory.errors import (
     StoreUnreachableError,
 )
 from token_broker.memory.intake import BufferedIntake
+from token_broker.memory.store import claim_session, find_session, release_session, save_sessions
 from token_broker.memory.writer import GroupWriter
 
 
@@ -243,7 +246,7 @@ async def test_what_the_process_can_not_remember_the_store_alone_decides(
     assert tickets.spent_locally == 0
 
 
-async def test_a_session_is_found_before_it_is_committed_and_while_the_store_is_silent(
+async def test_a_session_is_found_before_it_is_committed_and_not_while_the_store_is_silent(
     writer: GroupWriter, database: Obstinate, silence: Callable[[], None]
 ) -> None:
     here, there = (StoredSessions(database, writer, patience_s=0.2) for _ in range(2))
@@ -256,9 +259,55 @@ async def test_a_session_is_found_before_it_is_committed_and_while_the_store_is_
     assert elsewhere is not None
     assert elsewhere.principal == "ann"
     silence()
-    assert await here.find(SESSION) == found
-    assert await here.find("unknown-session-01") is None
+    for session_id in (SESSION, "unknown-session-01"):
+        with pytest.raises(StoreAwayError):
+            await here.find(session_id)
     assert here.unanswered == 2
+
+
+async def test_of_several_that_claim_an_id_one_gets_it(writer: GroupWriter, database: Obstinate) -> None:
+    here, there = (StoredSessions(database, writer, patience_s=5) for _ in range(2))
+    claims = [(here if number % 2 else there).claim(owner(epoch=number), "elena") for number in range(10)]
+    assert sorted(await asyncio.gather(*claims)) == [False] * 9 + [True]
+
+
+async def test_a_principal_claims_their_own_session_again_and_nobody_elses(
+    writer: GroupWriter, database: Obstinate
+) -> None:
+    sessions = StoredSessions(database, writer, patience_s=5)
+    claimants = [("ann", 5), ("ann", 6), ("bob", 7), ("anonymous", 8)]
+    claims = [await sessions.claim(owner(principal=principal, epoch=epoch), "elena") for principal, epoch in claimants]
+    assert claims == [True, True, False, False]
+
+
+async def test_an_erased_id_is_nobodys_to_claim(writer: GroupWriter, database: Obstinate) -> None:
+    await erase_session(database, SESSION)
+    sessions = StoredSessions(database, writer, patience_s=5)
+    assert not await sessions.claim(owner(principal="ann"), "elena")
+    assert not await sessions.claim(owner(), "elena")
+
+
+async def test_a_claim_that_came_too_late_is_taken_back(
+    writer: GroupWriter, database: Obstinate, silence: Callable[[], None]
+) -> None:
+    sessions = StoredSessions(database, writer, patience_s=0.05)
+    silence()
+    with pytest.raises(StoreAwayError):
+        await sessions.claim(owner(epoch=5), "elena")
+    database.free.set()
+
+    async def released() -> bool:
+        return database.writes == 2 and await sessions.find(SESSION) is None
+
+    await eventually(released)
+    assert await sessions.claim(owner(epoch=6), "elena"), "who was told to try again may have it"
+
+
+async def test_a_claim_that_was_taken_back_spares_what_became_of_the_session(database: Obstinate) -> None:
+    await database.write(partial(claim_session, owner=owner(epoch=5), agent_id="elena", now_s=1.0))
+    await database.write(partial(save_sessions, owners=[(owner(epoch=6), "elena")], now_s=2.0))
+    await database.write(partial(release_session, owner=owner(epoch=5)))
+    assert await database.read(partial(find_session, session_id=SESSION)) is not None
 
 
 async def test_a_session_recorded_while_the_store_was_away_is_written_with_the_next_commit(
@@ -274,3 +323,39 @@ async def test_a_session_recorded_while_the_store_was_away_is_written_with_the_n
     found = await StoredSessions(database, writer, patience_s=0.2).find(SESSION)
     assert found is not None
     assert found.principal == "ann"
+
+
+async def test_a_session_recorded_while_the_store_was_away_is_written_without_a_turn(
+    writer: GroupWriter, database: Obstinate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until its row is there, another replica takes the session's id for nobody's."""
+    monkeypatch.setattr("token_broker.memory.writer._SESSIONS_AGAIN_S", 0.01)
+    sessions = StoredSessions(database, writer, patience_s=5)
+    database.error = StoreAwayError("down")
+    sessions.record(owner(principal="ann"), "elena")
+    await database.asked.wait()
+    await asyncio.sleep(0)
+    database.error = None
+
+    async def written() -> bool:
+        return await database.read(partial(find_session, session_id=SESSION)) is not None
+
+    await eventually(written)
+
+
+async def test_who_talks_in_a_session_that_is_not_theirs_any_more_is_told_of(
+    writer: GroupWriter, database: Obstinate
+) -> None:
+    lost: list[Owner] = []
+    intake = BufferedIntake(writer, max_turns=9, max_bytes=9_999, on_refused=lost.append)
+    anns, bobs, erased = (owner(f"session-of-{name}-01", principal=name) for name in ("ann", "bob", "eve"))
+    await writer.submit([turn(by=anns)])
+    await erase_session(database, erased.session_id)
+    running = asyncio.create_task(intake.run())
+    mallorys = owner(anns.session_id, principal="mallory")
+    for by in (anns, mallorys, bobs, erased):
+        assert intake.offer(turn(by=by))
+    await intake.flushed()
+    running.cancel()
+    assert lost == [mallorys, erased]
+    assert intake.counts.refused == 2

@@ -14,10 +14,10 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
 import token_broker.memory
+from tests.memory.support.stores import erase_session
 from tests.memory.support.turns import SESSION, owner, turn
 from token_broker.memory.database import Database, connect
 from token_broker.memory.errors import StoreAwayError
-from token_broker.memory.forgetting import forget_session
 from token_broker.memory.schema import upgrade
 from token_broker.memory.searching import search
 from token_broker.memory.store import Arrived, insert_turns
@@ -119,7 +119,7 @@ async def test_a_store_of_the_first_version_is_brought_up_and_keeps_what_it_has(
         assert await again.write(index_words) == 1
     find = partial(search, words=["boat"], limit=9, session_ids=[SESSION])
     assert [said.content for said in await again.read(find)] == ["my boat"]
-    assert await again.write(partial(forget_session, session_id=SESSION, now_us=1, erase=False)) == 1
+    assert await erase_session(again, SESSION) == 1
     assert await again.read(find) == []
     await again.close()
 

@@ -4,12 +4,21 @@ import asyncio
 from functools import partial
 
 import pytest
+from sqlalchemy import Connection, func, select
 
+from tests.memory.support.stores import erase_session
 from tests.memory.support.turns import SESSION, owner, turn
 from token_broker.memory import searching
 from token_broker.memory.base import Outcome, Turn
 from token_broker.memory.database import Database
-from token_broker.memory.forgetting import forget_older, forget_session
+from token_broker.memory.errors import NotOwnerError
+from token_broker.memory.forgetting import (
+    delete_erased,
+    forget_idle_sessions,
+    forget_older,
+    mark_erased,
+    unfinished_erasures,
+)
 from token_broker.memory.keys import ArrivalClock, arrival_at
 from token_broker.memory.reading import last_turns, last_turns_of, list_turns, recent_sessions
 from token_broker.memory.searching import search
@@ -22,10 +31,11 @@ from token_broker.memory.store import (
     save_sessions,
     spend_ticket,
 )
+from token_broker.memory.tables import turns
 from token_broker.memory.words import index_words
 
 arrivals = ArrivalClock()
-S, D, F = Outcome.STORED, Outcome.DUPLICATE, Outcome.FOREIGN
+S, D, F, E = Outcome.STORED, Outcome.DUPLICATE, Outcome.FOREIGN, Outcome.ERASED
 
 
 async def put(database: Database, *turns: Turn, known: bool = False, queue: bool = False) -> list[Outcome]:
@@ -41,8 +51,17 @@ async def found(database: Database, *words: str, of: list[str]) -> list[str]:
     return [said.turn_id for said in await database.read(partial(search, words=words, limit=9, session_ids=of))]
 
 
-async def ids(database: Database, session_id: str = SESSION, limit: int = 100, after: str | None = None) -> list[str]:
-    found = await database.read(partial(list_turns, session_id=session_id, limit=limit, after=after))
+async def ids(
+    database: Database,
+    session_id: str = SESSION,
+    limit: int = 100,
+    after: str | None = None,
+    *,
+    principal: str = "anonymous",
+) -> list[str]:
+    found = await database.read(
+        partial(list_turns, session_id=session_id, limit=limit, after=after, principal=principal)
+    )
     return [said.turn_id for said in found or []]
 
 
@@ -51,7 +70,9 @@ async def test_a_turn_comes_back_as_it_was_said(database: Database) -> None:
         "t1", 'naïve "quotes" 日本 \u2028 \\ 🎙', by=owner(user_id="ann"), sequence=4, interrupted=True, channel="web"
     )
     await put(database, said)
-    (found,) = await database.read(partial(list_turns, session_id=SESSION, limit=9, after=None)) or []
+    (found,) = (
+        await database.read(partial(list_turns, session_id=SESSION, limit=9, after=None, principal="anonymous")) or []
+    )
     assert (found.turn_id, found.content, found.created_at, found.sequence) == ("t1", said.content, said.created_at, 4)
     assert (found.role, found.agent_id, found.interrupted, found.channel) == ("user", "elena", True, "web")
     assert found.source == "browser"
@@ -82,14 +103,21 @@ async def test_text_stays_what_it_is_whatever_it_would_mean_to_a_database(databa
     texts = [*odd, *(f"a{chr(code)}b" for code in range(1, 256))]
     said = [turn(f"t{place:03}", text, sequence=place, channel=text) for place, text in enumerate(texts)]
     assert set(await put(database, *said)) == {S}
-    found = await database.read(partial(list_turns, session_id=SESSION, limit=len(texts), after=None)) or []
+    found = (
+        await database.read(
+            partial(list_turns, session_id=SESSION, limit=len(texts), after=None, principal="anonymous")
+        )
+        or []
+    )
     assert [(kept.content, kept.channel) for kept in found] == [(text, text) for text in texts]
 
 
 async def test_a_turn_is_stored_once_and_the_first_content_stays(database: Database) -> None:
     assert await put(database, turn("t1", "first"), turn("t2"), turn("t1", "second")) == [S, S, D]
     assert await put(database, turn("t1", "third"), turn("t3")) == [D, S]
-    found = await database.read(partial(list_turns, session_id=SESSION, limit=9, after=None)) or []
+    found = (
+        await database.read(partial(list_turns, session_id=SESSION, limit=9, after=None, principal="anonymous")) or []
+    )
     assert [(said.turn_id, said.content) for said in found] == [("t1", "first"), ("t2", "hello"), ("t3", "hello")]
 
 
@@ -109,7 +137,10 @@ async def test_pages_follow_one_another_without_a_gap(database: Database) -> Non
     assert await ids(database, limit=3) == ["t0", "t1", "t2"]
     assert await ids(database, limit=3, after="t2") == ["t3", "t4", "t5"]
     assert await ids(database, limit=3, after="t6") == []
-    assert await database.read(partial(list_turns, session_id=SESSION, limit=3, after="unknown")) is None
+    assert (
+        await database.read(partial(list_turns, session_id=SESSION, limit=3, after="unknown", principal="anonymous"))
+        is None
+    )
 
 
 async def test_nobody_writes_into_anothers_session(database: Database) -> None:
@@ -117,7 +148,14 @@ async def test_nobody_writes_into_anothers_session(database: Database) -> None:
     mallory = owner(principal="mallory", epoch=9)
     assert await put(database, turn("t2", by=mallory), turn("t1", by=mallory)) == [F, F]
     assert await put(database, turn("t3", by=mallory), known=True) == [F]
-    assert await ids(database) == ["t1"]
+    assert await ids(database, principal="ann") == ["t1"]
+
+
+async def test_nobody_reads_anothers_session(database: Database) -> None:
+    await put(database, turn("t1", by=owner(principal="ann")))
+    for principal in ("mallory", "anonymous", ""):
+        with pytest.raises(NotOwnerError):
+            await ids(database, principal=principal)
     record = await database.read(partial(find_session, session_id=SESSION))
     assert record is not None
     assert (record.principal, record.epoch) == ("ann", 1)
@@ -160,23 +198,81 @@ async def test_a_forgotten_session_leaves_nothing_behind_not_even_its_words(data
     await put(database, turn("o1", "marmalade too", by=owner("another-session-01")))
     both = [SESSION, "another-session-01"]
     assert await found(database, "marmalade", of=both) == ["o1", "t1"]
-    assert await database.write(partial(forget_session, session_id=SESSION, now_us=1, erase=False)) == 1
+    assert await erase_session(database, SESSION) == 1
     assert await ids(database) == []
-    assert await database.read(partial(find_session, session_id=SESSION)) is None
-    assert await put(database, turn("t2", "new")) == [S]
+    tombstone = await database.read(partial(find_session, session_id=SESSION))
+    assert tombstone is not None
+    assert tombstone.erased
+    assert await put(database, turn("t2", "new")) == [E]
+    assert await put(database, turn("t3", "new"), known=True) == [E]
     assert await found(database, "marmalade", of=both) == ["o1"]
 
 
-async def test_turns_that_are_too_old_are_forgotten_with_their_empty_sessions(database: Database) -> None:
+async def test_an_erased_sessions_turns_are_deleted_in_short_transactions(database: Database) -> None:
+    await put(database, *(turn(f"t{number}", "x" * 1000) for number in range(9)), turn("long", "x" * 9000))
+    assert await database.write(partial(mark_erased, session_id=SESSION, now_us=1, erase=False)) == 10
+    assert await ids(database) == [], "nobody reads what is not deleted yet"
+    assert await database.read(partial(unfinished_erasures, limit=9)) == [SESSION]
+    chunk = partial(delete_erased, session_id=SESSION, max_turns=5, max_bytes=4000)
+    deleted = [await database.write(chunk) for _ in range(6)]
+    assert sum(deleted) == 10
+    assert max(deleted) == 4, "4,000 bytes at most"
+    assert min(deleted[: deleted.index(0)]) >= 1, "a turn that is larger is deleted too"
+    assert await database.read(partial(unfinished_erasures, limit=9)) == []
+
+
+async def test_turns_are_not_deleted_of_a_session_that_was_not_erased(database: Database) -> None:
+    await put(database, turn("t1"))
+    assert await database.write(partial(delete_erased, session_id=SESSION, max_turns=5, max_bytes=4000)) == 0
+    assert await ids(database) == ["t1"]
+
+
+async def test_a_tombstone_outlives_every_sweep(database: Database) -> None:
+    await erase_session(database, SESSION)
+    assert await database.write(partial(forget_idle_sessions, before_s=10**9, limit=9)) == 0
+    assert await put(database, turn("t1")) == [E]
+
+
+async def test_nobody_erases_anothers_session(database: Database) -> None:
+    await put(database, turn("t1", by=owner(principal="ann")))
+    work = partial(mark_erased, session_id=SESSION, now_us=1, erase=False)
+    with pytest.raises(NotOwnerError):
+        await database.write(partial(work, principal="mallory"))
+    assert await ids(database, principal="ann") == ["t1"]
+    assert await database.write(partial(work, principal="ann")) == 1
+    assert await database.write(partial(work, principal="mallory")) == 0, "there is nothing left to be anybody's"
+
+
+def _stored(connection: Connection, session_id: str) -> int:
+    return connection.scalar(select(func.count()).select_from(turns).where(turns.c.session_id == session_id)) or 0
+
+
+async def test_a_turn_under_way_does_not_outlive_its_sessions_erasure(database: Database) -> None:
+    """Turns and erasures at once: whatever was stored, and whenever, is deleted in the end."""
+    for number in range(10):
+        key = f"session-raced-{number:02}"
+        erasing = asyncio.create_task(erase_session(database, key))
+        writes = [put(database, turn(f"t{n}", by=owner(key)), queue=True) for n in range(5)]
+        outcomes = await asyncio.gather(*writes)
+        await erasing
+        await erase_session(database, key)
+        assert {outcome for one in outcomes for outcome in one} <= {S, E}
+        assert await database.read(partial(_stored, session_id=key)) == 0
+        assert await put(database, turn("late", by=owner(key))) == [E]
+
+
+async def test_turns_that_are_too_old_are_forgotten_and_their_sessions_once_idle(database: Database) -> None:
     old = [Arrived(turn(f"old{number}"), arrival_at(1000 + number)) for number in range(3)]
     mixed = Arrived(turn("old", by=owner("another-session-01")), arrival_at(1003))
     for item in [*old, mixed]:
         unknown = [(item.turn.owner, "elena")]
         await database.write(partial(insert_turns, batch=[item], now_s=1.0, unknown=unknown, queue=False))
     await put(database, turn("new", by=owner("another-session-01")))
-    forget = partial(forget_older, before_arrival=arrival_at(2000), limit=3)
+    forget = partial(forget_older, before_arrival=arrival_at(2000), limit=3, max_bytes=10_000)
     assert [await database.write(forget) for _ in range(3)] == [3, 1, 0]
     assert await ids(database, "another-session-01") == ["new"]
+    assert await database.read(partial(find_session, session_id=SESSION)) is not None, "a token may still name it"
+    assert await database.write(partial(forget_idle_sessions, before_s=1.0, limit=9)) == 1
     assert await database.read(partial(find_session, session_id=SESSION)) is None
 
 

@@ -57,7 +57,8 @@ async def the_talk_goes_on(memory: Memory) -> None:
     """What a mint and an admission need of the memory is answered, soon and whatever the store does."""
     began_s = time.monotonic()
     memory.sessions.record(owner("session-made-now-1"), "elena")
-    assert await memory.sessions.find("session-made-now-1") is not None
+    with contextlib.suppress(StoreError):  # of a silent store nobody is told whose a session is, and soon
+        assert await memory.sessions.find("session-made-now-1") is not None
     assert [await memory.tickets.spend(f"{began_s}", time.time() + 60) for _ in range(2)] == [True, False]
     await memory.recall.block(owner())
     assert memory.intake.offer(turn("from-the-proxy"))
@@ -347,7 +348,7 @@ async def test_proxied_turns_reach_the_store_before_it_closes(tmp_path: Path) ->
             assert memory.intake.offer(turn(f"t{number}", sequence=number))
     async with Memory.open(settings) as heir:
         await heir.ready()
-        assert len(await heir.turns(SESSION, limit=100) or []) == 50
+        assert len(await heir.turns(SESSION, principal="anonymous", limit=100) or []) == 50
 
 
 async def test_what_comes_before_the_store_is_open_makes_nobody_wait_for_it_afterwards(

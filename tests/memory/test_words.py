@@ -9,14 +9,14 @@ from sqlalchemy import Connection, text
 from structlog.testing import capture_logs
 
 from tests.memory.conftest import MakeSettings
-from tests.memory.support.stores import Obstinate
+from tests.memory.support.stores import Obstinate, erase_session
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Zep
 from tests.support.waiting import eventually
 from token_broker.memory import searching
 from token_broker.memory.database import Database
 from token_broker.memory.errors import StoreAwayError, StoreError
-from token_broker.memory.forgetting import forget_older, forget_session
+from token_broker.memory.forgetting import forget_older
 from token_broker.memory.keys import arrival_at
 from token_broker.memory.searching import search
 from token_broker.memory.service import Memory
@@ -105,12 +105,12 @@ async def test_what_is_forgotten_before_it_is_indexed_leaves_the_index_sound(dat
     await database.write(index_words)
     await put(database, "a harbour that is not", at_s=2000)
     await put(database, "a harbour of others", session_id="another-session-01", at_s=3000)
-    assert await database.write(partial(forget_session, session_id=SESSION, now_us=1, erase=False)) == 2
+    assert await erase_session(database, SESSION) == 2
     assert await database.write(indexed) == 0
-    await put(database, "a harbour once more", at_s=4000)
+    await put(database, "a harbour once more", session_id="session-after-it-1", at_s=4000)
     await database.write(index_words)
     assert await database.write(indexed) == 2
-    assert await found(database, "harbour") == ["a harbour once more"]
+    assert await found(database, "harbour", of=["session-after-it-1"]) == ["a harbour once more"]
 
 
 async def test_when_the_newest_is_forgotten_nothing_is_indexed_twice(database: Database) -> None:
@@ -125,7 +125,7 @@ async def test_when_the_newest_is_forgotten_nothing_is_indexed_twice(database: D
     await put(database, "the newest harbour", at_s=2000)
     assert await database.write(index_words) == 1
     assert await database.write(indexed) == 3
-    assert await database.write(partial(forget_older, before_arrival=arrival_at(3000), limit=9)) == 3
+    assert await database.write(partial(forget_older, before_arrival=arrival_at(3000), limit=9, max_bytes=10_000)) == 3
     assert await database.write(indexed) == 0
 
 
@@ -197,9 +197,9 @@ async def test_a_damaged_index_is_made_anew_from_the_turns(database: Database, m
 
     assert await database.write(damage) > 0
     with pytest.raises(StoreError, match="SQLITE_CORRUPT_VTAB"):
-        await database.write(partial(forget_session, session_id=SESSION, now_us=1, erase=False))
+        await erase_session(database, SESSION)
     with capture_logs() as logged:
-        await put(database, "harbour 3", at_s=2000)
+        await put(database, "harbour 3", session_id="another-session-01", at_s=2000)
         running = asyncio.create_task(WordIndexer(database).run())
 
         async def told() -> bool:
@@ -208,6 +208,6 @@ async def test_a_damaged_index_is_made_anew_from_the_turns(database: Database, m
         await eventually(told)
     running.cancel()
     assert [line["event"] for line in logged] == ["words_not_indexed", "words_indexed_again"]
-    assert len(await found(database, "harbour")) == 4
-    assert await database.write(partial(forget_session, session_id=SESSION, now_us=1, erase=False)) == 4
-    assert await database.write(indexed) == 0
+    assert len(await found(database, "harbour", of=[SESSION, "another-session-01"])) == 4
+    assert await erase_session(database, SESSION) == 3, "what the damage left of the erasure is deleted"
+    assert await database.write(indexed) == 1

@@ -32,7 +32,7 @@ from token_broker.presented import SeveralCredentialsError, presented_credential
 from token_broker.problems import Problem
 from token_broker.relay.doors import DOORS, Door
 from token_broker.schemas import ClientSecret, ClientSecretRequest
-from token_broker.sessions import ensure_not_cut_off, open_session
+from token_broker.sessions import OpenedSession, confirm_owner, ensure_not_cut_off, open_session
 from token_broker.telemetry import AuditEntry, bind_ids, write_audit
 from token_broker.tokens import ClientSecretClaims, SessionClaims, TokenError, is_ours
 
@@ -86,7 +86,8 @@ async def create_client_secret(request: Request) -> Response:
     body = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     wanted = parse_json(body, ClientSecretRequest)
     agent = find_agent(broker, wanted.metadata.agent_id or (claims.agent_id if claims else None))
-    owner = await _session(request, broker, principal, claims, wanted)
+    session = await _session(request, broker, principal, claims, wanted)
+    owner = session.owner
     bind_ids(session_id=owner.session_id)
     ensure_not_cut_off(broker.memory.cutoffs, owner.principal, owner.session_id)
     ttl_s = _ttl_s(wanted, claims)
@@ -101,7 +102,7 @@ async def create_client_secret(request: Request) -> Response:
         minted_with=claims if isinstance(claims, ClientSecretClaims) else None,
     )
     answer = ClientSecret(value=secret, expires_at=expires_at_s, session=_shown_session(broker, agent, owner))
-    broker.memory.sessions.record(owner, agent.id)
+    await session.keep(broker.memory.sessions, agent.id)
     write_audit(
         AuditEntry(
             correlation_id=correlation_id(request.scope),
@@ -190,12 +191,13 @@ async def _session(
     principal: Principal,
     claims: ClientSecretClaims | SessionClaims | None,
     wanted: ClientSecretRequest,
-) -> Owner:
+) -> OpenedSession:
     """The session that the secret is for: the credential's own, or as `POST /realtime/token` finds it."""
     if claims is None:
         return await open_session(
             broker.memory.sessions,
             broker.signer,
+            broker.memory.cutoffs,
             principal=principal,
             session_id=wanted.metadata.session_id,
             session_token=request.headers.get("x-session-token"),
@@ -206,8 +208,7 @@ async def _session(
     own_names = {None, claims.user_id, *((principal.id, principal.subject) if principal.authenticated else ())}
     if wanted.metadata.user_id not in own_names:
         raise Problem(403, "foreign_user", "The credential is another user's: leave user_id out.")
-    epoch = max(claims.epoch + 1, time.time_ns() // 1_000_000)
-    return Owner(claims.session_id, claims.principal, epoch, claims.user_id)
+    return await confirm_owner(broker.memory.sessions, broker.memory.cutoffs, claims)
 
 
 def _ttl_s(wanted: ClientSecretRequest, claims: ClientSecretClaims | SessionClaims | None) -> int:

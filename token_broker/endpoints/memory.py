@@ -14,7 +14,7 @@ from token_broker.broker import Broker, broker_of
 from token_broker.http import bearer_token, parse_json, read_body
 from token_broker.ids import uuid7
 from token_broker.memory.base import Outcome, Owner, Turn
-from token_broker.memory.errors import StoreBusyError, StoreError, StoreRefusedError
+from token_broker.memory.errors import NotOwnerError, StoreBusyError, StoreError, StoreRefusedError
 from token_broker.memory.schemas import (
     EnrichAnswer,
     EnrichBatch,
@@ -28,6 +28,7 @@ from token_broker.memory.schemas import (
 from token_broker.memory.service import Memory
 from token_broker.openapi import Answer, Body, Operation, Parameter
 from token_broker.problems import Problem
+from token_broker.sessions import session_erased
 from token_broker.tokens import TokenError
 
 __all__ = ["MEMORY_OPERATIONS", "create_turn", "enrich", "forget_turns", "list_turns"]
@@ -89,11 +90,13 @@ async def enrich(request: Request) -> Response:
 async def list_turns(request: Request) -> Response:
     """`GET …/sessions/{session_id}/turns`: a page of receipts; problems 400, 401, 403, 404, 503."""
     session_id = request.path_params["session_id"]
-    await _admit_reader(request, session_id)
+    principal = await _admit_reader(request, session_id)
     limit = _limit(request.query_params.get("limit"))
     after = request.query_params.get("after")
     try:
-        turns = await broker_of(request).memory.turns(session_id, limit=limit + 1, after=after)
+        turns = await broker_of(request).memory.turns(session_id, principal=principal, limit=limit + 1, after=after)
+    except NotOwnerError:
+        raise _not_yours() from None
     except StoreError as error:
         raise _store_problem(error) from None
     if turns is None:
@@ -118,11 +121,13 @@ async def list_turns(request: Request) -> Response:
 
 
 async def forget_turns(request: Request) -> Response:
-    """`DELETE …/sessions/{session_id}/turns`: 200 once it is forgotten here; Zep is asked soon after, until it has."""
+    """`DELETE …/sessions/{session_id}/turns`: 200 once nobody can read it; Zep is asked soon after, until it has."""
     session_id = request.path_params["session_id"]
-    await _admit_reader(request, session_id)
+    principal = await _admit_reader(request, session_id)
     try:
-        forgotten = await broker_of(request).memory.forget_session(session_id)
+        forgotten = await broker_of(request).memory.forget_session(session_id, principal=principal)
+    except NotOwnerError:
+        raise _not_yours() from None
     except StoreError as error:
         raise _store_problem(error) from None
     return _json(Forgotten(session_id=session_id, turns=forgotten), 200)
@@ -150,26 +155,36 @@ def _is_theirs(owner: Owner, session_id: str) -> None:
         raise Problem(403, "foreign_session", "The session token is another session's: nobody writes into that one.")
 
 
-async def _admit_reader(request: Request, session_id: str) -> None:
-    """The session's token, or its authenticated principal. Raises Problem 401 or 403."""
+async def _admit_reader(request: Request, session_id: str) -> str:
+    """The principal that the session has to belong to: the token's, or whoever has authenticated.
+
+    The store says whether it does, as it reads. Raises Problem 401, 403 or 503.
+    """
     broker = broker_of(request)
     try:
-        _is_theirs(_owner(request, broker), session_id)
-        return
-    except Problem as problem:
-        refusal = problem
-    if refusal.status == 401 and broker.settings.auth in {"easyauth", "entra"}:  # noqa: PLR2004
-        principal = await broker.authenticator.authenticate(request.scope)
-        try:
-            # What this process made a plan for a moment ago may not be in the store yet.
-            sessions = broker.memory.sessions
-            record = await sessions.find(session_id) or await broker.memory.session(session_id)
-        except StoreError as error:
-            raise _store_problem(error) from None
-        if record is not None and principal.authenticated and record.principal == principal.id:
-            return
-        raise Problem(403, "foreign_session", "This session is not yours.")
-    raise refusal
+        owner = _owner(request, broker)
+    except Problem:
+        if broker.settings.auth not in {"easyauth", "entra"}:
+            raise
+        return await _admit_principal(request, broker, session_id)
+    _is_theirs(owner, session_id)
+    return owner.principal
+
+
+async def _admit_principal(request: Request, broker: Broker, session_id: str) -> str:
+    """An authenticated principal who has no token of the session needs a stored session that is theirs."""
+    principal = await broker.authenticator.authenticate(request.scope)
+    try:
+        record = await broker.memory.sessions.find(session_id)
+    except StoreError as error:
+        raise _store_problem(error) from None
+    if record is None or not principal.authenticated or record.principal != principal.id:
+        raise _not_yours()
+    return principal.id
+
+
+def _not_yours() -> Problem:
+    return Problem(403, "foreign_session", "This session is not yours.")
 
 
 async def _body(request: Request, broker: Broker) -> bytes:
@@ -198,6 +213,8 @@ async def _append(memory: Memory, turns: list[Turn]) -> list[Outcome]:
         outcomes = await memory.append(turns)
     except StoreError as error:
         raise _store_problem(error) from None
+    if Outcome.ERASED in outcomes:
+        raise session_erased()
     if Outcome.FOREIGN in outcomes:
         raise Problem(403, "foreign_session", "This session belongs to somebody else.")
     return outcomes
@@ -228,7 +245,7 @@ def _json(model: TurnAnswer | EnrichAnswer | TurnPage | Forgotten, status: int) 
 _WRITE_PROBLEMS = {
     400: ("invalid_json", "client_left"),
     401: ("session_token_needed",),
-    403: ("foreign_session",),
+    403: ("foreign_session", "session_erased"),
     408: ("body_timeout",),
     413: ("body_too_large", "turn_too_large"),
     422: ("invalid_request", "turn_refused"),
@@ -315,7 +332,10 @@ MEMORY_OPERATIONS = (
         aliases=(f"/memory{_TURNS}",),
         tag="Memory",
         summary="Forget a session",
-        description="Gone here once answered; Zep is asked soon after, until it has forgotten too.",
+        description=(
+            "Once it is answered nobody reads the session or writes into it any more, its id stays taken, and its "
+            "talks end. Its rows are deleted soon after, and Zep is asked to forget it until it has."
+        ),
         parameters=(_SESSION,),
         answers=(Answer(200, "The session is forgotten.", Forgotten),),
         problems=_READ_PROBLEMS,

@@ -11,6 +11,7 @@ from token_broker.http import bearer_token
 from token_broker.openapi import Answer, Operation, Parameter
 from token_broker.problems import Problem
 from token_broker.schemas import AgentConfig
+from token_broker.sessions import blocklist_unread
 from token_broker.status_schemas import Readiness, Status
 
 __all__ = ["STATUS_OPERATIONS", "get_config", "get_health", "get_readiness", "get_status"]
@@ -61,9 +62,12 @@ async def get_health(request: Request) -> Response:
 
 
 async def get_readiness(request: Request) -> Response:
-    """200 while newcomers are welcome; a problem 503 while the broker drains."""
-    if broker_of(request).drain.draining:
+    """200 while newcomers are welcome; a problem 503 while the broker drains, or lacks a blocklist that is required."""
+    broker = broker_of(request)
+    if broker.drain.draining:
         raise Problem(503, "draining", "This broker is going away: ask another one.", headers={"Retry-After": "1"})
+    if broker.memory.cutoffs.is_missed:
+        raise blocklist_unread()
     return JSONResponse({"status": "ready"}, headers=_NO_STORE)
 
 
@@ -106,8 +110,11 @@ STATUS_OPERATIONS = (
         path="/readyz",
         tag="Watching",
         summary="Readiness",
-        description="503 while the broker drains: newcomers are to go elsewhere.",
+        description=(
+            "503 while the broker drains, or has not read the blocklist that BROKER_REQUIRE_BLOCKLIST wants: newcomers "
+            "are to go elsewhere."
+        ),
         answers=(Answer(200, "Newcomers are welcome.", Readiness, example={"status": "ready"}),),
-        problems={503: ("draining",)},
+        problems={503: ("draining", "blocklist_unread")},
     ),
 )

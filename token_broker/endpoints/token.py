@@ -65,14 +65,16 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
     body = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     wanted = parse_json(body, TokenRequest)
     agent = course.agent = find_agent(broker, wanted.agent_id)
-    owner = course.owner = await open_session(
+    session = await open_session(
         broker.memory.sessions,
         broker.signer,
+        broker.memory.cutoffs,
         principal=caller.principal,
         session_id=wanted.session_id,
         session_token=request.headers.get("x-session-token"),
         user_id=wanted.user_id,
     )
+    owner = course.owner = session.owner
     bind_ids(session_id=owner.session_id)
     ensure_not_cut_off(broker.memory.cutoffs, owner.principal, owner.session_id)
     # Who has neither a name nor a past can't be remembered: the memory need not be asked.
@@ -84,10 +86,15 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
     if grant is None:
         ensure_configured(broker)
         raise _nothing_minted()
+    await session.keep(broker.memory.sessions, agent.id)
     plan = broker.plans.make(
-        grant, owner=owner, agent=agent, public_base=caller.public_base, correlation_id=correlation_id(request.scope)
+        grant,
+        owner=owner,
+        agent=agent,
+        public_base=caller.public_base,
+        correlation_id=correlation_id(request.scope),
+        unseen=broker.memory.cutoffs.was_read,
     )
-    broker.memory.sessions.record(owner, agent.id)
     write_audit(_audit_entry(plan, owner), broker.observe)
     return plan
 
@@ -239,13 +246,19 @@ TOKEN_OPERATIONS = (
         problems={
             400: ("invalid_json", "client_left"),
             401: ("not_signed_in", "bad_principal", "invalid_token"),
-            403: ("foreign_session", "foreign_user", "insufficient_scope", "cut_off"),
+            403: ("foreign_session", "session_erased", "foreign_user", "insufficient_scope", "cut_off"),
             404: ("unknown_agent",),
             408: ("body_timeout",),
             413: ("body_too_large",),
             422: ("invalid_request",),
             429: ("rate_limited",),
-            503: ("nothing_minted", "not_configured", "identity_provider_unreachable"),
+            503: (
+                "nothing_minted",
+                "not_configured",
+                "identity_provider_unreachable",
+                "store_away",
+                "blocklist_unread",
+            ),
         },
         security=(None, "entra", "easyauth"),
     ),

@@ -31,6 +31,11 @@ async def open_admin(
     try:
         if await database.open():
             tell_of_empty()
-        yield Housekeeper(database, erase=settings.zep_api_key is not None, lease_s=3 * settings.delivery_timeout_s)
+        yield Housekeeper(
+            database,
+            erase=settings.zep_api_key is not None,
+            lease_s=3 * settings.delivery_timeout_s,
+            session_token_s=settings.session_token_ttl_s,
+        )
     finally:
         await database.close()

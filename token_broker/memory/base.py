@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 __all__ = [
     "ANONYMOUS",
     "LAST_TURNS",
+    "NOBODY",
     "CutOff",
     "CutOffKind",
     "CutOffList",
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 ANONYMOUS = "anonymous"  # the principal of everybody without authentication
+NOBODY = ""  # the principal of an erased session
 LAST_TURNS = 12  # of a session, told to an agent that takes it up again
 
 Role = Literal["user", "assistant"]
@@ -67,6 +69,7 @@ class Outcome(Enum):
     STORED = "stored"
     DUPLICATE = "duplicate"  # the session has a turn of that id; the first content stays
     FOREIGN = "foreign"  # the session belongs to another principal
+    ERASED = "erased"  # the session was erased: nothing is stored in it any more
 
 
 class TurnIntake(Protocol):
@@ -79,18 +82,29 @@ class TurnIntake(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """What is known of a session."""
+    """What the store says of a session. One that was erased has no owner, and never gets one again."""
 
     session_id: str
     principal: str
     epoch: int
 
+    @property
+    def erased(self) -> bool:
+        return self.principal == NOBODY
+
 
 class SessionBook(Protocol):
-    """Who owns which session. Bounded waits: an answer within 250 ms, from the process's own cache if need be."""
+    """Who owns which session, as the store says. Waits are bounded (BROKER_STORE_PATIENCE_S)."""
 
     async def find(self, session_id: str) -> SessionRecord | None:
-        """The session, or None where it is unknown (or the store is silent and the process doesn't know it)."""
+        """The session, or None where the store has no such session. Raises StoreError where the store is silent."""
+        ...
+
+    async def claim(self, owner: Owner, agent_id: str) -> bool:
+        """Makes a new session `owner`'s for good; False where somebody else has it. Raises StoreError: nobody has it.
+
+        For a session whose id the caller chose. Of several that claim one id, at whichever replica, one gets it.
+        """
         ...
 
     def record(self, owner: Owner, agent_id: str) -> None:
@@ -109,6 +123,16 @@ class CutOff:
 
 class CutOffList(Protocol):
     """Whom the operator has cut off, as every replica knows within two seconds."""
+
+    @property
+    def was_read(self) -> bool:
+        """Whether this process has ever read the list; until then `refused` knows nobody."""
+        ...
+
+    @property
+    def is_missed(self) -> bool:
+        """Whether nobody is to be served before the list was read, and it was not (BROKER_REQUIRE_BLOCKLIST)."""
+        ...
 
     def refused(self, principal: str, session_id: str | None) -> bool:
         """Whether tokens of this principal, or of this session, open nothing any more; never waits, never raises."""

@@ -1,7 +1,8 @@
 """Whom the operator has cut off, as this process knows it: asked at each door, read again every second and a half.
 
 Tokens are enough by themselves, so a door asks nobody: it looks at the last list that was read. While the store is away
-that list holds. Who begins while it is away knows nobody to be cut off, until it comes.
+that list holds. A process that begins while it is away has no list (`was_read`): it serves new sessions alone, by
+transports that it can end, or nobody where the list is `required`. Once it has one it ends the talks of the blocked.
 """
 
 import asyncio
@@ -34,9 +35,15 @@ class CutOffs:
     """See `CutOffList`. `refresh` once, and `run` from then on."""
 
     def __init__(
-        self, database: Database, *, every_s: float = _EVERY_S, clock: Callable[[], float] = time.time
+        self,
+        database: Database,
+        *,
+        required: bool = False,
+        every_s: float = _EVERY_S,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
+        self._required = required
         self._every_s = every_s
         self._clock = clock
         self._keys: frozenset[Key] = frozenset()
@@ -46,6 +53,14 @@ class CutOffs:
         self._read_at_s: float | None = None
         self._stale = False
         self.unread = 0  # times the store did not say who is cut off
+
+    @property
+    def was_read(self) -> bool:
+        return self._read_at_s is not None
+
+    @property
+    def is_missed(self) -> bool:
+        return self._required and not self.was_read
 
     def refused(self, principal: str, session_id: str | None) -> bool:
         return principal in self._principals or session_id in self._sessions
@@ -59,6 +74,7 @@ class CutOffs:
 
     async def run(self) -> None:
         """Reads again and again; a store that is away is told of once."""
+        self._end_open()
         while True:
             await asyncio.sleep(self._every_s)
             try:
@@ -69,9 +85,15 @@ class CutOffs:
                     log.warning("cut_offs_unread", reason=str(error), cut_off=len(self._keys))
                 self._stale = True
                 continue
-            if self._keys:
-                for end_where in self._watchers:
-                    end_where(self.refused)
+            self._end_open()
+
+    def _end_open(self) -> None:
+        """A watcher that breaks keeps neither the others nor the next reading from being told."""
+        for end_where in self._watchers if self._keys else ():
+            try:
+                end_where(self.refused)
+            except Exception as error:  # noqa: BLE001  # told; it is called again after the next reading
+                log.error("cut_off_not_ended", error=type(error).__name__)
 
     async def refresh(self) -> None:
         """Reads who is cut off now. Raises StoreError: then it stays as it was."""

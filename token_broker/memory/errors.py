@@ -7,10 +7,13 @@ StoreError
 ├── StoreRefusedError      this row will never be taken (kept apart, so that it holds up no other)
 ├── CutOffListFullError    nobody more can be cut off until somebody is let in again
 └── StoreInUseError        another process has the SQLite file; the broker cannot start on it
+
+NotOwnerError is no fault of the store's: it did its work, and the session is not the caller's.
 """
 
 __all__ = [
     "CutOffListFullError",
+    "NotOwnerError",
     "StoreAwayError",
     "StoreBusyError",
     "StoreError",
@@ -50,3 +53,11 @@ class CutOffListFullError(StoreError):
 
 class StoreInUseError(StoreError):
     """The SQLite database belongs to another process."""
+
+
+class NotOwnerError(Exception):
+    """The session is another principal's, or was erased (`erased`): it can neither be read nor erased."""
+
+    def __init__(self, *, erased: bool) -> None:
+        super().__init__("the session was erased" if erased else "the session is another principal's")
+        self.erased = erased

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from token_broker.memory.database import Database
 from token_broker.memory.keys import arrival_at, to_us
-from token_broker.tokens import LEEWAY_S
+from token_broker.tokens import LEEWAY_S, RESUME_GRACE_S
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -23,29 +23,67 @@ __all__ = ["Housekeeper", "Progress"]
 
 Progress = Callable[[int, int], None]  # how many are done, of how many
 
-_CHUNK = 500  # rows a transaction, so that turns need not wait long behind one
+# What one transaction deletes at most, so that turns need not wait long behind it: deleting a megabyte from SQLite, its
+# words among it, takes 100 to 200 ms.
+_CHUNK = 100
+_CHUNK_BYTES = 1_048_576
+_SESSIONS_CHUNK = 500
 _DAY_S = 86_400
 
 
 class Housekeeper:
-    """Works on an open database. With `erase` the sink is asked to forget too, by whichever replica delivers."""
+    """Works on an open database. With `erase` the sink is asked to forget too, by whichever replica delivers.
+
+    `session_token_s` is how long a session token is good: a session is kept as long as one may name it.
+    """
 
     def __init__(
-        self, database: Database, *, erase: bool, lease_s: float, clock: Callable[[], float] = time.time
+        self,
+        database: Database,
+        *,
+        erase: bool,
+        lease_s: float,
+        session_token_s: float,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._erase = erase
         self._lease_s = lease_s
+        self._named_s = session_token_s + RESUME_GRACE_S + LEEWAY_S
         self._clock = clock
 
     async def forget_session(self, session_id: str) -> int:
-        """Deletes a session with all its turns; how many. Raises StoreError."""
-        from token_broker.memory.forgetting import forget_session
+        """Erases a session with all its turns; how many. Raises StoreError."""
+        marked = await self.mark_erased(session_id)
+        await self.delete_erased(session_id)
+        return marked
+
+    async def mark_erased(self, session_id: str, *, principal: str | None = None) -> int:
+        """Erases a session for everybody who could read it or write into it; how many turns it had.
+
+        `delete_erased` deletes the turns themselves. With `principal` the session has to be theirs. Raises StoreError,
+        NotOwnerError.
+        """
+        from token_broker.memory.forgetting import mark_erased
 
         now_us = to_us(self._clock())
         return await self._database.write(
-            partial(forget_session, session_id=session_id, now_us=now_us, erase=self._erase)
+            partial(mark_erased, session_id=session_id, now_us=now_us, erase=self._erase, principal=principal)
         )
+
+    async def delete_erased(self, session_id: str) -> None:
+        """Deletes the turns of an erased session, in short transactions. Raises StoreError."""
+        from token_broker.memory.forgetting import delete_erased
+
+        await self._repeat(partial(delete_erased, session_id=session_id, max_turns=_CHUNK, max_bytes=_CHUNK_BYTES))
+
+    async def finish_erasures(self) -> None:
+        """Deletes what any process left of erased sessions. Raises StoreError."""
+        from token_broker.memory.forgetting import unfinished_erasures
+
+        while session_ids := await self._database.read(partial(unfinished_erasures, limit=_SESSIONS_CHUNK)):
+            for session_id in session_ids:
+                await self.delete_erased(session_id)
 
     async def forget_user(self, user: str) -> int:
         """Deletes all sessions of a principal (or of an unauthenticated label); how many turns. Raises StoreError.
@@ -58,7 +96,7 @@ class Housekeeper:
             due_us = to_us(self._clock() + self._lease_s)
             await self._database.write(partial(note_user_erasure, principal=user, now_us=due_us))
         forgotten = 0
-        while session_ids := await self._database.read(partial(sessions_of, user=user, limit=_CHUNK)):
+        while session_ids := await self._database.read(partial(sessions_of, user=user, limit=_SESSIONS_CHUNK)):
             for session_id in session_ids:
                 forgotten += await self.forget_session(session_id)
         return forgotten
@@ -73,8 +111,10 @@ class Housekeeper:
         if not retention_days:
             return 0
         before_s = now_s - retention_days * _DAY_S
-        forgotten = await self._repeat(partial(forget_older, before_arrival=arrival_at(before_s), limit=_CHUNK))
-        await self._repeat(partial(forget_idle_sessions, before_s=before_s, limit=_CHUNK))
+        older = partial(forget_older, before_arrival=arrival_at(before_s), limit=_CHUNK, max_bytes=_CHUNK_BYTES)
+        forgotten = await self._repeat(older)
+        idle_s = min(before_s, now_s - self._named_s)
+        await self._repeat(partial(forget_idle_sessions, before_s=idle_s, limit=_SESSIONS_CHUNK))
         return forgotten
 
     async def dead_letters(self, limit: int, *, session_id: str | None = None) -> "list[DeadLetter]":

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 
-from token_broker.memory.base import Outcome, Turn
+from token_broker.memory.base import Outcome, Owner, Turn
 from token_broker.memory.errors import StoreError, StoreRefusedError
 from token_broker.memory.pacing import backoff_s
 from token_broker.memory.text import clean, is_storable
@@ -18,6 +19,7 @@ log = structlog.get_logger(__name__)
 
 _CHUNK = 100
 _LONGEST_WAIT_S = 10.0
+_NOT_THEIRS = frozenset({Outcome.FOREIGN, Outcome.ERASED})
 
 
 @dataclass(slots=True)
@@ -29,10 +31,21 @@ class IntakeCounts:
 
 
 class BufferedIntake:
-    """See `TurnIntake`. Holds at most `max_turns` turns or `max_bytes`; `run` is to be started once."""
+    """See `TurnIntake`. Holds at most `max_turns` turns or `max_bytes`; `run` is to be started once.
 
-    def __init__(self, writer: GroupWriter, *, max_turns: int, max_bytes: int) -> None:
+    `on_refused` hears of each turn whose session is not its owner's, or was erased: its talk goes on for nothing.
+    """
+
+    def __init__(
+        self,
+        writer: GroupWriter,
+        *,
+        max_turns: int,
+        max_bytes: int,
+        on_refused: Callable[[Owner], None] = lambda _owner: None,
+    ) -> None:
         self._writer = writer
+        self._on_refused = on_refused
         self._max_turns = max_turns
         self._max_bytes = max_bytes
         self._turns: deque[Turn] = deque()
@@ -79,19 +92,24 @@ class BufferedIntake:
         await self._emptied.wait()
 
     async def _store(self, chunk: list[Turn]) -> None:
+        outcomes: Sequence[Outcome | None]
         try:
             outcomes = await self._writer.submit(chunk)
         except StoreRefusedError:
-            outcomes = [outcome for turn in chunk for outcome in await self._store_alone(turn)]
-        self.counts.refused += sum(outcome is Outcome.FOREIGN for outcome in outcomes)
+            outcomes = [await self._store_alone(turn) for turn in chunk]
+        for turn, outcome in zip(chunk, outcomes, strict=True):
+            if outcome in _NOT_THEIRS:
+                self.counts.refused += 1
+                self._on_refused(turn.owner)
 
-    async def _store_alone(self, turn: Turn) -> list[Outcome]:
+    async def _store_alone(self, turn: Turn) -> Outcome | None:
+        """None where the store will never take it."""
         try:
-            return await self._writer.submit([turn])
+            return (await self._writer.submit([turn]))[0]
         except StoreRefusedError as error:
             self.counts.refused += 1
             log.error("turn_refused", session_id=turn.owner.session_id, turn_id=turn.turn_id, reason=str(error))
-            return []
+            return None
 
     def _drop(self, count: int) -> None:
         for _ in range(count):

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, update
 
+from token_broker.memory.base import NOBODY
 from token_broker.memory.forgetting import users_being_forgotten
 from token_broker.memory.keys import LAST_PLACE, arrived_us
 from token_broker.memory.ordering import Position
 from token_broker.memory.pacing import FULL_BATCH, Backlog
+from token_broker.memory.reading import within_bytes
 from token_broker.memory.rows import DeadLetter, StoredTurn, stored_turn
 from token_broker.memory.store import enqueue, is_session
 from token_broker.memory.tables import Delivery, erasures, outbox, sessions, turns
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 
+MAX_BYTES = 1_048_576  # of turns that one transaction rewrites or deletes, since others wait for it
 _FORGETTING_TAKES_US = 2_000_000
 
 
@@ -94,6 +97,9 @@ def claim(connection: Connection, bucket: int, limit: int, *, now_us: int, lease
         owner = connection.execute(
             select(sessions.c.principal, sessions.c.user_id).where(is_session(sessions, row.session_id))
         ).first()
+        if owner is not None and owner.principal == NOBODY:  # erased; a dead letter that was queued again brought it
+            connection.execute(delete(outbox).where(is_session(outbox, row.session_id)))
+            continue
         if owner is None or owner.principal in spared:
             _look_later(connection, row.session_id, now_us)
             continue
@@ -177,12 +183,14 @@ def _is_dead(session_id: str | None) -> ColumnElement[bool]:
     return dead if session_id is None else and_(is_session(turns, session_id), dead)
 
 
-def retry_dead(connection: Connection, now_us: int, *, session_id: str | None = None, limit: int = 1000) -> int:
-    """Queues dead letters once more, at most `limit`; how many."""
-    letters = list_dead(connection, limit, session_id=session_id)
+def retry_dead(
+    connection: Connection, now_us: int, *, session_id: str | None = None, limit: int = 1000, max_bytes: int = MAX_BYTES
+) -> int:
+    """Queues dead letters once more, at most `limit` or so many bytes of them; how many."""
+    letters = _oldest_dead(connection, limit, max_bytes, session_id)
     by_session: dict[str, list[str]] = {}
-    for letter in letters:
-        by_session.setdefault(letter.session_id, []).append(letter.turn.turn_id)
+    for dead_session_id, turn_id in letters:
+        by_session.setdefault(dead_session_id, []).append(turn_id)
     for key in sorted(by_session):
         _mark(connection, key, by_session[key], Delivery.QUEUED, None)
         enqueue(connection, {key: len(by_session[key])}, now_us)
@@ -191,14 +199,25 @@ def retry_dead(connection: Connection, now_us: int, *, session_id: str | None = 
     return len(letters)
 
 
-def purge_dead(connection: Connection, *, session_id: str | None = None, limit: int = 1000) -> int:
-    """Deletes dead letters for good, at most `limit`; how many."""
-    letters = list_dead(connection, limit, session_id=session_id)
-    for letter in letters:
-        connection.execute(
-            delete(turns).where(is_session(turns, letter.session_id), turns.c.turn_id == letter.turn.turn_id)
-        )
+def purge_dead(
+    connection: Connection, *, session_id: str | None = None, limit: int = 1000, max_bytes: int = MAX_BYTES
+) -> int:
+    """Deletes dead letters for good, at most `limit` or so many bytes of them; how many."""
+    letters = _oldest_dead(connection, limit, max_bytes, session_id)
+    for dead_session_id, turn_id in letters:
+        connection.execute(delete(turns).where(is_session(turns, dead_session_id), turns.c.turn_id == turn_id))
     return len(letters)
+
+
+def _oldest_dead(connection: Connection, limit: int, max_bytes: int, session_id: str | None) -> list[tuple[str, str]]:
+    """Session and turn of the oldest dead letters."""
+    sizes = connection.execute(
+        select(turns.c.session_id, turns.c.turn_id, func.length(turns.c.content))
+        .where(_is_dead(session_id))
+        .order_by(turns.c.arrival)
+        .limit(limit)
+    )
+    return within_bytes([((row[0], row[1]), row[2]) for row in sizes], max_bytes)
 
 
 def _look_later(connection: Connection, session_id: str, now_us: int) -> None:

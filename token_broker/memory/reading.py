@@ -1,19 +1,36 @@
 """What is read back of the turns: pages for receipts, and what the local recall is made of."""
 
+from collections.abc import Iterable
+from typing import TypeVar
+
 from sqlalchemy import Connection, and_, select, tuple_
 
-from token_broker.memory.base import Owner
+from token_broker.memory.base import NOBODY, Owner
+from token_broker.memory.errors import NotOwnerError
 from token_broker.memory.rows import StoredTurn, stored_turn
 from token_broker.memory.store import is_session
 from token_broker.memory.tables import sessions, turns
 
-__all__ = ["last_turns", "last_turns_of", "list_turns", "recent_sessions"]
+__all__ = ["last_turns", "last_turns_of", "list_turns", "recent_sessions", "within_bytes"]
+
+K = TypeVar("K")
 
 _ORDER = (turns.c.epoch, turns.c.place, turns.c.arrival)
 
 
-def list_turns(connection: Connection, session_id: str, limit: int, after: str | None) -> list[StoredTurn] | None:
-    """A session's turns in order, those behind the turn `after`; None where there is no such turn."""
+def list_turns(
+    connection: Connection, session_id: str, limit: int, after: str | None, *, principal: str
+) -> list[StoredTurn] | None:
+    """`principal`'s session's turns in order, those behind the turn `after`; None where there is no such turn.
+
+    A session that is not stored, or was erased, has none. Raises NotOwnerError where the session is another's: the
+    stored owner decides, in the transaction that reads.
+    """
+    owner = connection.scalar(select(sessions.c.principal).where(is_session(sessions, session_id)))
+    if owner in {None, NOBODY}:
+        return [] if after is None else None
+    if owner != principal:
+        raise NotOwnerError(erased=False)
     wanted = is_session(turns, session_id)
     if after is not None:
         mark = connection.execute(select(*_ORDER).where(wanted, turns.c.turn_id == after)).first()
@@ -41,3 +58,15 @@ def recent_sessions(connection: Connection, principal: str, limit: int, *, but: 
     wanted = and_(sessions.c.principal == principal, sessions.c.session_id != but)
     newest = select(sessions.c.session_id).where(wanted).order_by(sessions.c.epoch.desc()).limit(limit)
     return list(connection.scalars(newest))
+
+
+def within_bytes(sizes: Iterable[tuple[K, int]], max_bytes: int) -> list[K]:
+    """The first keys whose sizes come to at most `max_bytes` together; at least one, where there is one."""
+    keys: list[K] = []
+    total_bytes = 0
+    for key, size_bytes in sizes:
+        total_bytes += size_bytes
+        if keys and total_bytes > max_bytes:
+            break
+        keys.append(key)
+    return keys

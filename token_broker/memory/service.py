@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from token_broker.memory.base import Outcome, SessionRecord, Turn
+from token_broker.memory.base import Outcome, Owner, Turn
 from token_broker.memory.books import StoredSessions, StoredTickets
 from token_broker.memory.cutoffs import CutOffs
 from token_broker.memory.database import Database, connect
@@ -43,6 +43,7 @@ log = structlog.get_logger(__name__)
 _REOPEN_LAST_S = 5.0
 _FIGURES_EVERY_S = 5.0
 _SWEEP_EVERY_S = 600.0
+_ERASURES_EVERY_S = 60.0
 _RESTART_S = 1.0
 _FLUSH_S = 5.0  # what a shutdown gives proxied turns to reach the store
 
@@ -74,16 +75,29 @@ class Memory:
             clock=clock,
             on_stored=self._stored,
         )
-        self.intake = BufferedIntake(self._writer, max_turns=settings.intake_turns, max_bytes=settings.intake_bytes)
-        self.sessions = StoredSessions(self._database, self._writer, patience_s=settings.store_patience_s)
+        self._watchers: list[Callable[[Owner], None]] = []
+        self.intake = BufferedIntake(
+            self._writer,
+            max_turns=settings.intake_turns,
+            max_bytes=settings.intake_bytes,
+            on_refused=self._end_talks_of,
+        )
+        self.sessions = StoredSessions(self._database, self._writer, patience_s=settings.store_patience_s, clock=clock)
         self.tickets = StoredTickets(self._database, patience_s=settings.store_patience_s, clock=clock)
-        self.cutoffs = CutOffs(self._database, clock=clock)
+        self.cutoffs = CutOffs(self._database, required=settings.require_blocklist == "on", clock=clock)
+        self._erasing = asyncio.Event()
         self._local_facts = LocalFacts(self._database)
         indexes = self._database.dialect == "sqlite" and not self._has_zep  # with Zep nobody searches here
         self._words = WordIndexer(self._database) if indexes else None
         self.recall = BoundedRecall(self._database, self._facts, budget_s=settings.recall_budget_s)
         lease_s = 3 * settings.delivery_timeout_s
-        self._keeper = Housekeeper(self._database, erase=self._has_zep, lease_s=lease_s, clock=clock)
+        self._keeper = Housekeeper(
+            self._database,
+            erase=self._has_zep,
+            lease_s=lease_s,
+            session_token_s=settings.session_token_ttl_s,
+            clock=clock,
+        )
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -100,6 +114,7 @@ class Memory:
                 ("delivery", memory._keep_delivering),
                 ("words", memory._keep_indexing),
                 ("sweeping", memory._keep_sweeping),
+                ("erasing", memory._keep_erasing),
             )
         ]
         try:
@@ -126,25 +141,39 @@ class Memory:
         finally:
             in_time.cancel()
 
-    async def turns(self, session_id: str, *, limit: int, after: str | None = None) -> "list[StoredTurn] | None":
-        """A session's turns in order, behind the turn `after`; None where there is no such turn. Raises StoreError."""
+    async def turns(
+        self, session_id: str, *, principal: str, limit: int, after: str | None = None
+    ) -> "list[StoredTurn] | None":
+        """The turns of `principal`'s session in order, behind the turn `after`; None where there is no such turn.
+
+        Raises StoreError, NotOwnerError.
+        """
         from token_broker.memory.reading import list_turns
 
-        return await self._database.read(partial(list_turns, session_id=session_id, limit=limit, after=after))
+        wanted = partial(list_turns, session_id=session_id, principal=principal, limit=limit, after=after)
+        return await self._database.read(wanted)
 
-    async def session(self, session_id: str) -> SessionRecord | None:
-        """The session as it is stored: for those who can wait, and want no guess. Raises StoreError."""
-        from token_broker.memory.store import find_session
+    async def forget_session(self, session_id: str, *, principal: str) -> int:
+        """Erases `principal`'s session; how many turns it had. Raises StoreError, NotOwnerError.
 
-        return await self._database.read(partial(find_session, session_id=session_id))
-
-    async def forget_session(self, session_id: str) -> int:
-        """Forgets a session, here at once and in the sink soon; how many turns. Raises StoreError."""
-        forgotten = await self._keeper.forget_session(session_id)
+        From here on nobody reads it or writes into it, and its talks end. Its rows are deleted soon after, in steps
+        that hold up nobody, and the sink is asked to forget it.
+        """
+        forgotten = await self._keeper.mark_erased(session_id, principal=principal)
         self._writer.forget(session_id)
         self.sessions.forget(session_id)
+        self._erasing.set()
+        self._end_talks_of(Owner(session_id, principal, 0))
         self._nudge()
         return forgotten
+
+    def watch_lost_sessions(self, end_talks_of: Callable[[Owner], None]) -> None:
+        """`end_talks_of(owner)` is called where a session is seen to be no more, or never to have been, `owner`'s."""
+        self._watchers.append(end_talks_of)
+
+    def _end_talks_of(self, owner: Owner) -> None:
+        for end_talks_of in self._watchers:
+            end_talks_of(owner)
 
     async def refresh(self) -> None:
         """Asks the store for its figures, as long as patience lasts; `status` shows the last ones there were."""
@@ -302,6 +331,21 @@ class Memory:
                     swept_at_s = time.monotonic()
             await asyncio.sleep(_FIGURES_EVERY_S)
 
+    async def _keep_erasing(self) -> None:
+        """Deletes the turns of erased sessions: this process's at once, what another one left now and then."""
+        await self._opened.wait()
+        while True:
+            self._erasing.clear()
+            try:
+                await self._keeper.finish_erasures()
+            except StoreError as error:
+                log.warning("erasure_delayed", reason=str(error))
+                await asyncio.sleep(_FIGURES_EVERY_S)
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ERASURES_EVERY_S):
+                    await self._erasing.wait()
+
     async def _close(self, tasks: "Sequence[asyncio.Task[None]]") -> None:
         """Gives proxied turns time to reach the store, ends the tasks, closes what is open."""
         if self.intake.buffered:
@@ -311,6 +355,7 @@ class Memory:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await self.sessions.aclose()
         if self._zep is not None:
             await self._zep.aclose()
         await self._database.close()

@@ -26,7 +26,7 @@ from sqlalchemy import (
     tuple_,
 )
 
-from token_broker.memory.base import Outcome, Owner, SessionRecord, Turn
+from token_broker.memory.base import ANONYMOUS, NOBODY, Outcome, Owner, SessionRecord, Turn
 from token_broker.memory.batches import BATCH_ROWS, Batch, batch_fields, insert_for, insert_from_batch
 from token_broker.memory.keys import bucket_of, place_of, to_us
 from token_broker.memory.pacing import FULL_BATCH
@@ -35,11 +35,13 @@ from token_broker.memory.tables import Delivery, outbox, sessions, tickets, turn
 __all__ = [
     "Arrived",
     "are_sessions",
+    "claim_session",
     "enqueue",
     "find_session",
     "insert_turns",
     "is_session",
     "last_arrival",
+    "release_session",
     "remove_expired_tickets",
     "save_sessions",
     "spend_ticket",
@@ -119,8 +121,8 @@ def insert_turns(
         enqueue(connection, Counter(session_id for session_id, _ in stored), to_us(now_s))
     if len(stored) == len(batch):
         return [Outcome.STORED] * len(batch)
-    foreign = _foreign(connection, [item for key, item in rows.items() if key not in stored])
-    return [_outcome(item, rows, stored, foreign) for item in batch]
+    refused = _refused(connection, [item for key, item in rows.items() if key not in stored])
+    return [_outcome(item, rows, stored, refused) for item in batch]
 
 
 def _insert(connection: Connection, wanted: Mapping[_Key, Arrived], delivery: Delivery) -> AbstractSet[_Key]:
@@ -157,22 +159,27 @@ def enqueue(connection: Connection, counts: Mapping[str, int], now_us: int) -> N
     _ENQUEUE.run(connection, rows)
 
 
-def _foreign(connection: Connection, refused: list[Arrived]) -> set[_Key]:
+def _refused(connection: Connection, left: list[Arrived]) -> Mapping[_Key, Outcome]:
     """Of turns that were not stored, those whose session is not their principal's."""
-    if not refused:
-        return set()
-    ids = {item.turn.owner.session_id for item in refused}
+    if not left:
+        return {}
+    ids = {item.turn.owner.session_id for item in left}
     found = connection.execute(select(sessions.c.session_id, sessions.c.principal).where(are_sessions(sessions, ids)))
     owners = {row.session_id: row.principal for row in found}
-    return {_key(item) for item in refused if owners.get(item.turn.owner.session_id) != item.turn.owner.principal}
+    refused = {}
+    for item in left:
+        owner = owners.get(item.turn.owner.session_id)
+        if owner != item.turn.owner.principal:
+            refused[_key(item)] = Outcome.ERASED if owner == NOBODY else Outcome.FOREIGN
+    return refused
 
 
 def _outcome(
-    item: Arrived, rows: Mapping[_Key, Arrived], stored: AbstractSet[_Key], foreign: AbstractSet[_Key]
+    item: Arrived, rows: Mapping[_Key, Arrived], stored: AbstractSet[_Key], refused: Mapping[_Key, Outcome]
 ) -> Outcome:
     key = _key(item)
-    if key in foreign:
-        return Outcome.FOREIGN
+    if key in refused:
+        return refused[key]
     return Outcome.STORED if key in stored and rows[key] is item else Outcome.DUPLICATE
 
 
@@ -182,6 +189,35 @@ def find_session(connection: Connection, session_id: str) -> SessionRecord | Non
         select(sessions.c.principal, sessions.c.epoch).where(is_session(sessions, session_id))
     ).first()
     return SessionRecord(session_id, row.principal, row.epoch) if row else None
+
+
+def claim_session(connection: Connection, owner: Owner, agent_id: str, now_s: float) -> bool:
+    """Writes a session that is not there yet; True where it is new, or was the same authenticated principal's."""
+    row = {
+        "bucket": bucket_of(owner.session_id),
+        "session_id": owner.session_id,
+        "principal": owner.principal,
+        "user_id": owner.user_id,
+        "agent_id": agent_id,
+        "epoch": owner.epoch,
+        "created_at_us": to_us(now_s),
+    }
+    if connection.execute(_CLAIM[connection.dialect.name], row).rowcount == 1:
+        return True
+    record = find_session(connection, owner.session_id)
+    return record is not None and record.principal == owner.principal != ANONYMOUS
+
+
+def release_session(connection: Connection, owner: Owner) -> None:
+    """Takes back a claim that nobody heard of: the session's row, as long as nothing else has become of it."""
+    has_turns = select(turns.c.bucket).where(is_session(turns, owner.session_id)).exists()
+    unheard = and_(
+        is_session(sessions, owner.session_id),
+        sessions.c.principal == owner.principal,
+        sessions.c.epoch == owner.epoch,
+        ~has_turns,
+    )
+    connection.execute(delete(sessions).where(unheard))
 
 
 def spend_ticket(connection: Connection, ticket_id: str, expires_at_s: float) -> bool:
@@ -295,7 +331,13 @@ def _spend(dialect: str) -> Insert:
     return spent
 
 
+def _claim(dialect: str) -> Insert:
+    claimed: Insert = insert_for(dialect, sessions).on_conflict_do_nothing(index_elements=["bucket", "session_id"])
+    return claimed
+
+
 _SAVE_SESSIONS = Batch(SESSION_FIELDS, _save_sessions)
 _INSERT_TURNS = Batch(_OWNED_TURN_FIELDS, _insert_turns)
 _ENQUEUE = Batch(OUTBOX_FIELDS, _enqueue_for)
 _SPEND = {dialect: _spend(dialect) for dialect in ("sqlite", "postgresql")}
+_CLAIM = {dialect: _claim(dialect) for dialect in ("sqlite", "postgresql")}

@@ -22,6 +22,8 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "ERASED",
+    "ERASING",
     "SCHEMA_REVISION",
     "SQLITE_SEARCH",
     "Delivery",
@@ -33,6 +35,9 @@ __all__ = [
     "tickets",
     "turns",
 ]
+
+ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
+ERASED = 1  # and of one that has none left
 
 SCHEMA_REVISION = "0004"  # the newest of migrations/versions
 
@@ -64,10 +69,12 @@ sessions = Table(
     metadata,
     Column("bucket", SmallInteger, nullable=False),
     Column("session_id", Text, nullable=False),
-    Column("principal", Text, nullable=False),  # who owns it; `anonymous` without authentication
+    # Who owns it; `anonymous` without authentication. Empty (NOBODY) once it was erased: the row stays as a tombstone,
+    # so that the id never becomes anybody's again, and no statement that asks for an owner finds it.
+    Column("principal", Text, nullable=False),
     Column("user_id", Text),  # a label
     Column("agent_id", Text),
-    Column("epoch", BigInteger, nullable=False),  # of its newest plan
+    Column("epoch", BigInteger, nullable=False),  # of its newest plan; of a tombstone ERASING or ERASED
     Column("created_at_us", BigInteger, nullable=False),
     PrimaryKeyConstraint("bucket", "session_id"),
     Index("sessions_by_principal", "principal", "epoch"),

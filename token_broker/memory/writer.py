@@ -37,6 +37,8 @@ _MAX_QUEUED_BYTES = 16 * 1024 * 1024
 _MAX_QUEUED_SESSIONS = 10_000
 _SESSIONS_KNOWN = 20_000
 _SILENCE_S = 0.5
+_SESSIONS_AGAIN_S = 1.0
+_NOT_THEIRS = frozenset({Outcome.FOREIGN, Outcome.ERASED})
 _TURN_OVERHEAD_BYTES = 500  # ids, numbers, Python's own
 
 
@@ -51,7 +53,7 @@ class WriterCounts:
 
     stored: int = 0
     duplicates: int = 0
-    foreign: int = 0
+    foreign: int = 0  # of another principal's session, or of one that was erased
     refused: int = 0
     commits: int = 0
     failed_commits: int = 0
@@ -188,9 +190,14 @@ class GroupWriter:
         return batch, sessions
 
     def _put_back(self, sessions: list[tuple[Owner, str]]) -> None:
-        """For the next commit, which a turn or a new session will bring; unless a newer record came meanwhile."""
+        """For the next commit, in a moment at the latest; unless a newer record came meanwhile.
+
+        They are not left until a turn comes by: until its row is there, a session is unknown to other replicas.
+        """
         for owner, agent_id in sessions:
             self._sessions.setdefault(owner.session_id, (owner, agent_id))
+        if sessions:
+            asyncio.get_running_loop().call_later(_SESSIONS_AGAIN_S, self._wake.set)
 
     async def _commit(self, turns: "list[Arrived]", sessions: list[tuple[Owner, str]]) -> list[Outcome]:
         from token_broker.memory.store import insert_turns
@@ -212,9 +219,9 @@ class GroupWriter:
         self._count(outcomes)
         for owner, _ in unknown:
             self._known[owner.session_id] = (owner.principal, owner.epoch)
-        if Outcome.FOREIGN in outcomes:
+        if not _NOT_THEIRS.isdisjoint(outcomes):
             for item, outcome in zip(turns, outcomes, strict=True):
-                if outcome is Outcome.FOREIGN:
+                if outcome in _NOT_THEIRS:
                     self._known.pop(item.turn.owner.session_id, None)
         while len(self._known) > _SESSIONS_KNOWN:
             self._known.popitem(last=False)
@@ -253,7 +260,7 @@ class GroupWriter:
     def _count(self, outcomes: list[Outcome]) -> None:
         self.counts.commits += 1
         stored = outcomes.count(Outcome.STORED)
-        foreign = outcomes.count(Outcome.FOREIGN)
+        foreign = sum(outcome in _NOT_THEIRS for outcome in outcomes)
         self.counts.stored += stored
         self.counts.foreign += foreign
         self.counts.duplicates += len(outcomes) - stored - foreign

@@ -17,17 +17,19 @@ from token_broker.limits import SessionLease, SessionLimits, Turnstile
 from token_broker.memory.base import CutOffList, Owner, TicketBook
 from token_broker.presented import SeveralCredentialsError, presented_credential
 from token_broker.problems import Problem
-from token_broker.relay.closing import BAD_REQUEST, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
+from token_broker.relay.closing import BAD_REQUEST, DRAINING, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
 from token_broker.relay.drain import GOING_AWAY, Drain
 from token_broker.settings import Settings
 from token_broker.tokens import ClientSecretClaims, SessionClaims, TicketClaims, TokenError, TokenSigner
 
-__all__ = ["CUT_OFF", "Admission", "RefusedError", "Visitor"]
+__all__ = ["CUT_OFF", "SESSION_GONE", "Admission", "RefusedError", "Visitor"]
 
 log = structlog.get_logger("token_broker.relay")
 
 TICKET_PREFIX = "ticket."
 CUT_OFF = Ending(TICKET_REFUSED, "the operator has cut off this session or its user")
+SESSION_GONE = Ending(TICKET_REFUSED, "this session was erased: begin a new one")
+_BLOCKLIST_UNREAD = "this broker does not know yet who is blocked: try again"
 _RETRY_AFTER_S = 5
 
 OriginRefusal = Callable[[Scope], Problem | None]
@@ -166,6 +168,8 @@ class Admission:
         agent = self._agents.get(claims.agent_id or self._agents.default)
         if agent is None:
             raise _refused(BAD_REQUEST, "the ticket's agent is gone: ask for a new plan", 401, "agent_gone")
+        if self._cutoffs.is_missed:
+            raise _refused(DRAINING, _BLOCKLIST_UNREAD, 503, "blocklist_unread", retry=True)
         if self._cutoffs.refused(claims.principal, claims.session_id):
             raise _refused(CUT_OFF.code, CUT_OFF.reason, 403, "cut_off")
         epoch, credential_id, uses, counted_until_s = claims.epoch, None, 1, claims.expires_at_s

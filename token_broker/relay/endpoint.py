@@ -17,10 +17,10 @@ from strategies.base import SessionSpec
 from token_broker.agents import AgentBook
 from token_broker.ids import correlation_id
 from token_broker.limits import SessionLimits
-from token_broker.memory.base import Recall, TurnIntake
+from token_broker.memory.base import Owner, Recall, TurnIntake
 from token_broker.observing import Observer, TalkEnded, unheard
 from token_broker.problems import Problem, problem_response
-from token_broker.relay.admission import CUT_OFF, Admission, RefusedError, Visitor
+from token_broker.relay.admission import CUT_OFF, SESSION_GONE, Admission, RefusedError, Visitor
 from token_broker.relay.client import Client
 from token_broker.relay.closing import BAD_REQUEST, DONE, Ending
 from token_broker.relay.counters import RelayCounters
@@ -111,6 +111,12 @@ class VoiceRelay:
         for talk in self._talks:
             if refused(talk.owner.principal, talk.owner.session_id):
                 talk.end(CUT_OFF)
+
+    def end_session(self, owner: Owner) -> None:
+        """Ends the talks of a session that is not `owner`'s any more: nothing that is said in them can be kept."""
+        for talk in self._talks:
+            if talk.owner.session_id == owner.session_id and talk.owner.principal == owner.principal:
+                talk.end(SESSION_GONE)
 
     async def aclose(self) -> None:
         """Stops listening to calls; what was heard of them is kept."""

@@ -4,13 +4,15 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from token_broker.memory.database import Database
 from token_broker.memory.errors import StoreError, StoreRefusedError
+from token_broker.memory.forgetting import delete_erased, mark_erased
 
-__all__ = ["Obstinate", "assert_sound", "opened"]
+__all__ = ["Obstinate", "assert_sound", "erase_session", "opened"]
 
 D = TypeVar("D", bound=Database)
 
@@ -30,6 +32,16 @@ def assert_sound(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as file:
         assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         file.execute("INSERT INTO turn_words (turn_words) VALUES ('integrity-check')")
+
+
+async def erase_session(database: Database, session_id: str, *, now_us: int = 1, sink: bool = False) -> int:
+    """Erases a session and deletes its turns, as a housekeeper does; how many it deleted. `sink` is asked to forget."""
+    await database.write(partial(mark_erased, session_id=session_id, now_us=now_us, erase=sink))
+    deleted = 0
+    chunk = partial(delete_erased, session_id=session_id, max_turns=100, max_bytes=1_000_000)
+    while count := await database.write(chunk):
+        deleted += count
+    return deleted
 
 
 class Obstinate:

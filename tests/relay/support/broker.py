@@ -85,6 +85,8 @@ class OnceTickets:
 @dataclass
 class FixedCutOffs:
     names: set[str] = field(default_factory=set)
+    was_read: bool = True
+    is_missed: bool = False
 
     def refused(self, principal: str, session_id: str | None) -> bool:
         return bool(self.names & {principal, session_id})
