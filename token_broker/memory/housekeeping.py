@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from token_broker.memory.database import Database
 from token_broker.memory.keys import arrival_at, to_us
+from token_broker.memory.words import merge_some
 from token_broker.tokens import LEEWAY_S, RESUME_GRACE_S
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class Housekeeper:
         """Deletes the turns of an erased session, in short transactions. Raises StoreError."""
         from token_broker.memory.forgetting import delete_erased
 
-        await self._repeat(partial(delete_erased, session_id=session_id, max_turns=_CHUNK, max_bytes=_CHUNK_BYTES))
+        chunk = partial(delete_erased, session_id=session_id, max_turns=_CHUNK, max_bytes=_CHUNK_BYTES)
+        await self._delete_turns(chunk)
 
     async def finish_erasures(self) -> None:
         """Deletes what any process left of erased sessions. Raises StoreError."""
@@ -112,7 +114,7 @@ class Housekeeper:
             return 0
         before_s = now_s - retention_days * _DAY_S
         older = partial(forget_older, before_arrival=arrival_at(before_s), limit=_CHUNK, max_bytes=_CHUNK_BYTES)
-        forgotten = await self._repeat(older)
+        forgotten = await self._delete_turns(older)
         idle_s = min(before_s, now_s - self._named_s)
         await self._repeat(partial(forget_idle_sessions, before_s=idle_s, limit=_SESSIONS_CHUNK))
         return forgotten
@@ -144,7 +146,7 @@ class Housekeeper:
         """Deletes dead letters for good; how many. Raises StoreError."""
         from token_broker.memory.outbox import purge_dead
 
-        return await self._repeat(partial(purge_dead, session_id=session_id, limit=_CHUNK))
+        return await self._delete_turns(partial(purge_dead, session_id=session_id, limit=_CHUNK))
 
     async def cut_off(self, kind: "CutOffKind", name: str) -> bool:
         """Cuts off a principal or a session; False where it was already. Raises CutOffListFullError, StoreError."""
@@ -175,6 +177,15 @@ class Housekeeper:
         done = 0
         while count := await self._database.write(work):
             done += count
+        return done
+
+    async def _delete_turns(self, work: "Callable[[Connection], int]") -> int:
+        """The same for turns, whose words leave SQLite's full text with them."""
+        done = 0
+        while count := await self._database.write(work):
+            done += count
+            if self._database.dialect == "sqlite":
+                await merge_some(self._database)
         return done
 
     async def figures(self) -> "Figures":

@@ -1,8 +1,5 @@
 """What is read back of the turns: pages for receipts, and what the local recall is made of."""
 
-from collections.abc import Iterable
-from typing import TypeVar
-
 from sqlalchemy import Connection, and_, select, tuple_
 
 from token_broker.memory.base import NOBODY, Owner
@@ -11,9 +8,7 @@ from token_broker.memory.rows import StoredTurn, stored_turn
 from token_broker.memory.store import is_session
 from token_broker.memory.tables import sessions, turns
 
-__all__ = ["last_turns", "last_turns_of", "list_turns", "recent_sessions", "within_bytes"]
-
-K = TypeVar("K")
+__all__ = ["last_turns", "last_turns_of", "list_turns", "recent_sessions"]
 
 _ORDER = (turns.c.epoch, turns.c.place, turns.c.arrival)
 
@@ -58,15 +53,3 @@ def recent_sessions(connection: Connection, principal: str, limit: int, *, but: 
     wanted = and_(sessions.c.principal == principal, sessions.c.session_id != but)
     newest = select(sessions.c.session_id).where(wanted).order_by(sessions.c.epoch.desc()).limit(limit)
     return list(connection.scalars(newest))
-
-
-def within_bytes(sizes: Iterable[tuple[K, int]], max_bytes: int) -> list[K]:
-    """The first keys whose sizes come to at most `max_bytes` together; at least one, where there is one."""
-    keys: list[K] = []
-    total_bytes = 0
-    for key, size_bytes in sizes:
-        total_bytes += size_bytes
-        if keys and total_bytes > max_bytes:
-            break
-        keys.append(key)
-    return keys

@@ -14,26 +14,32 @@ import structlog
 
 from token_broker.memory.database import Database
 from token_broker.memory.errors import StoreError, StoreRefusedError
+from token_broker.memory.sizes import within_bytes
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["WordIndexer", "empty_words", "index_words", "merge_words"]
+__all__ = ["WordIndexer", "empty_words", "index_words", "merge_some", "merge_words"]
 
 log = structlog.get_logger(__name__)
 
-_AT_ONCE = 200  # turns a transaction: the next commit waits behind it
+_AT_ONCE = 200  # turns a transaction, or so many bytes of them: the next commit waits behind it
+_BYTES_AT_ONCE = 1_048_576
 _PAGES_AT_ONCE = 16  # of the index, merged in a transaction
 _MERGES = 30
+_MERGES_BETWEEN = 10  # transactions that each leave a few pieces
 _PAUSE_S = 0.25
 _AWAY_S = 2.0
 
 # A turn's arrival is its row in the index, and whatever comes later arrives later.
-_INDEX = """
-INSERT INTO turn_words (rowid, owner, content)
-SELECT arrival, 's' || hex(session_id), content FROM turns
+_NEXT = """
+SELECT arrival, length(content) FROM turns
 WHERE arrival > coalesce((SELECT rowid FROM turn_words ORDER BY rowid DESC LIMIT 1), 0)
 ORDER BY arrival LIMIT ?
+"""
+_INDEX = """
+INSERT INTO turn_words (rowid, owner, content)
+SELECT arrival, 's' || hex(session_id), content FROM turns WHERE arrival BETWEEN ? AND ? ORDER BY arrival
 """
 _MERGE = "INSERT INTO turn_words (turn_words, rank) VALUES ('merge', ?)"
 _EMPTY = "INSERT INTO turn_words (turn_words) VALUES ('delete-all')"
@@ -41,9 +47,14 @@ _DAMAGED = "SQLITE_CORRUPT_VTAB"  # or else it refuses a row, for which a sound 
 _NO_MERGE = 2  # a merge that changes fewer rows has found nothing to do (FTS5's documentation, §6.8)
 
 
-def index_words(connection: "Connection", limit: int = _AT_ONCE) -> int:
-    """Makes the oldest turns that are not yet in SQLite's full text searchable; how many turns."""
-    return connection.exec_driver_sql(_INDEX, (limit,)).rowcount
+def index_words(connection: "Connection", limit: int = _AT_ONCE, *, max_bytes: int = _BYTES_AT_ONCE) -> int:
+    """Makes the oldest turns that are not yet in SQLite's full text searchable; how many turns, 0 at the end."""
+    arrivals = within_bytes(
+        ((arrival, size) for arrival, size in connection.exec_driver_sql(_NEXT, (limit,)).all()), max_bytes
+    )
+    if not arrivals:
+        return 0
+    return connection.exec_driver_sql(_INDEX, (arrivals[0], arrivals[-1])).rowcount
 
 
 def merge_words(connection: "Connection") -> bool:
@@ -55,6 +66,16 @@ def merge_words(connection: "Connection") -> bool:
     before = driver.total_changes
     connection.exec_driver_sql(_MERGE, (_PAGES_AT_ONCE,))
     return bool(driver.total_changes - before >= _NO_MERGE)
+
+
+async def merge_some(database: Database) -> None:
+    """To be called between transactions that index or delete turns of an SQLite store.
+
+    Each leaves a few pieces behind; from some hundreds on SQLite merges them all within one commit, for many seconds.
+    """
+    for _ in range(_MERGES_BETWEEN):
+        if not await database.write(merge_words):
+            return
 
 
 def empty_words(connection: "Connection") -> None:
@@ -82,8 +103,8 @@ class WordIndexer:
             await self._wake.wait()
             self._wake.clear()
             try:
-                while await self._database.write(index_words) == _AT_ONCE:
-                    pass
+                while await self._database.write(index_words):
+                    await merge_some(self._database)
                 if await self._merge():
                     self._wake.set()
             except StoreError as error:
