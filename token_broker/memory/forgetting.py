@@ -14,9 +14,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from token_broker.memory.base import ANONYMOUS, NOBODY
 from token_broker.memory.batches import insert_for
+from token_broker.memory.chunks import within_bytes
 from token_broker.memory.errors import NotOwnerError
 from token_broker.memory.keys import bucket_of
-from token_broker.memory.sizes import within_bytes
 from token_broker.memory.store import is_session
 from token_broker.memory.tables import ERASED, ERASING, erasures, outbox, sessions, turns
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, update
 
 from token_broker.memory.base import NOBODY
+from token_broker.memory.chunks import within_bytes
 from token_broker.memory.forgetting import users_being_forgotten
 from token_broker.memory.keys import LAST_PLACE, arrived_us
 from token_broker.memory.ordering import Position
 from token_broker.memory.pacing import FULL_BATCH, Backlog
 from token_broker.memory.rows import DeadLetter, StoredTurn, stored_turn
-from token_broker.memory.sizes import within_bytes
 from token_broker.memory.store import enqueue, is_session
 from token_broker.memory.tables import Delivery, erasures, outbox, sessions, turns
 

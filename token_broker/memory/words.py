@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from token_broker.memory.chunks import within_bytes
 from token_broker.memory.database import Database
 from token_broker.memory.errors import StoreError, StoreRefusedError
-from token_broker.memory.sizes import within_bytes
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
