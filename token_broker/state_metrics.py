@@ -112,6 +112,9 @@ def _relay(relay: State) -> Iterator[Metric]:
         ("turns", "Turns of proxied talks handed to the memory.", "turns"),
         ("turns_lost", "Turns of proxied talks that the memory did not take.", "turns_lost"),
         ("failed_transcriptions", "User turns that Azure could not transcribe.", "failed_transcriptions"),
+        ("client_events_refused", "Events of clients that are not in the allowlist.", "refused_events"),
+        ("client_fields_left_out", "Fields taken out of clients' events.", "fields_left_out"),
+        ("calls_ended_for_changes", "Calls hung up: their client kept changing the session.", "calls_ended"),
     ):
         yield _counter(name, text, relay.get(key))
     closes = CounterMetricFamily("token_broker_closes", "WebSockets closed, by code.", labels=["code"])

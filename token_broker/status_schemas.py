@@ -68,6 +68,9 @@ class RelayFigures(BaseModel):
     turns: int
     turns_lost: int
     failed_transcriptions: int
+    refused_events: int = Field(description="Events of clients that are not in the allowlist; each was told.")
+    fields_left_out: int = Field(description="Fields that were taken out of clients' events.")
+    calls_ended: int = Field(description="Calls hung up since their client changed the agent's session repeatedly.")
     usage: TokenUsage
     usage_by_agent: dict[str, TokenUsage]
     usage_by_principal: dict[str, TokenUsage]

@@ -141,8 +141,12 @@ async def test_a_client_that_floods_with_refused_events_and_reads_nothing_is_hel
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(
-    "message", [b"\x00\x01", "{", "[]", "nonsense", "{}", '{"type":7}', "[" * 50_000, '{"type":NaN}']
-)
+    "message",
+    [
+        b"\x00\x01", "{", "[]", "nonsense", "{}", '{"type":7}', "[" * 50_000, '{"type":NaN}',
+        *[f'{{"type":"response.cancel","x":{number}}}' for number in ("1e999", "-1e999", "-Infinity", "9" * 5_000)],
+    ],
+)  # fmt: skip
 async def test_what_is_no_event_ends_the_talk_with_4400(message: str | bytes) -> None:
     async with talking() as (_, client, talk):
         await client.socket.send(message)
@@ -213,10 +217,10 @@ async def test_what_the_agent_says_can_not_be_said_by_a_client(text: str) -> Non
 async def test_a_session_update_in_fragments_is_read_as_one() -> None:
     async with talking() as (_, client, talk):
         await client.socket.send(
-            ['{"type":"session.up', 'date","session":{"instr', 'uctions":"EVIL","temperature":0.7}}']
+            ['{"type":"session.up', 'date","session":{"instr', 'uctions":"EVIL","max_response_output_tokens":9}}']
         )
         event = await talk.next_event("session.update", nth=2)
-        assert event["session"] == {"temperature": 0.7}
+        assert event["session"] == {"max_response_output_tokens": 9}
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop

@@ -132,7 +132,7 @@ async def test_no_append_overtakes_what_the_client_said_before_it() -> None:
     async with talking() as (_, client, talk):
         sent: list[dict[str, Any]] = []
         for number in range(600):
-            kind = "input_audio_buffer.append" if chance.random() < 0.7 else "unheard.of"
+            kind = "input_audio_buffer.append" if chance.random() < 0.7 else "input_audio.turn.append"
             sent.append({"type": kind, "audio": f"{number:06}" * chance.choice([1, 1, 200, 5_000])})
         stream = b"".join(
             Frame(Opcode.TEXT, json.dumps(event, separators=(",", ":")).encode()).serialize(mask=True) for event in sent
@@ -166,8 +166,8 @@ async def test_an_append_waits_while_the_message_before_it_is_being_handled(
         assert one._upstream is not None
         upstream = one._upstream.socket
         upstream._pause()  # as it does above an overfull queue
-        await client.send({"type": "unheard.of"})
-        await talk.next_event("unheard.of")
+        await client.send({"type": "input_audio_buffer.clear"})
+        await talk.next_event("input_audio_buffer.clear")
         read.clear()  # it was set by the handshake
         await client.socket.send(append)
         await read.wait()

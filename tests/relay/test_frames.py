@@ -62,7 +62,7 @@ async def test_a_talk_cut_at_any_byte_reaches_azure_whole_and_in_order() -> None
     messages: list[dict[str, Any]] = [
         {"type": "input_audio_buffer.append", "audio": "A" * chance.choice([0, 40, 80, 900, 1280, 40_000, 70_000])}
         if chance.random() < 0.8
-        else {"type": "unheard.of", "number": number, "text": "Grüße \U0001f44b"}
+        else {"type": "input_text.delta", "id": str(number), "delta": "Grüße \U0001f44b"}
         for number in range(120)
     ]
     stream = bytearray()

@@ -46,6 +46,8 @@ class TalkCounters:
     turns: int = 0
     turns_lost: int = 0
     failed_transcriptions: int = 0
+    refused_events: int = 0
+    fields_left_out: int = 0
     usage: Usage = field(default_factory=Usage)
 
 
@@ -56,6 +58,7 @@ class RelayCounters:
     sessions: int = 0
     ready: int = 0
     switches: int = 0
+    calls_ended: int = 0  # since their client changed the agent's session again and again
     done: TalkCounters = field(default_factory=TalkCounters)
     closes: Counter[int] = field(default_factory=Counter)
     usage_by_agent: dict[str, Usage] = field(default_factory=dict)

@@ -3,17 +3,40 @@
 GA nests them (`audio.input.turn_detection`), preview and Voice Live have them flat (azure-facts.md §4). What stands in
 no row is no setting that the dialect knows: the rows are those of `openai.types.realtime` and of
 `azure.ai.voicelive.models`.
+
+A row also says what a client has to do with the setting, on the proxy and on the compatible endpoints alike: `client`
+is the shape in which a client may say it (without one it is the agent's own), and `shown` whether a client may see it.
+Both are allowlists: a new row is neither, until somebody decides that it is.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from strategies.base import Dialect
 from token_broker.relay import dialect_values as values
+from token_broker.relay.client_values import (
+    AUDIO_FORMAT,
+    INPUTS,
+    MAX_TOKENS,
+    MODALITIES,
+    NOISE_REDUCTION,
+    TURN_DETECTION,
+)
 from token_broker.relay.dialect_values import LEFT_OUT
+from token_broker.relay.shapes import Fields as FieldsShape
+from token_broker.relay.shapes import Flag, Labels, Number, Shape, Word
 
-__all__ = ["response_object", "response_settings", "session_object", "session_settings"]
+__all__ = [
+    "CLIENT_RESPONSE",
+    "CLIENT_SESSION",
+    "response_object",
+    "response_settings",
+    "session_object",
+    "session_settings",
+    "shown_response",
+    "shown_session",
+]
 
 Fields = Mapping[str, Any]
 Tell = Callable[[Any, Dialect], Any]
@@ -60,6 +83,10 @@ class _Setting:
     tell: Tell
     nullable: bool
     """Whether null switches something off; elsewhere it says nothing, and is left out."""
+    client: Shape | None
+    """In which shape a client may say it; None: it is the agent's own, and taken out of what a client says."""
+    shown: bool
+    """Whether a client may see it in Azure's events."""
 
     def path(self, dialect: Dialect) -> tuple[str, ...] | None:
         return self.ga if dialect == "ga" else self.preview
@@ -70,56 +97,115 @@ class _Setting:
         return self.tell(value, dialect)
 
 
-def _setting(ga: str | None, preview: str | None, tell: Tell = _same, *, nullable: bool = False) -> _Setting:
-    return _Setting(tuple(ga.split(".")) if ga else None, (preview,) if preview else None, tell, nullable)
+def _setting(
+    ga: str | None,
+    preview: str | None,
+    tell: Tell = _same,
+    *,
+    nullable: bool = False,
+    client: Shape | None = None,
+    shown: bool = False,
+) -> _Setting:
+    nested = tuple(ga.split(".")) if ga else None
+    return _Setting(nested, (preview,) if preview else None, tell, nullable, client, shown)
 
 
 _COMMON = (
     _setting("instructions", "instructions"),
-    _setting("output_modalities", "modalities", values.modalities),
-    _setting("audio.output.format", "output_audio_format", values.audio_format),
-    _setting("audio.output.voice", "voice", values.voice),
+    _setting("output_modalities", "modalities", values.modalities, client=MODALITIES, shown=True),
+    _setting("audio.output.format", "output_audio_format", values.audio_format, client=AUDIO_FORMAT, shown=True),
     _setting("reasoning.effort", "reasoning_effort", values.reasoning_effort),
     _setting("tools", "tools", values.tools),
     _setting("tool_choice", "tool_choice", values.tool_choice),
     _setting("prompt", None, nullable=True),
-    _setting(None, "temperature"),
+    _setting(None, "temperature", shown=True),
     _setting(None, "interim_response", nullable=True),
 )
 _SESSION = (
     *_COMMON,
-    _setting("model", "model"),
-    _setting("audio.input.format", "input_audio_format", values.input_format),
-    _setting("audio.input.format", "input_audio_sampling_rate", values.input_rate_hz),
-    _setting("audio.input.noise_reduction", "input_audio_noise_reduction", values.noise_reduction, nullable=True),
+    _setting("model", "model", shown=True),
+    _setting("audio.output.voice", "voice", values.voice),
+    _setting("audio.input.format", "input_audio_format", values.input_format, client=AUDIO_FORMAT, shown=True),
+    _setting("audio.input.format", "input_audio_sampling_rate", values.input_rate_hz, client=Number(), shown=True),
+    _setting(
+        "audio.input.noise_reduction",
+        "input_audio_noise_reduction",
+        values.noise_reduction,
+        nullable=True,
+        client=NOISE_REDUCTION,
+        shown=True,
+    ),
     _setting("audio.input.transcription", "input_audio_transcription", values.transcription, nullable=True),
-    _setting("audio.input.turn_detection", "turn_detection", values.turn_detection, nullable=True),
-    _setting("audio.output.speed", None),
-    _setting("max_output_tokens", "max_response_output_tokens"),
+    _setting(
+        "audio.input.turn_detection",
+        "turn_detection",
+        values.turn_detection,
+        nullable=True,
+        client=TURN_DETECTION,
+        shown=True,
+    ),
+    _setting("audio.output.speed", None, client=Number(), shown=True),
+    _setting("max_output_tokens", "max_response_output_tokens", client=MAX_TOKENS, shown=True),
     _setting("parallel_tool_calls", "parallel_tool_calls"),
-    _setting("include", "include", values.includes),
+    _setting("include", "include", values.includes, shown=True),
     _setting("tracing", None, _never),
-    _setting("truncation", None),
-    _setting(None, "input_audio_echo_cancellation", nullable=True),
-    _setting(None, "output_audio_timestamp_types"),
-    _setting(None, "animation"),
-    _setting(None, "avatar"),
+    _setting("truncation", None, shown=True),
+    _setting(None, "input_audio_echo_cancellation", nullable=True, shown=True),
+    _setting(None, "output_audio_timestamp_types", shown=True),
+    _setting(None, "animation", shown=True),
+    _setting(None, "avatar", shown=True),  # its ICE servers are the client's to connect to
     _setting(None, "metadata"),
 )
 _RESPONSE = (
     *_COMMON,
-    _setting("max_output_tokens", "max_output_tokens"),
-    _setting("metadata", "metadata", nullable=True),
-    _setting("conversation", "conversation"),
-    _setting("input", "input_items", values.items),
+    _setting("audio.output.voice", "voice", values.voice, shown=True),
+    _setting("max_output_tokens", "max_output_tokens", client=MAX_TOKENS, shown=True),
+    _setting("metadata", "metadata", nullable=True, client=Labels(), shown=True),
+    _setting("conversation", "conversation", client=Word(("auto", "none")), shown=True),
+    _setting("input", "input_items", values.items, client=INPUTS),
     _setting("parallel_tool_calls", None),
-    _setting(None, "max_response_output_tokens"),
-    _setting(None, "append_input_items", values.items),
+    _setting(None, "max_response_output_tokens", client=MAX_TOKENS, shown=True),
+    _setting(None, "append_input_items", values.items, client=INPUTS),
     _setting(None, "pre_generated_assistant_message"),
-    _setting(None, "commit"),
-    _setting(None, "cancel_previous"),
+    _setting(None, "commit", client=Flag()),
+    _setting(None, "cancel_previous", client=Flag()),
     _setting(None, "invoke_input"),
 )
+
+# Of Azure's session and response, what is no setting and a client may see.
+_SESSION_FACTS = ("id", "object", "type", "expires_at")
+_RESPONSE_FACTS = ("id", "object", "status", "status_details", "output", "conversation_id", "usage")
+
+Tree = dict[str, Any]
+"""Names, each with the tree of what is permitted within it; None where all of it is."""
+
+
+def _paths(setting: _Setting) -> list[tuple[str, ...]]:
+    return [path for path in (setting.ga, setting.preview) if path is not None]
+
+
+def _client_shape(settings: Sequence[_Setting], **more: Shape) -> FieldsShape:
+    """What a client may say of these settings, in either dialect: whoever speaks the wrong one is told so by Azure."""
+    rows: Tree = dict(more)
+    for setting in settings:
+        if setting.client is not None:
+            for path in _paths(setting):
+                if _at(rows, path) is LEFT_OUT:  # of two rows that share GA's path, the first says what stands there
+                    _put(rows, path, setting.client)
+    return _as_fields(rows)
+
+
+def _as_fields(rows: Tree) -> FieldsShape:
+    return FieldsShape({name: _as_fields(row) if isinstance(row, dict) else row for name, row in rows.items()})
+
+
+def _shown_tree(settings: Sequence[_Setting], facts: Sequence[str]) -> Tree:
+    tree: Tree = dict.fromkeys(facts)
+    for setting in settings:
+        if setting.shown:
+            for path in _paths(setting):
+                _put(tree, path, None)
+    return tree
 
 
 def _shaped(said: Fields, settings: tuple[_Setting, ...], source: Dialect, target: Dialect) -> dict[str, Any]:
@@ -165,3 +251,37 @@ def _put(shaped: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for name in path[:-1]:
         shaped = shaped.setdefault(name, {})
     shaped[path[-1]] = value
+
+
+CLIENT_SESSION = _client_shape(_SESSION, type=Word(("realtime",)))
+"""What a client may say in `session.update`."""
+CLIENT_RESPONSE = _client_shape(_RESPONSE)
+"""What a client may say in `response.create`."""
+_SHOWN_SESSION = _shown_tree(_SESSION, _SESSION_FACTS)
+_SHOWN_RESPONSE = _shown_tree(_RESPONSE, _RESPONSE_FACTS)
+
+
+def shown_session(session: Fields) -> Fields:
+    """Azure's session, in either dialect, as a client may see it; the same object where nothing is hidden."""
+    return _shown(session, _SHOWN_SESSION)
+
+
+def shown_response(response: Fields) -> Fields:
+    """Azure's response, in either dialect, as a client may see it; the same object where nothing is hidden."""
+    return _shown(response, _SHOWN_RESPONSE)
+
+
+def _shown(stated: Fields, tree: Tree) -> Fields:
+    kept: dict[str, Any] = {}
+    whole = True
+    for name, value in stated.items():
+        if name not in tree:
+            whole = False
+        elif (inner := tree[name]) is None or value is None:
+            kept[name] = value
+        elif isinstance(value, dict):
+            kept[name] = _shown(value, inner)
+            whole = whole and kept[name] is value
+        else:
+            whole = False
+    return stated if whole else kept

@@ -8,7 +8,6 @@ Most of Azure's events differ by their name at most, the audio among them. `need
 go through `renamed`, which reads no more than their head.
 """
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from strategies.base import Dialect
 from token_broker.relay.dialect_items import bare_part, completed_item, is_complete, item_for
 from token_broker.relay.dialect_settings import response_object, response_settings, session_object, session_settings
 from token_broker.relay.dialect_usage import with_whole_usage
+from token_broker.relay.event_text import compact, parsed
 from token_broker.relay.events import SESSION_EVENTS
 
 __all__ = ["Event", "needs_reading", "renamed", "to_azure", "to_client"]
@@ -236,7 +236,7 @@ def _without_id(event: Event) -> Event:
 
 def _renamed_by_reading(text: str, *, door: Dialect, upstream: Dialect, new_id: NewId) -> str:
     try:
-        event = json.loads(text)
+        event = parsed(text)
     except (ValueError, RecursionError):
         return text
     if not isinstance(event, dict):
@@ -244,4 +244,4 @@ def _renamed_by_reading(text: str, *, door: Dialect, upstream: Dialect, new_id: 
     kind = event.get("type")
     if door != upstream and isinstance(kind, str):
         event["type"] = _NAMES[door].get(kind, kind)
-    return json.dumps(_completed(event, door, new_id), separators=(",", ":"))
+    return compact(_completed(event, door, new_id))

@@ -5,7 +5,6 @@ upstream's dialect as it is. A door's (`DoorFront`) keeps to the door's dialect 
 nothing that a strict official client would not know.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,12 +12,13 @@ from strategies.base import Dialect
 from token_broker.ids import uuid7
 from token_broker.relay.closing import DONE, DRAINING, INTERNAL, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
 from token_broker.relay.dialects import needs_reading, renamed, to_azure, to_client
+from token_broker.relay.event_text import compact, parsed
 from token_broker.relay.events import SESSION_EVENTS, api_error, broker_error, broker_event
 from token_broker.relay.item_shelf import SHELVED, ItemShelf
-from token_broker.relay.policy import Allowed, Broken, Command, Passed, Refused, compact, examine, judge
+from token_broker.relay.policy import Allowed, Broken, Command, Passed, Refused, examine, judge
 from token_broker.relay.upstreams import Upstream
 
-__all__ = ["DOORS", "PROXY_FRONT", "Answered", "Door", "DoorFront", "Front", "ProxyFront"]
+__all__ = ["DOORS", "PROXY_FRONT", "Answered", "Door", "DoorFront", "Front", "ProxyFront", "ToAzure"]
 
 Event = dict[str, Any]
 
@@ -35,8 +35,7 @@ class Door:
     summary: str
 
 
-# What a client sends and gets is the same on both: audio, text and every event of the dialect but what policy.py keeps
-# for the agent (instructions, voice, model, tools, transcription).
+# What a client may send is the same on both, and on the proxy: the rows of client_events.py.
 DOORS = (
     Door(
         "ga",
@@ -65,8 +64,16 @@ class Answered:
     text: str
 
 
-FromClient = list[str] | Answered | Command | Refused | Broken
-"""What becomes of a client's message; a list is what goes to Azure."""
+@dataclass(frozen=True, slots=True)
+class ToAzure:
+    """Goes to Azure as these messages: none, one or two. `left_out` counts the fields that were taken out."""
+
+    texts: tuple[str, ...]
+    left_out: int = 0
+
+
+FromClient = ToAzure | Answered | Command | Refused | Broken
+"""What becomes of a client's message."""
 
 
 class Front(Protocol):
@@ -128,8 +135,8 @@ class ProxyFront:
     def from_client(self, text: str, upstream: Dialect) -> FromClient:
         del upstream
         match judge(text):
-            case Passed(text=checked):
-                return [checked]
+            case Passed(text=checked, left_out=left_out):
+                return ToAzure((checked,), left_out)
             case verdict:
                 return verdict
 
@@ -163,7 +170,7 @@ class DoorFront:
         Azure's own shows its defaults, and is followed by a `session.updated` that the client has not asked for.
         """
         del agent_id
-        events = [json.loads(frame) for frame in upstream.first]
+        events = [parsed(frame) for frame in upstream.first]
         sessions: Event = {"id": session_id}
         for event in events:
             if event["type"] in SESSION_EVENTS and isinstance(event.get("session"), dict):
@@ -188,13 +195,14 @@ class DoorFront:
     def from_client(self, text: str, upstream: Dialect) -> FromClient:
         match examine(text):
             case Passed(text=plain):
-                return [plain]
+                return ToAzure((plain,))
             case Allowed(event={"type": "conversation.item.retrieve", "item_id": str() as item_id}) if (
                 item := self._shelf.get(item_id)
             ):
                 return Answered(self._whole({"type": "conversation.item.retrieved", "item": item}))
-            case Allowed(event=event):
-                return [compact(told) for told in to_azure(event, door=self._speaks, upstream=upstream)]
+            case Allowed(event=event, left_out=left_out):
+                told = to_azure(event, door=self._speaks, upstream=upstream)
+                return ToAzure(tuple(compact(each) for each in told), left_out)
             case Command():
                 return Refused("unknown_event", "there is no such event")
             case verdict:

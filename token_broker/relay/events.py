@@ -2,12 +2,12 @@
 Azure's show the session.
 """
 
-import json
 from typing import Any
 
 from strategies.base import Dialect, SessionSpec
 from token_broker.ids import uuid7
 from token_broker.memory.base import Role
+from token_broker.relay.event_text import compact
 
 __all__ = [
     "OWN_EVENT_IDS",
@@ -28,7 +28,7 @@ _LONGEST_HISTORY_CHARS = 4_000
 
 def broker_event(kind: str, **fields: Any) -> str:
     """An event of the broker's own, with an `event_id` as Azure's have one."""
-    return _json({"type": kind, "event_id": f"event_{uuid7()}", **fields})
+    return compact({"type": kind, "event_id": f"event_{uuid7()}", **fields})
 
 
 def broker_error(code: str, message: str, *, retryable: bool = False) -> str:
@@ -39,14 +39,14 @@ def broker_error(code: str, message: str, *, retryable: bool = False) -> str:
 def api_error(code: str, message: str, *, kind: str = "invalid_request_error") -> str:
     """The same as the Realtime API's own `error`, for clients that know no events of ours."""
     error = {"type": kind, "code": code, "message": message, "param": None, "event_id": None}
-    return _json({"type": "error", "event_id": f"event_{uuid7()}", "error": error})
+    return compact({"type": "error", "event_id": f"event_{uuid7()}", "error": error})
 
 
 def new_agent_update(spec: SessionSpec, dialect: Dialect, event_id: str) -> str:
     """The `session.update` that makes another agent speak with the same voice, which is not named: it can't change."""
     session: dict[str, Any] = {"type": "realtime"} if dialect == "ga" else {}
     session |= {"instructions": spec.instructions, "tools": [dict(tool) for tool in spec.tools]}
-    return _json({"type": "session.update", "event_id": event_id, "session": session})
+    return compact({"type": "session.update", "event_id": event_id, "session": session})
 
 
 def history_item(role: Role, content: str, dialect: Dialect, number: int) -> tuple[str, str]:
@@ -59,8 +59,4 @@ def history_item(role: Role, content: str, dialect: Dialect, number: int) -> tup
         "event_id": f"{OWN_EVENT_IDS}history_{number}",
         "item": {"id": item_id, "type": "message", "role": role, "content": [part]},
     }
-    return item_id, _json(event)
-
-
-def _json(event: dict[str, Any]) -> str:
-    return json.dumps(event, separators=(",", ":"))
+    return item_id, compact(event)

@@ -1,14 +1,23 @@
 """What may pass between a browser and Azure, and what is rewritten on the way. Pure.
 
 From the browser nothing is judged by its head: JSON may repeat a key or escape it. So all but the byte-exact audio
-append is parsed, checked and written anew, and what Azure reads is what was checked. Azure's own events are trusted
-to be well-formed, and are judged by their head alone.
+append is parsed, held against the allowlist of `client_events` and written anew: what Azure reads is what was checked,
+and nothing else. Azure's own events are trusted to be well-formed, and are judged by their head alone; of the session
+and of responses a client sees what `dialect_settings` marks as shown.
 """
 
-import json
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
+
+from token_broker.relay.client_events import CLIENT_EVENTS
+from token_broker.relay.client_values import OPERATORS_ROLES
+from token_broker.relay.dialect_settings import shown_response, shown_session
+from token_broker.relay.event_text import compact, parsed
+from token_broker.relay.events import SESSION_EVENTS
+from token_broker.relay.shapes import NotPermittedError, permitted, shown_name
 
 __all__ = [
     "Allowed",
@@ -17,7 +26,6 @@ __all__ = [
     "Passed",
     "Refused",
     "Verdict",
-    "compact",
     "event_type",
     "event_type_by_head",
     "examine",
@@ -38,37 +46,26 @@ _TYPE_HEAD = re.compile(rb'\s*\{\s*(?:"event_id"\s*:\s*"[^"\\]*"\s*,\s*)?"type"\
 _TYPE_HEAD_BYTES = 256  # more than any head: what stands behind need not be encoded to find it
 _AUDIO_DELTA_HEADS = (b'{"type":"response.audio.delta",', b'{"type":"response.output_audio.delta",')
 
-# What the agent alone says, wherever a client's event carries a session or a response. Transcription is among them
-# since turns are made from it; `prompt` names instructions stored elsewhere; the rest are Voice Live's other ways to
-# say who speaks. Compared without regard to case: some JSON readers are as lenient.
-_THE_AGENTS_OWN = frozenset(
-    {
-        "model", "instructions", "voice", "tools", "prompt", "agent", "avatar", "interim_response",
-        "input_audio_transcription", "transcription", "tracing", "additional_instructions",
-    }
-)  # fmt: skip
-_CONFIGURATIONS = frozenset({"session", "response"})
-_NESTED = frozenset({"audio", "input", "output"})
-_ITEM_HOLDERS = frozenset(
-    {"item", "items", "input", "input_items", "append_input_items", "pre_generated_assistant_message"}
-)
-_BESIDE_A_RESPONSE = "additional_instructions"  # Voice Live's `response.create` has them next to `response`
-_PRIVILEGED_ROLES = frozenset({"system", "developer"})
-_SECRET_OF_SESSIONS = ("instructions", "prompt", "interim_response", "tracing")
+_RESPONSE_EVENTS = frozenset({"response.created", "response.done"})
+_REFUSED_ITEM = "items with the role system or developer are not taken from a client"
+_TAKEN = "see docs/client-events.md"
+_LOOKED_AT_MOST = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """Goes to Azure as `text`."""
+    """Goes to Azure as `text`, without `left_out` fields that it came with."""
 
     text: str
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """May go to Azure: `event` is what was read, without what the client has no say in."""
+    """May go to Azure: `event` is what was read, without the `left_out` fields that a client has no say in."""
 
     event: Event
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Not passed on; the client is told, and the talk goes on."""
+    """Not passed on; the client is told, and the talk goes on. `message` has at most 200 characters."""
 
     code: str
     message: str
@@ -125,7 +122,7 @@ def is_audio_delta(payload: bytes) -> bool:
 def judge(text: str) -> Verdict:
     """What becomes of a message from the client. A repeated key counts once, as its last value, made explicit."""
     finding = examine(text)
-    return Passed(compact(finding.event)) if isinstance(finding, Allowed) else finding
+    return Passed(compact(finding.event), finding.left_out) if isinstance(finding, Allowed) else finding
 
 
 def examine(text: str) -> Finding:
@@ -133,14 +130,9 @@ def examine(text: str) -> Finding:
     if is_plain_append(text):
         return Passed(text)
     try:
-        return _examine_event(json.loads(text, parse_constant=_no_constant))
+        return _examine_event(parsed(text))
     except (ValueError, RecursionError):
         return Broken("not JSON")
-
-
-def compact(event: Event) -> str:
-    """An event as it is sent."""
-    return json.dumps(event, separators=(",", ":"))
 
 
 def event_type(text: str) -> str | None:
@@ -148,7 +140,7 @@ def event_type(text: str) -> str | None:
     if (kind := event_type_by_head(text[:_TYPE_HEAD_BYTES].encode(errors="replace"))) is not None:
         return kind
     try:
-        event = json.loads(text)
+        event = parsed(text)
     except (ValueError, RecursionError):
         return None
     kind = event.get("type") if isinstance(event, dict) else None
@@ -162,11 +154,22 @@ def event_type_by_head(payload: bytes) -> str | None:
 
 
 def without_secrets(event: Event) -> Event:
-    """A session event of Azure's as the client may see it: without the instructions."""
-    session = event.get("session")
-    if not isinstance(session, dict):
+    """An event of Azure's about a session or a response as the client may see it: without instructions, tools and the
+    like. The same object where nothing is hidden, and for every other event.
+    """
+    kind = event.get("type")
+    if kind in SESSION_EVENTS:
+        return _with_shown(event, "session", shown_session)
+    if kind in _RESPONSE_EVENTS:
+        return _with_shown(event, "response", shown_response)
+    return event
+
+
+def _with_shown(event: Event, name: str, shown: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Event:
+    stated = event.get(name)
+    if not isinstance(stated, dict) or (kept := shown(stated)) is stated:
         return event
-    return {**event, "session": {key: value for key, value in session.items() if key not in _SECRET_OF_SESSIONS}}
+    return {**event, name: kept}
 
 
 def _examine_event(event: Any) -> Finding:
@@ -174,49 +177,20 @@ def _examine_event(event: Any) -> Finding:
         return Broken("not an event: an object with a type is wanted")
     if kind.startswith("broker."):
         return Command(event)
-    if _has_privileged_item(event):
-        return Refused("system_item_refused", "items with the role system or developer are not taken from a client")
-    kept: Event = {}
-    for key, value in event.items():
-        name = key.strip().lower()
-        if name != _BESIDE_A_RESPONSE:
-            configures = name in _CONFIGURATIONS and isinstance(value, dict)
-            kept[key] = _without_the_agents_own(value) if configures else value
-    return Allowed(kept)
+    shape = CLIENT_EVENTS.get(kind)
+    if shape is None:
+        return Refused("unknown_event", f"{shown_name(kind)} is no event that a client may send; {_TAKEN}")
+    try:
+        found = permitted(event, shape)
+    except NotPermittedError as fault:
+        if _is_the_operators(fault.holder):
+            return Refused("system_item_refused", _REFUSED_ITEM)
+        return Refused("event_refused", f"{kind}: {fault.where} may not be {shown_name(fault.value)}; {_TAKEN}")
+    return Allowed(found.value, found.left_out)
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _without_the_agents_own(configuration: Event) -> Event:
-    """A session or a response without what is the agent's to say. GA nests the voice: audio.output.voice."""
-    kept: Event = {}
-    for key, value in configuration.items():
-        name = key.strip().lower()
-        if name not in _THE_AGENTS_OWN:
-            nested = name in _NESTED and isinstance(value, dict)
-            kept[key] = _without_the_agents_own(value) if nested else value
-    return kept
-
-
-def _has_privileged_item(event: Event) -> bool:
-    """Whether an item made or handed in by the client would speak with the operator's authority."""
-    pending: list[Any] = [event]
-    while pending:
-        for key, value in pending.pop().items():
-            name = key.strip().lower()
-            if name in _ITEM_HOLDERS:
-                items = value if isinstance(value, list) else [value]
-                if any(_is_privileged(item) for item in items):
-                    return True
-            if name in _CONFIGURATIONS and isinstance(value, dict):
-                pending.append(value)
-    return False
-
-
-def _is_privileged(item: Any) -> bool:
-    if not isinstance(item, dict):
-        return False
-    roles = (value for key, value in item.items() if key.strip().lower() == "role")
-    return any(isinstance(role, str) and role.strip().lower() in _PRIVILEGED_ROLES for role in roles)
+def _is_the_operators(item: Mapping[str, Any]) -> bool:
+    """Whether an item claims the operator's authority, in whatever way its author hoped to write that unseen."""
+    looked_at = islice(item.items(), _LOOKED_AT_MOST)  # what it is called is all that hangs on it: refused it is anyway
+    roles = (value for key, value in looked_at if key[:_LOOKED_AT_MOST].strip().lower() == "role")
+    return any(isinstance(role, str) and role.strip().lower() in OPERATORS_ROLES for role in roles)

@@ -1,7 +1,6 @@
 """What Azure's events mean to a talk: turns, usage, the change of an agent; and what of them the client is told."""
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ from token_broker.memory.base import Owner
 from token_broker.relay.closing import UPSTREAM_FAILED, Ending
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.doors import Front
+from token_broker.relay.event_text import parsed
 from token_broker.relay.events import SESSION_EVENTS
 from token_broker.relay.keeping import TurnKeeper
 from token_broker.relay.policy import event_type, event_type_by_head, is_audio_delta, without_secrets
@@ -20,7 +20,7 @@ __all__ = ["EventReader"]
 
 _LAST_WORDS_S = 2.0
 _AUDIO_DELTAS = frozenset({"response.audio.delta", "response.output_audio.delta"})
-_READ_EVENTS = TURN_EVENTS | SESSION_EVENTS | {"error"}
+_READ_EVENTS = TURN_EVENTS | SESSION_EVENTS | {"error", "response.created"}
 
 
 class EventReader:
@@ -90,7 +90,7 @@ class EventReader:
 
     def _read(self, kind: str | None, text: str, upstream: Upstream) -> list[str]:
         try:
-            event = json.loads(text)
+            event = parsed(text)
         except (ValueError, RecursionError):
             kind = event = None
         if kind is None or not isinstance(event, dict):
@@ -99,7 +99,7 @@ class EventReader:
         if kind in SESSION_EVENTS:
             if kind == "session.updated":
                 self._switch.confirmed(upstream)
-            return self._front.to_client(without_secrets(event), upstream.route.dialect)
+            return self._shown(kind, event, text, upstream)
         if kind == "error" and self._switch.owns_error(event, upstream):
             return []
         if self._switch.owns_item(event):
@@ -112,7 +112,8 @@ class EventReader:
         return self._shown(kind, event, text, upstream)
 
     def _shown(self, kind: str, event: dict[str, Any], text: str, upstream: Upstream) -> list[str]:
-        """An event that was read here, as the client may see it: written anew only where its front has to."""
-        if self._front.reads(kind, upstream.route.dialect):
-            return self._front.to_client(event, upstream.route.dialect)
+        """An event that was read here, as the client may see it: written anew only where it has to be."""
+        seen = without_secrets(event)
+        if seen is not event or self._front.reads(kind, upstream.route.dialect):
+            return self._front.to_client(seen, upstream.route.dialect)
         return [self._front.passed(text, upstream.route.dialect)]

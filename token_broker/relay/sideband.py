@@ -21,9 +21,10 @@ from token_broker.agents import Agent
 from token_broker.memory.base import Owner, TurnIntake
 from token_broker.relay.closing import DONE, UPSTREAM_FAILED, Ending
 from token_broker.relay.counters import RelayCounters, TalkCounters
+from token_broker.relay.event_text import compact
 from token_broker.relay.events import OWN_EVENT_IDS, SESSION_EVENTS
 from token_broker.relay.keeping import TurnKeeper
-from token_broker.relay.policy import compact, event_type
+from token_broker.relay.policy import event_type
 from token_broker.relay.socket import CLOSED_BY_AZURE, AzureSocket
 from token_broker.relay.turns import TURN_EVENTS
 from token_broker.relay.upstreams import UpstreamConnector

@@ -28,7 +28,7 @@ from token_broker.relay.closing import (
 )
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.direct import DirectPath
-from token_broker.relay.doors import Answered, Front
+from token_broker.relay.doors import Answered, Front, ToAzure
 from token_broker.relay.keeping import TurnKeeper
 from token_broker.relay.policy import Broken, Command, Refused, is_plain_append
 from token_broker.relay.reading import EventReader
@@ -156,7 +156,8 @@ class Talk:
 
     def _on_event(self, text: str, upstream: Upstream) -> None:
         match self._front.from_client(text, upstream.route.dialect):
-            case list() as checked:
+            case ToAzure(texts=checked, left_out=left_out):
+                self.counters.fields_left_out += left_out
                 for message in checked:
                     upstream.socket.send(message)
             case Answered(text=answer):
@@ -164,8 +165,11 @@ class Talk:
             case Command(event={"type": "broker.agent.switch"} as event):
                 self._switch.ask(event, upstream)
             case Command():
+                self.counters.refused_events += 1
                 upstream.socket.put(self._front.error("unknown_event", "the broker knows no such event"))
             case Refused(code=code, message=message):
+                self.counters.refused_events += 1
+                log.debug("client_event_refused", code=code, why=message)
                 upstream.socket.put(self._front.error(code, message))
             case Broken(reason=reason):
                 self.end(Ending(BAD_REQUEST, reason))
