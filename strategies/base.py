@@ -34,12 +34,12 @@ class SessionSpec:
     """One talk as asked of Azure, on whatever path: all that both bodies and both dialects are made from."""
 
     model: str  # the deployment's name
-    instructions: str
+    instructions: str = field(repr=False)
     voices: Mapping[Dialect, str]
     modalities: tuple[str, ...] = ("audio", "text")
     transcription_model: str = "whisper-1"
     turn_detection: TurnDetection = field(default_factory=TurnDetection)
-    tools: tuple[Mapping[str, Any], ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)  # an MCP server's credentials among them
     ttl_s: int = 60
 
 

@@ -6,7 +6,7 @@ azure-facts.md §2: the offer goes out raw with the ephemeral token alone; hangi
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import httpx
@@ -26,6 +26,9 @@ from strategies.upstream import MAX_ANSWER_BYTES, Answer, classify
 __all__ = ["AcceptedCall", "AzureCalls"]
 
 _CALL_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_CREATED = 201
+
+OnHead = Callable[[int, httpx.Headers], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +46,33 @@ class AzureCalls:
         self._client = client
         self._credentials = credentials
 
-    async def offer(self, grant: EphemeralGrant, offer: bytes, *, filtered: bool, timeout_s: float) -> AcceptedCall:
-        """Posts the SDP `offer` to the host that minted. Raises MintError."""
+    async def offer(
+        self,
+        grant: EphemeralGrant,
+        offer: bytes,
+        *,
+        filtered: bool,
+        timeout_s: float,
+        named: Callable[[str], None] = lambda _call_id: None,
+    ) -> AcceptedCall:
+        """Posts the SDP `offer` to the host that minted. Raises MintError.
+
+        `named` is told the call's id as soon as Azure has named it. The call is there from then on, even where its
+        answer comes late, is cut off or can't be used: whoever can't use the call has to hang it up.
+        """
         url = f"{grant.endpoint}/openai/v1/realtime/calls{'?webrtcfilter=on' if filtered else ''}"
         headers = {"Content-Type": "application/sdp", "Authorization": f"Bearer {grant.token.get_secret_value()}"}
-        answer = await self._post(url, offer, headers, timeout_s)
+
+        def on_head(status: int, answered: httpx.Headers) -> None:
+            if status == _CREATED and (call_id := _call_id(answered)) is not None:
+                named(call_id)
+
+        answer = await self._post(url, offer, headers, timeout_s, on_head)
         if (error := classify(answer, now_s=time.time())) is not None:
             raise error
         if not answer.body.startswith(b"v=0"):  # its Content-Type is now application/sdp, now text/plain
             raise MalformedError("the answer to the offer is no SDP", status=answer.status)
-        named = answer.headers.get("location", "").partition("?")[0].rstrip("/").rpartition("/")[2]
-        return AcceptedCall(answer.body, named if _CALL_ID.fullmatch(named) else None)
+        return AcceptedCall(answer.body, _call_id(answer.headers))
 
     async def hang_up(self, endpoint: str, call_id: str, *, timeout_s: float) -> None:
         """Ends the call; one that Azure no longer knows has ended already. Raises MintError."""
@@ -69,10 +88,18 @@ class AzureCalls:
             if last or not keys_off or not self._credentials.keys_refused():
                 raise error
 
-    async def _post(self, url: str, content: bytes, headers: Mapping[str, str], timeout_s: float) -> Answer:
+    async def _post(
+        self,
+        url: str,
+        content: bytes,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        on_head: OnHead = lambda _status, _headers: None,
+    ) -> Answer:
         try:
             async with asyncio.timeout(timeout_s):
                 async with self._client.stream("POST", url, content=content, headers=headers) as response:
+                    on_head(response.status_code, response.headers)
                     body = bytearray()
                     async for chunk in response.aiter_raw():
                         body += chunk
@@ -85,3 +112,8 @@ class AzureCalls:
             raise
         except Exception as error:  # noqa: BLE001  # httpx's errors, and those its transport lets through unmapped
             raise TransientError(f"the connection failed ({type(error).__name__})") from None
+
+
+def _call_id(headers: Mapping[str, str]) -> str | None:
+    named = headers.get("location", "").partition("?")[0].rstrip("/").rpartition("/")[2]
+    return named if _CALL_ID.fullmatch(named) else None

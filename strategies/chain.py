@@ -62,13 +62,19 @@ class Chain:
         self._on_attempt = on_attempt
         self._left_behind: set[asyncio.Task[Grant]] = set()
 
-    async def mint(self, spec: SpecSupplier, *, deadline_s: float) -> ChainResult:
-        """A grant before `deadline_s` (monotonic). `spec` is awaited before each real mint, inside its share."""
+    async def mint(self, spec: SpecSupplier, *, deadline_s: float, sockets_only: bool = False) -> ChainResult:
+        """A grant before `deadline_s` (monotonic). `spec` is awaited before each real mint, inside its share.
+
+        With `sockets_only` nothing is minted: the proxy is granted, where it is among the links.
+        """
         attempts: list[Attempt] = []
         for position, link in enumerate(self.links):
             if isinstance(link, WebSocketProxy):
                 attempts.append(Attempt(link.name, "granted", 0.0, "asks nobody"))
                 return ChainResult(link.grant(), tuple(attempts))
+            if sockets_only:
+                attempts.append(Attempt(link.strategy.name, "skipped", 0.0, "this agent talks over WebSockets only"))
+                continue
             share_s = self._share_s(position, deadline_s)
             admission = self._admit(link.gate) if share_s > 0 else None
             if admission is None:

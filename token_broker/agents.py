@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
 
 from strategies.base import Dialect, SessionSpec
 from token_broker.settings import Settings
 
-__all__ = ["Agent", "AgentBook", "AgentsFileError", "load_agents", "session_spec"]
+__all__ = ["Agent", "AgentBook", "AgentsFileError", "agents_secrets", "load_agents", "session_spec"]
 
 BUILT_IN = Path(__file__).with_name("agents.toml")
 
@@ -37,8 +37,8 @@ class _Entry(BaseModel):
     name: _Text
     inherits: _AgentId | None = None
     voices: _Voices | None = None
-    instructions: _Text | None = None
-    tools: tuple[dict[str, Any], ...] | None = None
+    instructions: _Text | None = Field(None, repr=False)
+    tools: tuple[dict[str, Any], ...] | None = Field(None, repr=False)
 
 
 class _File(BaseModel):
@@ -56,8 +56,26 @@ class Agent(BaseModel):
     id: str
     name: str
     voices: Mapping[Dialect, str]
-    instructions: str
-    tools: tuple[dict[str, Any], ...] = ()
+    instructions: str = Field(repr=False)
+    tools: tuple[dict[str, Any], ...] = Field((), repr=False)
+
+    @property
+    def sockets_only(self) -> bool:
+        """Whether a tool brings a credential along.
+
+        Over WebRTC Azure's events, which show the tools, go to the page directly: so such an agent is never put into
+        a mint or a call.
+        """
+        return any(tool.get("authorization") or tool.get("headers") for tool in self.tools)
+
+    @property
+    def secrets(self) -> tuple[SecretStr, ...]:
+        """The credentials of its tools, for whoever has to keep them out of logs."""
+        found: list[Any] = []
+        for tool in self.tools:
+            headers = tool.get("headers")
+            found += [tool.get("authorization"), *(headers.values() if isinstance(headers, dict) else ())]
+        return tuple(SecretStr(value) for value in found if isinstance(value, str))
 
 
 class AgentBook:
@@ -109,6 +127,14 @@ def load_agents(path: Path | None = None) -> AgentBook:
     if file.default not in file.agents:
         raise AgentsFileError(f"{source}: default: there is no agent {file.default!r}")
     return AgentBook({agent_id: _resolve(source, file, agent_id) for agent_id in file.agents}, file.default)
+
+
+def agents_secrets(path: Path | None) -> tuple[SecretStr, ...]:
+    """The credentials of all tools in the agents' file; none where it can't be used, which its own check tells."""
+    try:
+        return tuple(secret for agent in load_agents(path) for secret in agent.secrets)
+    except AgentsFileError:
+        return ()
 
 
 def _resolve(source: Path, file: _File, agent_id: str) -> Agent:

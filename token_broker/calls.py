@@ -1,9 +1,11 @@
 """WebRTC calls that this process set up at Azure: posting the offer, hanging up, and ending those of who was cut off.
 
 Media flows past the broker, so a call's end is seen only where the broker brings it about, or listens (`sideband`).
+A call whose answer did not reach its client is nobody's: it is hung up, and holds no place.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +22,9 @@ from token_broker.memory.base import Owner
 __all__ = ["Calls"]
 
 log = structlog.get_logger("token_broker.calls")
+
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +62,17 @@ class Calls:
         lease: SessionLease,
         timeout_s: float,
     ) -> AcceptedCall:
-        """Takes the SDP `offer` to the host that minted; `lease` is kept for the call. Raises MintError."""
-        accepted = await self._azure.offer(grant, offer, filtered=filtered, timeout_s=timeout_s)
+        """Takes the SDP `offer` to the host that minted; `lease` is kept for the call. Raises MintError.
+
+        A call that Azure made, but whose answer is of no use, is hung up.
+        """
+        made: list[str] = []
+        try:
+            accepted = await self._azure.offer(grant, offer, filtered=filtered, timeout_s=timeout_s, named=made.append)
+        except BaseException:
+            for call_id in made:
+                self.end(grant.endpoint, call_id, owner, why="its answer was of no use")
+            raise
         if accepted.call_id is not None:
             lease.keep(accepted.call_id, for_s=self._max_talk_s)
             self._forget_those_over()
@@ -71,6 +85,16 @@ class Calls:
         self._running.pop(call_id, None)
         self._limits.end(call_id)
 
+    def end(self, endpoint: str, call_id: str, owner: Owner, *, why: str) -> None:
+        """Hangs the call up, in the background and again and again until Azure has done it.
+
+        That goes on for as long as the call can last, `max_talk_s`. A place that it holds is given back when it is
+        over.
+        """
+        if call_id not in self._ending:
+            work = self._end_surely(call_id, _Call(endpoint, owner), why)
+            self._ending[call_id] = asyncio.create_task(work, name="call-ending")
+
     def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
         """Hangs up the calls of whom the operator has cut off; one that Azure does not end now is asked for again."""
         self._forget_those_over()
@@ -78,6 +102,26 @@ class Calls:
             owner = call.owner
             if call_id not in self._ending and refused(owner.principal, owner.session_id):
                 self._ending[call_id] = asyncio.create_task(self._end(call_id, call), name="call-cut-off")
+
+    async def _end_surely(self, call_id: str, call: _Call, why: str) -> None:
+        until_s = time.monotonic() + self._max_talk_s
+        pause_s = _FIRST_PAUSE_S
+        try:
+            while True:
+                try:
+                    await self.hang_up(call.endpoint, call_id)
+                    log.info("call_ended", session_id=call.owner.session_id, why=why)
+                    return
+                except MintError as error:
+                    log.warning(
+                        "call_not_ended", session_id=call.owner.session_id, outcome=error.outcome, why=str(error)
+                    )
+                if time.monotonic() + pause_s > until_s:
+                    return
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        finally:
+            del self._ending[call_id]
 
     def _forget_those_over(self) -> None:
         self._running = {call_id: call for call_id, call in self._running.items() if self._limits.keeps(call_id)}

@@ -115,11 +115,12 @@ def token(agent_id: str | None, *, as_json: bool) -> None:
 
 def _settings(**overrides: Any) -> Settings:
     """The environment's settings with logging set up by them; a fault ends the command with exit code 2."""
+    from token_broker.agents import agents_secrets
     from token_broker.telemetry import configure_logging
 
     with _faults_told():
         settings = load_settings(**overrides)
-    configure_logging(settings)
+    configure_logging(settings, secrets=agents_secrets(settings.agents_file))
     for line in [*unknown_variables(), *doubts(settings)]:
         _warn(line)
     return settings

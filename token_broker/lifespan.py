@@ -38,7 +38,7 @@ from token_broker.tracing import open_tracing
 
 __all__ = ["build_broker", "signing_keys"]
 
-log = structlog.get_logger("token_broker.lifespan")
+log = structlog.get_logger("token_broker.start")
 
 _WARM_UP_S = 3
 # Requests under way are no garbage: looked through every 700 allocations, as Python does, they cost 5 % of a turn.
@@ -54,6 +54,9 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
     async with contextlib.AsyncExitStack() as stack:
         observe = observe_with(metrics, await stack.enter_async_context(open_tracing(settings)))
         agents = load_agents(settings.agents_file)
+        for agent in agents:
+            if agent.sockets_only:
+                log.warning("agent_is_sockets_only", agent_id=agent.id, why="a tool of its has a credential")
         signer = TokenSigner(signing_keys(settings))
         tls = make_tls_context()
         transport = make_transport(tls=tls)
@@ -82,6 +85,10 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             limit_key=lambda scope, principal: limit_key(scope, principal, settings.trusted_proxies),
             cutoffs=memory.cutoffs,
         )
+        calls = _build_calls(settings, http, credentials, talks)
+        if calls is not None:
+            stack.push_async_callback(calls.aclose)
+            memory.cutoffs.watch(calls.end_where)
         relay = VoiceRelay(
             settings=settings,
             agents=agents,
@@ -92,14 +99,11 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             limits=talks,
             drain=drain,
             observe=observe,
+            hang_up=None if calls is None else calls.end,
         )
         stack.push_async_callback(relay.aclose)
         memory.cutoffs.watch(relay.end_where)
         memory.watch_lost_sessions(relay.end_session)
-        calls = _build_calls(settings, http, credentials, talks)
-        if calls is not None:
-            stack.push_async_callback(calls.aclose)
-            memory.cutoffs.watch(calls.end_where)
         broker = Broker(
             settings=settings,
             agents=agents,

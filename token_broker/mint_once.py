@@ -53,7 +53,9 @@ async def mint_once(settings: Settings, agent_id: str | None) -> Report:
     credentials = build_credentials(settings)
     try:
         async with make_transport() as transport:
-            result = await build_chain(settings, transport, credentials).mint(supply, deadline_s=deadline_s)
+            result = await build_chain(settings, transport, credentials).mint(
+                supply, deadline_s=deadline_s, sockets_only=agent.sockets_only
+            )
     finally:
         if credentials is not None:
             await credentials.aclose()

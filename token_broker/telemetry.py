@@ -30,6 +30,7 @@ __all__ = [
     "AuditEntry",
     "Redactor",
     "advice_on",
+    "audit_changed_call",
     "audit_cut_offs",
     "begin_ids",
     "bind_ids",
@@ -75,11 +76,15 @@ class Redactor:
         return _TOKEN_LIKE.sub(MASK, line)
 
 
-def configure_logging(settings: Settings) -> None:
-    """Sets up structlog and the standard library's logging alike, once a process."""
+def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) -> None:
+    """Sets up structlog and the standard library's logging alike, once a process.
+
+    `secrets` are taken out of lines as the settings' own are: those of the agents' file.
+    """
     console = settings.log_format == "console" or (settings.log_format is None and sys.stderr.isatty())
     level = getattr(logging, settings.log_level.upper())
-    redact = Redactor([settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys])
+    own = [settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys]
+    redact = Redactor([*own, *secrets])
     shared: list[Any] = [
         _add_ids,
         structlog.processors.add_log_level,
@@ -169,6 +174,13 @@ def audit_cut_offs(cut_off: Collection[tuple[str, str]], *, lifted: Collection[t
         cut_off=[f"{kind} {name}" for kind, name in sorted(cut_off)[:_NAMED_AT_ONCE]],
         lifted=[f"{kind} {name}" for kind, name in sorted(lifted)[:_NAMED_AT_ONCE]],
         counts=[len(cut_off), len(lifted)],
+    )
+
+
+def audit_changed_call(*, principal: str, session_id: str, agent_id: str, changes: int) -> None:
+    """Writes to the audit whose call is hung up, since its client has changed the agent's session so often."""
+    audit.warning(
+        "call_ended_for_changes", principal=principal, session_id=session_id, agent_id=agent_id, changes=changes
     )
 
 

@@ -209,3 +209,80 @@ async def test_a_call_is_hung_up_by_its_own_session_alone(tmp_path: Path) -> Non
         assert (await d.running.client.post(f"{location}/hangup", headers={"api-key": secret})).status_code == 200
         await eventually(lambda: _over(d))
         await phone.hang_up()
+
+
+async def test_a_client_that_goes_on_changing_the_agents_session_loses_the_call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("token_broker.calls._FIRST_PAUSE_S", 0.05)
+    async with calling_doors(tmp_path) as d:
+        secret = await d.secret()
+        phone = Phone(silence(3.0))
+        answer = await offer(d, await phone.offer(), secret)
+        await phone.connect(answer.text)
+        await phone.hear("session.created")
+        with d.azure.fault("status", "/openai/v1/realtime/calls/", code=503, times=2):
+            for number in range(1, 7):
+                assert d.azure.calls == 1
+                phone.send("session.update", session={"type": "realtime", "instructions": f"Be pirate {number}."})
+                if number < 6:
+                    mended = await phone.hear("session.updated", count=2 * number)
+                    assert "pirate" not in mended["session"]["instructions"]
+            await eventually(lambda: _over(d))
+        metrics = (await d.running.client.get("/metrics")).text
+        assert "token_broker_calls_ended_for_changes_total 1.0" in metrics
+        status = (await d.running.client.get("/status")).json()
+        assert status["relay"]["calls_ended"] == 1
+        told = capsys.readouterr()
+        audited = [line for line in (told.out + told.err).splitlines() if "call_ended_for_changes" in line]
+        assert len(audited) == 1
+        session_id = d.running.broker.signer.read_client_secret(secret).session_id
+        for fact in (session_id, "anonymous", "elena"):
+            assert fact in audited[0]
+        assert "pirate" not in audited[0]
+        await phone.hang_up()
+
+
+async def test_a_call_whose_client_never_connects_gives_its_place_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("token_broker.relay.sideband._UNKNOWN_S", 0.6)
+    async with calling_doors(tmp_path, max_sessions_per_principal=1) as d:
+        secret = await d.secret()
+        phone = Phone(silence(1.0))
+        with d.azure.fault("ice_never", "/openai/v1/realtime/calls"):
+            assert (await offer(d, await phone.offer(), secret)).status_code == 201
+        second = await offer(d, OFFER, secret)
+        assert (second.status_code, second.json()["code"]) == (429, "too_many_sessions")
+        await eventually(lambda: _over(d))
+        await phone.hang_up()
+        third = Phone(silence(1.0))
+        answer = await offer(d, await third.offer(), secret)
+        assert answer.status_code == 201
+        await d.running.client.post(f"{answer.headers['location']}/hangup", headers={"api-key": secret})
+        await eventually(lambda: _over(d))
+        await third.hang_up()
+
+
+async def test_who_waits_to_join_a_call_stops_when_it_is_hung_up(tmp_path: Path) -> None:
+    async with calling_doors(tmp_path) as d:
+        secret = await d.secret()
+        phone = Phone(silence(1.0))
+        with d.azure.fault("ice_never", "/openai/v1/realtime/calls"):
+            answer = await offer(d, await phone.offer(), secret)
+        assert len(d.running.broker.drain.talks) == 1
+        hung_up = await d.running.client.post(f"{answer.headers['location']}/hangup", headers={"api-key": secret})
+        assert hung_up.status_code == 200
+        await eventually(lambda: _over(d), within_s=10)
+        await phone.hang_up()
+
+
+@pytest.mark.parametrize("path", ["/v1/realtime/calls", "/openai/v1/realtime/calls"])
+async def test_offers_count_against_the_rate(tmp_path: Path, path: str) -> None:
+    async with calling_doors(tmp_path, rate_limit_per_minute=3) as d:
+        secret = await d.secret()
+        answers = [await offer(d, OFFER, secret, path=path) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [502, 502, 429]  # the simulated Azure wants a whole one
+        assert answers[-1].json()["code"] == "rate_limited"
+        assert answers[-1].headers["retry-after"].isdecimal()
+        assert d.running.broker.talks.active == 0

@@ -16,9 +16,13 @@ from pydantic import SecretStr
 
 from tests.relay.support.broker import KEY
 from tests.support.offers import OFFER
+from tests.support.waiting import eventually
+from token_broker.agents import session_spec
 from token_broker.app import create_app
+from token_broker.endpoints.call_answers import CallAnswer, PlacedCall
 from token_broker.ids import uuid7
 from token_broker.memory.admin import open_admin
+from token_broker.memory.base import Owner
 from token_broker.settings import load_settings
 from token_broker.tokens import TokenSigner
 
@@ -275,3 +279,174 @@ async def test_relayed_calls_count_against_the_open_talks_and_the_rate(tmp_path:
         limited = await browser.offer(session)
         assert (limited.status_code, limited.json()["code"]) == (429, "rate_limited")
         assert limited.headers["retry-after"]
+
+
+# --- calls that nobody will ever use
+
+
+async def settled(browser: Caller, azure: CallsAzure, *calls: str) -> None:
+    """These calls were hung up, and no place is held."""
+
+    async def so() -> bool:
+        return [call for call, _ in azure.hung_up] == list(calls) and not browser.app.state.broker.talks.active
+
+    await eventually(so)
+
+
+async def named_then_cut_off(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(
+        status=201, headers={"Location": "/v1/realtime/calls/rtc_cut", "Content-Length": "500"}
+    )
+    await response.prepare(request)
+    await response.write(b"v=0\r\n")
+    assert request.transport is not None
+    request.transport.abort()
+    return response
+
+
+async def named_then_hangs(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(
+        status=201, headers={"Location": "/v1/realtime/calls/rtc_cut", "Content-Length": "500"}
+    )
+    await response.prepare(request)
+    await asyncio.sleep(30)
+    return response
+
+
+async def named_and_no_sdp(request: web.Request) -> web.StreamResponse:
+    return web.json_response({}, status=201, headers={"Location": "/v1/realtime/calls/rtc_cut"})
+
+
+async def named_and_huge(request: web.Request) -> web.StreamResponse:
+    headers = {"Location": "/v1/realtime/calls/rtc_cut"}
+    return web.Response(status=201, text="v=0\r\n" + "a" * 1_000_000, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [(named_then_cut_off, 502), (named_then_hangs, 504), (named_and_no_sdp, 502), (named_and_huge, 502)],
+)
+async def test_a_call_whose_answer_is_of_no_use_is_hung_up_and_holds_no_place(
+    fault: Handler, status: int, tmp_path: Path
+) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path, token_budget_s=2.0) as browser:
+        azure.take_offer = fault
+        assert (await browser.offer(uuid7())).status_code == status
+        await settled(browser, azure, "rtc_cut")
+
+
+async def refused_and_named(request: web.Request) -> web.StreamResponse:
+    return web.json_response({}, status=400, headers={"Location": "/v1/realtime/calls/rtc_other"})
+
+
+async def test_a_refusal_names_no_call(tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        azure.take_offer = refused_and_named
+        assert (await browser.offer(uuid7())).status_code == 502
+        await asyncio.sleep(0.1)
+        await settled(browser, azure)
+
+
+@dataclass
+class Gate:
+    """An Azure that takes an offer when it is told to."""
+
+    came: asyncio.Event = field(default_factory=asyncio.Event)
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def take(self, request: web.Request) -> web.StreamResponse:
+        self.came.set()
+        await self.go.wait()
+        return web.Response(status=201, text=ANSWER, headers={"Location": "/v1/realtime/calls/rtc_abc"})
+
+
+def offer_as_bytes(browser: Caller, session_id: str) -> bytes:
+    head = [
+        f"POST /realtime/calls?session_id={session_id} HTTP/1.1",
+        "Host: 127.0.0.1",
+        "Content-Type: application/sdp",
+        f"Authorization: Bearer {browser.token(session_id)}",
+        f"Content-Length: {len(OFFER)}",
+    ]
+    return ("\r\n".join(head) + "\r\n\r\n" + OFFER).encode()
+
+
+async def test_a_client_that_leaves_before_the_answer_gives_its_place_back_and_the_call_is_hung_up(
+    tmp_path: Path,
+) -> None:
+    gate = Gate()
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        azure.take_offer = gate.take
+        reader, writer = await asyncio.open_connection("127.0.0.1", browser.client.base_url.port)
+        writer.write(offer_as_bytes(browser, uuid7()))
+        await gate.came.wait()
+        assert browser.app.state.broker.talks.active == 1
+        writer.transport.abort()
+        await asyncio.sleep(0.1)
+        gate.go.set()
+        await settled(browser, azure, "rtc_abc")
+        assert await reader.read(1) == b""
+
+
+async def test_who_is_cut_off_while_the_offer_is_under_way_gets_no_answer_and_the_call_is_hung_up(
+    tmp_path: Path,
+) -> None:
+    gate = Gate()
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        azure.take_offer = gate.take
+        session = uuid7()
+        offering = asyncio.create_task(browser.offer(session))
+        await gate.came.wait()
+        browser.app.state.broker.memory.cutoffs._sessions = frozenset({session})
+        gate.go.set()
+        refused = await offering
+        assert (refused.status_code, refused.json()["code"]) == (403, "cut_off")
+        await settled(browser, azure, "rtc_abc")
+
+
+async def test_an_answer_that_can_not_be_sent_ends_the_call(tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        broker = browser.app.state.broker
+        owner = Owner(uuid7(), "anonymous", 1)
+        lease = broker.talks.acquire("anonymous")
+        lease.keep("rtc_abc", for_s=60)
+        call = PlacedCall(
+            b"v=0", azure.url, "rtc_abc", "token", session_spec(next(iter(broker.agents)), broker.settings)
+        )
+
+        async def fails(message: Any) -> None:
+            raise ConnectionResetError
+
+        with pytest.raises(ConnectionResetError):
+            await CallAnswer(broker, call, owner, {})({"type": "http"}, fails, fails)
+        await settled(browser, azure, "rtc_abc")
+
+
+async def test_a_hang_up_is_repeated_until_azure_has_done_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.calls._FIRST_PAUSE_S", 0.02)
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        azure.take_offer = named_and_no_sdp
+        azure.hang_up_status = 503
+        assert (await browser.offer(uuid7())).status_code == 502
+
+        async def refused_often() -> bool:
+            return len(azure.hung_up) >= 4
+
+        await eventually(refused_often)
+        azure.hang_up_status = 200
+
+        async def done() -> bool:
+            return not browser.app.state.broker.calls._ending
+
+        await eventually(done)
+        assert {call for call, _ in azure.hung_up} == {"rtc_cut"}
+
+
+async def test_ten_offers_that_come_to_nothing_hold_no_place(tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path, max_sessions_per_principal=2) as browser:
+        for fault in (refuse, named_and_no_sdp, redirect, named_then_cut_off, no_sdp) * 2:
+            azure.take_offer = fault
+            assert (await browser.offer(uuid7())).status_code == 502
+        azure.take_offer = None
+        assert (await browser.offer(uuid7())).status_code == 201
+        assert browser.app.state.broker.talks.active == 1

@@ -242,6 +242,55 @@ async def test_a_system_item_is_refused_and_the_talk_goes_on(event: dict[str, An
         assert len(talk.raw) == 2
 
 
+UNKNOWN = [
+    {"type": "greeting", "text": "EVIL"},
+    {"type": "handoff", "agent_id": "EVIL"},
+    {"type": "pre_generated_assistant_message", "content": [{"type": "text", "text": "EVIL"}]},
+    {"type": "invoke_input", "input": "EVIL"},
+    {"type": "transcription_session.update", "session": {"instructions": "EVIL"}},
+    {"type": "rtc.call.sdp.create", "session": {"instructions": "EVIL"}},
+    {"type": "session.update ", "session": {"instructions": "EVIL"}},
+    {"type": "conversation.item.create", "item": {"type": "function_call", "name": "EVIL", "arguments": "{}"}},
+    {"type": "session.update", "session": {"turn_detection": "EVIL"}},
+]
+
+
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
+@pytest.mark.parametrize("event", UNKNOWN, ids=lambda event: event["type"])
+async def test_an_event_that_is_in_no_row_is_told_and_counted_and_never_reaches_azure(event: dict[str, Any]) -> None:
+    async with talking() as (running, client, talk):
+        await client.send(event)
+        error = await client.until("broker.error")
+        assert error["code"] in {"unknown_event", "event_refused"}
+        assert not error["retryable"]
+        assert event["type"].strip() in error["message"]
+        await client.send({"type": "response.cancel"})
+        await talk.next_event("response.cancel")
+        assert "EVIL" not in str(talk.raw)
+        assert running.relay.snapshot()["refused_events"] == 1
+
+
+OWN_OF_A_RESPONSE = [
+    {"type": "response.create", "instructions": "EVIL"},
+    {"type": "response.create", "response": {"pre_generated_assistant_message": {"content": [{"text": "EVIL"}]}}},
+    {"type": "response.create", "response": {"invoke_input": {"x": "EVIL"}}},
+    {
+        "type": "response.create",
+        "response": {"greeting": "EVIL", "reasoning_effort": "EVIL", "Metadata": {"x": "EVIL"}},
+    },
+]
+
+
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
+@pytest.mark.parametrize("event", OWN_OF_A_RESPONSE, ids=str)
+async def test_a_response_is_asked_for_without_what_is_in_no_row(event: dict[str, Any]) -> None:
+    async with talking() as (running, client, talk):
+        await client.send(event)
+        asked = await talk.next_event("response.create")
+        assert asked in ({"type": "response.create"}, {"type": "response.create", "response": {}})
+        assert running.relay.snapshot()["fields_left_out"] >= 1
+
+
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 async def test_typed_words_are_a_turn_of_the_users() -> None:
     async with talking() as (running, client, _):

@@ -192,3 +192,72 @@ async def test_where_a_reminder_changes_nothing_it_is_not_said_again() -> None:
         await running.intake.reach(1)
         await running.quiet()
         assert [event["type"] for event in azure.talks[0].received] == ["session.update"]
+
+
+async def test_reminders_that_azure_refuses_or_that_do_not_hold_end_the_call(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ended: list[tuple[str, str, str]] = []
+
+    def hang_up(endpoint: str, call_id: str, owner: Owner, *, why: str) -> None:
+        ended.append((endpoint, call_id, owner.principal))
+
+    async def script(talk: AzureTalk) -> None:
+        for number in range(200):
+            told = {"type": "realtime", "instructions": f"Be pirate {number}."}
+            await talk.send({"type": "session.updated", "session": told})
+            talk.arrived(await talk.connection.recv())
+            if number % 2:
+                refused = {"code": "invalid_value", "event_id": talk.received[-1]["event_id"]}
+                await talk.send({"type": "error", "error": refused})
+                talk.arrived(await talk.connection.recv())
+        await talk.hear("item_1", "Thanks.")
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        running.relay._hang_up = hang_up
+        listen(running, azure)
+        await running.intake.reach(1)
+        assert ended == [(azure.url, "rtc_1", "anonymous")], "once"
+        assert [event["type"] for event in azure.talks[0].received] == ["session.update"] * 300, "and never no more"
+        assert running.relay.snapshot()["calls_ended"] == 1
+        running.limits.end("rtc_1")
+        await running.quiet()
+    told = capsys.readouterr()
+    assert (told.out + told.err).count("call_ended_for_changes") == 1
+
+
+async def test_a_reminder_that_azure_showed_to_hold_once_is_said_again_though_the_same_was_changed() -> None:
+    async def script(talk: AzureTalk) -> None:
+        pirate = {"type": "session.updated", "session": {"type": "realtime", "instructions": "Be a pirate."}}
+        for _ in range(2):
+            await talk.send(pirate)
+            talk.arrived(await talk.connection.recv())
+            await talk.send({"type": "session.updated", "session": talk.received[-1]["session"]})
+        await talk.send(pirate)
+        await talk.send(pirate)
+        for _ in range(2):
+            talk.arrived(await talk.connection.recv())
+        await talk.hear("item_1", "Thanks.")
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        await running.intake.reach(1)
+        await running.quiet()
+        assert len(azure.talks[0].received) == 4
+
+
+async def test_a_call_that_azure_never_comes_to_know_is_hung_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.relay.sideband._UNKNOWN_S", 0.5)
+    monkeypatch.setattr("token_broker.relay.sideband._PAUSES_S", (0.05,))
+    ended: list[str] = []
+
+    def hang_up(endpoint: str, call_id: str, owner: Owner, *, why: str) -> None:
+        ended.append(call_id)
+
+    async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
+        azure.refuse = lambda _: Response(HTTPStatus.NOT_FOUND, "Not Found", Headers(), b"")
+        running.relay._hang_up = hang_up
+        listen(running, azure)
+        await running.quiet()
+        assert ended == ["rtc_1"]
+        assert len(azure.handshakes) > 2

@@ -187,7 +187,8 @@ class _Examination:
     async def _probe_mints(self, credentials: Credentials, credential: str) -> list[Probe]:
         links = build_chain(self.settings, self.transport, credentials).links
         asked = [link.strategy for link in links if isinstance(link, Link)]
-        return await asyncio.gather(*(_probe_mint(strategy, self.spec, credential) for strategy in asked))
+        spec = replace(self.spec, tools=())  # whether tools suit is for the sockets to tell: they may have credentials
+        return await asyncio.gather(*(_probe_mint(strategy, spec, credential) for strategy in asked))
 
     async def _probe_sockets(self, credentials: Credentials, credential: str) -> list[Probe]:
         connector = build_connector(self.settings, credentials, self.tls)
@@ -233,6 +234,9 @@ def _spec(settings: Settings, tell: Tell) -> SessionSpec | None:
     if agent is None:
         raise AssertionError("an agents file has its default agent")
     tell(Check("agents", Mark.OK, f"{', '.join(agents.ids)}; {agents.default} where none is named"))
+    if silent := [each.id for each in agents if each.sockets_only]:
+        finding = f"{', '.join(silent)}: WebSockets only, since a tool has a credential that no page may see"
+        tell(Check("agents", Mark.NOTE, finding))
     return replace(session_spec(agent, settings), ttl_s=_PROBE_TTL_S)
 
 

@@ -46,6 +46,7 @@ def doctor_command(*, wants_json: bool, connect: bool, url: str | None) -> None:
       token-broker doctor --url https://voice.example.com
       token-broker doctor --json | jq '.checks[] | select(.mark == "failed")'
     """  # noqa: D301  # click's mark for a paragraph that is not to be filled
+    from token_broker.agents import agents_secrets
     from token_broker.doctor.report import Lines
     from token_broker.doctor.run import run_doctor
     from token_broker.telemetry import configure_logging
@@ -61,7 +62,7 @@ def doctor_command(*, wants_json: bool, connect: bool, url: str | None) -> None:
             for check in report.checks:
                 lines.write(check)
     else:
-        configure_logging(settings)
+        configure_logging(settings, secrets=agents_secrets(settings.agents_file))
         report = asyncio.run(run_doctor(settings, connect=connect, url=url, emit=lines.write if lines else _silently))
         exit_code = 0 if report.healthy else _FAILED
     if lines:

@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from token_broker.auth import limit_key
 from token_broker.broker import Broker, broker_of
+from token_broker.endpoints.call_answers import CallAnswer
 from token_broker.endpoints.offers import (
     HANG_UP_PROBLEMS,
     OFFER_PROBLEMS,
@@ -58,7 +59,7 @@ async def create_call(request: Request) -> Response:
     headers = {"Cache-Control": "no-store"}
     if call.token is not None:
         headers["Location"] = f"{request.scope['path']}/{call.token}"
-    return Response(call.answer, 201, headers, media_type="application/sdp")
+    return CallAnswer(broker, call, owner, headers)
 
 
 async def hang_up(request: Request) -> Response:
@@ -114,7 +115,7 @@ CALL_OPERATIONS = (
         problems={
             **OFFER_PROBLEMS,
             401: ("session_token_refused",),
-            403: ("foreign_session", "cut_off"),
+            403: ("foreign_session", "cut_off", "sockets_only"),
             404: ("unknown_agent",),
         },
         security=("sessionToken",),

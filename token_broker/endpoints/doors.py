@@ -23,6 +23,7 @@ from strategies.session_body import ga_realtime_session
 from token_broker.agents import Agent, session_spec
 from token_broker.auth import Principal, limit_key
 from token_broker.broker import Broker, broker_of
+from token_broker.endpoints.call_answers import CallAnswer
 from token_broker.endpoints.offers import check_offer, end_call, place_call
 from token_broker.endpoints.token import ensure_configured, find_agent
 from token_broker.http import parse_json, read_body
@@ -30,6 +31,7 @@ from token_broker.ids import correlation_id
 from token_broker.memory.base import Owner
 from token_broker.presented import SeveralCredentialsError, presented_credential
 from token_broker.problems import Problem
+from token_broker.relay.dialect_settings import shown_session
 from token_broker.relay.doors import DOORS, Door
 from token_broker.schemas import ClientSecret, ClientSecretRequest
 from token_broker.sessions import OpenedSession, confirm_owner, ensure_not_cut_off, open_session
@@ -141,7 +143,7 @@ async def create_door_call(request: Request) -> Response:
     if call.call_id is not None:
         broker.relay.listen(visitor, endpoint=call.endpoint, call_id=call.call_id, spec=call.spec)
         headers["Location"] = f"{request.scope['path']}/{call.token}"
-    return Response(call.answer, 201, headers, media_type="application/sdp")
+    return CallAnswer(broker, call, visitor.owner, headers)
 
 
 async def hang_up_door_call(request: Request) -> Response:
@@ -225,9 +227,7 @@ def _ttl_s(wanted: ClientSecretRequest, claims: ClientSecretClaims | SessionClai
 
 def _shown_session(broker: Broker, agent: Agent, owner: Owner) -> dict[str, Any]:
     """The session as GA's mint shows it, without what the agent keeps to itself."""
-    session = ga_realtime_session(session_spec(agent, broker.settings))
-    del session["instructions"]
-    session.pop("tools", None)
+    session = shown_session(ga_realtime_session(session_spec(agent, broker.settings)))
     return {"id": owner.session_id, "object": "realtime.session", "model": broker.settings.model, **session}
 
 

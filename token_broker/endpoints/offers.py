@@ -14,11 +14,12 @@ import structlog
 from starlette.requests import Request
 from starlette.types import Scope
 
-from strategies.base import EphemeralGrant, SessionSpec
+from strategies.base import EphemeralGrant
 from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, TimedOutError
 from token_broker.agents import Agent
 from token_broker.broker import Broker
+from token_broker.endpoints.call_answers import PlacedCall, hung_up_unless_delivered
 from token_broker.endpoints.token import recalled_spec
 from token_broker.ids import correlation_id
 from token_broker.limits import SessionLease
@@ -26,6 +27,7 @@ from token_broker.memory.base import Owner
 from token_broker.observing import CallPlaced
 from token_broker.openapi import Answer
 from token_broker.problems import Problem
+from token_broker.sessions import ensure_not_cut_off
 from token_broker.telemetry import AuditEntry, write_audit
 from token_broker.tokens import TokenError
 
@@ -35,7 +37,6 @@ __all__ = [
     "OFFER_SCHEMA",
     "SDP_ANSWER",
     "SDP_EXAMPLE",
-    "PlacedCall",
     "check_offer",
     "end_call",
     "place_call",
@@ -47,20 +48,6 @@ log = structlog.get_logger("token_broker.calls")
 _MINT_SHARE = 2 / 3
 _RETRY_AFTER_S = 5
 _SDP_LINE = re.compile(rb"[a-z]=[^\x00-\x08\x0a-\x1f]*")
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedCall:
-    """A call that Azure took.
-
-    `token` is its id for whoever may hang it up; None where Azure named no id. `spec` is the session as it was minted.
-    """
-
-    answer: bytes
-    endpoint: str
-    call_id: str | None
-    token: str | None
-    spec: SessionSpec
 
 
 @dataclass(slots=True)
@@ -126,7 +113,13 @@ async def place_call(
     deadline_s: float,
     filtered: bool,
 ) -> PlacedCall:
-    """Mints, and takes the offer to the host that minted; `lease` is kept for the call. Raises Problem 502 to 504."""
+    """Mints, and takes the offer to the host that minted; `lease` is kept for the call.
+
+    Raises Problem 403 where the agent takes no calls or its caller was cut off meanwhile, 400 where the caller left,
+    502 to 504. A call that Azure made all the same is hung up.
+    """
+    if agent.sockets_only:
+        raise _sockets_only()
     supply = recalled_spec(broker, agent, owner)
     with _Watch(request.scope, broker, owner, agent).observed() as watch:
         mint_until_s = time.monotonic() + (deadline_s - time.monotonic()) * _MINT_SHARE
@@ -152,16 +145,20 @@ async def place_call(
             )
         except MintError as error:
             raise _refused(error, "offer") from None
-    if accepted.call_id is None:
-        log.warning("call_without_location", session_id=owner.session_id)
-        return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply())
-    token = broker.signer.call_token(
-        session_id=owner.session_id,
-        call_id=accepted.call_id,
-        endpoint=grant.endpoint,
-        ttl_s=broker.settings.session_token_ttl_s,
-    )
-    return PlacedCall(accepted.answer, grant.endpoint, accepted.call_id, token, await supply())
+        if accepted.call_id is None:
+            log.warning("call_without_location", session_id=owner.session_id)
+            return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply())
+        with hung_up_unless_delivered(broker, grant.endpoint, accepted.call_id, owner):
+            ensure_not_cut_off(broker.memory.cutoffs, owner.principal, owner.session_id)
+            if await request.is_disconnected():
+                raise Problem(400, "client_left", "The client left before it was answered.")
+            token = broker.signer.call_token(
+                session_id=owner.session_id,
+                call_id=accepted.call_id,
+                endpoint=grant.endpoint,
+                ttl_s=broker.settings.session_token_ttl_s,
+            )
+            return PlacedCall(accepted.answer, grant.endpoint, accepted.call_id, token, await supply())
 
 
 async def end_call(broker: Broker, token: str, *, session_id: str) -> None:
@@ -202,6 +199,11 @@ def _refused(error: MintError, what: str) -> Problem:
     return Problem(502, "azure_refused", f"Azure refused the {what}: try the next connection.", headers=headers)
 
 
+def _sockets_only() -> Problem:
+    detail = "This agent talks over WebSockets only, since a tool of its has a credential: use the plan's proxy."
+    return Problem(403, "sockets_only", detail)
+
+
 def _unknown_call() -> Problem:
     return Problem(
         404, "unknown_call", "This session has no such call: use the Location that its offer was answered with."
@@ -222,7 +224,7 @@ SDP_ANSWER = Answer(
 )
 OFFER_PROBLEMS = {
     400: ("bad_sdp", "client_left"),
-    403: ("cut_off",),
+    403: ("cut_off", "sockets_only"),
     408: ("body_timeout",),
     413: ("body_too_large",),
     415: ("not_sdp",),

@@ -81,7 +81,7 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
     nobody = wanted.session_id is None and not caller.principal.authenticated
     supply = recalled_spec(broker, agent, owner, tuple(wanted.modalities), remembered=not nobody)
     course.chain_began_s = time.monotonic()
-    course.minted = await broker.chain.mint(supply, deadline_s=deadline_s)
+    course.minted = await broker.chain.mint(supply, deadline_s=deadline_s, sockets_only=agent.sockets_only)
     grant = course.minted.grant
     if grant is None:
         ensure_configured(broker)

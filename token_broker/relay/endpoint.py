@@ -7,7 +7,7 @@ refuses with an HTTP status, which its clients can.
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from starlette.responses import PlainTextResponse, Response
@@ -44,9 +44,16 @@ _NO_SIDEBAND = Problem(
 )
 
 
+class HangUp(Protocol):
+    """Ends a call at Azure in the background, surely."""
+
+    def __call__(self, endpoint: str, call_id: str, owner: Owner, *, why: str) -> None: ...
+
+
 class VoiceRelay:
     """Route WebSockets and plain requests of the proxy's path to `proxy`, where `session_id` is a path parameter, and
-    those of a door's paths to `door`. `limits` are shared with the SDP relay; `observe` hears of each talk's end.
+    those of a door's paths to `door`. `limits` are shared with the SDP relay; `observe` hears of each talk's end;
+    `hang_up` ends a call that is listened to.
     """
 
     def __init__(
@@ -61,7 +68,9 @@ class VoiceRelay:
         limits: SessionLimits,
         drain: Drain,
         observe: Observer = unheard,
+        hang_up: HangUp | None = None,
     ) -> None:
+        self._hang_up = hang_up
         self._observe = observe
         self._model = settings.model
         self._admission = admission
@@ -180,10 +189,16 @@ class VoiceRelay:
             owner=visitor.owner,
             agent=visitor.agent,
             spec=spec,
+            hang_up=lambda why: self._end_call(endpoint, call_id, visitor.owner, why),
+            holds_place=lambda: self._limits.keeps(call_id),
         )
         task = asyncio.create_task(self._listen(listener, endpoint, call_id), name="talk-sideband")
         self._listening.add(task)
         task.add_done_callback(self._listening.discard)
+
+    def _end_call(self, endpoint: str, call_id: str, owner: Owner, why: str) -> None:
+        if self._hang_up is not None:
+            self._hang_up(endpoint, call_id, owner, why=why)
 
     async def _listen(self, listener: CallListener, endpoint: str, call_id: str) -> None:
         self._drain.add(listener)

@@ -1,15 +1,18 @@
 """The sideband of a relayed WebRTC call: Azure tells us the call's events, so that its turns are kept.
 
 For the calls of clients that report no turns themselves: media and events flow between them and Azure, past us. Azure
-lets the resource's owner join such a call by its id (azure-facts.md §2). The call does not depend on it: where it can't
-be joined the talk goes on, and only its turns are missing, which is logged.
+lets the resource's owner join such a call by its id (azure-facts.md §2). The call does not depend on it: where joining
+is refused the talk goes on, and only its turns are missing, which is logged. A call that Azure does not know for a
+minute is one whose client never connected: it is hung up, and its place is given back.
 
 What such a client sends to Azure nobody checks on the way. Some of them say instructions of their own as soon as they
-are connected: so whenever the session is no longer the agent's, it is said anew.
+are connected: so whenever the session is no longer the agent's, it is said anew. A client that goes on changing it
+loses the call.
 """
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -29,6 +32,7 @@ from token_broker.relay.socket import CLOSED_BY_AZURE, AzureSocket
 from token_broker.relay.turns import TURN_EVENTS
 from token_broker.relay.upstreams import UpstreamConnector
 from token_broker.settings import Settings
+from token_broker.telemetry import audit_changed_call
 
 __all__ = ["CallListener"]
 
@@ -37,13 +41,22 @@ log = structlog.get_logger("token_broker.relay")
 _LOOK_S = 1.0
 _PAUSES_S = (0.3, 1.0, 3.0)
 _STEADY_S = 10.0  # a connection that lasted so long did not fail from the start
-_REMINDERS_AT_MOST = 100
-_HEARD = TURN_EVENTS | SESSION_EVENTS
+_UNKNOWN_S = 60.0  # Azure knows a call once its client has connected: so long that may take
+_NO_SUCH_CALL = frozenset({404, 410})
+# An official client says its own session as it connects, and perhaps with each of its agents. More is no accident.
+_CHANGES_AT_MOST = 5
+_HEARD = TURN_EVENTS | SESSION_EVENTS | {"error"}
+_REMINDER = f"{OWN_EVENT_IDS}reminder_"
 _HUNG_UP = Ending(DONE, "the call has ended")
+_NEVER_CONNECTED = Ending(DONE, "its client never connected")
 
 
 class CallListener:
-    """Hears one call from its answer to its end, as one of the talks that draining waits for."""
+    """Hears one call from its answer to its end, as one of the talks that draining waits for.
+
+    `hang_up` ends the call at Azure, for the reason that it is given; `holds_place` says whether the call still has its
+    place among the open talks: once it has none it was ended elsewhere.
+    """
 
     def __init__(
         self,
@@ -55,6 +68,8 @@ class CallListener:
         owner: Owner,
         agent: Agent,
         spec: SessionSpec,
+        hang_up: Callable[[str], None],
+        holds_place: Callable[[], bool],
     ) -> None:
         self.counters = TalkCounters()
         self._settings = settings
@@ -63,7 +78,10 @@ class CallListener:
         self._owner = owner
         self._agent = agent
         self._spec = spec
-        self._reminders = 0
+        self._hang_up = hang_up
+        self._holds_place = holds_place
+        self._changes = 0
+        self._was_own = False  # whether Azure has shown the agent's session as it was said
         self._unmended: dict[str, Any] | None = None  # what the last reminder was to mend
         self._now_s = asyncio.get_running_loop().time
         self._over: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
@@ -83,7 +101,7 @@ class CallListener:
             while not self._over.done():
                 if breaks > 1:
                     await asyncio.wait((self._over,), timeout=_PAUSES_S[breaks - 2])
-                socket = await self._join(endpoint, call_id)
+                socket = await self._join(endpoint, call_id, unknown_for_s=0.0 if heard else _UNKNOWN_S)
                 heard, joined_s = True, self._now_s()
                 try:
                     ending = await self._listen(socket, until_s)
@@ -100,25 +118,34 @@ class CallListener:
         except MintError as error:
             if self._over.done():
                 return self._over.result()
-            if heard and isinstance(error, PermanentError):
+            if not self._holds_place() or (heard and isinstance(error, PermanentError)):
                 return _HUNG_UP  # it broke, and now there is no such call
+            if error.status in _NO_SUCH_CALL:
+                log.info("call_never_connected", session_id=self._owner.session_id)
+                self._hang_up("its client never connected")
+                return _NEVER_CONNECTED
             log.warning("sideband_refused", session_id=self._owner.session_id, outcome=error.outcome, why=str(error))
             return Ending(UPSTREAM_FAILED, "Azure let nobody listen")
         finally:
             self._turns.flush()
 
-    async def _join(self, endpoint: str, call_id: str) -> AzureSocket:
-        """Joins the call, which Azure may not know everywhere as soon as it has answered. Raises MintError."""
-        for pause_s in _PAUSES_S:
+    async def _join(self, endpoint: str, call_id: str, *, unknown_for_s: float) -> AzureSocket:
+        """Joins the call, which Azure may not know for so long. Raises MintError."""
+        known_by_s = self._now_s() + unknown_for_s
+        tries = 0
+        while True:
             try:
                 return await self._connector.join_call(endpoint, call_id)
             except MisconfiguredError:
                 raise
-            except MintError:
-                await asyncio.wait((self._over,), timeout=pause_s)
-                if self._over.done():
+            except MintError as error:
+                not_yet = error.status in _NO_SUCH_CALL and self._now_s() < known_by_s
+                if tries >= len(_PAUSES_S) and not not_yet:
                     raise
-        return await self._connector.join_call(endpoint, call_id)
+                await asyncio.wait((self._over,), timeout=_PAUSES_S[min(tries, len(_PAUSES_S) - 1)])
+                if self._over.done() or not self._holds_place():
+                    raise
+            tries += 1
 
     async def _listen(self, socket: AzureSocket, until_s: float) -> Ending | None:
         """Why it is over; None where the connection broke, and the call may go on."""
@@ -130,6 +157,8 @@ class CallListener:
                 self._hear(socket)
             elif socket.failure is not None:
                 return _HUNG_UP if socket.failure == CLOSED_BY_AZURE else None
+            elif not self._holds_place():
+                return _HUNG_UP
             elif now_s >= until_s:
                 return Ending(DONE, "the talk has reached its longest time")
             elif now_s - pinged_s >= self._settings.ping_interval_s:
@@ -160,7 +189,10 @@ class CallListener:
         if not isinstance(event, dict):
             return
         if kind in SESSION_EVENTS:
-            self._remind(socket, event.get("session"))
+            self._compare(socket, event.get("session"))
+            return
+        if kind == "error":
+            self._note_refusal(socket, event.get("error"))
             return
         if kind == "response.done":
             self._all.count_usage_of(
@@ -168,20 +200,47 @@ class CallListener:
             )
         self._turns.feed(event, self._now_s())
 
-    def _remind(self, socket: AzureSocket, session: Any) -> None:
-        """Says the agent's instructions, tools and transcription again where the session has others."""
+    def _compare(self, socket: AzureSocket, session: Any) -> None:
+        """Takes the agent's instructions, tools and transcription back where the session has others."""
+        wanted = self._wanted()
+        if not isinstance(session, dict):
+            return
+        if _agrees(session, wanted):
+            self._was_own = True
+            self._unmended = None
+            return
+        said = {name: session.get(name) for name in wanted}
+        if said == self._unmended and not self._was_own:
+            return  # Azure may show the agent's own session in other words: that is no change of the client's
+        self._unmended = said
+        self._take_back(socket)
+
+    def _note_refusal(self, socket: AzureSocket, error: Any) -> None:
+        """A reminder that Azure refused has taken nothing back."""
+        event_id = error.get("event_id") if isinstance(error, dict) else None
+        if isinstance(event_id, str) and event_id.startswith(_REMINDER):
+            log.warning("reminder_refused", session_id=self._owner.session_id, code=str(error.get("code"))[:64])
+            self._take_back(socket)
+
+    def _take_back(self, socket: AzureSocket) -> None:
+        """Says the agent's session again; the call is hung up where that was needed too often."""
+        self._changes += 1
+        if self._changes == _CHANGES_AT_MOST + 1:
+            self._all.calls_ended += 1
+            audit_changed_call(
+                principal=self._owner.principal,
+                session_id=self._owner.session_id,
+                agent_id=self._agent.id,
+                changes=self._changes,
+            )
+            self._hang_up("its client changed the agent's session again and again")
+        update = {"type": "session.update", "event_id": f"{_REMINDER}{self._changes}"}
+        socket.send(compact({**update, "session": {"type": "realtime", **self._wanted()}}))
+
+    def _wanted(self) -> dict[str, Any]:
         own = ga_session(self._spec)
         audio_in = {"transcription": own["audio"]["input"]["transcription"]}
-        wanted = {"instructions": own["instructions"], "tools": own.get("tools", []), "audio": {"input": audio_in}}
-        if not isinstance(session, dict) or self._reminders >= _REMINDERS_AT_MOST:
-            return
-        said = None if _agrees(session, wanted) else {name: session.get(name) for name in wanted}
-        unmended, self._unmended = self._unmended, said
-        if said is None or said == unmended:
-            return
-        self._reminders += 1
-        update = {"type": "session.update", "event_id": f"{OWN_EVENT_IDS}reminder_{self._reminders}"}
-        socket.send(compact({**update, "session": {"type": "realtime", **wanted}}))
+        return {"instructions": own["instructions"], "tools": own.get("tools", []), "audio": {"input": audio_in}}
 
     def _note_lost(self) -> None:
         log.warning("turn_lost", session_id=self._owner.session_id, why="the memory is full")
