@@ -414,11 +414,14 @@ async def test_an_answer_that_can_not_be_sent_ends_the_call(tmp_path: Path) -> N
             b"v=0", azure.url, "rtc_abc", "token", session_spec(next(iter(broker.agents)), broker.settings)
         )
 
+        async def receive() -> Any:
+            raise AssertionError
+
         async def fails(message: Any) -> None:
             raise ConnectionResetError
 
         with pytest.raises(ConnectionResetError):
-            await CallAnswer(broker, call, owner, {})({"type": "http"}, fails, fails)
+            await CallAnswer(broker, call, owner, {})({"type": "http"}, receive, fails)
         await settled(browser, azure, "rtc_abc")
 
 

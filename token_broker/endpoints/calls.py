@@ -107,7 +107,7 @@ CALL_OPERATIONS = (
         description=(
             "Post `createOffer()`'s SDP as it is. The broker mints, hands the offer to Azure, gives back its answer; "
             "media flows between the browser and Azure. `Location` is what to DELETE to hang up. Counts as a token "
-            "request, and as an open talk until it is hung up."
+            "request, and as an open talk until it is hung up. 403 `sockets_only`: this agent takes no calls."
         ),
         parameters=(_SESSION, Parameter("agent_id", "query", "Who speaks; the default agent where it is left out.")),
         body=Body(media_type="application/sdp", json_schema=OFFER_SCHEMA, example=SDP_EXAMPLE),
