@@ -199,6 +199,10 @@ async def a_list(talk: AzureTalk) -> None:
     await talk.connection.send('["response.done"]')
 
 
+async def a_number_that_is_not_finite(talk: AzureTalk) -> None:
+    await talk.connection.send('{"type":"response.done","response":{"usage":{"total_tokens":1e999}}}')
+
+
 async def binary(talk: AzureTalk) -> None:
     await talk.connection.send(b"\x00\x01")
 
@@ -232,8 +236,8 @@ async def a_stray_continuation(talk: AzureTalk) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        drop, close, text_garbage, half_json, a_list, binary, not_utf8, a_bad_opcode, one_huge_frame,
-        huge_in_fragments, a_stray_continuation,
+        drop, close, text_garbage, half_json, a_list, a_number_that_is_not_finite, binary, not_utf8, a_bad_opcode,
+        one_huge_frame, huge_in_fragments, a_stray_continuation,
     ],
 )  # fmt: skip
 async def test_a_talk_that_azure_breaks_ends_in_4502_and_its_last_turn_is_kept(fault: Any) -> None:

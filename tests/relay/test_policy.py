@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from token_broker.relay.event_text import compact, parsed
 from token_broker.relay.policy import (
     Broken,
     Command,
@@ -188,6 +189,18 @@ def test_a_piece_of_audio_is_told_by_its_usual_head(kind: str) -> None:
     assert is_audio_delta(f'{{"type":"{kind}","delta":"AAAA"}}'.encode())
     assert not is_audio_delta(f'{{"type":"{kind}s","delta":"AAAA"}}'.encode())
     assert not is_audio_delta(b'{"type":"response.audio_transcript.delta","delta":"AAAA"}')
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_nothing_that_is_not_finite_is_ever_written(number: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        compact({"type": "response.cancel", "inner": [{"x": number}]})
+
+
+@pytest.mark.parametrize("text", ["1e999", "-1e999", "NaN", "Infinity", "-Infinity", "9" * 5_000])
+def test_nothing_that_is_not_finite_is_ever_read(text: str) -> None:
+    with pytest.raises(ValueError, match=r"no JSON|too large|digits"):
+        parsed(f'{{"type":"response.done","x":{text}}}')
 
 
 HIDDEN = ("instructions", "tools", "tool_choice", "prompt", "interim_response", "tracing", "metadata", "unheard_of")
