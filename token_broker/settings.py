@@ -210,6 +210,20 @@ class Settings(BaseSettings):
         alias="BROKER_CLIENT_MESSAGE_BYTES",
         description="largest WebSocket message from the client, over all its fragments",
     )
+    frames_per_second: int = Field(
+        500,
+        ge=0,
+        le=1_000_000,
+        alias="BROKER_FRAMES_PER_SECOND",
+        description="WebSocket frames a second from one client, with a burst of ten times that; 1008 above, 0 is off",
+    )
+    control_frames_per_second: int = Field(
+        20,
+        ge=0,
+        le=1_000_000,
+        alias="BROKER_CONTROL_FRAMES_PER_SECOND",
+        description="the same of pings and pongs alone",
+    )
     azure_message_bytes: int = Field(
         1_048_576,
         ge=65_536,

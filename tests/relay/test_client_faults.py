@@ -129,7 +129,7 @@ async def test_a_client_that_floods_is_slowed_to_azures_pace() -> None:
 async def test_a_client_that_floods_with_refused_events_and_reads_nothing_is_held() -> None:
     async with (
         scripted_azure() as azure,
-        broker(azure.url, client_write_timeout_s=0.5) as running,
+        broker(azure.url, client_write_timeout_s=0.5, frames_per_second=0) as running,
         running.client(max_queue=1) as client,
     ):
         await client.ready()

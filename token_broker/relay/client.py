@@ -8,7 +8,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from token_broker.relay.closing import CLIENT_STALLED, Ending
 from token_broker.relay.direct import ClientWire
-from token_broker.relay.serving import GIVE_UP_EXTENSION, WIRE_EXTENSION
+from token_broker.relay.serving import GIVE_UP_EXTENSION, WIRE_EXTENSION, ClientGoneError
 
 __all__ = ["Client"]
 
@@ -17,7 +17,7 @@ _CLOSE_S = 1.0
 
 @dataclass(slots=True)
 class Client:
-    """An accepted WebSocket. `gone`: it has left, or was closed under our hands.
+    """An accepted WebSocket. `gone`: it has left, or was closed under our hands, with `code` where that is known.
 
     `give_up` closes it without waiting for it to read, `wire` is what the direct path takes; None where the server has
     no such thing.
@@ -28,6 +28,7 @@ class Client:
     give_up: Callable[[int, str], None] | None = None
     wire: ClientWire | None = None
     gone: bool = False
+    code: int | None = None
 
     @classmethod
     def of(cls, scope: Scope, receive: Receive, send: Send) -> "Client":
@@ -44,6 +45,8 @@ class Client:
         """Sends one event, when the client takes it; False: it is gone."""
         try:
             await self.send({"type": "websocket.send", "text": text})
+        except ClientGoneError as error:
+            self.gone, self.code = True, error.code
         except (OSError, RuntimeError):  # what servers say of a client that left
             self.gone = True
         return not self.gone

@@ -12,12 +12,19 @@ __all__ = [
     "TICKET_REFUSED",
     "TOO_LARGE",
     "TOO_MANY",
+    "TOO_MANY_FRAMES",
     "UPSTREAM_FAILED",
     "UPSTREAM_TIMED_OUT",
+    "WRONG_FRAMES",
+    "WRONG_TEXT",
     "Ending",
+    "left",
 ]
 
 DONE = 1000
+WRONG_FRAMES = 1002
+WRONG_TEXT = 1007
+TOO_MANY_FRAMES = 1008
 TOO_LARGE = 1009
 INTERNAL = 1011
 BAD_REQUEST = 4400
@@ -36,3 +43,24 @@ class Ending:
 
     code: int
     reason: str
+
+
+_LEFT = Ending(DONE, "the client left")
+_PUT_OUT = {
+    ending.code: ending
+    for ending in (
+        Ending(WRONG_FRAMES, "the client's frames were not WebSocket's"),
+        Ending(WRONG_TEXT, "a text was not UTF-8"),
+        Ending(TOO_MANY_FRAMES, "the client sent too many frames"),
+        Ending(TOO_LARGE, "a message was too large"),
+        Ending(CLIENT_STALLED, "the client does not read"),
+    )
+}
+
+
+def left(code: object) -> Ending:
+    """How a talk ends whose client is gone; `code` is that of ASGI's `websocket.disconnect`.
+
+    By it the server also says for what it has closed the connection of its own accord.
+    """
+    return _PUT_OUT.get(code, _LEFT) if isinstance(code, int) else _LEFT

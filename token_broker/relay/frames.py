@@ -1,17 +1,306 @@
-"""WebSocket frames (RFC 6455 §5.2) as far as the fast way past uvicorn's parser needs to know them. Pure."""
+"""WebSocket frames (RFC 6455 §5) as a server reads them: strictly, in linear time, and no more of them than a budget
+allows. Pure: no I/O and no clock.
 
+Every byte is looked at once. What has come of a frame is unmasked, and a text's UTF-8 checked, as it comes: a message
+in a million pieces costs what its bytes cost, and one that is wrong fails where it is wrong.
+"""
+
+import math
 import struct
+from codecs import utf_8_decode
 
-__all__ = ["FrameEdge", "text_frame", "text_frame_head"]
+from websockets.frames import EXTERNAL_CLOSE_CODES
+from websockets.speedups import apply_mask
 
-_TEXT_AND_FIN = 0x81
+__all__ = [
+    "BINARY",
+    "CLOSE",
+    "CONTINUATION",
+    "PING",
+    "PONG",
+    "TEXT",
+    "FrameBudget",
+    "FrameError",
+    "FrameReader",
+    "close_payload",
+    "pong_frame",
+    "text_frame_head",
+]
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+
+NO_STATUS = 1005
+PROTOCOL_ERROR = 1002
+INVALID_TEXT = 1007
+POLICY_VIOLATION = 1008
+TOO_LARGE = 1009
+
+_FIN = 0x80
+_RESERVED = 0x70
+_OPCODE = 0x0F
+_CONTROL = 0x08  # the bit that all control frames' opcodes have
+_OPCODES = frozenset({CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
+_MASKED = 0x80
+_TEXT_AND_FIN = _FIN | TEXT
+_PONG_AND_FIN = _FIN | PONG
+_LONGEST_CONTROL_BYTES = 125
 _SHORTEST_16_BIT = 126
 _SHORTEST_64_BIT = 65_536
-_MASKED = 0x80
-_SHORTEST_FRAME = 6
-_LONGEST_HEAD = 10
+_SHORTEST_HEAD_BYTES = 6
+_FIRST_PRIVATE_CODE, _LAST_PRIVATE_CODE = 3000, 4999
 _HEAD_16 = struct.Struct("!BBH")
 _HEAD_64 = struct.Struct("!BBQ")
+_CODE = struct.Struct("!H")
+
+_BURST_S = 10
+# What an honest client may have had on its way when it was closed: many seconds of audio, in the smallest frames.
+_SKIPPED_FRAMES_AT_MOST = 1_000
+
+
+class FrameError(Exception):
+    """What came is not for us to take: close with `code`, saying `reason`."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class FrameBudget:
+    """How many frames may still come, of any kind and of control frames: two token buckets, each filled at its rate a
+    second and full with ten seconds' worth. A rate of 0 is no limit. `now_s` is any clock's that does not go back.
+    """
+
+    __slots__ = ("_at_s", "_control_frames_per_second", "_frames_per_second", "control_frames", "frames")
+
+    def __init__(self, frames_per_second: float, control_frames_per_second: float, now_s: float) -> None:
+        self._frames_per_second = frames_per_second or math.inf
+        self._control_frames_per_second = control_frames_per_second or math.inf
+        self.frames = self._frames_per_second * _BURST_S
+        self.control_frames = self._control_frames_per_second * _BURST_S
+        self._at_s = now_s
+
+    def refill(self, now_s: float) -> None:
+        """Adds what the time since the last call allows."""
+        passed_s = now_s - self._at_s
+        if passed_s > 0:
+            self._at_s = now_s
+            rate, control_rate = self._frames_per_second, self._control_frames_per_second
+            self.frames = min(rate * _BURST_S, self.frames + rate * passed_s)
+            self.control_frames = min(control_rate * _BURST_S, self.control_frames + control_rate * passed_s)
+
+    def spend_control(self) -> None:
+        """Spends one control frame. Raises FrameError (1008) where there is none left."""
+        self.control_frames -= 1
+        if self.control_frames < 0:
+            raise FrameError(POLICY_VIOLATION, "too many control frames")
+
+
+class FrameReader:
+    """Reads what a client sends after the handshake: `feed` it each piece of data, then `read` until None."""
+
+    def __init__(self, *, max_message_bytes: int, budget: FrameBudget) -> None:
+        self.budget = budget
+        self._max_bytes = max_message_bytes
+        self._data = b""  # fed, and read up to `_at`
+        self._at = 0
+        self._message: bytearray | None = None  # begun by a frame that is not the last or not yet whole
+        self._opcode = TEXT  # of that message
+        self._tail = b""  # of that message, if text: the begun character at its end
+        self._left = 0  # bytes to come of the data frame whose head was read last
+        self._mask = b""  # of that frame, turned to where the next byte begins
+        self._fin = True
+        self._skipped = 0
+
+    @property
+    def pending(self) -> bool:
+        """Whether something was fed that `read` may not have seen yet."""
+        return self._at < len(self._data)
+
+    def feed(self, data: bytes) -> None:
+        """Adds what has come; feed no more before `read` has answered None, or memory is the only limit."""
+        if self._data:
+            data = self._data[self._at :] + data
+        self._data = data
+        self._at = 0
+
+    def drop(self) -> None:
+        """Forgets what was fed: nothing will be read any more."""
+        self._data, self._at, self._left, self._message = b"", 0, 0, None
+
+    def read(self) -> tuple[int, bytes] | None:
+        """The next frame's opcode and payload; None: it has not come whole.
+
+        A message in fragments comes with its last one, under its own opcode; for the others CONTINUATION is returned,
+        with nothing. The payload of a text is valid UTF-8, unless it came in one piece: then it is the caller's to
+        check. Raises FrameError, after which nothing can be read.
+        """
+        if self._left:
+            return self._read_payload()
+        data = self._data
+        head = _head(data, self._at)
+        if head is None:
+            self._wait()
+            return None
+        first, length, begin = head
+        end = begin + length
+        if first != _TEXT_AND_FIN or end > len(data) or self._message is not None or length > self._max_bytes:
+            return self._read_other(first, length, begin)
+        budget = self.budget
+        budget.frames -= 1
+        if budget.frames < 0:
+            raise FrameError(POLICY_VIOLATION, "too many messages")
+        self._at = end
+        return TEXT, apply_mask(data[begin:end], data[begin - 4 : begin])
+
+    def skip_to_close(self) -> bool:
+        """Passes over what was fed, reading no more than the frames' heads; whether a close frame is among them.
+
+        Raises FrameError where a head is wrong, or more frames come than may have been on their way.
+        """
+        data, at, left = self._data, self._at, self._left
+        while True:
+            skipped = min(left, len(data) - at)
+            at += skipped
+            left -= skipped
+            head = None if left else _head(data, at)
+            if head is None:
+                break
+            first, left, at = head
+            if first & _OPCODE == CLOSE:
+                return True
+            self._skipped += 1
+            if self._skipped > _SKIPPED_FRAMES_AT_MOST:
+                raise FrameError(POLICY_VIOLATION, "too many messages")
+        self._data, self._at, self._left = data[at:], 0, left
+        return False
+
+    def _wait(self) -> None:
+        """Keeps what there is of a head or of a control frame: a hundred bytes or so."""
+        self._data = self._data[self._at :]
+        self._at = 0
+
+    def _read_other(self, first: int, length: int, begin: int) -> tuple[int, bytes] | None:
+        """Any frame but a whole text in one."""
+        opcode = _checked_opcode(first, length)
+        if opcode & _CONTROL:
+            return self._read_control(opcode, length, begin)
+        if (opcode == CONTINUATION) is (self._message is None):
+            raise FrameError(PROTOCOL_ERROR, "a fragment out of order")
+        if length + len(self._message or b"") > self._max_bytes:
+            raise FrameError(TOO_LARGE, "a message was too large")
+        self._spend()
+        if self._message is None:
+            self._message, self._opcode, self._tail = bytearray(), opcode, b""
+        self._fin = first >= _FIN
+        self._mask = self._data[begin - 4 : begin]
+        self._left = length
+        self._at = begin
+        return self._read_payload()
+
+    def _read_control(self, opcode: int, length: int, begin: int) -> tuple[int, bytes] | None:
+        end = begin + length
+        if end > len(self._data):
+            self._wait()
+            return None
+        self._spend()
+        if opcode != CLOSE:  # which is the last one in any case
+            self.budget.spend_control()
+        self._at = end
+        return opcode, apply_mask(self._data[begin:end], self._data[begin - 4 : begin])
+
+    def _read_payload(self) -> tuple[int, bytes] | None:
+        """Takes what has come of a data frame's payload."""
+        message = self._message
+        assert message is not None  # noqa: S101  # begun with the frame's head
+        piece = self._data[self._at : self._at + self._left]
+        self._at += len(piece)
+        self._left -= len(piece)
+        piece = apply_mask(piece, self._mask)
+        turned = len(piece) % 4
+        self._mask = self._mask[turned:] + self._mask[:turned]
+        message += piece
+        whole = self._fin and not self._left
+        if self._opcode == TEXT:
+            self._check_text(piece, whole=whole)
+        if self._left:
+            self._wait()
+            return None
+        if not whole:
+            return CONTINUATION, b""
+        self._message = None
+        return self._opcode, bytes(message)
+
+    def _check_text(self, piece: bytes, *, whole: bool) -> None:
+        piece = self._tail + piece
+        try:
+            _, taken = utf_8_decode(piece, "strict", whole)
+        except UnicodeDecodeError:
+            raise FrameError(INVALID_TEXT, "a text was not UTF-8") from None
+        self._tail = piece[taken:]
+
+    def _spend(self) -> None:
+        budget = self.budget
+        budget.frames -= 1
+        if budget.frames < 0:
+            raise FrameError(POLICY_VIOLATION, "too many messages")
+
+
+def _head(data: bytes, at: int) -> tuple[int, int, int] | None:
+    """The first byte of the frame that begins at `at`, the payload's length, and where it begins; None: more is needed.
+
+    Raises FrameError where the frame is not masked.
+    """
+    have = len(data) - at
+    if have < 2:  # noqa: PLR2004
+        return None
+    length = data[at + 1] - _MASKED
+    if length < 0:
+        raise FrameError(PROTOCOL_ERROR, "a frame was not masked")
+    if have < _SHORTEST_HEAD_BYTES:
+        return None
+    begin = at + 6
+    if length == 126:  # noqa: PLR2004
+        begin += 2
+        length = (data[at + 2] << 8) | data[at + 3]
+    elif length == 127:  # noqa: PLR2004
+        begin += 8
+        length = int.from_bytes(data[at + 2 : at + 10], "big")
+    return (data[at], length, begin) if begin <= len(data) else None
+
+
+def _checked_opcode(first: int, length: int) -> int:
+    opcode = first & _OPCODE
+    if first & _RESERVED:
+        raise FrameError(PROTOCOL_ERROR, "a reserved bit was set")
+    if opcode not in _OPCODES:
+        raise FrameError(PROTOCOL_ERROR, "an unknown opcode")
+    if opcode & _CONTROL:
+        if first < _FIN:
+            raise FrameError(PROTOCOL_ERROR, "a control frame in fragments")
+        if length > _LONGEST_CONTROL_BYTES:
+            raise FrameError(PROTOCOL_ERROR, "a control frame was too long")
+    return opcode
+
+
+def close_payload(payload: bytes) -> tuple[int, str]:
+    """Code and reason of a close frame; 1005 where it has none. Raises FrameError."""
+    if not payload:
+        return NO_STATUS, ""
+    if len(payload) < _CODE.size:
+        raise FrameError(PROTOCOL_ERROR, "a close frame was too short")
+    (code,) = _CODE.unpack_from(payload)
+    if code not in EXTERNAL_CLOSE_CODES and not _FIRST_PRIVATE_CODE <= code <= _LAST_PRIVATE_CODE:
+        raise FrameError(PROTOCOL_ERROR, "a close code that nobody may send")
+    try:
+        return code, payload[_CODE.size :].decode()
+    except UnicodeDecodeError:
+        raise FrameError(INVALID_TEXT, "a close reason was not UTF-8") from None
+
+
+def pong_frame(payload: bytes) -> bytes:
+    """The answer to a ping with that payload (RFC 6455 §5.5.3)."""
+    return bytes((_PONG_AND_FIN, len(payload))) + payload
 
 
 def text_frame_head(payload_bytes: int) -> bytes:
@@ -21,61 +310,3 @@ def text_frame_head(payload_bytes: int) -> bytes:
     if payload_bytes < _SHORTEST_64_BIT:
         return _HEAD_16.pack(_TEXT_AND_FIN, 126, payload_bytes)
     return _HEAD_64.pack(_TEXT_AND_FIN, 127, payload_bytes)
-
-
-def text_frame(data: bytes) -> tuple[int, int] | None:
-    """Where the payload begins and ends of the masked text message, in one frame, that `data` begins with.
-
-    It may end beyond `data`. None for any other frame, for one of 64 KiB or more, and while too little is there to say.
-    """
-    if len(data) < _SHORTEST_FRAME or data[0] != _TEXT_AND_FIN or data[1] < _MASKED:
-        return None
-    length = data[1] - _MASKED
-    begin = 6
-    if length == 126:  # noqa: PLR2004
-        length = (data[2] << 8) | data[3]
-        begin = 8
-        if length < _SHORTEST_16_BIT or len(data) < begin:
-            return None
-    elif length == 127:  # noqa: PLR2004
-        return None  # rare, and long enough that its parsing does not count
-    return begin, begin + length
-
-
-class FrameEdge:
-    """Follows the frames' lengths through data that somebody else parses, to know where a frame begins."""
-
-    def __init__(self) -> None:
-        self.between_frames = True
-        self._head = b""  # of a frame, while its length is not yet known
-        self._left = 0  # of a frame's payload and mask
-
-    def walk(self, data: bytes) -> None:
-        """Goes on by `data`, wherever that begins and ends."""
-        self._walk(data)
-        self.between_frames = not self._left and not self._head
-
-    def _walk(self, data: bytes) -> None:
-        while data:
-            if self._left:
-                taken = min(self._left, len(data))
-                self._left -= taken
-                data = data[taken:]
-                continue
-            head = self._head + data[: _LONGEST_HEAD - len(self._head)]
-            size = _head_bytes(head)
-            if size is None or len(head) < size:
-                self._head = head
-                return
-            data = data[size - len(self._head) :]
-            self._head = b""
-            extended = head[2:size]
-            payload = int.from_bytes(extended, "big") if extended else head[1] & 0x7F
-            self._left = payload + (4 if head[1] & _MASKED else 0)
-
-
-def _head_bytes(head: bytes) -> int | None:
-    """How long the part of a frame's head is that ends with its length; None while that can't be told."""
-    if len(head) < 2:  # noqa: PLR2004
-        return None
-    return 2 + {126: 2, 127: 8}.get(head[1] & 0x7F, 0)

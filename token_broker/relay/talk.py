@@ -19,12 +19,12 @@ from token_broker.memory.base import Owner, Recall, TurnIntake
 from token_broker.relay.client import Client
 from token_broker.relay.closing import (
     BAD_REQUEST,
-    DONE,
     DRAINING,
     INTERNAL,
     TOO_LARGE,
     UPSTREAM_FAILED,
     Ending,
+    left,
 )
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.direct import DirectPath
@@ -40,8 +40,6 @@ from token_broker.settings import Settings
 __all__ = ["Talk", "TalkParts"]
 
 log = structlog.get_logger("token_broker.relay")
-
-_LEFT = Ending(DONE, "the client left")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +126,7 @@ class Talk:
             message = await receive()
             if message["type"] == "websocket.disconnect":
                 self._client.gone = True
-                code = message.get("code")
-                self.end(Ending(TOO_LARGE, "a message was too large") if code == TOO_LARGE else _LEFT)
+                self.end(left(message.get("code")))
                 return
             if not self._ready.is_set():
                 await self._ready.wait()
@@ -214,7 +211,7 @@ class Talk:
             for event in self._reader.told(socket.take(), upstream):
                 self._sending = True
                 if not await self._client.tell(event):
-                    self.end(_LEFT)
+                    self.end(left(self._client.code))
                     return False
                 self._sending = False
                 counters.to_client_frames += 1
