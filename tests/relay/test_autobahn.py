@@ -1,0 +1,80 @@
+"""The server's WebSocket passes Autobahn's cases, strictly; and the cases notice a server that does not."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.relay.autobahn.cases import CASES
+from tests.relay.autobahn.client import INFORMATIONAL, OK, play
+from tests.relay.autobahn.server import echo_server
+from token_broker.relay import frames
+from token_broker.relay.serving import BrokerWebSocketProtocol
+
+LOOPS = ("asyncio", "uvloop")
+# Section 9 is megabytes: once is enough.
+PLAYED = [(loop, name) for loop in LOOPS for name in CASES if loop == "uvloop" or not name.startswith("9.")]
+
+
+@pytest.fixture(scope="module")
+def ports() -> Iterator[dict[str, int]]:
+    """The echo's, by the event loop that it runs on."""
+    with contextlib.ExitStack() as stack:
+        yield {loop: stack.enter_context(echo_server(loop)) for loop in LOOPS}
+
+
+def test_all_cases_are_there() -> None:
+    assert len(CASES) == 301  # Autobahn's own number, without compression
+
+
+@pytest.mark.parametrize(("loop", "name"), PLAYED)
+def test_the_server_passes_autobahns_case(ports: dict[str, int], loop: str, name: str) -> None:
+    case = CASES[name]
+    verdict = play(case, ports[loop])
+    assert verdict.behavior == (INFORMATIONAL if case.informational else OK), verdict.why
+    assert verdict.closing == OK, verdict.why
+
+
+def no_pongs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BrokerWebSocketProtocol, "_pay_pong", lambda _: None)
+
+
+def pongs_of_its_own(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(frames, "pong_frame", lambda payload: b"\x8a\x05other")
+
+
+def any_opcode(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(frames, "_checked_opcode", lambda first, length: first & 0x03)
+
+
+def no_utf8(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(frames.FrameReader, "_check_text", lambda self, piece, *, whole: None)
+
+
+def any_close_code(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(frames, "close_payload", lambda payload: (1000, ""))
+
+
+def never_closes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BrokerWebSocketProtocol, "_on_close", lambda self, code, reason: None)
+
+
+@pytest.mark.parametrize(
+    ("broken", "name"),
+    [
+        (no_pongs, "2.2"),
+        (pongs_of_its_own, "2.4"),
+        (any_opcode, "3.1"),
+        (any_opcode, "4.1.1"),
+        (no_utf8, "6.4.1"),
+        (any_close_code, "7.9.1"),
+        (never_closes, "7.3.3"),
+    ],
+)
+def test_a_server_that_is_broken_does_not_pass_the_case(
+    monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None], name: str
+) -> None:
+    broken(monkeypatch)
+    with echo_server("uvloop") as port:
+        verdict = play(CASES[name], port, patience_s=0.5)
+    assert (verdict.behavior, verdict.closing) != (OK, OK)
