@@ -141,6 +141,7 @@ def test_a_message_in_empty_fragments_takes_no_memory() -> None:
         Frame(Opcode.BINARY, b"").serialize(mask=True),
         Frame(Opcode.PONG, b"").serialize(mask=True),
     ],
+    ids=["text", "empty text", "empty binary", "pong"],
 )
 def test_the_burst_is_ten_seconds_worth_and_then_comes_what_a_second_brings(one: bytes) -> None:
     reader = a_reader(frames=3)

@@ -18,6 +18,7 @@ __all__ = ["ClientWire", "DirectPath", "Taker"]
 # A transport may tell that its peer takes no more only at the end of the loop's turn, and a turn can bring megabytes.
 # So after this much one message goes the usual way, which takes a turn, and then hears of it.
 _BURST_BYTES = 262_144
+_FRAME_BYTES = 64  # what a frame counts beside its payload: each costs time, even an empty one
 
 Taker = Callable[[bytes], bool]
 
@@ -81,7 +82,7 @@ class DirectPath:
         if upstream is None or not upstream.socket.writable or not is_plain_append_payload(payload):
             return False
         size = len(payload)
-        self._burst_to_azure_bytes += size
+        self._burst_to_azure_bytes += size + _FRAME_BYTES
         if self._burst_to_azure_bytes > _BURST_BYTES:
             self._burst_to_azure_bytes = 0
             return False
@@ -95,7 +96,7 @@ class DirectPath:
         wire, upstream = self._wire, self._upstream
         if wire is None or upstream is None or not wire.takes_data:
             return False
-        self._burst_to_client_bytes += len(payload)
+        self._burst_to_client_bytes += len(payload) + _FRAME_BYTES
         if self._burst_to_client_bytes > _BURST_BYTES:
             self._burst_to_client_bytes = 0
             return False

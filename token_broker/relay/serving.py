@@ -329,11 +329,8 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
         log.info("websocket_failed", code=code, reason=reason)
         self._tell_end(code, reason)
         self._send_close(code, reason)
-        self._discard_input()
         self._linger()
-        if self.transport.can_write_eof() and not self.transport.is_closing():
-            with contextlib.suppress(OSError):  # the client has gone meanwhile
-                self.transport.write_eof()
+        self._hang_up()
 
     def _tell_end(self, code: int, reason: str) -> None:
         self._ended_code = code
@@ -355,10 +352,17 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
             if not self._reader.skip_to_close():
                 return
         except FrameError:
-            self._discard_input()
+            self._hang_up()
             return
         self._discard_input()
         self.transport.close()
+
+    def _hang_up(self) -> None:
+        """Says nothing more and hears nothing more: the client is to close, or is dropped in the end."""
+        self._discard_input()
+        if self.transport.can_write_eof() and not self.transport.is_closing():
+            with contextlib.suppress(OSError):  # the client has gone meanwhile
+                self.transport.write_eof()
 
     def _send_close(self, code: int | None, reason: str) -> None:
         self.stop_keepalive()

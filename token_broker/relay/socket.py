@@ -4,11 +4,16 @@ picows has traps; each is met here and held by a contract test:
 
 - it follows five redirects by default, the key in their headers: `max_redirects=0`;
 - its auto-ping closes a healthy peer while reading is paused: pings are ours (`ping`), and rest then;
+- its auto-pong answers pings whose pongs nobody reads, without end: pongs are ours (`_on_ping`);
 - `max_frame_size` sees one frame, not a fragmented message: `_on_fragment` counts over fragments;
 - its logger prints the handshake's headers, the key among them, at its lowest level: ours is fixed above it;
 - cancelling `ws_connect` in the handshake leaves the connection open: the socket is ours, and is shut down;
 - a peer that closes in the handshake makes it return no listener instead of raising;
 - its read buffer doubles whenever one read fills it and never shrinks: the kernel's receive buffer is kept small.
+
+Data frames have no budget here, as a client's have. Azure speaks an answer faster than it is heard, minutes of it in
+seconds, and that is no offence: what the client does not take yet waits in Azure's socket, since reading pauses. What
+nobody needs many of, control frames and fragments of one message, is counted, and Azure is left where it sends more.
 """
 
 import asyncio
@@ -33,6 +38,7 @@ from picows import (
     ws_connect,
 )
 
+from token_broker.relay.frames import FrameBudget, FrameError
 from token_broker.relay.names import SharedLookups
 
 __all__ = ["CLOSED_BY_AZURE", "AzureSocket", "connect"]
@@ -42,6 +48,12 @@ CLOSED_BY_AZURE = "Azure closed the connection"
 # Reading is paused above the first and resumed below the second: what one talk may hold of Azure's frames.
 _QUEUE_HIGH_BYTES = 262_144
 _QUEUE_LOW_BYTES = 65_536
+_FRAME_BYTES = 64  # what a queued frame takes beside its text: an empty one is not free
+# What one read may bring beyond that. picows hands it all on, paused or not, and much more is nothing but tiny frames.
+_QUEUE_BEYOND_BYTES = 1_048_576
+_FRAGMENTS_AT_MOST = 16_384  # of one message: 64 bytes each of the largest
+# As a client by default may send. Azure pings a few times a minute.
+_CONTROL_FRAMES_PER_SECOND = 20
 _RECEIVE_BUFFER_BYTES = 131_072
 # picows doubles this until a message fits; 20 KiB · 2⁶ is just enough for the largest message of 1 MiB.
 _FIRST_READ_BUFFER_BYTES = 20_480
@@ -64,8 +76,12 @@ class AzureSocket(WSListener):
         self._max_message_bytes = max_message_bytes
         self._transport: WSTransport | None = None
         self._message: bytearray | None = None  # a fragmented message as far as it has come
+        self._fragments = 0  # of that message
+        self._budget = FrameBudget(0, _CONTROL_FRAMES_PER_SECOND, self._loop.time())
+        self._owed_pong: bytes | None = None  # the last ping's payload, while Azure does not read
+        self._refused = False
         self._taker: Callable[[bytes], bool] | None = None
-        self._queued_chars = 0
+        self._queued_bytes = 0
         self._reader: asyncio.Future[None] | None = None
         self._waiters: list[asyncio.Future[None]] = []
         self._awaiting_pong = False
@@ -76,8 +92,8 @@ class AzureSocket(WSListener):
     def take(self) -> str:
         """The next frame; there must be one."""
         text = self.frames.popleft()
-        self._queued_chars -= len(text)
-        if self.paused and self._queued_chars <= _QUEUE_LOW_BYTES:
+        self._queued_bytes -= len(text) + _FRAME_BYTES
+        if self.paused and self._queued_bytes <= _QUEUE_LOW_BYTES:
             self._resume()
         return text
 
@@ -97,8 +113,8 @@ class AzureSocket(WSListener):
     def put(self, text: str) -> None:
         """Queues a frame: Azure's, or an event of the broker's own that is to come after those."""
         self.frames.append(text)
-        self._queued_chars += len(text)
-        if self._queued_chars > _QUEUE_HIGH_BYTES and not self.paused:
+        self._queued_bytes += len(text) + _FRAME_BYTES
+        if self._queued_bytes > _QUEUE_HIGH_BYTES and not self.paused:
             self._pause()
         if (reader := self._reader) is not None and not reader.done():
             reader.set_result(None)
@@ -106,7 +122,7 @@ class AzureSocket(WSListener):
     def put_first(self, texts: Sequence[str]) -> None:
         """Queues frames that are to come before all that wait."""
         self.frames.extendleft(reversed(texts))
-        self._queued_chars += sum(map(len, texts))
+        self._queued_bytes += sum(map(len, texts)) + len(texts) * _FRAME_BYTES
 
     def send(self, text: str | bytes) -> None:
         """Sends one event; after the end it goes nowhere. Await `drained` where `writable` is False afterwards."""
@@ -142,9 +158,9 @@ class AzureSocket(WSListener):
             return
         self._end("closed by the broker")
         self.frames.clear()
-        self._queued_chars = 0
+        self._queued_bytes = 0
         try:
-            if graceful and not transport.is_disconnected:
+            if graceful and not self._refused and not transport.is_disconnected:
                 self._resume()
                 transport.send_close(WSCloseCode.OK)
                 with contextlib.suppress(TimeoutError):
@@ -162,6 +178,8 @@ class AzureSocket(WSListener):
         self._transport = transport
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        if self._refused:  # picows has read more already, and hands on every frame of it
+            return
         self._awaiting_pong = False
         kind = frame.msg_type
         if self.failure is not None and kind != WSMsgType.CLOSE:
@@ -179,7 +197,7 @@ class AzureSocket(WSListener):
             case WSMsgType.BINARY:
                 self._refuse(WSCloseCode.UNSUPPORTED_DATA, "Azure sent something that is no event")
             case _:
-                pass
+                self._on_control(frame)
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         del transport
@@ -191,16 +209,40 @@ class AzureSocket(WSListener):
 
     def resume_writing(self) -> None:
         self.writable = True
+        self._pay_pong()
         self._wake()
 
     # --- inside
+
+    def _on_control(self, frame: WSFrame) -> None:
+        """A ping or a pong."""
+        self._budget.refill(self._loop.time())
+        try:
+            self._budget.spend_control()
+        except FrameError:
+            self._refuse(WSCloseCode.POLICY_VIOLATION, "Azure sent too many control frames")
+            return
+        if frame.msg_type == WSMsgType.PING:
+            self._owed_pong = frame.get_payload_as_bytes()  # the last ping's is enough (RFC 6455 §5.5.3)
+            self._pay_pong()
+
+    def _pay_pong(self) -> None:
+        """Answers the last ping, if Azure reads: else the pongs would only pile up here."""
+        if self._owed_pong is not None and self.writable and self.failure is None:
+            assert self._transport is not None  # noqa: S101  # a ping came over it
+            self._transport.send_pong(self._owed_pong)
+            self._owed_pong = None
 
     def _on_fragment(self, frame: WSFrame) -> None:
         if (frame.msg_type == WSMsgType.TEXT) != (self._message is None):
             self._refuse(WSCloseCode.PROTOCOL_ERROR, "Azure sent something that is no event")
             return
-        message = self._message = bytearray() if self._message is None else self._message
-        if len(message) + frame.payload_size > self._max_message_bytes:
+        if self._message is None:
+            self._message = bytearray()
+            self._fragments = 0
+        message = self._message
+        self._fragments += 1
+        if len(message) + frame.payload_size > self._max_message_bytes or self._fragments > _FRAGMENTS_AT_MOST:
             self._refuse(WSCloseCode.MESSAGE_TOO_BIG, "Azure sent a message that is too large")
             return
         message += frame.get_payload_as_memoryview()
@@ -212,6 +254,9 @@ class AzureSocket(WSListener):
         reader = self._reader  # who waits has handled all that came before: nothing is overtaken
         if self._taker is not None and reader is not None and not reader.done() and self._taker(payload):
             return
+        if self._queued_bytes > _QUEUE_HIGH_BYTES + self._max_message_bytes + _QUEUE_BEYOND_BYTES:
+            self._refuse(WSCloseCode.POLICY_VIOLATION, "Azure sent too many tiny messages at once")
+            return
         try:
             self.put(payload.decode())
         except UnicodeDecodeError:
@@ -220,9 +265,11 @@ class AzureSocket(WSListener):
     def _refuse(self, code: WSCloseCode, why: str) -> None:
         """Ends the connection for what Azure sent. Raising would do as much, and leave the error with picows."""
         self._message = None
+        self._refused = True
         self._end(why)
         if self._transport is not None:
             self._transport.send_close(code)
+            self._pause()
 
     def _pause(self) -> None:
         if self._transport is not None and not self._transport.is_disconnected:
@@ -230,7 +277,7 @@ class AzureSocket(WSListener):
             self._transport.underlying_transport.pause_reading()
 
     def _resume(self) -> None:
-        if self.paused and self._transport is not None and not self._transport.is_disconnected:
+        if self.paused and not self._refused and self._transport is not None and not self._transport.is_disconnected:
             self._transport.underlying_transport.resume_reading()
         self.paused = False
         self._wake()
@@ -291,6 +338,7 @@ async def connect(
             websocket_handshake_timeout=left_s + _GRACEFUL_CLOSE_S,  # the caller's limit comes first
             logger_name=log_to,
             enable_auto_ping=False,
+            enable_auto_pong=False,
             max_frame_size=max_message_bytes,
             extra_headers=dict(headers),
             max_redirects=0,

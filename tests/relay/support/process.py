@@ -49,13 +49,15 @@ class Process:
                     facts: dict[str, Any] = json.loads(text)
                     return facts
 
+    def ticket(self, session_id: str) -> str:
+        return TokenSigner(make_settings("http://127.0.0.1:1").signing_keys).ticket(
+            session_id=session_id, agent_id="elena", principal="anonymous", epoch=1, user_id=None, ttl_s=60
+        )
+
     def connect(self) -> Any:
         session = uuid7()
-        ticket = TokenSigner(make_settings("http://127.0.0.1:1").signing_keys).ticket(
-            session_id=session, agent_id="elena", principal="anonymous", epoch=1, user_id=None, ttl_s=60
-        )
         url = f"ws://127.0.0.1:{self.port}{PATH}/{session}"
-        return connect(url, subprotocols=["realtime", f"ticket.{ticket}"], compression=None, proxy=None)  # type: ignore[list-item]
+        return connect(url, subprotocols=["realtime", f"ticket.{self.ticket(session)}"], compression=None, proxy=None)  # type: ignore[list-item]
 
 
 @contextlib.asynccontextmanager
