@@ -84,6 +84,22 @@ async def test_picows_limits_a_frame_not_a_message_and_the_relay_counts_the_frag
         await ours.aclose()
 
 
+async def test_picows_answers_pings_without_looking_whether_anybody_reads_and_the_relay_does_that_itself() -> None:
+    async def ping(talk: AzureTalk) -> None:
+        await talk.connection.ping(b"one")
+        await talk.connection.wait_closed()
+
+    async with scripted_azure(ping) as azure:
+        transport, listener = await picows.ws_connect(Collector, azure.url.replace("http", "ws"))
+        assert isinstance(listener, Collector)
+        ours = await opened(azure.url)
+        await asyncio.wait_for(azure.talks[1].connection.ping(), 5)
+        await asyncio.sleep(0.1)
+        assert listener.frames == []  # the listener hears of no ping, and can't hold the pong back
+        transport.disconnect()
+        await ours.aclose()
+
+
 async def test_picows_prints_the_key_at_its_lowest_level_and_the_relays_logger_has_none_of_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
