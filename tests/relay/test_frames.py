@@ -147,15 +147,15 @@ def test_the_burst_is_ten_seconds_worth_and_then_comes_what_a_second_brings(one:
     reader = a_reader(frames=3)
     found, code = read(reader, one * 30)
     assert (len(found), code) == (30, None)
-    reader.budget.refill(1.0)
+    reader.budget.now_s = 1.0
     assert read(reader, one * 3) == (found[:3], None)
-    reader.budget.refill(1.3)
+    reader.budget.now_s = 1.3
     assert read(reader, one) == ([], 1008)
 
 
 def test_a_long_pause_saves_up_no_more_than_a_burst() -> None:
     reader = a_reader(frames=3)
-    reader.budget.refill(1_000.0)
+    reader.budget.now_s = 1_000.0
     found, code = read(reader, Frame(Opcode.TEXT, b"hi").serialize(mask=True) * 40)
     assert (len(found), code) == (30, 1008)
 

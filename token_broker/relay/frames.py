@@ -5,7 +5,6 @@ Every byte is looked at once. What has come of a frame is unmasked, and a text's
 in a million pieces costs what its bytes cost, and one that is wrong fails where it is wrong.
 """
 
-import math
 import struct
 from codecs import utf_8_decode
 
@@ -52,7 +51,7 @@ _HEAD_16 = struct.Struct("!BBH")
 _HEAD_64 = struct.Struct("!BBQ")
 _CODE = struct.Struct("!H")
 
-_BURST_S = 10
+_BURST_S = 10.000_01  # the fraction for what adding up has rounded
 # What an honest client may have had on its way when it was closed: many seconds of audio, in the smallest frames.
 _SKIPPED_FRAMES_AT_MOST = 1_000
 
@@ -67,33 +66,33 @@ class FrameError(Exception):
 
 
 class FrameBudget:
-    """How many frames may still come, of any kind and of control frames: two token buckets, each filled at its rate a
-    second and full with ten seconds' worth. A rate of 0 is no limit. `now_s` is any clock's that does not go back.
+    """How many frames may still come, of any kind and of control frames: so many a second each, and ten seconds' worth
+    at once. A rate of 0 is no limit. `now_s`, any clock's that does not go back, is the caller's to set.
+
+    Each frame puts off by its share of a second when all are paid for, which may be ten seconds from now (GCRA).
     """
 
-    __slots__ = ("_at_s", "_control_frames_per_second", "_frames_per_second", "control_frames", "frames")
+    __slots__ = ("_control_due_s", "_control_share_s", "_due_s", "_share_s", "now_s")
 
     def __init__(self, frames_per_second: float, control_frames_per_second: float, now_s: float) -> None:
-        self._frames_per_second = frames_per_second or math.inf
-        self._control_frames_per_second = control_frames_per_second or math.inf
-        self.frames = self._frames_per_second * _BURST_S
-        self.control_frames = self._control_frames_per_second * _BURST_S
-        self._at_s = now_s
+        self.now_s = self._due_s = self._control_due_s = now_s
+        self._share_s = 1 / frames_per_second if frames_per_second else 0.0
+        self._control_share_s = 1 / control_frames_per_second if control_frames_per_second else 0.0
 
-    def refill(self, now_s: float) -> None:
-        """Adds what the time since the last call allows."""
-        passed_s = now_s - self._at_s
-        if passed_s > 0:
-            self._at_s = now_s
-            rate, control_rate = self._frames_per_second, self._control_frames_per_second
-            self.frames = min(rate * _BURST_S, self.frames + rate * passed_s)
-            self.control_frames = min(control_rate * _BURST_S, self.control_frames + control_rate * passed_s)
+    def spend(self) -> None:
+        """Spends one frame. Raises FrameError (1008) where there is none left."""
+        now_s, due_s = self.now_s, self._due_s
+        due_s = (max(now_s, due_s)) + self._share_s  # each frame would pay for a call of `max`
+        if due_s - now_s > _BURST_S:
+            raise FrameError(POLICY_VIOLATION, "too many messages")
+        self._due_s = due_s
 
     def spend_control(self) -> None:
-        """Spends one control frame. Raises FrameError (1008) where there is none left."""
-        self.control_frames -= 1
-        if self.control_frames < 0:
+        """The same of a control frame."""
+        due_s = max(self._control_due_s, self.now_s) + self._control_share_s
+        if due_s - self.now_s > _BURST_S:
             raise FrameError(POLICY_VIOLATION, "too many control frames")
+        self._control_due_s = due_s
 
 
 class FrameReader:
@@ -128,6 +127,20 @@ class FrameReader:
         """Forgets what was fed: nothing will be read any more."""
         self._data, self._at, self._left, self._message = b"", 0, 0, None
 
+    def whole_text(self, data: bytes) -> bytes | None:
+        """The payload, where `data` is one text message and no more, and nothing else is begun; else `feed` it.
+
+        That is how a talk's frames come but for a few. Raises FrameError.
+        """
+        size = len(data)
+        if self._data or self._message is not None or size < _SHORTEST_16_BIT or data[0] != _TEXT_AND_FIN:
+            return None
+        begin = 8
+        if data[1] != _MASKED | 126 or (data[2] << 8 | data[3]) + begin != size or size - begin > self._max_bytes:
+            return None
+        self.budget.spend()
+        return apply_mask(data[begin:], data[4:begin])
+
     def read(self) -> tuple[int, bytes] | None:
         """The next frame's opcode and payload; None: it has not come whole.
 
@@ -135,10 +148,14 @@ class FrameReader:
         with nothing. The payload of a text is valid UTF-8, unless it came in one piece: then it is the caller's to
         check. Raises FrameError, after which nothing can be read.
         """
+        data, at = self._data, self._at
+        if at == len(data):
+            self._data = b""
+            self._at = 0
+            return None
         if self._left:
             return self._read_payload()
-        data = self._data
-        head = _head(data, self._at)
+        head = _head(data, at)
         if head is None:
             self._wait()
             return None
@@ -146,10 +163,7 @@ class FrameReader:
         end = begin + length
         if first != _TEXT_AND_FIN or end > len(data) or self._message is not None or length > self._max_bytes:
             return self._read_other(first, length, begin)
-        budget = self.budget
-        budget.frames -= 1
-        if budget.frames < 0:
-            raise FrameError(POLICY_VIOLATION, "too many messages")
+        self.budget.spend()
         self._at = end
         return TEXT, apply_mask(data[begin:end], data[begin - 4 : begin])
 
@@ -182,14 +196,14 @@ class FrameReader:
 
     def _read_other(self, first: int, length: int, begin: int) -> tuple[int, bytes] | None:
         """Any frame but a whole text in one."""
-        opcode = _checked_opcode(first, length)
+        opcode = TEXT if first == _TEXT_AND_FIN else _checked_opcode(first, length)
         if opcode & _CONTROL:
             return self._read_control(opcode, length, begin)
         if (opcode == CONTINUATION) is (self._message is None):
             raise FrameError(PROTOCOL_ERROR, "a fragment out of order")
         if length + len(self._message or b"") > self._max_bytes:
             raise FrameError(TOO_LARGE, "a message was too large")
-        self._spend()
+        self.budget.spend()
         if self._message is None:
             self._message, self._opcode, self._tail = bytearray(), opcode, b""
         self._fin = first >= _FIN
@@ -203,7 +217,7 @@ class FrameReader:
         if end > len(self._data):
             self._wait()
             return None
-        self._spend()
+        self.budget.spend()
         if opcode != CLOSE:  # which is the last one in any case
             self.budget.spend_control()
         self._at = end
@@ -214,16 +228,17 @@ class FrameReader:
         message = self._message
         assert message is not None  # noqa: S101  # begun with the frame's head
         piece = self._data[self._at : self._at + self._left]
-        self._at += len(piece)
-        self._left -= len(piece)
+        came = len(piece)
+        self._at += came
+        self._left -= came
         piece = apply_mask(piece, self._mask)
-        turned = len(piece) % 4
-        self._mask = self._mask[turned:] + self._mask[:turned]
         message += piece
         whole = self._fin and not self._left
-        if self._opcode == TEXT:
+        if self._opcode == TEXT and (self._tail or not piece.isascii()):
             self._check_text(piece, whole=whole)
         if self._left:
+            turned = came % 4
+            self._mask = self._mask[turned:] + self._mask[:turned]
             self._wait()
             return None
         if not whole:
@@ -238,12 +253,6 @@ class FrameReader:
         except UnicodeDecodeError:
             raise FrameError(INVALID_TEXT, "a text was not UTF-8") from None
         self._tail = piece[taken:]
-
-    def _spend(self) -> None:
-        budget = self.budget
-        budget.frames -= 1
-        if budget.frames < 0:
-            raise FrameError(POLICY_VIOLATION, "too many messages")
 
 
 def _head(data: bytes, at: int) -> tuple[int, int, int] | None:

@@ -189,11 +189,22 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
-        if self._input is _READ:
-            self._reader.feed(data)
+        if self._input is not _READ:
+            self._take_unread(data)
+            return
+        reader = self._reader
+        reader.budget.now_s = self.loop.time()
+        try:
+            if (payload := reader.whole_text(data)) is not None:
+                self._on_text(payload)
+                return
+            reader.feed(data)
             if not self.read_paused:
                 self._read_frames()
-            return
+        except FrameError as error:
+            self._fail(error.code, error.reason)
+
+    def _take_unread(self, data: bytes) -> None:
         match self._input:
             case _Input.HANDSHAKE:  # which comes whole: uvicorn's HTTP side has read it before
                 self._input = _Input.HELD
@@ -212,44 +223,45 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
                     self.transport.pause_reading()
 
     def _read_frames(self) -> None:
-        """Handles what has been fed, up to the first message that is for the application's queue.
+        """Handles what has been fed, up to the first message that is for the application's queue. Raises FrameError.
 
         That message is handled before anything else is read, and between two of them, as after `_FRAMES_A_TURN`, the
         loop gets its turn: so nobody else waits for long, however small the frames are.
         """
         reader = self._reader
-        try:
-            reader.budget.refill(self.loop.time())
-            for _ in range(_FRAMES_A_TURN):
-                if (frame := reader.read()) is None:
-                    if self.read_paused:
-                        self.read_paused = False
-                        self.transport.resume_reading()
-                    return
-                opcode, payload = frame
-                if opcode == _TEXT:
-                    if not self._is_taken(payload):
-                        self._queue({"type": "websocket.receive", "text": payload.decode()})
-                        return
-                elif opcode == frames.BINARY:
-                    self._queue({"type": "websocket.receive", "bytes": payload})
-                    return
-                elif not self._goes_on_after(opcode, payload):
-                    return
-        except FrameError as error:
-            self._fail(error.code, error.reason)
-            return
-        except UnicodeDecodeError:
-            self._fail(frames.INVALID_TEXT, "a text was not UTF-8")
-            return
+        for _ in range(_FRAMES_A_TURN):
+            if (frame := reader.read()) is None:
+                if self.read_paused:
+                    self.read_paused = False
+                    self.transport.resume_reading()
+                return
+            opcode, payload = frame
+            if opcode == _TEXT:
+                goes_on = self._on_text(payload)
+            elif opcode == frames.BINARY:
+                self._queue({"type": "websocket.receive", "bytes": payload})
+                goes_on = False
+            else:
+                goes_on = self._goes_on_after(opcode, payload)
+            if not goes_on:
+                return
         self._pause_reading()
         self._read_on()
 
-    def _is_taken(self, payload: bytes) -> bool:
+    def _on_text(self, payload: bytes) -> bool:
+        """Whether it was taken on the spot; else it was queued."""
         taker = self._taker
-        return taker is not None and self._application_waits and self.queue.empty() and taker(payload)
+        if taker is not None and self._application_waits and taker(payload):
+            return True
+        try:
+            text = payload.decode()
+        except UnicodeDecodeError:
+            raise FrameError(frames.INVALID_TEXT, "a text was not UTF-8") from None
+        self._queue({"type": "websocket.receive", "text": text})
+        return False
 
     def _queue(self, message: ASGIReceiveEvent) -> None:
+        self._application_waits = False
         self.queue.put_nowait(message)
         self._pause_reading()
 
@@ -286,8 +298,13 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _take_turn(self) -> None:
         self._turn = None
-        if self._input is _READ and self.queue.empty():
+        if self._input is not _READ or not self.queue.empty():
+            return
+        self._reader.budget.now_s = self.loop.time()
+        try:
             self._read_frames()
+        except FrameError as error:
+            self._fail(error.code, error.reason)
 
     # --- the handshake
 

@@ -216,7 +216,7 @@ class AzureSocket(WSListener):
 
     def _on_control(self, frame: WSFrame) -> None:
         """A ping or a pong."""
-        self._budget.refill(self._loop.time())
+        self._budget.now_s = self._loop.time()
         try:
             self._budget.spend_control()
         except FrameError:
