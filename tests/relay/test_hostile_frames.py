@@ -15,7 +15,7 @@ from tests.relay.support.azure import scripted_azure
 from tests.relay.support.broker import PATH, Client, Running, broker
 from tests.relay.support.process import Process, broker_process
 from token_broker.ids import uuid7
-from token_broker.relay import serving
+from token_broker.relay import websocket
 from token_broker.relay.frames import FrameReader
 from token_broker.relay.serving import BrokerWebSocketProtocol
 
@@ -210,7 +210,7 @@ async def deaf_client(running: Running) -> tuple[socket.socket, bytes]:
 async def test_pongs_that_nobody_reads_do_not_pile_up_and_the_client_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(serving, "_LINGER_S", 0.3)
+    monkeypatch.setattr(websocket, "_LINGER_S", 0.3)
     loop = asyncio.get_running_loop()
     limits: dict[str, Any] = {"client_write_timeout_s": 0.5, "control_frames_per_second": 0, "frames_per_second": 0}
     async with scripted_azure() as azure, broker(azure.url, **limits) as running:
@@ -270,7 +270,7 @@ async def test_nothing_is_read_of_a_client_that_was_closed_but_its_own_close_fra
         raise AssertionError
 
     monkeypatch.setattr(FrameReader, "read", read)
-    monkeypatch.setattr(serving, "_LINGER_S", 60)
+    monkeypatch.setattr(websocket, "_LINGER_S", 60)
     async with scripted_azure() as azure, broker(azure.url) as running:
         reader, writer = await refused(running)
         writer.write(TINY["pings"] * 100 + TINY["events"] * 100)
@@ -283,7 +283,7 @@ async def test_nothing_is_read_of_a_client_that_was_closed_but_its_own_close_fra
 async def test_a_client_that_was_closed_is_gone_after_a_while_whatever_it_sends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(serving, "_LINGER_S", 0.3)
+    monkeypatch.setattr(websocket, "_LINGER_S", 0.3)
     async with scripted_azure() as azure, broker(azure.url) as running:
         reader, writer = await refused(running)
         with contextlib.suppress(ConnectionError):

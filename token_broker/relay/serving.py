@@ -1,35 +1,24 @@
-"""The relay under uvicorn: its settings, and what uvicorn's WebSocket leaves open.
+"""The relay under uvicorn: its settings, and the two things that ASGI has no word for.
 
-Frames are read by `relay.frames`, no more at once than the event loop can spare and no more a second than a connection
-may send. What is closed is read no further, and gone soon after, whether the client reads or not. A client that does
-not read is sent no pongs, and given up in the end.
+A client that does not read can't be told goodbye over ASGI: `send` waits for it to read. And a server that closes
+such a socket politely waits for it as well, for as long as TCP does. So the scope carries `give_up`, which writes the
+close frame behind what is buffered already and drops the connection soon after, read or not.
 
-Two things ASGI has no word for. A client that does not read can't be told goodbye: `send` waits for it to read. So the
-scope carries `give_up`, which writes the close frame behind what is buffered already and drops the connection soon
-after. And ASGI hands on each message through a queue and from task to task, which is most of what a frame of audio
-costs. So the scope carries the `wire` of `relay.direct`, by which a message may be taken and written on the spot.
+And ASGI hands on each message through a queue and from task to task, which is most of what a frame of audio costs. So
+the scope carries the `wire` of `relay.direct`, by which a message may be taken and written on the spot.
 """
 
 import asyncio
-import contextlib
-import enum
-from http import HTTPStatus
 from typing import Any
 
 import structlog
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
-from websockets.protocol import State
 
-from token_broker.http_protocol import raw_answer
-from token_broker.problems import Problem
 from token_broker.relay import frames
 from token_broker.relay.closing import CLIENT_STALLED
 from token_broker.relay.direct import Taker
-from token_broker.relay.frames import FrameBudget, FrameError, FrameReader
+from token_broker.relay.websocket import READ, FramedWebSocket
 from token_broker.settings import Settings
 
 __all__ = [
@@ -45,19 +34,8 @@ log = structlog.get_logger("token_broker.relay")
 
 GIVE_UP_EXTENSION = "voice_token_broker.give_up"
 WIRE_EXTENSION = "voice_token_broker.wire"
-_LINGER_S = 5.0
-# A millisecond or so of the event loop: what is left over waits for its next turn.
-_FRAMES_A_TURN = 64
-# A socket that is closed while data waits in it takes the close frame back. So much is thrown away first.
-_DISCARDED_BYTES_AT_MOST = 4_194_304
 # The relay's own limit ends a talk with its proper reason; this one is for all else, so it comes a little later.
 _STALLED_AFTER = 1.5
-_TEXT = frames.TEXT
-_NO_HANDSHAKE = Problem(
-    400,
-    "malformed_handshake",
-    "Send a well-formed WebSocket handshake: version 13, no body, at most 128 headers and 8 KiB a line.",
-)
 
 
 class ClientGoneError(ClientDisconnected):
@@ -66,19 +44,6 @@ class ClientGoneError(ClientDisconnected):
     def __init__(self, code: int) -> None:
         super().__init__()
         self.code = code
-
-
-class _Input(enum.Enum):
-    """What becomes of data that comes."""
-
-    HANDSHAKE = enum.auto()  # it is the handshake's
-    HELD = enum.auto()  # kept unread until the application has accepted
-    READ = enum.auto()
-    SKIPPED = enum.auto()  # we have closed, and look for nothing but the client's close frame
-    DISCARDED = enum.auto()  # thrown away unread
-
-
-_READ = _Input.READ  # looked up once: an enum's members cost a call
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
@@ -96,39 +61,16 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
-    """Uvicorn's WebSocket, whose frames are ours to read. It negotiates no extension.
-
-    It can be given up, is gone soon after it is closed, and takes any message for a sign of life: a client that reads
-    slowly answers a ping late, behind all that it has still to read. A client that sends more frames than
-    `frames_per_second` or `control_frames_per_second` allow (a burst of ten times that; 0: no limit) is closed with
-    1008, one that takes nothing of what waits for it for `write_timeout_s` and a half with 4410.
+class BrokerWebSocketProtocol(FramedWebSocket):
+    """A WebSocket that can be given up, and takes any message for a sign of life: a client that reads slowly answers a
+    ping late, behind all that it has still to read. One that takes nothing of what waits for it for `write_timeout_s`
+    and a half is closed with 4410.
     """
 
-    frames_per_second: float = 500
-    control_frames_per_second: float = 20
     write_timeout_s: float = 10
 
-    _input = _Input.HANDSHAKE
-    _reader: FrameReader
-    _turn: asyncio.Handle | None = None  # the next turn of the loop, where frames are left over for it
-    _discarded_bytes = 0
-    _drop_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None  # runs while the client has more to read than it takes
-    _owed_pong: bytes | None = None  # the last ping's payload, while the client does not read
-    _ended_code: int | None = None  # by the client or for what it did: the application has nobody to send to
-    _heard = True  # since the last ping
     _was_full = False  # since the last ping: what the client has to read stood before it
-    _taker: Taker | None = None
-    _application_waits = False  # for a message: it has handled all that came before
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.conn.available_extensions = []
-        budget = FrameBudget(self.frames_per_second, self.control_frames_per_second, self.loop.time())
-        self._reader = FrameReader(max_message_bytes=self.config.ws_max_size, budget=budget)
-
-    # --- for the application
 
     async def run_asgi(self) -> None:
         self.scope["extensions"][GIVE_UP_EXTENSION] = {"give_up": self.give_up}
@@ -166,7 +108,7 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
 
     @property
     def takes_data(self) -> bool:
-        return self._input is _READ and self.writable.is_set() and not self.disconnected
+        return self._input is READ and self.writable.is_set() and not self.disconnected
 
     def write_text(self, payload: bytes) -> None:
         """Writes a text message as the one frame that it is.
@@ -184,247 +126,6 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
             return
         self._send_close(code, reason)
         self._closed()
-
-    # --- what comes
-
-    def data_received(self, data: bytes) -> None:
-        self._heard = True
-        if self._input is not _READ:
-            self._take_unread(data)
-            return
-        reader = self._reader
-        reader.budget.now_s = self.loop.time()
-        try:
-            if (payload := reader.whole_text(data)) is not None:
-                self._on_text(payload)
-                return
-            reader.feed(data)
-            if not self.read_paused:
-                self._read_frames()
-        except FrameError as error:
-            self._fail(error.code, error.reason)
-
-    def _take_unread(self, data: bytes) -> None:
-        match self._input:
-            case _Input.HANDSHAKE:  # which comes whole: uvicorn's HTTP side has read it before
-                self._input = _Input.HELD
-                super().data_received(data)
-                if not self.handshake_initiated and not self.transport.is_closing():  # uvicorn would wait for another
-                    self._refuse_handshake()
-            case _Input.HELD:
-                self._reader.feed(data)
-                self._pause_reading()
-            case _Input.SKIPPED:
-                self._reader.feed(data)
-                self._skip_to_close()
-            case _Input.DISCARDED:
-                self._discarded_bytes += len(data)
-                if self._discarded_bytes > _DISCARDED_BYTES_AT_MOST:
-                    self.transport.pause_reading()
-
-    def _read_frames(self) -> None:
-        """Handles what has been fed, up to the first message that is for the application's queue. Raises FrameError.
-
-        That message is handled before anything else is read, and between two of them, as after `_FRAMES_A_TURN`, the
-        loop gets its turn: so nobody else waits for long, however small the frames are.
-        """
-        reader = self._reader
-        for _ in range(_FRAMES_A_TURN):
-            if (frame := reader.read()) is None:
-                if self.read_paused:
-                    self.read_paused = False
-                    self.transport.resume_reading()
-                return
-            opcode, payload = frame
-            if opcode == _TEXT:
-                goes_on = self._on_text(payload)
-            elif opcode == frames.BINARY:
-                self._queue({"type": "websocket.receive", "bytes": payload})
-                goes_on = False
-            else:
-                goes_on = self._goes_on_after(opcode, payload)
-            if not goes_on:
-                return
-        self._pause_reading()
-        self._read_on()
-
-    def _on_text(self, payload: bytes) -> bool:
-        """Whether it was taken on the spot; else it was queued."""
-        taker = self._taker
-        if taker is not None and self._application_waits and taker(payload):
-            return True
-        try:
-            text = payload.decode()
-        except UnicodeDecodeError:
-            raise FrameError(frames.INVALID_TEXT, "a text was not UTF-8") from None
-        self._queue({"type": "websocket.receive", "text": text})
-        return False
-
-    def _queue(self, message: ASGIReceiveEvent) -> None:
-        self._application_waits = False
-        self.queue.put_nowait(message)
-        self._pause_reading()
-
-    def _goes_on_after(self, opcode: int, payload: bytes) -> bool:
-        """Handles a control frame, or a fragment that is not the last; False: it was the client's close."""
-        if opcode == frames.PING:
-            self._owed_pong = payload  # an earlier one that is still owed need not be sent (RFC 6455 §5.5.3)
-            self._pay_pong()
-        elif opcode == frames.PONG:
-            self.handle_pong(Frame(Opcode.PONG, payload))
-        elif opcode == frames.CLOSE:
-            self._on_close(*frames.close_payload(payload))
-            return False
-        return True
-
-    def _pay_pong(self) -> None:
-        """Answers the last ping, if the client reads: else its pongs would only pile up here."""
-        if self._owed_pong is not None and self.writable.is_set():
-            self.transport.write(frames.pong_frame(self._owed_pong))
-            self._owed_pong = None
-
-    def _pause_reading(self) -> None:
-        if not self.read_paused:
-            self.read_paused = True
-            self.transport.pause_reading()
-
-    def _read_on(self) -> None:
-        """Reads what is left over in the loop's next turn, and then again what comes."""
-        if not self._reader.pending:
-            self.read_paused = False
-            self.transport.resume_reading()
-        elif self._turn is None:
-            self._turn = self.loop.call_soon(self._take_turn)
-
-    def _take_turn(self) -> None:
-        self._turn = None
-        if self._input is not _READ or not self.queue.empty():
-            return
-        self._reader.budget.now_s = self.loop.time()
-        try:
-            self._read_frames()
-        except FrameError as error:
-            self._fail(error.code, error.reason)
-
-    # --- the handshake
-
-    def handle_connect(self, event: Request) -> None:
-        """Refuses what is no handshake in our words: websockets' repeat what was offered, a credential among it."""
-        if self.conn.accept(event).status_code == HTTPStatus.SWITCHING_PROTOCOLS:
-            super().handle_connect(event)
-        else:
-            self._refuse_handshake()
-
-    def _refuse_handshake(self) -> None:
-        self._input = _Input.DISCARDED
-        self.transport.write(raw_answer(_NO_HANDSHAKE))
-        self.transport.close()
-        self._drop_later()
-
-    def _accepted(self) -> None:
-        if self._input is _Input.HELD and self.conn.state is State.OPEN:
-            self._input = _Input.READ
-            if self.read_paused:
-                self._read_on()
-
-    # --- the end
-
-    def _on_close(self, code: int, reason: str) -> None:
-        """The client has closed: answers with its own words, and closes the connection (RFC 6455 §5.5.1, §7.1.1)."""
-        self._tell_end(code, reason)
-        self._send_close(None if code == frames.NO_STATUS else code, reason)
-        self._discard_input()
-        self.transport.close()
-        self._drop_later()
-
-    def _fail(self, code: int, reason: str) -> None:
-        """Fails the connection for what the client sent (RFC 6455 §7.1.7): says why, and takes nothing more from it.
-
-        Closed at once, with data of the client's on its way, it would take our close frame back. So only our side of
-        it is closed, which tells the client that nothing follows, and what comes until it has gone is thrown away.
-        """
-        log.info("websocket_failed", code=code, reason=reason)
-        self._tell_end(code, reason)
-        self._send_close(code, reason)
-        self._linger()
-        self._hang_up()
-
-    def _tell_end(self, code: int, reason: str) -> None:
-        self._ended_code = code
-        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
-
-    def _closed(self) -> None:
-        """After our close frame: waits for the client's, for a while."""
-        self._drop_later()
-        if self._input is _READ:
-            self._input = _Input.SKIPPED
-            self._linger()
-            self._resume_reading()
-            self._skip_to_close()
-        elif self._input is _Input.HELD:  # refused over HTTP: the transport is closing
-            self._discard_input()
-
-    def _skip_to_close(self) -> None:
-        try:
-            if not self._reader.skip_to_close():
-                return
-        except FrameError:
-            self._hang_up()
-            return
-        self._discard_input()
-        self.transport.close()
-
-    def _hang_up(self) -> None:
-        """Says nothing more and hears nothing more: the client is to close, or is dropped in the end."""
-        self._discard_input()
-        if self.transport.can_write_eof() and not self.transport.is_closing():
-            with contextlib.suppress(OSError):  # the client has gone meanwhile
-                self.transport.write_eof()
-
-    def _send_close(self, code: int | None, reason: str) -> None:
-        self.stop_keepalive()
-        if self.conn.state is State.OPEN:
-            self.conn.send_close(code, reason)
-            self.transport.write(b"".join(self.conn.data_to_send()))
-        self.close_sent = True
-
-    def _discard_input(self) -> None:
-        self._input = _Input.DISCARDED
-        self._reader.drop()
-        self._resume_reading()
-
-    def _resume_reading(self) -> None:
-        if self._turn is not None:
-            self._turn.cancel()
-            self._turn = None
-        if self.read_paused:
-            self.read_paused = False
-            self.transport.resume_reading()
-
-    def _linger(self) -> None:
-        """Keeps uvicorn from closing the connection as soon as the application has returned."""
-        if self.close_timer is not None:
-            self.close_timer.cancel()
-        self.close_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
-
-    def _drop_later(self) -> None:
-        if self._drop_timer is None and not self.disconnected:
-            self._drop_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
-
-    def shutdown(self) -> None:
-        if self._ended_code is not None:  # uvicorn would say goodbye once more
-            self.transport.close()
-            return
-        super().shutdown()
-        self._discard_input()
-        self._drop_later()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._drop_timer, self._stall_timer, self._turn):
-            if timer is not None:
-                timer.cancel()
-        self._input = _Input.DISCARDED
-        super().connection_lost(exc)
 
     # --- signs of life
 
@@ -450,17 +151,24 @@ class BrokerWebSocketProtocol(WebSocketsSansIOProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._stall_timer is not None:
-            self._stall_timer.cancel()
-            self._stall_timer = None
-        if self._input is _READ:
+        self._stop_stall_timer()
+        if self._input is READ:
             self._pay_pong()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_stall_timer()
+        super().connection_lost(exc)
 
     def _watch_writing(self) -> None:
         waiting_bytes = self.transport.get_write_buffer_size()
         self._stall_timer = self.loop.call_later(
             self.write_timeout_s * _STALLED_AFTER, self._look_at_writing, waiting_bytes
         )
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
 
     def _look_at_writing(self, waited_bytes: int) -> None:
         """Gives a client up that took nothing of what waits for it since the last look."""
