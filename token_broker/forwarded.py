@@ -15,7 +15,16 @@ from starlette.types import Scope
 
 from token_broker.settings import Settings
 
-__all__ = ["UNKNOWN_ADDRESS", "Client", "address_key", "client_of", "normal_host", "public_base", "websocket_url"]
+__all__ = [
+    "UNKNOWN_ADDRESS",
+    "Client",
+    "address_key",
+    "asked_host",
+    "client_of",
+    "normal_host",
+    "public_base",
+    "websocket_url",
+]
 
 UNKNOWN_ADDRESS = "unknown"
 MAX_PROXIES_WALKED = 32
@@ -56,16 +65,18 @@ def client_of(scope: Scope, trusted_proxies: tuple[str, ...]) -> Client:
     With hops, that many addresses to the left of the peer's are proxies' words; with networks, addresses are
     followed to the left as long as each one is trusted. What stands further left is the caller's claim, and ignored.
     """
-    trust = _trust(trusted_proxies)
-    peer = _parse_address(scope["client"][0]) if scope.get("client") else None
-    address, believed = _walk(peer, _listed(scope, b"x-forwarded-for"), trust)
-    scheme = _SCHEMES.get(scope["scheme"], "http")
-    host = None
-    if believed:
-        scheme = _SCHEMES.get(_word_of(scope, b"x-forwarded-proto", believed).lower(), scheme)
-        host = normal_host(_word_of(scope, b"x-forwarded-host", believed), scheme)
-    host = host or _own_host(scope, scheme)
+    address, scheme, host = _asked(scope, trusted_proxies)
+    host = host or _listening_host(scope, scheme)
     return Client(str(address) if address is not None else UNKNOWN_ADDRESS, scheme, host)
+
+
+def asked_host(scope: Scope, trusted_proxies: tuple[str, ...]) -> str | None:
+    """The host that was asked for, as `client_of` has it, but None where Host is there twice, or names no host.
+
+    Without any Host header it is the address that was connected to.
+    """
+    _, scheme, host = _asked(scope, trusted_proxies)
+    return host if host or _values(scope, b"host") else _listening_host(scope, scheme)
 
 
 def public_base(scope: Scope, settings: Settings) -> str:
@@ -90,16 +101,36 @@ def address_key(address: str) -> str:
 
 
 def normal_host(authority: str, scheme: str) -> str | None:
-    """`authority` in lower case without the scheme's default port; None where it is no host[:port]."""
+    """`authority` as one writes it: in lower case, IPv6 in its short form, without the root's dot and the scheme's
+    default port. None where it is no host[:port].
+    """
     match = _AUTHORITY.fullmatch(authority.strip())
     if match is None:
         return None
-    name, port = match["name"].lower(), match["port"]
-    if name.startswith("[") and _parse_address(name) is None:
-        return None
+    name, port = match["name"].lower().removesuffix("."), match["port"]
+    if name.startswith("["):
+        try:
+            name = f"[{ipaddress.IPv6Address(name[1:-1])}]"
+        except ValueError:
+            return None
     if port is None or port == _DEFAULT_PORTS.get(scheme):
         return name
     return f"{name}:{int(port)}" if int(port) <= 65_535 else None  # noqa: PLR2004
+
+
+def _asked(scope: Scope, trusted_proxies: tuple[str, ...]) -> tuple[_Address | None, _Scheme, str | None]:
+    """Address, scheme and host of the request: trusted proxies' words, else its own. No host: see `asked_host`."""
+    trust = _trust(trusted_proxies)
+    peer = _parse_address(scope["client"][0]) if scope.get("client") else None
+    address, believed = _walk(peer, _listed(scope, b"x-forwarded-for"), trust)
+    scheme = _SCHEMES.get(scope["scheme"], "http")
+    host = None
+    if believed:
+        scheme = _SCHEMES.get(_word_of(scope, b"x-forwarded-proto", believed).lower(), scheme)
+        host = normal_host(_word_of(scope, b"x-forwarded-host", believed), scheme)
+    if host is None and len(values := _values(scope, b"host")) == 1:
+        host = normal_host(values[0], scheme)
+    return address, scheme, host
 
 
 @functools.lru_cache(maxsize=16)
@@ -135,11 +166,8 @@ def _parse_address(text: str) -> _Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def _own_host(scope: Scope, scheme: str) -> str:
-    """The Host header, or our own listening address where there is none, two, or one that can't be."""
-    values = _values(scope, b"host")
-    if len(values) == 1 and (host := normal_host(values[0], scheme)) is not None:
-        return host
+def _listening_host(scope: Scope, scheme: str) -> str:
+    """The address that was connected to, for want of a host."""
     name, port = scope.get("server") or ("localhost", None)
     name = f"[{name}]" if ":" in name else name
     return normal_host(f"{name}:{port}" if port else name, scheme) or "localhost"

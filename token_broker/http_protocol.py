@@ -3,10 +3,14 @@
 Uvicorn waits for ever for a request's first byte and for the rest of its head, forgets its keep-alive timer with any
 byte that comes, and keeps an answer that nobody reads. Here a head has to be complete within a time and a size, and a
 client has to take what it asked for. Bodies are the application's to bound.
+
+A head also says in one way which host it is for (RFC 9112 §3.2): not in two Host headers, and a whole URL in the
+request line counts before Host.
 """
 
 import asyncio
 import json
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +23,8 @@ __all__ = ["MAX_HEAD_BYTES", "BoundedHttpProtocol", "bounded_http", "raw_answer"
 
 MAX_HEAD_BYTES = 65_536
 _LINE_END_BYTES = 4  # ": " and CRLF
+_MAX_LENGTH_DIGITS = 20  # what 64 bits take; Python refuses to read more than 4,300
+_ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
@@ -69,10 +75,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
         self._count(len(name) + len(value) + _LINE_END_BYTES)
+        if len(value) > _MAX_LENGTH_DIGITS and name.lower() == b"content-length":
+            raise _malformed()
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_head_timer()
+        self._settle_host()
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
@@ -83,8 +92,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """What the parser will not take, as all other refusals are told; `msg` says no more than that."""
         del msg
-        malformed = Problem(400, "malformed_request", "Send a request that is well-formed HTTP/1.1.")
-        self._refuse(_head_too_large() if self._head_bytes > MAX_HEAD_BYTES else malformed)
+        self._refuse(_head_too_large() if self._head_bytes > MAX_HEAD_BYTES else _malformed())
 
     def resume_writing(self) -> None:
         self._took_some = True
@@ -105,6 +113,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes += size_bytes
         if self._head_bytes > MAX_HEAD_BYTES:
             raise _head_too_large()  # the parser stops at it, and uvicorn calls `send_400_response`
+
+    def _settle_host(self) -> None:
+        """Puts the host of a whole URL in the place of the Host header's; refuses two of these."""
+        if sum(name == b"host" for name, _ in self.headers) > 1:
+            raise _malformed()
+        if self.url.startswith((b"/", b"*")):
+            return
+        if (absolute := _ABSOLUTE_FORM.match(self.url)) is None:
+            raise _malformed()
+        self.headers[:] = [(b"host", absolute[1]), *(item for item in self.headers if item[0] != b"host")]
 
     def _expect_head(self) -> None:
         if self._head_timer is None:
@@ -168,6 +186,10 @@ def bounded_http(*, head_timeout_s: float, write_timeout_s: float) -> type[Bound
     """The protocol with these limits, for `uvicorn.Config(http=…)`, which takes a class and makes its instances."""
     limits: dict[str, Any] = {"head_timeout_s": head_timeout_s, "write_timeout_s": write_timeout_s}
     return type(BoundedHttpProtocol.__name__, (BoundedHttpProtocol,), limits)
+
+
+def _malformed() -> Problem:
+    return Problem(400, "malformed_request", "Send a request that is well-formed HTTP/1.1.")
 
 
 def _head_too_large() -> Problem:

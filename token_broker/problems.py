@@ -10,11 +10,11 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.responses import JSONResponse
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from token_broker.ids import correlation_id
 
-__all__ = ["Problem", "problem_response"]
+__all__ = ["Problem", "problem_response", "refuse_socket"]
 
 _OFFICIAL_CLIENTS_PATHS = re.compile(r"/v1/|/openai/|/voice-live/|/api/v1/voice/voicelive/[^/]+/")
 
@@ -68,3 +68,14 @@ def problem_response(problem: Problem, scope: Scope) -> JSONResponse:
     if _OFFICIAL_CLIENTS_PATHS.match(scope["path"]):
         document["error"] = problem.api_error()
     return JSONResponse(document, problem.status, headers, media_type="application/problem+json")
+
+
+async def refuse_socket(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers a WebSocket handshake with `problem`, where the server can; else with ASGI's own 403."""
+    await receive()  # websocket.connect
+    if "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close"})
+        return
+    response = problem_response(problem, scope)
+    response.headers["X-Request-ID"] = correlation_id(scope)  # HTTP's own answers get it at the edge
+    await response(scope, receive, send)

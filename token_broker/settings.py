@@ -7,6 +7,7 @@ is a field here: its alias is the variable's name, its description the line that
 import difflib
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,8 @@ StrategyName = Literal["ga", "direct_deployment", "project", "unified", "websock
 UpstreamName = Literal["voice_live", "openai_realtime"]
 
 VOICE_LIVE_FIRST_VERSION = "2025-10-01"
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+_MAX_HOPS_DIGITS = 2
 _MANY_TENANTS = frozenset({"common", "organizations", "consumers"})
 
 
@@ -365,7 +368,9 @@ class Settings(BaseSettings):
         description="at least 32 bytes, several separated by commas: the first signs, all verify",
     )
     public_url: str | None = Field(
-        None, alias="BROKER_PUBLIC_URL", description="what plans' URLs are made from; else the request says"
+        None,
+        alias="BROKER_PUBLIC_URL",
+        description="the broker's URL, which plans name; set: other hosts than its and loopback's get 421",
     )
     trusted_proxies: _Names = Field(
         (), alias="BROKER_TRUSTED_PROXIES", description="whose X-Forwarded-* is believed: a number of hops, or CIDRs"
@@ -400,7 +405,9 @@ class Settings(BaseSettings):
 
     # --- eyes
     metrics_token: SecretStr | None = Field(
-        None, alias="BROKER_METRICS_TOKEN", description="set: /metrics, and /status in full, want it as Bearer"
+        None,
+        alias="BROKER_METRICS_TOKEN",
+        description="Bearer of /metrics and of /status in full; needed for both where BROKER_AUTH asks who is there",
     )
     otel: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -530,11 +537,16 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
 
 
 def doubts(settings: Settings) -> list[str]:
-    """A line for each setting that is used otherwise than it says."""
-    if settings.voice_live_api_version == settings.api_version:
-        return []
-    used, said = settings.voice_live_api_version, settings.api_version
-    return [f"AZURE_VOICELIVE_API_VERSION: Voice Live has no {said}; {used} is used for it"]
+    """A line for each setting that is used otherwise than it says, or is missing to another."""
+    lines = []
+    if settings.voice_live_api_version != settings.api_version:
+        used, said = settings.voice_live_api_version, settings.api_version
+        lines.append(f"AZURE_VOICELIVE_API_VERSION: Voice Live has no {said}; {used} is used for it")
+    if settings.auth in {"easyauth", "entra"} and settings.metrics_token is None:
+        lines.append(
+            f"BROKER_METRICS_TOKEN: unset while BROKER_AUTH={settings.auth}; /metrics refuses everybody until it is set"
+        )
+    return lines
 
 
 def _field_name(loc: tuple[int | str, ...]) -> str:
@@ -571,6 +583,8 @@ def _endpoint_faults(settings: Settings) -> list[str]:
             parse_endpoint(value)
         except EndpointError as error:
             faults.append(f"{name}: {error}")
+    if settings.public_url is not None and not _HOST_NAME.fullmatch(_host(settings.public_url) or "x"):
+        faults.append("BROKER_PUBLIC_URL: has a name that no browser sends; write one in other letters as xn--…")
     if settings.azure_auth == "key" and settings.key is None:
         faults.append("AZURE_VOICELIVE_KEY: missing; AZURE_VOICELIVE_AUTH=key needs it")
     if settings.key is not None and not _header_safe(settings.key.get_secret_value()):
@@ -634,7 +648,7 @@ def _list_faults(settings: Settings) -> list[str]:
         if origin != "*" and not _is_origin(origin)
     ]
     proxies = settings.trusted_proxies
-    if not (len(proxies) == 1 and proxies[0].isdecimal()):
+    if not (len(proxies) == 1 and proxies[0].isdecimal() and len(proxies[0]) <= _MAX_HOPS_DIGITS):
         faults += [
             f"BROKER_TRUSTED_PROXIES: {proxy!r} is neither a number of hops nor a CIDR such as 10.0.0.0/8"
             for proxy in proxies

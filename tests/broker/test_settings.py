@@ -31,6 +31,8 @@ def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
         ({"AZURE_VOICELIVE_ENDPOINT": "https://x.openai.azure.com/openai/v1"}, "AZURE_VOICELIVE_ENDPOINT"),
         ({"AZURE_OPENAI_ENDPOINT": "nothing"}, "AZURE_OPENAI_ENDPOINT"),
         ({"BROKER_PUBLIC_URL": "voice.example.com"}, "BROKER_PUBLIC_URL"),
+        ({"BROKER_PUBLIC_URL": "https://sprech-bücher.example"}, "BROKER_PUBLIC_URL"),  # browsers send xn--…
+        ({"BROKER_PUBLIC_URL": "https://*.example.com"}, "BROKER_PUBLIC_URL"),
         ({"ZEP_API_URL": "zep"}, "ZEP_API_URL"),
         ({"AZURE_VOICELIVE_KEY": "two words-secret"}, "AZURE_VOICELIVE_KEY"),
         ({"AZURE_VOICELIVE_KEY": "schlüssel-secret"}, "AZURE_VOICELIVE_KEY"),
@@ -58,6 +60,7 @@ def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
         ({"BROKER_AUTH": "entra", "BROKER_ENTRA_AUDIENCE": "api://x"}, "BROKER_ENTRA_TENANT_ID"),
         ({"BROKER_AUTH": "entra", "BROKER_ENTRA_TENANT_ID": "0" * 8}, "BROKER_ENTRA_AUDIENCE"),
         ({"BROKER_TRUSTED_PROXIES": "10.0.0.0/99"}, "BROKER_TRUSTED_PROXIES"),
+        ({"BROKER_TRUSTED_PROXIES": "1" * 5_000}, "BROKER_TRUSTED_PROXIES"),
         ({"BROKER_TRUSTED_PROXIES": "10.0.0.0/8,gateway"}, "BROKER_TRUSTED_PROXIES"),
         ({"BROKER_ALLOWED_ORIGINS": "app.example.com"}, "BROKER_ALLOWED_ORIGINS"),
         ({"BROKER_DIRECT_WEBSOCKET": "yes"}, "BROKER_DIRECT_WEBSOCKET"),

@@ -81,6 +81,27 @@ async def test_a_public_url_that_is_not_this_one_is_told(azure: RunningSimulator
     assert "BROKER_PUBLIC_URL" in check.mend
 
 
+async def test_a_public_url_that_makes_the_broker_refuse_this_name_is_told_once(
+    azure: RunningSimulator, tmp_path: Path
+) -> None:
+    database = SecretStr(f"sqlite+aiosqlite:///{tmp_path}/broker.db")
+    app = create_app(settings_for(azure.base_url, database_url=database, public_url="https://voice.example"))
+
+    async def reached_otherwise(scope: Scope, receive: Receive, send: Send) -> None:
+        if "headers" in scope:
+            scope["headers"] = [(n, b"app.azurecontainerapps.io" if n == b"host" else v) for n, v in scope["headers"]]
+        await app(scope, receive, send)
+
+    async with serve(reached_otherwise, lifespan="on") as url:
+        report = await look_at(url)
+    assert failed(report) == ["url host"]
+    check = named(report, "url host")
+    assert check.figure == "HTTP 421"
+    assert "https://voice.example" in check.finding
+    assert "BROKER_PUBLIC_URL" in check.mend
+    assert named(report, "url healthz").mark is Mark.OK  # probes ask by whatever name
+
+
 async def test_a_made_up_principal_that_is_believed_is_a_failure(azure: RunningSimulator, tmp_path: Path) -> None:
     async with broker(azure, tmp_path, auth="easyauth") as url:
         report = await look_at(url)

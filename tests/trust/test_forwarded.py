@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_broker.forwarded import Client, address_key, client_of, public_base, websocket_url
+from token_broker.forwarded import Client, address_key, asked_host, client_of, public_base, websocket_url
 from token_broker.settings import Settings
 
 NOBODY: tuple[str, ...] = ()
@@ -104,11 +104,17 @@ def test_a_websocket_is_read_as_http_is() -> None:
         (["a.test:80"], "a.test"),
         (["a.test:08080"], "a.test:8080"),
         (["[::1]:8080"], "[::1]:8080"),
+        (["[2001:DB8:0:0::1]"], "[2001:db8::1]"),
+        (["A.test."], "a.test"),
+        (["a.test.:8080"], "a.test:8080"),
         (["[12]"], "127.0.0.1:8080"),
     ],
 )
 def test_a_host_that_is_missing_doubled_or_malformed_gives_way_to_our_own_address(hosts: list[str], host: str) -> None:
-    assert client_of(scope(*[("Host", value) for value in hosts], host=None), NOBODY).host == host
+    asked = scope(*[("Host", value) for value in hosts], host=None)
+    assert client_of(asked, NOBODY).host == host
+    nobody_can_say = bool(hosts) and host == "127.0.0.1:8080"
+    assert asked_host(asked, NOBODY) == (None if nobody_can_say else host)
 
 
 @given(

@@ -43,6 +43,8 @@ async def examine_broker(url: str, client: httpx.AsyncClient, tell: Tell, *, tls
         return
     outside = _Outside(base, client, tell)
     await outside.look("GET", "/healthz", verdicts.judge_health)
+    if not await outside.is_asked_by_its_name():
+        return
     await asyncio.gather(
         outside.look("GET", f"{_VOICE}/status", verdicts.judge_status),
         outside.look_at_tokens(),
@@ -66,6 +68,14 @@ class _Outside:
             self.tell(_silent(path))
         elif (check := judge(answer)) is not None:
             self.tell(check)
+
+    async def is_asked_by_its_name(self) -> bool:
+        """Tells where the broker does not answer under this host: then it answers nothing else but probes."""
+        answer = await self._ask("GET", f"{_VOICE}/status")
+        if answer is None or (refused := verdicts.judge_host(answer)) is None:
+            return True
+        self.tell(refused)
+        return False
 
     async def look_at_tokens(self) -> None:
         """A token request as anybody, and one with a made-up principal."""

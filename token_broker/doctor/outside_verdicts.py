@@ -12,6 +12,7 @@ __all__ = [
     "Answer",
     "judge_forged_header",
     "judge_health",
+    "judge_host",
     "judge_metrics",
     "judge_own_origin",
     "judge_plain_get",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 _OK = 200
+_MAX_TOLD_CHARS = 300
 _TICKET_REFUSED = 4401
 _STRATEGIES = ("ga", "direct_deployment", "project", "unified")
 _PLATFORM_MEND = (
@@ -29,6 +31,7 @@ _PLATFORM_MEND = (
     "--action AllowAnonymous --enabled false; or keep it, set BROKER_AUTH=easyauth, and sign in"
 )
 _ADDRESS_MEND = "set BROKER_PUBLIC_URL to this address, or BROKER_TRUSTED_PROXIES to the proxies before the broker"
+_HOST_NOT_SERVED = 421
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,15 @@ def _in_the_way(name: str, answer: Answer) -> Check:
         mend = "no replica is ready behind the ingress: az containerapp logs show -n <app> -g <group> --type system"
         return Check(name, Mark.FAILED, "the ingress has nobody to ask", answer.figure, mend)
     return Check(name, Mark.FAILED, "what answers there is no broker", answer.figure, "check the address, and the path")
+
+
+def judge_host(answer: Answer) -> Check | None:
+    """Any answer but a probe's, for the name alone: a broker with a public URL answers under no other."""
+    if answer.status != _HOST_NOT_SERVED or not answer.is_ours:
+        return None
+    told = "".join(filter(str.isprintable, str(answer.document.get("detail", ""))))[:_MAX_TOLD_CHARS]
+    finding = f"a broker is there, but does not answer under this name. It says: {told}"
+    return Check("url host", Mark.FAILED, finding, answer.figure, _ADDRESS_MEND)
 
 
 def judge_status(answer: Answer) -> Check:
