@@ -105,16 +105,19 @@ class Broker:
     observe: Observer
     tally: Tally = field(default_factory=Tally)
 
-    def health(self) -> dict[str, Any]:
-        """What `/status` adds for those who may see all."""
+    def health(self, *, principals: bool = False) -> dict[str, Any]:
+        """What `/status` adds for those who may see figures; only with `principals` what names some."""
         skew_s = self.tally.clock_skew_s
+        relay = self.relay.snapshot()
+        if not principals:
+            del relay["usage_by_principal"]
         return {
             "strategies": [
                 _with_advice(link.gate.snapshot()) if isinstance(link, Link) else self.tally.proxy_snapshot(link.name)
                 for link in self.chain.links
             ],
             "outbox": self.memory.status().outbox(),
-            "relay": self.relay.snapshot(),
+            "relay": relay,
             "slo": self.tally.slo(),
             "clock_skew_s": None if skew_s is None else round(skew_s, 1),
         }

@@ -73,7 +73,9 @@ class RelayFigures(BaseModel):
     calls_ended: int = Field(description="Calls hung up since their client changed the agent's session repeatedly.")
     usage: TokenUsage
     usage_by_agent: dict[str, TokenUsage]
-    usage_by_principal: dict[str, TokenUsage]
+    usage_by_principal: dict[str, TokenUsage] = Field(
+        {}, description="Left out for whoever has not sent BROKER_METRICS_TOKEN."
+    )
     upstreams: list[Gate]
 
 
@@ -99,7 +101,7 @@ class Outbox(BaseModel):
 
 
 class Status(BaseModel):
-    """The first five for everybody; the rest wants BROKER_METRICS_TOKEN where it is set."""
+    """The first five for everybody; the rest as the operation says."""
 
     voicelive_configured: bool
     endpoint: str | None

@@ -15,6 +15,8 @@
 
 const POLL_MS = 5_000;
 const REMEMBERED = 120;
+const NO_FIGURES =
+  "This broker tells more only to whoever sends its BROKER_METRICS_TOKEN: ask GET /status with it as Bearer, or look at the dashboard that has it.";
 const SVG = "http://www.w3.org/2000/svg";
 
 /** A strategy's condition in a word, and the colour of it. @type {Record<string, [string, string]>} */
@@ -56,8 +58,10 @@ export class HealthPanel {
   async #refresh() {
     const notice = find("health-notice");
     try {
-      this.#draw(await this.#broker.status());
-      notice.hidden = true;
+      const status = await this.#broker.status();
+      this.#draw(status);
+      notice.textContent = NO_FIGURES;
+      notice.hidden = isFull(status);
     } catch (error) {
       notice.textContent = error instanceof Error ? error.message : "The status can't be read.";
       notice.hidden = false;
@@ -67,7 +71,7 @@ export class HealthPanel {
 
   /** @param {any} status */
   #draw(status) {
-    const strategies = /** @type {StrategyStatus[]} */ (Array.isArray(status.strategies) ? status.strategies : []);
+    const strategies = /** @type {StrategyStatus[]} */ (isFull(status) ? status.strategies : []);
     find("figures").replaceChildren(...figures(status));
     find("strategies").replaceChildren(...strategies.map((one) => this.#strategy(one)));
     find("health-note").textContent = footnote(status);
@@ -90,12 +94,22 @@ export class HealthPanel {
   }
 }
 
+/**
+ * Whether it is the whole status, and not the part that everybody may read.
+ * @param {any} status
+ */
+function isFull(status) {
+  return Array.isArray(status.strategies);
+}
+
 /** @param {any} status */
 function figures(status) {
   const { slo = {}, outbox = {} } = status;
+  const talks = figure("Talks open", count(status.active_sessions), "");
+  if (!isFull(status)) return [talks];
   return [
     figure("Usable plans", percent(slo.ratio), slo.aim ? `aim ${percent(slo.aim)}` : ""),
-    figure("Talks open", count(status.active_sessions), ""),
+    talks,
     figure("Turns waiting", count(outbox.queued), age(outbox.oldest_age_s)),
     figure("Turns kept", count(outbox.delivered), outbox.dead ? `${count(outbox.dead)} dead letters` : ""),
   ];

@@ -142,6 +142,18 @@ async def test_health_draws_what_status_says(quiet_browser: Browser) -> None:
         assert page.complaints == []
 
 
+async def test_health_says_who_is_told_more_where_the_status_is_short(quiet_browser: Browser) -> None:
+    short = {"voicelive_configured": True, "model": "gpt-realtime", "active_sessions": 3, "agents": {"elena": {}}}
+    async with run_stand_in(health=short) as server, quiet_browser.page() as page:
+        await page.goto(f"{server.base_url}/#health")
+        await page.wait_for("!document.getElementById('health-notice').hidden")
+        assert "BROKER_METRICS_TOKEN" in await page.run("document.getElementById('health-notice').textContent")
+        text = await page.run("document.getElementById('panel-health').innerText")
+    assert "Talks open" in text
+    assert "3" in text
+    assert "Usable plans" not in text  # nothing is drawn of what was not told
+
+
 async def test_health_says_when_the_broker_is_away(quiet_browser: Browser) -> None:
     async with run_stand_in(health=None) as server, quiet_browser.page() as page:
         await page.goto(f"{server.base_url}/#health")

@@ -14,13 +14,13 @@ from token_broker.schemas import AgentConfig
 from token_broker.sessions import blocklist_unread
 from token_broker.status_schemas import Readiness, Status
 
-__all__ = ["STATUS_OPERATIONS", "get_config", "get_health", "get_readiness", "get_status"]
+__all__ = ["STATUS_OPERATIONS", "get_config", "get_health", "get_readiness", "get_status", "may_see_figures"]
 
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
 async def get_status(request: Request) -> Response:
-    """The SOP's fields for everybody; the rest too, unless BROKER_METRICS_TOKEN is set and not sent as Bearer."""
+    """The SOP's fields for everybody, the rest for whoever `may_see_figures`, principals for the token's holder."""
     broker = broker_of(request)
     settings = broker.settings
     status = {
@@ -30,16 +30,25 @@ async def get_status(request: Request) -> Response:
         "active_sessions": broker.talks.active,
         "agents": {agent.id: {"voice": agent.voices["preview"]} for agent in broker.agents},
     }
-    if may_see_all(request, broker):
-        status |= broker.health()
+    if may_see_figures(request, broker):
+        status |= broker.health(principals=_has_metrics_token(request, broker))
     return JSONResponse(status, headers=_NO_STORE)
 
 
-def may_see_all(request: Request, broker: Broker) -> bool:
-    """Whether the caller may see metrics and the whole status."""
+def may_see_figures(request: Request, broker: Broker) -> bool:
+    """Whether the caller may see metrics and the status in full: who sends BROKER_METRICS_TOKEN, and everybody while
+    none is set and nobody has to sign in.
+    """
+    settings = broker.settings
+    if settings.metrics_token is None and settings.auth in {None, "none"}:
+        return True
+    return _has_metrics_token(request, broker)
+
+
+def _has_metrics_token(request: Request, broker: Broker) -> bool:
     wanted = broker.settings.metrics_token
     given = bearer_token(request) or ""
-    return wanted is None or secrets.compare_digest(given.encode(), wanted.get_secret_value().encode())
+    return wanted is not None and secrets.compare_digest(given.encode(), wanted.get_secret_value().encode())
 
 
 async def get_config(request: Request) -> Response:
@@ -79,7 +88,10 @@ STATUS_OPERATIONS = (
         aliases=("/status",),
         tag="Watching",
         summary="What the broker says of itself",
-        description="In full for whoever holds BROKER_METRICS_TOKEN, and for everybody while that is unset.",
+        description=(
+            "In full for whoever sends BROKER_METRICS_TOKEN. While that is unset and BROKER_AUTH is `none`, everybody "
+            "gets all but what names principals. Else the first five members."
+        ),
         answers=(Answer(200, "The status.", Status),),
         security=(None, "metricsToken"),
     ),
