@@ -30,7 +30,7 @@ from token_broker.origins import OriginGuard
 from token_broker.problems import Problem, problem_response
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import websocket_not_found
-from token_broker.routing import ExactRoutes
+from token_broker.routing import ExactRoutes, PlainPaths, not_found
 from token_broker.settings import Settings
 
 __all__ = ["create_app"]
@@ -73,6 +73,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
         middleware=[
             Middleware(Edge, observe=metrics),
             Middleware(OriginGuard, settings=settings),
+            Middleware(PlainPaths, socket_not_found=websocket_not_found),
             Middleware(ExactRoutes, routes=routes),
         ],
         exception_handlers={Problem: _answer_problem, HTTPException: _answer_http_exception},
@@ -137,8 +138,9 @@ async def _answer_problem(request: Request, problem: Exception) -> Response:
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own refusals as problem documents."""
     assert isinstance(error, HTTPException)  # noqa: S101  # as above
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return problem_response(not_found(), request.scope)
     code, detail = {
-        404: ("not_found", "There is nothing at this path; /openapi.json lists what there is."),
         405: ("method_not_allowed", "This path does not take this method; the Allow header names those it takes."),
     }.get(error.status_code, ("http_error", "The request can't be answered as it is."))
     headers = {"Allow": _allowed(request)} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers

@@ -20,6 +20,7 @@ _REF = "#/components/schemas/{model}"
 _PROBLEM_MEDIA = "application/problem+json"
 _EVERYWHERE = {421: ("host_not_served",), 500: ("internal_error",)}
 _STATE_CHANGING = {403: ("origin_not_allowed",)}
+_WITH_A_PATH_OF_THE_CALLERS = {404: ("not_found",)}
 _SAFE = frozenset({"get", "head"})
 
 
@@ -99,8 +100,9 @@ class Socket:
 class Operation:
     """A method of a route. `path` is the template as the route has it; `aliases` are the same object elsewhere.
 
-    `problems` names the codes a status can come with; what any route may answer (421, 500, and 403 for a foreign
-    origin) is added. `security` are names of schemes, any one of which will do; `None` among them is nobody.
+    `problems` names the codes a status can come with; what any route may answer (421, 500, 403 for a foreign origin,
+    404 for a path that can't be one) is added. `security` are names of schemes, any one of which will do; `None` among
+    them is nobody.
     """
 
     name: str
@@ -247,6 +249,8 @@ def _problems(operation: Operation) -> dict[int, tuple[str, ...]]:
     """All that may go wrong: the operation's own, and what any route may answer."""
     everywhere = _EVERYWHERE if operation.method in _SAFE else _EVERYWHERE | _STATE_CHANGING
     own = operation.problems
+    if "{" in operation.path and "not_found" not in own.get(404, ()):
+        everywhere = everywhere | _WITH_A_PATH_OF_THE_CALLERS
     return {status: (*own.get(status, ()), *everywhere.get(status, ())) for status in {*own, *everywhere}}
 
 

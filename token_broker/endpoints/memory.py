@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from token_broker.broker import Broker, broker_of
-from token_broker.http import bearer_token, parse_json, read_body
+from token_broker.http import bearer_token, ensure_few_values, parse_json, read_body
 from token_broker.ids import uuid7
 from token_broker.memory.base import Outcome, Owner, Turn
 from token_broker.memory.errors import NotOwnerError, StoreBusyError, StoreError, StoreRefusedError
@@ -194,6 +194,7 @@ async def _body(request: Request, broker: Broker) -> bytes:
 
 def _transcripts(body: bytes) -> Sequence[Transcript]:
     """One transcript, or a batch of them: told apart by the key `transcripts`."""
+    ensure_few_values(body)
     try:
         batched = "transcripts" in from_json(body)
     except (ValueError, TypeError):

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import token_broker
+from token_broker.http import MAX_JSON_VALUES
 from token_broker.openapi import Answer, Operation, Socket, api_document
 from token_broker.openapi_page import render_page
 
@@ -19,10 +20,12 @@ __all__ = ["openapi_routes"]
 _DESCRIPTION = (
     "Plans that a browser can always use, for talking to Azure's GPT Realtime and Voice Live.\n\n"
     "Errors are problem documents (RFC 9457) with a stable `code`. Every answer has `X-Request-ID`, which is a "
-    "problem's `correlation_id`. GET routes answer HEAD as well. A path that does not exist answers 404 `not_found`, a "
-    "method that a path does not take 405 `method_not_allowed` with `Allow`. A head that is no HTTP/1.1 answers 400 "
-    "`malformed_request`, one that takes too long 408 `head_timeout`, one that is too large 431 `head_too_large`; a "
-    "WebSocket handshake that is none, 400 `malformed_handshake`. "
+    "problem's `correlation_id`. GET routes answer HEAD as well. A path that does not exist, or has an encoded slash, "
+    "backslash, dot or NUL, answers 404 `not_found`, a method that a path does not take 405 `method_not_allowed` with "
+    "`Allow`. A host name that is not the broker's answers 421 `host_not_served`, over WebSockets too. A head that is "
+    "no HTTP/1.1, or has two Host headers, answers 400 `malformed_request`, one that takes too long 408 "
+    "`head_timeout`, one that is too large 431 `head_too_large`; a WebSocket handshake that is none, 400 "
+    f"`malformed_handshake`. JSON with more than {MAX_JSON_VALUES} keys and values is 422 `invalid_request`. "
     "Times are UTC."
 )
 _PAGE_HEADERS = {

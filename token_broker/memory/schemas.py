@@ -28,7 +28,10 @@ def _storable(text: str) -> str:
 
 def _utc(time: datetime) -> datetime:
     """A time without an offset is taken for UTC."""
-    time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    try:
+        time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    except OverflowError:  # the year 10,000 or 0 in UTC, which pydantic would let through as a failure of ours
+        time = datetime.min.replace(tzinfo=UTC)
     if not _EARLIEST <= time <= _LATEST:
         raise ValueError("is not a time between 1970 and 9000")
     return time

@@ -177,7 +177,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return min(float(value), _MAX_RETRY_AFTER_S)
     try:
         wait_s = parsedate_to_datetime(value).timestamp() - time.time()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)
 
