@@ -36,6 +36,12 @@ param entraTenantId string = tenant().tenantId
 @description('With entra: the audience that JWTs must have, such as api://<client id>.')
 param entraAudience string = ''
 
+@description('With entra: the scope or app role that JWTs must carry too. Empty asks for none; then the app registration should say who is assigned.')
+param entraRequiredScope string = ''
+
+@description('IPv4 ranges that may reach the broker, such as 203.0.113.9/32, separated by commas; empty means everywhere. With brokerAuth none, empty (or a range of everywhere) makes the ingress internal: nobody outside the environment reaches it.')
+param allowedAddresses string = ''
+
 @description('How the broker proves itself to the voice resource; as main.bicep was told.')
 @allowed([
   'key'
@@ -116,6 +122,8 @@ module backend 'modules/backend-aca.bicep' = {
     easyAuthClientId: easyAuthClientId
     entraTenantId: entraTenantId
     entraAudience: entraAudience
+    entraRequiredScope: entraRequiredScope
+    allowedAddresses: allowedAddresses
     voiceAuthentication: voiceAuthentication
     store: store
     memory: memory

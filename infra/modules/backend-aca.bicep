@@ -27,6 +27,12 @@ param entraTenantId string
 @description('With entra: the audience.')
 param entraAudience string
 
+@description('With entra: the scope or app role; empty asks for none.')
+param entraRequiredScope string
+
+@description('IPv4 ranges that may reach the broker, separated by commas; empty means everywhere.')
+param allowedAddresses string
+
 @description('How the broker proves itself to the voice resource.')
 @allowed([
   'key'
@@ -88,6 +94,15 @@ param drainSeconds int
 var suffix = uniqueString(resourceGroup().id)
 var appName = 'token-broker'
 var port = 8080
+var withKey = voiceAuthentication == 'key'
+var withZep = memory == 'zep'
+var addressList = replace(allowedAddresses, ' ', '')
+var addresses = empty(addressList) ? [] : split(addressList, ',')
+
+// Where nobody is asked who they are, the ingress is external for named addresses alone.
+var restricted = !empty(addresses) && !contains(addressList, '/0')
+var external = brokerAuth != 'none' || restricted
+var hostLabel = external ? appName : '${appName}.internal'
 
 // https://learn.microsoft.com/azure/templates/microsoft.managedidentity/2024-11-30/userassignedidentities
 resource identity 'Microsoft.ManagedIdentity/userAssignedIdentities@2024-11-30' existing = {
@@ -114,7 +129,23 @@ resource apps 'Microsoft.App/managedEnvironments@2025-07-01' existing = {
   name: 'cae-${suffix}'
 }
 
-var secrets = concat([
+var voiceKeySecrets = [
+  {
+    name: 'voicelive-api-key'
+    keyVaultUrl: '${vault.properties.vaultUri}secrets/voicelive-api-key'
+    identity: identity.id
+  }
+]
+
+var zepSecrets = [
+  {
+    name: 'zep-api-key'
+    keyVaultUrl: '${vault.properties.vaultUri}secrets/zep-api-key'
+    identity: identity.id
+  }
+]
+
+var brokerSecrets = [
   {
     name: 'broker-database-url'
     keyVaultUrl: '${vault.properties.vaultUri}secrets/broker-database-url'
@@ -130,22 +161,30 @@ var secrets = concat([
     keyVaultUrl: '${vault.properties.vaultUri}secrets/broker-metrics-token'
     identity: identity.id
   }
-], voiceAuthentication == 'key' ? [
+]
+
+var secrets = concat(brokerSecrets, withKey ? voiceKeySecrets : [], withZep ? zepSecrets : [])
+
+var voiceKeyEnv = [
   {
-    name: 'voicelive-api-key'
-    keyVaultUrl: '${vault.properties.vaultUri}secrets/voicelive-api-key'
-    identity: identity.id
+    name: 'AZURE_VOICELIVE_KEY'
+    secretRef: 'voicelive-api-key'
   }
-] : [], memory == 'zep' ? [
+]
+
+var zepEnv = [
   {
-    name: 'zep-api-key'
-    keyVaultUrl: '${vault.properties.vaultUri}secrets/zep-api-key'
-    identity: identity.id
+    name: 'ZEP_API_KEY'
+    secretRef: 'zep-api-key'
   }
-] : [])
+  {
+    name: 'ZEP_API_URL'
+    value: zepApiUrl
+  }
+]
 
 // An empty value counts as unset with the broker, so what is optional may stand here empty.
-var env = concat([
+var brokerEnv = [
   {
     name: 'HOST'
     value: '0.0.0.0'
@@ -173,7 +212,7 @@ var env = concat([
   {
     // auto: the key first, Entra when keys are switched off.
     name: 'AZURE_VOICELIVE_AUTH'
-    value: voiceAuthentication == 'key' ? 'auto' : 'entra'
+    value: withKey ? 'auto' : 'entra'
   }
   {
     name: 'AZURE_VOICELIVE_TRANSCRIPTION_MODEL'
@@ -197,6 +236,10 @@ var env = concat([
     value: entraAudience
   }
   {
+    name: 'BROKER_ENTRA_REQUIRED_SCOPE'
+    value: entraRequiredScope
+  }
+  {
     name: 'BROKER_DATABASE_URL'
     secretRef: 'broker-database-url'
   }
@@ -214,8 +257,9 @@ var env = concat([
     value: '/etc/ssl/certs/ca-certificates.crt'
   }
   {
+    // The broker answers under this name and no other.
     name: 'BROKER_PUBLIC_URL'
-    value: empty(publicUrl) ? 'https://${appName}.${apps.properties.defaultDomain}' : publicUrl
+    value: empty(publicUrl) ? 'https://${hostLabel}.${apps.properties.defaultDomain}' : publicUrl
   }
   {
     // The environment's own ingress is the one hop before the broker.
@@ -238,21 +282,9 @@ var env = concat([
     name: 'BROKER_LOG_FORMAT'
     value: 'json'
   }
-], voiceAuthentication == 'key' ? [
-  {
-    name: 'AZURE_VOICELIVE_KEY'
-    secretRef: 'voicelive-api-key'
-  }
-] : [], memory == 'zep' ? [
-  {
-    name: 'ZEP_API_KEY'
-    secretRef: 'zep-api-key'
-  }
-  {
-    name: 'ZEP_API_URL'
-    value: zepApiUrl
-  }
-] : [])
+]
+
+var env = concat(brokerEnv, withKey ? voiceKeyEnv : [], withZep ? zepEnv : [])
 
 // https://learn.microsoft.com/azure/templates/microsoft.app/2025-07-01/containerapps
 resource broker 'Microsoft.App/containerApps@2025-07-01' = {
@@ -289,7 +321,15 @@ resource broker 'Microsoft.App/containerApps@2025-07-01' = {
       ]
       secrets: secrets
       ingress: {
-        external: true
+        external: external
+        // As soon as one range is allowed, all others are not.
+        ipSecurityRestrictions: [
+          for address in addresses: {
+            name: 'allow-${uniqueString(address)}'
+            action: 'Allow'
+            ipAddressRange: address
+          }
+        ]
         targetPort: port
         // HTTP/1.1 is what WebSockets are made on. The ingress drops what is silent for 240 s; the broker pings every 20 s.
         transport: 'http'
@@ -398,6 +438,22 @@ resource broker 'Microsoft.App/containerApps@2025-07-01' = {
   }
 }
 
+var signIn = {
+  azureActiveDirectory: {
+    enabled: true
+    registration: {
+      clientId: easyAuthClientId
+      openIdIssuer: '${environment().authentication.loginEndpoint}${entraTenantId}/v2.0'
+    }
+    validation: {
+      allowedAudiences: [
+        easyAuthClientId
+        'api://${easyAuthClientId}'
+      ]
+    }
+  }
+}
+
 // The platform's authentication is on exactly when the broker believes its headers. It never turns anybody away itself:
 // a browser's WebSocket comes with a ticket and health checks with nothing, and who may ask is the broker's to say.
 // https://learn.microsoft.com/azure/templates/microsoft.app/2025-07-01/containerapps/authconfigs
@@ -411,21 +467,7 @@ resource authConfig 'Microsoft.App/containerApps/authConfigs@2025-07-01' = {
     globalValidation: {
       unauthenticatedClientAction: 'AllowAnonymous'
     }
-    identityProviders: brokerAuth == 'easyauth' ? {
-      azureActiveDirectory: {
-        enabled: true
-        registration: {
-          clientId: easyAuthClientId
-          openIdIssuer: '${environment().authentication.loginEndpoint}${entraTenantId}/v2.0'
-        }
-        validation: {
-          allowedAudiences: [
-            easyAuthClientId
-            'api://${easyAuthClientId}'
-          ]
-        }
-      }
-    } : {}
+    identityProviders: brokerAuth == 'easyauth' ? signIn : {}
     httpSettings: {
       requireHttps: true
     }

@@ -5,6 +5,7 @@ param environmentName = 'voice-production'
 param image = readEnvironmentVariable('BROKER_IMAGE')
 param brokerAuth = 'entra'
 param entraAudience = readEnvironmentVariable('BROKER_ENTRA_AUDIENCE')
+param entraRequiredScope = readEnvironmentVariable('BROKER_ENTRA_REQUIRED_SCOPE', '')
 param store = 'postgresql'
 param minReplicas = 3
 param maxReplicas = 30

@@ -167,7 +167,7 @@ def evaluate(node: Node, names: Mapping[str, Any]) -> Any:
     parts = [part for part in node.named_children if part.type != "comment"]
     match node.type:
         case "string":
-            return "".join(_pieces(node, names))
+            return "".join(_pieces(node, names)) if parts else _text(node)  # of blanks alone the parser makes no part
         case "number":
             return int(_text(node))
         case "boolean":
@@ -195,6 +195,9 @@ def evaluate(node: Node, names: Mapping[str, Any]) -> Any:
             return owner.member(_text(parts[-1])) if isinstance(owner, Reference) else owner[_text(parts[-1])]
         case "call_expression":
             return _call(parts, names)
+        case "for_statement":
+            item, items, body = parts
+            return [evaluate(body, {**names, _text(item): value}) for value in evaluate(items, names)]
     raise ValueError(f"{node.type} is not worked out here: {_text(node)}")
 
 
@@ -203,6 +206,12 @@ def _binary(node: Node, left: Any, right: Any) -> Any:
     match operator:
         case "==":
             return left == right
+        case "!=":
+            return left != right
+        case "&&":
+            return left and right
+        case "||":
+            return left or right
         case "*":
             return left * right
         case "+":
@@ -219,6 +228,12 @@ def _call(parts: list[Node], names: Mapping[str, Any]) -> Any:
             return str(given[0])
         case "empty":
             return not given[0]
+        case "split":
+            return given[0].split(given[1])
+        case "replace":
+            return given[0].replace(given[1], given[2])
+        case "contains":
+            return given[1] in given[0]
         case "json":
             return float(given[0])
         case "readEnvironmentVariable":

@@ -111,6 +111,27 @@ def test_provisioning_wants_to_know_who_may_ask(azd: Path) -> None:
     assert run_hook("preprovision", azd, BROKER_AUTH="anybody") == (1, {})
 
 
+@pytest.mark.parametrize(
+    "addresses", ["203.0.113.9/32", "203.0.113.9/32,198.51.100.0/24", "203.0.113.9/32 , 10.0.0.0/8"]
+)
+def test_provisioning_without_authentication_takes_the_addresses_that_may_ask(addresses: str, azd: Path) -> None:
+    code, _ = run_hook("preprovision", azd, BROKER_AUTH="none", BROKER_ALLOWED_ADDRESSES=addresses)
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    ["", "0.0.0.0/0", "203.0.113.9/32,0.0.0.0/0", "203.0.113.9", "everybody", "::/0", "1.2.3.4/32\n0.0.0.0/0"],
+)
+def test_provisioning_without_authentication_wants_to_know_from_where(addresses: str, azd: Path) -> None:
+    assert run_hook("preprovision", azd, BROKER_AUTH="none", BROKER_ALLOWED_ADDRESSES=addresses) == (1, {})
+
+
+def test_provisioning_with_authentication_needs_no_addresses(azd: Path) -> None:
+    assert run_hook("preprovision", azd, BROKER_AUTH="entra", BROKER_ALLOWED_ADDRESSES="")[0] == 0
+    assert run_hook("preprovision", azd, BROKER_AUTH="entra", BROKER_ALLOWED_ADDRESSES="everybody") == (1, {})
+
+
 def test_the_signing_key_leaves_this_machine_once_the_vault_has_it(azd: Path) -> None:
     assert run_hook("postprovision", azd, BROKER_SIGNING_KEY="k") == (
         0,

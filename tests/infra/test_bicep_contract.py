@@ -147,6 +147,87 @@ def test_platform_authentication_is_on_exactly_when_the_broker_believes_its_head
     assert config.condition is None
 
 
+def ingress(**given: Any) -> dict[str, Any]:
+    made: dict[str, Any] = evaluate(
+        at(BACKEND.resources["broker"].body, "properties", "configuration", "ingress"), scope(**given)
+    )
+    return made
+
+
+@pytest.mark.parametrize("auth", ["none", "easyauth", "entra"])
+@pytest.mark.parametrize(
+    ("addresses", "ranges"),
+    [
+        ("", []),
+        ("  ", []),
+        ("203.0.113.9/32", ["203.0.113.9/32"]),
+        ("203.0.113.9/32, 198.51.100.0/24", ["203.0.113.9/32", "198.51.100.0/24"]),
+        ("0.0.0.0/0", ["0.0.0.0/0"]),
+        ("203.0.113.9/32,0.0.0.0/0", ["203.0.113.9/32", "0.0.0.0/0"]),
+    ],
+)
+def test_a_broker_that_asks_nobody_who_they_are_is_never_open_to_everybody(
+    addresses: str, ranges: list[str], auth: str
+) -> None:
+    made = ingress(brokerAuth=auth, allowedAddresses=addresses)
+    assert [rule["ipAddressRange"] for rule in made["ipSecurityRestrictions"]] == ranges
+    assert {rule["action"] for rule in made["ipSecurityRestrictions"]} <= {"Allow"}  # which denies all others
+    assert len({rule["name"] for rule in made["ipSecurityRestrictions"]}) == len(ranges)
+    for_everybody = not ranges or "0.0.0.0/0" in ranges
+    assert made["external"] is (auth != "none" or not for_everybody)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_publishes_a_broker_without_authentication(stage: str) -> None:
+    file = INFRA / "parameters" / f"{stage}.broker.bicepparam"
+    for environ in ({"BROKER_ALLOWED_ADDRESSES": ""}, {"BROKER_ALLOWED_ADDRESSES": "203.0.113.9/32"}):
+        given = read_parameters(file, environ)
+        made = ingress(**given)
+        assert not made["external"] or given["brokerAuth"] != "none" or made["ipSecurityRestrictions"]
+
+
+def test_dev_is_reached_from_the_deployers_address_alone() -> None:
+    given = read_parameters(
+        INFRA / "parameters" / "dev.broker.bicepparam", {"BROKER_ALLOWED_ADDRESSES": "203.0.113.9/32"}
+    )
+    made = ingress(**given)
+    assert made["external"] is True
+    assert [rule["ipAddressRange"] for rule in made["ipSecurityRestrictions"]] == ["203.0.113.9/32"]
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ({}, "https://token-broker.internal.<apps.properties.defaultDomain>"),
+        ({"allowedAddresses": "203.0.113.9/32"}, "https://token-broker.<apps.properties.defaultDomain>"),
+        ({"brokerAuth": "entra"}, "https://token-broker.<apps.properties.defaultDomain>"),
+        ({"brokerAuth": "entra", "publicUrl": "https://voice.example.com"}, "https://voice.example.com"),
+    ],
+)
+def test_the_public_url_is_the_name_that_the_ingress_gives_the_broker(given: dict[str, str], url: str) -> None:
+    """A broker with a public URL answers under that name and no other."""
+    assert {item["name"]: item.get("value") for item in scope(**given)["env"]}["BROKER_PUBLIC_URL"] == url
+
+
+@pytest.mark.parametrize("wanted", ["", "Voice.Talk"])
+def test_the_scope_that_tokens_must_carry_reaches_the_broker(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = environment(brokerAuth="entra", entraAudience="api://x", entraRequiredScope=wanted)
+    assert settings(monkeypatch, variables).entra_required_scope == (wanted or None)
+
+
+@pytest.mark.parametrize("stage", ["staging", "production"])
+def test_a_stage_takes_the_scope_from_the_environment(stage: str) -> None:
+    file = INFRA / "parameters" / f"{stage}.broker.bicepparam"
+    assert read_parameters(file, {"BROKER_ENTRA_REQUIRED_SCOPE": "Voice.Talk"})["entraRequiredScope"] == "Voice.Talk"
+    assert read_parameters(file)["entraRequiredScope"] == ""
+
+
+def test_metrics_have_their_token_in_every_deployment() -> None:
+    """Where callers sign in, a broker without one refuses every scraper."""
+    for auth in ("none", "easyauth", "entra"):
+        assert environment(brokerAuth=auth)["BROKER_METRICS_TOKEN"]
+
+
 def test_who_may_ask_has_no_default() -> None:
     assert BROKER.parameters["brokerAuth"].value is None
     assert BACKEND.parameters["brokerAuth"].value is None
@@ -197,11 +278,11 @@ def test_probes_stay_within_what_the_platform_takes() -> None:
 
 
 def test_ingress_takes_tls_alone_and_lets_any_replica_answer() -> None:
-    ingress = evaluate(at(BACKEND.resources["broker"].body, "properties", "configuration", "ingress"), scope())
-    assert ingress["external"] is True
-    assert ingress["allowInsecure"] is False
-    assert ingress["transport"] == "http"
-    assert ingress["stickySessions"] == {"affinity": "none"}
+    made = ingress(brokerAuth="entra")
+    assert made["external"] is True
+    assert made["allowInsecure"] is False
+    assert made["transport"] == "http"
+    assert made["stickySessions"] == {"affinity": "none"}
 
 
 def test_it_scales_on_talks_and_refuses_newcomers_at_twice_the_number() -> None:
