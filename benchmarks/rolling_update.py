@@ -144,6 +144,8 @@ class Stage:
             "BROKER_PUBLIC_URL": self.url,
             "BROKER_TRUSTED_PROXIES": "1",
             "BROKER_RATE_LIMIT_PER_MINUTE": "0",
+            "BROKER_TURNS_PER_MINUTE": "0",
+            "BROKER_TURN_BYTES_PER_MINUTE": "0",
             "BROKER_MAX_SESSIONS_PER_PRINCIPAL": "0",
             "BROKER_DRAIN_S": str(self.drain_s),
             "BROKER_LOG_FORMAT": "json",

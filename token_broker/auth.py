@@ -20,7 +20,7 @@ from token_broker.entra_jwt import (
     JwksUnavailableError,
     TokenRefusedError,
 )
-from token_broker.forwarded import address_key, client_of
+from token_broker.forwarded import address_key, client_address
 from token_broker.problems import Problem
 from token_broker.settings import Settings
 
@@ -80,7 +80,7 @@ def limit_key(scope: Scope, principal_id: str, trusted_proxies: tuple[str, ...])
     """What somebody is counted by: the principal's id, or the address of somebody anonymous."""
     if principal_id != ANONYMOUS:
         return principal_id
-    return address_key(client_of(scope, trusted_proxies).address)
+    return address_key(client_address(scope, trusted_proxies))
 
 
 class AnonymousAuthenticator:

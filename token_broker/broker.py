@@ -19,6 +19,7 @@ from token_broker.memory.service import Memory
 from token_broker.metrics import Metrics
 from token_broker.observing import Observer
 from token_broker.plans import PlanMaker
+from token_broker.quotas import MemoryQuotas
 from token_broker.relay.admission import Admission
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
@@ -93,6 +94,7 @@ class Broker:
     chain: Chain
     plans: PlanMaker
     memory: Memory
+    quotas: MemoryQuotas
     recall: Recall
     http: httpx.AsyncClient
     credentials: Credentials | None

@@ -148,6 +148,8 @@ async def _demo() -> None:
             database_url=SecretStr("sqlite+aiosqlite:///var/demo.db"),
             zep_api_key=None,
             rate_limit_per_minute=0,
+            turns_per_minute=0,
+            turn_bytes_per_minute=0,
             max_sessions_per_principal=0,
             max_sessions=0,
         )

@@ -20,6 +20,7 @@ __all__ = [
     "Client",
     "address_key",
     "asked_host",
+    "client_address",
     "client_of",
     "normal_host",
     "public_base",
@@ -92,6 +93,17 @@ def websocket_url(base: str) -> str:
     return f"ws{base.removeprefix('http')}"
 
 
+def client_address(scope: Scope, trusted_proxies: tuple[str, ...]) -> str:
+    """The caller's address alone, as `client_of` finds it."""
+    peer = scope["client"][0] if scope.get("client") else None
+    if not trusted_proxies:
+        return peer or UNKNOWN_ADDRESS
+    parsed = _parse_address(peer) if peer else None
+    address, _ = _walk(parsed, _listed(scope, b"x-forwarded-for"), _trust(trusted_proxies))
+    return str(address) if address is not None else UNKNOWN_ADDRESS
+
+
+@functools.lru_cache(maxsize=4096)
 def address_key(address: str) -> str:
     """What an anonymous caller's rate is counted by: the address, or its /64 where it is IPv6 (one household's)."""
     parsed = _parse_address(address)

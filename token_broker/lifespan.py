@@ -21,12 +21,14 @@ from token_broker.azure import build_chain, build_connector, build_credentials, 
 from token_broker.broker import Broker
 from token_broker.calls import Calls
 from token_broker.limits import SessionLimits, Turnstile
+from token_broker.memory.files import make_private_folder
 from token_broker.memory.service import Memory
 from token_broker.memory.sqlite import sqlite_path
 from token_broker.metrics import Metrics
 from token_broker.observing import Observer, observe_with
 from token_broker.origins import OriginRules
 from token_broker.plans import PlanMaker
+from token_broker.quotas import MemoryQuotas
 from token_broker.relay.admission import Admission
 from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
@@ -113,6 +115,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             chain=build_chain(settings, transport, credentials, _attempts_to(observe)),
             plans=PlanMaker(settings, signer),
             memory=memory,
+            quotas=MemoryQuotas(settings),
             recall=memory.recall,
             http=http,
             credentials=credentials,
@@ -144,6 +147,7 @@ def signing_keys(settings: Settings) -> Sequence[SecretStr]:
     database = sqlite_path(settings.database_url.get_secret_value())
     path = database.with_name(f"{database.name}.signing-key")
     try:
+        make_private_folder(path.parent)
         return (load_or_create_key(path),)
     except OSError as error:
         why = error.strerror or str(error)

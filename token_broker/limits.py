@@ -9,11 +9,19 @@ import math
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from token_broker.problems import Problem
 
-__all__ = ["RateLimit", "SessionLease", "SessionLimits", "Turnstile", "too_many_requests", "too_many_sessions"]
+__all__ = [
+    "RateLimit",
+    "Reluctance",
+    "SessionLease",
+    "SessionLimits",
+    "Turnstile",
+    "too_many_requests",
+    "too_many_sessions",
+]
 
 MAX_KEYS = 100_000
 SESSIONS_RETRY_AFTER_S = 10
@@ -31,25 +39,43 @@ class RateLimit:
     def __init__(
         self, per_minute: int, *, clock: Callable[[], float] = time.monotonic, max_keys: int = MAX_KEYS
     ) -> None:
+        self.per_minute = per_minute
         self._interval_s = 60 / per_minute if per_minute else 0.0
-        self._burst_s = self._interval_s * (per_minute - 1)
+        self._burst_s = self._interval_s * per_minute
         self._clock = clock
         self._max_keys = max_keys
         self._free_at_s: dict[str, float] = {}  # in the order of last use
 
-    def take(self, key: str) -> float | None:
-        """None where `key` may go on, and is counted; else the seconds until it may."""
+    def take(self, key: str, cost: int = 1) -> float | None:
+        """None where `key` may go on, and `cost` is counted; else the seconds until it may.
+
+        A cost above `per_minute` never passes: ask `fits` first.
+        """
+        if (wait_s := self.wait_s(key, cost)) is None:
+            self.count(key, cost)
+        return wait_s
+
+    def wait_s(self, key: str, cost: int = 1) -> float | None:
+        """What `take` would return, with nothing counted."""
         if not self._interval_s:
             return None
+        wait_s = cost * self._interval_s - self._burst_s
+        if (free_at_s := self._free_at_s.get(key)) is not None:
+            wait_s += max(0.0, free_at_s - self._clock())
+        return wait_s if wait_s > 1e-6 else None  # rounding must not refuse the burst's last one  # noqa: PLR2004
+
+    def count(self, key: str, cost: int = 1) -> None:
+        """Counts `cost` whether or not it may pass; the wait that this makes never exceeds what fills the burst."""
+        if not self._interval_s:
+            return
         now_s = self._clock()
         self._forget(now_s)
-        free_at_s = max(self._free_at_s.get(key, now_s), now_s)
-        # Rounding must not refuse the burst's last one.
-        if (wait_s := free_at_s - self._burst_s - now_s) > 1e-6:  # noqa: PLR2004
-            return wait_s
-        self._free_at_s.pop(key, None)
-        self._free_at_s[key] = free_at_s + self._interval_s
-        return None
+        free_at_s = max(self._free_at_s.pop(key, now_s), now_s) + cost * self._interval_s
+        self._free_at_s[key] = min(free_at_s, now_s + self._burst_s)
+
+    def fits(self, cost: int) -> bool:
+        """Whether `cost` could ever pass."""
+        return not self.per_minute or cost <= self.per_minute
 
     def __len__(self) -> int:
         return len(self._free_at_s)
@@ -62,27 +88,37 @@ class RateLimit:
             del self._free_at_s[oldest]
 
 
-class Turnstile:
-    """Lets a key through at its rate, and answers whoever insists after being refused more slowly.
+class Reluctance:
+    """Answers whoever insists after being refused more slowly.
 
     A client that asks again at once after each refusal keeps the event loop busy with saying no, and all others wait in
     between. So a key gets a burst of refusals at once, and each one more after a pause in which its connection is idle.
     """
 
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic, pause_s: float = REFUSAL_PAUSE_S) -> None:
+        self._prompt = RateLimit(PROMPT_REFUSALS_PER_MINUTE, clock=clock)
+        self._pause_s = pause_s
+
+    async def refuse(self, key: str, problem: Problem) -> NoReturn:
+        """Raises `problem`, perhaps after the pause."""
+        if self._prompt.take(key) is not None:
+            await asyncio.sleep(self._pause_s)
+        raise problem
+
+
+class Turnstile:
+    """Lets a key through at its rate; see `Reluctance` for whom it does not let through."""
+
     def __init__(
         self, per_minute: int, *, clock: Callable[[], float] = time.monotonic, pause_s: float = REFUSAL_PAUSE_S
     ) -> None:
         self._rate = RateLimit(per_minute, clock=clock)
-        self._prompt = RateLimit(PROMPT_REFUSALS_PER_MINUTE, clock=clock)
-        self._pause_s = pause_s
+        self._reluctance = Reluctance(clock=clock, pause_s=pause_s)
 
     async def admit(self, key: str) -> None:
         """Returns where `key` may go on, and counts it; raises Problem 429 where it may not."""
-        if (wait_s := self._rate.take(key)) is None:
-            return
-        if self._prompt.take(key) is not None:
-            await asyncio.sleep(self._pause_s)
-        raise too_many_requests(wait_s)
+        if (wait_s := self._rate.take(key)) is not None:
+            await self._reluctance.refuse(key, too_many_requests(wait_s))
 
 
 class SessionLease:

@@ -296,6 +296,30 @@ class Settings(BaseSettings):
     max_turn_bytes: int = Field(
         32_768, ge=256, le=1_048_576, alias="BROKER_MAX_TURN_BYTES", description="longest content of a turn, in UTF-8"
     )
+    turns_per_minute: int = Field(
+        600,
+        ge=0,
+        alias="BROKER_TURNS_PER_MINUTE",
+        description="turns that a principal may send in a minute, or at once; 0 is off",
+    )
+    turn_bytes_per_minute: int = Field(
+        4_194_304,
+        ge=0,
+        alias="BROKER_TURN_BYTES_PER_MINUTE",
+        description="the same in bytes: content, ids and channel, in UTF-8; 0 is off",
+    )
+    session_bytes: int = Field(
+        67_108_864,
+        ge=0,
+        alias="BROKER_SESSION_BYTES",
+        description="bytes of turns that one session may have stored; 0 is off",
+    )
+    min_free_disk_bytes: int = Field(
+        268_435_456,
+        ge=0,
+        alias="BROKER_MIN_FREE_DISK_BYTES",
+        description="SQLite: with less free space than this on its disk, new turns get 507; 0 is off",
+    )
     intake_turns: int = Field(
         10_000,
         ge=1,
@@ -383,7 +407,7 @@ class Settings(BaseSettings):
         60,
         ge=0,
         alias="BROKER_RATE_LIMIT_PER_MINUTE",
-        description="token requests and SDP offers a principal; 0 is off",
+        description="token requests and SDP offers a principal; as many reads and erasures of turns; 0 is off",
     )
     max_sessions_per_principal: int = Field(
         10, ge=0, alias="BROKER_MAX_SESSIONS_PER_PRINCIPAL", description="open talks a principal; 0 is off"

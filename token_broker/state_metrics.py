@@ -29,11 +29,15 @@ _MEMORY_GAUGES = (
     ("cut_offs_age_s", "memory_cut_offs_age_seconds", "How long ago the store was last asked who is cut off."),
     ("waiting", "memory_waiting_turns", "Turns that wait for their commit."),
     ("buffered", "memory_buffered_turns", "Proxied turns that wait for the store."),
+    ("disk_is_short", "memory_disk_short", "1 while SQLite's disk has less free space than is to be kept."),
+    ("disk_free_bytes", "memory_disk_free_bytes", "Free space on SQLite's disk."),
 )
 _MEMORY_COUNTERS = (
     ("stored", "memory_stored_turns", "Turns committed."),
     ("duplicates", "memory_duplicate_turns", "Turns that were stored already."),
     ("refused", "memory_refused_turns", "Turns that the store refused."),
+    ("full_sessions", "memory_full_session_turns", "Turns refused, since their session has as much as one may have."),
+    ("short_of_disk", "memory_short_of_disk_turns", "Turns refused for want of free disk; proxied ones come again."),
     ("overflowed", "memory_overflowed_turns", "Proxied turns lost, since the buffer was full."),
     ("commits", "memory_commits", "Commits."),
     ("failed_commits", "memory_failed_commits", "Commits that failed."),
@@ -42,6 +46,7 @@ _MEMORY_COUNTERS = (
     ("recalls", "memory_recalls", "Recalls asked for."),
     ("recalls_late", "memory_late_recalls", "Recalls that took longer than their budget."),
     ("recalls_failed", "memory_failed_recalls", "Recalls that failed."),
+    ("recalls_repeated", "memory_repeated_recalls", "Recalls answered with what was found a moment before."),
     ("tickets_spent_locally", "memory_tickets_spent_locally", "Tickets that this process alone remembers as used."),
 )
 

@@ -36,11 +36,20 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def make_settings(database_url: str) -> MakeSettings:
-    """Settings for this test's store; keyword arguments are fields of `Settings`."""
+    """Settings for this test's store; no rates in the way; keyword arguments are fields of `Settings`."""
 
     def make(**fields: Any) -> Settings:
-        fields = {"database_url": SecretStr(database_url), "signing_keys": "k" * 40, "delivery_poll_s": 0.05, **fields}
-        return Settings.load(**fields)
+        return Settings.load(
+            **{
+                "database_url": SecretStr(database_url),
+                "signing_keys": "k" * 40,
+                "delivery_poll_s": 0.05,
+                "rate_limit_per_minute": 0,
+                "turns_per_minute": 0,
+                "turn_bytes_per_minute": 0,
+                **fields,
+            }
+        )
 
     return make
 

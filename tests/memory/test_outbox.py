@@ -54,7 +54,7 @@ async def give_back(database: Database, held: Claim, result: Settlement) -> bool
 
 
 async def deliveries(database: Database, session_id: str = SESSION) -> list[str]:
-    found = (
+    found = list(
         await database.read(partial(list_turns, session_id=session_id, limit=100, after=None, principal="anonymous"))
         or []
     )

@@ -1,6 +1,7 @@
 """Recall: what an agent is told, whose it is, and what a slow or dead memory costs."""
 
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -10,10 +11,14 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Fault, Zep
 from tests.support.waiting import eventually
+from token_broker.memory import rows
 from token_broker.memory.base import Owner
-from token_broker.memory.database import DialectName
+from token_broker.memory.context import TOLD_CHARS
+from token_broker.memory.database import Database, DialectName
 from token_broker.memory.errors import StoreUnreachableError
+from token_broker.memory.lanes import Lane
 from token_broker.memory.recall import BoundedRecall
+from token_broker.memory.recall_cache import RecallCache
 from token_broker.memory.service import Memory
 
 
@@ -90,7 +95,7 @@ class SlowDatabase:
     async def write(self, work: Any, *, again: bool = True) -> Any:
         await asyncio.sleep(2)
 
-    async def read(self, work: Any) -> Any:
+    async def read(self, work: Any, *, lane: Lane = "quick") -> Any:
         await asyncio.sleep(2)
 
     async def close(self) -> None: ...
@@ -99,7 +104,7 @@ class SlowDatabase:
 class Away(SlowDatabase):
     """Answers at once that it can't."""
 
-    async def read(self, work: Any) -> Any:
+    async def read(self, work: Any, *, lane: Lane = "quick") -> Any:
         raise StoreUnreachableError("down")
 
 
@@ -134,3 +139,138 @@ async def test_with_a_store_that_is_away_nothing_is_told_of_a_session_that_may_b
 async def test_without_a_budget_nothing_is_asked() -> None:
     recall = BoundedRecall(SlowDatabase(), lambda: pytest.fail("asked"), budget_s=0)
     assert await recall.block(owner()) == ""
+
+
+class Counting:
+    """A real database that counts what recall asks of it, and may be slow."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.dialect = database.dialect
+        self.asked = 0
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def open(self) -> bool:
+        return False
+
+    async def write(self, work: Any, *, again: bool = True) -> Any:
+        return await self._database.write(work, again=again)
+
+    async def read(self, work: Any, *, lane: Lane = "quick") -> Any:
+        self.asked += 1
+        found = await self._database.read(work, lane=lane)
+        await self.free.wait()
+        return found
+
+    async def close(self) -> None: ...
+
+
+async def test_who_asks_again_within_a_moment_costs_no_search_until_something_is_said(
+    make_settings: MakeSettings,
+) -> None:
+    async with Memory.open(make_settings()) as memory:
+        await memory.append([turn(content="line 1", sequence=1)])
+        memory.recall._database = counting = Counting(memory._database)
+        first = await memory.recall.block(owner())
+        again = await memory.recall.block(owner(epoch=2))
+        assert counting.asked == 1
+        assert memory.status().recalls_repeated == 1
+        assert first != again, "the fence is another each time"
+        assert first.split("\n")[2:-1] == again.split("\n")[2:-1] == ['"user: line 1"']
+        await memory.append([turn(content="line 2", sequence=2)])
+        assert (await memory.recall.block(owner())).split("\n")[2:-1] == ['"user: line 1"', '"user: line 2"']
+        await memory.append([turn(by=owner("another-session-01"))])
+        await memory.recall.block(owner())
+        assert counting.asked == 2, "what others say outdates nothing"
+
+
+async def test_what_is_kept_of_a_session_is_told_to_its_owner_alone(make_settings: MakeSettings) -> None:
+    async with Memory.open(make_settings()) as memory:
+        await memory.append([turn(content="my boat", by=owner(principal="ann"))])
+        assert "my boat" in await memory.recall.block(owner(principal="ann"))
+        assert await memory.recall.block(owner(principal="bob")) == ""
+        assert "my boat" in await memory.recall.block(owner(principal="ann"))
+
+
+async def test_nothing_that_was_forgotten_is_told_again(make_settings: MakeSettings) -> None:
+    earlier, now = owner("earlier-session-01", principal="ann"), owner(principal="ann")
+    async with Memory.open(make_settings()) as memory:
+        await memory.append([turn(content="my boat lies in Bergen", by=earlier)])
+        assert "Bergen" in await memory.recall.block(now)
+        await memory.forget_session(earlier.session_id, principal="ann")
+        assert await memory.recall.block(now) == ""
+
+
+async def test_what_is_said_while_somebody_asks_is_not_missed_afterwards(make_settings: MakeSettings) -> None:
+    async with Memory.open(make_settings(recall_budget_s=5)) as memory:
+        await memory.append([turn(content="line 1", sequence=1)])
+        memory.recall._database = counting = Counting(memory._database)
+        counting.free.clear()
+        asking = asyncio.create_task(memory.recall.block(owner()))
+
+        async def has_read() -> bool:
+            return counting.asked > 0
+
+        await eventually(has_read)
+        await memory.append([turn(content="line 2", sequence=2)])
+        counting.free.set()
+        await asking
+        assert "line 2" in await memory.recall.block(owner())
+
+
+async def test_what_was_late_or_failed_is_asked_for_again() -> None:
+    recall = BoundedRecall(Away(), lambda: None, budget_s=5)
+    for _ in range(3):
+        await recall.block(owner())
+    assert (recall.counts.failed, recall.counts.repeated) == (3, 0)
+
+
+def test_what_is_kept_ends_after_a_while_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.memory.recall_cache._SESSIONS_KEPT", 3)
+    now_s = 100.0
+    cache: RecallCache[int] = RecallCache(keep_s=2, clock=lambda: now_s)
+    for number in range(9):
+        by = owner(f"session-{number}")
+        mark = cache.ask(by)
+        cache.keep(by, mark, number)
+        cache.done(by, mark)
+    assert [cache.get(owner(f"session-{number}")) for number in range(9)] == [None] * 6 + [6, 7, 8]
+    now_s += 2
+    assert cache.get(owner("session-8")) is None
+    assert not cache._asking
+
+
+async def test_of_long_turns_no_more_is_read_than_can_be_told(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long they are: the contents that come out of the database are cut there."""
+    read: list[int] = []
+
+    def stored_turn(row: Any) -> Any:
+        read.append(len(row.content))
+        return rows.stored_turn(row)
+
+    for module in ("reading", "searching"):
+        monkeypatch.setattr(f"token_broker.memory.{module}.stored_turn", stored_turn)
+    ann = owner(principal="ann")
+    async with Memory.open(make_settings(recall_budget_s=5)) as memory:
+        said = [turn(content=f"harbour {number} " + "boat " * 6_000, by=ann, sequence=number) for number in range(40)]
+        await memory.append(said)
+
+        async def told() -> bool:  # facts too, once the words are indexed
+            memory.recall.kept.forget_all()
+            return "known:" in await memory.recall.block(ann)
+
+        await eventually(told)
+    assert len(read) > 20
+    assert max(read) == TOLD_CHARS
+
+
+@pytest.mark.parametrize("length", [393, 394, 395, 400, 401, 5000])
+async def test_what_is_cut_is_told_as_the_whole_would_be(make_settings: MakeSettings, length: int) -> None:
+    async with Memory.open(make_settings()) as memory:
+        await memory.append([turn(content="x" * length)])
+        (line,) = (await memory.recall.block(owner())).split("\n")[2:-1]
+        text = "user: " + "x" * length
+        assert json.loads(line) == (text if len(text) <= 400 else text[:400] + "…")

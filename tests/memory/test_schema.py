@@ -101,11 +101,12 @@ async def test_a_store_of_the_first_version_is_brought_up_and_keeps_what_it_has(
         for statement in (
             *WORDED_AT_FIRST[connection.dialect.name],
             "DROP TABLE cutoffs",
+            "ALTER TABLE sessions DROP COLUMN stored_bytes",
             "UPDATE alembic_version SET version_num = '0001'",
             "INSERT INTO tickets VALUES (1, 'a-ticket', 1)",
         ):
             connection.execute(text(statement))
-        said = [Arrived(turn("t1", "my boat"), 1)]
+        said = [Arrived(turn("t1", "mein Böötchen, my boat"), 1)]
         insert_turns(connection, said, 1.0, unknown=[(owner(), "elena")], queue=False)
 
     made = await everything(database)
@@ -118,7 +119,9 @@ async def test_a_store_of_the_first_version_is_brought_up_and_keeps_what_it_has(
     if again.dialect == "sqlite":
         assert await again.write(index_words) == 1
     find = partial(search, words=["boat"], limit=9, session_ids=[SESSION])
-    assert [said.content for said in await again.read(find)] == ["my boat"]
+    assert [said.content for said in await again.read(find)] == ["mein Böötchen, my boat"]
+    size_bytes = len("mein Böötchen, my boat".encode()) + len("t1" + SESSION + "elena")
+    assert await again.read(lambda c: c.scalars(text("SELECT stored_bytes FROM sessions")).all()) == [size_bytes]
     assert await erase_session(again, SESSION) == 1
     assert await again.read(find) == []
     await again.close()

@@ -103,7 +103,7 @@ async def test_text_stays_what_it_is_whatever_it_would_mean_to_a_database(databa
     texts = [*odd, *(f"a{chr(code)}b" for code in range(1, 256))]
     said = [turn(f"t{place:03}", text, sequence=place, channel=text) for place, text in enumerate(texts)]
     assert set(await put(database, *said)) == {S}
-    found = (
+    found = list(
         await database.read(
             partial(list_turns, session_id=SESSION, limit=len(texts), after=None, principal="anonymous")
         )
@@ -115,7 +115,7 @@ async def test_text_stays_what_it_is_whatever_it_would_mean_to_a_database(databa
 async def test_a_turn_is_stored_once_and_the_first_content_stays(database: Database) -> None:
     assert await put(database, turn("t1", "first"), turn("t2"), turn("t1", "second")) == [S, S, D]
     assert await put(database, turn("t1", "third"), turn("t3")) == [D, S]
-    found = (
+    found = list(
         await database.read(partial(list_turns, session_id=SESSION, limit=9, after=None, principal="anonymous")) or []
     )
     assert [(said.turn_id, said.content) for said in found] == [("t1", "first"), ("t2", "hello"), ("t3", "hello")]

@@ -120,6 +120,8 @@ def make_settings(directory: Path, endpoint: str | None, **overrides: Any) -> Se
             "project_name": "demo",
             "database_url": f"sqlite+aiosqlite:///{database}",
             "rate_limit_per_minute": 0,
+            "turns_per_minute": 0,
+            "turn_bytes_per_minute": 0,
             "max_sessions_per_principal": 0,
             "max_sessions": 0,
             **overrides,
@@ -166,6 +168,8 @@ def environment(directory: Path, endpoint: str | None, **variables: str) -> dict
         "AZURE_VOICELIVE_PROJECT_NAME": "demo",
         "BROKER_DATABASE_URL": f"sqlite+aiosqlite:///{directory / f'broker-{time.monotonic_ns()}.db'}",
         "BROKER_RATE_LIMIT_PER_MINUTE": "0",
+        "BROKER_TURNS_PER_MINUTE": "0",
+        "BROKER_TURN_BYTES_PER_MINUTE": "0",
         "BROKER_LOG_FORMAT": "json",
     }
     if endpoint is not None:

@@ -76,7 +76,7 @@ async def test_a_principal_that_was_cut_off_gets_no_plan_no_call_and_no_session_
         assert verdict(await resume(broker, plan, **ann)) == CUT_OFF
         assert verdict(await offer(broker, plan)) == CUT_OFF
         assert len(azure.requests) == mints, "Azure is asked for nothing"
-        assert await say(broker, plan) == 200, "what was said is still kept"
+        assert await say(broker, plan) == 403
         assert (await resume(broker, bobs, **bob)).status_code == 200
         assert verdict(await offer(broker, bobs)) == LET_IN
         await admin.lift("principal", "easyauth:aad:ann")

@@ -63,6 +63,47 @@ def test_refused_requests_do_not_lengthen_the_wait(clock: Clock) -> None:
     assert waits == [pytest.approx(60)] * 100
 
 
+def test_what_costs_more_takes_so_many_places_at_once_and_waits_for_as_many(clock: Clock) -> None:
+    rate = RateLimit(60, clock=clock)
+    assert rate.take("a", 60) is None
+    assert rate.take("a", 10) == pytest.approx(10.0)  # a place every 60 s / 60
+    clock.now_s += 10
+    assert rate.wait_s("a", 10) is None
+    assert rate.wait_s("a", 11) == pytest.approx(1.0)
+    assert rate.take("a", 10) is None
+    assert rate.take("b", 60) is None
+
+
+def test_what_costs_more_than_a_minutes_quota_never_fits(clock: Clock) -> None:
+    rate = RateLimit(60, clock=clock)
+    assert (rate.fits(60), rate.fits(61)) == (True, False)
+    assert RateLimit(0, clock=clock).fits(10**12)
+
+
+def test_what_is_counted_all_the_same_lengthens_no_wait_beyond_a_minute(clock: Clock) -> None:
+    rate = RateLimit(60, clock=clock)
+    for _ in range(1000):
+        rate.count("a")
+    assert rate.wait_s("a") == pytest.approx(1.0)
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.floats(0, 30)), max_size=50))
+def test_no_minute_lets_more_through_than_twice_the_quota(asked: list[tuple[int, float]]) -> None:
+    """A burst, and as much again while it comes back: what GCRA promises for any costs."""
+    clock = Clock()
+    rate = RateLimit(50, clock=clock)
+    passed: list[tuple[float, int]] = []
+    for cost, pause_s in asked:
+        clock.now_s += pause_s
+        wait_s = rate.take("a", cost)
+        if wait_s is not None:
+            clock.now_s += wait_s
+            assert rate.take("a", cost) is None, "the wait that was told is enough"
+        passed.append((clock.now_s, cost))
+    for start_s, _ in passed:
+        assert sum(cost for at_s, cost in passed if start_s <= at_s < start_s + 60) <= 100
+
+
 def test_nought_is_off_and_remembers_nobody(clock: Clock) -> None:
     rate = RateLimit(0, clock=clock)
     assert all(rate.take("a") is None for _ in range(1000))

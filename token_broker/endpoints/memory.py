@@ -3,18 +3,30 @@
 A turn is acknowledged once it is on disk, never before. Who writes proves with the session's token that it is theirs.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING
 
 from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from token_broker.auth import limit_key
 from token_broker.broker import Broker, broker_of
 from token_broker.http import bearer_token, ensure_few_values, parse_json, read_body
 from token_broker.ids import uuid7
 from token_broker.memory.base import Outcome, Owner, Turn
-from token_broker.memory.errors import NotOwnerError, StoreBusyError, StoreError, StoreRefusedError
+from token_broker.memory.errors import (
+    NotOwnerError,
+    StoreBusyError,
+    StoreError,
+    StoreFullError,
+    StoreRefusedError,
+)
 from token_broker.memory.schemas import (
     EnrichAnswer,
     EnrichBatch,
@@ -25,107 +37,143 @@ from token_broker.memory.schemas import (
     TurnReceipt,
     TurnRequest,
 )
-from token_broker.memory.service import Memory
+from token_broker.memory.sizes import stored_bytes
 from token_broker.openapi import Answer, Body, Operation, Parameter
 from token_broker.problems import Problem
-from token_broker.sessions import session_erased
+from token_broker.sessions import ensure_not_cut_off, session_erased
 from token_broker.tokens import TokenError
+
+if TYPE_CHECKING:  # rows bring SQLAlchemy, which is loaded when the store opens
+    from token_broker.memory.rows import StoredTurn
 
 __all__ = ["MEMORY_OPERATIONS", "create_turn", "enrich", "forget_turns", "list_turns"]
 
 _NO_STORE = {"Cache-Control": "no-store"}
 _PAGE = 100
 _LARGEST_PAGE = 1000
+_PIECE_BYTES = 65_536  # of an answer, sent at once
+_FULL_RETRY_AFTER_S = 10
 
 
 async def create_turn(request: Request) -> Response:
-    """`POST /conversation/turn`: 200 once the turn is durable; problems 400, 401, 403, 413, 422, 503."""
+    """`POST /conversation/turn`: 200 once the turn is durable; problems 400, 401, 403, 413, 422, 429, 503, 507."""
     broker = broker_of(request)
-    owner = _owner(request, broker)
-    wanted = parse_json(await _body(request, broker), TurnRequest)
+    owner, key = _writer(request, broker)
+    turns = await _counted(request, broker, key, partial(_turn_of, owner, broker.settings.max_turn_bytes))
+    outcome = (await _append(broker, key, turns))[0]
+    answer = TurnAnswer(turn_id=turns[0].turn_id, duplicate=outcome is Outcome.DUPLICATE)
+    return _json(answer, 200)
+
+
+def _turn_of(owner: Owner, limit_bytes: int, body: bytes) -> list[Turn]:
+    wanted = parse_json(body, TurnRequest)
     _is_theirs(owner, wanted.session_id)
     turn = Turn(
         owner=owner,
         turn_id=wanted.turn_id or uuid7(),
         agent_id=wanted.agent_id,
         role=wanted.role,
-        content=_within_limit(wanted.content, broker),
+        content=_within_limit(wanted.content, limit_bytes),
         created_at=wanted.created_at or datetime.now(UTC),
         source="browser",
         sequence=wanted.sequence,
         interrupted=wanted.interrupted,
     )
-    outcome = (await _append(broker.memory, [turn]))[0]
-    answer = TurnAnswer(turn_id=turn.turn_id, duplicate=outcome is Outcome.DUPLICATE)
-    return _json(answer, 200)
+    return [turn]
 
 
 async def enrich(request: Request) -> Response:
     """`POST /memory/enrich`: 202 once all of it is durable; problems as for a turn."""
     broker = broker_of(request)
-    owner = _owner(request, broker)
-    transcripts = _transcripts(await _body(request, broker))
+    owner, key = _writer(request, broker)
+    turns = await _counted(request, broker, key, partial(_turns_of, owner, broker.settings.max_turn_bytes))
+    outcomes = await _append(broker, key, turns)
+    accepted = sum(outcome is Outcome.STORED for outcome in outcomes)
+    answer = EnrichAnswer(session_id=owner.session_id, accepted=accepted, duplicates=len(outcomes) - accepted)
+    return _json(answer, 202)
+
+
+def _turns_of(owner: Owner, limit_bytes: int, body: bytes) -> list[Turn]:
+    transcripts = _transcripts(body)
     for transcript in transcripts:
         _is_theirs(owner, transcript.session_id)
     now = datetime.now(UTC)
-    turns = [
+    return [
         Turn(
             owner=owner,
             turn_id=transcript.turn_id or uuid7(),
             agent_id=transcript.agent_id or "",
             role="user" if transcript.speaker.casefold() == "user" else "assistant",
-            content=_within_limit(transcript.text, broker),
+            content=_within_limit(transcript.text, limit_bytes),
             created_at=now,
             source="browser",
             channel=transcript.channel,
         )
         for transcript in transcripts
     ]
-    outcomes = await _append(broker.memory, turns)
-    accepted = sum(outcome is Outcome.STORED for outcome in outcomes)
-    answer = EnrichAnswer(session_id=owner.session_id, accepted=accepted, duplicates=len(outcomes) - accepted)
-    return _json(answer, 202)
 
 
 async def list_turns(request: Request) -> Response:
-    """`GET …/sessions/{session_id}/turns`: a page of receipts; problems 400, 401, 403, 404, 503."""
+    """`GET …/sessions/{session_id}/turns`: a page of receipts; problems 400, 401, 403, 404, 429, 503."""
     session_id = request.path_params["session_id"]
-    principal = await _admit_reader(request, session_id)
+    reader = await _admit_reader(request, session_id)
     limit = _limit(request.query_params.get("limit"))
     after = request.query_params.get("after")
-    try:
-        turns = await broker_of(request).memory.turns(session_id, principal=principal, limit=limit + 1, after=after)
-    except NotOwnerError:
-        raise _not_yours() from None
-    except StoreError as error:
-        raise _store_problem(error) from None
-    if turns is None:
-        raise Problem(404, "unknown_turn", "`after` names no turn of this session; leave it out to begin anew.")
-    receipts = [
-        TurnReceipt(
-            turn_id=turn.turn_id,
-            agent_id=turn.agent_id or None,
-            role=turn.role,
-            content=turn.content,
-            sequence=turn.sequence,
-            created_at=turn.created_at,
-            interrupted=turn.interrupted,
-            channel=turn.channel,
-            source=turn.source,
-            delivery=turn.delivery.label,
-        )
-        for turn in turns[:limit]
-    ]
-    more = receipts[-1].turn_id if len(turns) > limit else None
-    return _json(TurnPage(session_id=session_id, turns=receipts, next=more), 200)
+    broker = broker_of(request)
+    async with contextlib.AsyncExitStack() as place:
+        await place.enter_async_context(broker.quotas.pages.place(reader.key))
+        try:
+            turns = await broker.memory.turns(session_id, principal=reader.principal, limit=limit, after=after)
+        except NotOwnerError:
+            raise _not_yours() from None
+        except StoreError as error:
+            raise _store_problem(error) from None
+        if turns is None:
+            raise Problem(404, "unknown_turn", "`after` names no turn of this session; leave it out to begin anew.")
+        more = turns[-1].turn_id if turns.more else None
+        page = TurnPage(session_id=session_id, turns=[_receipt(turn) for turn in turns], next=more)
+        return _PageResponse(page.__pydantic_serializer__.to_json(page), place.pop_all())
+
+
+def _receipt(turn: "StoredTurn") -> TurnReceipt:
+    return TurnReceipt(
+        turn_id=turn.turn_id,
+        agent_id=turn.agent_id or None,
+        role=turn.role,
+        content=turn.content,
+        sequence=turn.sequence,
+        created_at=turn.created_at,
+        interrupted=turn.interrupted,
+        channel=turn.channel,
+        source=turn.source,
+        delivery=turn.delivery.label,
+    )
+
+
+class _PageResponse(Response):
+    """A page that is sent in pieces, each once the client has taken those before; `place` is left at its end."""
+
+    def __init__(self, body: bytes, place: contextlib.AsyncExitStack) -> None:
+        super().__init__(body, media_type="application/json", headers=_NO_STORE)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        async with self._place:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            body = memoryview(self.body)
+            for start in range(0, len(body), _PIECE_BYTES):
+                piece = bytes(body[start : start + _PIECE_BYTES])
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def forget_turns(request: Request) -> Response:
     """`DELETE …/sessions/{session_id}/turns`: 200 once nobody can read it; Zep is asked soon after, until it has."""
     session_id = request.path_params["session_id"]
-    principal = await _admit_reader(request, session_id)
+    reader = await _admit_reader(request, session_id)
     try:
-        forgotten = await broker_of(request).memory.forget_session(session_id, principal=principal)
+        forgotten = await broker_of(request).memory.forget_session(session_id, principal=reader.principal)
     except NotOwnerError:
         raise _not_yours() from None
     except StoreError as error:
@@ -146,6 +194,27 @@ def _owner(request: Request, broker: Broker) -> Owner:
     return Owner(claims.session_id, claims.principal, claims.epoch, claims.user_id)
 
 
+def _writer(request: Request, broker: Broker) -> tuple[Owner, str]:
+    """Who sends turns, and the key that they are counted by. Raises Problem 401, and 403 for who is blocked."""
+    owner = _owner(request, broker)
+    ensure_not_cut_off(broker.memory.cutoffs, owner.principal, owner.session_id)
+    return owner, _key(request, broker, owner.principal)
+
+
+def _key(request: Request, broker: Broker, principal: str) -> str:
+    return limit_key(request.scope, principal, broker.settings.trusted_proxies)
+
+
+async def _counted(request: Request, broker: Broker, key: str, turns_of: Callable[[bytes], list[Turn]]) -> list[Turn]:
+    """The body's turns, unless the quota is used up already; a body that turns out to be refused counts as a turn."""
+    await broker.quotas.turns.ensure_not_used_up(key)
+    try:
+        return turns_of(await _body(request, broker))
+    except Problem:
+        broker.quotas.turns.count_refused(key)
+        raise
+
+
 def _unproven(detail: str) -> Problem:
     return Problem(401, "session_token_needed", detail)
 
@@ -155,10 +224,18 @@ def _is_theirs(owner: Owner, session_id: str) -> None:
         raise Problem(403, "foreign_session", "The session token is another session's: nobody writes into that one.")
 
 
-async def _admit_reader(request: Request, session_id: str) -> str:
-    """The principal that the session has to belong to: the token's, or whoever has authenticated.
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Who reads or erases: `principal` is whose the session has to be, `key` what they are counted by."""
 
-    The store says whether it does, as it reads. Raises Problem 401, 403 or 503.
+    principal: str
+    key: str
+
+
+async def _admit_reader(request: Request, session_id: str) -> _Reader:
+    """Admits the session's token, or an authenticated principal of a stored session; counts them.
+
+    The store says whether the session is theirs, as it reads. Raises Problem 401, 403, 429 or 503.
     """
     broker = broker_of(request)
     try:
@@ -166,21 +243,27 @@ async def _admit_reader(request: Request, session_id: str) -> str:
     except Problem:
         if broker.settings.auth not in {"easyauth", "entra"}:
             raise
-        return await _admit_principal(request, broker, session_id)
-    _is_theirs(owner, session_id)
-    return owner.principal
+        principal, has_token = (await broker.authenticator.authenticate(request.scope)).id, False
+    else:
+        principal, has_token = owner.principal, True
+    reader = _Reader(principal, _key(request, broker, principal))
+    await broker.quotas.reads.admit(reader.key)
+    ensure_not_cut_off(broker.memory.cutoffs, principal, session_id)
+    if has_token:
+        _is_theirs(owner, session_id)
+    else:
+        await _ensure_stored_owner(broker, principal, session_id)
+    return reader
 
 
-async def _admit_principal(request: Request, broker: Broker, session_id: str) -> str:
-    """An authenticated principal who has no token of the session needs a stored session that is theirs."""
-    principal = await broker.authenticator.authenticate(request.scope)
+async def _ensure_stored_owner(broker: Broker, principal: str, session_id: str) -> None:
+    """Who has no token of the session needs a stored session that is theirs. Raises Problem 403 or 503."""
     try:
         record = await broker.memory.sessions.find(session_id)
     except StoreError as error:
         raise _store_problem(error) from None
-    if record is None or not principal.authenticated or record.principal != principal.id:
+    if record is None or record.principal != principal:
         raise _not_yours()
-    return principal.id
 
 
 def _not_yours() -> Problem:
@@ -202,28 +285,35 @@ def _transcripts(body: bytes) -> Sequence[Transcript]:
     return parse_json(body, EnrichBatch).transcripts if batched else [parse_json(body, Transcript)]
 
 
-def _within_limit(content: str, broker: Broker) -> str:
-    limit = broker.settings.max_turn_bytes
-    if len(content) > limit or len(content.encode()) > limit:
-        raise Problem(413, "turn_too_large", f"A turn has at most {limit} bytes of text.")
+def _within_limit(content: str, limit_bytes: int) -> str:
+    if len(content) > limit_bytes or len(content.encode()) > limit_bytes:
+        raise Problem(413, "turn_too_large", f"A turn has at most {limit_bytes} bytes of text.")
     return content
 
 
-async def _append(memory: Memory, turns: list[Turn]) -> list[Outcome]:
+async def _append(broker: Broker, key: str, turns: list[Turn]) -> list[Outcome]:
+    """Stores them all or none, and counts them against the quota first. Raises Problem."""
+    await broker.quotas.turns.take(key, len(turns), sum(map(stored_bytes, turns)))
     try:
-        outcomes = await memory.append(turns)
+        outcomes = await broker.memory.append(turns)
     except StoreError as error:
         raise _store_problem(error) from None
     if Outcome.ERASED in outcomes:
         raise session_erased()
     if Outcome.FOREIGN in outcomes:
         raise Problem(403, "foreign_session", "This session belongs to somebody else.")
+    if Outcome.FULL in outcomes:
+        limit = broker.settings.session_bytes
+        raise Problem(413, "session_full", f"This session has the {limit} bytes that one may have: begin another one.")
     return outcomes
 
 
 def _store_problem(error: StoreError) -> Problem:
     if isinstance(error, StoreRefusedError):
         return Problem(422, "turn_refused", "The store does not take this turn as it is.")
+    if isinstance(error, StoreFullError):
+        detail = "The store has no room: nothing was acknowledged. Send it again later, with the same turn_id."
+        return Problem(507, "store_full", detail, headers={"Retry-After": str(_FULL_RETRY_AFTER_S)})
     code = "store_busy" if isinstance(error, StoreBusyError) else "store_away"
     detail = "Nothing was acknowledged: send it again, with the same turn_id, so that it is stored once."
     return Problem(503, code, detail, headers={"Retry-After": "1" if isinstance(error, StoreBusyError) else "2"})
@@ -238,7 +328,7 @@ def _limit(value: str | None) -> int:
     return _LARGEST_PAGE if len(digits) >= len(str(_LARGEST_PAGE)) else int(digits)
 
 
-def _json(model: TurnAnswer | EnrichAnswer | TurnPage | Forgotten, status: int) -> Response:
+def _json(model: TurnAnswer | EnrichAnswer | Forgotten, status: int) -> Response:
     body = model.__pydantic_serializer__.to_json(model)
     return Response(body, status, media_type="application/json", headers=_NO_STORE)
 
@@ -246,15 +336,18 @@ def _json(model: TurnAnswer | EnrichAnswer | TurnPage | Forgotten, status: int) 
 _WRITE_PROBLEMS = {
     400: ("invalid_json", "client_left"),
     401: ("session_token_needed",),
-    403: ("foreign_session", "session_erased"),
+    403: ("foreign_session", "session_erased", "cut_off"),
     408: ("body_timeout",),
-    413: ("body_too_large", "turn_too_large"),
+    413: ("body_too_large", "turn_too_large", "over_quota", "session_full"),
     422: ("invalid_request", "turn_refused"),
+    429: ("turn_quota",),
     503: ("store_away", "store_busy"),
+    507: ("store_full",),
 }
 _READ_PROBLEMS = {
     401: ("session_token_needed", "not_signed_in", "bad_principal", "invalid_token"),
-    403: ("foreign_session", "insufficient_scope"),
+    403: ("foreign_session", "insufficient_scope", "cut_off"),
+    429: ("rate_limited",),
     503: ("store_away", "store_busy", "identity_provider_unreachable"),
 }
 _EXAMPLE_SESSION = "019aaf0e-7c1b-7d5e-9a43-1f6f0f6a2b11"
@@ -271,7 +364,7 @@ MEMORY_OPERATIONS = (
         summary="Keep a turn",
         description=(
             "Answered once the turn is durable. The same `turn_id` in the same session is stored once: send it again "
-            "after a 503, or where no answer came."
+            "after a 429, 503 or 507, or where no answer came."
         ),
         body=Body(
             (TurnRequest,),
@@ -311,7 +404,10 @@ MEMORY_OPERATIONS = (
         aliases=(f"/memory{_TURNS}",),
         tag="Memory",
         summary="What was said, with receipts",
-        description="A page of the session's turns in order, each with how far its delivery has come.",
+        description=(
+            "A page of the session's turns in order, each with how far its delivery has come. It ends before `limit` "
+            "where its turns come to 1 MiB; `next` says where to go on."
+        ),
         parameters=(
             _SESSION,
             Parameter(

@@ -70,6 +70,7 @@ class Outcome(Enum):
     DUPLICATE = "duplicate"  # the session has a turn of that id; the first content stays
     FOREIGN = "foreign"  # the session belongs to another principal
     ERASED = "erased"  # the session was erased: nothing is stored in it any more
+    FULL = "full"  # the session has as many bytes as one may have
 
 
 class TurnIntake(Protocol):

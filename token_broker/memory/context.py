@@ -9,7 +9,15 @@ import secrets
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["EnterpriseContext", "EpisodicLayer", "OperationalLayer", "SecurityLayer", "SemanticLayer", "Utterance"]
+__all__ = [
+    "TOLD_CHARS",
+    "EnterpriseContext",
+    "EpisodicLayer",
+    "OperationalLayer",
+    "SecurityLayer",
+    "SemanticLayer",
+    "Utterance",
+]
 
 MAX_BLOCK_BYTES = 2048
 _FENCE_BYTES = 9
@@ -88,6 +96,7 @@ def _line(text: str) -> str:
 
 
 _MAX_LINE_CHARS = 400
+TOLD_CHARS = _MAX_LINE_CHARS + 1  # of a turn: what is told, and whether there is more
 
 
 def _fitting(lines: list[str], room_bytes: int) -> list[str]:

@@ -8,7 +8,14 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from token_broker.memory.errors import StoreAwayError, StoreError, StoreRefusedError, StoreUnreachableError
+from token_broker.memory.errors import (
+    StoreAwayError,
+    StoreError,
+    StoreFullError,
+    StoreRefusedError,
+    StoreUnreachableError,
+)
+from token_broker.memory.lanes import Lane
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -20,6 +27,7 @@ R = TypeVar("R")
 DialectName = Literal["sqlite", "postgresql"]
 
 _UNREACHABLE_SQLSTATES = ("08", "57P")  # connection; shutting down, starting up
+_DISK_FULL_SQLSTATE = "53100"
 # What may be a row's own fault: its data, a constraint, a limit, somebody's trigger. All else is the server's, from a
 # full disk or a damaged table to a right that is missing; somebody has to mend it, and then it goes on.
 _ROWS_SQLSTATES = ("21", "22", "23", "44", "54", "P0")
@@ -41,8 +49,8 @@ class Database(Protocol):
         """
         ...
 
-    async def read(self, work: "Callable[[Connection], R]") -> R:
-        """Runs `work` on a snapshot. Raises StoreError."""
+    async def read(self, work: "Callable[[Connection], R]", *, lane: Lane = "quick") -> R:
+        """Runs `work` on a snapshot, in a lane that no other delays. Raises StoreError; busy where the lane is full."""
         ...
 
     async def close(self) -> None:
@@ -91,6 +99,8 @@ def store_error(error: Exception) -> Exception:
     if isinstance(original, TimeoutError | OSError):
         return StoreUnreachableError(type(original).__name__)
     if (name := getattr(original, "sqlite_errorname", None)) is not None:
+        if name == "SQLITE_FULL":
+            return StoreFullError(name)
         refused = name.startswith(("SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_TOOBIG"))
         return StoreRefusedError(name) if refused else StoreAwayError(name)
     if (sqlstate := getattr(original, "sqlstate", None)) is not None:
@@ -99,6 +109,8 @@ def store_error(error: Exception) -> Exception:
 
 
 def _postgresql_error(sqlstate: str) -> StoreError:
+    if sqlstate == _DISK_FULL_SQLSTATE:
+        return StoreFullError(sqlstate)
     if sqlstate.startswith(_UNREACHABLE_SQLSTATES):
         return StoreUnreachableError(sqlstate)
     return StoreRefusedError(sqlstate) if sqlstate.startswith(_ROWS_SQLSTATES) else StoreAwayError(sqlstate)

@@ -2,6 +2,7 @@
 
 StoreError
 ├── StoreAwayError         the store cannot commit now: down, full, locked, not yet open; come again
+│   ├── StoreFullError         its disk is full, or nearly; nothing new is stored until somebody makes room
 │   └── StoreUnreachableError   nobody answers: others need not try until it has been reached again
 ├── StoreBusyError         it works, but its queue is full; come again
 ├── StoreRefusedError      this row will never be taken (kept apart, so that it holds up no other)
@@ -17,6 +18,7 @@ __all__ = [
     "StoreAwayError",
     "StoreBusyError",
     "StoreError",
+    "StoreFullError",
     "StoreInUseError",
     "StoreRefusedError",
     "StoreUnreachableError",
@@ -29,6 +31,10 @@ class StoreError(Exception):
 
 class StoreAwayError(StoreError):
     """The store cannot commit now; whether the last attempt was stored may be unknown."""
+
+
+class StoreFullError(StoreAwayError):
+    """The store's disk has no room, or less than it is to keep; reading and erasing may still work."""
 
 
 class StoreUnreachableError(StoreAwayError):

@@ -17,6 +17,7 @@ from token_broker.memory.batches import insert_for
 from token_broker.memory.chunks import within_bytes
 from token_broker.memory.errors import NotOwnerError
 from token_broker.memory.keys import bucket_of
+from token_broker.memory.session_room import note_removed
 from token_broker.memory.store import is_session
 from token_broker.memory.tables import ERASED, ERASING, erasures, outbox, sessions, turns
 
@@ -62,7 +63,7 @@ def mark_erased(
     if erase:
         _note(connection, owner, session_id, max(now_us, lease or 0))
     connection.execute(delete(outbox).where(is_session(outbox, session_id)))
-    tombstone = {"principal": NOBODY, "user_id": None, "agent_id": None, "epoch": ERASING}
+    tombstone = {"principal": NOBODY, "user_id": None, "agent_id": None, "epoch": ERASING, "stored_bytes": 0}
     connection.execute(update(sessions).where(is_session(sessions, session_id)).values(tombstone))
     return connection.scalar(select(func.count()).select_from(turns).where(is_session(turns, session_id))) or 0
 
@@ -186,7 +187,9 @@ def forget_idle_sessions(connection: Connection, before_s: float, limit: int) ->
 
 def _forget_turns(connection: Connection, session_id: str, turn_ids: Iterable[str]) -> None:
     connection.execute(select(sessions.c.epoch).where(is_session(sessions, session_id)).with_for_update())
-    connection.execute(delete(turns).where(is_session(turns, session_id), turns.c.turn_id.in_(list(turn_ids))))
+    its = turns.c.turn_id.in_(list(turn_ids))
+    note_removed(connection, session_id, its)
+    connection.execute(delete(turns).where(is_session(turns, session_id), its))
     if not connection.scalar(select(func.count()).select_from(turns).where(is_session(turns, session_id))):
         connection.execute(delete(outbox).where(is_session(outbox, session_id)))
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import structlog
@@ -20,6 +20,7 @@ log = structlog.get_logger(__name__)
 _CHUNK = 100
 _LONGEST_WAIT_S = 10.0
 _NOT_THEIRS = frozenset({Outcome.FOREIGN, Outcome.ERASED})
+_TOLD_FULL = 1_000  # sessions
 
 
 @dataclass(slots=True)
@@ -53,6 +54,7 @@ class BufferedIntake:
         self._wake = asyncio.Event()
         self._emptied = asyncio.Event()
         self._emptied.set()
+        self._told_full: dict[str, None] = {}
         self.counts = IntakeCounts()
 
     @property
@@ -92,15 +94,25 @@ class BufferedIntake:
         await self._emptied.wait()
 
     async def _store(self, chunk: list[Turn]) -> None:
-        outcomes: Sequence[Outcome | None]
+        outcomes: list[Outcome | None]
         try:
-            outcomes = await self._writer.submit(chunk)
+            outcomes = [*await self._writer.submit(chunk)]
         except StoreRefusedError:
             outcomes = [await self._store_alone(turn) for turn in chunk]
         for turn, outcome in zip(chunk, outcomes, strict=True):
             if outcome in _NOT_THEIRS:
                 self.counts.refused += 1
                 self._on_refused(turn.owner)
+            elif outcome is Outcome.FULL:
+                self._tell_full(turn.owner.session_id)
+
+    def _tell_full(self, session_id: str) -> None:
+        """Once a session, as far back as is remembered; the writer counts the turns."""
+        if session_id not in self._told_full:
+            log.warning("session_full", session_id=session_id)
+            self._told_full[session_id] = None
+            if len(self._told_full) > _TOLD_FULL:
+                del self._told_full[next(iter(self._told_full))]
 
     async def _store_alone(self, turn: Turn) -> Outcome | None:
         """None where the store will never take it."""

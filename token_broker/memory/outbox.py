@@ -16,6 +16,7 @@ from token_broker.memory.keys import LAST_PLACE, arrived_us
 from token_broker.memory.ordering import Position
 from token_broker.memory.pacing import FULL_BATCH, Backlog
 from token_broker.memory.rows import DeadLetter, StoredTurn, stored_turn
+from token_broker.memory.session_room import note_removed
 from token_broker.memory.store import enqueue, is_session
 from token_broker.memory.tables import Delivery, erasures, outbox, sessions, turns
 
@@ -205,7 +206,9 @@ def purge_dead(
     """Deletes dead letters for good, at most `limit` or so many bytes of them; how many."""
     letters = _oldest_dead(connection, limit, max_bytes, session_id)
     for dead_session_id, turn_id in letters:
-        connection.execute(delete(turns).where(is_session(turns, dead_session_id), turns.c.turn_id == turn_id))
+        its = turns.c.turn_id == turn_id
+        note_removed(connection, dead_session_id, its)
+        connection.execute(delete(turns).where(is_session(turns, dead_session_id), its))
     return len(letters)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from token_broker.memory.database import DialectName, store_error
 from token_broker.memory.entra_password import EntraPassword
 from token_broker.memory.errors import StoreUnreachableError
+from token_broker.memory.lanes import LANES, Lane, LaneQueue
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["PostgresDatabase"]
 
 R = TypeVar("R")
-_POOL_SIZE = 8
+_WRITERS = 6
 _CONNECT_S = 3.0
 _CLOSE_S = 5.0
 _MIGRATE_S = 600.0
@@ -31,7 +32,8 @@ class PostgresDatabase:
         self._url = url
         self._password = password
         self._timeout_s = timeout_s
-        self._engine: AsyncEngine | None = None
+        self._engines: dict[Lane | None, AsyncEngine] = {}  # a lane's own; None is for writing
+        self._queues = {lane: LaneQueue(lane) for lane in LANES}
         self._is_open = False
 
     async def open(self) -> bool:
@@ -44,42 +46,47 @@ class PostgresDatabase:
         return was_empty
 
     async def write(self, work: "Callable[[Connection], R]", *, again: bool = True) -> R:
+        return await self._run_twice(work, None, again=again)
+
+    async def read(self, work: "Callable[[Connection], R]", *, lane: Lane = "quick") -> R:
+        with self._queues[lane].place():
+            return await self._run_twice(work, lane)
+
+    async def _run_twice(self, work: "Callable[[Connection], R]", lane: Lane | None, *, again: bool = True) -> R:
         if not self._is_open:
             raise StoreUnreachableError("not yet open")
         try:
-            return await self._run(work)
+            return await self._run(work, lane)
         except StoreUnreachableError as error:
             if not (again and error.lost):
                 raise
-        return await self._run(work)
-
-    async def read(self, work: "Callable[[Connection], R]") -> R:
-        return await self.write(work)
+        return await self._run(work, lane)
 
     async def close(self) -> None:
-        if self._engine is not None:
-            with contextlib.suppress(TimeoutError, OSError):
-                async with asyncio.timeout(_CLOSE_S):
-                    await self._engine.dispose()
-            self._engine = None
+        with contextlib.suppress(TimeoutError, OSError):
+            async with asyncio.timeout(_CLOSE_S):
+                await asyncio.gather(*(engine.dispose() for engine in self._engines.values()))
+        self._engines = {}
         if self._password is not None:
             await self._password.aclose()
 
-    async def _run(self, work: "Callable[[Connection], R]", *, timeout_s: float | None = None) -> R:
+    async def _run(
+        self, work: "Callable[[Connection], R]", lane: Lane | None = None, *, timeout_s: float | None = None
+    ) -> R:
         try:
-            async with asyncio.timeout(timeout_s or self._timeout_s), self._connected().begin() as connection:
+            async with asyncio.timeout(timeout_s or self._timeout_s), self._connected(lane).begin() as connection:
                 return await connection.run_sync(work)
         except Exception as error:  # noqa: BLE001  # mapped, or raised as it is
             raise store_error(error) from None
 
-    def _connected(self) -> "AsyncEngine":
-        if self._engine is None:
+    def _connected(self, lane: Lane | None) -> "AsyncEngine":
+        if lane not in self._engines:
             from sqlalchemy.ext.asyncio import create_async_engine
 
             password = {} if self._password is None else {"password": self._password.get}
-            self._engine = create_async_engine(
+            self._engines[lane] = create_async_engine(
                 self._url,
-                pool_size=_POOL_SIZE,
+                pool_size=_WRITERS if lane is None else LANES[lane].at_once,
                 max_overflow=0,
                 pool_timeout=self._timeout_s,
                 pool_use_lifo=True,
@@ -89,4 +96,4 @@ class PostgresDatabase:
                     **password,
                 },
             )
-        return self._engine
+        return self._engines[lane]

@@ -10,6 +10,7 @@ import structlog
 
 from token_broker.memory.base import ANONYMOUS, LAST_TURNS, Owner
 from token_broker.memory.context import (
+    TOLD_CHARS,
     EnterpriseContext,
     EpisodicLayer,
     SecurityLayer,
@@ -17,7 +18,8 @@ from token_broker.memory.context import (
     Utterance,
 )
 from token_broker.memory.database import Database
-from token_broker.memory.errors import StoreError
+from token_broker.memory.errors import StoreBusyError, StoreError
+from token_broker.memory.recall_cache import RecallCache
 from token_broker.memory.sinks.base import FactSource, SinkError
 
 __all__ = ["BoundedRecall", "RecallCounts"]
@@ -29,11 +31,15 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class RecallCounts:
-    """Since the process began."""
+    """Since the process began; `repeated` were answered with what was found a moment before."""
 
     asked: int = 0
     late: int = 0
     failed: int = 0
+    repeated: int = 0
+
+
+_Found = tuple[tuple[Utterance, ...], tuple[str, ...]]  # a session's last turns, and facts
 
 
 class BoundedRecall:
@@ -43,6 +49,7 @@ class BoundedRecall:
         self._database = database
         self._facts = facts
         self._budget_s = budget_s
+        self.kept: RecallCache[_Found] = RecallCache()
         self.counts = RecallCounts()
 
     async def block(self, owner: Owner) -> str:
@@ -55,16 +62,30 @@ class BoundedRecall:
         security = SecurityLayer(
             principal=owner.principal, user_id=owner.user_id, authenticated=owner.principal != ANONYMOUS
         )
-        turns, facts = await self._within_budget(owner)
+        turns, facts = await self._found(owner)
         return EnterpriseContext(
             security=security,
             episodic=EpisodicLayer(session_id=owner.session_id, last_turns=turns),
             semantic=SemanticLayer(facts=facts),
         )
 
-    async def _within_budget(self, owner: Owner) -> tuple[tuple[Utterance, ...], tuple[str, ...]]:
+    async def _found(self, owner: Owner) -> _Found:
         if self._budget_s <= 0:
             return (), ()
+        if (kept := self.kept.get(owner)) is not None:
+            self.counts.repeated += 1
+            return kept
+        mark = self.kept.ask(owner)
+        try:
+            missed = self.counts.late + self.counts.failed
+            found = await self._within_budget(owner)
+            if missed == self.counts.late + self.counts.failed:  # of this one nothing, as far as can be told
+                self.kept.keep(owner, mark, found)
+            return found
+        finally:
+            self.kept.done(owner, mark)
+
+    async def _within_budget(self, owner: Owner) -> _Found:
         turns = asyncio.create_task(self._last_turns(owner))
         facts = asyncio.create_task(self._known(owner, turns))
         try:
@@ -79,10 +100,11 @@ class BoundedRecall:
         """The session's newest turns; None where it is not known to be `owner`'s."""
         from token_broker.memory.reading import last_turns_of
 
+        work = partial(last_turns_of, owner=owner, limit=LAST_TURNS, chars=TOLD_CHARS)
         try:
-            turns = await self._database.read(partial(last_turns_of, owner=owner, limit=LAST_TURNS))
-        except StoreError:
-            self.counts.failed += 1
+            turns = await self._database.read(work, lane="recall")
+        except StoreError as error:
+            self._count(error)
             return None
         return None if turns is None else tuple(Utterance(role=turn.role, content=turn.content) for turn in turns)
 
@@ -94,13 +116,20 @@ class BoundedRecall:
         await asyncio.wait({turns})
         try:
             return tuple(await source.facts(owner, of_session=_result(turns) is not None))
-        except (StoreError, SinkError):
-            self.counts.failed += 1
+        except (StoreError, SinkError) as error:
+            self._count(error)
             return ()
         except Exception as error:  # noqa: BLE001  # whatever it is, a mint does not fail for it
             self.counts.failed += 1
             log.error("recall_broke", error=type(error).__name__)
             return ()
+
+    def _count(self, error: Exception) -> None:
+        """Who finds the lane full is late: it was not looked for, and did not fail."""
+        if isinstance(error, StoreBusyError):
+            self.counts.late += 1
+        else:
+            self.counts.failed += 1
 
 
 def _result(task: "asyncio.Task[T]") -> T | None:

@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -18,12 +19,14 @@ from token_broker.memory.base import Outcome, Owner, Turn
 from token_broker.memory.books import StoredSessions, StoredTickets
 from token_broker.memory.cutoffs import CutOffs
 from token_broker.memory.database import Database, connect
+from token_broker.memory.disk import DiskWatch, free_bytes_of, reusable_bytes
 from token_broker.memory.errors import StoreAwayError, StoreError, StoreUnreachableError
 from token_broker.memory.housekeeping import Housekeeper
 from token_broker.memory.intake import BufferedIntake
 from token_broker.memory.pacing import backoff_s
 from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.sinks.local import LocalFacts, LocalSink
+from token_broker.memory.sqlite import sqlite_path
 from token_broker.memory.status import MemoryStatus, StoreState
 from token_broker.memory.words import WordIndexer
 from token_broker.memory.writer import GroupWriter, give_up
@@ -32,7 +35,7 @@ from token_broker.settings import Settings
 if TYPE_CHECKING:
     from token_broker.memory.delivery import DeliveryWorker
     from token_broker.memory.outbox import Figures
-    from token_broker.memory.rows import StoredTurn
+    from token_broker.memory.reading import Page
     from token_broker.memory.sinks.base import FactSource, Sink
     from token_broker.memory.sinks.zep import ZepMemory
 
@@ -51,7 +54,13 @@ _FLUSH_S = 5.0  # what a shutdown gives proxied turns to reach the store
 class Memory:
     """Turns, sessions, tickets, cut-offs, recall; make it with `Memory.open`."""
 
-    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.time,
+        free_bytes: Callable[[Path], int] = free_bytes_of,
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._zep: ZepMemory | None = None
@@ -68,12 +77,15 @@ class Memory:
             patience_s=settings.store_patience_s,
             client_id=settings.client_id,
         )
+        self._disk = self._watch_disk(free_bytes)
         self._writer = GroupWriter(
             self._database,
             queue=self._has_zep,
             gather_s=settings.group_commit_ms / 1000,
             clock=clock,
             on_stored=self._stored,
+            session_bytes=settings.session_bytes,
+            disk_is_short=self._disk.is_short if self._disk else lambda _wanted_bytes: False,
         )
         self._watchers: list[Callable[[Owner], None]] = []
         self.intake = BufferedIntake(
@@ -101,9 +113,18 @@ class Memory:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, settings: Settings, *, clock: Callable[[], float] = time.time) -> "AsyncIterator[Memory]":
-        """The memory at work; a store that is away is tried until it comes. Raises StoreInUseError."""
-        memory = cls(settings, clock=clock)
+    async def open(
+        cls,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.time,
+        free_bytes: Callable[[Path], int] = free_bytes_of,
+    ) -> "AsyncIterator[Memory]":
+        """The memory at work; a store that is away is tried until it comes. Raises StoreInUseError.
+
+        `free_bytes` says how much is free on the disk of a folder.
+        """
+        memory = cls(settings, clock=clock, free_bytes=free_bytes)
         tasks = [
             asyncio.create_task(_keep_running(name, work), name=f"memory-{name}")
             for name, work in (
@@ -141,17 +162,15 @@ class Memory:
         finally:
             in_time.cancel()
 
-    async def turns(
-        self, session_id: str, *, principal: str, limit: int, after: str | None = None
-    ) -> "list[StoredTurn] | None":
-        """The turns of `principal`'s session in order, behind the turn `after`; None where there is no such turn.
+    async def turns(self, session_id: str, *, principal: str, limit: int, after: str | None = None) -> "Page | None":
+        """A page of `principal`'s session's turns, behind the turn `after`; None where there is no such turn.
 
         Raises StoreError, NotOwnerError.
         """
         from token_broker.memory.reading import list_turns
 
         wanted = partial(list_turns, session_id=session_id, principal=principal, limit=limit, after=after)
-        return await self._database.read(wanted)
+        return await self._database.read(wanted, lane="bulk")
 
     async def forget_session(self, session_id: str, *, principal: str) -> int:
         """Erases `principal`'s session; how many turns it had. Raises StoreError, NotOwnerError.
@@ -162,6 +181,7 @@ class Memory:
         forgotten = await self._keeper.mark_erased(session_id, principal=principal)
         self._writer.forget(session_id)
         self.sessions.forget(session_id)
+        self.recall.kept.forget_all()
         self._erasing.set()
         self._end_talks_of(Owner(session_id, principal, 0))
         self._nudge()
@@ -180,6 +200,8 @@ class Memory:
         try:
             async with asyncio.timeout(self._settings.store_patience_s):
                 self._figures = await self._keeper.figures()
+                if self._disk is not None:
+                    self._disk.reusable_bytes = await self._database.read(reusable_bytes)
         except (StoreError, TimeoutError):
             return
         self._figures_at_s = self._clock()
@@ -190,6 +212,9 @@ class Memory:
         figures, worker, counts = self._figures, self._worker, self._writer.counts
         oldest_us = figures.oldest_us if figures else None
         failing = self._writer.failing
+        disk_is_short = self._disk is not None and self._disk.is_short()
+        if disk_is_short and failing is None:
+            failing = "disk nearly full"
         away = self._state == "open" and failing is not None
         return MemoryStatus(
             store="away" if away else self._state,
@@ -203,6 +228,10 @@ class Memory:
             stored=counts.stored,
             duplicates=counts.duplicates,
             foreign=counts.foreign,
+            full_sessions=counts.full,
+            disk_is_short=disk_is_short,
+            disk_free_bytes=self._disk.free_bytes if self._disk else None,
+            short_of_disk=counts.short_of_disk,
             refused=counts.refused + self.intake.counts.refused,
             commits=counts.commits,
             failed_commits=counts.failed_commits,
@@ -222,6 +251,7 @@ class Memory:
             recalls=self.recall.counts.asked,
             recalls_late=self.recall.counts.late,
             recalls_failed=self.recall.counts.failed,
+            recalls_repeated=self.recall.counts.repeated,
         )
 
     @property
@@ -231,7 +261,15 @@ class Memory:
     def _facts(self) -> "FactSource | None":
         return self._zep if self._has_zep else self._local_facts
 
-    def _stored(self) -> None:
+    def _watch_disk(self, free_bytes: Callable[[Path], int]) -> DiskWatch | None:
+        """Of SQLite's disk; PostgreSQL's is its own."""
+        if self._database.dialect != "sqlite":
+            return None
+        folder = sqlite_path(self._settings.database_url.get_secret_value()).parent
+        return DiskWatch(folder, self._settings.min_free_disk_bytes, free_bytes=free_bytes)
+
+    def _stored(self, session_ids: Collection[str]) -> None:
+        self.recall.kept.forget(session_ids)
         if self._has_zep:
             self._nudge()
         elif self._words is not None:
@@ -356,6 +394,7 @@ class Memory:
             task.cancel()
         await asyncio.wait(tasks)
         await self.sessions.aclose()
+        await self._writer.note_sizes(everything=True)
         if self._zep is not None:
             await self._zep.aclose()
         await self._database.close()

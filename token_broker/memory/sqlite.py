@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from token_broker.memory.checkpoints import SAFETY_PAGES, Checkpointer
 from token_broker.memory.database import DialectName, store_error
 from token_broker.memory.errors import StoreInUseError, StoreUnreachableError
+from token_broker.memory.files import make_private_file, make_private_folder
+from token_broker.memory.lanes import LANES, Lane, LaneThreads
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["FileLock", "SqliteDatabase", "sqlite_path"]
 
 R = TypeVar("R")
-_READERS = 2
+_WRITER_CACHE_KIB = 8_000
+_READER_CACHE_KIB = 2_000  # each of several; the system keeps the file's pages anyway
 _CLOSE_S = 5.0
 
 # Alembic's `op` and `context` are the process's: two stores that migrate at once use each other's connections.
@@ -48,7 +51,7 @@ class FileLock:
         """Raises StoreInUseError where another process holds it, OSError where it can't be made."""
         if self._file is not None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self._path.parent)
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,10 +79,10 @@ class SqliteDatabase:
         self._timeout_s = timeout_s
         self._lock = FileLock(self.path) if exclusive else None
         self._writer_thread = ThreadPoolExecutor(1, "memory-writer")
-        self._reader_threads = ThreadPoolExecutor(_READERS, "memory-reader")
+        self._lanes = {lane: LaneThreads(lane) for lane in LANES}
         self._closed = False
         self._writer: Engine | None = None
-        self._reader: Engine | None = None
+        self._readers: dict[Lane, Engine] = {}
         self._kept: Connection | None = None  # the writer's thread's own, between its transactions
         self._checkpointer: Checkpointer | None = None
 
@@ -89,14 +92,14 @@ class SqliteDatabase:
             self._lock.take()
 
     async def open(self) -> bool:
-        return await self._in(self._writer_thread, self._open)
+        return await self._in(self._in_writer, self._open)
 
     async def write(self, work: "Callable[[Connection], R]", *, again: bool = True) -> R:
         del again  # there is no connection to lose
-        return await self._in(self._writer_thread, self._write, work)
+        return await self._in(self._in_writer, self._write, work)
 
-    async def read(self, work: "Callable[[Connection], R]") -> R:
-        return await self._in(self._reader_threads, self._read, work)
+    async def read(self, work: "Callable[[Connection], R]", *, lane: Lane = "quick") -> R:
+        return await self._in(self._lanes[lane].run, self._read, work, lane)
 
     async def close(self) -> None:
         if self._closed:
@@ -106,17 +109,21 @@ class SqliteDatabase:
             async with asyncio.timeout(_CLOSE_S):
                 await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._dispose)
         self._writer_thread.shutdown(wait=False, cancel_futures=True)
-        self._reader_threads.shutdown(wait=False, cancel_futures=True)
+        for threads in self._lanes.values():
+            threads.shut_down(wait=False)
         if self._lock is not None:
             self._lock.free()
 
-    async def _in(self, threads: ThreadPoolExecutor, work: Callable[..., R], *arguments: Any) -> R:
+    def _in_writer(self, work: Callable[..., R], *arguments: Any) -> "Awaitable[R]":
+        return asyncio.get_running_loop().run_in_executor(self._writer_thread, work, *arguments)
+
+    async def _in(self, run: "Callable[..., Awaitable[R]]", work: Callable[..., R], *arguments: Any) -> R:
         """Runs in a thread. Who is cancelled here, or waited too long, leaves the thread to finish its transaction."""
         if self._closed:
             raise StoreUnreachableError("closed")
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+                return await run(work, *arguments)
         except Exception as error:  # noqa: BLE001  # mapped, or raised as it is
             raise store_error(error) from None
 
@@ -129,15 +136,21 @@ class SqliteDatabase:
         if self._writer is not None:
             return False
         self.lock()
+        make_private_folder(self.path.parent)
+        make_private_file(self.path)
         url = f"sqlite:///{self.path}"
         writer = create_engine(url, poolclass=NullPool)
-        reader = create_engine(url, poolclass=QueuePool, pool_size=_READERS, max_overflow=0)
-        for each, begin in ((writer, "BEGIN IMMEDIATE"), (reader, "BEGIN")):
-            event.listen(each, "connect", self._prepare)
-            event.listen(each, "begin", partial(_begin, statement=begin))
+        readers = {
+            lane: create_engine(url, poolclass=QueuePool, pool_size=LANES[lane].at_once, max_overflow=0)
+            for lane in self._lanes
+        }
+        for each in (writer, *readers.values()):
+            cache_kib = _WRITER_CACHE_KIB if each is writer else _READER_CACHE_KIB
+            event.listen(each, "connect", partial(self._prepare, cache_kib=cache_kib))
+            event.listen(each, "begin", partial(_begin, statement="BEGIN IMMEDIATE" if each is writer else "BEGIN"))
         with _MIGRATING, writer.begin() as connection:
             was_empty = migrate(connection)
-        self._writer, self._reader, self._checkpointer = writer, reader, Checkpointer(self.path)
+        self._writer, self._readers, self._checkpointer = writer, readers, Checkpointer(self.path)
         return was_empty
 
     def _write(self, work: "Callable[[Connection], R]") -> R:
@@ -157,13 +170,13 @@ class SqliteDatabase:
             else:
                 connection.close()
 
-    def _read(self, work: "Callable[[Connection], R]") -> R:
-        if self._reader is None:
+    def _read(self, work: "Callable[[Connection], R]", lane: Lane) -> R:
+        if (reader := self._readers.get(lane)) is None:
             raise StoreUnreachableError("not yet open")
-        with self._reader.begin() as connection:
+        with reader.begin() as connection:
             return work(connection)
 
-    def _prepare(self, connection: Any, _record: object) -> None:
+    def _prepare(self, connection: Any, _record: object, *, cache_kib: int) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
         for pragma in (
             f"busy_timeout = {self._busy_ms}",
@@ -171,7 +184,7 @@ class SqliteDatabase:
             "synchronous = FULL",
             "journal_size_limit = 67108864",
             "temp_store = MEMORY",  # a statement that fails halfway is taken back: no file for each commit
-            "cache_size = -8000",
+            f"cache_size = -{cache_kib}",
             f"wal_autocheckpoint = {SAFETY_PAGES}",
         ):
             connection.execute(f"PRAGMA {pragma}")
@@ -179,12 +192,14 @@ class SqliteDatabase:
     def _dispose(self) -> None:
         if self._checkpointer is not None:
             self._checkpointer.stop()
-        self._reader_threads.shutdown(cancel_futures=True)  # first: a pool closes what is in it, not what is lent
+        for threads in self._lanes.values():
+            threads.shut_down(wait=True)  # first: a pool closes what is in it, not what is lent
         if self._kept is not None:
             self._kept.close()
-        if self._reader is not None:
-            self._reader.dispose()
-        self._kept = self._writer = self._reader = None
+        for reader in self._readers.values():
+            reader.dispose()
+        self._kept = self._writer = None
+        self._readers = {}
 
 
 def _is_at_rest(connection: "Connection") -> bool:

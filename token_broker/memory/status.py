@@ -12,7 +12,8 @@ StoreState = Literal["opening", "open", "away"]
 class MemoryStatus:
     """A snapshot. Counts are this process's since it began; `queued`, `oldest_age_s`, `dead` and `to_forget` are the
     store's, over all replicas, as of `figures_age_s` ago (None: never asked yet);
-    `cut_offs` as of `cut_offs_age_s` ago.
+    `cut_offs` as of `cut_offs_age_s` ago. `full_sessions` and `short_of_disk` are turns that were refused for it;
+    `disk_free_bytes` is None where the disk is not ours, or can't be looked at.
     """
 
     store: StoreState
@@ -26,6 +27,10 @@ class MemoryStatus:
     stored: int
     duplicates: int
     foreign: int
+    full_sessions: int
+    disk_is_short: bool
+    disk_free_bytes: int | None
+    short_of_disk: int
     refused: int
     commits: int
     failed_commits: int
@@ -45,6 +50,7 @@ class MemoryStatus:
     recalls: int
     recalls_late: int
     recalls_failed: int
+    recalls_repeated: int
 
     def outbox(self) -> dict[str, Any]:
         """The part that `/status` shows as `outbox`: contract §2."""

@@ -57,6 +57,7 @@ class Arrived:
 
     turn: Turn
     arrival: int
+    size_bytes: int = 0  # see `stored_bytes`
 
 
 SESSION_FIELDS: tuple[Column[Any], ...] = (

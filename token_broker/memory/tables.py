@@ -19,6 +19,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    text,
 )
 
 __all__ = [
@@ -39,7 +40,7 @@ __all__ = [
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # and of one that has none left
 
-SCHEMA_REVISION = "0004"  # the newest of migrations/versions
+SCHEMA_REVISION = "0005"  # the newest of migrations/versions
 
 metadata = MetaData()
 
@@ -76,6 +77,7 @@ sessions = Table(
     Column("agent_id", Text),
     Column("epoch", BigInteger, nullable=False),  # of its newest plan; of a tombstone ERASING or ERASED
     Column("created_at_us", BigInteger, nullable=False),
+    Column("stored_bytes", BigInteger, nullable=False, server_default=text("0")),  # lags a little: see `sizes.py`
     PrimaryKeyConstraint("bucket", "session_id"),
     Index("sessions_by_principal", "principal", "epoch"),
 )

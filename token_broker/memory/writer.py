@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -20,10 +20,12 @@ from token_broker.memory.errors import (
     StoreAwayError,
     StoreBusyError,
     StoreError,
+    StoreFullError,
     StoreRefusedError,
     StoreUnreachableError,
 )
 from token_broker.memory.keys import ArrivalClock
+from token_broker.memory.sizes import SessionSizes, note_sizes, stored_bytes
 
 if TYPE_CHECKING:
     from token_broker.memory.store import Arrived
@@ -44,7 +46,7 @@ _TURN_OVERHEAD_BYTES = 500  # ids, numbers, Python's own
 
 def turn_bytes(turn: Turn) -> int:
     """What a turn costs while it waits in memory, roughly and never too little for plain text."""
-    return len(turn.content.encode()) + _TURN_OVERHEAD_BYTES
+    return stored_bytes(turn) + _TURN_OVERHEAD_BYTES
 
 
 @dataclass(slots=True)
@@ -55,6 +57,8 @@ class WriterCounts:
     duplicates: int = 0
     foreign: int = 0  # of another principal's session, or of one that was erased
     refused: int = 0
+    full: int = 0  # their session had no room
+    short_of_disk: int = 0  # the disk had none; tried again, in the proxy's case
     commits: int = 0
     failed_commits: int = 0
 
@@ -76,13 +80,19 @@ class GroupWriter:
         queue: bool,
         gather_s: float,
         clock: Callable[[], float],
-        on_stored: Callable[[], None],
+        on_stored: Callable[[Collection[str]], None],
+        session_bytes: int = 0,
+        disk_is_short: Callable[[int], bool] = lambda _wanted_bytes: False,
     ) -> None:
         self._database = database
         self._queue = queue
         self._gather_s = gather_s
         self._clock = clock
         self._on_stored = on_stored
+        self._disk_is_short = disk_is_short
+        self._sizes = SessionSizes(session_bytes)
+        self._noting = asyncio.Lock()
+        self._noting_task: asyncio.Task[None] | None = None
         self._arrivals = ArrivalClock(clock)
         self._waiting: deque[_Submission] = deque()
         self._waiting_turns = 0
@@ -107,6 +117,7 @@ class GroupWriter:
         """The session is no longer stored, as far as this process knows."""
         self._known.pop(session_id, None)
         self._sessions.pop(session_id, None)
+        self._sizes.forget(session_id)
 
     def submit(self, turns: Sequence[Turn]) -> "asyncio.Future[list[Outcome]]":
         """Takes turns for the next commit; the future has an outcome a turn, or a StoreError. Raises StoreError.
@@ -117,11 +128,15 @@ class GroupWriter:
 
         if time.monotonic() < self._silent_until_s:
             raise StoreUnreachableError(self.failing or "")
-        size_bytes = sum(map(turn_bytes, turns))
+        sizes = list(map(stored_bytes, turns))
+        size_bytes = sum(sizes) + _TURN_OVERHEAD_BYTES * len(turns)
+        if self._disk_is_short(size_bytes):
+            self.counts.short_of_disk += len(turns)
+            raise StoreFullError("the disk has less free space than is to be kept")
         if self._waiting_turns + len(turns) > _MAX_QUEUED_TURNS or self._waiting_bytes + size_bytes > _MAX_QUEUED_BYTES:
             raise StoreBusyError("too many turns wait for the store")
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        arrived = [Arrived(turn, self._arrivals.next()) for turn in turns]
+        arrived = [Arrived(turn, self._arrivals.next(), size) for turn, size in zip(turns, sizes, strict=True)]
         self._waiting.append(_Submission(arrived, size_bytes, done))
         self._waiting_turns += len(turns)
         self._waiting_bytes += size_bytes
@@ -145,6 +160,8 @@ class GroupWriter:
             if self._waiting_turns < _MAX_ROWS:
                 await asyncio.sleep(self._gather_s)
             await self.flush()
+            if self._sizes.is_due:
+                await self.note_sizes()
 
     async def _turn_or(self, seconds: float) -> None:
         """Sessions alone can wait for company: nobody waits for them, and a commit each costs more than their mints."""
@@ -160,7 +177,7 @@ class GroupWriter:
             return
         turns = [turn for submission in batch for turn in submission.turns]
         try:
-            outcomes = await self._commit(turns, sessions)
+            outcomes = await self._commit(turns, sessions, [len(submission.turns) for submission in batch])
         except StoreRefusedError:
             await self._one_by_one(batch, sessions)
         except StoreError as error:
@@ -199,13 +216,24 @@ class GroupWriter:
         if sessions:
             asyncio.get_running_loop().call_later(_SESSIONS_AGAIN_S, self._wake.set)
 
-    async def _commit(self, turns: "list[Arrived]", sessions: list[tuple[Owner, str]]) -> list[Outcome]:
-        from token_broker.memory.store import insert_turns
+    async def _commit(
+        self, turns: "list[Arrived]", sessions: list[tuple[Owner, str]], groups: Sequence[int]
+    ) -> list[Outcome]:
+        """An outcome a turn; `groups` says how many of them were handed in together."""
+        from token_broker.memory.session_room import insert_where_room
 
         unknown = [*sessions, *self._unknown(turns)]
-        work = partial(insert_turns, batch=turns, now_s=self._clock(), unknown=unknown, queue=self._queue)
+        work = partial(
+            insert_where_room,
+            batch=turns,
+            now_s=self._clock(),
+            unknown=unknown,
+            queue=self._queue,
+            room=self._sizes.room(_bytes_by_session(turns)),
+            groups=groups,
+        )
         try:
-            outcomes = await self._database.write(work)
+            outcomes, sizes = await self._database.write(work)
         except StoreRefusedError:
             self.counts.failed_commits += 1
             raise
@@ -216,7 +244,8 @@ class GroupWriter:
                 self._silent_until_s = time.monotonic() + _SILENCE_S
             raise
         self.failing = None
-        self._count(outcomes)
+        self._sizes.learn(sizes)
+        self._count(turns, outcomes)
         for owner, _ in unknown:
             self._known[owner.session_id] = (owner.principal, owner.epoch)
         if not _NOT_THEIRS.isdisjoint(outcomes):
@@ -226,6 +255,25 @@ class GroupWriter:
         while len(self._known) > _SESSIONS_KNOWN:
             self._known.popitem(last=False)
         return outcomes
+
+    async def note_sizes(self, *, everything: bool = False) -> None:
+        """Brings the sizes of sessions in the store up to date, where they lag by much; never raises StoreError.
+
+        Whoever is cancelled here leaves it to finish: noted twice, a size would be too large for good.
+        """
+        self._noting_task = asyncio.create_task(self._note_sizes(everything=everything), name="memory-sizes")
+        await asyncio.shield(self._noting_task)
+
+    async def _note_sizes(self, *, everything: bool) -> None:
+        async with self._noting:
+            if not (due := self._sizes.due(everything=everything)):
+                return
+            try:
+                found = await self._database.write(partial(note_sizes, added=due), again=False)
+            except StoreError:
+                self._sizes.lose(due)
+            else:
+                self._sizes.noted(due, found)
 
     def _unknown(self, turns: "list[Arrived]") -> list[tuple[Owner, str]]:
         """The sessions of these turns that this process has not seen stored as they are."""
@@ -241,7 +289,7 @@ class GroupWriter:
         """Every row in a transaction of its own; a submission with a row that is refused is refused."""
         for owner, agent_id in sessions:
             try:
-                await self._commit([], [(owner, agent_id)])
+                await self._commit([], [(owner, agent_id)], [])
             except StoreRefusedError:
                 self.counts.refused += 1
             except StoreError:
@@ -250,22 +298,34 @@ class GroupWriter:
             outcomes: list[Outcome] = []
             try:
                 for item in submission.turns:
-                    outcomes += await self._commit([item], [])
+                    outcomes += await self._commit([item], [], [1])
             except StoreError as error:
                 self.counts.refused += isinstance(error, StoreRefusedError)
                 _fail([submission], error)
             else:
                 _tell(submission, outcomes)
 
-    def _count(self, outcomes: list[Outcome]) -> None:
+    def _count(self, turns: "list[Arrived]", outcomes: list[Outcome]) -> None:
         self.counts.commits += 1
-        stored = outcomes.count(Outcome.STORED)
+        stored = [item for item, outcome in zip(turns, outcomes, strict=True) if outcome is Outcome.STORED]
         foreign = sum(outcome in _NOT_THEIRS for outcome in outcomes)
-        self.counts.stored += stored
+        full = outcomes.count(Outcome.FULL)
+        self.counts.stored += len(stored)
         self.counts.foreign += foreign
-        self.counts.duplicates += len(outcomes) - stored - foreign
+        self.counts.full += full
+        self.counts.duplicates += len(outcomes) - len(stored) - foreign - full
         if stored:
-            self._on_stored()
+            added = _bytes_by_session(stored)
+            self._sizes.add(added)
+            self._on_stored(added.keys())
+
+
+def _bytes_by_session(turns: "list[Arrived]") -> dict[str, int]:
+    found: dict[str, int] = {}
+    for item in turns:
+        session_id = item.turn.owner.session_id
+        found[session_id] = found.get(session_id, 0) + item.size_bytes
+    return found
 
 
 def _tell(submission: _Submission, outcomes: list[Outcome]) -> None:

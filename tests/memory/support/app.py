@@ -13,6 +13,7 @@ from token_broker.endpoints.memory import create_turn, enrich, forget_turns, lis
 from token_broker.memory.base import Owner
 from token_broker.memory.service import Memory
 from token_broker.problems import Problem, problem_response
+from token_broker.quotas import MemoryQuotas
 from token_broker.settings import Settings
 from token_broker.tokens import TokenSigner
 
@@ -45,6 +46,7 @@ def make_app(settings: Settings, memory: Memory) -> Starlette:
     )
     app.state.broker = SimpleNamespace(
         memory=memory,
+        quotas=MemoryQuotas(settings),
         settings=settings,
         signer=signer(settings),
         authenticator=make_authenticator(settings, None),  # type: ignore[arg-type]  # asked by Entra alone

@@ -51,6 +51,9 @@ async def process(
         "BROKER_DATABASE_URL": database_url,
         "BROKER_SIGNING_KEY": SIGNING_KEY,
         "BROKER_LOG_LEVEL": "error",
+        "BROKER_RATE_LIMIT_PER_MINUTE": "0",  # load, on purpose
+        "BROKER_TURNS_PER_MINUTE": "0",
+        "BROKER_TURN_BYTES_PER_MINUTE": "0",
         "BROKER_DELIVERY_TIMEOUT_S": "1",
         "BROKER_DELIVERY_POLL_S": "0.1",
         "PYTHONPATH": str(ROOT),

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from token_broker.memory.database import Database
 from token_broker.memory.errors import StoreError, StoreRefusedError
 from token_broker.memory.forgetting import delete_erased, mark_erased
+from token_broker.memory.lanes import Lane
 
 __all__ = ["Obstinate", "assert_sound", "erase_session", "opened"]
 
@@ -70,10 +71,10 @@ class Obstinate:
             raise StoreRefusedError("spoilt")
         return await self._database.write(work, again=again)
 
-    async def read(self, work: Any) -> Any:
+    async def read(self, work: Any, *, lane: Lane = "quick") -> Any:
         await self.free.wait()
         if self.error is not None:
             raise self.error
-        return await self._database.read(work)
+        return await self._database.read(work, lane=lane)
 
     async def close(self) -> None: ...

@@ -1,9 +1,11 @@
 """The store itself as the memory: nothing to deliver, and facts are the most relevant earlier turns, by full text."""
 
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 from token_broker.memory.base import ANONYMOUS, LAST_TURNS, Owner
+from token_broker.memory.context import TOLD_CHARS
 from token_broker.memory.database import Database
 from token_broker.memory.sinks.base import Parcel
 from token_broker.memory.text import words_of
@@ -45,14 +47,16 @@ class LocalFacts:
             earlier: list[str] = []
             if owner.principal != ANONYMOUS:
                 earlier = recent_sessions(connection, owner.principal, _SESSIONS, but=owner.session_id)
-            shown = last_turns(connection, owner.session_id, LAST_TURNS) if of_session else []
-            about = shown or [turn for s in earlier[:1] for turn in last_turns(connection, s, LAST_TURNS)]
+            newest = partial(last_turns, connection, limit=LAST_TURNS, chars=TOLD_CHARS)
+            shown = newest(owner.session_id) if of_session else []
+            about = shown or [turn for session_id in earlier[:1] for turn in newest(session_id)]
             searched = [owner.session_id, *earlier] if of_session else earlier
-            found = search(connection, telling_words(about), _FACTS + len(shown), session_ids=searched)
+            words, most = telling_words(about), _FACTS + len(shown)
+            found = search(connection, words, most, session_ids=searched, chars=TOLD_CHARS)
             told = {(turn.turn_id, turn.position) for turn in shown}
             return [turn for turn in found or about if (turn.turn_id, turn.position) not in told][:_FACTS]
 
-        turns = await self._database.read(find)
+        turns = await self._database.read(find, lane="recall")
         return [f"{turn.created_at:%Y-%m-%d} {turn.role}: {turn.content}" for turn in turns]
 
 
