@@ -1,0 +1,124 @@
+"""docs/api.md names what the broker serves, and nothing else: routes, codes, commands, variables and faults."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from tests.conftest import StartBroker
+from tests.eyes.test_openapi import ELSEWHERE
+from token_broker.cli import main
+from token_broker.relay import closing
+from token_broker.settings import Settings
+from token_broker.simulator.faults import Fault
+
+PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
+
+
+def section(number: str) -> str:
+    """The text beneath that heading, up to the next of its rank."""
+    found = re.search(rf"^(#+) {re.escape(number)}\.? .*?\n(.*?)(?=^\1 |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert found is not None, number
+    return found[2]
+
+
+def rows(number: str) -> Iterator[list[str]]:
+    """The cells of its tables' rows, without their heads."""
+    for line in re.findall(r"^\|(?!-)(.*)\|$", section(number), re.MULTILINE)[1:]:
+        yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)]
+
+
+def in_code(text: str) -> set[str]:
+    return set(re.findall(r"`([^`]+)`", text))
+
+
+async def document(start_broker: StartBroker) -> dict[str, Any]:
+    broker = await start_broker(None)
+    served: dict[str, Any] = (await broker.client.get("/openapi.json")).json()
+    return served
+
+
+async def test_every_path_is_named(start_broker: StartBroker) -> None:
+    """A path under a prefix counts where the page has it without: §2.2 says which prefixes there are."""
+    served = await document(start_broker)
+    prefixes = ("/api/v1/voice", "/api/v1/memory", "/memory", "/openai/v1", "/openai", "/v1")
+    own_way = {"/client/{file}": "/client/", "/docs/style.css": "/docs"}  # as the page writes them
+    written = PAGE.replace("{id}", "{session_id}").replace("{Location}", "/realtime/calls/{call_id}")
+
+    def named(path: str) -> bool:
+        short = [path.removeprefix(prefix) for prefix in prefixes if path.startswith(prefix)]
+        return any(way in written for way in (path, own_way.get(path, path), *short))
+
+    assert [path for path in served["paths"] if not named(path)] == []
+
+
+async def test_the_problem_codes_are_those_that_are_answered(start_broker: StartBroker) -> None:
+    served = await document(start_broker)
+    answered = {
+        (code, int(status))
+        for methods in served["paths"].values()
+        for operation in methods.values()
+        if isinstance(operation, dict) and "responses" in operation
+        for status, response in operation["responses"].items()
+        for content in response.get("content", {}).values()
+        if "allOf" in content["schema"]
+        for code in content["schema"]["allOf"][1]["properties"]["code"]["enum"]
+    }
+    listed = {(code, int(status)) for codes, status, _ in rows("9") if status.isdecimal() for code in in_code(codes)}
+    assert {code for code, _ in listed} - {code for code, _ in answered} <= ELSEWHERE
+    assert answered - listed == set()
+    assert {code for codes, *_ in rows("9") for code in in_code(codes)} >= ELSEWHERE
+
+
+def test_the_close_codes_are_those_that_talks_end_with() -> None:
+    ends_with = {getattr(closing, name) for name in closing.__all__ if isinstance(getattr(closing, name), int)}
+    assert {int(code) for code, *_ in rows("5.5")} == ends_with
+
+
+def test_the_commands_are_those_of_the_command_line() -> None:
+    listed = {cell.strip("`").split()[0] for cell, _ in rows("10")}
+    assert listed == set(main.list_commands(click.Context(main)))
+
+
+def test_every_option_named_is_one() -> None:
+    for cell, _ in rows("10"):
+        for text in in_code(cell):
+            words = text.replace("\\|", "|").replace("[", "").replace("]", "").split()
+            command: click.Command | None = main.get_command(click.Context(main), words[0])
+            if isinstance(command, click.Group):
+                command = command.get_command(click.Context(command), words[1])
+            if command is None:  # `--lift` by itself
+                continue
+            known = {option for parameter in command.params for option in parameter.opts}
+            assert {word for word in words if word.startswith("--")} <= known, text
+
+
+def test_every_variable_named_is_one() -> None:
+    known = {field.alias for field in Settings.model_fields.values()}
+    assert set(re.findall(r"\b(?:BROKER|AZURE|ZEP|SIMULATOR)_[A-Z_]*[A-Z]\b", PAGE)) <= known
+
+
+def test_the_defaults_are_those_of_the_settings() -> None:
+    """Those that are shown as values: in code, or with a unit. Others are said in words."""
+    fields = {field.alias: field for field in Settings.model_fields.values()}
+    bytes_of = {"KiB": 1024, "MiB": 1024 * 1024}
+    wrong = []
+    for names, told, _ in rows("1.1"):
+        aliases, values = re.findall(r"`([^`]+)`", names), re.findall(r"`([^`]+)`|(\d+) ([KM]iB)", told)
+        if len(aliases) != len(values):
+            continue
+        for alias, (shown, amount, unit) in zip(aliases, values, strict=True):
+            value = shown or str(int(amount) * bytes_of[unit])
+            default = fields[alias].default
+            real = ",".join(default) if isinstance(default, tuple) else str(default)
+            if value not in {real, real.removesuffix(".0"), "none" if default is None else real}:
+                wrong.append(f"{alias}: {value}, which is {real}")
+    assert wrong == []
+
+
+def test_the_faults_are_those_of_the_simulator() -> None:
+    names = {get_args(kind.model_fields["fault"].annotation)[0] for kind in get_args(get_args(Fault)[0])}
+    listed = {name for cell, _ in rows("11") for name in in_code(cell)}
+    assert listed == names
