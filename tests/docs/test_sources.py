@@ -74,13 +74,13 @@ def test_a_link_to_a_numbered_section_shows_its_number(page: Path) -> None:
 
 def test_a_broken_link_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    page = tmp_path / "page.md"
+    page = tmp_path / "README.md"
     page.write_text(
-        "# One `thing` (of two)\n\n[a](#one-thing-of-two) [b](#two) [c](gone.md) [d](page.md#no) [e](https://x.example)\n"
-        "\n```text\n[f](gone.md)\n# Not a heading\n```\n\n`[g](gone.md)` [h](../page.md) [i](#one-thing-of-two-1)\n\n"
+        "# One `thing` (of two)\n\n[a](#one-thing-of-two) [b](#two) [c](gone) [d](README.md#no) [e](https://x.example)\n"
+        "\n```text\n[f](gone)\n# Not a heading\n```\n\n`[g](gone)` [h](../README.md) [i](#one-thing-of-two-1)\n\n"
         "## One thing of two\n"
     )
-    assert [line.partition(":")[0] for line in broken(page)] == ["#two", "gone.md", "page.md#no", "../page.md"]
+    assert [line.partition(":")[0] for line in broken(page)] == ["#two", "gone", "README.md#no", "../README.md"]
 
 
 def repository_files() -> Iterator[Path]:
