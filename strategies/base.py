@@ -15,7 +15,7 @@ from strategies.endpoint import Target
 
 __all__ = ["Attempt", "Dialect", "EphemeralGrant", "Grant", "ProxyGrant", "SessionSpec", "Strategy", "TurnDetection"]
 
-# Which events and which session shape a connection speaks (azure-facts.md §4): GA's, or the preview's, which are
+# Which events and which session shape a connection speaks (docs/azure.md §4.1): GA's, or the preview's, which are
 # Voice Live's too. The value is what plans and `broker.ready` show.
 Dialect = Literal["ga", "preview"]
 

@@ -1,6 +1,6 @@
 """WebRTC calls set up on a browser's behalf: its offer posted with an ephemeral token, and hanging up.
 
-azure-facts.md §2: the offer goes out raw with the ephemeral token alone; hanging up wants the resource's credential.
+docs/azure.md §5: the offer goes out raw with the ephemeral token alone; hanging up wants the resource's credential.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """What Azure is asked with: the resource key, or an Entra token. The one place that knows azure-identity.
 
 `auto` uses the key, and Entra where there is none or where Azure answers that keys are switched off. Entra tokens are
-fetched by one flight at a time for all who wait, kept until they really expire, and renewed before (azure-facts.md §6:
+fetched by one flight at a time for all who wait, kept until they really expire, and renewed before (docs/azure.md §1.3:
 a cold burst fans out, an IMDS endpoint can hang for minutes, a failed refresh must not cost a token that still works).
 """
 

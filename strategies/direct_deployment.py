@@ -1,4 +1,4 @@
-"""The SOP's route on a direct endpoint, with the deployment in its path (azure-facts.md §1)."""
+"""The first version's route on a direct endpoint, with the deployment in its path (docs/azure.md §2.3)."""
 
 from urllib.parse import quote
 

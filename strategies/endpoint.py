@@ -1,6 +1,6 @@
 """Parses an Azure endpoint into its kind, its resource's name and the sibling host where GA mints.
 
-One AI Services resource answers on three hosts that share its name (azure-facts.md §1, Hosts); which of them was
+One AI Services resource answers on three hosts that share its name (docs/azure.md §1.1); which of them was
 configured decides what may be asked there.
 """
 

@@ -1,4 +1,4 @@
-"""What the SOP's three routes share: a flat body, an api-version, and a second one where the first is not taken."""
+"""What the first version's routes share: a flat body, an api-version, and a second one where the first is not taken."""
 
 import time
 from collections.abc import Callable, Mapping

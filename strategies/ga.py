@@ -1,4 +1,4 @@
-"""GA's mint: what Microsoft documents (azure-facts.md §1)."""
+"""GA's mint: what Microsoft documents (docs/azure.md §2.1)."""
 
 from strategies.base import EphemeralGrant, SessionSpec
 from strategies.endpoint import Target

@@ -1,4 +1,4 @@
-"""The SOP's route of an AI Foundry project, and the nested one that Microsoft's spec implies (azure-facts.md §1)."""
+"""The first version's route of a Foundry project, and the nested one that Microsoft implies (docs/azure.md §2.4)."""
 
 import time
 from urllib.parse import quote

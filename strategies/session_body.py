@@ -1,7 +1,7 @@
 """The bodies that Azure takes for a session, all from one `SessionSpec`.
 
-Two shapes: GA's nested one and the flat one of the preview, of the SOP's mint routes and of Voice Live
-(azure-facts.md §1 and §4).
+Two shapes: GA's nested one and the flat one of the preview, of the first version's mint routes and of Voice Live
+(docs/azure.md §2.1, §2.3, §6.2).
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ def ga_session(spec: SessionSpec) -> dict[str, Any]:
 
 
 def flat_session(spec: SessionSpec) -> dict[str, Any]:
-    """The flat body of the SOP's mint routes."""
+    """The flat body of the first version's mint routes."""
     session: dict[str, Any] = {
         "model": spec.model,
         "modalities": list(spec.modalities),

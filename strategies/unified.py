@@ -1,4 +1,4 @@
-"""The SOP's route on a unified endpoint (azure-facts.md §1)."""
+"""The first version's route on a unified endpoint (docs/azure.md §2.3)."""
 
 from strategies.base import EphemeralGrant, SessionSpec
 from strategies.endpoint import Target

@@ -45,7 +45,7 @@ _BROKEN_OFF = frozenset({
 })  # fmt: skip
 _PLAIN_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _VERSION_TEXT = re.compile(r"api[ _-]?version", re.IGNORECASE)
-_UNSUPPORTED_CODES = frozenset({"OpperationNotSupported", "OperationNotSupported"})  # sic: azure-facts.md §1
+_UNSUPPORTED_CODES = frozenset({"OpperationNotSupported", "OperationNotSupported"})  # sic: docs/azure.md §8.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,9 +230,9 @@ def classify(answer: Answer, *, now_s: float) -> MintError | None:
 
 
 def read_minted(answer: Answer, *, now_s: float, received_at_s: float) -> Minted:
-    """The token of a successful answer. Raises MalformedError where it can't be one (contract §2).
+    """The token of a successful answer. Raises MalformedError where it can't be one (docs/api.md §3.2).
 
-    `expires_at` is taken as unix seconds (GA) or ISO 8601 (the SOP's routes); what is left of it is reckoned by the
+    `expires_at` is taken as unix seconds (GA) or ISO 8601 (the first version's); what is left of it is reckoned by the
     answer's own `Date`, since our clock may be wrong.
     """
     try:

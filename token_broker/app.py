@@ -119,7 +119,7 @@ def _routes() -> list[BaseRoute]:
 def _under(
     prefixes: Sequence[str], path: str, endpoint: Callable[[Request], Awaitable[Response]], methods: list[str]
 ) -> list[Route]:
-    """The same route under several prefixes: contract §2 serves the voice routes under two."""
+    """The same route under several prefixes (docs/api.md §2.2)."""
     return [Route(prefix + path, endpoint, methods=methods) for prefix in prefixes]
 
 

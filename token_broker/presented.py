@@ -1,4 +1,4 @@
-"""The credential that a client presents, wherever it can put one (contract §7).
+"""The credential that a client presents, wherever it can put one (docs/api.md §6.4).
 
 Each official client has its own place for a key, and the browser ones have no headers: so it may come as a header, in
 the query, or as a subprotocol. Several places may name the same one; two different ones are refused, since nobody

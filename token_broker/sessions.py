@@ -63,7 +63,7 @@ async def open_session(
     session_token: str | None,
     user_id: str | None,
 ) -> OpenedSession:
-    """The session that a plan is made for, with the next epoch (contract §2, Sessions).
+    """The session that a plan is made for, with the next epoch (docs/api.md §3.4).
 
     Raises Problem 403 where the session is another's or was erased, or `user_id` is not the principal's own, and 503
     where that can't be told: the store is silent and no token proves it, or the blocklist was never read.

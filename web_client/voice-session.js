@@ -49,7 +49,7 @@ import { ConnectionFailure, failure } from "./transports/transport.js";
  *   `message` says what happened and what to do. Not retryable: the session has given up.
  */
 
-/** Azure ends sessions after 60 minutes, some after 30 (azure-facts.md §5): we are gone before. */
+/** Azure ends sessions after 60 minutes, some after 30 (docs/azure.md §8.1): we are gone before. */
 const MOVE_AFTER_MS = 27 * 60_000;
 /** If nobody pauses for so long, we move all the same. */
 const MOVE_AT_LATEST_MS = 90_000;

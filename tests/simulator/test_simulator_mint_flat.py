@@ -1,4 +1,4 @@
-"""The SOP's three flat mints, and the project's implied GA one."""
+"""The first version's three flat mints, and the project's implied GA one."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -51,7 +51,7 @@ def minted(token: str = "ek_minted", **more: Any) -> httpx.Response:
 
 
 def version_refused() -> httpx.Response:
-    """As Azure words it (azure-facts.md §1)."""
+    """As Azure words it (docs/azure.md §2.3)."""
     return httpx.Response(400, json={"error": {"code": "BadRequest", "message": "API version not supported"}})
 
 

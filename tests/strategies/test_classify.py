@@ -165,7 +165,7 @@ def test_any_wish_to_wait_is_a_sane_number_or_none(value: str, other: str) -> No
         (int(NOW_S) + 60, NOW_S + 90, None),  # our clock is 90 s behind: by Azure's it is past (60 - 90)
         (int(NOW_S) + 150, NOW_S + 90, 60),  # 150 - 90
         (int(NOW_S) - 30, NOW_S - 90, 60),  # our clock is 90 s ahead: -30 + 90
-        (datetime.fromtimestamp(NOW_S + 60, UTC).isoformat(), None, 60),  # ISO 8601, as the SOP has it
+        (datetime.fromtimestamp(NOW_S + 60, UTC).isoformat(), None, 60),  # ISO 8601, as the first version has it
         (datetime.fromtimestamp(NOW_S + 60, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), None, 60),
         (datetime.fromtimestamp(NOW_S + 60, UTC).strftime("%Y-%m-%dT%H:%M:%S"), None, 60),  # no zone: UTC
         (datetime.fromtimestamp(NOW_S + 60, UTC).strftime("%Y-%m-%dT%H:%M:%S.1234567Z"), None, 60.123456),

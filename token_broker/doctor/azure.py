@@ -42,7 +42,7 @@ __all__ = ["examine_azure"]
 
 PROBE_S = 5.0
 ENTRA_S = 8.0
-_PROBE_TTL_S = 10  # what is minted here is thrown away: Azure's shortest life (azure-facts.md §1)
+_PROBE_TTL_S = 10  # what is minted here is thrown away: Azure's shortest life (docs/azure.md §2.1)
 
 _OBJECT_ID = re.compile(r"[0-9a-fA-F-]{36}")
 

@@ -1,4 +1,4 @@
-"""What a check finds: a mark, a figure, a sentence, the mend, and which of the SOP's troubles it is."""
+"""What a check finds: a mark, a figure, a sentence, the mend, and which of the runbook's known troubles it is."""
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -17,7 +17,7 @@ class Mark(StrEnum):
 
 
 class Trouble(StrEnum):
-    """The troubles of the SOP's troubleshooting chapter, by its own headings."""
+    """The runbook's known troubles, by their headings there."""
 
     CONNECTION_HANG = "Connection Hang (No Response)"
     MODEL_NOT_FOUND = "404 Model Not Found"

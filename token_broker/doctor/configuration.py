@@ -5,7 +5,7 @@ from token_broker.settings import Settings, unknown_variables
 
 __all__ = ["examine_configuration"]
 
-# azure-facts.md §1 and §3, and the SOP
+# docs/azure.md §2.2, §2.3, §6.1
 KNOWN_API_VERSIONS = frozenset(
     {
         "2024-10-01-preview",

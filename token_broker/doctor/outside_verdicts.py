@@ -192,7 +192,7 @@ def judge_strange_origin(answer: Answer) -> Check:
 
 
 def judge_plain_get(answer: Answer) -> Check:
-    """A plain GET of the proxy's path: 426, or the SOP's 400."""
+    """A plain GET of the proxy's path: 426, or the first version's 400."""
     name = "url proxy"
     if answer.status in {400, 426}:
         return Check(name, Mark.OK, "the WebSocket's route is there", answer.figure)

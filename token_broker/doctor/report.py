@@ -30,7 +30,7 @@ class Lines:
         )
 
     def write(self, check: Check) -> None:
-        """Mark, name, figure, finding, and where there are any the SOP's name for it and the mend."""
+        """Mark, name, figure, finding, and where there are any the known trouble's name and the mend."""
         symbol, word, style = _MARKS[check.mark]
         line = Text(symbol if self._terminal else f"{word:<4}", style)
         line.append(f" {check.name:<{_NAME_COLUMNS}} ", "bold")

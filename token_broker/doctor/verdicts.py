@@ -32,7 +32,7 @@ __all__ = [
     "milliseconds",
 ]
 
-REGIONS_WITH_THE_MODEL = ("East US 2", "Sweden Central", "West US 3")  # the SOP, Prerequisites
+REGIONS_WITH_THE_MODEL = ("East US 2", "Sweden Central", "West US 3")  # docs/azure.md §7.2 has others
 _SKEW_FINE_S = 5
 _SKEW_FATAL_S = 300  # Entra's tokens are no longer believed
 
@@ -201,7 +201,7 @@ _KEY_MEND = (
 
 
 def judge_error(name: str, error: MintError, azure: Azure, duration_ms: float) -> Check:
-    """A failed try as a failed check: named as the SOP names it, with its mend."""
+    """A failed try as a failed check: named as the runbook names it, with its mend."""
     status = f"HTTP {error.status}" if error.status is not None else milliseconds(duration_ms)
     trouble, mend = _trouble_and_mend(error, azure)
     return Check(name, Mark.FAILED, str(error), status, mend.replace("<resource>", azure.resource), trouble)

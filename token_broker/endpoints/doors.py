@@ -1,4 +1,4 @@
-"""The doors of the official clients (contract §7): a mint, WebSockets and WebRTC calls under the paths they know.
+"""The doors of the official clients (docs/api.md §6): a mint, WebSockets and WebRTC calls under the paths they know.
 
 Thin: who comes is `Admission`'s to say, a talk is the relay's, a call is `offers`'. What is the doors' own is the
 client secret.

@@ -20,7 +20,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 
 async def get_status(request: Request) -> Response:
-    """The SOP's fields for everybody, the rest for whoever `may_see_figures`, principals for the token's holder."""
+    """Five fields for everybody, the rest for whoever `may_see_figures`, principals for the token's holder."""
     broker = broker_of(request)
     settings = broker.settings
     status = {

@@ -1,4 +1,4 @@
-"""What the enterprise knows of a talk, in the SOP's four layers; and the part of it that an agent is told.
+"""What the enterprise knows of a talk, in four layers; and the part of it that an agent is told.
 
 What is recalled is data that others once said. It is shown to the model inside a fence whose mark nobody can know
 beforehand, one JSON string a line, so that nothing in it can end the fence or pass for an instruction.

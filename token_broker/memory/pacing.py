@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 __all__ = ["FULL_BATCH", "Backlog", "Failure", "Pace", "Verdict", "after_failure", "backoff_s"]
 
-FULL_BATCH = 30  # messages a call, at most (azure-facts.md §7)
+FULL_BATCH = 30  # messages a call, at most (docs/azure.md §11)
 BACKOFF_FIRST_S = 1.0
 BACKOFF_LAST_S = 300.0
 PAUSE_LAST_S = 30.0

@@ -1,4 +1,4 @@
-"""The memory routes' requests and answers (contract §2)."""
+"""The memory routes' requests and answers (docs/api.md §7)."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Literal

@@ -53,7 +53,7 @@ class MemoryStatus:
     recalls_repeated: int
 
     def outbox(self) -> dict[str, Any]:
-        """The part that `/status` shows as `outbox`: contract §2."""
+        """The part that `/status` shows as `outbox`: docs/api.md §8."""
         shown = asdict(self)
         return {
             "store": shown.pop("store"),

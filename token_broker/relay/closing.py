@@ -1,4 +1,4 @@
-"""How a talk ends, as the client is told: contract §3's close codes and reasons that are safe to show."""
+"""How a talk ends, as the client is told: docs/api.md §5.5 has the close codes and reasons that are safe to show."""
 
 from dataclasses import dataclass
 

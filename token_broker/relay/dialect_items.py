@@ -1,7 +1,7 @@
 """Conversation items and their parts in either dialect, and what strict clients need of them. Pure.
 
 GA calls an assistant's parts `output_text` and `output_audio`; in preview and in Voice Live they are `text` and
-`audio` (azure-facts.md §4). Parts in `response.content_part.*` are `text` and `audio` in both.
+`audio` (docs/azure.md §4.1). Parts in `response.content_part.*` are `text` and `audio` in both.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def completed_item(item: Any, *, new_id: Callable[[], str], role: str | None = N
     """An item with all that official clients throw without; `role` and `status` are what it has if it says none.
 
     `@openai/agents-realtime` throws on a message without id, role or content, and on a user's audio without a
-    transcript, of which null will do; a null `status` makes it drop the event (azure-facts.md §4).
+    transcript, of which null will do; a null `status` makes it drop the event (docs/azure.md §4.4).
     """
     if not isinstance(item, dict):
         return item

@@ -1,6 +1,6 @@
 """The settings of sessions and responses in either dialect, one row a setting. Pure.
 
-GA nests them (`audio.input.turn_detection`), preview and Voice Live have them flat (azure-facts.md §4). What stands in
+GA nests them (`audio.input.turn_detection`), preview and Voice Live have them flat (docs/azure.md §4.3). What stands in
 no row is no setting that the dialect knows: the rows are those of `openai.types.realtime` and of
 `azure.ai.voicelive.models`.
 

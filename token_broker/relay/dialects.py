@@ -185,7 +185,7 @@ def _response(response: Event, *, door: Dialect, upstream: Dialect) -> Event:
 
 
 def _completed(event: Event, door: Dialect, new_id: NewId) -> Event:
-    """An event with what official clients throw without, or drop it for (azure-facts.md §4)."""
+    """An event with what official clients throw without, or drop it for (docs/azure.md §4.4)."""
     kind = event.get("type")
     event_id = event.get("event_id")
     if not isinstance(event_id, str) or not event_id:

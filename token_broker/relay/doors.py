@@ -112,7 +112,7 @@ class Front(Protocol):
 
 
 class ProxyFront:
-    """Contract §3: the Realtime API's own events as the upstream has them, and the broker's."""
+    """docs/api.md §5.2: the Realtime API's own events as the upstream has them, and the broker's."""
 
     dialect: Dialect | None = None
 
@@ -157,7 +157,7 @@ PROXY_FRONT = ProxyFront()
 
 
 class DoorFront:
-    """Contract §7: one dialect, and nothing that its official clients don't know."""
+    """docs/api.md §6.6: one dialect, and nothing that its official clients don't know."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect: Dialect | None = dialect

@@ -138,7 +138,7 @@ class VoiceRelay:
             await asyncio.wait(self._listening)
 
     async def proxy(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Contract §3: a plan's ticket opens it, once."""
+        """docs/api.md §5.1: a plan's ticket opens it, once."""
         if scope["type"] != "websocket":
             await _upgrade_required(scope, receive, send)
             return
@@ -155,7 +155,7 @@ class VoiceRelay:
             await self._talk(scope, receive, send, visitor, PROXY_FRONT)
 
     async def door(self, door: Door, scope: Scope, receive: Receive, send: Send) -> None:
-        """Contract §7: whatever of the broker's own credentials opens it, and the session is the credential's."""
+        """docs/api.md §6.4: whatever of the broker's own credentials opens it, and the session is the credential's."""
         if scope["type"] != "websocket":
             await _upgrade_required(scope, receive, send)
             return
@@ -279,7 +279,7 @@ async def _upgrade_required(scope: Scope, receive: Receive, send: Send) -> None:
 
 def _accepted(scope: Scope) -> Message:
     """The handshake's answer. A credential stands among what was offered: it must never come back as what was chosen,
-    and who offered nothing is told nothing (azure-facts.md §4).
+    and who offered nothing is told nothing (docs/azure.md §4.4).
     """
     return {"type": "websocket.accept", "subprotocol": SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None}
 

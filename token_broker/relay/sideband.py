@@ -1,7 +1,7 @@
 """The sideband of a relayed WebRTC call: Azure tells us the call's events, so that its turns are kept.
 
 For the calls of clients that report no turns themselves: media and events flow between them and Azure, past us. Azure
-lets the resource's owner join such a call by its id (azure-facts.md §2). The call does not depend on it: where joining
+lets the resource's owner join a call by its id (docs/azure.md §5.4). The call does not depend on it: where joining
 is refused the talk goes on, and only its turns are missing, which is logged. A call that Azure does not know for a
 minute is one whose client never connected: it is hung up, and its place is given back.
 

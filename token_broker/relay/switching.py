@@ -1,6 +1,6 @@
 """Another agent in the middle of a talk: told to the same upstream, or, for another voice, moved to a new one.
 
-A voice cannot change once it has spoken (azure-facts.md §4), so another voice means another conversation at Azure,
+A voice cannot change once it has spoken (docs/azure.md §4.2), so another voice means another conversation at Azure,
 which gets the last turns as its history. Either way what was recalled for the talk goes along.
 """
 

@@ -1,6 +1,6 @@
 """From events to turns, in either dialect. Pure: events and the time go in, what was said comes out.
 
-An item's place follows `previous_item_id` (azure-facts.md §4), so that a user's words sort before the answer to them
+An item's place follows `previous_item_id` (docs/azure.md §4.2), so that a user's words sort before the answer to them
 even where their transcript comes after it. An assistant's turn is held until it is known whether it was interrupted:
 until its response is done and its audio, sent faster than real time, can have been played; or until the user's next
 words, a truncation or the end of the talk decide it sooner.

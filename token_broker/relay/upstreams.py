@@ -61,7 +61,7 @@ class NoUpstreamError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One of Azure's WebSockets (azure-facts.md §3), and how its session is said (§4)."""
+    """One of Azure's WebSockets (docs/azure.md §3), and how its session is said (§4.3, §6.2)."""
 
     name: UpstreamName
     dialect: Dialect
@@ -177,7 +177,7 @@ class UpstreamConnector:
         raise NoUpstreamError(ending or Ending(UPSTREAM_FAILED, "no Azure endpoint is configured for talks"))
 
     async def join_call(self, endpoint: str, call_id: str) -> AzureSocket:
-        """The sideband of a WebRTC call at `endpoint` (azure-facts.md §2), within the limit. Raises MintError."""
+        """The sideband of a WebRTC call at `endpoint` (docs/azure.md §5.4), within the limit. Raises MintError."""
         url = f"{endpoint}/openai/v1/realtime?call_id={quote(call_id, safe='')}"
         try:
             async with asyncio.timeout(self._timeout_s):

@@ -1,6 +1,6 @@
 """Who is asking: tells a key from an Entra token from an ephemeral secret, and which of them a route takes.
 
-`azure-facts.md` §1, Auth: `api-key`, or a Bearer Entra token; only under `/openai/v1` may the key come as Bearer.
+docs/azure.md §1.2: `api-key`, or a Bearer Entra token; only under `/openai/v1` may the key come as Bearer.
 """
 
 import hmac

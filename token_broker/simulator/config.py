@@ -36,7 +36,7 @@ class SimulatorConfig:
     voice_live_api_versions: frozenset[str] = frozenset({"2025-10-01", "2026-04-10", "2026-07-15"})
     preview_socket_api_versions: frozenset[str] = frozenset({"2024-10-01-preview", "2025-04-01-preview"})
     ga_ttl_s: int = 7199
-    """Life of a GA secret whose mint asked for none (`azure-facts.md` §1)."""
+    """Life of a GA secret whose mint asked for none (docs/azure.md §2.1)."""
     flat_ttl_s: int = 60
     """Life of a secret from a flat mint, which cannot ask for one."""
 
@@ -46,12 +46,12 @@ class SimulatorConfig:
     """Models that Voice Live hosts itself; the resource's deployments work there as well."""
     ephemeral_subprotocol: bool = False
     """Whether GA's socket takes an ephemeral secret as subprotocol `openai-insecure-api-key.<secret>`: unproven on
-    Azure (`azure-facts.md` §3)."""
+    Azure (docs/azure.md §3.3)."""
 
     ice_addresses: tuple[str, ...] | None = None
     """Where WebRTC's media is taken; `None`: loopback, and every address of this machine."""
     sdp_answer_type: str = "application/sdp"
-    """Content type of an SDP answer: a live recording had `text/plain; charset=utf-8` (`azure-facts.md` §2)."""
+    """Content type of an SDP answer: a live recording had `text/plain; charset=utf-8` (docs/azure.md §5.1)."""
 
     thinking_s: float = 0.05
     """From the end of a turn to the first of the answer."""

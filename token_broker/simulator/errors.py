@@ -1,4 +1,4 @@
-"""Azure's error answers, in the three shapes it is known to use (`azure-facts.md` §1, Errors).
+"""Azure's error answers, in the three shapes it is known to use (docs/azure.md §8.4).
 
 AzureError                 an answer to be sent, raised from anywhere below a route
   structured(...)          {"error": {"code", "message", "param"?, "type"?}}

@@ -1,7 +1,7 @@
-"""The mint routes: GA's, and the SOP's three flat ones. Each checks everything that Azure is known to check.
+"""The mint routes: GA's, and the first version's three flat ones. Each checks everything that Azure is known to check.
 
 Order of the checks: the route exists, the credential, the api-version, the deployment or project in the path, the
-body. Facts from `azure-facts.md` §1. Decided here, where it is silent: GA's mint answers an `api-version` with 400
+body. Facts from docs/azure.md §2. Decided here, where it is silent: GA's mint answers an `api-version` with 400
 (as Azure words it for other `/v1` routes), and an `OpenAI-Beta` header with 400 `beta_api_shape_disabled`.
 """
 

@@ -18,7 +18,7 @@ from token_broker.simulator.faults import parse_faults
 from token_broker.simulator.seen import SeenRequest
 from token_broker.simulator.wire import HttpProtocol, WebSocketProtocol
 
-# The largest append that Azure takes, 15 MiB of audio (`azure-facts.md` §5), in base64 and JSON.
+# The largest append that Azure takes, 15 MiB of audio (docs/azure.md §8.2), in base64 and JSON.
 _MAX_MESSAGE_BYTES = 21 * 1024 * 1024
 # Azure's front keeps idle connections; uvicorn's 5 s would make clients meet closed ones.
 _KEEP_ALIVE_S = 75

@@ -128,7 +128,7 @@ class Call:
 
 
 def _passes_filter(kind: str) -> bool:
-    """`webrtcfilter=on` (azure-facts.md §2)."""
+    """`webrtcfilter=on` (docs/azure.md §5.2)."""
     return kind in {
         "input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped", "output_audio_buffer.started",
         "output_audio_buffer.stopped", "conversation.item.input_audio_transcription.completed",

@@ -1,4 +1,4 @@
-"""Zep as the memory. The one module that knows zep-python (azure-facts.md §7); imported where a Zep key is set.
+"""Zep as the memory. The one module that knows zep-python (docs/azure.md §11); imported where a Zep key is set.
 
 zep-python neither retries nor is idempotent: what failed with an unknown end is looked for by its turn id, which
 travels in each message's metadata, before it is sent again.

@@ -1,4 +1,4 @@
-"""One WebRTC call: a talk whose audio goes over RTP, and whose events go over a data channel (`azure-facts.md` §2).
+"""One WebRTC call: a talk whose audio goes over RTP, and whose events go over a data channel (docs/azure.md §5).
 
 Needs aiortc, which is imported only where somebody calls.
 """
@@ -27,7 +27,7 @@ _MOST_WAITING_EVENTS = 200
 _MOST_BUFFERED_BYTES = 4 * 1024 * 1024
 _MOST_UNREAD_EVENTS = 1000
 _AUDIO_DELTAS = frozenset({"response.output_audio.delta", "response.audio.delta"})
-# What `webrtcfilter=on` lets through, in the names of both dialects (`azure-facts.md` §2).
+# What `webrtcfilter=on` lets through, in the names of both dialects (docs/azure.md §5.2).
 _UNFILTERED = frozenset(
     {
         "input_audio_buffer.speech_started",

@@ -1,4 +1,4 @@
-"""WebRTC's HTTP side: an offer opens a call, a hang-up ends it, a sideband socket joins it (`azure-facts.md` §2)."""
+"""WebRTC's HTTP side: an offer opens a call, a hang-up ends it, a sideband socket joins it (docs/azure.md §5)."""
 
 import asyncio
 import secrets

@@ -1,4 +1,4 @@
-"""GA, preview and Voice Live: one talk in three shapes (`azure-facts.md` §4).
+"""GA, preview and Voice Live: one talk in three shapes (docs/azure.md §4.1).
 
 The talk itself speaks GA's event names and knows no shapes; a `Dialect` renames and reshapes what goes out, and reads
 the parts of a session that matter out of what came in.
@@ -115,7 +115,7 @@ class Dialect:
             if part.kind == "text":
                 return {"type": self.text_part, "text": part.text or ""}
             return {"type": self.audio_part, "transcript": part.text or ""}
-        # Null, not absent: official clients throw where a user's audio has no transcript (`azure-facts.md` §4).
+        # Null, not absent: official clients throw where a user's audio has no transcript (docs/azure.md §4.4).
         return {"type": "input_text", "text": part.text} if part.kind == "text" else _user_audio(part)
 
     def response_object(self, session: Any, stated: Mapping[str, Any], *, speaks: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where the server holds the playback, as over WebRTC: what of the answers is being heard (`azure-facts.md` §2)."""
+"""Where the server holds the playback, as over WebRTC: what of the answers is being heard (docs/azure.md §5.2)."""
 
 from token_broker.simulator.realtime.outbox import Outbox
 

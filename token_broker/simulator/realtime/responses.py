@@ -193,7 +193,7 @@ def _bare_part(part: Part) -> dict[str, str]:
 
 
 def _usage(active: _Active) -> dict[str, Any]:
-    """A bill in all its fields: Voice Live's clients take it whole or not at all (`azure-facts.md` §4)."""
+    """A bill in all its fields: Voice Live's clients take it whole or not at all (docs/azure.md §4.4)."""
     audio_in = active.prompted.audio_ms * _AUDIO_TOKENS_PER_S["input"] // 1000
     text_in = active.prompted.characters // _CHARS_PER_TOKEN + 1
     audio_out = active.part.audio_ms * _AUDIO_TOKENS_PER_S["output"] // 1000

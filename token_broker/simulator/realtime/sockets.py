@@ -1,6 +1,6 @@
 """The realtime WebSockets: GA's, the preview's and Voice Live's. Checks the handshake, then holds a talk.
 
-`azure-facts.md` §3. One task a talk: it reads, advances and sends in turn, so a client that does not take its frames
+docs/azure.md §3. One task a talk: it reads, advances and sends in turn, so a client that does not take its frames
 is not read either, and nothing is left over when it vanishes.
 """
 
@@ -87,7 +87,7 @@ class RealtimeSockets:
         except Complaint as complaint:
             await _refuse(websocket, errors.invalid_request(complaint.code, complaint.message, param=complaint.param))
             return
-        # Only what was offered may be chosen; nothing where nothing was offered (`azure-facts.md` §4).
+        # Only what was offered may be chosen; nothing where nothing was offered (docs/azure.md §4.4).
         chosen = SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None
         self._talks += 1
         try:
@@ -110,7 +110,7 @@ class RealtimeSockets:
         credential = self._resource.credential_of(headers)
         admit(credential, self._resource.config, _V1_CREDENTIALS)
         if "api-version" in websocket.query_params:
-            # 401, as it was seen: nothing says that the version is at fault (`azure-facts.md` §1).
+            # 401, as it was seen: nothing says that the version is at fault (docs/azure.md §2.1).
             raise errors.key_missing()
         if "openai-beta" in headers:
             raise errors.beta_shape_disabled()

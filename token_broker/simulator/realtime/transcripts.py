@@ -1,4 +1,4 @@
-"""The user's transcripts, which on Azure come before or after the answer, and may fail (`azure-facts.md` §4)."""
+"""The user's transcripts, which on Azure come before or after the answer, and may fail (docs/azure.md §4.2)."""
 
 from dataclasses import dataclass
 

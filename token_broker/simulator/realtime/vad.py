@@ -1,7 +1,7 @@
 """Server VAD: tells speech from silence by its energy, and cuts the speech out, to the byte.
 
 Pure: PCM goes in, `Started` and `Stopped` come out. Times are milliseconds of audio since the talk began, as the
-events state them: a start includes the prefix padding, a stop the silence that told it (`azure-facts.md` §3, §4).
+events state them: a start includes the prefix padding, a stop the silence that told it (docs/azure.md §4.2, §6.2).
 """
 
 from collections.abc import Iterator

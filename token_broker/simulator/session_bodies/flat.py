@@ -1,4 +1,4 @@
-"""The flat session configuration of the preview API, as the SOP's three mints take it (`azure-facts.md` §1)."""
+"""The flat session configuration of the preview API, as the first version's mints take it (docs/azure.md §2.3)."""
 
 import re
 from typing import Annotated, Any, Literal

@@ -1,7 +1,7 @@
 """GA's nested session configuration, as `client_secrets` and `session.update` take it, and as Azure gives it back.
 
 Agrees with the `openai` package's `RealtimeSessionCreateRequestParam`; what is stricter is Azure's
-(`azure-facts.md` §1): ten voices, exactly one output modality. One limit is the simulator's own: it speaks 24 kHz PCM.
+(docs/azure.md §4.3): ten voices, exactly one output modality. One limit is the simulator's own: it speaks 24 kHz PCM.
 """
 
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""Voice Live's flat session configuration, as `session.update` takes it (`azure-facts.md` §4).
+"""Voice Live's flat session configuration, as `session.update` takes it (docs/azure.md §6.2).
 
 Agrees with `RequestSession` of the package `azure-ai-voicelive`. What concerns avatars and animation is taken and
 ignored: this simulator has no face.
