@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,57 @@ class _Scheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist ships no 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadGroupScheduling | None:
     return _Scheduling(config, log) if config.getoption("dist") == "loadgroup" else None
+
+
+_LOOP = os.environ.get("TEST_LOOP", "")
+"""The one event loop for tests that run on several, `uvloop` or `asyncio`; all of them where it is empty."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if _LOOP not in {"", "asyncio", "uvloop"}:
+        raise pytest.UsageError(f"TEST_LOOP is asyncio or uvloop, not {_LOOP!r}")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects by the marks given here
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if group_of(item.nodeid):
+            item.add_marker(pytest.mark.browser)
+        if needs_postgres(item):
+            item.add_marker(pytest.mark.postgres)
+    if left_out := _on_other_loops(items):
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=list(left_out))
+
+
+def needs_postgres(item: pytest.Item) -> bool:
+    """Whether a test starts a PostgreSQL: by a fixture that is one, or because its store is parametrised to be one."""
+    fixtures: list[str] = getattr(item, "fixturenames", [])
+    return any(name.endswith("postgres") for name in fixtures) or _parameters(item).get("database_url") == "postgresql"
+
+
+def _on_other_loops(items: list[pytest.Item]) -> set[pytest.Item]:
+    """The tests on another loop than TEST_LOOP, where the same test with the same parameters is there on that one."""
+    if not _LOOP:
+        return set()
+    loops = {item: loop_of(item) for item in items}
+    wanted = {_apart_from_loop(item) for item, loop in loops.items() if loop == _LOOP}
+    return {item for item, loop in loops.items() if loop not in {None, _LOOP} and _apart_from_loop(item) in wanted}
+
+
+def loop_of(item: pytest.Item) -> str | None:
+    """The event loop that a test is parametrised with: by pytest-asyncio, or as its own `loop`."""
+    ids = re.search(r"\[(.*)\]$", item.name)
+    return next((loop for loop in ("asyncio", "uvloop") if ids and loop in ids[1].split("-")), None)
+
+
+def _apart_from_loop(item: pytest.Item) -> str:
+    return re.sub(r"(?<=[\[-])(asyncio|uvloop)(?=[\]-])", "", item.nodeid)
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+    return parameters
 
 
 _OURS = ("BROKER_", "AZURE_", "ZEP_", "SIMULATOR_", "IDENTITY_", "MSI_", "OTEL_")
