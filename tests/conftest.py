@@ -26,6 +26,53 @@ _GROUPS = {
 one machine starve each other's audio."""
 
 
+_SLOW = (
+    "tests/broker/test_breakers.py::test_a_route_that_is_missing_once_is_not_knocked_at_again",
+    "tests/broker/test_breakers.py::test_recovery_is_noticed_by_one_probe_and_not_by_a_stampede",
+    "tests/broker/test_canary.py",
+    "tests/broker/test_commands.py",
+    "tests/broker/test_entra.py::test_500_requests_on_a_cold_start_make_one_credential_call",
+    "tests/broker/test_fault_matrix.py",
+    "tests/broker/test_fuzz.py",
+    "tests/clients/",
+    "tests/docs/test_commands.py",
+    "tests/docs/test_scripts.py",
+    "tests/doctor/test_command.py",
+    "tests/eyes/test_logs.py",
+    "tests/eyes/test_openapi.py::test_a_500_is_what_is_described",
+    "tests/eyes/test_openapi.py::test_every_code_that_the_source_raises_is_described_with_its_status",
+    "tests/eyes/test_openapi.py::test_what_relayed_calls_answer_is_what_is_described",
+    "tests/eyes/test_schemathesis.py",
+    "tests/eyes/test_tracing.py",
+    "tests/memory/test_admin.py",
+    "tests/memory/test_commands.py",
+    "tests/memory/test_delivery.py",
+    "tests/memory/test_endpoints.py::test_many_at_once_are_each_told_of_their_own",
+    "tests/memory/test_kill.py",
+    "tests/memory/test_store_faults.py::test_a_running_broker_whose_disk_takes_no_more_mints_on_and_recovers",
+    "tests/memory/test_store_faults.py::test_while_the_store_is_away_who_was_cut_off_stays_cut_off",
+    "tests/relay/test_client_faults.py::test_a_client_that_floods_with_refused_events_and_reads_nothing_is_held",
+    "tests/relay/test_drain.py",
+    "tests/relay/test_resident_memory.py",
+    "tests/relay/test_turns.py::test_a_talk_of_many_items_is_bounded",
+    "tests/relay/test_whole_talk.py::test_five_seconds_of_speech_in_real_time_come_back_as_they_were_said",
+    "tests/simulator/test_simulator_calls.py::test_a_barge_in_clears_what_was_not_heard_yet",
+    "tests/simulator/test_simulator_calls.py::test_a_spoken_talk_comes_back_over_rtp",
+    "tests/simulator/test_simulator_mint_ga.py::test_a_body_that_the_openai_types_allow_passes_but_for_azures_own_rules",
+    "tests/simulator/test_simulator_mint_ga.py::test_a_field_that_nobody_knows_is_refused_and_named_wherever_it_stands",
+    "tests/trust/test_cut_off.py::test_calls_that_run_through_the_broker_are_hung_up_and_nobody_elses",
+    "tests/trust/test_cut_off.py::test_the_command_cuts_off_and_lets_in_again_beside_a_running_broker",
+    "tests/trust/test_cut_off.py::test_the_command_says_where_nobody_is_known_by_the_id",
+    "tests/trust/test_cut_off.py::test_who_names_nobody_or_everybody_is_told",
+    "tests/trust/test_forgery.py",
+    "tests/trust/test_hostile.py",
+    "tests/trust/test_ownership.py::test_restarts_give_nobody_anothers_session",
+    "tests/trust/test_replicas.py",
+)
+"""Tests, files and folders that `scripts/test --fast` leaves out: their tests take a second of CPU or more, or wait for
+several, mostly because they start processes. `pytest.mark.slow` says the same beside a test."""
+
+
 def group_of(nodeid: str) -> str | None:
     """The group that a test is in, if it is in one."""
     return next((group for group, paths in _GROUPS.items() if nodeid.startswith(paths)), None)
@@ -56,6 +103,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if group_of(item.nodeid):
             item.add_marker(pytest.mark.browser)
+        if item.nodeid.startswith(_SLOW):
+            item.add_marker(pytest.mark.slow)
         if needs_postgres(item):
             item.add_marker(pytest.mark.postgres)
     if left_out := _on_other_loops(items):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import _SLOW
 from tests.docs.test_commands import make_checkout
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def test_run_of_some_tests_checks_no_floor(checkout: Path, chosen: tuple[str, ..
 def test_fast_run_leaves_out_browsers_slow_tests_and_the_second_loop(checkout: Path) -> None:
     arguments = asked(checkout, "--fast", "-k", "chain")
     assert arguments[0] == "loop=uvloop"
-    assert "not browser and not slow" in arguments
+    assert "not browser and not postgres and not slow" in arguments
     assert arguments[-2:] == ["-k", "chain"]
     assert "--cov" not in arguments
     assert asked(checkout, "--fast", TEST_LOOP="asyncio")[0] == "loop=asyncio"
@@ -79,6 +80,13 @@ def test_marks_follow_the_path_and_the_fixtures() -> None:
     assert any(name.startswith("tests/memory/test_kill.py") for name in on_postgres)
     assert not any("sqlite" in name for name in on_postgres)
     assert not any("postgresql" in name for name in collected("-m", "not postgres", *paths))
+
+
+def test_every_test_that_is_called_slow_is_there() -> None:
+    for entry in _SLOW:
+        path, _, name = entry.partition("::")
+        assert (ROOT / path).exists(), entry
+        assert not name or f"def {name}(" in (ROOT / path).read_text(), entry
 
 
 def test_one_loop_is_taken_where_tests_run_on_both() -> None:
