@@ -13,25 +13,25 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from token_broker.edge import Edge
-from token_broker.endpoints.calls import CALL_OPERATIONS, create_call, hang_up
-from token_broker.endpoints.client import AZURE_ORIGINS, CLIENT_OPERATIONS, client_routes
-from token_broker.endpoints.door_operations import DOOR_OPERATIONS, DOOR_SOCKETS
-from token_broker.endpoints.doors import door_routes
-from token_broker.endpoints.memory import MEMORY_OPERATIONS, create_turn, enrich, forget_turns, list_turns
-from token_broker.endpoints.metrics import METRICS_OPERATIONS, get_metrics
-from token_broker.endpoints.openapi import openapi_routes
-from token_broker.endpoints.status import STATUS_OPERATIONS, get_config, get_health, get_readiness, get_status
-from token_broker.endpoints.token import TOKEN_OPERATIONS, create_token
-from token_broker.endpoints.voicelive import VOICELIVE_PATH, VOICELIVE_SOCKET, Voicelive
-from token_broker.lifespan import build_broker
-from token_broker.metrics import Metrics
-from token_broker.origins import OriginGuard
-from token_broker.problems import Problem, problem_response
-from token_broker.relay.drain import Drain
+from token_broker.api.calls import CALL_OPERATIONS, create_call, hang_up
+from token_broker.api.compat import door_routes
+from token_broker.api.compat_operations import DOOR_OPERATIONS, DOOR_SOCKETS
+from token_broker.api.metrics import METRICS_OPERATIONS, get_metrics
+from token_broker.api.openapi import openapi_routes
+from token_broker.api.proxy import VOICELIVE_PATH, VOICELIVE_SOCKET, Voicelive
+from token_broker.api.static import AZURE_ORIGINS, CLIENT_OPERATIONS, client_routes
+from token_broker.api.status import STATUS_OPERATIONS, get_config, get_health, get_readiness, get_status
+from token_broker.api.token import TOKEN_OPERATIONS, create_token
+from token_broker.api.turns import MEMORY_OPERATIONS, create_turn, enrich, forget_turns, list_turns
+from token_broker.bootstrap import build_broker
+from token_broker.observability.metrics import Metrics
 from token_broker.relay.endpoint import websocket_not_found
-from token_broker.routing import ExactRoutes, PlainPaths, not_found
+from token_broker.server.drain import Drain
 from token_broker.settings import Settings
+from token_broker.web.cors import OriginGuard
+from token_broker.web.problems import Problem, problem_response
+from token_broker.web.request_context import Edge
+from token_broker.web.routing import ExactRoutes, PlainPaths, not_found
 
 __all__ = ["create_app"]
 

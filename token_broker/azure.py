@@ -17,9 +17,9 @@ from strategies.unified import Unified
 from strategies.upstream import Upstream
 from strategies.websocket_proxy import WebSocketProxy
 from token_broker import __version__
-from token_broker.relay.upstreams import UpstreamConnector, make_routes
+from token_broker.observability.logging import log_attempt
+from token_broker.relay.azure.connector import UpstreamConnector, make_routes
 from token_broker.settings import Settings
-from token_broker.telemetry import log_attempt
 
 __all__ = ["build_chain", "build_connector", "build_credentials", "make_client"]
 

@@ -10,22 +10,22 @@ from starlette.requests import HTTPConnection
 from strategies.base import EphemeralGrant, Grant
 from strategies.chain import Chain, Link
 from strategies.credentials import Credentials
-from token_broker.agents import AgentBook
-from token_broker.auth import Authenticator
-from token_broker.calls import Calls
-from token_broker.limits import SessionLimits, Turnstile
-from token_broker.memory.base import Recall
 from token_broker.memory.service import Memory
-from token_broker.metrics import Metrics
-from token_broker.observing import Observer
-from token_broker.plans import PlanMaker
-from token_broker.quotas import MemoryQuotas
+from token_broker.memory.types import Recall
+from token_broker.observability.events import Observer
+from token_broker.observability.logging import advice_on
+from token_broker.observability.metrics import Metrics
 from token_broker.relay.admission import Admission
-from token_broker.relay.drain import Drain
 from token_broker.relay.endpoint import VoiceRelay
+from token_broker.security.authentication import Authenticator
+from token_broker.security.quotas import MemoryQuotas
+from token_broker.security.rate_limits import SessionLimits, Turnstile
+from token_broker.security.tokens import TokenSigner
+from token_broker.server.drain import Drain
+from token_broker.sessions.agents import AgentBook
+from token_broker.sessions.calls import Calls
+from token_broker.sessions.plans import PlanMaker
 from token_broker.settings import Settings
-from token_broker.telemetry import advice_on
-from token_broker.tokens import TokenSigner
 
 __all__ = ["Broker", "Tally", "broker_of"]
 

@@ -18,11 +18,11 @@ from tests.memory.support.stores import opened
 from tests.memory.support.turns import owner, turn
 from tests.support.databases import postgres_server, sqlite_url
 from tests.support.machine import StolenTime
-from token_broker.memory.base import Owner
-from token_broker.memory.database import Database
-from token_broker.memory.keys import ArrivalClock
-from token_broker.memory.sinks.local import LocalFacts
-from token_broker.memory.store import Arrived, insert_turns
+from token_broker.memory.delivery.local import LocalFacts
+from token_broker.memory.drivers.database import Database
+from token_broker.memory.store.keys import ArrivalClock
+from token_broker.memory.store.turns import Arrived, insert_turns
+from token_broker.memory.types import Owner
 
 USERS = {"little": (5, 30), "much": (50, 200)}  # sessions, turns in each
 

@@ -35,12 +35,12 @@ from tests.memory.support.stores import opened
 from tests.memory.support.turns import owner, turn
 from tests.support.databases import PostgresServer, postgres_server, sqlite_url
 from tests.support.machine import StolenTime
-from token_broker.memory.database import Database, connect
-from token_broker.memory.delivery import DeliveryPolicy, DeliveryWorker
-from token_broker.memory.keys import ArrivalClock
-from token_broker.memory.sinks.local import LocalSink
-from token_broker.memory.store import Arrived, insert_turns
-from token_broker.memory.words import index_words, merge_words
+from token_broker.memory.delivery.local import LocalSink
+from token_broker.memory.delivery.worker import DeliveryPolicy, DeliveryWorker
+from token_broker.memory.drivers.database import Database, connect
+from token_broker.memory.store.full_text import index_words, merge_words
+from token_broker.memory.store.keys import ArrivalClock
+from token_broker.memory.store.turns import Arrived, insert_turns
 from token_broker.settings import Settings
 
 SESSIONS = 256

@@ -17,8 +17,8 @@ from typing import Any
 import trustme
 from pydantic import SecretStr
 
-from token_broker.ids import uuid7
-from token_broker.tokens import TokenSigner
+from token_broker.security.tokens import TokenSigner
+from token_broker.web.ids import uuid7
 
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
 SIGNING_KEY = "benchmark-" * 4
@@ -134,7 +134,7 @@ def broker(directory: Path, azure_url: str) -> Iterator[Proxy]:
     }
     if (directory / "ca.pem").exists():
         environment["SSL_CERT_FILE"] = str(directory / "ca.pem")
-    serve = "from token_broker.cli import main; main(['serve'])"
+    serve = "from token_broker.cli.main import main; main(['serve'])"
     with process(
         sys.executable, "-c", serve, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as running:

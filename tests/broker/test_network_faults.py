@@ -72,7 +72,7 @@ async def _plain_text_where_tls_is_expected(monkeypatch: pytest.MonkeyPatch, tmp
 
 def _look_names_up_by(look_up: Lookup, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = functools.partial(make_transport, resolver=BoundedResolver(lookup=look_up))
-    monkeypatch.setattr("token_broker.lifespan.make_transport", shipped)
+    monkeypatch.setattr("token_broker.bootstrap.make_transport", shipped)
 
 
 @pytest.mark.parametrize(

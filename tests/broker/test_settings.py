@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from token_broker.agents import AgentsFileError, load_agents
+from token_broker.sessions.agents import AgentsFileError, load_agents
 from token_broker.settings import Settings, SettingsError, doubts, unknown_variables
 
 ROOT = Path(__file__).parents[2]
@@ -316,6 +316,8 @@ def test_the_built_in_agents_are_the_three() -> None:
     assert elena.voices["preview"] == "en-US-Ava:DragonHDLatestNeural"
     assert marcus.voices["preview"] == "en-US-GuyNeural"
     assert sage.voices == elena.voices
-    file: dict[str, Any] = tomllib.loads((ROOT / "token_broker" / "agents.toml").read_text(encoding="utf-8"))
+    file: dict[str, Any] = tomllib.loads(
+        (ROOT / "token_broker" / "sessions" / "agents.toml").read_text(encoding="utf-8")
+    )
     assert file["agents"]["sage"]["inherits"] == "elena"
     assert len({agent.instructions for agent in book}) == 3

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from token_broker.tokens import (
+from token_broker.security.tokens import (
     CALL_TYPE,
     CLIENT_SECRET_TYPE,
     LEEWAY_S,

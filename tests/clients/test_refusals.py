@@ -12,7 +12,7 @@ from tests.clients.support.doors import SIMULATED_KEY, Door, open_door
 from tests.clients.support.programs import run_client
 from tests.clients.support.setups import assert_heard, make_setup
 from token_broker.memory.admin import open_admin
-from token_broker.tokens import TokenSigner
+from token_broker.security.tokens import TokenSigner
 
 Failure = dict[str, Any]
 

@@ -8,11 +8,11 @@ from typing import Any, get_args
 import click
 
 from tests.conftest import StartBroker
-from tests.eyes.test_openapi import ELSEWHERE
-from token_broker.cli import main
-from token_broker.relay import closing
+from tests.observability.test_openapi import ELSEWHERE
+from token_broker.cli.main import main
+from token_broker.server import close_codes as closing
 from token_broker.settings import Settings
-from token_broker.simulator.faults import Fault
+from token_broker.simulator.faults.rules import Fault
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
 

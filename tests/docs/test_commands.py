@@ -35,7 +35,7 @@ NOT_RUN = {
     r"(?:TEST_LOOP=\S+ )?scripts/(?:check|test|bench)|.*-m pytest": "it is what runs this test, or takes minutes",
     r"scripts/lock": "it needs uv and the package index; the lock's hashes are checked by every installation",
     r"pip install": "it would change the environment that runs this test",
-    r"schemathesis |export SCHEMATHESIS": "tests/eyes/test_schemathesis.py runs it",
+    r"schemathesis |export SCHEMATHESIS": "tests/observability/test_schemathesis.py runs it",
     r"export |unset |[{}]$|git |openssl ": "it sets the stage for the commands behind it",
 }
 
@@ -105,7 +105,7 @@ def make_checkout(folder: Path) -> Path:
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     script = folder / ".venv" / "bin" / "token-broker"
     script.parent.mkdir(parents=True)
-    script.write_text(f"#!{sys.executable}\nfrom token_broker.cli import main\nmain(prog_name='token-broker')\n")
+    script.write_text(f"#!{sys.executable}\nfrom token_broker.cli.main import main\nmain(prog_name='token-broker')\n")
     script.chmod(0o755)
     stamp = "cat pyproject.toml requirements-demo.lock requirements-dev.lock | cksum | tr ' ' - >.venv/.installed-dev"
     subprocess.run(["bash", "-c", stamp], cwd=folder, check=True)

@@ -14,7 +14,7 @@ from tests.memory.support.zep import running_zep
 from tests.support.databases import PostgresServer
 from token_broker.doctor.checks import Mark
 from token_broker.doctor.stores import examine_database, examine_zep, judge_revision, judge_zep
-from token_broker.memory.tables import SCHEMA_REVISION
+from token_broker.memory.store.tables import SCHEMA_REVISION
 
 
 def sqlite(path: Path) -> SecretStr:

@@ -15,9 +15,9 @@ from sqlalchemy.pool import NullPool
 
 from strategies.credentials import AccessToken
 from strategies.errors import CredentialError
-from token_broker.memory.database import connect
-from token_broker.memory.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
-from token_broker.memory.postgres import PostgresDatabase
+from token_broker.memory.drivers.database import connect
+from token_broker.memory.drivers.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
+from token_broker.memory.drivers.postgres import PostgresDatabase
 
 USER = "id-broker"
 
@@ -128,7 +128,7 @@ def test_azures_url_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
         made.append(client_id)
         return Tokens()
 
-    monkeypatch.setattr("token_broker.memory.entra_password.azure_identity_source", source)
+    monkeypatch.setattr("token_broker.memory.drivers.entra_password.azure_identity_source", source)
     host = "psql-x.postgres.database.azure.com"
     connect(SecretStr(f"postgresql+asyncpg://id-x@{host}/turns"), timeout_s=1, patience_s=1, client_id="client")
     connect(SecretStr(f"postgresql+asyncpg://id-x:own@{host}/turns"), timeout_s=1, patience_s=1, client_id="client")

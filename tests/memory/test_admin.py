@@ -9,9 +9,9 @@ from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Fault, Zep
 from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
-from token_broker.memory.base import Outcome
 from token_broker.memory.service import Memory
-from token_broker.memory.store import find_session
+from token_broker.memory.store.turns import find_session
+from token_broker.memory.types import Outcome
 
 
 async def test_dead_letters_are_listed_retried_and_purged_beside_a_running_broker(

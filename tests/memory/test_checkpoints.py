@@ -15,10 +15,10 @@ from tests.memory.support.stores import opened
 from tests.memory.support.turns import owner, turn
 from tests.support.databases import sqlite_url
 from tests.support.waiting import eventually
-from token_broker.memory import checkpoints
-from token_broker.memory.keys import ArrivalClock
-from token_broker.memory.sqlite import SqliteDatabase
-from token_broker.memory.store import Arrived, insert_turns
+from token_broker.memory.drivers import checkpoints
+from token_broker.memory.drivers.sqlite import SqliteDatabase
+from token_broker.memory.store.keys import ArrivalClock
+from token_broker.memory.store.turns import Arrived, insert_turns
 
 PAGE = 4096
 arrivals = ArrivalClock()
@@ -93,7 +93,7 @@ async def test_a_log_that_is_written_to_all_the_while_begins_anew(database: Sqli
 async def test_commits_do_it_themselves_where_the_thread_can_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("token_broker.memory.sqlite.SAFETY_PAGES", 256)
+    monkeypatch.setattr("token_broker.memory.drivers.sqlite.SAFETY_PAGES", 256)
     monkeypatch.setattr(checkpoints, "_EVERY_S", 60)
     async with opened(sqlite_in(tmp_path)) as database:
         for _ in range(40):

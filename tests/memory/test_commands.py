@@ -15,7 +15,7 @@ from tests.memory.support.turns import SESSION, turn
 from tests.support.broker import environment, run_command
 from tests.support.databases import sqlite_url
 from token_broker.memory.service import Memory
-from token_broker.memory.tables import Delivery
+from token_broker.memory.store.tables import Delivery
 from token_broker.settings import Settings
 
 FEW, MANY = 3, 1100  # the second more than two transactions' worth
@@ -26,7 +26,7 @@ def script(tmp_path: Path) -> Path:
     """`token-broker` under its own name, as installing it makes one."""
     path = tmp_path / "bin" / "token-broker"
     path.parent.mkdir()
-    path.write_text(f"#!{sys.executable}\nfrom token_broker.cli import main\nmain(prog_name='token-broker')\n")
+    path.write_text(f"#!{sys.executable}\nfrom token_broker.cli.main import main\nmain(prog_name='token-broker')\n")
     path.chmod(0o755)
     return path
 

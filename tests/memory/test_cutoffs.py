@@ -12,12 +12,12 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
-from token_broker.memory.cutoffs import CutOffs, Refused
-from token_broker.memory.cutting_off import MAX_CUT_OFFS, cut_off, cut_off_keys, lift
-from token_broker.memory.database import Database
+from token_broker.memory.blocklist import CutOffs, Refused
+from token_broker.memory.drivers.database import Database
 from token_broker.memory.errors import CutOffListFullError
 from token_broker.memory.service import Memory
-from token_broker.memory.tables import cutoffs
+from token_broker.memory.store.blocklist import MAX_CUT_OFFS, cut_off, cut_off_keys, lift
+from token_broker.memory.store.tables import cutoffs
 
 
 @pytest.fixture

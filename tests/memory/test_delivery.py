@@ -13,15 +13,15 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import KEY, Fault, Zep
 from tests.support.waiting import eventually
-from token_broker.memory.base import Owner, Turn
-from token_broker.memory.database import Database
-from token_broker.memory.delivery import DeliveryPolicy, DeliveryWorker
-from token_broker.memory.keys import ArrivalClock
-from token_broker.memory.outbox import Figures, figures, list_dead
+from token_broker.memory.delivery.sink import Parcel
+from token_broker.memory.delivery.worker import DeliveryPolicy, DeliveryWorker
+from token_broker.memory.delivery.zep import ZepMemory
+from token_broker.memory.drivers.database import Database
 from token_broker.memory.service import Memory
-from token_broker.memory.sinks.base import Parcel
-from token_broker.memory.sinks.zep import ZepMemory
-from token_broker.memory.store import Arrived, insert_turns
+from token_broker.memory.store.keys import ArrivalClock
+from token_broker.memory.store.outbox import Figures, figures, list_dead
+from token_broker.memory.store.turns import Arrived, insert_turns
+from token_broker.memory.types import Owner, Turn
 
 
 class Clock:
@@ -221,7 +221,7 @@ async def test_a_fault_in_a_sink_ends_no_worker_and_loses_no_turn(
 async def test_an_erasure_that_zep_refuses_is_asked_for_again_until_it_is_done(
     delivering: Delivering, zep: Zep, zep_settings: MakeSettings
 ) -> None:
-    from token_broker.memory.housekeeping import Housekeeper
+    from token_broker.memory.maintenance import Housekeeper
 
     await delivering.queue(*a_talk(2, by=owner(principal="ann")))
     await delivering.rounds()

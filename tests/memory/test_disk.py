@@ -15,13 +15,13 @@ from tests.memory.support.app import TURNS, bearer, make_app
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.test_store_faults import has_no_room, say, the_talk_goes_on, works_again
 from tests.support.waiting import eventually
-from token_broker.memory.base import Owner
-from token_broker.memory.disk import DiskWatch, free_bytes_of
+from token_broker.memory.drivers.disk import DiskWatch, free_bytes_of
 from token_broker.memory.errors import StoreFullError
 from token_broker.memory.service import Memory
-from token_broker.memory.store import find_session
+from token_broker.memory.store.turns import find_session
+from token_broker.memory.types import Owner
+from token_broker.observability.state_metrics import StateCollector
 from token_broker.settings import Settings
-from token_broker.state_metrics import StateCollector
 
 FLOOR = 1_000_000
 PATH = TURNS.format(session_id=SESSION)
@@ -44,7 +44,7 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    monkeypatch.setattr("token_broker.memory.disk._EVERY_S", 0.0)
+    monkeypatch.setattr("token_broker.memory.drivers.disk._EVERY_S", 0.0)
     return Disk()
 
 

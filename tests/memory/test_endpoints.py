@@ -16,8 +16,8 @@ from tests.memory.support.app import bearer, make_app
 from tests.memory.support.serving import serving
 from tests.memory.support.turns import SESSION, owner
 from tests.support.waiting import eventually
-from token_broker.memory.base import Owner
 from token_broker.memory.service import Memory
+from token_broker.memory.types import Owner
 from token_broker.settings import Settings
 
 TURNS = f"/api/v1/memory/sessions/{SESSION}/turns"

@@ -10,9 +10,9 @@ from structlog.testing import capture_logs
 
 from tests.memory.support.turns import turn
 from tests.support.databases import sqlite_url
-from token_broker.lifespan import signing_keys
-from token_broker.memory.base import Outcome
+from token_broker.bootstrap import signing_keys
 from token_broker.memory.service import Memory
+from token_broker.memory.types import Outcome
 from token_broker.settings import Settings
 
 

@@ -12,18 +12,18 @@ from tests.memory.support.stores import Obstinate, erase_session, opened
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.databases import sqlite_url
 from tests.support.waiting import eventually
-from token_broker.memory.base import Outcome, Owner
-from token_broker.memory.books import StoredSessions, StoredTickets
-from token_broker.memory.database import connect
+from token_broker.memory.drivers.database import connect
 from token_broker.memory.errors import (
     StoreAwayError,
     StoreBusyError,
     StoreRefusedError,
     StoreUnreachableError,
 )
-from token_broker.memory.intake import BufferedIntake
-from token_broker.memory.store import claim_session, find_session, release_session, save_sessions
-from token_broker.memory.writer import GroupWriter
+from token_broker.memory.ingest.buffer import BufferedIntake
+from token_broker.memory.ingest.group_commit import GroupWriter
+from token_broker.memory.repositories import StoredSessions, StoredTickets
+from token_broker.memory.store.turns import claim_session, find_session, release_session, save_sessions
+from token_broker.memory.types import Outcome, Owner
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ async def test_a_turn_that_will_never_be_taken_holds_up_no_other(
 async def test_words_that_no_store_takes_are_kept_with_a_mark_in_their_place(
     writer: GroupWriter, intake: BufferedIntake, database: Obstinate
 ) -> None:
-    from token_broker.memory.reading import last_turns
+    from token_broker.memory.store.reading import last_turns
 
     intake.offer(turn(content="a\x00b\ud800c"))
     async with asyncio.timeout(10):
@@ -237,7 +237,7 @@ async def test_what_lives_long_keeps_nothing_else_from_being_forgotten(
 async def test_what_the_process_can_not_remember_the_store_alone_decides(
     database: Obstinate, silence: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("token_broker.memory.books._TICKETS_KEPT", 1)
+    monkeypatch.setattr("token_broker.memory.repositories._TICKETS_KEPT", 1)
     tickets = StoredTickets(database, patience_s=0.5, clock=lambda: 1000.0)
     assert await tickets.spend("remembered", 1100.0)
     assert sorted([await tickets.spend("one more", 1100.0) for _ in range(3)]) == [False, False, True]
@@ -295,12 +295,13 @@ async def test_a_claim_that_came_too_late_is_taken_back(
     with pytest.raises(StoreAwayError):
         await sessions.claim(owner(epoch=5), "elena")
     database.free.set()
+    patient = StoredSessions(database, writer, patience_s=5)
 
     async def released() -> bool:
-        return database.writes == 2 and await sessions.find(SESSION) is None
+        return database.writes == 2 and await patient.find(SESSION) is None
 
     await eventually(released)
-    assert await sessions.claim(owner(epoch=6), "elena"), "who was told to try again may have it"
+    assert await patient.claim(owner(epoch=6), "elena"), "who was told to try again may have it"
 
 
 async def test_a_claim_that_was_taken_back_spares_what_became_of_the_session(database: Obstinate) -> None:
@@ -329,7 +330,7 @@ async def test_a_session_recorded_while_the_store_was_away_is_written_without_a_
     writer: GroupWriter, database: Obstinate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until its row is there, another replica takes the session's id for nobody's."""
-    monkeypatch.setattr("token_broker.memory.writer._SESSIONS_AGAIN_S", 0.01)
+    monkeypatch.setattr("token_broker.memory.ingest.group_commit._SESSIONS_AGAIN_S", 0.01)
     sessions = StoredSessions(database, writer, patience_s=5)
     database.error = StoreAwayError("down")
     sessions.record(owner(principal="ann"), "elena")

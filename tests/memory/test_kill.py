@@ -9,8 +9,8 @@ import pytest
 from tests.memory.support.killing import SIGNING_KEY, kill_and_check
 from tests.memory.support.turns import owner, turn
 from tests.memory.support.zep import Zep
-from token_broker.memory.base import Outcome
 from token_broker.memory.service import Memory
+from token_broker.memory.types import Outcome
 from token_broker.settings import Settings
 
 

@@ -14,9 +14,9 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.app import TURNS, bearer, make_app
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.waiting import eventually
-from token_broker.memory.base import Outcome
-from token_broker.memory.lanes import LANES, Lane
+from token_broker.memory.drivers.lanes import LANES, Lane
 from token_broker.memory.service import Memory
+from token_broker.memory.types import Outcome
 
 RECALLS = 60
 
@@ -65,7 +65,7 @@ async def stop(tasks: list["asyncio.Task[Any]"], slow: Slow) -> None:
 async def test_sixty_recalls_delay_neither_ownership_nor_tickets_nor_turns(
     make_settings: MakeSettings, slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("token_broker.memory.reading.last_turns_of", slow)
+    monkeypatch.setattr("token_broker.memory.store.reading.last_turns_of", slow)
     async with Memory.open(make_settings(store_patience_s=3, recall_budget_s=5)) as memory:
         await memory.append([turn("t1")])
         recalls = [asyncio.create_task(memory.recall.block(owner())) for _ in range(RECALLS)]

@@ -7,9 +7,9 @@ import pytest
 
 from tests.memory.support.stores import erase_session
 from tests.memory.support.turns import SESSION, owner, turn
-from token_broker.memory.base import Turn
-from token_broker.memory.database import Database
-from token_broker.memory.forgetting import (
+from token_broker.memory.delivery.backoff import Backlog
+from token_broker.memory.drivers.database import Database
+from token_broker.memory.store.erasure import (
     Erasure,
     claim_erasures,
     finish_erasure,
@@ -17,8 +17,8 @@ from token_broker.memory.forgetting import (
     note_user_erasure,
     postpone_erasure,
 )
-from token_broker.memory.keys import BUCKETS, ArrivalClock, bucket_of
-from token_broker.memory.outbox import (
+from token_broker.memory.store.keys import BUCKETS, ArrivalClock, bucket_of
+from token_broker.memory.store.outbox import (
     Claim,
     Settlement,
     claim,
@@ -29,9 +29,9 @@ from token_broker.memory.outbox import (
     retry_dead,
     settle,
 )
-from token_broker.memory.pacing import Backlog
-from token_broker.memory.reading import list_turns
-from token_broker.memory.store import Arrived, insert_turns
+from token_broker.memory.store.reading import list_turns
+from token_broker.memory.store.turns import Arrived, insert_turns
+from token_broker.memory.types import Turn
 
 NOW = 1_000_000_000
 LEASE = NOW + 30_000_000

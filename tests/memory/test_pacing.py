@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_broker.memory.pacing import FULL_BATCH, ILL_AFTER, Backlog, Failure, Pace, Verdict, after_failure, backoff_s
+from token_broker.memory.delivery.backoff import (
+    FULL_BATCH,
+    ILL_AFTER,
+    Backlog,
+    Failure,
+    Pace,
+    Verdict,
+    after_failure,
+    backoff_s,
+)
 
 NOW_US = 50_000_000_000_000
 ILL = Failure("down")

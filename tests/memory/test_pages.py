@@ -17,15 +17,15 @@ from tests.memory.support.killing import free_port, process
 from tests.memory.support.stores import opened
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.waiting import eventually
-from token_broker.memory.base import Owner
-from token_broker.memory.database import Database, connect
-from token_broker.memory.keys import ArrivalClock
-from token_broker.memory.reading import PAGE_BYTES, list_turns
+from token_broker.memory.drivers.database import Database, connect
 from token_broker.memory.service import Memory
-from token_broker.memory.store import Arrived, insert_turns
-from token_broker.problems import Problem
-from token_broker.quotas import PagePlaces
+from token_broker.memory.store.keys import ArrivalClock
+from token_broker.memory.store.reading import PAGE_BYTES, list_turns
+from token_broker.memory.store.turns import Arrived, insert_turns
+from token_broker.memory.types import Owner
+from token_broker.security.quotas import PagePlaces
 from token_broker.settings import Settings
+from token_broker.web.problems import Problem
 
 PATH = f"/api/v1/memory/sessions/{SESSION}/turns"
 LARGEST = 32_768  # a turn's content, by BROKER_MAX_TURN_BYTES

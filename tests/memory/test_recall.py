@@ -11,15 +11,15 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Fault, Zep
 from tests.support.waiting import eventually
-from token_broker.memory import rows
-from token_broker.memory.base import Owner
 from token_broker.memory.context import TOLD_CHARS
-from token_broker.memory.database import Database, DialectName
+from token_broker.memory.drivers.database import Database, DialectName
+from token_broker.memory.drivers.lanes import Lane
 from token_broker.memory.errors import StoreUnreachableError
-from token_broker.memory.lanes import Lane
 from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.recall_cache import RecallCache
 from token_broker.memory.service import Memory
+from token_broker.memory.store import rows
+from token_broker.memory.types import Owner
 
 
 async def test_a_reconnect_is_told_the_sessions_last_turns(make_settings: MakeSettings) -> None:

@@ -16,13 +16,13 @@ from sqlalchemy import Connection, text
 import token_broker.memory
 from tests.memory.support.stores import erase_session
 from tests.memory.support.turns import SESSION, owner, turn
-from token_broker.memory.database import Database, connect
+from token_broker.memory.drivers.database import Database, connect
 from token_broker.memory.errors import StoreAwayError
-from token_broker.memory.schema import upgrade
-from token_broker.memory.searching import search
-from token_broker.memory.store import Arrived, insert_turns
-from token_broker.memory.tables import SCHEMA_REVISION, metadata
-from token_broker.memory.words import index_words
+from token_broker.memory.store.full_text import index_words
+from token_broker.memory.store.migrate import upgrade
+from token_broker.memory.store.searching import search
+from token_broker.memory.store.tables import SCHEMA_REVISION, metadata
+from token_broker.memory.store.turns import Arrived, insert_turns
 
 SEARCH_TABLES = "turn_words"  # SQLite's full text, which only the migration knows
 

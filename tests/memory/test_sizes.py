@@ -11,12 +11,12 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.test_quotas import ANN, calling, refusal
 from tests.support.waiting import eventually
-from token_broker.memory.base import Outcome
-from token_broker.memory.forgetting import forget_older
-from token_broker.memory.keys import arrival_at
-from token_broker.memory.outbox import purge_dead
+from token_broker.memory.ingest.sizes import SessionSizes, stored_bytes
 from token_broker.memory.service import Memory
-from token_broker.memory.sizes import SessionSizes, stored_bytes
+from token_broker.memory.store.erasure import forget_older
+from token_broker.memory.store.keys import arrival_at
+from token_broker.memory.store.outbox import purge_dead
+from token_broker.memory.types import Outcome
 
 SIZE = stored_bytes(turn("t0", "x" * 100))  # of a turn with an id of two characters
 
@@ -157,7 +157,7 @@ async def test_the_column_follows_what_is_stored(make_settings: MakeSettings) ->
 
 
 def test_sizes_of_more_sessions_than_are_remembered_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.memory.sizes._SESSIONS_KNOWN", 10)
+    monkeypatch.setattr("token_broker.memory.ingest.sizes._SESSIONS_KNOWN", 10)
     sizes = SessionSizes(1_000_000)
     for number in range(100):
         sizes.learn({f"s{number}": 0})

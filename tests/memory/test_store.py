@@ -8,21 +8,22 @@ from sqlalchemy import Connection, func, select
 
 from tests.memory.support.stores import erase_session
 from tests.memory.support.turns import SESSION, owner, turn
-from token_broker.memory import searching
-from token_broker.memory.base import Outcome, Turn
-from token_broker.memory.database import Database
+from token_broker.memory.drivers.database import Database
 from token_broker.memory.errors import NotOwnerError
-from token_broker.memory.forgetting import (
+from token_broker.memory.store import searching
+from token_broker.memory.store.erasure import (
     delete_erased,
     forget_idle_sessions,
     forget_older,
     mark_erased,
     unfinished_erasures,
 )
-from token_broker.memory.keys import ArrivalClock, arrival_at
-from token_broker.memory.reading import last_turns, last_turns_of, list_turns, recent_sessions
-from token_broker.memory.searching import search
-from token_broker.memory.store import (
+from token_broker.memory.store.full_text import index_words
+from token_broker.memory.store.keys import ArrivalClock, arrival_at
+from token_broker.memory.store.reading import last_turns, last_turns_of, list_turns, recent_sessions
+from token_broker.memory.store.searching import search
+from token_broker.memory.store.tables import turns
+from token_broker.memory.store.turns import (
     Arrived,
     find_session,
     insert_turns,
@@ -31,8 +32,7 @@ from token_broker.memory.store import (
     save_sessions,
     spend_ticket,
 )
-from token_broker.memory.tables import turns
-from token_broker.memory.words import index_words
+from token_broker.memory.types import Outcome, Turn
 
 arrivals = ArrivalClock()
 S, D, F, E = Outcome.STORED, Outcome.DUPLICATE, Outcome.FOREIGN, Outcome.ERASED

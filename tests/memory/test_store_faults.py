@@ -26,10 +26,10 @@ from tests.support.broker import environment, plain_client, run_process
 from tests.support.databases import PostgresServer, postgres_server, sqlite_url
 from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
-from token_broker.memory.base import Outcome
+from token_broker.memory.drivers.sqlite import SqliteDatabase
 from token_broker.memory.errors import StoreAwayError, StoreError, StoreInUseError, StoreRefusedError
 from token_broker.memory.service import Memory
-from token_broker.memory.sqlite import SqliteDatabase
+from token_broker.memory.types import Outcome
 from token_broker.settings import Settings
 from token_broker.simulator import RunningSimulator
 

@@ -13,15 +13,15 @@ from tests.memory.support.stores import Obstinate, erase_session
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Zep
 from tests.support.waiting import eventually
-from token_broker.memory import searching
-from token_broker.memory.database import Database
+from token_broker.memory.drivers.database import Database
 from token_broker.memory.errors import StoreAwayError, StoreError
-from token_broker.memory.forgetting import forget_older
-from token_broker.memory.keys import arrival_at
-from token_broker.memory.searching import search
 from token_broker.memory.service import Memory
-from token_broker.memory.store import Arrived, insert_turns
-from token_broker.memory.words import WordIndexer, index_words, merge_words
+from token_broker.memory.store import searching
+from token_broker.memory.store.erasure import forget_older
+from token_broker.memory.store.full_text import WordIndexer, index_words, merge_words
+from token_broker.memory.store.keys import arrival_at
+from token_broker.memory.store.searching import search
+from token_broker.memory.store.turns import Arrived, insert_turns
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -91,7 +91,7 @@ async def test_an_index_in_many_pieces_is_merged_in_small_steps(database: Databa
 
 
 async def test_a_broker_keeps_its_index_merged(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.memory.words._PAUSE_S", 0)
+    monkeypatch.setattr("token_broker.memory.store.full_text._PAUSE_S", 0)
 
     async with Memory.open(make_settings()) as memory:
         for number in range(60):
@@ -161,7 +161,7 @@ async def test_with_zep_for_a_memory_nothing_is_indexed_until_zep_is_gone(
 
 
 async def test_a_store_that_is_away_is_tried_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.memory.words._AWAY_S", 0.05)
+    monkeypatch.setattr("token_broker.memory.store.full_text._AWAY_S", 0.05)
     await put(database, "a harbour")
     obstinate = Obstinate(database)
     obstinate.error = StoreAwayError("SQLITE_FULL")
@@ -187,7 +187,7 @@ async def test_a_store_that_is_away_is_tried_again(database: Database, monkeypat
 
 
 async def test_a_damaged_index_is_made_anew_from_the_turns(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.memory.words._AWAY_S", 0.05)
+    monkeypatch.setattr("token_broker.memory.store.full_text._AWAY_S", 0.05)
     for number in range(3):
         await put(database, f"harbour {number}", at_s=1000 + number)
         await database.write(index_words)

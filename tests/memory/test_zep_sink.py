@@ -10,12 +10,12 @@ from pydantic import SecretStr
 
 from tests.memory.support.turns import SESSION, owner
 from tests.memory.support.zep import KEY, Fault, Zep
-from token_broker.memory.ordering import Position
-from token_broker.memory.pacing import Failure
-from token_broker.memory.rows import StoredTurn
-from token_broker.memory.sinks.base import Parcel, SinkError
-from token_broker.memory.sinks.zep import ZepMemory, retry_after_s, zep_user_id
-from token_broker.memory.tables import Delivery
+from token_broker.memory.delivery.backoff import Failure
+from token_broker.memory.delivery.ordering import Position
+from token_broker.memory.delivery.sink import Parcel, SinkError
+from token_broker.memory.delivery.zep import ZepMemory, retry_after_s, zep_user_id
+from token_broker.memory.store.rows import StoredTurn
+from token_broker.memory.store.tables import Delivery
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure
 from tests.relay.support.broker import broker, build, make_settings, serving
-from token_broker.agents import AgentBook, load_agents
+from token_broker.sessions.agents import AgentBook, load_agents
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 

@@ -8,8 +8,8 @@ import pytest
 from tests.relay.autobahn.cases import CASES
 from tests.relay.autobahn.client import INFORMATIONAL, OK, play
 from tests.relay.autobahn.server import echo_server
-from token_broker.relay import frames
-from token_broker.relay.serving import BrokerWebSocketProtocol
+from token_broker.server import frames
+from token_broker.server.websocket import BrokerWebSocketProtocol
 
 LOOPS = ("asyncio", "uvloop")
 # Section 9 is megabytes: once is enough.

@@ -31,7 +31,7 @@ from tests.relay.support.broker import (
     make_settings,
     serving,
 )
-from token_broker.relay.names import SharedLookups
+from token_broker.relay.azure.dns_cache import SharedLookups
 
 LIMIT_S = 0.6
 

@@ -10,7 +10,7 @@ from websockets.frames import Frame, Opcode
 from tests.relay.support.azure import AzureTalk, converse, scripted_azure
 from tests.relay.support.broker import broker
 from tests.relay.test_library_contracts import opened
-from token_broker.relay.socket import AzureSocket
+from token_broker.relay.azure.socket import AzureSocket
 
 EMPTY_PING = Frame(Opcode.PING, b"").serialize(mask=False)
 EMPTY_TEXT = Frame(Opcode.TEXT, b"").serialize(mask=False)

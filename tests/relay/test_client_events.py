@@ -12,10 +12,10 @@ from openai.types import realtime
 from openai.types.realtime import RealtimeClientEvent, RealtimeServerEvent
 
 from tests.relay.support.official_models import ga_client_event, preview_client_event
-from token_broker.relay.client_events import CLIENT_EVENTS
-from token_broker.relay.doors import PROXY_FRONT, DoorFront, ToAzure
-from token_broker.relay.policy import Broken, Passed, Refused, examine, judge
-from token_broker.relay.shapes import Fields, Kinds, Labels, ListOf, OneOf, Shape, permitted
+from token_broker.relay.policy.client_events import CLIENT_EVENTS
+from token_broker.relay.policy.rules import Broken, Passed, Refused, examine, judge
+from token_broker.relay.policy.shapes import Fields, Kinds, Labels, ListOf, OneOf, Shape, permitted
+from token_broker.relay.protocols import PROXY_FRONT, DoorFront, ToAzure
 
 EVIL = "EVIL"
 INVENTED = [

@@ -13,7 +13,7 @@ from tests.relay.support.official_models import ga_server_event, preview_server_
 from tests.relay.support.translated_talk import TranslatedTalk, counted, meaning
 from tests.relay.test_dialects import PCM, TO_GA, TO_PREVIEW, TRANSLATED, message, other
 from tests.simulator.support import silence, speech
-from token_broker.relay.dialects import renamed, to_azure, to_client
+from token_broker.relay.dialects.translation import renamed, to_azure, to_client
 
 Event = dict[str, Any]
 

@@ -16,7 +16,7 @@ from tests.relay.support.official_models import (
 )
 from tests.relay.support.translated_talk import counted
 from tests.relay.test_session_models import specs
-from token_broker.relay.dialects import needs_reading, renamed, to_azure, to_client
+from token_broker.relay.dialects.translation import needs_reading, renamed, to_azure, to_client
 
 Event = dict[str, Any]
 

@@ -15,13 +15,14 @@ from websockets.frames import Frame, Opcode
 
 from tests.relay.support.azure import AzureTalk, scripted_azure
 from tests.relay.support.broker import Client, Running, broker, build, make_settings, serving
+from token_broker.relay.azure.connector import Upstream
+from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.counters import TalkCounters
-from token_broker.relay.direct import DirectPath, Taker
-from token_broker.relay.reading import EventReader
-from token_broker.relay.serving import WIRE_EXTENSION, BrokerWebSocketProtocol
-from token_broker.relay.socket import AzureSocket
-from token_broker.relay.turns import TurnAssembler
-from token_broker.relay.upstreams import Upstream
+from token_broker.relay.event_handler import EventReader
+from token_broker.relay.fast_path import DirectPath
+from token_broker.relay.transcripts.assembler import TurnAssembler
+from token_broker.server.websocket import WIRE_EXTENSION, BrokerWebSocketProtocol
+from token_broker.server.wire import Taker
 
 APPEND = '{"type":"input_audio_buffer.append","audio":"'
 

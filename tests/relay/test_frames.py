@@ -15,8 +15,8 @@ from websockets.server import ServerProtocol
 
 from tests.relay.support.azure import scripted_azure
 from tests.relay.support.broker import broker
-from token_broker.relay import frames
-from token_broker.relay.frames import FrameBudget, FrameError, FrameReader, text_frame_head
+from token_broker.server import frames
+from token_broker.server.frames import FrameBudget, FrameError, FrameReader, text_frame_head
 
 Read = tuple[int, bytes]
 

@@ -14,10 +14,10 @@ from websockets.frames import Frame, Opcode
 from tests.relay.support.azure import scripted_azure
 from tests.relay.support.broker import PATH, Client, Running, broker
 from tests.relay.support.process import Process, broker_process
-from token_broker.ids import uuid7
-from token_broker.relay import websocket
-from token_broker.relay.frames import FrameReader
-from token_broker.relay.serving import BrokerWebSocketProtocol
+from token_broker.server import framed_websocket as websocket
+from token_broker.server.frames import FrameReader
+from token_broker.server.websocket import BrokerWebSocketProtocol
+from token_broker.web.ids import uuid7
 
 SIZE_BYTES = 2_000_000
 OTHERS_WAIT_AT_MOST_S = 0.5  # 20 ms is usual, and this machine is not ours alone; it was 5 s

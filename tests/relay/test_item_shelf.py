@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from token_broker.relay.item_shelf import ItemShelf
+from token_broker.relay.dialects.item_cache import ItemShelf
 
 
 def spoken(item_id: str = "item_1") -> dict[str, Any]:

@@ -20,8 +20,8 @@ from websockets.http11 import Request, Response
 from strategies.transport import BoundedResolver
 from tests.relay.support.azure import AzureTalk, answer, scripted_azure, silent_server
 from tests.relay.support.broker import KEY
-from token_broker.relay.names import SharedLookups
-from token_broker.relay.socket import AzureSocket, connect
+from token_broker.relay.azure.dns_cache import SharedLookups
+from token_broker.relay.azure.socket import AzureSocket, connect
 
 
 class Collector(picows.WSListener):

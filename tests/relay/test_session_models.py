@@ -9,9 +9,9 @@ from strategies.base import Dialect, SessionSpec
 from strategies.session_body import ga_realtime_session, voice_live_session
 from tests.relay.support.broker import make_settings
 from tests.relay.support.official_models import known_to_microsoft, strictly
-from token_broker.agents import load_agents, session_spec
-from token_broker.memory.base import Role
-from token_broker.relay.events import history_item, new_agent_update
+from token_broker.memory.types import Role
+from token_broker.relay.dialects.events import history_item, new_agent_update
+from token_broker.sessions.agents import load_agents, session_spec
 
 TOOL = {"type": "function", "name": "look_up", "description": "x", "parameters": {"type": "object", "properties": {}}}
 

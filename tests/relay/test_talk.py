@@ -7,7 +7,7 @@ import json
 from strategies.endpoint import parse_target
 from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure
 from tests.relay.support.broker import KEY, broker
-from token_broker.relay.upstreams import make_routes
+from token_broker.relay.azure.connector import make_routes
 
 
 async def test_the_first_event_is_ready_and_azures_session_follows_without_its_instructions() -> None:

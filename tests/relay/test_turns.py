@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from token_broker.relay.turns import NOT_TRANSCRIBED, FinishedTurn, TurnAssembler
+from token_broker.relay.transcripts.assembler import NOT_TRANSCRIBED, FinishedTurn, TurnAssembler
 
 Event = dict[str, Any]
 

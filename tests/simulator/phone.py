@@ -8,7 +8,7 @@ import av
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
-from token_broker.simulator.realtime.voice_track import VoiceTrack
+from token_broker.simulator.realtime.speech.voice_track import VoiceTrack
 
 
 class Phone:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from token_broker.simulator import RunningSimulator, serve
-from token_broker.simulator.faults import FaultsError, parse_faults
+from token_broker.simulator.faults.rules import FaultsError, parse_faults
 
 GA = "/openai/v1/realtime/client_secrets"
 FLAT = "/openai/realtime/client_secrets?api-version=2025-10-01"

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.simulator.support import pcm_of, samples_of, silence, speech
-from token_broker.simulator.realtime.hearing import Hearing
-from token_broker.simulator.realtime.vad import SpeechDetector, Started, Stopped, TurnDetection
+from token_broker.simulator.realtime.speech.hearing import Hearing
+from token_broker.simulator.realtime.speech.vad import SpeechDetector, Started, Stopped, TurnDetection
 from token_broker.simulator.session_bodies.check import Complaint
 
 

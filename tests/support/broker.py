@@ -24,9 +24,9 @@ from tests.support.serving import serve_app
 from tests.support.sockets import listening_socket
 from token_broker.app import create_app
 from token_broker.broker import Broker
-from token_broker.http_protocol import bounded_http
-from token_broker.memory.schema import migrate
-from token_broker.relay.serving import uvicorn_options
+from token_broker.memory.store.migrate import migrate
+from token_broker.server.http import bounded_http
+from token_broker.server.websocket import uvicorn_options
 from token_broker.settings import Settings
 
 __all__ = [
@@ -204,7 +204,7 @@ async def run_command(*arguments: str, env: dict[str, str], cwd: Path, timeout_s
 
 def _entry_point() -> tuple[str, ...]:
     """What the installed script `token-broker` does, without the need for it to be installed."""
-    return (sys.executable, "-c", "from token_broker.cli import main; main()")
+    return (sys.executable, "-c", "from token_broker.cli.main import main; main()")
 
 
 @dataclass(slots=True)

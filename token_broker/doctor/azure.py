@@ -19,7 +19,6 @@ from strategies.chain import Link
 from strategies.credentials import Credentials, EntraTokens, TokenSource
 from strategies.errors import CredentialError, KeysDisabledError, MintError
 from strategies.transport import BoundedResolver, make_transport
-from token_broker.agents import AgentsFileError, load_agents, session_spec
 from token_broker.azure import build_chain, build_connector
 from token_broker.doctor.checks import Check, Mark, Trouble
 from token_broker.doctor.hosts import Host, examine_host
@@ -35,7 +34,8 @@ from token_broker.doctor.verdicts import (
     judge_region,
     judge_sockets,
 )
-from token_broker.relay.upstreams import Route, UpstreamConnector
+from token_broker.relay.azure.connector import Route, UpstreamConnector
+from token_broker.sessions.agents import AgentsFileError, load_agents, session_spec
 from token_broker.settings import Settings
 
 __all__ = ["examine_azure"]

@@ -46,10 +46,10 @@ def doctor_command(*, wants_json: bool, connect: bool, url: str | None) -> None:
       token-broker doctor --url https://voice.example.com
       token-broker doctor --json | jq '.checks[] | select(.mark == "failed")'
     """  # noqa: D301  # click's mark for a paragraph that is not to be filled
-    from token_broker.agents import agents_secrets
     from token_broker.doctor.report import Lines
     from token_broker.doctor.run import run_doctor
-    from token_broker.telemetry import configure_logging
+    from token_broker.observability.logging import configure_logging
+    from token_broker.sessions.agents import agents_secrets
 
     report = Report()
     lines = None if wants_json else Lines(sys.stdout)

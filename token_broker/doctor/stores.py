@@ -14,9 +14,9 @@ from sqlalchemy.engine import make_url
 
 from token_broker.doctor.checks import Check, Mark
 from token_broker.doctor.hosts import STEP_S
-from token_broker.memory.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
-from token_broker.memory.sqlite import sqlite_path
-from token_broker.memory.tables import SCHEMA_REVISION
+from token_broker.memory.drivers.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
+from token_broker.memory.drivers.sqlite import sqlite_path
+from token_broker.memory.store.tables import SCHEMA_REVISION
 from token_broker.settings import Settings
 
 __all__ = ["examine_database", "examine_zep"]

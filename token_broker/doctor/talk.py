@@ -16,9 +16,9 @@ from strategies.base import EphemeralGrant, SessionSpec
 from strategies.errors import MintError
 from strategies.transport import BoundedResolver
 from token_broker.doctor.checks import Check, Mark
-from token_broker.relay.names import SharedLookups
-from token_broker.relay.socket import AzureSocket, connect
-from token_broker.relay.upstreams import Route, UpstreamConnector
+from token_broker.relay.azure.connector import Route, UpstreamConnector
+from token_broker.relay.azure.dns_cache import SharedLookups
+from token_broker.relay.azure.socket import AzureSocket, connect
 from token_broker.settings import Settings
 
 __all__ = ["examine_talks"]

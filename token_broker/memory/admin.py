@@ -3,8 +3,8 @@
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from token_broker.memory.database import connect
-from token_broker.memory.housekeeping import Housekeeper
+from token_broker.memory.drivers.database import connect
+from token_broker.memory.maintenance import Housekeeper
 from token_broker.settings import Settings
 
 __all__ = ["open_admin"]

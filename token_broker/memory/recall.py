@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import structlog
 
-from token_broker.memory.base import ANONYMOUS, LAST_TURNS, Owner
 from token_broker.memory.context import (
     TOLD_CHARS,
     EnterpriseContext,
@@ -17,10 +16,11 @@ from token_broker.memory.context import (
     SemanticLayer,
     Utterance,
 )
-from token_broker.memory.database import Database
+from token_broker.memory.delivery.sink import FactSource, SinkError
+from token_broker.memory.drivers.database import Database
 from token_broker.memory.errors import StoreBusyError, StoreError
 from token_broker.memory.recall_cache import RecallCache
-from token_broker.memory.sinks.base import FactSource, SinkError
+from token_broker.memory.types import ANONYMOUS, LAST_TURNS, Owner
 
 __all__ = ["BoundedRecall", "RecallCounts"]
 
@@ -98,7 +98,7 @@ class BoundedRecall:
 
     async def _last_turns(self, owner: Owner) -> tuple[Utterance, ...] | None:
         """The session's newest turns; None where it is not known to be `owner`'s."""
-        from token_broker.memory.reading import last_turns_of
+        from token_broker.memory.store.reading import last_turns_of
 
         work = partial(last_turns_of, owner=owner, limit=LAST_TURNS, chars=TOLD_CHARS)
         try:

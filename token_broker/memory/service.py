@@ -15,29 +15,29 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from token_broker.memory.base import Outcome, Owner, Turn
-from token_broker.memory.books import StoredSessions, StoredTickets
-from token_broker.memory.cutoffs import CutOffs
-from token_broker.memory.database import Database, connect
-from token_broker.memory.disk import DiskWatch, free_bytes_of, reusable_bytes
+from token_broker.memory.blocklist import CutOffs
+from token_broker.memory.delivery.backoff import backoff_s
+from token_broker.memory.delivery.local import LocalFacts, LocalSink
+from token_broker.memory.drivers.database import Database, connect
+from token_broker.memory.drivers.disk import DiskWatch, free_bytes_of, reusable_bytes
+from token_broker.memory.drivers.sqlite import sqlite_path
 from token_broker.memory.errors import StoreAwayError, StoreError, StoreUnreachableError
-from token_broker.memory.housekeeping import Housekeeper
-from token_broker.memory.intake import BufferedIntake
-from token_broker.memory.pacing import backoff_s
+from token_broker.memory.ingest.buffer import BufferedIntake
+from token_broker.memory.ingest.group_commit import GroupWriter, give_up
+from token_broker.memory.maintenance import Housekeeper
 from token_broker.memory.recall import BoundedRecall
-from token_broker.memory.sinks.local import LocalFacts, LocalSink
-from token_broker.memory.sqlite import sqlite_path
+from token_broker.memory.repositories import StoredSessions, StoredTickets
 from token_broker.memory.status import MemoryStatus, StoreState
-from token_broker.memory.words import WordIndexer
-from token_broker.memory.writer import GroupWriter, give_up
+from token_broker.memory.store.full_text import WordIndexer
+from token_broker.memory.types import Outcome, Owner, Turn
 from token_broker.settings import Settings
 
 if TYPE_CHECKING:
-    from token_broker.memory.delivery import DeliveryWorker
-    from token_broker.memory.outbox import Figures
-    from token_broker.memory.reading import Page
-    from token_broker.memory.sinks.base import FactSource, Sink
-    from token_broker.memory.sinks.zep import ZepMemory
+    from token_broker.memory.delivery.sink import FactSource, Sink
+    from token_broker.memory.delivery.worker import DeliveryWorker
+    from token_broker.memory.delivery.zep import ZepMemory
+    from token_broker.memory.store.outbox import Figures
+    from token_broker.memory.store.reading import Page
 
 __all__ = ["Memory"]
 
@@ -167,7 +167,7 @@ class Memory:
 
         Raises StoreError, NotOwnerError.
         """
-        from token_broker.memory.reading import list_turns
+        from token_broker.memory.store.reading import list_turns
 
         wanted = partial(list_turns, session_id=session_id, principal=principal, limit=limit, after=after)
         return await self._database.read(wanted, lane="bulk")
@@ -308,7 +308,7 @@ class Memory:
             log.info("store_open", after_failures=failures, was_empty=was_empty)
 
     async def _begin_after_what_is_stored(self) -> None:
-        from token_broker.memory.store import last_arrival
+        from token_broker.memory.store.turns import last_arrival
 
         self._writer.begin_after(await self._database.read(last_arrival))
 
@@ -328,7 +328,7 @@ class Memory:
 
     def _make_worker(self) -> "DeliveryWorker":
         """In a thread, since the imports take a while."""
-        from token_broker.memory.delivery import DeliveryPolicy, DeliveryWorker
+        from token_broker.memory.delivery.worker import DeliveryPolicy, DeliveryWorker
 
         settings = self._settings
         policy = DeliveryPolicy(
@@ -344,7 +344,7 @@ class Memory:
     def _make_sink(self) -> "Sink":
         if self._settings.zep_api_key is None:
             return LocalSink()
-        from token_broker.memory.sinks.zep import ZepMemory
+        from token_broker.memory.delivery.zep import ZepMemory
 
         if self._zep is None:
             self._zep = ZepMemory(

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import structlog
 from starlette.types import Scope
 
-from token_broker.agents import Agent, AgentBook
-from token_broker.limits import SessionLease, SessionLimits, Turnstile
-from token_broker.memory.base import CutOffList, Owner, TicketBook
-from token_broker.presented import SeveralCredentialsError, presented_credential
-from token_broker.problems import Problem
-from token_broker.relay.closing import BAD_REQUEST, DRAINING, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
-from token_broker.relay.drain import GOING_AWAY, Drain
+from token_broker.memory.types import CutOffList, Owner, TicketBook
+from token_broker.security.credentials import SeveralCredentialsError, presented_credential
+from token_broker.security.rate_limits import SessionLease, SessionLimits, Turnstile
+from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TicketClaims, TokenError, TokenSigner
+from token_broker.server.close_codes import BAD_REQUEST, DRAINING, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
+from token_broker.server.drain import GOING_AWAY, Drain
+from token_broker.sessions.agents import Agent, AgentBook
 from token_broker.settings import Settings
-from token_broker.tokens import ClientSecretClaims, SessionClaims, TicketClaims, TokenError, TokenSigner
+from token_broker.web.problems import Problem
 
 __all__ = ["CUT_OFF", "SESSION_GONE", "Admission", "RefusedError", "Visitor"]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from starlette.types import Message, Receive, Scope, Send
 
-from token_broker.relay.closing import CLIENT_STALLED, Ending
-from token_broker.relay.direct import ClientWire
-from token_broker.relay.serving import GIVE_UP_EXTENSION, WIRE_EXTENSION, ClientGoneError
+from token_broker.server.close_codes import CLIENT_STALLED, Ending
+from token_broker.server.websocket import GIVE_UP_EXTENSION, WIRE_EXTENSION, ClientGoneError
+from token_broker.server.wire import ClientWire
 
 __all__ = ["Client"]
 

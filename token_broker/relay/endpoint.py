@@ -14,23 +14,23 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from strategies.base import SessionSpec
-from token_broker.agents import AgentBook
-from token_broker.ids import correlation_id
-from token_broker.limits import SessionLimits
-from token_broker.memory.base import Owner, Recall, TurnIntake
-from token_broker.observing import Observer, TalkEnded, unheard
-from token_broker.problems import Problem, problem_response
+from token_broker.memory.types import Owner, Recall, TurnIntake
+from token_broker.observability.events import Observer, TalkEnded, unheard
+from token_broker.observability.logging import bind_ids
 from token_broker.relay.admission import CUT_OFF, SESSION_GONE, Admission, RefusedError, Visitor
+from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import Client
-from token_broker.relay.closing import BAD_REQUEST, DONE, Ending
 from token_broker.relay.counters import RelayCounters
-from token_broker.relay.doors import PROXY_FRONT, Door, DoorFront, Front
-from token_broker.relay.drain import GOING_AWAY, Drain
+from token_broker.relay.protocols import PROXY_FRONT, Door, DoorFront, Front
+from token_broker.relay.session import Talk, TalkParts
 from token_broker.relay.sideband import CallListener
-from token_broker.relay.talk import Talk, TalkParts
-from token_broker.relay.upstreams import UpstreamConnector
+from token_broker.security.rate_limits import SessionLimits
+from token_broker.server.close_codes import BAD_REQUEST, DONE, Ending
+from token_broker.server.drain import GOING_AWAY, Drain
+from token_broker.sessions.agents import AgentBook
 from token_broker.settings import Settings
-from token_broker.telemetry import bind_ids
+from token_broker.web.ids import correlation_id
+from token_broker.web.problems import Problem, problem_response
 
 __all__ = ["VoiceRelay", "websocket_not_found"]
 

@@ -20,19 +20,19 @@ import structlog
 from strategies.base import SessionSpec
 from strategies.errors import MintError, MisconfiguredError, PermanentError
 from strategies.session_body import ga_session
-from token_broker.agents import Agent
-from token_broker.memory.base import Owner, TurnIntake
-from token_broker.relay.closing import DONE, UPSTREAM_FAILED, Ending
+from token_broker.memory.types import Owner, TurnIntake
+from token_broker.observability.logging import audit_changed_call
+from token_broker.relay.azure.connector import UpstreamConnector
+from token_broker.relay.azure.socket import CLOSED_BY_AZURE, AzureSocket
 from token_broker.relay.counters import RelayCounters, TalkCounters
-from token_broker.relay.event_text import compact
-from token_broker.relay.events import OWN_EVENT_IDS, SESSION_EVENTS
-from token_broker.relay.keeping import TurnKeeper
-from token_broker.relay.policy import event_type
-from token_broker.relay.socket import CLOSED_BY_AZURE, AzureSocket
-from token_broker.relay.turns import TURN_EVENTS
-from token_broker.relay.upstreams import UpstreamConnector
+from token_broker.relay.dialects.events import OWN_EVENT_IDS, SESSION_EVENTS
+from token_broker.relay.policy.event_text import compact
+from token_broker.relay.policy.rules import event_type
+from token_broker.relay.transcripts.assembler import TURN_EVENTS
+from token_broker.relay.transcripts.recorder import TurnKeeper
+from token_broker.server.close_codes import DONE, UPSTREAM_FAILED, Ending
+from token_broker.sessions.agents import Agent
 from token_broker.settings import Settings
-from token_broker.telemetry import audit_changed_call
 
 __all__ = ["CallListener"]
 

@@ -9,8 +9,8 @@ from starlette.types import Receive, Scope, Send
 from token_broker.simulator import errors
 from token_broker.simulator.answering import respond_error
 from token_broker.simulator.config import SimulatorConfig
-from token_broker.simulator.control import Control
-from token_broker.simulator.faults import FaultTable
+from token_broker.simulator.faults.control import Control
+from token_broker.simulator.faults.rules import FaultTable
 from token_broker.simulator.front import Front
 from token_broker.simulator.mint import Mint
 from token_broker.simulator.realtime.calls import Calls

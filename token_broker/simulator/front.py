@@ -9,12 +9,14 @@ from urllib.parse import unquote
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from token_broker.simulator import errors, fault_http, fault_websocket
+from token_broker.simulator import errors
 from token_broker.simulator.answering import SIMULATED, client_left, marking, marks, respond_error, respond_to_preflight
-from token_broker.simulator.control import PREFIX as CONTROL
-from token_broker.simulator.fault_http import Exchange
-from token_broker.simulator.fault_websocket import Socket
-from token_broker.simulator.faults import FaultTable
+from token_broker.simulator.faults import http as fault_http
+from token_broker.simulator.faults import websocket as fault_websocket
+from token_broker.simulator.faults.control import PREFIX as CONTROL
+from token_broker.simulator.faults.http import Exchange
+from token_broker.simulator.faults.rules import FaultTable
+from token_broker.simulator.faults.websocket import Socket
 from token_broker.simulator.resource import Resource
 from token_broker.simulator.seen import RequestLog, SeenRequest
 from token_broker.simulator.wire import wire_of

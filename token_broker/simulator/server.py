@@ -14,7 +14,7 @@ import uvicorn
 
 from token_broker.simulator.app import Simulator
 from token_broker.simulator.config import SimulatorConfig
-from token_broker.simulator.faults import parse_faults
+from token_broker.simulator.faults.rules import parse_faults
 from token_broker.simulator.seen import SeenRequest
 from token_broker.simulator.wire import HttpProtocol, WebSocketProtocol
 

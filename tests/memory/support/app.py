@@ -8,14 +8,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from token_broker.auth import make_authenticator
-from token_broker.endpoints.memory import create_turn, enrich, forget_turns, list_turns
-from token_broker.memory.base import Owner
+from token_broker.api.turns import create_turn, enrich, forget_turns, list_turns
 from token_broker.memory.service import Memory
-from token_broker.problems import Problem, problem_response
-from token_broker.quotas import MemoryQuotas
+from token_broker.memory.types import Owner
+from token_broker.security.authentication import make_authenticator
+from token_broker.security.quotas import MemoryQuotas
+from token_broker.security.tokens import TokenSigner
 from token_broker.settings import Settings
-from token_broker.tokens import TokenSigner
+from token_broker.web.problems import Problem, problem_response
 
 TURNS = "/api/v1/memory/sessions/{session_id}/turns"
 

@@ -20,7 +20,7 @@ from tests.memory.support.stores import assert_sound
 from tests.memory.support.turns import owner
 from tests.memory.support.zep import KEY, Zep
 from tests.support.waiting import eventually
-from token_broker.memory.sqlite import sqlite_path
+from token_broker.memory.drivers.sqlite import sqlite_path
 from token_broker.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -61,7 +61,7 @@ async def process(
     zeps = {"ZEP_API_KEY": KEY, "ZEP_API_URL": zep.base_url} if zep is not None else {}
     running = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-c", "from token_broker.cli import main; main()", "serve"),
+        *("-c", "from token_broker.cli.main import main; main()", "serve"),
         cwd=folder,  # where no .env is
         env={**os.environ, **mine, **zeps, **environment},
         stderr=asyncio.subprocess.DEVNULL,

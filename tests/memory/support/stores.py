@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from token_broker.memory.database import Database
+from token_broker.memory.drivers.database import Database
+from token_broker.memory.drivers.lanes import Lane
 from token_broker.memory.errors import StoreError, StoreRefusedError
-from token_broker.memory.forgetting import delete_erased, mark_erased
-from token_broker.memory.lanes import Lane
+from token_broker.memory.store.erasure import delete_erased, mark_erased
 
 __all__ = ["Obstinate", "assert_sound", "erase_session", "opened"]
 

@@ -3,8 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from token_broker.ids import uuid7
-from token_broker.memory.base import Owner, Turn
+from token_broker.memory.types import Owner, Turn
+from token_broker.web.ids import uuid7
 
 SESSION = "session-0123456789"
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)

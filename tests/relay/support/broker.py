@@ -23,19 +23,19 @@ from websockets.exceptions import ConnectionClosed
 from strategies.credentials import AccessToken, Credentials, EntraTokens
 from strategies.health import Gate, GatePolicy
 from strategies.transport import BoundedResolver, make_tls_context
-from token_broker.agents import AgentBook, load_agents
-from token_broker.ids import uuid7
-from token_broker.limits import SessionLimits, Turnstile
-from token_broker.memory.base import Owner, Turn
-from token_broker.problems import Problem
+from token_broker.memory.types import Owner, Turn
 from token_broker.relay.admission import Admission
-from token_broker.relay.doors import DOORS
-from token_broker.relay.drain import Drain, DrainingServer
+from token_broker.relay.azure.connector import UpstreamConnector, make_routes
 from token_broker.relay.endpoint import VoiceRelay, websocket_not_found
-from token_broker.relay.serving import uvicorn_options
-from token_broker.relay.upstreams import UpstreamConnector, make_routes
+from token_broker.relay.protocols import DOORS
+from token_broker.security.rate_limits import SessionLimits, Turnstile
+from token_broker.security.tokens import TokenSigner
+from token_broker.server.drain import Drain, DrainingServer
+from token_broker.server.websocket import uvicorn_options
+from token_broker.sessions.agents import AgentBook, load_agents
 from token_broker.settings import Settings, load_settings
-from token_broker.tokens import TokenSigner
+from token_broker.web.ids import uuid7
+from token_broker.web.problems import Problem
 
 KEY = "canary-key-7f3a91"
 ENTRA_TOKEN = "canary-entra-5b20cc"

@@ -14,8 +14,8 @@ from websockets.asyncio.client import connect
 
 from tests.relay.support.azure import ScriptedAzure
 from tests.relay.support.broker import PATH, make_settings
-from token_broker.ids import uuid7
-from token_broker.tokens import TokenSigner
+from token_broker.security.tokens import TokenSigner
+from token_broker.web.ids import uuid7
 
 PYTHON = os.environ.get("DRAIN_TEST_PYTHON", sys.executable)  # another interpreter with the same packages
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from strategies.base import Dialect
-from token_broker.relay.dialects import needs_reading, renamed, to_azure, to_client
+from token_broker.relay.dialects.translation import needs_reading, renamed, to_azure, to_client
 from token_broker.simulator.realtime import dialects as simulated
 from token_broker.simulator.realtime.talk import Talk, TalkOptions
 from token_broker.simulator.session_bodies import ga, voice_live

@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from tests.web.support.partner import Partner
 from tests.web.support.webrtc import Call
-from token_broker.endpoints.client import client_routes
+from token_broker.api.static import client_routes
 
 __all__ = ["StandIn", "run_stand_in"]
 

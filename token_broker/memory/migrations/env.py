@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from token_broker.memory.tables import metadata
+from token_broker.memory.store.tables import metadata
 
 context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
 context.run_migrations()

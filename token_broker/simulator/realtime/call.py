@@ -17,10 +17,10 @@ from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessi
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
 from token_broker.simulator.audio import SAMPLE_RATE_HZ
-from token_broker.simulator.faults import DieAfter
+from token_broker.simulator.faults.rules import DieAfter
 from token_broker.simulator.realtime.outbox import Event
+from token_broker.simulator.realtime.speech.voice_track import VoiceTrack
 from token_broker.simulator.realtime.talk import Talk
-from token_broker.simulator.realtime.voice_track import VoiceTrack
 
 _CONNECT_S = 30.0
 _MOST_WAITING_EVENTS = 200

@@ -13,8 +13,8 @@ from starlette.routing import Route
 from token_broker.simulator import errors
 from token_broker.simulator.auth import Credential, admit, bearer_of
 from token_broker.simulator.ephemeral import EphemeralSecret
-from token_broker.simulator.fault_http import CALL_FAULT
-from token_broker.simulator.faults import DieAfter, Fault, IceNever
+from token_broker.simulator.faults.http import CALL_FAULT
+from token_broker.simulator.faults.rules import DieAfter, Fault, IceNever
 from token_broker.simulator.realtime.opening import minted_opening, new_talk
 from token_broker.simulator.resource import Resource
 

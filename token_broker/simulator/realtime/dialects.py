@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from token_broker.simulator.realtime.items import FunctionCall, FunctionOutput, Item, Message, Part
-from token_broker.simulator.realtime.vad import TurnDetection
+from token_broker.simulator.realtime.speech.vad import TurnDetection
 from token_broker.simulator.session_bodies import flat, ga, voice_live
 from token_broker.simulator.session_bodies.check import Strict, check
 from token_broker.simulator.session_bodies.response_create import FlatResponse, GaResponse, VoiceLiveResponse

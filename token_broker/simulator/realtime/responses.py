@@ -9,7 +9,7 @@ from token_broker.simulator.realtime.answer import Answer, Pace, Piece, Script
 from token_broker.simulator.realtime.dialects import Dialect
 from token_broker.simulator.realtime.items import Conversation, Message, Part
 from token_broker.simulator.realtime.outbox import Ids, Outbox
-from token_broker.simulator.realtime.playback import Playback
+from token_broker.simulator.realtime.speech.playback import Playback
 from token_broker.simulator.session_bodies.check import Complaint
 
 CancelReason = Literal["turn_detected", "client_cancelled"]

@@ -23,13 +23,13 @@ from token_broker.simulator.realtime.client_events import (
 )
 from token_broker.simulator.realtime.conversing import Conversing, decode_audio, read_item
 from token_broker.simulator.realtime.dialects import Dialect, Settings
-from token_broker.simulator.realtime.hearing import Hearing
 from token_broker.simulator.realtime.items import Conversation, Item, Message, Part
 from token_broker.simulator.realtime.outbox import Event, Ids, Outbox
-from token_broker.simulator.realtime.playback import Playback
 from token_broker.simulator.realtime.responses import Prompted, Responses, Wanted
-from token_broker.simulator.realtime.transcripts import Transcripts
-from token_broker.simulator.realtime.vad import Started
+from token_broker.simulator.realtime.speech.hearing import Hearing
+from token_broker.simulator.realtime.speech.playback import Playback
+from token_broker.simulator.realtime.speech.transcripts import Transcripts
+from token_broker.simulator.realtime.speech.vad import Started
 from token_broker.simulator.session_bodies.check import INVALID_VALUE, Complaint, check, parse_json
 
 

@@ -1,0 +1,137 @@
+"""The platform's principal header: who it names, and that nothing but the platform's own form is believed."""
+
+import base64
+import json
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from token_broker.security.authentication import (
+    ANONYMOUS,
+    AnonymousAuthenticator,
+    EasyAuthAuthenticator,
+    Principal,
+    make_authenticator,
+)
+from token_broker.settings import Settings
+from token_broker.web.problems import Problem
+
+HEADER = b"x-ms-client-principal"
+OID = "http://schemas.microsoft.com/identity/claims/objectidentifier"
+NAME_ID = "http://schemas.xmlsoap.org/ws/2005/05/identity/claims/nameidentifier"
+
+
+def principal_header(*claims: tuple[str, object], provider: object = "aad") -> bytes:
+    document = {"auth_typ": provider, "claims": [{"typ": typ, "val": val} for typ, val in claims], "role_typ": "r"}
+    return base64.b64encode(json.dumps(document).encode())
+
+
+def scope(*values: bytes, peer: str = "192.0.2.1", **headers: str) -> dict[str, Any]:
+    more = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return {
+        "type": "http",
+        "scheme": "http",
+        "client": (peer, 1),
+        "server": ("127.0.0.1", 8080),
+        "headers": [*((HEADER, value) for value in values), *more],
+    }
+
+
+@pytest.mark.parametrize(
+    ("claims", "provider", "principal_id"),
+    [
+        ([(OID, "o-1"), (NAME_ID, "pairwise")], "aad", "easyauth:aad:o-1"),
+        ([("oid", "o-1"), ("sub", "pairwise")], "aad", "easyauth:aad:o-1"),
+        ([(NAME_ID, "1234567")], "google", "easyauth:google:1234567"),
+        ([("sub", "auth0|7")], "auth0", "easyauth:auth0:auth0|7"),
+        ([(OID, "o-1"), ("oid", "o-1")], "aad", "easyauth:aad:o-1"),  # twice the same is one
+    ],
+)
+async def test_the_principal_is_the_object_id_or_else_the_name_id_at_its_provider(
+    claims: list[tuple[str, object]], provider: str, principal_id: str
+) -> None:
+    principal = await EasyAuthAuthenticator().authenticate(scope(principal_header(*claims, provider=provider)))
+    assert principal == Principal(principal_id, principal_id)
+    assert principal.authenticated
+    assert principal.subject == principal_id.split(":", 2)[2]
+
+
+GOOD = principal_header((OID, "o-1"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [],
+        [GOOD, GOOD],  # one was not the platform's
+        [GOOD, principal_header((OID, "o-2"))],
+        [GOOD + b", " + GOOD],
+        [b""],
+        [b"o-1"],
+        [base64.b64encode(b"{")],
+        [base64.b64encode(b"[]")],
+        [base64.b64encode(b"\xff")],
+        [base64.b64encode(b"[" * 9000)],
+        [base64.b64encode(b"{}" + b" " * 40_000)],
+        [principal_header()],
+        [principal_header((OID, "o-1"), (OID, "o-2"))],  # which of the two?
+        [principal_header((OID, ""))],
+        [principal_header((OID, 7))],
+        [principal_header((OID, "a\nb"))],
+        [principal_header((OID, " o-1"))],
+        [principal_header((OID, "x" * 256))],
+        [principal_header((OID, None), (NAME_ID, "n"))],  # an object id that can't be read is no reason to look on
+        [principal_header((OID, "o-1"), provider=None)],
+        [principal_header((OID, "o-1"), provider="aad:evil")],
+        [base64.b64encode(json.dumps({"userId": "o-1", "claims": {"oid": "o-1"}}).encode())],
+    ],
+)
+async def test_whatever_the_platform_would_not_send_is_401(values: list[bytes]) -> None:
+    with pytest.raises(Problem) as refused:
+        await EasyAuthAuthenticator().authenticate(scope(*values))
+    assert refused.value.status == 401
+    assert refused.value.headers["WWW-Authenticate"] == "Bearer"
+
+
+KEYS = st.sampled_from(["claims", "auth_typ", "typ", "val"])
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner),
+    max_leaves=12,
+)
+
+
+@given(st.binary(max_size=400) | ANY_JSON.map(lambda document: base64.b64encode(json.dumps(document).encode())))
+async def test_any_header_at_all_gets_a_principal_or_a_401(value: bytes) -> None:
+    try:
+        outcome = (await EasyAuthAuthenticator().authenticate(scope(value))).id.partition(":")[0]
+    except Problem as problem:
+        outcome = str(problem.status)
+    assert outcome in {"easyauth", "401"}
+
+
+async def test_a_principal_header_means_nothing_where_nobody_is_asked() -> None:
+    principal = await AnonymousAuthenticator(()).authenticate(scope(GOOD, authorization="Bearer x"))
+    assert (principal.id, principal.authenticated) == (ANONYMOUS, False)
+
+
+@pytest.mark.parametrize(
+    ("trusted", "key"), [((), "192.0.2.1"), (("1",), "2001:db8::/64"), (("198.51.100.0/24",), "192.0.2.1")]
+)
+async def test_somebody_anonymous_is_counted_by_the_address_that_is_believed(
+    trusted: tuple[str, ...], key: str
+) -> None:
+    principal = await AnonymousAuthenticator(trusted).authenticate(scope(x_forwarded_for="2001:db8::9"))
+    assert principal.limit_key == key
+
+
+async def test_the_settings_choose_who_asks() -> None:
+    async with httpx.AsyncClient(
+        trust_env=False, transport=httpx.MockTransport(lambda _: httpx.Response(500))
+    ) as client:
+        for auth, kind in ((None, "Anonymous"), ("none", "Anonymous"), ("easyauth", "EasyAuth"), ("entra", "Entra")):
+            settings = Settings(_env_file=None, auth=auth, entra_tenant_id="t", entra_audience="a")
+            assert type(make_authenticator(settings, client)).__name__ == f"{kind}Authenticator"

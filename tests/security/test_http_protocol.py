@@ -1,0 +1,275 @@
+"""Connections that are kept for nothing: heads that drip, swell or never come, and answers that nobody reads."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httptools
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from websockets.asyncio.client import connect
+
+from tests.support.machine import judged_in_peace
+from tests.support.serving import serve_app
+from token_broker.server.http import MAX_HEAD_BYTES, BoundedHttpProtocol, bounded_http
+
+HEAD_TIMEOUT_S = 0.4
+WAIT_S = 15  # far more than any of the limits here
+GET = b"GET / HTTP/1.1\r\nHost: broker\r\n\r\n"
+
+
+async def greet(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers at once, without reading a body; `/large` with 16 MB, `/slow` after twice the time a head may take."""
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        await asyncio.sleep(2 * HEAD_TIMEOUT_S)
+        await send({"type": "websocket.send", "text": "still here"})
+        await receive()
+        return
+    if scope["path"] == "/slow":
+        await asyncio.sleep(2 * HEAD_TIMEOUT_S)
+    body = b"x" * (16_000_000 if scope["path"] == "/large" else 2)
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]}
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+@dataclass
+class Peer:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the next answer."""
+        async with asyncio.timeout(WAIT_S):
+            status, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().rstrip().split("\r\n")
+            headers = dict(line.lower().split(": ", 1) for line in lines)
+            return int(status.split()[1]), headers, await self.reader.readexactly(int(headers["content-length"]))
+
+    async def refusal(self) -> dict[str, Any]:
+        """The problem document that is the next answer; the connection is closed behind it."""
+        status, headers, body = await self.answer()
+        document: dict[str, Any] = json.loads(body)
+        assert headers["content-type"] == "application/problem+json"
+        assert document["status"] == status
+        assert document["correlation_id"] == headers["x-request-id"]
+        with contextlib.suppress(ConnectionResetError):  # what we are still sending meets a closed connection
+            assert await self.rest() == b""
+        return document
+
+    async def rest(self) -> bytes:
+        """What still comes until the server closes."""
+        async with asyncio.timeout(WAIT_S):
+            return await self.reader.read()
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    protocol: type[asyncio.Protocol] | None = None, *, write_timeout_s: float = WAIT_S
+) -> AsyncIterator[str]:
+    bounded = bounded_http(head_timeout_s=HEAD_TIMEOUT_S, write_timeout_s=write_timeout_s)
+    async with serve_app(greet, http=protocol or bounded) as base_url:
+        yield base_url
+
+
+@contextlib.asynccontextmanager
+async def peer_of(base_url: str, **options: Any) -> AsyncIterator[Peer]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(base_url.rpartition(":")[2]), **options)
+    try:
+        yield Peer(reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def dripping(peer: Peer, drop: bytes) -> AsyncIterator[None]:
+    """Sends `drop` again and again, as slow-loris does, while the block runs."""
+
+    async def drip() -> None:
+        while True:
+            peer.send(drop)
+            await asyncio.sleep(HEAD_TIMEOUT_S / 8)
+
+    task = asyncio.create_task(drip())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def test_a_head_that_drips_is_answered_with_408() -> None:
+    async with serving() as url, peer_of(url) as peer:
+        peer.send(b"GET / HTTP/1.1\r\n")
+        async with dripping(peer, b"X: y\r\n"):
+            assert (await peer.refusal())["code"] == "head_timeout"
+
+
+async def test_a_connection_on_which_nothing_comes_is_closed_without_a_word() -> None:
+    async with serving() as url, peer_of(url) as peer:
+        assert await peer.rest() == b""
+
+
+async def test_a_second_head_is_bound_as_the_first() -> None:
+    async with serving() as url, peer_of(url) as peer:
+        peer.send(GET)
+        assert (await peer.answer())[0] == 200
+        peer.send(b"GET / HTTP/1.1\r\nX-Slow: ")
+        async with dripping(peer, b"y"):
+            assert (await peer.refusal())["code"] == "head_timeout"
+
+
+async def test_a_head_begun_while_the_answer_before_it_is_made_has_its_time_from_that_answer_on() -> None:
+    async with serving() as url, peer_of(url) as peer:
+        peer.send(GET.replace(b"/", b"/slow", 1) + b"GET / HTTP/1.1\r\nX-Slow: ")
+        async with dripping(peer, b"y"):
+            assert (await peer.answer())[0] == 200
+            assert (await peer.refusal())["code"] == "head_timeout"
+
+
+@pytest.mark.parametrize("drop", [b"\r\n", b"x"], ids=["empty lines", "the rest of a body"])
+async def test_what_drips_behind_an_answer_keeps_no_connection(drop: bytes) -> None:
+    async with serving() as url, peer_of(url) as peer:
+        length = b"Content-Length: 1000000\r\n\r\n" if drop == b"x" else b"\r\n"
+        peer.send(GET.removesuffix(b"\r\n") + length)
+        assert (await peer.answer())[0] == 200
+        async with dripping(peer, drop):
+            assert await peer.rest() == b""
+
+
+async def test_an_answer_may_take_longer_than_a_head() -> None:
+    async with serving() as url, peer_of(url) as peer:
+        peer.send(GET.replace(b"/", b"/slow", 1))
+        assert (await peer.answer())[0] == 200
+        peer.send(GET)
+        assert (await peer.answer())[0] == 200
+
+
+async def test_a_websocket_is_not_bound_by_what_its_handshake_is_bound_by() -> None:
+    async with serving(write_timeout_s=HEAD_TIMEOUT_S / 4) as url, connect(url.replace("http", "ws"), proxy=None) as ws:
+        assert await ws.recv() == "still here"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nHost: broker\r\nX: " + b"x" * MAX_HEAD_BYTES + b"\r\n\r\n",
+        b"GET /" + b"x" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nHost: broker\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * (MAX_HEAD_BYTES // 5),
+    ],
+    ids=["one long header", "a long path", "many headers"],
+)
+async def test_a_head_that_is_too_large_is_answered_with_431(head: bytes) -> None:
+    async with serving() as url, peer_of(url) as peer:
+        peer.send(head)
+        assert (await peer.refusal())["code"] == "head_too_large"
+
+
+async def test_a_header_that_never_ends_is_answered_with_431() -> None:
+    async with serving() as url, peer_of(url) as peer:
+        peer.send(b"GET / HTTP/1.1\r\nX: ")
+        with contextlib.suppress(ConnectionError):  # it is closed under what is still being sent
+            for _ in range(100):
+                peer.send(b"x" * 65_536)
+                await peer.writer.drain()
+                if b"431" in await _what_came(peer):
+                    break
+            else:
+                raise AssertionError("six megabytes of one header were taken")
+
+
+async def _what_came(peer: Peer) -> bytes:
+    try:
+        async with asyncio.timeout(0.02):
+            return await peer.reader.read(1000)
+    except TimeoutError:
+        return b""
+
+
+async def test_a_head_just_small_enough_is_taken_however_much_body_follows() -> None:
+    async with serving() as url, peer_of(url) as peer:
+        long = b"X: " + b"x" * (MAX_HEAD_BYTES - 100) + b"\r\n"
+        body = b"y" * (2 * MAX_HEAD_BYTES)
+        for _ in range(2):
+            peer.send(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n%b\r\n%b" % (len(body), long, body))
+            assert (await peer.answer())[0] == 200
+
+
+async def test_what_is_no_http_is_answered_with_400() -> None:
+    async with serving() as url, peer_of(url) as peer:
+        peer.send(b"\x16\x03\x01 what a TLS client says\r\n\r\n")
+        assert (await peer.refusal())["code"] == "malformed_request"
+
+
+@pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"], ids=["kept alive", "to be closed"])
+async def test_a_client_that_takes_none_of_its_answer_is_dropped(close: bytes) -> None:
+    async with serving(write_timeout_s=0.2) as url, peer_of(url, limit=1024) as peer:
+        peer.send(b"GET /large HTTP/1.1\r\n%b\r\n" % close)
+        await peer.reader.readuntil(b"\r\n\r\n")
+        await asyncio.sleep(1)  # nothing is read meanwhile, which is what is tried
+        with contextlib.suppress(ConnectionError):
+            assert len(await peer.rest()) < 16_000_000
+
+
+@judged_in_peace(tries=3)
+async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it() -> None:
+    async with serving(write_timeout_s=0.5) as url, peer_of(url, limit=1024) as peer:
+        peer.send(b"GET /large HTTP/1.1\r\nConnection: close\r\n\r\n")
+        await peer.reader.readuntil(b"\r\n\r\n")
+        taken, began_s = 0, time.monotonic()
+        while chunk := await peer.reader.read(160_000):
+            taken += len(chunk)
+            if time.monotonic() < began_s + 1:
+                await asyncio.sleep(0.05)
+        assert taken == 16_000_000
+
+
+# What the protocol leans on in uvicorn and httptools.
+
+
+async def test_uvicorn_by_itself_waits_for_a_head_as_long_as_it_takes() -> None:
+    async with serving(HttpToolsProtocol) as url, peer_of(url) as silent, peer_of(url) as begun:
+        begun.send(b"GET / HTTP/1.1\r\n")
+        for peer in (silent, begun):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(peer.reader.read(1), 2 * HEAD_TIMEOUT_S)
+
+
+def test_uvicorn_takes_a_class_for_its_http_and_makes_its_instances() -> None:
+    chosen = bounded_http(head_timeout_s=1, write_timeout_s=2)
+    config = uvicorn.Config(greet, http=chosen)
+    config.load()
+    assert config.http_protocol_class is chosen
+    assert issubclass(chosen, BoundedHttpProtocol)
+
+
+def test_httptools_tells_of_a_callbacks_error_as_one_of_its_own() -> None:
+    class Refusing:
+        def on_header(self, name: bytes, value: bytes) -> None:
+            raise ValueError("no")
+
+    with pytest.raises(httptools.HttpParserError):
+        httptools.HttpRequestParser(Refusing()).feed_data(GET)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "connection_made", "connection_lost", "data_received", "on_message_begin", "on_url", "on_header",
+        "on_headers_complete", "on_response_complete", "send_400_response", "resume_writing",
+        "handle_websocket_upgrade",
+    ],
+)  # fmt: skip
+def test_what_the_protocol_overrides_is_still_uvicorns(name: str) -> None:
+    assert name in vars(HttpToolsProtocol)
+    assert name in vars(BoundedHttpProtocol)

@@ -1,0 +1,146 @@
+"""What the doors of the official clients take and answer, as /openapi.json shows it."""
+
+from token_broker.api.compat import CALL_PREFIXES, MINT_PREFIXES
+from token_broker.api.offers import HANG_UP_PROBLEMS, OFFER_PROBLEMS, OFFER_SCHEMA, SDP_ANSWER, SDP_EXAMPLE
+from token_broker.relay.protocols import DOORS
+from token_broker.sessions.schemas import ClientSecret, ClientSecretRequest
+from token_broker.web.openapi import Answer, Body, Operation, Parameter, Socket
+
+__all__ = ["DOOR_OPERATIONS", "DOOR_SOCKETS"]
+
+_TAG = "Doors for the official clients"
+_CREDENTIAL = (
+    "The credential is a client secret (or a plan's session token or ticket), with or without `ek_`: as "
+    "`Authorization: Bearer`, `api-key` header, query `api-key` or `authorization`"
+)
+_MINT, *_MINT_ALIASES = [f"{prefix}/realtime/client_secrets" for prefix in MINT_PREFIXES]
+_CALLS, *_CALL_ALIASES = [f"{prefix}/realtime/calls" for prefix in CALL_PREFIXES]
+_HANG_UP, *_HANG_UP_ALIASES = [f"{prefix}/realtime/calls/{{call_id}}/hangup" for prefix in CALL_PREFIXES]
+
+_SECRET_EXAMPLE = {
+    "value": "ek_eyJ…",
+    "expires_at": 1_795_388_400,
+    "session": {
+        "id": "019aaf0e-7c1b-7d5e-9a43-1f6f0f6a2b11",
+        "object": "realtime.session",
+        "type": "realtime",
+        "model": "gpt-realtime",
+    },
+}
+
+DOOR_OPERATIONS = (
+    Operation(
+        name="create_client_secret",
+        method="post",
+        path=_MINT,
+        aliases=tuple(_MINT_ALIASES),
+        tag=_TAG,
+        summary="Get a client secret",
+        description=(
+            "OpenAI's route and body. The secret is the broker's own: it opens any door here, several times, until it "
+            "expires. The agent says instructions, voice and model; `metadata.agent_id` says which agent. Who may ask "
+            "for a plan may ask here, and so may who has a credential of the broker's: then it is for the same "
+            "session, and ends no later. With BROKER_AUTH=entra the access token may stand where a client puts its key."
+        ),
+        body=Body(
+            (ClientSecretRequest,),
+            example={"session": {"type": "realtime"}, "metadata": {"agent_id": "elena"}},
+            required=False,
+        ),
+        parameters=(
+            Parameter("X-Session-Token", "header", "With `metadata.session_id`: proves that the session is yours."),
+        ),
+        answers=(Answer(200, "A client secret.", ClientSecret, example=_SECRET_EXAMPLE),),
+        problems={
+            400: ("invalid_json", "client_left"),
+            401: ("credential_refused", "not_signed_in", "bad_principal", "invalid_token"),
+            403: ("foreign_session", "session_erased", "foreign_user", "insufficient_scope", "cut_off"),
+            404: ("unknown_agent",),
+            408: ("body_timeout",),
+            413: ("body_too_large",),
+            422: ("invalid_request",),
+            429: ("rate_limited",),
+            503: ("not_configured", "identity_provider_unreachable", "store_away", "blocklist_unread"),
+        },
+        security=(None, "entra", "easyauth", "clientSecret"),
+    ),
+    Operation(
+        name="create_door_call",
+        method="post",
+        path=_CALLS,
+        aliases=tuple(_CALL_ALIASES),
+        tag=_TAG,
+        summary="Set up a WebRTC call",
+        description=(
+            f"OpenAI's route: the offer raw, or as the `sdp` of a form, whose `session` is the agent's to say. "
+            f"{_CREDENTIAL}. Media and events flow between the client and Azure; the broker listens for the turns. "
+            "Counts as a token request, and as an open talk until it is over."
+        ),
+        body=Body(
+            media_type="application/sdp",
+            json_schema=OFFER_SCHEMA,
+            example=SDP_EXAMPLE,
+            alternatives={
+                "multipart/form-data": {
+                    "type": "object",
+                    "properties": {"sdp": OFFER_SCHEMA, "session": {"type": "string"}},
+                    "required": ["sdp"],
+                }
+            },
+        ),
+        answers=(SDP_ANSWER,),
+        problems={
+            **OFFER_PROBLEMS,
+            400: ("bad_sdp", "bad_form", "client_left"),
+            401: ("credential_refused", "agent_gone"),
+            503: ("nothing_minted", "draining", "blocklist_unread"),
+        },
+        security=("clientSecret",),
+    ),
+    Operation(
+        name="hang_up_door_call",
+        method="post",
+        path=_HANG_UP,
+        aliases=tuple(_HANG_UP_ALIASES),
+        tag=_TAG,
+        summary="Hang up a WebRTC call",
+        description=f"Ends a call that this session set up. {_CREDENTIAL}.",
+        parameters=(Parameter("call_id", "path", "The end of the call's `Location`."),),
+        answers=(Answer(200, "The call is over."),),
+        problems={**HANG_UP_PROBLEMS, 401: ("credential_refused",)},
+        security=("clientSecret",),
+    ),
+)
+
+DOOR_SOCKETS = tuple(
+    Socket(
+        path=path,
+        tag=_TAG,
+        summary=door.summary,
+        description=(
+            f"{_CREDENTIAL}, or as subprotocol. The session is the credential's, whatever the path and the query say. "
+            "The first event is `session.created`, with the agent's session. A refusal is an HTTP status (401, 403, "
+            "429, 503) with a problem document; what ends a talk later is an `error` event and a close code. A plain "
+            "GET answers 426 `upgrade_required`."
+        ),
+        subprotocols=("realtime", "openai-insecure-api-key.<client secret>", "ticket.<client secret or ticket>"),
+        close_codes={
+            1000: "done",
+            1009: "a message was too large",
+            1011: "the broker failed",
+            4400: "bad request",
+            4401: "the operator has cut off this session or its user",
+            4408: "Azure did not answer in time",
+            4410: "the client does not read",
+            4502: "Azure refused, or dropped the talk",
+            4503: "draining: connect again",
+        },
+        parameters=(
+            (Parameter("session_id", "path", "Of no account: the credential says which session."),)
+            if "{session_id}" in path
+            else ()
+        ),
+    )
+    for door in DOORS
+    for path in door.paths
+)

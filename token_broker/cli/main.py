@@ -1,0 +1,217 @@
+"""The command line: `token-broker`. Exit codes: 0, 1 (a check failed), 2 (usage or configuration).
+
+Each command imports what it needs when it runs, so that none pays for another.
+"""
+
+import asyncio
+import contextlib
+import importlib
+import sys
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import click
+from pydantic import SecretStr
+
+from token_broker import __version__
+from token_broker.settings import Settings, SettingsError, doubts, load_settings, unknown_variables
+
+__all__ = ["main"]
+
+T = TypeVar("T")
+
+
+class ConfigurationError(click.ClickException):
+    """What is wrong with the configuration, one line a fault, on stderr; exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        del file
+        click.echo(self.message, err=True)
+
+
+_ELSEWHERE = {
+    "cut-off": ("token_broker.cli.memory", "cut_off"),
+    "doctor": ("token_broker.doctor.command", "doctor_command"),
+    "forget": ("token_broker.cli.memory", "forget"),
+    "outbox": ("token_broker.cli.memory", "outbox"),
+}
+
+
+class _Commands(click.Group):
+    """The commands here, and those of other modules, which are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, name = _ELSEWHERE[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="token-broker")
+def main() -> None:
+    """Plans that a browser can always use, for talking to Azure's GPT Realtime and Voice Live.
+
+    Configuration comes from the environment and from a .env file; .env.example lists every variable. `demo` needs none.
+    """
+
+
+@main.command()
+def serve() -> None:
+    """Run the broker on HOST and PORT until SIGTERM or Ctrl-C."""
+    settings = _settings()
+    if settings.endpoint is None:
+        _warn("AZURE_VOICELIVE_ENDPOINT: unset, so nothing can be minted; `token-broker demo` simulates Azure")
+    _run(_serve(settings, "Voice token broker"))
+
+
+@main.command()
+def demo() -> None:
+    """Run the broker with a built-in, simulated Azure: nothing to configure, and nothing leaves this machine."""
+    _run(_demo())
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(0, 65_535), default=9100, show_default=True, help="Port to listen on.")
+@click.option(
+    "--kind",
+    type=click.Choice(["direct", "unified", "project", "all"]),
+    default="all",
+    show_default=True,
+    help="Which kind of Azure endpoint to be.",
+)
+def simulate(port: int, kind: str) -> None:
+    """Run a simulated Azure alone, for your own tests; its key is SIMULATOR_KEY (simulated-key)."""
+    settings = _settings()
+
+    async def run() -> None:
+        async with _simulator(settings.simulator_key, port, kind) as base_url:
+            click.echo(f"SIMULATED Azure ({kind}) at {base_url}; nothing here is real. Ctrl-C ends it.", err=True)
+            await _until_signalled()
+
+    _run(run())
+
+
+@main.command()
+@click.option("--agent", "agent_id", help="The agent to mint for; the default one where it is left out.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+def token(agent_id: str | None, *, as_json: bool) -> None:
+    """Mint once, and show the plan and what each strategy did; tokens are masked."""
+    from token_broker.cli.token import UnknownAgentError, mint_once, print_report
+
+    try:
+        report = _run(mint_once(_settings(), agent_id))
+    except UnknownAgentError as error:
+        raise click.BadParameter(str(error), param_hint="--agent") from None
+    print_report(report, as_json=as_json)
+    sys.exit(0 if report.plan else 1)
+
+
+def _settings(**overrides: Any) -> Settings:
+    """The environment's settings with logging set up by them; a fault ends the command with exit code 2."""
+    from token_broker.observability.logging import configure_logging
+    from token_broker.sessions.agents import agents_secrets
+
+    with _faults_told():
+        settings = load_settings(**overrides)
+    configure_logging(settings, secrets=agents_secrets(settings.agents_file))
+    for line in [*unknown_variables(), *doubts(settings)]:
+        _warn(line)
+    return settings
+
+
+async def _serve(settings: Settings, title: str) -> None:
+    from token_broker.cli.serve import run_server
+
+    said = f"{title}, version {__version__}: http://{_address(settings)}/"
+    await run_server(settings, listening=lambda: click.echo(said, err=True))
+
+
+async def _demo() -> None:
+    probe = _settings(endpoint=None, agents_file=None)
+    async with _simulator(probe.simulator_key, probe.simulator_port, "all") as base_url:
+        settings = load_settings(
+            endpoint=base_url,
+            openai_endpoint=None,
+            endpoint_kind="unified",
+            key=probe.simulator_key,
+            azure_auth="key",
+            project_name="demo",
+            model="gpt-realtime",
+            auth="none",
+            database_url=SecretStr("sqlite+aiosqlite:///var/demo.db"),
+            zep_api_key=None,
+            rate_limit_per_minute=0,
+            turns_per_minute=0,
+            turn_bytes_per_minute=0,
+            max_sessions_per_principal=0,
+            max_sessions=0,
+        )
+        await _serve(settings, f"DEMO with a SIMULATED Azure ({base_url}); open the page and press Talk")
+
+
+@contextlib.asynccontextmanager
+async def _simulator(key: SecretStr, port: int, kind: str) -> AsyncIterator[str]:
+    """A simulated Azure in this process; yields its base URL."""
+    try:
+        from token_broker.simulator.config import ALL_KINDS, SimulatorConfig
+        from token_broker.simulator.server import serve as serve_simulator
+    except ImportError:
+        raise ConfigurationError("The simulator is not part of this installation.") from None
+    kinds = ALL_KINDS if kind == "all" else frozenset(k for k in ALL_KINDS if k == kind)
+    try:
+        async with serve_simulator(SimulatorConfig(kinds=kinds, key=key), port=port) as running:
+            yield running.base_url
+    except OSError as error:
+        raise ConfigurationError(f"SIMULATOR_PORT: {port} can't be listened on ({error.strerror})") from None
+
+
+async def _until_signalled() -> None:
+    """Returns at SIGTERM or SIGINT."""
+    import signal
+
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, done.set)
+    await done.wait()
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs `work` on uvloop where there is one; a configuration fault ends it with exit code 2."""
+    try:
+        import uvloop
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with _faults_told(), asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
+
+
+@contextlib.contextmanager
+def _faults_told() -> Iterator[None]:
+    from token_broker.memory.errors import StoreInUseError
+    from token_broker.sessions.agents import AgentsFileError
+
+    try:
+        yield
+    except (SettingsError, AgentsFileError) as error:
+        raise ConfigurationError(str(error)) from None
+    except StoreInUseError as error:
+        raise ConfigurationError(f"BROKER_DATABASE_URL: {error}") from None
+
+
+def _warn(line: str) -> None:
+    click.secho(line, err=True, fg="yellow")
+
+
+def _address(settings: Settings) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"{host}:{settings.port}"

@@ -1,0 +1,193 @@
+"""`token-broker outbox`, `forget` and `cut-off`: what an operator does to the memory, and by it."""
+
+import asyncio
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
+
+import click
+
+from token_broker.memory.admin import open_admin
+from token_broker.memory.drivers.sqlite import sqlite_path
+from token_broker.memory.errors import CutOffListFullError, StoreError
+from token_broker.memory.maintenance import Housekeeper, Progress
+from token_broker.memory.store.rows import DeadLetter
+from token_broker.memory.types import ANONYMOUS, CutOffKind
+from token_broker.observability.logging import configure_logging
+from token_broker.sessions.schemas import SESSION_ID_PATTERN
+from token_broker.settings import Settings, SettingsError, load_settings
+
+__all__ = ["cut_off", "forget", "outbox"]
+
+T = TypeVar("T")
+
+_WIDTH_IN_A_PIPE = 200
+_MAX_PRINCIPAL_CHARS = 1000
+_session = click.option("--session", "session_id", help="Only this session's.")
+
+
+@click.group()
+def outbox() -> None:
+    """Turns on their way to Zep, and those it would not take: the dead letters."""
+
+
+@outbox.command("list")
+@_session
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="So many at most.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
+def list_letters(session_id: str | None, limit: int, *, as_json: bool) -> None:
+    """Show how many turns wait, and each dead letter with its reason."""
+
+    async def look(keeper: Housekeeper) -> tuple[dict[str, Any], list[DeadLetter]]:
+        figures = await keeper.figures()
+        return {"queued": figures.queued, "dead": figures.dead}, await keeper.dead_letters(limit, session_id=session_id)
+
+    counts, letters = _run(look)
+    if as_json:
+        click.echo(json.dumps({**counts, "dead_letters": [_shown(letter) for letter in letters]}, indent=2))
+        return
+    click.echo(f"{counts['queued']} queued, {counts['dead']} dead")
+    if letters:
+        _print_table(letters)
+
+
+@outbox.command()
+@_session
+def retry(session_id: str | None) -> None:
+    """Queue dead letters again; the running broker delivers them."""
+    with _bar("Queueing again") as tell:
+        count = _run(lambda keeper: keeper.retry_dead(session_id=session_id, tell=tell))
+    click.echo(f"{count} queued again")
+
+
+@outbox.command()
+@_session
+@click.confirmation_option("--yes", prompt="Dead letters are deleted for good. Go on?", help="Do not ask.")
+def purge(session_id: str | None) -> None:
+    """Delete dead letters for good."""
+    click.echo(f"{_run(lambda keeper: keeper.purge_dead(session_id=session_id))} deleted")
+
+
+@click.command()
+@click.option("--session", "session_id", help="The session to forget.")
+@click.option("--user", help="The user to forget: a principal's id, or the label that was sent as user_id.")
+def forget(session_id: str | None, user: str | None) -> None:
+    """Forget a session, or all of a user's: here at once, and Zep is asked to by the running broker."""
+    if (session_id is None) == (user is None):
+        raise click.UsageError("Name one: --session, or --user.")
+
+    async def work(keeper: Housekeeper) -> int:
+        if session_id is not None:
+            return await keeper.forget_session(session_id)
+        return await keeper.forget_user(user or "")
+
+    forgotten = _run(work)
+    click.echo(f"{forgotten} turns forgotten")
+    if not forgotten:
+        click.echo(f"No turn of this {'session' if user is None else 'user'} was stored: is the id right?", err=True)
+
+
+@click.command("cut-off")
+@click.option("--principal", help="The principal to cut off, as the audit's lines have it.")
+@click.option("--session", "session_id", help="The session to cut off.")
+@click.option("--lift", is_flag=True, help="Let in again.")
+@click.option("--list", "show", is_flag=True, help="Show who is cut off, and since when.")
+def cut_off(principal: str | None, session_id: str | None, *, lift: bool, show: bool) -> None:
+    """Cut off a principal or a session: within two seconds their tokens open nothing, at any replica."""
+    if show + (principal is not None) + (session_id is not None) != 1 or (show and lift):
+        raise click.UsageError("Name one: --principal, --session (either with --lift), or --list.")
+    if show:
+        for one in _run(lambda keeper: keeper.cut_offs()):
+            click.echo(f"{one.since:%Y-%m-%dT%H:%M:%SZ} {one.kind} {one.id}")
+        return
+    kind, name = _whom(principal, session_id)
+    if lift:
+        lifted = _run(lambda keeper: keeper.lift(kind, name))
+        click.echo(f"{kind} {name} {'is let in again' if lifted else 'was not cut off'}")
+        return
+
+    async def work(keeper: Housekeeper) -> tuple[bool, bool]:
+        try:
+            return await keeper.cut_off(kind, name), await keeper.knows(kind, name)
+        except CutOffListFullError as error:
+            raise click.ClickException(str(error)) from None
+
+    is_new, known = _run(work)
+    click.echo(f"{kind} {name} {'is cut off, everywhere within two seconds' if is_new else 'was cut off already'}")
+    if not known:
+        click.echo(f"No session of this {kind} is stored: is the id right?", err=True)
+
+
+def _whom(principal: str | None, session_id: str | None) -> tuple[CutOffKind, str]:
+    """Whom the options name. Raises UsageError for what names nobody, or everybody."""
+    if session_id is not None:
+        if re.fullmatch(SESSION_ID_PATTERN, session_id) is None:
+            raise click.BadParameter("no session has such an id.", param_hint="--session")
+        return "session", session_id
+    name = principal or ""
+    if name == ANONYMOUS:
+        everybody = "is everybody without authentication: name the session, with --session."
+        raise click.BadParameter(f"{ANONYMOUS} {everybody}", param_hint="--principal")
+    if not 0 < len(name) <= _MAX_PRINCIPAL_CHARS or not name.isprintable():
+        raise click.BadParameter("no principal has such an id.", param_hint="--principal")
+    return "principal", name
+
+
+def _run(work: Callable[[Housekeeper], Awaitable[T]]) -> T:
+    """Does `work` on the configured store. Exit code 2: the configuration is wrong; 1: the store is away."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        click.echo(str(error), err=True)
+        sys.exit(2)
+    configure_logging(settings)
+
+    async def main() -> T:
+        async with open_admin(settings, tell_of_empty=lambda: _warn_of_an_empty_store(settings)) as keeper:
+            return await work(keeper)
+
+    try:
+        return asyncio.run(main())
+    except StoreError as error:
+        click.echo(f"BROKER_DATABASE_URL: the store can't be worked on: {error}", err=True)
+        sys.exit(1)
+
+
+def _warn_of_an_empty_store(settings: Settings) -> None:
+    """A command with another store than the broker's, as in the wrong folder, would tell that nothing waits."""
+    url = settings.database_url.get_secret_value()
+    where = str(sqlite_path(url).absolute()) if url.startswith("sqlite") else "the database"
+    click.echo(f"BROKER_DATABASE_URL: {where} was empty; if a broker runs, this is not its store.", err=True)
+
+
+def _shown(letter: DeadLetter) -> dict[str, Any]:
+    turn = letter.turn
+    return {"session_id": letter.session_id, "turn_id": turn.turn_id, "role": turn.role, "reason": letter.reason}
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Progress]:
+    """A bar on a terminal, once there is something to tell that is not all of it; elsewhere nothing."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _done, _total: None
+        return
+    with Bar(console=console, transient=True) as bar:
+        task = bar.add_task(what, visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=done < total, refresh=True)
+
+
+def _print_table(letters: list[DeadLetter]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("session", "turn", "role", "reason")
+    for letter in letters:
+        table.add_row(*(str(value) for value in _shown(letter).values()))
+    Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE, highlight=False, markup=False).print(table)

@@ -1,0 +1,62 @@
+"""Runs the application under uvicorn, as every command does."""
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from token_broker.app import create_app
+from token_broker.server.drain import Drain, DrainingServer
+from token_broker.server.http import bounded_http
+from token_broker.server.websocket import uvicorn_options
+from token_broker.settings import Settings, SettingsError
+
+__all__ = ["run_server"]
+
+
+async def run_server(settings: Settings, *, listening: Callable[[], None]) -> None:
+    """Serves until SIGTERM or SIGINT, then drains; a second signal stops it at once.
+
+    `listening` is called once the address is ours. Raises SettingsError where HOST and PORT can't be listened on.
+    """
+    drain = Drain()
+    app = create_app(settings, drain)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=bounded_http(head_timeout_s=settings.head_timeout_s, write_timeout_s=settings.client_write_timeout_s),
+        lifespan="off",  # what goes wrong while the parts are built is the command's to tell
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # one function of ours derives client, scheme and host
+        timeout_graceful_shutdown=5,
+        **uvicorn_options(settings),
+    )
+    with _listen(settings) as listener:
+        async with app.router.lifespan_context(app):
+            listening()
+            await DrainingServer(config, drain, grace_s=settings.drain_s).serve(sockets=[listener])
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The listening socket, opened before anything is built: a taken port is the configuration's fault.
+
+    It is named as TCP, or asyncio leaves Nagle's algorithm on for what it accepts.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, proto)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        where = f"HOST={settings.host} PORT={settings.port}"
+        raise SettingsError([f"PORT: {where} can't be listened on: {error.strerror}; name a free one"]) from None
+    return listener

@@ -1,0 +1,111 @@
+"""`token-broker token`: one mint outside a running broker, and its report. Nothing in it shows a whole token."""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from strategies.base import Attempt
+from token_broker.azure import build_chain, build_credentials
+from token_broker.bootstrap import signing_keys
+from token_broker.memory.types import Owner
+from token_broker.observability.logging import fingerprint
+from token_broker.security.tokens import TokenSigner
+from token_broker.sessions.agents import load_agents, session_spec
+from token_broker.sessions.plans import PlanMaker
+from token_broker.settings import Settings, SettingsError
+from token_broker.web.ids import uuid7
+
+__all__ = ["Report", "UnknownAgentError", "mint_once", "print_report"]
+
+_WIDTH_IN_A_PIPE = 160
+
+
+class UnknownAgentError(ValueError):
+    """There is no such agent; the message names the known ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`plan` is masked already, and None where nothing was minted and the proxy is not in the chain."""
+
+    plan: dict[str, Any] | None
+    attempts: tuple[Attempt, ...]
+
+
+async def mint_once(settings: Settings, agent_id: str | None) -> Report:
+    """Mints with the settings' own chain. Raises UnknownAgentError, and SettingsError where no endpoint is set."""
+    from strategies.transport import make_transport
+
+    if settings.endpoint is None:
+        raise SettingsError(["AZURE_VOICELIVE_ENDPOINT: unset; name the resource to mint at"])
+    agents = load_agents(settings.agents_file)
+    agent = agents.get(agent_id or agents.default)
+    if agent is None:
+        raise UnknownAgentError(f"there is no agent {agent_id!r}; the known ones are {', '.join(agents.ids)}")
+    deadline_s = time.monotonic() + settings.token_budget_s
+    spec = session_spec(agent, settings)
+
+    async def supply() -> Any:
+        return spec
+
+    credentials = build_credentials(settings)
+    try:
+        async with make_transport() as transport:
+            result = await build_chain(settings, transport, credentials).mint(
+                supply, deadline_s=deadline_s, sockets_only=agent.sockets_only
+            )
+    finally:
+        if credentials is not None:
+            await credentials.aclose()
+    if result.grant is None:
+        return Report(None, result.attempts)
+    plan = PlanMaker(settings, TokenSigner(signing_keys(settings))).make(
+        result.grant,
+        owner=Owner(uuid7(), "anonymous", time.time_ns() // 1_000_000),
+        agent=agent,
+        public_base=settings.public_url or f"http://{settings.host}:{settings.port}",
+        correlation_id=uuid7(),
+    )
+    return Report(_masked(plan.model_dump(mode="json")), result.attempts)
+
+
+def print_report(report: Report, *, as_json: bool) -> None:
+    """Prints to stdout: JSON, or a plan and a table (coloured on a terminal, plain in a pipe)."""
+    if as_json:
+        attempts = [asdict(attempt) for attempt in report.attempts]
+        sys.stdout.write(json.dumps({"plan": report.plan, "attempts": attempts}, indent=2) + "\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE, highlight=False)
+    table = Table("strategy", "outcome", "status", "ms", "tries", "why", title="Attempts", title_justify="left")
+    for attempt in report.attempts:
+        style = "green" if attempt.outcome in {"minted", "granted"} else "yellow"
+        table.add_row(
+            attempt.strategy,
+            f"[{style}]{attempt.outcome}[/]",
+            str(attempt.status or ""),
+            f"{attempt.duration_ms:.0f}",
+            str(attempt.tries),
+            attempt.why,
+        )
+    console.print(table)
+    if report.plan is None:
+        console.print("[red]No plan: nothing was minted, and websocket_proxy is not in BROKER_TOKEN_STRATEGIES.[/]")
+        return
+    console.print_json(data=report.plan)
+
+
+def _masked(value: Any, name: str = "") -> Any:
+    """The plan with every token, ours and Azure's, replaced by its fingerprint."""
+    match value:
+        case dict():
+            return {key: _masked(item, key) for key, item in value.items()}
+        case list():
+            return [_masked(item, name) for item in value]
+        case str() if name in {"token", "session_token"} or value.startswith(("ticket.", "openai-insecure-api-key.")):
+            return f"(masked, fingerprint {fingerprint(value)})"
+    return value

@@ -1,1 +1,0 @@
-"""HTTP in: one small module a resource."""

@@ -1,0 +1,244 @@
+"""Zep as the memory. The one module that knows zep-python (docs/azure.md §11); imported where a Zep key is set.
+
+zep-python neither retries nor is idempotent: what failed with an unknown end is looked for by its turn id, which
+travels in each message's metadata, before it is sent again.
+"""
+
+import asyncio
+import hashlib
+import re
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import SecretStr
+from zep_python.client import AsyncZep
+from zep_python.core.api_error import ApiError
+from zep_python.types.message import Message
+
+from strategies.transport import make_tls_context
+from token_broker.memory.delivery.backoff import Failure
+from token_broker.memory.delivery.sink import Parcel, SinkError
+from token_broker.memory.store.rows import StoredTurn
+from token_broker.memory.types import ANONYMOUS, Owner
+
+__all__ = ["ZEP_CLOUD_URL", "ZepMemory", "retry_after_s", "zep_failure", "zep_user_id"]
+
+R = TypeVar("R")
+
+ZEP_CLOUD_URL = "https://api.getzep.com"
+_ABOUT = "who the user is, and what they want"
+_FACTS = 10
+_PAGE = 100
+_PAGES = 50  # of a session's messages that are looked through for turns that may have arrived
+_SESSIONS_KNOWN = 10_000
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# Whatever it is given: overloaded, down, or a key that the operator has to mend.
+_ILL = frozenset({401, 403, 408, 429, 502, 503, 504})
+_WILL_NEVER_TAKE = frozenset({400, 405, 409, 410, 413, 414, 415, 422})
+_UNCERTAIN = frozenset({408, 500, 502, 504})  # Zep, or a gateway before it, may have stored the messages all the same
+_MAX_RETRY_AFTER_S = 3600.0
+
+
+class ZepMemory:
+    """See `Sink` and `FactSource`. Close it with `aclose`."""
+
+    def __init__(self, api_key: SecretStr, base_url: str | None, *, timeout_s: float) -> None:
+        self._http = httpx.AsyncClient(
+            verify=make_tls_context(), follow_redirects=False, event_hooks={"response": [_raise_for_status]}
+        )
+        base_url = (base_url or ZEP_CLOUD_URL).rstrip("/")
+        key = api_key.get_secret_value()
+        # The timeout is given here since zep-python passes its own, none, over the client's.
+        self._zep = AsyncZep(api_key=key, base_url=base_url, timeout=timeout_s, httpx_client=self._http)
+        self._known: OrderedDict[str, None] = OrderedDict()  # sessions that Zep has
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def deliver(self, parcel: Parcel) -> None:
+        async with _failures(storing=False):
+            await self._ensure_session(parcel.session_id, parcel.principal, parcel.user_id)
+            arrived = await self._turn_ids(parcel.session_id) if parcel.uncertain else set()
+        messages = [_message(turn, parcel.user_id) for turn in parcel.turns if turn.turn_id not in arrived]
+        if not messages:
+            return
+        async with _failures(storing=True, on_missing=lambda: self._known.pop(parcel.session_id, None)):
+            await self._zep.memory.add(parcel.session_id, messages=messages)
+
+    async def forget(self, principal: str, session_id: str) -> None:
+        async with _failures(storing=False):
+            if session_id:
+                self._known.pop(session_id, None)
+                await _unless_missing(self._zep.memory.delete(session_id))
+            if not session_id or principal == ANONYMOUS:
+                self._known.clear()
+                await _unless_missing(self._zep.user.delete(zep_user_id(principal, session_id)))
+
+    async def facts(self, owner: Owner, *, of_session: bool) -> list[str]:
+        asked = [self._facts_of_session(owner.session_id)] if of_session else []
+        if owner.principal != ANONYMOUS:
+            asked.append(self._facts_of_user(zep_user_id(owner.principal, "")))
+        async with _failures(storing=False):
+            return list(dict.fromkeys(fact for facts in await asyncio.gather(*asked) for fact in facts))
+
+    async def _facts_of_user(self, user_id: str) -> list[str]:
+        """What Zep knows of a user from all their sessions."""
+        search = self._zep.memory.search_sessions(user_id=user_id, text=_ABOUT, search_scope="facts", limit=_FACTS)
+        found = await _unless_missing(search)
+        return [
+            result.fact.fact for result in (found.results if found else None) or [] if result.fact and result.fact.fact
+        ]
+
+    async def _facts_of_session(self, session_id: str) -> list[str]:
+        """What Zep says of a session: relevant facts first, then its summary."""
+        memory = await _unless_missing(self._zep.memory.get(session_id, lastn=1))
+        if memory is None:
+            return []
+        relevant = [fact.fact for fact in memory.relevant_facts or [] if fact.fact]
+        summary = [memory.summary.content] if memory.summary and memory.summary.content else []
+        return list(dict.fromkeys([*relevant, *(memory.facts or []), *summary]))
+
+    async def _ensure_session(self, session_id: str, principal: str, label: str | None) -> None:
+        if session_id in self._known:
+            return
+        user_id = zep_user_id(principal, session_id)
+        metadata = {"principal": principal} | ({"user_id": label} if label else {})
+        await _unless_there(self._zep.user.add(user_id=user_id, metadata=metadata), self._zep.user.get, user_id)
+        await _unless_there(
+            self._zep.memory.add_session(session_id=session_id, user_id=user_id),
+            self._zep.memory.get_session,
+            session_id,
+        )
+        self._known[session_id] = None
+        if len(self._known) > _SESSIONS_KNOWN:
+            self._known.popitem(last=False)
+
+    async def _turn_ids(self, session_id: str) -> set[str]:
+        """The ids of all turns that Zep has of a session."""
+        found: set[str] = set()
+        cursor = 0
+        for _ in range(_PAGES):
+            page = await _unless_missing(self._zep.memory.get_session_messages(session_id, limit=_PAGE, cursor=cursor))
+            messages = (page.messages if page else None) or []
+            found |= {str(m.metadata["turn_id"]) for m in messages if m.metadata and "turn_id" in m.metadata}
+            cursor += len(messages)
+            if len(messages) < _PAGE:
+                break
+        return found
+
+
+def zep_user_id(principal: str, session_id: str) -> str:
+    """The user that Zep keeps the session under. Everybody anonymous is somebody else, so is each of their sessions."""
+    if principal == ANONYMOUS:
+        return f"anonymous-{session_id}"
+    if _PLAIN_ID.fullmatch(principal):
+        return principal
+    return f"user-{hashlib.sha256(principal.encode()).hexdigest()[:32]}"
+
+
+def zep_failure(error: Exception, *, storing: bool) -> Failure:
+    """What an error of zep-python's, or of what lies beneath it, means. Carries none of its text.
+
+    `storing` says that messages were on their way, which may have been stored all the same.
+    """
+    if isinstance(error, httpx.HTTPStatusError):
+        response = error.response
+        return _status_failure(response.status_code, retry_after_s(response.headers), storing=storing)
+    if isinstance(error, ApiError) and error.status_code is not None:
+        return _status_failure(error.status_code, None, storing=storing)
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+        return Failure(f"zep: {type(error).__name__}")
+    if isinstance(error, httpx.TransportError | OSError):
+        return Failure(f"zep: {type(error).__name__}", uncertain=storing)
+    return Failure(f"zep: malformed answer ({type(error).__name__})", counts=True, uncertain=storing)
+
+
+def _status_failure(status: int, retry_after: float | None, *, storing: bool) -> Failure:
+    reason = f"zep: {status}"
+    uncertain = storing and status in _UNCERTAIN
+    if status in _ILL:
+        return Failure(reason, uncertain=uncertain, retry_after_s=retry_after)
+    if status in _WILL_NEVER_TAKE:
+        return Failure(reason, permanent=True)
+    return Failure(reason, counts=True, uncertain=uncertain, retry_after_s=retry_after)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """`Retry-After` as seconds, from a number or a date; at most an hour, None where there is none to read."""
+    value = headers.get("retry-after", "").strip()
+    if value.isdecimal():
+        return min(float(value), _MAX_RETRY_AFTER_S)
+    try:
+        wait_s = parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)
+
+
+async def _raise_for_status(response: httpx.Response) -> None:
+    """Before zep-python reads the answer: its errors drop the headers, and choke on a body that is no JSON."""
+    if response.is_error:
+        response.raise_for_status()
+
+
+@asynccontextmanager
+async def _failures(*, storing: bool, on_missing: Callable[[], object] = lambda: None) -> AsyncIterator[None]:
+    """Turns what zep-python raises into SinkError; calls `on_missing` for a 404."""
+    try:
+        yield
+    except (ApiError, httpx.HTTPError, OSError, ValueError) as error:
+        if _status_of(error) == HTTPStatus.NOT_FOUND:
+            on_missing()
+        raise SinkError(zep_failure(error, storing=storing)) from None
+
+
+async def _unless_missing(call: Awaitable[R]) -> R | None:
+    """The answer, or None for a 404."""
+    try:
+        return await call
+    except (ApiError, httpx.HTTPStatusError) as error:
+        if _status_of(error) != HTTPStatus.NOT_FOUND:
+            raise
+        return None
+
+
+async def _unless_there(make: Awaitable[object], get: Callable[[str], Awaitable[object]], key: str) -> None:
+    """Makes something; that it is there already is told as a 400 or a 409, as other things are: so it is looked at."""
+    try:
+        await make
+    except (ApiError, httpx.HTTPStatusError) as error:
+        if _status_of(error) not in {HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT}:
+            raise
+        if await _unless_missing(get(key)) is None:
+            raise
+
+
+def _status_of(error: Exception) -> int | None:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code
+    return error.status_code if isinstance(error, ApiError) else None
+
+
+def _message(turn: StoredTurn, label: str | None) -> Message:
+    metadata: dict[str, Any] = {
+        "turn_id": turn.turn_id,
+        "sequence": turn.sequence,
+        "agent_id": turn.agent_id,
+        "source": turn.source,
+        "interrupted": turn.interrupted,
+        "channel": turn.channel,
+    }
+    return Message(
+        role=(label or "user") if turn.role == "user" else (turn.agent_id or "assistant"),
+        role_type=turn.role,
+        content=turn.content,
+        created_at=turn.created_at.isoformat().replace("+00:00", "Z"),
+        metadata={key: value for key, value in metadata.items() if value is not None},
+    )

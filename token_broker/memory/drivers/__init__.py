@@ -1,0 +1,1 @@
+"""The databases: SQLite in threads, PostgreSQL over asyncpg."""

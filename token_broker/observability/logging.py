@@ -1,0 +1,223 @@
+"""Logs: structured, to stderr, with every secret taken out before a line is written.
+
+Two nets catch secrets, since one has holes: nothing is logged that is one, and the last step before the line is
+written replaces the known ones (the key, …) and whatever looks like a token.
+
+Lines carry the ids of the request they belong to: the edge binds `correlation_id` and, where the caller sent a trace,
+`trace_id`; routes bind `session_id` once they know it. Bound ids cost nothing until a line is written.
+"""
+
+import hashlib
+import logging
+import re
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any
+
+import structlog
+from pydantic import SecretStr
+from pydantic_core import to_json
+
+from strategies.base import Attempt
+from token_broker.observability.events import CredentialHolder, CredentialIssued, Observer
+from token_broker.settings import Settings
+
+__all__ = [
+    "AuditEntry",
+    "Redactor",
+    "advice_on",
+    "audit_changed_call",
+    "audit_cut_offs",
+    "begin_ids",
+    "bind_ids",
+    "configure_logging",
+    "fingerprint",
+    "log_attempt",
+    "write_audit",
+]
+
+MASK = "[redacted]"
+_TOKEN_LIKE = re.compile(
+    r"ek_[A-Za-z0-9_.-]{4,}"  # ephemeral tokens
+    r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"  # JWTs: Entra's, session tokens, tickets
+    r"|(?i:bearer)\s+[A-Za-z0-9._~+/=-]{8,}"
+)
+_MIN_SECRET_CHARS = 6
+_NAMED_AT_ONCE = 20
+
+_ADVICE = {
+    "misconfigured": "run `token-broker doctor`; check the key, the role (Cognitive Services OpenAI User), the network",
+    "no_credential": "check the managed identity and its role; or set AZURE_VOICELIVE_KEY",
+    "permanent": "this resource lacks the route: take the strategy out of BROKER_TOKEN_STRATEGIES, or leave it resting",
+}
+
+# Of the request that is being answered; read only when a line is written, so that most requests pay for one `set`.
+_IDS: ContextVar[Mapping[str, str]] = ContextVar("token_broker_ids", default=MappingProxyType({}))
+
+log = structlog.get_logger("token_broker.chain")
+# The audit is written whatever BROKER_LOG_LEVEL says.
+audit = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET))
+
+
+class Redactor:
+    """Takes secrets out of a rendered line: the ones it is told, and what looks like a token."""
+
+    def __init__(self, secrets: Iterable[SecretStr | None]) -> None:
+        values = {secret.get_secret_value() for secret in secrets if secret is not None}
+        self._values = sorted((v for v in values if len(v) >= _MIN_SECRET_CHARS), key=len, reverse=True)
+
+    def __call__(self, line: str) -> str:
+        for value in self._values:
+            line = line.replace(value, MASK)
+        return _TOKEN_LIKE.sub(MASK, line)
+
+
+def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) -> None:
+    """Sets up structlog and the standard library's logging alike, once a process.
+
+    `secrets` are taken out of lines as the settings' own are: those of the agents' file.
+    """
+    console = settings.log_format == "console" or (settings.log_format is None and sys.stderr.isatty())
+    level = getattr(logging, settings.log_level.upper())
+    own = [settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys]
+    redact = Redactor([*own, *secrets])
+    shared: list[Any] = [
+        _add_ids,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    render: Any = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if console
+        else structlog.processors.JSONRenderer(serializer=_to_json)
+    )
+
+    def rendered(logger: Any, name: str, event: Any) -> str:
+        return redact(str(render(logger, name, event)))
+
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, rendered],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                rendered,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    # Libraries speak up only when something is wrong: at `info` some print headers, the key among them.
+    root.setLevel(max(level, logging.WARNING))
+
+
+def _to_json(event: Any, default: Any = str, **_options: Any) -> str:
+    return to_json(event, fallback=default).decode()
+
+
+def fingerprint(secret: str) -> str:
+    """What a log may show of a secret: enough to tell two apart, nothing to use."""
+    return hashlib.sha256(secret.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """A credential about to be released: to whom, for what, until when.
+
+    `holder` is who gets it into their hands: the browser, or this broker on its behalf. `secret` is the credential
+    itself, of which the line shows the fingerprint: Azure's ephemeral token where one was `minted`, else our own.
+    """
+
+    correlation_id: str
+    principal: str
+    session_id: str
+    agent_id: str
+    strategy: str
+    minted: bool
+    secret: SecretStr
+    expires_at: datetime
+    holder: CredentialHolder = "browser"
+
+
+def write_audit(entry: AuditEntry, observe: Observer) -> None:
+    """Writes the audit's line, and counts it. Call it before the credential is released: what it raises keeps it."""
+    audit.info(
+        "credential_issued",
+        correlation_id=entry.correlation_id,
+        principal=entry.principal,
+        session_id=entry.session_id,
+        agent_id=entry.agent_id,
+        strategy=entry.strategy,
+        holder=entry.holder,
+        has_token=entry.minted,
+        fingerprint=fingerprint(entry.secret.get_secret_value()),
+        expires_at=entry.expires_at.isoformat(),
+    )
+    observe(CredentialIssued(agent_id=entry.agent_id, strategy=entry.strategy, holder=entry.holder))
+
+
+def audit_cut_offs(cut_off: Collection[tuple[str, str]], *, lifted: Collection[tuple[str, str]]) -> None:
+    """Writes to the audit who is cut off from now on, and who no longer: kinds with ids, of many the first few."""
+    audit.info(
+        "cut_offs_changed",
+        cut_off=[f"{kind} {name}" for kind, name in sorted(cut_off)[:_NAMED_AT_ONCE]],
+        lifted=[f"{kind} {name}" for kind, name in sorted(lifted)[:_NAMED_AT_ONCE]],
+        counts=[len(cut_off), len(lifted)],
+    )
+
+
+def audit_changed_call(*, principal: str, session_id: str, agent_id: str, changes: int) -> None:
+    """Writes to the audit whose call is hung up, since its client has changed the agent's session so often."""
+    audit.warning(
+        "call_ended_for_changes", principal=principal, session_id=session_id, agent_id=agent_id, changes=changes
+    )
+
+
+def begin_ids(**ids: str) -> None:
+    """A request begins: its ids stand on every line until it ends. What a pipelined request before it bound goes."""
+    _IDS.set(ids)
+
+
+def bind_ids(**ids: str) -> None:
+    """Further ids of the present request."""
+    _IDS.set({**_IDS.get(), **ids})
+
+
+def _add_ids(logger: Any, name: str, event: Any) -> Any:
+    """A structlog processor: what a line says itself wins."""
+    del logger, name
+    return {**_IDS.get(), **event}
+
+
+def advice_on(outcome: str | None) -> str | None:
+    """What an operator can do about attempts that end like this; None where only waiting helps."""
+    return _ADVICE.get(outcome or "")
+
+
+def log_attempt(attempt: Attempt) -> None:
+    """A line for each attempt that failed; loud, and with what to do, where only an operator can mend it."""
+    if attempt.outcome == "minted":
+        return
+    level = "error" if attempt.outcome == "misconfigured" else "warning"
+    fields = {"status": attempt.status, "code": attempt.code, "azure_request_id": attempt.request_id}
+    getattr(log, level)(
+        "mint_failed",
+        strategy=attempt.strategy,
+        outcome=attempt.outcome,
+        why=attempt.why,
+        tries=attempt.tries,
+        duration_ms=round(attempt.duration_ms, 1),
+        **{name: value for name, value in fields.items() if value is not None},
+        **({"do": advice} if (advice := advice_on(attempt.outcome)) else {}),
+    )

@@ -1,0 +1,304 @@
+"""Azure's two WebSockets, in order, until one has taken the agent's session: all inside one limit.
+
+The same gates as the chain's strategies decide who is asked; whatever comes back is told to them in the chain's own
+error tree. A redirect is never followed: it would carry the credential away.
+"""
+
+import asyncio
+import json
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import picows
+import structlog
+from aiohttp.abc import AbstractResolver
+
+from strategies.base import Dialect, SessionSpec
+from strategies.credentials import Authorization, Credentials
+from strategies.endpoint import Target
+from strategies.errors import (
+    CredentialError,
+    KeysDisabledError,
+    MalformedError,
+    MintError,
+    MisconfiguredError,
+    RateLimitedError,
+    RejectedError,
+    TimedOutError,
+    TransientError,
+)
+from strategies.health import Gate
+from strategies.session_body import ga_realtime_session, voice_live_session
+from strategies.upstream import Answer, classify
+from token_broker.relay.azure.dns_cache import SharedLookups
+from token_broker.relay.azure.socket import AzureSocket, connect
+from token_broker.relay.policy.rules import event_type
+from token_broker.server.close_codes import UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
+from token_broker.settings import UpstreamName
+
+__all__ = ["NoUpstreamError", "Route", "SpecSupplier", "Upstream", "UpstreamConnector", "make_routes"]
+
+log = structlog.get_logger("token_broker.relay")
+
+SpecSupplier = Callable[[], Awaitable[SessionSpec]]
+
+SESSION_EVENT_ID = "broker_session"
+_FIRST_FRAMES_AT_MOST = 64
+
+
+class NoUpstreamError(Exception):
+    """No upstream took the talk; `ending` is what the client is told."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending.reason)
+        self.ending = ending
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One of Azure's WebSockets (docs/azure.md §3), and how its session is said (§4.3, §6.2)."""
+
+    name: UpstreamName
+    dialect: Dialect
+    url: str  # http or https, as the endpoint is written
+    session: Callable[[SessionSpec], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """An open socket whose session is the agent's. `first` are the frames that came before that, in order."""
+
+    route: Route
+    socket: AzureSocket
+    first: list[str] = field(default_factory=list)
+
+
+def make_routes(target: Target, names: Sequence[UpstreamName], *, model: str, api_version: str) -> list[Route]:
+    """The named routes that exist on `target`, in their order. `api_version` is Voice Live's; GA has none."""
+    routes: list[Route] = []
+    deployment = quote(model, safe="")
+    for name in names:
+        if name == "voice_live" and target.unified_base is not None:
+            url = f"{target.unified_base}/voice-live/realtime?api-version={api_version}&model={deployment}"
+            routes.append(Route(name, "preview", url, voice_live_session))
+        elif name == "openai_realtime":
+            url = f"{target.openai_base}/openai/v1/realtime?model={deployment}"
+            routes.append(Route(name, "ga", url, ga_realtime_session))
+    return routes
+
+
+class UpstreamConnector:
+    """Connects talks to Azure. One a process; `gates` has one for each route's name."""
+
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        *,
+        credentials: Credentials | None,
+        gates: Mapping[str, Gate],
+        resolver: AbstractResolver,
+        timeout_s: float,
+        max_message_bytes: int,
+        tls: ssl.SSLContext,
+    ) -> None:
+        self.routes = list(routes)
+        self.gates = gates
+        self._credentials = credentials
+        self._names = SharedLookups(resolver)
+        self._timeout_s = timeout_s
+        self._max_message_bytes = max_message_bytes
+        self._tls = tls
+        self._picows_log = logging.getLogger("token_broker.relay.picows")
+        self._picows_log.setLevel(logging.CRITICAL)  # below INFO it prints headers; what it reports we see ourselves
+
+    @property
+    def first_dialect(self) -> Dialect:
+        """What the first route speaks: the plan's guess."""
+        return self.routes[0].dialect if self.routes else "preview"
+
+    async def aclose(self) -> None:
+        """For when no talk is left: stops what may still look names up."""
+        await self._names.aclose()
+
+    async def connect(
+        self, supply: SpecSupplier, *, only: UpstreamName | None = None, prefer: Dialect | None = None
+    ) -> Upstream:
+        """An upstream whose session is the agent's, within the limit for all together. Raises NoUpstreamError.
+
+        `only` leaves out all but that one: for a talk that has to keep its dialect. Those that speak what the client
+        would `prefer` are tried first.
+        """
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._timeout_s
+        routes = [route for route in self.routes if only is None or route.name == only]
+        if prefer is not None:
+            routes.sort(key=lambda route: route.dialect != prefer)
+        ending: Ending | None = None
+        for index, route in enumerate(routes):
+            gate = self.gates[route.name]
+            if (admission := gate.admit()) is None:
+                ending = ending or Ending(UPSTREAM_FAILED, "Azure failed a moment ago: ask for a new plan in a moment")
+                log.info("upstream_attempt", upstream=route.name, outcome="skipped", why=gate.why_resting)
+                continue
+            left_s = deadline_s - loop.time()
+            if any(self.gates[later.name].would_admit for later in routes[index + 1 :]):
+                left_s /= 2
+            began_s = time.monotonic()
+            settled = False
+            try:
+                upstream = await self.attempt(route, supply, timeout_s=left_s)
+                gate.succeeded(admission, _ms_since(began_s))
+                settled = True
+                log.info("upstream_attempt", upstream=route.name, outcome="connected", ms=round(_ms_since(began_s)))
+                return upstream
+            except MintError as error:
+                gate.failed(admission, error, _ms_since(began_s))
+                settled = True
+                if ending is None or ending.code != UPSTREAM_TIMED_OUT:  # the one that hung is the client's reason
+                    ending = _ending(error)
+                level = log.error if isinstance(error, MisconfiguredError) else log.warning
+                level(
+                    "upstream_attempt",
+                    upstream=route.name,
+                    outcome=error.outcome,
+                    status=error.status,
+                    code=error.code,
+                    ms=round(_ms_since(began_s)),
+                    why=str(error),
+                )
+            finally:
+                if not settled:  # the client left
+                    gate.abandoned(admission)
+        raise NoUpstreamError(ending or Ending(UPSTREAM_FAILED, "no Azure endpoint is configured for talks"))
+
+    async def join_call(self, endpoint: str, call_id: str) -> AzureSocket:
+        """The sideband of a WebRTC call at `endpoint` (docs/azure.md §5.4), within the limit. Raises MintError."""
+        url = f"{endpoint}/openai/v1/realtime?call_id={quote(call_id, safe='')}"
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._opened(url, asyncio.get_running_loop().time() + self._timeout_s)
+        except TimeoutError:
+            raise TimedOutError(f"no sideband within {self._timeout_s:.1f} s") from None
+
+    async def attempt(self, route: Route, supply: SpecSupplier, *, timeout_s: float) -> Upstream:
+        """One route, whatever its gate says. Raises MintError."""
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                opened = await self._opened(route.url, deadline_s)
+                try:
+                    return Upstream(route, opened, await _take_session(opened, route, await supply()))
+                except BaseException:
+                    await opened.aclose(graceful=False)
+                    raise
+        except TimeoutError:
+            raise TimedOutError(f"no open session within {timeout_s:.1f} s") from None
+
+    async def _opened(self, url: str, deadline_s: float) -> AzureSocket:
+        """A socket opened with the key, or with Entra where the resource takes no keys."""
+        authorization = await self._credential(deadline_s)
+        try:
+            return await self._open(url, authorization, deadline_s)
+        except KeysDisabledError:
+            if self._credentials is None or authorization.kind != "key" or not self._credentials.keys_refused():
+                raise
+            return await self._open(url, await self._credential(deadline_s), deadline_s)
+
+    async def _credential(self, deadline_s: float) -> Authorization:
+        """What to ask with; TimeoutError where its source took all the time there was."""
+        if self._credentials is None:
+            raise MisconfiguredError("there is no credential for Azure")
+        loop = asyncio.get_running_loop()
+        try:
+            return await self._credentials.current(timeout_s=deadline_s - loop.time())
+        except CredentialError:
+            if loop.time() >= deadline_s:
+                raise TimeoutError from None
+            raise
+
+    async def _open(self, url: str, authorization: Authorization, deadline_s: float) -> AzureSocket:
+        try:
+            return await connect(
+                url,
+                authorization.headers(),
+                names=self._names,
+                tls=self._tls,
+                max_message_bytes=self._max_message_bytes,
+                deadline_s=deadline_s,
+                log_to=self._picows_log,
+            )
+        except picows.WSHandshakeError as error:
+            raise _handshake_error(error, authorization) from None
+        except TimeoutError:
+            raise
+        except ssl.SSLError:
+            raise TransientError("the TLS handshake failed") from None
+        except (OSError, picows.WSError) as error:
+            raise TransientError(f"the connection failed ({type(error).__name__})") from None
+
+
+async def _take_session(opened: AzureSocket, route: Route, spec: SessionSpec) -> list[str]:
+    """Sends the agent's session and returns the frames up to Azure's `session.updated`. Raises MintError."""
+    update = {"type": "session.update", "event_id": SESSION_EVENT_ID, "session": route.session(spec)}
+    opened.send(json.dumps(update, separators=(",", ":")))
+    frames: list[str] = []
+    while True:
+        await opened.wait()
+        if not opened.frames:
+            raise TransientError(opened.failure or "the connection to Azure broke")
+        text = opened.take()
+        kind = event_type(text)
+        if kind is None or len(frames) >= _FIRST_FRAMES_AT_MOST:
+            raise MalformedError("what came instead of a session is none of Azure's events")
+        if kind == "error":
+            raise _refusal(json.loads(text))
+        frames.append(text)
+        if kind == "session.updated":
+            return frames
+
+
+def _refusal(event: Mapping[str, Any]) -> MintError:
+    """Azure's `error` event in answer to the agent's session, as one of ours; its text goes nowhere."""
+    error = event.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    if code in {"rate_limit_exceeded", "too_many_requests"}:
+        return RateLimitedError("Azure's rate limit is reached")
+    if code in {"server_error", "internal_error"}:
+        return TransientError("Azure failed")
+    return RejectedError("Azure refuses the agent's session")
+
+
+def _handshake_error(error: picows.WSHandshakeError, authorization: Authorization) -> MintError:
+    response = error.response
+    if response is None or response.status == 101:  # noqa: PLR2004
+        return MalformedError("the handshake's answer is not WebSocket's")
+    body = error.raw_body or b""
+    answer = Answer(int(response.status), response.headers, body)
+    found = classify(answer, now_s=time.time())
+    if found is None:
+        return MalformedError("the handshake was answered as if it were a plain request", status=answer.status)
+    if answer.status == 403 and found.code is None and authorization.kind == "key":  # noqa: PLR2004
+        # picows reads no further than the headers: the body that says whether keys are off may not have come yet.
+        return KeysDisabledError(str(found), status=403, request_id=found.request_id)
+    return found
+
+
+def _ending(error: MintError) -> Ending:
+    match error:
+        case TimedOutError():
+            return Ending(UPSTREAM_TIMED_OUT, "Azure did not answer in time: ask for a new plan")
+        case RateLimitedError():
+            return Ending(UPSTREAM_FAILED, "Azure takes no more talks just now: ask for a new plan in a moment")
+        case MisconfiguredError():
+            return Ending(UPSTREAM_FAILED, "Azure refused the broker; its operator has to act")
+        case _:
+            return Ending(UPSTREAM_FAILED, "Azure refused the talk: ask for a new plan")
+
+
+def _ms_since(began_s: float) -> float:
+    return (time.monotonic() - began_s) * 1000

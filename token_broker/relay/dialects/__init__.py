@@ -1,0 +1,1 @@
+"""GA and preview: events, items, settings and values in either dialect. Pure."""

@@ -1,0 +1,224 @@
+"""The values of settings, each told for one dialect from whichever of the two it comes. Pure.
+
+A value of a shape that nobody knows passes as it is: Azure's complaint about it tells the client more than silence.
+What is well-formed but has no like in the dialect is `LEFT_OUT`, and is no fault.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from strategies.base import Dialect
+from token_broker.relay.dialects.items import item_for
+
+__all__ = [
+    "LEFT_OUT",
+    "audio_format",
+    "includes",
+    "input_format",
+    "input_rate_hz",
+    "items",
+    "modalities",
+    "noise_reduction",
+    "reasoning_effort",
+    "tool_choice",
+    "tools",
+    "transcription",
+    "turn_detection",
+    "voice",
+]
+
+LEFT_OUT: Any = object()
+"""What becomes of a value that the dialect can't say."""
+
+_PCM_RATE_HZ = 24_000
+_G711_RATE_HZ = 8_000
+_GA_FORMATS: dict[str, dict[str, Any]] = {
+    "pcm16": {"type": "audio/pcm", "rate": _PCM_RATE_HZ},
+    "pcm16_16000hz": {"type": "audio/pcm", "rate": 16_000},
+    "pcm16_8000hz": {"type": "audio/pcm", "rate": 8_000},
+    "g711_ulaw": {"type": "audio/pcmu"},
+    "g711_alaw": {"type": "audio/pcma"},
+}
+_PREVIEW_FORMATS = {"audio/pcm": "pcm16", "audio/pcmu": "g711_ulaw", "audio/pcma": "g711_alaw"}
+
+_ANY_VAD = ("type", "create_response", "interrupt_response")
+_LOUDNESS_VAD = (*_ANY_VAD, "threshold", "prefix_padding_ms", "silence_duration_ms")
+_AZURE_VAD = (*_LOUDNESS_VAD, "end_of_utterance_detection", "auto_truncate")
+_AZURE_SEMANTIC_VAD = (*_AZURE_VAD, "speech_duration_ms", "remove_filler_words")
+_VADS: dict[Dialect, dict[str, tuple[str, ...]]] = {
+    "ga": {
+        "server_vad": (*_LOUDNESS_VAD, "idle_timeout_ms"),
+        "semantic_vad": (*_ANY_VAD, "eagerness"),
+    },
+    "preview": {
+        "server_vad": _AZURE_VAD,
+        "azure_semantic_vad": (*_AZURE_SEMANTIC_VAD, "languages"),
+        "azure_semantic_vad_en": _AZURE_SEMANTIC_VAD,
+        "azure_semantic_vad_multilingual": (*_AZURE_SEMANTIC_VAD, "languages"),
+    },
+}
+_VAD_NAMES: dict[Dialect, dict[str, str]] = {
+    "ga": {name: "semantic_vad" for name in _VADS["preview"] if name != "server_vad"},
+    "preview": {"semantic_vad": "azure_semantic_vad"},
+}
+
+_TRANSCRIPTION: dict[Dialect, tuple[str, ...]] = {
+    "ga": ("model", "language", "prompt", "delay", "keywords", "languages"),
+    "preview": ("model", "language", "custom_speech", "phrase_list"),
+}
+_LOGPROBS = "item.input_audio_transcription.logprobs"
+_INCLUDES: dict[Dialect, tuple[str, ...]] = {
+    "ga": (_LOGPROBS,),
+    "preview": (_LOGPROBS, "item.input_audio_transcription.phrases", "file_search_call.results"),
+}
+
+_FUNCTION = ("type", "name", "description", "parameters")
+_MCP = (
+    "type", "server_label", "server_url", "authorization", "headers", "allowed_tools", "require_approval",
+)  # fmt: skip
+_GA_MCP = (*_MCP, "allowed_callers", "connector_id", "defer_loading", "server_description", "tunnel_id")
+_CHOICES = frozenset({"auto", "none", "required"})
+
+
+def audio_format(value: Any, dialect: Dialect) -> Any:
+    """GA's object or the flat name. A rate that GA has not goes there all the same: it is refused, not misheard."""
+    if isinstance(value, str):
+        if value not in _GA_FORMATS:
+            return LEFT_OUT
+        return dict(_GA_FORMATS[value]) if dialect == "ga" else value
+    if not isinstance(value, dict) or not isinstance(kind := value.get("type"), str):
+        return value
+    if kind not in _PREVIEW_FORMATS:
+        return LEFT_OUT
+    if dialect == "ga":
+        return _only(value, ("type", "rate"))
+    slower = f"pcm16_{value.get('rate')}hz"
+    return slower if kind == "audio/pcm" and slower in _GA_FORMATS else _PREVIEW_FORMATS[kind]
+
+
+def input_format(value: Any, dialect: Dialect) -> Any:
+    """As `audio_format`, but a flat name that tells no rate: `input_rate_hz` does."""
+    told = audio_format(value, dialect)
+    return "pcm16" if isinstance(told, str) and told.startswith("pcm16") else told
+
+
+def input_rate_hz(value: Any, dialect: Dialect) -> Any:
+    """`input_audio_sampling_rate`, of which GA's format tells as well; GA has no such field of its own."""
+    if dialect == "ga":
+        return LEFT_OUT
+    if isinstance(value, dict):
+        if value.get("type") == "audio/pcm":
+            return value.get("rate") or _PCM_RATE_HZ
+        return _G711_RATE_HZ if value.get("type") in ("audio/pcmu", "audio/pcma") else LEFT_OUT
+    return LEFT_OUT if isinstance(value, str) else value
+
+
+def modalities(value: Any, dialect: Dialect) -> Any:
+    """GA takes one, audio with its transcript; Voice Live refuses audio alone."""
+    if not isinstance(value, list):
+        return value
+    if dialect == "preview":
+        return ["text", "audio"] if value == ["audio"] else value
+    if not value:
+        return LEFT_OUT
+    return ["text"] if all(modality == "text" for modality in value) else ["audio"]
+
+
+def voice(value: Any, dialect: Dialect) -> Any:
+    """GA's is a name, or an object with an id; Voice Live's a name, or an object with a type and a name."""
+    if not isinstance(value, dict):
+        return value
+    if dialect == "preview":
+        return value if "type" in value else LEFT_OUT
+    return value if "id" in value else value.get("name", LEFT_OUT)
+
+
+def turn_detection(value: Any, dialect: Dialect) -> Any:
+    """Semantic detection is of another kind in each, and they share no more than whether it responds and interrupts."""
+    if not isinstance(value, dict) or not isinstance(kind := value.get("type"), str):
+        return value
+    kind = _VAD_NAMES[dialect].get(kind, kind)
+    known = _VADS[dialect].get(kind)
+    return LEFT_OUT if known is None else _only({**value, "type": kind}, known)
+
+
+def noise_reduction(value: Any, dialect: Dialect) -> Any:
+    """Voice Live knows GA's two kinds and a deeper one, for which GA's near field stands."""
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("type")
+    deep = kind == "azure_deep_noise_suppression"
+    if not deep and kind not in ("near_field", "far_field"):
+        return LEFT_OUT
+    if dialect == "preview":
+        return _only(value, ("type",))
+    return _only({**value, "type": "near_field" if deep else kind}, ("type", "strength"))
+
+
+def transcription(value: Any, dialect: Dialect) -> Any:
+    """GA's `keywords` are Voice Live's `phrase_list`."""
+    if not isinstance(value, dict):
+        return value
+    name, other = ("keywords", "phrase_list") if dialect == "ga" else ("phrase_list", "keywords")
+    hinted = {name: value[other], **value} if other in value else value
+    return _only(hinted, _TRANSCRIPTION[dialect])
+
+
+def includes(value: Any, dialect: Dialect) -> Any:
+    """What is asked to be told besides, as far as the dialect has it."""
+    if not isinstance(value, list):
+        return value
+    known = [name for name in value if name in _INCLUDES[dialect]]
+    return known if known or not value else LEFT_OUT
+
+
+def reasoning_effort(value: Any, dialect: Dialect) -> Any:
+    """GA has no `none`."""
+    return LEFT_OUT if dialect == "ga" and value == "none" else value
+
+
+def tools(value: Any, dialect: Dialect) -> Any:
+    """Functions are the same in both; of an MCP server's tools GA says more, and names them in objects."""
+    return [_tool(tool, dialect) for tool in value] if isinstance(value, list) else value
+
+
+def tool_choice(value: Any, dialect: Dialect) -> Any:
+    """Voice Live also takes a function's bare name, and the function in an object of its own; it has no MCP choice."""
+    if dialect == "preview":
+        return LEFT_OUT if isinstance(value, dict) and value.get("type") == "mcp" else value
+    if isinstance(value, str):
+        return value if value in _CHOICES else {"type": "function", "name": value}
+    if isinstance(value, dict) and isinstance(function := value.get("function"), dict):
+        return {"type": "function", "name": function.get("name")}
+    return value
+
+
+def items(value: Any, dialect: Dialect) -> Any:
+    """The items that a response is to be made from."""
+    return [item_for(item, dialect, by_client=True) for item in value] if isinstance(value, list) else value
+
+
+def _tool(tool: Any, dialect: Dialect) -> Any:
+    if not isinstance(tool, dict):
+        return tool
+    kind = tool.get("type")
+    if kind != "mcp":
+        return _only(tool, _FUNCTION) if kind == "function" else tool
+    approval = tool.get("require_approval")
+    if isinstance(approval, dict):
+        tool = {**tool, "require_approval": {when: _named(some, dialect) for when, some in approval.items()}}
+    if dialect == "ga":
+        return _only(tool, _GA_MCP)
+    allowed = tool.get("allowed_tools")
+    return _only({**tool, "allowed_tools": _named(allowed, dialect)} if isinstance(allowed, dict) else tool, _MCP)
+
+
+def _named(some: Any, dialect: Dialect) -> Any:
+    """A choice among an MCP server's tools: a list of names in Voice Live, an object with that list in GA."""
+    if dialect == "ga":
+        return {"tool_names": some} if isinstance(some, list) else some
+    return some.get("tool_names") or [] if isinstance(some, dict) else some
+
+
+def _only(value: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value[name] for name in names if name in value}

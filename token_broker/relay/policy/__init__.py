@@ -1,0 +1,1 @@
+"""What may pass between a client and Azure. Pure."""

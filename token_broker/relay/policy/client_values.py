@@ -1,0 +1,90 @@
+"""The shapes in which a client may say the values of settings, and items of the conversation. Pure.
+
+They are those of `openai.types.realtime` and of `azure.ai.voicelive.models`, without what would let a client speak for
+the agent or for its operator.
+"""
+
+from collections.abc import Mapping
+
+from token_broker.relay.policy.shapes import Fields, Flag, Kinds, ListOf, Number, OneOf, Shape, Text, Word
+
+__all__ = [
+    "AUDIO_FORMAT",
+    "INPUTS",
+    "ITEM",
+    "MAX_TOKENS",
+    "MODALITIES",
+    "NOISE_REDUCTION",
+    "OPERATORS_ROLES",
+    "TURN_DETECTION",
+]
+
+OPERATORS_ROLES = frozenset({"system", "developer"})
+"""Who the model obeys more than a user: no client's item may have one of these roles."""
+
+_ITEMS_AT_MOST = 64
+_PARTS_AT_MOST = 64
+
+AUDIO_FORMAT = OneOf((Text(), Fields({"type": Text(), "rate": Number()})))
+MODALITIES = ListOf(Text(), 8)
+MAX_TOKENS = OneOf((Number(), Word(("inf",))))
+NOISE_REDUCTION = Fields({"type": Text(), "strength": Number()})
+TURN_DETECTION = Fields(
+    {
+        "type": Text(),
+        "create_response": Flag(),
+        "interrupt_response": Flag(),
+        "threshold": Number(),
+        "prefix_padding_ms": Number(),
+        "silence_duration_ms": Number(),
+        "idle_timeout_ms": Number(),
+        "eagerness": Text(),
+        "speech_duration_ms": Number(),
+        "remove_filler_words": Flag(),
+        "auto_truncate": Flag(),
+        "languages": ListOf(Text(), 16),
+        "end_of_utterance_detection": Fields(
+            {
+                "model": Text(),
+                "threshold": Number(),
+                "threshold_level": Text(),
+                "timeout": Number(),
+                "timeout_ms": Number(),
+            }
+        ),
+    }
+)
+
+_ANY_ITEM: Mapping[str, Shape] = {"id": Text(), "object": Text(), "type": Text(), "status": Text()}
+
+
+def _part(**fields: Shape) -> Fields:
+    return Fields({"type": Text(), **fields})
+
+
+def _message(**parts: Shape) -> Fields:
+    return Fields({**_ANY_ITEM, "role": Text(), "content": ListOf(Kinds("type", parts), _PARTS_AT_MOST)})
+
+
+_USERS = _message(
+    input_text=_part(text=Text()),
+    input_audio=_part(audio=Text(), transcript=Text()),
+    input_image=_part(image_url=Text(), detail=Text()),
+)
+# What was said before, told again as history: text alone, since a client can't bring the agent's voice along.
+_ASSISTANTS = _message(
+    output_text=_part(text=Text()),
+    text=_part(text=Text()),
+    output_audio=_part(transcript=Text()),
+    audio=_part(transcript=Text()),
+)
+_ITEMS: Mapping[str, Shape] = {
+    "message": Kinds("role", {"user": _USERS, "assistant": _ASSISTANTS}),
+    "function_call_output": Fields({**_ANY_ITEM, "call_id": Text(), "output": Text()}),
+    "mcp_approval_response": Fields({**_ANY_ITEM, "approval_request_id": Text(), "approve": Flag(), "reason": Text()}),
+}
+
+ITEM = Kinds("type", _ITEMS)
+"""An item of `conversation.item.create`."""
+INPUTS = ListOf(Kinds("type", {**_ITEMS, "item_reference": Fields({"type": Text(), "id": Text()})}), _ITEMS_AT_MOST)
+"""What a response is to be made from: items, or references to those of the conversation."""

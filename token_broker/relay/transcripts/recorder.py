@@ -1,0 +1,68 @@
+"""One talk's turns on their way to the memory, and the last of them as another upstream's history."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from token_broker.memory.types import Owner, Turn, TurnIntake
+from token_broker.relay.counters import TalkCounters
+from token_broker.relay.transcripts.assembler import FinishedTurn, TurnAssembler
+
+__all__ = ["TurnKeeper"]
+
+_HISTORY_TURNS = 20
+
+
+class TurnKeeper:
+    """Offers each turn to the memory as soon as it is finished; `on_lost` hears of those that it could not take.
+
+    `agent_id` is who speaks now; whoever changes the agent sets it.
+    """
+
+    def __init__(
+        self, owner: Owner, agent_id: str, *, intake: TurnIntake, counters: TalkCounters, on_lost: Callable[[], None]
+    ) -> None:
+        self.agent_id = agent_id
+        self.history: deque[FinishedTurn] = deque(maxlen=_HISTORY_TURNS)
+        self.assembler = TurnAssembler()
+        self._owner = owner
+        self._intake = intake
+        self._counters = counters
+        self._on_lost = on_lost
+
+    def feed(self, event: Mapping[str, Any], now_s: float) -> None:
+        """Takes one of Azure's `TURN_EVENTS`."""
+        self._keep(self.assembler.feed(event, now_s))
+
+    def tell_due(self, now_s: float) -> None:
+        """Offers what was held until now."""
+        if (due_s := self.assembler.due_s) is not None and due_s <= now_s:
+            self._keep(self.assembler.due(now_s))
+
+    def flush(self) -> None:
+        """Offers all that is left: the talk, or its upstream, is over."""
+        self._keep(self.assembler.flush())
+
+    def _keep(self, turns: list[FinishedTurn]) -> None:
+        for turn in turns:
+            self.history.append(turn)
+            self._counters.failed_transcriptions += not turn.transcribed
+            if self._intake.offer(self._made_of(turn)):
+                self._counters.turns += 1
+            else:
+                self._counters.turns_lost += 1
+                self._on_lost()
+
+    def _made_of(self, turn: FinishedTurn) -> Turn:
+        return Turn(
+            owner=self._owner,
+            turn_id=turn.item_id,
+            agent_id=self.agent_id,
+            role=turn.role,
+            content=turn.content,
+            created_at=datetime.now(UTC),
+            source="proxy",
+            sequence=turn.sequence,
+            interrupted=turn.interrupted,
+        )

@@ -1,0 +1,78 @@
+"""What may take too long in a talk, looked at once in a while by one timer instead of one a wait."""
+
+from dataclasses import dataclass
+
+from token_broker.relay.azure.socket import AzureSocket
+from token_broker.server.close_codes import CLIENT_STALLED, DONE, UPSTREAM_FAILED, Ending
+from token_broker.settings import Settings
+
+__all__ = ["Sight", "Watch", "tick_s"]
+
+_LONGEST_TICK_S = 1.0
+_SHORTEST_TICK_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A talk as it is just now. `sending` and `azure_full`: a frame waits to be taken, by the client or by Azure."""
+
+    frames_from_client: int
+    frames_to_client: int
+    sending: bool
+    azure_full: bool
+    azure: AzureSocket
+
+
+class Watch:
+    """Compares what is seen now with what was seen before. Times are the loop's, in seconds."""
+
+    def __init__(self, settings: Settings, now_s: float) -> None:
+        self._settings = settings
+        self._began_s = now_s
+        self._pinged_s = now_s
+        self._client = _Stillness(now_s)
+        self._to_client = _Stillness(now_s)
+        self._to_azure = _Stillness(now_s)
+
+    def overdue(self, now_s: float, sight: Sight | None) -> Ending | None:
+        """Why the talk is to end now, if it is; `sight` is None while no upstream is connected. Pings Azure in time."""
+        settings = self._settings
+        if now_s - self._began_s >= settings.max_talk_s:
+            return Ending(DONE, "the talk has reached its longest time: ask for a new plan")
+        if sight is None:
+            return None
+        if self._client.still_s(sight.frames_from_client, now_s) >= settings.idle_timeout_s:
+            return Ending(DONE, "nothing was heard from the client for long: ask for a new plan")
+        waiting = sight.frames_to_client if sight.sending else None
+        if self._to_client.still_s(waiting, now_s) >= settings.client_write_timeout_s:
+            return Ending(CLIENT_STALLED, "the client does not read")
+        waiting = sight.frames_from_client if sight.azure_full else None
+        if self._to_azure.still_s(waiting, now_s) >= settings.client_write_timeout_s:
+            return Ending(UPSTREAM_FAILED, "Azure takes no more data: ask for a new plan")
+        if now_s - self._pinged_s >= settings.ping_interval_s:
+            self._pinged_s = now_s
+            if not sight.azure.ping():
+                return Ending(UPSTREAM_FAILED, "Azure fell silent: ask for a new plan")
+        return None
+
+
+def tick_s(settings: Settings) -> float:
+    """How often to look: a tenth of the shortest limit, at least once a second."""
+    shortest = min(
+        settings.idle_timeout_s, settings.client_write_timeout_s, settings.ping_interval_s, settings.max_talk_s
+    )
+    return max(_SHORTEST_TICK_S, min(_LONGEST_TICK_S, shortest / 10))
+
+
+class _Stillness:
+    """Since when a figure has not moved; None is no figure, and never still."""
+
+    def __init__(self, now_s: float) -> None:
+        self._figure: int | None = None
+        self._since_s = now_s
+
+    def still_s(self, figure: int | None, now_s: float) -> float:
+        if figure is None or figure != self._figure:
+            self._figure = figure
+            self._since_s = now_s
+        return now_s - self._since_s

@@ -1,0 +1,1 @@
+"""Who may: authentication, tokens, rate limits and quotas."""

@@ -1,0 +1,215 @@
+"""Who is asking: the principal that sessions, tickets, limits and the memory are bound to, never taken from a body.
+
+`make_authenticator` chooses by BROKER_AUTH: nobody is asked, the platform says who it is, or an Entra token does.
+"""
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from token_broker.security.entra_jwt import (
+    FAILURE_PAUSE_S,
+    EntraTokenVerifier,
+    JwksCache,
+    JwksUnavailableError,
+    TokenRefusedError,
+)
+from token_broker.settings import Settings
+from token_broker.web.forwarded import address_key, client_address
+from token_broker.web.problems import Problem
+
+__all__ = [
+    "ANONYMOUS",
+    "AnonymousAuthenticator",
+    "Authenticator",
+    "EasyAuthAuthenticator",
+    "EntraAuthenticator",
+    "Principal",
+    "limit_key",
+    "make_authenticator",
+]
+
+ANONYMOUS = "anonymous"
+EASYAUTH_HEADER = "X-MS-CLIENT-PRINCIPAL"
+MAX_EASYAUTH_CHARS = 32_768
+MAX_ID_CHARS = 255
+
+# Entra's object id where the platform mapped it, else what the identity provider calls the user; the first present.
+_OBJECT_ID_CLAIMS = ("http://schemas.microsoft.com/identity/claims/objectidentifier", "oid")
+_NAME_ID_CLAIMS = ("http://schemas.xmlsoap.org/ws/2005/05/identity/claims/nameidentifier", "sub")
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Somebody who may ask.
+
+    `id` is stable (`anonymous`, or the identity provider's own id for the user behind a prefix); `limit_key` is what
+    rates are counted by: the id, or the address of somebody anonymous.
+    """
+
+    id: str
+    limit_key: str
+
+    @property
+    def subject(self) -> str:
+        """The user's own id, without the two prefixes that say who vouches for it."""
+        return self.id.split(":", 2)[-1]
+
+    @property
+    def authenticated(self) -> bool:
+        return self.id != ANONYMOUS
+
+
+class Authenticator(Protocol):
+    """Says who asks."""
+
+    async def authenticate(self, scope: Scope) -> Principal:
+        """The principal behind an HTTP or WebSocket scope. Raises Problem: 401, 403 for a missing scope, or 503."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+def limit_key(scope: Scope, principal_id: str, trusted_proxies: tuple[str, ...]) -> str:
+    """What somebody is counted by: the principal's id, or the address of somebody anonymous."""
+    if principal_id != ANONYMOUS:
+        return principal_id
+    return address_key(client_address(scope, trusted_proxies))
+
+
+class AnonymousAuthenticator:
+    """BROKER_AUTH=none: everybody may, and is nobody; rates are counted by address."""
+
+    def __init__(self, trusted_proxies: tuple[str, ...]) -> None:
+        self._trusted_proxies = trusted_proxies
+
+    async def authenticate(self, scope: Scope) -> Principal:
+        return Principal(ANONYMOUS, limit_key(scope, ANONYMOUS, self._trusted_proxies))
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+class EasyAuthAuthenticator:
+    """BROKER_AUTH=easyauth: the platform's `X-MS-CLIENT-PRINCIPAL`, base64 of JSON.
+
+    Only the platform makes this header trustworthy, by taking away what callers send under its name. Where platform
+    authentication is off anybody may claim to be anybody: `token-broker doctor --url` tries it.
+    """
+
+    async def authenticate(self, scope: Scope) -> Principal:
+        values = Headers(scope=scope).getlist(EASYAUTH_HEADER)
+        if not values:
+            raise _unauthorized("not_signed_in", "Sign in with the platform in front of this broker.")
+        principal_id = _easyauth_id(values[0]) if len(values) == 1 else None
+        if principal_id is None:
+            raise _unauthorized("bad_principal", f"{EASYAUTH_HEADER} is not what the platform sends.")
+        return Principal(principal_id, principal_id)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+class EntraAuthenticator:
+    """BROKER_AUTH=entra: an Entra access token as Bearer; `required_scope` is a scope or app role it must carry."""
+
+    def __init__(self, verifier: EntraTokenVerifier, jwks: JwksCache, *, required_scope: str | None = None) -> None:
+        self._verifier = verifier
+        self._jwks = jwks
+        self._required_scope = required_scope
+
+    async def authenticate(self, scope: Scope) -> Principal:
+        try:
+            identity = await self._verifier.verify(_bearer(Headers(scope=scope)))
+        except TokenRefusedError as error:
+            raise _unauthorized("invalid_token", f"Get a new access token: {error}.", error="invalid_token") from None
+        except JwksUnavailableError:
+            raise Problem(
+                503,
+                "identity_provider_unreachable",
+                "Access tokens can't be checked at the moment; try again.",
+                headers={"Retry-After": str(FAILURE_PAUSE_S)},
+            ) from None
+        if self._required_scope is not None and self._required_scope not in identity.scopes:
+            raise Problem(
+                403,
+                "insufficient_scope",
+                "The access token lacks the scope or app role that this broker asks for.",
+                headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{self._required_scope}"'},
+            )
+        principal_id = f"entra:{identity.tenant_id}:{identity.object_id}"
+        return Principal(principal_id, principal_id)
+
+    async def aclose(self) -> None:
+        await self._jwks.aclose()
+
+
+def make_authenticator(settings: Settings, http_client: httpx.AsyncClient) -> Authenticator:
+    """The authenticator that the settings ask for; `http_client` fetches the tenant's keys, and stays the caller's."""
+    if settings.auth == "easyauth":
+        return EasyAuthAuthenticator()
+    if settings.auth != "entra":
+        return AnonymousAuthenticator(settings.trusted_proxies)
+    if settings.entra_tenant_id is None or settings.entra_audience is None:
+        raise ValueError("BROKER_AUTH=entra needs a tenant and an audience")
+    authority = settings.entra_authority.rstrip("/")
+    jwks = JwksCache(http_client, f"{authority}/{settings.entra_tenant_id}/discovery/v2.0/keys")
+    verifier = EntraTokenVerifier(
+        jwks, authority=authority, tenant_id=settings.entra_tenant_id, audience=settings.entra_audience
+    )
+    return EntraAuthenticator(verifier, jwks, required_scope=settings.entra_required_scope)
+
+
+def _bearer(headers: Headers) -> str:
+    """The one Bearer token. RFC 6750 §3.1: a request that names no token is told no error."""
+    values = headers.getlist("authorization")
+    if len(values) > 1:
+        raise _unauthorized("invalid_token", "Send one Authorization header.", error="invalid_request")
+    scheme, _, token = (values[0] if values else "").strip().partition(" ")
+    if scheme.lower() != "bearer":
+        raise _unauthorized("not_signed_in", "Send an Entra access token as Authorization: Bearer.")
+    return token.strip()
+
+
+def _unauthorized(code: str, detail: str, *, error: str | None = None) -> Problem:
+    challenge = f'Bearer error="{error}", error_description="{detail}"' if error else "Bearer"
+    return Problem(401, code, detail, headers={"WWW-Authenticate": challenge})
+
+
+def _easyauth_id(value: str) -> str | None:
+    """`easyauth:<identity provider>:<id>`, or None where the header is not the platform's or names two users."""
+    document = _easyauth_document(value)
+    claims = document.get("claims") if document is not None else None
+    provider = document.get("auth_typ") if document is not None else None
+    if not isinstance(claims, list) or not isinstance(provider, str) or not _usable(provider) or ":" in provider:
+        return None
+    for names in (_OBJECT_ID_CLAIMS, _NAME_ID_CLAIMS):
+        ids = {
+            claim.get("val") if isinstance(claim.get("val"), str) else None
+            for claim in claims
+            if isinstance(claim, dict) and claim.get("typ") in names
+        }
+        if ids:
+            user_id = ids.pop()
+            return f"easyauth:{provider}:{user_id}" if not ids and user_id is not None and _usable(user_id) else None
+    return None
+
+
+def _easyauth_document(value: str) -> dict[str, Any] | None:
+    if len(value) > MAX_EASYAUTH_CHARS:
+        return None
+    try:
+        document = json.loads(base64.b64decode(value, validate=True))
+    except (binascii.Error, ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _usable(text: str) -> bool:
+    return 0 < len(text) <= MAX_ID_CHARS and text.isprintable() and text == text.strip()

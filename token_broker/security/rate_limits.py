@@ -1,0 +1,231 @@
+"""How often and how much at once: a rate a key, and open talks a key and a process.
+
+Both hold plain values, on the clock they are given. (The `limits` package would bring a timer thread for its in-memory
+expiry, and storage back ends behind strings; these few lines are bounded and single-threaded.)
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import NoReturn, Self
+
+from token_broker.web.problems import Problem
+
+__all__ = [
+    "RateLimit",
+    "Reluctance",
+    "SessionLease",
+    "SessionLimits",
+    "Turnstile",
+    "too_many_requests",
+    "too_many_sessions",
+]
+
+MAX_KEYS = 100_000
+SESSIONS_RETRY_AFTER_S = 10
+PROMPT_REFUSALS_PER_MINUTE = 120
+REFUSAL_PAUSE_S = 1.0
+
+
+class RateLimit:
+    """At most `per_minute` in a burst, and then as many a minute, a key (GCRA); 0 is off.
+
+    One float a key: the time at which its whole burst is free again. Keys whose time has come are forgotten; over
+    `max_keys` the longest unused go first.
+    """
+
+    def __init__(
+        self, per_minute: int, *, clock: Callable[[], float] = time.monotonic, max_keys: int = MAX_KEYS
+    ) -> None:
+        self.per_minute = per_minute
+        self._interval_s = 60 / per_minute if per_minute else 0.0
+        self._burst_s = self._interval_s * per_minute
+        self._clock = clock
+        self._max_keys = max_keys
+        self._free_at_s: dict[str, float] = {}  # in the order of last use
+
+    def take(self, key: str, cost: int = 1) -> float | None:
+        """None where `key` may go on, and `cost` is counted; else the seconds until it may.
+
+        A cost above `per_minute` never passes: ask `fits` first.
+        """
+        if (wait_s := self.wait_s(key, cost)) is None:
+            self.count(key, cost)
+        return wait_s
+
+    def wait_s(self, key: str, cost: int = 1) -> float | None:
+        """What `take` would return, with nothing counted."""
+        if not self._interval_s:
+            return None
+        wait_s = cost * self._interval_s - self._burst_s
+        if (free_at_s := self._free_at_s.get(key)) is not None:
+            wait_s += max(0.0, free_at_s - self._clock())
+        return wait_s if wait_s > 1e-6 else None  # rounding must not refuse the burst's last one  # noqa: PLR2004
+
+    def count(self, key: str, cost: int = 1) -> None:
+        """Counts `cost` whether or not it may pass; the wait that this makes never exceeds what fills the burst."""
+        if not self._interval_s:
+            return
+        now_s = self._clock()
+        self._forget(now_s)
+        free_at_s = max(self._free_at_s.pop(key, now_s), now_s) + cost * self._interval_s
+        self._free_at_s[key] = min(free_at_s, now_s + self._burst_s)
+
+    def fits(self, cost: int) -> bool:
+        """Whether `cost` could ever pass."""
+        return not self.per_minute or cost <= self.per_minute
+
+    def __len__(self) -> int:
+        return len(self._free_at_s)
+
+    def _forget(self, now_s: float) -> None:
+        while self._free_at_s:
+            oldest = next(iter(self._free_at_s))
+            if self._free_at_s[oldest] > now_s and len(self._free_at_s) < self._max_keys:
+                return
+            del self._free_at_s[oldest]
+
+
+class Reluctance:
+    """Answers whoever insists after being refused more slowly.
+
+    A client that asks again at once after each refusal keeps the event loop busy with saying no, and all others wait in
+    between. So a key gets a burst of refusals at once, and each one more after a pause in which its connection is idle.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic, pause_s: float = REFUSAL_PAUSE_S) -> None:
+        self._prompt = RateLimit(PROMPT_REFUSALS_PER_MINUTE, clock=clock)
+        self._pause_s = pause_s
+
+    async def refuse(self, key: str, problem: Problem) -> NoReturn:
+        """Raises `problem`, perhaps after the pause."""
+        if self._prompt.take(key) is not None:
+            await asyncio.sleep(self._pause_s)
+        raise problem
+
+
+class Turnstile:
+    """Lets a key through at its rate; see `Reluctance` for whom it does not let through."""
+
+    def __init__(
+        self, per_minute: int, *, clock: Callable[[], float] = time.monotonic, pause_s: float = REFUSAL_PAUSE_S
+    ) -> None:
+        self._rate = RateLimit(per_minute, clock=clock)
+        self._reluctance = Reluctance(clock=clock, pause_s=pause_s)
+
+    async def admit(self, key: str) -> None:
+        """Returns where `key` may go on, and counts it; raises Problem 429 where it may not."""
+        if (wait_s := self._rate.take(key)) is not None:
+            await self._reluctance.refuse(key, too_many_requests(wait_s))
+
+
+class SessionLease:
+    """One open talk's place. Leaving the context gives it back, unless `keep` was called; so does `release`, once."""
+
+    def __init__(self, limits: "SessionLimits", key: str) -> None:
+        self._limits = limits
+        self._held = True
+        self._kept = False
+        self.key = key
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            self._limits._give_back(self.key)  # noqa: SLF001  # the two are one thing
+
+    def keep(self, name: str, *, for_s: float) -> None:
+        """Holds the place beyond the context, until `SessionLimits.end(name)` or for `for_s` seconds.
+
+        For a relayed call: its media flows past the broker, which sees its end only where it is told to hang up.
+        """
+        self._kept = True
+        self._limits._keep(self, name, for_s)  # noqa: SLF001
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if not self._kept:
+            self.release()
+
+
+class SessionLimits:
+    """Open talks: at most `per_key` a principal's `limit_key`, `total` in this process; 0 is off."""
+
+    def __init__(self, *, per_key: int, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_key = per_key or math.inf
+        self._total = total or math.inf
+        self._clock = clock
+        self._active = 0
+        self._open: dict[str, int] = {}
+        self._kept: dict[str, tuple[float, SessionLease]] = {}  # by name, each with its end
+        self._next_end_s = math.inf
+
+    def acquire(self, key: str) -> SessionLease | None:
+        """A place for one talk, or None where `key` or the process has no more."""
+        self._end_overdue()
+        if self._active >= self._total or self._open.get(key, 0) >= self._per_key:
+            return None
+        self._active += 1
+        self._open[key] = self._open.get(key, 0) + 1
+        return SessionLease(self, key)
+
+    def end(self, name: str) -> bool:
+        """Gives back a kept place; False where there is none of that name."""
+        if (kept := self._kept.pop(name, None)) is None:
+            return False
+        kept[1].release()
+        return True
+
+    def keeps(self, name: str) -> bool:
+        """Whether a place is kept by that name."""
+        self._end_overdue()
+        return name in self._kept
+
+    @property
+    def active(self) -> int:
+        """Talks open in this process."""
+        self._end_overdue()
+        return self._active
+
+    def _give_back(self, key: str) -> None:
+        self._active -= 1
+        self._open[key] -= 1
+        if not self._open[key]:
+            del self._open[key]
+
+    def _keep(self, lease: SessionLease, name: str, for_s: float) -> None:
+        self.end(name)
+        end_s = self._clock() + for_s
+        self._kept[name] = (end_s, lease)
+        self._next_end_s = min(self._next_end_s, end_s)
+
+    def _end_overdue(self) -> None:
+        now_s = self._clock()
+        if now_s < self._next_end_s:
+            return
+        for name in [name for name, (end_s, _) in self._kept.items() if end_s <= now_s]:
+            self.end(name)
+        self._next_end_s = min((end_s for end_s, _ in self._kept.values()), default=math.inf)
+
+
+def too_many_requests(retry_after_s: float) -> Problem:
+    """429 for a rate: `Retry-After` in whole seconds, at least 1."""
+    return Problem(
+        429,
+        "rate_limited",
+        "Too many requests from you; wait for the time in Retry-After.",
+        headers={"Retry-After": str(max(1, math.ceil(retry_after_s)))},
+    )
+
+
+def too_many_sessions() -> Problem:
+    """429 for open talks; when one ends nobody knows, so `Retry-After` is a guess."""
+    return Problem(
+        429,
+        "too_many_sessions",
+        "Too many talks are open; end one, or try again later.",
+        headers={"Retry-After": str(SESSIONS_RETRY_AFTER_S)},
+    )

@@ -1,0 +1,350 @@
+"""The broker's own signed tokens: session tokens, tickets, client secrets. Each is enough by itself; no store is asked.
+
+They are JWTs (HS256) as RFC 8725 wants them: told apart by their `typ` header (§3.11), signed with a subkey for each
+kind (HKDF, RFC 5869), for an audience of its own (§3.9), with our issuer (§3.8). So a token of one kind is never taken
+for another, whatever its header says. The first key signs, all verify: keys rotate without ending a talk. Clocks may
+differ by 60 s.
+"""
+
+import contextlib
+import functools
+import hmac
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
+
+import jwt
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from jwt.algorithms import HMACAlgorithm
+from pydantic import SecretStr
+from pydantic_core import to_json
+
+from token_broker.web.ids import uuid7
+
+__all__ = [
+    "CLIENT_SECRET_PREFIX",
+    "LEEWAY_S",
+    "RESUME_GRACE_S",
+    "CallClaims",
+    "ClientSecretClaims",
+    "SessionClaims",
+    "TicketClaims",
+    "TokenError",
+    "TokenSigner",
+    "is_ours",
+    "load_or_create_key",
+]
+
+LEEWAY_S = 60
+RESUME_GRACE_S = 24 * 3600  # a session token still resumes its session so long after its expiry
+ISSUER = "voice-token-broker"
+SESSION_TYPE = "vtb-session+jwt"
+TICKET_TYPE = "vtb-ticket+jwt"
+CALL_TYPE = "vtb-call+jwt"
+CLIENT_SECRET_TYPE = "vtb-client-secret+jwt"  # noqa: S105  # a media type
+CLIENT_SECRET_PREFIX = "ek_"  # noqa: S105  # what the official clients want an ephemeral key to begin with
+MAX_TOKEN_CHARS = 4096
+_SUBKEY_BYTES = 32
+_TOKENS_REMEMBERED = 2048
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+
+
+class TokenError(Exception):
+    """A token that is not to be believed; `expired` tells whether only its time is up."""
+
+    def __init__(self, message: str, *, expired: bool = False) -> None:
+        super().__init__(message)
+        self.expired = expired
+
+
+@dataclass(frozen=True, slots=True)
+class SessionClaims:
+    """What a session token says. `epoch` counts the session's plans (it grows, in milliseconds since 1970)."""
+
+    session_id: str
+    principal: str
+    epoch: int
+    user_id: str | None
+    expires_at_s: float
+    agent_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TicketClaims:
+    """What a ticket says: one admission to the proxy, as this agent. `ticket_id` is what is used up."""
+
+    ticket_id: str
+    session_id: str
+    agent_id: str
+    principal: str
+    epoch: int
+    user_id: str | None
+    expires_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSecretClaims:
+    """What a client secret says: admission to any door, as this agent, as often as the settings allow.
+
+    `secret_id` is what its uses are counted by, together with those of all that it minted, until `counted_until_s`.
+    """
+
+    secret_id: str
+    session_id: str
+    agent_id: str
+    principal: str
+    epoch: int
+    user_id: str | None
+    expires_at_s: float
+    counted_until_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallClaims:
+    """What a relayed call's opaque id says: whose it is, and where Azure keeps it."""
+
+    session_id: str
+    call_id: str
+    endpoint: str  # the base that minted
+    expires_at_s: float
+
+
+Claims = SessionClaims | TicketClaims | ClientSecretClaims | CallClaims
+C = TypeVar("C", SessionClaims, TicketClaims, ClientSecretClaims, CallClaims)
+
+
+class TokenSigner:
+    """Signs and reads the broker's tokens; `keys` as in BROKER_SIGNING_KEY, at least one."""
+
+    def __init__(self, keys: Sequence[SecretStr], *, clock: Callable[[], float] = time.time) -> None:
+        if not keys:
+            raise ValueError("a signing key is needed")
+        self._subkeys = {kind: [_subkey(key.get_secret_value().encode(), kind) for key in keys] for kind in _CLAIMS}
+        self._jws = jwt.PyJWS(algorithms=[])
+        self._jws.register_algorithm("HS256", _PreparedHmac(HMACAlgorithm.SHA256))
+        self._clock = clock
+        # A session's token comes with each of its turns: what it says never changes, only whether it is still in time.
+        self._verified = functools.lru_cache(_TOKENS_REMEMBERED)(self._verify)
+
+    def session_token(
+        self,
+        *,
+        session_id: str,
+        principal: str,
+        epoch: int,
+        user_id: str | None,
+        ttl_s: int,
+        agent_id: str | None = None,
+    ) -> str:
+        """A token that proves this session's ownership for `ttl_s` seconds; `agent_id` is whom the plan speaks with."""
+        claims = {"sid": session_id, "sub": principal, "epo": epoch, "uid": user_id, "agt": agent_id}
+        return self._sign(claims, SESSION_TYPE, ttl_s)
+
+    def ticket(
+        self, *, session_id: str, agent_id: str, principal: str, epoch: int, user_id: str | None, ttl_s: int
+    ) -> str:
+        """A single admission to the proxy within `ttl_s` seconds."""
+        claims = {
+            "jti": uuid7(), "sid": session_id, "agt": agent_id, "sub": principal, "epo": epoch, "uid": user_id,
+        }  # fmt: skip
+        return self._sign(claims, TICKET_TYPE, ttl_s)
+
+    def client_secret(
+        self,
+        *,
+        session_id: str,
+        agent_id: str,
+        principal: str,
+        epoch: int,
+        user_id: str | None,
+        ttl_s: int,
+        minted_with: ClientSecretClaims | None = None,
+    ) -> str:
+        """Admission to the doors of the official clients for `ttl_s` seconds; it begins with `ek_`.
+
+        What was `minted_with` another secret is counted with it: it opens no more than that one has left.
+        """
+        claims = {
+            "jti": minted_with.secret_id if minted_with else uuid7(),
+            "cnt": minted_with.counted_until_s if minted_with else int(self._clock()) + ttl_s,
+            "sid": session_id, "agt": agent_id, "sub": principal, "epo": epoch, "uid": user_id,
+        }  # fmt: skip
+        return CLIENT_SECRET_PREFIX + self._sign(claims, CLIENT_SECRET_TYPE, ttl_s)
+
+    def call_token(self, *, session_id: str, call_id: str, endpoint: str, ttl_s: int) -> str:
+        """A relayed call's id as the browser sees it: it hides nothing, and can't be made up."""
+        return self._sign({"sid": session_id, "cal": call_id, "hst": endpoint}, CALL_TYPE, ttl_s)
+
+    def read_call_token(self, token: str) -> CallClaims:
+        """The claims of a call's id. Raises TokenError."""
+        return self._read(token, CallClaims, 0)
+
+    def read_session_token(self, token: str, *, grace_s: float = 0) -> SessionClaims:
+        """The claims of a session token no longer past its expiry than `grace_s`. Raises TokenError."""
+        return self._read(token, SessionClaims, grace_s)
+
+    def read_ticket(self, token: str) -> TicketClaims:
+        """The claims of a ticket in time; whether it was used before is not said here. Raises TokenError."""
+        return self._read(token, TicketClaims, 0)
+
+    def read_client_secret(self, token: str) -> ClientSecretClaims:
+        """The claims of a client secret in time, with or without its prefix. Raises TokenError."""
+        return self._read(token.removeprefix(CLIENT_SECRET_PREFIX), ClientSecretClaims, 0)
+
+    def read_any(self, token: str) -> ClientSecretClaims | TicketClaims | SessionClaims:
+        """The claims of whichever of these three `token` is, in time. Raises TokenError."""
+        claims = self._known(token.removeprefix(CLIENT_SECRET_PREFIX))
+        if isinstance(claims, CallClaims):
+            raise TokenError("a token of another kind")
+        self._check_time(claims, 0)
+        return claims
+
+    def _sign(self, claims: dict[str, Any], kind: str, ttl_s: int) -> str:
+        now = int(self._clock())
+        payload = to_json({"iss": ISSUER, "aud": kind, **claims, "iat": now, "exp": now + ttl_s})
+        return self._jws.encode(payload, self._subkeys[kind][0], algorithm="HS256", headers={"typ": kind})
+
+    def _read(self, token: str, kind: type[C], grace_s: float) -> C:
+        claims = self._known(token)
+        if not isinstance(claims, kind):
+            raise TokenError("a token of another kind")
+        self._check_time(claims, grace_s)
+        return claims
+
+    def _known(self, token: str) -> Claims:
+        if len(token) > MAX_TOKEN_CHARS:
+            raise TokenError("too long")
+        return self._verified(token)
+
+    def _check_time(self, claims: Claims, grace_s: float) -> None:
+        if self._clock() >= claims.expires_at_s + LEEWAY_S + grace_s:
+            raise TokenError("expired", expired=True)
+
+    def _verify(self, token: str) -> Claims:
+        """What it says, whether in time or not. Raises TokenError."""
+        try:
+            kind = str(self._jws.get_unverified_header(token).get("typ"))
+            for key in self._subkeys.get(kind, ()):
+                try:
+                    claims = json.loads(self._jws.decode(token, key, algorithms=["HS256"]))
+                except jwt.InvalidSignatureError:
+                    continue
+                if isinstance(claims, dict) and claims.get("iss") == ISSUER and claims.get("aud") == kind:
+                    return _CLAIMS[kind](claims)
+        except (jwt.InvalidTokenError, UnicodeError):
+            pass
+        raise TokenError("not one of this broker's tokens")
+
+
+def is_ours(token: str) -> bool:
+    """Whether `token` claims to be one of this broker's, good or not: by its prefix or its type."""
+    if token.startswith(CLIENT_SECRET_PREFIX):
+        return True
+    try:
+        kind = jwt.get_unverified_header(token).get("typ")
+    except jwt.InvalidTokenError:
+        return False
+    return isinstance(kind, str) and kind.startswith("vtb-")
+
+
+class _PreparedHmac(HMACAlgorithm):
+    """HS256 with keys that were examined once: PyJWT examines them for each token, which takes longer than signing."""
+
+    def prepare_key(self, key: str | bytes) -> bytes:
+        return key if isinstance(key, bytes) else key.encode()
+
+    def sign(self, msg: bytes, key: bytes) -> bytes:
+        return hmac.digest(key, msg, "sha256")  # in one call, where PyJWT makes an object of each
+
+
+def _subkey(key: bytes, kind: str) -> bytes:
+    """The key of one kind of token: who learns it can make no token of another kind."""
+    return HKDF(algorithm=SHA256(), length=_SUBKEY_BYTES, salt=None, info=f"{ISSUER} {kind}".encode()).derive(key)
+
+
+def load_or_create_key(path: Path) -> SecretStr:
+    """The signing key kept in `path` (mode 600), made at the first call. Raises OSError where it can't be kept."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, _NEW_FILE, 0o600), "w") as file:
+        file.write(secrets.token_urlsafe(48))
+        file.flush()
+        os.fsync(file.fileno())
+    if len(key := path.read_text().strip()) < 32:  # noqa: PLR2004
+        raise OSError(f"{path} holds no signing key; remove it and start again")
+    return SecretStr(key)
+
+
+class _Whose(TypedDict):
+    """What every token of a session says."""
+
+    session_id: str
+    principal: str
+    epoch: int
+    user_id: str | None
+    expires_at_s: float
+
+
+def _whose(claims: Mapping[str, Any]) -> _Whose:
+    return _Whose(
+        session_id=_text(claims, "sid"),
+        principal=_text(claims, "sub"),
+        epoch=_number(claims, "epo"),
+        user_id=_optional_text(claims, "uid"),
+        expires_at_s=_number(claims, "exp"),
+    )
+
+
+def _session_claims(claims: Mapping[str, Any]) -> SessionClaims:
+    return SessionClaims(**_whose(claims), agent_id=_optional_text(claims, "agt"))
+
+
+def _client_secret_claims(claims: Mapping[str, Any]) -> ClientSecretClaims:
+    return ClientSecretClaims(
+        **_whose(claims),
+        secret_id=_text(claims, "jti"),
+        agent_id=_text(claims, "agt"),
+        counted_until_s=_number(claims, "cnt"),
+    )
+
+
+def _ticket_claims(claims: Mapping[str, Any]) -> TicketClaims:
+    return TicketClaims(**_whose(claims), ticket_id=_text(claims, "jti"), agent_id=_text(claims, "agt"))
+
+
+def _call_claims(claims: Mapping[str, Any]) -> CallClaims:
+    return CallClaims(
+        session_id=_text(claims, "sid"),
+        call_id=_text(claims, "cal"),
+        endpoint=_text(claims, "hst"),
+        expires_at_s=_number(claims, "exp"),
+    )
+
+
+_CLAIMS: dict[str, Callable[[Mapping[str, Any]], Claims]] = {
+    SESSION_TYPE: _session_claims,
+    TICKET_TYPE: _ticket_claims,
+    CLIENT_SECRET_TYPE: _client_secret_claims,
+    CALL_TYPE: _call_claims,
+}
+
+
+def _text(claims: Mapping[str, Any], name: str) -> str:
+    if isinstance(value := claims.get(name), str):
+        return value
+    raise TokenError("not one of this broker's tokens")
+
+
+def _optional_text(claims: Mapping[str, Any], name: str) -> str | None:
+    return None if claims.get(name) is None else _text(claims, name)
+
+
+def _number(claims: Mapping[str, Any], name: str) -> int:
+    if isinstance(value := claims.get(name), int) and not isinstance(value, bool):
+        return value
+    raise TokenError("not one of this broker's tokens")

@@ -1,0 +1,1 @@
+"""What leans on uvicorn: HTTP and WebSocket protocols, frames, draining, close codes."""

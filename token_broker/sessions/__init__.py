@@ -1,0 +1,1 @@
+"""Who talks with whom: agents, ownership, plans, calls."""

@@ -1,0 +1,171 @@
+"""Who owns a session: a new one begins, a known one is resumed by its owner alone.
+
+The stored principal decides. A session token names its owner too, so it is proof enough while the store is silent; who
+names a session and has no token of it waits for the store.
+"""
+
+import time
+from dataclasses import dataclass
+
+from token_broker.memory.errors import StoreError
+from token_broker.memory.types import CutOffList, Owner, SessionBook, SessionRecord
+from token_broker.security.authentication import Principal
+from token_broker.security.tokens import RESUME_GRACE_S, ClientSecretClaims, SessionClaims, TokenError, TokenSigner
+from token_broker.web.ids import uuid7
+from token_broker.web.problems import Problem
+
+__all__ = [
+    "OpenedSession",
+    "blocklist_unread",
+    "confirm_owner",
+    "ensure_not_cut_off",
+    "open_session",
+    "session_erased",
+]
+
+_RETRY_AFTER_S = 2
+_FOREIGN = (
+    "This session belongs to somebody else, or its proof is missing: send its last session_token in X-Session-Token, "
+    "or leave session_id out to begin a new session."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedSession:
+    """A session that a credential is made for. `keep` has to be called before the credential leaves."""
+
+    owner: Owner
+    is_new_name: bool  # the caller chose an id that nobody had: it has to become theirs before anybody hears of it
+
+    async def keep(self, book: SessionBook, agent_id: str) -> None:
+        """Writes the session: before the answer where the caller chose its id, else beside it.
+
+        Raises Problem 403 where somebody else got the id meanwhile, and 503 where the store is silent.
+        """
+        if not self.is_new_name:
+            book.record(self.owner, agent_id)
+            return
+        try:
+            is_owners = await book.claim(self.owner, agent_id)
+        except StoreError:
+            raise _owner_unknown() from None
+        if not is_owners:
+            raise Problem(403, "foreign_session", _FOREIGN)
+
+
+async def open_session(
+    book: SessionBook,
+    signer: TokenSigner,
+    cutoffs: CutOffList,
+    *,
+    principal: Principal,
+    session_id: str | None,
+    session_token: str | None,
+    user_id: str | None,
+) -> OpenedSession:
+    """The session that a plan is made for, with the next epoch (docs/api.md §3.4).
+
+    Raises Problem 403 where the session is another's or was erased, or `user_id` is not the principal's own, and 503
+    where that can't be told: the store is silent and no token proves it, or the blocklist was never read.
+    """
+    if principal.authenticated and user_id is not None and user_id not in {principal.id, principal.subject}:
+        raise Problem(403, "foreign_user", "Leave user_id out, or send your own.")
+    label = None if principal.authenticated else user_id
+    if session_id is None:
+        return OpenedSession(Owner(uuid7(), principal.id, _now_ms(), label), is_new_name=False)
+    if not cutoffs.was_read:  # the session may be blocked
+        raise _owner_unknown()
+    claims = _claims(signer, session_token, session_id)
+    if claims is not None and claims.principal != principal.id:
+        raise Problem(403, "foreign_session", _FOREIGN)
+    record = await _find(book, session_id, proven=claims is not None)
+    if record is not None:
+        _ensure_owner(record, principal.id)
+        if claims is None and not principal.authenticated:
+            raise Problem(403, "foreign_session", _FOREIGN)
+    last_epoch = max(claims.epoch if claims else 0, record.epoch if record else 0)
+    if label is None and claims is not None:
+        label = claims.user_id
+    owner = Owner(session_id, principal.id, max(last_epoch + 1, _now_ms()), label)
+    return OpenedSession(owner, is_new_name=record is None and claims is None)
+
+
+async def confirm_owner(
+    book: SessionBook, cutoffs: CutOffList, claims: ClientSecretClaims | SessionClaims
+) -> OpenedSession:
+    """The session of a credential that makes another one, with the next epoch; the credential is good.
+
+    Raises Problem 403 where the store says that the session is another's or was erased, and 503 where the blocklist was
+    never read.
+    """
+    if not cutoffs.was_read:
+        raise _owner_unknown()
+    record = await _find(book, claims.session_id, proven=True)
+    if record is not None:
+        _ensure_owner(record, claims.principal)
+    epoch = max(claims.epoch + 1, record.epoch + 1 if record else 0, _now_ms())
+    return OpenedSession(Owner(claims.session_id, claims.principal, epoch, claims.user_id), is_new_name=False)
+
+
+def ensure_not_cut_off(cutoffs: CutOffList, principal: str, session_id: str) -> None:
+    """Raises Problem 403 where the operator has cut off the principal or the session: their tokens open nothing.
+
+    Raises Problem 503 where BROKER_REQUIRE_BLOCKLIST wants the list read first, and it was not.
+    """
+    if cutoffs.is_missed:
+        raise blocklist_unread()
+    if cutoffs.refused(principal, session_id):
+        detail = "This session, or its user, was cut off by the operator: ask them; asking again here is of no use."
+        raise Problem(403, "cut_off", detail)
+
+
+def blocklist_unread() -> Problem:
+    """503 of a broker that serves nobody before it knows who is blocked."""
+    detail = "This broker does not know yet who is blocked, and serves nobody until it does: try again."
+    return Problem(503, "blocklist_unread", detail, headers={"Retry-After": str(_RETRY_AFTER_S)})
+
+
+def session_erased() -> Problem:
+    """403 for whoever names an erased session, its former owner included."""
+    return Problem(403, "session_erased", "This session was erased: leave session_id out to begin a new one.")
+
+
+async def _find(book: SessionBook, session_id: str, *, proven: bool) -> SessionRecord | None:
+    """The stored session; None where there is none, or where the store is silent and the caller has proof."""
+    try:
+        return await book.find(session_id)
+    except StoreError:
+        if proven:
+            return None
+        raise _owner_unknown() from None
+
+
+def _ensure_owner(record: SessionRecord, principal: str) -> None:
+    if record.erased:
+        raise session_erased()
+    if record.principal != principal:
+        raise Problem(403, "foreign_session", _FOREIGN)
+
+
+def _owner_unknown() -> Problem:
+    detail = (
+        "Whose session this is can't be told just now: try again, or leave session_id out to begin a new session. Its "
+        "last session_token in X-Session-Token proves that it is yours."
+    )
+    return Problem(503, "store_away", detail, headers={"Retry-After": str(_RETRY_AFTER_S)})
+
+
+def _claims(signer: TokenSigner, session_token: str | None, session_id: str) -> SessionClaims | None:
+    if session_token is None:
+        return None
+    try:
+        claims = signer.read_session_token(session_token, grace_s=RESUME_GRACE_S)
+    except TokenError:
+        raise Problem(403, "foreign_session", _FOREIGN) from None
+    if claims.session_id != session_id:
+        raise Problem(403, "foreign_session", _FOREIGN)
+    return claims
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,1 @@
+"""Faults that are set while the simulator runs."""

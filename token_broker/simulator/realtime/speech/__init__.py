@@ -1,0 +1,1 @@
+"""Sound and what is heard in it."""

@@ -1,0 +1,1 @@
+"""HTTP in general: problems, requests, origins, OpenAPI."""

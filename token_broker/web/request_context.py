@@ -1,0 +1,99 @@
+"""The edge: the first and last thing each HTTP request passes.
+
+It gives the request its id, answers what nothing else answered for, and tells what was answered and how fast.
+"""
+
+import re
+import time
+
+import structlog
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from token_broker.observability.events import Observer, RequestAnswered, TraceContext
+from token_broker.observability.logging import begin_ids
+from token_broker.web.ids import uuid7
+from token_broker.web.problems import Problem, problem_response
+
+__all__ = ["Edge"]
+
+log = structlog.get_logger("token_broker.web.requests")
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,128}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context §3.2
+_HEADERS = frozenset({b"x-request-id", b"traceparent", b"tracestate"})
+_MAX_TRACESTATE_BYTES = 512
+_CLIENT_LEFT = 499
+
+
+class Edge:
+    """Sets `scope["state"]["correlation_id"]` and `X-Request-ID`, and turns what nobody caught into a problem 500.
+
+    A caller's own `X-Request-ID` is kept where it is plain; a `traceparent` becomes `scope["state"]["trace"]`.
+    """
+
+    def __init__(self, app: ASGIApp, observe: Observer) -> None:
+        self.app = app
+        self.observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        began_s = time.monotonic()
+        request_id, correlation_id = _identify(scope)
+        if scope["type"] == "websocket":
+            await self.app(scope, receive, send)
+            return
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception as error:  # the last net: whatever it is, the caller gets an answer
+            log.error(
+                "request_failed",
+                correlation_id=correlation_id,
+                path=scope["path"],
+                error=type(error).__name__,
+                exc_info=error,
+            )
+            if status:
+                raise
+            problem = Problem(
+                500, "internal_error", "Something failed here; quote the correlation_id when you report it."
+            )
+            await problem_response(problem, scope)(scope, receive, send_with_id)
+        finally:
+            self.observe(
+                RequestAnswered(scope["method"], _route(scope), status or _CLIENT_LEFT, time.monotonic() - began_s)
+            )
+
+
+def _identify(scope: Scope) -> tuple[bytes, str]:
+    """The request's id, as header and as text; it and the caller's trace are noted in the scope and for log lines."""
+    found = {name: value for name, value in scope["headers"] if name in _HEADERS}
+    request_id = found.get(b"x-request-id", b"")
+    if not _REQUEST_ID.fullmatch(request_id):
+        request_id = uuid7().encode()
+    correlation_id = request_id.decode()
+    state = scope.setdefault("state", {})
+    state["correlation_id"] = correlation_id
+    ids = {"correlation_id": correlation_id}
+    if (parent := found.get(b"traceparent")) is not None and (match := _TRACEPARENT.fullmatch(parent)) is not None:
+        tracestate = found.get(b"tracestate", b"")[:_MAX_TRACESTATE_BYTES].decode("latin-1")
+        state["trace"] = TraceContext(parent.decode(), tracestate)
+        ids["trace_id"] = match[1].decode()
+    begin_ids(**ids)
+    return request_id, correlation_id
+
+
+def _route(scope: Scope) -> str:
+    """The path's template: a label's values must be few."""
+    route = scope.get("route")
+    return "unmatched" if route is None else route.path or "/"
