@@ -85,12 +85,12 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             drain=drain,
             origin_refusal=rules.refusal,
             limit_key=lambda scope, principal: limit_key(scope, principal, settings.trusted_proxies),
-            cutoffs=memory.cutoffs,
+            blocklist=memory.blocklist,
         )
         calls = _build_calls(settings, http, credentials, talks)
         if calls is not None:
             stack.push_async_callback(calls.aclose)
-            memory.cutoffs.watch(calls.end_where)
+            memory.blocklist.watch(calls.end_where)
         relay = VoiceRelay(
             settings=settings,
             agents=agents,
@@ -104,7 +104,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             hang_up=None if calls is None else calls.end,
         )
         stack.push_async_callback(relay.aclose)
-        memory.cutoffs.watch(relay.end_where)
+        memory.blocklist.watch(relay.end_where)
         memory.watch_lost_sessions(relay.end_session)
         broker = Broker(
             settings=settings,

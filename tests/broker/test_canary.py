@@ -125,7 +125,7 @@ async def test_no_canary_comes_out_where_azure_echoes_what_it_was_sent(auth: str
 
 
 @pytest.mark.parametrize("auth", ["key", "entra"])
-async def test_no_canary_comes_out_where_a_call_is_not_cut_off_and_azure_echoes_what_it_was_sent(
+async def test_no_canary_comes_out_where_a_call_is_not_blocked_and_azure_echoes_what_it_was_sent(
     auth: str, tmp_path: Path
 ) -> None:
     async def minted(_: Request) -> Response:
@@ -152,14 +152,14 @@ async def test_no_canary_comes_out_where_a_call_is_not_cut_off_and_azure_echoes_
                 return _dump(answer) if answer.status_code == 201 else ""
 
             answer = await eventually(placed)
-            cut = await run_command("cut-off", "--session", plan["session_id"], env=env, cwd=tmp_path)
+            cut = await run_command("block", "--session", plan["session_id"], env=env, cwd=tmp_path)
             assert cut.code == 0
 
-            async def cut_off() -> bool:
-                return "call_cut_off" in process.log
+            async def blocked() -> bool:
+                return "blocked_call_ended" in process.log
 
-            await eventually(cut_off, within_s=30)
-        assert process.log.count("call_not_cut_off") == _REFUSALS_FIRST
+            await eventually(blocked, within_s=30)
+        assert process.log.count("blocked_call_not_ended") == _REFUSALS_FIRST
         for text in (answer, cut.out + cut.err, process.log):
             _assert_clean(text)
 

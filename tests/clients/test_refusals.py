@@ -128,15 +128,15 @@ async def test_a_secret_used_too_often_opens_no_more_talks(
 
 
 @by_library
-async def test_a_secret_of_a_session_that_was_cut_off_shows_403(
+async def test_a_secret_of_a_session_that_was_blocked_shows_403(
     door: Door, program: str, options: dict[str, Any], authority_file: Path
 ) -> None:
     assert door.broker is not None
     secret = await door.mint()
     broker = door.broker.broker
     async with open_admin(door.broker.settings) as admin:
-        await admin.cut_off("session", broker.signer.read_client_secret(secret).session_id)
-    await broker.memory.cutoffs.refresh()
+        await admin.block("session", broker.signer.read_client_secret(secret).session_id)
+    await broker.memory.blocklist.refresh()
     (failure,) = await _failures(door, program, options, [secret], authority_file)
     assert "403" in failure["message"]
 

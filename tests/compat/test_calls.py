@@ -175,22 +175,22 @@ async def test_a_wrong_offer_is_told_what_is_wrong(
         assert d.running.broker.talks.active == 0
 
 
-async def test_a_call_can_be_hung_up_while_the_broker_drains_and_by_who_was_cut_off(tmp_path: Path) -> None:
+async def test_a_call_can_be_hung_up_while_the_broker_drains_and_by_who_was_blocked(tmp_path: Path) -> None:
     async with calling_doors(tmp_path) as d:
         secret = await d.secret()
         broker = d.running.broker
-        for shut in ("cut off", "draining"):
+        for shut in ("blocked", "draining"):
             phone = Phone(silence(1.0))
             location = (await offer(d, await phone.offer(), secret)).headers["location"]
-            if shut == "cut off":
-                broker.memory.cutoffs._sessions = frozenset({broker.signer.read_client_secret(secret).session_id})
+            if shut == "blocked":
+                broker.memory.blocklist._sessions = frozenset({broker.signer.read_client_secret(secret).session_id})
             else:
                 broker.drain.begin()
-            assert (await offer(d, OFFER, secret)).status_code == {"cut off": 403, "draining": 503}[shut]
+            assert (await offer(d, OFFER, secret)).status_code == {"blocked": 403, "draining": 503}[shut]
             response = await d.running.client.post(f"{location}/hangup", headers={"api-key": secret})
             assert response.status_code == 200, response.text
             await eventually(lambda: _over(d))
-            broker.memory.cutoffs._sessions = frozenset()
+            broker.memory.blocklist._sessions = frozenset()
             await phone.hang_up()
 
 

@@ -73,10 +73,10 @@ async def test_a_secret_is_its_principals_whose_limits_hold(doors: OpenDoors, te
                 await neighbour.hear("session.created")
 
 
-async def test_a_principal_who_is_cut_off_opens_nothing_with_any_secret(doors: OpenDoors, tenant: Tenant) -> None:
+async def test_a_principal_who_is_blocked_opens_nothing_with_any_secret(doors: OpenDoors, tenant: Tenant) -> None:
     async with doors(**signing_in(tenant)) as d:
         bearer = {"authorization": f"Bearer {tenant.token()}"}
         secret = (await d.mint({}, **bearer)).json()["value"]
-        d.running.broker.memory.cutoffs._principals = frozenset({f"entra:{TENANT}:{USER}"})
+        d.running.broker.memory.blocklist._principals = frozenset({f"entra:{TENANT}:{USER}"})
         assert (await d.refusal(secret=secret))[0] == 403
         assert (await d.mint({}, **bearer)).status_code == 403

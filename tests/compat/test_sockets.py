@@ -242,15 +242,15 @@ async def test_openings_count_as_token_requests(doors: OpenDoors) -> None:
         assert headers["retry-after"].isdecimal()
 
 
-async def test_who_is_cut_off_gets_nowhere_and_what_they_have_open_ends(doors: OpenDoors) -> None:
+async def test_who_is_blocked_gets_nowhere_and_what_they_have_open_ends(doors: OpenDoors) -> None:
     async with doors() as d:
         broker = d.running.broker
         secret = await d.secret()
         session_id = broker.signer.read_client_secret(secret).session_id
         async with d.connect(secret=secret) as caller:
             await caller.hear("session.created")
-            broker.memory.cutoffs._sessions = frozenset({session_id})
-            broker.relay.end_where(broker.memory.cutoffs.refused)
+            broker.memory.blocklist._sessions = frozenset({session_id})
+            broker.relay.end_where(broker.memory.blocklist.refused)
             error = await caller.hear("error")
             assert error["error"]["code"] == "closed_4401"
             with pytest.raises(websockets.ConnectionClosed) as closed:
@@ -258,7 +258,7 @@ async def test_who_is_cut_off_gets_nowhere_and_what_they_have_open_ends(doors: O
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 4401
         status, document, _ = await d.refusal(secret=secret)
-        assert (status, document["code"]) == (403, "cut_off")
+        assert (status, document["code"]) == (403, "blocked")
         assert (await d.mint({}, authorization=f"Bearer {secret}")).status_code == 403
 
 

@@ -174,13 +174,13 @@ RUN = {
     "curl --silent https://<the broker's URL>/api/v1/voice/status": r'"voicelive_configured":true',
     "token-broker outbox list": r"0 queued, 0 dead",
     "token-broker outbox retry": r"0 queued again",
-    "token-broker cut-off --principal easyauth:aad:6f1d0a52-3c1b-4a55-9d5e-0c7f3b8e2d11": (
-        r"principal easyauth:aad:6f1d.* (is cut off, everywhere within two seconds|was cut off already)"
+    "token-broker block --principal easyauth:aad:6f1d0a52-3c1b-4a55-9d5e-0c7f3b8e2d11": (
+        r"principal easyauth:aad:6f1d.* (is blocked, everywhere within two seconds|was blocked already)"
     ),
-    "token-broker cut-off --session 019aaf0e-7c1b-7d5e-9a43-1f6f0f6a2b11": r"session 019a.* (is|was) cut off",
-    "token-broker cut-off --list": r"\A(\S+Z (principal|session) \S+\n)*\Z",
-    "token-broker cut-off --lift --session 019aaf0e-7c1b-7d5e-9a43-1f6f0f6a2b11": (
-        r"session 019a.* (is let in again|was not cut off)"
+    "token-broker block --session 019aaf0e-7c1b-7d5e-9a43-1f6f0f6a2b11": r"session 019a.* (is|was) blocked",
+    "token-broker block --list": r"\A(\S+Z (principal|session) \S+\n)*\Z",
+    "token-broker unblock --session 019aaf0e-7c1b-7d5e-9a43-1f6f0f6a2b11": (
+        r"session 019a.* (is unblocked|was not blocked)"
     ),
 }
 

@@ -75,7 +75,7 @@ async def test_sixty_recalls_delay_neither_ownership_nor_tickets_nor_turns(
         assert [await memory.tickets.spend("ticket", time.time() + 60) for _ in range(2)] == [True, False]
         assert await memory.append([turn("t2")]) == [Outcome.STORED]
         assert len(await memory.turns(SESSION, principal="anonymous", limit=9) or []) == 2
-        await memory.cutoffs.refresh()
+        await memory.blocklist.refresh()
         status = memory.status()
         assert (status.sessions_unanswered, status.tickets_spent_locally) == (0, 0)
         assert not any(recall.done() for recall in recalls)

@@ -164,15 +164,15 @@ async def test_who_is_blocked_writes_reads_and_erases_nothing(
         assert (await caller.say("before")).status_code == 200
         assert (await caller.say(by=BOB)).status_code == 200
         async with open_admin(settings) as admin:
-            await admin.cut_off(kind, name)
-        await caller.memory.cutoffs.refresh()
+            await admin.block(kind, name)
+        await caller.memory.blocklist.refresh()
         for answer in (
             await caller.say("after", "t2"),
             await caller.enrich("after"),
             await caller.read(),
             await caller.forget(),
         ):
-            assert refusal(answer) == (403, "cut_off", False)
+            assert refusal(answer) == (403, "blocked", False)
         assert await caller.stored() == ["before"]
         for answer in (await caller.say(by=BOB, turn_id="t2"), await caller.read(by=BOB), await caller.forget(by=BOB)):
             assert answer.status_code == 200
@@ -182,8 +182,8 @@ async def test_a_turn_that_the_proxy_brings_after_the_block_is_kept(make_setting
     settings = make_settings()
     async with calling(settings) as caller:
         async with open_admin(settings) as admin:
-            await admin.cut_off("principal", "ann")
-        await caller.memory.cutoffs.refresh()
+            await admin.block("principal", "ann")
+        await caller.memory.blocklist.refresh()
         assert caller.memory.intake.offer(turn(content="said before", by=ANN))
 
         async def is_kept() -> bool:

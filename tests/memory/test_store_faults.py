@@ -234,31 +234,31 @@ async def test_what_postgresql_says_is_told_as_come_again_or_as_never(
             assert (await say(http, "t1")).status_code == 200
 
 
-async def test_while_the_store_is_away_who_was_cut_off_stays_cut_off(own_postgres: PostgresServer) -> None:
+async def test_while_the_store_is_away_who_was_blocked_stays_blocked(own_postgres: PostgresServer) -> None:
     settings = Settings.load(database_url=SecretStr(await own_postgres.create()), signing_keys="k" * 40)
     async with Memory.open(settings) as memory:
         await memory.ready()
         async with open_admin(settings) as admin:
-            await admin.cut_off("principal", "ann")
-        await memory.cutoffs.refresh()
+            await admin.block("principal", "ann")
+        await memory.blocklist.refresh()
         try:
             with capture_logs() as logs:
                 await asyncio.to_thread(own_postgres.control, "stop", "-m", "fast")
 
                 async def asked_twice_in_vain() -> bool:
-                    return memory.status().cut_offs_unread >= 2
+                    return memory.status().blocklist_unread >= 2
 
                 await eventually(asked_twice_in_vain)
-            assert [line["event"] for line in logs].count("cut_offs_unread") == 1
-            assert [memory.cutoffs.refused(name, SESSION) for name in ("ann", "bob")] == [True, False]
-            assert (memory.status().cut_offs_age_s or 0) > 1
+            assert [line["event"] for line in logs].count("blocklist_unread") == 1
+            assert [memory.blocklist.refused(name, SESSION) for name in ("ann", "bob")] == [True, False]
+            assert (memory.status().blocklist_age_s or 0) > 1
         finally:
             await asyncio.to_thread(own_postgres.control, "start")
         async with open_admin(settings) as admin:
-            await admin.lift("principal", "ann")
+            await admin.unblock("principal", "ann")
 
         async def let_in() -> bool:
-            return not memory.cutoffs.refused("ann", SESSION)
+            return not memory.blocklist.refused("ann", SESSION)
 
         await eventually(let_in)
 

@@ -149,16 +149,16 @@ async def test_an_offer_is_answered_and_the_call_is_hung_up_where_it_was_made(tm
         assert not any(secret in response.text + str(response.headers) for secret in (KEY, EPHEMERAL))
 
 
-async def test_a_session_that_was_cut_off_gets_no_further_call_and_may_hang_up_the_one_it_has(tmp_path: Path) -> None:
+async def test_a_session_that_was_blocked_gets_no_further_call_and_may_hang_up_the_one_it_has(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session, other = uuid7(), uuid7()
         location = (await browser.offer(session)).headers["location"]
         broker = browser.app.state.broker
         async with open_admin(broker.settings) as admin:
-            await admin.cut_off("session", session)
-        await broker.memory.cutoffs.refresh()
+            await admin.block("session", session)
+        await broker.memory.blocklist.refresh()
         refused = await browser.offer(session)
-        assert (refused.status_code, refused.json()["code"]) == (403, "cut_off")
+        assert (refused.status_code, refused.json()["code"]) == (403, "blocked")
         assert (azure.mints, len(azure.offers)) == (1, 1), "Azure is asked for nothing"
         assert (await browser.hang_up(location, session)).status_code == 204
         assert (await browser.offer(other)).status_code == 201
@@ -293,7 +293,7 @@ async def settled(browser: Caller, azure: CallsAzure, *calls: str) -> None:
     await eventually(so)
 
 
-async def named_then_cut_off(request: web.Request) -> web.StreamResponse:
+async def named_then_blocked(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(
         status=201, headers={"Location": "/v1/realtime/calls/rtc_cut", "Content-Length": "500"}
     )
@@ -324,7 +324,7 @@ async def named_and_huge(request: web.Request) -> web.StreamResponse:
 
 @pytest.mark.parametrize(
     ("fault", "status"),
-    [(named_then_cut_off, 502), (named_then_hangs, 504), (named_and_no_sdp, 502), (named_and_huge, 502)],
+    [(named_then_blocked, 502), (named_then_hangs, 504), (named_and_no_sdp, 502), (named_and_huge, 502)],
 )
 async def test_a_call_whose_answer_is_of_no_use_is_hung_up_and_holds_no_place(
     fault: Handler, status: int, tmp_path: Path
@@ -388,7 +388,7 @@ async def test_a_client_that_leaves_before_the_answer_gives_its_place_back_and_t
         assert await reader.read(1) == b""
 
 
-async def test_who_is_cut_off_while_the_offer_is_under_way_gets_no_answer_and_the_call_is_hung_up(
+async def test_who_is_blocked_while_the_offer_is_under_way_gets_no_answer_and_the_call_is_hung_up(
     tmp_path: Path,
 ) -> None:
     gate = Gate()
@@ -397,10 +397,10 @@ async def test_who_is_cut_off_while_the_offer_is_under_way_gets_no_answer_and_th
         session = uuid7()
         offering = asyncio.create_task(browser.offer(session))
         await gate.came.wait()
-        browser.app.state.broker.memory.cutoffs._sessions = frozenset({session})
+        browser.app.state.broker.memory.blocklist._sessions = frozenset({session})
         gate.go.set()
         refused = await offering
-        assert (refused.status_code, refused.json()["code"]) == (403, "cut_off")
+        assert (refused.status_code, refused.json()["code"]) == (403, "blocked")
         await settled(browser, azure, "rtc_abc")
 
 
@@ -447,7 +447,7 @@ async def test_a_hang_up_is_repeated_until_azure_has_done_it(tmp_path: Path, mon
 
 async def test_ten_offers_that_come_to_nothing_hold_no_place(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path, max_sessions_per_principal=2) as browser:
-        for fault in (refuse, named_and_no_sdp, redirect, named_then_cut_off, no_sdp) * 2:
+        for fault in (refuse, named_and_no_sdp, redirect, named_then_blocked, no_sdp) * 2:
             azure.take_offer = fault
             assert (await browser.offer(uuid7())).status_code == 502
         azure.take_offer = None

@@ -250,7 +250,7 @@ def away(settings: Settings) -> Iterator[Callable[[], None]]:
 
 async def blocked(settings: Settings, principal: str) -> None:
     async with open_admin(settings) as admin:
-        await admin.cut_off("principal", principal)
+        await admin.block("principal", principal)
 
 
 def waiting(tmp_path: Path, azure: RunningSimulator, **overrides: Any) -> Settings:
@@ -291,7 +291,7 @@ async def test_once_the_blocklist_is_read_the_talks_of_the_blocked_end(azure: Ru
                 restore()
                 assert (await ending(anns)).code == 4401
                 await bobs.ping()
-                assert verdict((await broker.token(**ANN)).response) == (403, "cut_off")
+                assert verdict((await broker.token(**ANN)).response) == (403, "blocked")
                 assert (await broker.token(**BOB)).response.status_code == 200
 
 
@@ -348,7 +348,7 @@ async def test_nobody_is_served_before_the_blocklist_was_read(
 
     monkeypatch.setattr(SqliteDatabase, "open", slowly)
     async with run_broker(settings) as broker:
-        assert verdict((await broker.token(**ANN)).response) == (403, "cut_off")
+        assert verdict((await broker.token(**ANN)).response) == (403, "blocked")
 
 
 @pytest.mark.parametrize("auth", ["none", "easyauth"])

@@ -132,7 +132,7 @@ async def test_a_session_forgotten_at_one_replica_is_forgotten_at_the_other(repl
         assert (await one.client.get(turns, headers=mine)).json()["turns"] == []
 
 
-async def test_a_session_that_is_cut_off_is_refused_at_every_replica_within_two_seconds(replica: StartReplica) -> None:
+async def test_a_session_that_is_blocked_is_refused_at_every_replica_within_two_seconds(replica: StartReplica) -> None:
     async with replica(OLD) as one, replica(OLD) as other:
         plan, bystander = await one.plan(), await other.plan()
         proof = {"session_id": plan["session_id"]}, plan["session_token"]
@@ -149,12 +149,12 @@ async def test_a_session_that_is_cut_off_is_refused_at_every_replica_within_two_
 
         assert await let_in()
         async with open_admin(one.settings) as admin:
-            await admin.cut_off("session", plan["session_id"])
+            await admin.block("session", plan["session_id"])
             await eventually(refused, within_s=2 + SLACK_S)
             for broker in (one, other):
                 assert (await report_turn(broker, plan)).status_code == 403
                 await broker.plan({"session_id": bystander["session_id"]}, X_Session_Token=bystander["session_token"])
-            await admin.lift("session", plan["session_id"])
+            await admin.unblock("session", plan["session_id"])
         await eventually(let_in, within_s=2 + SLACK_S)
 
 

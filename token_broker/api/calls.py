@@ -23,7 +23,7 @@ from token_broker.observability.logging import bind_ids
 from token_broker.security.authentication import limit_key
 from token_broker.security.rate_limits import too_many_sessions
 from token_broker.security.tokens import SessionClaims, TokenError
-from token_broker.sessions.ownership import ensure_not_cut_off
+from token_broker.sessions.ownership import ensure_not_blocked
 from token_broker.web.openapi import Answer, Body, Operation, Parameter
 from token_broker.web.problems import Problem
 from token_broker.web.requests import bearer_token, read_body
@@ -39,7 +39,7 @@ async def create_call(request: Request) -> Response:
     claims = _session_of(request, broker)
     key = limit_key(request.scope, claims.principal, settings.trusted_proxies)
     await broker.rate.admit(key)
-    ensure_not_cut_off(broker.memory.cutoffs, claims.principal, claims.session_id)
+    ensure_not_blocked(broker.memory.blocklist, claims.principal, claims.session_id)
     offer = await _read_offer(request, broker)
     agent = find_agent(broker, request.query_params.get("agent_id") or claims.agent_id)
     owner = Owner(claims.session_id, claims.principal, claims.epoch, claims.user_id)
@@ -115,7 +115,7 @@ CALL_OPERATIONS = (
         problems={
             **OFFER_PROBLEMS,
             401: ("session_token_refused",),
-            403: ("foreign_session", "cut_off", "sockets_only"),
+            403: ("foreign_session", "blocked", "sockets_only"),
             404: ("unknown_agent",),
         },
         security=("sessionToken",),

@@ -32,7 +32,7 @@ from token_broker.security.authentication import Principal, limit_key
 from token_broker.security.credentials import SeveralCredentialsError, presented_credential
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TokenError, is_ours
 from token_broker.sessions.agents import Agent, session_spec
-from token_broker.sessions.ownership import OpenedSession, confirm_owner, ensure_not_cut_off, open_session
+from token_broker.sessions.ownership import OpenedSession, confirm_owner, ensure_not_blocked, open_session
 from token_broker.sessions.schemas import ClientSecret, ClientSecretRequest
 from token_broker.web.ids import correlation_id
 from token_broker.web.problems import Problem
@@ -91,7 +91,7 @@ async def create_client_secret(request: Request) -> Response:
     session = await _session(request, broker, principal, claims, wanted)
     owner = session.owner
     bind_ids(session_id=owner.session_id)
-    ensure_not_cut_off(broker.memory.cutoffs, owner.principal, owner.session_id)
+    ensure_not_blocked(broker.memory.blocklist, owner.principal, owner.session_id)
     ttl_s = _ttl_s(wanted, claims)
     expires_at_s = int(time.time()) + ttl_s
     secret = broker.signer.client_secret(
@@ -199,7 +199,7 @@ async def _session(
         return await open_session(
             broker.memory.sessions,
             broker.signer,
-            broker.memory.cutoffs,
+            broker.memory.blocklist,
             principal=principal,
             session_id=wanted.metadata.session_id,
             session_token=request.headers.get("x-session-token"),
@@ -210,7 +210,7 @@ async def _session(
     own_names = {None, claims.user_id, *((principal.id, principal.subject) if principal.authenticated else ())}
     if wanted.metadata.user_id not in own_names:
         raise Problem(403, "foreign_user", "The credential is another user's: leave user_id out.")
-    return await confirm_owner(broker.memory.sessions, broker.memory.cutoffs, claims)
+    return await confirm_owner(broker.memory.sessions, broker.memory.blocklist, claims)
 
 
 def _ttl_s(wanted: ClientSecretRequest, claims: ClientSecretClaims | SessionClaims | None) -> int:

@@ -54,7 +54,7 @@ DOOR_OPERATIONS = (
         problems={
             400: ("invalid_json", "client_left"),
             401: ("credential_refused", "not_signed_in", "bad_principal", "invalid_token"),
-            403: ("foreign_session", "session_erased", "foreign_user", "insufficient_scope", "cut_off"),
+            403: ("foreign_session", "session_erased", "foreign_user", "insufficient_scope", "blocked"),
             404: ("unknown_agent",),
             408: ("body_timeout",),
             413: ("body_too_large",),
@@ -129,7 +129,7 @@ DOOR_SOCKETS = tuple(
             1009: "a message was too large",
             1011: "the broker failed",
             4400: "bad request",
-            4401: "the operator has cut off this session or its user",
+            4401: "the operator has blocked this session or its user",
             4408: "Azure did not answer in time",
             4410: "the client does not read",
             4502: "Azure refused, or dropped the talk",

@@ -26,7 +26,7 @@ from token_broker.observability.logging import AuditEntry, write_audit
 from token_broker.security.rate_limits import SessionLease
 from token_broker.security.tokens import TokenError
 from token_broker.sessions.agents import Agent
-from token_broker.sessions.ownership import ensure_not_cut_off
+from token_broker.sessions.ownership import ensure_not_blocked
 from token_broker.web.ids import correlation_id
 from token_broker.web.openapi import Answer
 from token_broker.web.problems import Problem
@@ -115,7 +115,7 @@ async def place_call(
 ) -> PlacedCall:
     """Mints, and takes the offer to the host that minted; `lease` is kept for the call.
 
-    Raises Problem 403 where the agent takes no calls or its caller was cut off meanwhile, 400 where the caller left,
+    Raises Problem 403 where the agent takes no calls or its caller was blocked meanwhile, 400 where the caller left,
     502 to 504. A call that Azure made all the same is hung up.
     """
     if agent.sockets_only:
@@ -149,7 +149,7 @@ async def place_call(
             log.warning("call_without_location", session_id=owner.session_id)
             return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply())
         with hung_up_unless_delivered(broker, grant.endpoint, accepted.call_id, owner):
-            ensure_not_cut_off(broker.memory.cutoffs, owner.principal, owner.session_id)
+            ensure_not_blocked(broker.memory.blocklist, owner.principal, owner.session_id)
             if await request.is_disconnected():
                 raise Problem(400, "client_left", "The client left before it was answered.")
             token = broker.signer.call_token(
@@ -224,7 +224,7 @@ SDP_ANSWER = Answer(
 )
 OFFER_PROBLEMS = {
     400: ("bad_sdp", "client_left"),
-    403: ("cut_off", "sockets_only"),
+    403: ("blocked", "sockets_only"),
     408: ("body_timeout",),
     413: ("body_too_large",),
     415: ("not_sdp",),

@@ -75,7 +75,7 @@ async def get_readiness(request: Request) -> Response:
     broker = broker_of(request)
     if broker.drain.draining:
         raise Problem(503, "draining", "This broker is going away: ask another one.", headers={"Retry-After": "1"})
-    if broker.memory.cutoffs.is_missed:
+    if broker.memory.blocklist.is_missed:
         raise blocklist_unread()
     return JSONResponse({"status": "ready"}, headers=_NO_STORE)
 

@@ -17,7 +17,7 @@ from token_broker.memory.types import Owner
 from token_broker.observability.events import TokenRequestEnded, TokenResult
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
 from token_broker.sessions.agents import Agent, session_spec
-from token_broker.sessions.ownership import ensure_not_cut_off, open_session
+from token_broker.sessions.ownership import ensure_not_blocked, open_session
 from token_broker.sessions.schemas import Plan, TokenRequest
 from token_broker.web.ids import correlation_id
 from token_broker.web.openapi import Answer, Body, Operation, Parameter
@@ -68,7 +68,7 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
     session = await open_session(
         broker.memory.sessions,
         broker.signer,
-        broker.memory.cutoffs,
+        broker.memory.blocklist,
         principal=caller.principal,
         session_id=wanted.session_id,
         session_token=request.headers.get("x-session-token"),
@@ -76,7 +76,7 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
     )
     owner = course.owner = session.owner
     bind_ids(session_id=owner.session_id)
-    ensure_not_cut_off(broker.memory.cutoffs, owner.principal, owner.session_id)
+    ensure_not_blocked(broker.memory.blocklist, owner.principal, owner.session_id)
     # Who has neither a name nor a past can't be remembered: the memory need not be asked.
     nobody = wanted.session_id is None and not caller.principal.authenticated
     supply = recalled_spec(broker, agent, owner, tuple(wanted.modalities), remembered=not nobody)
@@ -93,7 +93,7 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
         agent=agent,
         public_base=caller.public_base,
         correlation_id=correlation_id(request.scope),
-        unseen=broker.memory.cutoffs.was_read,
+        unseen=broker.memory.blocklist.was_read,
     )
     write_audit(_audit_entry(plan, owner), broker.observe)
     return plan
@@ -246,7 +246,7 @@ TOKEN_OPERATIONS = (
         problems={
             400: ("invalid_json", "client_left"),
             401: ("not_signed_in", "bad_principal", "invalid_token"),
-            403: ("foreign_session", "session_erased", "foreign_user", "insufficient_scope", "cut_off"),
+            403: ("foreign_session", "session_erased", "foreign_user", "insufficient_scope", "blocked"),
             404: ("unknown_agent",),
             408: ("body_timeout",),
             413: ("body_too_large",),

@@ -37,7 +37,7 @@ from token_broker.memory.schemas import (
 from token_broker.memory.types import Outcome, Owner, Turn
 from token_broker.security.authentication import limit_key
 from token_broker.security.tokens import TokenError
-from token_broker.sessions.ownership import ensure_not_cut_off, session_erased
+from token_broker.sessions.ownership import ensure_not_blocked, session_erased
 from token_broker.web.ids import uuid7
 from token_broker.web.openapi import Answer, Body, Operation, Parameter
 from token_broker.web.problems import Problem
@@ -197,7 +197,7 @@ def _owner(request: Request, broker: Broker) -> Owner:
 def _writer(request: Request, broker: Broker) -> tuple[Owner, str]:
     """Who sends turns, and the key that they are counted by. Raises Problem 401, and 403 for who is blocked."""
     owner = _owner(request, broker)
-    ensure_not_cut_off(broker.memory.cutoffs, owner.principal, owner.session_id)
+    ensure_not_blocked(broker.memory.blocklist, owner.principal, owner.session_id)
     return owner, _key(request, broker, owner.principal)
 
 
@@ -248,7 +248,7 @@ async def _admit_reader(request: Request, session_id: str) -> _Reader:
         principal, has_token = owner.principal, True
     reader = _Reader(principal, _key(request, broker, principal))
     await broker.quotas.reads.admit(reader.key)
-    ensure_not_cut_off(broker.memory.cutoffs, principal, session_id)
+    ensure_not_blocked(broker.memory.blocklist, principal, session_id)
     if has_token:
         _is_theirs(owner, session_id)
     else:
@@ -336,7 +336,7 @@ def _json(model: TurnAnswer | EnrichAnswer | Forgotten, status: int) -> Response
 _WRITE_PROBLEMS = {
     400: ("invalid_json", "client_left"),
     401: ("session_token_needed",),
-    403: ("foreign_session", "session_erased", "cut_off"),
+    403: ("foreign_session", "session_erased", "blocked"),
     408: ("body_timeout",),
     413: ("body_too_large", "turn_too_large", "over_quota", "session_full"),
     422: ("invalid_request", "turn_refused"),
@@ -346,7 +346,7 @@ _WRITE_PROBLEMS = {
 }
 _READ_PROBLEMS = {
     401: ("session_token_needed", "not_signed_in", "bad_principal", "invalid_token"),
-    403: ("foreign_session", "insufficient_scope", "cut_off"),
+    403: ("foreign_session", "insufficient_scope", "blocked"),
     429: ("rate_limited",),
     503: ("store_away", "store_busy", "identity_provider_unreachable"),
 }

@@ -32,10 +32,11 @@ class ConfigurationError(click.ClickException):
 
 
 _ELSEWHERE = {
-    "cut-off": ("token_broker.cli.memory", "cut_off"),
+    "block": ("token_broker.cli.memory", "block"),
     "doctor": ("token_broker.doctor.command", "doctor_command"),
     "forget": ("token_broker.cli.memory", "forget"),
     "outbox": ("token_broker.cli.memory", "outbox"),
+    "unblock": ("token_broker.cli.memory", "unblock"),
 }
 
 

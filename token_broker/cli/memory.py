@@ -1,4 +1,4 @@
-"""`token-broker outbox`, `forget` and `cut-off`: what an operator does to the memory, and by it."""
+"""`token-broker outbox`, `forget` and `block`: what an operator does to the memory, and by it."""
 
 import asyncio
 import contextlib
@@ -12,15 +12,15 @@ import click
 
 from token_broker.memory.admin import open_admin
 from token_broker.memory.drivers.sqlite import sqlite_path
-from token_broker.memory.errors import CutOffListFullError, StoreError
+from token_broker.memory.errors import BlocklistFullError, StoreError
 from token_broker.memory.maintenance import Housekeeper, Progress
 from token_broker.memory.store.rows import DeadLetter
-from token_broker.memory.types import ANONYMOUS, CutOffKind
+from token_broker.memory.types import ANONYMOUS, BlockKind
 from token_broker.observability.logging import configure_logging
 from token_broker.sessions.schemas import SESSION_ID_PATTERN
 from token_broker.settings import Settings, SettingsError, load_settings
 
-__all__ = ["cut_off", "forget", "outbox"]
+__all__ = ["block", "forget", "outbox", "unblock"]
 
 T = TypeVar("T")
 
@@ -90,38 +90,45 @@ def forget(session_id: str | None, user: str | None) -> None:
         click.echo(f"No turn of this {'session' if user is None else 'user'} was stored: is the id right?", err=True)
 
 
-@click.command("cut-off")
-@click.option("--principal", help="The principal to cut off, as the audit's lines have it.")
-@click.option("--session", "session_id", help="The session to cut off.")
-@click.option("--lift", is_flag=True, help="Let in again.")
-@click.option("--list", "show", is_flag=True, help="Show who is cut off, and since when.")
-def cut_off(principal: str | None, session_id: str | None, *, lift: bool, show: bool) -> None:
-    """Cut off a principal or a session: within two seconds their tokens open nothing, at any replica."""
-    if show + (principal is not None) + (session_id is not None) != 1 or (show and lift):
-        raise click.UsageError("Name one: --principal, --session (either with --lift), or --list.")
+@click.command()
+@click.option("--principal", help="The principal to block, as the audit's lines have it.")
+@click.option("--session", "session_id", help="The session to block.")
+@click.option("--list", "show", is_flag=True, help="Show who is blocked, and since when.")
+def block(principal: str | None, session_id: str | None, *, show: bool) -> None:
+    """Block a principal or a session: within two seconds their tokens open nothing, at any replica."""
+    if show + (principal is not None) + (session_id is not None) != 1:
+        raise click.UsageError("Name one: --principal, --session, or --list.")
     if show:
-        for one in _run(lambda keeper: keeper.cut_offs()):
+        for one in _run(lambda keeper: keeper.blocked()):
             click.echo(f"{one.since:%Y-%m-%dT%H:%M:%SZ} {one.kind} {one.id}")
         return
     kind, name = _whom(principal, session_id)
-    if lift:
-        lifted = _run(lambda keeper: keeper.lift(kind, name))
-        click.echo(f"{kind} {name} {'is let in again' if lifted else 'was not cut off'}")
-        return
 
     async def work(keeper: Housekeeper) -> tuple[bool, bool]:
         try:
-            return await keeper.cut_off(kind, name), await keeper.knows(kind, name)
-        except CutOffListFullError as error:
+            return await keeper.block(kind, name), await keeper.knows(kind, name)
+        except BlocklistFullError as error:
             raise click.ClickException(str(error)) from None
 
     is_new, known = _run(work)
-    click.echo(f"{kind} {name} {'is cut off, everywhere within two seconds' if is_new else 'was cut off already'}")
+    click.echo(f"{kind} {name} {'is blocked, everywhere within two seconds' if is_new else 'was blocked already'}")
     if not known:
         click.echo(f"No session of this {kind} is stored: is the id right?", err=True)
 
 
-def _whom(principal: str | None, session_id: str | None) -> tuple[CutOffKind, str]:
+@click.command()
+@click.option("--principal", help="The principal to unblock.")
+@click.option("--session", "session_id", help="The session to unblock.")
+def unblock(principal: str | None, session_id: str | None) -> None:
+    """Take a principal or a session off the blocklist: what has not expired works again."""
+    if (principal is not None) + (session_id is not None) != 1:
+        raise click.UsageError("Name one: --principal, or --session.")
+    kind, name = _whom(principal, session_id)
+    unblocked = _run(lambda keeper: keeper.unblock(kind, name))
+    click.echo(f"{kind} {name} {'is unblocked' if unblocked else 'was not blocked'}")
+
+
+def _whom(principal: str | None, session_id: str | None) -> tuple[BlockKind, str]:
     """Whom the options name. Raises UsageError for what names nobody, or everybody."""
     if session_id is not None:
         if re.fullmatch(SESSION_ID_PATTERN, session_id) is None:

@@ -1,4 +1,4 @@
-"""Whom the operator has cut off, as this process knows it: asked at each door, read again every second and a half.
+"""Whom the operator has blocked, as this process knows it: asked at each door, read again every second and a half.
 
 Tokens are enough by themselves, so a door asks nobody: it looks at the last list that was read. While the store is away
 that list holds. A process that begins while it is away has no list (`was_read`): it serves new sessions alone, by
@@ -15,24 +15,24 @@ import structlog
 
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.errors import StoreError
-from token_broker.observability.logging import audit_cut_offs
+from token_broker.observability.logging import audit_blocks
 
 if TYPE_CHECKING:
     from token_broker.memory.store.blocklist import Key
 
-__all__ = ["CutOffs", "Refused"]
+__all__ = ["Refused", "StoredBlocklist"]
 
 log = structlog.get_logger(__name__)
 
 Refused = Callable[[str, str | None], bool]
-"""`CutOffList.refused`: of a principal and a session."""
+"""`Blocklist.refused`: of a principal and a session."""
 
-_EVERY_S = 1.5  # who is cut off is known everywhere within 2 s, the reading included
+_EVERY_S = 1.5  # who is blocked is known everywhere within 2 s, the reading included
 _PAGE = 500  # rows at once: decoding more would hold up talks
 
 
-class CutOffs:
-    """See `CutOffList`. `refresh` once, and `run` from then on."""
+class StoredBlocklist:
+    """See `Blocklist`. `refresh` once, and `run` from then on."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class CutOffs:
         self._watchers: list[Callable[[Refused], None]] = []
         self._read_at_s: float | None = None
         self._stale = False
-        self.unread = 0  # times the store did not say who is cut off
+        self.unread = 0  # times the store did not say who is blocked
 
     @property
     def was_read(self) -> bool:
@@ -66,7 +66,7 @@ class CutOffs:
         return principal in self._principals or session_id in self._sessions
 
     def watch(self, end_where: Callable[[Refused], None]) -> None:
-        """`end_where(refused)` is called after each reading that finds anybody cut off: it ends what they have open.
+        """`end_where(refused)` is called after each reading that finds anybody blocked: it ends what they have open.
 
         Each time, not only for newcomers to the list: what slipped in beside one reading is ended after the next.
         """
@@ -82,7 +82,7 @@ class CutOffs:
             except StoreError as error:
                 self.unread += 1
                 if not self._stale:
-                    log.warning("cut_offs_unread", reason=str(error), cut_off=len(self._keys))
+                    log.warning("blocklist_unread", reason=str(error), blocked=len(self._keys))
                 self._stale = True
                 continue
             self._end_open()
@@ -93,24 +93,24 @@ class CutOffs:
             try:
                 end_where(self.refused)
             except Exception as error:  # noqa: BLE001  # told; it is called again after the next reading
-                log.error("cut_off_not_ended", error=type(error).__name__)
+                log.error("blocked_talk_not_ended", error=type(error).__name__)
 
     async def refresh(self) -> None:
-        """Reads who is cut off now. Raises StoreError: then it stays as it was."""
+        """Reads who is blocked now. Raises StoreError: then it stays as it was."""
         found = frozenset(await self._read())
         self._read_at_s = self._clock()
         if self._stale:
             self._stale = False
-            log.info("cut_offs_read_again")
+            log.info("blocklist_read_again")
         if found != self._keys:
             before, self._keys = self._keys, found
             self._principals = frozenset(name for kind, name in found if kind == "principal")
             self._sessions = frozenset(name for kind, name in found if kind == "session")
-            audit_cut_offs(found - before, lifted=before - found)
+            audit_blocks(found - before, unblocked=before - found)
 
     @property
     def count(self) -> int:
-        """Principals and sessions that are cut off."""
+        """Principals and sessions that are blocked."""
         return len(self._keys)
 
     @property
@@ -119,10 +119,10 @@ class CutOffs:
         return None if self._read_at_s is None else round(max(0.0, self._clock() - self._read_at_s), 3)
 
     async def _read(self) -> "list[Key]":
-        from token_broker.memory.store.blocklist import cut_off_keys
+        from token_broker.memory.store.blocklist import blocked_keys
 
-        found = page = await self._database.read(partial(cut_off_keys, limit=_PAGE))
+        found = page = await self._database.read(partial(blocked_keys, limit=_PAGE))
         while len(page) == _PAGE:
-            page = await self._database.read(partial(cut_off_keys, limit=_PAGE, after=page[-1]))
+            page = await self._database.read(partial(blocked_keys, limit=_PAGE, after=page[-1]))
             found = found + page
         return found

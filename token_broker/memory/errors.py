@@ -6,14 +6,14 @@ StoreError
 │   └── StoreUnreachableError   nobody answers: others need not try until it has been reached again
 ├── StoreBusyError         it works, but its queue is full; come again
 ├── StoreRefusedError      this row will never be taken (kept apart, so that it holds up no other)
-├── CutOffListFullError    nobody more can be cut off until somebody is let in again
+├── BlocklistFullError    nobody more can be blocked until somebody is let in again
 └── StoreInUseError        another process has the SQLite file; the broker cannot start on it
 
 NotOwnerError is no fault of the store's: it did its work, and the session is not the caller's.
 """
 
 __all__ = [
-    "CutOffListFullError",
+    "BlocklistFullError",
     "NotOwnerError",
     "StoreAwayError",
     "StoreBusyError",
@@ -53,8 +53,8 @@ class StoreRefusedError(StoreError):
     """The store will not take this row, now or later."""
 
 
-class CutOffListFullError(StoreError):
-    """As many are cut off as the list holds."""
+class BlocklistFullError(StoreError):
+    """As many are blocked as the list holds."""
 
 
 class StoreInUseError(StoreError):

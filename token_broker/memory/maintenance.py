@@ -1,4 +1,4 @@
-"""What is done to the memory now and then: forgetting, retention, dead letters, cutting off.
+"""What is done to the memory now and then: forgetting, retention, dead letters, blocking.
 
 For the broker and the command line.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from token_broker.memory.store.outbox import Figures
     from token_broker.memory.store.rows import DeadLetter
-    from token_broker.memory.types import CutOff, CutOffKind
+    from token_broker.memory.types import Block, BlockKind
 
 __all__ = ["Housekeeper", "Progress"]
 
@@ -148,25 +148,25 @@ class Housekeeper:
 
         return await self._delete_turns(partial(purge_dead, session_id=session_id, limit=_CHUNK))
 
-    async def cut_off(self, kind: "CutOffKind", name: str) -> bool:
-        """Cuts off a principal or a session; False where it was already. Raises CutOffListFullError, StoreError."""
-        from token_broker.memory.store.blocklist import cut_off
+    async def block(self, kind: "BlockKind", name: str) -> bool:
+        """Blocks a principal or a session; False where it was already. Raises BlocklistFullError, StoreError."""
+        from token_broker.memory.store.blocklist import block
 
-        return await self._database.write(partial(cut_off, kind=kind, name=name, now_us=to_us(self._clock())))
+        return await self._database.write(partial(block, kind=kind, name=name, now_us=to_us(self._clock())))
 
-    async def lift(self, kind: "CutOffKind", name: str) -> bool:
-        """Lets in again whom `cut_off` shut out; False where nobody was. Raises StoreError."""
-        from token_broker.memory.store.blocklist import lift
+    async def unblock(self, kind: "BlockKind", name: str) -> bool:
+        """Lets in again whom `block` shut out; False where nobody was. Raises StoreError."""
+        from token_broker.memory.store.blocklist import unblock
 
-        return await self._database.write(partial(lift, kind=kind, name=name))
+        return await self._database.write(partial(unblock, kind=kind, name=name))
 
-    async def cut_offs(self) -> "list[CutOff]":
-        """Who is cut off, the latest last. Raises StoreError."""
-        from token_broker.memory.store.blocklist import list_cut_offs
+    async def blocked(self) -> "list[Block]":
+        """Who is blocked, the latest last. Raises StoreError."""
+        from token_broker.memory.store.blocklist import list_blocks
 
-        return await self._database.read(list_cut_offs)
+        return await self._database.read(list_blocks)
 
-    async def knows(self, kind: "CutOffKind", name: str) -> bool:
+    async def knows(self, kind: "BlockKind", name: str) -> bool:
         """Whether a session of theirs is stored: of a mistyped id there is none. Raises StoreError."""
         from token_broker.memory.store.blocklist import is_known
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from token_broker.memory.blocklist import CutOffs
+from token_broker.memory.blocklist import StoredBlocklist
 from token_broker.memory.delivery.backoff import backoff_s
 from token_broker.memory.delivery.local import LocalFacts, LocalSink
 from token_broker.memory.drivers.database import Database, connect
@@ -52,7 +52,7 @@ _FLUSH_S = 5.0  # what a shutdown gives proxied turns to reach the store
 
 
 class Memory:
-    """Turns, sessions, tickets, cut-offs, recall; make it with `Memory.open`."""
+    """Turns, sessions, tickets, the blocklist, recall; make it with `Memory.open`."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Memory:
         )
         self.sessions = StoredSessions(self._database, self._writer, patience_s=settings.store_patience_s, clock=clock)
         self.tickets = StoredTickets(self._database, patience_s=settings.store_patience_s, clock=clock)
-        self.cutoffs = CutOffs(self._database, required=settings.require_blocklist == "on", clock=clock)
+        self.blocklist = StoredBlocklist(self._database, required=settings.require_blocklist == "on", clock=clock)
         self._erasing = asyncio.Event()
         self._local_facts = LocalFacts(self._database)
         indexes = self._database.dialect == "sqlite" and not self._has_zep  # with Zep nobody searches here
@@ -131,7 +131,7 @@ class Memory:
                 ("store", memory._keep_open),
                 ("writer", memory._keep_writing),
                 ("intake", memory.intake.run),
-                ("cutoffs", memory._keep_cutoffs),
+                ("blocklist", memory._keep_blocklist),
                 ("delivery", memory._keep_delivering),
                 ("words", memory._keep_indexing),
                 ("sweeping", memory._keep_sweeping),
@@ -245,9 +245,9 @@ class Memory:
             last_delivery_failure=worker.last_failure if worker else None,
             tickets_spent_locally=self.tickets.spent_locally,
             sessions_unanswered=self.sessions.unanswered,
-            cut_offs=self.cutoffs.count,
-            cut_offs_age_s=self.cutoffs.age_s,
-            cut_offs_unread=self.cutoffs.unread,
+            blocked=self.blocklist.count,
+            blocklist_age_s=self.blocklist.age_s,
+            blocklist_unread=self.blocklist.unread,
             recalls=self.recall.counts.asked,
             recalls_late=self.recall.counts.late,
             recalls_failed=self.recall.counts.failed,
@@ -294,7 +294,7 @@ class Memory:
             try:
                 was_empty |= await self._database.open()
                 await self._begin_after_what_is_stored()
-                await self.cutoffs.refresh()
+                await self.blocklist.refresh()
             except StoreError as error:
                 failures += 1
                 self._state, self._reason = "away", str(error)
@@ -317,9 +317,9 @@ class Memory:
         await self._opened.wait()
         await self._writer.run()
 
-    async def _keep_cutoffs(self) -> None:
+    async def _keep_blocklist(self) -> None:
         await self._opened.wait()
-        await self.cutoffs.run()
+        await self.blocklist.run()
 
     async def _keep_delivering(self) -> None:
         await self._opened.wait()

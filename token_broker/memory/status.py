@@ -12,7 +12,7 @@ StoreState = Literal["opening", "open", "away"]
 class MemoryStatus:
     """A snapshot. Counts are this process's since it began; `queued`, `oldest_age_s`, `dead` and `to_forget` are the
     store's, over all replicas, as of `figures_age_s` ago (None: never asked yet);
-    `cut_offs` as of `cut_offs_age_s` ago. `full_sessions` and `short_of_disk` are turns that were refused for it;
+    `blocked` as of `blocklist_age_s` ago. `full_sessions` and `short_of_disk` are turns that were refused for it;
     `disk_free_bytes` is None where the disk is not ours, or can't be looked at.
     """
 
@@ -44,9 +44,9 @@ class MemoryStatus:
     last_delivery_failure: str | None
     tickets_spent_locally: int
     sessions_unanswered: int
-    cut_offs: int
-    cut_offs_age_s: float | None
-    cut_offs_unread: int
+    blocked: int
+    blocklist_age_s: float | None
+    blocklist_unread: int
     recalls: int
     recalls_late: int
     recalls_failed: int

@@ -9,9 +9,9 @@ __all__ = [
     "ANONYMOUS",
     "LAST_TURNS",
     "NOBODY",
-    "CutOff",
-    "CutOffKind",
-    "CutOffList",
+    "Block",
+    "BlockKind",
+    "Blocklist",
     "Outcome",
     "Owner",
     "Recall",
@@ -30,7 +30,7 @@ LAST_TURNS = 12  # of a session, told to an agent that takes it up again
 
 Role = Literal["user", "assistant"]
 Source = Literal["proxy", "browser"]
-CutOffKind = Literal["principal", "session"]
+BlockKind = Literal["principal", "session"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +114,16 @@ class SessionBook(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class CutOff:
+class Block:
     """A principal, or one session, that the operator lets in no more."""
 
-    kind: CutOffKind
+    kind: BlockKind
     id: str
     since: datetime  # UTC
 
 
-class CutOffList(Protocol):
-    """Whom the operator has cut off, as every replica knows within two seconds."""
+class Blocklist(Protocol):
+    """Whom the operator has blocked, as every replica knows within two seconds."""
 
     @property
     def was_read(self) -> bool:

@@ -30,8 +30,8 @@ __all__ = [
     "AuditEntry",
     "Redactor",
     "advice_on",
+    "audit_blocks",
     "audit_changed_call",
-    "audit_cut_offs",
     "begin_ids",
     "bind_ids",
     "configure_logging",
@@ -167,13 +167,13 @@ def write_audit(entry: AuditEntry, observe: Observer) -> None:
     observe(CredentialIssued(agent_id=entry.agent_id, strategy=entry.strategy, holder=entry.holder))
 
 
-def audit_cut_offs(cut_off: Collection[tuple[str, str]], *, lifted: Collection[tuple[str, str]]) -> None:
-    """Writes to the audit who is cut off from now on, and who no longer: kinds with ids, of many the first few."""
+def audit_blocks(blocked: Collection[tuple[str, str]], *, unblocked: Collection[tuple[str, str]]) -> None:
+    """Writes to the audit who is blocked from now on, and who no longer: kinds with ids, of many the first few."""
     audit.info(
-        "cut_offs_changed",
-        cut_off=[f"{kind} {name}" for kind, name in sorted(cut_off)[:_NAMED_AT_ONCE]],
-        lifted=[f"{kind} {name}" for kind, name in sorted(lifted)[:_NAMED_AT_ONCE]],
-        counts=[len(cut_off), len(lifted)],
+        "blocklist_changed",
+        blocked=[f"{kind} {name}" for kind, name in sorted(blocked)[:_NAMED_AT_ONCE]],
+        unblocked=[f"{kind} {name}" for kind, name in sorted(unblocked)[:_NAMED_AT_ONCE]],
+        counts=[len(blocked), len(unblocked)],
     )
 
 

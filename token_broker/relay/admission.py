@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import structlog
 from starlette.types import Scope
 
-from token_broker.memory.types import CutOffList, Owner, TicketBook
+from token_broker.memory.types import Blocklist, Owner, TicketBook
 from token_broker.security.credentials import SeveralCredentialsError, presented_credential
 from token_broker.security.rate_limits import SessionLease, SessionLimits, Turnstile
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TicketClaims, TokenError, TokenSigner
@@ -22,12 +22,12 @@ from token_broker.sessions.agents import Agent, AgentBook
 from token_broker.settings import Settings
 from token_broker.web.problems import Problem
 
-__all__ = ["CUT_OFF", "SESSION_GONE", "Admission", "RefusedError", "Visitor"]
+__all__ = ["BLOCKED", "SESSION_GONE", "Admission", "RefusedError", "Visitor"]
 
 log = structlog.get_logger("token_broker.relay")
 
 TICKET_PREFIX = "ticket."
-CUT_OFF = Ending(TICKET_REFUSED, "the operator has cut off this session or its user")
+BLOCKED = Ending(TICKET_REFUSED, "the operator has blocked this session or its user")
 SESSION_GONE = Ending(TICKET_REFUSED, "this session was erased: begin a new one")
 _BLOCKLIST_UNREAD = "this broker does not know yet who is blocked: try again"
 _RETRY_AFTER_S = 5
@@ -71,7 +71,7 @@ class Admission:
         drain: Drain,
         origin_refusal: OriginRefusal,
         limit_key: LimitKey,
-        cutoffs: CutOffList,
+        blocklist: Blocklist,
     ) -> None:
         self._settings = settings
         self._agents = agents
@@ -82,7 +82,7 @@ class Admission:
         self._drain = drain
         self._origin_refusal = origin_refusal
         self._limit_key = limit_key
-        self._cutoffs = cutoffs
+        self._blocklist = blocklist
 
     def by_ticket(self, scope: Scope) -> Visitor:
         """Who comes with a plan's ticket, to the plan's session. Raises RefusedError."""
@@ -168,10 +168,10 @@ class Admission:
         agent = self._agents.get(claims.agent_id or self._agents.default)
         if agent is None:
             raise _refused(BAD_REQUEST, "the ticket's agent is gone: ask for a new plan", 401, "agent_gone")
-        if self._cutoffs.is_missed:
+        if self._blocklist.is_missed:
             raise _refused(DRAINING, _BLOCKLIST_UNREAD, 503, "blocklist_unread", retry=True)
-        if self._cutoffs.refused(claims.principal, claims.session_id):
-            raise _refused(CUT_OFF.code, CUT_OFF.reason, 403, "cut_off")
+        if self._blocklist.refused(claims.principal, claims.session_id):
+            raise _refused(BLOCKED.code, BLOCKED.reason, 403, "blocked")
         epoch, credential_id, uses, counted_until_s = claims.epoch, None, 1, claims.expires_at_s
         if isinstance(claims, TicketClaims):
             credential_id = claims.ticket_id

@@ -17,7 +17,7 @@ from strategies.base import SessionSpec
 from token_broker.memory.types import Owner, Recall, TurnIntake
 from token_broker.observability.events import Observer, TalkEnded, unheard
 from token_broker.observability.logging import bind_ids
-from token_broker.relay.admission import CUT_OFF, SESSION_GONE, Admission, RefusedError, Visitor
+from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, RefusedError, Visitor
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import Client
 from token_broker.relay.counters import RelayCounters
@@ -119,10 +119,10 @@ class VoiceRelay:
         }
 
     def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
-        """Ends the talks of whom the operator has cut off; `refused` says it of a principal and a session."""
+        """Ends the talks of whom the operator has blocked; `refused` says it of a principal and a session."""
         for talk in self._talks:
             if refused(talk.owner.principal, talk.owner.session_id):
-                talk.end(CUT_OFF)
+                talk.end(BLOCKED)
 
     def end_session(self, owner: Owner) -> None:
         """Ends the talks of a session that is not `owner`'s any more: nothing that is said in them can be kept."""

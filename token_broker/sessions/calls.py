@@ -1,4 +1,4 @@
-"""WebRTC calls that this process set up at Azure: posting the offer, hanging up, and ending those of who was cut off.
+"""WebRTC calls that this process set up at Azure: posting the offer, hanging up, and ending those of who was blocked.
 
 Media flows past the broker, so a call's end is seen only where the broker brings it about, or listens (`sideband`).
 A call whose answer did not reach its client is nobody's: it is hung up, and holds no place.
@@ -96,12 +96,12 @@ class Calls:
             self._ending[call_id] = asyncio.create_task(work, name="call-ending")
 
     def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
-        """Hangs up the calls of whom the operator has cut off; one that Azure does not end now is asked for again."""
+        """Hangs up the calls of whom the operator has blocked; one that Azure does not end now is asked for again."""
         self._forget_those_over()
         for call_id, call in self._running.items():
             owner = call.owner
             if call_id not in self._ending and refused(owner.principal, owner.session_id):
-                self._ending[call_id] = asyncio.create_task(self._end(call_id, call), name="call-cut-off")
+                self._ending[call_id] = asyncio.create_task(self._end(call_id, call), name="blocked-call")
 
     async def _end_surely(self, call_id: str, call: _Call, why: str) -> None:
         until_s = time.monotonic() + self._max_talk_s
@@ -129,9 +129,11 @@ class Calls:
     async def _end(self, call_id: str, call: _Call) -> None:
         try:
             await self.hang_up(call.endpoint, call_id)
-            log.info("call_cut_off", session_id=call.owner.session_id, principal=call.owner.principal)
+            log.info("blocked_call_ended", session_id=call.owner.session_id, principal=call.owner.principal)
         except MintError as error:
-            log.warning("call_not_cut_off", session_id=call.owner.session_id, outcome=error.outcome, why=str(error))
+            log.warning(
+                "blocked_call_not_ended", session_id=call.owner.session_id, outcome=error.outcome, why=str(error)
+            )
         finally:
             del self._ending[call_id]
 

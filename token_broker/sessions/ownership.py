@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from token_broker.memory.errors import StoreError
-from token_broker.memory.types import CutOffList, Owner, SessionBook, SessionRecord
+from token_broker.memory.types import Blocklist, Owner, SessionBook, SessionRecord
 from token_broker.security.authentication import Principal
 from token_broker.security.tokens import RESUME_GRACE_S, ClientSecretClaims, SessionClaims, TokenError, TokenSigner
 from token_broker.web.ids import uuid7
@@ -18,7 +18,7 @@ __all__ = [
     "OpenedSession",
     "blocklist_unread",
     "confirm_owner",
-    "ensure_not_cut_off",
+    "ensure_not_blocked",
     "open_session",
     "session_erased",
 ]
@@ -56,7 +56,7 @@ class OpenedSession:
 async def open_session(
     book: SessionBook,
     signer: TokenSigner,
-    cutoffs: CutOffList,
+    blocklist: Blocklist,
     *,
     principal: Principal,
     session_id: str | None,
@@ -73,7 +73,7 @@ async def open_session(
     label = None if principal.authenticated else user_id
     if session_id is None:
         return OpenedSession(Owner(uuid7(), principal.id, _now_ms(), label), is_new_name=False)
-    if not cutoffs.was_read:  # the session may be blocked
+    if not blocklist.was_read:  # the session may be blocked
         raise _owner_unknown()
     claims = _claims(signer, session_token, session_id)
     if claims is not None and claims.principal != principal.id:
@@ -91,14 +91,14 @@ async def open_session(
 
 
 async def confirm_owner(
-    book: SessionBook, cutoffs: CutOffList, claims: ClientSecretClaims | SessionClaims
+    book: SessionBook, blocklist: Blocklist, claims: ClientSecretClaims | SessionClaims
 ) -> OpenedSession:
     """The session of a credential that makes another one, with the next epoch; the credential is good.
 
     Raises Problem 403 where the store says that the session is another's or was erased, and 503 where the blocklist was
     never read.
     """
-    if not cutoffs.was_read:
+    if not blocklist.was_read:
         raise _owner_unknown()
     record = await _find(book, claims.session_id, proven=True)
     if record is not None:
@@ -107,16 +107,16 @@ async def confirm_owner(
     return OpenedSession(Owner(claims.session_id, claims.principal, epoch, claims.user_id), is_new_name=False)
 
 
-def ensure_not_cut_off(cutoffs: CutOffList, principal: str, session_id: str) -> None:
-    """Raises Problem 403 where the operator has cut off the principal or the session: their tokens open nothing.
+def ensure_not_blocked(blocklist: Blocklist, principal: str, session_id: str) -> None:
+    """Raises Problem 403 where the operator has blocked the principal or the session: their tokens open nothing.
 
     Raises Problem 503 where BROKER_REQUIRE_BLOCKLIST wants the list read first, and it was not.
     """
-    if cutoffs.is_missed:
+    if blocklist.is_missed:
         raise blocklist_unread()
-    if cutoffs.refused(principal, session_id):
-        detail = "This session, or its user, was cut off by the operator: ask them; asking again here is of no use."
-        raise Problem(403, "cut_off", detail)
+    if blocklist.refused(principal, session_id):
+        detail = "This session, or its user, was blocked by the operator: ask them; asking again here is of no use."
+        raise Problem(403, "blocked", detail)
 
 
 def blocklist_unread() -> Problem:

@@ -83,7 +83,7 @@ class OnceTickets:
 
 
 @dataclass
-class FixedCutOffs:
+class FixedBlocklist:
     names: set[str] = field(default_factory=set)
     was_read: bool = True
     is_missed: bool = False
@@ -122,7 +122,7 @@ class Running:
     intake: RecordingIntake
     recall: FixedRecall
     tickets: OnceTickets
-    cutoffs: FixedCutOffs
+    blocklist: FixedBlocklist
     signer: TokenSigner
     agents: AgentBook
     port: int = 0
@@ -233,11 +233,11 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         Drain(),
         SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions),
     )
-    intake, recall, tickets, cutoffs, signer = (
+    intake, recall, tickets, blocklist, signer = (
         RecordingIntake(),
         FixedRecall(),
         OnceTickets(),
-        FixedCutOffs(),
+        FixedBlocklist(),
         TokenSigner(settings.signing_keys),
     )
     book = agents or load_agents()
@@ -259,7 +259,7 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         drain=drain,
         origin_refusal=origin_refusal,
         limit_key=lambda scope, principal: principal,
-        cutoffs=cutoffs,
+        blocklist=blocklist,
     )
     relay = VoiceRelay(
         settings=settings,
@@ -271,7 +271,7 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         limits=limits,
         drain=drain,
     )
-    running = Running(settings, relay, connector, drain, limits, intake, recall, tickets, cutoffs, signer, book)
+    running = Running(settings, relay, connector, drain, limits, intake, recall, tickets, blocklist, signer, book)
     return running
 
 

@@ -1,6 +1,6 @@
 """Lanes for reading: what is asked for in one of them waits for nothing in another.
 
-`quick` answers who owns a session, who is cut off, how the store does; `bulk` reads pages of turns; `recall` looks for
+`quick` answers who owns a session, who is blocked, how the store does; `bulk` reads pages of turns; `recall` looks for
 what an agent is told. Each has threads (SQLite) or connections (PostgreSQL) of its own, and a bound on how many wait.
 """
 

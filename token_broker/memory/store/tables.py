@@ -28,7 +28,7 @@ __all__ = [
     "SCHEMA_REVISION",
     "SQLITE_SEARCH",
     "Delivery",
-    "cutoffs",
+    "blocklist",
     "erasures",
     "metadata",
     "outbox",
@@ -155,8 +155,8 @@ erasures = Table(
     PrimaryKeyConstraint("bucket", "principal", "session_id"),
 )
 
-# Whom the operator has cut off: a principal, or one session.
-cutoffs = Table(
+# Whom the operator has blocked: a principal, or one session.
+blocklist = Table(
     "cutoffs",
     metadata,
     Column("kind", Text, nullable=False),

@@ -1,4 +1,4 @@
-"""A principal or a session that the operator cut off: its tokens open nothing; others notice nothing."""
+"""A principal or a session that the operator blocked: its tokens open nothing; others notice nothing."""
 
 import asyncio
 import base64
@@ -19,7 +19,7 @@ from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
 from token_broker.simulator import RunningSimulator
 
-CUT_OFF = (403, "cut_off")
+BLOCKED = (403, "blocked")
 LET_IN = (502, "azure_refused")  # an offer that was handed to the simulated Azure, which wants a whole one
 PROMISED_S, SLACK_S = 2, 8  # a slow machine reads late
 
@@ -60,7 +60,7 @@ def answers(
     return holds
 
 
-async def test_a_principal_that_was_cut_off_gets_no_plan_no_call_and_no_session_back(
+async def test_a_principal_that_was_blocked_gets_no_plan_no_call_and_no_session_back(
     azure: RunningSimulator, start_broker: StartBroker
 ) -> None:
     broker = await start_broker(azure, auth="easyauth")
@@ -69,45 +69,45 @@ async def test_a_principal_that_was_cut_off_gets_no_plan_no_call_and_no_session_
     bobs = (await broker.token(**bob)).plan
     assert verdict(await offer(broker, plan)) == LET_IN
     async with open_admin(broker.settings) as admin:
-        await admin.cut_off("principal", "easyauth:aad:ann")
-        await broker.broker.memory.cutoffs.refresh()
+        await admin.block("principal", "easyauth:aad:ann")
+        await broker.broker.memory.blocklist.refresh()
         mints = len(azure.requests)
-        assert verdict((await broker.token(**ann)).response) == CUT_OFF
-        assert verdict(await resume(broker, plan, **ann)) == CUT_OFF
-        assert verdict(await offer(broker, plan)) == CUT_OFF
+        assert verdict((await broker.token(**ann)).response) == BLOCKED
+        assert verdict(await resume(broker, plan, **ann)) == BLOCKED
+        assert verdict(await offer(broker, plan)) == BLOCKED
         assert len(azure.requests) == mints, "Azure is asked for nothing"
         assert await say(broker, plan) == 403
         assert (await resume(broker, bobs, **bob)).status_code == 200
         assert verdict(await offer(broker, bobs)) == LET_IN
-        await admin.lift("principal", "easyauth:aad:ann")
-        await broker.broker.memory.cutoffs.refresh()
+        await admin.unblock("principal", "easyauth:aad:ann")
+        await broker.broker.memory.blocklist.refresh()
         assert (await resume(broker, plan, **ann)).status_code == 200
         assert verdict(await offer(broker, plan)) == LET_IN
 
 
-async def test_a_session_that_was_cut_off_is_refused_and_its_user_may_begin_another(
+async def test_a_session_that_was_blocked_is_refused_and_its_user_may_begin_another(
     azure: RunningSimulator, start_broker: StartBroker
 ) -> None:
     broker = await start_broker(azure)
     plan, other = await broker.plan(), await broker.plan()
     async with open_admin(broker.settings) as admin:
-        await admin.cut_off("session", plan["session_id"])
-    await broker.broker.memory.cutoffs.refresh()
-    assert verdict(await resume(broker, plan)) == CUT_OFF
-    assert verdict(await offer(broker, plan)) == CUT_OFF
+        await admin.block("session", plan["session_id"])
+    await broker.broker.memory.blocklist.refresh()
+    assert verdict(await resume(broker, plan)) == BLOCKED
+    assert verdict(await offer(broker, plan)) == BLOCKED
     assert (await resume(broker, other)).status_code == 200
     assert (await broker.plan())["session_id"] != plan["session_id"]
 
 
-async def test_who_insists_after_being_cut_off_is_held_to_the_rate(
+async def test_who_insists_after_being_blocked_is_held_to_the_rate(
     azure: RunningSimulator, start_broker: StartBroker
 ) -> None:
     broker = await start_broker(azure, auth="easyauth", rate_limit_per_minute=2)
     async with open_admin(broker.settings) as admin:
-        await admin.cut_off("principal", "easyauth:aad:ann")
-    await broker.broker.memory.cutoffs.refresh()
+        await admin.block("principal", "easyauth:aad:ann")
+    await broker.broker.memory.blocklist.refresh()
     seen = [verdict((await broker.token(**signed_in("ann"))).response) for _ in range(3)]
-    assert seen == [CUT_OFF, CUT_OFF, (429, "rate_limited")]
+    assert seen == [BLOCKED, BLOCKED, (429, "rate_limited")]
 
 
 @pytest.mark.parametrize("faults", [[], [{"match": "/hangup", "fault": "status", "code": 503, "times": 1}]])
@@ -130,14 +130,14 @@ async def test_calls_that_run_through_the_broker_are_hung_up_and_nobody_elses(
         azure.set_faults(*faults)
         async with open_admin(broker.settings) as admin:
             for plan in (relayed, through_a_door):
-                await admin.cut_off("session", plan["session_id"])
+                await admin.block("session", plan["session_id"])
 
         async def one_is_left() -> bool:
             return azure.calls == broker.broker.talks.active == 1
 
         await eventually(one_is_left, within_s=2 * PROMISED_S + SLACK_S)
         async with open_admin(broker.settings) as admin:
-            await admin.cut_off("session", others["session_id"])
+            await admin.block("session", others["session_id"])
 
         async def none_is_left() -> bool:
             return azure.calls == broker.broker.talks.active == 0
@@ -160,48 +160,50 @@ async def test_the_command_cuts_off_and_lets_in_again_beside_a_running_broker(
             return await client.post("/realtime/token", json=body, headers=proof)
 
         session = ("--session", plan["session_id"])
-        cut = await run_command("cut-off", *session, env=env, cwd=tmp_path)
+        cut = await run_command("block", *session, env=env, cwd=tmp_path)
         said = f"session {plan['session_id']}"
-        assert (cut.code, cut.out, cut.err) == (0, f"{said} is cut off, everywhere within two seconds\n", "")
-        await eventually(answers(ask, CUT_OFF), within_s=PROMISED_S + SLACK_S)
+        assert (cut.code, cut.out, cut.err) == (0, f"{said} is blocked, everywhere within two seconds\n", "")
+        await eventually(answers(ask, BLOCKED), within_s=PROMISED_S + SLACK_S)
         again, listed = await asyncio.gather(
-            run_command("cut-off", *session, env=env, cwd=tmp_path),
-            run_command("cut-off", "--list", env=env, cwd=tmp_path),
+            run_command("block", *session, env=env, cwd=tmp_path),
+            run_command("block", "--list", env=env, cwd=tmp_path),
         )
-        assert (again.code, again.out) == (0, f"{said} was cut off already\n")
+        assert (again.code, again.out) == (0, f"{said} was blocked already\n")
         assert listed.out.endswith(f"Z {said}\n")
-        lifted = await run_command("cut-off", *session, "--lift", env=env, cwd=tmp_path)
-        assert (lifted.code, lifted.out) == (0, f"{said} is let in again\n")
+        unblocked = await run_command("unblock", *session, env=env, cwd=tmp_path)
+        assert (unblocked.code, unblocked.out) == (0, f"{said} is unblocked\n")
         await eventually(answers(ask, (200, None)), within_s=PROMISED_S + SLACK_S)
-        told = [line for line in process.log.splitlines() if "cut_offs_changed" in line]
-        assert [json.loads(line)["cut_off"] for line in told] == [[said], []]
-        assert [json.loads(line)["lifted"] for line in told] == [[], [said]]
+        told = [line for line in process.log.splitlines() if "blocklist_changed" in line]
+        assert [json.loads(line)["blocked"] for line in told] == [[said], []]
+        assert [json.loads(line)["unblocked"] for line in told] == [[], [said]]
 
 
 async def test_the_command_says_where_nobody_is_known_by_the_id(tmp_path: Path) -> None:
     env = environment(tmp_path, None)
-    assert (await run_command("cut-off", "--list", env=env, cwd=tmp_path)).out == ""  # makes the store
-    cut = await run_command("cut-off", "--principal", "easyauth:aad:typo", env=env, cwd=tmp_path)
+    assert (await run_command("block", "--list", env=env, cwd=tmp_path)).out == ""  # makes the store
+    cut = await run_command("block", "--principal", "easyauth:aad:typo", env=env, cwd=tmp_path)
     assert (cut.code, cut.err) == (0, "No session of this principal is stored: is the id right?\n")
-    assert (await run_command("cut-off", "--principal", "ann", "--lift", env=env, cwd=tmp_path)).out == (
-        "principal ann was not cut off\n"
+    assert (await run_command("unblock", "--principal", "ann", env=env, cwd=tmp_path)).out == (
+        "principal ann was not blocked\n"
     )
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "Name one"),
-        (("--lift",), "Name one"),
-        (("--list", "--lift"), "Name one"),
-        (("--principal", "ann", "--session", "0123456789abcdef"), "Name one"),
-        (("--principal", "anonymous"), "name the session"),
-        (("--principal", ""), "no principal"),
-        (("--session", "short"), "no session"),
+        (("block",), "Name one"),
+        (("unblock",), "Name one"),
+        (("block", "--list", "--principal", "ann"), "Name one"),
+        (("block", "--principal", "ann", "--session", "0123456789abcdef"), "Name one"),
+        (("unblock", "--principal", "ann", "--session", "0123456789abcdef"), "Name one"),
+        (("block", "--principal", "anonymous"), "name the session"),
+        (("block", "--principal", ""), "no principal"),
+        (("block", "--session", "short"), "no session"),
+        (("unblock", "--session", "short"), "no session"),
     ],
 )
 async def test_who_names_nobody_or_everybody_is_told(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    finished = await run_command("cut-off", *arguments, env=environment(tmp_path, None), cwd=tmp_path)
+    finished = await run_command(*arguments, env=environment(tmp_path, None), cwd=tmp_path)
     assert (finished.code, finished.out) == (2, "")
     assert said in finished.err
     assert not list(tmp_path.iterdir()), "the store is not touched"  # noqa: ASYNC240  # nothing else runs by now

@@ -1,4 +1,4 @@
-"""Whom the operator cut off: known to every process within two seconds, and for as long as it takes."""
+"""Whom the operator blocked: known to every process within two seconds, and for as long as it takes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,21 +12,21 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
-from token_broker.memory.blocklist import CutOffs, Refused
+from token_broker.memory.blocklist import Refused, StoredBlocklist
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.errors import CutOffListFullError
+from token_broker.memory.errors import BlocklistFullError
 from token_broker.memory.service import Memory
-from token_broker.memory.store.blocklist import MAX_CUT_OFFS, cut_off, cut_off_keys, lift
-from token_broker.memory.store.tables import cutoffs
+from token_broker.memory.store.blocklist import MAX_BLOCKS, block, blocked_keys, unblock
+from token_broker.memory.store.tables import blocklist
 
 
 @pytest.fixture
-def known(database: Database) -> CutOffs:
-    return CutOffs(database, every_s=0.02)
+def known(database: Database) -> StoredBlocklist:
+    return StoredBlocklist(database, every_s=0.02)
 
 
 @pytest.fixture
-async def kept(known: CutOffs) -> AsyncIterator[CutOffs]:
+async def kept(known: StoredBlocklist) -> AsyncIterator[StoredBlocklist]:
     """The same, read again and again."""
     task = asyncio.create_task(known.run())
     yield known
@@ -36,66 +36,66 @@ async def kept(known: CutOffs) -> AsyncIterator[CutOffs]:
 
 async def cut(database: Database, *principals: str) -> None:
     for name in principals:
-        await database.write(partial(cut_off, kind="principal", name=name, now_us=1))
+        await database.write(partial(block, kind="principal", name=name, now_us=1))
 
 
 async def fill(database: Database, count: int) -> None:
     rows = [{"kind": "principal", "id": f"user-{number}", "since_us": number} for number in range(count)]
-    await database.write(lambda connection: connection.execute(insert(cutoffs), rows).rowcount)
+    await database.write(lambda connection: connection.execute(insert(blocklist), rows).rowcount)
 
 
-async def test_somebody_is_cut_off_beside_a_running_broker_and_let_in_again(make_settings: MakeSettings) -> None:
+async def test_somebody_is_blocked_beside_a_running_broker_and_let_in_again(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with Memory.open(settings) as memory, open_admin(settings) as admin:
         await memory.ready()
-        assert not memory.cutoffs.refused("ann", SESSION)
-        assert await admin.cut_off("principal", "ann")
-        assert await admin.cut_off("session", SESSION)
+        assert not memory.blocklist.refused("ann", SESSION)
+        assert await admin.block("principal", "ann")
+        assert await admin.block("session", SESSION)
 
         async def everywhere() -> bool:
-            return memory.status().cut_offs == 2
+            return memory.status().blocked == 2
 
         await eventually(everywhere, within_s=10)
-        refused = memory.cutoffs.refused
+        refused = memory.blocklist.refused
         assert [refused("ann", None), refused("ann", "another-session-01"), refused("bob", SESSION)] == [True] * 3
         assert [refused("bob", None), refused(SESSION, "ann"), refused("ann2", "another-session-01")] == [False] * 3
-        assert [(one.kind, one.id) for one in await admin.cut_offs()] == [("principal", "ann"), ("session", SESSION)]
-        assert await admin.lift("principal", "ann")
-        await memory.cutoffs.refresh()
+        assert [(one.kind, one.id) for one in await admin.blocked()] == [("principal", "ann"), ("session", SESSION)]
+        assert await admin.unblock("principal", "ann")
+        await memory.blocklist.refresh()
         assert [refused("ann", "another-session-01"), refused("ann", SESSION)] == [False, True]
 
 
-async def test_what_a_cut_off_session_said_is_still_kept(make_settings: MakeSettings) -> None:
+async def test_what_a_blocked_session_said_is_still_kept(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with Memory.open(settings) as memory, open_admin(settings) as admin:
-        await admin.cut_off("session", SESSION)
+        await admin.block("session", SESSION)
         await memory.append([turn("t1")])
         assert [found.turn_id for found in await memory.turns(SESSION, principal="anonymous", limit=9) or []] == ["t1"]
 
 
-async def test_a_broker_that_has_its_store_knows_who_was_cut_off_before_it_began(make_settings: MakeSettings) -> None:
+async def test_a_broker_that_has_its_store_knows_who_was_blocked_before_it_began(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with open_admin(settings) as admin:
-        await admin.cut_off("principal", "ann")
+        await admin.block("principal", "ann")
     async with Memory.open(settings) as memory:
         await memory.ready()
-        assert memory.cutoffs.refused("ann", None)
+        assert memory.blocklist.refused("ann", None)
 
 
-async def test_cutting_off_and_lifting_twice_is_the_same_as_once(database: Database) -> None:
-    work = partial(cut_off, kind="principal", name="ann")
+async def test_blocking_and_unblocking_twice_is_the_same_as_once(database: Database) -> None:
+    work = partial(block, kind="principal", name="ann")
     assert [await database.write(partial(work, now_us=at)) for at in (1, 2)] == [True, False]
-    assert [await database.write(partial(lift, kind="principal", name="ann")) for _ in range(2)] == [True, False]
+    assert [await database.write(partial(unblock, kind="principal", name="ann")) for _ in range(2)] == [True, False]
 
 
 async def test_of_two_operators_at_once_one_cuts_off(database: Database) -> None:
-    both = [database.write(partial(cut_off, kind="session", name=SESSION, now_us=1)) for _ in range(2)]
+    both = [database.write(partial(block, kind="session", name=SESSION, now_us=1)) for _ in range(2)]
     assert sorted(await asyncio.gather(*both)) == [False, True]
 
 
-async def test_a_list_of_many_is_read_whole(database: Database, known: CutOffs) -> None:
+async def test_a_list_of_many_is_read_whole(database: Database, known: StoredBlocklist) -> None:
     await fill(database, 1000)
-    await database.write(partial(cut_off, kind="session", name=SESSION, now_us=1))
+    await database.write(partial(block, kind="session", name=SESSION, now_us=1))
     await known.refresh()
     assert known.count == 1001
     assert all(known.refused(f"user-{number}", None) for number in range(1000))
@@ -103,14 +103,14 @@ async def test_a_list_of_many_is_read_whole(database: Database, known: CutOffs) 
 
 
 async def test_a_full_list_takes_nobody_more_until_somebody_is_let_in_again(database: Database) -> None:
-    await fill(database, MAX_CUT_OFFS)
-    with pytest.raises(CutOffListFullError, match="10000 are cut off already"):
+    await fill(database, MAX_BLOCKS)
+    with pytest.raises(BlocklistFullError, match="10000 are blocked already"):
         await cut(database, "ann")
-    assert await database.read(partial(cut_off_keys, limit=9, after=("principal", "ann"))) == await database.read(
-        partial(cut_off_keys, limit=9)
+    assert await database.read(partial(blocked_keys, limit=9, after=("principal", "ann"))) == await database.read(
+        partial(blocked_keys, limit=9)
     ), "nobody was added"
     await cut(database, "user-1")  # who is on it may be named again
-    await database.write(partial(lift, kind="principal", name="user-1"))
+    await database.write(partial(unblock, kind="principal", name="user-1"))
     await cut(database, "ann")
 
 
@@ -122,7 +122,9 @@ async def test_a_mistyped_id_is_told_from_a_known_one(make_settings: MakeSetting
         assert [await admin.knows("session", name) for name in (SESSION, "another-session-01")] == [True, False]
 
 
-async def test_watchers_are_told_after_each_reading_that_finds_anybody(database: Database, kept: CutOffs) -> None:
+async def test_watchers_are_told_after_each_reading_that_finds_anybody(
+    database: Database, kept: StoredBlocklist
+) -> None:
     """Each, so that a talk that slipped in beside one reading is ended after the next."""
     told: asyncio.Queue[bool] = asyncio.Queue()
 
@@ -135,7 +137,9 @@ async def test_watchers_are_told_after_each_reading_that_finds_anybody(database:
         assert [await told.get() for _ in range(3)] == [True] * 3
 
 
-async def test_while_nobody_is_cut_off_no_watcher_is_told(known: CutOffs, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_nobody_is_blocked_no_watcher_is_told(
+    known: StoredBlocklist, monkeypatch: pytest.MonkeyPatch
+) -> None:
     readings = asyncio.Semaphore(0)
     refresh = known.refresh
 
@@ -154,24 +158,24 @@ async def test_while_nobody_is_cut_off_no_watcher_is_told(known: CutOffs, monkey
     await asyncio.wait([task])
 
 
-async def test_a_watcher_that_breaks_keeps_nobody_from_being_cut_off(make_settings: MakeSettings) -> None:
+async def test_a_watcher_that_breaks_keeps_nobody_from_being_blocked(make_settings: MakeSettings) -> None:
     def breaks(_: Refused) -> None:
         raise ZeroDivisionError
 
     settings = make_settings()
     async with Memory.open(settings) as memory, open_admin(settings) as admin:
         await memory.ready()
-        memory.cutoffs.watch(breaks)
+        memory.blocklist.watch(breaks)
         for name in ("ann", "bob"):
-            await admin.cut_off("principal", name)
+            await admin.block("principal", name)
 
             async def refused(name: str = name) -> bool:
-                return memory.cutoffs.refused(name, None)
+                return memory.blocklist.refused(name, None)
 
             await eventually(refused, within_s=15)
 
 
-async def test_who_is_cut_off_and_let_in_stands_in_the_audit(database: Database, kept: CutOffs) -> None:
+async def test_who_is_blocked_and_let_in_stands_in_the_audit(database: Database, kept: StoredBlocklist) -> None:
     with capture_logs() as logs:
         await cut(database, "ann", "bob")
 
@@ -179,8 +183,8 @@ async def test_who_is_cut_off_and_let_in_stands_in_the_audit(database: Database,
             return kept.count == count
 
         await eventually(partial(read, 2))
-        await database.write(partial(lift, kind="principal", name="ann"))
+        await database.write(partial(unblock, kind="principal", name="ann"))
         await eventually(partial(read, 1))
-    told = [line for line in logs if line["event"] == "cut_offs_changed"]
-    assert [name for line in told for name in line["cut_off"]] == ["principal ann", "principal bob"]
-    assert [name for line in told for name in line["lifted"]] == ["principal ann"]
+    told = [line for line in logs if line["event"] == "blocklist_changed"]
+    assert [name for line in told for name in line["blocked"]] == ["principal ann", "principal bob"]
+    assert [name for line in told for name in line["unblocked"]] == ["principal ann"]
