@@ -252,7 +252,7 @@ async def test_of_long_turns_no_more_is_read_than_can_be_told(
         return rows.stored_turn(row)
 
     for module in ("reading", "searching"):
-        monkeypatch.setattr(f"token_broker.memory.{module}.stored_turn", stored_turn)
+        monkeypatch.setattr(f"token_broker.memory.store.{module}.stored_turn", stored_turn)
     ann = owner(principal="ann")
     async with Memory.open(make_settings(recall_budget_s=5)) as memory:
         said = [turn(content=f"harbour {number} " + "boat " * 6_000, by=ann, sequence=number) for number in range(40)]
