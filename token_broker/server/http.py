@@ -2,7 +2,9 @@
 
 Uvicorn waits for ever for a request's first byte and for the rest of its head, forgets its keep-alive timer with any
 byte that comes, and keeps an answer that nobody reads. Here a head has to be complete within a time and a size, and a
-client has to take what it asked for. Bodies are the application's to bound.
+client has to take what it asked for. Bodies are the application's to bound; here they may not come in crumbs. A
+connection that pipelines more than `MAX_PIPELINED` requests is closed: one read can hold thousands of them. Trailers are
+ignored: uvicorn would add them to the headers, past whatever a proxy in front takes out of those.
 
 A head also says in one way which host it is for (RFC 9112 §3.2): not in two Host headers, and a whole URL in the
 request line counts before Host.
@@ -14,14 +16,21 @@ import re
 from http import HTTPStatus
 from typing import Any
 
+import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from token_broker.web.ids import uuid7
 from token_broker.web.problems import Problem
 
-__all__ = ["MAX_HEAD_BYTES", "BoundedHttpProtocol", "bounded_http", "raw_answer"]
+__all__ = ["MAX_HEAD_BYTES", "MAX_PIPELINED", "BoundedHttpProtocol", "bounded_http", "raw_answer"]
+
+log = structlog.get_logger("token_broker.http")
 
 MAX_HEAD_BYTES = 65_536
+MAX_PIPELINED = 16  # requests that wait for the answer before them: no browser sends any
+# A body may come in this many pieces of any size; of more, each has so many bytes in the mean.
+_FEW_PIECES = 4_096
+_LEAST_PIECE_BYTES = 64
 _LINE_END_BYTES = 4  # ": " and CRLF
 _MAX_LENGTH_DIGITS = 20  # what 64 bits take; Python refuses to read more than 4,300
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
@@ -42,9 +51,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _in_head = False
     _head_bytes = 0  # of what the parser has told of
     _unfinished_bytes = 0  # of reads that brought nothing but a part of this head
+    _too_many_pipelined = False
+    _body: list[bytes]  # what this read has brought of a body
+    _body_pieces = 0
+    _body_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
+        self._body = []
         self._expect_head()
         self._watch_writing(0)
 
@@ -58,23 +72,42 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._expect_head()  # whatever comes, if only the rest of a body that was answered already
         was_in_head = self._in_head
         super().data_received(data)
+        self._hand_over_body()
         if was_in_head and self._in_head:
             self._unfinished_bytes += len(data)
             if self._unfinished_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(_head_too_large())
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._too_many_pipelined = True
+            raise _malformed()  # the parser stops at it, and uvicorn calls `send_400_response`
         super().on_message_begin()
         self._in_head = True
         self._head_bytes = self._unfinished_bytes = 0
+        self._body_pieces = self._body_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        """Gathers what one read brings: a body in chunks of a byte each would cost a wake-up a byte."""
+        self._body_pieces += 1
+        self._body_bytes += len(body)
+        if self._body_pieces > _FEW_PIECES and self._body_bytes < self._body_pieces * _LEAST_PIECE_BYTES:
+            raise _malformed()
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        self._hand_over_body()
+        super().on_message_complete()
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
         self._count(len(name) + len(value) + _LINE_END_BYTES)
+        if not self._in_head:
+            return  # a trailer: nothing here wants one, and uvicorn would take it for a header that the proxy let pass
+        super().on_header(name, value)
         if len(value) > _MAX_LENGTH_DIGITS and name.lower() == b"content-length":
             raise _malformed()
 
@@ -92,6 +125,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """What the parser will not take, as all other refusals are told; `msg` says no more than that."""
         del msg
+        if self._too_many_pipelined:  # answers to what came before are under way: a refusal would pass for one of them
+            log.info("connection_closed", why="too many pipelined requests")
+            self.transport.close()
+            return
         self._refuse(_head_too_large() if self._head_bytes > MAX_HEAD_BYTES else _malformed())
 
     def resume_writing(self) -> None:
@@ -101,6 +138,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         self._stop_write_timer()  # from here on the connection is the WebSocket's
         super().handle_websocket_upgrade()
+
+    def _hand_over_body(self) -> None:
+        if self._body:
+            body = b"".join(self._body)
+            self._body.clear()
+            super().on_body(body)
 
     @property
     def _idle(self) -> bool:
