@@ -127,21 +127,23 @@ async def test_proxied_turns_wait_for_a_store_that_is_away_and_arrive_in_order(
     writer: GroupWriter, intake: BufferedIntake, database: Obstinate
 ) -> None:
     database.error = StoreAwayError("down")
-    assert all(intake.offer(turn(f"t{number}")) for number in range(5))
+    said = [turn(f"t{number}", by=owner(f"session-{number // 2}-0123456")) for number in range(6)]
+    assert all([intake.offer(each) for each in said])
     await database.asked.wait()
     await asyncio.sleep(0)
     database.error = None
     async with asyncio.timeout(10):
         await intake.flushed()
     assert intake.buffered == 0
-    assert await writer.submit([turn(f"t{number}") for number in range(5)]) == [Outcome.DUPLICATE] * 5
+    assert await writer.submit(said) == [Outcome.DUPLICATE] * 6
 
 
 async def test_what_the_buffer_cannot_hold_is_not_taken_and_counted(
     intake: BufferedIntake, database: Obstinate
 ) -> None:
     database.error = StoreAwayError("down")
-    assert [intake.offer(turn()) for _ in range(12)] == [True] * 10 + [False] * 2
+    owners = [owner(f"session-number-{number}") for number in range(12)]
+    assert [intake.offer(turn(by=each)) for each in owners] == [True] * 10 + [False] * 2
     assert intake.counts.overflowed == 2
 
 
@@ -360,3 +362,30 @@ async def test_who_talks_in_a_session_that_is_not_theirs_any_more_is_told_of(
     running.cancel()
     assert lost == [mallorys, erased]
     assert intake.counts.refused == 2
+
+
+async def test_one_owners_flood_takes_no_place_of_another_in_the_buffer(
+    writer: GroupWriter, database: Obstinate
+) -> None:
+    database.error = StoreAwayError("down")
+    intake = BufferedIntake(writer, max_turns=40, max_bytes=1_000_000)
+    greedy, others = owner("session-of-eve-01", principal="eve"), owner("session-of-ann-01", principal="ann")
+    assert sum(intake.offer(turn(by=greedy)) for _ in range(50)) == 10
+    assert not intake.offer(turn(by=owner("session-of-eve-02", principal="eve"))), "another session of theirs"
+    assert sum(intake.offer(turn(by=others)) for _ in range(10)) == 10
+    assert intake.counts.overflowed == 41
+    running = asyncio.create_task(intake.run())
+    database.error = None
+    await intake.flushed()
+    running.cancel()
+    assert sum(intake.offer(turn(by=greedy)) for _ in range(50)) == 10
+
+
+async def test_proxied_turns_count_against_a_quota_of_their_owner(writer: GroupWriter, database: Obstinate) -> None:
+    intake = BufferedIntake(writer, max_turns=1_000, max_bytes=10_000_000, turns_per_minute=20, bytes_per_minute=20_000)
+    greedy = owner("session-of-eve-01", principal="eve")
+    assert sum(intake.offer(turn(by=greedy)) for _ in range(50)) == 20
+    large = owner("session-of-bob-01", principal="bob")
+    assert sum(intake.offer(turn(content="x" * 4_000, by=large)) for _ in range(50)) == 4
+    first, second = owner("session-anonymous-1"), owner("session-anonymous-2")
+    assert [sum(intake.offer(turn(by=each)) for _ in range(50)) for each in (first, second)] == [20, 20]

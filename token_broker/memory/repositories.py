@@ -111,6 +111,8 @@ class StoredSessions:
                 if not await claiming:
                     return
             await self._database.write(partial(release_session, owner=owner))
+            if (seen := self._seen.get(owner.session_id)) is not None and seen.epoch == owner.epoch:
+                self.forget(owner.session_id)  # somebody may have found it, and would refuse whoever comes now
         except StoreError as error:
             log.warning("claim_not_released", session_id=owner.session_id, reason=str(error))
 

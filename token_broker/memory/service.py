@@ -92,6 +92,8 @@ class Memory:
             self._writer,
             max_turns=settings.intake_turns,
             max_bytes=settings.intake_bytes,
+            turns_per_minute=settings.turns_per_minute,
+            bytes_per_minute=settings.turn_bytes_per_minute,
             on_refused=self._end_talks_of,
         )
         self.sessions = StoredSessions(self._database, self._writer, patience_s=settings.store_patience_s, clock=clock)

@@ -3,8 +3,8 @@
 Uvicorn waits for ever for a request's first byte and for the rest of its head, forgets its keep-alive timer with any
 byte that comes, and keeps an answer that nobody reads. Here a head has to be complete within a time and a size, and a
 client has to take what it asked for. Bodies are the application's to bound; here they may not come in crumbs. A
-connection that pipelines more than `MAX_PIPELINED` requests is closed: one read can hold thousands of them. Trailers are
-ignored: uvicorn would add them to the headers, past whatever a proxy in front takes out of those.
+connection that pipelines more than `MAX_PIPELINED` requests is closed: one read can hold thousands of them. Trailers
+are ignored: uvicorn would add them to the headers, past whatever a proxy in front takes out of those.
 
 A head also says in one way which host it is for (RFC 9112 §3.2): not in two Host headers, and a whole URL in the
 request line counts before Host.

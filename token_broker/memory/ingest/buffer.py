@@ -11,7 +11,8 @@ from token_broker.memory.delivery.backoff import backoff_s
 from token_broker.memory.errors import StoreError, StoreRefusedError
 from token_broker.memory.ingest.group_commit import GroupWriter, turn_bytes
 from token_broker.memory.text import clean, is_storable
-from token_broker.memory.types import Outcome, Owner, Turn
+from token_broker.memory.types import ANONYMOUS, Outcome, Owner, Turn
+from token_broker.security.rate_limits import RateLimit
 
 __all__ = ["BufferedIntake", "IntakeCounts"]
 
@@ -21,11 +22,14 @@ _CHUNK = 100
 _LONGEST_WAIT_S = 10.0
 _NOT_THEIRS = frozenset({Outcome.FOREIGN, Outcome.ERASED})
 _TOLD_FULL = 1_000  # sessions
+_SHARE = 1 / 4  # of the buffer, that one owner may hold
 
 
 @dataclass(slots=True)
 class IntakeCounts:
-    """Since the process began: turns not taken since the buffer was full, and turns the store would never take."""
+    """Since the process began: turns not taken since the buffer was full, or their owner's quota or share of it was
+    used up, and turns that the store would never take.
+    """
 
     overflowed: int = 0
     refused: int = 0
@@ -34,6 +38,8 @@ class IntakeCounts:
 class BufferedIntake:
     """See `TurnIntake`. Holds at most `max_turns` turns or `max_bytes`; `run` is to be started once.
 
+    One owner (somebody anonymous: one session) holds a quarter of that at most, and may hand in `turns_per_minute` and
+    `bytes_per_minute` (0: no limit): typed items come as fast as a client sends them, and others share the buffer.
     `on_refused` hears of each turn whose session is not its owner's, or was erased: its talk goes on for nothing.
     """
 
@@ -43,6 +49,8 @@ class BufferedIntake:
         *,
         max_turns: int,
         max_bytes: int,
+        turns_per_minute: int = 0,
+        bytes_per_minute: int = 0,
         on_refused: Callable[[Owner], None] = lambda _owner: None,
     ) -> None:
         self._writer = writer
@@ -51,6 +59,9 @@ class BufferedIntake:
         self._max_bytes = max_bytes
         self._turns: deque[Turn] = deque()
         self._bytes = 0
+        self._held: dict[str, tuple[int, int]] = {}  # turns and bytes of each owner in the buffer
+        self._turn_rate = RateLimit(turns_per_minute)
+        self._byte_rate = RateLimit(bytes_per_minute)
         self._wake = asyncio.Event()
         self._emptied = asyncio.Event()
         self._emptied.set()
@@ -65,14 +76,28 @@ class BufferedIntake:
         if not is_storable(turn.content):
             turn = replace(turn, content=clean(turn.content))
         size_bytes = turn_bytes(turn)
-        if len(self._turns) >= self._max_turns or self._bytes + size_bytes > self._max_bytes:
+        key = _key(turn.owner)
+        turns, held_bytes = self._held.get(key, (0, 0))
+        if self._is_full(size_bytes) or self._is_greedy(key, turns, held_bytes, size_bytes):
             self.counts.overflowed += 1
             return False
+        self._held[key] = turns + 1, held_bytes + size_bytes
+        self._turn_rate.count(key)
+        self._byte_rate.count(key, size_bytes)
         self._turns.append(turn)
         self._bytes += size_bytes
         self._emptied.clear()
         self._wake.set()
         return True
+
+    def _is_full(self, size_bytes: int) -> bool:
+        return len(self._turns) >= self._max_turns or self._bytes + size_bytes > self._max_bytes
+
+    def _is_greedy(self, key: str, turns: int, held_bytes: int, size_bytes: int) -> bool:
+        """Whether the owner's share or quota is used up; their first turn in the buffer is within any share."""
+        if turns and (turns >= self._max_turns * _SHARE or held_bytes + size_bytes > self._max_bytes * _SHARE):
+            return True
+        return self._turn_rate.wait_s(key) is not None or self._byte_rate.wait_s(key, size_bytes) is not None
 
     async def run(self) -> None:
         """Hands the buffer over, in order, until it is cancelled; what the store did not take is offered again."""
@@ -125,7 +150,18 @@ class BufferedIntake:
 
     def _drop(self, count: int) -> None:
         for _ in range(count):
-            self._bytes -= turn_bytes(self._turns.popleft())
+            turn = self._turns.popleft()
+            size_bytes, key = turn_bytes(turn), _key(turn.owner)
+            self._bytes -= size_bytes
+            turns, held_bytes = self._held[key]
+            self._held[key] = turns - 1, held_bytes - size_bytes
+            if turns == 1:
+                del self._held[key]
         if not self._turns:
             self._wake.clear()
             self._emptied.set()
+
+
+def _key(owner: Owner) -> str:
+    """What an owner is counted by; everybody anonymous is not one of them."""
+    return owner.session_id if owner.principal == ANONYMOUS else owner.principal
