@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,19 @@ def test_keys_rotate_without_ending_a_talk(clock: Clock) -> None:
     for signer, token in ((after, old), (before, new)):
         with pytest.raises(TokenError, match="not one of this broker's"):
             signer.read_session_token(token)
+
+
+def test_a_session_id_of_ours_is_known_as_ours_by_any_key() -> None:
+    before, during, after = TokenSigner([KEY]), TokenSigner([OTHER, KEY]), TokenSigner([OTHER])
+    made = before.new_session_id()
+    assert uuid.UUID(made).version == 7
+    assert str(uuid.UUID(made)) == made
+    assert before.made(made)
+    assert during.made(made)
+    assert not after.made(made)
+    changed = made[:-1] + ("0" if made[-1] != "0" else "1")
+    others = ["", "a", made[:28], made[:-1], f"{made}a", "0" * 36, f"é{made[1:]}", made.upper(), changed]
+    assert [other for other in others if other != made and before.made(other)] == []
 
 
 def test_a_signer_wants_a_key() -> None:

@@ -128,7 +128,7 @@ async def test_proxied_turns_wait_for_a_store_that_is_away_and_arrive_in_order(
 ) -> None:
     database.error = StoreAwayError("down")
     said = [turn(f"t{number}", by=owner(f"session-{number // 2}-0123456")) for number in range(6)]
-    assert all([intake.offer(each) for each in said])
+    assert all(intake.offer(each) for each in said)
     await database.asked.wait()
     await asyncio.sleep(0)
     database.error = None

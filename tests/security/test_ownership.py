@@ -230,6 +230,20 @@ async def test_a_new_name_whose_owner_was_told_to_try_again_is_theirs_the_next_t
     await eventually(theirs)
 
 
+async def test_an_id_of_the_brokers_own_that_is_not_stored_is_nobodys_to_name(
+    azure: RunningSimulator, start_broker: StartBroker
+) -> None:
+    """As after a crash between a plan and the commit of its session's row."""
+    broker = await start_broker(azure)
+    plan = await broker.plan()
+    lost = broker.broker.signer.new_session_id()
+    assert lost != plan["session_id"]
+    assert verdict(await name(broker, lost)) == FOREIGN
+    token = token_of(broker, "anonymous", lost)
+    assert (await name(broker, lost, x_session_token=token)).status_code == 200, "its token opens it"
+    assert (await name(broker, lost[:-1] + ("a" if lost[-1] != "a" else "b"))).status_code == 200, "not one of ours"
+
+
 # --- a store that is not there yet
 
 

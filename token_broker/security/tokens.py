@@ -51,6 +51,9 @@ CLIENT_SECRET_TYPE = "vtb-client-secret+jwt"  # noqa: S105  # a media type
 CLIENT_SECRET_PREFIX = "ek_"  # noqa: S105  # what the official clients want an ephemeral key to begin with
 MAX_TOKEN_CHARS = 4096
 _SUBKEY_BYTES = 32
+_SESSION_IDS = "vtb-session-id"  # what the subkey of their marks is for
+_UUID_CHARS = 36
+_MARK_CHARS = 8
 _TOKENS_REMEMBERED = 2048
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
@@ -125,12 +128,26 @@ class TokenSigner:
     def __init__(self, keys: Sequence[SecretStr], *, clock: Callable[[], float] = time.time) -> None:
         if not keys:
             raise ValueError("a signing key is needed")
-        self._subkeys = {kind: [_subkey(key.get_secret_value().encode(), kind) for key in keys] for kind in _CLAIMS}
+        self._subkeys = {
+            kind: [_subkey(key.get_secret_value().encode(), kind) for key in keys] for kind in (*_CLAIMS, _SESSION_IDS)
+        }
         self._jws = jwt.PyJWS(algorithms=[])
         self._jws.register_algorithm("HS256", _PreparedHmac(HMACAlgorithm.SHA256))
         self._clock = clock
         # A session's token comes with each of its turns: what it says never changes, only whether it is still in time.
         self._verified = functools.lru_cache(_TOKENS_REMEMBERED)(self._verify)
+
+    def new_session_id(self) -> str:
+        """A UUID, version 7, whose last 32 bits nobody but us can choose: `made` knows it, stored or not."""
+        name = uuid7()[:-_MARK_CHARS]
+        return name + _mark(name, self._subkeys[_SESSION_IDS][0])
+
+    def made(self, session_id: str) -> bool:
+        """Whether `session_id` is one of `new_session_id`, of any key; of other UUIDs, one of four billion is."""
+        name, mark = session_id[:-_MARK_CHARS], session_id[-_MARK_CHARS:]
+        return len(session_id) == _UUID_CHARS and any(
+            hmac.compare_digest(mark.encode(), _mark(name, key).encode()) for key in self._subkeys[_SESSION_IDS]
+        )
 
     def session_token(
         self,
@@ -266,6 +283,10 @@ class _PreparedHmac(HMACAlgorithm):
 def _subkey(key: bytes, kind: str) -> bytes:
     """The key of one kind of token: who learns it can make no token of another kind."""
     return HKDF(algorithm=SHA256(), length=_SUBKEY_BYTES, salt=None, info=f"{ISSUER} {kind}".encode()).derive(key)
+
+
+def _mark(name: str, key: bytes) -> str:
+    return hmac.digest(key, name.encode(), "sha256").hex()[:_MARK_CHARS]
 
 
 def load_or_create_key(path: Path) -> SecretStr:

@@ -11,7 +11,6 @@ from token_broker.memory.errors import StoreError
 from token_broker.memory.types import Blocklist, Owner, SessionBook, SessionRecord
 from token_broker.security.authentication import Principal
 from token_broker.security.tokens import RESUME_GRACE_S, ClientSecretClaims, SessionClaims, TokenError, TokenSigner
-from token_broker.web.ids import uuid7
 from token_broker.web.problems import Problem
 
 __all__ = [
@@ -72,7 +71,7 @@ async def open_session(
         raise Problem(403, "foreign_user", "Leave user_id out, or send your own.")
     label = None if principal.authenticated else user_id
     if session_id is None:
-        return OpenedSession(Owner(uuid7(), principal.id, _now_ms(), label), is_new_name=False)
+        return OpenedSession(Owner(signer.new_session_id(), principal.id, _now_ms(), label), is_new_name=False)
     if not blocklist.was_read:  # the session may be blocked
         raise _owner_unknown()
     claims = _claims(signer, session_token, session_id)
@@ -81,8 +80,9 @@ async def open_session(
     record = await _find(book, session_id, proven=claims is not None)
     if record is not None:
         _ensure_owner(record, principal.id)
-        if claims is None and not principal.authenticated:
-            raise Problem(403, "foreign_session", _FOREIGN)
+    if claims is None and (signer.made(session_id) if record is None else not principal.authenticated):
+        # An id of ours that is not stored is somebody's whose row was lost with its process, or is still on its way.
+        raise Problem(403, "foreign_session", _FOREIGN)
     last_epoch = max(claims.epoch if claims else 0, record.epoch if record else 0)
     if label is None and claims is not None:
         label = claims.user_id
