@@ -113,7 +113,6 @@ param talksPerReplica int = 150
 param drainSeconds int = 120
 
 module backend 'modules/backend-aca.bicep' = {
-  name: 'backend'
   params: {
     location: location
     environmentName: environmentName

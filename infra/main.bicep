@@ -14,11 +14,14 @@ param environmentName string
 @description('Region of everything but the voice resource.')
 param location string
 
-@description('Region of the voice resource: one that has gpt-realtime.')
+@description('Region of the voice resource: one that has gpt-realtime, as strategies/models.json says.')
 @allowed([
+  'canadacentral'
+  'centralus'
   'eastus2'
+  'francecentral'
   'swedencentral'
-  'westus3'
+  'southindia'
 ])
 param voiceLocation string = 'eastus2'
 
@@ -39,8 +42,8 @@ param voiceKey string = 'key1'
 @description('Realtime model to deploy; the deployment bears its name.')
 param realtimeModel string = 'gpt-realtime'
 
-@description('Version of the realtime model.')
-param realtimeModelVersion string = '2025-08-28'
+@description('Version of the realtime model; empty takes the one that strategies/models.json names for it.')
+param realtimeModelVersion string = ''
 
 @description('Capacity of the realtime deployment, in the units of its SKU.')
 @minValue(1)
@@ -50,19 +53,17 @@ param realtimeCapacity int = 10
 @description('Transcription model to deploy; the deployment bears its name. Without it talks work, but users\' words stay unwritten.')
 param transcriptionModel string = 'gpt-4o-mini-transcribe'
 
-@description('Version of the transcription model.')
-param transcriptionModelVersion string = '2025-03-20'
+@description('Version of the transcription model; empty takes the one that strategies/models.json names for it.')
+param transcriptionModelVersion string = ''
 
 @description('Capacity of the transcription deployment, in the units of its SKU.')
 @minValue(1)
 @maxValue(1000)
 param transcriptionCapacity int = 10
 
-@description('SKU of both deployments.')
+@description('SKU of both deployments; these models are offered with no other.')
 @allowed([
   'GlobalStandard'
-  'DataZoneStandard'
-  'Standard'
 ])
 param deploymentSku string = 'GlobalStandard'
 
@@ -133,19 +134,24 @@ param metricsToken string = ''
 @secure()
 param zepApiKey string = ''
 
+// Versions, retirement dates, regions and SKUs of Azure's models, with the day on which they were read.
+var deployed = loadJsonContent('../strategies/models.json').deployed
+var realtimeVersion = empty(realtimeModelVersion) ? deployed[realtimeModel] : realtimeModelVersion
+var transcriptionVersion = empty(transcriptionModelVersion) ? deployed[transcriptionModel] : transcriptionModelVersion
+var sqliteUrl = 'sqlite+aiosqlite:////var/lib/token-broker/token-broker.db'
+
 var tags = {
   'azd-env-name': environmentName
 }
 
-// https://learn.microsoft.com/azure/templates/microsoft.resources/2024-03-01/resourcegroups
-resource group 'Microsoft.Resources/resourceGroups@2024-03-01' = {
+// https://learn.microsoft.com/azure/templates/microsoft.resources/2025-04-01/resourcegroups
+resource group 'Microsoft.Resources/resourceGroups@2025-04-01' = {
   name: 'rg-${environmentName}'
   location: location
   tags: tags
 }
 
 module observability 'modules/observability.bicep' = {
-  name: 'observability'
   scope: group
   params: {
     location: location
@@ -155,7 +161,6 @@ module observability 'modules/observability.bicep' = {
 }
 
 module identity 'modules/identity.bicep' = {
-  name: 'identity'
   scope: group
   params: {
     location: location
@@ -164,7 +169,6 @@ module identity 'modules/identity.bicep' = {
 }
 
 module network 'modules/network.bicep' = {
-  name: 'network'
   scope: group
   params: {
     location: location
@@ -173,7 +177,6 @@ module network 'modules/network.bicep' = {
 }
 
 module voice 'modules/voice.bicep' = {
-  name: 'voice'
   scope: group
   params: {
     location: voiceLocation
@@ -182,10 +185,10 @@ module voice 'modules/voice.bicep' = {
     principalId: identity.outputs.principalId
     disableLocalAuth: voiceAuthentication == 'entra'
     realtimeModel: realtimeModel
-    realtimeModelVersion: realtimeModelVersion
+    realtimeModelVersion: realtimeVersion
     realtimeCapacity: realtimeCapacity
     transcriptionModel: transcriptionModel
-    transcriptionModelVersion: transcriptionModelVersion
+    transcriptionModelVersion: transcriptionVersion
     transcriptionCapacity: transcriptionCapacity
     deploymentSku: deploymentSku
     projectName: projectName
@@ -193,7 +196,6 @@ module voice 'modules/voice.bicep' = {
 }
 
 module database 'modules/database.bicep' = if (store == 'postgresql') {
-  name: 'database'
   scope: group
   params: {
     location: location
@@ -212,7 +214,6 @@ module database 'modules/database.bicep' = if (store == 'postgresql') {
 }
 
 module vault 'modules/vault.bicep' = {
-  name: 'vault'
   scope: group
   params: {
     location: location
@@ -224,7 +225,7 @@ module vault 'modules/vault.bicep' = {
     voiceAccountName: voice.outputs.name
     storeVoiceKey: voiceAuthentication == 'key'
     voiceKey: voiceKey
-    databaseUrl: store == 'postgresql' ? database!.outputs.url : 'sqlite+aiosqlite:////var/lib/token-broker/token-broker.db'
+    databaseUrl: store == 'postgresql' ? database!.outputs.url : sqliteUrl
     signingKey: signingKey
     metricsToken: metricsToken
     zepApiKey: zepApiKey
@@ -232,7 +233,6 @@ module vault 'modules/vault.bicep' = {
 }
 
 module registry 'modules/registry.bicep' = {
-  name: 'registry'
   scope: group
   params: {
     location: location
@@ -244,7 +244,6 @@ module registry 'modules/registry.bicep' = {
 }
 
 module apps 'modules/environment.bicep' = {
-  name: 'environment'
   scope: group
   params: {
     location: location

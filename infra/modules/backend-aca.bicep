@@ -94,6 +94,13 @@ param drainSeconds int
 var suffix = uniqueString(resourceGroup().id)
 var appName = 'token-broker'
 var port = 8080
+
+// The platform takes these pairs alone.
+var memoryOfCpu = {
+  '0.25': '0.5Gi'
+  '0.5': '1Gi'
+  '1.0': '2Gi'
+}
 var withKey = voiceAuthentication == 'key'
 var withZep = memory == 'zep'
 var addressList = replace(allowedAddresses, ' ', '')
@@ -109,8 +116,8 @@ resource identity 'Microsoft.ManagedIdentity/userAssignedIdentities@2024-11-30' 
   name: 'id-${suffix}'
 }
 
-// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2024-11-01/vaults
-resource vault 'Microsoft.KeyVault/vaults@2024-11-01' existing = {
+// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2026-02-01/vaults
+resource vault 'Microsoft.KeyVault/vaults@2026-02-01' existing = {
   name: 'kv-${suffix}'
 }
 
@@ -357,7 +364,7 @@ resource broker 'Microsoft.App/containerApps@2025-07-01' = {
           env: env
           resources: {
             cpu: json(cpu)
-            memory: cpu == '1.0' ? '2Gi' : cpu == '0.5' ? '1Gi' : '0.5Gi'
+            memory: memoryOfCpu[cpu]
           }
           volumeMounts: [
             {

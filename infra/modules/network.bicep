@@ -8,8 +8,8 @@ param tags object
 
 var suffix = uniqueString(resourceGroup().id)
 
-// https://learn.microsoft.com/azure/templates/microsoft.network/2024-05-01/networksecuritygroups
-resource appsRules 'Microsoft.Network/networkSecurityGroups@2024-05-01' = {
+// https://learn.microsoft.com/azure/templates/microsoft.network/2025-05-01/networksecuritygroups
+resource appsRules 'Microsoft.Network/networkSecurityGroups@2025-05-01' = {
   name: 'nsg-apps-${suffix}'
   location: location
   tags: tags
@@ -37,8 +37,8 @@ resource appsRules 'Microsoft.Network/networkSecurityGroups@2024-05-01' = {
   }
 }
 
-// https://learn.microsoft.com/azure/templates/microsoft.network/2024-05-01/networksecuritygroups
-resource innerRules 'Microsoft.Network/networkSecurityGroups@2024-05-01' = {
+// https://learn.microsoft.com/azure/templates/microsoft.network/2025-05-01/networksecuritygroups
+resource innerRules 'Microsoft.Network/networkSecurityGroups@2025-05-01' = {
   name: 'nsg-inner-${suffix}'
   location: location
   tags: tags
@@ -46,8 +46,8 @@ resource innerRules 'Microsoft.Network/networkSecurityGroups@2024-05-01' = {
   properties: {}
 }
 
-// https://learn.microsoft.com/azure/templates/microsoft.network/2024-05-01/virtualnetworks
-resource network 'Microsoft.Network/virtualNetworks@2024-05-01' = {
+// https://learn.microsoft.com/azure/templates/microsoft.network/2025-05-01/virtualnetworks
+resource network 'Microsoft.Network/virtualNetworks@2025-05-01' = {
   name: 'vnet-${suffix}'
   location: location
   tags: tags

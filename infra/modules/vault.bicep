@@ -53,8 +53,8 @@ var suffix = uniqueString(resourceGroup().id)
 // https://learn.microsoft.com/azure/role-based-access-control/built-in-roles/security
 var keyVaultSecretsUser = '4633458b-17de-408a-b874-0445c86b69e6'
 
-// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2024-11-01/vaults
-resource vault 'Microsoft.KeyVault/vaults@2024-11-01' = {
+// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2026-02-01/vaults
+resource vault 'Microsoft.KeyVault/vaults@2026-02-01' = {
   name: 'kv-${suffix}'
   location: location
   tags: tags
@@ -77,8 +77,8 @@ resource vault 'Microsoft.KeyVault/vaults@2024-11-01' = {
   }
 }
 
-// https://learn.microsoft.com/azure/templates/microsoft.network/2024-05-01/privateendpoints
-resource endpoint 'Microsoft.Network/privateEndpoints@2024-05-01' = {
+// https://learn.microsoft.com/azure/templates/microsoft.network/2025-05-01/privateendpoints
+resource endpoint 'Microsoft.Network/privateEndpoints@2025-05-01' = {
   name: 'pe-kv-${suffix}'
   location: location
   tags: tags
@@ -100,8 +100,8 @@ resource endpoint 'Microsoft.Network/privateEndpoints@2024-05-01' = {
   }
 }
 
-// https://learn.microsoft.com/azure/templates/microsoft.network/2024-05-01/privateendpoints/privatednszonegroups
-resource endpointDns 'Microsoft.Network/privateEndpoints/privateDnsZoneGroups@2024-05-01' = {
+// https://learn.microsoft.com/azure/templates/microsoft.network/2025-05-01/privateendpoints/privatednszonegroups
+resource endpointDns 'Microsoft.Network/privateEndpoints/privateDnsZoneGroups@2025-05-01' = {
   parent: endpoint
   name: 'default'
   properties: {
@@ -133,20 +133,21 @@ resource voiceAccount 'Microsoft.CognitiveServices/accounts@2025-06-01' existing
   name: voiceAccountName
 }
 
-// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2024-11-01/vaults/secrets
-resource voiceKeySecret 'Microsoft.KeyVault/vaults/secrets@2024-11-01' = if (storeVoiceKey) {
+// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2026-02-01/vaults/secrets
+resource voiceKeySecret 'Microsoft.KeyVault/vaults/secrets@2026-02-01' = if (storeVoiceKey) {
   // checkov:skip=CKV_AZURE_41:an expiry would only take the broker down on that day; docs/deploy.md says how keys are rotated
   // checkov:skip=CKV_AZURE_114:it is set; a conditional resource is not looked into
   parent: vault
   name: 'voicelive-api-key'
   properties: {
     contentType: 'Key of the voice resource'
-    value: voiceKey == 'key2' ? voiceAccount.listKeys().key2 : voiceAccount.listKeys().key1
+    // ARM works list functions out even where the resource's condition is false, and an account without keys refuses.
+    value: storeVoiceKey ? voiceAccount.listKeys()[voiceKey] : ''
   }
 }
 
-// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2024-11-01/vaults/secrets
-resource databaseUrlSecret 'Microsoft.KeyVault/vaults/secrets@2024-11-01' = {
+// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2026-02-01/vaults/secrets
+resource databaseUrlSecret 'Microsoft.KeyVault/vaults/secrets@2026-02-01' = {
   // checkov:skip=CKV_AZURE_41:an expiry would only take the broker down on that day; docs/deploy.md says how keys are rotated
   parent: vault
   name: 'broker-database-url'
@@ -156,8 +157,8 @@ resource databaseUrlSecret 'Microsoft.KeyVault/vaults/secrets@2024-11-01' = {
   }
 }
 
-// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2024-11-01/vaults/secrets
-resource signingKeySecret 'Microsoft.KeyVault/vaults/secrets@2024-11-01' = if (!empty(signingKey)) {
+// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2026-02-01/vaults/secrets
+resource signingKeySecret 'Microsoft.KeyVault/vaults/secrets@2026-02-01' = if (!empty(signingKey)) {
   // checkov:skip=CKV_AZURE_41:an expiry would only take the broker down on that day; docs/deploy.md says how keys are rotated
   // checkov:skip=CKV_AZURE_114:it is set; a conditional resource is not looked into
   parent: vault
@@ -168,8 +169,8 @@ resource signingKeySecret 'Microsoft.KeyVault/vaults/secrets@2024-11-01' = if (!
   }
 }
 
-// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2024-11-01/vaults/secrets
-resource metricsTokenSecret 'Microsoft.KeyVault/vaults/secrets@2024-11-01' = if (!empty(metricsToken)) {
+// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2026-02-01/vaults/secrets
+resource metricsTokenSecret 'Microsoft.KeyVault/vaults/secrets@2026-02-01' = if (!empty(metricsToken)) {
   // checkov:skip=CKV_AZURE_41:an expiry would only take the broker down on that day; docs/deploy.md says how keys are rotated
   // checkov:skip=CKV_AZURE_114:it is set; a conditional resource is not looked into
   parent: vault
@@ -180,8 +181,8 @@ resource metricsTokenSecret 'Microsoft.KeyVault/vaults/secrets@2024-11-01' = if 
   }
 }
 
-// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2024-11-01/vaults/secrets
-resource zepApiKeySecret 'Microsoft.KeyVault/vaults/secrets@2024-11-01' = if (!empty(zepApiKey)) {
+// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2026-02-01/vaults/secrets
+resource zepApiKeySecret 'Microsoft.KeyVault/vaults/secrets@2026-02-01' = if (!empty(zepApiKey)) {
   // checkov:skip=CKV_AZURE_41:an expiry would only take the broker down on that day; docs/deploy.md says how keys are rotated
   // checkov:skip=CKV_AZURE_114:it is set; a conditional resource is not looked into
   parent: vault

@@ -2,9 +2,12 @@
 
 @description('Region; one that has the realtime model.')
 @allowed([
+  'canadacentral'
+  'centralus'
   'eastus2'
+  'francecentral'
   'swedencentral'
-  'westus3'
+  'southindia'
 ])
 param location string
 
@@ -45,6 +48,8 @@ param deploymentSku string
 param projectName string
 
 var name = 'voice-${uniqueString(resourceGroup().id)}'
+
+var roleType = 'Microsoft.Authorization/roleDefinitions'
 
 // https://learn.microsoft.com/azure/role-based-access-control/built-in-roles/ai-machine-learning
 var roles = {
@@ -139,7 +144,7 @@ resource openAIUser 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   name: guid(account.id, principalId, roles.cognitiveServicesOpenAIUser)
   scope: account
   properties: {
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', roles.cognitiveServicesOpenAIUser)
+    roleDefinitionId: subscriptionResourceId(roleType, roles.cognitiveServicesOpenAIUser)
     principalId: principalId
     principalType: 'ServicePrincipal'
     description: 'The broker mints ephemeral tokens and opens realtime sockets'
@@ -151,7 +156,7 @@ resource voiceUser 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   name: guid(account.id, principalId, roles.cognitiveServicesUser)
   scope: account
   properties: {
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', roles.cognitiveServicesUser)
+    roleDefinitionId: subscriptionResourceId(roleType, roles.cognitiveServicesUser)
     principalId: principalId
     principalType: 'ServicePrincipal'
     description: 'The broker opens Voice Live sockets'

@@ -58,7 +58,7 @@ async def test_the_subprotocol_is_tried_and_decides_what_to_set(
     ("fault", "trouble", "mend"),
     [
         ({"fault": "status", "code": 401}, Trouble.UNAUTHORIZED, "az cognitiveservices account keys list"),
-        ({"fault": "status", "code": 404}, Trouble.MODEL_NOT_FOUND, "East US 2, Sweden Central, West US 3"),
+        ({"fault": "status", "code": 404}, Trouble.MODEL_NOT_FOUND, "East US 2, France Central, Sweden Central"),
         ({"fault": "status", "code": 400}, Trouble.BAD_REQUEST, "AZURE_VOICELIVE_ENDPOINT_KIND"),
         (
             {

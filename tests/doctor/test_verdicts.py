@@ -1,10 +1,12 @@
 """What errors mean, where no simulator says it: denied access, regions, marks and the exit code."""
 
+from datetime import date
+
 import pytest
 
 from strategies.errors import KeysDisabledError, MintError, MisconfiguredError
 from token_broker.doctor.checks import Check, Mark, Report, Trouble
-from token_broker.doctor.verdicts import Azure, Probe, judge_error, judge_key, judge_region
+from token_broker.doctor.verdicts import Azure, Probe, judge_error, judge_key, judge_region, judge_retirement
 
 AZURE = Azure.of("zimax.openai.azure.com", model="gpt-realtime", api_version="2025-10-01")
 
@@ -30,20 +32,43 @@ def test_a_refused_credential_is_told_apart_by_what_refuses_it(error: MintError,
         ("East US 2", Mark.OK),
         ("eastus2", Mark.OK),
         ("Sweden Central", Mark.OK),
-        ("West US 3", Mark.OK),
+        ("South India", Mark.OK),
+        ("West US 3", Mark.WARNING),
         ("West Europe", Mark.WARNING),
         ("<script>", Mark.WARNING),
     ],
 )
 def test_a_region_is_compared_with_those_that_have_the_model(region: str, mark: Mark) -> None:
-    check = judge_region(region)
+    check = judge_region(region, "my-deployment")
     assert check is not None
     assert check.mark is mark
     assert "<" not in check.figure
 
 
 def test_a_region_that_azure_does_not_name_is_not_guessed() -> None:
-    assert judge_region(None) is None
+    assert judge_region(None, "gpt-realtime") is None
+
+
+@pytest.mark.parametrize(
+    ("today", "mark", "word"),
+    [
+        (date(2026, 11, 28), Mark.OK, "not near"),
+        (date(2027, 1, 1), Mark.WARNING, "within 60 days"),
+        (date(2027, 3, 2), Mark.WARNING, "within 60 days"),
+        (date(2027, 3, 3), Mark.WARNING, "is retired"),
+    ],
+)
+def test_a_model_near_its_retirement_is_told_of_in_time(today: date, mark: Mark, word: str) -> None:
+    check = judge_retirement("model", "gpt-realtime", today)
+    assert check is not None
+    assert (check.mark, check.figure) == (mark, "2027-03-02")
+    assert word in check.finding
+    assert ("azure.md" in check.mend) == (mark is Mark.WARNING)
+
+
+@pytest.mark.parametrize("name", ["my-deployment", "gpt-realtime-whisper"])
+def test_a_retirement_that_nobody_knows_is_not_guessed(name: str) -> None:
+    assert judge_retirement("model", name, date(2026, 11, 28)) is None
 
 
 def test_a_key_is_not_blamed_for_what_nobody_answered() -> None:

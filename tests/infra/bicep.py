@@ -1,5 +1,6 @@
 """Reads Bicep files into declarations and works out their expressions, so that tests can hold them to the contract."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -99,12 +100,13 @@ class Template:
         for item in self.declarations:
             nodes = [item.value] if item.value is not None else []
             for node in nodes:
-                used |= {part.text.decode() for part in _walk(node) if part.type == "identifier" and part.text}
+                used |= {part.text.decode() for part in walk(node) if part.type == "identifier" and part.text}
         return used
 
     def scope(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Names and their values: `given`, parameters' defaults, resources as references, then the variables."""
         names: dict[str, Any] = {name: Reference(name) for name in [*self.resources, *self.modules]}
+        names["$folder"] = self.path.parent
         for name, item in self.parameters.items():
             if name in given:
                 names[name] = given[name]
@@ -193,6 +195,9 @@ def evaluate(node: Node, names: Mapping[str, Any]) -> Any:
         case "member_expression":
             owner = evaluate(parts[0], names)
             return owner.member(_text(parts[-1])) if isinstance(owner, Reference) else owner[_text(parts[-1])]
+        case "subscript_expression":
+            owner, key = (evaluate(part, names) for part in parts)
+            return owner.member(key) if isinstance(owner, Reference) else owner[key]
         case "call_expression":
             return _call(parts, names)
         case "for_statement":
@@ -236,6 +241,8 @@ def _call(parts: list[Node], names: Mapping[str, Any]) -> Any:
             return given[1] in given[0]
         case "json":
             return float(given[0])
+        case "loadJsonContent":
+            return json.loads((names["$folder"] / given[0]).read_text())
         case "readEnvironmentVariable":
             return names["$environ"].get(given[0], *given[1:] or [f"<{given[0]}>"])
         case function:
@@ -286,10 +293,10 @@ def _declaration(kind: str, node: Node, decorators: dict[str, list[Node]]) -> De
     )
 
 
-def _walk(node: Node) -> Iterator[Node]:
+def walk(node: Node) -> Iterator[Node]:
     yield node
     for child in node.children:
-        yield from _walk(child)
+        yield from walk(child)
 
 
 def _text(node: Node) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from strategies.models import model_table
 from tests.infra.bicep import INFRA, STAGES, Declaration, Template, at, evaluate, properties, read_parameters
 from token_broker.settings import Settings
 
@@ -58,6 +59,13 @@ def settings(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> Sett
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     return Settings.load(_env_file=None)
+
+
+def evaluate_default(template: Template, name: str) -> Any:
+    """The default of a parameter."""
+    value = template.parameters[name].value
+    assert value is not None
+    return evaluate(value, {})
 
 
 def of_type(template: Template, kind: str) -> list[Declaration]:
@@ -306,7 +314,35 @@ def test_a_stage_for_others_has_two_replicas_at_least(stage: str) -> None:
 
 
 def test_the_voice_resource_is_made_where_the_model_is() -> None:
-    assert MAIN.parameters["voiceLocation"].allowed == ["eastus2", "swedencentral", "westus3"]
+    deployed = [model_table().default(kind) for kind in ("realtime", "transcription")]
+    regions = [region for region in deployed[0].regions if region in deployed[1].regions]
+    assert MAIN.parameters["voiceLocation"].allowed == regions
+    assert VOICE.parameters["location"].allowed == regions
+    assert evaluate_default(MAIN, "voiceLocation") in regions
+
+
+def test_a_deployment_has_a_sku_that_its_model_is_offered_with() -> None:
+    deployed = [model_table().default(kind) for kind in ("realtime", "transcription")]
+    assert {sku for model in deployed for sku in model.skus} == set(MAIN.parameters["deploymentSku"].allowed)
+    assert evaluate_default(MAIN, "deploymentSku") in MAIN.parameters["deploymentSku"].allowed
+
+
+@pytest.mark.parametrize(("kind", "prefix"), [("realtime", "realtime"), ("transcription", "transcription")])
+def test_the_version_that_is_deployed_is_the_tables_unless_one_is_given(kind: str, prefix: str) -> None:
+    given = {"environmentName": "voice-x", "location": "eastus2"}
+    model = model_table().default(kind)
+    assert evaluate_default(MAIN, f"{prefix}Model") == model.name
+    passed = at(MAIN.modules["voice"].body, "params", f"{prefix}ModelVersion")
+    assert evaluate(passed, MAIN.scope(given)) == model.version
+    assert evaluate(passed, MAIN.scope({**given, f"{prefix}ModelVersion": "2030-01-01"})) == "2030-01-01"
+
+
+@pytest.mark.parametrize("choice", ["key1", "key2"])
+def test_keys_are_asked_for_only_where_the_account_has_them(choice: str) -> None:
+    """ARM works list functions out even where the condition of their resource is false."""
+    value = at(VAULT.resources["voiceKeySecret"].body, "properties", "value")
+    assert evaluate(value, {"storeVoiceKey": False, "voiceKey": choice}) == ""
+    assert evaluate(value, {"storeVoiceKey": True, "voiceKey": choice}) == f"voiceAccount.listKeys().{choice}"
 
 
 def test_the_identity_has_the_roles_it_needs_and_no_other() -> None:

@@ -1,12 +1,23 @@
 """Every Bicep file by itself and with the others: it parses, names its sources, and wires all that it declares."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 from pycep import BicepParser
+from tree_sitter import Node
 
-from tests.infra.bicep import INFRA, PARAMETER_FILES, TEMPLATES, Template, properties, read_parameters, template_of
+from tests.infra.bicep import (
+    INFRA,
+    PARAMETER_FILES,
+    TEMPLATES,
+    Template,
+    properties,
+    read_parameters,
+    template_of,
+    walk,
+)
 
 all_templates = pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: str(path.relative_to(INFRA)))
 all_parameter_files = pytest.mark.parametrize("path", PARAMETER_FILES, ids=lambda path: path.name)
@@ -72,6 +83,72 @@ def test_outputs_of_modules_that_are_asked_for_exist(path: Path) -> None:
     for symbol, name in re.findall(r"\b(\w+)!?\.outputs\.(\w+)", template.text):
         callee = Template((path.parent / template.modules[symbol].label).resolve())
         assert name in callee.outputs, f"{symbol}.outputs.{name}"
+
+
+@all_templates
+def test_a_module_has_no_name_of_its_own(path: Path) -> None:
+    """Deployments that share a name fail when they run at once; the compiler makes names that differ."""
+    for module in Template(path).modules.values():
+        assert "name" not in properties(module.body), module.name
+
+
+OLDEST = {
+    "Microsoft.Network": "2025-05-01",
+    "Microsoft.Resources": "2025-04-01",
+    "Microsoft.DBforPostgreSQL": "2025-08-01",
+    "Microsoft.KeyVault": "2026-02-01",
+}
+NEWEST_THERE_IS = {  # older than two years, and nothing stable came after them
+    "Microsoft.Authorization/roleAssignments@2022-04-01",
+    "Microsoft.Insights/diagnosticSettings@2021-05-01-preview",
+    "Microsoft.Network/privateDnsZones@2024-06-01",
+    "Microsoft.Network/privateDnsZones/virtualNetworkLinks@2024-06-01",
+    "Microsoft.ManagedIdentity/userAssignedIdentities@2024-11-30",
+}
+
+
+@all_templates
+def test_no_api_version_is_older_than_two_years_where_a_newer_one_is_stable(path: Path) -> None:
+    for resource in Template(path).resources.values():
+        kind, _, version = resource.label.partition("@")
+        if resource.label not in NEWEST_THERE_IS:
+            assert version >= OLDEST.get(kind.partition("/")[0], "2024-11-28"), resource.label
+
+
+@all_templates
+def test_a_list_function_in_a_conditional_resource_has_the_condition_too(path: Path) -> None:
+    """ARM works list functions out even where the resource's condition is false."""
+    for resource in Template(path).resources.values():
+        if resource.condition is None:
+            continue
+        for node in walk(resource.body):
+            if node.type == "call_expression" and b".list" in (node.text or b"").partition(b"(")[0]:
+                around = node
+                while around.parent and around.type != "ternary_expression" and around != resource.body:
+                    around = around.parent
+                assert around.type == "ternary_expression", resource.name
+                assert (around.named_children[0].text or b"?") in (resource.condition.text or b""), resource.name
+
+
+def is_decorator(node: Node) -> bool:
+    return node.parent is not None and node.parent.type == "decorator"
+
+
+@all_templates
+def test_a_ternary_or_a_call_fits_into_a_line(path: Path) -> None:
+    """`bicep format` breaks longer ones, and checkov's parser takes none that is broken."""
+    for node in walk(Template(path).root):
+        is_long = node.start_point[0] != node.end_point[0] or node.end_point[1] > 120
+        if node.type == "ternary_expression" or (node.type == "call_expression" and not is_decorator(node)):
+            assert not is_long, (node.text or b"").decode()
+        if node.type == "ternary_expression":
+            assert all(part.type != "ternary_expression" for part in node.named_children), "one in another"
+
+
+def test_the_compilers_rules_that_found_something_are_on() -> None:
+    rules = json.loads((INFRA / "bicepconfig.json").read_text())["analyzers"]["core"]["rules"]
+    for rule in ("use-recent-api-versions", "no-module-name", "no-hardcoded-env-urls", "use-safe-access"):
+        assert rules[rule]["level"] in {"warning", "error"}, rule
 
 
 def test_every_module_is_used() -> None:

@@ -119,7 +119,7 @@ def test_both_ends_of_the_supported_python_are_tested() -> None:
     assert {named[0], named[-1]} <= pythons
 
 
-@pytest.mark.parametrize("part", ["format", "lint", "types", "layers"])
+@pytest.mark.parametrize("part", ["format", "lint", "types", "layers", "infra"])
 def test_every_part_of_the_check_is_a_commit_hook(part: str) -> None:
     (local,) = read(ROOT / ".pre-commit-config.yaml")["repos"]
     assert local["repo"] == "local"

@@ -159,7 +159,7 @@ class _Examination:
             *judge_sockets(probes.sockets, self.azure),
             judge_chain(probes.mints, probes.sockets, proxy_is_last=proxy_is_last),
             judge_clock(self.transport.skew_s),
-            judge_region(self.transport.region),
+            judge_region(self.transport.region, self.settings.model),
         ]
         for check in found:
             if check is not None:

@@ -1,6 +1,9 @@
 """What the settings alone tell: what is configured, and what looks odd although it is allowed."""
 
+from datetime import UTC, datetime
+
 from token_broker.doctor.checks import Check, Mark
+from token_broker.doctor.verdicts import judge_retirement
 from token_broker.settings import Settings, unknown_variables
 
 __all__ = ["examine_configuration"]
@@ -20,7 +23,7 @@ KNOWN_API_VERSIONS = frozenset(
 
 
 def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Check]:
-    """A check of the endpoint, of the api-version, and of each variable that nobody reads."""
+    """Checks of the endpoint, the api-version, the models' retirement, and each variable that nobody reads."""
     target = settings.target
     if target is None:
         checks = [_no_endpoint(looks_outside=looks_outside)]
@@ -28,6 +31,12 @@ def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Ch
         credential = "the key" if settings.uses_key else "Entra"
         finding = f"{target.kind} endpoint {target.base}, deployment {settings.model}, asked with {credential}"
         checks = [Check("configuration", Mark.OK, finding), _api_version(settings.api_version)]
+        today = datetime.now(UTC).date()
+        retirements = (
+            judge_retirement("model", settings.model, today),
+            judge_retirement("transcription model", settings.transcription_model, today),
+        )
+        checks += [check for check in retirements if check is not None]
     odd = "is no variable of the broker's"
     checks += [
         Check("configuration", Mark.WARNING, line.replace("no such variable", odd), mend="correct or remove it")

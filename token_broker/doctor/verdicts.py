@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 
 from strategies.base import EphemeralGrant
 from strategies.endpoint import is_loopback
@@ -17,6 +18,7 @@ from strategies.errors import (
     RejectedError,
     TimedOutError,
 )
+from strategies.models import model_table
 from token_broker.doctor.checks import Check, Mark, Trouble
 
 __all__ = [
@@ -28,11 +30,12 @@ __all__ = [
     "judge_key",
     "judge_mints",
     "judge_region",
+    "judge_retirement",
     "judge_sockets",
     "milliseconds",
 ]
 
-REGIONS_WITH_THE_MODEL = ("East US 2", "Sweden Central", "West US 3")  # docs/azure.md §7.2 has others
+_RETIREMENT_NOTICE_DAYS = 60
 _SKEW_FINE_S = 5
 _SKEW_FATAL_S = 300  # Entra's tokens are no longer believed
 
@@ -177,21 +180,44 @@ def judge_clock(skew_s: float | None) -> Check | None:
     return Check("clock", Mark.FAILED, "is so far off that Entra's tokens are not believed", figure, mend)
 
 
-def judge_region(region: str | None) -> Check | None:
-    """Whether the region has the model; None where Azure did not name one."""
+def judge_region(region: str | None, model: str) -> Check | None:
+    """Whether the region has the model; None where Azure did not name one.
+
+    `model` is the deployment's name. Where it names no model that is known, the one that is deployed by default counts.
+    """
     if region is None:
         return None
-    known = {"".join(name.split()).lower(): name for name in REGIONS_WITH_THE_MODEL}
+    table = model_table()
+    wanted = table.find(model) or table.default("realtime")
+    regions = table.region_names(wanted.name)
+    known = {"".join(name.split()).lower(): name for name in regions}
     plain = "".join(region.split()).lower()
     if plain in known:
-        return Check("region", Mark.OK, "has gpt-realtime", known[plain])
+        return Check("region", Mark.OK, f"has {wanted.name}", known[plain])
     return Check(
         "region",
         Mark.WARNING,
-        "is none of those known to have gpt-realtime",
+        f"is none of those known to have {wanted.name}, as of {table.read_on}",
         "".join(character for character in region if character.isalnum() or character == " ")[:32],
-        f"if the deployment can't be made, make a resource in {', '.join(REGIONS_WITH_THE_MODEL)}",
+        f"if the deployment can't be made, make a resource in {', '.join(regions)}",
     )
+
+
+def judge_retirement(name: str, model: str, today: date) -> Check | None:
+    """Whether Azure keeps a model for two months more; None where the deployment's name names no model with a date."""
+    known = model_table().find(model)
+    if known is None or not known.retires:
+        return None
+    day = known.retires[0]
+    left_days = (day - today).days
+    what = f"{known.name} {known.version}"
+    if left_days > _RETIREMENT_NOTICE_DAYS:
+        return Check(name, Mark.OK, f"{what} is not near its retirement", day.isoformat())
+    mend = "deploy another version or model (docs/azure.md §7.1), unless the deployment is of a newer one already"
+    finding = (
+        "is retired, by Microsoft's schedule" if left_days < 0 else f"retires within {_RETIREMENT_NOTICE_DAYS} days"
+    )
+    return Check(name, Mark.WARNING, f"{what} {finding}", day.isoformat(), mend)
 
 
 _KEY_MEND = (
@@ -237,7 +263,7 @@ def _trouble_and_mend(error: MintError, azure: Azure) -> tuple[Trouble | None, s
             return Trouble.MODEL_NOT_FOUND, (
                 f"check AZURE_VOICELIVE_ENDPOINT, and that {azure.model} is deployed: az cognitiveservices account "
                 "deployment list --name <resource> --resource-group <group>; the model is in "
-                f"{', '.join(REGIONS_WITH_THE_MODEL)}"
+                f"{', '.join(model_table().region_names(azure.model))}"
             )
         case RejectedError():
             return Trouble.BAD_REQUEST, (
