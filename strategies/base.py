@@ -37,7 +37,7 @@ class SessionSpec:
     instructions: str = field(repr=False)
     voices: Mapping[Dialect, str]
     modalities: tuple[str, ...] = ("audio", "text")
-    transcription_model: str = "whisper-1"
+    transcription_model: str = "gpt-4o-mini-transcribe"  # on GA, a deployment's name; elsewhere the model decides
     turn_detection: TurnDetection = field(default_factory=TurnDetection)
     tools: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)  # an MCP server's credentials among them
     ttl_s: int = 60

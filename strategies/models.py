@@ -4,13 +4,16 @@
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
 from pathlib import Path
 
-__all__ = ["Model", "ModelTable", "model_table"]
+__all__ = ["Model", "ModelTable", "is_classic_whisper", "model_table"]
+
+_CLASSIC_WHISPER = re.compile(r"whisper(-\d+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,11 @@ class ModelTable:
         return next(
             model for model in self.models if model.kind == kind and self.deployed.get(model.name) == model.version
         )
+
+
+def is_classic_whisper(deployment: str) -> bool:
+    """Whether a deployment is by its name one of the classic `whisper`, which no GA session takes."""
+    return _CLASSIC_WHISPER.fullmatch(deployment) is not None
 
 
 @cache

@@ -8,9 +8,17 @@ from typing import Any
 
 from strategies.base import SessionSpec
 
-__all__ = ["flat_session", "ga_client_secret", "ga_realtime_session", "ga_session", "voice_live_session"]
+__all__ = [
+    "flat_session",
+    "ga_client_secret",
+    "ga_realtime_session",
+    "ga_session",
+    "voice_live_session",
+    "voice_live_transcription",
+]
 
 _PCM_RATE_HZ = 24_000
+_OPENAI_TRANSCRIPTION = "whisper-1"  # hosted by the preview's mints and by Voice Live themselves: no deployment
 
 
 def ga_client_secret(spec: SessionSpec) -> dict[str, Any]:
@@ -44,7 +52,7 @@ def flat_session(spec: SessionSpec) -> dict[str, Any]:
         "modalities": list(spec.modalities),
         "instructions": spec.instructions,
         "voice": spec.voices["preview"],
-        "input_audio_transcription": {"model": spec.transcription_model},
+        "input_audio_transcription": {"model": _OPENAI_TRANSCRIPTION},
         "turn_detection": _server_vad(spec),
     }
     return session | _tools(spec)
@@ -65,6 +73,7 @@ def voice_live_session(spec: SessionSpec) -> dict[str, Any]:
     del session["model"]  # the URL says it
     return {
         **session,
+        "input_audio_transcription": {"model": voice_live_transcription(spec.model)},
         "voice": {"type": "azure-standard", "name": spec.voices["preview"]},
         "input_audio_format": "pcm16",
         "output_audio_format": "pcm16",
@@ -72,6 +81,11 @@ def voice_live_session(spec: SessionSpec) -> dict[str, Any]:
         "input_audio_noise_reduction": {"type": "azure_deep_noise_suppression"},
         "input_audio_echo_cancellation": {"type": "server_echo_cancellation"},
     }
+
+
+def voice_live_transcription(model: str) -> str:
+    """What Voice Live transcribes with: OpenAI's models go with `gpt-realtime*` alone (docs/azure.md §6.2)."""
+    return _OPENAI_TRANSCRIPTION if model.startswith("gpt-realtime") else "azure-speech"
 
 
 def _server_vad(spec: SessionSpec) -> dict[str, Any]:

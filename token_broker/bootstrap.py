@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from strategies.base import Attempt
 from strategies.chain import OnAttempt
 from strategies.credentials import Credentials
+from strategies.models import is_classic_whisper
 from strategies.transport import make_tls_context, make_transport
 from token_broker import __version__
 from token_broker.azure import build_chain, build_connector, build_credentials, make_client
@@ -59,6 +60,12 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         for agent in agents:
             if agent.sockets_only:
                 log.warning("agent_is_sockets_only", agent_id=agent.id, why="a tool of its has a credential")
+        if is_classic_whisper(settings.transcription_model):
+            log.warning(
+                "transcription_model_not_on_ga",
+                model=settings.transcription_model,
+                why="a realtime session takes no classic whisper: what users say on GA is not transcribed",
+            )
         signer = TokenSigner(signing_keys(settings))
         tls = make_tls_context()
         transport = make_transport(tls=tls)

@@ -112,10 +112,10 @@ class Settings(BaseSettings):
         None, alias="AZURE_CLIENT_ID", description="client id of a user-assigned managed identity"
     )
     transcription_model: str = Field(
-        "whisper-1",
+        "gpt-4o-mini-transcribe",
         min_length=1,
         alias="AZURE_VOICELIVE_TRANSCRIPTION_MODEL",
-        description="transcription model; on the GA route a deployment's name",
+        description="transcription deployment of the GA routes; Voice Live has models of its own",
     )
 
     # --- the chain

@@ -133,7 +133,10 @@ def test_the_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None
     assert settings.token_strategies == ("ga", "direct_deployment", "project", "unified", "websocket_proxy")
     assert (settings.token_budget_s, settings.attempt_timeout_s, settings.retry_attempts) == (6, 2.5, 2)
     assert (settings.token_ttl_s, settings.api_version) == (60, "2025-10-01")
-    assert (settings.entra_scope, settings.transcription_model) == ("https://ai.azure.com/.default", "whisper-1")
+    assert (settings.entra_scope, settings.transcription_model) == (
+        "https://ai.azure.com/.default",
+        "gpt-4o-mini-transcribe",
+    )
     assert (settings.proxy_upstreams, settings.proxy_connect_timeout_s) == (("voice_live", "openai_realtime"), 10)
     assert settings.database_url.get_secret_value() == "sqlite+aiosqlite:///var/token-broker.db"
     assert (settings.direct_websocket, settings.webrtc_filter, settings.drain_s) == ("off", "on", 25)

@@ -104,7 +104,7 @@ async def test_instructions_that_a_client_says_of_its_own_are_taken_back(tmp_pat
         assert (await phone.hear("session.updated"))["session"]["instructions"] == "Be a pirate."
         mended = await phone.hear("session.updated", count=2)
         assert mended["session"]["instructions"].startswith(marcus.instructions)
-        assert mended["session"]["audio"]["input"]["transcription"]["model"] == "whisper-1"
+        assert mended["session"]["audio"]["input"]["transcription"]["model"] == "gpt-4o-mini-transcribe"
         phone.send("session.update", session={"type": "realtime", "audio": {"output": {"speed": 1.1}}})
         third = await phone.hear("session.updated", count=3)
         assert third["session"]["instructions"].startswith(marcus.instructions)

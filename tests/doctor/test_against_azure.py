@@ -173,6 +173,12 @@ async def test_a_transcription_deployment_that_is_missing_is_found_by_the_talk()
     assert "AZURE_VOICELIVE_TRANSCRIPTION_MODEL" in check.mend
 
 
+async def test_each_upstream_is_told_with_what_it_transcribes_with(azure: RunningSimulator) -> None:
+    report = await diagnose(settings_for(azure.base_url, transcription_model="gpt-4o-transcribe"), connect=True)
+    assert named(report, "transcription openai_realtime").finding == "gpt-4o-transcribe transcribes"
+    assert named(report, "transcription voice_live").finding == "whisper-1 transcribes"
+
+
 async def test_a_talk_that_breaks_off_is_told(azure: RunningSimulator) -> None:
     azure.set_faults({"match": "/voice-live", "fault": "drop_after", "frames": 2})
     report = await diagnose(settings_for(azure.base_url), connect=True)

@@ -6,7 +6,15 @@ import pytest
 
 from strategies.errors import KeysDisabledError, MintError, MisconfiguredError
 from token_broker.doctor.checks import Check, Mark, Report, Trouble
-from token_broker.doctor.verdicts import Azure, Probe, judge_error, judge_key, judge_region, judge_retirement
+from token_broker.doctor.verdicts import (
+    Azure,
+    Probe,
+    judge_error,
+    judge_key,
+    judge_region,
+    judge_retirement,
+    judge_transcription_model,
+)
 
 AZURE = Azure.of("zimax.openai.azure.com", model="gpt-realtime", api_version="2025-10-01")
 
@@ -69,6 +77,25 @@ def test_a_model_near_its_retirement_is_told_of_in_time(today: date, mark: Mark,
 @pytest.mark.parametrize("name", ["my-deployment", "gpt-realtime-whisper"])
 def test_a_retirement_that_nobody_knows_is_not_guessed(name: str) -> None:
     assert judge_retirement("model", name, date(2026, 11, 28)) is None
+
+
+@pytest.mark.parametrize("name", ["whisper", "whisper-1", "Whisper-001"])
+def test_a_classic_whisper_is_told_of_as_what_ga_does_not_take(name: str) -> None:
+    check = judge_transcription_model(name, date(2026, 11, 28))
+    assert check is not None
+    assert check.mark is Mark.WARNING
+    assert "gpt-4o-mini-transcribe" in check.mend
+
+
+@pytest.mark.parametrize("name", ["my-whisper", "gpt-realtime-whisper", "whisper-eu"])
+def test_a_deployment_that_only_sounds_like_whisper_is_not_judged(name: str) -> None:
+    assert judge_transcription_model(name, date(2026, 11, 28)) is None
+
+
+def test_a_transcription_model_is_judged_by_its_retirement_too() -> None:
+    check = judge_transcription_model("gpt-4o-mini-transcribe", date(2027, 6, 1))
+    assert check is not None
+    assert (check.mark, check.figure) == (Mark.WARNING, "2027-06-15")
 
 
 def test_a_key_is_not_blamed_for_what_nobody_answered() -> None:

@@ -17,7 +17,7 @@ SPEC = SessionSpec(
     model="gpt-realtime",
     instructions="Be brief.",
     voices={"ga": "marin", "preview": "en-US-Ava:DragonHDLatestNeural"},
-    transcription_model="whisper-1",
+    transcription_model="my-transcriber",
     ttl_s=60,
 )
 FLAT_BODY: dict[str, Any] = {
@@ -38,7 +38,7 @@ GA_BODY: dict[str, Any] = {
         "instructions": "Be brief.",
         "output_modalities": ["audio"],
         "audio": {
-            "input": {"transcription": {"model": "whisper-1"}, "turn_detection": FLAT_BODY["turn_detection"]},
+            "input": {"transcription": {"model": "my-transcriber"}, "turn_detection": FLAT_BODY["turn_detection"]},
             "output": {"voice": "marin"},
         },
     },

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
 from strategies.base import SessionSpec, TurnDetection
-from strategies.session_body import flat_session, ga_client_secret, ga_session
+from strategies.session_body import flat_session, ga_client_secret, ga_session, voice_live_session
 from tests.strategies.doubles import FLAT_BODY, GA_BODY, SPEC
 
 TOOL: Mapping[str, Any] = {
@@ -111,3 +111,26 @@ def test_tools_stand_in_both_bodies_and_are_left_out_where_there_are_none() -> N
 def test_each_body_has_its_dialects_own_voice() -> None:
     assert ga_session(SPEC)["audio"]["output"]["voice"] == "marin"
     assert flat_session(SPEC)["voice"] == "en-US-Ava:DragonHDLatestNeural"
+
+
+@pytest.mark.parametrize(
+    ("model", "transcription"),
+    [
+        ("gpt-realtime", "whisper-1"),
+        ("gpt-realtime-2.1-mini", "whisper-1"),
+        ("gpt-realtime-datazone", "whisper-1"),
+        ("gpt-4.1-mini", "azure-speech"),
+        ("azure-realtime", "azure-speech"),
+        ("phi4-mm-realtime", "azure-speech"),
+    ],
+)
+def test_voice_live_transcribes_with_what_its_model_goes_with(model: str, transcription: str) -> None:
+    session = voice_live_session(replace(SPEC, model=model))
+    assert session["input_audio_transcription"] == {"model": transcription}
+
+
+def test_gas_deployment_is_named_to_ga_alone() -> None:
+    """The flat mints host whisper-1 themselves, whatever is deployed."""
+    assert ga_session(SPEC)["audio"]["input"]["transcription"] == {"model": "my-transcriber"}
+    assert flat_session(SPEC)["input_audio_transcription"] == {"model": "whisper-1"}
+    assert flat_session(replace(SPEC, model="my-deployment"))["input_audio_transcription"] == {"model": "whisper-1"}

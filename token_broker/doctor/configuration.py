@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from token_broker.doctor.checks import Check, Mark
-from token_broker.doctor.verdicts import judge_retirement
+from token_broker.doctor.verdicts import judge_retirement, judge_transcription_model
 from token_broker.settings import Settings, unknown_variables
 
 __all__ = ["examine_configuration"]
@@ -34,7 +34,7 @@ def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Ch
         today = datetime.now(UTC).date()
         retirements = (
             judge_retirement("model", settings.model, today),
-            judge_retirement("transcription model", settings.transcription_model, today),
+            judge_transcription_model(settings.transcription_model, today),
         )
         checks += [check for check in retirements if check is not None]
     odd = "is no variable of the broker's"

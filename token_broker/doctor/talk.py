@@ -14,6 +14,7 @@ import picows
 
 from strategies.base import EphemeralGrant, SessionSpec
 from strategies.errors import MintError
+from strategies.session_body import voice_live_transcription
 from strategies.transport import BoundedResolver
 from token_broker.doctor.checks import Check, Mark
 from token_broker.relay.azure.connector import Route, UpstreamConnector
@@ -53,7 +54,9 @@ async def examine_talks(
     routes = [route for route in connector.routes if route.name in works]
     talks = await asyncio.gather(*(_hold_silent_talk(connector, route, spec) for route in routes))
     for route, heard in zip(routes, talks, strict=True):
-        for check in judge_talk(route.name, heard, settings.transcription_model):
+        ga = route.dialect == "ga"
+        transcription = settings.transcription_model if ga else voice_live_transcription(settings.model)
+        for check in judge_talk(route.name, heard, transcription):
             tell(check)
     if minted is not None:
         taken = await _takes_subprotocol(minted, settings, tls)

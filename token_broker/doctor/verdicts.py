@@ -18,7 +18,7 @@ from strategies.errors import (
     RejectedError,
     TimedOutError,
 )
-from strategies.models import model_table
+from strategies.models import is_classic_whisper, model_table
 from token_broker.doctor.checks import Check, Mark, Trouble
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "judge_region",
     "judge_retirement",
     "judge_sockets",
+    "judge_transcription_model",
     "milliseconds",
 ]
 
@@ -218,6 +219,16 @@ def judge_retirement(name: str, model: str, today: date) -> Check | None:
         "is retired, by Microsoft's schedule" if left_days < 0 else f"retires within {_RETIREMENT_NOTICE_DAYS} days"
     )
     return Check(name, Mark.WARNING, f"{what} {finding}", day.isoformat(), mend)
+
+
+def judge_transcription_model(model: str, today: date) -> Check | None:
+    """Whether GA takes the model that transcribes, and for how long; None where its name says neither."""
+    name = "transcription model"
+    if not is_classic_whisper(model):
+        return judge_retirement(name, model, today)
+    other = model_table().default("transcription").name
+    mend = f"deploy {other}, and name it in AZURE_VOICELIVE_TRANSCRIPTION_MODEL; Voice Live is not concerned"
+    return Check(name, Mark.WARNING, f"{model} is a classic whisper, which GA sessions do not take", mend=mend)
 
 
 _KEY_MEND = (
