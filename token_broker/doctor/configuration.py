@@ -4,22 +4,21 @@ from datetime import UTC, datetime
 
 from token_broker.doctor.checks import Check, Mark
 from token_broker.doctor.verdicts import judge_retirement, judge_transcription_model
-from token_broker.settings import Settings, unknown_variables
+from token_broker.settings import VOICE_LIVE_FIRST_VERSION, Settings, unknown_variables
 
-__all__ = ["examine_configuration"]
+__all__ = ["VOICE_LIVE_API_VERSIONS", "examine_configuration", "judge_api_version"]
 
-# docs/azure.md §2.2, §2.3, §6.1
-KNOWN_API_VERSIONS = frozenset(
-    {
-        "2024-10-01-preview",
-        "2025-04-01-preview",
-        "2025-08-28",
-        "2025-10-01",
-        "2026-01-01-preview",
-        "2026-04-10",
-        "2026-07-15",
-    }
-)
+# What a version is with Voice Live: docs/azure.md §6.1, which a test holds equal. `v1` is no version to the settings.
+VOICE_LIVE_API_VERSIONS = {
+    "2025-10-01": "stable",
+    "2026-04-10": "stable",
+    "2026-07-15": "stable",
+    "2026-01-01-preview": "preview",
+    "2026-06-01-preview": "preview",
+    "2026-07-31-preview": "SIP only",
+}
+# Voice Live has none of these, so it is asked with its first stable one: docs/azure.md §2.2, §2.3.
+_MINT_API_VERSIONS = frozenset({"2024-10-01-preview", "2025-04-01-preview", "2025-08-28"})
 
 
 def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Check]:
@@ -30,7 +29,7 @@ def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Ch
     else:
         credential = "the key" if settings.uses_key else "Entra"
         finding = f"{target.kind} endpoint {target.base}, deployment {settings.model}, asked with {credential}"
-        checks = [Check("configuration", Mark.OK, finding), _api_version(settings.api_version)]
+        checks = [Check("configuration", Mark.OK, finding), judge_api_version(settings)]
         today = datetime.now(UTC).date()
         retirements = (
             judge_retirement("model", settings.model, today),
@@ -52,8 +51,17 @@ def _no_endpoint(*, looks_outside: bool) -> Check:
     return Check("configuration", Mark.FAILED, "no Azure endpoint is configured", mend=mend)
 
 
-def _api_version(version: str) -> Check:
-    if version in KNOWN_API_VERSIONS:
-        return Check("api-version", Mark.OK, "is known", version)
-    mend = "2025-10-01 is the safe choice; the mints below tell whether the resource takes this one"
-    return Check("api-version", Mark.WARNING, "is none that this broker knows", version, mend)
+def judge_api_version(settings: Settings) -> Check:
+    """What the api-version is with Voice Live, and whether it is one to rely on."""
+    name, version = "api-version", settings.api_version
+    if version in _MINT_API_VERSIONS:
+        return Check(name, Mark.OK, f"is the flat mints'; Voice Live is asked with {VOICE_LIVE_FIRST_VERSION}", version)
+    mend = f"{VOICE_LIVE_FIRST_VERSION} is the safe choice; the mints below tell whether the resource takes this one"
+    match VOICE_LIVE_API_VERSIONS.get(version):
+        case "stable":
+            return Check(name, Mark.OK, "is stable with Voice Live", version)
+        case "preview":
+            return Check(name, Mark.NOTE, "is a preview of Voice Live's, which may change or end", version)
+        case "SIP only":
+            return Check(name, Mark.WARNING, "is for Voice Live over SIP alone", version, mend)
+    return Check(name, Mark.WARNING, "is none that this broker knows", version, mend)
