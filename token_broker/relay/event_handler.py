@@ -8,9 +8,16 @@ from token_broker.memory.types import Owner
 from token_broker.relay.azure.connector import Upstream
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.dialects.events import SESSION_EVENTS
+from token_broker.relay.dialects.items import TOOL_LIST
 from token_broker.relay.handoff import AgentSwitch
 from token_broker.relay.policy.event_text import parsed
-from token_broker.relay.policy.rules import event_type, event_type_by_head, is_audio_delta, without_secrets
+from token_broker.relay.policy.rules import (
+    event_type,
+    event_type_by_head,
+    is_audio_delta,
+    may_show_tools,
+    without_secrets,
+)
 from token_broker.relay.protocols import Front
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.recorder import TurnKeeper
@@ -52,7 +59,9 @@ class EventReader:
         kind = event_type(text)
         if kind in _AUDIO_DELTAS:
             self._heard(len(text) - text.find('"delta"'))
-        elif kind is None or kind in _READ_EVENTS or self._front.reads(kind, upstream.route.dialect):
+        elif (
+            kind is None or kind in _READ_EVENTS or TOOL_LIST in text or self._front.reads(kind, upstream.route.dialect)
+        ):
             return self._read(kind, text, upstream)
         return [self._front.passed(text, upstream.route.dialect)]
 
@@ -66,7 +75,7 @@ class EventReader:
         if not is_audio_delta(payload):
             kind = event_type_by_head(payload)
             if kind not in _AUDIO_DELTAS:
-                return kind is not None and kind not in _READ_EVENTS
+                return kind is not None and kind not in _READ_EVENTS and not may_show_tools(payload)
         self._heard(len(payload) - payload.find(b'"delta"'))
         return True
 

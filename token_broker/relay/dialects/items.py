@@ -9,7 +9,10 @@ from typing import Any
 
 from strategies.base import Dialect
 
-__all__ = ["bare_part", "completed_item", "is_complete", "item_for"]
+__all__ = ["TOOL_LIST", "bare_part", "completed_item", "is_complete", "item_for", "shown_item"]
+
+TOOL_LIST = "mcp_list_tools"
+"""The type of the item that says which tools an MCP server has; events about it have types that begin with this."""
 
 _PREVIEW_PARTS = {"output_text": "text", "output_audio": "audio"}
 _GA_PARTS = {"text": "output_text", "audio": "output_audio"}
@@ -31,6 +34,16 @@ def item_for(item: Any, dialect: Dialect, *, by_client: bool = False) -> Any:
         return item
     as_text = by_client and dialect == "preview"
     return {**item, "content": [_part_for(part, dialect, as_text=as_text) for part in content]}
+
+
+def shown_item(item: Any) -> Any:
+    """An item of Azure's as a client may see it; the same object where nothing is hidden.
+
+    A list of an MCP server's tools is shown as an empty one, and without its error, which may quote the server.
+    """
+    if not isinstance(item, dict) or item.get("type") != TOOL_LIST or ("error" not in item and not item.get("tools")):
+        return item
+    return {name: value for name, value in item.items() if name != "error"} | {"tools": []}
 
 
 def bare_part(part: Any) -> Any:

@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 from token_broker.relay.dialects.events import SESSION_EVENTS
+from token_broker.relay.dialects.items import TOOL_LIST, shown_item
 from token_broker.relay.dialects.settings import shown_response, shown_session
 from token_broker.relay.policy.client_events import CLIENT_EVENTS
 from token_broker.relay.policy.client_values import OPERATORS_ROLES
@@ -33,6 +34,7 @@ __all__ = [
     "is_plain_append",
     "is_plain_append_payload",
     "judge",
+    "may_show_tools",
     "without_secrets",
 ]
 
@@ -46,6 +48,7 @@ _TYPE_HEAD = re.compile(rb'\s*\{\s*(?:"event_id"\s*:\s*"[^"\\]*"\s*,\s*)?"type"\
 _TYPE_HEAD_BYTES = 256  # more than any head: what stands behind need not be encoded to find it
 _AUDIO_DELTA_HEADS = (b'{"type":"response.audio.delta",', b'{"type":"response.output_audio.delta",')
 
+_TOOL_LIST_BYTES = TOOL_LIST.encode()
 _RESPONSE_EVENTS = frozenset({"response.created", "response.done"})
 _REFUSED_ITEM = "items with the role system or developer are not taken from a client"
 _TAKEN = "see docs/client-events.md"
@@ -154,15 +157,32 @@ def event_type_by_head(payload: bytes) -> str | None:
 
 
 def without_secrets(event: Event) -> Event:
-    """An event of Azure's about a session or a response as the client may see it: without instructions, tools and the
-    like. The same object where nothing is hidden, and for every other event.
+    """An event of Azure's about a session, a response or an item as the client may see it: without instructions, tools
+    and the like. The same object where nothing is hidden, and for every other event.
     """
     kind = event.get("type")
     if kind in SESSION_EVENTS:
         return _with_shown(event, "session", shown_session)
     if kind in _RESPONSE_EVENTS:
-        return _with_shown(event, "response", shown_response)
-    return event
+        return _with_shown(event, "response", _shown_response)
+    if isinstance(kind, str) and kind.startswith(TOOL_LIST) and "error" in event:
+        event = {name: value for name, value in event.items() if name != "error"}
+    return _with_shown(event, "item", shown_item)
+
+
+def may_show_tools(payload: bytes) -> bool:
+    """Whether an event of Azure's may be about the tools of an MCP server: if so, it has to be read."""
+    return _TOOL_LIST_BYTES in payload
+
+
+def _shown_response(response: Mapping[str, Any]) -> Mapping[str, Any]:
+    shown = shown_response(response)
+    output = shown.get("output")
+    if not isinstance(output, list):
+        return shown
+    items = [shown_item(item) for item in output]
+    same = all(item is stated for item, stated in zip(items, output, strict=True))
+    return shown if same else {**shown, "output": items}
 
 
 def _with_shown(event: Event, name: str, shown: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Event:
