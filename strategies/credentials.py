@@ -167,10 +167,15 @@ class Credentials:
             raise CredentialError("there is no credential")
         return Authorization("entra", await self._entra.get(timeout_s=timeout_s))
 
+    @property
+    def secrets(self) -> tuple[SecretStr, ...]:
+        """What there is now: the key, and the last Entra token."""
+        held = (self._key, self._entra.last if self._entra else None)
+        return tuple(secret for secret in held if secret is not None)
+
     def appear_in(self, text: str) -> bool:
         """Whether `text`, which came from outside, carries the key or the Entra token."""
-        secrets = (self._key, self._entra.last if self._entra else None)
-        return any(secret is not None and _is_in(secret.get_secret_value(), text) for secret in secrets)
+        return any(_is_in(secret.get_secret_value(), text) for secret in self.secrets)
 
     def keys_refused(self) -> bool:
         """Azure takes no keys here. True where there is another credential to ask with: Entra, from now on."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from tests.compat.conftest import SIGNING_KEY, Doors
 from tests.simulator.support import silence, speech
@@ -182,6 +183,11 @@ def test_the_files_secrets_are_taken_out_of_log_lines(agents_file: Path) -> None
     secrets = agents_secrets(agents_file)
     assert {secret.get_secret_value() for secret in secrets} == {"canary-authorization-77", "canary-header-88"}
     assert "canary" not in Redactor(secrets)("said canary-authorization-77 and canary-header-88")
+
+
+def test_a_headers_secret_is_taken_out_also_without_its_scheme() -> None:
+    secrets = [SecretStr("Bearer canary-77"), SecretStr("Basic Y2FuYXJ5")]
+    assert Redactor(secrets)("said canary-77, Y2FuYXJ5, Basic Y2FuYXJ5") == "said [redacted], [redacted], [redacted]"
 
 
 async def test_start_and_doctor_say_that_the_agent_has_sockets_only(tmp_path: Path, agents_file: Path) -> None:

@@ -37,6 +37,7 @@ __all__ = [
     "configure_logging",
     "fingerprint",
     "log_attempt",
+    "own_secrets",
     "write_audit",
 ]
 
@@ -46,6 +47,7 @@ _TOKEN_LIKE = re.compile(
     r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"  # JWTs: Entra's, session tokens, tickets
     r"|(?i:bearer)\s+[A-Za-z0-9._~+/=-]{8,}"
 )
+_SCHEME = re.compile(r"(?:bearer|basic|token)\s+", re.IGNORECASE)  # a header's secret may be quoted without it
 _MIN_SECRET_CHARS = 6
 _NAMED_AT_ONCE = 20
 
@@ -68,12 +70,18 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[SecretStr | None]) -> None:
         values = {secret.get_secret_value() for secret in secrets if secret is not None}
+        values |= {value[scheme.end() :] for value in values if (scheme := _SCHEME.match(value))}
         self._values = sorted((v for v in values if len(v) >= _MIN_SECRET_CHARS), key=len, reverse=True)
 
     def __call__(self, line: str) -> str:
         for value in self._values:
             line = line.replace(value, MASK)
         return _TOKEN_LIKE.sub(MASK, line)
+
+
+def own_secrets(settings: Settings) -> tuple[SecretStr | None, ...]:
+    """The settings' secrets, as a `Redactor` wants them."""
+    return (settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys)
 
 
 def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) -> None:
@@ -83,8 +91,7 @@ def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) 
     """
     console = settings.log_format == "console" or (settings.log_format is None and sys.stderr.isatty())
     level = getattr(logging, settings.log_level.upper())
-    own = [settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys]
-    redact = Redactor([*own, *secrets])
+    redact = Redactor([*own_secrets(settings), *secrets])
     shared: list[Any] = [
         _add_ids,
         structlog.processors.add_log_level,

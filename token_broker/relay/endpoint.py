@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from strategies.base import SessionSpec
 from token_broker.memory.types import Owner, Recall, TurnIntake
 from token_broker.observability.events import Observer, TalkEnded, unheard
-from token_broker.observability.logging import bind_ids
+from token_broker.observability.logging import Redactor, bind_ids, own_secrets
 from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, RefusedError, Visitor
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import Client
@@ -86,6 +86,7 @@ class VoiceRelay:
             intake=intake,
             recall=recall,
             counters=self._counters,
+            redact=_redactor(settings, agents, connector),
         )
 
     @property
@@ -259,6 +260,16 @@ class VoiceRelay:
                     trace=scope.get("state", {}).get("trace"),
                 )
             )
+
+
+def _redactor(settings: Settings, agents: AgentBook, connector: UpstreamConnector) -> Callable[[str], str]:
+    """Takes out of a text what the broker sends to Azure in confidence, with the Entra token as it is by then."""
+    lasting = (*own_secrets(settings), *(secret for agent in agents for secret in agent.secrets))
+
+    def redact(text: str) -> str:
+        return Redactor((*lasting, *connector.secrets))(text)
+
+    return redact
 
 
 async def websocket_not_found(scope: Scope, receive: Receive, send: Send) -> None:

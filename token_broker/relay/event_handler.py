@@ -10,6 +10,7 @@ from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.dialects.events import SESSION_EVENTS
 from token_broker.relay.dialects.items import TOOL_LIST
 from token_broker.relay.handoff import AgentSwitch
+from token_broker.relay.policy.errors import ERROR_EVENTS, without_quoted_secrets
 from token_broker.relay.policy.event_text import parsed
 from token_broker.relay.policy.rules import (
     event_type,
@@ -27,11 +28,11 @@ __all__ = ["EventReader"]
 
 _LAST_WORDS_S = 2.0
 _AUDIO_DELTAS = frozenset({"response.audio.delta", "response.output_audio.delta"})
-_READ_EVENTS = TURN_EVENTS | SESSION_EVENTS | {"error", "response.created"}
+_READ_EVENTS = TURN_EVENTS | SESSION_EVENTS | ERROR_EVENTS | {"response.created"}
 
 
 class EventReader:
-    """One talk's. `end` is told where Azure sends what is no event."""
+    """One talk's. `end` is told where Azure sends what is no event; `redact` takes known secrets out of a text."""
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class EventReader:
         talk: TalkCounters,
         end: Callable[[Ending], None],
         time_s: Callable[[], float],
+        redact: Callable[[str], str],
     ) -> None:
         self._front = front
         self._owner = owner
@@ -53,6 +55,7 @@ class EventReader:
         self._talk = talk
         self._end = end
         self._time_s = time_s
+        self._redact = redact
 
     def told(self, text: str, upstream: Upstream) -> list[str]:
         """What the client is told of an event: none, one or several. What matters of it is noted."""
@@ -122,7 +125,7 @@ class EventReader:
 
     def _shown(self, kind: str, event: dict[str, Any], text: str, upstream: Upstream) -> list[str]:
         """An event that was read here, as the client may see it: written anew only where it has to be."""
-        seen = without_secrets(event)
+        seen = without_quoted_secrets(without_secrets(event), self._redact)
         if seen is not event or self._front.reads(kind, upstream.route.dialect):
             return self._front.to_client(seen, upstream.route.dialect)
         return [self._front.passed(text, upstream.route.dialect)]

@@ -7,7 +7,7 @@ what it has. All that waits is watched by one timer.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ log = structlog.get_logger("token_broker.relay")
 
 @dataclass(frozen=True, slots=True)
 class TalkParts:
-    """What all talks share."""
+    """What all talks share. `redact` takes the secrets that are known now out of a text."""
 
     settings: Settings
     agents: AgentBook
@@ -52,6 +52,7 @@ class TalkParts:
     intake: TurnIntake
     recall: Recall
     counters: RelayCounters
+    redact: Callable[[str], str]
 
 
 class Talk:
@@ -91,6 +92,7 @@ class Talk:
             talk=self.counters,
             end=self.end,
             time_s=self._loop.time,
+            redact=parts.redact,
         )
         self._direct = DirectPath(client.wire, self._reader, counters=self.counters, failed=self._fail)
         self._tick_s = tick_s(parts.settings)

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import picows
 import structlog
 from aiohttp.abc import AbstractResolver
+from pydantic import SecretStr
 
 from strategies.base import Dialect, SessionSpec
 from strategies.credentials import Authorization, Credentials
@@ -120,6 +121,11 @@ class UpstreamConnector:
     def first_dialect(self) -> Dialect:
         """What the first route speaks: the plan's guess."""
         return self.routes[0].dialect if self.routes else "preview"
+
+    @property
+    def secrets(self) -> tuple[SecretStr, ...]:
+        """What Azure is asked with just now, and could quote."""
+        return () if self._credentials is None else self._credentials.secrets
 
     async def aclose(self) -> None:
         """For when no talk is left: stops what may still look names up."""
