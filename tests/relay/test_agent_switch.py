@@ -7,6 +7,7 @@ import pytest
 
 from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure
 from tests.relay.support.broker import broker, build, make_settings, serving
+from token_broker.relay.transcripts.assembler import TurnAssembler
 from token_broker.sessions.agents import AgentBook, load_agents
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
@@ -128,3 +129,68 @@ async def test_an_unknown_agent_is_refused_with_the_known_ones() -> None:
         error = await client.until("broker.error")
         assert error["code"] == "unknown_agent"
         assert "elena" in error["message"]
+
+
+@pytest.mark.parametrize(("others", "connections"), [(("cid", "ann"), 11), (("ben", "ann"), 1)])
+async def test_one_talk_changes_agents_at_a_bounded_rate(
+    tmp_path: Path, others: tuple[str, str], connections: int
+) -> None:
+    async with scripted_azure() as azure:
+        prepared = build(make_settings(azure.url), agents=agents(tmp_path))
+        async with serving(prepared) as running, running.client(agent_id="ann") as client:
+            await client.ready()
+            for number in range(10):
+                await client.send({"type": "broker.agent.switch", "agent_id": others[number % 2]})
+                await client.until("broker.agent.switched")
+            told = sum(len(talk.received) for talk in azure.talks)
+            for _ in range(20):
+                await client.send({"type": "broker.agent.switch", "agent_id": others[0]})
+                error = await client.until("broker.error")
+                assert (error["code"], error["retryable"]) == ("too_many_switches", True)
+            assert len(azure.talks) == connections
+            assert sum(len(talk.received) for talk in azure.talks) == told, "nothing goes to Azure"
+            await client.send({"type": "response.create"})
+            await azure.talks[-1].next_event("response.create")
+            async with running.client(agent_id="ann") as another:
+                await another.ready()
+                await another.send({"type": "broker.agent.switch", "agent_id": others[0]})
+                await another.until("broker.agent.switched")
+
+
+async def test_what_is_refused_before_azure_is_asked_uses_up_no_change(tmp_path: Path) -> None:
+    async with scripted_azure() as azure:
+        prepared = build(make_settings(azure.url), agents=agents(tmp_path))
+        async with serving(prepared) as running, running.client(agent_id="ann") as client:
+            await client.ready()
+            for _ in range(30):
+                await client.send({"type": "broker.agent.switch", "agent_id": "nobody"})
+                assert (await client.until("broker.error"))["code"] == "unknown_agent"
+            await client.send({"type": "broker.agent.switch", "agent_id": "ben"})
+            await client.until("broker.agent.switched")
+
+
+async def test_history_that_was_told_to_a_conversation_that_is_over_is_forgotten(tmp_path: Path) -> None:
+    async with scripted_azure() as azure:
+        prepared = build(make_settings(azure.url), agents=agents(tmp_path))
+        async with serving(prepared) as running, running.client(agent_id="ann") as client:
+            await client.ready()
+            first = await azure.talk()
+            await first.hear("item_u", "My name is Kim.")
+            await first.say("item_a", "Hello Kim.", previous="item_u")
+            await client.until("response.done")
+            for number in range(6):
+                await client.send({"type": "broker.agent.switch", "agent_id": ("cid", "ann")[number % 2]})
+                await client.until("broker.agent.switched")
+                await (await azure.talk(number + 1)).next_event("conversation.item.create", nth=2)
+            (talk,) = running.relay._talks
+            newest = {event["item"]["id"] for event in azure.talks[-1].received if "item" in event}
+            assert talk._switch._own_items == newest
+            assert len(newest) == 2
+
+
+async def test_items_of_the_brokers_own_making_are_remembered_up_to_a_number() -> None:
+    assembler = TurnAssembler()
+    for number in range(10_000):
+        assembler.ignore(f"item_{number}")
+    assert len(assembler._told) == len(assembler._places) == 2048
+    assert "item_9999" in assembler._told

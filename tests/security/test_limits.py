@@ -49,6 +49,17 @@ def test_after_the_burst_requests_pass_at_the_rate(clock: Clock) -> None:
         assert rate.take("a") is None
 
 
+def test_a_burst_of_its_own_is_smaller_than_what_a_minute_lets_through(clock: Clock) -> None:
+    rate = RateLimit(30, burst=10, clock=clock)
+    assert [rate.take("a") for _ in range(10)] == [None] * 10
+    assert rate.take("a") == pytest.approx(2.0)  # 60 s / 30
+    clock.now_s += 2
+    assert [rate.take("a"), rate.take("a")] == [None, pytest.approx(2.0)]
+    clock.now_s += 3600
+    assert [rate.take("a") is None for _ in range(11)] == [True] * 10 + [False]
+    assert (rate.fits(10), rate.fits(11)) == (True, False)
+
+
 def test_one_keys_flood_costs_another_nothing(clock: Clock) -> None:
     rate = RateLimit(2, clock=clock)
     for _ in range(1000):

@@ -11,9 +11,13 @@ from typing import Any
 from token_broker.relay.azure.connector import NoUpstreamError, SpecSupplier, Upstream, UpstreamConnector
 from token_broker.relay.dialects.events import OWN_EVENT_IDS, broker_error, broker_event, history_item, new_agent_update
 from token_broker.relay.transcripts.recorder import TurnKeeper
+from token_broker.security.rate_limits import RateLimit
 from token_broker.sessions.agents import Agent, AgentBook
 
 __all__ = ["AgentSwitch"]
+
+_CHANGES_PER_MINUTE = 30  # each may be a new connection to Azure, with the whole history
+_CHANGES_AT_ONCE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +54,11 @@ class AgentSwitch:
         self._supply = supply
         self._start = start
         self._move = move
+        self._rate = RateLimit(_CHANGES_PER_MINUTE, burst=_CHANGES_AT_ONCE)
         self._asked = 0
         self._busy = False
         self._told: _Told | None = None
-        self._own_items: set[str] = set()
+        self._own_items: frozenset[str] = frozenset()  # of this upstream's conversation
 
     def ask(self, event: Mapping[str, Any], upstream: Upstream) -> None:
         """Takes the client's `broker.agent.switch`; what becomes of it is told in the talk's own events."""
@@ -65,6 +70,10 @@ class AgentSwitch:
             return
         if self._busy:
             upstream.socket.put(broker_error("switch_pending", "another change of agent is under way", retryable=True))
+            return
+        if self._rate.take("") is not None:
+            message = "too many changes of agent: wait a few seconds"
+            upstream.socket.put(broker_error("too_many_switches", message, retryable=True))
             return
         self._busy = True
         self._asked += 1
@@ -108,19 +117,22 @@ class AgentSwitch:
         try:
             new = await self._connector.connect(self._supply(agent), only=old.route.name)
             self._turns.flush()
+            own_items: list[str] = []
             for number, turn in enumerate(self._turns.history):
                 item_id, event = history_item(turn.role, turn.content, new.route.dialect, number)
-                self._own_items.add(item_id)
+                own_items.append(item_id)
                 self._turns.assembler.ignore(item_id)
                 new.socket.send(event)
             new.first.insert(0, broker_event("broker.agent.switched", agent_id=agent.id))
             self._speak_as(agent)
+            self._own_items = frozenset(own_items)
             self._move(new)
-            await old.socket.aclose()
         except NoUpstreamError:
             old.socket.put(broker_error("switch_failed", "Azure took no talk with the other voice", retryable=True))
+            return
         finally:
             self._busy = False
+        await old.socket.aclose()
 
     def _speak_as(self, agent: Agent) -> None:
         self.agent = agent

@@ -30,18 +30,26 @@ REFUSAL_PAUSE_S = 1.0
 
 
 class RateLimit:
-    """At most `per_minute` in a burst, and then as many a minute, a key (GCRA); 0 is off.
+    """At most `burst` at once, and then `per_minute` a minute, a key (GCRA); 0 a minute is off.
+
+    Without a `burst` of its own it is a whole minute's.
 
     One float a key: the time at which its whole burst is free again. Keys whose time has come are forgotten; over
     `max_keys` the longest unused go first.
     """
 
     def __init__(
-        self, per_minute: int, *, clock: Callable[[], float] = time.monotonic, max_keys: int = MAX_KEYS
+        self,
+        per_minute: int,
+        *,
+        burst: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        max_keys: int = MAX_KEYS,
     ) -> None:
         self.per_minute = per_minute
+        self._burst = per_minute if burst is None else burst
         self._interval_s = 60 / per_minute if per_minute else 0.0
-        self._burst_s = self._interval_s * per_minute
+        self._burst_s = self._interval_s * self._burst
         self._clock = clock
         self._max_keys = max_keys
         self._free_at_s: dict[str, float] = {}  # in the order of last use
@@ -49,7 +57,7 @@ class RateLimit:
     def take(self, key: str, cost: int = 1) -> float | None:
         """None where `key` may go on, and `cost` is counted; else the seconds until it may.
 
-        A cost above `per_minute` never passes: ask `fits` first.
+        A cost above the burst never passes: ask `fits` first.
         """
         if (wait_s := self.wait_s(key, cost)) is None:
             self.count(key, cost)
@@ -75,7 +83,7 @@ class RateLimit:
 
     def fits(self, cost: int) -> bool:
         """Whether `cost` could ever pass."""
-        return not self.per_minute or cost <= self.per_minute
+        return not self.per_minute or cost <= self._burst
 
     def __len__(self) -> int:
         return len(self._free_at_s)

@@ -112,6 +112,8 @@ class TurnAssembler:
         """An item of the broker's own making: it is nobody's turn and takes no place."""
         self._told[item_id] = None
         self._places[item_id] = self._next_place - 1
+        _bound(self._told)
+        _bound(self._places)
 
     @property
     def awaits_user(self) -> bool:
