@@ -119,6 +119,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             signer=signer,
             authenticator=authenticator,
             rate=rate,
+            hang_ups=Turnstile(settings.rate_limit_per_minute),
             chain=build_chain(settings, transport, credentials, _attempts_to(observe)),
             plans=PlanMaker(settings, signer),
             memory=memory,

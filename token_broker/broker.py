@@ -91,6 +91,7 @@ class Broker:
     signer: TokenSigner
     authenticator: Authenticator
     rate: Turnstile
+    hang_ups: Turnstile  # apart, so that whoever used up the rate may still leave
     chain: Chain
     plans: PlanMaker
     memory: Memory

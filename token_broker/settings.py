@@ -407,7 +407,7 @@ class Settings(BaseSettings):
         60,
         ge=0,
         alias="BROKER_RATE_LIMIT_PER_MINUTE",
-        description="token requests and SDP offers a principal; as many reads and erasures of turns; 0 is off",
+        description="token requests and SDP offers a principal; as many hang-ups, turn reads and erasures; 0 is off",
     )
     max_sessions_per_principal: int = Field(
         10, ge=0, alias="BROKER_MAX_SESSIONS_PER_PRINCIPAL", description="open talks a principal; 0 is off"

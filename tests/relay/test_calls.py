@@ -23,6 +23,7 @@ from token_broker.memory.admin import open_admin
 from token_broker.memory.types import Owner
 from token_broker.security.tokens import TokenSigner
 from token_broker.sessions.agents import session_spec
+from token_broker.sessions.calls import EndedCalls
 from token_broker.settings import load_settings
 from token_broker.web.ids import uuid7
 
@@ -279,6 +280,99 @@ async def test_relayed_calls_count_against_the_open_talks_and_the_rate(tmp_path:
         limited = await browser.offer(session)
         assert (limited.status_code, limited.json()["code"]) == (429, "rate_limited")
         assert limited.headers["retry-after"]
+
+
+# --- hanging up again and again
+
+
+async def hang_up_at_endpoint(browser: Caller, location: str, session_id: str) -> httpx.Response:
+    """The same at the compatible endpoint, where calls have the same ids."""
+    path = f"/v1/realtime/calls/{location.rpartition('/')[2]}/hangup"
+    return await browser.client.post(path, headers={"api-key": browser.token(session_id)})
+
+
+WAYS: dict[str, tuple[Callable[[Caller, str, str], Awaitable[httpx.Response]], int]] = {
+    "proxy": (Caller.hang_up, 204),
+    "compatible": (hang_up_at_endpoint, 200),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_azure_is_asked_once_to_end_a_call_however_often_its_client_hangs_up(way: str, tmp_path: Path) -> None:
+    hang_up, done = WAYS[way]
+    async with calls_azure() as azure, caller(azure, tmp_path, rate_limit_per_minute=0) as browser:
+        session = uuid7()
+        location = (await browser.offer(session)).headers["location"]
+        at_once = await asyncio.gather(*[hang_up(browser, location, session) for _ in range(20)])
+        later = [await hang_up(browser, location, session) for _ in range(20)]
+        assert {response.status_code for response in (*at_once, *later)} == {done}
+        assert azure.hung_up == [("rtc_abc", KEY)]
+
+
+async def test_a_call_that_azure_did_not_end_is_asked_for_again(tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        session = uuid7()
+        location = (await browser.offer(session)).headers["location"]
+        azure.hang_up_status = 500
+        assert [(await browser.hang_up(location, session)).status_code for _ in range(2)] == [502, 502]
+        azure.hang_up_status = 200
+        assert [(await browser.hang_up(location, session)).status_code for _ in range(2)] == [204, 204]
+        assert len(azure.hung_up) == 3
+
+
+async def test_a_new_call_that_has_an_earlier_ones_id_is_hung_up_as_well(tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        session = uuid7()
+        for _ in range(2):
+            location = (await browser.offer(session)).headers["location"]
+            assert (await browser.hang_up(location, session)).status_code == 204
+        assert len(azure.hung_up) == 2
+
+
+async def test_who_leaves_while_a_call_is_being_hung_up_takes_the_hang_up_from_nobody(tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path) as browser:
+        location = (await browser.offer(session := uuid7())).headers["location"]
+        calls = browser.app.state.broker.calls
+        first = asyncio.create_task(calls.hang_up(azure.url, "rtc_abc"))
+        second = asyncio.create_task(browser.hang_up(location, session))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert (await second).status_code == 204
+        assert len(azure.hung_up) == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_hang_ups_have_a_rate_of_their_own(way: str, tmp_path: Path) -> None:
+    hang_up, _ = WAYS[way]
+    async with calls_azure() as azure, caller(azure, tmp_path, rate_limit_per_minute=4) as browser:
+        session = uuid7()
+        location = (await browser.offer(session)).headers["location"]
+        azure.hang_up_status = 500
+        assert [(await hang_up(browser, location, session)).status_code for _ in range(4)] == [502] * 4
+        limited = await hang_up(browser, location, session)
+        assert (limited.status_code, limited.json()["code"]) == (429, "rate_limited")
+        assert limited.headers["retry-after"]
+        assert len(azure.hung_up) == 4
+        assert (await browser.offer(session)).status_code == 201, "offers are counted apart"
+
+
+async def test_ended_calls_are_remembered_for_a_while_and_up_to_a_number() -> None:
+    now_s = 1000.0
+    over = EndedCalls(clock=lambda: now_s)
+    for number in range(20_000):
+        over.add(("https://x", f"rtc_{number}"))
+    assert len(over) == 10_000
+    assert ("https://x", "rtc_19999") in over
+    assert ("https://x", "rtc_9999") not in over
+    now_s += 299
+    assert ("https://x", "rtc_19999") in over
+    assert ("https://y", "rtc_19999") not in over
+    now_s += 2
+    assert ("https://x", "rtc_19999") not in over
+    over.add(("https://x", "rtc_new"))
+    assert len(over) == 1
+    over.discard(("https://x", "rtc_new"))
+    assert ("https://x", "rtc_new") not in over
 
 
 # --- calls that nobody will ever use

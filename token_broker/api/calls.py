@@ -63,9 +63,10 @@ async def create_call(request: Request) -> Response:
 
 
 async def hang_up(request: Request) -> Response:
-    """Answers 204 when the call is over; problems: 401, 404, 502, 504."""
+    """Answers 204 when the call is over; problems: 401, 403, 404, 429, 502, 504."""
     broker = broker_of(request)
     claims = _session_of(request, broker)
+    await broker.hang_ups.admit(limit_key(request.scope, claims.principal, broker.settings.trusted_proxies))
     await end_call(broker, request.path_params["call_id"], session_id=claims.session_id)
     return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
@@ -127,7 +128,10 @@ CALL_OPERATIONS = (
         aliases=("/realtime/calls/{call_id}",),
         tag="Talking",
         summary="Hang up a call",
-        description="Ends a call that this session set up through the broker.",
+        description=(
+            "Ends a call that this session set up through the broker. Counted apart from token requests, at the same "
+            "rate."
+        ),
         parameters=(Parameter("call_id", "path", "The end of the call's `Location`."), _SESSION),
         answers=(Answer(204, "The call is over."),),
         problems={**HANG_UP_PROBLEMS, 401: ("session_token_refused",), 403: ("foreign_session",)},

@@ -147,10 +147,11 @@ async def create_door_call(request: Request) -> Response:
 
 
 async def hang_up_door_call(request: Request) -> Response:
-    """Answers 200, as OpenAI does, when the call is over; problems: 401, 404, 502, 504."""
+    """Answers 200, as OpenAI does, when the call is over; problems: 401, 404, 429, 502, 504."""
     broker = broker_of(request)
-    session_id = broker.admission.session_of(request.scope)
+    session_id, key = broker.admission.leaver(request.scope)
     bind_ids(session_id=session_id)
+    await broker.hang_ups.admit(key)
     await end_call(broker, request.path_params["call_id"], session_id=session_id)
     return Response(status_code=200, headers=_NO_STORE)
 

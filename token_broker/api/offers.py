@@ -233,4 +233,9 @@ OFFER_PROBLEMS = {
     503: ("nothing_minted",),
     504: ("azure_timed_out",),
 }
-HANG_UP_PROBLEMS = {404: ("unknown_call",), 502: ("azure_refused",), 504: ("azure_timed_out",)}
+HANG_UP_PROBLEMS = {
+    404: ("unknown_call",),
+    429: ("rate_limited",),
+    502: ("azure_refused",),
+    504: ("azure_timed_out",),
+}

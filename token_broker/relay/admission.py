@@ -97,12 +97,13 @@ class Admission:
         self._check_way_in(scope)
         return self._visitor(scope, self._claims_of_any(scope))
 
-    def session_of(self, scope: Scope) -> str:
-        """The session of whatever is presented, also where it opens nothing just now: who leaves may always do so.
+    def leaver(self, scope: Scope) -> tuple[str, str]:
+        """The session of whatever is presented, and what its principal is counted by.
 
-        Raises RefusedError.
+        Also where it opens nothing just now: who leaves may always do so. Raises RefusedError.
         """
-        return self._claims_of_any(scope).session_id
+        claims = self._claims_of_any(scope)
+        return claims.session_id, self._limit_key(scope, claims.principal)
 
     def warn_of_resource_key(self, credential: str) -> bool:
         """Whether a client holds Azure's own key, which the operator has to hear of; the client is told nothing."""
