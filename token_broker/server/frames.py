@@ -95,6 +95,11 @@ class FrameBudget:
         self._control_due_s = due_s
 
 
+# A frame of audio that comes in two reads is cheaper to hold as it came than to unmask and check piece by piece.
+# Smaller texts are checked as they come, larger ones would be copied for too long.
+_HELD_WHOLE = range(1_024, 16_384)
+
+
 class FrameReader:
     """Reads what a client sends after the handshake: `feed` it each piece of data, then `read` until None."""
 
@@ -162,6 +167,9 @@ class FrameReader:
         first, length, begin = head
         end = begin + length
         if first != _TEXT_AND_FIN or end > len(data) or self._message is not None or length > self._max_bytes:
+            if first == _TEXT_AND_FIN and self._message is None and length in _HELD_WHOLE and length <= self._max_bytes:
+                self._wait()
+                return None
             return self._read_other(first, length, begin)
         self.budget.spend()
         self._at = end
