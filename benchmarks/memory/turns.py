@@ -37,7 +37,8 @@ from tests.support.databases import PostgresServer, postgres_server, sqlite_url
 from tests.support.machine import StolenTime
 from token_broker.memory.delivery.local import LocalSink
 from token_broker.memory.delivery.worker import DeliveryPolicy, DeliveryWorker
-from token_broker.memory.drivers.database import Database, connect
+from token_broker.memory.drivers.connect import connect
+from token_broker.memory.drivers.database import Database
 from token_broker.memory.store.full_text import index_words, merge_words
 from token_broker.memory.store.keys import ArrivalClock
 from token_broker.memory.store.turns import Arrived, insert_turns

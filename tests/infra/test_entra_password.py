@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from strategies.credentials import AccessToken
 from strategies.errors import CredentialError
-from token_broker.memory.drivers.database import connect
+from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
 from token_broker.memory.drivers.postgres import PostgresDatabase
 

@@ -11,7 +11,8 @@ from pydantic import SecretStr
 from tests.memory.support.stores import opened
 from tests.memory.support.zep import KEY, Zep, running_zep
 from tests.support.databases import PostgresServer, sqlite_url
-from token_broker.memory.drivers.database import Database, connect
+from token_broker.memory.drivers.connect import connect
+from token_broker.memory.drivers.database import Database
 from token_broker.memory.service import Memory
 from token_broker.settings import Settings
 

@@ -1,7 +1,6 @@
 """The memory routes over real sockets, on SQLite and on PostgreSQL."""
 
 import asyncio
-import base64
 import contextlib
 import json
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.app import bearer, make_app
 from tests.memory.support.serving import serving
 from tests.memory.support.turns import SESSION, owner
+from tests.support.easyauth import signed_in
 from tests.support.waiting import eventually
 from token_broker.memory.service import Memory
 from token_broker.memory.types import Owner
@@ -246,10 +246,6 @@ async def test_an_erased_session_is_gone_and_never_talked_in_again(caller: Calle
 async def test_an_authenticated_owner_reads_and_forgets_without_the_sessions_token(
     make_settings: MakeSettings,
 ) -> None:
-    def signed_in(name: str) -> dict[str, str]:
-        claims = {"auth_typ": "aad", "claims": [{"typ": "oid", "val": name}]}
-        return {"X-MS-CLIENT-PRINCIPAL": base64.b64encode(json.dumps(claims).encode()).decode()}
-
     async with calling(make_settings(auth="easyauth")) as caller:
         scope = {"type": "http", "headers": [(k.lower().encode(), v.encode()) for k, v in signed_in("ann").items()]}
         authenticator = make_app(caller.settings, caller.memory).state.broker.authenticator

@@ -12,7 +12,7 @@ from tests.memory.support.stores import Obstinate, erase_session, opened
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.databases import sqlite_url
 from tests.support.waiting import eventually
-from token_broker.memory.drivers.database import connect
+from token_broker.memory.drivers.connect import connect
 from token_broker.memory.errors import (
     StoreAwayError,
     StoreBusyError,

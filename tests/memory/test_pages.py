@@ -17,7 +17,8 @@ from tests.memory.support.killing import free_port, process
 from tests.memory.support.stores import opened
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.waiting import eventually
-from token_broker.memory.drivers.database import Database, connect
+from token_broker.memory.drivers.connect import connect
+from token_broker.memory.drivers.database import Database
 from token_broker.memory.service import Memory
 from token_broker.memory.store.keys import ArrivalClock
 from token_broker.memory.store.reading import PAGE_BYTES, list_turns

@@ -16,7 +16,8 @@ from sqlalchemy import Connection, text
 import token_broker.memory
 from tests.memory.support.stores import erase_session
 from tests.memory.support.turns import SESSION, owner, turn
-from token_broker.memory.drivers.database import Database, connect
+from token_broker.memory.drivers.connect import connect
+from token_broker.memory.drivers.database import Database
 from token_broker.memory.errors import StoreAwayError
 from token_broker.memory.store.full_text import index_words
 from token_broker.memory.store.migrate import upgrade

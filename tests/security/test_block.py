@@ -1,7 +1,6 @@
 """A principal or a session that the operator blocked: its tokens open nothing; others notice nothing."""
 
 import asyncio
-import base64
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
@@ -14,6 +13,7 @@ import pytest
 from tests.conftest import StartBroker
 from tests.simulator.phone import Phone
 from tests.support.broker import RunningBroker, environment, plain_client, run_command, run_process
+from tests.support.easyauth import signed_in
 from tests.support.offers import OFFER
 from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
@@ -22,11 +22,6 @@ from token_broker.simulator import RunningSimulator
 BLOCKED = (403, "blocked")
 LET_IN = (502, "azure_refused")  # an offer that was handed to the simulated Azure, which wants a whole one
 PROMISED_S, SLACK_S = 2, 8  # a slow machine reads late
-
-
-def signed_in(name: str) -> dict[str, str]:
-    document = {"auth_typ": "aad", "claims": [{"typ": "oid", "val": name}]}
-    return {"X-MS-CLIENT-PRINCIPAL": base64.b64encode(json.dumps(document).encode()).decode()}
 
 
 def verdict(answer: httpx.Response) -> tuple[int, str | None]:

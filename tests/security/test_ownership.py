@@ -1,7 +1,6 @@
 """A session belongs to its owner, whatever the store is doing: answering, silent at the wrong moment, not yet open."""
 
 import asyncio
-import base64
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,6 +19,7 @@ from tests.conftest import StartBroker
 from tests.memory.support.turns import owner, turn
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.databases import PostgresServer
+from tests.support.easyauth import signed_in
 from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
 from token_broker.memory.types import Owner
@@ -32,11 +32,6 @@ UNREAD = (503, "blocklist_unread")
 GONE = Close(4401, "this session was erased: begin a new one")
 
 Silence = Callable[..., contextlib.AbstractContextManager[None]]
-
-
-def signed_in(name: str) -> dict[str, str]:
-    document = {"auth_typ": "aad", "claims": [{"typ": "oid", "val": name}]}
-    return {"X-MS-CLIENT-PRINCIPAL": base64.b64encode(json.dumps(document).encode()).decode()}
 
 
 ANN, BOB = signed_in("ann"), signed_in("bob")

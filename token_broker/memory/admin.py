@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-from token_broker.memory.drivers.database import connect
+from token_broker.memory.drivers.connect import connect
 from token_broker.memory.maintenance import Housekeeper
 from token_broker.settings import Settings
 

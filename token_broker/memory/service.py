@@ -18,7 +18,8 @@ import structlog
 from token_broker.memory.blocklist import StoredBlocklist
 from token_broker.memory.delivery.backoff import backoff_s
 from token_broker.memory.delivery.local import LocalFacts, LocalSink
-from token_broker.memory.drivers.database import Database, connect
+from token_broker.memory.drivers.connect import connect
+from token_broker.memory.drivers.database import Database
 from token_broker.memory.drivers.disk import DiskWatch, free_bytes_of, reusable_bytes
 from token_broker.memory.drivers.sqlite import sqlite_path
 from token_broker.memory.errors import StoreAwayError, StoreError, StoreUnreachableError

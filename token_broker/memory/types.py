@@ -9,6 +9,7 @@ __all__ = [
     "ANONYMOUS",
     "LAST_TURNS",
     "NOBODY",
+    "NOT_THEIRS",
     "Block",
     "BlockKind",
     "Blocklist",
@@ -71,6 +72,9 @@ class Outcome(Enum):
     FOREIGN = "foreign"  # the session belongs to another principal
     ERASED = "erased"  # the session was erased: nothing is stored in it any more
     FULL = "full"  # the session has as many bytes as one may have
+
+
+NOT_THEIRS = frozenset({Outcome.FOREIGN, Outcome.ERASED})  # the session is not, or no longer, the owner's
 
 
 class TurnIntake(Protocol):

@@ -1,10 +1,9 @@
 """The database as the memory uses it: run a function on a connection, in one transaction, and hear what went wrong.
 
-The functions (in `store.py` and `outbox.py`) are plain SQLAlchemy Core on a plain `Connection`. SQLite runs them in
+The functions (in `memory/store/`) are plain SQLAlchemy Core on a plain `Connection`. SQLite runs them in
 threads of its own, PostgreSQL on the event loop over asyncpg: the statements are the same, and neither blocks a talk.
 """
 
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
@@ -18,10 +17,9 @@ from token_broker.memory.errors import (
 )
 
 if TYPE_CHECKING:
-    from pydantic import SecretStr
     from sqlalchemy import Connection
 
-__all__ = ["Database", "DialectName", "connect", "store_error"]
+__all__ = ["Database", "DialectName", "store_error"]
 
 R = TypeVar("R")
 DialectName = Literal["sqlite", "postgresql"]
@@ -56,30 +54,6 @@ class Database(Protocol):
     async def close(self) -> None:
         """Ends what was opened; waits for work under way, but not for long."""
         ...
-
-
-def connect(
-    url: "SecretStr", *, timeout_s: float, patience_s: float, exclusive: bool = True, client_id: str | None = None
-) -> Database:
-    """The database behind BROKER_DATABASE_URL; nothing is opened yet.
-
-    Work ends within `timeout_s`; a lock of somebody else's on SQLite is waited for no longer than `patience_s`. An
-    `exclusive` SQLite file is this process's alone, at once. `client_id` names the managed identity whose token is the
-    password where the URL has none, on Azure. Raises StoreInUseError.
-    """
-    text = url.get_secret_value()
-    if text.startswith("sqlite"):
-        from token_broker.memory.drivers.sqlite import SqliteDatabase
-
-        sqlite = SqliteDatabase(text, busy_s=patience_s, timeout_s=timeout_s, exclusive=exclusive)
-        with contextlib.suppress(OSError):  # no folder, no right: the store is away, and tried again
-            sqlite.lock()
-        return sqlite
-    from token_broker.memory.drivers.entra_password import EntraPassword, wants_entra_password
-    from token_broker.memory.drivers.postgres import PostgresDatabase
-
-    password = EntraPassword(client_id=client_id, timeout_s=timeout_s) if wants_entra_password(url) else None
-    return PostgresDatabase(text, timeout_s=timeout_s, password=password)
 
 
 def store_error(error: Exception) -> Exception:

@@ -11,7 +11,7 @@ from token_broker.memory.delivery.backoff import backoff_s
 from token_broker.memory.errors import StoreError, StoreRefusedError
 from token_broker.memory.ingest.group_commit import GroupWriter, turn_bytes
 from token_broker.memory.text import clean, is_storable
-from token_broker.memory.types import ANONYMOUS, Outcome, Owner, Turn
+from token_broker.memory.types import ANONYMOUS, NOT_THEIRS, Outcome, Owner, Turn
 from token_broker.security.rate_limits import RateLimit
 
 __all__ = ["BufferedIntake", "IntakeCounts"]
@@ -20,7 +20,6 @@ log = structlog.get_logger(__name__)
 
 _CHUNK = 100
 _LONGEST_WAIT_S = 10.0
-_NOT_THEIRS = frozenset({Outcome.FOREIGN, Outcome.ERASED})
 _TOLD_FULL = 1_000  # sessions
 _SHARE = 1 / 4  # of the buffer, that one owner may hold
 
@@ -125,7 +124,7 @@ class BufferedIntake:
         except StoreRefusedError:
             outcomes = [await self._store_alone(turn) for turn in chunk]
         for turn, outcome in zip(chunk, outcomes, strict=True):
-            if outcome in _NOT_THEIRS:
+            if outcome in NOT_THEIRS:
                 self.counts.refused += 1
                 self._on_refused(turn.owner)
             elif outcome is Outcome.FULL:

@@ -25,7 +25,7 @@ from token_broker.memory.errors import (
 )
 from token_broker.memory.ingest.sizes import SessionSizes, note_sizes, stored_bytes
 from token_broker.memory.store.keys import ArrivalClock
-from token_broker.memory.types import Outcome, Owner, Turn
+from token_broker.memory.types import NOT_THEIRS, Outcome, Owner, Turn
 
 if TYPE_CHECKING:
     from token_broker.memory.store.turns import Arrived
@@ -40,7 +40,6 @@ _MAX_QUEUED_SESSIONS = 10_000
 _SESSIONS_KNOWN = 20_000
 _SILENCE_S = 0.5
 _SESSIONS_AGAIN_S = 1.0
-_NOT_THEIRS = frozenset({Outcome.FOREIGN, Outcome.ERASED})
 _TURN_OVERHEAD_BYTES = 500  # ids, numbers, Python's own
 
 
@@ -248,9 +247,9 @@ class GroupWriter:
         self._count(turns, outcomes)
         for owner, _ in unknown:
             self._known[owner.session_id] = (owner.principal, owner.epoch)
-        if not _NOT_THEIRS.isdisjoint(outcomes):
+        if not NOT_THEIRS.isdisjoint(outcomes):
             for item, outcome in zip(turns, outcomes, strict=True):
-                if outcome in _NOT_THEIRS:
+                if outcome in NOT_THEIRS:
                     self._known.pop(item.turn.owner.session_id, None)
         while len(self._known) > _SESSIONS_KNOWN:
             self._known.popitem(last=False)
@@ -308,7 +307,7 @@ class GroupWriter:
     def _count(self, turns: "list[Arrived]", outcomes: list[Outcome]) -> None:
         self.counts.commits += 1
         stored = [item for item, outcome in zip(turns, outcomes, strict=True) if outcome is Outcome.STORED]
-        foreign = sum(outcome in _NOT_THEIRS for outcome in outcomes)
+        foreign = sum(outcome in NOT_THEIRS for outcome in outcomes)
         full = outcomes.count(Outcome.FULL)
         self.counts.stored += len(stored)
         self.counts.foreign += foreign

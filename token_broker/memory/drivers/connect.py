@@ -1,0 +1,35 @@
+"""Which database stands behind BROKER_DATABASE_URL."""
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from token_broker.memory.drivers.database import Database
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+__all__ = ["connect"]
+
+
+def connect(
+    url: "SecretStr", *, timeout_s: float, patience_s: float, exclusive: bool = True, client_id: str | None = None
+) -> Database:
+    """The database behind BROKER_DATABASE_URL; nothing is opened yet.
+
+    Work ends within `timeout_s`; a lock of somebody else's on SQLite is waited for no longer than `patience_s`. An
+    `exclusive` SQLite file is this process's alone, at once. `client_id` names the managed identity whose token is the
+    password where the URL has none, on Azure. Raises StoreInUseError.
+    """
+    text = url.get_secret_value()
+    if text.startswith("sqlite"):
+        from token_broker.memory.drivers.sqlite import SqliteDatabase
+
+        sqlite = SqliteDatabase(text, busy_s=patience_s, timeout_s=timeout_s, exclusive=exclusive)
+        with contextlib.suppress(OSError):  # no folder, no right: the store is away, and tried again
+            sqlite.lock()
+        return sqlite
+    from token_broker.memory.drivers.entra_password import EntraPassword, wants_entra_password
+    from token_broker.memory.drivers.postgres import PostgresDatabase
+
+    password = EntraPassword(client_id=client_id, timeout_s=timeout_s) if wants_entra_password(url) else None
+    return PostgresDatabase(text, timeout_s=timeout_s, password=password)
