@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import statistics
 from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
@@ -30,22 +29,16 @@ async def breakers_become(state: str, broker: RunningBroker, names: Collection[s
     await eventually(are)
 
 
-async def test_with_all_breakers_open_the_plan_comes_at_once(
-    azure: RunningSimulator, start_broker: StartBroker, record_property: Any
-) -> None:
+async def test_with_all_breakers_open_azure_is_not_asked(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, breaker_failures=1, breaker_open_s=60)
     azure.set_faults({"match": "/", "fault": "status", "code": 503})
     await broker.plan()
     await breakers_become("open", broker)
     azure.simulator.log.clear()
-    answers = [await broker.token() for _ in range(50)]
-    for answer in answers:
-        assert_usable(answer.plan, broker, azure)
-        assert answer.plan["degraded"]
-    took_ms = [answer.took_s * 1000 for answer in answers]
-    record_property("median_ms", round(statistics.median(took_ms), 2))
-    assert min(took_ms) < 10
-    assert statistics.median(took_ms) < 50
+    for _ in range(5):
+        plan = await broker.plan()
+        assert_usable(plan, broker, azure)
+        assert plan["degraded"]
     assert mints(azure) == []
 
 

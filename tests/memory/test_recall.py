@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.machine import judged_in_peace
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Fault, Zep
@@ -71,6 +72,7 @@ async def test_zeps_facts_and_the_last_turns_are_told_together(zep_settings: Mak
     [Fault("hang", times=None), Fault("status", times=None), Fault("malformed", times=None)],
     ids=lambda f: f.kind,
 )
+@judged_in_peace()
 async def test_a_slow_or_faulty_zep_costs_the_facts_and_no_more_than_the_budget(
     zep_settings: MakeSettings, zep: Zep, fault: Fault
 ) -> None:
@@ -108,6 +110,7 @@ class Away(SlowDatabase):
         raise StoreUnreachableError("down")
 
 
+@judged_in_peace()
 async def test_a_memory_that_takes_two_seconds_adds_no_more_than_the_budget() -> None:
     recall = BoundedRecall(SlowDatabase(), lambda: None, budget_s=0.3)
     began_s = time.monotonic()

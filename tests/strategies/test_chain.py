@@ -159,12 +159,14 @@ async def test_strategies_that_hang_get_equal_shares_and_all_stay_within_the_dea
         assert fake(each).cancelled == 1
 
 
+@judged_in_peace()
 async def test_what_an_early_failure_leaves_over_goes_to_those_behind() -> None:
     late = link("b", hangs)
     await run(link("a", raises(PermanentError("404"))), late, WebSocketProxy(), budget_s=0.5)
     assert fake(late).limits_s == [pytest.approx(0.42, abs=0.08)]  # 0.5 less what is kept, and a busy machine
 
 
+@judged_in_peace()
 async def test_who_rests_has_no_share() -> None:
     gates: dict[str, Gate] = {}
     resting, asked = link("b", mints, gates), link("a", hangs)
@@ -184,6 +186,7 @@ async def test_a_deadline_that_is_past_asks_nobody() -> None:
     assert fake(asked).limits_s == []
 
 
+@judged_in_peace()
 async def test_a_strategy_that_resists_cancellation_is_left_behind_and_breaks_no_deadline() -> None:
     stubborn = [link("a", resists), link("b", resists)]
     began = asyncio.all_tasks()
@@ -233,6 +236,7 @@ async def test_the_spec_is_asked_for_before_a_real_mint_alone() -> None:
     assert asked == 1
 
 
+@judged_in_peace()
 async def test_a_spec_that_does_not_come_costs_its_share_and_no_more() -> None:
     async def never() -> SessionSpec:
         await asyncio.Event().wait()

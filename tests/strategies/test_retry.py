@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from tests.support.machine import judged_in_peace
 from strategies.errors import (
     CredentialError,
     MalformedError,
@@ -82,6 +83,7 @@ async def test_there_are_so_many_attempts_and_the_last_ones_error_is_told(attemp
     assert (outcome, tries) == (errors[attempts - 1], attempts)
 
 
+@judged_in_peace()
 async def test_a_wish_beyond_the_deadline_ends_it_at_once() -> None:
     began_s = time.monotonic()
     error = RateLimitedError("429", retry_after_s=3600)
