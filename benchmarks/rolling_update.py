@@ -4,7 +4,7 @@
 
 Wants nginx on the PATH. A replacement goes as an orchestrator does it: the newcomer is started and waited for; the old
 one gets SIGTERM; once its /readyz says 503 the proxy is told to leave it out; it drains and exits. Meanwhile browsers'
-stand-ins ask for tokens, post turns and talk through the proxy. Exit code 1 unless every token request got a usable
+fakes ask for tokens, post turns and talk through the proxy. Exit code 1 unless every token request got a usable
 plan, every acknowledged turn is there once, every talk is still going on, and all old brokers exited with 0.
 
 With --rotate-keys both are replaced twice, and the signing key is rotated on the way, as docs/deploy.md has it.

@@ -13,7 +13,7 @@ import structlog
 
 from strategies.base import Attempt, Grant, SessionSpec, Strategy
 from strategies.errors import MintError, TimedOutError
-from strategies.health import Admission, Breaker, Gate
+from strategies.health import BreakerState, CircuitBreaker, Permit
 from strategies.retry import RetryPolicy, Tries, retry
 from strategies.websocket_proxy import WebSocketProxy
 
@@ -33,10 +33,10 @@ _CLEAN_UP_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A strategy that mints, and its gate."""
+    """A strategy that mints, and its breaker."""
 
     strategy: Strategy
-    gate: Gate
+    breaker: CircuitBreaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +76,33 @@ class Chain:
                 attempts.append(Attempt(link.strategy.name, "skipped", 0.0, "this agent talks over WebSockets only"))
                 continue
             share_s = self._share_s(position, deadline_s)
-            admission = self._admit(link.gate) if share_s > 0 else None
-            if admission is None:
-                why = link.gate.why_resting or "no time was left"
+            permit = self._admit(link.breaker) if share_s > 0 else None
+            if permit is None:
+                why = link.breaker.why_open or "no time was left"
                 attempts.append(Attempt(link.strategy.name, "skipped", 0.0, why))
                 continue
-            grant, attempt = await self._try(link.strategy, link.gate, admission, spec, share_s)
+            grant, attempt = await self._try(link.strategy, link.breaker, permit, spec, share_s)
             attempts.append(attempt)
             self._on_attempt(attempt)
             if grant is not None:
                 return ChainResult(grant, tuple(attempts))
         return ChainResult(None, tuple(attempts))
 
-    def _admit(self, gate: Gate) -> Admission | None:
+    def _admit(self, breaker: CircuitBreaker) -> Permit | None:
         """Leave to ask. While one link is being probed no other is: one caller finds out, the rest take the proxy."""
-        if gate.breaker is Breaker.HALF_OPEN and any(
-            isinstance(link, Link) and link.gate.probing for link in self.links
+        if breaker.state is BreakerState.HALF_OPEN and any(
+            isinstance(link, Link) and link.breaker.probing for link in self.links
         ):
             return None
-        return gate.admit()
+        return breaker.admit()
 
     def _share_s(self, position: int, deadline_s: float) -> float:
         """What remains, divided by this strategy and those behind it that would be asked next."""
-        behind = sum(isinstance(link, Link) and link.gate.would_admit for link in self.links[position + 1 :])
+        behind = sum(isinstance(link, Link) and link.breaker.would_admit for link in self.links[position + 1 :])
         return (deadline_s - _RESERVE_S - time.monotonic()) / (1 + behind)
 
     async def _try(
-        self, strategy: Strategy, gate: Gate, admission: Admission, spec: SpecSupplier, share_s: float
+        self, strategy: Strategy, breaker: CircuitBreaker, permit: Permit, spec: SpecSupplier, share_s: float
     ) -> tuple[Grant | None, Attempt]:
         """One strategy, retries included, for at most `share_s`. Raises nothing but the caller's own cancellation."""
         began_s = time.monotonic()
@@ -122,15 +122,15 @@ class Chain:
             await asyncio.wait({task}, timeout=share_s)
             await self._give_up(task)
         except asyncio.CancelledError:
-            gate.abandoned(admission)
+            breaker.abandoned(permit)
             self._leave_behind(task)
             raise
         duration_ms = (time.monotonic() - began_s) * 1000
         outcome = _outcome(task, share_s)
         if not isinstance(outcome, MintError):
-            gate.succeeded(admission, duration_ms)
+            breaker.succeeded(permit, duration_ms)
             return outcome, Attempt(strategy.name, "minted", duration_ms, status=200, tries=tries.count)
-        gate.failed(admission, outcome, duration_ms)
+        breaker.failed(permit, outcome, duration_ms)
         return None, Attempt(
             strategy=strategy.name,
             outcome=outcome.outcome,

@@ -1,8 +1,8 @@
-"""What a strategy's past says about asking it now: its breaker and its capability memory, in one gate.
+"""What a strategy's past says about asking it now: a circuit breaker with a memory of what the route can do.
 
-A gate is open to all while things go well. Transient failures in a row, or an answer that says that asking again is
-useless (no such route, a wrong credential, `Retry-After`), send it to rest; when the rest is over it admits one probe,
-and everybody else is sent on until that probe has settled. The proxy's upstreams have gates of the same make.
+A breaker is closed while things go well. Transient failures in a row open it, and so does an answer that says that
+asking again is useless (no such route, a wrong credential, `Retry-After`). When its time is over it is half open: one
+probe is admitted, and all others are refused until that probe has settled. The proxy's upstreams have breakers too.
 """
 
 import math
@@ -15,14 +15,14 @@ from typing import Any
 
 from strategies.errors import MintError, MisconfiguredError, PermanentError, RateLimitedError, TransientError
 
-__all__ = ["Admission", "Breaker", "Capability", "Gate", "GatePolicy"]
+__all__ = ["BreakerPolicy", "BreakerState", "Capability", "CircuitBreaker", "Permit"]
 
 _LATENCIES_KEPT = 512
-_MAX_RATE_LIMIT_REST_S = 300
+_MAX_RATE_LIMIT_OPEN_S = 300
 
 
-class Breaker(StrEnum):
-    """Whether a gate lets all through, none, or one probe."""
+class BreakerState(StrEnum):
+    """Whether a breaker lets all through, none, or one probe."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -39,8 +39,8 @@ class Capability(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class GatePolicy:
-    """When a gate rests, and how long (seconds)."""
+class BreakerPolicy:
+    """When a breaker rests, and how long (seconds)."""
 
     failures: int = 5
     open_s: float = 15
@@ -49,23 +49,23 @@ class GatePolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
+class Permit:
     """Leave to ask once. Hand it back to `succeeded`, `failed` or `abandoned`, whatever happens."""
 
     generation: int
     probe: bool
 
 
-class Gate:
+class CircuitBreaker:
     """One route's breaker and capability memory; single-threaded, on a monotonic clock in seconds."""
 
-    def __init__(self, name: str, policy: GatePolicy, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str, policy: BreakerPolicy, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
         self._policy = policy
         self._clock = clock
         self._generation = 0
         self._failures = 0
-        self._rest_until_s: float | None = None
+        self._open_until_s: float | None = None
         self._probing = False
         self._why = ""
         self.capability = Capability.UNKNOWN
@@ -75,10 +75,10 @@ class Gate:
         self._latencies_ms: deque[float] = deque(maxlen=_LATENCIES_KEPT)
 
     @property
-    def breaker(self) -> Breaker:
-        if self._rest_until_s is None:
-            return Breaker.CLOSED
-        return Breaker.HALF_OPEN if self._probing or self._clock() >= self._rest_until_s else Breaker.OPEN
+    def state(self) -> BreakerState:
+        if self._open_until_s is None:
+            return BreakerState.CLOSED
+        return BreakerState.HALF_OPEN if self._probing or self._clock() >= self._open_until_s else BreakerState.OPEN
 
     @property
     def probing(self) -> bool:
@@ -87,71 +87,71 @@ class Gate:
 
     @property
     def would_admit(self) -> bool:
-        return self._rest_until_s is None or (not self._probing and self._clock() >= self._rest_until_s)
+        return self._open_until_s is None or (not self._probing and self._clock() >= self._open_until_s)
 
-    def admit(self) -> Admission | None:
+    def admit(self) -> Permit | None:
         """Leave to ask now, or None: `why_resting` tells the reason."""
         if not self.would_admit:
             return None
-        self._probing = self._rest_until_s is not None
-        return Admission(self._generation, probe=self._probing)
+        self._probing = self._open_until_s is not None
+        return Permit(self._generation, probe=self._probing)
 
     @property
-    def why_resting(self) -> str:
+    def why_open(self) -> str:
         """One sentence about the rest, for an attempt's record and for `/status`; empty when there is none."""
-        if self._rest_until_s is None:
+        if self._open_until_s is None:
             return ""
         if self._probing:
             return f"{self._why}; a probe is under way"
-        return f"{self._why}; asked again in {max(0.0, self._rest_until_s - self._clock()):.0f} s"
+        return f"{self._why}; asked again in {max(0.0, self._open_until_s - self._clock()):.0f} s"
 
-    def succeeded(self, admission: Admission, duration_ms: float) -> None:
+    def succeeded(self, permit: Permit, duration_ms: float) -> None:
         """It worked: whatever rest there was is over."""
-        del admission  # even an old attempt's success is good news
+        del permit  # even an old attempt's success is good news
         self._count("minted", None, duration_ms)
         self.successes += 1
         self.capability = Capability.AVAILABLE
-        self._wake()
+        self._close()
 
-    def failed(self, admission: Admission, error: MintError, duration_ms: float) -> None:
+    def failed(self, permit: Permit, error: MintError, duration_ms: float) -> None:
         """It failed. News older than the present rest (a generation ago) does not lengthen it."""
         self._count(error.outcome, error.status, duration_ms)
-        if admission.generation != self._generation:
+        if permit.generation != self._generation:
             return
         match error:
             case PermanentError():
                 self.capability = Capability.MISSING
-                self._rest(self._policy.missing_s, str(error))
+                self._open(self._policy.missing_s, str(error))
             case MisconfiguredError():
                 self.capability = Capability.MISCONFIGURED
-                self._rest(self._policy.misconfigured_s, str(error))
+                self._open(self._policy.misconfigured_s, str(error))
             case RateLimitedError(retry_after_s=float() | int() as wait_s):
-                self._rest(min(wait_s, _MAX_RATE_LIMIT_REST_S), str(error))
+                self._open(min(wait_s, _MAX_RATE_LIMIT_OPEN_S), str(error))
             case TransientError():
                 self._failures += 1
-                if admission.probe or self._failures >= self._policy.failures:
-                    self._rest(self._policy.open_s, f"{self._failures} failures in a row, the last: {error}")
+                if permit.probe or self._failures >= self._policy.failures:
+                    self._open(self._policy.open_s, f"{self._failures} failures in a row, the last: {error}")
             case _:  # rejected or malformed: somebody is there and answers
-                self._wake()
+                self._close()
 
-    def abandoned(self, admission: Admission) -> None:
+    def abandoned(self, permit: Permit) -> None:
         """Nobody waited for the answer (cancelled): a probe's place is free again."""
-        if admission.probe and admission.generation == self._generation:
+        if permit.probe and permit.generation == self._generation:
             self._probing = False
 
     def snapshot(self) -> dict[str, Any]:
         """As `/status` shows it: times in ms, `retry_in_s` until the next probe."""
         last_outcome, last_status, last_at_s = self._last or (None, None, None)
-        rest_s = None if self._rest_until_s is None else round(max(0.0, self._rest_until_s - self._clock()), 1)
+        rest_s = None if self._open_until_s is None else round(max(0.0, self._open_until_s - self._clock()), 1)
         return {
             "name": self.name,
-            "breaker": self.breaker.value,
+            "breaker": self.state.value,
             "capability": self.capability.value,
             "last_outcome": last_outcome,
             "last_status": last_status,
             "last_ago_s": None if last_at_s is None else round(self._clock() - last_at_s, 1),
             "retry_in_s": rest_s,
-            "why": self.why_resting or None,
+            "why": self.why_open or None,
             "attempts": self.attempts,
             "successes": self.successes,
             "latency_ms": _percentiles(self._latencies_ms),
@@ -162,18 +162,18 @@ class Gate:
         self._last = (outcome, status, self._clock())
         self._latencies_ms.append(duration_ms)
 
-    def _rest(self, for_s: float, why: str) -> None:
+    def _open(self, for_s: float, why: str) -> None:
         self._generation += 1
         self._probing = False
-        self._rest_until_s = self._clock() + for_s
+        self._open_until_s = self._clock() + for_s
         self._why = why
 
-    def _wake(self) -> None:
+    def _close(self) -> None:
         self._failures = 0
-        if self._rest_until_s is not None:
+        if self._open_until_s is not None:
             self._generation += 1
             self._probing = False
-            self._rest_until_s = None
+            self._open_until_s = None
             self._why = ""
 
 

@@ -7,7 +7,7 @@ __all__ = ["WebSocketProxy"]
 
 
 class WebSocketProxy:
-    """Grants the proxy, at once and always. It mints nothing: it needs no spec, no time and no gate."""
+    """Grants the proxy, at once and always. It mints nothing: it needs no spec, no time and no breaker."""
 
     name = "websocket_proxy"
 

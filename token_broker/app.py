@@ -14,15 +14,15 @@ from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from token_broker.api.calls import CALL_OPERATIONS, create_call, hang_up
-from token_broker.api.compat import door_routes
-from token_broker.api.compat_operations import DOOR_OPERATIONS, DOOR_SOCKETS
+from token_broker.api.compat import compat_routes
+from token_broker.api.compat_operations import COMPAT_OPERATIONS, COMPAT_SOCKETS
 from token_broker.api.metrics import METRICS_OPERATIONS, get_metrics
 from token_broker.api.openapi import openapi_routes
 from token_broker.api.proxy import VOICELIVE_PATH, VOICELIVE_SOCKET, Voicelive
 from token_broker.api.static import AZURE_ORIGINS, CLIENT_OPERATIONS, client_routes
 from token_broker.api.status import STATUS_OPERATIONS, get_config, get_health, get_readiness, get_status
 from token_broker.api.token import TOKEN_OPERATIONS, create_token
-from token_broker.api.turns import MEMORY_OPERATIONS, create_turn, enrich, forget_turns, list_turns
+from token_broker.api.turns import MEMORY_OPERATIONS, create_turn, enrich, erase_turns, list_turns
 from token_broker.bootstrap import build_broker
 from token_broker.observability.metrics import Metrics
 from token_broker.relay.endpoint import websocket_not_found
@@ -30,7 +30,7 @@ from token_broker.server.drain import Drain
 from token_broker.settings import Settings
 from token_broker.web.cors import OriginGuard
 from token_broker.web.problems import Problem, problem_response
-from token_broker.web.request_context import Edge
+from token_broker.web.request_context import RequestContextMiddleware
 from token_broker.web.routing import ExactRoutes, PlainPaths, not_found
 
 __all__ = ["create_app"]
@@ -41,7 +41,7 @@ _MEMORY_PREFIXES = ("/api/v1/memory", "/memory")
 _OPERATIONS = (
     *TOKEN_OPERATIONS,
     *CALL_OPERATIONS,
-    *DOOR_OPERATIONS,
+    *COMPAT_OPERATIONS,
     *MEMORY_OPERATIONS,
     *STATUS_OPERATIONS,
     *METRICS_OPERATIONS,
@@ -67,11 +67,11 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     app = Starlette(
         routes=[
             *routes,
-            *openapi_routes(_OPERATIONS, [VOICELIVE_SOCKET, *DOOR_SOCKETS]),
+            *openapi_routes(_OPERATIONS, [VOICELIVE_SOCKET, *COMPAT_SOCKETS]),
             *client_routes(_azure_origins(settings)),
         ],
         middleware=[
-            Middleware(Edge, observe=metrics),
+            Middleware(RequestContextMiddleware, observe=metrics),
             Middleware(OriginGuard, settings=settings),
             Middleware(PlainPaths, socket_not_found=websocket_not_found),
             Middleware(ExactRoutes, routes=routes),
@@ -105,11 +105,11 @@ def _routes() -> list[BaseRoute]:
         *_under(_VOICE_PREFIXES, "/config/{agent_id}", get_config, ["GET"]),
         WebSocketRoute(VOICELIVE_PATH, Voicelive()),
         Route(VOICELIVE_PATH, Voicelive()),
-        *door_routes(),
+        *compat_routes(),
         *_under(_VOICE_PREFIXES, "/conversation/turn", create_turn, ["POST"]),
         *_under(_MEMORY_PREFIXES, "/enrich", enrich, ["POST"]),
         *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", list_turns, ["GET"]),
-        *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", forget_turns, ["DELETE"]),
+        *_under(_MEMORY_PREFIXES, "/sessions/{session_id}/turns", erase_turns, ["DELETE"]),
         Route("/healthz", get_health, methods=["GET"]),
         Route("/readyz", get_readiness, methods=["GET"]),
         Route("/metrics", get_metrics, methods=["GET"]),

@@ -9,7 +9,7 @@ from strategies.chain import Chain, Link, OnAttempt
 from strategies.credentials import Credentials, EntraTokens, azure_identity_source
 from strategies.direct_deployment import DirectDeployment
 from strategies.ga import Ga
-from strategies.health import Gate, GatePolicy
+from strategies.health import BreakerPolicy, CircuitBreaker
 from strategies.project import Project
 from strategies.retry import RetryPolicy
 from strategies.transport import BoundedResolver
@@ -54,7 +54,7 @@ def build_chain(
     credentials: Credentials | None,
     on_attempt: OnAttempt = log_attempt,
 ) -> Chain:
-    """The chosen strategies that exist for this endpoint, in their order, each with its gate."""
+    """The chosen strategies that exist for this endpoint, in their order, each with its breaker."""
     return Chain(
         _links(settings, transport, credentials),
         policy=RetryPolicy(attempts=settings.retry_attempts, attempt_timeout_s=settings.attempt_timeout_s),
@@ -62,9 +62,9 @@ def build_chain(
     )
 
 
-def _gate_policy(settings: Settings) -> GatePolicy:
-    """How patient all gates are, the strategies' and the proxy's upstreams' alike."""
-    return GatePolicy(
+def _breaker_policy(settings: Settings) -> BreakerPolicy:
+    """How patient all breakers are, the strategies' and the proxy's upstreams' alike."""
+    return BreakerPolicy(
         failures=settings.breaker_failures,
         open_s=settings.breaker_open_s,
         misconfigured_s=settings.misconfigured_retry_s,
@@ -97,12 +97,12 @@ def _links(
                 continue
             case _:
                 continue
-        links.append(Link(strategy, Gate(name, _gate_policy(settings))))
+        links.append(Link(strategy, CircuitBreaker(name, _breaker_policy(settings))))
     return links
 
 
 def build_connector(settings: Settings, credentials: Credentials | None, tls: ssl.SSLContext) -> UpstreamConnector:
-    """What connects the proxy's talks, believing whom `tls` does; an upstream's gate is as patient as a strategy's."""
+    """Connects the proxy's talks, with the authorities of `tls`. Upstreams and strategies share one breaker policy."""
     target = settings.target
     routes = (
         []
@@ -112,7 +112,7 @@ def build_connector(settings: Settings, credentials: Credentials | None, tls: ss
     return UpstreamConnector(
         routes,
         credentials=credentials,
-        gates={route.name: Gate(route.name, _gate_policy(settings)) for route in routes},
+        breakers={route.name: CircuitBreaker(route.name, _breaker_policy(settings)) for route in routes},
         resolver=BoundedResolver(),
         timeout_s=settings.proxy_connect_timeout_s,
         max_message_bytes=settings.azure_message_bytes,

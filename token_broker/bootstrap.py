@@ -30,7 +30,7 @@ from token_broker.relay.admission import Admission
 from token_broker.relay.endpoint import VoiceRelay
 from token_broker.security.authentication import limit_key, make_authenticator
 from token_broker.security.quotas import MemoryQuotas
-from token_broker.security.rate_limits import SessionLimits, Turnstile
+from token_broker.security.rate_limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import TokenSigner, load_or_create_key
 from token_broker.server.drain import Drain
 from token_broker.sessions.agents import load_agents
@@ -81,7 +81,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         await _settle(memory, settings.store_start_wait_s)
         connector = build_connector(settings, credentials, tls)
         stack.push_async_callback(connector.aclose)
-        rate = Turnstile(settings.rate_limit_per_minute)
+        rate = RateLimiter(settings.rate_limit_per_minute)
         admission = Admission(
             settings=settings,
             agents=agents,
@@ -102,7 +102,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             settings=settings,
             agents=agents,
             admission=admission,
-            intake=memory.intake,
+            ingest=memory.ingest,
             recall=memory.recall,
             connector=connector,
             limits=talks,
@@ -119,7 +119,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             signer=signer,
             authenticator=authenticator,
             rate=rate,
-            hang_ups=Turnstile(settings.rate_limit_per_minute),
+            hang_ups=RateLimiter(settings.rate_limit_per_minute),
             chain=build_chain(settings, transport, credentials, _attempts_to(observe)),
             plans=PlanMaker(settings, signer),
             memory=memory,

@@ -19,21 +19,21 @@ from token_broker.relay.admission import Admission
 from token_broker.relay.endpoint import VoiceRelay
 from token_broker.security.authentication import Authenticator
 from token_broker.security.quotas import MemoryQuotas
-from token_broker.security.rate_limits import SessionLimits, Turnstile
+from token_broker.security.rate_limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import TokenSigner
 from token_broker.server.drain import Drain
-from token_broker.sessions.agents import AgentBook
+from token_broker.sessions.agents import AgentRegistry
 from token_broker.sessions.calls import Calls
 from token_broker.sessions.plans import PlanMaker
 from token_broker.settings import Settings
 
-__all__ = ["Broker", "Tally", "broker_of"]
+__all__ = ["Broker", "PlanCounters", "broker_of"]
 
 _SLO_AIM = 0.9999
 
 
 @dataclass(slots=True)
-class Tally:
+class PlanCounters:
     """What the process has counted of its plans; `usable` of `requests` is the service level.
 
     A request that was rightly refused (4xx) is none: what counts is who was owed a plan, and whether they got one.
@@ -56,7 +56,7 @@ class Tally:
             self.degraded += not isinstance(grant, EphemeralGrant)
 
     def proxy_snapshot(self, name: str) -> dict[str, Any]:
-        """The proxy's strategy in the shape of a gate's snapshot: it has no breaker, and never fails."""
+        """The proxy's strategy in the shape of a breaker's snapshot: it has no breaker, and never fails."""
         return {
             "name": name,
             "breaker": "closed",
@@ -87,11 +87,11 @@ class Broker:
     """The process's parts; without an Azure to talk to there are no `credentials` and no `calls`."""
 
     settings: Settings
-    agents: AgentBook
+    agents: AgentRegistry
     signer: TokenSigner
     authenticator: Authenticator
-    rate: Turnstile
-    hang_ups: Turnstile  # apart, so that whoever used up the rate may still leave
+    rate: RateLimiter
+    hang_ups: RateLimiter  # apart, so that whoever used up the rate may still leave
     chain: Chain
     plans: PlanMaker
     memory: Memory
@@ -106,22 +106,24 @@ class Broker:
     relay: VoiceRelay
     metrics: Metrics
     observe: Observer
-    tally: Tally = field(default_factory=Tally)
+    plan_counters: PlanCounters = field(default_factory=PlanCounters)
 
     def health(self, *, principals: bool = False) -> dict[str, Any]:
         """What `/status` adds for those who may see figures; only with `principals` what names some."""
-        skew_s = self.tally.clock_skew_s
+        skew_s = self.plan_counters.clock_skew_s
         relay = self.relay.snapshot()
         if not principals:
             del relay["usage_by_principal"]
         return {
             "strategies": [
-                _with_advice(link.gate.snapshot()) if isinstance(link, Link) else self.tally.proxy_snapshot(link.name)
+                _with_advice(link.breaker.snapshot())
+                if isinstance(link, Link)
+                else self.plan_counters.proxy_snapshot(link.name)
                 for link in self.chain.links
             ],
             "outbox": self.memory.status().outbox(),
             "relay": relay,
-            "slo": self.tally.slo(),
+            "slo": self.plan_counters.slo(),
             "clock_skew_s": None if skew_s is None else round(skew_s, 1),
         }
 
@@ -136,7 +138,7 @@ class Broker:
 
 
 def _with_advice(snapshot: dict[str, Any]) -> dict[str, Any]:
-    """A gate's snapshot and, as `do`, what an operator can do about it."""
+    """A breaker's snapshot and, as `do`, what an operator can do about it."""
     return snapshot | {"do": advice_on(snapshot["last_outcome"])}
 
 

@@ -168,7 +168,7 @@ class Settings(BaseSettings):
         ge=0,
         le=100,
         alias="BROKER_CLIENT_SECRET_USES",
-        description="how many talks one client secret of the doors opens; 0 is off",
+        description="how many talks one client secret of the compatible endpoints opens; 0 is off",
     )
 
     # --- the proxy
@@ -246,7 +246,7 @@ class Settings(BaseSettings):
         "on", alias="BROKER_WEBRTC_FILTER", description="on asks Azure to send fewer events to the browser"
     )
 
-    doors_webrtc_filter: Literal["on", "off"] = Field(
+    compat_webrtc_filter: Literal["on", "off"] = Field(
         "off",
         alias="BROKER_DOORS_WEBRTC_FILTER",
         description="the same for calls of the official clients, which wait for events that the filter leaves out",

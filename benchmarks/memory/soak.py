@@ -3,7 +3,7 @@
     python -m benchmarks.memory.soak [--kills 200] [--store sqlite|postgresql] [--sink zep|local] [--seed 1]
 
 Eight writers say one turn after the other, each again until it is acknowledged. Afterwards each acknowledged turn has
-to be in the store once, in order, and at a stand-in for Zep at least once, in order; without Zep, in SQLite's index of
+to be in the store once, in order, and at a fake for Zep at least once, in order; without Zep, in SQLite's index of
 words, which has to be sound. Exits 1 where one is missing.
 """
 

@@ -1,13 +1,13 @@
-"""Entra through azure-identity itself, against a stand-in of the platform's managed identity endpoint."""
+"""Entra through azure-identity itself, against a fake of the platform's managed identity endpoint."""
 
 import asyncio
 
 import pytest
 from structlog.testing import capture_logs
 
-from tests.support.machine import judged_in_peace
 from tests.conftest import StartBroker
 from tests.support.entra import IdentityEndpoint
+from tests.support.machine import retry_if_host_busy
 from tests.support.plans import MINT_PATHS, assert_usable
 from tests.support.waiting import eventually
 from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
@@ -30,7 +30,7 @@ async def test_500_requests_on_a_cold_start_make_one_credential_call(
     assert {request.auth for request in azure.requests if request.method == "POST"} == {"entra"}
 
 
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_entra_that_hangs_costs_no_more_than_the_budget_and_the_next_request_nothing(
     azure: RunningSimulator, identity: IdentityEndpoint, start_broker: StartBroker
 ) -> None:

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.broker import RunningBroker, make_settings, run_broker
-from tests.support.machine import judged_in_peace
+from tests.support.machine import retry_if_host_busy
 from tests.support.plans import MINT_PATHS, assert_usable
 from token_broker.azure import build_chain
 from token_broker.broker import Broker
@@ -146,7 +146,7 @@ async def scenarios(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[l
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.id for fault in FAULTS])
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_whatever_azure_does_the_plan_works_in_time_and_names_its_winner(
     fault: Fault, scenarios: list[Scenario]
 ) -> None:
@@ -174,7 +174,7 @@ async def _meets(fault: Fault, scenario: Scenario) -> None:
 
 
 def _forget_the_past(scenario: Scenario, budget_s: float) -> None:
-    """Gives the broker gates that know nothing yet, and so much time; and Azure no requests seen."""
+    """Gives the broker breakers that know nothing yet, and so much time; and Azure no requests seen."""
     scenario.azure.simulator.log.clear()
     broker = scenario.broker.broker
     settings = broker.settings.model_copy(update={"token_budget_s": budget_s})

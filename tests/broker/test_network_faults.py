@@ -15,7 +15,7 @@ from websockets.asyncio.client import connect
 
 from strategies.transport import BoundedResolver, Lookup, make_transport
 from tests.conftest import StartBroker
-from tests.support.machine import judged_in_peace
+from tests.support.machine import retry_if_host_busy
 from tests.support.plans import assert_usable
 from tests.support.sockets import refused_port
 from tests.support.tls import tls_files
@@ -87,7 +87,7 @@ def _look_names_up_by(look_up: Lookup, monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["unknown-name", "name-lookup-hangs", "refused", "untrusted-certificate", "no-tls"],
 )
 @pytest.mark.parametrize("where", ["openai", "unified", "both"])
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_a_host_that_cannot_be_reached_leaves_the_mint_to_the_other_or_the_plan_to_the_proxy(
     *,
     peer: Any,

@@ -1,4 +1,4 @@
-"""An authority that the clients trust, and the doors that they are pointed at."""
+"""An authority that the clients trust, and the compatible endpoints that they are pointed at."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.clients.support.doors import DOORS, Door, open_door
+from tests.clients.support.compat import COMPAT_ENDPOINTS, CompatEndpoint, open_compat
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,9 @@ def authority_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFacto
     return path
 
 
-@pytest.fixture(params=DOORS)
-async def door(request: pytest.FixtureRequest, tmp_path: Path, authority: trustme.CA) -> AsyncIterator[Door]:
-    async with open_door(request.param, tmp_path, authority) as opened:
+@pytest.fixture(params=COMPAT_ENDPOINTS)
+async def compat(
+    request: pytest.FixtureRequest, tmp_path: Path, authority: trustme.CA
+) -> AsyncIterator[CompatEndpoint]:
+    async with open_compat(request.param, tmp_path, authority) as opened:
         yield opened

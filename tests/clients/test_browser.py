@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import trustme
 
-from tests.clients.support.doors import DOORS, SIMULATED_ENTRA_TOKEN, SIMULATED_KEY, Door, open_door
+from tests.clients.support.compat import (
+    COMPAT_ENDPOINTS,
+    SIMULATED_ENTRA_TOKEN,
+    SIMULATED_KEY,
+    CompatEndpoint,
+    open_compat,
+)
 from tests.clients.support.pages import bundle, serve_page
 from tests.clients.support.programs import CLIENTS
 from tests.clients.support.setups import TURNS, assert_heard, make_setup
@@ -46,12 +52,12 @@ async def page(chromium: str, bundled: str) -> AsyncIterator[Page]:
         yield opened
 
 
-@pytest.fixture(params=DOORS)
-async def door(
+@pytest.fixture(params=COMPAT_ENDPOINTS)
+async def compat(
     request: pytest.FixtureRequest, tmp_path: Path, authority: trustme.CA, page: Page
-) -> AsyncIterator[Door]:
+) -> AsyncIterator[CompatEndpoint]:
     origin = await page.run("location.origin")
-    async with open_door(request.param, tmp_path, authority, allowed_origins=(origin,)) as opened:
+    async with open_compat(request.param, tmp_path, authority, allowed_origins=(origin,)) as opened:
         yield opened
 
 
@@ -62,27 +68,29 @@ async def _talk(page: Page, client: str, setup: dict[str, Any]) -> dict[str, Any
 
 
 @pytest.mark.parametrize("client", ["agents_websocket", "openai_websocket"])
-async def test_a_ga_client_talks_over_a_websocket_with_a_minted_secret(door: Door, page: Page, client: str) -> None:
-    secret = await door.mint()
-    assert_heard(await _talk(page, client, make_setup(door, secret, inBrowser=True)))
-    if door.broker is not None:
-        assert await door.turns(secret) == TURNS
+async def test_a_ga_client_talks_over_a_websocket_with_a_minted_secret(
+    compat: CompatEndpoint, page: Page, client: str
+) -> None:
+    secret = await compat.mint()
+    assert_heard(await _talk(page, client, make_setup(compat, secret, inBrowser=True)))
+    if compat.broker is not None:
+        assert await compat.turns(secret) == TURNS
 
 
 @pytest.mark.parametrize("credential", ["key", "token"])
 async def test_the_voice_live_client_talks_with_its_credential_in_the_query(
-    door: Door, page: Page, credential: str
+    compat: CompatEndpoint, page: Page, credential: str
 ) -> None:
     azures = SIMULATED_KEY if credential == "key" else SIMULATED_ENTRA_TOKEN
-    secret = await door.mint() if door.broker is not None else azures
-    assert_heard(await _talk(page, "voicelive", make_setup(door, secret, credential=credential)))
-    if door.broker is not None:
-        assert await door.turns(secret) == TURNS
+    secret = await compat.mint() if compat.broker is not None else azures
+    assert_heard(await _talk(page, "voicelive", make_setup(compat, secret, credential=credential)))
+    if compat.broker is not None:
+        assert await compat.turns(secret) == TURNS
 
 
-async def test_the_agents_client_talks_over_webrtc(door: Door, page: Page) -> None:
-    secret = await door.mint()
-    report = await _talk(page, "agents_webrtc", make_setup(door, secret))
+async def test_the_agents_client_talks_over_webrtc(compat: CompatEndpoint, page: Page) -> None:
+    secret = await compat.mint()
+    report = await _talk(page, "agents_webrtc", make_setup(compat, secret))
     (spoken,) = report["user"]
     assert SPOKEN.fullmatch(spoken)
     answer = f"[simulated] you said {spoken.removeprefix('[simulated] ')}"
@@ -91,15 +99,15 @@ async def test_the_agents_client_talks_over_webrtc(door: Door, page: Page) -> No
     assert report["history"] == [list(turn) for turn in turns]
     assert report["peak"] > 0.05
     assert report["callId"]
-    if door.broker is not None:
-        assert await door.turns(secret) == turns
+    if compat.broker is not None:
+        assert await compat.turns(secret) == turns
 
 
-@pytest.mark.parametrize("door", ["voice_live"], indirect=True)
-async def test_a_call_that_is_refused_shows_the_status_and_what_to_do(door: Door, page: Page) -> None:
+@pytest.mark.parametrize("compat", ["voice_live"], indirect=True)
+async def test_a_call_that_is_refused_shows_the_status_and_what_to_do(compat: CompatEndpoint, page: Page) -> None:
     refused = r"Realtime call request failed with status 401: The client secret is not valid here: mint a new one"
     with pytest.raises(ScriptError, match=refused):
-        await _talk(page, "agents_webrtc", make_setup(door, "ek_forged"))
+        await _talk(page, "agents_webrtc", make_setup(compat, "ek_forged"))
 
 
 SHOWN = {
@@ -116,7 +124,7 @@ async def test_a_snippet_for_a_page_shows_what_is_said(
 ) -> None:
     async with (
         serve_page(await bundle(snippet.code)) as origin,
-        open_door("voice_live", tmp_path, authority, allowed_origins=(origin,)) as opened,
+        open_compat("voice_live", tmp_path, authority, allowed_origins=(origin,)) as opened,
         Browser.connect(chromium) as browser,
         browser.page() as page,
     ):

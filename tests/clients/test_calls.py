@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.support.doors import Door
+from tests.clients.support.compat import CompatEndpoint
 from tests.clients.support.offers import make_offer
 from tests.clients.support.programs import run_client
 from tests.clients.support.setups import make_setup
@@ -14,16 +14,16 @@ by_package = pytest.mark.parametrize("program", ["openai_call_python", "openai_c
 
 @by_package
 @pytest.mark.parametrize(
-    ("door", "with_session"),
+    ("compat", "with_session"),
     [("simulator", False), ("voice_live", False), ("voice_live", True)],
     ids=["raw at the simulator", "raw at the broker", "as a form at the broker"],
-    indirect=["door"],
+    indirect=["compat"],
 )
 async def test_an_offer_is_answered_and_the_call_hung_up(
-    door: Door, with_session: bool, program: str, authority_file: Path
+    compat: CompatEndpoint, with_session: bool, program: str, authority_file: Path
 ) -> None:
-    setup = make_setup(door, await door.mint(), offer=await make_offer(), withSession=with_session)
+    setup = make_setup(compat, await compat.mint(), offer=await make_offer(), withSession=with_session)
     report = await run_client(program, setup, authority_file)
     assert report["status"] == 201
     assert report["sdp"].startswith("v=0")
-    await door.azure.until_calls(0)
+    await compat.azure.until_calls(0)

@@ -8,7 +8,7 @@ import pytest
 import trustme
 from pydantic import SecretStr
 
-from tests.clients.support.doors import SIMULATED_KEY, Door, open_door
+from tests.clients.support.compat import SIMULATED_KEY, CompatEndpoint, open_compat
 from tests.clients.support.programs import run_client
 from tests.clients.support.setups import assert_heard, make_setup
 from token_broker.memory.admin import open_admin
@@ -42,8 +42,8 @@ mints = pytest.mark.parametrize(("program", "options"), MINTS.values(), ids=MINT
 
 
 @pytest.fixture
-async def door(tmp_path: Path, authority: trustme.CA) -> AsyncIterator[Door]:
-    async with open_door("voice_live", tmp_path, authority) as opened:
+async def compat(tmp_path: Path, authority: trustme.CA) -> AsyncIterator[CompatEndpoint]:
+    async with open_compat("voice_live", tmp_path, authority) as opened:
         yield opened
 
 
@@ -54,9 +54,9 @@ def _secret(signer: TokenSigner, ttl_s: int = 60) -> str:
     )  # fmt: skip
 
 
-def _bad_credentials(door: Door) -> dict[str, str]:
-    assert door.broker is not None
-    ours = door.broker.broker.signer
+def _bad_credentials(compat: CompatEndpoint) -> dict[str, str]:
+    assert compat.broker is not None
+    ours = compat.broker.broker.signer
     header, claims, signature = _secret(ours).split(".")
     return {
         "forged": f"{header}.{claims}.{signature[::-1]}",
@@ -67,29 +67,29 @@ def _bad_credentials(door: Door) -> dict[str, str]:
 
 
 async def _failures(
-    door: Door, program: str, options: dict[str, Any], keys: list[str], authority_file: Path
+    compat: CompatEndpoint, program: str, options: dict[str, Any], keys: list[str], authority_file: Path
 ) -> list[Failure]:
-    setup = make_setup(door, "", keys=keys, **options)
+    setup = make_setup(compat, "", keys=keys, **options)
     reports = await run_client(program, setup, authority_file, may_log=True)
     return [report["failure"] for report in reports]
 
 
 @sockets
 async def test_a_socket_that_is_refused_shows_401(
-    door: Door, program: str, options: dict[str, Any], authority_file: Path
+    compat: CompatEndpoint, program: str, options: dict[str, Any], authority_file: Path
 ) -> None:
-    bad = _bad_credentials(door)
-    failures = await _failures(door, program, options, list(bad.values()), authority_file)
+    bad = _bad_credentials(compat)
+    failures = await _failures(compat, program, options, list(bad.values()), authority_file)
     assert ["401" in failure["message"] for failure in failures] == [True] * len(bad), failures
-    assert not [seen for seen in door.azure.requests if seen.protocol == "websocket"]
+    assert not [seen for seen in compat.azure.requests if seen.protocol == "websocket"]
 
 
 @mints
 async def test_a_mint_that_is_refused_is_the_clients_authentication_error_and_says_why(
-    door: Door, program: str, options: dict[str, Any], authority_file: Path
+    compat: CompatEndpoint, program: str, options: dict[str, Any], authority_file: Path
 ) -> None:
-    bad = _bad_credentials(door)
-    failures = await _failures(door, program, {**options, "mints": True}, list(bad.values()), authority_file)
+    bad = _bad_credentials(compat)
+    failures = await _failures(compat, program, {**options, "mints": True}, list(bad.values()), authority_file)
     assert [(failure["name"], failure["status"], failure["code"]) for failure in failures] == [
         ("AuthenticationError", 401, "credential_refused")
     ] * len(bad)
@@ -100,8 +100,8 @@ async def test_a_mint_that_is_refused_is_the_clients_authentication_error_and_sa
 async def test_a_mint_without_the_platforms_credential_is_401_where_one_is_wanted(
     tmp_path: Path, authority: trustme.CA, program: str, options: dict[str, Any], authority_file: Path
 ) -> None:
-    async with open_door("voice_live", tmp_path, authority, auth="easyauth") as door:
-        (failure,) = await _failures(door, program, {**options, "mints": True}, ["unused"], authority_file)
+    async with open_compat("voice_live", tmp_path, authority, auth="easyauth") as compat:
+        (failure,) = await _failures(compat, program, {**options, "mints": True}, ["unused"], authority_file)
     assert (failure["name"], failure["status"]) == ("AuthenticationError", 401)
 
 
@@ -109,9 +109,9 @@ async def test_a_mint_without_the_platforms_credential_is_401_where_one_is_wante
 async def test_a_mint_too_many_is_the_clients_rate_limit_error(
     tmp_path: Path, authority: trustme.CA, program: str, options: dict[str, Any], authority_file: Path
 ) -> None:
-    async with open_door("voice_live", tmp_path, authority, rate_limit_per_minute=1) as door:
-        await door.mint()
-        (failure,) = await _failures(door, program, {**options, "mints": True}, ["unused"], authority_file)
+    async with open_compat("voice_live", tmp_path, authority, rate_limit_per_minute=1) as compat:
+        await compat.mint()
+        (failure,) = await _failures(compat, program, {**options, "mints": True}, ["unused"], authority_file)
     assert (failure["name"], failure["status"]) == ("RateLimitError", 429)
 
 
@@ -119,9 +119,9 @@ async def test_a_mint_too_many_is_the_clients_rate_limit_error(
 async def test_a_secret_used_too_often_opens_no_more_talks(
     tmp_path: Path, authority: trustme.CA, program: str, options: dict[str, Any], authority_file: Path
 ) -> None:
-    async with open_door("voice_live", tmp_path, authority, client_secret_uses=1) as door:
-        secret = await door.mint()
-        setup = make_setup(door, "", keys=[secret, secret], **options)
+    async with open_compat("voice_live", tmp_path, authority, client_secret_uses=1) as compat:
+        secret = await compat.mint()
+        setup = make_setup(compat, "", keys=[secret, secret], **options)
         first, second = await run_client(program, setup, authority_file)
     assert_heard(first)
     assert "401" in second["failure"]["message"]
@@ -129,15 +129,15 @@ async def test_a_secret_used_too_often_opens_no_more_talks(
 
 @by_library
 async def test_a_secret_of_a_session_that_was_blocked_shows_403(
-    door: Door, program: str, options: dict[str, Any], authority_file: Path
+    compat: CompatEndpoint, program: str, options: dict[str, Any], authority_file: Path
 ) -> None:
-    assert door.broker is not None
-    secret = await door.mint()
-    broker = door.broker.broker
-    async with open_admin(door.broker.settings) as admin:
+    assert compat.broker is not None
+    secret = await compat.mint()
+    broker = compat.broker.broker
+    async with open_admin(compat.broker.settings) as admin:
         await admin.block("session", broker.signer.read_client_secret(secret).session_id)
     await broker.memory.blocklist.refresh()
-    (failure,) = await _failures(door, program, options, [secret], authority_file)
+    (failure,) = await _failures(compat, program, options, [secret], authority_file)
     assert "403" in failure["message"]
 
 
@@ -145,22 +145,22 @@ async def test_a_secret_of_a_session_that_was_blocked_shows_403(
 async def test_a_talk_too_many_shows_429(
     tmp_path: Path, authority: trustme.CA, program: str, options: dict[str, Any], authority_file: Path
 ) -> None:
-    async with open_door("voice_live", tmp_path, authority, max_sessions=1) as door:
-        assert door.broker is not None
-        secret = await door.mint()
-        lease = door.broker.broker.talks.acquire("somebody else")
+    async with open_compat("voice_live", tmp_path, authority, max_sessions=1) as compat:
+        assert compat.broker is not None
+        secret = await compat.mint()
+        lease = compat.broker.broker.talks.acquire("somebody else")
         assert lease is not None
-        (failure,) = await _failures(door, program, options, [secret], authority_file)
+        (failure,) = await _failures(compat, program, options, [secret], authority_file)
         lease.release()
     assert "429" in failure["message"]
 
 
 @by_library
 async def test_a_broker_that_is_going_away_shows_503(
-    door: Door, program: str, options: dict[str, Any], authority_file: Path
+    compat: CompatEndpoint, program: str, options: dict[str, Any], authority_file: Path
 ) -> None:
-    assert door.broker is not None
-    secret = await door.mint()
-    door.broker.broker.drain.begin()
-    (failure,) = await _failures(door, program, options, [secret], authority_file)
+    assert compat.broker is not None
+    secret = await compat.mint()
+    compat.broker.broker.drain.begin()
+    (failure,) = await _failures(compat, program, options, [secret], authority_file)
     assert "503" in failure["message"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.clients.support.doors import Door, open_door
+from tests.clients.support.compat import CompatEndpoint, open_compat
 from tests.clients.support.offers import make_offer
 from tests.clients.support.programs import CLIENTS, environment, node_command, python_command, run_client, run_program
 from tests.clients.support.setups import QUESTION, TURNS, assert_heard, make_setup
@@ -42,8 +42,8 @@ def of_kind(*kinds: str) -> pytest.MarkDecorator:
 
 
 @pytest.fixture
-async def door(tmp_path: Path, authority: trustme.CA) -> AsyncIterator[Door]:
-    async with open_door("voice_live", tmp_path, authority) as opened:
+async def compat(tmp_path: Path, authority: trustme.CA) -> AsyncIterator[CompatEndpoint]:
+    async with open_compat("voice_live", tmp_path, authority) as opened:
         yield opened
 
 
@@ -65,37 +65,39 @@ def test_every_snippet_is_of_a_kind_that_is_run() -> None:
 
 @of_kind("python", "js")
 async def test_a_program_prints_both_sides_words(
-    snippet: Snippet, door: Door, folder: Path, authority_file: Path
+    snippet: Snippet, compat: CompatEndpoint, folder: Path, authority_file: Path
 ) -> None:
     program = folder / ("program.py" if snippet.kind == "python" else "program.mjs")
     program.write_text(snippet.code)
     command = python_command() if snippet.kind == "python" else node_command()
-    env = environment(authority_file, BROKER_URL=door.http)
+    env = environment(authority_file, BROKER_URL=compat.http)
     finished = await run_program([*command, str(program)], env, cwd=folder)
     assert (finished.out, finished.err, finished.code) == (SPOKEN, "", 0)
 
 
 @of_kind("sh clients")
-async def test_curl_mints_calls_and_hangs_up(snippet: Snippet, door: Door, folder: Path, authority_file: Path) -> None:
+async def test_curl_mints_calls_and_hangs_up(
+    snippet: Snippet, compat: CompatEndpoint, folder: Path, authority_file: Path
+) -> None:
     (folder / "offer.sdp").write_text(await make_offer())
-    env = environment(authority_file, BROKER_URL=door.http)
+    env = environment(authority_file, BROKER_URL=compat.http)
     finished = await run_program(["bash", "-euo", "pipefail", "-c", snippet.code], env, cwd=folder)
     assert (finished.out, finished.err, finished.code) == ("200\n", "", 0)
     assert (folder / "answer.sdp").read_text().startswith("v=0")
-    await door.azure.until_calls(0)
+    await compat.azure.until_calls(0)
 
 
 async def test_a_secret_minted_with_a_plans_session_token_goes_on_with_its_session(
-    door: Door, authority_file: Path
+    compat: CompatEndpoint, authority_file: Path
 ) -> None:
-    assert door.broker is not None
-    plan = await door.broker.plan()
-    async with plain_client(door.http) as client:
+    assert compat.broker is not None
+    plan = await compat.broker.plan()
+    async with plain_client(compat.http) as client:
         bearer = {"Authorization": f"Bearer {plan['session_token']}"}
         minted = (await client.post("/v1/realtime/client_secrets", headers=bearer)).raise_for_status().json()
         assert minted["session"]["id"] == plan["session_id"]
-        assert_heard(await run_client("openai_python", make_setup(door, minted["value"]), authority_file))
-        await door.turns(minted["value"])
+        assert_heard(await run_client("openai_python", make_setup(compat, minted["value"]), authority_file))
+        await compat.turns(minted["value"])
         answer = await client.get(f"/api/v1/memory/sessions/{plan['session_id']}/turns", headers=bearer)
     assert [(turn["role"], turn["content"]) for turn in answer.raise_for_status().json()["turns"]] == TURNS
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.support.doors import SIMULATED_ENTRA_TOKEN, SIMULATED_KEY, Door
+from tests.clients.support.compat import SIMULATED_ENTRA_TOKEN, SIMULATED_KEY, CompatEndpoint
 from tests.clients.support.programs import run_client
 from tests.clients.support.setups import PREVIEW_SESSION, TURNS, assert_heard, make_setup
 
@@ -23,12 +23,12 @@ class Client:
     azures_key: str = SIMULATED_KEY
     azures_options: dict[str, Any] = field(default_factory=dict)
 
-    async def setup(self, door: Door) -> dict[str, Any]:
-        if door.broker is None:
+    async def setup(self, compat: CompatEndpoint) -> dict[str, Any]:
+        if compat.broker is None:
             options = self.options | self.azures_options | {"mints": self.mints and self.mints_at_azure}
-            return make_setup(door, self.azures_key, **options)
-        key = door.mint_key if self.mints else await door.mint()
-        return make_setup(door, key, mints=self.mints, **self.options)
+            return make_setup(compat, self.azures_key, **options)
+        key = compat.mint_key if self.mints else await compat.mint()
+        return make_setup(compat, key, mints=self.mints, **self.options)
 
 
 AZURE = {"azure": True}
@@ -56,11 +56,11 @@ TURNS_SHOWN = [list(turn) for turn in TURNS]
 
 @pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
 async def test_it_talks_and_its_turns_are_kept_once_and_in_order(
-    door: Door, client: Client, authority_file: Path
+    compat: CompatEndpoint, client: Client, authority_file: Path
 ) -> None:
-    setup = await client.setup(door)
+    setup = await client.setup(compat)
     report = await run_client(client.program, setup, authority_file)
     assert_heard(report)
     assert report.get("history", TURNS_SHOWN) == TURNS_SHOWN
-    if door.broker is not None:
-        assert await door.turns(report.get("token", setup["key"])) == TURNS
+    if compat.broker is not None:
+        assert await compat.turns(report.get("token", setup["key"])) == TURNS

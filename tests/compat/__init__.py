@@ -1,1 +1,1 @@
-"""The doors of the official clients, over real sockets: the broker in front, the simulator behind."""
+"""The compatible endpoints of the official clients, over real sockets: the broker in front, the simulator behind."""

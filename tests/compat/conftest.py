@@ -1,4 +1,4 @@
-"""A broker with the simulator behind it, and a way through its doors."""
+"""A broker with the simulator behind it, and a way through its compatible endpoints."""
 
 import contextlib
 import json
@@ -21,8 +21,8 @@ SIGNING_KEY = "d" * 40
 
 
 @dataclass
-class Doors:
-    """The broker, and what a client does with its doors."""
+class Compats:
+    """The broker, and what a client does with its compatible endpoints."""
 
     running: RunningBroker
     azure: RunningSimulator
@@ -50,7 +50,7 @@ class Doors:
     async def connect(
         self, path: str = "/v1/realtime?model=gpt-realtime", *, secret: str | None = None, **options: Any
     ) -> AsyncIterator[Caller]:
-        """A talk through a door; the secret goes as Bearer unless the options say where else it is."""
+        """A talk through a compatible endpoint; the secret goes as Bearer unless the options say where else it is."""
         if secret is not None:
             options["additional_headers"] = {"Authorization": f"Bearer {secret}"} | options.get(
                 "additional_headers", {}
@@ -91,18 +91,18 @@ class Doors:
         return await self.turns(secret)
 
 
-OpenDoors = Callable[..., AbstractAsyncContextManager[Doors]]
+OpenCompats = Callable[..., AbstractAsyncContextManager[Compats]]
 
 
 @pytest.fixture
-def doors(tmp_path: Path) -> OpenDoors:
-    """`async with doors(setting=…) as d`: a broker of those settings, and the simulator that it speaks to."""
+def compat_endpoints(tmp_path: Path) -> OpenCompats:
+    """A broker of those settings and the simulator that it speaks to: `async with compat_endpoints(setting=…) as d`."""
 
     @contextlib.asynccontextmanager
-    async def open_doors(**overrides: Any) -> AsyncIterator[Doors]:
+    async def open_compat_endpoints(**overrides: Any) -> AsyncIterator[Compats]:
         async with serve() as azure:
             settings = make_settings(tmp_path, azure.base_url, signing_keys=SIGNING_KEY, **overrides)
             async with run_broker(settings) as running:
-                yield Doors(running, azure)
+                yield Compats(running, azure)
 
-    return open_doors
+    return open_compat_endpoints

@@ -1,4 +1,4 @@
-"""The doors' WebRTC calls: a real one through the broker, with what the sideband keeps of it."""
+"""The compatible endpoints' WebRTC calls: a real one through the broker, with what the sideband keeps of it."""
 
 import json
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.compat.conftest import SIGNING_KEY, Doors
+from tests.compat.conftest import SIGNING_KEY, Compats
 from tests.simulator.phone import Phone
 from tests.simulator.support import silence, speech
 from tests.support.broker import make_settings, run_broker
@@ -25,16 +25,16 @@ def loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def calling_doors(directory: Path, **overrides: Any) -> AsyncIterator[Doors]:
+async def calling_compat_endpoints(directory: Path, **overrides: Any) -> AsyncIterator[Compats]:
     async with serve(SimulatorConfig(ice_addresses=("127.0.0.1",))) as azure:
         settings = make_settings(directory, azure.base_url, signing_keys=SIGNING_KEY, **overrides)
         async with run_broker(settings) as running:
-            yield Doors(running, azure)
+            yield Compats(running, azure)
     assert azure.calls == 0
 
 
 async def offer(
-    d: Doors, sdp: str, secret: str, *, path: str = "/v1/realtime/calls", form: bool = False
+    d: Compats, sdp: str, secret: str, *, path: str = "/v1/realtime/calls", form: bool = False
 ) -> httpx.Response:
     headers = {"Authorization": f"Bearer {secret}"}
     if form:
@@ -47,10 +47,10 @@ async def offer(
 
 
 @pytest.mark.parametrize("form", [False, True], ids=["raw", "as a form"])
-async def test_a_call_through_a_door_is_heard_and_its_turns_are_kept_until_it_is_hung_up(
+async def test_a_call_through_a_compat_is_heard_and_its_turns_are_kept_until_it_is_hung_up(
     tmp_path: Path, *, form: bool
 ) -> None:
-    async with calling_doors(tmp_path) as d:
+    async with calling_compat_endpoints(tmp_path) as d:
         secret = await d.secret()
         phone = Phone(speech(1.0) + silence(2.0))
         response = await offer(d, await phone.offer(), secret, form=form)
@@ -72,12 +72,12 @@ async def test_a_call_through_a_door_is_heard_and_its_turns_are_kept_until_it_is
         await phone.hang_up()
 
 
-async def _over(d: Doors) -> bool:
+async def _over(d: Compats) -> bool:
     return not d.running.broker.talks.active and not d.azure.calls and not d.running.broker.drain.talks
 
 
 async def test_a_client_that_hangs_up_itself_gives_its_place_back(tmp_path: Path) -> None:
-    async with calling_doors(tmp_path, max_sessions_per_principal=1) as d:
+    async with calling_compat_endpoints(tmp_path, max_sessions_per_principal=1) as d:
         secret = await d.secret()
         phone = Phone(speech(0.6) + silence(2.0))
         await phone.connect((await offer(d, await phone.offer(), secret)).text)
@@ -90,7 +90,7 @@ async def test_a_client_that_hangs_up_itself_gives_its_place_back(tmp_path: Path
 
 
 async def test_instructions_that_a_client_says_of_its_own_are_taken_back(tmp_path: Path) -> None:
-    async with calling_doors(tmp_path) as d:
+    async with calling_compat_endpoints(tmp_path) as d:
         secret = await d.secret({"metadata": {"agent_id": "marcus"}})
         marcus = d.running.broker.agents.get("marcus")
         assert marcus is not None
@@ -115,7 +115,7 @@ async def test_instructions_that_a_client_says_of_its_own_are_taken_back(tmp_pat
 
 
 async def test_where_the_sideband_is_refused_the_call_goes_on(tmp_path: Path) -> None:
-    async with calling_doors(tmp_path) as d:
+    async with calling_compat_endpoints(tmp_path) as d:
         secret = await d.secret()
         phone = Phone(speech(0.6) + silence(2.0))
         sdp = await phone.offer()
@@ -167,7 +167,7 @@ async def _nobody_joins(endpoint: str, call_id: str) -> Any:
 async def test_a_wrong_offer_is_told_what_is_wrong(
     tmp_path: Path, headers: dict[str, str], content: str, status: int, code: str
 ) -> None:
-    async with calling_doors(tmp_path) as d:
+    async with calling_compat_endpoints(tmp_path) as d:
         given = headers | {"authorization": f"Bearer {await d.secret()}"}
         response = await d.running.client.post("/v1/realtime/calls", content=content, headers=given)
         assert (response.status_code, response.json()["code"]) == (status, code)
@@ -176,7 +176,7 @@ async def test_a_wrong_offer_is_told_what_is_wrong(
 
 
 async def test_a_call_can_be_hung_up_while_the_broker_drains_and_by_who_was_blocked(tmp_path: Path) -> None:
-    async with calling_doors(tmp_path) as d:
+    async with calling_compat_endpoints(tmp_path) as d:
         secret = await d.secret()
         broker = d.running.broker
         for shut in ("blocked", "draining"):
@@ -195,7 +195,7 @@ async def test_a_call_can_be_hung_up_while_the_broker_drains_and_by_who_was_bloc
 
 
 async def test_a_call_is_hung_up_by_its_own_session_alone(tmp_path: Path) -> None:
-    async with calling_doors(tmp_path) as d:
+    async with calling_compat_endpoints(tmp_path) as d:
         secret, other = await d.secret(), await d.secret()
         phone = Phone(silence(1.0))
         answer = await offer(d, await phone.offer(), secret, path="/openai/v1/realtime/calls")
@@ -215,7 +215,7 @@ async def test_a_client_that_goes_on_changing_the_agents_session_loses_the_call(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("token_broker.sessions.calls._FIRST_PAUSE_S", 0.05)
-    async with calling_doors(tmp_path) as d:
+    async with calling_compat_endpoints(tmp_path) as d:
         secret = await d.secret()
         phone = Phone(silence(3.0))
         answer = await offer(d, await phone.offer(), secret)
@@ -247,7 +247,7 @@ async def test_a_call_whose_client_never_connects_gives_its_place_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("token_broker.relay.sideband._UNKNOWN_S", 0.6)
-    async with calling_doors(tmp_path, max_sessions_per_principal=1) as d:
+    async with calling_compat_endpoints(tmp_path, max_sessions_per_principal=1) as d:
         secret = await d.secret()
         phone = Phone(silence(1.0))
         with d.azure.fault("ice_never", "/openai/v1/realtime/calls"):
@@ -265,7 +265,7 @@ async def test_a_call_whose_client_never_connects_gives_its_place_back(
 
 
 async def test_who_waits_to_join_a_call_stops_when_it_is_hung_up(tmp_path: Path) -> None:
-    async with calling_doors(tmp_path) as d:
+    async with calling_compat_endpoints(tmp_path) as d:
         secret = await d.secret()
         phone = Phone(silence(1.0))
         with d.azure.fault("ice_never", "/openai/v1/realtime/calls"):
@@ -279,7 +279,7 @@ async def test_who_waits_to_join_a_call_stops_when_it_is_hung_up(tmp_path: Path)
 
 @pytest.mark.parametrize("path", ["/v1/realtime/calls", "/openai/v1/realtime/calls"])
 async def test_offers_count_against_the_rate(tmp_path: Path, path: str) -> None:
-    async with calling_doors(tmp_path, rate_limit_per_minute=3) as d:
+    async with calling_compat_endpoints(tmp_path, rate_limit_per_minute=3) as d:
         secret = await d.secret()
         answers = [await offer(d, OFFER, secret, path=path) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [502, 502, 429]  # the simulated Azure wants a whole one

@@ -1,11 +1,11 @@
-"""The doors where callers sign in with Entra: the user's own token mints, wherever it is put, and nothing else does."""
+"""Compatible endpoints under `auth=entra`: the user's own token mints, wherever it is put, and nothing else does."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.compat.conftest import OpenDoors
-from tests.security.stand_ins import AUDIENCE, TENANT, USER, Key, Tenant, serve_app
+from tests.compat.conftest import OpenCompats
+from tests.security.fakes import AUDIENCE, TENANT, USER, Key, Tenant, serve_app
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,10 @@ def signing_in(tenant: Tenant) -> dict[str, object]:
     }
 
 
-async def test_the_users_own_token_mints_wherever_a_client_puts_its_key(doors: OpenDoors, tenant: Tenant) -> None:
-    async with doors(**signing_in(tenant)) as d:
+async def test_the_users_own_token_mints_wherever_a_client_puts_its_key(
+    compat_endpoints: OpenCompats, tenant: Tenant
+) -> None:
+    async with compat_endpoints(**signing_in(tenant)) as d:
         token = tenant.token()
         answers = [
             await d.mint({}, authorization=f"Bearer {token}"),
@@ -45,8 +47,10 @@ async def test_the_users_own_token_mints_wherever_a_client_puts_its_key(doors: O
             await caller.hear("session.created")
 
 
-async def test_nobody_elses_mints_and_the_users_own_opens_no_socket(doors: OpenDoors, tenant: Tenant) -> None:
-    async with doors(**signing_in(tenant)) as d:
+async def test_nobody_elses_mints_and_the_users_own_opens_no_socket(
+    compat_endpoints: OpenCompats, tenant: Tenant
+) -> None:
+    async with compat_endpoints(**signing_in(tenant)) as d:
         assert (await d.mint({})).status_code == 401
         other = tenant.token(tid="99999999-2222-3333-4444-555555555555")
         wrong_issuer = tenant.token(iss="https://login.example/99999999-2222-3333-4444-555555555555/v2.0")
@@ -60,8 +64,8 @@ async def test_nobody_elses_mints_and_the_users_own_opens_no_socket(doors: OpenD
         assert (status, document["code"]) == (401, "credential_refused")
 
 
-async def test_a_secret_is_its_principals_whose_limits_hold(doors: OpenDoors, tenant: Tenant) -> None:
-    async with doors(**signing_in(tenant), max_sessions_per_principal=1) as d:
+async def test_a_secret_is_its_principals_whose_limits_hold(compat_endpoints: OpenCompats, tenant: Tenant) -> None:
+    async with compat_endpoints(**signing_in(tenant), max_sessions_per_principal=1) as d:
         mine, also_mine, anothers = [
             (await d.mint({}, authorization=f"Bearer {tenant.token(oid=who)}")).json()["value"]
             for who in (USER, USER, "bbbbbbbb-0000-0000-0000-00000000000b")
@@ -73,8 +77,10 @@ async def test_a_secret_is_its_principals_whose_limits_hold(doors: OpenDoors, te
                 await neighbour.hear("session.created")
 
 
-async def test_a_principal_who_is_blocked_opens_nothing_with_any_secret(doors: OpenDoors, tenant: Tenant) -> None:
-    async with doors(**signing_in(tenant)) as d:
+async def test_a_principal_who_is_blocked_opens_nothing_with_any_secret(
+    compat_endpoints: OpenCompats, tenant: Tenant
+) -> None:
+    async with compat_endpoints(**signing_in(tenant)) as d:
         bearer = {"authorization": f"Bearer {tenant.token()}"}
         secret = (await d.mint({}, **bearer)).json()["value"]
         d.running.broker.memory.blocklist._principals = frozenset({f"entra:{TENANT}:{USER}"})

@@ -8,16 +8,16 @@ import pytest
 from openai.types.realtime import ClientSecretCreateResponse
 from pydantic import SecretStr
 
-from tests.compat.conftest import OpenDoors
+from tests.compat.conftest import OpenCompats
 from tests.support.broker import make_settings, run_broker
 from token_broker.security.tokens import TokenSigner
 
 
 @pytest.mark.parametrize("prefix", ["/v1", "/openai/v1", "/openai"])
 async def test_a_secret_is_minted_under_each_path_as_the_official_client_reads_it(
-    doors: OpenDoors, prefix: str
+    compat_endpoints: OpenCompats, prefix: str
 ) -> None:
-    async with doors() as d:
+    async with compat_endpoints() as d:
         query = "?api-version=2025-10-01" if prefix == "/openai" else ""
         response = await d.running.client.post(f"{prefix}/realtime/client_secrets{query}", json={})
         answer = ClientSecretCreateResponse.model_validate(response.json())
@@ -29,8 +29,8 @@ async def test_a_secret_is_minted_under_each_path_as_the_official_client_reads_i
         assert response.headers["cache-control"] == "no-store"
 
 
-async def test_an_empty_body_will_do_and_what_the_agent_says_is_not_the_callers(doors: OpenDoors) -> None:
-    async with doors() as d:
+async def test_an_empty_body_will_do_and_what_the_agent_says_is_not_the_callers(compat_endpoints: OpenCompats) -> None:
+    async with compat_endpoints() as d:
         assert (await d.mint()).status_code == 200
         body = {
             "expires_after": {"anchor": "created_at", "seconds": 30},
@@ -67,9 +67,9 @@ async def test_an_empty_body_will_do_and_what_the_agent_says_is_not_the_callers(
     ],
 )
 async def test_a_wrong_body_is_told_what_is_wrong_in_both_ways_of_saying_it(
-    doors: OpenDoors, body: Any, status: int, code: str
+    compat_endpoints: OpenCompats, body: Any, status: int, code: str
 ) -> None:
-    async with doors() as d:
+    async with compat_endpoints() as d:
         if isinstance(body, str):
             response = await d.running.client.post("/v1/realtime/client_secrets", content=body)
         else:
@@ -81,9 +81,9 @@ async def test_a_wrong_body_is_told_what_is_wrong_in_both_ways_of_saying_it(
 
 
 async def test_azures_own_key_mints_nothing_and_the_operator_hears_of_it(
-    doors: OpenDoors, capsys: pytest.CaptureFixture[str]
+    compat_endpoints: OpenCompats, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with doors() as d:
+    async with compat_endpoints() as d:
         for headers in ({"authorization": "Bearer simulated-key"}, {"api_key": "simulated-key"}):
             response = await d.mint({}, **headers)
             assert response.status_code == 401
@@ -92,14 +92,18 @@ async def test_azures_own_key_mints_nothing_and_the_operator_hears_of_it(
     assert capsys.readouterr().out.count("resource_key_presented") == 2
 
 
-async def test_without_authentication_a_library_may_send_whatever_key_it_insists_on(doors: OpenDoors) -> None:
-    async with doors() as d:
+async def test_without_authentication_a_library_may_send_whatever_key_it_insists_on(
+    compat_endpoints: OpenCompats,
+) -> None:
+    async with compat_endpoints() as d:
         assert (await d.mint({}, authorization="Bearer not-needed")).status_code == 200
         assert (await d.mint({}, api_key="sk-anything")).status_code == 200
 
 
-async def test_a_secret_of_ours_that_is_not_good_is_refused_even_where_none_is_needed(doors: OpenDoors) -> None:
-    async with doors() as d:
+async def test_a_secret_of_ours_that_is_not_good_is_refused_even_where_none_is_needed(
+    compat_endpoints: OpenCompats,
+) -> None:
+    async with compat_endpoints() as d:
         secret = await d.secret()
         forged = secret[:-4] + ("aaaa" if secret[-4:] != "aaaa" else "bbbb")
         other = TokenSigner([SecretStr("x" * 40)])
@@ -110,8 +114,8 @@ async def test_a_secret_of_ours_that_is_not_good_is_refused_even_where_none_is_n
             assert (await d.mint({}, authorization=f"Bearer {bad}")).status_code == 401, bad
 
 
-async def test_a_secret_mints_another_for_its_own_session_that_ends_no_later(doors: OpenDoors) -> None:
-    async with doors() as d:
+async def test_a_secret_mints_another_for_its_own_session_that_ends_no_later(compat_endpoints: OpenCompats) -> None:
+    async with compat_endpoints() as d:
         first = (await d.mint({"expires_after": {"seconds": 60}, "metadata": {"agent_id": "sage"}})).json()
         second = await d.mint({"expires_after": {"seconds": 7200}}, authorization=f"Bearer {first['value']}")
         assert second.status_code == 200
@@ -126,8 +130,8 @@ async def test_a_secret_mints_another_for_its_own_session_that_ends_no_later(doo
         assert (somebody.status_code, somebody.json()["code"]) == (403, "foreign_user")
 
 
-async def test_what_is_past_its_end_mints_nothing_though_clocks_are_given_leeway(doors: OpenDoors) -> None:
-    async with doors() as d:
+async def test_what_is_past_its_end_mints_nothing_though_clocks_are_given_leeway(compat_endpoints: OpenCompats) -> None:
+    async with compat_endpoints() as d:
         signer = d.running.broker.signer
         named: dict[str, Any] = {"session_id": "s" * 20, "agent_id": "elena", "principal": "anonymous", "epoch": 1}
         ended = signer.client_secret(**named, user_id=None, ttl_s=-30)
@@ -138,8 +142,8 @@ async def test_what_is_past_its_end_mints_nothing_though_clocks_are_given_leeway
             assert (response.status_code, response.json()["code"]) == (401, "credential_refused")
 
 
-async def test_the_session_token_of_a_plan_mints_for_the_plans_session(doors: OpenDoors) -> None:
-    async with doors() as d:
+async def test_the_session_token_of_a_plan_mints_for_the_plans_session(compat_endpoints: OpenCompats) -> None:
+    async with compat_endpoints() as d:
         plan = await d.running.plan({"agent_id": "marcus"})
         response = await d.mint({}, authorization=f"Bearer {plan['session_token']}")
         claims = d.running.broker.signer.read_client_secret(response.json()["value"])
@@ -148,16 +152,18 @@ async def test_the_session_token_of_a_plan_mints_for_the_plans_session(doors: Op
         assert (await d.mint({}, authorization=f"Bearer {ticket}")).status_code == 401
 
 
-async def test_two_different_credentials_are_refused_and_one_in_two_places_is_not(doors: OpenDoors) -> None:
-    async with doors() as d:
+async def test_two_different_credentials_are_refused_and_one_in_two_places_is_not(
+    compat_endpoints: OpenCompats,
+) -> None:
+    async with compat_endpoints() as d:
         secret = await d.secret()
         same = await d.mint({}, authorization=f"Bearer {secret}", api_key=secret.removeprefix("ek_"))
         assert same.status_code == 200
         assert (await d.mint({}, authorization=f"Bearer {secret}", api_key="another")).status_code == 401
 
 
-async def test_a_mint_counts_as_a_token_request(doors: OpenDoors) -> None:
-    async with doors(rate_limit_per_minute=2) as d:
+async def test_a_mint_counts_as_a_token_request(compat_endpoints: OpenCompats) -> None:
+    async with compat_endpoints(rate_limit_per_minute=2) as d:
         assert [(await d.mint({})).status_code for _ in range(3)] == [200, 200, 429]
         assert (await d.mint({})).headers["retry-after"].isdecimal()
 
@@ -169,9 +175,9 @@ async def test_a_broker_without_an_endpoint_gives_no_secret_that_opens_nothing(t
 
 
 async def test_the_release_of_a_secret_stands_in_the_audit_without_it(
-    doors: OpenDoors, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    compat_endpoints: OpenCompats, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    async with doors() as d:
+    async with compat_endpoints() as d:
         secret = await d.secret()
         metrics = (await d.running.client.get("/metrics")).text
     logged = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The doors' WebSockets: who gets in, what they hear, and what is kept of it."""
+"""The compatible endpoints' WebSockets: who gets in, what they hear, and what is kept of it."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ import pytest
 import websockets
 from pydantic import SecretStr
 
-from tests.compat.conftest import Doors, OpenDoors
+from tests.compat.conftest import Compats, OpenCompats
 from tests.simulator.support import Caller, correlation, silence, speech
 from tests.support.waiting import eventually
 from token_broker.security.tokens import TokenSigner
@@ -52,11 +52,11 @@ def assert_for_strict_clients(events: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("upstreams", UPSTREAMS, ids="-".join)
 @pytest.mark.parametrize("path", [GA_PATHS[0], VOICE_LIVE_PATHS[0]], ids=["ga", "voice_live"])
-async def test_a_talk_keeps_to_the_doors_dialect_whatever_the_upstream_speaks(
-    doors: OpenDoors, path: str, upstreams: tuple[str, ...]
+async def test_a_talk_keeps_to_the_compat_endpoints_dialect_whatever_the_upstream_speaks(
+    compat_endpoints: OpenCompats, path: str, upstreams: tuple[str, ...]
 ) -> None:
     said = speech(1.2)
-    async with doors(proxy_upstreams=upstreams) as d:
+    async with compat_endpoints(proxy_upstreams=upstreams) as d:
         secret = await d.secret()
         async with d.connect(path, secret=secret) as caller:
             created = await caller.hear("session.created")
@@ -80,8 +80,10 @@ async def test_a_talk_keeps_to_the_doors_dialect_whatever_the_upstream_speaks(
 
 
 @pytest.mark.parametrize("path", GA_PATHS + VOICE_LIVE_PATHS)
-async def test_every_path_leads_to_the_credentials_session_whatever_the_path_says(doors: OpenDoors, path: str) -> None:
-    async with doors() as d:
+async def test_every_path_leads_to_the_credentials_session_whatever_the_path_says(
+    compat_endpoints: OpenCompats, path: str
+) -> None:
+    async with compat_endpoints() as d:
         secret = await d.secret({"metadata": {"agent_id": "sage"}})
         claims = d.running.broker.signer.read_client_secret(secret)
         async with d.connect(path, secret=secret) as caller:
@@ -108,9 +110,9 @@ CREDENTIAL_PLACES: list[Any] = [
 @pytest.mark.parametrize("prefixed", [True, False], ids=["with ek_", "without"])
 @pytest.mark.parametrize(("query", "headers", "offered"), CREDENTIAL_PLACES)
 async def test_a_credential_is_found_wherever_a_client_can_put_it(
-    doors: OpenDoors, query: str, headers: dict[str, str], offered: list[str], *, prefixed: bool
+    compat_endpoints: OpenCompats, query: str, headers: dict[str, str], offered: list[str], *, prefixed: bool
 ) -> None:
-    async with doors() as d:
+    async with compat_endpoints() as d:
         secret = await d.secret()
         shown = secret if prefixed else secret.removeprefix("ek_")
         async with d.connect(
@@ -122,8 +124,8 @@ async def test_a_credential_is_found_wherever_a_client_can_put_it(
             assert caller.socket.subprotocol == ("realtime" if "realtime" in offered else None)
 
 
-async def test_what_a_plan_gives_opens_a_door_too_and_its_ticket_once(doors: OpenDoors) -> None:
-    async with doors() as d:
+async def test_what_a_plan_gives_opens_a_compat_too_and_its_ticket_once(compat_endpoints: OpenCompats) -> None:
+    async with compat_endpoints() as d:
         plan = await d.running.plan({})
         offered = plan["connections"][-1]["protocols"]
         path = f"/api/v1/voice/voicelive/{plan['session_id']}/realtime"
@@ -136,9 +138,9 @@ async def test_what_a_plan_gives_opens_a_door_too_and_its_ticket_once(doors: Ope
 
 
 async def test_a_refusal_is_an_http_status_with_a_document(
-    doors: OpenDoors, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    compat_endpoints: OpenCompats, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with doors() as d:
+    async with compat_endpoints() as d:
         good = await d.secret()
         claims = d.running.broker.signer.read_client_secret(good)
         named: dict[str, Any] = {
@@ -180,8 +182,8 @@ async def test_a_refusal_is_an_http_status_with_a_document(
     assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
 
 
-async def test_a_secret_opens_as_many_talks_as_the_settings_say_and_no_more(doors: OpenDoors) -> None:
-    async with doors(client_secret_uses=3) as d:
+async def test_a_secret_opens_as_many_talks_as_the_settings_say_and_no_more(compat_endpoints: OpenCompats) -> None:
+    async with compat_endpoints(client_secret_uses=3) as d:
         secret = await d.secret()
         for _ in range(3):
             async with d.connect(secret=secret) as caller:
@@ -198,8 +200,8 @@ async def test_a_secret_opens_as_many_talks_as_the_settings_say_and_no_more(door
         assert offer.status_code == 401
 
 
-async def test_secrets_that_a_secret_minted_are_counted_with_it(doors: OpenDoors) -> None:
-    async with doors(client_secret_uses=2) as d:
+async def test_secrets_that_a_secret_minted_are_counted_with_it(compat_endpoints: OpenCompats) -> None:
+    async with compat_endpoints(client_secret_uses=2) as d:
         first = await d.secret({"expires_after": {"seconds": 600}})
         body = {"expires_after": {"seconds": 10}}
         second = (await d.mint(body, authorization=f"Bearer {first}")).json()["value"]
@@ -215,8 +217,8 @@ async def test_secrets_that_a_secret_minted_are_counted_with_it(doors: OpenDoors
         assert until == {signer.read_client_secret(first).expires_at_s}
 
 
-async def test_the_principals_limits_hold_at_the_doors(doors: OpenDoors) -> None:
-    async with doors(max_sessions_per_principal=1) as d:
+async def test_the_principals_limits_hold_at_the_compat_endpoints(compat_endpoints: OpenCompats) -> None:
+    async with compat_endpoints(max_sessions_per_principal=1) as d:
         secret = await d.secret()
         async with d.connect(secret=secret) as caller:
             await caller.hear("session.created")
@@ -228,12 +230,12 @@ async def test_the_principals_limits_hold_at_the_doors(doors: OpenDoors) -> None
             await caller.hear("session.created")
 
 
-async def _idle(d: Doors) -> bool:
+async def _idle(d: Compats) -> bool:
     return not d.running.broker.talks.active
 
 
-async def test_openings_count_as_token_requests(doors: OpenDoors) -> None:
-    async with doors(rate_limit_per_minute=2) as d:
+async def test_openings_count_as_token_requests(compat_endpoints: OpenCompats) -> None:
+    async with compat_endpoints(rate_limit_per_minute=2) as d:
         secret = await d.secret()
         async with d.connect(secret=secret) as caller:
             await caller.hear("session.created")
@@ -242,8 +244,8 @@ async def test_openings_count_as_token_requests(doors: OpenDoors) -> None:
         assert headers["retry-after"].isdecimal()
 
 
-async def test_who_is_blocked_gets_nowhere_and_what_they_have_open_ends(doors: OpenDoors) -> None:
-    async with doors() as d:
+async def test_who_is_blocked_gets_nowhere_and_what_they_have_open_ends(compat_endpoints: OpenCompats) -> None:
+    async with compat_endpoints() as d:
         broker = d.running.broker
         secret = await d.secret()
         session_id = broker.signer.read_client_secret(secret).session_id
@@ -262,8 +264,8 @@ async def test_who_is_blocked_gets_nowhere_and_what_they_have_open_ends(doors: O
         assert (await d.mint({}, authorization=f"Bearer {secret}")).status_code == 403
 
 
-async def test_a_draining_broker_sends_newcomers_elsewhere(doors: OpenDoors) -> None:
-    async with doors() as d:
+async def test_a_draining_broker_sends_newcomers_elsewhere(compat_endpoints: OpenCompats) -> None:
+    async with compat_endpoints() as d:
         secret = await d.secret()
         d.running.broker.drain.begin()
         status, document, headers = await d.refusal(secret=secret)
@@ -271,8 +273,8 @@ async def test_a_draining_broker_sends_newcomers_elsewhere(doors: OpenDoors) -> 
         assert headers["retry-after"].isdecimal()
 
 
-async def test_an_upstream_that_fails_is_told_as_an_error_event_and_a_close_code(doors: OpenDoors) -> None:
-    async with doors(proxy_upstreams=("openai_realtime",)) as d:
+async def test_an_upstream_that_fails_is_told_as_an_error_event_and_a_close_code(compat_endpoints: OpenCompats) -> None:
+    async with compat_endpoints(proxy_upstreams=("openai_realtime",)) as d:
         await _fault(d, [{"match": "/openai/v1/realtime", "fault": "status", "code": 429}])
         secret = await d.secret()
         async with d.connect(secret=secret) as caller:
@@ -285,8 +287,10 @@ async def test_an_upstream_that_fails_is_told_as_an_error_event_and_a_close_code
             assert closed.value.rcvd.code == 4502
 
 
-async def test_where_the_doors_own_upstream_fails_the_other_carries_the_talk(doors: OpenDoors) -> None:
-    async with doors() as d:
+async def test_where_the_compat_endpoints_own_upstream_fails_the_other_carries_the_talk(
+    compat_endpoints: OpenCompats,
+) -> None:
+    async with compat_endpoints() as d:
         await _fault(d, [{"match": "/openai/v1/realtime", "fault": "status", "code": 503}])
         secret = await d.secret()
         async with d.connect(secret=secret) as caller:
@@ -295,13 +299,15 @@ async def test_where_the_doors_own_upstream_fails_the_other_carries_the_talk(doo
             assert_for_strict_clients(caller.events)
 
 
-async def _fault(d: Doors, faults: list[dict[str, Any]]) -> None:
+async def _fault(d: Compats, faults: list[dict[str, Any]]) -> None:
     response = await d.running.client.put(f"{d.azure.base_url}/_simulator/faults", json=faults)
     assert response.status_code < 300, response.text
 
 
-async def test_a_client_can_neither_use_the_brokers_commands_nor_say_what_is_the_agents(doors: OpenDoors) -> None:
-    async with doors() as d:
+async def test_a_client_can_neither_use_the_brokers_commands_nor_say_what_is_the_agents(
+    compat_endpoints: OpenCompats,
+) -> None:
+    async with compat_endpoints() as d:
         secret = await d.secret()
         async with d.connect(secret=secret) as caller:
             await caller.hear("session.created")
@@ -333,9 +339,9 @@ async def test_a_client_can_neither_use_the_brokers_commands_nor_say_what_is_the
 
 
 async def test_no_credential_of_a_query_is_in_any_log_or_metric(
-    doors: OpenDoors, capsys: pytest.CaptureFixture[str]
+    compat_endpoints: OpenCompats, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with doors() as d:
+    async with compat_endpoints() as d:
         secret = await d.secret()
         bare = secret.removeprefix("ek_")
         async with d.connect(f"{VOICE_LIVE_PATHS[0]}&api-key={secret}") as caller:
@@ -347,9 +353,9 @@ async def test_no_credential_of_a_query_is_in_any_log_or_metric(
     assert bare[:-5] not in captured.out + captured.err + metrics
 
 
-async def test_frames_of_an_official_client_need_not_be_byte_exact(doors: OpenDoors) -> None:
+async def test_frames_of_an_official_client_need_not_be_byte_exact(compat_endpoints: OpenCompats) -> None:
     said = speech(0.8)
-    async with doors() as d, d.connect(secret=await d.secret()) as caller:
+    async with compat_endpoints() as d, d.connect(secret=await d.secret()) as caller:
         await caller.hear("session.created")
         for begin in range(0, len(said), 4800):
             event = {"audio": base64.b64encode(said[begin : begin + 4800]).decode(), "event_id": f"mine_{begin}"}
@@ -361,9 +367,9 @@ async def test_frames_of_an_official_client_need_not_be_byte_exact(doors: OpenDo
 
 @pytest.mark.parametrize("upstreams", [("voice_live",), ("openai_realtime",)], ids="-".join)
 async def test_an_item_asked_for_again_comes_with_its_transcript_and_without_its_audio(
-    doors: OpenDoors, upstreams: tuple[str, ...]
+    compat_endpoints: OpenCompats, upstreams: tuple[str, ...]
 ) -> None:
-    async with doors(proxy_upstreams=upstreams) as d, d.connect(secret=await d.secret()) as caller:
+    async with compat_endpoints(proxy_upstreams=upstreams) as d, d.connect(secret=await d.secret()) as caller:
         await caller.hear("session.created")
         await caller.say(speech(0.8) + silence(1.0))
         said = await caller.hear("conversation.item.input_audio_transcription.completed")
@@ -375,14 +381,16 @@ async def test_an_item_asked_for_again_comes_with_its_transcript_and_without_its
         assert (await caller.hear("error"))["error"]["code"]
 
 
-async def test_a_call_is_not_joined_at_a_door_and_no_talk_begun_in_its_place(doors: OpenDoors) -> None:
-    async with doors() as d:
+async def test_a_call_is_not_joined_at_a_compat_and_no_talk_begun_in_its_place(compat_endpoints: OpenCompats) -> None:
+    async with compat_endpoints() as d:
         status, document, _ = await d.refusal("/v1/realtime?call_id=rtc_1", secret=await d.secret())
         assert (status, document["code"]) == (400, "sideband_not_served")
 
 
-async def test_every_refusal_on_the_paths_of_official_clients_has_the_message_that_they_show(doors: OpenDoors) -> None:
-    async with doors() as d:
+async def test_every_refusal_on_the_paths_of_official_clients_has_the_message_that_they_show(
+    compat_endpoints: OpenCompats,
+) -> None:
+    async with compat_endpoints() as d:
         foreign = {"Origin": "https://elsewhere.example"}
         answers = [
             await d.running.client.post("/v1/realtime/client_secrets", headers=foreign),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.compat.conftest import SIGNING_KEY, Doors
+from tests.compat.conftest import SIGNING_KEY, Compats
 from tests.simulator.support import silence, speech
 from tests.support.broker import environment, make_settings, plain_client, run_broker, run_command, run_process
 from tests.support.offers import OFFER
@@ -44,7 +44,7 @@ inherits = "ann"
 tools = []
 """
 
-Open = Callable[..., AbstractAsyncContextManager[Doors]]
+Open = Callable[..., AbstractAsyncContextManager[Compats]]
 
 
 @pytest.fixture
@@ -57,13 +57,13 @@ def agents_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def open_broker(tmp_path: Path, agents_file: Path) -> Open:
     @asynccontextmanager
-    async def opened(**overrides: Any) -> AsyncIterator[Doors]:
+    async def opened(**overrides: Any) -> AsyncIterator[Compats]:
         async with serve() as azure:
             settings = make_settings(
                 tmp_path, azure.base_url, signing_keys=SIGNING_KEY, agents_file=agents_file, **overrides
             )
             async with run_broker(settings) as running:
-                yield Doors(running, azure)
+                yield Compats(running, azure)
 
     return opened
 

@@ -44,7 +44,7 @@ async def test_a_user_is_forgotten_here_and_in_zep_and_others_are_not(zep_settin
             await memory.append([turn("t1", by=by)])
         await zep.has(3)
         async with open_admin(settings) as admin:
-            assert await admin.forget_user("ann") == 2
+            assert await admin.erase_user("ann") == 2
 
         async def is_forgotten() -> bool:
             return "ann" not in zep.users
@@ -61,8 +61,8 @@ async def test_a_label_is_forgotten_where_nobody_is_authenticated(make_settings:
         await memory.append([turn("t1", by=owner(user_id="ann"))])
         await memory.append([turn("t1", by=owner("session-of-bob-001", user_id="bob"))])
         async with open_admin(settings) as admin:
-            assert await admin.forget_user("ann") == 1
-            assert await admin.forget_session("session-of-bob-001") == 1
+            assert await admin.erase_user("ann") == 1
+            assert await admin.erase_session("session-of-bob-001") == 1
         assert await memory.turns(SESSION, principal="anonymous", limit=9) == []
 
 
@@ -71,7 +71,7 @@ async def test_a_session_that_another_process_erased_takes_nothing_more(make_set
     async with Memory.open(settings) as memory:
         await memory.append([turn("t1")])
         async with open_admin(settings) as admin:
-            await admin.forget_session(SESSION)
+            await admin.erase_session(SESSION)
         assert await memory.append([turn("t2")]) == [Outcome.ERASED]
         assert await memory.turns(SESSION, principal="anonymous", limit=9) == []
         tombstone = await memory.sessions.find(SESSION)

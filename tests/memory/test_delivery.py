@@ -1,4 +1,4 @@
-"""The worker against the Zep stand-in: in order, once, whatever Zep does. Time is the test's own where it matters."""
+"""The worker against the Zep fake: in order, once, whatever Zep does. Time is the test's own where it matters."""
 
 import asyncio
 import random
@@ -13,7 +13,7 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import KEY, Fault, Zep
 from tests.support.waiting import eventually
-from token_broker.memory.delivery.sink import Parcel
+from token_broker.memory.delivery.sink import DeliveryBatch
 from token_broker.memory.delivery.worker import DeliveryPolicy, DeliveryWorker
 from token_broker.memory.delivery.zep import ZepMemory
 from token_broker.memory.drivers.database import Database
@@ -186,8 +186,8 @@ async def test_a_settlement_is_written_though_the_worker_is_stopped(
     delivered = asyncio.Event()
 
     class Telling:
-        async def deliver(self, parcel: Parcel) -> None:
-            await delivering.sink.deliver(parcel)
+        async def deliver(self, sent: DeliveryBatch) -> None:
+            await delivering.sink.deliver(sent)
             delivered.set()
 
         async def forget(self, principal: str, session_id: str) -> None: ...
@@ -205,8 +205,8 @@ async def test_a_fault_in_a_sink_ends_no_worker_and_loses_no_turn(
     delivering: Delivering, database: Database, clock: Clock
 ) -> None:
     class Broken:
-        async def deliver(self, parcel: Parcel) -> None:
-            raise KeyError(parcel.session_id)
+        async def deliver(self, sent: DeliveryBatch) -> None:
+            raise KeyError(sent.session_id)
 
         async def forget(self, principal: str, session_id: str) -> None: ...
 
@@ -221,13 +221,13 @@ async def test_a_fault_in_a_sink_ends_no_worker_and_loses_no_turn(
 async def test_an_erasure_that_zep_refuses_is_asked_for_again_until_it_is_done(
     delivering: Delivering, zep: Zep, zep_settings: MakeSettings
 ) -> None:
-    from token_broker.memory.maintenance import Housekeeper
+    from token_broker.memory.maintenance import Maintenance
 
     await delivering.queue(*a_talk(2, by=owner(principal="ann")))
     await delivering.rounds()
-    keeper = Housekeeper(delivering.database, erase=True, lease_s=30, session_token_s=7200, clock=delivering.clock)
+    keeper = Maintenance(delivering.database, erase=True, lease_s=30, session_token_s=7200, clock=delivering.clock)
     zep.faults.append(Fault("status", status=503, times=3))
-    assert await keeper.forget_user("ann") == 2
+    assert await keeper.erase_user("ann") == 2
     await delivering.rounds(seconds=300)
     assert (zep.users, zep.messages) == ({}, {})
     assert (await delivering.figures()).erasures == 0

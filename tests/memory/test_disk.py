@@ -90,7 +90,7 @@ async def test_with_too_little_free_disk_no_turn_is_taken_and_all_else_goes_on(
                 return await memory._database.read(find) is not None
 
             await eventually(is_recorded)
-            assert memory.intake.buffered == 1, "what the proxy brings waits"
+            assert memory.ingest.buffered == 1, "what the proxy brings waits"
             assert await erase(http, settings, large) == 1
             disk.free_bytes = FLOOR
             await works_again(http)

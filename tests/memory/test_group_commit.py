@@ -19,7 +19,7 @@ from token_broker.memory.errors import (
     StoreRefusedError,
     StoreUnreachableError,
 )
-from token_broker.memory.ingest.buffer import BufferedIntake
+from token_broker.memory.ingest.buffer import IngestBuffer
 from token_broker.memory.ingest.group_commit import GroupWriter
 from token_broker.memory.repositories import StoredSessions, StoredTickets
 from token_broker.memory.store.turns import claim_session, find_session, release_session, save_sessions
@@ -115,64 +115,62 @@ async def test_the_queue_before_the_store_is_bounded_in_bytes_too(writer: GroupW
 
 
 @pytest.fixture
-async def intake(writer: GroupWriter) -> AsyncIterator[BufferedIntake]:
-    intake = BufferedIntake(writer, max_turns=10, max_bytes=100_000)
-    running = asyncio.create_task(intake.run())
-    yield intake
+async def ingest(writer: GroupWriter) -> AsyncIterator[IngestBuffer]:
+    ingest = IngestBuffer(writer, max_turns=10, max_bytes=100_000)
+    running = asyncio.create_task(ingest.run())
+    yield ingest
     running.cancel()
     await asyncio.wait({running})
 
 
 async def test_proxied_turns_wait_for_a_store_that_is_away_and_arrive_in_order(
-    writer: GroupWriter, intake: BufferedIntake, database: Obstinate
+    writer: GroupWriter, ingest: IngestBuffer, database: Obstinate
 ) -> None:
     database.error = StoreAwayError("down")
     said = [turn(f"t{number}", by=owner(f"session-{number // 2}-0123456")) for number in range(6)]
-    assert all(intake.offer(each) for each in said)
+    assert all(ingest.offer(each) for each in said)
     await database.asked.wait()
     await asyncio.sleep(0)
     database.error = None
     async with asyncio.timeout(10):
-        await intake.flushed()
-    assert intake.buffered == 0
+        await ingest.flushed()
+    assert ingest.buffered == 0
     assert await writer.submit(said) == [Outcome.DUPLICATE] * 6
 
 
-async def test_what_the_buffer_cannot_hold_is_not_taken_and_counted(
-    intake: BufferedIntake, database: Obstinate
-) -> None:
+async def test_what_the_buffer_cannot_hold_is_not_taken_and_counted(ingest: IngestBuffer, database: Obstinate) -> None:
     database.error = StoreAwayError("down")
     owners = [owner(f"session-number-{number}") for number in range(12)]
-    assert [intake.offer(turn(by=each)) for each in owners] == [True] * 10 + [False] * 2
-    assert intake.counts.overflowed == 2
+    assert [ingest.offer(turn(by=each)) for each in owners] == [True] * 10 + [False] * 2
+    assert ingest.counts.overflowed == 2
 
 
-async def test_the_buffer_is_bounded_in_bytes_too(intake: BufferedIntake, database: Obstinate) -> None:
+async def test_the_buffer_is_bounded_in_bytes_too(ingest: IngestBuffer, database: Obstinate) -> None:
     database.error = StoreAwayError("down")
-    assert intake.offer(turn(content="x" * 60_000))
-    assert not intake.offer(turn(content="x" * 60_000))
+    assert ingest.offer(turn(content="x" * 60_000))
+    assert not ingest.offer(turn(content="x" * 60_000))
 
 
 async def test_a_turn_that_will_never_be_taken_holds_up_no_other(
-    writer: GroupWriter, intake: BufferedIntake, database: Obstinate
+    writer: GroupWriter, ingest: IngestBuffer, database: Obstinate
 ) -> None:
     database.refuses = "bad"
     for turn_id in ("t1", "bad", "t2"):
-        intake.offer(turn(turn_id))
+        ingest.offer(turn(turn_id))
     async with asyncio.timeout(10):
-        await intake.flushed()
+        await ingest.flushed()
     assert await writer.submit([turn("t1"), turn("t2")]) == [Outcome.DUPLICATE] * 2
-    assert intake.counts.refused == 1
+    assert ingest.counts.refused == 1
 
 
 async def test_words_that_no_store_takes_are_kept_with_a_mark_in_their_place(
-    writer: GroupWriter, intake: BufferedIntake, database: Obstinate
+    writer: GroupWriter, ingest: IngestBuffer, database: Obstinate
 ) -> None:
     from token_broker.memory.store.reading import last_turns
 
-    intake.offer(turn(content="a\x00b\ud800c"))
+    ingest.offer(turn(content="a\x00b\ud800c"))
     async with asyncio.timeout(10):
-        await intake.flushed()
+        await ingest.flushed()
     (found,) = await database.read(lambda connection: last_turns(connection, SESSION, 1))
     assert found.content == "a\ufffdb\ufffdc"
 
@@ -350,42 +348,42 @@ async def test_who_talks_in_a_session_that_is_not_theirs_any_more_is_told_of(
     writer: GroupWriter, database: Obstinate
 ) -> None:
     lost: list[Owner] = []
-    intake = BufferedIntake(writer, max_turns=9, max_bytes=9_999, on_refused=lost.append)
+    ingest = IngestBuffer(writer, max_turns=9, max_bytes=9_999, on_refused=lost.append)
     anns, bobs, erased = (owner(f"session-of-{name}-01", principal=name) for name in ("ann", "bob", "eve"))
     await writer.submit([turn(by=anns)])
     await erase_session(database, erased.session_id)
-    running = asyncio.create_task(intake.run())
+    running = asyncio.create_task(ingest.run())
     mallorys = owner(anns.session_id, principal="mallory")
     for by in (anns, mallorys, bobs, erased):
-        assert intake.offer(turn(by=by))
-    await intake.flushed()
+        assert ingest.offer(turn(by=by))
+    await ingest.flushed()
     running.cancel()
     assert lost == [mallorys, erased]
-    assert intake.counts.refused == 2
+    assert ingest.counts.refused == 2
 
 
 async def test_one_owners_flood_takes_no_place_of_another_in_the_buffer(
     writer: GroupWriter, database: Obstinate
 ) -> None:
     database.error = StoreAwayError("down")
-    intake = BufferedIntake(writer, max_turns=40, max_bytes=1_000_000)
+    ingest = IngestBuffer(writer, max_turns=40, max_bytes=1_000_000)
     greedy, others = owner("session-of-eve-01", principal="eve"), owner("session-of-ann-01", principal="ann")
-    assert sum(intake.offer(turn(by=greedy)) for _ in range(50)) == 10
-    assert not intake.offer(turn(by=owner("session-of-eve-02", principal="eve"))), "another session of theirs"
-    assert sum(intake.offer(turn(by=others)) for _ in range(10)) == 10
-    assert intake.counts.overflowed == 41
-    running = asyncio.create_task(intake.run())
+    assert sum(ingest.offer(turn(by=greedy)) for _ in range(50)) == 10
+    assert not ingest.offer(turn(by=owner("session-of-eve-02", principal="eve"))), "another session of theirs"
+    assert sum(ingest.offer(turn(by=others)) for _ in range(10)) == 10
+    assert ingest.counts.overflowed == 41
+    running = asyncio.create_task(ingest.run())
     database.error = None
-    await intake.flushed()
+    await ingest.flushed()
     running.cancel()
-    assert sum(intake.offer(turn(by=greedy)) for _ in range(50)) == 10
+    assert sum(ingest.offer(turn(by=greedy)) for _ in range(50)) == 10
 
 
 async def test_proxied_turns_count_against_a_quota_of_their_owner(writer: GroupWriter, database: Obstinate) -> None:
-    intake = BufferedIntake(writer, max_turns=1_000, max_bytes=10_000_000, turns_per_minute=20, bytes_per_minute=20_000)
+    ingest = IngestBuffer(writer, max_turns=1_000, max_bytes=10_000_000, turns_per_minute=20, bytes_per_minute=20_000)
     greedy = owner("session-of-eve-01", principal="eve")
-    assert sum(intake.offer(turn(by=greedy)) for _ in range(50)) == 20
+    assert sum(ingest.offer(turn(by=greedy)) for _ in range(50)) == 20
     large = owner("session-of-bob-01", principal="bob")
-    assert sum(intake.offer(turn(content="x" * 4_000, by=large)) for _ in range(50)) == 4
+    assert sum(ingest.offer(turn(content="x" * 4_000, by=large)) for _ in range(50)) == 4
     first, second = owner("session-anonymous-1"), owner("session-anonymous-2")
-    assert [sum(intake.offer(turn(by=each)) for _ in range(50)) for each in (first, second)] == [20, 20]
+    assert [sum(ingest.offer(turn(by=each)) for _ in range(50)) for each in (first, second)] == [20, 20]

@@ -184,7 +184,7 @@ async def test_a_turn_that_the_proxy_brings_after_the_block_is_kept(make_setting
         async with open_admin(settings) as admin:
             await admin.block("principal", "ann")
         await caller.memory.blocklist.refresh()
-        assert caller.memory.intake.offer(turn(content="said before", by=ANN))
+        assert caller.memory.ingest.offer(turn(content="said before", by=ANN))
 
         async def is_kept() -> bool:
             return await caller.stored() == ["said before"]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.support.machine import judged_in_peace
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Fault, Zep
+from tests.support.machine import retry_if_host_busy
 from tests.support.waiting import eventually
 from token_broker.memory.context import TOLD_CHARS
 from token_broker.memory.drivers.database import Database, DialectName
@@ -72,7 +72,7 @@ async def test_zeps_facts_and_the_last_turns_are_told_together(zep_settings: Mak
     [Fault("hang", times=None), Fault("status", times=None), Fault("malformed", times=None)],
     ids=lambda f: f.kind,
 )
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_a_slow_or_faulty_zep_costs_the_facts_and_no_more_than_the_budget(
     zep_settings: MakeSettings, zep: Zep, fault: Fault
 ) -> None:
@@ -110,7 +110,7 @@ class Away(SlowDatabase):
         raise StoreUnreachableError("down")
 
 
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_a_memory_that_takes_two_seconds_adds_no_more_than_the_budget() -> None:
     recall = BoundedRecall(SlowDatabase(), lambda: None, budget_s=0.3)
     began_s = time.monotonic()
@@ -201,7 +201,7 @@ async def test_nothing_that_was_forgotten_is_told_again(make_settings: MakeSetti
     async with Memory.open(make_settings()) as memory:
         await memory.append([turn(content="my boat lies in Bergen", by=earlier)])
         assert "Bergen" in await memory.recall.block(now)
-        await memory.forget_session(earlier.session_id, principal="ann")
+        await memory.erase_session(earlier.session_id, principal="ann")
         assert await memory.recall.block(now) == ""
 
 
@@ -262,7 +262,7 @@ async def test_of_long_turns_no_more_is_read_than_can_be_told(
         await memory.append(said)
 
         async def told() -> bool:  # facts too, once the words are indexed
-            memory.recall.kept.forget_all()
+            memory.recall.kept.erase_all()
             return "known:" in await memory.recall.block(ann)
 
         await eventually(told)

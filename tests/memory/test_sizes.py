@@ -13,7 +13,7 @@ from tests.memory.test_quotas import ANN, calling, refusal
 from tests.support.waiting import eventually
 from token_broker.memory.ingest.sizes import SessionSizes, stored_bytes
 from token_broker.memory.service import Memory
-from token_broker.memory.store.erasure import forget_older
+from token_broker.memory.store.erasure import erase_older
 from token_broker.memory.store.keys import arrival_at
 from token_broker.memory.store.outbox import purge_dead
 from token_broker.memory.types import Outcome
@@ -82,7 +82,7 @@ async def test_a_full_session_that_is_erased_is_told_to_be_erased(make_settings:
     async with Memory.open(make_settings(session_bytes=2 * SIZE)) as memory:
         await memory.append([turn("t0", "x" * 100), turn("t1", "x" * 100)])
         assert await memory.append([turn("t2", "x")]) == [Outcome.FULL]
-        await memory.forget_session(SESSION, principal="anonymous")
+        await memory.erase_session(SESSION, principal="anonymous")
         assert await memory.append([turn("t2", "x")]) == [Outcome.ERASED]
 
 
@@ -93,7 +93,7 @@ async def test_turns_that_retention_removes_make_room(make_settings: MakeSetting
         now_s = 2000.0
         await memory.append([turn("t2", "x" * 100), turn("t3", "x" * 100)])
         assert await memory.append([turn("t4", "x" * 100)]) == [Outcome.FULL]
-        await memory._database.write(partial(forget_older, before_arrival=arrival_at(1500), limit=9, max_bytes=10_000))
+        await memory._database.write(partial(erase_older, before_arrival=arrival_at(1500), limit=9, max_bytes=10_000))
         assert await memory.append([turn("t4", "x" * 100), turn("t5", "x" * 100)]) == [Outcome.STORED] * 2
         assert await memory.append([turn("t6", "x")]) == [Outcome.FULL]
 
@@ -125,8 +125,8 @@ async def test_a_proxied_turn_for_which_a_session_has_no_room_holds_up_no_other_
         await memory.append([turn("t0", "x" * 900, by=ANN)])
         with capture_logs() as logs:
             for number in range(5):
-                memory.intake.offer(turn(f"full-{number}", "x" * 900, by=ANN))
-            memory.intake.offer(turn("t1", by=owner("another-session-01")))
+                memory.ingest.offer(turn(f"full-{number}", "x" * 900, by=ANN))
+            memory.ingest.offer(turn("t1", by=owner("another-session-01")))
 
             async def arrived() -> bool:
                 return len(await memory.turns("another-session-01", principal="anonymous", limit=9) or []) == 1
@@ -134,7 +134,7 @@ async def test_a_proxied_turn_for_which_a_session_has_no_room_holds_up_no_other_
             await eventually(arrived)
         assert [line["session_id"] for line in logs if line["event"] == "session_full"] == [SESSION]
         assert memory.status().full_sessions == 5
-        assert memory.intake.buffered == 0
+        assert memory.ingest.buffered == 0
 
 
 async def test_nought_turns_it_off(make_settings: MakeSettings) -> None:

@@ -13,8 +13,8 @@ from token_broker.memory.errors import NotOwnerError
 from token_broker.memory.store import searching
 from token_broker.memory.store.erasure import (
     delete_erased,
-    forget_idle_sessions,
-    forget_older,
+    erase_idle_sessions,
+    erase_older,
     mark_erased,
     unfinished_erasures,
 )
@@ -229,7 +229,7 @@ async def test_turns_are_not_deleted_of_a_session_that_was_not_erased(database: 
 
 async def test_a_tombstone_outlives_every_sweep(database: Database) -> None:
     await erase_session(database, SESSION)
-    assert await database.write(partial(forget_idle_sessions, before_s=10**9, limit=9)) == 0
+    assert await database.write(partial(erase_idle_sessions, before_s=10**9, limit=9)) == 0
     assert await put(database, turn("t1")) == [E]
 
 
@@ -268,11 +268,11 @@ async def test_turns_that_are_too_old_are_forgotten_and_their_sessions_once_idle
         unknown = [(item.turn.owner, "elena")]
         await database.write(partial(insert_turns, batch=[item], now_s=1.0, unknown=unknown, queue=False))
     await put(database, turn("new", by=owner("another-session-01")))
-    forget = partial(forget_older, before_arrival=arrival_at(2000), limit=3, max_bytes=10_000)
+    forget = partial(erase_older, before_arrival=arrival_at(2000), limit=3, max_bytes=10_000)
     assert [await database.write(forget) for _ in range(3)] == [3, 1, 0]
     assert await ids(database, "another-session-01") == ["new"]
     assert await database.read(partial(find_session, session_id=SESSION)) is not None, "a token may still name it"
-    assert await database.write(partial(forget_idle_sessions, before_s=1.0, limit=9)) == 1
+    assert await database.write(partial(erase_idle_sessions, before_s=1.0, limit=9)) == 1
     assert await database.read(partial(find_session, session_id=SESSION)) is None
 
 

@@ -61,7 +61,7 @@ async def the_talk_goes_on(memory: Memory) -> None:
         assert await memory.sessions.find("session-made-now-1") is not None
     assert [await memory.tickets.spend(f"{began_s}", time.time() + 60) for _ in range(2)] == [True, False]
     await memory.recall.block(owner())
-    assert memory.intake.offer(turn("from-the-proxy"))
+    assert memory.ingest.offer(turn("from-the-proxy"))
     assert time.monotonic() - began_s < 0.25 + 0.25 + 0.3 + 1.5
 
 
@@ -349,7 +349,7 @@ async def test_proxied_turns_reach_the_store_before_it_closes(tmp_path: Path) ->
     async with Memory.open(settings) as memory:
         await memory.ready()
         for number in range(50):
-            assert memory.intake.offer(turn(f"t{number}", sequence=number))
+            assert memory.ingest.offer(turn(f"t{number}", sequence=number))
     async with Memory.open(settings) as heir:
         await heir.ready()
         assert len(await heir.turns(SESSION, principal="anonymous", limit=100) or []) == 50
@@ -360,7 +360,7 @@ async def test_what_comes_before_the_store_is_open_makes_nobody_wait_for_it_afte
 ) -> None:
     async with Memory.open(make_settings()) as memory:
         memory.sessions.record(owner("session-made-now-1"), "elena")
-        assert memory.intake.offer(turn("t1"))
+        assert memory.ingest.offer(turn("t1"))
         assert await memory.append([turn("t2")]) == [Outcome.STORED]
         assert memory.status().failed_commits == 0
 

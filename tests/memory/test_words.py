@@ -17,7 +17,7 @@ from token_broker.memory.drivers.database import Database
 from token_broker.memory.errors import StoreAwayError, StoreError
 from token_broker.memory.service import Memory
 from token_broker.memory.store import searching
-from token_broker.memory.store.erasure import forget_older
+from token_broker.memory.store.erasure import erase_older
 from token_broker.memory.store.full_text import WordIndexer, index_words, merge_words
 from token_broker.memory.store.keys import arrival_at
 from token_broker.memory.store.searching import search
@@ -117,15 +117,15 @@ async def test_when_the_newest_is_forgotten_nothing_is_indexed_twice(database: D
     await put(database, "the oldest harbour", "an old harbour", "a harbour")
     await database.write(index_words)
 
-    def forget_newest(connection: Connection) -> int:
+    def erase_newest(connection: Connection) -> int:
         return connection.execute(text("DELETE FROM turns WHERE arrival = (SELECT max(arrival) FROM turns)")).rowcount
 
-    assert await database.write(forget_newest) == 1
+    assert await database.write(erase_newest) == 1
     assert await database.write(index_words) == 0
     await put(database, "the newest harbour", at_s=2000)
     assert await database.write(index_words) == 1
     assert await database.write(indexed) == 3
-    assert await database.write(partial(forget_older, before_arrival=arrival_at(3000), limit=9, max_bytes=10_000)) == 3
+    assert await database.write(partial(erase_older, before_arrival=arrival_at(3000), limit=9, max_bytes=10_000)) == 3
     assert await database.write(indexed) == 0
 
 

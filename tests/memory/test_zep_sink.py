@@ -1,4 +1,4 @@
-"""The Zep sink against the stand-in: what it sends, what it finds out before it repeats, what each failure means."""
+"""The Zep sink against the fake: what it sends, what it finds out before it repeats, what each failure means."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -12,7 +12,7 @@ from tests.memory.support.turns import SESSION, owner
 from tests.memory.support.zep import KEY, Fault, Zep
 from token_broker.memory.delivery.backoff import Failure
 from token_broker.memory.delivery.ordering import Position
-from token_broker.memory.delivery.sink import Parcel, SinkError
+from token_broker.memory.delivery.sink import DeliveryBatch, SinkError
 from token_broker.memory.delivery.zep import ZepMemory, retry_after_s, zep_user_id
 from token_broker.memory.store.rows import StoredTurn
 from token_broker.memory.store.tables import Delivery
@@ -40,20 +40,20 @@ def stored(turn_id: str, sequence: int = 1, content: str = "hello") -> StoredTur
     )
 
 
-def parcel(*turn_ids: str, uncertain: bool = False, principal: str = "anonymous") -> Parcel:
+def batch_of(*turn_ids: str, uncertain: bool = False, principal: str = "anonymous") -> DeliveryBatch:
     turns = [stored(turn_id, number) for number, turn_id in enumerate(turn_ids, start=1)]
-    return Parcel(SESSION, principal, "Ann", turns, uncertain)
+    return DeliveryBatch(SESSION, principal, "Ann", turns, uncertain)
 
 
-async def failure_of(sink: ZepMemory, sent: Parcel) -> Failure:
+async def failure_of(sink: ZepMemory, sent: DeliveryBatch) -> Failure:
     with pytest.raises(SinkError) as caught:
         await sink.deliver(sent)
     return caught.value.failure
 
 
 async def test_a_delivery_makes_user_and_session_once_and_sends_whole_messages(sink: ZepMemory, zep: Zep) -> None:
-    await sink.deliver(parcel("t1", "t2"))
-    await sink.deliver(parcel("t3"))
+    await sink.deliver(batch_of("t1", "t2"))
+    await sink.deliver(batch_of("t3"))
     assert zep.requests.count("POST /users") == 1
     assert zep.requests.count("POST /sessions") == 1
     assert zep.turn_ids(SESSION) == ["t1", "t2", "t3"]
@@ -75,24 +75,24 @@ async def test_a_delivery_makes_user_and_session_once_and_sends_whole_messages(s
 
 
 async def test_a_user_and_a_session_that_are_there_already_are_no_failure(sink: ZepMemory, zep: Zep) -> None:
-    await sink.deliver(parcel("t1"))
+    await sink.deliver(batch_of("t1"))
     another = ZepMemory(SecretStr(KEY), zep.base_url, timeout_s=5)
-    await another.deliver(parcel("t2"))
+    await another.deliver(batch_of("t2"))
     await another.aclose()
     assert zep.turn_ids(SESSION) == ["t1", "t2"]
 
 
 async def test_what_may_have_arrived_is_looked_for_and_not_repeated(sink: ZepMemory, zep: Zep) -> None:
     zep.faults.append(Fault("reset", "/memory", "POST", stored=True))
-    assert (await failure_of(sink, parcel("t1", "t2"))).uncertain
-    await sink.deliver(parcel("t1", "t2", "t3", uncertain=True))
+    assert (await failure_of(sink, batch_of("t1", "t2"))).uncertain
+    await sink.deliver(batch_of("t1", "t2", "t3", uncertain=True))
     assert zep.turn_ids(SESSION) == ["t1", "t2", "t3"]
 
 
 async def test_a_look_goes_through_all_pages(sink: ZepMemory, zep: Zep) -> None:
     for begin in range(0, 240, 30):
-        await sink.deliver(parcel(*(f"t{number}" for number in range(begin, begin + 30))))
-    await sink.deliver(parcel("t239", "t240", uncertain=True))
+        await sink.deliver(batch_of(*(f"t{number}" for number in range(begin, begin + 30))))
+    await sink.deliver(batch_of("t239", "t240", uncertain=True))
     assert zep.turn_ids(SESSION)[-2:] == ["t239", "t240"]
     assert len(zep.turn_ids(SESSION)) == 241
 
@@ -119,57 +119,57 @@ async def test_a_look_goes_through_all_pages(sink: ZepMemory, zep: Zep) -> None:
 )
 async def test_each_failure_of_a_delivery_means_what_it_should(zep: Zep, fault: Fault, expected: Failure) -> None:
     sink = ZepMemory(SecretStr(KEY), zep.base_url, timeout_s=0.3)
-    await sink.deliver(parcel("t0"))
+    await sink.deliver(batch_of("t0"))
     fault = replace(fault, path="/memory", method="POST")
     with zep.fails(fault):
-        assert await failure_of(sink, parcel("t1")) == expected
+        assert await failure_of(sink, batch_of("t1")) == expected
     await sink.aclose()
 
 
 async def test_a_zep_that_is_not_there_has_stored_nothing(zep: Zep) -> None:
     sink = ZepMemory(SecretStr(KEY), "http://127.0.0.1:1", timeout_s=1)
-    assert await failure_of(sink, parcel("t1")) == Failure("zep: ConnectError")
+    assert await failure_of(sink, batch_of("t1")) == Failure("zep: ConnectError")
     await sink.aclose()
 
 
 async def test_a_failure_tells_nothing_of_what_was_said_or_of_the_key(sink: ZepMemory, zep: Zep) -> None:
     zep.faults.append(Fault("status", "/memory", body='{"message": "hello is not allowed, key zep-canary-key-5518"}'))
-    failure = await failure_of(sink, parcel("t1"))
+    failure = await failure_of(sink, batch_of("t1"))
     assert "hello" not in failure.reason
     assert KEY not in failure.reason
 
 
 async def test_a_session_that_zep_lost_is_made_again(sink: ZepMemory, zep: Zep) -> None:
-    await sink.deliver(parcel("t1"))
+    await sink.deliver(batch_of("t1"))
     zep.sessions.clear()
-    assert (await failure_of(sink, parcel("t2"))).counts
-    await sink.deliver(parcel("t2"))
+    assert (await failure_of(sink, batch_of("t2"))).counts
+    await sink.deliver(batch_of("t2"))
     assert zep.turn_ids(SESSION) == ["t2"]
 
 
 async def test_a_forgotten_session_is_erased_and_made_again_when_it_goes_on(sink: ZepMemory, zep: Zep) -> None:
-    await sink.deliver(parcel("t1", principal="ann"))
+    await sink.deliver(batch_of("t1", principal="ann"))
     await sink.forget("ann", SESSION)
     await sink.forget("ann", SESSION)  # what is not there is forgotten
     assert zep.messages == {}
-    await sink.deliver(parcel("t2", principal="ann"))
+    await sink.deliver(batch_of("t2", principal="ann"))
     assert zep.turn_ids(SESSION) == ["t2"]
 
 
 async def test_a_forgotten_user_is_erased_with_all_their_sessions(sink: ZepMemory, zep: Zep) -> None:
-    await sink.deliver(parcel("t1", principal="entra:tenant:ann"))
+    await sink.deliver(batch_of("t1", principal="entra:tenant:ann"))
     await sink.forget("entra:tenant:ann", "")
     assert (zep.users, zep.sessions, zep.messages) == ({}, {}, {})
 
 
 async def test_facts_are_the_sessions_and_then_the_users(sink: ZepMemory, zep: Zep) -> None:
-    await sink.deliver(parcel("t1", principal="ann"))
+    await sink.deliver(batch_of("t1", principal="ann"))
     zep.facts = {SESSION: ["likes tea", "is Ann"], "ann": ["is Ann", "lives in Bergen"]}
     assert await sink.facts(owner(principal="ann"), of_session=True) == ["likes tea", "is Ann", "lives in Bergen"]
 
 
 async def test_of_a_session_that_may_be_anothers_nothing_is_asked(sink: ZepMemory, zep: Zep) -> None:
-    await sink.deliver(parcel("t1", principal="ann"))
+    await sink.deliver(batch_of("t1", principal="ann"))
     zep.facts = {SESSION: ["likes tea"], "bob": ["lives in Rome"]}
     assert await sink.facts(owner(principal="bob"), of_session=False) == []  # Zep has no bob
     assert await sink.facts(owner(), of_session=False) == []
@@ -177,7 +177,7 @@ async def test_of_a_session_that_may_be_anothers_nothing_is_asked(sink: ZepMemor
 
 
 async def test_anonymous_talk_is_recalled_within_its_session_only(sink: ZepMemory, zep: Zep) -> None:
-    await sink.deliver(parcel("t1"))
+    await sink.deliver(batch_of("t1"))
     zep.facts = {SESSION: ["likes tea"], "anonymous": ["somebody else's"]}
     assert await sink.facts(owner(), of_session=True) == ["likes tea"]
     assert await sink.facts(owner("a-session-zep-lacks"), of_session=True) == []

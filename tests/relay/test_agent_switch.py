@@ -8,7 +8,7 @@ import pytest
 from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure
 from tests.relay.support.broker import broker, build, make_settings, serving
 from token_broker.relay.transcripts.assembler import TurnAssembler
-from token_broker.sessions.agents import AgentBook, load_agents
+from token_broker.sessions.agents import AgentRegistry, load_agents
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
@@ -31,7 +31,7 @@ instructions = "You are Cid."
 """
 
 
-def agents(tmp_path: Path) -> AgentBook:
+def agents(tmp_path: Path) -> AgentRegistry:
     path = tmp_path / "agents.toml"
     path.write_text(AGENTS)
     return load_agents(path)
@@ -52,8 +52,8 @@ async def test_the_same_voice_is_told_other_instructions_and_tools_and_keeps_wha
             assert "FACTS" not in json.dumps(client.events)
             assert running.recall.asked == 1
             await talk.say("item_a", "Ben here.")
-            await running.intake.reach(1)
-            assert running.intake.turns[0].agent_id == "ben"
+            await running.ingest.reach(1)
+            assert running.ingest.turns[0].agent_id == "ben"
             assert len(azure.talks) == 1
 
 
@@ -83,8 +83,8 @@ async def test_another_voice_gets_a_new_upstream_with_the_last_turns_and_what_wa
             await client.until("response.done")
             shown = [event["item"]["id"] for event in client.events if event["type"] == "conversation.item.created"]
             assert shown == ["item_a", "item_a2"]
-            await running.intake.reach(4)
-            assert [(turn.agent_id, turn.sequence) for turn in running.intake.turns] == [
+            await running.ingest.reach(4)
+            assert [(turn.agent_id, turn.sequence) for turn in running.ingest.turns] == [
                 ("ann", 0), ("ann", 1), ("cid", 2), ("cid", 3),
             ]  # fmt: skip
 

@@ -31,7 +31,7 @@ from tests.relay.support.broker import (
     make_settings,
     serving,
 )
-from token_broker.relay.azure.dns_cache import SharedLookups
+from token_broker.relay.azure.dns_cache import DnsCache
 
 LIMIT_S = 0.6
 
@@ -76,7 +76,7 @@ async def hanging(stage: str) -> AsyncIterator[Running]:
             yield running
     elif stage == "name":
         prepared = build(make_settings("http://127.0.0.1:9", **limit))
-        prepared.connector._names = SharedLookups(HangingResolver())
+        prepared.connector._names = DnsCache(HangingResolver())
         async with serving(prepared) as running:
             yield running
     elif stage == "credential":
@@ -130,7 +130,7 @@ async def test_a_refusing_azure_ends_in_4502_and_its_gate_learns(status: int) ->
             "/voice-live/realtime",
             "/openai/v1/realtime",
         ]
-        outcomes = {gate.name: gate.snapshot()["last_status"] for gate in running.connector.gates.values()}
+        outcomes = {breaker.name: breaker.snapshot()["last_status"] for breaker in running.connector.breakers.values()}
         assert outcomes == {"voice_live": status, "openai_realtime": status}
 
 
@@ -252,8 +252,8 @@ async def test_a_talk_that_azure_breaks_ends_in_4502_and_its_last_turn_is_kept(f
             await fault(talk)
         assert await client.closed() == 4502
         await running.quiet()
-        assert running.intake.said == [("assistant", "I was say")]
-        assert running.intake.turns[0].interrupted
+        assert running.ingest.said == [("assistant", "I was say")]
+        assert running.ingest.turns[0].interrupted
 
 
 async def test_an_azure_that_answers_no_ping_is_dropped_after_two() -> None:
@@ -309,7 +309,7 @@ async def test_no_credential_of_azures_is_in_any_event_reason_log_or_figure(capl
                     await drop(await azure.talk())
                 await client.closed()
                 seen += [json.dumps(client.events), str(client.socket.close_reason)]
-        # The stand-in is the one that may log what it was sent.
+        # The fake is the one that may log what it was sent.
         logged = [record.getMessage() for record in caplog.records if not record.name.startswith("websockets")]
         seen += [json.dumps(running.relay.snapshot()), *logged, repr(running.connector), repr(running.relay)]
     assert not any(secret in text for text in seen for secret in (KEY, ENTRA_TOKEN, "api-key: "))
@@ -338,7 +338,7 @@ class CountingResolver(BoundedResolver):
 
 
 async def test_a_burst_of_talks_looks_azures_name_up_once() -> None:
-    names = SharedLookups(resolver := CountingResolver())
+    names = DnsCache(resolver := CountingResolver())
     found = await asyncio.gather(*(names.resolve("localhost", 80) for _ in range(50)))
     assert resolver.lookups == 1
     assert all(addresses == found[0] and addresses for addresses in found)
@@ -346,7 +346,7 @@ async def test_a_burst_of_talks_looks_azures_name_up_once() -> None:
 
 async def test_a_name_that_can_no_longer_be_looked_up_keeps_its_last_addresses() -> None:
     now_s = 0.0
-    names = SharedLookups(resolver := CountingResolver(), monotonic=lambda: now_s)
+    names = DnsCache(resolver := CountingResolver(), monotonic=lambda: now_s)
     first = await names.resolve("localhost", 80)
     resolver.broken = True
     now_s = 31.0

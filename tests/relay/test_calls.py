@@ -442,7 +442,7 @@ async def test_a_refusal_names_no_call(tmp_path: Path) -> None:
 
 
 @dataclass
-class Gate:
+class CircuitBreaker:
     """An Azure that takes an offer when it is told to."""
 
     came: asyncio.Event = field(default_factory=asyncio.Event)
@@ -468,16 +468,16 @@ def offer_as_bytes(browser: Caller, session_id: str) -> bytes:
 async def test_a_client_that_leaves_before_the_answer_gives_its_place_back_and_the_call_is_hung_up(
     tmp_path: Path,
 ) -> None:
-    gate = Gate()
+    breaker = CircuitBreaker()
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
-        azure.take_offer = gate.take
+        azure.take_offer = breaker.take
         reader, writer = await asyncio.open_connection("127.0.0.1", browser.client.base_url.port)
         writer.write(offer_as_bytes(browser, uuid7()))
-        await gate.came.wait()
+        await breaker.came.wait()
         assert browser.app.state.broker.talks.active == 1
         writer.transport.abort()
         await asyncio.sleep(0.1)
-        gate.go.set()
+        breaker.go.set()
         await settled(browser, azure, "rtc_abc")
         assert await reader.read(1) == b""
 
@@ -485,14 +485,14 @@ async def test_a_client_that_leaves_before_the_answer_gives_its_place_back_and_t
 async def test_who_is_blocked_while_the_offer_is_under_way_gets_no_answer_and_the_call_is_hung_up(
     tmp_path: Path,
 ) -> None:
-    gate = Gate()
+    breaker = CircuitBreaker()
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
-        azure.take_offer = gate.take
+        azure.take_offer = breaker.take
         session = uuid7()
         offering = asyncio.create_task(browser.offer(session))
-        await gate.came.wait()
+        await breaker.came.wait()
         browser.app.state.broker.memory.blocklist._sessions = frozenset({session})
-        gate.go.set()
+        breaker.go.set()
         refused = await offering
         assert (refused.status_code, refused.json()["code"]) == (403, "blocked")
         await settled(browser, azure, "rtc_abc")

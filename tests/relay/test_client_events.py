@@ -15,7 +15,7 @@ from tests.relay.support.official_models import ga_client_event, preview_client_
 from token_broker.relay.policy.client_events import CLIENT_EVENTS
 from token_broker.relay.policy.rules import Broken, Passed, Refused, examine, judge
 from token_broker.relay.policy.shapes import Fields, Kinds, Labels, ListOf, OneOf, Shape, permitted
-from token_broker.relay.protocols import PROXY_FRONT, DoorFront, ToAzure
+from token_broker.relay.protocols import PROXY_ADAPTER, CompatAdapter, ToAzure
 
 EVIL = "EVIL"
 INVENTED = [
@@ -393,7 +393,7 @@ def test_fields_without_a_row_are_not_even_looked_at(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_compatible_endpoints_have_the_same_rows_as_the_proxy(kind: str, dialect: Any, upstream: Any) -> None:
     text = json.dumps({"type": kind, "instructions": EVIL, "session": {"instructions": EVIL}, "response": {"x": EVIL}})
-    seen = [front.from_client(text, upstream) for front in (DoorFront(dialect), PROXY_FRONT)]
+    seen = [adapter.from_client(text, upstream) for adapter in (CompatAdapter(dialect), PROXY_ADAPTER)]
     for verdict in seen:
         assert isinstance(verdict, ToAzure if kind in CLIENT_EVENTS else Refused)
         assert EVIL not in str(verdict)

@@ -38,10 +38,10 @@ async def test_a_client_that_vanishes_without_closing_leaves_its_last_turns_behi
                 "transcript": "My last words.",
             }
         )
-        await running.intake.reach(2)
+        await running.ingest.reach(2)
         await running.quiet()
-        assert running.intake.said == [("user", "My last words."), ("assistant", "Well, I")]
-        assert [turn.interrupted for turn in running.intake.turns if turn.role == "assistant"] == [True]
+        assert running.ingest.said == [("user", "My last words."), ("assistant", "Well, I")]
+        assert [turn.interrupted for turn in running.ingest.turns if turn.role == "assistant"] == [True]
 
 
 async def test_a_client_that_does_not_read_is_closed_with_4410() -> None:
@@ -298,14 +298,14 @@ async def test_typed_words_are_a_turn_of_the_users() -> None:
         await client.send(
             {"type": "conversation.item.create", "item": {"type": "message", "role": "user", "content": content}}
         )
-        await running.intake.reach(1)
-        assert running.intake.said == [("user", "I would rather write.")]
+        await running.ingest.reach(1)
+        assert running.ingest.said == [("user", "I would rather write.")]
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 async def test_a_turn_that_the_memory_can_not_take_is_counted_and_told() -> None:
     async with talking() as (running, client, talk):
-        running.intake.full = True
+        running.ingest.full = True
         await talk.hear("item_u", "Hello?")
         assert (await client.until("broker.error"))["code"] == "turn_lost"
         assert running.relay.snapshot()["turns_lost"] == 1

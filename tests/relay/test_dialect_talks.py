@@ -19,9 +19,9 @@ Event = dict[str, Any]
 
 
 def script(talk: TranslatedTalk) -> TranslatedTalk:
-    """Spoken and typed turns, an interruption, a wish for text, a mistake: said in the door's dialect."""
+    """Spoken and typed turns, an interruption, a wish for text, a mistake, in the endpoint's dialect."""
     vad = {"type": "server_vad", "silence_duration_ms": 500}
-    if talk.door == "ga":
+    if talk.compat == "ga":
         audio = {"input": {"format": PCM, "turn_detection": vad, "transcription": {"model": "whisper-1"}}}
         talk.send("session.update", session={"type": "realtime", "output_modalities": ["audio"], "audio": audio})
         wish: Event = {"output_modalities": ["text"], "metadata": {"topic": "x"}, "max_output_tokens": 300}
@@ -51,14 +51,14 @@ def script(talk: TranslatedTalk) -> TranslatedTalk:
     return talk
 
 
-@pytest.mark.parametrize("door", ["ga", "preview"])
-def test_a_whole_talk_means_the_same_through_the_translation_as_in_the_simulators_own_dialect(door: Dialect) -> None:
-    plain, crossed = script(TranslatedTalk(door, door)), script(TranslatedTalk(door, other(door)))
+@pytest.mark.parametrize("compat", ["ga", "preview"])
+def test_a_whole_talk_means_the_same_through_the_translation_as_in_the_simulators_own_dialect(compat: Dialect) -> None:
+    plain, crossed = script(TranslatedTalk(compat, compat)), script(TranslatedTalk(compat, other(compat)))
     assert _without_ends_of_what_was_not_added(meaning(crossed.events)) == meaning(plain.events)
     errors = [each["error"] for each in crossed.sent if each["type"] == "error"]
     assert [(error["code"], error["event_id"]) for error in errors] == [("response_cancel_not_active", "mine")]
     for each in crossed.events:
-        (ga_server_event if door == "ga" else preview_server_event)(each)
+        (ga_server_event if compat == "ga" else preview_server_event)(each)
 
 
 def _without_ends_of_what_was_not_added(events: list[Event]) -> list[Event]:
@@ -106,11 +106,11 @@ def spoiled(draw: st.DrawFn) -> Event:
 
 @settings(max_examples=300)
 @given(spoiled(), dialects, dialects)
-def test_whatever_comes_is_carried_as_json_and_left_as_it_was(event: Event, door: Dialect, upstream: Dialect) -> None:
+def test_whatever_comes_is_carried_as_json_and_left_as_it_was(event: Event, compat: Dialect, upstream: Dialect) -> None:
     before = json.dumps(event)
-    for told in to_azure(event, door=door, upstream=upstream):
+    for told in to_azure(event, compat=compat, upstream=upstream):
         json.dumps(told)
-    for told in to_client(event, door=door, upstream=upstream, new_id=counted()):
+    for told in to_client(event, compat=compat, upstream=upstream, new_id=counted()):
         assert isinstance(told["event_id"], str)
         assert told["event_id"]
         json.dumps(told)
@@ -118,5 +118,5 @@ def test_whatever_comes_is_carried_as_json_and_left_as_it_was(event: Event, door
 
 
 @given(st.text(max_size=60) | spoiled().map(json.dumps), dialects, dialects)
-def test_any_text_comes_through_renaming(text: str, door: Dialect, upstream: Dialect) -> None:
-    assert isinstance(renamed(text, door=door, upstream=upstream, new_id=counted()), str)
+def test_any_text_comes_through_renaming(text: str, compat: Dialect, upstream: Dialect) -> None:
+    assert isinstance(renamed(text, compat=compat, upstream=upstream, new_id=counted()), str)

@@ -20,7 +20,7 @@ from websockets.http11 import Request, Response
 from strategies.transport import BoundedResolver
 from tests.relay.support.azure import AzureTalk, answer, scripted_azure, silent_server
 from tests.relay.support.broker import KEY
-from token_broker.relay.azure.dns_cache import SharedLookups
+from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.socket import AzureSocket, connect
 
 
@@ -38,7 +38,7 @@ async def opened(
     return await connect(
         url,
         headers or {},
-        names=SharedLookups(BoundedResolver()),
+        names=DnsCache(BoundedResolver()),
         tls=ssl.create_default_context(),
         max_message_bytes=100_000,
         deadline_s=asyncio.get_running_loop().time() + 5,
@@ -113,7 +113,7 @@ async def test_picows_prints_the_key_at_its_lowest_level_and_the_relays_logger_h
             quiet.setLevel(logging.CRITICAL)  # as UpstreamConnector has it
             ours = await opened(azure.url, headers={"api-key": KEY}, log_to=log_to)
             await ours.aclose()
-            # The stand-in's own library is the one that may log what it was sent.
+            # The fake's own library is the one that may log what it was sent.
             logged = [record.getMessage() for record in caplog.records if not record.name.startswith("websockets")]
             assert any(KEY in text for text in logged) is printed
 

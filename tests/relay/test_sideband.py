@@ -12,7 +12,7 @@ from strategies.base import SessionSpec
 from tests.relay.support.azure import AzureTalk, ScriptedAzure, scripted_azure
 from tests.relay.support.broker import KEY, Running, broker
 from token_broker.memory.types import Owner
-from token_broker.relay.admission import Visitor
+from token_broker.relay.admission import AdmittedClient
 from token_broker.server.close_codes import DONE, Ending
 from token_broker.sessions.agents import session_spec
 from token_broker.web.ids import uuid7
@@ -26,8 +26,8 @@ def listen(running: Running, azure: ScriptedAzure) -> str:
     lease = running.limits.acquire("anonymous")
     assert lease is not None
     lease.keep("rtc_1", for_s=60)
-    visitor = Visitor(Owner(session_id, "anonymous", 5), agent, "anonymous", None, 0)
-    running.relay.listen(visitor, endpoint=azure.url, call_id="rtc_1", spec=spec_of(running))
+    admitted = AdmittedClient(Owner(session_id, "anonymous", 5), agent, "anonymous", None, 0)
+    running.relay.listen(admitted, endpoint=azure.url, call_id="rtc_1", spec=spec_of(running))
     return session_id
 
 
@@ -47,10 +47,10 @@ async def tell_and_end(talk: AzureTalk) -> None:
 async def test_the_turns_of_a_call_are_kept_and_its_place_is_given_back_when_it_ends() -> None:
     async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
         session_id = listen(running, azure)
-        await running.intake.reach(2)
-        assert running.intake.said == [("user", "Hello?"), ("assistant", "Good evening.")]
-        assert {turn.owner.session_id for turn in running.intake.turns} == {session_id}
-        assert {turn.owner.epoch for turn in running.intake.turns} == {5}
+        await running.ingest.reach(2)
+        assert running.ingest.said == [("user", "Hello?"), ("assistant", "Good evening.")]
+        assert {turn.owner.session_id for turn in running.ingest.turns} == {session_id}
+        assert {turn.owner.epoch for turn in running.ingest.turns} == {5}
         await running.quiet()
         assert azure.talks[0].path == "/openai/v1/realtime?call_id=rtc_1"
         assert azure.talks[0].headers["api-key"] == KEY
@@ -68,8 +68,8 @@ async def test_a_connection_that_breaks_is_made_again_and_the_call_heard_on() ->
 
     async with scripted_azure(script) as azure, broker(azure.url) as running:
         listen(running, azure)
-        await running.intake.reach(2)
-        assert running.intake.said == [("user", "First."), ("user", "Second.")]
+        await running.ingest.reach(2)
+        assert running.ingest.said == [("user", "First."), ("user", "Second.")]
         await running.quiet()
 
 
@@ -102,7 +102,7 @@ async def test_a_call_that_azure_does_not_know_yet_is_joined_a_moment_later() ->
     async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
         azure.refuse = not_yet
         listen(running, azure)
-        await running.intake.reach(2)
+        await running.ingest.reach(2)
         await running.quiet()
         assert refused == 2
 
@@ -113,7 +113,7 @@ async def test_a_sideband_that_is_refused_keeps_the_calls_place_until_its_time_i
         listen(running, azure)
         while running.drain.talks or not azure.handshakes:  # noqa: ASYNC110  # nothing tells of it
             await asyncio.sleep(0.01)
-        assert running.intake.turns == []
+        assert running.ingest.turns == []
         assert running.limits.active == 1
         running.limits.end("rtc_1")
 
@@ -135,8 +135,8 @@ async def test_draining_ends_the_listening_and_keeps_what_was_heard_so_far() -> 
         (listener,) = running.drain.talks
         await asyncio.sleep(0.2)
         listener.end(Ending(DONE, "going away"))
-        await running.intake.reach(1)
-        assert running.intake.said == [("user", "Half a sen")]
+        await running.ingest.reach(1)
+        assert running.ingest.said == [("user", "Half a sen")]
         await running.quiet()
 
 
@@ -150,7 +150,7 @@ async def test_garbage_harms_nothing(garbage: str) -> None:
 
     async with scripted_azure(script) as azure, broker(azure.url) as running:
         listen(running, azure)
-        await running.intake.reach(1)
+        await running.ingest.reach(1)
         await running.quiet()
 
 
@@ -164,7 +164,7 @@ async def test_the_agents_session_is_said_again_until_it_holds_and_no_more() -> 
 
     async with scripted_azure(script) as azure, broker(azure.url) as running:
         listen(running, azure)
-        await running.intake.reach(1)
+        await running.ingest.reach(1)
         await running.quiet()
         (update,) = azure.talks[0].received
         assert update["session"]["instructions"] == spec_of(running).instructions
@@ -189,7 +189,7 @@ async def test_where_a_reminder_changes_nothing_it_is_not_said_again() -> None:
 
     async with scripted_azure(script) as azure, broker(azure.url) as running:
         listen(running, azure)
-        await running.intake.reach(1)
+        await running.ingest.reach(1)
         await running.quiet()
         assert [event["type"] for event in azure.talks[0].received] == ["session.update"]
 
@@ -216,7 +216,7 @@ async def test_reminders_that_azure_refuses_or_that_do_not_hold_end_the_call(
     async with scripted_azure(script) as azure, broker(azure.url) as running:
         running.relay._hang_up = hang_up
         listen(running, azure)
-        await running.intake.reach(1)
+        await running.ingest.reach(1)
         assert ended == [(azure.url, "rtc_1", "anonymous")], "once"
         assert [event["type"] for event in azure.talks[0].received] == ["session.update"] * 300, "and never no more"
         assert running.relay.snapshot()["calls_ended"] == 1
@@ -241,7 +241,7 @@ async def test_a_reminder_that_azure_showed_to_hold_once_is_said_again_though_th
 
     async with scripted_azure(script) as azure, broker(azure.url) as running:
         listen(running, azure)
-        await running.intake.reach(1)
+        await running.ingest.reach(1)
         await running.quiet()
         assert len(azure.talks[0].received) == 4
 

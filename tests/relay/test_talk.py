@@ -54,11 +54,11 @@ async def test_both_sides_words_become_turns_in_the_conversations_order() -> Non
             await talk.commit("item_u1")
             await talk.say("item_a1", "Good morning.", previous="item_u1")
             await talk.hear("item_u1", "Hello?")
-            await running.intake.reach(2)
+            await running.ingest.reach(2)
         await running.quiet()
-        assert running.intake.said == [("user", "Hello?"), ("assistant", "Good morning.")]
-        assert [turn.sequence for turn in sorted(running.intake.turns, key=lambda t: t.sequence or 0)] == [0, 1]
-        assert all(turn.source == "proxy" and not turn.interrupted for turn in running.intake.turns)
+        assert running.ingest.said == [("user", "Hello?"), ("assistant", "Good morning.")]
+        assert [turn.sequence for turn in sorted(running.ingest.turns, key=lambda t: t.sequence or 0)] == [0, 1]
+        assert all(turn.source == "proxy" and not turn.interrupted for turn in running.ingest.turns)
 
 
 async def test_openai_takes_over_unseen_where_voice_live_refuses() -> None:
@@ -73,7 +73,7 @@ async def test_openai_takes_over_unseen_where_voice_live_refuses() -> None:
             await talk.say("item_a1", "Hello from the other one.")
             await client.until("response.done")
         await running.quiet()
-        assert running.intake.said == [("assistant", "Hello from the other one.")]
+        assert running.ingest.said == [("assistant", "Hello from the other one.")]
 
 
 async def test_the_client_ends_the_talk_with_1000() -> None:

@@ -32,8 +32,8 @@ def heard(client: Client) -> bytes:
 
 
 async def told(running: Running, count: int) -> list[tuple[str, str]]:
-    await running.intake.reach(count)
-    return running.intake.said
+    await running.ingest.reach(count)
+    return running.ingest.said
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # eight seconds of real time: once is enough
@@ -64,10 +64,10 @@ async def test_two_exchanges_are_kept_in_order_where_transcripts_come_after_the_
                     await client.until("response.done")
                     await client.until("conversation.item.input_audio_transcription.completed")
             await running.quiet()
-            assert [turn.sequence for turn in sorted(running.intake.turns, key=lambda turn: turn.sequence or 0)] == [
+            assert [turn.sequence for turn in sorted(running.ingest.turns, key=lambda turn: turn.sequence or 0)] == [
                 0, 1, 2, 3,
             ]  # fmt: skip
-            assert [role for role, _ in running.intake.said] == ["user", "assistant"] * 2
+            assert [role for role, _ in running.ingest.said] == ["user", "assistant"] * 2
 
 
 async def test_a_simulated_azure_that_drops_the_talk_ends_it_with_4502() -> None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from tests.security.stand_ins import Key, Tenant, plain_client, serve_app
+from tests.security.fakes import Key, Tenant, plain_client, serve_app
 
 
 @pytest.fixture(scope="session")

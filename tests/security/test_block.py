@@ -111,11 +111,11 @@ async def test_calls_that_run_through_the_broker_are_hung_up_and_nobody_elses(
 ) -> None:
     monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
     broker = await start_broker(azure)
-    relayed, through_a_door, others = [await broker.plan() for _ in range(3)]
+    relayed, through_a_compat, others = [await broker.plan() for _ in range(3)]
     async with contextlib.AsyncExitStack() as stack:
         for plan, path in (
             (relayed, "/realtime/calls"),
-            (through_a_door, "/v1/realtime/calls"),
+            (through_a_compat, "/v1/realtime/calls"),
             (others, "/realtime/calls"),
         ):
             phone = Phone(b"")
@@ -124,7 +124,7 @@ async def test_calls_that_run_through_the_broker_are_hung_up_and_nobody_elses(
         assert (azure.calls, broker.broker.talks.active) == (3, 3)
         azure.set_faults(*faults)
         async with open_admin(broker.settings) as admin:
-            for plan in (relayed, through_a_door):
+            for plan in (relayed, through_a_compat):
                 await admin.block("session", plan["session_id"])
 
         async def one_is_left() -> bool:

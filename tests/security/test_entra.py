@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from jwt.warnings import InsecureKeyLengthWarning
 from pydantic import ValidationError
 
-from tests.security.stand_ins import AUDIENCE, TENANT, USER, Key, Tenant
+from tests.security.fakes import AUDIENCE, TENANT, USER, Key, Tenant
 from token_broker.security.authentication import Authenticator, make_authenticator
 from token_broker.security.entra_jwt import (
     EntraIdentity,

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from websockets.asyncio.client import connect
 
-from tests.support.machine import judged_in_peace
+from tests.support.machine import retry_if_host_busy
 from tests.support.serving import serve_app
 from token_broker.server.http import MAX_HEAD_BYTES, BoundedHttpProtocol, bounded_http
 
@@ -221,7 +221,7 @@ async def test_a_client_that_takes_none_of_its_answer_is_dropped(close: bytes) -
             assert len(await peer.rest()) < 16_000_000
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it() -> None:
     async with serving(write_timeout_s=0.5) as url, peer_of(url, limit=1024) as peer:
         peer.send(b"GET /large HTTP/1.1\r\nConnection: close\r\n\r\n")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from token_broker.security.rate_limits import (
     PROMPT_REFUSALS_PER_MINUTE,
     RateLimit,
+    RateLimiter,
     SessionLimits,
-    Turnstile,
     too_many_requests,
     too_many_sessions,
 )
@@ -220,38 +220,38 @@ def test_refusals_say_when_to_come_again(make: Callable[[], Problem], retry_afte
 # --- refusals
 
 
-async def refusal(turnstile: Turnstile, key: str) -> Problem:
+async def refusal(limiter: RateLimiter, key: str) -> Problem:
     with pytest.raises(Problem) as refused:
-        await turnstile.admit(key)
+        await limiter.admit(key)
     return refused.value
 
 
 async def test_who_insists_is_refused_at_once_so_often_and_then_slowly(clock: Clock) -> None:
-    turnstile = Turnstile(2, clock=clock, pause_s=0.05)
+    limiter = RateLimiter(2, clock=clock, pause_s=0.05)
     loop = asyncio.get_running_loop()
     for _ in range(2):
-        await turnstile.admit("flood")
-    prompt = [asyncio.ensure_future(refusal(turnstile, "flood")) for _ in range(PROMPT_REFUSALS_PER_MINUTE)]
+        await limiter.admit("flood")
+    prompt = [asyncio.ensure_future(refusal(limiter, "flood")) for _ in range(PROMPT_REFUSALS_PER_MINUTE)]
     await asyncio.sleep(0)  # one turn of the loop is all that they take
     assert all(task.done() and task.result().status == 429 for task in prompt)
     began_s = loop.time()
-    paused = await refusal(turnstile, "flood")
+    paused = await refusal(limiter, "flood")
     assert loop.time() - began_s >= 0.04
     assert (paused.status, paused.headers["Retry-After"]) == (429, "30")
 
 
 async def test_ones_insisting_slows_no_other_ones_refusal(clock: Clock) -> None:
-    turnstile = Turnstile(1, clock=clock, pause_s=3600)
+    limiter = RateLimiter(1, clock=clock, pause_s=3600)
     for _ in range(PROMPT_REFUSALS_PER_MINUTE):
         with contextlib.suppress(Problem):
-            await turnstile.admit("flood")
-    await turnstile.admit("other")
+            await limiter.admit("flood")
+    await limiter.admit("other")
     async with asyncio.timeout(60):
-        assert (await refusal(turnstile, "other")).status == 429
+        assert (await refusal(limiter, "other")).status == 429
 
 
 async def test_a_turnstile_that_is_off_lets_all_through() -> None:
-    turnstile = Turnstile(0, pause_s=3600)
+    limiter = RateLimiter(0, pause_s=3600)
     async with asyncio.timeout(60):
         for _ in range(1000):
-            await turnstile.admit("a")
+            await limiter.admit("a")

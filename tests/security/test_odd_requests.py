@@ -19,7 +19,7 @@ SESSION = "0123456789abcdef"
 ZEROS, NINES = "0" * 5_000, "9" * 5_000  # more digits than Python's int() reads
 
 
-class Door:
+class CompatEndpoint:
     """A broker, asked with bytes as they are, and the token of a session there."""
 
     def __init__(self, broker: RunningBroker, session_token: str) -> None:
@@ -67,14 +67,14 @@ async def is_open(broker: RunningBroker) -> bool:
 
 
 @pytest.fixture
-async def door(
+async def compat(
     azure: RunningSimulator, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> AsyncIterator[Door]:
+) -> AsyncIterator[CompatEndpoint]:
     """Afterwards nothing may have failed: no traceback stands in the log."""
     async with run_broker(make_settings(tmp_path, azure.base_url)) as broker:
         await eventually(lambda: is_open(broker))
         plan = await broker.plan({"session_id": SESSION})
-        yield Door(broker, plan["session_token"])
+        yield CompatEndpoint(broker, plan["session_token"])
     said = "".join(capsys.readouterr())
     assert "request_failed" not in said
     assert "Traceback" not in said
@@ -84,22 +84,22 @@ async def door(
 @pytest.mark.parametrize(
     "line", ["POST /realtime/token", "POST /conversation/turn", "POST /v1/realtime/calls", "GET /healthz", "GET /no"]
 )
-async def test_a_content_length_that_is_no_length_is_malformed(line: str, door: Door) -> None:
+async def test_a_content_length_that_is_no_length_is_malformed(line: str, compat: CompatEndpoint) -> None:
     for length in (ZEROS, f"{ZEROS}2", NINES, "18446744073709551616", "0" * 21, "+2", "-1", "0x2", "1_0"):
-        answer = await door.ask(line, door.bearer, f"Content-Length: {length}", body=b"{}")
+        answer = await compat.ask(line, compat.bearer, f"Content-Length: {length}", body=b"{}")
         assert answer == (400, "malformed_request"), length[:30]
 
 
-async def test_a_content_length_may_begin_with_zeros(door: Door) -> None:
-    assert (await door.ask("POST /realtime/token", "Content-Length: 0000000000002", body=b"{}"))[0] == 200
+async def test_a_content_length_may_begin_with_zeros(compat: CompatEndpoint) -> None:
+    assert (await compat.ask("POST /realtime/token", "Content-Length: 0000000000002", body=b"{}"))[0] == 200
 
 
 @pytest.mark.parametrize(
     ("chunks", "status"),
     [("f" * 5_000, 400), ("ffffffffffffffffff", 400), ("2;x\r\n{}\r\n0\r\n\r\n", 200), ("-2", 400)],
 )
-async def test_chunk_sizes_are_numbers_of_bytes(chunks: str, status: int, door: Door) -> None:
-    got, _ = await door.ask("POST /realtime/token", "Transfer-Encoding: chunked", body=f"{chunks}\r\n".encode())
+async def test_chunk_sizes_are_numbers_of_bytes(chunks: str, status: int, compat: CompatEndpoint) -> None:
+    got, _ = await compat.ask("POST /realtime/token", "Transfer-Encoding: chunked", body=f"{chunks}\r\n".encode())
     assert got == status
 
 
@@ -119,8 +119,8 @@ async def test_chunk_sizes_are_numbers_of_bytes(chunks: str, status: int, door: 
         (f"after={'x' * 50_000}", 404),
     ],
 )
-async def test_a_page_of_turns_takes_numbers_and_ids(query: str, status: int, door: Door) -> None:
-    assert (await door.ask(f"GET /memory/sessions/{SESSION}/turns?{query}", door.bearer))[0] == status
+async def test_a_page_of_turns_takes_numbers_and_ids(query: str, status: int, compat: CompatEndpoint) -> None:
+    assert (await compat.ask(f"GET /memory/sessions/{SESSION}/turns?{query}", compat.bearer))[0] == status
 
 
 @pytest.mark.parametrize(
@@ -138,15 +138,15 @@ async def test_a_page_of_turns_takes_numbers_and_ids(query: str, status: int, do
         ("created_at", "-1", "invalid_request"),
     ],
 )
-async def test_numbers_and_times_in_json_are_bounded(field: str, value: str, code: str, door: Door) -> None:
+async def test_numbers_and_times_in_json_are_bounded(field: str, value: str, code: str, compat: CompatEndpoint) -> None:
     turn = json.dumps({"session_id": SESSION, "agent_id": "elena", "role": "user", "content": "Hello"})
-    answer = await door.post("/conversation/turn", f'{turn[:-1]}, "{field}": {value}}}', door.bearer)
+    answer = await compat.post("/conversation/turn", f'{turn[:-1]}, "{field}": {value}}}', compat.bearer)
     assert answer == (400 if code == "invalid_json" else 422, code)
 
 
 @pytest.mark.parametrize("seconds", [NINES, "1e999", "NaN", "1e18", "-1"])
-async def test_a_client_secrets_lifetime_is_bounded(seconds: str, door: Door) -> None:
-    status, _ = await door.post("/v1/realtime/client_secrets", f'{{"expires_after": {{"seconds": {seconds}}}}}')
+async def test_a_client_secrets_lifetime_is_bounded(seconds: str, compat: CompatEndpoint) -> None:
+    status, _ = await compat.post("/v1/realtime/client_secrets", f'{{"expires_after": {{"seconds": {seconds}}}}}')
     assert status in {400, 422}
 
 
@@ -161,8 +161,8 @@ async def test_a_client_secrets_lifetime_is_bounded(seconds: str, door: Door) ->
         ";;;=,=;version",
     ],
 )
-async def test_metrics_answer_whatever_accept_says(accept: str, door: Door) -> None:
-    assert (await door.ask("GET /metrics", f"Accept: {accept}"))[0] == 200
+async def test_metrics_answer_whatever_accept_says(accept: str, compat: CompatEndpoint) -> None:
+    assert (await compat.ask("GET /metrics", f"Accept: {accept}"))[0] == 200
 
 
 ODD_HEADERS = [
@@ -182,15 +182,15 @@ ODD_HEADERS = [
 
 
 @pytest.mark.parametrize("path", ["/client/voice-session.js", "/", "/status"])
-async def test_headers_of_any_digits_and_bytes_are_no_failure(path: str, door: Door) -> None:
+async def test_headers_of_any_digits_and_bytes_are_no_failure(path: str, compat: CompatEndpoint) -> None:
     for header in ODD_HEADERS:
-        status, _ = await door.ask(f"GET {path}", header)
+        status, _ = await compat.ask(f"GET {path}", header)
         assert status < 500, header[:60]
 
 
 @pytest.mark.parametrize("host", [f"localhost:{NINES}", "localhost:99999", "\xff\xe9", "localhost:\xb2"])
-async def test_a_port_that_is_none_is_no_host(host: str, door: Door) -> None:
-    assert await door.ask("POST /realtime/token", f"Host: {host}", "Content-Length: 2", body=b"{}") == (
+async def test_a_port_that_is_none_is_no_host(host: str, compat: CompatEndpoint) -> None:
+    assert await compat.ask("POST /realtime/token", f"Host: {host}", "Content-Length: 2", body=b"{}") == (
         421,
         "host_not_served",
     )
@@ -212,17 +212,17 @@ def token(header: bytes) -> str:
     ],
     ids=["deep", "less deep", "digits", "too many digits", "no text", "no base64"],
 )
-async def test_tokens_of_any_shape_are_refused(credential: str, door: Door) -> None:
+async def test_tokens_of_any_shape_are_refused(credential: str, compat: CompatEndpoint) -> None:
     bearer = f"Authorization: Bearer {credential}"
     turn = json.dumps({"session_id": SESSION, "agent_id": "elena", "role": "user", "content": "Hello"})
-    assert (await door.post("/conversation/turn", turn, bearer))[0] == 401
+    assert (await compat.post("/conversation/turn", turn, bearer))[0] == 401
     session_token = f"X-Session-Token: {credential}"
-    assert (await door.post("/realtime/token", f'{{"session_id": "{SESSION}"}}', session_token))[0] == 403
-    assert (await door.ask("POST /v1/realtime/calls", bearer, "Content-Length: 0"))[0] == 401
-    assert (await door.post("/v1/realtime/client_secrets", "{}", f"api-key: {credential}"))[0] in {200, 401}
+    assert (await compat.post("/realtime/token", f'{{"session_id": "{SESSION}"}}', session_token))[0] == 403
+    assert (await compat.ask("POST /v1/realtime/calls", bearer, "Content-Length: 0"))[0] == 401
+    assert (await compat.post("/v1/realtime/client_secrets", "{}", f"api-key: {credential}"))[0] in {200, 401}
     if credential.isascii():
-        assert (await door.ask(f"DELETE /realtime/calls/{credential}", door.bearer))[0] == 404
-        offered = (await door.upgrade("/v1/realtime", f"Sec-WebSocket-Protocol: realtime, ticket.{credential}"))[0]
+        assert (await compat.ask(f"DELETE /realtime/calls/{credential}", compat.bearer))[0] == 404
+        offered = (await compat.upgrade("/v1/realtime", f"Sec-WebSocket-Protocol: realtime, ticket.{credential}"))[0]
         assert offered in {400, 401}  # 400: longer than a handshake's line may be
 
 
@@ -237,14 +237,14 @@ async def test_tokens_of_any_shape_are_refused(credential: str, door: Door) -> N
         f"Last-Event-ID: {NINES}",
     ],
 )
-async def test_handshakes_of_any_shape_are_no_failure(header: str, door: Door) -> None:
-    assert (await door.upgrade(f"/api/v1/voice/voicelive/{SESSION}", header))[0] in {101, 400}
+async def test_handshakes_of_any_shape_are_no_failure(header: str, compat: CompatEndpoint) -> None:
+    assert (await compat.upgrade(f"/api/v1/voice/voicelive/{SESSION}", header))[0] in {101, 400}
 
 
 @pytest.mark.parametrize("path", ["/v1/realtime\xff", "/v1/realtime?api-key=\xff", "/v1/realtime%ff", "/%"])
-async def test_paths_that_are_no_text_lead_nowhere(path: str, door: Door) -> None:
-    assert (await door.upgrade(path))[0] in {400, 404}
-    assert (await door.ask(f"GET {path}"))[0] in {400, 404}
+async def test_paths_that_are_no_text_lead_nowhere(path: str, compat: CompatEndpoint) -> None:
+    assert (await compat.upgrade(path))[0] in {400, 404}
+    assert (await compat.ask(f"GET {path}"))[0] in {400, 404}
 
 
 DISGUISED = [
@@ -285,9 +285,9 @@ DISGUISED = [
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "HEAD"])
-async def test_a_path_in_disguise_is_no_route(method: str, door: Door) -> None:
+async def test_a_path_in_disguise_is_no_route(method: str, compat: CompatEndpoint) -> None:
     for path in DISGUISED:
-        status, code = await door.ask(f"{method} {path}", door.bearer, "Content-Length: 0")
+        status, code = await compat.ask(f"{method} {path}", compat.bearer, "Content-Length: 0")
         assert (status, code) == (404, "" if method == "HEAD" else "not_found"), path
 
 
@@ -305,14 +305,14 @@ DISGUISED_SOCKETS = [
 ]
 
 
-async def test_a_websockets_path_in_disguise_is_no_route(door: Door) -> None:
+async def test_a_websockets_path_in_disguise_is_no_route(compat: CompatEndpoint) -> None:
     for path in [*DISGUISED_SOCKETS, *DISGUISED]:
-        assert (await door.upgrade(path, "Sec-WebSocket-Protocol: realtime"))[0] == 404, path
+        assert (await compat.upgrade(path, "Sec-WebSocket-Protocol: realtime"))[0] == 404, path
 
 
 @pytest.mark.parametrize("path", ["/client/voice%2Dsession.js", "/%73tatus", "/config/el%65na"])
-async def test_letters_may_be_encoded(path: str, door: Door) -> None:
-    assert (await door.ask(f"GET {path}"))[0] == 200
+async def test_letters_may_be_encoded(path: str, compat: CompatEndpoint) -> None:
+    assert (await compat.ask(f"GET {path}"))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_a_sinks_retry_after_that_is_no_time_is_none_or_bounded(value: str) -> N
     "path",
     ["/realtime/token", "/conversation/turn", "/memory/enrich", "/memory/enrich batch", "/v1/realtime/client_secrets"],
 )
-async def test_a_body_of_too_many_values_is_refused_before_it_is_checked(path: str, door: Door) -> None:
+async def test_a_body_of_too_many_values_is_refused_before_it_is_checked(path: str, compat: CompatEndpoint) -> None:
     path, _, batch = path.partition(" ")
     count = 80_000 if path in {"/conversation/turn", "/memory/enrich"} else 6_000
     hostile = [
@@ -339,7 +339,7 @@ async def test_a_body_of_too_many_values_is_refused_before_it_is_checked(path: s
     ]
     for inner in hostile:
         body = f'{{"transcripts":[{{{inner}}}]}}' if batch else f"{{{inner}}}"
-        reply = await door.broker.client.post(path, content=body, headers=dict([door.bearer.split(": ", 1)]))
+        reply = await compat.broker.client.post(path, content=body, headers=dict([compat.bearer.split(": ", 1)]))
         assert reply.status_code == 422, inner[:30]
         document: dict[str, Any] = reply.json()
         assert document["code"] == "invalid_request"
@@ -347,25 +347,25 @@ async def test_a_body_of_too_many_values_is_refused_before_it_is_checked(path: s
         assert len(reply.content) < 500
 
 
-async def test_a_hundred_transcripts_of_unknown_keys_are_refused_as_one_body(door: Door) -> None:
+async def test_a_hundred_transcripts_of_unknown_keys_are_refused_as_one_body(compat: CompatEndpoint) -> None:
     keys = ",".join(f'"k{number}":1' for number in range(900))
     said = f'{{"text":"Hello","session_id":"{SESSION}","speaker":"user",{keys}}}'
-    status, code = await door.post("/memory/enrich", f'{{"transcripts":[{",".join([said] * 100)}]}}', door.bearer)
+    status, code = await compat.post("/memory/enrich", f'{{"transcripts":[{",".join([said] * 100)}]}}', compat.bearer)
     assert (status, code) == (422, "invalid_request")
 
 
-async def test_a_text_may_have_as_many_commas_and_quotes_as_it_likes(door: Door) -> None:
+async def test_a_text_may_have_as_many_commas_and_quotes_as_it_likes(compat: CompatEndpoint) -> None:
     text = 'He said: "yes", and \\ "no", and: ' * 200
     said = [
         {"text": text, "session_id": SESSION, "speaker": "user", "turn_id": f"t{number}", "agent_id": "elena"}
         for number in range(100)
     ]
-    assert (await door.post("/memory/enrich", json.dumps({"transcripts": said}), door.bearer))[0] == 202
+    assert (await compat.post("/memory/enrich", json.dumps({"transcripts": said}), compat.bearer))[0] == 202
 
 
-async def test_an_answer_names_a_few_wrong_fields_and_counts_the_others(door: Door) -> None:
+async def test_an_answer_names_a_few_wrong_fields_and_counts_the_others(compat: CompatEndpoint) -> None:
     body = json.dumps({f"{'x' * 500}{number}": 1 for number in range(100)})
-    reply = await door.broker.client.post("/realtime/token", content=body)
+    reply = await compat.broker.client.post("/realtime/token", content=body)
     document = reply.json()
     assert reply.status_code == 422
     assert len(document["errors"]) == 8

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from tests.security.stand_ins import plain_client, serve_app
+from tests.security.fakes import plain_client, serve_app
 from token_broker.settings import Settings
 from token_broker.web.cors import OriginGuard, OriginRules
 

@@ -405,10 +405,10 @@ async def test_a_talk_whose_session_another_process_erased_ends_with_its_next_tu
     plan = await broker.plan({"session_id": SESSION})
     async with talk(broker, plan) as socket:
         async with open_admin(broker.settings) as admin:
-            await admin.forget_session(SESSION)
+            await admin.erase_session(SESSION)
         claims = broker.broker.signer.read_session_token(plan["session_token"])
         said = turn("t1", by=Owner(SESSION, claims.principal, claims.epoch), source="proxy")
-        assert broker.broker.memory.intake.offer(said)
+        assert broker.broker.memory.ingest.offer(said)
         assert await ending(socket) == GONE
 
 

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tests.support.machine import judged_in_peace
 from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker
+from tests.support.machine import retry_if_host_busy
 from token_broker.server.http import MAX_PIPELINED
 from token_broker.simulator import RunningSimulator
 
@@ -66,7 +66,7 @@ async def test_a_few_pipelined_requests_are_answered_in_order(
     assert re.findall(rb"HTTP/1.1 (\d+) ", answer) == [b"200"] * 3 + [b"404"]
 
 
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_thousands_of_pipelined_requests_end_their_connection_and_hold_up_nobody(
     azure: RunningSimulator, start_broker: StartBroker
 ) -> None:
@@ -78,7 +78,7 @@ async def test_thousands_of_pipelined_requests_end_their_connection_and_hold_up_
         assert answer.count(b"HTTP/1.1 ") <= MAX_PIPELINED + 1
 
 
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_a_body_in_crumbs_ends_its_connection_and_holds_up_nobody(
     azure: RunningSimulator, start_broker: StartBroker
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.machine import judged_in_peace
+from tests.support.machine import retry_if_host_busy
 from token_broker.simulator import RunningSimulator, serve
 from token_broker.simulator.faults.rules import FaultsError, parse_faults
 
@@ -104,7 +104,7 @@ async def test_slow_waits_before_it_answers(azure: RunningSimulator, keyed: http
     assert time.monotonic() - began >= 0.3
 
 
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_slow_headers_come_byte_by_byte_and_make_a_whole_answer(azure: RunningSimulator) -> None:
     with azure.fault("slow", seconds=0.5, part="headers"):
         reader, writer = await _raw(azure)
@@ -122,7 +122,7 @@ async def test_slow_headers_come_byte_by_byte_and_make_a_whole_answer(azure: Run
     assert took_s >= 0.45
 
 
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_slow_body_sends_the_headers_at_once(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
     with azure.fault("slow", seconds=0.5, part="body"):
         began = time.monotonic()

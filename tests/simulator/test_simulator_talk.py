@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.simulator.support import silence, speech
-from token_broker.simulator.realtime.answer import Pace
+from token_broker.simulator.realtime.answer import SpeechRate
 from token_broker.simulator.realtime.dialects import GA, PREVIEW, VOICE_LIVE, Dialect
 from token_broker.simulator.realtime.talk import Ending, Talk, TalkOptions
 from token_broker.simulator.session_bodies import flat, ga, voice_live
@@ -135,7 +135,7 @@ def test_speech_is_answered_with_itself_byte_for_byte(dialect: Dialect) -> None:
 
 
 def test_the_answer_comes_faster_than_real_time_and_no_faster_than_it_should() -> None:
-    scene = Scene(pace=Pace(thinking_s=0.2, speed=4))
+    scene = Scene(pace=SpeechRate(thinking_s=0.2, speed=4))
     scene.say(speech(2) + silence(1))
     scene.wait(0.19)
     assert scene.all("response.output_audio.delta") == []

@@ -12,11 +12,11 @@ from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant, SessionS
 from strategies.chain import Chain, Link, SpecSupplier
 from strategies.endpoint import Target
 from strategies.errors import MalformedError, MintError, MisconfiguredError, PermanentError, TransientError
-from strategies.health import Gate, GatePolicy
+from strategies.health import BreakerPolicy, CircuitBreaker
 from strategies.retry import RetryPolicy
 from strategies.websocket_proxy import WebSocketProxy
-from tests.strategies.doubles import SPEC
-from tests.support.machine import judged_in_peace
+from tests.strategies.fakes import SPEC
+from tests.support.machine import retry_if_host_busy
 
 POLICY = RetryPolicy(attempts=2, attempt_timeout_s=10, backoff_s=0)
 SLACK_S = 0.25
@@ -79,11 +79,11 @@ def raises(error: BaseException) -> Behaviour:
     return behave
 
 
-def link(name: str, behave: Behaviour, gates: dict[str, Gate] | None = None) -> Link:
-    gate = Gate(name, GatePolicy(failures=1, open_s=60))
-    if gates is not None:
-        gates[name] = gate
-    return Link(Fake(name, behave), gate)
+def link(name: str, behave: Behaviour, breakers: dict[str, CircuitBreaker] | None = None) -> Link:
+    breaker = CircuitBreaker(name, BreakerPolicy(failures=1, open_s=60))
+    if breakers is not None:
+        breakers[name] = breaker
+    return Link(Fake(name, behave), breaker)
 
 
 async def spec() -> SessionSpec:
@@ -146,7 +146,7 @@ async def test_an_empty_chain_grants_nothing() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_strategies_that_hang_get_equal_shares_and_all_stay_within_the_deadline(count: int) -> None:
     links = [link(str(number), hangs) for number in range(count)]
     grant, told, took_s = await run(*links, WebSocketProxy(), budget_s=0.8)
@@ -159,20 +159,20 @@ async def test_strategies_that_hang_get_equal_shares_and_all_stay_within_the_dea
         assert fake(each).cancelled == 1
 
 
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_what_an_early_failure_leaves_over_goes_to_those_behind() -> None:
     late = link("b", hangs)
     await run(link("a", raises(PermanentError("404"))), late, WebSocketProxy(), budget_s=0.5)
     assert fake(late).limits_s == [pytest.approx(0.42, abs=0.08)]  # 0.5 less what is kept, and a busy machine
 
 
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_who_rests_has_no_share() -> None:
-    gates: dict[str, Gate] = {}
-    resting, asked = link("b", mints, gates), link("a", hangs)
-    admission = gates["b"].admit()
-    assert admission is not None
-    gates["b"].failed(admission, PermanentError("404"), 1)
+    breakers: dict[str, CircuitBreaker] = {}
+    resting, asked = link("b", mints, breakers), link("a", hangs)
+    permit = breakers["b"].admit()
+    assert permit is not None
+    breakers["b"].failed(permit, PermanentError("404"), 1)
     _, told, _ = await run(asked, resting, WebSocketProxy(), budget_s=0.5)
     assert fake(asked).limits_s == [pytest.approx(0.42, abs=0.08)]  # 0.5 less what is kept, and a busy machine
     assert told == [("a", "timeout"), ("b", "skipped"), ("websocket_proxy", "granted")]
@@ -186,7 +186,7 @@ async def test_a_deadline_that_is_past_asks_nobody() -> None:
     assert fake(asked).limits_s == []
 
 
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_a_strategy_that_resists_cancellation_is_left_behind_and_breaks_no_deadline() -> None:
     stubborn = [link("a", resists), link("b", resists)]
     began = asyncio.all_tasks()
@@ -208,8 +208,8 @@ async def test_a_strategy_with_a_bug_costs_only_itself(error: Exception) -> None
 
 
 async def test_cancelling_the_caller_cancels_the_attempt_and_frees_a_probe() -> None:
-    gates: dict[str, Gate] = {}
-    hanging = link("a", hangs, gates)
+    breakers: dict[str, CircuitBreaker] = {}
+    hanging = link("a", hangs, breakers)
     chain = Chain([hanging], policy=POLICY)
     asking = asyncio.create_task(chain.mint(spec, deadline_s=time.monotonic() + 60))
     await fake(hanging).asked.wait()
@@ -218,8 +218,8 @@ async def test_cancelling_the_caller_cancels_the_attempt_and_frees_a_probe() -> 
         await asking
     await asyncio.sleep(0)
     assert fake(hanging).cancelled == 1
-    assert gates["a"].admit() is not None
-    assert gates["a"].attempts == 0, "what nobody waited for is no news of Azure"
+    assert breakers["a"].admit() is not None
+    assert breakers["a"].attempts == 0, "what nobody waited for is no news of Azure"
 
 
 async def test_the_spec_is_asked_for_before_a_real_mint_alone() -> None:
@@ -236,7 +236,7 @@ async def test_the_spec_is_asked_for_before_a_real_mint_alone() -> None:
     assert asked == 1
 
 
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_a_spec_that_does_not_come_costs_its_share_and_no_more() -> None:
     async def never() -> SessionSpec:
         await asyncio.Event().wait()
@@ -251,39 +251,39 @@ async def test_a_spec_that_does_not_come_costs_its_share_and_no_more() -> None:
 
 
 async def test_while_one_link_is_probed_the_others_rest_and_the_prober_goes_on_down_the_chain() -> None:
-    gates: dict[str, Gate] = {}
+    breakers: dict[str, CircuitBreaker] = {}
     release = asyncio.Event()
 
     async def fails_when_released(_timeout_s: float) -> Grant:
         await release.wait()
         raise PermanentError("404")
 
-    first = link("a", fails_when_released, gates)
-    links: list[Link | WebSocketProxy] = [first, link("b", mints, gates), WebSocketProxy()]
-    for name, gate in gates.items():
-        admission = gate.admit()
-        assert admission is not None, name
-        gate.failed(admission, TransientError("503"), 1)
-        gate._rest_until_s = 0.0  # the rest is over
+    first = link("a", fails_when_released, breakers)
+    links: list[Link | WebSocketProxy] = [first, link("b", mints, breakers), WebSocketProxy()]
+    for name, breaker in breakers.items():
+        permit = breaker.admit()
+        assert permit is not None, name
+        breaker.failed(permit, TransientError("503"), 1)
+        breaker._open_until_s = 0.0  # the rest is over
     chain = Chain(links, policy=POLICY)
     deadline_s = time.monotonic() + 5
     prober = asyncio.create_task(chain.mint(spec, deadline_s=deadline_s))
     await fake(first).asked.wait()
     others = await asyncio.gather(*(chain.mint(spec, deadline_s=deadline_s) for _ in range(20)))
     assert all(isinstance(other.grant, ProxyGrant) for other in others)
-    assert gates["b"].attempts == 1
+    assert breakers["b"].attempts == 1
     release.set()
     assert (await prober).grant == GRANT
 
 
 async def test_a_link_that_is_open_to_all_is_asked_while_another_is_probed() -> None:
-    gates: dict[str, Gate] = {}
-    first = link("a", hangs, gates)
-    links: list[Link | WebSocketProxy] = [first, link("b", mints, gates), WebSocketProxy()]
-    admission = gates["a"].admit()
-    assert admission is not None
-    gates["a"].failed(admission, TransientError("503"), 1)
-    gates["a"]._rest_until_s = 0.0  # the rest is over
+    breakers: dict[str, CircuitBreaker] = {}
+    first = link("a", hangs, breakers)
+    links: list[Link | WebSocketProxy] = [first, link("b", mints, breakers), WebSocketProxy()]
+    permit = breakers["a"].admit()
+    assert permit is not None
+    breakers["a"].failed(permit, TransientError("503"), 1)
+    breakers["a"]._open_until_s = 0.0  # the rest is over
     chain = Chain(links, policy=POLICY)
     prober = asyncio.create_task(chain.mint(spec, deadline_s=time.monotonic() + 0.3))
     await fake(first).asked.wait()

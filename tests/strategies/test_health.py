@@ -1,4 +1,4 @@
-"""The gate: when it rests, whom it admits, and what it remembers."""
+"""The breaker: when it rests, whom it admits, and what it remembers."""
 
 import pytest
 from hypothesis import settings
@@ -18,9 +18,9 @@ from strategies.errors import (
     TimedOutError,
     TransientError,
 )  # fmt: skip
-from strategies.health import Admission, Breaker, Capability, Gate, GatePolicy
+from strategies.health import BreakerPolicy, BreakerState, Capability, CircuitBreaker, Permit
 
-POLICY = GatePolicy(failures=3, open_s=10, misconfigured_s=60, missing_s=600)
+POLICY = BreakerPolicy(failures=3, open_s=10, misconfigured_s=60, missing_s=600)
 
 
 class Clock:
@@ -37,22 +37,22 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def gate(clock: Clock) -> Gate:
-    return Gate("ga", POLICY, clock=clock)
+def breaker(clock: Clock) -> CircuitBreaker:
+    return CircuitBreaker("ga", POLICY, clock=clock)
 
 
-def admitted(gate: Gate) -> Admission:
-    admission = gate.admit()
-    assert admission is not None
-    return admission
+def admitted(breaker: CircuitBreaker) -> Permit:
+    permit = breaker.admit()
+    assert permit is not None
+    return permit
 
 
-def state(gate: Gate) -> str:
-    return gate.breaker.value
+def state(breaker: CircuitBreaker) -> str:
+    return breaker.state.value
 
 
-def fail(gate: Gate, error: MintError) -> None:
-    gate.failed(admitted(gate), error, 1.0)
+def fail(breaker: CircuitBreaker, error: MintError) -> None:
+    breaker.failed(admitted(breaker), error, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -73,95 +73,97 @@ def fail(gate: Gate, error: MintError) -> None:
     ],
 )
 def test_one_failure_rests_as_long_as_its_kind_says(
-    error: MintError, rest_s: float | None, capability: Capability, gate: Gate, clock: Clock
+    error: MintError, rest_s: float | None, capability: Capability, breaker: CircuitBreaker, clock: Clock
 ) -> None:
-    fail(gate, error)
-    assert gate.capability is capability
+    fail(breaker, error)
+    assert breaker.capability is capability
     if rest_s is None:
-        assert state(gate) == "closed"
+        assert state(breaker) == "closed"
         return
-    assert state(gate) == "open"
+    assert state(breaker) == "open"
     clock.now_s += rest_s - 0.001
-    assert gate.admit() is None
+    assert breaker.admit() is None
     clock.now_s += 0.002
-    assert state(gate) == "half_open"
-    assert admitted(gate).probe
+    assert state(breaker) == "half_open"
+    assert admitted(breaker).probe
 
 
-def test_transient_failures_in_a_row_open_it_and_a_success_between_starts_the_count_anew(gate: Gate) -> None:
+def test_transient_failures_in_a_row_open_it_and_a_success_between_starts_the_count_anew(
+    breaker: CircuitBreaker,
+) -> None:
     for _ in range(2):
-        fail(gate, TransientError("503"))
-    gate.succeeded(admitted(gate), 1.0)
+        fail(breaker, TransientError("503"))
+    breaker.succeeded(admitted(breaker), 1.0)
     for _ in range(2):
-        fail(gate, TransientError("503"))
-    assert state(gate) == "closed"
-    fail(gate, TransientError("503"))
-    assert state(gate) == "open"
-    assert "3 failures in a row, the last: 503" in gate.why_resting
+        fail(breaker, TransientError("503"))
+    assert state(breaker) == "closed"
+    fail(breaker, TransientError("503"))
+    assert state(breaker) == "open"
+    assert "3 failures in a row, the last: 503" in breaker.why_open
 
 
 @pytest.mark.parametrize("answered", [RejectedError("400"), MalformedError("HTML")])
-def test_an_answer_of_whatever_kind_starts_the_count_anew(gate: Gate, answered: MintError) -> None:
+def test_an_answer_of_whatever_kind_starts_the_count_anew(breaker: CircuitBreaker, answered: MintError) -> None:
     for error in (TransientError("503"), TransientError("503"), answered, TransientError("503"), TransientError("503")):
-        fail(gate, error)
-    assert state(gate) == "closed"
+        fail(breaker, error)
+    assert state(breaker) == "closed"
 
 
-def test_half_open_admits_one_and_its_success_opens_the_gate_to_all(gate: Gate, clock: Clock) -> None:
-    fail(gate, PermanentError("no route"))
+def test_half_open_admits_one_and_its_success_opens_the_gate_to_all(breaker: CircuitBreaker, clock: Clock) -> None:
+    fail(breaker, PermanentError("no route"))
     clock.now_s += 601
-    probe = admitted(gate)
+    probe = admitted(breaker)
     assert probe.probe
-    assert gate.admit() is None
-    assert "a probe is under way" in gate.why_resting
-    gate.succeeded(probe, 5.0)
-    assert (gate.breaker, gate.capability) == (Breaker.CLOSED, Capability.AVAILABLE)
-    assert admitted(gate) == admitted(gate)
+    assert breaker.admit() is None
+    assert "a probe is under way" in breaker.why_open
+    breaker.succeeded(probe, 5.0)
+    assert (breaker.state, breaker.capability) == (BreakerState.CLOSED, Capability.AVAILABLE)
+    assert admitted(breaker) == admitted(breaker)
 
 
-def test_a_failed_probe_opens_it_again_after_one_failure(gate: Gate, clock: Clock) -> None:
+def test_a_failed_probe_opens_it_again_after_one_failure(breaker: CircuitBreaker, clock: Clock) -> None:
     for _ in range(3):
-        fail(gate, TransientError("503"))
+        fail(breaker, TransientError("503"))
     clock.now_s += 11
-    fail(gate, TimedOutError("silence"))
-    assert state(gate) == "open"
+    fail(breaker, TimedOutError("silence"))
+    assert state(breaker) == "open"
     clock.now_s += 9
-    assert gate.admit() is None
+    assert breaker.admit() is None
 
 
-def test_an_abandoned_probe_frees_its_place(gate: Gate, clock: Clock) -> None:
-    fail(gate, PermanentError("no route"))
+def test_an_abandoned_probe_frees_its_place(breaker: CircuitBreaker, clock: Clock) -> None:
+    fail(breaker, PermanentError("no route"))
     clock.now_s += 601
-    gate.abandoned(admitted(gate))
-    assert admitted(gate).probe
+    breaker.abandoned(admitted(breaker))
+    assert admitted(breaker).probe
 
 
-def test_late_news_from_before_the_rest_does_not_lengthen_it(gate: Gate, clock: Clock) -> None:
-    late = admitted(gate)
-    fail(gate, RateLimitedError("slow down", retry_after_s=5))
-    gate.failed(late, PermanentError("no route"), 1.0)
+def test_late_news_from_before_the_rest_does_not_lengthen_it(breaker: CircuitBreaker, clock: Clock) -> None:
+    late = admitted(breaker)
+    fail(breaker, RateLimitedError("slow down", retry_after_s=5))
+    breaker.failed(late, PermanentError("no route"), 1.0)
     clock.now_s += 5.1
-    assert state(gate) == "half_open"
-    probe = admitted(gate)
-    gate.abandoned(late)
-    assert gate.admit() is None, "somebody else's admission does not free the probe's place"
-    gate.succeeded(probe, 1.0)
+    assert state(breaker) == "half_open"
+    probe = admitted(breaker)
+    breaker.abandoned(late)
+    assert breaker.admit() is None, "somebody else's admission does not free the probe's place"
+    breaker.succeeded(probe, 1.0)
 
 
-def test_late_good_news_ends_the_rest(gate: Gate) -> None:
-    late = admitted(gate)
-    fail(gate, MisconfiguredError("wrong key"))
-    gate.succeeded(late, 1.0)
-    assert (gate.breaker, gate.capability) == (Breaker.CLOSED, Capability.AVAILABLE)
+def test_late_good_news_ends_the_rest(breaker: CircuitBreaker) -> None:
+    late = admitted(breaker)
+    fail(breaker, MisconfiguredError("wrong key"))
+    breaker.succeeded(late, 1.0)
+    assert (breaker.state, breaker.capability) == (BreakerState.CLOSED, Capability.AVAILABLE)
 
 
-def test_the_snapshot_is_what_status_shows(gate: Gate, clock: Clock) -> None:
+def test_the_snapshot_is_what_status_shows(breaker: CircuitBreaker, clock: Clock) -> None:
     for latency_ms in range(1, 101):
-        gate.succeeded(admitted(gate), float(latency_ms))
+        breaker.succeeded(admitted(breaker), float(latency_ms))
     clock.now_s += 2
-    gate.failed(admitted(gate), MisconfiguredError("wrong key", status=401), 500.0)
+    breaker.failed(admitted(breaker), MisconfiguredError("wrong key", status=401), 500.0)
     clock.now_s += 10
-    assert gate.snapshot() == {
+    assert breaker.snapshot() == {
         "name": "ga",
         "breaker": "open",
         "capability": "misconfigured",
@@ -177,32 +179,32 @@ def test_the_snapshot_is_what_status_shows(gate: Gate, clock: Clock) -> None:
     }
 
 
-class GateMachine(RuleBasedStateMachine):
+class BreakerMachine(RuleBasedStateMachine):
     """However calls interleave: never two probes at once, never admitted during a rest, never resting for ever."""
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.gate = Gate("ga", POLICY, clock=self.clock)
-        self.out: list[Admission] = []
+        self.breaker = CircuitBreaker("ga", POLICY, clock=self.clock)
+        self.out: list[Permit] = []
 
     @rule()
     def admit(self) -> None:
-        resting = self.gate.breaker
-        admission = self.gate.admit()
-        if resting is Breaker.CLOSED:
-            assert admission is not None
-            assert not admission.probe
-        if resting is Breaker.OPEN:
-            assert admission is None
-        if admission is not None:
-            assert admission.probe == (resting is Breaker.HALF_OPEN)
-            self.out.append(admission)
+        resting = self.breaker.state
+        permit = self.breaker.admit()
+        if resting is BreakerState.CLOSED:
+            assert permit is not None
+            assert not permit.probe
+        if resting is BreakerState.OPEN:
+            assert permit is None
+        if permit is not None:
+            assert permit.probe == (resting is BreakerState.HALF_OPEN)
+            self.out.append(permit)
 
     @precondition(lambda self: self.out)
     @rule(data=st.data())
     def settle(self, data: st.DataObject) -> None:
-        admission = self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
+        permit = self.out.pop(data.draw(st.integers(0, len(self.out) - 1)))
         outcome = data.draw(
             st.sampled_from([
                 "succeeded", "abandoned", TransientError("503"), PermanentError("404"), MisconfiguredError("401"),
@@ -210,13 +212,13 @@ class GateMachine(RuleBasedStateMachine):
             ])
         )  # fmt: skip
         if outcome == "succeeded":
-            self.gate.succeeded(admission, 1.0)
-            assert state(self.gate) == "closed"
+            self.breaker.succeeded(permit, 1.0)
+            assert state(self.breaker) == "closed"
         elif outcome == "abandoned":
-            self.gate.abandoned(admission)
+            self.breaker.abandoned(permit)
         else:
             assert isinstance(outcome, MintError)
-            self.gate.failed(admission, outcome, 1.0)
+            self.breaker.failed(permit, outcome, 1.0)
 
     @rule(seconds=st.floats(0, 700))
     def time_passes(self, seconds: float) -> None:
@@ -224,24 +226,22 @@ class GateMachine(RuleBasedStateMachine):
 
     @invariant()
     def at_most_one_current_probe(self) -> None:
-        current = [
-            admission for admission in self.out if admission.probe and admission.generation == self.gate._generation
-        ]
+        current = [permit for permit in self.out if permit.probe and permit.generation == self.breaker._generation]
         assert len(current) <= 1
-        assert self.gate.probing == bool(current)
+        assert self.breaker.probing == bool(current)
 
     @invariant()
     def a_rest_ends(self) -> None:
-        retry_in_s = self.gate.snapshot()["retry_in_s"]
+        retry_in_s = self.breaker.snapshot()["retry_in_s"]
         assert retry_in_s is None or 0 <= retry_in_s <= POLICY.missing_s
 
     def teardown(self) -> None:
         """Once all have settled and the longest rest is over, it admits."""
-        for admission in self.out:
-            self.gate.abandoned(admission)
+        for permit in self.out:
+            self.breaker.abandoned(permit)
         self.clock.now_s += POLICY.missing_s + 1
-        assert self.gate.would_admit
+        assert self.breaker.would_admit
 
 
-TestGateMachine = GateMachine.TestCase
-TestGateMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True)
+TestBreakerMachine = BreakerMachine.TestCase
+TestBreakerMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True)

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.support.machine import judged_in_peace
 from strategies.errors import (
     CredentialError,
     MalformedError,
@@ -18,6 +17,7 @@ from strategies.errors import (
     TransientError,
 )  # fmt: skip
 from strategies.retry import RetryPolicy, Tries, retry
+from tests.support.machine import retry_if_host_busy
 
 AT_ONCE = RetryPolicy(attempts=3, attempt_timeout_s=1, backoff_s=0)
 
@@ -83,7 +83,7 @@ async def test_there_are_so_many_attempts_and_the_last_ones_error_is_told(attemp
     assert (outcome, tries) == (errors[attempts - 1], attempts)
 
 
-@judged_in_peace()
+@retry_if_host_busy()
 async def test_a_wish_beyond_the_deadline_ends_it_at_once() -> None:
     began_s = time.monotonic()
     error = RateLimitedError("429", retry_after_s=3600)

@@ -17,7 +17,7 @@ from strategies.ga import Ga
 from strategies.project import Project
 from strategies.unified import Unified
 from strategies.websocket_proxy import WebSocketProxy
-from tests.strategies.doubles import (
+from tests.strategies.fakes import (
     FLAT_BODY,
     GA_BODY,
     KEY,
@@ -41,7 +41,7 @@ UNIFIED_URL = "https://x.services.ai.azure.com/openai/realtime/client_secrets"
 
 
 class Tokens:
-    """Entra's stand-in."""
+    """Entra's fake."""
 
     async def fetch(self) -> AccessToken:
         return AccessToken(SecretStr("entra-token-0123456789"), time.time() + 3600)

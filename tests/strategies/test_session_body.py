@@ -12,7 +12,7 @@ from typing_extensions import is_typeddict
 
 from strategies.base import SessionSpec, TurnDetection
 from strategies.session_body import flat_session, ga_client_secret, ga_session, voice_live_session
-from tests.strategies.doubles import FLAT_BODY, GA_BODY, SPEC
+from tests.strategies.fakes import FLAT_BODY, GA_BODY, SPEC
 
 TOOL: Mapping[str, Any] = {
     "type": "function",

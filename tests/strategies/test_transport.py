@@ -21,7 +21,7 @@ import strategies
 from strategies.errors import MintError, TransientError
 from strategies.transport import BoundedResolver, make_tls_context, make_transport
 from strategies.upstream import Upstream
-from tests.strategies.doubles import key_credentials
+from tests.strategies.fakes import key_credentials
 from tests.support.serving import serve_app
 from tests.support.sockets import listening_socket, refused_port
 from tests.support.waiting import eventually

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from strategies.credentials import AccessToken, Credentials, EntraTokens
 from strategies.errors import CredentialError, MalformedError, MintError, TimedOutError, TransientError
 from strategies.upstream import MAX_ANSWER_BYTES, Upstream
-from tests.strategies.doubles import KEY, NOW_S, key_credentials, minted, upstream_over
+from tests.strategies.fakes import KEY, NOW_S, key_credentials, minted, upstream_over
 
 URL = "https://x.openai.azure.com/openai/v1/realtime/client_secrets"
 

@@ -1,4 +1,4 @@
-"""A stand-in for the managed identity endpoint of Azure's App Service and Container Apps, which azure-identity asks."""
+"""A fake for the managed identity endpoint of Azure's App Service and Container Apps, which azure-identity asks."""
 
 import asyncio
 import contextlib

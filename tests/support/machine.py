@@ -11,7 +11,7 @@ from typing import Any, ParamSpec
 
 import pytest
 
-__all__ = ["StolenTime", "judged_in_peace"]
+__all__ = ["StolenTime", "retry_if_host_busy"]
 
 P = ParamSpec("P")
 
@@ -50,7 +50,7 @@ class _Stalls:
     worst_s: float = 0.0
 
 
-def judged_in_peace(
+def retry_if_host_busy(
     tries: int = 6, *, or_skipped: bool = False
 ) -> Callable[[Callable[P, Awaitable[None]]], Callable[P, Coroutine[Any, Any, None]]]:
     """A test that is run again where it fails while the event loop stood still for long, or the host of this machine

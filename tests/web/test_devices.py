@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.support.machine import judged_in_peace
+from tests.support.machine import retry_if_host_busy
 from tests.web.support.chromium import Browser, Page, open_browser
+from tests.web.support.fake_broker import DIRECT, PROXY, run_fake
 from tests.web.support.recorder import without_processing
-from tests.web.support.stand_in import DIRECT, PROXY, run_stand_in
 
 NOTICE = "(({ dataset, textContent, hidden }) => hidden ? null : [dataset.code, textContent])(document.getElementById('notice'))"  # noqa: E501
 
@@ -16,9 +16,9 @@ async def _notice(page: Page, code: str) -> str:
     return str(words)
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_a_refused_microphone_says_where_to_allow_it(quiet_browser: Browser) -> None:
-    async with run_stand_in() as server, quiet_browser.page() as page:
+    async with run_fake() as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.run(
             "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('no', 'NotAllowedError'); }"
@@ -29,9 +29,9 @@ async def test_a_refused_microphone_says_where_to_allow_it(quiet_browser: Browse
         assert server.plan_requests == []  # the microphone is asked for before the plan
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_no_microphone_says_to_plug_one_in() -> None:
-    async with run_stand_in() as server, open_browser(devices=False) as browser, browser.page() as page:
+    async with run_fake() as server, open_browser(devices=False) as browser, browser.page() as page:
         await page.goto(server.base_url)
         await page.click("talk")
         await page.wait_for_text("state", "failed")
@@ -41,9 +41,9 @@ async def test_no_microphone_says_to_plug_one_in() -> None:
 @pytest.mark.parametrize(
     ("error", "code"), [("NotReadableError", "microphone_busy"), ("TypeError", "microphone_failed")]
 )
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_other_microphone_troubles_are_told_apart(quiet_browser: Browser, error: str, code: str) -> None:
-    async with run_stand_in() as server, quiet_browser.page() as page:
+    async with run_fake() as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.run(
             f"navigator.mediaDevices.getUserMedia = async () => {{ throw new DOMException('no', '{error}'); }}"
@@ -77,9 +77,9 @@ _KEEP_STREAMS = """
 
 
 @pytest.mark.parametrize("transport", [DIRECT, PROXY])
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_an_unplugged_microphone_is_said_and_its_successor_taken(browser: Browser, transport: str) -> None:
-    async with run_stand_in(transports=(transport,)) as server, browser.page() as page:
+    async with run_fake(transports=(transport,)) as server, browser.page() as page:
         await page.on_every_page(_KEEP_STREAMS)
         await page.goto(server.base_url)
         await page.click("talk")
@@ -98,9 +98,9 @@ async def test_an_unplugged_microphone_is_said_and_its_successor_taken(browser: 
         assert len(server.plans) == 1
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_offline_is_said_and_the_talk_comes_back_by_itself(quiet_browser: Browser) -> None:
-    async with run_stand_in(transports=(PROXY,)) as server, quiet_browser.page() as page:
+    async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.click("talk")
         await page.wait_for_text("state", "live")
@@ -113,9 +113,9 @@ async def test_offline_is_said_and_the_talk_comes_back_by_itself(quiet_browser: 
         assert server.plan_requests[-1]["session_id"] == server.plans[0]["session_id"]
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_talk_pressed_while_offline_says_so(quiet_browser: Browser) -> None:
-    async with run_stand_in(transports=(PROXY,)) as server, quiet_browser.page() as page:
+    async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.offline(gone=True)
         await page.click("talk")
@@ -123,9 +123,9 @@ async def test_talk_pressed_while_offline_says_so(quiet_browser: Browser) -> Non
         assert "You are offline" in await _notice(page, "offline")
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_two_tabs_at_once_are_told_of_each_other(quiet_browser: Browser) -> None:
-    async with run_stand_in(transports=(PROXY,)) as server, quiet_browser.page() as first:
+    async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as first:
         second = await quiet_browser.tab(first.context)
         for page in (first, second):
             await page.goto(server.base_url)
@@ -136,9 +136,9 @@ async def test_two_tabs_at_once_are_told_of_each_other(quiet_browser: Browser) -
         assert len(server.partners) == 2
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_a_tab_in_the_background_goes_on_talking(browser: Browser) -> None:
-    async with run_stand_in(transports=(PROXY,)) as server, browser.page() as page:
+    async with run_fake(transports=(PROXY,)) as server, browser.page() as page:
         await without_processing(page)
         await page.goto(server.base_url)
         await page.click("talk")

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from tests.web.support.chromium import Browser
-from tests.web.support.stand_in import run_stand_in
+from tests.web.support.fake_broker import run_fake
 
 EMBED = Path(__file__).parents[2] / "docs" / "embed.md"
 
@@ -13,7 +13,7 @@ async def test_the_ten_lines_talk(browser: Browser) -> None:
     block = re.search(r"```html\n(.*?)```", EMBED.read_text(), re.DOTALL)
     assert block
     assert len([line for line in block[1].splitlines() if line.strip()]) <= 10
-    async with run_stand_in() as server, browser.page() as page:
+    async with run_fake() as server, browser.page() as page:
         server.extra_page = "<!doctype html>" + block[1].replace("https://voice.example.com", server.base_url)
         await page.goto(f"{server.base_url}/extra")
         await page.click_on("#talk")

@@ -1,4 +1,4 @@
-"""Whatever breaks, the talk goes on: each failover in a real browser, by a fault of the stand-in."""
+"""Whatever breaks, the talk goes on: each failover in a real browser, by a fault of the fake."""
 
 import asyncio
 import time
@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.machine import judged_in_peace
+from tests.support.machine import retry_if_host_busy
 from tests.web.support.chromium import Browser, Page
-from tests.web.support.stand_in import DIRECT, PROXY, RELAY, StandIn, run_stand_in
+from tests.web.support.fake_broker import DIRECT, PROXY, RELAY, FakeBroker, run_fake
 
 KNOWN_AT_ONCE_S = 2.0
 AFTER_A_WAIT_S = 8.0
@@ -27,7 +27,7 @@ _COUNT_MICROPHONES = """
 
 
 @asynccontextmanager
-async def _talk_page(browser: Browser, server: StandIn) -> AsyncIterator[Page]:
+async def _talk_page(browser: Browser, server: FakeBroker) -> AsyncIterator[Page]:
     async with browser.page() as page:
         await page.on_every_page(_COUNT_MICROPHONES)
         await page.goto(server.base_url)
@@ -66,11 +66,11 @@ SOCKET = {"transports": (PROXY,)}
         pytest.param(SOCKET | {"socket_closes": [4502]}, AT_ONCE, PROXY, "azure_dropped", id="azure-refuses"),
     ],
 )
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_a_fault_on_the_way_leads_to_the_next_way(
     quiet_browser: Browser, faults: dict[str, Any], limit_s: float, transport: str, reason: str
 ) -> None:
-    async with run_stand_in(**faults) as server, _talk_page(quiet_browser, server) as page:
+    async with run_fake(**faults) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
         await _live_within(page, limit_s, transport, reason)
         assert await page.run("__microphones") == 1
@@ -83,9 +83,9 @@ async def test_a_fault_on_the_way_leads_to_the_next_way(
 @pytest.mark.parametrize(
     "key", ["0123456789abcdef0123456789abcdef", "sk-secret", "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJhIn0.c2ln"]
 )
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_a_key_that_is_not_ephemeral_is_refused_and_never_sent(quiet_browser: Browser, key: str) -> None:
-    async with run_stand_in(ephemeral_token=key) as server, _talk_page(quiet_browser, server) as page:
+    async with run_fake(ephemeral_token=key) as server, _talk_page(quiet_browser, server) as page:
         await page.run(
             "new MutationObserver(() => { window.__code ||= document.getElementById('notice').dataset.code; })"
             ".observe(document.getElementById('notice'), { attributes: true })"
@@ -96,23 +96,23 @@ async def test_a_key_that_is_not_ephemeral_is_refused_and_never_sent(quiet_brows
         assert not any(key in str(request) for request in page.requests)
 
 
-async def _drop_channel(server: StandIn) -> None:
+async def _drop_channel(server: FakeBroker) -> None:
     server.calls[-1].close_channel()
 
 
-async def _drop_call(server: StandIn) -> None:
+async def _drop_call(server: FakeBroker) -> None:
     await server.calls[-1].close()
 
 
-async def _azure_drops(server: StandIn) -> None:
+async def _azure_drops(server: FakeBroker) -> None:
     await server.sockets[-1].close(4502)
 
 
-async def _longest_time(server: StandIn) -> None:
+async def _longest_time(server: FakeBroker) -> None:
     await server.sockets[-1].close(1000)
 
 
-async def _broker_goes(server: StandIn) -> None:
+async def _broker_goes(server: FakeBroker) -> None:
     server.token_answers += [503, 503]
     await server.sockets[-1].close(1012)
 
@@ -122,7 +122,7 @@ class _Break:
     """How a talk breaks off, and how it goes on."""
 
     transports: tuple[str, ...]
-    drop: Callable[[StandIn], Awaitable[None]]
+    drop: Callable[[FakeBroker], Awaitable[None]]
     limit_s: float
     reason: str
 
@@ -137,10 +137,10 @@ class _Break:
         pytest.param(_Break((PROXY,), _broker_goes, WAIT, "socket_closed"), id="broker-restarts"),
     ],
 )
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_a_talk_that_breaks_off_goes_on_in_the_same_session(quiet_browser: Browser, broken: _Break) -> None:
     transports = broken.transports
-    async with run_stand_in(transports=transports) as server, _talk_page(quiet_browser, server) as page:
+    async with run_fake(transports=transports) as server, _talk_page(quiet_browser, server) as page:
         await page.run("window.__sameDocument = true")
         await page.click("talk")
         await page.wait_for_text("state", "live")
@@ -160,10 +160,10 @@ async def test_a_talk_that_breaks_off_goes_on_in_the_same_session(quiet_browser:
             assert [turn["content"] for turn in server.turns] == ["Before", "You wrote to me."]
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_turns_keep_the_token_of_the_plan_they_belong_to(quiet_browser: Browser) -> None:
     async with (
-        run_stand_in(transports=(DIRECT,), turn_answers=[503] * 4) as server,
+        run_fake(transports=(DIRECT,), turn_answers=[503] * 4) as server,
         _talk_page(quiet_browser, server) as page,
     ):
         await page.click("talk")
@@ -177,9 +177,9 @@ async def test_turns_keep_the_token_of_the_plan_they_belong_to(quiet_browser: Br
         assert server.turns[0]["authorization"] == f"Bearer {server.plans[0]['session_token']}"
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_words_cut_off_with_the_connection_reach_the_memory(quiet_browser: Browser) -> None:
-    async with run_stand_in(transports=(DIRECT, PROXY)) as server, _talk_page(quiet_browser, server) as page:
+    async with run_fake(transports=(DIRECT, PROXY)) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
         await page.wait_for_text("state", "live")
         await server.partners[0].begin_to_say("And furthermore")
@@ -196,19 +196,19 @@ async def test_words_cut_off_with_the_connection_reach_the_memory(quiet_browser:
 @pytest.mark.parametrize(
     ("faults", "code"),
     [
-        ({"token_answers": [404]}, "stand_in_404"),
-        ({"token_answers": [401]}, "stand_in_401"),
-        ({"token_answers": [403]}, "stand_in_403"),
+        ({"token_answers": [404]}, "fake_404"),
+        ({"token_answers": [401]}, "fake_401"),
+        ({"token_answers": [403]}, "fake_403"),
         ({"transports": (PROXY,), "socket_closes": [4403]}, "origin_refused"),
         ({"transports": (PROXY,), "socket_closes": [4429]}, "too_many_sessions"),
         ({"transports": (PROXY,), "socket_closes": [4400]}, "bad_request"),
     ],
 )
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_a_final_refusal_stops_the_loop_and_says_why(
     quiet_browser: Browser, faults: dict[str, Any], code: str
 ) -> None:
-    async with run_stand_in(**faults) as server, _talk_page(quiet_browser, server) as page:
+    async with run_fake(**faults) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
         await page.wait_for_text("state", "failed")
         notice = await page.run(
@@ -222,17 +222,17 @@ async def test_a_final_refusal_stops_the_loop_and_says_why(
         await page.wait_for_text("state", "live")
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_a_broker_that_stays_away_is_given_up_after_a_few_attempts(quiet_browser: Browser) -> None:
-    async with run_stand_in(token_answers=[500] * 20) as server, _talk_page(quiet_browser, server) as page:
+    async with run_fake(token_answers=[500] * 20) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
         await page.wait_for_text("state", "failed", 12)
         assert len(server.plan_requests) == 4
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_hanging_up_while_connecting_leaves_nothing_behind(quiet_browser: Browser) -> None:
-    async with run_stand_in(sdp_answers=["hang"]) as server, _talk_page(quiet_browser, server) as page:
+    async with run_fake(sdp_answers=["hang"]) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
         await server.until(lambda: len(server.sdp_offers) == 1)
         await page.click("hangup")
@@ -242,9 +242,9 @@ async def test_hanging_up_while_connecting_leaves_nothing_behind(quiet_browser: 
         assert (len(server.plans), len(server.sdp_offers)) == (1, 1)
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_a_session_moves_on_by_itself_before_azures_limit(quiet_browser: Browser) -> None:
-    async with run_stand_in(transports=(PROXY,)) as server, _talk_page(quiet_browser, server) as page:
+    async with run_fake(transports=(PROXY,)) as server, _talk_page(quiet_browser, server) as page:
         await page.run(
             """import("/client/voice-session.js").then(({ VoiceSession }) => {
                 window.session = new VoiceSession({ brokerUrl: location.origin, moveAfterMs: 1000 });
@@ -258,10 +258,10 @@ async def test_a_session_moves_on_by_itself_before_azures_limit(quiet_browser: B
         await page.run("session.disconnect()")
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_another_agent_over_webrtc_is_a_new_plan_and_over_the_proxy_an_event(quiet_browser: Browser) -> None:
     for transport in (DIRECT, PROXY):
-        async with run_stand_in(transports=(transport,)) as server, _talk_page(quiet_browser, server) as page:
+        async with run_fake(transports=(transport,)) as server, _talk_page(quiet_browser, server) as page:
             await page.wait_for("document.querySelector('[data-testid=agent]').options.length === 2")
             await page.click("talk")
             await page.wait_for_text("state", "live")
@@ -283,9 +283,9 @@ async def test_another_agent_over_webrtc_is_a_new_plan_and_over_the_proxy_an_eve
             )
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_hanging_up_a_relayed_call_ends_it_at_azure_too(quiet_browser: Browser) -> None:
-    async with run_stand_in(transports=(RELAY,)) as server, _talk_page(quiet_browser, server) as page:
+    async with run_fake(transports=(RELAY,)) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
         await page.wait_for_text("state", "live")
         await page.click("hangup")

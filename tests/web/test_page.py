@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from tests.web.support.chromium import Browser, Page
+from tests.web.support.fake_broker import PROXY, run_fake
 from tests.web.support.node import installed_tools
-from tests.web.support.stand_in import PROXY, run_stand_in
 
 MAX_LOAD_BYTES = 100_000
 STRATEGY = {
@@ -29,7 +29,7 @@ HEALTH = {
 
 
 async def test_the_page_loads_in_under_100_kb_and_without_a_complaint(quiet_browser: Browser) -> None:
-    async with run_stand_in() as server, quiet_browser.page() as page:
+    async with run_fake() as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.wait_for("document.querySelector('[data-testid=agent]').options.length > 0")
         await page.click("talk")  # the worklets are loaded here
@@ -42,7 +42,7 @@ async def test_the_page_loads_in_under_100_kb_and_without_a_complaint(quiet_brow
 
 
 async def test_the_pages_policy_allows_no_inline_code_and_is_never_broken(quiet_browser: Browser) -> None:
-    async with run_stand_in() as server:
+    async with run_fake() as server:
         async with httpx.AsyncClient() as client:
             answer = await client.get(server.base_url)
         policy = answer.headers["content-security-policy"]
@@ -66,7 +66,7 @@ async def test_the_pages_policy_allows_no_inline_code_and_is_never_broken(quiet_
 
 
 async def test_modules_come_compressed_with_the_right_type_and_are_not_sent_twice() -> None:
-    async with run_stand_in() as server, httpx.AsyncClient(base_url=server.base_url) as client:
+    async with run_fake() as server, httpx.AsyncClient(base_url=server.base_url) as client:
         for path, media_type in (
             ("voice-session.js", "text/javascript"),
             ("style.css", "text/css"),
@@ -91,7 +91,7 @@ async def test_modules_come_compressed_with_the_right_type_and_are_not_sent_twic
      "/client/%2e%2e/pyproject.toml", "/client/audio/%2e%2e/%2e%2e/pyproject.toml", "/client/", "/client/no.js"],
 )  # fmt: skip
 async def test_nothing_but_the_clients_modules_is_served(path: str) -> None:
-    async with run_stand_in() as server, httpx.AsyncClient(base_url=server.base_url) as client:
+    async with run_fake() as server, httpx.AsyncClient(base_url=server.base_url) as client:
         assert (await client.get(path)).status_code == 404
 
 
@@ -110,7 +110,7 @@ async def _findings(page: Page) -> list[str]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_axe_finds_nothing_in_either_tab(quiet_browser: Browser, scheme: str) -> None:
     axe = (installed_tools() / "axe-core" / "axe.min.js").read_text()
-    async with run_stand_in(transports=(PROXY,), health=HEALTH) as server, quiet_browser.page(scheme=scheme) as page:
+    async with run_fake(transports=(PROXY,), health=HEALTH) as server, quiet_browser.page(scheme=scheme) as page:
         await page.call("Page.setBypassCSP", enabled=True)
         await page.goto(server.base_url)
         await page.wait_for("document.querySelector('[data-testid=agent]').options.length > 0")
@@ -132,7 +132,7 @@ async def test_axe_finds_nothing_in_either_tab(quiet_browser: Browser, scheme: s
 
 
 async def test_health_draws_what_status_says(quiet_browser: Browser) -> None:
-    async with run_stand_in(health=HEALTH) as server, quiet_browser.page() as page:
+    async with run_fake(health=HEALTH) as server, quiet_browser.page() as page:
         await page.goto(f"{server.base_url}/#health")
         await page.wait_for("document.querySelectorAll('#strategies > li').length === 3")
         text = await page.run("document.getElementById('panel-health').innerText")
@@ -144,7 +144,7 @@ async def test_health_draws_what_status_says(quiet_browser: Browser) -> None:
 
 async def test_health_says_who_is_told_more_where_the_status_is_short(quiet_browser: Browser) -> None:
     short = {"voicelive_configured": True, "model": "gpt-realtime", "active_sessions": 3, "agents": {"elena": {}}}
-    async with run_stand_in(health=short) as server, quiet_browser.page() as page:
+    async with run_fake(health=short) as server, quiet_browser.page() as page:
         await page.goto(f"{server.base_url}/#health")
         await page.wait_for("!document.getElementById('health-notice').hidden")
         assert "BROKER_METRICS_TOKEN" in await page.run("document.getElementById('health-notice').textContent")
@@ -155,7 +155,7 @@ async def test_health_says_who_is_told_more_where_the_status_is_short(quiet_brow
 
 
 async def test_health_says_when_the_broker_is_away(quiet_browser: Browser) -> None:
-    async with run_stand_in(health=None) as server, quiet_browser.page() as page:
+    async with run_fake(health=None) as server, quiet_browser.page() as page:
         await page.goto(f"{server.base_url}/#health")
         await page.wait_for("!document.getElementById('health-notice').hidden")
         assert "in trouble" in await page.run("document.getElementById('health-notice').textContent")
@@ -163,7 +163,7 @@ async def test_health_says_when_the_broker_is_away(quiet_browser: Browser) -> No
 
 async def test_a_talk_can_be_held_by_keyboard_alone(quiet_browser: Browser) -> None:
     focused = "document.activeElement.dataset.testid"
-    async with run_stand_in(transports=(PROXY,)) as server, quiet_browser.page() as page:
+    async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         for _ in range(8):
             if await page.run(focused) == "talk":
@@ -180,7 +180,7 @@ async def test_a_talk_can_be_held_by_keyboard_alone(quiet_browser: Browser) -> N
 
 
 async def test_tabs_are_walked_with_the_arrow_keys(quiet_browser: Browser) -> None:
-    async with run_stand_in(health=HEALTH) as server, quiet_browser.page() as page:
+    async with run_fake(health=HEALTH) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.run("document.getElementById('tab-talk').focus()")
         await page.press("ArrowRight")
@@ -191,7 +191,7 @@ async def test_tabs_are_walked_with_the_arrow_keys(quiet_browser: Browser) -> No
 
 
 async def test_a_phone_shows_all_without_scrolling_sideways(quiet_browser: Browser) -> None:
-    async with run_stand_in(health=HEALTH) as server, quiet_browser.page(width=360, height=680) as page:
+    async with run_fake(health=HEALTH) as server, quiet_browser.page(width=360, height=680) as page:
         await page.goto(server.base_url)
         sideways = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
         assert not await page.run(sideways)
@@ -205,7 +205,7 @@ async def test_a_phone_shows_all_without_scrolling_sideways(quiet_browser: Brows
 
 
 async def test_reduced_motion_stops_what_moves_by_itself(quiet_browser: Browser) -> None:
-    async with run_stand_in(token_answers=["hang"]) as server, quiet_browser.page() as page:
+    async with run_fake(token_answers=["hang"]) as server, quiet_browser.page() as page:
         await page.call(
             "Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}]
         )  # fmt: skip

@@ -1,12 +1,12 @@
-"""A whole talk in a real browser, on each transport, against the stand-in: words on screen, sound, turns."""
+"""A whole talk in a real browser, on each transport, against the fake: words on screen, sound, turns."""
 
 import pytest
 
-from tests.support.machine import judged_in_peace
+from tests.support.machine import retry_if_host_busy
 from tests.web.support.chromium import Browser
+from tests.web.support.fake_broker import DIRECT, PROXY, RELAY, WEBSOCKET, run_fake
 from tests.web.support.recorder import MICROPHONE_RATE, install_recorder, recording, without_processing
 from tests.web.support.speech import Samples, at_rate, best_match, first_words, pieces_match
-from tests.web.support.stand_in import DIRECT, PROXY, RELAY, WEBSOCKET, run_stand_in
 
 USER_SAID = "document.querySelector('.line[data-speaker=user][data-final=true]')"
 AGENT_SAID = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
@@ -21,11 +21,11 @@ def _silent_for(seconds: float) -> str:
 
 
 @pytest.mark.parametrize("transport", [PROXY, WEBSOCKET, DIRECT, RELAY])
-@judged_in_peace(tries=3, or_skipped=True)
+@retry_if_host_busy(tries=3, or_skipped=True)
 async def test_a_click_starts_a_talk_and_what_was_said_comes_back(
     browser: Browser, said: Samples, transport: str
 ) -> None:
-    async with run_stand_in(transports=(transport,)) as server, browser.page() as page:
+    async with run_fake(transports=(transport,)) as server, browser.page() as page:
         await install_recorder(page)
         await without_processing(page)
         await page.goto(server.base_url)
@@ -56,7 +56,7 @@ async def test_a_click_starts_a_talk_and_what_was_said_comes_back(
 
 
 async def test_both_sides_words_stand_on_screen_in_the_order_they_were_said(browser: Browser) -> None:
-    async with run_stand_in(transports=(PROXY,)) as server, browser.page() as page:
+    async with run_fake(transports=(PROXY,)) as server, browser.page() as page:
         await page.goto(server.base_url)
         await page.click("talk")
         await page.wait_for(f"{USER_SAID} && {AGENT_SAID}", 15)
@@ -67,7 +67,7 @@ async def test_both_sides_words_stand_on_screen_in_the_order_they_were_said(brow
 
 
 async def test_the_meters_move_with_both_voices(browser: Browser) -> None:
-    async with run_stand_in(transports=(PROXY,)) as server, browser.page() as page:
+    async with run_fake(transports=(PROXY,)) as server, browser.page() as page:
         await page.goto(server.base_url)
         await page.run(
             """import("/client/voice-session.js").then(({ VoiceSession }) => {
@@ -86,7 +86,7 @@ async def test_the_meters_move_with_both_voices(browser: Browser) -> None:
 
 
 async def test_typed_words_are_said_answered_and_reported(quiet_browser: Browser) -> None:
-    async with run_stand_in(transports=(DIRECT,)) as server, quiet_browser.page() as page:
+    async with run_fake(transports=(DIRECT,)) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.click("talk")
         await page.wait_for_text("state", "live")
@@ -104,7 +104,7 @@ async def test_typed_words_are_said_answered_and_reported(quiet_browser: Browser
 
 
 async def test_a_muted_microphone_sends_silence(browser: Browser) -> None:
-    async with run_stand_in(transports=(PROXY,)) as server, browser.page() as page:
+    async with run_fake(transports=(PROXY,)) as server, browser.page() as page:
         await page.goto(server.base_url)
         await page.click("talk")
         await page.click("mute")
@@ -123,7 +123,7 @@ async def test_a_muted_microphone_sends_silence(browser: Browser) -> None:
 async def test_barge_in_stops_the_sound_within_50_ms_and_truncates_no_more_than_was_played(
     quiet_browser: Browser, transport: str
 ) -> None:
-    async with run_stand_in(transports=(transport,)) as server, quiet_browser.page() as page:
+    async with run_fake(transports=(transport,)) as server, quiet_browser.page() as page:
         await install_recorder(page)
         await page.on_every_page(_NOTE_SPEECH_STARTED)
         await page.goto(server.base_url)
@@ -167,7 +167,7 @@ _NOTE_SPEECH_STARTED = """
 
 
 async def test_over_webrtc_barge_in_silences_the_loudspeaker_at_once_and_gives_it_back(quiet_browser: Browser) -> None:
-    async with run_stand_in(transports=(DIRECT,)) as server, quiet_browser.page() as page:
+    async with run_fake(transports=(DIRECT,)) as server, quiet_browser.page() as page:
         await page.on_every_page(_WATCH_SPEAKER)
         await page.goto(server.base_url)
         await page.click("talk")
@@ -208,7 +208,7 @@ _WATCH_SPEAKER = """
 
 
 async def test_escape_cuts_the_answer_short(quiet_browser: Browser) -> None:
-    async with run_stand_in(transports=(PROXY,)) as server, quiet_browser.page() as page:
+    async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as page:
         await install_recorder(page)
         await page.goto(server.base_url)
         await page.click("talk")
@@ -222,7 +222,7 @@ async def test_escape_cuts_the_answer_short(quiet_browser: Browser) -> None:
 
 
 async def test_a_page_that_closes_takes_its_last_turns_along(quiet_browser: Browser) -> None:
-    async with run_stand_in(transports=(DIRECT,), turn_answers=[503, 503, 503]) as server, quiet_browser.page() as page:
+    async with run_fake(transports=(DIRECT,), turn_answers=[503, 503, 503]) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.click("talk")
         await page.wait_for_text("state", "live")
@@ -234,7 +234,7 @@ async def test_a_page_that_closes_takes_its_last_turns_along(quiet_browser: Brow
 
 
 async def test_turns_refused_for_a_while_arrive_later_once_and_in_order(quiet_browser: Browser) -> None:
-    async with run_stand_in(transports=(DIRECT,), turn_answers=[503, 503, 500]) as server, quiet_browser.page() as page:
+    async with run_fake(transports=(DIRECT,), turn_answers=[503, 503, 500]) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.click("talk")
         await page.wait_for_text("state", "live")

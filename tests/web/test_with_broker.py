@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.machine import judged_in_peace
+from tests.support.machine import retry_if_host_busy
 from tests.web.support.chromium import Browser, Page
 from tests.web.support.demo import Demo, run_demo
 from tests.web.support.recorder import MICROPHONE_RATE, install_recorder, recording, without_processing
@@ -63,7 +63,7 @@ async def _kept_of(plan: dict[str, Any], demo: Demo, count: int) -> list[dict[st
 
 
 @pytest.mark.parametrize("transport", ["websocket_proxy", "webrtc", "webrtc_relay"])
-@judged_in_peace(tries=2, or_skipped=True)
+@retry_if_host_busy(tries=2, or_skipped=True)
 async def test_a_whole_talk_at_a_click_heard_shown_and_kept(browser: Browser, demo: Demo, transport: str) -> None:
     source = "proxy" if transport == "websocket_proxy" else "browser"
 
@@ -111,7 +111,7 @@ CALLS = "/openai/v1/realtime/calls"
         pytest.param({"fault": "ice_never"}, "websocket_proxy", "ice_timeout", id="ice-never"),
     ],
 )
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_a_call_that_azure_does_not_take_goes_another_way_within_8_s(
     quiet_browser: Browser, demo: Demo, fault: dict[str, Any], then: str, reason: str
 ) -> None:
@@ -125,7 +125,7 @@ async def test_a_call_that_azure_does_not_take_goes_another_way_within_8_s(
 
 
 @pytest.mark.parametrize("how", ["close", "channel", "silent"])
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_a_call_that_dies_in_mid_talk_goes_on_over_the_proxy_and_no_turn_is_lost(
     quiet_browser: Browser, demo: Demo, how: str
 ) -> None:
@@ -150,7 +150,7 @@ async def test_a_call_that_dies_in_mid_talk_goes_on_over_the_proxy_and_no_turn_i
 
 
 @pytest.mark.parametrize("how", ["closed", "left"])
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_what_is_not_yet_reported_when_a_page_closes_is_kept(
     quiet_browser: Browser, demo: Demo, how: str
 ) -> None:
@@ -174,7 +174,7 @@ async def test_what_is_not_yet_reported_when_a_page_closes_is_kept(
         assert [turn["content"] for turn in turns] == ["My last words", answer]
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_turns_before_and_after_a_drop_are_in_one_session_in_their_order(
     quiet_browser: Browser, demo: Demo
 ) -> None:
@@ -199,7 +199,7 @@ async def test_turns_before_and_after_a_drop_are_in_one_session_in_their_order(
         assert [turn["content"] for turn in turns if turn["role"] == "user"] == ["First", "Second"]
 
 
-@judged_in_peace(tries=3)
+@retry_if_host_busy(tries=3)
 async def test_mints_that_all_fail_end_on_the_proxy(quiet_browser: Browser, demo: Demo) -> None:
     await demo.set_faults({"match": "/openai", "method": "POST", "fault": "status", "code": 500},
                           {"match": "/api/projects", "fault": "status", "code": 500})  # fmt: skip
@@ -211,7 +211,7 @@ async def test_mints_that_all_fail_end_on_the_proxy(quiet_browser: Browser, demo
         assert await page.run("document.querySelector('[data-testid=transport]').dataset.reason") == "not_minted"
 
 
-@judged_in_peace(tries=1, or_skipped=True)
+@retry_if_host_busy(tries=1, or_skipped=True)
 async def test_half_a_minute_of_talk_neither_grows_nor_drifts_nor_skips(
     browser: Browser, demo: Demo, said: Samples
 ) -> None:

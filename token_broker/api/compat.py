@@ -1,7 +1,7 @@
-"""The doors of the official clients (docs/api.md §6): a mint, WebSockets and WebRTC calls under the paths they know.
+"""The compatible endpoints (docs/api.md §6): a mint, WebSockets and WebRTC calls under the official clients' paths.
 
-Thin: who comes is `Admission`'s to say, a talk is the relay's, a call is `offers`'. What is the doors' own is the
-client secret.
+Thin: who comes is `Admission`'s to say, a talk is the relay's, a call is `offers`'. What is the compatible endpoints'
+own is the client secret.
 """
 
 import math
@@ -27,9 +27,9 @@ from token_broker.broker import Broker, broker_of
 from token_broker.memory.types import Owner
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
 from token_broker.relay.dialects.settings import shown_session
-from token_broker.relay.protocols import DOORS, Door
+from token_broker.relay.protocols import COMPAT_ENDPOINTS, CompatEndpoint
 from token_broker.security.authentication import Principal, limit_key
-from token_broker.security.credentials import SeveralCredentialsError, presented_credential
+from token_broker.security.credentials import SeveralCredentialsError, extract_credential
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TokenError, is_ours
 from token_broker.sessions.agents import Agent, session_spec
 from token_broker.sessions.ownership import OpenedSession, confirm_owner, ensure_not_blocked, open_session
@@ -38,7 +38,7 @@ from token_broker.web.ids import correlation_id
 from token_broker.web.problems import Problem
 from token_broker.web.requests import parse_json, read_body
 
-__all__ = ["door_routes"]
+__all__ = ["compat_routes"]
 
 _NO_STORE = {"Cache-Control": "no-store"}
 _MAX_FORM_FIELDS = 8
@@ -49,28 +49,28 @@ MINT_PREFIXES: tuple[str, ...] = ("/v1", "/openai/v1", "/openai")
 CALL_PREFIXES: tuple[str, ...] = ("/v1", "/openai/v1")
 
 
-class DoorSocket:
-    """One door's WebSockets; a class, since Starlette takes functions for something less than ASGI."""
+class CompatSocket:
+    """One compatible endpoint's WebSockets; a class, since Starlette takes functions for something less than ASGI."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, compat: CompatEndpoint) -> None:
+        self._compat = compat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         broker: Broker = scope["app"].state.broker
-        await broker.relay.door(self._door, scope, receive, send)
+        await broker.relay.compat(self._compat, scope, receive, send)
 
 
-def door_routes() -> list[BaseRoute]:
-    """All doors, by the paths that each client makes of its base URL."""
-    sockets = [(path, DoorSocket(door)) for door in DOORS for path in door.paths]
+def compat_routes() -> list[BaseRoute]:
+    """All compatible endpoints, by the paths that each client makes of its base URL."""
+    sockets = [(path, CompatSocket(compat)) for compat in COMPAT_ENDPOINTS for path in compat.paths]
     return [
         *[
             Route(f"{prefix}/realtime/client_secrets", create_client_secret, methods=["POST"])
             for prefix in MINT_PREFIXES
         ],
-        *[Route(f"{prefix}/realtime/calls", create_door_call, methods=["POST"]) for prefix in CALL_PREFIXES],
+        *[Route(f"{prefix}/realtime/calls", create_compat_call, methods=["POST"]) for prefix in CALL_PREFIXES],
         *[
-            Route(f"{prefix}/realtime/calls/{{call_id}}/hangup", hang_up_door_call, methods=["POST"])
+            Route(f"{prefix}/realtime/calls/{{call_id}}/hangup", hang_up_compat_call, methods=["POST"])
             for prefix in CALL_PREFIXES
         ],
         *[WebSocketRoute(path, socket) for path, socket in sockets],
@@ -121,32 +121,32 @@ async def create_client_secret(request: Request) -> Response:
     return JSONResponse(answer.model_dump(), headers=_NO_STORE)
 
 
-async def create_door_call(request: Request) -> Response:
+async def create_compat_call(request: Request) -> Response:
     """Answers 201 with the SDP answer and `Location`; problems: 400, 401, 403, 408, 413, 415, 429, 502 to 504."""
     broker = broker_of(request)
     deadline_s = time.monotonic() + broker.settings.token_budget_s
-    visitor = broker.admission.by_any(request.scope)
-    bind_ids(session_id=visitor.owner.session_id)
+    admitted = broker.admission.by_any(request.scope)
+    bind_ids(session_id=admitted.owner.session_id)
     offer = await _read_offer(request, broker)
-    with await broker.admission.enter(visitor, counted=True) as lease:
+    with await broker.admission.enter(admitted, counted=True) as lease:
         call = await place_call(
             request,
             broker,
             offer,
-            owner=visitor.owner,
-            agent=visitor.agent,
+            owner=admitted.owner,
+            agent=admitted.agent,
             lease=lease,
             deadline_s=deadline_s,
-            filtered=broker.settings.doors_webrtc_filter == "on",
+            filtered=broker.settings.compat_webrtc_filter == "on",
         )
     headers = dict(_NO_STORE)
     if call.call_id is not None:
-        broker.relay.listen(visitor, endpoint=call.endpoint, call_id=call.call_id, spec=call.spec)
+        broker.relay.listen(admitted, endpoint=call.endpoint, call_id=call.call_id, spec=call.spec)
         headers["Location"] = f"{request.scope['path']}/{call.token}"
-    return CallAnswer(broker, call, visitor.owner, headers)
+    return CallAnswer(broker, call, admitted.owner, headers)
 
 
-async def hang_up_door_call(request: Request) -> Response:
+async def hang_up_compat_call(request: Request) -> Response:
     """Answers 200, as OpenAI does, when the call is over; problems: 401, 404, 429, 502, 504."""
     broker = broker_of(request)
     session_id, key = broker.admission.leaver(request.scope)
@@ -163,7 +163,7 @@ async def _caller(request: Request, broker: Broker) -> tuple[Principal, ClientSe
     means nothing; but one that is Azure's, or was ours and is no longer good, is told so.
     """
     try:
-        credential = presented_credential(request.scope)
+        credential = extract_credential(request.scope)
     except SeveralCredentialsError:
         raise _refused("Several credentials came, which differ: send one.") from None
     if credential is not None:

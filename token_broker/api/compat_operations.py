@@ -1,14 +1,14 @@
-"""What the doors of the official clients take and answer, as /openapi.json shows it."""
+"""What the compatible endpoints of the official clients take and answer, as /openapi.json shows it."""
 
 from token_broker.api.compat import CALL_PREFIXES, MINT_PREFIXES
 from token_broker.api.offers import HANG_UP_PROBLEMS, OFFER_PROBLEMS, OFFER_SCHEMA, SDP_ANSWER, SDP_EXAMPLE
-from token_broker.relay.protocols import DOORS
+from token_broker.relay.protocols import COMPAT_ENDPOINTS
 from token_broker.sessions.schemas import ClientSecret, ClientSecretRequest
 from token_broker.web.openapi import Answer, Body, Operation, Parameter, Socket
 
-__all__ = ["DOOR_OPERATIONS", "DOOR_SOCKETS"]
+__all__ = ["COMPAT_OPERATIONS", "COMPAT_SOCKETS"]
 
-_TAG = "Doors for the official clients"
+_TAG = "Compatible endpoints for the official clients"
 _CREDENTIAL = (
     "The credential is a client secret (or a plan's session token or ticket), with or without `ek_`: as "
     "`Authorization: Bearer`, `api-key` header, query `api-key` or `authorization`"
@@ -28,7 +28,7 @@ _SECRET_EXAMPLE = {
     },
 }
 
-DOOR_OPERATIONS = (
+COMPAT_OPERATIONS = (
     Operation(
         name="create_client_secret",
         method="post",
@@ -37,7 +37,7 @@ DOOR_OPERATIONS = (
         tag=_TAG,
         summary="Get a client secret",
         description=(
-            "OpenAI's route and body. The secret is the broker's own: it opens any door here, several times, until it "
+            "OpenAI's route and body. The secret is the broker's own: it opens each compatible endpoint until it "
             "expires. The agent says instructions, voice and model; `metadata.agent_id` says which agent. Who may ask "
             "for a plan may ask here, and so may who has a credential of the broker's: then it is for the same "
             "session, and ends no later. With BROKER_AUTH=entra the access token may stand where a client puts its key."
@@ -112,11 +112,11 @@ DOOR_OPERATIONS = (
     ),
 )
 
-DOOR_SOCKETS = tuple(
+COMPAT_SOCKETS = tuple(
     Socket(
         path=path,
         tag=_TAG,
-        summary=door.summary,
+        summary=compat.summary,
         description=(
             f"{_CREDENTIAL}, or as subprotocol. The session is the credential's, whatever the path and the query say. "
             "The first event is `session.created`, with the agent's session. A refusal is an HTTP status (401, 403, "
@@ -141,6 +141,6 @@ DOOR_SOCKETS = tuple(
             else ()
         ),
     )
-    for door in DOORS
-    for path in door.paths
+    for compat in COMPAT_ENDPOINTS
+    for path in compat.paths
 )

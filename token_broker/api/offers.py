@@ -1,4 +1,4 @@
-"""WebRTC offers on their way to Azure and back: what the plan's relay and the doors' calls have in common.
+"""WebRTC offers to Azure and its answers: what the plan's relay and the compatible endpoints have in common.
 
 The broker mints and posts the offer, the browser never sees a secret, and media flows from the browser to Azure. A
 relayed call is counted as an open talk until it is hung up here, or can no longer be running.

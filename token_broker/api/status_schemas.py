@@ -21,7 +21,7 @@ class Percentiles(BaseModel):
     p99: float | None
 
 
-class Gate(BaseModel):
+class BreakerStatus(BaseModel):
     """What a strategy's, or an upstream's, past says about asking it now."""
 
     name: str
@@ -76,7 +76,7 @@ class RelayFigures(BaseModel):
     usage_by_principal: dict[str, TokenUsage] = Field(
         {}, description="Left out for whoever has not sent BROKER_METRICS_TOKEN."
     )
-    upstreams: list[Gate]
+    upstreams: list[BreakerStatus]
 
 
 class ServiceLevel(BaseModel):
@@ -108,7 +108,7 @@ class Status(BaseModel):
     model: str
     active_sessions: int
     agents: dict[str, AgentVoice]
-    strategies: list[Gate] = Field([], description="In the chain's order.")
+    strategies: list[BreakerStatus] = Field([], description="In the chain's order.")
     relay: RelayFigures | None = None
     outbox: Outbox | None = None
     slo: ServiceLevel | None = None

@@ -102,7 +102,7 @@ async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
 def _tell(request: Request, broker: Broker, course: _Course, status: int, code: str | None = None) -> None:
     """What became of the request, for the service level, the metrics and the traces."""
     grant = course.minted.grant if course.minted else None
-    broker.tally.count(status, grant)
+    broker.plan_counters.count(status, grant)
     broker.observe(
         TokenRequestEnded(
             result=_result(status, minted=isinstance(grant, EphemeralGrant)),

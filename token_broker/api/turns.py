@@ -27,7 +27,7 @@ from token_broker.memory.ingest.sizes import stored_bytes
 from token_broker.memory.schemas import (
     EnrichAnswer,
     EnrichBatch,
-    Forgotten,
+    Erased,
     Transcript,
     TurnAnswer,
     TurnPage,
@@ -46,7 +46,7 @@ from token_broker.web.requests import bearer_token, ensure_few_values, parse_jso
 if TYPE_CHECKING:  # rows bring SQLAlchemy, which is loaded when the store opens
     from token_broker.memory.store.rows import StoredTurn
 
-__all__ = ["MEMORY_OPERATIONS", "create_turn", "enrich", "forget_turns", "list_turns"]
+__all__ = ["MEMORY_OPERATIONS", "create_turn", "enrich", "erase_turns", "list_turns"]
 
 _NO_STORE = {"Cache-Control": "no-store"}
 _PAGE = 100
@@ -168,17 +168,17 @@ class _PageResponse(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def forget_turns(request: Request) -> Response:
+async def erase_turns(request: Request) -> Response:
     """`DELETE …/sessions/{session_id}/turns`: 200 once nobody can read it; Zep is asked soon after, until it has."""
     session_id = request.path_params["session_id"]
     reader = await _admit_reader(request, session_id)
     try:
-        forgotten = await broker_of(request).memory.forget_session(session_id, principal=reader.principal)
+        forgotten = await broker_of(request).memory.erase_session(session_id, principal=reader.principal)
     except NotOwnerError:
         raise _not_yours() from None
     except StoreError as error:
         raise _store_problem(error) from None
-    return _json(Forgotten(session_id=session_id, turns=forgotten), 200)
+    return _json(Erased(session_id=session_id, turns=forgotten), 200)
 
 
 def _owner(request: Request, broker: Broker) -> Owner:
@@ -328,7 +328,7 @@ def _limit(value: str | None) -> int:
     return _LARGEST_PAGE if len(digits) >= len(str(_LARGEST_PAGE)) else int(digits)
 
 
-def _json(model: TurnAnswer | EnrichAnswer | Forgotten, status: int) -> Response:
+def _json(model: TurnAnswer | EnrichAnswer | Erased, status: int) -> Response:
     body = model.__pydantic_serializer__.to_json(model)
     return Response(body, status, media_type="application/json", headers=_NO_STORE)
 
@@ -423,7 +423,7 @@ MEMORY_OPERATIONS = (
         security=("sessionToken", "entra", "easyauth"),
     ),
     Operation(
-        name="forget_turns",
+        name="erase_turns",
         method="delete",
         path=f"/api/v1/memory{_TURNS}",
         aliases=(f"/memory{_TURNS}",),
@@ -434,7 +434,7 @@ MEMORY_OPERATIONS = (
             "talks end. Its rows are deleted soon after, and Zep is asked to forget it until it has."
         ),
         parameters=(_SESSION,),
-        answers=(Answer(200, "The session is forgotten.", Forgotten),),
+        answers=(Answer(200, "The session is forgotten.", Erased),),
         problems=_READ_PROBLEMS,
         security=("sessionToken", "entra", "easyauth"),
     ),

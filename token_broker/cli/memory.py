@@ -13,7 +13,7 @@ import click
 from token_broker.memory.admin import open_admin
 from token_broker.memory.drivers.sqlite import sqlite_path
 from token_broker.memory.errors import BlocklistFullError, StoreError
-from token_broker.memory.maintenance import Housekeeper, Progress
+from token_broker.memory.maintenance import Maintenance, Progress
 from token_broker.memory.store.rows import DeadLetter
 from token_broker.memory.types import ANONYMOUS, BlockKind
 from token_broker.observability.logging import configure_logging
@@ -41,7 +41,7 @@ def outbox() -> None:
 def list_letters(session_id: str | None, limit: int, *, as_json: bool) -> None:
     """Show how many turns wait, and each dead letter with its reason."""
 
-    async def look(keeper: Housekeeper) -> tuple[dict[str, Any], list[DeadLetter]]:
+    async def look(keeper: Maintenance) -> tuple[dict[str, Any], list[DeadLetter]]:
         figures = await keeper.figures()
         return {"queued": figures.queued, "dead": figures.dead}, await keeper.dead_letters(limit, session_id=session_id)
 
@@ -79,10 +79,10 @@ def forget(session_id: str | None, user: str | None) -> None:
     if (session_id is None) == (user is None):
         raise click.UsageError("Name one: --session, or --user.")
 
-    async def work(keeper: Housekeeper) -> int:
+    async def work(keeper: Maintenance) -> int:
         if session_id is not None:
-            return await keeper.forget_session(session_id)
-        return await keeper.forget_user(user or "")
+            return await keeper.erase_session(session_id)
+        return await keeper.erase_user(user or "")
 
     forgotten = _run(work)
     click.echo(f"{forgotten} turns forgotten")
@@ -104,7 +104,7 @@ def block(principal: str | None, session_id: str | None, *, show: bool) -> None:
         return
     kind, name = _whom(principal, session_id)
 
-    async def work(keeper: Housekeeper) -> tuple[bool, bool]:
+    async def work(keeper: Maintenance) -> tuple[bool, bool]:
         try:
             return await keeper.block(kind, name), await keeper.knows(kind, name)
         except BlocklistFullError as error:
@@ -143,7 +143,7 @@ def _whom(principal: str | None, session_id: str | None) -> tuple[BlockKind, str
     return "principal", name
 
 
-def _run(work: Callable[[Housekeeper], Awaitable[T]]) -> T:
+def _run(work: Callable[[Maintenance], Awaitable[T]]) -> T:
     """Does `work` on the configured store. Exit code 2: the configuration is wrong; 1: the store is away."""
     try:
         settings = load_settings()

@@ -1,4 +1,4 @@
-"""Asks Azure as the broker does: the same strategies, connector and credential, but whatever their gates say."""
+"""Asks Azure as the broker does: the same strategies, connector and credential, but whatever their breakers say."""
 
 import asyncio
 import base64

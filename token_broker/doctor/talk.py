@@ -18,7 +18,7 @@ from strategies.session_body import voice_live_transcription
 from strategies.transport import BoundedResolver
 from token_broker.doctor.checks import Check, Mark
 from token_broker.relay.azure.connector import Route, UpstreamConnector
-from token_broker.relay.azure.dns_cache import SharedLookups
+from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.socket import AzureSocket, connect
 from token_broker.settings import Settings
 
@@ -147,7 +147,7 @@ async def _takes_subprotocol(minted: EphemeralGrant, settings: Settings, tls: ss
     """Whether the GA socket opens for the token alone; None where it can't be told."""
     url = f"{minted.endpoint}/openai/v1/realtime?model={quote(settings.model, safe='')}"
     offered = f"realtime, openai-insecure-api-key.{minted.token.get_secret_value()}"
-    names = SharedLookups(BoundedResolver())
+    names = DnsCache(BoundedResolver())
     try:
         async with asyncio.timeout(TALK_S):
             socket = await connect(

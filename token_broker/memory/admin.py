@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 
 from token_broker.memory.drivers.connect import connect
-from token_broker.memory.maintenance import Housekeeper
+from token_broker.memory.maintenance import Maintenance
 from token_broker.settings import Settings
 
 __all__ = ["open_admin"]
@@ -15,8 +15,8 @@ _PATIENCE_S = 5.0  # for a lock of the broker's
 @contextlib.asynccontextmanager
 async def open_admin(
     settings: Settings, *, tell_of_empty: Callable[[], None] = lambda: None
-) -> AsyncIterator[Housekeeper]:
-    """A housekeeper on the settings' store. A running broker keeps its SQLite file; both write in turn.
+) -> AsyncIterator[Maintenance]:
+    """A maintenance on the settings' store. A running broker keeps its SQLite file; both write in turn.
 
     `tell_of_empty` is called where the store had no tables: no broker has ever worked on it. Raises StoreError where
     the store is away. What Zep is to forget is asked of it by the running broker.
@@ -31,7 +31,7 @@ async def open_admin(
     try:
         if await database.open():
             tell_of_empty()
-        yield Housekeeper(
+        yield Maintenance(
             database,
             erase=settings.zep_api_key is not None,
             lease_s=3 * settings.delivery_timeout_s,

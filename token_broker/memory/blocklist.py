@@ -1,8 +1,9 @@
-"""Whom the operator has blocked, as this process knows it: asked at each door, read again every second and a half.
+"""Whom the operator has blocked, as this process knows it: read again every second and a half.
 
-Tokens are enough by themselves, so a door asks nobody: it looks at the last list that was read. While the store is away
-that list holds. A process that begins while it is away has no list (`was_read`): it serves new sessions alone, by
-transports that it can end, or nobody where the list is `required`. Once it has one it ends the talks of the blocked.
+Tokens are enough by themselves, so a compatible endpoint asks nobody: it looks at the last list that was read. While
+the store is away that list holds. A process that begins while it is away has no list (`was_read`): it serves new
+sessions alone, by transports that it can end, or nobody where the list is `required`. Once it has one it ends the talks
+of the blocked.
 """
 
 import asyncio

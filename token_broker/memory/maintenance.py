@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from token_broker.memory.store.rows import DeadLetter
     from token_broker.memory.types import Block, BlockKind
 
-__all__ = ["Housekeeper", "Progress"]
+__all__ = ["Maintenance", "Progress"]
 
 Progress = Callable[[int, int], None]  # how many are done, of how many
 
@@ -32,7 +32,7 @@ _SESSIONS_CHUNK = 500
 _DAY_S = 86_400
 
 
-class Housekeeper:
+class Maintenance:
     """Works on an open database. With `erase` the sink is asked to forget too, by whichever replica delivers.
 
     `session_token_s` is how long a session token is good: a session is kept as long as one may name it.
@@ -53,7 +53,7 @@ class Housekeeper:
         self._named_s = session_token_s + RESUME_GRACE_S + LEEWAY_S
         self._clock = clock
 
-    async def forget_session(self, session_id: str) -> int:
+    async def erase_session(self, session_id: str) -> int:
         """Erases a session with all its turns; how many. Raises StoreError."""
         marked = await self.mark_erased(session_id)
         await self.delete_erased(session_id)
@@ -87,7 +87,7 @@ class Housekeeper:
             for session_id in session_ids:
                 await self.delete_erased(session_id)
 
-    async def forget_user(self, user: str) -> int:
+    async def erase_user(self, user: str) -> int:
         """Deletes all sessions of a principal (or of an unauthenticated label); how many turns. Raises StoreError.
 
         The sink is asked once no delivery of theirs can be under way any more.
@@ -100,12 +100,12 @@ class Housekeeper:
         forgotten = 0
         while session_ids := await self._database.read(partial(sessions_of, user=user, limit=_SESSIONS_CHUNK)):
             for session_id in session_ids:
-                forgotten += await self.forget_session(session_id)
+                forgotten += await self.erase_session(session_id)
         return forgotten
 
     async def sweep(self, retention_days: int) -> int:
         """Deletes expired tickets, turns that are too old, sessions left empty; how many turns. Raises StoreError."""
-        from token_broker.memory.store.erasure import forget_idle_sessions, forget_older
+        from token_broker.memory.store.erasure import erase_idle_sessions, erase_older
         from token_broker.memory.store.turns import remove_expired_tickets
 
         now_s = self._clock()
@@ -113,10 +113,10 @@ class Housekeeper:
         if not retention_days:
             return 0
         before_s = now_s - retention_days * _DAY_S
-        older = partial(forget_older, before_arrival=arrival_at(before_s), limit=_CHUNK, max_bytes=_CHUNK_BYTES)
+        older = partial(erase_older, before_arrival=arrival_at(before_s), limit=_CHUNK, max_bytes=_CHUNK_BYTES)
         forgotten = await self._delete_turns(older)
         idle_s = min(before_s, now_s - self._named_s)
-        await self._repeat(partial(forget_idle_sessions, before_s=idle_s, limit=_SESSIONS_CHUNK))
+        await self._repeat(partial(erase_idle_sessions, before_s=idle_s, limit=_SESSIONS_CHUNK))
         return forgotten
 
     async def dead_letters(self, limit: int, *, session_id: str | None = None) -> "list[DeadLetter]":

@@ -69,7 +69,7 @@ class RecallCache(Generic[V]):
             self._kept.pop(session_id, None)
             self._asking.pop(session_id, None)
 
-    def forget_all(self) -> None:
+    def erase_all(self) -> None:
         """Something was forgotten, which may have been found for any session of its user."""
         self._kept.clear()
         self._asking.clear()

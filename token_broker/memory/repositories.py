@@ -30,7 +30,7 @@ _TICKETS_KEPT = 100_000
 
 
 class StoredSessions:
-    """See `SessionBook`. A session recorded beside an answer, and not committed yet, counts as stored."""
+    """See `SessionRepository`. A session recorded beside an answer, and not committed yet, counts as stored."""
 
     def __init__(
         self, database: Database, writer: GroupWriter, *, patience_s: float, clock: Callable[[], float] = time.time
@@ -125,7 +125,7 @@ class StoredSessions:
 
 
 class StoredTickets:
-    """See `TicketBook`. What the process spent it remembers until it expires, whatever the store says."""
+    """See `TicketRepository`. What the process spent it remembers until it expires, whatever the store says."""
 
     def __init__(self, database: Database, *, patience_s: float, clock: Callable[[], float] = time.time) -> None:
         self._database = database

@@ -11,7 +11,7 @@ from token_broker.memory.text import is_storable
 __all__ = [
     "EnrichAnswer",
     "EnrichBatch",
-    "Forgotten",
+    "Erased",
     "Transcript",
     "TurnAnswer",
     "TurnPage",
@@ -133,7 +133,7 @@ class TurnPage(BaseModel):
     next: str | None
 
 
-class Forgotten(BaseModel):
+class Erased(BaseModel):
     """A session that is no more here; `turns` is how many it had."""
 
     status: Literal["forgotten"] = "forgotten"

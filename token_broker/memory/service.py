@@ -1,7 +1,7 @@
 """The memory as the broker sees it: one object, opened once, that never keeps the broker from starting.
 
 `async with Memory.open(settings) as memory` takes the SQLite file (StoreInUseError where another process has it) and
-starts what works in the background: opening the store, the group commit, the intake's buffer, delivery, the sweeping.
+starts what works in the background: opening the store, the group commit, the ingest buffer, delivery, the sweeping.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from token_broker.memory.drivers.database import Database
 from token_broker.memory.drivers.disk import DiskWatch, free_bytes_of, reusable_bytes
 from token_broker.memory.drivers.sqlite import sqlite_path
 from token_broker.memory.errors import StoreAwayError, StoreError, StoreUnreachableError
-from token_broker.memory.ingest.buffer import BufferedIntake
+from token_broker.memory.ingest.buffer import IngestBuffer
 from token_broker.memory.ingest.group_commit import GroupWriter, give_up
-from token_broker.memory.maintenance import Housekeeper
+from token_broker.memory.maintenance import Maintenance
 from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.repositories import StoredSessions, StoredTickets
 from token_broker.memory.status import MemoryStatus, StoreState
@@ -89,7 +89,7 @@ class Memory:
             disk_is_short=self._disk.is_short if self._disk else lambda _wanted_bytes: False,
         )
         self._watchers: list[Callable[[Owner], None]] = []
-        self.intake = BufferedIntake(
+        self.ingest = IngestBuffer(
             self._writer,
             max_turns=settings.intake_turns,
             max_bytes=settings.intake_bytes,
@@ -106,7 +106,7 @@ class Memory:
         self._words = WordIndexer(self._database) if indexes else None
         self.recall = BoundedRecall(self._database, self._facts, budget_s=settings.recall_budget_s)
         lease_s = 3 * settings.delivery_timeout_s
-        self._keeper = Housekeeper(
+        self._keeper = Maintenance(
             self._database,
             erase=self._has_zep,
             lease_s=lease_s,
@@ -133,7 +133,7 @@ class Memory:
             for name, work in (
                 ("store", memory._keep_open),
                 ("writer", memory._keep_writing),
-                ("intake", memory.intake.run),
+                ("ingest", memory.ingest.run),
                 ("blocklist", memory._keep_blocklist),
                 ("delivery", memory._keep_delivering),
                 ("words", memory._keep_indexing),
@@ -175,7 +175,7 @@ class Memory:
         wanted = partial(list_turns, session_id=session_id, principal=principal, limit=limit, after=after)
         return await self._database.read(wanted, lane="bulk")
 
-    async def forget_session(self, session_id: str, *, principal: str) -> int:
+    async def erase_session(self, session_id: str, *, principal: str) -> int:
         """Erases `principal`'s session; how many turns it had. Raises StoreError, NotOwnerError.
 
         From here on nobody reads it or writes into it, and its talks end. Its rows are deleted soon after, in steps
@@ -184,7 +184,7 @@ class Memory:
         forgotten = await self._keeper.mark_erased(session_id, principal=principal)
         self._writer.forget(session_id)
         self.sessions.forget(session_id)
-        self.recall.kept.forget_all()
+        self.recall.kept.erase_all()
         self._erasing.set()
         self._end_talks_of(Owner(session_id, principal, 0))
         self._nudge()
@@ -235,15 +235,15 @@ class Memory:
             disk_is_short=disk_is_short,
             disk_free_bytes=self._disk.free_bytes if self._disk else None,
             short_of_disk=counts.short_of_disk,
-            refused=counts.refused + self.intake.counts.refused,
+            refused=counts.refused + self.ingest.counts.refused,
             commits=counts.commits,
             failed_commits=counts.failed_commits,
             waiting=self._writer.waiting_turns,
-            buffered=self.intake.buffered,
-            overflowed=self.intake.counts.overflowed,
+            buffered=self.ingest.buffered,
+            overflowed=self.ingest.counts.overflowed,
             delivered=(0 if self._has_zep else counts.stored) + (worker.counts.delivered if worker else 0),
             delivery_failures=worker.counts.failures if worker else 0,
-            delivery_limit=worker.pace.limit if worker else 0,
+            delivery_limit=worker.limiter.limit if worker else 0,
             lost_leases=worker.counts.lost_leases if worker else 0,
             last_delivery_failure=worker.last_failure if worker else None,
             tickets_spent_locally=self.tickets.spent_locally,
@@ -389,10 +389,10 @@ class Memory:
 
     async def _close(self, tasks: "Sequence[asyncio.Task[None]]") -> None:
         """Gives proxied turns time to reach the store, ends the tasks, closes what is open."""
-        if self.intake.buffered:
+        if self.ingest.buffered:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FLUSH_S):
-                    await self.intake.flushed()
+                    await self.ingest.flushed()
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)

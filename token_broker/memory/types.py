@@ -17,12 +17,12 @@ __all__ = [
     "Owner",
     "Recall",
     "Role",
-    "SessionBook",
     "SessionRecord",
+    "SessionRepository",
     "Source",
-    "TicketBook",
+    "TicketRepository",
     "Turn",
-    "TurnIntake",
+    "TurnIngest",
 ]
 
 ANONYMOUS = "anonymous"  # the principal of everybody without authentication
@@ -77,7 +77,7 @@ class Outcome(Enum):
 NOT_THEIRS = frozenset({Outcome.FOREIGN, Outcome.ERASED})  # the session is not, or no longer, the owner's
 
 
-class TurnIntake(Protocol):
+class TurnIngest(Protocol):
     """Takes the proxy's turns; a talk never waits for it."""
 
     def offer(self, turn: Turn) -> bool:
@@ -98,7 +98,7 @@ class SessionRecord:
         return self.principal == NOBODY
 
 
-class SessionBook(Protocol):
+class SessionRepository(Protocol):
     """Who owns which session, as the store says. Waits are bounded (BROKER_STORE_PATIENCE_S)."""
 
     async def find(self, session_id: str) -> SessionRecord | None:
@@ -144,7 +144,7 @@ class Blocklist(Protocol):
         ...
 
 
-class TicketBook(Protocol):
+class TicketRepository(Protocol):
     """Single use of tickets, across replicas where there is a store."""
 
     async def spend(self, ticket_id: str, expires_at_s: float) -> bool:

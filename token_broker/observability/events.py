@@ -21,8 +21,8 @@ __all__ = [
     "TokenRequestEnded",
     "TokenResult",
     "TraceContext",
+    "null_observer",
     "observe_with",
-    "unheard",
 ]
 
 TokenResult = Literal["minted", "degraded", "refused", "failed"]
@@ -126,7 +126,7 @@ class Observer(Protocol):
     def __call__(self, event: Event, /) -> None: ...
 
 
-def unheard(event: Event, /) -> None:
+def null_observer(event: Event, /) -> None:
     """Nobody hears of it."""
 
 

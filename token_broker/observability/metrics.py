@@ -1,7 +1,7 @@
 """Metrics of what happens: counted as it does, in a registry of their own.
 
-`Metrics` is an observer; what has its figures already (gates, relay, memory) is read by `state_metrics` at each scrape.
-Label values are few and ours: routes' templates, strategies, outcomes, never a path, a principal or a session.
+`Metrics` is an observer; what has its figures already (breakers, relay, memory) is read by `state_metrics` at each
+scrape. Label values are few and ours: routes' templates, strategies, outcomes, never a path, a principal or a session.
 """
 
 from collections.abc import Callable, Iterable, Iterator

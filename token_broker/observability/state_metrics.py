@@ -11,7 +11,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
-from strategies.health import Breaker, Capability
+from strategies.health import BreakerState, Capability
 
 __all__ = ["StateCollector"]
 
@@ -63,7 +63,7 @@ class StateCollector(Collector):
         relay = state.get("relay") or {}
         yield InfoMetricFamily("token_broker_build", "The running version.", {"version": self._version})
         yield from _process(state)
-        yield from _gates([*_named("strategy", state), *_named("upstream", state)])
+        yield from _breakers([*_named("strategy", state), *_named("upstream", state)])
         yield from _relay(relay)
         yield from _usage(relay.get("usage_by_agent") or {})
         yield from _memory(state.get("outbox") or {})
@@ -81,11 +81,11 @@ def _process(state: State) -> Iterator[Metric]:
 
 
 def _named(role: str, state: State) -> list[tuple[str, State]]:
-    gates = state.get("strategies") if role == "strategy" else (state.get("relay") or {}).get("upstreams")
-    return [(role, gate) for gate in gates or () if "breaker" in gate]
+    breakers = state.get("strategies") if role == "strategy" else (state.get("relay") or {}).get("upstreams")
+    return [(role, breaker) for breaker in breakers or () if "breaker" in breaker]
 
 
-def _gates(gates: Sequence[tuple[str, State]]) -> Iterator[Metric]:
+def _breakers(breakers: Sequence[tuple[str, State]]) -> Iterator[Metric]:
     """Breakers and capabilities as one series a state, 1 for the present one; strategies and the proxy's upstreams."""
     labels = ["role", "name"]
     breaker = GaugeMetricFamily("token_broker_breaker_state", "1 for the breaker's state.", labels=[*labels, "state"])
@@ -96,15 +96,15 @@ def _gates(gates: Sequence[tuple[str, State]]) -> Iterator[Metric]:
         "token_broker_upstream_attempts", "Times the proxy tried to connect.", labels=["name"]
     )
     successes = CounterMetricFamily("token_broker_upstream_successes", "Times Azure took the talk.", labels=["name"])
-    for role, gate in gates:
-        name = [role, str(gate["name"])]
-        for state in Breaker:
-            breaker.add_metric([*name, state.value], float(gate["breaker"] == state.value))
+    for role, snapshot in breakers:
+        name = [role, str(snapshot["name"])]
+        for state in BreakerState:
+            breaker.add_metric([*name, state.value], float(snapshot["breaker"] == state.value))
         for shown in Capability:
-            capability.add_metric([*name, shown.value], float(gate["capability"] == shown.value))
+            capability.add_metric([*name, shown.value], float(snapshot["capability"] == shown.value))
         if role == "upstream":  # the strategies' attempts are counted as they happen, by outcome
-            attempts.add_metric(name[1:], gate["attempts"])
-            successes.add_metric(name[1:], gate["successes"])
+            attempts.add_metric(name[1:], snapshot["attempts"])
+            successes.add_metric(name[1:], snapshot["successes"])
     yield from (breaker, capability, attempts, successes)
 
 

@@ -1,7 +1,8 @@
-"""Who may talk: what a client presents becomes a visitor, and a visitor gets a place.
+"""Who may talk: what a client presents becomes a admitted client, and a admitted client gets a place.
 
-The plan's proxy and the doors of the official clients pass the same checks. They differ in what is presented and in
-how a refusal is told: with a close code to the one, with an HTTP status to the other. So a refusal has both.
+The plan's proxy and the compatible endpoints of the official clients pass the same checks. They differ in what is
+presented and in how a refusal is told: with a close code to the one, with an HTTP status to the other. So a refusal has
+both.
 """
 
 import hmac
@@ -12,17 +13,17 @@ from dataclasses import dataclass
 import structlog
 from starlette.types import Scope
 
-from token_broker.memory.types import Blocklist, Owner, TicketBook
-from token_broker.security.credentials import SeveralCredentialsError, presented_credential
-from token_broker.security.rate_limits import SessionLease, SessionLimits, Turnstile
+from token_broker.memory.types import Blocklist, Owner, TicketRepository
+from token_broker.security.credentials import SeveralCredentialsError, extract_credential
+from token_broker.security.rate_limits import RateLimiter, SessionLease, SessionLimits
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TicketClaims, TokenError, TokenSigner
 from token_broker.server.close_codes import BAD_REQUEST, DRAINING, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
 from token_broker.server.drain import GOING_AWAY, Drain
-from token_broker.sessions.agents import Agent, AgentBook
+from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.settings import Settings
 from token_broker.web.problems import Problem
 
-__all__ = ["BLOCKED", "SESSION_GONE", "Admission", "RefusedError", "Visitor"]
+__all__ = ["BLOCKED", "SESSION_GONE", "Admission", "AdmittedClient", "RefusedError"]
 
 log = structlog.get_logger("token_broker.relay")
 
@@ -45,7 +46,7 @@ class RefusedError(Problem):
 
 
 @dataclass(frozen=True, slots=True)
-class Visitor:
+class AdmittedClient:
     """Somebody whose credential is good; it is not used up yet. `limit_key` is what their talks are counted by."""
 
     owner: Owner
@@ -63,11 +64,11 @@ class Admission:
         self,
         *,
         settings: Settings,
-        agents: AgentBook,
+        agents: AgentRegistry,
         signer: TokenSigner,
-        tickets: TicketBook,
+        tickets: TicketRepository,
         limits: SessionLimits,
-        rate: Turnstile,
+        rate: RateLimiter,
         drain: Drain,
         origin_refusal: OriginRefusal,
         limit_key: LimitKey,
@@ -84,18 +85,18 @@ class Admission:
         self._limit_key = limit_key
         self._blocklist = blocklist
 
-    def by_ticket(self, scope: Scope) -> Visitor:
+    def by_ticket(self, scope: Scope) -> AdmittedClient:
         """Who comes with a plan's ticket, to the plan's session. Raises RefusedError."""
         self._check_way_in(scope)
         claims = self._read_ticket(scope)
         if claims.session_id != scope.get("path_params", {}).get("session_id"):
             raise _no_entry("the ticket is another session's: ask for a new plan")
-        return self._visitor(scope, claims)
+        return self._admitted(scope, claims)
 
-    def by_any(self, scope: Scope) -> Visitor:
-        """Who comes to a door, with whatever of the broker's own it takes. Raises RefusedError."""
+    def by_any(self, scope: Scope) -> AdmittedClient:
+        """Who comes to a compatible endpoint, with whatever of the broker's own it takes. Raises RefusedError."""
         self._check_way_in(scope)
-        return self._visitor(scope, self._claims_of_any(scope))
+        return self._admitted(scope, self._claims_of_any(scope))
 
     def leaver(self, scope: Scope) -> tuple[str, str]:
         """The session of whatever is presented, and what its principal is counted by.
@@ -113,21 +114,21 @@ class Admission:
         log.error("resource_key_presented", do="a client holds AZURE_VOICELIVE_KEY: renew the key, mint client secrets")
         return True
 
-    async def enter(self, visitor: Visitor, *, counted: bool = False) -> SessionLease:
-        """A place for the visitor's talk; the credential's use is spent here. With `counted`, against the rate too.
+    async def enter(self, admitted: AdmittedClient, *, counted: bool = False) -> SessionLease:
+        """A place for the client's talk. Spends one use of the credential; with `counted`, one of the rate too.
 
         Raises RefusedError, and Problem 429 for the rate.
         """
         if counted:
-            await self._rate.admit(visitor.limit_key)
-        lease = self._limits.acquire(visitor.limit_key)
+            await self._rate.admit(admitted.limit_key)
+        lease = self._limits.acquire(admitted.limit_key)
         if lease is None:
             reason = "too many talks are open: end one, or try again later"
             raise _refused(TOO_MANY, reason, 429, "too_many_sessions", retry=True)
         try:
-            if not await self._spend(visitor):
-                if visitor.uses > 1:
-                    raise _no_entry(f"the client secret was used {visitor.uses} times: mint a new one")
+            if not await self._spend(admitted):
+                if admitted.uses > 1:
+                    raise _no_entry(f"the client secret was used {admitted.uses} times: mint a new one")
                 raise _no_entry("the ticket was used: ask for a new plan")
         except BaseException:
             lease.release()
@@ -153,7 +154,7 @@ class Admission:
 
     def _claims_of_any(self, scope: Scope) -> ClientSecretClaims | TicketClaims | SessionClaims:
         try:
-            credential = presented_credential(scope)
+            credential = extract_credential(scope)
         except SeveralCredentialsError:
             raise _no_entry("several credentials came, which differ: send one") from None
         if credential is None:
@@ -165,7 +166,7 @@ class Admission:
             what = "has expired" if error.expired else "is not valid here"
             raise _no_entry(f"the client secret {what}: mint a new one") from None
 
-    def _visitor(self, scope: Scope, claims: ClientSecretClaims | TicketClaims | SessionClaims) -> Visitor:
+    def _admitted(self, scope: Scope, claims: ClientSecretClaims | TicketClaims | SessionClaims) -> AdmittedClient:
         agent = self._agents.get(claims.agent_id or self._agents.default)
         if agent is None:
             raise _refused(BAD_REQUEST, "the ticket's agent is gone: ask for a new plan", 401, "agent_gone")
@@ -181,7 +182,7 @@ class Admission:
             if isinstance(claims, ClientSecretClaims) and self._settings.client_secret_uses:
                 credential_id, uses = claims.secret_id, self._settings.client_secret_uses
                 counted_until_s = claims.counted_until_s
-        return Visitor(
+        return AdmittedClient(
             owner=Owner(claims.session_id, claims.principal, epoch, claims.user_id),
             agent=agent,
             limit_key=self._limit_key(scope, claims.principal),
@@ -190,14 +191,14 @@ class Admission:
             uses=uses,
         )
 
-    async def _spend(self, visitor: Visitor) -> bool:
+    async def _spend(self, admitted: AdmittedClient) -> bool:
         """Uses the credential once; one that may be used several times is as many tickets, spent in turn."""
-        if visitor.credential_id is None:
+        if admitted.credential_id is None:
             return True
-        if visitor.uses == 1:
-            return await self._tickets.spend(visitor.credential_id, visitor.counted_until_s)
-        for use in range(visitor.uses):
-            if await self._tickets.spend(f"{visitor.credential_id}.{use}", visitor.counted_until_s):
+        if admitted.uses == 1:
+            return await self._tickets.spend(admitted.credential_id, admitted.counted_until_s)
+        for use in range(admitted.uses):
+            if await self._tickets.spend(f"{admitted.credential_id}.{use}", admitted.counted_until_s):
                 return True
         return False
 

@@ -1,7 +1,7 @@
-"""The relay's WebSockets: the plan's proxy and the doors of the official clients. Plain ASGI applications.
+"""The relay's WebSockets: the plan's proxy and the compatible endpoints. Plain ASGI applications.
 
-Both admit, then hold a talk. The proxy accepts first and refuses with a close code, which browsers can read; a door
-refuses with an HTTP status, which its clients can.
+Both admit, then hold a talk. The proxy accepts first and refuses with a close code, which browsers can read; a
+compatible endpoint refuses with an HTTP status, which its clients can.
 """
 
 import asyncio
@@ -14,20 +14,20 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from strategies.base import SessionSpec
-from token_broker.memory.types import Owner, Recall, TurnIntake
-from token_broker.observability.events import Observer, TalkEnded, unheard
+from token_broker.memory.types import Owner, Recall, TurnIngest
+from token_broker.observability.events import Observer, TalkEnded, null_observer
 from token_broker.observability.logging import Redactor, bind_ids, own_secrets
-from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, RefusedError, Visitor
+from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, AdmittedClient, RefusedError
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import Client
 from token_broker.relay.counters import RelayCounters
-from token_broker.relay.protocols import PROXY_FRONT, Door, DoorFront, Front
+from token_broker.relay.protocols import PROXY_ADAPTER, CompatAdapter, CompatEndpoint, ProtocolAdapter
 from token_broker.relay.session import Talk, TalkParts
 from token_broker.relay.sideband import CallListener
 from token_broker.security.rate_limits import SessionLimits
 from token_broker.server.close_codes import BAD_REQUEST, DONE, Ending
 from token_broker.server.drain import GOING_AWAY, Drain
-from token_broker.sessions.agents import AgentBook
+from token_broker.sessions.agents import AgentRegistry
 from token_broker.settings import Settings
 from token_broker.web.ids import correlation_id
 from token_broker.web.problems import Problem, problem_response
@@ -52,22 +52,22 @@ class HangUp(Protocol):
 
 class VoiceRelay:
     """Route WebSockets and plain requests of the proxy's path to `proxy`, where `session_id` is a path parameter, and
-    those of a door's paths to `door`. `limits` are shared with the SDP relay; `observe` hears of each talk's end;
-    `hang_up` ends a call that is listened to.
+    those of a compatible endpoint's paths to `compatible endpoint`. `limits` are shared with the SDP relay;
+    `observe` hears of each talk's end; `hang_up` ends a call that is listened to.
     """
 
     def __init__(
         self,
         *,
         settings: Settings,
-        agents: AgentBook,
+        agents: AgentRegistry,
         admission: Admission,
-        intake: TurnIntake,
+        ingest: TurnIngest,
         recall: Recall,
         connector: UpstreamConnector,
         limits: SessionLimits,
         drain: Drain,
-        observe: Observer = unheard,
+        observe: Observer = null_observer,
         hang_up: HangUp | None = None,
     ) -> None:
         self._hang_up = hang_up
@@ -83,7 +83,7 @@ class VoiceRelay:
             settings=settings,
             agents=agents,
             connector=connector,
-            intake=intake,
+            ingest=ingest,
             recall=recall,
             counters=self._counters,
             redact=_redactor(settings, agents, connector),
@@ -116,7 +116,7 @@ class VoiceRelay:
             "usage": totals.usage.snapshot(),
             "usage_by_agent": {agent: usage.snapshot() for agent, usage in counters.usage_by_agent.items()},
             "usage_by_principal": {who: usage.snapshot() for who, usage in counters.usage_by_principal.items()},
-            "upstreams": [gate.snapshot() for gate in self._parts.connector.gates.values()],
+            "upstreams": [breaker.snapshot() for breaker in self._parts.connector.breakers.values()],
         }
 
     def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
@@ -146,16 +146,16 @@ class VoiceRelay:
         await receive()  # websocket.connect
         await send(_accepted(scope))
         try:
-            visitor = self._admission.by_ticket(scope)
-            lease = await self._admission.enter(visitor)
+            admitted = self._admission.by_ticket(scope)
+            lease = await self._admission.enter(admitted)
         except RefusedError as refused:
             self._note_refusal(refused.ending)
             await _close(send, refused.ending)
             return
         with lease:
-            await self._talk(scope, receive, send, visitor, PROXY_FRONT)
+            await self._talk(scope, receive, send, admitted, PROXY_ADAPTER)
 
-    async def door(self, door: Door, scope: Scope, receive: Receive, send: Send) -> None:
+    async def compat(self, compat: CompatEndpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """docs/api.md §6.4: whatever of the broker's own credentials opens it, and the session is the credential's."""
         if scope["type"] != "websocket":
             await _upgrade_required(scope, receive, send)
@@ -165,19 +165,19 @@ class VoiceRelay:
             await _deny(scope, receive, send, _NO_SIDEBAND)
             return
         try:
-            visitor = self._admission.by_any(scope)
-            lease = await self._admission.enter(visitor, counted=True)
+            admitted = self._admission.by_any(scope)
+            lease = await self._admission.enter(admitted, counted=True)
         except Problem as problem:
             if isinstance(problem, RefusedError):
-                self._note_refusal(problem.ending, door=door.name)
+                self._note_refusal(problem.ending, compat=compat.name)
             await _deny(scope, receive, send, problem)
             return
         with lease:
             await send(_accepted(scope))
-            await self._talk(scope, receive, send, visitor, DoorFront(door.dialect))
+            await self._talk(scope, receive, send, admitted, CompatAdapter(compat.dialect))
 
-    def listen(self, visitor: Visitor, *, endpoint: str, call_id: str, spec: SessionSpec) -> None:
-        """Keeps the turns of a call that a door set up, and gives its place back when it is over.
+    def listen(self, admitted: AdmittedClient, *, endpoint: str, call_id: str, spec: SessionSpec) -> None:
+        """Keeps the turns of a call that a compatible endpoint set up, and gives its place back when it is over.
 
         `call_id` is Azure's, and the name that the call's place is kept by in `limits`; `spec` is
         the session that it was minted with.
@@ -185,12 +185,12 @@ class VoiceRelay:
         listener = CallListener(
             settings=self._parts.settings,
             connector=self._parts.connector,
-            intake=self._parts.intake,
+            ingest=self._parts.ingest,
             counters=self._counters,
-            owner=visitor.owner,
-            agent=visitor.agent,
+            owner=admitted.owner,
+            agent=admitted.agent,
             spec=spec,
-            hang_up=lambda why: self._end_call(endpoint, call_id, visitor.owner, why),
+            hang_up=lambda why: self._end_call(endpoint, call_id, admitted.owner, why),
             holds_place=lambda: self._limits.keeps(call_id),
         )
         task = asyncio.create_task(self._listen(listener, endpoint, call_id), name="talk-sideband")
@@ -216,9 +216,11 @@ class VoiceRelay:
         self._counters.closes[ending.code] += 1
         log.info("talk_refused", **ids, code=ending.code, reason=ending.reason)
 
-    async def _talk(self, scope: Scope, receive: Receive, send: Send, visitor: Visitor, front: Front) -> None:
-        owner, agent = visitor.owner, visitor.agent
-        talk = Talk(self._parts, front, Client.of(scope, receive, send), owner=owner, agent=agent)
+    async def _talk(
+        self, scope: Scope, receive: Receive, send: Send, admitted: AdmittedClient, adapter: ProtocolAdapter
+    ) -> None:
+        owner, agent = admitted.owner, admitted.agent
+        talk = Talk(self._parts, adapter, Client.of(scope, receive, send), owner=owner, agent=agent)
         self._counters.sessions += 1
         self._talks.add(talk)
         self._drain.add(talk)
@@ -262,7 +264,7 @@ class VoiceRelay:
             )
 
 
-def _redactor(settings: Settings, agents: AgentBook, connector: UpstreamConnector) -> Callable[[str], str]:
+def _redactor(settings: Settings, agents: AgentRegistry, connector: UpstreamConnector) -> Callable[[str], str]:
     """Takes out of a text what the broker sends to Azure in confidence, with the Entra token as it is by then."""
     lasting = (*own_secrets(settings), *(secret for agent in agents for secret in agent.secrets))
 

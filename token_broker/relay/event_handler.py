@@ -9,7 +9,7 @@ from token_broker.relay.azure.connector import Upstream
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.dialects.events import SESSION_EVENTS
 from token_broker.relay.dialects.items import TOOL_LIST
-from token_broker.relay.handoff import AgentSwitch
+from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.errors import ERROR_EVENTS, without_quoted_secrets
 from token_broker.relay.policy.event_text import parsed
 from token_broker.relay.policy.rules import (
@@ -19,9 +19,9 @@ from token_broker.relay.policy.rules import (
     may_show_tools,
     without_secrets,
 )
-from token_broker.relay.protocols import Front
+from token_broker.relay.protocols import ProtocolAdapter
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
-from token_broker.relay.transcripts.recorder import TurnKeeper
+from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
 
 __all__ = ["EventReader"]
@@ -36,18 +36,18 @@ class EventReader:
 
     def __init__(
         self,
-        front: Front,
+        adapter: ProtocolAdapter,
         owner: Owner,
         *,
-        turns: TurnKeeper,
-        switch: AgentSwitch,
+        turns: TurnRecorder,
+        switch: AgentHandoff,
         counters: RelayCounters,
         talk: TalkCounters,
         end: Callable[[Ending], None],
         time_s: Callable[[], float],
         redact: Callable[[str], str],
     ) -> None:
-        self._front = front
+        self._adapter = adapter
         self._owner = owner
         self._turns = turns
         self._switch = switch
@@ -63,17 +63,20 @@ class EventReader:
         if kind in _AUDIO_DELTAS:
             self._heard(len(text) - text.find('"delta"'))
         elif (
-            kind is None or kind in _READ_EVENTS or TOOL_LIST in text or self._front.reads(kind, upstream.route.dialect)
+            kind is None
+            or kind in _READ_EVENTS
+            or TOOL_LIST in text
+            or self._adapter.reads(kind, upstream.route.dialect)
         ):
             return self._read(kind, text, upstream)
-        return [self._front.passed(text, upstream.route.dialect)]
+        return [self._adapter.passed(text, upstream.route.dialect)]
 
     def passes(self, payload: bytes) -> bool:
         """Whether an event goes to the client byte for byte, as is seen by its head alone; if so, that is all to it.
 
         Else it has to be `told`: that one is not plain ASCII is enough.
         """
-        if self._front.dialect is not None or not payload.isascii():
+        if self._adapter.dialect is not None or not payload.isascii():
             return False
         if not is_audio_delta(payload):
             kind = event_type_by_head(payload)
@@ -126,6 +129,6 @@ class EventReader:
     def _shown(self, kind: str, event: dict[str, Any], text: str, upstream: Upstream) -> list[str]:
         """An event that was read here, as the client may see it: written anew only where it has to be."""
         seen = without_quoted_secrets(without_secrets(event), self._redact)
-        if seen is not event or self._front.reads(kind, upstream.route.dialect):
-            return self._front.to_client(seen, upstream.route.dialect)
-        return [self._front.passed(text, upstream.route.dialect)]
+        if seen is not event or self._adapter.reads(kind, upstream.route.dialect):
+            return self._adapter.to_client(seen, upstream.route.dialect)
+        return [self._adapter.passed(text, upstream.route.dialect)]

@@ -13,7 +13,7 @@ from token_broker.relay.event_handler import EventReader
 from token_broker.relay.policy.rules import is_plain_append_payload
 from token_broker.server.wire import ClientWire
 
-__all__ = ["DirectPath"]
+__all__ = ["FastPath"]
 
 # A transport may tell that its peer takes no more only at the end of the loop's turn, and a turn can bring megabytes.
 # So after this much one message goes the usual way, which takes a turn, and then hears of it.
@@ -21,7 +21,7 @@ _BURST_BYTES = 262_144
 _FRAME_BYTES = 64  # what a frame counts beside its payload: each costs time, even an empty one
 
 
-class DirectPath:
+class FastPath:
     """One talk's, between its client and the upstream that it was joined to. Without a `wire` nothing takes it.
 
     `failed` hears of an error in reading an event, as the talk's task would have it.

@@ -10,11 +10,11 @@ from typing import Any
 
 from token_broker.relay.azure.connector import NoUpstreamError, SpecSupplier, Upstream, UpstreamConnector
 from token_broker.relay.dialects.events import OWN_EVENT_IDS, broker_error, broker_event, history_item, new_agent_update
-from token_broker.relay.transcripts.recorder import TurnKeeper
+from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.rate_limits import RateLimit
-from token_broker.sessions.agents import Agent, AgentBook
+from token_broker.sessions.agents import Agent, AgentRegistry
 
-__all__ = ["AgentSwitch"]
+__all__ = ["AgentHandoff"]
 
 _CHANGES_PER_MINUTE = 30  # each may be a new connection to Azure, with the whole history
 _CHANGES_AT_ONCE = 10
@@ -28,7 +28,7 @@ class _Told:
     event_id: str
 
 
-class AgentSwitch:
+class AgentHandoff:
     """Who speaks in one talk, and how that changes.
 
     `supply` gives an agent's spec with what was recalled; `start` runs a change as one of the talk's tasks; `move`
@@ -39,9 +39,9 @@ class AgentSwitch:
         self,
         agent: Agent,
         *,
-        agents: AgentBook,
+        agents: AgentRegistry,
         connector: UpstreamConnector,
-        turns: TurnKeeper,
+        turns: TurnRecorder,
         supply: Callable[[Agent], SpecSupplier],
         start: Callable[[Coroutine[Any, Any, None], str], None],
         move: Callable[[Upstream], None],

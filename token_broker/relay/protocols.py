@@ -1,8 +1,8 @@
-"""The doors for clients that are not ours: which path speaks which dialect, and how a talk speaks to each client.
+"""Protocol adapters: which path speaks which dialect, and how a talk speaks to each client.
 
-A `Front` is a talk's side towards its client. The plan's own (`ProxyFront`) adds `broker.*` events and hands on the
-upstream's dialect as it is. A door's (`DoorFront`) keeps to the door's dialect whatever the upstream speaks, and adds
-nothing that a strict official client would not know.
+A `ProtocolAdapter` is a talk's side towards its client. The plan's own (`ProxyAdapter`) adds `broker.*` events and
+hands on the upstream's dialect as it is. A compatible endpoint's (`CompatAdapter`) keeps to the compatible endpoint's
+dialect whatever the upstream speaks, and adds nothing that a strict official client would not know.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,23 @@ from typing import Any, Protocol
 from strategies.base import Dialect
 from token_broker.relay.azure.connector import Upstream
 from token_broker.relay.dialects.events import SESSION_EVENTS, api_error, broker_error, broker_event
-from token_broker.relay.dialects.item_cache import SHELVED, ItemShelf
+from token_broker.relay.dialects.item_cache import CACHED_EVENTS, ItemCache
 from token_broker.relay.dialects.translation import needs_reading, renamed, to_azure, to_client
 from token_broker.relay.policy.event_text import compact, parsed
 from token_broker.relay.policy.rules import Allowed, Broken, Command, Passed, Refused, examine, judge
 from token_broker.server.close_codes import DONE, DRAINING, INTERNAL, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
 from token_broker.web.ids import uuid7
 
-__all__ = ["DOORS", "PROXY_FRONT", "Answered", "Door", "DoorFront", "Front", "ProxyFront", "ToAzure"]
+__all__ = [
+    "COMPAT_ENDPOINTS",
+    "PROXY_ADAPTER",
+    "Answered",
+    "CompatAdapter",
+    "CompatEndpoint",
+    "ProtocolAdapter",
+    "ProxyAdapter",
+    "ToAzure",
+]
 
 Event = dict[str, Any]
 
@@ -26,7 +35,7 @@ _NOT_THE_CLIENTS = frozenset({UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, DRAINING, INT
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class CompatEndpoint:
     """A WebSocket under the paths that an official client makes of a base URL. `name` stands in logs."""
 
     name: str
@@ -36,8 +45,8 @@ class Door:
 
 
 # What a client may send is the same on both, and on the proxy: the rows of client_events.py.
-DOORS = (
-    Door(
+COMPAT_ENDPOINTS = (
+    CompatEndpoint(
         "ga",
         "ga",
         (
@@ -48,7 +57,7 @@ DOORS = (
         ),
         "A talk with the clients of OpenAI",
     ),
-    Door(
+    CompatEndpoint(
         "voice_live",
         "preview",
         ("/voice-live/realtime", "/api/v1/voice/voicelive/{session_id}/voice-live/realtime"),
@@ -76,7 +85,7 @@ FromClient = ToAzure | Answered | Command | Refused | Broken
 """What becomes of a client's message."""
 
 
-class Front(Protocol):
+class ProtocolAdapter(Protocol):
     """A talk's side towards its client."""
 
     dialect: Dialect | None
@@ -111,7 +120,7 @@ class Front(Protocol):
         ...
 
 
-class ProxyFront:
+class ProxyAdapter:
     """docs/api.md §5.2: the Realtime API's own events as the upstream has them, and the broker's."""
 
     dialect: Dialect | None = None
@@ -153,16 +162,16 @@ class ProxyFront:
         return [compact(event)]
 
 
-PROXY_FRONT = ProxyFront()
+PROXY_ADAPTER = ProxyAdapter()
 
 
-class DoorFront:
+class CompatAdapter:
     """docs/api.md §6.6: one dialect, and nothing that its official clients don't know."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect: Dialect | None = dialect
         self._speaks = dialect
-        self._shelf = ItemShelf()
+        self._items = ItemCache()
 
     def opening(self, upstream: Upstream, *, session_id: str, agent_id: str) -> list[str]:
         """One `session.created`, with the session as Azure took it: for this client it has been the agent's all along.
@@ -197,11 +206,11 @@ class DoorFront:
             case Passed(text=plain):
                 return ToAzure((plain,))
             case Allowed(event={"type": "conversation.item.retrieve", "item_id": str() as item_id}) if (
-                item := self._shelf.get(item_id)
+                item := self._items.get(item_id)
             ):
                 return Answered(self._whole({"type": "conversation.item.retrieved", "item": item}))
             case Allowed(event=event, left_out=left_out):
-                told = to_azure(event, door=self._speaks, upstream=upstream)
+                told = to_azure(event, compat=self._speaks, upstream=upstream)
                 return ToAzure(tuple(compact(each) for each in told), left_out)
             case Command():
                 return Refused("unknown_event", "there is no such event")
@@ -209,17 +218,17 @@ class DoorFront:
                 return verdict
 
     def reads(self, kind: str, upstream: Dialect) -> bool:
-        return kind in SHELVED or needs_reading(kind, door=self._speaks, upstream=upstream)
+        return kind in CACHED_EVENTS or needs_reading(kind, compat=self._speaks, upstream=upstream)
 
     def passed(self, text: str, upstream: Dialect) -> str:
-        return renamed(text, door=self._speaks, upstream=upstream, new_id=uuid7)
+        return renamed(text, compat=self._speaks, upstream=upstream, new_id=uuid7)
 
     def to_client(self, event: Event, upstream: Dialect) -> list[str]:
-        told = to_client(event, door=self._speaks, upstream=upstream, new_id=uuid7)
+        told = to_client(event, compat=self._speaks, upstream=upstream, new_id=uuid7)
         for each in told:
-            self._shelf.note(each)
+            self._items.note(each)
         return [compact(each) for each in told]
 
     def _whole(self, event: Event) -> str:
-        (whole,) = to_client(event, door=self._speaks, upstream=self._speaks, new_id=uuid7)
+        (whole,) = to_client(event, compat=self._speaks, upstream=self._speaks, new_id=uuid7)
         return compact(whole)

@@ -14,17 +14,17 @@ from typing import Any
 import structlog
 
 from strategies.base import SessionSpec
-from token_broker.memory.types import Owner, Recall, TurnIntake
+from token_broker.memory.types import Owner, Recall, TurnIngest
 from token_broker.relay.azure.connector import NoUpstreamError, SpecSupplier, Upstream, UpstreamConnector
 from token_broker.relay.client import Client
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventReader
-from token_broker.relay.fast_path import DirectPath
-from token_broker.relay.handoff import AgentSwitch
+from token_broker.relay.fast_path import FastPath
+from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.rules import Broken, Command, Refused, is_plain_append
-from token_broker.relay.protocols import Answered, Front, ToAzure
-from token_broker.relay.transcripts.recorder import TurnKeeper
-from token_broker.relay.watchdog import Sight, Watch, tick_s
+from token_broker.relay.protocols import Answered, ProtocolAdapter, ToAzure
+from token_broker.relay.transcripts.recorder import TurnRecorder
+from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
 from token_broker.server.close_codes import (
     BAD_REQUEST,
     DRAINING,
@@ -34,7 +34,7 @@ from token_broker.server.close_codes import (
     Ending,
     left,
 )
-from token_broker.sessions.agents import Agent, AgentBook, session_spec
+from token_broker.sessions.agents import Agent, AgentRegistry, session_spec
 from token_broker.settings import Settings
 
 __all__ = ["Talk", "TalkParts"]
@@ -47,9 +47,9 @@ class TalkParts:
     """What all talks share. `redact` takes the secrets that are known now out of a text."""
 
     settings: Settings
-    agents: AgentBook
+    agents: AgentRegistry
     connector: UpstreamConnector
-    intake: TurnIntake
+    ingest: TurnIngest
     recall: Recall
     counters: RelayCounters
     redact: Callable[[str], str]
@@ -61,20 +61,24 @@ class Talk:
     `front` is how it speaks to its client.
     """
 
-    def __init__(self, parts: TalkParts, front: Front, client: Client, *, owner: Owner, agent: Agent) -> None:
+    def __init__(
+        self, parts: TalkParts, adapter: ProtocolAdapter, client: Client, *, owner: Owner, agent: Agent
+    ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
-        self._front = front
+        self._adapter = adapter
         self.owner = owner
         self._client = client
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[Ending] = self._loop.create_future()
         self._ready = asyncio.Event()
         self._upstream: Upstream | None = None
-        self._turns = TurnKeeper(owner, agent.id, intake=parts.intake, counters=self.counters, on_lost=self._tell_lost)
+        self._turns = TurnRecorder(
+            owner, agent.id, ingest=parts.ingest, counters=self.counters, on_lost=self._tell_lost
+        )
         self._recalled: asyncio.Task[str] = asyncio.create_task(parts.recall.block(owner), name="talk-recall")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._switch = AgentSwitch(
+        self._switch = AgentHandoff(
             agent,
             agents=parts.agents,
             connector=parts.connector,
@@ -84,7 +88,7 @@ class Talk:
             move=self._move,
         )
         self._reader = EventReader(
-            front,
+            adapter,
             owner,
             turns=self._turns,
             switch=self._switch,
@@ -94,9 +98,9 @@ class Talk:
             time_s=self._loop.time,
             redact=parts.redact,
         )
-        self._direct = DirectPath(client.wire, self._reader, counters=self.counters, failed=self._fail)
+        self._direct = FastPath(client.wire, self._reader, counters=self.counters, failed=self._fail)
         self._tick_s = tick_s(parts.settings)
-        self._watch = Watch(parts.settings, self._loop.time())
+        self._watchdog = Watchdog(parts.settings, self._loop.time())
         self._sending = False
         self._azure_full = False
 
@@ -154,7 +158,7 @@ class Talk:
                 self._azure_full = False
 
     def _on_event(self, text: str, upstream: Upstream) -> None:
-        match self._front.from_client(text, upstream.route.dialect):
+        match self._adapter.from_client(text, upstream.route.dialect):
             case ToAzure(texts=checked, left_out=left_out):
                 self.counters.fields_left_out += left_out
                 for message in checked:
@@ -165,11 +169,11 @@ class Talk:
                 self._switch.ask(event, upstream)
             case Command():
                 self.counters.refused_events += 1
-                upstream.socket.put(self._front.error("unknown_event", "the broker knows no such event"))
+                upstream.socket.put(self._adapter.error("unknown_event", "the broker knows no such event"))
             case Refused(code=code, message=message):
                 self.counters.refused_events += 1
                 log.debug("client_event_refused", code=code, why=message)
-                upstream.socket.put(self._front.error(code, message))
+                upstream.socket.put(self._adapter.error(code, message))
             case Broken(reason=reason):
                 self.end(Ending(BAD_REQUEST, reason))
 
@@ -179,14 +183,14 @@ class Talk:
         """Connects, says `broker.ready`, and carries events until Azure's side is over."""
         try:
             self._upstream = await self._parts.connector.connect(
-                self._supply(self._switch.agent), prefer=self._front.dialect
+                self._supply(self._switch.agent), prefer=self._adapter.dialect
             )
         except NoUpstreamError as error:
             self.end(error.ending)
             return
         self._direct.join(self._upstream)
         self._parts.counters.ready += 1
-        self._upstream.first[:] = self._front.opening(
+        self._upstream.first[:] = self._adapter.opening(
             self._upstream, session_id=self.owner.session_id, agent_id=self._switch.agent.id
         )
         self._ready.set()
@@ -236,23 +240,23 @@ class Talk:
 
     def _tell_lost(self) -> None:
         if self._upstream is not None and not self._over.done():
-            self._upstream.socket.put(self._front.error("turn_lost", "the memory is full: a turn was not kept"))
+            self._upstream.socket.put(self._adapter.error("turn_lost", "the memory is full: a turn was not kept"))
 
     # --- watching
 
     def _tick(self) -> None:
         """Looks at everything that may take too long, once in a while."""
         now_s = self._loop.time()
-        if (ending := self._watch.overdue(now_s, self._sight())) is not None:
+        if (ending := self._watchdog.overdue(now_s, self._snapshot())) is not None:
             self.end(ending)
             return
         self._turns.tell_due(now_s)
         self._ticker = self._loop.call_later(self._tick_s, self._tick)
 
-    def _sight(self) -> Sight | None:
+    def _snapshot(self) -> Snapshot | None:
         if self._upstream is None:
             return None
-        return Sight(
+        return Snapshot(
             frames_from_client=self.counters.to_azure_frames,
             frames_to_client=self.counters.to_client_frames,
             sending=self._sending,
@@ -285,7 +289,7 @@ class Talk:
             task.cancel()
         await asyncio.wait(running)
         try:
-            await self._client.close(*self._front.farewell(ending))
+            await self._client.close(*self._adapter.farewell(ending))
             if self._upstream is not None:
                 await self._reader.hear_last_words(self._upstream)
         finally:

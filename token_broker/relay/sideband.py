@@ -20,7 +20,7 @@ import structlog
 from strategies.base import SessionSpec
 from strategies.errors import MintError, MisconfiguredError, PermanentError
 from strategies.session_body import ga_session
-from token_broker.memory.types import Owner, TurnIntake
+from token_broker.memory.types import Owner, TurnIngest
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.azure.socket import CLOSED_BY_AZURE, AzureSocket
@@ -29,7 +29,7 @@ from token_broker.relay.dialects.events import OWN_EVENT_IDS, SESSION_EVENTS
 from token_broker.relay.policy.event_text import compact
 from token_broker.relay.policy.rules import event_type
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
-from token_broker.relay.transcripts.recorder import TurnKeeper
+from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.server.close_codes import DONE, UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent
 from token_broker.settings import Settings
@@ -63,7 +63,7 @@ class CallListener:
         *,
         settings: Settings,
         connector: UpstreamConnector,
-        intake: TurnIntake,
+        ingest: TurnIngest,
         counters: RelayCounters,
         owner: Owner,
         agent: Agent,
@@ -85,7 +85,7 @@ class CallListener:
         self._unmended: dict[str, Any] | None = None  # what the last reminder was to mend
         self._now_s = asyncio.get_running_loop().time
         self._over: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self._turns = TurnKeeper(owner, agent.id, intake=intake, counters=self.counters, on_lost=self._note_lost)
+        self._turns = TurnRecorder(owner, agent.id, ingest=ingest, counters=self.counters, on_lost=self._note_lost)
 
     def end(self, ending: Ending) -> None:
         """Stops listening, for this reason; the call goes on."""

@@ -6,14 +6,14 @@ from token_broker.relay.azure.socket import AzureSocket
 from token_broker.server.close_codes import CLIENT_STALLED, DONE, UPSTREAM_FAILED, Ending
 from token_broker.settings import Settings
 
-__all__ = ["Sight", "Watch", "tick_s"]
+__all__ = ["Snapshot", "Watchdog", "tick_s"]
 
 _LONGEST_TICK_S = 1.0
 _SHORTEST_TICK_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
+class Snapshot:
     """A talk as it is just now. `sending` and `azure_full`: a frame waits to be taken, by the client or by Azure."""
 
     frames_from_client: int
@@ -23,35 +23,35 @@ class Sight:
     azure: AzureSocket
 
 
-class Watch:
+class Watchdog:
     """Compares what is seen now with what was seen before. Times are the loop's, in seconds."""
 
     def __init__(self, settings: Settings, now_s: float) -> None:
         self._settings = settings
         self._began_s = now_s
         self._pinged_s = now_s
-        self._client = _Stillness(now_s)
-        self._to_client = _Stillness(now_s)
-        self._to_azure = _Stillness(now_s)
+        self._client = _StallTimer(now_s)
+        self._to_client = _StallTimer(now_s)
+        self._to_azure = _StallTimer(now_s)
 
-    def overdue(self, now_s: float, sight: Sight | None) -> Ending | None:
-        """Why the talk is to end now, if it is; `sight` is None while no upstream is connected. Pings Azure in time."""
+    def overdue(self, now_s: float, snapshot: Snapshot | None) -> Ending | None:
+        """Why the talk must end now, or None. `snapshot` is None while no upstream is connected. Pings Azure too."""
         settings = self._settings
         if now_s - self._began_s >= settings.max_talk_s:
             return Ending(DONE, "the talk has reached its longest time: ask for a new plan")
-        if sight is None:
+        if snapshot is None:
             return None
-        if self._client.still_s(sight.frames_from_client, now_s) >= settings.idle_timeout_s:
+        if self._client.still_s(snapshot.frames_from_client, now_s) >= settings.idle_timeout_s:
             return Ending(DONE, "nothing was heard from the client for long: ask for a new plan")
-        waiting = sight.frames_to_client if sight.sending else None
+        waiting = snapshot.frames_to_client if snapshot.sending else None
         if self._to_client.still_s(waiting, now_s) >= settings.client_write_timeout_s:
             return Ending(CLIENT_STALLED, "the client does not read")
-        waiting = sight.frames_from_client if sight.azure_full else None
+        waiting = snapshot.frames_from_client if snapshot.azure_full else None
         if self._to_azure.still_s(waiting, now_s) >= settings.client_write_timeout_s:
             return Ending(UPSTREAM_FAILED, "Azure takes no more data: ask for a new plan")
         if now_s - self._pinged_s >= settings.ping_interval_s:
             self._pinged_s = now_s
-            if not sight.azure.ping():
+            if not snapshot.azure.ping():
                 return Ending(UPSTREAM_FAILED, "Azure fell silent: ask for a new plan")
         return None
 
@@ -64,7 +64,7 @@ def tick_s(settings: Settings) -> float:
     return max(_SHORTEST_TICK_S, min(_LONGEST_TICK_S, shortest / 10))
 
 
-class _Stillness:
+class _StallTimer:
     """Since when a figure has not moved; None is no figure, and never still."""
 
     def __init__(self, now_s: float) -> None:

@@ -13,7 +13,7 @@ from starlette.types import Scope
 
 from token_broker.security.tokens import CLIENT_SECRET_PREFIX
 
-__all__ = ["SUBPROTOCOL_PREFIXES", "SeveralCredentialsError", "presented_credential"]
+__all__ = ["SUBPROTOCOL_PREFIXES", "SeveralCredentialsError", "extract_credential"]
 
 SUBPROTOCOL_PREFIXES = ("openai-insecure-api-key.", "ticket.")
 _QUERY_NAMES = frozenset({"api-key", "authorization"})
@@ -24,7 +24,7 @@ class SeveralCredentialsError(Exception):
     """More than one credential was presented, and they differ."""
 
 
-def presented_credential(scope: Scope) -> str | None:
+def extract_credential(scope: Scope) -> str | None:
     """The one credential of an HTTP or WebSocket scope, without `Bearer`; None where there is none.
 
     Raises SeveralCredentialsError. With `ek_` and without it is the same credential.

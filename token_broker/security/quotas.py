@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 
-from token_broker.security.rate_limits import RateLimit, Reluctance, Turnstile
+from token_broker.security.rate_limits import RateLimit, RateLimiter, Reluctance
 from token_broker.settings import Settings
 from token_broker.web.problems import Problem
 
@@ -26,7 +26,7 @@ class MemoryQuotas:
 
     def __init__(self, settings: Settings) -> None:
         self.turns = TurnQuota(settings.turns_per_minute, settings.turn_bytes_per_minute)
-        self.reads = Turnstile(settings.rate_limit_per_minute)
+        self.reads = RateLimiter(settings.rate_limit_per_minute)
         self.pages = PagePlaces()
 
 

@@ -15,10 +15,10 @@ from token_broker.web.problems import Problem
 
 __all__ = [
     "RateLimit",
+    "RateLimiter",
     "Reluctance",
     "SessionLease",
     "SessionLimits",
-    "Turnstile",
     "too_many_requests",
     "too_many_sessions",
 ]
@@ -114,7 +114,7 @@ class Reluctance:
         raise problem
 
 
-class Turnstile:
+class RateLimiter:
     """Lets a key through at its rate; see `Reluctance` for whom it does not let through."""
 
     def __init__(

@@ -93,7 +93,7 @@ class TicketClaims:
 
 @dataclass(frozen=True, slots=True)
 class ClientSecretClaims:
-    """What a client secret says: admission to any door, as this agent, as often as the settings allow.
+    """What a client secret says: admission to any compatible endpoint, as this agent, as often as the settings allow.
 
     `secret_id` is what its uses are counted by, together with those of all that it minted, until `counted_until_s`.
     """
@@ -183,7 +183,7 @@ class TokenSigner:
         ttl_s: int,
         minted_with: ClientSecretClaims | None = None,
     ) -> str:
-        """Admission to the doors of the official clients for `ttl_s` seconds; it begins with `ek_`.
+        """Admission to the compatible endpoints of the official clients for `ttl_s` seconds; it begins with `ek_`.
 
         What was `minted_with` another secret is counted with it: it opens no more than that one has left.
         """

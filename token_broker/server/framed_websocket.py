@@ -17,7 +17,7 @@ from websockets.protocol import State
 from token_broker.server import frames
 from token_broker.server.frames import FrameBudget, FrameError, FrameReader
 from token_broker.server.http import raw_answer
-from token_broker.server.wire import Taker
+from token_broker.server.wire import MessageSink
 from token_broker.web.problems import Problem
 
 __all__ = ["READ", "FramedWebSocket", "Input"]
@@ -67,7 +67,7 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
     _owed_pong: bytes | None = None  # the last ping's payload, while the client does not read
     _ended_code: int | None = None  # by the client or for what it did: the application has nobody to send to
     _heard = True  # since the last ping
-    _taker: Taker | None = None
+    _sink: MessageSink | None = None
     _application_waits = False  # for a message: it has handled all that came before
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -141,8 +141,8 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
 
     def _on_text(self, payload: bytes) -> bool:
         """Whether it was taken on the spot; else it was queued."""
-        taker = self._taker
-        if taker is not None and self._application_waits and taker(payload):
+        sink = self._sink
+        if sink is not None and self._application_waits and sink(payload):
             return True
         try:
             text = payload.decode()

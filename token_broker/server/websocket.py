@@ -18,7 +18,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 from token_broker.server import frames
 from token_broker.server.close_codes import CLIENT_STALLED
 from token_broker.server.framed_websocket import READ, FramedWebSocket
-from token_broker.server.wire import Taker
+from token_broker.server.wire import MessageSink
 from token_broker.settings import Settings
 
 __all__ = [
@@ -117,8 +117,8 @@ class BrokerWebSocketProtocol(FramedWebSocket):
         """
         self.transport.write(frames.text_frame_head(len(payload)) + payload)
 
-    def offer_to(self, taker: Taker | None) -> None:
-        self._taker = taker
+    def offer_to(self, sink: MessageSink | None) -> None:
+        self._sink = sink
 
     def give_up(self, code: int, reason: str) -> None:
         """Closes without waiting for the client to read anything; what it still sends is thrown away."""

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["ClientWire", "Taker"]
+__all__ = ["ClientWire", "MessageSink"]
 
-Taker = Callable[[bytes], bool]
+MessageSink = Callable[[bytes], bool]
 
 
 class ClientWire(Protocol):
@@ -20,8 +20,8 @@ class ClientWire(Protocol):
         """Writes a text message; to be asked for only where `takes_data`."""
         ...
 
-    def offer_to(self, taker: Taker | None) -> None:
-        """Offers each text message to `taker` while the application waits for one and none is queued; where that
+    def offer_to(self, sink: MessageSink | None) -> None:
+        """Offers each text message to `sink` while the application waits for one and none is queued; where that
         answers False, the message is queued as ever.
         """
         ...

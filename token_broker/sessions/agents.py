@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints,
 from strategies.base import Dialect, SessionSpec
 from token_broker.settings import Settings
 
-__all__ = ["Agent", "AgentBook", "AgentsFileError", "agents_secrets", "load_agents", "session_spec"]
+__all__ = ["Agent", "AgentRegistry", "AgentsFileError", "agents_secrets", "load_agents", "session_spec"]
 
 BUILT_IN = Path(__file__).with_name("agents.toml")
 
@@ -78,7 +78,7 @@ class Agent(BaseModel):
         return tuple(SecretStr(value) for value in found if isinstance(value, str))
 
 
-class AgentBook:
+class AgentRegistry:
     """All agents by id, and which one speaks where none is named."""
 
     def __init__(self, agents: Mapping[str, Agent], default: str) -> None:
@@ -111,7 +111,7 @@ def session_spec(
     )
 
 
-def load_agents(path: Path | None = None) -> AgentBook:
+def load_agents(path: Path | None = None) -> AgentRegistry:
     """The agents of `path`, or the built-in ones. Raises AgentsFileError, with a line a fault."""
     source = path or BUILT_IN
     try:
@@ -126,7 +126,7 @@ def load_agents(path: Path | None = None) -> AgentBook:
         ) from None
     if file.default not in file.agents:
         raise AgentsFileError(f"{source}: default: there is no agent {file.default!r}")
-    return AgentBook({agent_id: _resolve(source, file, agent_id) for agent_id in file.agents}, file.default)
+    return AgentRegistry({agent_id: _resolve(source, file, agent_id) for agent_id in file.agents}, file.default)
 
 
 def agents_secrets(path: Path | None) -> tuple[SecretStr, ...]:

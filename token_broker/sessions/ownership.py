@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from token_broker.memory.errors import StoreError
-from token_broker.memory.types import Blocklist, Owner, SessionBook, SessionRecord
+from token_broker.memory.types import Blocklist, Owner, SessionRecord, SessionRepository
 from token_broker.security.authentication import Principal
 from token_broker.security.tokens import RESUME_GRACE_S, ClientSecretClaims, SessionClaims, TokenError, TokenSigner
 from token_broker.web.problems import Problem
@@ -36,16 +36,16 @@ class OpenedSession:
     owner: Owner
     is_new_name: bool  # the caller chose an id that nobody had: it has to become theirs before anybody hears of it
 
-    async def keep(self, book: SessionBook, agent_id: str) -> None:
+    async def keep(self, sessions: SessionRepository, agent_id: str) -> None:
         """Writes the session: before the answer where the caller chose its id, else beside it.
 
         Raises Problem 403 where somebody else got the id meanwhile, and 503 where the store is silent.
         """
         if not self.is_new_name:
-            book.record(self.owner, agent_id)
+            sessions.record(self.owner, agent_id)
             return
         try:
-            is_owners = await book.claim(self.owner, agent_id)
+            is_owners = await sessions.claim(self.owner, agent_id)
         except StoreError:
             raise _owner_unknown() from None
         if not is_owners:
@@ -53,7 +53,7 @@ class OpenedSession:
 
 
 async def open_session(
-    book: SessionBook,
+    sessions: SessionRepository,
     signer: TokenSigner,
     blocklist: Blocklist,
     *,
@@ -77,7 +77,7 @@ async def open_session(
     claims = _claims(signer, session_token, session_id)
     if claims is not None and claims.principal != principal.id:
         raise Problem(403, "foreign_session", _FOREIGN)
-    record = await _find(book, session_id, proven=claims is not None)
+    record = await _find(sessions, session_id, proven=claims is not None)
     if record is not None:
         _ensure_owner(record, principal.id)
     if claims is None and (signer.made(session_id) if record is None else not principal.authenticated):
@@ -91,7 +91,7 @@ async def open_session(
 
 
 async def confirm_owner(
-    book: SessionBook, blocklist: Blocklist, claims: ClientSecretClaims | SessionClaims
+    sessions: SessionRepository, blocklist: Blocklist, claims: ClientSecretClaims | SessionClaims
 ) -> OpenedSession:
     """The session of a credential that makes another one, with the next epoch; the credential is good.
 
@@ -100,7 +100,7 @@ async def confirm_owner(
     """
     if not blocklist.was_read:
         raise _owner_unknown()
-    record = await _find(book, claims.session_id, proven=True)
+    record = await _find(sessions, claims.session_id, proven=True)
     if record is not None:
         _ensure_owner(record, claims.principal)
     epoch = max(claims.epoch + 1, record.epoch + 1 if record else 0, _now_ms())
@@ -130,10 +130,10 @@ def session_erased() -> Problem:
     return Problem(403, "session_erased", "This session was erased: leave session_id out to begin a new one.")
 
 
-async def _find(book: SessionBook, session_id: str, *, proven: bool) -> SessionRecord | None:
+async def _find(sessions: SessionRepository, session_id: str, *, proven: bool) -> SessionRecord | None:
     """The stored session; None where there is none, or where the store is silent and the caller has proof."""
     try:
-        return await book.find(session_id)
+        return await sessions.find(session_id)
     except StoreError:
         if proven:
             return None

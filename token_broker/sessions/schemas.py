@@ -113,9 +113,9 @@ class ClientSecretRequest(BaseModel):
 
 
 class ClientSecret(BaseModel):
-    """A credential of the broker's for its doors."""
+    """A credential of the broker's for its compatible endpoints."""
 
-    value: str = Field(description="Begins with `ek_`; opens any door, several times, until it expires.")
+    value: str = Field(description="Begins with `ek_`; opens any compatible endpoint, several times, until it expires.")
     expires_at: int = Field(description="In seconds since 1970.")
     session: dict[str, Any] = Field(description="The session as the agent has it, without the instructions.")
 

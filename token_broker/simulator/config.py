@@ -9,7 +9,7 @@ Kind = Literal["direct", "unified", "project"]
 ALL_KINDS: frozenset[Kind] = frozenset(get_args(Kind))
 
 DEFAULT_KEY = "simulated-key"
-DEFAULT_ENTRA_TOKEN = "simulated-entra-token"  # noqa: S105 - a stand-in that opens nothing but this simulator
+DEFAULT_ENTRA_TOKEN = "simulated-entra-token"  # noqa: S105 - a fake that opens nothing but this simulator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

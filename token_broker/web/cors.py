@@ -30,7 +30,7 @@ EXPOSED_HEADERS = "Location, Retry-After, X-Request-ID"
 ALLOWED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 ALLOWED_HEADERS = (
     "Authorization, Content-Type, X-Session-Token, X-Request-ID, traceparent, tracestate, "
-    # What the official clients add in a browser; the doors take their keys.
+    # What the official clients add in a browser; the compatible endpoints take their keys.
     "api-key, OpenAI-Beta, OpenAI-Organization, OpenAI-Project, User-Agent, X-OpenAI-Agents-SDK"
 )
 _CLIENT_HEADER_PREFIX = "x-stainless-"

@@ -14,7 +14,7 @@ from token_broker.observability.logging import begin_ids
 from token_broker.web.ids import uuid7
 from token_broker.web.problems import Problem, problem_response
 
-__all__ = ["Edge"]
+__all__ = ["RequestContextMiddleware"]
 
 log = structlog.get_logger("token_broker.web.requests")
 
@@ -25,7 +25,7 @@ _MAX_TRACESTATE_BYTES = 512
 _CLIENT_LEFT = 499
 
 
-class Edge:
+class RequestContextMiddleware:
     """Sets `scope["state"]["correlation_id"]` and `X-Request-ID`, and turns what nobody caught into a problem 500.
 
     A caller's own `X-Request-ID` is kept where it is plain; a `traceparent` becomes `scope["state"]["trace"]`.

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-from tests.clients.support.doors import MODEL, Door
+from tests.clients.support.compat import MODEL, CompatEndpoint
 from tests.simulator.support import correlation, silence, speech
 
 __all__ = ["PREVIEW_SESSION", "QUESTION", "SAID", "TURNS", "TYPED", "assert_heard", "make_setup"]
@@ -37,12 +37,12 @@ PREVIEW_SESSION: dict[str, Any] = {
 }
 
 
-def make_setup(door: Door, key: str, **options: Any) -> dict[str, Any]:
+def make_setup(compat: CompatEndpoint, key: str, **options: Any) -> dict[str, Any]:
     """The JSON that a program reads. `options`: `azure`, `mints`, `credential`, `inBrowser`, `session`."""
     return {
-        "http": door.http,
-        "https": door.https,
-        "openaiPath": door.openai_path,
+        "http": compat.http,
+        "https": compat.https,
+        "openaiPath": compat.openai_path,
         "model": MODEL,
         "key": key,
         "said": base64.b64encode(QUESTION).decode(),

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from token_broker.api.turns import create_turn, enrich, forget_turns, list_turns
+from token_broker.api.turns import create_turn, enrich, erase_turns, list_turns
 from token_broker.memory.service import Memory
 from token_broker.memory.types import Owner
 from token_broker.security.authentication import make_authenticator
@@ -40,7 +40,7 @@ def make_app(settings: Settings, memory: Memory) -> Starlette:
             Route("/conversation/turn", create_turn, methods=["POST"]),
             Route("/memory/enrich", enrich, methods=["POST"]),
             Route(TURNS, list_turns, methods=["GET"]),
-            Route(TURNS, forget_turns, methods=["DELETE"]),
+            Route(TURNS, erase_turns, methods=["DELETE"]),
         ],
         exception_handlers={Problem: _answer_problem},
     )

@@ -36,7 +36,7 @@ def assert_sound(path: Path) -> None:
 
 
 async def erase_session(database: Database, session_id: str, *, now_us: int = 1, sink: bool = False) -> int:
-    """Erases a session and deletes its turns, as a housekeeper does; how many it deleted. `sink` is asked to forget."""
+    """Erases a session and deletes its turns, as a maintenance does; how many it deleted. `sink` is asked to forget."""
     await database.write(partial(mark_erased, session_id=session_id, now_us=now_us, erase=sink))
     deleted = 0
     chunk = partial(delete_erased, session_id=session_id, max_turns=100, max_bytes=1_000_000)

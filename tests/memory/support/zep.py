@@ -1,7 +1,7 @@
-"""A stand-in for Zep on a loopback socket: strict about what it takes, and able to fail as Zep does.
+"""A fake for Zep on a loopback socket: strict about what it takes, and able to fail as Zep does.
 
 It keeps what it is given, so that tests ask it what arrived. Its answers are checked against zep-python's own client in
-`test_zep_stand_in.py`.
+`test_fake_zep.py`.
 """
 
 import asyncio
@@ -266,7 +266,7 @@ def _now() -> str:
 
 @contextlib.asynccontextmanager
 async def running_zep(port: int = 0) -> AsyncIterator[Zep]:
-    """The stand-in on 127.0.0.1, at a free port unless one is given."""
+    """The fake on 127.0.0.1, at a free port unless one is given."""
     zep = Zep()
     async with serving(make_app(zep), port=port) as base_url:
         zep.base_url = base_url

@@ -21,18 +21,18 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from strategies.credentials import AccessToken, Credentials, EntraTokens
-from strategies.health import Gate, GatePolicy
+from strategies.health import BreakerPolicy, CircuitBreaker
 from strategies.transport import BoundedResolver, make_tls_context
 from token_broker.memory.types import Owner, Turn
 from token_broker.relay.admission import Admission
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
 from token_broker.relay.endpoint import VoiceRelay, websocket_not_found
-from token_broker.relay.protocols import DOORS
-from token_broker.security.rate_limits import SessionLimits, Turnstile
+from token_broker.relay.protocols import COMPAT_ENDPOINTS
+from token_broker.security.rate_limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import TokenSigner
 from token_broker.server.drain import Drain, DrainingServer
 from token_broker.server.websocket import uvicorn_options
-from token_broker.sessions.agents import AgentBook, load_agents
+from token_broker.sessions.agents import AgentRegistry, load_agents
 from token_broker.settings import Settings, load_settings
 from token_broker.web.ids import uuid7
 from token_broker.web.problems import Problem
@@ -42,7 +42,7 @@ ENTRA_TOKEN = "canary-entra-5b20cc"
 PATH = "/api/v1/voice/voicelive"
 
 
-class RecordingIntake:
+class RecordingIngest:
     """Keeps turns; with `full` it takes none."""
 
     def __init__(self) -> None:
@@ -119,12 +119,12 @@ class Running:
     connector: UpstreamConnector
     drain: Drain
     limits: SessionLimits
-    intake: RecordingIntake
+    ingest: RecordingIngest
     recall: FixedRecall
     tickets: OnceTickets
     blocklist: FixedBlocklist
     signer: TokenSigner
-    agents: AgentBook
+    agents: AgentRegistry
     port: int = 0
     server: uvicorn.Server | None = None
     origins: set[str] = field(default_factory=set)
@@ -212,18 +212,18 @@ def make_settings(url: str, **overrides: Any) -> Settings:
     return load_settings(_env_file=None, **(chosen | overrides))
 
 
-def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: AgentBook | None = None) -> Running:
+def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: AgentRegistry | None = None) -> Running:
     target = settings.target
     assert target is not None
     entra = EntraTokens(FixedEntra(), timeout_s=2) if settings.uses_entra else None
-    policy = GatePolicy(failures=settings.breaker_failures, open_s=settings.breaker_open_s)
+    policy = BreakerPolicy(failures=settings.breaker_failures, open_s=settings.breaker_open_s)
     routes = make_routes(
         target, settings.proxy_upstreams, model=settings.model, api_version=settings.voice_live_api_version
     )
     connector = UpstreamConnector(
         routes,
         credentials=Credentials(key=settings.key if settings.uses_key else None, entra=entra),
-        gates={route.name: Gate(route.name, policy) for route in routes},
+        breakers={route.name: CircuitBreaker(route.name, policy) for route in routes},
         resolver=BoundedResolver(),
         timeout_s=settings.proxy_connect_timeout_s,
         max_message_bytes=settings.azure_message_bytes,
@@ -233,8 +233,8 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         Drain(),
         SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions),
     )
-    intake, recall, tickets, blocklist, signer = (
-        RecordingIntake(),
+    ingest, recall, tickets, blocklist, signer = (
+        RecordingIngest(),
         FixedRecall(),
         OnceTickets(),
         FixedBlocklist(),
@@ -255,7 +255,7 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         signer=signer,
         tickets=tickets,
         limits=limits,
-        rate=Turnstile(settings.rate_limit_per_minute),
+        rate=RateLimiter(settings.rate_limit_per_minute),
         drain=drain,
         origin_refusal=origin_refusal,
         limit_key=lambda scope, principal: principal,
@@ -265,13 +265,13 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         settings=settings,
         agents=book,
         admission=admission,
-        intake=intake,
+        ingest=ingest,
         recall=recall,
         connector=connector,
         limits=limits,
         drain=drain,
     )
-    running = Running(settings, relay, connector, drain, limits, intake, recall, tickets, blocklist, signer, book)
+    running = Running(settings, relay, connector, drain, limits, ingest, recall, tickets, blocklist, signer, book)
     return running
 
 
@@ -288,8 +288,17 @@ class _Application:
 def application(relay: VoiceRelay, *more: BaseRoute) -> Starlette:
     path = PATH + "/{session_id}"
     proxy = _Application(relay.proxy)
-    doors = [(path, _Application(functools.partial(relay.door, door))) for door in DOORS for path in door.paths]
-    routes = [Route(path, proxy), WebSocketRoute(path, proxy), *(WebSocketRoute(*door) for door in doors), *more]
+    compat_endpoints = [
+        (path, _Application(functools.partial(relay.compat, compat)))
+        for compat in COMPAT_ENDPOINTS
+        for path in compat.paths
+    ]
+    routes = [
+        Route(path, proxy),
+        WebSocketRoute(path, proxy),
+        *(WebSocketRoute(*compat) for compat in compat_endpoints),
+        *more,
+    ]
     app = Starlette(routes=routes)
     not_found = app.router.default
 

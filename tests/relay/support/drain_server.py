@@ -38,8 +38,8 @@ async def main(azure_url: str, grace_s: float) -> None:
     await telling
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     say(
-        turns=len(running.intake.turns),
-        interrupted=sum(turn.interrupted for turn in running.intake.turns),
+        turns=len(running.ingest.turns),
+        interrupted=sum(turn.interrupted for turn in running.ingest.turns),
         closes=running.relay.snapshot()["closes"],
         tasks=len(others),
     )

@@ -25,14 +25,14 @@ def counted() -> Any:
 
 
 class TranslatedTalk:
-    """A client that speaks the door's dialect with the simulator, which speaks the upstream's.
+    """A client that speaks the compatible endpoint's dialect with the simulator, which speaks the upstream's.
 
     `events` are those that the client got; `sent` those that the simulator did. Where the two dialects are one,
     nothing is translated nor completed.
     """
 
-    def __init__(self, door: Dialect, upstream: Dialect) -> None:
-        self.door, self.upstream = door, upstream
+    def __init__(self, compat: Dialect, upstream: Dialect) -> None:
+        self.compat, self.upstream = compat, upstream
         self.events: list[Event] = []
         self.sent: list[Event] = []
         self._new_id = counted()
@@ -46,7 +46,9 @@ class TranslatedTalk:
 
     def send(self, name: str, **fields: Any) -> None:
         asked: Event = {"type": name, **fields}
-        crossed = [asked] if self.door == self.upstream else to_azure(asked, door=self.door, upstream=self.upstream)
+        crossed = (
+            [asked] if self.compat == self.upstream else to_azure(asked, compat=self.compat, upstream=self.upstream)
+        )
         for event in crossed:
             self._note(self._talk.receive(json.dumps(event), self._now_s))
 
@@ -65,15 +67,15 @@ class TranslatedTalk:
     def _note(self, events: list[Event]) -> None:
         self.sent += events
         for event in events:
-            self.events += [event] if self.door == self.upstream else self._carried(event)
+            self.events += [event] if self.compat == self.upstream else self._carried(event)
 
     def _carried(self, event: Event) -> list[Event]:
         """As the relay does it: what need not be read is renamed as text."""
-        if needs_reading(event["type"], door=self.door, upstream=self.upstream):
-            return to_client(event, door=self.door, upstream=self.upstream, new_id=self._new_id)
-        text = renamed(json.dumps(event), door=self.door, upstream=self.upstream, new_id=self._new_id)
+        if needs_reading(event["type"], compat=self.compat, upstream=self.upstream):
+            return to_client(event, compat=self.compat, upstream=self.upstream, new_id=self._new_id)
+        text = renamed(json.dumps(event), compat=self.compat, upstream=self.upstream, new_id=self._new_id)
         told: Event = json.loads(text)
-        assert [told] == to_client(event, door=self.door, upstream=self.upstream, new_id=self._new_id)
+        assert [told] == to_client(event, compat=self.compat, upstream=self.upstream, new_id=self._new_id)
         return [told]
 
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-__all__ = ["FULL_BATCH", "Backlog", "Failure", "Pace", "Verdict", "after_failure", "backoff_s"]
+__all__ = ["FULL_BATCH", "Backlog", "ConcurrencyLimiter", "Failure", "Verdict", "after_failure", "backoff_s"]
 
 FULL_BATCH = 30  # messages a call, at most (docs/azure.md §11)
 BACKOFF_FIRST_S = 1.0
@@ -88,18 +88,20 @@ def after_failure(
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class ConcurrencyLimiter:
     """How many deliveries a process keeps up at once, and when the next may begin: one more at a time, halved down."""
 
     limit: int = 1
     failures: int = 0
     resume_at_s: float = 0
 
-    def succeeded(self, most: int) -> "Pace":
+    def succeeded(self, most: int) -> "ConcurrencyLimiter":
         """The sink took something: one more at once."""
-        return Pace(min(most, self.limit + 1))
+        return ConcurrencyLimiter(min(most, self.limit + 1))
 
-    def failed(self, failure: Failure, now_s: float, *, jitter: Callable[[], float] = random.random) -> "Pace":
+    def failed(
+        self, failure: Failure, now_s: float, *, jitter: Callable[[], float] = random.random
+    ) -> "ConcurrencyLimiter":
         """Half as many at once; and a pause where the sink is ill, with `Retry-After` at least that long.
 
         A failure that may be some turn's fault is no sign of illness until it comes `ILL_AFTER` times on end.
@@ -109,6 +111,6 @@ class Pace:
         failures = self.failures + 1
         limit = max(1, self.limit // 2)
         if failure.counts and failures < ILL_AFTER and failure.retry_after_s is None:
-            return Pace(limit, failures, self.resume_at_s)
+            return ConcurrencyLimiter(limit, failures, self.resume_at_s)
         pause_s = max(min(PAUSE_LAST_S, backoff_s(failures, jitter=jitter)), failure.retry_after_s or 0)
-        return Pace(limit, failures, max(self.resume_at_s, now_s + pause_s))
+        return ConcurrencyLimiter(limit, failures, max(self.resume_at_s, now_s + pause_s))

@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from token_broker.memory.context import TOLD_CHARS
-from token_broker.memory.delivery.sink import Parcel
+from token_broker.memory.delivery.sink import DeliveryBatch
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.text import words_of
 from token_broker.memory.types import ANONYMOUS, LAST_TURNS, Owner
@@ -26,8 +26,8 @@ _MIN_WORD_CHARS = 4
 class LocalSink:
     """See `Sink`. What was queued for another memory, before the configuration changed, is at its end here."""
 
-    async def deliver(self, parcel: Parcel) -> None:
-        del parcel
+    async def deliver(self, sent: DeliveryBatch) -> None:
+        del sent
 
     async def forget(self, principal: str, session_id: str) -> None:
         del principal, session_id

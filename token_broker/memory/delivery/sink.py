@@ -10,7 +10,7 @@ from token_broker.memory.types import Owner
 if TYPE_CHECKING:  # rows bring SQLAlchemy, which is loaded when the store opens
     from token_broker.memory.store.rows import StoredTurn
 
-__all__ = ["FactSource", "Parcel", "Sink", "SinkError"]
+__all__ = ["DeliveryBatch", "FactSource", "Sink", "SinkError"]
 
 
 class SinkError(Exception):
@@ -22,7 +22,7 @@ class SinkError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class DeliveryBatch:
     """Turns of one session, in order. `uncertain`: some may have arrived before; look before repeating."""
 
     session_id: str
@@ -35,7 +35,7 @@ class Parcel:
 class Sink(Protocol):
     """A memory that turns are delivered to. Both methods are bounded by the caller, and raise SinkError."""
 
-    async def deliver(self, parcel: Parcel) -> None:
+    async def deliver(self, sent: DeliveryBatch) -> None:
         """Stores the turns, each once, in order."""
         ...
 

@@ -13,9 +13,16 @@ from typing import Any
 
 import structlog
 
-from token_broker.memory.delivery.backoff import FULL_BATCH, Backlog, Failure, Pace, after_failure, backoff_s
+from token_broker.memory.delivery.backoff import (
+    FULL_BATCH,
+    Backlog,
+    ConcurrencyLimiter,
+    Failure,
+    after_failure,
+    backoff_s,
+)
 from token_broker.memory.delivery.ordering import Ready, ready
-from token_broker.memory.delivery.sink import Parcel, Sink, SinkError
+from token_broker.memory.delivery.sink import DeliveryBatch, Sink, SinkError
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.errors import StoreError
 from token_broker.memory.store import erasure as forgetting
@@ -68,7 +75,7 @@ class DeliveryWorker:
         self._sink = sink
         self._policy = policy
         self._clock = clock
-        self._pace = Pace()
+        self._limiter = ConcurrencyLimiter()
         self._wake = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
         self.counts = DeliveryCounts()
@@ -76,8 +83,8 @@ class DeliveryWorker:
         self._unreachable = False
 
     @property
-    def pace(self) -> Pace:
-        return self._pace
+    def limiter(self) -> ConcurrencyLimiter:
+        return self._limiter
 
     def nudge(self) -> None:
         """Looks at the outbox soon."""
@@ -108,9 +115,9 @@ class DeliveryWorker:
     async def round(self) -> int:
         """Claims what is due, up to the free places, and starts delivering it; how much that was."""
         now_s = self._clock()
-        if now_s < self._pace.resume_at_s:
+        if now_s < self._limiter.resume_at_s:
             return 0
-        free = self._pace.limit - len(self._running)
+        free = self._limiter.limit - len(self._running)
         if free <= 0:
             return 0
         erasures = await self._claim_erasures(1)
@@ -183,10 +190,10 @@ class DeliveryWorker:
         )
 
     async def _hand_over(self, claim: Claim, batch: Sequence[StoredTurn]) -> Failure | None:
-        parcel = Parcel(claim.session_id, claim.principal, claim.user_id, batch, claim.uncertain)
+        sent = DeliveryBatch(claim.session_id, claim.principal, claim.user_id, batch, claim.uncertain)
         try:
             async with asyncio.timeout(self._policy.timeout_s):
-                await self._sink.deliver(parcel)
+                await self._sink.deliver(sent)
         except SinkError as error:
             return error.failure
         except TimeoutError:
@@ -198,11 +205,11 @@ class DeliveryWorker:
 
     def _note(self, failure: Failure | None) -> None:
         if failure is None:
-            self._pace = self._pace.succeeded(self._policy.concurrency)
+            self._limiter = self._limiter.succeeded(self._policy.concurrency)
             return
         self.counts.failures += 1
         self.last_failure = failure.reason
-        self._pace = self._pace.failed(failure, self._clock())
+        self._limiter = self._limiter.failed(failure, self._clock())
 
     def _settlement(self, claim: Claim, batch: Sequence[StoredTurn], failure: Failure | None) -> Settlement:
         now_us = to_us(self._clock())
@@ -258,7 +265,7 @@ class DeliveryWorker:
 
     async def _rest(self) -> None:
         """Sleeps until something is due, a nudge, or the poll's time; the wait has jitter between replicas."""
-        pause_s = self._pace.resume_at_s - self._clock()
+        pause_s = self._limiter.resume_at_s - self._clock()
         if pause_s > 0:
             await asyncio.sleep(min(pause_s, _LONGEST_POLL_S))  # nudges do not hurry an ill sink
             return

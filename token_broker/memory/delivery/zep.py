@@ -23,7 +23,7 @@ from zep_python.types.message import Message
 
 from strategies.transport import make_tls_context
 from token_broker.memory.delivery.backoff import Failure
-from token_broker.memory.delivery.sink import Parcel, SinkError
+from token_broker.memory.delivery.sink import DeliveryBatch, SinkError
 from token_broker.memory.store.rows import StoredTurn
 from token_broker.memory.types import ANONYMOUS, Owner
 
@@ -62,15 +62,15 @@ class ZepMemory:
         """Closes the connections."""
         await self._http.aclose()
 
-    async def deliver(self, parcel: Parcel) -> None:
+    async def deliver(self, sent: DeliveryBatch) -> None:
         async with _failures(storing=False):
-            await self._ensure_session(parcel.session_id, parcel.principal, parcel.user_id)
-            arrived = await self._turn_ids(parcel.session_id) if parcel.uncertain else set()
-        messages = [_message(turn, parcel.user_id) for turn in parcel.turns if turn.turn_id not in arrived]
+            await self._ensure_session(sent.session_id, sent.principal, sent.user_id)
+            arrived = await self._turn_ids(sent.session_id) if sent.uncertain else set()
+        messages = [_message(turn, sent.user_id) for turn in sent.turns if turn.turn_id not in arrived]
         if not messages:
             return
-        async with _failures(storing=True, on_missing=lambda: self._known.pop(parcel.session_id, None)):
-            await self._zep.memory.add(parcel.session_id, messages=messages)
+        async with _failures(storing=True, on_missing=lambda: self._known.pop(sent.session_id, None)):
+            await self._zep.memory.add(sent.session_id, messages=messages)
 
     async def forget(self, principal: str, session_id: str) -> None:
         async with _failures(storing=False):

@@ -14,7 +14,7 @@ from token_broker.memory.text import clean, is_storable
 from token_broker.memory.types import ANONYMOUS, NOT_THEIRS, Outcome, Owner, Turn
 from token_broker.security.rate_limits import RateLimit
 
-__all__ = ["BufferedIntake", "IntakeCounts"]
+__all__ = ["IngestBuffer", "IngestCounts"]
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +25,7 @@ _SHARE = 1 / 4  # of the buffer, that one owner may hold
 
 
 @dataclass(slots=True)
-class IntakeCounts:
+class IngestCounts:
     """Since the process began: turns not taken since the buffer was full, or their owner's quota or share of it was
     used up, and turns that the store would never take.
     """
@@ -34,7 +34,7 @@ class IntakeCounts:
     refused: int = 0
 
 
-class BufferedIntake:
+class IngestBuffer:
     """See `TurnIntake`. Holds at most `max_turns` turns or `max_bytes`; `run` is to be started once.
 
     One owner (somebody anonymous: one session) holds a quarter of that at most, and may hand in `turns_per_minute` and
@@ -65,7 +65,7 @@ class BufferedIntake:
         self._emptied = asyncio.Event()
         self._emptied.set()
         self._told_full: dict[str, None] = {}
-        self.counts = IntakeCounts()
+        self.counts = IngestCounts()
 
     @property
     def buffered(self) -> int:

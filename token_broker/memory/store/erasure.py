@@ -25,9 +25,9 @@ __all__ = [
     "Erasure",
     "claim_erasures",
     "delete_erased",
+    "erase_idle_sessions",
+    "erase_older",
     "finish_erasure",
-    "forget_idle_sessions",
-    "forget_older",
     "mark_erased",
     "note_user_erasure",
     "postpone_erasure",
@@ -149,7 +149,7 @@ def postpone_erasure(connection: Connection, erasure: Erasure, due_at_us: int, r
     connection.execute(update(erasures).where(_is(erasure)).values(later))
 
 
-def forget_older(connection: Connection, before_arrival: int, limit: int, *, max_bytes: int) -> int:
+def erase_older(connection: Connection, before_arrival: int, limit: int, *, max_bytes: int) -> int:
     """Deletes up to `limit` turns, or so many bytes of them, that arrived before; how many turns.
 
     Their sessions stay until they are idle: an id that a token still names must not become another's.
@@ -165,11 +165,11 @@ def forget_older(connection: Connection, before_arrival: int, limit: int, *, max
     for session_id, turn_id in old:
         by_session.setdefault(session_id, []).append(turn_id)
     for session_id in sorted(by_session, key=lambda key: (bucket_of(key), key)):
-        _forget_turns(connection, session_id, by_session[session_id])
+        _erase_turns(connection, session_id, by_session[session_id])
     return len(old)
 
 
-def forget_idle_sessions(connection: Connection, before_s: float, limit: int) -> int:
+def erase_idle_sessions(connection: Connection, before_s: float, limit: int) -> int:
     """Deletes up to `limit` sessions without a turn whose newest plan is older; how many. Tombstones stay."""
     has_turns = select(turns.c.bucket).where(
         turns.c.bucket == sessions.c.bucket, turns.c.session_id == sessions.c.session_id
@@ -185,7 +185,7 @@ def forget_idle_sessions(connection: Connection, before_s: float, limit: int) ->
     return len(idle)
 
 
-def _forget_turns(connection: Connection, session_id: str, turn_ids: Iterable[str]) -> None:
+def _erase_turns(connection: Connection, session_id: str, turn_ids: Iterable[str]) -> None:
     connection.execute(select(sessions.c.epoch).where(is_session(sessions, session_id)).with_for_update())
     its = turns.c.turn_id.in_(list(turn_ids))
     note_removed(connection, session_id, its)

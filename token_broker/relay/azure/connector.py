@@ -1,6 +1,6 @@
 """Azure's two WebSockets, in order, until one has taken the agent's session: all inside one limit.
 
-The same gates as the chain's strategies decide who is asked; whatever comes back is told to them in the chain's own
+The same breakers as the chain's strategies decide who is asked; whatever comes back is told to them in the chain's own
 error tree. A redirect is never followed: it would carry the credential away.
 """
 
@@ -33,10 +33,10 @@ from strategies.errors import (
     TimedOutError,
     TransientError,
 )
-from strategies.health import Gate
+from strategies.health import CircuitBreaker
 from strategies.session_body import ga_realtime_session, voice_live_session
 from strategies.upstream import Answer, classify
-from token_broker.relay.azure.dns_cache import SharedLookups
+from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.socket import AzureSocket, connect
 from token_broker.relay.policy.rules import event_type
 from token_broker.server.close_codes import UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
@@ -94,23 +94,23 @@ def make_routes(target: Target, names: Sequence[UpstreamName], *, model: str, ap
 
 
 class UpstreamConnector:
-    """Connects talks to Azure. One a process; `gates` has one for each route's name."""
+    """Connects talks to Azure. One a process; `breakers` has one for each route's name."""
 
     def __init__(
         self,
         routes: Sequence[Route],
         *,
         credentials: Credentials | None,
-        gates: Mapping[str, Gate],
+        breakers: Mapping[str, CircuitBreaker],
         resolver: AbstractResolver,
         timeout_s: float,
         max_message_bytes: int,
         tls: ssl.SSLContext,
     ) -> None:
         self.routes = list(routes)
-        self.gates = gates
+        self.breakers = breakers
         self._credentials = credentials
-        self._names = SharedLookups(resolver)
+        self._names = DnsCache(resolver)
         self._timeout_s = timeout_s
         self._max_message_bytes = max_message_bytes
         self._tls = tls
@@ -146,24 +146,24 @@ class UpstreamConnector:
             routes.sort(key=lambda route: route.dialect != prefer)
         ending: Ending | None = None
         for index, route in enumerate(routes):
-            gate = self.gates[route.name]
-            if (admission := gate.admit()) is None:
+            breaker = self.breakers[route.name]
+            if (permit := breaker.admit()) is None:
                 ending = ending or Ending(UPSTREAM_FAILED, "Azure failed a moment ago: ask for a new plan in a moment")
-                log.info("upstream_attempt", upstream=route.name, outcome="skipped", why=gate.why_resting)
+                log.info("upstream_attempt", upstream=route.name, outcome="skipped", why=breaker.why_open)
                 continue
             left_s = deadline_s - loop.time()
-            if any(self.gates[later.name].would_admit for later in routes[index + 1 :]):
+            if any(self.breakers[later.name].would_admit for later in routes[index + 1 :]):
                 left_s /= 2
             began_s = time.monotonic()
             settled = False
             try:
                 upstream = await self.attempt(route, supply, timeout_s=left_s)
-                gate.succeeded(admission, _ms_since(began_s))
+                breaker.succeeded(permit, _ms_since(began_s))
                 settled = True
                 log.info("upstream_attempt", upstream=route.name, outcome="connected", ms=round(_ms_since(began_s)))
                 return upstream
             except MintError as error:
-                gate.failed(admission, error, _ms_since(began_s))
+                breaker.failed(permit, error, _ms_since(began_s))
                 settled = True
                 if ending is None or ending.code != UPSTREAM_TIMED_OUT:  # the one that hung is the client's reason
                     ending = _ending(error)
@@ -179,7 +179,7 @@ class UpstreamConnector:
                 )
             finally:
                 if not settled:  # the client left
-                    gate.abandoned(admission)
+                    breaker.abandoned(permit)
         raise NoUpstreamError(ending or Ending(UPSTREAM_FAILED, "no Azure endpoint is configured for talks"))
 
     async def join_call(self, endpoint: str, call_id: str) -> AzureSocket:
@@ -192,7 +192,7 @@ class UpstreamConnector:
             raise TimedOutError(f"no sideband within {self._timeout_s:.1f} s") from None
 
     async def attempt(self, route: Route, supply: SpecSupplier, *, timeout_s: float) -> Upstream:
-        """One route, whatever its gate says. Raises MintError."""
+        """One route, whatever its breaker says. Raises MintError."""
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline_s):

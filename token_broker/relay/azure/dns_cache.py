@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-__all__ = ["SharedLookups"]
+__all__ = ["DnsCache"]
 
 _FRESH_S = 30.0
 _LOOKUP_S = 5.0
 
 
-class SharedLookups:
+class DnsCache:
     """One lookup at a time for each host and port; its answer serves all who wait, and those of the next 30 s."""
 
     def __init__(self, resolver: AbstractResolver, *, monotonic: Callable[[], float] = time.monotonic) -> None:

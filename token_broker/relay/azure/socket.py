@@ -38,7 +38,7 @@ from picows import (
     ws_connect,
 )
 
-from token_broker.relay.azure.dns_cache import SharedLookups
+from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.server.frames import FrameBudget, FrameError
 
 __all__ = ["CLOSED_BY_AZURE", "AzureSocket", "connect"]
@@ -80,7 +80,7 @@ class AzureSocket(WSListener):
         self._budget = FrameBudget(0, _CONTROL_FRAMES_PER_SECOND, self._loop.time())
         self._owed_pong: bytes | None = None  # the last ping's payload, while Azure does not read
         self._refused = False
-        self._taker: Callable[[bytes], bool] | None = None
+        self._sink: Callable[[bytes], bool] | None = None
         self._queued_bytes = 0
         self._reader: asyncio.Future[None] | None = None
         self._waiters: list[asyncio.Future[None]] = []
@@ -106,9 +106,9 @@ class AzureSocket(WSListener):
             finally:
                 self._reader = None
 
-    def offer_to(self, taker: Callable[[bytes], bool] | None) -> None:
-        """Offers each frame to `taker` while somebody waits for one; where it answers False, the frame is queued."""
-        self._taker = taker
+    def offer_to(self, sink: Callable[[bytes], bool] | None) -> None:
+        """Offers each frame to `sink` while somebody waits for one; where it answers False, the frame is queued."""
+        self._sink = sink
 
     def put(self, text: str) -> None:
         """Queues a frame: Azure's, or an event of the broker's own that is to come after those."""
@@ -252,7 +252,7 @@ class AzureSocket(WSListener):
 
     def _on_message(self, payload: bytes) -> None:
         reader = self._reader  # who waits has handled all that came before: nothing is overtaken
-        if self._taker is not None and reader is not None and not reader.done() and self._taker(payload):
+        if self._sink is not None and reader is not None and not reader.done() and self._sink(payload):
             return
         if self._queued_bytes > _QUEUE_HIGH_BYTES + self._max_message_bytes + _QUEUE_BEYOND_BYTES:
             self._refuse(WSCloseCode.POLICY_VIOLATION, "Azure sent too many tiny messages at once")
@@ -305,7 +305,7 @@ async def connect(
     url: str,
     headers: Mapping[str, str],
     *,
-    names: SharedLookups,
+    names: DnsCache,
     tls: ssl.SSLContext,
     max_message_bytes: int,
     deadline_s: float,

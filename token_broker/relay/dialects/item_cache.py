@@ -1,4 +1,4 @@
-"""The items of a door's talk as its client was told of them, to answer `conversation.item.retrieve` from. No I/O.
+"""A talk's items as its client was told of them, to answer `conversation.item.retrieve` from. No I/O.
 
 Some official clients ask for each item again once it was transcribed. Azure's answer brings the item's audio along:
 after some 16 s of speech that is more than a message may hold, and would end the talk. Nobody asks for the audio.
@@ -7,7 +7,7 @@ after some 16 s of speech that is more than a message may hold, and would end th
 from collections import OrderedDict
 from typing import Any
 
-__all__ = ["SHELVED", "ItemShelf"]
+__all__ = ["CACHED_EVENTS", "ItemCache"]
 
 Event = dict[str, Any]
 
@@ -20,13 +20,13 @@ _WITH_ITEM = frozenset(
         "response.output_item.added", "response.output_item.done",
     }
 )  # fmt: skip
-SHELVED = frozenset({_TRANSCRIBED, _TRUNCATED, _DELETED, *_WITH_ITEM})
+CACHED_EVENTS = frozenset({_TRANSCRIBED, _TRUNCATED, _DELETED, *_WITH_ITEM})
 _ITEMS_KEPT = 256
 _LONGEST_CHARS = 16_384  # of an item without its audio: what is longer has text or images of the client's own
 
 
-class ItemShelf:
-    """The latest items, in the dialect of whoever reads them. Feed it the events of `SHELVED`; others say nothing."""
+class ItemCache:
+    """The latest items, in the dialect of the client. Feed it the events of `CACHED_EVENTS`; it ignores others."""
 
     def __init__(self) -> None:
         self._items: OrderedDict[str, Event] = OrderedDict()

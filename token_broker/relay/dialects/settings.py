@@ -42,27 +42,27 @@ Fields = Mapping[str, Any]
 Tell = Callable[[Any, Dialect], Any]
 
 
-def session_settings(session: Fields, *, door: Dialect, upstream: Dialect) -> dict[str, Any]:
+def session_settings(session: Fields, *, compat: Dialect, upstream: Dialect) -> dict[str, Any]:
     """The session of a client's `session.update`, with what the upstream knows of it and nothing else."""
-    shaped = _shaped(session, _SESSION, door, upstream)
+    shaped = _shaped(session, _SESSION, compat, upstream)
     return {"type": "realtime", **shaped} if upstream == "ga" else shaped
 
 
-def response_settings(response: Fields, *, door: Dialect, upstream: Dialect) -> dict[str, Any]:
+def response_settings(response: Fields, *, compat: Dialect, upstream: Dialect) -> dict[str, Any]:
     """The response of a client's `response.create`, with what the upstream knows of it and nothing else."""
-    return _shaped(response, _RESPONSE, door, upstream)
+    return _shaped(response, _RESPONSE, compat, upstream)
 
 
-def session_object(session: Fields, *, door: Dialect, upstream: Dialect) -> dict[str, Any]:
-    """Azure's session as the door's dialect has it. What is no setting (`id`, `expires_at`) stays."""
-    stated = {**_rest(session, _SESSION, upstream), **_shaped(session, _SESSION, upstream, door)}
+def session_object(session: Fields, *, compat: Dialect, upstream: Dialect) -> dict[str, Any]:
+    """Azure's session as the compatible endpoint's dialect has it. What is no setting (`id`, `expires_at`) stays."""
+    stated = {**_rest(session, _SESSION, upstream), **_shaped(session, _SESSION, upstream, compat)}
     stated.pop("type", None)
-    return {"type": "realtime", **stated} if door == "ga" else stated
+    return {"type": "realtime", **stated} if compat == "ga" else stated
 
 
-def response_object(response: Fields, *, door: Dialect, upstream: Dialect) -> dict[str, Any]:
-    """Azure's response as the door's dialect has it. What is no setting (`id`, `status`, `output`, `usage`) stays."""
-    return {**_rest(response, _RESPONSE, upstream), **_shaped(response, _RESPONSE, upstream, door)}
+def response_object(response: Fields, *, compat: Dialect, upstream: Dialect) -> dict[str, Any]:
+    """Azure's response in the client's dialect. What is no setting (`id`, `status`, `output`, `usage`) stays."""
+    return {**_rest(response, _RESPONSE, upstream), **_shaped(response, _RESPONSE, upstream, compat)}
 
 
 def _same(value: Any, _dialect: Dialect) -> Any:

@@ -1,8 +1,9 @@
 """One talk in two dialects: events of the Realtime API as GA has them, and as preview and Voice Live do. Pure.
 
-A door speaks one dialect to its client, the upstream may speak the other; `to_azure` and `to_client` carry events
-across. Both also serve where the two are the same: towards Azure what it does not know is left out, towards the client
-what official clients throw without is put in. Translation is lenient: what it does not understand passes.
+A compatible endpoint speaks one dialect to its client, the upstream may speak the other; `to_azure` and `to_client`
+carry events across. Both also serve where the two are the same: towards Azure what it does not know is left out,
+towards the client what official clients throw without is put in. Translation is lenient: what it does not understand
+passes.
 
 Most of Azure's events differ by their name at most, the audio among them. `needs_reading` tells which do not; the rest
 go through `renamed`, which reads no more than their head.
@@ -81,7 +82,7 @@ _AUDIO_HEADS: dict[Dialect, str] = {
 _EVENT_ID = re.compile(r'"event_id"\s*:\s*"[^"\\]+"')
 
 
-def to_azure(event: Event, *, door: Dialect, upstream: Dialect) -> list[Event]:
+def to_azure(event: Event, *, compat: Dialect, upstream: Dialect) -> list[Event]:
     """A client's event, cleared by `policy`, as the upstream has it: none where nothing is lost by that, one, or two.
 
     Settings which the upstream does not know are left out, so that they are not fatal; a `session.update` of which
@@ -90,48 +91,48 @@ def to_azure(event: Event, *, door: Dialect, upstream: Dialect) -> list[Event]:
     """
     kind = event.get("type")
     if kind == "session.update" and isinstance(session := event.get("session"), dict):
-        return [{**event, "session": session_settings(session, door=door, upstream=upstream)}]
+        return [{**event, "session": session_settings(session, compat=compat, upstream=upstream)}]
     if kind == "response.create":
-        return _response_create(event, door=door, upstream=upstream)
+        return _response_create(event, compat=compat, upstream=upstream)
     if kind == "conversation.item.create" and "item" in event:
         return [{**event, "item": item_for(event["item"], upstream, by_client=True)}]
-    if kind == "output_audio_buffer.clear" and not door == upstream == "preview":
+    if kind == "output_audio_buffer.clear" and not compat == upstream == "preview":
         return []  # GA knows it over WebRTC alone, Voice Live for an avatar's output
     return [event]
 
 
-def to_client(event: Event, *, door: Dialect, upstream: Dialect, new_id: NewId) -> list[Event]:
-    """Azure's event as the door's dialect has it, whole: none where it has no such event, one, or two.
+def to_client(event: Event, *, compat: Dialect, upstream: Dialect, new_id: NewId) -> list[Event]:
+    """Azure's event as the compatible endpoint's dialect has it, whole: none where it has no such event, one, or two.
 
     GA tells of an item twice, when it is made and when it is whole; preview once. `new_id` gives unique ids where
     Azure gave none; every event has an `event_id`, the first of two keeps its own.
     """
-    translated = [event] if door == upstream else _translated(event, door=door, upstream=upstream)
-    return [_completed(each, door, new_id) for each in translated]
+    translated = [event] if compat == upstream else _translated(event, compat=compat, upstream=upstream)
+    return [_completed(each, compat, new_id) for each in translated]
 
 
-def needs_reading(kind: str, *, door: Dialect, upstream: Dialect) -> bool:
+def needs_reading(kind: str, *, compat: Dialect, upstream: Dialect) -> bool:
     """Whether `to_client` may change more of Azure's events of this type than their name and `event_id`."""
-    return kind in _WITH_MORE_THAN_A_NAME or (door != upstream and kind in _UNKNOWN[door])
+    return kind in _WITH_MORE_THAN_A_NAME or (compat != upstream and kind in _UNKNOWN[compat])
 
 
-def renamed(text: str, *, door: Dialect, upstream: Dialect, new_id: NewId) -> str:
-    """An event of Azure's that need not be read, as text: its type as the door calls it, an `event_id` if it has none.
+def renamed(text: str, *, compat: Dialect, upstream: Dialect, new_id: NewId) -> str:
+    """An Azure event that need not be read, as text: its type in the client's dialect, an `event_id` if it has none.
 
     Its head alone is looked at, if that shows both. Text that is no event comes back as it is.
     """
     plain = _AUDIO_HEADS[upstream]
     if text.startswith(plain) and not text.startswith('"', len(plain)):
-        return text if door == upstream else _AUDIO_HEADS[door] + text[len(plain) :]
+        return text if compat == upstream else _AUDIO_HEADS[compat] + text[len(plain) :]
     head = _HEAD.match(text)
     if head is None:
-        return _renamed_by_reading(text, door=door, upstream=upstream, new_id=new_id)
+        return _renamed_by_reading(text, compat=compat, upstream=upstream, new_id=new_id)
     kind = head[2]
-    name = kind if door == upstream else _NAMES[door].get(kind, kind)
+    name = kind if compat == upstream else _NAMES[compat].get(kind, kind)
     has_id = head[1] or head[3]
     if not has_id and (at := text.find('"event_id"', head.end())) >= 0:
         if _EVENT_ID.match(text, at) is None:
-            return _renamed_by_reading(text, door=door, upstream=upstream, new_id=new_id)
+            return _renamed_by_reading(text, compat=compat, upstream=upstream, new_id=new_id)
         has_id = True
     if has_id:
         return text if name is kind else f"{text[: head.start(2)]}{name}{text[head.end(2) :]}"
@@ -141,13 +142,13 @@ def renamed(text: str, *, door: Dialect, upstream: Dialect, new_id: NewId) -> st
 # --- towards Azure
 
 
-def _response_create(event: Event, *, door: Dialect, upstream: Dialect) -> list[Event]:
+def _response_create(event: Event, *, compat: Dialect, upstream: Dialect) -> list[Event]:
     """Beside `response` stands nothing that a client may say: Voice Live's `additional_instructions` do."""
     asked: Event = {name: event[name] for name in ("type", "event_id", "response") if name in event}
     response = asked.get("response")
     if not isinstance(response, dict):
         return [asked]
-    asked["response"] = response_settings(response, door=door, upstream=upstream)
+    asked["response"] = response_settings(response, compat=compat, upstream=upstream)
     appended = response.get("append_input_items")
     if upstream != "ga" or not isinstance(appended, list):
         return [asked]
@@ -158,33 +159,33 @@ def _response_create(event: Event, *, door: Dialect, upstream: Dialect) -> list[
 # --- towards the client
 
 
-def _translated(event: Event, *, door: Dialect, upstream: Dialect) -> list[Event]:
+def _translated(event: Event, *, compat: Dialect, upstream: Dialect) -> list[Event]:
     kind = event.get("type")
     if not isinstance(kind, str):
         return [event]
-    if kind in _UNKNOWN[door]:
+    if kind in _UNKNOWN[compat]:
         return []
-    told = {**event, "type": _NAMES[door].get(kind, kind)}
+    told = {**event, "type": _NAMES[compat].get(kind, kind)}
     if kind in SESSION_EVENTS and isinstance(session := event.get("session"), dict):
-        told["session"] = session_object(session, door=door, upstream=upstream)
+        told["session"] = session_object(session, compat=compat, upstream=upstream)
     if "item" in event:
-        told["item"] = item_for(event["item"], door)
+        told["item"] = item_for(event["item"], compat)
     if isinstance(response := event.get("response"), dict):
-        told["response"] = _response(response, door=door, upstream=upstream)
-    if door == "ga" and kind == "conversation.item.created" and is_complete(told.get("item")):
+        told["response"] = _response(response, compat=compat, upstream=upstream)
+    if compat == "ga" and kind == "conversation.item.created" and is_complete(told.get("item")):
         return [told, {**_without_id(told), "type": "conversation.item.done"}]
-    if door == "ga" and kind == _OUTPUT_ITEM_DONE and "item" in told:
+    if compat == "ga" and kind == _OUTPUT_ITEM_DONE and "item" in told:
         return [{"type": "conversation.item.done", "item": told["item"]}, told]
     return [told]
 
 
-def _response(response: Event, *, door: Dialect, upstream: Dialect) -> Event:
-    told = response_object(response, door=door, upstream=upstream)
+def _response(response: Event, *, compat: Dialect, upstream: Dialect) -> Event:
+    told = response_object(response, compat=compat, upstream=upstream)
     output = told.get("output")
-    return {**told, "output": [item_for(item, door) for item in output]} if isinstance(output, list) else told
+    return {**told, "output": [item_for(item, compat) for item in output]} if isinstance(output, list) else told
 
 
-def _completed(event: Event, door: Dialect, new_id: NewId) -> Event:
+def _completed(event: Event, compat: Dialect, new_id: NewId) -> Event:
     """An event with what official clients throw without, or drop it for (docs/azure.md §4.4)."""
     kind = event.get("type")
     event_id = event.get("event_id")
@@ -200,7 +201,7 @@ def _completed(event: Event, door: Dialect, new_id: NewId) -> Event:
     if isinstance(response := event.get("response"), dict):
         whole["response"] = _whole_response(response, new_id)
     if kind == "session.created" or (kind == "session.updated" and isinstance(event.get("session"), dict)):
-        whole["session"] = _whole_session(event.get("session"), kind, door, new_id)
+        whole["session"] = _whole_session(event.get("session"), kind, compat, new_id)
     if kind == _TRANSCRIPTION_FAILED and isinstance(error := event.get("error"), dict):
         whole["error"] = {name: value for name, value in error.items() if value is not None}
     return whole
@@ -222,19 +223,19 @@ def _whole_response(response: Event, new_id: NewId) -> Event:
     return whole
 
 
-def _whole_session(session: Any, kind: str, door: Dialect, new_id: NewId) -> Event:
+def _whole_session(session: Any, kind: str, compat: Dialect, new_id: NewId) -> Event:
     """`@azure/ai-voicelive` delivers nothing at all before it has the id in `session.created`."""
     whole: Event = dict(session) if isinstance(session, dict) else {}
     if kind == "session.created" and not (isinstance(whole.get("id"), str) and whole["id"]):
         whole["id"] = f"sess_{new_id()}"
-    return {"type": "realtime", "object": "realtime.session", **whole} if door == "ga" else whole
+    return {"type": "realtime", "object": "realtime.session", **whole} if compat == "ga" else whole
 
 
 def _without_id(event: Event) -> Event:
     return {name: value for name, value in event.items() if name != "event_id"}
 
 
-def _renamed_by_reading(text: str, *, door: Dialect, upstream: Dialect, new_id: NewId) -> str:
+def _renamed_by_reading(text: str, *, compat: Dialect, upstream: Dialect, new_id: NewId) -> str:
     try:
         event = parsed(text)
     except (ValueError, RecursionError):
@@ -242,6 +243,6 @@ def _renamed_by_reading(text: str, *, door: Dialect, upstream: Dialect, new_id: 
     if not isinstance(event, dict):
         return text
     kind = event.get("type")
-    if door != upstream and isinstance(kind, str):
-        event["type"] = _NAMES[door].get(kind, kind)
-    return compact(_completed(event, door, new_id))
+    if compat != upstream and isinstance(kind, str):
+        event["type"] = _NAMES[compat].get(kind, kind)
+    return compact(_completed(event, compat, new_id))

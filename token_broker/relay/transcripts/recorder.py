@@ -5,29 +5,29 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from token_broker.memory.types import Owner, Turn, TurnIntake
+from token_broker.memory.types import Owner, Turn, TurnIngest
 from token_broker.relay.counters import TalkCounters
 from token_broker.relay.transcripts.assembler import FinishedTurn, TurnAssembler
 
-__all__ = ["TurnKeeper"]
+__all__ = ["TurnRecorder"]
 
 _HISTORY_TURNS = 20
 
 
-class TurnKeeper:
+class TurnRecorder:
     """Offers each turn to the memory as soon as it is finished; `on_lost` hears of those that it could not take.
 
     `agent_id` is who speaks now; whoever changes the agent sets it.
     """
 
     def __init__(
-        self, owner: Owner, agent_id: str, *, intake: TurnIntake, counters: TalkCounters, on_lost: Callable[[], None]
+        self, owner: Owner, agent_id: str, *, ingest: TurnIngest, counters: TalkCounters, on_lost: Callable[[], None]
     ) -> None:
         self.agent_id = agent_id
         self.history: deque[FinishedTurn] = deque(maxlen=_HISTORY_TURNS)
         self.assembler = TurnAssembler()
         self._owner = owner
-        self._intake = intake
+        self._ingest = ingest
         self._counters = counters
         self._on_lost = on_lost
 
@@ -48,7 +48,7 @@ class TurnKeeper:
         for turn in turns:
             self.history.append(turn)
             self._counters.failed_transcriptions += not turn.transcribed
-            if self._intake.offer(self._made_of(turn)):
+            if self._ingest.offer(self._made_of(turn)):
                 self._counters.turns += 1
             else:
                 self._counters.turns_lost += 1

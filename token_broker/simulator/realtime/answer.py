@@ -22,7 +22,7 @@ _LONGEST_QUOTE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class SpeechRate:
     """How fast answers come: `thinking_s` before the first piece, then `speed` times real time."""
 
     thinking_s: float = 0.05
@@ -60,11 +60,11 @@ class Script:
 class Answer:
     """A script being said since `began_s`."""
 
-    def __init__(self, script: Script, pace: Pace, began_s: float) -> None:
+    def __init__(self, script: Script, speech_rate: SpeechRate, began_s: float) -> None:
         self.spoken = bool(script.pcm)
         self._pieces = script.pieces()
-        self._step_s = CHUNK_MS / 1000 / pace.speed if script.pcm else _WORD_S
-        self._first_s = began_s + pace.thinking_s
+        self._step_s = CHUNK_MS / 1000 / speech_rate.speed if script.pcm else _WORD_S
+        self._first_s = began_s + speech_rate.thinking_s
         self._next = 0
 
     @property

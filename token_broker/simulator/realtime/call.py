@@ -196,7 +196,7 @@ class Call:
         transports = [transceiver.receiver.transport for transceiver in self._connection.getTransceivers()]
         if self._connection.sctp is not None:
             transports.append(self._connection.sctp.transport)
-        for ice in {id(dtls): dtls.transport.iceGatherer._connection for dtls in transports}.values():  # noqa: SLF001 - no public door
+        for ice in {id(dtls): dtls.transport.iceGatherer._connection for dtls in transports}.values():  # noqa: SLF001 - no public compatible endpoint
             gather = ice.get_component_candidates
             ice.get_component_candidates = _with_addresses(gather, addresses)  # type: ignore[method-assign] # this one's
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from token_broker.simulator.ephemeral import EphemeralSecret
-from token_broker.simulator.realtime.answer import Pace
+from token_broker.simulator.realtime.answer import SpeechRate
 from token_broker.simulator.realtime.dialects import GA, PREVIEW, Dialect
 from token_broker.simulator.realtime.talk import Talk, TalkOptions
 from token_broker.simulator.resource import Resource
@@ -36,7 +36,7 @@ def new_talk(resource: Resource, opening: Opening, *, server_plays: bool = False
     """A talk as this resource holds them."""
     config = resource.config
     options = TalkOptions(
-        pace=Pace(config.thinking_s, config.answer_speed),
+        speech_rate=SpeechRate(config.thinking_s, config.answer_speed),
         transcribes_after_answer=config.transcribes_after_answer,
         transcription_models=config.transcription_deployments if opening.dialect is GA else None,
         longest_s=config.longest_talk_s,

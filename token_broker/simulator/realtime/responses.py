@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from token_broker.simulator.audio import duration_ms
-from token_broker.simulator.realtime.answer import Answer, Pace, Piece, Script
+from token_broker.simulator.realtime.answer import Answer, Piece, Script, SpeechRate
 from token_broker.simulator.realtime.dialects import Dialect
 from token_broker.simulator.realtime.items import Conversation, Message, Part
 from token_broker.simulator.realtime.outbox import Ids, Outbox
@@ -56,7 +56,7 @@ class Responses:
         ids: Ids,
         outbox: Outbox,
         *,
-        pace: Pace,
+        speech_rate: SpeechRate,
         playback: Playback | None,
     ) -> None:
         self._playback = playback
@@ -65,7 +65,7 @@ class Responses:
         self._conversation_id = ids.new("conv")
         self._ids = ids
         self._outbox = outbox
-        self._pace = pace
+        self.speech_rate = speech_rate
         self._active: _Active | None = None
         self.has_spoken = False
         """Whether any audio was sent: from then on the voice is fixed."""
@@ -95,7 +95,7 @@ class Responses:
         item = Message(self._ids.new("item"), "assistant", [], "in_progress")
         active = _Active(
             self._ids.new("resp"),
-            Answer(script, self._pace, now_s),
+            Answer(script, self.speech_rate, now_s),
             item,
             part,
             self._conversation.add(item) if wanted.in_conversation else None,

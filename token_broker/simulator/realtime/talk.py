@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from token_broker.simulator.audio import duration_ms
-from token_broker.simulator.realtime.answer import Pace, script_for
+from token_broker.simulator.realtime.answer import SpeechRate, script_for
 from token_broker.simulator.realtime.client_events import (
     AudioAppend,
     ClientEvent,
@@ -37,7 +37,7 @@ from token_broker.simulator.session_bodies.check import INVALID_VALUE, Complaint
 class TalkOptions:
     """How this simulator's talks go."""
 
-    pace: Pace = field(default_factory=Pace)
+    speech_rate: SpeechRate = field(default_factory=SpeechRate)
     transcribes_after_answer: bool = False
     """The user's transcript comes after the answer's end instead of before its start: both happen on Azure."""
     transcription_models: frozenset[str] | None = None
@@ -71,7 +71,12 @@ class Talk:
         self._conversing = Conversing(self._conversation, dialect, self._ids, self._outbox)
         self._playback = Playback(self._outbox) if options.server_plays else None
         self._responses = Responses(
-            dialect, self._conversation, self._ids, self._outbox, pace=options.pace, playback=self._playback
+            dialect,
+            self._conversation,
+            self._ids,
+            self._outbox,
+            speech_rate=options.speech_rate,
+            playback=self._playback,
         )
         self._transcripts = Transcripts(self._outbox, options.transcription_models, options.transcribes_after_answer)
         self._hearing = Hearing(self.settings.turn_detection)

@@ -55,7 +55,7 @@ class Key:
 
 @dataclass
 class Tenant:
-    """A stand-in for Entra's key endpoint: publishes `keys`, counts who asks, fails on command."""
+    """A fake for Entra's key endpoint: publishes `keys`, counts who asks, fails on command."""
 
     key: Key
     keys: list[dict[str, Any]] = field(default_factory=list)

@@ -14,12 +14,21 @@ from tests.support.waiting import eventually
 from token_broker.broker import Broker
 from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
 
-__all__ = ["BROKERS", "DOORS", "MODEL", "SIMULATED_ENTRA_TOKEN", "SIMULATED_KEY", "SIMULATOR", "Door", "open_door"]
+__all__ = [
+    "BROKERS",
+    "COMPAT_ENDPOINTS",
+    "MODEL",
+    "SIMULATED_ENTRA_TOKEN",
+    "SIMULATED_KEY",
+    "SIMULATOR",
+    "CompatEndpoint",
+    "open_compat",
+]
 
 SIMULATOR = "simulator"
 BROKERS = ("voice_live", "openai_realtime")
 """A broker by its only upstream: half of the clients speak the other's dialect."""
-DOORS = (SIMULATOR, *BROKERS)
+COMPAT_ENDPOINTS = (SIMULATOR, *BROKERS)
 
 MODEL = "gpt-realtime"
 SIMULATED_KEY = "simulated-key"
@@ -28,7 +37,7 @@ _AZURE = SimulatorConfig(answer_speed=50, ephemeral_subprotocol=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class CompatEndpoint:
     """Where a client connects to, plain and behind TLS; `broker` is None for the simulator itself."""
 
     http: str
@@ -43,7 +52,7 @@ class Door:
         return "unused" if self.broker else SIMULATED_KEY
 
     async def mint(self, **body: Any) -> str:
-        """An ephemeral secret of this door's, `ek_…`."""
+        """An ephemeral secret of this compatible endpoint's, `ek_…`."""
         asked = {"session": {"type": "realtime", "model": MODEL}, **body}
         async with plain_client(self.http) as client:
             headers = {"Authorization": f"Bearer {self.mint_key}"}
@@ -56,7 +65,7 @@ class Door:
         assert self.broker is not None
         broker = self.broker.broker
         await eventually(lambda: _are_over(broker), within_s=15)
-        await broker.memory.intake.flushed()
+        await broker.memory.ingest.flushed()
         claims = broker.signer.read_client_secret(secret)
         token = broker.signer.session_token(
             session_id=claims.session_id, principal=claims.principal, epoch=claims.epoch, user_id=None, ttl_s=60
@@ -71,8 +80,10 @@ async def _are_over(broker: Broker) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def open_door(name: str, directory: Path, authority: trustme.CA, **settings: Any) -> AsyncIterator[Door]:
-    """The door of that name of `DOORS`, until the block ends; `settings` are the broker's."""
+async def open_compat(
+    name: str, directory: Path, authority: trustme.CA, **settings: Any
+) -> AsyncIterator[CompatEndpoint]:
+    """The compatible endpoint of that name of `DOORS`, until the block ends; `settings` are the broker's."""
     async with contextlib.AsyncExitStack() as stack:
         azure = await stack.enter_async_context(serve(_AZURE))
         broker = None
@@ -81,4 +92,4 @@ async def open_door(name: str, directory: Path, authority: trustme.CA, **setting
             broker = await stack.enter_async_context(run_broker(chosen))
         http = broker.base_url if broker else azure.base_url
         https = await stack.enter_async_context(tls_front(http, authority))
-        yield Door(http, https, "/v1" if broker else "/openai/v1", azure, broker)
+        yield CompatEndpoint(http, https, "/v1" if broker else "/openai/v1", azure, broker)

@@ -8,8 +8,8 @@ from token_broker.memory.delivery.backoff import (
     FULL_BATCH,
     ILL_AFTER,
     Backlog,
+    ConcurrencyLimiter,
     Failure,
-    Pace,
     Verdict,
     after_failure,
     backoff_s,
@@ -85,31 +85,31 @@ def test_a_poisoned_turn_is_alone_within_a_few_calls(batch: int, failure: Failur
 
 
 def test_an_ill_sink_is_pressed_less_and_rests() -> None:
-    pace = Pace(limit=8).failed(ILL, 100, jitter=lambda: 1.0)
-    assert pace == Pace(4, 1, 101)
-    assert pace.failed(Failure("429", retry_after_s=60), 101, jitter=lambda: 1.0) == Pace(2, 2, 161)
+    limiter = ConcurrencyLimiter(limit=8).failed(ILL, 100, jitter=lambda: 1.0)
+    assert limiter == ConcurrencyLimiter(4, 1, 101)
+    assert limiter.failed(Failure("429", retry_after_s=60), 101, jitter=lambda: 1.0) == ConcurrencyLimiter(2, 2, 161)
 
 
 def test_a_poisoned_turn_gives_other_sessions_no_rest_to_wait_for() -> None:
-    pace = Pace(limit=8)
+    limiter = ConcurrencyLimiter(limit=8)
     for _ in range(ILL_AFTER - 1):
-        pace = pace.failed(COUNTS, 100)
-    assert pace.resume_at_s == 0
-    assert pace.failed(COUNTS, 100).resume_at_s > 100
-    assert Pace(limit=8).failed(PERMANENT, 100) == Pace(limit=8)
+        limiter = limiter.failed(COUNTS, 100)
+    assert limiter.resume_at_s == 0
+    assert limiter.failed(COUNTS, 100).resume_at_s > 100
+    assert ConcurrencyLimiter(limit=8).failed(PERMANENT, 100) == ConcurrencyLimiter(limit=8)
 
 
 def test_a_sink_that_is_well_again_is_pressed_a_little_more_each_time() -> None:
-    pace = Pace(1, 9, 100)
+    limiter = ConcurrencyLimiter(1, 9, 100)
     for expected in (2, 3, 4, 4):
-        pace = pace.succeeded(4)
-        assert pace == Pace(expected)
+        limiter = limiter.succeeded(4)
+        assert limiter == ConcurrencyLimiter(expected)
 
 
 @given(st.lists(st.sampled_from([ILL, COUNTS, PERMANENT, None]), max_size=50))
 def test_whatever_happens_one_delivery_at_least_goes_on_within_half_a_minute(events: list[Failure | None]) -> None:
-    pace = Pace()
+    limiter = ConcurrencyLimiter()
     for event in events:
-        pace = pace.succeeded(8) if event is None else pace.failed(event, 1000)
-        assert 1 <= pace.limit <= 8
-        assert pace.resume_at_s <= 1030
+        limiter = limiter.succeeded(8) if event is None else limiter.failed(event, 1000)
+        assert 1 <= limiter.limit <= 8
+        assert limiter.resume_at_s <= 1030

@@ -19,10 +19,10 @@ from token_broker.relay.azure.connector import Upstream
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.counters import TalkCounters
 from token_broker.relay.event_handler import EventReader
-from token_broker.relay.fast_path import DirectPath
+from token_broker.relay.fast_path import FastPath
 from token_broker.relay.transcripts.assembler import TurnAssembler
 from token_broker.server.websocket import WIRE_EXTENSION, BrokerWebSocketProtocol
-from token_broker.server.wire import Taker
+from token_broker.server.wire import MessageSink
 
 APPEND = '{"type":"input_audio_buffer.append","audio":"'
 
@@ -95,11 +95,11 @@ async def test_turns_are_read_on_the_direct_path_and_audio_is_heard(
         await talk.hear("item_u", "Grüß Gott.")
         await talk.say("item_a", "Good morning.", previous="item_u")
         await client.until("response.done")
-        await running.intake.reach(1)
+        await running.ingest.reach(1)
         assert long_way.from_azure == []
         assert heard == [len('"delta":"') + len("AAAA" * 8) + len('"}')]
     await running.quiet()
-    assert running.intake.said == [("user", "Grüß Gott."), ("assistant", "Good morning.")]
+    assert running.ingest.said == [("user", "Grüß Gott."), ("assistant", "Good morning.")]
 
 
 async def test_without_the_servers_wire_a_talk_takes_the_usual_way(long_way: LongWay) -> None:
@@ -235,7 +235,7 @@ class StubWire:
     """The server's end, as far as offering goes."""
 
     def __init__(self) -> None:
-        self.taker: Taker | None = None
+        self.sink: MessageSink | None = None
 
     @property
     def takes_data(self) -> bool:
@@ -244,8 +244,8 @@ class StubWire:
     def write_text(self, payload: bytes) -> None:
         raise AssertionError(payload)
 
-    def offer_to(self, taker: Taker | None) -> None:
-        self.taker = taker
+    def offer_to(self, sink: MessageSink | None) -> None:
+        self.sink = sink
 
 
 class StubSocket:
@@ -259,7 +259,7 @@ class StubSocket:
     def send(self, payload: bytes) -> None:
         self.sent.append(payload)
 
-    def offer_to(self, taker: Taker | None) -> None:
+    def offer_to(self, sink: MessageSink | None) -> None:
         pass
 
 
@@ -268,12 +268,12 @@ class StubUpstream:
     socket: StubSocket
 
 
-def to_azure_alone() -> tuple[Taker, list[bytes], TalkCounters]:
+def to_azure_alone() -> tuple[MessageSink, list[bytes], TalkCounters]:
     wire, socket, counters = StubWire(), StubSocket(), TalkCounters()
-    direct = DirectPath(wire, cast("EventReader", None), counters=counters, failed=lambda _: None)
+    direct = FastPath(wire, cast("EventReader", None), counters=counters, failed=lambda _: None)
     direct.join(cast("Upstream", StubUpstream(socket)))
-    assert wire.taker is not None
-    return wire.taker, socket.sent, counters
+    assert wire.sink is not None
+    return wire.sink, socket.sent, counters
 
 
 smuggled = st.sampled_from(
@@ -297,9 +297,9 @@ smuggled = st.sampled_from(
 def test_only_an_append_with_its_two_keys_takes_the_direct_path_whatever_is_hidden_in_it(
     middle: bytes, dressed: bool
 ) -> None:
-    taker, sent, counters = to_azure_alone()
+    sink, sent, counters = to_azure_alone()
     payload = APPEND.encode() + middle + b'"}' if dressed else middle
-    taken = taker(payload)
+    taken = sink(payload)
     assert sent == ([payload] if taken else [])
     assert counters.to_azure_frames == len(sent)
     if taken:
@@ -309,9 +309,9 @@ def test_only_an_append_with_its_two_keys_takes_the_direct_path_whatever_is_hidd
 
 
 def test_a_burst_is_interrupted_before_one_turn_of_the_loop_brings_more_than_a_socket_takes() -> None:
-    taker, sent, _ = to_azure_alone()
+    sink, sent, _ = to_azure_alone()
     append = (APPEND + "A" * 1_000 + '"}').encode()
-    taken = [taker(append) for _ in range(1_000)]
+    taken = [sink(append) for _ in range(1_000)]
     assert sum(taken) == len(sent)
     longest = max(len(run) for run in "".join("x" if one else " " for one in taken).split())
     assert 131_072 < longest * len(append) <= 262_144

@@ -1,4 +1,4 @@
-"""A stand-in for broker and Azure in one, on loopback, that can be told to fail in any way, at any moment.
+"""A fake for broker and Azure in one, on loopback, that can be told to fail in any way, at any moment.
 
 What works is tested against the real broker; this one is for what goes wrong exactly when a test says so.
 """
@@ -22,19 +22,19 @@ from tests.web.support.partner import Partner
 from tests.web.support.webrtc import Call
 from token_broker.api.static import client_routes
 
-__all__ = ["StandIn", "run_stand_in"]
+__all__ = ["FakeBroker", "run_fake"]
 
 _HANG_S = 60
 DIRECT, RELAY, PROXY, WEBSOCKET = "webrtc", "webrtc_relay", "websocket_proxy", "websocket"
 
 
 @dataclass
-class StandIn:
+class FakeBroker:
     """Its knobs and its memory. A knob with `times` left applies so often, then all is well again."""
 
     base_url: str = ""
     transports: tuple[str, ...] = (DIRECT, RELAY, PROXY)
-    ephemeral_token: str = "ek_stand_in"
+    ephemeral_token: str = "ek_fake"
     webrtc_expires_in_s: int = 59
     token_answers: list[int | str] = field(default_factory=list)  # statuses, or "hang"; then 200
     sdp_answers: list[int | str] = field(default_factory=list)  # statuses, "hang", "blocked" or "nonsense"; then 201
@@ -168,40 +168,40 @@ async def _next(answers: list[int | str]) -> Response | None:
     if answer == "hang":
         await asyncio.sleep(_HANG_S)
         return Response(status_code=504)
-    problem = {"code": f"stand_in_{answer}", "detail": f"The stand-in was told to answer {answer}."}
+    problem = {"code": f"fake_{answer}", "detail": f"The fake was told to answer {answer}."}
     return JSONResponse(problem, int(answer), {"Access-Control-Allow-Origin": "*"}) if int(answer) >= 300 else None
 
 
 @contextlib.asynccontextmanager
-async def run_stand_in(**knobs: Any) -> AsyncIterator[StandIn]:
+async def run_fake(**knobs: Any) -> AsyncIterator[FakeBroker]:
     """Runs one, with the page, until the end of the block."""
-    stand_in = StandIn(**knobs)
+    fake = FakeBroker(**knobs)
     api = "/api/v1/voice"
     app = Starlette(
         routes=[
             *client_routes(("http://127.0.0.1:*", "ws://127.0.0.1:*")),
-            Route(f"{api}/realtime/token", stand_in.token, methods=["POST"]),
-            Route(f"{api}/conversation/turn", stand_in.turn, methods=["POST"]),
-            Route(f"{api}/status", stand_in.status),
-            Route("/api/v1/memory/enrich", stand_in.enrich, methods=["POST"]),
-            Route("/extra", stand_in.extra),
-            Route("/azure/calls", stand_in.azure_call, methods=["POST"]),
-            Route("/relay/calls", stand_in.relay_call, methods=["POST"]),
-            Route("/relay/calls/{number}", stand_in.hang_up, methods=["DELETE"]),
-            WebSocketRoute("/proxy", stand_in.proxy),
-            WebSocketRoute("/azure/realtime", stand_in.azure_socket),
+            Route(f"{api}/realtime/token", fake.token, methods=["POST"]),
+            Route(f"{api}/conversation/turn", fake.turn, methods=["POST"]),
+            Route(f"{api}/status", fake.status),
+            Route("/api/v1/memory/enrich", fake.enrich, methods=["POST"]),
+            Route("/extra", fake.extra),
+            Route("/azure/calls", fake.azure_call, methods=["POST"]),
+            Route("/relay/calls", fake.relay_call, methods=["POST"]),
+            Route("/relay/calls/{number}", fake.hang_up, methods=["DELETE"]),
+            WebSocketRoute("/proxy", fake.proxy),
+            WebSocketRoute("/azure/realtime", fake.azure_socket),
         ]
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        stand_in.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        fake.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         config = uvicorn.Config(app, log_level="critical", ws="websockets-sansio", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
-            yield stand_in
+            yield fake
         finally:
-            for call in stand_in.calls:
+            for call in fake.calls:
                 await call.close()
             server.should_exit = True
             server.force_exit = True

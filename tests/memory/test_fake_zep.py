@@ -1,4 +1,4 @@
-"""The Zep stand-in, checked against zep-python's own client and types."""
+"""The Zep fake, checked against zep-python's own client and types."""
 
 from collections.abc import AsyncIterator
 from typing import Any
