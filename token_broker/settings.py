@@ -248,7 +248,7 @@ class Settings(BaseSettings):
 
     compat_webrtc_filter: Literal["on", "off"] = Field(
         "off",
-        alias="BROKER_DOORS_WEBRTC_FILTER",
+        alias="BROKER_COMPAT_WEBRTC_FILTER",
         description="the same for calls of the official clients, which wait for events that the filter leaves out",
     )
 
