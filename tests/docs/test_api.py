@@ -44,7 +44,7 @@ async def test_every_path_is_named(start_broker: StartBroker) -> None:
     """A path under a prefix counts where the page has it without: §2.2 says which prefixes there are."""
     served = await document(start_broker)
     prefixes = ("/api/v1/voice", "/api/v1/memory", "/memory", "/openai/v1", "/openai", "/v1")
-    own_way = {"/client/{file}": "/client/", "/docs/style.css": "/docs"}  # as the page writes them
+    own_way = {"/client/{file}": "/client/", "/docs/{file}": "/docs"}  # as the page writes them
     written = PAGE.replace("{id}", "{session_id}").replace("{Location}", "/realtime/calls/{call_id}")
 
     def named(path: str) -> bool:

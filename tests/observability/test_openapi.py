@@ -2,7 +2,6 @@
 
 import ast
 import asyncio
-import re
 from pathlib import Path
 from typing import Any
 
@@ -297,8 +296,10 @@ async def test_what_the_other_routes_answer_is_what_is_described(
     broker = await start_broker(azure, metrics_token="metrics-secret")
     document = await document_of(broker)
     for headers in ({}, {"Authorization": "Bearer metrics-secret"}):
-        for path in ("/", "/docs", "/docs/style.css", "/openapi.json", "/healthz", "/readyz", "/metrics", "/status"):
+        for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics", "/status"):
             document.check(path, await broker.client.get(path, headers=headers))
+    document.check("/docs/{file}", await broker.client.get("/docs/swagger-ui.css"))
+    document.check("/docs/{file}", await broker.client.get("/docs/README.md"))
     document.check("/config/{agent_id}", await broker.client.get("/config/elena"))
     document.check("/config/{agent_id}", await broker.client.get("/config/nobody"))
     document.check("/client/{file}", await broker.client.get("/client/voice-session.js"))
@@ -319,21 +320,3 @@ async def test_a_path_that_does_not_take_a_method_names_all_that_it_takes(
     assert answer.status_code == 405
     assert answer.headers["allow"] == "DELETE, GET, HEAD"
     assert answer.json()["code"] == "method_not_allowed"
-
-
-async def test_the_page_for_people_shows_every_operation_under_a_policy_without_scripts(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
-    broker = await start_broker(azure)
-    document = await document_of(broker)
-    answer = await broker.client.get("/docs")
-    policy = answer.headers["content-security-policy"]
-    assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-    assert "<script" not in answer.text
-    assert "style=" not in answer.text
-    assert not re.findall(r'(?:href|src)="(?![/#])', answer.text), "it leads away, or loads from elsewhere"
-    for path in document.document["paths"]:
-        assert f"<code>{path}</code>" in answer.text
-    for name in document.document["components"]["schemas"]:
-        assert f'id="{name}"' in answer.text

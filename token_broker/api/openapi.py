@@ -1,19 +1,22 @@
-"""`GET /openapi.json`, and the page `/docs` for people: static, without script, and without anybody else's server."""
+"""`GET /openapi.json`, and the page `/docs` for people: Swagger UI, from the broker itself, under a strict policy."""
 
 import functools
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
-from token_broker import __version__
-from token_broker.web import openapi_page
-from token_broker.web.openapi import Answer, Operation, Socket, api_document
-from token_broker.web.openapi_page import render_page
+from token_broker import __version__, web
+from token_broker.web.openapi import Answer, Operation, Parameter, Socket, api_document
 from token_broker.web.requests import MAX_JSON_VALUES
 
 __all__ = ["openapi_routes"]
@@ -29,13 +32,22 @@ _DESCRIPTION = (
     f"`malformed_handshake`. JSON with more than {MAX_JSON_VALUES} keys and values is 422 `invalid_request`. "
     "Times are UTC."
 )
-_PAGE_HEADERS = {
+_PAGE = Path(web.__file__).with_name("swagger_ui")
+_HEADERS = {
     "Cache-Control": "no-cache",
+    # Swagger UI's style sheet has its icons as data: images; it needs neither inline code nor eval.
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
+}
+# Not left to the machine's own table, where `.js` may be text/plain, which browsers refuse.
+_MEDIA_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
 }
 
 _OPERATIONS = (
@@ -54,50 +66,69 @@ _OPERATIONS = (
         path="/docs",
         tag="This document",
         summary="What you read, for people",
-        description="A page without scripts.",
-        answers=(Answer(200, "The page.", media_type="text/html"),),
+        description="Swagger UI, served by the broker itself.",
+        answers=(Answer(200, "The page.", media_type="text/html"), Answer(304, "As you have it.")),
     ),
     Operation(
-        name="get_docs_style",
+        name="get_docs_file",
         method="get",
-        path="/docs/style.css",
+        path="/docs/{file}",
         tag="This document",
-        summary="The page's looks",
-        description="CSS.",
-        answers=(Answer(200, "The style sheet.", media_type="text/css"),),
+        summary="The page's scripts and looks",
+        description="JavaScript and CSS.",
+        parameters=(Parameter("file", "path", "For example `swagger-ui.css`."),),
+        answers=(
+            Answer(200, "The style sheet.", media_type="text/css"),
+            Answer(304, "As you have it."),
+        ),
+        problems={404: ("not_found",)},
     ),
 )
 
 
-def openapi_routes(operations: Sequence[Operation], sockets: Sequence[Socket] = ()) -> list[Route]:
-    """The routes that show `operations` and `sockets`, and themselves; made at the first request for them."""
+def openapi_routes(operations: Sequence[Operation], sockets: Sequence[Socket] = ()) -> list[BaseRoute]:
+    """The routes that show `operations` and `sockets`, and themselves. The document is made at the first request."""
 
     @functools.cache
-    def document() -> dict[str, Any]:
-        return api_document(
+    def document() -> bytes:
+        described: dict[str, Any] = api_document(
             [*operations, *_OPERATIONS],
             sockets=sockets,
             version=__version__,
-            description=_DESCRIPTION,
+            # OpenAPI has no place for WebSockets, and Swagger UI shows no path without operations.
+            description="\n".join((_DESCRIPTION, "", "WebSockets:", "", *map(_line, sockets))),
         )
+        return to_json(described, indent=1)
+
+    async def openapi(request: Request) -> Response:
+        del request
+        return Response(document(), headers={**_HEADERS, "Content-Type": "application/json"})
+
+    page = _PageFiles(directory=_PAGE)
+
+    async def docs(request: Request) -> Response:
+        return await page.get_response("index.html", request.scope)
 
     return [
-        _static("/openapi.json", "application/json", lambda: to_json(document(), indent=1)),
-        _static("/docs", "text/html; charset=utf-8", lambda: render_page(document()).encode()),
-        _static("/docs/style.css", "text/css; charset=utf-8", _style),
+        Route("/openapi.json", openapi, methods=["GET"]),
+        Route("/docs", docs, methods=["GET"]),
+        Mount("/docs", GZipMiddleware(page)),
     ]
 
 
-def _static(path: str, media_type: str, make: Callable[[], bytes]) -> Route:
-    """A route whose answer never changes."""
-    made = functools.cache(make)
-
-    async def answer(request: Request) -> Response:
-        del request
-        return Response(made(), headers={**_PAGE_HEADERS, "Content-Type": media_type})
-
-    return Route(path, answer, methods=["GET"])
+def _line(socket: Socket) -> str:
+    return f"- `{socket.path}`: {socket.summary}"
 
 
-def _style() -> bytes:
-    return Path(openapi_page.__file__).with_suffix(".css").read_bytes()
+class _PageFiles(StaticFiles):
+    """Swagger UI's page, scripts and style sheet; not the licences and notes beside them."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        media_type = _MEDIA_TYPES.get(PurePosixPath(path).suffix)
+        if media_type is None:
+            raise HTTPException(404)
+        response = await super().get_response(path, scope)
+        response.headers.update(_HEADERS)
+        if response.status_code == HTTPStatus.OK:  # a 304 has no body to describe
+            response.headers["Content-Type"] = media_type
+        return response
