@@ -59,7 +59,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_snippet_is_of_a_kind_that_is_run() -> None:
     kinds = [snippet.kind for snippet in snippets()]
-    assert {kind: kinds.count(kind) for kind in kinds} == {"python": 2, "js": 3, "js browser": 2, "sh clients": 1}
+    counts = {kind: kinds.count(kind) for kind in kinds}
+    # test_dotnet_wire.py speaks as the C# snippets do: no .NET runs here.
+    assert counts == {"python": 2, "js": 3, "js browser": 2, "csharp": 2, "sh clients": 1}
     assert all("BROKER_URL" in snippet.code for snippet in snippets())
 
 
