@@ -144,7 +144,7 @@ def test_what_is_left_at_the_end_is_kept_as_far_as_it_came() -> None:
         delta("a", "Of cou"),
     )
     assert said(turns) == [("user", "Could you", 0), ("assistant", "Of cou", 1)]
-    assert [turn.interrupted for turn in turns] == [False, True]
+    assert [turn.interrupted for turn in turns] == [True, True], "both were cut"
 
 
 def test_a_failed_transcription_is_noted_in_its_place() -> None:

@@ -6,7 +6,7 @@ until its response is done and its audio, sent faster than real time, can have b
 words, a truncation or the end of the talk decide it sooner.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,14 +21,30 @@ _ITEMS_KEPT = 2048
 _PART_DELTAS_KEPT = 8192
 _HELD_WITHOUT_DONE_S = 1.0
 _HELD_AT_MOST_S = 30.0
-_AUDIO_BYTES_A_SECOND = 64_000  # PCM16 at 24 kHz, in base64
+_OUTSIDE_KEPT = 64
+_BASE64 = 4 / 3
+# Bytes of a second of sound, by the names that both dialects have for a format.
+_BYTES_A_SECOND = {
+    "pcm16": 48_000,
+    "audio/pcm": 48_000,
+    "pcm16_16000hz": 32_000,
+    "pcm16-16000hz": 32_000,
+    "pcm16_8000hz": 16_000,
+    "pcm16-8000hz": 16_000,
+    "g711_ulaw": 8_000,
+    "audio/pcmu": 8_000,
+    "g711_alaw": 8_000,
+    "audio/pcma": 8_000,
+}
 
 _USER_DONE = "conversation.item.input_audio_transcription.completed"
 _USER_FAILED = "conversation.item.input_audio_transcription.failed"
 _USER_DELTA = "conversation.item.input_audio_transcription.delta"
 _COMMITTED = "input_audio_buffer.committed"
 _TRUNCATED = "conversation.item.truncated"
+_RESPONSE_CREATED = "response.created"
 _RESPONSE_DONE = "response.done"
+_SESSION = frozenset({"session.created", "session.updated"})
 _PLAYING = "output_audio_buffer.started"  # these two come with WebRTC alone, where Azure itself plays the audio
 _PLAYED = "output_audio_buffer.stopped"
 _ITEM_MADE = frozenset({"conversation.item.created", "conversation.item.added", "conversation.item.done"})
@@ -54,9 +70,11 @@ TURN_EVENTS = frozenset(
         _USER_DELTA,
         _COMMITTED,
         _TRUNCATED,
+        _RESPONSE_CREATED,
         _RESPONSE_DONE,
         _PLAYING,
         _PLAYED,
+        *_SESSION,
         *_ITEM_MADE,
         *_PART_DONE,
         *_PART_DELTA,
@@ -105,7 +123,9 @@ class TurnAssembler:
         self._places: OrderedDict[str, int] = OrderedDict()  # bounded: the oldest are forgotten
         self._told: OrderedDict[str, None] = OrderedDict()
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
-        self._awaited: OrderedDict[str, list[str]] = OrderedDict()  # the user's committed items: transcript so far
+        self._awaited: OrderedDict[str, list[str]] = OrderedDict()  # the user's spoken items: transcript so far
+        self._outside: deque[str] = deque(maxlen=_OUTSIDE_KEPT)  # responses that are no part of the conversation
+        self._chars_a_second = _BYTES_A_SECOND["pcm16"] * _BASE64
         self._playing_until_s = 0.0
 
     def ignore(self, item_id: str) -> None:
@@ -127,7 +147,7 @@ class TurnAssembler:
 
     def heard(self, audio_chars: int, now_s: float) -> None:
         """Azure sent a delta of audio, `audio_chars` long in base64; it is played after what came before it."""
-        self._playing_until_s = max(self._playing_until_s, now_s) + audio_chars / _AUDIO_BYTES_A_SECOND
+        self._playing_until_s = max(self._playing_until_s, now_s) + audio_chars / self._chars_a_second
 
     def feed(self, event: Event, now_s: float) -> list[FinishedTurn]:
         """What is finished by this event of Azure's, in the order of places."""
@@ -137,14 +157,16 @@ class TurnAssembler:
             return self._part_delta(item_id, event)
         if kind in _PART_DONE:
             return self._part_done(item_id, event, _text(event.get(_PART_DONE[str(kind)])), now_s)
+        if kind == _RESPONSE_CREATED:
+            return self._response_created(event)
         if kind == _RESPONSE_DONE:
             return self._response_done(event, now_s)
+        if kind in _SESSION:
+            return self._session(event)
         if kind == _COMMITTED:
             return self._committed(item_id, event)
         if kind == _USER_DELTA:
-            if item_id in self._awaited and len(self._awaited[item_id]) < _PART_DELTAS_KEPT:
-                self._awaited[item_id].append(_text(event.get("delta")))
-            return []
+            return self._user_delta(item_id, event)
         if kind == _USER_DONE:
             return self._user_said(item_id, _text(event.get("transcript")))
         if kind == _USER_FAILED:
@@ -171,7 +193,7 @@ class TurnAssembler:
         """All that is left, as far as it came: the talk, or its upstream, is over."""
         turns = self._tell_all(list(self._answers), cut=True)
         for item_id, some in list(self._awaited.items()):
-            turns += self._user_said(item_id, "".join(some))
+            turns += self._user_said(item_id, "".join(some), interrupted=True)
         self._playing_until_s = 0.0
         return sorted(turns, key=lambda turn: turn.sequence)
 
@@ -185,10 +207,21 @@ class TurnAssembler:
             _bound(self._awaited)
         return turns
 
-    def _user_said(self, item_id: str, transcript: str, *, transcribed: bool = True) -> list[FinishedTurn]:
+    def _user_delta(self, item_id: str, event: Event) -> list[FinishedTurn]:
+        # Streaming transcription begins before the audio is committed, and an utterance may end with the talk instead.
+        if item_id and item_id not in self._told:
+            some = self._awaited.setdefault(item_id, [])
+            _bound(self._awaited)
+            if len(some) < _PART_DELTAS_KEPT:
+                some.append(_text(event.get("delta")))
+        return []
+
+    def _user_said(
+        self, item_id: str, transcript: str, *, transcribed: bool = True, interrupted: bool = False
+    ) -> list[FinishedTurn]:
         self._awaited.pop(item_id, None)
         content = transcript.strip() if transcribed else NOT_TRANSCRIBED
-        return self._tell(item_id, "user", content, transcribed=transcribed)
+        return self._tell(item_id, "user", content, transcribed=transcribed, interrupted=interrupted)
 
     # --- items
 
@@ -219,8 +252,21 @@ class TurnAssembler:
 
     # --- the assistant
 
+    def _session(self, event: Event) -> list[FinishedTurn]:
+        """Notes the format of what Azure says, by which its playing time is known."""
+        session = event.get("session")
+        if isinstance(session, dict) and (bytes_a_second := _BYTES_A_SECOND.get(_output_format(session))):
+            self._chars_a_second = bytes_a_second * _BASE64
+        return []
+
+    def _response_created(self, event: Event) -> list[FinishedTurn]:
+        response = event.get("response")
+        if isinstance(response, dict) and "conversation_id" in response and response["conversation_id"] is None:
+            self._outside.append(_text(response.get("id")))
+        return []
+
     def _answer(self, item_id: str, event: Event) -> _Answer | None:
-        if not item_id or item_id in self._told:
+        if not item_id or item_id in self._told or event.get("response_id") in self._outside:
             return None
         answer = self._answers.get(item_id)
         if answer is None:
@@ -299,6 +345,14 @@ class TurnAssembler:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _output_format(session: Mapping[str, Any]) -> str:
+    """The format's name, where either dialect has it; empty where it is not said."""
+    audio = session.get("audio")
+    output = audio.get("output") if isinstance(audio, dict) else None
+    told = output.get("format") if isinstance(output, dict) else session.get("output_audio_format")
+    return _text(told.get("type") if isinstance(told, dict) else told)
 
 
 def _index(event: Event) -> int:
