@@ -5,9 +5,13 @@ from typing import Any
 
 import pytest
 
+from token_broker.memory.types import Owner, Turn
+from token_broker.relay.counters import TalkCounters
 from token_broker.relay.transcripts.assembler import FinishedTurn, TurnAssembler
+from token_broker.relay.transcripts.recorder import TurnRecorder
 
 Event = dict[str, Any]
+OWNER = Owner(session_id="019aaf0e-7c1b-7d5e-9a43-1f6f0f6a2b11", principal="anonymous", epoch=1, user_id=None)
 
 
 def partly(item: str, text: str) -> Event:
@@ -133,3 +137,38 @@ def test_other_formats_play_as_pcm16(format_: Any) -> None:
     assembler.feed(done("r"), 0.2)
     assert assembler.due(0.99) == []
     assert [turn.content for turn in assembler.due(1.01)] == ["One second."]
+
+
+class Kept:
+    """Keeps a turn where its id is new, as the store does."""
+
+    def __init__(self) -> None:
+        self.turns: dict[str, str] = {}
+
+    def offer(self, turn: Turn) -> bool:
+        self.turns.setdefault(turn.turn_id, turn.content)
+        return True
+
+
+def typed(recorder: TurnRecorder, item: str, text: str) -> None:
+    content = [{"type": "input_text", "text": text}]
+    about = {"id": item, "type": "message", "role": "user", "content": content}
+    recorder.feed({"type": "conversation.item.added", "previous_item_id": None, "item": about}, 0.0)
+
+
+@pytest.mark.parametrize("item", ["msg_001", "1", "item_1", "user-message-00000000000000001", "item_" + "é" * 20])
+def test_ids_a_client_chose_are_one_connections(item: str) -> None:
+    kept, texts = Kept(), ["Good morning", "Please cancel order 17"]
+    for scope, text in zip(("a1", "b2"), texts, strict=True):
+        recorder = TurnRecorder(OWNER, "elena", ingest=kept, counters=TalkCounters(), on_lost=pytest.fail, scope=scope)
+        typed(recorder, item, text)
+    assert list(kept.turns.values()) == texts
+
+
+def test_ids_of_azures_are_the_same_in_each_connection() -> None:
+    """A client that puts a history back with its ids brings nothing new."""
+    kept = Kept()
+    for scope in ("a1", "b2"):
+        recorder = TurnRecorder(OWNER, "elena", ingest=kept, counters=TalkCounters(), on_lost=pytest.fail, scope=scope)
+        typed(recorder, "item_1NEGWt6HlQ4SHbk7pOcFOC", "Good morning")
+    assert kept.turns == {"item_1NEGWt6HlQ4SHbk7pOcFOC": "Good morning"}

@@ -7,6 +7,7 @@ what it has. All that waits is watched by one timer.
 """
 
 import asyncio
+import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,12 @@ class Talk:
         self._ready = asyncio.Event()
         self._upstream: Upstream | None = None
         self._turns = TurnRecorder(
-            owner, agent.id, ingest=parts.ingest, counters=self.counters, on_lost=self._tell_lost
+            owner,
+            agent.id,
+            ingest=parts.ingest,
+            counters=self.counters,
+            on_lost=self._tell_lost,
+            scope=secrets.token_hex(4),
         )
         self._recalled: asyncio.Task[str] = asyncio.create_task(parts.recall.block(owner), name="talk-recall")
         self._tasks: set[asyncio.Task[None]] = set()

@@ -1,5 +1,6 @@
 """One talk's turns on their way to the memory, and the last of them as another upstream's history."""
 
+import re
 from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -12,16 +13,26 @@ from token_broker.relay.transcripts.assembler import FinishedTurn, TurnAssembler
 __all__ = ["TurnRecorder"]
 
 _HISTORY_TURNS = 20
+# Azure's ids are unique everywhere. A client may name its items itself, uniquely within one connection.
+_AZURES_ID = re.compile(r"(?:item|msg)_[A-Za-z0-9]{16,}")
 
 
 class TurnRecorder:
     """Offers each turn to the memory as soon as it is finished; `on_lost` hears of those that it could not take.
 
-    `agent_id` is who speaks now; whoever changes the agent sets it.
+    `agent_id` is who speaks now; whoever changes the agent sets it. `scope` is added to the ids that a client chose;
+    it is empty where the client reports its turns as well, by the same ids.
     """
 
     def __init__(
-        self, owner: Owner, agent_id: str, *, ingest: TurnIngest, counters: TalkCounters, on_lost: Callable[[], None]
+        self,
+        owner: Owner,
+        agent_id: str,
+        *,
+        ingest: TurnIngest,
+        counters: TalkCounters,
+        on_lost: Callable[[], None],
+        scope: str = "",
     ) -> None:
         self.agent_id = agent_id
         self.history: deque[FinishedTurn] = deque(maxlen=_HISTORY_TURNS)
@@ -30,6 +41,7 @@ class TurnRecorder:
         self._ingest = ingest
         self._counters = counters
         self._on_lost = on_lost
+        self._scope = scope
 
     def feed(self, event: Mapping[str, Any], now_s: float) -> None:
         """Takes one of Azure's `TURN_EVENTS`."""
@@ -57,7 +69,7 @@ class TurnRecorder:
     def _made_of(self, turn: FinishedTurn) -> Turn:
         return Turn(
             owner=self._owner,
-            turn_id=turn.item_id,
+            turn_id=self._turn_id(turn.item_id),
             agent_id=self.agent_id,
             role=turn.role,
             content=turn.content,
@@ -66,3 +78,6 @@ class TurnRecorder:
             sequence=turn.sequence,
             interrupted=turn.interrupted,
         )
+
+    def _turn_id(self, item_id: str) -> str:
+        return item_id if not self._scope or _AZURES_ID.fullmatch(item_id) else f"{item_id}.{self._scope}"
