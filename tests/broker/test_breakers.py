@@ -13,7 +13,7 @@ from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker
 from tests.support.plans import MINT_PATHS, assert_usable
 from tests.support.waiting import eventually
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
 
 

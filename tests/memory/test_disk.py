@@ -19,8 +19,8 @@ from token_broker.memory.drivers.disk import DiskWatch, free_bytes_of
 from token_broker.memory.errors import StoreFullError
 from token_broker.memory.service import Memory
 from token_broker.memory.store.turns import find_session
-from token_broker.memory.types import Owner
 from token_broker.observability.state_metrics import StateCollector
+from token_broker.security.owner import Owner
 from token_broker.settings import Settings
 
 FLOOR = 1_000_000

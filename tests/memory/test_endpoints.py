@@ -17,7 +17,7 @@ from tests.memory.support.turns import SESSION, owner
 from tests.support.easyauth import signed_in
 from tests.support.waiting import eventually
 from token_broker.memory.service import Memory
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 from token_broker.settings import Settings
 
 TURNS = f"/api/v1/memory/sessions/{SESSION}/turns"

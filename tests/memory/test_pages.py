@@ -23,7 +23,7 @@ from token_broker.memory.service import Memory
 from token_broker.memory.store.keys import ArrivalClock
 from token_broker.memory.store.reading import PAGE_BYTES, list_turns
 from token_broker.memory.store.turns import Arrived, insert_turns
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 from token_broker.security.quotas import PagePlaces
 from token_broker.settings import Settings
 from token_broker.web.problems import Problem

@@ -20,7 +20,7 @@ from tests.support.waiting import eventually
 from token_broker.api.call_answers import CallAnswer, PlacedCall
 from token_broker.app import create_app
 from token_broker.memory.admin import open_admin
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 from token_broker.sessions.agents import session_spec
 from token_broker.sessions.calls import EndedCalls

@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from strategies.base import SessionSpec
 from token_broker.broker import Broker
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 
 __all__ = ["CallAnswer", "PlacedCall", "hung_up_unless_delivered"]
 

@@ -18,9 +18,9 @@ from token_broker.api.offers import (
 )
 from token_broker.api.token import find_agent
 from token_broker.broker import Broker, broker_of
-from token_broker.memory.types import Owner
 from token_broker.observability.logging import bind_ids
 from token_broker.security.authentication import limit_key
+from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import too_many_sessions
 from token_broker.security.tokens import SessionClaims, TokenError
 from token_broker.sessions.ownership import ensure_not_blocked

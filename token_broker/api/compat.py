@@ -24,12 +24,12 @@ from token_broker.api.call_answers import CallAnswer
 from token_broker.api.offers import check_offer, end_call, place_call
 from token_broker.api.token import ensure_configured, find_agent
 from token_broker.broker import Broker, broker_of
-from token_broker.memory.types import Owner
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
 from token_broker.relay.dialects.settings import shown_session
 from token_broker.relay.protocols import COMPAT_ENDPOINTS, CompatEndpoint
 from token_broker.security.authentication import Principal, limit_key
 from token_broker.security.credentials import SeveralCredentialsError, extract_credential
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TokenError, is_ours
 from token_broker.sessions.agents import Agent, session_spec
 from token_broker.sessions.ownership import OpenedSession, confirm_owner, ensure_not_blocked, open_session

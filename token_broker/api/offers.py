@@ -20,9 +20,9 @@ from strategies.errors import MintError, RateLimitedError, TimedOutError
 from token_broker.api.call_answers import PlacedCall, hung_up_unless_delivered
 from token_broker.api.token import recalled_spec
 from token_broker.broker import Broker
-from token_broker.memory.types import Owner
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
+from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import SessionLease
 from token_broker.security.tokens import TokenError
 from token_broker.sessions.agents import Agent

@@ -13,9 +13,9 @@ from strategies.base import EphemeralGrant, SessionSpec
 from strategies.chain import ChainResult, SpecSupplier
 from token_broker.api.callers import admit
 from token_broker.broker import Broker, broker_of
-from token_broker.memory.types import Owner
 from token_broker.observability.events import TokenRequestEnded, TokenResult
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
+from token_broker.security.owner import Owner
 from token_broker.sessions.agents import Agent, session_spec
 from token_broker.sessions.ownership import ensure_not_blocked, open_session
 from token_broker.sessions.schemas import Plan, TokenRequest

@@ -34,8 +34,9 @@ from token_broker.memory.schemas import (
     TurnReceipt,
     TurnRequest,
 )
-from token_broker.memory.types import Outcome, Owner, Turn
+from token_broker.memory.types import Outcome, Turn
 from token_broker.security.authentication import limit_key
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenError
 from token_broker.sessions.ownership import ensure_not_blocked, session_erased
 from token_broker.web.ids import uuid7

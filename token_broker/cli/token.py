@@ -9,8 +9,8 @@ from typing import Any
 from strategies.base import Attempt
 from token_broker.azure import build_chain, build_credentials
 from token_broker.bootstrap import signing_keys
-from token_broker.memory.types import Owner
 from token_broker.observability.logging import fingerprint
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 from token_broker.sessions.agents import load_agents, session_spec
 from token_broker.sessions.plans import PlanMaker

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from strategies.base import SessionSpec
-from token_broker.memory.types import Owner, Recall, TurnIngest
+from token_broker.memory.types import Recall, TurnIngest
 from token_broker.observability.events import Observer, TalkEnded, null_observer
 from token_broker.observability.logging import Redactor, bind_ids, own_secrets
 from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, AdmittedClient, RefusedError
@@ -24,6 +24,7 @@ from token_broker.relay.counters import RelayCounters
 from token_broker.relay.protocols import PROXY_ADAPTER, CompatAdapter, CompatEndpoint, ProtocolAdapter
 from token_broker.relay.session import Talk, TalkParts
 from token_broker.relay.sideband import CallListener
+from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import SessionLimits
 from token_broker.server.close_codes import BAD_REQUEST, DONE, Ending
 from token_broker.server.drain import GOING_AWAY, Drain

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from strategies.base import SessionSpec
-from token_broker.memory.types import Owner, Recall, TurnIngest
+from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.azure.connector import NoUpstreamError, SpecSupplier, Upstream, UpstreamConnector
 from token_broker.relay.client import Client
 from token_broker.relay.counters import RelayCounters, TalkCounters
@@ -25,6 +25,7 @@ from token_broker.relay.policy.rules import Broken, Command, Refused, is_plain_a
 from token_broker.relay.protocols import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
+from token_broker.security.owner import Owner
 from token_broker.server.close_codes import (
     BAD_REQUEST,
     DRAINING,

@@ -20,12 +20,12 @@ from token_broker.security.entra_jwt import (
     JwksUnavailableError,
     TokenRefusedError,
 )
+from token_broker.security.owner import ANONYMOUS
 from token_broker.settings import Settings
 from token_broker.web.forwarded import address_key, client_address
 from token_broker.web.problems import Problem
 
 __all__ = [
-    "ANONYMOUS",
     "AnonymousAuthenticator",
     "Authenticator",
     "EasyAuthAuthenticator",
@@ -35,7 +35,6 @@ __all__ = [
     "make_authenticator",
 ]
 
-ANONYMOUS = "anonymous"
 EASYAUTH_HEADER = "X-MS-CLIENT-PRINCIPAL"
 MAX_EASYAUTH_CHARS = 32_768
 MAX_ID_CHARS = 255

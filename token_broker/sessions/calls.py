@@ -16,7 +16,7 @@ from strategies.base import EphemeralGrant
 from strategies.calls import AcceptedCall, AzureCalls
 from strategies.credentials import Credentials
 from strategies.errors import MintError
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import SessionLease, SessionLimits
 
 __all__ = ["Calls", "EndedCalls"]

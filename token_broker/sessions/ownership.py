@@ -8,8 +8,9 @@ import time
 from dataclasses import dataclass
 
 from token_broker.memory.errors import StoreError
-from token_broker.memory.types import Blocklist, Owner, SessionRecord, SessionRepository
+from token_broker.memory.types import Blocklist, SessionRecord, SessionRepository
 from token_broker.security.authentication import Principal
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import RESUME_GRACE_S, ClientSecretClaims, SessionClaims, TokenError, TokenSigner
 from token_broker.web.problems import Problem
 

@@ -10,8 +10,8 @@ from starlette.routing import Route
 
 from token_broker.api.turns import create_turn, enrich, erase_turns, list_turns
 from token_broker.memory.service import Memory
-from token_broker.memory.types import Owner
 from token_broker.security.authentication import make_authenticator
+from token_broker.security.owner import Owner
 from token_broker.security.quotas import MemoryQuotas
 from token_broker.security.tokens import TokenSigner
 from token_broker.settings import Settings
