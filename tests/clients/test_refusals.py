@@ -12,6 +12,7 @@ from tests.clients.support.compat import SIMULATED_KEY, CompatEndpoint, open_com
 from tests.clients.support.programs import run_client
 from tests.clients.support.setups import assert_heard, make_setup
 from token_broker.memory.admin import open_admin
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 
 Failure = dict[str, Any]
@@ -49,9 +50,8 @@ async def compat(tmp_path: Path, authority: trustme.CA) -> AsyncIterator[CompatE
 
 def _secret(signer: TokenSigner, ttl_s: int = 60) -> str:
     return signer.client_secret(
-        session_id="0199aaaa-0000-7000-8000-000000000000", agent_id="elena", principal="anonymous", epoch=1,
-        user_id=None, ttl_s=ttl_s,
-    )  # fmt: skip
+        Owner("0199aaaa-0000-7000-8000-000000000000", "anonymous", 1), agent_id="elena", ttl_s=ttl_s
+    )
 
 
 def _bad_credentials(compat: CompatEndpoint) -> dict[str, str]:
@@ -135,7 +135,7 @@ async def test_a_secret_of_a_session_that_was_blocked_shows_403(
     secret = await compat.mint()
     broker = compat.broker.broker
     async with open_admin(compat.broker.settings) as admin:
-        await admin.block("session", broker.signer.read_client_secret(secret).session_id)
+        await admin.block("session", broker.signer.read_client_secret(secret).owner.session_id)
     await broker.memory.blocklist.refresh()
     (failure,) = await _failures(compat, program, options, [secret], authority_file)
     assert "403" in failure["message"]

@@ -71,11 +71,9 @@ class Compats:
         """What the memory has of the secret's session, once all that was said is stored."""
         broker = self.running.broker
         claims = broker.signer.read_client_secret(secret)
-        token = broker.signer.session_token(
-            session_id=claims.session_id, principal=claims.principal, epoch=claims.epoch, user_id=None, ttl_s=60
-        )
+        token = broker.signer.session_token(claims.owner, ttl_s=60)
         response = await self.running.client.get(
-            f"/api/v1/memory/sessions/{claims.session_id}/turns", headers={"Authorization": f"Bearer {token}"}
+            f"/api/v1/memory/sessions/{claims.owner.session_id}/turns", headers={"Authorization": f"Bearer {token}"}
         )
         assert response.status_code == 200, response.text
         turns: list[dict[str, Any]] = response.json()["turns"]

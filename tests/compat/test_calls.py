@@ -183,7 +183,9 @@ async def test_a_call_can_be_hung_up_while_the_broker_drains_and_by_who_was_bloc
             phone = Phone(silence(1.0))
             location = (await offer(d, await phone.offer(), secret)).headers["location"]
             if shut == "blocked":
-                broker.memory.blocklist._sessions = frozenset({broker.signer.read_client_secret(secret).session_id})
+                broker.memory.blocklist._sessions = frozenset(
+                    {broker.signer.read_client_secret(secret).owner.session_id}
+                )
             else:
                 broker.drain.begin()
             assert (await offer(d, OFFER, secret)).status_code == {"blocked": 403, "draining": 503}[shut]
@@ -236,7 +238,7 @@ async def test_a_client_that_goes_on_changing_the_agents_session_loses_the_call(
         told = capsys.readouterr()
         audited = [line for line in (told.out + told.err).splitlines() if "call_ended_for_changes" in line]
         assert len(audited) == 1
-        session_id = d.running.broker.signer.read_client_secret(secret).session_id
+        session_id = d.running.broker.signer.read_client_secret(secret).owner.session_id
         for fact in (session_id, "anonymous", "elena"):
             assert fact in audited[0]
         assert "pirate" not in audited[0]

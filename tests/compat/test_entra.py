@@ -42,7 +42,7 @@ async def test_the_users_own_token_mints_wherever_a_client_puts_its_key(
         for answer in answers:
             assert answer.status_code == 200, answer.text
             claims = d.running.broker.signer.read_client_secret(answer.json()["value"])
-            assert claims.principal == f"entra:{TENANT}:{USER}"
+            assert claims.owner.principal == f"entra:{TENANT}:{USER}"
         async with d.connect(secret=answers[0].json()["value"]) as caller:
             await caller.hear("session.created")
 

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from tests.compat.conftest import OpenCompats
 from tests.support.broker import make_settings, run_broker
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 
 
@@ -107,9 +108,7 @@ async def test_a_secret_of_ours_that_is_not_good_is_refused_even_where_none_is_n
         secret = await d.secret()
         forged = secret[:-4] + ("aaaa" if secret[-4:] != "aaaa" else "bbbb")
         other = TokenSigner([SecretStr("x" * 40)])
-        foreign = other.client_secret(
-            session_id="s" * 20, agent_id="elena", principal="anonymous", epoch=1, user_id=None, ttl_s=60
-        )
+        foreign = other.client_secret(Owner("s" * 20, "anonymous", 1), agent_id="elena", ttl_s=60)
         for bad in (forged, foreign, foreign.removeprefix("ek_"), "ek_nonsense"):
             assert (await d.mint({}, authorization=f"Bearer {bad}")).status_code == 401, bad
 
@@ -121,7 +120,7 @@ async def test_a_secret_mints_another_for_its_own_session_that_ends_no_later(com
         assert second.status_code == 200
         signer = d.running.broker.signer
         before, after = (signer.read_client_secret(item["value"]) for item in (first, second.json()))
-        assert after.session_id == before.session_id
+        assert after.owner.session_id == before.owner.session_id
         assert after.agent_id == "sage"
         assert after.expires_at_s <= before.expires_at_s
         other = await d.mint({"metadata": {"session_id": "q" * 20}}, authorization=f"Bearer {first['value']}")
@@ -133,11 +132,11 @@ async def test_a_secret_mints_another_for_its_own_session_that_ends_no_later(com
 async def test_what_is_past_its_end_mints_nothing_though_clocks_are_given_leeway(compat_endpoints: OpenCompats) -> None:
     async with compat_endpoints() as d:
         signer = d.running.broker.signer
-        named: dict[str, Any] = {"session_id": "s" * 20, "agent_id": "elena", "principal": "anonymous", "epoch": 1}
-        ended = signer.client_secret(**named, user_id=None, ttl_s=-30)
+        owner = Owner("s" * 20, "anonymous", 1)
+        ended = signer.client_secret(owner, agent_id="elena", ttl_s=-30)
         async with d.connect(secret=ended) as caller:
             await caller.hear("session.created")
-        for credential in (ended, signer.session_token(**named, user_id=None, ttl_s=-30)):
+        for credential in (ended, signer.session_token(owner, agent_id="elena", ttl_s=-30)):
             response = await d.mint({}, authorization=f"Bearer {credential}")
             assert (response.status_code, response.json()["code"]) == (401, "credential_refused")
 
@@ -147,7 +146,7 @@ async def test_the_session_token_of_a_plan_mints_for_the_plans_session(compat_en
         plan = await d.running.plan({"agent_id": "marcus"})
         response = await d.mint({}, authorization=f"Bearer {plan['session_token']}")
         claims = d.running.broker.signer.read_client_secret(response.json()["value"])
-        assert (claims.session_id, claims.agent_id) == (plan["session_id"], "marcus")
+        assert (claims.owner.session_id, claims.agent_id) == (plan["session_id"], "marcus")
         ticket = plan["connections"][-1]["protocols"][1].removeprefix("ticket.")
         assert (await d.mint({}, authorization=f"Bearer {ticket}")).status_code == 401
 

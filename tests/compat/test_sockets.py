@@ -89,7 +89,7 @@ async def test_every_path_leads_to_the_credentials_session_whatever_the_path_say
         async with d.connect(path, secret=secret) as caller:
             await caller.hear("session.created")
             (talking,) = d.running.broker.relay._talks
-            assert talking.owner.session_id == claims.session_id
+            assert talking.owner.session_id == claims.owner.session_id
             assert talking._switch.agent.id == "sage"
         assert (await d.running.client.get(path)).status_code == 426
 
@@ -143,19 +143,13 @@ async def test_a_refusal_is_an_http_status_with_a_document(
     async with compat_endpoints() as d:
         good = await d.secret()
         claims = d.running.broker.signer.read_client_secret(good)
-        named: dict[str, Any] = {
-            "session_id": claims.session_id,
-            "agent_id": "elena",
-            "principal": "anonymous",
-            "epoch": 1,
-        }
         past = TokenSigner(d.running.settings.signing_keys, clock=lambda: 1_700_000_000)
         other = TokenSigner([SecretStr("x" * 40)])
         bad: dict[str, dict[str, Any]] = {
             "none": {},
             "forged": {"secret": good[:-6] + "AAAAAA"},
-            "expired": {"secret": past.client_secret(**named, user_id=None, ttl_s=60)},
-            "another broker's": {"secret": other.client_secret(**named, user_id=None, ttl_s=60)},
+            "expired": {"secret": past.client_secret(claims.owner, agent_id="elena", ttl_s=60)},
+            "another broker's": {"secret": other.client_secret(claims.owner, agent_id="elena", ttl_s=60)},
             "the resource key": {"secret": "simulated-key"},
             "nonsense": {"secret": "ek_"},
             "a call's": {
@@ -248,7 +242,7 @@ async def test_who_is_blocked_gets_nowhere_and_what_they_have_open_ends(compat_e
     async with compat_endpoints() as d:
         broker = d.running.broker
         secret = await d.secret()
-        session_id = broker.signer.read_client_secret(secret).session_id
+        session_id = broker.signer.read_client_secret(secret).owner.session_id
         async with d.connect(secret=secret) as caller:
             await caller.hear("session.created")
             broker.memory.blocklist._sessions = frozenset({session_id})

@@ -92,7 +92,7 @@ class Caller:
 
     def token(self, session_id: str, *, ttl_s: int = 60) -> str:
         signer = TokenSigner([SecretStr(SIGNING_KEY)])
-        return signer.session_token(session_id=session_id, principal="anonymous", epoch=1, user_id=None, ttl_s=ttl_s)
+        return signer.session_token(Owner(session_id, "anonymous", 1), ttl_s=ttl_s)
 
     async def offer(
         self, session_id: str, *, token: str | None = None, body: str = OFFER, **headers: str

@@ -44,9 +44,7 @@ def verdict(answer: httpx.Response) -> tuple[int, str | None]:
 
 def token_of(broker: RunningBroker, principal: str, session_id: str = SESSION) -> str:
     """A session token as only the broker itself could have signed it."""
-    return broker.broker.signer.session_token(
-        session_id=session_id, principal=principal, epoch=1, user_id=None, ttl_s=3600
-    )
+    return broker.broker.signer.session_token(Owner(session_id, principal, 1), ttl_s=3600)
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -327,9 +325,7 @@ async def test_where_the_blocklist_is_required_nobody_is_served_without_it(
             assert verdict(await broker.client.post("/v1/realtime/client_secrets", json={}, headers=ANN)) == UNREAD
             offer = {**bearer(token_of(broker, ANNS)), "Content-Type": "application/sdp"}
             assert verdict(await broker.client.post("/realtime/calls", content=b"v=0", headers=offer)) == UNREAD
-            ticket = broker.broker.signer.ticket(
-                session_id=SESSION, agent_id="elena", principal=ANNS, epoch=1, user_id=None, ttl_s=60
-            )
+            ticket = broker.broker.signer.ticket(Owner(SESSION, ANNS, 1), agent_id="elena", ttl_s=60)
             url = f"{broker.base_url.replace('http', 'ws')}/api/v1/voice/voicelive/{SESSION}"
             protocols = [Subprotocol("realtime"), Subprotocol(f"ticket.{ticket}")]
             async with connect(url, subprotocols=protocols, proxy=None) as socket:
@@ -407,7 +403,7 @@ async def test_a_talk_whose_session_another_process_erased_ends_with_its_next_tu
         async with open_admin(broker.settings) as admin:
             await admin.erase_session(SESSION)
         claims = broker.broker.signer.read_session_token(plan["session_token"])
-        said = turn("t1", by=Owner(SESSION, claims.principal, claims.epoch), source="proxy")
+        said = turn("t1", by=claims.owner, source="proxy")
         assert broker.broker.memory.ingest.offer(said)
         assert await ending(socket) == GONE
 

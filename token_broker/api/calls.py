@@ -20,7 +20,6 @@ from token_broker.api.token import find_agent
 from token_broker.broker import Broker, broker_of
 from token_broker.observability.logging import bind_ids
 from token_broker.security.authentication import limit_key
-from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import too_many_sessions
 from token_broker.security.tokens import SessionClaims, TokenError
 from token_broker.sessions.ownership import ensure_not_blocked
@@ -37,12 +36,12 @@ async def create_call(request: Request) -> Response:
     settings = broker.settings
     deadline_s = time.monotonic() + settings.token_budget_s
     claims = _session_of(request, broker)
-    key = limit_key(request.scope, claims.principal, settings.trusted_proxies)
+    key = limit_key(request.scope, claims.owner.principal, settings.trusted_proxies)
     await broker.rate.admit(key)
-    ensure_not_blocked(broker.memory.blocklist, claims.principal, claims.session_id)
+    ensure_not_blocked(broker.memory.blocklist, claims.owner.principal, claims.owner.session_id)
     offer = await _read_offer(request, broker)
     agent = find_agent(broker, request.query_params.get("agent_id") or claims.agent_id)
-    owner = Owner(claims.session_id, claims.principal, claims.epoch, claims.user_id)
+    owner = claims.owner
     if (lease := broker.talks.acquire(key)) is None:
         raise too_many_sessions()
     with lease:
@@ -66,8 +65,8 @@ async def hang_up(request: Request) -> Response:
     """Answers 204 when the call is over; problems: 401, 403, 404, 429, 502, 504."""
     broker = broker_of(request)
     claims = _session_of(request, broker)
-    await broker.hang_ups.admit(limit_key(request.scope, claims.principal, broker.settings.trusted_proxies))
-    await end_call(broker, request.path_params["call_id"], session_id=claims.session_id)
+    await broker.hang_ups.admit(limit_key(request.scope, claims.owner.principal, broker.settings.trusted_proxies))
+    await end_call(broker, request.path_params["call_id"], session_id=claims.owner.session_id)
     return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
 
@@ -79,9 +78,9 @@ def _session_of(request: Request, broker: Broker) -> SessionClaims:
         what = "has expired" if error.expired else "is missing or not valid"
         detail = f"The session token {what}: ask POST /realtime/token, and send its session_token as Bearer."
         raise Problem(401, "session_token_refused", detail) from None
-    if request.query_params.get("session_id", claims.session_id) != claims.session_id:
+    if request.query_params.get("session_id", claims.owner.session_id) != claims.owner.session_id:
         raise Problem(403, "foreign_session", "The session token is another session's: send this session's own.")
-    bind_ids(session_id=claims.session_id)
+    bind_ids(session_id=claims.owner.session_id)
     return claims
 
 

@@ -95,13 +95,7 @@ async def create_client_secret(request: Request) -> Response:
     ttl_s = _ttl_s(wanted, claims)
     expires_at_s = int(time.time()) + ttl_s
     secret = broker.signer.client_secret(
-        session_id=owner.session_id,
-        agent_id=agent.id,
-        principal=owner.principal,
-        epoch=owner.epoch,
-        user_id=owner.user_id,
-        ttl_s=ttl_s,
-        minted_with=claims if isinstance(claims, ClientSecretClaims) else None,
+        owner, agent_id=agent.id, ttl_s=ttl_s, minted_with=claims if isinstance(claims, ClientSecretClaims) else None
     )
     answer = ClientSecret(value=secret, expires_at=expires_at_s, session=_shown_session(broker, agent, owner))
     await session.keep(broker.memory.sessions, agent.id)
@@ -179,8 +173,8 @@ async def _caller(request: Request, broker: Broker) -> tuple[Principal, ClientSe
         else:
             if not isinstance(claims, (ClientSecretClaims, SessionClaims)):
                 raise _refused("A ticket opens one talk and mints nothing: leave it out.")
-            key = limit_key(request.scope, claims.principal, broker.settings.trusted_proxies)
-            return Principal(claims.principal, key), claims
+            key = limit_key(request.scope, claims.owner.principal, broker.settings.trusted_proxies)
+            return Principal(claims.owner.principal, key), claims
     scope = request.scope
     if broker.settings.auth == "entra" and credential is not None:
         others = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
@@ -206,9 +200,9 @@ async def _session(
             session_token=request.headers.get("x-session-token"),
             user_id=wanted.metadata.user_id,
         )
-    if wanted.metadata.session_id not in {None, claims.session_id}:
+    if wanted.metadata.session_id not in {None, claims.owner.session_id}:
         raise Problem(403, "foreign_session", "The credential is another session's: leave session_id out.")
-    own_names = {None, claims.user_id, *((principal.id, principal.subject) if principal.authenticated else ())}
+    own_names = {None, claims.owner.user_id, *((principal.id, principal.subject) if principal.authenticated else ())}
     if wanted.metadata.user_id not in own_names:
         raise Problem(403, "foreign_user", "The credential is another user's: leave user_id out.")
     return await confirm_owner(broker.memory.sessions, broker.memory.blocklist, claims)

@@ -192,7 +192,7 @@ def _owner(request: Request, broker: Broker) -> Owner:
     except TokenError as error:
         text = "The session token has expired" if error.expired else "This is no session token of this broker's"
         raise _unproven(f"{text}: ask POST /realtime/token for a new plan.") from None
-    return Owner(claims.session_id, claims.principal, claims.epoch, claims.user_id)
+    return claims.owner
 
 
 def _writer(request: Request, broker: Broker) -> tuple[Owner, str]:

@@ -5,6 +5,7 @@ presented and in how a refusal is told: with a close code to the one, with an HT
 both.
 """
 
+import dataclasses
 import hmac
 import time
 from collections.abc import Callable
@@ -90,7 +91,7 @@ class Admission:
         """Who comes with a plan's ticket, to the plan's session. Raises RefusedError."""
         self._check_way_in(scope)
         claims = self._read_ticket(scope)
-        if claims.session_id != scope.get("path_params", {}).get("session_id"):
+        if claims.owner.session_id != scope.get("path_params", {}).get("session_id"):
             raise _no_entry("the ticket is another session's: ask for a new plan")
         return self._admitted(scope, claims)
 
@@ -105,7 +106,7 @@ class Admission:
         Also where it opens nothing just now: who leaves may always do so. Raises RefusedError.
         """
         claims = self._claims_of_any(scope)
-        return claims.session_id, self._limit_key(scope, claims.principal)
+        return claims.owner.session_id, self._limit_key(scope, claims.owner.principal)
 
     def warn_of_resource_key(self, credential: str) -> bool:
         """Whether a client holds Azure's own key, which the operator has to hear of; the client is told nothing."""
@@ -173,20 +174,22 @@ class Admission:
             raise _refused(BAD_REQUEST, "the ticket's agent is gone: ask for a new plan", 401, "agent_gone")
         if self._blocklist.is_missed:
             raise _refused(DRAINING, _BLOCKLIST_UNREAD, 503, "blocklist_unread", retry=True)
-        if self._blocklist.refused(claims.principal, claims.session_id):
+        if self._blocklist.refused(claims.owner.principal, claims.owner.session_id):
             raise _refused(BLOCKED.code, BLOCKED.reason, 403, "blocked")
-        epoch, credential_id, uses, counted_until_s = claims.epoch, None, 1, claims.expires_at_s
+        epoch, credential_id, uses, counted_until_s = claims.owner.epoch, None, 1, claims.expires_at_s
         if isinstance(claims, TicketClaims):
             credential_id = claims.ticket_id
         else:
-            epoch = max(claims.epoch + 1, time.time_ns() // 1_000_000)  # each connection's turns stand behind the last
+            epoch = max(
+                claims.owner.epoch + 1, time.time_ns() // 1_000_000
+            )  # each connection's turns stand behind the last
             if isinstance(claims, ClientSecretClaims) and self._settings.client_secret_uses:
                 credential_id, uses = claims.secret_id, self._settings.client_secret_uses
                 counted_until_s = claims.counted_until_s
         return AdmittedClient(
-            owner=Owner(claims.session_id, claims.principal, epoch, claims.user_id),
+            owner=dataclasses.replace(claims.owner, epoch=epoch),
             agent=agent,
-            limit_key=self._limit_key(scope, claims.principal),
+            limit_key=self._limit_key(scope, claims.owner.principal),
             credential_id=credential_id,
             counted_until_s=counted_until_s,
             uses=uses,

@@ -4,6 +4,7 @@ The stored principal decides. A session token names its owner too, so it is proo
 names a session and has no token of it waits for the store.
 """
 
+import dataclasses
 import time
 from dataclasses import dataclass
 
@@ -76,7 +77,7 @@ async def open_session(
     if not blocklist.was_read:  # the session may be blocked
         raise _owner_unknown()
     claims = _claims(signer, session_token, session_id)
-    if claims is not None and claims.principal != principal.id:
+    if claims is not None and claims.owner.principal != principal.id:
         raise Problem(403, "foreign_session", _FOREIGN)
     record = await _find(sessions, session_id, proven=claims is not None)
     if record is not None:
@@ -84,9 +85,9 @@ async def open_session(
     if claims is None and (signer.made(session_id) if record is None else not principal.authenticated):
         # An id of ours that is not stored is somebody's whose row was lost with its process, or is still on its way.
         raise Problem(403, "foreign_session", _FOREIGN)
-    last_epoch = max(claims.epoch if claims else 0, record.epoch if record else 0)
+    last_epoch = max(claims.owner.epoch if claims else 0, record.epoch if record else 0)
     if label is None and claims is not None:
-        label = claims.user_id
+        label = claims.owner.user_id
     owner = Owner(session_id, principal.id, max(last_epoch + 1, _now_ms()), label)
     return OpenedSession(owner, is_new_name=record is None and claims is None)
 
@@ -101,11 +102,11 @@ async def confirm_owner(
     """
     if not blocklist.was_read:
         raise _owner_unknown()
-    record = await _find(sessions, claims.session_id, proven=True)
+    record = await _find(sessions, claims.owner.session_id, proven=True)
     if record is not None:
-        _ensure_owner(record, claims.principal)
-    epoch = max(claims.epoch + 1, record.epoch + 1 if record else 0, _now_ms())
-    return OpenedSession(Owner(claims.session_id, claims.principal, epoch, claims.user_id), is_new_name=False)
+        _ensure_owner(record, claims.owner.principal)
+    epoch = max(claims.owner.epoch + 1, record.epoch + 1 if record else 0, _now_ms())
+    return OpenedSession(dataclasses.replace(claims.owner, epoch=epoch), is_new_name=False)
 
 
 def ensure_not_blocked(blocklist: Blocklist, principal: str, session_id: str) -> None:
@@ -163,7 +164,7 @@ def _claims(signer: TokenSigner, session_token: str | None, session_id: str) -> 
         claims = signer.read_session_token(session_token, grace_s=RESUME_GRACE_S)
     except TokenError:
         raise Problem(403, "foreign_session", _FOREIGN) from None
-    if claims.session_id != session_id:
+    if claims.owner.session_id != session_id:
         raise Problem(403, "foreign_session", _FOREIGN)
     return claims
 

@@ -43,14 +43,7 @@ class PlanMaker:
         opens a talk that the broker never sees.
         """
         now = datetime.now(UTC).replace(microsecond=0)
-        session_token = self.signer.session_token(
-            session_id=owner.session_id,
-            principal=owner.principal,
-            epoch=owner.epoch,
-            user_id=owner.user_id,
-            ttl_s=self.settings.session_token_ttl_s,
-            agent_id=agent.id,
-        )
+        session_token = self.signer.session_token(owner, ttl_s=self.settings.session_token_ttl_s, agent_id=agent.id)
         connections: list[Connection] = []
         if isinstance(grant, EphemeralGrant):
             direct = self._direct(grant, owner, public_base, session_token, now)
@@ -114,14 +107,7 @@ class PlanMaker:
         return connections
 
     def _proxy(self, owner: Owner, agent: Agent, public_base: str, now: datetime) -> WebSocketConnection:
-        ticket = self.signer.ticket(
-            session_id=owner.session_id,
-            agent_id=agent.id,
-            principal=owner.principal,
-            epoch=owner.epoch,
-            user_id=owner.user_id,
-            ttl_s=TICKET_TTL_S,
-        )
+        ticket = self.signer.ticket(owner, agent_id=agent.id, ttl_s=TICKET_TTL_S)
         dialect = self.settings.proxy_dialect
         return WebSocketConnection(
             transport="websocket_proxy",

@@ -67,10 +67,8 @@ class CompatEndpoint:
         await eventually(lambda: _are_over(broker), within_s=15)
         await broker.memory.ingest.flushed()
         claims = broker.signer.read_client_secret(secret)
-        token = broker.signer.session_token(
-            session_id=claims.session_id, principal=claims.principal, epoch=claims.epoch, user_id=None, ttl_s=60
-        )
-        path = f"/api/v1/memory/sessions/{claims.session_id}/turns"
+        token = broker.signer.session_token(claims.owner, ttl_s=60)
+        path = f"/api/v1/memory/sessions/{claims.owner.session_id}/turns"
         answer = await self.broker.client.get(path, headers={"Authorization": f"Bearer {token}"})
         return [(turn["role"], turn["content"]) for turn in answer.raise_for_status().json()["turns"]]
 

@@ -25,9 +25,7 @@ def signer(settings: Settings) -> TokenSigner:
 
 
 def session_token(settings: Settings, owner: Owner, *, ttl_s: int = 3600) -> str:
-    return signer(settings).session_token(
-        session_id=owner.session_id, principal=owner.principal, epoch=owner.epoch, user_id=owner.user_id, ttl_s=ttl_s
-    )
+    return signer(settings).session_token(owner, ttl_s=ttl_s)
 
 
 def bearer(settings: Settings, owner: Owner, **claims: Any) -> dict[str, str]:

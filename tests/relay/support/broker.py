@@ -140,9 +140,7 @@ class Running:
     def ticket(
         self, session_id: str, *, agent_id: str = "elena", principal: str = "anonymous", ttl_s: int = 180
     ) -> str:
-        return self.signer.ticket(
-            session_id=session_id, agent_id=agent_id, principal=principal, epoch=1, user_id=None, ttl_s=ttl_s
-        )
+        return self.signer.ticket(Owner(session_id, principal, 1), agent_id=agent_id, ttl_s=ttl_s)
 
     @contextlib.asynccontextmanager
     async def client(
