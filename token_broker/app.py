@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -23,7 +24,7 @@ from token_broker.api.static import AZURE_ORIGINS, CLIENT_OPERATIONS, client_rou
 from token_broker.api.status import STATUS_OPERATIONS, get_config, get_health, get_readiness, get_status
 from token_broker.api.token import TOKEN_OPERATIONS, create_token
 from token_broker.api.turns import MEMORY_OPERATIONS, create_turn, enrich, erase_turns, list_turns
-from token_broker.bootstrap import build_broker
+from token_broker.bootstrap import BrokerState, build_broker
 from token_broker.observability.metrics import Metrics
 from token_broker.relay.endpoint import websocket_not_found
 from token_broker.server.drain import Drain
@@ -58,10 +59,10 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     metrics = Metrics()
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with build_broker(settings, going, metrics) as broker:
-            app.state.broker = broker
-            yield
+    async def lifespan(app: Starlette) -> AsyncIterator[BrokerState]:
+        del app
+        async with build_broker(settings, going, metrics) as state:
+            yield state
 
     routes = _routes()
     app = Starlette(
@@ -117,7 +118,7 @@ def _routes() -> list[BaseRoute]:
 
 
 def _under(
-    prefixes: Sequence[str], path: str, endpoint: Callable[[Request], Awaitable[Response]], methods: list[str]
+    prefixes: Sequence[str], path: str, endpoint: Callable[[Request[Any]], Awaitable[Response]], methods: list[str]
 ) -> list[Route]:
     """The same route under several prefixes (docs/api.md §2.2)."""
     return [Route(prefix + path, endpoint, methods=methods) for prefix in prefixes]

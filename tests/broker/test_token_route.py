@@ -368,9 +368,7 @@ async def test_a_session_is_resumed_with_its_own_token_and_its_epoch_grows(
     first = await broker.plan({"session_id": session})
     second = await broker.plan({"session_id": session}, x_session_token=first["session_token"])
     third = await broker.plan({"session_id": session}, x_session_token=second["session_token"])
-    epochs = [
-        broker.broker.signer.read_session_token(plan["session_token"]).owner.epoch for plan in (first, second, third)
-    ]
+    epochs = [broker.signer.read_session_token(plan["session_token"]).owner.epoch for plan in (first, second, third)]
     assert epochs == sorted(set(epochs))
     assert {plan["session_id"] for plan in (first, second, third)} == {session}
 
@@ -439,8 +437,7 @@ async def test_a_session_survives_a_restart_with_its_token(
     first = await before.plan({"session_id": session, "user_id": "ada"})
     second = await after.plan({"session_id": session}, x_session_token=first["session_token"])
     claims = [
-        broker.broker.signer.read_session_token(plan["session_token"])
-        for broker, plan in ((before, first), (after, second))
+        broker.signer.read_session_token(plan["session_token"]) for broker, plan in ((before, first), (after, second))
     ]
     assert claims[0].owner.epoch < claims[1].owner.epoch
     assert {claim.owner.user_id for claim in claims} == {"ada"}
@@ -449,7 +446,7 @@ async def test_a_session_survives_a_restart_with_its_token(
 async def test_without_authentication_a_user_id_is_a_label(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     plan = await broker.plan({"user_id": "Ada Lövelace"})
-    claims = broker.broker.signer.read_session_token(plan["session_token"])
+    claims = broker.signer.read_session_token(plan["session_token"])
     assert (claims.owner.principal, claims.owner.user_id) == ("anonymous", "Ada Lövelace")
 
 

@@ -69,7 +69,7 @@ class Compats:
 
     async def turns(self, secret: str) -> list[dict[str, Any]]:
         """What the memory has of the secret's session, once all that was said is stored."""
-        broker = self.running.broker
+        broker = self.running
         claims = broker.signer.read_client_secret(secret)
         token = broker.signer.session_token(claims.owner, ttl_s=60)
         response = await self.running.client.get(

@@ -60,7 +60,7 @@ async def test_a_call_through_a_compat_is_heard_and_its_turns_are_kept_until_it_
         done = await phone.hear("response.done")
         assert done["response"]["usage"]["total_tokens"] > 0
         await phone.hear("output_audio_buffer.stopped")
-        assert d.running.broker.talks.active == 1
+        assert d.running.talks.active == 1
         location = response.headers["location"]
         assert location.startswith("/v1/realtime/calls/")
         turns = await d.turns_once_there(secret, 2)
@@ -73,7 +73,7 @@ async def test_a_call_through_a_compat_is_heard_and_its_turns_are_kept_until_it_
 
 
 async def _over(d: Compats) -> bool:
-    return not d.running.broker.talks.active and not d.azure.calls and not d.running.broker.drain.talks
+    return not d.running.talks.active and not d.azure.calls and not d.running.drain.talks
 
 
 async def test_a_client_that_hangs_up_itself_gives_its_place_back(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ async def test_a_client_that_hangs_up_itself_gives_its_place_back(tmp_path: Path
 async def test_instructions_that_a_client_says_of_its_own_are_taken_back(tmp_path: Path) -> None:
     async with calling_compat_endpoints(tmp_path) as d:
         secret = await d.secret({"metadata": {"agent_id": "marcus"}})
-        marcus = d.running.broker.agents.get("marcus")
+        marcus = d.running.agents.get("marcus")
         assert marcus is not None
         phone = Phone(silence(3.0))
         answer = await offer(d, await phone.offer(), secret)
@@ -119,12 +119,12 @@ async def test_where_the_sideband_is_refused_the_call_goes_on(tmp_path: Path) ->
         secret = await d.secret()
         phone = Phone(speech(0.6) + silence(2.0))
         sdp = await phone.offer()
-        d.running.broker.relay._parts.connector.join_call = _nobody_joins  # type: ignore[method-assign]
+        d.running.relay._parts.connector.join_call = _nobody_joins  # type: ignore[method-assign]
         answer = await offer(d, sdp, secret)
         await phone.connect(answer.text)
         await phone.hear("response.done")
         assert await d.turns(secret) == []
-        assert d.running.broker.talks.active == 1
+        assert d.running.talks.active == 1
         await d.running.client.post(f"{answer.headers['location']}/hangup", headers={"api-key": secret})
         await eventually(lambda: _over(d))
         await phone.hang_up()
@@ -172,13 +172,13 @@ async def test_a_wrong_offer_is_told_what_is_wrong(
         response = await d.running.client.post("/v1/realtime/calls", content=content, headers=given)
         assert (response.status_code, response.json()["code"]) == (status, code)
         assert response.json()["error"]["code"] == code
-        assert d.running.broker.talks.active == 0
+        assert d.running.talks.active == 0
 
 
 async def test_a_call_can_be_hung_up_while_the_broker_drains_and_by_who_was_blocked(tmp_path: Path) -> None:
     async with calling_compat_endpoints(tmp_path) as d:
         secret = await d.secret()
-        broker = d.running.broker
+        broker = d.running
         for shut in ("blocked", "draining"):
             phone = Phone(silence(1.0))
             location = (await offer(d, await phone.offer(), secret)).headers["location"]
@@ -238,7 +238,7 @@ async def test_a_client_that_goes_on_changing_the_agents_session_loses_the_call(
         told = capsys.readouterr()
         audited = [line for line in (told.out + told.err).splitlines() if "call_ended_for_changes" in line]
         assert len(audited) == 1
-        session_id = d.running.broker.signer.read_client_secret(secret).owner.session_id
+        session_id = d.running.signer.read_client_secret(secret).owner.session_id
         for fact in (session_id, "anonymous", "elena"):
             assert fact in audited[0]
         assert "pirate" not in audited[0]
@@ -272,7 +272,7 @@ async def test_who_waits_to_join_a_call_stops_when_it_is_hung_up(tmp_path: Path)
         phone = Phone(silence(1.0))
         with d.azure.fault("ice_never", "/openai/v1/realtime/calls"):
             answer = await offer(d, await phone.offer(), secret)
-        assert len(d.running.broker.drain.talks) == 1
+        assert len(d.running.drain.talks) == 1
         hung_up = await d.running.client.post(f"{answer.headers['location']}/hangup", headers={"api-key": secret})
         assert hung_up.status_code == 200
         await eventually(lambda: _over(d), within_s=10)
@@ -287,4 +287,4 @@ async def test_offers_count_against_the_rate(tmp_path: Path, path: str) -> None:
         assert [answer.status_code for answer in answers] == [502, 502, 429]  # the simulated Azure wants a whole one
         assert answers[-1].json()["code"] == "rate_limited"
         assert answers[-1].headers["retry-after"].isdecimal()
-        assert d.running.broker.talks.active == 0
+        assert d.running.talks.active == 0

@@ -41,7 +41,7 @@ async def test_the_users_own_token_mints_wherever_a_client_puts_its_key(
         ]
         for answer in answers:
             assert answer.status_code == 200, answer.text
-            claims = d.running.broker.signer.read_client_secret(answer.json()["value"])
+            claims = d.running.signer.read_client_secret(answer.json()["value"])
             assert claims.owner.principal == f"entra:{TENANT}:{USER}"
         async with d.connect(secret=answers[0].json()["value"]) as caller:
             await caller.hear("session.created")
@@ -83,6 +83,6 @@ async def test_a_principal_who_is_blocked_opens_nothing_with_any_secret(
     async with compat_endpoints(**signing_in(tenant)) as d:
         bearer = {"authorization": f"Bearer {tenant.token()}"}
         secret = (await d.mint({}, **bearer)).json()["value"]
-        d.running.broker.memory.blocklist._principals = frozenset({f"entra:{TENANT}:{USER}"})
+        d.running.memory.blocklist._principals = frozenset({f"entra:{TENANT}:{USER}"})
         assert (await d.refusal(secret=secret))[0] == 403
         assert (await d.mint({}, **bearer)).status_code == 403

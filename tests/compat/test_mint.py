@@ -46,10 +46,10 @@ async def test_an_empty_body_will_do_and_what_the_agent_says_is_not_the_callers(
         response = await d.mint(body)
         assert response.status_code == 200
         assert 20 <= response.json()["expires_at"] - time.time() <= 31
-        claims = d.running.broker.signer.read_client_secret(response.json()["value"])
+        claims = d.running.signer.read_client_secret(response.json()["value"])
         assert claims.agent_id == "marcus"
         session = response.json()["session"]
-        marcus = d.running.broker.agents.get("marcus")
+        marcus = d.running.agents.get("marcus")
         assert marcus is not None
         assert session["audio"]["output"] == {"format": {"type": "audio/pcm", "rate": 24000}}
         assert "mine" not in response.text
@@ -118,7 +118,7 @@ async def test_a_secret_mints_another_for_its_own_session_that_ends_no_later(com
         first = (await d.mint({"expires_after": {"seconds": 60}, "metadata": {"agent_id": "sage"}})).json()
         second = await d.mint({"expires_after": {"seconds": 7200}}, authorization=f"Bearer {first['value']}")
         assert second.status_code == 200
-        signer = d.running.broker.signer
+        signer = d.running.signer
         before, after = (signer.read_client_secret(item["value"]) for item in (first, second.json()))
         assert after.owner.session_id == before.owner.session_id
         assert after.agent_id == "sage"
@@ -131,7 +131,7 @@ async def test_a_secret_mints_another_for_its_own_session_that_ends_no_later(com
 
 async def test_what_is_past_its_end_mints_nothing_though_clocks_are_given_leeway(compat_endpoints: OpenCompats) -> None:
     async with compat_endpoints() as d:
-        signer = d.running.broker.signer
+        signer = d.running.signer
         owner = Owner("s" * 20, "anonymous", 1)
         ended = signer.client_secret(owner, agent_id="elena", ttl_s=-30)
         async with d.connect(secret=ended) as caller:
@@ -145,7 +145,7 @@ async def test_the_session_token_of_a_plan_mints_for_the_plans_session(compat_en
     async with compat_endpoints() as d:
         plan = await d.running.plan({"agent_id": "marcus"})
         response = await d.mint({}, authorization=f"Bearer {plan['session_token']}")
-        claims = d.running.broker.signer.read_client_secret(response.json()["value"])
+        claims = d.running.signer.read_client_secret(response.json()["value"])
         assert (claims.owner.session_id, claims.agent_id) == (plan["session_id"], "marcus")
         ticket = plan["connections"][-1]["protocols"][1].removeprefix("ticket.")
         assert (await d.mint({}, authorization=f"Bearer {ticket}")).status_code == 401

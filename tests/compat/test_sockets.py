@@ -85,10 +85,10 @@ async def test_every_path_leads_to_the_credentials_session_whatever_the_path_say
 ) -> None:
     async with compat_endpoints() as d:
         secret = await d.secret({"metadata": {"agent_id": "sage"}})
-        claims = d.running.broker.signer.read_client_secret(secret)
+        claims = d.running.signer.read_client_secret(secret)
         async with d.connect(path, secret=secret) as caller:
             await caller.hear("session.created")
-            (talking,) = d.running.broker.relay._talks
+            (talking,) = d.running.relay._talks
             assert talking.owner.session_id == claims.owner.session_id
             assert talking._switch.agent.id == "sage"
         assert (await d.running.client.get(path)).status_code == 426
@@ -142,7 +142,7 @@ async def test_a_refusal_is_an_http_status_with_a_document(
 ) -> None:
     async with compat_endpoints() as d:
         good = await d.secret()
-        claims = d.running.broker.signer.read_client_secret(good)
+        claims = d.running.signer.read_client_secret(good)
         past = TokenSigner(d.running.settings.signing_keys, clock=lambda: 1_700_000_000)
         other = TokenSigner([SecretStr("x" * 40)])
         bad: dict[str, dict[str, Any]] = {
@@ -152,9 +152,7 @@ async def test_a_refusal_is_an_http_status_with_a_document(
             "another broker's": {"secret": other.client_secret(claims.owner, agent_id="elena", ttl_s=60)},
             "the resource key": {"secret": "simulated-key"},
             "nonsense": {"secret": "ek_"},
-            "a call's": {
-                "secret": d.running.broker.signer.call_token(session_id="s", call_id="c", endpoint="e", ttl_s=60)
-            },
+            "a call's": {"secret": d.running.signer.call_token(session_id="s", call_id="c", endpoint="e", ttl_s=60)},
             "basic": {"additional_headers": {"Authorization": f"Basic {good}"}},
         }
         for path in (GA_PATHS[0], VOICE_LIVE_PATHS[0]):
@@ -170,7 +168,7 @@ async def test_a_refusal_is_an_http_status_with_a_document(
             assert (status, document["code"]) == (403, "origin_not_allowed")
             status, _, _ = await d.refusal(path, secret=good, additional_headers={"Origin": "null"})
             assert status == 403
-        assert d.running.broker.talks.active == 0
+        assert d.running.talks.active == 0
         assert not d.azure.running
     assert "resource_key_presented" in capsys.readouterr().out
     assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
@@ -206,7 +204,7 @@ async def test_secrets_that_a_secret_minted_are_counted_with_it(compat_endpoints
         for secret in (first, second, third):
             status, document, _ = await d.refusal(secret=secret)
             assert (status, document["code"]) == (401, "credential_refused")
-        signer = d.running.broker.signer
+        signer = d.running.signer
         until = {signer.read_client_secret(secret).counted_until_s for secret in (first, second, third)}
         assert until == {signer.read_client_secret(first).expires_at_s}
 
@@ -225,7 +223,7 @@ async def test_the_principals_limits_hold_at_the_compat_endpoints(compat_endpoin
 
 
 async def _idle(d: Compats) -> bool:
-    return not d.running.broker.talks.active
+    return not d.running.talks.active
 
 
 async def test_openings_count_as_token_requests(compat_endpoints: OpenCompats) -> None:
@@ -240,7 +238,7 @@ async def test_openings_count_as_token_requests(compat_endpoints: OpenCompats) -
 
 async def test_who_is_blocked_gets_nowhere_and_what_they_have_open_ends(compat_endpoints: OpenCompats) -> None:
     async with compat_endpoints() as d:
-        broker = d.running.broker
+        broker = d.running
         secret = await d.secret()
         session_id = broker.signer.read_client_secret(secret).owner.session_id
         async with d.connect(secret=secret) as caller:
@@ -261,7 +259,7 @@ async def test_who_is_blocked_gets_nowhere_and_what_they_have_open_ends(compat_e
 async def test_a_draining_broker_sends_newcomers_elsewhere(compat_endpoints: OpenCompats) -> None:
     async with compat_endpoints() as d:
         secret = await d.secret()
-        d.running.broker.drain.begin()
+        d.running.drain.begin()
         status, document, headers = await d.refusal(secret=secret)
         assert (status, document["code"]) == (503, "draining")
         assert headers["retry-after"].isdecimal()

@@ -153,7 +153,7 @@ async def test_such_an_agent_takes_no_call_at_either_endpoint_and_holds_no_place
                 headers={"Authorization": f"Bearer {credential}", "Content-Type": "application/sdp"},
             )
             assert (answer.status_code, answer.json()["code"]) == (403, "sockets_only")
-        assert d.running.broker.talks.active == 0
+        assert d.running.talks.active == 0
         assert not [request for request in d.azure.requests if "client_secrets" in str(request)]
 
 

@@ -149,7 +149,7 @@ async def test_a_proxied_talk_is_counted_as_its_client_saw_it(
 async def test_turns_are_counted_in_the_memory(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     async with asyncio.timeout(10):
-        await broker.broker.memory.ready()
+        await broker.memory.ready()
     plan = await broker.plan()
     turn = {"session_id": plan["session_id"], "agent_id": "elena", "role": "user", "content": "Hello", "turn_id": "t1"}
     proof = {"Authorization": f"Bearer {plan['session_token']}"}

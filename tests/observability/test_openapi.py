@@ -15,6 +15,8 @@ import token_broker
 from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker
 from tests.support.offers import OFFER
+from token_broker.app import create_app
+from token_broker.sessions.plans import PlanMaker
 from token_broker.simulator import RunningSimulator
 
 SESSION = "0123456789abcdef"
@@ -78,7 +80,7 @@ async def test_every_route_of_the_application_is_described_and_nothing_else(
 ) -> None:
     broker = await start_broker(azure)
     routes: set[tuple[str, str]] = set()
-    for route in broker.app.routes:
+    for route in create_app(broker.settings).routes:
         match route:
             case WebSocketRoute(path=path):
                 routes.add((path, "x-websocket"))
@@ -218,7 +220,7 @@ async def test_a_500_is_what_is_described(
 ) -> None:
     broker = await start_broker(azure)
     document = await document_of(broker)
-    monkeypatch.setattr(type(broker.broker.plans), "make", lambda *_args, **_more: 1 / 0)
+    monkeypatch.setattr(PlanMaker, "make", lambda *_args, **_more: 1 / 0)
     answer = await broker.client.post("/realtime/token", json={})
     assert answer.status_code == 500
     document.check("/realtime/token", answer)
@@ -259,7 +261,7 @@ async def test_what_relayed_calls_answer_is_what_is_described(
 async def test_what_the_memory_answers_is_what_is_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, max_turn_bytes=1000)
     document = await document_of(broker)
-    await broker.broker.memory.ready()
+    await broker.memory.ready()
     plan = await broker.plan({"session_id": SESSION})
     proof = {"Authorization": f"Bearer {plan['session_token']}"}
     turn = {"session_id": SESSION, "agent_id": "elena", "role": "user", "content": "Hello", "turn_id": "t1"}
@@ -305,7 +307,7 @@ async def test_what_the_other_routes_answer_is_what_is_described(
     document.check("/client/{file}", await broker.client.get("/client/none.js"))
     page = await broker.client.get("/")
     document.check("/", await broker.client.get("/", headers={"If-None-Match": page.headers["etag"]}))
-    broker.broker.drain.begin()
+    broker.drain.begin()
     draining = await broker.client.get("/readyz")
     assert draining.status_code == 503
     document.check("/readyz", draining)

@@ -13,7 +13,6 @@ from websockets.typing import Subprotocol
 from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker
 from tests.support.waiting import eventually
-from token_broker.broker import Broker
 from token_broker.settings import Settings, doubts
 from token_broker.simulator import RunningSimulator
 
@@ -63,7 +62,7 @@ async def heard(socket: Any, kind: str) -> None:
     raise AssertionError(f"no {kind} came")
 
 
-async def figures_of_a_talk(broker: Broker) -> bool:
+async def figures_of_a_talk(broker: RunningBroker) -> bool:
     """Whether the talk's usage has been counted."""
     return bool(broker.relay.snapshot()["usage_by_principal"])
 
@@ -75,7 +74,7 @@ async def test_without_authentication_and_token_the_status_names_nobody(
 ) -> None:
     broker = await start_broker(azure, **auth)
     await talk(broker, {}, user_id=USER)
-    await eventually(lambda: figures_of_a_talk(broker.broker))
+    await eventually(lambda: figures_of_a_talk(broker))
     reply = await broker.client.get(path)
     status = reply.json()
     assert status.keys() >= SHORT | {"strategies", "relay", "outbox", "slo"}
@@ -92,7 +91,7 @@ async def test_with_the_token_the_status_has_usage_by_principal(
 ) -> None:
     broker = await start_broker(azure, metrics_token=TOKEN, **auth)
     await talk(broker, SIGNED_IN)
-    await eventually(lambda: figures_of_a_talk(broker.broker))
+    await eventually(lambda: figures_of_a_talk(broker))
     status = (await broker.client.get("/status", headers=BEARER)).json()
     (principal,) = status["relay"]["usage_by_principal"]
     assert principal == (f"easyauth:aad:{USER}" if auth else "anonymous")
@@ -123,7 +122,7 @@ async def test_no_metric_names_a_principal_a_user_or_a_session(
 ) -> None:
     broker = await start_broker(azure, metrics_token=TOKEN, auth="easyauth")
     await talk(broker, SIGNED_IN)
-    await eventually(lambda: figures_of_a_talk(broker.broker))
+    await eventually(lambda: figures_of_a_talk(broker))
     reply = await broker.client.get("/metrics", headers=BEARER)
     assert 'token_broker_model_responses_total{agent="elena"} 1.0' in reply.text
     for personal in (USER, SESSION, "easyauth"):

@@ -373,7 +373,7 @@ def test_whatever_bytes_come_instead_of_frames_the_broker_closes_or_goes_on(loop
 
 async def _no_talk_is_left(broker: RunningBroker) -> None:
     async with asyncio.timeout(WAIT_S):
-        while broker.broker.relay.active:  # noqa: ASYNC110  # what is seen is the point
+        while broker.relay.active:  # noqa: ASYNC110  # what is seen is the point
             await asyncio.sleep(0.01)
 
 

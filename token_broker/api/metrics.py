@@ -1,32 +1,41 @@
 """`GET /metrics`: figures for Prometheus, for whoever `may_see_figures`."""
 
 from collections.abc import Callable
+from typing import TypedDict
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
-from token_broker.api.status import may_see_figures
-from token_broker.broker import Broker, broker_of
+from token_broker.api.status import StatusSources
+from token_broker.observability.metrics import Metrics
+from token_broker.settings import Settings
 from token_broker.web.openapi import Answer, Operation
 from token_broker.web.problems import Problem
 
-__all__ = ["METRICS_OPERATIONS", "get_metrics"]
+__all__ = ["METRICS_OPERATIONS", "MetricsState", "get_metrics"]
 
 
-async def get_metrics(request: Request) -> Response:
+class MetricsState(TypedDict):
+    """What this route uses of the lifespan's state."""
+
+    status: StatusSources
+    metrics: Metrics
+
+
+async def get_metrics(request: Request[MetricsState]) -> Response:
     """All metrics, as text or, where it is asked for, as OpenMetrics. Problem 401 without the token."""
-    broker = broker_of(request)
-    if not may_see_figures(request, broker):
-        raise Problem(401, "metrics_token_needed", _token_needed(broker))
+    sources = request.state["status"]
+    if not sources.may_see_figures(request):
+        raise Problem(401, "metrics_token_needed", _token_needed(sources.settings))
     encode, media_type = _encoder(request.headers.get("accept", ""))
-    body = encode(broker.metrics.registry)
+    body = encode(request.state["metrics"].registry)
     return Response(body, headers={"Content-Type": media_type, "Cache-Control": "no-store"})
 
 
-def _token_needed(broker: Broker) -> str:
-    if broker.settings.metrics_token is not None:
+def _token_needed(settings: Settings) -> str:
+    if settings.metrics_token is not None:
         return "Send BROKER_METRICS_TOKEN as Authorization: Bearer."
     return (
         "Metrics want a token where callers have to sign in: set BROKER_METRICS_TOKEN at the broker, and send it as "

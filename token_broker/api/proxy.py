@@ -2,7 +2,7 @@
 
 from starlette.types import Receive, Scope, Send
 
-from token_broker.broker import Broker
+from token_broker.relay.endpoint import VoiceRelay
 from token_broker.web.openapi import Parameter, Socket
 
 __all__ = ["VOICELIVE_PATH", "VOICELIVE_SOCKET", "Voicelive"]
@@ -14,8 +14,8 @@ class Voicelive:
     """The proxy; a class, since Starlette takes functions for something less than ASGI."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        broker: Broker = scope["app"].state.broker
-        await broker.relay.proxy(scope, receive, send)
+        relay: VoiceRelay = scope["state"]["relay"]
+        await relay.proxy(scope, receive, send)
 
 
 VOICELIVE_SOCKET = Socket(

@@ -83,9 +83,10 @@ class ChainRequestEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRequestEnded(ChainRequestEnded):
-    """A token request has its answer."""
+    """A token request has its answer. `clock_skew_s` is our clock less Azure's, where a token was minted."""
 
     result: TokenResult
+    clock_skew_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ scrape. Label values are few and ours: routes' templates, strategies, outcomes, 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, PlatformCollector, ProcessCollector
@@ -13,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from strategies.base import Attempt
 from token_broker.observability.events import CredentialIssued, Event, RequestAnswered, TalkEnded, TokenRequestEnded
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "PlanCounters"]
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
@@ -130,6 +131,29 @@ class Metrics:
         return Histogram(
             name, text, labels, namespace="token_broker", unit="seconds", buckets=buckets_s, registry=self.registry
         )
+
+
+@dataclass(slots=True)
+class PlanCounters:
+    """An observer that counts token requests for the service level, which is `usable` of `requests`.
+
+    A 4xx is not counted: only callers who were owed a plan are, and whether they got one.
+    """
+
+    requests: int = 0
+    usable: int = 0
+    degraded: int = 0
+    clock_skew_s: float | None = None  # our clock less Azure's, at the last mint
+
+    def __call__(self, event: Event, /) -> None:
+        if not isinstance(event, TokenRequestEnded):
+            return
+        if event.clock_skew_s is not None:
+            self.clock_skew_s = event.clock_skew_s
+        if event.result != "refused":
+            self.requests += 1
+            self.usable += event.result in {"minted", "degraded"}
+            self.degraded += event.result == "degraded"
 
 
 class _Children(Generic[M]):

@@ -15,6 +15,7 @@ import structlog
 from starlette.types import Scope
 
 from token_broker.memory.types import Blocklist, TicketRepository
+from token_broker.security.authentication import Caller, caller_of
 from token_broker.security.credentials import SeveralCredentialsError, extract_credential
 from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import RateLimiter, SessionLease, SessionLimits
@@ -36,7 +37,6 @@ _BLOCKLIST_UNREAD = "this broker does not know yet who is blocked: try again"
 _RETRY_AFTER_S = 5
 
 OriginRefusal = Callable[[Scope], Problem | None]
-LimitKey = Callable[[Scope, str], str]
 
 
 class RefusedError(Problem):
@@ -60,7 +60,7 @@ class AdmittedClient:
 
 
 class Admission:
-    """The checks. `limit_key` says what a principal is counted by: the address, for somebody anonymous."""
+    """The checks that a client passes before its talk begins."""
 
     def __init__(
         self,
@@ -73,7 +73,6 @@ class Admission:
         rate: RateLimiter,
         drain: Drain,
         origin_refusal: OriginRefusal,
-        limit_key: LimitKey,
         blocklist: Blocklist,
     ) -> None:
         self._settings = settings
@@ -84,7 +83,6 @@ class Admission:
         self._rate = rate
         self._drain = drain
         self._origin_refusal = origin_refusal
-        self._limit_key = limit_key
         self._blocklist = blocklist
 
     def by_ticket(self, scope: Scope) -> AdmittedClient:
@@ -100,13 +98,9 @@ class Admission:
         self._check_way_in(scope)
         return self._admitted(scope, self._claims_of_any(scope))
 
-    def leaver(self, scope: Scope) -> tuple[str, str]:
-        """The session of whatever is presented, and what its principal is counted by.
-
-        Also where it opens nothing just now: who leaves may always do so. Raises RefusedError.
-        """
-        claims = self._claims_of_any(scope)
-        return claims.owner.session_id, self._limit_key(scope, claims.owner.principal)
+    def leaver(self, scope: Scope) -> Caller:
+        """The caller who wants to end a call, also while newcomers are refused. Raises RefusedError."""
+        return self._caller(scope, self._claims_of_any(scope))
 
     def warn_of_resource_key(self, credential: str) -> bool:
         """Whether a client holds Azure's own key, which the operator has to hear of; the client is told nothing."""
@@ -189,11 +183,14 @@ class Admission:
         return AdmittedClient(
             owner=dataclasses.replace(claims.owner, epoch=epoch),
             agent=agent,
-            limit_key=self._limit_key(scope, claims.owner.principal),
+            limit_key=self._caller(scope, claims).limit_key,
             credential_id=credential_id,
             counted_until_s=counted_until_s,
             uses=uses,
         )
+
+    def _caller(self, scope: Scope, claims: ClientSecretClaims | TicketClaims | SessionClaims) -> Caller:
+        return caller_of(scope, claims, self._settings.trusted_proxies)
 
     async def _spend(self, admitted: AdmittedClient) -> bool:
         """Uses the credential once; one that may be used several times is as many tickets, spent in turn."""

@@ -1,5 +1,6 @@
 """The agents: who speaks, with which voice in which dialect, and what it is told on every path alike."""
 
+import asyncio
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
 
 from strategies.base import Dialect, SessionSpec
+from strategies.chain import SpecSupplier
+from token_broker.memory.types import Recall
+from token_broker.security.owner import Owner
 from token_broker.settings import Settings
 
-__all__ = ["Agent", "AgentRegistry", "AgentsFileError", "agents_secrets", "load_agents", "session_spec"]
+__all__ = ["Agent", "AgentRegistry", "AgentsFileError", "TalkSpecs", "agents_secrets", "load_agents", "session_spec"]
 
 BUILT_IN = Path(__file__).with_name("agents.toml")
 
@@ -109,6 +113,40 @@ def session_spec(
         tools=agent.tools,
         ttl_s=settings.token_ttl_s,
     )
+
+
+class TalkSpecs:
+    """The specs of one talk's sessions, for whichever agents speak in it.
+
+    What the memory recalls is asked for once, at the first spec that is needed: a mint may be retried, and a talk may
+    change its agent.
+    """
+
+    def __init__(self, settings: Settings, owner: Owner, recall: Recall) -> None:
+        self._settings = settings
+        self._owner = owner
+        self._recall: Recall | None = recall
+        self.recalling: asyncio.Task[str] | None = None
+
+    def recall_nothing(self) -> None:
+        """The memory is not asked."""
+        self._recall = None
+
+    def start(self) -> None:
+        """Asks the memory now, so that the answer is there when the first spec is needed."""
+        if self.recalling is None and self._recall is not None:
+            self.recalling = asyncio.create_task(self._recall.block(self._owner), name="talk-recall")
+
+    def of(self, agent: Agent, modalities: tuple[str, ...] = ("audio", "text")) -> SpecSupplier:
+        """What supplies the agent's spec, and may be called several times."""
+
+        async def supply() -> SessionSpec:
+            self.start()
+            # Shielded: an attempt that overruns its share is cancelled, and the next one still needs the answer.
+            recalled = "" if self.recalling is None else await asyncio.shield(self.recalling)
+            return session_spec(agent, self._settings, recalled=recalled, modalities=modalities)
+
+        return supply
 
 
 def load_agents(path: Path | None = None) -> AgentRegistry:

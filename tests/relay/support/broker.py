@@ -257,7 +257,6 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         rate=RateLimiter(settings.rate_limit_per_minute),
         drain=drain,
         origin_refusal=origin_refusal,
-        limit_key=lambda scope, principal: principal,
         blocklist=blocklist,
     )
     relay = VoiceRelay(
