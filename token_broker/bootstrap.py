@@ -16,6 +16,7 @@ from strategies.models import is_classic_whisper
 from strategies.transport import make_tls_context, make_transport
 from token_broker import __version__
 from token_broker.api.callers import Callers
+from token_broker.api.metrics import StateCollector
 from token_broker.api.minting import Minting
 from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
@@ -26,7 +27,6 @@ from token_broker.memory.service import Memory
 from token_broker.observability.events import Observer, observe_with
 from token_broker.observability.logging import log_attempt
 from token_broker.observability.metrics import Metrics, PlanCounters
-from token_broker.observability.state_metrics import StateCollector
 from token_broker.observability.tracing import open_tracing
 from token_broker.relay.admission import Admission
 from token_broker.relay.endpoint import VoiceRelay
@@ -144,7 +144,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             relay=relay.snapshot,
         )
         metrics.expect(settings.token_strategies)
-        metrics.registry.register(StateCollector(status.state, version=__version__))
+        metrics.registry.register(StateCollector(status, version=__version__))
         if settings.target is not None and credentials is not None:
             warm_up = asyncio.create_task(_warm_up(settings.target.openai_base, credentials, http), name="warm-up")
             stack.callback(warm_up.cancel)

@@ -64,7 +64,7 @@ async def heard(socket: Any, kind: str) -> None:
 
 async def figures_of_a_talk(broker: RunningBroker) -> bool:
     """Whether the talk's usage has been counted."""
-    return bool(broker.relay.snapshot()["usage_by_principal"])
+    return bool(broker.relay.snapshot().usage_by_principal)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -9,11 +9,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from strategies.chain import Chain, Link
+from strategies.health import BreakerState, BreakerStatus, Capability, Latencies
 from token_broker.api.minting import Minting
-from token_broker.api.status_schemas import Readiness, Status
+from token_broker.api.status_schemas import AgentVoice, Readiness, ServiceLevel, Status, StrategyStatus
 from token_broker.memory.service import Memory
 from token_broker.observability.logging import advice_on
 from token_broker.observability.metrics import PlanCounters
+from token_broker.relay.counters import RelayStatus
 from token_broker.security.rate_limits import SessionLimits
 from token_broker.server.drain import Drain
 from token_broker.sessions.agents import AgentRegistry
@@ -49,42 +51,49 @@ class StatusSources:
     talks: SessionLimits
     drain: Drain
     memory: Memory
-    relay: Callable[[], dict[str, Any]]
+    relay: Callable[[], RelayStatus]
 
-    def health(self, *, principals: bool = False) -> dict[str, Any]:
-        """What `/status` adds for those who may see figures; only with `principals` what names some."""
-        counters = self.plan_counters
-        skew_s = counters.clock_skew_s
-        relay = self.relay()
-        if not principals:
-            del relay["usage_by_principal"]
-        return {
-            "strategies": [
-                _with_advice(link.breaker.snapshot())
-                if isinstance(link, Link)
-                else _proxy_snapshot(link.name, counters.degraded)
-                for link in self.chain.links
-            ],
-            "outbox": self.memory.status().outbox(),
-            "relay": relay,
-            "slo": {
-                "aim": _SLO_AIM,
-                "requests": counters.requests,
-                "usable_plans": counters.usable,
-                "degraded_plans": counters.degraded,
-                "ratio": round(counters.usable / counters.requests, 6) if counters.requests else None,
-            },
-            "clock_skew_s": None if skew_s is None else round(skew_s, 1),
-        }
+    def read(self, *, full: bool) -> Status:
+        """The status; only its first five fields unless it is `full`."""
+        settings, counters = self.settings, self.plan_counters
+        status = Status(
+            voicelive_configured=settings.endpoint is not None,
+            endpoint=settings.target.base if settings.target else None,
+            model=settings.model,
+            active_sessions=self.talks.active,
+            agents={agent.id: AgentVoice(voice=agent.voices["preview"]) for agent in self.agents},
+        )
+        if full:
+            status.strategies = self.strategies()
+            status.relay = self.relay()
+            status.outbox = self.memory.status()
+            status.slo = ServiceLevel(
+                aim=_SLO_AIM,
+                requests=counters.requests,
+                usable_plans=counters.usable,
+                degraded_plans=counters.degraded,
+                ratio=round(counters.usable / counters.requests, 6) if counters.requests else None,
+            )
+            status.clock_skew_s = self.clock_skew_s
+        return status
 
-    def state(self) -> dict[str, Any]:
-        """What `/metrics` reads: `health`, and what else it has figures of."""
-        return {
-            **self.health(),
-            "draining": self.drain.draining,
-            "open_talks": self.talks.active,
-            "max_talks": self.settings.max_sessions,
-        }
+    def strategies(self) -> list[StrategyStatus]:
+        """The status of each strategy, in the chain's order."""
+        found = []
+        for link in self.chain.links:
+            if isinstance(link, Link):
+                breaker = link.breaker.snapshot()
+                fields = {name: getattr(breaker, name) for name in BreakerStatus.__slots__}
+                found.append(StrategyStatus(**fields, do=advice_on(breaker.last_outcome)))
+            else:
+                found.append(_proxy_status(link.name, self.plan_counters.degraded))
+        return found
+
+    @property
+    def clock_skew_s(self) -> float | None:
+        """Our clock less Azure's, at the last mint."""
+        skew_s = self.plan_counters.clock_skew_s
+        return None if skew_s is None else round(skew_s, 1)
 
     def may_see_figures(self, request: Request[Any]) -> bool:
         """Whether the caller may see metrics and the full status: with BROKER_METRICS_TOKEN, or where no caller has to
@@ -102,26 +111,22 @@ class StatusSources:
         return wanted is not None and secrets.compare_digest(given.encode(), wanted.get_secret_value().encode())
 
 
-def _with_advice(snapshot: dict[str, Any]) -> dict[str, Any]:
-    """A breaker's snapshot and, as `do`, what an operator can do about it."""
-    return snapshot | {"do": advice_on(snapshot["last_outcome"])}
-
-
-def _proxy_snapshot(name: str, granted: int) -> dict[str, Any]:
-    """The proxy's strategy in the shape of a breaker's snapshot: it has no breaker, and never fails."""
-    return {
-        "name": name,
-        "breaker": "closed",
-        "capability": "available",
-        "last_outcome": "granted" if granted else None,
-        "last_status": None,
-        "last_ago_s": None,
-        "retry_in_s": None,
-        "why": None,
-        "attempts": granted,
-        "successes": granted,
-        "latency_ms": {"p50": None, "p95": None, "p99": None},
-    }
+def _proxy_status(name: str, granted: int) -> StrategyStatus:
+    """The proxy's status in the shape of a breaker's: it has no breaker, and never fails."""
+    return StrategyStatus(
+        name=name,
+        breaker=BreakerState.CLOSED,
+        capability=Capability.AVAILABLE,
+        last_outcome="granted" if granted else None,
+        last_status=None,
+        last_ago_s=None,
+        retry_in_s=None,
+        why=None,
+        attempts=granted,
+        successes=granted,
+        latency_ms=Latencies(),
+        do=None,
+    )
 
 
 class StatusState(TypedDict):
@@ -134,17 +139,11 @@ class StatusState(TypedDict):
 async def get_status(request: Request[StatusState]) -> Response:
     """Five fields for everybody, the rest for callers who may see figures, principals for the token's holder."""
     sources = request.state["status"]
-    settings = sources.settings
-    status = {
-        "voicelive_configured": settings.endpoint is not None,
-        "endpoint": settings.target.base if settings.target else None,
-        "model": settings.model,
-        "active_sessions": sources.talks.active,
-        "agents": {agent.id: {"voice": agent.voices["preview"]} for agent in sources.agents},
-    }
-    if sources.may_see_figures(request):
-        status |= sources.health(principals=sources.has_metrics_token(request))
-    return JSONResponse(status, headers=_NO_STORE)
+    status = sources.read(full=sources.may_see_figures(request))
+    left_out = None if sources.has_metrics_token(request) else {"relay": {"usage_by_principal"}}
+    # Unset fields are left out: a client that may not see them is not told that they exist and are null.
+    body = status.model_dump_json(exclude_unset=True, exclude=left_out)
+    return Response(body, media_type="application/json", headers=_NO_STORE)
 
 
 async def get_config(request: Request[StatusState]) -> Response:

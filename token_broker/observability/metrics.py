@@ -1,6 +1,6 @@
 """Metrics of what happens: counted as it does, in a registry of their own.
 
-`Metrics` is an observer; what has its figures already (breakers, relay, memory) is read by `state_metrics` at each
+`Metrics` is an observer; what has its figures already (breakers, relay, memory) is read by `api/metrics.py` at each
 scrape. Label values are few and ours: routes' templates, strategies, outcomes, never a path, a principal or a session.
 """
 
