@@ -1,4 +1,4 @@
-"""The ASGI application: routes, and the edge that every request passes."""
+"""The ASGI application: its routes, and the middleware that every request passes."""
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -53,15 +53,15 @@ _OPERATIONS = (
 def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     """The broker as an ASGI application; its parts are built when its lifespan begins.
 
-    `drain` is shared with the server that drains it; without one nothing ever drains.
+    `drain` is shared with the server that drains it; without one the application never drains.
     """
-    going = drain or Drain()
+    shared_drain = drain or Drain()
     metrics = Metrics()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[BrokerState]:
         del app
-        async with build_broker(settings, going, metrics) as state:
+        async with build_broker(settings, shared_drain, metrics) as state:
             yield state
 
     routes = _routes()
@@ -86,18 +86,16 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
 
 
 def _azure_origins(settings: Settings) -> list[str]:
-    """Where plans may lead a browser: Azure's own hosts, and the configured endpoint's where it is another."""
-    bases = [settings.target.base, settings.target.openai_base] if settings.target else []
-    own = [f"{scheme}://{urlsplit(base).netloc}" for base in bases for scheme in _schemes(base)]
+    """The origins that plans lead a browser to: Azure's own hosts, and the configured endpoint's if it is another."""
+    own = []
+    for base in [settings.target.base, settings.target.openai_base] if settings.target else []:
+        schemes = ("https", "wss") if base.startswith("https:") else ("http", "ws")
+        own += [f"{scheme}://{urlsplit(base).netloc}" for scheme in schemes]
     return [*AZURE_ORIGINS, *dict.fromkeys(own)]
 
 
-def _schemes(base: str) -> tuple[str, str]:
-    return ("https", "wss") if base.startswith("https:") else ("http", "ws")
-
-
 def _routes() -> list[BaseRoute]:
-    """The busiest first: they are matched in order."""
+    """The routes, the busiest first: they are matched in order."""
     return [
         *_under(_VOICE_PREFIXES, "/realtime/token", create_token, ["POST"]),
         *_under(_VOICE_PREFIXES, "/realtime/calls", create_call, ["POST"]),
@@ -141,21 +139,16 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     assert isinstance(error, HTTPException)  # noqa: S101  # as above
     if error.status_code == HTTPStatus.NOT_FOUND:
         return problem_response(not_found(), request.scope)
-    code, detail = {
-        405: ("method_not_allowed", "This path does not take this method; the Allow header names those it takes."),
-    }.get(error.status_code, ("http_error", "The request can't be answered as it is."))
-    headers = {"Allow": _allowed(request)} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
-    problem = Problem(error.status_code, code, detail, headers=headers)
-    return problem_response(problem, request.scope)
-
-
-def _allowed(request: Request) -> str:
-    """All methods of the path: several routes may share it, and the one that refused names only its own."""
-    routes = request.app.routes
-    methods = {
+    if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = "The request can't be answered as it is."
+        return problem_response(Problem(error.status_code, "http_error", detail, headers=error.headers), request.scope)
+    # Several routes may share the path, and the one that refused names only its own methods.
+    allowed = {
         method
-        for route in routes
+        for route in request.app.routes
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
         for method in route.methods or ()
     }
-    return ", ".join(sorted(methods))
+    detail = "This path does not take this method; the Allow header names those it takes."
+    problem = Problem(405, "method_not_allowed", detail, headers={"Allow": ", ".join(sorted(allowed))})
+    return problem_response(problem, request.scope)

@@ -1,4 +1,4 @@
-"""Builds the broker's parts once, in order, and takes them down in the other order."""
+"""Builds the parts of the broker in order, as the lifespan's state, and closes them in reverse order."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,6 @@ import structlog
 from pydantic import SecretStr
 
 from strategies.base import Attempt
-from strategies.chain import OnAttempt
 from strategies.credentials import Credentials
 from strategies.models import is_classic_whisper
 from strategies.transport import make_tls_context, make_transport
@@ -24,7 +23,7 @@ from token_broker.azure import build_chain, build_connector, build_credentials, 
 from token_broker.memory.drivers.files import make_private_folder
 from token_broker.memory.drivers.sqlite import sqlite_path
 from token_broker.memory.service import Memory
-from token_broker.observability.events import Observer, observe_with
+from token_broker.observability.events import observe_with
 from token_broker.observability.logging import log_attempt
 from token_broker.observability.metrics import Metrics, PlanCounters
 from token_broker.observability.tracing import open_tracing
@@ -64,7 +63,7 @@ class BrokerState(TypedDict):
 
 @contextlib.asynccontextmanager
 async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> AsyncIterator[BrokerState]:
-    """The broker, ready to serve; what warms up does so beside it."""
+    """The lifespan's state, ready to serve; connections warm up meanwhile."""
     async with contextlib.AsyncExitStack() as stack:
         plan_counters = PlanCounters()
         observe = observe_with(metrics, plan_counters, await stack.enter_async_context(open_tracing(settings)))
@@ -90,7 +89,12 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         talks = SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions)
         rules = OriginRules(settings)
         memory = await stack.enter_async_context(Memory.open(settings))
-        await _settle(memory, settings.store_start_wait_s)
+        try:
+            # The blocklist is read as the store opens: until then nobody would be known as blocked.
+            async with asyncio.timeout(settings.store_start_wait_s):
+                await memory.ready()
+        except TimeoutError:
+            log.warning("started_without_store", do="only new sessions are served until the store is reached")
         connector = build_connector(settings, credentials, tls)
         stack.push_async_callback(connector.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
@@ -105,8 +109,15 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             origin_refusal=rules.refusal,
             blocklist=memory.blocklist,
         )
-        calls = _build_calls(settings, http, credentials, talks)
-        if calls is not None:
+        calls: Calls | None = None
+        if credentials is not None:
+            calls = Calls(
+                http,
+                credentials,
+                talks,
+                max_talk_s=settings.max_talk_s,
+                hang_up_timeout_s=settings.token_budget_s,
+            )
             stack.push_async_callback(calls.aclose)
             memory.blocklist.watch(calls.end_where)
         relay = VoiceRelay(
@@ -124,7 +135,12 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         stack.push_async_callback(relay.aclose)
         memory.blocklist.watch(relay.end_where)
         memory.watch_lost_sessions(relay.end_session)
-        chain = build_chain(settings, transport, credentials, _attempts_to(observe))
+
+        def on_attempt(attempt: Attempt) -> None:
+            log_attempt(attempt)
+            observe(attempt)
+
+        chain = build_chain(settings, transport, credentials, on_attempt)
         minting = Minting(
             settings=settings,
             agents=agents,
@@ -184,33 +200,6 @@ def signing_keys(settings: Settings) -> Sequence[SecretStr]:
     except OSError as error:
         why = error.strerror or str(error)
         raise SettingsError([f"BROKER_DATABASE_URL: {path}, beside it, can't hold the signing key: {why}"]) from None
-
-
-async def _settle(memory: Memory, wait_s: float) -> None:
-    """Waits until the store is open and the blocklist read, so that nobody is served before; but not for ever."""
-    try:
-        async with asyncio.timeout(wait_s):
-            await memory.ready()
-    except TimeoutError:
-        log.warning("started_without_store", do="only new sessions are served until the store is reached")
-
-
-def _build_calls(
-    settings: Settings, http: httpx.AsyncClient, credentials: Credentials | None, talks: SessionLimits
-) -> Calls | None:
-    if credentials is None:
-        return None
-    return Calls(http, credentials, talks, max_talk_s=settings.max_talk_s, hang_up_timeout_s=settings.token_budget_s)
-
-
-def _attempts_to(observe: Observer) -> OnAttempt:
-    """Each attempt is told, and logged where it failed."""
-
-    def tell(attempt: Attempt) -> None:
-        log_attempt(attempt)
-        observe(attempt)
-
-    return tell
 
 
 async def _warm_up(base: str, credentials: Credentials, http: httpx.AsyncClient) -> None:

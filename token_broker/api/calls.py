@@ -20,7 +20,6 @@ from token_broker.observability.logging import bind_ids
 from token_broker.security.authentication import Caller
 from token_broker.security.rate_limits import too_many_sessions
 from token_broker.sessions.ownership import ensure_not_blocked
-from token_broker.settings import Settings
 from token_broker.web.openapi import Answer, Body, Operation, Parameter
 from token_broker.web.problems import Problem
 from token_broker.web.requests import read_body
@@ -43,7 +42,10 @@ async def create_call(request: Request[CallState]) -> Response:
     caller = _caller(request)
     await callers.rate.admit(caller.limit_key)
     ensure_not_blocked(callers.blocklist, caller.owner.principal, caller.owner.session_id)
-    offer = await _read_offer(request, settings)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/sdp":
+        raise Problem(415, "not_sdp", "Send the offer raw, as application/sdp.")
+    offer = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+    check_offer(offer)
     agent = calls.minting.find_agent(request.query_params.get("agent_id") or caller.agent_id)
     if (lease := calls.talks.acquire(caller.limit_key)) is None:
         raise too_many_sessions()
@@ -81,15 +83,6 @@ def _caller(request: Request[CallState]) -> Caller:
         raise Problem(403, "foreign_session", "The session token is another session's: send this session's own.")
     bind_ids(session_id=session_id)
     return caller
-
-
-async def _read_offer(request: Request[CallState], settings: Settings) -> bytes:
-    """The offer as it came. Raises Problem 400 (no SDP), 413, 415."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/sdp":
-        raise Problem(415, "not_sdp", "Send the offer raw, as application/sdp.")
-    offer = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
-    check_offer(offer)
-    return offer
 
 
 _SESSION = Parameter("session_id", "query", "The session; the token's own, where it is named.")

@@ -1,7 +1,7 @@
 """The compatible endpoints (docs/api.md §6): a mint, WebSockets and WebRTC calls under the official clients' paths.
 
-Thin: who comes is `Admission`'s to say, a talk is the relay's, a call is `offers`'. What is the compatible endpoints'
-own is the client secret.
+`Admission` decides who may come, the relay holds the talks, and `offers` places the calls. The client secret alone is
+made here.
 """
 
 import math
@@ -44,7 +44,6 @@ __all__ = ["CompatState", "compat_routes"]
 
 _NO_STORE = {"Cache-Control": "no-store"}
 _MAX_FORM_FIELDS = 8
-# All that a form's type has to say: an offer is ASCII, and some of the charsets that Python knows fail, or take long.
 _BOUNDARY = re.compile(r'\bboundary=("[^"]*"|[^";,\s]+)', re.IGNORECASE)
 
 
@@ -59,7 +58,7 @@ class CompatState(TypedDict):
 
 
 class CompatSocket:
-    """One compatible endpoint's WebSockets; a class, since Starlette takes functions for something less than ASGI."""
+    """WebSockets of one compatible endpoint. A class: Starlette takes no function for an ASGI application."""
 
     def __init__(self, compat: CompatEndpoint) -> None:
         self._compat = compat
@@ -70,7 +69,7 @@ class CompatSocket:
 
 
 def compat_routes() -> list[BaseRoute]:
-    """All compatible endpoints, by the paths that each client makes of its base URL."""
+    """All compatible endpoints, under the paths that each client makes of its base URL."""
     sockets = [(path, CompatSocket(compat)) for compat in COMPAT_ENDPOINTS for path in compat.paths]
     return [
         *[
@@ -214,9 +213,9 @@ async def _session(
 
 
 def _ttl_s(wanted: ClientSecretRequest, claims: ClientSecretClaims | SessionClaims | None) -> int:
-    """As long as was asked for, but what a credential opens can't outlive it. Raises Problem 401.
+    """The wanted lifetime, but no longer than the credential's own. Raises Problem 401.
 
-    The leeway that clocks are given is not lent on: each secret would be good for it anew, and mint the next.
+    The leeway for clocks is not added: with it each secret could mint the next one, without end.
     """
     if claims is None:
         return wanted.expires_after.seconds
@@ -232,8 +231,9 @@ async def _read_offer(request: Request[CompatState], settings: Settings) -> byte
         raise Problem(
             415, "not_sdp", "Send the offer raw, as application/sdp, or as the sdp field of multipart/form-data."
         )
-    body = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
-    offer = body if kind == "application/sdp" else await _sdp_field(request, body, settings.max_body_bytes)
+    offer = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+    if kind == "multipart/form-data":
+        offer = await _sdp_field(request, offer, settings.max_body_bytes)
     check_offer(offer)
     return offer
 
@@ -242,6 +242,8 @@ async def _sdp_field(request: Request[CompatState], body: bytes, limit_bytes: in
     async def whole() -> AsyncGenerator[bytes, None]:
         yield body
 
+    # The parser is told no more than the boundary: an offer is ASCII, and some of the charsets that Python knows fail,
+    # or take long.
     boundary = _BOUNDARY.search(request.headers["content-type"])
     headers = Headers({"content-type": f"multipart/form-data; {boundary[0]}" if boundary else ""})
     parser = MultiPartParser(

@@ -4,10 +4,10 @@ The relay and the memory count for themselves, at no cost a frame. Their status 
 two can't disagree.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypedDict
 
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -18,8 +18,7 @@ from strategies.health import BreakerState, BreakerStatus, Capability
 from token_broker.api.status import StatusSources
 from token_broker.memory.status import MemoryStatus
 from token_broker.observability.metrics import Metrics
-from token_broker.relay.counters import RelayStatus, Usage
-from token_broker.settings import Settings
+from token_broker.relay.counters import RelayStatus
 from token_broker.web.openapi import Answer, Operation
 from token_broker.web.problems import Problem
 
@@ -39,27 +38,19 @@ async def get_metrics(request: Request[MetricsState]) -> Response:
     """All metrics, as text or, where it is asked for, as OpenMetrics. Problem 401 without the token."""
     sources = request.state["status"]
     if not sources.may_see_figures(request):
-        raise Problem(401, "metrics_token_needed", _token_needed(sources.settings))
-    encode, media_type = _encoder(request.headers.get("accept", ""))
+        detail = (
+            "Metrics need a token where callers have to sign in: set BROKER_METRICS_TOKEN at the broker, and send it "
+            "as Authorization: Bearer."
+        )
+        if sources.settings.metrics_token is not None:
+            detail = "Send BROKER_METRICS_TOKEN as Authorization: Bearer."
+        raise Problem(401, "metrics_token_needed", detail)
+    try:
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    except (TypeError, ValueError):  # prometheus_client compares the parts of an odd version with numbers, and fails
+        encode, media_type = choose_encoder("")
     body = encode(request.state["metrics"].registry)
     return Response(body, headers={"Content-Type": media_type, "Cache-Control": "no-store"})
-
-
-def _token_needed(settings: Settings) -> str:
-    if settings.metrics_token is not None:
-        return "Send BROKER_METRICS_TOKEN as Authorization: Bearer."
-    return (
-        "Metrics want a token where callers have to sign in: set BROKER_METRICS_TOKEN at the broker, and send it as "
-        "Authorization: Bearer."
-    )
-
-
-def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
-    """What `Accept` asks for; prometheus_client compares the parts of an odd version with numbers, and fails."""
-    try:
-        return choose_encoder(accept)
-    except (TypeError, ValueError):
-        return choose_encoder("")
 
 
 class StateCollector(Collector):
@@ -83,7 +74,6 @@ class StateCollector(Collector):
             [*(("strategy", each) for each in sources.strategies()), *(("upstream", each) for each in relay.upstreams)]
         )
         yield from _relay(relay)
-        yield from _usage(relay.usage_by_agent)
         yield from memory_metrics(sources.memory.status())
 
     def describe(self) -> Iterable[Metric]:
@@ -140,14 +130,11 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
         family.add_metric(["to_azure"], counts.to_azure)
         family.add_metric(["to_client"], counts.to_client)
         yield family
-
-
-def _usage(by_agent: Mapping[str, Usage]) -> Iterator[Metric]:
     responses = CounterMetricFamily("token_broker_model_responses", "Responses of proxied talks.", labels=["agent"])
     tokens = CounterMetricFamily(
         "token_broker_model_tokens", "Model tokens of proxied talks, as Azure counts them.", labels=["agent", "kind"]
     )
-    for agent, usage in by_agent.items():
+    for agent, usage in relay.usage_by_agent.items():
         responses.add_metric([agent], usage.responses)
         tokens.add_metric([agent, "input"], usage.input_tokens)
         tokens.add_metric([agent, "output"], usage.output_tokens)

@@ -13,7 +13,7 @@ from strategies.chain import Chain, ChainResult
 from token_broker.memory.types import Recall
 from token_broker.observability.events import Observer
 from token_broker.security.owner import Owner
-from token_broker.sessions.agents import Agent, AgentRegistry, TalkSpecs
+from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.sessions.plans import PlanMaker
 from token_broker.settings import Settings
 from token_broker.web.ids import correlation_id
@@ -26,7 +26,7 @@ RETRY_AFTER_S = 5
 
 @dataclass(frozen=True, slots=True)
 class Minting:
-    """What it takes to mint for an agent, and to make a plan of it."""
+    """The parts that mint for an agent and make a plan of the grant."""
 
     settings: Settings
     agents: AgentRegistry
@@ -52,10 +52,6 @@ class Minting:
                 "No Azure endpoint is configured: set AZURE_VOICELIVE_ENDPOINT.",
                 headers={"Retry-After": str(RETRY_AFTER_S)},
             )
-
-    def specs(self, owner: Owner) -> TalkSpecs:
-        """The specs of a talk of `owner`, with what the memory recalls."""
-        return TalkSpecs(self.settings, owner, self.recall)
 
 
 @dataclass(slots=True)

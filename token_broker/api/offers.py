@@ -25,7 +25,7 @@ from token_broker.observability.logging import AuditEntry, write_audit
 from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import SessionLease, SessionLimits
 from token_broker.security.tokens import TokenError, TokenSigner
-from token_broker.sessions.agents import Agent
+from token_broker.sessions.agents import Agent, TalkSpecs
 from token_broker.sessions.calls import Calls
 from token_broker.sessions.ownership import ensure_not_blocked
 from token_broker.web.ids import correlation_id
@@ -45,7 +45,7 @@ __all__ = [
 
 log = structlog.get_logger("token_broker.sessions.calls")
 
-# What the mint may use of the budget: the offer that follows has to fit into it as well.
+# The mint's share of the budget: the offer that follows has to fit into it as well.
 _MINT_SHARE = 2 / 3
 _SDP_LINE = re.compile(rb"[a-z]=[^\x00-\x08\x0a-\x1f]*")
 
@@ -66,7 +66,7 @@ class PlacedCall:
 
 
 def check_offer(offer: bytes) -> None:
-    """Raises Problem 400 where it is no SDP that offers audio."""
+    """Raises Problem 400 where `offer` is not an SDP that offers audio."""
     lines = offer.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
     well_formed = lines[0] == b"v=0" and all(_SDP_LINE.fullmatch(line) for line in lines)
     if not well_formed or not any(line.startswith(b"m=audio ") for line in lines):
@@ -111,7 +111,7 @@ class CallRelay:
             offer_s = None if offered_s is None else (offered_s - trace.began_s, facts["duration_s"])
             minting.observe(CallPlaced(**facts, route=request.scope["route"].path, offer_s=offer_s))
 
-        supply = minting.specs(owner).of(agent)
+        supply = TalkSpecs(minting.settings, owner, minting.recall).of(agent)
         with trace.answered(201, tell):
             now_s = time.monotonic()
             trace.minted = await minting.chain.mint(supply, deadline_s=now_s + (deadline_s - now_s) * _MINT_SHARE)
@@ -166,7 +166,7 @@ class CallRelay:
 
     @contextmanager
     def hung_up_unless_delivered(self, endpoint: str, call_id: str | None, owner: Owner) -> Iterator[None]:
-        """Hangs up a call that Azure made where what is left to do for its answer fails, or is cancelled."""
+        """Hangs up the call if the block, which completes its answer, fails or is cancelled."""
         try:
             yield
         except BaseException:
@@ -177,7 +177,7 @@ class CallRelay:
 
 
 class _CallAnswer(Response):
-    """The 201 of a call. Where it can't be sent the call is hung up, and its place given back."""
+    """The 201 of a call. If it can't be sent, the call is hung up and its place given back."""
 
     def __init__(self, relay: CallRelay, call: PlacedCall, owner: Owner, headers: Mapping[str, str]) -> None:
         super().__init__(call.answer, 201, headers, media_type="application/sdp")
@@ -205,7 +205,7 @@ def _audit_entry(request: Request[Any], grant: EphemeralGrant, owner: Owner, age
 
 
 def _refused(error: MintError, what: str) -> Problem:
-    """Azure's refusal as the caller hears it; why stands in the log."""
+    """The problem that the caller gets for Azure's refusal; the log has the reason."""
     log.warning("call_refused", what=what, outcome=error.outcome, status=error.status, code=error.code, why=str(error))
     if isinstance(error, TimedOutError):
         return Problem(504, "azure_timed_out", f"Azure did not answer the {what} in time: try the next connection.")

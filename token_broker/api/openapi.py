@@ -81,10 +81,11 @@ def openapi_routes(operations: Sequence[Operation], sockets: Sequence[Socket] = 
             description=_DESCRIPTION,
         )
 
+    style = Path(openapi_page.__file__).with_suffix(".css")
     return [
         _static("/openapi.json", "application/json", lambda: to_json(document(), indent=1)),
         _static("/docs", "text/html; charset=utf-8", lambda: render_page(document()).encode()),
-        _static("/docs/style.css", "text/css; charset=utf-8", _style),
+        _static("/docs/style.css", "text/css; charset=utf-8", style.read_bytes),
     ]
 
 
@@ -97,7 +98,3 @@ def _static(path: str, media_type: str, make: Callable[[], bytes]) -> Route:
         return Response(made(), headers={**_PAGE_HEADERS, "Content-Type": media_type})
 
     return Route(path, answer, methods=["GET"])
-
-
-def _style() -> bytes:
-    return Path(openapi_page.__file__).with_suffix(".css").read_bytes()

@@ -11,7 +11,7 @@ VOICELIVE_PATH = "/api/v1/voice/voicelive/{session_id}"
 
 
 class Voicelive:
-    """The proxy; a class, since Starlette takes functions for something less than ASGI."""
+    """The proxy; a class: Starlette takes no function for an ASGI application."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         relay: VoiceRelay = scope["state"]["relay"]

@@ -1,4 +1,4 @@
-"""What the broker says of itself: `/status`, `/config/{agent_id}`, `/healthz`, `/readyz`."""
+"""The broker's own state: `/status`, `/config/{agent_id}`, `/healthz`, `/readyz`."""
 
 import secrets
 from collections.abc import Callable

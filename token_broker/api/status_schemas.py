@@ -36,7 +36,7 @@ class ServiceLevel(BaseModel):
 
 
 class Status(BaseModel):
-    """The first five for everybody; the rest as the operation says."""
+    """The first five fields for everybody; the others as the operation says."""
 
     voicelive_configured: bool
     endpoint: str | None
@@ -53,6 +53,6 @@ class Status(BaseModel):
 
 
 class Readiness(BaseModel):
-    """That the process answers."""
+    """The state of the process."""
 
     status: Literal["ok", "ready"]

@@ -13,6 +13,7 @@ from token_broker.api.callers import Callers
 from token_broker.api.minting import RETRY_AFTER_S, Minting, RequestTrace
 from token_broker.observability.events import TokenRequestEnded, TokenResult
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
+from token_broker.sessions.agents import TalkSpecs
 from token_broker.sessions.schemas import Plan, TokenRequest
 from token_broker.web.forwarded import public_base
 from token_broker.web.ids import correlation_id
@@ -36,15 +37,14 @@ async def create_token(request: Request[TokenState]) -> Response:
     trace = RequestTrace(request.scope, minting.settings.model)
 
     def tell(status: int, code: str | None) -> None:
-        grant = trace.grant
-        minted = isinstance(grant, EphemeralGrant)
-        minting.observe(
-            TokenRequestEnded(
-                **trace.facts(status, code),
-                result=_result(status, minted=minted),
-                clock_skew_s=grant.clock_skew_s if isinstance(grant, EphemeralGrant) else None,
-            )
-        )
+        minted = trace.grant if isinstance(trace.grant, EphemeralGrant) else None
+        result: TokenResult
+        if status == HTTPStatus.OK:
+            result = "minted" if minted else "degraded"
+        else:
+            result = "refused" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
+        skew_s = minted.clock_skew_s if minted else None
+        minting.observe(TokenRequestEnded(**trace.facts(status, code), result=result, clock_skew_s=skew_s))
 
     with trace.answered(HTTPStatus.OK, tell):
         plan = await _make_plan(request, trace)
@@ -62,9 +62,9 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
     session = await callers.open_session(request, principal, session_id=wanted.session_id, user_id=wanted.user_id)
     owner = trace.owner = session.owner
     bind_ids(session_id=owner.session_id)
-    specs = minting.specs(owner)
-    if wanted.session_id is None and not principal.authenticated:
-        specs.recall_nothing()  # without a name and a past there is nothing to find: the store is spared the question
+    # An anonymous caller's new session has no past: there is nothing to recall, and the store is not asked.
+    is_new = wanted.session_id is None and not principal.authenticated
+    specs = TalkSpecs(settings, owner, None if is_new else minting.recall)
     trace.chain_began_s = time.monotonic()
     trace.minted = await minting.chain.mint(
         specs.of(agent, tuple(wanted.modalities)),
@@ -97,12 +97,6 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
     )
     write_audit(entry, minting.observe)
     return plan
-
-
-def _result(status: int, *, minted: bool) -> TokenResult:
-    if status == HTTPStatus.OK:
-        return "minted" if minted else "degraded"
-    return "refused" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
 
 
 _PLAN_EXAMPLE = {

@@ -1,10 +1,10 @@
-"""Turns in, receipts out: `/conversation/turn`, `/memory/enrich`, and a session's turns.
+"""The memory's routes: `/conversation/turn`, `/memory/enrich`, and a session's turns.
 
-A turn is acknowledged once it is on disk, never before. Who writes proves with the session's token that it is theirs.
+A turn is acknowledged once it is on disk, never before. A writer proves with the session's token that it is theirs.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypedDict
 
@@ -43,7 +43,7 @@ from token_broker.web.openapi import Answer, Body, Operation, Parameter
 from token_broker.web.problems import Problem
 from token_broker.web.requests import ensure_few_values, parse_json, read_body
 
-if TYPE_CHECKING:  # rows bring SQLAlchemy, which is loaded when the store opens
+if TYPE_CHECKING:  # rows import SQLAlchemy, which is loaded when the store opens
     from token_broker.memory.store.rows import StoredTurn
 
 __all__ = ["MEMORY_OPERATIONS", "MemoryState", "create_turn", "enrich", "erase_turns", "list_turns"]
@@ -51,7 +51,7 @@ __all__ = ["MEMORY_OPERATIONS", "MemoryState", "create_turn", "enrich", "erase_t
 _NO_STORE = {"Cache-Control": "no-store"}
 _PAGE = 100
 _LARGEST_PAGE = 1000
-_PIECE_BYTES = 65_536  # of an answer, sent at once
+_PIECE_BYTES = 65_536  # a page has megabytes: sent at once it would all lie in the socket's buffer
 _FULL_RETRY_AFTER_S = 10
 
 
@@ -100,7 +100,13 @@ async def enrich(request: Request[MemoryState]) -> Response:
 
 
 def _turns_of(owner: Owner, limit_bytes: int, body: bytes) -> list[Turn]:
-    transcripts = _transcripts(body)
+    """One transcript, or a batch of them: the key `transcripts` tells which."""
+    ensure_few_values(body)
+    try:
+        batched = "transcripts" in from_json(body)
+    except (ValueError, TypeError):
+        batched = False
+    transcripts = parse_json(body, EnrichBatch).transcripts if batched else [parse_json(body, Transcript)]
     for transcript in transcripts:
         _is_theirs(owner, transcript.session_id)
     now = datetime.now(UTC)
@@ -156,7 +162,7 @@ def _receipt(turn: "StoredTurn") -> TurnReceipt:
 
 
 class _PageResponse(Response):
-    """A page that is sent in pieces, each once the client has taken those before; `place` is left at its end."""
+    """A page that is sent in pieces, each when the client has taken the ones before; `place` is left at the end."""
 
     def __init__(self, body: bytes, place: contextlib.AsyncExitStack) -> None:
         super().__init__(body, media_type="application/json", headers=_NO_STORE)
@@ -174,7 +180,7 @@ class _PageResponse(Response):
 
 
 async def erase_turns(request: Request[MemoryState]) -> Response:
-    """`DELETE …/sessions/{session_id}/turns`: 200 once nobody can read it; Zep is asked soon after, until it has."""
+    """`DELETE …/sessions/{session_id}/turns`: 200 once it can't be read; Zep is asked soon after, until it complies."""
     session_id = request.path_params["session_id"]
     reader = await _admit_reader(request, session_id)
     try:
@@ -201,7 +207,7 @@ def _session_token_needed(detail: str) -> Problem:
 async def _counted(
     request: Request[MemoryState], writer: Caller, turns_of: Callable[[Owner, int, bytes], list[Turn]]
 ) -> list[Turn]:
-    """The body's turns, unless the quota is used up already; a body that turns out to be refused counts as a turn."""
+    """The body's turns, unless the quota is used up; a refused body counts as one turn, since it costs as much."""
     settings, quota = request.state["callers"].settings, request.state["quotas"].turns
     await quota.ensure_not_used_up(writer.limit_key)
     try:
@@ -218,9 +224,9 @@ def _is_theirs(owner: Owner, session_id: str) -> None:
 
 
 async def _admit_reader(request: Request[MemoryState], session_id: str) -> Principal:
-    """Admits the session's token, or an authenticated principal of a stored session; counts them.
+    """Admits the holder of the session's token, or the authenticated owner of a stored session; counts the read.
 
-    The store says whether the session is theirs, as it reads. Raises Problem 401, 403, 429 or 503.
+    The store checks the owner once more as it reads. Raises Problem 401, 403, 429 or 503.
     """
     callers = request.state["callers"]
     owner: Owner | None = None
@@ -251,16 +257,6 @@ def _not_yours() -> Problem:
     return Problem(403, "foreign_session", "This session is not yours.")
 
 
-def _transcripts(body: bytes) -> Sequence[Transcript]:
-    """One transcript, or a batch of them: told apart by the key `transcripts`."""
-    ensure_few_values(body)
-    try:
-        batched = "transcripts" in from_json(body)
-    except (ValueError, TypeError):
-        batched = False
-    return parse_json(body, EnrichBatch).transcripts if batched else [parse_json(body, Transcript)]
-
-
 def _within_limit(content: str, limit_bytes: int) -> str:
     if len(content) > limit_bytes or len(content.encode()) > limit_bytes:
         raise Problem(413, "turn_too_large", f"A turn has at most {limit_bytes} bytes of text.")
@@ -268,7 +264,7 @@ def _within_limit(content: str, limit_bytes: int) -> str:
 
 
 async def _append(request: Request[MemoryState], writer: Caller, turns: list[Turn]) -> list[Outcome]:
-    """Stores them all or none, and counts them against the quota first. Raises Problem."""
+    """Counts the turns against the quota, then stores all or none of them. Raises Problem."""
     await request.state["quotas"].turns.take(writer.limit_key, len(turns), sum(map(stored_bytes, turns)))
     try:
         outcomes = await request.state["memory"].append(turns)

@@ -16,13 +16,13 @@ from token_broker.web.forwarded import websocket_url
 
 __all__ = ["TICKET_TTL_S", "PlanMaker"]
 
-TICKET_TTL_S = 180
+TICKET_TTL_S = 180  # clients try the proxy last, after every connection before it
 _PREFIX = "/api/v1/voice"
 
 
 @dataclass(frozen=True, slots=True)
 class PlanMaker:
-    """Makes plans with the process's settings and signer."""
+    """Makes plans."""
 
     settings: Settings
     signer: TokenSigner
@@ -39,8 +39,8 @@ class PlanMaker:
     ) -> Plan:
         """The plan for `grant`. `public_base` is the broker as the browser sees it: scheme, host, port.
 
-        Without `unseen` it has only transports that the broker can end, and so no secret of Azure's at all: a secret
-        opens a talk that the broker never sees.
+        Unless `unseen` is set, the plan has only transports that the broker can end, and no secret of Azure's: with
+        such a secret a client opens a talk that the broker never sees.
         """
         now = datetime.now(UTC).replace(microsecond=0)
         session_token = self.signer.session_token(owner, ttl_s=self.settings.session_token_ttl_s, agent_id=agent.id)
@@ -69,6 +69,7 @@ class PlanMaker:
         self, grant: EphemeralGrant, owner: Owner, public_base: str, session_token: str, now: datetime
     ) -> list[Connection]:
         token = grant.token.get_secret_value()
+        # Measured on our own monotonic clock: Azure's expiry is a time of Azure's clock, and clocks differ.
         left_s = max(0, math.floor(grant.expires_in_s - (time.monotonic() - grant.received_at_s)))
         expires_at = grant.expires_at.replace(microsecond=0)
         lasting_s = self.settings.session_token_ttl_s
