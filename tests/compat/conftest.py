@@ -21,7 +21,7 @@ SIGNING_KEY = "d" * 40
 
 
 @dataclass
-class Compats:
+class CompatBroker:
     """The broker, and what a client does with its compatible endpoints."""
 
     running: RunningBroker
@@ -89,18 +89,18 @@ class Compats:
         return await self.turns(secret)
 
 
-OpenCompats = Callable[..., AbstractAsyncContextManager[Compats]]
+OpenCompat = Callable[..., AbstractAsyncContextManager[CompatBroker]]
 
 
 @pytest.fixture
-def compat_endpoints(tmp_path: Path) -> OpenCompats:
-    """A broker of those settings and the simulator that it speaks to: `async with compat_endpoints(setting=…) as d`."""
+def compat_endpoints(tmp_path: Path) -> OpenCompat:
+    """Opens a broker of those settings and its simulator: `async with compat_endpoints(setting=…) as compat`."""
 
     @contextlib.asynccontextmanager
-    async def open_compat_endpoints(**overrides: Any) -> AsyncIterator[Compats]:
+    async def open_compat_endpoints(**overrides: Any) -> AsyncIterator[CompatBroker]:
         async with serve() as azure:
             settings = make_settings(tmp_path, azure.base_url, signing_keys=SIGNING_KEY, **overrides)
             async with run_broker(settings) as running:
-                yield Compats(running, azure)
+                yield CompatBroker(running, azure)
 
     return open_compat_endpoints

@@ -75,9 +75,7 @@ async def document_of(broker: RunningBroker) -> Document:
     return Document(answer.json())
 
 
-async def test_every_route_of_the_application_is_described_and_nothing_else(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_exactly_the_routes_are_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     routes: set[tuple[str, str]] = set()
     for route in create_app(broker.settings).routes:
@@ -98,9 +96,7 @@ async def test_every_route_of_the_application_is_described_and_nothing_else(
     assert described == routes
 
 
-async def test_the_document_is_an_openapi_3_1_document_that_holds_together(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_document_is_valid_openapi_3_1(azure: RunningSimulator, start_broker: StartBroker) -> None:
     document = (await document_of(await start_broker(azure))).document
     assert document["openapi"] == "3.1.0"
     operations = [
@@ -128,9 +124,7 @@ def _references(part: Any) -> list[str]:
     return [reference for value in part for reference in _references(value)] if isinstance(part, list) else []
 
 
-async def test_every_code_that_the_source_raises_is_described_with_its_status(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_every_raised_code_is_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     document = (await document_of(await start_broker(azure))).document
     described = {
         (int(status), code)
@@ -166,9 +160,7 @@ def _raised() -> set[tuple[int, str]]:
     return found
 
 
-async def test_what_a_token_request_answers_is_what_is_described(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_token_answers_are_as_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, rate_limit_per_minute=9, max_body_bytes=2000, body_timeout_s=0.3)
     document = await document_of(broker)
     path = "/realtime/token"
@@ -196,7 +188,7 @@ async def _slowly() -> Any:
     yield b"}"
 
 
-async def test_without_the_proxy_a_503_is_what_is_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_503_is_as_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, token_strategies=("ga",), retry_attempts=1)
     document = await document_of(broker)
     azure.set_faults({"match": "/", "fault": "status", "code": 503})
@@ -205,9 +197,7 @@ async def test_without_the_proxy_a_503_is_what_is_described(azure: RunningSimula
     document.check("/realtime/token", answer)
 
 
-async def test_without_a_principal_a_401_is_what_is_described(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_401_is_as_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, auth="easyauth")
     document = await document_of(broker)
     answer = await broker.client.post("/realtime/token", json={})
@@ -215,7 +205,7 @@ async def test_without_a_principal_a_401_is_what_is_described(
     document.check("/realtime/token", answer)
 
 
-async def test_a_500_is_what_is_described(
+async def test_500_is_as_described(
     azure: RunningSimulator, start_broker: StartBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = await start_broker(azure)
@@ -226,9 +216,7 @@ async def test_a_500_is_what_is_described(
     document.check("/realtime/token", answer)
 
 
-async def test_what_relayed_calls_answer_is_what_is_described(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_call_answers_are_as_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, max_body_bytes=2000, misconfigured_retry_s=0.001)
     document = await document_of(broker)
     path = "/realtime/calls"
@@ -258,7 +246,7 @@ async def test_what_relayed_calls_answer_is_what_is_described(
     assert {status for at, _, status in document.seen if at != path} == {401, 404}
 
 
-async def test_what_the_memory_answers_is_what_is_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_memory_answers_are_as_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, max_turn_bytes=1000)
     document = await document_of(broker)
     await broker.memory.ready()
@@ -293,9 +281,7 @@ async def test_what_the_memory_answers_is_what_is_described(azure: RunningSimula
     assert await ask("DELETE", url, path) == 200
 
 
-async def test_what_the_other_routes_answer_is_what_is_described(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_other_answers_are_as_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, metrics_token="metrics-secret")
     document = await document_of(broker)
     for headers in ({}, {"Authorization": "Bearer metrics-secret"}):
@@ -313,9 +299,7 @@ async def test_what_the_other_routes_answer_is_what_is_described(
     document.check("/readyz", draining)
 
 
-async def test_a_path_that_does_not_take_a_method_names_all_that_it_takes(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_405_names_all_allowed_methods(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     answer = await broker.client.put(f"/memory/sessions/{SESSION}/turns")
     assert answer.status_code == 405
@@ -323,9 +307,7 @@ async def test_a_path_that_does_not_take_a_method_names_all_that_it_takes(
     assert answer.json()["code"] == "method_not_allowed"
 
 
-async def test_the_page_for_people_shows_every_operation_under_a_policy_without_scripts(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_docs_page_shows_all_without_scripts(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     document = await document_of(broker)
     answer = await broker.client.get("/docs")

@@ -67,7 +67,7 @@ COMPAT_OPERATIONS = (
         security=(None, "entra", "easyauth", "clientSecret"),
     ),
     Operation(
-        name="create_door_call",
+        name="create_compat_call",
         method="post",
         path=_CALLS,
         aliases=tuple(_CALL_ALIASES),
@@ -100,7 +100,7 @@ COMPAT_OPERATIONS = (
         security=("clientSecret",),
     ),
     Operation(
-        name="hang_up_door_call",
+        name="hang_up_compat_call",
         method="post",
         path=_HANG_UP,
         aliases=tuple(_HANG_UP_ALIASES),
