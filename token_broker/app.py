@@ -72,6 +72,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
             *client_routes(_azure_origins(settings)),
         ],
         middleware=[
+            # Outermost, so that requests which the others refuse have an id and are counted too.
             Middleware(RequestContextMiddleware, observe=metrics),
             Middleware(OriginGuard, settings=settings),
             Middleware(PlainPaths, socket_not_found=websocket_not_found),

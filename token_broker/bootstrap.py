@@ -88,6 +88,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         stack.push_async_callback(authenticator.aclose)
         talks = SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions)
         rules = OriginRules(settings)
+        # Before everything that ends talks: the stack closes it after them, so that their last turns reach the store.
         memory = await stack.enter_async_context(Memory.open(settings))
         try:
             # The blocklist is read as the store opens: until then nobody would be known as blocked.
@@ -120,6 +121,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             )
             stack.push_async_callback(calls.aclose)
             memory.blocklist.watch(calls.end_where)
+        # Calls and talks share `talks`: the limit counts both.
         relay = VoiceRelay(
             settings=settings,
             agents=agents,

@@ -76,7 +76,7 @@ class RequestTrace:
         """Calls `tell` with the answer's status and problem code: `status` where the block ends well."""
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # not a cancellation: nobody got an answer then
             if isinstance(error, Problem):
                 tell(error.status, error.code)
             else:

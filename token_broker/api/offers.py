@@ -135,6 +135,7 @@ class CallRelay:
             if accepted.call_id is None:
                 log.warning("call_without_location", session_id=owner.session_id)
                 return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply())
+            # From here on Azure has a call that runs, whether its client hears of it or not.
             with self.hung_up_unless_delivered(grant.endpoint, accepted.call_id, owner):
                 ensure_not_blocked(self.blocklist, owner.principal, owner.session_id)
                 if await request.is_disconnected():

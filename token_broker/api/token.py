@@ -76,6 +76,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         minting.ensure_configured()
         detail = "No token could be minted just now, and the proxy is not part of this broker's chain: try again."
         raise Problem(503, "nothing_minted", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+    # Before the plan is made: where another caller got the chosen id meanwhile, no credential for it may leave.
     await session.keep(callers.sessions, agent.id)
     plan = minting.plans.make(
         grant,
@@ -95,7 +96,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         secret=SecretStr(plan.token or plan.session_token),
         expires_at=plan.expires_at,
     )
-    write_audit(entry, minting.observe)
+    write_audit(entry, minting.observe)  # before the answer: a plan that can't be audited is not released
     return plan
 
 

@@ -70,8 +70,9 @@ class RelayStatus:
     calls_ended: int
     usage: Usage
     usage_by_agent: dict[str, Usage]
-    usage_by_principal: dict[str, Usage]
     upstreams: list[BreakerStatus]
+    # Not everybody who may see the rest may see principals: with a default, the schema does not require it.
+    usage_by_principal: dict[str, Usage] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
