@@ -23,9 +23,9 @@ from token_broker.azure import build_chain, build_connector, build_credentials, 
 from token_broker.memory.drivers.files import make_private_folder
 from token_broker.memory.drivers.sqlite import sqlite_path
 from token_broker.memory.service import Memory
+from token_broker.observability.event_metrics import Metrics, PlanCounters
 from token_broker.observability.events import observe_with
 from token_broker.observability.logging import log_attempt
-from token_broker.observability.metrics import Metrics, PlanCounters
 from token_broker.observability.tracing import open_tracing
 from token_broker.relay.admission import Admission
 from token_broker.relay.endpoint import VoiceRelay
@@ -35,8 +35,8 @@ from token_broker.security.rate_limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import TokenSigner, load_or_create_key
 from token_broker.server.drain import Drain
 from token_broker.sessions.agents import load_agents
-from token_broker.sessions.calls import Calls
 from token_broker.sessions.plans import PlanMaker
+from token_broker.sessions.running_calls import Calls
 from token_broker.settings import Settings, SettingsError
 from token_broker.web.cors import OriginRules
 

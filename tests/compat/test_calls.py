@@ -214,7 +214,7 @@ async def test_only_own_session_hangs_up_a_call(tmp_path: Path) -> None:
 async def test_repeated_session_changes_end_the_call(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("token_broker.sessions.calls._FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr("token_broker.sessions.running_calls._FIRST_PAUSE_S", 0.05)
     async with calling_compat_endpoints(tmp_path) as compat:
         secret = await compat.secret()
         phone = Phone(silence(3.0))

@@ -23,7 +23,7 @@ from token_broker.memory.admin import open_admin
 from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 from token_broker.sessions.agents import session_spec
-from token_broker.sessions.calls import EndedCalls
+from token_broker.sessions.running_calls import EndedCalls
 from token_broker.settings import load_settings
 from token_broker.web.ids import uuid7
 
@@ -518,7 +518,7 @@ async def test_an_answer_that_can_not_be_sent_ends_the_call(tmp_path: Path) -> N
 
 
 async def test_a_hang_up_is_repeated_until_azure_has_done_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.sessions.calls._FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr("token_broker.sessions.running_calls._FIRST_PAUSE_S", 0.02)
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         azure.take_offer = named_and_no_sdp
         azure.hang_up_status = 503

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from strategies.health import BreakerState, BreakerStatus, Capability
 from token_broker.api.status import StatusSources
 from token_broker.memory.status import MemoryStatus
-from token_broker.observability.metrics import Metrics
+from token_broker.observability.event_metrics import Metrics
 from token_broker.relay.counters import RelayStatus
 from token_broker.web.openapi import Answer, Operation
 from token_broker.web.problems import Problem

@@ -26,8 +26,8 @@ from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import SessionLease, SessionLimits
 from token_broker.security.tokens import TokenError, TokenSigner
 from token_broker.sessions.agents import Agent, TalkSpecs
-from token_broker.sessions.calls import Calls
 from token_broker.sessions.ownership import ensure_not_blocked
+from token_broker.sessions.running_calls import Calls
 from token_broker.web.ids import correlation_id
 from token_broker.web.openapi import Answer
 from token_broker.web.problems import Problem
@@ -43,7 +43,7 @@ __all__ = [
     "check_offer",
 ]
 
-log = structlog.get_logger("token_broker.sessions.calls")
+log = structlog.get_logger("token_broker.sessions.running_calls")
 
 # The mint's share of the budget: the offer that follows has to fit into it as well.
 _MINT_SHARE = 2 / 3

@@ -21,7 +21,7 @@ from token_broker.security.rate_limits import SessionLease, SessionLimits
 
 __all__ = ["Calls", "EndedCalls"]
 
-log = structlog.get_logger("token_broker.sessions.calls")
+log = structlog.get_logger("token_broker.sessions.running_calls")
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
