@@ -9,7 +9,6 @@ import httpx
 import structlog
 from pydantic import SecretStr
 
-from strategies.base import Attempt
 from strategies.credentials import Credentials
 from strategies.models import is_classic_whisper
 from strategies.transport import make_tls_context, make_transport
@@ -66,7 +65,8 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
     """The lifespan's state, ready to serve; connections warm up meanwhile."""
     async with contextlib.AsyncExitStack() as stack:
         plan_counters = PlanCounters()
-        observe = observe_with(metrics, plan_counters, await stack.enter_async_context(open_tracing(settings)))
+        tracing = await stack.enter_async_context(open_tracing(settings))
+        observe = observe_with(log_attempt, metrics, plan_counters, tracing)
         agents = load_agents(settings.agents_file)
         for agent in agents:
             if agent.sockets_only:
@@ -137,12 +137,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         stack.push_async_callback(relay.aclose)
         memory.blocklist.watch(relay.end_where)
         memory.watch_lost_sessions(relay.end_session)
-
-        def on_attempt(attempt: Attempt) -> None:
-            log_attempt(attempt)
-            observe(attempt)
-
-        chain = build_chain(settings, transport, credentials, on_attempt)
+        chain = build_chain(settings, transport, credentials, observe)
         minting = Minting(
             settings=settings,
             agents=agents,

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from pydantic_core import to_json
 
 from strategies.base import Attempt
-from token_broker.observability.events import CredentialHolder, CredentialIssued, Observer
+from token_broker.observability.events import CredentialHolder, CredentialIssued, Event, Observer
 from token_broker.settings import Settings
 
 __all__ = [
@@ -208,19 +208,19 @@ def advice_on(outcome: str | None) -> str | None:
     return _ADVICE.get(outcome or "")
 
 
-def log_attempt(attempt: Attempt) -> None:
-    """Logs an attempt that failed: as an error, with advice, where only an operator can remove the cause."""
-    if attempt.outcome == "minted":
+def log_attempt(event: Event) -> None:
+    """An observer that logs failed attempts: as an error, with advice, where only an operator can remove the cause."""
+    if not isinstance(event, Attempt) or event.outcome == "minted":
         return
-    level = "error" if attempt.outcome == "misconfigured" else "warning"
-    fields = {"status": attempt.status, "code": attempt.code, "azure_request_id": attempt.request_id}
+    level = "error" if event.outcome == "misconfigured" else "warning"
+    fields = {"status": event.status, "code": event.code, "azure_request_id": event.request_id}
     getattr(log, level)(
         "mint_failed",
-        strategy=attempt.strategy,
-        outcome=attempt.outcome,
-        why=attempt.why,
-        tries=attempt.tries,
-        duration_ms=round(attempt.duration_ms, 1),
+        strategy=event.strategy,
+        outcome=event.outcome,
+        why=event.why,
+        tries=event.tries,
+        duration_ms=round(event.duration_ms, 1),
         **{name: value for name, value in fields.items() if value is not None},
-        **({"do": advice} if (advice := advice_on(attempt.outcome)) else {}),
+        **({"do": advice} if (advice := advice_on(event.outcome)) else {}),
     )
