@@ -11,11 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 from strategies.errors import MintError, MisconfiguredError, PermanentError, RateLimitedError, TransientError
 
-__all__ = ["BreakerPolicy", "BreakerState", "Capability", "CircuitBreaker", "Permit"]
+__all__ = ["BreakerPolicy", "BreakerState", "BreakerStatus", "Capability", "CircuitBreaker", "Latencies", "Permit"]
 
 _LATENCIES_KEPT = 512
 _MAX_RATE_LIMIT_OPEN_S = 300
@@ -54,6 +53,32 @@ class Permit:
 
     generation: int
     probe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Percentiles of the last 512 calls, in milliseconds; None while there was none."""
+
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerStatus:
+    """A breaker as `/status` shows it; `retry_in_s` are the seconds until its next probe, None while it is closed."""
+
+    name: str
+    breaker: BreakerState
+    capability: Capability
+    last_outcome: str | None
+    last_status: int | None
+    last_ago_s: float | None
+    retry_in_s: float | None
+    why: str | None
+    attempts: int
+    successes: int
+    latency_ms: Latencies
 
 
 class CircuitBreaker:
@@ -139,23 +164,23 @@ class CircuitBreaker:
         if permit.probe and permit.generation == self._generation:
             self._probing = False
 
-    def snapshot(self) -> dict[str, Any]:
-        """As `/status` shows it: times in ms, `retry_in_s` until the next probe."""
+    def snapshot(self) -> BreakerStatus:
+        """The breaker's status now."""
         last_outcome, last_status, last_at_s = self._last or (None, None, None)
-        rest_s = None if self._open_until_s is None else round(max(0.0, self._open_until_s - self._clock()), 1)
-        return {
-            "name": self.name,
-            "breaker": self.state.value,
-            "capability": self.capability.value,
-            "last_outcome": last_outcome,
-            "last_status": last_status,
-            "last_ago_s": None if last_at_s is None else round(self._clock() - last_at_s, 1),
-            "retry_in_s": rest_s,
-            "why": self.why_open or None,
-            "attempts": self.attempts,
-            "successes": self.successes,
-            "latency_ms": _percentiles(self._latencies_ms),
-        }
+        now_s = self._clock()
+        return BreakerStatus(
+            name=self.name,
+            breaker=self.state,
+            capability=self.capability,
+            last_outcome=last_outcome,
+            last_status=last_status,
+            last_ago_s=None if last_at_s is None else round(now_s - last_at_s, 1),
+            retry_in_s=None if self._open_until_s is None else round(max(0.0, self._open_until_s - now_s), 1),
+            why=self.why_open or None,
+            attempts=self.attempts,
+            successes=self.successes,
+            latency_ms=_percentiles(self._latencies_ms),
+        )
 
     def _count(self, outcome: str, status: int | None, duration_ms: float) -> None:
         self.attempts += 1
@@ -177,9 +202,8 @@ class CircuitBreaker:
             self._why = ""
 
 
-def _percentiles(samples: deque[float]) -> dict[str, float | None]:
+def _percentiles(samples: deque[float]) -> Latencies:
     ordered = sorted(samples)
-    return {
-        f"p{percent}": round(ordered[math.ceil(len(ordered) * percent / 100) - 1], 1) if ordered else None
-        for percent in (50, 95, 99)
-    }
+    if not ordered:
+        return Latencies()
+    return Latencies(*(round(ordered[math.ceil(len(ordered) * percent / 100) - 1], 1) for percent in (50, 95, 99)))

@@ -1,8 +1,9 @@
-"""The ASGI application: routes, and the edge that every request passes."""
+"""The ASGI application: its routes, and the middleware that every request passes."""
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -23,8 +24,8 @@ from token_broker.api.static import AZURE_ORIGINS, CLIENT_OPERATIONS, client_rou
 from token_broker.api.status import STATUS_OPERATIONS, get_config, get_health, get_readiness, get_status
 from token_broker.api.token import TOKEN_OPERATIONS, create_token
 from token_broker.api.turns import MEMORY_OPERATIONS, create_turn, enrich, erase_turns, list_turns
-from token_broker.bootstrap import build_broker
-from token_broker.observability.metrics import Metrics
+from token_broker.bootstrap import BrokerState, build_broker
+from token_broker.observability.event_metrics import Metrics
 from token_broker.relay.endpoint import websocket_not_found
 from token_broker.server.drain import Drain
 from token_broker.settings import Settings
@@ -52,16 +53,16 @@ _OPERATIONS = (
 def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     """The broker as an ASGI application; its parts are built when its lifespan begins.
 
-    `drain` is shared with the server that drains it; without one nothing ever drains.
+    `drain` is shared with the server that drains it; without one the application never drains.
     """
-    going = drain or Drain()
+    shared_drain = drain or Drain()
     metrics = Metrics()
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with build_broker(settings, going, metrics) as broker:
-            app.state.broker = broker
-            yield
+    async def lifespan(app: Starlette) -> AsyncIterator[BrokerState]:
+        del app
+        async with build_broker(settings, shared_drain, metrics) as state:
+            yield state
 
     routes = _routes()
     app = Starlette(
@@ -71,6 +72,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
             *client_routes(_azure_origins(settings)),
         ],
         middleware=[
+            # Outermost, so that requests which the others refuse have an id and are counted too.
             Middleware(RequestContextMiddleware, observe=metrics),
             Middleware(OriginGuard, settings=settings),
             Middleware(PlainPaths, socket_not_found=websocket_not_found),
@@ -85,18 +87,16 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
 
 
 def _azure_origins(settings: Settings) -> list[str]:
-    """Where plans may lead a browser: Azure's own hosts, and the configured endpoint's where it is another."""
-    bases = [settings.target.base, settings.target.openai_base] if settings.target else []
-    own = [f"{scheme}://{urlsplit(base).netloc}" for base in bases for scheme in _schemes(base)]
+    """The origins that plans lead a browser to: Azure's own hosts, and the configured endpoint's if it is another."""
+    own = []
+    for base in [settings.target.base, settings.target.openai_base] if settings.target else []:
+        schemes = ("https", "wss") if base.startswith("https:") else ("http", "ws")
+        own += [f"{scheme}://{urlsplit(base).netloc}" for scheme in schemes]
     return [*AZURE_ORIGINS, *dict.fromkeys(own)]
 
 
-def _schemes(base: str) -> tuple[str, str]:
-    return ("https", "wss") if base.startswith("https:") else ("http", "ws")
-
-
 def _routes() -> list[BaseRoute]:
-    """The busiest first: they are matched in order."""
+    """The routes, the busiest first: they are matched in order."""
     return [
         *_under(_VOICE_PREFIXES, "/realtime/token", create_token, ["POST"]),
         *_under(_VOICE_PREFIXES, "/realtime/calls", create_call, ["POST"]),
@@ -117,7 +117,7 @@ def _routes() -> list[BaseRoute]:
 
 
 def _under(
-    prefixes: Sequence[str], path: str, endpoint: Callable[[Request], Awaitable[Response]], methods: list[str]
+    prefixes: Sequence[str], path: str, endpoint: Callable[[Request[Any]], Awaitable[Response]], methods: list[str]
 ) -> list[Route]:
     """The same route under several prefixes (docs/api.md §2.2)."""
     return [Route(prefix + path, endpoint, methods=methods) for prefix in prefixes]
@@ -140,21 +140,16 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     assert isinstance(error, HTTPException)  # noqa: S101  # as above
     if error.status_code == HTTPStatus.NOT_FOUND:
         return problem_response(not_found(), request.scope)
-    code, detail = {
-        405: ("method_not_allowed", "This path does not take this method; the Allow header names those it takes."),
-    }.get(error.status_code, ("http_error", "The request can't be answered as it is."))
-    headers = {"Allow": _allowed(request)} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
-    problem = Problem(error.status_code, code, detail, headers=headers)
-    return problem_response(problem, request.scope)
-
-
-def _allowed(request: Request) -> str:
-    """All methods of the path: several routes may share it, and the one that refused names only its own."""
-    routes = request.app.routes
-    methods = {
+    if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
+        detail = "The request can't be answered as it is."
+        return problem_response(Problem(error.status_code, "http_error", detail, headers=error.headers), request.scope)
+    # Several routes may share the path, and the one that refused names only its own methods.
+    allowed = {
         method
-        for route in routes
+        for route in request.app.routes
         if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
         for method in route.methods or ()
     }
-    return ", ".join(sorted(methods))
+    detail = "This path does not take this method; the Allow header names those it takes."
+    problem = Problem(405, "method_not_allowed", detail, headers={"Allow": ", ".join(sorted(allowed))})
+    return problem_response(problem, request.scope)

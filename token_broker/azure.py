@@ -1,4 +1,4 @@
-"""All that talks to Azure, built from the settings: the credential, the chain, the proxy's connector, the client."""
+"""Builds the parts that talk to Azure: the credentials, the chain, the proxy's connector, the HTTP client."""
 
 import ssl
 
@@ -38,7 +38,7 @@ def make_client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
 
 
 def build_credentials(settings: Settings) -> Credentials | None:
-    """What Azure is asked with; None while no endpoint is configured."""
+    """The credentials for Azure; None while no endpoint is configured."""
     if settings.endpoint is None:
         return None
     entra = None
@@ -54,7 +54,7 @@ def build_chain(
     credentials: Credentials | None,
     on_attempt: OnAttempt = log_attempt,
 ) -> Chain:
-    """The chosen strategies that exist for this endpoint, in their order, each with its breaker."""
+    """The configured strategies that exist for this endpoint, in their order, each with its breaker."""
     return Chain(
         _links(settings, transport, credentials),
         policy=RetryPolicy(attempts=settings.retry_attempts, attempt_timeout_s=settings.attempt_timeout_s),
@@ -63,7 +63,7 @@ def build_chain(
 
 
 def _breaker_policy(settings: Settings) -> BreakerPolicy:
-    """How patient all breakers are, the strategies' and the proxy's upstreams' alike."""
+    """The policy of all breakers: the strategies' and those of the proxy's upstreams."""
     return BreakerPolicy(
         failures=settings.breaker_failures,
         open_s=settings.breaker_open_s,
@@ -102,7 +102,7 @@ def _links(
 
 
 def build_connector(settings: Settings, credentials: Credentials | None, tls: ssl.SSLContext) -> UpstreamConnector:
-    """Connects the proxy's talks, with the authorities of `tls`. Upstreams and strategies share one breaker policy."""
+    """The connector of the proxy's talks. It trusts the authorities of `tls`."""
     target = settings.target
     routes = (
         []

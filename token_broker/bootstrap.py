@@ -1,61 +1,72 @@
-"""Builds the broker's parts once, in order, and takes them down in the other order."""
+"""Builds the parts of the broker in order, as the lifespan's state, and closes them in reverse order."""
 
 import asyncio
 import contextlib
-import gc
-import sys
 from collections.abc import AsyncIterator, Sequence
+from typing import TypedDict
 
 import httpx
 import structlog
 from pydantic import SecretStr
 
-from strategies.base import Attempt
-from strategies.chain import OnAttempt
 from strategies.credentials import Credentials
 from strategies.models import is_classic_whisper
 from strategies.transport import make_tls_context, make_transport
 from token_broker import __version__
+from token_broker.api.callers import Callers
+from token_broker.api.metrics import StateCollector
+from token_broker.api.minting import Minting
+from token_broker.api.offers import CallRelay
+from token_broker.api.status import StatusSources
 from token_broker.azure import build_chain, build_connector, build_credentials, make_client
-from token_broker.broker import Broker
 from token_broker.memory.drivers.files import make_private_folder
 from token_broker.memory.drivers.sqlite import sqlite_path
 from token_broker.memory.service import Memory
-from token_broker.observability.events import Observer, observe_with
+from token_broker.observability.event_metrics import Metrics, PlanCounters
+from token_broker.observability.events import observe_with
 from token_broker.observability.logging import log_attempt
-from token_broker.observability.metrics import Metrics
-from token_broker.observability.state_metrics import StateCollector
 from token_broker.observability.tracing import open_tracing
 from token_broker.relay.admission import Admission
 from token_broker.relay.endpoint import VoiceRelay
-from token_broker.security.authentication import limit_key, make_authenticator
+from token_broker.security.authentication import make_authenticator
 from token_broker.security.quotas import MemoryQuotas
 from token_broker.security.rate_limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import TokenSigner, load_or_create_key
 from token_broker.server.drain import Drain
 from token_broker.sessions.agents import load_agents
-from token_broker.sessions.calls import Calls
 from token_broker.sessions.plans import PlanMaker
+from token_broker.sessions.running_calls import Calls
 from token_broker.settings import Settings, SettingsError
 from token_broker.web.cors import OriginRules
 
-__all__ = ["build_broker", "signing_keys"]
+__all__ = ["BrokerState", "build_broker", "signing_keys"]
 
 log = structlog.get_logger("token_broker.start")
 
 _WARM_UP_S = 3
-# Requests under way are no garbage: looked through every 700 allocations, as Python does, they cost 5 % of a turn.
-_GC_THRESHOLDS = (5_000, 20, 20)
-# How long a thread that has work waits for the interpreter while the event loop is busy; Python's 5 ms are several
-# times what a commit takes, and a commit comes by for the interpreter more than once.
-_SWITCH_INTERVAL_S = 0.001
+
+
+class BrokerState(TypedDict):
+    """The lifespan's state. Each route names the part that it uses, in a TypedDict beside it."""
+
+    callers: Callers
+    minting: Minting
+    calls: CallRelay
+    admission: Admission
+    relay: VoiceRelay
+    memory: Memory
+    quotas: MemoryQuotas
+    status: StatusSources
+    metrics: Metrics
 
 
 @contextlib.asynccontextmanager
-async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> AsyncIterator[Broker]:
-    """The broker, ready to serve; what warms up does so beside it."""
+async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> AsyncIterator[BrokerState]:
+    """The lifespan's state, ready to serve; connections warm up meanwhile."""
     async with contextlib.AsyncExitStack() as stack:
-        observe = observe_with(metrics, await stack.enter_async_context(open_tracing(settings)))
+        plan_counters = PlanCounters()
+        tracing = await stack.enter_async_context(open_tracing(settings))
+        observe = observe_with(log_attempt, metrics, plan_counters, tracing)
         agents = load_agents(settings.agents_file)
         for agent in agents:
             if agent.sockets_only:
@@ -77,8 +88,14 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         stack.push_async_callback(authenticator.aclose)
         talks = SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions)
         rules = OriginRules(settings)
+        # Before everything that ends talks: the stack closes it after them, so that their last turns reach the store.
         memory = await stack.enter_async_context(Memory.open(settings))
-        await _settle(memory, settings.store_start_wait_s)
+        try:
+            # The blocklist is read as the store opens: until then nobody would be known as blocked.
+            async with asyncio.timeout(settings.store_start_wait_s):
+                await memory.ready()
+        except TimeoutError:
+            log.warning("started_without_store", do="only new sessions are served until the store is reached")
         connector = build_connector(settings, credentials, tls)
         stack.push_async_callback(connector.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
@@ -91,13 +108,20 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             rate=rate,
             drain=drain,
             origin_refusal=rules.refusal,
-            limit_key=lambda scope, principal: limit_key(scope, principal, settings.trusted_proxies),
             blocklist=memory.blocklist,
         )
-        calls = _build_calls(settings, http, credentials, talks)
-        if calls is not None:
+        calls: Calls | None = None
+        if credentials is not None:
+            calls = Calls(
+                http,
+                credentials,
+                talks,
+                max_talk_s=settings.max_talk_s,
+                hang_up_timeout_s=settings.token_budget_s,
+            )
             stack.push_async_callback(calls.aclose)
             memory.blocklist.watch(calls.end_where)
+        # Calls and talks share `talks`: the limit counts both.
         relay = VoiceRelay(
             settings=settings,
             agents=agents,
@@ -113,36 +137,49 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         stack.push_async_callback(relay.aclose)
         memory.blocklist.watch(relay.end_where)
         memory.watch_lost_sessions(relay.end_session)
-        broker = Broker(
+        chain = build_chain(settings, transport, credentials, observe)
+        minting = Minting(
             settings=settings,
             agents=agents,
-            signer=signer,
-            authenticator=authenticator,
-            rate=rate,
-            hang_ups=RateLimiter(settings.rate_limit_per_minute),
-            chain=build_chain(settings, transport, credentials, _attempts_to(observe)),
-            plans=PlanMaker(settings, signer),
-            memory=memory,
-            quotas=MemoryQuotas(settings),
+            chain=chain,
             recall=memory.recall,
-            http=http,
-            credentials=credentials,
-            drain=drain,
-            talks=talks,
-            calls=calls,
-            relay=relay,
-            admission=admission,
-            metrics=metrics,
+            plans=PlanMaker(settings, signer),
             observe=observe,
         )
+        status = StatusSources(
+            settings=settings,
+            agents=agents,
+            chain=chain,
+            plan_counters=plan_counters,
+            talks=talks,
+            drain=drain,
+            memory=memory,
+            relay=relay.snapshot,
+        )
         metrics.expect(settings.token_strategies)
-        metrics.registry.register(StateCollector(broker.state, version=__version__))
-        warm_up = asyncio.create_task(_warm_up(broker), name="warm-up")
-        stack.callback(warm_up.cancel)
-        gc.freeze()  # what was built stays: the collector need not look through it again with every few requests
-        gc.set_threshold(*_GC_THRESHOLDS)
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        yield broker
+        metrics.registry.register(StateCollector(status, version=__version__))
+        if settings.target is not None and credentials is not None:
+            warm_up = asyncio.create_task(_warm_up(settings.target.openai_base, credentials, http), name="warm-up")
+            stack.callback(warm_up.cancel)
+        yield BrokerState(
+            callers=Callers(
+                settings=settings,
+                signer=signer,
+                authenticator=authenticator,
+                sessions=memory.sessions,
+                blocklist=memory.blocklist,
+                rate=rate,
+                hang_ups=RateLimiter(settings.rate_limit_per_minute),
+            ),
+            minting=minting,
+            calls=CallRelay(minting, signer, memory.blocklist, talks, calls),
+            admission=admission,
+            relay=relay,
+            memory=memory,
+            quotas=MemoryQuotas(settings),
+            status=status,
+            metrics=metrics,
+        )
 
 
 def signing_keys(settings: Settings) -> Sequence[SecretStr]:
@@ -162,40 +199,10 @@ def signing_keys(settings: Settings) -> Sequence[SecretStr]:
         raise SettingsError([f"BROKER_DATABASE_URL: {path}, beside it, can't hold the signing key: {why}"]) from None
 
 
-async def _settle(memory: Memory, wait_s: float) -> None:
-    """Waits until the store is open and the blocklist read, so that nobody is served before; but not for ever."""
-    try:
-        async with asyncio.timeout(wait_s):
-            await memory.ready()
-    except TimeoutError:
-        log.warning("started_without_store", do="only new sessions are served until the store is reached")
-
-
-def _build_calls(
-    settings: Settings, http: httpx.AsyncClient, credentials: Credentials | None, talks: SessionLimits
-) -> Calls | None:
-    if credentials is None:
-        return None
-    return Calls(http, credentials, talks, max_talk_s=settings.max_talk_s, hang_up_timeout_s=settings.token_budget_s)
-
-
-def _attempts_to(observe: Observer) -> OnAttempt:
-    """Each attempt is told, and logged where it failed."""
-
-    def tell(attempt: Attempt) -> None:
-        log_attempt(attempt)
-        observe(attempt)
-
-    return tell
-
-
-async def _warm_up(broker: Broker) -> None:
-    """Opens the first connection to Azure and fetches the first Entra token, so that the first caller need not wait."""
-    target = broker.settings.target
-    if target is None or broker.credentials is None:
-        return
-    await broker.credentials.warm()
+async def _warm_up(base: str, credentials: Credentials, http: httpx.AsyncClient) -> None:
+    """Fetches the first Entra token and opens the first connection to Azure, so that the first caller need not wait."""
+    await credentials.warm()
     with contextlib.suppress(httpx.HTTPError, OSError, TimeoutError):
         async with asyncio.timeout(_WARM_UP_S):
-            async with broker.http.stream("HEAD", target.openai_base):
+            async with http.stream("HEAD", base):
                 pass

@@ -22,7 +22,7 @@ from token_broker.memory.delivery.local import LocalFacts
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store.keys import ArrivalClock
 from token_broker.memory.store.turns import Arrived, insert_turns
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 
 USERS = {"little": (5, 30), "much": (50, 200)}  # sessions, turns in each
 

@@ -17,6 +17,7 @@ from typing import Any
 import trustme
 from pydantic import SecretStr
 
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 from token_broker.web.ids import uuid7
 
@@ -74,9 +75,7 @@ class Proxy:
 
 def _ticketed(signer: TokenSigner, port: int) -> Target:
     session = uuid7()
-    ticket = signer.ticket(
-        session_id=session, agent_id="elena", principal="anonymous", epoch=1, user_id=None, ttl_s=600
-    )
+    ticket = signer.ticket(Owner(session, "anonymous", 1), agent_id="elena", ttl_s=600)
     return {
         "url": f"ws://127.0.0.1:{port}/api/v1/voice/voicelive/{session}",
         "protocols": ["realtime", f"ticket.{ticket}"],

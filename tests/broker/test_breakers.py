@@ -13,7 +13,7 @@ from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker
 from tests.support.plans import MINT_PATHS, assert_usable
 from tests.support.waiting import eventually
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
 
 
@@ -53,7 +53,7 @@ async def test_with_all_breakers_open_a_slow_memory_costs_nothing(
     broker = await start_broker(azure, breaker_failures=1, breaker_open_s=60)
     azure.set_faults({"match": "/", "fault": "status", "code": 503})
     await broker.plan()
-    broker.app.state.broker = dataclasses.replace(broker.broker, recall=SlowRecall())
+    broker.state["minting"] = dataclasses.replace(broker.state["minting"], recall=SlowRecall())
     answer = await broker.token()
     assert answer.plan["degraded"]
     assert answer.took_s < 1
@@ -67,7 +67,7 @@ async def test_a_memory_that_breaks_its_promise_never_to_fail_still_leaves_the_p
             raise RuntimeError("broken")
 
     broker = await start_broker(azure)
-    broker.app.state.broker = dataclasses.replace(broker.broker, recall=BrokenRecall())
+    broker.state["minting"] = dataclasses.replace(broker.state["minting"], recall=BrokenRecall())
     answer = await broker.token()
     assert_usable(answer.plan, broker, azure)
 

@@ -16,11 +16,11 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from strategies.transport import make_transport
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.machine import retry_if_host_busy
 from tests.support.plans import MINT_PATHS, assert_usable
-from token_broker.azure import build_chain
-from token_broker.broker import Broker
+from token_broker.azure import build_chain, build_credentials
 from token_broker.simulator import RunningSimulator, serve
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -130,6 +130,7 @@ class Scenario:
     faulty: str | None
     azure: RunningSimulator
     broker: RunningBroker
+    transport: httpx.AsyncBaseTransport
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -141,7 +142,9 @@ async def scenarios(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[l
             azure = await stack.enter_async_context(serve())
             order = dict.fromkeys([faulty or STRATEGIES[0], *STRATEGIES, "websocket_proxy"])
             settings = make_settings(tmp_path_factory.mktemp("matrix"), azure.base_url, token_strategies=tuple(order))
-            running.append(Scenario(faulty, azure, await stack.enter_async_context(run_broker(settings))))
+            broker = await stack.enter_async_context(run_broker(settings))
+            transport = await stack.enter_async_context(make_transport())
+            running.append(Scenario(faulty, azure, broker, transport))
         yield running
 
 
@@ -176,11 +179,8 @@ async def _meets(fault: Fault, scenario: Scenario) -> None:
 def _forget_the_past(scenario: Scenario, budget_s: float) -> None:
     """Gives the broker breakers that know nothing yet, and so much time; and Azure no requests seen."""
     scenario.azure.simulator.log.clear()
-    broker = scenario.broker.broker
-    settings = broker.settings.model_copy(update={"token_budget_s": budget_s})
-    chain = build_chain(settings, _transport_of(broker), broker.credentials)
-    scenario.broker.app.state.broker = dataclasses.replace(broker, settings=settings, chain=chain)
-
-
-def _transport_of(broker: Broker) -> httpx.AsyncBaseTransport:
-    return broker.http._transport
+    settings = scenario.broker.settings.model_copy(update={"token_budget_s": budget_s})
+    chain = build_chain(settings, scenario.transport, build_credentials(settings))
+    state = scenario.broker.state
+    state["minting"] = dataclasses.replace(state["minting"], settings=settings, chain=chain)
+    state["status"] = dataclasses.replace(state["status"], chain=chain)

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.plans import assert_usable
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import LEEWAY_S, TokenSigner
 from token_broker.simulator import RunningSimulator, serve
 
@@ -367,7 +368,7 @@ async def test_a_session_is_resumed_with_its_own_token_and_its_epoch_grows(
     first = await broker.plan({"session_id": session})
     second = await broker.plan({"session_id": session}, x_session_token=first["session_token"])
     third = await broker.plan({"session_id": session}, x_session_token=second["session_token"])
-    epochs = [broker.broker.signer.read_session_token(plan["session_token"]).epoch for plan in (first, second, third)]
+    epochs = [broker.signer.read_session_token(plan["session_token"]).owner.epoch for plan in (first, second, third)]
     assert epochs == sorted(set(epochs))
     assert {plan["session_id"] for plan in (first, second, third)} == {session}
 
@@ -423,7 +424,7 @@ async def test_a_session_token_resumes_up_to_24_hours_past_its_expiry(
 ) -> None:
     broker = await start_broker(azure, signing_keys=("k" * 32,))
     earlier = TokenSigner([broker.settings.signing_keys[0]], clock=lambda: time.time() - past_expiry_s - 100)
-    token = earlier.session_token(session_id=session, principal="anonymous", epoch=5, user_id=None, ttl_s=100)
+    token = earlier.session_token(Owner(session, "anonymous", 5), ttl_s=100)
     answer = (await broker.token({"session_id": session}, x_session_token=token)).response
     assert answer.status_code == status
 
@@ -436,18 +437,17 @@ async def test_a_session_survives_a_restart_with_its_token(
     first = await before.plan({"session_id": session, "user_id": "ada"})
     second = await after.plan({"session_id": session}, x_session_token=first["session_token"])
     claims = [
-        broker.broker.signer.read_session_token(plan["session_token"])
-        for broker, plan in ((before, first), (after, second))
+        broker.signer.read_session_token(plan["session_token"]) for broker, plan in ((before, first), (after, second))
     ]
-    assert claims[0].epoch < claims[1].epoch
-    assert {claim.user_id for claim in claims} == {"ada"}
+    assert claims[0].owner.epoch < claims[1].owner.epoch
+    assert {claim.owner.user_id for claim in claims} == {"ada"}
 
 
 async def test_without_authentication_a_user_id_is_a_label(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     plan = await broker.plan({"user_id": "Ada Lövelace"})
-    claims = broker.broker.signer.read_session_token(plan["session_token"])
-    assert (claims.principal, claims.user_id) == ("anonymous", "Ada Lövelace")
+    claims = broker.signer.read_session_token(plan["session_token"])
+    assert (claims.owner.principal, claims.owner.user_id) == ("anonymous", "Ada Lövelace")
 
 
 async def test_each_credential_is_audited_by_its_fingerprint_before_it_is_released(

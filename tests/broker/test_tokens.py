@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import (
     CALL_TYPE,
     CLIENT_SECRET_TYPE,
@@ -48,44 +49,31 @@ def signer(clock: Clock) -> TokenSigner:
     return TokenSigner([KEY], clock=clock)
 
 
-def session_token(signer: TokenSigner, **changes: Any) -> str:
-    said: dict[str, Any] = {
-        "session_id": "session-0123456789",
-        "principal": "anonymous",
-        "epoch": 7,
-        "user_id": "ada",
-        "ttl_s": 100,
-    }
-    return signer.session_token(**(said | changes))
+ADA = Owner("session-0123456789", "anonymous", 7, "ada")
+ENTRA_USER = Owner("session-0123456789", "entra:1", 7)
 
 
-def ticket(signer: TokenSigner, **changes: Any) -> str:
-    return signer.ticket(
-        **{"session_id": "session-0123456789", "agent_id": "elena", "principal": "entra:1", "epoch": 7, "user_id": None,
-           "ttl_s": 180, **changes}
-    )  # fmt: skip
+def session_token(signer: TokenSigner) -> str:
+    return signer.session_token(ADA, ttl_s=100)
+
+
+def ticket(signer: TokenSigner, owner: Owner = ENTRA_USER) -> str:
+    return signer.ticket(owner, agent_id="elena", ttl_s=180)
 
 
 def test_a_session_token_says_what_was_signed(signer: TokenSigner) -> None:
     claims = signer.read_session_token(session_token(signer))
-    assert (claims.session_id, claims.principal, claims.epoch) == ("session-0123456789", "anonymous", 7)
-    assert (claims.user_id, claims.expires_at_s) == ("ada", NOW_S + 100)
+    assert (claims.owner, claims.expires_at_s) == (ADA, NOW_S + 100)
 
 
 def test_a_ticket_says_what_was_signed_and_each_has_an_id_of_its_own(signer: TokenSigner) -> None:
     first, second = (signer.read_ticket(ticket(signer)) for _ in range(2))
-    assert (first.session_id, first.agent_id, first.principal, first.epoch) == (
-        "session-0123456789",
-        "elena",
-        "entra:1",
-        7,
-    )
-    assert (first.user_id, first.expires_at_s) == (None, NOW_S + 180)
+    assert (first.owner, first.agent_id, first.expires_at_s) == (ENTRA_USER, "elena", NOW_S + 180)
     assert first.ticket_id != second.ticket_id
 
 
 def test_a_ticket_travels_as_a_subprotocol(signer: TokenSigner) -> None:
-    assert re.fullmatch(r"[A-Za-z0-9_.-]+", ticket(signer, session_id="s" * 64, user_id="ä" * 256))
+    assert re.fullmatch(r"[A-Za-z0-9_.-]+", ticket(signer, Owner("s" * 64, "entra:1", 7, "ä" * 256)))
 
 
 def test_one_kind_is_never_taken_for_the_other(signer: TokenSigner) -> None:
@@ -126,7 +114,7 @@ def test_keys_rotate_without_ending_a_talk(clock: Clock) -> None:
     during = TokenSigner([OTHER, KEY], clock=clock)
     after = TokenSigner([OTHER], clock=clock)
     old, new = session_token(before), session_token(during)
-    assert during.read_session_token(old).session_id == after.read_session_token(new).session_id
+    assert during.read_session_token(old).owner.session_id == after.read_session_token(new).owner.session_id
     for signer, token in ((after, old), (before, new)):
         with pytest.raises(TokenError, match="not one of this broker's"):
             signer.read_session_token(token)
@@ -223,7 +211,7 @@ def test_claims_that_are_not_ours_are_refused_even_where_the_signature_is(claims
 
 
 def test_claims_signed_as_ours_are_taken(signer: TokenSigner) -> None:
-    assert signer.read_session_token(signed(CLAIMS)).session_id == CLAIMS["sid"]
+    assert signer.read_session_token(signed(CLAIMS)).owner.session_id == CLAIMS["sid"]
 
 
 def test_each_kind_of_token_has_a_subkey_of_its_own() -> None:
@@ -258,7 +246,7 @@ def test_a_token_with_a_letter_changed_is_refused_or_the_same(position: int, let
 
 
 def test_a_ticket_is_short_enough_for_a_handshake(signer: TokenSigner) -> None:
-    assert len(ticket(signer, session_id="s" * 64, agent_id="a" * 64, user_id="u" * 256)) < 2048
+    assert len(signer.ticket(Owner("s" * 64, "entra:1", 7, "u" * 256), agent_id="a" * 64, ttl_s=180)) < 2048
 
 
 def test_a_signing_key_is_made_once_and_kept_from_others(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tests.clients.support.compat import SIMULATED_KEY, CompatEndpoint, open_com
 from tests.clients.support.programs import run_client
 from tests.clients.support.setups import assert_heard, make_setup
 from token_broker.memory.admin import open_admin
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 
 Failure = dict[str, Any]
@@ -49,14 +50,13 @@ async def compat(tmp_path: Path, authority: trustme.CA) -> AsyncIterator[CompatE
 
 def _secret(signer: TokenSigner, ttl_s: int = 60) -> str:
     return signer.client_secret(
-        session_id="0199aaaa-0000-7000-8000-000000000000", agent_id="elena", principal="anonymous", epoch=1,
-        user_id=None, ttl_s=ttl_s,
-    )  # fmt: skip
+        Owner("0199aaaa-0000-7000-8000-000000000000", "anonymous", 1), agent_id="elena", ttl_s=ttl_s
+    )
 
 
 def _bad_credentials(compat: CompatEndpoint) -> dict[str, str]:
     assert compat.broker is not None
-    ours = compat.broker.broker.signer
+    ours = compat.broker.signer
     header, claims, signature = _secret(ours).split(".")
     return {
         "forged": f"{header}.{claims}.{signature[::-1]}",
@@ -133,9 +133,9 @@ async def test_a_secret_of_a_session_that_was_blocked_shows_403(
 ) -> None:
     assert compat.broker is not None
     secret = await compat.mint()
-    broker = compat.broker.broker
+    broker = compat.broker
     async with open_admin(compat.broker.settings) as admin:
-        await admin.block("session", broker.signer.read_client_secret(secret).session_id)
+        await admin.block("session", broker.signer.read_client_secret(secret).owner.session_id)
     await broker.memory.blocklist.refresh()
     (failure,) = await _failures(compat, program, options, [secret], authority_file)
     assert "403" in failure["message"]
@@ -148,7 +148,7 @@ async def test_a_talk_too_many_shows_429(
     async with open_compat("voice_live", tmp_path, authority, max_sessions=1) as compat:
         assert compat.broker is not None
         secret = await compat.mint()
-        lease = compat.broker.broker.talks.acquire("somebody else")
+        lease = compat.broker.talks.acquire("somebody else")
         assert lease is not None
         (failure,) = await _failures(compat, program, options, [secret], authority_file)
         lease.release()
@@ -161,6 +161,6 @@ async def test_a_broker_that_is_going_away_shows_503(
 ) -> None:
     assert compat.broker is not None
     secret = await compat.mint()
-    compat.broker.broker.drain.begin()
+    compat.broker.drain.begin()
     (failure,) = await _failures(compat, program, options, [secret], authority_file)
     assert "503" in failure["message"]

@@ -21,7 +21,7 @@ SIGNING_KEY = "d" * 40
 
 
 @dataclass
-class Compats:
+class CompatBroker:
     """The broker, and what a client does with its compatible endpoints."""
 
     running: RunningBroker
@@ -69,13 +69,11 @@ class Compats:
 
     async def turns(self, secret: str) -> list[dict[str, Any]]:
         """What the memory has of the secret's session, once all that was said is stored."""
-        broker = self.running.broker
+        broker = self.running
         claims = broker.signer.read_client_secret(secret)
-        token = broker.signer.session_token(
-            session_id=claims.session_id, principal=claims.principal, epoch=claims.epoch, user_id=None, ttl_s=60
-        )
+        token = broker.signer.session_token(claims.owner, ttl_s=60)
         response = await self.running.client.get(
-            f"/api/v1/memory/sessions/{claims.session_id}/turns", headers={"Authorization": f"Bearer {token}"}
+            f"/api/v1/memory/sessions/{claims.owner.session_id}/turns", headers={"Authorization": f"Bearer {token}"}
         )
         assert response.status_code == 200, response.text
         turns: list[dict[str, Any]] = response.json()["turns"]
@@ -91,18 +89,18 @@ class Compats:
         return await self.turns(secret)
 
 
-OpenCompats = Callable[..., AbstractAsyncContextManager[Compats]]
+OpenCompat = Callable[..., AbstractAsyncContextManager[CompatBroker]]
 
 
 @pytest.fixture
-def compat_endpoints(tmp_path: Path) -> OpenCompats:
-    """A broker of those settings and the simulator that it speaks to: `async with compat_endpoints(setting=…) as d`."""
+def compat_endpoints(tmp_path: Path) -> OpenCompat:
+    """Opens a broker of those settings and its simulator: `async with compat_endpoints(setting=…) as compat`."""
 
     @contextlib.asynccontextmanager
-    async def open_compat_endpoints(**overrides: Any) -> AsyncIterator[Compats]:
+    async def open_compat_endpoints(**overrides: Any) -> AsyncIterator[CompatBroker]:
         async with serve() as azure:
             settings = make_settings(tmp_path, azure.base_url, signing_keys=SIGNING_KEY, **overrides)
             async with run_broker(settings) as running:
-                yield Compats(running, azure)
+                yield CompatBroker(running, azure)
 
     return open_compat_endpoints

@@ -8,18 +8,17 @@ import pytest
 from openai.types.realtime import ClientSecretCreateResponse
 from pydantic import SecretStr
 
-from tests.compat.conftest import OpenCompats
+from tests.compat.conftest import OpenCompat
 from tests.support.broker import make_settings, run_broker
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 
 
 @pytest.mark.parametrize("prefix", ["/v1", "/openai/v1", "/openai"])
-async def test_a_secret_is_minted_under_each_path_as_the_official_client_reads_it(
-    compat_endpoints: OpenCompats, prefix: str
-) -> None:
-    async with compat_endpoints() as d:
+async def test_secret_is_minted_under_each_path(compat_endpoints: OpenCompat, prefix: str) -> None:
+    async with compat_endpoints() as compat:
         query = "?api-version=2025-10-01" if prefix == "/openai" else ""
-        response = await d.running.client.post(f"{prefix}/realtime/client_secrets{query}", json={})
+        response = await compat.running.client.post(f"{prefix}/realtime/client_secrets{query}", json={})
         answer = ClientSecretCreateResponse.model_validate(response.json())
         assert answer.value.startswith("ek_")
         assert answer.session.type == "realtime"
@@ -29,9 +28,9 @@ async def test_a_secret_is_minted_under_each_path_as_the_official_client_reads_i
         assert response.headers["cache-control"] == "no-store"
 
 
-async def test_an_empty_body_will_do_and_what_the_agent_says_is_not_the_callers(compat_endpoints: OpenCompats) -> None:
-    async with compat_endpoints() as d:
-        assert (await d.mint()).status_code == 200
+async def test_empty_body_mints_the_agents_session(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints() as compat:
+        assert (await compat.mint()).status_code == 200
         body = {
             "expires_after": {"anchor": "created_at", "seconds": 30},
             "session": {
@@ -42,13 +41,13 @@ async def test_an_empty_body_will_do_and_what_the_agent_says_is_not_the_callers(
             },
             "metadata": {"agent_id": "marcus", "order": "4711"},
         }
-        response = await d.mint(body)
+        response = await compat.mint(body)
         assert response.status_code == 200
         assert 20 <= response.json()["expires_at"] - time.time() <= 31
-        claims = d.running.broker.signer.read_client_secret(response.json()["value"])
+        claims = compat.running.signer.read_client_secret(response.json()["value"])
         assert claims.agent_id == "marcus"
         session = response.json()["session"]
-        marcus = d.running.broker.agents.get("marcus")
+        marcus = compat.running.agents.get("marcus")
         assert marcus is not None
         assert session["audio"]["output"] == {"format": {"type": "audio/pcm", "rate": 24000}}
         assert "mine" not in response.text
@@ -66,120 +65,118 @@ async def test_an_empty_body_will_do_and_what_the_agent_says_is_not_the_callers(
         ({"metadata": {"session_id": "short"}}, 422, "invalid_request"),
     ],
 )
-async def test_a_wrong_body_is_told_what_is_wrong_in_both_ways_of_saying_it(
-    compat_endpoints: OpenCompats, body: Any, status: int, code: str
+async def test_wrong_body_gets_problem_and_openai_error(
+    compat_endpoints: OpenCompat, body: Any, status: int, code: str
 ) -> None:
-    async with compat_endpoints() as d:
+    async with compat_endpoints() as compat:
         if isinstance(body, str):
-            response = await d.running.client.post("/v1/realtime/client_secrets", content=body)
+            response = await compat.running.client.post("/v1/realtime/client_secrets", content=body)
         else:
-            response = await d.mint(body)
+            response = await compat.mint(body)
         document = response.json()
         assert (response.status_code, document["code"]) == (status, code)
         assert document["error"]["message"] == document["detail"]
         assert document["error"]["code"] == code
 
 
-async def test_azures_own_key_mints_nothing_and_the_operator_hears_of_it(
-    compat_endpoints: OpenCompats, capsys: pytest.CaptureFixture[str]
+async def test_resource_key_mints_nothing_and_is_logged(
+    compat_endpoints: OpenCompat, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with compat_endpoints() as d:
+    async with compat_endpoints() as compat:
         for headers in ({"authorization": "Bearer simulated-key"}, {"api_key": "simulated-key"}):
-            response = await d.mint({}, **headers)
+            response = await compat.mint({}, **headers)
             assert response.status_code == 401
             assert response.headers["www-authenticate"] == "Bearer"
             assert "simulated-key" not in response.text
     assert capsys.readouterr().out.count("resource_key_presented") == 2
 
 
-async def test_without_authentication_a_library_may_send_whatever_key_it_insists_on(
-    compat_endpoints: OpenCompats,
+async def test_open_broker_ignores_placeholder_keys(
+    compat_endpoints: OpenCompat,
 ) -> None:
-    async with compat_endpoints() as d:
-        assert (await d.mint({}, authorization="Bearer not-needed")).status_code == 200
-        assert (await d.mint({}, api_key="sk-anything")).status_code == 200
+    async with compat_endpoints() as compat:
+        assert (await compat.mint({}, authorization="Bearer not-needed")).status_code == 200
+        assert (await compat.mint({}, api_key="sk-anything")).status_code == 200
 
 
-async def test_a_secret_of_ours_that_is_not_good_is_refused_even_where_none_is_needed(
-    compat_endpoints: OpenCompats,
+async def test_bad_secret_is_refused_though_optional(
+    compat_endpoints: OpenCompat,
 ) -> None:
-    async with compat_endpoints() as d:
-        secret = await d.secret()
+    async with compat_endpoints() as compat:
+        secret = await compat.secret()
         forged = secret[:-4] + ("aaaa" if secret[-4:] != "aaaa" else "bbbb")
         other = TokenSigner([SecretStr("x" * 40)])
-        foreign = other.client_secret(
-            session_id="s" * 20, agent_id="elena", principal="anonymous", epoch=1, user_id=None, ttl_s=60
-        )
+        foreign = other.client_secret(Owner("s" * 20, "anonymous", 1), agent_id="elena", ttl_s=60)
         for bad in (forged, foreign, foreign.removeprefix("ek_"), "ek_nonsense"):
-            assert (await d.mint({}, authorization=f"Bearer {bad}")).status_code == 401, bad
+            assert (await compat.mint({}, authorization=f"Bearer {bad}")).status_code == 401, bad
 
 
-async def test_a_secret_mints_another_for_its_own_session_that_ends_no_later(compat_endpoints: OpenCompats) -> None:
-    async with compat_endpoints() as d:
-        first = (await d.mint({"expires_after": {"seconds": 60}, "metadata": {"agent_id": "sage"}})).json()
-        second = await d.mint({"expires_after": {"seconds": 7200}}, authorization=f"Bearer {first['value']}")
+async def test_secret_mints_secret_that_ends_no_later(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints() as compat:
+        first = (await compat.mint({"expires_after": {"seconds": 60}, "metadata": {"agent_id": "sage"}})).json()
+        second = await compat.mint({"expires_after": {"seconds": 7200}}, authorization=f"Bearer {first['value']}")
         assert second.status_code == 200
-        signer = d.running.broker.signer
+        signer = compat.running.signer
         before, after = (signer.read_client_secret(item["value"]) for item in (first, second.json()))
-        assert after.session_id == before.session_id
+        assert after.owner.session_id == before.owner.session_id
         assert after.agent_id == "sage"
         assert after.expires_at_s <= before.expires_at_s
-        other = await d.mint({"metadata": {"session_id": "q" * 20}}, authorization=f"Bearer {first['value']}")
+        other = await compat.mint({"metadata": {"session_id": "q" * 20}}, authorization=f"Bearer {first['value']}")
         assert (other.status_code, other.json()["code"]) == (403, "foreign_session")
-        somebody = await d.mint({"metadata": {"user_id": "else"}}, authorization=f"Bearer {first['value']}")
+        somebody = await compat.mint({"metadata": {"user_id": "else"}}, authorization=f"Bearer {first['value']}")
         assert (somebody.status_code, somebody.json()["code"]) == (403, "foreign_user")
 
 
-async def test_what_is_past_its_end_mints_nothing_though_clocks_are_given_leeway(compat_endpoints: OpenCompats) -> None:
-    async with compat_endpoints() as d:
-        signer = d.running.broker.signer
-        named: dict[str, Any] = {"session_id": "s" * 20, "agent_id": "elena", "principal": "anonymous", "epoch": 1}
-        ended = signer.client_secret(**named, user_id=None, ttl_s=-30)
-        async with d.connect(secret=ended) as caller:
+async def test_leeway_does_not_extend_minting(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints() as compat:
+        signer = compat.running.signer
+        owner = Owner("s" * 20, "anonymous", 1)
+        ended = signer.client_secret(owner, agent_id="elena", ttl_s=-30)
+        async with compat.connect(secret=ended) as caller:
             await caller.hear("session.created")
-        for credential in (ended, signer.session_token(**named, user_id=None, ttl_s=-30)):
-            response = await d.mint({}, authorization=f"Bearer {credential}")
+        for credential in (ended, signer.session_token(owner, agent_id="elena", ttl_s=-30)):
+            response = await compat.mint({}, authorization=f"Bearer {credential}")
             assert (response.status_code, response.json()["code"]) == (401, "credential_refused")
 
 
-async def test_the_session_token_of_a_plan_mints_for_the_plans_session(compat_endpoints: OpenCompats) -> None:
-    async with compat_endpoints() as d:
-        plan = await d.running.plan({"agent_id": "marcus"})
-        response = await d.mint({}, authorization=f"Bearer {plan['session_token']}")
-        claims = d.running.broker.signer.read_client_secret(response.json()["value"])
-        assert (claims.session_id, claims.agent_id) == (plan["session_id"], "marcus")
+async def test_session_token_mints_for_its_session(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints() as compat:
+        plan = await compat.running.plan({"agent_id": "marcus"})
+        response = await compat.mint({}, authorization=f"Bearer {plan['session_token']}")
+        claims = compat.running.signer.read_client_secret(response.json()["value"])
+        assert (claims.owner.session_id, claims.agent_id) == (plan["session_id"], "marcus")
         ticket = plan["connections"][-1]["protocols"][1].removeprefix("ticket.")
-        assert (await d.mint({}, authorization=f"Bearer {ticket}")).status_code == 401
+        assert (await compat.mint({}, authorization=f"Bearer {ticket}")).status_code == 401
 
 
-async def test_two_different_credentials_are_refused_and_one_in_two_places_is_not(
-    compat_endpoints: OpenCompats,
+async def test_two_differing_credentials_are_refused(
+    compat_endpoints: OpenCompat,
 ) -> None:
-    async with compat_endpoints() as d:
-        secret = await d.secret()
-        same = await d.mint({}, authorization=f"Bearer {secret}", api_key=secret.removeprefix("ek_"))
+    async with compat_endpoints() as compat:
+        secret = await compat.secret()
+        same = await compat.mint({}, authorization=f"Bearer {secret}", api_key=secret.removeprefix("ek_"))
         assert same.status_code == 200
-        assert (await d.mint({}, authorization=f"Bearer {secret}", api_key="another")).status_code == 401
+        assert (await compat.mint({}, authorization=f"Bearer {secret}", api_key="another")).status_code == 401
 
 
-async def test_a_mint_counts_as_a_token_request(compat_endpoints: OpenCompats) -> None:
-    async with compat_endpoints(rate_limit_per_minute=2) as d:
-        assert [(await d.mint({})).status_code for _ in range(3)] == [200, 200, 429]
-        assert (await d.mint({})).headers["retry-after"].isdecimal()
+async def test_a_mint_counts_as_a_token_request(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints(rate_limit_per_minute=2) as compat:
+        assert [(await compat.mint({})).status_code for _ in range(3)] == [200, 200, 429]
+        assert (await compat.mint({})).headers["retry-after"].isdecimal()
 
 
-async def test_a_broker_without_an_endpoint_gives_no_secret_that_opens_nothing(tmp_path: Path) -> None:
+async def test_no_secret_without_an_azure_endpoint(tmp_path: Path) -> None:
     async with run_broker(make_settings(tmp_path, None, signing_keys="d" * 40)) as broker:
         response = await broker.client.post("/v1/realtime/client_secrets", json={})
         assert (response.status_code, response.json()["code"]) == (503, "not_configured")
 
 
-async def test_the_release_of_a_secret_stands_in_the_audit_without_it(
-    compat_endpoints: OpenCompats, capsys: pytest.CaptureFixture[str], tmp_path: Path
+async def test_secret_is_audited_without_its_value(
+    compat_endpoints: OpenCompat, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    async with compat_endpoints() as d:
-        secret = await d.secret()
-        metrics = (await d.running.client.get("/metrics")).text
+    async with compat_endpoints() as compat:
+        secret = await compat.secret()
+        metrics = (await compat.running.client.get("/metrics")).text
     logged = capsys.readouterr().out
     assert "credential_issued" in logged
     assert "client_secret" in logged

@@ -8,7 +8,7 @@ import pytest
 import websockets
 from pydantic import SecretStr
 
-from tests.compat.conftest import Compats, OpenCompats
+from tests.compat.conftest import CompatBroker, OpenCompat
 from tests.simulator.support import Caller, correlation, silence, speech
 from tests.support.waiting import eventually
 from token_broker.security.tokens import TokenSigner
@@ -52,13 +52,13 @@ def assert_for_strict_clients(events: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("upstreams", UPSTREAMS, ids="-".join)
 @pytest.mark.parametrize("path", [GA_PATHS[0], VOICE_LIVE_PATHS[0]], ids=["ga", "voice_live"])
-async def test_a_talk_keeps_to_the_compat_endpoints_dialect_whatever_the_upstream_speaks(
-    compat_endpoints: OpenCompats, path: str, upstreams: tuple[str, ...]
+async def test_talk_keeps_endpoints_dialect(
+    compat_endpoints: OpenCompat, path: str, upstreams: tuple[str, ...]
 ) -> None:
     said = speech(1.2)
-    async with compat_endpoints(proxy_upstreams=upstreams) as d:
-        secret = await d.secret()
-        async with d.connect(path, secret=secret) as caller:
+    async with compat_endpoints(proxy_upstreams=upstreams) as compat:
+        secret = await compat.secret()
+        async with compat.connect(path, secret=secret) as caller:
             created = await caller.hear("session.created")
             assert len(caller.events) == 1
             assert created["session"]["id"]
@@ -73,25 +73,23 @@ async def test_a_talk_keeps_to_the_compat_endpoints_dialect_whatever_the_upstrea
             await caller.send("response.create")
             await caller.hear("response.done")
             assert_for_strict_clients(caller.events)
-        turns = await d.turns_once_there(secret, 4)
+        turns = await compat.turns_once_there(secret, 4)
         assert [turn["role"] for turn in turns] == ["user", "assistant", "user", "assistant"]
         assert turns[2]["content"] == "And in writing?"
         assert len({turn["turn_id"] for turn in turns}) == 4
 
 
 @pytest.mark.parametrize("path", GA_PATHS + VOICE_LIVE_PATHS)
-async def test_every_path_leads_to_the_credentials_session_whatever_the_path_says(
-    compat_endpoints: OpenCompats, path: str
-) -> None:
-    async with compat_endpoints() as d:
-        secret = await d.secret({"metadata": {"agent_id": "sage"}})
-        claims = d.running.broker.signer.read_client_secret(secret)
-        async with d.connect(path, secret=secret) as caller:
+async def test_credential_decides_session_on_all_paths(compat_endpoints: OpenCompat, path: str) -> None:
+    async with compat_endpoints() as compat:
+        secret = await compat.secret({"metadata": {"agent_id": "sage"}})
+        claims = compat.running.signer.read_client_secret(secret)
+        async with compat.connect(path, secret=secret) as caller:
             await caller.hear("session.created")
-            (talking,) = d.running.broker.relay._talks
-            assert talking.owner.session_id == claims.session_id
+            (talking,) = compat.running.relay._talks
+            assert talking.owner.session_id == claims.owner.session_id
             assert talking._switch.agent.id == "sage"
-        assert (await d.running.client.get(path)).status_code == 426
+        assert (await compat.running.client.get(path)).status_code == 426
 
 
 CREDENTIAL_PLACES: list[Any] = [
@@ -109,13 +107,13 @@ CREDENTIAL_PLACES: list[Any] = [
 
 @pytest.mark.parametrize("prefixed", [True, False], ids=["with ek_", "without"])
 @pytest.mark.parametrize(("query", "headers", "offered"), CREDENTIAL_PLACES)
-async def test_a_credential_is_found_wherever_a_client_can_put_it(
-    compat_endpoints: OpenCompats, query: str, headers: dict[str, str], offered: list[str], *, prefixed: bool
+async def test_credential_is_found_in_every_place(
+    compat_endpoints: OpenCompat, query: str, headers: dict[str, str], offered: list[str], *, prefixed: bool
 ) -> None:
-    async with compat_endpoints() as d:
-        secret = await d.secret()
+    async with compat_endpoints() as compat:
+        secret = await compat.secret()
         shown = secret if prefixed else secret.removeprefix("ek_")
-        async with d.connect(
+        async with compat.connect(
             GA_PATHS[0] + query.format(shown),
             additional_headers={name: value.format(shown) for name, value in headers.items()},
             subprotocols=[name.format(shown) for name in offered] or None,
@@ -124,75 +122,69 @@ async def test_a_credential_is_found_wherever_a_client_can_put_it(
             assert caller.socket.subprotocol == ("realtime" if "realtime" in offered else None)
 
 
-async def test_what_a_plan_gives_opens_a_compat_too_and_its_ticket_once(compat_endpoints: OpenCompats) -> None:
-    async with compat_endpoints() as d:
-        plan = await d.running.plan({})
+async def test_plan_credentials_open_compat_endpoints(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints() as compat:
+        plan = await compat.running.plan({})
         offered = plan["connections"][-1]["protocols"]
         path = f"/api/v1/voice/voicelive/{plan['session_id']}/realtime"
-        async with d.connect(path, subprotocols=offered) as caller:
+        async with compat.connect(path, subprotocols=offered) as caller:
             await caller.hear("session.created")
-        status, document, _ = await d.refusal(path, subprotocols=offered)
+        status, document, _ = await compat.refusal(path, subprotocols=offered)
         assert (status, document["code"]) == (401, "credential_refused")
-        async with d.connect(path, secret=plan["session_token"]) as caller:
+        async with compat.connect(path, secret=plan["session_token"]) as caller:
             await caller.hear("session.created")
 
 
-async def test_a_refusal_is_an_http_status_with_a_document(
-    compat_endpoints: OpenCompats, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+async def test_refusal_is_http_status_with_problem(
+    compat_endpoints: OpenCompat, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with compat_endpoints() as d:
-        good = await d.secret()
-        claims = d.running.broker.signer.read_client_secret(good)
-        named: dict[str, Any] = {
-            "session_id": claims.session_id,
-            "agent_id": "elena",
-            "principal": "anonymous",
-            "epoch": 1,
-        }
-        past = TokenSigner(d.running.settings.signing_keys, clock=lambda: 1_700_000_000)
+    async with compat_endpoints() as compat:
+        good = await compat.secret()
+        claims = compat.running.signer.read_client_secret(good)
+        past = TokenSigner(compat.running.settings.signing_keys, clock=lambda: 1_700_000_000)
         other = TokenSigner([SecretStr("x" * 40)])
         bad: dict[str, dict[str, Any]] = {
             "none": {},
             "forged": {"secret": good[:-6] + "AAAAAA"},
-            "expired": {"secret": past.client_secret(**named, user_id=None, ttl_s=60)},
-            "another broker's": {"secret": other.client_secret(**named, user_id=None, ttl_s=60)},
+            "expired": {"secret": past.client_secret(claims.owner, agent_id="elena", ttl_s=60)},
+            "another broker's": {"secret": other.client_secret(claims.owner, agent_id="elena", ttl_s=60)},
             "the resource key": {"secret": "simulated-key"},
             "nonsense": {"secret": "ek_"},
             "a call's": {
-                "secret": d.running.broker.signer.call_token(session_id="s", call_id="c", endpoint="e", ttl_s=60)
+                "secret": compat.running.signer.call_token(session_id="s", call_id="c", endpoint="e", ttl_s=60)
             },
             "basic": {"additional_headers": {"Authorization": f"Basic {good}"}},
         }
         for path in (GA_PATHS[0], VOICE_LIVE_PATHS[0]):
             for name, options in bad.items():
-                status, document, headers = await d.refusal(path, **options)
+                status, document, headers = await compat.refusal(path, **options)
                 assert (status, document["code"]) == (401, "credential_refused"), name
                 assert document["error"]["message"] == document["detail"]
                 assert headers["www-authenticate"] == "Bearer"
                 assert headers["x-request-id"] == document["correlation_id"]
-            status, document, _ = await d.refusal(
+            status, document, _ = await compat.refusal(
                 path, secret=good, additional_headers={"Origin": "https://elsewhere.example"}
             )
             assert (status, document["code"]) == (403, "origin_not_allowed")
-            status, _, _ = await d.refusal(path, secret=good, additional_headers={"Origin": "null"})
+            status, _, _ = await compat.refusal(path, secret=good, additional_headers={"Origin": "null"})
             assert status == 403
-        assert d.running.broker.talks.active == 0
-        assert not d.azure.running
+        assert compat.running.talks.active == 0
+        assert not compat.azure.running
     assert "resource_key_presented" in capsys.readouterr().out
     assert not [record for record in caplog.records if record.name.startswith("uvicorn")]
 
 
-async def test_a_secret_opens_as_many_talks_as_the_settings_say_and_no_more(compat_endpoints: OpenCompats) -> None:
-    async with compat_endpoints(client_secret_uses=3) as d:
-        secret = await d.secret()
+async def test_secret_opens_limited_number_of_talks(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints(client_secret_uses=3) as compat:
+        secret = await compat.secret()
         for _ in range(3):
-            async with d.connect(secret=secret) as caller:
+            async with compat.connect(secret=secret) as caller:
                 await caller.hear("session.created")
         for _ in range(2):
-            status, document, _ = await d.refusal(secret=secret)
+            status, document, _ = await compat.refusal(secret=secret)
             assert (status, document["code"]) == (401, "credential_refused")
             assert "3 times" in document["detail"]
-        offer = await d.running.client.post(
+        offer = await compat.running.client.post(
             "/v1/realtime/calls",
             content="v=0\r\nm=audio 9 RTP/AVP 0\r\n",
             headers={"authorization": f"Bearer {secret}", "content-type": "application/sdp"},
@@ -200,56 +192,56 @@ async def test_a_secret_opens_as_many_talks_as_the_settings_say_and_no_more(comp
         assert offer.status_code == 401
 
 
-async def test_secrets_that_a_secret_minted_are_counted_with_it(compat_endpoints: OpenCompats) -> None:
-    async with compat_endpoints(client_secret_uses=2) as d:
-        first = await d.secret({"expires_after": {"seconds": 600}})
+async def test_minted_secrets_share_their_uses(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints(client_secret_uses=2) as compat:
+        first = await compat.secret({"expires_after": {"seconds": 600}})
         body = {"expires_after": {"seconds": 10}}
-        second = (await d.mint(body, authorization=f"Bearer {first}")).json()["value"]
-        third = (await d.mint(body, authorization=f"Bearer {second}")).json()["value"]
+        second = (await compat.mint(body, authorization=f"Bearer {first}")).json()["value"]
+        third = (await compat.mint(body, authorization=f"Bearer {second}")).json()["value"]
         for secret in (third, second):
-            async with d.connect(secret=secret) as caller:
+            async with compat.connect(secret=secret) as caller:
                 await caller.hear("session.created")
         for secret in (first, second, third):
-            status, document, _ = await d.refusal(secret=secret)
+            status, document, _ = await compat.refusal(secret=secret)
             assert (status, document["code"]) == (401, "credential_refused")
-        signer = d.running.broker.signer
+        signer = compat.running.signer
         until = {signer.read_client_secret(secret).counted_until_s for secret in (first, second, third)}
         assert until == {signer.read_client_secret(first).expires_at_s}
 
 
-async def test_the_principals_limits_hold_at_the_compat_endpoints(compat_endpoints: OpenCompats) -> None:
-    async with compat_endpoints(max_sessions_per_principal=1) as d:
-        secret = await d.secret()
-        async with d.connect(secret=secret) as caller:
+async def test_principals_limits_hold(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints(max_sessions_per_principal=1) as compat:
+        secret = await compat.secret()
+        async with compat.connect(secret=secret) as caller:
             await caller.hear("session.created")
-            status, document, headers = await d.refusal(secret=secret)
+            status, document, headers = await compat.refusal(secret=secret)
             assert (status, document["code"]) == (429, "too_many_sessions")
             assert headers["retry-after"].isdecimal()
-        await eventually(lambda: _idle(d))
-        async with d.connect(secret=secret) as caller:
+        await eventually(lambda: _idle(compat))
+        async with compat.connect(secret=secret) as caller:
             await caller.hear("session.created")
 
 
-async def _idle(d: Compats) -> bool:
-    return not d.running.broker.talks.active
+async def _idle(compat: CompatBroker) -> bool:
+    return not compat.running.talks.active
 
 
-async def test_openings_count_as_token_requests(compat_endpoints: OpenCompats) -> None:
-    async with compat_endpoints(rate_limit_per_minute=2) as d:
-        secret = await d.secret()
-        async with d.connect(secret=secret) as caller:
+async def test_openings_count_as_token_requests(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints(rate_limit_per_minute=2) as compat:
+        secret = await compat.secret()
+        async with compat.connect(secret=secret) as caller:
             await caller.hear("session.created")
-        status, document, headers = await d.refusal(secret=secret)
+        status, document, headers = await compat.refusal(secret=secret)
         assert (status, document["code"]) == (429, "rate_limited")
         assert headers["retry-after"].isdecimal()
 
 
-async def test_who_is_blocked_gets_nowhere_and_what_they_have_open_ends(compat_endpoints: OpenCompats) -> None:
-    async with compat_endpoints() as d:
-        broker = d.running.broker
-        secret = await d.secret()
-        session_id = broker.signer.read_client_secret(secret).session_id
-        async with d.connect(secret=secret) as caller:
+async def test_block_refuses_and_ends_open_talks(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints() as compat:
+        broker = compat.running
+        secret = await compat.secret()
+        session_id = broker.signer.read_client_secret(secret).owner.session_id
+        async with compat.connect(secret=secret) as caller:
             await caller.hear("session.created")
             broker.memory.blocklist._sessions = frozenset({session_id})
             broker.relay.end_where(broker.memory.blocklist.refused)
@@ -259,25 +251,25 @@ async def test_who_is_blocked_gets_nowhere_and_what_they_have_open_ends(compat_e
                 await caller.hear("never")
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 4401
-        status, document, _ = await d.refusal(secret=secret)
+        status, document, _ = await compat.refusal(secret=secret)
         assert (status, document["code"]) == (403, "blocked")
-        assert (await d.mint({}, authorization=f"Bearer {secret}")).status_code == 403
+        assert (await compat.mint({}, authorization=f"Bearer {secret}")).status_code == 403
 
 
-async def test_a_draining_broker_sends_newcomers_elsewhere(compat_endpoints: OpenCompats) -> None:
-    async with compat_endpoints() as d:
-        secret = await d.secret()
-        d.running.broker.drain.begin()
-        status, document, headers = await d.refusal(secret=secret)
+async def test_draining_broker_refuses_new_talks(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints() as compat:
+        secret = await compat.secret()
+        compat.running.drain.begin()
+        status, document, headers = await compat.refusal(secret=secret)
         assert (status, document["code"]) == (503, "draining")
         assert headers["retry-after"].isdecimal()
 
 
-async def test_an_upstream_that_fails_is_told_as_an_error_event_and_a_close_code(compat_endpoints: OpenCompats) -> None:
-    async with compat_endpoints(proxy_upstreams=("openai_realtime",)) as d:
-        await _fault(d, [{"match": "/openai/v1/realtime", "fault": "status", "code": 429}])
-        secret = await d.secret()
-        async with d.connect(secret=secret) as caller:
+async def test_upstream_failure_is_error_event_and_close(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints(proxy_upstreams=("openai_realtime",)) as compat:
+        await _fault(compat, [{"match": "/openai/v1/realtime", "fault": "status", "code": 429}])
+        secret = await compat.secret()
+        async with compat.connect(secret=secret) as caller:
             error = await caller.hear("error")
             assert error["error"]["type"] == "server_error"
             assert error["error"]["message"].endswith("connect again in a moment")
@@ -287,29 +279,29 @@ async def test_an_upstream_that_fails_is_told_as_an_error_event_and_a_close_code
             assert closed.value.rcvd.code == 4502
 
 
-async def test_where_the_compat_endpoints_own_upstream_fails_the_other_carries_the_talk(
-    compat_endpoints: OpenCompats,
+async def test_second_upstream_carries_the_talk(
+    compat_endpoints: OpenCompat,
 ) -> None:
-    async with compat_endpoints() as d:
-        await _fault(d, [{"match": "/openai/v1/realtime", "fault": "status", "code": 503}])
-        secret = await d.secret()
-        async with d.connect(secret=secret) as caller:
+    async with compat_endpoints() as compat:
+        await _fault(compat, [{"match": "/openai/v1/realtime", "fault": "status", "code": 503}])
+        secret = await compat.secret()
+        async with compat.connect(secret=secret) as caller:
             await caller.hear("session.created")
             await talk(caller, ga=True, said=speech(0.8))
             assert_for_strict_clients(caller.events)
 
 
-async def _fault(d: Compats, faults: list[dict[str, Any]]) -> None:
-    response = await d.running.client.put(f"{d.azure.base_url}/_simulator/faults", json=faults)
+async def _fault(compat: CompatBroker, faults: list[dict[str, Any]]) -> None:
+    response = await compat.running.client.put(f"{compat.azure.base_url}/_simulator/faults", json=faults)
     assert response.status_code < 300, response.text
 
 
-async def test_a_client_can_neither_use_the_brokers_commands_nor_say_what_is_the_agents(
-    compat_endpoints: OpenCompats,
+async def test_client_cannot_command_or_change_agent(
+    compat_endpoints: OpenCompat,
 ) -> None:
-    async with compat_endpoints() as d:
-        secret = await d.secret()
-        async with d.connect(secret=secret) as caller:
+    async with compat_endpoints() as compat:
+        secret = await compat.secret()
+        async with compat.connect(secret=secret) as caller:
             await caller.hear("session.created")
             await caller.send("broker.agent.switch", agent_id="marcus")
             assert (await caller.hear("error"))["error"]["code"] == "unknown_event"
@@ -338,24 +330,24 @@ async def test_a_client_can_neither_use_the_brokers_commands_nor_say_what_is_the
             assert [event for event in caller.events if event["type"] == "error"] == caller.heard("error")[:2]
 
 
-async def test_no_credential_of_a_query_is_in_any_log_or_metric(
-    compat_endpoints: OpenCompats, capsys: pytest.CaptureFixture[str]
+async def test_query_credentials_are_not_logged(
+    compat_endpoints: OpenCompat, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with compat_endpoints() as d:
-        secret = await d.secret()
+    async with compat_endpoints() as compat:
+        secret = await compat.secret()
         bare = secret.removeprefix("ek_")
-        async with d.connect(f"{VOICE_LIVE_PATHS[0]}&api-key={secret}") as caller:
+        async with compat.connect(f"{VOICE_LIVE_PATHS[0]}&api-key={secret}") as caller:
             await caller.hear("session.created")
-        await d.refusal(f"/v1/realtime?api-key={bare[:-5]}")
-        await d.running.client.get(f"/v1/realtime?authorization=Bearer%20{secret}")
-        metrics = (await d.running.client.get("/metrics")).text
+        await compat.refusal(f"/v1/realtime?api-key={bare[:-5]}")
+        await compat.running.client.get(f"/v1/realtime?authorization=Bearer%20{secret}")
+        metrics = (await compat.running.client.get("/metrics")).text
     captured = capsys.readouterr()
     assert bare[:-5] not in captured.out + captured.err + metrics
 
 
-async def test_frames_of_an_official_client_need_not_be_byte_exact(compat_endpoints: OpenCompats) -> None:
+async def test_frames_need_not_be_byte_exact(compat_endpoints: OpenCompat) -> None:
     said = speech(0.8)
-    async with compat_endpoints() as d, d.connect(secret=await d.secret()) as caller:
+    async with compat_endpoints() as compat, compat.connect(secret=await compat.secret()) as caller:
         await caller.hear("session.created")
         for begin in range(0, len(said), 4800):
             event = {"audio": base64.b64encode(said[begin : begin + 4800]).decode(), "event_id": f"mine_{begin}"}
@@ -366,10 +358,11 @@ async def test_frames_of_an_official_client_need_not_be_byte_exact(compat_endpoi
 
 
 @pytest.mark.parametrize("upstreams", [("voice_live",), ("openai_realtime",)], ids="-".join)
-async def test_an_item_asked_for_again_comes_with_its_transcript_and_without_its_audio(
-    compat_endpoints: OpenCompats, upstreams: tuple[str, ...]
-) -> None:
-    async with compat_endpoints(proxy_upstreams=upstreams) as d, d.connect(secret=await d.secret()) as caller:
+async def test_retrieved_item_has_transcript_no_audio(compat_endpoints: OpenCompat, upstreams: tuple[str, ...]) -> None:
+    async with (
+        compat_endpoints(proxy_upstreams=upstreams) as compat,
+        compat.connect(secret=await compat.secret()) as caller,
+    ):
         await caller.hear("session.created")
         await caller.say(speech(0.8) + silence(1.0))
         said = await caller.hear("conversation.item.input_audio_transcription.completed")
@@ -381,22 +374,22 @@ async def test_an_item_asked_for_again_comes_with_its_transcript_and_without_its
         assert (await caller.hear("error"))["error"]["code"]
 
 
-async def test_a_call_is_not_joined_at_a_compat_and_no_talk_begun_in_its_place(compat_endpoints: OpenCompats) -> None:
-    async with compat_endpoints() as d:
-        status, document, _ = await d.refusal("/v1/realtime?call_id=rtc_1", secret=await d.secret())
+async def test_call_id_does_not_begin_a_talk(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints() as compat:
+        status, document, _ = await compat.refusal("/v1/realtime?call_id=rtc_1", secret=await compat.secret())
         assert (status, document["code"]) == (400, "sideband_not_served")
 
 
-async def test_every_refusal_on_the_paths_of_official_clients_has_the_message_that_they_show(
-    compat_endpoints: OpenCompats,
+async def test_refusals_have_openai_error_message(
+    compat_endpoints: OpenCompat,
 ) -> None:
-    async with compat_endpoints() as d:
+    async with compat_endpoints() as compat:
         foreign = {"Origin": "https://elsewhere.example"}
         answers = [
-            await d.running.client.post("/v1/realtime/client_secrets", headers=foreign),
-            await d.running.client.get("/v1/realtime/client_secrets"),
-            await d.running.client.get("/openai/v1/models"),
-            await d.running.client.post("/v1/realtime/client_secrets", headers={"Host": "elsewhere.example"}),
+            await compat.running.client.post("/v1/realtime/client_secrets", headers=foreign),
+            await compat.running.client.get("/v1/realtime/client_secrets"),
+            await compat.running.client.get("/openai/v1/models"),
+            await compat.running.client.post("/v1/realtime/client_secrets", headers={"Host": "elsewhere.example"}),
         ]
         assert [answer.status_code for answer in answers] == [403, 405, 404, 421]
         for answer in answers:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from tests.compat.conftest import SIGNING_KEY, Compats
+from tests.compat.conftest import SIGNING_KEY, CompatBroker
 from tests.simulator.support import silence, speech
 from tests.support.broker import environment, make_settings, plain_client, run_broker, run_command, run_process
 from tests.support.offers import OFFER
@@ -44,7 +44,7 @@ inherits = "ann"
 tools = []
 """
 
-Open = Callable[..., AbstractAsyncContextManager[Compats]]
+Open = Callable[..., AbstractAsyncContextManager[CompatBroker]]
 
 
 @pytest.fixture
@@ -57,13 +57,13 @@ def agents_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def open_broker(tmp_path: Path, agents_file: Path) -> Open:
     @asynccontextmanager
-    async def opened(**overrides: Any) -> AsyncIterator[Compats]:
+    async def opened(**overrides: Any) -> AsyncIterator[CompatBroker]:
         async with serve() as azure:
             settings = make_settings(
                 tmp_path, azure.base_url, signing_keys=SIGNING_KEY, agents_file=agents_file, **overrides
             )
             async with run_broker(settings) as running:
-                yield Compats(running, azure)
+                yield CompatBroker(running, azure)
 
     return opened
 
@@ -77,17 +77,17 @@ def assert_shows_nothing(document: object) -> None:
 @pytest.mark.parametrize("upstreams", [("voice_live",), ("openai_realtime",)], ids="-".join)
 @pytest.mark.parametrize("path", ["/v1/realtime", "/voice-live/realtime", "proxy"])
 @pytest.mark.parametrize("agent_id", ["ann", "ben"])
-async def test_no_event_shows_a_client_the_agents_tools_voice_transcription_or_instructions(
+async def test_no_event_shows_agents_settings(
     open_broker: Open, upstreams: tuple[str, ...], path: str, agent_id: str
 ) -> None:
-    async with open_broker(proxy_upstreams=upstreams) as d:
+    async with open_broker(proxy_upstreams=upstreams) as compat:
         if path == "proxy":
-            plan = await d.running.plan({"agent_id": agent_id})
+            plan = await compat.running.plan({"agent_id": agent_id})
             offered = plan["connections"][-1]
             way, options = offered["url"].partition("/api")[1:], {"subprotocols": offered["protocols"]}
-            connecting = d.connect("".join(way), **options)
+            connecting = compat.connect("".join(way), **options)
         else:
-            connecting = d.connect(path, secret=await d.secret({"metadata": {"agent_id": agent_id}}))
+            connecting = compat.connect(path, secret=await compat.secret({"metadata": {"agent_id": agent_id}}))
         async with connecting as caller:
             await caller.hear("session.created")
             if path == "proxy":
@@ -114,50 +114,52 @@ def _names(value: Any) -> list[str]:
     return [name for key, inner in value.items() for name in (key, *_names(inner))]
 
 
-async def test_no_mint_shows_a_client_what_is_the_agents(open_broker: Open) -> None:
-    async with open_broker() as d:
-        minted = (await d.mint({"metadata": {"agent_id": "ann"}})).json()
+async def test_mint_shows_no_agents_settings(open_broker: Open) -> None:
+    async with open_broker() as compat:
+        minted = (await compat.mint({"metadata": {"agent_id": "ann"}})).json()
         assert_shows_nothing(minted)
         assert not set(_names(minted["session"])) & {"tools", "voice", "transcription", "instructions"}
         assert (minted["session"]["model"], minted["session"]["type"]) == ("gpt-realtime", "realtime")
-        status = (await d.running.client.get("/status")).json()
+        status = (await compat.running.client.get("/status")).json()
         assert_shows_nothing(status)
 
 
-async def test_an_agent_whose_tool_has_a_credential_gets_plans_of_sockets_alone(open_broker: Open) -> None:
-    async with open_broker() as d:
-        plan = await d.running.plan({"agent_id": "ann"})
+async def test_agent_with_tool_secret_gets_socket_plans(open_broker: Open) -> None:
+    async with open_broker() as compat:
+        plan = await compat.running.plan({"agent_id": "ann"})
         assert [connection["transport"] for connection in plan["connections"]] == ["websocket_proxy"]
-        assert (plan["token"], plan["endpoint"], plan["strategy"]) == (None, d.url, "websocket_proxy")
+        assert (plan["token"], plan["endpoint"], plan["strategy"]) == (None, compat.url, "websocket_proxy")
         assert "canary" not in json.dumps(plan)
-        assert not [request for request in d.azure.requests if "client_secrets" in str(request)], "nothing is minted"
-        other = await d.running.plan({"agent_id": "ben"})
+        assert not [request for request in compat.azure.requests if "client_secrets" in str(request)], (
+            "nothing is minted"
+        )
+        other = await compat.running.plan({"agent_id": "ben"})
         assert other["connections"][0]["transport"] == "webrtc"
 
 
-async def test_where_only_minting_is_left_such_an_agent_gets_no_plan(open_broker: Open) -> None:
-    async with open_broker(token_strategies=("ga",)) as d:
-        answer = (await d.running.token({"agent_id": "ann"})).response
+async def test_sockets_only_agent_without_proxy_gets_503(open_broker: Open) -> None:
+    async with open_broker(token_strategies=("ga",)) as compat:
+        answer = (await compat.running.token({"agent_id": "ann"})).response
         assert (answer.status_code, answer.json()["code"]) == (503, "nothing_minted")
-        assert (await d.running.token({"agent_id": "cid"})).response.status_code == 200
+        assert (await compat.running.token({"agent_id": "cid"})).response.status_code == 200
 
 
-async def test_such_an_agent_takes_no_call_at_either_endpoint_and_holds_no_place(open_broker: Open) -> None:
-    async with open_broker() as d:
-        plan = await d.running.plan({"agent_id": "ann"})
-        secret = await d.secret({"metadata": {"agent_id": "ann"}})
+async def test_sockets_only_agent_takes_no_call(open_broker: Open) -> None:
+    async with open_broker() as compat:
+        plan = await compat.running.plan({"agent_id": "ann"})
+        secret = await compat.secret({"metadata": {"agent_id": "ann"}})
         for path, credential in (("/realtime/calls", plan["session_token"]), ("/v1/realtime/calls", secret)):
-            answer = await d.running.client.post(
+            answer = await compat.running.client.post(
                 path,
                 content=OFFER,
                 headers={"Authorization": f"Bearer {credential}", "Content-Type": "application/sdp"},
             )
             assert (answer.status_code, answer.json()["code"]) == (403, "sockets_only")
-        assert d.running.broker.talks.active == 0
-        assert not [request for request in d.azure.requests if "client_secrets" in str(request)]
+        assert compat.running.talks.active == 0
+        assert not [request for request in compat.azure.requests if "client_secrets" in str(request)]
 
 
-def test_nothing_that_is_printed_of_an_agent_shows_its_tools(agents_file: Path) -> None:
+def test_agents_repr_hides_its_tools(agents_file: Path) -> None:
     agent = load_agents(agents_file).get("ann")
     assert agent is not None
     assert agent.sockets_only
@@ -168,7 +170,7 @@ def test_nothing_that_is_printed_of_an_agent_shows_its_tools(agents_file: Path) 
 
 
 @pytest.mark.parametrize("text", [AGENTS.replace('type = "mcp"', "type = 5 +"), AGENTS.replace("[agents.cid]", "[x]")])
-def test_no_complaint_about_the_file_shows_its_secrets(tmp_path: Path, text: str) -> None:
+def test_file_errors_hide_its_secrets(tmp_path: Path, text: str) -> None:
     from token_broker.sessions.agents import AgentsFileError
 
     path = tmp_path / "agents.toml"
@@ -179,18 +181,18 @@ def test_no_complaint_about_the_file_shows_its_secrets(tmp_path: Path, text: str
     assert agents_secrets(path) == ()
 
 
-def test_the_files_secrets_are_taken_out_of_log_lines(agents_file: Path) -> None:
+def test_agents_file_secrets_are_masked_in_logs(agents_file: Path) -> None:
     secrets = agents_secrets(agents_file)
     assert {secret.get_secret_value() for secret in secrets} == {"canary-authorization-77", "canary-header-88"}
     assert "canary" not in Redactor(secrets)("said canary-authorization-77 and canary-header-88")
 
 
-def test_a_headers_secret_is_taken_out_also_without_its_scheme() -> None:
+def test_header_secret_is_masked_without_scheme() -> None:
     secrets = [SecretStr("Bearer canary-77"), SecretStr("Basic Y2FuYXJ5")]
     assert Redactor(secrets)("said canary-77, Y2FuYXJ5, Basic Y2FuYXJ5") == "said [redacted], [redacted], [redacted]"
 
 
-async def test_start_and_doctor_say_that_the_agent_has_sockets_only(tmp_path: Path, agents_file: Path) -> None:
+async def test_start_and_doctor_name_sockets_only_agent(tmp_path: Path, agents_file: Path) -> None:
     async with serve() as azure:
         env = environment(tmp_path, azure.base_url, BROKER_AGENTS_FILE=str(agents_file))
         async with run_process("serve", env, tmp_path) as process, plain_client(process.base_url) as client:

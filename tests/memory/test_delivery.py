@@ -21,7 +21,8 @@ from token_broker.memory.service import Memory
 from token_broker.memory.store.keys import ArrivalClock
 from token_broker.memory.store.outbox import Figures, figures, list_dead
 from token_broker.memory.store.turns import Arrived, insert_turns
-from token_broker.memory.types import Owner, Turn
+from token_broker.memory.types import Turn
+from token_broker.security.owner import Owner
 
 
 class Clock:

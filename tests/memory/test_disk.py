@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,12 +16,13 @@ from tests.memory.support.app import TURNS, bearer, make_app
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.test_store_faults import has_no_room, say, the_talk_goes_on, works_again
 from tests.support.waiting import eventually
+from token_broker.api.metrics import memory_metrics
 from token_broker.memory.drivers.disk import DiskWatch, free_bytes_of
 from token_broker.memory.errors import StoreFullError
 from token_broker.memory.service import Memory
+from token_broker.memory.status import MemoryStatus
 from token_broker.memory.store.turns import find_session
-from token_broker.memory.types import Owner
-from token_broker.observability.state_metrics import StateCollector
+from token_broker.security.owner import Owner
 from token_broker.settings import Settings
 
 FLOOR = 1_000_000
@@ -174,9 +176,16 @@ def test_a_disk_that_cannot_be_looked_at_is_not_short(tmp_path: Path) -> None:
 
 
 def test_the_floor_is_seen_in_the_metrics() -> None:
-    shown = {"store": "away", "disk_is_short": True, "disk_free_bytes": 17, "short_of_disk": 3, "full_sessions": 2}
-    collector = StateCollector(lambda: {"outbox": shown}, version="1")
-    samples = {sample.name: sample.value for family in collector.collect() for sample in family.samples}
+    shown: dict[str, Any] = {
+        "store": "away",
+        "disk_is_short": True,
+        "disk_free_bytes": 17,
+        "short_of_disk": 3,
+        "full_sessions": 2,
+    }
+    fields: dict[str, Any] = dict.fromkeys(MemoryStatus.__slots__, 0)
+    status = MemoryStatus(**(fields | shown))
+    samples = {sample.name: sample.value for family in memory_metrics(status) for sample in family.samples}
     assert samples["token_broker_memory_disk_short"] == 1
     assert samples["token_broker_memory_disk_free_bytes"] == 17
     assert samples["token_broker_memory_short_of_disk_turns_total"] == 3

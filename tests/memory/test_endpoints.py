@@ -17,7 +17,8 @@ from tests.memory.support.turns import SESSION, owner
 from tests.support.easyauth import signed_in
 from tests.support.waiting import eventually
 from token_broker.memory.service import Memory
-from token_broker.memory.types import Owner
+from token_broker.security.authentication import EasyAuthAuthenticator
+from token_broker.security.owner import Owner
 from token_broker.settings import Settings
 
 TURNS = f"/api/v1/memory/sessions/{SESSION}/turns"
@@ -248,7 +249,7 @@ async def test_an_authenticated_owner_reads_and_forgets_without_the_sessions_tok
 ) -> None:
     async with calling(make_settings(auth="easyauth")) as caller:
         scope = {"type": "http", "headers": [(k.lower().encode(), v.encode()) for k, v in signed_in("ann").items()]}
-        authenticator = make_app(caller.settings, caller.memory).state.broker.authenticator
+        authenticator = EasyAuthAuthenticator()
         principal = (await authenticator.authenticate(scope)).id
         said = {"session_id": SESSION, "agent_id": "elena", "role": "user", "content": "hello"}
         await caller.post("/conversation/turn", said, owner(principal=principal))

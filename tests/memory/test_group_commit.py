@@ -23,7 +23,8 @@ from token_broker.memory.ingest.buffer import IngestBuffer
 from token_broker.memory.ingest.group_commit import GroupWriter
 from token_broker.memory.repositories import StoredSessions, StoredTickets
 from token_broker.memory.store.turns import claim_session, find_session, release_session, save_sessions
-from token_broker.memory.types import Outcome, Owner
+from token_broker.memory.types import Outcome
+from token_broker.security.owner import Owner
 
 
 @pytest.fixture

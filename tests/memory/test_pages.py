@@ -23,8 +23,8 @@ from token_broker.memory.service import Memory
 from token_broker.memory.store.keys import ArrivalClock
 from token_broker.memory.store.reading import PAGE_BYTES, list_turns
 from token_broker.memory.store.turns import Arrived, insert_turns
-from token_broker.memory.types import Owner
-from token_broker.security.quotas import PagePlaces
+from token_broker.security.owner import Owner
+from token_broker.security.quotas import MemoryQuotas, PagePlaces
 from token_broker.settings import Settings
 from token_broker.web.problems import Problem
 
@@ -160,7 +160,6 @@ class SlowReader:
             "query_string": b"limit=1000",
             "headers": [(b"authorization", token.encode())],
             "client": ("127.0.0.1", 1),
-            "state": {},
         }
         self.done: asyncio.Task[None] = asyncio.create_task(self._ask())
 
@@ -189,8 +188,9 @@ async def test_who_reads_slowly_holds_a_few_pages_and_keeps_nobody_else_waiting(
         await memory.ready()
         for by in (ann, bob):
             await fill(memory._database, ["x" * LARGEST] * 40, by)
-        app = make_app(settings, memory)
-        app.state.broker.quotas.pages = PagePlaces(total=10, per_key=2, wait_s=0.3)
+        quotas = MemoryQuotas(settings)
+        quotas.pages = PagePlaces(total=10, per_key=2, wait_s=0.3)
+        app = make_app(settings, memory, quotas=quotas)
         slow = [SlowReader(app, settings, ann) for _ in range(2)]
         for reader in slow:
             await eventually(reader.has_begun)
@@ -213,7 +213,7 @@ async def test_who_reads_slowly_holds_a_few_pages_and_keeps_nobody_else_waiting(
         assert fourth.status == 200
         slow[1].done.cancel()
         await asyncio.wait({slow[1].done})
-        assert app.state.broker.quotas.pages._all_taken == 0
+        assert quotas.pages._all_taken == 0
 
 
 async def test_places_are_given_in_turn_and_never_lost() -> None:

@@ -14,7 +14,7 @@ from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
 from token_broker.memory.service import Memory
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 from token_broker.settings import Settings
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

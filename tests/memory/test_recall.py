@@ -20,7 +20,7 @@ from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.recall_cache import RecallCache
 from token_broker.memory.service import Memory
 from token_broker.memory.store import rows
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 
 
 async def test_a_reconnect_is_told_the_sessions_last_turns(make_settings: MakeSettings) -> None:

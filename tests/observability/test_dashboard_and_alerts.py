@@ -61,7 +61,7 @@ async def seen(azure: RunningSimulator, start_broker: StartBroker) -> Scrape:
     return await scrape(broker.client)
 
 
-def test_the_tree_is_walked_to_the_last_selector() -> None:
+def test_query_tree_is_walked_completely() -> None:
     query = (
         'sum(rate(a{x="1"}[5m])) / (b > 3) and absent(c) or histogram_quantile(0.9, sum by (le) (rate(d_bucket[1h])))'
     )
@@ -69,7 +69,7 @@ def test_the_tree_is_walked_to_the_last_selector() -> None:
 
 
 @pytest.mark.parametrize("source", ["dashboard", "alerts"])
-async def test_queries_name_only_metrics_and_labels_that_exist(source: str, seen: Scrape) -> None:
+async def test_queries_use_existing_metrics_and_labels(source: str, seen: Scrape) -> None:
     queries = list(dashboard_queries()) if source == "dashboard" else [rule["expr"] for rule in RULES]
     assert len(queries) > 20
     known = _labels_by_metric(seen)
@@ -90,7 +90,7 @@ def _labels_by_metric(seen: Scrape) -> dict[str, set[str]]:
     return known
 
 
-async def test_label_values_in_queries_are_ones_that_occur(seen: Scrape) -> None:
+async def test_queries_use_label_values_that_occur(seen: Scrape) -> None:
     """A misspelt value makes an alert that never fires."""
     for query in [*dashboard_queries(), *(rule["expr"] for rule in RULES)]:
         for vector in selectors(parsed(query)):
@@ -108,7 +108,7 @@ async def test_label_values_in_queries_are_ones_that_occur(seen: Scrape) -> None
                     assert value in occurring, f"{matcher.name}={value} in {query}"
 
 
-def test_each_alert_says_how_bad_it_is_and_where_the_runbook_has_it() -> None:
+def test_alerts_have_severity_and_runbook() -> None:
     runbook = (ROOT / "docs/runbook.md").read_text(encoding="utf-8")
     anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", runbook, re.MULTILINE)}
     names = [alert["alert"] for alert in ALERTS]

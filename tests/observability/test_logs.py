@@ -25,7 +25,7 @@ def events(log: str, event: str) -> list[dict[str, Any]]:
     return [line for line in lines(log) if line["event"] == event]
 
 
-async def test_lines_about_a_request_have_its_ids_and_no_others(azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_request_lines_have_only_its_ids(azure: RunningSimulator, tmp_path: Path) -> None:
     azure.set_faults({"match": "/", "fault": "status", "code": 503})
     env = environment(tmp_path, azure.base_url, BROKER_BREAKER_FAILURES="100")
     async with run_process("serve", env, tmp_path) as process, plain_client(process.base_url) as client:
@@ -42,9 +42,7 @@ async def test_lines_about_a_request_have_its_ids_and_no_others(azure: RunningSi
         assert all("trace_id" not in line for line in failed)
 
 
-async def test_lines_about_a_talk_have_the_handshakes_id_and_the_session(
-    azure: RunningSimulator, tmp_path: Path
-) -> None:
+async def test_talk_lines_have_handshake_id_and_session(azure: RunningSimulator, tmp_path: Path) -> None:
     env = environment(tmp_path, azure.base_url)
     async with run_process("serve", env, tmp_path) as process, plain_client(process.base_url) as client:
         plan = (await client.post("/realtime/token", json={})).json()
@@ -68,7 +66,7 @@ async def test_lines_about_a_talk_have_the_handshakes_id_and_the_session(
 
 
 @pytest.mark.parametrize("level", ["info", "error"])
-async def test_the_audit_is_written_whatever_the_log_level(level: str, azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_audit_ignores_the_log_level(level: str, azure: RunningSimulator, tmp_path: Path) -> None:
     env = environment(tmp_path, azure.base_url, BROKER_LOG_LEVEL=level)
     async with run_process("serve", env, tmp_path) as process, plain_client(process.base_url) as client:
         plan = (await client.post("/realtime/token", json={"agent_id": "sage", "user_id": "ada"})).json()
@@ -90,9 +88,7 @@ async def test_the_audit_is_written_whatever_the_log_level(level: str, azure: Ru
     }
 
 
-async def test_a_plan_of_the_proxy_alone_is_audited_by_its_session_token(
-    azure: RunningSimulator, tmp_path: Path
-) -> None:
+async def test_proxy_plan_is_audited_by_session_token(azure: RunningSimulator, tmp_path: Path) -> None:
     azure.set_faults({"match": "/", "fault": "status", "code": 500})
     env = environment(tmp_path, azure.base_url)
     async with run_process("serve", env, tmp_path) as process, plain_client(process.base_url) as client:
@@ -103,7 +99,7 @@ async def test_a_plan_of_the_proxy_alone_is_audited_by_its_session_token(
     assert entry["fingerprint"] == fingerprint(plan["session_token"])
 
 
-async def test_a_relayed_calls_token_is_audited_as_the_brokers_own(azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_relayed_calls_token_is_audited_as_brokers(azure: RunningSimulator, tmp_path: Path) -> None:
     env = environment(tmp_path, azure.base_url)
     async with run_process("serve", env, tmp_path) as process, plain_client(process.base_url) as client:
         plan = (await client.post("/realtime/token", json={})).json()
@@ -117,7 +113,7 @@ async def test_a_relayed_calls_token_is_audited_as_the_brokers_own(azure: Runnin
     assert entries[1]["fingerprint"] != entries[0]["fingerprint"]
 
 
-async def test_what_cannot_be_audited_is_not_released(
+async def test_unaudited_credential_is_not_released(
     azure: RunningSimulator, start_broker: StartBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class FullDisk:

@@ -23,9 +23,7 @@ PATIENT = {"token_budget_s": 30, "attempt_timeout_s": 20, "breaker_failures": 10
 APPEND = '{"type":"input_audio_buffer.append","audio":"AAAA"}'
 
 
-async def test_token_requests_are_counted_by_what_became_of_them(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_token_requests_are_counted_by_result(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, rate_limit_per_minute=7, **PATIENT)
     for _ in range(3):
         await broker.plan()
@@ -62,9 +60,7 @@ async def test_token_requests_are_counted_by_what_became_of_them(
     assert (slo["requests"], slo["usable_plans"], slo["degraded_plans"], slo["ratio"]) == (5, 5, 2, 1.0)
 
 
-async def test_a_request_that_was_owed_a_plan_and_got_none_is_a_failed_one(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_request_without_its_plan_is_failed(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, token_strategies=("ga",), retry_attempts=1)
     azure.set_faults({"match": "/", "fault": "status", "code": 500})
     assert (await broker.token()).response.status_code == 503
@@ -75,9 +71,7 @@ async def test_a_request_that_was_owed_a_plan_and_got_none_is_a_failed_one(
     assert (await broker.client.get("/status")).json()["slo"]["ratio"] == 0.5
 
 
-async def test_breakers_and_capabilities_are_shown_as_one_series_a_state(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_breakers_are_one_series_a_state(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, breaker_failures=1, retry_attempts=1)
     azure.set_faults(
         {"match": "/openai/v1", "fault": "status", "code": 503},
@@ -99,9 +93,7 @@ async def test_breakers_and_capabilities_are_shown_as_one_series_a_state(
         assert seen.total("token_broker_capability", **labels) == 1
 
 
-async def test_a_proxied_talk_is_counted_as_its_client_saw_it(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_proxied_talk_is_counted(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, max_sessions=50)
     proxy = (await broker.plan())["connections"][-1]
     received: list[str] = []
@@ -149,7 +141,7 @@ async def test_a_proxied_talk_is_counted_as_its_client_saw_it(
 async def test_turns_are_counted_in_the_memory(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     async with asyncio.timeout(10):
-        await broker.broker.memory.ready()
+        await broker.memory.ready()
     plan = await broker.plan()
     turn = {"session_id": plan["session_id"], "agent_id": "elena", "role": "user", "content": "Hello", "turn_id": "t1"}
     proof = {"Authorization": f"Bearer {plan['session_token']}"}
@@ -165,7 +157,7 @@ async def test_turns_are_counted_in_the_memory(azure: RunningSimulator, start_br
     assert seen.of("token_broker_memory_store_up") == 1
 
 
-async def test_paths_that_callers_make_up_make_no_series(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_unknown_paths_make_no_series(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     for number in range(20):
         await broker.client.get(f"/nothing/{number}")
@@ -178,7 +170,7 @@ async def test_paths_that_callers_make_up_make_no_series(azure: RunningSimulator
     assert not {value for value in seen.label_values(HTTP) if "7" in value}
 
 
-async def test_metrics_want_their_token_where_one_is_set(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_metrics_need_the_configured_token(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, metrics_token="metrics-secret")
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic metrics-secret"}):
         answer = await broker.client.get("/metrics", headers=headers)
@@ -190,9 +182,7 @@ async def test_metrics_want_their_token_where_one_is_set(azure: RunningSimulator
     assert seen.of(HTTP, method="GET", route="/metrics", status="401") == 3
 
 
-async def test_openmetrics_is_answered_to_whoever_asks_for_it(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_openmetrics_is_answered_on_request(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     await broker.plan()
     accept = "application/openmetrics-text; version=1.0.0; charset=utf-8, text/plain;q=0.5"
@@ -204,9 +194,7 @@ async def test_openmetrics_is_answered_to_whoever_asks_for_it(
     assert not [name for name in families if name.endswith("_created")]
 
 
-async def test_what_may_happen_is_shown_at_zero_before_it_does(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_expected_series_begin_at_zero(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     seen = await scrape(broker.client)
     first = {

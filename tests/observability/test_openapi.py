@@ -14,6 +14,8 @@ import token_broker
 from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker
 from tests.support.offers import OFFER
+from token_broker.app import create_app
+from token_broker.sessions.plans import PlanMaker
 from token_broker.simulator import RunningSimulator
 
 SESSION = "0123456789abcdef"
@@ -72,12 +74,10 @@ async def document_of(broker: RunningBroker) -> Document:
     return Document(answer.json())
 
 
-async def test_every_route_of_the_application_is_described_and_nothing_else(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_exactly_the_routes_are_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     routes: set[tuple[str, str]] = set()
-    for route in broker.app.routes:
+    for route in create_app(broker.settings).routes:
         match route:
             case WebSocketRoute(path=path):
                 routes.add((path, "x-websocket"))
@@ -95,9 +95,7 @@ async def test_every_route_of_the_application_is_described_and_nothing_else(
     assert described == routes
 
 
-async def test_the_document_is_an_openapi_3_1_document_that_holds_together(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_document_is_valid_openapi_3_1(azure: RunningSimulator, start_broker: StartBroker) -> None:
     document = (await document_of(await start_broker(azure))).document
     assert document["openapi"] == "3.1.0"
     operations = [
@@ -125,9 +123,7 @@ def _references(part: Any) -> list[str]:
     return [reference for value in part for reference in _references(value)] if isinstance(part, list) else []
 
 
-async def test_every_code_that_the_source_raises_is_described_with_its_status(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_every_raised_code_is_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     document = (await document_of(await start_broker(azure))).document
     described = {
         (int(status), code)
@@ -163,9 +159,7 @@ def _raised() -> set[tuple[int, str]]:
     return found
 
 
-async def test_what_a_token_request_answers_is_what_is_described(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_token_answers_are_as_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, rate_limit_per_minute=9, max_body_bytes=2000, body_timeout_s=0.3)
     document = await document_of(broker)
     path = "/realtime/token"
@@ -193,7 +187,7 @@ async def _slowly() -> Any:
     yield b"}"
 
 
-async def test_without_the_proxy_a_503_is_what_is_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_503_is_as_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, token_strategies=("ga",), retry_attempts=1)
     document = await document_of(broker)
     azure.set_faults({"match": "/", "fault": "status", "code": 503})
@@ -202,9 +196,7 @@ async def test_without_the_proxy_a_503_is_what_is_described(azure: RunningSimula
     document.check("/realtime/token", answer)
 
 
-async def test_without_a_principal_a_401_is_what_is_described(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_401_is_as_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, auth="easyauth")
     document = await document_of(broker)
     answer = await broker.client.post("/realtime/token", json={})
@@ -212,20 +204,18 @@ async def test_without_a_principal_a_401_is_what_is_described(
     document.check("/realtime/token", answer)
 
 
-async def test_a_500_is_what_is_described(
+async def test_500_is_as_described(
     azure: RunningSimulator, start_broker: StartBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = await start_broker(azure)
     document = await document_of(broker)
-    monkeypatch.setattr(type(broker.broker.plans), "make", lambda *_args, **_more: 1 / 0)
+    monkeypatch.setattr(PlanMaker, "make", lambda *_args, **_more: 1 / 0)
     answer = await broker.client.post("/realtime/token", json={})
     assert answer.status_code == 500
     document.check("/realtime/token", answer)
 
 
-async def test_what_relayed_calls_answer_is_what_is_described(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_call_answers_are_as_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, max_body_bytes=2000, misconfigured_retry_s=0.001)
     document = await document_of(broker)
     path = "/realtime/calls"
@@ -255,10 +245,10 @@ async def test_what_relayed_calls_answer_is_what_is_described(
     assert {status for at, _, status in document.seen if at != path} == {401, 404}
 
 
-async def test_what_the_memory_answers_is_what_is_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_memory_answers_are_as_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, max_turn_bytes=1000)
     document = await document_of(broker)
-    await broker.broker.memory.ready()
+    await broker.memory.ready()
     plan = await broker.plan({"session_id": SESSION})
     proof = {"Authorization": f"Bearer {plan['session_token']}"}
     turn = {"session_id": SESSION, "agent_id": "elena", "role": "user", "content": "Hello", "turn_id": "t1"}
@@ -290,9 +280,7 @@ async def test_what_the_memory_answers_is_what_is_described(azure: RunningSimula
     assert await ask("DELETE", url, path) == 200
 
 
-async def test_what_the_other_routes_answer_is_what_is_described(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_other_answers_are_as_described(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, metrics_token="metrics-secret")
     document = await document_of(broker)
     for headers in ({}, {"Authorization": "Bearer metrics-secret"}):
@@ -306,15 +294,13 @@ async def test_what_the_other_routes_answer_is_what_is_described(
     document.check("/client/{file}", await broker.client.get("/client/none.js"))
     page = await broker.client.get("/")
     document.check("/", await broker.client.get("/", headers={"If-None-Match": page.headers["etag"]}))
-    broker.broker.drain.begin()
+    broker.drain.begin()
     draining = await broker.client.get("/readyz")
     assert draining.status_code == 503
     document.check("/readyz", draining)
 
 
-async def test_a_path_that_does_not_take_a_method_names_all_that_it_takes(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_405_names_all_allowed_methods(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     answer = await broker.client.put(f"/memory/sessions/{SESSION}/turns")
     assert answer.status_code == 405

@@ -67,7 +67,7 @@ def attributes(span: Any) -> dict[str, Any]:
     return found
 
 
-async def test_a_token_request_is_a_span_of_the_callers_trace_and_each_attempt_one_beneath_it(
+async def test_token_request_span_joins_callers_trace(
     azure: RunningSimulator, collector: Collector, tmp_path: Path
 ) -> None:
     azure.set_faults({"match": "/openai/v1", "fault": "status", "code": 503})
@@ -124,9 +124,7 @@ async def test_a_token_request_is_a_span_of_the_callers_trace_and_each_attempt_o
         assert secret.encode() not in collector.raw
 
 
-async def test_a_talk_is_a_span_that_its_session_joins_to_the_token_request(
-    azure: RunningSimulator, collector: Collector, tmp_path: Path
-) -> None:
+async def test_talk_span_is_joined_by_session(azure: RunningSimulator, collector: Collector, tmp_path: Path) -> None:
     settings = make_settings(tmp_path, azure.base_url, otlp_endpoint=collector.url)
     async with run_broker(settings) as broker:
         plan = await broker.plan({"agent_id": "sage"})
@@ -142,7 +140,7 @@ async def test_a_talk_is_a_span_that_its_session_joins_to_the_token_request(
 
 
 @pytest.mark.parametrize("azure_takes_it", [True, False])
-async def test_an_offer_is_a_span_with_the_mint_and_azures_answer_beneath_it(
+async def test_offer_span_has_mint_and_answer_beneath(
     azure: RunningSimulator,
     collector: Collector,
     tmp_path: Path,
@@ -181,7 +179,7 @@ async def test_an_offer_is_a_span_with_the_mint_and_azures_answer_beneath_it(
     assert ends == sorted(ends)
 
 
-async def test_a_collector_that_is_away_costs_spans_and_nothing_else(azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_absent_collector_costs_only_spans(azure: RunningSimulator, tmp_path: Path) -> None:
     async def hang(request: Request) -> Response:
         await asyncio.sleep(30)
         return Response(b"")
@@ -197,7 +195,7 @@ async def test_a_collector_that_is_away_costs_spans_and_nothing_else(azure: Runn
 
 
 @pytest.mark.parametrize("variables", [{}, {"BROKER_OTEL": "off", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}])
-async def test_nothing_of_opentelemetry_is_imported_while_it_is_off(
+async def test_tracing_off_imports_no_opentelemetry(
     variables: dict[str, str], azure: RunningSimulator, tmp_path: Path
 ) -> None:
     script = (

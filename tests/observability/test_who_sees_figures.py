@@ -13,7 +13,6 @@ from websockets.typing import Subprotocol
 from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker
 from tests.support.waiting import eventually
-from token_broker.broker import Broker
 from token_broker.settings import Settings, doubts
 from token_broker.simulator import RunningSimulator
 
@@ -63,19 +62,19 @@ async def heard(socket: Any, kind: str) -> None:
     raise AssertionError(f"no {kind} came")
 
 
-async def figures_of_a_talk(broker: Broker) -> bool:
+async def figures_of_a_talk(broker: RunningBroker) -> bool:
     """Whether the talk's usage has been counted."""
-    return bool(broker.relay.snapshot()["usage_by_principal"])
+    return bool(broker.relay.snapshot().usage_by_principal)
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("auth", [{}, {"auth": "none"}])
-async def test_without_authentication_and_token_the_status_names_nobody(
+async def test_open_status_names_no_principal(
     auth: dict[str, Any], path: str, azure: RunningSimulator, start_broker: StartBroker
 ) -> None:
     broker = await start_broker(azure, **auth)
     await talk(broker, {}, user_id=USER)
-    await eventually(lambda: figures_of_a_talk(broker.broker))
+    await eventually(lambda: figures_of_a_talk(broker))
     reply = await broker.client.get(path)
     status = reply.json()
     assert status.keys() >= SHORT | {"strategies", "relay", "outbox", "slo"}
@@ -87,12 +86,12 @@ async def test_without_authentication_and_token_the_status_names_nobody(
 
 
 @pytest.mark.parametrize("auth", [{}, {"auth": "easyauth"}])
-async def test_with_the_token_the_status_has_usage_by_principal(
+async def test_token_shows_usage_by_principal(
     auth: dict[str, Any], azure: RunningSimulator, start_broker: StartBroker
 ) -> None:
     broker = await start_broker(azure, metrics_token=TOKEN, **auth)
     await talk(broker, SIGNED_IN)
-    await eventually(lambda: figures_of_a_talk(broker.broker))
+    await eventually(lambda: figures_of_a_talk(broker))
     status = (await broker.client.get("/status", headers=BEARER)).json()
     (principal,) = status["relay"]["usage_by_principal"]
     assert principal == (f"easyauth:aad:{USER}" if auth else "anonymous")
@@ -104,7 +103,7 @@ async def test_with_the_token_the_status_has_usage_by_principal(
 
 
 @pytest.mark.parametrize("auth", [{"auth": "easyauth"}, ENTRA])
-async def test_where_callers_sign_in_and_no_token_is_set_strangers_get_the_short_status_and_no_metrics(
+async def test_sign_in_without_token_hides_figures(
     auth: dict[str, Any], azure: RunningSimulator, start_broker: StartBroker
 ) -> None:
     broker = await start_broker(azure, **auth)
@@ -118,12 +117,10 @@ async def test_where_callers_sign_in_and_no_token_is_set_strangers_get_the_short
         assert "token_broker_" not in refused.text
 
 
-async def test_no_metric_names_a_principal_a_user_or_a_session(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_metrics_name_no_principal_or_session(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, metrics_token=TOKEN, auth="easyauth")
     await talk(broker, SIGNED_IN)
-    await eventually(lambda: figures_of_a_talk(broker.broker))
+    await eventually(lambda: figures_of_a_talk(broker))
     reply = await broker.client.get("/metrics", headers=BEARER)
     assert 'token_broker_model_responses_total{agent="elena"} 1.0' in reply.text
     for personal in (USER, SESSION, "easyauth"):
@@ -140,6 +137,6 @@ async def test_no_metric_names_a_principal_a_user_or_a_session(
         ({"auth": "easyauth", "metrics_token": TOKEN}, False),
     ],
 )
-def test_the_start_says_that_metrics_are_closed(values: dict[str, Any], doubted: bool) -> None:
+def test_start_logs_that_metrics_are_closed(values: dict[str, Any], doubted: bool) -> None:
     lines = doubts(Settings(_env_file=None, **values))
     assert [line.partition(":")[0] for line in lines] == ["BROKER_METRICS_TOKEN"] * doubted

@@ -12,6 +12,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests.relay.support.azure import scripted_azure
 from tests.relay.support.broker import PATH, Running, broker
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 from token_broker.web.ids import uuid7
 
@@ -49,13 +50,11 @@ async def test_a_ticket_that_is_not_good_is_refused_with_4401(fault: str) -> Non
         good = running.ticket(session)
         ticket = {
             "forged": TokenSigner([SecretStr("x" * 40)]).ticket(
-                session_id=session, agent_id="elena", principal="anonymous", epoch=1, user_id=None, ttl_s=60
+                Owner(session, "anonymous", 1), agent_id="elena", ttl_s=60
             ),
             "expired": running.ticket(session, ttl_s=-61),
             "another session's": running.ticket(uuid7()),
-            "a session token": running.signer.session_token(
-                session_id=session, principal="anonymous", epoch=1, user_id=None, ttl_s=60
-            ),
+            "a session token": running.signer.session_token(Owner(session, "anonymous", 1), ttl_s=60),
             "two": good,
             "garbage": "abc",
             "empty": "",

@@ -17,13 +17,13 @@ from pydantic import SecretStr
 from tests.relay.support.broker import KEY
 from tests.support.offers import OFFER
 from tests.support.waiting import eventually
-from token_broker.api.call_answers import CallAnswer, PlacedCall
+from token_broker.api.offers import PlacedCall
 from token_broker.app import create_app
 from token_broker.memory.admin import open_admin
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 from token_broker.sessions.agents import session_spec
-from token_broker.sessions.calls import EndedCalls
+from token_broker.sessions.running_calls import EndedCalls
 from token_broker.settings import load_settings
 from token_broker.web.ids import uuid7
 
@@ -88,11 +88,11 @@ async def calls_azure() -> AsyncIterator[CallsAzure]:
 @dataclass
 class Caller:
     client: httpx.AsyncClient
-    app: Any
+    state: Any
 
     def token(self, session_id: str, *, ttl_s: int = 60) -> str:
         signer = TokenSigner([SecretStr(SIGNING_KEY)])
-        return signer.session_token(session_id=session_id, principal="anonymous", epoch=1, user_id=None, ttl_s=ttl_s)
+        return signer.session_token(Owner(session_id, "anonymous", 1), ttl_s=ttl_s)
 
     async def offer(
         self, session_id: str, *, token: str | None = None, body: str = OFFER, **headers: str
@@ -127,7 +127,7 @@ async def caller(azure: CallsAzure, tmp_path: Path, **overrides: Any) -> AsyncIt
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            yield Caller(client, app)
+            yield Caller(client, server.lifespan.state)
     finally:
         server.should_exit = True
         await task
@@ -143,10 +143,10 @@ async def test_an_offer_is_answered_and_the_call_is_hung_up_where_it_was_made(tm
         location = response.headers["location"]
         assert location.startswith("/realtime/calls/")
         assert "rtc_abc" not in location
-        assert browser.app.state.broker.talks.active == 1
+        assert browser.state["calls"].talks.active == 1
         assert (await browser.hang_up(location, session)).status_code == 204
         assert azure.hung_up == [("rtc_abc", KEY)]
-        assert browser.app.state.broker.talks.active == 0
+        assert browser.state["calls"].talks.active == 0
         assert not any(secret in response.text + str(response.headers) for secret in (KEY, EPHEMERAL))
 
 
@@ -154,10 +154,9 @@ async def test_a_session_that_was_blocked_gets_no_further_call_and_may_hang_up_t
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session, other = uuid7(), uuid7()
         location = (await browser.offer(session)).headers["location"]
-        broker = browser.app.state.broker
-        async with open_admin(broker.settings) as admin:
+        async with open_admin(browser.state["callers"].settings) as admin:
             await admin.block("session", session)
-        await broker.memory.blocklist.refresh()
+        await browser.state["memory"].blocklist.refresh()
         refused = await browser.offer(session)
         assert (refused.status_code, refused.json()["code"]) == (403, "blocked")
         assert (azure.mints, len(azure.offers)) == (1, 1), "Azure is asked for nothing"
@@ -222,7 +221,7 @@ async def test_where_nothing_is_minted_the_answer_is_503_and_no_place_is_kept(tm
         response = await browser.offer(uuid7())
         assert (response.status_code, response.json()["code"]) == (503, "nothing_minted")
         assert response.headers["retry-after"]
-        assert browser.app.state.broker.talks.active == 0
+        assert browser.state["calls"].talks.active == 0
 
 
 async def hang(request: web.Request) -> web.StreamResponse:
@@ -259,7 +258,7 @@ async def test_an_azure_that_fails_the_offer_is_told_inside_the_budget(
         assert response.status_code == status
         assert "secret of Azure" not in response.text
         assert EPHEMERAL not in response.text
-        assert browser.app.state.broker.talks.active == 0
+        assert browser.state["calls"].talks.active == 0
 
 
 async def test_relayed_calls_count_against_the_open_talks_and_the_rate(tmp_path: Path) -> None:
@@ -332,7 +331,7 @@ async def test_a_new_call_that_has_an_earlier_ones_id_is_hung_up_as_well(tmp_pat
 async def test_who_leaves_while_a_call_is_being_hung_up_takes_the_hang_up_from_nobody(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         location = (await browser.offer(session := uuid7())).headers["location"]
-        calls = browser.app.state.broker.calls
+        calls = browser.state["calls"].calls
         first = asyncio.create_task(calls.hang_up(azure.url, "rtc_abc"))
         second = asyncio.create_task(browser.hang_up(location, session))
         await asyncio.sleep(0)
@@ -382,7 +381,7 @@ async def settled(browser: Caller, azure: CallsAzure, *calls: str) -> None:
     """These calls were hung up, and no place is held."""
 
     async def so() -> bool:
-        return [call for call, _ in azure.hung_up] == list(calls) and not browser.app.state.broker.talks.active
+        return [call for call, _ in azure.hung_up] == list(calls) and not browser.state["calls"].talks.active
 
     await eventually(so)
 
@@ -474,7 +473,7 @@ async def test_a_client_that_leaves_before_the_answer_gives_its_place_back_and_t
         reader, writer = await asyncio.open_connection("127.0.0.1", browser.client.base_url.port)
         writer.write(offer_as_bytes(browser, uuid7()))
         await breaker.came.wait()
-        assert browser.app.state.broker.talks.active == 1
+        assert browser.state["calls"].talks.active == 1
         writer.transport.abort()
         await asyncio.sleep(0.1)
         breaker.go.set()
@@ -491,7 +490,7 @@ async def test_who_is_blocked_while_the_offer_is_under_way_gets_no_answer_and_th
         session = uuid7()
         offering = asyncio.create_task(browser.offer(session))
         await breaker.came.wait()
-        browser.app.state.broker.memory.blocklist._sessions = frozenset({session})
+        browser.state["memory"].blocklist._sessions = frozenset({session})
         breaker.go.set()
         refused = await offering
         assert (refused.status_code, refused.json()["code"]) == (403, "blocked")
@@ -500,13 +499,12 @@ async def test_who_is_blocked_while_the_offer_is_under_way_gets_no_answer_and_th
 
 async def test_an_answer_that_can_not_be_sent_ends_the_call(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
-        broker = browser.app.state.broker
+        calls = browser.state["calls"]
         owner = Owner(uuid7(), "anonymous", 1)
-        lease = broker.talks.acquire("anonymous")
+        lease = calls.talks.acquire("anonymous")
         lease.keep("rtc_abc", for_s=60)
-        call = PlacedCall(
-            b"v=0", azure.url, "rtc_abc", "token", session_spec(next(iter(broker.agents)), broker.settings)
-        )
+        spec = session_spec(next(iter(calls.minting.agents)), calls.minting.settings)
+        call = PlacedCall(b"v=0", azure.url, "rtc_abc", "token", spec)
 
         async def receive() -> Any:
             raise AssertionError
@@ -515,12 +513,12 @@ async def test_an_answer_that_can_not_be_sent_ends_the_call(tmp_path: Path) -> N
             raise ConnectionResetError
 
         with pytest.raises(ConnectionResetError):
-            await CallAnswer(broker, call, owner, {})({"type": "http"}, receive, fails)
+            await calls.answer(call, owner, {})({"type": "http"}, receive, fails)
         await settled(browser, azure, "rtc_abc")
 
 
 async def test_a_hang_up_is_repeated_until_azure_has_done_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.sessions.calls._FIRST_PAUSE_S", 0.02)
+    monkeypatch.setattr("token_broker.sessions.running_calls._FIRST_PAUSE_S", 0.02)
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         azure.take_offer = named_and_no_sdp
         azure.hang_up_status = 503
@@ -533,7 +531,7 @@ async def test_a_hang_up_is_repeated_until_azure_has_done_it(tmp_path: Path, mon
         azure.hang_up_status = 200
 
         async def done() -> bool:
-            return not browser.app.state.broker.calls._ending
+            return not browser.state["calls"].calls._ending
 
         await eventually(done)
         assert {call for call, _ in azure.hung_up} == {"rtc_cut"}
@@ -546,4 +544,4 @@ async def test_ten_offers_that_come_to_nothing_hold_no_place(tmp_path: Path) -> 
             assert (await browser.offer(uuid7())).status_code == 502
         azure.take_offer = None
         assert (await browser.offer(uuid7())).status_code == 201
-        assert browser.app.state.broker.talks.active == 1
+        assert browser.state["calls"].talks.active == 1

@@ -14,6 +14,7 @@ from websockets.frames import Frame, Opcode
 
 from tests.relay.support.azure import AzureTalk, converse, scripted_azure
 from tests.relay.support.broker import Client, Running, broker
+from token_broker.relay.counters import Usage
 
 
 @contextlib.asynccontextmanager
@@ -168,7 +169,7 @@ async def test_a_message_that_is_too_large_ends_the_talk_with_1009(fragmented: b
             await client.socket.send(parts if fragmented else "".join(parts))
         assert await client.closed() == 1009
         await running.quiet()
-        assert running.relay.snapshot()["closes"] == {"1009": 1}
+        assert running.relay.snapshot().closes == {"1009": 1}
 
 
 SMUGGLED = {
@@ -267,7 +268,7 @@ async def test_an_event_that_is_in_no_row_is_told_and_counted_and_never_reaches_
         await client.send({"type": "response.cancel"})
         await talk.next_event("response.cancel")
         assert "EVIL" not in str(talk.raw)
-        assert running.relay.snapshot()["refused_events"] == 1
+        assert running.relay.snapshot().refused_events == 1
 
 
 OWN_OF_A_RESPONSE = [
@@ -288,7 +289,7 @@ async def test_a_response_is_asked_for_without_what_is_in_no_row(event: dict[str
         await client.send(event)
         asked = await talk.next_event("response.create")
         assert asked in ({"type": "response.create"}, {"type": "response.create", "response": {}})
-        assert running.relay.snapshot()["fields_left_out"] >= 1
+        assert running.relay.snapshot().fields_left_out >= 1
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
@@ -308,7 +309,7 @@ async def test_a_turn_that_the_memory_can_not_take_is_counted_and_told() -> None
         running.ingest.full = True
         await talk.hear("item_u", "Hello?")
         assert (await client.until("broker.error"))["code"] == "turn_lost"
-        assert running.relay.snapshot()["turns_lost"] == 1
+        assert running.relay.snapshot().turns_lost == 1
 
 
 async def test_a_silent_client_is_let_go_after_the_idle_limit() -> None:
@@ -337,13 +338,8 @@ async def test_usage_is_counted_for_principal_and_agent() -> None:
         await talk.say("item_a", "Hello.")
         await client.until("response.done")
         figures = running.relay.snapshot()
-        expected = {"responses": 1, "total_tokens": 30, "input_tokens": 10, "output_tokens": 20}
-        assert (
-            figures["usage"]
-            == figures["usage_by_agent"]["elena"]
-            == figures["usage_by_principal"]["anonymous"]
-            == expected
-        )
+        expected = Usage(responses=1, total_tokens=30, input_tokens=10, output_tokens=20)
+        assert figures.usage == figures.usage_by_agent["elena"] == figures.usage_by_principal["anonymous"] == expected
 
 
 async def test_the_scripted_azure_is_the_one_that_was_asked() -> None:

@@ -69,20 +69,20 @@ async def test_a_plain_append_passes_no_queue_and_is_counted(long_way: LongWay) 
             await client.socket.send(f'{APPEND}{number:04}"}}')
             await talk.next_event("input_audio_buffer.append", nth=number)
         assert long_way.from_client == []
-        assert running.relay.snapshot()["frames"]["to_azure"] == 20
-        assert running.relay.snapshot()["bytes"]["to_azure"] == 20 * len(APPEND + '0000"}')
+        assert running.relay.snapshot().frames.to_azure == 20
+        assert running.relay.snapshot().bytes.to_azure == 20 * len(APPEND + '0000"}')
 
 
 @pytest.mark.parametrize("kind", ["response.audio.delta", "response.output_audio.delta", "rate_limits.updated"])
 async def test_what_azure_says_passes_no_queue_and_is_counted(long_way: LongWay, kind: str) -> None:
     async with talking() as (running, client, talk):
-        before = running.relay.snapshot()["frames"]["to_client"]
+        before = running.relay.snapshot().frames.to_client
         long_way.from_azure.clear()
         for _ in range(20):
             await talk.send({"type": kind, "delta": "AAAA"})
             await client.until(kind)
         assert long_way.from_azure == []
-        assert running.relay.snapshot()["frames"]["to_client"] == before + 20
+        assert running.relay.snapshot().frames.to_client == before + 20
 
 
 async def test_turns_are_read_on_the_direct_path_and_audio_is_heard(
@@ -228,7 +228,7 @@ async def test_an_error_in_reading_an_event_ends_the_talk_with_1011(monkeypatch:
         await talk.commit("item_u")
         assert await client.closed() == 1011
         await running.quiet()
-        assert running.relay.snapshot()["closes"] == {"1011": 1}
+        assert running.relay.snapshot().closes == {"1011": 1}
 
 
 class StubWire:

@@ -131,7 +131,7 @@ async def test_who_sends_more_than_the_budget_is_closed_with_1008(one: bytes, re
         assert await client.closed() == 1008
         assert client.socket.close_reason == reason
         await running.quiet()
-        assert running.relay.snapshot()["closes"] == {"1008": 1}
+        assert running.relay.snapshot().closes == {"1008": 1}
 
 
 async def test_a_burst_of_ten_seconds_worth_is_no_offence() -> None:
@@ -184,7 +184,7 @@ async def test_wrong_frames_end_in_a_close_frame_and_a_line_of_information(
         client.socket.transport.write(data)
         assert await client.closed() == code
         await running.quiet()
-        assert running.relay.snapshot()["closes"] == {str(code): 1}
+        assert running.relay.snapshot().closes == {str(code): 1}
     said = capsys.readouterr()
     assert [record.message for record in caplog.records if record.name == "uvicorn.error" and record.exc_info] == []
     assert "Traceback" not in said.out + said.err
@@ -232,7 +232,7 @@ async def test_pongs_that_nobody_reads_do_not_pile_up_and_the_client_is_given_up
         assert at > 1_000_000  # many times what may wait
         assert most_waiting < 150_000
         await running.quiet()
-        assert running.relay.snapshot()["closes"] == {"4410": 1}
+        assert running.relay.snapshot().closes == {"4410": 1}
 
 
 async def test_the_last_ping_is_answered_as_soon_as_the_client_reads_again() -> None:

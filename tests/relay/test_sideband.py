@@ -11,8 +11,8 @@ from websockets.http11 import Request, Response
 from strategies.base import SessionSpec
 from tests.relay.support.azure import AzureTalk, ScriptedAzure, scripted_azure
 from tests.relay.support.broker import KEY, Running, broker
-from token_broker.memory.types import Owner
 from token_broker.relay.admission import AdmittedClient
+from token_broker.security.owner import Owner
 from token_broker.server.close_codes import DONE, Ending
 from token_broker.sessions.agents import session_spec
 from token_broker.web.ids import uuid7
@@ -54,8 +54,8 @@ async def test_the_turns_of_a_call_are_kept_and_its_place_is_given_back_when_it_
         await running.quiet()
         assert azure.talks[0].path == "/openai/v1/realtime?call_id=rtc_1"
         assert azure.talks[0].headers["api-key"] == KEY
-        assert running.relay.snapshot()["usage"]["output_tokens"] == 20
-        assert running.relay.snapshot()["turns"] == 2
+        assert running.relay.snapshot().usage.output_tokens == 20
+        assert running.relay.snapshot().turns == 2
 
 
 async def test_a_connection_that_breaks_is_made_again_and_the_call_heard_on() -> None:
@@ -219,7 +219,7 @@ async def test_reminders_that_azure_refuses_or_that_do_not_hold_end_the_call(
         await running.ingest.reach(1)
         assert ended == [(azure.url, "rtc_1", "anonymous")], "once"
         assert [event["type"] for event in azure.talks[0].received] == ["session.update"] * 300, "and never no more"
-        assert running.relay.snapshot()["calls_ended"] == 1
+        assert running.relay.snapshot().calls_ended == 1
         running.limits.end("rtc_1")
         await running.quiet()
     told = capsys.readouterr()

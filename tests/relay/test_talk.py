@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from dataclasses import asdict
 
 from strategies.endpoint import parse_target
 from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure
@@ -84,8 +85,8 @@ async def test_the_client_ends_the_talk_with_1000() -> None:
         talk = await azure.talk()
         async with asyncio.timeout(2):
             await talk.closed.wait()
-        assert running.relay.snapshot()["closes"] == {"1000": 1}
-        assert json.dumps(running.relay.snapshot())
+        assert running.relay.snapshot().closes == {"1000": 1}
+        assert json.dumps(asdict(running.relay.snapshot()))
 
 
 async def test_what_a_client_sends_too_early_waits_for_azures_session() -> None:

@@ -49,7 +49,7 @@ async def test_five_seconds_of_speech_in_real_time_come_back_as_they_were_said()
             words = await told(running, 2)
             assert [role for role, _ in words] == ["user", "assistant"]
             assert all("[simulated]" in text for _, text in words)
-            assert running.relay.snapshot()["usage"]["responses"] == 1
+            assert running.relay.snapshot().usage.responses == 1
 
 
 @pytest.mark.parametrize("upstream", ["voice_live", "openai_realtime"])

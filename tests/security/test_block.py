@@ -65,7 +65,7 @@ async def test_a_principal_that_was_blocked_gets_no_plan_no_call_and_no_session_
     assert verdict(await offer(broker, plan)) == LET_IN
     async with open_admin(broker.settings) as admin:
         await admin.block("principal", "easyauth:aad:ann")
-        await broker.broker.memory.blocklist.refresh()
+        await broker.memory.blocklist.refresh()
         mints = len(azure.requests)
         assert verdict((await broker.token(**ann)).response) == BLOCKED
         assert verdict(await resume(broker, plan, **ann)) == BLOCKED
@@ -75,7 +75,7 @@ async def test_a_principal_that_was_blocked_gets_no_plan_no_call_and_no_session_
         assert (await resume(broker, bobs, **bob)).status_code == 200
         assert verdict(await offer(broker, bobs)) == LET_IN
         await admin.unblock("principal", "easyauth:aad:ann")
-        await broker.broker.memory.blocklist.refresh()
+        await broker.memory.blocklist.refresh()
         assert (await resume(broker, plan, **ann)).status_code == 200
         assert verdict(await offer(broker, plan)) == LET_IN
 
@@ -87,7 +87,7 @@ async def test_a_session_that_was_blocked_is_refused_and_its_user_may_begin_anot
     plan, other = await broker.plan(), await broker.plan()
     async with open_admin(broker.settings) as admin:
         await admin.block("session", plan["session_id"])
-    await broker.broker.memory.blocklist.refresh()
+    await broker.memory.blocklist.refresh()
     assert verdict(await resume(broker, plan)) == BLOCKED
     assert verdict(await offer(broker, plan)) == BLOCKED
     assert (await resume(broker, other)).status_code == 200
@@ -100,7 +100,7 @@ async def test_who_insists_after_being_blocked_is_held_to_the_rate(
     broker = await start_broker(azure, auth="easyauth", rate_limit_per_minute=2)
     async with open_admin(broker.settings) as admin:
         await admin.block("principal", "easyauth:aad:ann")
-    await broker.broker.memory.blocklist.refresh()
+    await broker.memory.blocklist.refresh()
     seen = [verdict((await broker.token(**signed_in("ann"))).response) for _ in range(3)]
     assert seen == [BLOCKED, BLOCKED, (429, "rate_limited")]
 
@@ -121,21 +121,21 @@ async def test_calls_that_run_through_the_broker_are_hung_up_and_nobody_elses(
             phone = Phone(b"")
             stack.push_async_callback(phone.hang_up)
             assert (await offer(broker, plan, await phone.offer(), path)).status_code == 201
-        assert (azure.calls, broker.broker.talks.active) == (3, 3)
+        assert (azure.calls, broker.talks.active) == (3, 3)
         azure.set_faults(*faults)
         async with open_admin(broker.settings) as admin:
             for plan in (relayed, through_a_compat):
                 await admin.block("session", plan["session_id"])
 
         async def one_is_left() -> bool:
-            return azure.calls == broker.broker.talks.active == 1
+            return azure.calls == broker.talks.active == 1
 
         await eventually(one_is_left, within_s=2 * PROMISED_S + SLACK_S)
         async with open_admin(broker.settings) as admin:
             await admin.block("session", others["session_id"])
 
         async def none_is_left() -> bool:
-            return azure.calls == broker.broker.talks.active == 0
+            return azure.calls == broker.talks.active == 0
 
         await eventually(none_is_left, within_s=PROMISED_S + SLACK_S)
 

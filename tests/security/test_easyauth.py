@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from token_broker.security.authentication import (
-    ANONYMOUS,
     AnonymousAuthenticator,
     EasyAuthAuthenticator,
     Principal,
     make_authenticator,
 )
+from token_broker.security.owner import ANONYMOUS
 from token_broker.settings import Settings
 from token_broker.web.problems import Problem
 

@@ -23,6 +23,7 @@ from websockets.typing import Subprotocol
 
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.offers import OFFER
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import CALL_TYPE, SESSION_TYPE, TICKET_TYPE, TokenSigner
 from token_broker.simulator import RunningSimulator, run_in_thread
 
@@ -51,14 +52,10 @@ class Loop:
         return self.run(self.broker.client.request(method, path, **options))
 
     def ticket(self) -> str:
-        return self.signer.ticket(
-            session_id=SESSION, agent_id="elena", principal="anonymous", epoch=1, user_id=None, ttl_s=180
-        )
+        return self.signer.ticket(Owner(SESSION, "anonymous", 1), agent_id="elena", ttl_s=180)
 
     def session_token(self, session_id: str = SESSION) -> str:
-        return self.signer.session_token(
-            session_id=session_id, principal="anonymous", epoch=1, user_id=None, ttl_s=3600
-        )
+        return self.signer.session_token(Owner(session_id, "anonymous", 1), ttl_s=3600)
 
     def call_id(self, session_id: str = SESSION) -> str:
         return self.signer.call_token(session_id=session_id, call_id="rtc_1", endpoint=self.azure.base_url, ttl_s=3600)
@@ -151,23 +148,23 @@ def forgeries(draw: st.DrawFn, make_good: Callable[[], str], make_others: Callab
 
 
 signer = TokenSigner([SecretStr(KEY)])
-BY: dict[str, Any] = {"session_id": SESSION, "principal": "anonymous", "epoch": 1, "user_id": None}
+OWNER = Owner(SESSION, "anonymous", 1)
 tickets = forgeries(
-    lambda: signer.ticket(agent_id="elena", ttl_s=180, **BY),
-    lambda: [signer.session_token(ttl_s=3600, **BY), signer.ticket(agent_id="elena", ttl_s=-3600, **BY)],
+    lambda: signer.ticket(OWNER, agent_id="elena", ttl_s=180),
+    lambda: [signer.session_token(OWNER, ttl_s=3600), signer.ticket(OWNER, agent_id="elena", ttl_s=-3600)],
 )
 session_tokens = forgeries(
-    lambda: signer.session_token(ttl_s=3600, **BY),
+    lambda: signer.session_token(OWNER, ttl_s=3600),
     lambda: [
-        signer.ticket(agent_id="elena", ttl_s=180, **BY),
-        signer.session_token(ttl_s=180, **(BY | {"session_id": "another-session-of-theirs"})),
-        signer.session_token(ttl_s=-90_000, **BY),
+        signer.ticket(OWNER, agent_id="elena", ttl_s=180),
+        signer.session_token(Owner("another-session-of-theirs", "anonymous", 1), ttl_s=180),
+        signer.session_token(OWNER, ttl_s=-90_000),
     ],
 )
 call_ids = forgeries(
     lambda: signer.call_token(session_id=SESSION, call_id="rtc_1", endpoint="http://127.0.0.1:1", ttl_s=3600),
     lambda: [
-        signer.session_token(ttl_s=3600, **BY),
+        signer.session_token(OWNER, ttl_s=3600),
         signer.call_token(session_id="another-session-of-theirs", call_id="rtc_2", endpoint="http://x", ttl_s=3600),
     ],
 )
@@ -376,7 +373,7 @@ def test_whatever_bytes_come_instead_of_frames_the_broker_closes_or_goes_on(loop
 
 async def _no_talk_is_left(broker: RunningBroker) -> None:
     async with asyncio.timeout(WAIT_S):
-        while broker.broker.relay.active:  # noqa: ASYNC110  # what is seen is the point
+        while broker.relay.active:  # noqa: ASYNC110  # what is seen is the point
             await asyncio.sleep(0.01)
 
 

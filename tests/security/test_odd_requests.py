@@ -63,7 +63,7 @@ class CompatEndpoint:
 
 
 async def is_open(broker: RunningBroker) -> bool:
-    return broker.broker.memory.status().store == "open"
+    return broker.memory.status().store == "open"
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from tests.support.databases import PostgresServer
 from tests.support.easyauth import signed_in
 from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 from token_broker.settings import Settings
 from token_broker.simulator import RunningSimulator
 
@@ -44,9 +44,7 @@ def verdict(answer: httpx.Response) -> tuple[int, str | None]:
 
 def token_of(broker: RunningBroker, principal: str, session_id: str = SESSION) -> str:
     """A session token as only the broker itself could have signed it."""
-    return broker.broker.signer.session_token(
-        session_id=session_id, principal=principal, epoch=1, user_id=None, ttl_s=3600
-    )
+    return broker.signer.session_token(Owner(session_id, principal, 1), ttl_s=3600)
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -76,7 +74,7 @@ def silence(monkeypatch: pytest.MonkeyPatch) -> Silence:
 
     @contextlib.contextmanager
     def hold(broker: RunningBroker, *, for_s: float = 30) -> Any:
-        database = broker.broker.memory._database
+        database = broker.memory._database
         read, write = database.read, database.write
         over = asyncio.Event()
 
@@ -109,7 +107,7 @@ async def test_while_the_store_is_silent_a_named_session_needs_its_token(
     broker = await start_broker(azure, auth="easyauth")
     plan = (await broker.token({"session_id": SESSION}, **ANN)).plan
     assert (await say(broker, plan["session_token"])).status_code == 200
-    broker.broker.memory.sessions._seen.clear()  # as in a process that has just begun
+    broker.memory.sessions._seen.clear()  # as in a process that has just begun
     with silence(broker, for_s=for_s):
         for caller in (BOB, ANN):
             answer = await name(broker, **caller)
@@ -205,7 +203,7 @@ async def test_a_new_name_whose_owner_was_told_to_try_again_is_theirs_the_next_t
 ) -> None:
     """The claim is silent, and is stored though its caller was refused."""
     broker = await start_broker(azure)
-    memory = broker.broker.memory
+    memory = broker.memory
     write, reached = memory._database.write, asyncio.Event()
 
     async def slow(work: Any, **named: Any) -> Any:
@@ -231,7 +229,7 @@ async def test_an_id_of_the_brokers_own_that_is_not_stored_is_nobodys_to_name(
     """As after a crash between a plan and the commit of its session's row."""
     broker = await start_broker(azure)
     plan = await broker.plan()
-    lost = broker.broker.signer.new_session_id()
+    lost = broker.signer.new_session_id()
     assert lost != plan["session_id"]
     assert verdict(await name(broker, lost)) == FOREIGN
     token = token_of(broker, "anonymous", lost)
@@ -283,7 +281,7 @@ async def test_without_a_store_at_the_start_new_sessions_alone_are_served_by_way
             assert "ek_" not in json.dumps(plan)
             assert (await broker.client.get("/readyz")).status_code == 200
             restore()
-            await asyncio.wait_for(broker.broker.memory.ready(), 30)
+            await asyncio.wait_for(broker.memory.ready(), 30)
             plan = (await broker.token(**ANN)).plan
             assert plan["connections"][0]["transport"] == "webrtc"
             assert plan["token"].startswith("ek_")
@@ -327,16 +325,14 @@ async def test_where_the_blocklist_is_required_nobody_is_served_without_it(
             assert verdict(await broker.client.post("/v1/realtime/client_secrets", json={}, headers=ANN)) == UNREAD
             offer = {**bearer(token_of(broker, ANNS)), "Content-Type": "application/sdp"}
             assert verdict(await broker.client.post("/realtime/calls", content=b"v=0", headers=offer)) == UNREAD
-            ticket = broker.broker.signer.ticket(
-                session_id=SESSION, agent_id="elena", principal=ANNS, epoch=1, user_id=None, ttl_s=60
-            )
+            ticket = broker.signer.ticket(Owner(SESSION, ANNS, 1), agent_id="elena", ttl_s=60)
             url = f"{broker.base_url.replace('http', 'ws')}/api/v1/voice/voicelive/{SESSION}"
             protocols = [Subprotocol("realtime"), Subprotocol(f"ticket.{ticket}")]
             async with connect(url, subprotocols=protocols, proxy=None) as socket:
                 assert (await ending(socket)).code == 4503
             assert (await broker.client.get("/healthz")).status_code == 200
             restore()
-            await asyncio.wait_for(broker.broker.memory.ready(), 30)
+            await asyncio.wait_for(broker.memory.ready(), 30)
             assert (await broker.client.get("/readyz")).status_code == 200
             assert (await broker.token(**ANN)).response.status_code == 200
 
@@ -366,7 +362,7 @@ async def test_restarts_give_nobody_anothers_session(auth: str, azure: RunningSi
     settings = waiting(tmp_path, azure, auth=auth, store_start_wait_s=0.05)
     ann, bob = (ANN, BOB) if auth == "easyauth" else ({}, {})
     async with run_broker(settings) as broker:
-        await asyncio.wait_for(broker.broker.memory.ready(), 30)
+        await asyncio.wait_for(broker.memory.ready(), 30)
         plan = (await broker.token({"session_id": SESSION}, **ann)).plan
         assert (await say(broker, plan["session_token"])).status_code == 200
     refusals: list[tuple[int, str | None]] = []
@@ -377,7 +373,7 @@ async def test_restarts_give_nobody_anothers_session(auth: str, azure: RunningSi
             refusals += [verdict(await name(broker, **bob)) for _ in range(3)]
             if restore is not None:
                 restore()
-            opened = asyncio.ensure_future(broker.broker.memory.ready())
+            opened = asyncio.ensure_future(broker.memory.ready())
             while not opened.done():
                 refusals.append(verdict(await name(broker, **bob)))
             refusals.append(verdict(await name(broker, **bob)))
@@ -406,9 +402,9 @@ async def test_a_talk_whose_session_another_process_erased_ends_with_its_next_tu
     async with talk(broker, plan) as socket:
         async with open_admin(broker.settings) as admin:
             await admin.erase_session(SESSION)
-        claims = broker.broker.signer.read_session_token(plan["session_token"])
-        said = turn("t1", by=Owner(SESSION, claims.principal, claims.epoch), source="proxy")
-        assert broker.broker.memory.ingest.offer(said)
+        claims = broker.signer.read_session_token(plan["session_token"])
+        said = turn("t1", by=claims.owner, source="proxy")
+        assert broker.memory.ingest.offer(said)
         assert await ending(socket) == GONE
 
 
@@ -427,5 +423,5 @@ async def test_another_replicas_row_that_is_still_on_its_way_is_no_loophole(
 ) -> None:
     """A session recorded here and not committed yet is its owner's already."""
     broker = await start_broker(azure, auth="easyauth")
-    broker.broker.memory.sessions.record(owner(SESSION, principal=ANNS), "elena")
+    broker.memory.sessions.record(owner(SESSION, principal=ANNS), "elena")
     assert verdict(await name(broker, **BOB)) == FOREIGN

@@ -44,7 +44,7 @@ async def replica(postgres: PostgresServer, azure: RunningSimulator, tmp_path: P
             **overrides,
         )
         async with run_broker(settings) as broker:
-            await asyncio.wait_for(broker.broker.memory.ready(), 30)
+            await asyncio.wait_for(broker.memory.ready(), 30)
             yield broker
 
     return start

@@ -1,5 +1,7 @@
 """The breaker: when it rests, whom it admits, and what it remembers."""
 
+from dataclasses import asdict
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -163,7 +165,7 @@ def test_the_snapshot_is_what_status_shows(breaker: CircuitBreaker, clock: Clock
     clock.now_s += 2
     breaker.failed(admitted(breaker), MisconfiguredError("wrong key", status=401), 500.0)
     clock.now_s += 10
-    assert breaker.snapshot() == {
+    assert asdict(breaker.snapshot()) == {
         "name": "ga",
         "breaker": "open",
         "capability": "misconfigured",
@@ -232,7 +234,7 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_rest_ends(self) -> None:
-        retry_in_s = self.breaker.snapshot()["retry_in_s"]
+        retry_in_s = self.breaker.snapshot().retry_in_s
         assert retry_in_s is None or 0 <= retry_in_s <= POLICY.missing_s
 
     def teardown(self) -> None:

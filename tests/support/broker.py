@@ -18,15 +18,20 @@ from typing import Any
 import aiohttp
 import httpx
 from sqlalchemy import create_engine
-from starlette.applications import Starlette
 
 from tests.support.serving import serve_app
 from tests.support.sockets import listening_socket
 from token_broker.app import create_app
-from token_broker.broker import Broker
+from token_broker.bootstrap import BrokerState
+from token_broker.memory.service import Memory
 from token_broker.memory.store.migrate import migrate
+from token_broker.relay.endpoint import VoiceRelay
+from token_broker.security.rate_limits import SessionLimits
+from token_broker.security.tokens import TokenSigner
+from token_broker.server.drain import Drain
 from token_broker.server.http import bounded_http
 from token_broker.server.websocket import uvicorn_options
+from token_broker.sessions.agents import AgentRegistry
 from token_broker.settings import Settings
 
 __all__ = [
@@ -62,17 +67,39 @@ class TimedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class RunningBroker:
-    """A broker that serves at `base_url`, with a client of it."""
+    """A broker that serves at `base_url`, with a client of it.
+
+    Each request gets a copy of `state`: assign a part to put another one in its place.
+    """
 
     base_url: str
     settings: Settings
-    app: Starlette
     client: httpx.AsyncClient
+    state: BrokerState
 
     @property
-    def broker(self) -> Broker:
-        broker: Broker = self.app.state.broker
-        return broker
+    def signer(self) -> TokenSigner:
+        return self.state["callers"].signer
+
+    @property
+    def agents(self) -> AgentRegistry:
+        return self.state["minting"].agents
+
+    @property
+    def memory(self) -> Memory:
+        return self.state["memory"]
+
+    @property
+    def relay(self) -> VoiceRelay:
+        return self.state["relay"]
+
+    @property
+    def talks(self) -> SessionLimits:
+        return self.state["calls"].talks
+
+    @property
+    def drain(self) -> Drain:
+        return self.state["status"].drain
 
     async def token(self, body: object = None, **headers: str) -> TimedAnswer:
         """`POST /realtime/token`; header names with underscores."""
@@ -145,10 +172,15 @@ def _empty_database() -> bytes:
 async def run_broker(settings: Settings) -> AsyncIterator[RunningBroker]:
     """Serves the broker in this event loop on a port of its own until the block ends."""
     app = create_app(settings)
+    state: Any
     http = bounded_http(head_timeout_s=settings.head_timeout_s, write_timeout_s=settings.client_write_timeout_s)
     shipped = {"http": http, **uvicorn_options(settings)}
-    async with serve_app(app, lifespan="on", **shipped) as base_url, plain_client(base_url) as client:
-        yield RunningBroker(base_url, settings, app, client)
+    async with (
+        app.router.lifespan_context(app) as state,
+        serve_app(app, state=state, **shipped) as base_url,
+        plain_client(base_url) as client,
+    ):
+        yield RunningBroker(base_url, settings, client, state)
 
 
 def plain_client(base_url: str) -> httpx.AsyncClient:

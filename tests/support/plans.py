@@ -22,8 +22,8 @@ def assert_usable(plan: dict[str, Any], broker: RunningBroker, azure: RunningSim
     """The plan can be used now: what it says was minted really was and still opens something; the proxy stands last."""
     proxy = plan["connections"][-1]
     assert proxy["transport"] == "websocket_proxy"
-    ticket = broker.broker.signer.read_ticket(proxy["protocols"][1].removeprefix("ticket."))
-    assert (ticket.session_id, ticket.agent_id) == (plan["session_id"], plan["agent_id"])
+    ticket = broker.signer.read_ticket(proxy["protocols"][1].removeprefix("ticket."))
+    assert (ticket.owner.session_id, ticket.agent_id) == (plan["session_id"], plan["agent_id"])
     assert urlsplit(proxy["url"]).path == f"/api/v1/voice/voicelive/{plan['session_id']}"
     assert 0 < proxy["expires_in_s"] <= 180
     if plan["degraded"]:
@@ -53,8 +53,8 @@ def _assert_minted(plan: dict[str, Any], broker: RunningBroker, azure: RunningSi
     assert 0 < direct["expires_in_s"] <= left_s + 2
     stated = datetime.fromisoformat(direct["expires_at"])
     assert abs(stated - datetime.fromtimestamp(secret.expires_at, UTC)) < timedelta(seconds=1)
-    claims = broker.broker.signer.read_session_token(relay["token"])
-    assert claims.session_id == plan["session_id"]
+    claims = broker.signer.read_session_token(relay["token"])
+    assert claims.owner.session_id == plan["session_id"]
     assert parse_qs(urlsplit(relay["url"]).query) == {"session_id": [plan["session_id"]]}
     winner = [request for request in azure.requests if request.status == 200 and request.method == "POST"][-1]
     assert winner.path.startswith(MINT_PATHS[plan["strategy"]]), "another strategy won than the plan says"

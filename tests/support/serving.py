@@ -16,8 +16,13 @@ _START_S = 20
 
 
 @contextlib.asynccontextmanager
-async def serve_app(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off", **options: Any) -> AsyncIterator[str]:
-    """The application under uvicorn until the block ends; yields its base URL. `options` are `uvicorn.Config`'s."""
+async def serve_app(
+    app: ASGIApp, *, lifespan: Literal["on", "off"] = "off", state: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[str]:
+    """The application under uvicorn until the block ends; yields its base URL. `options` are `uvicorn.Config`'s.
+
+    Each request gets a copy of `state`, as it is then: the state of a lifespan that the caller runs.
+    """
     chosen: dict[str, Any] = {
         "http": "httptools",
         "ws": "websockets-sansio",
@@ -30,7 +35,7 @@ async def serve_app(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off", **o
         **options,
     }
     config = uvicorn.Config(app, lifespan=lifespan, **chosen)
-    server = _Server(config)
+    server = _Server(config, state)
     with listening_socket() as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="serve-app")
         listening = asyncio.create_task(server.listening.wait())
@@ -47,11 +52,14 @@ async def serve_app(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off", **o
 class _Server(uvicorn.Server):
     """uvicorn that says when it listens, and leaves signals alone."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, state: dict[str, Any] | None) -> None:
         super().__init__(config)
+        self._state = state
         self.listening = asyncio.Event()
 
     async def startup(self, sockets: Any = None) -> None:
+        if self._state is not None:
+            self.lifespan.state = self._state
         await super().startup(sockets)
         if not self.should_exit:
             self.listening.set()

@@ -1,26 +1,69 @@
-"""Who is asking, from where, and whether not too often: what every request for a credential passes first."""
+"""Who asks: every route resolves its caller here, by a sign-in or by a session token of the broker's own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 
-from token_broker.broker import Broker
-from token_broker.security.authentication import Principal
-from token_broker.web.forwarded import public_base
+from token_broker.memory.types import Blocklist, SessionRepository
+from token_broker.security.authentication import Authenticator, Caller, Principal, caller_of
+from token_broker.security.rate_limits import RateLimiter
+from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TokenError, TokenSigner
+from token_broker.sessions.ownership import OpenedSession, confirm_owner, ensure_not_blocked, open_session
+from token_broker.settings import Settings
+from token_broker.web.problems import Problem
+from token_broker.web.requests import bearer_token
 
-__all__ = ["Caller", "admit"]
+__all__ = ["Callers"]
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """Somebody admitted; `public_base` is the broker as they see it (scheme, host, port)."""
+class Callers:
+    """What it takes to tell who asks, whose session they may have, and whether they ask too often."""
 
-    principal: Principal
-    public_base: str
+    settings: Settings
+    signer: TokenSigner
+    authenticator: Authenticator
+    sessions: SessionRepository
+    blocklist: Blocklist
+    rate: RateLimiter
+    hang_ups: RateLimiter  # a limiter of its own: a caller who has used up the rate can still hang up
 
+    async def sign_in(self, request: Request[Any]) -> Principal:
+        """The caller's principal, counted against their rate. Raises Problem 401, 403, 429 or 503."""
+        principal = await self.authenticator.authenticate(request.scope)
+        await self.rate.admit(principal.limit_key)
+        return principal
 
-async def admit(request: Request, broker: Broker) -> Caller:
-    """The caller, counted against their rate. Raises Problem 401 (not authenticated) or 429 (too often)."""
-    principal = await broker.authenticator.authenticate(request.scope)
-    await broker.rate.admit(principal.limit_key)
-    return Caller(principal, public_base(request.scope, broker.settings))
+    def by_session_token(self, request: Request[Any], refusal: Callable[[str], Problem]) -> Caller:
+        """The owner of the session whose token is the request's Bearer. Raises the `refusal` with its detail."""
+        try:
+            claims = self.signer.read_session_token(bearer_token(request) or "")
+        except TokenError as error:
+            what = "has expired" if error.expired else "is missing or not valid"
+            detail = f"The session token {what}: ask POST /realtime/token, and send its session_token as Bearer."
+            raise refusal(detail) from None
+        return caller_of(request.scope, claims, self.settings.trusted_proxies)
+
+    async def open_session(
+        self, request: Request[Any], principal: Principal, *, session_id: str | None, user_id: str | None
+    ) -> OpenedSession:
+        """The session that the principal asks for, new or resumed. Raises Problem 403 or 503."""
+        opened = await open_session(
+            self.sessions,
+            self.signer,
+            self.blocklist,
+            principal=principal,
+            session_id=session_id,
+            session_token=request.headers.get("x-session-token"),
+            user_id=user_id,
+        )
+        ensure_not_blocked(self.blocklist, opened.owner.principal, opened.owner.session_id)
+        return opened
+
+    async def reopen_session(self, claims: ClientSecretClaims | SessionClaims) -> OpenedSession:
+        """The session of a credential that asks for another credential. Raises Problem 403 or 503."""
+        opened = await confirm_owner(self.sessions, self.blocklist, claims)
+        ensure_not_blocked(self.blocklist, opened.owner.principal, opened.owner.session_id)
+        return opened

@@ -1,56 +1,59 @@
 """The SDP relay: `POST /realtime/calls` and `DELETE /realtime/calls/{call_id}`, opened by a plan's session token."""
 
 import time
+from typing import TypedDict
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from token_broker.api.call_answers import CallAnswer
+from token_broker.api.callers import Callers
 from token_broker.api.offers import (
     HANG_UP_PROBLEMS,
     OFFER_PROBLEMS,
     OFFER_SCHEMA,
     SDP_ANSWER,
     SDP_EXAMPLE,
+    CallRelay,
     check_offer,
-    end_call,
-    place_call,
 )
-from token_broker.api.token import find_agent
-from token_broker.broker import Broker, broker_of
-from token_broker.memory.types import Owner
 from token_broker.observability.logging import bind_ids
-from token_broker.security.authentication import limit_key
+from token_broker.security.authentication import Caller
 from token_broker.security.rate_limits import too_many_sessions
-from token_broker.security.tokens import SessionClaims, TokenError
 from token_broker.sessions.ownership import ensure_not_blocked
 from token_broker.web.openapi import Answer, Body, Operation, Parameter
 from token_broker.web.problems import Problem
-from token_broker.web.requests import bearer_token, read_body
+from token_broker.web.requests import read_body
 
-__all__ = ["CALL_OPERATIONS", "create_call", "hang_up"]
+__all__ = ["CALL_OPERATIONS", "CallState", "create_call", "hang_up"]
 
 
-async def create_call(request: Request) -> Response:
+class CallState(TypedDict):
+    """What these routes use of the lifespan's state."""
+
+    callers: Callers
+    calls: CallRelay
+
+
+async def create_call(request: Request[CallState]) -> Response:
     """Answers 201 with the SDP answer and our `Location`; problems: 400, 401, 403, 404, 413, 415, 429, 502 to 504."""
-    broker = broker_of(request)
-    settings = broker.settings
+    callers, calls = request.state["callers"], request.state["calls"]
+    settings = callers.settings
     deadline_s = time.monotonic() + settings.token_budget_s
-    claims = _session_of(request, broker)
-    key = limit_key(request.scope, claims.principal, settings.trusted_proxies)
-    await broker.rate.admit(key)
-    ensure_not_blocked(broker.memory.blocklist, claims.principal, claims.session_id)
-    offer = await _read_offer(request, broker)
-    agent = find_agent(broker, request.query_params.get("agent_id") or claims.agent_id)
-    owner = Owner(claims.session_id, claims.principal, claims.epoch, claims.user_id)
-    if (lease := broker.talks.acquire(key)) is None:
+    caller = _caller(request)
+    await callers.rate.admit(caller.limit_key)
+    ensure_not_blocked(callers.blocklist, caller.owner.principal, caller.owner.session_id)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/sdp":
+        raise Problem(415, "not_sdp", "Send the offer raw, as application/sdp.")
+    offer = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+    check_offer(offer)
+    agent = calls.minting.find_agent(request.query_params.get("agent_id") or caller.agent_id)
+    if (lease := calls.talks.acquire(caller.limit_key)) is None:
         raise too_many_sessions()
     with lease:
-        call = await place_call(
+        call = await calls.place(
             request,
-            broker,
             offer,
-            owner=owner,
+            owner=caller.owner,
             agent=agent,
             lease=lease,
             deadline_s=deadline_s,
@@ -59,40 +62,27 @@ async def create_call(request: Request) -> Response:
     headers = {"Cache-Control": "no-store"}
     if call.token is not None:
         headers["Location"] = f"{request.scope['path']}/{call.token}"
-    return CallAnswer(broker, call, owner, headers)
+    return calls.answer(call, caller.owner, headers)
 
 
-async def hang_up(request: Request) -> Response:
+async def hang_up(request: Request[CallState]) -> Response:
     """Answers 204 when the call is over; problems: 401, 403, 404, 429, 502, 504."""
-    broker = broker_of(request)
-    claims = _session_of(request, broker)
-    await broker.hang_ups.admit(limit_key(request.scope, claims.principal, broker.settings.trusted_proxies))
-    await end_call(broker, request.path_params["call_id"], session_id=claims.session_id)
+    caller = _caller(request)
+    await request.state["callers"].hang_ups.admit(caller.limit_key)
+    await request.state["calls"].end(request.path_params["call_id"], session_id=caller.owner.session_id)
     return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
 
-def _session_of(request: Request, broker: Broker) -> SessionClaims:
-    """The claims of the caller's session token. Raises Problem 401, and 403 where the query names another session."""
-    try:
-        claims = broker.signer.read_session_token(bearer_token(request) or "")
-    except TokenError as error:
-        what = "has expired" if error.expired else "is missing or not valid"
-        detail = f"The session token {what}: ask POST /realtime/token, and send its session_token as Bearer."
-        raise Problem(401, "session_token_refused", detail) from None
-    if request.query_params.get("session_id", claims.session_id) != claims.session_id:
+def _caller(request: Request[CallState]) -> Caller:
+    """The session token's caller. Raises Problem 401, and 403 where the query names another session."""
+    caller = request.state["callers"].by_session_token(
+        request, lambda detail: Problem(401, "session_token_refused", detail)
+    )
+    session_id = caller.owner.session_id
+    if request.query_params.get("session_id", session_id) != session_id:
         raise Problem(403, "foreign_session", "The session token is another session's: send this session's own.")
-    bind_ids(session_id=claims.session_id)
-    return claims
-
-
-async def _read_offer(request: Request, broker: Broker) -> bytes:
-    """The offer as it came. Raises Problem 400 (no SDP), 413, 415."""
-    settings = broker.settings
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/sdp":
-        raise Problem(415, "not_sdp", "Send the offer raw, as application/sdp.")
-    offer = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
-    check_offer(offer)
-    return offer
+    bind_ids(session_id=session_id)
+    return caller
 
 
 _SESSION = Parameter("session_id", "query", "The session; the token's own, where it is named.")

@@ -1,7 +1,7 @@
 """The compatible endpoints (docs/api.md §6): a mint, WebSockets and WebRTC calls under the official clients' paths.
 
-Thin: who comes is `Admission`'s to say, a talk is the relay's, a call is `offers`'. What is the compatible endpoints'
-own is the client secret.
+`Admission` decides who may come, the relay holds the talks, and `offers` places the calls. The client secret alone is
+made here.
 """
 
 import math
@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
-from typing import Any
+from typing import TypedDict
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers, UploadFile
@@ -20,48 +20,56 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from strategies.session_body import ga_realtime_session
-from token_broker.api.call_answers import CallAnswer
-from token_broker.api.offers import check_offer, end_call, place_call
-from token_broker.api.token import ensure_configured, find_agent
-from token_broker.broker import Broker, broker_of
-from token_broker.memory.types import Owner
+from token_broker.api.callers import Callers
+from token_broker.api.compat_operations import CALL_PREFIXES, MINT_PREFIXES
+from token_broker.api.minting import Minting
+from token_broker.api.offers import CallRelay, check_offer
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
+from token_broker.relay.admission import Admission
 from token_broker.relay.dialects.settings import shown_session
+from token_broker.relay.endpoint import VoiceRelay
 from token_broker.relay.protocols import COMPAT_ENDPOINTS, CompatEndpoint
-from token_broker.security.authentication import Principal, limit_key
+from token_broker.security.authentication import Principal, caller_of
 from token_broker.security.credentials import SeveralCredentialsError, extract_credential
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TokenError, is_ours
-from token_broker.sessions.agents import Agent, session_spec
-from token_broker.sessions.ownership import OpenedSession, confirm_owner, ensure_not_blocked, open_session
+from token_broker.sessions.agents import session_spec
+from token_broker.sessions.ownership import OpenedSession
 from token_broker.sessions.schemas import ClientSecret, ClientSecretRequest
+from token_broker.settings import Settings
 from token_broker.web.ids import correlation_id
 from token_broker.web.problems import Problem
 from token_broker.web.requests import parse_json, read_body
 
-__all__ = ["compat_routes"]
+__all__ = ["CompatState", "compat_routes"]
 
 _NO_STORE = {"Cache-Control": "no-store"}
 _MAX_FORM_FIELDS = 8
-# All that a form's type has to say: an offer is ASCII, and some of the charsets that Python knows fail, or take long.
 _BOUNDARY = re.compile(r'\bboundary=("[^"]*"|[^";,\s]+)', re.IGNORECASE)
 
-MINT_PREFIXES: tuple[str, ...] = ("/v1", "/openai/v1", "/openai")
-CALL_PREFIXES: tuple[str, ...] = ("/v1", "/openai/v1")
+
+class CompatState(TypedDict):
+    """What these routes use of the lifespan's state."""
+
+    callers: Callers
+    minting: Minting
+    calls: CallRelay
+    admission: Admission
+    relay: VoiceRelay
 
 
 class CompatSocket:
-    """One compatible endpoint's WebSockets; a class, since Starlette takes functions for something less than ASGI."""
+    """WebSockets of one compatible endpoint. A class: Starlette takes no function for an ASGI application."""
 
     def __init__(self, compat: CompatEndpoint) -> None:
         self._compat = compat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        broker: Broker = scope["app"].state.broker
-        await broker.relay.compat(self._compat, scope, receive, send)
+        relay: VoiceRelay = scope["state"]["relay"]
+        await relay.compat(self._compat, scope, receive, send)
 
 
 def compat_routes() -> list[BaseRoute]:
-    """All compatible endpoints, by the paths that each client makes of its base URL."""
+    """All compatible endpoints, under the paths that each client makes of its base URL."""
     sockets = [(path, CompatSocket(compat)) for compat in COMPAT_ENDPOINTS for path in compat.paths]
     return [
         *[
@@ -78,99 +86,97 @@ def compat_routes() -> list[BaseRoute]:
     ]
 
 
-async def create_client_secret(request: Request) -> Response:
+async def create_client_secret(request: Request[CompatState]) -> Response:
     """Answers 200 with a `ClientSecret`; problems: 400, 401, 403, 404, 408, 413, 422, 429, 503."""
-    broker = broker_of(request)
-    settings = broker.settings
-    principal, claims = await _caller(request, broker)
-    await broker.rate.admit(principal.limit_key)
-    ensure_configured(broker)
+    callers, minting = request.state["callers"], request.state["minting"]
+    settings = callers.settings
+    principal, claims = await _caller(request)
+    await callers.rate.admit(principal.limit_key)
+    minting.ensure_configured()
     body = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     wanted = parse_json(body, ClientSecretRequest)
-    agent = find_agent(broker, wanted.metadata.agent_id or (claims.agent_id if claims else None))
-    session = await _session(request, broker, principal, claims, wanted)
+    agent = minting.find_agent(wanted.metadata.agent_id or (claims.agent_id if claims else None))
+    session = await _session(request, principal, claims, wanted)
     owner = session.owner
     bind_ids(session_id=owner.session_id)
-    ensure_not_blocked(broker.memory.blocklist, owner.principal, owner.session_id)
     ttl_s = _ttl_s(wanted, claims)
     expires_at_s = int(time.time()) + ttl_s
-    secret = broker.signer.client_secret(
-        session_id=owner.session_id,
+    secret = callers.signer.client_secret(
+        owner,
         agent_id=agent.id,
-        principal=owner.principal,
-        epoch=owner.epoch,
-        user_id=owner.user_id,
         ttl_s=ttl_s,
         minted_with=claims if isinstance(claims, ClientSecretClaims) else None,
     )
-    answer = ClientSecret(value=secret, expires_at=expires_at_s, session=_shown_session(broker, agent, owner))
-    await session.keep(broker.memory.sessions, agent.id)
-    write_audit(
-        AuditEntry(
-            correlation_id=correlation_id(request.scope),
-            principal=owner.principal,
-            session_id=owner.session_id,
-            agent_id=agent.id,
-            strategy="client_secret",
-            minted=False,
-            secret=SecretStr(secret),
-            expires_at=datetime.fromtimestamp(expires_at_s, UTC),
-        ),
-        broker.observe,
+    # As GA's mint shows a session, without what the agent keeps to itself.
+    shown = shown_session(ga_realtime_session(session_spec(agent, settings)))
+    realtime_session = {"id": owner.session_id, "object": "realtime.session", "model": settings.model, **shown}
+    answer = ClientSecret(value=secret, expires_at=expires_at_s, session=realtime_session)
+    await session.keep(callers.sessions, agent.id)
+    entry = AuditEntry(
+        correlation_id=correlation_id(request.scope),
+        principal=owner.principal,
+        session_id=owner.session_id,
+        agent_id=agent.id,
+        strategy="client_secret",
+        minted=False,
+        secret=SecretStr(secret),
+        expires_at=datetime.fromtimestamp(expires_at_s, UTC),
     )
+    write_audit(entry, minting.observe)
     return JSONResponse(answer.model_dump(), headers=_NO_STORE)
 
 
-async def create_compat_call(request: Request) -> Response:
+async def create_compat_call(request: Request[CompatState]) -> Response:
     """Answers 201 with the SDP answer and `Location`; problems: 400, 401, 403, 408, 413, 415, 429, 502 to 504."""
-    broker = broker_of(request)
-    deadline_s = time.monotonic() + broker.settings.token_budget_s
-    admitted = broker.admission.by_any(request.scope)
+    admission, calls = request.state["admission"], request.state["calls"]
+    settings = calls.minting.settings
+    deadline_s = time.monotonic() + settings.token_budget_s
+    admitted = admission.by_any(request.scope)
     bind_ids(session_id=admitted.owner.session_id)
-    offer = await _read_offer(request, broker)
-    with await broker.admission.enter(admitted, counted=True) as lease:
-        call = await place_call(
+    offer = await _read_offer(request, settings)
+    with await admission.enter(admitted, counted=True) as lease:
+        call = await calls.place(
             request,
-            broker,
             offer,
             owner=admitted.owner,
             agent=admitted.agent,
             lease=lease,
             deadline_s=deadline_s,
-            filtered=broker.settings.compat_webrtc_filter == "on",
+            filtered=settings.compat_webrtc_filter == "on",
         )
     headers = dict(_NO_STORE)
     if call.call_id is not None:
-        broker.relay.listen(admitted, endpoint=call.endpoint, call_id=call.call_id, spec=call.spec)
+        relay = request.state["relay"]
+        relay.listen(admitted, endpoint=call.endpoint, call_id=call.call_id, spec=call.spec)
         headers["Location"] = f"{request.scope['path']}/{call.token}"
-    return CallAnswer(broker, call, admitted.owner, headers)
+    return calls.answer(call, admitted.owner, headers)
 
 
-async def hang_up_compat_call(request: Request) -> Response:
+async def hang_up_compat_call(request: Request[CompatState]) -> Response:
     """Answers 200, as OpenAI does, when the call is over; problems: 401, 404, 429, 502, 504."""
-    broker = broker_of(request)
-    session_id, key = broker.admission.leaver(request.scope)
-    bind_ids(session_id=session_id)
-    await broker.hang_ups.admit(key)
-    await end_call(broker, request.path_params["call_id"], session_id=session_id)
+    caller = request.state["admission"].leaver(request.scope)
+    bind_ids(session_id=caller.owner.session_id)
+    await request.state["callers"].hang_ups.admit(caller.limit_key)
+    await request.state["calls"].end(request.path_params["call_id"], session_id=caller.owner.session_id)
     return Response(status_code=200, headers=_NO_STORE)
 
 
-async def _caller(request: Request, broker: Broker) -> tuple[Principal, ClientSecretClaims | SessionClaims | None]:
-    """Who asks for a client secret: whoever may ask for a plan, or who has a credential of the broker's already.
+async def _caller(request: Request[CompatState]) -> tuple[Principal, ClientSecretClaims | SessionClaims | None]:
+    """Who asks for a client secret: a caller who may ask for a plan, or who has a credential of the broker's already.
 
     Raises Problem 401, 403, 503. Where nobody has to authenticate, a key is what the client's library insists on, and
-    means nothing; but one that is Azure's, or was ours and is no longer good, is told so.
+    means nothing; but one that is Azure's, or was ours and is no longer good, is refused.
     """
+    callers = request.state["callers"]
     try:
         credential = extract_credential(request.scope)
     except SeveralCredentialsError:
         raise _refused("Several credentials came, which differ: send one.") from None
     if credential is not None:
-        if broker.admission.warn_of_resource_key(credential):
+        if request.state["admission"].warn_of_resource_key(credential):
             raise _refused("This credential is not valid here.")
         try:
-            claims = broker.signer.read_any(credential)
+            claims = callers.signer.read_any(credential)
         except TokenError:
             if is_ours(credential):
                 raise _refused(
@@ -179,45 +185,37 @@ async def _caller(request: Request, broker: Broker) -> tuple[Principal, ClientSe
         else:
             if not isinstance(claims, (ClientSecretClaims, SessionClaims)):
                 raise _refused("A ticket opens one talk and mints nothing: leave it out.")
-            key = limit_key(request.scope, claims.principal, broker.settings.trusted_proxies)
-            return Principal(claims.principal, key), claims
+            caller = caller_of(request.scope, claims, callers.settings.trusted_proxies)
+            return Principal(caller.owner.principal, caller.limit_key), claims
     scope = request.scope
-    if broker.settings.auth == "entra" and credential is not None:
+    if callers.settings.auth == "entra" and credential is not None:
         others = [(name, value) for name, value in scope["headers"] if name != b"authorization"]
         scope = {**scope, "headers": [*others, (b"authorization", f"Bearer {credential}".encode())]}
-    return await broker.authenticator.authenticate(scope), None
+    return await callers.authenticator.authenticate(scope), None
 
 
 async def _session(
-    request: Request,
-    broker: Broker,
+    request: Request[CompatState],
     principal: Principal,
     claims: ClientSecretClaims | SessionClaims | None,
     wanted: ClientSecretRequest,
 ) -> OpenedSession:
     """The session that the secret is for: the credential's own, or as `POST /realtime/token` finds it."""
+    callers, metadata = request.state["callers"], wanted.metadata
     if claims is None:
-        return await open_session(
-            broker.memory.sessions,
-            broker.signer,
-            broker.memory.blocklist,
-            principal=principal,
-            session_id=wanted.metadata.session_id,
-            session_token=request.headers.get("x-session-token"),
-            user_id=wanted.metadata.user_id,
-        )
-    if wanted.metadata.session_id not in {None, claims.session_id}:
+        return await callers.open_session(request, principal, session_id=metadata.session_id, user_id=metadata.user_id)
+    if metadata.session_id not in {None, claims.owner.session_id}:
         raise Problem(403, "foreign_session", "The credential is another session's: leave session_id out.")
-    own_names = {None, claims.user_id, *((principal.id, principal.subject) if principal.authenticated else ())}
-    if wanted.metadata.user_id not in own_names:
+    own_names = {None, claims.owner.user_id, *((principal.id, principal.subject) if principal.authenticated else ())}
+    if metadata.user_id not in own_names:
         raise Problem(403, "foreign_user", "The credential is another user's: leave user_id out.")
-    return await confirm_owner(broker.memory.sessions, broker.memory.blocklist, claims)
+    return await callers.reopen_session(claims)
 
 
 def _ttl_s(wanted: ClientSecretRequest, claims: ClientSecretClaims | SessionClaims | None) -> int:
-    """As long as was asked for, but what a credential opens can't outlive it. Raises Problem 401.
+    """The wanted lifetime, but no longer than the credential's own. Raises Problem 401.
 
-    The leeway that clocks are given is not lent on: each secret would be good for it anew, and mint the next.
+    The leeway for clocks is not added: with it each secret could mint the next one, without end.
     """
     if claims is None:
         return wanted.expires_after.seconds
@@ -226,30 +224,26 @@ def _ttl_s(wanted: ClientSecretRequest, claims: ClientSecretClaims | SessionClai
     return min(wanted.expires_after.seconds, left_s)
 
 
-def _shown_session(broker: Broker, agent: Agent, owner: Owner) -> dict[str, Any]:
-    """The session as GA's mint shows it, without what the agent keeps to itself."""
-    session = shown_session(ga_realtime_session(session_spec(agent, broker.settings)))
-    return {"id": owner.session_id, "object": "realtime.session", "model": broker.settings.model, **session}
-
-
-async def _read_offer(request: Request, broker: Broker) -> bytes:
+async def _read_offer(request: Request[CompatState], settings: Settings) -> bytes:
     """The offer, raw or as the `sdp` of a form; the form's `session` is the agent's to say. Raises Problem."""
-    settings = broker.settings
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in {"application/sdp", "multipart/form-data"}:
         raise Problem(
             415, "not_sdp", "Send the offer raw, as application/sdp, or as the sdp field of multipart/form-data."
         )
-    body = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
-    offer = body if kind == "application/sdp" else await _sdp_field(request, body, settings.max_body_bytes)
+    offer = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+    if kind == "multipart/form-data":
+        offer = await _sdp_field(request, offer, settings.max_body_bytes)
     check_offer(offer)
     return offer
 
 
-async def _sdp_field(request: Request, body: bytes, limit_bytes: int) -> bytes:
+async def _sdp_field(request: Request[CompatState], body: bytes, limit_bytes: int) -> bytes:
     async def whole() -> AsyncGenerator[bytes, None]:
         yield body
 
+    # The parser is told no more than the boundary: an offer is ASCII, and some of the charsets that Python knows fail,
+    # or take long.
     boundary = _BOUNDARY.search(request.headers["content-type"])
     headers = Headers({"content-type": f"multipart/form-data; {boundary[0]}" if boundary else ""})
     parser = MultiPartParser(

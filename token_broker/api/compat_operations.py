@@ -1,12 +1,14 @@
 """What the compatible endpoints of the official clients take and answer, as /openapi.json shows it."""
 
-from token_broker.api.compat import CALL_PREFIXES, MINT_PREFIXES
 from token_broker.api.offers import HANG_UP_PROBLEMS, OFFER_PROBLEMS, OFFER_SCHEMA, SDP_ANSWER, SDP_EXAMPLE
 from token_broker.relay.protocols import COMPAT_ENDPOINTS
 from token_broker.sessions.schemas import ClientSecret, ClientSecretRequest
 from token_broker.web.openapi import Answer, Body, Operation, Parameter, Socket
 
-__all__ = ["COMPAT_OPERATIONS", "COMPAT_SOCKETS"]
+__all__ = ["CALL_PREFIXES", "COMPAT_OPERATIONS", "COMPAT_SOCKETS", "MINT_PREFIXES"]
+
+MINT_PREFIXES: tuple[str, ...] = ("/v1", "/openai/v1", "/openai")
+CALL_PREFIXES: tuple[str, ...] = ("/v1", "/openai/v1")
 
 _TAG = "Compatible endpoints for the official clients"
 _CREDENTIAL = (

@@ -1,45 +1,216 @@
-"""`GET /metrics`: figures for Prometheus, for whoever `may_see_figures`."""
+"""`GET /metrics`: what `Metrics` has counted, and what is read from the parts' own status at each scrape.
 
-from collections.abc import Callable
+The relay and the memory count for themselves, at no cost a frame. Their status is what `/status` shows too, so that the
+two can't disagree.
+"""
 
-from prometheus_client import CollectorRegistry
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypedDict
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
-from token_broker.api.status import may_see_figures
-from token_broker.broker import Broker, broker_of
+from strategies.health import BreakerState, BreakerStatus, Capability
+from token_broker.api.status import StatusSources
+from token_broker.memory.status import MemoryStatus
+from token_broker.observability.event_metrics import Metrics
+from token_broker.relay.counters import RelayStatus
 from token_broker.web.openapi import Answer, Operation
 from token_broker.web.problems import Problem
 
-__all__ = ["METRICS_OPERATIONS", "get_metrics"]
+__all__ = ["METRICS_OPERATIONS", "MetricsState", "StateCollector", "get_metrics", "memory_metrics"]
+
+_CLOSE_CODES = ("1000", "1009", "1011", "4400", "4401", "4403", "4408", "4410", "4429", "4502", "4503")
 
 
-async def get_metrics(request: Request) -> Response:
+class MetricsState(TypedDict):
+    """What this route uses of the lifespan's state."""
+
+    status: StatusSources
+    metrics: Metrics
+
+
+async def get_metrics(request: Request[MetricsState]) -> Response:
     """All metrics, as text or, where it is asked for, as OpenMetrics. Problem 401 without the token."""
-    broker = broker_of(request)
-    if not may_see_figures(request, broker):
-        raise Problem(401, "metrics_token_needed", _token_needed(broker))
-    encode, media_type = _encoder(request.headers.get("accept", ""))
-    body = encode(broker.metrics.registry)
+    sources = request.state["status"]
+    if not sources.may_see_figures(request):
+        detail = (
+            "Metrics need a token where callers have to sign in: set BROKER_METRICS_TOKEN at the broker, and send it "
+            "as Authorization: Bearer."
+        )
+        if sources.settings.metrics_token is not None:
+            detail = "Send BROKER_METRICS_TOKEN as Authorization: Bearer."
+        raise Problem(401, "metrics_token_needed", detail)
+    try:
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    except (TypeError, ValueError):  # prometheus_client compares the parts of an odd version with numbers, and fails
+        encode, media_type = choose_encoder("")
+    body = encode(request.state["metrics"].registry)
     return Response(body, headers={"Content-Type": media_type, "Cache-Control": "no-store"})
 
 
-def _token_needed(broker: Broker) -> str:
-    if broker.settings.metrics_token is not None:
-        return "Send BROKER_METRICS_TOKEN as Authorization: Bearer."
-    return (
-        "Metrics want a token where callers have to sign in: set BROKER_METRICS_TOKEN at the broker, and send it as "
-        "Authorization: Bearer."
+class StateCollector(Collector):
+    """Metrics of the present state, read at each scrape."""
+
+    def __init__(self, sources: StatusSources, *, version: str) -> None:
+        self._sources = sources
+        self._version = version
+
+    def collect(self) -> Iterable[Metric]:
+        sources = self._sources
+        relay = sources.relay()
+        yield InfoMetricFamily("token_broker_build", "The running version.", {"version": self._version})
+        yield _gauge("draining", "1 while newcomers are sent elsewhere.", sources.drain.draining)
+        yield _gauge("open_talks", "Places taken: proxied talks and relayed calls.", sources.talks.active)
+        yield _gauge(
+            "max_talks", "Places there are in this process; 0 is without limit.", sources.settings.max_sessions
+        )
+        yield _gauge("clock_skew_seconds", "Our clock less Azure's, at the last mint.", sources.clock_skew_s)
+        yield from _breakers(
+            [*(("strategy", each) for each in sources.strategies()), *(("upstream", each) for each in relay.upstreams)]
+        )
+        yield from _relay(relay)
+        yield from memory_metrics(sources.memory.status())
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not read a broker that is still being built."""
+        return ()
+
+
+def _breakers(breakers: Sequence[tuple[str, BreakerStatus]]) -> Iterator[Metric]:
+    """Breakers and capabilities as one series a state, 1 for the present one; strategies and the proxy's upstreams."""
+    labels = ["role", "name"]
+    breaker = GaugeMetricFamily("token_broker_breaker_state", "1 for the breaker's state.", labels=[*labels, "state"])
+    capability = GaugeMetricFamily(
+        "token_broker_capability", "1 for what Azure has shown of the route.", labels=[*labels, "capability"]
+    )
+    attempts = CounterMetricFamily(
+        "token_broker_upstream_attempts", "Times the proxy tried to connect.", labels=["name"]
+    )
+    successes = CounterMetricFamily("token_broker_upstream_successes", "Times Azure took the talk.", labels=["name"])
+    for role, status in breakers:
+        name = [role, status.name]
+        for state in BreakerState:
+            breaker.add_metric([*name, state.value], float(status.breaker is state))
+        for shown in Capability:
+            capability.add_metric([*name, shown.value], float(status.capability is shown))
+        if role == "upstream":  # the strategies' attempts are counted as they happen, by outcome
+            attempts.add_metric(name[1:], status.attempts)
+            successes.add_metric(name[1:], status.successes)
+    yield from (breaker, capability, attempts, successes)
+
+
+def _relay(relay: RelayStatus) -> Iterator[Metric]:
+    yield _gauge("active_talks", "Proxied talks that run now.", relay.active)
+    yield _counter("talks", "Proxied talks admitted.", relay.sessions)
+    yield _counter("talks_ready", "Proxied talks that Azure took.", relay.ready)
+    yield _counter("agent_switches", "Changes of agent within a talk.", relay.switches)
+    yield _counter("turns", "Turns of proxied talks handed to the memory.", relay.turns)
+    yield _counter("turns_lost", "Turns of proxied talks that the memory did not take.", relay.turns_lost)
+    yield _counter("failed_transcriptions", "User turns that Azure could not transcribe.", relay.failed_transcriptions)
+    yield _counter("client_events_refused", "Events of clients that are not in the allowlist.", relay.refused_events)
+    yield _counter("client_fields_left_out", "Fields taken out of clients' events.", relay.fields_left_out)
+    yield _counter(
+        "calls_ended_for_changes", "Calls hung up: their client kept changing the session.", relay.calls_ended
+    )
+    closes = CounterMetricFamily("token_broker_closes", "WebSockets closed, by code.", labels=["code"])
+    # The known codes are shown at zero, so that the first close of a kind is seen as an increase.
+    for code, count in sorted((dict.fromkeys(_CLOSE_CODES, 0) | relay.closes).items()):
+        closes.add_metric([code], count)
+    yield closes
+    for name, text, counts in (
+        ("frames", "Events relayed.", relay.frames),
+        ("bytes", "Bytes of the events relayed.", relay.bytes),
+    ):
+        family = CounterMetricFamily(f"token_broker_relayed_{name}", text, labels=["direction"])
+        family.add_metric(["to_azure"], counts.to_azure)
+        family.add_metric(["to_client"], counts.to_client)
+        yield family
+    responses = CounterMetricFamily("token_broker_model_responses", "Responses of proxied talks.", labels=["agent"])
+    tokens = CounterMetricFamily(
+        "token_broker_model_tokens", "Model tokens of proxied talks, as Azure counts them.", labels=["agent", "kind"]
+    )
+    for agent, usage in relay.usage_by_agent.items():
+        responses.add_metric([agent], usage.responses)
+        tokens.add_metric([agent, "input"], usage.input_tokens)
+        tokens.add_metric([agent, "output"], usage.output_tokens)
+    yield from (responses, tokens)
+
+
+def memory_metrics(memory: MemoryStatus) -> Iterator[Metric]:
+    """The memory's metrics."""
+    yield _gauge("memory_store_up", "1 while the store answers.", memory.store == "open")
+    yield _gauge("memory_queued_turns", "Turns that wait for delivery, over all replicas.", memory.queued)
+    yield _gauge(
+        "memory_oldest_queued_age_seconds", "Age of the oldest turn that waits, over all replicas.", memory.oldest_age_s
+    )
+    yield _gauge(
+        "memory_dead_letters", "Turns that could not be delivered and are kept, over all replicas.", memory.dead
+    )
+    yield _gauge(
+        "memory_figures_age_seconds", "How long ago the store was last asked for the three above.", memory.figures_age_s
+    )
+    yield _gauge(
+        "memory_blocked", "Principals and sessions that the operator has blocked, over all replicas.", memory.blocked
+    )
+    yield _gauge(
+        "memory_blocklist_age_seconds", "How long ago the store was last asked who is blocked.", memory.blocklist_age_s
+    )
+    yield _gauge("memory_waiting_turns", "Turns that wait for their commit.", memory.waiting)
+    yield _gauge("memory_buffered_turns", "Proxied turns that wait for the store.", memory.buffered)
+    yield _gauge(
+        "memory_disk_short", "1 while SQLite's disk has less free space than is to be kept.", memory.disk_is_short
+    )
+    yield _gauge("memory_disk_free_bytes", "Free space on SQLite's disk.", memory.disk_free_bytes)
+    yield _counter("memory_stored_turns", "Turns committed.", memory.stored)
+    yield _counter("memory_duplicate_turns", "Turns that were stored already.", memory.duplicates)
+    yield _counter("memory_refused_turns", "Turns that the store refused.", memory.refused)
+    yield _counter(
+        "memory_full_session_turns",
+        "Turns refused, since their session has as much as one may have.",
+        memory.full_sessions,
+    )
+    yield _counter(
+        "memory_short_of_disk_turns",
+        "Turns refused for want of free disk; proxied ones come again.",
+        memory.short_of_disk,
+    )
+    yield _counter("memory_overflowed_turns", "Proxied turns lost, since the buffer was full.", memory.overflowed)
+    yield _counter("memory_commits", "Commits.", memory.commits)
+    yield _counter("memory_failed_commits", "Commits that failed.", memory.failed_commits)
+    yield _counter("memory_delivered_turns", "Turns delivered.", memory.delivered)
+    yield _counter(
+        "memory_delivery_failures", "Deliveries that failed and come again, or are dead.", memory.delivery_failures
+    )
+    yield _counter("memory_recalls", "Recalls asked for.", memory.recalls)
+    yield _counter("memory_late_recalls", "Recalls that took longer than their budget.", memory.recalls_late)
+    yield _counter("memory_failed_recalls", "Recalls that failed.", memory.recalls_failed)
+    yield _counter(
+        "memory_repeated_recalls", "Recalls answered with what was found a moment before.", memory.recalls_repeated
+    )
+    yield _counter(
+        "memory_tickets_spent_locally",
+        "Tickets that this process alone remembers as used.",
+        memory.tickets_spent_locally,
     )
 
 
-def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
-    """What `Accept` asks for; prometheus_client compares the parts of an odd version with numbers, and fails."""
-    try:
-        return choose_encoder(accept)
-    except (TypeError, ValueError):
-        return choose_encoder("")
+def _gauge(name: str, text: str, value: float | None) -> Metric:
+    family = GaugeMetricFamily(f"token_broker_{name}", text)
+    if value is not None:
+        family.add_metric([], float(value))
+    return family
+
+
+def _counter(name: str, text: str, value: float | None) -> Metric:
+    family = CounterMetricFamily(f"token_broker_{name}", text)
+    if value is not None:
+        family.add_metric([], float(value))
+    return family
 
 
 METRICS_OPERATIONS = (

@@ -6,27 +6,28 @@ relayed call is counted as an open talk until it is hung up here, or can no long
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from starlette.requests import Request
-from starlette.types import Scope
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from strategies.base import EphemeralGrant
-from strategies.chain import ChainResult
+from strategies.base import EphemeralGrant, SessionSpec
 from strategies.errors import MintError, RateLimitedError, TimedOutError
-from token_broker.api.call_answers import PlacedCall, hung_up_unless_delivered
-from token_broker.api.token import recalled_spec
-from token_broker.broker import Broker
-from token_broker.memory.types import Owner
+from token_broker.api.minting import RETRY_AFTER_S, Minting, RequestTrace
+from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
-from token_broker.security.rate_limits import SessionLease
-from token_broker.security.tokens import TokenError
-from token_broker.sessions.agents import Agent
+from token_broker.security.owner import Owner
+from token_broker.security.rate_limits import SessionLease, SessionLimits
+from token_broker.security.tokens import TokenError, TokenSigner
+from token_broker.sessions.agents import Agent, TalkSpecs
 from token_broker.sessions.ownership import ensure_not_blocked
+from token_broker.sessions.running_calls import Calls
 from token_broker.web.ids import correlation_id
 from token_broker.web.openapi import Answer
 from token_broker.web.problems import Problem
@@ -37,145 +38,160 @@ __all__ = [
     "OFFER_SCHEMA",
     "SDP_ANSWER",
     "SDP_EXAMPLE",
+    "CallRelay",
+    "PlacedCall",
     "check_offer",
-    "end_call",
-    "place_call",
 ]
 
-log = structlog.get_logger("token_broker.sessions.calls")
+log = structlog.get_logger("token_broker.sessions.running_calls")
 
-# What the mint may use of the budget: the offer that follows has to fit into it as well.
+# The mint's share of the budget: the offer that follows has to fit into it as well.
 _MINT_SHARE = 2 / 3
-_RETRY_AFTER_S = 5
 _SDP_LINE = re.compile(rb"[a-z]=[^\x00-\x08\x0a-\x1f]*")
 
 
-@dataclass(slots=True)
-class _Watch:
-    """How far an offer has come, for those who watch."""
+@dataclass(frozen=True, slots=True)
+class PlacedCall:
+    """A call that Azure took.
 
-    scope: Scope
-    broker: Broker
-    owner: Owner
-    agent: Agent
-    began_s: float = field(default_factory=time.monotonic)
-    minted: ChainResult | None = None
-    offered_s: float | None = None  # when it went to Azure
+    `token` is its id for the client that may hang it up; None where Azure named no id. `spec` is the session as it was
+    minted.
+    """
 
-    @contextmanager
-    def observed(self) -> "Iterator[_Watch]":
-        """Tells what became of the offer within the block, which ends with Azure's answer."""
-        told: tuple[int, str | None] = 500, "internal_error"
-        try:
-            yield self
-            told = 201, None
-        except Problem as problem:
-            told = problem.status, problem.code
-            raise
-        finally:
-            self.broker.observe(self._told(*told))
-
-    def _told(self, status: int, code: str | None) -> CallPlaced:
-        duration_s = time.monotonic() - self.began_s
-        grant = self.minted.grant if self.minted else None
-        return CallPlaced(
-            route=self.scope["route"].path,
-            status=status,
-            code=code,
-            duration_s=duration_s,
-            correlation_id=correlation_id(self.scope),
-            model=self.broker.settings.model,
-            agent_id=self.agent.id,
-            session_id=self.owner.session_id,
-            strategy=grant.strategy if grant else None,
-            attempts=self.minted.attempts if self.minted else (),
-            offer_s=None if self.offered_s is None else (self.offered_s - self.began_s, duration_s),
-            trace=self.scope["state"].get("trace"),
-        )
+    answer: bytes
+    endpoint: str
+    call_id: str | None
+    token: str | None
+    spec: SessionSpec
 
 
 def check_offer(offer: bytes) -> None:
-    """Raises Problem 400 where it is no SDP that offers audio."""
+    """Raises Problem 400 where `offer` is not an SDP that offers audio."""
     lines = offer.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
     well_formed = lines[0] == b"v=0" and all(_SDP_LINE.fullmatch(line) for line in lines)
     if not well_formed or not any(line.startswith(b"m=audio ") for line in lines):
         raise Problem(400, "bad_sdp", "The offer is no SDP with an audio line: send createOffer()'s sdp as it is.")
 
 
-async def place_call(
-    request: Request,
-    broker: Broker,
-    offer: bytes,
-    *,
-    owner: Owner,
-    agent: Agent,
-    lease: SessionLease,
-    deadline_s: float,
-    filtered: bool,
-) -> PlacedCall:
-    """Mints, and takes the offer to the host that minted; `lease` is kept for the call.
+@dataclass(frozen=True, slots=True)
+class CallRelay:
+    """Sets calls up at Azure, and hangs them up. Without an Azure there are no `calls`."""
 
-    Raises Problem 403 where the agent takes no calls or its caller was blocked meanwhile, 400 where the caller left,
-    502 to 504. A call that Azure made all the same is hung up.
-    """
-    if agent.sockets_only:
-        raise _sockets_only()
-    supply = recalled_spec(broker, agent, owner)
-    with _Watch(request.scope, broker, owner, agent).observed() as watch:
-        mint_until_s = time.monotonic() + (deadline_s - time.monotonic()) * _MINT_SHARE
-        watch.minted = await broker.chain.mint(supply, deadline_s=mint_until_s)
-        grant = watch.minted.grant
-        if not isinstance(grant, EphemeralGrant) or broker.calls is None:
-            raise Problem(
-                503,
-                "nothing_minted",
-                "No token could be minted just now: go on to the plan's next connection, or to a WebSocket.",
-                headers={"Retry-After": str(_RETRY_AFTER_S)},
-            )
-        write_audit(_audit_entry(request, grant, owner, agent.id), broker.observe)
-        watch.offered_s = time.monotonic()
+    minting: Minting
+    signer: TokenSigner
+    blocklist: Blocklist
+    talks: SessionLimits
+    calls: Calls | None
+
+    async def place(
+        self,
+        request: Request[Any],
+        offer: bytes,
+        *,
+        owner: Owner,
+        agent: Agent,
+        lease: SessionLease,
+        deadline_s: float,
+        filtered: bool,
+    ) -> PlacedCall:
+        """Mints, and takes the offer to the host that minted; `lease` is kept for the call.
+
+        Raises Problem 403 where the agent takes no calls or its caller was blocked meanwhile, 400 where the caller
+        left, 502 to 504. A call that Azure made all the same is hung up.
+        """
+        if agent.sockets_only:
+            detail = "This agent talks over WebSockets only, since one of its tools has a credential: use the proxy."
+            raise Problem(403, "sockets_only", detail)
+        minting = self.minting
+        trace = RequestTrace(request.scope, minting.settings.model, owner=owner, agent=agent)
+        offered_s: float | None = None
+
+        def tell(status: int, code: str | None) -> None:
+            facts = trace.facts(status, code)
+            offer_s = None if offered_s is None else (offered_s - trace.began_s, facts["duration_s"])
+            minting.observe(CallPlaced(**facts, route=request.scope["route"].path, offer_s=offer_s))
+
+        supply = TalkSpecs(minting.settings, owner, minting.recall).of(agent)
+        with trace.answered(201, tell):
+            now_s = time.monotonic()
+            trace.minted = await minting.chain.mint(supply, deadline_s=now_s + (deadline_s - now_s) * _MINT_SHARE)
+            grant = trace.minted.grant
+            if not isinstance(grant, EphemeralGrant) or self.calls is None:
+                detail = "No token could be minted just now: go on to the plan's next connection, or to a WebSocket."
+                raise Problem(503, "nothing_minted", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+            write_audit(_audit_entry(request, grant, owner, agent.id), minting.observe)
+            offered_s = time.monotonic()
+            try:
+                accepted = await self.calls.offer(
+                    grant,
+                    offer,
+                    filtered=filtered,
+                    owner=owner,
+                    lease=lease,
+                    timeout_s=max(0.1, deadline_s - offered_s),
+                )
+            except MintError as error:
+                raise _refused(error, "offer") from None
+            if accepted.call_id is None:
+                log.warning("call_without_location", session_id=owner.session_id)
+                return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply())
+            # From here on Azure has a call that runs, whether its client hears of it or not.
+            with self.hung_up_unless_delivered(grant.endpoint, accepted.call_id, owner):
+                ensure_not_blocked(self.blocklist, owner.principal, owner.session_id)
+                if await request.is_disconnected():
+                    raise Problem(400, "client_left", "The client left before it was answered.")
+                token = self.signer.call_token(
+                    session_id=owner.session_id,
+                    call_id=accepted.call_id,
+                    endpoint=grant.endpoint,
+                    ttl_s=minting.settings.session_token_ttl_s,
+                )
+                return PlacedCall(accepted.answer, grant.endpoint, accepted.call_id, token, await supply())
+
+    def answer(self, call: PlacedCall, owner: Owner, headers: Mapping[str, str]) -> Response:
+        """The 201 of a placed call."""
+        return _CallAnswer(self, call, owner, headers)
+
+    async def end(self, token: str, *, session_id: str) -> None:
+        """Hangs up the session's call of that id. Raises Problem 404, 502, 504."""
         try:
-            accepted = await broker.calls.offer(
-                grant,
-                offer,
-                filtered=filtered,
-                owner=owner,
-                lease=lease,
-                timeout_s=max(0.1, deadline_s - time.monotonic()),
-            )
+            call = self.signer.read_call_token(token)
+        except TokenError:
+            raise _unknown_call() from None
+        if call.session_id != session_id or self.calls is None:
+            raise _unknown_call()
+        try:
+            await self.calls.hang_up(call.endpoint, call.call_id)
         except MintError as error:
-            raise _refused(error, "offer") from None
-        if accepted.call_id is None:
-            log.warning("call_without_location", session_id=owner.session_id)
-            return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply())
-        with hung_up_unless_delivered(broker, grant.endpoint, accepted.call_id, owner):
-            ensure_not_blocked(broker.memory.blocklist, owner.principal, owner.session_id)
-            if await request.is_disconnected():
-                raise Problem(400, "client_left", "The client left before it was answered.")
-            token = broker.signer.call_token(
-                session_id=owner.session_id,
-                call_id=accepted.call_id,
-                endpoint=grant.endpoint,
-                ttl_s=broker.settings.session_token_ttl_s,
-            )
-            return PlacedCall(accepted.answer, grant.endpoint, accepted.call_id, token, await supply())
+            raise _refused(error, "hang-up") from None
+
+    @contextmanager
+    def hung_up_unless_delivered(self, endpoint: str, call_id: str | None, owner: Owner) -> Iterator[None]:
+        """Hangs up the call if the block, which completes its answer, fails or is cancelled."""
+        try:
+            yield
+        except BaseException:
+            if call_id is not None and self.calls is not None:
+                self.talks.end(call_id)
+                self.calls.end(endpoint, call_id, owner, why="its answer could not be delivered")
+            raise
 
 
-async def end_call(broker: Broker, token: str, *, session_id: str) -> None:
-    """Hangs up the session's call of that id. Raises Problem 404, 502, 504."""
-    try:
-        call = broker.signer.read_call_token(token)
-    except TokenError:
-        raise _unknown_call() from None
-    if call.session_id != session_id or broker.calls is None:
-        raise _unknown_call()
-    try:
-        await broker.calls.hang_up(call.endpoint, call.call_id)
-    except MintError as error:
-        raise _refused(error, "hang-up") from None
+class _CallAnswer(Response):
+    """The 201 of a call. If it can't be sent, the call is hung up and its place given back."""
+
+    def __init__(self, relay: CallRelay, call: PlacedCall, owner: Owner, headers: Mapping[str, str]) -> None:
+        super().__init__(call.answer, 201, headers, media_type="application/sdp")
+        self._relay = relay
+        self._call = call
+        self._owner = owner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._relay.hung_up_unless_delivered(self._call.endpoint, self._call.call_id, self._owner):
+            await super().__call__(scope, receive, send)
 
 
-def _audit_entry(request: Request, grant: EphemeralGrant, owner: Owner, agent_id: str) -> AuditEntry:
+def _audit_entry(request: Request[Any], grant: EphemeralGrant, owner: Owner, agent_id: str) -> AuditEntry:
     return AuditEntry(
         correlation_id=correlation_id(request.scope),
         principal=owner.principal,
@@ -190,18 +206,13 @@ def _audit_entry(request: Request, grant: EphemeralGrant, owner: Owner, agent_id
 
 
 def _refused(error: MintError, what: str) -> Problem:
-    """Azure's refusal as the caller hears it; why stands in the log."""
+    """The problem that the caller gets for Azure's refusal; the log has the reason."""
     log.warning("call_refused", what=what, outcome=error.outcome, status=error.status, code=error.code, why=str(error))
     if isinstance(error, TimedOutError):
         return Problem(504, "azure_timed_out", f"Azure did not answer the {what} in time: try the next connection.")
     wait_s = error.retry_after_s if isinstance(error, RateLimitedError) else None
     headers = {} if wait_s is None else {"Retry-After": str(max(1, round(wait_s)))}
     return Problem(502, "azure_refused", f"Azure refused the {what}: try the next connection.", headers=headers)
-
-
-def _sockets_only() -> Problem:
-    detail = "This agent talks over WebSockets only, since a tool of its has a credential: use the plan's proxy."
-    return Problem(403, "sockets_only", detail)
 
 
 def _unknown_call() -> Problem:

@@ -2,7 +2,7 @@
 
 from starlette.types import Receive, Scope, Send
 
-from token_broker.broker import Broker
+from token_broker.relay.endpoint import VoiceRelay
 from token_broker.web.openapi import Parameter, Socket
 
 __all__ = ["VOICELIVE_PATH", "VOICELIVE_SOCKET", "Voicelive"]
@@ -11,11 +11,11 @@ VOICELIVE_PATH = "/api/v1/voice/voicelive/{session_id}"
 
 
 class Voicelive:
-    """The proxy; a class, since Starlette takes functions for something less than ASGI."""
+    """The proxy; a class: Starlette takes no function for an ASGI application."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        broker: Broker = scope["app"].state.broker
-        await broker.relay.proxy(scope, receive, send)
+        relay: VoiceRelay = scope["state"]["relay"]
+        await relay.proxy(scope, receive, send)
 
 
 VOICELIVE_SOCKET = Socket(

@@ -27,7 +27,7 @@ AZURE_ORIGINS = tuple(
 """Where a plan's direct connections lead, unless the endpoint is somebody's own domain."""
 
 _MEDIA_TYPES = {
-    # Not left to the machine's own table: on some, `.js` is text/plain, and browsers refuse such modules.
+    # Not left to the machine's table: on some machines `.js` is text/plain, and browsers refuse such modules.
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
@@ -39,7 +39,14 @@ _SHIPPED_FOLDERS = {"audio", "transports", "types"}
 def client_routes(azure_origins: Sequence[str] = AZURE_ORIGINS) -> list[BaseRoute]:
     """`/` and `/client/…`. `azure_origins` are those besides the broker's own that the page may speak to."""
     folder = client_folder()
-    headers = _page_headers(azure_origins)
+    headers = {
+        "Cache-Control": "no-cache",  # asked for each time, answered with 304 from the ETag
+        "Content-Security-Policy": content_security_policy(azure_origins),
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
     files = StaticFiles(directory=folder)
 
     async def page(request: Request) -> Response:
@@ -80,19 +87,8 @@ def content_security_policy(azure_origins: Sequence[str]) -> str:
     )
 
 
-def _page_headers(azure_origins: Sequence[str]) -> dict[str, str]:
-    return {
-        "Cache-Control": "no-cache",  # asked for each time, answered with 304 from the ETag
-        "Content-Security-Policy": content_security_policy(azure_origins),
-        "Cross-Origin-Opener-Policy": "same-origin",
-        "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
-    }
-
-
 class _Modules(StaticFiles):
-    """The client's files, as far as pages need them: neither its tests nor its tools."""
+    """The client's files that pages need; its tests and tools are not served."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         name = PurePosixPath(path)

@@ -1,65 +1,160 @@
-"""What the broker says of itself: `/status`, `/config/{agent_id}`, `/healthz`, `/readyz`."""
+"""The broker's own state: `/status`, `/config/{agent_id}`, `/healthz`, `/readyz`."""
 
 import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from token_broker.api.status_schemas import Readiness, Status
-from token_broker.api.token import find_agent
-from token_broker.broker import Broker, broker_of
+from strategies.chain import Chain, Link
+from strategies.health import BreakerState, BreakerStatus, Capability, Latencies
+from token_broker.api.minting import Minting
+from token_broker.api.status_schemas import AgentVoice, Readiness, ServiceLevel, Status, StrategyStatus
+from token_broker.memory.service import Memory
+from token_broker.observability.event_metrics import PlanCounters
+from token_broker.observability.logging import advice_on
+from token_broker.relay.counters import RelayStatus
+from token_broker.security.rate_limits import SessionLimits
+from token_broker.server.drain import Drain
+from token_broker.sessions.agents import AgentRegistry
 from token_broker.sessions.ownership import blocklist_unread
 from token_broker.sessions.schemas import AgentConfig
+from token_broker.settings import Settings
 from token_broker.web.openapi import Answer, Operation, Parameter
 from token_broker.web.problems import Problem
 from token_broker.web.requests import bearer_token
 
-__all__ = ["STATUS_OPERATIONS", "get_config", "get_health", "get_readiness", "get_status", "may_see_figures"]
+__all__ = [
+    "STATUS_OPERATIONS",
+    "StatusSources",
+    "StatusState",
+    "get_config",
+    "get_health",
+    "get_readiness",
+    "get_status",
+]
 
 _NO_STORE = {"Cache-Control": "no-store"}
+_SLO_AIM = 0.9999
 
 
-async def get_status(request: Request) -> Response:
-    """Five fields for everybody, the rest for whoever `may_see_figures`, principals for the token's holder."""
-    broker = broker_of(request)
-    settings = broker.settings
-    status = {
-        "voicelive_configured": settings.endpoint is not None,
-        "endpoint": settings.target.base if settings.target else None,
-        "model": settings.model,
-        "active_sessions": broker.talks.active,
-        "agents": {agent.id: {"voice": agent.voices["preview"]} for agent in broker.agents},
-    }
-    if may_see_figures(request, broker):
-        status |= broker.health(principals=_has_metrics_token(request, broker))
-    return JSONResponse(status, headers=_NO_STORE)
+@dataclass(frozen=True, slots=True)
+class StatusSources:
+    """What the status is read from."""
+
+    settings: Settings
+    agents: AgentRegistry
+    chain: Chain
+    plan_counters: PlanCounters
+    talks: SessionLimits
+    drain: Drain
+    memory: Memory
+    relay: Callable[[], RelayStatus]
+
+    def read(self, *, full: bool) -> Status:
+        """The status; only its first five fields unless it is `full`."""
+        settings, counters = self.settings, self.plan_counters
+        status = Status(
+            voicelive_configured=settings.endpoint is not None,
+            endpoint=settings.target.base if settings.target else None,
+            model=settings.model,
+            active_sessions=self.talks.active,
+            agents={agent.id: AgentVoice(voice=agent.voices["preview"]) for agent in self.agents},
+        )
+        if full:
+            status.strategies = self.strategies()
+            status.relay = self.relay()
+            status.outbox = self.memory.status()
+            status.slo = ServiceLevel(
+                aim=_SLO_AIM,
+                requests=counters.requests,
+                usable_plans=counters.usable,
+                degraded_plans=counters.degraded,
+                ratio=round(counters.usable / counters.requests, 6) if counters.requests else None,
+            )
+            status.clock_skew_s = self.clock_skew_s
+        return status
+
+    def strategies(self) -> list[StrategyStatus]:
+        """The status of each strategy, in the chain's order."""
+        found = []
+        for link in self.chain.links:
+            if isinstance(link, Link):
+                breaker = link.breaker.snapshot()
+                fields = {name: getattr(breaker, name) for name in BreakerStatus.__slots__}
+                found.append(StrategyStatus(**fields, do=advice_on(breaker.last_outcome)))
+            else:
+                found.append(_proxy_status(link.name, self.plan_counters.degraded))
+        return found
+
+    @property
+    def clock_skew_s(self) -> float | None:
+        """Our clock less Azure's, at the last mint."""
+        skew_s = self.plan_counters.clock_skew_s
+        return None if skew_s is None else round(skew_s, 1)
+
+    def may_see_figures(self, request: Request[Any]) -> bool:
+        """Whether the caller may see metrics and the full status: with BROKER_METRICS_TOKEN, or where no caller has to
+        sign in and there is no such token.
+        """
+        settings = self.settings
+        if settings.metrics_token is None and settings.auth in {None, "none"}:
+            return True
+        return self.has_metrics_token(request)
+
+    def has_metrics_token(self, request: Request[Any]) -> bool:
+        """Whether the request brings BROKER_METRICS_TOKEN."""
+        wanted = self.settings.metrics_token
+        given = bearer_token(request) or ""
+        return wanted is not None and secrets.compare_digest(given.encode(), wanted.get_secret_value().encode())
 
 
-def may_see_figures(request: Request, broker: Broker) -> bool:
-    """Whether the caller may see metrics and the status in full: who sends BROKER_METRICS_TOKEN, and everybody while
-    none is set and nobody has to sign in.
-    """
-    settings = broker.settings
-    if settings.metrics_token is None and settings.auth in {None, "none"}:
-        return True
-    return _has_metrics_token(request, broker)
+def _proxy_status(name: str, granted: int) -> StrategyStatus:
+    """The proxy's status in the shape of a breaker's: it has no breaker, and never fails."""
+    return StrategyStatus(
+        name=name,
+        breaker=BreakerState.CLOSED,
+        capability=Capability.AVAILABLE,
+        last_outcome="granted" if granted else None,
+        last_status=None,
+        last_ago_s=None,
+        retry_in_s=None,
+        why=None,
+        attempts=granted,
+        successes=granted,
+        latency_ms=Latencies(),
+        do=None,
+    )
 
 
-def _has_metrics_token(request: Request, broker: Broker) -> bool:
-    wanted = broker.settings.metrics_token
-    given = bearer_token(request) or ""
-    return wanted is not None and secrets.compare_digest(given.encode(), wanted.get_secret_value().encode())
+class StatusState(TypedDict):
+    """What these routes use of the lifespan's state."""
+
+    status: StatusSources
+    minting: Minting
 
 
-async def get_config(request: Request) -> Response:
+async def get_status(request: Request[StatusState]) -> Response:
+    """Five fields for everybody, the rest for callers who may see figures, principals for the token's holder."""
+    sources = request.state["status"]
+    status = sources.read(full=sources.may_see_figures(request))
+    left_out = None if sources.has_metrics_token(request) else {"relay": {"usage_by_principal"}}
+    # Unset fields are left out: a client that may not see them is not told that they exist and are null.
+    body = status.model_dump_json(exclude_unset=True, exclude=left_out)
+    return Response(body, media_type="application/json", headers=_NO_STORE)
+
+
+async def get_config(request: Request[StatusState]) -> Response:
     """An agent's voice and model, as the first version's clients ask for them."""
-    broker = broker_of(request)
-    agent = find_agent(broker, request.path_params["agent_id"])
+    minting = request.state["minting"]
+    agent = minting.find_agent(request.path_params["agent_id"])
     config = AgentConfig(
         agent_id=agent.id,
         voice_name=agent.voices["preview"],
-        model=broker.settings.model,
-        endpoint_configured=broker.settings.endpoint is not None,
+        model=minting.settings.model,
+        endpoint_configured=minting.settings.endpoint is not None,
     )
     return JSONResponse(config.model_dump(), headers=_NO_STORE)
 
@@ -70,12 +165,12 @@ async def get_health(request: Request) -> Response:
     return JSONResponse({"status": "ok"}, headers=_NO_STORE)
 
 
-async def get_readiness(request: Request) -> Response:
-    """200 while newcomers are welcome; a problem 503 while the broker drains, or lacks a blocklist that is required."""
-    broker = broker_of(request)
-    if broker.drain.draining:
+async def get_readiness(request: Request[StatusState]) -> Response:
+    """200 while new clients are accepted; a problem 503 while the broker drains, or lacks a required blocklist."""
+    sources = request.state["status"]
+    if sources.drain.draining:
         raise Problem(503, "draining", "This broker is going away: ask another one.", headers={"Retry-After": "1"})
-    if broker.memory.blocklist.is_missed:
+    if sources.memory.blocklist.is_missed:
         raise blocklist_unread()
     return JSONResponse({"status": "ready"}, headers=_NO_STORE)
 

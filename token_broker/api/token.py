@@ -1,195 +1,103 @@
 """`POST /realtime/token`: a plan that the browser can use, within the budget, whatever state Azure is in."""
 
-import asyncio
 import time
-from dataclasses import dataclass
 from http import HTTPStatus
+from typing import TypedDict
 
 from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.responses import Response
 
-from strategies.base import EphemeralGrant, SessionSpec
-from strategies.chain import ChainResult, SpecSupplier
-from token_broker.api.callers import admit
-from token_broker.broker import Broker, broker_of
-from token_broker.memory.types import Owner
+from strategies.base import EphemeralGrant
+from token_broker.api.callers import Callers
+from token_broker.api.minting import RETRY_AFTER_S, Minting, RequestTrace
 from token_broker.observability.events import TokenRequestEnded, TokenResult
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
-from token_broker.sessions.agents import Agent, session_spec
-from token_broker.sessions.ownership import ensure_not_blocked, open_session
+from token_broker.sessions.agents import TalkSpecs
 from token_broker.sessions.schemas import Plan, TokenRequest
+from token_broker.web.forwarded import public_base
 from token_broker.web.ids import correlation_id
 from token_broker.web.openapi import Answer, Body, Operation, Parameter
 from token_broker.web.problems import Problem
 from token_broker.web.requests import parse_json, read_body
 
-__all__ = ["TOKEN_OPERATIONS", "create_token", "ensure_configured", "find_agent", "recalled_spec"]
-
-_RETRY_AFTER_S = 5
+__all__ = ["TOKEN_OPERATIONS", "TokenState", "create_token"]
 
 
-async def create_token(request: Request) -> Response:
+class TokenState(TypedDict):
+    """What this route uses of the lifespan's state."""
+
+    callers: Callers
+    minting: Minting
+
+
+async def create_token(request: Request[TokenState]) -> Response:
     """Answers 200 with a `Plan`; problems: 400, 401, 403, 404, 408, 413, 422, 429, and 503 without the proxy."""
-    broker = broker_of(request)
-    course = _Course(time.monotonic())
-    try:
-        plan = await _make_plan(request, broker, course)
-    except Problem as problem:
-        _tell(request, broker, course, problem.status, problem.code)
-        raise
-    except Exception:
-        _tell(request, broker, course, 500, "internal_error")
-        raise
-    _tell(request, broker, course, 200)
-    return Response(
-        plan.__pydantic_serializer__.to_json(plan), media_type="application/json", headers={"Cache-Control": "no-store"}
-    )
+    minting = request.state["minting"]
+    trace = RequestTrace(request.scope, minting.settings.model)
+
+    def tell(status: int, code: str | None) -> None:
+        minted = trace.grant if isinstance(trace.grant, EphemeralGrant) else None
+        result: TokenResult
+        if status == HTTPStatus.OK:
+            result = "minted" if minted else "degraded"
+        else:
+            result = "refused" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
+        skew_s = minted.clock_skew_s if minted else None
+        minting.observe(TokenRequestEnded(**trace.facts(status, code), result=result, clock_skew_s=skew_s))
+
+    with trace.answered(HTTPStatus.OK, tell):
+        plan = await _make_plan(request, trace)
+    body = plan.__pydantic_serializer__.to_json(plan)
+    return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-@dataclass(slots=True)
-class _Course:
-    """How far a request has come, for those who watch."""
-
-    began_s: float
-    chain_began_s: float = 0.0
-    owner: Owner | None = None
-    agent: Agent | None = None
-    minted: ChainResult | None = None
-
-
-async def _make_plan(request: Request, broker: Broker, course: _Course) -> Plan:
-    settings = broker.settings
-    deadline_s = course.began_s + settings.token_budget_s
-    caller = await admit(request, broker)
+async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
+    callers, minting = request.state["callers"], request.state["minting"]
+    settings = minting.settings
+    principal = await callers.sign_in(request)
     body = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     wanted = parse_json(body, TokenRequest)
-    agent = course.agent = find_agent(broker, wanted.agent_id)
-    session = await open_session(
-        broker.memory.sessions,
-        broker.signer,
-        broker.memory.blocklist,
-        principal=caller.principal,
-        session_id=wanted.session_id,
-        session_token=request.headers.get("x-session-token"),
-        user_id=wanted.user_id,
-    )
-    owner = course.owner = session.owner
+    agent = trace.agent = minting.find_agent(wanted.agent_id)
+    session = await callers.open_session(request, principal, session_id=wanted.session_id, user_id=wanted.user_id)
+    owner = trace.owner = session.owner
     bind_ids(session_id=owner.session_id)
-    ensure_not_blocked(broker.memory.blocklist, owner.principal, owner.session_id)
-    # Who has neither a name nor a past can't be remembered: the memory need not be asked.
-    nobody = wanted.session_id is None and not caller.principal.authenticated
-    supply = recalled_spec(broker, agent, owner, tuple(wanted.modalities), remembered=not nobody)
-    course.chain_began_s = time.monotonic()
-    course.minted = await broker.chain.mint(supply, deadline_s=deadline_s, sockets_only=agent.sockets_only)
-    grant = course.minted.grant
+    # An anonymous caller's new session has no past: there is nothing to recall, and the store is not asked.
+    is_new = wanted.session_id is None and not principal.authenticated
+    specs = TalkSpecs(settings, owner, None if is_new else minting.recall)
+    trace.chain_began_s = time.monotonic()
+    trace.minted = await minting.chain.mint(
+        specs.of(agent, tuple(wanted.modalities)),
+        deadline_s=trace.began_s + settings.token_budget_s,
+        sockets_only=agent.sockets_only,
+    )
+    grant = trace.minted.grant
     if grant is None:
-        ensure_configured(broker)
-        raise _nothing_minted()
-    await session.keep(broker.memory.sessions, agent.id)
-    plan = broker.plans.make(
+        minting.ensure_configured()
+        detail = "No token could be minted just now, and the proxy is not part of this broker's chain: try again."
+        raise Problem(503, "nothing_minted", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+    # Before the plan is made: where another caller got the chosen id meanwhile, no credential for it may leave.
+    await session.keep(callers.sessions, agent.id)
+    plan = minting.plans.make(
         grant,
         owner=owner,
         agent=agent,
-        public_base=caller.public_base,
+        public_base=public_base(request.scope, settings),
         correlation_id=correlation_id(request.scope),
-        unseen=broker.memory.blocklist.was_read,
+        unseen=callers.blocklist.was_read,
     )
-    write_audit(_audit_entry(plan, owner), broker.observe)
-    return plan
-
-
-def _tell(request: Request, broker: Broker, course: _Course, status: int, code: str | None = None) -> None:
-    """What became of the request, for the service level, the metrics and the traces."""
-    grant = course.minted.grant if course.minted else None
-    broker.plan_counters.count(status, grant)
-    broker.observe(
-        TokenRequestEnded(
-            result=_result(status, minted=isinstance(grant, EphemeralGrant)),
-            status=status,
-            duration_s=time.monotonic() - course.began_s,
-            correlation_id=correlation_id(request.scope),
-            model=broker.settings.model,
-            agent_id=course.agent.id if course.agent else None,
-            session_id=course.owner.session_id if course.owner else None,
-            strategy=grant.strategy if grant else None,
-            code=code,
-            chain_began_s=course.chain_began_s - course.began_s if course.minted else 0.0,
-            attempts=course.minted.attempts if course.minted else (),
-            trace=request.scope["state"].get("trace"),
-        )
-    )
-
-
-def _result(status: int, *, minted: bool) -> TokenResult:
-    if status == HTTPStatus.OK:
-        return "minted" if minted else "degraded"
-    return "refused" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
-
-
-def find_agent(broker: Broker, agent_id: str | None) -> Agent:
-    """The agent, or the default one for None. Raises Problem 404 naming the known ones."""
-    agent = broker.agents.get(broker.agents.default if agent_id is None else agent_id)
-    if agent is None:
-        known = ", ".join(broker.agents.ids)
-        raise Problem(404, "unknown_agent", f"There is no such agent; the known ones are {known}.")
-    return agent
-
-
-def recalled_spec(
-    broker: Broker,
-    agent: Agent,
-    owner: Owner,
-    modalities: tuple[str, ...] = ("audio", "text"),
-    *,
-    remembered: bool = True,
-) -> SpecSupplier:
-    """Supplies the talk's spec with what the memory recalls, which is asked for at the first real mint, and once.
-
-    With `remembered` False there is nothing to recall, and it is not asked.
-    """
-    asked: asyncio.Future[str] | None = None
-
-    async def supply() -> SessionSpec:
-        nonlocal asked
-        if not remembered:
-            return session_spec(agent, broker.settings, modalities=modalities)
-        if asked is None:
-            asked = asyncio.ensure_future(broker.recall.block(owner))
-        return session_spec(agent, broker.settings, recalled=await asyncio.shield(asked), modalities=modalities)
-
-    return supply
-
-
-def ensure_configured(broker: Broker) -> None:
-    """Raises Problem 503 where there is no Azure to talk to."""
-    if broker.settings.endpoint is None:
-        raise Problem(
-            503,
-            "not_configured",
-            "No Azure endpoint is configured: set AZURE_VOICELIVE_ENDPOINT.",
-            headers={"Retry-After": str(_RETRY_AFTER_S)},
-        )
-
-
-def _nothing_minted() -> Problem:
-    retry = {"Retry-After": str(_RETRY_AFTER_S)}
-    detail = "No token could be minted just now, and the proxy is not part of this broker's chain: try again."
-    return Problem(503, "nothing_minted", detail, headers=retry)
-
-
-def _audit_entry(plan: Plan, owner: Owner) -> AuditEntry:
-    minted = plan.token is not None
-    return AuditEntry(
+    entry = AuditEntry(
         correlation_id=plan.correlation_id,
         principal=owner.principal,
         session_id=owner.session_id,
         agent_id=plan.agent_id,
         strategy=plan.strategy,
-        minted=minted,
+        minted=plan.token is not None,
         secret=SecretStr(plan.token or plan.session_token),
         expires_at=plan.expires_at,
     )
+    write_audit(entry, minting.observe)  # before the answer: a plan that can't be audited is not released
+    return plan
 
 
 _PLAN_EXAMPLE = {

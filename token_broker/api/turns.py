@@ -1,21 +1,19 @@
-"""Turns in, receipts out: `/conversation/turn`, `/memory/enrich`, and a session's turns.
+"""The memory's routes: `/conversation/turn`, `/memory/enrich`, and a session's turns.
 
-A turn is acknowledged once it is on disk, never before. Who writes proves with the session's token that it is theirs.
+A turn is acknowledged once it is on disk, never before. A writer proves with the session's token that it is theirs.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from token_broker.broker import Broker, broker_of
+from token_broker.api.callers import Callers
 from token_broker.memory.errors import (
     NotOwnerError,
     StoreBusyError,
@@ -34,33 +32,42 @@ from token_broker.memory.schemas import (
     TurnReceipt,
     TurnRequest,
 )
-from token_broker.memory.types import Outcome, Owner, Turn
-from token_broker.security.authentication import limit_key
-from token_broker.security.tokens import TokenError
+from token_broker.memory.service import Memory
+from token_broker.memory.types import Outcome, Turn
+from token_broker.security.authentication import Caller, Principal
+from token_broker.security.owner import Owner
+from token_broker.security.quotas import MemoryQuotas
 from token_broker.sessions.ownership import ensure_not_blocked, session_erased
 from token_broker.web.ids import uuid7
 from token_broker.web.openapi import Answer, Body, Operation, Parameter
 from token_broker.web.problems import Problem
-from token_broker.web.requests import bearer_token, ensure_few_values, parse_json, read_body
+from token_broker.web.requests import ensure_few_values, parse_json, read_body
 
-if TYPE_CHECKING:  # rows bring SQLAlchemy, which is loaded when the store opens
+if TYPE_CHECKING:  # rows import SQLAlchemy, which is loaded when the store opens
     from token_broker.memory.store.rows import StoredTurn
 
-__all__ = ["MEMORY_OPERATIONS", "create_turn", "enrich", "erase_turns", "list_turns"]
+__all__ = ["MEMORY_OPERATIONS", "MemoryState", "create_turn", "enrich", "erase_turns", "list_turns"]
 
 _NO_STORE = {"Cache-Control": "no-store"}
 _PAGE = 100
 _LARGEST_PAGE = 1000
-_PIECE_BYTES = 65_536  # of an answer, sent at once
+_PIECE_BYTES = 65_536  # a page has megabytes: sent at once it would all lie in the socket's buffer
 _FULL_RETRY_AFTER_S = 10
 
 
-async def create_turn(request: Request) -> Response:
+class MemoryState(TypedDict):
+    """What these routes use of the lifespan's state."""
+
+    callers: Callers
+    memory: Memory
+    quotas: MemoryQuotas
+
+
+async def create_turn(request: Request[MemoryState]) -> Response:
     """`POST /conversation/turn`: 200 once the turn is durable; problems 400, 401, 403, 413, 422, 429, 503, 507."""
-    broker = broker_of(request)
-    owner, key = _writer(request, broker)
-    turns = await _counted(request, broker, key, partial(_turn_of, owner, broker.settings.max_turn_bytes))
-    outcome = (await _append(broker, key, turns))[0]
+    writer = _writer(request)
+    turns = await _counted(request, writer, _turn_of)
+    outcome = (await _append(request, writer, turns))[0]
     answer = TurnAnswer(turn_id=turns[0].turn_id, duplicate=outcome is Outcome.DUPLICATE)
     return _json(answer, 200)
 
@@ -82,19 +89,24 @@ def _turn_of(owner: Owner, limit_bytes: int, body: bytes) -> list[Turn]:
     return [turn]
 
 
-async def enrich(request: Request) -> Response:
+async def enrich(request: Request[MemoryState]) -> Response:
     """`POST /memory/enrich`: 202 once all of it is durable; problems as for a turn."""
-    broker = broker_of(request)
-    owner, key = _writer(request, broker)
-    turns = await _counted(request, broker, key, partial(_turns_of, owner, broker.settings.max_turn_bytes))
-    outcomes = await _append(broker, key, turns)
+    writer = _writer(request)
+    turns = await _counted(request, writer, _turns_of)
+    outcomes = await _append(request, writer, turns)
     accepted = sum(outcome is Outcome.STORED for outcome in outcomes)
-    answer = EnrichAnswer(session_id=owner.session_id, accepted=accepted, duplicates=len(outcomes) - accepted)
+    answer = EnrichAnswer(session_id=writer.owner.session_id, accepted=accepted, duplicates=len(outcomes) - accepted)
     return _json(answer, 202)
 
 
 def _turns_of(owner: Owner, limit_bytes: int, body: bytes) -> list[Turn]:
-    transcripts = _transcripts(body)
+    """One transcript, or a batch of them: the key `transcripts` tells which."""
+    ensure_few_values(body)
+    try:
+        batched = "transcripts" in from_json(body)
+    except (ValueError, TypeError):
+        batched = False
+    transcripts = parse_json(body, EnrichBatch).transcripts if batched else [parse_json(body, Transcript)]
     for transcript in transcripts:
         _is_theirs(owner, transcript.session_id)
     now = datetime.now(UTC)
@@ -113,17 +125,16 @@ def _turns_of(owner: Owner, limit_bytes: int, body: bytes) -> list[Turn]:
     ]
 
 
-async def list_turns(request: Request) -> Response:
+async def list_turns(request: Request[MemoryState]) -> Response:
     """`GET …/sessions/{session_id}/turns`: a page of receipts; problems 400, 401, 403, 404, 429, 503."""
     session_id = request.path_params["session_id"]
     reader = await _admit_reader(request, session_id)
     limit = _limit(request.query_params.get("limit"))
     after = request.query_params.get("after")
-    broker = broker_of(request)
     async with contextlib.AsyncExitStack() as place:
-        await place.enter_async_context(broker.quotas.pages.place(reader.key))
+        await place.enter_async_context(request.state["quotas"].pages.place(reader.limit_key))
         try:
-            turns = await broker.memory.turns(session_id, principal=reader.principal, limit=limit, after=after)
+            turns = await request.state["memory"].turns(session_id, principal=reader.id, limit=limit, after=after)
         except NotOwnerError:
             raise _not_yours() from None
         except StoreError as error:
@@ -151,7 +162,7 @@ def _receipt(turn: "StoredTurn") -> TurnReceipt:
 
 
 class _PageResponse(Response):
-    """A page that is sent in pieces, each once the client has taken those before; `place` is left at its end."""
+    """A page that is sent in pieces, each when the client has taken the ones before; `place` is left at the end."""
 
     def __init__(self, body: bytes, place: contextlib.AsyncExitStack) -> None:
         super().__init__(body, media_type="application/json", headers=_NO_STORE)
@@ -168,12 +179,12 @@ class _PageResponse(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def erase_turns(request: Request) -> Response:
-    """`DELETE …/sessions/{session_id}/turns`: 200 once nobody can read it; Zep is asked soon after, until it has."""
+async def erase_turns(request: Request[MemoryState]) -> Response:
+    """`DELETE …/sessions/{session_id}/turns`: 200 once it can't be read; Zep is asked soon after, until it complies."""
     session_id = request.path_params["session_id"]
     reader = await _admit_reader(request, session_id)
     try:
-        forgotten = await broker_of(request).memory.erase_session(session_id, principal=reader.principal)
+        forgotten = await request.state["memory"].erase_session(session_id, principal=reader.id)
     except NotOwnerError:
         raise _not_yours() from None
     except StoreError as error:
@@ -181,42 +192,30 @@ async def erase_turns(request: Request) -> Response:
     return _json(Erased(session_id=session_id, turns=forgotten), 200)
 
 
-def _owner(request: Request, broker: Broker) -> Owner:
-    """Whose session the request's session token proves. Raises Problem 401."""
-    token = bearer_token(request)
-    if token is None:
-        raise _unproven("Send the plan's session_token as `Authorization: Bearer`.")
-    try:
-        claims = broker.signer.read_session_token(token)
-    except TokenError as error:
-        text = "The session token has expired" if error.expired else "This is no session token of this broker's"
-        raise _unproven(f"{text}: ask POST /realtime/token for a new plan.") from None
-    return Owner(claims.session_id, claims.principal, claims.epoch, claims.user_id)
+def _writer(request: Request[MemoryState]) -> Caller:
+    """The caller who sends turns. Raises Problem 401, and 403 where they are blocked."""
+    callers = request.state["callers"]
+    caller = callers.by_session_token(request, _session_token_needed)
+    ensure_not_blocked(callers.blocklist, caller.owner.principal, caller.owner.session_id)
+    return caller
 
 
-def _writer(request: Request, broker: Broker) -> tuple[Owner, str]:
-    """Who sends turns, and the key that they are counted by. Raises Problem 401, and 403 for who is blocked."""
-    owner = _owner(request, broker)
-    ensure_not_blocked(broker.memory.blocklist, owner.principal, owner.session_id)
-    return owner, _key(request, broker, owner.principal)
-
-
-def _key(request: Request, broker: Broker, principal: str) -> str:
-    return limit_key(request.scope, principal, broker.settings.trusted_proxies)
-
-
-async def _counted(request: Request, broker: Broker, key: str, turns_of: Callable[[bytes], list[Turn]]) -> list[Turn]:
-    """The body's turns, unless the quota is used up already; a body that turns out to be refused counts as a turn."""
-    await broker.quotas.turns.ensure_not_used_up(key)
-    try:
-        return turns_of(await _body(request, broker))
-    except Problem:
-        broker.quotas.turns.count_refused(key)
-        raise
-
-
-def _unproven(detail: str) -> Problem:
+def _session_token_needed(detail: str) -> Problem:
     return Problem(401, "session_token_needed", detail)
+
+
+async def _counted(
+    request: Request[MemoryState], writer: Caller, turns_of: Callable[[Owner, int, bytes], list[Turn]]
+) -> list[Turn]:
+    """The body's turns, unless the quota is used up; a refused body counts as one turn, since it costs as much."""
+    settings, quota = request.state["callers"].settings, request.state["quotas"].turns
+    await quota.ensure_not_used_up(writer.limit_key)
+    try:
+        body = await read_body(request, limit_bytes=settings.max_memory_body_bytes, timeout_s=settings.body_timeout_s)
+        return turns_of(writer.owner, settings.max_turn_bytes, body)
+    except Problem:
+        quota.count_refused(writer.limit_key)
+        raise
 
 
 def _is_theirs(owner: Owner, session_id: str) -> None:
@@ -224,65 +223,38 @@ def _is_theirs(owner: Owner, session_id: str) -> None:
         raise Problem(403, "foreign_session", "The session token is another session's: nobody writes into that one.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Who reads or erases: `principal` is whose the session has to be, `key` what they are counted by."""
+async def _admit_reader(request: Request[MemoryState], session_id: str) -> Principal:
+    """Admits the holder of the session's token, or the authenticated owner of a stored session; counts the read.
 
-    principal: str
-    key: str
-
-
-async def _admit_reader(request: Request, session_id: str) -> _Reader:
-    """Admits the session's token, or an authenticated principal of a stored session; counts them.
-
-    The store says whether the session is theirs, as it reads. Raises Problem 401, 403, 429 or 503.
+    The store checks the owner once more as it reads. Raises Problem 401, 403, 429 or 503.
     """
-    broker = broker_of(request)
+    callers = request.state["callers"]
+    owner: Owner | None = None
     try:
-        owner = _owner(request, broker)
+        caller = callers.by_session_token(request, _session_token_needed)
     except Problem:
-        if broker.settings.auth not in {"easyauth", "entra"}:
+        if callers.settings.auth not in {"easyauth", "entra"}:
             raise
-        principal, has_token = (await broker.authenticator.authenticate(request.scope)).id, False
+        reader = await callers.authenticator.authenticate(request.scope)
     else:
-        principal, has_token = owner.principal, True
-    reader = _Reader(principal, _key(request, broker, principal))
-    await broker.quotas.reads.admit(reader.key)
-    ensure_not_blocked(broker.memory.blocklist, principal, session_id)
-    if has_token:
+        owner = caller.owner
+        reader = Principal(owner.principal, caller.limit_key)
+    await request.state["quotas"].reads.admit(reader.limit_key)
+    ensure_not_blocked(callers.blocklist, reader.id, session_id)
+    if owner is not None:
         _is_theirs(owner, session_id)
-    else:
-        await _ensure_stored_owner(broker, principal, session_id)
-    return reader
-
-
-async def _ensure_stored_owner(broker: Broker, principal: str, session_id: str) -> None:
-    """Who has no token of the session needs a stored session that is theirs. Raises Problem 403 or 503."""
+        return reader
     try:
-        record = await broker.memory.sessions.find(session_id)
+        record = await callers.sessions.find(session_id)
     except StoreError as error:
         raise _store_problem(error) from None
-    if record is None or record.principal != principal:
+    if record is None or record.principal != reader.id:
         raise _not_yours()
+    return reader
 
 
 def _not_yours() -> Problem:
     return Problem(403, "foreign_session", "This session is not yours.")
-
-
-async def _body(request: Request, broker: Broker) -> bytes:
-    settings = broker.settings
-    return await read_body(request, limit_bytes=settings.max_memory_body_bytes, timeout_s=settings.body_timeout_s)
-
-
-def _transcripts(body: bytes) -> Sequence[Transcript]:
-    """One transcript, or a batch of them: told apart by the key `transcripts`."""
-    ensure_few_values(body)
-    try:
-        batched = "transcripts" in from_json(body)
-    except (ValueError, TypeError):
-        batched = False
-    return parse_json(body, EnrichBatch).transcripts if batched else [parse_json(body, Transcript)]
 
 
 def _within_limit(content: str, limit_bytes: int) -> str:
@@ -291,11 +263,11 @@ def _within_limit(content: str, limit_bytes: int) -> str:
     return content
 
 
-async def _append(broker: Broker, key: str, turns: list[Turn]) -> list[Outcome]:
-    """Stores them all or none, and counts them against the quota first. Raises Problem."""
-    await broker.quotas.turns.take(key, len(turns), sum(map(stored_bytes, turns)))
+async def _append(request: Request[MemoryState], writer: Caller, turns: list[Turn]) -> list[Outcome]:
+    """Counts the turns against the quota, then stores all or none of them. Raises Problem."""
+    await request.state["quotas"].turns.take(writer.limit_key, len(turns), sum(map(stored_bytes, turns)))
     try:
-        outcomes = await broker.memory.append(turns)
+        outcomes = await request.state["memory"].append(turns)
     except StoreError as error:
         raise _store_problem(error) from None
     if Outcome.ERASED in outcomes:
@@ -303,7 +275,7 @@ async def _append(broker: Broker, key: str, turns: list[Turn]) -> list[Outcome]:
     if Outcome.FOREIGN in outcomes:
         raise Problem(403, "foreign_session", "This session belongs to somebody else.")
     if Outcome.FULL in outcomes:
-        limit = broker.settings.session_bytes
+        limit = request.state["callers"].settings.session_bytes
         raise Problem(413, "session_full", f"This session has the {limit} bytes that one may have: begin another one.")
     return outcomes
 

@@ -15,8 +15,9 @@ from token_broker.memory.drivers.sqlite import sqlite_path
 from token_broker.memory.errors import BlocklistFullError, StoreError
 from token_broker.memory.maintenance import Maintenance, Progress
 from token_broker.memory.store.rows import DeadLetter
-from token_broker.memory.types import ANONYMOUS, BlockKind
+from token_broker.memory.types import BlockKind
 from token_broker.observability.logging import configure_logging
+from token_broker.security.owner import ANONYMOUS
 from token_broker.sessions.schemas import SESSION_ID_PATTERN
 from token_broker.settings import Settings, SettingsError, load_settings
 

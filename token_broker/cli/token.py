@@ -9,10 +9,10 @@ from typing import Any
 from strategies.base import Attempt
 from token_broker.azure import build_chain, build_credentials
 from token_broker.bootstrap import signing_keys
-from token_broker.memory.types import Owner
 from token_broker.observability.logging import fingerprint
+from token_broker.security.owner import ANONYMOUS, Owner
 from token_broker.security.tokens import TokenSigner
-from token_broker.sessions.agents import load_agents, session_spec
+from token_broker.sessions.agents import TalkSpecs, load_agents
 from token_broker.sessions.plans import PlanMaker
 from token_broker.settings import Settings, SettingsError
 from token_broker.web.ids import uuid7
@@ -45,16 +45,12 @@ async def mint_once(settings: Settings, agent_id: str | None) -> Report:
     if agent is None:
         raise UnknownAgentError(f"there is no agent {agent_id!r}; the known ones are {', '.join(agents.ids)}")
     deadline_s = time.monotonic() + settings.token_budget_s
-    spec = session_spec(agent, settings)
-
-    async def supply() -> Any:
-        return spec
-
+    owner = Owner(uuid7(), ANONYMOUS, time.time_ns() // 1_000_000)
     credentials = build_credentials(settings)
     try:
         async with make_transport() as transport:
             result = await build_chain(settings, transport, credentials).mint(
-                supply, deadline_s=deadline_s, sockets_only=agent.sockets_only
+                TalkSpecs(settings, owner, None).of(agent), deadline_s=deadline_s, sockets_only=agent.sockets_only
             )
     finally:
         if credentials is not None:
@@ -63,7 +59,7 @@ async def mint_once(settings: Settings, agent_id: str | None) -> Report:
         return Report(None, result.attempts)
     plan = PlanMaker(settings, TokenSigner(signing_keys(settings))).make(
         result.grant,
-        owner=Owner(uuid7(), "anonymous", time.time_ns() // 1_000_000),
+        owner=owner,
         agent=agent,
         public_base=settings.public_url or f"http://{settings.host}:{settings.port}",
         correlation_id=uuid7(),

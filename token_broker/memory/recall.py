@@ -20,7 +20,8 @@ from token_broker.memory.delivery.sink import FactSource, SinkError
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.errors import StoreBusyError, StoreError
 from token_broker.memory.recall_cache import RecallCache
-from token_broker.memory.types import ANONYMOUS, LAST_TURNS, Owner
+from token_broker.memory.types import LAST_TURNS
+from token_broker.security.owner import ANONYMOUS, Owner
 
 __all__ = ["BoundedRecall", "RecallCounts"]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 
 __all__ = ["RecallCache"]
 

@@ -17,7 +17,8 @@ import structlog
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.errors import StoreAwayError, StoreError
 from token_broker.memory.ingest.group_commit import GroupWriter
-from token_broker.memory.types import Owner, SessionRecord
+from token_broker.memory.types import SessionRecord
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import LEEWAY_S
 
 __all__ = ["StoredSessions", "StoredTickets"]

@@ -30,7 +30,8 @@ from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.repositories import StoredSessions, StoredTickets
 from token_broker.memory.status import MemoryStatus, StoreState
 from token_broker.memory.store.full_text import WordIndexer
-from token_broker.memory.types import Outcome, Owner, Turn
+from token_broker.memory.types import Outcome, Turn
+from token_broker.security.owner import Owner
 from token_broker.settings import Settings
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
-"""The memory's state in numbers, for `/status` and `/metrics`."""
+"""The memory's status: `outbox` in `/status`, and metrics."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 __all__ = ["MemoryStatus", "StoreState"]
 
@@ -51,16 +51,3 @@ class MemoryStatus:
     recalls_late: int
     recalls_failed: int
     recalls_repeated: int
-
-    def outbox(self) -> dict[str, Any]:
-        """The part that `/status` shows as `outbox`: docs/api.md §8."""
-        shown = asdict(self)
-        return {
-            "store": shown.pop("store"),
-            "sink": shown.pop("sink"),
-            "queued": shown.pop("queued"),
-            "oldest_age_s": shown.pop("oldest_age_s"),
-            "delivered": shown.pop("delivered"),
-            "dead": shown.pop("dead"),
-            **shown,
-        }

@@ -5,8 +5,9 @@ from datetime import datetime
 from enum import Enum
 from typing import Literal, Protocol
 
+from token_broker.security.owner import Owner
+
 __all__ = [
-    "ANONYMOUS",
     "LAST_TURNS",
     "NOBODY",
     "NOT_THEIRS",
@@ -14,7 +15,6 @@ __all__ = [
     "BlockKind",
     "Blocklist",
     "Outcome",
-    "Owner",
     "Recall",
     "Role",
     "SessionRecord",
@@ -25,27 +25,12 @@ __all__ = [
     "TurnIngest",
 ]
 
-ANONYMOUS = "anonymous"  # the principal of everybody without authentication
 NOBODY = ""  # the principal of an erased session
 LAST_TURNS = 12  # of a session, told to an agent that takes it up again
 
 Role = Literal["user", "assistant"]
 Source = Literal["proxy", "browser"]
 BlockKind = Literal["principal", "session"]
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whose session it is: all that a token's claims say, so that a turn can bring its session along.
-
-    `principal` is `anonymous` without authentication; `user_id` is then only a label. `epoch` grows with every plan
-    of the session (milliseconds since 1970 at least), so that turns of a later connection sort behind earlier ones.
-    """
-
-    session_id: str
-    principal: str
-    epoch: int
-    user_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""What happened, as values, and the hook that hears of it.
+"""Events as values, and the observers that get them.
 
-Metrics and traces are observers of the same few events: each is told after the fact, never waits and never raises.
-No event carries a secret, nor whoever asked.
+Metrics and traces observe the same few events. An observer is called after the fact, never waits and never raises. No
+event carries a secret or a principal.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ TokenResult = Literal["minted", "degraded", "refused", "failed"]
 
 
 CredentialHolder = Literal["browser", "broker"]
-"""Who gets a credential into their hands: the browser, or the broker on its behalf."""
+"""Who receives a credential: the browser, or the broker on its behalf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class RequestAnswered:
 
 @dataclass(frozen=True, slots=True)
 class CredentialIssued:
-    """A credential is about to be released to its holder, and stands in the audit."""
+    """A credential is about to be released to its holder; the audit has its line."""
 
     agent_id: str
     strategy: str
@@ -83,9 +83,10 @@ class ChainRequestEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRequestEnded(ChainRequestEnded):
-    """A token request has its answer."""
+    """A token request has its answer. `clock_skew_s` is our clock less Azure's, where a token was minted."""
 
     result: TokenResult
+    clock_skew_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,7 @@ class CallPlaced(ChainRequestEnded):
 
 @dataclass(frozen=True, slots=True)
 class TalkEnded:
-    """A proxied talk is over; `code` is its close code."""
+    """A proxied talk has ended; `code` is its close code."""
 
     session_id: str
     agent_id: str
@@ -121,17 +122,17 @@ Event = RequestAnswered | CredentialIssued | TokenRequestEnded | CallPlaced | At
 
 
 class Observer(Protocol):
-    """Hears of what happened."""
+    """Gets events."""
 
     def __call__(self, event: Event, /) -> None: ...
 
 
 def null_observer(event: Event, /) -> None:
-    """Nobody hears of it."""
+    """Ignores the event."""
 
 
 def observe_with(*observers: Observer | None) -> Observer:
-    """One observer that tells all of these, in their order; None stands for nobody."""
+    """One observer that calls all of these, in their order; None is skipped."""
     present = [observer for observer in observers if observer is not None]
     if len(present) == 1:
         return present[0]

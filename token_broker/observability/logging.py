@@ -1,9 +1,9 @@
-"""Logs: structured, to stderr, with every secret taken out before a line is written.
+"""Logs: structured, to stderr, without secrets.
 
-Two nets catch secrets, since one has holes: nothing is logged that is one, and the last step before the line is
-written replaces the known ones (the key, …) and whatever looks like a token.
+Two measures keep secrets out, since each one alone has gaps: no code logs a secret, and the last step before a line is
+written replaces the known secrets and everything that looks like a token.
 
-Lines carry the ids of the request they belong to: the edge binds `correlation_id` and, where the caller sent a trace,
+A line carries the ids of its request. The middleware binds `correlation_id` and, where the caller sent a trace,
 `trace_id`; routes bind `session_id` once they know it. Bound ids cost nothing until a line is written.
 """
 
@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from pydantic_core import to_json
 
 from strategies.base import Attempt
-from token_broker.observability.events import CredentialHolder, CredentialIssued, Observer
+from token_broker.observability.events import CredentialHolder, CredentialIssued, Event, Observer
 from token_broker.settings import Settings
 
 __all__ = [
@@ -66,7 +66,7 @@ audit = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound
 
 
 class Redactor:
-    """Takes secrets out of a rendered line: the ones it is told, and what looks like a token."""
+    """Replaces the given secrets, and everything that looks like a token, in a rendered line."""
 
     def __init__(self, secrets: Iterable[SecretStr | None]) -> None:
         values = {secret.get_secret_value() for secret in secrets if secret is not None}
@@ -100,7 +100,7 @@ def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) 
     render: Any = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
         if console
-        else structlog.processors.JSONRenderer(serializer=_to_json)
+        else structlog.processors.JSONRenderer(serializer=lambda event, **_: to_json(event, fallback=str).decode())
     )
 
     def rendered(logger: Any, name: str, event: Any) -> str:
@@ -129,12 +129,8 @@ def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) 
     root.setLevel(max(level, logging.WARNING))
 
 
-def _to_json(event: Any, default: Any = str, **_options: Any) -> str:
-    return to_json(event, fallback=default).decode()
-
-
 def fingerprint(secret: str) -> str:
-    """What a log may show of a secret: enough to tell two apart, nothing to use."""
+    """A short hash of a secret: a log may show it, to tell two secrets apart."""
     return hashlib.sha256(secret.encode()).hexdigest()[:12]
 
 
@@ -175,7 +171,7 @@ def write_audit(entry: AuditEntry, observe: Observer) -> None:
 
 
 def audit_blocks(blocked: Collection[tuple[str, str]], *, unblocked: Collection[tuple[str, str]]) -> None:
-    """Writes to the audit who is blocked from now on, and who no longer: kinds with ids, of many the first few."""
+    """Writes to the audit who is blocked from now on, and who no longer is: the first 20 of each, and the counts."""
     audit.info(
         "blocklist_changed",
         blocked=[f"{kind} {name}" for kind, name in sorted(blocked)[:_NAMED_AT_ONCE]],
@@ -185,46 +181,46 @@ def audit_blocks(blocked: Collection[tuple[str, str]], *, unblocked: Collection[
 
 
 def audit_changed_call(*, principal: str, session_id: str, agent_id: str, changes: int) -> None:
-    """Writes to the audit whose call is hung up, since its client has changed the agent's session so often."""
+    """Writes to the audit that a call is hung up because its client changed the agent's session too often."""
     audit.warning(
         "call_ended_for_changes", principal=principal, session_id=session_id, agent_id=agent_id, changes=changes
     )
 
 
 def begin_ids(**ids: str) -> None:
-    """A request begins: its ids stand on every line until it ends. What a pipelined request before it bound goes."""
+    """Binds the ids of a request that begins, and drops those of a pipelined request before it."""
     _IDS.set(ids)
 
 
 def bind_ids(**ids: str) -> None:
-    """Further ids of the present request."""
+    """Binds further ids of the present request."""
     _IDS.set({**_IDS.get(), **ids})
 
 
 def _add_ids(logger: Any, name: str, event: Any) -> Any:
-    """A structlog processor: what a line says itself wins."""
+    """A structlog processor. The line's own fields win over bound ids."""
     del logger, name
     return {**_IDS.get(), **event}
 
 
 def advice_on(outcome: str | None) -> str | None:
-    """What an operator can do about attempts that end like this; None where only waiting helps."""
+    """What an operator can do about attempts with this outcome; None where only waiting helps."""
     return _ADVICE.get(outcome or "")
 
 
-def log_attempt(attempt: Attempt) -> None:
-    """A line for each attempt that failed; loud, and with what to do, where only an operator can mend it."""
-    if attempt.outcome == "minted":
+def log_attempt(event: Event) -> None:
+    """An observer that logs failed attempts: as an error, with advice, where only an operator can remove the cause."""
+    if not isinstance(event, Attempt) or event.outcome == "minted":
         return
-    level = "error" if attempt.outcome == "misconfigured" else "warning"
-    fields = {"status": attempt.status, "code": attempt.code, "azure_request_id": attempt.request_id}
+    level = "error" if event.outcome == "misconfigured" else "warning"
+    fields = {"status": event.status, "code": event.code, "azure_request_id": event.request_id}
     getattr(log, level)(
         "mint_failed",
-        strategy=attempt.strategy,
-        outcome=attempt.outcome,
-        why=attempt.why,
-        tries=attempt.tries,
-        duration_ms=round(attempt.duration_ms, 1),
+        strategy=event.strategy,
+        outcome=event.outcome,
+        why=event.why,
+        tries=event.tries,
+        duration_ms=round(event.duration_ms, 1),
         **{name: value for name, value in fields.items() if value is not None},
-        **({"do": advice} if (advice := advice_on(attempt.outcome)) else {}),
+        **({"do": advice} if (advice := advice_on(event.outcome)) else {}),
     )

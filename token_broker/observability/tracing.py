@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry, as an extra: spans are made of what was observed, after the fact.
+"""Traces by OpenTelemetry, as an extra: spans are made from events, after the fact.
 
 Off, and nothing of it imported, unless OTEL_EXPORTER_OTLP_ENDPOINT or BROKER_OTEL=on asks for it and the extra `otel`
 is installed. The one place that knows OpenTelemetry. Names follow its GenAI conventions where they fit; the SDK's own
@@ -41,7 +41,7 @@ _PROVIDER = {"gen_ai.provider.name": "azure.ai.openai"}
 
 @contextlib.asynccontextmanager
 async def open_tracing(settings: Settings) -> AsyncIterator[Observer | None]:
-    """What makes and sends spans until the block ends; None where traces are off, or the extra is missing."""
+    """The observer that sends spans while the block runs; None where traces are off or the extra is missing."""
     if not settings.wants_traces:
         yield None
         return
@@ -71,7 +71,7 @@ def _provider(settings: Settings) -> Any:
 
 
 async def _shut_down(provider: Any) -> None:
-    """Sends what is left, as far as a moment allows: a collector that hangs must not hold up the end."""
+    """Sends the remaining spans within 3 s: a collector that hangs must not delay the shutdown."""
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
     def flush() -> None:
@@ -108,18 +108,15 @@ class SpanMaker:
     def __call__(self, event: Event, /) -> None:
         match event:
             case TokenRequestEnded():
-                self._on_token_request(event)
+                span, _, end_ns = self._request("/realtime/token", event)
+                span.set_attribute("token_broker.result", event.result)
+                span.end(end_time=end_ns)
             case CallPlaced():
                 self._on_call(event)
             case TalkEnded():
                 self._on_talk(event)
             case _:
                 pass
-
-    def _on_token_request(self, event: TokenRequestEnded) -> None:
-        span, _, end_ns = self._request("/realtime/token", event)
-        span.set_attribute("token_broker.result", event.result)
-        span.end(end_time=end_ns)
 
     def _on_call(self, event: CallPlaced) -> None:
         span, start_ns, end_ns = self._request(event.route, event)
@@ -225,7 +222,7 @@ class SpanMaker:
         span.end(end_time=end_ns)
 
     def _parent(self, trace: TraceContext | None) -> Any:
-        """The caller's span, where its header can be read; else a trace of our own begins."""
+        """The caller's span, if its header can be read; without one a new trace begins."""
         if trace is None:
             return self._nowhere
         return self._extract({"traceparent": trace.traceparent, "tracestate": trace.tracestate}, context=self._nowhere)

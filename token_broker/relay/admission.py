@@ -5,6 +5,7 @@ presented and in how a refusal is told: with a close code to the one, with an HT
 both.
 """
 
+import dataclasses
 import hmac
 import time
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 import structlog
 from starlette.types import Scope
 
-from token_broker.memory.types import Blocklist, Owner, TicketRepository
+from token_broker.memory.types import Blocklist, TicketRepository
+from token_broker.security.authentication import Caller, caller_of
 from token_broker.security.credentials import SeveralCredentialsError, extract_credential
+from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import RateLimiter, SessionLease, SessionLimits
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TicketClaims, TokenError, TokenSigner
 from token_broker.server.close_codes import BAD_REQUEST, DRAINING, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
@@ -34,7 +37,6 @@ _BLOCKLIST_UNREAD = "this broker does not know yet who is blocked: try again"
 _RETRY_AFTER_S = 5
 
 OriginRefusal = Callable[[Scope], Problem | None]
-LimitKey = Callable[[Scope, str], str]
 
 
 class RefusedError(Problem):
@@ -58,7 +60,7 @@ class AdmittedClient:
 
 
 class Admission:
-    """The checks. `limit_key` says what a principal is counted by: the address, for somebody anonymous."""
+    """The checks that a client passes before its talk begins."""
 
     def __init__(
         self,
@@ -71,7 +73,6 @@ class Admission:
         rate: RateLimiter,
         drain: Drain,
         origin_refusal: OriginRefusal,
-        limit_key: LimitKey,
         blocklist: Blocklist,
     ) -> None:
         self._settings = settings
@@ -82,14 +83,13 @@ class Admission:
         self._rate = rate
         self._drain = drain
         self._origin_refusal = origin_refusal
-        self._limit_key = limit_key
         self._blocklist = blocklist
 
     def by_ticket(self, scope: Scope) -> AdmittedClient:
         """Who comes with a plan's ticket, to the plan's session. Raises RefusedError."""
         self._check_way_in(scope)
         claims = self._read_ticket(scope)
-        if claims.session_id != scope.get("path_params", {}).get("session_id"):
+        if claims.owner.session_id != scope.get("path_params", {}).get("session_id"):
             raise _no_entry("the ticket is another session's: ask for a new plan")
         return self._admitted(scope, claims)
 
@@ -98,13 +98,9 @@ class Admission:
         self._check_way_in(scope)
         return self._admitted(scope, self._claims_of_any(scope))
 
-    def leaver(self, scope: Scope) -> tuple[str, str]:
-        """The session of whatever is presented, and what its principal is counted by.
-
-        Also where it opens nothing just now: who leaves may always do so. Raises RefusedError.
-        """
-        claims = self._claims_of_any(scope)
-        return claims.session_id, self._limit_key(scope, claims.principal)
+    def leaver(self, scope: Scope) -> Caller:
+        """The caller who wants to end a call, also while newcomers are refused. Raises RefusedError."""
+        return self._caller(scope, self._claims_of_any(scope))
 
     def warn_of_resource_key(self, credential: str) -> bool:
         """Whether a client holds Azure's own key, which the operator has to hear of; the client is told nothing."""
@@ -172,24 +168,29 @@ class Admission:
             raise _refused(BAD_REQUEST, "the ticket's agent is gone: ask for a new plan", 401, "agent_gone")
         if self._blocklist.is_missed:
             raise _refused(DRAINING, _BLOCKLIST_UNREAD, 503, "blocklist_unread", retry=True)
-        if self._blocklist.refused(claims.principal, claims.session_id):
+        if self._blocklist.refused(claims.owner.principal, claims.owner.session_id):
             raise _refused(BLOCKED.code, BLOCKED.reason, 403, "blocked")
-        epoch, credential_id, uses, counted_until_s = claims.epoch, None, 1, claims.expires_at_s
+        epoch, credential_id, uses, counted_until_s = claims.owner.epoch, None, 1, claims.expires_at_s
         if isinstance(claims, TicketClaims):
             credential_id = claims.ticket_id
         else:
-            epoch = max(claims.epoch + 1, time.time_ns() // 1_000_000)  # each connection's turns stand behind the last
+            epoch = max(
+                claims.owner.epoch + 1, time.time_ns() // 1_000_000
+            )  # each connection's turns stand behind the last
             if isinstance(claims, ClientSecretClaims) and self._settings.client_secret_uses:
                 credential_id, uses = claims.secret_id, self._settings.client_secret_uses
                 counted_until_s = claims.counted_until_s
         return AdmittedClient(
-            owner=Owner(claims.session_id, claims.principal, epoch, claims.user_id),
+            owner=dataclasses.replace(claims.owner, epoch=epoch),
             agent=agent,
-            limit_key=self._limit_key(scope, claims.principal),
+            limit_key=self._caller(scope, claims).limit_key,
             credential_id=credential_id,
             counted_until_s=counted_until_s,
             uses=uses,
         )
+
+    def _caller(self, scope: Scope, claims: ClientSecretClaims | TicketClaims | SessionClaims) -> Caller:
+        return caller_of(scope, claims, self._settings.trusted_proxies)
 
     async def _spend(self, admitted: AdmittedClient) -> bool:
         """Uses the credential once; one that may be used several times is as many tickets, spent in turn."""

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["RelayCounters", "TalkCounters", "Usage"]
+from strategies.health import BreakerStatus
+
+__all__ = ["Directions", "RelayCounters", "RelayStatus", "TalkCounters", "Usage"]
 
 _PRINCIPALS_KEPT = 10_000
 
@@ -33,6 +35,44 @@ class Usage:
             "input_tokens": self.input_tokens,
             "output_tokens": self.output_tokens,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Directions:
+    """A count for each direction."""
+
+    to_azure: int
+    to_client: int
+
+
+@dataclass(frozen=True, slots=True)
+class RelayStatus:
+    """The relay since the process began, as `/status` shows it and metrics read it.
+
+    `closes` are by close code. `refused_events` are clients' events that are not in the allowlist, `fields_left_out`
+    fields that were taken out of clients' events, `calls_ended` calls that were hung up since their client changed the
+    agent's session repeatedly. Bytes are those of events, not of WebSocket frames.
+    """
+
+    active: int
+    open_or_relayed: int
+    sessions: int
+    ready: int
+    switches: int
+    closes: dict[str, int]
+    frames: Directions
+    bytes: Directions
+    turns: int
+    turns_lost: int
+    failed_transcriptions: int
+    refused_events: int
+    fields_left_out: int
+    calls_ended: int
+    usage: Usage
+    usage_by_agent: dict[str, Usage]
+    upstreams: list[BreakerStatus]
+    # Not everybody who may see the rest may see principals: with a default, the schema does not require it.
+    usage_by_principal: dict[str, Usage] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -7,23 +7,24 @@ compatible endpoint refuses with an HTTP status, which its clients can.
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from strategies.base import SessionSpec
-from token_broker.memory.types import Owner, Recall, TurnIngest
+from token_broker.memory.types import Recall, TurnIngest
 from token_broker.observability.events import Observer, TalkEnded, null_observer
 from token_broker.observability.logging import Redactor, bind_ids, own_secrets
 from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, AdmittedClient, RefusedError
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import Client
-from token_broker.relay.counters import RelayCounters
+from token_broker.relay.counters import Directions, RelayCounters, RelayStatus
 from token_broker.relay.protocols import PROXY_ADAPTER, CompatAdapter, CompatEndpoint, ProtocolAdapter
 from token_broker.relay.session import Talk, TalkParts
 from token_broker.relay.sideband import CallListener
+from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import SessionLimits
 from token_broker.server.close_codes import BAD_REQUEST, DONE, Ending
 from token_broker.server.drain import GOING_AWAY, Drain
@@ -94,30 +95,30 @@ class VoiceRelay:
         """How many talks run now."""
         return len(self._talks)
 
-    def snapshot(self) -> dict[str, Any]:
-        """The figures of `/status` and `/metrics`; bytes are those of events, not of WebSocket frames."""
+    def snapshot(self) -> RelayStatus:
+        """The relay's status now, running talks included."""
         counters = self._counters
         totals = counters.totals([talk.counters for talk in self._talks])
-        return {
-            "active": self.active,
-            "open_or_relayed": self._limits.active,
-            "sessions": counters.sessions,
-            "ready": counters.ready,
-            "switches": counters.switches,
-            "closes": {str(code): count for code, count in sorted(counters.closes.items())},
-            "frames": {"to_azure": totals.to_azure_frames, "to_client": totals.to_client_frames},
-            "bytes": {"to_azure": totals.to_azure_bytes, "to_client": totals.to_client_bytes},
-            "turns": totals.turns,
-            "turns_lost": totals.turns_lost,
-            "failed_transcriptions": totals.failed_transcriptions,
-            "refused_events": totals.refused_events,
-            "fields_left_out": totals.fields_left_out,
-            "calls_ended": counters.calls_ended,
-            "usage": totals.usage.snapshot(),
-            "usage_by_agent": {agent: usage.snapshot() for agent, usage in counters.usage_by_agent.items()},
-            "usage_by_principal": {who: usage.snapshot() for who, usage in counters.usage_by_principal.items()},
-            "upstreams": [breaker.snapshot() for breaker in self._parts.connector.breakers.values()],
-        }
+        return RelayStatus(
+            active=self.active,
+            open_or_relayed=self._limits.active,
+            sessions=counters.sessions,
+            ready=counters.ready,
+            switches=counters.switches,
+            closes={str(code): count for code, count in sorted(counters.closes.items())},
+            frames=Directions(totals.to_azure_frames, totals.to_client_frames),
+            bytes=Directions(totals.to_azure_bytes, totals.to_client_bytes),
+            turns=totals.turns,
+            turns_lost=totals.turns_lost,
+            failed_transcriptions=totals.failed_transcriptions,
+            refused_events=totals.refused_events,
+            fields_left_out=totals.fields_left_out,
+            calls_ended=counters.calls_ended,
+            usage=totals.usage,
+            usage_by_agent=dict(counters.usage_by_agent),
+            usage_by_principal=dict(counters.usage_by_principal),
+            upstreams=[breaker.snapshot() for breaker in self._parts.connector.breakers.values()],
+        )
 
     def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
         """Ends the talks of whom the operator has blocked; `refused` says it of a principal and a session."""

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from token_broker.memory.types import Owner
 from token_broker.relay.azure.connector import Upstream
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.dialects.events import SESSION_EVENTS
@@ -22,6 +21,7 @@ from token_broker.relay.policy.rules import (
 from token_broker.relay.protocols import ProtocolAdapter
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.recorder import TurnRecorder
+from token_broker.security.owner import Owner
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
 
 __all__ = ["EventReader"]

@@ -14,9 +14,8 @@ from typing import Any
 
 import structlog
 
-from strategies.base import SessionSpec
-from token_broker.memory.types import Owner, Recall, TurnIngest
-from token_broker.relay.azure.connector import NoUpstreamError, SpecSupplier, Upstream, UpstreamConnector
+from token_broker.memory.types import Recall, TurnIngest
+from token_broker.relay.azure.connector import NoUpstreamError, Upstream, UpstreamConnector
 from token_broker.relay.client import Client
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventReader
@@ -26,6 +25,7 @@ from token_broker.relay.policy.rules import Broken, Command, Refused, is_plain_a
 from token_broker.relay.protocols import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
+from token_broker.security.owner import Owner
 from token_broker.server.close_codes import (
     BAD_REQUEST,
     DRAINING,
@@ -35,7 +35,7 @@ from token_broker.server.close_codes import (
     Ending,
     left,
 )
-from token_broker.sessions.agents import Agent, AgentRegistry, session_spec
+from token_broker.sessions.agents import Agent, AgentRegistry, TalkSpecs
 from token_broker.settings import Settings
 
 __all__ = ["Talk", "TalkParts"]
@@ -82,14 +82,15 @@ class Talk:
             on_lost=self._tell_lost,
             scope=secrets.token_hex(4),
         )
-        self._recalled: asyncio.Task[str] = asyncio.create_task(parts.recall.block(owner), name="talk-recall")
+        self._specs = TalkSpecs(parts.settings, owner, parts.recall)
+        self._specs.start()
         self._tasks: set[asyncio.Task[None]] = set()
         self._switch = AgentHandoff(
             agent,
             agents=parts.agents,
             connector=parts.connector,
             turns=self._turns,
-            supply=self._supply,
+            supply=self._specs.of,
             start=self._start,
             move=self._move,
         )
@@ -189,7 +190,7 @@ class Talk:
         """Connects, says `broker.ready`, and carries events until Azure's side is over."""
         try:
             self._upstream = await self._parts.connector.connect(
-                self._supply(self._switch.agent), prefer=self._adapter.dialect
+                self._specs.of(self._switch.agent), prefer=self._adapter.dialect
             )
         except NoUpstreamError as error:
             self.end(error.ending)
@@ -235,14 +236,6 @@ class Talk:
     def _move(self, upstream: Upstream) -> None:
         self._upstream = upstream
         self._direct.join(upstream)
-
-    def _supply(self, agent: Agent) -> SpecSupplier:
-        """The agent's spec with what was recalled for this talk, which is asked for once."""
-
-        async def supply() -> SessionSpec:
-            return session_spec(agent, self._parts.settings, recalled=await asyncio.shield(self._recalled))
-
-        return supply
 
     def _tell_lost(self) -> None:
         if self._upstream is not None and not self._over.done():
@@ -290,7 +283,7 @@ class Talk:
         """Closes the client, waits shortly for words that are being transcribed, keeps what is left, closes Azure."""
         self._direct.join(None)
         self._parts.counters.switches += self._switch.count
-        running: list[asyncio.Task[Any]] = [*self._tasks, self._recalled]
+        running: list[asyncio.Task[Any]] = [*self._tasks, *filter(None, [self._specs.recalling])]
         for task in running:
             task.cancel()
         await asyncio.wait(running)

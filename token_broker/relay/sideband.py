@@ -20,7 +20,7 @@ import structlog
 from strategies.base import SessionSpec
 from strategies.errors import MintError, MisconfiguredError, PermanentError
 from strategies.session_body import ga_session
-from token_broker.memory.types import Owner, TurnIngest
+from token_broker.memory.types import TurnIngest
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.azure.socket import CLOSED_BY_AZURE, AzureSocket
@@ -30,6 +30,7 @@ from token_broker.relay.policy.event_text import compact
 from token_broker.relay.policy.rules import event_type
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.recorder import TurnRecorder
+from token_broker.security.owner import Owner
 from token_broker.server.close_codes import DONE, UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent
 from token_broker.settings import Settings

@@ -20,22 +20,24 @@ from token_broker.security.entra_jwt import (
     JwksUnavailableError,
     TokenRefusedError,
 )
+from token_broker.security.owner import ANONYMOUS, Owner
+from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TicketClaims
 from token_broker.settings import Settings
 from token_broker.web.forwarded import address_key, client_address
 from token_broker.web.problems import Problem
 
 __all__ = [
-    "ANONYMOUS",
     "AnonymousAuthenticator",
     "Authenticator",
+    "Caller",
     "EasyAuthAuthenticator",
     "EntraAuthenticator",
     "Principal",
+    "caller_of",
     "limit_key",
     "make_authenticator",
 ]
 
-ANONYMOUS = "anonymous"
 EASYAUTH_HEADER = "X-MS-CLIENT-PRINCIPAL"
 MAX_EASYAUTH_CHARS = 32_768
 MAX_ID_CHARS = 255
@@ -74,6 +76,25 @@ class Authenticator(Protocol):
         ...
 
     async def aclose(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The holder of one of the broker's own credentials.
+
+    `limit_key` is what their requests count by, `agent_id` the agent that the credential names, if it names one.
+    """
+
+    owner: Owner
+    limit_key: str
+    agent_id: str | None
+
+
+def caller_of(
+    scope: Scope, claims: SessionClaims | TicketClaims | ClientSecretClaims, trusted_proxies: tuple[str, ...]
+) -> Caller:
+    """The caller who sends a credential with these claims."""
+    return Caller(claims.owner, limit_key(scope, claims.owner.principal, trusted_proxies), claims.agent_id)
 
 
 def limit_key(scope: Scope, principal_id: str, trusted_proxies: tuple[str, ...]) -> str:

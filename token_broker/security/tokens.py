@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import jwt
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -25,6 +25,7 @@ from jwt.algorithms import HMACAlgorithm
 from pydantic import SecretStr
 from pydantic_core import to_json
 
+from token_broker.security.owner import Owner
 from token_broker.web.ids import uuid7
 
 __all__ = [
@@ -68,12 +69,9 @@ class TokenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SessionClaims:
-    """What a session token says. `epoch` counts the session's plans (it grows, in milliseconds since 1970)."""
+    """What a session token says."""
 
-    session_id: str
-    principal: str
-    epoch: int
-    user_id: str | None
+    owner: Owner
     expires_at_s: float
     agent_id: str | None = None
 
@@ -83,11 +81,8 @@ class TicketClaims:
     """What a ticket says: one admission to the proxy, as this agent. `ticket_id` is what is used up."""
 
     ticket_id: str
-    session_id: str
+    owner: Owner
     agent_id: str
-    principal: str
-    epoch: int
-    user_id: str | None
     expires_at_s: float
 
 
@@ -99,11 +94,8 @@ class ClientSecretClaims:
     """
 
     secret_id: str
-    session_id: str
+    owner: Owner
     agent_id: str
-    principal: str
-    epoch: int
-    user_id: str | None
     expires_at_s: float
     counted_until_s: float
 
@@ -149,39 +141,16 @@ class TokenSigner:
             hmac.compare_digest(mark.encode(), _mark(name, key).encode()) for key in self._subkeys[_SESSION_IDS]
         )
 
-    def session_token(
-        self,
-        *,
-        session_id: str,
-        principal: str,
-        epoch: int,
-        user_id: str | None,
-        ttl_s: int,
-        agent_id: str | None = None,
-    ) -> str:
+    def session_token(self, owner: Owner, *, ttl_s: int, agent_id: str | None = None) -> str:
         """A token that proves this session's ownership for `ttl_s` seconds; `agent_id` is whom the plan speaks with."""
-        claims = {"sid": session_id, "sub": principal, "epo": epoch, "uid": user_id, "agt": agent_id}
-        return self._sign(claims, SESSION_TYPE, ttl_s)
+        return self._sign({**_claims_of(owner), "agt": agent_id}, SESSION_TYPE, ttl_s)
 
-    def ticket(
-        self, *, session_id: str, agent_id: str, principal: str, epoch: int, user_id: str | None, ttl_s: int
-    ) -> str:
+    def ticket(self, owner: Owner, *, agent_id: str, ttl_s: int) -> str:
         """A single admission to the proxy within `ttl_s` seconds."""
-        claims = {
-            "jti": uuid7(), "sid": session_id, "agt": agent_id, "sub": principal, "epo": epoch, "uid": user_id,
-        }  # fmt: skip
-        return self._sign(claims, TICKET_TYPE, ttl_s)
+        return self._sign({"jti": uuid7(), **_claims_of(owner), "agt": agent_id}, TICKET_TYPE, ttl_s)
 
     def client_secret(
-        self,
-        *,
-        session_id: str,
-        agent_id: str,
-        principal: str,
-        epoch: int,
-        user_id: str | None,
-        ttl_s: int,
-        minted_with: ClientSecretClaims | None = None,
+        self, owner: Owner, *, agent_id: str, ttl_s: int, minted_with: ClientSecretClaims | None = None
     ) -> str:
         """Admission to the compatible endpoints of the official clients for `ttl_s` seconds; it begins with `ek_`.
 
@@ -190,8 +159,9 @@ class TokenSigner:
         claims = {
             "jti": minted_with.secret_id if minted_with else uuid7(),
             "cnt": minted_with.counted_until_s if minted_with else int(self._clock()) + ttl_s,
-            "sid": session_id, "agt": agent_id, "sub": principal, "epo": epoch, "uid": user_id,
-        }  # fmt: skip
+            **_claims_of(owner),
+            "agt": agent_id,
+        }
         return CLIENT_SECRET_PREFIX + self._sign(claims, CLIENT_SECRET_TYPE, ttl_s)
 
     def call_token(self, *, session_id: str, call_id: str, endpoint: str, ttl_s: int) -> str:
@@ -301,41 +271,40 @@ def load_or_create_key(path: Path) -> SecretStr:
     return SecretStr(key)
 
 
-class _Whose(TypedDict):
-    """What every token of a session says."""
-
-    session_id: str
-    principal: str
-    epoch: int
-    user_id: str | None
-    expires_at_s: float
+def _claims_of(owner: Owner) -> dict[str, Any]:
+    return {"sid": owner.session_id, "sub": owner.principal, "epo": owner.epoch, "uid": owner.user_id}
 
 
-def _whose(claims: Mapping[str, Any]) -> _Whose:
-    return _Whose(
+def _owner_of(claims: Mapping[str, Any]) -> Owner:
+    return Owner(
         session_id=_text(claims, "sid"),
         principal=_text(claims, "sub"),
         epoch=_number(claims, "epo"),
         user_id=_optional_text(claims, "uid"),
-        expires_at_s=_number(claims, "exp"),
     )
 
 
 def _session_claims(claims: Mapping[str, Any]) -> SessionClaims:
-    return SessionClaims(**_whose(claims), agent_id=_optional_text(claims, "agt"))
+    return SessionClaims(_owner_of(claims), _number(claims, "exp"), _optional_text(claims, "agt"))
 
 
 def _client_secret_claims(claims: Mapping[str, Any]) -> ClientSecretClaims:
     return ClientSecretClaims(
-        **_whose(claims),
         secret_id=_text(claims, "jti"),
+        owner=_owner_of(claims),
         agent_id=_text(claims, "agt"),
+        expires_at_s=_number(claims, "exp"),
         counted_until_s=_number(claims, "cnt"),
     )
 
 
 def _ticket_claims(claims: Mapping[str, Any]) -> TicketClaims:
-    return TicketClaims(**_whose(claims), ticket_id=_text(claims, "jti"), agent_id=_text(claims, "agt"))
+    return TicketClaims(
+        ticket_id=_text(claims, "jti"),
+        owner=_owner_of(claims),
+        agent_id=_text(claims, "agt"),
+        expires_at_s=_number(claims, "exp"),
+    )
 
 
 def _call_claims(claims: Mapping[str, Any]) -> CallClaims:

@@ -7,8 +7,9 @@ only when every talk's turns are kept does uvicorn hear of it.
 
 import asyncio
 import socket
+from collections.abc import Mapping
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 import uvicorn
@@ -69,17 +70,24 @@ class Drain:
 
 
 class DrainingServer(uvicorn.Server):
-    """Uvicorn's server, which drains before it shuts down. A second signal stops it at once."""
+    """Uvicorn's server, which drains before it shuts down. A second signal stops it at once.
 
-    def __init__(self, config: uvicorn.Config, drain: Drain, *, grace_s: float) -> None:
+    `state` is the state of a lifespan that runs outside of uvicorn; each request gets a copy of it.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, drain: Drain, *, grace_s: float, state: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(config)
         self._drain = drain
         self._grace_s = grace_s
+        self._state = state or {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self.lifespan.state.update(self._state)
         await super().startup(sockets=sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -1,5 +1,6 @@
-"""The agents: who speaks, with which voice in which dialect, and what it is told on every path alike."""
+"""The agents: their voices, instructions and tools, and the session spec that every path asks Azure for."""
 
+import asyncio
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
 
 from strategies.base import Dialect, SessionSpec
+from strategies.chain import SpecSupplier
+from token_broker.memory.types import Recall
+from token_broker.security.owner import Owner
 from token_broker.settings import Settings
 
-__all__ = ["Agent", "AgentRegistry", "AgentsFileError", "agents_secrets", "load_agents", "session_spec"]
+__all__ = ["Agent", "AgentRegistry", "AgentsFileError", "TalkSpecs", "agents_secrets", "load_agents", "session_spec"]
 
 BUILT_IN = Path(__file__).with_name("agents.toml")
 
@@ -30,7 +34,7 @@ class _Voices(BaseModel):
 
 
 class _Entry(BaseModel):
-    """One agent as the file has it; what is None is inherited."""
+    """One agent as the file has it; a field that is None is inherited."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,7 +53,7 @@ class _File(BaseModel):
 
 
 class Agent(BaseModel):
-    """One agent, whole. `voices` has one voice a dialect."""
+    """One agent with everything that it inherits. `voices` has one voice a dialect."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,16 +65,16 @@ class Agent(BaseModel):
 
     @property
     def sockets_only(self) -> bool:
-        """Whether a tool brings a credential along.
+        """Whether one of the tools has a credential.
 
-        Over WebRTC Azure's events, which show the tools, go to the page directly: so such an agent is never put into
-        a mint or a call.
+        Over WebRTC Azure's events, which show the tools, go straight to the page. So such an agent is part of no mint
+        and of no call.
         """
         return any(tool.get("authorization") or tool.get("headers") for tool in self.tools)
 
     @property
     def secrets(self) -> tuple[SecretStr, ...]:
-        """The credentials of its tools, for whoever has to keep them out of logs."""
+        """The credentials of its tools, which must stay out of logs."""
         found: list[Any] = []
         for tool in self.tools:
             headers = tool.get("headers")
@@ -79,7 +83,7 @@ class Agent(BaseModel):
 
 
 class AgentRegistry:
-    """All agents by id, and which one speaks where none is named."""
+    """All agents by id, and the default one."""
 
     def __init__(self, agents: Mapping[str, Agent], default: str) -> None:
         self._agents = dict(agents)
@@ -99,7 +103,7 @@ class AgentRegistry:
 def session_spec(
     agent: Agent, settings: Settings, *, recalled: str = "", modalities: tuple[str, ...] = ("audio", "text")
 ) -> SessionSpec:
-    """The talk with `agent` as every path asks Azure for it; `recalled` is the memory's block, or empty."""
+    """The session that every path asks Azure for; `recalled` is the memory's block, or empty."""
     return SessionSpec(
         model=settings.model,
         instructions=f"{agent.instructions}\n\n{recalled}" if recalled else agent.instructions,
@@ -109,6 +113,36 @@ def session_spec(
         tools=agent.tools,
         ttl_s=settings.token_ttl_s,
     )
+
+
+class TalkSpecs:
+    """The specs of one talk's sessions, for whichever agents speak in it.
+
+    What the memory recalls of the owner is asked for once, at the first spec that is needed: a mint may be retried,
+    and a talk may change its agent. Without a `recall` the memory is not asked at all.
+    """
+
+    def __init__(self, settings: Settings, owner: Owner, recall: Recall | None) -> None:
+        self._settings = settings
+        self._owner = owner
+        self._recall = recall
+        self.recalling: asyncio.Task[str] | None = None
+
+    def start(self) -> None:
+        """Asks the memory now, so that the answer is there when the first spec is needed."""
+        if self.recalling is None and self._recall is not None:
+            self.recalling = asyncio.create_task(self._recall.block(self._owner), name="talk-recall")
+
+    def of(self, agent: Agent, modalities: tuple[str, ...] = ("audio", "text")) -> SpecSupplier:
+        """A supplier of the agent's spec, which may be called several times."""
+
+        async def supply() -> SessionSpec:
+            self.start()
+            # Shielded: an attempt that overruns its share is cancelled, and the next one still needs the answer.
+            recalled = "" if self.recalling is None else await asyncio.shield(self.recalling)
+            return session_spec(agent, self._settings, recalled=recalled, modalities=modalities)
+
+        return supply
 
 
 def load_agents(path: Path | None = None) -> AgentRegistry:
@@ -130,7 +164,7 @@ def load_agents(path: Path | None = None) -> AgentRegistry:
 
 
 def agents_secrets(path: Path | None) -> tuple[SecretStr, ...]:
-    """The credentials of all tools in the agents' file; none where it can't be used, which its own check tells."""
+    """The credentials of all tools in the agents' file; none where it can't be used: its own check reports that."""
     try:
         return tuple(secret for agent in load_agents(path) for secret in agent.secrets)
     except AgentsFileError:
@@ -138,7 +172,7 @@ def agents_secrets(path: Path | None) -> tuple[SecretStr, ...]:
 
 
 def _resolve(source: Path, file: _File, agent_id: str) -> Agent:
-    """The agent with what it inherits filled in, however long the line of ancestors."""
+    """The agent with its inherited fields filled in, through any number of ancestors."""
     entry = file.agents[agent_id]
     voices, instructions, tools = entry.voices, entry.instructions, entry.tools
     ancestor, seen = entry, {agent_id}

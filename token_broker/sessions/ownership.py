@@ -1,15 +1,17 @@
-"""Who owns a session: a new one begins, a known one is resumed by its owner alone.
+"""Ownership of sessions: opens new ones, and resumes known ones for their owner alone.
 
-The stored principal decides. A session token names its owner too, so it is proof enough while the store is silent; who
-names a session and has no token of it waits for the store.
+The stored principal decides. A session token names its owner too, so it is proof enough while the store is down. A
+caller who names a session without its token has to wait for the store.
 """
 
+import dataclasses
 import time
 from dataclasses import dataclass
 
 from token_broker.memory.errors import StoreError
-from token_broker.memory.types import Blocklist, Owner, SessionRecord, SessionRepository
+from token_broker.memory.types import Blocklist, SessionRecord, SessionRepository
 from token_broker.security.authentication import Principal
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import RESUME_GRACE_S, ClientSecretClaims, SessionClaims, TokenError, TokenSigner
 from token_broker.web.problems import Problem
 
@@ -34,7 +36,8 @@ class OpenedSession:
     """A session that a credential is made for. `keep` has to be called before the credential leaves."""
 
     owner: Owner
-    is_new_name: bool  # the caller chose an id that nobody had: it has to become theirs before anybody hears of it
+    # The caller chose an unused id. It is claimed before the answer, or two callers could both get it.
+    is_new_name: bool
 
     async def keep(self, sessions: SessionRepository, agent_id: str) -> None:
         """Writes the session: before the answer where the caller chose its id, else beside it.
@@ -65,27 +68,27 @@ async def open_session(
     """The session that a plan is made for, with the next epoch (docs/api.md §3.4).
 
     Raises Problem 403 where the session is another's or was erased, or `user_id` is not the principal's own, and 503
-    where that can't be told: the store is silent and no token proves it, or the blocklist was never read.
+    where that is unknown: the store is down and no token proves it, or the blocklist was never read.
     """
     if principal.authenticated and user_id is not None and user_id not in {principal.id, principal.subject}:
         raise Problem(403, "foreign_user", "Leave user_id out, or send your own.")
     label = None if principal.authenticated else user_id
     if session_id is None:
         return OpenedSession(Owner(signer.new_session_id(), principal.id, _now_ms(), label), is_new_name=False)
-    if not blocklist.was_read:  # the session may be blocked
+    if not blocklist.was_read:  # the session may be blocked, and an unread list says nothing
         raise _owner_unknown()
     claims = _claims(signer, session_token, session_id)
-    if claims is not None and claims.principal != principal.id:
+    if claims is not None and claims.owner.principal != principal.id:
         raise Problem(403, "foreign_session", _FOREIGN)
     record = await _find(sessions, session_id, proven=claims is not None)
     if record is not None:
         _ensure_owner(record, principal.id)
     if claims is None and (signer.made(session_id) if record is None else not principal.authenticated):
-        # An id of ours that is not stored is somebody's whose row was lost with its process, or is still on its way.
+        # One of our own ids that is not stored belongs to a session whose row was lost, or is not written yet.
         raise Problem(403, "foreign_session", _FOREIGN)
-    last_epoch = max(claims.epoch if claims else 0, record.epoch if record else 0)
+    last_epoch = max(claims.owner.epoch if claims else 0, record.epoch if record else 0)
     if label is None and claims is not None:
-        label = claims.user_id
+        label = claims.owner.user_id
     owner = Owner(session_id, principal.id, max(last_epoch + 1, _now_ms()), label)
     return OpenedSession(owner, is_new_name=record is None and claims is None)
 
@@ -100,11 +103,11 @@ async def confirm_owner(
     """
     if not blocklist.was_read:
         raise _owner_unknown()
-    record = await _find(sessions, claims.session_id, proven=True)
+    record = await _find(sessions, claims.owner.session_id, proven=True)
     if record is not None:
-        _ensure_owner(record, claims.principal)
-    epoch = max(claims.epoch + 1, record.epoch + 1 if record else 0, _now_ms())
-    return OpenedSession(Owner(claims.session_id, claims.principal, epoch, claims.user_id), is_new_name=False)
+        _ensure_owner(record, claims.owner.principal)
+    epoch = max(claims.owner.epoch + 1, record.epoch + 1 if record else 0, _now_ms())
+    return OpenedSession(dataclasses.replace(claims.owner, epoch=epoch), is_new_name=False)
 
 
 def ensure_not_blocked(blocklist: Blocklist, principal: str, session_id: str) -> None:
@@ -120,18 +123,18 @@ def ensure_not_blocked(blocklist: Blocklist, principal: str, session_id: str) ->
 
 
 def blocklist_unread() -> Problem:
-    """503 of a broker that serves nobody before it knows who is blocked."""
+    """The 503 of a broker that serves no client before it has read the blocklist."""
     detail = "This broker does not know yet who is blocked, and serves nobody until it does: try again."
     return Problem(503, "blocklist_unread", detail, headers={"Retry-After": str(_RETRY_AFTER_S)})
 
 
 def session_erased() -> Problem:
-    """403 for whoever names an erased session, its former owner included."""
+    """The 403 for an erased session, for its former owner too."""
     return Problem(403, "session_erased", "This session was erased: leave session_id out to begin a new one.")
 
 
 async def _find(sessions: SessionRepository, session_id: str, *, proven: bool) -> SessionRecord | None:
-    """The stored session; None where there is none, or where the store is silent and the caller has proof."""
+    """The stored session; None where there is none, or where the store is down and the caller has proof."""
     try:
         return await sessions.find(session_id)
     except StoreError:
@@ -162,7 +165,7 @@ def _claims(signer: TokenSigner, session_token: str | None, session_id: str) -> 
         claims = signer.read_session_token(session_token, grace_s=RESUME_GRACE_S)
     except TokenError:
         raise Problem(403, "foreign_session", _FOREIGN) from None
-    if claims.session_id != session_id:
+    if claims.owner.session_id != session_id:
         raise Problem(403, "foreign_session", _FOREIGN)
     return claims
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 from strategies.base import EphemeralGrant, Grant
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.schemas import Connection, Plan, RelayConnection, WebRtcConnection, WebSocketConnection
@@ -16,13 +16,13 @@ from token_broker.web.forwarded import websocket_url
 
 __all__ = ["TICKET_TTL_S", "PlanMaker"]
 
-TICKET_TTL_S = 180
+TICKET_TTL_S = 180  # clients try the proxy last, after every connection before it
 _PREFIX = "/api/v1/voice"
 
 
 @dataclass(frozen=True, slots=True)
 class PlanMaker:
-    """Makes plans with the process's settings and signer."""
+    """Makes plans."""
 
     settings: Settings
     signer: TokenSigner
@@ -39,18 +39,11 @@ class PlanMaker:
     ) -> Plan:
         """The plan for `grant`. `public_base` is the broker as the browser sees it: scheme, host, port.
 
-        Without `unseen` it has only transports that the broker can end, and so no secret of Azure's at all: a secret
-        opens a talk that the broker never sees.
+        Unless `unseen` is set, the plan has only transports that the broker can end, and no secret of Azure's: with
+        such a secret a client opens a talk that the broker never sees.
         """
         now = datetime.now(UTC).replace(microsecond=0)
-        session_token = self.signer.session_token(
-            session_id=owner.session_id,
-            principal=owner.principal,
-            epoch=owner.epoch,
-            user_id=owner.user_id,
-            ttl_s=self.settings.session_token_ttl_s,
-            agent_id=agent.id,
-        )
+        session_token = self.signer.session_token(owner, ttl_s=self.settings.session_token_ttl_s, agent_id=agent.id)
         connections: list[Connection] = []
         if isinstance(grant, EphemeralGrant):
             direct = self._direct(grant, owner, public_base, session_token, now)
@@ -76,6 +69,7 @@ class PlanMaker:
         self, grant: EphemeralGrant, owner: Owner, public_base: str, session_token: str, now: datetime
     ) -> list[Connection]:
         token = grant.token.get_secret_value()
+        # Measured on our own monotonic clock: Azure's expiry is a time of Azure's clock, and clocks differ.
         left_s = max(0, math.floor(grant.expires_in_s - (time.monotonic() - grant.received_at_s)))
         expires_at = grant.expires_at.replace(microsecond=0)
         lasting_s = self.settings.session_token_ttl_s
@@ -114,14 +108,7 @@ class PlanMaker:
         return connections
 
     def _proxy(self, owner: Owner, agent: Agent, public_base: str, now: datetime) -> WebSocketConnection:
-        ticket = self.signer.ticket(
-            session_id=owner.session_id,
-            agent_id=agent.id,
-            principal=owner.principal,
-            epoch=owner.epoch,
-            user_id=owner.user_id,
-            ttl_s=TICKET_TTL_S,
-        )
+        ticket = self.signer.ticket(owner, agent_id=agent.id, ttl_s=TICKET_TTL_S)
         dialect = self.settings.proxy_dialect
         return WebSocketConnection(
             transport="websocket_proxy",

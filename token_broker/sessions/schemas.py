@@ -1,4 +1,4 @@
-"""The voice routes' requests and answers, as models: what checks a request, and what OpenAPI shows, is one thing."""
+"""Requests and answers of the voice routes, as models that both check a request and describe it in OpenAPI."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -33,13 +33,13 @@ def _both_modalities() -> list[Literal["audio", "text"]]:
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9_-]{16,64}$"
 SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID_PATTERN)]
-# No control characters, no invisible ones, and none that turns the direction of what is written around it.
+# A user id is shown in logs and by the CLI: no control characters, no invisible ones, none that changes the direction.
 _PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+$"
 UserId = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=_PRINTABLE)]
 
 
 class TokenRequest(BaseModel):
-    """What a browser asks for; every field may be left out."""
+    """A browser's request for a plan; every field is optional."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -67,7 +67,7 @@ class TokenRequest(BaseModel):
 
 
 def _whole(value: object) -> object:
-    """JSON has one kind of number: 60.0 is 60."""
+    """Takes 60.0 for 60: JSON has one kind of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -79,7 +79,7 @@ class _ExpiresAfter(BaseModel):
 
 
 class _WantedSession(BaseModel):
-    """Its other fields (model, instructions, voice, …) are the agent's to say, and pass unread."""
+    """Its other fields (model, instructions, voice, …) are ignored: the agent decides them."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -87,7 +87,7 @@ class _WantedSession(BaseModel):
 
 
 class _SecretMetadata(BaseModel):
-    """What only the broker knows of; other members are the caller's own."""
+    """The broker's own members; others are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -103,7 +103,7 @@ class _SecretMetadata(BaseModel):
 
 
 class ClientSecretRequest(BaseModel):
-    """OpenAI's body for a client secret; every field may be left out, and unknown ones pass unread."""
+    """OpenAI's body for a client secret; every field is optional, and unknown ones are ignored."""
 
     model_config = ConfigDict(frozen=True)
 

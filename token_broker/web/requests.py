@@ -1,7 +1,7 @@
 """Reading requests: bounded bodies, JSON that is checked against a model, bearer tokens."""
 
 import asyncio
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -22,13 +22,13 @@ _MAX_FIELDS_NAMED = 8
 _MAX_LENGTH_DIGITS = 20  # what 64 bits take; Python refuses to read more than 4,300
 
 
-def bearer_token(request: Request) -> str | None:
+def bearer_token(request: Request[Any]) -> str | None:
     """What stands behind `Authorization: Bearer`, or None."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None
 
 
-async def read_body(request: Request, *, limit_bytes: int, timeout_s: float) -> bytes:
+async def read_body(request: Request[Any], *, limit_bytes: int, timeout_s: float) -> bytes:
     """The whole body. Raises Problem: 413 when it is larger than `limit_bytes`, 408 when it takes too long."""
     declared = request.headers.get("content-length", "")
     if len(declared) > _MAX_LENGTH_DIGITS:

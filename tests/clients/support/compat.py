@@ -11,7 +11,6 @@ import trustme
 from tests.clients.support.tls_front import tls_front
 from tests.support.broker import RunningBroker, make_settings, plain_client, run_broker
 from tests.support.waiting import eventually
-from token_broker.broker import Broker
 from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
 
 __all__ = [
@@ -63,19 +62,17 @@ class CompatEndpoint:
     async def turns(self, secret: str) -> list[tuple[str, str]]:
         """(role, content) of the session that `secret` was minted for, as its memory tells them after all talks."""
         assert self.broker is not None
-        broker = self.broker.broker
+        broker = self.broker
         await eventually(lambda: _are_over(broker), within_s=15)
         await broker.memory.ingest.flushed()
         claims = broker.signer.read_client_secret(secret)
-        token = broker.signer.session_token(
-            session_id=claims.session_id, principal=claims.principal, epoch=claims.epoch, user_id=None, ttl_s=60
-        )
-        path = f"/api/v1/memory/sessions/{claims.session_id}/turns"
-        answer = await self.broker.client.get(path, headers={"Authorization": f"Bearer {token}"})
+        token = broker.signer.session_token(claims.owner, ttl_s=60)
+        path = f"/api/v1/memory/sessions/{claims.owner.session_id}/turns"
+        answer = await broker.client.get(path, headers={"Authorization": f"Bearer {token}"})
         return [(turn["role"], turn["content"]) for turn in answer.raise_for_status().json()["turns"]]
 
 
-async def _are_over(broker: Broker) -> bool:
+async def _are_over(broker: RunningBroker) -> bool:
     return not broker.drain.talks
 
 

@@ -1,18 +1,21 @@
 """The memory's routes as an application of their own, around a real `Memory`."""
 
-from types import SimpleNamespace
 from typing import Any
 
+import httpx
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from token_broker.api.turns import create_turn, enrich, erase_turns, list_turns
+from token_broker.api.callers import Callers
+from token_broker.api.turns import MemoryState, create_turn, enrich, erase_turns, list_turns
 from token_broker.memory.service import Memory
-from token_broker.memory.types import Owner
 from token_broker.security.authentication import make_authenticator
+from token_broker.security.owner import Owner
 from token_broker.security.quotas import MemoryQuotas
+from token_broker.security.rate_limits import RateLimiter
 from token_broker.security.tokens import TokenSigner
 from token_broker.settings import Settings
 from token_broker.web.problems import Problem, problem_response
@@ -25,16 +28,28 @@ def signer(settings: Settings) -> TokenSigner:
 
 
 def session_token(settings: Settings, owner: Owner, *, ttl_s: int = 3600) -> str:
-    return signer(settings).session_token(
-        session_id=owner.session_id, principal=owner.principal, epoch=owner.epoch, user_id=owner.user_id, ttl_s=ttl_s
-    )
+    return signer(settings).session_token(owner, ttl_s=ttl_s)
 
 
 def bearer(settings: Settings, owner: Owner, **claims: Any) -> dict[str, str]:
     return {"Authorization": f"Bearer {session_token(settings, owner, **claims)}"}
 
 
-def make_app(settings: Settings, memory: Memory) -> Starlette:
+def make_app(settings: Settings, memory: Memory, *, quotas: MemoryQuotas | None = None) -> ASGIApp:
+    """The routes, and with each request the state that they use, whether a server runs the lifespan or not."""
+    state = MemoryState(
+        callers=Callers(
+            settings=settings,
+            signer=signer(settings),
+            authenticator=make_authenticator(settings, httpx.AsyncClient()),
+            sessions=memory.sessions,
+            blocklist=memory.blocklist,
+            rate=RateLimiter(0),
+            hang_ups=RateLimiter(0),
+        ),
+        memory=memory,
+        quotas=quotas or MemoryQuotas(settings),
+    )
     app = Starlette(
         routes=[
             Route("/conversation/turn", create_turn, methods=["POST"]),
@@ -44,14 +59,11 @@ def make_app(settings: Settings, memory: Memory) -> Starlette:
         ],
         exception_handlers={Problem: _answer_problem},
     )
-    app.state.broker = SimpleNamespace(
-        memory=memory,
-        quotas=MemoryQuotas(settings),
-        settings=settings,
-        signer=signer(settings),
-        authenticator=make_authenticator(settings, None),  # type: ignore[arg-type]  # asked by Entra alone
-    )
-    return app
+
+    async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "state": dict(state)}, receive, send)
+
+    return with_state
 
 
 async def _answer_problem(request: Request, problem: Exception) -> Response:

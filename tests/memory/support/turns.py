@@ -3,7 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from token_broker.memory.types import Owner, Turn
+from token_broker.memory.types import Turn
+from token_broker.security.owner import Owner
 from token_broker.web.ids import uuid7
 
 SESSION = "session-0123456789"

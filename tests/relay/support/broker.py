@@ -23,11 +23,12 @@ from websockets.exceptions import ConnectionClosed
 from strategies.credentials import AccessToken, Credentials, EntraTokens
 from strategies.health import BreakerPolicy, CircuitBreaker
 from strategies.transport import BoundedResolver, make_tls_context
-from token_broker.memory.types import Owner, Turn
+from token_broker.memory.types import Turn
 from token_broker.relay.admission import Admission
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
 from token_broker.relay.endpoint import VoiceRelay, websocket_not_found
 from token_broker.relay.protocols import COMPAT_ENDPOINTS
+from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import TokenSigner
 from token_broker.server.drain import Drain, DrainingServer
@@ -139,9 +140,7 @@ class Running:
     def ticket(
         self, session_id: str, *, agent_id: str = "elena", principal: str = "anonymous", ttl_s: int = 180
     ) -> str:
-        return self.signer.ticket(
-            session_id=session_id, agent_id=agent_id, principal=principal, epoch=1, user_id=None, ttl_s=ttl_s
-        )
+        return self.signer.ticket(Owner(session_id, principal, 1), agent_id=agent_id, ttl_s=ttl_s)
 
     @contextlib.asynccontextmanager
     async def client(
@@ -258,7 +257,6 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         rate=RateLimiter(settings.rate_limit_per_minute),
         drain=drain,
         origin_refusal=origin_refusal,
-        limit_key=lambda scope, principal: principal,
         blocklist=blocklist,
     )
     relay = VoiceRelay(

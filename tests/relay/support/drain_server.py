@@ -40,7 +40,7 @@ async def main(azure_url: str, grace_s: float) -> None:
     say(
         turns=len(running.ingest.turns),
         interrupted=sum(turn.interrupted for turn in running.ingest.turns),
-        closes=running.relay.snapshot()["closes"],
+        closes=running.relay.snapshot().closes,
         tasks=len(others),
     )
 

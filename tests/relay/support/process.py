@@ -14,6 +14,7 @@ from websockets.asyncio.client import connect
 
 from tests.relay.support.azure import ScriptedAzure
 from tests.relay.support.broker import PATH, make_settings
+from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 from token_broker.web.ids import uuid7
 
@@ -51,7 +52,7 @@ class Process:
 
     def ticket(self, session_id: str) -> str:
         return TokenSigner(make_settings("http://127.0.0.1:1").signing_keys).ticket(
-            session_id=session_id, agent_id="elena", principal="anonymous", epoch=1, user_id=None, ttl_s=60
+            Owner(session_id, "anonymous", 1), agent_id="elena", ttl_s=60
         )
 
     def connect(self) -> Any:

@@ -8,7 +8,8 @@ from token_broker.memory.context import TOLD_CHARS
 from token_broker.memory.delivery.sink import DeliveryBatch
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.text import words_of
-from token_broker.memory.types import ANONYMOUS, LAST_TURNS, Owner
+from token_broker.memory.types import LAST_TURNS
+from token_broker.security.owner import ANONYMOUS, Owner
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from token_broker.memory.delivery.backoff import Failure
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 
 if TYPE_CHECKING:  # rows bring SQLAlchemy, which is loaded when the store opens
     from token_broker.memory.store.rows import StoredTurn

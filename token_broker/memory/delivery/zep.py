@@ -25,7 +25,7 @@ from strategies.transport import make_tls_context
 from token_broker.memory.delivery.backoff import Failure
 from token_broker.memory.delivery.sink import DeliveryBatch, SinkError
 from token_broker.memory.store.rows import StoredTurn
-from token_broker.memory.types import ANONYMOUS, Owner
+from token_broker.security.owner import ANONYMOUS, Owner
 
 __all__ = ["ZEP_CLOUD_URL", "ZepMemory", "retry_after_s", "zep_failure", "zep_user_id"]
 

@@ -11,7 +11,8 @@ from token_broker.memory.delivery.backoff import backoff_s
 from token_broker.memory.errors import StoreError, StoreRefusedError
 from token_broker.memory.ingest.group_commit import GroupWriter, turn_bytes
 from token_broker.memory.text import clean, is_storable
-from token_broker.memory.types import ANONYMOUS, NOT_THEIRS, Outcome, Owner, Turn
+from token_broker.memory.types import NOT_THEIRS, Outcome, Turn
+from token_broker.security.owner import ANONYMOUS, Owner
 from token_broker.security.rate_limits import RateLimit
 
 __all__ = ["IngestBuffer", "IngestCounts"]

@@ -25,7 +25,8 @@ from token_broker.memory.errors import (
 )
 from token_broker.memory.ingest.sizes import SessionSizes, note_sizes, stored_bytes
 from token_broker.memory.store.keys import ArrivalClock
-from token_broker.memory.types import NOT_THEIRS, Outcome, Owner, Turn
+from token_broker.memory.types import NOT_THEIRS, Outcome, Turn
+from token_broker.security.owner import Owner
 
 if TYPE_CHECKING:
     from token_broker.memory.store.turns import Arrived

@@ -19,7 +19,8 @@ from token_broker.memory.store.keys import bucket_of
 from token_broker.memory.store.session_room import note_removed
 from token_broker.memory.store.tables import ERASED, ERASING, erasures, outbox, sessions, turns
 from token_broker.memory.store.turns import is_session
-from token_broker.memory.types import ANONYMOUS, NOBODY
+from token_broker.memory.types import NOBODY
+from token_broker.security.owner import ANONYMOUS
 
 __all__ = [
     "Erasure",

@@ -10,7 +10,8 @@ from token_broker.memory.errors import NotOwnerError
 from token_broker.memory.store.rows import StoredTurn, stored_turn
 from token_broker.memory.store.tables import sessions, turns
 from token_broker.memory.store.turns import is_session
-from token_broker.memory.types import NOBODY, Owner
+from token_broker.memory.types import NOBODY
+from token_broker.security.owner import Owner
 
 __all__ = ["PAGE_BYTES", "Page", "last_turns", "last_turns_of", "list_turns", "recent_sessions", "turn_columns"]
 

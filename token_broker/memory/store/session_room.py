@@ -10,7 +10,8 @@ from sqlalchemy import LargeBinary as Bytes
 from token_broker.memory.ingest.sizes import Room
 from token_broker.memory.store.tables import sessions, turns
 from token_broker.memory.store.turns import Arrived, are_sessions, insert_turns, is_session
-from token_broker.memory.types import Outcome, Owner
+from token_broker.memory.types import Outcome
+from token_broker.security.owner import Owner
 
 __all__ = ["insert_where_room", "note_removed"]
 

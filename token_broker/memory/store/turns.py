@@ -30,7 +30,8 @@ from token_broker.memory.delivery.backoff import FULL_BATCH
 from token_broker.memory.store.bulk_insert import BATCH_ROWS, Batch, batch_fields, insert_for, insert_from_batch
 from token_broker.memory.store.keys import bucket_of, place_of, to_us
 from token_broker.memory.store.tables import Delivery, outbox, sessions, tickets, turns
-from token_broker.memory.types import ANONYMOUS, NOBODY, Outcome, Owner, SessionRecord, Turn
+from token_broker.memory.types import NOBODY, Outcome, SessionRecord, Turn
+from token_broker.security.owner import ANONYMOUS, Owner
 
 __all__ = [
     "Arrived",

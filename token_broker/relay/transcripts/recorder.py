@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from token_broker.memory.types import Owner, Turn, TurnIngest
+from token_broker.memory.types import Turn, TurnIngest
 from token_broker.relay.counters import TalkCounters
 from token_broker.relay.transcripts.assembler import FinishedTurn, TurnAssembler
+from token_broker.security.owner import Owner
 
 __all__ = ["TurnRecorder"]
 

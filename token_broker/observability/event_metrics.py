@@ -1,11 +1,12 @@
-"""Metrics of what happens: counted as it does, in a registry of their own.
+"""Metrics of events, counted as they happen, in a registry of their own.
 
-`Metrics` is an observer; what has its figures already (breakers, relay, memory) is read by `state_metrics` at each
-scrape. Label values are few and ours: routes' templates, strategies, outcomes, never a path, a principal or a session.
+Breakers, relay and memory count for themselves: `api/metrics.py` reads their status at each scrape. Label values are
+few and our own: templates of routes, strategies, outcomes; never a path, a principal or a session.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
@@ -13,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from strategies.base import Attempt
 from token_broker.observability.events import CredentialIssued, Event, RequestAnswered, TalkEnded, TokenRequestEnded
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "PlanCounters"]
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
@@ -78,17 +79,26 @@ class Metrics:
         self._talk_seconds = _Children(
             self._histogram("talk_duration", "Proxied talks, from admission to the end.", _TALK_BUCKETS_S)
         )
-        self._on: dict[type[Any], Callable[[Any], None]] = {
-            RequestAnswered: self._on_request,
-            TokenRequestEnded: self._on_token_request,
-            Attempt: self._on_attempt,
-            CredentialIssued: self._on_credential,
-            TalkEnded: self._on_talk,
-        }
 
     def __call__(self, event: Event, /) -> None:
-        if (count := self._on.get(type(event))) is not None:
-            count(event)
+        match event:
+            case RequestAnswered(method=method, route=route, status=status):
+                shown = method if method in _METHODS else "other"
+                self._requests.of(shown, route, str(status)).inc()
+                self._request_seconds.of(shown, route, f"{status // 100}xx").observe(event.duration_s)
+            case TokenRequestEnded(result=result):
+                self._token_requests.of(result).inc()
+                self._token_seconds.of(result).observe(event.duration_s)
+            case Attempt(strategy=strategy):
+                self._attempts.of(strategy, event.outcome).inc()
+                self._attempt_seconds.of(strategy).observe(event.duration_ms / 1000)
+                self._mint_requests.of(strategy).inc(event.tries)
+            case CredentialIssued():
+                self._credentials.of(event.strategy, event.holder).inc()
+            case TalkEnded():
+                self._talk_seconds.of().observe(event.duration_s)
+            case _:  # a placed call is seen in its attempts and its HTTP request
+                pass
 
     def expect(self, strategies: Iterable[str]) -> None:
         """Shows at zero what may happen, so that the first time it does is seen as an increase."""
@@ -103,26 +113,6 @@ class Metrics:
                 self._mint_requests.of(strategy)
         self._talk_seconds.of()
 
-    def _on_request(self, event: RequestAnswered) -> None:
-        method = event.method if event.method in _METHODS else "other"
-        self._requests.of(method, event.route, str(event.status)).inc()
-        self._request_seconds.of(method, event.route, f"{event.status // 100}xx").observe(event.duration_s)
-
-    def _on_token_request(self, event: TokenRequestEnded) -> None:
-        self._token_requests.of(event.result).inc()
-        self._token_seconds.of(event.result).observe(event.duration_s)
-
-    def _on_attempt(self, attempt: Attempt) -> None:
-        self._attempts.of(attempt.strategy, attempt.outcome).inc()
-        self._attempt_seconds.of(attempt.strategy).observe(attempt.duration_ms / 1000)
-        self._mint_requests.of(attempt.strategy).inc(attempt.tries)
-
-    def _on_credential(self, event: CredentialIssued) -> None:
-        self._credentials.of(event.strategy, event.holder).inc()
-
-    def _on_talk(self, event: TalkEnded) -> None:
-        self._talk_seconds.of().observe(event.duration_s)
-
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, namespace="token_broker", registry=self.registry)
 
@@ -130,6 +120,29 @@ class Metrics:
         return Histogram(
             name, text, labels, namespace="token_broker", unit="seconds", buckets=buckets_s, registry=self.registry
         )
+
+
+@dataclass(slots=True)
+class PlanCounters:
+    """An observer that counts token requests for the service level, which is `usable` of `requests`.
+
+    A 4xx is not counted: only callers who were owed a plan are, and whether they got one.
+    """
+
+    requests: int = 0
+    usable: int = 0
+    degraded: int = 0
+    clock_skew_s: float | None = None  # our clock less Azure's, at the last mint
+
+    def __call__(self, event: Event, /) -> None:
+        if not isinstance(event, TokenRequestEnded):
+            return
+        if event.clock_skew_s is not None:
+            self.clock_skew_s = event.clock_skew_s
+        if event.result != "refused":
+            self.requests += 1
+            self.usable += event.result in {"minted", "degraded"}
+            self.degraded += event.result == "degraded"
 
 
 class _Children(Generic[M]):

@@ -1,7 +1,7 @@
-"""WebRTC calls that this process set up at Azure: posting the offer, hanging up, and ending those of who was blocked.
+"""WebRTC calls that this process set up at Azure: posts the offer, hangs up, and ends the calls of blocked principals.
 
-Media flows past the broker, so a call's end is seen only where the broker brings it about, or listens (`sideband`).
-A call whose answer did not reach its client is nobody's: it is hung up, and holds no place.
+Media does not pass the broker. So it sees a call's end only where it causes the end, or listens to the call
+(`sideband`). A call whose answer did not reach its client is hung up, and holds no place.
 """
 
 import asyncio
@@ -16,12 +16,12 @@ from strategies.base import EphemeralGrant
 from strategies.calls import AcceptedCall, AzureCalls
 from strategies.credentials import Credentials
 from strategies.errors import MintError
-from token_broker.memory.types import Owner
+from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import SessionLease, SessionLimits
 
 __all__ = ["Calls", "EndedCalls"]
 
-log = structlog.get_logger("token_broker.sessions.calls")
+log = structlog.get_logger("token_broker.sessions.running_calls")
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
@@ -29,7 +29,7 @@ _ENDED_KEPT_S = 300.0
 _ENDED_AT_MOST = 10_000
 
 CallName = tuple[str, str]
-"""The host that has the call, and its id there."""
+"""The host of the call, and the call's id at that host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class _Call:
 
 
 class EndedCalls:
-    """Calls that Azure has ended, for some minutes; of more than 10,000 the oldest are forgotten."""
+    """Calls that Azure has ended in the last five minutes; the oldest of more than 10,000 are dropped."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -67,7 +67,7 @@ class EndedCalls:
 
 
 class Calls:
-    """What is set up here is held in `limits` until it is over, for `max_talk_s` at most."""
+    """Sets up calls. Each holds its place in `limits` until it is over, for `max_talk_s` at most."""
 
     def __init__(
         self,
@@ -119,8 +119,8 @@ class Calls:
     async def hang_up(self, endpoint: str, call_id: str) -> None:
         """Ends the call, whichever process set it up. Raises MintError.
 
-        Azure is asked once for all who hang up at a time, and no more when it has ended the call. Who stops waiting
-        does not stop that.
+        Several hang-ups at a time share one request to Azure, and a call that has ended needs none. A caller that is
+        cancelled does not cancel the request.
         """
         call = (endpoint, call_id)
         if call in self._ended:
@@ -131,17 +131,16 @@ class Calls:
         await asyncio.shield(asking)
 
     def end(self, endpoint: str, call_id: str, owner: Owner, *, why: str) -> None:
-        """Hangs the call up, in the background and again and again until Azure has done it.
+        """Hangs the call up in the background, and repeats it until Azure has done it, for `max_talk_s` at most.
 
-        That goes on for as long as the call can last, `max_talk_s`. A place that it holds is given back when it is
-        over.
+        The call's place is given back when it is over.
         """
         if call_id not in self._ending:
             work = self._end_surely(call_id, _Call(endpoint, owner), why)
             self._ending[call_id] = asyncio.create_task(work, name="call-ending")
 
     def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
-        """Hangs up the calls of whom the operator has blocked; one that Azure does not end now is asked for again."""
+        """Hangs up the calls of whom `refused` says so; the next reading of the blocklist retries what failed."""
         self._forget_those_over()
         for call_id, call in self._running.items():
             owner = call.owner
@@ -193,7 +192,7 @@ class Calls:
             del self._ending[call_id]
 
     async def aclose(self) -> None:
-        """Gives up what it is just ending, and begins nothing more."""
+        """Cancels the hang-ups in progress and starts no new ones."""
         self._running.clear()
         ending = [*self._ending.values(), *self._asking.values()]
         for task in ending:
@@ -203,6 +202,6 @@ class Calls:
 
 
 def _heard(asking: "asyncio.Task[None]") -> None:
-    """Nobody may be left who waits for it: its error is no news to asyncio."""
+    """Retrieves the error, so that asyncio does not log it when every waiter has left."""
     if not asking.cancelled():
         asking.exception()
