@@ -211,6 +211,26 @@ async def test_what_is_no_http_is_answered_with_400() -> None:
         assert (await peer.refusal())["code"] == "malformed_request"
 
 
+@pytest.mark.parametrize(
+    ("version", "codings", "status"),
+    [
+        ("1.1", ["chunked"], 200),
+        ("1.1", ["CHUNKED"], 200),
+        ("1.1", ["chunked", "chunked"], 400),
+        ("1.1", ["gzip", "chunked"], 400),  # the parser joins the lines and goes by the last coding
+        ("1.1", ["chunked", "identity"], 400),
+        ("1.1", ["gzip, chunked"], 400),
+        ("1.1", ["", "chunked"], 400),
+        ("1.0", ["chunked"], 400),  # RFC 9112 §6.1: the framing of such a message is faulty
+    ],
+)
+async def test_transfer_encoding_is_chunked_once(version: str, codings: list[str], status: int) -> None:
+    lines = "".join(f"Transfer-Encoding: {coding}\r\n" for coding in codings)
+    async with serving() as url, peer_of(url) as peer:
+        peer.send(f"POST / HTTP/{version}\r\nHost: broker\r\n{lines}\r\n0\r\n\r\n".encode())
+        assert (await peer.answer())[0] == status
+
+
 @pytest.mark.parametrize("close", [b"", b"Connection: close\r\n"], ids=["kept alive", "to be closed"])
 async def test_a_client_that_takes_none_of_its_answer_is_dropped(close: bytes) -> None:
     async with serving(write_timeout_s=0.2) as url, peer_of(url, limit=1024) as peer:
