@@ -11,6 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn, Self
 
+from token_broker.bounded_dict import BoundedDict
 from token_broker.web.problems import Problem
 
 __all__ = [
@@ -51,8 +52,7 @@ class RateLimit:
         self._interval_s = 60 / per_minute if per_minute else 0.0
         self._burst_s = self._interval_s * self._burst
         self._clock = clock
-        self._max_keys = max_keys
-        self._free_at_s: dict[str, float] = {}  # in the order of last use
+        self._free_at_s = BoundedDict[str, float](max_keys)  # in the order of last use
 
     def take(self, key: str, cost: int = 1) -> float | None:
         """None where `key` may go on, and `cost` is counted; else the seconds until it may.
@@ -77,8 +77,9 @@ class RateLimit:
         if not self._interval_s:
             return
         now_s = self._clock()
-        self._forget(now_s)
-        free_at_s = max(self._free_at_s.pop(key, now_s), now_s) + cost * self._interval_s
+        while self._free_at_s and self._free_at_s[next(iter(self._free_at_s))] <= now_s:
+            self._free_at_s.popitem(last=False)
+        free_at_s = max(self._free_at_s.get(key, now_s), now_s) + cost * self._interval_s
         self._free_at_s[key] = min(free_at_s, now_s + self._burst_s)
 
     def fits(self, cost: int) -> bool:
@@ -87,13 +88,6 @@ class RateLimit:
 
     def __len__(self) -> int:
         return len(self._free_at_s)
-
-    def _forget(self, now_s: float) -> None:
-        while self._free_at_s:
-            oldest = next(iter(self._free_at_s))
-            if self._free_at_s[oldest] > now_s and len(self._free_at_s) < self._max_keys:
-                return
-            del self._free_at_s[oldest]
 
 
 class Reluctance:

@@ -16,6 +16,7 @@ from strategies.base import EphemeralGrant
 from strategies.calls import AcceptedCall, AzureCalls
 from strategies.credentials import Credentials
 from strategies.errors import MintError
+from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.types import Owner
 from token_broker.security.rate_limits import SessionLease, SessionLimits
 
@@ -43,21 +44,16 @@ class EndedCalls:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._until_s: dict[CallName, float] = {}  # in the order of their ends
+        self._until_s = BoundedDict[CallName, float](_ENDED_AT_MOST)  # in the order of their ends
 
     def add(self, call: CallName) -> None:
         now_s = self._clock()
-        self._until_s.pop(call, None)
         self._until_s[call] = now_s + _ENDED_KEPT_S
-        while len(self._until_s) > _ENDED_AT_MOST or self._until_s[self._oldest] <= now_s:
-            del self._until_s[self._oldest]
+        while self._until_s[next(iter(self._until_s))] <= now_s:
+            self._until_s.popitem(last=False)
 
     def discard(self, call: CallName) -> None:
         self._until_s.pop(call, None)
-
-    @property
-    def _oldest(self) -> CallName:
-        return next(iter(self._until_s))
 
     def __contains__(self, call: CallName) -> bool:
         return self._until_s.get(call, 0.0) > self._clock()
