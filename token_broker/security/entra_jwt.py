@@ -17,6 +17,8 @@ import jwt
 import structlog
 from jwt.exceptions import PyJWTError
 
+from strategies.single_flight import SingleFlight
+
 __all__ = ["EntraIdentity", "EntraTokenVerifier", "JwksCache", "JwksUnavailableError", "TokenRefusedError"]
 
 log = structlog.get_logger("token_broker.entra")
@@ -61,7 +63,7 @@ class JwksCache:
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._fetched_at_s = -float("inf")
         self._tried_at_s = -float("inf")
-        self._flight: asyncio.Task[None] | None = None
+        self._fetches: SingleFlight[None, None] = SingleFlight("jwks")
 
     async def key(self, key_id: str) -> jwt.PyJWK | None:
         """The key, or None where the tenant has none of that id. Raises JwksUnavailableError."""
@@ -69,30 +71,21 @@ class JwksCache:
         fresh = now_s - self._fetched_at_s < STALE_AFTER_S
         if fresh and (key := self._keys.get(key_id)) is not None:
             if now_s - self._fetched_at_s > RENEW_AFTER_S and now_s - self._tried_at_s > UNKNOWN_KID_PAUSE_S:
-                self._take_off()
+                self._fetches.start(None, self._renew)
             return key
         pause_s = UNKNOWN_KID_PAUSE_S if fresh else FAILURE_PAUSE_S
-        if self._in_flight() or now_s - self._tried_at_s >= pause_s:
-            await asyncio.wait({self._take_off()}, timeout=WAIT_S)
+        if None in self._fetches or now_s - self._tried_at_s >= pause_s:
+            await asyncio.wait({self._fetches.start(None, self._renew)}, timeout=WAIT_S)
         if self._clock() - self._fetched_at_s >= STALE_AFTER_S:
             raise JwksUnavailableError
         return self._keys.get(key_id)
 
     async def aclose(self) -> None:
-        if self._flight is not None:
-            self._flight.cancel()
-            await asyncio.wait({self._flight}, timeout=1)
-
-    def _in_flight(self) -> bool:
-        return self._flight is not None and not self._flight.done()
-
-    def _take_off(self) -> asyncio.Task[None]:
-        if self._flight is None or self._flight.done():
-            self._tried_at_s = self._clock()
-            self._flight = asyncio.create_task(self._renew(), name="jwks")
-        return self._flight
+        """Stops a running fetch."""
+        await self._fetches.aclose()
 
     async def _renew(self) -> None:
+        self._tried_at_s = self._clock()
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
                 self._keys = _signing_keys(await self._fetch())

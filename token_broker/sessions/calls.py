@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 import structlog
@@ -16,6 +17,7 @@ from strategies.base import EphemeralGrant
 from strategies.calls import AcceptedCall, AzureCalls
 from strategies.credentials import Credentials
 from strategies.errors import MintError
+from strategies.single_flight import SingleFlight
 from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.types import Owner
 from token_broker.security.rate_limits import SessionLease, SessionLimits
@@ -80,7 +82,7 @@ class Calls:
         self._hang_up_timeout_s = hang_up_timeout_s
         self._running: dict[str, _Call] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
-        self._asking: dict[CallName, asyncio.Task[None]] = {}
+        self._asking: SingleFlight[CallName, None] = SingleFlight("call-hang-up")
         self._ended = EndedCalls()
 
     async def offer(
@@ -121,10 +123,7 @@ class Calls:
         call = (endpoint, call_id)
         if call in self._ended:
             return
-        if (asking := self._asking.get(call)) is None:
-            asking = self._asking[call] = asyncio.create_task(self._ask(call), name="call-hang-up")
-            asking.add_done_callback(_heard)
-        await asyncio.shield(asking)
+        await self._asking.run(call, partial(self._ask, call))
 
     def end(self, endpoint: str, call_id: str, owner: Owner, *, why: str) -> None:
         """Hangs the call up, in the background and again and again until Azure has done it.
@@ -146,10 +145,7 @@ class Calls:
 
     async def _ask(self, call: CallName) -> None:
         endpoint, call_id = call
-        try:
-            await self._azure.hang_up(endpoint, call_id, timeout_s=self._hang_up_timeout_s)
-        finally:
-            del self._asking[call]
+        await self._azure.hang_up(endpoint, call_id, timeout_s=self._hang_up_timeout_s)
         self._ended.add(call)
         self._running.pop(call_id, None)
         self._limits.end(call_id)
@@ -191,14 +187,9 @@ class Calls:
     async def aclose(self) -> None:
         """Gives up what it is just ending, and begins nothing more."""
         self._running.clear()
-        ending = [*self._ending.values(), *self._asking.values()]
+        ending = list(self._ending.values())
         for task in ending:
             task.cancel()
         if ending:
             await asyncio.wait(ending)
-
-
-def _heard(asking: "asyncio.Task[None]") -> None:
-    """Nobody may be left who waits for it: its error is no news to asyncio."""
-    if not asking.cancelled():
-        asking.exception()
+        await self._asking.aclose()
