@@ -1,4 +1,4 @@
-"""What a WebSocket of the server's offers below ASGI: to write on the spot, and to take messages without a queue."""
+"""The client's socket below ASGI: write in the same step, and receive messages without a queue."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -9,19 +9,20 @@ MessageSink = Callable[[bytes], bool]
 
 
 class ClientWire(Protocol):
-    """The server's end of a client's socket, below ASGI."""
+    """The server's end of a client's socket."""
 
     @property
     def takes_data(self) -> bool:
-        """Whether the client reads what it is sent; False as well where it is gone."""
+        """Whether the client reads what it is sent. False as well when it has left."""
         ...
 
     def write_text(self, payload: bytes) -> None:
-        """Writes a text message; to be asked for only where `takes_data`."""
+        """Writes a text message. Call it only while `takes_data`."""
         ...
 
     def offer_to(self, sink: MessageSink | None) -> None:
-        """Offers each text message to `sink` while the application waits for one and none is queued; where that
-        answers False, the message is queued as ever.
+        """Offers each text message to `sink` while the application waits for one and none is queued.
+
+        A message that the sink answers with False is queued as usual. None ends the offering.
         """
         ...
