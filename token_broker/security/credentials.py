@@ -1,11 +1,11 @@
-"""The credential that a client presents, wherever it can put one (docs/api.md §6.4).
+"""Credential extraction: finds the key or token of a request, wherever its client puts it (docs/api.md §6.4).
 
-Each official client has its own place for a key, and the browser ones have no headers: so it may come as a header, in
-the query, or as a subprotocol. Several places may name the same one; two different ones are refused, since nobody
-could say which was meant.
+Each official client sends its key in a place of its own, and a browser can't set headers on a WebSocket. So the
+credential may be a header, a query parameter or a subprotocol. Several places may hold the same one; two different ones
+are refused, because nothing says which was meant.
 """
 
-from collections.abc import Iterator
+import contextlib
 from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers
@@ -21,44 +21,37 @@ _MAX_QUERY_FIELDS = 64
 
 
 class SeveralCredentialsError(Exception):
-    """More than one credential was presented, and they differ."""
+    """A request has two credentials that differ."""
 
 
 def extract_credential(scope: Scope) -> str | None:
-    """The one credential of an HTTP or WebSocket scope, without `Bearer`; None where there is none.
+    """The credential of an HTTP or WebSocket scope, without `Bearer`; None where there is none.
 
-    Raises SeveralCredentialsError. With `ek_` and without it is the same credential.
+    A client secret with and without its prefix `ek_` counts as the same credential. Raises SeveralCredentialsError.
     """
-    found = [credential for text in _places(scope) if (credential := _bare(text))]
-    if len({credential.removeprefix(CLIENT_SECRET_PREFIX) for credential in found}) > 1:
-        raise SeveralCredentialsError
-    return found[0] if found else None
-
-
-def _places(scope: Scope) -> Iterator[str]:
     headers = Headers(scope=scope)
+    found: list[str] = []
     for value in headers.getlist("authorization"):
         scheme, _, credential = value.strip().partition(" ")
         if scheme.lower() == "bearer":
-            yield credential
-    yield from headers.getlist("api-key")
+            found.append(credential)
+    found += headers.getlist("api-key")
     query = scope.get("query_string", b"").decode("latin-1")
-    try:
+    with contextlib.suppress(ValueError):  # more fields than any client sends
         fields = parse_qsl(query, max_num_fields=_MAX_QUERY_FIELDS)
-    except ValueError:
-        fields = []
-    for name, value in fields:
-        if name.lower() in _QUERY_NAMES:
-            yield value
-    for offered in scope.get("subprotocols", ()):
-        for prefix in SUBPROTOCOL_PREFIXES:
-            if offered.startswith(prefix):
-                yield offered.removeprefix(prefix)
+        found += [value for name, value in fields if name.lower() in _QUERY_NAMES]
+    found += [
+        offered.removeprefix(prefix)
+        for offered in scope.get("subprotocols", ())
+        for prefix in SUBPROTOCOL_PREFIXES
+        if offered.startswith(prefix)
+    ]
+    credentials = [credential for text in found if (credential := _without_scheme(text))]
+    if len({credential.removeprefix(CLIENT_SECRET_PREFIX) for credential in credentials}) > 1:
+        raise SeveralCredentialsError
+    return credentials[0] if credentials else None
 
 
-def _bare(text: str) -> str:
-    text = text.strip()
-    scheme, _, credential = text.partition(" ")
-    if scheme.lower() == "bearer":
-        return credential.strip()
-    return text
+def _without_scheme(text: str) -> str:
+    scheme, _, credential = text.strip().partition(" ")
+    return credential.strip() if scheme.lower() == "bearer" else text.strip()

@@ -1,9 +1,8 @@
-"""The broker's own signed tokens: session tokens, tickets, client secrets. Each is enough by itself; no store is asked.
+"""The broker's signed tokens: session tokens, tickets, client secrets, call ids. They are checked without a store.
 
-They are JWTs (HS256) as RFC 8725 wants them: told apart by their `typ` header (§3.11), signed with a subkey for each
-kind (HKDF, RFC 5869), for an audience of its own (§3.9), with our issuer (§3.8). So a token of one kind is never taken
-for another, whatever its header says. The first key signs, all verify: keys rotate without ending a talk. Clocks may
-differ by 60 s.
+They are JWTs (HS256) according to RFC 8725. Each kind has a `typ` header (§3.11), an audience (§3.9) and a subkey of
+its own (HKDF, RFC 5869), and all have our issuer (§3.8). So a token of one kind never passes for another, whatever its
+header says. The first key signs and all keys verify, so keys rotate without ending a talk. Clocks may differ by 60 s.
 """
 
 import contextlib
@@ -42,16 +41,16 @@ __all__ = [
 ]
 
 LEEWAY_S = 60
-RESUME_GRACE_S = 24 * 3600  # a session token still resumes its session so long after its expiry
+RESUME_GRACE_S = 24 * 3600  # for so long after its expiry, a session token still resumes its session
 ISSUER = "voice-token-broker"
 SESSION_TYPE = "vtb-session+jwt"
 TICKET_TYPE = "vtb-ticket+jwt"
 CALL_TYPE = "vtb-call+jwt"
 CLIENT_SECRET_TYPE = "vtb-client-secret+jwt"  # noqa: S105  # a media type
-CLIENT_SECRET_PREFIX = "ek_"  # noqa: S105  # what the official clients want an ephemeral key to begin with
+CLIENT_SECRET_PREFIX = "ek_"  # noqa: S105  # the official clients expect it of an ephemeral key
 MAX_TOKEN_CHARS = 4096
 _SUBKEY_BYTES = 32
-_SESSION_IDS = "vtb-session-id"  # what the subkey of their marks is for
+_SESSION_IDS = "vtb-session-id"  # the purpose of the subkey that signs session ids
 _UUID_CHARS = 36
 _MARK_CHARS = 8
 _TOKENS_REMEMBERED = 2048
@@ -59,7 +58,7 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
 class TokenError(Exception):
-    """A token that is not to be believed; `expired` tells whether only its time is up."""
+    """A token that is not valid. `expired`: only its time is over."""
 
     def __init__(self, message: str, *, expired: bool = False) -> None:
         super().__init__(message)
@@ -68,7 +67,7 @@ class TokenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SessionClaims:
-    """What a session token says. `epoch` counts the session's plans (it grows, in milliseconds since 1970)."""
+    """The claims of a session token. `epoch` orders the session's plans (milliseconds since 1970)."""
 
     session_id: str
     principal: str
@@ -80,7 +79,7 @@ class SessionClaims:
 
 @dataclass(frozen=True, slots=True)
 class TicketClaims:
-    """What a ticket says: one admission to the proxy, as this agent. `ticket_id` is what is used up."""
+    """The claims of a ticket: one admission to the proxy, with this agent. `ticket_id` is recorded as used."""
 
     ticket_id: str
     session_id: str
@@ -93,9 +92,9 @@ class TicketClaims:
 
 @dataclass(frozen=True, slots=True)
 class ClientSecretClaims:
-    """What a client secret says: admission to any compatible endpoint, as this agent, as often as the settings allow.
+    """The claims of a client secret: admission to any compatible endpoint, with this agent, several times.
 
-    `secret_id` is what its uses are counted by, together with those of all that it minted, until `counted_until_s`.
+    Uses are counted by `secret_id` until `counted_until_s`. Secrets that were minted with this one share its count.
     """
 
     secret_id: str
@@ -110,11 +109,11 @@ class ClientSecretClaims:
 
 @dataclass(frozen=True, slots=True)
 class CallClaims:
-    """What a relayed call's opaque id says: whose it is, and where Azure keeps it."""
+    """The claims of a relayed call's opaque id: its session, and where Azure has the call."""
 
     session_id: str
     call_id: str
-    endpoint: str  # the base that minted
+    endpoint: str  # base URL of the resource that minted
     expires_at_s: float
 
 
@@ -123,7 +122,7 @@ C = TypeVar("C", SessionClaims, TicketClaims, ClientSecretClaims, CallClaims)
 
 
 class TokenSigner:
-    """Signs and reads the broker's tokens; `keys` as in BROKER_SIGNING_KEY, at least one."""
+    """Signs and reads the broker's tokens. `keys` are those of BROKER_SIGNING_KEY, at least one."""
 
     def __init__(self, keys: Sequence[SecretStr], *, clock: Callable[[], float] = time.time) -> None:
         if not keys:
@@ -134,16 +133,16 @@ class TokenSigner:
         self._jws = jwt.PyJWS(algorithms=[])
         self._jws.register_algorithm("HS256", _PreparedHmac(HMACAlgorithm.SHA256))
         self._clock = clock
-        # A session's token comes with each of its turns: what it says never changes, only whether it is still in time.
+        # Each turn of a session carries the same token. Its claims never change; its expiry is checked apart.
         self._verified = functools.lru_cache(_TOKENS_REMEMBERED)(self._verify)
 
     def new_session_id(self) -> str:
-        """A UUID, version 7, whose last 32 bits nobody but us can choose: `made` knows it, stored or not."""
+        """A UUID of version 7 whose last 32 bits are a signature, so that `made` recognizes it without a store."""
         name = uuid7()[:-_MARK_CHARS]
         return name + _mark(name, self._subkeys[_SESSION_IDS][0])
 
     def made(self, session_id: str) -> bool:
-        """Whether `session_id` is one of `new_session_id`, of any key; of other UUIDs, one of four billion is."""
+        """Whether `new_session_id` made the id, with any of the keys. A foreign UUID passes once in four billion."""
         name, mark = session_id[:-_MARK_CHARS], session_id[-_MARK_CHARS:]
         return len(session_id) == _UUID_CHARS and any(
             hmac.compare_digest(mark.encode(), _mark(name, key).encode()) for key in self._subkeys[_SESSION_IDS]
@@ -159,14 +158,14 @@ class TokenSigner:
         ttl_s: int,
         agent_id: str | None = None,
     ) -> str:
-        """A token that proves this session's ownership for `ttl_s` seconds; `agent_id` is whom the plan speaks with."""
+        """A token that proves ownership of the session for `ttl_s` seconds. `agent_id` is the agent of the plan."""
         claims = {"sid": session_id, "sub": principal, "epo": epoch, "uid": user_id, "agt": agent_id}
         return self._sign(claims, SESSION_TYPE, ttl_s)
 
     def ticket(
         self, *, session_id: str, agent_id: str, principal: str, epoch: int, user_id: str | None, ttl_s: int
     ) -> str:
-        """A single admission to the proxy within `ttl_s` seconds."""
+        """A token for a single admission to the proxy within `ttl_s` seconds."""
         claims = {
             "jti": uuid7(), "sid": session_id, "agt": agent_id, "sub": principal, "epo": epoch, "uid": user_id,
         }  # fmt: skip
@@ -183,9 +182,9 @@ class TokenSigner:
         ttl_s: int,
         minted_with: ClientSecretClaims | None = None,
     ) -> str:
-        """Admission to the compatible endpoints of the official clients for `ttl_s` seconds; it begins with `ek_`.
+        """A token for the compatible endpoints for `ttl_s` seconds, with the prefix `ek_`.
 
-        What was `minted_with` another secret is counted with it: it opens no more than that one has left.
+        A secret that is minted with another one shares its count, so it opens no more talks than that one has left.
         """
         claims = {
             "jti": minted_with.secret_id if minted_with else uuid7(),
@@ -195,27 +194,27 @@ class TokenSigner:
         return CLIENT_SECRET_PREFIX + self._sign(claims, CLIENT_SECRET_TYPE, ttl_s)
 
     def call_token(self, *, session_id: str, call_id: str, endpoint: str, ttl_s: int) -> str:
-        """A relayed call's id as the browser sees it: it hides nothing, and can't be made up."""
+        """A relayed call's id as the browser sees it: signed, not encrypted."""
         return self._sign({"sid": session_id, "cal": call_id, "hst": endpoint}, CALL_TYPE, ttl_s)
 
     def read_call_token(self, token: str) -> CallClaims:
-        """The claims of a call's id. Raises TokenError."""
+        """The claims of a call id. Raises TokenError."""
         return self._read(token, CallClaims, 0)
 
     def read_session_token(self, token: str, *, grace_s: float = 0) -> SessionClaims:
-        """The claims of a session token no longer past its expiry than `grace_s`. Raises TokenError."""
+        """The claims of a session token that expired at most `grace_s` ago. Raises TokenError."""
         return self._read(token, SessionClaims, grace_s)
 
     def read_ticket(self, token: str) -> TicketClaims:
-        """The claims of a ticket in time; whether it was used before is not said here. Raises TokenError."""
+        """The claims of an unexpired ticket, which may have been used. Raises TokenError."""
         return self._read(token, TicketClaims, 0)
 
     def read_client_secret(self, token: str) -> ClientSecretClaims:
-        """The claims of a client secret in time, with or without its prefix. Raises TokenError."""
+        """The claims of an unexpired client secret, with or without its prefix. Raises TokenError."""
         return self._read(token.removeprefix(CLIENT_SECRET_PREFIX), ClientSecretClaims, 0)
 
     def read_any(self, token: str) -> ClientSecretClaims | TicketClaims | SessionClaims:
-        """The claims of whichever of these three `token` is, in time. Raises TokenError."""
+        """The claims of an unexpired client secret, ticket or session token. Raises TokenError."""
         claims = self._known(token.removeprefix(CLIENT_SECRET_PREFIX))
         if isinstance(claims, CallClaims):
             raise TokenError("a token of another kind")
@@ -244,7 +243,7 @@ class TokenSigner:
             raise TokenError("expired", expired=True)
 
     def _verify(self, token: str) -> Claims:
-        """What it says, whether in time or not. Raises TokenError."""
+        """The claims, expired or not. Raises TokenError."""
         try:
             kind = str(self._jws.get_unverified_header(token).get("typ"))
             for key in self._subkeys.get(kind, ()):
@@ -260,7 +259,7 @@ class TokenSigner:
 
 
 def is_ours(token: str) -> bool:
-    """Whether `token` claims to be one of this broker's, good or not: by its prefix or its type."""
+    """Whether `token` looks like one of this broker's, valid or not, by its prefix or its `typ`."""
     if token.startswith(CLIENT_SECRET_PREFIX):
         return True
     try:
@@ -271,17 +270,17 @@ def is_ours(token: str) -> bool:
 
 
 class _PreparedHmac(HMACAlgorithm):
-    """HS256 with keys that were examined once: PyJWT examines them for each token, which takes longer than signing."""
+    """HS256 without PyJWT's check of the key for each token, which takes longer than signing."""
 
     def prepare_key(self, key: str | bytes) -> bytes:
         return key if isinstance(key, bytes) else key.encode()
 
     def sign(self, msg: bytes, key: bytes) -> bytes:
-        return hmac.digest(key, msg, "sha256")  # in one call, where PyJWT makes an object of each
+        return hmac.digest(key, msg, "sha256")  # one call into OpenSSL; PyJWT creates an object each time
 
 
 def _subkey(key: bytes, kind: str) -> bytes:
-    """The key of one kind of token: who learns it can make no token of another kind."""
+    """The key of one kind of token. Whoever learns it can't sign tokens of another kind."""
     return HKDF(algorithm=SHA256(), length=_SUBKEY_BYTES, salt=None, info=f"{ISSUER} {kind}".encode()).derive(key)
 
 
@@ -290,7 +289,7 @@ def _mark(name: str, key: bytes) -> str:
 
 
 def load_or_create_key(path: Path) -> SecretStr:
-    """The signing key kept in `path` (mode 600), made at the first call. Raises OSError where it can't be kept."""
+    """The signing key in the file `path` (mode 600), created at the first call. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, _NEW_FILE, 0o600), "w") as file:
         file.write(secrets.token_urlsafe(48))
@@ -301,8 +300,8 @@ def load_or_create_key(path: Path) -> SecretStr:
     return SecretStr(key)
 
 
-class _Whose(TypedDict):
-    """What every token of a session says."""
+class _SharedClaims(TypedDict):
+    """The claims that all tokens of a session have."""
 
     session_id: str
     principal: str
@@ -311,8 +310,8 @@ class _Whose(TypedDict):
     expires_at_s: float
 
 
-def _whose(claims: Mapping[str, Any]) -> _Whose:
-    return _Whose(
+def _shared_claims(claims: Mapping[str, Any]) -> _SharedClaims:
+    return _SharedClaims(
         session_id=_text(claims, "sid"),
         principal=_text(claims, "sub"),
         epoch=_number(claims, "epo"),
@@ -322,12 +321,12 @@ def _whose(claims: Mapping[str, Any]) -> _Whose:
 
 
 def _session_claims(claims: Mapping[str, Any]) -> SessionClaims:
-    return SessionClaims(**_whose(claims), agent_id=_optional_text(claims, "agt"))
+    return SessionClaims(**_shared_claims(claims), agent_id=_optional_text(claims, "agt"))
 
 
 def _client_secret_claims(claims: Mapping[str, Any]) -> ClientSecretClaims:
     return ClientSecretClaims(
-        **_whose(claims),
+        **_shared_claims(claims),
         secret_id=_text(claims, "jti"),
         agent_id=_text(claims, "agt"),
         counted_until_s=_number(claims, "cnt"),
@@ -335,7 +334,7 @@ def _client_secret_claims(claims: Mapping[str, Any]) -> ClientSecretClaims:
 
 
 def _ticket_claims(claims: Mapping[str, Any]) -> TicketClaims:
-    return TicketClaims(**_whose(claims), ticket_id=_text(claims, "jti"), agent_id=_text(claims, "agt"))
+    return TicketClaims(**_shared_claims(claims), ticket_id=_text(claims, "jti"), agent_id=_text(claims, "agt"))
 
 
 def _call_claims(claims: Mapping[str, Any]) -> CallClaims:
