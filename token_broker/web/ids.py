@@ -1,4 +1,4 @@
-"""Ids: those that sort by the time they were made, and the one that a request was given."""
+"""Sortable ids, and the id of a request."""
 
 import os
 import time
@@ -18,5 +18,5 @@ def uuid7() -> str:
 
 
 def correlation_id(scope: Scope) -> str:
-    """The request's id, as `X-Request-ID` has it; empty where the edge was not passed."""
+    """The request's id, as in `X-Request-ID`. Empty where RequestContextMiddleware did not see the request."""
     return str(scope.get("state", {}).get("correlation_id", ""))
