@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from token_broker.settings import Settings
-from token_broker.web.forwarded import Client, address_key, asked_host, client_of, public_base, websocket_url
+from token_broker.web.forwarded import ResolvedClient, address_key, asked_host, client_of, public_base, websocket_url
 
 NOBODY: tuple[str, ...] = ()
 ONE_HOP = ("1",)
@@ -90,7 +90,9 @@ def test_scheme_and_host_are_a_trusted_proxys_word_or_the_requests_own(
 def test_a_websocket_is_read_as_http_is() -> None:
     sent = [("X-Forwarded-For", "203.0.113.9"), ("X-Forwarded-Proto", "https")]
     plain = client_of(scope(*sent), ONE_HOP)
-    assert client_of(scope(*sent, scheme="ws"), ONE_HOP) == plain == Client("203.0.113.9", "https", "broker.test")
+    assert (
+        client_of(scope(*sent, scheme="ws"), ONE_HOP) == plain == ResolvedClient("203.0.113.9", "https", "broker.test")
+    )
     assert client_of(scope(scheme="wss"), NOBODY).scheme == "https"
 
 
@@ -130,7 +132,7 @@ def test_whatever_is_forwarded_an_answer_comes_and_a_strangers_word_counts_for_n
     assert found.scheme in {"http", "https"}
     assert found.host
     from_a_stranger = client_of(scope(*headers, peer="192.0.2.1"), INSIDE)
-    assert from_a_stranger == Client("192.0.2.1", "http", "broker.test")
+    assert from_a_stranger == ResolvedClient("192.0.2.1", "http", "broker.test")
 
 
 def test_plans_are_made_from_the_public_url_or_else_from_the_request() -> None:

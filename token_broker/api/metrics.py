@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from token_broker.api.status import may_see_figures
 from token_broker.broker import Broker, broker_of
-from token_broker.web.openapi import Answer, Operation
+from token_broker.web.openapi import Operation, ResponseSpec
 from token_broker.web.problems import Problem
 
 __all__ = ["METRICS_OPERATIONS", "get_metrics"]
@@ -53,7 +53,7 @@ METRICS_OPERATIONS = (
             "In the text format, or in OpenMetrics where `Accept` asks for it. For whoever sends BROKER_METRICS_TOKEN, "
             "under any host name; for everybody only while that is unset and BROKER_AUTH is `none`."
         ),
-        answers=(Answer(200, "All metrics.", media_type="text/plain"),),
+        answers=(ResponseSpec(200, "All metrics.", media_type="text/plain"),),
         problems={401: ("metrics_token_needed",)},
         security=(None, "metricsToken"),
     ),

@@ -28,7 +28,7 @@ from token_broker.security.tokens import TokenError
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.ownership import ensure_not_blocked
 from token_broker.web.ids import correlation_id
-from token_broker.web.openapi import Answer
+from token_broker.web.openapi import ResponseSpec
 from token_broker.web.problems import Problem
 
 __all__ = [
@@ -219,7 +219,7 @@ OFFER_SCHEMA = {
         r"(\r?\n[a-z]=[^\x00-\x08\x0a-\x1f]*)*(\r?\n)*$"
     ),
 }
-SDP_ANSWER = Answer(
+SDP_ANSWER = ResponseSpec(
     201, "Azure's answer.", media_type="application/sdp", example=SDP_EXAMPLE, headers=("Cache-Control", "Location")
 )
 OFFER_PROBLEMS = {

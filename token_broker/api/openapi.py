@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from token_broker import __version__
 from token_broker.web import openapi_page
-from token_broker.web.openapi import Answer, Operation, Socket, api_document
+from token_broker.web.openapi import Operation, ResponseSpec, SocketSpec, api_document
 from token_broker.web.openapi_page import render_page
 from token_broker.web.requests import MAX_JSON_VALUES
 
@@ -46,7 +46,7 @@ _OPERATIONS = (
         tag="This document",
         summary="What you read, for machines",
         description="OpenAPI 3.1.",
-        answers=(Answer(200, "The document.", media_type="application/json", json_schema={"type": "object"}),),
+        answers=(ResponseSpec(200, "The document.", media_type="application/json", json_schema={"type": "object"}),),
     ),
     Operation(
         name="get_docs",
@@ -55,7 +55,7 @@ _OPERATIONS = (
         tag="This document",
         summary="What you read, for people",
         description="A page without scripts.",
-        answers=(Answer(200, "The page.", media_type="text/html"),),
+        answers=(ResponseSpec(200, "The page.", media_type="text/html"),),
     ),
     Operation(
         name="get_docs_style",
@@ -64,12 +64,12 @@ _OPERATIONS = (
         tag="This document",
         summary="The page's looks",
         description="CSS.",
-        answers=(Answer(200, "The style sheet.", media_type="text/css"),),
+        answers=(ResponseSpec(200, "The style sheet.", media_type="text/css"),),
     ),
 )
 
 
-def openapi_routes(operations: Sequence[Operation], sockets: Sequence[Socket] = ()) -> list[Route]:
+def openapi_routes(operations: Sequence[Operation], sockets: Sequence[SocketSpec] = ()) -> list[Route]:
     """The routes that show `operations` and `sockets`, and themselves; made at the first request for them."""
 
     @functools.cache

@@ -20,7 +20,7 @@ from token_broker.sessions.agents import Agent, session_spec
 from token_broker.sessions.ownership import ensure_not_blocked, open_session
 from token_broker.sessions.schemas import Plan, TokenRequest
 from token_broker.web.ids import correlation_id
-from token_broker.web.openapi import Answer, Body, Operation, Parameter
+from token_broker.web.openapi import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.problems import Problem
 from token_broker.web.requests import parse_json, read_body
 
@@ -242,7 +242,7 @@ TOKEN_OPERATIONS = (
         parameters=(
             Parameter("X-Session-Token", "header", "The session's last `session_token`: proves that it is yours."),
         ),
-        answers=(Answer(200, "A plan.", Plan, example=_PLAN_EXAMPLE),),
+        answers=(ResponseSpec(200, "A plan.", Plan, example=_PLAN_EXAMPLE),),
         problems={
             400: ("invalid_json", "client_left"),
             401: ("not_signed_in", "bad_principal", "invalid_token"),

@@ -17,7 +17,7 @@ from token_broker.web.problems import Problem
 __all__ = [
     "RateLimit",
     "RateLimiter",
-    "Reluctance",
+    "RefusalDelay",
     "SessionLease",
     "SessionLimits",
     "too_many_requests",
@@ -90,7 +90,7 @@ class RateLimit:
         return len(self._free_at_s)
 
 
-class Reluctance:
+class RefusalDelay:
     """Delays refusals to a key that keeps asking.
 
     A client that asks again right after each refusal would keep the event loop busy with refusals, and all other
@@ -109,18 +109,18 @@ class Reluctance:
 
 
 class RateLimiter:
-    """Rate limiter per key. Refusals beyond a burst are delayed: see `Reluctance`."""
+    """Rate limiter per key. Refusals beyond a burst are delayed: see `RefusalDelay`."""
 
     def __init__(
         self, per_minute: int, *, clock: Callable[[], float] = time.monotonic, pause_s: float = REFUSAL_PAUSE_S
     ) -> None:
         self._rate = RateLimit(per_minute, clock=clock)
-        self._reluctance = Reluctance(clock=clock, pause_s=pause_s)
+        self._refusal_delay = RefusalDelay(clock=clock, pause_s=pause_s)
 
     async def admit(self, key: str) -> None:
         """Counts one request of `key`. Raises Problem 429 where it exceeds the rate."""
         if (wait_s := self._rate.take(key)) is not None:
-            await self._reluctance.refuse(key, too_many_requests(wait_s))
+            await self._refusal_delay.refuse(key, too_many_requests(wait_s))
 
 
 class SessionLease:

@@ -17,7 +17,7 @@ from token_broker.settings import Settings
 
 __all__ = [
     "UNKNOWN_ADDRESS",
-    "Client",
+    "ResolvedClient",
     "address_key",
     "asked_host",
     "client_address",
@@ -41,7 +41,7 @@ _AUTHORITY = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Client:
+class ResolvedClient:
     """The client behind a request. `address` is an IP address or `unknown`; `host` has no default port."""
 
     address: str
@@ -60,7 +60,7 @@ class _TrustedProxies:
         return address is not None and any(address in network for network in self.networks)
 
 
-def client_of(scope: Scope, trusted_proxies: tuple[str, ...]) -> Client:
+def client_of(scope: Scope, trusted_proxies: tuple[str, ...]) -> ResolvedClient:
     """The client behind `scope`; `trusted_proxies` as in the settings.
 
     With hops, proxies added that many addresses left of the peer's. With networks, the addresses are followed to the
@@ -68,7 +68,7 @@ def client_of(scope: Scope, trusted_proxies: tuple[str, ...]) -> Client:
     """
     address, scheme, host = _resolve(scope, trusted_proxies)
     host = host or _listening_host(scope, scheme)
-    return Client(str(address) if address is not None else UNKNOWN_ADDRESS, scheme, host)
+    return ResolvedClient(str(address) if address is not None else UNKNOWN_ADDRESS, scheme, host)
 
 
 def asked_host(scope: Scope, trusted_proxies: tuple[str, ...]) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-__all__ = ["Answer", "Body", "Operation", "Parameter", "ProblemDocument", "Socket", "api_document"]
+__all__ = ["Body", "Operation", "Parameter", "ProblemDocument", "ResponseSpec", "SocketSpec", "api_document"]
 
 Json = dict[str, Any]
 
@@ -71,7 +71,7 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ResponseSpec:
     """A successful response: JSON of `model`, `media_type` of `json_schema` (or text), or no content."""
 
     status: int
@@ -84,7 +84,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Socket:
+class SocketSpec:
     """A WebSocket's path. OpenAPI does not cover WebSockets, so it is a path without operations, with `x-websocket`."""
 
     path: str
@@ -111,7 +111,7 @@ class Operation:
     tag: str
     summary: str
     description: str
-    answers: tuple[Answer, ...]
+    answers: tuple[ResponseSpec, ...]
     problems: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()
     body: Body | None = None
@@ -173,7 +173,7 @@ _SECURITY: dict[str, Json] = {
 
 
 def api_document(
-    operations: Sequence[Operation], *, sockets: Sequence[Socket] = (), version: str, description: str
+    operations: Sequence[Operation], *, sockets: Sequence[SocketSpec] = (), version: str, description: str
 ) -> Json:
     """The OpenAPI document of these operations and WebSockets."""
     paths: Json = {}
@@ -232,7 +232,7 @@ def _operation(operation: Operation, path: str, number: int) -> Json:
     return described
 
 
-def _socket(socket: Socket) -> Json:
+def _socket(socket: SocketSpec) -> Json:
     return {
         "summary": socket.summary,
         "description": socket.description,
@@ -265,7 +265,7 @@ def _parameter(parameter: Parameter) -> Json:
     return described if parameter.example is None else {**described, "example": parameter.example}
 
 
-def _answer(answer: Answer) -> Json:
+def _answer(answer: ResponseSpec) -> Json:
     described: Json = {"description": answer.description, "headers": _header_refs(answer.headers)}
     if answer.model is not None or answer.media_type is not None:
         media_type = answer.media_type or "application/json"
