@@ -17,7 +17,7 @@ from websockets.asyncio.client import connect
 
 from tests.support.machine import retry_if_host_busy
 from tests.support.serving import serve_app
-from token_broker.server.http import MAX_HEAD_BYTES, BoundedHttpProtocol, bounded_http
+from token_broker.server.http_protocol import MAX_HEAD_BYTES, BoundedHttpProtocol, bounded_http
 
 HEAD_TIMEOUT_S = 0.4
 WAIT_S = 15  # far more than any of the limits here

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker
 from tests.support.machine import retry_if_host_busy
-from token_broker.server.http import MAX_PIPELINED
+from token_broker.server.http_protocol import MAX_PIPELINED
 from token_broker.simulator import RunningSimulator
 
 PROMPT_MS = 500  # a slow machine's

@@ -25,8 +25,8 @@ from tests.support.sockets import listening_socket
 from token_broker.app import create_app
 from token_broker.broker import Broker
 from token_broker.memory.store.migrate import migrate
-from token_broker.server.http import bounded_http
-from token_broker.server.websocket import uvicorn_options
+from token_broker.server.http_protocol import bounded_http
+from token_broker.server.websocket_protocol import uvicorn_options
 from token_broker.settings import Settings
 
 __all__ = [

@@ -24,7 +24,7 @@ from token_broker.security.authentication import limit_key
 from token_broker.security.rate_limits import too_many_sessions
 from token_broker.security.tokens import SessionClaims, TokenError
 from token_broker.sessions.ownership import ensure_not_blocked
-from token_broker.web.openapi import Body, Operation, Parameter, ResponseSpec
+from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.problems import Problem
 from token_broker.web.requests import bearer_token, read_body
 

@@ -29,7 +29,7 @@ from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
 from token_broker.relay.dialects.settings import shown_session
 from token_broker.relay.protocols import COMPAT_ENDPOINTS, CompatEndpoint
 from token_broker.security.authentication import Principal, limit_key
-from token_broker.security.credentials import SeveralCredentialsError, extract_credential
+from token_broker.security.credential_extraction import SeveralCredentialsError, extract_credential
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TokenError, is_ours
 from token_broker.sessions.agents import Agent, session_spec
 from token_broker.sessions.ownership import OpenedSession, confirm_owner, ensure_not_blocked, open_session

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from token_broker.api.status import may_see_figures
 from token_broker.broker import Broker, broker_of
-from token_broker.web.openapi import Operation, ResponseSpec
+from token_broker.web.openapi_document import Operation, ResponseSpec
 from token_broker.web.problems import Problem
 
 __all__ = ["METRICS_OPERATIONS", "get_metrics"]

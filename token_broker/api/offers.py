@@ -28,7 +28,7 @@ from token_broker.security.tokens import TokenError
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.ownership import ensure_not_blocked
 from token_broker.web.ids import correlation_id
-from token_broker.web.openapi import ResponseSpec
+from token_broker.web.openapi_document import ResponseSpec
 from token_broker.web.problems import Problem
 
 __all__ = [

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from token_broker import __version__
 from token_broker.web import openapi_page
-from token_broker.web.openapi import Operation, ResponseSpec, SocketSpec, api_document
+from token_broker.web.openapi_document import Operation, ResponseSpec, SocketSpec, api_document
 from token_broker.web.openapi_page import render_page
 from token_broker.web.requests import MAX_JSON_VALUES
 

@@ -3,7 +3,7 @@
 from starlette.types import Receive, Scope, Send
 
 from token_broker.broker import Broker
-from token_broker.web.openapi import Parameter, SocketSpec
+from token_broker.web.openapi_document import Parameter, SocketSpec
 
 __all__ = ["VOICELIVE_PATH", "VOICELIVE_SOCKET", "Voicelive"]
 

@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 import token_broker
-from token_broker.web.openapi import Operation, Parameter, ResponseSpec
+from token_broker.web.openapi_document import Operation, Parameter, ResponseSpec
 
 __all__ = ["AZURE_ORIGINS", "CLIENT_OPERATIONS", "client_folder", "client_routes", "content_security_policy"]
 

@@ -10,7 +10,7 @@ from token_broker.api.token import find_agent
 from token_broker.broker import Broker, broker_of
 from token_broker.sessions.ownership import blocklist_unread
 from token_broker.sessions.schemas import AgentConfig
-from token_broker.web.openapi import Operation, Parameter, ResponseSpec
+from token_broker.web.openapi_document import Operation, Parameter, ResponseSpec
 from token_broker.web.problems import Problem
 from token_broker.web.requests import bearer_token
 

@@ -20,7 +20,7 @@ from token_broker.sessions.agents import Agent, session_spec
 from token_broker.sessions.ownership import ensure_not_blocked, open_session
 from token_broker.sessions.schemas import Plan, TokenRequest
 from token_broker.web.ids import correlation_id
-from token_broker.web.openapi import Body, Operation, Parameter, ResponseSpec
+from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.problems import Problem
 from token_broker.web.requests import parse_json, read_body
 

@@ -39,7 +39,7 @@ from token_broker.security.authentication import limit_key
 from token_broker.security.tokens import TokenError
 from token_broker.sessions.ownership import ensure_not_blocked, session_erased
 from token_broker.web.ids import uuid7
-from token_broker.web.openapi import Body, Operation, Parameter, ResponseSpec
+from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.problems import Problem
 from token_broker.web.requests import bearer_token, ensure_few_values, parse_json, read_body
 

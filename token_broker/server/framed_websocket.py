@@ -17,9 +17,9 @@ from websockets.http11 import Request
 from websockets.protocol import State
 
 from token_broker.server import frames
+from token_broker.server.client_wire import MessageSink
 from token_broker.server.frames import FrameBudget, FrameError, FrameReader
-from token_broker.server.http import raw_answer
-from token_broker.server.wire import MessageSink
+from token_broker.server.http_protocol import raw_answer
 from token_broker.web.problems import Problem
 
 __all__ = ["READ", "FramedWebSocket", "Input"]

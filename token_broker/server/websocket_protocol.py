@@ -15,9 +15,9 @@ from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.utils import ClientDisconnected
 
 from token_broker.server import frames
+from token_broker.server.client_wire import MessageSink
 from token_broker.server.close_codes import CLIENT_STALLED
 from token_broker.server.framed_websocket import READ, FramedWebSocket
-from token_broker.server.wire import MessageSink
 from token_broker.settings import Settings
 
 __all__ = [
