@@ -31,9 +31,9 @@ SESSION = "session-of-the-fuzzing"
 WAIT_S = 20
 
 FUZZ = settings(
-    max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
-FEWER = settings(FUZZ, max_examples=40)
+FEWER = settings(FUZZ, max_examples=25)
 
 
 class Loop:

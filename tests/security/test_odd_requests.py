@@ -4,16 +4,19 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
+import structlog
 
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.waiting import eventually
 from token_broker.memory.delivery.zep import retry_after_s
-from token_broker.simulator import RunningSimulator
+from token_broker.simulator import serve
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SESSION = "0123456789abcdef"
 ZEROS, NINES = "0" * 5_000, "9" * 5_000  # more digits than Python's int() reads
@@ -66,19 +69,25 @@ async def is_open(broker: RunningBroker) -> bool:
     return broker.broker.memory.status().store == "open"
 
 
-@pytest.fixture
-async def compat(
-    azure: RunningSimulator, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> AsyncIterator[CompatEndpoint]:
-    """Afterwards nothing may have failed: no traceback stands in the log."""
-    async with run_broker(make_settings(tmp_path, azure.base_url)) as broker:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def compat(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[CompatEndpoint]:
+    """One broker for all tests of the module: none of their requests leaves anything behind that another sees."""
+    async with (
+        serve() as azure,
+        run_broker(make_settings(tmp_path_factory.mktemp("odd"), azure.base_url)) as broker,
+    ):
         await eventually(lambda: is_open(broker))
         plan = await broker.plan({"session_id": SESSION})
         yield CompatEndpoint(broker, plan["session_token"])
-    said = "".join(capsys.readouterr())
-    assert "request_failed" not in said
-    assert "Traceback" not in said
-    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No exception reached the broker's last handler or uvicorn."""
+    with structlog.testing.capture_logs() as logged:
+        yield
+    assert [entry for entry in logged if entry["event"] == "request_failed" or entry.get("exc_info")] == []
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 @pytest.mark.parametrize(
@@ -318,7 +327,7 @@ async def test_letters_may_be_encoded(path: str, compat: CompatEndpoint) -> None
 @pytest.mark.parametrize(
     "value", [f"Mon, 01 Jan 2020 00:00:00 +{'9' * 400}", f"Mon, {'9' * 20} Jan 2020 00:00:00 GMT", NINES, "\xb2", ""]
 )
-def test_a_sinks_retry_after_that_is_no_time_is_none_or_bounded(value: str) -> None:
+async def test_a_sinks_retry_after_that_is_no_time_is_none_or_bounded(value: str) -> None:
     wait_s = retry_after_s({"retry-after": value})
     assert wait_s is None or 0 <= wait_s <= 3600
 

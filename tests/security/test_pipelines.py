@@ -41,7 +41,9 @@ async def sent(broker: RunningBroker, data: bytes) -> bytes:
 @pytest.mark.parametrize("name", ["X-MS-CLIENT-PRINCIPAL", "x-ms-client-principal"])
 async def test_a_trailer_is_no_header(name: str, azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, auth="easyauth")
-    head = b"POST /realtime/token HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = (
+        b"POST /realtime/token HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
     trailer = f"{name}: {claimed('victim')}\r\n".encode()
     answer = await sent(broker, head + b"2\r\n{}\r\n0\r\n" + trailer + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 401 ")
