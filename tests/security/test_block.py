@@ -1,4 +1,4 @@
-"""A principal or a session that the operator blocked: its tokens open nothing; others notice nothing."""
+"""Blocking a principal or a session: its tokens open nothing, and other callers are not affected."""
 
 import asyncio
 import contextlib
@@ -57,9 +57,7 @@ def answers(
     return holds
 
 
-async def test_a_principal_that_was_blocked_gets_no_plan_no_call_and_no_session_back(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_blocked_principal_gets_nothing(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, auth="easyauth")
     ann, bob = signed_in("ann"), signed_in("bob")
     plan = (await broker.token(**ann)).plan
@@ -82,9 +80,7 @@ async def test_a_principal_that_was_blocked_gets_no_plan_no_call_and_no_session_
         assert verdict(await offer(broker, plan)) == LET_IN
 
 
-async def test_a_session_that_was_blocked_is_refused_and_its_user_may_begin_another(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_blocked_session_may_be_replaced(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     plan, other = await broker.plan(), await broker.plan()
     async with open_admin(broker.settings) as admin:
@@ -96,9 +92,7 @@ async def test_a_session_that_was_blocked_is_refused_and_its_user_may_begin_anot
     assert (await broker.plan())["session_id"] != plan["session_id"]
 
 
-async def test_who_insists_after_being_blocked_is_held_to_the_rate(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_blocked_caller_is_rate_limited(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, auth="easyauth", rate_limit_per_minute=2)
     async with open_admin(broker.settings) as admin:
         await admin.block("principal", "easyauth:aad:ann")
@@ -108,7 +102,7 @@ async def test_who_insists_after_being_blocked_is_held_to_the_rate(
 
 
 @pytest.mark.parametrize("faults", [[], [{"match": "/hangup", "fault": "status", "code": 503, "times": 1}]])
-async def test_calls_that_run_through_the_broker_are_hung_up_and_nobody_elses(
+async def test_blocking_hangs_up_own_calls_only(
     azure: RunningSimulator, start_broker: StartBroker, monkeypatch: pytest.MonkeyPatch, faults: list[dict[str, Any]]
 ) -> None:
     monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
@@ -145,7 +139,7 @@ async def test_calls_that_run_through_the_broker_are_hung_up_and_nobody_elses(
 # --- the command
 
 
-async def test_the_command_cuts_off_and_lets_in_again_beside_a_running_broker(
+async def test_command_blocks_beside_running_broker(
     azure: RunningSimulator, start_broker: StartBroker, tmp_path: Path
 ) -> None:
     broker = await start_broker(azure)
@@ -175,7 +169,7 @@ async def test_the_command_cuts_off_and_lets_in_again_beside_a_running_broker(
     assert [entry["unblocked"] for entry in told] == [[], [said]]
 
 
-async def test_the_command_says_where_nobody_is_known_by_the_id(start_broker: StartBroker, tmp_path: Path) -> None:
+async def test_command_warns_of_unknown_principal(start_broker: StartBroker, tmp_path: Path) -> None:
     broker = await start_broker(None)
     env = environment(tmp_path, None, BROKER_DATABASE_URL=broker.settings.database_url.get_secret_value())
     cut, unblocked = await asyncio.gather(
@@ -200,7 +194,7 @@ async def test_the_command_says_where_nobody_is_known_by_the_id(start_broker: St
         (("unblock", "--session", "short"), "no session"),
     ],
 )
-def test_who_names_nobody_or_everybody_is_told(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_command_refuses_bad_arguments(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
     finished = CliRunner().invoke(main, arguments, env=environment(tmp_path, None))  # in this process: much cheaper
     assert (finished.exit_code, finished.stdout) == (2, "")
     assert said in finished.stderr

@@ -1,4 +1,4 @@
-"""One caller misbehaves with all that it has; another one notices nothing. How fast: `benchmarks/hostile.py`."""
+"""One caller floods the broker, and another one still gets its plans. `benchmarks/hostile.py` measures how fast."""
 
 import asyncio
 import base64
@@ -56,9 +56,7 @@ async def flood(broker: RunningBroker, name: str) -> AsyncIterator[list[int]]:
         await asyncio.wait(tasks)
 
 
-async def test_slow_loris_and_a_flood_by_one_principal_leave_another_all_of_its_plans(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_flood_and_slow_loris_spare_other_callers(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, auth="easyauth", rate_limit_per_minute=60, head_timeout_s=HEAD_TIMEOUT_S)
     slow = [asyncio.create_task(slow_loris(broker.base_url)) for _ in range(SLOW_CONNECTIONS)]
     async with flood(broker, "mallory") as mallorys:

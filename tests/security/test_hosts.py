@@ -1,4 +1,4 @@
-"""Which host names the broker answers to: a page whose own name was pointed at it (DNS rebinding) gets nothing."""
+"""Which host names the broker answers to: a page whose own name points at it (DNS rebinding) gets nothing."""
 
 import asyncio
 import contextlib
@@ -76,7 +76,7 @@ def status(problem: Any) -> int:
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 @pytest.mark.parametrize("listens_on", ["127.0.0.1", "0.0.0.0"])
-def test_with_a_public_url_its_name_and_loopback_names_are_answered(kind: str, listens_on: str) -> None:
+def test_public_url_and_loopback_names_are_served(kind: str, listens_on: str) -> None:
     guard = rules(public_url=f"{PUBLIC}/base", host=listens_on)
     got = {host: status(guard.refusal(scope(("Host", host), kind=kind))) for host in [*SERVED, *FOREIGN]}
     assert got == dict.fromkeys(SERVED, 200) | dict.fromkeys(FOREIGN, 421)
@@ -99,19 +99,19 @@ def test_with_a_public_url_its_name_and_loopback_names_are_answered(kind: str, l
         ("https://bücher.example", "bücher.example", 421),  # which the settings refuse: nothing is guessed here
     ],
 )
-def test_a_host_is_compared_as_names_and_addresses_are(public: str, host: str, expected: int) -> None:
+def test_host_comparison_normalizes(public: str, host: str, expected: int) -> None:
     asked = scope(("Host", host.encode().decode("latin-1")))
     assert status(rules(public_url=public, host="0.0.0.0").refusal(asked)) == expected
 
 
 @pytest.mark.parametrize("hosts", [["voice.example", "evil.example"], ["voice.example", "voice.example"]])
-def test_two_hosts_are_none(hosts: list[str]) -> None:
+def test_two_host_headers_get_421(hosts: list[str]) -> None:
     asked = scope(*(("Host", host) for host in hosts))
     assert status(rules(public_url=PUBLIC).refusal(asked)) == 421
 
 
 @pytest.mark.parametrize(("server", "expected"), [("127.0.0.1", 200), ("10.0.0.9", 421)])
-def test_without_a_host_the_address_that_was_connected_to_counts(server: str, expected: int) -> None:
+def test_missing_host_uses_server_address(server: str, expected: int) -> None:
     asked = scope() | {"server": (server, 8080)}
     assert status(rules(public_url=PUBLIC, host="0.0.0.0").refusal(asked)) == expected
 
@@ -136,7 +136,7 @@ def test_without_a_host_the_address_that_was_connected_to_counts(server: str, ex
         ((), [("Host", "evil.example"), ("Forwarded", "host=voice.example")], 421),
     ],
 )
-def test_behind_trusted_proxies_the_host_is_what_they_say(
+def test_host_comes_from_trusted_proxies(
     trusted: tuple[str, ...], headers: list[tuple[str, str]], expected: int
 ) -> None:
     guard = rules(public_url=PUBLIC, trusted_proxies=trusted, host="0.0.0.0")
@@ -161,19 +161,19 @@ def test_behind_trusted_proxies_the_host_is_what_they_say(
         ("voice.example", "https://listed.example", True),
     ],
 )
-def test_the_own_origin_is_the_public_urls(host: str, origin: str, admitted: bool) -> None:
+def test_own_origin_is_the_public_url(host: str, origin: str, admitted: bool) -> None:
     guard = rules(public_url=PUBLIC, allowed_origins=("https://listed.example",), host="0.0.0.0")
     for kind in ("http", "websocket"):
         assert guard.admits(scope(("Host", host), ("Origin", origin), kind=kind, method="POST")) is admitted
 
 
-async def test_a_rebound_page_gets_no_answer_and_no_cors_header_though_it_is_its_own_origin() -> None:
+async def test_rebound_page_gets_421_without_cors() -> None:
     reply = await ask(settings(public_url=PUBLIC), "POST", host="evil.example", origin="http://evil.example")
     assert (reply.status_code, reply.json()["code"]) == (421, "host_not_served")
     assert "access-control-allow-origin" not in reply.headers
 
 
-async def test_the_refusal_names_the_public_url_and_nothing_else_of_the_configuration() -> None:
+async def test_refusal_names_only_the_public_url() -> None:
     reply = await ask(settings(public_url=f"{PUBLIC}/inner/path", host="0.0.0.0"), "GET", host="evil.example")
     detail = reply.json()["detail"]
     assert PUBLIC in detail
@@ -218,9 +218,7 @@ ROUTES = [
 ]
 
 
-async def test_every_route_and_file_refuses_another_host_and_the_probes_do_not(
-    azure: RunningSimulator, tmp_path: Path
-) -> None:
+async def test_every_route_but_probes_refuses_foreign_host(azure: RunningSimulator, tmp_path: Path) -> None:
     async with published(azure, tmp_path) as broker:
         for method, path in ROUTES:
             reply = await broker.client.request(method, path, headers={"Host": "evil.example"})
@@ -231,9 +229,7 @@ async def test_every_route_and_file_refuses_another_host_and_the_probes_do_not(
             assert (await broker.client.get(path, headers={"Host": "10.0.3.4:8080"})).status_code == 200
 
 
-async def test_a_websocket_for_another_host_is_refused_in_the_handshake(
-    azure: RunningSimulator, tmp_path: Path
-) -> None:
+async def test_websocket_for_foreign_host_is_refused(azure: RunningSimulator, tmp_path: Path) -> None:
     async with published(azure, tmp_path) as broker:
         port = int(broker.base_url.rpartition(":")[2])
         for path in (f"/api/v1/voice/voicelive/{SESSION}", "/v1/realtime", "/voice-live/realtime"):
@@ -264,7 +260,7 @@ REQUEST_TARGETS: list[tuple[str, str | None, int]] = [
 ]
 
 
-async def test_a_request_says_in_one_way_which_host_it_is_for(azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_request_target_and_host_are_unambiguous(azure: RunningSimulator, tmp_path: Path) -> None:
     async with published(azure, tmp_path) as broker:
         for request_line, host, expected in REQUEST_TARGETS:
             named = "" if host is None else f"Host: {host}\r\n"
@@ -272,7 +268,7 @@ async def test_a_request_says_in_one_way_which_host_it_is_for(azure: RunningSimu
             assert got == expected, (request_line, host, answer)
 
 
-async def test_a_scraper_asks_by_address_with_the_metrics_token(azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_scraper_with_token_asks_by_address(azure: RunningSimulator, tmp_path: Path) -> None:
     by_address = {"Host": "10.0.3.4:8080"}
     async with published(azure, tmp_path, metrics_token=METRICS_TOKEN) as broker:
         bearer = {"Authorization": f"Bearer {METRICS_TOKEN}"}
