@@ -37,7 +37,7 @@ __all__ = [
 
 ANONYMOUS = "anonymous"
 EASYAUTH_HEADER = "X-MS-CLIENT-PRINCIPAL"
-MAX_EASYAUTH_CHARS = 32_768
+MAX_EASYAUTH_CHARS = 32_768  # checked before base64 and JSON are decoded
 MAX_ID_CHARS = 255
 
 # Entra's object id where the platform has it, else the identity provider's own id. The first that is present counts.
@@ -129,7 +129,7 @@ class EntraAuthenticator:
 
     async def authenticate(self, scope: Scope) -> Principal:
         values = Headers(scope=scope).getlist("authorization")
-        if len(values) > 1:
+        if len(values) > 1:  # something in front may have checked the other one
             raise _unauthorized("invalid_token", "Send one Authorization header.", error="invalid_request")
         scheme, _, token = (values[0] if values else "").strip().partition(" ")
         if scheme.lower() != "bearer":  # without an error code: RFC 6750 §3.1 has none for a request without a token
@@ -187,7 +187,7 @@ def _easyauth_id(value: str) -> str | None:
         return None
     try:
         document = json.loads(base64.b64decode(value, validate=True))
-    except (binascii.Error, ValueError, RecursionError):
+    except (binascii.Error, ValueError, RecursionError):  # the last one for deeply nested JSON
         return None
     if not isinstance(document, dict):
         return None
@@ -202,7 +202,7 @@ def _easyauth_id(value: str) -> str | None:
             if isinstance(claim, dict) and claim.get("typ") in names
         }
         if ids:
-            user_id = ids.pop()
+            user_id = ids.pop()  # more than one left: nothing says which user is meant
             return f"easyauth:{provider}:{user_id}" if not ids and user_id is not None and _usable(user_id) else None
     return None
 

@@ -17,7 +17,7 @@ __all__ = ["SUBPROTOCOL_PREFIXES", "SeveralCredentialsError", "extract_credentia
 
 SUBPROTOCOL_PREFIXES = ("openai-insecure-api-key.", "ticket.")
 _QUERY_NAMES = frozenset({"api-key", "authorization"})
-_MAX_QUERY_FIELDS = 64
+_MAX_QUERY_FIELDS = 64  # official clients send two or three
 
 
 class SeveralCredentialsError(Exception):

@@ -26,8 +26,8 @@ log = structlog.get_logger("token_broker.entra")
 LEEWAY_S = 60
 MAX_TOKEN_CHARS = 16_384
 MAX_JWKS_BYTES = 524_288
-MAX_JWKS_KEYS = 100
-MIN_RSA_BITS = 2048
+MAX_JWKS_KEYS = 100  # many times what a tenant publishes
+MIN_RSA_BITS = 2048  # RFC 7518 §3.3
 RENEW_AFTER_S = 3600
 STALE_AFTER_S = 86_400
 UNKNOWN_KID_PAUSE_S = 60
@@ -80,8 +80,9 @@ class JwksCache:
         fresh = now_s - self._fetched_at_s < STALE_AFTER_S
         if fresh and (key := self._keys.get(key_id)) is not None:
             if now_s - self._fetched_at_s > RENEW_AFTER_S and now_s - self._tried_at_s > UNKNOWN_KID_PAUSE_S:
-                self._fetches.start(None, self._renew)
+                self._fetches.start(None, self._renew)  # in the background: this request has a usable key
             return key
+        # The caller chooses the key id, so an unknown one must not cause a fetch each time.
         pause_s = UNKNOWN_KID_PAUSE_S if fresh else FAILURE_PAUSE_S
         if None in self._fetches or now_s - self._tried_at_s >= pause_s:
             await asyncio.wait({self._fetches.start(None, self._renew)}, timeout=WAIT_S)
@@ -149,9 +150,6 @@ class EntraTokenVerifier:
         except PyJWTError as error:
             reason = next((text for kind, text in _REASONS if isinstance(error, kind)), "")
             raise TokenRefusedError(reason or "the token's signature or form is wrong") from None
-        return self._identity(claims)
-
-    def _identity(self, claims: Mapping[str, Any]) -> EntraIdentity:
         tenant_id, object_id = claims.get("tid"), claims.get("oid")
         if not isinstance(tenant_id, str) or tenant_id.lower() != self._tenant_id:
             raise TokenRefusedError("the token is of another tenant")

@@ -24,7 +24,7 @@ __all__ = [
     "too_many_sessions",
 ]
 
-MAX_KEYS = 100_000
+MAX_KEYS = 100_000  # a caller with many addresses must not fill the memory
 SESSIONS_RETRY_AFTER_S = 10
 PROMPT_REFUSALS_PER_MINUTE = 120
 REFUSAL_PAUSE_S = 1.0
@@ -164,7 +164,7 @@ class SessionLimits:
         self._active = 0
         self._open: dict[str, int] = {}
         self._kept: dict[str, tuple[float, SessionLease]] = {}  # by name: when it ends, and the lease
-        self._next_end_s = math.inf
+        self._next_end_s = math.inf  # saves most calls from looking through the kept places
 
     def acquire(self, key: str) -> SessionLease | None:
         """A place for one talk, or None where `key` or the process has no free one."""

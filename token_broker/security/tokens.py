@@ -48,12 +48,13 @@ TICKET_TYPE = "vtb-ticket+jwt"
 CALL_TYPE = "vtb-call+jwt"
 CLIENT_SECRET_TYPE = "vtb-client-secret+jwt"  # noqa: S105  # a media type
 CLIENT_SECRET_PREFIX = "ek_"  # noqa: S105  # the official clients expect it of an ephemeral key
-MAX_TOKEN_CHARS = 4096
+MAX_TOKEN_CHARS = 4096  # checked before decoding, whose cost grows with the length
 _SUBKEY_BYTES = 32
 _SESSION_IDS = "vtb-session-id"  # the purpose of the subkey that signs session ids
 _UUID_CHARS = 36
-_MARK_CHARS = 8
+_MARK_CHARS = 8  # 32 bits: enough against a guess, and the id stays a valid UUID
 _TOKENS_REMEMBERED = 2048
+# O_EXCL: of two processes that start at once, one creates the file, and both read the same key.
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
@@ -144,6 +145,7 @@ class TokenSigner:
     def made(self, session_id: str) -> bool:
         """Whether `new_session_id` made the id, with any of the keys. A foreign UUID passes once in four billion."""
         name, mark = session_id[:-_MARK_CHARS], session_id[-_MARK_CHARS:]
+        # Compared in constant time: response times must not reveal the mark byte by byte.
         return len(session_id) == _UUID_CHARS and any(
             hmac.compare_digest(mark.encode(), _mark(name, key).encode()) for key in self._subkeys[_SESSION_IDS]
         )
@@ -248,6 +250,7 @@ class TokenSigner:
             kind = str(self._jws.get_unverified_header(token).get("typ"))
             for key in self._subkeys.get(kind, ()):
                 try:
+                    # The algorithm is pinned here: the header is the sender's (RFC 8725 §3.1).
                     claims = json.loads(self._jws.decode(token, key, algorithms=["HS256"]))
                 except jwt.InvalidSignatureError:
                     continue
@@ -294,7 +297,7 @@ def load_or_create_key(path: Path) -> SecretStr:
     with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, _NEW_FILE, 0o600), "w") as file:
         file.write(secrets.token_urlsafe(48))
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(file.fileno())  # a key that a crash loses would invalidate every token
     if len(key := path.read_text().strip()) < 32:  # noqa: PLR2004
         raise OSError(f"{path} holds no signing key; remove it and start again")
     return SecretStr(key)
@@ -320,37 +323,23 @@ def _shared_claims(claims: Mapping[str, Any]) -> _SharedClaims:
     )
 
 
-def _session_claims(claims: Mapping[str, Any]) -> SessionClaims:
-    return SessionClaims(**_shared_claims(claims), agent_id=_optional_text(claims, "agt"))
-
-
-def _client_secret_claims(claims: Mapping[str, Any]) -> ClientSecretClaims:
-    return ClientSecretClaims(
+_CLAIMS: dict[str, Callable[[Mapping[str, Any]], Claims]] = {
+    SESSION_TYPE: lambda claims: SessionClaims(**_shared_claims(claims), agent_id=_optional_text(claims, "agt")),
+    TICKET_TYPE: lambda claims: TicketClaims(
+        **_shared_claims(claims), ticket_id=_text(claims, "jti"), agent_id=_text(claims, "agt")
+    ),
+    CLIENT_SECRET_TYPE: lambda claims: ClientSecretClaims(
         **_shared_claims(claims),
         secret_id=_text(claims, "jti"),
         agent_id=_text(claims, "agt"),
         counted_until_s=_number(claims, "cnt"),
-    )
-
-
-def _ticket_claims(claims: Mapping[str, Any]) -> TicketClaims:
-    return TicketClaims(**_shared_claims(claims), ticket_id=_text(claims, "jti"), agent_id=_text(claims, "agt"))
-
-
-def _call_claims(claims: Mapping[str, Any]) -> CallClaims:
-    return CallClaims(
+    ),
+    CALL_TYPE: lambda claims: CallClaims(
         session_id=_text(claims, "sid"),
         call_id=_text(claims, "cal"),
         endpoint=_text(claims, "hst"),
         expires_at_s=_number(claims, "exp"),
-    )
-
-
-_CLAIMS: dict[str, Callable[[Mapping[str, Any]], Claims]] = {
-    SESSION_TYPE: _session_claims,
-    TICKET_TYPE: _ticket_claims,
-    CLIENT_SECRET_TYPE: _client_secret_claims,
-    CALL_TYPE: _call_claims,
+    ),
 }
 
 

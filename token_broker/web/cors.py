@@ -34,9 +34,9 @@ ALLOWED_HEADERS = (
     "api-key, OpenAI-Beta, OpenAI-Organization, OpenAI-Project, User-Agent, X-OpenAI-Agents-SDK"
 )
 _CLIENT_HEADER_PREFIX = "x-stainless-"
-PREFLIGHT_MAX_AGE_S = 600
+PREFLIGHT_MAX_AGE_S = 600  # short, so that a changed configuration takes effect soon
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_VARY = (b"vary", b"Origin")
+_VARY = (b"vary", b"Origin")  # a cache must not serve one origin's response to another
 _PROBES = frozenset({"/healthz", "/readyz"})  # a platform requests them by the container's address
 _METRICS = "/metrics"
 _DEFAULT_PORTS = frozenset({"80", "443"})
@@ -70,6 +70,7 @@ class OriginRules:
         """The reason to refuse this HTTP request or WebSocket handshake, or None."""
         if (problem := self.host_refusal(scope)) is not None:
             return problem
+        # A handshake is a GET, but browsers send it across origins without asking CORS.
         changes_state = scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS
         if changes_state and not self.admits(scope):
             return Problem(

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 UNKNOWN_ADDRESS = "unknown"
-MAX_PROXIES_WALKED = 32
+MAX_PROXIES_WALKED = 32  # bounds the cost of a header with thousands of addresses
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -129,6 +129,7 @@ def normal_host(authority: str, scheme: str) -> str | None:
             name = f"[{ipaddress.IPv6Address(name[1:-1])}]"
         except ValueError:
             return None
+    # Browsers leave the default port out of Origin and Host, some proxies do not.
     if port is None or port == _DEFAULT_PORTS.get(scheme):
         return name
     return f"{name}:{int(port)}" if int(port) <= 65_535 else None  # noqa: PLR2004
@@ -179,6 +180,7 @@ def _parse_address(text: str) -> _Address | None:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
+    # A dual-stack socket reports IPv4 peers as IPv6, which no IPv4 network would contain.
     return getattr(address, "ipv4_mapped", None) or address
 
 

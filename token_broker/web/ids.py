@@ -10,6 +10,7 @@ __all__ = ["correlation_id", "uuid7"]
 
 def uuid7() -> str:
     """A UUID of version 7 (RFC 9562): 48 bits of unix milliseconds, then 74 random ones."""
+    # By hand: the standard library has uuid7 from Python 3.14 on.
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62

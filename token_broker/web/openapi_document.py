@@ -182,7 +182,16 @@ def api_document(
         for number, path in enumerate((operation.path, *operation.aliases)):
             paths.setdefault(path, {})[operation.method] = _operation(operation, path, number)
     for socket in sockets:
-        paths.setdefault(socket.path, {}).update(_socket(socket))
+        paths.setdefault(socket.path, {}).update(
+            summary=socket.summary,
+            description=socket.description,
+            parameters=[_parameter(parameter) for parameter in socket.parameters],
+        )
+        paths[socket.path]["x-websocket"] = {
+            "tag": socket.tag,
+            "subprotocols": list(socket.subprotocols),
+            "closeCodes": {str(code): meaning for code, meaning in socket.close_codes.items()},
+        }
     used = {name for operation in operations for name in operation.security if name is not None}
     return {
         "openapi": "3.1.0",
@@ -230,19 +239,6 @@ def _operation(operation: Operation, path: str, number: int) -> Json:
     if operation.security:
         described["security"] = [{} if name is None else {name: []} for name in operation.security]
     return described
-
-
-def _socket(socket: SocketSpec) -> Json:
-    return {
-        "summary": socket.summary,
-        "description": socket.description,
-        "parameters": [_parameter(parameter) for parameter in socket.parameters],
-        "x-websocket": {
-            "tag": socket.tag,
-            "subprotocols": list(socket.subprotocols),
-            "closeCodes": {str(code): meaning for code, meaning in socket.close_codes.items()},
-        },
-    }
 
 
 def _problems(operation: Operation) -> dict[int, tuple[str, ...]]:

@@ -16,6 +16,7 @@ from token_broker.web.ids import correlation_id
 
 __all__ = ["Problem", "problem_response", "refuse_socket"]
 
+# Their clients show `error.message` of an answer, and know nothing of problem documents.
 _OFFICIAL_CLIENTS_PATHS = re.compile(r"/v1/|/openai/|/voice-live/|/api/v1/voice/voicelive/[^/]+/")
 
 

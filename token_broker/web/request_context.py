@@ -15,10 +15,11 @@ __all__ = ["RequestContextMiddleware"]
 
 log = structlog.get_logger("token_broker.web.requests")
 
+# Anything else could forge lines of a log, or headers of the response.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,128}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context §3.2
 _HEADERS = frozenset({b"x-request-id", b"traceparent", b"tracestate"})
-_MAX_TRACESTATE_BYTES = 512
+_MAX_TRACESTATE_BYTES = 512  # what W3C Trace Context §3.3.1.5 asks to propagate at least
 _CLIENT_LEFT = 499  # nginx's code for a client that closed before the response
 
 
@@ -38,7 +39,7 @@ class RequestContextMiddleware:
             return
         began_s = time.monotonic()
         request_id, correlation_id = _identify(scope)
-        if scope["type"] == "websocket":
+        if scope["type"] == "websocket":  # it has no single answer to report: the relay reports its talks
             await self.app(scope, receive, send)
             return
         status = 0

@@ -34,6 +34,7 @@ async def read_body(request: Request, *, limit_bytes: int, timeout_s: float) -> 
     declared = request.headers.get("content-length", "")
     if len(declared) > _MAX_LENGTH_DIGITS:
         raise Problem(400, "malformed_request", "Send a Content-Length without leading zeros.")
+    # Before anything is read; the loop below bounds chunked bodies, which declare no length.
     if declared.isdecimal() and int(declared) > limit_bytes:
         raise _too_large(limit_bytes)
     body = bytearray()
