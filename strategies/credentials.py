@@ -17,6 +17,7 @@ import structlog
 from pydantic import SecretStr
 
 from strategies.errors import CredentialError
+from strategies.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from azure.identity.aio import DefaultAzureCredential
@@ -77,29 +78,29 @@ class EntraTokens:
         self._clock = clock
         self._monotonic = monotonic
         self._token: AccessToken | None = None
-        self._flight: asyncio.Task[None] | None = None
-        self._flight_began_s = 0.0
-        self._overdue = False  # somebody has waited in vain for this flight: nobody else does
+        self._fetches: SingleFlight[None, None] = SingleFlight("entra-token")
+        self._fetch_began_s = 0.0
+        self._overdue = False  # a caller has waited in vain for the running fetch: later ones fail at once
         self._failed_at_s: float | None = None
 
     async def get(self, *, timeout_s: float) -> SecretStr:
         """A token that has not expired. Raises CredentialError where there is none within `timeout_s`."""
         if (token := self._valid()) is not None:
             if token.expires_on_s - self._clock() < _RENEW_BEFORE_S and not self._failed_within(_RENEW_PAUSE_S):
-                self._take_off()
+                self._start_fetch()
             return token.secret
         if self._failed_within(_FAILURE_KEPT_S):
             raise CredentialError("Entra gave no token a moment ago")
-        flight = self._take_off()
+        fetch = self._start_fetch()
         if self._overdue:
             raise CredentialError("Entra has not answered for a while; still waiting for it")
         try:
-            await asyncio.wait({flight}, timeout=timeout_s)
+            await asyncio.wait({fetch}, timeout=timeout_s)
         finally:  # a caller with a time limit of its own is cancelled here
-            self._overdue = not flight.done() and self._monotonic() - self._flight_began_s >= _OVERDUE_AFTER_S
+            self._overdue = not fetch.done() and self._monotonic() - self._fetch_began_s >= _OVERDUE_AFTER_S
         if (token := self._valid()) is not None:
             return token.secret
-        if not flight.done():
+        if not fetch.done():
             raise CredentialError("Entra gave no token in time; is a managed identity assigned, and its endpoint up?")
         raise CredentialError("Entra gave no token; the log says which error it was")
 
@@ -109,9 +110,7 @@ class EntraTokens:
         return self._token.secret if self._token is not None else None
 
     async def aclose(self) -> None:
-        if self._flight is not None:
-            self._flight.cancel()
-            await asyncio.wait({self._flight}, timeout=1)
+        await self._fetches.aclose()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._source.aclose(), timeout=1)
 
@@ -121,12 +120,11 @@ class EntraTokens:
     def _failed_within(self, seconds: float) -> bool:
         return self._failed_at_s is not None and self._monotonic() - self._failed_at_s < seconds
 
-    def _take_off(self) -> asyncio.Task[None]:
-        if self._flight is None or self._flight.done():
-            self._flight_began_s = self._monotonic()
+    def _start_fetch(self) -> asyncio.Task[None]:
+        if None not in self._fetches:
+            self._fetch_began_s = self._monotonic()
             self._overdue = False
-            self._flight = asyncio.create_task(self._fetch(), name="entra-token")
-        return self._flight
+        return self._fetches.start(None, self._fetch)
 
     async def _fetch(self) -> None:
         try:

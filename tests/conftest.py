@@ -65,13 +65,12 @@ _SLOW = (
     "tests/simulator/test_simulator_calls.py::test_a_spoken_talk_comes_back_over_rtp",
     "tests/simulator/test_simulator_mint_ga.py::test_a_body_that_the_openai_types_allow_passes_but_for_azures_own_rules",
     "tests/simulator/test_simulator_mint_ga.py::test_a_field_that_nobody_knows_is_refused_and_named_wherever_it_stands",
-    "tests/security/test_block.py::test_calls_that_run_through_the_broker_are_hung_up_and_nobody_elses",
-    "tests/security/test_block.py::test_the_command_cuts_off_and_lets_in_again_beside_a_running_broker",
-    "tests/security/test_block.py::test_the_command_says_where_nobody_is_known_by_the_id",
-    "tests/security/test_block.py::test_who_names_nobody_or_everybody_is_told",
+    "tests/security/test_block.py::test_blocking_hangs_up_own_calls_only",
+    "tests/security/test_block.py::test_command_blocks_beside_running_broker",
+    "tests/security/test_block.py::test_command_warns_of_unknown_principal",
     "tests/security/test_forgery.py",
     "tests/security/test_hostile.py",
-    "tests/security/test_ownership.py::test_restarts_give_nobody_anothers_session",
+    "tests/security/test_ownership.py::test_restart_keeps_sessions_owned",
     "tests/security/test_replicas.py",
 )
 """Tests, files and folders that `scripts/test --fast` leaves out: their tests take a second of CPU or more, or wait for

@@ -11,38 +11,15 @@ from pydantic import SecretStr
 
 from tests.compat.conftest import SIGNING_KEY, CompatBroker
 from tests.simulator.support import silence, speech
+from tests.support.agents import TOOL_AUTHORIZATION, TOOL_HEADER, agents_with_secrets
 from tests.support.broker import environment, make_settings, plain_client, run_broker, run_command, run_process
 from tests.support.offers import OFFER
 from token_broker.observability.logging import Redactor
 from token_broker.sessions.agents import agents_secrets, load_agents, session_spec
 from token_broker.simulator import serve
 
-CANARIES = ("canary-authorization-77", "canary-header-88", "https://mcp.example.com", "canary_function", "You are Ann")
-AGENTS = """
-default = "ann"
-[agents.ann]
-name = "Ann"
-voices = { ga = "marin", preview = "en-US-Ava:DragonHDLatestNeural" }
-instructions = "You are Ann."
-[[agents.ann.tools]]
-type = "mcp"
-server_label = "docs"
-server_url = "https://mcp.example.com"
-authorization = "canary-authorization-77"
-headers = { "X-Key" = "canary-header-88" }
-[[agents.ann.tools]]
-type = "function"
-name = "canary_function"
-parameters = { type = "object", properties = {} }
-[agents.ben]
-name = "Ben"
-inherits = "ann"
-tools = [{ type = "function", name = "canary_function", parameters = { type = "object", properties = {} } }]
-[agents.cid]
-name = "Cid"
-inherits = "ann"
-tools = []
-"""
+CANARIES = (TOOL_AUTHORIZATION, TOOL_HEADER, "https://mcp.example.com", "canary_function", "You are Ann")
+AGENTS = agents_with_secrets()
 
 Open = Callable[..., AbstractAsyncContextManager[CompatBroker]]
 

@@ -9,7 +9,7 @@ from tests.relay.autobahn.cases import CASES
 from tests.relay.autobahn.client import INFORMATIONAL, OK, play
 from tests.relay.autobahn.server import echo_server
 from token_broker.server import frames
-from token_broker.server.websocket import BrokerWebSocketProtocol
+from token_broker.server.websocket_protocol import BrokerWebSocketProtocol
 
 LOOPS = ("asyncio", "uvloop")
 # Section 9 is megabytes: once is enough.

@@ -11,26 +11,15 @@ from websockets.asyncio.client import connect
 
 from tests.relay.support.azure import AzureTalk, scripted_azure
 from tests.relay.support.broker import ENTRA_TOKEN, KEY, Client, build, make_settings, serving
+from tests.support.agents import TOOL_AUTHORIZATION, agents_with_secrets
 from token_broker.sessions.agents import load_agents
 from token_broker.web.ids import uuid7
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
-AGENTS = """
-default = "ann"
-[agents.ann]
-name = "Ann"
-voices = { ga = "marin", preview = "ava" }
-instructions = "You are Ann."
-[[agents.ann.tools]]
-type = "mcp"
-server_label = "docs"
-server_url = "https://mcp.example.com"
-authorization = "canary-authorization-77"
-headers = { "X-Key" = 'canary-"header"-88' }
-"""
+QUOTED_HEADER = 'canary-"header"-88'  # its quotes are escaped in the JSON that carries it
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJjYW5hcnkiOiJjYW5hcnkifQ.canary-signature"
-SECRETS = (KEY, "canary-authorization-77", 'canary-"header"-88', JWT)
+SECRETS = (KEY, TOOL_AUTHORIZATION, QUOTED_HEADER, JWT)
 QUOTED = "Refused: " + ", ".join(SECRETS)
 EVENTS: list[dict[str, Any]] = [
     {
@@ -64,7 +53,7 @@ EVENTS: list[dict[str, Any]] = [
 @contextlib.asynccontextmanager
 async def talking(path: str, tmp_path: Path, **overrides: Any) -> AsyncIterator[tuple[Client, AzureTalk]]:
     file = tmp_path / "agents.toml"
-    file.write_text(AGENTS, encoding="utf-8")
+    file.write_text(agents_with_secrets(QUOTED_HEADER), encoding="utf-8")
     async with scripted_azure() as azure:
         prepared = build(make_settings(azure.url, **overrides), agents=load_agents(file))
         async with serving(prepared) as running:

@@ -21,8 +21,8 @@ from token_broker.relay.counters import TalkCounters
 from token_broker.relay.event_handler import EventReader
 from token_broker.relay.fast_path import FastPath
 from token_broker.relay.transcripts.assembler import TurnAssembler
-from token_broker.server.websocket import WIRE_EXTENSION, BrokerWebSocketProtocol
-from token_broker.server.wire import MessageSink
+from token_broker.server.client_wire import MessageSink
+from token_broker.server.websocket_protocol import WIRE_EXTENSION, BrokerWebSocketProtocol
 
 APPEND = '{"type":"input_audio_buffer.append","audio":"'
 

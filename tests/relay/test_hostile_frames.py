@@ -16,7 +16,7 @@ from tests.relay.support.broker import PATH, Client, Running, broker
 from tests.relay.support.process import Process, broker_process
 from token_broker.server import framed_websocket as websocket
 from token_broker.server.frames import FrameReader
-from token_broker.server.websocket import BrokerWebSocketProtocol
+from token_broker.server.websocket_protocol import BrokerWebSocketProtocol
 from token_broker.web.ids import uuid7
 
 SIZE_BYTES = 2_000_000

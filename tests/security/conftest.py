@@ -1,4 +1,4 @@
-"""What the trust tests share."""
+"""Fixtures of the security tests: an Entra tenant that signs, and its keys."""
 
 from collections.abc import AsyncIterator
 

@@ -1,21 +1,23 @@
-"""A principal or a session that the operator blocked: its tokens open nothing; others notice nothing."""
+"""Blocking a principal or a session: its tokens open nothing, and other callers are not affected."""
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import structlog
+from click.testing import CliRunner
 
 from tests.conftest import StartBroker
 from tests.simulator.phone import Phone
-from tests.support.broker import RunningBroker, environment, plain_client, run_command, run_process
+from tests.support.broker import RunningBroker, environment, run_command
 from tests.support.easyauth import signed_in
 from tests.support.offers import OFFER
 from tests.support.waiting import eventually
+from token_broker.cli.main import main
 from token_broker.memory.admin import open_admin
 from token_broker.simulator import RunningSimulator
 
@@ -55,9 +57,7 @@ def answers(
     return holds
 
 
-async def test_a_principal_that_was_blocked_gets_no_plan_no_call_and_no_session_back(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_blocked_principal_gets_nothing(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, auth="easyauth")
     ann, bob = signed_in("ann"), signed_in("bob")
     plan = (await broker.token(**ann)).plan
@@ -80,9 +80,7 @@ async def test_a_principal_that_was_blocked_gets_no_plan_no_call_and_no_session_
         assert verdict(await offer(broker, plan)) == LET_IN
 
 
-async def test_a_session_that_was_blocked_is_refused_and_its_user_may_begin_another(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_blocked_session_may_be_replaced(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     plan, other = await broker.plan(), await broker.plan()
     async with open_admin(broker.settings) as admin:
@@ -94,9 +92,7 @@ async def test_a_session_that_was_blocked_is_refused_and_its_user_may_begin_anot
     assert (await broker.plan())["session_id"] != plan["session_id"]
 
 
-async def test_who_insists_after_being_blocked_is_held_to_the_rate(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_blocked_caller_is_rate_limited(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, auth="easyauth", rate_limit_per_minute=2)
     async with open_admin(broker.settings) as admin:
         await admin.block("principal", "easyauth:aad:ann")
@@ -106,7 +102,7 @@ async def test_who_insists_after_being_blocked_is_held_to_the_rate(
 
 
 @pytest.mark.parametrize("faults", [[], [{"match": "/hangup", "fault": "status", "code": 503, "times": 1}]])
-async def test_calls_that_run_through_the_broker_are_hung_up_and_nobody_elses(
+async def test_blocking_hangs_up_own_calls_only(
     azure: RunningSimulator, start_broker: StartBroker, monkeypatch: pytest.MonkeyPatch, faults: list[dict[str, Any]]
 ) -> None:
     monkeypatch.setattr("aioice.ice.get_host_addresses", lambda use_ipv4, use_ipv6: ["127.0.0.1"])
@@ -143,18 +139,18 @@ async def test_calls_that_run_through_the_broker_are_hung_up_and_nobody_elses(
 # --- the command
 
 
-async def test_the_command_cuts_off_and_lets_in_again_beside_a_running_broker(
-    azure: RunningSimulator, tmp_path: Path
+async def test_command_blocks_beside_running_broker(
+    azure: RunningSimulator, start_broker: StartBroker, tmp_path: Path
 ) -> None:
-    env = environment(tmp_path, azure.base_url)
-    async with run_process("serve", env, tmp_path) as process, plain_client(process.base_url) as client:
-        plan = (await client.post("/realtime/token", json={})).json()
-        body, proof = {"session_id": plan["session_id"]}, {"X-Session-Token": plan["session_token"]}
+    broker = await start_broker(azure)
+    env = environment(tmp_path, None, BROKER_DATABASE_URL=broker.settings.database_url.get_secret_value())
+    plan = await broker.plan()
 
-        async def ask() -> httpx.Response:
-            return await client.post("/realtime/token", json=body, headers=proof)
+    async def ask() -> httpx.Response:
+        return await resume(broker, plan)
 
-        session = ("--session", plan["session_id"])
+    session = ("--session", plan["session_id"])
+    with structlog.testing.capture_logs() as logged:
         cut = await run_command("block", *session, env=env, cwd=tmp_path)
         said = f"session {plan['session_id']}"
         assert (cut.code, cut.out, cut.err) == (0, f"{said} is blocked, everywhere within two seconds\n", "")
@@ -168,19 +164,20 @@ async def test_the_command_cuts_off_and_lets_in_again_beside_a_running_broker(
         unblocked = await run_command("unblock", *session, env=env, cwd=tmp_path)
         assert (unblocked.code, unblocked.out) == (0, f"{said} is unblocked\n")
         await eventually(answers(ask, (200, None)), within_s=PROMISED_S + SLACK_S)
-        told = [line for line in process.log.splitlines() if "blocklist_changed" in line]
-        assert [json.loads(line)["blocked"] for line in told] == [[said], []]
-        assert [json.loads(line)["unblocked"] for line in told] == [[], [said]]
+    told = [entry for entry in logged if entry["event"] == "blocklist_changed"]
+    assert [entry["blocked"] for entry in told] == [[said], []]
+    assert [entry["unblocked"] for entry in told] == [[], [said]]
 
 
-async def test_the_command_says_where_nobody_is_known_by_the_id(tmp_path: Path) -> None:
-    env = environment(tmp_path, None)
-    assert (await run_command("block", "--list", env=env, cwd=tmp_path)).out == ""  # makes the store
-    cut = await run_command("block", "--principal", "easyauth:aad:typo", env=env, cwd=tmp_path)
-    assert (cut.code, cut.err) == (0, "No session of this principal is stored: is the id right?\n")
-    assert (await run_command("unblock", "--principal", "ann", env=env, cwd=tmp_path)).out == (
-        "principal ann was not blocked\n"
+async def test_command_warns_of_unknown_principal(start_broker: StartBroker, tmp_path: Path) -> None:
+    broker = await start_broker(None)
+    env = environment(tmp_path, None, BROKER_DATABASE_URL=broker.settings.database_url.get_secret_value())
+    cut, unblocked = await asyncio.gather(
+        run_command("block", "--principal", "easyauth:aad:typo", env=env, cwd=tmp_path),
+        run_command("unblock", "--principal", "ann", env=env, cwd=tmp_path),
     )
+    assert (cut.code, cut.err) == (0, "No session of this principal is stored: is the id right?\n")
+    assert unblocked.out == "principal ann was not blocked\n"
 
 
 @pytest.mark.parametrize(
@@ -197,8 +194,8 @@ async def test_the_command_says_where_nobody_is_known_by_the_id(tmp_path: Path) 
         (("unblock", "--session", "short"), "no session"),
     ],
 )
-async def test_who_names_nobody_or_everybody_is_told(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    finished = await run_command(*arguments, env=environment(tmp_path, None), cwd=tmp_path)
-    assert (finished.code, finished.out) == (2, "")
-    assert said in finished.err
-    assert not list(tmp_path.iterdir()), "the store is not touched"  # noqa: ASYNC240  # nothing else runs by now
+def test_command_refuses_bad_arguments(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    finished = CliRunner().invoke(main, arguments, env=environment(tmp_path, None))  # in this process: much cheaper
+    assert (finished.exit_code, finished.stdout) == (2, "")
+    assert said in finished.stderr
+    assert not list(tmp_path.iterdir()), "the store is not touched"

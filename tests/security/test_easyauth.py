@@ -50,7 +50,7 @@ def scope(*values: bytes, peer: str = "192.0.2.1", **headers: str) -> dict[str, 
         ([(OID, "o-1"), ("oid", "o-1")], "aad", "easyauth:aad:o-1"),  # twice the same is one
     ],
 )
-async def test_the_principal_is_the_object_id_or_else_the_name_id_at_its_provider(
+async def test_principal_is_object_id_else_name_id(
     claims: list[tuple[str, object]], provider: str, principal_id: str
 ) -> None:
     principal = await EasyAuthAuthenticator().authenticate(scope(principal_header(*claims, provider=provider)))
@@ -89,7 +89,7 @@ GOOD = principal_header((OID, "o-1"))
         [base64.b64encode(json.dumps({"userId": "o-1", "claims": {"oid": "o-1"}}).encode())],
     ],
 )
-async def test_whatever_the_platform_would_not_send_is_401(values: list[bytes]) -> None:
+async def test_invalid_principal_header_gets_401(values: list[bytes]) -> None:
     with pytest.raises(Problem) as refused:
         await EasyAuthAuthenticator().authenticate(scope(*values))
     assert refused.value.status == 401
@@ -105,7 +105,7 @@ ANY_JSON = st.recursive(
 
 
 @given(st.binary(max_size=400) | ANY_JSON.map(lambda document: base64.b64encode(json.dumps(document).encode())))
-async def test_any_header_at_all_gets_a_principal_or_a_401(value: bytes) -> None:
+async def test_any_header_yields_principal_or_401(value: bytes) -> None:
     try:
         outcome = (await EasyAuthAuthenticator().authenticate(scope(value))).id.partition(":")[0]
     except Problem as problem:
@@ -113,7 +113,7 @@ async def test_any_header_at_all_gets_a_principal_or_a_401(value: bytes) -> None
     assert outcome in {"easyauth", "401"}
 
 
-async def test_a_principal_header_means_nothing_where_nobody_is_asked() -> None:
+async def test_principal_header_ignored_without_auth() -> None:
     principal = await AnonymousAuthenticator(()).authenticate(scope(GOOD, authorization="Bearer x"))
     assert (principal.id, principal.authenticated) == (ANONYMOUS, False)
 
@@ -121,9 +121,7 @@ async def test_a_principal_header_means_nothing_where_nobody_is_asked() -> None:
 @pytest.mark.parametrize(
     ("trusted", "key"), [((), "192.0.2.1"), (("1",), "2001:db8::/64"), (("198.51.100.0/24",), "192.0.2.1")]
 )
-async def test_somebody_anonymous_is_counted_by_the_address_that_is_believed(
-    trusted: tuple[str, ...], key: str
-) -> None:
+async def test_anonymous_limit_key_is_resolved_address(trusted: tuple[str, ...], key: str) -> None:
     principal = await AnonymousAuthenticator(trusted).authenticate(scope(x_forwarded_for="2001:db8::9"))
     assert principal.limit_key == key
 

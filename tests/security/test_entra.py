@@ -78,7 +78,7 @@ def scope(*authorization: str) -> dict[str, Any]:
 # --- who is believed
 
 
-async def test_a_token_of_the_tenant_is_a_principal(tenant: Tenant, http: httpx.AsyncClient) -> None:
+async def test_tenant_token_yields_principal(tenant: Tenant, http: httpx.AsyncClient) -> None:
     asked = authenticator(tenant, http)
     principal = await asked.authenticate(scope(f"bearer  {tenant.token()}"))
     assert principal.id == principal.limit_key == f"entra:{TENANT}:{USER}"
@@ -95,7 +95,7 @@ async def test_a_token_of_the_tenant_is_a_principal(tenant: Tenant, http: httpx.
         {"sub": None},
     ],
 )
-async def test_both_issuers_and_what_does_not_matter_are_taken(
+async def test_v1_and_v2_issuers_are_accepted(
     tenant: Tenant, verifier: EntraTokenVerifier, claims: dict[str, Any]
 ) -> None:
     assert await verifier.verify(tenant.token(**claims)) == EntraIdentity(TENANT, USER, frozenset())
@@ -187,7 +187,7 @@ def swapped_payload(tenant: Tenant, _other: Key) -> str:
         (lambda t, _: encoded(b"[" * 9000).decode() + ".e30.AAAA", "not a JWT"),
     ],
 )
-async def test_no_forgery_is_believed_and_the_answer_says_why(
+async def test_forged_token_is_refused_with_reason(
     tenant: Tenant, http: httpx.AsyncClient, second_key: Key, forge: Forge, why: str
 ) -> None:
     asked = authenticator(tenant, http)
@@ -203,9 +203,7 @@ async def test_no_forgery_is_believed_and_the_answer_says_why(
 
 @hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-async def test_a_token_with_any_part_changed_is_refused(
-    tenant: Tenant, verifier: EntraTokenVerifier, data: st.DataObject
-) -> None:
+async def test_changed_token_is_refused(tenant: Tenant, verifier: EntraTokenVerifier, data: st.DataObject) -> None:
     token = tenant.token()
     position = data.draw(st.integers(0, len(token) - 2))  # the last character has bits that say nothing
     other = data.draw(st.characters(min_codepoint=33, max_codepoint=126).filter(lambda c: c != token[position]))
@@ -215,7 +213,7 @@ async def test_a_token_with_any_part_changed_is_refused(
 
 
 @pytest.mark.parametrize("sent", [(), ("Basic dTpw",), ("",), ("Bearer",)])
-async def test_who_sends_no_token_is_told_what_to_send_and_of_no_error(
+async def test_missing_token_challenge_has_no_error(
     tenant: Tenant, http: httpx.AsyncClient, sent: tuple[str, ...]
 ) -> None:
     with pytest.raises(Problem) as refused:
@@ -226,9 +224,7 @@ async def test_who_sends_no_token_is_told_what_to_send_and_of_no_error(
         assert refused.value.headers["WWW-Authenticate"] == "Bearer"
 
 
-async def test_two_authorization_headers_are_refused_even_if_one_is_good(
-    tenant: Tenant, http: httpx.AsyncClient
-) -> None:
+async def test_two_authorization_headers_are_refused(tenant: Tenant, http: httpx.AsyncClient) -> None:
     good = f"Bearer {tenant.token()}"
     with pytest.raises(Problem) as refused:
         await authenticator(tenant, http).authenticate(scope(good, good))
@@ -237,7 +233,7 @@ async def test_two_authorization_headers_are_refused_even_if_one_is_good(
 
 
 @pytest.mark.parametrize("claims", [{"scp": "Voice.Talk other"}, {"roles": ["Voice.Talk"]}])
-async def test_a_required_scope_may_be_delegated_or_a_role(
+async def test_required_scope_may_be_scope_or_role(
     tenant: Tenant, http: httpx.AsyncClient, claims: dict[str, Any]
 ) -> None:
     asked = authenticator(tenant, http, entra_required_scope="Voice.Talk")
@@ -246,9 +242,7 @@ async def test_a_required_scope_may_be_delegated_or_a_role(
 
 
 @pytest.mark.parametrize("claims", [{}, {"scp": "Voice.TalkMore"}, {"scp": ["Voice.Talk"]}, {"roles": "Voice.Talk"}])
-async def test_a_token_without_the_required_scope_is_403(
-    tenant: Tenant, http: httpx.AsyncClient, claims: dict[str, Any]
-) -> None:
+async def test_missing_required_scope_gets_403(tenant: Tenant, http: httpx.AsyncClient, claims: dict[str, Any]) -> None:
     asked = authenticator(tenant, http, entra_required_scope="Voice.Talk")
     with pytest.raises(Problem) as refused:
         await asked.authenticate(scope(f"Bearer {tenant.token(**claims)}"))
@@ -266,7 +260,7 @@ async def test_a_cold_crowd_makes_one_fetch(tenant: Tenant, verifier: EntraToken
     assert tenant.fetches == 1
 
 
-async def test_a_new_key_is_fetched_when_it_is_first_seen(
+async def test_unknown_key_id_fetches_new_keys(
     tenant: Tenant, verifier: EntraTokenVerifier, clock: Clock, second_key: Key
 ) -> None:
     await verifier.verify(tenant.token())
@@ -278,9 +272,7 @@ async def test_a_new_key_is_fetched_when_it_is_first_seen(
         await verifier.verify(tenant.token())
 
 
-async def test_unknown_key_ids_cost_one_fetch_a_minute_however_many_come(
-    tenant: Tenant, jwks: JwksCache, clock: Clock
-) -> None:
+async def test_unknown_key_ids_cost_one_fetch_a_minute(tenant: Tenant, jwks: JwksCache, clock: Clock) -> None:
     for minute in range(1, 4):
         for number in range(100):
             assert await jwks.key(f"forged-{number}") is None
@@ -288,9 +280,7 @@ async def test_unknown_key_ids_cost_one_fetch_a_minute_however_many_come(
         clock.now_s += 60
 
 
-async def test_keys_are_renewed_after_an_hour_beside_the_requests(
-    tenant: Tenant, jwks: JwksCache, clock: Clock, first_key: Key
-) -> None:
+async def test_keys_renew_hourly_in_background(tenant: Tenant, jwks: JwksCache, clock: Clock, first_key: Key) -> None:
     await jwks.key(first_key.kid)
     tenant.hangs = asyncio.Event()
     clock.now_s += 3601
@@ -301,7 +291,7 @@ async def test_keys_are_renewed_after_an_hour_beside_the_requests(
 
 
 @pytest.mark.parametrize("trouble", ["status", "huge", "no keys", "not found"])
-async def test_old_keys_are_kept_while_the_provider_fails_and_for_a_day_at_most(
+async def test_old_keys_last_a_day_while_provider_fails(
     tenant: Tenant, jwks: JwksCache, clock: Clock, first_key: Key, trouble: str
 ) -> None:
     await jwks.key(first_key.kid)
@@ -323,9 +313,7 @@ async def test_old_keys_are_kept_while_the_provider_fails_and_for_a_day_at_most(
         await jwks.key(first_key.kid)
 
 
-async def test_without_any_keys_the_caller_is_told_to_come_again_and_the_provider_is_not_stormed(
-    tenant: Tenant, http: httpx.AsyncClient
-) -> None:
+async def test_no_keys_mean_503_and_few_fetches(tenant: Tenant, http: httpx.AsyncClient) -> None:
     tenant.status = 503
     asked = authenticator(tenant, http)
     for _ in range(20):
@@ -335,7 +323,7 @@ async def test_without_any_keys_the_caller_is_told_to_come_again_and_the_provide
     assert tenant.fetches == 1
 
 
-async def test_the_provider_is_asked_again_soon_after_it_failed(
+async def test_provider_is_retried_soon_after_failure(
     tenant: Tenant, verifier: EntraTokenVerifier, clock: Clock
 ) -> None:
     tenant.status = 503
@@ -346,16 +334,14 @@ async def test_the_provider_is_asked_again_soon_after_it_failed(
     await verifier.verify(tenant.token())
 
 
-async def test_a_redirect_is_not_followed_to_other_keys(tenant: Tenant, verifier: EntraTokenVerifier) -> None:
+async def test_redirect_to_other_keys_is_not_followed(tenant: Tenant, verifier: EntraTokenVerifier) -> None:
     tenant.status = 302
     with pytest.raises(JwksUnavailableError):
         await verifier.verify(tenant.token())
     assert tenant.fetches == 1
 
 
-async def test_a_silent_provider_holds_a_request_for_two_seconds_and_leaves_no_task(
-    tenant: Tenant, jwks: JwksCache, first_key: Key
-) -> None:
+async def test_silent_provider_costs_2_s_and_no_task(tenant: Tenant, jwks: JwksCache, first_key: Key) -> None:
     before = asyncio.all_tasks()
     tenant.hangs = asyncio.Event()
     began_s = time.monotonic()
@@ -376,7 +362,7 @@ async def test_a_weak_key_is_none(tenant: Tenant, verifier: EntraTokenVerifier) 
         await verifier.verify(token)
 
 
-async def test_odd_entries_do_not_spoil_the_good_key(tenant: Tenant, jwks: JwksCache, first_key: Key) -> None:
+async def test_odd_jwks_entries_are_skipped(tenant: Tenant, jwks: JwksCache, first_key: Key) -> None:
     good = first_key.jwk()
     tenant.keys = [
         {},
@@ -395,12 +381,12 @@ async def test_odd_entries_do_not_spoil_the_good_key(tenant: Tenant, jwks: JwksC
 
 
 @pytest.mark.parametrize("tenant_id", ["common", "Organizations", "contoso.onmicrosoft.com"])
-def test_a_tenant_that_is_not_one_is_refused_at_the_start(tenant_id: str) -> None:
+def test_invalid_tenant_fails_start(tenant_id: str) -> None:
     with pytest.raises(SettingsError, match="BROKER_ENTRA_TENANT_ID: not one tenant's id"):
         Settings.load(_env_file=None, auth="entra", entra_tenant_id=tenant_id, entra_audience=AUDIENCE)
 
 
-def test_a_scope_that_no_header_could_quote_is_refused_at_the_start() -> None:
+def test_unquotable_required_scope_fails_start() -> None:
     with pytest.raises(ValidationError):
         Settings(_env_file=None, entra_required_scope='a"b')
 

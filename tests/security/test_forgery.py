@@ -1,4 +1,4 @@
-"""Forged tokens, bent offers and frames of any kind, over sockets: refused each time, never a 500, never taken."""
+"""Generated forgeries over sockets (tokens, offers, frames): each is refused, and none causes a 500."""
 
 import asyncio
 import base64
@@ -32,9 +32,9 @@ SESSION = "session-of-the-fuzzing"
 WAIT_S = 20
 
 FUZZ = settings(
-    max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
-FEWER = settings(FUZZ, max_examples=40)
+FEWER = settings(FUZZ, max_examples=25)
 
 
 class Loop:
@@ -82,7 +82,7 @@ def loop() -> Iterator[Loop]:
 
 @pytest.fixture(autouse=True)
 def _nothing_crashes(loop: Loop, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """No exception reached uvicorn, the event loop or the broker's last net; Azure's refusals are warnings."""
+    """No exception reached uvicorn, the event loop or the broker's last handler. Azure's refusals are warnings."""
     loop.failures.clear()
     with structlog.testing.capture_logs() as logged:
         yield
@@ -182,8 +182,8 @@ async def _admission(socket: connect) -> int | str:
     return str(json.loads(first)["type"])
 
 
-def test_what_is_forged_here_would_be_taken_if_it_were_not(loop: Loop) -> None:
-    """Else the tests below would hold for a broker that refuses everything."""
+def test_unforged_tokens_are_accepted(loop: Loop) -> None:
+    """Without this test, the others would pass for a broker that refuses everything."""
     assert loop.run(_admission(loop.socket(loop.ticket()))) == "broker.ready"
     mine = {"Authorization": f"Bearer {loop.session_token()}"}
     assert loop.ask("POST", "/conversation/turn", headers=mine, json=TURN).status_code == 200
@@ -195,13 +195,13 @@ TURN = {"session_id": SESSION, "agent_id": "elena", "role": "user", "content": "
 
 @FUZZ
 @given(ticket=tickets)
-def test_a_forged_ticket_opens_no_talk(loop: Loop, ticket: str) -> None:
+def test_forged_ticket_opens_no_talk(loop: Loop, ticket: str) -> None:
     assert loop.run(_admission(loop.socket(ticket))) in {4401, 400}
 
 
 @FUZZ
 @given(token=session_tokens)
-def test_a_forged_session_token_opens_nothing(loop: Loop, token: str) -> None:
+def test_forged_session_token_opens_nothing(loop: Loop, token: str) -> None:
     bearer = {"Authorization": f"Bearer {token}"}
     turns = f"/api/v1/memory/sessions/{SESSION}/turns"
     offer = {**bearer, "Content-Type": "application/sdp"}
@@ -220,7 +220,7 @@ def test_a_forged_session_token_opens_nothing(loop: Loop, token: str) -> None:
 
 @FUZZ
 @given(call_id=call_ids)
-def test_a_forged_call_id_ends_no_call(loop: Loop, call_id: str) -> None:
+def test_forged_call_id_ends_no_call(loop: Loop, call_id: str) -> None:
     mine = {"Authorization": f"Bearer {loop.session_token()}"}
     asked = len(loop.azure.requests)
     assert loop.ask("DELETE", f"/realtime/calls/{call_id}", headers=mine).status_code == 404
@@ -247,7 +247,7 @@ def bent_offers(draw: st.DrawFn) -> bytes:
 @given(offer=bent_offers())
 @example(offer=b"v=0\r\nm=audio 99999999 x x\r\n")
 @example(offer=b"v=0\nm=audio 9 UDP/TLS/RTP/SAVPF 111")
-def test_a_bent_offer_is_refused_by_us_or_by_azure(loop: Loop, offer: bytes) -> None:
+def test_bent_offer_causes_no_500(loop: Loop, offer: bytes) -> None:
     mine = {"Authorization": f"Bearer {loop.session_token()}", "Content-Type": "application/sdp"}
     answer = loop.ask("POST", "/realtime/calls", headers=mine, content=offer)
     assert answer.status_code in {201, 400, 502}
@@ -324,9 +324,7 @@ async def _last_word(socket: ClientConnection) -> int:
 @example(sent=['{"type":"session.update","\\u0073ession":{"instructions":"%s"}}' % FORGED])  # noqa: UP031
 @example(sent=['{"type":"x","type":"session.update","session":{"instructions":"%s"}}' % FORGED])  # noqa: UP031
 @example(sent=["[" * 100_000])
-def test_whatever_messages_a_client_sends_the_talk_goes_on_or_is_closed_in_order_and_azure_hears_no_forgery(
-    loop: Loop, sent: list[str | bytes]
-) -> None:
+def test_any_messages_forge_nothing_at_azure(loop: Loop, sent: list[str | bytes]) -> None:
     async def talk() -> int:
         async with loop.socket(loop.ticket()) as socket:
             await socket.recv()
@@ -358,7 +356,7 @@ raw_frames = st.builds(
 @given(sent=st.lists(raw_frames | st.binary(min_size=1, max_size=40), min_size=1, max_size=6))
 @example(sent=[b"\x81\xff" + b"\xff" * 12])  # a length of nearly 2**64
 @example(sent=[b"\xc1\x80\x00\x00\x00\x00"])  # compressed, which was not agreed upon
-def test_whatever_bytes_come_instead_of_frames_the_broker_closes_or_goes_on(loop: Loop, sent: list[bytes]) -> None:
+def test_any_frame_bytes_leave_the_broker_up(loop: Loop, sent: list[bytes]) -> None:
     async def talk() -> str:
         async with loop.socket(loop.ticket()) as socket:
             await socket.recv()
@@ -382,7 +380,7 @@ async def _no_talk_is_left(broker: RunningBroker) -> None:
     offered=st.lists(st.binary(max_size=60).filter(lambda value: not set(value) & {10, 13}), max_size=3),
     key=st.binary(max_size=30).filter(lambda value: not set(value) & {10, 13}),
 )
-def test_whatever_a_handshake_says_it_is_answered_with_no_failure(loop: Loop, offered: list[bytes], key: bytes) -> None:
+def test_any_handshake_gets_an_answer(loop: Loop, offered: list[bytes], key: bytes) -> None:
     async def shake() -> int:
         host, _, port = loop.broker.base_url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from token_broker.settings import Settings
-from token_broker.web.forwarded import Client, address_key, asked_host, client_of, public_base, websocket_url
+from token_broker.web.forwarded import ResolvedClient, address_key, asked_host, client_of, public_base, websocket_url
 
 NOBODY: tuple[str, ...] = ()
 ONE_HOP = ("1",)
@@ -58,7 +58,7 @@ def xff(*lines: str) -> list[tuple[str, str]]:
         (["203.0.113.9"], NOBODY, None, "unknown"),
     ],
 )
-def test_the_client_is_the_first_address_that_no_trusted_proxy_added(
+def test_client_is_first_untrusted_address(
     lines: list[str], trusted: tuple[str, ...], peer: str | None, address: str
 ) -> None:
     assert client_of(scope(*xff(*lines), peer=peer), trusted).address == address
@@ -80,7 +80,7 @@ def test_the_client_is_the_first_address_that_no_trusted_proxy_added(
         ([("X-Forwarded-Host", "v.example:99999")], ONE_HOP, "http", "broker.test"),
     ],
 )
-def test_scheme_and_host_are_a_trusted_proxys_word_or_the_requests_own(
+def test_scheme_and_host_from_trusted_proxy_only(
     headers: list[tuple[str, str]], trusted: tuple[str, ...], scheme: str, host: str
 ) -> None:
     client = client_of(scope(*headers), trusted)
@@ -90,7 +90,9 @@ def test_scheme_and_host_are_a_trusted_proxys_word_or_the_requests_own(
 def test_a_websocket_is_read_as_http_is() -> None:
     sent = [("X-Forwarded-For", "203.0.113.9"), ("X-Forwarded-Proto", "https")]
     plain = client_of(scope(*sent), ONE_HOP)
-    assert client_of(scope(*sent, scheme="ws"), ONE_HOP) == plain == Client("203.0.113.9", "https", "broker.test")
+    assert (
+        client_of(scope(*sent, scheme="ws"), ONE_HOP) == plain == ResolvedClient("203.0.113.9", "https", "broker.test")
+    )
     assert client_of(scope(scheme="wss"), NOBODY).scheme == "https"
 
 
@@ -110,7 +112,7 @@ def test_a_websocket_is_read_as_http_is() -> None:
         (["[12]"], "127.0.0.1:8080"),
     ],
 )
-def test_a_host_that_is_missing_doubled_or_malformed_gives_way_to_our_own_address(hosts: list[str], host: str) -> None:
+def test_unusable_host_yields_own_address(hosts: list[str], host: str) -> None:
     asked = scope(*[("Host", value) for value in hosts], host=None)
     assert client_of(asked, NOBODY).host == host
     nobody_can_say = bool(hosts) and host == "127.0.0.1:8080"
@@ -121,19 +123,17 @@ def test_a_host_that_is_missing_doubled_or_malformed_gives_way_to_our_own_addres
     lines=st.lists(st.text(alphabet=st.characters(max_codepoint=255), max_size=60), max_size=5),
     trusted=st.sampled_from([NOBODY, ONE_HOP, TWO_HOPS, INSIDE]),
 )
-def test_whatever_is_forwarded_an_answer_comes_and_a_strangers_word_counts_for_nothing(
-    lines: list[str], trusted: tuple[str, ...]
-) -> None:
+def test_any_forwarded_header_from_stranger_ignored(lines: list[str], trusted: tuple[str, ...]) -> None:
     names = ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"]
     headers = [(name, line) for line in lines for name in names]
     found = client_of(scope(*headers), trusted)
     assert found.scheme in {"http", "https"}
     assert found.host
     from_a_stranger = client_of(scope(*headers, peer="192.0.2.1"), INSIDE)
-    assert from_a_stranger == Client("192.0.2.1", "http", "broker.test")
+    assert from_a_stranger == ResolvedClient("192.0.2.1", "http", "broker.test")
 
 
-def test_plans_are_made_from_the_public_url_or_else_from_the_request() -> None:
+def test_plan_base_is_public_url_else_request() -> None:
     assert public_base(scope(scheme="ws"), Settings(_env_file=None)) == "http://broker.test"
     named = Settings(_env_file=None, public_url="https://voice.example/base/")
     assert public_base(scope(), named) == "https://voice.example/base"
@@ -153,5 +153,5 @@ def test_websocket_urls_keep_their_security() -> None:
         ("unknown", "unknown"),
     ],
 )
-def test_rates_are_counted_by_address_and_by_64_where_it_is_ipv6(address: str, key: str) -> None:
+def test_limit_key_is_address_or_ipv6_64(address: str, key: str) -> None:
     assert address_key(address) == key

@@ -1,4 +1,4 @@
-"""One caller misbehaves with all that it has; another one notices nothing. How fast: `benchmarks/hostile.py`."""
+"""One caller floods the broker, and another one still gets its plans. `benchmarks/hostile.py` measures how fast."""
 
 import asyncio
 import base64
@@ -10,9 +10,9 @@ from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker
 from token_broker.simulator import RunningSimulator
 
-SLOW_CONNECTIONS = 200
+SLOW_CONNECTIONS = 100
 FLOODERS = 16
-HEAD_TIMEOUT_S = 4
+HEAD_TIMEOUT_S = 2
 WAIT_S = 60
 
 
@@ -56,16 +56,14 @@ async def flood(broker: RunningBroker, name: str) -> AsyncIterator[list[int]]:
         await asyncio.wait(tasks)
 
 
-async def test_slow_loris_and_a_flood_by_one_principal_leave_another_all_of_its_plans(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_flood_and_slow_loris_spare_other_callers(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, auth="easyauth", rate_limit_per_minute=60, head_timeout_s=HEAD_TIMEOUT_S)
     slow = [asyncio.create_task(slow_loris(broker.base_url)) for _ in range(SLOW_CONNECTIONS)]
     async with flood(broker, "mallory") as mallorys:
-        anns = [(await broker.token(**signed_in("ann"))).response for _ in range(40)]
+        anns = [(await broker.token(**signed_in("ann"))).response for _ in range(20)]
         while len(mallorys) < 100:  # noqa: ASYNC110  # what is seen is the point
             await asyncio.sleep(0.01)
-    assert [answer.status_code for answer in anns] == [200] * 40
+    assert [answer.status_code for answer in anns] == [200] * 20
     assert not any(answer.json()["degraded"] for answer in anns)
     assert set(mallorys) == {200, 429}
     farewells = await asyncio.gather(*slow)

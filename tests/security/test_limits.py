@@ -32,13 +32,13 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_a_burst_of_the_whole_rate_passes_and_the_next_one_waits(clock: Clock) -> None:
+def test_whole_rate_passes_as_burst_then_waits(clock: Clock) -> None:
     rate = RateLimit(60, clock=clock)
     assert [rate.take("a") for _ in range(60)] == [None] * 60
     assert rate.take("a") == pytest.approx(1.0)  # 60 s / 60
 
 
-def test_after_the_burst_requests_pass_at_the_rate(clock: Clock) -> None:
+def test_burst_then_steady_rate(clock: Clock) -> None:
     rate = RateLimit(6, clock=clock)
     for _ in range(6):
         rate.take("a")
@@ -49,7 +49,7 @@ def test_after_the_burst_requests_pass_at_the_rate(clock: Clock) -> None:
         assert rate.take("a") is None
 
 
-def test_a_burst_of_its_own_is_smaller_than_what_a_minute_lets_through(clock: Clock) -> None:
+def test_burst_may_be_below_rate(clock: Clock) -> None:
     rate = RateLimit(30, burst=10, clock=clock)
     assert [rate.take("a") for _ in range(10)] == [None] * 10
     assert rate.take("a") == pytest.approx(2.0)  # 60 s / 30
@@ -60,21 +60,21 @@ def test_a_burst_of_its_own_is_smaller_than_what_a_minute_lets_through(clock: Cl
     assert (rate.fits(10), rate.fits(11)) == (True, False)
 
 
-def test_one_keys_flood_costs_another_nothing(clock: Clock) -> None:
+def test_rate_of_one_key_spares_others(clock: Clock) -> None:
     rate = RateLimit(2, clock=clock)
     for _ in range(1000):
         rate.take("flood")
     assert rate.take("other") is None
 
 
-def test_refused_requests_do_not_lengthen_the_wait(clock: Clock) -> None:
+def test_refusals_do_not_lengthen_the_wait(clock: Clock) -> None:
     rate = RateLimit(1, clock=clock)
     rate.take("a")
     waits = [rate.take("a") for _ in range(100)]
     assert waits == [pytest.approx(60)] * 100
 
 
-def test_what_costs_more_takes_so_many_places_at_once_and_waits_for_as_many(clock: Clock) -> None:
+def test_cost_takes_as_many_places(clock: Clock) -> None:
     rate = RateLimit(60, clock=clock)
     assert rate.take("a", 60) is None
     assert rate.take("a", 10) == pytest.approx(10.0)  # a place every 60 s / 60
@@ -85,13 +85,13 @@ def test_what_costs_more_takes_so_many_places_at_once_and_waits_for_as_many(cloc
     assert rate.take("b", 60) is None
 
 
-def test_what_costs_more_than_a_minutes_quota_never_fits(clock: Clock) -> None:
+def test_cost_over_quota_never_fits(clock: Clock) -> None:
     rate = RateLimit(60, clock=clock)
     assert (rate.fits(60), rate.fits(61)) == (True, False)
     assert RateLimit(0, clock=clock).fits(10**12)
 
 
-def test_what_is_counted_all_the_same_lengthens_no_wait_beyond_a_minute(clock: Clock) -> None:
+def test_forced_count_waits_a_minute_at_most(clock: Clock) -> None:
     rate = RateLimit(60, clock=clock)
     for _ in range(1000):
         rate.count("a")
@@ -99,7 +99,7 @@ def test_what_is_counted_all_the_same_lengthens_no_wait_beyond_a_minute(clock: C
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), st.floats(0, 30)), max_size=50))
-def test_no_minute_lets_more_through_than_twice_the_quota(asked: list[tuple[int, float]]) -> None:
+def test_twice_the_quota_a_minute_at_most(asked: list[tuple[int, float]]) -> None:
     """A burst, and as much again while it comes back: what GCRA promises for any costs."""
     clock = Clock()
     rate = RateLimit(50, clock=clock)
@@ -115,13 +115,13 @@ def test_no_minute_lets_more_through_than_twice_the_quota(asked: list[tuple[int,
         assert sum(cost for at_s, cost in passed if start_s <= at_s < start_s + 60) <= 100
 
 
-def test_nought_is_off_and_remembers_nobody(clock: Clock) -> None:
+def test_zero_rate_is_off_and_keeps_no_keys(clock: Clock) -> None:
     rate = RateLimit(0, clock=clock)
     assert all(rate.take("a") is None for _ in range(1000))
     assert len(rate) == 0
 
 
-def test_keys_are_forgotten_when_their_time_has_come_and_never_outgrow_the_limit(clock: Clock) -> None:
+def test_rate_keys_expire_and_are_bounded(clock: Clock) -> None:
     rate = RateLimit(60, clock=clock, max_keys=100)
     for number in range(1000):
         rate.take(f"k{number}")
@@ -132,7 +132,7 @@ def test_keys_are_forgotten_when_their_time_has_come_and_never_outgrow_the_limit
 
 
 @given(steps=st.lists(st.floats(0, 30), min_size=1, max_size=200), per_minute=st.integers(1, 120))
-def test_in_no_minute_do_more_than_twice_the_rate_pass(steps: list[float], per_minute: int) -> None:
+def test_twice_the_rate_a_minute_at_most(steps: list[float], per_minute: int) -> None:
     clock = Clock()
     rate = RateLimit(per_minute, clock=clock)
     passed: list[float] = []
@@ -147,7 +147,7 @@ def test_in_no_minute_do_more_than_twice_the_rate_pass(steps: list[float], per_m
     assert all(sum(at - 60 < other <= at for other in passed) <= 2 * per_minute for at in passed)
 
 
-def test_open_talks_are_counted_by_principal_and_in_all(clock: Clock) -> None:
+def test_open_talks_counted_per_key_and_in_all(clock: Clock) -> None:
     limits = SessionLimits(per_key=2, total=3, clock=clock)
     first, second = limits.acquire("a"), limits.acquire("a")
     assert first is not None
@@ -160,7 +160,7 @@ def test_open_talks_are_counted_by_principal_and_in_all(clock: Clock) -> None:
     assert limits.acquire("c") is not None
 
 
-def test_a_place_is_given_back_once_however_the_talk_ends(clock: Clock) -> None:
+def test_place_is_released_once(clock: Clock) -> None:
     limits = SessionLimits(per_key=1, total=0, clock=clock)
     lease = limits.acquire("a")
     assert lease is not None
@@ -173,7 +173,7 @@ def test_a_place_is_given_back_once_however_the_talk_ends(clock: Clock) -> None:
     assert limits.active == 1
 
 
-def test_a_kept_place_outlives_its_request_until_hang_up_or_its_time(clock: Clock) -> None:
+def test_kept_place_lasts_until_hang_up_or_expiry(clock: Clock) -> None:
     limits = SessionLimits(per_key=2, total=0, clock=clock)
     for name in ("rtc_1", "rtc_2"):
         lease = limits.acquire("a")
@@ -189,7 +189,7 @@ def test_a_kept_place_outlives_its_request_until_hang_up_or_its_time(clock: Cloc
     assert not limits.end("rtc_2")
 
 
-def test_a_name_kept_anew_lasts_its_own_time(clock: Clock) -> None:
+def test_renewed_keep_lasts_its_own_time(clock: Clock) -> None:
     limits = SessionLimits(per_key=0, total=0, clock=clock)
     for for_s in (10, 100):
         lease = limits.acquire("a")
@@ -199,7 +199,7 @@ def test_a_name_kept_anew_lasts_its_own_time(clock: Clock) -> None:
     assert limits.active == 1
 
 
-def test_nought_takes_any_number_of_talks(clock: Clock) -> None:
+def test_zero_limits_allow_any_number_of_talks(clock: Clock) -> None:
     limits = SessionLimits(per_key=0, total=0, clock=clock)
     assert all(limits.acquire("a") is not None for _ in range(5000))
 
@@ -226,7 +226,7 @@ async def refusal(limiter: RateLimiter, key: str) -> Problem:
     return refused.value
 
 
-async def test_who_insists_is_refused_at_once_so_often_and_then_slowly(clock: Clock) -> None:
+async def test_refusals_slow_down_after_a_burst(clock: Clock) -> None:
     limiter = RateLimiter(2, clock=clock, pause_s=0.05)
     loop = asyncio.get_running_loop()
     for _ in range(2):
@@ -240,7 +240,7 @@ async def test_who_insists_is_refused_at_once_so_often_and_then_slowly(clock: Cl
     assert (paused.status, paused.headers["Retry-After"]) == (429, "30")
 
 
-async def test_ones_insisting_slows_no_other_ones_refusal(clock: Clock) -> None:
+async def test_slow_refusals_are_per_key(clock: Clock) -> None:
     limiter = RateLimiter(1, clock=clock, pause_s=3600)
     for _ in range(PROMPT_REFUSALS_PER_MINUTE):
         with contextlib.suppress(Problem):
@@ -250,7 +250,7 @@ async def test_ones_insisting_slows_no_other_ones_refusal(clock: Clock) -> None:
         assert (await refusal(limiter, "other")).status == 429
 
 
-async def test_a_turnstile_that_is_off_lets_all_through() -> None:
+async def test_limiter_that_is_off_admits_all() -> None:
     limiter = RateLimiter(0, pause_s=3600)
     async with asyncio.timeout(60):
         for _ in range(1000):

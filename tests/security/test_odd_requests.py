@@ -1,26 +1,29 @@
-"""What a caller may write strangely (numbers, times, encodings, paths): refused clearly, never a failure."""
+"""Odd numbers, times, encodings and paths in requests: refused with a clear problem, never a 500."""
 
 import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import pytest_asyncio
+import structlog
 
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.waiting import eventually
 from token_broker.memory.delivery.zep import retry_after_s
-from token_broker.simulator import RunningSimulator
+from token_broker.simulator import serve
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SESSION = "0123456789abcdef"
 ZEROS, NINES = "0" * 5_000, "9" * 5_000  # more digits than Python's int() reads
 
 
 class CompatEndpoint:
-    """A broker, asked with bytes as they are, and the token of a session there."""
+    """A broker that is sent raw bytes, and the token of one of its sessions."""
 
     def __init__(self, broker: RunningBroker, session_token: str) -> None:
         self.broker = broker
@@ -66,31 +69,37 @@ async def is_open(broker: RunningBroker) -> bool:
     return broker.memory.status().store == "open"
 
 
-@pytest.fixture
-async def compat(
-    azure: RunningSimulator, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> AsyncIterator[CompatEndpoint]:
-    """Afterwards nothing may have failed: no traceback stands in the log."""
-    async with run_broker(make_settings(tmp_path, azure.base_url)) as broker:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def compat(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[CompatEndpoint]:
+    """One broker for all tests of the module: none of their requests leaves anything behind that another sees."""
+    async with (
+        serve() as azure,
+        run_broker(make_settings(tmp_path_factory.mktemp("odd"), azure.base_url)) as broker,
+    ):
         await eventually(lambda: is_open(broker))
         plan = await broker.plan({"session_id": SESSION})
         yield CompatEndpoint(broker, plan["session_token"])
-    said = "".join(capsys.readouterr())
-    assert "request_failed" not in said
-    assert "Traceback" not in said
-    assert not [record for record in caplog.records if record.exc_info]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No exception reached the broker's last handler or uvicorn."""
+    with structlog.testing.capture_logs() as logged:
+        yield
+    assert [entry for entry in logged if entry["event"] == "request_failed" or entry.get("exc_info")] == []
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 @pytest.mark.parametrize(
     "line", ["POST /realtime/token", "POST /conversation/turn", "POST /v1/realtime/calls", "GET /healthz", "GET /no"]
 )
-async def test_a_content_length_that_is_no_length_is_malformed(line: str, compat: CompatEndpoint) -> None:
+async def test_invalid_content_length_is_malformed(line: str, compat: CompatEndpoint) -> None:
     for length in (ZEROS, f"{ZEROS}2", NINES, "18446744073709551616", "0" * 21, "+2", "-1", "0x2", "1_0"):
         answer = await compat.ask(line, compat.bearer, f"Content-Length: {length}", body=b"{}")
         assert answer == (400, "malformed_request"), length[:30]
 
 
-async def test_a_content_length_may_begin_with_zeros(compat: CompatEndpoint) -> None:
+async def test_content_length_may_have_leading_zeros(compat: CompatEndpoint) -> None:
     assert (await compat.ask("POST /realtime/token", "Content-Length: 0000000000002", body=b"{}"))[0] == 200
 
 
@@ -119,7 +128,7 @@ async def test_chunk_sizes_are_numbers_of_bytes(chunks: str, status: int, compat
         (f"after={'x' * 50_000}", 404),
     ],
 )
-async def test_a_page_of_turns_takes_numbers_and_ids(query: str, status: int, compat: CompatEndpoint) -> None:
+async def test_turn_page_validates_its_query(query: str, status: int, compat: CompatEndpoint) -> None:
     assert (await compat.ask(f"GET /memory/sessions/{SESSION}/turns?{query}", compat.bearer))[0] == status
 
 
@@ -138,14 +147,14 @@ async def test_a_page_of_turns_takes_numbers_and_ids(query: str, status: int, co
         ("created_at", "-1", "invalid_request"),
     ],
 )
-async def test_numbers_and_times_in_json_are_bounded(field: str, value: str, code: str, compat: CompatEndpoint) -> None:
+async def test_json_numbers_and_times_are_bounded(field: str, value: str, code: str, compat: CompatEndpoint) -> None:
     turn = json.dumps({"session_id": SESSION, "agent_id": "elena", "role": "user", "content": "Hello"})
     answer = await compat.post("/conversation/turn", f'{turn[:-1]}, "{field}": {value}}}', compat.bearer)
     assert answer == (400 if code == "invalid_json" else 422, code)
 
 
 @pytest.mark.parametrize("seconds", [NINES, "1e999", "NaN", "1e18", "-1"])
-async def test_a_client_secrets_lifetime_is_bounded(seconds: str, compat: CompatEndpoint) -> None:
+async def test_client_secret_lifetime_is_bounded(seconds: str, compat: CompatEndpoint) -> None:
     status, _ = await compat.post("/v1/realtime/client_secrets", f'{{"expires_after": {{"seconds": {seconds}}}}}')
     assert status in {400, 422}
 
@@ -161,7 +170,7 @@ async def test_a_client_secrets_lifetime_is_bounded(seconds: str, compat: Compat
         ";;;=,=;version",
     ],
 )
-async def test_metrics_answer_whatever_accept_says(accept: str, compat: CompatEndpoint) -> None:
+async def test_metrics_answer_any_accept(accept: str, compat: CompatEndpoint) -> None:
     assert (await compat.ask("GET /metrics", f"Accept: {accept}"))[0] == 200
 
 
@@ -182,14 +191,14 @@ ODD_HEADERS = [
 
 
 @pytest.mark.parametrize("path", ["/client/voice-session.js", "/", "/status"])
-async def test_headers_of_any_digits_and_bytes_are_no_failure(path: str, compat: CompatEndpoint) -> None:
+async def test_odd_headers_cause_no_500(path: str, compat: CompatEndpoint) -> None:
     for header in ODD_HEADERS:
         status, _ = await compat.ask(f"GET {path}", header)
         assert status < 500, header[:60]
 
 
 @pytest.mark.parametrize("host", [f"localhost:{NINES}", "localhost:99999", "\xff\xe9", "localhost:\xb2"])
-async def test_a_port_that_is_none_is_no_host(host: str, compat: CompatEndpoint) -> None:
+async def test_invalid_port_is_no_host(host: str, compat: CompatEndpoint) -> None:
     assert await compat.ask("POST /realtime/token", f"Host: {host}", "Content-Length: 2", body=b"{}") == (
         421,
         "host_not_served",
@@ -212,7 +221,7 @@ def token(header: bytes) -> str:
     ],
     ids=["deep", "less deep", "digits", "too many digits", "no text", "no base64"],
 )
-async def test_tokens_of_any_shape_are_refused(credential: str, compat: CompatEndpoint) -> None:
+async def test_odd_tokens_are_refused(credential: str, compat: CompatEndpoint) -> None:
     bearer = f"Authorization: Bearer {credential}"
     turn = json.dumps({"session_id": SESSION, "agent_id": "elena", "role": "user", "content": "Hello"})
     assert (await compat.post("/conversation/turn", turn, bearer))[0] == 401
@@ -237,12 +246,12 @@ async def test_tokens_of_any_shape_are_refused(credential: str, compat: CompatEn
         f"Last-Event-ID: {NINES}",
     ],
 )
-async def test_handshakes_of_any_shape_are_no_failure(header: str, compat: CompatEndpoint) -> None:
+async def test_odd_handshakes_cause_no_500(header: str, compat: CompatEndpoint) -> None:
     assert (await compat.upgrade(f"/api/v1/voice/voicelive/{SESSION}", header))[0] in {101, 400}
 
 
 @pytest.mark.parametrize("path", ["/v1/realtime\xff", "/v1/realtime?api-key=\xff", "/v1/realtime%ff", "/%"])
-async def test_paths_that_are_no_text_lead_nowhere(path: str, compat: CompatEndpoint) -> None:
+async def test_non_text_paths_get_404(path: str, compat: CompatEndpoint) -> None:
     assert (await compat.upgrade(path))[0] in {400, 404}
     assert (await compat.ask(f"GET {path}"))[0] in {400, 404}
 
@@ -285,7 +294,7 @@ DISGUISED = [
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "HEAD"])
-async def test_a_path_in_disguise_is_no_route(method: str, compat: CompatEndpoint) -> None:
+async def test_disguised_path_gets_404(method: str, compat: CompatEndpoint) -> None:
     for path in DISGUISED:
         status, code = await compat.ask(f"{method} {path}", compat.bearer, "Content-Length: 0")
         assert (status, code) == (404, "" if method == "HEAD" else "not_found"), path
@@ -305,20 +314,20 @@ DISGUISED_SOCKETS = [
 ]
 
 
-async def test_a_websockets_path_in_disguise_is_no_route(compat: CompatEndpoint) -> None:
+async def test_disguised_socket_path_gets_404(compat: CompatEndpoint) -> None:
     for path in [*DISGUISED_SOCKETS, *DISGUISED]:
         assert (await compat.upgrade(path, "Sec-WebSocket-Protocol: realtime"))[0] == 404, path
 
 
 @pytest.mark.parametrize("path", ["/client/voice%2Dsession.js", "/%73tatus", "/config/el%65na"])
-async def test_letters_may_be_encoded(path: str, compat: CompatEndpoint) -> None:
+async def test_encoded_letters_reach_the_route(path: str, compat: CompatEndpoint) -> None:
     assert (await compat.ask(f"GET {path}"))[0] == 200
 
 
 @pytest.mark.parametrize(
     "value", [f"Mon, 01 Jan 2020 00:00:00 +{'9' * 400}", f"Mon, {'9' * 20} Jan 2020 00:00:00 GMT", NINES, "\xb2", ""]
 )
-def test_a_sinks_retry_after_that_is_no_time_is_none_or_bounded(value: str) -> None:
+async def test_invalid_retry_after_is_none_or_bounded(value: str) -> None:
     wait_s = retry_after_s({"retry-after": value})
     assert wait_s is None or 0 <= wait_s <= 3600
 
@@ -327,7 +336,7 @@ def test_a_sinks_retry_after_that_is_no_time_is_none_or_bounded(value: str) -> N
     "path",
     ["/realtime/token", "/conversation/turn", "/memory/enrich", "/memory/enrich batch", "/v1/realtime/client_secrets"],
 )
-async def test_a_body_of_too_many_values_is_refused_before_it_is_checked(path: str, compat: CompatEndpoint) -> None:
+async def test_too_many_values_refused_before_validation(path: str, compat: CompatEndpoint) -> None:
     path, _, batch = path.partition(" ")
     count = 80_000 if path in {"/conversation/turn", "/memory/enrich"} else 6_000
     hostile = [
@@ -347,14 +356,14 @@ async def test_a_body_of_too_many_values_is_refused_before_it_is_checked(path: s
         assert len(reply.content) < 500
 
 
-async def test_a_hundred_transcripts_of_unknown_keys_are_refused_as_one_body(compat: CompatEndpoint) -> None:
+async def test_batch_of_unknown_keys_is_one_refusal(compat: CompatEndpoint) -> None:
     keys = ",".join(f'"k{number}":1' for number in range(900))
     said = f'{{"text":"Hello","session_id":"{SESSION}","speaker":"user",{keys}}}'
     status, code = await compat.post("/memory/enrich", f'{{"transcripts":[{",".join([said] * 100)}]}}', compat.bearer)
     assert (status, code) == (422, "invalid_request")
 
 
-async def test_a_text_may_have_as_many_commas_and_quotes_as_it_likes(compat: CompatEndpoint) -> None:
+async def test_text_may_hold_many_commas_and_quotes(compat: CompatEndpoint) -> None:
     text = 'He said: "yes", and \\ "no", and: ' * 200
     said = [
         {"text": text, "session_id": SESSION, "speaker": "user", "turn_id": f"t{number}", "agent_id": "elena"}
@@ -363,7 +372,7 @@ async def test_a_text_may_have_as_many_commas_and_quotes_as_it_likes(compat: Com
     assert (await compat.post("/memory/enrich", json.dumps({"transcripts": said}), compat.bearer))[0] == 202
 
 
-async def test_an_answer_names_a_few_wrong_fields_and_counts_the_others(compat: CompatEndpoint) -> None:
+async def test_answer_names_few_wrong_fields(compat: CompatEndpoint) -> None:
     body = json.dumps({f"{'x' * 500}{number}": 1 for number in range(100)})
     reply = await compat.broker.client.post("/realtime/token", content=body)
     document = reply.json()

@@ -31,12 +31,12 @@ async def ask(settings: Settings, method: str, path: str = "/", **headers: str) 
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE", "PUT", "GET"])
-async def test_what_is_no_browser_sends_no_origin_and_is_admitted(method: str) -> None:
+async def test_request_without_origin_is_admitted(method: str) -> None:
     assert (await ask(settings(), method)).status_code == 200
 
 
 @pytest.mark.parametrize("origin", ["{self}", APP, "HTTPS://APP.EXAMPLE.COM", "https://app.example.com:443"])
-async def test_the_own_origin_and_a_listed_one_may_change_state(origin: str) -> None:
+async def test_own_and_listed_origins_change_state(origin: str) -> None:
     reply = await ask(settings(allowed_origins=(APP,)), "POST", origin=origin)
     assert reply.status_code == 200
     assert reply.headers["access-control-allow-origin"] in {origin, str(reply.request.url).rstrip("/")}
@@ -61,7 +61,7 @@ async def test_the_own_origin_and_a_listed_one_may_change_state(origin: str) -> 
     ],
 )
 @pytest.mark.parametrize("listed", [(APP,), ()])
-async def test_a_foreign_origin_may_change_nothing(origin: str, listed: tuple[str, ...]) -> None:
+async def test_foreign_origin_changes_nothing(origin: str, listed: tuple[str, ...]) -> None:
     reply = await ask(settings(allowed_origins=listed), "POST", origin=origin)
     assert reply.status_code == 403
     assert reply.headers["content-type"] == "application/problem+json"
@@ -70,7 +70,7 @@ async def test_a_foreign_origin_may_change_nothing(origin: str, listed: tuple[st
     assert reply.headers["vary"] == "Origin"
 
 
-async def test_null_is_refused_even_where_every_origin_is_listed() -> None:
+async def test_null_origin_refused_despite_wildcard() -> None:
     everybody = settings(allowed_origins=("*",))
     assert (await ask(everybody, "POST", origin="https://any.example")).status_code == 200
     assert (await ask(everybody, "POST", origin="null")).status_code == 403
@@ -82,13 +82,13 @@ async def test_two_origins_are_none_of_ours() -> None:
     assert reply.status_code == 403
 
 
-async def test_a_foreign_page_may_send_a_get_and_cannot_read_the_answer() -> None:
+async def test_foreign_page_cannot_read_a_get() -> None:
     reply = await ask(settings(), "GET", origin="https://evil.example")
     assert reply.status_code == 200
     assert "access-control-allow-origin" not in reply.headers
 
 
-async def test_a_preflight_of_a_listed_origin_is_answered_with_what_clients_need() -> None:
+async def test_preflight_of_listed_origin_is_complete() -> None:
     reply = await ask(
         settings(allowed_origins=(APP,)),
         "OPTIONS",
@@ -104,13 +104,13 @@ async def test_a_preflight_of_a_listed_origin_is_answered_with_what_clients_need
     assert "x-ms-client-principal" not in allowed
 
 
-async def test_a_preflight_of_a_foreign_origin_is_refused() -> None:
+async def test_preflight_of_foreign_origin_is_refused() -> None:
     reply = await ask(settings(), "OPTIONS", origin="https://evil.example", access_control_request_method="POST")
     assert reply.status_code == 403
     assert "access-control-allow-origin" not in reply.headers
 
 
-async def test_options_that_is_no_preflight_reaches_the_application() -> None:
+async def test_plain_options_reaches_the_application() -> None:
     assert (await ask(settings(), "OPTIONS")).text == "OPTIONS"
 
 
@@ -127,12 +127,12 @@ async def test_options_that_is_no_preflight_reaches_the_application() -> None:
         ("192.168.0.7:8080", 421),
     ],
 )
-async def test_on_loopback_only_loopback_names_are_answered(host: str, status: int) -> None:
+async def test_loopback_broker_serves_loopback_names(host: str, status: int) -> None:
     for method in ("GET", "POST"):
         assert (await ask(settings(), method, host=host)).status_code == status
 
 
-async def test_a_rebound_name_is_refused_although_it_is_its_own_origin() -> None:
+async def test_rebound_name_is_refused() -> None:
     reply = await ask(settings(), "POST", host="evil.example", origin="http://evil.example")
     assert (reply.status_code, reply.json()["code"]) == (421, "host_not_served")
 
@@ -141,7 +141,7 @@ async def test_a_rebound_name_is_refused_although_it_is_its_own_origin() -> None
     "known",
     [{"public_url": "https://voice.example"}, {"trusted_proxies": ("1",)}, {"host": "0.0.0.0"}],
 )
-async def test_a_broker_that_others_reach_answers_to_any_name(known: dict[str, Any]) -> None:
+async def test_reachable_broker_serves_any_name(known: dict[str, Any]) -> None:
     assert (await ask(settings(**known), "GET", host="voice.example")).status_code == 200
 
 
@@ -149,7 +149,7 @@ async def test_probes_ask_by_whatever_name() -> None:
     assert (await ask(settings(), "GET", "/healthz", host="10.0.0.9:8080")).status_code == 200
 
 
-async def test_behind_a_trusted_proxy_the_own_origin_is_the_one_it_names() -> None:
+async def test_own_origin_follows_trusted_proxy() -> None:
     reply = await ask(
         settings(trusted_proxies=("1",)),
         "POST",
@@ -160,7 +160,7 @@ async def test_behind_a_trusted_proxy_the_own_origin_is_the_one_it_names() -> No
     assert reply.status_code == 200
 
 
-async def test_the_public_url_is_an_own_origin_whatever_the_host_says() -> None:
+async def test_public_url_is_own_origin_for_any_host() -> None:
     reply = await ask(settings(public_url="https://voice.example/base"), "POST", origin="https://voice.example")
     assert reply.status_code == 200
 

@@ -1,4 +1,4 @@
-"""A session belongs to its owner, whatever the store is doing: answering, silent at the wrong moment, not yet open."""
+"""A session belongs to its owner, whether the store answers, is silent or is not open yet."""
 
 import asyncio
 import contextlib
@@ -101,7 +101,7 @@ def silence(monkeypatch: pytest.MonkeyPatch) -> Silence:
 
 
 @pytest.mark.parametrize("for_s", [0.3, 30])
-async def test_while_the_store_is_silent_a_named_session_needs_its_token(
+async def test_silent_store_requires_session_token(
     for_s: float, azure: RunningSimulator, start_broker: StartBroker, silence: Silence
 ) -> None:
     broker = await start_broker(azure, auth="easyauth")
@@ -123,7 +123,7 @@ async def test_while_the_store_is_silent_a_named_session_needs_its_token(
     assert (await name(broker, **ANN)).status_code == 200
 
 
-async def test_without_authentication_a_silent_store_gives_nobody_a_session(
+async def test_silent_store_gives_anonymous_no_session(
     azure: RunningSimulator, start_broker: StartBroker, silence: Silence
 ) -> None:
     broker = await start_broker(azure)
@@ -136,9 +136,7 @@ async def test_without_authentication_a_silent_store_gives_nobody_a_session(
     assert verdict(await name(broker)) == FOREIGN
 
 
-async def test_a_token_in_another_principals_name_opens_nothing_of_a_session(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_token_of_other_principal_opens_nothing(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, auth="easyauth")
     plan = (await broker.token({"session_id": SESSION}, **ANN)).plan
     assert (await say(broker, plan["session_token"])).status_code == 200
@@ -152,9 +150,7 @@ async def test_a_token_in_another_principals_name_opens_nothing_of_a_session(
 
 
 @pytest.mark.parametrize("auth", ["none", "easyauth"])
-async def test_an_erased_id_is_nobodys_again_and_its_old_token_opens_nothing(
-    auth: str, azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_erased_id_stays_taken(auth: str, azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, auth=auth)
     ann, bob = (ANN, BOB) if auth == "easyauth" else ({}, {})
     plan = (await broker.token({"session_id": SESSION}, **ann)).plan
@@ -171,9 +167,7 @@ async def test_an_erased_id_is_nobodys_again_and_its_old_token_opens_nothing(
 
 
 @pytest.mark.parametrize("auth", ["none", "easyauth"])
-async def test_of_many_that_name_one_new_id_at_once_one_gets_it(
-    auth: str, azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_one_of_many_claims_a_new_id(auth: str, azure: RunningSimulator, start_broker: StartBroker) -> None:
     # A patient store: on a slow machine a commit must not be taken for silence.
     broker = await start_broker(azure, auth=auth, store_patience_s=20, store_timeout_s=20)
     callers = [signed_in(f"user-{number}") if auth == "easyauth" else {} for number in range(12)]
@@ -181,7 +175,7 @@ async def test_of_many_that_name_one_new_id_at_once_one_gets_it(
     assert sorted(verdict(answer)[0] for answer in answers) == [200] + [403] * 11
 
 
-async def test_of_two_replicas_one_gives_a_new_id_away(
+async def test_two_replicas_give_a_new_id_once(
     azure: RunningSimulator, postgres: PostgresServer, tmp_path: Path
 ) -> None:
     url = SecretStr(await postgres.create())
@@ -198,7 +192,7 @@ async def test_of_two_replicas_one_gives_a_new_id_away(
             assert sorted(verdict(answer)[0] for answer in answers) == [200, 403, 403, 403]
 
 
-async def test_a_new_name_whose_owner_was_told_to_try_again_is_theirs_the_next_time(
+async def test_refused_claim_succeeds_next_time(
     azure: RunningSimulator, start_broker: StartBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The claim is silent, and is stored though its caller was refused."""
@@ -223,9 +217,7 @@ async def test_a_new_name_whose_owner_was_told_to_try_again_is_theirs_the_next_t
     await eventually(theirs)
 
 
-async def test_an_id_of_the_brokers_own_that_is_not_stored_is_nobodys_to_name(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_unstored_broker_id_needs_its_token(azure: RunningSimulator, start_broker: StartBroker) -> None:
     """As after a crash between a plan and the commit of its session's row."""
     broker = await start_broker(azure)
     plan = await broker.plan()
@@ -266,9 +258,7 @@ def waiting(tmp_path: Path, azure: RunningSimulator, **overrides: Any) -> Settin
     return make_settings(tmp_path, azure.base_url, **{**keys, **overrides})
 
 
-async def test_without_a_store_at_the_start_new_sessions_alone_are_served_by_ways_that_end(
-    azure: RunningSimulator, tmp_path: Path
-) -> None:
+async def test_no_store_serves_new_sessions_only(azure: RunningSimulator, tmp_path: Path) -> None:
     settings = waiting(tmp_path, azure, direct_websocket="on")
     with away(settings) as restore:
         async with run_broker(settings) as broker:
@@ -288,7 +278,7 @@ async def test_without_a_store_at_the_start_new_sessions_alone_are_served_by_way
             assert (await name(broker, **ANN)).status_code == 200
 
 
-async def test_once_the_blocklist_is_read_the_talks_of_the_blocked_end(azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_reading_blocklist_ends_blocked_talks(azure: RunningSimulator, tmp_path: Path) -> None:
     settings = waiting(tmp_path, azure)
     await blocked(settings, ANNS)
     with away(settings) as restore:
@@ -312,9 +302,7 @@ async def talk(broker: RunningBroker, plan: dict[str, Any]) -> AsyncIterator[Cli
         yield socket
 
 
-async def test_where_the_blocklist_is_required_nobody_is_served_without_it(
-    azure: RunningSimulator, tmp_path: Path
-) -> None:
+async def test_required_blocklist_unread_serves_nobody(azure: RunningSimulator, tmp_path: Path) -> None:
     settings = waiting(tmp_path, azure, require_blocklist="on")
     with away(settings) as restore:
         async with run_broker(settings) as broker:
@@ -337,7 +325,7 @@ async def test_where_the_blocklist_is_required_nobody_is_served_without_it(
             assert (await broker.token(**ANN)).response.status_code == 200
 
 
-async def test_nobody_is_served_before_the_blocklist_was_read(
+async def test_unread_blocklist_serves_nobody(
     azure: RunningSimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that takes its time to open: the first request that is answered at all meets the list."""
@@ -357,7 +345,7 @@ async def test_nobody_is_served_before_the_blocklist_was_read(
 
 
 @pytest.mark.parametrize("auth", ["none", "easyauth"])
-async def test_restarts_give_nobody_anothers_session(auth: str, azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_restart_keeps_sessions_owned(auth: str, azure: RunningSimulator, tmp_path: Path) -> None:
     """Polled from the first moment, over restarts; in half of them the store is slow to open."""
     settings = waiting(tmp_path, azure, auth=auth, store_start_wait_s=0.05)
     ann, bob = (ANN, BOB) if auth == "easyauth" else ({}, {})
@@ -383,9 +371,7 @@ async def test_restarts_give_nobody_anothers_session(auth: str, azure: RunningSi
 # --- talks
 
 
-async def test_a_talk_whose_session_is_erased_ends_and_says_why(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_erasure_ends_talk_with_reason(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     plan, others = await broker.plan({"session_id": SESSION}), await broker.plan()
     async with talk(broker, plan) as erased, talk(broker, others) as other:
@@ -394,9 +380,7 @@ async def test_a_talk_whose_session_is_erased_ends_and_says_why(
         await other.ping()
 
 
-async def test_a_talk_whose_session_another_process_erased_ends_with_its_next_turn(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_erasure_elsewhere_ends_talk_at_next_turn(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     plan = await broker.plan({"session_id": SESSION})
     async with talk(broker, plan) as socket:
@@ -418,9 +402,7 @@ async def ending(socket: ClientConnection) -> Close:
                 return closed.rcvd or Close(1006, "no close frame")
 
 
-async def test_another_replicas_row_that_is_still_on_its_way_is_no_loophole(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_uncommitted_session_is_owned_already(azure: RunningSimulator, start_broker: StartBroker) -> None:
     """A session recorded here and not committed yet is its owner's already."""
     broker = await start_broker(azure, auth="easyauth")
     broker.memory.sessions.record(owner(SESSION, principal=ANNS), "elena")

@@ -1,4 +1,4 @@
-"""Two brokers on one PostgreSQL: what one gave out works at the other, and what was used up at one is used up."""
+"""Two brokers on one PostgreSQL: plans of one work at the other, and a ticket used at one is used at both."""
 
 import asyncio
 import contextlib
@@ -76,7 +76,7 @@ async def report_turn(broker: RunningBroker, plan: dict[str, Any]) -> httpx.Resp
     )
 
 
-async def test_a_ticket_works_once_in_all_however_many_use_it_at_once_and_wherever(replica: StartReplica) -> None:
+async def test_ticket_opens_one_talk_over_all_replicas(replica: StartReplica) -> None:
     async with replica(OLD) as one, replica(OLD) as other:
         plan = await one.plan()
         answers = await asyncio.gather(*(admission(broker, plan) for broker in (one, other) * 10))
@@ -84,7 +84,7 @@ async def test_a_ticket_works_once_in_all_however_many_use_it_at_once_and_wherev
         assert await admission(one, plan) == await admission(other, plan) == 4401
 
 
-async def test_a_client_secrets_uses_are_counted_over_all_replicas(replica: StartReplica) -> None:
+async def test_secret_uses_counted_over_replicas(replica: StartReplica) -> None:
     async with replica(OLD, client_secret_uses=4) as one, replica(OLD, client_secret_uses=4) as other:
         secret = (await one.client.post("/v1/realtime/client_secrets", json={})).json()["value"]
 
@@ -103,7 +103,7 @@ async def test_a_client_secrets_uses_are_counted_over_all_replicas(replica: Star
         assert not await opens(other)
 
 
-async def test_a_ticket_used_before_a_restart_is_used_after_it(replica: StartReplica) -> None:
+async def test_used_ticket_stays_used_after_restart(replica: StartReplica) -> None:
     async with replica(OLD) as one:
         plan = await one.plan()
         assert await admission(one, plan) == "broker.ready"
@@ -111,7 +111,7 @@ async def test_a_ticket_used_before_a_restart_is_used_after_it(replica: StartRep
         assert await admission(heir, plan) == 4401
 
 
-async def test_a_session_goes_on_at_another_replica_with_its_token_and_not_without(replica: StartReplica) -> None:
+async def test_other_replica_resumes_with_token_only(replica: StartReplica) -> None:
     async with replica(OLD) as one, replica(OLD) as other:
         plan = await one.plan()
         assert (await report_turn(one, plan)).status_code == 200  # the session is in the store by now
@@ -121,7 +121,7 @@ async def test_a_session_goes_on_at_another_replica_with_its_token_and_not_witho
         assert (await other.token(body)).response.status_code == 403
 
 
-async def test_a_session_forgotten_at_one_replica_is_forgotten_at_the_other(replica: StartReplica) -> None:
+async def test_erasure_holds_at_other_replica(replica: StartReplica) -> None:
     async with replica(OLD) as one, replica(OLD) as other:
         plan = await one.plan()
         await report_turn(one, plan)
@@ -132,7 +132,7 @@ async def test_a_session_forgotten_at_one_replica_is_forgotten_at_the_other(repl
         assert (await one.client.get(turns, headers=mine)).json()["turns"] == []
 
 
-async def test_a_session_that_is_blocked_is_refused_at_every_replica_within_two_seconds(replica: StartReplica) -> None:
+async def test_block_reaches_every_replica_in_2_s(replica: StartReplica) -> None:
     async with replica(OLD) as one, replica(OLD) as other:
         plan, bystander = await one.plan(), await other.plan()
         proof = {"session_id": plan["session_id"]}, plan["session_token"]
@@ -161,9 +161,7 @@ async def test_a_session_that_is_blocked_is_refused_at_every_replica_within_two_
 @pytest.mark.parametrize(
     ("keys", "next_keys"), [(OLD, f"{OLD},{NEW}"), (f"{OLD},{NEW}", f"{NEW},{OLD}"), (f"{NEW},{OLD}", NEW)]
 )
-async def test_at_each_step_of_a_rotation_replicas_before_and_after_it_take_each_others_plans(
-    keys: str, next_keys: str, replica: StartReplica
-) -> None:
+async def test_rotation_steps_accept_each_others_plans(keys: str, next_keys: str, replica: StartReplica) -> None:
     async with replica(keys) as before, replica(next_keys) as after:
         for maker, taker in ((before, after), (after, before)):
             plan = await maker.plan()
@@ -171,12 +169,12 @@ async def test_at_each_step_of_a_rotation_replicas_before_and_after_it_take_each
             assert (await report_turn(taker, plan)).status_code == 200
 
 
-async def test_a_rotation_in_one_step_would_refuse_plans_which_is_why_it_has_three(replica: StartReplica) -> None:
+async def test_one_step_rotation_would_refuse_plans(replica: StartReplica) -> None:
     async with replica(OLD) as before, replica(f"{NEW},{OLD}") as after:
         assert await admission(before, await after.plan()) == 4401
 
 
-async def test_a_talk_and_its_session_outlive_a_rotation(replica: StartReplica) -> None:
+async def test_talk_outlives_key_rotation(replica: StartReplica) -> None:
     async with replica(OLD) as before, contextlib.AsyncExitStack() as stack:
         plan = await before.plan()
         talk = await stack.enter_async_context(talk_at(before, plan))
@@ -195,7 +193,7 @@ async def test_a_talk_and_its_session_outlive_a_rotation(replica: StartReplica) 
         assert (await report_turn(last, plan)).status_code == 401
 
 
-async def test_a_broker_of_another_key_takes_nothing(replica: StartReplica) -> None:
+async def test_broker_with_other_key_accepts_nothing(replica: StartReplica) -> None:
     async with replica(OLD) as ours, replica(STRANGE) as strange:
         plan = await strange.plan()
         assert await admission(ours, plan) == 4401

@@ -29,8 +29,8 @@ from token_broker.relay.endpoint import VoiceRelay
 from token_broker.security.rate_limits import SessionLimits
 from token_broker.security.tokens import TokenSigner
 from token_broker.server.drain import Drain
-from token_broker.server.http import bounded_http
-from token_broker.server.websocket import uvicorn_options
+from token_broker.server.http_protocol import bounded_http
+from token_broker.server.websocket_protocol import uvicorn_options
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.settings import Settings
 

@@ -20,7 +20,7 @@ from token_broker.observability.logging import bind_ids
 from token_broker.security.authentication import Caller
 from token_broker.security.rate_limits import too_many_sessions
 from token_broker.sessions.ownership import ensure_not_blocked
-from token_broker.web.openapi import Answer, Body, Operation, Parameter
+from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.problems import Problem
 from token_broker.web.requests import read_body
 
@@ -123,7 +123,7 @@ CALL_OPERATIONS = (
             "rate."
         ),
         parameters=(Parameter("call_id", "path", "The end of the call's `Location`."), _SESSION),
-        answers=(Answer(204, "The call is over."),),
+        answers=(ResponseSpec(204, "The call is over."),),
         problems={**HANG_UP_PROBLEMS, 401: ("session_token_refused",), 403: ("foreign_session",)},
         security=("sessionToken",),
     ),

@@ -30,7 +30,7 @@ from token_broker.relay.dialects.settings import shown_session
 from token_broker.relay.endpoint import VoiceRelay
 from token_broker.relay.protocols import COMPAT_ENDPOINTS, CompatEndpoint
 from token_broker.security.authentication import Principal, caller_of
-from token_broker.security.credentials import SeveralCredentialsError, extract_credential
+from token_broker.security.credential_extraction import SeveralCredentialsError, extract_credential
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TokenError, is_ours
 from token_broker.sessions.agents import session_spec
 from token_broker.sessions.ownership import OpenedSession

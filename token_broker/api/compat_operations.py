@@ -3,7 +3,7 @@
 from token_broker.api.offers import HANG_UP_PROBLEMS, OFFER_PROBLEMS, OFFER_SCHEMA, SDP_ANSWER, SDP_EXAMPLE
 from token_broker.relay.protocols import COMPAT_ENDPOINTS
 from token_broker.sessions.schemas import ClientSecret, ClientSecretRequest
-from token_broker.web.openapi import Answer, Body, Operation, Parameter, Socket
+from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec, SocketSpec
 
 __all__ = ["CALL_PREFIXES", "COMPAT_OPERATIONS", "COMPAT_SOCKETS", "MINT_PREFIXES"]
 
@@ -52,7 +52,7 @@ COMPAT_OPERATIONS = (
         parameters=(
             Parameter("X-Session-Token", "header", "With `metadata.session_id`: proves that the session is yours."),
         ),
-        answers=(Answer(200, "A client secret.", ClientSecret, example=_SECRET_EXAMPLE),),
+        answers=(ResponseSpec(200, "A client secret.", ClientSecret, example=_SECRET_EXAMPLE),),
         problems={
             400: ("invalid_json", "client_left"),
             401: ("credential_refused", "not_signed_in", "bad_principal", "invalid_token"),
@@ -108,14 +108,14 @@ COMPAT_OPERATIONS = (
         summary="Hang up a WebRTC call",
         description=f"Ends a call that this session set up. Counted apart from mints, at the same rate. {_CREDENTIAL}.",
         parameters=(Parameter("call_id", "path", "The end of the call's `Location`."),),
-        answers=(Answer(200, "The call is over."),),
+        answers=(ResponseSpec(200, "The call is over."),),
         problems={**HANG_UP_PROBLEMS, 401: ("credential_refused",)},
         security=("clientSecret",),
     ),
 )
 
 COMPAT_SOCKETS = tuple(
-    Socket(
+    SocketSpec(
         path=path,
         tag=_TAG,
         summary=compat.summary,

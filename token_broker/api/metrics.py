@@ -19,7 +19,7 @@ from token_broker.api.status import StatusSources
 from token_broker.memory.status import MemoryStatus
 from token_broker.observability.event_metrics import Metrics
 from token_broker.relay.counters import RelayStatus
-from token_broker.web.openapi import Answer, Operation
+from token_broker.web.openapi_document import Operation, ResponseSpec
 from token_broker.web.problems import Problem
 
 __all__ = ["METRICS_OPERATIONS", "MetricsState", "StateCollector", "get_metrics", "memory_metrics"]
@@ -224,7 +224,7 @@ METRICS_OPERATIONS = (
             "In the text format, or in OpenMetrics where `Accept` asks for it. For whoever sends BROKER_METRICS_TOKEN, "
             "under any host name; for everybody only while that is unset and BROKER_AUTH is `none`."
         ),
-        answers=(Answer(200, "All metrics.", media_type="text/plain"),),
+        answers=(ResponseSpec(200, "All metrics.", media_type="text/plain"),),
         problems={401: ("metrics_token_needed",)},
         security=(None, "metricsToken"),
     ),

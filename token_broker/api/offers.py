@@ -29,7 +29,7 @@ from token_broker.sessions.agents import Agent, TalkSpecs
 from token_broker.sessions.ownership import ensure_not_blocked
 from token_broker.sessions.running_calls import Calls
 from token_broker.web.ids import correlation_id
-from token_broker.web.openapi import Answer
+from token_broker.web.openapi_document import ResponseSpec
 from token_broker.web.problems import Problem
 
 __all__ = [
@@ -230,7 +230,7 @@ OFFER_SCHEMA = {
         r"(\r?\n[a-z]=[^\x00-\x08\x0a-\x1f]*)*(\r?\n)*$"
     ),
 }
-SDP_ANSWER = Answer(
+SDP_ANSWER = ResponseSpec(
     201, "Azure's answer.", media_type="application/sdp", example=SDP_EXAMPLE, headers=("Cache-Control", "Location")
 )
 OFFER_PROBLEMS = {

@@ -16,7 +16,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from token_broker import __version__, web
-from token_broker.web.openapi import Answer, Operation, Parameter, Socket, api_document
+from token_broker.web.openapi_document import Operation, Parameter, ResponseSpec, SocketSpec, api_document
 from token_broker.web.requests import MAX_JSON_VALUES
 
 __all__ = ["openapi_routes"]
@@ -58,7 +58,7 @@ _OPERATIONS = (
         tag="This document",
         summary="What you read, for machines",
         description="OpenAPI 3.1.",
-        answers=(Answer(200, "The document.", media_type="application/json", json_schema={"type": "object"}),),
+        answers=(ResponseSpec(200, "The document.", media_type="application/json", json_schema={"type": "object"}),),
     ),
     Operation(
         name="get_docs",
@@ -67,7 +67,7 @@ _OPERATIONS = (
         tag="This document",
         summary="What you read, for people",
         description="Swagger UI, served by the broker itself.",
-        answers=(Answer(200, "The page.", media_type="text/html"), Answer(304, "As you have it.")),
+        answers=(ResponseSpec(200, "The page.", media_type="text/html"), ResponseSpec(304, "As you have it.")),
     ),
     Operation(
         name="get_docs_file",
@@ -78,15 +78,15 @@ _OPERATIONS = (
         description="JavaScript and CSS.",
         parameters=(Parameter("file", "path", "For example `swagger-ui.css`."),),
         answers=(
-            Answer(200, "The style sheet.", media_type="text/css"),
-            Answer(304, "As you have it."),
+            ResponseSpec(200, "The style sheet.", media_type="text/css"),
+            ResponseSpec(304, "As you have it."),
         ),
         problems={404: ("not_found",)},
     ),
 )
 
 
-def openapi_routes(operations: Sequence[Operation], sockets: Sequence[Socket] = ()) -> list[BaseRoute]:
+def openapi_routes(operations: Sequence[Operation], sockets: Sequence[SocketSpec] = ()) -> list[BaseRoute]:
     """The routes that show `operations` and `sockets`, and themselves. The document is made at the first request."""
 
     @functools.cache
@@ -116,7 +116,7 @@ def openapi_routes(operations: Sequence[Operation], sockets: Sequence[Socket] = 
     ]
 
 
-def _line(socket: Socket) -> str:
+def _line(socket: SocketSpec) -> str:
     return f"- `{socket.path}`: {socket.summary}"
 
 

@@ -3,7 +3,7 @@
 from starlette.types import Receive, Scope, Send
 
 from token_broker.relay.endpoint import VoiceRelay
-from token_broker.web.openapi import Parameter, Socket
+from token_broker.web.openapi_document import Parameter, SocketSpec
 
 __all__ = ["VOICELIVE_PATH", "VOICELIVE_SOCKET", "Voicelive"]
 
@@ -18,7 +18,7 @@ class Voicelive:
         await relay.proxy(scope, receive, send)
 
 
-VOICELIVE_SOCKET = Socket(
+VOICELIVE_SOCKET = SocketSpec(
     path=VOICELIVE_PATH,
     tag="Talking",
     summary="A talk through the proxy",

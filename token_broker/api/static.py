@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 import token_broker
-from token_broker.web.openapi import Answer, Operation, Parameter
+from token_broker.web.openapi_document import Operation, Parameter, ResponseSpec
 
 __all__ = ["AZURE_ORIGINS", "CLIENT_OPERATIONS", "client_folder", "client_routes", "content_security_policy"]
 
@@ -111,7 +111,7 @@ CLIENT_OPERATIONS = (
         tag="The browser client",
         summary="The demo page",
         description="Press Talk. Its second tab draws what `/status` says.",
-        answers=(Answer(200, "The page.", media_type="text/html"), Answer(304, "As you have it.")),
+        answers=(ResponseSpec(200, "The page.", media_type="text/html"), ResponseSpec(304, "As you have it.")),
     ),
     Operation(
         name="get_module",
@@ -121,7 +121,7 @@ CLIENT_OPERATIONS = (
         summary="A module of the browser client",
         description="Plain ES modules, styles and images; `file` may lie in a folder, such as `transports/webrtc.js`.",
         parameters=(Parameter("file", "path", "The file.", example="voice-session.js"),),
-        answers=(Answer(200, "The file.", media_type="text/javascript"), Answer(304, "As you have it.")),
+        answers=(ResponseSpec(200, "The file.", media_type="text/javascript"), ResponseSpec(304, "As you have it.")),
         problems={404: ("not_found",)},
     ),
 )

@@ -22,7 +22,7 @@ from token_broker.sessions.agents import AgentRegistry
 from token_broker.sessions.ownership import blocklist_unread
 from token_broker.sessions.schemas import AgentConfig
 from token_broker.settings import Settings
-from token_broker.web.openapi import Answer, Operation, Parameter
+from token_broker.web.openapi_document import Operation, Parameter, ResponseSpec
 from token_broker.web.problems import Problem
 from token_broker.web.requests import bearer_token
 
@@ -187,7 +187,7 @@ STATUS_OPERATIONS = (
             "In full for whoever sends BROKER_METRICS_TOKEN. While that is unset and BROKER_AUTH is `none`, everybody "
             "gets all but what names principals. Else the first five members."
         ),
-        answers=(Answer(200, "The status.", Status),),
+        answers=(ResponseSpec(200, "The status.", Status),),
         security=(None, "metricsToken"),
     ),
     Operation(
@@ -199,7 +199,7 @@ STATUS_OPERATIONS = (
         summary="An agent's voice and model",
         description="For clients of the first version; a plan says more.",
         parameters=(Parameter("agent_id", "path", "One of those that `/status` lists.", example="elena"),),
-        answers=(Answer(200, "The agent.", AgentConfig),),
+        answers=(ResponseSpec(200, "The agent.", AgentConfig),),
         problems={404: ("unknown_agent",)},
     ),
     Operation(
@@ -209,7 +209,7 @@ STATUS_OPERATIONS = (
         tag="Watching",
         summary="Liveness",
         description="Answers while the process answers at all.",
-        answers=(Answer(200, "It lives.", Readiness, example={"status": "ok"}),),
+        answers=(ResponseSpec(200, "It lives.", Readiness, example={"status": "ok"}),),
     ),
     Operation(
         name="get_readiness",
@@ -221,7 +221,7 @@ STATUS_OPERATIONS = (
             "503 while the broker drains, or has not read the blocklist that BROKER_REQUIRE_BLOCKLIST wants: newcomers "
             "are to go elsewhere."
         ),
-        answers=(Answer(200, "Newcomers are welcome.", Readiness, example={"status": "ready"}),),
+        answers=(ResponseSpec(200, "Newcomers are welcome.", Readiness, example={"status": "ready"}),),
         problems={503: ("draining", "blocklist_unread")},
     ),
 )

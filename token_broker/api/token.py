@@ -17,7 +17,7 @@ from token_broker.sessions.agents import TalkSpecs
 from token_broker.sessions.schemas import Plan, TokenRequest
 from token_broker.web.forwarded import public_base
 from token_broker.web.ids import correlation_id
-from token_broker.web.openapi import Answer, Body, Operation, Parameter
+from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.problems import Problem
 from token_broker.web.requests import parse_json, read_body
 
@@ -150,7 +150,7 @@ TOKEN_OPERATIONS = (
         parameters=(
             Parameter("X-Session-Token", "header", "The session's last `session_token`: proves that it is yours."),
         ),
-        answers=(Answer(200, "A plan.", Plan, example=_PLAN_EXAMPLE),),
+        answers=(ResponseSpec(200, "A plan.", Plan, example=_PLAN_EXAMPLE),),
         problems={
             400: ("invalid_json", "client_left"),
             401: ("not_signed_in", "bad_principal", "invalid_token"),

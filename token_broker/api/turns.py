@@ -39,7 +39,7 @@ from token_broker.security.owner import Owner
 from token_broker.security.quotas import MemoryQuotas
 from token_broker.sessions.ownership import ensure_not_blocked, session_erased
 from token_broker.web.ids import uuid7
-from token_broker.web.openapi import Answer, Body, Operation, Parameter
+from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.problems import Problem
 from token_broker.web.requests import ensure_few_values, parse_json, read_body
 
@@ -349,7 +349,7 @@ MEMORY_OPERATIONS = (
                 "sequence": 1,
             },
         ),
-        answers=(Answer(200, "The turn is on disk.", TurnAnswer),),
+        answers=(ResponseSpec(200, "The turn is on disk.", TurnAnswer),),
         problems=_WRITE_PROBLEMS,
         security=("sessionToken",),
     ),
@@ -365,7 +365,7 @@ MEMORY_OPERATIONS = (
             (EnrichBatch, Transcript),
             example={"text": "Which figures matter most?", "session_id": _EXAMPLE_SESSION, "speaker": "user"},
         ),
-        answers=(Answer(202, "All of it is on disk.", EnrichAnswer),),
+        answers=(ResponseSpec(202, "All of it is on disk.", EnrichAnswer),),
         problems=_WRITE_PROBLEMS,
         security=("sessionToken",),
     ),
@@ -390,7 +390,7 @@ MEMORY_OPERATIONS = (
             ),
             Parameter("after", "query", "The turn after which the page begins: the last page's `next`."),
         ),
-        answers=(Answer(200, "The page.", TurnPage),),
+        answers=(ResponseSpec(200, "The page.", TurnPage),),
         problems=_READ_PROBLEMS | {404: ("unknown_turn",), 422: ("invalid_request",)},
         security=("sessionToken", "entra", "easyauth"),
     ),
@@ -406,7 +406,7 @@ MEMORY_OPERATIONS = (
             "talks end. Its rows are deleted soon after, and Zep is asked to forget it until it has."
         ),
         parameters=(_SESSION,),
-        answers=(Answer(200, "The session is forgotten.", Erased),),
+        answers=(ResponseSpec(200, "The session is forgotten.", Erased),),
         problems=_READ_PROBLEMS,
         security=("sessionToken", "entra", "easyauth"),
     ),

@@ -9,8 +9,8 @@ import uvicorn
 
 from token_broker.app import create_app
 from token_broker.server.drain import Drain, DrainingServer
-from token_broker.server.http import bounded_http
-from token_broker.server.websocket import uvicorn_options
+from token_broker.server.http_protocol import bounded_http
+from token_broker.server.websocket_protocol import uvicorn_options
 from token_broker.settings import Settings, SettingsError
 
 __all__ = ["run_server"]

@@ -5,11 +5,11 @@ stores or forgets is heard of when the time is over.
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from token_broker.bounded_dict import BoundedDict
 from token_broker.security.owner import Owner
 
 __all__ = ["RecallCache"]
@@ -34,7 +34,7 @@ class RecallCache(Generic[V]):
     def __init__(self, *, keep_s: float = _KEEP_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._keep_s = keep_s
         self._clock = clock
-        self._kept: OrderedDict[str, _Kept[V]] = OrderedDict()
+        self._kept = BoundedDict[str, _Kept[V]](_SESSIONS_KEPT)
         self._asking: dict[str, object] = {}
 
     def get(self, owner: Owner) -> V | None:
@@ -54,9 +54,6 @@ class RecallCache(Generic[V]):
         if self._asking.get(owner.session_id) is not mark:
             return
         self._kept[owner.session_id] = _Kept(owner.principal, owner.user_id, value, self._clock() + self._keep_s)
-        self._kept.move_to_end(owner.session_id)
-        if len(self._kept) > _SESSIONS_KEPT:
-            self._kept.popitem(last=False)
 
     def done(self, owner: Owner, mark: object) -> None:
         """The asking is over, whatever came of it."""

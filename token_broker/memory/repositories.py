@@ -8,12 +8,12 @@ import asyncio
 import contextlib
 import heapq
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
 import structlog
 
+from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.errors import StoreAwayError, StoreError
 from token_broker.memory.ingest.group_commit import GroupWriter
@@ -40,7 +40,7 @@ class StoredSessions:
         self._writer = writer
         self._patience_s = patience_s
         self._clock = clock
-        self._seen: OrderedDict[str, SessionRecord] = OrderedDict()
+        self._seen = BoundedDict[str, SessionRecord](_SESSIONS_KEPT)
         self._releasing: set[asyncio.Task[None]] = set()
         self.unanswered = 0  # times the store was silent
 
@@ -119,9 +119,6 @@ class StoredSessions:
 
     def _remember(self, record: SessionRecord) -> SessionRecord:
         self._seen[record.session_id] = record
-        self._seen.move_to_end(record.session_id)
-        if len(self._seen) > _SESSIONS_KEPT:
-            self._seen.popitem(last=False)
         return record
 
 

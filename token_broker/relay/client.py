@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from starlette.types import Message, Receive, Scope, Send
 
+from token_broker.server.client_wire import ClientWire
 from token_broker.server.close_codes import CLIENT_STALLED, Ending
-from token_broker.server.websocket import GIVE_UP_EXTENSION, WIRE_EXTENSION, ClientGoneError
-from token_broker.server.wire import ClientWire
+from token_broker.server.websocket_protocol import GIVE_UP_EXTENSION, WIRE_EXTENSION, ClientGoneError
 
 __all__ = ["Client"]
 

@@ -1,11 +1,12 @@
 """What the relay has done, counted: the figures of `/status` and `/metrics`."""
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from strategies.health import BreakerStatus
+from token_broker.bounded_dict import BoundedDict
 
 __all__ = ["Directions", "RelayCounters", "RelayStatus", "TalkCounters", "Usage"]
 
@@ -102,7 +103,7 @@ class RelayCounters:
     done: TalkCounters = field(default_factory=TalkCounters)
     closes: Counter[int] = field(default_factory=Counter)
     usage_by_agent: dict[str, Usage] = field(default_factory=dict)
-    usage_by_principal: OrderedDict[str, Usage] = field(default_factory=OrderedDict)
+    usage_by_principal: BoundedDict[str, Usage] = field(default_factory=lambda: BoundedDict(_PRINCIPALS_KEPT))
 
     def count_usage_of(self, event: Mapping[str, Any], *, principal: str, agent_id: str, talk: TalkCounters) -> None:
         """Counts the usage of a `response.done` for the talk, its agent, its principal (the last 10,000 are kept)."""
@@ -112,10 +113,9 @@ class RelayCounters:
             return
         talk.usage.add(usage)
         self.usage_by_agent.setdefault(agent_id, Usage()).add(usage)
-        self.usage_by_principal.setdefault(principal, Usage()).add(usage)
-        self.usage_by_principal.move_to_end(principal)
-        if len(self.usage_by_principal) > _PRINCIPALS_KEPT:
-            self.usage_by_principal.popitem(last=False)
+        principals_usage = self.usage_by_principal.get(principal) or Usage()
+        principals_usage.add(usage)
+        self.usage_by_principal[principal] = principals_usage
 
     def finish(self, talk: TalkCounters, code: int) -> None:
         """Takes a finished talk's figures over."""

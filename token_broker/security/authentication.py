@@ -1,13 +1,13 @@
-"""Who is asking: the principal that sessions, tickets, limits and the memory are bound to, never taken from a body.
+"""The principal of a request. Sessions, tickets, limits and the memory are bound to it; a body never sets it.
 
-`make_authenticator` chooses by BROKER_AUTH: nobody is asked, the platform says who it is, or an Entra token does.
+`make_authenticator` chooses by BROKER_AUTH: no authentication, the platform's header, or an Entra token.
 """
 
 import base64
 import binascii
 import json
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import httpx
 from starlette.datastructures import Headers
@@ -39,20 +39,20 @@ __all__ = [
 ]
 
 EASYAUTH_HEADER = "X-MS-CLIENT-PRINCIPAL"
-MAX_EASYAUTH_CHARS = 32_768
+MAX_EASYAUTH_CHARS = 32_768  # checked before base64 and JSON are decoded
 MAX_ID_CHARS = 255
 
-# Entra's object id where the platform mapped it, else what the identity provider calls the user; the first present.
+# Entra's object id where the platform has it, else the identity provider's own id. The first that is present counts.
 _OBJECT_ID_CLAIMS = ("http://schemas.microsoft.com/identity/claims/objectidentifier", "oid")
 _NAME_ID_CLAIMS = ("http://schemas.xmlsoap.org/ws/2005/05/identity/claims/nameidentifier", "sub")
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Somebody who may ask.
+    """An authenticated user, or the anonymous one.
 
-    `id` is stable (`anonymous`, or the identity provider's own id for the user behind a prefix); `limit_key` is what
-    rates are counted by: the id, or the address of somebody anonymous.
+    `id` is stable: `anonymous`, or the identity provider's id of the user behind a prefix. Rates are counted by
+    `limit_key`: the id, or an anonymous caller's address.
     """
 
     id: str
@@ -60,22 +60,25 @@ class Principal:
 
     @property
     def subject(self) -> str:
-        """The user's own id, without the two prefixes that say who vouches for it."""
+        """The identity provider's id of the user, without our two prefixes."""
         return self.id.split(":", 2)[-1]
 
     @property
     def authenticated(self) -> bool:
+        """Whether the caller signed in."""
         return self.id != ANONYMOUS
 
 
 class Authenticator(Protocol):
-    """Says who asks."""
+    """Finds the principal of a request."""
 
     async def authenticate(self, scope: Scope) -> Principal:
         """The principal behind an HTTP or WebSocket scope. Raises Problem: 401, 403 for a missing scope, or 503."""
         ...
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Releases what the authenticator holds."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +101,14 @@ def caller_of(
 
 
 def limit_key(scope: Scope, principal_id: str, trusted_proxies: tuple[str, ...]) -> str:
-    """What somebody is counted by: the principal's id, or the address of somebody anonymous."""
+    """The key of rate limits: the principal's id, or an anonymous caller's address."""
     if principal_id != ANONYMOUS:
         return principal_id
     return address_key(client_address(scope, trusted_proxies))
 
 
 class AnonymousAuthenticator:
-    """BROKER_AUTH=none: everybody may, and is nobody; rates are counted by address."""
+    """BROKER_AUTH=none: every caller is the same principal, and rates are counted by address."""
 
     def __init__(self, trusted_proxies: tuple[str, ...]) -> None:
         self._trusted_proxies = trusted_proxies
@@ -120,8 +123,8 @@ class AnonymousAuthenticator:
 class EasyAuthAuthenticator:
     """BROKER_AUTH=easyauth: the platform's `X-MS-CLIENT-PRINCIPAL`, base64 of JSON.
 
-    Only the platform makes this header trustworthy, by taking away what callers send under its name. Where platform
-    authentication is off anybody may claim to be anybody: `token-broker doctor --url` tries it.
+    The header is trustworthy only because the platform removes those that callers send. Where platform authentication
+    is off, any caller may claim to be any user: `token-broker doctor --url` tests for that.
     """
 
     async def authenticate(self, scope: Scope) -> Principal:
@@ -138,7 +141,7 @@ class EasyAuthAuthenticator:
 
 
 class EntraAuthenticator:
-    """BROKER_AUTH=entra: an Entra access token as Bearer; `required_scope` is a scope or app role it must carry."""
+    """BROKER_AUTH=entra: an Entra access token as Bearer. It must carry `required_scope`, a scope or an app role."""
 
     def __init__(self, verifier: EntraTokenVerifier, jwks: JwksCache, *, required_scope: str | None = None) -> None:
         self._verifier = verifier
@@ -146,8 +149,14 @@ class EntraAuthenticator:
         self._required_scope = required_scope
 
     async def authenticate(self, scope: Scope) -> Principal:
+        values = Headers(scope=scope).getlist("authorization")
+        if len(values) > 1:  # something in front may have checked the other one
+            raise _unauthorized("invalid_token", "Send one Authorization header.", error="invalid_request")
+        scheme, _, token = (values[0] if values else "").strip().partition(" ")
+        if scheme.lower() != "bearer":  # without an error code: RFC 6750 §3.1 has none for a request without a token
+            raise _unauthorized("not_signed_in", "Send an Entra access token as Authorization: Bearer.")
         try:
-            identity = await self._verifier.verify(_bearer(Headers(scope=scope)))
+            identity = await self._verifier.verify(token.strip())
         except TokenRefusedError as error:
             raise _unauthorized("invalid_token", f"Get a new access token: {error}.", error="invalid_token") from None
         except JwksUnavailableError:
@@ -168,11 +177,12 @@ class EntraAuthenticator:
         return Principal(principal_id, principal_id)
 
     async def aclose(self) -> None:
+        """Stops a running fetch of keys."""
         await self._jwks.aclose()
 
 
 def make_authenticator(settings: Settings, http_client: httpx.AsyncClient) -> Authenticator:
-    """The authenticator that the settings ask for; `http_client` fetches the tenant's keys, and stays the caller's."""
+    """The authenticator of BROKER_AUTH. `http_client` fetches the tenant's keys; the caller closes it."""
     if settings.auth == "easyauth":
         return EasyAuthAuthenticator()
     if settings.auth != "entra":
@@ -187,27 +197,23 @@ def make_authenticator(settings: Settings, http_client: httpx.AsyncClient) -> Au
     return EntraAuthenticator(verifier, jwks, required_scope=settings.entra_required_scope)
 
 
-def _bearer(headers: Headers) -> str:
-    """The one Bearer token. RFC 6750 §3.1: a request that names no token is told no error."""
-    values = headers.getlist("authorization")
-    if len(values) > 1:
-        raise _unauthorized("invalid_token", "Send one Authorization header.", error="invalid_request")
-    scheme, _, token = (values[0] if values else "").strip().partition(" ")
-    if scheme.lower() != "bearer":
-        raise _unauthorized("not_signed_in", "Send an Entra access token as Authorization: Bearer.")
-    return token.strip()
-
-
 def _unauthorized(code: str, detail: str, *, error: str | None = None) -> Problem:
     challenge = f'Bearer error="{error}", error_description="{detail}"' if error else "Bearer"
     return Problem(401, code, detail, headers={"WWW-Authenticate": challenge})
 
 
 def _easyauth_id(value: str) -> str | None:
-    """`easyauth:<identity provider>:<id>`, or None where the header is not the platform's or names two users."""
-    document = _easyauth_document(value)
-    claims = document.get("claims") if document is not None else None
-    provider = document.get("auth_typ") if document is not None else None
+    """`easyauth:<identity provider>:<id>`, or None where the header is invalid or names two users."""
+    if len(value) > MAX_EASYAUTH_CHARS:
+        return None
+    try:
+        document = json.loads(base64.b64decode(value, validate=True))
+    except (binascii.Error, ValueError, RecursionError):  # the last one for deeply nested JSON
+        return None
+    if not isinstance(document, dict):
+        return None
+    claims, provider = document.get("claims"), document.get("auth_typ")
+    # A colon in the provider's name would let one provider's user have the id of another's.
     if not isinstance(claims, list) or not isinstance(provider, str) or not _usable(provider) or ":" in provider:
         return None
     for names in (_OBJECT_ID_CLAIMS, _NAME_ID_CLAIMS):
@@ -217,19 +223,9 @@ def _easyauth_id(value: str) -> str | None:
             if isinstance(claim, dict) and claim.get("typ") in names
         }
         if ids:
-            user_id = ids.pop()
+            user_id = ids.pop()  # more than one left: nothing says which user is meant
             return f"easyauth:{provider}:{user_id}" if not ids and user_id is not None and _usable(user_id) else None
     return None
-
-
-def _easyauth_document(value: str) -> dict[str, Any] | None:
-    if len(value) > MAX_EASYAUTH_CHARS:
-        return None
-    try:
-        document = json.loads(base64.b64decode(value, validate=True))
-    except (binascii.Error, ValueError, RecursionError):
-        return None
-    return document if isinstance(document, dict) else None
 
 
 def _usable(text: str) -> bool:

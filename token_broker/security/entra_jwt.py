@@ -1,8 +1,8 @@
-"""Entra's access tokens: the tenant's signing keys, and what a token must say to be believed.
+"""Entra access tokens: the tenant's signing keys, and the checks that a token has to pass.
 
-`JwksCache` fetches the keys over the client it is given: one fetch at a time for all who wait, hourly renewed beside
-the requests, at once (but at most once a minute) for a key id not seen yet, and the old ones kept for a day while the
-identity provider is silent. `EntraTokenVerifier` pins RS256, issuer, audience, tenant and times.
+`JwksCache` fetches the keys, one fetch at a time for all who wait. It renews them hourly in the background, and at once
+(but at most once a minute) for an unknown key id. It keeps the old keys for a day while the identity provider is
+silent. `EntraTokenVerifier` pins RS256, issuer, audience, tenant and times.
 """
 
 import asyncio
@@ -17,6 +17,8 @@ import jwt
 import structlog
 from jwt.exceptions import PyJWTError
 
+from strategies.single_flight import SingleFlight
+
 __all__ = ["EntraIdentity", "EntraTokenVerifier", "JwksCache", "JwksUnavailableError", "TokenRefusedError"]
 
 log = structlog.get_logger("token_broker.entra")
@@ -24,27 +26,36 @@ log = structlog.get_logger("token_broker.entra")
 LEEWAY_S = 60
 MAX_TOKEN_CHARS = 16_384
 MAX_JWKS_BYTES = 524_288
-MAX_JWKS_KEYS = 100
-MIN_RSA_BITS = 2048
+MAX_JWKS_KEYS = 100  # many times what a tenant publishes
+MIN_RSA_BITS = 2048  # RFC 7518 §3.3
 RENEW_AFTER_S = 3600
 STALE_AFTER_S = 86_400
 UNKNOWN_KID_PAUSE_S = 60
 FAILURE_PAUSE_S = 5
 FETCH_TIMEOUT_S = 5
-WAIT_S = 2  # what one request waits for keys at most; its own budget is a few seconds
+WAIT_S = 2  # for one request: its own budget is a few seconds, and the fetch goes on for later ones
+
+
+_REASONS: tuple[tuple[type[PyJWTError], str], ...] = (
+    (jwt.ExpiredSignatureError, "the token has expired"),
+    (jwt.ImmatureSignatureError, "the token is not valid yet"),
+    (jwt.InvalidAudienceError, "the token is for another audience"),
+    (jwt.InvalidIssuerError, "the token is of another issuer"),
+    (jwt.MissingRequiredClaimError, "the token lacks a claim"),
+)
 
 
 class JwksUnavailableError(Exception):
-    """The tenant's keys could not be had; whether a token is good can't be said."""
+    """The tenant's keys are not available, so no token can be checked."""
 
 
 class TokenRefusedError(Exception):
-    """A token that is not to be believed. The message is safe to show, and fit for a quoted header parameter."""
+    """A token that fails a check. The message is safe to show, and fits into a quoted header parameter."""
 
 
 @dataclass(frozen=True, slots=True)
 class EntraIdentity:
-    """Who a token speaks of. `scopes` are its delegated scopes and app roles."""
+    """The user of a token. `scopes` are its delegated scopes and app roles."""
 
     tenant_id: str
     object_id: str
@@ -61,43 +72,45 @@ class JwksCache:
         self._keys: Mapping[str, jwt.PyJWK] = {}
         self._fetched_at_s = -float("inf")
         self._tried_at_s = -float("inf")
-        self._flight: asyncio.Task[None] | None = None
+        self._fetches: SingleFlight[None, None] = SingleFlight("jwks")
 
     async def key(self, key_id: str) -> jwt.PyJWK | None:
-        """The key, or None where the tenant has none of that id. Raises JwksUnavailableError."""
+        """The key, or None where the tenant has no such key. Raises JwksUnavailableError."""
         now_s = self._clock()
         fresh = now_s - self._fetched_at_s < STALE_AFTER_S
         if fresh and (key := self._keys.get(key_id)) is not None:
             if now_s - self._fetched_at_s > RENEW_AFTER_S and now_s - self._tried_at_s > UNKNOWN_KID_PAUSE_S:
-                self._take_off()
+                self._fetches.start(None, self._renew)  # in the background: this request has a usable key
             return key
+        # The caller chooses the key id, so an unknown one must not cause a fetch each time.
         pause_s = UNKNOWN_KID_PAUSE_S if fresh else FAILURE_PAUSE_S
-        if self._in_flight() or now_s - self._tried_at_s >= pause_s:
-            await asyncio.wait({self._take_off()}, timeout=WAIT_S)
+        if None in self._fetches or now_s - self._tried_at_s >= pause_s:
+            await asyncio.wait({self._fetches.start(None, self._renew)}, timeout=WAIT_S)
         if self._clock() - self._fetched_at_s >= STALE_AFTER_S:
             raise JwksUnavailableError
         return self._keys.get(key_id)
 
     async def aclose(self) -> None:
-        if self._flight is not None:
-            self._flight.cancel()
-            await asyncio.wait({self._flight}, timeout=1)
-
-    def _in_flight(self) -> bool:
-        return self._flight is not None and not self._flight.done()
-
-    def _take_off(self) -> asyncio.Task[None]:
-        if self._flight is None or self._flight.done():
-            self._tried_at_s = self._clock()
-            self._flight = asyncio.create_task(self._renew(), name="jwks")
-        return self._flight
+        """Stops a running fetch."""
+        await self._fetches.aclose()
 
     async def _renew(self) -> None:
+        self._tried_at_s = self._clock()
         try:
             async with asyncio.timeout(FETCH_TIMEOUT_S):
-                self._keys = _signing_keys(await self._fetch())
+                # Not compressed, so that MAX_JWKS_BYTES bounds what is read; a redirect could name any host.
+                options: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}, "follow_redirects": False}
+                async with self._client.stream("GET", self._url, **options) as answer:
+                    if answer.status_code != httpx.codes.OK:
+                        raise ValueError(f"status {answer.status_code}")
+                    body = bytearray()
+                    async for chunk in answer.aiter_bytes():
+                        body += chunk
+                        if len(body) > MAX_JWKS_BYTES:
+                            raise ValueError("too large")
+                self._keys = _signing_keys(bytes(body))
             self._fetched_at_s = self._clock()
-        except Exception as error:  # noqa: BLE001  # httpx's errors, those its transport lets through, a bad document's
+        except Exception as error:  # noqa: BLE001  # httpx's errors, its transport's, or an invalid document
             log.error(
                 "no_signing_keys",
                 error=type(error).__name__,
@@ -105,25 +118,12 @@ class JwksCache:
                 do="check that the broker reaches Entra, BROKER_ENTRA_TENANT_ID and BROKER_ENTRA_AUTHORITY",
             )
 
-    async def _fetch(self) -> bytes:
-        async with self._client.stream(
-            "GET", self._url, headers={"Accept-Encoding": "identity"}, follow_redirects=False
-        ) as answer:
-            if answer.status_code != httpx.codes.OK:
-                raise ValueError(f"status {answer.status_code}")
-            body = bytearray()
-            async for chunk in answer.aiter_bytes():
-                body += chunk
-                if len(body) > MAX_JWKS_BYTES:
-                    raise ValueError("too large")
-            return bytes(body)
-
 
 class EntraTokenVerifier:
-    """Believes the access tokens of one tenant for one audience.
+    """Checks access tokens of one tenant for one audience.
 
-    `authority` is Entra's base, https://login.microsoftonline.com for most; v2 tokens are issued by it, v1 tokens by
-    `sts.windows.net`, whatever version the application asks for in its manifest.
+    `authority` is Entra's base, `https://login.microsoftonline.com` for most. It issues v2 tokens; `sts.windows.net`
+    issues v1 tokens. Both are accepted, because the application's manifest chooses the version.
     """
 
     def __init__(self, jwks: JwksCache, *, authority: str, tenant_id: str, audience: str) -> None:
@@ -133,7 +133,7 @@ class EntraTokenVerifier:
         self._issuers = [f"{authority}/{self._tenant_id}/v2.0", f"https://sts.windows.net/{self._tenant_id}/"]
 
     async def verify(self, token: str) -> EntraIdentity:
-        """The identity behind `token`. Raises TokenRefusedError or JwksUnavailableError."""
+        """The identity of a valid token. Raises TokenRefusedError or JwksUnavailableError."""
         key = await self._jwks.key(_key_id(token))
         if key is None:
             raise TokenRefusedError("the token was signed with a key that this tenant does not have")
@@ -148,26 +148,28 @@ class EntraTokenVerifier:
                 options={"require": ["exp", "nbf", "iss", "aud"], "verify_sub": False, "verify_jti": False},
             )
         except PyJWTError as error:
-            raise TokenRefusedError(_why(error)) from None
-        return self._identity(claims)
-
-    def _identity(self, claims: Mapping[str, Any]) -> EntraIdentity:
+            reason = next((text for kind, text in _REASONS if isinstance(error, kind)), "")
+            raise TokenRefusedError(reason or "the token's signature or form is wrong") from None
         tenant_id, object_id = claims.get("tid"), claims.get("oid")
         if not isinstance(tenant_id, str) or tenant_id.lower() != self._tenant_id:
             raise TokenRefusedError("the token is of another tenant")
         if not isinstance(object_id, str) or not object_id.isprintable() or not 0 < len(object_id) <= 128:  # noqa: PLR2004
             raise TokenRefusedError("the token names no object id")
-        return EntraIdentity(self._tenant_id, object_id.lower(), _scopes(claims))
+        delegated, roles = claims.get("scp"), claims.get("roles")
+        scopes = delegated.split() if isinstance(delegated, str) else []
+        scopes += [role for role in roles if isinstance(role, str)] if isinstance(roles, list) else []
+        return EntraIdentity(self._tenant_id, object_id.lower(), frozenset(scopes))
 
 
 def _key_id(token: str) -> str:
-    """The key id of a token whose header may be looked at: RS256, nothing critical. Raises TokenRefusedError."""
+    """The key id in the header of a token that is signed with RS256. Raises TokenRefusedError."""
     if len(token) > MAX_TOKEN_CHARS:
         raise TokenRefusedError("the token is too long")
     try:
         header = jwt.get_unverified_header(token)
     except PyJWTError:
         raise TokenRefusedError("the token is not a JWT") from None
+    # Whoever does not implement the extensions that `crit` names has to refuse the token (RFC 7515 §4.1.11).
     if header.get("alg") != "RS256" or "crit" in header:
         raise TokenRefusedError("the token is not signed with RS256")
     key_id = header.get("kid")
@@ -177,7 +179,7 @@ def _key_id(token: str) -> str:
 
 
 def _signing_keys(body: bytes) -> Mapping[str, jwt.PyJWK]:
-    """The RSA signing keys of a JWKS document; others are left out. Raises ValueError where there is none."""
+    """The RSA signing keys of a JWKS document, by key id. Others are ignored. Raises ValueError where there is none."""
     document = json.loads(body)
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list) or len(entries) > MAX_JWKS_KEYS:
@@ -195,25 +197,3 @@ def _signing_keys(body: bytes) -> Mapping[str, jwt.PyJWK]:
     if not keys:
         raise ValueError("no RSA key in it")
     return keys
-
-
-def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
-    delegated, roles = claims.get("scp"), claims.get("roles")
-    named = delegated.split() if isinstance(delegated, str) else []
-    return frozenset(named + [role for role in roles if isinstance(role, str)] if isinstance(roles, list) else named)
-
-
-def _why(error: PyJWTError) -> str:
-    match error:
-        case jwt.ExpiredSignatureError():
-            return "the token has expired"
-        case jwt.ImmatureSignatureError():
-            return "the token is not valid yet"
-        case jwt.InvalidAudienceError():
-            return "the token is for another audience"
-        case jwt.InvalidIssuerError():
-            return "the token is of another issuer"
-        case jwt.MissingRequiredClaimError():
-            return "the token lacks a claim"
-        case _:
-            return "the token's signature or form is wrong"

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 
-from token_broker.security.rate_limits import RateLimit, RateLimiter, Reluctance
+from token_broker.security.rate_limits import RateLimit, RateLimiter, RefusalDelay
 from token_broker.settings import Settings
 from token_broker.web.problems import Problem
 
@@ -38,12 +38,12 @@ class TurnQuota:
     ) -> None:
         self._turns = RateLimit(turns_per_minute, clock=clock)
         self._bytes = RateLimit(bytes_per_minute, clock=clock)
-        self._reluctance = Reluctance(clock=clock)
+        self._refusal_delay = RefusalDelay(clock=clock)
 
     async def ensure_not_used_up(self, key: str) -> None:
         """Raises Problem 429 where not even the smallest turn would pass: before a body is read and parsed."""
         if (wait_s := self._wait_s(key, 1, 1)) is not None:
-            await self._reluctance.refuse(key, _too_many_turns(wait_s))
+            await self._refusal_delay.refuse(key, _too_many_turns(wait_s))
 
     def count_refused(self, key: str) -> None:
         """Counts a request whose body was refused, as one turn: reading it cost as much."""
@@ -54,7 +54,7 @@ class TurnQuota:
         if (wait_s := self._wait_s(key, turns, size_bytes)) is not None:
             if not self._turns.fits(turns) or not self._bytes.fits(size_bytes):
                 raise Problem(413, "over_quota", self._smaller())
-            await self._reluctance.refuse(key, _too_many_turns(wait_s))
+            await self._refusal_delay.refuse(key, _too_many_turns(wait_s))
         self._turns.count(key, turns)
         self._bytes.count(key, size_bytes)
 

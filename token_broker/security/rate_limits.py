@@ -1,7 +1,7 @@
-"""How often and how much at once: a rate a key, and open talks a key and a process.
+"""Rate limits per key, and the number of open talks per key and process.
 
-Both hold plain values, on the clock they are given. (The `limits` package would bring a timer thread for its in-memory
-expiry, and storage back ends behind strings; these few lines are bounded and single-threaded.)
+The `limits` package is not used: its in-memory storage needs a timer thread, and its API names back ends by strings.
+These classes are bounded, single-threaded, and take the clock as an argument.
 """
 
 import asyncio
@@ -11,31 +11,32 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn, Self
 
+from token_broker.bounded_dict import BoundedDict
 from token_broker.web.problems import Problem
 
 __all__ = [
     "RateLimit",
     "RateLimiter",
-    "Reluctance",
+    "RefusalDelay",
     "SessionLease",
     "SessionLimits",
     "too_many_requests",
     "too_many_sessions",
 ]
 
-MAX_KEYS = 100_000
+MAX_KEYS = 100_000  # a caller with many addresses must not fill the memory
 SESSIONS_RETRY_AFTER_S = 10
 PROMPT_REFUSALS_PER_MINUTE = 120
 REFUSAL_PAUSE_S = 1.0
 
 
 class RateLimit:
-    """At most `burst` at once, and then `per_minute` a minute, a key (GCRA); 0 a minute is off.
+    """At most `burst` at once, and then `per_minute` a minute, per key (GCRA). 0 a minute is no limit.
 
-    Without a `burst` of its own it is a whole minute's.
+    `burst` is `per_minute` by default.
 
-    One float a key: the time at which its whole burst is free again. Keys whose time has come are forgotten; over
-    `max_keys` the longest unused go first.
+    Each key costs one float: the time at which its whole burst is available again. A key is dropped after that time;
+    beyond `max_keys` the least recently used one goes first.
     """
 
     def __init__(
@@ -51,11 +52,10 @@ class RateLimit:
         self._interval_s = 60 / per_minute if per_minute else 0.0
         self._burst_s = self._interval_s * self._burst
         self._clock = clock
-        self._max_keys = max_keys
-        self._free_at_s: dict[str, float] = {}  # in the order of last use
+        self._free_at_s = BoundedDict[str, float](max_keys)  # in the order of last use
 
     def take(self, key: str, cost: int = 1) -> float | None:
-        """None where `key` may go on, and `cost` is counted; else the seconds until it may.
+        """None where `key` is within its rate, and counts `cost`; else the seconds to wait, and counts nothing.
 
         A cost above the burst never passes: ask `fits` first.
         """
@@ -64,43 +64,37 @@ class RateLimit:
         return wait_s
 
     def wait_s(self, key: str, cost: int = 1) -> float | None:
-        """What `take` would return, with nothing counted."""
+        """What `take` would return, without counting."""
         if not self._interval_s:
             return None
         wait_s = cost * self._interval_s - self._burst_s
         if (free_at_s := self._free_at_s.get(key)) is not None:
             wait_s += max(0.0, free_at_s - self._clock())
-        return wait_s if wait_s > 1e-6 else None  # rounding must not refuse the burst's last one  # noqa: PLR2004
+        return wait_s if wait_s > 1e-6 else None  # a rounding error must not refuse the last of the burst  # noqa: PLR2004
 
     def count(self, key: str, cost: int = 1) -> None:
-        """Counts `cost` whether or not it may pass; the wait that this makes never exceeds what fills the burst."""
+        """Counts `cost` in any case. The wait that results is at most the time that refills the burst."""
         if not self._interval_s:
             return
         now_s = self._clock()
-        self._forget(now_s)
-        free_at_s = max(self._free_at_s.pop(key, now_s), now_s) + cost * self._interval_s
+        while self._free_at_s and self._free_at_s[next(iter(self._free_at_s))] <= now_s:
+            self._free_at_s.popitem(last=False)
+        free_at_s = max(self._free_at_s.get(key, now_s), now_s) + cost * self._interval_s
         self._free_at_s[key] = min(free_at_s, now_s + self._burst_s)
 
     def fits(self, cost: int) -> bool:
-        """Whether `cost` could ever pass."""
+        """Whether `cost` is at most the burst."""
         return not self.per_minute or cost <= self._burst
 
     def __len__(self) -> int:
         return len(self._free_at_s)
 
-    def _forget(self, now_s: float) -> None:
-        while self._free_at_s:
-            oldest = next(iter(self._free_at_s))
-            if self._free_at_s[oldest] > now_s and len(self._free_at_s) < self._max_keys:
-                return
-            del self._free_at_s[oldest]
 
+class RefusalDelay:
+    """Delays refusals to a key that keeps asking.
 
-class Reluctance:
-    """Answers whoever insists after being refused more slowly.
-
-    A client that asks again at once after each refusal keeps the event loop busy with saying no, and all others wait in
-    between. So a key gets a burst of refusals at once, and each one more after a pause in which its connection is idle.
+    A client that asks again right after each refusal would keep the event loop busy with refusals, and all other
+    callers would wait. So each key gets a burst of immediate refusals; each further one follows after a pause.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic, pause_s: float = REFUSAL_PAUSE_S) -> None:
@@ -108,29 +102,29 @@ class Reluctance:
         self._pause_s = pause_s
 
     async def refuse(self, key: str, problem: Problem) -> NoReturn:
-        """Raises `problem`, perhaps after the pause."""
+        """Raises `problem`, after a pause where `key` was refused too often."""
         if self._prompt.take(key) is not None:
             await asyncio.sleep(self._pause_s)
         raise problem
 
 
 class RateLimiter:
-    """Lets a key through at its rate; see `Reluctance` for whom it does not let through."""
+    """Rate limiter per key. Refusals beyond a burst are delayed: see `RefusalDelay`."""
 
     def __init__(
         self, per_minute: int, *, clock: Callable[[], float] = time.monotonic, pause_s: float = REFUSAL_PAUSE_S
     ) -> None:
         self._rate = RateLimit(per_minute, clock=clock)
-        self._reluctance = Reluctance(clock=clock, pause_s=pause_s)
+        self._refusal_delay = RefusalDelay(clock=clock, pause_s=pause_s)
 
     async def admit(self, key: str) -> None:
-        """Returns where `key` may go on, and counts it; raises Problem 429 where it may not."""
+        """Counts one request of `key`. Raises Problem 429 where it exceeds the rate."""
         if (wait_s := self._rate.take(key)) is not None:
-            await self._reluctance.refuse(key, too_many_requests(wait_s))
+            await self._refusal_delay.refuse(key, too_many_requests(wait_s))
 
 
 class SessionLease:
-    """One open talk's place. Leaving the context gives it back, unless `keep` was called; so does `release`, once."""
+    """One open talk's place. Leaving the context releases it, unless `keep` was called."""
 
     def __init__(self, limits: "SessionLimits", key: str) -> None:
         self._limits = limits
@@ -139,14 +133,15 @@ class SessionLease:
         self.key = key
 
     def release(self) -> None:
+        """Gives the place back. A second call does nothing."""
         if self._held:
             self._held = False
-            self._limits._give_back(self.key)  # noqa: SLF001  # the two are one thing
+            self._limits._give_back(self.key)  # noqa: SLF001  # the two classes belong together
 
     def keep(self, name: str, *, for_s: float) -> None:
-        """Holds the place beyond the context, until `SessionLimits.end(name)` or for `for_s` seconds.
+        """Holds the place beyond the context: until `SessionLimits.end(name)`, or for `for_s` seconds.
 
-        For a relayed call: its media flows past the broker, which sees its end only where it is told to hang up.
+        Used for a relayed call. Its media does not pass the broker, which learns of its end only when it hangs up.
         """
         self._kept = True
         self._limits._keep(self, name, for_s)  # noqa: SLF001
@@ -160,7 +155,7 @@ class SessionLease:
 
 
 class SessionLimits:
-    """Open talks: at most `per_key` a principal's `limit_key`, `total` in this process; 0 is off."""
+    """The open talks of this process: at most `per_key` for each `limit_key`, and `total`. 0 is no limit."""
 
     def __init__(self, *, per_key: int, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_key = per_key or math.inf
@@ -168,11 +163,11 @@ class SessionLimits:
         self._clock = clock
         self._active = 0
         self._open: dict[str, int] = {}
-        self._kept: dict[str, tuple[float, SessionLease]] = {}  # by name, each with its end
-        self._next_end_s = math.inf
+        self._kept: dict[str, tuple[float, SessionLease]] = {}  # by name: when it ends, and the lease
+        self._next_end_s = math.inf  # saves most calls from looking through the kept places
 
     def acquire(self, key: str) -> SessionLease | None:
-        """A place for one talk, or None where `key` or the process has no more."""
+        """A place for one talk, or None where `key` or the process has no free one."""
         self._end_overdue()
         if self._active >= self._total or self._open.get(key, 0) >= self._per_key:
             return None
@@ -181,20 +176,20 @@ class SessionLimits:
         return SessionLease(self, key)
 
     def end(self, name: str) -> bool:
-        """Gives back a kept place; False where there is none of that name."""
+        """Releases a kept place. False where there is none of that name."""
         if (kept := self._kept.pop(name, None)) is None:
             return False
         kept[1].release()
         return True
 
     def keeps(self, name: str) -> bool:
-        """Whether a place is kept by that name."""
+        """Whether a place of that name is kept."""
         self._end_overdue()
         return name in self._kept
 
     @property
     def active(self) -> int:
-        """Talks open in this process."""
+        """The number of open talks in this process."""
         self._end_overdue()
         return self._active
 
@@ -230,7 +225,7 @@ def too_many_requests(retry_after_s: float) -> Problem:
 
 
 def too_many_sessions() -> Problem:
-    """429 for open talks; when one ends nobody knows, so `Retry-After` is a guess."""
+    """429 for open talks. `Retry-After` is a guess, because talks end at any time."""
     return Problem(
         429,
         "too_many_sessions",

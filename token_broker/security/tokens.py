@@ -1,9 +1,8 @@
-"""The broker's own signed tokens: session tokens, tickets, client secrets. Each is enough by itself; no store is asked.
+"""The broker's signed tokens: session tokens, tickets, client secrets, call ids. They are checked without a store.
 
-They are JWTs (HS256) as RFC 8725 wants them: told apart by their `typ` header (§3.11), signed with a subkey for each
-kind (HKDF, RFC 5869), for an audience of its own (§3.9), with our issuer (§3.8). So a token of one kind is never taken
-for another, whatever its header says. The first key signs, all verify: keys rotate without ending a talk. Clocks may
-differ by 60 s.
+They are JWTs (HS256) according to RFC 8725. Each kind has a `typ` header (§3.11), an audience (§3.9) and a subkey of
+its own (HKDF, RFC 5869), and all have our issuer (§3.8). So a token of one kind never passes for another, whatever its
+header says. The first key signs and all keys verify, so keys rotate without ending a talk. Clocks may differ by 60 s.
 """
 
 import contextlib
@@ -43,24 +42,25 @@ __all__ = [
 ]
 
 LEEWAY_S = 60
-RESUME_GRACE_S = 24 * 3600  # a session token still resumes its session so long after its expiry
+RESUME_GRACE_S = 24 * 3600  # for so long after its expiry, a session token still resumes its session
 ISSUER = "voice-token-broker"
 SESSION_TYPE = "vtb-session+jwt"
 TICKET_TYPE = "vtb-ticket+jwt"
 CALL_TYPE = "vtb-call+jwt"
 CLIENT_SECRET_TYPE = "vtb-client-secret+jwt"  # noqa: S105  # a media type
-CLIENT_SECRET_PREFIX = "ek_"  # noqa: S105  # what the official clients want an ephemeral key to begin with
-MAX_TOKEN_CHARS = 4096
+CLIENT_SECRET_PREFIX = "ek_"  # noqa: S105  # the official clients expect it of an ephemeral key
+MAX_TOKEN_CHARS = 4096  # checked before decoding, whose cost grows with the length
 _SUBKEY_BYTES = 32
-_SESSION_IDS = "vtb-session-id"  # what the subkey of their marks is for
+_SESSION_IDS = "vtb-session-id"  # the purpose of the subkey that signs session ids
 _UUID_CHARS = 36
-_MARK_CHARS = 8
+_MARK_CHARS = 8  # 32 bits: enough against a guess, and the id stays a valid UUID
 _TOKENS_REMEMBERED = 2048
+# O_EXCL: of two processes that start at once, one creates the file, and both read the same key.
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
 
 class TokenError(Exception):
-    """A token that is not to be believed; `expired` tells whether only its time is up."""
+    """A token that is not valid. `expired`: only its time is over."""
 
     def __init__(self, message: str, *, expired: bool = False) -> None:
         super().__init__(message)
@@ -78,7 +78,7 @@ class SessionClaims:
 
 @dataclass(frozen=True, slots=True)
 class TicketClaims:
-    """What a ticket says: one admission to the proxy, as this agent. `ticket_id` is what is used up."""
+    """The claims of a ticket: one admission to the proxy, with this agent. `ticket_id` is recorded as used."""
 
     ticket_id: str
     owner: Owner
@@ -88,9 +88,9 @@ class TicketClaims:
 
 @dataclass(frozen=True, slots=True)
 class ClientSecretClaims:
-    """What a client secret says: admission to any compatible endpoint, as this agent, as often as the settings allow.
+    """The claims of a client secret: admission to any compatible endpoint, with this agent, several times.
 
-    `secret_id` is what its uses are counted by, together with those of all that it minted, until `counted_until_s`.
+    Uses are counted by `secret_id` until `counted_until_s`. Secrets that were minted with this one share its count.
     """
 
     secret_id: str
@@ -102,11 +102,11 @@ class ClientSecretClaims:
 
 @dataclass(frozen=True, slots=True)
 class CallClaims:
-    """What a relayed call's opaque id says: whose it is, and where Azure keeps it."""
+    """The claims of a relayed call's opaque id: its session, and where Azure has the call."""
 
     session_id: str
     call_id: str
-    endpoint: str  # the base that minted
+    endpoint: str  # base URL of the resource that minted
     expires_at_s: float
 
 
@@ -115,7 +115,7 @@ C = TypeVar("C", SessionClaims, TicketClaims, ClientSecretClaims, CallClaims)
 
 
 class TokenSigner:
-    """Signs and reads the broker's tokens; `keys` as in BROKER_SIGNING_KEY, at least one."""
+    """Signs and reads the broker's tokens. `keys` are those of BROKER_SIGNING_KEY, at least one."""
 
     def __init__(self, keys: Sequence[SecretStr], *, clock: Callable[[], float] = time.time) -> None:
         if not keys:
@@ -126,17 +126,18 @@ class TokenSigner:
         self._jws = jwt.PyJWS(algorithms=[])
         self._jws.register_algorithm("HS256", _PreparedHmac(HMACAlgorithm.SHA256))
         self._clock = clock
-        # A session's token comes with each of its turns: what it says never changes, only whether it is still in time.
+        # Each turn of a session carries the same token. Its claims never change; its expiry is checked apart.
         self._verified = functools.lru_cache(_TOKENS_REMEMBERED)(self._verify)
 
     def new_session_id(self) -> str:
-        """A UUID, version 7, whose last 32 bits nobody but us can choose: `made` knows it, stored or not."""
+        """A UUID of version 7 whose last 32 bits are a signature, so that `made` recognizes it without a store."""
         name = uuid7()[:-_MARK_CHARS]
         return name + _mark(name, self._subkeys[_SESSION_IDS][0])
 
     def made(self, session_id: str) -> bool:
-        """Whether `session_id` is one of `new_session_id`, of any key; of other UUIDs, one of four billion is."""
+        """Whether `new_session_id` made the id, with any of the keys. A foreign UUID passes once in four billion."""
         name, mark = session_id[:-_MARK_CHARS], session_id[-_MARK_CHARS:]
+        # Compared in constant time: response times must not reveal the mark byte by byte.
         return len(session_id) == _UUID_CHARS and any(
             hmac.compare_digest(mark.encode(), _mark(name, key).encode()) for key in self._subkeys[_SESSION_IDS]
         )
@@ -152,9 +153,9 @@ class TokenSigner:
     def client_secret(
         self, owner: Owner, *, agent_id: str, ttl_s: int, minted_with: ClientSecretClaims | None = None
     ) -> str:
-        """Admission to the compatible endpoints of the official clients for `ttl_s` seconds; it begins with `ek_`.
+        """A token for the compatible endpoints for `ttl_s` seconds, with the prefix `ek_`.
 
-        What was `minted_with` another secret is counted with it: it opens no more than that one has left.
+        A secret that is minted with another one shares its count, so it opens no more talks than that one has left.
         """
         claims = {
             "jti": minted_with.secret_id if minted_with else uuid7(),
@@ -165,27 +166,27 @@ class TokenSigner:
         return CLIENT_SECRET_PREFIX + self._sign(claims, CLIENT_SECRET_TYPE, ttl_s)
 
     def call_token(self, *, session_id: str, call_id: str, endpoint: str, ttl_s: int) -> str:
-        """A relayed call's id as the browser sees it: it hides nothing, and can't be made up."""
+        """A relayed call's id as the browser sees it: signed, not encrypted."""
         return self._sign({"sid": session_id, "cal": call_id, "hst": endpoint}, CALL_TYPE, ttl_s)
 
     def read_call_token(self, token: str) -> CallClaims:
-        """The claims of a call's id. Raises TokenError."""
+        """The claims of a call id. Raises TokenError."""
         return self._read(token, CallClaims, 0)
 
     def read_session_token(self, token: str, *, grace_s: float = 0) -> SessionClaims:
-        """The claims of a session token no longer past its expiry than `grace_s`. Raises TokenError."""
+        """The claims of a session token that expired at most `grace_s` ago. Raises TokenError."""
         return self._read(token, SessionClaims, grace_s)
 
     def read_ticket(self, token: str) -> TicketClaims:
-        """The claims of a ticket in time; whether it was used before is not said here. Raises TokenError."""
+        """The claims of an unexpired ticket, which may have been used. Raises TokenError."""
         return self._read(token, TicketClaims, 0)
 
     def read_client_secret(self, token: str) -> ClientSecretClaims:
-        """The claims of a client secret in time, with or without its prefix. Raises TokenError."""
+        """The claims of an unexpired client secret, with or without its prefix. Raises TokenError."""
         return self._read(token.removeprefix(CLIENT_SECRET_PREFIX), ClientSecretClaims, 0)
 
     def read_any(self, token: str) -> ClientSecretClaims | TicketClaims | SessionClaims:
-        """The claims of whichever of these three `token` is, in time. Raises TokenError."""
+        """The claims of an unexpired client secret, ticket or session token. Raises TokenError."""
         claims = self._known(token.removeprefix(CLIENT_SECRET_PREFIX))
         if isinstance(claims, CallClaims):
             raise TokenError("a token of another kind")
@@ -214,11 +215,12 @@ class TokenSigner:
             raise TokenError("expired", expired=True)
 
     def _verify(self, token: str) -> Claims:
-        """What it says, whether in time or not. Raises TokenError."""
+        """The claims, expired or not. Raises TokenError."""
         try:
             kind = str(self._jws.get_unverified_header(token).get("typ"))
             for key in self._subkeys.get(kind, ()):
                 try:
+                    # The algorithm is pinned here: the header is the sender's (RFC 8725 §3.1).
                     claims = json.loads(self._jws.decode(token, key, algorithms=["HS256"]))
                 except jwt.InvalidSignatureError:
                     continue
@@ -230,7 +232,7 @@ class TokenSigner:
 
 
 def is_ours(token: str) -> bool:
-    """Whether `token` claims to be one of this broker's, good or not: by its prefix or its type."""
+    """Whether `token` looks like one of this broker's, valid or not, by its prefix or its `typ`."""
     if token.startswith(CLIENT_SECRET_PREFIX):
         return True
     try:
@@ -241,17 +243,17 @@ def is_ours(token: str) -> bool:
 
 
 class _PreparedHmac(HMACAlgorithm):
-    """HS256 with keys that were examined once: PyJWT examines them for each token, which takes longer than signing."""
+    """HS256 without PyJWT's check of the key for each token, which takes longer than signing."""
 
     def prepare_key(self, key: str | bytes) -> bytes:
         return key if isinstance(key, bytes) else key.encode()
 
     def sign(self, msg: bytes, key: bytes) -> bytes:
-        return hmac.digest(key, msg, "sha256")  # in one call, where PyJWT makes an object of each
+        return hmac.digest(key, msg, "sha256")  # one call into OpenSSL; PyJWT creates an object each time
 
 
 def _subkey(key: bytes, kind: str) -> bytes:
-    """The key of one kind of token: who learns it can make no token of another kind."""
+    """The key of one kind of token. Whoever learns it can't sign tokens of another kind."""
     return HKDF(algorithm=SHA256(), length=_SUBKEY_BYTES, salt=None, info=f"{ISSUER} {kind}".encode()).derive(key)
 
 
@@ -260,12 +262,12 @@ def _mark(name: str, key: bytes) -> str:
 
 
 def load_or_create_key(path: Path) -> SecretStr:
-    """The signing key kept in `path` (mode 600), made at the first call. Raises OSError where it can't be kept."""
+    """The signing key in the file `path` (mode 600), created at the first call. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError), os.fdopen(os.open(path, _NEW_FILE, 0o600), "w") as file:
         file.write(secrets.token_urlsafe(48))
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(file.fileno())  # a key that a crash loses would invalidate every token
     if len(key := path.read_text().strip()) < 32:  # noqa: PLR2004
         raise OSError(f"{path} holds no signing key; remove it and start again")
     return SecretStr(key)
@@ -284,43 +286,29 @@ def _owner_of(claims: Mapping[str, Any]) -> Owner:
     )
 
 
-def _session_claims(claims: Mapping[str, Any]) -> SessionClaims:
-    return SessionClaims(_owner_of(claims), _number(claims, "exp"), _optional_text(claims, "agt"))
-
-
-def _client_secret_claims(claims: Mapping[str, Any]) -> ClientSecretClaims:
-    return ClientSecretClaims(
+_CLAIMS: dict[str, Callable[[Mapping[str, Any]], Claims]] = {
+    SESSION_TYPE: lambda claims: SessionClaims(
+        owner=_owner_of(claims), expires_at_s=_number(claims, "exp"), agent_id=_optional_text(claims, "agt")
+    ),
+    TICKET_TYPE: lambda claims: TicketClaims(
+        ticket_id=_text(claims, "jti"),
+        owner=_owner_of(claims),
+        agent_id=_text(claims, "agt"),
+        expires_at_s=_number(claims, "exp"),
+    ),
+    CLIENT_SECRET_TYPE: lambda claims: ClientSecretClaims(
         secret_id=_text(claims, "jti"),
         owner=_owner_of(claims),
         agent_id=_text(claims, "agt"),
         expires_at_s=_number(claims, "exp"),
         counted_until_s=_number(claims, "cnt"),
-    )
-
-
-def _ticket_claims(claims: Mapping[str, Any]) -> TicketClaims:
-    return TicketClaims(
-        ticket_id=_text(claims, "jti"),
-        owner=_owner_of(claims),
-        agent_id=_text(claims, "agt"),
-        expires_at_s=_number(claims, "exp"),
-    )
-
-
-def _call_claims(claims: Mapping[str, Any]) -> CallClaims:
-    return CallClaims(
+    ),
+    CALL_TYPE: lambda claims: CallClaims(
         session_id=_text(claims, "sid"),
         call_id=_text(claims, "cal"),
         endpoint=_text(claims, "hst"),
         expires_at_s=_number(claims, "exp"),
-    )
-
-
-_CLAIMS: dict[str, Callable[[Mapping[str, Any]], Claims]] = {
-    SESSION_TYPE: _session_claims,
-    TICKET_TYPE: _ticket_claims,
-    CLIENT_SECRET_TYPE: _client_secret_claims,
-    CALL_TYPE: _call_claims,
+    ),
 }
 
 

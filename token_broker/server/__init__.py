@@ -1,1 +1,1 @@
-"""What leans on uvicorn: HTTP and WebSocket protocols, frames, draining, close codes."""
+"""Everything that leans on uvicorn: HTTP and WebSocket protocols, frames, draining, close codes."""

@@ -1,4 +1,4 @@
-"""How a talk ends, as the client is told: docs/api.md §5.5 has the close codes and reasons that are safe to show."""
+"""Close codes of talks, and reasons that are safe to show a client (docs/api.md §5.5)."""
 
 from dataclasses import dataclass
 
@@ -39,14 +39,14 @@ DRAINING = 4503
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """A close code and its reason: at most 123 bytes, none of them Azure's."""
+    """A close code and its reason, of at most 123 bytes (RFC 6455 §5.5.1) and without any text of Azure's."""
 
     code: int
     reason: str
 
 
 _LEFT = Ending(DONE, "the client left")
-_PUT_OUT = {
+_CLOSED_BY_SERVER = {
     ending.code: ending
     for ending in (
         Ending(WRONG_FRAMES, "the client's frames were not WebSocket's"),
@@ -59,8 +59,8 @@ _PUT_OUT = {
 
 
 def left(code: object) -> Ending:
-    """How a talk ends whose client is gone; `code` is that of ASGI's `websocket.disconnect`.
+    """The ending of a talk whose client is gone; `code` is that of ASGI's `websocket.disconnect`.
 
-    By it the server also says for what it has closed the connection of its own accord.
+    The code also tells for what the server has closed the connection itself.
     """
-    return _PUT_OUT.get(code, _LEFT) if isinstance(code, int) else _LEFT
+    return _CLOSED_BY_SERVER.get(code, _LEFT) if isinstance(code, int) else _LEFT

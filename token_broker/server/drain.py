@@ -1,8 +1,8 @@
-"""Going away without dropping a talk.
+"""Shutting down without dropping a talk.
 
-Uvicorn, told to stop, closes its listener first and its WebSockets with 1012 at once. So the order is ours: readiness
-goes, newcomers still get an answer (4503), running talks get their grace, the rest are told to ask for a new plan, and
-only when every talk's turns are kept does uvicorn hear of it.
+Uvicorn closes its listener first when it is told to stop, and all WebSockets with 1012 at once. So this module drains
+before uvicorn stops: readiness ends, new connections are answered with 4503, and running talks get a grace period. The
+remaining talks are told to ask for a new plan. Uvicorn stops once the turns of all talks are stored.
 """
 
 import asyncio
@@ -21,17 +21,19 @@ __all__ = ["GOING_AWAY", "Drain", "DrainingServer"]
 log = structlog.get_logger("token_broker.relay")
 
 GOING_AWAY = Ending(DRAINING, "the broker is going away: ask for a new plan")
-_FAREWELL_S = 5.0
+_END_TIMEOUT_S = 5.0
 
 
 class Endable(Protocol):
-    """A talk, as far as draining is concerned."""
+    """A talk that can be told to end."""
 
-    def end(self, ending: Ending) -> None: ...
+    def end(self, ending: Ending) -> None:
+        """Ends the talk soon, with this close code and reason."""
+        ...
 
 
 class Drain:
-    """Whether the process is going away, and the talks that still run."""
+    """Whether the process shuts down, and the talks that still run."""
 
     def __init__(self) -> None:
         self.draining = False
@@ -39,27 +41,29 @@ class Drain:
         self._changed = asyncio.Event()
 
     def begin(self) -> None:
-        """From now on newcomers are sent elsewhere."""
+        """From now on new connections are refused."""
         self.draining = True
 
     def add(self, talk: Endable) -> None:
+        """A talk begins."""
         self.talks.add(talk)
 
     def remove(self, talk: Endable) -> None:
+        """A talk has ended, and its turns are stored."""
         self.talks.discard(talk)
         self._changed.set()
 
     async def finish(self, grace_s: float) -> None:
-        """Returns when no talk runs any more: those that do after `grace_s` are ended, and given 5 s for it."""
+        """Returns when no talk runs. After `grace_s` the remaining ones are ended, and get 5 s for it."""
         self.begin()
-        await self._emptied(grace_s)
+        await self._wait_until_empty(grace_s)
         if self.talks:
-            log.warning("talks_ended", talks=len(self.talks), why="the grace of BROKER_DRAIN_S is over")
+            log.warning("talks_ended", talks=len(self.talks), why="the grace period BROKER_DRAIN_S is over")
         for talk in list(self.talks):
             talk.end(GOING_AWAY)
-        await self._emptied(_FAREWELL_S)
+        await self._wait_until_empty(_END_TIMEOUT_S)
 
-    async def _emptied(self, within_s: float) -> None:
+    async def _wait_until_empty(self, within_s: float) -> None:
         try:
             async with asyncio.timeout(within_s):
                 while self.talks:
@@ -91,21 +95,22 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets=sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Runs between two bytecodes of whatever runs: it only asks the loop to begin.
+        """Only asks the event loop to drain: a signal handler may run between any two bytecodes.
 
-        The signal is not put among those that uvicorn raises again at its end: a drain that went well exits with 0.
+        The signal is not recorded for uvicorn to raise again at its end: a completed drain exits with 0.
         """
         if self._loop is None or self._drain.draining:
             super().handle_exit(sig, frame)
             return
         self._drain.begin()
-        self._loop.call_soon_threadsafe(self._begin)
+        self._loop.call_soon_threadsafe(self._start_draining)
 
-    def _begin(self) -> None:
-        log.info("draining", talks=len(self._drain.talks), grace_s=self._grace_s)
+    def _start_draining(self) -> None:
+        # Kept in an attribute: the event loop itself holds only a weak reference to a task.
         self._draining = asyncio.create_task(self._drain_and_exit(), name="drain")
 
     async def _drain_and_exit(self) -> None:
+        log.info("draining", talks=len(self._drain.talks), grace_s=self._grace_s)
         try:
             await self._drain.finish(self._grace_s)
         finally:

@@ -1,5 +1,7 @@
-"""Uvicorn's WebSocket, whose frames are read by `relay.frames`: no more at once than the event loop can spare, and no
-more a second than a connection may send. What is closed is read no further, and gone soon after.
+"""Uvicorn's WebSocket protocol with a frame reader of our own (`server.frames`).
+
+It reads no more frames at once than the event loop can spare, and no more a second than a connection may send. After a
+close it discards what the client sends, and drops the connection soon.
 """
 
 import asyncio
@@ -15,9 +17,9 @@ from websockets.http11 import Request
 from websockets.protocol import State
 
 from token_broker.server import frames
+from token_broker.server.client_wire import MessageSink
 from token_broker.server.frames import FrameBudget, FrameError, FrameReader
-from token_broker.server.http import raw_answer
-from token_broker.server.wire import MessageSink
+from token_broker.server.http_protocol import raw_answer
 from token_broker.web.problems import Problem
 
 __all__ = ["READ", "FramedWebSocket", "Input"]
@@ -25,10 +27,11 @@ __all__ = ["READ", "FramedWebSocket", "Input"]
 log = structlog.get_logger("token_broker.relay")
 
 _LINGER_S = 5.0
-# A millisecond or so of the event loop: what is left over waits for its next turn.
-_FRAMES_A_TURN = 64
-# A socket that is closed while data waits in it takes the close frame back. So much is thrown away first.
-_DISCARDED_BYTES_AT_MOST = 4_194_304
+# About a millisecond of the event loop. The remaining frames wait for its next iteration.
+_MAX_FRAMES_PER_STEP = 64
+# TCP resets a socket that is closed with unread data, and the client may lose the close frame that was sent before. So
+# up to this much is read and discarded.
+_MAX_DISCARDED_BYTES = 4_194_304
 _TEXT = frames.TEXT
 _NO_HANDSHAKE = Problem(
     400,
@@ -38,22 +41,23 @@ _NO_HANDSHAKE = Problem(
 
 
 class Input(enum.Enum):
-    """What becomes of data that comes."""
+    """What the protocol does with incoming data."""
 
-    HANDSHAKE = enum.auto()  # it is the handshake's
-    HELD = enum.auto()  # kept unread until the application has accepted
+    HANDSHAKE = enum.auto()  # parse it as the handshake
+    HELD = enum.auto()  # keep it until the application has accepted
     READ = enum.auto()
-    SKIPPED = enum.auto()  # we have closed, and look for nothing but the client's close frame
-    DISCARDED = enum.auto()  # thrown away unread
+    SKIPPED = enum.auto()  # the server has closed: look for the client's close frame only
+    DISCARDED = enum.auto()
 
 
-READ = Input.READ  # looked up once: an enum's members cost a call
+READ = Input.READ  # looking up a member of an enum costs a call, and each frame needs it
 
 
 class FramedWebSocket(WebSocketsSansIOProtocol):
-    """A WebSocket that negotiates no extension, answers pings as long as the client reads, and closes with 1002, 1007,
-    1008 or 1009 where it sends what it may not, or more than `frames_per_second` and `control_frames_per_second` (with
-    a burst of ten times that; 0: no limit).
+    """A WebSocket without extensions, which answers pings while the client reads.
+
+    It closes with 1002, 1007 or 1009 on invalid input, and with 1008 when the client sends more than
+    `frames_per_second` or `control_frames_per_second`, with a burst of ten times that (0: no limit).
     """
 
     frames_per_second: float = 500
@@ -61,14 +65,14 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
 
     _input = Input.HANDSHAKE
     _reader: FrameReader
-    _turn: asyncio.Handle | None = None  # the next turn of the loop, where frames are left over for it
+    _next_step: asyncio.Handle | None = None  # the next step, when unread frames remain
     _discarded_bytes = 0
     _drop_timer: asyncio.TimerHandle | None = None
-    _owed_pong: bytes | None = None  # the last ping's payload, while the client does not read
-    _ended_code: int | None = None  # by the client or for what it did: the application has nobody to send to
-    _heard = True  # since the last ping
+    _owed_pong: bytes | None = None  # payload of the last ping, unanswered while the client does not read
+    _ended_code: int | None = None  # set when the client closed or was closed: the application can no longer send
+    _heard = True  # anything received since the last ping
     _sink: MessageSink | None = None
-    _application_waits = False  # for a message: it has handled all that came before
+    _application_waits = False  # the application has handled all earlier messages and awaits the next
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -76,7 +80,7 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
         budget = FrameBudget(self.frames_per_second, self.control_frames_per_second, self.loop.time())
         self._reader = FrameReader(max_message_bytes=self.config.ws_max_size, budget=budget)
 
-    # --- what comes
+    # --- input
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
@@ -97,10 +101,10 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
 
     def _take_unread(self, data: bytes) -> None:
         match self._input:
-            case Input.HANDSHAKE:  # which comes whole: uvicorn's HTTP side has read it before
+            case Input.HANDSHAKE:  # always complete: uvicorn's HTTP protocol parsed it before the upgrade
                 self._input = Input.HELD
                 super().data_received(data)
-                if not self.handshake_initiated and not self.transport.is_closing():  # uvicorn would wait for another
+                if not self.handshake_initiated and not self.transport.is_closing():  # uvicorn would wait for more
                     self._refuse_handshake()
             case Input.HELD:
                 self._reader.feed(data)
@@ -110,17 +114,17 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
                 self._skip_to_close()
             case Input.DISCARDED:
                 self._discarded_bytes += len(data)
-                if self._discarded_bytes > _DISCARDED_BYTES_AT_MOST:
+                if self._discarded_bytes > _MAX_DISCARDED_BYTES:
                     self.transport.pause_reading()
 
     def _read_frames(self) -> None:
-        """Handles what has been fed, up to the first message that is for the application's queue. Raises FrameError.
+        """Handles the fed frames up to the first message for the application's queue. Raises FrameError.
 
-        That message is handled before anything else is read, and between two of them, as after `_FRAMES_A_TURN`, the
-        loop gets its turn: so nobody else waits for long, however small the frames are.
+        The application handles that message before the next frame is read. Between two messages, and after
+        `_MAX_FRAMES_PER_STEP` frames, the event loop serves other connections, however small the frames are.
         """
         reader = self._reader
-        for _ in range(_FRAMES_A_TURN):
+        for _ in range(_MAX_FRAMES_PER_STEP):
             if (frame := reader.read()) is None:
                 if self.read_paused:
                     self.read_paused = False
@@ -132,15 +136,24 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
             elif opcode == frames.BINARY:
                 self._queue({"type": "websocket.receive", "bytes": payload})
                 goes_on = False
+            elif opcode == frames.CLOSE:
+                self._on_close(*frames.close_payload(payload))
+                goes_on = False
             else:
-                goes_on = self._goes_on_after(opcode, payload)
+                if opcode == frames.PING:
+                    # Replaces an earlier ping that is not answered yet, which need not be (RFC 6455 §5.5.3).
+                    self._owed_pong = payload
+                    self._send_owed_pong()
+                elif opcode == frames.PONG:
+                    self.handle_pong(Frame(Opcode.PONG, payload))
+                goes_on = True
             if not goes_on:
                 return
         self._pause_reading()
-        self._read_on()
+        self._read_later()
 
     def _on_text(self, payload: bytes) -> bool:
-        """Whether it was taken on the spot; else it was queued."""
+        """Hands a text to the sink. False where there is none or it declines, and the text is queued instead."""
         sink = self._sink
         if sink is not None and self._application_waits and sink(payload):
             return True
@@ -156,20 +169,8 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
         self.queue.put_nowait(message)
         self._pause_reading()
 
-    def _goes_on_after(self, opcode: int, payload: bytes) -> bool:
-        """Handles a control frame, or a fragment that is not the last; False: it was the client's close."""
-        if opcode == frames.PING:
-            self._owed_pong = payload  # an earlier one that is still owed need not be sent (RFC 6455 §5.5.3)
-            self._pay_pong()
-        elif opcode == frames.PONG:
-            self.handle_pong(Frame(Opcode.PONG, payload))
-        elif opcode == frames.CLOSE:
-            self._on_close(*frames.close_payload(payload))
-            return False
-        return True
-
-    def _pay_pong(self) -> None:
-        """Answers the last ping, if the client reads: else its pongs would only pile up here."""
+    def _send_owed_pong(self) -> None:
+        """Answers the last ping if the client reads. Pongs for one that does not would pile up in the write buffer."""
         if self._owed_pong is not None and self.writable.is_set():
             self.transport.write(frames.pong_frame(self._owed_pong))
             self._owed_pong = None
@@ -179,16 +180,16 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
             self.read_paused = True
             self.transport.pause_reading()
 
-    def _read_on(self) -> None:
-        """Reads what is left over in the loop's next turn, and then again what comes."""
+    def _read_later(self) -> None:
+        """Continues with the unread frames in the loop's next iteration, then resumes the transport."""
         if not self._reader.pending:
             self.read_paused = False
             self.transport.resume_reading()
-        elif self._turn is None:
-            self._turn = self.loop.call_soon(self._take_turn)
+        elif self._next_step is None:
+            self._next_step = self.loop.call_soon(self._step)
 
-    def _take_turn(self) -> None:
-        self._turn = None
+    def _step(self) -> None:
+        self._next_step = None
         if self._input is not READ or not self.queue.empty():
             return
         self._reader.budget.now_s = self.loop.time()
@@ -200,7 +201,7 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
     # --- the handshake
 
     def handle_connect(self, event: Request) -> None:
-        """Refuses what is no handshake in our words: websockets' repeat what was offered, a credential among it."""
+        """Refuses an invalid handshake itself: the text of websockets quotes the request, and with it a credential."""
         if self.conn.accept(event).status_code == HTTPStatus.SWITCHING_PROTOCOLS:
             super().handle_connect(event)
         else:
@@ -216,12 +217,12 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
         if self._input is Input.HELD and self.conn.state is State.OPEN:
             self._input = Input.READ
             if self.read_paused:
-                self._read_on()
+                self._read_later()
 
-    # --- the end
+    # --- closing
 
     def _on_close(self, code: int, reason: str) -> None:
-        """The client has closed: answers with its own words, and closes the connection (RFC 6455 §5.5.1, §7.1.1)."""
+        """Answers the client's close frame with its own code and reason, and closes (RFC 6455 §5.5.1, §7.1.1)."""
         self._tell_end(code, reason)
         self._send_close(None if code == frames.NO_STATUS else code, reason)
         self._discard_input()
@@ -229,30 +230,30 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
         self._drop_later()
 
     def _fail(self, code: int, reason: str) -> None:
-        """Fails the connection for what the client sent (RFC 6455 §7.1.7): says why, and takes nothing more from it.
+        """Fails the connection for invalid input (RFC 6455 §7.1.7).
 
-        Closed at once, with data of the client's on its way, it would take our close frame back. So only our side of
-        it is closed, which tells the client that nothing follows, and what comes until it has gone is thrown away.
+        Closing at once while data of the client is on the way would reset the connection, and lose the close frame. So
+        only the sending side is closed, and input is discarded until the client has closed.
         """
         log.info("websocket_failed", code=code, reason=reason)
         self._tell_end(code, reason)
         self._send_close(code, reason)
         self._linger()
-        self._hang_up()
+        self._close_sending_side()
 
     def _tell_end(self, code: int, reason: str) -> None:
         self._ended_code = code
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
 
     def _closed(self) -> None:
-        """After our close frame: waits for the client's, for a while."""
+        """After the server's close frame: waits up to `_LINGER_S` for the client's."""
         self._drop_later()
         if self._input is READ:
             self._input = Input.SKIPPED
             self._linger()
             self._resume_reading()
             self._skip_to_close()
-        elif self._input is Input.HELD:  # refused over HTTP: the transport is closing
+        elif self._input is Input.HELD:  # the application refused over HTTP, and the transport is closing
             self._discard_input()
 
     def _skip_to_close(self) -> None:
@@ -260,16 +261,16 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
             if not self._reader.skip_to_close():
                 return
         except FrameError:
-            self._hang_up()
+            self._close_sending_side()
             return
         self._discard_input()
         self.transport.close()
 
-    def _hang_up(self) -> None:
-        """Says nothing more and hears nothing more: the client is to close, or is dropped in the end."""
+    def _close_sending_side(self) -> None:
+        """Closes the sending side and discards input. The client closes, or a timer drops it."""
         self._discard_input()
         if self.transport.can_write_eof() and not self.transport.is_closing():
-            with contextlib.suppress(OSError):  # the client has gone meanwhile
+            with contextlib.suppress(OSError):  # the client has left meanwhile
                 self.transport.write_eof()
 
     def _send_close(self, code: int | None, reason: str) -> None:
@@ -285,15 +286,15 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
         self._resume_reading()
 
     def _resume_reading(self) -> None:
-        if self._turn is not None:
-            self._turn.cancel()
-            self._turn = None
+        if self._next_step is not None:
+            self._next_step.cancel()
+            self._next_step = None
         if self.read_paused:
             self.read_paused = False
             self.transport.resume_reading()
 
     def _linger(self) -> None:
-        """Keeps uvicorn from closing the connection as soon as the application has returned."""
+        """Delays uvicorn's close at the application's return: at once, it would lose the close frame."""
         if self.close_timer is not None:
             self.close_timer.cancel()
         self.close_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
@@ -303,7 +304,7 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
             self._drop_timer = self.loop.call_later(_LINGER_S, self.transport.abort)
 
     def shutdown(self) -> None:
-        if self._ended_code is not None:  # uvicorn would say goodbye once more
+        if self._ended_code is not None:  # uvicorn would send a second close frame
             self.transport.close()
             return
         super().shutdown()
@@ -311,7 +312,7 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
         self._drop_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._drop_timer, self._turn):
+        for timer in (self._drop_timer, self._next_step):
             if timer is not None:
                 timer.cancel()
         self._input = Input.DISCARDED

@@ -1,8 +1,9 @@
-"""WebSocket frames (RFC 6455 §5) as a server reads them: strictly, in linear time, and no more of them than a budget
-allows. Pure: no I/O and no clock.
+"""WebSocket frames (RFC 6455 §5) as a server reads them: strictly, in linear time and within a budget.
 
-Every byte is looked at once. What has come of a frame is unmasked, and a text's UTF-8 checked, as it comes: a message
-in a million pieces costs what its bytes cost, and one that is wrong fails where it is wrong.
+Pure: no I/O and no clock.
+
+The reader looks at every byte once. It unmasks what has arrived of a frame, and checks the UTF-8 of a text, as it
+arrives: a message in a million pieces costs what its bytes cost, and an invalid one fails at its first wrong byte.
 """
 
 import struct
@@ -37,7 +38,7 @@ TOO_LARGE = 1009
 _FIN = 0x80
 _RESERVED = 0x70
 _OPCODE = 0x0F
-_CONTROL = 0x08  # the bit that all control frames' opcodes have
+_CONTROL = 0x08  # this bit marks the opcodes of control frames
 _OPCODES = frozenset({CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
 _MASKED = 0x80
 _TEXT_AND_FIN = _FIN | TEXT
@@ -51,13 +52,16 @@ _HEAD_16 = struct.Struct("!BBH")
 _HEAD_64 = struct.Struct("!BBQ")
 _CODE = struct.Struct("!H")
 
-_BURST_S = 10.000_01  # the fraction for what adding up has rounded
-# What an honest client may have had on its way when it was closed: many seconds of audio, in the smallest frames.
-_SKIPPED_FRAMES_AT_MOST = 1_000
+_BURST_S = 10.000_01  # the fraction covers the rounding errors of the sums
+# An honest client may have many seconds of audio on the way, in the smallest frames, when the server closes.
+_MAX_SKIPPED_FRAMES = 1_000
+# A frame of audio that comes in two reads is cheaper to hold until it is complete than to unmask and check in parts.
+# Smaller texts are checked as they come; larger ones would be copied again with each read.
+_HELD_UNTIL_COMPLETE = range(1_024, 16_384)
 
 
 class FrameError(Exception):
-    """What came is not for us to take: close with `code`, saying `reason`."""
+    """A frame that the server does not accept. Close the connection with `code` and `reason`."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -66,10 +70,12 @@ class FrameError(Exception):
 
 
 class FrameBudget:
-    """How many frames may still come, of any kind and of control frames: so many a second each, and ten seconds' worth
-    at once. A rate of 0 is no limit. `now_s`, any clock's that does not go back, is the caller's to set.
+    """Rate limit for frames of any kind, and a separate one for control frames.
 
-    Each frame puts off by its share of a second when all are paid for, which may be ten seconds from now (GCRA).
+    Each allows its frames a second, and a burst of ten seconds' worth. A rate of 0 is no limit. The caller sets `now_s`
+    from any monotonic clock.
+
+    Each frame moves the time at which the budget is full again by its share of a second (GCRA).
     """
 
     __slots__ = ("_control_due_s", "_control_share_s", "_due_s", "_share_s", "now_s")
@@ -80,62 +86,57 @@ class FrameBudget:
         self._control_share_s = 1 / control_frames_per_second if control_frames_per_second else 0.0
 
     def spend(self) -> None:
-        """Spends one frame. Raises FrameError (1008) where there is none left."""
+        """Counts one frame. Raises FrameError (1008) when the budget is used up."""
         now_s, due_s = self.now_s, self._due_s
-        due_s = (max(now_s, due_s)) + self._share_s  # each frame would pay for a call of `max`
+        due_s = max(now_s, due_s) + self._share_s
         if due_s - now_s > _BURST_S:
             raise FrameError(POLICY_VIOLATION, "too many messages")
         self._due_s = due_s
 
     def spend_control(self) -> None:
-        """The same of a control frame."""
+        """Counts one control frame, in addition to `spend`. Raises FrameError (1008)."""
         due_s = max(self._control_due_s, self.now_s) + self._control_share_s
         if due_s - self.now_s > _BURST_S:
             raise FrameError(POLICY_VIOLATION, "too many control frames")
         self._control_due_s = due_s
 
 
-# A frame of audio that comes in two reads is cheaper to hold as it came than to unmask and check piece by piece.
-# Smaller texts are checked as they come, larger ones would be copied for too long.
-_HELD_WHOLE = range(1_024, 16_384)
-
-
 class FrameReader:
-    """Reads what a client sends after the handshake: `feed` it each piece of data, then `read` until None."""
+    """Reads what a client sends after the handshake: `feed` each piece of data, then `read` until it returns None."""
 
     def __init__(self, *, max_message_bytes: int, budget: FrameBudget) -> None:
         self.budget = budget
         self._max_bytes = max_message_bytes
-        self._data = b""  # fed, and read up to `_at`
+        self._data = b""  # fed; read up to `_at`
         self._at = 0
-        self._message: bytearray | None = None  # begun by a frame that is not the last or not yet whole
+        self._message: bytearray | None = None  # set while a message is incomplete
         self._opcode = TEXT  # of that message
-        self._tail = b""  # of that message, if text: the begun character at its end
-        self._left = 0  # bytes to come of the data frame whose head was read last
-        self._mask = b""  # of that frame, turned to where the next byte begins
+        self._tail = b""  # the incomplete UTF-8 character at the end of a text message
+        self._left = 0  # payload bytes still missing of the current data frame
+        self._mask = b""  # of that frame, rotated to the next byte
         self._fin = True
         self._skipped = 0
 
     @property
     def pending(self) -> bool:
-        """Whether something was fed that `read` may not have seen yet."""
+        """Whether there is data that `read` may not have seen yet."""
         return self._at < len(self._data)
 
     def feed(self, data: bytes) -> None:
-        """Adds what has come; feed no more before `read` has answered None, or memory is the only limit."""
+        """Adds data. The caller feeds no more until `read` has returned None, or the data grows without limit."""
         if self._data:
             data = self._data[self._at :] + data
         self._data = data
         self._at = 0
 
     def drop(self) -> None:
-        """Forgets what was fed: nothing will be read any more."""
+        """Drops the data. The reader is not used again."""
         self._data, self._at, self._left, self._message = b"", 0, 0, None
 
     def whole_text(self, data: bytes) -> bytes | None:
-        """The payload, where `data` is one text message and no more, and nothing else is begun; else `feed` it.
+        """The payload if `data` is exactly one text message and nothing is incomplete. Raises FrameError.
 
-        That is how a talk's frames come but for a few. Raises FrameError.
+        Else None, and the caller feeds it. Most frames of a talk arrive like this, so they skip `feed` and `read`.
         """
         size = len(data)
         if self._data or self._message is not None or size < _SHORTEST_16_BIT or data[0] != _TEXT_AND_FIN:
@@ -147,11 +148,11 @@ class FrameReader:
         return apply_mask(data[begin:], data[4:begin])
 
     def read(self) -> tuple[int, bytes] | None:
-        """The next frame's opcode and payload; None: it has not come whole.
+        """The next frame's opcode and payload, or None when it is incomplete.
 
-        A message in fragments comes with its last one, under its own opcode; for the others CONTINUATION is returned,
-        with nothing. The payload of a text is valid UTF-8, unless it came in one piece: then it is the caller's to
-        check. Raises FrameError, after which nothing can be read.
+        A fragmented message is returned with its last frame, under the opcode of its first; the earlier ones return
+        CONTINUATION with no payload. The payload of a text is valid UTF-8, except when it came in one piece: then the
+        caller checks it while decoding. Raises FrameError, after which the reader is not used again.
         """
         data, at = self._data, self._at
         if at == len(data):
@@ -162,13 +163,18 @@ class FrameReader:
             return self._read_payload()
         head = _head(data, at)
         if head is None:
-            self._wait()
+            self._compact()
             return None
         first, length, begin = head
         end = begin + length
         if first != _TEXT_AND_FIN or end > len(data) or self._message is not None or length > self._max_bytes:
-            if first == _TEXT_AND_FIN and self._message is None and length in _HELD_WHOLE and length <= self._max_bytes:
-                self._wait()
+            if (
+                first == _TEXT_AND_FIN
+                and self._message is None
+                and length in _HELD_UNTIL_COMPLETE
+                and length <= self._max_bytes
+            ):
+                self._compact()
                 return None
             return self._read_other(first, length, begin)
         self.budget.spend()
@@ -176,9 +182,9 @@ class FrameReader:
         return TEXT, apply_mask(data[begin:end], data[begin - 4 : begin])
 
     def skip_to_close(self) -> bool:
-        """Passes over what was fed, reading no more than the frames' heads; whether a close frame is among them.
+        """Skips the data, reading the heads of frames only. Whether a close frame is among them.
 
-        Raises FrameError where a head is wrong, or more frames come than may have been on their way.
+        Raises FrameError where a head is invalid, or more frames come than an honest client can have on the way.
         """
         data, at, left = self._data, self._at, self._left
         while True:
@@ -192,21 +198,37 @@ class FrameReader:
             if first & _OPCODE == CLOSE:
                 return True
             self._skipped += 1
-            if self._skipped > _SKIPPED_FRAMES_AT_MOST:
+            if self._skipped > _MAX_SKIPPED_FRAMES:
                 raise FrameError(POLICY_VIOLATION, "too many messages")
         self._data, self._at, self._left = data[at:], 0, left
         return False
 
-    def _wait(self) -> None:
-        """Keeps what there is of a head or of a control frame: a hundred bytes or so."""
+    def _compact(self) -> None:
+        """Drops what has been read, and keeps the incomplete head or frame at the end."""
         self._data = self._data[self._at :]
         self._at = 0
 
     def _read_other(self, first: int, length: int, begin: int) -> tuple[int, bytes] | None:
-        """Any frame but a whole text in one."""
-        opcode = TEXT if first == _TEXT_AND_FIN else _checked_opcode(first, length)
+        """Reads any frame that is not a complete text in one frame."""
+        opcode = first & _OPCODE
+        if first & _RESERVED:
+            raise FrameError(PROTOCOL_ERROR, "a reserved bit was set")
+        if opcode not in _OPCODES:
+            raise FrameError(PROTOCOL_ERROR, "an unknown opcode")
         if opcode & _CONTROL:
-            return self._read_control(opcode, length, begin)
+            if first < _FIN:
+                raise FrameError(PROTOCOL_ERROR, "a control frame in fragments")
+            if length > _LONGEST_CONTROL_BYTES:
+                raise FrameError(PROTOCOL_ERROR, "a control frame was too long")
+            end = begin + length
+            if end > len(self._data):
+                self._compact()
+                return None
+            self.budget.spend()
+            if opcode != CLOSE:  # a close frame is the last one in any case
+                self.budget.spend_control()
+            self._at = end
+            return opcode, apply_mask(self._data[begin:end], self._data[begin - 4 : begin])
         if (opcode == CONTINUATION) is (self._message is None):
             raise FrameError(PROTOCOL_ERROR, "a fragment out of order")
         if length + len(self._message or b"") > self._max_bytes:
@@ -220,21 +242,10 @@ class FrameReader:
         self._at = begin
         return self._read_payload()
 
-    def _read_control(self, opcode: int, length: int, begin: int) -> tuple[int, bytes] | None:
-        end = begin + length
-        if end > len(self._data):
-            self._wait()
-            return None
-        self.budget.spend()
-        if opcode != CLOSE:  # which is the last one in any case
-            self.budget.spend_control()
-        self._at = end
-        return opcode, apply_mask(self._data[begin:end], self._data[begin - 4 : begin])
-
     def _read_payload(self) -> tuple[int, bytes] | None:
-        """Takes what has come of a data frame's payload."""
+        """Reads what has arrived of a data frame's payload."""
         message = self._message
-        assert message is not None  # noqa: S101  # begun with the frame's head
+        assert message is not None  # noqa: S101  # set when the frame's head was read
         piece = self._data[self._at : self._at + self._left]
         came = len(piece)
         self._at += came
@@ -243,28 +254,25 @@ class FrameReader:
         message += piece
         whole = self._fin and not self._left
         if self._opcode == TEXT and (self._tail or not piece.isascii()):
-            self._check_text(piece, whole=whole)
+            text = self._tail + piece
+            try:
+                _, decoded = utf_8_decode(text, "strict", whole)
+            except UnicodeDecodeError:
+                raise FrameError(INVALID_TEXT, "a text was not UTF-8") from None
+            self._tail = text[decoded:]
         if self._left:
-            turned = came % 4
-            self._mask = self._mask[turned:] + self._mask[:turned]
-            self._wait()
+            rotated = came % 4
+            self._mask = self._mask[rotated:] + self._mask[:rotated]
+            self._compact()
             return None
         if not whole:
             return CONTINUATION, b""
         self._message = None
         return self._opcode, bytes(message)
 
-    def _check_text(self, piece: bytes, *, whole: bool) -> None:
-        piece = self._tail + piece
-        try:
-            _, taken = utf_8_decode(piece, "strict", whole)
-        except UnicodeDecodeError:
-            raise FrameError(INVALID_TEXT, "a text was not UTF-8") from None
-        self._tail = piece[taken:]
-
 
 def _head(data: bytes, at: int) -> tuple[int, int, int] | None:
-    """The first byte of the frame that begins at `at`, the payload's length, and where it begins; None: more is needed.
+    """The first byte of the frame at `at`, and its payload's length and offset; None when more data is needed.
 
     Raises FrameError where the frame is not masked.
     """
@@ -286,20 +294,6 @@ def _head(data: bytes, at: int) -> tuple[int, int, int] | None:
     return (data[at], length, begin) if begin <= len(data) else None
 
 
-def _checked_opcode(first: int, length: int) -> int:
-    opcode = first & _OPCODE
-    if first & _RESERVED:
-        raise FrameError(PROTOCOL_ERROR, "a reserved bit was set")
-    if opcode not in _OPCODES:
-        raise FrameError(PROTOCOL_ERROR, "an unknown opcode")
-    if opcode & _CONTROL:
-        if first < _FIN:
-            raise FrameError(PROTOCOL_ERROR, "a control frame in fragments")
-        if length > _LONGEST_CONTROL_BYTES:
-            raise FrameError(PROTOCOL_ERROR, "a control frame was too long")
-    return opcode
-
-
 def close_payload(payload: bytes) -> tuple[int, str]:
     """Code and reason of a close frame; 1005 where it has none. Raises FrameError."""
     if not payload:
@@ -316,12 +310,12 @@ def close_payload(payload: bytes) -> tuple[int, str]:
 
 
 def pong_frame(payload: bytes) -> bytes:
-    """The answer to a ping with that payload (RFC 6455 §5.5.3)."""
+    """The pong that answers a ping with this payload (RFC 6455 §5.5.3)."""
     return bytes((_PONG_AND_FIN, len(payload))) + payload
 
 
 def text_frame_head(payload_bytes: int) -> bytes:
-    """What stands before an unmasked, unfragmented text message of that length (RFC 6455 §5.2)."""
+    """The head of an unmasked, unfragmented text frame with a payload of this length (RFC 6455 §5.2)."""
     if payload_bytes < _SHORTEST_16_BIT:
         return bytes((_TEXT_AND_FIN, payload_bytes))
     if payload_bytes < _SHORTEST_64_BIT:

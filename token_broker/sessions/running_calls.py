@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 import structlog
@@ -16,6 +17,8 @@ from strategies.base import EphemeralGrant
 from strategies.calls import AcceptedCall, AzureCalls
 from strategies.credentials import Credentials
 from strategies.errors import MintError
+from strategies.single_flight import SingleFlight
+from token_broker.bounded_dict import BoundedDict
 from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import SessionLease, SessionLimits
 
@@ -43,21 +46,16 @@ class EndedCalls:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._until_s: dict[CallName, float] = {}  # in the order of their ends
+        self._until_s = BoundedDict[CallName, float](_ENDED_AT_MOST)  # in the order of their ends
 
     def add(self, call: CallName) -> None:
         now_s = self._clock()
-        self._until_s.pop(call, None)
         self._until_s[call] = now_s + _ENDED_KEPT_S
-        while len(self._until_s) > _ENDED_AT_MOST or self._until_s[self._oldest] <= now_s:
-            del self._until_s[self._oldest]
+        while self._until_s[next(iter(self._until_s))] <= now_s:
+            self._until_s.popitem(last=False)
 
     def discard(self, call: CallName) -> None:
         self._until_s.pop(call, None)
-
-    @property
-    def _oldest(self) -> CallName:
-        return next(iter(self._until_s))
 
     def __contains__(self, call: CallName) -> bool:
         return self._until_s.get(call, 0.0) > self._clock()
@@ -84,7 +82,7 @@ class Calls:
         self._hang_up_timeout_s = hang_up_timeout_s
         self._running: dict[str, _Call] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
-        self._asking: dict[CallName, asyncio.Task[None]] = {}
+        self._asking: SingleFlight[CallName, None] = SingleFlight("call-hang-up")
         self._ended = EndedCalls()
 
     async def offer(
@@ -125,10 +123,7 @@ class Calls:
         call = (endpoint, call_id)
         if call in self._ended:
             return
-        if (asking := self._asking.get(call)) is None:
-            asking = self._asking[call] = asyncio.create_task(self._ask(call), name="call-hang-up")
-            asking.add_done_callback(_heard)
-        await asyncio.shield(asking)
+        await self._asking.run(call, partial(self._ask, call))
 
     def end(self, endpoint: str, call_id: str, owner: Owner, *, why: str) -> None:
         """Hangs the call up in the background, and repeats it until Azure has done it, for `max_talk_s` at most.
@@ -149,10 +144,7 @@ class Calls:
 
     async def _ask(self, call: CallName) -> None:
         endpoint, call_id = call
-        try:
-            await self._azure.hang_up(endpoint, call_id, timeout_s=self._hang_up_timeout_s)
-        finally:
-            del self._asking[call]
+        await self._azure.hang_up(endpoint, call_id, timeout_s=self._hang_up_timeout_s)
         self._ended.add(call)
         self._running.pop(call_id, None)
         self._limits.end(call_id)
@@ -194,7 +186,7 @@ class Calls:
     async def aclose(self) -> None:
         """Cancels the hang-ups in progress and starts no new ones."""
         self._running.clear()
-        ending = [*self._ending.values(), *self._asking.values()]
+        ending = list(self._ending.values())
         for task in ending:
             task.cancel()
         if ending:

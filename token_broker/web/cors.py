@@ -1,15 +1,15 @@
-"""Which web pages may ask: CORS, the WebSocket's Origin, and host names that no page may borrow.
+"""Which web pages may send requests: CORS, the WebSocket's Origin, and protection against DNS rebinding.
 
-The same rules for HTTP and WebSockets:
+The same rules hold for HTTP and WebSockets:
 
-- *Host.* A broker that knows its public URL answers to that name and to loopback names alone; so does one that listens
-  on loopback and knows none, for loopback names. A page whose own name was pointed at the broker (DNS rebinding) is
-  refused, since its browser sends that name.
-- *Origin.* A request without one comes from no page, and is admitted; `null` is refused; else it is the broker's own
-  origin or one of BROKER_ALLOWED_ORIGINS. The own origin is the public URL's; where the broker knows none, the one that
-  was asked for.
+- *Host.* A broker that knows its public URL answers to that name and to loopback names only. One that listens on
+  loopback and knows no public URL answers to loopback names only. This refuses a page whose own name was pointed at the
+  broker (DNS rebinding), because its browser sends that name.
+- *Origin.* A request without Origin does not come from a page, and is admitted; `null` is refused. Else the origin has
+  to be the broker's own or one of BROKER_ALLOWED_ORIGINS. The broker's own origin is that of the public URL, or, where
+  there is none, the one that was requested.
 
-Cookies never travel across origins: credentials are not allowed in CORS.
+Cookies never travel across origins: CORS responses do not allow credentials.
 """
 
 import functools
@@ -30,36 +30,47 @@ EXPOSED_HEADERS = "Location, Retry-After, X-Request-ID"
 ALLOWED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 ALLOWED_HEADERS = (
     "Authorization, Content-Type, X-Session-Token, X-Request-ID, traceparent, tracestate, "
-    # What the official clients add in a browser; the compatible endpoints take their keys.
+    # The official clients send these in a browser.
     "api-key, OpenAI-Beta, OpenAI-Organization, OpenAI-Project, User-Agent, X-OpenAI-Agents-SDK"
 )
 _CLIENT_HEADER_PREFIX = "x-stainless-"
-PREFLIGHT_MAX_AGE_S = 600
+PREFLIGHT_MAX_AGE_S = 600  # short, so that a changed configuration takes effect soon
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_VARY = (b"vary", b"Origin")
-_PROBES = frozenset({"/healthz", "/readyz"})  # a platform asks them by the container's address
+_VARY = (b"vary", b"Origin")  # a cache must not serve one origin's response to another
+_PROBES = frozenset({"/healthz", "/readyz"})  # a platform requests them by the container's address
 _METRICS = "/metrics"
 _DEFAULT_PORTS = frozenset({"80", "443"})
 
 
 class OriginRules:
-    """The rules as the settings have them; pure."""
+    """The rules of the settings. Pure."""
 
     def __init__(self, settings: Settings) -> None:
         self._trusted_proxies = settings.trusted_proxies
         self._any = "*" in settings.allowed_origins
-        self._public = _origin_of_url(settings.public_url) if settings.public_url else None  # None also where it is odd
+        self._public = (
+            _origin_of_url(settings.public_url) if settings.public_url else None
+        )  # None also where it is invalid
         named = [*map(_origin_of_url, settings.allowed_origins), self._public]
         self._named = frozenset(origin for origin in named if origin is not None)
         reached_by_others = not is_loopback(settings.host) or bool(settings.trusted_proxies)
         self._any_host = settings.public_url is None and reached_by_others
-        # A scraper asks each replica by its address; the token, which no page has, is what it proves itself with.
+        # A scraper requests each replica by its address. It has the token, which no page has.
         self._any_host_paths = _PROBES | {_METRICS} if settings.metrics_token else _PROBES
+        served, condition = "loopback names such as localhost", "behind a proxy"
+        if self._public is not None:
+            served = f"{self._public} and to loopback names"
+            condition = "where a proxy sends another Host than it was asked for"
+        self._unserved_host = (
+            f"This broker answers to {served} only. To serve it under another name, set BROKER_PUBLIC_URL, or "
+            f"BROKER_TRUSTED_PROXIES {condition}."
+        )
 
     def refusal(self, scope: Scope) -> Problem | None:
-        """Why this HTTP request or WebSocket handshake is not for its sender to make; None where it is."""
+        """The reason to refuse this HTTP request or WebSocket handshake, or None."""
         if (problem := self.host_refusal(scope)) is not None:
             return problem
+        # A handshake is a GET, but browsers send it across origins without asking CORS.
         changes_state = scope["type"] == "websocket" or scope["method"] not in _SAFE_METHODS
         if changes_state and not self.admits(scope):
             return Problem(
@@ -71,39 +82,36 @@ class OriginRules:
         return None
 
     def admits(self, scope: Scope) -> bool:
-        """Whether the scope's `Origin` may ask; no `Origin` may, two may not."""
+        """Whether the scope's `Origin` is allowed. A scope without one is; one with two is not."""
         origins = _values(scope, b"origin")
         if not origins:
             return True
         origin = _normal_origin(origins[0]) if len(origins) == 1 else None
         if origin is None:
             return False
-        return self._any or origin in self._named or self._is_own(scope, origin)
-
-    def host_refusal(self, scope: Scope) -> Problem | None:
-        """Why the broker does not answer to the host that was asked for; None where it does."""
-        if self._any_host or scope["path"] in self._any_host_paths:
-            return None
+        if self._any or origin in self._named:
+            return True
         host = asked_host(scope, self._trusted_proxies)
-        if host is not None and (_names_loopback(host) or _is_of(host, self._public)):
-            return None
-        return Problem(421, "host_not_served", _no_host(self._public))
-
-    def _is_own(self, scope: Scope, origin: str) -> bool:
-        """Whether `origin` is the one that was asked for: with a public URL that counts on loopback alone, for whoever
-        sits at the machine.
-        """
-        host = asked_host(scope, self._trusted_proxies)
+        # With a public URL, the requested origin counts on loopback only: for the operator at the machine.
         if host is None or not (self._any_host or _names_loopback(host)):
             return False
         return origin == f"{client_of(scope, self._trusted_proxies).scheme}://{host}"
 
+    def host_refusal(self, scope: Scope) -> Problem | None:
+        """The reason to refuse the requested host, or None."""
+        if self._any_host or scope["path"] in self._any_host_paths:
+            return None
+        host = asked_host(scope, self._trusted_proxies)
+        if host is not None and (_names_loopback(host) or _is_public(host, self._public)):
+            return None
+        return Problem(421, "host_not_served", self._unserved_host)
+
 
 class OriginGuard:
-    """Refuses what the rules refuse over HTTP, answers preflights, and adds the CORS headers to admitted answers.
+    """Applies the rules to HTTP, answers preflight requests, and adds CORS headers to responses for allowed origins.
 
-    A WebSocket for a host that is not served gets the same 421. For the rest its route asks `OriginRules.refusal`
-    itself, since some refuse with a close code.
+    A WebSocket for another host gets the same 421. Its route asks `OriginRules.refusal` for the rest itself, because
+    some routes refuse with a close code.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -122,35 +130,30 @@ class OriginGuard:
 
         async def send_with_cors(message: Message) -> None:
             if message["type"] == "http.response.start":
-                _add_cors(message, allowed)
+                if allowed is None and not any(name == b"vary" for name, _ in message["headers"]):
+                    message["headers"] = [*message["headers"], _VARY]  # the usual case: saves parsing the headers
+                else:
+                    headers = MutableHeaders(scope=message)
+                    headers.add_vary_header("Origin")
+                    if allowed is not None:
+                        headers["Access-Control-Allow-Origin"] = allowed
+                        headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
             await send(message)
 
-        await self._answer(scope, origin, allowed)(scope, receive, send_with_cors)
-
-    def _answer(self, scope: Scope, origin: str | None, allowed: str | None) -> ASGIApp:
-        """What answers: the application, unless it is refused or a preflight."""
+        app = self._app
         if (problem := self._rules.refusal(scope)) is not None:
-            return problem_response(problem, scope)
-        if scope["method"] != "OPTIONS" or origin is None or not _values(scope, b"access-control-request-method"):
-            return self._app
-        if allowed is None:
-            return problem_response(Problem(403, "origin_not_allowed", "Pages of this origin may not ask here."), scope)
-        return _preflight(Headers(scope=scope))
-
-
-def _add_cors(start: Message, origin: str | None) -> None:
-    if origin is None and not any(name == b"vary" for name, _ in start["headers"]):
-        start["headers"] = [*start["headers"], _VARY]
-        return
-    headers = MutableHeaders(scope=start)
-    headers.add_vary_header("Origin")
-    if origin is not None:
-        headers["Access-Control-Allow-Origin"] = origin
-        headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
+            app = problem_response(problem, scope)
+        elif scope["method"] == "OPTIONS" and origin is not None and _values(scope, b"access-control-request-method"):
+            if allowed is not None:
+                app = _preflight(Headers(scope=scope))
+            else:
+                detail = "Pages of this origin may not ask here."
+                app = problem_response(Problem(403, "origin_not_allowed", detail), scope)
+        await app(scope, receive, send_with_cors)
 
 
 def _preflight(asked: Headers) -> Response:
-    """Leave for our methods and headers, and for the `x-stainless-…` ones that the official clients send."""
+    """Allows our methods and headers, and the `x-stainless-…` headers that the official clients send."""
     names = [name.strip().lower() for name in asked.get("access-control-request-headers", "").split(",")]
     clients = [n for n in names if n.startswith(_CLIENT_HEADER_PREFIX) and n.replace("-", "").isalnum()]
     return Response(
@@ -169,7 +172,7 @@ def _origin_of_url(url: str) -> str | None:
 
 
 def _normal_origin(text: str) -> str | None:
-    """An origin in lower case without its default port; None for `null`, `*` and what is none."""
+    """An origin in lower case without its default port; None for `null`, `*` and anything else."""
     scheme, _, authority = text.lower().partition("://")
     host = normal_host(authority, scheme) if scheme in {"http", "https"} else None
     return None if host is None else f"{scheme}://{host}"
@@ -179,26 +182,14 @@ def _values(scope: Scope, wanted: bytes) -> list[str]:
     return [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
 
 
-def _no_host(public: str | None) -> str:
-    if public is None:
-        return (
-            "This broker listens on loopback and answers to loopback names such as localhost alone. To serve it under "
-            "another name, set BROKER_PUBLIC_URL, or BROKER_TRUSTED_PROXIES behind a proxy."
-        )
-    return (
-        f"This broker answers to {public} and to loopback names alone. To serve it under another name, set "
-        "BROKER_PUBLIC_URL to that, or BROKER_TRUSTED_PROXIES where a proxy sends another Host than it was asked for."
-    )
-
-
 @functools.lru_cache(maxsize=256)
 def _names_loopback(host: str) -> bool:
     return is_loopback(_name_and_port(host)[0])
 
 
 @functools.lru_cache(maxsize=256)
-def _is_of(host: str, public: str | None) -> bool:
-    """Whether `host` is the public URL's. Its port may be left out, or be a default one, as some proxies have it."""
+def _is_public(host: str, public: str | None) -> bool:
+    """Whether `host` is the public URL's. Some proxies leave out its port, or send a default one."""
     if public is None:
         return False
     name, port = _name_and_port(public.partition("://")[2])
@@ -207,6 +198,6 @@ def _is_of(host: str, public: str | None) -> bool:
 
 
 def _name_and_port(host: str) -> tuple[str, str]:
-    """A normal host's two parts; no port is an empty one."""
+    """A normalized host's name and port; the port may be empty."""
     name, colon, port = host.rpartition(":")
     return (name, port) if colon and not port.endswith("]") else (host, "")

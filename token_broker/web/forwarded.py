@@ -1,7 +1,7 @@
-"""Who really asks, and under which name: client address, scheme and host behind trusted proxies.
+"""Client address, scheme and host of a request, behind trusted proxies.
 
-`client_of` is the one place that reads `X-Forwarded-*`, for HTTP and WebSocket scopes alike; the server itself runs
-with its own proxy handling off. Nothing is believed unless BROKER_TRUSTED_PROXIES says so.
+Only this module reads `X-Forwarded-*`, for HTTP and WebSocket scopes alike; uvicorn's own proxy handling is off.
+Nothing in these headers counts unless BROKER_TRUSTED_PROXIES says so.
 """
 
 import functools
@@ -17,7 +17,7 @@ from token_broker.settings import Settings
 
 __all__ = [
     "UNKNOWN_ADDRESS",
-    "Client",
+    "ResolvedClient",
     "address_key",
     "asked_host",
     "client_address",
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 UNKNOWN_ADDRESS = "unknown"
-MAX_PROXIES_WALKED = 32
+MAX_PROXIES_WALKED = 32  # bounds the cost of a header with thousands of addresses
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -41,8 +41,8 @@ _AUTHORITY = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Client:
-    """Who asks. `address` is an IP address, or `unknown`; `host` the authority asked for, its default port left off."""
+class ResolvedClient:
+    """The client behind a request. `address` is an IP address or `unknown`; `host` has no default port."""
 
     address: str
     scheme: _Scheme
@@ -50,8 +50,8 @@ class Client:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trust:
-    """BROKER_TRUSTED_PROXIES: so many hops, or these networks; neither trusts nothing."""
+class _TrustedProxies:
+    """BROKER_TRUSTED_PROXIES: a number of hops, or networks. Neither trusts nothing."""
 
     hops: int = 0
     networks: tuple[_Network, ...] = ()
@@ -60,28 +60,28 @@ class _Trust:
         return address is not None and any(address in network for network in self.networks)
 
 
-def client_of(scope: Scope, trusted_proxies: tuple[str, ...]) -> Client:
+def client_of(scope: Scope, trusted_proxies: tuple[str, ...]) -> ResolvedClient:
     """The client behind `scope`; `trusted_proxies` as in the settings.
 
-    With hops, that many addresses to the left of the peer's are proxies' words; with networks, addresses are
-    followed to the left as long as each one is trusted. What stands further left is the caller's claim, and ignored.
+    With hops, proxies added that many addresses left of the peer's. With networks, the addresses are followed to the
+    left while each is trusted. Everything further left is the caller's own claim, and ignored.
     """
-    address, scheme, host = _asked(scope, trusted_proxies)
+    address, scheme, host = _resolve(scope, trusted_proxies)
     host = host or _listening_host(scope, scheme)
-    return Client(str(address) if address is not None else UNKNOWN_ADDRESS, scheme, host)
+    return ResolvedClient(str(address) if address is not None else UNKNOWN_ADDRESS, scheme, host)
 
 
 def asked_host(scope: Scope, trusted_proxies: tuple[str, ...]) -> str | None:
-    """The host that was asked for, as `client_of` has it, but None where Host is there twice, or names no host.
+    """The requested host, as in `client_of`; None where there are two Host headers, or an invalid one.
 
-    Without any Host header it is the address that was connected to.
+    Without a Host header it is the address that was connected to.
     """
-    _, scheme, host = _asked(scope, trusted_proxies)
+    _, scheme, host = _resolve(scope, trusted_proxies)
     return host if host or _values(scope, b"host") else _listening_host(scope, scheme)
 
 
 def public_base(scope: Scope, settings: Settings) -> str:
-    """What plans' URLs are made from: BROKER_PUBLIC_URL, else the scheme and host asked for; no trailing slash."""
+    """The base of URLs in plans: BROKER_PUBLIC_URL, else the requested scheme and host. No trailing slash."""
     if settings.public_url is not None:
         return settings.public_url.strip().rstrip("/")
     client = client_of(scope, settings.trusted_proxies)
@@ -89,23 +89,26 @@ def public_base(scope: Scope, settings: Settings) -> str:
 
 
 def websocket_url(base: str) -> str:
-    """The same base for WebSockets: `http` becomes `ws`, `https` `wss`."""
+    """The base for WebSockets: `http` becomes `ws`, `https` becomes `wss`."""
     return f"ws{base.removeprefix('http')}"
 
 
 def client_address(scope: Scope, trusted_proxies: tuple[str, ...]) -> str:
-    """The caller's address alone, as `client_of` finds it."""
+    """The caller's address only, as in `client_of`."""
     peer = scope["client"][0] if scope.get("client") else None
     if not trusted_proxies:
         return peer or UNKNOWN_ADDRESS
     parsed = _parse_address(peer) if peer else None
-    address, _ = _walk(parsed, _listed(scope, b"x-forwarded-for"), _trust(trusted_proxies))
+    address, _ = _walk(parsed, _listed(scope, b"x-forwarded-for"), _parse_trusted(trusted_proxies))
     return str(address) if address is not None else UNKNOWN_ADDRESS
 
 
 @functools.lru_cache(maxsize=4096)
 def address_key(address: str) -> str:
-    """What an anonymous caller's rate is counted by: the address, or its /64 where it is IPv6 (one household's)."""
+    """The key of an anonymous caller's rate limit: the address, or the /64 network of an IPv6 address.
+
+    One household has a whole /64, so it could use a new address for each request.
+    """
     parsed = _parse_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         return str(ipaddress.IPv6Network((parsed, 64), strict=False))
@@ -113,8 +116,9 @@ def address_key(address: str) -> str:
 
 
 def normal_host(authority: str, scheme: str) -> str | None:
-    """`authority` as one writes it: in lower case, IPv6 in its short form, without the root's dot and the scheme's
-    default port. None where it is no host[:port].
+    """`authority` in lower case, IPv6 in its short form, without the root's dot and the scheme's default port.
+
+    None where it is not `host` or `host:port`.
     """
     match = _AUTHORITY.fullmatch(authority.strip())
     if match is None:
@@ -125,37 +129,38 @@ def normal_host(authority: str, scheme: str) -> str | None:
             name = f"[{ipaddress.IPv6Address(name[1:-1])}]"
         except ValueError:
             return None
+    # Browsers leave the default port out of Origin and Host, some proxies do not.
     if port is None or port == _DEFAULT_PORTS.get(scheme):
         return name
     return f"{name}:{int(port)}" if int(port) <= 65_535 else None  # noqa: PLR2004
 
 
-def _asked(scope: Scope, trusted_proxies: tuple[str, ...]) -> tuple[_Address | None, _Scheme, str | None]:
-    """Address, scheme and host of the request: trusted proxies' words, else its own. No host: see `asked_host`."""
-    trust = _trust(trusted_proxies)
+def _resolve(scope: Scope, trusted_proxies: tuple[str, ...]) -> tuple[_Address | None, _Scheme, str | None]:
+    """Address, scheme and host: those that trusted proxies sent, else the request's own. Host is None if invalid."""
+    trusted = _parse_trusted(trusted_proxies)
     peer = _parse_address(scope["client"][0]) if scope.get("client") else None
-    address, believed = _walk(peer, _listed(scope, b"x-forwarded-for"), trust)
+    address, trusted_hops = _walk(peer, _listed(scope, b"x-forwarded-for"), trusted)
     scheme = _SCHEMES.get(scope["scheme"], "http")
     host = None
-    if believed:
-        scheme = _SCHEMES.get(_word_of(scope, b"x-forwarded-proto", believed).lower(), scheme)
-        host = normal_host(_word_of(scope, b"x-forwarded-host", believed), scheme)
+    if trusted_hops:
+        scheme = _SCHEMES.get(_value_from(scope, b"x-forwarded-proto", trusted_hops).lower(), scheme)
+        host = normal_host(_value_from(scope, b"x-forwarded-host", trusted_hops), scheme)
     if host is None and len(values := _values(scope, b"host")) == 1:
         host = normal_host(values[0], scheme)
     return address, scheme, host
 
 
 @functools.lru_cache(maxsize=16)
-def _trust(trusted_proxies: tuple[str, ...]) -> _Trust:
+def _parse_trusted(trusted_proxies: tuple[str, ...]) -> _TrustedProxies:
     if len(trusted_proxies) == 1 and trusted_proxies[0].isdecimal():
-        return _Trust(hops=int(trusted_proxies[0]))
-    return _Trust(networks=tuple(ipaddress.ip_network(item, strict=False) for item in trusted_proxies))
+        return _TrustedProxies(hops=int(trusted_proxies[0]))
+    return _TrustedProxies(networks=tuple(ipaddress.ip_network(item, strict=False) for item in trusted_proxies))
 
 
-def _walk(peer: _Address | None, chain: Sequence[str], trust: _Trust) -> tuple[_Address | None, int]:
-    """The first address, from the right, that is no trusted proxy's; and how many proxies vouch for it."""
+def _walk(peer: _Address | None, chain: Sequence[str], trusted: _TrustedProxies) -> tuple[_Address | None, int]:
+    """The first address from the right that is not a trusted proxy's, and how many proxies are to its right."""
     address, walked = peer, 0
-    while walked < MAX_PROXIES_WALKED and (walked < trust.hops or trust.includes(address)):
+    while walked < MAX_PROXIES_WALKED and (walked < trusted.hops or trusted.includes(address)):
         walked += 1
         if walked > len(chain) or (previous := _parse_address(chain[-walked])) is None:
             break
@@ -175,24 +180,25 @@ def _parse_address(text: str) -> _Address | None:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
         return None
+    # A dual-stack socket reports IPv4 peers as IPv6, which no IPv4 network would contain.
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def _listening_host(scope: Scope, scheme: str) -> str:
-    """The address that was connected to, for want of a host."""
+    """The address that was connected to, as a host."""
     name, port = scope.get("server") or ("localhost", None)
     name = f"[{name}]" if ":" in name else name
     return normal_host(f"{name}:{port}" if port else name, scheme) or "localhost"
 
 
-def _word_of(scope: Scope, name: bytes, proxies: int) -> str:
-    """What the outermost of `proxies` trusted ones said; they append, so it is that far from the right."""
-    words = _listed(scope, name)
-    return words[-min(proxies, len(words))] if words else ""
+def _value_from(scope: Scope, name: bytes, proxies: int) -> str:
+    """The value from the outermost of `proxies` trusted ones. Proxies append, so it is that far from the right."""
+    values = _listed(scope, name)
+    return values[-min(proxies, len(values))] if values else ""
 
 
 def _listed(scope: Scope, name: bytes) -> list[str]:
-    """A list header's items, over all its lines."""
+    """The items of a list header, over all its lines."""
     return [item.strip() for value in _values(scope, name) for item in value.split(",")]
 
 

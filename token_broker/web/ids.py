@@ -1,4 +1,4 @@
-"""Ids: those that sort by the time they were made, and the one that a request was given."""
+"""Sortable ids, and the id of a request."""
 
 import os
 import time
@@ -10,6 +10,7 @@ __all__ = ["correlation_id", "uuid7"]
 
 def uuid7() -> str:
     """A UUID of version 7 (RFC 9562): 48 bits of unix milliseconds, then 74 random ones."""
+    # By hand: the standard library has uuid7 from Python 3.14 on.
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
@@ -18,5 +19,5 @@ def uuid7() -> str:
 
 
 def correlation_id(scope: Scope) -> str:
-    """The request's id, as `X-Request-ID` has it; empty where the edge was not passed."""
+    """The request's id, as in `X-Request-ID`. Empty where RequestContextMiddleware did not see the request."""
     return str(scope.get("state", {}).get("correlation_id", ""))

@@ -1,7 +1,7 @@
 """Errors as callers see them: RFC 9457 problem documents.
 
-Raise `Problem` anywhere beneath a route; the app answers it as `application/problem+json`. A detail says what the
-caller can do, and never carries Azure's text, a secret or an internal URL.
+Raise `Problem` anywhere below a route; the app answers it as `application/problem+json`. A detail says what the caller
+can do. It never contains Azure's text, a secret or an internal URL.
 """
 
 import re
@@ -16,13 +16,14 @@ from token_broker.web.ids import correlation_id
 
 __all__ = ["Problem", "problem_response", "refuse_socket"]
 
+# Their clients show `error.message` of an answer, and know nothing of problem documents.
 _OFFICIAL_CLIENTS_PATHS = re.compile(r"/v1/|/openai/|/voice-live/|/api/v1/voice/voicelive/[^/]+/")
 
 
 class Problem(Exception):  # noqa: N818  # RFC 9457's word
-    """A refusal or a failure that a caller is told of.
+    """A refusal or a failure to report to the caller.
 
-    `code` is stable, for programs; `extra` are further members of the document (RFC 9457 §3.2).
+    `code` is stable, for programs. `extra` are extension members of the document (RFC 9457 §3.2).
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's word
         self.extra = dict(extra or {})
 
     def document(self, correlation_id: str) -> dict[str, Any]:
-        """The document's members; `type` is a URN made of the code, `title` the status' own phrase."""
+        """The document's members. `type` is a URN with the code, `title` the status' reason phrase."""
         return {
             "type": f"urn:voice-token-broker:problem:{self.code}",
             "title": HTTPStatus(self.status).phrase,
@@ -54,13 +55,13 @@ class Problem(Exception):  # noqa: N818  # RFC 9457's word
         }
 
     def api_error(self) -> dict[str, Any]:
-        """The same as OpenAI words it."""
+        """The problem in the form of OpenAI's `error` object."""
         kind = "server_error" if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
         return {"message": self.detail, "type": kind, "code": self.code, "param": None}
 
 
 def problem_response(problem: Problem, scope: Scope) -> JSONResponse:
-    """The answer that tells of `problem`; on the official clients' paths with OpenAI's `error`, which they show."""
+    """The response for `problem`. On the official clients' paths it has OpenAI's `error` too, which they display."""
     headers = {"Cache-Control": "no-store", **problem.headers}
     if problem.status == HTTPStatus.UNAUTHORIZED:
         headers.setdefault("WWW-Authenticate", "Bearer")
@@ -71,11 +72,11 @@ def problem_response(problem: Problem, scope: Scope) -> JSONResponse:
 
 
 async def refuse_socket(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers a WebSocket handshake with `problem`, where the server can; else with ASGI's own 403."""
+    """Answers a WebSocket handshake with `problem`, or with ASGI's plain 403 where the server has no such extension."""
     await receive()  # websocket.connect
     if "websocket.http.response" not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close"})
         return
     response = problem_response(problem, scope)
-    response.headers["X-Request-ID"] = correlation_id(scope)  # HTTP's own answers get it at the edge
+    response.headers["X-Request-ID"] = correlation_id(scope)  # RequestContextMiddleware sets it on HTTP responses only
     await response(scope, receive, send)

@@ -1,7 +1,4 @@
-"""The edge: the first and last thing each HTTP request passes.
-
-It gives the request its id, answers what nothing else answered for, and tells what was answered and how fast.
-"""
+"""The outermost middleware: request ids, a last error handler, and an event for each response."""
 
 import re
 import time
@@ -18,17 +15,18 @@ __all__ = ["RequestContextMiddleware"]
 
 log = structlog.get_logger("token_broker.web.requests")
 
+# Anything else could forge lines of a log, or headers of the response.
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,128}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context §3.2
 _HEADERS = frozenset({b"x-request-id", b"traceparent", b"tracestate"})
-_MAX_TRACESTATE_BYTES = 512
-_CLIENT_LEFT = 499
+_MAX_TRACESTATE_BYTES = 512  # what W3C Trace Context §3.3.1.5 asks to propagate at least
+_CLIENT_LEFT = 499  # nginx's code for a client that closed before the response
 
 
 class RequestContextMiddleware:
-    """Sets `scope["state"]["correlation_id"]` and `X-Request-ID`, and turns what nobody caught into a problem 500.
+    """Sets `scope["state"]["correlation_id"]` and `X-Request-ID`, and answers an uncaught exception with a problem 500.
 
-    A caller's own `X-Request-ID` is kept where it is plain; a `traceparent` becomes `scope["state"]["trace"]`.
+    A valid `X-Request-ID` of the caller is kept. A `traceparent` becomes `scope["state"]["trace"]`.
     """
 
     def __init__(self, app: ASGIApp, observe: Observer) -> None:
@@ -41,7 +39,7 @@ class RequestContextMiddleware:
             return
         began_s = time.monotonic()
         request_id, correlation_id = _identify(scope)
-        if scope["type"] == "websocket":
+        if scope["type"] == "websocket":  # it has no single answer to report: the relay reports its talks
             await self.app(scope, receive, send)
             return
         status = 0
@@ -55,7 +53,7 @@ class RequestContextMiddleware:
 
         try:
             await self.app(scope, receive, send_with_id)
-        except Exception as error:  # the last net: whatever it is, the caller gets an answer
+        except Exception as error:
             log.error(
                 "request_failed",
                 correlation_id=correlation_id,
@@ -63,20 +61,21 @@ class RequestContextMiddleware:
                 error=type(error).__name__,
                 exc_info=error,
             )
-            if status:
+            if status:  # the response has begun: uvicorn closes the connection, so that nobody takes it for complete
                 raise
             problem = Problem(
                 500, "internal_error", "Something failed here; quote the correlation_id when you report it."
             )
             await problem_response(problem, scope)(scope, receive, send_with_id)
         finally:
-            self.observe(
-                RequestAnswered(scope["method"], _route(scope), status or _CLIENT_LEFT, time.monotonic() - began_s)
-            )
+            # The route's template, not the path: the values of a metric's label have to be few.
+            route = scope.get("route")
+            template = "unmatched" if route is None else route.path or "/"
+            self.observe(RequestAnswered(scope["method"], template, status or _CLIENT_LEFT, time.monotonic() - began_s))
 
 
 def _identify(scope: Scope) -> tuple[bytes, str]:
-    """The request's id, as header and as text; it and the caller's trace are noted in the scope and for log lines."""
+    """The request's id, as header and as text. Stores it and the caller's trace in the scope and for log lines."""
     found = {name: value for name, value in scope["headers"] if name in _HEADERS}
     request_id = found.get(b"x-request-id", b"")
     if not _REQUEST_ID.fullmatch(request_id):
@@ -91,9 +90,3 @@ def _identify(scope: Scope) -> tuple[bytes, str]:
         ids["trace_id"] = match[1].decode()
     begin_ids(**ids)
     return request_id, correlation_id
-
-
-def _route(scope: Scope) -> str:
-    """The path's template: a label's values must be few."""
-    route = scope.get("route")
-    return "unmatched" if route is None else route.path or "/"

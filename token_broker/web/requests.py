@@ -1,4 +1,4 @@
-"""Reading requests: bounded bodies, JSON that is checked against a model, bearer tokens."""
+"""Request bodies within limits, JSON checked against a model, and bearer tokens."""
 
 import asyncio
 from typing import Any, TypeVar
@@ -13,13 +13,14 @@ __all__ = ["MAX_JSON_VALUES", "bearer_token", "ensure_few_values", "parse_json",
 M = TypeVar("M", bound=BaseModel)
 
 MAX_JSON_VALUES = 5_000
-"""The most strings, and the most commas and colons, of a body: four times what a hundred transcripts have. Each key and
-value may cost an error of pydantic's, and those 80,000 that fit into a megabyte take 250 ms of the event loop.
+"""The most strings, and the most commas and colons, of a body: four times those of a hundred transcripts.
+
+Each key and value may cost an error of pydantic. The 80,000 that fit into a megabyte block the event loop for 250 ms.
 """
 
 _MAX_NAME_CHARS = 64
 _MAX_FIELDS_NAMED = 8
-_MAX_LENGTH_DIGITS = 20  # what 64 bits take; Python refuses to read more than 4,300
+_MAX_LENGTH_DIGITS = 20  # enough for 64 bits; Python's int() raises above 4,300 digits
 
 
 def bearer_token(request: Request[Any]) -> str | None:
@@ -33,6 +34,7 @@ async def read_body(request: Request[Any], *, limit_bytes: int, timeout_s: float
     declared = request.headers.get("content-length", "")
     if len(declared) > _MAX_LENGTH_DIGITS:
         raise Problem(400, "malformed_request", "Send a Content-Length without leading zeros.")
+    # Before anything is read; the loop below bounds chunked bodies, which declare no length.
     if declared.isdecimal() and int(declared) > limit_bytes:
         raise _too_large(limit_bytes)
     body = bytearray()
@@ -57,19 +59,19 @@ def _too_large(limit_bytes: int) -> Problem:
 
 
 def ensure_few_values(body: bytes) -> None:
-    """Raises Problem 422 where JSON has more values than MAX_JSON_VALUES says; it is not parsed for that."""
+    """Raises Problem 422 where JSON has more values than MAX_JSON_VALUES, which is counted without parsing it."""
     if body.count(b'"') <= 2 * MAX_JSON_VALUES and body.count(b",") + body.count(b":") <= MAX_JSON_VALUES:
         return
     unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
     if unescaped.count(b'"') <= 2 * MAX_JSON_VALUES:
-        outside = b"".join(unescaped.split(b'"')[::2])  # of strings: a text may have as many commas as it likes
+        outside = b"".join(unescaped.split(b'"')[::2])  # commas and colons inside strings do not count
         if outside.count(b",") + outside.count(b":") <= MAX_JSON_VALUES:
             return
     raise _invalid([{"field": "body", "message": f"has more than {MAX_JSON_VALUES} keys and values"}])
 
 
 def parse_json(body: bytes, model: type[M]) -> M:
-    """`body` as `model`; an empty one counts as `{}`. Raises Problem: 400 if it is no JSON, 422 naming the fields."""
+    """`body` as `model`. An empty body counts as `{}`. Raises Problem: 400 for invalid JSON, 422 naming the fields."""
     ensure_few_values(body)
     try:
         return model.model_validate_json(body or b"{}")
@@ -87,4 +89,4 @@ def parse_json(body: bytes, model: type[M]) -> M:
 def _invalid(fields: list[dict[str, str]], *, more: int = 0) -> Problem:
     named = "; ".join(f"{field['field']}: {field['message']}" for field in fields)
     others = f"; and {more} more" if more else ""
-    return Problem(422, "invalid_request", f"Mend these fields: {named}{others}.", extra={"errors": fields})
+    return Problem(422, "invalid_request", f"Invalid request: {named}{others}.", extra={"errors": fields})

@@ -9,7 +9,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from token_broker.server.websocket import BrokerWebSocketProtocol, bounded_websocket
+from token_broker.server.websocket_protocol import BrokerWebSocketProtocol, bounded_websocket
 
 __all__ = ["echo_server"]
 

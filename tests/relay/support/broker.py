@@ -32,7 +32,7 @@ from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import TokenSigner
 from token_broker.server.drain import Drain, DrainingServer
-from token_broker.server.websocket import uvicorn_options
+from token_broker.server.websocket_protocol import uvicorn_options
 from token_broker.sessions.agents import AgentRegistry, load_agents
 from token_broker.settings import Settings, load_settings
 from token_broker.web.ids import uuid7

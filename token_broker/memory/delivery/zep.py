@@ -8,7 +8,6 @@ import asyncio
 import hashlib
 import re
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
@@ -22,6 +21,7 @@ from zep_python.core.api_error import ApiError
 from zep_python.types.message import Message
 
 from strategies.transport import make_tls_context
+from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.delivery.backoff import Failure
 from token_broker.memory.delivery.sink import DeliveryBatch, SinkError
 from token_broker.memory.store.rows import StoredTurn
@@ -56,7 +56,7 @@ class ZepMemory:
         key = api_key.get_secret_value()
         # The timeout is given here since zep-python passes its own, none, over the client's.
         self._zep = AsyncZep(api_key=key, base_url=base_url, timeout=timeout_s, httpx_client=self._http)
-        self._known: OrderedDict[str, None] = OrderedDict()  # sessions that Zep has
+        self._known = BoundedDict[str, None](_SESSIONS_KNOWN)  # sessions that Zep has
 
     async def aclose(self) -> None:
         """Closes the connections."""
@@ -117,8 +117,6 @@ class ZepMemory:
             session_id,
         )
         self._known[session_id] = None
-        if len(self._known) > _SESSIONS_KNOWN:
-            self._known.popitem(last=False)
 
     async def _turn_ids(self, session_id: str) -> set[str]:
         """The ids of all turns that Zep has of a session."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.delivery.backoff import backoff_s
 from token_broker.memory.errors import StoreError, StoreRefusedError
 from token_broker.memory.ingest.group_commit import GroupWriter, turn_bytes
@@ -65,7 +66,7 @@ class IngestBuffer:
         self._wake = asyncio.Event()
         self._emptied = asyncio.Event()
         self._emptied.set()
-        self._told_full: dict[str, None] = {}
+        self._told_full = BoundedDict[str, None](_TOLD_FULL)
         self.counts = IngestCounts()
 
     @property
@@ -136,8 +137,6 @@ class IngestBuffer:
         if session_id not in self._told_full:
             log.warning("session_full", session_id=session_id)
             self._told_full[session_id] = None
-            if len(self._told_full) > _TOLD_FULL:
-                del self._told_full[next(iter(self._told_full))]
 
     async def _store_alone(self, turn: Turn) -> Outcome | None:
         """None where the store will never take it."""

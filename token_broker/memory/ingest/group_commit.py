@@ -7,13 +7,14 @@ by row, so that only that row is refused.
 import asyncio
 import contextlib
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.errors import (
     StoreAwayError,
@@ -97,8 +98,8 @@ class GroupWriter:
         self._waiting: deque[_Submission] = deque()
         self._waiting_turns = 0
         self._waiting_bytes = 0
-        self._sessions: OrderedDict[str, tuple[Owner, str]] = OrderedDict()
-        self._known: OrderedDict[str, tuple[str, int]] = OrderedDict()  # session → principal, epoch as stored
+        self._sessions = BoundedDict[str, tuple[Owner, str]](_MAX_QUEUED_SESSIONS)
+        self._known = BoundedDict[str, tuple[str, int]](_SESSIONS_KNOWN)  # session → principal, epoch as stored
         self._wake = asyncio.Event()
         self._turn_came = asyncio.Event()
         self._silent_until_s = 0.0
@@ -147,8 +148,6 @@ class GroupWriter:
     def submit_session(self, owner: Owner, agent_id: str) -> None:
         """Takes a session for the next commit; nobody waits for it, and the oldest are dropped where too many wait."""
         self._sessions[owner.session_id] = (owner, agent_id)
-        if len(self._sessions) > _MAX_QUEUED_SESSIONS:
-            self._sessions.popitem(last=False)
         self._wake.set()
 
     async def run(self) -> None:
@@ -252,8 +251,6 @@ class GroupWriter:
             for item, outcome in zip(turns, outcomes, strict=True):
                 if outcome in NOT_THEIRS:
                     self._known.pop(item.turn.owner.session_id, None)
-        while len(self._known) > _SESSIONS_KNOWN:
-            self._known.popitem(last=False)
         return outcomes
 
     async def note_sizes(self, *, everything: bool = False) -> None:

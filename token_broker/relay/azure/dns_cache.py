@@ -7,8 +7,11 @@ refused for that. The last good answer is kept for the time when no new one can 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from aiohttp.abc import AbstractResolver, ResolveResult
+
+from strategies.single_flight import SingleFlight
 
 __all__ = ["DnsCache"]
 
@@ -23,7 +26,7 @@ class DnsCache:
         self._resolver = resolver
         self._monotonic = monotonic
         self._known: dict[tuple[str, int], tuple[float, Sequence[ResolveResult]]] = {}  # as few as there are routes
-        self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._lookups: SingleFlight[tuple[str, int], None] = SingleFlight("azure-lookup")
 
     async def resolve(self, host: str, port: int) -> Sequence[ResolveResult]:
         """The host's addresses; stale ones where the lookup fails. Raises OSError. Waits for as long as it is let."""
@@ -31,27 +34,15 @@ class DnsCache:
         known = self._known.get(key)
         if known is not None and self._monotonic() - known[0] < _FRESH_S:
             return known[1]
-        lookup = self._running.get(key)
-        if lookup is None:
-            lookup = self._running[key] = asyncio.create_task(self._look_up(key), name="azure-lookup")
-            lookup.add_done_callback(lambda done: self._settle(key, done))
+        lookup = self._lookups.start(key, partial(self._look_up, key))
         if known is not None:  # stale, and better than waiting
             return known[1]
         await asyncio.shield(lookup)
         return self._known[key][1]
 
     async def aclose(self) -> None:
-        """Stops what still runs."""
-        running = list(self._running.values())
-        for lookup in running:
-            lookup.cancel()
-        if running:
-            await asyncio.wait(running)
-
-    def _settle(self, key: tuple[str, int], lookup: "asyncio.Task[None]") -> None:
-        self._running.pop(key, None)
-        if not lookup.cancelled():
-            lookup.exception()  # looked at, since those who waited may all have left
+        """Stops the lookups that still run."""
+        await self._lookups.aclose()
 
     async def _look_up(self, key: tuple[str, int]) -> None:
         try:

@@ -4,8 +4,9 @@ Some official clients ask for each item again once it was transcribed. Azure's a
 after some 16 s of speech that is more than a message may hold, and would end the talk. Nobody asks for the audio.
 """
 
-from collections import OrderedDict
 from typing import Any
+
+from token_broker.bounded_dict import BoundedDict
 
 __all__ = ["CACHED_EVENTS", "ItemCache"]
 
@@ -29,7 +30,7 @@ class ItemCache:
     """The latest items, in the dialect of the client. Feed it the events of `CACHED_EVENTS`; it ignores others."""
 
     def __init__(self) -> None:
-        self._items: OrderedDict[str, Event] = OrderedDict()
+        self._items = BoundedDict[str, Event](_ITEMS_KEPT)
 
     def get(self, item_id: str) -> Event | None:
         return self._items.get(item_id)
@@ -61,9 +62,6 @@ class ItemCache:
             self._items.pop(item["id"], None)
             return
         self._items[item["id"]] = item
-        self._items.move_to_end(item["id"])
-        if len(self._items) > _ITEMS_KEPT:
-            self._items.popitem(last=False)
 
     def _say(self, item_id: str, index: Any, transcript: Any) -> None:
         item = self._items.get(item_id)

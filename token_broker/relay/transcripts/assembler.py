@@ -6,11 +6,12 @@ until its response is done and its audio, sent faster than real time, can have b
 words, a truncation or the end of the talk decide it sooner.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.types import Role
 
 __all__ = ["NOT_TRANSCRIBED", "TURN_EVENTS", "FinishedTurn", "TurnAssembler"]
@@ -120,10 +121,10 @@ class TurnAssembler:
 
     def __init__(self) -> None:
         self._next_place = 0
-        self._places: OrderedDict[str, int] = OrderedDict()  # bounded: the oldest are forgotten
-        self._told: OrderedDict[str, None] = OrderedDict()
-        self._answers: OrderedDict[str, _Answer] = OrderedDict()
-        self._awaited: OrderedDict[str, list[str]] = OrderedDict()  # the user's spoken items: transcript so far
+        self._places = BoundedDict[str, int](_ITEMS_KEPT)
+        self._told = BoundedDict[str, None](_ITEMS_KEPT)
+        self._answers = BoundedDict[str, _Answer](_ITEMS_KEPT)
+        self._awaited = BoundedDict[str, list[str]](_ITEMS_KEPT)  # the user's spoken items: transcript so far
         self._outside: deque[str] = deque(maxlen=_OUTSIDE_KEPT)  # responses that are no part of the conversation
         self._chars_a_second = _BYTES_A_SECOND["pcm16"] * _BASE64
         self._playing_until_s = 0.0
@@ -132,8 +133,6 @@ class TurnAssembler:
         """An item of the broker's own making: it is nobody's turn and takes no place."""
         self._told[item_id] = None
         self._places[item_id] = self._next_place - 1
-        _bound(self._told)
-        _bound(self._places)
 
     @property
     def awaits_user(self) -> bool:
@@ -204,14 +203,12 @@ class TurnAssembler:
         if item_id and item_id not in self._told:
             self._place(item_id, event.get("previous_item_id"))
             self._awaited.setdefault(item_id, [])
-            _bound(self._awaited)
         return turns
 
     def _user_delta(self, item_id: str, event: Event) -> list[FinishedTurn]:
         # Streaming transcription begins before the audio is committed, and an utterance may end with the talk instead.
         if item_id and item_id not in self._told:
             some = self._awaited.setdefault(item_id, [])
-            _bound(self._awaited)
             if len(some) < _PART_DELTAS_KEPT:
                 some.append(_text(event.get("delta")))
         return []
@@ -231,7 +228,6 @@ class TurnAssembler:
             return []
         if item.get("type", "message") != "message":
             self._places.setdefault(item_id, self._next_place - 1)  # no message: it stands where the last one does
-            _bound(self._places)
             return []
         if event.get("type") != "conversation.item.done":
             self._place(item_id, event.get("previous_item_id"))
@@ -247,7 +243,6 @@ class TurnAssembler:
             self._place(previous)
         place = self._places[item_id] = self._next_place
         self._next_place += 1
-        _bound(self._places)
         return place
 
     # --- the assistant
@@ -271,7 +266,6 @@ class TurnAssembler:
         answer = self._answers.get(item_id)
         if answer is None:
             answer = self._answers[item_id] = _Answer(_text(event.get("response_id")) or None)
-            _bound(self._answers)
         return answer
 
     def _part_delta(self, item_id: str, event: Event) -> list[FinishedTurn]:
@@ -338,7 +332,6 @@ class TurnAssembler:
         if not item_id or not content or item_id in self._told:
             return []
         self._told[item_id] = None
-        _bound(self._told)
         place = self._place(item_id)
         return [FinishedTurn(item_id, role, content, place, interrupted=interrupted, transcribed=transcribed)]
 
@@ -365,8 +358,3 @@ def _typed_text(item: Event) -> str:
     content = item.get("content")
     parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
     return " ".join(_text(part.get("text")) for part in parts if part.get("type") == "input_text").strip()
-
-
-def _bound(items: OrderedDict[str, Any]) -> None:
-    while len(items) > _ITEMS_KEPT:
-        items.popitem(last=False)

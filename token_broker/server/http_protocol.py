@@ -1,13 +1,11 @@
-"""Uvicorn's HTTP protocol, held to limits that uvicorn leaves open: a connection can't be kept for nothing.
+"""Uvicorn's HTTP protocol with the limits that uvicorn leaves open.
 
-Uvicorn waits for ever for a request's first byte and for the rest of its head, forgets its keep-alive timer with any
-byte that comes, and keeps an answer that nobody reads. Here a head has to be complete within a time and a size, and a
-client has to take what it asked for. Bodies are the application's to bound; here they may not come in crumbs. A
-connection that pipelines more than `MAX_PIPELINED` requests is closed: one read can hold thousands of them. Trailers
-are ignored: uvicorn would add them to the headers, past whatever a proxy in front takes out of those.
+Uvicorn waits without limit for a request's first byte and for the rest of its head. Any byte stops its keep-alive
+timer, and an answer that nobody reads stays in memory. This protocol bounds the time and the size of a head, and drops
+a client that does not read its answer. The application bounds bodies; this protocol refuses bodies in tiny chunks.
 
-A head also says in one way which host it is for (RFC 9112 §3.2): not in two Host headers, and a whole URL in the
-request line counts before Host.
+It also refuses what a proxy in front could read otherwise (request smuggling): two Host headers, a Transfer-Encoding
+other than one `chunked` (RFC 9112 §3.2, §6.1), and trailers, which uvicorn would add to the headers.
 """
 
 import asyncio
@@ -27,33 +25,36 @@ __all__ = ["MAX_HEAD_BYTES", "MAX_PIPELINED", "BoundedHttpProtocol", "bounded_ht
 log = structlog.get_logger("token_broker.http")
 
 MAX_HEAD_BYTES = 65_536
-MAX_PIPELINED = 16  # requests that wait for the answer before them: no browser sends any
-# A body may come in this many pieces of any size; of more, each has so many bytes in the mean.
-_FEW_PIECES = 4_096
-_LEAST_PIECE_BYTES = 64
-_LINE_END_BYTES = 4  # ": " and CRLF
-_MAX_LENGTH_DIGITS = 20  # what 64 bits take; Python refuses to read more than 4,300
+# Requests that wait for the answer to an earlier one. One read can hold thousands; browsers do not pipeline at all.
+MAX_PIPELINED = 16
+# Each chunk costs a callback, so a body of one-byte chunks would cost far more CPU than its size suggests. The first
+# chunks may have any size; after them the mean size of all has to reach the minimum.
+_FREE_CHUNKS = 4_096
+_MIN_MEAN_CHUNK_BYTES = 64
+_LINE_OVERHEAD_BYTES = 4  # ": " and CRLF
+_MAX_LENGTH_DIGITS = 20  # enough for 64 bits; Python's int() raises above 4,300 digits
 _ABSOLUTE_FORM = re.compile(rb"https?://([^/?#]*)", re.IGNORECASE)
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """Answers 408 where a head takes longer than `head_timeout_s`, 431 where it is larger than `MAX_HEAD_BYTES` (one
-    that comes in pieces may be a read larger). A connection on which no head was begun is closed without a word, one
-    whose client takes none of its answer for `write_timeout_s` is dropped.
+    """Answers 408 where a head takes longer than `head_timeout_s`, and 431 where it exceeds `MAX_HEAD_BYTES`.
+
+    A head in pieces may exceed that size by one read. A connection on which no head has begun is closed silently. A
+    connection is aborted when its client reads nothing of its answer for `write_timeout_s`.
     """
 
     head_timeout_s: float = 10
     write_timeout_s: float = 10
 
-    _head_timer: asyncio.TimerHandle | None = None  # runs while a head is waited for, from its first byte or earlier
-    _write_timer: asyncio.TimerHandle | None = None  # runs as long as the connection is HTTP's
-    _took_some = False  # since the last look at what waits to be written
+    _head_timer: asyncio.TimerHandle | None = None  # runs while a head is expected or incomplete
+    _write_timer: asyncio.TimerHandle | None = None  # runs until the connection closes or becomes a WebSocket
+    _has_drained = False  # whether the write buffer drained since the last check
     _in_head = False
-    _head_bytes = 0  # of what the parser has told of
-    _unfinished_bytes = 0  # of reads that brought nothing but a part of this head
+    _head_bytes = 0  # URL and headers that the parser has reported
+    _unreported_bytes = 0  # reads that held only a part of this head: the parser reports a header when it is complete
     _too_many_pipelined = False
-    _body: list[bytes]  # what this read has brought of a body
-    _body_pieces = 0
+    _body: list[bytes]  # the body's chunks of this read
+    _body_chunks = 0
     _body_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -69,29 +70,30 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._idle:
-            self._expect_head()  # whatever comes, if only the rest of a body that was answered already
+            # Not in `on_message_begin`: the rest of an unread body, or blank lines, would keep the connection for ever.
+            self._expect_head()
         was_in_head = self._in_head
         super().data_received(data)
         self._hand_over_body()
         if was_in_head and self._in_head:
-            self._unfinished_bytes += len(data)
-            if self._unfinished_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._unreported_bytes += len(data)
+            if self._unreported_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(_head_too_large())
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
             self._too_many_pipelined = True
-            raise _malformed()  # the parser stops at it, and uvicorn calls `send_400_response`
+            raise _malformed()  # stops the parser; uvicorn then calls `send_400_response`
         super().on_message_begin()
         self._in_head = True
-        self._head_bytes = self._unfinished_bytes = 0
-        self._body_pieces = self._body_bytes = 0
+        self._head_bytes = self._unreported_bytes = 0
+        self._body_chunks = self._body_bytes = 0
 
     def on_body(self, body: bytes) -> None:
-        """Gathers what one read brings: a body in chunks of a byte each would cost a wake-up a byte."""
-        self._body_pieces += 1
+        """Collects the chunks of one read, because handing each one over would wake the application each time."""
+        self._body_chunks += 1
         self._body_bytes += len(body)
-        if self._body_pieces > _FEW_PIECES and self._body_bytes < self._body_pieces * _LEAST_PIECE_BYTES:
+        if self._body_chunks > _FREE_CHUNKS and self._body_bytes < self._body_chunks * _MIN_MEAN_CHUNK_BYTES:
             raise _malformed()
         self._body.append(body)
 
@@ -104,39 +106,50 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + _LINE_END_BYTES)
+        self._count(len(name) + len(value) + _LINE_OVERHEAD_BYTES)
         if not self._in_head:
-            return  # a trailer: nothing here wants one, and uvicorn would take it for a header that the proxy let pass
+            return  # a trailer: uvicorn would add it to the headers, past a proxy that strips headers of this name
         super().on_header(name, value)
         if len(value) > _MAX_LENGTH_DIGITS and name.lower() == b"content-length":
             raise _malformed()
 
     def on_headers_complete(self) -> None:
+        """Ends the head. Refuses framing or a host that two parsers could read differently."""
         self._in_head = False
         self._stop_head_timer()
-        self._settle_host()
+        codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
+        # The parser joins several lines and goes by the last coding. HTTP/1.0 has no transfer codings.
+        if codings and (codings != [b"chunked"] or self.parser.get_http_version() == "1.0"):
+            raise _malformed()
+        if sum(name == b"host" for name, _ in self.headers) > 1:
+            raise _malformed()
+        if not self.url.startswith((b"/", b"*")):
+            if (absolute := _ABSOLUTE_FORM.match(self.url)) is None:
+                raise _malformed()
+            # RFC 9112 §3.2.2: the host of a URL in absolute form replaces that of the Host header.
+            self.headers[:] = [(b"host", absolute[1]), *(item for item in self.headers if item[0] != b"host")]
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._in_head and self._idle:  # the next head was begun while this answer was made
+        if self._in_head and self._idle:  # the next head began while the application made this answer
             self._expect_head()
 
     def send_400_response(self, msg: str) -> None:
-        """What the parser will not take, as all other refusals are told; `msg` says no more than that."""
+        """Answers a parser error as a problem document. `msg` is uvicorn's generic text."""
         del msg
-        if self._too_many_pipelined:  # answers to what came before are under way: a refusal would pass for one of them
+        if self._too_many_pipelined:  # earlier requests still await answers: the client would match the 400 to one
             log.info("connection_closed", why="too many pipelined requests")
             self.transport.close()
             return
         self._refuse(_head_too_large() if self._head_bytes > MAX_HEAD_BYTES else _malformed())
 
     def resume_writing(self) -> None:
-        self._took_some = True
+        self._has_drained = True
         super().resume_writing()
 
     def handle_websocket_upgrade(self) -> None:
-        self._stop_write_timer()  # from here on the connection is the WebSocket's
+        self._stop_write_timer()  # a WebSocket has a stall timer of its own
         super().handle_websocket_upgrade()
 
     def _hand_over_body(self) -> None:
@@ -147,25 +160,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     @property
     def _idle(self) -> bool:
-        """Whether the application has nothing to do with this connection just now."""
-        if self.cycle is None:  # as it is before the first request, whatever uvicorn's types say
+        """Whether the application works on no request of this connection."""
+        if self.cycle is None:  # before the first request, although uvicorn's types exclude it
             return True
         return self.cycle.response_complete and not self.pipeline
 
     def _count(self, size_bytes: int) -> None:
         self._head_bytes += size_bytes
         if self._head_bytes > MAX_HEAD_BYTES:
-            raise _head_too_large()  # the parser stops at it, and uvicorn calls `send_400_response`
-
-    def _settle_host(self) -> None:
-        """Puts the host of a whole URL in the place of the Host header's; refuses two of these."""
-        if sum(name == b"host" for name, _ in self.headers) > 1:
-            raise _malformed()
-        if self.url.startswith((b"/", b"*")):
-            return
-        if (absolute := _ABSOLUTE_FORM.match(self.url)) is None:
-            raise _malformed()
-        self.headers[:] = [(b"host", absolute[1]), *(item for item in self.headers if item[0] != b"host")]
+            raise _head_too_large()  # stops the parser; uvicorn then calls `send_400_response`
 
     def _expect_head(self) -> None:
         if self._head_timer is None:
@@ -185,18 +188,18 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _watch_writing(self, waiting_bytes: int) -> None:
-        self._took_some = False
-        self._write_timer = self.loop.call_later(self.write_timeout_s, self._look_at_writing, waiting_bytes)
+    def _watch_writing(self, buffered_bytes: int) -> None:
+        self._has_drained = False
+        self._write_timer = self.loop.call_later(self.write_timeout_s, self._check_writing, buffered_bytes)
 
-    def _look_at_writing(self, waited_bytes: int) -> None:
-        """Drops a client that took nothing since the last look, also one that is being closed politely."""
-        waiting_bytes = self.transport.get_write_buffer_size()
-        if 0 < waited_bytes <= waiting_bytes and not self._took_some:
+    def _check_writing(self, bytes_before: int) -> None:
+        """Aborts where the client read nothing since the last check, even while the transport is closing."""
+        bytes_now = self.transport.get_write_buffer_size()
+        if 0 < bytes_before <= bytes_now and not self._has_drained:
             self._write_timer = None
             self.transport.abort()
         else:
-            self._watch_writing(waiting_bytes)
+            self._watch_writing(bytes_now)
 
     def _stop_write_timer(self) -> None:
         if self._write_timer is not None:
@@ -204,13 +207,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._write_timer = None
 
     def _refuse(self, problem: Problem) -> None:
-        """Answers by ourselves, since no application was asked, and closes."""
+        """Answers without the application, and closes."""
         self.transport.write(raw_answer(problem))
         self.transport.close()
 
 
 def raw_answer(problem: Problem) -> bytes:
-    """The whole answer that tells of `problem` and closes, for connections on which no application is asked."""
+    """The complete HTTP response for `problem`, for connections that the application never sees."""
     request_id = uuid7()
     body = json.dumps(problem.document(request_id), separators=(",", ":")).encode()
     head = {
@@ -226,7 +229,7 @@ def raw_answer(problem: Problem) -> bytes:
 
 
 def bounded_http(*, head_timeout_s: float, write_timeout_s: float) -> type[BoundedHttpProtocol]:
-    """The protocol with these limits, for `uvicorn.Config(http=…)`, which takes a class and makes its instances."""
+    """A protocol class with these limits, for `uvicorn.Config(http=…)`, which instantiates it itself."""
     limits: dict[str, Any] = {"head_timeout_s": head_timeout_s, "write_timeout_s": write_timeout_s}
     return type(BoundedHttpProtocol.__name__, (BoundedHttpProtocol,), limits)
 

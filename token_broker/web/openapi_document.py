@@ -1,7 +1,7 @@
-"""OpenAPI 3.1, made of what stands beside the routes and of the models that check the requests.
+"""Builds the OpenAPI 3.1 document from descriptions of the routes and from the models that check requests.
 
-Each endpoint's module says what its routes take and answer, as `Operation` values; `api_document` puts them together.
-Nothing registers itself: the application names the operations it serves, as it names its routes.
+Each endpoint's module describes what its routes accept and answer, as `Operation` values. The application names the
+operations that it serves, as it names its routes: nothing registers itself at import.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,20 +12,20 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-__all__ = ["Answer", "Body", "Operation", "Parameter", "ProblemDocument", "Socket", "api_document"]
+__all__ = ["Body", "Operation", "Parameter", "ProblemDocument", "ResponseSpec", "SocketSpec", "api_document"]
 
 Json = dict[str, Any]
 
 _REF = "#/components/schemas/{model}"
 _PROBLEM_MEDIA = "application/problem+json"
-_EVERYWHERE = {421: ("host_not_served",), 500: ("internal_error",)}
+_ANY_ROUTE = {421: ("host_not_served",), 500: ("internal_error",)}
 _STATE_CHANGING = {403: ("origin_not_allowed",)}
-_WITH_A_PATH_OF_THE_CALLERS = {404: ("not_found",)}
+_WITH_PATH_PARAMETER = {404: ("not_found",)}
 _SAFE = frozenset({"get", "head"})
 
 
 class FaultyField(BaseModel):
-    """A field that is wrong, and why."""
+    """An invalid field, and why it is invalid."""
 
     field: str
     message: str
@@ -45,7 +45,7 @@ class ProblemDocument(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of the path, the query or the header."""
+    """A parameter of the path, the query or the headers."""
 
     name: str
     where: Literal["path", "query", "header"]
@@ -57,9 +57,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What is sent: JSON of any one of `models`; where there is none, `media_type` of `json_schema` (or text).
+    """A request body: JSON of any one of `models`. Without models, `media_type` of `json_schema` (or text).
 
-    `alternatives` are further media types that will do, each with its schema.
+    `alternatives` are further media types that are accepted, each with its schema.
     """
 
     models: tuple[type[BaseModel], ...] = ()
@@ -71,8 +71,8 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer that is no problem: JSON of `model`, `media_type` of `json_schema` (or text), or nothing at all."""
+class ResponseSpec:
+    """A successful response: JSON of `model`, `media_type` of `json_schema` (or text), or no content."""
 
     status: int
     description: str
@@ -84,8 +84,8 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Socket:
-    """A WebSocket's path. OpenAPI knows no WebSockets: it stands as a path without operations, with `x-websocket`."""
+class SocketSpec:
+    """A WebSocket's path. OpenAPI does not cover WebSockets, so it is a path without operations, with `x-websocket`."""
 
     path: str
     tag: str
@@ -98,11 +98,11 @@ class Socket:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """A method of a route. `path` is the template as the route has it; `aliases` are the same object elsewhere.
+    """A method of a route. `path` is the route's template; `aliases` are further paths of the same endpoint.
 
-    `problems` names the codes a status can come with; what any route may answer (421, 500, 403 for a foreign origin,
-    404 for a path that can't be one) is added. `security` are names of schemes, any one of which will do; `None` among
-    them is nobody.
+    `problems` maps a status to the codes that it comes with. The codes of all routes are added: 421, 500, 403 for a
+    foreign origin, 404 for an impossible path. `security` names schemes, any one of which is enough; None is no
+    authentication.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Operation:
     tag: str
     summary: str
     description: str
-    answers: tuple[Answer, ...]
+    answers: tuple[ResponseSpec, ...]
     problems: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     parameters: tuple[Parameter, ...] = ()
     body: Body | None = None
@@ -173,7 +173,7 @@ _SECURITY: dict[str, Json] = {
 
 
 def api_document(
-    operations: Sequence[Operation], *, sockets: Sequence[Socket] = (), version: str, description: str
+    operations: Sequence[Operation], *, sockets: Sequence[SocketSpec] = (), version: str, description: str
 ) -> Json:
     """The OpenAPI document of these operations and WebSockets."""
     paths: Json = {}
@@ -182,7 +182,16 @@ def api_document(
         for number, path in enumerate((operation.path, *operation.aliases)):
             paths.setdefault(path, {})[operation.method] = _operation(operation, path, number)
     for socket in sockets:
-        paths.setdefault(socket.path, {}).update(_socket(socket))
+        paths.setdefault(socket.path, {}).update(
+            summary=socket.summary,
+            description=socket.description,
+            parameters=[_parameter(parameter) for parameter in socket.parameters],
+        )
+        paths[socket.path]["x-websocket"] = {
+            "tag": socket.tag,
+            "subprotocols": list(socket.subprotocols),
+            "closeCodes": {str(code): meaning for code, meaning in socket.close_codes.items()},
+        }
     used = {name for operation in operations for name in operation.security if name is not None}
     return {
         "openapi": "3.1.0",
@@ -199,7 +208,7 @@ def api_document(
 
 
 def _operation(operation: Operation, path: str, number: int) -> Json:
-    """`number` counts the paths that it is served under: ids must differ."""
+    """`number` counts the paths that serve the operation, because operation ids have to be unique."""
     same = f"The same as `{operation.path}`.\n\n" if number else ""
     described: Json = {
         "operationId": operation.name if not number else f"{operation.name}_{number + 1}",
@@ -217,7 +226,11 @@ def _operation(operation: Operation, path: str, number: int) -> Json:
             )
         },
     }
-    if parameters := [_parameter(parameter) for parameter in operation.parameters if _belongs(parameter, path)]:
+    if parameters := [
+        _parameter(parameter)
+        for parameter in operation.parameters
+        if parameter.where != "path" or f"{{{parameter.name}}}" in path
+    ]:
         described["parameters"] = parameters
     if (body := operation.body) is not None:
         content = _content(body.models, body.example, body.json_schema)
@@ -228,30 +241,13 @@ def _operation(operation: Operation, path: str, number: int) -> Json:
     return described
 
 
-def _socket(socket: Socket) -> Json:
-    return {
-        "summary": socket.summary,
-        "description": socket.description,
-        "parameters": [_parameter(parameter) for parameter in socket.parameters],
-        "x-websocket": {
-            "tag": socket.tag,
-            "subprotocols": list(socket.subprotocols),
-            "closeCodes": {str(code): meaning for code, meaning in socket.close_codes.items()},
-        },
-    }
-
-
-def _belongs(parameter: Parameter, path: str) -> bool:
-    return parameter.where != "path" or f"{{{parameter.name}}}" in path
-
-
 def _problems(operation: Operation) -> dict[int, tuple[str, ...]]:
-    """All that may go wrong: the operation's own, and what any route may answer."""
-    everywhere = _EVERYWHERE if operation.method in _SAFE else _EVERYWHERE | _STATE_CHANGING
+    """The codes of the operation, and those that any route may answer."""
+    any_route = _ANY_ROUTE if operation.method in _SAFE else _ANY_ROUTE | _STATE_CHANGING
     own = operation.problems
     if "{" in operation.path and "not_found" not in own.get(404, ()):
-        everywhere = everywhere | _WITH_A_PATH_OF_THE_CALLERS
-    return {status: (*own.get(status, ()), *everywhere.get(status, ())) for status in {*own, *everywhere}}
+        any_route = any_route | _WITH_PATH_PARAMETER
+    return {status: (*own.get(status, ()), *any_route.get(status, ())) for status in {*own, *any_route}}
 
 
 def _parameter(parameter: Parameter) -> Json:
@@ -265,7 +261,7 @@ def _parameter(parameter: Parameter) -> Json:
     return described if parameter.example is None else {**described, "example": parameter.example}
 
 
-def _answer(answer: Answer) -> Json:
+def _answer(answer: ResponseSpec) -> Json:
     described: Json = {"description": answer.description, "headers": _header_refs(answer.headers)}
     if answer.model is not None or answer.media_type is not None:
         media_type = answer.media_type or "application/json"
@@ -297,7 +293,7 @@ def _header_refs(names: Iterable[str]) -> Json:
 
 
 def _schemas(operations: Sequence[Operation]) -> Json:
-    """The models that are sent and answered: each as its side sees it."""
+    """The models of requests and responses. A model with defaults has other required fields in a response."""
     modes: dict[type[BaseModel], JsonSchemaMode] = {ProblemDocument: "serialization"}
     for operation in operations:
         for model in operation.body.models if operation.body else ():

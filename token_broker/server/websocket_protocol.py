@@ -1,11 +1,10 @@
-"""The relay under uvicorn: its settings, and the two things that ASGI has no word for.
+"""The WebSocket protocol that the relay runs on: two ASGI extensions, a keepalive and a write timeout.
 
-A client that does not read can't be told goodbye over ASGI: `send` waits for it to read. And a server that closes
-such a socket politely waits for it as well, for as long as TCP does. So the scope carries `give_up`, which writes the
-close frame behind what is buffered already and drops the connection soon after, read or not.
+`give_up`: ASGI's `send` waits for the client to read, so a client that does not read can't be sent a close frame. The
+extension writes the close frame behind the buffered data, and drops the connection soon after.
 
-And ASGI hands on each message through a queue and from task to task, which is most of what a frame of audio costs. So
-the scope carries the `wire` of `relay.direct`, by which a message may be taken and written on the spot.
+`wire`: ASGI passes each message through a queue and a task switch, which is most of what a frame of audio costs. The
+extension takes and writes a message in the step that received it.
 """
 
 import asyncio
@@ -16,9 +15,9 @@ from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 from uvicorn.protocols.utils import ClientDisconnected
 
 from token_broker.server import frames
+from token_broker.server.client_wire import MessageSink
 from token_broker.server.close_codes import CLIENT_STALLED
 from token_broker.server.framed_websocket import READ, FramedWebSocket
-from token_broker.server.wire import MessageSink
 from token_broker.settings import Settings
 
 __all__ = [
@@ -34,12 +33,12 @@ log = structlog.get_logger("token_broker.relay")
 
 GIVE_UP_EXTENSION = "voice_token_broker.give_up"
 WIRE_EXTENSION = "voice_token_broker.wire"
-# The relay's own limit ends a talk with its proper reason; this one is for all else, so it comes a little later.
+# The relay closes a stalled talk itself, and knows more about why. This limit catches everything else, a bit later.
 _STALLED_AFTER = 1.5
 
 
 class ClientGoneError(ClientDisconnected):
-    """The application sends to a client that has left, or was closed for what it did: with `code`."""
+    """The application sends to a client that has left, or that was closed with `code` for its input."""
 
     def __init__(self, code: int) -> None:
         super().__init__()
@@ -47,7 +46,7 @@ class ClientGoneError(ClientDisconnected):
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
-    """What `uvicorn.Config` has to be given for the relay's promises to hold."""
+    """The options of `uvicorn.Config` that the relay depends on."""
     return {
         "ws": bounded_websocket(
             frames_per_second=settings.frames_per_second,
@@ -62,15 +61,16 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
 
 
 class BrokerWebSocketProtocol(FramedWebSocket):
-    """A WebSocket that can be given up, and takes any message for a sign of life: a client that reads slowly answers a
-    ping late, behind all that it has still to read. One that takes nothing of what waits for it for `write_timeout_s`
-    and a half is closed with 4410.
+    """A WebSocket with the extensions `give_up` and `wire`.
+
+    Any message counts as a sign of life, because a slow reader answers a ping only after all that precedes it. A client
+    that reads nothing of its buffered data for one and a half `write_timeout_s` is closed with 4410.
     """
 
     write_timeout_s: float = 10
 
-    _stall_timer: asyncio.TimerHandle | None = None  # runs while the client has more to read than it takes
-    _was_full = False  # since the last ping: what the client has to read stood before it
+    _stall_timer: asyncio.TimerHandle | None = None  # runs while writing is paused
+    _was_full = False  # the write buffer was full at some time since the last ping
 
     async def run_asgi(self) -> None:
         self.scope["extensions"][GIVE_UP_EXTENSION] = {"give_up": self.give_up}
@@ -86,7 +86,7 @@ class BrokerWebSocketProtocol(FramedWebSocket):
         finally:
             self._application_waits = False
         if self.read_paused and self.queue.empty():
-            self._read_on()
+            self._read_later()
         return message
 
     async def send(self, message: ASGISendEvent) -> None:
@@ -102,7 +102,7 @@ class BrokerWebSocketProtocol(FramedWebSocket):
         if message["type"] == "websocket.accept":
             self._accepted()
         elif message["type"] == "websocket.http.response.body" and self.close_sent:
-            self.handshake_complete = True  # refused, and whole: uvicorn would complain that it was not taken
+            self.handshake_complete = True  # refused with a complete response: uvicorn would log an error otherwise
         if self.close_sent:
             self._closed()
 
@@ -111,9 +111,9 @@ class BrokerWebSocketProtocol(FramedWebSocket):
         return self._input is READ and self.writable.is_set() and not self.disconnected
 
     def write_text(self, payload: bytes) -> None:
-        """Writes a text message as the one frame that it is.
+        """Writes a text message as one frame.
 
-        What uvicorn would do for it comes to the same bytes, by way of a dozen calls for each of a talk's frames.
+        `send` writes the same bytes through a dozen calls, for each of a talk's frames.
         """
         self.transport.write(frames.text_frame_head(len(payload)) + payload)
 
@@ -121,13 +121,13 @@ class BrokerWebSocketProtocol(FramedWebSocket):
         self._sink = sink
 
     def give_up(self, code: int, reason: str) -> None:
-        """Closes without waiting for the client to read anything; what it still sends is thrown away."""
+        """Closes without waiting for the client to read; its input is discarded."""
         if self.transport.is_closing() or self.close_sent or self._ended_code is not None:
             return
         self._send_close(code, reason)
         self._closed()
 
-    # --- signs of life
+    # --- keepalive
 
     def send_keepalive_ping(self) -> None:
         self._heard = False
@@ -135,7 +135,7 @@ class BrokerWebSocketProtocol(FramedWebSocket):
         super().send_keepalive_ping()
 
     def keepalive_timeout(self) -> None:
-        if self._heard or self._was_full:  # a client that takes nothing at all meets a limit of its own
+        if self._heard or self._was_full:  # the stall timer closes a client that reads nothing
             self.pong_timer = None
             self.pending_ping_payload = None
             self.schedule_ping()
@@ -153,16 +153,16 @@ class BrokerWebSocketProtocol(FramedWebSocket):
         super().resume_writing()
         self._stop_stall_timer()
         if self._input is READ:
-            self._pay_pong()
+            self._send_owed_pong()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_stall_timer()
         super().connection_lost(exc)
 
     def _watch_writing(self) -> None:
-        waiting_bytes = self.transport.get_write_buffer_size()
+        buffered_bytes = self.transport.get_write_buffer_size()
         self._stall_timer = self.loop.call_later(
-            self.write_timeout_s * _STALLED_AFTER, self._look_at_writing, waiting_bytes
+            self.write_timeout_s * _STALLED_AFTER, self._check_writing, buffered_bytes
         )
 
     def _stop_stall_timer(self) -> None:
@@ -170,13 +170,13 @@ class BrokerWebSocketProtocol(FramedWebSocket):
             self._stall_timer.cancel()
             self._stall_timer = None
 
-    def _look_at_writing(self, waited_bytes: int) -> None:
-        """Gives a client up that took nothing of what waits for it since the last look."""
+    def _check_writing(self, bytes_before: int) -> None:
+        """Closes a client that has read nothing of its buffered data since the last check."""
         self._stall_timer = None
-        if self.transport.get_write_buffer_size() < waited_bytes:
+        if self.transport.get_write_buffer_size() < bytes_before:
             self._watch_writing()
             return
-        if self.close_sent or self._ended_code is not None:  # and so it is gone soon
+        if self.close_sent or self._ended_code is not None:  # the connection ends soon anyway
             return
         reason = "the client does not read"
         log.info("websocket_failed", code=CLIENT_STALLED, reason=reason)
@@ -187,7 +187,7 @@ class BrokerWebSocketProtocol(FramedWebSocket):
 def bounded_websocket(
     *, frames_per_second: float, control_frames_per_second: float, write_timeout_s: float
 ) -> type[BrokerWebSocketProtocol]:
-    """The protocol with these limits, for `uvicorn.Config(ws=…)`, which takes a class and makes its instances."""
+    """A protocol class with these limits, for `uvicorn.Config(ws=…)`, which instantiates it itself."""
     limits: dict[str, Any] = {
         "frames_per_second": frames_per_second,
         "control_frames_per_second": control_frames_per_second,

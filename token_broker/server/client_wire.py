@@ -1,0 +1,28 @@
+"""The client's socket below ASGI: write in the same step, and receive messages without a queue."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+__all__ = ["ClientWire", "MessageSink"]
+
+MessageSink = Callable[[bytes], bool]
+
+
+class ClientWire(Protocol):
+    """The server's end of a client's socket."""
+
+    @property
+    def takes_data(self) -> bool:
+        """Whether the client reads what it is sent. False as well when it has left."""
+        ...
+
+    def write_text(self, payload: bytes) -> None:
+        """Writes a text message. Call it only while `takes_data`."""
+        ...
+
+    def offer_to(self, sink: MessageSink | None) -> None:
+        """Offers each text message to `sink` while the application waits for one and none is queued.
+
+        A message that the sink answers with False is queued as usual. None ends the offering.
+        """
+        ...
