@@ -17,7 +17,7 @@ async def test_token_shows_a_masked_plan(azure: RunningSimulator, tmp_path: Path
     env = environment(tmp_path, azure.base_url)
     plain, as_json = await asyncio.gather(
         run_command("token", "--agent", "marcus", env=env, cwd=tmp_path),
-        run_command("token", "--json", env=env, cwd=tmp_path),
+        run_command("token", "--json", env=env, cwd=tmp_path, fresh=True),
     )
     assert (plain.code, as_json.code) == (0, 0)
     for outcome in ("permanent", "minted", "direct_deployment", "404", "the resource lacks this route"):
@@ -107,7 +107,8 @@ async def test_taken_port_stops_the_start(tmp_path: Path) -> None:
 
 async def test_serve_exits_0_on_sigterm(azure: RunningSimulator, tmp_path: Path) -> None:
     env = environment(tmp_path, azure.base_url, BROKER_DRAIN_S="1")
-    async with run_process("serve", env, tmp_path) as process, plain_client(process.base_url) as client:
+    serving = run_process("serve", env, tmp_path, fresh=True)
+    async with serving as process, plain_client(process.base_url) as client:
         assert (await client.post("/realtime/token", json={})).json()["strategy"] == "ga"
         process.process.terminate()
         assert await asyncio.wait_for(process.process.wait(), 10) == 0

@@ -13,13 +13,14 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import aiohttp
 import httpx
 from sqlalchemy import create_engine
 from starlette.applications import Starlette
 
+from tests.support.forkserver import ForkedProcess, fork_broker
 from tests.support.serving import serve_app
 from tests.support.sockets import listening_socket
 from token_broker.app import create_app
@@ -186,33 +187,29 @@ class Finished:
     err: str
 
 
-async def run_command(*arguments: str, env: dict[str, str], cwd: Path, timeout_s: float = 30) -> Finished:
-    """Runs `token-broker …` to its end."""
-    process = await asyncio.create_subprocess_exec(
-        *_entry_point(), *arguments, env=env, cwd=cwd,
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), timeout_s)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return Finished(process.returncode, out.decode(), err.decode())
-
-
-def _entry_point() -> tuple[str, ...]:
-    """What the installed script `token-broker` does, without the need for it to be installed."""
-    return (sys.executable, "-c", "from token_broker.cli.main import main; main()")
+async def run_command(
+    *arguments: str, env: dict[str, str], cwd: Path, timeout_s: float = 30, fresh: bool = False
+) -> Finished:
+    """Runs `token-broker …` to its end; `fresh` gives it an interpreter of its own."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = await _start(arguments, env, cwd, out, err, fresh=fresh)
+        try:
+            code = await asyncio.wait_for(process.wait(), timeout_s)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        out.seek(0)
+        err.seek(0)
+        return Finished(code, out.read().decode(), err.read().decode())
 
 
 @dataclass(slots=True)
 class BrokerProcess:
-    """`token-broker serve` in a process of its own; `log` is its whole stderr so far."""
+    """`token-broker serve` in a process of its own; `log` is its whole output so far."""
 
     base_url: str
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | ForkedProcess
     log_file: Path
 
     @property
@@ -221,16 +218,19 @@ class BrokerProcess:
 
 
 @contextlib.asynccontextmanager
-async def run_process(command: str, env: dict[str, str], directory: Path) -> AsyncIterator[BrokerProcess]:
-    """Runs `token-broker <command>` until the block ends, on the port that `env` has, or a free one."""
+async def run_process(
+    command: str, env: dict[str, str], directory: Path, *, fresh: bool = False
+) -> AsyncIterator[BrokerProcess]:
+    """Runs `token-broker <command>` until the block ends, on the port of `env` or a free one.
+
+    `fresh` gives it an interpreter of its own.
+    """
     if env["PORT"] == "0":
         with listening_socket() as free:
             env = env | {"PORT": str(free.getsockname()[1])}
     log_file = directory / f"{command}-{time.monotonic_ns()}.log"
-    with log_file.open("wb") as stderr:
-        process = await asyncio.create_subprocess_exec(
-            *_entry_point(), command, env=env, cwd=directory, stdout=stderr, stderr=stderr
-        )
+    with log_file.open("wb") as output:
+        process = await _start((command,), env, directory, output, output, fresh=fresh)
     base_url = f"http://127.0.0.1:{env['PORT']}"
     try:
         await _until_ready(base_url, process, log_file)
@@ -238,14 +238,26 @@ async def run_process(command: str, env: dict[str, str], directory: Path) -> Asy
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), 15)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+        try:
+            await asyncio.wait_for(process.wait(), 15)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
 
 
-async def _until_ready(base_url: str, process: asyncio.subprocess.Process, log_file: Path) -> None:
+async def _start(
+    arguments: tuple[str, ...], env: dict[str, str], cwd: Path, out: BinaryIO, err: BinaryIO, *, fresh: bool
+) -> asyncio.subprocess.Process | ForkedProcess:
+    if not fresh:
+        return await fork_broker(arguments, env=env, cwd=cwd, stdout=out, stderr=err)
+    # As the installed script starts it, without the need for it to be installed.
+    program = (sys.executable, "-c", "from token_broker.cli.main import main; main()")
+    return await asyncio.create_subprocess_exec(
+        *program, *arguments, env=env, cwd=cwd, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=err
+    )
+
+
+async def _until_ready(base_url: str, process: asyncio.subprocess.Process | ForkedProcess, log_file: Path) -> None:
     async with plain_client(base_url) as client:
         deadline_s = time.monotonic() + _START_S
         while time.monotonic() < deadline_s and process.returncode is None:
