@@ -1,4 +1,4 @@
-"""What the broker remembers of Azure: breakers, missing routes, wrong credentials; and that none of it costs time."""
+"""What the broker remembers of Azure: breakers, missing routes and wrong credentials."""
 
 import asyncio
 import dataclasses
@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker
+from tests.support.machine import retry_if_host_busy
 from tests.support.plans import MINT_PATHS, assert_usable
 from tests.support.waiting import eventually
 from token_broker.memory.types import Owner
@@ -42,6 +43,7 @@ async def test_open_breakers_ask_azure_nothing(azure: RunningSimulator, start_br
     assert mints(azure) == []
 
 
+@retry_if_host_busy()
 async def test_open_breakers_skip_a_slow_recall(azure: RunningSimulator, start_broker: StartBroker) -> None:
     class SlowRecall:
         async def block(self, owner: Owner) -> str:
@@ -75,9 +77,9 @@ async def test_recovery_costs_one_probe(azure: RunningSimulator, start_broker: S
     await breakers_become("half_open", broker)
     azure.set_faults({"match": "/", "fault": "slow", "seconds": 1.5})
     azure.simulator.log.clear()
-    plans = await broker.burst(200)
+    plans = await broker.burst(60)
     assert mints(azure) == [MINT_PATHS["ga"]]
-    assert sorted(plan["strategy"] for plan in plans) == ["ga", *["websocket_proxy"] * 199]
+    assert sorted(plan["strategy"] for plan in plans) == ["ga", *["websocket_proxy"] * 59]
     azure.set_faults()
     assert (await broker.plan())["strategy"] == "ga"
 
@@ -107,7 +109,7 @@ async def test_missing_route_is_asked_once(faulty: str, azure: RunningSimulator,
     others = [name for name in MINT_PATHS if name != faulty]
     broker = await start_broker(azure, token_strategies=(faulty, *others, "websocket_proxy"))
     with azure.fault("status", MINT_PATHS[faulty], code=404):
-        plans = [await broker.plan() for _ in range(101)]
+        plans = [await broker.plan() for _ in range(30)]
     assert {plan["strategy"] for plan in plans} == {others[0]}
     assert len([path for path in mints(azure) if path.startswith(MINT_PATHS[faulty])]) == 1
     shown = (await broker.strategies())[faulty]

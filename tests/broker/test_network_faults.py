@@ -21,7 +21,7 @@ from tests.support.sockets import refused_port
 from tests.support.tls import tls_files
 from token_broker.simulator import RunningSimulator, serve
 
-BUDGET_S = 2.0
+BUDGET_S = 1.5
 SLACK_S = 0.25
 OPENAI = {"ga", "direct_deployment"}  # ask AZURE_OPENAI_ENDPOINT
 UNIFIED = {"project", "unified"}  # ask AZURE_VOICELIVE_ENDPOINT

@@ -149,6 +149,7 @@ async def test_failed_fetch_is_retried_after_a_pause(clock: Clocks) -> None:
     assert await get(entra) == "token-2"
 
 
+@retry_if_host_busy()
 async def test_stalled_fetch_delays_only_the_first(clock: Clocks) -> None:
     source = Source(clock)
     source.open.clear()
