@@ -152,8 +152,8 @@ async def run_broker(settings: Settings) -> AsyncIterator[RunningBroker]:
         yield RunningBroker(base_url, settings, app, client)
 
 
-def plain_client(base_url: str) -> httpx.AsyncClient:
-    """A client of a loopback server: no proxy, no bound on connections."""
+def plain_client(base_url: str = "") -> httpx.AsyncClient:
+    """A client of loopback servers: no proxy of the environment, no limit of connections."""
     limits = httpx.Limits(max_connections=None)
     return httpx.AsyncClient(base_url=base_url, timeout=30, limits=limits, verify=_NO_TLS, trust_env=False)
 
