@@ -40,6 +40,7 @@ __all__ = [
     "run_broker",
     "run_command",
     "run_process",
+    "start_process",
 ]
 
 _START_S = 20
@@ -107,10 +108,15 @@ class RunningBroker:
         return {strategy["name"]: strategy for strategy in status["strategies"]}
 
 
-def make_settings(directory: Path, endpoint: str | None, **overrides: Any) -> Settings:
-    """Settings for a loopback Azure at `endpoint`, with their database in `directory` and no limits in the way."""
-    database = directory / f"broker-{time.monotonic_ns()}.db"
-    database.write_bytes(_empty_database())
+def make_settings(directory: Path | None, endpoint: str | None, **overrides: Any) -> Settings:
+    """Settings for a loopback Azure at `endpoint`, with no limits in the way and with `overrides` by field name.
+
+    Their database is a new one in `directory`. Without a directory there is none, unless `overrides` name one.
+    """
+    database = Path("/nowhere/broker.db")
+    if directory is not None:
+        database = directory / f"broker-{time.monotonic_ns()}.db"
+        database.write_bytes(_empty_database())
     return Settings.load(
         _env_file=None,
         **{
@@ -192,7 +198,7 @@ async def run_command(
 ) -> Finished:
     """Runs `token-broker …` to its end; `fresh` gives it an interpreter of its own."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = await _start(arguments, env, cwd, out, err, fresh=fresh)
+        process = await start_process(arguments, env, cwd, out, err, fresh=fresh)
         try:
             code = await asyncio.wait_for(process.wait(), timeout_s)
         finally:
@@ -230,7 +236,7 @@ async def run_process(
             env = env | {"PORT": str(free.getsockname()[1])}
     log_file = directory / f"{command}-{time.monotonic_ns()}.log"
     with log_file.open("wb") as output:
-        process = await _start((command,), env, directory, output, output, fresh=fresh)
+        process = await start_process((command,), env, directory, output, output, fresh=fresh)
     base_url = f"http://127.0.0.1:{env['PORT']}"
     try:
         await _until_ready(base_url, process, log_file)
@@ -245,9 +251,10 @@ async def run_process(
             await process.wait()
 
 
-async def _start(
-    arguments: tuple[str, ...], env: dict[str, str], cwd: Path, out: BinaryIO, err: BinaryIO, *, fresh: bool
+async def start_process(
+    arguments: tuple[str, ...], env: dict[str, str], cwd: Path, out: BinaryIO, err: BinaryIO, *, fresh: bool = False
 ) -> asyncio.subprocess.Process | ForkedProcess:
+    """Starts `token-broker …` and returns at once; the caller sees to its end."""
     if not fresh:
         return await fork_broker(arguments, env=env, cwd=cwd, stdout=out, stderr=err)
     # As the installed script starts it, without the need for it to be installed.
