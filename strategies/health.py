@@ -168,8 +168,7 @@ class CircuitBreaker:
     def snapshot(self) -> dict[str, Any]:
         """The breaker as `/status` shows it: times in ms, `retry_in_s` until the next probe."""
         last_outcome, last_status, last_at_s = self._last or (None, None, None)
-        retry_in_s = None if self._open_until_s is None else round(max(0.0, self._open_until_s - self._clock()), 1)
-        ordered = sorted(self._latencies_ms)
+        rest_s = None if self._open_until_s is None else round(max(0.0, self._open_until_s - self._clock()), 1)
         return {
             "name": self.name,
             "breaker": self.state.value,
@@ -177,14 +176,11 @@ class CircuitBreaker:
             "last_outcome": last_outcome,
             "last_status": last_status,
             "last_ago_s": None if last_at_s is None else round(self._clock() - last_at_s, 1),
-            "retry_in_s": retry_in_s,
+            "retry_in_s": rest_s,
             "why": self.why_open or None,
             "attempts": self.attempts,
             "successes": self.successes,
-            "latency_ms": {
-                f"p{percent}": round(ordered[math.ceil(len(ordered) * percent / 100) - 1], 1) if ordered else None
-                for percent in (50, 95, 99)
-            },
+            "latency_ms": _percentiles(self._latencies_ms),
         }
 
     def _count(self, outcome: str, status: int | None, duration_ms: float) -> None:
@@ -205,3 +201,11 @@ class CircuitBreaker:
             self._probing = False
             self._open_until_s = None
             self._why = ""
+
+
+def _percentiles(samples: deque[float]) -> dict[str, float | None]:
+    ordered = sorted(samples)
+    return {
+        f"p{percent}": round(ordered[math.ceil(len(ordered) * percent / 100) - 1], 1) if ordered else None
+        for percent in (50, 95, 99)
+    }

@@ -21,6 +21,7 @@ from sqlalchemy import create_engine
 from starlette.applications import Starlette
 
 from tests.support.forkserver import ForkedProcess, fork_broker
+from tests.support.processes import Finished
 from tests.support.serving import serve_app
 from tests.support.sockets import listening_socket
 from token_broker.app import create_app
@@ -182,15 +183,6 @@ def environment(directory: Path, endpoint: str | None, **variables: str) -> dict
     if endpoint is not None:
         ours["AZURE_VOICELIVE_ENDPOINT"] = endpoint
     return inherited | ours | variables
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A `token-broker` that has ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 async def run_command(

@@ -17,10 +17,21 @@ _START_S = 20
 
 @contextlib.asynccontextmanager
 async def serve_app(
-    app: ASGIApp, *, lifespan: Literal["on", "off"] = "off", port: int = 0, **options: Any
+    app: ASGIApp,
+    *,
+    lifespan: Literal["on", "off"] = "off",
+    state: dict[str, Any] | None = None,
+    port: int = 0,
+    **options: Any,
 ) -> AsyncIterator[str]:
-    """The application under uvicorn until the block ends; yields its base URL. `options` are `uvicorn.Config`'s."""
-    async with run_server(uvicorn.Server(server_config(app, lifespan=lifespan, **options)), port=port) as base_url:
+    """The application under uvicorn until the block ends; yields its base URL. `options` are `uvicorn.Config`'s.
+
+    Each request gets a copy of `state`: the state of a lifespan that the caller runs.
+    """
+    server = uvicorn.Server(server_config(app, lifespan=lifespan, **options))
+    async with run_server(server, port=port) as base_url:
+        if state is not None:
+            server.lifespan.state = state
         yield base_url
 
 
