@@ -179,9 +179,10 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 async def azure() -> AsyncIterator[RunningSimulator]:
-    """A healthy simulated Azure of every kind, in the test's own event loop."""
+    """A healthy simulated Azure of every kind, in the test's own event loop. Nothing may be left running in it."""
     async with serve() as running:
         yield running
+    assert running.running == 0
 
 
 @pytest.fixture
