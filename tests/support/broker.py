@@ -132,6 +132,7 @@ def make_settings(directory: Path | None, endpoint: str | None, **overrides: Any
             "turn_bytes_per_minute": 0,
             "max_sessions_per_principal": 0,
             "max_sessions": 0,
+            "store_patience_s": 1,  # on a busy machine a store that is there may take longer than the default
             **overrides,
         },
     )
