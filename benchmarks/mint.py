@@ -1,15 +1,19 @@
-"""What a mint costs here, beside a bare aiohttp handler that makes the same upstream call, in one run.
+"""Measures what a mint costs, beside a bare aiohttp handler that makes the same upstream call.
 
     python -m benchmarks.mint [--seconds 5] [--rounds 3]
 
-Four processes: an upstream that answers at once, the broker, the bare handler, and this one, which makes the load and
-takes turns between the two, so that a machine whose speed drifts drifts for both. Printed besides: how long `serve`
-takes until it is ready, and its memory at rest.
+Five processes: an upstream that answers at once, the broker, a broker whose breakers are all open, the bare handler,
+and this one, which makes the load. It measures the three in turn, so that a machine whose speed drifts drifts for all.
+
+With all breakers open a plan asks Azure nothing. It should cost less than the bare handler, which does ask.
+
+Also printed: how long `serve` takes to get ready, and its memory at rest.
 """
 
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import statistics
@@ -27,11 +31,13 @@ from tests.support.machine import StolenTime
 
 KEY = "benchmark-key"
 BODY = b'{"agent_id":"elena"}'
+MINTED = b"ek_0123456789abcdef"
+DEGRADED = b'"degraded":true'
 
 
 @dataclass(frozen=True)
 class Round:
-    """One stretch of load: requests a second, median latency, CPU a request of the process that answers."""
+    """One stretch of load: requests per second, median latency, and CPU per request of the process that answers."""
 
     rate: float
     p50_ms: float
@@ -39,7 +45,7 @@ class Round:
 
 
 def upstream(port: int) -> None:
-    """Answers every POST with a fresh secret and nothing else; a plain protocol, so that it is never the limit."""
+    """Answers every POST with a fresh secret. A plain protocol, so that it is never the bottleneck."""
 
     class Answering(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -70,9 +76,7 @@ def upstream(port: int) -> None:
 
 
 def bare(port: int, upstream_port: int) -> None:
-    """The peer: read JSON, post the same body upstream, answer JSON; nothing of what the broker is for."""
-    import json
-
+    """The peer: reads JSON, posts the same body upstream, answers JSON. It does nothing that the broker is for."""
     import uvloop
     from aiohttp import ClientSession, web
 
@@ -110,9 +114,10 @@ def bare(port: int, upstream_port: int) -> None:
 
 
 class Client(asyncio.Protocol):
-    """One keep-alive connection that asks again as soon as it has its answer, until the time is up."""
+    """One keep-alive connection that asks again at each answer, until the time is up. Answers contain `expected`."""
 
-    def __init__(self, until_s: float, latencies_s: list[float]) -> None:
+    def __init__(self, until_s: float, latencies_s: list[float], expected: bytes) -> None:
+        self.expected = expected
         self.until_s = until_s
         self.latencies_s = latencies_s
         self.done = asyncio.get_running_loop().create_future()
@@ -138,8 +143,8 @@ class Client(asyncio.Protocol):
         if len(self.buffer) < end + 4 + int(head.split(b"content-length:")[1].split(b"\r\n")[0]):
             return
         now_s = time.perf_counter()
-        if not self.buffer.startswith(b"HTTP/1.1 200") or b"ek_0123456789abcdef" not in self.buffer:
-            self.done.set_exception(RuntimeError(f"not a grant: {self.buffer[:200]!r}"))
+        if not self.buffer.startswith(b"HTTP/1.1 200") or self.expected not in self.buffer:
+            self.done.set_exception(RuntimeError(f"no {self.expected!r} in {self.buffer[:200]!r}"))
             self.transport.close()
             return
         self.latencies_s.append(now_s - self.asked_s)
@@ -151,13 +156,13 @@ class Client(asyncio.Protocol):
             self.done.set_result(None)
 
 
-async def load(port: int, connections: int, seconds: float, pid: int) -> Round:
-    """`connections` clients at once for `seconds`."""
+async def load(port: int, connections: int, seconds: float, pid: int, expected: bytes = MINTED) -> Round:
+    """`connections` clients at once for `seconds`; `pid` is the process that answers with `expected`."""
     latencies_s: list[float] = []
     cpu_before_s, began_s = cpu_seconds(pid), time.perf_counter()
     loop = asyncio.get_running_loop()
     clients = [
-        (await loop.create_connection(lambda: Client(began_s + seconds, latencies_s), "127.0.0.1", port))[1]
+        (await loop.create_connection(lambda: Client(began_s + seconds, latencies_s, expected), "127.0.0.1", port))[1]
         for _ in range(connections)
     ]
     await asyncio.wait_for(asyncio.gather(*(client.done for client in clients)), seconds + 20)
@@ -219,7 +224,7 @@ def main() -> None:
 
 
 def measure(seconds: float, rounds: int) -> None:
-    upstream_port, bare_port, broker_port = free_port(), free_port(), free_port()
+    upstream_port, bare_port, broker_port, open_port = (free_port() for _ in range(4))
     this = [sys.executable, "-m", "benchmarks.mint"]
     broker = str(Path(sys.executable).with_name("token-broker"))
     with contextlib.ExitStack() as stack:
@@ -248,19 +253,52 @@ def measure(seconds: float, rounds: int) -> None:
                 ready_s.append(took_s)
         broker_pid, took_s = stack.enter_context(running([broker, "serve"], broker_port, "/readyz", **environment))
         ready_s.append(took_s)
+        # Nothing listens on port 1, so that each strategy fails at once, and opens its breaker for the whole run.
+        failing = {
+            "PORT": str(open_port),
+            "AZURE_VOICELIVE_ENDPOINT": "http://127.0.0.1:1",
+            "BROKER_DATABASE_URL": f"sqlite+aiosqlite:///{folder}/open.db",
+            "BROKER_BREAKER_FAILURES": "1",
+            "BROKER_BREAKER_OPEN_S": "86400",
+        }
+        open_pid, _ = stack.enter_context(
+            running([broker, "serve"], open_port, "/readyz", **{**environment, **failing})
+        )
+        open_breakers(open_port)
         time.sleep(1)
         print(f"ready {statistics.median(ready_s):.2f} s after `serve`; {resident_mb(broker_pid):.0f} MB at rest\n")
         print(f"{'connections':>11}  {'':8}{'mints/s':>9}{'p50 ms':>9}{'CPU µs':>9}")
         for connections in (1, 32):
-            ours, peers = [], []
+            ours, opens, peers = [], [], []
             for _ in range(rounds):
                 ours.append(asyncio.run(load(broker_port, connections, seconds, broker_pid)))
+                opens.append(asyncio.run(load(open_port, connections, seconds, open_pid, DEGRADED)))
                 peers.append(asyncio.run(load(bare_port, connections, seconds, bare_pid)))
             report(connections, "broker", ours)
+            report(connections, "open", opens)
             report(connections, "bare", peers)
-            rate = statistics.median(our.rate / peer.rate for our, peer in zip(ours, peers, strict=True))
-            more_ms = statistics.median(our.p50_ms - peer.p50_ms for our, peer in zip(ours, peers, strict=True))
-            print(f"{'':11}  broker/bare: {rate:.2f} of the rate, {more_ms:+.2f} ms at the median\n")
+            compare("broker/bare", ours, peers)
+            compare("open/bare", opens, peers)
+            print()
+
+
+def open_breakers(port: int) -> None:
+    """Asks the broker for a plan until every breaker is open."""
+    for _ in range(20):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/realtime/token", BODY, timeout=20) as answer:
+            answer.read()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=20) as answer:
+            strategies = json.load(answer)["strategies"]
+        if all(strategy["breaker"] == "open" or strategy["name"] == "websocket_proxy" for strategy in strategies):
+            return
+    raise RuntimeError("the breakers do not open")
+
+
+def compare(title: str, some: list[Round], peers: list[Round]) -> None:
+    """Prints the medians of the rate's ratio and of the latency's difference, round by round."""
+    rate = statistics.median(one.rate / peer.rate for one, peer in zip(some, peers, strict=True))
+    more_ms = statistics.median(one.p50_ms - peer.p50_ms for one, peer in zip(some, peers, strict=True))
+    print(f"{'':11}  {title}: {rate:.2f} of the rate, {more_ms:+.2f} ms at the median")
 
 
 def report(connections: int, name: str, rounds: list[Round]) -> None:

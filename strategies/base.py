@@ -1,28 +1,25 @@
-"""The seam: what a strategy is asked, and what it grants.
+"""What a strategy is asked for and what it grants: `SessionSpec` and `Grant`.
 
-A `Strategy` turns a `SessionSpec` into a `Grant` or raises one of `strategies.errors`. Everything around it (retries,
-breakers, the deadline) is the chain's.
+This module imports none of ours, since nearly every other one imports it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from pydantic import SecretStr
 
-from strategies.endpoint import Target
+__all__ = ["Attempt", "Dialect", "EphemeralGrant", "Grant", "ProxyGrant", "SessionSpec", "TurnDetection"]
 
-__all__ = ["Attempt", "Dialect", "EphemeralGrant", "Grant", "ProxyGrant", "SessionSpec", "Strategy", "TurnDetection"]
-
-# Which events and which session shape a connection speaks (docs/azure.md §4.1): GA's, or the preview's, which are
-# Voice Live's too. The value is what plans and `broker.ready` show.
+# Whose events and session shape a connection speaks (docs/azure.md §4.1): GA's, or the preview's, which Voice Live
+# speaks as well. Plans and `broker.ready` show this value.
 Dialect = Literal["ga", "preview"]
 
 
 @dataclass(frozen=True, slots=True)
 class TurnDetection:
-    """Server VAD: how loud speech is (0 to 1), how much before it is kept, how long a silence ends it."""
+    """Server VAD: the loudness of speech (0 to 1), how much before it is kept, and the silence that ends it."""
 
     threshold: float = 0.6
     prefix_padding_ms: int = 300
@@ -31,15 +28,15 @@ class TurnDetection:
 
 @dataclass(frozen=True, slots=True)
 class SessionSpec:
-    """One talk as asked of Azure, on whatever path: all that both bodies and both dialects are made from."""
+    """One talk as Azure is asked for it. Both request bodies and both dialects are made from it."""
 
     model: str  # the deployment's name
     instructions: str = field(repr=False)
     voices: Mapping[Dialect, str]
     modalities: tuple[str, ...] = ("audio", "text")
-    transcription_model: str = "gpt-4o-mini-transcribe"  # on GA, a deployment's name; elsewhere the model decides
+    transcription_model: str = "gpt-4o-mini-transcribe"  # a deployment's name, and for GA alone
     turn_detection: TurnDetection = field(default_factory=TurnDetection)
-    tools: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)  # an MCP server's credentials among them
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)  # may hold an MCP server's credentials
     ttl_s: int = 60
 
 
@@ -47,8 +44,8 @@ class SessionSpec:
 class EphemeralGrant:
     """Azure minted: the browser may connect with `token`.
 
-    `expires_in_s` is what was left when the answer came, by Azure's own clock (its `Date`), at `received_at_s` of
-    our monotonic clock. `clock_skew_s` is our wall clock less Azure's; None where the answer had no usable `Date`.
+    `expires_in_s` is the lifetime left at `received_at_s` of our monotonic clock, reckoned by the `Date` of Azure's
+    answer. `clock_skew_s` is our wall clock minus Azure's; None where the answer had no usable `Date`.
     """
 
     strategy: str
@@ -56,7 +53,7 @@ class EphemeralGrant:
     expires_at: datetime  # UTC
     expires_in_s: float
     received_at_s: float
-    endpoint: str  # the base that minted: media goes there
+    endpoint: str  # the base URL that minted; media goes there
     dialect: Dialect
     voice: str
     clock_skew_s: float | None = None
@@ -64,7 +61,7 @@ class EphemeralGrant:
 
 @dataclass(frozen=True, slots=True)
 class ProxyGrant:
-    """Nothing was minted; our WebSocket proxy carries the talk."""
+    """Nothing was minted: the broker's WebSocket proxy carries the talk."""
 
     strategy: str = "websocket_proxy"
 
@@ -74,10 +71,10 @@ Grant = EphemeralGrant | ProxyGrant
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What one strategy did within one request.
+    """What one strategy did in one request.
 
-    `outcome` is `minted`, `granted` (the proxy), `skipped`, `cancelled`, or a `MintError.outcome`; `why` is our own
-    sentence; `tries` counts HTTP attempts, and is 0 where none was made.
+    `outcome` is `minted`, `granted` (by the proxy), `skipped` or a `MintError.outcome`. `why` is the broker's own
+    sentence. `tries` counts HTTP attempts.
     """
 
     strategy: str
@@ -88,19 +85,3 @@ class Attempt:
     code: str | None = None
     request_id: str | None = None
     tries: int = 0
-
-
-class Strategy(Protocol):
-    """One way to get a grant."""
-
-    @property
-    def name(self) -> str: ...
-
-    @staticmethod
-    def applies(target: Target) -> bool:
-        """Whether this way exists for such an endpoint at all; decided once, at the start."""
-        ...
-
-    async def mint(self, spec: SessionSpec, *, timeout_s: float) -> Grant:
-        """One attempt, at most `timeout_s` long. Raises `MintError`, and nothing else but cancellation."""
-        ...

@@ -1,6 +1,6 @@
-"""WebRTC calls set up on a browser's behalf: its offer posted with an ephemeral token, and hanging up.
+"""WebRTC calls made for a browser: posts its offer to Azure, and hangs up.
 
-docs/azure.md §5: the offer goes out raw with the ephemeral token alone; hanging up wants the resource's credential.
+Azure takes the raw offer with the ephemeral token alone; hanging up needs the resource's credential (docs/azure.md §5).
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from strategies.errors import (
     TimedOutError,
     TransientError,
 )
-from strategies.upstream import MAX_ANSWER_BYTES, Answer, classify
+from strategies.upstream import Answer, classify, read_body
 
 __all__ = ["AcceptedCall", "AzureCalls"]
 
@@ -33,14 +33,14 @@ OnHead = Callable[[int, httpx.Headers], None]
 
 @dataclass(frozen=True, slots=True)
 class AcceptedCall:
-    """Azure's answer to an offer; `call_id` is None where its `Location` named none, and the call can't be hung up."""
+    """Azure's answer to an offer. Without a `call_id`, which `Location` names, the call cannot be hung up."""
 
     answer: bytes
     call_id: str | None
 
 
 class AzureCalls:
-    """Speaks to Azure's calls route with the process's one client and credential."""
+    """Client of Azure's calls route, with the process's one HTTP client and credential."""
 
     def __init__(self, client: httpx.AsyncClient, credentials: Credentials) -> None:
         self._client = client
@@ -57,8 +57,8 @@ class AzureCalls:
     ) -> AcceptedCall:
         """Posts the SDP `offer` to the host that minted. Raises MintError.
 
-        `named` is told the call's id as soon as Azure has named it. The call is there from then on, even where its
-        answer comes late, is cut off or can't be used: whoever can't use the call has to hang it up.
+        `named` gets the call's id as soon as Azure's headers name it. The call exists from then on, even if the answer
+        comes late, breaks off or is unusable: a caller that cannot use the call has to hang it up.
         """
         url = f"{grant.endpoint}/openai/v1/realtime/calls{'?webrtcfilter=on' if filtered else ''}"
         headers = {"Content-Type": "application/sdp", "Authorization": f"Bearer {grant.token.get_secret_value()}"}
@@ -70,12 +70,12 @@ class AzureCalls:
         answer = await self._post(url, offer, headers, timeout_s, on_head)
         if (error := classify(answer, now_s=time.time())) is not None:
             raise error
-        if not answer.body.startswith(b"v=0"):  # its Content-Type is now application/sdp, now text/plain
+        if not answer.body.startswith(b"v=0"):  # Content-Type says nothing: Azure sends application/sdp or text/plain
             raise MalformedError("the answer to the offer is no SDP", status=answer.status)
         return AcceptedCall(answer.body, _call_id(answer.headers))
 
     async def hang_up(self, endpoint: str, call_id: str, *, timeout_s: float) -> None:
-        """Ends the call; one that Azure no longer knows has ended already. Raises MintError."""
+        """Ends the call; a call that Azure does not know has ended already. Raises MintError."""
         url = f"{endpoint}/openai/v1/realtime/calls/{call_id}/hangup"
         deadline_s = time.monotonic() + timeout_s
         for last in (False, True):
@@ -100,12 +100,7 @@ class AzureCalls:
             async with asyncio.timeout(timeout_s):
                 async with self._client.stream("POST", url, content=content, headers=headers) as response:
                     on_head(response.status_code, response.headers)
-                    body = bytearray()
-                    async for chunk in response.aiter_raw():
-                        body += chunk
-                        if len(body) > MAX_ANSWER_BYTES:
-                            raise MalformedError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes")
-                    return Answer(response.status_code, response.headers, bytes(body))
+                    return Answer(response.status_code, response.headers, await read_body(response.aiter_raw()))
         except TimeoutError:
             raise TimedOutError(f"no whole answer within {timeout_s:.1f} s") from None
         except MintError:

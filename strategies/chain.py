@@ -1,34 +1,57 @@
-"""Tries the strategies in order inside one hard deadline, and records what each did.
+"""Tries the strategies in order within one hard deadline, and records what each did.
 
-Every strategy left gets its share of what remains; one that overruns its share is cancelled and, should it resist even
-that, left behind. With `websocket_proxy` among the links the chain always ends in a grant; it never raises.
+Each strategy that is left gets an equal share of the time that is left. One that exceeds its share is cancelled. One
+that ignores the cancellation is left running, and nobody waits for it. With `websocket_proxy` among the links the chain
+always ends in a grant. `Chain.mint` raises nothing but the cancellation of its caller.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
-from strategies.base import Attempt, Grant, SessionSpec, Strategy
+from strategies.base import Attempt, Grant, SessionSpec
+from strategies.endpoint import Target
 from strategies.errors import MintError, TimedOutError
 from strategies.health import BreakerState, CircuitBreaker, Permit
 from strategies.retry import RetryPolicy, Tries, retry
 from strategies.websocket_proxy import WebSocketProxy
 
-__all__ = ["Chain", "ChainResult", "Link", "OnAttempt", "SpecSupplier"]
+__all__ = ["Chain", "ChainResult", "Link", "OnAttempt", "SpecSupplier", "Strategy"]
 
 log = structlog.get_logger("token_broker.chain")
 
 OnAttempt = Callable[[Attempt], None]
 SpecSupplier = Callable[[], Awaitable[SessionSpec]]
 
-# What is kept of the budget for making the plan; what of its share an attempt gets to say itself what it waited for;
-# and what a cancelled one gets to clean up.
+# Reserved from the budget for making the plan itself.
 _RESERVE_S = 0.02
+# An attempt ends this much before its share does: then it can still say what it waited for in vain.
 _LAST_WORD_S = 0.005
+# How long a cancelled attempt may take to clean up.
 _CLEAN_UP_S = 0.05
+
+
+class Strategy(Protocol):
+    """One way to get a grant: turns a `SessionSpec` into a `Grant` or raises one of `strategies.errors`.
+
+    Retries, breakers and the deadline are the chain's.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @staticmethod
+    def applies(target: Target) -> bool:
+        """Whether such an endpoint has this way at all. Asked once, when the chain is built."""
+        ...
+
+    async def mint(self, spec: SessionSpec, *, timeout_s: float) -> Grant:
+        """One attempt of at most `timeout_s`. Raises `MintError`, and nothing else but cancellation."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +64,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class ChainResult:
-    """`grant` is None only where the proxy is not among the links. `attempts` are in the order they were made."""
+    """The grant, and the attempts in the order they were made. `grant` is None only where the proxy is no link."""
 
     grant: Grant | None
     attempts: tuple[Attempt, ...]
 
 
 class Chain:
-    """The links in order, and how patient to be with each. `on_attempt` hears of every attempt that was made."""
+    """The links in order and how often to retry. `on_attempt` is called with every attempt that was made."""
 
     def __init__(
         self,
@@ -60,10 +83,11 @@ class Chain:
         self.links = tuple(links)
         self._policy = policy
         self._on_attempt = on_attempt
+        # asyncio keeps only weak references to tasks: a task that nobody holds can vanish before it ends.
         self._left_behind: set[asyncio.Task[Grant]] = set()
 
     async def mint(self, spec: SpecSupplier, *, deadline_s: float, sockets_only: bool = False) -> ChainResult:
-        """A grant before `deadline_s` (monotonic). `spec` is awaited before each real mint, inside its share.
+        """A grant before `deadline_s` (monotonic). `spec` is awaited before each real mint, within its share.
 
         With `sockets_only` nothing is minted: the proxy is granted, where it is among the links.
         """
@@ -75,13 +99,14 @@ class Chain:
             if sockets_only:
                 attempts.append(Attempt(link.strategy.name, "skipped", 0.0, "this agent talks over WebSockets only"))
                 continue
-            share_s = self._share_s(position, deadline_s)
+            behind = sum(isinstance(later, Link) and later.breaker.would_admit for later in self.links[position + 1 :])
+            share_s = (deadline_s - _RESERVE_S - time.monotonic()) / (1 + behind)
             permit = self._admit(link.breaker) if share_s > 0 else None
             if permit is None:
                 why = link.breaker.why_open or "no time was left"
                 attempts.append(Attempt(link.strategy.name, "skipped", 0.0, why))
                 continue
-            grant, attempt = await self._try(link.strategy, link.breaker, permit, spec, share_s)
+            grant, attempt = await self._try(link, permit, spec, share_s)
             attempts.append(attempt)
             self._on_attempt(attempt)
             if grant is not None:
@@ -89,22 +114,21 @@ class Chain:
         return ChainResult(None, tuple(attempts))
 
     def _admit(self, breaker: CircuitBreaker) -> Permit | None:
-        """Leave to ask. While one link is being probed no other is: one caller finds out, the rest take the proxy."""
+        """A permit to ask. While one link is probed, no other half-open link is: one caller finds out for all.
+
+        Otherwise, after an outage of all routes, several callers at once would each wait for a probe of their own.
+        """
         if breaker.state is BreakerState.HALF_OPEN and any(
             isinstance(link, Link) and link.breaker.probing for link in self.links
         ):
             return None
         return breaker.admit()
 
-    def _share_s(self, position: int, deadline_s: float) -> float:
-        """What remains, divided by this strategy and those behind it that would be asked next."""
-        behind = sum(isinstance(link, Link) and link.breaker.would_admit for link in self.links[position + 1 :])
-        return (deadline_s - _RESERVE_S - time.monotonic()) / (1 + behind)
-
     async def _try(
-        self, strategy: Strategy, breaker: CircuitBreaker, permit: Permit, spec: SpecSupplier, share_s: float
+        self, link: Link, permit: Permit, spec: SpecSupplier, share_s: float
     ) -> tuple[Grant | None, Attempt]:
-        """One strategy, retries included, for at most `share_s`. Raises nothing but the caller's own cancellation."""
+        """One strategy, retries included, for at most `share_s`."""
+        strategy = link.strategy
         began_s = time.monotonic()
         tries = Tries()
 
@@ -117,59 +141,54 @@ class Chain:
                 tries=tries,
             )
 
+        # A task of its own, and no `asyncio.timeout`: that would wait for a strategy which ignores its cancellation.
         task = asyncio.create_task(mint(), name=f"mint-{strategy.name}")
         try:
+            with link.breaker.settle(permit):
+                grant = await self._result(task, share_s)
+        except MintError as error:
+            return None, Attempt(
+                strategy=strategy.name,
+                outcome=error.outcome,
+                duration_ms=(time.monotonic() - began_s) * 1000,
+                why=str(error),
+                status=error.status,
+                code=error.code,
+                request_id=error.request_id,
+                tries=tries.count,
+            )
+        duration_ms = (time.monotonic() - began_s) * 1000
+        return grant, Attempt(strategy.name, "minted", duration_ms, status=200, tries=tries.count)
+
+    async def _result(self, task: asyncio.Task[Grant], share_s: float) -> Grant:
+        """What `task` comes to within `share_s`; it is cancelled after that. Raises `MintError`, whatever it raised."""
+        try:
             await asyncio.wait({task}, timeout=share_s)
-            await self._give_up(task)
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=_CLEAN_UP_S)
         except asyncio.CancelledError:
-            breaker.abandoned(permit)
             self._leave_behind(task)
             raise
-        duration_ms = (time.monotonic() - began_s) * 1000
-        outcome = _outcome(task, share_s)
-        if not isinstance(outcome, MintError):
-            breaker.succeeded(permit, duration_ms)
-            return outcome, Attempt(strategy.name, "minted", duration_ms, status=200, tries=tries.count)
-        breaker.failed(permit, outcome, duration_ms)
-        return None, Attempt(
-            strategy=strategy.name,
-            outcome=outcome.outcome,
-            duration_ms=duration_ms,
-            why=str(outcome),
-            status=outcome.status,
-            code=outcome.code,
-            request_id=outcome.request_id,
-            tries=tries.count,
-        )
-
-    async def _give_up(self, task: asyncio.Task[Grant]) -> None:
-        """Cancels what overran; what resists is left behind, held only so that it is not lost unseen."""
-        if task.done():
-            return
-        task.cancel()
-        await asyncio.wait({task}, timeout=_CLEAN_UP_S)
         if not task.done():
             self._leave_behind(task)
+        if not task.done() or task.cancelled():
+            raise TimedOutError(f"no answer within its share of {share_s:.1f} s")
+        match task.exception():
+            case None:
+                return task.result()
+            case MintError() as error:
+                raise error
+            case unexpected:
+                log.error("strategy_failed_unexpectedly", strategy=task.get_name(), error=type(unexpected).__name__)
+                raise MintError(f"an unexpected {type(unexpected).__name__}")
 
     def _leave_behind(self, task: asyncio.Task[Grant]) -> None:
         def forget(task: asyncio.Task[Grant]) -> None:
             self._left_behind.discard(task)
             if not task.cancelled():
-                task.exception()  # looked at, so that asyncio does not complain of it
+                task.exception()  # retrieved, so that asyncio does not log it as never retrieved
 
         task.cancel()
         self._left_behind.add(task)
         task.add_done_callback(forget)
-
-
-def _outcome(task: asyncio.Task[Grant], share_s: float) -> Grant | MintError:
-    if not task.done() or task.cancelled():
-        return TimedOutError(f"no answer within its share of {share_s:.1f} s")
-    match task.exception():
-        case None:
-            return task.result()
-        case MintError() as error:
-            return error
-        case unexpected:
-            log.error("strategy_failed_unexpectedly", strategy=task.get_name(), error=type(unexpected).__name__)
-            return MintError(f"an unexpected {type(unexpected).__name__}")

@@ -1,8 +1,10 @@
-"""What Azure is asked with: the resource key, or an Entra token. The one place that knows azure-identity.
+"""The credential for Azure: the resource key, or an Entra token. The only module that uses azure-identity.
 
-`auto` uses the key, and Entra where there is none or where Azure answers that keys are switched off. Entra tokens are
-fetched by one flight at a time for all who wait, kept until they really expire, and renewed before (docs/azure.md §1.3:
-a cold burst fans out, an IMDS endpoint can hang for minutes, a failed refresh must not cost a token that still works).
+`auto` uses the key; it uses Entra where there is no key, or where Azure answers that keys are switched off.
+
+azure-identity alone is not enough (docs/azure.md §1.3): a cold burst makes one fetch per request, an IMDS endpoint can
+hang for minutes, and a failed renewal loses a token that is still valid. Hence one fetch at a time serves all callers,
+a token is kept until it expires, and it is renewed before.
 """
 
 import asyncio
@@ -27,28 +29,33 @@ __all__ = ["AccessToken", "Authorization", "Credentials", "EntraTokens", "TokenS
 log = structlog.get_logger("token_broker.credentials")
 
 _RENEW_BEFORE_S = 300
+# After a failed renewal; without it every request would start another one.
 _RENEW_PAUSE_S = 30
+# After a failed fetch without a token: until then callers fail at once, since each would wait for the same failure.
 _FAILURE_KEPT_S = 2
 _OVERDUE_AFTER_S = 1
+# Then the key is tried again: an operator may have switched keys on.
 _KEYS_OFF_KEPT_S = 600
+# Shorter secrets exist in tests alone, and would be found in almost any text.
 _MIN_SEARCHED_CHARS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Authorization:
-    """One credential as it goes onto the wire."""
+    """One credential as it is sent."""
 
     kind: Literal["key", "entra"]
     secret: SecretStr
 
     def headers(self) -> dict[str, str]:
+        """The header that carries it."""
         value = self.secret.get_secret_value()
         return {"api-key": value} if self.kind == "key" else {"Authorization": f"Bearer {value}"}
 
 
 @dataclass(frozen=True, slots=True)
 class AccessToken:
-    """An Entra token and when it ends, in unix seconds of our own clock."""
+    """An Entra token and its expiry, in unix seconds of our own clock."""
 
     secret: SecretStr
     expires_on_s: float
@@ -57,13 +64,17 @@ class AccessToken:
 class TokenSource(Protocol):
     """Where Entra tokens come from."""
 
-    async def fetch(self) -> AccessToken: ...
+    async def fetch(self) -> AccessToken:
+        """A new token. May raise anything."""
+        ...
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Frees what `fetch` opened."""
+        ...
 
 
 class EntraTokens:
-    """The last good token, renewed by one fetch at a time, of at most `timeout_s`."""
+    """Keeps the last token, and renews it by one fetch at a time of at most `timeout_s`."""
 
     def __init__(
         self,
@@ -141,7 +152,7 @@ class EntraTokens:
 
 
 class Credentials:
-    """The process's one credential for Azure: the key, Entra, or the key until Azure says that keys are off."""
+    """The process's one credential for Azure: the key, Entra, or the key until Azure answers that keys are off."""
 
     def __init__(
         self,
@@ -158,7 +169,7 @@ class Credentials:
         self._keys_off_until_s: float | None = None
 
     async def current(self, *, timeout_s: float) -> Authorization:
-        """What to ask with now. Raises CredentialError where no Entra token can be had within `timeout_s`."""
+        """The credential to use now. Raises CredentialError if no Entra token comes within `timeout_s`."""
         if self._key is not None and not self._keys_off():
             return Authorization("key", self._key)
         if self._entra is None:
@@ -167,16 +178,17 @@ class Credentials:
 
     @property
     def secrets(self) -> tuple[SecretStr, ...]:
-        """What there is now: the key, and the last Entra token."""
+        """The secrets in use: the key and the last Entra token."""
         held = (self._key, self._entra.last if self._entra else None)
         return tuple(secret for secret in held if secret is not None)
 
     def appear_in(self, text: str) -> bool:
-        """Whether `text`, which came from outside, carries the key or the Entra token."""
-        return any(_is_in(secret.get_secret_value(), text) for secret in self.secrets)
+        """Whether `text`, which came from outside, contains the key or the Entra token."""
+        secrets = [secret.get_secret_value() for secret in self.secrets]
+        return any(secret in text if len(secret) >= _MIN_SEARCHED_CHARS else secret == text for secret in secrets)
 
     def keys_refused(self) -> bool:
-        """Azure takes no keys here. True where there is another credential to ask with: Entra, from now on."""
+        """Azure answered that keys are off. True if Entra is used from now on, False if there is no Entra."""
         if self._entra is None:
             return False
         if not self._keys_off():
@@ -187,12 +199,13 @@ class Credentials:
         return True
 
     async def warm(self) -> None:
-        """Fetches the first Entra token where the first request would need one; failures are logged, not raised."""
+        """Fetches the first Entra token, if the first request would need one. Logs a failure and does not raise it."""
         if self._entra is not None and self._key is None:
             with contextlib.suppress(CredentialError):
                 await self._entra.get(timeout_s=_KEYS_OFF_KEPT_S)
 
     async def aclose(self) -> None:
+        """Ends what fetches tokens."""
         if self._entra is not None:
             await self._entra.aclose()
 
@@ -200,13 +213,8 @@ class Credentials:
         return self._keys_off_until_s is not None and self._monotonic() < self._keys_off_until_s
 
 
-def _is_in(secret: str, text: str) -> bool:
-    """Very short secrets, which only tests have, would be found in anything."""
-    return secret in text if len(secret) >= _MIN_SEARCHED_CHARS else secret == text
-
-
 class _AzureIdentity:
-    """azure-identity's default chain, made at the first fetch: its import alone takes a good part of a second."""
+    """azure-identity's default chain. Created at the first fetch, because its import takes a large part of a second."""
 
     def __init__(self, scope: str, client_id: str | None) -> None:
         self._scope = scope
@@ -227,5 +235,5 @@ class _AzureIdentity:
 
 
 def azure_identity_source(scope: str, *, client_id: str | None = None) -> TokenSource:
-    """Tokens for `scope` from azure-identity's `DefaultAzureCredential`; `client_id` names a managed identity."""
+    """Tokens for `scope` from azure-identity's `DefaultAzureCredential`. `client_id` names a managed identity."""
     return _AzureIdentity(scope, client_id)

@@ -22,7 +22,7 @@ class DirectDeployment:
 
     @staticmethod
     def applies(target: Target) -> bool:
-        """Every resource may have it."""
+        """True for every endpoint: each has a base for OpenAI's routes."""
         return bool(target.openai_base)
 
     async def mint(self, spec: SessionSpec, *, timeout_s: float) -> EphemeralGrant:

@@ -1,7 +1,7 @@
-"""Parses an Azure endpoint into its kind, its resource's name and the sibling host where GA mints.
+"""Parses an Azure endpoint into its kind and the base URLs of its routes.
 
-One AI Services resource answers on three hosts that share its name (docs/azure.md §1.1); which of them was
-configured decides what may be asked there.
+One AI Services resource answers on several hosts that share its name (docs/azure.md §1.1). The host that was configured
+decides which routes there are, and GA's mint is derived from its name.
 """
 
 import ipaddress
@@ -17,7 +17,7 @@ _API_PATHS = ("/openai", "/api/projects", "/voice-live")
 
 
 class EndpointError(ValueError):
-    """An endpoint that can't be one; the message says what would be right and never repeats credentials."""
+    """The endpoint is invalid. The message says what would be right and never repeats credentials."""
 
 
 class EndpointKind(StrEnum):
@@ -29,7 +29,7 @@ class EndpointKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where one Azure resource answers. Bases are scheme, host, port and a gateway's path, with no trailing slash."""
+    """Base URLs of one Azure resource: scheme, host, port and a gateway's path, without a trailing slash."""
 
     base: str
     kind: EndpointKind
@@ -38,7 +38,7 @@ class Target:
 
     @property
     def unified_base(self) -> str | None:
-        """The base of the unified and project routes and of Voice Live; None on a direct endpoint."""
+        """Base of the unified and project routes and of Voice Live; None on a direct endpoint."""
         return self.base if self.kind is EndpointKind.UNIFIED else None
 
 
@@ -54,9 +54,9 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_endpoint(url: str) -> str:
-    """The endpoint as a base to append routes to: trailing slashes off, host in lower case.
+    """The endpoint as a base URL to append routes to: no trailing slash, host in lower case.
 
-    Raises EndpointError where it is no https URL of a resource (http only on loopback).
+    Raises EndpointError unless it is the https URL of a resource; http is allowed on loopback.
     """
     try:
         parts = urlsplit(url.strip())
@@ -82,21 +82,20 @@ def parse_endpoint(url: str) -> str:
 def parse_target(
     endpoint: str, *, kind: EndpointKind | None = None, openai_endpoint: str | None = None, project: str | None = None
 ) -> Target:
-    """The target behind `endpoint`; `kind` None is told from the host, an unknown host being unified.
+    """The target at `endpoint`. Raises EndpointError as `parse_endpoint` does.
 
-    `openai_endpoint` None is derived from the resource's name where the host is a unified Azure one, and else is the
-    endpoint itself. Raises EndpointError as `parse_endpoint` does.
+    Without `kind` the host decides; an unknown host is unified. Without `openai_endpoint` it is the sibling host of the
+    same resource, where `endpoint` is a unified host of Azure's, and otherwise `endpoint` itself.
     """
     base = parse_endpoint(endpoint)
     host = (urlsplit(base).hostname or "").lower()
     if kind is None:
+        # Unified, since a gateway or a custom domain in front of a direct endpoint merely answers 404 to the routes
+        # that it lacks; the other way round, routes that are there would never be asked.
         kind = EndpointKind.DIRECT if host.endswith(_DIRECT_SUFFIXES) else EndpointKind.UNIFIED
-    openai_base = parse_endpoint(openai_endpoint) if openai_endpoint else _openai_sibling(host) or base
-    return Target(base=base, kind=kind, openai_base=openai_base, project=project)
-
-
-def _openai_sibling(host: str) -> str | None:
+    if openai_endpoint:
+        return Target(base, kind, parse_endpoint(openai_endpoint), project)
     for unified, direct in zip(_UNIFIED_SUFFIXES, _DIRECT_SUFFIXES, strict=True):
         if host.endswith(unified):
-            return f"https://{host.removesuffix(unified)}{direct}"
-    return None
+            return Target(base, kind, f"https://{host.removesuffix(unified)}{direct}", project)
+    return Target(base, kind, base, project)

@@ -1,18 +1,19 @@
-"""Why a mint failed, as far as it decides what to do next.
+"""Why a mint failed. Each class is one decision about what to do next.
 
     MintError
     ├── TransientError          try again: 429, 5xx, a connection that failed
     │   ├── RateLimitedError        429: not before `retry_after_s`
     │   ├── TimedOutError           no answer in time: not again in this request
-    │   └── CredentialError         no Entra token could be had
+    │   └── CredentialError         there is no Entra token
     ├── PermanentError          this resource lacks the route: 404, 405, 410
     │   └── ApiVersionError         it has the route, and refuses our api-version
     ├── MisconfiguredError      an operator has to act: 401, 403
     │   └── KeysDisabledError       403 AuthenticationTypeDisabled: Entra may still work
     ├── RejectedError           our request is wrong: other 4xx
-    └── MalformedError          the answer is: not JSON, no token, an expiry that can't be, a redirect
+    └── MalformedError          the answer is wrong: not JSON, no token, an impossible expiry, a redirect
 
-Messages are ours: fit for a log and for an operator. They never carry Azure's text, a URL's query or a secret.
+The messages are the broker's own, written for an operator. They never carry Azure's text, a URL's query or a secret:
+Azure's text may quote what it was sent.
 """
 
 __all__ = [
@@ -33,8 +34,8 @@ __all__ = [
 class MintError(Exception):
     """A mint that failed.
 
-    `status` is the HTTP status where there was an answer; `code` Azure's error code where it had a plain one;
-    `request_id` Azure's `apim-request-id`, which its support asks for.
+    `status` is the answer's HTTP status and `code` its error code, each None where there was none. `request_id` is
+    Azure's `apim-request-id`, which its support asks for.
     """
 
     outcome = "failed"
@@ -49,13 +50,13 @@ class MintError(Exception):
 
 
 class TransientError(MintError):
-    """It may work the next time."""
+    """A repetition may succeed."""
 
     outcome = "transient"
 
 
 class RateLimitedError(TransientError):
-    """429. `retry_after_s` is Azure's wish, in seconds from now; None where it named none that can be used."""
+    """429. `retry_after_s` is the time that Azure asks to wait, in seconds from now; None without a usable one."""
 
     outcome = "rate_limited"
 
@@ -73,13 +74,13 @@ class RateLimitedError(TransientError):
 
 
 class TimedOutError(TransientError):
-    """No whole answer within the attempt's time."""
+    """No complete answer within the attempt's time."""
 
     outcome = "timeout"
 
 
 class CredentialError(TransientError):
-    """No Entra token within the time, or its source refused."""
+    """No Entra token came in time, or its source refused one."""
 
     outcome = "no_credential"
 
@@ -91,26 +92,26 @@ class PermanentError(MintError):
 
 
 class ApiVersionError(PermanentError):
-    """The route is there, and refuses the api-version asked with."""
+    """The route exists and refuses the api-version."""
 
 
 class MisconfiguredError(MintError):
-    """The credential is wrong, or lacks a role: nothing heals it but an operator."""
+    """The credential is wrong or lacks a role. Only an operator can change that."""
 
     outcome = "misconfigured"
 
 
 class KeysDisabledError(MisconfiguredError):
-    """The resource takes no keys at all (403 AuthenticationTypeDisabled)."""
+    """The resource accepts no keys at all (403 AuthenticationTypeDisabled)."""
 
 
 class RejectedError(MintError):
-    """Azure understood the request and will not have it."""
+    """Azure understood the request and refuses it."""
 
     outcome = "rejected"
 
 
 class MalformedError(MintError):
-    """The answer can't be used."""
+    """The answer is unusable."""
 
     outcome = "malformed"

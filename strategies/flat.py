@@ -1,4 +1,4 @@
-"""What the first version's routes share: a flat body, an api-version, and a second one where the first is not taken."""
+"""The first version's routes: a flat body and an api-version, and a second one if the resource refuses the first."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ LEGACY_API_VERSION = "2024-10-01-preview"
 
 
 class FlatRoute:
-    """One flat mint route; it remembers which api-version was taken, and asks with that one first."""
+    """One flat mint route. It remembers which api-version was accepted, and asks with that one first."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class FlatRoute:
         self._headers = headers
 
     async def mint(self, spec: SessionSpec, *, timeout_s: float) -> Minted:
-        """Mints within `timeout_s`, over both api-versions if need be. Raises MintError."""
+        """Mints within `timeout_s`, with both api-versions if the first is refused. Raises MintError."""
         deadline_s = time.monotonic() + timeout_s
         for version in tuple(self._versions):
             try:

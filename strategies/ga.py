@@ -1,4 +1,4 @@
-"""GA's mint: what Microsoft documents (docs/azure.md §2.1)."""
+"""GA's mint, which Microsoft documents (docs/azure.md §2.1)."""
 
 from strategies.base import EphemeralGrant, SessionSpec
 from strategies.endpoint import Target
@@ -19,7 +19,7 @@ class Ga:
 
     @staticmethod
     def applies(target: Target) -> bool:
-        """Every resource may have it."""
+        """True for every endpoint: each has a base for OpenAI's routes."""
         return bool(target.openai_base)
 
     async def mint(self, spec: SessionSpec, *, timeout_s: float) -> EphemeralGrant:

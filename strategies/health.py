@@ -1,14 +1,17 @@
-"""What a strategy's past says about asking it now: a circuit breaker with a memory of what the route can do.
+"""Circuit breaker per route, which also remembers what Azure has shown of the route.
 
-A breaker is closed while things go well. Transient failures in a row open it, and so does an answer that says that
-asking again is useless (no such route, a wrong credential, `Retry-After`). When its time is over it is half open: one
-probe is admitted, and all others are refused until that probe has settled. The proxy's upstreams have breakers too.
+A breaker is closed while calls succeed. Several transient failures in a row open it. An answer that makes a repetition
+pointless opens it at once: no such route, a wrong credential, a `Retry-After`. When its time has passed, the breaker is
+half-open: it admits one probe and refuses everybody else until the probe has ended.
+
+The strategies have breakers, and so have the upstreams of the WebSocket proxy.
 """
 
+import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,11 +20,12 @@ from strategies.errors import MintError, MisconfiguredError, PermanentError, Rat
 __all__ = ["BreakerPolicy", "BreakerState", "BreakerStatus", "Capability", "CircuitBreaker", "Latencies", "Permit"]
 
 _LATENCIES_KEPT = 512
+# A `Retry-After` of hours, sent by mistake, would take the route out of use until the next restart.
 _MAX_RATE_LIMIT_OPEN_S = 300
 
 
 class BreakerState(StrEnum):
-    """Whether a breaker lets all through, none, or one probe."""
+    """Whether a breaker admits every call, none, or one probe."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -29,7 +33,7 @@ class BreakerState(StrEnum):
 
 
 class Capability(StrEnum):
-    """What Azure has shown of a route; it stays as it was last shown, however long the rest."""
+    """What Azure last showed of a route. It stays while the breaker opens and closes."""
 
     UNKNOWN = "unknown"
     AVAILABLE = "available"
@@ -39,7 +43,7 @@ class Capability(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
-    """When a breaker rests, and how long (seconds)."""
+    """How many transient failures in a row open a breaker, and how many seconds it stays open."""
 
     failures: int = 5
     open_s: float = 15
@@ -49,7 +53,7 @@ class BreakerPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """Leave to ask once. Hand it back to `succeeded`, `failed` or `abandoned`, whatever happens."""
+    """Permission for one call. `CircuitBreaker.settle` hands it back, whatever the call does."""
 
     generation: int
     probe: bool
@@ -82,12 +86,13 @@ class BreakerStatus:
 
 
 class CircuitBreaker:
-    """One route's breaker and capability memory; single-threaded, on a monotonic clock in seconds."""
+    """Breaker and capability of one route. Single-threaded; `clock` is monotonic, in seconds."""
 
     def __init__(self, name: str, policy: BreakerPolicy, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = name
         self._policy = policy
         self._clock = clock
+        # Counts how often the breaker has opened or closed: a permit of an older generation is out of date.
         self._generation = 0
         self._failures = 0
         self._open_until_s: float | None = None
@@ -101,21 +106,23 @@ class CircuitBreaker:
 
     @property
     def state(self) -> BreakerState:
+        """The present state; time alone turns open into half-open."""
         if self._open_until_s is None:
             return BreakerState.CLOSED
         return BreakerState.HALF_OPEN if self._probing or self._clock() >= self._open_until_s else BreakerState.OPEN
 
     @property
     def probing(self) -> bool:
-        """Whether a probe is under way."""
+        """Whether a probe is running."""
         return self._probing
 
     @property
     def would_admit(self) -> bool:
+        """Whether `admit` would give a permit now."""
         return self._open_until_s is None or (not self._probing and self._clock() >= self._open_until_s)
 
     def admit(self) -> Permit | None:
-        """Leave to ask now, or None: `why_resting` tells the reason."""
+        """A permit for one call, or None; then `why_open` tells the reason."""
         if not self.would_admit:
             return None
         self._probing = self._open_until_s is not None
@@ -123,24 +130,43 @@ class CircuitBreaker:
 
     @property
     def why_open(self) -> str:
-        """One sentence about the rest, for an attempt's record and for `/status`; empty when there is none."""
+        """One sentence for an attempt's record and for `/status`; empty while the breaker is closed."""
         if self._open_until_s is None:
             return ""
         if self._probing:
             return f"{self._why}; a probe is under way"
         return f"{self._why}; asked again in {max(0.0, self._open_until_s - self._clock()):.0f} s"
 
+    @contextlib.contextmanager
+    def settle(self, permit: Permit) -> Iterator[None]:
+        """Runs one admitted call in its block and records the result: success, or the MintError that the block raises.
+
+        Any other exception says nothing about Azure. It is most often cancellation, because the client has left. Then
+        the permit is given back: a probe that was neither counted nor freed would keep the breaker half-open for ever.
+        """
+        began_s = self._clock()
+        try:
+            yield
+        except MintError as error:
+            self.failed(permit, error, (self._clock() - began_s) * 1000)
+            raise
+        except BaseException:
+            self.abandoned(permit)
+            raise
+        self.succeeded(permit, (self._clock() - began_s) * 1000)
+
     def succeeded(self, permit: Permit, duration_ms: float) -> None:
-        """It worked: whatever rest there was is over."""
-        del permit  # even an old attempt's success is good news
+        """The call succeeded: closes the breaker."""
+        del permit  # the success of a call that began before the breaker opened proves as well that the route works
         self._count("minted", None, duration_ms)
         self.successes += 1
         self.capability = Capability.AVAILABLE
         self._close()
 
     def failed(self, permit: Permit, error: MintError, duration_ms: float) -> None:
-        """It failed. News older than the present rest (a generation ago) does not lengthen it."""
+        """The call failed: opens the breaker where `error` demands it."""
         self._count(error.outcome, error.status, duration_ms)
+        # A burst of calls that began while the breaker was closed fails one by one. Only the first may set its time.
         if permit.generation != self._generation:
             return
         match error:
@@ -156,11 +182,11 @@ class CircuitBreaker:
                 self._failures += 1
                 if permit.probe or self._failures >= self._policy.failures:
                     self._open(self._policy.open_s, f"{self._failures} failures in a row, the last: {error}")
-            case _:  # rejected or malformed: somebody is there and answers
+            case _:  # rejected or malformed: the route answers, so it is not down
                 self._close()
 
     def abandoned(self, permit: Permit) -> None:
-        """Nobody waited for the answer (cancelled): a probe's place is free again."""
+        """Nobody waited for the result: another call may be the probe."""
         if permit.probe and permit.generation == self._generation:
             self._probing = False
 

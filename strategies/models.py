@@ -1,6 +1,7 @@
-"""Azure's models: versions, retirement dates, regions and SKUs, as they were read from Microsoft's pages on one day.
+"""Azure's models: versions, retirement dates, regions and SKUs, as Microsoft's pages had them on one day.
 
-`models.json` beside this module is the one table. Bicep loads it, the doctor judges by it, docs/azure.md §7 shows it.
+`models.json` beside this module is the only table. Bicep loads it, the doctor checks against it, docs/azure.md §7 shows
+it.
 """
 
 import json
@@ -18,7 +19,7 @@ _CLASSIC_WHISPER = re.compile(r"whisper(-\d+)?", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One version of a model. `retires` has every date that the schedule names, the earliest first; it may be empty."""
+    """One version of a model. `retires` has every date of the schedule, the earliest first; it may be empty."""
 
     name: str
     version: str
@@ -31,15 +32,15 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class ModelTable:
-    """Every model known, and the versions that `infra/main.bicep` deploys."""
+    """Every known model, and the versions that `infra/main.bicep` deploys."""
 
     read_on: date
     deployed: Mapping[str, str]  # a model's name to its version
-    regions: Mapping[str, str]  # Azure's short names to the ones that people read
+    regions: Mapping[str, str]  # Azure's short names to readable ones
     models: tuple[Model, ...]
 
     def find(self, name: str) -> Model | None:
-        """The model's version that is deployed by default, else the one that retires last; None if unknown."""
+        """The version that is deployed by default, else the one that retires last; None for an unknown model."""
         versions = [model for model in self.models if model.name == name]
         if not versions:
             return None
@@ -50,20 +51,20 @@ class ModelTable:
         )
 
     def region_names(self, name: str) -> tuple[str, ...]:
-        """The readable names of the regions that have a model; of an unknown one, those of the default model."""
+        """Readable names of the regions that have the model; for an unknown model, those of the default one."""
         model = self.find(name)
         regions = model.regions if model and model.regions else self.default("realtime").regions
         return tuple(self.regions[region] for region in regions)
 
     def default(self, kind: str) -> Model:
-        """The version of that kind, `realtime` or `transcription`, which `infra/main.bicep` deploys."""
+        """The version that `infra/main.bicep` deploys of that kind, `realtime` or `transcription`."""
         return next(
             model for model in self.models if model.kind == kind and self.deployed.get(model.name) == model.version
         )
 
 
 def is_classic_whisper(deployment: str) -> bool:
-    """Whether a deployment is by its name one of the classic `whisper`, which no GA session takes."""
+    """Whether the deployment's name is a classic `whisper`, which no GA session accepts."""
     return _CLASSIC_WHISPER.fullmatch(deployment) is not None
 
 

@@ -17,8 +17,8 @@ __all__ = ["Project"]
 class Project:
     """`POST {unified}/api/projects/{project}/openai/realtime/client_secrets?api-version=…`, flat, both key headers.
 
-    Where every api-version is refused, `…/openai/v1/realtime/client_secrets` is tried with GA's body; if that works, it
-    is asked first from then on.
+    Where every api-version is refused, `…/openai/v1/realtime/client_secrets` is tried with GA's body. If that succeeds,
+    it is asked first from then on.
     """
 
     name = "project"
@@ -35,7 +35,7 @@ class Project:
 
     @staticmethod
     def applies(target: Target) -> bool:
-        """A project is configured, and the endpoint may have projects."""
+        """Whether a project is configured and the endpoint can have projects."""
         return target.unified_base is not None and target.project is not None
 
     async def mint(self, spec: SessionSpec, *, timeout_s: float) -> EphemeralGrant:
@@ -49,7 +49,7 @@ class Project:
         return minted.grant(self.name, endpoint=self._base, dialect="preview", spec=spec)
 
     async def _mint_nested(self, spec: SessionSpec, *, timeout_s: float) -> EphemeralGrant:
-        self._nested_works = False
+        self._nested_works = False  # until this attempt succeeds, too: a failure goes back to the flat route
         minted = await self._upstream.mint(
             self._nested_url, ga_client_secret(spec), timeout_s=timeout_s, headers=_both_key_headers
         )
@@ -60,5 +60,6 @@ class Project:
 def _both_key_headers(authorization: Authorization) -> dict[str, str]:
     headers = authorization.headers()
     if (key := headers.get("api-key")) is not None:
+        # Both, as the first version sent them: which of the two this route reads is documented nowhere.
         headers["Ocp-Apim-Subscription-Key"] = key
     return headers

@@ -1,4 +1,4 @@
-"""Repeats what failed in passing, within attempts *and* time. The one place that knows tenacity."""
+"""Repeats transient failures, bounded by attempts and by time. The only module that uses tenacity."""
 
 import random
 import time
@@ -17,8 +17,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """`attempts` in all, each of at most `attempt_timeout_s`; between them a wait with full jitter, from
-    `backoff_s` doubling to `backoff_max_s`, or Azure's `Retry-After`. `backoff_s=0` takes waiting out of tests.
+    """`attempts` in all, each of at most `attempt_timeout_s`.
+
+    Between them is Azure's `Retry-After`, or a wait with full jitter whose bound doubles from `backoff_s` to
+    `backoff_max_s`. Tests set `backoff_s=0`, so that they do not wait.
     """
 
     attempts: int = 2
@@ -29,17 +31,17 @@ class RetryPolicy:
 
 @dataclass(slots=True)
 class Tries:
-    """How many attempts were made; kept by the caller, since a cancelled retry has no result to say it in."""
+    """Counts the attempts. The caller holds it, because a cancelled `retry` returns nothing."""
 
     count: int = 0
 
 
 async def retry(call: Callable[[float], Awaitable[T]], *, policy: RetryPolicy, deadline_s: float, tries: Tries) -> T:
-    """`call(timeout_s)` until it succeeds, fails for good, or `deadline_s` (monotonic) leaves no time for more.
+    """Awaits `call(timeout_s)` until it succeeds, fails for good, or `deadline_s` (monotonic) leaves no time for more.
 
-    Only transient failures come again, and of those neither a timeout nor a missing credential: one has used the time
-    up, the other was asked for a moment ago. A `Retry-After` beyond the deadline ends it at once. Raises what the
-    last attempt raised.
+    Only transient failures are repeated, except timeouts and missing credentials: a timeout has used the time up, and
+    the credential was asked for a moment ago. A `Retry-After` beyond the deadline ends it at once. Raises the error of
+    the last attempt.
     """
 
     async def attempt() -> T:
@@ -49,7 +51,8 @@ async def retry(call: Callable[[float], Awaitable[T]], *, policy: RetryPolicy, d
             raise TimedOutError("no time was left for it")
         return await call(timeout_s)
 
-    # The first attempt is made plainly: nearly all need no second, and tenacity's set-up costs as much as the mint.
+    # The first attempt runs without tenacity: nearly every call needs no second one, and setting tenacity up costs as
+    # much CPU as the mint.
     try:
         return await attempt()
     except TransientError as error:

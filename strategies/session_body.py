@@ -1,6 +1,6 @@
-"""The bodies that Azure takes for a session, all from one `SessionSpec`.
+"""The session bodies that Azure accepts, all made from one `SessionSpec`.
 
-Two shapes: GA's nested one and the flat one of the preview, of the first version's mint routes and of Voice Live
+There are two shapes: GA's is nested; the one of the preview, the first version's mint routes and Voice Live is flat
 (docs/azure.md §2.1, §2.3, §6.2).
 """
 
@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 _PCM_RATE_HZ = 24_000
-_OPENAI_TRANSCRIPTION = "whisper-1"  # hosted by the preview's mints and by Voice Live themselves: no deployment
+_OPENAI_TRANSCRIPTION = "whisper-1"  # built into the preview's mints and Voice Live: no deployment
 
 
 def ga_client_secret(spec: SessionSpec) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def ga_client_secret(spec: SessionSpec) -> dict[str, Any]:
 
 
 def ga_session(spec: SessionSpec) -> dict[str, Any]:
-    """GA's session fields without `type` and `model`. GA takes one modality: audio where both are asked for."""
+    """GA's session fields without `type` and `model`. GA accepts one modality: audio, where both are wanted."""
     session: dict[str, Any] = {
         "instructions": spec.instructions,
         "output_modalities": ["audio" if "audio" in spec.modalities else "text"],
@@ -59,7 +59,7 @@ def flat_session(spec: SessionSpec) -> dict[str, Any]:
 
 
 def ga_realtime_session(spec: SessionSpec) -> dict[str, Any]:
-    """The session of a `session.update` on GA's WebSocket, with both audio formats said: PCM16 at 24 kHz."""
+    """The session of a `session.update` on GA's WebSocket. Both audio formats are stated: PCM16 at 24 kHz."""
     session = ga_session(spec)
     audio_format = {"type": "audio/pcm", "rate": _PCM_RATE_HZ}
     for direction in session["audio"].values():
@@ -68,9 +68,9 @@ def ga_realtime_session(spec: SessionSpec) -> dict[str, Any]:
 
 
 def voice_live_session(spec: SessionSpec) -> dict[str, Any]:
-    """The session of a `session.update` on Voice Live's WebSocket: flat, with its own voice and audio cleaning."""
+    """The session of a `session.update` on Voice Live's WebSocket: flat, with its own voice and noise filters."""
     session = flat_session(spec)
-    del session["model"]  # the URL says it
+    del session["model"]  # the URL names it
     return {
         **session,
         "input_audio_transcription": {"model": voice_live_transcription(spec.model)},
@@ -84,7 +84,7 @@ def voice_live_session(spec: SessionSpec) -> dict[str, Any]:
 
 
 def voice_live_transcription(model: str) -> str:
-    """What Voice Live transcribes with: OpenAI's models go with `gpt-realtime*` alone (docs/azure.md §6.2)."""
+    """The model Voice Live transcribes with: OpenAI's work with `gpt-realtime*` alone (docs/azure.md §6.2)."""
     return _OPENAI_TRANSCRIPTION if model.startswith("gpt-realtime") else "azure-speech"
 
 

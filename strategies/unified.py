@@ -19,7 +19,7 @@ class Unified:
 
     @staticmethod
     def applies(target: Target) -> bool:
-        """A direct endpoint has no such route."""
+        """False for a direct endpoint, which has no such route."""
         return target.unified_base is not None
 
     async def mint(self, spec: SessionSpec, *, timeout_s: float) -> EphemeralGrant:

@@ -1,6 +1,6 @@
-"""One mint over HTTP: posts it, bounds it, and turns whatever comes back into a token or one of our errors.
+"""One mint over HTTP: posts it, limits it, and turns any answer into a token or one of our errors.
 
-The one place that knows httpx's errors and Azure's three error shapes. `classify` and `read_minted` are pure.
+The only module that knows httpx's errors and Azure's error shapes. `classify` and `read_minted` are pure.
 """
 
 import asyncio
@@ -8,7 +8,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -34,15 +34,18 @@ from strategies.errors import (
     TransientError,
 )
 
-__all__ = ["MAX_ANSWER_BYTES", "Answer", "Minted", "Upstream", "classify", "read_minted", "retry_after_s"]
+__all__ = ["Answer", "Minted", "Upstream", "classify", "read_body", "read_minted", "retry_after_s"]
 
+# Azure's answers have a few KiB; a wrong host may send anything.
 MAX_ANSWER_BYTES = 262_144
+# Azure mints for 2 h at most. A later expiry is milliseconds taken for seconds, or nonsense.
 MAX_LIFETIME_S = 86_400
 _MAX_TOKEN_CHARS = 16_384
 _BROKEN_OFF = frozenset({
     "ReadError", "WriteError", "RemoteProtocolError", "ServerDisconnectedError", "ConnectionResetError",
     "BrokenPipeError", "ClientPayloadError",
 })  # fmt: skip
+# Only codes of this shape go into logs and status: a gateway may put the request, with the key, in their place.
 _PLAIN_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _VERSION_TEXT = re.compile(r"api[ _-]?version", re.IGNORECASE)
 _UNSUPPORTED_CODES = frozenset({"OpperationNotSupported", "OperationNotSupported"})  # sic: docs/azure.md §8.4
@@ -50,16 +53,16 @@ _UNSUPPORTED_CODES = frozenset({"OpperationNotSupported", "OperationNotSupported
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole HTTP answer, read up to MAX_ANSWER_BYTES."""
+    """A complete HTTP answer, of at most MAX_ANSWER_BYTES."""
 
     status: int
-    headers: Mapping[str, str]  # names are looked up without case
+    headers: Mapping[str, str]  # looked up case-insensitively
     body: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Minted:
-    """What Azure minted, with its lifetime by Azure's own clock (see `EphemeralGrant`)."""
+    """A token that Azure minted, and its lifetime by Azure's own clock (see `EphemeralGrant`)."""
 
     token: SecretStr
     expires_at: datetime
@@ -68,7 +71,7 @@ class Minted:
     clock_skew_s: float | None
 
     def grant(self, strategy: str, *, endpoint: str, dialect: Dialect, spec: SessionSpec) -> EphemeralGrant:
-        """The strategy's grant of this token: media goes to `endpoint`, which minted it."""
+        """The strategy's grant of this token. Media goes to `endpoint`, which minted it."""
         return EphemeralGrant(
             strategy=strategy,
             token=self.token,
@@ -85,9 +88,8 @@ class Minted:
 class Upstream:
     """Posts mints to Azure with the process's one transport and credential.
 
-    It takes httpx's transport and not a client: no redirect, cookie, proxy from the environment or auth flow can come
-    in between, and a mint costs half as much. `clock` is unix seconds; `monotonic` seconds of the clock that grants
-    count their age by.
+    It uses httpx's transport and no client: then no redirect, cookie, proxy of the environment or auth flow can
+    interfere, and a mint costs half as much. `clock` gives unix seconds; `monotonic` is the clock of `received_at_s`.
     """
 
     def __init__(
@@ -113,9 +115,9 @@ class Upstream:
         timeout_s: float,
         headers: Callable[[Authorization], Mapping[str, str]] = Authorization.headers,
     ) -> Minted:
-        """Posts `body` as JSON, within `timeout_s` in all, whatever Azure and the network do. Raises MintError.
+        """Posts `body` as JSON, within `timeout_s` in all. Raises MintError.
 
-        Where Azure answers that keys are switched off, it is asked once more with Entra.
+        If Azure answers that keys are switched off, it is asked once more with Entra.
         """
         content = to_json(body)
         deadline_s = self._monotonic() + timeout_s
@@ -127,7 +129,8 @@ class Upstream:
             except TimeoutError:
                 raise TimedOutError(f"no whole answer within {timeout_s:.1f} s") from None
 
-        # Outside that timeout: the credential's own says what was waited for in vain, and keeps others from waiting.
+        # Not within `ask`'s timeout: the credential has a limit of its own, whose error names the cause, and which lets
+        # later callers fail at once.
         authorization = await self._credentials.current(timeout_s=timeout_s)
         try:
             return await ask(authorization)
@@ -160,49 +163,54 @@ class Upstream:
             stream=httpx.ByteStream(content),  # with `content=` httpx guesses headers that are known here
         )
         request.read()
-        answer = await self._send(request)
-        now_s = self._clock()
-        if (error := classify(answer, now_s=now_s)) is not None:
-            raise self._without_credentials(error)
-        minted = read_minted(answer, now_s=now_s, received_at_s=self._monotonic())
-        if self._credentials.appear_in(minted.token.get_secret_value()):
-            raise MalformedError("the answer gave our own credential back as the token")
-        return minted
-
-    def _without_credentials(self, error: MintError) -> MintError:
-        """`error` without a code or request id that is no Azure's word but our credential, echoed by a gateway."""
-        if self._credentials.appear_in(error.code or ""):
-            error.code = None
-        if self._credentials.appear_in(error.request_id or ""):
-            error.request_id = None
-        return error
-
-    async def _send(self, request: httpx.Request) -> Answer:
         try:
             response = await self._transport.handle_async_request(request)
             try:
-                body = bytearray()
-                async for chunk in response.stream:  # type: ignore[union-attr]  # an async transport's stream is one
-                    body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
-                        raise MalformedError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes")
-                return Answer(response.status_code, response.headers, bytes(body))
+                body = await read_body(response.stream)  # type: ignore[arg-type]  # an async transport's is asynchronous
+                answer = Answer(response.status_code, response.headers, body)
             finally:
                 await response.aclose()
         except MintError:
             raise
         except Exception as error:  # noqa: BLE001  # httpx's errors, and those its transport lets through unmapped
             raise TransientError(_connection_failure(error)) from None
+        now_s = self._clock()
+        if (refused := classify(answer, now_s=now_s)) is not None:
+            # A gateway may echo our credential where Azure's code or request id should be.
+            if self._credentials.appear_in(refused.code or ""):
+                refused.code = None
+            if self._credentials.appear_in(refused.request_id or ""):
+                refused.request_id = None
+            raise refused
+        minted = read_minted(answer, now_s=now_s, received_at_s=self._monotonic())
+        if self._credentials.appear_in(minted.token.get_secret_value()):
+            raise MalformedError("the answer gave our own credential back as the token")
+        return minted
+
+
+async def read_body(chunks: AsyncIterable[bytes]) -> bytes:
+    """The whole body of an answer. Raises MalformedError as soon as it exceeds MAX_ANSWER_BYTES."""
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            raise MalformedError(f"the answer is larger than {MAX_ANSWER_BYTES} bytes")
+    return bytes(body)
 
 
 def classify(answer: Answer, *, now_s: float) -> MintError | None:
-    """The error that an answer is, or None where it says success. `now_s` (unix) reads a `Retry-After` date."""
+    """The error of an answer, or None for a success. `now_s` (unix) is what a `Retry-After` date is compared with."""
     status = answer.status
     if status in {200, 201}:
         return None
     code, text = _error_of(answer.body)
     shown = code if code is not None and _PLAIN_CODE.fullmatch(code) else None
-    about: dict[str, Any] = {"status": status, "code": shown, "request_id": _request_id(answer.headers)}
+    request_id = answer.headers.get("apim-request-id", "")
+    about: dict[str, Any] = {
+        "status": status,
+        "code": shown,
+        "request_id": request_id if _PLAIN_CODE.fullmatch(request_id) else None,
+    }
     if status == 429:  # noqa: PLR2004
         return RateLimitedError(
             "Azure's rate limit is reached", retry_after_s=retry_after_s(answer.headers, now_s=now_s), **about
@@ -217,7 +225,7 @@ def classify(answer: Answer, *, now_s: float) -> MintError | None:
         if code == "AuthenticationTypeDisabled":
             return KeysDisabledError("the resource takes no keys: use Entra (AZURE_VOICELIVE_AUTH=entra)", **about)
         return MisconfiguredError("access is denied: a role, or a network rule, is missing", **about)
-    if status == 400 and _VERSION_TEXT.search(f"{code} {text}"):  # noqa: PLR2004  # no code of its own is known
+    if status == 400 and _VERSION_TEXT.search(f"{code} {text}"):  # noqa: PLR2004  # Azure has no code for it
         return ApiVersionError("the api-version is not taken", **about)
     if status in {404, 405, 410, 501} or code in _UNSUPPORTED_CODES:
         missing = "the deployment is not there" if code == "DeploymentNotFound" else "the resource lacks this route"
@@ -230,10 +238,10 @@ def classify(answer: Answer, *, now_s: float) -> MintError | None:
 
 
 def read_minted(answer: Answer, *, now_s: float, received_at_s: float) -> Minted:
-    """The token of a successful answer. Raises MalformedError where it can't be one (docs/api.md §3.2).
+    """The token of a successful answer. Raises MalformedError where there is no usable one (docs/api.md §3.2).
 
-    `expires_at` is taken as unix seconds (GA) or ISO 8601 (the first version's); what is left of it is reckoned by the
-    answer's own `Date`, since our clock may be wrong.
+    `expires_at` may be unix seconds (GA) or ISO 8601 (the first version's routes). The lifetime left is reckoned by the
+    answer's own `Date`, because our clock may be wrong.
     """
     try:
         document = json.loads(answer.body)
@@ -245,7 +253,7 @@ def read_minted(answer: Answer, *, now_s: float, received_at_s: float) -> Minted
     if not isinstance(token, str) or not token:
         raise MalformedError("the answer has no token in `value`", status=answer.status)
     if len(token) > _MAX_TOKEN_CHARS or not token.isascii() or not token.isprintable() or " " in token:
-        raise MalformedError("the answer's token is none that a header can carry", status=answer.status)
+        raise MalformedError("no header can carry the answer's token", status=answer.status)
     expires_at_s = _unix_seconds(document.get("expires_at"))
     if expires_at_s is None:
         raise MalformedError("the answer's `expires_at` is missing or unreadable", status=answer.status)
@@ -264,9 +272,9 @@ def read_minted(answer: Answer, *, now_s: float, received_at_s: float) -> Minted
 
 
 def retry_after_s(headers: Mapping[str, str], *, now_s: float) -> float | None:
-    """Azure's wish in seconds from now: `retry-after-ms`, or `retry-after` as seconds or a date.
+    """How long Azure asks to wait, in seconds from now: `retry-after-ms`, or `retry-after` as seconds or a date.
 
-    None where there is none, or none that makes sense (no number, negative, a date that is past).
+    None without a usable value: no number, a negative one, a date in the past.
     """
     for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         if (value := headers.get(name)) is None:
@@ -283,12 +291,12 @@ def retry_after_s(headers: Mapping[str, str], *, now_s: float) -> float | None:
 
 @lru_cache(maxsize=64)
 def _parsed(url: str) -> httpx.URL:
-    """There are few routes, and httpx takes longer to parse one than to send it."""
+    """Cached: there are few routes, and httpx takes longer to parse a URL than to send the request."""
     return httpx.URL(url)
 
 
 def _error_of(body: bytes) -> tuple[str | None, str]:
-    """Azure's code and message, from `{"error": {…}}` or the flat `{"statusCode", "message"}`; else nothing."""
+    """Azure's code and message, from `{"error": {…}}` or the flat `{"statusCode", "message"}`."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
@@ -299,11 +307,6 @@ def _error_of(body: bytes) -> tuple[str | None, str]:
     source = error if isinstance(error, dict) else document
     code, message = source.get("code"), source.get("message")
     return (code if isinstance(code, str) else None), (message if isinstance(message, str) else "")
-
-
-def _request_id(headers: Mapping[str, str]) -> str | None:
-    value = headers.get("apim-request-id", "")
-    return value if _PLAIN_CODE.fullmatch(value) else None
 
 
 def _date_of(headers: Mapping[str, str]) -> float | None:
@@ -337,7 +340,7 @@ def _unix_seconds(value: object) -> float | None:
 
 
 def _connection_failure(error: Exception) -> str:
-    """Our own sentence for a driver's error: its text may quote what was sent."""
+    """Our own sentence for a driver's error, whose text may quote what was sent."""
     cause: BaseException | None = error
     names = []
     while cause is not None:

@@ -4,8 +4,7 @@ import ssl
 
 import httpx
 
-from strategies.base import Strategy
-from strategies.chain import Chain, Link, OnAttempt
+from strategies.chain import Chain, Link, OnAttempt, Strategy
 from strategies.credentials import Credentials, EntraTokens, azure_identity_source
 from strategies.direct_deployment import DirectDeployment
 from strategies.ga import Ga

@@ -1,7 +1,7 @@
-"""Everything the environment says, read once into a frozen object; the one reader of the environment.
+"""The broker's settings: the environment, read once into a frozen object. No other module reads it.
 
-`load_settings()` reads the variables and a `.env` file, and raises `SettingsError` with a line a fault. Every variable
-is a field here: its alias is the variable's name, its description the line that `.env.example` shows.
+`load_settings()` reads the variables and a `.env` file. It raises `SettingsError` with one line for each fault. Every
+variable is a field here: its alias is the variable's name, its description the line in `.env.example`.
 """
 
 import difflib
@@ -26,19 +26,25 @@ StrategyName = Literal["ga", "direct_deployment", "project", "unified", "websock
 UpstreamName = Literal["voice_live", "openai_realtime"]
 
 VOICE_LIVE_FIRST_VERSION = "2025-10-01"
+# What a browser sends in `Host`: it writes names with other letters as xn--…
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+_ORIGIN = re.compile(r"https?://[^/?#@ *]+")
+_HEADER_VALUE = re.compile(r"[!-~]+")
+# `int()` of thousands of digits takes long, and raises beyond 4,300.
 _MAX_HOPS_DIGITS = 2
+# These stand for any tenant, so that tokens of strangers would be accepted.
 _MANY_TENANTS = frozenset({"common", "organizations", "consumers"})
 
 
 def _split(value: object) -> object:
-    """`a, b` as a tuple; what is no string passes."""
+    """`a, b` as a tuple. Anything but a string is returned as it is, for pydantic to check."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
 
 
 def _split_secrets(value: object) -> object:
+    """The same with secrets, which pydantic would show in its errors otherwise."""
     return tuple(SecretStr(part) for part in parts) if isinstance(parts := _split(value), tuple) else value
 
 
@@ -47,7 +53,7 @@ _Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
 class SettingsError(ValueError):
-    """The environment is wrong: `lines` has one line a fault, the variable first. No line carries a secret."""
+    """The settings are invalid. `lines` has one line for each fault, the variable first. No line contains a secret."""
 
     def __init__(self, lines: list[str]) -> None:
         super().__init__("\n".join(lines))
@@ -68,7 +74,7 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    # --- where we listen
+    # --- the server
     host: str = Field("127.0.0.1", alias="HOST", description="address to listen on; 0.0.0.0 in the container")
     port: int = Field(8080, ge=0, le=65_535, alias="PORT", description="port to listen on")
 
@@ -123,7 +129,7 @@ class Settings(BaseSettings):
         ("ga", "direct_deployment", "project", "unified", "websocket_proxy"),
         min_length=1,
         alias="BROKER_TOKEN_STRATEGIES",
-        description="order and choice of the chain, separated by commas",
+        description="the strategies to use, in order, separated by commas",
     )
     token_budget_s: float = Field(
         6,
@@ -131,7 +137,7 @@ class Settings(BaseSettings):
         le=60,
         allow_inf_nan=False,
         alias="BROKER_TOKEN_BUDGET_S",
-        description="hard wall-clock for one token request, everything included",
+        description="longest token request, everything included",
     )
     attempt_timeout_s: float = Field(
         2.5,
@@ -139,10 +145,14 @@ class Settings(BaseSettings):
         le=60,
         allow_inf_nan=False,
         alias="BROKER_ATTEMPT_TIMEOUT_S",
-        description="one HTTP attempt at most",
+        description="longest HTTP attempt",
     )
     retry_attempts: int = Field(
-        2, ge=1, le=10, alias="BROKER_RETRY_ATTEMPTS", description="attempts a strategy, transient failures only"
+        2,
+        ge=1,
+        le=10,
+        alias="BROKER_RETRY_ATTEMPTS",
+        description="attempts for each strategy; only transient failures are repeated",
     )
     token_ttl_s: int = Field(
         60, ge=10, le=7200, alias="BROKER_TOKEN_TTL_S", description="lifetime asked of Azure, 10 to 7200"
@@ -154,13 +164,13 @@ class Settings(BaseSettings):
         15, alias="BROKER_BREAKER_OPEN_S", description="how long an open breaker waits before its one probe"
     )
     misconfigured_retry_s: _Seconds = Field(
-        60, alias="BROKER_MISCONFIGURED_RETRY_S", description="how long a strategy rests after a 401 or 403"
+        60, alias="BROKER_MISCONFIGURED_RETRY_S", description="how long a breaker stays open after a 401 or 403"
     )
     missing_retry_s: _Seconds = Field(
-        600, alias="BROKER_MISSING_RETRY_S", description="how long a strategy rests whose route the resource lacks"
+        600, alias="BROKER_MISSING_RETRY_S", description="how long a breaker stays open whose route the resource lacks"
     )
     credential_timeout_s: _Seconds = Field(
-        10, alias="BROKER_CREDENTIAL_TIMEOUT_S", description="one fetch of an Entra token at most"
+        10, alias="BROKER_CREDENTIAL_TIMEOUT_S", description="longest fetch of an Entra token"
     )
 
     client_secret_uses: int = Field(
@@ -168,7 +178,7 @@ class Settings(BaseSettings):
         ge=0,
         le=100,
         alias="BROKER_CLIENT_SECRET_USES",
-        description="how many talks one client secret of the compatible endpoints opens; 0 is off",
+        description="talks that one client secret of the compatible endpoints may open; 0 is off",
     )
 
     # --- the proxy
@@ -184,7 +194,7 @@ class Settings(BaseSettings):
         le=120,
         allow_inf_nan=False,
         alias="BROKER_PROXY_CONNECT_TIMEOUT_S",
-        description="all upstreams together, until the talk is ready",
+        description="time for all upstreams together, until the talk is ready",
     )
     max_talk_s: int = Field(
         3600,
@@ -194,48 +204,55 @@ class Settings(BaseSettings):
         description="longest proxied talk; Azure's own limit is 60 min",
     )
     idle_timeout_s: _Seconds = Field(
-        300, alias="BROKER_IDLE_TIMEOUT_S", description="a proxied talk with no message from the client ends after this"
+        300,
+        alias="BROKER_IDLE_TIMEOUT_S",
+        description="a proxied talk without a message from the client ends after this",
     )
     ping_interval_s: _Seconds = Field(
         20,
         alias="BROKER_PING_INTERVAL_S",
-        description="WebSocket pings, both sides; a silent peer is dropped after two",
+        description="interval of WebSocket pings to both sides; two without an answer end the talk",
     )
     client_write_timeout_s: _Seconds = Field(
         10,
         alias="BROKER_CLIENT_WRITE_TIMEOUT_S",
-        description="a client that takes nothing for so long is closed (a talk with 4410)",
+        description="a client that reads nothing for this long is closed (a talk with 4410)",
     )
     client_message_bytes: int = Field(
         262_144,
         ge=1024,
         le=16_777_216,
         alias="BROKER_CLIENT_MESSAGE_BYTES",
-        description="largest WebSocket message from the client, over all its fragments",
+        description="largest WebSocket message from the client, all fragments together",
     )
     frames_per_second: int = Field(
         500,
         ge=0,
         le=1_000_000,
         alias="BROKER_FRAMES_PER_SECOND",
-        description="WebSocket frames a second from one client, with a burst of ten times that; 1008 above, 0 is off",
+        description="WebSocket frames per second from one client, in bursts ten times that; more is 1008, 0 is off",
     )
     control_frames_per_second: int = Field(
         20,
         ge=0,
         le=1_000_000,
         alias="BROKER_CONTROL_FRAMES_PER_SECOND",
-        description="the same of pings and pongs alone",
+        description="the same for pings and pongs alone",
     )
     azure_message_bytes: int = Field(
         1_048_576,
         ge=65_536,
         le=33_554_432,
         alias="BROKER_AZURE_MESSAGE_BYTES",
-        description="largest WebSocket message from Azure, over all its fragments",
+        description="largest WebSocket message from Azure, all fragments together",
     )
     drain_s: float = Field(
-        25, ge=0, le=3600, allow_inf_nan=False, alias="BROKER_DRAIN_S", description="grace for running talks on SIGTERM"
+        25,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        alias="BROKER_DRAIN_S",
+        description="time that running talks get on SIGTERM",
     )
     direct_websocket: Literal["on", "off"] = Field(
         "off",
@@ -249,7 +266,7 @@ class Settings(BaseSettings):
     compat_webrtc_filter: Literal["on", "off"] = Field(
         "off",
         alias="BROKER_COMPAT_WEBRTC_FILTER",
-        description="the same for calls of the official clients, which wait for events that the filter leaves out",
+        description="the same for official clients, which wait for events that the filter leaves out",
     )
 
     # --- the memory
@@ -264,15 +281,15 @@ class Settings(BaseSettings):
         0, ge=0, le=36_500, alias="BROKER_RETENTION_DAYS", description="turns older than this are deleted; 0 keeps them"
     )
     recall_budget_s: float = Field(
-        0.3, ge=0, le=5, allow_inf_nan=False, alias="BROKER_RECALL_BUDGET_S", description="what recall may take at most"
+        0.3, ge=0, le=5, allow_inf_nan=False, alias="BROKER_RECALL_BUDGET_S", description="longest recall"
     )
     store_timeout_s: _Seconds = Field(
-        5, alias="BROKER_STORE_TIMEOUT_S", description="one transaction at most; a turn that waits longer gets 503"
+        5, alias="BROKER_STORE_TIMEOUT_S", description="longest transaction; a turn that waits longer gets 503"
     )
     store_patience_s: _Seconds = Field(
         0.25,
         alias="BROKER_STORE_PATIENCE_S",
-        description="how long a ticket or a named session waits for a silent store before it goes without",
+        description="how long a ticket or a named session waits for a store that does not answer",
     )
     store_start_wait_s: float = Field(
         5,
@@ -280,10 +297,10 @@ class Settings(BaseSettings):
         le=3600,
         allow_inf_nan=False,
         alias="BROKER_STORE_START_WAIT_S",
-        description="how long a start waits for the store and its blocklist before new sessions alone are served",
+        description="how long a start waits for the store and its blocklist; then only new sessions are served",
     )
     require_blocklist: Literal["on", "off"] = Field(
-        "off", alias="BROKER_REQUIRE_BLOCKLIST", description="on: nobody is served before the blocklist has been read"
+        "off", alias="BROKER_REQUIRE_BLOCKLIST", description="on serves nobody until the blocklist has been read"
     )
     group_commit_ms: float = Field(
         2,
@@ -294,38 +311,38 @@ class Settings(BaseSettings):
         description="turns that arrive within this are committed together",
     )
     max_turn_bytes: int = Field(
-        32_768, ge=256, le=1_048_576, alias="BROKER_MAX_TURN_BYTES", description="longest content of a turn, in UTF-8"
+        32_768, ge=256, le=1_048_576, alias="BROKER_MAX_TURN_BYTES", description="largest content of a turn, in UTF-8"
     )
     turns_per_minute: int = Field(
         600,
         ge=0,
         alias="BROKER_TURNS_PER_MINUTE",
-        description="turns that a principal may send in a minute, or at once; 0 is off",
+        description="turns that a principal may send per minute, or at once; 0 is off",
     )
     turn_bytes_per_minute: int = Field(
         4_194_304,
         ge=0,
         alias="BROKER_TURN_BYTES_PER_MINUTE",
-        description="the same in bytes: content, ids and channel, in UTF-8; 0 is off",
+        description="the same in bytes of content, ids and channel, in UTF-8; 0 is off",
     )
     session_bytes: int = Field(
         67_108_864,
         ge=0,
         alias="BROKER_SESSION_BYTES",
-        description="bytes of turns that one session may have stored; 0 is off",
+        description="bytes of turns stored for one session; 0 is off",
     )
     min_free_disk_bytes: int = Field(
         268_435_456,
         ge=0,
         alias="BROKER_MIN_FREE_DISK_BYTES",
-        description="SQLite: with less free space than this on its disk, new turns get 507; 0 is off",
+        description="SQLite: with less free disk space than this, new turns get 507; 0 is off",
     )
     intake_turns: int = Field(
         10_000,
         ge=1,
         le=1_000_000,
         alias="BROKER_INTAKE_TURNS",
-        description="proxied turns that wait in memory while the store is away",
+        description="proxied turns kept in memory while the store is unavailable",
     )
     intake_bytes: int = Field(
         16_777_216,
@@ -335,20 +352,24 @@ class Settings(BaseSettings):
         description="the same, in bytes; whichever is reached first",
     )
     delivery_timeout_s: _Seconds = Field(
-        10, alias="BROKER_DELIVERY_TIMEOUT_S", description="one delivery to Zep; a lease lasts three of them"
+        10, alias="BROKER_DELIVERY_TIMEOUT_S", description="longest delivery to Zep; a lease lasts three times as long"
     )
     delivery_concurrency: int = Field(
-        8, ge=1, le=256, alias="BROKER_DELIVERY_CONCURRENCY", description="sessions delivered at once, a process"
+        8, ge=1, le=256, alias="BROKER_DELIVERY_CONCURRENCY", description="sessions delivered at once by one process"
     )
     delivery_attempts: int = Field(
-        20, ge=1, le=1000, alias="BROKER_DELIVERY_ATTEMPTS", description="refusals that make a turn a dead letter"
+        20,
+        ge=1,
+        le=1000,
+        alias="BROKER_DELIVERY_ATTEMPTS",
+        description="refusals after which a turn becomes a dead letter",
     )
     delivery_max_age_s: float = Field(
         604_800,
         gt=0,
         allow_inf_nan=False,
         alias="BROKER_DELIVERY_MAX_AGE_S",
-        description="a session that has been failing for longer loses its oldest turns to the dead letters",
+        description="the oldest turns of a session that fails for longer become dead letters",
     )
     delivery_gap_s: float = Field(
         10,
@@ -359,18 +380,18 @@ class Settings(BaseSettings):
         description="how long delivery waits for a turn that is missing from a sequence",
     )
     delivery_poll_s: _Seconds = Field(
-        1, alias="BROKER_DELIVERY_POLL_S", description="how often the outbox is looked at without being told to"
+        1, alias="BROKER_DELIVERY_POLL_S", description="interval at which the outbox is checked"
     )
 
-    # --- who may ask
+    # --- authentication and limits
     auth: Literal["none", "easyauth", "entra"] | None = Field(
-        None, alias="BROKER_AUTH", description="who may ask for tokens: none (the default), easyauth or entra"
+        None, alias="BROKER_AUTH", description="how callers are authenticated: none (the default), easyauth or entra"
     )
     entra_tenant_id: str | None = Field(
         None,
         alias="BROKER_ENTRA_TENANT_ID",
         pattern=r"^[A-Za-z0-9.-]{1,128}$",
-        description="tenant whose JWTs are taken with BROKER_AUTH=entra",
+        description="tenant whose JWTs BROKER_AUTH=entra accepts",
     )
     entra_audience: str | None = Field(
         None, alias="BROKER_ENTRA_AUDIENCE", description="audience of those JWTs: the application's id or URI"
@@ -379,40 +400,44 @@ class Settings(BaseSettings):
         None,
         alias="BROKER_ENTRA_REQUIRED_SCOPE",
         pattern=r"^[!#-\[\]-~]{1,256}$",
-        description="scope or app role that those JWTs must carry; unset: none is asked for",
+        description="scope or app role that those JWTs must have; unset: any",
     )
     entra_authority: str = Field(
         "https://login.microsoftonline.com",
         alias="BROKER_ENTRA_AUTHORITY",
-        description="Entra's base where it is another cloud's, such as https://login.microsoftonline.us",
+        description="Entra's base URL in another cloud, such as https://login.microsoftonline.us",
     )
     signing_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secrets)] = Field(
         (),
         alias="BROKER_SIGNING_KEY",
-        description="at least 32 bytes, several separated by commas: the first signs, all verify",
+        description="at least 32 bytes; several, separated by commas: the first signs, all verify",
     )
     public_url: str | None = Field(
         None,
         alias="BROKER_PUBLIC_URL",
-        description="the broker's URL, which plans name; set: other hosts than its and loopback's get 421",
+        description="the broker's URL in plans; if set, requests for any other host but loopback get 421",
     )
     trusted_proxies: _Names = Field(
-        (), alias="BROKER_TRUSTED_PROXIES", description="whose X-Forwarded-* is believed: a number of hops, or CIDRs"
+        (),
+        alias="BROKER_TRUSTED_PROXIES",
+        description="proxies whose X-Forwarded-* is trusted: a number of hops, or CIDRs",
     )
     allowed_origins: _Names = Field(
-        (), alias="BROKER_ALLOWED_ORIGINS", description="foreign origins that may ask, separated by commas, or *"
+        (), alias="BROKER_ALLOWED_ORIGINS", description="other origins that may ask, separated by commas, or *"
     )
-    agents_file: Path | None = Field(None, alias="BROKER_AGENTS_FILE", description="TOML file of agents; else built in")
+    agents_file: Path | None = Field(
+        None, alias="BROKER_AGENTS_FILE", description="TOML file of agents; unset: the built-in ones"
+    )
     rate_limit_per_minute: int = Field(
         60,
         ge=0,
         alias="BROKER_RATE_LIMIT_PER_MINUTE",
-        description="token requests and SDP offers a principal; as many hang-ups, turn reads and erasures; 0 is off",
+        description="token requests and SDP offers per principal; as many hang-ups, reads and erasures; 0 is off",
     )
     max_sessions_per_principal: int = Field(
-        10, ge=0, alias="BROKER_MAX_SESSIONS_PER_PRINCIPAL", description="open talks a principal; 0 is off"
+        10, ge=0, alias="BROKER_MAX_SESSIONS_PER_PRINCIPAL", description="open talks per principal; 0 is off"
     )
-    max_sessions: int = Field(1000, ge=0, alias="BROKER_MAX_SESSIONS", description="open talks a process; 0 is off")
+    max_sessions: int = Field(1000, ge=0, alias="BROKER_MAX_SESSIONS", description="open talks per process; 0 is off")
     max_body_bytes: int = Field(
         65_536, ge=1024, le=16_777_216, alias="BROKER_MAX_BODY_BYTES", description="largest body of a token request"
     )
@@ -420,45 +445,47 @@ class Settings(BaseSettings):
         1_048_576, ge=1024, le=67_108_864, alias="BROKER_MAX_MEMORY_BODY_BYTES", description="largest body of turns"
     )
     body_timeout_s: _Seconds = Field(
-        10, alias="BROKER_BODY_TIMEOUT_S", description="a request's whole body has to arrive within this"
+        10, alias="BROKER_BODY_TIMEOUT_S", description="a request's whole body must arrive within this"
     )
 
     head_timeout_s: _Seconds = Field(
-        10, alias="BROKER_HEAD_TIMEOUT_S", description="a request's whole head has to arrive within this"
+        10, alias="BROKER_HEAD_TIMEOUT_S", description="a request's whole head must arrive within this"
     )
 
-    # --- eyes
+    # --- observability
     metrics_token: SecretStr | None = Field(
         None,
         alias="BROKER_METRICS_TOKEN",
-        description="Bearer of /metrics and of /status in full; needed for both where BROKER_AUTH asks who is there",
+        description="Bearer token for /metrics and the full /status; both need it where BROKER_AUTH authenticates",
     )
     otel: Literal["auto", "on", "off"] = Field(
         "auto",
         alias="BROKER_OTEL",
-        description="traces: auto (where OTEL_EXPORTER_OTLP_ENDPOINT is set), on or off; needs the extra otel",
+        description="traces: auto (if OTEL_EXPORTER_OTLP_ENDPOINT is set), on or off; needs the extra otel",
     )
     otlp_endpoint: str | None = Field(
         None,
         alias="OTEL_EXPORTER_OTLP_ENDPOINT",
-        description="collector that traces are sent to by OTLP over HTTP, such as http://localhost:4318",
+        description="collector of traces, OTLP over HTTP, such as http://localhost:4318",
     )
     log_format: Literal["console", "json"] | None = Field(
-        None, alias="BROKER_LOG_FORMAT", description="console (on a terminal) or json (else)"
+        None, alias="BROKER_LOG_FORMAT", description="console or json; unset: console on a terminal, else json"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", alias="BROKER_LOG_LEVEL", description="debug, info, warning or error"
     )
 
     # --- the simulator
-    simulator_port: int = Field(9100, ge=0, le=65_535, alias="SIMULATOR_PORT", description="where demo simulates Azure")
+    simulator_port: int = Field(
+        9100, ge=0, le=65_535, alias="SIMULATOR_PORT", description="port of the Azure that demo simulates"
+    )
     simulator_key: SecretStr = Field(
-        SecretStr("simulated-key"), alias="SIMULATOR_KEY", description="the key that the simulator takes"
+        SecretStr("simulated-key"), alias="SIMULATOR_KEY", description="the key that the simulator accepts"
     )
 
     @cached_property
     def target(self) -> Target | None:
-        """The Azure resource; None while no endpoint is set."""
+        """The Azure resource; None if no endpoint is set."""
         if self.endpoint is None:
             return None
         return parse_target(
@@ -470,28 +497,28 @@ class Settings(BaseSettings):
 
     @property
     def uses_key(self) -> bool:
-        """Whether Azure is asked with the key first."""
+        """Whether the key is tried first."""
         return self.key is not None and self.azure_auth != "entra"
 
     @property
     def uses_entra(self) -> bool:
-        """Whether an Entra token may ever be asked for."""
+        """Whether an Entra token may be used at all."""
         return self.azure_auth != "key"
 
     @property
     def wants_traces(self) -> bool:
-        """Whether traces were asked for."""
+        """Whether traces are on."""
         return self.otel == "on" or (self.otel == "auto" and self.otlp_endpoint is not None)
 
     @property
     def voice_live_api_version(self) -> str:
-        """The configured api-version where Voice Live has it, else its first stable one."""
+        """The configured api-version if Voice Live has it, else its first stable one."""
         plain = self.api_version.removesuffix("-preview")
         return self.api_version if plain >= VOICE_LIVE_FIRST_VERSION else VOICE_LIVE_FIRST_VERSION
 
     @property
     def upstreams(self) -> tuple[UpstreamName, ...]:
-        """What the proxy connects to, in order: a direct endpoint has no Voice Live."""
+        """The proxy's upstreams in order; a direct endpoint has no Voice Live."""
         if self.target is not None and self.target.unified_base is None:
             return ("openai_realtime",)
         return self.proxy_upstreams
@@ -515,13 +542,13 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then the environment, then `.env`; nothing else."""
+        """Arguments override the environment, which overrides `.env`. There is no other source."""
         del settings_cls, file_secret_settings
         return init_settings, env_settings, dotenv_settings
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
-        """Reads the environment; raises `SettingsError`. `overrides` stand above it, by field name."""
+        """Reads the environment; `overrides`, by field name, take precedence. Raises `SettingsError`."""
         try:
             settings = cls(**overrides)
         except ValidationError as error:
@@ -534,11 +561,11 @@ class Settings(BaseSettings):
 
     @classmethod
     def _faults_beside(cls, wrong: set[str], overrides: Mapping[str, Any]) -> set[str]:
-        """What is wrong with the other variables, so that it shows in the same start: the wrong ones as if unset."""
+        """Faults of the other variables, with the wrong ones unset: one start shows all that has to be corrected."""
         unset = {name: field.get_default() for name, field in cls.model_fields.items() if name in wrong}
         try:
             settings = cls(**{**overrides, **unset})
-        except ValidationError:  # an override by its alias, which stands above ours
+        except ValidationError:  # an override by its alias, which wins over the field name here
             return set()
         named = {cls.model_fields[name].alias for name in unset}
         return {line for line in _faults(settings) if line.partition(":")[0] not in named}
@@ -550,7 +577,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
-    """A line for each `BROKER_*` or `AZURE_VOICELIVE_*` variable that is none of ours: most are misspelt."""
+    """A line for each unknown `BROKER_*` or `AZURE_VOICELIVE_*` variable: most are misspelt."""
     known = [field.alias for field in Settings.model_fields.values() if field.alias]
     lines = []
     for name in sorted(os.environ if environ is None else environ):
@@ -561,7 +588,7 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
 
 
 def doubts(settings: Settings) -> list[str]:
-    """A line for each setting that is used otherwise than it says, or is missing to another."""
+    """A line for each setting that cannot be used as it is, or that another one needs."""
     lines = []
     if settings.voice_live_api_version != settings.api_version:
         used, said = settings.voice_live_api_version, settings.api_version
@@ -574,13 +601,13 @@ def doubts(settings: Settings) -> list[str]:
 
 
 def _field_name(loc: tuple[int | str, ...]) -> str:
-    """The field that a fault is told of, by its name or its alias."""
+    """The field of a fault, which names it by its name or its alias."""
     said = str(loc[0]) if loc else "settings"
     return next((name for name, field in Settings.model_fields.items() if said in {name, field.alias}), said)
 
 
 def _line(loc: tuple[int | str, ...], message: str) -> str:
-    """One line a fault: the variable, what is wrong, what would be right."""
+    """The line of a fault: the variable, what is wrong, what would be right."""
     name = _field_name(loc)
     field = Settings.model_fields.get(name)
     right = f" ({field.description})" if field and field.description else ""
@@ -588,7 +615,7 @@ def _line(loc: tuple[int | str, ...], message: str) -> str:
 
 
 def _faults(settings: Settings) -> list[str]:
-    """What only shows when variables are seen whole, or together."""
+    """Faults that pydantic's check of single fields does not find."""
     return [*_endpoint_faults(settings), *_auth_faults(settings), *_store_faults(settings), *_list_faults(settings)]
 
 
@@ -608,11 +635,11 @@ def _endpoint_faults(settings: Settings) -> list[str]:
         except EndpointError as error:
             faults.append(f"{name}: {error}")
     if settings.public_url is not None and not _HOST_NAME.fullmatch(_host(settings.public_url) or "x"):
-        faults.append("BROKER_PUBLIC_URL: has a name that no browser sends; write one in other letters as xn--…")
+        faults.append("BROKER_PUBLIC_URL: has a host name that no browser sends; write international names as xn--…")
     if settings.azure_auth == "key" and settings.key is None:
         faults.append("AZURE_VOICELIVE_KEY: missing; AZURE_VOICELIVE_AUTH=key needs it")
-    if settings.key is not None and not _header_safe(settings.key.get_secret_value()):
-        faults.append("AZURE_VOICELIVE_KEY: has blanks or characters that no header may carry; copy it once more")
+    if settings.key is not None and not _HEADER_VALUE.fullmatch(settings.key.get_secret_value()):
+        faults.append("AZURE_VOICELIVE_KEY: has blanks or characters that no header can carry; copy it once more")
     return faults
 
 
@@ -630,12 +657,14 @@ def _auth_faults(settings: Settings) -> list[str]:
         if settings.entra_tenant_id and (
             "." in settings.entra_tenant_id or settings.entra_tenant_id.lower() in _MANY_TENANTS
         ):
-            faults.append("BROKER_ENTRA_TENANT_ID: not one tenant's id; tokens carry a GUID (az account show has it)")
+            faults.append(
+                "BROKER_ENTRA_TENANT_ID: not the id of one tenant; tokens contain a GUID (az account show prints it)"
+            )
     real = settings.endpoint is not None and not is_loopback(_host(settings.endpoint))
     if settings.auth is None and real and not is_loopback(settings.host):
         faults.append(
             f"BROKER_AUTH: unset while HOST={settings.host} is open to others and the endpoint is real; "
-            "set easyauth or entra, or write none out if something before the broker decides who may ask"
+            "set easyauth or entra, or set none if something in front of the broker authenticates callers"
         )
     return faults
 
@@ -645,10 +674,10 @@ def _store_faults(settings: Settings) -> list[str]:
     url = settings.database_url.get_secret_value()
     if not url.startswith(("sqlite+aiosqlite:///", "postgresql+asyncpg://")):
         faults.append(
-            "BROKER_DATABASE_URL: not a URL of ours; give sqlite+aiosqlite:///<path> or postgresql+asyncpg://<host>/<db>"
+            "BROKER_DATABASE_URL: not supported; give sqlite+aiosqlite:///<path> or postgresql+asyncpg://<host>/<db>"
         )
     elif url.startswith("sqlite") and ":memory:" in url:
-        faults.append("BROKER_DATABASE_URL: a database in memory keeps nothing; name a file")
+        faults.append("BROKER_DATABASE_URL: a database in memory is lost at the end; name a file")
     elif url.startswith("postgresql") and not settings.signing_keys:
         faults.append(
             "BROKER_SIGNING_KEY: missing; replicas on PostgreSQL must share one (openssl rand -base64 48 makes it)"
@@ -665,19 +694,21 @@ def _list_faults(settings: Settings) -> list[str]:
         ("BROKER_PROXY_UPSTREAMS", settings.proxy_upstreams),
     ):
         if len(set(values)) != len(values):
-            faults.append(f"{name}: names one twice; each may stand there once")
+            faults.append(f"{name}: has a name twice; each may be there once")
     faults += [
-        f"BROKER_ALLOWED_ORIGINS: {origin!r} is no origin; one looks like https://app.example.com"
+        f"BROKER_ALLOWED_ORIGINS: {origin!r} is not an origin, such as https://app.example.com"
         for origin in settings.allowed_origins
-        if origin != "*" and not _is_origin(origin)
+        if origin != "*" and not _ORIGIN.fullmatch(origin)
     ]
     proxies = settings.trusted_proxies
     if not (len(proxies) == 1 and proxies[0].isdecimal() and len(proxies[0]) <= _MAX_HOPS_DIGITS):
-        faults += [
-            f"BROKER_TRUSTED_PROXIES: {proxy!r} is neither a number of hops nor a CIDR such as 10.0.0.0/8"
-            for proxy in proxies
-            if not _is_network(proxy)
-        ]
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy, strict=False)
+            except ValueError:
+                faults.append(
+                    f"BROKER_TRUSTED_PROXIES: {proxy!r} is neither a number of hops nor a CIDR such as 10.0.0.0/8"
+                )
     return faults
 
 
@@ -686,20 +717,3 @@ def _host(url: str) -> str:
         return urlsplit(parse_endpoint(url)).hostname or ""
     except EndpointError:
         return ""
-
-
-def _header_safe(value: str) -> bool:
-    return value.isascii() and value.isprintable() and " " not in value and value != ""
-
-
-def _is_origin(value: str) -> bool:
-    scheme, _, rest = value.partition("://")
-    return scheme in {"http", "https"} and rest != "" and not any(c in rest for c in "/?#@ *")
-
-
-def _is_network(value: str) -> bool:
-    try:
-        ipaddress.ip_network(value, strict=False)
-    except ValueError:
-        return False
-    return True

@@ -83,14 +83,12 @@ REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def test_the_canaries_would_be_seen() -> None:
+def test_canaries_are_detected() -> None:
     assert [canary for canary in CANARIES if canary in f"a {KEY} and {ENTRA}"] == [KEY, ENTRA]
 
 
 @pytest.mark.parametrize("auth", ["key", "entra"])
-async def test_no_canary_comes_out_whatever_fails_and_whatever_is_asked(
-    auth: str, azure: RunningSimulator, tmp_path: Path
-) -> None:
+async def test_no_canary_leaks_from_any_route(auth: str, azure: RunningSimulator, tmp_path: Path) -> None:
     async with run_identity_endpoint() as identity:
         identity.token, identity.header = ENTRA, IDENTITY_HEADER
         env = _environment(tmp_path, azure.base_url, auth) | identity.variables
@@ -106,7 +104,7 @@ async def test_no_canary_comes_out_whatever_fails_and_whatever_is_asked(
 
 
 @pytest.mark.parametrize("auth", ["key", "entra"])
-async def test_no_canary_comes_out_where_azure_echoes_what_it_was_sent(auth: str, tmp_path: Path) -> None:
+async def test_no_canary_leaks_from_echoing_mints(auth: str, tmp_path: Path) -> None:
     """A gateway may repeat headers in its errors; some even in an error's code, or as the token itself."""
     routes = [Route("/{path:path}", _echoing(), methods=["POST"])]
     async with run_identity_endpoint() as identity, serve_app(Starlette(routes=routes)) as gateway:
@@ -125,9 +123,7 @@ async def test_no_canary_comes_out_where_azure_echoes_what_it_was_sent(auth: str
 
 
 @pytest.mark.parametrize("auth", ["key", "entra"])
-async def test_no_canary_comes_out_where_a_call_is_not_blocked_and_azure_echoes_what_it_was_sent(
-    auth: str, tmp_path: Path
-) -> None:
+async def test_no_canary_leaks_from_echoing_hangups(auth: str, tmp_path: Path) -> None:
     async def minted(_: Request) -> Response:
         return JSONResponse({"value": "ek_x", "expires_at": int(time.time()) + 60})
 
@@ -173,7 +169,7 @@ async def test_no_canary_comes_out_where_a_call_is_not_blocked_and_azure_echoes_
         ("entra", {"fault": "reset"}, ("token", "--json")),
     ],
 )
-async def test_no_canary_comes_out_of_the_token_command(
+async def test_no_canary_leaks_from_token_command(
     *,
     auth: str,
     fault: dict[str, Any] | None,
@@ -191,7 +187,7 @@ async def test_no_canary_comes_out_of_the_token_command(
     _assert_clean(finished.out + finished.err)
 
 
-async def test_no_canary_comes_out_of_a_start_that_is_refused(tmp_path: Path) -> None:
+async def test_no_canary_leaks_from_refused_start(tmp_path: Path) -> None:
     wrong = {
         "AZURE_VOICELIVE_KEY": f"{KEY} {KEY}",
         "BROKER_SIGNING_KEY": SIGNING_KEY[:31],

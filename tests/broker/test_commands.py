@@ -12,14 +12,12 @@ from tests.support.sockets import listening_socket, refused_port
 from token_broker.simulator import RunningSimulator
 
 
-async def test_token_mints_once_and_shows_the_plan_and_the_attempts_masked(
-    azure: RunningSimulator, tmp_path: Path
-) -> None:
+async def test_token_shows_a_masked_plan(azure: RunningSimulator, tmp_path: Path) -> None:
     azure.set_faults({"match": MINT_PATHS["ga"], "fault": "status", "code": 404})
     env = environment(tmp_path, azure.base_url)
     plain, as_json = await asyncio.gather(
         run_command("token", "--agent", "marcus", env=env, cwd=tmp_path),
-        run_command("token", "--json", env=env, cwd=tmp_path),
+        run_command("token", "--json", env=env, cwd=tmp_path, fresh=True),
     )
     assert (plain.code, as_json.code) == (0, 0)
     for outcome in ("permanent", "minted", "direct_deployment", "404", "the resource lacks this route"):
@@ -37,7 +35,7 @@ async def test_token_mints_once_and_shows_the_plan_and_the_attempts_masked(
     assert "\x1b[" not in plain.out, "plain text in a pipe"
 
 
-async def test_token_with_nothing_but_the_proxy_is_a_success_and_without_it_a_failed_check(tmp_path: Path) -> None:
+async def test_token_fails_without_any_grant(tmp_path: Path) -> None:
     with refused_port() as port:
         endpoint = f"http://127.0.0.1:{port}"
         degraded, nothing = await asyncio.gather(
@@ -54,7 +52,7 @@ async def test_token_with_nothing_but_the_proxy_is_a_success_and_without_it_a_fa
     assert "refused" in report["attempts"][0]["why"]
 
 
-async def test_token_for_an_unknown_agent_is_a_usage_error_that_names_the_known_ones(tmp_path: Path) -> None:
+async def test_token_for_unknown_agent_names_known_ones(tmp_path: Path) -> None:
     env = environment(tmp_path, "http://127.0.0.1:9")
     finished = await run_command("token", "--agent", "hal", env=env, cwd=tmp_path)
     assert finished.code == 2
@@ -63,7 +61,7 @@ async def test_token_for_an_unknown_agent_is_a_usage_error_that_names_the_known_
 
 
 @pytest.mark.parametrize("arguments", [("nothing",), ("token", "--what"), ("simulate", "--kind", "gcp")])
-async def test_a_wrong_call_is_exit_code_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
+async def test_wrong_usage_exits_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
     finished = await run_command(*arguments, env=environment(tmp_path, None), cwd=tmp_path)
     assert finished.code == 2
     assert "Usage:" in finished.err
@@ -84,7 +82,7 @@ NO_SUCH_DIRECTORY = "sqlite+aiosqlite:////proc/none/broker.db"
         ("token", {"BROKER_DATABASE_URL": NO_SUCH_DIRECTORY}, "BROKER_DATABASE_URL"),
     ],
 )
-async def test_a_wrong_configuration_stops_the_start_with_a_line_a_fault(
+async def test_wrong_setting_stops_the_start(
     command: str, variables: dict[str, str], named: str, tmp_path: Path
 ) -> None:
     with refused_port() as port:
@@ -97,7 +95,7 @@ async def test_a_wrong_configuration_stops_the_start_with_a_line_a_fault(
     assert "\\n" not in "".join(lines)
 
 
-async def test_a_port_that_is_taken_stops_the_start_with_a_line(tmp_path: Path) -> None:
+async def test_taken_port_stops_the_start(tmp_path: Path) -> None:
     with listening_socket() as taken:
         taken.listen()
         port = str(taken.getsockname()[1])
@@ -107,9 +105,10 @@ async def test_a_port_that_is_taken_stops_the_start_with_a_line(tmp_path: Path) 
     assert "Traceback" not in finished.err
 
 
-async def test_serve_answers_and_ends_with_0_on_sigterm(azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_serve_exits_0_on_sigterm(azure: RunningSimulator, tmp_path: Path) -> None:
     env = environment(tmp_path, azure.base_url, BROKER_DRAIN_S="1")
-    async with run_process("serve", env, tmp_path) as process, plain_client(process.base_url) as client:
+    serving = run_process("serve", env, tmp_path, fresh=True)
+    async with serving as process, plain_client(process.base_url) as client:
         assert (await client.post("/realtime/token", json={})).json()["strategy"] == "ga"
         process.process.terminate()
         assert await asyncio.wait_for(process.process.wait(), 10) == 0
@@ -118,7 +117,7 @@ async def test_serve_answers_and_ends_with_0_on_sigterm(azure: RunningSimulator,
     assert not [event for event in events if event["level"] == "error"]
 
 
-async def test_a_misspelt_variable_is_said_at_the_start(azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_misspelt_variable_is_reported(azure: RunningSimulator, tmp_path: Path) -> None:
     env = environment(tmp_path, azure.base_url, BROKER_TOKEN_BUGDET_S="1")
     finished = await run_command("token", "--json", env=env, cwd=tmp_path)
     assert finished.code == 0
@@ -126,7 +125,7 @@ async def test_a_misspelt_variable_is_said_at_the_start(azure: RunningSimulator,
     assert json.loads(finished.out)["plan"]
 
 
-async def test_demo_serves_a_simulated_azure_whatever_the_environment_names(tmp_path: Path) -> None:
+async def test_demo_always_simulates_azure(tmp_path: Path) -> None:
     with listening_socket() as free:
         port = str(free.getsockname()[1])
     env = environment(tmp_path, "https://real.openai.azure.com", SIMULATOR_PORT=port)

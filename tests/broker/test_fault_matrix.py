@@ -150,9 +150,7 @@ async def scenarios(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[l
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.id for fault in FAULTS])
 @retry_if_host_busy()
-async def test_whatever_azure_does_the_plan_works_in_time_and_names_its_winner(
-    fault: Fault, scenarios: list[Scenario]
-) -> None:
+async def test_plan_survives_every_fault(fault: Fault, scenarios: list[Scenario]) -> None:
     async with asyncio.TaskGroup() as group:
         for scenario in scenarios:
             group.create_task(_meets(fault, scenario))

@@ -72,9 +72,7 @@ def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
         ({"HOST": "0.0.0.0", "AZURE_VOICELIVE_ENDPOINT": "https://x.openai.azure.com"}, "BROKER_AUTH"),
     ],
 )
-def test_a_wrong_value_is_one_line_that_names_its_variable(
-    variables: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_value_is_one_line(variables: dict[str, str], named: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError) as refused:
         load(monkeypatch, **variables)
     assert [line.partition(":")[0] for line in refused.value.lines] == [named]
@@ -88,7 +86,7 @@ def test_every_fault_has_its_own_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {line.partition(":")[0] for line in refused.value.lines} == {"PORT", "BROKER_AUTH", "BROKER_TOKEN_TTL_S"}
 
 
-def test_faults_of_one_variable_and_of_several_together_show_in_the_same_start(
+def test_all_faults_show_in_one_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(SettingsError) as refused:
@@ -104,7 +102,7 @@ def test_faults_of_one_variable_and_of_several_together_show_in_the_same_start(
     ]  # fmt: skip
 
 
-def test_a_wrong_value_brings_no_fault_that_its_mending_would_take_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_value_causes_no_second_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError) as refused:  # BROKER_AUTH unset would be a fault here
         load(monkeypatch, BROKER_AUTH="basic", HOST="0.0.0.0", AZURE_VOICELIVE_ENDPOINT="https://x.openai.azure.com")
     assert [line.partition(":")[0] for line in refused.value.lines] == ["BROKER_AUTH"]
@@ -121,13 +119,11 @@ def test_a_wrong_value_brings_no_fault_that_its_mending_would_take_away(monkeypa
         {"HOST": "::1", "AZURE_VOICELIVE_ENDPOINT": "https://x.openai.azure.com"},
     ],
 )
-def test_an_open_host_is_taken_where_auth_is_written_out_or_azure_is_not_real(
-    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_open_host_needs_explicit_auth(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     load(monkeypatch, **variables)
 
 
-def test_the_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch)
     assert (settings.host, settings.port, settings.model) == ("127.0.0.1", 8080, "gpt-realtime")
     assert settings.token_strategies == ("ga", "direct_deployment", "project", "unified", "websocket_proxy")
@@ -148,7 +144,7 @@ def test_the_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None
     assert settings.retention_days == 0
 
 
-def test_values_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_may_have_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(
         monkeypatch,
         BROKER_TOKEN_STRATEGIES=" unified , websocket_proxy ",
@@ -165,7 +161,7 @@ def test_values_are_read_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -
     assert settings.target.openai_base == "https://x.openai.azure.com"
 
 
-def test_arguments_stand_above_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AZURE_VOICELIVE_ENDPOINT", "https://x.openai.azure.com")
     monkeypatch.setenv("AZURE_VOICELIVE_KEY", "from-the-environment")
     settings = Settings.load(_env_file=None, endpoint="http://127.0.0.1:1", key="from-the-call", azure_auth="key")
@@ -173,9 +169,7 @@ def test_arguments_stand_above_the_environment(monkeypatch: pytest.MonkeyPatch) 
     assert settings.key == SecretStr("from-the-call")
 
 
-def test_a_dotenv_file_is_read_and_the_environment_stands_above_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_environment_overrides_dotenv_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("PORT=8081\nAZURE_VOICELIVE_MODEL=from-the-file\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PORT", "8082")
@@ -183,7 +177,7 @@ def test_a_dotenv_file_is_read_and_the_environment_stands_above_it(
     assert (settings.port, settings.model) == (8082, "from-the-file")
 
 
-def test_settings_cannot_be_changed_and_show_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_frozen_and_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(
         monkeypatch,
         AZURE_VOICELIVE_KEY="canary-key-1",
@@ -198,7 +192,7 @@ def test_settings_cannot_be_changed_and_show_no_secret(monkeypatch: pytest.Monke
         settings.port = 1  # type: ignore[misc]
 
 
-def test_a_misspelt_variable_is_noticed() -> None:
+def test_misspelt_variables_are_found() -> None:
     lines = unknown_variables(
         {"BROKER_TOKEN_BUGDET_S": "1", "BROKER_AUTH": "none", "PATH": "/", "AZURE_VOICELIVE_KEYS": "x"}
     )
@@ -216,7 +210,7 @@ def test_a_misspelt_variable_is_noticed() -> None:
         ("2025-09-30", "2025-10-01", True),
     ],
 )
-def test_voice_live_is_asked_with_a_version_that_it_has(
+def test_voice_live_gets_a_version_it_has(
     version: str, voice_live: str, cautioned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = load(monkeypatch, AZURE_VOICELIVE_API_VERSION=version)
@@ -227,12 +221,12 @@ def test_voice_live_is_asked_with_a_version_that_it_has(
 # --- .env.example
 
 
-def test_env_example_is_what_the_settings_say() -> None:
+def test_env_example_is_up_to_date() -> None:
     render = runpy.run_path(str(ROOT / "scripts" / "_env_example.py"))["render"]
     assert (ROOT / ".env.example").read_text(encoding="utf-8") == render(), "run scripts/env-example"
 
 
-def test_env_example_lists_every_variable_with_its_default(tmp_path: Path) -> None:
+def test_env_example_lists_every_default(tmp_path: Path) -> None:
     lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
     variables = dict(line[1:].split("=", 1) for line in lines if line.startswith("#") and "=" in line.partition(" ")[0])
     assert variables.keys() == {field.alias for field in Settings.model_fields.values()}
@@ -268,7 +262,7 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def test_an_agent_inherits_what_it_does_not_say(tmp_path: Path) -> None:
+def test_agent_inherits_missing_fields(tmp_path: Path) -> None:
     book = load_agents(written(tmp_path, AGENTS))
     a, b, c = book
     assert (book.default, book.ids) == ("a", ("a", "b", "c"))
@@ -296,7 +290,7 @@ def test_an_agent_inherits_what_it_does_not_say(tmp_path: Path) -> None:
         (AGENTS.replace('"Be A."', f'"{"x" * 40_000}"'), "agents.a.instructions"),
     ],
 )
-def test_a_fault_in_the_agents_file_is_told_with_its_place(text: str, says: str, tmp_path: Path) -> None:
+def test_agents_file_fault_names_its_place(text: str, says: str, tmp_path: Path) -> None:
     path = written(tmp_path, text)
     with pytest.raises(AgentsFileError) as refused:
         load_agents(path)
@@ -304,7 +298,7 @@ def test_a_fault_in_the_agents_file_is_told_with_its_place(text: str, says: str,
     assert all(line.startswith(str(path)) for line in str(refused.value).splitlines())
 
 
-def test_an_agents_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_unreadable_agents_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(AgentsFileError, match="can't be read"):
         load_agents(tmp_path / "none.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
@@ -312,7 +306,7 @@ def test_an_agents_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         load_agents(tmp_path / "binary.toml")
 
 
-def test_the_built_in_agents_are_the_three() -> None:
+def test_three_agents_are_built_in() -> None:
     book = load_agents()
     assert (book.default, book.ids) == ("elena", ("elena", "marcus", "sage"))
     elena, marcus, sage = book

@@ -79,7 +79,7 @@ def assert_problem(answer: Any, status: int, code: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("prefix", ["", "/api/v1/voice"])
-async def test_the_plan_has_every_field_of_the_contract(
+async def test_plan_has_every_field_of_the_contract(
     prefix: str, azure: RunningSimulator, start_broker: StartBroker
 ) -> None:
     broker = await start_broker(azure)
@@ -118,7 +118,7 @@ async def test_the_plan_has_every_field_of_the_contract(
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"  {}\n", b'{"agent_id": null, "session_id": null, "user_id": null}'])
-async def test_every_field_may_be_left_out(body: bytes, azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_every_field_is_optional(body: bytes, azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     answer = await broker.client.post("/realtime/token", content=body)
     assert answer.status_code == 200
@@ -131,7 +131,7 @@ async def test_every_field_may_be_left_out(body: bytes, azure: RunningSimulator,
     ("marcus", "cedar", "en-US-GuyNeural", "project manager"),
     ("sage", "marin", "en-US-Ava:DragonHDLatestNeural", "storyteller"),
 ])  # fmt: skip
-async def test_each_agent_speaks_with_its_own_voice_and_instructions(
+async def test_each_agent_has_voice_and_instructions(
     *, agent: str, ga_voice: str, preview_voice: str, word: str, azure: RunningSimulator, start_broker: StartBroker
 ) -> None:
     broker = await start_broker(azure)
@@ -155,9 +155,7 @@ async def test_ga_is_asked_for_one_modality(
     assert body["session"]["output_modalities"] == asked
 
 
-async def test_the_lifetime_asked_of_azure_is_the_one_configured(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_configured_lifetime_is_asked_for(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, token_ttl_s=300)
     plan = await broker.plan()
     assert 298 <= plan["connections"][0]["expires_in_s"] <= 300
@@ -165,7 +163,7 @@ async def test_the_lifetime_asked_of_azure_is_the_one_configured(
     assert body["expires_after"] == {"anchor": "created_at", "seconds": 300}
 
 
-async def test_a_degraded_plan_points_at_the_broker_itself(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_degraded_plan_names_the_broker(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     azure.set_faults({"match": "/", "fault": "status", "code": 500})
     plan = await broker.plan({"agent_id": "marcus"})
@@ -174,21 +172,19 @@ async def test_a_degraded_plan_points_at_the_broker_itself(azure: RunningSimulat
     assert plan["endpoint"] == broker.base_url
 
 
-async def test_the_proxy_speaks_ga_on_a_direct_endpoint(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_proxy_speaks_ga_on_direct_endpoint(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, endpoint_kind="direct")
     plan = await broker.plan({"agent_id": "marcus"})
     assert (plan["connections"][-1]["dialect"], plan["connections"][-1]["voice"]) == ("ga", "cedar")
     assert set(await broker.strategies()) == {"ga", "direct_deployment", "websocket_proxy"}
 
 
-async def test_the_filter_can_be_switched_off(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_filter_can_be_switched_off(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, webrtc_filter="off")
     assert (await broker.plan())["connections"][0]["url"] == f"{azure.base_url}/openai/v1/realtime/calls"
 
 
-async def test_the_direct_websocket_stands_before_the_proxy_where_it_is_switched_on(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_direct_websocket_precedes_the_proxy(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, direct_websocket="on")
     plan = await broker.plan()
     assert [connection["transport"] for connection in plan["connections"]] == [
@@ -200,14 +196,14 @@ async def test_the_direct_websocket_stands_before_the_proxy_where_it_is_switched
     assert direct["dialect"] == "ga"
 
 
-async def test_strategies_are_asked_in_the_configured_order(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_strategies_follow_configured_order(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, token_strategies=("unified", "ga", "websocket_proxy"))
     plan = await broker.plan()
     assert plan["strategy"] == "unified"
     assert plan["connections"][0]["dialect"] == "preview"
 
 
-async def test_a_proxy_in_the_middle_ends_the_chain(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_proxy_in_the_middle_ends_the_chain(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, token_strategies=("ga", "websocket_proxy", "unified"))
     azure.set_faults({"match": "/openai/v1", "fault": "status", "code": 500})
     plan = await broker.plan()
@@ -218,16 +214,14 @@ async def test_a_proxy_in_the_middle_ends_the_chain(azure: RunningSimulator, sta
     }
 
 
-async def test_a_public_url_is_what_plans_are_made_from(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_plans_use_the_public_url(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, public_url="https://voice.example.com")
     plan = await broker.plan()
     assert plan["connections"][1]["url"].startswith("https://voice.example.com/api/v1/voice/realtime/calls?")
     assert plan["connections"][2]["url"].startswith("wss://voice.example.com/api/v1/voice/voicelive/")
 
 
-async def test_503_only_where_the_proxy_is_left_out_and_nothing_minted(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_503_without_mint_or_proxy(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, token_strategies=("ga", "unified"))
     plan = await broker.plan()
     assert [connection["transport"] for connection in plan["connections"]] == ["webrtc", "webrtc_relay"]
@@ -238,7 +232,7 @@ async def test_503_only_where_the_proxy_is_left_out_and_nothing_minted(
     assert "127.0.0.1" not in answer.text, "a problem tells no internal URL"
 
 
-async def test_without_an_endpoint_it_answers_that_one_must_be_configured(start_broker: StartBroker) -> None:
+async def test_missing_endpoint_is_reported(start_broker: StartBroker) -> None:
     broker = await start_broker(None, key=None, azure_auth="auto")
     answer = await broker.client.post("/realtime/token", json={})
     document = assert_problem(answer, 503, "not_configured")
@@ -252,7 +246,7 @@ async def test_without_an_endpoint_it_answers_that_one_must_be_configured(start_
 @pytest.mark.parametrize(
     "body", [b"{", b"agent", b'{"agent_id": }', b"\xff\xfe", b'{"a": NaN}x', b"[" * 5000, b'"\\ud800"']
 )
-async def test_what_is_no_json_is_400(body: bytes, azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_invalid_json_is_400(body: bytes, azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     assert_problem(await broker.client.post("/realtime/token", content=body), 400, "invalid_json")
 
@@ -289,9 +283,7 @@ async def test_wrong_fields_are_422_and_named(
     assert field in document["detail"]
 
 
-async def test_an_unknown_agent_is_404_and_the_known_ones_are_named(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_unknown_agent_is_404_and_names_known(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     answer = await broker.client.post("/realtime/token", json={"agent_id": "hal"})
     document = assert_problem(answer, 404, "unknown_agent")
@@ -300,7 +292,7 @@ async def test_an_unknown_agent_is_404_and_the_known_ones_are_named(
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_over_the_limit_is_413(chunked: bool, azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_body_over_the_limit_is_413(chunked: bool, azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, max_body_bytes=2048)
 
     async def pieces() -> Any:
@@ -311,7 +303,7 @@ async def test_a_body_over_the_limit_is_413(chunked: bool, azure: RunningSimulat
     assert_problem(await broker.client.post("/realtime/token", content=content), 413, "body_too_large")
 
 
-async def test_a_body_that_does_not_come_is_408(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_body_that_does_not_come_is_408(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, body_timeout_s=0.2)
     host, port = broker.base_url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -322,7 +314,7 @@ async def test_a_body_that_does_not_come_is_408(azure: RunningSimulator, start_b
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
-async def test_another_method_is_405_and_the_right_one_is_named(
+async def test_wrong_method_is_405_and_names_right_one(
     method: str, azure: RunningSimulator, start_broker: StartBroker
 ) -> None:
     broker = await start_broker(azure)
@@ -332,15 +324,13 @@ async def test_another_method_is_405_and_the_right_one_is_named(
 
 
 @pytest.mark.parametrize("path", ["/realtime/token/", "/realtime", "/v2/realtime/token", "/config/hal"])
-async def test_what_is_not_there_is_404(path: str, azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_unknown_path_is_404(path: str, azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     answer = await broker.client.get(path)
     assert_problem(answer, 404, answer.json()["code"])
 
 
-async def test_a_callers_own_request_id_is_kept_where_it_is_plain(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_plain_request_id_is_kept(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     plan = await broker.token({}, x_request_id="my-id.1")
     assert plan.plan["correlation_id"] == plan.response.headers["x-request-id"] == "my-id.1"
@@ -352,7 +342,7 @@ async def test_a_callers_own_request_id_is_kept_where_it_is_plain(
 # --- sessions
 
 
-async def test_an_unknown_session_id_begins_a_session_of_that_name(
+async def test_unknown_session_id_begins_a_session(
     azure: RunningSimulator, start_broker: StartBroker, session: str
 ) -> None:
     broker = await start_broker(azure)
@@ -361,9 +351,7 @@ async def test_an_unknown_session_id_begins_a_session_of_that_name(
     assert_usable(plan, broker, azure)
 
 
-async def test_a_session_is_resumed_with_its_own_token_and_its_epoch_grows(
-    azure: RunningSimulator, start_broker: StartBroker, session: str
-) -> None:
+async def test_own_token_resumes_the_session(azure: RunningSimulator, start_broker: StartBroker, session: str) -> None:
     broker = await start_broker(azure)
     first = await broker.plan({"session_id": session})
     second = await broker.plan({"session_id": session}, x_session_token=first["session_token"])
@@ -373,7 +361,7 @@ async def test_a_session_is_resumed_with_its_own_token_and_its_epoch_grows(
     assert {plan["session_id"] for plan in (first, second, third)} == {session}
 
 
-async def test_a_known_session_without_its_token_is_403(
+async def test_known_session_without_token_is_403(
     azure: RunningSimulator, start_broker: StartBroker, session: str
 ) -> None:
     broker = await start_broker(azure)
@@ -384,7 +372,7 @@ async def test_a_known_session_without_its_token_is_403(
 
 
 @pytest.mark.parametrize("token", ["", "garbage", "a.b.c", "x" * 5000, "\u00e9"])
-async def test_a_session_with_something_else_for_a_token_is_403(
+async def test_session_with_wrong_token_is_403(
     token: str, azure: RunningSimulator, start_broker: StartBroker, session: str
 ) -> None:
     broker = await start_broker(azure)
@@ -395,7 +383,7 @@ async def test_a_session_with_something_else_for_a_token_is_403(
     assert_problem(answer, 403, "foreign_session")
 
 
-async def test_another_sessions_token_opens_no_session_not_even_a_new_one(
+async def test_another_sessions_token_opens_nothing(
     azure: RunningSimulator, start_broker: StartBroker, session: str
 ) -> None:
     broker = await start_broker(azure)
@@ -406,7 +394,7 @@ async def test_another_sessions_token_opens_no_session_not_even_a_new_one(
         assert_problem(answer, 403, "foreign_session")
 
 
-async def test_a_ticket_is_no_session_token(azure: RunningSimulator, start_broker: StartBroker, session: str) -> None:
+async def test_ticket_is_no_session_token(azure: RunningSimulator, start_broker: StartBroker, session: str) -> None:
     broker = await start_broker(azure)
     plan = await broker.plan({"session_id": session})
     ticket = plan["connections"][-1]["protocols"][1].removeprefix("ticket.")
@@ -419,7 +407,7 @@ async def test_a_ticket_is_no_session_token(azure: RunningSimulator, start_broke
     ("past_expiry_s", "status"),
     [(0, 200), (24 * 3600 - 30, 200), (24 * 3600 + LEEWAY_S + 30, 403)],
 )
-async def test_a_session_token_resumes_up_to_24_hours_past_its_expiry(
+async def test_token_resumes_24_h_past_its_expiry(
     past_expiry_s: int, status: int, azure: RunningSimulator, start_broker: StartBroker, session: str
 ) -> None:
     broker = await start_broker(azure, signing_keys=("k" * 32,))
@@ -429,9 +417,7 @@ async def test_a_session_token_resumes_up_to_24_hours_past_its_expiry(
     assert answer.status_code == status
 
 
-async def test_a_session_survives_a_restart_with_its_token(
-    azure: RunningSimulator, start_broker: StartBroker, session: str
-) -> None:
+async def test_session_survives_a_restart(azure: RunningSimulator, start_broker: StartBroker, session: str) -> None:
     before = await start_broker(azure, signing_keys=("k" * 32,))
     after = await start_broker(azure, signing_keys=("n" * 32, "k" * 32))
     first = await before.plan({"session_id": session, "user_id": "ada"})
@@ -443,16 +429,14 @@ async def test_a_session_survives_a_restart_with_its_token(
     assert {claim.owner.user_id for claim in claims} == {"ada"}
 
 
-async def test_without_authentication_a_user_id_is_a_label(azure: RunningSimulator, start_broker: StartBroker) -> None:
+async def test_user_id_is_a_label_without_auth(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     plan = await broker.plan({"user_id": "Ada Lövelace"})
     claims = broker.signer.read_session_token(plan["session_token"])
     assert (claims.owner.principal, claims.owner.user_id) == ("anonymous", "Ada Lövelace")
 
 
-async def test_each_credential_is_audited_by_its_fingerprint_before_it_is_released(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_credentials_are_audited_by_fingerprint(azure: RunningSimulator, start_broker: StartBroker) -> None:
     with capture_logs() as logs:
         broker = await start_broker(azure)
         plan = await broker.plan({"agent_id": "marcus"})
@@ -468,9 +452,7 @@ async def test_each_credential_is_audited_by_its_fingerprint_before_it_is_releas
 
 
 @pytest.mark.parametrize("prefix", ["", "/api/v1/voice"])
-async def test_status_has_the_first_versions_fields_and_the_chains_health(
-    prefix: str, azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_status_has_the_chains_health(prefix: str, azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, alone=True)
     await broker.plan()
     status = (await broker.client.get(f"{prefix}/status")).json()
@@ -485,9 +467,7 @@ async def test_status_has_the_first_versions_fields_and_the_chains_health(
     assert abs(status["clock_skew_s"]) <= 2
 
 
-async def test_status_in_full_wants_the_metrics_token_where_one_is_set(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_full_status_needs_the_metrics_token(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, metrics_token="metrics-token")
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic metrics-token"}):
         status = (await broker.client.get("/status", headers=headers)).json()
@@ -498,7 +478,7 @@ async def test_status_in_full_wants_the_metrics_token_where_one_is_set(
 
 
 @pytest.mark.parametrize("prefix", ["", "/api/v1/voice"])
-async def test_an_agents_config_is_what_the_first_version_showed(
+async def test_agent_config_has_its_four_fields(
     prefix: str, azure: RunningSimulator, start_broker: StartBroker
 ) -> None:
     broker = await start_broker(azure)
@@ -519,9 +499,7 @@ async def test_health_and_readiness_answer(azure: RunningSimulator, start_broker
         assert answer.headers["x-request-id"]
 
 
-async def test_every_url_of_a_plan_stands_on_the_host_that_was_asked(
-    azure: RunningSimulator, start_broker: StartBroker
-) -> None:
+async def test_plan_urls_use_the_requested_host(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     plan = await broker.plan(None, host="localhost:8443")
     hosts = {urlsplit(connection["url"]).netloc for connection in plan["connections"][1:]}

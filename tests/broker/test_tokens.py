@@ -61,22 +61,22 @@ def ticket(signer: TokenSigner, owner: Owner = ENTRA_USER) -> str:
     return signer.ticket(owner, agent_id="elena", ttl_s=180)
 
 
-def test_a_session_token_says_what_was_signed(signer: TokenSigner) -> None:
+def test_session_token_round_trip(signer: TokenSigner) -> None:
     claims = signer.read_session_token(session_token(signer))
     assert (claims.owner, claims.expires_at_s) == (ADA, NOW_S + 100)
 
 
-def test_a_ticket_says_what_was_signed_and_each_has_an_id_of_its_own(signer: TokenSigner) -> None:
+def test_ticket_round_trip_with_unique_id(signer: TokenSigner) -> None:
     first, second = (signer.read_ticket(ticket(signer)) for _ in range(2))
     assert (first.owner, first.agent_id, first.expires_at_s) == (ENTRA_USER, "elena", NOW_S + 180)
     assert first.ticket_id != second.ticket_id
 
 
-def test_a_ticket_travels_as_a_subprotocol(signer: TokenSigner) -> None:
+def test_ticket_is_a_valid_subprotocol(signer: TokenSigner) -> None:
     assert re.fullmatch(r"[A-Za-z0-9_.-]+", ticket(signer, Owner("s" * 64, "entra:1", 7, "ä" * 256)))
 
 
-def test_one_kind_is_never_taken_for_the_other(signer: TokenSigner) -> None:
+def test_token_kinds_are_told_apart(signer: TokenSigner) -> None:
     with pytest.raises(TokenError, match="another kind"):
         signer.read_ticket(session_token(signer))
     with pytest.raises(TokenError, match="another kind"):
@@ -96,7 +96,7 @@ def test_one_kind_is_never_taken_for_the_other(signer: TokenSigner) -> None:
         (-3600, 0, True),
     ],
 )
-def test_a_token_is_taken_until_its_expiry_and_the_leeway(
+def test_token_is_valid_until_expiry_and_leeway(
     later_s: float, grace_s: float, taken: bool, signer: TokenSigner, clock: Clock
 ) -> None:
     token = session_token(signer)
@@ -109,7 +109,7 @@ def test_a_token_is_taken_until_its_expiry_and_the_leeway(
     assert refused.value.expired
 
 
-def test_keys_rotate_without_ending_a_talk(clock: Clock) -> None:
+def test_keys_rotate_without_ending_talks(clock: Clock) -> None:
     before = TokenSigner([KEY], clock=clock)
     during = TokenSigner([OTHER, KEY], clock=clock)
     after = TokenSigner([OTHER], clock=clock)
@@ -120,7 +120,7 @@ def test_keys_rotate_without_ending_a_talk(clock: Clock) -> None:
             signer.read_session_token(token)
 
 
-def test_a_session_id_of_ours_is_known_as_ours_by_any_key() -> None:
+def test_own_session_ids_are_recognized() -> None:
     before, during, after = TokenSigner([KEY]), TokenSigner([OTHER, KEY]), TokenSigner([OTHER])
     made = before.new_session_id()
     assert uuid.UUID(made).version == 7
@@ -133,7 +133,7 @@ def test_a_session_id_of_ours_is_known_as_ours_by_any_key() -> None:
     assert [other for other in others if other != made and before.made(other)] == []
 
 
-def test_a_signer_wants_a_key() -> None:
+def test_signer_needs_a_key() -> None:
     with pytest.raises(ValueError, match="key"):
         TokenSigner([])
 
@@ -180,7 +180,7 @@ def signed(claims: object, *, key_of: str = KIND, typ: str = KIND) -> str:
         _encoded(HEADER),
     ],
 )
-def test_a_forgery_is_refused(forged: str, signer: TokenSigner) -> None:
+def test_forgery_is_refused(forged: str, signer: TokenSigner) -> None:
     with pytest.raises(TokenError):
         signer.read_session_token(forged)
 
@@ -205,16 +205,16 @@ def test_a_forgery_is_refused(forged: str, signer: TokenSigner) -> None:
         "claims",
     ],
 )
-def test_claims_that_are_not_ours_are_refused_even_where_the_signature_is(claims: object, signer: TokenSigner) -> None:
+def test_signed_foreign_claims_are_refused(claims: object, signer: TokenSigner) -> None:
     with pytest.raises(TokenError):
         signer.read_session_token(signed(claims))
 
 
-def test_claims_signed_as_ours_are_taken(signer: TokenSigner) -> None:
+def test_signed_own_claims_are_accepted(signer: TokenSigner) -> None:
     assert signer.read_session_token(signed(CLAIMS)).owner.session_id == CLAIMS["sid"]
 
 
-def test_each_kind_of_token_has_a_subkey_of_its_own() -> None:
+def test_each_token_kind_has_its_subkey() -> None:
     key = KEY.get_secret_value().encode()
     subkeys = {_subkey(key, kind) for kind in (SESSION_TYPE, TICKET_TYPE, CALL_TYPE, CLIENT_SECRET_TYPE)}
     assert len(subkeys) == 4
@@ -231,7 +231,7 @@ def test_any_text_is_refused(text: str) -> None:
 
 
 @given(position=st.integers(0, 300), letter=st.sampled_from("Aa0_-."))
-def test_a_token_with_a_letter_changed_is_refused_or_the_same(position: int, letter: str) -> None:
+def test_changed_token_is_refused(position: int, letter: str) -> None:
     signer = TokenSigner([KEY])
     token = session_token(signer)
     position %= len(token)
@@ -245,11 +245,11 @@ def test_a_token_with_a_letter_changed_is_refused_or_the_same(position: int, let
     assert claims == signer.read_session_token(token)
 
 
-def test_a_ticket_is_short_enough_for_a_handshake(signer: TokenSigner) -> None:
+def test_ticket_fits_a_handshake(signer: TokenSigner) -> None:
     assert len(signer.ticket(Owner("s" * 64, "entra:1", 7, "u" * 256), agent_id="a" * 64, ttl_s=180)) < 2048
 
 
-def test_a_signing_key_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
+def test_signing_key_is_created_once_and_private(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "key"
     made = load_or_create_key(path)
     assert load_or_create_key(path) == made
@@ -258,11 +258,11 @@ def test_a_signing_key_is_made_once_and_kept_from_others(tmp_path: Path) -> None
     assert made.get_secret_value() not in repr(made)
 
 
-def test_a_key_file_that_holds_none_is_told(tmp_path: Path) -> None:
+def test_key_file_without_key_is_reported(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("short", encoding="utf-8")
     with pytest.raises(OSError, match="holds no signing key"):
         load_or_create_key(tmp_path / "key")
 
 
-def test_tokens_do_not_show_in_reprs(signer: TokenSigner) -> None:
+def test_signer_repr_masks_the_key(signer: TokenSigner) -> None:
     assert KEY.get_secret_value() not in f"{signer!r}"

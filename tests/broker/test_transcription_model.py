@@ -10,7 +10,7 @@ from token_broker.simulator import serve
 
 
 @pytest.mark.parametrize(("model", "told"), [("whisper-1", ["whisper-1"]), ("gpt-4o-mini-transcribe", [])])
-async def test_a_start_tells_of_a_classic_whisper(model: str, told: list[str], tmp_path: Path) -> None:
+async def test_start_warns_of_classic_whisper(model: str, told: list[str], tmp_path: Path) -> None:
     async with serve() as azure:
         env = environment(tmp_path, azure.base_url, AZURE_VOICELIVE_TRANSCRIPTION_MODEL=model)
         async with run_process("serve", env, tmp_path) as process, plain_client(process.base_url) as client:

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.compat.conftest import OpenCompat
-from tests.security.fakes import AUDIENCE, TENANT, USER, Key, Tenant, serve_app
+from tests.security.fakes import AUDIENCE, TENANT, USER, Key, Tenant
+from tests.support.serving import serve_app
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,14 @@
-"""A simulated Azure a test."""
+"""A simulated Azure that the doctor must leave as it found it."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 
-from token_broker.simulator import RunningSimulator, serve
+from token_broker.simulator import RunningSimulator
 
 
 @pytest.fixture
-async def azure() -> AsyncIterator[RunningSimulator]:
-    """Every kind at once, healthy; at the test's end nothing may be left open."""
-    async with serve() as running:
-        yield running
-        await running.until(running=0)
+async def azure(azure: RunningSimulator) -> AsyncIterator[RunningSimulator]:
+    """The same, and no connection may be left open at the test's end."""
+    yield azure
+    await azure.until(running=0)

@@ -1,44 +1,25 @@
 """`--url`: a real broker seen from outside, and what stands before, or instead of, one."""
 
 import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-import uvicorn
 from pydantic import SecretStr
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.doctor.support import diagnose, failed, named, settings_for
+from tests.support.serving import serve_app
 from token_broker.app import create_app
 from token_broker.doctor.checks import Mark, Report, Trouble
 from token_broker.doctor.outside_verdicts import Answer, judge_metrics, judge_status, judge_upgrade
 from token_broker.simulator import RunningSimulator
 
 
-@contextlib.asynccontextmanager
-async def serve(app: ASGIApp, *, lifespan: Literal["on", "off"] = "off") -> AsyncIterator[str]:
-    """`app` on a loopback port of its own; yields its base URL."""
-    config = uvicorn.Config(
-        app, port=0, log_config=None, lifespan=lifespan, ws="websockets-sansio", proxy_headers=False
-    )
-    server = uvicorn.Server(config)
-    config.load()
-    server.lifespan = config.lifespan_class(config)
-    await server.lifespan.startup()
-    await server.startup()
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        await server.shutdown()
-        await server.lifespan.shutdown()
-
-
 def broker(azure: RunningSimulator, tmp_path: Path, **values: Any) -> contextlib.AbstractAsyncContextManager[str]:
     database = SecretStr(f"sqlite+aiosqlite:///{tmp_path}/broker.db")
     settings = settings_for(azure.base_url, database_url=database, **values)
-    return serve(create_app(settings), lifespan="on")
+    return serve_app(create_app(settings), lifespan="on")
 
 
 async def look_at(url: str) -> Report:
@@ -92,7 +73,7 @@ async def test_a_public_url_that_makes_the_broker_refuse_this_name_is_told_once(
             scope["headers"] = [(n, b"app.azurecontainerapps.io" if n == b"host" else v) for n, v in scope["headers"]]
         await app(scope, receive, send)
 
-    async with serve(reached_otherwise, lifespan="on") as url:
+    async with serve_app(reached_otherwise, lifespan="on") as url:
         report = await look_at(url)
     assert failed(report) == ["url host"]
     check = named(report, "url host")
@@ -122,7 +103,7 @@ async def test_a_made_up_principal_opens_nothing_where_the_platform_takes_it_awa
             scope["headers"] = [h for h in scope["headers"] if not h[0].startswith(b"x-ms-client-principal")]
         await app(scope, receive, send)
 
-    async with serve(platform, lifespan="on") as url:
+    async with serve_app(platform, lifespan="on") as url:
         report = await look_at(url)
     assert report.healthy
     assert named(report, "url forged header").mark is Mark.OK
@@ -140,7 +121,7 @@ async def test_a_made_up_principal_opens_nothing_where_the_platform_takes_it_awa
 async def test_platform_authentication_in_the_way_is_named_with_the_sops_mend(
     status: int, headers: list[tuple[bytes, bytes]]
 ) -> None:
-    async with serve(answering(status, headers)) as url:
+    async with serve_app(answering(status, headers)) as url:
         report = await look_at(url)
     for name in ("url healthz", "url status", "url token"):
         check = named(report, name)
@@ -158,7 +139,7 @@ async def test_platform_authentication_in_the_way_is_named_with_the_sops_mend(
     ],
 )
 async def test_what_is_no_broker_is_told(status: int, headers: list[tuple[bytes, bytes]], word: str) -> None:
-    async with serve(answering(status, headers)) as url:
+    async with serve_app(answering(status, headers)) as url:
         report = await look_at(url)
     assert word in named(report, "url healthz").finding
     assert not report.healthy
@@ -171,7 +152,7 @@ async def test_an_address_that_never_answers_is_the_sops_hang(monkeypatch: pytes
         while (await receive())["type"] not in {"http.disconnect", "websocket.disconnect"}:
             pass
 
-    async with serve(silent) as url:
+    async with serve_app(silent) as url:
         report = await look_at(url)
     assert named(report, "url /healthz").trouble is Trouble.CONNECTION_HANG
 

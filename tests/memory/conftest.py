@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from tests.memory.support.stores import opened
 from tests.memory.support.zep import KEY, Zep, running_zep
+from tests.support import broker
 from tests.support.databases import PostgresServer, sqlite_url
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
@@ -37,20 +38,11 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def make_settings(database_url: str) -> MakeSettings:
-    """Settings for this test's store; no rates in the way; keyword arguments are fields of `Settings`."""
+    """Settings for this test's store; keyword arguments are fields of `Settings`."""
 
     def make(**fields: Any) -> Settings:
-        return Settings.load(
-            **{
-                "database_url": SecretStr(database_url),
-                "signing_keys": "k" * 40,
-                "delivery_poll_s": 0.05,
-                "rate_limit_per_minute": 0,
-                "turns_per_minute": 0,
-                "turn_bytes_per_minute": 0,
-                **fields,
-            }
-        )
+        ours = {"database_url": SecretStr(database_url), "signing_keys": "k" * 40, "delivery_poll_s": 0.05}
+        return broker.make_settings(None, None, **(ours | fields))
 
     return make
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.app import bearer, make_app
-from tests.memory.support.serving import serving
 from tests.memory.support.turns import SESSION, owner
 from tests.support.easyauth import signed_in
+from tests.support.serving import serve_app
 from tests.support.waiting import eventually
 from token_broker.memory.service import Memory
 from token_broker.security.authentication import EasyAuthAuthenticator
@@ -47,7 +47,7 @@ class Caller:
 async def calling(settings: Settings) -> AsyncIterator[Caller]:
     async with Memory.open(settings) as memory:
         await memory.ready()
-        async with serving(make_app(settings, memory)) as base_url, httpx.AsyncClient(base_url=base_url) as http:
+        async with serve_app(make_app(settings, memory)) as base_url, httpx.AsyncClient(base_url=base_url) as http:
             yield Caller(http, settings, memory)
 
 

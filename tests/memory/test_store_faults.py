@@ -19,11 +19,11 @@ from structlog.testing import capture_logs
 
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.app import bearer, make_app
-from tests.memory.support.serving import serving
 from tests.memory.support.stores import assert_sound, opened
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.broker import environment, plain_client, run_process
 from tests.support.databases import PostgresServer, postgres_server, sqlite_url
+from tests.support.serving import serve_app
 from tests.support.waiting import eventually
 from token_broker.memory.admin import open_admin
 from token_broker.memory.drivers.sqlite import SqliteDatabase
@@ -40,7 +40,7 @@ on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def calling(settings: Settings, memory: Memory) -> AsyncIterator[httpx.AsyncClient]:
     headers = bearer(settings, owner())
     async with (
-        serving(make_app(settings, memory)) as base_url,
+        serve_app(make_app(settings, memory)) as base_url,
         httpx.AsyncClient(base_url=base_url, headers=headers, timeout=30) as http,
     ):
         yield http

@@ -10,21 +10,19 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from aiohttp import web
 from pydantic import SecretStr
 
 from tests.relay.support.broker import KEY
+from tests.support.broker import make_settings, run_broker
 from tests.support.offers import OFFER
 from tests.support.waiting import eventually
 from token_broker.api.offers import PlacedCall
-from token_broker.app import create_app
 from token_broker.memory.admin import open_admin
 from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 from token_broker.sessions.agents import session_spec
 from token_broker.sessions.running_calls import EndedCalls
-from token_broker.settings import load_settings
 from token_broker.web.ids import uuid7
 
 EPHEMERAL = "ek_canary_9d2f"
@@ -110,27 +108,15 @@ class Caller:
 @contextlib.asynccontextmanager
 async def caller(azure: CallsAzure, tmp_path: Path, **overrides: Any) -> AsyncIterator[Caller]:
     chosen: dict[str, Any] = {
-        "endpoint": azure.url,
         "endpoint_kind": "direct",
         "key": SecretStr(KEY),
-        "azure_auth": "key",
         "signing_keys": SIGNING_KEY,
         "token_budget_s": 10.0,
-        "database_url": SecretStr(f"sqlite+aiosqlite:///{tmp_path}/broker.db"),
+        "rate_limit_per_minute": 60,
     }
-    app = create_app(load_settings(_env_file=None, **(chosen | overrides)))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="on"))
-    task = asyncio.create_task(server._serve())
-    while not server.started:
-        await asyncio.sleep(0.005)
-        assert not task.done()
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            yield Caller(client, server.lifespan.state)
-    finally:
-        server.should_exit = True
-        await task
+    running = run_broker(make_settings(tmp_path, azure.url, **(chosen | overrides)))
+    async with running as broker:
+        yield Caller(broker.client, broker.state)
 
 
 async def test_an_offer_is_answered_and_the_call_is_hung_up_where_it_was_made(tmp_path: Path) -> None:

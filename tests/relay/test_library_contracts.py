@@ -13,6 +13,7 @@ from typing import Any
 import picows
 import pytest
 import uvicorn
+from starlette.types import Scope
 from websockets.asyncio.client import connect as plain_connect
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
@@ -20,6 +21,7 @@ from websockets.http11 import Request, Response
 from strategies.transport import BoundedResolver
 from tests.relay.support.azure import AzureTalk, answer, scripted_azure, silent_server
 from tests.relay.support.broker import KEY
+from tests.support.serving import run_server, server_config
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.socket import AzureSocket, connect
 
@@ -162,21 +164,15 @@ async def test_picows_buffer_grows_with_what_one_read_brings_and_the_relay_keeps
 
 
 async def test_uvicorn_by_itself_closes_its_websockets_with_1012_at_once() -> None:
-    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    async def application(scope: Scope, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "websocket.accept"})
         await receive()
 
-    config = uvicorn.Config(application, port=0, ws="websockets-sansio", lifespan="off", log_config=None)
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server._serve())
-    while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    async with plain_connect(f"ws://127.0.0.1:{port}/", proxy=None) as client:
+    server = uvicorn.Server(server_config(application))
+    async with run_server(server) as url, plain_connect(url.replace("http", "ws", 1), proxy=None) as client:
         server.handle_exit(15, None)
         with pytest.raises(ConnectionClosed) as closed:
             await client.recv()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
-    await serving

@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from tests.security.fakes import Key, Tenant, plain_client, serve_app
+from tests.security.fakes import Key, Tenant
+from tests.support.broker import plain_client
+from tests.support.serving import serve_app
 
 
 @pytest.fixture(scope="session")

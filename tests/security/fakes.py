@@ -1,40 +1,18 @@
-"""ASGI applications on real sockets, and an Entra tenant that signs."""
+"""A fake Entra tenant that signs."""
 
 import asyncio
-import contextlib
 import json
-import ssl
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 import jwt
-import uvicorn
 from cryptography.hazmat.primitives.asymmetric import rsa
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 TENANT = "11111111-2222-3333-4444-555555555555"
 AUDIENCE = "api://voice"
 USER = "aaaaaaaa-0000-0000-0000-00000000000b"
-
-# Plain HTTP needs no certificates, and loading them takes longer than a test.
-NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-
-@contextlib.asynccontextmanager
-async def serve_app(app: ASGIApp) -> AsyncIterator[str]:
-    """`app` on a loopback port of its own; yields its base URL."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, lifespan="off", ws="websockets-sansio")
-    server = uvicorn.Server(config)
-    config.load()
-    server.lifespan = config.lifespan_class(config)
-    await server.startup()
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        await server.shutdown()
 
 
 @dataclass
@@ -100,8 +78,3 @@ class Tenant:
             "sub": "pairwise",
             "ver": "2.0",
         }
-
-
-def plain_client() -> httpx.AsyncClient:
-    """A client for loopback, as patient as the test is."""
-    return httpx.AsyncClient(timeout=30, trust_env=False, verify=NO_CERTIFICATES)

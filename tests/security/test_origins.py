@@ -6,7 +6,8 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from tests.security.fakes import plain_client, serve_app
+from tests.support.broker import plain_client
+from tests.support.serving import serve_app
 from token_broker.settings import Settings
 from token_broker.web.cors import OriginGuard, OriginRules
 

@@ -1,19 +1,11 @@
-"""A simulator a test, in the test's own event loop, and a client that talks to it."""
+"""A client that talks to the test's simulator."""
 
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
-from token_broker.simulator import RunningSimulator, serve
-
-
-@pytest.fixture
-async def azure() -> AsyncIterator[RunningSimulator]:
-    """Every kind at once, healthy; at the test's end nothing may be left over in it."""
-    async with serve() as running:
-        yield running
-    assert running.running == 0
+from token_broker.simulator import RunningSimulator
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ Behaviour = Callable[[float], Awaitable[Grant]]
 
 @dataclass
 class Fake:
-    """A strategy that does as it is told, and notes how much time it was given."""
+    """A strategy that behaves as a test says, and records how much time it was given."""
 
     name: str
     behave: Behaviour
@@ -62,7 +62,7 @@ async def hangs(_timeout_s: float) -> Grant:
 
 
 async def resists(_timeout_s: float) -> Grant:
-    """Waits on, however often it is cancelled, for a while."""
+    """Ignores every cancellation for half a second."""
     until_s = time.monotonic() + 0.5
     while (left_s := until_s - time.monotonic()) > 0:
         try:
@@ -109,14 +109,14 @@ def fake(link: Link) -> Fake:
     return link.strategy
 
 
-async def test_the_first_that_mints_ends_it() -> None:
+async def test_first_grant_ends_the_chain() -> None:
     first, second = link("a", mints), link("b", mints)
     grant, told, _ = await run(first, second, WebSocketProxy())
     assert (grant, told) == (GRANT, [("a", "minted")])
     assert fake(second).limits_s == []
 
 
-async def test_what_fails_is_followed_by_the_next_in_order() -> None:
+async def test_failures_move_on_in_order() -> None:
     links = [
         link("a", raises(TransientError("503"))),
         link("b", raises(MalformedError("HTML"))),
@@ -128,7 +128,7 @@ async def test_what_fails_is_followed_by_the_next_in_order() -> None:
     assert told == [("a", "transient"), ("b", "malformed"), ("c", "permanent"), ("d", "minted")]
 
 
-async def test_the_proxy_in_the_middle_ends_the_chain() -> None:
+async def test_proxy_in_the_middle_ends_the_chain() -> None:
     behind = link("b", mints)
     grant, told, _ = await run(link("a", raises(TransientError("503"))), WebSocketProxy(), behind)
     assert isinstance(grant, ProxyGrant)
@@ -136,18 +136,18 @@ async def test_the_proxy_in_the_middle_ends_the_chain() -> None:
     assert fake(behind).limits_s == []
 
 
-async def test_without_the_proxy_nothing_is_granted_where_nothing_minted() -> None:
+async def test_no_grant_without_mint_or_proxy() -> None:
     grant, told, _ = await run(link("a", raises(MisconfiguredError("401"))))
     assert (grant, told) == (None, [("a", "misconfigured")])
 
 
-async def test_an_empty_chain_grants_nothing() -> None:
+async def test_empty_chain_grants_nothing() -> None:
     assert (await run())[:2] == (None, [])
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 @retry_if_host_busy()
-async def test_strategies_that_hang_get_equal_shares_and_all_stay_within_the_deadline(count: int) -> None:
+async def test_hanging_strategies_get_equal_shares(count: int) -> None:
     links = [link(str(number), hangs) for number in range(count)]
     grant, told, took_s = await run(*links, WebSocketProxy(), budget_s=0.8)
     assert isinstance(grant, ProxyGrant)
@@ -160,25 +160,25 @@ async def test_strategies_that_hang_get_equal_shares_and_all_stay_within_the_dea
 
 
 @retry_if_host_busy()
-async def test_what_an_early_failure_leaves_over_goes_to_those_behind() -> None:
+async def test_early_failure_leaves_its_share_to_others() -> None:
     late = link("b", hangs)
     await run(link("a", raises(PermanentError("404"))), late, WebSocketProxy(), budget_s=0.5)
     assert fake(late).limits_s == [pytest.approx(0.42, abs=0.08)]  # 0.5 less what is kept, and a busy machine
 
 
 @retry_if_host_busy()
-async def test_who_rests_has_no_share() -> None:
+async def test_open_breaker_gets_no_share() -> None:
     breakers: dict[str, CircuitBreaker] = {}
-    resting, asked = link("b", mints, breakers), link("a", hangs)
+    opened, asked = link("b", mints, breakers), link("a", hangs)
     permit = breakers["b"].admit()
     assert permit is not None
     breakers["b"].failed(permit, PermanentError("404"), 1)
-    _, told, _ = await run(asked, resting, WebSocketProxy(), budget_s=0.5)
+    _, told, _ = await run(asked, opened, WebSocketProxy(), budget_s=0.5)
     assert fake(asked).limits_s == [pytest.approx(0.42, abs=0.08)]  # 0.5 less what is kept, and a busy machine
     assert told == [("a", "timeout"), ("b", "skipped"), ("websocket_proxy", "granted")]
 
 
-async def test_a_deadline_that_is_past_asks_nobody() -> None:
+async def test_past_deadline_asks_nobody() -> None:
     asked = link("a", mints)
     grant, told, _ = await run(asked, WebSocketProxy(), budget_s=-1)
     assert isinstance(grant, ProxyGrant)
@@ -187,7 +187,7 @@ async def test_a_deadline_that_is_past_asks_nobody() -> None:
 
 
 @retry_if_host_busy()
-async def test_a_strategy_that_resists_cancellation_is_left_behind_and_breaks_no_deadline() -> None:
+async def test_uncancellable_strategy_is_left_behind() -> None:
     stubborn = [link("a", resists), link("b", resists)]
     began = asyncio.all_tasks()
     grant, told, took_s = await run(*stubborn, WebSocketProxy(), budget_s=0.2)
@@ -202,12 +202,12 @@ async def test_a_strategy_that_resists_cancellation_is_left_behind_and_breaks_no
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), KeyError("bug"), ExceptionGroup("bugs", [ValueError("bug")])])
-async def test_a_strategy_with_a_bug_costs_only_itself(error: Exception) -> None:
+async def test_strategy_with_a_bug_fails_alone(error: Exception) -> None:
     grant, told, _ = await run(link("a", raises(error)), link("b", mints))
     assert (grant, told) == (GRANT, [("a", "failed"), ("b", "minted")])
 
 
-async def test_cancelling_the_caller_cancels_the_attempt_and_frees_a_probe() -> None:
+async def test_cancelled_caller_cancels_its_attempt() -> None:
     breakers: dict[str, CircuitBreaker] = {}
     hanging = link("a", hangs, breakers)
     chain = Chain([hanging], policy=POLICY)
@@ -219,10 +219,10 @@ async def test_cancelling_the_caller_cancels_the_attempt_and_frees_a_probe() -> 
     await asyncio.sleep(0)
     assert fake(hanging).cancelled == 1
     assert breakers["a"].admit() is not None
-    assert breakers["a"].attempts == 0, "what nobody waited for is no news of Azure"
+    assert breakers["a"].attempts == 0, "a cancelled call says nothing about Azure"
 
 
-async def test_the_spec_is_asked_for_before_a_real_mint_alone() -> None:
+async def test_spec_is_awaited_for_real_mints_only() -> None:
     asked = 0
 
     async def supply() -> SessionSpec:
@@ -237,7 +237,7 @@ async def test_the_spec_is_asked_for_before_a_real_mint_alone() -> None:
 
 
 @retry_if_host_busy()
-async def test_a_spec_that_does_not_come_costs_its_share_and_no_more() -> None:
+async def test_hanging_spec_costs_one_share() -> None:
     async def never() -> SessionSpec:
         await asyncio.Event().wait()
         raise AssertionError
@@ -250,7 +250,7 @@ async def test_a_spec_that_does_not_come_costs_its_share_and_no_more() -> None:
     assert took_s < 0.2 + SLACK_S
 
 
-async def test_while_one_link_is_probed_the_others_rest_and_the_prober_goes_on_down_the_chain() -> None:
+async def test_one_caller_probes_all_links() -> None:
     breakers: dict[str, CircuitBreaker] = {}
     release = asyncio.Event()
 
@@ -264,7 +264,7 @@ async def test_while_one_link_is_probed_the_others_rest_and_the_prober_goes_on_d
         permit = breaker.admit()
         assert permit is not None, name
         breaker.failed(permit, TransientError("503"), 1)
-        breaker._open_until_s = 0.0  # the rest is over
+        breaker._open_until_s = 0.0  # its time has passed
     chain = Chain(links, policy=POLICY)
     deadline_s = time.monotonic() + 5
     prober = asyncio.create_task(chain.mint(spec, deadline_s=deadline_s))
@@ -276,14 +276,14 @@ async def test_while_one_link_is_probed_the_others_rest_and_the_prober_goes_on_d
     assert (await prober).grant == GRANT
 
 
-async def test_a_link_that_is_open_to_all_is_asked_while_another_is_probed() -> None:
+async def test_closed_link_is_asked_during_a_probe() -> None:
     breakers: dict[str, CircuitBreaker] = {}
     first = link("a", hangs, breakers)
     links: list[Link | WebSocketProxy] = [first, link("b", mints, breakers), WebSocketProxy()]
     permit = breakers["a"].admit()
     assert permit is not None
     breakers["a"].failed(permit, TransientError("503"), 1)
-    breakers["a"]._open_until_s = 0.0  # the rest is over
+    breakers["a"]._open_until_s = 0.0  # its time has passed
     chain = Chain(links, policy=POLICY)
     prober = asyncio.create_task(chain.mint(spec, deadline_s=time.monotonic() + 0.3))
     await fake(first).asked.wait()
@@ -293,7 +293,7 @@ async def test_a_link_that_is_open_to_all_is_asked_while_another_is_probed() -> 
     await prober
 
 
-async def test_every_attempt_that_was_made_is_recorded_and_heard_of() -> None:
+async def test_every_attempt_is_reported() -> None:
     heard: list[Attempt] = []
     error = MintError("no", status=418, code="Teapot", request_id="r-1")
     await run(link("a", raises(error)), link("b", mints), on_attempt=heard.append)
@@ -304,7 +304,7 @@ async def test_every_attempt_that_was_made_is_recorded_and_heard_of() -> None:
     assert all(attempt.duration_ms >= 0 for attempt in heard)
 
 
-async def test_the_attempt_tells_how_often_azure_was_asked() -> None:
+async def test_attempt_counts_its_tries() -> None:
     heard: list[Attempt] = []
     await run(link("a", raises(TransientError("503"))), on_attempt=heard.append)
     assert heard[0].tries == 2

@@ -87,18 +87,18 @@ def http_date(unix_s: float) -> str:
         (400, b"\xff\xfe", RejectedError),
     ],
 )
-def test_a_refusal_is_the_error_that_decides_what_to_do_next(status: int, body: Any, kind: type[MintError]) -> None:
+def test_refusal_becomes_its_error(status: int, body: Any, kind: type[MintError]) -> None:
     error = classify(answer(status, body), now_s=NOW_S)
     assert type(error) is kind
     assert error.status == status
 
 
 @pytest.mark.parametrize("status", [200, 201])
-def test_a_success_is_no_error(status: int) -> None:
+def test_success_is_no_error(status: int) -> None:
     assert classify(answer(status, b"anything"), now_s=NOW_S) is None
 
 
-def test_an_error_carries_azures_code_and_request_id_and_none_of_its_text() -> None:
+def test_error_has_code_and_id_but_no_text() -> None:
     told = answer(500, nested("ServerError", "the secret text"), {"apim-request-id": "6f0c-1"})
     error = classify(told, now_s=NOW_S)
     assert error is not None
@@ -107,7 +107,7 @@ def test_an_error_carries_azures_code_and_request_id_and_none_of_its_text() -> N
 
 
 @pytest.mark.parametrize("odd", ["two words", "x" * 65, "<script>", "", "a\nb"])
-def test_a_code_or_request_id_that_is_not_plain_is_left_out(odd: str) -> None:
+def test_odd_code_or_request_id_is_left_out(odd: str) -> None:
     told = Answer(500, {"apim-request-id": odd}, json.dumps(nested(odd)).encode())
     error = classify(told, now_s=NOW_S)
     assert error is not None
@@ -117,7 +117,7 @@ def test_a_code_or_request_id_that_is_not_plain_is_left_out(odd: str) -> None:
 @given(
     status=st.integers(100, 599), body=st.binary(max_size=200) | st.text().map(lambda text: json.dumps(text).encode())
 )
-def test_whatever_comes_is_classified(status: int, body: bytes) -> None:
+def test_any_answer_is_classified(status: int, body: bytes) -> None:
     error = classify(answer(status, body), now_s=NOW_S)
     assert (error is None) == (status in {200, 201})
 
@@ -146,12 +146,12 @@ def test_whatever_comes_is_classified(status: int, body: bytes) -> None:
         ({"retry-after": "Mon, 99 Foo 2026 99:99:99 GMT"}, None),
     ],
 )
-def test_azures_wish_to_wait_is_read_in_seconds_from_now(headers: dict[str, str], wait_s: float | None) -> None:
+def test_retry_after_is_seconds_from_now(headers: dict[str, str], wait_s: float | None) -> None:
     assert retry_after_s(httpx.Headers(headers), now_s=NOW_S) == wait_s
 
 
 @given(value=st.text(max_size=40), other=st.text(max_size=40))
-def test_any_wish_to_wait_is_a_sane_number_or_none(value: str, other: str) -> None:
+def test_any_retry_after_is_sane_or_none(value: str, other: str) -> None:
     wait_s = retry_after_s({"retry-after": value, "date": other}, now_s=NOW_S)
     assert wait_s is None or 0 <= wait_s < float("inf")
 
@@ -188,9 +188,7 @@ def test_any_wish_to_wait_is_a_sane_number_or_none(value: str, other: str) -> No
         ({}, None, None),
     ],
 )
-def test_what_is_left_of_a_token_is_reckoned_by_azures_own_clock(
-    expires_at: Any, date_s: float | None, left_s: float | None
-) -> None:
+def test_lifetime_is_reckoned_by_azures_clock(expires_at: Any, date_s: float | None, left_s: float | None) -> None:
     headers = {} if date_s is None else {"Date": http_date(date_s)}
     told = answer(200, {"value": "ek_x", "expires_at": expires_at}, headers)
     if left_s is None:
@@ -205,7 +203,7 @@ def test_what_is_left_of_a_token_is_reckoned_by_azures_own_clock(
 
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity", "1e999", "1" * 5000])
-def test_an_expiry_that_is_no_number_of_this_world_is_malformed(constant: str) -> None:
+def test_impossible_expiry_is_malformed(constant: str) -> None:
     with pytest.raises(MalformedError):
         read_minted(
             answer(200, f'{{"value": "ek_x", "expires_at": {constant}}}'.encode()), now_s=NOW_S, received_at_s=0
@@ -213,7 +211,7 @@ def test_an_expiry_that_is_no_number_of_this_world_is_malformed(constant: str) -
 
 
 @pytest.mark.parametrize("date", ["", "yesterday", "Mon, 23 Nov 2026 99:99:99 GMT"])
-def test_a_date_that_cannot_be_read_leaves_the_reckoning_to_our_clock(date: str) -> None:
+def test_unreadable_date_falls_back_to_our_clock(date: str) -> None:
     told = answer(200, {"value": "ek_x", "expires_at": NOW_S + 60}, {"Date": date})
     minted = read_minted(told, now_s=NOW_S, received_at_s=0)
     assert (minted.expires_in_s, minted.clock_skew_s) == (60, None)
@@ -237,7 +235,7 @@ def test_a_date_that_cannot_be_read_leaves_the_reckoning_to_our_clock(date: str)
         "ek\x7f",
     ],
 )
-def test_a_value_that_no_header_could_carry_is_malformed(value: Any) -> None:
+def test_token_unfit_for_a_header_is_malformed(value: Any) -> None:
     with pytest.raises(MalformedError):
         read_minted(answer(200, {"value": value, "expires_at": NOW_S + 60}), now_s=NOW_S, received_at_s=0)
 
@@ -245,7 +243,7 @@ def test_a_value_that_no_header_could_carry_is_malformed(value: Any) -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"<html>", b'{"value": "ek_tr', b"[]", b"null", b'"ek_x"', b"\xff", b"[" * 100_000]
 )
-def test_a_body_that_is_no_object_is_malformed(body: bytes) -> None:
+def test_body_that_is_no_object_is_malformed(body: bytes) -> None:
     with pytest.raises(MalformedError):
         read_minted(answer(200, body), now_s=NOW_S, received_at_s=0)
 
@@ -256,13 +254,13 @@ def test_any_bytes_are_read_or_malformed(body: bytes) -> None:
         read_minted(answer(200, body), now_s=NOW_S, received_at_s=0)
 
 
-def test_a_minted_token_shows_in_no_repr() -> None:
+def test_repr_masks_the_minted_token() -> None:
     minted = read_minted(answer(200, {"value": "ek_hidden", "expires_at": NOW_S + 60}), now_s=NOW_S, received_at_s=0)
     assert minted.token.get_secret_value() == "ek_hidden"
     assert "ek_hidden" not in repr(minted)
 
 
-def test_every_error_of_the_tree_has_an_outcome_of_its_kind() -> None:
+def test_every_error_has_its_outcome() -> None:
     outcomes = {name: getattr(errors, name).outcome for name in errors.__all__}
     assert outcomes == {
         "MintError": "failed",

@@ -33,19 +33,17 @@ DIRECT, UNIFIED = EndpointKind.DIRECT, EndpointKind.UNIFIED
         ("https://x.openai.azure.com.evil.example", UNIFIED, "https://x.openai.azure.com.evil.example", "https://x.openai.azure.com.evil.example"),
     ],
 )  # fmt: skip
-def test_an_endpoint_tells_its_kind_and_its_sibling(
-    endpoint: str, kind: EndpointKind, base: str, openai_base: str
-) -> None:
+def test_endpoint_tells_kind_and_sibling(endpoint: str, kind: EndpointKind, base: str, openai_base: str) -> None:
     assert parse_target(endpoint) == Target(base=base, kind=kind, openai_base=openai_base)
 
 
-def test_the_kind_can_be_said_and_nothing_is_derived_the_other_way_round() -> None:
+def test_explicit_kind_overrides_the_host() -> None:
     target = parse_target("https://voice.example.com", kind=DIRECT)
     assert (target.kind, target.unified_base, target.openai_base) == (DIRECT, None, "https://voice.example.com")
     assert parse_target("https://x.openai.azure.com", kind=UNIFIED).unified_base == "https://x.openai.azure.com"
 
 
-def test_an_openai_endpoint_that_is_given_wins_over_the_derived_one() -> None:
+def test_given_openai_endpoint_wins() -> None:
     target = parse_target("https://x.services.ai.azure.com", openai_endpoint="https://y.openai.azure.com/", project="p")
     assert (target.openai_base, target.unified_base, target.project) == (
         "https://y.openai.azure.com", "https://x.services.ai.azure.com", "p",
@@ -73,7 +71,7 @@ def test_an_openai_endpoint_that_is_given_wins_over_the_derived_one() -> None:
         ("https://x.services.ai.azure.com/voice-live/realtime", "API's path"),
     ],
 )
-def test_what_can_be_no_endpoint_is_refused_without_repeating_a_secret(endpoint: str, says: str) -> None:
+def test_invalid_endpoint_is_refused_unquoted(endpoint: str, says: str) -> None:
     with pytest.raises(EndpointError) as refused:
         parse_endpoint(endpoint)
     assert says in str(refused.value)
@@ -96,5 +94,5 @@ def test_what_can_be_no_endpoint_is_refused_without_repeating_a_secret(endpoint:
         ("", False),
     ],
 )
-def test_loopback_is_what_stays_on_this_machine(host: str, expected: bool) -> None:
+def test_loopback_hosts(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected

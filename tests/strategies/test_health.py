@@ -1,5 +1,6 @@
-"""The breaker: when it rests, whom it admits, and what it remembers."""
+"""The circuit breaker: when it opens, when it admits a call, and what it remembers of the route."""
 
+import asyncio
 from dataclasses import asdict
 
 import pytest
@@ -58,15 +59,15 @@ def fail(breaker: CircuitBreaker, error: MintError) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "rest_s", "capability"),
+    ("error", "open_s", "capability"),
     [
         (PermanentError("no route"), 600, Capability.MISSING),
         (ApiVersionError("no version"), 600, Capability.MISSING),
         (MisconfiguredError("wrong key"), 60, Capability.MISCONFIGURED),
         (KeysDisabledError("keys off"), 60, Capability.MISCONFIGURED),
         (RateLimitedError("slow down", retry_after_s=7), 7, Capability.UNKNOWN),
-        (RateLimitedError("slow down", retry_after_s=9999), 300, Capability.UNKNOWN),  # no longer than 5 min at once
-        (RateLimitedError("slow down"), None, Capability.UNKNOWN),  # counts as a failure in passing
+        (RateLimitedError("slow down", retry_after_s=9999), 300, Capability.UNKNOWN),  # 5 min at most
+        (RateLimitedError("slow down"), None, Capability.UNKNOWN),  # counts as a transient failure
         (TransientError("503"), None, Capability.UNKNOWN),
         (TimedOutError("silence"), None, Capability.UNKNOWN),
         (CredentialError("no Entra"), None, Capability.UNKNOWN),
@@ -74,23 +75,23 @@ def fail(breaker: CircuitBreaker, error: MintError) -> None:
         (MalformedError("HTML"), None, Capability.UNKNOWN),
     ],
 )
-def test_one_failure_rests_as_long_as_its_kind_says(
-    error: MintError, rest_s: float | None, capability: Capability, breaker: CircuitBreaker, clock: Clock
+def test_failure_opens_for_its_kinds_time(
+    error: MintError, open_s: float | None, capability: Capability, breaker: CircuitBreaker, clock: Clock
 ) -> None:
     fail(breaker, error)
     assert breaker.capability is capability
-    if rest_s is None:
+    if open_s is None:
         assert state(breaker) == "closed"
         return
     assert state(breaker) == "open"
-    clock.now_s += rest_s - 0.001
+    clock.now_s += open_s - 0.001
     assert breaker.admit() is None
     clock.now_s += 0.002
     assert state(breaker) == "half_open"
     assert admitted(breaker).probe
 
 
-def test_transient_failures_in_a_row_open_it_and_a_success_between_starts_the_count_anew(
+def test_transient_failures_in_a_row_open(
     breaker: CircuitBreaker,
 ) -> None:
     for _ in range(2):
@@ -105,13 +106,13 @@ def test_transient_failures_in_a_row_open_it_and_a_success_between_starts_the_co
 
 
 @pytest.mark.parametrize("answered", [RejectedError("400"), MalformedError("HTML")])
-def test_an_answer_of_whatever_kind_starts_the_count_anew(breaker: CircuitBreaker, answered: MintError) -> None:
+def test_any_answer_resets_the_failure_count(breaker: CircuitBreaker, answered: MintError) -> None:
     for error in (TransientError("503"), TransientError("503"), answered, TransientError("503"), TransientError("503")):
         fail(breaker, error)
     assert state(breaker) == "closed"
 
 
-def test_half_open_admits_one_and_its_success_opens_the_gate_to_all(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_successful_probe_closes_breaker(breaker: CircuitBreaker, clock: Clock) -> None:
     fail(breaker, PermanentError("no route"))
     clock.now_s += 601
     probe = admitted(breaker)
@@ -123,7 +124,7 @@ def test_half_open_admits_one_and_its_success_opens_the_gate_to_all(breaker: Cir
     assert admitted(breaker) == admitted(breaker)
 
 
-def test_a_failed_probe_opens_it_again_after_one_failure(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_failed_probe_opens_breaker_again(breaker: CircuitBreaker, clock: Clock) -> None:
     for _ in range(3):
         fail(breaker, TransientError("503"))
     clock.now_s += 11
@@ -133,14 +134,14 @@ def test_a_failed_probe_opens_it_again_after_one_failure(breaker: CircuitBreaker
     assert breaker.admit() is None
 
 
-def test_an_abandoned_probe_frees_its_place(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_abandoned_probe_frees_its_place(breaker: CircuitBreaker, clock: Clock) -> None:
     fail(breaker, PermanentError("no route"))
     clock.now_s += 601
     breaker.abandoned(admitted(breaker))
     assert admitted(breaker).probe
 
 
-def test_late_news_from_before_the_rest_does_not_lengthen_it(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_late_failure_does_not_extend_open_time(breaker: CircuitBreaker, clock: Clock) -> None:
     late = admitted(breaker)
     fail(breaker, RateLimitedError("slow down", retry_after_s=5))
     breaker.failed(late, PermanentError("no route"), 1.0)
@@ -148,18 +149,44 @@ def test_late_news_from_before_the_rest_does_not_lengthen_it(breaker: CircuitBre
     assert state(breaker) == "half_open"
     probe = admitted(breaker)
     breaker.abandoned(late)
-    assert breaker.admit() is None, "somebody else's admission does not free the probe's place"
+    assert breaker.admit() is None, "another call's permit does not free the probe's place"
     breaker.succeeded(probe, 1.0)
 
 
-def test_late_good_news_ends_the_rest(breaker: CircuitBreaker) -> None:
+def test_success_after_open_closes_breaker(breaker: CircuitBreaker) -> None:
     late = admitted(breaker)
     fail(breaker, MisconfiguredError("wrong key"))
     breaker.succeeded(late, 1.0)
     assert (breaker.state, breaker.capability) == (BreakerState.CLOSED, Capability.AVAILABLE)
 
 
-def test_the_snapshot_is_what_status_shows(breaker: CircuitBreaker, clock: Clock) -> None:
+def test_settle_counts_a_success_and_its_time(breaker: CircuitBreaker, clock: Clock) -> None:
+    with breaker.settle(admitted(breaker)):
+        clock.now_s += 0.25
+    assert (breaker.attempts, breaker.successes) == (1, 1)
+    assert breaker.snapshot().latency_ms.p50 == 250.0
+
+
+def test_settle_counts_a_mint_error_and_raises_it(breaker: CircuitBreaker) -> None:
+    error = PermanentError("no route", status=404)
+    with pytest.raises(PermanentError) as raised, breaker.settle(admitted(breaker)):
+        raise error
+    assert raised.value is error
+    shown = breaker.snapshot()
+    assert (shown.breaker, shown.last_status, shown.attempts) == ("open", 404, 1)
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), RuntimeError("bug"), KeyboardInterrupt()])
+def test_settle_gives_a_probe_back_on_other_errors(error: BaseException, breaker: CircuitBreaker, clock: Clock) -> None:
+    fail(breaker, PermanentError("no route"))
+    clock.now_s += 601
+    with pytest.raises(type(error)), breaker.settle(admitted(breaker)):
+        raise error
+    assert breaker.attempts == 1
+    assert admitted(breaker).probe
+
+
+def test_snapshot_is_what_status_shows(breaker: CircuitBreaker, clock: Clock) -> None:
     for latency_ms in range(1, 101):
         breaker.succeeded(admitted(breaker), float(latency_ms))
     clock.now_s += 2
@@ -182,7 +209,7 @@ def test_the_snapshot_is_what_status_shows(breaker: CircuitBreaker, clock: Clock
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    """However calls interleave: never two probes at once, never admitted during a rest, never resting for ever."""
+    """However calls interleave: never two probes at once, no call while open, never open for ever."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,15 +219,15 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @rule()
     def admit(self) -> None:
-        resting = self.breaker.state
+        before = self.breaker.state
         permit = self.breaker.admit()
-        if resting is BreakerState.CLOSED:
+        if before is BreakerState.CLOSED:
             assert permit is not None
             assert not permit.probe
-        if resting is BreakerState.OPEN:
+        if before is BreakerState.OPEN:
             assert permit is None
         if permit is not None:
-            assert permit.probe == (resting is BreakerState.HALF_OPEN)
+            assert permit.probe == (before is BreakerState.HALF_OPEN)
             self.out.append(permit)
 
     @precondition(lambda self: self.out)
@@ -233,12 +260,12 @@ class BreakerMachine(RuleBasedStateMachine):
         assert self.breaker.probing == bool(current)
 
     @invariant()
-    def a_rest_ends(self) -> None:
+    def it_does_not_stay_open(self) -> None:
         retry_in_s = self.breaker.snapshot().retry_in_s
         assert retry_in_s is None or 0 <= retry_in_s <= POLICY.missing_s
 
     def teardown(self) -> None:
-        """Once all have settled and the longest rest is over, it admits."""
+        """Once all calls have ended and the longest time has passed, it admits."""
         for permit in self.out:
             self.breaker.abandoned(permit)
         self.clock.now_s += POLICY.missing_s + 1

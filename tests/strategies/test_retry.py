@@ -47,14 +47,14 @@ async def run(
     return outcome, tries.count
 
 
-async def test_a_success_is_not_repeated() -> None:
+async def test_success_is_not_repeated() -> None:
     assert await run(failing()) == ("minted", 1)
 
 
 @pytest.mark.parametrize(
     "error", [TransientError("503"), RateLimitedError("429"), RateLimitedError("429", retry_after_s=0)]
 )
-async def test_what_failed_in_passing_is_tried_again(error: MintError) -> None:
+async def test_transient_failure_is_repeated(error: MintError) -> None:
     assert await run(failing(error)) == ("minted", 2)
     assert await run(failing(error, error)) == ("minted", 3)
 
@@ -71,33 +71,33 @@ async def test_what_failed_in_passing_is_tried_again(error: MintError) -> None:
         MintError("unexpected"),
     ],
 )
-async def test_what_repeating_cannot_help_is_not_repeated(error: MintError) -> None:
+async def test_final_failure_is_not_repeated(error: MintError) -> None:
     assert await run(failing(error)) == (error, 1)
     assert await run(failing(TransientError("503"), error)) == (error, 2)
 
 
 @pytest.mark.parametrize("attempts", [1, 2, 5])
-async def test_there_are_so_many_attempts_and_the_last_ones_error_is_told(attempts: int) -> None:
+async def test_attempts_are_limited_and_last_error_raised(attempts: int) -> None:
     errors = [TransientError(str(number)) for number in range(10)]
     outcome, tries = await run(failing(*errors), RetryPolicy(attempts=attempts, backoff_s=0))
     assert (outcome, tries) == (errors[attempts - 1], attempts)
 
 
 @retry_if_host_busy()
-async def test_a_wish_beyond_the_deadline_ends_it_at_once() -> None:
+async def test_retry_after_past_deadline_fails_at_once() -> None:
     began_s = time.monotonic()
     error = RateLimitedError("429", retry_after_s=3600)
     assert await run(failing(error)) == (error, 1)
     assert time.monotonic() - began_s < 0.5
 
 
-async def test_a_wish_within_the_deadline_is_obeyed_exactly() -> None:
+async def test_retry_after_before_deadline_is_obeyed() -> None:
     began_s = time.monotonic()
     assert await run(failing(RateLimitedError("429", retry_after_s=0.1))) == ("minted", 2)
     assert time.monotonic() - began_s >= 0.1
 
 
-async def test_no_attempt_gets_more_time_than_its_own_limit_or_than_is_left() -> None:
+async def test_attempt_time_is_limited() -> None:
     seen: list[float] = []
     await run(failing(TransientError("503"), seen=seen), RetryPolicy(attempts=2, attempt_timeout_s=0.2, backoff_s=0))
     await run(failing(seen=seen), RetryPolicy(attempt_timeout_s=9), within_s=0.5)
@@ -105,14 +105,14 @@ async def test_no_attempt_gets_more_time_than_its_own_limit_or_than_is_left() ->
     assert 0.4 < seen[2] <= 0.5
 
 
-async def test_with_no_time_left_nothing_is_asked() -> None:
+async def test_no_time_left_makes_no_attempt() -> None:
     seen: list[float] = []
     outcome, _ = await run(failing(seen=seen), within_s=-1)
     assert isinstance(outcome, TimedOutError)
     assert seen == []
 
 
-async def test_the_wait_between_attempts_grows_no_longer_than_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_backoff_grows_up_to_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[float, float]] = []
 
     def longest(low: float, high: float) -> float:

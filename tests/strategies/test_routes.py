@@ -65,7 +65,7 @@ def assert_sent(request: httpx.Request, body: object, **headers: str | None) -> 
     assert "cookie" not in request.headers
 
 
-async def test_ga_posts_the_nested_body_without_an_api_version(respx_mock: respx.MockRouter) -> None:
+async def test_ga_posts_the_nested_body(respx_mock: respx.MockRouter) -> None:
     route = respx_mock.post(GA_URL).mock(minted())
     grant = await Ga(UNIFIED_TARGET, upstream_over(respx_mock)).mint(SPEC, timeout_s=1)
     request = route.calls.last.request
@@ -84,7 +84,7 @@ async def test_ga_posts_the_nested_body_without_an_api_version(respx_mock: respx
     assert grant.expires_at.timestamp() == NOW_S + 60
 
 
-async def test_direct_deployment_has_the_deployment_in_its_path(respx_mock: respx.MockRouter) -> None:
+async def test_direct_deployment_posts_the_flat_body(respx_mock: respx.MockRouter) -> None:
     route = respx_mock.post(DEPLOYMENT_URL, params={"api-version": VERSION}).mock(minted())
     strategy = DirectDeployment(DIRECT_TARGET, upstream_over(respx_mock), model="gpt-realtime", api_version=VERSION)
     grant = await strategy.mint(SPEC, timeout_s=1)
@@ -93,21 +93,21 @@ async def test_direct_deployment_has_the_deployment_in_its_path(respx_mock: resp
     assert (grant.dialect, grant.voice) == ("preview", "en-US-Ava:DragonHDLatestNeural")
 
 
-async def test_a_deployment_of_any_name_is_quoted_in_the_path(respx_mock: respx.MockRouter) -> None:
+async def test_deployment_is_quoted_in_the_path(respx_mock: respx.MockRouter) -> None:
     route = respx_mock.post(url__regex=r".*/openai/deployments/my%20model%2F2/realtime/.*").mock(minted())
     strategy = DirectDeployment(DIRECT_TARGET, upstream_over(respx_mock), model="my model/2", api_version=VERSION)
     await strategy.mint(SPEC, timeout_s=1)
     assert route.called
 
 
-async def test_project_sends_the_key_in_both_headers(respx_mock: respx.MockRouter) -> None:
+async def test_project_sends_key_in_both_headers(respx_mock: respx.MockRouter) -> None:
     route = respx_mock.post(PROJECT_URL, params={"api-version": VERSION}).mock(minted())
     grant = await Project(UNIFIED_TARGET, upstream_over(respx_mock), api_version=VERSION).mint(SPEC, timeout_s=1)
     assert_sent(route.calls.last.request, FLAT_BODY, api_key=KEY, ocp_apim_subscription_key=KEY, authorization=None)
     assert (grant.strategy, grant.endpoint, grant.dialect) == ("project", "https://x.services.ai.azure.com", "preview")
 
 
-async def test_project_sends_an_entra_token_once(respx_mock: respx.MockRouter) -> None:
+async def test_project_sends_entra_token_once(respx_mock: respx.MockRouter) -> None:
     route = respx_mock.post(PROJECT_URL).mock(minted())
     upstream = upstream_over(respx_mock, entra_credentials())
     await Project(UNIFIED_TARGET, upstream, api_version=VERSION).mint(SPEC, timeout_s=1)
@@ -135,12 +135,12 @@ async def test_unified_posts_the_flat_body(respx_mock: respx.MockRouter) -> None
         (parse_target("https://x.openai.azure.com", project="demo"), {"ga", "direct_deployment", "websocket_proxy"}),
     ],
 )
-def test_a_strategy_applies_where_its_route_can_be(target: Target, applying: set[str]) -> None:
+def test_strategy_applies_where_its_route_is(target: Target, applying: set[str]) -> None:
     all_of_them = (Ga, DirectDeployment, Project, Unified, WebSocketProxy)
     assert {strategy.name for strategy in all_of_them if strategy.applies(target)} == applying
 
 
-async def test_a_refused_api_version_is_followed_by_the_older_one_which_is_asked_first_from_then_on(
+async def test_accepted_api_version_is_asked_first_later(
     respx_mock: respx.MockRouter,
 ) -> None:
     newer = respx_mock.post(UNIFIED_URL, params={"api-version": VERSION}).mock(version_refused())
@@ -151,7 +151,7 @@ async def test_a_refused_api_version_is_followed_by_the_older_one_which_is_asked
     assert (newer.call_count, older.call_count) == (1, 3)
 
 
-async def test_an_api_version_that_is_the_older_one_already_is_tried_once(respx_mock: respx.MockRouter) -> None:
+async def test_oldest_api_version_is_tried_once(respx_mock: respx.MockRouter) -> None:
     route = respx_mock.post(UNIFIED_URL, params={"api-version": "2024-10-01-preview"}).mock(version_refused())
     strategy = Unified(UNIFIED_TARGET, upstream_over(respx_mock), api_version="2024-10-01-preview")
     with pytest.raises(ApiVersionError):
@@ -159,14 +159,14 @@ async def test_an_api_version_that_is_the_older_one_already_is_tried_once(respx_
     assert route.call_count == 1
 
 
-async def test_another_refusal_than_of_the_version_ends_the_attempt(respx_mock: respx.MockRouter) -> None:
+async def test_other_refusal_ends_the_attempt(respx_mock: respx.MockRouter) -> None:
     route = respx_mock.post(UNIFIED_URL).respond(404, json={"error": {"code": "404", "message": "Resource not found"}})
     with pytest.raises(PermanentError):
         await Unified(UNIFIED_TARGET, upstream_over(respx_mock), api_version=VERSION).mint(SPEC, timeout_s=1)
     assert route.call_count == 1
 
 
-async def test_project_tries_the_nested_route_where_no_version_is_taken_and_keeps_to_it(
+async def test_project_falls_back_to_nested_route(
     respx_mock: respx.MockRouter,
 ) -> None:
     flat = respx_mock.post(PROJECT_URL).mock(version_refused())
@@ -178,7 +178,7 @@ async def test_project_tries_the_nested_route_where_no_version_is_taken_and_keep
     assert {(grant.dialect, grant.voice, grant.strategy) for grant in grants} == {("ga", "marin", "project")}
 
 
-async def test_project_goes_back_to_the_flat_route_once_the_nested_one_fails(respx_mock: respx.MockRouter) -> None:
+async def test_project_returns_to_flat_route(respx_mock: respx.MockRouter) -> None:
     flat = respx_mock.post(PROJECT_URL).mock(side_effect=[version_refused(), version_refused(), minted("ek_flat")])
     nested = respx_mock.post(PROJECT_GA_URL).mock(side_effect=[minted(), httpx.Response(404)])
     strategy = Project(UNIFIED_TARGET, upstream_over(respx_mock), api_version=VERSION)
@@ -190,7 +190,7 @@ async def test_project_goes_back_to_the_flat_route_once_the_nested_one_fails(res
     assert (flat.call_count, nested.call_count) == (3, 2)
 
 
-async def test_keys_switched_off_are_followed_by_entra_and_not_asked_with_again(respx_mock: respx.MockRouter) -> None:
+async def test_disabled_keys_switch_to_entra(respx_mock: respx.MockRouter) -> None:
     disabled = httpx.Response(403, json={"error": {"code": "AuthenticationTypeDisabled", "message": "off"}})
     route = respx_mock.post(GA_URL)
     route.side_effect = lambda request: disabled if "api-key" in request.headers else minted()
@@ -205,11 +205,11 @@ async def test_keys_switched_off_are_followed_by_entra_and_not_asked_with_again(
     ]
 
 
-async def test_keys_switched_off_without_entra_are_a_misconfiguration(respx_mock: respx.MockRouter) -> None:
+async def test_disabled_keys_without_entra(respx_mock: respx.MockRouter) -> None:
     respx_mock.post(GA_URL).respond(403, json={"error": {"code": "AuthenticationTypeDisabled", "message": "off"}})
     with pytest.raises(MisconfiguredError, match="AZURE_VOICELIVE_AUTH=entra"):
         await Ga(DIRECT_TARGET, upstream_over(respx_mock, key_credentials())).mint(SPEC, timeout_s=1)
 
 
-def test_the_proxy_is_granted_at_once() -> None:
+def test_proxy_is_granted_at_once() -> None:
     assert WebSocketProxy().grant().strategy == WebSocketProxy.name == "websocket_proxy"

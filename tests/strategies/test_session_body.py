@@ -53,7 +53,7 @@ def official() -> TypeAdapter[Any]:
         replace(SPEC, ttl_s=7200, turn_detection=TurnDetection(0.25, 0, 2000)),
     ],
 )
-def test_gas_body_is_what_the_official_package_would_send(spec: SessionSpec, official: TypeAdapter[Any]) -> None:
+def test_ga_body_fits_the_official_types(spec: SessionSpec, official: TypeAdapter[Any]) -> None:
     body = ga_client_secret(spec)
     assert official.validate_python(body) == body
 
@@ -70,18 +70,16 @@ def test_gas_body_is_what_the_official_package_would_send(spec: SessionSpec, off
         FLAT_BODY,
     ],
 )
-def test_the_official_types_are_closed_and_strict_as_held_here(
-    spoil: dict[str, Any], official: TypeAdapter[Any]
-) -> None:
+def test_official_types_are_closed_and_strict(spoil: dict[str, Any], official: TypeAdapter[Any]) -> None:
     with pytest.raises(ValidationError):
         official.validate_python(spoil)
 
 
-def test_gas_session_has_no_field_that_the_official_type_does_not_name() -> None:
+def test_ga_session_has_official_fields_only() -> None:
     assert ga_session(replace(SPEC, tools=(TOOL,))).keys() <= RealtimeSessionCreateRequestParam.__annotations__.keys()
 
 
-def test_the_bodies_come_from_one_spec() -> None:
+def test_both_bodies_come_from_one_spec() -> None:
     assert ga_client_secret(SPEC) == GA_BODY
     assert flat_session(SPEC) == FLAT_BODY
 
@@ -95,20 +93,20 @@ def test_the_bodies_come_from_one_spec() -> None:
         (("text",), ["text"], ["text"]),
     ],
 )
-def test_ga_takes_one_modality(modalities: tuple[str, ...], ga: list[str], flat: list[str]) -> None:
+def test_ga_gets_one_modality(modalities: tuple[str, ...], ga: list[str], flat: list[str]) -> None:
     spec = replace(SPEC, modalities=modalities)
     assert ga_session(spec)["output_modalities"] == ga
     assert flat_session(spec)["modalities"] == flat
 
 
-def test_tools_stand_in_both_bodies_and_are_left_out_where_there_are_none() -> None:
+def test_tools_are_in_both_bodies() -> None:
     spec = replace(SPEC, tools=(TOOL,))
     assert ga_session(spec)["tools"] == flat_session(spec)["tools"] == [TOOL]
     assert "tools" not in ga_session(SPEC)
     assert "tools" not in flat_session(SPEC)
 
 
-def test_each_body_has_its_dialects_own_voice() -> None:
+def test_each_dialect_has_its_voice() -> None:
     assert ga_session(SPEC)["audio"]["output"]["voice"] == "marin"
     assert flat_session(SPEC)["voice"] == "en-US-Ava:DragonHDLatestNeural"
 
@@ -124,12 +122,12 @@ def test_each_body_has_its_dialects_own_voice() -> None:
         ("phi4-mm-realtime", "azure-speech"),
     ],
 )
-def test_voice_live_transcribes_with_what_its_model_goes_with(model: str, transcription: str) -> None:
+def test_voice_live_transcription_per_model(model: str, transcription: str) -> None:
     session = voice_live_session(replace(SPEC, model=model))
     assert session["input_audio_transcription"] == {"model": transcription}
 
 
-def test_gas_deployment_is_named_to_ga_alone() -> None:
+def test_transcription_deployment_is_for_ga() -> None:
     """The flat mints host whisper-1 themselves, whatever is deployed."""
     assert ga_session(SPEC)["audio"]["input"]["transcription"] == {"model": "my-transcriber"}
     assert flat_session(SPEC)["input_audio_transcription"] == {"model": "whisper-1"}

@@ -47,7 +47,7 @@ def lookups() -> Iterator[Lookups]:
     hanging.released.set()
 
 
-async def test_a_name_is_looked_up_beside_the_loop() -> None:
+async def test_name_is_looked_up_in_a_thread() -> None:
     def look_up(host: str, port: int, **_options: Any) -> list[tuple[Any, ...]]:
         assert threading.current_thread() is not threading.main_thread()
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", port))]
@@ -59,7 +59,7 @@ async def test_a_name_is_looked_up_beside_the_loop() -> None:
 @pytest.mark.parametrize(
     "error", [socket.gaierror(socket.EAI_NONAME, "no"), OSError("no"), UnicodeError("label too long")]
 )
-async def test_a_name_that_is_unknown_raises_oserror(error: Exception) -> None:
+async def test_unknown_name_raises_oserror(error: Exception) -> None:
     def look_up(*_arguments: Any, **_options: Any) -> list[tuple[Any, ...]]:
         raise error
 
@@ -67,7 +67,7 @@ async def test_a_name_that_is_unknown_raises_oserror(error: Exception) -> None:
         await BoundedResolver(lookup=look_up).resolve("x.example.com")
 
 
-async def test_lookups_that_hang_are_so_many_and_no_more(lookups: Lookups) -> None:
+async def test_hanging_lookups_are_limited(lookups: Lookups) -> None:
     resolver = BoundedResolver(limit=3, lookup=lookups)
     waiting = [asyncio.create_task(resolver.resolve(f"{number}.example.com")) for number in range(3)]
     await asyncio.sleep(0)
@@ -87,7 +87,7 @@ async def test_lookups_that_hang_are_so_many_and_no_more(lookups: Lookups) -> No
     assert await resolver.resolve("5.example.com")
 
 
-def test_a_loop_that_closed_meanwhile_is_no_error_to_a_late_lookup(lookups: Lookups) -> None:
+def test_late_lookup_survives_a_closed_loop(lookups: Lookups) -> None:
     resolver = BoundedResolver(lookup=lookups)
 
     async def give_up() -> None:
@@ -102,7 +102,7 @@ def test_a_loop_that_closed_meanwhile_is_no_error_to_a_late_lookup(lookups: Look
     assert resolver._running == 0
 
 
-async def test_a_lookup_that_hangs_holds_up_no_other_host(lookups: Lookups) -> None:
+async def test_hanging_lookup_blocks_no_other_host(lookups: Lookups) -> None:
     async with serve_app(Starlette(routes=[Route("/", _plain)])) as url:
         transport = make_transport(resolver=BoundedResolver(lookup=lookups))
         async with transport:
@@ -120,7 +120,7 @@ async def _plain(request: Request) -> Response:
     return PlainTextResponse(request.headers.get("cookie", "no cookie"), headers={"Set-Cookie": "a=b"})
 
 
-async def test_a_redirect_is_answered_as_it_is_and_nothing_is_sent_on() -> None:
+async def test_redirect_is_not_followed() -> None:
     elsewhere: list[str] = []
 
     async def note(request: Request) -> Response:
@@ -146,7 +146,7 @@ async def test_no_cookie_is_kept() -> None:
             assert await answer.aread() == b"no cookie"
 
 
-async def test_no_proxy_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_environment_proxies_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     with refused_port() as port:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
@@ -169,7 +169,7 @@ async def test_no_proxy_is_taken_from_the_environment(monkeypatch: pytest.Monkey
     ],
     ids=range(9),
 )
-async def test_whatever_a_peer_sends_the_mint_fails_as_one_of_ours(answer: bytes) -> None:
+async def test_broken_peer_raises_mint_error(answer: bytes) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(answer)
@@ -183,14 +183,14 @@ async def test_whatever_a_peer_sends_the_mint_fails_as_one_of_ours(answer: bytes
                 await Upstream(transport, key_credentials()).mint(url, {}, timeout_s=5)
 
 
-async def test_a_refused_connection_is_told_as_such() -> None:
+async def test_refused_connection_is_named() -> None:
     with refused_port() as port:
         async with make_transport() as transport:
             with pytest.raises(TransientError, match="refused"):
                 await Upstream(transport, key_credentials()).mint(f"http://127.0.0.1:{port}/", {}, timeout_s=5)
 
 
-def test_the_imported_strategies_is_ours() -> None:
+def test_imported_strategies_is_ours() -> None:
     """PyPI has a package of that name: two wheels that own one folder overwrite each other in silence."""
     root = Path(__file__).parents[2]
     assert strategies.__file__ is not None
@@ -211,24 +211,20 @@ def authority(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_authority_that_ssl_cert_file_names_is_believed_alone(
-    authority: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ssl_cert_file_is_trusted_alone(authority: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(authority))
     context = make_tls_context()
     assert believed(context) == {ssl.PEM_cert_to_DER_cert(authority.read_text())}
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
 
 
-def test_a_file_that_was_named_and_is_not_there_makes_nobody_believed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_ssl_cert_file_trusts_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nothing"))
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: NO_AUTHORITIES)
     assert believed(make_tls_context()) == set()
 
 
-def test_where_nothing_is_named_the_systems_authorities_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_authorities_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
     paths = ssl.get_default_verify_paths()
     if paths.cafile is None:
@@ -246,7 +242,7 @@ NO_AUTHORITIES = ssl.DefaultVerifyPaths(
 )
 
 
-def test_where_the_system_has_none_at_all_certifis_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certifi_is_used_without_system_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: NO_AUTHORITIES)
     certifis = httpx.create_ssl_context(trust_env=False)

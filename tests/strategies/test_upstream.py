@@ -53,14 +53,14 @@ async def mint(transport: httpx.AsyncBaseTransport, timeout_s: float = 1) -> Any
     return await Upstream(transport, key_credentials(), clock=lambda: NOW_S).mint(URL, {"a": 1}, timeout_s=timeout_s)
 
 
-async def test_the_body_is_sent_as_json_and_the_answer_comes_back(respx_mock: respx.MockRouter) -> None:
+async def test_json_is_sent_and_answer_read(respx_mock: respx.MockRouter) -> None:
     route = respx_mock.post(URL).mock(minted())
     answer = await upstream_over(respx_mock).mint(URL, {"instructions": "Grüß Gott ☂"}, timeout_s=1)
     assert answer.token.get_secret_value() == "ek_minted"
     assert json.loads(route.calls.last.request.content) == {"instructions": "Grüß Gott ☂"}
 
 
-async def test_an_answer_is_read_up_to_its_limit_and_no_further() -> None:
+async def test_answer_is_read_up_to_its_limit() -> None:
     sent = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -76,7 +76,7 @@ async def test_an_answer_is_read_up_to_its_limit_and_no_further() -> None:
     assert transport.closed
 
 
-async def test_a_body_that_never_ends_is_cut_off_in_time_and_closed() -> None:
+async def test_endless_body_times_out_and_is_closed() -> None:
     async def drip() -> AsyncIterator[bytes]:
         while True:
             yield b" "
@@ -88,7 +88,7 @@ async def test_a_body_that_never_ends_is_cut_off_in_time_and_closed() -> None:
     assert transport.closed
 
 
-async def test_a_caller_that_leaves_is_cancelled_and_not_told_of_a_timeout() -> None:
+async def test_cancellation_is_no_timeout() -> None:
     async def silent() -> AsyncIterator[bytes]:
         await asyncio.Event().wait()
         yield b""
@@ -115,7 +115,7 @@ ALL_TRANSPORT_ERRORS = sorted(
 
 
 @pytest.mark.parametrize("kind", ALL_TRANSPORT_ERRORS, ids=lambda kind: f"{kind.__module__}.{kind.__qualname__}")
-async def test_none_of_the_transports_errors_is_unmapped_or_quoted(kind: type[Exception]) -> None:
+async def test_transport_errors_are_mapped_unquoted(kind: type[Exception]) -> None:
     error = kind.__new__(kind)
     error.args = (f"failed with api-key: {KEY}",)
     with pytest.raises(TransientError) as raised:
@@ -136,7 +136,7 @@ async def test_none_of_the_transports_errors_is_unmapped_or_quoted(kind: type[Ex
         (["ConnectTimeout", "ClientConnectorError", "OSError"], "OSError"),
     ],
 )
-async def test_a_failed_connection_is_told_by_its_cause(chain: list[str], says: str) -> None:
+async def test_failed_connection_names_its_cause(chain: list[str], says: str) -> None:
     errors = [type(name, (Exception,), {})() for name in chain]
     for error, cause in itertools.pairwise(errors):
         error.__cause__ = cause
@@ -145,21 +145,21 @@ async def test_a_failed_connection_is_told_by_its_cause(chain: list[str], says: 
 
 
 @pytest.mark.parametrize("value", [KEY, f"ek_{KEY}", f"{KEY}x"])
-async def test_our_own_credential_is_never_taken_for_a_token(value: str, respx_mock: respx.MockRouter) -> None:
+async def test_own_credential_is_no_token(value: str, respx_mock: respx.MockRouter) -> None:
     respx_mock.post(URL).mock(minted(value))
     with pytest.raises(MalformedError) as raised:
         await upstream_over(respx_mock).mint(URL, {}, timeout_s=1)
     assert KEY not in str(raised.value)
 
 
-async def test_our_own_credential_is_never_taken_for_an_error_code(respx_mock: respx.MockRouter) -> None:
+async def test_own_credential_is_no_error_code(respx_mock: respx.MockRouter) -> None:
     respx_mock.post(URL).respond(401, json={"error": {"code": KEY}}, headers={"apim-request-id": KEY})
     with pytest.raises(MintError) as raised:
         await upstream_over(respx_mock).mint(URL, {}, timeout_s=1)
     assert (raised.value.code, raised.value.request_id) == (None, None)
 
 
-async def test_a_credential_that_hangs_is_told_as_such_and_not_as_azures_silence(respx_mock: respx.MockRouter) -> None:
+async def test_hanging_credential_is_named_as_cause(respx_mock: respx.MockRouter) -> None:
     class Hanging:
         async def fetch(self) -> AccessToken:
             await asyncio.Event().wait()
@@ -176,7 +176,7 @@ async def test_a_credential_that_hangs_is_told_as_such_and_not_as_azures_silence
     assert not respx_mock.calls
 
 
-async def test_nothing_of_it_shows_the_credential() -> None:
+async def test_reprs_mask_the_credential() -> None:
     credentials = Credentials(key=SecretStr(KEY), entra=None)
     upstream = Upstream(Transport(), credentials)
     authorization = await credentials.current(timeout_s=1)

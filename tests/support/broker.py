@@ -13,12 +13,14 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import aiohttp
 import httpx
 from sqlalchemy import create_engine
 
+from tests.support.forkserver import ForkedProcess, fork_broker
+from tests.support.processes import Finished
 from tests.support.serving import serve_app
 from tests.support.sockets import listening_socket
 from token_broker.app import create_app
@@ -44,6 +46,7 @@ __all__ = [
     "run_broker",
     "run_command",
     "run_process",
+    "start_process",
 ]
 
 _START_S = 20
@@ -133,10 +136,15 @@ class RunningBroker:
         return {strategy["name"]: strategy for strategy in status["strategies"]}
 
 
-def make_settings(directory: Path, endpoint: str | None, **overrides: Any) -> Settings:
-    """Settings for a loopback Azure at `endpoint`, with their database in `directory` and no limits in the way."""
-    database = directory / f"broker-{time.monotonic_ns()}.db"
-    database.write_bytes(_empty_database())
+def make_settings(directory: Path | None, endpoint: str | None, **overrides: Any) -> Settings:
+    """Settings for a loopback Azure at `endpoint`, with no limits in the way and with `overrides` by field name.
+
+    Their database is a new one in `directory`. Without a directory there is none, unless `overrides` name one.
+    """
+    database = Path("/nowhere/broker.db")
+    if directory is not None:
+        database = directory / f"broker-{time.monotonic_ns()}.db"
+        database.write_bytes(_empty_database())
     return Settings.load(
         _env_file=None,
         **{
@@ -151,6 +159,7 @@ def make_settings(directory: Path, endpoint: str | None, **overrides: Any) -> Se
             "turn_bytes_per_minute": 0,
             "max_sessions_per_principal": 0,
             "max_sessions": 0,
+            "store_patience_s": 1,  # on a busy machine a store that is there may take longer than the default
             **overrides,
         },
     )
@@ -183,8 +192,8 @@ async def run_broker(settings: Settings) -> AsyncIterator[RunningBroker]:
         yield RunningBroker(base_url, settings, client, state)
 
 
-def plain_client(base_url: str) -> httpx.AsyncClient:
-    """A client of a loopback server: no proxy, no bound on connections."""
+def plain_client(base_url: str = "") -> httpx.AsyncClient:
+    """A client of loopback servers: no proxy of the environment, no limit of connections."""
     limits = httpx.Limits(max_connections=None)
     return httpx.AsyncClient(base_url=base_url, timeout=30, limits=limits, verify=_NO_TLS, trust_env=False)
 
@@ -209,42 +218,29 @@ def environment(directory: Path, endpoint: str | None, **variables: str) -> dict
     return inherited | ours | variables
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A `token-broker` that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-async def run_command(*arguments: str, env: dict[str, str], cwd: Path, timeout_s: float = 30) -> Finished:
-    """Runs `token-broker …` to its end."""
-    process = await asyncio.create_subprocess_exec(
-        *_entry_point(), *arguments, env=env, cwd=cwd,
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), timeout_s)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return Finished(process.returncode, out.decode(), err.decode())
-
-
-def _entry_point() -> tuple[str, ...]:
-    """What the installed script `token-broker` does, without the need for it to be installed."""
-    return (sys.executable, "-c", "from token_broker.cli.main import main; main()")
+async def run_command(
+    *arguments: str, env: dict[str, str], cwd: Path, timeout_s: float = 30, fresh: bool = False
+) -> Finished:
+    """Runs `token-broker …` to its end; `fresh` gives it an interpreter of its own."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = await start_process(arguments, env, cwd, out, err, fresh=fresh)
+        try:
+            code = await asyncio.wait_for(process.wait(), timeout_s)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        out.seek(0)
+        err.seek(0)
+        return Finished(code, out.read().decode(), err.read().decode())
 
 
 @dataclass(slots=True)
 class BrokerProcess:
-    """`token-broker serve` in a process of its own; `log` is its whole stderr so far."""
+    """`token-broker serve` in a process of its own; `log` is its whole output so far."""
 
     base_url: str
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | ForkedProcess
     log_file: Path
 
     @property
@@ -253,16 +249,19 @@ class BrokerProcess:
 
 
 @contextlib.asynccontextmanager
-async def run_process(command: str, env: dict[str, str], directory: Path) -> AsyncIterator[BrokerProcess]:
-    """Runs `token-broker <command>` until the block ends, on the port that `env` has, or a free one."""
+async def run_process(
+    command: str, env: dict[str, str], directory: Path, *, fresh: bool = False
+) -> AsyncIterator[BrokerProcess]:
+    """Runs `token-broker <command>` until the block ends, on the port of `env` or a free one.
+
+    `fresh` gives it an interpreter of its own.
+    """
     if env["PORT"] == "0":
         with listening_socket() as free:
             env = env | {"PORT": str(free.getsockname()[1])}
     log_file = directory / f"{command}-{time.monotonic_ns()}.log"
-    with log_file.open("wb") as stderr:
-        process = await asyncio.create_subprocess_exec(
-            *_entry_point(), command, env=env, cwd=directory, stdout=stderr, stderr=stderr
-        )
+    with log_file.open("wb") as output:
+        process = await start_process((command,), env, directory, output, output, fresh=fresh)
     base_url = f"http://127.0.0.1:{env['PORT']}"
     try:
         await _until_ready(base_url, process, log_file)
@@ -270,14 +269,27 @@ async def run_process(command: str, env: dict[str, str], directory: Path) -> Asy
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), 15)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+        try:
+            await asyncio.wait_for(process.wait(), 15)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
 
 
-async def _until_ready(base_url: str, process: asyncio.subprocess.Process, log_file: Path) -> None:
+async def start_process(
+    arguments: tuple[str, ...], env: dict[str, str], cwd: Path, out: BinaryIO, err: BinaryIO, *, fresh: bool = False
+) -> asyncio.subprocess.Process | ForkedProcess:
+    """Starts `token-broker …` and returns at once; the caller sees to its end."""
+    if not fresh:
+        return await fork_broker(arguments, env=env, cwd=cwd, stdout=out, stderr=err)
+    # As the installed script starts it, without the need for it to be installed.
+    program = (sys.executable, "-c", "from token_broker.cli.main import main; main()")
+    return await asyncio.create_subprocess_exec(
+        *program, *arguments, env=env, cwd=cwd, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=err
+    )
+
+
+async def _until_ready(base_url: str, process: asyncio.subprocess.Process | ForkedProcess, log_file: Path) -> None:
     async with plain_client(base_url) as client:
         deadline_s = time.monotonic() + _START_S
         while time.monotonic() < deadline_s and process.returncode is None:

@@ -1,8 +1,8 @@
-"""Serves an ASGI application in the test's own event loop."""
+"""Serves an ASGI application in the test's own event loop: the one way that tests do."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import uvicorn
@@ -10,60 +10,59 @@ from starlette.types import ASGIApp
 
 from tests.support.sockets import listening_socket
 
-__all__ = ["serve_app"]
+__all__ = ["run_server", "serve_app", "server_config"]
 
 _START_S = 20
 
 
 @contextlib.asynccontextmanager
 async def serve_app(
-    app: ASGIApp, *, lifespan: Literal["on", "off"] = "off", state: dict[str, Any] | None = None, **options: Any
+    app: ASGIApp,
+    *,
+    lifespan: Literal["on", "off"] = "off",
+    state: dict[str, Any] | None = None,
+    port: int = 0,
+    **options: Any,
 ) -> AsyncIterator[str]:
     """The application under uvicorn until the block ends; yields its base URL. `options` are `uvicorn.Config`'s.
 
-    Each request gets a copy of `state`, as it is then: the state of a lifespan that the caller runs.
+    Each request gets a copy of `state`: the state of a lifespan that the caller runs.
     """
+    server = uvicorn.Server(server_config(app, lifespan=lifespan, **options))
+    async with run_server(server, port=port) as base_url:
+        if state is not None:
+            server.lifespan.state = state
+        yield base_url
+
+
+def server_config(app: ASGIApp, **options: Any) -> uvicorn.Config:
+    """uvicorn's configuration as the broker has it, with `options` in place of its own."""
     chosen: dict[str, Any] = {
         "http": "httptools",
         "ws": "websockets-sansio",
         "loop": "none",
+        "lifespan": "off",
         "log_config": None,
         "access_log": False,
         "server_header": False,
         "proxy_headers": False,
         "timeout_graceful_shutdown": 2,
-        **options,
     }
-    config = uvicorn.Config(app, lifespan=lifespan, **chosen)
-    server = _Server(config, state)
-    with listening_socket() as listener:
-        serving = asyncio.create_task(server.serve(sockets=[listener]), name="serve-app")
-        listening = asyncio.create_task(server.listening.wait())
-        await asyncio.wait({serving, listening}, timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
-        listening.cancel()
-        assert server.listening.is_set(), "the application did not start"
+    return uvicorn.Config(app, **(chosen | options))
+
+
+@contextlib.asynccontextmanager
+async def run_server(server: uvicorn.Server, *, port: int = 0) -> AsyncIterator[str]:
+    """Runs a server of any configuration until the block ends, on `port` or a free one; yields its base URL."""
+    with listening_socket(port) as listener:
+        # `serve` would take the test process's signals, and raise those that came once more when it ends.
+        serving = asyncio.create_task(server._serve(sockets=[listener]), name="uvicorn")
+        async with asyncio.timeout(_START_S):
+            while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has no event for it
+                await asyncio.sleep(0.002)
+        assert server.started, "the application did not start"
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             await serving
-
-
-class _Server(uvicorn.Server):
-    """uvicorn that says when it listens, and leaves signals alone."""
-
-    def __init__(self, config: uvicorn.Config, state: dict[str, Any] | None) -> None:
-        super().__init__(config)
-        self._state = state
-        self.listening = asyncio.Event()
-
-    async def startup(self, sockets: Any = None) -> None:
-        if self._state is not None:
-            self.lifespan.state = self._state
-        await super().startup(sockets)
-        if not self.should_exit:
-            self.listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield

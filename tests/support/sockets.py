@@ -1,4 +1,4 @@
-"""Loopback peers that no HTTP server would be: sockets that listen, refuse, or stay silent."""
+"""Loopback sockets below HTTP: one that is bound, and one that refuses connections."""
 
 import contextlib
 import socket
@@ -8,17 +8,17 @@ __all__ = ["listening_socket", "refused_port"]
 
 
 @contextlib.contextmanager
-def listening_socket() -> Iterator[socket.socket]:
-    """A bound socket on a free port of loopback, named as TCP so that asyncio switches Nagle's algorithm off."""
+def listening_socket(port: int = 0) -> Iterator[socket.socket]:
+    """A bound socket of loopback, on a free port unless told; TCP by name, since else asyncio leaves Nagle on."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     with contextlib.closing(listener):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", 0))
+        listener.bind(("127.0.0.1", port))
         yield listener
 
 
 @contextlib.contextmanager
 def refused_port() -> Iterator[int]:
-    """A port that refuses connections while the block lasts: bound, so that nobody else gets it, and not listening."""
+    """A port that refuses connections until the block ends: bound, so that nobody else gets it, and not listening."""
     with listening_socket() as bound:
         yield bound.getsockname()[1]

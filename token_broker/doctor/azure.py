@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from strategies.base import EphemeralGrant, SessionSpec, Strategy
-from strategies.chain import Link
+from strategies.base import EphemeralGrant, SessionSpec
+from strategies.chain import Link, Strategy
 from strategies.credentials import Credentials, EntraTokens, TokenSource
 from strategies.errors import CredentialError, KeysDisabledError, MintError
 from strategies.transport import BoundedResolver, make_transport

@@ -7,7 +7,6 @@ import random
 import signal
 import socket
 import sqlite3
-import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -19,11 +18,12 @@ from tests.memory.support.app import bearer
 from tests.memory.support.stores import assert_sound
 from tests.memory.support.turns import owner
 from tests.memory.support.zep import KEY, Zep
+from tests.support import broker
+from tests.support.forkserver import ForkedProcess
 from tests.support.waiting import eventually
 from token_broker.memory.drivers.sqlite import sqlite_path
 from token_broker.settings import Settings
 
-ROOT = Path(__file__).parents[3]
 SIGNING_KEY = "k" * 40
 
 
@@ -44,32 +44,24 @@ class Report:
 @contextlib.asynccontextmanager
 async def process(
     folder: Path, port: int, database_url: str, zep: Zep | None, **environment: str
-) -> AsyncIterator[asyncio.subprocess.Process]:
+) -> AsyncIterator[asyncio.subprocess.Process | ForkedProcess]:
     """`token-broker serve`, killed when the block ends."""
     mine = {
         "PORT": str(port),
         "BROKER_DATABASE_URL": database_url,
         "BROKER_SIGNING_KEY": SIGNING_KEY,
         "BROKER_LOG_LEVEL": "error",
-        "BROKER_RATE_LIMIT_PER_MINUTE": "0",  # load, on purpose
-        "BROKER_TURNS_PER_MINUTE": "0",
-        "BROKER_TURN_BYTES_PER_MINUTE": "0",
         "BROKER_DELIVERY_TIMEOUT_S": "1",
         "BROKER_DELIVERY_POLL_S": "0.1",
-        "PYTHONPATH": str(ROOT),
     }
     zeps = {"ZEP_API_KEY": KEY, "ZEP_API_URL": zep.base_url} if zep is not None else {}
-    running = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-c", "from token_broker.cli.main import main; main()", "serve"),
-        cwd=folder,  # where no .env is
-        env={**os.environ, **mine, **zeps, **environment},
-        stderr=asyncio.subprocess.DEVNULL,
-    )
+    env = broker.environment(folder, None, **(mine | zeps | environment))
+    with Path(os.devnull).open("wb") as nothing:  # noqa: ASYNC230  # opens at once
+        running = await broker.start_process(("serve",), env, folder, nothing, nothing)
     try:
         yield running
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        if running.returncode is None:
             running.kill()
         await running.wait()
 

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from tests.memory.support.serving import serving
+from tests.support.serving import serve_app
 
 KEY = "zep-canary-key-5518"
 ROLES = {"norole", "system", "assistant", "user", "function", "tool"}
@@ -268,7 +268,7 @@ def _now() -> str:
 async def running_zep(port: int = 0) -> AsyncIterator[Zep]:
     """The fake on 127.0.0.1, at a free port unless one is given."""
     zep = Zep()
-    async with serving(make_app(zep), port=port) as base_url:
+    async with serve_app(make_app(zep), port=port, timeout_graceful_shutdown=0) as base_url:
         zep.base_url = base_url
         try:
             yield zep

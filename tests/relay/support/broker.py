@@ -23,6 +23,8 @@ from websockets.exceptions import ConnectionClosed
 from strategies.credentials import AccessToken, Credentials, EntraTokens
 from strategies.health import BreakerPolicy, CircuitBreaker
 from strategies.transport import BoundedResolver, make_tls_context
+from tests.support.broker import make_settings as broker_settings
+from tests.support.serving import run_server, server_config
 from token_broker.memory.types import Turn
 from token_broker.relay.admission import Admission
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
@@ -34,7 +36,7 @@ from token_broker.security.tokens import TokenSigner
 from token_broker.server.drain import Drain, DrainingServer
 from token_broker.server.websocket_protocol import uvicorn_options
 from token_broker.sessions.agents import AgentRegistry, load_agents
-from token_broker.settings import Settings, load_settings
+from token_broker.settings import Settings
 from token_broker.web.ids import uuid7
 from token_broker.web.problems import Problem
 
@@ -199,16 +201,17 @@ class Client:
 
 
 def make_settings(url: str, **overrides: Any) -> Settings:
+    """Settings of a relay, which has no database; limits are the defaults, but for one principal's talks."""
     chosen: dict[str, Any] = {
-        "endpoint": url,
+        "endpoint_kind": "auto",
         "key": SecretStr(KEY),
-        "azure_auth": "key",
         "signing_keys": "k" * 40,
         "drain_s": 1.0,
         "proxy_connect_timeout_s": 3.0,
-        "max_sessions_per_principal": 0,
+        "rate_limit_per_minute": 60,
+        "max_sessions": 1000,
     }
-    return load_settings(_env_file=None, **(chosen | overrides))
+    return broker_settings(None, url, **(chosen | overrides))
 
 
 def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: AgentRegistry | None = None) -> Running:
@@ -308,29 +311,18 @@ def application(relay: VoiceRelay, *more: BaseRoute) -> Starlette:
 
 
 @contextlib.asynccontextmanager
-async def serving(running: Running, *more: BaseRoute, **config: Any) -> AsyncIterator[Running]:
+async def serving(running: Running, *more: BaseRoute, **options: Any) -> AsyncIterator[Running]:
     """Serves until the block ends; then checks that nothing is left over."""
     before = left_over()
-    options = uvicorn_options(running.settings) | {"timeout_graceful_shutdown": 2} | config
-    server = DrainingServer(
-        uvicorn.Config(
-            application(running.relay, *more), port=0, log_config=None, access_log=False, lifespan="off", **options
-        ),
-        running.drain,
-        grace_s=running.settings.drain_s,
-    )
-    running.server = server
-    task = asyncio.create_task(server._serve(), name="uvicorn")
-    async with asyncio.timeout(15):
-        while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it  # uvicorn has no event for it
-            await asyncio.sleep(0.005)
-    running.port = server.servers[0].sockets[0].getsockname()[1]
+    app = application(running.relay, *more)
+    config = server_config(app, **(uvicorn_options(running.settings) | options))
+    running.server = DrainingServer(config, running.drain, grace_s=running.settings.drain_s)
     try:
-        yield running
-        await running.quiet()
+        async with run_server(running.server) as base_url:
+            running.port = int(base_url.rpartition(":")[2])
+            yield running
+            await running.quiet()
     finally:
-        server.should_exit = True
-        await task
         await running.connector.aclose()
     await nothing_left(before)
 

@@ -155,16 +155,10 @@ class UpstreamConnector:
             if any(self.breakers[later.name].would_admit for later in routes[index + 1 :]):
                 left_s /= 2
             began_s = time.monotonic()
-            settled = False
             try:
-                upstream = await self.attempt(route, supply, timeout_s=left_s)
-                breaker.succeeded(permit, _ms_since(began_s))
-                settled = True
-                log.info("upstream_attempt", upstream=route.name, outcome="connected", ms=round(_ms_since(began_s)))
-                return upstream
+                with breaker.settle(permit):
+                    upstream = await self.attempt(route, supply, timeout_s=left_s)
             except MintError as error:
-                breaker.failed(permit, error, _ms_since(began_s))
-                settled = True
                 if ending is None or ending.code != UPSTREAM_TIMED_OUT:  # the one that hung is the client's reason
                     ending = _ending(error)
                 level = log.error if isinstance(error, MisconfiguredError) else log.warning
@@ -177,9 +171,9 @@ class UpstreamConnector:
                     ms=round(_ms_since(began_s)),
                     why=str(error),
                 )
-            finally:
-                if not settled:  # the client left
-                    breaker.abandoned(permit)
+            else:
+                log.info("upstream_attempt", upstream=route.name, outcome="connected", ms=round(_ms_since(began_s)))
+                return upstream
         raise NoUpstreamError(ending or Ending(UPSTREAM_FAILED, "no Azure endpoint is configured for talks"))
 
     async def join_call(self, endpoint: str, call_id: str) -> AzureSocket:
