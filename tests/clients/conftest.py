@@ -1,12 +1,13 @@
-"""An authority that the clients trust, and the compatible endpoints that they are pointed at."""
+"""An authority that the clients trust, the clients, and the compatible endpoints that they connect to."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import trustme
 
 from tests.clients.support.compat import COMPAT_ENDPOINTS, CompatEndpoint, open_compat
+from tests.clients.support.programs import ClientRunner, run_clients
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +20,12 @@ def authority_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFacto
     path: Path = tmp_path_factory.mktemp("clients") / "authority.pem"
     authority.cert_pem.write_to_path(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def clients(authority_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClientRunner]:
+    with run_clients(authority_file, tmp_path_factory.mktemp("programs")) as runner:
+        yield runner
 
 
 @pytest.fixture(params=COMPAT_ENDPOINTS)

@@ -12,10 +12,11 @@ import trustme
 
 from tests.clients.support.compat import CompatEndpoint, open_compat
 from tests.clients.support.offers import make_offer
-from tests.clients.support.programs import CLIENTS, environment, node_command, python_command, run_client, run_program
+from tests.clients.support.programs import CLIENTS, ClientRunner, environment, node_command, python_command
 from tests.clients.support.setups import QUESTION, TURNS, assert_heard, make_setup
 from tests.support.broker import plain_client
 from tests.support.node import installed_modules
+from tests.support.processes import run_program
 
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 SPOKEN = f"you: {TURNS[0][1]}\nagent: {TURNS[1][1]}\n2.5 s of audio\n"
@@ -71,7 +72,7 @@ async def test_a_program_prints_both_sides_words(
     program.write_text(snippet.code)
     command = python_command() if snippet.kind == "python" else node_command()
     env = environment(authority_file, BROKER_URL=compat.http)
-    finished = await run_program([*command, str(program)], env, cwd=folder)
+    finished = await run_program([*command, str(program)], env=env, cwd=folder)
     assert (finished.out, finished.err, finished.code) == (SPOKEN, "", 0)
 
 
@@ -81,14 +82,14 @@ async def test_curl_mints_calls_and_hangs_up(
 ) -> None:
     (folder / "offer.sdp").write_text(await make_offer())
     env = environment(authority_file, BROKER_URL=compat.http)
-    finished = await run_program(["bash", "-euo", "pipefail", "-c", snippet.code], env, cwd=folder)
+    finished = await run_program(["bash", "-euo", "pipefail", "-c", snippet.code], env=env, cwd=folder)
     assert (finished.out, finished.err, finished.code) == ("200\n", "", 0)
     assert (folder / "answer.sdp").read_text().startswith("v=0")
     await compat.azure.until_calls(0)
 
 
 async def test_a_secret_minted_with_a_plans_session_token_goes_on_with_its_session(
-    compat: CompatEndpoint, authority_file: Path
+    compat: CompatEndpoint, clients: ClientRunner
 ) -> None:
     assert compat.broker is not None
     plan = await compat.broker.plan()
@@ -96,7 +97,7 @@ async def test_a_secret_minted_with_a_plans_session_token_goes_on_with_its_sessi
         bearer = {"Authorization": f"Bearer {plan['session_token']}"}
         minted = (await client.post("/v1/realtime/client_secrets", headers=bearer)).raise_for_status().json()
         assert minted["session"]["id"] == plan["session_id"]
-        assert_heard(await run_client("openai_python", make_setup(compat, minted["value"]), authority_file))
+        assert_heard(await clients.run("openai_python", make_setup(compat, minted["value"])))
         await compat.turns(minted["value"])
         answer = await client.get(f"/api/v1/memory/sessions/{plan['session_id']}/turns", headers=bearer)
     assert [(turn["role"], turn["content"]) for turn in answer.raise_for_status().json()["turns"]] == TURNS

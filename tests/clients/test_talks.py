@@ -1,13 +1,12 @@
 """Every official client that needs no browser: it mints where it can, talks, types, and complains of nothing."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.clients.support.compat import SIMULATED_ENTRA_TOKEN, SIMULATED_KEY, CompatEndpoint
-from tests.clients.support.programs import run_client
+from tests.clients.support.programs import ClientRunner
 from tests.clients.support.setups import PREVIEW_SESSION, TURNS, assert_heard, make_setup
 
 
@@ -56,10 +55,10 @@ TURNS_SHOWN = [list(turn) for turn in TURNS]
 
 @pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
 async def test_it_talks_and_its_turns_are_kept_once_and_in_order(
-    compat: CompatEndpoint, client: Client, authority_file: Path
+    compat: CompatEndpoint, client: Client, clients: ClientRunner
 ) -> None:
     setup = await client.setup(compat)
-    report = await run_client(client.program, setup, authority_file)
+    report = await clients.run(client.program, setup)
     assert_heard(report)
     assert report.get("history", TURNS_SHOWN) == TURNS_SHOWN
     if compat.broker is not None:

@@ -20,6 +20,7 @@ import httpx
 from sqlalchemy import create_engine
 from starlette.applications import Starlette
 
+from tests.support.processes import Finished, run_program
 from tests.support.serving import serve_app
 from tests.support.sockets import listening_socket
 from token_broker.app import create_app
@@ -177,29 +178,9 @@ def environment(directory: Path, endpoint: str | None, **variables: str) -> dict
     return inherited | ours | variables
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A `token-broker` that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-
 async def run_command(*arguments: str, env: dict[str, str], cwd: Path, timeout_s: float = 30) -> Finished:
     """Runs `token-broker …` to its end."""
-    process = await asyncio.create_subprocess_exec(
-        *_entry_point(), *arguments, env=env, cwd=cwd,
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), timeout_s)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return Finished(process.returncode, out.decode(), err.decode())
+    return await run_program([*_entry_point(), *arguments], cwd=cwd, env=env, timeout_s=timeout_s)
 
 
 def _entry_point() -> tuple[str, ...]:

@@ -1,14 +1,15 @@
 """The page as such: its weight, its policy, who can use it, and on what."""
 
 import gzip
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.support.node import installed_modules
 from tests.web.support.chromium import Browser, Page
 from tests.web.support.fake_broker import PROXY, run_fake
-from tests.web.support.node import installed_tools
 
 MAX_LOAD_BYTES = 100_000
 STRATEGY = {
@@ -109,7 +110,7 @@ async def _findings(page: Page) -> list[str]:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_axe_finds_nothing_in_either_tab(quiet_browser: Browser, scheme: str) -> None:
-    axe = (installed_tools() / "axe-core" / "axe.min.js").read_text()
+    axe = (installed_modules(Path(__file__).parent) / "axe-core" / "axe.min.js").read_text()
     async with run_fake(transports=(PROXY,), health=HEALTH) as server, quiet_browser.page(scheme=scheme) as page:
         await page.call("Page.setBypassCSP", enabled=True)
         await page.goto(server.base_url)

@@ -1,8 +1,7 @@
 """The page with the broker as a user starts it, `token-broker demo`: whole talks, and what the memory has of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,10 +17,17 @@ USER_SAID = "document.querySelector('.line[data-speaker=user][data-final=true]')
 AGENT_SAID = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
 
 
-@pytest.fixture
-async def demo(tmp_path: Path) -> AsyncIterator[Demo]:
-    async with run_demo(tmp_path) as running:
+@pytest.fixture(scope="module")
+def running_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    with run_demo(tmp_path_factory.mktemp("demo")) as running:
         yield running
+
+
+@pytest.fixture
+async def demo(running_demo: Demo) -> Demo:
+    """The module's demo, without what an earlier test did to it."""
+    await running_demo.recover()
+    return running_demo
 
 
 _KEEP_PLANS = """
@@ -191,9 +197,9 @@ async def test_turns_before_and_after_a_drop_are_in_one_session_in_their_order(
             )
             if number == 1:
                 await _kept(page, demo, 2)
-                await demo.stop()
+                await asyncio.to_thread(demo.stop)
                 await page.wait_for_text("state", "reconnecting")
-                await demo.start()
+                await asyncio.to_thread(demo.start)
         turns = await _kept(page, demo, 4)
         assert [turn["role"] for turn in turns] == ["user", "assistant", "user", "assistant"]
         assert [turn["content"] for turn in turns if turn["role"] == "user"] == ["First", "Second"]
@@ -212,12 +218,10 @@ async def test_mints_that_all_fail_end_on_the_proxy(quiet_browser: Browser, demo
 
 
 @retry_if_host_busy(tries=1, or_skipped=True)
-async def test_half_a_minute_of_talk_neither_grows_nor_drifts_nor_skips(
-    browser: Browser, demo: Demo, said: Samples
-) -> None:
-    outcome = await soak(browser, demo.base_url, said, seconds=30)
-    assert outcome.answers >= 5
-    assert outcome.whole > 0.7  # a machine that is busy with other tests may stall one or two
+async def test_answers_are_whole_steady_and_leak_nothing(browser: Browser, demo: Demo, said: Samples) -> None:
+    outcome = await soak(browser, demo.base_url, said, seconds=12)
+    assert outcome.answers >= 2
+    assert outcome.whole > 0.7
     assert outcome.worst_likeness > 0.8
     assert abs(outcome.drift_ms) < 120
     assert outcome.gaps == 0

@@ -1,6 +1,6 @@
 // npm `@openai/agents-realtime` by WebRTC, with its own defaults: the microphone speaks, an audio element plays.
 import { OpenAIRealtimeWebRTC, RealtimeAgent, RealtimeSession } from "@openai/agents-realtime";
-import { Heard, told } from "./heard.mjs";
+import { TalkLog, historyWords } from "./talk_log.mjs";
 
 const AUDIBLE = 0.05;
 const LIMIT_MS = 15_000;
@@ -10,20 +10,20 @@ export async function talk(setup) {
   const transport = new OpenAIRealtimeWebRTC({ baseUrl: `${setup.http}${setup.openaiPath}/realtime/calls`, audioElement });
   const agent = new RealtimeAgent({ name: "Assistant", instructions: "You are a pirate." });
   const session = new RealtimeSession(agent, { transport, model: setup.model });
-  const heard = new Heard();
-  transport.on("*", (event) => heard.note(event));
-  session.on("error", (error) => heard.fail(error));
+  const log = new TalkLog();
+  transport.on("*", (event) => log.add(event));
+  session.on("error", (error) => log.fail(error));
   await session.connect({ apiKey: setup.key });
   const loudest = listen(audioElement.srcObject);
-  await heard.spoken();
+  await log.untilFirstAnswer();
   session.mute(true);
   session.sendMessage(setup.typed);
-  await heard.until("response.done", 2);
+  await log.until("response.done", 2);
   await audible(loudest);
   const { callId } = transport;
-  const history = told(session.history);
+  const history = historyWords(session.history);
   session.close();
-  return { ...heard.report(), peak: loudest(), callId, history };
+  return { ...log.report(), peak: loudest(), callId, history };
 }
 
 /** How loud the stream has been at its loudest, from 0 to 1. */

@@ -6,18 +6,17 @@ What works is tested against the real broker; this one is for what goes wrong ex
 import asyncio
 import contextlib
 import json
-import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from tests.support.serving import serve_app
 from tests.web.support.partner import Partner
 from tests.web.support.webrtc import Call
 from token_broker.api.static import client_routes
@@ -192,17 +191,10 @@ async def run_fake(**knobs: Any) -> AsyncIterator[FakeBroker]:
             WebSocketRoute("/azure/realtime", fake.azure_socket),
         ]
     )
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        fake.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        config = uvicorn.Config(app, log_level="critical", ws="websockets-sansio", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
+    # A handler that was told to hang is cancelled at once, instead of being waited for.
+    async with serve_app(app, timeout_graceful_shutdown=0) as fake.base_url:
         try:
             yield fake
         finally:
             for call in fake.calls:
                 await call.close()
-            server.should_exit = True
-            server.force_exit = True
-            await asyncio.wait_for(asyncio.gather(serving, return_exceptions=True), 10)

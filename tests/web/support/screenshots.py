@@ -19,9 +19,8 @@ _BOTH_HEARD = "new Promise((resolve) => setTimeout(resolve, 2600))"
 
 async def take(folder: Path) -> None:
     """Writes `talk-light.png`, `talk-dark.png`, `health-light.png`, `health-dark.png` and `talk-phone.png`."""
-    with tempfile.TemporaryDirectory() as name:
-        microphone = _microphone(Path(name) / "said.wav")
-        async with run_demo(Path(name)) as demo, open_browser(microphone) as browser:
+    with tempfile.TemporaryDirectory() as name, run_demo(Path(name)) as demo:
+        async with open_browser(_microphone(Path(name) / "said.wav")) as browser:
             await _ask_for_plans(demo)
             for scheme in ("light", "dark"):
                 await _talk(browser, demo, scheme, folder / f"talk-{scheme}.png")
