@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 import trustme
 
 from tests.clients.support.compat import COMPAT_ENDPOINTS, CompatEndpoint, open_compat
@@ -28,9 +29,10 @@ def clients(authority_file: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         yield runner
 
 
-@pytest.fixture(params=COMPAT_ENDPOINTS)
+@pytest_asyncio.fixture(params=COMPAT_ENDPOINTS, scope="module", loop_scope="module")
 async def compat(
-    request: pytest.FixtureRequest, tmp_path: Path, authority: trustme.CA
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA
 ) -> AsyncIterator[CompatEndpoint]:
-    async with open_compat(request.param, tmp_path, authority) as opened:
+    """Each compatible endpoint, for all tests of a module; they run in the module's event loop."""
+    async with open_compat(request.param, tmp_path_factory.mktemp("compat"), authority) as opened:
         yield opened

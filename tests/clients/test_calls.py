@@ -7,6 +7,7 @@ from tests.clients.support.offers import make_offer
 from tests.clients.support.programs import ClientRunner
 from tests.clients.support.setups import make_setup
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the compatible endpoints are the module's
 by_package = pytest.mark.parametrize("program", ["openai_call_python", "openai_call.mjs"], ids=["python", "npm"])
 
 
@@ -17,7 +18,7 @@ by_package = pytest.mark.parametrize("program", ["openai_call_python", "openai_c
     ids=["raw at the simulator", "raw at the broker", "as a form at the broker"],
     indirect=["compat"],
 )
-async def test_an_offer_is_answered_and_the_call_hung_up(
+async def test_offer_is_answered_and_call_hung_up(
     compat: CompatEndpoint, with_session: bool, program: str, clients: ClientRunner
 ) -> None:
     setup = make_setup(compat, await compat.mint(), offer=await make_offer(), withSession=with_session)

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 import trustme
 
 from tests.clients.support.compat import CompatEndpoint, open_compat
@@ -42,9 +43,12 @@ def of_kind(*kinds: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("snippet", chosen, ids=[snippet.heading for snippet in chosen])
 
 
-@pytest.fixture
-async def compat(tmp_path: Path, authority: trustme.CA) -> AsyncIterator[CompatEndpoint]:
-    async with open_compat("voice_live", tmp_path, authority) as opened:
+in_modules_loop = pytest.mark.asyncio(loop_scope="module")  # the compatible endpoint is the module's
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def compat(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> AsyncIterator[CompatEndpoint]:
+    async with open_compat("voice_live", tmp_path_factory.mktemp("compat"), authority) as opened:
         yield opened
 
 
@@ -58,14 +62,15 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def test_every_snippet_is_of_a_kind_that_is_run() -> None:
+def test_every_snippet_is_run() -> None:
     kinds = [snippet.kind for snippet in snippets()]
     assert {kind: kinds.count(kind) for kind in kinds} == {"python": 2, "js": 3, "js browser": 2, "sh clients": 1}
     assert all("BROKER_URL" in snippet.code for snippet in snippets())
 
 
+@in_modules_loop
 @of_kind("python", "js")
-async def test_a_program_prints_both_sides_words(
+async def test_program_prints_both_sides_words(
     snippet: Snippet, compat: CompatEndpoint, folder: Path, authority_file: Path
 ) -> None:
     program = folder / ("program.py" if snippet.kind == "python" else "program.mjs")
@@ -76,6 +81,7 @@ async def test_a_program_prints_both_sides_words(
     assert (finished.out, finished.err, finished.code) == (SPOKEN, "", 0)
 
 
+@in_modules_loop
 @of_kind("sh clients")
 async def test_curl_mints_calls_and_hangs_up(
     snippet: Snippet, compat: CompatEndpoint, folder: Path, authority_file: Path
@@ -88,9 +94,8 @@ async def test_curl_mints_calls_and_hangs_up(
     await compat.azure.until_calls(0)
 
 
-async def test_a_secret_minted_with_a_plans_session_token_goes_on_with_its_session(
-    compat: CompatEndpoint, clients: ClientRunner
-) -> None:
+@in_modules_loop
+async def test_session_tokens_secret_resumes_session(compat: CompatEndpoint, clients: ClientRunner) -> None:
     assert compat.broker is not None
     plan = await compat.broker.plan()
     async with plain_client(compat.http) as client:
@@ -103,7 +108,7 @@ async def test_a_secret_minted_with_a_plans_session_token_goes_on_with_its_sessi
     assert [(turn["role"], turn["content"]) for turn in answer.raise_for_status().json()["turns"]] == TURNS
 
 
-def test_the_page_names_the_versions_that_these_tests_install() -> None:
+def test_page_names_the_tested_versions() -> None:
     named = PAGE.read_text().partition("Held to this")[2]
     npm = json.loads((CLIENTS / "package.json").read_text())["devDependencies"]
     installed = [npm[name] for name in ("openai", "@openai/agents-realtime", "@azure/ai-voicelive")]

@@ -9,6 +9,8 @@ from tests.clients.support.compat import SIMULATED_ENTRA_TOKEN, SIMULATED_KEY, C
 from tests.clients.support.programs import ClientRunner
 from tests.clients.support.setups import PREVIEW_SESSION, TURNS, assert_heard, make_setup
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the compatible endpoints are the module's
+
 
 @dataclass(frozen=True, slots=True)
 class Client:
@@ -54,9 +56,7 @@ TURNS_SHOWN = [list(turn) for turn in TURNS]
 
 
 @pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
-async def test_it_talks_and_its_turns_are_kept_once_and_in_order(
-    compat: CompatEndpoint, client: Client, clients: ClientRunner
-) -> None:
+async def test_talks_and_turns_are_kept_in_order(compat: CompatEndpoint, client: Client, clients: ClientRunner) -> None:
     setup = await client.setup(compat)
     report = await clients.run(client.program, setup)
     assert_heard(report)
