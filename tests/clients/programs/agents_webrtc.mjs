@@ -14,33 +14,43 @@ export async function talk(setup) {
   transport.on("*", (event) => log.add(event));
   session.on("error", (error) => log.fail(error));
   await session.connect({ apiKey: setup.key });
-  const loudest = listen(audioElement.srcObject);
+  const meter = new PeakMeter(audioElement.srcObject);
   await log.untilFirstAnswer();
   session.mute(true);
   session.sendMessage(setup.typed);
   await log.until("response.done", 2);
-  await audible(loudest);
+  await meter.audible();
   const { callId } = transport;
   const history = historyWords(session.history);
   session.close();
-  return { ...log.report(), peak: loudest(), callId, history };
+  return { ...log.report(), peak: meter.close(), callId, history };
 }
 
-/** How loud the stream has been at its loudest, from 0 to 1. */
-function listen(stream) {
-  const context = new AudioContext();
-  const analyser = context.createAnalyser();
-  context.createMediaStreamSource(stream).connect(analyser);
-  const samples = new Float32Array(analyser.fftSize);
-  let peak = 0;
-  setInterval(() => {
-    analyser.getFloatTimeDomainData(samples);
-    peak = samples.reduce((most, sample) => Math.max(most, Math.abs(sample)), peak);
-  }, 20);
-  return () => peak;
-}
+/** Measures how loud a stream has been at its loudest, from 0 to 1. */
+class PeakMeter {
+  #context = new AudioContext();
+  #peak = 0;
+  #timer;
 
-async function audible(loudest) {
-  const end = performance.now() + LIMIT_MS;
-  while (loudest() < AUDIBLE && performance.now() < end) await new Promise((resolve) => setTimeout(resolve, 20));
+  constructor(stream) {
+    const analyser = this.#context.createAnalyser();
+    this.#context.createMediaStreamSource(stream).connect(analyser);
+    const samples = new Float32Array(analyser.fftSize);
+    this.#timer = setInterval(() => {
+      analyser.getFloatTimeDomainData(samples);
+      this.#peak = samples.reduce((most, sample) => Math.max(most, Math.abs(sample)), this.#peak);
+    }, 20);
+  }
+
+  async audible() {
+    const end = performance.now() + LIMIT_MS;
+    while (this.#peak < AUDIBLE && performance.now() < end) await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+
+  /** The peak. The page holds more talks: the meter must not go on in them. */
+  close() {
+    clearInterval(this.#timer);
+    void this.#context.close();
+    return this.#peak;
+  }
 }
