@@ -93,10 +93,12 @@ async def test_a_whole_talk_at_a_click_heard_shown_and_kept(browser: Browser, de
         microphone = await recording(page, "said")
         words = first_words(at_rate(microphone.samples, microphone.rate, MICROPHONE_RATE), MICROPHONE_RATE)
         assert len(words) / MICROPHONE_RATE > 1
+        # In a thread: `retry_if_host_busy` takes an event loop that stands still for a busy machine.
         if source == "proxy":
-            assert best_match(sound, words)[0] > 0.99
+            likeness, _ = await asyncio.to_thread(best_match, sound, words)
+            assert likeness > 0.99
         else:
-            assert pieces_match(sound, words, MICROPHONE_RATE) > 0.85  # Opus, both ways
+            assert await asyncio.to_thread(pieces_match, sound, words, MICROPHONE_RATE) > 0.85  # Opus, both ways
         turns = (await _kept(page, demo, 2))[:2]
         assert [turn["role"] for turn in turns] == ["user", "assistant"]
         assert [turn["content"] for turn in turns] == shown

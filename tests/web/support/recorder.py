@@ -45,9 +45,18 @@ _SCRIPT = """
     heard.context = context;
     connect.call(node, recorder);
   }
+  // By its stream: the page measures what comes over WebRTC with a node of the same kind.
+  const microphones = new WeakSet();
+  const { mediaDevices } = navigator;
+  const getUserMedia = mediaDevices.getUserMedia;
+  mediaDevices.getUserMedia = async function (constraints) {
+    const stream = await getUserMedia.call(this, constraints);
+    microphones.add(stream);
+    return stream;
+  };
   AudioNode.prototype.connect = function (target, ...rest) {
     if (target instanceof AudioDestinationNode) record(this, "blocks");
-    if (this instanceof MediaStreamAudioSourceNode && target instanceof AnalyserNode) record(this, "said");
+    if (microphones.has(this.mediaStream) && target instanceof AnalyserNode) record(this, "said");
     return connect.call(this, target, ...rest);
   };
   const play = HTMLMediaElement.prototype.play;
