@@ -42,18 +42,20 @@ export class Meter {
     if (this.#canvas.height !== Math.round(height * scale)) this.#canvas.height = Math.round(height * scale);
     const pen = this.#canvas.getContext("2d");
     if (!pen) return;
-    const style = getComputedStyle(this.#canvas);
     pen.setTransform(scale, 0, 0, scale, 0, 0);
     pen.clearRect(0, 0, width, height);
+    // Read once a frame: reading them for each bar took more CPU than the rest of a talk.
+    const style = getComputedStyle(this.#canvas);
+    const [yours, agents, line] = ["--you", "--agent", "--line"].map((name) => style.getPropertyValue(name));
     const count = Math.floor(width / (BAR_PX + GAP_PX));
     const middle = height / 2;
     for (let index = 0; index < count; index += 1) {
       const level = this.#still.matches ? this.#history.at(-1) : this.#history.at(index - count);
       const x = index * (BAR_PX + GAP_PX);
       const known = level && (this.#still.matches || index >= count - this.#history.length);
-      bar(pen, x, middle - 2, -1, known ? level.input : 0, middle, style.getPropertyValue("--you"));
-      bar(pen, x, middle + 2, 1, known ? level.output : 0, middle, style.getPropertyValue("--agent"));
-      if (!known || level.input + level.output < 0.02) dot(pen, x, middle, style.getPropertyValue("--line"));
+      bar(pen, x, middle - 2, -1, known ? level.input : 0, middle, yours);
+      bar(pen, x, middle + 2, 1, known ? level.output : 0, middle, agents);
+      if (!known || level.input + level.output < 0.02) dot(pen, x, middle, line);
     }
   }
 }

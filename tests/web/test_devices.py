@@ -125,8 +125,7 @@ async def test_talk_pressed_while_offline_says_so(quiet_browser: Browser) -> Non
 
 @retry_if_host_busy(tries=3)
 async def test_two_tabs_at_once_are_told_of_each_other(quiet_browser: Browser) -> None:
-    async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as first:
-        second = await quiet_browser.tab(first.context)
+    async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as first, quiet_browser.page() as second:
         for page in (first, second):
             await page.goto(server.base_url)
             await page.click("talk")
@@ -138,12 +137,12 @@ async def test_two_tabs_at_once_are_told_of_each_other(quiet_browser: Browser) -
 
 @retry_if_host_busy(tries=3)
 async def test_a_tab_in_the_background_goes_on_talking(browser: Browser) -> None:
-    async with run_fake(transports=(PROXY,)) as server, browser.page() as page:
+    async with run_fake(transports=(PROXY,)) as server, browser.page() as page, browser.page() as other:
+        await page.call("Page.bringToFront")
         await without_processing(page)
         await page.goto(server.base_url)
         await page.click("talk")
         await page.wait_for_text("state", "live")
-        other = await browser.tab(page.context)
         await other.call("Page.bringToFront")
         await page.call("Emulation.setFocusEmulationEnabled", enabled=False)
         await page.wait_for("document.querySelector('.line[data-speaker=assistant][data-final=true]')", 15)

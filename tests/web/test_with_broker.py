@@ -175,7 +175,7 @@ async def test_what_is_not_yet_reported_when_a_page_closes_is_kept(
         plan = await page.run("__plans.at(-1)")
         assert await demo.turns(plan["session_id"], plan["session_token"]) == []
         if how == "closed":
-            await page.call("Page.close")
+            await page.close()
         else:
             await page.goto(f"{demo.base_url}/healthz")
         turns = await _kept_of(plan, demo, 2)

@@ -122,10 +122,10 @@ class Connection:
 class Page:
     """One tab. `complaints` collects what its console says beyond chatter, and what it throws."""
 
-    def __init__(self, connection: Connection, session: str, context: str | None) -> None:
+    def __init__(self, connection: Connection, session: str, target: str) -> None:
         self._connection = connection
         self._session = session
-        self.context = context
+        self._target = target
         self.complaints: list[str] = []
         self.requests: list[dict[str, Any]] = []
         self.received_bytes = 0
@@ -133,6 +133,11 @@ class Page:
 
     async def call(self, method: str, **params: Any) -> Event:
         return await self._connection.call(method, self._session, **params)
+
+    async def close(self) -> None:
+        """As a user closes a tab; one that is closed already stays so."""
+        with contextlib.suppress(ScriptError):
+            await self._connection.call("Target.closeTarget", targetId=self._target)
 
     async def on_every_page(self, script: str) -> None:
         """Runs `script` before the page's own, from the next `goto` on."""
@@ -252,19 +257,22 @@ class Browser:
 
     @contextlib.asynccontextmanager
     async def page(self, *, scheme: str = "light", width: int = 1100, height: int = 820) -> AsyncIterator[Page]:
-        """A tab in a profile of its own, closed at the end."""
-        context = (await self._connection.call("Target.createBrowserContext"))["browserContextId"]
-        try:
-            yield await self.tab(context, scheme=scheme, width=width, height=height)
-        finally:
-            await self._connection.call("Target.disposeBrowserContext", browserContextId=context)
+        """A tab, closed at the end.
 
-    async def tab(self, context: str | None, *, scheme: str = "light", width: int = 1100, height: int = 820) -> Page:
-        """A tab in `context`."""
-        where = {"browserContextId": context} if context else {}
-        target = (await self._connection.call("Target.createTarget", url="about:blank", **where))["targetId"]
+        All tabs share one profile: a profile of its own costs a page as much CPU as some seconds of talk. What
+        would tell pages apart is empty (the client keeps nothing in storage), or differs with the server's port.
+        """
+        page = await self.tab(scheme=scheme, width=width, height=height)
+        try:
+            yield page
+        finally:
+            await page.close()
+
+    async def tab(self, *, scheme: str = "light", width: int = 1100, height: int = 820) -> Page:
+        """A tab that stays open as long as the browser, or until it is closed."""
+        target = (await self._connection.call("Target.createTarget", url="about:blank"))["targetId"]
         attached = await self._connection.call("Target.attachToTarget", targetId=target, flatten=True)
-        page = Page(self._connection, attached["sessionId"], context)
+        page = Page(self._connection, attached["sessionId"], target)
         for domain in ("Page", "Runtime", "Log", "Network"):
             await page.call(f"{domain}.enable")
         await page.call(
