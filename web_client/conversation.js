@@ -24,7 +24,7 @@
  * @property {boolean} interrupted
  * @property {string} createdAt  ISO 8601, UTC
  *
- * @typedef {{lines: Line[], turns: Turn[]}} Told
+ * @typedef {{lines: Line[], turns: Turn[]}} ConversationUpdate
  *
  * @typedef {object} Item
  * @property {string} itemId
@@ -33,7 +33,7 @@
  * @property {string} text
  * @property {boolean} final
  * @property {boolean} interrupted
- * @property {boolean} told      whether it was handed over as a turn
+ * @property {boolean} reported  whether it was returned as a turn
  * @property {string} createdAt
  */
 
@@ -56,30 +56,30 @@ export class Conversation {
   /**
    * Takes a signal in.
    * @param {Signal} signal
-   * @returns {Told}
+   * @returns {ConversationUpdate}
    */
-  take(signal) {
+  apply(signal) {
     switch (signal.kind) {
       case "item":
         return this.#known(signal.itemId)
           ? nothing()
           : this.#show(this.#item(signal.itemId, signal.role), signal.role === "user");
-      case "words": {
+      case "transcript_delta": {
         const item = this.#item(signal.itemId, signal.speaker);
         if (item.final) return nothing();
         item.text += signal.text;
         return this.#show(item);
       }
-      case "said":
+      case "transcript_done":
         return this.#said(this.#item(signal.itemId, signal.speaker), signal.text);
-      case "unheard":
+      case "transcription_failed":
         return this.#notUnderstood(this.#item(signal.itemId, "user"));
-      case "sound_started": {
+      case "playback_started": {
         const turns = this.#finishedTurns(true); // whatever sounded before has ended, though nobody said so
         this.#sounding = true;
         return { lines: [], turns };
       }
-      case "sound_stopped":
+      case "playback_stopped":
         this.#sounding = false;
         return { lines: [], turns: this.#finishedTurns() };
       default:
@@ -91,7 +91,7 @@ export class Conversation {
    * What was typed: said at once, and complete.
    * @param {string} itemId
    * @param {string} text
-   * @returns {Told}
+   * @returns {ConversationUpdate}
    */
   typed(itemId, text) {
     return this.#said(this.#item(itemId, "user"), text);
@@ -100,11 +100,11 @@ export class Conversation {
   /**
    * The assistant was cut short.
    * @param {string[]} [itemIds] the items that were cut; without them, the one that is being heard
-   * @returns {Told}
+   * @returns {ConversationUpdate}
    */
   interrupted(itemIds) {
     const cut = [...this.#items.values()].filter((item) =>
-      itemIds ? itemIds.includes(item.itemId) : this.#sounding && item.speaker === "assistant" && !item.told,
+      itemIds ? itemIds.includes(item.itemId) : this.#sounding && item.speaker === "assistant" && !item.reported,
     );
     this.#sounding = false;
     const lines = cut.flatMap((item) => {
@@ -140,7 +140,7 @@ export class Conversation {
     let item = this.#items.get(itemId);
     if (!item) {
       const createdAt = this.#now().toISOString();
-      item = { itemId, speaker, sequence: this.#nextSequence, text: "", final: false, interrupted: false, told: false, createdAt };
+      item = { itemId, speaker, sequence: this.#nextSequence, text: "", final: false, interrupted: false, reported: false, createdAt };
       this.#nextSequence += 1;
       this.#items.set(itemId, item);
       this.#forgetOldest();
@@ -151,7 +151,7 @@ export class Conversation {
   /**
    * @param {Item} item
    * @param {string} text
-   * @returns {Told}
+   * @returns {ConversationUpdate}
    */
   #said(item, text) {
     if (item.final) return nothing();
@@ -162,7 +162,7 @@ export class Conversation {
 
   /**
    * @param {Item} item
-   * @returns {Told}
+   * @returns {ConversationUpdate}
    */
   #notUnderstood(item) {
     if (item.final) return nothing();
@@ -173,7 +173,7 @@ export class Conversation {
   /**
    * @param {Item} item
    * @param {boolean} [worthShowing] an empty line keeps the place of words that are still to come
-   * @returns {Told}
+   * @returns {ConversationUpdate}
    */
   #show({ itemId, speaker, text, final, interrupted }, worthShowing = true) {
     return worthShowing ? { lines: [{ speaker, text, final, turnId: itemId, interrupted }], turns: [] } : nothing();
@@ -186,9 +186,9 @@ export class Conversation {
   #finishedTurns(all = false) {
     const turns = [];
     for (const item of this.#items.values()) {
-      if (!item.final || item.told) continue;
+      if (!item.final || item.reported) continue;
       if (item.speaker === "assistant" && this.#sounding && !all) continue;
-      item.told = true;
+      item.reported = true;
       if (item.text.trim() !== "") turns.push(turnOf(item));
     }
     return turns;
@@ -197,7 +197,7 @@ export class Conversation {
   #forgetOldest() {
     for (const [itemId, item] of this.#items) {
       if (this.#items.size <= MAX_ITEMS) return;
-      if (item.told) this.#items.delete(itemId);
+      if (item.reported) this.#items.delete(itemId);
     }
   }
 }
@@ -210,7 +210,7 @@ function turnOf({ itemId, speaker, text, sequence, interrupted, createdAt }) {
   return { turnId: itemId, role: speaker, content: text, sequence, interrupted, createdAt };
 }
 
-/** @returns {Told} */
+/** @returns {ConversationUpdate} */
 function nothing() {
   return { lines: [], turns: [] };
 }

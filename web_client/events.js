@@ -13,13 +13,13 @@
  *   | {kind: "response_done", responseId: string, status: string}
  *   | {kind: "audio", responseId: string, itemId: string, contentIndex: number, base64: string}
  *   | {kind: "audio_done", itemId: string}
- *   | {kind: "sound_started"}
- *   | {kind: "sound_stopped"}
- *   | {kind: "words", speaker: Speaker, itemId: string, responseId: string | null, text: string}
- *   | {kind: "said", speaker: Speaker, itemId: string, responseId: string | null, text: string}
- *   | {kind: "unheard", itemId: string}
+ *   | {kind: "playback_started"}
+ *   | {kind: "playback_stopped"}
+ *   | {kind: "transcript_delta", speaker: Speaker, itemId: string, responseId: string | null, text: string}
+ *   | {kind: "transcript_done", speaker: Speaker, itemId: string, responseId: string | null, text: string}
+ *   | {kind: "transcription_failed", itemId: string}
  *   | {kind: "session_expired"}
- *   | {kind: "trouble", code: string, message: string, retryable: boolean}} Signal
+ *   | {kind: "error", code: string, message: string, retryable: boolean}} Signal
  *   `words` adds to what somebody is saying, `said` is all of it; `unheard` is speech that could not be written down;
  *   `sound_*` is what the peer plays over WebRTC.
  *
@@ -40,10 +40,10 @@ const READERS = {
   "conversation.item.created": (event) => item(event.item, event.previous_item_id),
   "conversation.item.added": (event) => item(event.item, event.previous_item_id),
 
-  "conversation.item.input_audio_transcription.delta": (event) => spoken("words", "user", event, event.delta),
-  "conversation.item.input_audio_transcription.completed": (event) => spoken("said", "user", event, event.transcript),
+  "conversation.item.input_audio_transcription.delta": (event) => spoken("transcript_delta", "user", event, event.delta),
+  "conversation.item.input_audio_transcription.completed": (event) => spoken("transcript_done", "user", event, event.transcript),
   "conversation.item.input_audio_transcription.failed": (event) =>
-    withText(event.item_id, (itemId) => ({ kind: "unheard", itemId })),
+    withText(event.item_id, (itemId) => ({ kind: "transcription_failed", itemId })),
 
   "response.created": (event) =>
     withText(event.response?.id, (responseId) => ({ kind: "response_started", responseId })),
@@ -53,9 +53,9 @@ const READERS = {
       responseId,
       status: text(event.response.status) ?? "completed",
     })),
-  "output_audio_buffer.started": () => ({ kind: "sound_started" }),
-  "output_audio_buffer.stopped": () => ({ kind: "sound_stopped" }),
-  "output_audio_buffer.cleared": () => ({ kind: "sound_stopped" }),
+  "output_audio_buffer.started": () => ({ kind: "playback_started" }),
+  "output_audio_buffer.stopped": () => ({ kind: "playback_stopped" }),
+  "output_audio_buffer.cleared": () => ({ kind: "playback_stopped" }),
 
   error: (event) =>
     event.error?.code === "session_expired"
@@ -69,10 +69,10 @@ const READERS = {
 for (const prefix of ["response.", "response.output_"]) {
   READERS[`${prefix}audio.delta`] = audio;
   READERS[`${prefix}audio.done`] = (event) => withText(event.item_id, (itemId) => ({ kind: "audio_done", itemId }));
-  READERS[`${prefix}audio_transcript.delta`] = (event) => spoken("words", "assistant", event, event.delta);
-  READERS[`${prefix}audio_transcript.done`] = (event) => spoken("said", "assistant", event, event.transcript);
-  READERS[`${prefix}text.delta`] = (event) => spoken("words", "assistant", event, event.delta);
-  READERS[`${prefix}text.done`] = (event) => spoken("said", "assistant", event, event.text);
+  READERS[`${prefix}audio_transcript.delta`] = (event) => spoken("transcript_delta", "assistant", event, event.delta);
+  READERS[`${prefix}audio_transcript.done`] = (event) => spoken("transcript_done", "assistant", event, event.transcript);
+  READERS[`${prefix}text.delta`] = (event) => spoken("transcript_delta", "assistant", event, event.delta);
+  READERS[`${prefix}text.done`] = (event) => spoken("transcript_done", "assistant", event, event.text);
 }
 
 /**
@@ -154,7 +154,7 @@ function audio(event) {
 }
 
 /**
- * @param {"words" | "said"} kind
+ * @param {"transcript_delta" | "transcript_done"} kind
  * @param {Speaker} speaker
  * @param {ServerEvent} event
  * @param {unknown} words
@@ -178,7 +178,7 @@ function spoken(kind, speaker, event, words) {
  */
 function trouble(error, retryable) {
   const code = text(error.code) ?? text(error.type) ?? "unknown";
-  return { kind: "trouble", code, message: text(error.message) ?? "Something went wrong on the other side.", retryable };
+  return { kind: "error", code, message: text(error.message) ?? "Something went wrong on the other side.", retryable };
 }
 
 /**

@@ -11,9 +11,9 @@ export function watchOtherTabs(onOther, signal) {
   if (typeof BroadcastChannel === "undefined") return;
   const channel = new BroadcastChannel(CHANNEL);
   channel.onmessage = ({ data }) => {
-    if (data === "who else talks?") channel.postMessage("I do");
+    if (data === "probe") channel.postMessage("present");
     onOther();
   };
-  channel.postMessage("who else talks?");
+  channel.postMessage("probe");
   signal.addEventListener("abort", () => channel.close());
 }

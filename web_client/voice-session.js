@@ -8,12 +8,12 @@
  * What comes next is decided in `session-machine.js`; here it is carried out.
  */
 
-import { Studio } from "./audio/studio.js";
+import { AudioEngine } from "./audio/audio-engine.js";
 import { Broker, BrokerError } from "./broker.js";
 import { textEvents } from "./events.js";
 import { errorWithCode, pageFault, planFailed } from "./failures.js";
 import { isEphemeral, readPlan } from "./plan.js";
-import { Scribe } from "./scribe.js";
+import { TranscriptRecorder } from "./transcript-recorder.js";
 import { decide, publicName } from "./session-machine.js";
 import { watchOtherTabs } from "./tabs.js";
 import { createTransport } from "./transports/index.js";
@@ -28,7 +28,7 @@ import { ConnectionFailure, failure } from "./transports/transport.js";
  * @typedef {import("./transports/transport.js").Transport} Transport
  *
  * @typedef {object} Talk  What lives from Talk to the end of it, whatever the connections do.
- * @property {Studio} studio
+ * @property {AudioEngine} engine
  * @property {AbortController} closing
  * @property {boolean} watched  whether other tabs are watched for
  *
@@ -57,7 +57,7 @@ const MOVE_AT_LATEST_MS = 90_000;
 export class VoiceSession extends EventTarget {
   #options;
   #broker;
-  #scribe;
+  #recorder;
   /** @type {MachineState} */
   #machine = { name: "idle" };
   /** @type {string | undefined} */
@@ -89,7 +89,7 @@ export class VoiceSession extends EventTarget {
     this.#agentId = options.agentId;
     this.#sessionId = options.sessionId;
     this.#broker = new Broker(options.brokerUrl);
-    this.#scribe = new Scribe(this.#broker, {
+    this.#recorder = new TranscriptRecorder(this.#broker, {
       onLine: (line) => this.#emit("transcript", line),
       onLost: () => this.#report("turn_lost", "Something that was said could not be kept. The talk goes on."),
     });
@@ -136,7 +136,7 @@ export class VoiceSession extends EventTarget {
   /** Hangs up, and lets go of the microphone. Resolves when the last turns have arrived, half a second later at most. */
   async disconnect() {
     this.#dispatch({ type: "hang_up", reason: "hung_up" });
-    await this.#scribe.settled();
+    await this.#recorder.settled();
   }
 
   /**
@@ -151,19 +151,19 @@ export class VoiceSession extends EventTarget {
     const words = text.trim();
     if (words === "") return;
     const itemId = `msg_${crypto.randomUUID().replaceAll("-", "").slice(0, 24)}`;
-    this.#scribe.typed(itemId, words);
+    this.#recorder.typed(itemId, words);
     for (const event of textEvents(itemId, words)) this.#transport.send(event);
   }
 
   /** Cuts the answer short. */
   interrupt() {
-    this.#transport?.interrupt().then((cuts) => this.#scribe.interrupted(cuts), ignore);
+    this.#transport?.interrupt().then((cuts) => this.#recorder.interrupted(cuts), ignore);
   }
 
   /** @param {boolean} muted */
   setMuted(muted) {
     this.#muted = muted;
-    this.#talk?.studio.setMuted(muted);
+    this.#talk?.engine.setMuted(muted);
   }
 
   /**
@@ -188,14 +188,14 @@ export class VoiceSession extends EventTarget {
     const moment = { nowMs: performance.now(), random: Math.random() };
     const { state, actions } = decide(this.#machine, event, moment);
     this.#machine = state;
-    for (const action of actions) this.#act(action);
+    for (const action of actions) this.#perform(action);
     if (this.state !== before) this.#emit("state", { state: this.state });
     if (state.name === "failed") this.#endTalk(state.code, errorWithCode(state.code, state.message));
     if (state.name === "ended") this.#endTalk(state.reason, errorWithCode("ended", "The talk ended before it was live."));
   }
 
   /** @param {Action} action */
-  #act(action) {
+  #perform(action) {
     switch (action.do) {
       case "request_plan":
         void this.#requestPlan(this.#newAttempt());
@@ -225,8 +225,8 @@ export class VoiceSession extends EventTarget {
   /** @param {AbortSignal} signal */
   async #requestPlan(signal) {
     try {
-      await this.#talk?.studio.open();
-      await this.#scribe.settled(); // so that the broker knows what was said when it briefs the next connection
+      await this.#talk?.engine.open();
+      await this.#recorder.settled(); // so that the broker knows what was said when it briefs the next connection
       signal.throwIfAborted();
       const request = {
         agentId: this.#agentId,
@@ -253,16 +253,16 @@ export class VoiceSession extends EventTarget {
   async #open(connection, signal) {
     const talk = this.#talk;
     if (!talk) return; // hung up in between
-    this.#announce(connection.transport, "journey" in this.#machine ? this.#machine.journey.reason : "");
+    this.#announce(connection.transport, "progress" in this.#machine ? this.#machine.progress.reason : "");
     const transport = createTransport({
       connection,
-      audio: talk.studio.audio,
-      onSignal: (heard) => this.#take(heard),
+      audio: talk.engine.audio,
+      onSignal: (signal) => this.#handle(signal),
       onDropped: (reason) => this.#dropped(reason),
     });
     this.#transport = transport;
     try {
-      await talk.studio.audio.resume();
+      await talk.engine.audio.resume();
       if (!isEphemeral(connection)) throw this.#notEphemeral();
       await transport.open(signal);
       signal.throwIfAborted();
@@ -273,7 +273,7 @@ export class VoiceSession extends EventTarget {
       return;
     }
     this.#timer = setTimeout(() => this.#timeToMove(), this.#options.moveAfterMs ?? MOVE_AFTER_MS);
-    this.#scribe.begin({
+    this.#recorder.begin({
       sessionId: this.#sessionId ?? "",
       sessionToken: this.#sessionToken,
       agentId: this.#agentId ?? "",
@@ -310,7 +310,7 @@ export class VoiceSession extends EventTarget {
     this.#attempt.abort();
     this.#transport?.close();
     this.#transport = null;
-    this.#scribe.end();
+    this.#recorder.end();
     this.#moving = "no";
     this.#quiet = true;
   }
@@ -320,10 +320,10 @@ export class VoiceSession extends EventTarget {
   #beginTalk() {
     const closing = new AbortController();
     const { signal } = closing;
-    const studio = new Studio(
+    const engine = new AudioEngine(
       {
         onLevels: (levels) => this.#emit("level", levels),
-        onTrouble: (code, message) => this.#report(code, message),
+        onWarning: (code, message) => this.#report(code, message),
         onNewMicrophone: (track) => void this.#transport?.replaceMicrophone(track).catch(ignore),
       },
       this.#muted,
@@ -332,11 +332,11 @@ export class VoiceSession extends EventTarget {
     addEventListener("online", () => this.#dispatch({ type: "wake" }), { signal });
     const offline = "You are offline. The talk goes on by itself when the network is back.";
     addEventListener("offline", () => this.#report("offline", offline), { signal });
-    return { studio, closing, watched: false };
+    return { engine, closing, watched: false };
   }
 
   #pageHides() {
-    this.#scribe.flushOnClose();
+    this.#recorder.flushOnClose();
     this.#dispatch({ type: "hang_up", reason: "page_closed" });
   }
 
@@ -349,7 +349,7 @@ export class VoiceSession extends EventTarget {
     this.#connecting = null;
     if (!this.#talk) return;
     this.#talk.closing.abort();
-    void this.#talk.studio.close().catch(ignore);
+    void this.#talk.engine.close().catch(ignore);
     this.#talk = null;
     this.#announce(null, reason);
     this.#emit("level", { input: 0, output: 0 });
@@ -358,27 +358,27 @@ export class VoiceSession extends EventTarget {
   // --- what is said
 
   /** @param {import("./events.js").Signal} signal */
-  #take(signal) {
+  #handle(signal) {
     switch (signal.kind) {
       case "speech_started":
         this.#quiet = false;
-        this.#transport?.yieldToUser().then((cuts) => this.#scribe.interrupted(cuts), ignore);
+        this.#transport?.yieldToUser().then((cuts) => this.#recorder.interrupted(cuts), ignore);
         break;
       case "response_started":
-      case "sound_started":
+      case "playback_started":
         this.#quiet = false;
         break;
       case "agent_switched":
         this.#agentId = signal.agentId;
         break;
-      case "trouble":
+      case "error":
         this.#report(signal.code, signal.message);
         break;
       case "session_expired":
         return this.#move();
     }
-    this.#scribe.take(signal);
-    if (signal.kind === "sound_stopped") {
+    this.#recorder.handle(signal);
+    if (signal.kind === "playback_stopped") {
       this.#quiet = true;
       if (this.#moving !== "no") this.#move();
     }

@@ -8,8 +8,8 @@ import { canResample } from "./resampler.js";
 
 /**
  * @typedef {import("./jitter-buffer.js").Cut} Cut
- * @typedef {import("./playback-worklet.js").PlaybackNews} PlaybackNews
- * @typedef {import("./playback-worklet.js").PlaybackOrder} PlaybackOrder
+ * @typedef {import("./playback-worklet.js").PlaybackEvent} PlaybackEvent
+ * @typedef {import("./playback-worklet.js").PlaybackCommand} PlaybackCommand
  */
 
 const ORDINARY_RATE = 48_000;
@@ -117,9 +117,9 @@ export class AudioGraph {
     this.stopPlayback();
     const options = { numberOfInputs: 0, outputChannelCount: [1] };
     const node = new AudioWorkletNode(this.#context, "voice-playback", options);
-    node.port.onmessage = (/** @type {MessageEvent<PlaybackNews>} */ { data: news }) => {
-      if (news.type === "sounding") return onSounding(news.sounding);
-      this.#clearing.get(news.request)?.(news.cuts);
+    node.port.onmessage = (/** @type {MessageEvent<PlaybackEvent>} */ { data: event }) => {
+      if (event.type === "sounding") return onSounding(event.sounding);
+      this.#clearing.get(event.request)?.(event.cuts);
     };
     node.connect(this.#outputMeter);
     node.connect(this.#context.destination);
@@ -129,7 +129,7 @@ export class AudioGraph {
   stopPlayback() {
     if (!this.#playback) return;
     this.#playback.port.onmessage = null;
-    this.#order({ type: "stop" });
+    this.#send({ type: "stop" });
     this.#playback.disconnect();
     this.#playback = null;
     for (const settle of this.#clearing.values()) settle([]);
@@ -146,7 +146,7 @@ export class AudioGraph {
 
   /** @param {string} itemId whose audio is complete */
   finish(itemId) {
-    this.#order({ type: "finish", itemId });
+    this.#send({ type: "finish", itemId });
   }
 
   /**
@@ -158,7 +158,7 @@ export class AudioGraph {
     this.#clearRequests += 1;
     const request = this.#clearRequests;
     const { outputLatency = 0, baseLatency = 0 } = this.#context;
-    this.#order({ type: "clear", request, unheardMs: (outputLatency || baseLatency) * 1000 });
+    this.#send({ type: "clear", request, unheardMs: (outputLatency || baseLatency) * 1000 });
     return new Promise((resolve) => {
       const settle = (/** @type {Cut[]} */ cuts) => {
         clearTimeout(timer);
@@ -184,9 +184,9 @@ export class AudioGraph {
     this.#speaker.play().catch(() => undefined); // paused by the browser's policy: `resume` tries again
   }
 
-  /** @param {boolean} hushed */
-  hushRemote(hushed) {
-    if (this.#speaker) this.#speaker.muted = hushed;
+  /** @param {boolean} muted */
+  muteRemote(muted) {
+    if (this.#speaker) this.#speaker.muted = muted;
   }
 
   detachRemote() {
@@ -211,9 +211,9 @@ export class AudioGraph {
     if (this.#context.state !== "closed") await this.#context.close();
   }
 
-  /** @param {PlaybackOrder} order */
-  #order(order) {
-    this.#playback?.port.postMessage(order);
+  /** @param {PlaybackCommand} command */
+  #send(command) {
+    this.#playback?.port.postMessage(command);
   }
 }
 

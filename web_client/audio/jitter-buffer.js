@@ -70,8 +70,8 @@ export class JitterBuffer {
    * @param {Int16Array} samples
    */
   push(itemId, contentIndex, samples) {
-    const room = this.#capacitySamples - this.#bufferedSamples;
-    const kept = samples.length > room ? samples.subarray(0, room) : samples;
+    const free = this.#capacitySamples - this.#bufferedSamples;
+    const kept = samples.length > free ? samples.subarray(0, free) : samples;
     this.#droppedSamples += samples.length - kept.length;
     const last = this.#segments.at(-1);
     if (last && last.itemId === itemId && last.contentIndex === contentIndex && !last.finished) {

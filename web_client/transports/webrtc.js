@@ -19,7 +19,7 @@ const MEDIA_TIMEOUT_MS = 5_000;
 /** A connection may come back from `disconnected` by itself. */
 const DISCONNECTED_GRACE_MS = 2_500;
 /** For so long nothing of a cut answer is heard; by then Azure has stopped it. */
-const HUSH_MS = 1_000;
+const MUTE_MS = 1_000;
 const CHANNEL_LABEL = "oai-events";
 const BLOCKED = "This network lets no direct audio through.";
 
@@ -38,7 +38,7 @@ export class WebRtcTransport {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #graceTimer;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #hushTimer;
+  #muteTimer;
 
   /**
    * @param {TransportContext} context
@@ -48,7 +48,7 @@ export class WebRtcTransport {
     this.#context = context;
     this.#exchange = exchange;
     this.#channel = this.#peer.createDataChannel(CHANNEL_LABEL);
-    this.#channel.onmessage = ({ data }) => this.#take(data);
+    this.#channel.onmessage = ({ data }) => this.#handle(data);
     this.#peer.ontrack = ({ track, streams }) => context.audio.attachRemote(streams[0] ?? new MediaStream([track]));
   }
 
@@ -80,7 +80,7 @@ export class WebRtcTransport {
   }
 
   async interrupt() {
-    this.#hush();
+    this.#muteAnswer();
     this.send({ type: "response.cancel" });
     this.send({ type: "output_audio_buffer.clear" });
     return null;
@@ -93,7 +93,7 @@ export class WebRtcTransport {
   }
 
   async yieldToUser() {
-    this.#hush();
+    this.#muteAnswer();
     return null;
   }
 
@@ -101,7 +101,7 @@ export class WebRtcTransport {
     if (this.#closed) return;
     this.#closed = true;
     clearTimeout(this.#graceTimer);
-    clearTimeout(this.#hushTimer);
+    clearTimeout(this.#muteTimer);
     this.#peer.onconnectionstatechange = null;
     this.#channel.onclose = null;
     this.#channel.onmessage = null;
@@ -141,22 +141,22 @@ export class WebRtcTransport {
   }
 
   /** @param {unknown} data */
-  #take(data) {
+  #handle(data) {
     const signal = readFrame(data);
     if (!signal || signal.kind === "ready") return;
-    if (signal.kind === "sound_started" || signal.kind === "sound_stopped") this.#unhush();
+    if (signal.kind === "playback_started" || signal.kind === "playback_stopped") this.#unmuteAnswer();
     this.#context.onSignal(signal);
   }
 
-  #hush() {
-    this.#context.audio.hushRemote(true);
-    clearTimeout(this.#hushTimer);
-    this.#hushTimer = setTimeout(() => this.#unhush(), HUSH_MS);
+  #muteAnswer() {
+    this.#context.audio.muteRemote(true);
+    clearTimeout(this.#muteTimer);
+    this.#muteTimer = setTimeout(() => this.#unmuteAnswer(), MUTE_MS);
   }
 
-  #unhush() {
-    clearTimeout(this.#hushTimer);
-    this.#context.audio.hushRemote(false);
+  #unmuteAnswer() {
+    clearTimeout(this.#muteTimer);
+    this.#context.audio.muteRemote(false);
   }
 }
 

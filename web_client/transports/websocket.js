@@ -65,7 +65,7 @@ export class WebSocketTransport {
     this.#socket = socket;
     const ready = new Promise((/** @type {(value: void) => void} */ resolve, reject) => {
       socket.onmessage = ({ data }) => {
-        if (this.#take(data)?.kind === "ready") resolve();
+        if (this.#handle(data)?.kind === "ready") resolve();
       };
       socket.onclose = ({ code }) => {
         const reason = CLOSE_CODES[code] ?? NETWORK;
@@ -125,12 +125,12 @@ export class WebSocketTransport {
    * @param {unknown} data
    * @returns {Signal | null}
    */
-  #take(data) {
+  #handle(data) {
     const signal = readFrame(data);
     if (!signal) return null;
     switch (signal.kind) {
       case "audio":
-        this.#hear(signal);
+        this.#play(signal);
         return signal;
       case "audio_done":
         this.#context.audio.finish(signal.itemId);
@@ -144,23 +144,23 @@ export class WebSocketTransport {
       case "session_expired":
         this.#drop(CLOSE_CODES[1001]);
         return signal;
-      case "words":
-      case "said":
-        if (signal.responseId && this.#cancelled.has(signal.responseId) && signal.kind === "words") return signal;
+      case "transcript_delta":
+      case "transcript_done":
+        if (signal.responseId && this.#cancelled.has(signal.responseId) && signal.kind === "transcript_delta") return signal;
     }
     if (signal.kind !== "ready") this.#context.onSignal(signal);
     return signal;
   }
 
   /** @param {Extract<Signal, {kind: "audio"}>} signal */
-  #hear({ responseId, itemId, contentIndex, base64 }) {
+  #play({ responseId, itemId, contentIndex, base64 }) {
     if (this.#cancelled.has(responseId)) return;
     if (responseId !== "") this.#responseId = responseId;
     try {
       this.#context.audio.play(itemId, contentIndex, decodePcm16(base64));
       this.#setSounding(true); // the loudspeaker says so later than the words are complete
     } catch {
-      this.#context.onSignal({ kind: "trouble", code: "bad_audio", message: "A piece of the answer could not be read.", retryable: true });
+      this.#context.onSignal({ kind: "error", code: "bad_audio", message: "A piece of the answer could not be read.", retryable: true });
     }
   }
 
@@ -168,7 +168,7 @@ export class WebSocketTransport {
   #setSounding(sounding) {
     if (this.#sounding === sounding) return;
     this.#sounding = sounding;
-    this.#context.onSignal({ kind: sounding ? "sound_started" : "sound_stopped" });
+    this.#context.onSignal({ kind: sounding ? "playback_started" : "playback_stopped" });
   }
 
   /** Silences what is played, and what of this answer is still to come. */

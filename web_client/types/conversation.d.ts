@@ -27,7 +27,7 @@ export type Turn = {
      */
     createdAt: string;
 };
-export type Told = {
+export type ConversationUpdate = {
     lines: Line[];
     turns: Turn[];
 };
@@ -39,9 +39,9 @@ export type Item = {
     final: boolean;
     interrupted: boolean;
     /**
-     * whether it was handed over as a turn
+     * whether it was returned as a turn
      */
-    told: boolean;
+    reported: boolean;
     createdAt: string;
 };
 export declare class Conversation {
@@ -51,22 +51,22 @@ export declare class Conversation {
     /**
      * Takes a signal in.
      * @param {Signal} signal
-     * @returns {Told}
+     * @returns {ConversationUpdate}
      */
-    take(signal: Signal): Told;
+    apply(signal: Signal): ConversationUpdate;
     /**
      * What was typed: said at once, and complete.
      * @param {string} itemId
      * @param {string} text
-     * @returns {Told}
+     * @returns {ConversationUpdate}
      */
-    typed(itemId: string, text: string): Told;
+    typed(itemId: string, text: string): ConversationUpdate;
     /**
      * The assistant was cut short.
      * @param {string[]} [itemIds] the items that were cut; without them, the one that is being heard
-     * @returns {Told}
+     * @returns {ConversationUpdate}
      */
-    interrupted(itemIds?: string[]): Told;
+    interrupted(itemIds?: string[]): ConversationUpdate;
     /**
      * The connection is over: turns that waited for their sound to end, and what was said but never completed.
      * @returns {{turns: Turn[], partial: Turn[]}}

@@ -35,28 +35,28 @@ export type Signal = {
     kind: "audio_done";
     itemId: string;
 } | {
-    kind: "sound_started";
+    kind: "playback_started";
 } | {
-    kind: "sound_stopped";
+    kind: "playback_stopped";
 } | {
-    kind: "words";
+    kind: "transcript_delta";
     speaker: Speaker;
     itemId: string;
     responseId: string | null;
     text: string;
 } | {
-    kind: "said";
+    kind: "transcript_done";
     speaker: Speaker;
     itemId: string;
     responseId: string | null;
     text: string;
 } | {
-    kind: "unheard";
+    kind: "transcription_failed";
     itemId: string;
 } | {
     kind: "session_expired";
 } | {
-    kind: "trouble";
+    kind: "error";
     code: string;
     message: string;
     retryable: boolean;

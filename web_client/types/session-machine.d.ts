@@ -30,7 +30,7 @@ export type Failure = {
     reportAs?: string;
     retryAfterMs?: number;
 };
-export type Journey = {
+export type Progress = {
     /**
      * the session was live before
      */
@@ -52,21 +52,21 @@ export type State = {
     name: "idle";
 } | {
     name: "requesting";
-    journey: Journey;
+    progress: Progress;
 } | {
     name: "connecting";
-    journey: Journey;
+    progress: Progress;
     plan: Plan;
     index: number;
 } | {
     name: "live";
-    journey: Journey;
+    progress: Progress;
     plan: Plan;
     index: number;
     sinceMs: number;
 } | {
     name: "waiting";
-    journey: Journey;
+    progress: Progress;
     delayMs: number;
 } | {
     name: "ended";
@@ -143,17 +143,17 @@ export type Moment = {
  * @property {string} [reportAs]    the stable code for the page, where `code` is too coarse
  * @property {number} [retryAfterMs]
  *
- * @typedef {object} Journey  What is remembered on the way to a connection.
+ * @typedef {object} Progress  What is remembered on the way to a connection.
  * @property {boolean} resume     the session was live before
  * @property {number} attempt     plans asked for in vain since it was last live for a while
  * @property {boolean} noWebRtc   its media path is known to be blocked
  * @property {string} reason      why we are not where we would rather be
  *
  * @typedef {{name: "idle"}
- *   | {name: "requesting", journey: Journey}
- *   | {name: "connecting", journey: Journey, plan: Plan, index: number}
- *   | {name: "live", journey: Journey, plan: Plan, index: number, sinceMs: number}
- *   | {name: "waiting", journey: Journey, delayMs: number}
+ *   | {name: "requesting", progress: Progress}
+ *   | {name: "connecting", progress: Progress, plan: Plan, index: number}
+ *   | {name: "live", progress: Progress, plan: Plan, index: number, sinceMs: number}
+ *   | {name: "waiting", progress: Progress, delayMs: number}
  *   | {name: "ended", reason: string}
  *   | {name: "failed", code: string, message: string}} State
  *

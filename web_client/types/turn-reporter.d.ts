@@ -5,7 +5,7 @@
  * browser lets `keepalive` requests of a page have in flight together.
  */
 export type Turn = import("./conversation.js").Turn;
-export type Parcel = {
+export type TurnReport = {
     turn: Turn;
     agentId: string;
     sessionId: string;
@@ -14,7 +14,7 @@ export type Parcel = {
      */
     sessionToken: string;
 };
-export type Post = (parcel: Parcel, options: {
+export type Post = (report: TurnReport, options: {
     keepalive: boolean;
 }) => Promise<void>;
 export type ReporterOptions = {
@@ -22,7 +22,7 @@ export type ReporterOptions = {
     /**
      * a turn that the broker will never take
      */
-    onLost: (parcel: Parcel, error: unknown) => void;
+    onLost: (report: TurnReport, error: unknown) => void;
     /**
      * may end early
      */
@@ -32,18 +32,18 @@ export type ReporterOptions = {
 /**
  * @typedef {import("./conversation.js").Turn} Turn
  *
- * @typedef {object} Parcel
+ * @typedef {object} TurnReport
  * @property {Turn} turn
  * @property {string} agentId
  * @property {string} sessionId
  * @property {string} sessionToken  of the plan whose connection the turn belongs to: its epoch orders the turn
  *
- * @typedef {(parcel: Parcel, options: {keepalive: boolean}) => Promise<void>} Post
+ * @typedef {(report: TurnReport, options: {keepalive: boolean}) => Promise<void>} Post
  *   Resolves when acknowledged; rejects with an error whose `retryable` and `retryAfterMs` are obeyed.
  *
  * @typedef {object} ReporterOptions
  * @property {Post} post
- * @property {(parcel: Parcel, error: unknown) => void} onLost   a turn that the broker will never take
+ * @property {(report: TurnReport, error: unknown) => void} onLost   a turn that the broker will never take
  * @property {(ms: number) => Promise<void>} [sleep]  may end early
  * @property {() => number} [random]
  */
@@ -56,9 +56,9 @@ export declare class TurnReporter {
     get pending(): number;
     /**
      * Queues a turn. Where the broker has been away for so long that the queue is full, the oldest is given up, loudly.
-     * @param {Parcel} parcel
+     * @param {TurnReport} report
      */
-    report(parcel: Parcel): void;
+    enqueue(report: TurnReport): void;
     /** When all that is queued has been acknowledged or given up. */
     drained(): Promise<void>;
     /** The page is closing: sends what is left, without waiting for one another's answers. */

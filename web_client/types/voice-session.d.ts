@@ -7,7 +7,7 @@
  *
  * What comes next is decided in `session-machine.js`; here it is carried out.
  */
-import { Studio } from "./audio/studio.js";
+import { AudioEngine } from "./audio/audio-engine.js";
 export type SessionState = "idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed";
 export type TransportName = import("./plan.js").TransportName;
 export type MachineState = import("./session-machine.js").State;
@@ -15,7 +15,7 @@ export type Action = import("./session-machine.js").Action;
 export type Failure = import("./session-machine.js").Failure;
 export type Transport = import("./transports/transport.js").Transport;
 export type Talk = {
-    studio: Studio;
+    engine: AudioEngine;
     closing: AbortController;
     /**
      * whether other tabs are watched for

@@ -3,8 +3,8 @@
  * that moving from one to the next costs neither the microphone's permission nor the loudspeaker.
  */
 export type Cut = import("./jitter-buffer.js").Cut;
-export type PlaybackNews = import("./playback-worklet.js").PlaybackNews;
-export type PlaybackOrder = import("./playback-worklet.js").PlaybackOrder;
+export type PlaybackEvent = import("./playback-worklet.js").PlaybackEvent;
+export type PlaybackCommand = import("./playback-worklet.js").PlaybackCommand;
 export declare class AudioGraph {
     #private;
     /** Called when the browser puts the sound to sleep by itself. */
@@ -52,8 +52,8 @@ export declare class AudioGraph {
      * @param {MediaStream} stream
      */
     attachRemote(stream: MediaStream): void;
-    /** @param {boolean} hushed */
-    hushRemote(hushed: boolean): void;
+    /** @param {boolean} muted */
+    muteRemote(muted: boolean): void;
     detachRemote(): void;
     /** Both sides' loudness now, from 0 (silence) to 1 (as loud as it gets), in equal steps to the ear. */
     levels(): {

@@ -5,7 +5,7 @@
 export type Line = import("./conversation.js").Line;
 export type Turn = import("./conversation.js").Turn;
 export type Signal = import("./events.js").Signal;
-export type Heading = {
+export type TurnContext = {
     sessionId: string;
     sessionToken: string;
     agentId: string;
@@ -14,7 +14,7 @@ export type Heading = {
      */
     reports: boolean;
 };
-export declare class Scribe {
+export declare class TranscriptRecorder {
     #private;
     /**
      * @param {import("./broker.js").Broker} broker
@@ -26,13 +26,13 @@ export declare class Scribe {
     });
     /**
      * A connection is live.
-     * @param {Heading} heading
+     * @param {TurnContext} context
      */
-    begin(heading: Heading): void;
+    begin(context: TurnContext): void;
     /** The connection is over: tells what waited, and hands over the words that were cut off with it. */
     end(): void;
     /** @param {Signal} signal */
-    take(signal: Signal): void;
+    handle(signal: Signal): void;
     /**
      * @param {string} itemId
      * @param {string} words

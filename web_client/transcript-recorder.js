@@ -11,7 +11,7 @@ import { TurnReporter } from "./turn-reporter.js";
  * @typedef {import("./conversation.js").Turn} Turn
  * @typedef {import("./events.js").Signal} Signal
  *
- * @typedef {object} Heading  Whose words these are, and by what right they are reported.
+ * @typedef {object} TurnContext  Whose words these are, and by what right they are reported.
  * @property {string} sessionId
  * @property {string} sessionToken
  * @property {string} agentId
@@ -20,13 +20,13 @@ import { TurnReporter } from "./turn-reporter.js";
 
 const LAST_TURNS_MS = 500;
 
-export class Scribe {
+export class TranscriptRecorder {
   #broker;
   #reporter;
   #onLine;
   #conversation = new Conversation();
-  /** @type {Heading | null} */
-  #heading = null;
+  /** @type {TurnContext | null} */
+  #context = null;
 
   /**
    * @param {import("./broker.js").Broker} broker
@@ -35,15 +35,15 @@ export class Scribe {
   constructor(broker, { onLine, onLost }) {
     this.#broker = broker;
     this.#onLine = onLine;
-    this.#reporter = new TurnReporter({ post: (parcel, options) => broker.reportTurn(parcel, options), onLost });
+    this.#reporter = new TurnReporter({ post: (report, options) => broker.reportTurn(report, options), onLost });
   }
 
   /**
    * A connection is live.
-   * @param {Heading} heading
+   * @param {TurnContext} context
    */
-  begin(heading) {
-    this.#heading = heading;
+  begin(context) {
+    this.#context = context;
   }
 
   /** The connection is over: tells what waited, and hands over the words that were cut off with it. */
@@ -51,17 +51,17 @@ export class Scribe {
     const { turns, partial } = this.#conversation.close();
     this.#conversation = new Conversation();
     this.#report(turns);
-    const heading = this.#heading;
-    if (heading?.reports && partial.length > 0) {
-      this.#broker.enrich(partial.map((turn) => ({ turn, ...heading }))).catch(() => undefined); // fire and forget
+    const context = this.#context;
+    if (context?.reports && partial.length > 0) {
+      this.#broker.enrich(partial.map((turn) => ({ turn, ...context }))).catch(() => undefined); // fire and forget
     }
-    this.#heading = null;
+    this.#context = null;
   }
 
   /** @param {Signal} signal */
-  take(signal) {
-    if (signal.kind === "agent_switched" && this.#heading) this.#heading = { ...this.#heading, agentId: signal.agentId };
-    this.#tell(this.#conversation.take(signal));
+  handle(signal) {
+    if (signal.kind === "agent_switched" && this.#context) this.#context = { ...this.#context, agentId: signal.agentId };
+    this.#publish(this.#conversation.apply(signal));
   }
 
   /**
@@ -69,12 +69,12 @@ export class Scribe {
    * @param {string} words
    */
   typed(itemId, words) {
-    this.#tell(this.#conversation.typed(itemId, words));
+    this.#publish(this.#conversation.typed(itemId, words));
   }
 
   /** @param {import("./audio/jitter-buffer.js").Cut[] | null} cuts null where only the peer knows what was cut */
   interrupted(cuts) {
-    this.#tell(this.#conversation.interrupted(cuts?.map(({ itemId }) => itemId)));
+    this.#publish(this.#conversation.interrupted(cuts?.map(({ itemId }) => itemId)));
   }
 
   /** Resolves when all turns have arrived; no later than in half a second. */
@@ -89,15 +89,15 @@ export class Scribe {
     this.#reporter.flushOnClose();
   }
 
-  /** @param {import("./conversation.js").Told} told */
-  #tell({ lines, turns }) {
+  /** @param {import("./conversation.js").ConversationUpdate} update */
+  #publish({ lines, turns }) {
     for (const line of lines) this.#onLine(line);
     this.#report(turns);
   }
 
   /** @param {Turn[]} turns */
   #report(turns) {
-    const heading = this.#heading;
-    if (heading?.reports) for (const turn of turns) this.#reporter.report({ turn, ...heading });
+    const context = this.#context;
+    if (context?.reports) for (const turn of turns) this.#reporter.enqueue({ turn, ...context });
   }
 }

@@ -7,15 +7,15 @@ import { AudioGraph } from "./audio-graph.js";
 import { openMicrophone } from "./microphone.js";
 
 /**
- * @typedef {object} StudioListener
+ * @typedef {object} AudioEngineListener
  * @property {(levels: {input: number, output: number}) => void} onLevels  20 times a second
- * @property {(code: string, message: string) => void} onTrouble  the talk goes on
+ * @property {(code: string, message: string) => void} onWarning  the talk goes on
  * @property {(track: MediaStreamTrack) => void} onNewMicrophone  in place of the one before
  */
 
 const LEVELS_EVERY_MS = 50;
 
-export class Studio {
+export class AudioEngine {
   #listener;
   #closing = new AbortController();
   #muted;
@@ -24,7 +24,7 @@ export class Studio {
 
   /**
    * To be made in a click's own call, or the browser keeps it silent.
-   * @param {StudioListener} listener
+   * @param {AudioEngineListener} listener
    * @param {boolean} muted
    */
   constructor(listener, muted) {
@@ -68,7 +68,7 @@ export class Studio {
     document.addEventListener("pointerdown", resume, { signal });
     this.audio.onPaused = () => {
       const message = "The browser paused the sound. Tap this page, or bring it to the front, to hear the answer.";
-      if (!signal.aborted) this.#listener.onTrouble("sound_paused", message);
+      if (!signal.aborted) this.#listener.onWarning("sound_paused", message);
     };
   }
 
@@ -89,14 +89,14 @@ export class Studio {
 
   #microphoneLost() {
     const message = "The microphone was unplugged. Plug it in again; until then you can type.";
-    this.#listener.onTrouble("microphone_lost", message);
+    this.#listener.onWarning("microphone_lost", message);
     void this.#replaceMicrophone();
   }
 
   #microphoneSilent() {
     if (this.#muted) return;
     const message = "The browser silenced the microphone. Check its switch, or bring this page to the front.";
-    this.#listener.onTrouble("microphone_silent", message);
+    this.#listener.onWarning("microphone_silent", message);
   }
 
   async #replaceMicrophone() {
@@ -106,7 +106,7 @@ export class Studio {
       const track = await this.#takeMicrophone();
       if (!track) return;
       this.#listener.onNewMicrophone(track);
-      this.#listener.onTrouble("microphone_back", "The microphone is back.");
+      this.#listener.onWarning("microphone_back", "The microphone is back.");
     } catch {
       // There is none yet; `devicechange` tells of the next one.
     }

@@ -3,7 +3,7 @@
  * change of connection, and says what happened when a device goes away or the browser pauses the sound.
  */
 import { AudioGraph } from "./audio-graph.js";
-export type StudioListener = {
+export type AudioEngineListener = {
     /**
      * 20 times a second
      */
@@ -14,21 +14,21 @@ export type StudioListener = {
     /**
      * the talk goes on
      */
-    onTrouble: (code: string, message: string) => void;
+    onWarning: (code: string, message: string) => void;
     /**
      * in place of the one before
      */
     onNewMicrophone: (track: MediaStreamTrack) => void;
 };
-export declare class Studio {
+export declare class AudioEngine {
     #private;
     audio: AudioGraph;
     /**
      * To be made in a click's own call, or the browser keeps it silent.
-     * @param {StudioListener} listener
+     * @param {AudioEngineListener} listener
      * @param {boolean} muted
      */
-    constructor(listener: StudioListener, muted: boolean);
+    constructor(listener: AudioEngineListener, muted: boolean);
     /**
      * Microphone first, then the worklets; a second call finds them there.
      * @throws {import("./microphone.js").MicrophoneError}
