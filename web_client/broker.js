@@ -1,4 +1,4 @@
-/** The broker's HTTP routes, as a page needs them. Every wait has an end; every failure is a `BrokerError`. */
+/** A client of the broker's HTTP routes. Every request has a timeout; every failure is a `BrokerError`. */
 
 /**
  * @typedef {import("./turn-reporter.js").TurnReport} TurnReport
@@ -82,7 +82,7 @@ export class Broker {
   }
 
   /**
-   * Hands words to the memory and forgets about them: what was being said when a talk broke off.
+   * Sends incomplete turns to the memory: what was being said when a talk broke off.
    * @param {TurnReport[]} reports of one session, at most 100
    */
   async enrich(reports) {
@@ -98,7 +98,7 @@ export class Broker {
     await this.#ask("/api/v1/memory/enrich", init, POST_TIMEOUT_MS);
   }
 
-  /** What the broker says of itself: agents, strategies, backlog. */
+  /** The broker's status: agents, strategies, backlog. */
   async status() {
     return readJson(await this.#ask("/api/v1/voice/status", { headers: { Accept: "application/json" } }, POST_TIMEOUT_MS));
   }

@@ -1,8 +1,8 @@
 /**
- * Who said what: puts signals together into lines of a transcript, and into turns for the memory. Pure.
+ * Assembles signals into lines of a transcript, and into turns for the memory. Pure.
  *
- * An item's `sequence` is its place in the connection, by the order in which items were made; transcripts come in any
- * order. An assistant's turn waits until its sound has ended, since only then it is known whether it was interrupted.
+ * An item's `sequence` is its place in the connection, in the order in which items were created; transcripts come in any
+ * order. An assistant's turn waits until its playback has ended: only then is it known whether it was interrupted.
  */
 
 /**
@@ -38,7 +38,7 @@
  */
 
 const MAX_ITEMS = 200;
-/** Stands in the memory for speech that Azure could not write down, so that its place is not waited for. */
+/** The content of a user turn that Azure could not transcribe: without a turn, the memory would wait for its sequence. */
 const NOT_TRANSCRIBED = "(speech that could not be transcribed)";
 
 export class Conversation {
@@ -54,7 +54,7 @@ export class Conversation {
   }
 
   /**
-   * Takes a signal in.
+   * Applies a signal.
    * @param {Signal} signal
    * @returns {ConversationUpdate}
    */
@@ -75,7 +75,7 @@ export class Conversation {
       case "transcription_failed":
         return this.#notUnderstood(this.#item(signal.itemId, "user"));
       case "playback_started": {
-        const turns = this.#finishedTurns(true); // whatever sounded before has ended, though nobody said so
+        const turns = this.#finishedTurns(true); // a missed stop: the playback before has ended
         this.#sounding = true;
         return { lines: [], turns };
       }
@@ -88,7 +88,7 @@ export class Conversation {
   }
 
   /**
-   * What was typed: said at once, and complete.
+   * Adds typed text: a complete user turn.
    * @param {string} itemId
    * @param {string} text
    * @returns {ConversationUpdate}
@@ -98,8 +98,8 @@ export class Conversation {
   }
 
   /**
-   * The assistant was cut short.
-   * @param {string[]} [itemIds] the items that were cut; without them, the one that is being heard
+   * Marks the assistant's items as interrupted.
+   * @param {string[]} [itemIds] the items that were cut; without them, those that are being played
    * @returns {ConversationUpdate}
    */
   interrupted(itemIds) {
@@ -115,7 +115,8 @@ export class Conversation {
   }
 
   /**
-   * The connection is over: turns that waited for their sound to end, and what was said but never completed.
+   * Ends the conversation.
+   * `turns` waited for their playback to end; `partial` are items without a final transcript.
    * @returns {{turns: Turn[], partial: Turn[]}}
    */
   close() {
@@ -172,7 +173,7 @@ export class Conversation {
 
   /**
    * @param {Item} item
-   * @param {boolean} [worthShowing] an empty line keeps the place of words that are still to come
+   * @param {boolean} [worthShowing] also true for a user's empty line, which keeps the place of a later transcript
    * @returns {ConversationUpdate}
    */
   #show({ itemId, speaker, text, final, interrupted }, worthShowing = true) {
@@ -180,8 +181,8 @@ export class Conversation {
   }
 
   /**
-   * Turns that are complete and were not handed over yet.
-   * @param {boolean} [all] also those whose sound goes on
+   * Returns complete turns, each once.
+   * @param {boolean} [all] also those whose playback goes on
    */
   #finishedTurns(all = false) {
     const turns = [];

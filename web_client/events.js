@@ -1,6 +1,6 @@
 /**
- * One vocabulary for what Azure says: both dialects (preview with Voice Live, and GA), the filtered WebRTC stream, and
- * what the broker adds. Pure: a parsed server event in, a `Signal` out, or null where nobody needs it.
+ * Translates server events into signals: both dialects (preview with Voice Live, and GA), the filtered WebRTC stream, and
+ * the broker's own events. Pure: a parsed server event in, a `Signal` out, or null for an event that the client ignores.
  */
 
 /**
@@ -20,18 +20,18 @@
  *   | {kind: "transcription_failed", itemId: string}
  *   | {kind: "session_expired"}
  *   | {kind: "error", code: string, message: string, retryable: boolean}} Signal
- *   `words` adds to what somebody is saying, `said` is all of it; `unheard` is speech that could not be written down;
- *   `sound_*` is what the peer plays over WebRTC.
+ *   `transcript_delta` appends to a transcript, `transcript_done` is the whole of it. `playback_*` tells of the sound that
+ *   is played: over WebRTC Azure's events say so, over a WebSocket the playback worklet does.
  *
  * @typedef {"user" | "assistant"} Speaker
- * @typedef {Record<string, any>} ServerEvent  JSON from outside: every field is checked where it is read.
+ * @typedef {Record<string, any>} ServerEvent  Untrusted JSON: every field is checked where it is read.
  */
 
 /** @type {Record<string, (event: ServerEvent) => Signal | null>} */
 const READERS = {
   "broker.ready": (event) => ({ kind: "ready", dialect: text(event.dialect), upstream: text(event.upstream) }),
   "broker.agent.switched": (event) => withText(event.agent_id, (agentId) => ({ kind: "agent_switched", agentId })),
-  "broker.error": (event) => trouble(event, event.retryable === true),
+  "broker.error": (event) => errorSignal(event, event.retryable === true),
   "session.created": () => ({ kind: "ready", dialect: null, upstream: null }),
 
   "input_audio_buffer.speech_started": () => ({ kind: "speech_started" }),
@@ -62,10 +62,10 @@ const READERS = {
       ? { kind: "session_expired" }
       : isHarmless(event.error?.code)
         ? null
-        : trouble(event.error ?? {}, true),
+        : errorSignal(event.error ?? {}, true),
 };
 
-// What the two dialects name differently: `response.audio.delta` is `response.output_audio.delta` in GA, and so on.
+// The dialects' names differ: `response.audio.delta` is `response.output_audio.delta` in GA, and so on.
 for (const prefix of ["response.", "response.output_"]) {
   READERS[`${prefix}audio.delta`] = audio;
   READERS[`${prefix}audio.done`] = (event) => withText(event.item_id, (itemId) => ({ kind: "audio_done", itemId }));
@@ -76,7 +76,7 @@ for (const prefix of ["response.", "response.output_"]) {
 }
 
 /**
- * @param {unknown} event as it came, parsed
+ * @param {unknown} event parsed JSON
  * @returns {Signal | null}
  */
 export function readEvent(event) {
@@ -87,7 +87,7 @@ export function readEvent(event) {
 }
 
 /**
- * As `readEvent`, from the text of a frame; what is not JSON is nobody's.
+ * As `readEvent`, from the text of a frame. Returns null for a frame that is not JSON.
  * @param {unknown} frame
  * @returns {Signal | null}
  */
@@ -101,8 +101,8 @@ export function readFrame(frame) {
 }
 
 /**
- * The events by which a typed text is said and answered.
- * @param {string} itemId ours, at most 32 characters
+ * The events that add a typed message and ask for an answer.
+ * @param {string} itemId chosen by the client, at most 32 characters
  * @param {string} words
  */
 export function textEvents(itemId, words) {
@@ -122,7 +122,7 @@ export function truncateEvent({ itemId, contentIndex, playedMs }) {
 
 /** @param {unknown} code */
 function isHarmless(code) {
-  // Our cancel crossed the answer's end on the way.
+  // The client's `response.cancel` crossed the end of the answer.
   return code === "response_cancel_not_active" || code === "cancellation_failed";
 }
 
@@ -176,7 +176,7 @@ function spoken(kind, speaker, event, words) {
  * @param {boolean} retryable
  * @returns {Signal}
  */
-function trouble(error, retryable) {
+function errorSignal(error, retryable) {
   const code = text(error.code) ?? text(error.type) ?? "unknown";
   return { kind: "error", code, message: text(error.message) ?? "Something went wrong on the other side.", retryable };
 }

@@ -1,4 +1,4 @@
-/** The page's sign of life: the last seconds of both voices, yours above the line, the agent's below. */
+/** Draws the loudness of the last seconds: the user's voice above the line, the agent's below. */
 
 const BAR_PX = 4;
 const GAP_PX = 3;
@@ -20,7 +20,7 @@ export class Meter {
 
   /** @param {{input: number, output: number}} level each from 0 to 1 */
   add(level) {
-    // Without motion, one level fills the whole width: it swells, and nothing travels.
+    // With reduced motion, the current level fills the whole width: its height changes, and nothing scrolls.
     if (this.#reducedMotion.matches) this.#history = [];
     this.#history.push(level);
     if (this.#history.length > 600) this.#history.splice(0, 300);

@@ -1,8 +1,8 @@
 /**
- * What a session does next: every decision about connecting, failing over and giving up, and no I/O. `decide` takes a
- * state and an event and gives the next state and the actions that lead there; `VoiceSession` carries them out.
+ * The session's state machine: every decision about connecting, failing over and giving up, without I/O. `decide` takes
+ * a state and an event, and returns the next state and the actions to take; `VoiceSession` performs them.
  *
- * | what happened                                        | what is done                                         |
+ * | event                                                | action                                               |
  * |------------------------------------------------------|------------------------------------------------------|
  * | SDP refused or slow, token expired or not ephemeral  | the plan's next connection                           |
  * | ICE failed or not connected in time, channel dead    | the plan's WebSocket; WebRTC is left out from now on |
@@ -27,11 +27,11 @@
  * @property {string} [reportAs]    the stable code for the page, where `code` is too coarse
  * @property {number} [retryAfterMs]
  *
- * @typedef {object} Progress  What is remembered on the way to a connection.
+ * @typedef {object} Progress  What is known on the way to a connection.
  * @property {boolean} resume     the session was live before
- * @property {number} attempt     plans asked for in vain since it was last live for a while
- * @property {boolean} noWebRtc   its media path is known to be blocked
- * @property {string} reason      why we are not where we would rather be
+ * @property {number} attempt     failed attempts since it was last live for STEADY_MS
+ * @property {boolean} noWebRtc   WebRTC's media path is blocked
+ * @property {string} reason      why the first choice is not used
  *
  * @typedef {{name: "idle"}
  *   | {name: "requesting", progress: Progress}
@@ -57,7 +57,7 @@
  *   | {do: "close"}
  *   | {do: "wait", delayMs: number}
  *   | {do: "report", code: string, message: string, retryable: boolean}} Action
- *   `open` takes the place of the connection before.
+ *   `open` replaces the connection before.
  *
  * @typedef {{state: State, actions: Action[]}} Decision
  * @typedef {{nowMs: number, random: number}} Moment  a monotonic clock, and a number in [0, 1) for jitter
@@ -65,15 +65,15 @@
 
 export const FIRST_BACKOFF_MS = 500;
 export const MAX_BACKOFF_MS = 8_000;
-/** Plans asked for before giving up: a first connection, and a talk that was live. */
+/** Attempts before giving up: for a first connection, and for a talk that was live. */
 export const MAX_ATTEMPTS = { first: 4, resume: 12 };
 const EXPIRY_SLACK_S = 2;
-/** A talk that lived for so long begins anew in its count of attempts; else one that flaps would never be given up. */
+/** A talk that was live for so long starts its count of attempts anew. Without it, one that flaps would never fail. */
 const STEADY_MS = 10_000;
 
-/** Codes after which WebRTC need not be tried again: the media's path is the same, relayed signalling or not. */
+/** Codes after which WebRTC is not tried again: relayed signalling takes the same media path. */
 const MEDIA_BLOCKED = new Set(["ice_failed", "ice_timeout", "channel_closed"]);
-/** Codes after which the same plan cannot help, and no wait is needed. */
+/** Codes after which the plan is useless, and a new one is requested without a wait. */
 const PLAN_SPENT = new Set(["ticket_spent", "draining"]);
 
 /**
@@ -110,7 +110,7 @@ export function decide(state, event, moment) {
 }
 
 /**
- * The state's name in the page's words.
+ * The state's public name.
  * @param {State} state
  * @returns {"idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed"}
  */
@@ -149,7 +149,7 @@ function firstReason(progress, plan) {
 }
 
 /**
- * Opens the first connection from `index` on that is worth trying.
+ * Opens the first usable connection from `index` on.
  * @param {Plan} plan
  * @param {number} index
  * @param {Progress} progress
@@ -192,7 +192,7 @@ function failOver({ progress, plan, index }, failure, moment) {
 }
 
 /**
- * A talk broke off. A new plan, since its epoch puts the later turns behind the earlier ones.
+ * A live connection broke off. It requests a new plan, whose epoch orders the later turns behind the earlier ones.
  * @param {Extract<State, {name: "live"}>} state
  * @param {Failure} failure
  * @param {Moment} moment
@@ -204,13 +204,14 @@ function dropped({ progress, sinceMs }, failure, moment) {
   const steady = moment.nowMs - sinceMs >= STEADY_MS;
   if (!steady && progress.attempt > 0) return retry(learned, failure, moment);
   const next = { ...learned, attempt: 1 };
-  // A crowd's connections break together; our own path, or our own time, does not: no wait.
+  // A broker that goes away drops all its talks at once, so that they must not return at once. A blocked path or the
+  // session limit concerns this talk alone: no wait.
   const alone = failure.code === "session_limit" || MEDIA_BLOCKED.has(failure.code);
   return alone ? move(next, failure.code) : wait(next, jitter(FIRST_BACKOFF_MS / 2, moment), [{ do: "close" }]);
 }
 
 /**
- * To a new plan at once, closing what there is.
+ * Closes the connection, and requests a new plan at once.
  * @param {Progress} progress
  * @param {string} reason
  * @returns {Decision}
@@ -221,7 +222,7 @@ function move(progress, reason) {
 }
 
 /**
- * To a new plan because this one is used up: at once the first time, then with a wait.
+ * Requests a new plan because this one is used up: at once the first time, then after a wait.
  * @param {Progress} progress
  * @param {string} reason
  * @param {Moment} moment

@@ -1,6 +1,6 @@
 /**
- * Writes down what is said: lines for the screen, and turns for the memory where nobody else reports them. One
- * conversation a connection; what is left over when it ends is not lost.
+ * Records what is said: lines for the screen, and turns for the memory where nobody else reports them. Each connection
+ * has a conversation of its own. What is incomplete when the connection ends is kept as well.
  */
 
 import { Conversation } from "./conversation.js";
@@ -11,11 +11,11 @@ import { TurnReporter } from "./turn-reporter.js";
  * @typedef {import("./conversation.js").Turn} Turn
  * @typedef {import("./events.js").Signal} Signal
  *
- * @typedef {object} TurnContext  Whose words these are, and by what right they are reported.
+ * @typedef {object} TurnContext  The session that turns belong to, and the token that authorises reporting them.
  * @property {string} sessionId
  * @property {string} sessionToken
  * @property {string} agentId
- * @property {boolean} reports  false where the proxy does it
+ * @property {boolean} reports  false where the proxy reports turns itself
  */
 
 const LAST_TURNS_MS = 500;
@@ -46,14 +46,14 @@ export class TranscriptRecorder {
     this.#context = context;
   }
 
-  /** The connection is over: tells what waited, and hands over the words that were cut off with it. */
+  /** The connection is over: reports the turns that waited, and sends what was being said to the memory. */
   end() {
     const { turns, partial } = this.#conversation.close();
     this.#conversation = new Conversation();
     this.#report(turns);
     const context = this.#context;
     if (context?.reports && partial.length > 0) {
-      this.#broker.enrich(partial.map((turn) => ({ turn, ...context }))).catch(() => undefined); // fire and forget
+      this.#broker.enrich(partial.map((turn) => ({ turn, ...context }))).catch(() => undefined); // best effort: these words are not a whole turn
     }
     this.#context = null;
   }
@@ -77,13 +77,13 @@ export class TranscriptRecorder {
     this.#publish(this.#conversation.interrupted(cuts?.map(({ itemId }) => itemId)));
   }
 
-  /** Resolves when all turns have arrived; no later than in half a second. */
+  /** Resolves when all turns are acknowledged, or after half a second. */
   async settled() {
     if (this.#reporter.pending === 0) return;
     await Promise.race([this.#reporter.drained(), new Promise((resolve) => setTimeout(resolve, LAST_TURNS_MS))]);
   }
 
-  /** The page closes: the last turns go out with it. */
+  /** The page closes: sends the last turns. */
   flushOnClose() {
     this.end();
     this.#reporter.flushOnClose();

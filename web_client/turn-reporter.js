@@ -1,8 +1,8 @@
 /**
- * Brings turns to the memory in their order, and keeps each until the broker has acknowledged it.
+ * Reports turns to the broker in order, and keeps each until the broker has acknowledged it.
  *
- * One turn at a time while the page lives; when it closes, all that is left at once, as far as the 64 KiB go that the
- * browser lets `keepalive` requests of a page have in flight together.
+ * It sends one turn at a time while the page is open. When the page closes it sends the rest at once, within the 64 KiB
+ * that browsers allow a page's `keepalive` requests to have in flight together.
  */
 
 /**
@@ -12,10 +12,10 @@
  * @property {Turn} turn
  * @property {string} agentId
  * @property {string} sessionId
- * @property {string} sessionToken  of the plan whose connection the turn belongs to: its epoch orders the turn
+ * @property {string} sessionToken  of the plan whose connection the turn belongs to; its epoch orders the turn
  *
  * @typedef {(report: TurnReport, options: {keepalive: boolean}) => Promise<void>} Post
- *   Resolves when acknowledged; rejects with an error whose `retryable` and `retryAfterMs` are obeyed.
+ *   Resolves when acknowledged; rejects with an error whose `retryable` and `retryAfterMs` are honoured.
  *
  * @typedef {object} ReporterOptions
  * @property {Post} post
@@ -55,7 +55,7 @@ export class TurnReporter {
   }
 
   /**
-   * Queues a turn. Where the broker has been away for so long that the queue is full, the oldest is given up, loudly.
+   * Queues a turn. If the queue is full, the oldest turn is dropped and `onLost` is called.
    * @param {TurnReport} report
    */
   enqueue(report) {
@@ -69,16 +69,16 @@ export class TurnReporter {
     });
   }
 
-  /** When all that is queued has been acknowledged or given up. */
+  /** Resolves when every queued turn has been acknowledged or dropped. */
   async drained() {
     await this.#pump;
   }
 
-  /** The page is closing: sends what is left, without waiting for one another's answers. */
+  /** The page is closing: sends all queued turns at once. */
   flushOnClose() {
     for (const report of this.#queue.splice(0)) {
-      if (!this.#fitsKeepalive(report)) continue; // the browser would refuse it, whoever asks
-      this.#send(report, true).catch(() => undefined); // nobody is left to be told
+      if (!this.#fitsKeepalive(report)) continue; // the browser would refuse it
+      this.#send(report, true).catch(() => undefined); // the page is gone: nobody handles it
     }
   }
 

@@ -5,7 +5,7 @@
  *     session.addEventListener("transcript", ({ detail }) => console.log(detail.speaker, detail.text));
  *     button.onclick = () => session.connect();
  *
- * What comes next is decided in `session-machine.js`; here it is carried out.
+ * `session-machine.js` decides what comes next; this class performs it.
  */
 
 import { AudioEngine } from "./audio/audio-engine.js";
@@ -27,31 +27,31 @@ import { ConnectionFailure, failure } from "./transports/transport.js";
  * @typedef {import("./session-machine.js").Failure} Failure
  * @typedef {import("./transports/transport.js").Transport} Transport
  *
- * @typedef {object} Talk  What lives from Talk to the end of it, whatever the connections do.
+ * @typedef {object} Talk  What lives as long as a talk, across its connections.
  * @property {AudioEngine} engine
  * @property {AbortController} closing
- * @property {boolean} watched  whether other tabs are watched for
+ * @property {boolean} watchesTabs  whether `watchOtherTabs` was called
  *
  * @typedef {object} VoiceSessionOptions
  * @property {string} brokerUrl  where the broker is, such as `https://voice.example.com`
  * @property {string} [agentId]  the broker's default agent without it
  * @property {string} [sessionId]  16 to 64 of `A-Za-z0-9_-`; the broker makes one without it
  * @property {string} [userId]
- * @property {TransportName[]} [transports]  the only ones to use; all without it
- * @property {number} [moveAfterMs]  a connection is left for a new one after so long, at the next pause
+ * @property {TransportName[]} [transports]  the only ones to use; all by default
+ * @property {number} [moveAfterMs]  after so long, a new connection replaces the current one at the next pause
  *
  * @typedef {object} VoiceSessionEvents  The `detail` of each event.
  * @property {{state: SessionState}} state
- * @property {{transport: TransportName | null, reason: string}} transport  what is tried now, and why no better one
+ * @property {{transport: TransportName | null, reason: string}} transport  the current transport, and why no better one is used
  * @property {import("./conversation.js").Line} transcript  a later one with the same `turnId` replaces it
  * @property {{input: number, output: number}} level  each from 0 to 1, 20 times a second
  * @property {{code: string, message: string, retryable: boolean}} error
  *   `message` says what happened and what to do. Not retryable: the session has given up.
  */
 
-/** Azure ends sessions after 60 minutes, some after 30 (docs/azure.md §8.1): we are gone before. */
+/** Azure ends sessions after 60 minutes, some after 30 (docs/azure.md §8.1): the session moves on before. */
 const MOVE_AFTER_MS = 27 * 60_000;
-/** If nobody pauses for so long, we move all the same. */
+/** Without a pause, the session moves on after so long. */
 const MOVE_AT_LATEST_MS = 90_000;
 
 export class VoiceSession extends EventTarget {
@@ -68,13 +68,13 @@ export class VoiceSession extends EventTarget {
   #muted = false;
   /** @type {Talk | null} */
   #talk = null;
-  /** A plan's request or a connection's opening; aborted when it is no longer wanted. */
+  /** Aborts the current plan request or the opening of a connection. */
   #attempt = new AbortController();
   /** @type {Transport | null} */
   #transport = null;
   /** @type {TransportName | null} */
   #transportName = null;
-  /** The wait for a next attempt, or for the time to move on. @type {ReturnType<typeof setTimeout> | undefined} */
+  /** The timer of the next attempt, or of the move to a new connection. @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
   /** @type {"no" | "at the next pause"} */
   #moving = "no";
@@ -100,12 +100,12 @@ export class VoiceSession extends EventTarget {
     return publicName(this.#machine);
   }
 
-  /** The way that is used, or tried; null where there is none. */
+  /** The transport that is used or being tried; null without one. */
   get transport() {
     return this.#transportName;
   }
 
-  /** The session's id, once the broker has told it. */
+  /** The session's id, once the broker has assigned it. */
   get sessionId() {
     return this.#sessionId ?? null;
   }
@@ -119,28 +119,28 @@ export class VoiceSession extends EventTarget {
   }
 
   /**
-   * Begins to talk: asks for the microphone, then for a plan, and walks its connections. To be called from a click.
-   * @returns {Promise<void>} resolves when the talk is live; rejects with an Error with a `code` where it can't be
+   * Starts a talk: asks for the microphone, then for a plan, and tries its connections. Must be called from a click.
+   * @returns {Promise<void>} resolves when the talk is live; rejects with an Error with a `code` where it fails
    */
   connect() {
     if (this.#machine.name === "live") return Promise.resolve();
     if (!this.#connecting) {
       this.#connecting = withResolvers();
-      this.#connecting.promise.catch(ignore); // who listens to events alone need not catch it
+      this.#connecting.promise.catch(ignore); // a page that listens to events alone need not catch it
       this.#talk ??= this.#beginTalk();
       this.#dispatch({ type: "talk" });
     }
     return this.#connecting.promise;
   }
 
-  /** Hangs up, and lets go of the microphone. Resolves when the last turns have arrived, half a second later at most. */
+  /** Hangs up, and releases the microphone. Resolves when the last turns are acknowledged, or after half a second. */
   async disconnect() {
     this.#dispatch({ type: "hang_up", reason: "hung_up" });
     await this.#recorder.settled();
   }
 
   /**
-   * Says something in writing.
+   * Sends a typed message.
    * @param {string} text
    * @throws {DOMException} InvalidStateError where the talk is not live
    */
@@ -155,7 +155,7 @@ export class VoiceSession extends EventTarget {
     for (const event of textEvents(itemId, words)) this.#transport.send(event);
   }
 
-  /** Cuts the answer short. */
+  /** Stops the answer. */
   interrupt() {
     this.#transport?.interrupt().then((cuts) => this.#recorder.interrupted(cuts), ignore);
   }
@@ -167,20 +167,20 @@ export class VoiceSession extends EventTarget {
   }
 
   /**
-   * Goes on with another agent, in the same session.
+   * Switches to another agent in the same session.
    * @param {string} agentId
    */
   switchAgent(agentId) {
     if (agentId === this.#agentId) return;
     if (this.#machine.name === "live" && this.#transport?.switchesAgents) {
-      this.#transport.send({ type: "broker.agent.switch", agent_id: agentId }); // the broker tells when it is done
+      this.#transport.send({ type: "broker.agent.switch", agent_id: agentId }); // `broker.agent.switched` confirms it
       return;
     }
     this.#agentId = agentId;
     this.#dispatch({ type: "move", reason: "agent_switched" });
   }
 
-  // --- the machine
+  // --- the state machine
 
   /** @param {import("./session-machine.js").Event} event */
   #dispatch(event) {
@@ -226,7 +226,7 @@ export class VoiceSession extends EventTarget {
   async #requestPlan(signal) {
     try {
       await this.#talk?.engine.open();
-      await this.#recorder.settled(); // so that the broker knows what was said when it briefs the next connection
+      await this.#recorder.settled(); // the broker puts the turns into the next connection's instructions
       signal.throwIfAborted();
       const request = {
         agentId: this.#agentId,
@@ -252,7 +252,7 @@ export class VoiceSession extends EventTarget {
    */
   async #open(connection, signal) {
     const talk = this.#talk;
-    if (!talk) return; // hung up in between
+    if (!talk) return; // hung up meanwhile
     this.#announce(connection.transport, "progress" in this.#machine ? this.#machine.progress.reason : "");
     const transport = createTransport({
       connection,
@@ -287,8 +287,8 @@ export class VoiceSession extends EventTarget {
 
   /** @param {Talk} talk */
   #lookForOtherTabs(talk) {
-    if (talk.watched) return;
-    talk.watched = true;
+    if (talk.watchesTabs) return;
+    talk.watchesTabs = true;
     const message = "Another tab of this site is talking too, and both hear each other. Hang up in one of them.";
     watchOtherTabs(() => this.#report("other_tab", message), talk.closing.signal);
   }
@@ -315,7 +315,7 @@ export class VoiceSession extends EventTarget {
     this.#quiet = true;
   }
 
-  // --- the talk's frame
+  // --- the talk's beginning and end
 
   #beginTalk() {
     const closing = new AbortController();
@@ -332,7 +332,7 @@ export class VoiceSession extends EventTarget {
     addEventListener("online", () => this.#dispatch({ type: "wake" }), { signal });
     const offline = "You are offline. The talk goes on by itself when the network is back.";
     addEventListener("offline", () => this.#report("offline", offline), { signal });
-    return { engine, closing, watched: false };
+    return { engine, closing, watchesTabs: false };
   }
 
   #pageHides() {
@@ -342,7 +342,7 @@ export class VoiceSession extends EventTarget {
 
   /**
    * @param {string} reason
-   * @param {Error} error for who still waits for the talk to begin
+   * @param {Error} error rejects a `connect` that is still pending
    */
   #endTalk(reason, error) {
     this.#connecting?.reject(error);
@@ -355,7 +355,7 @@ export class VoiceSession extends EventTarget {
     this.#emit("level", { input: 0, output: 0 });
   }
 
-  // --- what is said
+  // --- signals
 
   /** @param {import("./events.js").Signal} signal */
   #handle(signal) {
@@ -384,7 +384,7 @@ export class VoiceSession extends EventTarget {
     }
   }
 
-  /** Azure's limit comes near: we leave at the next pause, or soon in any case. */
+  /** Azure's limit is near: moves at the next pause, or after MOVE_AT_LATEST_MS. */
   #timeToMove() {
     if (this.#quiet) return this.#move();
     this.#moving = "at the next pause";
@@ -395,7 +395,7 @@ export class VoiceSession extends EventTarget {
     this.#dispatch({ type: "move", reason: "session_limit" });
   }
 
-  // --- what the page hears
+  // --- events for the page
 
   /**
    * @param {TransportName | null} transport
@@ -435,5 +435,5 @@ function withResolvers() {
   return { promise, resolve, reject };
 }
 
-/** For what fails only because the talk is over. */
+/** Handles failures that only mean that the talk is over. */
 function ignore() {}

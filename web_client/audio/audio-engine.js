@@ -1,6 +1,6 @@
 /**
- * All that a talk needs of the machine it runs on: microphone, loudspeaker, meters. It opens once a talk, survives every
- * change of connection, and says what happened when a device goes away or the browser pauses the sound.
+ * The devices of a talk: microphone, loudspeaker and meters. It opens once a talk and stays open when the connection
+ * changes. It warns when a device goes away or the browser pauses the sound.
  */
 
 import { AudioGraph } from "./audio-graph.js";
@@ -23,7 +23,7 @@ export class AudioEngine {
   #opening = null;
 
   /**
-   * To be made in a click's own call, or the browser keeps it silent.
+   * Must be created in the call of a click's handler: without one, browsers keep an AudioContext suspended.
    * @param {AudioEngineListener} listener
    * @param {boolean} muted
    */
@@ -35,7 +35,7 @@ export class AudioEngine {
   }
 
   /**
-   * Microphone first, then the worklets; a second call finds them there.
+   * Opens the microphone, then loads the worklets. Further calls only resume the sound.
    * @throws {import("./microphone.js").MicrophoneError}
    */
   async open() {
@@ -63,7 +63,7 @@ export class AudioEngine {
     const levels = setInterval(() => this.#listener.onLevels(this.audio.levels()), LEVELS_EVERY_MS);
     signal.addEventListener("abort", () => clearInterval(levels));
     navigator.mediaDevices.addEventListener("devicechange", () => void this.#replaceMicrophone(), { signal });
-    const resume = () => void this.audio.resume().catch(() => undefined); // closed meanwhile: nothing to wake
+    const resume = () => void this.audio.resume().catch(() => undefined); // closed meanwhile
     document.addEventListener("visibilitychange", resume, { signal });
     document.addEventListener("pointerdown", resume, { signal });
     this.audio.onPaused = () => {
@@ -108,7 +108,7 @@ export class AudioEngine {
       this.#listener.onNewMicrophone(track);
       this.#listener.onWarning("microphone_back", "The microphone is back.");
     } catch {
-      // There is none yet; `devicechange` tells of the next one.
+      // No microphone yet: `devicechange` fires when one is plugged in.
     }
   }
 }

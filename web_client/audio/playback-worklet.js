@@ -1,6 +1,6 @@
 /**
- * The loudspeaker, on the audio thread: PCM16 at 24 kHz through a jitter buffer to the device's rate. It knows what was
- * played, and falls silent within 10 ms of being told.
+ * The loudspeaker on the audio thread: PCM16 at 24 kHz through a jitter buffer to the device's rate. It counts what was
+ * played, and is silent within 10 ms after a `clear`.
  */
 
 import { JitterBuffer } from "./jitter-buffer.js";
@@ -22,9 +22,9 @@ const FADE_SAMPLES = (5 * WIRE_RATE) / 1000; // a hard cut clicks
 class PlaybackProcessor extends AudioWorkletProcessor {
   #buffer = new JitterBuffer();
   #resampler = new Resampler(WIRE_RATE, sampleRate);
-  /** Resampled, but more than the last block could take. */
+  /** Resampled samples beyond the end of the last block. */
   #surplus = new Float32Array(0);
-  /** What is left of a sound that was cut. */
+  /** The fade-out of a sound that was cut. */
   #fading = new Float32Array(0);
   #sounding = false;
   #running = true;
@@ -80,7 +80,7 @@ class PlaybackProcessor extends AudioWorkletProcessor {
 
   /**
    * @param {number} request
-   * @param {number} unheardMs what has left this thread, but has not reached the ear
+   * @param {number} unheardMs the output latency: what has left this thread, but was not heard yet
    */
   #clear(request, unheardMs) {
     const tail = new Float32Array(FADE_SAMPLES);

@@ -1,4 +1,4 @@
-/** From a plan's connection to the transport that carries it. */
+/** Creates the transport for a plan's connection. */
 
 import { createRelayTransport } from "./webrtc-relay.js";
 import { WebRtcTransport } from "./webrtc.js";

@@ -1,4 +1,4 @@
-/** WebRTC whose offer travels through the broker: for networks, or tokens, that Azure's own route refuses. */
+/** WebRTC whose offer goes through the broker: for networks and tokens that Azure's own endpoint refuses. */
 
 import { failure } from "./transport.js";
 import { WebRtcTransport } from "./webrtc.js";
@@ -33,7 +33,7 @@ function relayExchange({ connection: { url, token } }) {
     const hangUp = () => {
       if (!location) return;
       const call = new URL(location, url);
-      // Best effort: the call also ends by itself, since its media has stopped.
+      // Best effort: a call whose media has stopped also ends by itself.
       fetch(call, { method: "DELETE", headers: authorization, keepalive: true }).catch(() => undefined);
     };
     return { answer: await answer.text(), hangUp };

@@ -1,6 +1,6 @@
 /**
- * Media straight between browser and Azure. The offer goes to Azure with the ephemeral token, or through the broker
- * (`webrtc-relay.js`); the media's path is the same.
+ * WebRTC: media goes straight between browser and Azure. The offer goes to Azure with the ephemeral token, or through the
+ * broker (`webrtc-relay.js`); the media path is the same.
  */
 
 import { readFrame } from "../events.js";
@@ -11,14 +11,14 @@ import { failure, within } from "./transport.js";
  * @typedef {import("./transport.js").Transport} Transport
  *
  * @typedef {(offer: string, signal: AbortSignal) => Promise<{answer: string, hangUp: () => void}>} Exchange
- *   Brings an SDP offer to Azure. Rejects with a `ConnectionFailure`.
+ *   Sends an SDP offer to Azure. Rejects with a `ConnectionFailure`.
  */
 
 const SDP_TIMEOUT_MS = 4_000;
 const MEDIA_TIMEOUT_MS = 5_000;
-/** A connection may come back from `disconnected` by itself. */
+/** ICE may recover from `disconnected` by itself. */
 const DISCONNECTED_GRACE_MS = 2_500;
-/** For so long nothing of a cut answer is heard; by then Azure has stopped it. */
+/** For how long the rest of a cut answer is muted: it goes on until Azure has stopped it. */
 const MUTE_MS = 1_000;
 const CHANNEL_LABEL = "oai-events";
 const BLOCKED = "This network lets no direct audio through.";
@@ -58,13 +58,13 @@ export class WebRtcTransport {
     if (microphone) for (const track of microphone.getAudioTracks()) this.#peer.addTrack(track, microphone);
     else this.#peer.addTransceiver("audio", { direction: "recvonly" });
     const media = this.#media();
-    media.catch(() => undefined); // it may fail while we are still at the offer
+    media.catch(() => undefined); // it may fail before it is awaited below
     await this.#peer.setLocalDescription();
     const offer = this.#peer.localDescription?.sdp ?? "";
     const slow = () => failure("sdp_timeout", "Azure took too long to take the call.");
     const { answer, hangUp } = await within(this.#exchange(offer, signal), SDP_TIMEOUT_MS, signal, slow);
     this.#hangUp = hangUp;
-    if (this.#closed) return this.#hangUp(); // too late: nobody waits for it any more
+    if (this.#closed) return this.#hangUp(); // closed meanwhile
     try {
       await this.#peer.setRemoteDescription({ type: "answer", sdp: answer });
     } catch {
@@ -110,7 +110,7 @@ export class WebRtcTransport {
     this.#hangUp();
   }
 
-  /** Resolves once ICE, DTLS and the data channel stand; tells of a drop after that. */
+  /** Resolves once ICE, DTLS and the data channel are open; calls `onDropped` when they are lost after that. */
   #media() {
     return new Promise((/** @type {(value: void) => void} */ resolve, reject) => {
       this.#channel.onopen = () => resolve();
@@ -161,7 +161,7 @@ export class WebRtcTransport {
 }
 
 /**
- * The offer goes to Azure itself.
+ * Sends the offer to Azure itself.
  * @param {TransportContext} context
  * @returns {Exchange}
  */
@@ -176,6 +176,6 @@ function directExchange({ connection: { url, token } }) {
       throw failure("sdp_refused", "Azure can't be reached directly.");
     }
     if (!answer.ok) throw failure("sdp_refused", `Azure refused the call (${answer.status}).`);
-    return { answer: await answer.text(), hangUp: () => {} }; // only the server could; closing the peer ends it
+    return { answer: await answer.text(), hangUp: () => {} }; // a page may not hang up at Azure: closing the peer ends the call
   };
 }

@@ -1,4 +1,4 @@
-/** The broker's HTTP routes, as a page needs them. Every wait has an end; every failure is a `BrokerError`. */
+/** A client of the broker's HTTP routes. Every request has a timeout; every failure is a `BrokerError`. */
 export type TurnReport = import("./turn-reporter.js").TurnReport;
 export type PlanRequest = {
     agentId?: string;
@@ -51,11 +51,11 @@ export declare class Broker {
         keepalive?: boolean;
     }): Promise<void>;
     /**
-     * Hands words to the memory and forgets about them: what was being said when a talk broke off.
+     * Sends incomplete turns to the memory: what was being said when a talk broke off.
      * @param {TurnReport[]} reports of one session, at most 100
      */
     enrich(reports: TurnReport[]): Promise<void>;
-    /** What the broker says of itself: agents, strategies, backlog. */
+    /** The broker's status: agents, strategies, backlog. */
     status(): Promise<any>;
 }
 /**

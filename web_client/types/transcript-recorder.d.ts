@@ -1,6 +1,6 @@
 /**
- * Writes down what is said: lines for the screen, and turns for the memory where nobody else reports them. One
- * conversation a connection; what is left over when it ends is not lost.
+ * Records what is said: lines for the screen, and turns for the memory where nobody else reports them. Each connection
+ * has a conversation of its own. What is incomplete when the connection ends is kept as well.
  */
 export type Line = import("./conversation.js").Line;
 export type Turn = import("./conversation.js").Turn;
@@ -10,7 +10,7 @@ export type TurnContext = {
     sessionToken: string;
     agentId: string;
     /**
-     * false where the proxy does it
+     * false where the proxy reports turns itself
      */
     reports: boolean;
 };
@@ -29,7 +29,7 @@ export declare class TranscriptRecorder {
      * @param {TurnContext} context
      */
     begin(context: TurnContext): void;
-    /** The connection is over: tells what waited, and hands over the words that were cut off with it. */
+    /** The connection is over: reports the turns that waited, and sends what was being said to the memory. */
     end(): void;
     /** @param {Signal} signal */
     handle(signal: Signal): void;
@@ -40,8 +40,8 @@ export declare class TranscriptRecorder {
     typed(itemId: string, words: string): void;
     /** @param {import("./audio/jitter-buffer.js").Cut[] | null} cuts null where only the peer knows what was cut */
     interrupted(cuts: import("./audio/jitter-buffer.js").Cut[] | null): void;
-    /** Resolves when all turns have arrived; no later than in half a second. */
+    /** Resolves when all turns are acknowledged, or after half a second. */
     settled(): Promise<void>;
-    /** The page closes: the last turns go out with it. */
+    /** The page closes: sends the last turns. */
     flushOnClose(): void;
 }

@@ -1,8 +1,8 @@
 /**
- * Brings turns to the memory in their order, and keeps each until the broker has acknowledged it.
+ * Reports turns to the broker in order, and keeps each until the broker has acknowledged it.
  *
- * One turn at a time while the page lives; when it closes, all that is left at once, as far as the 64 KiB go that the
- * browser lets `keepalive` requests of a page have in flight together.
+ * It sends one turn at a time while the page is open. When the page closes it sends the rest at once, within the 64 KiB
+ * that browsers allow a page's `keepalive` requests to have in flight together.
  */
 export type Turn = import("./conversation.js").Turn;
 export type TurnReport = {
@@ -10,7 +10,7 @@ export type TurnReport = {
     agentId: string;
     sessionId: string;
     /**
-     * of the plan whose connection the turn belongs to: its epoch orders the turn
+     * of the plan whose connection the turn belongs to; its epoch orders the turn
      */
     sessionToken: string;
 };
@@ -36,10 +36,10 @@ export type ReporterOptions = {
  * @property {Turn} turn
  * @property {string} agentId
  * @property {string} sessionId
- * @property {string} sessionToken  of the plan whose connection the turn belongs to: its epoch orders the turn
+ * @property {string} sessionToken  of the plan whose connection the turn belongs to; its epoch orders the turn
  *
  * @typedef {(report: TurnReport, options: {keepalive: boolean}) => Promise<void>} Post
- *   Resolves when acknowledged; rejects with an error whose `retryable` and `retryAfterMs` are obeyed.
+ *   Resolves when acknowledged; rejects with an error whose `retryable` and `retryAfterMs` are honoured.
  *
  * @typedef {object} ReporterOptions
  * @property {Post} post
@@ -55,12 +55,12 @@ export declare class TurnReporter {
     /** Turns not acknowledged yet. */
     get pending(): number;
     /**
-     * Queues a turn. Where the broker has been away for so long that the queue is full, the oldest is given up, loudly.
+     * Queues a turn. If the queue is full, the oldest turn is dropped and `onLost` is called.
      * @param {TurnReport} report
      */
     enqueue(report: TurnReport): void;
-    /** When all that is queued has been acknowledged or given up. */
+    /** Resolves when every queued turn has been acknowledged or dropped. */
     drained(): Promise<void>;
-    /** The page is closing: sends what is left, without waiting for one another's answers. */
+    /** The page is closing: sends all queued turns at once. */
     flushOnClose(): void;
 }

@@ -1,6 +1,6 @@
 /**
- * All that a talk needs of the machine it runs on: microphone, loudspeaker, meters. It opens once a talk, survives every
- * change of connection, and says what happened when a device goes away or the browser pauses the sound.
+ * The devices of a talk: microphone, loudspeaker and meters. It opens once a talk and stays open when the connection
+ * changes. It warns when a device goes away or the browser pauses the sound.
  */
 import { AudioGraph } from "./audio-graph.js";
 export type AudioEngineListener = {
@@ -24,13 +24,13 @@ export declare class AudioEngine {
     #private;
     audio: AudioGraph;
     /**
-     * To be made in a click's own call, or the browser keeps it silent.
+     * Must be created in the call of a click's handler: without one, browsers keep an AudioContext suspended.
      * @param {AudioEngineListener} listener
      * @param {boolean} muted
      */
     constructor(listener: AudioEngineListener, muted: boolean);
     /**
-     * Microphone first, then the worklets; a second call finds them there.
+     * Opens the microphone, then loads the worklets. Further calls only resume the sound.
      * @throws {import("./microphone.js").MicrophoneError}
      */
     open(): Promise<void>;

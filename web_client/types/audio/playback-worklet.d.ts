@@ -1,6 +1,6 @@
 /**
- * The loudspeaker, on the audio thread: PCM16 at 24 kHz through a jitter buffer to the device's rate. It knows what was
- * played, and falls silent within 10 ms of being told.
+ * The loudspeaker on the audio thread: PCM16 at 24 kHz through a jitter buffer to the device's rate. It counts what was
+ * played, and is silent within 10 ms after a `clear`.
  */
 export type PlaybackCommand = {
     type: "push";

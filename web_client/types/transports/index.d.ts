@@ -1,4 +1,4 @@
-/** From a plan's connection to the transport that carries it. */
+/** Creates the transport for a plan's connection. */
 /**
  * @param {import("./transport.js").TransportContext} context
  * @returns {import("./transport.js").Transport}

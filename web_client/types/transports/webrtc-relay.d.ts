@@ -1,4 +1,4 @@
-/** WebRTC whose offer travels through the broker: for networks, or tokens, that Azure's own route refuses. */
+/** WebRTC whose offer goes through the broker: for networks and tokens that Azure's own endpoint refuses. */
 import { WebRtcTransport } from "./webrtc.js";
 export type TransportContext = import("./transport.js").TransportContext;
 /** @typedef {import("./transport.js").TransportContext} TransportContext */

@@ -1,6 +1,6 @@
 /**
- * Media straight between browser and Azure. The offer goes to Azure with the ephemeral token, or through the broker
- * (`webrtc-relay.js`); the media's path is the same.
+ * WebRTC: media goes straight between browser and Azure. The offer goes to Azure with the ephemeral token, or through the
+ * broker (`webrtc-relay.js`); the media path is the same.
  */
 export type TransportContext = import("./transport.js").TransportContext;
 export type Transport = import("./transport.js").Transport;
