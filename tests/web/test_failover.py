@@ -67,7 +67,7 @@ SOCKET = {"transports": (PROXY,)}
     ],
 )
 @retry_if_host_busy(tries=3)
-async def test_a_fault_on_the_way_leads_to_the_next_way(
+async def test_fault_leads_to_next_connection(
     quiet_browser: Browser, faults: dict[str, Any], limit_s: float, transport: str, reason: str
 ) -> None:
     async with run_fake(**faults) as server, _talk_page(quiet_browser, server) as page:
@@ -84,7 +84,7 @@ async def test_a_fault_on_the_way_leads_to_the_next_way(
     "key", ["0123456789abcdef0123456789abcdef", "sk-secret", "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOiJhIn0.c2ln"]
 )
 @retry_if_host_busy(tries=3)
-async def test_a_key_that_is_not_ephemeral_is_refused_and_never_sent(quiet_browser: Browser, key: str) -> None:
+async def test_long_lived_key_is_never_sent(quiet_browser: Browser, key: str) -> None:
     async with run_fake(ephemeral_token=key) as server, _talk_page(quiet_browser, server) as page:
         await page.run(
             "new MutationObserver(() => { window.__code ||= document.getElementById('notice').dataset.code; })"
@@ -138,7 +138,7 @@ class _Break:
     ],
 )
 @retry_if_host_busy(tries=3)
-async def test_a_talk_that_breaks_off_goes_on_in_the_same_session(quiet_browser: Browser, broken: _Break) -> None:
+async def test_broken_talk_resumes_its_session(quiet_browser: Browser, broken: _Break) -> None:
     transports = broken.transports
     async with run_fake(transports=transports) as server, _talk_page(quiet_browser, server) as page:
         await page.run("window.__sameDocument = true")
@@ -161,7 +161,7 @@ async def test_a_talk_that_breaks_off_goes_on_in_the_same_session(quiet_browser:
 
 
 @retry_if_host_busy(tries=3)
-async def test_turns_keep_the_token_of_the_plan_they_belong_to(quiet_browser: Browser) -> None:
+async def test_turns_keep_the_token_of_their_plan(quiet_browser: Browser) -> None:
     async with (
         run_fake(transports=(DIRECT,), turn_answers=[503] * 4) as server,
         _talk_page(quiet_browser, server) as page,
@@ -178,7 +178,7 @@ async def test_turns_keep_the_token_of_the_plan_they_belong_to(quiet_browser: Br
 
 
 @retry_if_host_busy(tries=3)
-async def test_words_cut_off_with_the_connection_reach_the_memory(quiet_browser: Browser) -> None:
+async def test_partial_words_reach_the_memory(quiet_browser: Browser) -> None:
     async with run_fake(transports=(DIRECT, PROXY)) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
         await page.wait_for_text("state", "live")
@@ -205,7 +205,7 @@ async def test_words_cut_off_with_the_connection_reach_the_memory(quiet_browser:
     ],
 )
 @retry_if_host_busy(tries=3)
-async def test_a_final_refusal_stops_the_loop_and_says_why(
+async def test_final_refusal_ends_the_attempts(
     quiet_browser: Browser, faults: dict[str, Any], code: str
 ) -> None:
     async with run_fake(**faults) as server, _talk_page(quiet_browser, server) as page:
@@ -223,7 +223,7 @@ async def test_a_final_refusal_stops_the_loop_and_says_why(
 
 
 @retry_if_host_busy(tries=3)
-async def test_a_broker_that_stays_away_is_given_up_after_a_few_attempts(quiet_browser: Browser) -> None:
+async def test_absent_broker_fails_after_four_attempts(quiet_browser: Browser) -> None:
     async with run_fake(token_answers=[500] * 20) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
         await page.wait_for_text("state", "failed", 12)
@@ -231,7 +231,7 @@ async def test_a_broker_that_stays_away_is_given_up_after_a_few_attempts(quiet_b
 
 
 @retry_if_host_busy(tries=3)
-async def test_hanging_up_while_connecting_leaves_nothing_behind(quiet_browser: Browser) -> None:
+async def test_hang_up_while_connecting_ends_all(quiet_browser: Browser) -> None:
     async with run_fake(sdp_answers=["hang"]) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
         await server.until(lambda: len(server.sdp_offers) == 1)
@@ -243,7 +243,7 @@ async def test_hanging_up_while_connecting_leaves_nothing_behind(quiet_browser: 
 
 
 @retry_if_host_busy(tries=3)
-async def test_a_session_moves_on_by_itself_before_azures_limit(quiet_browser: Browser) -> None:
+async def test_session_moves_before_azures_limit(quiet_browser: Browser) -> None:
     async with run_fake(transports=(PROXY,)) as server, _talk_page(quiet_browser, server) as page:
         await page.run(
             """import("/client/voice-session.js").then(({ VoiceSession }) => {
@@ -259,7 +259,7 @@ async def test_a_session_moves_on_by_itself_before_azures_limit(quiet_browser: B
 
 
 @retry_if_host_busy(tries=3)
-async def test_another_agent_over_webrtc_is_a_new_plan_and_over_the_proxy_an_event(quiet_browser: Browser) -> None:
+async def test_agent_switch_by_plan_or_event(quiet_browser: Browser) -> None:
     for transport in (DIRECT, PROXY):
         async with run_fake(transports=(transport,)) as server, _talk_page(quiet_browser, server) as page:
             await page.wait_for("document.querySelector('[data-testid=agent]').options.length === 2")
@@ -284,7 +284,7 @@ async def test_another_agent_over_webrtc_is_a_new_plan_and_over_the_proxy_an_eve
 
 
 @retry_if_host_busy(tries=3)
-async def test_hanging_up_a_relayed_call_ends_it_at_azure_too(quiet_browser: Browser) -> None:
+async def test_hang_up_ends_relayed_call_at_azure(quiet_browser: Browser) -> None:
     async with run_fake(transports=(RELAY,)) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")
         await page.wait_for_text("state", "live")

@@ -24,7 +24,7 @@ def _silent_for(seconds: float) -> str:
 
 @pytest.mark.parametrize("transport", [PROXY, WEBSOCKET, DIRECT, RELAY])
 @retry_if_host_busy(tries=3, or_skipped=True)
-async def test_a_click_starts_a_talk_and_what_was_said_comes_back(
+async def test_click_starts_talk_and_answer_is_heard(
     browser: Browser, said: Samples, transport: str
 ) -> None:
     async with run_fake(transports=(transport,)) as server, browser.page() as page:
@@ -58,7 +58,7 @@ async def test_a_click_starts_a_talk_and_what_was_said_comes_back(
         assert [line for line in page.complaints if "AudioContext" not in line] == []
 
 
-async def test_both_sides_words_stand_on_screen_in_the_order_they_were_said(browser: Browser) -> None:
+async def test_transcript_is_shown_in_order(browser: Browser) -> None:
     async with run_fake(transports=(PROXY,)) as server, browser.page() as page:
         await page.goto(server.base_url)
         await page.click("talk")
@@ -69,7 +69,7 @@ async def test_both_sides_words_stand_on_screen_in_the_order_they_were_said(brow
         assert (await page.run(f"{AGENT_SAID}.querySelector('.who').textContent")) == "Elena"
 
 
-async def test_the_meters_move_with_both_voices(browser: Browser) -> None:
+async def test_meters_follow_both_voices(browser: Browser) -> None:
     async with run_fake(transports=(PROXY,)) as server, browser.page() as page:
         await page.goto(server.base_url)
         await page.run(
@@ -88,7 +88,7 @@ async def test_the_meters_move_with_both_voices(browser: Browser) -> None:
         assert await page.run("session.state") == "ended"
 
 
-async def test_typed_words_are_said_answered_and_reported(quiet_browser: Browser) -> None:
+async def test_typed_text_is_answered_and_reported(quiet_browser: Browser) -> None:
     async with run_fake(transports=(DIRECT,)) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.click("talk")
@@ -106,7 +106,7 @@ async def test_typed_words_are_said_answered_and_reported(quiet_browser: Browser
         ]
 
 
-async def test_a_muted_microphone_sends_silence(browser: Browser) -> None:
+async def test_muted_microphone_sends_silence(browser: Browser) -> None:
     async with run_fake(transports=(PROXY,)) as server, browser.page() as page:
         await page.goto(server.base_url)
         await page.click("talk")
@@ -123,7 +123,7 @@ async def test_a_muted_microphone_sends_silence(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("transport", [PROXY, WEBSOCKET])
-async def test_barge_in_stops_the_sound_within_50_ms_and_truncates_no_more_than_was_played(
+async def test_barge_in_stops_sound_and_truncates(
     quiet_browser: Browser, transport: str
 ) -> None:
     async with run_fake(transports=(transport,)) as server, quiet_browser.page() as page:
@@ -169,7 +169,7 @@ _NOTE_SPEECH_STARTED = """
 """
 
 
-async def test_over_webrtc_barge_in_silences_the_loudspeaker_at_once_and_gives_it_back(quiet_browser: Browser) -> None:
+async def test_webrtc_barge_in_mutes_and_unmutes(quiet_browser: Browser) -> None:
     async with run_fake(transports=(DIRECT,)) as server, quiet_browser.page() as page:
         await page.on_every_page(_WATCH_SPEAKER)
         await page.goto(server.base_url)
@@ -210,7 +210,7 @@ _WATCH_SPEAKER = """
 """
 
 
-async def test_escape_cuts_the_answer_short(quiet_browser: Browser) -> None:
+async def test_escape_stops_the_answer(quiet_browser: Browser) -> None:
     async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as page:
         await install_recorder(page)
         await page.goto(server.base_url)
@@ -224,7 +224,7 @@ async def test_escape_cuts_the_answer_short(quiet_browser: Browser) -> None:
         await server.partners[0].wait_for("conversation.item.truncate")
 
 
-async def test_a_page_that_closes_takes_its_last_turns_along(quiet_browser: Browser) -> None:
+async def test_closing_page_sends_last_turns(quiet_browser: Browser) -> None:
     async with run_fake(transports=(DIRECT,), turn_answers=[503, 503, 503]) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.click("talk")
@@ -236,7 +236,7 @@ async def test_a_page_that_closes_takes_its_last_turns_along(quiet_browser: Brow
         await server.until(lambda: any(turn["content"] == "Remember this." for turn in server.turns))
 
 
-async def test_turns_refused_for_a_while_arrive_later_once_and_in_order(quiet_browser: Browser) -> None:
+async def test_refused_turns_arrive_later_in_order(quiet_browser: Browser) -> None:
     async with run_fake(transports=(DIRECT,), turn_answers=[503, 503, 500]) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.click("talk")

@@ -70,7 +70,7 @@ async def _kept_of(plan: dict[str, Any], demo: Demo, count: int) -> list[dict[st
 
 @pytest.mark.parametrize("transport", ["websocket_proxy", "webrtc", "webrtc_relay"])
 @retry_if_host_busy(tries=2, or_skipped=True)
-async def test_a_whole_talk_at_a_click_heard_shown_and_kept(browser: Browser, demo: Demo, transport: str) -> None:
+async def test_whole_talk_is_heard_shown_and_kept(browser: Browser, demo: Demo, transport: str) -> None:
     source = "proxy" if transport == "websocket_proxy" else "browser"
 
     async with browser.page() as page:
@@ -120,7 +120,7 @@ CALLS = "/openai/v1/realtime/calls"
     ],
 )
 @retry_if_host_busy(tries=3)
-async def test_a_call_that_azure_does_not_take_goes_another_way_within_8_s(
+async def test_refused_call_takes_next_connection(
     quiet_browser: Browser, demo: Demo, fault: dict[str, Any], then: str, reason: str
 ) -> None:
     await demo.set_faults({"match": CALLS, "method": "POST", "times": 1, **fault})
@@ -134,7 +134,7 @@ async def test_a_call_that_azure_does_not_take_goes_another_way_within_8_s(
 
 @pytest.mark.parametrize("how", ["close", "channel", "silent"])
 @retry_if_host_busy(tries=3)
-async def test_a_call_that_dies_in_mid_talk_goes_on_over_the_proxy_and_no_turn_is_lost(
+async def test_dead_call_resumes_on_proxy_with_turns(
     quiet_browser: Browser, demo: Demo, how: str
 ) -> None:
     await demo.set_faults({"match": CALLS, "method": "POST", "fault": "die_after", "seconds": 2.5, "how": how})
@@ -159,7 +159,7 @@ async def test_a_call_that_dies_in_mid_talk_goes_on_over_the_proxy_and_no_turn_i
 
 @pytest.mark.parametrize("how", ["closed", "left"])
 @retry_if_host_busy(tries=3)
-async def test_what_is_not_yet_reported_when_a_page_closes_is_kept(
+async def test_unreported_turns_survive_closing(
     quiet_browser: Browser, demo: Demo, how: str
 ) -> None:
     async with quiet_browser.page() as page:
@@ -183,7 +183,7 @@ async def test_what_is_not_yet_reported_when_a_page_closes_is_kept(
 
 
 @retry_if_host_busy(tries=3)
-async def test_turns_before_and_after_a_drop_are_in_one_session_in_their_order(
+async def test_turns_around_a_drop_stay_in_order(
     quiet_browser: Browser, demo: Demo
 ) -> None:
     async with quiet_browser.page() as page:
@@ -208,7 +208,7 @@ async def test_turns_before_and_after_a_drop_are_in_one_session_in_their_order(
 
 
 @retry_if_host_busy(tries=3)
-async def test_mints_that_all_fail_end_on_the_proxy(quiet_browser: Browser, demo: Demo) -> None:
+async def test_failed_mints_end_on_the_proxy(quiet_browser: Browser, demo: Demo) -> None:
     await demo.set_faults({"match": "/openai", "method": "POST", "fault": "status", "code": 500},
                           {"match": "/api/projects", "fault": "status", "code": 500})  # fmt: skip
     async with quiet_browser.page() as page:
@@ -220,7 +220,7 @@ async def test_mints_that_all_fail_end_on_the_proxy(quiet_browser: Browser, demo
 
 
 @retry_if_host_busy(tries=1, or_skipped=True)
-async def test_answers_are_whole_steady_and_leak_nothing(browser: Browser, demo: Demo, said: Samples) -> None:
+async def test_answers_are_whole_steady_and_leak_free(browser: Browser, demo: Demo, said: Samples) -> None:
     outcome = await soak(browser, demo.base_url, said, seconds=12)
     assert outcome.answers >= 2
     assert outcome.whole > 0.7
