@@ -24,9 +24,7 @@ def _silent_for(seconds: float) -> str:
 
 @pytest.mark.parametrize("transport", [PROXY, WEBSOCKET, DIRECT, RELAY])
 @retry_if_host_busy(tries=3, or_skipped=True)
-async def test_click_starts_talk_and_answer_is_heard(
-    browser: Browser, said: Samples, transport: str
-) -> None:
+async def test_click_starts_talk_and_answer_is_heard(browser: Browser, said: Samples, transport: str) -> None:
     async with run_fake(transports=(transport,)) as server, browser.page() as page:
         await install_recorder(page)
         await without_processing(page)
@@ -123,9 +121,7 @@ async def test_muted_microphone_sends_silence(browser: Browser) -> None:
 
 
 @pytest.mark.parametrize("transport", [PROXY, WEBSOCKET])
-async def test_barge_in_stops_sound_and_truncates(
-    quiet_browser: Browser, transport: str
-) -> None:
+async def test_barge_in_stops_sound_and_truncates(quiet_browser: Browser, transport: str) -> None:
     async with run_fake(transports=(transport,)) as server, quiet_browser.page() as page:
         await install_recorder(page)
         await page.on_every_page(_NOTE_SPEECH_STARTED)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.machine import retry_if_host_busy
 from tests.web.support.chromium import Browser, Page
+from tests.web.support.clock import HURRIED_MS, install_clock, waited_s
 from tests.web.support.demo import Demo, run_demo
 from tests.web.support.recorder import MICROPHONE_RATE, install_recorder, recording, without_processing
 from tests.web.support.soak import soak
@@ -125,18 +126,18 @@ async def test_refused_call_takes_next_connection(
 ) -> None:
     await demo.set_faults({"match": CALLS, "method": "POST", "times": 1, **fault})
     async with quiet_browser.page() as page:
+        await install_clock(page, hurried_ms=HURRIED_MS.get(reason, []))
         await page.goto(demo.base_url)
         await page.click("talk")
         await page.wait_for_text("state", "live", 11)
+        assert await waited_s(page) <= 8
         assert await page.text("transport") == then
         assert await page.run("document.querySelector('[data-testid=transport]').dataset.reason") == reason
 
 
 @pytest.mark.parametrize("how", ["close", "channel", "silent"])
 @retry_if_host_busy(tries=3)
-async def test_dead_call_resumes_on_proxy_with_turns(
-    quiet_browser: Browser, demo: Demo, how: str
-) -> None:
+async def test_dead_call_resumes_on_proxy_with_turns(quiet_browser: Browser, demo: Demo, how: str) -> None:
     await demo.set_faults({"match": CALLS, "method": "POST", "fault": "die_after", "seconds": 2.5, "how": how})
     async with quiet_browser.page() as page:
         await page.on_every_page(_KEEP_PLANS)
@@ -159,9 +160,7 @@ async def test_dead_call_resumes_on_proxy_with_turns(
 
 @pytest.mark.parametrize("how", ["closed", "left"])
 @retry_if_host_busy(tries=3)
-async def test_unreported_turns_survive_closing(
-    quiet_browser: Browser, demo: Demo, how: str
-) -> None:
+async def test_unreported_turns_survive_closing(quiet_browser: Browser, demo: Demo, how: str) -> None:
     async with quiet_browser.page() as page:
         await page.on_every_page(_KEEP_PLANS)
         await page.on_every_page(_TURNS_WAIT_FOR_THE_END)
@@ -183,9 +182,7 @@ async def test_unreported_turns_survive_closing(
 
 
 @retry_if_host_busy(tries=3)
-async def test_turns_around_a_drop_stay_in_order(
-    quiet_browser: Browser, demo: Demo
-) -> None:
+async def test_turns_around_a_drop_stay_in_order(quiet_browser: Browser, demo: Demo) -> None:
     async with quiet_browser.page() as page:
         await page.on_every_page(_KEEP_PLANS)
         await page.goto(f"{demo.base_url}/?transports=websocket_proxy")
