@@ -1,8 +1,8 @@
-"""Ten minutes of talk through the proxy, in a real browser: memory, drift and gaps.
+"""Measures ten minutes of talk through the proxy in a real browser: growth of memory, drift and gaps.
 
     python -m benchmarks.browser.soak [--minutes 10]
 
-Prints the figures as JSON, and exits with 1 where they are worse than they may be.
+Prints the figures as JSON, and exits with 1 where one is beyond its limit.
 """
 
 import argparse

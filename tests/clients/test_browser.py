@@ -1,4 +1,4 @@
-"""The official clients in Chromium, in a page of another origin than the broker's: by WebRTC and by WebSocket."""
+"""The official clients in Chromium, by WebRTC and by WebSocket; their page has another origin than the broker."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from tests.clients.support.compat import (
 from tests.clients.support.pages import bundle, serve_page
 from tests.clients.support.programs import CLIENTS
 from tests.clients.support.setups import TURNS, assert_heard, make_setup
-from tests.clients.test_snippets import Snippet, of_kind
+from tests.clients.support.snippets import Snippet, of_kind
 from tests.web.support.chromium import Browser, Page, ScriptError, run_chromium
 from tests.web.support.recorder import MICROPHONE_RATE
 from tests.web.support.speech import speech, write_wav

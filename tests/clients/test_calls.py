@@ -1,4 +1,4 @@
-"""The `openai` packages on behalf of somebody's own WebRTC stack: they hand in its offer, and hang up."""
+"""The `openai` packages beside a WebRTC stack: they send its offer, and hang up."""
 
 import pytest
 

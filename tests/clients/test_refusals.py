@@ -1,4 +1,4 @@
-"""What a client that is not let in shows of it: each tells the status, which only a refused handshake can bring."""
+"""What the official clients show of a refusal. On sockets, only a refused handshake brings them a status."""
 
 import contextlib
 import functools
@@ -39,7 +39,7 @@ by_library = pytest.mark.parametrize(
     [SOCKETS[name] for name in ("python openai", "python azure-ai-voicelive", "npm openai, ws")],
     ids=["websockets", "aiohttp", "ws"],
 )
-"""One client for each WebSocket library beneath them, which is what words a refused handshake."""
+"""One client for each WebSocket library: the library writes the message about a refused handshake."""
 mints = pytest.mark.parametrize(("program", "options"), MINTS.values(), ids=MINTS)
 
 

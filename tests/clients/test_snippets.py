@@ -1,9 +1,8 @@
-"""Each snippet of docs/clients.md does what the page says, as it stands there; only the broker's address is told."""
+"""Runs each snippet of docs/clients.md as it is written there, with the broker's address in its environment."""
 
 import json
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,32 +14,12 @@ from tests.clients.support.compat import CompatEndpoint, open_compat
 from tests.clients.support.offers import make_offer
 from tests.clients.support.programs import CLIENTS, ClientRunner, environment, node_command, python_command
 from tests.clients.support.setups import QUESTION, TURNS, assert_heard, make_setup
+from tests.clients.support.snippets import PAGE, Snippet, of_kind, snippets
 from tests.support.broker import plain_client
 from tests.support.node import installed_modules
 from tests.support.processes import run_program
 
-PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 SPOKEN = f"you: {TURNS[0][1]}\nagent: {TURNS[1][1]}\n2.5 s of audio\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Snippet:
-    heading: str
-    kind: str
-    code: str
-
-
-def snippets() -> list[Snippet]:
-    found = []
-    for section in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
-        blocks = re.findall(r"^```([^\n]*)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-        found += [Snippet(section.partition("\n")[0], kind, code) for kind, code in blocks]
-    return found
-
-
-def of_kind(*kinds: str) -> pytest.MarkDecorator:
-    chosen = [snippet for snippet in snippets() if snippet.kind in kinds]
-    return pytest.mark.parametrize("snippet", chosen, ids=[snippet.heading for snippet in chosen])
 
 
 in_modules_loop = pytest.mark.asyncio(loop_scope="module")  # the compatible endpoint is the module's
@@ -54,7 +33,7 @@ async def compat(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where a reader's program would lie: beside its audio, with the clients installed."""
+    """A reader's folder: the snippet's audio, and the installed clients."""
     made = tmp_path / "readers"
     made.mkdir()
     (made / "question.pcm").write_bytes(QUESTION)

@@ -1,4 +1,4 @@
-"""Every official client that needs no browser: it mints where it can, talks, types, and complains of nothing."""
+"""Talks of every official client that needs no browser: it mints where it can, speaks, and sends text."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +14,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")  # the compatible endpoint
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client as a program, and how the simulated Azure takes it, which has fewer ways in than the broker."""
+    """A client, and its options for the simulated Azure, which accepts fewer credentials than the broker."""
 
     program: str
     options: dict[str, Any] = field(default_factory=dict)
     mints: bool = True
-    """Whether it has a mint of its own."""
+    """Whether it can mint by itself."""
     mints_at_azure: bool = True
     azures_key: str = SIMULATED_KEY
     azures_options: dict[str, Any] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Client:
 
 
 AZURE = {"azure": True}
-# On Azure itself this class mints where no GA mint is, and its socket is the preview's.
+# On Azure itself this class mints at a path without a GA mint, and its socket is the preview's.
 PREVIEW = {"session": PREVIEW_SESSION}
 CLIENTS = {
     "python openai": Client("openai_python"),

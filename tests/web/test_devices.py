@@ -1,4 +1,4 @@
-"""Microphones refused, missing and unplugged, no network, a tab in the background, two at once: each is said."""
+"""The page's notices: microphones denied, missing and unplugged, no network, and two tabs that talk at once."""
 
 import pytest
 
@@ -11,7 +11,7 @@ NOTICE = "(({ dataset, textContent, hidden }) => hidden ? null : [dataset.code, 
 
 
 async def _notice(page: Page, code: str) -> str:
-    """Waits for this notice; its words."""
+    """Waits for the notice with this code; its text."""
     words = await page.wait_for(f"({NOTICE})?.[0] === '{code}' && ({NOTICE})[1]")
     return str(words)
 

@@ -1,4 +1,4 @@
-"""The ten lines of docs/embed.md, as they stand there."""
+"""Runs the ten-line example of docs/embed.md as it is written there."""
 
 import re
 from pathlib import Path

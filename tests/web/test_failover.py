@@ -1,4 +1,4 @@
-"""Whatever breaks, the talk goes on: each failover in a real browser, by a fault of the fake."""
+"""Failover in a real browser: the fake fails in each way, and the talk goes on."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

@@ -1,4 +1,4 @@
-"""The page as such: its weight, its policy, who can use it, and on what."""
+"""The page itself: its size, its security policy, its accessibility, and its Health tab."""
 
 import gzip
 from pathlib import Path
@@ -17,13 +17,13 @@ STRATEGY = {
     "retry_in_s": None, "why": None, "attempts": 40, "successes": 39,
     "latency_ms": {"p50": 180.0, "p95": 420.0, "p99": 600.0},
 }  # fmt: skip
-RESTING: dict[str, Any] = STRATEGY | {
+MISSING: dict[str, Any] = STRATEGY | {
     "breaker": "open", "capability": "missing", "successes": 0, "why": "404 Resource not found; asked again in 300 s"
 }  # fmt: skip
 HEALTH = {
     "endpoint": "https://x.openai.azure.com", "model": "gpt-realtime", "active_sessions": 3, "clock_skew_s": 12.0,
     "agents": {"elena": {}, "marcus": {}},
-    "strategies": [{"name": "ga"} | STRATEGY, {"name": "unified"} | RESTING, {"name": "websocket_proxy"}],
+    "strategies": [{"name": "ga"} | STRATEGY, {"name": "unified"} | MISSING, {"name": "websocket_proxy"}],
     "outbox": {"queued": 7, "oldest_age_s": 3.2, "delivered": 1_204, "dead": 1},
     "slo": {"aim": 0.9999, "requests": 41, "usable_plans": 41, "degraded_plans": 2, "ratio": 1.0},
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A whole talk in a real browser, on each transport, against the fake: words on screen, sound, turns."""
+"""Talks in a real browser against the fake, on each transport: transcript, sound and turns."""
 
 import asyncio
 
@@ -112,7 +112,7 @@ async def test_muted_microphone_sends_silence(browser: Browser) -> None:
         await page.wait_for_text("state", "live")
         assert await page.run("document.querySelector('[data-testid=mute]').getAttribute('aria-pressed')") == "true"
         partner = server.partners[0]
-        for _ in range(80):  # 4 s of audio at least: the microphone has spoken by then
+        for _ in range(80):  # until 4 s of audio: the microphone has spoken by then
             if partner.heard_s > 4:
                 break
             await page.run("new Promise((resolve) => setTimeout(resolve, 50))")
@@ -128,7 +128,7 @@ async def test_barge_in_stops_sound_and_truncates(quiet_browser: Browser, transp
         await page.goto(server.base_url)
         await page.click("talk")
         await page.wait_for_text("state", "live")
-        await server.partners[0].tell_a_story(seconds=6)
+        await server.partners[0].answer_with_tone(seconds=6)
         await page.wait_for(ANSWER_HEARD)
         await page.run("new Promise((resolve) => setTimeout(resolve, 700))")
         await server.partners[0].notice_speech()
@@ -171,12 +171,12 @@ async def test_webrtc_barge_in_mutes_and_unmutes(quiet_browser: Browser) -> None
         await page.goto(server.base_url)
         await page.click("talk")
         await page.wait_for_text("state", "live")
-        await server.partners[0].tell_a_story(seconds=4)
+        await server.partners[0].answer_with_tone(seconds=4)
         await page.wait_for("__speaker && !__speaker.paused")
         await server.partners[0].notice_speech()
         await page.wait_for("window.__silencedMs !== undefined")
         assert await page.run("__silencedMs") < 50
-        await page.wait_for("!__speaker.muted")  # Azure has stopped by then; if not, it is heard again
+        await page.wait_for("!__speaker.muted")  # the mute ends by itself, even where Azure has not stopped
 
 
 _WATCH_SPEAKER = """
@@ -212,7 +212,7 @@ async def test_escape_stops_the_answer(quiet_browser: Browser) -> None:
         await page.goto(server.base_url)
         await page.click("talk")
         await page.wait_for_text("state", "live")
-        await server.partners[0].tell_a_story(seconds=6, finished=False)
+        await server.partners[0].answer_with_tone(seconds=6, finished=False)
         await page.wait_for(ANSWER_HEARD)
         await page.press("Escape")
         await page.wait_for(_silent_for(0.2))

@@ -1,4 +1,4 @@
-"""The page with the broker as a user starts it, `token-broker demo`: whole talks, and what the memory has of them."""
+"""The page against `token-broker demo`: whole talks, failover, and the turns in the memory."""
 
 import asyncio
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ _KEEP_PLANS = """
 """
 
 
-# As on a network that is gone until the moment the page closes, and then is too slow for what a page's end cuts off.
+# Turns fail until the page closes; then only `keepalive` requests arrive, as on a network that is slow.
 _TURNS_WAIT_FOR_THE_END = """
 (() => {
   let closing = false;

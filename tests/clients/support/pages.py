@@ -1,4 +1,4 @@
-"""A page of a frontend's own, at an origin of its own, with clients bundled into it as a frontend would."""
+"""A frontend's page at an origin of its own, with the clients bundled into it."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ _PAGE = """<!doctype html><html lang="en"><title>A frontend</title><link rel="ic
 
 
 async def bundle(source: Path | str, name: str = "snippet.mjs") -> str:
-    """A module and all that it imports as one, by esbuild. `source` is a file, or the text of one."""
+    """A module and its imports in one file, by esbuild. `source` is a path, or the module's text."""
     modules = installed_modules(CLIENTS)
     text = "" if isinstance(source, Path) else source
     entry = [str(source)] if isinstance(source, Path) else [f"--sourcefile={name}"]

@@ -1,6 +1,6 @@
-"""Runs client programs: those of `tests/clients/programs`, which share processes, and those that a reader would write.
+"""Runs the client programs of `tests/clients/programs`, many in one process.
 
-All are held to silence on stderr: a client that is used as it should be has nothing to warn of.
+A program that writes to stderr fails: a client that is used correctly has nothing to warn of.
 """
 
 import asyncio
@@ -25,18 +25,18 @@ _CLOSE_S = 10
 
 
 def node_command() -> list[str]:
-    """`node` as the clients want it: the flag is what newer ones have on, the runtime's own WebSocket."""
+    """`node` with its own WebSocket, which newer versions have without the flag."""
     installed_modules(CLIENTS)
     return [find_tool("node"), "--experimental-websocket"]
 
 
 def python_command() -> list[str]:
-    """This Python; what it would warn of fails."""
+    """This Python, with warnings as errors."""
     return [sys.executable, "-W", "error"]
 
 
 def environment(authority: Path, **variables: str) -> dict[str, str]:
-    """What a program sees: nothing of the developer's but the path, `authority` to trust, and loud loggers."""
+    """A program's environment: of the developer's only the paths. It trusts `authority`; Azure's SDKs log warnings."""
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     ours = {"NODE_EXTRA_CA_CERTS": str(authority), "SSL_CERT_FILE": str(authority), "AZURE_LOG_LEVEL": "warning"}
     return {**inherited, **ours, **variables}
@@ -92,7 +92,7 @@ class ClientRunner:
 
         Raises AssertionError where it fails, or writes to stderr, unless it `may_log`.
         """
-        # What a refused client logs late must not be taken for a complaint of the next one: they share no process.
+        # A refused client may log after its report: apart, so that its log is not taken for another client's.
         key = ("node" if program.endswith(".mjs") else "python", may_log)
         runner = self._runners.get(key) or self._start(*key)
         request = json.dumps({"program": program, "setup": setup})

@@ -1,6 +1,6 @@
-"""A real, headless Chromium, driven over its DevTools protocol: started, opened, clicked, read, and ended.
+"""A real, headless Chromium, driven over its DevTools protocol.
 
-Found by `CHROMIUM`, on the path, or where Playwright keeps its own; where there is none, Playwright's is installed.
+It is found by `CHROMIUM`, on the path, or where Playwright keeps its own; else Playwright's is installed.
 """
 
 import asyncio
@@ -120,7 +120,7 @@ class Connection:
 
 
 class Page:
-    """One tab. `complaints` collects what its console says beyond chatter, and what it throws."""
+    """One tab. `complaints` collects its console's errors and warnings, and its uncaught exceptions."""
 
     def __init__(self, connection: Connection, session: str, target: str) -> None:
         self._connection = connection
@@ -157,7 +157,7 @@ class Page:
         return answer["result"].get("value")
 
     async def wait_for(self, condition: str, timeout_s: float = 10) -> Any:
-        """The first truthy value of an expression. Raises TimeoutError, with the page's complaints."""
+        """The first truthy value of an expression. Raises TimeoutError with the page's complaints."""
         script = f"""new Promise((resolve, reject) => {{
             const end = performance.now() + {timeout_s * 1000};
             const look = () => {{
@@ -174,7 +174,7 @@ class Page:
         except ScriptError as error:
             if "context was destroyed" not in str(error) and "navigated" not in str(error):
                 raise
-            return await self.wait_for(condition, timeout_s)  # the page was just loading
+            return await self.wait_for(condition, timeout_s)  # the page was loading
         if value == "\0late":
             raise TimeoutError(f"not within {timeout_s} s: {condition}; the page says {self.complaints}")
         return value
@@ -213,12 +213,12 @@ class Page:
         await self.call("Input.dispatchKeyEvent", type="keyUp", **params)
 
     async def offline(self, *, gone: bool) -> None:
-        """Takes the network away, or gives it back. Sockets that are open stay so, as the browser has it."""
+        """Takes the network away, or gives it back. Chromium leaves open WebSockets open meanwhile."""
         nothing = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
         await self.call("Network.emulateNetworkConditions", offline=gone, **nothing)
 
     async def screenshot(self) -> bytes:
-        """What is seen, as PNG."""
+        """A PNG of the visible page."""
         shot = await self.call("Page.captureScreenshot", format="png")
         return base64.b64decode(shot["data"])
 
@@ -247,7 +247,7 @@ class Browser:
     @classmethod
     @contextlib.asynccontextmanager
     async def connect(cls, url: str) -> AsyncIterator[Self]:
-        """Takes the reins of a running one, until the end of the block."""
+        """Connects to the browser at the DevTools address `url`, until the end of the block."""
         async with connect(url, max_size=2**28, compression=None) as socket:
             connection = Connection(socket)
             try:
@@ -289,9 +289,8 @@ class Browser:
 def run_chromium(microphone: Path | None = None, *, devices: bool = True, trusting: bool = False) -> Iterator[str]:
     """A Chromium whose microphone plays a WAV file over and over (without one, it beeps), or that has no devices.
 
-    `trusting` it takes any certificate, for TLS on loopback.
-
-    Yields the address of its DevTools, for `Browser.connect`. One serves many tests, each page in its own profile.
+    `trusting` makes it accept any certificate, for TLS on loopback. Yields the address of its DevTools, for
+    `Browser.connect`: many tests use one browser, each in a tab of its own.
     """
     with _profile() as profile:
         sound = ["--use-fake-device-for-media-stream"] if devices else []
@@ -337,7 +336,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def _profile() -> Iterator[Path]:
-    # Not pytest's tmp_path: a browser's helpers may still write while it is removed.
+    # Not pytest's tmp_path: Chromium's child processes may still write while it is removed.
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 

@@ -8,7 +8,7 @@ from tests.web.support.chromium import Page
 __all__ = ["HURRIED_MS", "install_clock", "pending_timers_ms", "waited_s"]
 
 HURRIED_MS = {"sdp_timeout": [4_000], "ice_timeout": [5_000]}
-"""What to hurry so that a limit of web_client/transports/webrtc.js passes soon, by the reason that the page then gives."""
+"""Limits of web_client/transports/webrtc.js to hurry, by the reason that the page then gives."""
 
 # Below 100 ms, timers order what happens; nobody waits for them.
 _SCRIPT = """

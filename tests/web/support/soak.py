@@ -1,4 +1,4 @@
-"""A long talk through the proxy, measured: does the page's memory grow, does the sound drift, is any of it missing?"""
+"""Measures a long talk through the proxy: growth of memory, drift of the sound, and gaps in it."""
 
 import asyncio
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ _LIKE = 0.8  # correlation from which a stretch of sound counts as the answer, c
 
 @dataclass(frozen=True)
 class Soak:
-    """What a soak came to."""
+    """The outcome of a soak."""
 
     said: int
-    """How often the microphone gave what it was to say; a simulated one skips where its machine stands still."""
+    """How often the microphone gave the speech; Chromium's fake device skips on a busy machine."""
     said_whole: float
-    """As `whole`, of what the microphone gave: the answers can be no better."""
+    """As `whole`, for what the microphone gave: the answers can't be better."""
     answers: int
     whole: float
     """The share of answers that are, sample for sample, what was said: a correlation above 0.99."""
     worst_likeness: float
     delay_ms: float
-    """From the microphone to the answer, the median."""
+    """The median from the microphone to the answer."""
     drift_ms: float
     """How much longer that takes in the last third of the talk than in the first (medians)."""
     gaps: int
@@ -81,7 +81,7 @@ async def soak(browser: Browser, url: str, said: Samples, seconds: float) -> Soa
 
 
 class _Track:
-    """A recording that grows; its pieces follow one another without a gap."""
+    """A recording that is made in parts."""
 
     def __init__(self) -> None:
         self.gaps = 0

@@ -1,5 +1,7 @@
-"""Speech-like sound, made from nothing: voiced syllables with formants and pitch of their own, so that no stretch of it
-resembles another, and a delay or a gap can be measured exactly."""
+"""Synthetic speech: voiced syllables, each with its own formants and pitch.
+
+No stretch of it resembles another, so that a delay or a gap can be measured exactly.
+"""
 
 import wave
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ Samples = NDArray[np.float64]
 
 
 def speech(seconds: float, rate: int = 24_000, seed: int = 7) -> Samples:
-    """`seconds` of it at `rate` Hz; the same for the same seed."""
+    """`seconds` of speech at `rate` Hz; the same for the same seed."""
     random = np.random.default_rng(seed)
     sound: Samples = np.zeros(int(seconds * rate))
     at = 0
@@ -53,7 +55,7 @@ def at_rate(sound: Samples, rate: int, wanted: int) -> Samples:
 def first_words(sound: Samples, rate: int, pause_s: float = 0.3) -> Samples:
     """The first stretch of `sound` that is loud, up to a pause.
 
-    What a page's microphone gave, and not what the fake device was to play: that one skips now and then.
+    Tests compare with what the microphone gave, not with its file: Chromium's fake device skips now and then.
     """
     loud = np.flatnonzero(np.abs(sound) > 0.02)
     assert len(loud), "nothing was said"
