@@ -16,8 +16,9 @@ import { isEphemeral, readPlan } from "./plan.js";
 import { TranscriptRecorder } from "./transcript-recorder.js";
 import { decide, publicName } from "./session-machine.js";
 import { watchOtherTabs } from "./tabs.js";
-import { createTransport } from "./transports/index.js";
 import { ConnectionFailure, failure } from "./transports/transport.js";
+import { WebRtcTransport } from "./transports/webrtc.js";
+import { WebSocketTransport } from "./transports/websocket.js";
 
 /**
  * @typedef {"idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed"} SessionState
@@ -254,7 +255,8 @@ export class VoiceSession extends EventTarget {
     const talk = this.#talk;
     if (!talk) return; // hung up meanwhile
     this.#announce(connection.transport, "progress" in this.#machine ? this.#machine.progress.reason : "");
-    const transport = createTransport({
+    const Transport = connection.transport.startsWith("webrtc") ? WebRtcTransport : WebSocketTransport;
+    const transport = new Transport({
       connection,
       audio: talk.engine.audio,
       onSignal: (signal) => this.#handle(signal),

@@ -1,6 +1,6 @@
 /**
  * WebRTC: media goes straight between browser and Azure. The offer goes to Azure with the ephemeral token, or through the
- * broker (`webrtc-relay.js`); the media path is the same.
+ * broker (`webrtc_relay`) for networks and tokens that Azure's own endpoint refuses; the media path is the same.
  */
 
 import { readFrame } from "../events.js";
@@ -40,13 +40,10 @@ export class WebRtcTransport {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #muteTimer;
 
-  /**
-   * @param {TransportContext} context
-   * @param {Exchange} [exchange]
-   */
-  constructor(context, exchange = directExchange(context)) {
+  /** @param {TransportContext} context */
+  constructor(context) {
     this.#context = context;
-    this.#exchange = exchange;
+    this.#exchange = context.connection.transport === "webrtc_relay" ? relayExchange(context) : directExchange(context);
     this.#channel = this.#peer.createDataChannel(CHANNEL_LABEL);
     this.#channel.onmessage = ({ data }) => this.#handle(data);
     this.#peer.ontrack = ({ track, streams }) => context.audio.attachRemote(streams[0] ?? new MediaStream([track]));
@@ -177,5 +174,33 @@ function directExchange({ connection: { url, token } }) {
     }
     if (!answer.ok) throw failure("sdp_refused", `Azure refused the call (${answer.status}).`);
     return { answer: await answer.text(), hangUp: () => {} }; // a page may not hang up at Azure: closing the peer ends the call
+  };
+}
+
+/**
+ * Sends the offer to the broker, which hangs up at Azure as well.
+ * @param {TransportContext} context
+ * @returns {Exchange}
+ */
+function relayExchange({ connection: { url, token } }) {
+  const authorization = { Authorization: `Bearer ${token}` };
+  return async (offer, signal) => {
+    let answer;
+    try {
+      const headers = { "Content-Type": "application/sdp", ...authorization };
+      answer = await fetch(url, { method: "POST", headers, body: offer, signal, redirect: "error" });
+    } catch {
+      signal.throwIfAborted();
+      throw failure("sdp_refused", "The voice service can't be reached.");
+    }
+    if (!answer.ok) throw failure("sdp_refused", `The voice service could not place the call (${answer.status}).`);
+    const location = answer.headers.get("Location");
+    const hangUp = () => {
+      if (!location) return;
+      const call = new URL(location, url);
+      // Best effort: a call whose media has stopped also ends by itself.
+      fetch(call, { method: "DELETE", headers: authorization, keepalive: true }).catch(() => undefined);
+    };
+    return { answer: await answer.text(), hangUp };
   };
 }
