@@ -23,12 +23,18 @@ settings.load_profile("suite")
 
 StartBroker = Callable[..., Awaitable[RunningBroker]]
 
-_GROUPS = {
+_BROWSER_GROUPS = {
     "sound": ("tests/web/test_talk.py", "tests/web/test_with_broker.py"),
     "browser": ("tests/web/", "tests/clients/test_browser.py"),
 }
 """Where tests drive a browser, by path: one at a time listens to how it sounds, and one does everything else. More on
 one machine starve each other's audio."""
+
+_GROUPS = {
+    **_BROWSER_GROUPS,
+    "clients": ("tests/clients/",),  # they share the processes that run the clients
+}
+"""Tests that one process runs, by path; the first group that matches."""
 
 
 _SLOW = (
@@ -105,7 +111,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects by the marks given here
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if group_of(item.nodeid):
+        if group_of(item.nodeid) in _BROWSER_GROUPS:
             item.add_marker(pytest.mark.browser)
         if item.nodeid.startswith(_SLOW):
             item.add_marker(pytest.mark.slow)

@@ -1,7 +1,7 @@
-/** The broker's HTTP routes, as a page needs them. Every wait has an end; every failure is a `BrokerError`. */
+/** A client of the broker's HTTP routes. Every request has a timeout; every failure is a `BrokerError`. */
 
 /**
- * @typedef {import("./turn-reporter.js").Parcel} Parcel
+ * @typedef {import("./turn-reporter.js").TurnReport} TurnReport
  *
  * @typedef {object} PlanRequest
  * @property {string} [agentId]
@@ -63,7 +63,7 @@ export class Broker {
 
   /**
    * Reports a turn; resolves once it is durable.
-   * @param {Parcel} parcel
+   * @param {TurnReport} report
    * @param {{keepalive?: boolean}} [options]
    */
   async reportTurn({ turn, agentId, sessionId, sessionToken }, { keepalive = false } = {}) {
@@ -82,11 +82,11 @@ export class Broker {
   }
 
   /**
-   * Hands words to the memory and forgets about them: what was being said when a talk broke off.
-   * @param {Parcel[]} parcels of one session, at most 100
+   * Sends incomplete turns to the memory: what was being said when a talk broke off.
+   * @param {TurnReport[]} reports of one session, at most 100
    */
-  async enrich(parcels) {
-    const transcripts = parcels.map(({ turn, agentId, sessionId }) => ({
+  async enrich(reports) {
+    const transcripts = reports.map(({ turn, agentId, sessionId }) => ({
       text: turn.content,
       session_id: sessionId,
       speaker: turn.role,
@@ -94,11 +94,11 @@ export class Broker {
       channel: "voice",
       turn_id: turn.turnId,
     }));
-    const init = { ...postJson({ transcripts }, parcels[0].sessionToken), keepalive: true };
+    const init = { ...postJson({ transcripts }, reports[0].sessionToken), keepalive: true };
     await this.#ask("/api/v1/memory/enrich", init, POST_TIMEOUT_MS);
   }
 
-  /** What the broker says of itself: agents, strategies, backlog. */
+  /** The broker's status: agents, strategies, backlog. */
   async status() {
     return readJson(await this.#ask("/api/v1/voice/status", { headers: { Accept: "application/json" } }, POST_TIMEOUT_MS));
   }

@@ -1,8 +1,8 @@
 /**
- * Who said what: puts signals together into lines of a transcript, and into turns for the memory. Pure.
+ * Assembles signals into lines of a transcript, and into turns for the memory. Pure.
  *
- * An item's `sequence` is its place in the connection, by the order in which items were made; transcripts come in any
- * order. An assistant's turn waits until its sound has ended, since only then it is known whether it was interrupted.
+ * An item's `sequence` is its place in the connection, in the order in which items were created; transcripts come in any
+ * order. An assistant's turn waits until its playback has ended: only then is it known whether it was interrupted.
  */
 
 /**
@@ -24,7 +24,7 @@
  * @property {boolean} interrupted
  * @property {string} createdAt  ISO 8601, UTC
  *
- * @typedef {{lines: Line[], turns: Turn[]}} Told
+ * @typedef {{lines: Line[], turns: Turn[]}} ConversationUpdate
  *
  * @typedef {object} Item
  * @property {string} itemId
@@ -33,12 +33,12 @@
  * @property {string} text
  * @property {boolean} final
  * @property {boolean} interrupted
- * @property {boolean} told      whether it was handed over as a turn
+ * @property {boolean} reported  whether it was returned as a turn
  * @property {string} createdAt
  */
 
 const MAX_ITEMS = 200;
-/** Stands in the memory for speech that Azure could not write down, so that its place is not waited for. */
+/** The content of a user turn that Azure could not transcribe: without a turn, the memory would wait for its sequence. */
 const NOT_TRANSCRIBED = "(speech that could not be transcribed)";
 
 export class Conversation {
@@ -54,32 +54,32 @@ export class Conversation {
   }
 
   /**
-   * Takes a signal in.
+   * Applies a signal.
    * @param {Signal} signal
-   * @returns {Told}
+   * @returns {ConversationUpdate}
    */
-  take(signal) {
+  apply(signal) {
     switch (signal.kind) {
       case "item":
         return this.#known(signal.itemId)
           ? nothing()
           : this.#show(this.#item(signal.itemId, signal.role), signal.role === "user");
-      case "words": {
+      case "transcript_delta": {
         const item = this.#item(signal.itemId, signal.speaker);
         if (item.final) return nothing();
         item.text += signal.text;
         return this.#show(item);
       }
-      case "said":
+      case "transcript_done":
         return this.#said(this.#item(signal.itemId, signal.speaker), signal.text);
-      case "unheard":
+      case "transcription_failed":
         return this.#notUnderstood(this.#item(signal.itemId, "user"));
-      case "sound_started": {
-        const turns = this.#finishedTurns(true); // whatever sounded before has ended, though nobody said so
+      case "playback_started": {
+        const turns = this.#finishedTurns(true); // a missed stop: the playback before has ended
         this.#sounding = true;
         return { lines: [], turns };
       }
-      case "sound_stopped":
+      case "playback_stopped":
         this.#sounding = false;
         return { lines: [], turns: this.#finishedTurns() };
       default:
@@ -88,23 +88,23 @@ export class Conversation {
   }
 
   /**
-   * What was typed: said at once, and complete.
+   * Adds typed text: a complete user turn.
    * @param {string} itemId
    * @param {string} text
-   * @returns {Told}
+   * @returns {ConversationUpdate}
    */
   typed(itemId, text) {
     return this.#said(this.#item(itemId, "user"), text);
   }
 
   /**
-   * The assistant was cut short.
-   * @param {string[]} [itemIds] the items that were cut; without them, the one that is being heard
-   * @returns {Told}
+   * Marks the assistant's items as interrupted.
+   * @param {string[]} [itemIds] the items that were cut; without them, those that are being played
+   * @returns {ConversationUpdate}
    */
   interrupted(itemIds) {
     const cut = [...this.#items.values()].filter((item) =>
-      itemIds ? itemIds.includes(item.itemId) : this.#sounding && item.speaker === "assistant" && !item.told,
+      itemIds ? itemIds.includes(item.itemId) : this.#sounding && item.speaker === "assistant" && !item.reported,
     );
     this.#sounding = false;
     const lines = cut.flatMap((item) => {
@@ -115,7 +115,8 @@ export class Conversation {
   }
 
   /**
-   * The connection is over: turns that waited for their sound to end, and what was said but never completed.
+   * Ends the conversation.
+   * `turns` waited for their playback to end; `partial` are items without a final transcript.
    * @returns {{turns: Turn[], partial: Turn[]}}
    */
   close() {
@@ -140,7 +141,7 @@ export class Conversation {
     let item = this.#items.get(itemId);
     if (!item) {
       const createdAt = this.#now().toISOString();
-      item = { itemId, speaker, sequence: this.#nextSequence, text: "", final: false, interrupted: false, told: false, createdAt };
+      item = { itemId, speaker, sequence: this.#nextSequence, text: "", final: false, interrupted: false, reported: false, createdAt };
       this.#nextSequence += 1;
       this.#items.set(itemId, item);
       this.#forgetOldest();
@@ -151,7 +152,7 @@ export class Conversation {
   /**
    * @param {Item} item
    * @param {string} text
-   * @returns {Told}
+   * @returns {ConversationUpdate}
    */
   #said(item, text) {
     if (item.final) return nothing();
@@ -162,7 +163,7 @@ export class Conversation {
 
   /**
    * @param {Item} item
-   * @returns {Told}
+   * @returns {ConversationUpdate}
    */
   #notUnderstood(item) {
     if (item.final) return nothing();
@@ -172,23 +173,23 @@ export class Conversation {
 
   /**
    * @param {Item} item
-   * @param {boolean} [worthShowing] an empty line keeps the place of words that are still to come
-   * @returns {Told}
+   * @param {boolean} [worthShowing] also true for a user's empty line, which keeps the place of a later transcript
+   * @returns {ConversationUpdate}
    */
   #show({ itemId, speaker, text, final, interrupted }, worthShowing = true) {
     return worthShowing ? { lines: [{ speaker, text, final, turnId: itemId, interrupted }], turns: [] } : nothing();
   }
 
   /**
-   * Turns that are complete and were not handed over yet.
-   * @param {boolean} [all] also those whose sound goes on
+   * Returns complete turns, each once.
+   * @param {boolean} [all] also those whose playback goes on
    */
   #finishedTurns(all = false) {
     const turns = [];
     for (const item of this.#items.values()) {
-      if (!item.final || item.told) continue;
+      if (!item.final || item.reported) continue;
       if (item.speaker === "assistant" && this.#sounding && !all) continue;
-      item.told = true;
+      item.reported = true;
       if (item.text.trim() !== "") turns.push(turnOf(item));
     }
     return turns;
@@ -197,7 +198,7 @@ export class Conversation {
   #forgetOldest() {
     for (const [itemId, item] of this.#items) {
       if (this.#items.size <= MAX_ITEMS) return;
-      if (item.told) this.#items.delete(itemId);
+      if (item.reported) this.#items.delete(itemId);
     }
   }
 }
@@ -210,7 +211,7 @@ function turnOf({ itemId, speaker, text, sequence, interrupted, createdAt }) {
   return { turnId: itemId, role: speaker, content: text, sequence, interrupted, createdAt };
 }
 
-/** @returns {Told} */
+/** @returns {ConversationUpdate} */
 function nothing() {
   return { lines: [], turns: [] };
 }

@@ -1,4 +1,4 @@
-/** The page that the broker serves: a whole talk with nothing but `VoiceSession`. Start here to build your own. */
+/** The demo page: a whole talk with `VoiceSession` alone. Start here to build your own. */
 
 import { Broker } from "./broker.js";
 import { HealthPanel } from "./health.js";
@@ -11,7 +11,7 @@ const MAX_LINES = 200;
 const NOTICE_MS = 8_000;
 const FALLBACK_AGENTS = ["elena", "marcus", "sage"];
 
-/** Why this way, and no better one. @type {Record<string, string>} */
+/** Why this transport is used, and not a better one. @type {Record<string, string>} */
 const REASONS = {
   first_choice: "Straight to Azure.",
   not_minted: "Azure gives no tokens now, so the talk goes through the broker.",
@@ -45,8 +45,8 @@ const agent = /** @type {HTMLSelectElement} */ (find("agent"));
 const transcript = find("transcript");
 const notice = find("notice");
 
-/** `?transports=websocket_proxy,…` tries these alone. */
-const wanted = new URLSearchParams(location.search).get("transports");
+/** `?transports=websocket_proxy,…` restricts the transports. */
+const allowedTransports = new URLSearchParams(location.search).get("transports");
 /** @type {VoiceSession | null} */
 let session = null;
 let muted = false;
@@ -58,15 +58,15 @@ function startTalk() {
   session = new VoiceSession({
     brokerUrl: base,
     agentId: agent.value || undefined,
-    transports: wanted ? /** @type {any} */ (wanted.split(",")) : undefined,
+    transports: allowedTransports ? /** @type {any} */ (allowedTransports.split(",")) : undefined,
   });
   session.setMuted(muted);
   listen(session, "state", ({ state }) => showState(state));
-  listen(session, "transport", ({ transport, reason }) => showWay(transport, reason));
+  listen(session, "transport", ({ transport, reason }) => showTransport(transport, reason));
   listen(session, "transcript", showLine);
   listen(session, "level", (level) => meter.add(level));
-  listen(session, "error", showTrouble);
-  session.connect().catch(() => undefined); // the `error` event has told
+  listen(session, "error", showError);
+  session.connect().catch(() => undefined); // the `error` event has shown it
 }
 
 /** @param {import("./voice-session.js").SessionState} state */
@@ -76,18 +76,18 @@ function showState(state) {
   document.body.dataset.session = session?.sessionId ?? "";
   find("state").textContent = state;
   document.title = state === "live" ? "● Talking" : "Talk";
-  swap(over ? hangup : talk, over ? talk : hangup);
+  swapButtons(over ? hangup : talk, over ? talk : hangup);
   mute.disabled = over;
   text.disabled = send.disabled = state !== "live";
   if (state === "live") clearNotice();
 }
 
 /**
- * One button takes the other's place, and the keyboard's focus with it.
+ * Shows `next` instead of `old`, and moves the keyboard's focus along.
  * @param {HTMLButtonElement} old
  * @param {HTMLButtonElement} next
  */
-function swap(old, next) {
+function swapButtons(old, next) {
   if (old.hidden) return;
   const focused = document.activeElement === old;
   next.hidden = false;
@@ -99,7 +99,7 @@ function swap(old, next) {
  * @param {string | null} transport
  * @param {string} reason
  */
-function showWay(transport, reason) {
+function showTransport(transport, reason) {
   find("transport").textContent = transport ?? "";
   find("transport").dataset.reason = reason;
   find("reason").textContent = REASONS[reason] ?? "";
@@ -140,8 +140,8 @@ function lineElement(turnId, speaker) {
   return line;
 }
 
-/** @param {Events["error"]} trouble */
-function showTrouble({ code, message, retryable }) {
+/** @param {Events["error"]} error */
+function showError({ code, message, retryable }) {
   notice.textContent = message;
   notice.dataset.code = code;
   notice.dataset.kind = retryable ? "passing" : "fatal";
@@ -163,7 +163,7 @@ async function showAgents() {
 }
 
 /**
- * Azure is never on this machine: what answers here is the simulator.
+ * Whether Azure is simulated: the real one is never on loopback.
  * @param {unknown} endpoint
  */
 function isLoopback(endpoint) {

@@ -1,6 +1,6 @@
 /**
- * One vocabulary for what Azure says: both dialects (preview with Voice Live, and GA), the filtered WebRTC stream, and
- * what the broker adds. Pure: a parsed server event in, a `Signal` out, or null where nobody needs it.
+ * Translates server events into signals: both dialects (preview with Voice Live, and GA), the filtered WebRTC stream, and
+ * the broker's own events. Pure: a parsed server event in, a `Signal` out, or null for an event that the client ignores.
  */
 
 /**
@@ -13,25 +13,25 @@
  *   | {kind: "response_done", responseId: string, status: string}
  *   | {kind: "audio", responseId: string, itemId: string, contentIndex: number, base64: string}
  *   | {kind: "audio_done", itemId: string}
- *   | {kind: "sound_started"}
- *   | {kind: "sound_stopped"}
- *   | {kind: "words", speaker: Speaker, itemId: string, responseId: string | null, text: string}
- *   | {kind: "said", speaker: Speaker, itemId: string, responseId: string | null, text: string}
- *   | {kind: "unheard", itemId: string}
+ *   | {kind: "playback_started"}
+ *   | {kind: "playback_stopped"}
+ *   | {kind: "transcript_delta", speaker: Speaker, itemId: string, responseId: string | null, text: string}
+ *   | {kind: "transcript_done", speaker: Speaker, itemId: string, responseId: string | null, text: string}
+ *   | {kind: "transcription_failed", itemId: string}
  *   | {kind: "session_expired"}
- *   | {kind: "trouble", code: string, message: string, retryable: boolean}} Signal
- *   `words` adds to what somebody is saying, `said` is all of it; `unheard` is speech that could not be written down;
- *   `sound_*` is what the peer plays over WebRTC.
+ *   | {kind: "error", code: string, message: string, retryable: boolean}} Signal
+ *   `transcript_delta` appends to a transcript, `transcript_done` is the whole of it. `playback_*` tells of the sound that
+ *   is played: over WebRTC Azure's events say so, over a WebSocket the playback worklet does.
  *
  * @typedef {"user" | "assistant"} Speaker
- * @typedef {Record<string, any>} ServerEvent  JSON from outside: every field is checked where it is read.
+ * @typedef {Record<string, any>} ServerEvent  Untrusted JSON: every field is checked where it is read.
  */
 
 /** @type {Record<string, (event: ServerEvent) => Signal | null>} */
 const READERS = {
   "broker.ready": (event) => ({ kind: "ready", dialect: text(event.dialect), upstream: text(event.upstream) }),
   "broker.agent.switched": (event) => withText(event.agent_id, (agentId) => ({ kind: "agent_switched", agentId })),
-  "broker.error": (event) => trouble(event, event.retryable === true),
+  "broker.error": (event) => errorSignal(event, event.retryable === true),
   "session.created": () => ({ kind: "ready", dialect: null, upstream: null }),
 
   "input_audio_buffer.speech_started": () => ({ kind: "speech_started" }),
@@ -40,10 +40,10 @@ const READERS = {
   "conversation.item.created": (event) => item(event.item, event.previous_item_id),
   "conversation.item.added": (event) => item(event.item, event.previous_item_id),
 
-  "conversation.item.input_audio_transcription.delta": (event) => spoken("words", "user", event, event.delta),
-  "conversation.item.input_audio_transcription.completed": (event) => spoken("said", "user", event, event.transcript),
+  "conversation.item.input_audio_transcription.delta": (event) => spoken("transcript_delta", "user", event, event.delta),
+  "conversation.item.input_audio_transcription.completed": (event) => spoken("transcript_done", "user", event, event.transcript),
   "conversation.item.input_audio_transcription.failed": (event) =>
-    withText(event.item_id, (itemId) => ({ kind: "unheard", itemId })),
+    withText(event.item_id, (itemId) => ({ kind: "transcription_failed", itemId })),
 
   "response.created": (event) =>
     withText(event.response?.id, (responseId) => ({ kind: "response_started", responseId })),
@@ -53,30 +53,30 @@ const READERS = {
       responseId,
       status: text(event.response.status) ?? "completed",
     })),
-  "output_audio_buffer.started": () => ({ kind: "sound_started" }),
-  "output_audio_buffer.stopped": () => ({ kind: "sound_stopped" }),
-  "output_audio_buffer.cleared": () => ({ kind: "sound_stopped" }),
+  "output_audio_buffer.started": () => ({ kind: "playback_started" }),
+  "output_audio_buffer.stopped": () => ({ kind: "playback_stopped" }),
+  "output_audio_buffer.cleared": () => ({ kind: "playback_stopped" }),
 
   error: (event) =>
     event.error?.code === "session_expired"
       ? { kind: "session_expired" }
       : isHarmless(event.error?.code)
         ? null
-        : trouble(event.error ?? {}, true),
+        : errorSignal(event.error ?? {}, true),
 };
 
-// What the two dialects name differently: `response.audio.delta` is `response.output_audio.delta` in GA, and so on.
+// The dialects' names differ: `response.audio.delta` is `response.output_audio.delta` in GA, and so on.
 for (const prefix of ["response.", "response.output_"]) {
   READERS[`${prefix}audio.delta`] = audio;
   READERS[`${prefix}audio.done`] = (event) => withText(event.item_id, (itemId) => ({ kind: "audio_done", itemId }));
-  READERS[`${prefix}audio_transcript.delta`] = (event) => spoken("words", "assistant", event, event.delta);
-  READERS[`${prefix}audio_transcript.done`] = (event) => spoken("said", "assistant", event, event.transcript);
-  READERS[`${prefix}text.delta`] = (event) => spoken("words", "assistant", event, event.delta);
-  READERS[`${prefix}text.done`] = (event) => spoken("said", "assistant", event, event.text);
+  READERS[`${prefix}audio_transcript.delta`] = (event) => spoken("transcript_delta", "assistant", event, event.delta);
+  READERS[`${prefix}audio_transcript.done`] = (event) => spoken("transcript_done", "assistant", event, event.transcript);
+  READERS[`${prefix}text.delta`] = (event) => spoken("transcript_delta", "assistant", event, event.delta);
+  READERS[`${prefix}text.done`] = (event) => spoken("transcript_done", "assistant", event, event.text);
 }
 
 /**
- * @param {unknown} event as it came, parsed
+ * @param {unknown} event parsed JSON
  * @returns {Signal | null}
  */
 export function readEvent(event) {
@@ -87,7 +87,7 @@ export function readEvent(event) {
 }
 
 /**
- * As `readEvent`, from the text of a frame; what is not JSON is nobody's.
+ * As `readEvent`, from the text of a frame. Returns null for a frame that is not JSON.
  * @param {unknown} frame
  * @returns {Signal | null}
  */
@@ -101,8 +101,8 @@ export function readFrame(frame) {
 }
 
 /**
- * The events by which a typed text is said and answered.
- * @param {string} itemId ours, at most 32 characters
+ * The events that add a typed message and ask for an answer.
+ * @param {string} itemId chosen by the client, at most 32 characters
  * @param {string} words
  */
 export function textEvents(itemId, words) {
@@ -122,7 +122,7 @@ export function truncateEvent({ itemId, contentIndex, playedMs }) {
 
 /** @param {unknown} code */
 function isHarmless(code) {
-  // Our cancel crossed the answer's end on the way.
+  // The client's `response.cancel` crossed the end of the answer.
   return code === "response_cancel_not_active" || code === "cancellation_failed";
 }
 
@@ -154,7 +154,7 @@ function audio(event) {
 }
 
 /**
- * @param {"words" | "said"} kind
+ * @param {"transcript_delta" | "transcript_done"} kind
  * @param {Speaker} speaker
  * @param {ServerEvent} event
  * @param {unknown} words
@@ -176,9 +176,9 @@ function spoken(kind, speaker, event, words) {
  * @param {boolean} retryable
  * @returns {Signal}
  */
-function trouble(error, retryable) {
+function errorSignal(error, retryable) {
   const code = text(error.code) ?? text(error.type) ?? "unknown";
-  return { kind: "trouble", code, message: text(error.message) ?? "Something went wrong on the other side.", retryable };
+  return { kind: "error", code, message: text(error.message) ?? "Something went wrong on the other side.", retryable };
 }
 
 /**

@@ -1,4 +1,4 @@
-/** What went wrong outside of a connection, in the session machine's words. */
+/** Failures outside of a connection, as events of the session machine. */
 
 import { MicrophoneError } from "./audio/microphone.js";
 import { BrokerError } from "./broker.js";
@@ -6,7 +6,7 @@ import { BrokerError } from "./broker.js";
 /** @typedef {import("./session-machine.js").Failure} Failure */
 
 /**
- * What asking for a plan came to: no microphone to talk with, or no plan.
+ * The event for a plan request that failed: for want of a microphone, or of a plan.
  * @param {unknown} error
  * @returns {import("./session-machine.js").Event}
  */
@@ -20,7 +20,7 @@ export function planFailed(error) {
 }
 
 /**
- * A fault of the page's own. Another connection may not have it; a reload may mend it.
+ * A failure in the page's own code. Another connection may not have it; a reload may repair it.
  * @param {unknown} error
  * @returns {Failure}
  */

@@ -1,11 +1,11 @@
-/** The Health tab: what `/status` says, drawn, with a memory of the last minutes. */
+/** The Health tab: draws `/status`, with the latencies of the last ten minutes. */
 
 /**
- * @typedef {object} StrategyStatus  As `/status` says it; every field may be missing.
+ * @typedef {object} StrategyStatus  A strategy in `/status`; every field may be missing.
  * @property {string} name
- * @property {string} [breaker]  closed, open or half_open; without it the strategy can't fail
+ * @property {string} [breaker]  closed, open or half_open; missing for a strategy that can't fail
  * @property {string} [capability]  unknown, available, missing or misconfigured
- * @property {string | null} [why]  it rests, and until when
+ * @property {string | null} [why]  the breaker is open, and until when
  * @property {string | null} [last_outcome]
  * @property {number | null} [last_ago_s]
  * @property {number} [attempts]
@@ -14,17 +14,17 @@
  */
 
 const POLL_MS = 5_000;
-const REMEMBERED = 120;
+const LATENCIES_KEPT = 120; // ten minutes of polls
 const NO_FIGURES =
-  "This broker tells more only to whoever sends its BROKER_METRICS_TOKEN: ask GET /status with it as Bearer, or look at the dashboard that has it.";
+  "This broker shows its figures only with its BROKER_METRICS_TOKEN: request GET /status with it as Bearer token, or open the dashboard that has it.";
 const SVG = "http://www.w3.org/2000/svg";
 
-/** A strategy's condition in a word, and the colour of it. @type {Record<string, [string, string]>} */
+/** A strategy's condition and its colour, by capability or breaker. @type {Record<string, [string, string]>} */
 const CONDITIONS = {
   half_open: ["probing", "warn"],
   missing: ["not there", "idle"],
   misconfigured: ["misconfigured", "bad"],
-  open: ["resting", "bad"],
+  open: ["paused", "bad"],
   available: ["working", "good"],
   unknown: ["not asked yet", "idle"],
 };
@@ -83,10 +83,10 @@ export class HealthPanel {
     const median = latency.p50 ?? null;
     const history = this.#latencies.get(name) ?? [];
     if (median !== null) history.push(median);
-    this.#latencies.set(name, history.slice(-REMEMBERED));
+    this.#latencies.set(name, history.slice(-LATENCIES_KEPT));
     const row = document.createElement("li");
     row.append(
-      block("", [heading(strategy), block("says", [says(strategy)], "p")]),
+      block("", [heading(strategy), block("says", [describe(strategy)], "p")]),
       rate(attempts, successes),
       block("spark", [sparkline(this.#latencies.get(name) ?? []), latencyText(median, latency.p95 ?? null)]),
     );
@@ -95,7 +95,7 @@ export class HealthPanel {
 }
 
 /**
- * Whether it is the whole status, and not the part that everybody may read.
+ * Whether it is the whole status, and not the part that is public.
  * @param {any} status
  */
 function isFull(status) {
@@ -128,8 +128,8 @@ function figure(name, value, more) {
 
 /** @param {StrategyStatus} strategy */
 function heading({ name, breaker, capability = "unknown" }) {
-  const resting = breaker === "open" && capability in CONDITIONS && capability !== "available" && capability !== "unknown";
-  const condition = breaker === undefined ? ["always there", "good"] : CONDITIONS[breaker === "closed" || resting ? capability : breaker];
+  const permanent = breaker === "open" && capability in CONDITIONS && capability !== "available" && capability !== "unknown";
+  const condition = breaker === undefined ? ["always there", "good"] : CONDITIONS[breaker === "closed" || permanent ? capability : breaker];
   const [label, tone] = condition ?? [words(breaker), "idle"];
   const pill = block("pill", [label], "span");
   pill.dataset.tone = tone;
@@ -137,15 +137,15 @@ function heading({ name, breaker, capability = "unknown" }) {
 }
 
 /** @param {StrategyStatus} strategy */
-function says({ name, why, last_outcome: outcome, last_ago_s: ago }) {
+function describe({ name, why, last_outcome: outcome, last_ago_s: ago }) {
   if (why) return why;
-  if (name === "websocket_proxy") return "The failsafe: the broker carries the talk itself.";
+  if (name === "websocket_proxy") return "The fallback: the broker carries the talk itself.";
   if (!outcome) return "";
-  return typeof ago === "number" ? `Last: ${words(outcome)}, ${since(ago)} ago` : `Last: ${words(outcome)}`;
+  return typeof ago === "number" ? `Last: ${words(outcome)}, ${duration(ago)} ago` : `Last: ${words(outcome)}`;
 }
 
 /** @param {number} seconds */
-function since(seconds) {
+function duration(seconds) {
   if (seconds < 90) return `${Math.round(seconds)} s`;
   return seconds < 5_400 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3_600)} h`;
 }

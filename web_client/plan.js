@@ -1,4 +1,4 @@
-/** A plan, as the broker answers it: checked field by field, since a page acts upon it. Pure. */
+/** Reads the broker's plan, and checks every field: the page connects where the plan says. Pure. */
 
 /**
  * @typedef {"webrtc" | "webrtc_relay" | "websocket" | "websocket_proxy"} TransportName
@@ -6,17 +6,17 @@
  * @typedef {object} Connection
  * @property {TransportName} transport
  * @property {string} url
- * @property {string | null} token        what goes into the Authorization header
- * @property {string[]} protocols         what goes into the WebSocket handshake
- * @property {number} expiresInS          from the plan's arrival on
+ * @property {string | null} token        for the Authorization header
+ * @property {string[]} protocols         for the WebSocket handshake
+ * @property {number} expiresInS          counted from the plan's arrival
  *
  * @typedef {object} Plan
  * @property {string} sessionId
  * @property {string} sessionToken
  * @property {string} agentId
- * @property {boolean} degraded           nothing could be minted
+ * @property {boolean} degraded           no strategy minted a token
  * @property {Connection[]} connections   in the order to try
- * @property {number} receivedAtMs        on the page's own monotonic clock
+ * @property {number} receivedAtMs        on the page's monotonic clock
  */
 
 /** @type {readonly TransportName[]} */
@@ -24,7 +24,7 @@ export const TRANSPORTS = ["webrtc", "webrtc_relay", "websocket", "websocket_pro
 
 const MAX_LIFE_S = 86_400;
 
-/** What a page must never hold: resource keys, OpenAI keys, Entra tokens (JWTs). */
+/** Shapes of credentials that a page must never hold: resource keys, OpenAI keys, Entra tokens (JWTs). */
 const LONG_LIVED = [/^[0-9a-f]{32}$/i, /^[A-Za-z0-9]{84}$/, /^sk-/, /^eyJ[\w-]+\.[\w-]+\.[\w-]*$/];
 
 /**
@@ -50,7 +50,7 @@ export function readPlan(body, nowMs, wanted = null) {
 }
 
 /**
- * Whether a token may be used in a page: short-lived by its own word, and not in the shape of a key.
+ * Whether a page may use the connection's token: it expires soon, and does not look like a long-lived key.
  * @param {Connection} connection
  */
 export function isEphemeral({ transport, token, protocols, expiresInS }) {
@@ -69,7 +69,7 @@ function looksLongLived(secret) {
 
 /**
  * @param {any} raw
- * @returns {Connection | null} null where this client can't use it
+ * @returns {Connection | null} null for one that this client can't use
  */
 function readConnection(raw) {
   if (!TRANSPORTS.includes(raw?.transport) || !isText(raw.url)) return null;
@@ -83,7 +83,7 @@ function readConnection(raw) {
 }
 
 /**
- * Encrypted, or on this very machine, or where the page itself came from.
+ * Whether a URL is encrypted, on loopback, or on the page's own host.
  * @param {string} url
  * @param {string[]} schemes the encrypted one first
  */

@@ -1,8 +1,8 @@
 /**
- * What a session does next: every decision about connecting, failing over and giving up, and no I/O. `decide` takes a
- * state and an event and gives the next state and the actions that lead there; `VoiceSession` carries them out.
+ * The session's state machine: every decision about connecting, failing over and giving up, without I/O. `decide` takes
+ * a state and an event, and returns the next state and the actions to take; `VoiceSession` performs them.
  *
- * | what happened                                        | what is done                                         |
+ * | event                                                | action                                               |
  * |------------------------------------------------------|------------------------------------------------------|
  * | SDP refused or slow, token expired or not ephemeral  | the plan's next connection                           |
  * | ICE failed or not connected in time, channel dead    | the plan's WebSocket; WebRTC is left out from now on |
@@ -27,17 +27,17 @@
  * @property {string} [reportAs]    the stable code for the page, where `code` is too coarse
  * @property {number} [retryAfterMs]
  *
- * @typedef {object} Journey  What is remembered on the way to a connection.
+ * @typedef {object} Progress  What is known on the way to a connection.
  * @property {boolean} resume     the session was live before
- * @property {number} attempt     plans asked for in vain since it was last live for a while
- * @property {boolean} noWebRtc   its media path is known to be blocked
- * @property {string} reason      why we are not where we would rather be
+ * @property {number} attempt     failed attempts since it was last live for STEADY_MS
+ * @property {boolean} noWebRtc   WebRTC's media path is blocked
+ * @property {string} reason      why the first choice is not used
  *
  * @typedef {{name: "idle"}
- *   | {name: "requesting", journey: Journey}
- *   | {name: "connecting", journey: Journey, plan: Plan, index: number}
- *   | {name: "live", journey: Journey, plan: Plan, index: number, sinceMs: number}
- *   | {name: "waiting", journey: Journey, delayMs: number}
+ *   | {name: "requesting", progress: Progress}
+ *   | {name: "connecting", progress: Progress, plan: Plan, index: number}
+ *   | {name: "live", progress: Progress, plan: Plan, index: number, sinceMs: number}
+ *   | {name: "waiting", progress: Progress, delayMs: number}
  *   | {name: "ended", reason: string}
  *   | {name: "failed", code: string, message: string}} State
  *
@@ -57,7 +57,7 @@
  *   | {do: "close"}
  *   | {do: "wait", delayMs: number}
  *   | {do: "report", code: string, message: string, retryable: boolean}} Action
- *   `open` takes the place of the connection before.
+ *   `open` replaces the connection before.
  *
  * @typedef {{state: State, actions: Action[]}} Decision
  * @typedef {{nowMs: number, random: number}} Moment  a monotonic clock, and a number in [0, 1) for jitter
@@ -65,15 +65,15 @@
 
 export const FIRST_BACKOFF_MS = 500;
 export const MAX_BACKOFF_MS = 8_000;
-/** Plans asked for before giving up: a first connection, and a talk that was live. */
+/** Attempts before giving up: for a first connection, and for a talk that was live. */
 export const MAX_ATTEMPTS = { first: 4, resume: 12 };
 const EXPIRY_SLACK_S = 2;
-/** A talk that lived for so long begins anew in its count of attempts; else one that flaps would never be given up. */
+/** A talk that was live for so long starts its count of attempts anew. Without it, one that flaps would never fail. */
 const STEADY_MS = 10_000;
 
-/** Codes after which WebRTC need not be tried again: the media's path is the same, relayed signalling or not. */
+/** Codes after which WebRTC is not tried again: relayed signalling takes the same media path. */
 const MEDIA_BLOCKED = new Set(["ice_failed", "ice_timeout", "channel_closed"]);
-/** Codes after which the same plan cannot help, and no wait is needed. */
+/** Codes after which the plan is useless, and a new one is requested without a wait. */
 const PLAN_SPENT = new Set(["ticket_spent", "draining"]);
 
 /**
@@ -84,33 +84,33 @@ const PLAN_SPENT = new Set(["ticket_spent", "draining"]);
  */
 export function decide(state, event, moment) {
   if (event.type === "hang_up") return hangUp(state, event.reason);
-  if (event.type === "microphone_failed") return giveUp(event.failure);
+  if (event.type === "microphone_failed") return fail(event.failure);
   switch (state.name) {
     case "idle":
     case "ended":
     case "failed":
-      return event.type === "talk" ? request(newJourney()) : stay(state);
+      return event.type === "talk" ? request(newProgress()) : unchanged(state);
     case "waiting":
-      return event.type === "wake" ? request(state.journey) : stay(state);
+      return event.type === "wake" ? request(state.progress) : unchanged(state);
     case "requesting":
-      if (event.type === "plan") return openFrom(event.plan, 0, firstReason(state.journey, event.plan), moment);
-      if (event.type === "plan_failed") return retry(state.journey, event.failure, moment);
-      if (event.type === "move") return move(state.journey, event.reason);
-      return stay(state);
+      if (event.type === "plan") return openFrom(event.plan, 0, firstReason(state.progress, event.plan), moment);
+      if (event.type === "plan_failed") return retry(state.progress, event.failure, moment);
+      if (event.type === "move") return move(state.progress, event.reason);
+      return unchanged(state);
     case "connecting":
       if (event.type === "opened") return goLive(state, moment);
       if (event.type === "failed") return failOver(state, event.failure, moment);
-      if (event.type === "move") return move(state.journey, event.reason);
-      return stay(state);
+      if (event.type === "move") return move(state.progress, event.reason);
+      return unchanged(state);
     case "live":
       if (event.type === "dropped") return dropped(state, event.failure, moment);
-      if (event.type === "move") return move(state.journey, event.reason);
-      return stay(state);
+      if (event.type === "move") return move(state.progress, event.reason);
+      return unchanged(state);
   }
 }
 
 /**
- * The state's name in the page's words.
+ * The state's public name.
  * @param {State} state
  * @returns {"idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed"}
  */
@@ -118,55 +118,55 @@ export function publicName(state) {
   switch (state.name) {
     case "requesting":
     case "connecting":
-      return state.journey.resume ? "reconnecting" : state.name;
+      return state.progress.resume ? "reconnecting" : state.name;
     case "waiting":
-      return state.journey.resume ? "reconnecting" : "requesting";
+      return state.progress.resume ? "reconnecting" : "requesting";
     default:
       return state.name;
   }
 }
 
-/** @returns {Journey} */
-function newJourney() {
+/** @returns {Progress} */
+function newProgress() {
   return { resume: false, attempt: 0, noWebRtc: false, reason: "first_choice" };
 }
 
 /**
- * @param {Journey} journey
+ * @param {Progress} progress
  * @returns {Decision}
  */
-function request(journey) {
-  return { state: { name: "requesting", journey }, actions: [{ do: "request_plan" }] };
+function request(progress) {
+  return { state: { name: "requesting", progress }, actions: [{ do: "request_plan" }] };
 }
 
 /**
- * @param {Journey} journey
+ * @param {Progress} progress
  * @param {Plan} plan
- * @returns {Journey}
+ * @returns {Progress}
  */
-function firstReason(journey, plan) {
-  return journey.reason === "first_choice" && plan.degraded ? { ...journey, reason: "not_minted" } : journey;
+function firstReason(progress, plan) {
+  return progress.reason === "first_choice" && plan.degraded ? { ...progress, reason: "not_minted" } : progress;
 }
 
 /**
- * Opens the first connection from `index` on that is worth trying.
+ * Opens the first usable connection from `index` on.
  * @param {Plan} plan
  * @param {number} index
- * @param {Journey} journey
+ * @param {Progress} progress
  * @param {Moment} moment
  * @returns {Decision}
  */
-function openFrom(plan, index, journey, moment) {
+function openFrom(plan, index, progress, moment) {
   const connection = plan.connections[index];
-  if (!connection) return retry(journey, { code: "plan_failed", message: "None of the ways to Azure worked." }, moment);
-  if (journey.noWebRtc && isWebRtc(connection) && !plan.connections.every(isWebRtc)) {
-    return openFrom(plan, index + 1, journey, moment);
+  if (!connection) return retry(progress, { code: "plan_failed", message: "None of the ways to Azure worked." }, moment);
+  if (progress.noWebRtc && isWebRtc(connection) && !plan.connections.every(isWebRtc)) {
+    return openFrom(plan, index + 1, progress, moment);
   }
   if (moment.nowMs - plan.receivedAtMs > (connection.expiresInS - EXPIRY_SLACK_S) * 1000) {
-    if (connection.transport === "websocket_proxy") return again(journey, "ticket_spent", moment);
-    return openFrom(plan, index + 1, { ...journey, reason: "token_expired" }, moment);
+    if (connection.transport === "websocket_proxy") return replan(progress, "ticket_spent", moment);
+    return openFrom(plan, index + 1, { ...progress, reason: "token_expired" }, moment);
   }
-  return { state: { name: "connecting", journey, plan, index }, actions: [{ do: "open", connection }] };
+  return { state: { name: "connecting", progress, plan, index }, actions: [{ do: "open", connection }] };
 }
 
 /**
@@ -174,8 +174,8 @@ function openFrom(plan, index, journey, moment) {
  * @param {Moment} moment
  * @returns {Decision}
  */
-function goLive({ journey, plan, index }, { nowMs }) {
-  return { state: { name: "live", journey: { ...journey, resume: true }, plan, index, sinceMs: nowMs }, actions: [] };
+function goLive({ progress, plan, index }, { nowMs }) {
+  return { state: { name: "live", progress: { ...progress, resume: true }, plan, index, sinceMs: nowMs }, actions: [] };
 }
 
 /**
@@ -185,76 +185,77 @@ function goLive({ journey, plan, index }, { nowMs }) {
  * @param {Moment} moment
  * @returns {Decision}
  */
-function failOver({ journey, plan, index }, failure, moment) {
-  if (failure.fatal) return giveUp(failure);
-  if (PLAN_SPENT.has(failure.code)) return again(journey, failure.code, moment);
-  return openFrom(plan, index + 1, learn(journey, failure), moment);
+function failOver({ progress, plan, index }, failure, moment) {
+  if (failure.fatal) return fail(failure);
+  if (PLAN_SPENT.has(failure.code)) return replan(progress, failure.code, moment);
+  return openFrom(plan, index + 1, afterFailure(progress, failure), moment);
 }
 
 /**
- * A talk broke off. A new plan, since its epoch puts the later turns behind the earlier ones.
+ * A live connection broke off. It requests a new plan, whose epoch orders the later turns behind the earlier ones.
  * @param {Extract<State, {name: "live"}>} state
  * @param {Failure} failure
  * @param {Moment} moment
  * @returns {Decision}
  */
-function dropped({ journey, sinceMs }, failure, moment) {
-  if (failure.fatal) return giveUp(failure);
-  const learned = learn(journey, failure);
+function dropped({ progress, sinceMs }, failure, moment) {
+  if (failure.fatal) return fail(failure);
+  const learned = afterFailure(progress, failure);
   const steady = moment.nowMs - sinceMs >= STEADY_MS;
-  if (!steady && journey.attempt > 0) return retry(learned, failure, moment);
+  if (!steady && progress.attempt > 0) return retry(learned, failure, moment);
   const next = { ...learned, attempt: 1 };
-  // A crowd's connections break together; our own path, or our own time, does not: no wait.
+  // A broker that goes away drops all its talks at once, so that they must not return at once. A blocked path or the
+  // session limit concerns this talk alone: no wait.
   const alone = failure.code === "session_limit" || MEDIA_BLOCKED.has(failure.code);
   return alone ? move(next, failure.code) : wait(next, jitter(FIRST_BACKOFF_MS / 2, moment), [{ do: "close" }]);
 }
 
 /**
- * To a new plan at once, closing what there is.
- * @param {Journey} journey
+ * Closes the connection, and requests a new plan at once.
+ * @param {Progress} progress
  * @param {string} reason
  * @returns {Decision}
  */
-function move(journey, reason) {
-  const next = request({ ...journey, reason });
+function move(progress, reason) {
+  const next = request({ ...progress, reason });
   return { state: next.state, actions: [{ do: "close" }, ...next.actions] };
 }
 
 /**
- * To a new plan because this one is used up: at once the first time, then with a wait.
- * @param {Journey} journey
+ * Requests a new plan because this one is used up: at once the first time, then after a wait.
+ * @param {Progress} progress
  * @param {string} reason
  * @param {Moment} moment
  * @returns {Decision}
  */
-function again(journey, reason, moment) {
-  if (journey.attempt === 0) return move({ ...journey, attempt: 1 }, reason);
-  return retry({ ...journey, reason }, { code: "plan_failed", message: "The broker's tickets are not accepted." }, moment);
+function replan(progress, reason, moment) {
+  if (progress.attempt === 0) return move({ ...progress, attempt: 1 }, reason);
+  return retry({ ...progress, reason }, { code: "plan_failed", message: "The broker's tickets are not accepted." }, moment);
 }
 
 /**
- * @param {Journey} journey
+ * @param {Progress} progress
  * @param {Failure} failure
  * @param {Moment} moment
  * @returns {Decision}
  */
-function retry(journey, failure, moment) {
-  const attempt = journey.attempt + 1;
-  const limit = journey.resume ? MAX_ATTEMPTS.resume : MAX_ATTEMPTS.first;
-  if (failure.fatal || attempt >= limit) return giveUp(failure);
+function retry(progress, failure, moment) {
+  const attempt = progress.attempt + 1;
+  const limit = progress.resume ? MAX_ATTEMPTS.resume : MAX_ATTEMPTS.first;
+  if (failure.fatal || attempt >= limit) return fail(failure);
   const backoffMs = Math.min(MAX_BACKOFF_MS, FIRST_BACKOFF_MS * 2 ** (attempt - 1));
   const delayMs = Math.max(failure.retryAfterMs ?? 0, jitter(backoffMs, moment));
-  return wait({ ...journey, attempt }, delayMs, [{ do: "close" }]);
+  return wait({ ...progress, attempt }, delayMs, [{ do: "close" }]);
 }
 
 /**
- * @param {Journey} journey
+ * @param {Progress} progress
  * @param {number} delayMs
  * @param {Action[]} before
  * @returns {Decision}
  */
-function wait(journey, delayMs, before) {
-  return { state: { name: "waiting", journey, delayMs }, actions: [...before, { do: "wait", delayMs }] };
+function wait(progress, delayMs, before) {
+  return { state: { name: "waiting", progress, delayMs }, actions: [...before, { do: "wait", delayMs }] };
 }
 
 /**
@@ -263,7 +264,7 @@ function wait(journey, delayMs, before) {
  * @returns {Decision}
  */
 function hangUp(state, reason) {
-  if (state.name === "idle" || state.name === "ended" || state.name === "failed") return stay(state);
+  if (state.name === "idle" || state.name === "ended" || state.name === "failed") return unchanged(state);
   return { state: { name: "ended", reason }, actions: [{ do: "close" }] };
 }
 
@@ -271,7 +272,7 @@ function hangUp(state, reason) {
  * @param {Failure} failure
  * @returns {Decision}
  */
-function giveUp({ code, reportAs = code, message }) {
+function fail({ code, reportAs = code, message }) {
   return {
     state: { name: "failed", code: reportAs, message },
     actions: [{ do: "close" }, { do: "report", code: reportAs, message, retryable: false }],
@@ -282,17 +283,17 @@ function giveUp({ code, reportAs = code, message }) {
  * @param {State} state
  * @returns {Decision}
  */
-function stay(state) {
+function unchanged(state) {
   return { state, actions: [] };
 }
 
 /**
- * @param {Journey} journey
+ * @param {Progress} progress
  * @param {Failure} failure
- * @returns {Journey}
+ * @returns {Progress}
  */
-function learn(journey, { code }) {
-  return { ...journey, reason: code, noWebRtc: journey.noWebRtc || MEDIA_BLOCKED.has(code) };
+function afterFailure(progress, { code }) {
+  return { ...progress, reason: code, noWebRtc: progress.noWebRtc || MEDIA_BLOCKED.has(code) };
 }
 
 /** @param {Connection} connection */

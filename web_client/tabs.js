@@ -1,19 +1,19 @@
-/** Other tabs of this site that talk at the same time: their voices would end up in this one's microphone. */
+/** Finds other tabs of this site that talk at the same time: each one's microphone would pick up the other's agent. */
 
 const CHANNEL = "voice-session";
 
 /**
- * Says that this tab talks, and listens for others that do.
+ * Announces this tab's talk, and calls `onOther` for each other tab that talks.
  * @param {() => void} onOther
- * @param {AbortSignal} signal the talk's end
+ * @param {AbortSignal} signal aborted at the end of the talk
  */
 export function watchOtherTabs(onOther, signal) {
   if (typeof BroadcastChannel === "undefined") return;
   const channel = new BroadcastChannel(CHANNEL);
   channel.onmessage = ({ data }) => {
-    if (data === "who else talks?") channel.postMessage("I do");
+    if (data === "probe") channel.postMessage("present");
     onOther();
   };
-  channel.postMessage("who else talks?");
+  channel.postMessage("probe");
   signal.addEventListener("abort", () => channel.close());
 }

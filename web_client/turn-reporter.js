@@ -1,25 +1,25 @@
 /**
- * Brings turns to the memory in their order, and keeps each until the broker has acknowledged it.
+ * Reports turns to the broker in order, and keeps each until the broker has acknowledged it.
  *
- * One turn at a time while the page lives; when it closes, all that is left at once, as far as the 64 KiB go that the
- * browser lets `keepalive` requests of a page have in flight together.
+ * It sends one turn at a time while the page is open. When the page closes it sends the rest at once, within the 64 KiB
+ * that browsers allow a page's `keepalive` requests to have in flight together.
  */
 
 /**
  * @typedef {import("./conversation.js").Turn} Turn
  *
- * @typedef {object} Parcel
+ * @typedef {object} TurnReport
  * @property {Turn} turn
  * @property {string} agentId
  * @property {string} sessionId
- * @property {string} sessionToken  of the plan whose connection the turn belongs to: its epoch orders the turn
+ * @property {string} sessionToken  of the plan whose connection the turn belongs to; its epoch orders the turn
  *
- * @typedef {(parcel: Parcel, options: {keepalive: boolean}) => Promise<void>} Post
- *   Resolves when acknowledged; rejects with an error whose `retryable` and `retryAfterMs` are obeyed.
+ * @typedef {(report: TurnReport, options: {keepalive: boolean}) => Promise<void>} Post
+ *   Resolves when acknowledged; rejects with an error whose `retryable` and `retryAfterMs` are honoured.
  *
  * @typedef {object} ReporterOptions
  * @property {Post} post
- * @property {(parcel: Parcel, error: unknown) => void} onLost   a turn that the broker will never take
+ * @property {(report: TurnReport, error: unknown) => void} onLost   a turn that the broker will never take
  * @property {(ms: number) => Promise<void>} [sleep]  may end early
  * @property {() => number} [random]
  */
@@ -31,7 +31,7 @@ const FIRST_BACKOFF_MS = 250;
 const MAX_BACKOFF_MS = 15_000;
 
 export class TurnReporter {
-  /** @type {Parcel[]} */
+  /** @type {TurnReport[]} */
   #queue = [];
   #post;
   #onLost;
@@ -55,13 +55,13 @@ export class TurnReporter {
   }
 
   /**
-   * Queues a turn. Where the broker has been away for so long that the queue is full, the oldest is given up, loudly.
-   * @param {Parcel} parcel
+   * Queues a turn. If the queue is full, the oldest turn is dropped and `onLost` is called.
+   * @param {TurnReport} report
    */
-  report(parcel) {
-    this.#queue.push(parcel);
+  enqueue(report) {
+    this.#queue.push(report);
     if (this.#queue.length > MAX_QUEUE) {
-      const oldest = /** @type {Parcel} */ (this.#queue.splice(1, 1)[0]); // the first is under way
+      const oldest = /** @type {TurnReport} */ (this.#queue.splice(1, 1)[0]); // the first is under way
       this.#onLost(oldest, new Error("the broker has been away for too long"));
     }
     this.#pump ??= this.#run().finally(() => {
@@ -69,25 +69,25 @@ export class TurnReporter {
     });
   }
 
-  /** When all that is queued has been acknowledged or given up. */
+  /** Resolves when every queued turn has been acknowledged or dropped. */
   async drained() {
     await this.#pump;
   }
 
-  /** The page is closing: sends what is left, without waiting for one another's answers. */
+  /** The page is closing: sends all queued turns at once. */
   flushOnClose() {
-    for (const parcel of this.#queue.splice(0)) {
-      if (!this.#fitsKeepalive(parcel)) continue; // the browser would refuse it, whoever asks
-      this.#send(parcel, true).catch(() => undefined); // nobody is left to be told
+    for (const report of this.#queue.splice(0)) {
+      if (!this.#fitsKeepalive(report)) continue; // the browser would refuse it
+      this.#send(report, true).catch(() => undefined); // the page is gone: nobody handles it
     }
   }
 
   async #run() {
     let failures = 0;
     while (this.#queue.length > 0) {
-      const parcel = this.#queue[0];
+      const report = this.#queue[0];
       try {
-        await this.#send(parcel, this.#fitsKeepalive(parcel));
+        await this.#send(report, this.#fitsKeepalive(report));
         failures = 0;
       } catch (error) {
         const { retryable = true, retryAfterMs = 0 } = /** @type {{retryable?: boolean, retryAfterMs?: number}} */ (error);
@@ -96,29 +96,29 @@ export class TurnReporter {
           await this.#sleep(Math.max(retryAfterMs, this.#backoffMs(failures)));
           continue;
         }
-        this.#onLost(parcel, error);
+        this.#onLost(report, error);
       }
-      if (this.#queue[0] === parcel) this.#queue.shift();
+      if (this.#queue[0] === report) this.#queue.shift();
     }
   }
 
   /**
-   * @param {Parcel} parcel
+   * @param {TurnReport} report
    * @param {boolean} keepalive
    */
-  async #send(parcel, keepalive) {
-    const bytes = keepalive ? sizeOf(parcel) : 0;
+  async #send(report, keepalive) {
+    const bytes = keepalive ? sizeOf(report) : 0;
     this.#keepaliveBytes += bytes;
     try {
-      await this.#post(parcel, { keepalive });
+      await this.#post(report, { keepalive });
     } finally {
       this.#keepaliveBytes -= bytes;
     }
   }
 
-  /** @param {Parcel} parcel */
-  #fitsKeepalive(parcel) {
-    return this.#keepaliveBytes + sizeOf(parcel) <= KEEPALIVE_BUDGET_BYTES;
+  /** @param {TurnReport} report */
+  #fitsKeepalive(report) {
+    return this.#keepaliveBytes + sizeOf(report) <= KEEPALIVE_BUDGET_BYTES;
   }
 
   /** @param {number} failures */
@@ -128,7 +128,7 @@ export class TurnReporter {
   }
 }
 
-/** @param {Parcel} parcel */
+/** @param {TurnReport} report */
 function sizeOf({ turn }) {
   return new TextEncoder().encode(JSON.stringify(turn.content)).length + FRAME_BYTES;
 }

@@ -5,19 +5,20 @@
  *     session.addEventListener("transcript", ({ detail }) => console.log(detail.speaker, detail.text));
  *     button.onclick = () => session.connect();
  *
- * What comes next is decided in `session-machine.js`; here it is carried out.
+ * `session-machine.js` decides what comes next; this class performs it.
  */
 
-import { Studio } from "./audio/studio.js";
+import { AudioEngine } from "./audio/audio-engine.js";
 import { Broker, BrokerError } from "./broker.js";
 import { textEvents } from "./events.js";
 import { errorWithCode, pageFault, planFailed } from "./failures.js";
 import { isEphemeral, readPlan } from "./plan.js";
-import { Scribe } from "./scribe.js";
+import { TranscriptRecorder } from "./transcript-recorder.js";
 import { decide, publicName } from "./session-machine.js";
 import { watchOtherTabs } from "./tabs.js";
-import { createTransport } from "./transports/index.js";
 import { ConnectionFailure, failure } from "./transports/transport.js";
+import { WebRtcTransport } from "./transports/webrtc.js";
+import { WebSocketTransport } from "./transports/websocket.js";
 
 /**
  * @typedef {"idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed"} SessionState
@@ -27,37 +28,37 @@ import { ConnectionFailure, failure } from "./transports/transport.js";
  * @typedef {import("./session-machine.js").Failure} Failure
  * @typedef {import("./transports/transport.js").Transport} Transport
  *
- * @typedef {object} Talk  What lives from Talk to the end of it, whatever the connections do.
- * @property {Studio} studio
+ * @typedef {object} Talk  What lives as long as a talk, across its connections.
+ * @property {AudioEngine} engine
  * @property {AbortController} closing
- * @property {boolean} watched  whether other tabs are watched for
+ * @property {boolean} watchesTabs  whether `watchOtherTabs` was called
  *
  * @typedef {object} VoiceSessionOptions
  * @property {string} brokerUrl  where the broker is, such as `https://voice.example.com`
  * @property {string} [agentId]  the broker's default agent without it
  * @property {string} [sessionId]  16 to 64 of `A-Za-z0-9_-`; the broker makes one without it
  * @property {string} [userId]
- * @property {TransportName[]} [transports]  the only ones to use; all without it
- * @property {number} [moveAfterMs]  a connection is left for a new one after so long, at the next pause
+ * @property {TransportName[]} [transports]  the only ones to use; all by default
+ * @property {number} [moveAfterMs]  after so long, a new connection replaces the current one at the next pause
  *
  * @typedef {object} VoiceSessionEvents  The `detail` of each event.
  * @property {{state: SessionState}} state
- * @property {{transport: TransportName | null, reason: string}} transport  what is tried now, and why no better one
+ * @property {{transport: TransportName | null, reason: string}} transport  the current transport, and why no better one is used
  * @property {import("./conversation.js").Line} transcript  a later one with the same `turnId` replaces it
  * @property {{input: number, output: number}} level  each from 0 to 1, 20 times a second
  * @property {{code: string, message: string, retryable: boolean}} error
  *   `message` says what happened and what to do. Not retryable: the session has given up.
  */
 
-/** Azure ends sessions after 60 minutes, some after 30 (docs/azure.md §8.1): we are gone before. */
+/** Azure ends sessions after 60 minutes, some after 30 (docs/azure.md §8.1): the session moves on before. */
 const MOVE_AFTER_MS = 27 * 60_000;
-/** If nobody pauses for so long, we move all the same. */
+/** Without a pause, the session moves on after so long. */
 const MOVE_AT_LATEST_MS = 90_000;
 
 export class VoiceSession extends EventTarget {
   #options;
   #broker;
-  #scribe;
+  #recorder;
   /** @type {MachineState} */
   #machine = { name: "idle" };
   /** @type {string | undefined} */
@@ -68,13 +69,13 @@ export class VoiceSession extends EventTarget {
   #muted = false;
   /** @type {Talk | null} */
   #talk = null;
-  /** A plan's request or a connection's opening; aborted when it is no longer wanted. */
+  /** Aborts the current plan request or the opening of a connection. */
   #attempt = new AbortController();
   /** @type {Transport | null} */
   #transport = null;
   /** @type {TransportName | null} */
   #transportName = null;
-  /** The wait for a next attempt, or for the time to move on. @type {ReturnType<typeof setTimeout> | undefined} */
+  /** The timer of the next attempt, or of the move to a new connection. @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
   /** @type {"no" | "at the next pause"} */
   #moving = "no";
@@ -89,7 +90,7 @@ export class VoiceSession extends EventTarget {
     this.#agentId = options.agentId;
     this.#sessionId = options.sessionId;
     this.#broker = new Broker(options.brokerUrl);
-    this.#scribe = new Scribe(this.#broker, {
+    this.#recorder = new TranscriptRecorder(this.#broker, {
       onLine: (line) => this.#emit("transcript", line),
       onLost: () => this.#report("turn_lost", "Something that was said could not be kept. The talk goes on."),
     });
@@ -100,12 +101,12 @@ export class VoiceSession extends EventTarget {
     return publicName(this.#machine);
   }
 
-  /** The way that is used, or tried; null where there is none. */
+  /** The transport that is used or being tried; null without one. */
   get transport() {
     return this.#transportName;
   }
 
-  /** The session's id, once the broker has told it. */
+  /** The session's id, once the broker has assigned it. */
   get sessionId() {
     return this.#sessionId ?? null;
   }
@@ -119,28 +120,28 @@ export class VoiceSession extends EventTarget {
   }
 
   /**
-   * Begins to talk: asks for the microphone, then for a plan, and walks its connections. To be called from a click.
-   * @returns {Promise<void>} resolves when the talk is live; rejects with an Error with a `code` where it can't be
+   * Starts a talk: asks for the microphone, then for a plan, and tries its connections. Must be called from a click.
+   * @returns {Promise<void>} resolves when the talk is live; rejects with an Error with a `code` where it fails
    */
   connect() {
     if (this.#machine.name === "live") return Promise.resolve();
     if (!this.#connecting) {
       this.#connecting = withResolvers();
-      this.#connecting.promise.catch(ignore); // who listens to events alone need not catch it
+      this.#connecting.promise.catch(ignore); // a page that listens to events alone need not catch it
       this.#talk ??= this.#beginTalk();
       this.#dispatch({ type: "talk" });
     }
     return this.#connecting.promise;
   }
 
-  /** Hangs up, and lets go of the microphone. Resolves when the last turns have arrived, half a second later at most. */
+  /** Hangs up, and releases the microphone. Resolves when the last turns are acknowledged, or after half a second. */
   async disconnect() {
     this.#dispatch({ type: "hang_up", reason: "hung_up" });
-    await this.#scribe.settled();
+    await this.#recorder.settled();
   }
 
   /**
-   * Says something in writing.
+   * Sends a typed message.
    * @param {string} text
    * @throws {DOMException} InvalidStateError where the talk is not live
    */
@@ -151,36 +152,36 @@ export class VoiceSession extends EventTarget {
     const words = text.trim();
     if (words === "") return;
     const itemId = `msg_${crypto.randomUUID().replaceAll("-", "").slice(0, 24)}`;
-    this.#scribe.typed(itemId, words);
+    this.#recorder.typed(itemId, words);
     for (const event of textEvents(itemId, words)) this.#transport.send(event);
   }
 
-  /** Cuts the answer short. */
+  /** Stops the answer. */
   interrupt() {
-    this.#transport?.interrupt().then((cuts) => this.#scribe.interrupted(cuts), ignore);
+    this.#transport?.interrupt().then((cuts) => this.#recorder.interrupted(cuts), ignore);
   }
 
   /** @param {boolean} muted */
   setMuted(muted) {
     this.#muted = muted;
-    this.#talk?.studio.setMuted(muted);
+    this.#talk?.engine.setMuted(muted);
   }
 
   /**
-   * Goes on with another agent, in the same session.
+   * Switches to another agent in the same session.
    * @param {string} agentId
    */
   switchAgent(agentId) {
     if (agentId === this.#agentId) return;
     if (this.#machine.name === "live" && this.#transport?.switchesAgents) {
-      this.#transport.send({ type: "broker.agent.switch", agent_id: agentId }); // the broker tells when it is done
+      this.#transport.send({ type: "broker.agent.switch", agent_id: agentId }); // `broker.agent.switched` confirms it
       return;
     }
     this.#agentId = agentId;
     this.#dispatch({ type: "move", reason: "agent_switched" });
   }
 
-  // --- the machine
+  // --- the state machine
 
   /** @param {import("./session-machine.js").Event} event */
   #dispatch(event) {
@@ -188,14 +189,14 @@ export class VoiceSession extends EventTarget {
     const moment = { nowMs: performance.now(), random: Math.random() };
     const { state, actions } = decide(this.#machine, event, moment);
     this.#machine = state;
-    for (const action of actions) this.#act(action);
+    for (const action of actions) this.#perform(action);
     if (this.state !== before) this.#emit("state", { state: this.state });
     if (state.name === "failed") this.#endTalk(state.code, errorWithCode(state.code, state.message));
     if (state.name === "ended") this.#endTalk(state.reason, errorWithCode("ended", "The talk ended before it was live."));
   }
 
   /** @param {Action} action */
-  #act(action) {
+  #perform(action) {
     switch (action.do) {
       case "request_plan":
         void this.#requestPlan(this.#newAttempt());
@@ -225,8 +226,8 @@ export class VoiceSession extends EventTarget {
   /** @param {AbortSignal} signal */
   async #requestPlan(signal) {
     try {
-      await this.#talk?.studio.open();
-      await this.#scribe.settled(); // so that the broker knows what was said when it briefs the next connection
+      await this.#talk?.engine.open();
+      await this.#recorder.settled(); // the broker puts the turns into the next connection's instructions
       signal.throwIfAborted();
       const request = {
         agentId: this.#agentId,
@@ -252,17 +253,18 @@ export class VoiceSession extends EventTarget {
    */
   async #open(connection, signal) {
     const talk = this.#talk;
-    if (!talk) return; // hung up in between
-    this.#announce(connection.transport, "journey" in this.#machine ? this.#machine.journey.reason : "");
-    const transport = createTransport({
+    if (!talk) return; // hung up meanwhile
+    this.#announce(connection.transport, "progress" in this.#machine ? this.#machine.progress.reason : "");
+    const Transport = connection.transport.startsWith("webrtc") ? WebRtcTransport : WebSocketTransport;
+    const transport = new Transport({
       connection,
-      audio: talk.studio.audio,
-      onSignal: (heard) => this.#take(heard),
+      audio: talk.engine.audio,
+      onSignal: (signal) => this.#handle(signal),
       onDropped: (reason) => this.#dropped(reason),
     });
     this.#transport = transport;
     try {
-      await talk.studio.audio.resume();
+      await talk.engine.audio.resume();
       if (!isEphemeral(connection)) throw this.#notEphemeral();
       await transport.open(signal);
       signal.throwIfAborted();
@@ -273,7 +275,7 @@ export class VoiceSession extends EventTarget {
       return;
     }
     this.#timer = setTimeout(() => this.#timeToMove(), this.#options.moveAfterMs ?? MOVE_AFTER_MS);
-    this.#scribe.begin({
+    this.#recorder.begin({
       sessionId: this.#sessionId ?? "",
       sessionToken: this.#sessionToken,
       agentId: this.#agentId ?? "",
@@ -287,8 +289,8 @@ export class VoiceSession extends EventTarget {
 
   /** @param {Talk} talk */
   #lookForOtherTabs(talk) {
-    if (talk.watched) return;
-    talk.watched = true;
+    if (talk.watchesTabs) return;
+    talk.watchesTabs = true;
     const message = "Another tab of this site is talking too, and both hear each other. Hang up in one of them.";
     watchOtherTabs(() => this.#report("other_tab", message), talk.closing.signal);
   }
@@ -310,20 +312,20 @@ export class VoiceSession extends EventTarget {
     this.#attempt.abort();
     this.#transport?.close();
     this.#transport = null;
-    this.#scribe.end();
+    this.#recorder.end();
     this.#moving = "no";
     this.#quiet = true;
   }
 
-  // --- the talk's frame
+  // --- the talk's beginning and end
 
   #beginTalk() {
     const closing = new AbortController();
     const { signal } = closing;
-    const studio = new Studio(
+    const engine = new AudioEngine(
       {
         onLevels: (levels) => this.#emit("level", levels),
-        onTrouble: (code, message) => this.#report(code, message),
+        onWarning: (code, message) => this.#report(code, message),
         onNewMicrophone: (track) => void this.#transport?.replaceMicrophone(track).catch(ignore),
       },
       this.#muted,
@@ -332,59 +334,59 @@ export class VoiceSession extends EventTarget {
     addEventListener("online", () => this.#dispatch({ type: "wake" }), { signal });
     const offline = "You are offline. The talk goes on by itself when the network is back.";
     addEventListener("offline", () => this.#report("offline", offline), { signal });
-    return { studio, closing, watched: false };
+    return { engine, closing, watchesTabs: false };
   }
 
   #pageHides() {
-    this.#scribe.flushOnClose();
+    this.#recorder.flushOnClose();
     this.#dispatch({ type: "hang_up", reason: "page_closed" });
   }
 
   /**
    * @param {string} reason
-   * @param {Error} error for who still waits for the talk to begin
+   * @param {Error} error rejects a `connect` that is still pending
    */
   #endTalk(reason, error) {
     this.#connecting?.reject(error);
     this.#connecting = null;
     if (!this.#talk) return;
     this.#talk.closing.abort();
-    void this.#talk.studio.close().catch(ignore);
+    void this.#talk.engine.close().catch(ignore);
     this.#talk = null;
     this.#announce(null, reason);
     this.#emit("level", { input: 0, output: 0 });
   }
 
-  // --- what is said
+  // --- signals
 
   /** @param {import("./events.js").Signal} signal */
-  #take(signal) {
+  #handle(signal) {
     switch (signal.kind) {
       case "speech_started":
         this.#quiet = false;
-        this.#transport?.yieldToUser().then((cuts) => this.#scribe.interrupted(cuts), ignore);
+        this.#transport?.yieldToUser().then((cuts) => this.#recorder.interrupted(cuts), ignore);
         break;
       case "response_started":
-      case "sound_started":
+      case "playback_started":
         this.#quiet = false;
         break;
       case "agent_switched":
         this.#agentId = signal.agentId;
         break;
-      case "trouble":
+      case "error":
         this.#report(signal.code, signal.message);
         break;
       case "session_expired":
         return this.#move();
     }
-    this.#scribe.take(signal);
-    if (signal.kind === "sound_stopped") {
+    this.#recorder.handle(signal);
+    if (signal.kind === "playback_stopped") {
       this.#quiet = true;
       if (this.#moving !== "no") this.#move();
     }
   }
 
-  /** Azure's limit comes near: we leave at the next pause, or soon in any case. */
+  /** Azure's limit is near: moves at the next pause, or after MOVE_AT_LATEST_MS. */
   #timeToMove() {
     if (this.#quiet) return this.#move();
     this.#moving = "at the next pause";
@@ -395,7 +397,7 @@ export class VoiceSession extends EventTarget {
     this.#dispatch({ type: "move", reason: "session_limit" });
   }
 
-  // --- what the page hears
+  // --- events for the page
 
   /**
    * @param {TransportName | null} transport
@@ -435,5 +437,5 @@ function withResolvers() {
   return { promise, resolve, reject };
 }
 
-/** For what fails only because the talk is over. */
+/** Handles failures that only mean that the talk is over. */
 function ignore() {}

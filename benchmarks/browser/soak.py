@@ -1,8 +1,8 @@
-"""Ten minutes of talk through the proxy, in a real browser: memory, drift and gaps.
+"""Measures ten minutes of talk through the proxy in a real browser: growth of memory, drift and gaps.
 
     python -m benchmarks.browser.soak [--minutes 10]
 
-Prints the figures as JSON, and exits with 1 where they are worse than they may be.
+Prints the figures as JSON, and exits with 1 where one is beyond its limit.
 """
 
 import argparse
@@ -34,12 +34,11 @@ def main() -> None:
 
 
 async def _run(minutes: float) -> Soak:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as name, run_demo(Path(name)) as demo:
         said = speech(SAID_S, MICROPHONE_RATE)
         pause = np.zeros(round((PERIOD_S - SAID_S) * MICROPHONE_RATE))
-        microphone = write_wav(folder / "said.wav", np.concatenate([said, pause]), MICROPHONE_RATE)
-        async with run_demo(folder) as demo, open_browser(microphone) as browser:
+        microphone = write_wav(Path(name) / "said.wav", np.concatenate([said, pause]), MICROPHONE_RATE)
+        async with open_browser(microphone) as browser:
             return await soak(browser, demo.base_url, said, minutes * 60)
 
 

@@ -1,55 +1,39 @@
-"""Each snippet of docs/clients.md does what the page says, as it stands there; only the broker's address is told."""
+"""Runs each snippet of docs/clients.md as it is written there, with the broker's address in its environment."""
 
 import json
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 import trustme
 
 from tests.clients.support.compat import CompatEndpoint, open_compat
 from tests.clients.support.offers import make_offer
-from tests.clients.support.programs import CLIENTS, environment, node_command, python_command, run_client, run_program
+from tests.clients.support.programs import CLIENTS, ClientRunner, environment, node_command, python_command
 from tests.clients.support.setups import QUESTION, TURNS, assert_heard, make_setup
+from tests.clients.support.snippets import PAGE, Snippet, of_kind, snippets
 from tests.support.broker import plain_client
 from tests.support.node import installed_modules
+from tests.support.processes import run_program
 
-PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 SPOKEN = f"you: {TURNS[0][1]}\nagent: {TURNS[1][1]}\n2.5 s of audio\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Snippet:
-    heading: str
-    kind: str
-    code: str
+in_modules_loop = pytest.mark.asyncio(loop_scope="module")  # the compatible endpoint is the module's
 
 
-def snippets() -> list[Snippet]:
-    found = []
-    for section in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
-        blocks = re.findall(r"^```([^\n]*)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-        found += [Snippet(section.partition("\n")[0], kind, code) for kind, code in blocks]
-    return found
-
-
-def of_kind(*kinds: str) -> pytest.MarkDecorator:
-    chosen = [snippet for snippet in snippets() if snippet.kind in kinds]
-    return pytest.mark.parametrize("snippet", chosen, ids=[snippet.heading for snippet in chosen])
-
-
-@pytest.fixture
-async def compat(tmp_path: Path, authority: trustme.CA) -> AsyncIterator[CompatEndpoint]:
-    async with open_compat("voice_live", tmp_path, authority) as opened:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def compat(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> AsyncIterator[CompatEndpoint]:
+    async with open_compat("voice_live", tmp_path_factory.mktemp("compat"), authority) as opened:
         yield opened
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where a reader's program would lie: beside its audio, with the clients installed."""
+    """A reader's folder: the snippet's audio, and the installed clients."""
     made = tmp_path / "readers"
     made.mkdir()
     (made / "question.pcm").write_bytes(QUESTION)
@@ -57,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def test_every_snippet_is_of_a_kind_that_is_run() -> None:
+def test_every_snippet_is_run() -> None:
     kinds = [snippet.kind for snippet in snippets()]
     counts = {kind: kinds.count(kind) for kind in kinds}
     # test_dotnet_wire.py speaks as the C# snippets do: no .NET runs here.
@@ -65,46 +49,47 @@ def test_every_snippet_is_of_a_kind_that_is_run() -> None:
     assert all("BROKER_URL" in snippet.code for snippet in snippets())
 
 
+@in_modules_loop
 @of_kind("python", "js")
-async def test_a_program_prints_both_sides_words(
+async def test_program_prints_both_sides_words(
     snippet: Snippet, compat: CompatEndpoint, folder: Path, authority_file: Path
 ) -> None:
     program = folder / ("program.py" if snippet.kind == "python" else "program.mjs")
     program.write_text(snippet.code)
     command = python_command() if snippet.kind == "python" else node_command()
     env = environment(authority_file, BROKER_URL=compat.http)
-    finished = await run_program([*command, str(program)], env, cwd=folder)
+    finished = await run_program([*command, str(program)], env=env, cwd=folder)
     assert (finished.out, finished.err, finished.code) == (SPOKEN, "", 0)
 
 
+@in_modules_loop
 @of_kind("sh clients")
 async def test_curl_mints_calls_and_hangs_up(
     snippet: Snippet, compat: CompatEndpoint, folder: Path, authority_file: Path
 ) -> None:
     (folder / "offer.sdp").write_text(await make_offer())
     env = environment(authority_file, BROKER_URL=compat.http)
-    finished = await run_program(["bash", "-euo", "pipefail", "-c", snippet.code], env, cwd=folder)
+    finished = await run_program(["bash", "-euo", "pipefail", "-c", snippet.code], env=env, cwd=folder)
     assert (finished.out, finished.err, finished.code) == ("200\n", "", 0)
     assert (folder / "answer.sdp").read_text().startswith("v=0")
     await compat.azure.until_calls(0)
 
 
-async def test_a_secret_minted_with_a_plans_session_token_goes_on_with_its_session(
-    compat: CompatEndpoint, authority_file: Path
-) -> None:
+@in_modules_loop
+async def test_session_tokens_secret_resumes_session(compat: CompatEndpoint, clients: ClientRunner) -> None:
     assert compat.broker is not None
     plan = await compat.broker.plan()
     async with plain_client(compat.http) as client:
         bearer = {"Authorization": f"Bearer {plan['session_token']}"}
         minted = (await client.post("/v1/realtime/client_secrets", headers=bearer)).raise_for_status().json()
         assert minted["session"]["id"] == plan["session_id"]
-        assert_heard(await run_client("openai_python", make_setup(compat, minted["value"]), authority_file))
+        assert_heard(await clients.run("openai_python", make_setup(compat, minted["value"])))
         await compat.turns(minted["value"])
         answer = await client.get(f"/api/v1/memory/sessions/{plan['session_id']}/turns", headers=bearer)
     assert [(turn["role"], turn["content"]) for turn in answer.raise_for_status().json()["turns"]] == TURNS
 
 
-def test_the_page_names_the_versions_that_these_tests_install() -> None:
+def test_page_names_the_tested_versions() -> None:
     named = PAGE.read_text().partition("Held to this")[2]
     npm = json.loads((CLIENTS / "package.json").read_text())["devDependencies"]
     installed = [npm[name] for name in ("openai", "@openai/agents-realtime", "@azure/ai-voicelive")]

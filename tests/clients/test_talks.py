@@ -1,24 +1,25 @@
-"""Every official client that needs no browser: it mints where it can, talks, types, and complains of nothing."""
+"""Talks of every official client that needs no browser: it mints where it can, speaks, and sends text."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.clients.support.compat import SIMULATED_ENTRA_TOKEN, SIMULATED_KEY, CompatEndpoint
-from tests.clients.support.programs import run_client
+from tests.clients.support.programs import ClientRunner
 from tests.clients.support.setups import PREVIEW_SESSION, TURNS, assert_heard, make_setup
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")  # the compatible endpoints are the module's
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A client as a program, and how the simulated Azure takes it, which has fewer ways in than the broker."""
+    """A client, and its options for the simulated Azure, which accepts fewer credentials than the broker."""
 
     program: str
     options: dict[str, Any] = field(default_factory=dict)
     mints: bool = True
-    """Whether it has a mint of its own."""
+    """Whether it can mint by itself."""
     mints_at_azure: bool = True
     azures_key: str = SIMULATED_KEY
     azures_options: dict[str, Any] = field(default_factory=dict)
@@ -32,7 +33,7 @@ class Client:
 
 
 AZURE = {"azure": True}
-# On Azure itself this class mints where no GA mint is, and its socket is the preview's.
+# On Azure itself this class mints at a path without a GA mint, and its socket is the preview's.
 PREVIEW = {"session": PREVIEW_SESSION}
 CLIENTS = {
     "python openai": Client("openai_python"),
@@ -55,11 +56,9 @@ TURNS_SHOWN = [list(turn) for turn in TURNS]
 
 
 @pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS)
-async def test_it_talks_and_its_turns_are_kept_once_and_in_order(
-    compat: CompatEndpoint, client: Client, authority_file: Path
-) -> None:
+async def test_talks_and_turns_are_kept_in_order(compat: CompatEndpoint, client: Client, clients: ClientRunner) -> None:
     setup = await client.setup(compat)
-    report = await run_client(client.program, setup, authority_file)
+    report = await clients.run(client.program, setup)
     assert_heard(report)
     assert report.get("history", TURNS_SHOWN) == TURNS_SHOWN
     if compat.broker is not None:

@@ -6,12 +6,15 @@ import shutil
 import subprocess
 from pathlib import Path
 
-__all__ = ["find_tool", "installed_modules"]
+from tests.support.processes import run_program
+
+__all__ = ["find_tool", "installed_modules", "run_node"]
 
 HOW_TO = (
     "These tests need Node 20 or newer, with npm, and none was found. Install it (Debian, Ubuntu: "
     "apt install nodejs npm; or https://nodejs.org), so that `node` and `npm` are on the path."
 )
+_LIMIT_S = 120
 
 
 def installed_modules(folder: Path) -> Path:
@@ -35,3 +38,10 @@ def find_tool(name: str) -> str:
     if found := shutil.which(name):
         return found
     raise FileNotFoundError(HOW_TO)
+
+
+async def run_node(*arguments: str | Path, cwd: Path, stdin: str = "") -> str:
+    """What `node` prints. Raises AssertionError, with what it says, where it fails or has something to complain of."""
+    finished = await run_program([find_tool("node"), *map(str, arguments)], cwd=cwd, stdin=stdin, timeout_s=_LIMIT_S)
+    assert (finished.code, finished.err) == (0, ""), finished.out + finished.err
+    return finished.out

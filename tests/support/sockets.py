@@ -4,7 +4,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
-__all__ = ["listening_socket", "refused_port"]
+__all__ = ["free_port", "listening_socket", "refused_port"]
 
 
 @contextlib.contextmanager
@@ -22,3 +22,10 @@ def refused_port() -> Iterator[int]:
     """A port that refuses connections until the block ends: bound, so that nobody else gets it, and not listening."""
     with listening_socket() as bound:
         yield bound.getsockname()[1]
+
+
+def free_port() -> int:
+    """A port for a process that can't be told to choose one itself. Nothing keeps it from others meanwhile."""
+    with listening_socket() as free:
+        port: int = free.getsockname()[1]
+        return port

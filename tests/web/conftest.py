@@ -1,4 +1,4 @@
-"""A browser a test, whose microphone says something and then listens; and the page's sound, recorded."""
+"""Browsers for tests: one whose microphone speaks, and one whose microphone is silent."""
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
@@ -12,14 +12,14 @@ from tests.web.support.chromium import Browser, run_chromium
 from tests.web.support.recorder import MICROPHONE_RATE
 from tests.web.support.speech import Samples, speech, write_wav
 
-LEAD_IN_S = 1.4  # a talk takes a moment to be live, on a busy machine
+LEAD_IN_S = 1.4  # longer than a busy machine takes until a talk is live
 SAID_S = 1.6
 PAUSE_S = 2.2
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _in_one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> None:
-    """Where tests are grouped, a group's are all in one process: else several browsers starve each other's audio."""
+    """Fails where a group's tests run in several processes: several browsers would starve each other's audio."""
     if request.config.getoption("loadgroup", default=False):
         note = tmp_path_factory.getbasetemp().parent / f"process-of-{group_of(request.node.nodeid)}"
         with contextlib.suppress(FileExistsError), note.open("x") as first:
@@ -29,7 +29,7 @@ def _in_one_process(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="session")
 def said() -> Samples:
-    """What the microphone says, over and over, at its own rate."""
+    """What the microphone says, over and over, at 48 kHz."""
     return speech(SAID_S, MICROPHONE_RATE)
 
 
@@ -67,6 +67,6 @@ async def browser(speaking_chromium: str) -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def quiet_browser(quiet_chromium: str) -> AsyncIterator[Browser]:
-    """A browser in a silent room."""
+    """A browser whose microphone is silent."""
     async with Browser.connect(quiet_chromium) as running:
         yield running

@@ -1,4 +1,4 @@
-"""Microphones refused, missing and unplugged, no network, a tab in the background, two at once: each is said."""
+"""The page's notices: microphones denied, missing and unplugged, no network, and two tabs that talk at once."""
 
 import pytest
 
@@ -11,13 +11,13 @@ NOTICE = "(({ dataset, textContent, hidden }) => hidden ? null : [dataset.code, 
 
 
 async def _notice(page: Page, code: str) -> str:
-    """Waits for this notice; its words."""
+    """Waits for the notice with this code; its text."""
     words = await page.wait_for(f"({NOTICE})?.[0] === '{code}' && ({NOTICE})[1]")
     return str(words)
 
 
 @retry_if_host_busy(tries=3)
-async def test_a_refused_microphone_says_where_to_allow_it(quiet_browser: Browser) -> None:
+async def test_denied_microphone_says_where_to_allow(quiet_browser: Browser) -> None:
     async with run_fake() as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.run(
@@ -30,7 +30,7 @@ async def test_a_refused_microphone_says_where_to_allow_it(quiet_browser: Browse
 
 
 @retry_if_host_busy(tries=3)
-async def test_no_microphone_says_to_plug_one_in() -> None:
+async def test_missing_microphone_says_to_plug_one_in() -> None:
     async with run_fake() as server, open_browser(devices=False) as browser, browser.page() as page:
         await page.goto(server.base_url)
         await page.click("talk")
@@ -42,7 +42,7 @@ async def test_no_microphone_says_to_plug_one_in() -> None:
     ("error", "code"), [("NotReadableError", "microphone_busy"), ("TypeError", "microphone_failed")]
 )
 @retry_if_host_busy(tries=3)
-async def test_other_microphone_troubles_are_told_apart(quiet_browser: Browser, error: str, code: str) -> None:
+async def test_microphone_errors_have_own_codes(quiet_browser: Browser, error: str, code: str) -> None:
     async with run_fake() as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.run(
@@ -78,7 +78,7 @@ _KEEP_STREAMS = """
 
 @pytest.mark.parametrize("transport", [DIRECT, PROXY])
 @retry_if_host_busy(tries=3)
-async def test_an_unplugged_microphone_is_said_and_its_successor_taken(browser: Browser, transport: str) -> None:
+async def test_unplugged_microphone_is_replaced(browser: Browser, transport: str) -> None:
     async with run_fake(transports=(transport,)) as server, browser.page() as page:
         await page.on_every_page(_KEEP_STREAMS)
         await page.goto(server.base_url)
@@ -99,7 +99,7 @@ async def test_an_unplugged_microphone_is_said_and_its_successor_taken(browser: 
 
 
 @retry_if_host_busy(tries=3)
-async def test_offline_is_said_and_the_talk_comes_back_by_itself(quiet_browser: Browser) -> None:
+async def test_talk_resumes_when_back_online(quiet_browser: Browser) -> None:
     async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.click("talk")
@@ -114,7 +114,7 @@ async def test_offline_is_said_and_the_talk_comes_back_by_itself(quiet_browser: 
 
 
 @retry_if_host_busy(tries=3)
-async def test_talk_pressed_while_offline_says_so(quiet_browser: Browser) -> None:
+async def test_talk_while_offline_says_so(quiet_browser: Browser) -> None:
     async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.offline(gone=True)
@@ -124,9 +124,8 @@ async def test_talk_pressed_while_offline_says_so(quiet_browser: Browser) -> Non
 
 
 @retry_if_host_busy(tries=3)
-async def test_two_tabs_at_once_are_told_of_each_other(quiet_browser: Browser) -> None:
-    async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as first:
-        second = await quiet_browser.tab(first.context)
+async def test_two_talking_tabs_warn_of_each_other(quiet_browser: Browser) -> None:
+    async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as first, quiet_browser.page() as second:
         for page in (first, second):
             await page.goto(server.base_url)
             await page.click("talk")
@@ -137,13 +136,13 @@ async def test_two_tabs_at_once_are_told_of_each_other(quiet_browser: Browser) -
 
 
 @retry_if_host_busy(tries=3)
-async def test_a_tab_in_the_background_goes_on_talking(browser: Browser) -> None:
-    async with run_fake(transports=(PROXY,)) as server, browser.page() as page:
+async def test_background_tab_goes_on_talking(browser: Browser) -> None:
+    async with run_fake(transports=(PROXY,)) as server, browser.page() as page, browser.page() as other:
+        await page.call("Page.bringToFront")
         await without_processing(page)
         await page.goto(server.base_url)
         await page.click("talk")
         await page.wait_for_text("state", "live")
-        other = await browser.tab(page.context)
         await other.call("Page.bringToFront")
         await page.call("Emulation.setFocusEmulationEnabled", enabled=False)
         await page.wait_for("document.querySelector('.line[data-speaker=assistant][data-final=true]')", 15)

@@ -1,4 +1,4 @@
-"""The ten lines of docs/embed.md, as they stand there."""
+"""Runs the ten-line example of docs/embed.md as it is written there."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from tests.web.support.fake_broker import run_fake
 EMBED = Path(__file__).parents[2] / "docs" / "embed.md"
 
 
-async def test_the_ten_lines_talk(browser: Browser) -> None:
+async def test_ten_line_example_talks(browser: Browser) -> None:
     block = re.search(r"```html\n(.*?)```", EMBED.read_text(), re.DOTALL)
     assert block
     assert len([line for line in block[1].splitlines() if line.strip()]) <= 10

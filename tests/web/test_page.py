@@ -1,14 +1,15 @@
-"""The page as such: its weight, its policy, who can use it, and on what."""
+"""The page itself: its size, its security policy, its accessibility, and its Health tab."""
 
 import gzip
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.support.node import installed_modules
 from tests.web.support.chromium import Browser, Page
 from tests.web.support.fake_broker import PROXY, run_fake
-from tests.web.support.node import installed_tools
 
 MAX_LOAD_BYTES = 100_000
 STRATEGY = {
@@ -16,19 +17,19 @@ STRATEGY = {
     "retry_in_s": None, "why": None, "attempts": 40, "successes": 39,
     "latency_ms": {"p50": 180.0, "p95": 420.0, "p99": 600.0},
 }  # fmt: skip
-RESTING: dict[str, Any] = STRATEGY | {
+MISSING: dict[str, Any] = STRATEGY | {
     "breaker": "open", "capability": "missing", "successes": 0, "why": "404 Resource not found; asked again in 300 s"
 }  # fmt: skip
 HEALTH = {
     "endpoint": "https://x.openai.azure.com", "model": "gpt-realtime", "active_sessions": 3, "clock_skew_s": 12.0,
     "agents": {"elena": {}, "marcus": {}},
-    "strategies": [{"name": "ga"} | STRATEGY, {"name": "unified"} | RESTING, {"name": "websocket_proxy"}],
+    "strategies": [{"name": "ga"} | STRATEGY, {"name": "unified"} | MISSING, {"name": "websocket_proxy"}],
     "outbox": {"queued": 7, "oldest_age_s": 3.2, "delivered": 1_204, "dead": 1},
     "slo": {"aim": 0.9999, "requests": 41, "usable_plans": 41, "degraded_plans": 2, "ratio": 1.0},
 }  # fmt: skip
 
 
-async def test_the_page_loads_in_under_100_kb_and_without_a_complaint(quiet_browser: Browser) -> None:
+async def test_page_loads_under_100_kb(quiet_browser: Browser) -> None:
     async with run_fake() as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.wait_for("document.querySelector('[data-testid=agent]').options.length > 0")
@@ -41,7 +42,7 @@ async def test_the_page_loads_in_under_100_kb_and_without_a_complaint(quiet_brow
         assert hosts == {server.base_url.removeprefix("http://")}
 
 
-async def test_the_pages_policy_allows_no_inline_code_and_is_never_broken(quiet_browser: Browser) -> None:
+async def test_page_obeys_its_strict_policy(quiet_browser: Browser) -> None:
     async with run_fake() as server:
         async with httpx.AsyncClient() as client:
             answer = await client.get(server.base_url)
@@ -65,7 +66,7 @@ async def test_the_pages_policy_allows_no_inline_code_and_is_never_broken(quiet_
             await page.wait_for("__broken.length === 1")
 
 
-async def test_modules_come_compressed_with_the_right_type_and_are_not_sent_twice() -> None:
+async def test_modules_are_typed_compressed_and_cached() -> None:
     async with run_fake() as server, httpx.AsyncClient(base_url=server.base_url) as client:
         for path, media_type in (
             ("voice-session.js", "text/javascript"),
@@ -90,7 +91,7 @@ async def test_modules_come_compressed_with_the_right_type_and_are_not_sent_twic
     ["/client/test/plan.test.js", "/client/package.json", "/client/tsconfig.json", "/client/index.html",
      "/client/%2e%2e/pyproject.toml", "/client/audio/%2e%2e/%2e%2e/pyproject.toml", "/client/", "/client/no.js"],
 )  # fmt: skip
-async def test_nothing_but_the_clients_modules_is_served(path: str) -> None:
+async def test_other_files_are_not_served(path: str) -> None:
     async with run_fake() as server, httpx.AsyncClient(base_url=server.base_url) as client:
         assert (await client.get(path)).status_code == 404
 
@@ -108,8 +109,8 @@ async def _findings(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_axe_finds_nothing_in_either_tab(quiet_browser: Browser, scheme: str) -> None:
-    axe = (installed_tools() / "axe-core" / "axe.min.js").read_text()
+async def test_axe_finds_nothing(quiet_browser: Browser, scheme: str) -> None:
+    axe = (installed_modules(Path(__file__).parent) / "axe-core" / "axe.min.js").read_text()
     async with run_fake(transports=(PROXY,), health=HEALTH) as server, quiet_browser.page(scheme=scheme) as page:
         await page.call("Page.setBypassCSP", enabled=True)
         await page.goto(server.base_url)
@@ -131,7 +132,7 @@ async def test_axe_finds_nothing_in_either_tab(quiet_browser: Browser, scheme: s
         assert await _findings(page) == []
 
 
-async def test_health_draws_what_status_says(quiet_browser: Browser) -> None:
+async def test_health_tab_shows_status(quiet_browser: Browser) -> None:
     async with run_fake(health=HEALTH) as server, quiet_browser.page() as page:
         await page.goto(f"{server.base_url}/#health")
         await page.wait_for("document.querySelectorAll('#strategies > li').length === 3")
@@ -142,7 +143,7 @@ async def test_health_draws_what_status_says(quiet_browser: Browser) -> None:
         assert page.complaints == []
 
 
-async def test_health_says_who_is_told_more_where_the_status_is_short(quiet_browser: Browser) -> None:
+async def test_health_tab_explains_a_short_status(quiet_browser: Browser) -> None:
     short = {"voicelive_configured": True, "model": "gpt-realtime", "active_sessions": 3, "agents": {"elena": {}}}
     async with run_fake(health=short) as server, quiet_browser.page() as page:
         await page.goto(f"{server.base_url}/#health")
@@ -154,14 +155,14 @@ async def test_health_says_who_is_told_more_where_the_status_is_short(quiet_brow
     assert "Usable plans" not in text  # nothing is drawn of what was not told
 
 
-async def test_health_says_when_the_broker_is_away(quiet_browser: Browser) -> None:
+async def test_health_tab_says_broker_is_away(quiet_browser: Browser) -> None:
     async with run_fake(health=None) as server, quiet_browser.page() as page:
         await page.goto(f"{server.base_url}/#health")
         await page.wait_for("!document.getElementById('health-notice').hidden")
         assert "in trouble" in await page.run("document.getElementById('health-notice').textContent")
 
 
-async def test_a_talk_can_be_held_by_keyboard_alone(quiet_browser: Browser) -> None:
+async def test_keyboard_alone_holds_a_talk(quiet_browser: Browser) -> None:
     focused = "document.activeElement.dataset.testid"
     async with run_fake(transports=(PROXY,)) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
@@ -179,7 +180,7 @@ async def test_a_talk_can_be_held_by_keyboard_alone(quiet_browser: Browser) -> N
         assert await page.run(focused) == "talk"
 
 
-async def test_tabs_are_walked_with_the_arrow_keys(quiet_browser: Browser) -> None:
+async def test_arrow_keys_switch_tabs(quiet_browser: Browser) -> None:
     async with run_fake(health=HEALTH) as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.run("document.getElementById('tab-talk').focus()")
@@ -190,7 +191,7 @@ async def test_tabs_are_walked_with_the_arrow_keys(quiet_browser: Browser) -> No
         assert not await page.run("document.getElementById('panel-talk').hidden")
 
 
-async def test_a_phone_shows_all_without_scrolling_sideways(quiet_browser: Browser) -> None:
+async def test_phone_needs_no_sideways_scrolling(quiet_browser: Browser) -> None:
     async with run_fake(health=HEALTH) as server, quiet_browser.page(width=360, height=680) as page:
         await page.goto(server.base_url)
         sideways = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
@@ -204,7 +205,7 @@ async def test_a_phone_shows_all_without_scrolling_sideways(quiet_browser: Brows
         assert not await page.run(sideways)
 
 
-async def test_reduced_motion_stops_what_moves_by_itself(quiet_browser: Browser) -> None:
+async def test_reduced_motion_stops_animations(quiet_browser: Browser) -> None:
     async with run_fake(token_answers=["hang"]) as server, quiet_browser.page() as page:
         await page.call(
             "Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}]

@@ -1,14 +1,14 @@
-"""The page with the broker as a user starts it, `token-broker demo`: whole talks, and what the memory has of them."""
+"""The page against `token-broker demo`: whole talks, failover, and the turns in the memory."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.support.machine import retry_if_host_busy
 from tests.web.support.chromium import Browser, Page
+from tests.web.support.clock import HURRIED_MS, install_clock, waited_s
 from tests.web.support.demo import Demo, run_demo
 from tests.web.support.recorder import MICROPHONE_RATE, install_recorder, recording, without_processing
 from tests.web.support.soak import soak
@@ -18,10 +18,17 @@ USER_SAID = "document.querySelector('.line[data-speaker=user][data-final=true]')
 AGENT_SAID = "document.querySelector('.line[data-speaker=assistant][data-final=true]')"
 
 
-@pytest.fixture
-async def demo(tmp_path: Path) -> AsyncIterator[Demo]:
-    async with run_demo(tmp_path) as running:
+@pytest.fixture(scope="module")
+def running_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
+    with run_demo(tmp_path_factory.mktemp("demo")) as running:
         yield running
+
+
+@pytest.fixture
+async def demo(running_demo: Demo) -> Demo:
+    """The module's demo, without what an earlier test did to it."""
+    await running_demo.recover()
+    return running_demo
 
 
 _KEEP_PLANS = """
@@ -37,7 +44,7 @@ _KEEP_PLANS = """
 """
 
 
-# As on a network that is gone until the moment the page closes, and then is too slow for what a page's end cuts off.
+# Turns fail until the page closes; then only `keepalive` requests arrive, as on a network that is slow.
 _TURNS_WAIT_FOR_THE_END = """
 (() => {
   let closing = false;
@@ -64,7 +71,7 @@ async def _kept_of(plan: dict[str, Any], demo: Demo, count: int) -> list[dict[st
 
 @pytest.mark.parametrize("transport", ["websocket_proxy", "webrtc", "webrtc_relay"])
 @retry_if_host_busy(tries=2, or_skipped=True)
-async def test_a_whole_talk_at_a_click_heard_shown_and_kept(browser: Browser, demo: Demo, transport: str) -> None:
+async def test_whole_talk_is_heard_shown_and_kept(browser: Browser, demo: Demo, transport: str) -> None:
     source = "proxy" if transport == "websocket_proxy" else "browser"
 
     async with browser.page() as page:
@@ -87,10 +94,12 @@ async def test_a_whole_talk_at_a_click_heard_shown_and_kept(browser: Browser, de
         microphone = await recording(page, "said")
         words = first_words(at_rate(microphone.samples, microphone.rate, MICROPHONE_RATE), MICROPHONE_RATE)
         assert len(words) / MICROPHONE_RATE > 1
+        # In a thread: `retry_if_host_busy` takes an event loop that stands still for a busy machine.
         if source == "proxy":
-            assert best_match(sound, words)[0] > 0.99
+            likeness, _ = await asyncio.to_thread(best_match, sound, words)
+            assert likeness > 0.99
         else:
-            assert pieces_match(sound, words, MICROPHONE_RATE) > 0.85  # Opus, both ways
+            assert await asyncio.to_thread(pieces_match, sound, words, MICROPHONE_RATE) > 0.85  # Opus, both ways
         turns = (await _kept(page, demo, 2))[:2]
         assert [turn["role"] for turn in turns] == ["user", "assistant"]
         assert [turn["content"] for turn in turns] == shown
@@ -112,23 +121,23 @@ CALLS = "/openai/v1/realtime/calls"
     ],
 )
 @retry_if_host_busy(tries=3)
-async def test_a_call_that_azure_does_not_take_goes_another_way_within_8_s(
+async def test_refused_call_takes_next_connection(
     quiet_browser: Browser, demo: Demo, fault: dict[str, Any], then: str, reason: str
 ) -> None:
     await demo.set_faults({"match": CALLS, "method": "POST", "times": 1, **fault})
     async with quiet_browser.page() as page:
+        await install_clock(page, hurried_ms=HURRIED_MS.get(reason, []))
         await page.goto(demo.base_url)
         await page.click("talk")
         await page.wait_for_text("state", "live", 11)
+        assert await waited_s(page) <= 8
         assert await page.text("transport") == then
         assert await page.run("document.querySelector('[data-testid=transport]').dataset.reason") == reason
 
 
 @pytest.mark.parametrize("how", ["close", "channel", "silent"])
 @retry_if_host_busy(tries=3)
-async def test_a_call_that_dies_in_mid_talk_goes_on_over_the_proxy_and_no_turn_is_lost(
-    quiet_browser: Browser, demo: Demo, how: str
-) -> None:
+async def test_dead_call_resumes_on_proxy_with_turns(quiet_browser: Browser, demo: Demo, how: str) -> None:
     await demo.set_faults({"match": CALLS, "method": "POST", "fault": "die_after", "seconds": 2.5, "how": how})
     async with quiet_browser.page() as page:
         await page.on_every_page(_KEEP_PLANS)
@@ -151,9 +160,7 @@ async def test_a_call_that_dies_in_mid_talk_goes_on_over_the_proxy_and_no_turn_i
 
 @pytest.mark.parametrize("how", ["closed", "left"])
 @retry_if_host_busy(tries=3)
-async def test_what_is_not_yet_reported_when_a_page_closes_is_kept(
-    quiet_browser: Browser, demo: Demo, how: str
-) -> None:
+async def test_unreported_turns_survive_closing(quiet_browser: Browser, demo: Demo, how: str) -> None:
     async with quiet_browser.page() as page:
         await page.on_every_page(_KEEP_PLANS)
         await page.on_every_page(_TURNS_WAIT_FOR_THE_END)
@@ -167,7 +174,7 @@ async def test_what_is_not_yet_reported_when_a_page_closes_is_kept(
         plan = await page.run("__plans.at(-1)")
         assert await demo.turns(plan["session_id"], plan["session_token"]) == []
         if how == "closed":
-            await page.call("Page.close")
+            await page.close()
         else:
             await page.goto(f"{demo.base_url}/healthz")
         turns = await _kept_of(plan, demo, 2)
@@ -175,9 +182,7 @@ async def test_what_is_not_yet_reported_when_a_page_closes_is_kept(
 
 
 @retry_if_host_busy(tries=3)
-async def test_turns_before_and_after_a_drop_are_in_one_session_in_their_order(
-    quiet_browser: Browser, demo: Demo
-) -> None:
+async def test_turns_around_a_drop_stay_in_order(quiet_browser: Browser, demo: Demo) -> None:
     async with quiet_browser.page() as page:
         await page.on_every_page(_KEEP_PLANS)
         await page.goto(f"{demo.base_url}/?transports=websocket_proxy")
@@ -191,16 +196,30 @@ async def test_turns_before_and_after_a_drop_are_in_one_session_in_their_order(
             )
             if number == 1:
                 await _kept(page, demo, 2)
-                await demo.stop()
+                await asyncio.to_thread(demo.stop)
                 await page.wait_for_text("state", "reconnecting")
-                await demo.start()
+                await asyncio.to_thread(demo.start)
         turns = await _kept(page, demo, 4)
         assert [turn["role"] for turn in turns] == ["user", "assistant", "user", "assistant"]
         assert [turn["content"] for turn in turns if turn["role"] == "user"] == ["First", "Second"]
 
 
+@retry_if_host_busy(tries=1, or_skipped=True)
+async def test_answers_are_whole_steady_and_leak_free(browser: Browser, demo: Demo, said: Samples) -> None:
+    outcome = await soak(browser, demo.base_url, said, seconds=12)
+    assert outcome.answers >= 2
+    assert outcome.whole > 0.7
+    assert outcome.worst_likeness > 0.8
+    assert abs(outcome.drift_ms) < 120
+    assert outcome.gaps == 0
+    assert outcome.disconnections == 0
+    assert outcome.heap_growth_bytes < 1_500_000
+    assert outcome.nodes_growth < 400  # two lines of transcript an answer, which stay to be read
+
+
+# Last: after it the demo has to be restarted, to close its circuit breakers.
 @retry_if_host_busy(tries=3)
-async def test_mints_that_all_fail_end_on_the_proxy(quiet_browser: Browser, demo: Demo) -> None:
+async def test_failed_mints_end_on_the_proxy(quiet_browser: Browser, demo: Demo) -> None:
     await demo.set_faults({"match": "/openai", "method": "POST", "fault": "status", "code": 500},
                           {"match": "/api/projects", "fault": "status", "code": 500})  # fmt: skip
     async with quiet_browser.page() as page:
@@ -209,18 +228,3 @@ async def test_mints_that_all_fail_end_on_the_proxy(quiet_browser: Browser, demo
         await page.wait_for_text("state", "live")
         assert await page.text("transport") == "websocket_proxy"
         assert await page.run("document.querySelector('[data-testid=transport]').dataset.reason") == "not_minted"
-
-
-@retry_if_host_busy(tries=1, or_skipped=True)
-async def test_half_a_minute_of_talk_neither_grows_nor_drifts_nor_skips(
-    browser: Browser, demo: Demo, said: Samples
-) -> None:
-    outcome = await soak(browser, demo.base_url, said, seconds=30)
-    assert outcome.answers >= 5
-    assert outcome.whole > 0.7  # a machine that is busy with other tests may stall one or two
-    assert outcome.worst_likeness > 0.8
-    assert abs(outcome.drift_ms) < 120
-    assert outcome.gaps == 0
-    assert outcome.disconnections == 0
-    assert outcome.heap_growth_bytes < 1_500_000
-    assert outcome.nodes_growth < 400  # two lines of transcript an answer, which stay to be read

@@ -1,6 +1,6 @@
 /**
- * The page's audio: one AudioContext with the microphone, the meters, and what is played. It outlives connections, so
- * that moving from one to the next costs neither the microphone's permission nor the loudspeaker.
+ * The page's audio graph: one AudioContext with the microphone, the meters and the playback. It outlives connections, so
+ * that a reconnect asks neither for the microphone's permission nor for a click to start the sound.
  */
 
 import { WIRE_RATE } from "./pcm.js";
@@ -8,8 +8,8 @@ import { canResample } from "./resampler.js";
 
 /**
  * @typedef {import("./jitter-buffer.js").Cut} Cut
- * @typedef {import("./playback-worklet.js").PlaybackNews} PlaybackNews
- * @typedef {import("./playback-worklet.js").PlaybackOrder} PlaybackOrder
+ * @typedef {import("./playback-worklet.js").PlaybackEvent} PlaybackEvent
+ * @typedef {import("./playback-worklet.js").PlaybackCommand} PlaybackCommand
  */
 
 const ORDINARY_RATE = 48_000;
@@ -37,10 +37,10 @@ export class AudioGraph {
   /** @type {MediaStreamAudioSourceNode | null} */
   #remote = null;
 
-  /** Called when the browser puts the sound to sleep by itself. */
+  /** Called when the browser suspends the sound. */
   onPaused = () => {};
 
-  /** To be made in a click's own call, or the browser keeps it silent. */
+  /** Must be created in the call of a click's handler: without one, browsers keep an AudioContext suspended. */
   constructor() {
     this.#context = newContext();
     this.#context.onstatechange = () => {
@@ -50,7 +50,7 @@ export class AudioGraph {
     this.#outputMeter = new AnalyserNode(this.#context, { fftSize: 1024 });
   }
 
-  /** Loads the worklets, and wakes the context where the browser has put it to sleep. */
+  /** Loads the worklets, and resumes the context where the browser has suspended it. */
   async start() {
     await Promise.all([
       this.#context.audioWorklet.addModule(new URL("./capture-worklet.js", import.meta.url)),
@@ -69,7 +69,7 @@ export class AudioGraph {
   }
 
   /**
-   * Takes a microphone in, in place of the one before.
+   * Replaces the microphone.
    * @param {MediaStream} stream
    */
   setMicrophone(stream) {
@@ -82,7 +82,7 @@ export class AudioGraph {
     if (this.#capture) this.#source.connect(this.#capture);
   }
 
-  /** @param {boolean} muted silence is sent, so that the other side notices the end of a sentence */
+  /** @param {boolean} muted silence is sent, because Azure's turn detection needs it to find the end of a sentence */
   setMuted(muted) {
     this.#muted = muted;
     for (const track of this.#microphone?.getAudioTracks() ?? []) track.enabled = !muted;
@@ -110,16 +110,16 @@ export class AudioGraph {
   }
 
   /**
-   * Opens the loudspeaker for PCM16 at 24 kHz, until `stopPlayback`.
+   * Plays PCM16 at 24 kHz, until `stopPlayback`.
    * @param {(sounding: boolean) => void} onSounding
    */
   startPlayback(onSounding) {
     this.stopPlayback();
     const options = { numberOfInputs: 0, outputChannelCount: [1] };
     const node = new AudioWorkletNode(this.#context, "voice-playback", options);
-    node.port.onmessage = (/** @type {MessageEvent<PlaybackNews>} */ { data: news }) => {
-      if (news.type === "sounding") return onSounding(news.sounding);
-      this.#clearing.get(news.request)?.(news.cuts);
+    node.port.onmessage = (/** @type {MessageEvent<PlaybackEvent>} */ { data: event }) => {
+      if (event.type === "sounding") return onSounding(event.sounding);
+      this.#clearing.get(event.request)?.(event.cuts);
     };
     node.connect(this.#outputMeter);
     node.connect(this.#context.destination);
@@ -129,7 +129,7 @@ export class AudioGraph {
   stopPlayback() {
     if (!this.#playback) return;
     this.#playback.port.onmessage = null;
-    this.#order({ type: "stop" });
+    this.#send({ type: "stop" });
     this.#playback.disconnect();
     this.#playback = null;
     for (const settle of this.#clearing.values()) settle([]);
@@ -138,7 +138,7 @@ export class AudioGraph {
   /**
    * @param {string} itemId
    * @param {number} contentIndex
-   * @param {Int16Array<ArrayBuffer>} pcm taken away
+   * @param {Int16Array<ArrayBuffer>} pcm transferred: the caller can't use it any more
    */
   play(itemId, contentIndex, pcm) {
     this.#playback?.port.postMessage({ type: "push", itemId, contentIndex, pcm }, [pcm.buffer]);
@@ -146,19 +146,19 @@ export class AudioGraph {
 
   /** @param {string} itemId whose audio is complete */
   finish(itemId) {
-    this.#order({ type: "finish", itemId });
+    this.#send({ type: "finish", itemId });
   }
 
   /**
-   * Silences what is played, at once.
-   * @returns {Promise<Cut[]>} what was cut, and how far the ear had come
+   * Stops the playback at once.
+   * @returns {Promise<Cut[]>} the items that were cut, and how far each was played
    */
   clear() {
     if (!this.#playback) return Promise.resolve([]);
     this.#clearRequests += 1;
     const request = this.#clearRequests;
     const { outputLatency = 0, baseLatency = 0 } = this.#context;
-    this.#order({ type: "clear", request, unheardMs: (outputLatency || baseLatency) * 1000 });
+    this.#send({ type: "clear", request, unheardMs: (outputLatency || baseLatency) * 1000 });
     return new Promise((resolve) => {
       const settle = (/** @type {Cut[]} */ cuts) => {
         clearTimeout(timer);
@@ -171,22 +171,22 @@ export class AudioGraph {
   }
 
   /**
-   * Plays what comes over WebRTC, until `detachRemote`.
+   * Plays a WebRTC stream, until `detachRemote`.
    * @param {MediaStream} stream
    */
   attachRemote(stream) {
     this.detachRemote();
-    // An element plays it, with the browser's own jitter buffer; the context only measures.
+    // An element plays it: Chromium decodes a WebRTC stream only while one does. The context only measures it.
     this.#speaker = new Audio();
     this.#speaker.srcObject = stream;
     this.#remote = this.#context.createMediaStreamSource(stream);
     this.#remote.connect(this.#outputMeter);
-    this.#speaker.play().catch(() => undefined); // paused by the browser's policy: `resume` tries again
+    this.#speaker.play().catch(() => undefined); // paused by the autoplay policy: `resume` tries again
   }
 
-  /** @param {boolean} hushed */
-  hushRemote(hushed) {
-    if (this.#speaker) this.#speaker.muted = hushed;
+  /** @param {boolean} muted */
+  muteRemote(muted) {
+    if (this.#speaker) this.#speaker.muted = muted;
   }
 
   detachRemote() {
@@ -198,7 +198,7 @@ export class AudioGraph {
     this.#speaker = null;
   }
 
-  /** Both sides' loudness now, from 0 (silence) to 1 (as loud as it gets), in equal steps to the ear. */
+  /** Both sides' loudness now, from 0 (-60 dB or less) to 1 (full scale), linear in decibels. */
   levels() {
     return { input: this.#muted ? 0 : level(this.#inputMeter), output: level(this.#outputMeter) };
   }
@@ -211,9 +211,9 @@ export class AudioGraph {
     if (this.#context.state !== "closed") await this.#context.close();
   }
 
-  /** @param {PlaybackOrder} order */
-  #order(order) {
-    this.#playback?.port.postMessage(order);
+  /** @param {PlaybackCommand} command */
+  #send(command) {
+    this.#playback?.port.postMessage(command);
   }
 }
 

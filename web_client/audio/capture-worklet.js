@@ -1,4 +1,4 @@
-/** The microphone, on the audio thread: whatever the device gives, as PCM16 at 24 kHz, in chunks of 20 ms. */
+/** The microphone on the audio thread: the device's samples as PCM16 at 24 kHz, in chunks of 20 ms. */
 
 import { Chunker, WIRE_RATE, floatToPcm16 } from "./pcm.js";
 import { Resampler } from "./resampler.js";
@@ -11,7 +11,7 @@ class CaptureProcessor extends AudioWorkletProcessor {
   constructor() {
     super();
     this.port.onmessage = () => {
-      this.#running = false; // the one message there is: stop
+      this.#running = false; // the only message is `stop`
     };
   }
 

@@ -1,8 +1,9 @@
 /**
- * What waits to be heard, and how much of it was. No audio API in here: the playback worklet pulls from it.
+ * The jitter buffer: sound that waits to be played, and how far each item was played. It uses no audio API: the playback
+ * worklet pulls from it.
  *
- * The server sends faster than real time, but a network stalls: sound starts once a little is in hand (the preroll),
- * and after each stall waits for twice as much, up to a limit.
+ * The server sends faster than real time, but networks stall. Playback starts once some sound is buffered (the preroll).
+ * Each stall doubles the preroll, up to a limit.
  */
 
 import { WIRE_RATE } from "./pcm.js";
@@ -49,7 +50,7 @@ export class JitterBuffer {
     return toMs(this.#bufferedSamples);
   }
 
-  /** Times that sound broke off in the middle of an item. */
+  /** How often the buffer ran empty in the middle of an item. */
   get underruns() {
     return this.#underruns;
   }
@@ -58,20 +59,20 @@ export class JitterBuffer {
     return toMs(this.#droppedSamples);
   }
 
-  /** Whether something was given that has not been heard to its end. */
+  /** Whether an item was pushed that has not been played to its end. */
   get busy() {
     return this.#segments.length > 0;
   }
 
   /**
-   * Adds samples at 24 kHz; what does not fit into the capacity is dropped, and counted.
+   * Adds samples at 24 kHz. Samples beyond the capacity are dropped and counted.
    * @param {string} itemId
    * @param {number} contentIndex
    * @param {Int16Array} samples
    */
   push(itemId, contentIndex, samples) {
-    const room = this.#capacitySamples - this.#bufferedSamples;
-    const kept = samples.length > room ? samples.subarray(0, room) : samples;
+    const free = this.#capacitySamples - this.#bufferedSamples;
+    const kept = samples.length > free ? samples.subarray(0, free) : samples;
     this.#droppedSamples += samples.length - kept.length;
     const last = this.#segments.at(-1);
     if (last && last.itemId === itemId && last.contentIndex === contentIndex && !last.finished) {
@@ -84,7 +85,7 @@ export class JitterBuffer {
   }
 
   /**
-   * Says that an item is complete, so that its end is no stall.
+   * Marks an item as complete, so that its end does not count as a stall.
    * @param {string} itemId
    */
   finish(itemId) {
@@ -93,7 +94,7 @@ export class JitterBuffer {
   }
 
   /**
-   * Fills `output` with what is to be heard next, as floats; silence where there is nothing.
+   * Fills `output` with the next samples as floats, and with silence where the buffer is empty.
    * @param {Float32Array} output
    * @returns {number} how many samples were sound
    */
@@ -109,8 +110,8 @@ export class JitterBuffer {
   }
 
   /**
-   * Silences all that waits.
-   * @param {number} [unheardSamples] pulled already, but still on its way to the ear
+   * Drops all that waits.
+   * @param {number} [unheardSamples] pulled already, but not heard yet
    * @returns {Cut[]} the items cut short, in their order
    */
   clear(unheardSamples = 0) {
@@ -149,7 +150,7 @@ export class JitterBuffer {
     return count;
   }
 
-  /** Items that are complete and were pulled to their end need no truncation any more. */
+  /** Forgets items that are complete and played to their end: they need no truncation. */
   #dropPlayed() {
     while (this.#segments.length > 0 && this.#segments[0].finished && this.#segments[0].chunks.length === 0) {
       this.#segments.shift();

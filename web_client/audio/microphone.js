@@ -1,4 +1,4 @@
-/** The microphone: asked for with the browser's own echo cancellation, and what to tell people when it can't be had. */
+/** Opens the microphone with the browser's echo cancellation, and turns its errors into messages for users. */
 
 const CONSTRAINTS = {
   audio: { echoCancellation: true, noiseSuppression: true, autoGainControl: true, channelCount: { ideal: 1 } },
@@ -13,7 +13,7 @@ const FAULTS = {
   AbortError: ["microphone_busy", "The microphone did not start. Unplug it, plug it in again, then press Talk."],
 };
 
-/** No microphone. `message` says what to do. */
+/** The microphone can't be opened. `message` says what to do. */
 export class MicrophoneError extends Error {
   /**
    * @param {string} code
@@ -28,7 +28,7 @@ export class MicrophoneError extends Error {
 
 /**
  * Asks for the microphone.
- * @param {MediaDevices | undefined} [devices] missing where the page is not secure
+ * @param {MediaDevices | undefined} [devices] undefined in an insecure context
  * @returns {Promise<MediaStream>}
  * @throws {MicrophoneError}
  */

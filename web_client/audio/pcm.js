@@ -4,10 +4,10 @@ export const WIRE_RATE = 24_000;
 export const CHUNK_MS = 20;
 export const CHUNK_SAMPLES = (WIRE_RATE * CHUNK_MS) / 1000;
 
-const BASE64_STEP_BYTES = 0x6000; // a multiple of 3, and few enough arguments for one call
+const BASE64_STEP_BYTES = 0x6000; // a multiple of 3, so that pieces join; below the engines' limit of arguments
 
 /**
- * @param {Float32Array} samples from -1 to 1; what is louder is clipped, what is no number is silence
+ * @param {Float32Array} samples from -1 to 1; louder ones are clipped, NaN becomes silence
  * @returns {Int16Array<ArrayBuffer>}
  */
 export function floatToPcm16(samples) {
@@ -70,7 +70,7 @@ export class Chunker {
   }
 
   /**
-   * The chunks that `samples` completes; the rest waits.
+   * Returns the chunks that `samples` completes, and keeps the rest.
    * @param {Float32Array} samples
    * @returns {Float32Array[]}
    */

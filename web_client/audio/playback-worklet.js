@@ -1,6 +1,6 @@
 /**
- * The loudspeaker, on the audio thread: PCM16 at 24 kHz through a jitter buffer to the device's rate. It knows what was
- * played, and falls silent within 10 ms of being told.
+ * The loudspeaker on the audio thread: PCM16 at 24 kHz through a jitter buffer to the device's rate. It counts what was
+ * played, and is silent within 10 ms after a `clear`.
  */
 
 import { JitterBuffer } from "./jitter-buffer.js";
@@ -11,10 +11,10 @@ import { Resampler } from "./resampler.js";
  * @typedef {{type: "push", itemId: string, contentIndex: number, pcm: Int16Array}
  *   | {type: "finish", itemId: string}
  *   | {type: "clear", request: number, unheardMs: number}
- *   | {type: "stop"}} PlaybackOrder
+ *   | {type: "stop"}} PlaybackCommand
  *
  * @typedef {{type: "cleared", request: number, cuts: import("./jitter-buffer.js").Cut[]}
- *   | {type: "sounding", sounding: boolean, underruns: number}} PlaybackNews
+ *   | {type: "sounding", sounding: boolean, underruns: number}} PlaybackEvent
  */
 
 const FADE_SAMPLES = (5 * WIRE_RATE) / 1000; // a hard cut clicks
@@ -22,16 +22,16 @@ const FADE_SAMPLES = (5 * WIRE_RATE) / 1000; // a hard cut clicks
 class PlaybackProcessor extends AudioWorkletProcessor {
   #buffer = new JitterBuffer();
   #resampler = new Resampler(WIRE_RATE, sampleRate);
-  /** Resampled, but more than the last block could take. */
+  /** Resampled samples beyond the end of the last block. */
   #surplus = new Float32Array(0);
-  /** What is left of a sound that was cut. */
+  /** The fade-out of a sound that was cut. */
   #fading = new Float32Array(0);
   #sounding = false;
   #running = true;
 
   constructor() {
     super();
-    this.port.onmessage = (/** @type {MessageEvent<PlaybackOrder>} */ { data }) => this.#obey(data);
+    this.port.onmessage = (/** @type {MessageEvent<PlaybackCommand>} */ { data }) => this.#execute(data);
   }
 
   /**
@@ -49,7 +49,7 @@ class PlaybackProcessor extends AudioWorkletProcessor {
     this.#surplus = ready.slice(length);
     if (this.#sounding !== this.#buffer.busy) {
       this.#sounding = this.#buffer.busy;
-      this.#tell({ type: "sounding", sounding: this.#sounding, underruns: this.#buffer.underruns });
+      this.#post({ type: "sounding", sounding: this.#sounding, underruns: this.#buffer.underruns });
     }
     return this.#running;
   }
@@ -64,15 +64,15 @@ class PlaybackProcessor extends AudioWorkletProcessor {
     return samples;
   }
 
-  /** @param {PlaybackOrder} order */
-  #obey(order) {
-    switch (order.type) {
+  /** @param {PlaybackCommand} command */
+  #execute(command) {
+    switch (command.type) {
       case "push":
-        return this.#buffer.push(order.itemId, order.contentIndex, order.pcm);
+        return this.#buffer.push(command.itemId, command.contentIndex, command.pcm);
       case "finish":
-        return this.#buffer.finish(order.itemId);
+        return this.#buffer.finish(command.itemId);
       case "clear":
-        return this.#clear(order.request, order.unheardMs);
+        return this.#clear(command.request, command.unheardMs);
       case "stop":
         this.#running = false;
     }
@@ -80,19 +80,19 @@ class PlaybackProcessor extends AudioWorkletProcessor {
 
   /**
    * @param {number} request
-   * @param {number} unheardMs what has left this thread, but has not reached the ear
+   * @param {number} unheardMs the output latency: what has left this thread, but was not heard yet
    */
   #clear(request, unheardMs) {
     const tail = new Float32Array(FADE_SAMPLES);
     this.#buffer.pull(tail);
     this.#fading = tail.map((sample, index) => sample * (1 - index / FADE_SAMPLES));
     const unheard = (unheardMs * WIRE_RATE) / 1000 + FADE_SAMPLES + this.#resampler.delaySamples;
-    this.#tell({ type: "cleared", request, cuts: this.#buffer.clear(Math.ceil(unheard)) });
+    this.#post({ type: "cleared", request, cuts: this.#buffer.clear(Math.ceil(unheard)) });
   }
 
-  /** @param {PlaybackNews} news */
-  #tell(news) {
-    this.port.postMessage(news);
+  /** @param {PlaybackEvent} event */
+  #post(event) {
+    this.port.postMessage(event);
   }
 }
 

@@ -1,8 +1,8 @@
 /**
- * A streaming, band-limited resampler: polyphase windowed-sinc (Kaiser), for any pair of rates whose ratio is sane.
+ * A streaming, band-limited resampler: polyphase windowed sinc (Kaiser), for ratios of at most 1,024 phases.
  *
- * Flat to 10/12 of the lower rate's Nyquist frequency (10 kHz where 24 kHz is the lower rate), and 80 dB down from that
- * Nyquist frequency on, so that nothing folds back into what is heard.
+ * Flat to 10/12 of the lower rate's Nyquist frequency (10 kHz where 24 kHz is the lower rate), and 80 dB down above that
+ * Nyquist frequency, so that aliases are inaudible.
  */
 
 const STOP_BAND_DB = 80;
@@ -30,14 +30,14 @@ export class Resampler {
   #taps;
   /** `up` rows of `taps` coefficients. */
   #coefficients;
-  /** Samples not yet left behind, oldest first. */
+  /** Input samples that the next window still needs, oldest first. */
   #pending;
   #phase = 0;
 
   /**
    * @param {number} inputRate in Hz
    * @param {number} outputRate in Hz
-   * @throws {RangeError} where `canResample` says no
+   * @throws {RangeError} where `canResample` is false
    */
   constructor(inputRate, outputRate) {
     if (!canResample(inputRate, outputRate)) {
@@ -59,13 +59,13 @@ export class Resampler {
     this.#pending = new Float32Array(this.#taps - 1);
   }
 
-  /** How long a sound takes through the filter, in input samples. */
+  /** The filter's group delay, in input samples. */
   get delaySamples() {
     return (this.#taps - 1) / 2;
   }
 
   /**
-   * Takes the next samples of the stream and gives all output that they complete.
+   * Takes the next samples of the stream, and returns the output that they complete.
    * @param {Float32Array} input
    * @returns {Float32Array}
    */

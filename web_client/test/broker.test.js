@@ -15,7 +15,7 @@ function asking(answer) {
 }
 
 const json = (body, init) => new Response(JSON.stringify(body), init);
-const PARCEL = {
+const REPORT = {
   turn: { turnId: "i1", role: "user", content: "Hey", sequence: 3, interrupted: true, createdAt: "2026-01-01T00:00:00Z" },
   agentId: "elena",
   sessionId: "s",
@@ -32,7 +32,7 @@ test("a plan is asked for with the session to resume and its token", async () =>
 
 test("a turn is reported with all that the contract has", async () => {
   const { broker, asked } = asking(json({ status: "success" }));
-  await broker.reportTurn(PARCEL, { keepalive: true });
+  await broker.reportTurn(REPORT, { keepalive: true });
   assert.equal(asked[0].init.headers.Authorization, "Bearer t");
   assert.equal(asked[0].init.keepalive, true);
   assert.deepEqual(asked[0].body, {
@@ -43,7 +43,7 @@ test("a turn is reported with all that the contract has", async () => {
 
 test("what was being said goes to the memory under the same key as a turn", async () => {
   const { broker, asked } = asking(json({ success: true }, { status: 202 }));
-  await broker.enrich([PARCEL]);
+  await broker.enrich([REPORT]);
   assert.equal(asked[0].url, "https://b.example/api/v1/memory/enrich");
   assert.deepEqual(asked[0].body.transcripts, [
     { text: "Hey", session_id: "s", speaker: "user", agent_id: "elena", channel: "voice", turn_id: "i1" },

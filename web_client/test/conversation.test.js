@@ -4,12 +4,12 @@ import { test } from "node:test";
 import { Conversation } from "../conversation.js";
 
 const item = (itemId, role) => ({ kind: "item", itemId, previousItemId: null, role });
-const words = (speaker, itemId, text) => ({ kind: "words", speaker, itemId, responseId: null, text });
-const said = (speaker, itemId, text) => ({ kind: "said", speaker, itemId, responseId: null, text });
+const words = (speaker, itemId, text) => ({ kind: "transcript_delta", speaker, itemId, responseId: null, text });
+const said = (speaker, itemId, text) => ({ kind: "transcript_done", speaker, itemId, responseId: null, text });
 
 function take(conversation, signals) {
-  const told = signals.map((signal) => conversation.take(signal));
-  return { lines: told.flatMap(({ lines }) => lines), turns: told.flatMap(({ turns }) => turns) };
+  const updates = signals.map((signal) => conversation.apply(signal));
+  return { lines: updates.flatMap(({ lines }) => lines), turns: updates.flatMap(({ turns }) => turns) };
 }
 
 test("a line grows with the words, and ends with the whole", () => {
@@ -33,22 +33,22 @@ test("a turn is told once, however often its end is said", () => {
 });
 
 test("speech that could not be written down shows an empty line, and keeps its place in the memory", () => {
-  const { lines, turns } = take(new Conversation(), [item("u", "user"), { kind: "unheard", itemId: "u" }]);
+  const { lines, turns } = take(new Conversation(), [item("u", "user"), { kind: "transcription_failed", itemId: "u" }]);
   assert.deepEqual([lines.at(-1).final, lines.at(-1).text], [true, ""]);
   assert.deepEqual(turns.map(({ sequence, content }) => [sequence, content]), [[0, "(speech that could not be transcribed)"]]);
 });
 
 test("an assistant's turn waits for the end of its sound, the user's does not", () => {
   const conversation = new Conversation();
-  const during = take(conversation, [{ kind: "sound_started" }, said("assistant", "a", "A long story."), said("user", "u", "Hm")]);
+  const during = take(conversation, [{ kind: "playback_started" }, said("assistant", "a", "A long story."), said("user", "u", "Hm")]);
   assert.deepEqual(during.turns.map(({ turnId }) => turnId), ["u"]);
-  const after = conversation.take({ kind: "sound_stopped" });
+  const after = conversation.apply({ kind: "playback_stopped" });
   assert.deepEqual(after.turns.map(({ turnId, interrupted }) => [turnId, interrupted]), [["a", false]]);
 });
 
 test("an answer cut short says so, on screen and in its turn", () => {
   const conversation = new Conversation();
-  take(conversation, [{ kind: "sound_started" }, said("assistant", "a", "A long story.")]);
+  take(conversation, [{ kind: "playback_started" }, said("assistant", "a", "A long story.")]);
   const { lines, turns } = conversation.interrupted();
   assert.deepEqual(lines.map(({ turnId, interrupted }) => [turnId, interrupted]), [["a", true]]);
   assert.deepEqual(turns.map(({ turnId, interrupted }) => [turnId, interrupted]), [["a", true]]);
@@ -56,9 +56,9 @@ test("an answer cut short says so, on screen and in its turn", () => {
 
 test("an answer cut before its words were complete is told as interrupted when they are", () => {
   const conversation = new Conversation();
-  take(conversation, [{ kind: "sound_started" }, words("assistant", "a", "A long")]);
+  take(conversation, [{ kind: "playback_started" }, words("assistant", "a", "A long")]);
   conversation.interrupted();
-  const { turns } = conversation.take(said("assistant", "a", "A long story."));
+  const { turns } = conversation.apply(said("assistant", "a", "A long story."));
   assert.deepEqual(turns.map(({ interrupted }) => interrupted), [true]);
 });
 
@@ -76,8 +76,8 @@ test("only the items that were cut are marked, where they are known", () => {
 
 test("the next sound ends the one before, though nobody said so", () => {
   const conversation = new Conversation();
-  take(conversation, [{ kind: "sound_started" }, said("assistant", "a", "First.")]);
-  assert.deepEqual(conversation.take({ kind: "sound_started" }).turns.map(({ turnId }) => turnId), ["a"]);
+  take(conversation, [{ kind: "playback_started" }, said("assistant", "a", "First.")]);
+  assert.deepEqual(conversation.apply({ kind: "playback_started" }).turns.map(({ turnId }) => turnId), ["a"]);
 });
 
 test("typed words are a line and a turn at once", () => {
@@ -87,7 +87,7 @@ test("typed words are a line and a turn at once", () => {
 
 test("at the end, turns that waited are told, and words without an end are partial", () => {
   const conversation = new Conversation();
-  take(conversation, [{ kind: "sound_started" }, said("assistant", "a", "Done."), words("assistant", "b", "And fur")]);
+  take(conversation, [{ kind: "playback_started" }, said("assistant", "a", "Done."), words("assistant", "b", "And fur")]);
   const { turns, partial } = conversation.close();
   assert.deepEqual(turns.map(({ turnId }) => turnId), ["a"]);
   assert.deepEqual(partial.map(({ turnId, content, interrupted }) => [turnId, content, interrupted]), [["b", "And fur", true]]);
@@ -95,7 +95,7 @@ test("at the end, turns that waited are told, and words without an end are parti
 
 test("a talk of hours keeps a bounded number of items", () => {
   const conversation = new Conversation();
-  for (let n = 0; n < 5_000; n += 1) conversation.take(said("user", `u${n}`, "Hey"));
-  const again = conversation.take(said("user", "u4999", "Hey"));
+  for (let n = 0; n < 5_000; n += 1) conversation.apply(said("user", `u${n}`, "Hey"));
+  const again = conversation.apply(said("user", "u4999", "Hey"));
   assert.deepEqual(again.turns, []);
 });

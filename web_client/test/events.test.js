@@ -3,8 +3,8 @@ import { test } from "node:test";
 
 import { readEvent, readFrame, textEvents, truncateEvent } from "../events.js";
 
-const words = (speaker, text, responseId = "r1") => ({ kind: "words", speaker, itemId: "i1", responseId, text });
-const said = (speaker, text, responseId = "r1") => ({ kind: "said", speaker, itemId: "i1", responseId, text });
+const words = (speaker, text, responseId = "r1") => ({ kind: "transcript_delta", speaker, itemId: "i1", responseId, text });
+const said = (speaker, text, responseId = "r1") => ({ kind: "transcript_done", speaker, itemId: "i1", responseId, text });
 const ids = { item_id: "i1", response_id: "r1", output_index: 0, content_index: 0, event_id: "e1" };
 const sound = { kind: "audio", responseId: "r1", itemId: "i1", contentIndex: 0, base64: "AAA=" };
 const item = (role) => ({ id: "i1", type: "message", role, content: [] });
@@ -25,7 +25,7 @@ const TABLE = [
   ["ga: text's end", { type: "response.output_text.done", ...ids, text: "Hello" }, said("assistant", "Hello")],
   ["the user's words grow", { type: "conversation.item.input_audio_transcription.delta", item_id: "i1", delta: "Hi" }, words("user", "Hi", null)],
   ["the user's words", { type: "conversation.item.input_audio_transcription.completed", item_id: "i1", content_index: 0, transcript: "Hi." }, said("user", "Hi.", null)],
-  ["the user was not understood", { type: "conversation.item.input_audio_transcription.failed", item_id: "i1", error: { code: "DeploymentNotFound" } }, { kind: "unheard", itemId: "i1" }],
+  ["the user was not understood", { type: "conversation.item.input_audio_transcription.failed", item_id: "i1", error: { code: "DeploymentNotFound" } }, { kind: "transcription_failed", itemId: "i1" }],
   ["preview: an item", { type: "conversation.item.created", previous_item_id: "i0", item: item("assistant") }, { kind: "item", itemId: "i1", previousItemId: "i0", role: "assistant" }],
   ["ga: an item", { type: "conversation.item.added", previous_item_id: null, item: item("user") }, { kind: "item", itemId: "i1", previousItemId: null, role: "user" }],
   ["speech committed", { type: "input_audio_buffer.committed", item_id: "i1", previous_item_id: "i0" }, { kind: "item", itemId: "i1", previousItemId: "i0", role: "user" }],
@@ -33,16 +33,16 @@ const TABLE = [
   ["a function call is nobody's", { type: "conversation.item.created", item: { id: "i1", type: "function_call" } }, null],
   ["speech begins", { type: "input_audio_buffer.speech_started", item_id: "i1", audio_start_ms: 12 }, { kind: "speech_started" }],
   ["speech ends", { type: "input_audio_buffer.speech_stopped", item_id: "i1" }, { kind: "speech_stopped" }],
-  ["WebRTC: sound begins", { type: "output_audio_buffer.started", response_id: "r1" }, { kind: "sound_started" }],
-  ["WebRTC: sound ends", { type: "output_audio_buffer.stopped", response_id: "r1" }, { kind: "sound_stopped" }],
-  ["WebRTC: sound cut", { type: "output_audio_buffer.cleared", response_id: "r1" }, { kind: "sound_stopped" }],
+  ["WebRTC: sound begins", { type: "output_audio_buffer.started", response_id: "r1" }, { kind: "playback_started" }],
+  ["WebRTC: sound ends", { type: "output_audio_buffer.stopped", response_id: "r1" }, { kind: "playback_stopped" }],
+  ["WebRTC: sound cut", { type: "output_audio_buffer.cleared", response_id: "r1" }, { kind: "playback_stopped" }],
   ["a response begins", { type: "response.created", response: { id: "r1", status: "in_progress" } }, { kind: "response_started", responseId: "r1" }],
   ["a response ends", { type: "response.done", response: { id: "r1", status: "cancelled" } }, { kind: "response_done", responseId: "r1", status: "cancelled" }],
   ["direct WebSocket is ready", { type: "session.created", session: { id: "s" } }, { kind: "ready", dialect: null, upstream: null }],
   ["the broker is ready", { type: "broker.ready", session_id: "s", agent_id: "elena", dialect: "preview", upstream: "voice_live" }, { kind: "ready", dialect: "preview", upstream: "voice_live" }],
   ["the agent changed", { type: "broker.agent.switched", agent_id: "marcus" }, { kind: "agent_switched", agentId: "marcus" }],
-  ["the broker's trouble", { type: "broker.error", code: "turn_lost", message: "m", retryable: false }, { kind: "trouble", code: "turn_lost", message: "m", retryable: false }],
-  ["Azure's trouble is seldom the end", { type: "error", error: { type: "server_error", code: "x", message: "m" } }, { kind: "trouble", code: "x", message: "m", retryable: true }],
+  ["the broker's trouble", { type: "broker.error", code: "turn_lost", message: "m", retryable: false }, { kind: "error", code: "turn_lost", message: "m", retryable: false }],
+  ["Azure's trouble is seldom the end", { type: "error", error: { type: "server_error", code: "x", message: "m" } }, { kind: "error", code: "x", message: "m", retryable: true }],
   ["the session's time is up", { type: "error", error: { type: "invalid_request_error", code: "session_expired", message: "m" } }, { kind: "session_expired" }],
   ["a cancel that came too late", { type: "error", error: { code: "response_cancel_not_active" } }, null],
   ["an unknown event", { type: "rate_limits.updated" }, null],

@@ -14,11 +14,11 @@ const PROXY = connection("websocket_proxy", 180);
 const PLAN = { sessionId: "s", sessionToken: "t", agentId: "elena", degraded: false, connections: [WEBRTC, RELAY, PROXY], receivedAtMs: 1_000 };
 const DEGRADED = { ...PLAN, degraded: true, connections: [PROXY] };
 
-const journey = (change = {}) => ({ resume: false, attempt: 0, noWebRtc: false, reason: "first_choice", ...change });
-const requesting = (change) => ({ name: "requesting", journey: journey(change) });
-const connecting = (index, change, plan = PLAN) => ({ name: "connecting", journey: journey(change), plan, index });
-const live = (index = 0, change) => ({ name: "live", journey: journey({ resume: true, ...change }), plan: PLAN, index, sinceMs: 1_000 });
-const waiting = (change) => ({ name: "waiting", journey: journey(change), delayMs: 1 });
+const progress = (change = {}) => ({ resume: false, attempt: 0, noWebRtc: false, reason: "first_choice", ...change });
+const requesting = (change) => ({ name: "requesting", progress: progress(change) });
+const connecting = (index, change, plan = PLAN) => ({ name: "connecting", progress: progress(change), plan, index });
+const live = (index = 0, change) => ({ name: "live", progress: progress({ resume: true, ...change }), plan: PLAN, index, sinceMs: 1_000 });
+const waiting = (change) => ({ name: "waiting", progress: progress(change), delayMs: 1 });
 const failed = (code, change) => ({ type: "failed", failure: { code, message: "m", ...change } });
 const dropped = (code, change) => ({ type: "dropped", failure: { code, message: "m", ...change } });
 const planFailed = (change) => ({ type: "plan_failed", failure: { code: "plan_failed", message: "m", ...change } });
@@ -26,7 +26,7 @@ const planFailed = (change) => ({ type: "plan_failed", failure: { code: "plan_fa
 /** What a decision comes to, in one line: state, its reason, what is opened. */
 function summary({ state, actions }) {
   const done = actions.map((action) => (action.do === "open" ? `open ${action.connection.transport}` : action.do));
-  return [state.name, state.journey?.reason ?? state.code ?? state.reason ?? "", ...done].join(" | ");
+  return [state.name, state.progress?.reason ?? state.code ?? state.reason ?? "", ...done].join(" | ");
 }
 
 /** [what happens, state, event, moment, what comes of it] */
@@ -97,12 +97,12 @@ test("Retry-After is obeyed", () => {
 
 test("a talk that lived for a while begins anew in its attempts; one that flaps is given up in the end", () => {
   const steady = decide(live(2, { attempt: 7 }), dropped("socket_closed"), { nowMs: 20_000, random: 0 });
-  assert.equal(steady.state.journey.attempt, 1);
+  assert.equal(steady.state.progress.attempt, 1);
   let state = live(2);
   let drops = 0;
   for (; state.name !== "failed" && drops < 50; drops += 1) {
-    const { journey } = decide(state, dropped("socket_closed"), NOW).state;
-    state = journey ? { ...live(2), journey } : { name: "failed" };
+    const { progress } = decide(state, dropped("socket_closed"), NOW).state;
+    state = progress ? { ...live(2), progress } : { name: "failed" };
   }
   assert.equal(drops, MAX_ATTEMPTS.resume);
 });
@@ -110,7 +110,7 @@ test("a talk that lived for a while begins anew in its attempts; one that flaps 
 test("a talk that is told at once, again and again, that its time is up does not spin", () => {
   const first = decide(live(), dropped("session_limit"), NOW);
   assert.equal(first.state.name, "requesting");
-  const second = decide({ ...live(), journey: first.state.journey }, dropped("session_limit"), NOW);
+  const second = decide({ ...live(), progress: first.state.progress }, dropped("session_limit"), NOW);
   assert.equal(second.state.name, "waiting");
 });
 
@@ -143,5 +143,5 @@ for (const [state, name] of [
   [{ name: "ended", reason: "" }, "ended"],
   [{ name: "failed", code: "", message: "" }, "failed"],
 ]) {
-  test(`${state.name}${state.journey?.resume ? " after a talk" : ""} is ${name} to the page`, () => assert.equal(publicName(state), name));
+  test(`${state.name}${state.progress?.resume ? " after a talk" : ""} is ${name} to the page`, () => assert.equal(publicName(state), name));
 }

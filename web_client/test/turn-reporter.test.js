@@ -3,7 +3,7 @@ import { test } from "node:test";
 
 import { KEEPALIVE_BUDGET_BYTES, TurnReporter } from "../turn-reporter.js";
 
-const parcel = (turnId, content = "words") => ({
+const turnReport = (turnId, content = "words") => ({
   turn: { turnId, role: "user", content, sequence: 1, interrupted: false, createdAt: "2026-01-01T00:00:00Z" },
   agentId: "elena",
   sessionId: "s",
@@ -32,7 +32,7 @@ const refused = (details) => Object.assign(new Error("refused"), details);
 
 test("turns go out one after the other, in their order", async () => {
   const { reporter, posted } = setUp();
-  for (const id of ["a", "b", "c"]) reporter.report(parcel(id));
+  for (const id of ["a", "b", "c"]) reporter.enqueue(turnReport(id));
   await reporter.drained();
   assert.deepEqual(posted.map(([id]) => id), ["a", "b", "c"]);
   assert.equal(reporter.pending, 0);
@@ -40,8 +40,8 @@ test("turns go out one after the other, in their order", async () => {
 
 test("a turn is repeated until it is acknowledged, and nothing overtakes it", async () => {
   const { reporter, posted, lost } = setUp([refused({ retryable: true }), refused({ retryable: true })]);
-  reporter.report(parcel("a"));
-  reporter.report(parcel("b"));
+  reporter.enqueue(turnReport("a"));
+  reporter.enqueue(turnReport("b"));
   await reporter.drained();
   assert.deepEqual(posted.map(([id]) => id), ["a", "a", "a", "b"]);
   assert.deepEqual(lost, []);
@@ -49,15 +49,15 @@ test("a turn is repeated until it is acknowledged, and nothing overtakes it", as
 
 test("waits double, and Retry-After is obeyed", async () => {
   const { reporter, slept } = setUp([refused({ retryable: true }), refused({ retryable: true, retryAfterMs: 9_000 }), refused({ retryable: true })]);
-  reporter.report(parcel("a"));
+  reporter.enqueue(turnReport("a"));
   await reporter.drained();
   assert.deepEqual(slept, [250, 9_000, 1_000]);
 });
 
 test("a turn that is refused for good is told lost, and the next goes out", async () => {
   const { reporter, posted, lost } = setUp([refused({ retryable: false })]);
-  reporter.report(parcel("a"));
-  reporter.report(parcel("b"));
+  reporter.enqueue(turnReport("a"));
+  reporter.enqueue(turnReport("b"));
   await reporter.drained();
   assert.deepEqual(lost, ["a"]);
   assert.deepEqual(posted.map(([id]) => id), ["a", "b"]);
@@ -65,17 +65,17 @@ test("a turn that is refused for good is told lost, and the next goes out", asyn
 
 test("reporting goes on after the queue was empty", async () => {
   const { reporter, posted } = setUp();
-  reporter.report(parcel("a"));
+  reporter.enqueue(turnReport("a"));
   await reporter.drained();
-  reporter.report(parcel("b"));
+  reporter.enqueue(turnReport("b"));
   await reporter.drained();
   assert.equal(posted.length, 2);
 });
 
 test("a body too large for keepalive goes without it", async () => {
   const { reporter, posted } = setUp();
-  reporter.report(parcel("a", "x".repeat(70_000)));
-  reporter.report(parcel("b"));
+  reporter.enqueue(turnReport("a", "x".repeat(70_000)));
+  reporter.enqueue(turnReport("b"));
   await reporter.drained();
   assert.deepEqual(posted, [["a", false], ["b", true]]);
 });
@@ -89,7 +89,7 @@ test("at the page's end all that is left goes at once, within what the browser a
     },
     onLost: () => {},
   });
-  for (let n = 0; n < 20; n += 1) reporter.report(parcel(`t${n}`, "é".repeat(4_000)));
+  for (let n = 0; n < 20; n += 1) reporter.enqueue(turnReport(`t${n}`, "é".repeat(4_000)));
   reporter.flushOnClose();
   assert.ok(inFlight.every(([, keepalive]) => keepalive));
   const bytes = inFlight.reduce((sum, [turn]) => sum + Buffer.byteLength(turn.content), 0);
@@ -103,7 +103,7 @@ test("a broker away for hours costs bounded memory, and each turn given up is to
     post: () => new Promise(() => {}),
     onLost: ({ turn }) => lost.push(turn.turnId),
   });
-  for (let n = 0; n < 600; n += 1) reporter.report(parcel(`t${n}`));
+  for (let n = 0; n < 600; n += 1) reporter.enqueue(turnReport(`t${n}`));
   assert.equal(reporter.pending, 500);
   assert.equal(lost.length, 100);
   assert.equal(lost[0], "t1");

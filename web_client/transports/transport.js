@@ -1,6 +1,6 @@
 /**
- * What all ways to Azure have in common. A transport carries one connection: it is opened once, and when it is gone
- * another is made. It decides nothing about what comes next; `session-machine.js` does.
+ * The interface of all transports. A transport carries one connection: it is opened once, and replaced by a new one when
+ * it is lost. It does not decide what comes next; `session-machine.js` does.
  */
 
 /**
@@ -14,22 +14,22 @@
  * @property {Connection} connection
  * @property {AudioGraph} audio
  * @property {(signal: Signal) => void} onSignal
- * @property {(failure: Failure) => void} onDropped  once, after it was open; it is closed by then
+ * @property {(failure: Failure) => void} onDropped  called once, after `open` has resolved; the transport is closed by then
  *
  * @typedef {object} Transport
  * @property {(signal: AbortSignal) => Promise<void>} open
- *   Resolves when words can go both ways. Rejects with a `ConnectionFailure`, or with the signal's reason.
+ *   Resolves when audio and events can go both ways. Rejects with a `ConnectionFailure`, or with the signal's reason.
  * @property {(event: object) => void} send  An event of the Realtime API, or one of the broker's (proxy only).
  * @property {() => Promise<Cut[] | null>} interrupt
- *   Stops what is heard, at once, and has the answer cancelled. The items that were cut; null where only the peer
- *   knows.
+ *   Stops the playback at once, and cancels the answer. Resolves with the items that were cut, or with null where only
+ *   the peer knows them.
  * @property {() => Promise<Cut[] | null>} yieldToUser
- *   As `interrupt`, for when Azure has heard the user begin to speak, and does its part by itself.
+ *   As `interrupt`, for when Azure has detected the user's speech: it cancels the answer by itself.
  * @property {(track: MediaStreamTrack) => Promise<void>} replaceMicrophone
- *   The microphone was lost, and this is the new one.
- * @property {boolean} reportsTurns  Whether the page has to report turns, since nobody else sees them.
+ *   Sends this microphone's sound instead of the one that was lost.
+ * @property {boolean} reportsTurns  Whether the page must report turns, because the broker does not see them.
  * @property {boolean} switchesAgents  Whether `broker.agent.switch` is understood.
- * @property {() => void} close  Without further ado; nothing is told after it.
+ * @property {() => void} close  Closes at once; no callback is called after it.
  */
 
 /** A connection that could not be opened. */
@@ -53,12 +53,12 @@ export function failure(code, message, more = {}) {
 }
 
 /**
- * Waits for `promise`, but no longer than `ms`, and not beyond `signal`.
+ * Waits for `promise` until `ms` have passed or `signal` is aborted.
  * @template T
  * @param {Promise<T>} promise
  * @param {number} ms
  * @param {AbortSignal} signal
- * @param {() => Error} late what is thrown when time is up
+ * @param {() => Error} late makes the error of a timeout
  * @returns {Promise<T>}
  */
 export async function within(promise, ms, signal, late) {

@@ -1,6 +1,6 @@
 /**
- * Media straight between browser and Azure. The offer goes to Azure with the ephemeral token, or through the broker
- * (`webrtc-relay.js`); the media's path is the same.
+ * WebRTC: media goes straight between browser and Azure. The offer goes to Azure with the ephemeral token, or through the
+ * broker (`webrtc_relay`) for networks and tokens that Azure's own endpoint refuses; the media path is the same.
  */
 
 import { readFrame } from "../events.js";
@@ -11,15 +11,15 @@ import { failure, within } from "./transport.js";
  * @typedef {import("./transport.js").Transport} Transport
  *
  * @typedef {(offer: string, signal: AbortSignal) => Promise<{answer: string, hangUp: () => void}>} Exchange
- *   Brings an SDP offer to Azure. Rejects with a `ConnectionFailure`.
+ *   Sends an SDP offer to Azure. Rejects with a `ConnectionFailure`.
  */
 
 const SDP_TIMEOUT_MS = 4_000;
 const MEDIA_TIMEOUT_MS = 5_000;
-/** A connection may come back from `disconnected` by itself. */
+/** ICE may recover from `disconnected` by itself. */
 const DISCONNECTED_GRACE_MS = 2_500;
-/** For so long nothing of a cut answer is heard; by then Azure has stopped it. */
-const HUSH_MS = 1_000;
+/** For how long the rest of a cut answer is muted: it goes on until Azure has stopped it. */
+const MUTE_MS = 1_000;
 const CHANNEL_LABEL = "oai-events";
 const BLOCKED = "This network lets no direct audio through.";
 
@@ -38,17 +38,14 @@ export class WebRtcTransport {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #graceTimer;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #hushTimer;
+  #muteTimer;
 
-  /**
-   * @param {TransportContext} context
-   * @param {Exchange} [exchange]
-   */
-  constructor(context, exchange = directExchange(context)) {
+  /** @param {TransportContext} context */
+  constructor(context) {
     this.#context = context;
-    this.#exchange = exchange;
+    this.#exchange = context.connection.transport === "webrtc_relay" ? relayExchange(context) : directExchange(context);
     this.#channel = this.#peer.createDataChannel(CHANNEL_LABEL);
-    this.#channel.onmessage = ({ data }) => this.#take(data);
+    this.#channel.onmessage = ({ data }) => this.#handle(data);
     this.#peer.ontrack = ({ track, streams }) => context.audio.attachRemote(streams[0] ?? new MediaStream([track]));
   }
 
@@ -58,13 +55,13 @@ export class WebRtcTransport {
     if (microphone) for (const track of microphone.getAudioTracks()) this.#peer.addTrack(track, microphone);
     else this.#peer.addTransceiver("audio", { direction: "recvonly" });
     const media = this.#media();
-    media.catch(() => undefined); // it may fail while we are still at the offer
+    media.catch(() => undefined); // it may fail before it is awaited below
     await this.#peer.setLocalDescription();
     const offer = this.#peer.localDescription?.sdp ?? "";
     const slow = () => failure("sdp_timeout", "Azure took too long to take the call.");
     const { answer, hangUp } = await within(this.#exchange(offer, signal), SDP_TIMEOUT_MS, signal, slow);
     this.#hangUp = hangUp;
-    if (this.#closed) return this.#hangUp(); // too late: nobody waits for it any more
+    if (this.#closed) return this.#hangUp(); // closed meanwhile
     try {
       await this.#peer.setRemoteDescription({ type: "answer", sdp: answer });
     } catch {
@@ -80,7 +77,7 @@ export class WebRtcTransport {
   }
 
   async interrupt() {
-    this.#hush();
+    this.#muteAnswer();
     this.send({ type: "response.cancel" });
     this.send({ type: "output_audio_buffer.clear" });
     return null;
@@ -93,7 +90,7 @@ export class WebRtcTransport {
   }
 
   async yieldToUser() {
-    this.#hush();
+    this.#muteAnswer();
     return null;
   }
 
@@ -101,7 +98,7 @@ export class WebRtcTransport {
     if (this.#closed) return;
     this.#closed = true;
     clearTimeout(this.#graceTimer);
-    clearTimeout(this.#hushTimer);
+    clearTimeout(this.#muteTimer);
     this.#peer.onconnectionstatechange = null;
     this.#channel.onclose = null;
     this.#channel.onmessage = null;
@@ -110,7 +107,7 @@ export class WebRtcTransport {
     this.#hangUp();
   }
 
-  /** Resolves once ICE, DTLS and the data channel stand; tells of a drop after that. */
+  /** Resolves once ICE, DTLS and the data channel are open; calls `onDropped` when they are lost after that. */
   #media() {
     return new Promise((/** @type {(value: void) => void} */ resolve, reject) => {
       this.#channel.onopen = () => resolve();
@@ -141,27 +138,27 @@ export class WebRtcTransport {
   }
 
   /** @param {unknown} data */
-  #take(data) {
+  #handle(data) {
     const signal = readFrame(data);
     if (!signal || signal.kind === "ready") return;
-    if (signal.kind === "sound_started" || signal.kind === "sound_stopped") this.#unhush();
+    if (signal.kind === "playback_started" || signal.kind === "playback_stopped") this.#unmuteAnswer();
     this.#context.onSignal(signal);
   }
 
-  #hush() {
-    this.#context.audio.hushRemote(true);
-    clearTimeout(this.#hushTimer);
-    this.#hushTimer = setTimeout(() => this.#unhush(), HUSH_MS);
+  #muteAnswer() {
+    this.#context.audio.muteRemote(true);
+    clearTimeout(this.#muteTimer);
+    this.#muteTimer = setTimeout(() => this.#unmuteAnswer(), MUTE_MS);
   }
 
-  #unhush() {
-    clearTimeout(this.#hushTimer);
-    this.#context.audio.hushRemote(false);
+  #unmuteAnswer() {
+    clearTimeout(this.#muteTimer);
+    this.#context.audio.muteRemote(false);
   }
 }
 
 /**
- * The offer goes to Azure itself.
+ * Sends the offer to Azure itself.
  * @param {TransportContext} context
  * @returns {Exchange}
  */
@@ -176,6 +173,34 @@ function directExchange({ connection: { url, token } }) {
       throw failure("sdp_refused", "Azure can't be reached directly.");
     }
     if (!answer.ok) throw failure("sdp_refused", `Azure refused the call (${answer.status}).`);
-    return { answer: await answer.text(), hangUp: () => {} }; // only the server could; closing the peer ends it
+    return { answer: await answer.text(), hangUp: () => {} }; // a page may not hang up at Azure: closing the peer ends the call
+  };
+}
+
+/**
+ * Sends the offer to the broker, which hangs up at Azure as well.
+ * @param {TransportContext} context
+ * @returns {Exchange}
+ */
+function relayExchange({ connection: { url, token } }) {
+  const authorization = { Authorization: `Bearer ${token}` };
+  return async (offer, signal) => {
+    let answer;
+    try {
+      const headers = { "Content-Type": "application/sdp", ...authorization };
+      answer = await fetch(url, { method: "POST", headers, body: offer, signal, redirect: "error" });
+    } catch {
+      signal.throwIfAborted();
+      throw failure("sdp_refused", "The voice service can't be reached.");
+    }
+    if (!answer.ok) throw failure("sdp_refused", `The voice service could not place the call (${answer.status}).`);
+    const location = answer.headers.get("Location");
+    const hangUp = () => {
+      if (!location) return;
+      const call = new URL(location, url);
+      // Best effort: a call whose media has stopped also ends by itself.
+      fetch(call, { method: "DELETE", headers: authorization, keepalive: true }).catch(() => undefined);
+    };
+    return { answer: await answer.text(), hangUp };
   };
 }

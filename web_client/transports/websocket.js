@@ -1,6 +1,6 @@
 /**
- * The Realtime API over a WebSocket: through the broker's proxy, or straight to Azure where the plan says so. The same
- * events either way; the page carries the audio itself.
+ * The Realtime API over a WebSocket: through the broker's proxy, or straight to Azure where the plan says so. Both carry
+ * the same events, with the audio in them.
  */
 
 import { appendFrame, decodePcm16 } from "../audio/pcm.js";
@@ -14,13 +14,13 @@ import { failure, within } from "./transport.js";
  * @typedef {import("../events.js").Signal} Signal
  */
 
-/** The broker takes 10 s at most to reach Azure, and says so itself. */
+/** Longer than the broker's own limit to reach Azure, so that its close code tells what happened. */
 const READY_TIMEOUT_MS = 12_000;
-/** Three seconds of audio that the network does not take: it is dead, or worse than a new connection. */
+/** Three seconds of unsent audio: a new connection is better than one that is so late. */
 const MAX_BACKLOG_BYTES = 192_000;
 const CANCELLED_KEPT = 16;
 
-/** @type {Record<number, Failure>} What the broker's close codes mean (the contract's), and Azure's own. */
+/** @type {Record<number, Failure>} Failures by the broker's close codes, and by Azure's. */
 const CLOSE_CODES = {
   1000: { code: "session_limit", message: "The talk has reached its longest time; it goes on in a new one." },
   1001: { code: "session_limit", message: "Azure ended the session; it goes on in a new one." },
@@ -48,7 +48,7 @@ export class WebSocketTransport {
   #closed = false;
   #responseId = "";
   #sounding = false;
-  /** Answers that were cut: what of them still arrives is not heard. @type {Set<string>} */
+  /** Answers that were cut: their later audio is not played. @type {Set<string>} */
   #cancelled = new Set();
 
   /** @param {TransportContext} context */
@@ -65,7 +65,7 @@ export class WebSocketTransport {
     this.#socket = socket;
     const ready = new Promise((/** @type {(value: void) => void} */ resolve, reject) => {
       socket.onmessage = ({ data }) => {
-        if (this.#take(data)?.kind === "ready") resolve();
+        if (this.#handle(data)?.kind === "ready") resolve();
       };
       socket.onclose = ({ code }) => {
         const reason = CLOSE_CODES[code] ?? NETWORK;
@@ -93,13 +93,13 @@ export class WebSocketTransport {
     return cuts;
   }
 
-  /** Azure knows nothing of what was heard; and where it has cancelled already, one cancel more does no harm. */
+  /** Azure does not know what was played, and a second cancel of the same answer does no harm. */
   yieldToUser() {
     return this.interrupt();
   }
 
   async replaceMicrophone() {
-    // The audio graph has it already.
+    // Nothing to do: the audio graph captures from the new one already.
   }
 
   close() {
@@ -125,12 +125,12 @@ export class WebSocketTransport {
    * @param {unknown} data
    * @returns {Signal | null}
    */
-  #take(data) {
+  #handle(data) {
     const signal = readFrame(data);
     if (!signal) return null;
     switch (signal.kind) {
       case "audio":
-        this.#hear(signal);
+        this.#play(signal);
         return signal;
       case "audio_done":
         this.#context.audio.finish(signal.itemId);
@@ -144,23 +144,23 @@ export class WebSocketTransport {
       case "session_expired":
         this.#drop(CLOSE_CODES[1001]);
         return signal;
-      case "words":
-      case "said":
-        if (signal.responseId && this.#cancelled.has(signal.responseId) && signal.kind === "words") return signal;
+      case "transcript_delta":
+      case "transcript_done":
+        if (signal.responseId && this.#cancelled.has(signal.responseId) && signal.kind === "transcript_delta") return signal;
     }
     if (signal.kind !== "ready") this.#context.onSignal(signal);
     return signal;
   }
 
   /** @param {Extract<Signal, {kind: "audio"}>} signal */
-  #hear({ responseId, itemId, contentIndex, base64 }) {
+  #play({ responseId, itemId, contentIndex, base64 }) {
     if (this.#cancelled.has(responseId)) return;
     if (responseId !== "") this.#responseId = responseId;
     try {
       this.#context.audio.play(itemId, contentIndex, decodePcm16(base64));
-      this.#setSounding(true); // the loudspeaker says so later than the words are complete
+      this.#setSounding(true); // the worklet would say so only after the transcript is complete
     } catch {
-      this.#context.onSignal({ kind: "trouble", code: "bad_audio", message: "A piece of the answer could not be read.", retryable: true });
+      this.#context.onSignal({ kind: "error", code: "bad_audio", message: "A piece of the answer could not be read.", retryable: true });
     }
   }
 
@@ -168,10 +168,10 @@ export class WebSocketTransport {
   #setSounding(sounding) {
     if (this.#sounding === sounding) return;
     this.#sounding = sounding;
-    this.#context.onSignal({ kind: sounding ? "sound_started" : "sound_stopped" });
+    this.#context.onSignal({ kind: sounding ? "playback_started" : "playback_stopped" });
   }
 
-  /** Silences what is played, and what of this answer is still to come. */
+  /** Stops the playback, and drops the answer's later audio. */
   #silence() {
     if (this.#responseId !== "") {
       this.#cancelled.add(this.#responseId);
@@ -181,7 +181,7 @@ export class WebSocketTransport {
         this.#cancelled.delete(oldest);
       }
     }
-    this.#sounding = false; // whoever asked for the silence knows of it
+    this.#sounding = false; // without a signal: the caller knows
     return this.#context.audio.clear();
   }
 

@@ -1,5 +1,5 @@
-/** The broker's HTTP routes, as a page needs them. Every wait has an end; every failure is a `BrokerError`. */
-export type Parcel = import("./turn-reporter.js").Parcel;
+/** A client of the broker's HTTP routes. Every request has a timeout; every failure is a `BrokerError`. */
+export type TurnReport = import("./turn-reporter.js").TurnReport;
 export type PlanRequest = {
     agentId?: string;
     sessionId?: string;
@@ -44,18 +44,18 @@ export declare class Broker {
     requestPlan({ agentId, sessionId, sessionToken, userId }: PlanRequest, signal?: AbortSignal): Promise<unknown>;
     /**
      * Reports a turn; resolves once it is durable.
-     * @param {Parcel} parcel
+     * @param {TurnReport} report
      * @param {{keepalive?: boolean}} [options]
      */
-    reportTurn({ turn, agentId, sessionId, sessionToken }: Parcel, { keepalive }?: {
+    reportTurn({ turn, agentId, sessionId, sessionToken }: TurnReport, { keepalive }?: {
         keepalive?: boolean;
     }): Promise<void>;
     /**
-     * Hands words to the memory and forgets about them: what was being said when a talk broke off.
-     * @param {Parcel[]} parcels of one session, at most 100
+     * Sends incomplete turns to the memory: what was being said when a talk broke off.
+     * @param {TurnReport[]} reports of one session, at most 100
      */
-    enrich(parcels: Parcel[]): Promise<void>;
-    /** What the broker says of itself: agents, strategies, backlog. */
+    enrich(reports: TurnReport[]): Promise<void>;
+    /** The broker's status: agents, strategies, backlog. */
     status(): Promise<any>;
 }
 /**

@@ -1,8 +1,8 @@
 /**
- * Who said what: puts signals together into lines of a transcript, and into turns for the memory. Pure.
+ * Assembles signals into lines of a transcript, and into turns for the memory. Pure.
  *
- * An item's `sequence` is its place in the connection, by the order in which items were made; transcripts come in any
- * order. An assistant's turn waits until its sound has ended, since only then it is known whether it was interrupted.
+ * An item's `sequence` is its place in the connection, in the order in which items were created; transcripts come in any
+ * order. An assistant's turn waits until its playback has ended: only then is it known whether it was interrupted.
  */
 export type Signal = import("./events.js").Signal;
 export type Speaker = import("./events.js").Speaker;
@@ -27,7 +27,7 @@ export type Turn = {
      */
     createdAt: string;
 };
-export type Told = {
+export type ConversationUpdate = {
     lines: Line[];
     turns: Turn[];
 };
@@ -39,9 +39,9 @@ export type Item = {
     final: boolean;
     interrupted: boolean;
     /**
-     * whether it was handed over as a turn
+     * whether it was returned as a turn
      */
-    told: boolean;
+    reported: boolean;
     createdAt: string;
 };
 export declare class Conversation {
@@ -49,26 +49,27 @@ export declare class Conversation {
     /** @param {() => Date} [now] */
     constructor(now?: () => Date);
     /**
-     * Takes a signal in.
+     * Applies a signal.
      * @param {Signal} signal
-     * @returns {Told}
+     * @returns {ConversationUpdate}
      */
-    take(signal: Signal): Told;
+    apply(signal: Signal): ConversationUpdate;
     /**
-     * What was typed: said at once, and complete.
+     * Adds typed text: a complete user turn.
      * @param {string} itemId
      * @param {string} text
-     * @returns {Told}
+     * @returns {ConversationUpdate}
      */
-    typed(itemId: string, text: string): Told;
+    typed(itemId: string, text: string): ConversationUpdate;
     /**
-     * The assistant was cut short.
-     * @param {string[]} [itemIds] the items that were cut; without them, the one that is being heard
-     * @returns {Told}
+     * Marks the assistant's items as interrupted.
+     * @param {string[]} [itemIds] the items that were cut; without them, those that are being played
+     * @returns {ConversationUpdate}
      */
-    interrupted(itemIds?: string[]): Told;
+    interrupted(itemIds?: string[]): ConversationUpdate;
     /**
-     * The connection is over: turns that waited for their sound to end, and what was said but never completed.
+     * Ends the conversation.
+     * `turns` waited for their playback to end; `partial` are items without a final transcript.
      * @returns {{turns: Turn[], partial: Turn[]}}
      */
     close(): {

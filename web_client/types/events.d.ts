@@ -1,6 +1,6 @@
 /**
- * One vocabulary for what Azure says: both dialects (preview with Voice Live, and GA), the filtered WebRTC stream, and
- * what the broker adds. Pure: a parsed server event in, a `Signal` out, or null where nobody needs it.
+ * Translates server events into signals: both dialects (preview with Voice Live, and GA), the filtered WebRTC stream, and
+ * the broker's own events. Pure: a parsed server event in, a `Signal` out, or null for an event that the client ignores.
  */
 export type Signal = {
     kind: "ready";
@@ -35,28 +35,28 @@ export type Signal = {
     kind: "audio_done";
     itemId: string;
 } | {
-    kind: "sound_started";
+    kind: "playback_started";
 } | {
-    kind: "sound_stopped";
+    kind: "playback_stopped";
 } | {
-    kind: "words";
+    kind: "transcript_delta";
     speaker: Speaker;
     itemId: string;
     responseId: string | null;
     text: string;
 } | {
-    kind: "said";
+    kind: "transcript_done";
     speaker: Speaker;
     itemId: string;
     responseId: string | null;
     text: string;
 } | {
-    kind: "unheard";
+    kind: "transcription_failed";
     itemId: string;
 } | {
     kind: "session_expired";
 } | {
-    kind: "trouble";
+    kind: "error";
     code: string;
     message: string;
     retryable: boolean;
@@ -64,19 +64,19 @@ export type Signal = {
 export type Speaker = "user" | "assistant";
 export type ServerEvent = Record<string, any>;
 /**
- * @param {unknown} event as it came, parsed
+ * @param {unknown} event parsed JSON
  * @returns {Signal | null}
  */
 export declare function readEvent(event: unknown): Signal | null;
 /**
- * As `readEvent`, from the text of a frame; what is not JSON is nobody's.
+ * As `readEvent`, from the text of a frame. Returns null for a frame that is not JSON.
  * @param {unknown} frame
  * @returns {Signal | null}
  */
 export declare function readFrame(frame: unknown): Signal | null;
 /**
- * The events by which a typed text is said and answered.
- * @param {string} itemId ours, at most 32 characters
+ * The events that add a typed message and ask for an answer.
+ * @param {string} itemId chosen by the client, at most 32 characters
  * @param {string} words
  */
 export declare function textEvents(itemId: string, words: string): ({

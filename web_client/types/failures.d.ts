@@ -1,14 +1,14 @@
-/** What went wrong outside of a connection, in the session machine's words. */
+/** Failures outside of a connection, as events of the session machine. */
 export type Failure = import("./session-machine.js").Failure;
 /** @typedef {import("./session-machine.js").Failure} Failure */
 /**
- * What asking for a plan came to: no microphone to talk with, or no plan.
+ * The event for a plan request that failed: for want of a microphone, or of a plan.
  * @param {unknown} error
  * @returns {import("./session-machine.js").Event}
  */
 export declare function planFailed(error: unknown): import("./session-machine.js").Event;
 /**
- * A fault of the page's own. Another connection may not have it; a reload may mend it.
+ * A failure in the page's own code. Another connection may not have it; a reload may repair it.
  * @param {unknown} error
  * @returns {Failure}
  */

@@ -1,8 +1,8 @@
-/** The Health tab: what `/status` says, drawn, with a memory of the last minutes. */
+/** The Health tab: draws `/status`, with the latencies of the last ten minutes. */
 export type StrategyStatus = {
     name: string;
     /**
-     * closed, open or half_open; without it the strategy can't fail
+     * closed, open or half_open; missing for a strategy that can't fail
      */
     breaker?: string;
     /**
@@ -10,7 +10,7 @@ export type StrategyStatus = {
      */
     capability?: string;
     /**
-     * it rests, and until when
+     * the breaker is open, and until when
      */
     why?: string | null;
     last_outcome?: string | null;

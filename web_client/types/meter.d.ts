@@ -1,4 +1,4 @@
-/** The page's sign of life: the last seconds of both voices, yours above the line, the agent's below. */
+/** Draws the loudness of the last seconds: the user's voice above the line, the agent's below. */
 export declare class Meter {
     #private;
     /** @param {HTMLCanvasElement} canvas */

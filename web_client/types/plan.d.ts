@@ -1,18 +1,18 @@
-/** A plan, as the broker answers it: checked field by field, since a page acts upon it. Pure. */
+/** Reads the broker's plan, and checks every field: the page connects where the plan says. Pure. */
 export type TransportName = "webrtc" | "webrtc_relay" | "websocket" | "websocket_proxy";
 export type Connection = {
     transport: TransportName;
     url: string;
     /**
-     * what goes into the Authorization header
+     * for the Authorization header
      */
     token: string | null;
     /**
-     * what goes into the WebSocket handshake
+     * for the WebSocket handshake
      */
     protocols: string[];
     /**
-     * from the plan's arrival on
+     * counted from the plan's arrival
      */
     expiresInS: number;
 };
@@ -21,7 +21,7 @@ export type Plan = {
     sessionToken: string;
     agentId: string;
     /**
-     * nothing could be minted
+     * no strategy minted a token
      */
     degraded: boolean;
     /**
@@ -29,7 +29,7 @@ export type Plan = {
      */
     connections: Connection[];
     /**
-     * on the page's own monotonic clock
+     * on the page's monotonic clock
      */
     receivedAtMs: number;
 };
@@ -39,17 +39,17 @@ export type Plan = {
  * @typedef {object} Connection
  * @property {TransportName} transport
  * @property {string} url
- * @property {string | null} token        what goes into the Authorization header
- * @property {string[]} protocols         what goes into the WebSocket handshake
- * @property {number} expiresInS          from the plan's arrival on
+ * @property {string | null} token        for the Authorization header
+ * @property {string[]} protocols         for the WebSocket handshake
+ * @property {number} expiresInS          counted from the plan's arrival
  *
  * @typedef {object} Plan
  * @property {string} sessionId
  * @property {string} sessionToken
  * @property {string} agentId
- * @property {boolean} degraded           nothing could be minted
+ * @property {boolean} degraded           no strategy minted a token
  * @property {Connection[]} connections   in the order to try
- * @property {number} receivedAtMs        on the page's own monotonic clock
+ * @property {number} receivedAtMs        on the page's monotonic clock
  */
 /** @type {readonly TransportName[]} */
 export declare const TRANSPORTS: readonly TransportName[];
@@ -61,7 +61,7 @@ export declare const TRANSPORTS: readonly TransportName[];
  */
 export declare function readPlan(body: any, nowMs: number, wanted?: readonly string[] | null): Plan | null;
 /**
- * Whether a token may be used in a page: short-lived by its own word, and not in the shape of a key.
+ * Whether a page may use the connection's token: it expires soon, and does not look like a long-lived key.
  * @param {Connection} connection
  */
 export declare function isEphemeral({ transport, token, protocols, expiresInS }: Connection): boolean;

@@ -1,8 +1,8 @@
 /**
- * What a session does next: every decision about connecting, failing over and giving up, and no I/O. `decide` takes a
- * state and an event and gives the next state and the actions that lead there; `VoiceSession` carries them out.
+ * The session's state machine: every decision about connecting, failing over and giving up, without I/O. `decide` takes
+ * a state and an event, and returns the next state and the actions to take; `VoiceSession` performs them.
  *
- * | what happened                                        | what is done                                         |
+ * | event                                                | action                                               |
  * |------------------------------------------------------|------------------------------------------------------|
  * | SDP refused or slow, token expired or not ephemeral  | the plan's next connection                           |
  * | ICE failed or not connected in time, channel dead    | the plan's WebSocket; WebRTC is left out from now on |
@@ -30,21 +30,21 @@ export type Failure = {
     reportAs?: string;
     retryAfterMs?: number;
 };
-export type Journey = {
+export type Progress = {
     /**
      * the session was live before
      */
     resume: boolean;
     /**
-     * plans asked for in vain since it was last live for a while
+     * failed attempts since it was last live for STEADY_MS
      */
     attempt: number;
     /**
-     * its media path is known to be blocked
+     * WebRTC's media path is blocked
      */
     noWebRtc: boolean;
     /**
-     * why we are not where we would rather be
+     * why the first choice is not used
      */
     reason: string;
 };
@@ -52,21 +52,21 @@ export type State = {
     name: "idle";
 } | {
     name: "requesting";
-    journey: Journey;
+    progress: Progress;
 } | {
     name: "connecting";
-    journey: Journey;
+    progress: Progress;
     plan: Plan;
     index: number;
 } | {
     name: "live";
-    journey: Journey;
+    progress: Progress;
     plan: Plan;
     index: number;
     sinceMs: number;
 } | {
     name: "waiting";
-    journey: Journey;
+    progress: Progress;
     delayMs: number;
 } | {
     name: "ended";
@@ -143,17 +143,17 @@ export type Moment = {
  * @property {string} [reportAs]    the stable code for the page, where `code` is too coarse
  * @property {number} [retryAfterMs]
  *
- * @typedef {object} Journey  What is remembered on the way to a connection.
+ * @typedef {object} Progress  What is known on the way to a connection.
  * @property {boolean} resume     the session was live before
- * @property {number} attempt     plans asked for in vain since it was last live for a while
- * @property {boolean} noWebRtc   its media path is known to be blocked
- * @property {string} reason      why we are not where we would rather be
+ * @property {number} attempt     failed attempts since it was last live for STEADY_MS
+ * @property {boolean} noWebRtc   WebRTC's media path is blocked
+ * @property {string} reason      why the first choice is not used
  *
  * @typedef {{name: "idle"}
- *   | {name: "requesting", journey: Journey}
- *   | {name: "connecting", journey: Journey, plan: Plan, index: number}
- *   | {name: "live", journey: Journey, plan: Plan, index: number, sinceMs: number}
- *   | {name: "waiting", journey: Journey, delayMs: number}
+ *   | {name: "requesting", progress: Progress}
+ *   | {name: "connecting", progress: Progress, plan: Plan, index: number}
+ *   | {name: "live", progress: Progress, plan: Plan, index: number, sinceMs: number}
+ *   | {name: "waiting", progress: Progress, delayMs: number}
  *   | {name: "ended", reason: string}
  *   | {name: "failed", code: string, message: string}} State
  *
@@ -173,14 +173,14 @@ export type Moment = {
  *   | {do: "close"}
  *   | {do: "wait", delayMs: number}
  *   | {do: "report", code: string, message: string, retryable: boolean}} Action
- *   `open` takes the place of the connection before.
+ *   `open` replaces the connection before.
  *
  * @typedef {{state: State, actions: Action[]}} Decision
  * @typedef {{nowMs: number, random: number}} Moment  a monotonic clock, and a number in [0, 1) for jitter
  */
 export declare const FIRST_BACKOFF_MS = 500;
 export declare const MAX_BACKOFF_MS = 8000;
-/** Plans asked for before giving up: a first connection, and a talk that was live. */
+/** Attempts before giving up: for a first connection, and for a talk that was live. */
 export declare const MAX_ATTEMPTS: {
     first: number;
     resume: number;
@@ -193,7 +193,7 @@ export declare const MAX_ATTEMPTS: {
  */
 export declare function decide(state: State, event: Event, moment: Moment): Decision;
 /**
- * The state's name in the page's words.
+ * The state's public name.
  * @param {State} state
  * @returns {"idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed"}
  */

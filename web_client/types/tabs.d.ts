@@ -1,7 +1,7 @@
-/** Other tabs of this site that talk at the same time: their voices would end up in this one's microphone. */
+/** Finds other tabs of this site that talk at the same time: each one's microphone would pick up the other's agent. */
 /**
- * Says that this tab talks, and listens for others that do.
+ * Announces this tab's talk, and calls `onOther` for each other tab that talks.
  * @param {() => void} onOther
- * @param {AbortSignal} signal the talk's end
+ * @param {AbortSignal} signal aborted at the end of the talk
  */
 export declare function watchOtherTabs(onOther: () => void, signal: AbortSignal): void;

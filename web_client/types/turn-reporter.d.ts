@@ -1,20 +1,20 @@
 /**
- * Brings turns to the memory in their order, and keeps each until the broker has acknowledged it.
+ * Reports turns to the broker in order, and keeps each until the broker has acknowledged it.
  *
- * One turn at a time while the page lives; when it closes, all that is left at once, as far as the 64 KiB go that the
- * browser lets `keepalive` requests of a page have in flight together.
+ * It sends one turn at a time while the page is open. When the page closes it sends the rest at once, within the 64 KiB
+ * that browsers allow a page's `keepalive` requests to have in flight together.
  */
 export type Turn = import("./conversation.js").Turn;
-export type Parcel = {
+export type TurnReport = {
     turn: Turn;
     agentId: string;
     sessionId: string;
     /**
-     * of the plan whose connection the turn belongs to: its epoch orders the turn
+     * of the plan whose connection the turn belongs to; its epoch orders the turn
      */
     sessionToken: string;
 };
-export type Post = (parcel: Parcel, options: {
+export type Post = (report: TurnReport, options: {
     keepalive: boolean;
 }) => Promise<void>;
 export type ReporterOptions = {
@@ -22,7 +22,7 @@ export type ReporterOptions = {
     /**
      * a turn that the broker will never take
      */
-    onLost: (parcel: Parcel, error: unknown) => void;
+    onLost: (report: TurnReport, error: unknown) => void;
     /**
      * may end early
      */
@@ -32,18 +32,18 @@ export type ReporterOptions = {
 /**
  * @typedef {import("./conversation.js").Turn} Turn
  *
- * @typedef {object} Parcel
+ * @typedef {object} TurnReport
  * @property {Turn} turn
  * @property {string} agentId
  * @property {string} sessionId
- * @property {string} sessionToken  of the plan whose connection the turn belongs to: its epoch orders the turn
+ * @property {string} sessionToken  of the plan whose connection the turn belongs to; its epoch orders the turn
  *
- * @typedef {(parcel: Parcel, options: {keepalive: boolean}) => Promise<void>} Post
- *   Resolves when acknowledged; rejects with an error whose `retryable` and `retryAfterMs` are obeyed.
+ * @typedef {(report: TurnReport, options: {keepalive: boolean}) => Promise<void>} Post
+ *   Resolves when acknowledged; rejects with an error whose `retryable` and `retryAfterMs` are honoured.
  *
  * @typedef {object} ReporterOptions
  * @property {Post} post
- * @property {(parcel: Parcel, error: unknown) => void} onLost   a turn that the broker will never take
+ * @property {(report: TurnReport, error: unknown) => void} onLost   a turn that the broker will never take
  * @property {(ms: number) => Promise<void>} [sleep]  may end early
  * @property {() => number} [random]
  */
@@ -55,12 +55,12 @@ export declare class TurnReporter {
     /** Turns not acknowledged yet. */
     get pending(): number;
     /**
-     * Queues a turn. Where the broker has been away for so long that the queue is full, the oldest is given up, loudly.
-     * @param {Parcel} parcel
+     * Queues a turn. If the queue is full, the oldest turn is dropped and `onLost` is called.
+     * @param {TurnReport} report
      */
-    report(parcel: Parcel): void;
-    /** When all that is queued has been acknowledged or given up. */
+    enqueue(report: TurnReport): void;
+    /** Resolves when every queued turn has been acknowledged or dropped. */
     drained(): Promise<void>;
-    /** The page is closing: sends what is left, without waiting for one another's answers. */
+    /** The page is closing: sends all queued turns at once. */
     flushOnClose(): void;
 }

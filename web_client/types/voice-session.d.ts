@@ -5,9 +5,9 @@
  *     session.addEventListener("transcript", ({ detail }) => console.log(detail.speaker, detail.text));
  *     button.onclick = () => session.connect();
  *
- * What comes next is decided in `session-machine.js`; here it is carried out.
+ * `session-machine.js` decides what comes next; this class performs it.
  */
-import { Studio } from "./audio/studio.js";
+import { AudioEngine } from "./audio/audio-engine.js";
 export type SessionState = "idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed";
 export type TransportName = import("./plan.js").TransportName;
 export type MachineState = import("./session-machine.js").State;
@@ -15,12 +15,12 @@ export type Action = import("./session-machine.js").Action;
 export type Failure = import("./session-machine.js").Failure;
 export type Transport = import("./transports/transport.js").Transport;
 export type Talk = {
-    studio: Studio;
+    engine: AudioEngine;
     closing: AbortController;
     /**
-     * whether other tabs are watched for
+     * whether `watchOtherTabs` was called
      */
-    watched: boolean;
+    watchesTabs: boolean;
 };
 export type VoiceSessionOptions = {
     /**
@@ -37,11 +37,11 @@ export type VoiceSessionOptions = {
     sessionId?: string;
     userId?: string;
     /**
-     * the only ones to use; all without it
+     * the only ones to use; all by default
      */
     transports?: TransportName[];
     /**
-     * a connection is left for a new one after so long, at the next pause
+     * after so long, a new connection replaces the current one at the next pause
      */
     moveAfterMs?: number;
 };
@@ -50,7 +50,7 @@ export type VoiceSessionEvents = {
         state: SessionState;
     };
     /**
-     * what is tried now, and why no better one
+     * the current transport, and why no better one is used
      */
     transport: {
         transport: TransportName | null;
@@ -82,31 +82,31 @@ export declare class VoiceSession extends EventTarget {
     constructor(options: VoiceSessionOptions);
     /** @returns {SessionState} */
     get state(): SessionState;
-    /** The way that is used, or tried; null where there is none. */
+    /** The transport that is used or being tried; null without one. */
     get transport(): import("./plan.js").TransportName | null;
-    /** The session's id, once the broker has told it. */
+    /** The session's id, once the broker has assigned it. */
     get sessionId(): string | null;
     get agentId(): string | null;
     get muted(): boolean;
     /**
-     * Begins to talk: asks for the microphone, then for a plan, and walks its connections. To be called from a click.
-     * @returns {Promise<void>} resolves when the talk is live; rejects with an Error with a `code` where it can't be
+     * Starts a talk: asks for the microphone, then for a plan, and tries its connections. Must be called from a click.
+     * @returns {Promise<void>} resolves when the talk is live; rejects with an Error with a `code` where it fails
      */
     connect(): Promise<void>;
-    /** Hangs up, and lets go of the microphone. Resolves when the last turns have arrived, half a second later at most. */
+    /** Hangs up, and releases the microphone. Resolves when the last turns are acknowledged, or after half a second. */
     disconnect(): Promise<void>;
     /**
-     * Says something in writing.
+     * Sends a typed message.
      * @param {string} text
      * @throws {DOMException} InvalidStateError where the talk is not live
      */
     sendText(text: string): void;
-    /** Cuts the answer short. */
+    /** Stops the answer. */
     interrupt(): void;
     /** @param {boolean} muted */
     setMuted(muted: boolean): void;
     /**
-     * Goes on with another agent, in the same session.
+     * Switches to another agent in the same session.
      * @param {string} agentId
      */
     switchAgent(agentId: string): void;

@@ -1,6 +1,6 @@
 // npm `@openai/agents-realtime` by WebRTC, with its own defaults: the microphone speaks, an audio element plays.
 import { OpenAIRealtimeWebRTC, RealtimeAgent, RealtimeSession } from "@openai/agents-realtime";
-import { Heard, told } from "./heard.mjs";
+import { TalkLog, historyWords } from "./talk_log.mjs";
 
 const AUDIBLE = 0.05;
 const LIMIT_MS = 15_000;
@@ -10,37 +10,47 @@ export async function talk(setup) {
   const transport = new OpenAIRealtimeWebRTC({ baseUrl: `${setup.http}${setup.openaiPath}/realtime/calls`, audioElement });
   const agent = new RealtimeAgent({ name: "Assistant", instructions: "You are a pirate." });
   const session = new RealtimeSession(agent, { transport, model: setup.model });
-  const heard = new Heard();
-  transport.on("*", (event) => heard.note(event));
-  session.on("error", (error) => heard.fail(error));
+  const log = new TalkLog();
+  transport.on("*", (event) => log.add(event));
+  session.on("error", (error) => log.fail(error));
   await session.connect({ apiKey: setup.key });
-  const loudest = listen(audioElement.srcObject);
-  await heard.spoken();
+  const meter = new PeakMeter(audioElement.srcObject);
+  await log.untilFirstAnswer();
   session.mute(true);
   session.sendMessage(setup.typed);
-  await heard.until("response.done", 2);
-  await audible(loudest);
+  await log.until("response.done", 2);
+  await meter.audible();
   const { callId } = transport;
-  const history = told(session.history);
+  const history = historyWords(session.history);
   session.close();
-  return { ...heard.report(), peak: loudest(), callId, history };
+  return { ...log.report(), peak: meter.close(), callId, history };
 }
 
-/** How loud the stream has been at its loudest, from 0 to 1. */
-function listen(stream) {
-  const context = new AudioContext();
-  const analyser = context.createAnalyser();
-  context.createMediaStreamSource(stream).connect(analyser);
-  const samples = new Float32Array(analyser.fftSize);
-  let peak = 0;
-  setInterval(() => {
-    analyser.getFloatTimeDomainData(samples);
-    peak = samples.reduce((most, sample) => Math.max(most, Math.abs(sample)), peak);
-  }, 20);
-  return () => peak;
-}
+/** Measures how loud a stream has been at its loudest, from 0 to 1. */
+class PeakMeter {
+  #context = new AudioContext();
+  #peak = 0;
+  #timer;
 
-async function audible(loudest) {
-  const end = performance.now() + LIMIT_MS;
-  while (loudest() < AUDIBLE && performance.now() < end) await new Promise((resolve) => setTimeout(resolve, 20));
+  constructor(stream) {
+    const analyser = this.#context.createAnalyser();
+    this.#context.createMediaStreamSource(stream).connect(analyser);
+    const samples = new Float32Array(analyser.fftSize);
+    this.#timer = setInterval(() => {
+      analyser.getFloatTimeDomainData(samples);
+      this.#peak = samples.reduce((most, sample) => Math.max(most, Math.abs(sample)), this.#peak);
+    }, 20);
+  }
+
+  async audible() {
+    const end = performance.now() + LIMIT_MS;
+    while (this.#peak < AUDIBLE && performance.now() < end) await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+
+  /** The peak. The page holds more talks: the meter must not go on in them. */
+  close() {
+    clearInterval(this.#timer);
+    void this.#context.close();
+    return this.#peak;
+  }
 }

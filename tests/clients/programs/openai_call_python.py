@@ -4,17 +4,11 @@ from typing import Any
 
 import openai
 
-from tests.clients.programs.heard import hold_talks
 
-
-async def _call(setup: dict[str, Any]) -> dict[str, Any]:
+async def talk(setup: dict[str, Any]) -> dict[str, Any]:
     base_url = setup["http"] + setup["openaiPath"]
     async with openai.AsyncOpenAI(base_url=base_url, api_key=setup["key"], max_retries=0) as client:
         session: Any = {"session": {"type": "realtime", "model": setup["model"]}} if setup["withSession"] else {}
         answer = await client.realtime.calls.with_raw_response.create(sdp=setup["offer"], **session)
         await client.realtime.calls.hangup(answer.headers["location"].rpartition("/")[2])
         return {"status": answer.status_code, "sdp": answer.text}
-
-
-if __name__ == "__main__":
-    hold_talks(_call)

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import openai
 
-from tests.clients.programs.heard import Heard, chunks, hold_talks, typed
+from tests.clients.programs.talk_log import TalkLog, audio_chunks, text_message
 
 _AZURE_API_VERSION = "2025-04-01-preview"
 
@@ -32,24 +32,20 @@ async def _mint(setup: dict[str, Any]) -> str:
     return minted.value
 
 
-async def _talk(setup: dict[str, Any]) -> dict[str, Any]:
+async def talk(setup: dict[str, Any]) -> dict[str, Any]:
     key = await _mint(setup) if setup["mints"] else setup["key"]
     async with (
         _client(setup, key) as client,
         client.realtime.connect(model=setup["model"], max_retries=0) as connection,
     ):
-        heard = Heard(aiter(connection))
-        await heard.until("session.created")
+        log = TalkLog(aiter(connection))
+        await log.until("session.created")
         await connection.session.update(session=cast("Any", setup["session"]))
-        await heard.until("session.updated")
-        for audio in chunks(setup["said"]):
+        await log.until("session.updated")
+        for audio in audio_chunks(setup["said"]):
             await connection.input_audio_buffer.append(audio=audio)
-        await heard.spoken()
-        await connection.conversation.item.create(item=cast("Any", typed(setup["typed"])))
+        await log.until_first_answer()
+        await connection.conversation.item.create(item=cast("Any", text_message(setup["typed"])))
         await connection.response.create()
-        await heard.until("response.done", count=2)
-    return heard.report() | {"token": key}
-
-
-if __name__ == "__main__":
-    hold_talks(_talk)
+        await log.until("response.done", count=2)
+    return log.report() | {"token": key}

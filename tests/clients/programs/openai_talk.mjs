@@ -1,6 +1,6 @@
 // npm `openai`: mints where it is asked to, and talks on whichever of its sockets `open` gives.
 import OpenAI, { AzureOpenAI } from "openai";
-import { Heard, base64Chunks, typed } from "./heard.mjs";
+import { TalkLog, base64Chunks, textMessage } from "./talk_log.mjs";
 
 const AZURE_API_VERSION = "2025-10-01";
 
@@ -8,19 +8,19 @@ const AZURE_API_VERSION = "2025-10-01";
 export async function openaiTalk(setup, open) {
   const mintedKey = setup.mints ? await mint(client(setup, setup.http, setup.key), setup) : setup.key;
   const socket = await open(client(setup, setup.https, mintedKey), setup.model);
-  const heard = new Heard();
-  socket.on("event", (event) => heard.note(event));
-  socket.on("error", (error) => heard.fail(error));
-  await heard.until("session.created");
+  const log = new TalkLog();
+  socket.on("event", (event) => log.add(event));
+  socket.on("error", (error) => log.fail(error));
+  await log.until("session.created");
   socket.send({ type: "session.update", session: setup.session });
-  await heard.until("session.updated");
+  await log.until("session.updated");
   for (const audio of base64Chunks(setup.said)) socket.send({ type: "input_audio_buffer.append", audio });
-  await heard.spoken();
-  socket.send({ type: "conversation.item.create", item: typed(setup.typed) });
+  await log.untilFirstAnswer();
+  socket.send({ type: "conversation.item.create", item: textMessage(setup.typed) });
   socket.send({ type: "response.create" });
-  await heard.until("response.done", 2);
+  await log.until("response.done", 2);
   socket.close();
-  return { ...heard.report(), token: mintedKey };
+  return { ...log.report(), token: mintedKey };
 }
 
 function client(setup, server, apiKey) {

@@ -1,19 +1,19 @@
 // npm `@azure/ai-voicelive`, with a key or a token credential, in Node and in a browser.
 import { VoiceLiveClient } from "@azure/ai-voicelive";
 import { AzureKeyCredential } from "@azure/core-auth";
-import { Heard, chunks, typed } from "./heard.mjs";
+import { TalkLog, audioChunks, textMessage } from "./talk_log.mjs";
 
 const HOUR_MS = 3_600_000;
 
 export async function talk(setup) {
   const session = new VoiceLiveClient(setup.http, credential(setup)).createSession(setup.model);
-  const heard = new Heard();
+  const log = new TalkLog();
   session.subscribe({
-    onServerEvent: async (event) => heard.note(event),
-    onError: async ({ error }) => heard.fail(error),
+    onServerEvent: async (event) => log.add(event),
+    onError: async ({ error }) => log.fail(error),
   });
   await session.connect();
-  await heard.until("session.created");
+  await log.until("session.created");
   await session.updateSession({
     modalities: ["text", "audio"],
     instructions: "You are a pirate.",
@@ -23,14 +23,14 @@ export async function talk(setup) {
     turnDetection: { type: "server_vad", threshold: 0.6, silenceDurationInMs: 800 },
     inputAudioTranscription: { model: "azure-speech" },
   });
-  await heard.until("session.updated");
-  for (const chunk of chunks(setup.said)) await session.sendAudio(chunk);
-  await heard.spoken();
-  await session.addConversationItem(typed(setup.typed));
+  await log.until("session.updated");
+  for (const chunk of audioChunks(setup.said)) await session.sendAudio(chunk);
+  await log.untilFirstAnswer();
+  await session.addConversationItem(textMessage(setup.typed));
   await session.sendEvent({ type: "response.create" });
-  await heard.until("response.done", 2);
+  await log.until("response.done", 2);
   await session.dispose();
-  return heard.report();
+  return log.report();
 }
 
 function credential({ credential: kind, key }) {

@@ -8,7 +8,7 @@ from azure.ai.voicelive.aio import connect
 from azure.core.credentials import AccessToken, AzureKeyCredential
 from azure.core.credentials_async import AsyncTokenCredential
 
-from tests.clients.programs.heard import Heard, chunks, hold_talks
+from tests.clients.programs.talk_log import TalkLog, audio_chunks
 
 SESSION = models.RequestSession(
     modalities=[models.Modality.TEXT, models.Modality.AUDIO],
@@ -37,22 +37,18 @@ class _Token(AsyncTokenCredential):
         return None
 
 
-async def _talk(setup: dict[str, Any]) -> dict[str, Any]:
+async def talk(setup: dict[str, Any]) -> dict[str, Any]:
     credential = AzureKeyCredential(setup["key"]) if setup["credential"] == "key" else _Token(setup["key"])
     async with connect(endpoint=setup["http"], credential=credential, model=setup["model"]) as connection:
-        heard = Heard(aiter(connection))
-        await heard.until("session.created")
+        log = TalkLog(aiter(connection))
+        await log.until("session.created")
         await connection.session.update(session=SESSION)
-        await heard.until("session.updated")
-        for audio in chunks(setup["said"]):
+        await log.until("session.updated")
+        for audio in audio_chunks(setup["said"]):
             await connection.input_audio_buffer.append(audio=audio)
-        await heard.spoken()
+        await log.until_first_answer()
         content = models.InputTextContentPart(text=setup["typed"])
         await connection.conversation.item.create(item=models.UserMessageItem(content=[content]))
         await connection.response.create()
-        await heard.until("response.done", count=2)
-    return heard.report()
-
-
-if __name__ == "__main__":
-    hold_talks(_talk)
+        await log.until("response.done", count=2)
+    return log.report()

@@ -1,4 +1,4 @@
-"""What a client is pointed at: the simulated Azure itself, or a broker that has but one upstream at it."""
+"""What a client connects to: the simulated Azure itself, or a broker with a single upstream there."""
 
 import contextlib
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ __all__ = [
 
 SIMULATOR = "simulator"
 BROKERS = ("voice_live", "openai_realtime")
-"""A broker by its only upstream: half of the clients speak the other's dialect."""
+"""Brokers by their only upstream: each makes half of the clients need a translation of the dialect."""
 COMPAT_ENDPOINTS = (SIMULATOR, *BROKERS)
 
 MODEL = "gpt-realtime"
@@ -47,7 +47,7 @@ class CompatEndpoint:
 
     @property
     def mint_key(self) -> str:
-        """What a mint is asked with. A broker without authentication wants a placeholder: SDKs insist on some key."""
+        """The credential of a mint. A broker without authentication takes any: the SDKs insist on some key."""
         return "unused" if self.broker else SIMULATED_KEY
 
     async def mint(self, **body: Any) -> str:
@@ -80,7 +80,7 @@ async def _are_over(broker: RunningBroker) -> bool:
 async def open_compat(
     name: str, directory: Path, authority: trustme.CA, **settings: Any
 ) -> AsyncIterator[CompatEndpoint]:
-    """The compatible endpoint of that name of `DOORS`, until the block ends; `settings` are the broker's."""
+    """The compatible endpoint of that name, until the block ends; `settings` are the broker's."""
     async with contextlib.AsyncExitStack() as stack:
         azure = await stack.enter_async_context(serve(_AZURE))
         broker = None

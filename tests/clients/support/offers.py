@@ -1,4 +1,4 @@
-"""An SDP offer as a WebRTC stack makes it."""
+"""An SDP offer of a real WebRTC stack."""
 
 from aiortc import RTCPeerConnection
 
@@ -6,7 +6,7 @@ __all__ = ["make_offer"]
 
 
 async def make_offer() -> str:
-    """An offer of audio and a data channel, of a peer that does not wait for the answer."""
+    """An offer of audio and a data channel; its peer is closed at once."""
     peer = RTCPeerConnection()
     peer.addTransceiver("audio")
     peer.createDataChannel("oai-events")

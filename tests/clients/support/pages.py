@@ -1,10 +1,8 @@
-"""A page of a frontend's own, at an origin of its own, with clients bundled into it as a frontend would."""
+"""A frontend's page at an origin of its own, with the clients bundled into it."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from subprocess import PIPE
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -12,7 +10,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from tests.clients.support.programs import CLIENTS
-from tests.support.node import find_tool, installed_modules
+from tests.support.node import installed_modules, run_node
 from tests.support.serving import serve_app
 
 __all__ = ["bundle", "serve_page"]
@@ -24,18 +22,13 @@ _PAGE = """<!doctype html><html lang="en"><title>A frontend</title><link rel="ic
 
 
 async def bundle(source: Path | str, name: str = "snippet.mjs") -> str:
-    """A module and all that it imports as one, by esbuild. `source` is a file, or the text of one."""
+    """A module and its imports in one file, by esbuild. `source` is a path, or the module's text."""
     modules = installed_modules(CLIENTS)
     text = "" if isinstance(source, Path) else source
     entry = [str(source)] if isinstance(source, Path) else [f"--sourcefile={name}"]
-    process = await asyncio.create_subprocess_exec(
-        find_tool("node"), str(modules / "esbuild" / "bin" / "esbuild"), *entry,
-        "--bundle", "--format=esm", "--platform=browser", "--log-level=warning",
-        cwd=CLIENTS, stdin=PIPE, stdout=PIPE, stderr=PIPE,
-    )  # fmt: skip
-    out, err = await asyncio.wait_for(process.communicate(text.encode()), 60)
-    assert (process.returncode, err) == (0, b""), err.decode()
-    return out.decode()
+    esbuild = modules / "esbuild" / "bin" / "esbuild"
+    options = ("--bundle", "--format=esm", "--platform=browser", "--log-level=warning")
+    return await run_node(esbuild, *entry, *options, cwd=CLIENTS, stdin=text)
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""What a program is told, and what its report must say."""
+"""The input of the client programs, and the assertions on their reports."""
 
 import base64
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ __all__ = ["PREVIEW_SESSION", "QUESTION", "SAID", "TURNS", "TYPED", "assert_hear
 SAID = speech(2)
 TYPED = "Hello there"
 QUESTION = silence(0.3) + SAID + silence(1)
-"""What is sent: the speech, and the silence that ends a turn."""
+"""The audio that is sent: the speech, and the silence that ends a turn."""
 _ANSWERS = ["[simulated] you said 2.5 s of speech", f"[simulated] you wrote: {TYPED}"]
 _ANSWER_BYTES = 120_000  # 2.5 s: the speech, and the quiet around it that counts as spoken
 _TRANSCRIPT = "[simulated] 2.5 s of speech"
@@ -56,7 +56,7 @@ def make_setup(compat: CompatEndpoint, key: str, **options: Any) -> dict[str, An
 
 
 def assert_heard(report: Mapping[str, Any]) -> None:
-    """Both exchanges came through whole: the speech itself, what was said in words, and the end of each response."""
+    """Both exchanges are complete: the sound of the speech, the transcripts, and the end of each response."""
     assert "failure" not in report, report
     assert report["user"] == [_TRANSCRIPT]
     assert report["answers"] == _ANSWERS

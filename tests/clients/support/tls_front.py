@@ -1,4 +1,4 @@
-"""TLS in front of a loopback server, for clients that dial `wss:` and nothing else."""
+"""TLS in front of a loopback server, for clients that connect by `wss:` only."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ async def tls_front(base_url: str, authority: trustme.CA) -> AsyncIterator[str]:
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Hands on until the sender ends or either side is gone; then the receiver is closed as well."""
+    """Copies until the sender ends or either side is lost, then closes the receiver."""
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         while piece := await reader.read(_PIECE_BYTES):
             writer.write(piece)

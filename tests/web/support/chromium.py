@@ -1,6 +1,6 @@
-"""A real, headless Chromium, driven over its DevTools protocol: started, opened, clicked, read, and ended.
+"""A real, headless Chromium, driven over its DevTools protocol.
 
-Found by `CHROMIUM`, on the path, or where Playwright keeps its own; where there is none, Playwright's is installed.
+It is found by `CHROMIUM`, on the path, or where Playwright keeps its own; else Playwright's is installed.
 """
 
 import asyncio
@@ -120,12 +120,12 @@ class Connection:
 
 
 class Page:
-    """One tab. `complaints` collects what its console says beyond chatter, and what it throws."""
+    """One tab. `complaints` collects its console's errors and warnings, and its uncaught exceptions."""
 
-    def __init__(self, connection: Connection, session: str, context: str | None) -> None:
+    def __init__(self, connection: Connection, session: str, target: str) -> None:
         self._connection = connection
         self._session = session
-        self.context = context
+        self._target = target
         self.complaints: list[str] = []
         self.requests: list[dict[str, Any]] = []
         self.received_bytes = 0
@@ -133,6 +133,11 @@ class Page:
 
     async def call(self, method: str, **params: Any) -> Event:
         return await self._connection.call(method, self._session, **params)
+
+    async def close(self) -> None:
+        """As a user closes a tab; one that is closed already stays so."""
+        with contextlib.suppress(ScriptError):
+            await self._connection.call("Target.closeTarget", targetId=self._target)
 
     async def on_every_page(self, script: str) -> None:
         """Runs `script` before the page's own, from the next `goto` on."""
@@ -152,7 +157,7 @@ class Page:
         return answer["result"].get("value")
 
     async def wait_for(self, condition: str, timeout_s: float = 10) -> Any:
-        """The first truthy value of an expression. Raises TimeoutError, with the page's complaints."""
+        """The first truthy value of an expression. Raises TimeoutError with the page's complaints."""
         script = f"""new Promise((resolve, reject) => {{
             const end = performance.now() + {timeout_s * 1000};
             const look = () => {{
@@ -169,7 +174,7 @@ class Page:
         except ScriptError as error:
             if "context was destroyed" not in str(error) and "navigated" not in str(error):
                 raise
-            return await self.wait_for(condition, timeout_s)  # the page was just loading
+            return await self.wait_for(condition, timeout_s)  # the page was loading
         if value == "\0late":
             raise TimeoutError(f"not within {timeout_s} s: {condition}; the page says {self.complaints}")
         return value
@@ -208,12 +213,12 @@ class Page:
         await self.call("Input.dispatchKeyEvent", type="keyUp", **params)
 
     async def offline(self, *, gone: bool) -> None:
-        """Takes the network away, or gives it back. Sockets that are open stay so, as the browser has it."""
+        """Takes the network away, or gives it back. Chromium leaves open WebSockets open meanwhile."""
         nothing = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
         await self.call("Network.emulateNetworkConditions", offline=gone, **nothing)
 
     async def screenshot(self) -> bytes:
-        """What is seen, as PNG."""
+        """A PNG of the visible page."""
         shot = await self.call("Page.captureScreenshot", format="png")
         return base64.b64decode(shot["data"])
 
@@ -242,7 +247,7 @@ class Browser:
     @classmethod
     @contextlib.asynccontextmanager
     async def connect(cls, url: str) -> AsyncIterator[Self]:
-        """Takes the reins of a running one, until the end of the block."""
+        """Connects to the browser at the DevTools address `url`, until the end of the block."""
         async with connect(url, max_size=2**28, compression=None) as socket:
             connection = Connection(socket)
             try:
@@ -252,19 +257,22 @@ class Browser:
 
     @contextlib.asynccontextmanager
     async def page(self, *, scheme: str = "light", width: int = 1100, height: int = 820) -> AsyncIterator[Page]:
-        """A tab in a profile of its own, closed at the end."""
-        context = (await self._connection.call("Target.createBrowserContext"))["browserContextId"]
-        try:
-            yield await self.tab(context, scheme=scheme, width=width, height=height)
-        finally:
-            await self._connection.call("Target.disposeBrowserContext", browserContextId=context)
+        """A tab, closed at the end.
 
-    async def tab(self, context: str | None, *, scheme: str = "light", width: int = 1100, height: int = 820) -> Page:
-        """A tab in `context`."""
-        where = {"browserContextId": context} if context else {}
-        target = (await self._connection.call("Target.createTarget", url="about:blank", **where))["targetId"]
+        All tabs share one profile: a profile of its own costs a page as much CPU as some seconds of talk. What
+        would tell pages apart is empty (the client keeps nothing in storage), or differs with the server's port.
+        """
+        page = await self.tab(scheme=scheme, width=width, height=height)
+        try:
+            yield page
+        finally:
+            await page.close()
+
+    async def tab(self, *, scheme: str = "light", width: int = 1100, height: int = 820) -> Page:
+        """A tab that stays open as long as the browser, or until it is closed."""
+        target = (await self._connection.call("Target.createTarget", url="about:blank"))["targetId"]
         attached = await self._connection.call("Target.attachToTarget", targetId=target, flatten=True)
-        page = Page(self._connection, attached["sessionId"], context)
+        page = Page(self._connection, attached["sessionId"], target)
         for domain in ("Page", "Runtime", "Log", "Network"):
             await page.call(f"{domain}.enable")
         await page.call(
@@ -281,9 +289,8 @@ class Browser:
 def run_chromium(microphone: Path | None = None, *, devices: bool = True, trusting: bool = False) -> Iterator[str]:
     """A Chromium whose microphone plays a WAV file over and over (without one, it beeps), or that has no devices.
 
-    `trusting` it takes any certificate, for TLS on loopback.
-
-    Yields the address of its DevTools, for `Browser.connect`. One serves many tests, each page in its own profile.
+    `trusting` makes it accept any certificate, for TLS on loopback. Yields the address of its DevTools, for
+    `Browser.connect`: many tests use one browser, each in a tab of its own.
     """
     with _profile() as profile:
         sound = ["--use-fake-device-for-media-stream"] if devices else []
@@ -329,7 +336,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def _profile() -> Iterator[Path]:
-    # Not pytest's tmp_path: a browser's helpers may still write while it is removed.
+    # Not pytest's tmp_path: Chromium's child processes may still write while it is removed.
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 

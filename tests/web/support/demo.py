@@ -3,16 +3,17 @@
 import asyncio
 import contextlib
 import os
-import signal
-import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from tests.support.broker import plain_client
+from tests.support.sockets import free_port
 
 __all__ = ["Demo", "run_demo"]
 
@@ -21,74 +22,76 @@ START_TIMEOUT_S = 20
 STOP_TIMEOUT_S = 10
 
 
-@dataclass
 class Demo:
-    """A running demo. `restart` ends the process as an operator's `kill` does, and starts it anew on the same port."""
+    """A demo whose database and log lie in `folder`. `start` and `stop` block; the ports stay across restarts.
 
-    folder: Path
-    port: int
-    simulator_port: int
-    settings: Mapping[str, str]
-    process: asyncio.subprocess.Process | None = field(default=None, init=False)
+    The process belongs to no event loop, so that the tests of a module share it while each has a loop of its own.
+    """
 
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port, self._simulator_port = free_port(), free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self.base_url = f"http://127.0.0.1:{self._port}"
 
-    async def start(self) -> None:
+    def start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("AZURE_", "BROKER_"))}
-        environment |= {"PORT": str(self.port), "SIMULATOR_PORT": str(self.simulator_port), **self.settings}
-        with (self.folder / "demo.log").open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                COMMAND, "demo", cwd=self.folder, env=environment,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            )  # fmt: skip
-        async with asyncio.timeout(START_TIMEOUT_S), httpx.AsyncClient(base_url=self.base_url) as client:
-            while self.process.returncode is None:
-                with contextlib.suppress(httpx.TransportError):
-                    if (await client.get("/readyz")).status_code == 200:
-                        return
-                await asyncio.sleep(0.05)
-        raise RuntimeError(f"the demo ended with {self.process.returncode}: {self.log()}")
+        environment |= {"PORT": str(self._port), "SIMULATOR_PORT": str(self._simulator_port), "BROKER_DRAIN_S": "1"}
+        with self._log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [COMMAND, "demo"], cwd=self._folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while self._process.poll() is None and time.monotonic() < deadline_s:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.base_url}/readyz", trust_env=False).status_code == httpx.codes.OK:
+                    return
+            time.sleep(0.05)
+        raise RuntimeError(f"the demo did not start: {self._log_file.read_text()}")
 
-    async def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        if self.process is None or self.process.returncode is not None:
+    def stop(self) -> None:
+        """Ends the process as an operator's `kill` does."""
+        if self._process is None:
             return
-        self.process.send_signal(number)
+        self._process.terminate()
         try:
-            await asyncio.wait_for(self.process.wait(), STOP_TIMEOUT_S)
-        except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
-
-    def log(self) -> str:
-        return (self.folder / "demo.log").read_text()
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     async def set_faults(self, *faults: Mapping[str, Any]) -> None:
-        """What the simulated Azure does wrong from now on; nothing, without any."""
-        async with httpx.AsyncClient() as client:
-            url = f"http://127.0.0.1:{self.simulator_port}/_simulator/faults"
-            (await client.put(url, json=list(faults))).raise_for_status()
+        """Replaces the simulated Azure's faults; without any, it is healthy."""
+        async with plain_client(f"http://127.0.0.1:{self._simulator_port}") as client:
+            (await client.put("/_simulator/faults", json=list(faults))).raise_for_status()
+
+    async def recover(self) -> None:
+        """Clears the faults, and what the broker has learned from them: a restart closes its circuit breakers."""
+        await self.set_faults()
+        async with plain_client(self.base_url) as client:
+            strategies = (await client.get("/status")).raise_for_status().json()["strategies"]
+        if any(strategy.get("breaker", "closed") != "closed" for strategy in strategies):
+            await asyncio.to_thread(self.stop)
+            await asyncio.to_thread(self.start)
 
     async def turns(self, session_id: str, session_token: str) -> list[dict[str, Any]]:
         """The session's turns as the memory has them."""
-        async with httpx.AsyncClient(base_url=self.base_url) as client:
+        async with plain_client(self.base_url) as client:
             url = f"/api/v1/memory/sessions/{session_id}/turns"
             answer = await client.get(url, headers={"Authorization": f"Bearer {session_token}"})
             return list(answer.raise_for_status().json()["turns"])
 
+    @property
+    def _log_file(self) -> Path:
+        return self._folder / "demo.log"
 
-@contextlib.asynccontextmanager
-async def run_demo(folder: Path, **settings: str) -> AsyncIterator[Demo]:
-    """A demo whose database and log lie in `folder`, until the end of the block."""
-    demo = Demo(folder, _free_port(), _free_port(), {"BROKER_DRAIN_S": "1", **settings})
-    await demo.start()
+
+@contextlib.contextmanager
+def run_demo(folder: Path) -> Iterator[Demo]:
+    """A demo, from its readiness until the end of the block."""
+    demo = Demo(folder)
     try:
+        demo.start()
         yield demo
     finally:
-        await demo.stop()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+        demo.stop()

@@ -1,23 +1,22 @@
-"""A fake for broker and Azure in one, on loopback, that can be told to fail in any way, at any moment.
+"""A fake of broker and Azure in one, on loopback, whose failures a test chooses.
 
-What works is tested against the real broker; this one is for what goes wrong exactly when a test says so.
+`test_with_broker.py` tests the page against the real broker. This fake fails exactly when a test says so.
 """
 
 import asyncio
 import contextlib
 import json
-import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from tests.support.serving import serve_app
 from tests.web.support.partner import Partner
 from tests.web.support.webrtc import Call
 from token_broker.api.static import client_routes
@@ -30,7 +29,7 @@ DIRECT, RELAY, PROXY, WEBSOCKET = "webrtc", "webrtc_relay", "websocket_proxy", "
 
 @dataclass
 class FakeBroker:
-    """Its knobs and its memory. A knob with `times` left applies so often, then all is well again."""
+    """The fake's settings and its records. A list of answers is used up from its front; after that, all succeeds."""
 
     base_url: str = ""
     transports: tuple[str, ...] = (DIRECT, RELAY, PROXY)
@@ -56,7 +55,7 @@ class FakeBroker:
     partners: list[Partner] = field(default_factory=list)
 
     async def until(self, condition: Callable[[], bool], timeout_s: float = 10) -> None:
-        """Waits for something that the page does."""
+        """Waits until the page has done what `condition` checks."""
         async with asyncio.timeout(timeout_s):
             while not condition():  # noqa: ASYNC110  # any of a dozen lists may be meant
                 await asyncio.sleep(0.01)
@@ -75,7 +74,7 @@ class FakeBroker:
             PROXY: (f"ws{host}/proxy", {"protocols": ["realtime", f"ticket.{number}"]}, 180),
         }
         plan = {
-            "session_id": body.get("session_id") or "stand-in-session-01",
+            "session_id": body.get("session_id") or "fake-session-000001",
             "agent_id": body.get("agent_id") or "elena",
             "degraded": self.transports == (PROXY,),
             "session_token": f"session-{number}",
@@ -151,7 +150,7 @@ class FakeBroker:
         partner = Partner(tell, dialect=dialect)
         self.sockets.append(websocket)
         self.partners.append(partner)
-        await tell({"type": ready, "dialect": dialect, "upstream": "stand-in", "agent_id": "elena"})
+        await tell({"type": ready, "dialect": dialect, "upstream": "fake", "agent_id": "elena"})
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             while True:
                 event = json.loads(await websocket.receive_text())
@@ -161,7 +160,7 @@ class FakeBroker:
 
 
 async def _next(answers: list[int | str]) -> Response | None:
-    """The refusal that is due, or None."""
+    """The next answer where it is a refusal, else None."""
     if not answers:
         return None
     answer = answers.pop(0)
@@ -174,7 +173,7 @@ async def _next(answers: list[int | str]) -> Response | None:
 
 @contextlib.asynccontextmanager
 async def run_fake(**knobs: Any) -> AsyncIterator[FakeBroker]:
-    """Runs one, with the page, until the end of the block."""
+    """Serves the fake and the page until the end of the block; `knobs` are fields of `FakeBroker`."""
     fake = FakeBroker(**knobs)
     api = "/api/v1/voice"
     app = Starlette(
@@ -192,17 +191,10 @@ async def run_fake(**knobs: Any) -> AsyncIterator[FakeBroker]:
             WebSocketRoute("/azure/realtime", fake.azure_socket),
         ]
     )
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        fake.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        config = uvicorn.Config(app, log_level="critical", ws="websockets-sansio", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
+    # A handler that was told to hang is cancelled at once, instead of being waited for.
+    async with serve_app(app, timeout_graceful_shutdown=0) as fake.base_url:
         try:
             yield fake
         finally:
             for call in fake.calls:
                 await call.close()
-            server.should_exit = True
-            server.force_exit = True
-            await asyncio.wait_for(asyncio.gather(serving, return_exceptions=True), 10)

@@ -1,4 +1,4 @@
-"""Who is on the other side in a test: hears by loudness, and answers with the caller's own words, spoken back."""
+"""Azure's side of a fake talk: detects speech by loudness, and answers with the same sound."""
 
 import array
 import asyncio
@@ -22,7 +22,7 @@ Event = dict[str, Any]
 class Partner:
     """One talk. `hear` takes PCM16 at 24 kHz; events go to `tell`; audio goes to `speak` where there is one (WebRTC).
 
-    Without `speak` the audio goes as events, faster than real time, in the dialect's words.
+    Without `speak` the audio goes into events of the dialect, faster than real time.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Partner:
         self._tell = tell
         self._speak = speak
         self._dialect = dialect
-        self._name = secrets.token_hex(4)  # ids are nobody else's, as Azure's
+        self._name = secrets.token_hex(4)  # unique ids, as Azure's
         self._numbers = itertools.count(1)
         self._heard = bytearray()
         self._speaking = False
@@ -85,19 +85,19 @@ class Partner:
                 self._news.clear()
                 await self._news.wait()
 
-    async def tell_a_story(self, seconds: float, *, finished: bool = True) -> None:
-        """Answers with a tone, unasked."""
+    async def answer_with_tone(self, seconds: float, *, finished: bool = True) -> None:
+        """Sends an answer of `seconds`, a tone."""
         samples = (8_000 if n // 60 % 2 else -8_000 for n in range(int(seconds * WIRE_RATE)))
         await self._respond(array.array("h", samples).tobytes(), "Once upon a time.", finished=finished)
 
     async def begin_to_say(self, words: str) -> None:
-        """The first words of an answer that never ends."""
+        """Sends the first words of an answer that never ends."""
         ids = {"response_id": self._new("resp"), "item_id": self._new("item_a"), "output_index": 0, "content_index": 0}
         infix = "output_audio" if self._dialect == "ga" else "audio"
         await self._tell({"type": f"response.{infix}_transcript.delta", **ids, "delta": words})
 
     async def notice_speech(self) -> None:
-        """As Azure does when the user speaks: its answer is cancelled by itself."""
+        """Says that the user speaks. Azure cancels its answer by itself then."""
         await self._tell({"type": "input_audio_buffer.speech_started", "audio_start_ms": 0})
 
     async def _answer_speech(self, said: bytes) -> None:

@@ -1,6 +1,7 @@
-"""Records what reaches a page's loudspeaker, each node that is connected to a context's destination and each media
-element that plays a stream, and what comes from its microphone. Installed before the page's own scripts, which know
-nothing of it."""
+"""Records a page's sound, without the page's knowledge: what it plays, and what its microphone gives.
+
+Played is each node that is connected to a context's destination, and each media element's stream.
+"""
 
 import base64
 import json
@@ -45,9 +46,18 @@ _SCRIPT = """
     heard.context = context;
     connect.call(node, recorder);
   }
+  // By its stream: the page measures what comes over WebRTC with a node of the same kind.
+  const microphones = new WeakSet();
+  const { mediaDevices } = navigator;
+  const getUserMedia = mediaDevices.getUserMedia;
+  mediaDevices.getUserMedia = async function (constraints) {
+    const stream = await getUserMedia.call(this, constraints);
+    microphones.add(stream);
+    return stream;
+  };
   AudioNode.prototype.connect = function (target, ...rest) {
     if (target instanceof AudioDestinationNode) record(this, "blocks");
-    if (this instanceof MediaStreamAudioSourceNode && target instanceof AnalyserNode) record(this, "said");
+    if (microphones.has(this.mediaStream) && target instanceof AnalyserNode) record(this, "said");
     return connect.call(this, target, ...rest);
   };
   const play = HTMLMediaElement.prototype.play;
@@ -74,7 +84,7 @@ _NO_PROCESSING = """
 
 @dataclass(frozen=True)
 class Recording:
-    """What was heard or said, `rate` samples a second; `gaps` counts blocks missing in the context's own time."""
+    """Recorded sound, `rate` samples a second. `gaps` counts blocks that are missing by the context's clock."""
 
     samples: Samples
     rate: int
@@ -83,17 +93,17 @@ class Recording:
 
 
 async def install_recorder(page: Page) -> None:
-    await page.call("Page.setBypassCSP", enabled=True)  # the recorder's own module; the page's policy is tested apart
+    await page.call("Page.setBypassCSP", enabled=True)  # for the recorder's module; test_page.py tests the policy
     await page.on_every_page(_SCRIPT)
 
 
 async def without_processing(page: Page) -> None:
-    """Takes the browser's noise suppression out, which would change what is compared; `__asked` keeps the wish."""
+    """Switches the browser's audio processing off, which changes the sound; `__asked` keeps the page's constraints."""
     await page.on_every_page(_NO_PROCESSING)
 
 
 async def recording(page: Page, what: Literal["blocks", "said"] = "blocks") -> Recording:
-    """What was heard (or said into the microphone) since the page began, or since the last call."""
+    """What was played (or, with `said`, what the microphone gave) since the page was loaded or the last call."""
     taken = await page.run(
         """((what) => {
             const { [what]: blocks, rate } = __heard;

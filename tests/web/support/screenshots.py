@@ -1,4 +1,4 @@
-"""Takes the pictures of the demo page: both tabs, light and dark, and a phone. `scripts/screenshots` runs it."""
+"""Takes the screenshots of the demo page: both tabs, light and dark, and a phone. `scripts/screenshots` runs it."""
 
 import asyncio
 import sys
@@ -19,9 +19,8 @@ _BOTH_HEARD = "new Promise((resolve) => setTimeout(resolve, 2600))"
 
 async def take(folder: Path) -> None:
     """Writes `talk-light.png`, `talk-dark.png`, `health-light.png`, `health-dark.png` and `talk-phone.png`."""
-    with tempfile.TemporaryDirectory() as name:
-        microphone = _microphone(Path(name) / "said.wav")
-        async with run_demo(Path(name)) as demo, open_browser(microphone) as browser:
+    with tempfile.TemporaryDirectory() as name, run_demo(Path(name)) as demo:
+        async with open_browser(_microphone(Path(name) / "said.wav")) as browser:
             await _ask_for_plans(demo)
             for scheme in ("light", "dark"):
                 await _talk(browser, demo, scheme, folder / f"talk-{scheme}.png")
@@ -49,7 +48,7 @@ async def _health(browser: Browser, demo: Demo, scheme: str, file: Path) -> None
     async with browser.page(scheme=scheme, width=960, height=720) as page:
         await page.goto(f"{demo.base_url}/#health")
         await page.wait_for("document.querySelectorAll('#strategies > li').length > 0")
-        for _ in range(3):  # a few polls, so that there is something to draw
+        for _ in range(3):  # a few polls, for the latencies that it draws
             await _ask_for_plans(demo)
             await page.run("new Promise((resolve) => setTimeout(resolve, 5100))")
         shot = await page.screenshot()
@@ -57,7 +56,7 @@ async def _health(browser: Browser, demo: Demo, scheme: str, file: Path) -> None
 
 
 async def _ask_for_plans(demo: Demo) -> None:
-    """Some that `ga` mints, and some that it can't, so that the next ones are seen at work."""
+    """Plans that `ga` mints, and some that it can't, so that the page shows the next strategies too."""
     async with httpx.AsyncClient(base_url=demo.base_url) as client:
         for code in (None, 500, None):
             faults = [{"match": "/openai/v1/realtime/client_secrets", "fault": "status", "code": code}] if code else []

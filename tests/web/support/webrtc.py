@@ -1,4 +1,4 @@
-"""Azure's side of a WebRTC call, by aiortc, on loopback."""
+"""Azure's side of a WebRTC call on loopback, with aiortc."""
 
 import asyncio
 import fractions
@@ -55,7 +55,7 @@ class _Voice(AudioStreamTrack):
 
 
 class Call:
-    """One call: `answer` its offer, `close` it; `partner` is who was called."""
+    """One call: `answer` its offer, then `close` it. `partner` is the other side."""
 
     def __init__(self, *, blocked: bool = False) -> None:
         ice.get_host_addresses = lambda use_ipv4, use_ipv6: ["127.0.0.1"]

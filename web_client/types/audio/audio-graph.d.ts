@@ -1,26 +1,26 @@
 /**
- * The page's audio: one AudioContext with the microphone, the meters, and what is played. It outlives connections, so
- * that moving from one to the next costs neither the microphone's permission nor the loudspeaker.
+ * The page's audio graph: one AudioContext with the microphone, the meters and the playback. It outlives connections, so
+ * that a reconnect asks neither for the microphone's permission nor for a click to start the sound.
  */
 export type Cut = import("./jitter-buffer.js").Cut;
-export type PlaybackNews = import("./playback-worklet.js").PlaybackNews;
-export type PlaybackOrder = import("./playback-worklet.js").PlaybackOrder;
+export type PlaybackEvent = import("./playback-worklet.js").PlaybackEvent;
+export type PlaybackCommand = import("./playback-worklet.js").PlaybackCommand;
 export declare class AudioGraph {
     #private;
-    /** Called when the browser puts the sound to sleep by itself. */
+    /** Called when the browser suspends the sound. */
     onPaused: () => void;
-    /** To be made in a click's own call, or the browser keeps it silent. */
+    /** Must be created in the call of a click's handler: without one, browsers keep an AudioContext suspended. */
     constructor();
-    /** Loads the worklets, and wakes the context where the browser has put it to sleep. */
+    /** Loads the worklets, and resumes the context where the browser has suspended it. */
     start(): Promise<void>;
     resume(): Promise<void>;
     get microphone(): MediaStream | null;
     /**
-     * Takes a microphone in, in place of the one before.
+     * Replaces the microphone.
      * @param {MediaStream} stream
      */
     setMicrophone(stream: MediaStream): void;
-    /** @param {boolean} muted silence is sent, so that the other side notices the end of a sentence */
+    /** @param {boolean} muted silence is sent, because Azure's turn detection needs it to find the end of a sentence */
     setMuted(muted: boolean): void;
     /**
      * The microphone as PCM16 at 24 kHz, a chunk every 20 ms, until `stopCapture`.
@@ -29,7 +29,7 @@ export declare class AudioGraph {
     startCapture(onChunk: (chunk: Int16Array) => void): void;
     stopCapture(): void;
     /**
-     * Opens the loudspeaker for PCM16 at 24 kHz, until `stopPlayback`.
+     * Plays PCM16 at 24 kHz, until `stopPlayback`.
      * @param {(sounding: boolean) => void} onSounding
      */
     startPlayback(onSounding: (sounding: boolean) => void): void;
@@ -37,25 +37,25 @@ export declare class AudioGraph {
     /**
      * @param {string} itemId
      * @param {number} contentIndex
-     * @param {Int16Array<ArrayBuffer>} pcm taken away
+     * @param {Int16Array<ArrayBuffer>} pcm transferred: the caller can't use it any more
      */
     play(itemId: string, contentIndex: number, pcm: Int16Array<ArrayBuffer>): void;
     /** @param {string} itemId whose audio is complete */
     finish(itemId: string): void;
     /**
-     * Silences what is played, at once.
-     * @returns {Promise<Cut[]>} what was cut, and how far the ear had come
+     * Stops the playback at once.
+     * @returns {Promise<Cut[]>} the items that were cut, and how far each was played
      */
     clear(): Promise<Cut[]>;
     /**
-     * Plays what comes over WebRTC, until `detachRemote`.
+     * Plays a WebRTC stream, until `detachRemote`.
      * @param {MediaStream} stream
      */
     attachRemote(stream: MediaStream): void;
-    /** @param {boolean} hushed */
-    hushRemote(hushed: boolean): void;
+    /** @param {boolean} muted */
+    muteRemote(muted: boolean): void;
     detachRemote(): void;
-    /** Both sides' loudness now, from 0 (silence) to 1 (as loud as it gets), in equal steps to the ear. */
+    /** Both sides' loudness now, from 0 (-60 dB or less) to 1 (full scale), linear in decibels. */
     levels(): {
         input: number;
         output: number;

@@ -1,8 +1,9 @@
 /**
- * What waits to be heard, and how much of it was. No audio API in here: the playback worklet pulls from it.
+ * The jitter buffer: sound that waits to be played, and how far each item was played. It uses no audio API: the playback
+ * worklet pulls from it.
  *
- * The server sends faster than real time, but a network stalls: sound starts once a little is in hand (the preroll),
- * and after each stall waits for twice as much, up to a limit.
+ * The server sends faster than real time, but networks stall. Playback starts once some sound is buffered (the preroll).
+ * Each stall doubles the preroll, up to a limit.
  */
 export type Cut = {
     itemId: string;
@@ -55,32 +56,32 @@ export declare class JitterBuffer {
     /** @param {JitterOptions} [options] */
     constructor({ prerollMs, maxPrerollMs, capacityMs }?: JitterOptions);
     get bufferedMs(): number;
-    /** Times that sound broke off in the middle of an item. */
+    /** How often the buffer ran empty in the middle of an item. */
     get underruns(): number;
     get droppedMs(): number;
-    /** Whether something was given that has not been heard to its end. */
+    /** Whether an item was pushed that has not been played to its end. */
     get busy(): boolean;
     /**
-     * Adds samples at 24 kHz; what does not fit into the capacity is dropped, and counted.
+     * Adds samples at 24 kHz. Samples beyond the capacity are dropped and counted.
      * @param {string} itemId
      * @param {number} contentIndex
      * @param {Int16Array} samples
      */
     push(itemId: string, contentIndex: number, samples: Int16Array): void;
     /**
-     * Says that an item is complete, so that its end is no stall.
+     * Marks an item as complete, so that its end does not count as a stall.
      * @param {string} itemId
      */
     finish(itemId: string): void;
     /**
-     * Fills `output` with what is to be heard next, as floats; silence where there is nothing.
+     * Fills `output` with the next samples as floats, and with silence where the buffer is empty.
      * @param {Float32Array} output
      * @returns {number} how many samples were sound
      */
     pull(output: Float32Array): number;
     /**
-     * Silences all that waits.
-     * @param {number} [unheardSamples] pulled already, but still on its way to the ear
+     * Drops all that waits.
+     * @param {number} [unheardSamples] pulled already, but not heard yet
      * @returns {Cut[]} the items cut short, in their order
      */
     clear(unheardSamples?: number): Cut[];

@@ -1,5 +1,5 @@
-/** The microphone: asked for with the browser's own echo cancellation, and what to tell people when it can't be had. */
-/** No microphone. `message` says what to do. */
+/** Opens the microphone with the browser's echo cancellation, and turns its errors into messages for users. */
+/** The microphone can't be opened. `message` says what to do. */
 export declare class MicrophoneError extends Error {
     code: string;
     /**
@@ -10,7 +10,7 @@ export declare class MicrophoneError extends Error {
 }
 /**
  * Asks for the microphone.
- * @param {MediaDevices | undefined} [devices] missing where the page is not secure
+ * @param {MediaDevices | undefined} [devices] undefined in an insecure context
  * @returns {Promise<MediaStream>}
  * @throws {MicrophoneError}
  */

@@ -3,7 +3,7 @@ export declare const WIRE_RATE = 24000;
 export declare const CHUNK_MS = 20;
 export declare const CHUNK_SAMPLES: number;
 /**
- * @param {Float32Array} samples from -1 to 1; what is louder is clipped, what is no number is silence
+ * @param {Float32Array} samples from -1 to 1; louder ones are clipped, NaN becomes silence
  * @returns {Int16Array<ArrayBuffer>}
  */
 export declare function floatToPcm16(samples: Float32Array): Int16Array<ArrayBuffer>;
@@ -27,7 +27,7 @@ export declare class Chunker {
     /** @param {number} chunkSamples */
     constructor(chunkSamples?: number);
     /**
-     * The chunks that `samples` completes; the rest waits.
+     * Returns the chunks that `samples` completes, and keeps the rest.
      * @param {Float32Array} samples
      * @returns {Float32Array[]}
      */

@@ -1,8 +1,8 @@
 /**
- * The loudspeaker, on the audio thread: PCM16 at 24 kHz through a jitter buffer to the device's rate. It knows what was
- * played, and falls silent within 10 ms of being told.
+ * The loudspeaker on the audio thread: PCM16 at 24 kHz through a jitter buffer to the device's rate. It counts what was
+ * played, and is silent within 10 ms after a `clear`.
  */
-export type PlaybackOrder = {
+export type PlaybackCommand = {
     type: "push";
     itemId: string;
     contentIndex: number;
@@ -17,7 +17,7 @@ export type PlaybackOrder = {
 } | {
     type: "stop";
 };
-export type PlaybackNews = {
+export type PlaybackEvent = {
     type: "cleared";
     request: number;
     cuts: import("./jitter-buffer.js").Cut[];

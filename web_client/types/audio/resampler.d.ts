@@ -1,8 +1,8 @@
 /**
- * A streaming, band-limited resampler: polyphase windowed-sinc (Kaiser), for any pair of rates whose ratio is sane.
+ * A streaming, band-limited resampler: polyphase windowed sinc (Kaiser), for ratios of at most 1,024 phases.
  *
- * Flat to 10/12 of the lower rate's Nyquist frequency (10 kHz where 24 kHz is the lower rate), and 80 dB down from that
- * Nyquist frequency on, so that nothing folds back into what is heard.
+ * Flat to 10/12 of the lower rate's Nyquist frequency (10 kHz where 24 kHz is the lower rate), and 80 dB down above that
+ * Nyquist frequency, so that aliases are inaudible.
  */
 /**
  * Whether `Resampler` can go from one rate to the other (both in Hz).
@@ -15,13 +15,13 @@ export declare class Resampler {
     /**
      * @param {number} inputRate in Hz
      * @param {number} outputRate in Hz
-     * @throws {RangeError} where `canResample` says no
+     * @throws {RangeError} where `canResample` is false
      */
     constructor(inputRate: number, outputRate: number);
-    /** How long a sound takes through the filter, in input samples. */
+    /** The filter's group delay, in input samples. */
     get delaySamples(): number;
     /**
-     * Takes the next samples of the stream and gives all output that they complete.
+     * Takes the next samples of the stream, and returns the output that they complete.
      * @param {Float32Array} input
      * @returns {Float32Array}
      */

@@ -1,6 +1,6 @@
 /**
- * Media straight between browser and Azure. The offer goes to Azure with the ephemeral token, or through the broker
- * (`webrtc-relay.js`); the media's path is the same.
+ * WebRTC: media goes straight between browser and Azure. The offer goes to Azure with the ephemeral token, or through the
+ * broker (`webrtc_relay`) for networks and tokens that Azure's own endpoint refuses; the media path is the same.
  */
 export type TransportContext = import("./transport.js").TransportContext;
 export type Transport = import("./transport.js").Transport;
@@ -13,11 +13,8 @@ export declare class WebRtcTransport implements Transport {
     #private;
     reportsTurns: boolean;
     switchesAgents: boolean;
-    /**
-     * @param {TransportContext} context
-     * @param {Exchange} [exchange]
-     */
-    constructor(context: TransportContext, exchange?: Exchange);
+    /** @param {TransportContext} context */
+    constructor(context: TransportContext);
     /** @param {AbortSignal} signal */
     open(signal: AbortSignal): Promise<void>;
     /** @param {object} event */

@@ -1,6 +1,6 @@
 /**
- * The Realtime API over a WebSocket: through the broker's proxy, or straight to Azure where the plan says so. The same
- * events either way; the page carries the audio itself.
+ * The Realtime API over a WebSocket: through the broker's proxy, or straight to Azure where the plan says so. Both carry
+ * the same events, with the audio in them.
  */
 export type TransportContext = import("./transport.js").TransportContext;
 export type Transport = import("./transport.js").Transport;
@@ -18,7 +18,7 @@ export declare class WebSocketTransport implements Transport {
     /** @param {object} event */
     send(event: object): void;
     interrupt(): Promise<import("../audio/jitter-buffer.js").Cut[]>;
-    /** Azure knows nothing of what was heard; and where it has cancelled already, one cancel more does no harm. */
+    /** Azure does not know what was played, and a second cancel of the same answer does no harm. */
     yieldToUser(): Promise<import("../audio/jitter-buffer.js").Cut[]>;
     replaceMicrophone(): Promise<void>;
     close(): void;

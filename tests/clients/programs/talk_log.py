@@ -1,14 +1,12 @@
-"""What came in during a talk, in either dialect: the talks that both Python clients hold, and their report."""
+"""The server events of one talk, in either dialect: a program waits for them, and reports them to its test."""
 
 import asyncio
 import base64
-import json
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-__all__ = ["Heard", "chunks", "hold_talks", "typed"]
+__all__ = ["TalkLog", "audio_chunks", "text_message"]
 
 _AUDIO = {"response.output_audio.delta", "response.audio.delta"}
 _ANSWER = {
@@ -22,8 +20,8 @@ _LIMIT_S = 20
 _CHUNK_BYTES = 4_800  # 100 ms
 
 
-class Heard:
-    """Reads a client's events, as far as a program asks."""
+class TalkLog:
+    """Reads a client's events only while a program waits for one: the log holds what the program has waited for."""
 
     def __init__(self, events: AsyncIterator[Any]) -> None:
         self._events = events
@@ -33,20 +31,20 @@ class Heard:
         self.audio = b""
 
     async def until(self, *types: str, count: int = 1) -> None:
-        """Reads until so many events of each type have come. Raises RuntimeError on an error event."""
+        """Reads until `count` events of each type have come. Raises RuntimeError on an error event."""
         async with asyncio.timeout(_LIMIT_S):
             while any(self.counts[kind] < count for kind in types):
-                self._note(await anext(self._events))
+                self._add(await anext(self._events))
 
-    async def spoken(self) -> None:
-        """The speech of the first exchange has been transcribed and answered."""
+    async def until_first_answer(self) -> None:
+        """Returns once the speech has been transcribed and answered."""
         await self.until(_TRANSCRIBED, "response.done")
 
     def report(self) -> dict[str, Any]:
         audio = base64.b64encode(self.audio).decode()
         return {"counts": dict(self.counts), "user": self.user, "answers": self.answers, "audio": audio}
 
-    def _note(self, event: Any) -> None:
+    def _add(self, event: Any) -> None:
         kind = str(getattr(event.type, "value", event.type))
         self.counts[kind] += 1
         if kind == "error":
@@ -59,33 +57,12 @@ class Heard:
             self.user.append(event.transcript)
 
 
-def hold_talks(talk: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
-    """Holds the talk that the JSON on stdin asks for, and prints what it heard as JSON, or how it failed.
-
-    With several `keys`, a talk and a report for each.
-    """
-    setup: dict[str, Any] = json.load(sys.stdin)
-
-    async def hold(key: str) -> dict[str, Any]:
-        try:
-            return await talk({**setup, "key": key})
-        except Exception as error:  # noqa: BLE001  # whatever the client raises is what is asked for
-            status, code = getattr(error, "status_code", None), getattr(error, "code", None)
-            return {"failure": {"name": type(error).__name__, "message": str(error), "status": status, "code": code}}
-
-    async def hold_all() -> Any:
-        reports = [await hold(key) for key in setup.get("keys", [setup["key"]])]
-        return reports if "keys" in setup else reports[0]
-
-    sys.stdout.write(json.dumps(asyncio.run(hold_all())) + "\n")
-
-
-def chunks(said: str) -> Iterator[str]:
+def audio_chunks(pcm_base64: str) -> Iterator[str]:
     """The speech, 100 ms at a time, in base64."""
-    pcm = base64.b64decode(said)
+    pcm = base64.b64decode(pcm_base64)
     for begin in range(0, len(pcm), _CHUNK_BYTES):
         yield base64.b64encode(pcm[begin : begin + _CHUNK_BYTES]).decode()
 
 
-def typed(text: str) -> dict[str, Any]:
+def text_message(text: str) -> dict[str, Any]:
     return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}

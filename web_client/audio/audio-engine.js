@@ -1,21 +1,21 @@
 /**
- * All that a talk needs of the machine it runs on: microphone, loudspeaker, meters. It opens once a talk, survives every
- * change of connection, and says what happened when a device goes away or the browser pauses the sound.
+ * The devices of a talk: microphone, loudspeaker and meters. It opens once a talk and stays open when the connection
+ * changes. It warns when a device goes away or the browser pauses the sound.
  */
 
 import { AudioGraph } from "./audio-graph.js";
 import { openMicrophone } from "./microphone.js";
 
 /**
- * @typedef {object} StudioListener
+ * @typedef {object} AudioEngineListener
  * @property {(levels: {input: number, output: number}) => void} onLevels  20 times a second
- * @property {(code: string, message: string) => void} onTrouble  the talk goes on
+ * @property {(code: string, message: string) => void} onWarning  the talk goes on
  * @property {(track: MediaStreamTrack) => void} onNewMicrophone  in place of the one before
  */
 
 const LEVELS_EVERY_MS = 50;
 
-export class Studio {
+export class AudioEngine {
   #listener;
   #closing = new AbortController();
   #muted;
@@ -23,8 +23,8 @@ export class Studio {
   #opening = null;
 
   /**
-   * To be made in a click's own call, or the browser keeps it silent.
-   * @param {StudioListener} listener
+   * Must be created in the call of a click's handler: without one, browsers keep an AudioContext suspended.
+   * @param {AudioEngineListener} listener
    * @param {boolean} muted
    */
   constructor(listener, muted) {
@@ -35,7 +35,7 @@ export class Studio {
   }
 
   /**
-   * Microphone first, then the worklets; a second call finds them there.
+   * Opens the microphone, then loads the worklets. Further calls only resume the sound.
    * @throws {import("./microphone.js").MicrophoneError}
    */
   async open() {
@@ -63,12 +63,12 @@ export class Studio {
     const levels = setInterval(() => this.#listener.onLevels(this.audio.levels()), LEVELS_EVERY_MS);
     signal.addEventListener("abort", () => clearInterval(levels));
     navigator.mediaDevices.addEventListener("devicechange", () => void this.#replaceMicrophone(), { signal });
-    const resume = () => void this.audio.resume().catch(() => undefined); // closed meanwhile: nothing to wake
+    const resume = () => void this.audio.resume().catch(() => undefined); // closed meanwhile
     document.addEventListener("visibilitychange", resume, { signal });
     document.addEventListener("pointerdown", resume, { signal });
     this.audio.onPaused = () => {
       const message = "The browser paused the sound. Tap this page, or bring it to the front, to hear the answer.";
-      if (!signal.aborted) this.#listener.onTrouble("sound_paused", message);
+      if (!signal.aborted) this.#listener.onWarning("sound_paused", message);
     };
   }
 
@@ -89,14 +89,14 @@ export class Studio {
 
   #microphoneLost() {
     const message = "The microphone was unplugged. Plug it in again; until then you can type.";
-    this.#listener.onTrouble("microphone_lost", message);
+    this.#listener.onWarning("microphone_lost", message);
     void this.#replaceMicrophone();
   }
 
   #microphoneSilent() {
     if (this.#muted) return;
     const message = "The browser silenced the microphone. Check its switch, or bring this page to the front.";
-    this.#listener.onTrouble("microphone_silent", message);
+    this.#listener.onWarning("microphone_silent", message);
   }
 
   async #replaceMicrophone() {
@@ -106,9 +106,9 @@ export class Studio {
       const track = await this.#takeMicrophone();
       if (!track) return;
       this.#listener.onNewMicrophone(track);
-      this.#listener.onTrouble("microphone_back", "The microphone is back.");
+      this.#listener.onWarning("microphone_back", "The microphone is back.");
     } catch {
-      // There is none yet; `devicechange` tells of the next one.
+      // No microphone yet: `devicechange` fires when one is plugged in.
     }
   }
 }

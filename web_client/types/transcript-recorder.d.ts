@@ -1,20 +1,20 @@
 /**
- * Writes down what is said: lines for the screen, and turns for the memory where nobody else reports them. One
- * conversation a connection; what is left over when it ends is not lost.
+ * Records what is said: lines for the screen, and turns for the memory where nobody else reports them. Each connection
+ * has a conversation of its own. What is incomplete when the connection ends is kept as well.
  */
 export type Line = import("./conversation.js").Line;
 export type Turn = import("./conversation.js").Turn;
 export type Signal = import("./events.js").Signal;
-export type Heading = {
+export type TurnContext = {
     sessionId: string;
     sessionToken: string;
     agentId: string;
     /**
-     * false where the proxy does it
+     * false where the proxy reports turns itself
      */
     reports: boolean;
 };
-export declare class Scribe {
+export declare class TranscriptRecorder {
     #private;
     /**
      * @param {import("./broker.js").Broker} broker
@@ -26,13 +26,13 @@ export declare class Scribe {
     });
     /**
      * A connection is live.
-     * @param {Heading} heading
+     * @param {TurnContext} context
      */
-    begin(heading: Heading): void;
-    /** The connection is over: tells what waited, and hands over the words that were cut off with it. */
+    begin(context: TurnContext): void;
+    /** The connection is over: reports the turns that waited, and sends what was being said to the memory. */
     end(): void;
     /** @param {Signal} signal */
-    take(signal: Signal): void;
+    handle(signal: Signal): void;
     /**
      * @param {string} itemId
      * @param {string} words
@@ -40,8 +40,8 @@ export declare class Scribe {
     typed(itemId: string, words: string): void;
     /** @param {import("./audio/jitter-buffer.js").Cut[] | null} cuts null where only the peer knows what was cut */
     interrupted(cuts: import("./audio/jitter-buffer.js").Cut[] | null): void;
-    /** Resolves when all turns have arrived; no later than in half a second. */
+    /** Resolves when all turns are acknowledged, or after half a second. */
     settled(): Promise<void>;
-    /** The page closes: the last turns go out with it. */
+    /** The page closes: sends the last turns. */
     flushOnClose(): void;
 }

@@ -1,4 +1,4 @@
-// What came in during a talk, in either dialect: for a program to wait on, and for a test to judge.
+// The server events of one talk, in either dialect: a program waits for them, and reports them to its test.
 
 const AUDIO = new Set(["response.output_audio.delta", "response.audio.delta"]);
 const ANSWER = new Set([
@@ -11,7 +11,7 @@ const TRANSCRIBED = "conversation.item.input_audio_transcription.completed";
 const LIMIT_MS = 20_000;
 const CHUNK_BYTES = 4_800; // 100 ms
 
-export class Heard {
+export class TalkLog {
   #counts = new Map();
   #waiting = [];
   #failure;
@@ -19,11 +19,11 @@ export class Heard {
   #user = [];
   #answers = [];
 
-  /** Takes an event as it stands on the wire, or as a client hands it on. */
-  note(event) {
+  /** Takes an event as the wire has it, or as a client passes it on: clients decode audio, or leave it in base64. */
+  add(event) {
     this.#counts.set(event.type, (this.#counts.get(event.type) ?? 0) + 1);
     if (AUDIO.has(event.type)) {
-      this.hear(typeof event.delta === "string" ? fromBase64(event.delta) : event.delta);
+      this.#audio.push(new Uint8Array(typeof event.delta === "string" ? fromBase64(event.delta) : event.delta));
     } else if (ANSWER.has(event.type)) {
       this.#answers.push(event.transcript ?? event.text);
     } else if (event.type === TRANSCRIBED) {
@@ -31,31 +31,27 @@ export class Heard {
     } else if (event.type === "error") {
       this.fail(new Error(JSON.stringify(event.error)));
     }
-    this.#look();
-  }
-
-  hear(pcm) {
-    this.#audio.push(new Uint8Array(pcm));
+    this.#settle();
   }
 
   fail(error) {
     this.#failure ??= error instanceof Error ? error : new Error(describe(error));
-    this.#look();
+    this.#settle();
   }
 
-  /** Waits until so many events of that type have come. Rejects on the first error, and after twenty seconds. */
+  /** Waits until `count` events of that type have come. Rejects on the first error, and after twenty seconds. */
   until(type, count = 1) {
     return new Promise((resolve, reject) => {
       const late = () => reject(new Error(`no ${type} (${count}); there came ${JSON.stringify([...this.#counts])}`));
       const timer = setTimeout(late, LIMIT_MS);
       const settle = (done) => (value) => (clearTimeout(timer), done(value));
       this.#waiting.push({ type, count, resolve: settle(resolve), reject: settle(reject) });
-      this.#look();
+      this.#settle();
     });
   }
 
-  /** The speech of the first exchange has been transcribed and answered. */
-  async spoken() {
+  /** Resolves once the speech has been transcribed and answered. */
+  async untilFirstAnswer() {
     await Promise.all([this.until(TRANSCRIBED), this.until("response.done")]);
   }
 
@@ -69,7 +65,7 @@ export class Heard {
     };
   }
 
-  #look() {
+  #settle() {
     this.#waiting = this.#waiting.filter((waiting) => {
       if (this.#failure) waiting.reject(this.#failure);
       else if ((this.#counts.get(waiting.type) ?? 0) >= waiting.count) waiting.resolve();
@@ -80,19 +76,19 @@ export class Heard {
 }
 
 /** The speech, 100 ms at a time, as bytes. */
-export function* chunks(said) {
-  const pcm = fromBase64(said);
+export function* audioChunks(pcmBase64) {
+  const pcm = fromBase64(pcmBase64);
   for (let begin = 0; begin < pcm.length; begin += CHUNK_BYTES) yield pcm.slice(begin, begin + CHUNK_BYTES);
 }
 
-export function* base64Chunks(said) {
-  for (const chunk of chunks(said)) yield toBase64([chunk]);
+export function* base64Chunks(pcmBase64) {
+  for (const chunk of audioChunks(pcmBase64)) yield toBase64([chunk]);
 }
 
-export const typed = (text) => ({ type: "message", role: "user", content: [{ type: "input_text", text }] });
+export const textMessage = (text) => ({ type: "message", role: "user", content: [{ type: "input_text", text }] });
 
-/** What `@openai/agents-realtime` shows of the talk: who, and the words. */
-export const told = (history) =>
+/** The history that `@openai/agents-realtime` keeps, as pairs of role and words. */
+export const historyWords = (history) =>
   history.map(({ role, content }) => [role, content.map((part) => part.transcript ?? part.text).join("")]);
 
 function fromBase64(text) {
