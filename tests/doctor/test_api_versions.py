@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.doctor.support import settings_for
-from token_broker.doctor.checks import Mark
+from token_broker.doctor.checks import CheckStatus
 from token_broker.doctor.configuration import VOICE_LIVE_API_VERSIONS, judge_api_version
 from token_broker.simulator import SimulatorConfig
 
@@ -15,22 +15,22 @@ STABLE = [version for version, state in VOICE_LIVE_API_VERSIONS.items() if state
 
 
 @pytest.mark.parametrize(
-    ("version", "mark", "word"),
+    ("version", "status", "word"),
     [
-        ("2025-10-01", Mark.OK, "stable"),
-        ("2026-07-15", Mark.OK, "stable"),
-        ("2026-01-01-preview", Mark.NOTE, "preview"),
-        ("2026-06-01-preview", Mark.NOTE, "preview"),
-        ("2026-07-31-preview", Mark.WARNING, "SIP"),
-        ("2024-10-01-preview", Mark.OK, "Voice Live is asked with 2025-10-01"),
-        ("2031-01-01", Mark.WARNING, "none that this broker knows"),
+        ("2025-10-01", CheckStatus.OK, "stable"),
+        ("2026-07-15", CheckStatus.OK, "stable"),
+        ("2026-01-01-preview", CheckStatus.NOTE, "preview"),
+        ("2026-06-01-preview", CheckStatus.NOTE, "preview"),
+        ("2026-07-31-preview", CheckStatus.WARNING, "SIP"),
+        ("2024-10-01-preview", CheckStatus.OK, "Voice Live is asked with 2025-10-01"),
+        ("2031-01-01", CheckStatus.WARNING, "none that this broker knows"),
     ],
 )
-def test_an_api_version_is_judged_by_what_voice_live_makes_of_it(version: str, mark: Mark, word: str) -> None:
+def test_an_api_version_is_judged_by_what_voice_live_makes_of_it(version: str, status: CheckStatus, word: str) -> None:
     check = judge_api_version(settings_for("http://127.0.0.1:1", api_version=version))
-    assert (check.mark, check.figure) == (mark, version)
+    assert (check.status, check.value) == (status, version)
     assert word in check.finding
-    assert bool(check.mend) == (mark is Mark.WARNING)
+    assert bool(check.remediation) == (status is CheckStatus.WARNING)
 
 
 def test_the_facts_have_the_versions_that_the_doctor_knows() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from token_broker.doctor.checks import Check, Mark, Report, Trouble
+from token_broker.doctor.checks import Check, CheckStatus, Report, KnownIssue
 from token_broker.doctor.report import Lines
 from token_broker.simulator import RunningSimulator, run_in_thread
 
@@ -63,11 +63,11 @@ def test_a_failure_exits_1_and_says_the_same_in_json(azure: RunningSimulator, tm
     assert (plain.returncode, as_json.returncode) == (1, 1)
     report = json.loads(as_json.stdout)
     assert report["healthy"] is False
-    failed = [check["name"] for check in report["checks"] if check["mark"] == "failed"]
+    failed = [check["name"] for check in report["checks"] if check["status"] == "failed"]
     assert len(failed) == report["counts"]["failed"]
     shown = [line for line in plain.stdout.splitlines() if line.startswith("FAIL")]
     assert [line[5:31].rstrip() for line in shown] == failed
-    assert all(f"[{Trouble.UNAUTHORIZED}]" in line for line in shown[:-1])
+    assert all(f"[{KnownIssue.UNAUTHORIZED}]" in line for line in shown[:-1])
     for ran in (plain, as_json):
         assert "canary" not in ran.stdout + ran.stderr
 
@@ -104,7 +104,9 @@ class Terminal(io.StringIO):
         return True
 
 
-CHECK = Check("mint ga", Mark.FAILED, "says [bold]no[/bold]", "HTTP 401", "mend [it]", Trouble.UNAUTHORIZED)
+CHECK = Check(
+    "mint ga", CheckStatus.FAILED, "says [bold]no[/bold]", "HTTP 401", "remediation [it]", KnownIssue.UNAUTHORIZED
+)
 
 
 def test_on_a_terminal_lines_have_marks_and_nothing_is_taken_for_markup(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +119,7 @@ def test_on_a_terminal_lines_have_marks_and_nothing_is_taken_for_markup(monkeypa
     first, second = stream.getvalue().splitlines()
     assert first.startswith("\x1b[1;31m✗")
     assert "says [bold]no[/bold]" in first
-    assert "→ mend [it]" in first
+    assert "→ remediation [it]" in first
     assert "→ as above" in second
 
 
@@ -125,9 +127,9 @@ def test_json_has_every_field_of_every_check() -> None:
     (check,) = json.loads(json.dumps(Report([CHECK]).as_json()))["checks"]
     assert check == {
         "name": "mint ga",
-        "mark": "failed",
+        "status": "failed",
         "finding": "says [bold]no[/bold]",
-        "figure": "HTTP 401",
-        "mend": "mend [it]",
-        "trouble": "401 Unauthorized",
+        "value": "HTTP 401",
+        "remediation": "remediation [it]",
+        "known_issue": "401 Unauthorized",
     }

@@ -1,4 +1,4 @@
-"""The runbook and the security page name only what there is, and every trouble that doctor names."""
+"""The runbook and the security page name only what there is, and every known_issue that doctor names."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from token_broker.doctor.checks import Trouble
+from token_broker.doctor.checks import KnownIssue
 from token_broker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def anchors(text: str) -> set[str]:
 
 def test_every_known_trouble_has_its_place_in_the_runbook() -> None:
     headings = re.findall(r"^### (.*)$", page("runbook.md"), re.MULTILINE)
-    assert {trouble.value for trouble in Trouble} <= set(headings)
+    assert {known_issue.value for known_issue in KnownIssue} <= set(headings)
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.doctor.support import diagnose, failed, named, settings_for
 from token_broker.app import create_app
-from token_broker.doctor.checks import Mark, Report, Trouble
+from token_broker.doctor.checks import CheckStatus, Report, KnownIssue
 from token_broker.doctor.outside_verdicts import Answer, judge_metrics, judge_status, judge_upgrade
 from token_broker.simulator import RunningSimulator
 
@@ -51,10 +51,10 @@ async def test_a_healthy_broker_is_green_from_outside(azure: RunningSimulator, t
         report = await look_at(url)
     assert report.healthy
     outside = [check for check in report.checks if check.name.startswith("url")]
-    assert {check.mark for check in outside if check.name != "url metrics"} == {Mark.OK}
-    assert named(report, "url proxy").figure == "HTTP 426"
-    assert named(report, "url websocket").figure == "close 4401"
-    assert named(report, "url strange origin").mark is Mark.OK
+    assert {check.status for check in outside if check.name != "url metrics"} == {CheckStatus.OK}
+    assert named(report, "url proxy").value == "HTTP 426"
+    assert named(report, "url websocket").value == "close 4401"
+    assert named(report, "url strange origin").status is CheckStatus.OK
 
 
 async def test_a_broker_whose_azure_fails_is_warned_of(azure: RunningSimulator, tmp_path: Path) -> None:
@@ -70,15 +70,15 @@ async def test_a_broker_whose_azure_fails_is_warned_of(azure: RunningSimulator, 
 async def test_an_origin_for_everybody_is_warned_of(azure: RunningSimulator, tmp_path: Path) -> None:
     async with broker(azure, tmp_path, allowed_origins=("*",)) as url:
         report = await look_at(url)
-    assert named(report, "url strange origin").mark is Mark.WARNING
+    assert named(report, "url strange origin").status is CheckStatus.WARNING
 
 
 async def test_a_public_url_that_is_not_this_one_is_told(azure: RunningSimulator, tmp_path: Path) -> None:
     async with broker(azure, tmp_path, public_url="https://voice.example") as url:
         report = await look_at(url)
     check = named(report, "url token")
-    assert check.mark is Mark.FAILED
-    assert "BROKER_PUBLIC_URL" in check.mend
+    assert check.status is CheckStatus.FAILED
+    assert "BROKER_PUBLIC_URL" in check.remediation
 
 
 async def test_a_public_url_that_makes_the_broker_refuse_this_name_is_told_once(
@@ -96,10 +96,10 @@ async def test_a_public_url_that_makes_the_broker_refuse_this_name_is_told_once(
         report = await look_at(url)
     assert failed(report) == ["url host"]
     check = named(report, "url host")
-    assert check.figure == "HTTP 421"
+    assert check.value == "HTTP 421"
     assert "https://voice.example" in check.finding
-    assert "BROKER_PUBLIC_URL" in check.mend
-    assert named(report, "url healthz").mark is Mark.OK  # probes ask by whatever name
+    assert "BROKER_PUBLIC_URL" in check.remediation
+    assert named(report, "url healthz").status is CheckStatus.OK  # probes ask by whatever name
 
 
 async def test_a_made_up_principal_that_is_believed_is_a_failure(azure: RunningSimulator, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ async def test_a_made_up_principal_opens_nothing_where_the_platform_takes_it_awa
     async with serve(platform, lifespan="on") as url:
         report = await look_at(url)
     assert report.healthy
-    assert named(report, "url forged header").mark is Mark.OK
+    assert named(report, "url forged header").status is CheckStatus.OK
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ async def test_platform_authentication_in_the_way_is_named_with_the_sops_mend(
         report = await look_at(url)
     for name in ("url healthz", "url status", "url token"):
         check = named(report, name)
-        assert (check.mark, check.trouble) == (Mark.FAILED, Trouble.PLATFORM_UNAUTHORIZED)
-        assert "az containerapp auth update" in check.mend
+        assert (check.status, check.known_issue) == (CheckStatus.FAILED, KnownIssue.PLATFORM_UNAUTHORIZED)
+        assert "az containerapp auth update" in check.remediation
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ async def test_an_address_that_never_answers_is_the_sops_hang(monkeypatch: pytes
 
     async with serve(silent) as url:
         report = await look_at(url)
-    assert named(report, "url /healthz").trouble is Trouble.CONNECTION_HANG
+    assert named(report, "url /healthz").known_issue is KnownIssue.CONNECTION_HANG
 
 
 def answering(status: int, headers: list[tuple[bytes, bytes]]) -> ASGIApp:
@@ -192,38 +192,44 @@ def answer(status: int, body: bytes = b"{}") -> Answer:
 
 
 @pytest.mark.parametrize(
-    ("body", "mark", "word"),
+    ("body", "status", "word"),
     [
-        (b'{"voicelive_configured": true}', Mark.OK, "without complaint"),
-        (b'{"voicelive_configured": false}', Mark.FAILED, "no Azure endpoint"),
-        (b'{"voicelive_configured": true, "outbox": {"dead": 3}}', Mark.WARNING, "3 turns"),
-        (b'{"voicelive_configured": true, "strategies": [{"name": "ga", "breaker": "open"}]}', Mark.WARNING, "ga"),
-        (b'{"voicelive_configured": true, "strategies": ["x"], "outbox": 7}', Mark.OK, ""),
-        (b"[]", Mark.FAILED, "no Azure endpoint"),
-        (b"[" * 100_000, Mark.FAILED, "no Azure endpoint"),
+        (b'{"voicelive_configured": true}', CheckStatus.OK, "without complaint"),
+        (b'{"voicelive_configured": false}', CheckStatus.FAILED, "no Azure endpoint"),
+        (b'{"voicelive_configured": true, "outbox": {"dead": 3}}', CheckStatus.WARNING, "3 turns"),
+        (
+            b'{"voicelive_configured": true, "strategies": [{"name": "ga", "breaker": "open"}]}',
+            CheckStatus.WARNING,
+            "ga",
+        ),
+        (b'{"voicelive_configured": true, "strategies": ["x"], "outbox": 7}', CheckStatus.OK, ""),
+        (b"[]", CheckStatus.FAILED, "no Azure endpoint"),
+        (b"[" * 100_000, CheckStatus.FAILED, "no Azure endpoint"),
     ],
 )
-def test_a_brokers_own_complaints_are_passed_on(body: bytes, mark: Mark, word: str) -> None:
+def test_a_brokers_own_complaints_are_passed_on(body: bytes, status: CheckStatus, word: str) -> None:
     check = judge_status(answer(200, body))
-    assert check.mark is mark
+    assert check.status is status
     assert word in check.finding
 
 
 @pytest.mark.parametrize(
-    ("close_code", "refused", "mark"),
+    ("close_code", "refused", "status"),
     [
-        (4401, None, Mark.OK),
-        (1006, None, Mark.WARNING),
-        (None, Answer(404, {}, b""), Mark.FAILED),
-        (None, Answer(401, {}, b""), Mark.FAILED),
-        (None, None, Mark.FAILED),
+        (4401, None, CheckStatus.OK),
+        (1006, None, CheckStatus.WARNING),
+        (None, Answer(404, {}, b""), CheckStatus.FAILED),
+        (None, Answer(401, {}, b""), CheckStatus.FAILED),
+        (None, None, CheckStatus.FAILED),
     ],
 )
-def test_what_becomes_of_an_upgrade_is_judged(close_code: int | None, refused: Answer | None, mark: Mark) -> None:
-    assert judge_upgrade(close_code, refused).mark is mark
+def test_what_becomes_of_an_upgrade_is_judged(
+    close_code: int | None, refused: Answer | None, status: CheckStatus
+) -> None:
+    assert judge_upgrade(close_code, refused).status is status
 
 
-@pytest.mark.parametrize(("status", "mark"), [(200, Mark.WARNING), (401, Mark.OK), (404, None)])
-def test_metrics_for_everybody_are_warned_of(status: int, mark: Mark | None) -> None:
-    check = judge_metrics(answer(status))
-    assert (check.mark if check else None) is mark
+@pytest.mark.parametrize(("http_status", "status"), [(200, CheckStatus.WARNING), (401, CheckStatus.OK), (404, None)])
+def test_metrics_for_everybody_are_warned_of(http_status: int, status: CheckStatus | None) -> None:
+    check = judge_metrics(answer(http_status))
+    assert (check.status if check else None) is status

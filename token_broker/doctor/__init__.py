@@ -1,1 +1,1 @@
-"""`token-broker doctor`: why voice fails, in a minute, with the mend."""
+"""`token-broker doctor`: why voice fails, in a minute, with the remediation."""

@@ -1,13 +1,13 @@
-"""What a check finds: a mark, a figure, a sentence, the mend, and which of the runbook's known troubles it is."""
+"""What a check finds: a status, a value, a sentence, the remediation, and which of the runbook's known troubles it is."""
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Check", "Mark", "Report", "Trouble"]
+__all__ = ["Check", "CheckStatus", "Report", "KnownIssue"]
 
 
-class Mark(StrEnum):
+class CheckStatus(StrEnum):
     """How bad it is; only `failed` makes the exit code 1."""
 
     OK = "ok"
@@ -16,7 +16,7 @@ class Mark(StrEnum):
     FAILED = "failed"
 
 
-class Trouble(StrEnum):
+class KnownIssue(StrEnum):
     """The runbook's known troubles, by their headings there."""
 
     CONNECTION_HANG = "Connection Hang (No Response)"
@@ -31,18 +31,18 @@ class Trouble(StrEnum):
 class Check:
     """One line of the report. All of it is ours, and safe to show: no text of a peer's, no secret.
 
-    `name` says what was looked at (`mint ga`, `tls x.openai.azure.com`); `figure` what was measured, with its unit.
+    `name` says what was looked at (`mint ga`, `tls x.openai.azure.com`); `value` what was measured, with its unit.
     """
 
     name: str
-    mark: Mark
+    status: CheckStatus
     finding: str
-    figure: str = ""
-    mend: str = ""
-    trouble: Trouble | None = None
+    value: str = ""
+    remediation: str = ""
+    known_issue: KnownIssue | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"trouble": None if self.trouble is None else self.trouble.value}
+        return asdict(self) | {"known_issue": None if self.known_issue is None else self.known_issue.value}
 
 
 @dataclass(slots=True)
@@ -53,8 +53,8 @@ class Report:
 
     @property
     def healthy(self) -> bool:
-        return not any(check.mark is Mark.FAILED for check in self.checks)
+        return not any(check.status is CheckStatus.FAILED for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        counts = {mark.value: sum(check.mark is mark for check in self.checks) for mark in Mark}
+        counts = {status.value: sum(check.status is status for check in self.checks) for status in CheckStatus}
         return {"healthy": self.healthy, "counts": counts, "checks": [check.as_json() for check in self.checks]}

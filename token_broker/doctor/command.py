@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from token_broker.doctor.checks import Check, Mark, Report
+from token_broker.doctor.checks import Check, CheckStatus, Report
 from token_broker.settings import SettingsError, load_settings
 
 __all__ = ["doctor_command"]
@@ -44,8 +44,8 @@ def doctor_command(*, wants_json: bool, connect: bool, url: str | None) -> None:
       token-broker doctor
       token-broker doctor --connect
       token-broker doctor --url https://voice.example.com
-      token-broker doctor --json | jq '.checks[] | select(.mark == "failed")'
-    """  # noqa: D301  # click's mark for a paragraph that is not to be filled
+      token-broker doctor --json | jq '.checks[] | select(.status == "failed")'
+    """  # noqa: D301  # click's status for a paragraph that is not to be filled
     from token_broker.doctor.report import Lines
     from token_broker.doctor.run import run_doctor
     from token_broker.observability.logging import configure_logging
@@ -56,7 +56,7 @@ def doctor_command(*, wants_json: bool, connect: bool, url: str | None) -> None:
     try:
         settings = load_settings()
     except SettingsError as error:
-        report.checks += [Check("configuration", Mark.FAILED, line) for line in error.lines]
+        report.checks += [Check("configuration", CheckStatus.FAILED, line) for line in error.lines]
         exit_code = _MISCONFIGURED
         if lines:
             for check in report.checks:

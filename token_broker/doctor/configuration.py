@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime
 
-from token_broker.doctor.checks import Check, Mark
+from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.doctor.verdicts import judge_retirement, judge_transcription_model
 from token_broker.settings import VOICE_LIVE_FIRST_VERSION, Settings, unknown_variables
 
@@ -29,7 +29,7 @@ def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Ch
     else:
         credential = "the key" if settings.uses_key else "Entra"
         finding = f"{target.kind} endpoint {target.base}, deployment {settings.model}, asked with {credential}"
-        checks = [Check("configuration", Mark.OK, finding), judge_api_version(settings)]
+        checks = [Check("configuration", CheckStatus.OK, finding), judge_api_version(settings)]
         today = datetime.now(UTC).date()
         retirements = (
             judge_retirement("model", settings.model, today),
@@ -38,7 +38,12 @@ def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Ch
         checks += [check for check in retirements if check is not None]
     odd = "is no variable of the broker's"
     checks += [
-        Check("configuration", Mark.WARNING, line.replace("no such variable", odd), mend="correct or remove it")
+        Check(
+            "configuration",
+            CheckStatus.WARNING,
+            line.replace("no such variable", odd),
+            remediation="correct or remove it",
+        )
         for line in unknown_variables()
     ]
     return checks
@@ -46,22 +51,28 @@ def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Ch
 
 def _no_endpoint(*, looks_outside: bool) -> Check:
     if looks_outside:
-        return Check("configuration", Mark.NOTE, "no Azure endpoint is configured here: only the URL is looked at")
-    mend = "set AZURE_VOICELIVE_ENDPOINT and AZURE_VOICELIVE_KEY; `token-broker demo` needs neither"
-    return Check("configuration", Mark.FAILED, "no Azure endpoint is configured", mend=mend)
+        return Check(
+            "configuration", CheckStatus.NOTE, "no Azure endpoint is configured here: only the URL is looked at"
+        )
+    remediation = "set AZURE_VOICELIVE_ENDPOINT and AZURE_VOICELIVE_KEY; `token-broker demo` needs neither"
+    return Check("configuration", CheckStatus.FAILED, "no Azure endpoint is configured", remediation=remediation)
 
 
 def judge_api_version(settings: Settings) -> Check:
     """What the api-version is with Voice Live, and whether it is one to rely on."""
     name, version = "api-version", settings.api_version
     if version in _MINT_API_VERSIONS:
-        return Check(name, Mark.OK, f"is the flat mints'; Voice Live is asked with {VOICE_LIVE_FIRST_VERSION}", version)
-    mend = f"{VOICE_LIVE_FIRST_VERSION} is the safe choice; the mints below tell whether the resource takes this one"
+        return Check(
+            name, CheckStatus.OK, f"is the flat mints'; Voice Live is asked with {VOICE_LIVE_FIRST_VERSION}", version
+        )
+    remediation = (
+        f"{VOICE_LIVE_FIRST_VERSION} is the safe choice; the mints below tell whether the resource takes this one"
+    )
     match VOICE_LIVE_API_VERSIONS.get(version):
         case "stable":
-            return Check(name, Mark.OK, "is stable with Voice Live", version)
+            return Check(name, CheckStatus.OK, "is stable with Voice Live", version)
         case "preview":
-            return Check(name, Mark.NOTE, "is a preview of Voice Live's, which may change or end", version)
+            return Check(name, CheckStatus.NOTE, "is a preview of Voice Live's, which may change or end", version)
         case "SIP only":
-            return Check(name, Mark.WARNING, "is for Voice Live over SIP alone", version, mend)
-    return Check(name, Mark.WARNING, "is none that this broker knows", version, mend)
+            return Check(name, CheckStatus.WARNING, "is for Voice Live over SIP alone", version, remediation)
+    return Check(name, CheckStatus.WARNING, "is none that this broker knows", version, remediation)

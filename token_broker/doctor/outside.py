@@ -15,7 +15,7 @@ from websockets.typing import Subprotocol
 
 from strategies.transport import BoundedResolver
 from token_broker.doctor import outside_verdicts as verdicts
-from token_broker.doctor.checks import Check, Mark, Trouble
+from token_broker.doctor.checks import Check, CheckStatus, KnownIssue
 from token_broker.doctor.hosts import Host, examine_host
 from token_broker.doctor.outside_verdicts import Answer
 from token_broker.web.forwarded import websocket_url
@@ -39,7 +39,7 @@ async def examine_broker(url: str, client: httpx.AsyncClient, tell: Tell, *, tls
     found = await examine_host(Host.of(base), resolver=BoundedResolver(), tls=tls)
     for check in found:
         tell(check)
-    if found[-1].mark is Mark.FAILED:
+    if found[-1].status is CheckStatus.FAILED:
         return
     outside = _Outside(base, client, tell)
     await outside.look("GET", "/healthz", verdicts.judge_health)
@@ -137,10 +137,10 @@ class _Outside:
 def _silent(path: str) -> Check:
     return Check(
         f"url {path}",
-        Mark.FAILED,
+        CheckStatus.FAILED,
         f"no answer within {ANSWER_S:g} s",
-        mend="is the broker running, and its port the ingress's target? az containerapp logs show -n <app> -g <group>",
-        trouble=Trouble.CONNECTION_HANG,
+        remediation="is the broker running, and its port the ingress's target? az containerapp logs show -n <app> -g <group>",
+        known_issue=KnownIssue.CONNECTION_HANG,
     )
 
 

@@ -9,8 +9,8 @@ import httpx
 from strategies.credentials import TokenSource, azure_identity_source
 from strategies.transport import make_tls_context, make_transport
 from token_broker.azure import make_client
-from token_broker.doctor.azure import examine_azure
-from token_broker.doctor.checks import Check, Mark, Report
+from token_broker.doctor.azure_checks import examine_azure
+from token_broker.doctor.checks import Check, CheckStatus, Report
 from token_broker.doctor.configuration import examine_configuration
 from token_broker.doctor.outside import examine_broker
 from token_broker.doctor.stores import examine_database, examine_zep
@@ -74,8 +74,13 @@ def _outcome(task: asyncio.Task[None], name: str, limit_s: float) -> Check | Non
     if not task.done():
         task.cancel()
         return Check(
-            name, Mark.FAILED, f"cut off after {limit_s:g} s; what was not told was not tried", mend="see above"
+            name,
+            CheckStatus.FAILED,
+            f"cut off after {limit_s:g} s; what was not told was not tried",
+            remediation="see above",
         )
     if not task.cancelled() and (error := task.exception()) is not None:
-        return Check(name, Mark.FAILED, f"the check itself failed ({type(error).__name__})", mend="report this")
+        return Check(
+            name, CheckStatus.FAILED, f"the check itself failed ({type(error).__name__})", remediation="report this"
+        )
     return None

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 from sqlalchemy.engine import make_url
 
-from token_broker.doctor.checks import Check, Mark
+from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.doctor.hosts import STEP_S
 from token_broker.memory.drivers.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
 from token_broker.memory.drivers.sqlite import sqlite_path
@@ -39,8 +39,13 @@ def _examine_sqlite(path: Path) -> Check:
     if not path.exists():
         folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            return Check(name, Mark.FAILED, "its folder can't be written", mend=f"give the broker {folder} to write in")
-        return Check(name, Mark.OK, "SQLite, made at the first start")
+            return Check(
+                name,
+                CheckStatus.FAILED,
+                "its folder can't be written",
+                remediation=f"give the broker {folder} to write in",
+            )
+        return Check(name, CheckStatus.OK, "SQLite, made at the first start")
     began_s = time.monotonic()
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
@@ -48,9 +53,13 @@ def _examine_sqlite(path: Path) -> Check:
     except sqlite3.OperationalError as error:
         if "no such table" in str(error):
             return judge_revision(None, _since(began_s), "SQLite")
-        return Check(name, Mark.FAILED, "can't be read", mend=f"check who owns {path}, and the disk it is on")
+        return Check(
+            name, CheckStatus.FAILED, "can't be read", remediation=f"check who owns {path}, and the disk it is on"
+        )
     except sqlite3.DatabaseError:
-        return Check(name, Mark.FAILED, "is no SQLite file, or a broken one", mend=f"restore {path} from a backup")
+        return Check(
+            name, CheckStatus.FAILED, "is no SQLite file, or a broken one", remediation=f"restore {path} from a backup"
+        )
     return judge_revision(revision[0] if revision else None, _since(began_s), "SQLite")
 
 
@@ -60,8 +69,10 @@ async def _examine_postgresql(url: str, settings: Settings) -> Check:
     try:
         import asyncpg
     except ImportError:
-        mend = "install the extra: pip install 'voice-token-broker[postgres]'"
-        return Check("database", Mark.FAILED, "the driver of PostgreSQL is not installed", mend=mend)
+        remediation = "install the extra: pip install 'voice-token-broker[postgres]'"
+        return Check(
+            "database", CheckStatus.FAILED, "the driver of PostgreSQL is not installed", remediation=remediation
+        )
     options: dict[str, Any] = {name: where.query[name] for name in ("host", "port", "ssl") if name in where.query}
     named = {"host": where.host, "port": where.port, "user": where.username, "database": where.database}
     options |= {name: value for name, value in named.items() if value is not None}
@@ -79,11 +90,11 @@ async def _examine_postgresql(url: str, settings: Settings) -> Check:
             finally:
                 connection.terminate()
     except NoEntraPasswordError:
-        mend = "check the managed identity, and AZURE_CLIENT_ID; or put a password into BROKER_DATABASE_URL"
-        return Check("database", Mark.FAILED, f"no Entra token to show {shown}", _since(began_s), mend)
+        remediation = "check the managed identity, and AZURE_CLIENT_ID; or put a password into BROKER_DATABASE_URL"
+        return Check("database", CheckStatus.FAILED, f"no Entra token to show {shown}", _since(began_s), remediation)
     except (OSError, TimeoutError):
-        mend = "check BROKER_DATABASE_URL's host and port, and the firewall rules"
-        return Check("database", Mark.FAILED, f"{shown} is not reached", _since(began_s), mend)
+        remediation = "check BROKER_DATABASE_URL's host and port, and the firewall rules"
+        return Check("database", CheckStatus.FAILED, f"{shown} is not reached", _since(began_s), remediation)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
         return _refused(shown, str(getattr(error, "sqlstate", "")))
     finally:
@@ -93,26 +104,28 @@ async def _examine_postgresql(url: str, settings: Settings) -> Check:
 
 
 def _refused(shown: str, sqlstate: str) -> Check:
-    finding, mend = {
+    finding, remediation = {
         "28": ("refuses the login", "check the user, and its password or Entra role, in BROKER_DATABASE_URL"),
         "3D": ("has no such database", "create it, or correct the name in BROKER_DATABASE_URL"),
         "42": ("does not let this user read", "grant the user the database and its schema"),
         "53": ("has no connection left", "raise max_connections, or run fewer replicas"),
     }.get(sqlstate[:2], ("does not do what it is asked", "look at its log"))
-    return Check("database", Mark.FAILED, f"{shown} {finding}", mend=mend)
+    return Check("database", CheckStatus.FAILED, f"{shown} {finding}", remediation=remediation)
 
 
-def judge_revision(found: str | None, figure: str, shown: str) -> Check:
+def judge_revision(found: str | None, value: str, shown: str) -> Check:
     """Whether the tables are as this version knows them; the broker brings older ones up when it starts."""
     if found is None:
-        return Check("database", Mark.OK, f"{shown}, empty: the tables are made at the first start", figure)
+        return Check("database", CheckStatus.OK, f"{shown}, empty: the tables are made at the first start", value)
     if found == SCHEMA_REVISION:
-        return Check("database", Mark.OK, f"{shown}, tables at revision {found}", figure)
+        return Check("database", CheckStatus.OK, f"{shown}, tables at revision {found}", value)
     if found < SCHEMA_REVISION:
         finding = f"{shown}, tables at an older revision, brought to {SCHEMA_REVISION} at the next start"
-        return Check("database", Mark.NOTE, finding, figure)
-    mend = "run the version that made them, or a newer one: this one will not write what it does not understand"
-    return Check("database", Mark.FAILED, f"{shown}, tables of a newer version than this one", figure, mend)
+        return Check("database", CheckStatus.NOTE, finding, value)
+    remediation = "run the version that made them, or a newer one: this one will not write what it does not understand"
+    return Check(
+        "database", CheckStatus.FAILED, f"{shown}, tables of a newer version than this one", value, remediation
+    )
 
 
 async def examine_zep(settings: Settings, client: httpx.AsyncClient) -> Check | None:
@@ -128,21 +141,25 @@ async def examine_zep(settings: Settings, client: httpx.AsyncClient) -> Check | 
                 f"{base}/api/v2/sessions/{_NOBODYS_SESSION}", headers={"Authorization": f"Api-Key {key}"}
             )
     except (httpx.HTTPError, OSError, TimeoutError):
-        mend = "check ZEP_API_URL and the network; until then turns wait in the outbox, and none is lost"
-        return Check("zep", Mark.FAILED, f"{urlsplit(base).hostname} does not answer", _since(began_s), mend)
+        remediation = "check ZEP_API_URL and the network; until then turns wait in the outbox, and none is lost"
+        return Check(
+            "zep", CheckStatus.FAILED, f"{urlsplit(base).hostname} does not answer", _since(began_s), remediation
+        )
     return judge_zep(answer.status_code, _since(began_s))
 
 
-def judge_zep(status: int, figure: str) -> Check:
+def judge_zep(status: int, value: str) -> Check:
     """What Zep's status for an unknown session says."""
     if status in {200, 404}:
-        return Check("zep", Mark.OK, "takes the key", figure)
+        return Check("zep", CheckStatus.OK, "takes the key", value)
     if status in {401, 403}:
-        return Check("zep", Mark.FAILED, "refuses the key", f"HTTP {status}", "correct ZEP_API_KEY")
+        return Check("zep", CheckStatus.FAILED, "refuses the key", f"HTTP {status}", "correct ZEP_API_KEY")
     if status == 429:  # noqa: PLR2004
-        return Check("zep", Mark.WARNING, "its rate limit is reached", f"HTTP {status}", "turns wait; ask Zep for more")
-    mend = "look at Zep's status; until then turns wait in the outbox, and none is lost"
-    return Check("zep", Mark.FAILED, "does not do what it is asked", f"HTTP {status}", mend)
+        return Check(
+            "zep", CheckStatus.WARNING, "its rate limit is reached", f"HTTP {status}", "turns wait; ask Zep for more"
+        )
+    remediation = "look at Zep's status; until then turns wait in the outbox, and none is lost"
+    return Check("zep", CheckStatus.FAILED, "does not do what it is asked", f"HTTP {status}", remediation)
 
 
 def _since(began_s: float) -> str:

@@ -20,9 +20,9 @@ from strategies.credentials import Credentials, EntraTokens, TokenSource
 from strategies.errors import CredentialError, KeysDisabledError, MintError
 from strategies.transport import BoundedResolver, make_transport
 from token_broker.azure import build_chain, build_connector
-from token_broker.doctor.checks import Check, Mark, Trouble
+from token_broker.doctor.checks import Check, CheckStatus, KnownIssue
 from token_broker.doctor.hosts import Host, examine_host
-from token_broker.doctor.talk import examine_talks
+from token_broker.doctor.silent_talk import examine_talks
 from token_broker.doctor.verdicts import (
     Azure,
     Probe,
@@ -97,8 +97,8 @@ async def examine_azure(
     for checks in found:
         for check in checks:
             tell(check)
-    if all(checks[-1].mark is Mark.FAILED for checks in found):
-        tell(Check("azure", Mark.NOTE, "nothing further was tried: no host is reached"))
+    if all(checks[-1].status is CheckStatus.FAILED for checks in found):
+        tell(Check("azure", CheckStatus.NOTE, "nothing further was tried: no host is reached"))
         return
     overheard = Overheard(make_transport(tls=tls))
     entra = EntraTokens(source, timeout_s=ENTRA_S)
@@ -171,11 +171,11 @@ class _Examination:
             token = await self.entra.get(timeout_s=ENTRA_S)
         except CredentialError as error:
             check = judge_error("entra", error, self.azure, _ms_since(began_s))
-            self.tell(replace(check, trouble=Trouble.CONNECTION_HANG))
+            self.tell(replace(check, known_issue=KnownIssue.CONNECTION_HANG))
             return False
         who = _who(token.get_secret_value())
         finding = f"gives a token{f' for {who}' if who else ''}"
-        self.tell(Check("entra", Mark.OK, finding, f"{_ms_since(began_s):.0f} ms"))
+        self.tell(Check("entra", CheckStatus.OK, finding, f"{_ms_since(began_s):.0f} ms"))
         return True
 
     async def _probe(self, credentials: Credentials, credential: str) -> _Probes:
@@ -228,15 +228,22 @@ def _spec(settings: Settings, tell: Tell) -> SessionSpec | None:
         agents = load_agents(settings.agents_file)
     except AgentsFileError as error:
         for line in str(error).splitlines():
-            tell(Check("agents", Mark.FAILED, line, mend="mend BROKER_AGENTS_FILE; agents.toml shows the shape"))
+            tell(
+                Check(
+                    "agents",
+                    CheckStatus.FAILED,
+                    line,
+                    remediation="remediation BROKER_AGENTS_FILE; agents.toml shows the shape",
+                )
+            )
         return None
     agent = agents.get(agents.default)
     if agent is None:
         raise AssertionError("an agents file has its default agent")
-    tell(Check("agents", Mark.OK, f"{', '.join(agents.ids)}; {agents.default} where none is named"))
+    tell(Check("agents", CheckStatus.OK, f"{', '.join(agents.ids)}; {agents.default} where none is named"))
     if silent := [each.id for each in agents if each.sockets_only]:
         finding = f"{', '.join(silent)}: WebSockets only, since a tool has a credential that no page may see"
-        tell(Check("agents", Mark.NOTE, finding))
+        tell(Check("agents", CheckStatus.NOTE, finding))
     return replace(session_spec(agent, settings), ttl_s=_PROBE_TTL_S)
 
 

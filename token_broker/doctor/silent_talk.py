@@ -16,7 +16,7 @@ from strategies.base import EphemeralGrant, SessionSpec
 from strategies.errors import MintError
 from strategies.session_body import voice_live_transcription
 from strategies.transport import BoundedResolver
-from token_broker.doctor.checks import Check, Mark
+from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.relay.azure.connector import Route, UpstreamConnector
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.socket import AzureSocket, connect
@@ -120,27 +120,40 @@ def _event(text: str) -> tuple[str, str]:
 
 def judge_talk(upstream: str, heard: Heard, transcription_model: str) -> list[Check]:
     """A check of the talk, and one of the transcription where it says something of it."""
-    figure = f"{heard.duration_ms:.0f} ms"
+    value = f"{heard.duration_ms:.0f} ms"
     talk = f"talk {upstream}"
     transcription = f"transcription {upstream}"
-    holds = Check(talk, Mark.OK, "holds: Azure takes audio, and is left in order", figure)
+    holds = Check(talk, CheckStatus.OK, "holds: Azure takes audio, and is left in order", value)
     match heard.end:
         case "":
-            mend = "the session opens, and then nothing is heard: try again; if it lasts, Azure's side is ill"
-            return [Check(talk, Mark.FAILED, "broke off, or stayed silent", figure, mend)]
+            remediation = "the session opens, and then nothing is heard: try again; if it lasts, Azure's side is ill"
+            return [Check(talk, CheckStatus.FAILED, "broke off, or stayed silent", value, remediation)]
         case "error":
-            return [Check(talk, Mark.FAILED, "Azure refuses the audio", figure, "check the model's deployment")]
+            return [Check(talk, CheckStatus.FAILED, "Azure refuses the audio", value, "check the model's deployment")]
         case "input_audio_buffer.committed":
-            return [holds, Check(transcription, Mark.NOTE, "silence was not transcribed, which says nothing")]
+            return [holds, Check(transcription, CheckStatus.NOTE, "silence was not transcribed, which says nothing")]
         case ending if ending.endswith(".completed"):
-            return [holds, Check(transcription, Mark.OK, f"{transcription_model} transcribes")]
+            return [holds, Check(transcription, CheckStatus.OK, f"{transcription_model} transcribes")]
     if heard.code == "DeploymentNotFound":
-        mend = (
+        remediation = (
             "deploy it, or name a deployment that is there in AZURE_VOICELIVE_TRANSCRIPTION_MODEL; until then speech "
             "works, and nothing that users say is kept"
         )
-        return [holds, Check(transcription, Mark.FAILED, f"there is no deployment {transcription_model}", mend=mend)]
-    return [holds, Check(transcription, Mark.WARNING, "silence could not be transcribed", mend="try it with a voice")]
+        return [
+            holds,
+            Check(
+                transcription,
+                CheckStatus.FAILED,
+                f"there is no deployment {transcription_model}",
+                remediation=remediation,
+            ),
+        ]
+    return [
+        holds,
+        Check(
+            transcription, CheckStatus.WARNING, "silence could not be transcribed", remediation="try it with a voice"
+        ),
+    ]
 
 
 async def _takes_subprotocol(minted: EphemeralGrant, settings: Settings, tls: ssl.SSLContext) -> bool | None:
@@ -177,13 +190,21 @@ def judge_subprotocol(taken: bool | None, *, turned_on: bool) -> Check:
     name = "direct websocket"
     match taken:
         case True:
-            mend = "" if turned_on else "BROKER_DIRECT_WEBSOCKET=on adds a way that needs neither WebRTC nor the proxy"
-            return Check(name, Mark.OK, "Azure takes an ephemeral token as a subprotocol", mend=mend)
+            remediation = (
+                "" if turned_on else "BROKER_DIRECT_WEBSOCKET=on adds a way that needs neither WebRTC nor the proxy"
+            )
+            return Check(
+                name, CheckStatus.OK, "Azure takes an ephemeral token as a subprotocol", remediation=remediation
+            )
         case False if turned_on:
-            mend = "set BROKER_DIRECT_WEBSOCKET=off: browsers try it in vain"
-            return Check(name, Mark.FAILED, "Azure refuses an ephemeral token as a subprotocol", mend=mend)
+            remediation = "set BROKER_DIRECT_WEBSOCKET=off: browsers try it in vain"
+            return Check(
+                name, CheckStatus.FAILED, "Azure refuses an ephemeral token as a subprotocol", remediation=remediation
+            )
         case False:
             return Check(
-                name, Mark.NOTE, "Azure refuses an ephemeral token as a subprotocol: BROKER_DIRECT_WEBSOCKET stays off"
+                name,
+                CheckStatus.NOTE,
+                "Azure refuses an ephemeral token as a subprotocol: BROKER_DIRECT_WEBSOCKET stays off",
             )
-    return Check(name, Mark.NOTE, "whether Azure takes an ephemeral token as a subprotocol could not be told")
+    return Check(name, CheckStatus.NOTE, "whether Azure takes an ephemeral token as a subprotocol could not be told")
