@@ -1,7 +1,6 @@
-"""Doctor against the simulator: healthy it is all green, and each known_issue put into it is named with its remediation."""
+"""Doctor against the simulator: a healthy one passes, and each fault is named with its remediation."""
 
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,16 @@ MINTS = ["mint ga", "mint direct_deployment", "mint project", "mint unified"]
 SOCKETS = ["socket voice_live", "socket openai_realtime"]
 
 
-async def test_on_a_healthy_resource_every_mark_is_green(azure: RunningSimulator) -> None:
+async def test_healthy_resource_passes_every_check(azure: RunningSimulator) -> None:
     report = await diagnose(settings_for(azure.base_url))
     assert {check.status for check in report.checks} == {CheckStatus.OK}
     names = [check.name for check in report.checks]
     assert [name for name in names if name.startswith(("mint", "socket"))] == MINTS + SOCKETS
     assert named(report, "plan").finding == "ga wins"
-    assert named(report, "key").finding == "is this resource's"
+    assert named(report, "key").finding == "belongs to this resource"
 
 
-async def test_a_silent_talk_is_held_on_each_upstream_and_the_transcription_tried(azure: RunningSimulator) -> None:
+async def test_connect_holds_a_talk_on_each_upstream(azure: RunningSimulator) -> None:
     report = await diagnose(settings_for(azure.base_url), connect=True)
     for upstream in ("voice_live", "openai_realtime"):
         assert named(report, f"talk {upstream}").status is CheckStatus.OK
@@ -44,9 +43,7 @@ async def test_a_silent_talk_is_held_on_each_upstream_and_the_transcription_trie
         (False, "on", CheckStatus.FAILED, "BROKER_DIRECT_WEBSOCKET=off"),
     ],
 )
-async def test_the_subprotocol_is_tried_and_decides_what_to_set(
-    taken: bool, turned_on: str, status: CheckStatus, word: str
-) -> None:
+async def test_subprotocol_result_says_what_to_set(taken: bool, turned_on: str, status: CheckStatus, word: str) -> None:
     async with serve(SimulatorConfig(ephemeral_subprotocol=taken)) as azure:
         report = await diagnose(settings_for(azure.base_url, direct_websocket=turned_on), connect=True)
     check = named(report, "direct websocket")
@@ -77,7 +74,7 @@ async def test_the_subprotocol_is_tried_and_decides_what_to_set(
     ],
     ids=["401", "404", "400", "api-version", "500", "503", "429", "reset", "redirect"],
 )
-async def test_each_trouble_is_named_as_the_sop_names_it_with_its_mend(
+async def test_fault_names_its_issue_and_remediation(
     azure: RunningSimulator, fault: dict[str, Any], known_issue: KnownIssue | None, remediation: str
 ) -> None:
     azure.set_faults({"match": "/", **fault})
@@ -91,29 +88,29 @@ async def test_each_trouble_is_named_as_the_sop_names_it_with_its_mend(
 
 
 @pytest.mark.parametrize("form", ["truncated", "html", "text", "empty"])
-async def test_an_answer_that_is_none_is_said_to_be_somebody_elses(azure: RunningSimulator, form: str) -> None:
+async def test_malformed_answer_is_not_azures(azure: RunningSimulator, form: str) -> None:
     azure.set_faults({"match": "/", "fault": "malformed_json", "form": form})
     report = await diagnose(settings_for(azure.base_url))
     assert set(MINTS) <= set(failed(report))
     assert "something other than Azure" in named(report, "mint ga").remediation
 
 
-async def test_a_hang_is_named_and_the_run_still_ends(azure: RunningSimulator) -> None:
+async def test_hang_is_named_and_the_run_ends(azure: RunningSimulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.doctor.azure_checks.PROBE_S", 0.5)
     azure.set_faults({"match": "/", "fault": "hang"})
-    began_s = time.monotonic()
     report = await diagnose(settings_for(azure.base_url), connect=True)
-    assert time.monotonic() - began_s < 30
     assert {named(report, name).known_issue for name in MINTS + SOCKETS} == {KnownIssue.CONNECTION_HANG}
+    assert "azure" not in failed(report), "each probe ends by itself, before the limit for the whole run"
 
 
-async def test_a_run_is_cut_off_at_its_limit_and_says_so(azure: RunningSimulator) -> None:
+async def test_run_is_cut_off_at_its_limit(azure: RunningSimulator) -> None:
     azure.set_faults({"match": "/", "fault": "hang"})
     report = await diagnose(settings_for(azure.base_url), limit_s=0.5)
     assert named(report, "azure").finding.startswith("cut off after 0.5 s")
     assert not report.healthy
 
 
-async def test_a_deployment_that_is_not_there_is_the_sops_404() -> None:
+async def test_missing_deployment_is_model_not_found() -> None:
     async with serve(SimulatorConfig(deployments=frozenset({"other"}), voice_live_models=frozenset())) as azure:
         report = await diagnose(settings_for(azure.base_url))
     for name in MINTS + SOCKETS:
@@ -122,7 +119,7 @@ async def test_a_deployment_that_is_not_there_is_the_sops_404() -> None:
         assert "deployment list" in check.remediation
 
 
-async def test_another_key_than_the_resources_is_told() -> None:
+async def test_wrong_key_is_unauthorized() -> None:
     async with serve(SimulatorConfig(key=SecretStr("another"))) as azure:
         report = await diagnose(settings_for(azure.base_url))
     check = named(report, "key")
@@ -130,7 +127,7 @@ async def test_another_key_than_the_resources_is_told() -> None:
     assert "not API Management's" in check.remediation
 
 
-async def test_a_route_that_the_resource_lacks_is_no_trouble_while_another_mints() -> None:
+async def test_missing_route_is_a_note_if_another_mints() -> None:
     async with serve(SimulatorConfig(kinds=frozenset({"unified"}))) as azure:
         report = await diagnose(settings_for(azure.base_url))
     assert report.healthy
@@ -143,7 +140,7 @@ async def test_a_route_that_the_resource_lacks_is_no_trouble_while_another_mints
     assert named(report, "plan").finding == "unified wins after 3 that fail"
 
 
-async def test_nothing_that_mints_is_a_failure_unless_the_proxy_alone_is_meant(azure: RunningSimulator) -> None:
+async def test_no_mint_fails_unless_proxy_alone_is_set(azure: RunningSimulator) -> None:
     azure.set_faults(
         {"match": "/openai", "method": "POST", "fault": "status", "code": 404},
         {"match": "/api", "fault": "status", "code": 404},
@@ -156,21 +153,21 @@ async def test_nothing_that_mints_is_a_failure_unless_the_proxy_alone_is_meant(a
     assert alone.healthy
 
 
-async def test_a_refusal_behind_the_route_that_wins_is_a_warning(azure: RunningSimulator) -> None:
+async def test_refusal_after_the_winner_is_a_warning(azure: RunningSimulator) -> None:
     azure.set_faults({"match": "/openai/realtime/client_secrets", "fault": "status", "code": 400})
     report = await diagnose(settings_for(azure.base_url))
     assert named(report, "mint unified").status is CheckStatus.WARNING
     assert report.healthy
 
 
-async def test_trouble_on_one_route_fails_although_another_mints(azure: RunningSimulator) -> None:
+async def test_fault_before_the_winner_fails(azure: RunningSimulator) -> None:
     azure.set_faults({"match": "/openai/v1/realtime/client_secrets", "fault": "status", "code": 500})
     report = await diagnose(settings_for(azure.base_url))
     assert failed(report) == ["mint ga"]
     assert named(report, "plan").finding == "direct_deployment wins after 1 that fail"
 
 
-async def test_a_transcription_deployment_that_is_missing_is_found_by_the_talk() -> None:
+async def test_talk_finds_missing_transcription_model() -> None:
     async with serve(SimulatorConfig(transcription_deployments=frozenset())) as azure:
         report = await diagnose(settings_for(azure.base_url), connect=True)
     check = named(report, "transcription openai_realtime")
@@ -178,13 +175,13 @@ async def test_a_transcription_deployment_that_is_missing_is_found_by_the_talk()
     assert "AZURE_VOICELIVE_TRANSCRIPTION_MODEL" in check.remediation
 
 
-async def test_each_upstream_is_told_with_what_it_transcribes_with(azure: RunningSimulator) -> None:
+async def test_talk_names_each_transcription_model(azure: RunningSimulator) -> None:
     report = await diagnose(settings_for(azure.base_url, transcription_model="gpt-4o-transcribe"), connect=True)
     assert named(report, "transcription openai_realtime").finding == "gpt-4o-transcribe transcribes"
     assert named(report, "transcription voice_live").finding == "whisper-1 transcribes"
 
 
-async def test_a_talk_that_breaks_off_is_told(azure: RunningSimulator) -> None:
+async def test_talk_that_breaks_off_fails(azure: RunningSimulator) -> None:
     azure.set_faults({"match": "/voice-live", "fault": "drop_after", "frames": 2})
     report = await diagnose(settings_for(azure.base_url), connect=True)
     assert named(report, "talk voice_live").status is CheckStatus.FAILED
@@ -195,7 +192,7 @@ async def test_a_talk_that_breaks_off_is_told(azure: RunningSimulator) -> None:
     ("offset_s", "status"),
     [(2, CheckStatus.OK), (90, CheckStatus.WARNING), (-90, CheckStatus.WARNING), (400, CheckStatus.FAILED)],
 )
-async def test_a_clock_that_is_off_is_measured(offset_s: float, status: CheckStatus) -> None:
+async def test_clock_skew_is_measured(offset_s: float, status: CheckStatus) -> None:
     async with serve(SimulatorConfig(clock_offset_s=offset_s)) as azure:
         report = await diagnose(settings_for(azure.base_url))
     check = named(report, "clock")
@@ -206,7 +203,7 @@ async def test_a_clock_that_is_off_is_measured(offset_s: float, status: CheckSta
 # --- Entra
 
 
-async def test_keys_switched_off_are_told_and_entra_is_tried() -> None:
+async def test_disabled_keys_make_doctor_try_entra() -> None:
     async with serve(SimulatorConfig(keys_disabled=True)) as azure:
         report = await diagnose(settings_for(azure.base_url), source=Tokens())
         without = await diagnose(settings_for(azure.base_url), source=Tokens(fails=True))
@@ -217,21 +214,21 @@ async def test_keys_switched_off_are_told_and_entra_is_tried() -> None:
     assert failed(without) == ["entra", "key"]
 
 
-async def test_with_entra_alone_the_key_is_never_used(azure: RunningSimulator) -> None:
+async def test_entra_alone_never_uses_the_key(azure: RunningSimulator) -> None:
     report = await diagnose(settings_for(azure.base_url, azure_auth="entra"), source=Tokens())
     assert report.healthy
     assert named(report, "entra").status is CheckStatus.OK
     assert {seen.auth for seen in azure.requests} == {"entra"}
 
 
-async def test_with_a_key_that_works_entra_is_not_asked(azure: RunningSimulator) -> None:
+async def test_working_key_leaves_entra_unasked(azure: RunningSimulator) -> None:
     tokens = Tokens()
     await diagnose(settings_for(azure.base_url), source=tokens)
     assert tokens.asked == 0
 
 
 @pytest.mark.parametrize("source", [Tokens(fails=True), Tokens(hangs=True)], ids=["fails", "hangs"])
-async def test_an_identity_that_gives_no_token_is_the_sops_hang(
+async def test_identity_without_token_is_a_hang(
     azure: RunningSimulator, source: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("token_broker.doctor.azure_checks.ENTRA_S", 0.3)
@@ -241,7 +238,7 @@ async def test_an_identity_that_gives_no_token_is_the_sops_hang(
     assert "managed identity" in check.remediation
 
 
-async def test_an_identity_without_the_role_is_told_which_one() -> None:
+async def test_identity_without_role_is_told_which() -> None:
     roleless = SimulatorConfig(roleless_entra_tokens=frozenset({SecretStr("no-role")}))
     async with serve(roleless) as azure:
         report = await diagnose(settings_for(azure.base_url, key=None), source=Tokens(token="no-role"))
@@ -253,21 +250,21 @@ async def test_an_identity_without_the_role_is_told_which_one() -> None:
 # --- hosts
 
 
-async def test_a_name_that_is_not_there_ends_it_early() -> None:
+async def test_unknown_host_ends_the_run_early() -> None:
     report = await diagnose(settings_for("https://nobody.invalid"))
     assert failed(report) == ["dns nobody.invalid"]
     assert "spelling" in named(report, "dns nobody.invalid").remediation
     assert named(report, "azure").status is CheckStatus.NOTE
 
 
-async def test_a_port_where_nobody_listens_is_told() -> None:
+async def test_closed_port_fails() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     report = await diagnose(settings_for(f"http://127.0.0.1:{port}"))
     assert failed(report) == [f"tcp 127.0.0.1:{port}"]
 
 
-async def test_a_certificate_that_is_not_believed_is_told(tmp_path: Path) -> None:
+async def test_untrusted_certificate_fails(tmp_path: Path) -> None:
     certificate = trustme.CA().issue_cert("127.0.0.1")
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
     certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
@@ -275,15 +272,15 @@ async def test_a_certificate_that_is_not_believed_is_told(tmp_path: Path) -> Non
         report = await diagnose(settings_for(azure.base_url))
     check = named(report, "tls 127.0.0.1")
     assert check.status is CheckStatus.FAILED
-    assert "certificate is not believed" in check.finding
+    assert "certificate is not trusted" in check.finding
 
 
-async def test_plain_http_where_tls_was_expected_is_told(azure: RunningSimulator) -> None:
+async def test_plain_http_on_a_tls_port_fails(azure: RunningSimulator) -> None:
     report = await diagnose(settings_for(azure.base_url.replace("http:", "https:")))
     assert named(report, "tls 127.0.0.1").status is CheckStatus.FAILED
 
 
-async def test_a_believed_certificate_is_shown_with_its_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_trusted_certificate_shows_its_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
@@ -292,35 +289,35 @@ async def test_a_believed_certificate_is_shown_with_its_life(tmp_path: Path, mon
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     async with serve(tls=TlsFiles(tmp_path / "cert.pem", tmp_path / "key.pem")) as azure:
         report = await diagnose(settings_for(azure.base_url))
-    assert "TLSv1.3, the certificate is good for" in named(report, "tls 127.0.0.1").finding
+    assert "TLSv1.3, the certificate is valid for" in named(report, "tls 127.0.0.1").finding
     assert report.healthy
 
 
 # --- configuration
 
 
-async def test_no_endpoint_is_a_failure_with_what_to_set() -> None:
+async def test_missing_endpoint_fails() -> None:
     report = await diagnose(settings_for(None))
     assert failed(report) == ["configuration"]
     assert "AZURE_VOICELIVE_ENDPOINT" in named(report, "configuration").remediation
 
 
-async def test_an_odd_api_version_is_warned_of(azure: RunningSimulator) -> None:
+async def test_unknown_api_version_is_a_warning(azure: RunningSimulator) -> None:
     report = await diagnose(settings_for(azure.base_url, api_version="2031-01-01"))
     assert named(report, "api-version").status is CheckStatus.WARNING
 
 
-async def test_agents_that_cannot_be_used_are_told(azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_unusable_agents_file_fails(azure: RunningSimulator, tmp_path: Path) -> None:
     (tmp_path / "agents.toml").write_text("default = 'x'\n[agents.y]\nname = 'Y'\n")
     report = await diagnose(settings_for(azure.base_url, agents_file=tmp_path / "agents.toml"))
     assert "agents" in failed(report)
 
 
-async def test_a_misspelt_variable_is_warned_of(azure: RunningSimulator, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_misspelt_variable_is_a_warning(azure: RunningSimulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROKER_TOKEN_BUGDET_S", "3")
     report = await diagnose(settings_for(azure.base_url))
     (check,) = [check for check in report.checks if check.status is CheckStatus.WARNING]
-    assert "BROKER_TOKEN_BUDGET_S is meant" in check.finding
+    assert "BROKER_TOKEN_BUDGET_S" in check.finding
 
 
 @pytest.mark.parametrize("auth", ["key", "entra"])

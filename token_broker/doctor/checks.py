@@ -1,23 +1,23 @@
-"""What a check finds: a status, a value, a sentence, the remediation, and which of the runbook's known troubles it is."""
+"""The result of a check: its status, what was found, what was measured, how to repair it, and the known issue it is."""
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Check", "CheckStatus", "Report", "KnownIssue"]
+__all__ = ["Check", "CheckStatus", "KnownIssue", "Report"]
 
 
 class CheckStatus(StrEnum):
-    """How bad it is; only `failed` makes the exit code 1."""
+    """How bad a finding is. Only `failed` makes the exit code 1."""
 
     OK = "ok"
-    NOTE = "note"  # so it is, and nothing is wrong with it
-    WARNING = "warning"  # voice works, and something should be mended
+    NOTE = "note"  # worth knowing; nothing is wrong
+    WARNING = "warning"  # voice works, but something should be repaired
     FAILED = "failed"
 
 
 class KnownIssue(StrEnum):
-    """The runbook's known troubles, by their headings there."""
+    """The issues that the runbook describes, by their headings there."""
 
     CONNECTION_HANG = "Connection Hang (No Response)"
     MODEL_NOT_FOUND = "404 Model Not Found"
@@ -29,9 +29,9 @@ class KnownIssue(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the report. All of it is ours, and safe to show: no text of a peer's, no secret.
+    """One line of the report. It holds no text of a peer's and no secret, so that reports can be shared.
 
-    `name` says what was looked at (`mint ga`, `tls x.openai.azure.com`); `value` what was measured, with its unit.
+    `name` says what was checked (`mint ga`, `tls x.openai.azure.com`); `value` is what was measured, with its unit.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Check:
 
 @dataclass(slots=True)
 class Report:
-    """Every check in the order it was made."""
+    """Every check, in the order in which it was made."""
 
     checks: list[Check] = field(default_factory=list)
 

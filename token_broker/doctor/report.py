@@ -1,4 +1,4 @@
-"""The report for people: lines as they come, with statuses and colours on a terminal, plain in a pipe."""
+"""The report for people: one line a check, with symbols and colours on a terminal, plain in a pipe."""
 
 from typing import TextIO
 
@@ -7,7 +7,7 @@ from rich.text import Text
 
 from token_broker.doctor.checks import Check, CheckStatus, Report
 
-__all__ = ["Lines"]
+__all__ = ["ReportWriter"]
 
 _STATUS_STYLES = {
     CheckStatus.OK: ("✓", "ok", "green"),
@@ -16,11 +16,11 @@ _STATUS_STYLES = {
     CheckStatus.FAILED: ("✗", "FAIL", "bold red"),
 }
 _NAME_COLUMNS = 26
-_WIDTH_IN_A_PIPE = 10_000  # one line a check, however long: a pipe's reader is grep
+_WIDTH_IN_A_PIPE = 10_000  # rich would break lines at 80 columns; grep needs each check on one line
 
 
-class Lines:
-    """Writes a line a check."""
+class ReportWriter:
+    """Writes each check as it is made, and a summary at the end."""
 
     def __init__(self, stream: TextIO) -> None:
         self._terminal = stream.isatty()
@@ -30,8 +30,9 @@ class Lines:
         )
 
     def write(self, check: Check) -> None:
-        """CheckStatus, name, value, finding, and where there are any the known known_issue's name and the remediation."""
+        """Writes status, name, value and finding; then the known issue and the remediation, where there are any."""
         symbol, word, style = _STATUS_STYLES[check.status]
+        # Text, not markup: findings may hold brackets, which rich would take for its own.
         line = Text(symbol if self._terminal else f"{word:<4}", style)
         line.append(f" {check.name:<{_NAME_COLUMNS}} ", "bold")
         line.append(f"{check.value:>8}  ", "dim")
@@ -39,17 +40,16 @@ class Lines:
         if check.known_issue is not None:
             line.append(f"  [{check.known_issue}]", style)
         if check.remediation:
-            line.append(
-                f"  → {'as above' if check.remediation == self._last_remediation else check.remediation}", "italic"
-            )
+            repeated = check.remediation == self._last_remediation
+            line.append(f"  → {'as above' if repeated else check.remediation}", "italic")
             self._last_remediation = check.remediation
         self._console.print(line)
 
     def close(self, report: Report) -> None:
-        """The last line: whether all is well."""
+        """Writes the last line: whether all is well."""
         failed = sum(check.status is CheckStatus.FAILED for check in report.checks)
         warnings = sum(check.status is CheckStatus.WARNING for check in report.checks)
-        said = "all is well" if report.healthy else f"{failed} failed"
-        self._console.print(
-            Text(f"{said}{f', {warnings} to look at' if warnings else ''}", "green" if report.healthy else "bold red")
-        )
+        summary = "all is well" if report.healthy else f"{failed} failed"
+        if warnings:
+            summary += f", {warnings} to look at"
+        self._console.print(Text(summary, "green" if report.healthy else "bold red"))

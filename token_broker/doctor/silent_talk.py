@@ -1,4 +1,4 @@
-"""`--connect`: a short silent talk on each upstream, and whether Azure takes an ephemeral token as a subprotocol."""
+"""`--connect`: a short silent talk on each upstream, and whether Azure accepts an ephemeral token as a subprotocol."""
 
 import asyncio
 import base64
@@ -17,6 +17,7 @@ from strategies.errors import MintError
 from strategies.session_body import voice_live_transcription
 from strategies.transport import BoundedResolver
 from token_broker.doctor.checks import Check, CheckStatus
+from token_broker.doctor.hosts import ms_since
 from token_broker.relay.azure.connector import Route, UpstreamConnector
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.socket import AzureSocket, connect
@@ -25,19 +26,19 @@ from token_broker.settings import Settings
 __all__ = ["examine_talks"]
 
 TALK_S = 6.0
-_SILENCE_MS = 300
+_SILENCE_MS = 300  # Azure refuses to commit less than 100 ms of audio
 _CHUNK_MS = 20
 _BYTES_PER_MS = 48  # PCM16, mono, 24 kHz
 _TRANSCRIPTION = "conversation.item.input_audio_transcription."
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """How a silent talk went. `end` is the event that ended it, or empty; `code` Azure's, of an error in it."""
+class SilentTalk:
+    """How a silent talk went. `last_event` is empty where it broke off; `error_code` is Azure's, of an error in it."""
 
-    end: str
-    code: str
-    duration_ms: float
+    last_event: str
+    error_code: str
+    took: str
 
 
 async def examine_talks(
@@ -50,40 +51,39 @@ async def examine_talks(
     tls: ssl.SSLContext,
     tell: Callable[[Check], None],
 ) -> None:
-    """Tells of a talk on each of the upstreams that work, and of the subprotocol where GA minted."""
+    """Holds a talk on each upstream in `works`, and tries the subprotocol where GA minted."""
     routes = [route for route in connector.routes if route.name in works]
-    talks = await asyncio.gather(*(_hold_silent_talk(connector, route, spec) for route in routes))
-    for route, heard in zip(routes, talks, strict=True):
-        ga = route.dialect == "ga"
-        transcription = settings.transcription_model if ga else voice_live_transcription(settings.model)
-        for check in judge_talk(route.name, heard, transcription):
-            tell(check)
-    if minted is not None:
-        taken = await _takes_subprotocol(minted, settings, tls)
-        tell(judge_subprotocol(taken, turned_on=settings.direct_websocket == "on"))
-
-
-async def _hold_silent_talk(connector: UpstreamConnector, route: Route, spec: SessionSpec) -> Heard:
-    began_s = time.monotonic()
 
     async def supply() -> SessionSpec:
         return spec
 
-    end = code = ""
-    try:
-        async with asyncio.timeout(TALK_S):
-            upstream = await connector.attempt(route, supply, timeout_s=TALK_S)
-            try:
-                end, code = await _be_silent(upstream.socket)
-            finally:
-                await upstream.socket.aclose()
-    except (MintError, TimeoutError):
-        pass  # `end` says how far it came
-    return Heard(end, code, (time.monotonic() - began_s) * 1000)
+    async def hold(route: Route) -> SilentTalk:
+        began_s = time.monotonic()
+        last_event = error_code = ""
+        try:
+            async with asyncio.timeout(TALK_S):
+                upstream = await connector.attempt(route, supply, timeout_s=TALK_S)
+                try:
+                    last_event, error_code = await _send_silence(upstream.socket)
+                finally:
+                    await upstream.socket.aclose()
+        except (MintError, TimeoutError):
+            pass  # an empty `last_event` is judged as a talk that broke off
+        return SilentTalk(last_event, error_code, ms_since(began_s))
+
+    talks = await asyncio.gather(*(hold(route) for route in routes))
+    for route, talk in zip(routes, talks, strict=True):
+        ga = route.dialect == "ga"
+        transcription = settings.transcription_model if ga else voice_live_transcription(settings.model)
+        for check in judge_talk(route.name, talk, transcription):
+            tell(check)
+    if minted is not None:
+        accepted = await _accepts_subprotocol(minted, settings, tls)
+        tell(judge_subprotocol(accepted, turned_on=settings.direct_websocket == "on"))
 
 
-async def _be_silent(socket: AzureSocket) -> tuple[str, str]:
-    """Sends silence, has it committed, and waits for what Azure makes of it."""
+async def _send_silence(socket: AzureSocket) -> tuple[str, str]:
+    """Sends silence, commits it, and waits for a transcription or an error: the event's type, and its error's code."""
     chunk = base64.b64encode(bytes(_CHUNK_MS * _BYTES_PER_MS)).decode()
     for _ in range(_SILENCE_MS // _CHUNK_MS):
         socket.send(json.dumps({"type": "input_audio_buffer.append", "audio": chunk}))
@@ -97,7 +97,7 @@ async def _be_silent(socket: AzureSocket) -> tuple[str, str]:
             return committed, ""
         if not socket.frames:
             break
-        kind, code = _event(socket.take())
+        kind, code = _type_and_error_code(socket.take())
         if kind == "input_audio_buffer.committed":
             committed = kind
         if kind in {f"{_TRANSCRIPTION}completed", f"{_TRANSCRIPTION}failed", "error"}:
@@ -105,8 +105,8 @@ async def _be_silent(socket: AzureSocket) -> tuple[str, str]:
     return "", ""
 
 
-def _event(text: str) -> tuple[str, str]:
-    """An event's type, and the code of the error in it."""
+def _type_and_error_code(text: str) -> tuple[str, str]:
+    """Of an event; both are empty where the text is not one."""
     try:
         event = json.loads(text)
     except (ValueError, RecursionError):
@@ -118,46 +118,36 @@ def _event(text: str) -> tuple[str, str]:
     return str(event.get("type")), code if isinstance(code, str) else ""
 
 
-def judge_talk(upstream: str, heard: Heard, transcription_model: str) -> list[Check]:
-    """A check of the talk, and one of the transcription where it says something of it."""
-    value = f"{heard.duration_ms:.0f} ms"
-    talk = f"talk {upstream}"
+def judge_talk(upstream: str, talk: SilentTalk, transcription_model: str) -> list[Check]:
+    """A check of the talk, and one of the transcription where the talk shows something about it."""
+    name = f"talk {upstream}"
     transcription = f"transcription {upstream}"
-    holds = Check(talk, CheckStatus.OK, "holds: Azure takes audio, and is left in order", value)
-    match heard.end:
+    holds = Check(name, CheckStatus.OK, "Azure accepts audio, and the talk ends in order", talk.took)
+    match talk.last_event:
         case "":
-            remediation = "the session opens, and then nothing is heard: try again; if it lasts, Azure's side is ill"
-            return [Check(talk, CheckStatus.FAILED, "broke off, or stayed silent", value, remediation)]
+            remediation = "the session opens, but then Azure falls silent: try again; if it lasts, the fault is Azure's"
+            return [Check(name, CheckStatus.FAILED, "broke off, or stayed silent", talk.took, remediation)]
         case "error":
-            return [Check(talk, CheckStatus.FAILED, "Azure refuses the audio", value, "check the model's deployment")]
+            finding = "Azure refuses the audio"
+            return [Check(name, CheckStatus.FAILED, finding, talk.took, "check the model's deployment")]
         case "input_audio_buffer.committed":
-            return [holds, Check(transcription, CheckStatus.NOTE, "silence was not transcribed, which says nothing")]
-        case ending if ending.endswith(".completed"):
+            finding = "silence was not transcribed, which proves nothing"
+            return [holds, Check(transcription, CheckStatus.NOTE, finding)]
+        case event if event.endswith(".completed"):
             return [holds, Check(transcription, CheckStatus.OK, f"{transcription_model} transcribes")]
-    if heard.code == "DeploymentNotFound":
+    if talk.error_code == "DeploymentNotFound":
         remediation = (
-            "deploy it, or name a deployment that is there in AZURE_VOICELIVE_TRANSCRIPTION_MODEL; until then speech "
+            "deploy it, or name an existing deployment in AZURE_VOICELIVE_TRANSCRIPTION_MODEL; until then speech "
             "works, and nothing that users say is kept"
         )
-        return [
-            holds,
-            Check(
-                transcription,
-                CheckStatus.FAILED,
-                f"there is no deployment {transcription_model}",
-                remediation=remediation,
-            ),
-        ]
-    return [
-        holds,
-        Check(
-            transcription, CheckStatus.WARNING, "silence could not be transcribed", remediation="try it with a voice"
-        ),
-    ]
+        finding = f"there is no deployment {transcription_model}"
+        return [holds, Check(transcription, CheckStatus.FAILED, finding, remediation=remediation)]
+    finding = "silence could not be transcribed"
+    return [holds, Check(transcription, CheckStatus.WARNING, finding, remediation="try it with a voice")]
 
 
-async def _takes_subprotocol(minted: EphemeralGrant, settings: Settings, tls: ssl.SSLContext) -> bool | None:
-    """Whether the GA socket opens for the token alone; None where it can't be told."""
+async def _accepts_subprotocol(minted: EphemeralGrant, settings: Settings, tls: ssl.SSLContext) -> bool | None:
+    """Whether the GA socket opens for the ephemeral token alone. None where that can't be found out."""
     url = f"{minted.endpoint}/openai/v1/realtime?model={quote(settings.model, safe='')}"
     offered = f"realtime, openai-insecure-api-key.{minted.token.get_secret_value()}"
     names = DnsCache(BoundedResolver())
@@ -170,11 +160,11 @@ async def _takes_subprotocol(minted: EphemeralGrant, settings: Settings, tls: ss
                 tls=tls,
                 max_message_bytes=settings.azure_message_bytes,
                 deadline_s=asyncio.get_running_loop().time() + TALK_S,
-                log_to=logging.getLogger("token_broker.relay.picows"),  # fixed above what would print headers
+                log_to=logging.getLogger("token_broker.relay.picows"),  # its level keeps headers out of the log
             )
             try:
                 await socket.wait()
-                return bool(socket.frames) and _event(socket.take())[0] == "session.created"
+                return bool(socket.frames) and _type_and_error_code(socket.take())[0] == "session.created"
             finally:
                 await socket.aclose()
     except picows.WSHandshakeError:
@@ -185,26 +175,20 @@ async def _takes_subprotocol(minted: EphemeralGrant, settings: Settings, tls: ss
         await names.aclose()
 
 
-def judge_subprotocol(taken: bool | None, *, turned_on: bool) -> Check:
-    """What to set BROKER_DIRECT_WEBSOCKET to."""
+def judge_subprotocol(accepted: bool | None, *, turned_on: bool) -> Check:
+    """What BROKER_DIRECT_WEBSOCKET should be set to."""
     name = "direct websocket"
-    match taken:
+    refused = "Azure refuses an ephemeral token as a subprotocol"
+    match accepted:
         case True:
+            finding = "Azure accepts an ephemeral token as a subprotocol"
             remediation = (
                 "" if turned_on else "BROKER_DIRECT_WEBSOCKET=on adds a way that needs neither WebRTC nor the proxy"
             )
-            return Check(
-                name, CheckStatus.OK, "Azure takes an ephemeral token as a subprotocol", remediation=remediation
-            )
+            return Check(name, CheckStatus.OK, finding, remediation=remediation)
         case False if turned_on:
             remediation = "set BROKER_DIRECT_WEBSOCKET=off: browsers try it in vain"
-            return Check(
-                name, CheckStatus.FAILED, "Azure refuses an ephemeral token as a subprotocol", remediation=remediation
-            )
+            return Check(name, CheckStatus.FAILED, refused, remediation=remediation)
         case False:
-            return Check(
-                name,
-                CheckStatus.NOTE,
-                "Azure refuses an ephemeral token as a subprotocol: BROKER_DIRECT_WEBSOCKET stays off",
-            )
-    return Check(name, CheckStatus.NOTE, "whether Azure takes an ephemeral token as a subprotocol could not be told")
+            return Check(name, CheckStatus.NOTE, f"{refused}: BROKER_DIRECT_WEBSOCKET stays off")
+    return Check(name, CheckStatus.NOTE, "whether Azure accepts an ephemeral token as a subprotocol is not known")
