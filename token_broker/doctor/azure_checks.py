@@ -7,7 +7,7 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -137,7 +137,16 @@ class _Examination:
             credentials = Credentials(key=None, entra=self.entra)
             probes = await self._probe(credentials, "Entra")
             tried += probes.all
-        for check in self._judge(probes, tried):
+        proxy_is_last = "websocket_proxy" in self.settings.token_strategies
+        verdicts = [
+            judge_key(tried),
+            *judge_mints(probes.mints, self.names),
+            *judge_sockets(probes.sockets, self.names),
+            judge_chain(probes.mints, probes.sockets, proxy_is_last=proxy_is_last),
+            judge_clock(self.transport.skew_s),
+            judge_region(self.transport.region, self.settings.model),
+        ]
+        for check in verdicts:
             if check is not None:
                 self.tell(check)
         if connect:
@@ -152,17 +161,6 @@ class _Examination:
                 tls=self.tls,
                 tell=self.tell,
             )
-
-    def _judge(self, probes: _Probes, tried: Sequence[Probe]) -> list[Check | None]:
-        proxy_is_last = "websocket_proxy" in self.settings.token_strategies
-        return [
-            judge_key(tried),
-            *judge_mints(probes.mints, self.names),
-            *judge_sockets(probes.sockets, self.names),
-            judge_chain(probes.mints, probes.sockets, proxy_is_last=proxy_is_last),
-            judge_clock(self.transport.skew_s),
-            judge_region(self.transport.region, self.settings.model),
-        ]
 
     async def _fetch_entra_token(self) -> bool:
         began_s = time.monotonic()

@@ -189,7 +189,7 @@ def judge_forged_header(before: BrokerAnswer, forged: BrokerAnswer) -> Check:
             name,
             CheckStatus.FAILED,
             "a forged X-MS-CLIENT-PRINCIPAL is accepted: anybody can be anybody",
-            remediation="switch platform authentication on (it removes the header), or set BROKER_AUTH to entra or none",
+            remediation="switch on platform authentication, which removes the header; or set BROKER_AUTH=entra",
         )
     return Check(name, CheckStatus.OK, "a forged X-MS-CLIENT-PRINCIPAL opens nothing")
 
