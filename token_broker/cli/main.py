@@ -1,6 +1,6 @@
 """The command line: `token-broker`. Exit codes: 0, 1 (a check failed), 2 (usage or configuration).
 
-Each command imports what it needs when it runs: importing all of it takes a second, even for `--help`.
+Each command imports what it needs when it runs, so that `--help` and completion load none of the broker.
 """
 
 import asyncio
