@@ -77,6 +77,7 @@ def demo() -> None:
     """Run the broker with a built-in, simulated Azure: nothing to configure, and nothing leaves this machine."""
 
     async def run() -> None:
+        # Whatever Azure the environment names, nothing may leave this machine.
         probe = _load_settings(endpoint=None, agents_file=None)
         async with _simulator(probe.simulator_key, probe.simulator_port, "all") as base_url:
             settings = load_settings(
@@ -88,6 +89,7 @@ def demo() -> None:
                 project_name="demo",
                 model="gpt-realtime",
                 auth="none",
+                # A store of its own: talks with the simulator must not get into a real one.
                 database_url=SecretStr("sqlite+aiosqlite:///var/demo.db"),
                 zep_api_key=None,
                 # A demo is shown from one address, often by many people at once: limits would end it.

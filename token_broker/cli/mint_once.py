@@ -63,6 +63,7 @@ async def mint_once(settings: Settings, agent_id: str | None) -> MintReport:
         return MintReport(None, result.attempts)
     plan = PlanMaker(settings, TokenSigner(signing_keys(settings))).make(
         result.grant,
+        # The plan is printed and not used, so nobody owns its session, and no store is opened for it.
         owner=Owner(uuid7(), "anonymous", time.time_ns() // 1_000_000),
         agent=agent,
         public_base=settings.public_url or f"http://{settings.host}:{settings.port}",

@@ -40,8 +40,8 @@ from token_broker.settings import Settings
 
 __all__ = ["examine_azure"]
 
-PROBE_S = 5.0
-ENTRA_S = 8.0
+PROBE_S = 5.0  # twice the broker's own attempt, so that a slow route is told from one that hangs
+ENTRA_S = 8.0  # a managed identity may take seconds to give its first token
 _PROBE_TTL_S = 10  # what is minted here is thrown away: Azure's shortest lifetime (docs/azure.md §2.1)
 
 _OBJECT_ID = re.compile(r"[0-9a-fA-F-]{36}")
@@ -59,6 +59,7 @@ class ObservingTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         response = await self._inner.handle_async_request(request)
+        # Refusals have these headers, too; a gateway's answers may lack them.
         self.region = response.headers.get("x-ms-region", self.region)
         with contextlib.suppress(KeyError, ValueError):
             self.skew_s = time.time() - parsedate_to_datetime(response.headers["date"]).timestamp()
@@ -92,6 +93,7 @@ async def examine_azure(
     spec = _default_agents_spec(settings, tell)
     if target is None or spec is None:
         return
+    # The two bases may share their host, which is checked once then. dict.fromkeys keeps the order, a set would not.
     hosts = dict.fromkeys(Host.of(base) for base in (target.openai_base, target.base))
     found = await asyncio.gather(*(examine_host(host, resolver=BoundedResolver(), tls=tls) for host in hosts))
     for checks in found:
@@ -129,6 +131,7 @@ class _Examination:
             credentials = Credentials(key=self.settings.key, entra=None)
             probes = await self._probe(credentials, "the key")
             tried += probes.all
+        # Like the broker, which falls back to Entra only if the resource says that its keys are disabled.
         if not self.settings.uses_key or (probes.keys_are_off and self.settings.uses_entra):
             if not await self._fetch_entra_token():
                 if (key := judge_key(tried)) is not None:
@@ -192,9 +195,11 @@ class _Examination:
             return grant if isinstance(grant, EphemeralGrant) else None
 
         async def open_socket(route: Route) -> None:
+            # attempt() returns once Azure has confirmed the session: a handshake alone would prove nothing.
             upstream = await connector.attempt(route, supply, timeout_s=PROBE_S)
             await upstream.socket.aclose()
 
+        # All at once: routes that hang, tried one after the other, would take longer than the whole run may.
         mints, sockets = await asyncio.gather(
             asyncio.gather(*(_attempt(each.name, credential, mint(each)) for each in strategies)),
             asyncio.gather(*(_attempt(each.name, credential, open_socket(each)) for each in connector.routes)),

@@ -12,7 +12,7 @@ from token_broker.doctor.checks import Check, CheckStatus, KnownIssue
 
 __all__ = ["STEP_S", "Host", "examine_host", "ms_since"]
 
-STEP_S = 3.0
+STEP_S = 3.0  # a network that works answers in milliseconds; one that drops packets never does
 _CERTIFICATE_SOON_DAYS = 14
 
 
@@ -45,7 +45,7 @@ async def examine_host(
     try:
         async with asyncio.timeout(step_s):
             addresses = await resolver.resolve(host.name, host.port)
-    except TimeoutError:
+    except TimeoutError:  # it is an OSError: this order counts, here and below
         return [_timed_out(name, f"no answer within {step_s:g} s", "check the DNS server of this machine or network")]
     except OSError:
         remediation = "check the spelling; behind a private endpoint, link its DNS zone to this network"

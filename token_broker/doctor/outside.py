@@ -25,9 +25,9 @@ __all__ = ["examine_broker"]
 Tell = Callable[[Check], None]
 
 ANSWER_S = 8.0  # more than BROKER_TOKEN_BUDGET_S, which a token request may use up
-_MAX_ANSWER_BYTES = 262_144
+_MAX_ANSWER_BYTES = 262_144  # the address may be anybody's, and its answer endless
 _VOICE = "/api/v1/voice"
-_UNKNOWN_SESSION = "doctor-has-no-session"
+_UNKNOWN_SESSION = "doctor-has-no-session"  # no plan names it, so no session is touched
 _FORGED = base64.b64encode(
     json.dumps({"auth_typ": "aad", "claims": [{"typ": "oid", "val": "forged-by-token-broker-doctor"}]}).encode()
 ).decode()
@@ -81,6 +81,7 @@ class _Outside:
             self.tell(_silent(path))
             return
         self.tell(verdicts.judge_token(plain, self.base))
+        # Only the difference from the plain request shows whether the broker trusts the header.
         forged = await self.ask("POST", path, {"X-MS-CLIENT-PRINCIPAL": _FORGED})
         if forged is not None:
             self.tell(verdicts.judge_forged_header(plain, forged))

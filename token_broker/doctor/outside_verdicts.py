@@ -23,8 +23,9 @@ __all__ = [
 ]
 
 _OK = 200
-_MAX_DETAIL_CHARS = 300
+_MAX_DETAIL_CHARS = 300  # the only text of a peer's in a report: a broker's own detail, printable and short
 _TICKET_REFUSED = 4401
+# Only known names are reported: the answer may be anybody's, and a report may hold no text of a peer's.
 _STRATEGIES = ("ga", "direct_deployment", "project", "unified")
 _PLATFORM_REMEDIATION = (
     "platform authentication (EasyAuth) stands before the broker: az containerapp auth update -n <app> -g <group> "
@@ -49,7 +50,7 @@ class BrokerAnswer:
         """The JSON object in it, or an empty one."""
         try:
             document = json.loads(self.body)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError):  # the second for JSON that is nested too deeply
             return {}
         return document if isinstance(document, dict) else {}
 

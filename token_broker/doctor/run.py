@@ -59,6 +59,7 @@ async def run_doctor(
             parts["url"] = examine_broker(url, client, tell, tls=tls)
         tasks = {asyncio.create_task(part, name=f"doctor {name}"): name for name, part in parts.items()}
         try:
+            # Not a TaskGroup: it would cancel the other parts if one fails.
             await asyncio.wait(tasks, timeout=limit_s)
         finally:
             for task, name in tasks.items():
@@ -69,5 +70,6 @@ async def run_doctor(
                 elif not task.cancelled() and (error := task.exception()) is not None:
                     finding = f"the check itself failed ({type(error).__name__})"
                     tell(Check(name, CheckStatus.FAILED, finding, remediation="report this"))
+            # Cancelled parts close their sockets here, before the client that they share is closed.
             await asyncio.wait(tasks, timeout=_CANCEL_S)
     return report

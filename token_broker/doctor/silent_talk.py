@@ -26,7 +26,7 @@ from token_broker.settings import Settings
 __all__ = ["examine_talks"]
 
 TALK_S = 6.0
-_SILENCE_MS = 300  # Azure refuses to commit less than 100 ms of audio
+_SILENCE_MS = 300  # OpenAI's API refuses to commit less than 100 ms
 _CHUNK_MS = 20
 _BYTES_PER_MS = 48  # PCM16, mono, 24 kHz
 _TRANSCRIPTION = "conversation.item.input_audio_transcription."
@@ -87,10 +87,12 @@ async def _send_silence(socket: AzureSocket) -> tuple[str, str]:
     chunk = base64.b64encode(bytes(_CHUNK_MS * _BYTES_PER_MS)).decode()
     for _ in range(_SILENCE_MS // _CHUNK_MS):
         socket.send(json.dumps({"type": "input_audio_buffer.append", "audio": chunk}))
+    # Turn detection never ends a turn of silence, so the buffer is committed by hand.
     socket.send(json.dumps({"type": "input_audio_buffer.commit"}))
     committed = ""
     while socket.failure is None or socket.frames:
         try:
+            # Silence is often not transcribed at all. A longer wait would prove no more.
             async with asyncio.timeout(TALK_S / 2):
                 await socket.wait()
         except TimeoutError:
@@ -164,6 +166,7 @@ async def _accepts_subprotocol(minted: EphemeralGrant, settings: Settings, tls: 
             )
             try:
                 await socket.wait()
+                # Azure may accept the handshake and refuse the token in the first event.
                 return bool(socket.frames) and _type_and_error_code(socket.take())[0] == "session.created"
             finally:
                 await socket.aclose()

@@ -22,7 +22,7 @@ from token_broker.settings import Settings
 __all__ = ["examine_database", "examine_zep"]
 
 ZEP_CLOUD = "https://api.getzep.com"
-_UNKNOWN_SESSION = "token-broker-doctor"
+_UNKNOWN_SESSION = "token-broker-doctor"  # Zep checks the key first, so a 404 proves that the key is right
 _REFUSALS = {  # by class of SQLSTATE
     "28": ("refuses the login", "check the user, and its password or Entra role, in BROKER_DATABASE_URL"),
     "3D": ("has no such database", "create it, or correct the name in BROKER_DATABASE_URL"),
@@ -54,6 +54,7 @@ def _examine_sqlite(path: Path) -> Check:
         return Check(name, CheckStatus.OK, "SQLite, created at the first start")
     began_s = time.monotonic()
     try:
+        # mode=ro: doctor must neither create the file nor take the write lock of a running broker.
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
             revision = connection.execute(_REVISION).fetchone()
     except sqlite3.OperationalError as error:
@@ -84,13 +85,13 @@ async def _examine_postgresql(url: str, settings: Settings) -> Check:
     password = where.password if entra is None else entra.get
     began_s = time.monotonic()
     try:
-        async with asyncio.timeout(2 * STEP_S):
+        async with asyncio.timeout(2 * STEP_S):  # asyncpg's own timeout covers the connection, not the queries
             connection = await asyncpg.connect(**options, password=password, timeout=STEP_S)
             try:
                 there = await connection.fetchval("SELECT to_regclass('alembic_version') IS NOT NULL")
                 revision = await connection.fetchval(_REVISION) if there else None
             finally:
-                connection.terminate()
+                connection.terminate()  # close() would wait for a server that may hang
     except NoEntraPasswordError:
         remediation = "check the managed identity, and AZURE_CLIENT_ID; or put a password into BROKER_DATABASE_URL"
         return Check("database", CheckStatus.FAILED, f"no Entra token for {shown}", ms_since(began_s), remediation)

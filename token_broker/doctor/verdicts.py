@@ -35,8 +35,8 @@ __all__ = [
     "judge_transcription_model",
 ]
 
-_RETIREMENT_NOTICE_DAYS = 60
-_SKEW_FINE_S = 5
+_RETIREMENT_NOTICE_DAYS = 60  # time to get quota for another model, and to roll it out
+_SKEW_FINE_S = 5  # the Date header has whole seconds, and the answer took time to arrive
 _SKEW_FATAL_S = 300  # beyond five minutes Entra's tokens are rejected as not yet valid, or as expired
 _KEY_REMEDIATION = (
     "use a key of the Cognitive Services account itself, not API Management's: "
@@ -130,6 +130,7 @@ def judge_chain(mints: Sequence[Probe], sockets: Sequence[Probe], *, proxy_is_la
     if carried and not mints:
         return Check("plan", CheckStatus.OK, "the proxy carries every talk: no other strategy is in the chain")
     if carried:
+        # A failure although talks work: each of them is relayed here, which is costly unless it is meant.
         return Check(
             "plan",
             CheckStatus.FAILED,
@@ -202,6 +203,7 @@ def judge_region(region: str | None, model: str) -> Check | None:
         "region",
         CheckStatus.WARNING,
         f"is not known to have {wanted.name}, as of {table.read_on}",
+        # The region is a peer's text, of which a report shows letters, digits and blanks alone.
         "".join(character for character in region if character.isalnum() or character == " ")[:32],
         f"if the deployment can't be created, create a resource in {', '.join(regions)}",
     )
