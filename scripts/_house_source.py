@@ -32,7 +32,12 @@ __all__ = [
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 _PRAGMA = re.compile(r"#\s*(noqa|type:|fmt:|ruff:|mypy:|pragma|pylint:|!)")
-_DOCUMENT = re.compile(r"(?<![\w/.*<-])((?:[\w.-]+/)*[\w-][\w.-]*\.md)\b|\b[Cc]ontract(?:'s)? §|\bSOP\b")
+_TEST = re.compile(r"^ *(?:async )?def (test_\w+)", re.MULTILINE)
+# A file's name, or a way to cite documents outside the repository. `[s]` and `[d]` keep this line from matching itself.
+_DOCUMENT = re.compile(
+    r"(?<![\w/.*<-])((?:[\w.-]+/)*[\w-][\w.-]*\.md)\b|\b[Cc]ontract(?:'s)? §|\bSOP\b|-fact[s] §|(?<![\w/-])share[d]/"
+)
+_MAY_NAME_ONE = re.compile(r"\.md| §|\bSOP|share[d]/")  # _DOCUMENT is slow on long lines, such as minified scripts
 _TEXT = {".py", ".md", ".js", ".ts", ".html", ".css", ".toml", ".yaml", ".yml", ".bicep", ".sh", ""}
 
 
@@ -51,6 +56,11 @@ class Module:
     @cached_property
     def tree(self) -> ast.Module:
         return ast.parse(self.text)
+
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """Every node of the tree. Several measures need them, and walking is what costs most."""
+        return list(ast.walk(self.tree))
 
 
 def read_modules(root: Path, packages: Iterable[str]) -> list[Module]:
@@ -85,19 +95,19 @@ def module_names(modules: Iterable[Module]) -> list[str]:
 
 
 def class_names(modules: Iterable[Module]) -> list[str]:
-    return [node.name for m in modules for node in ast.walk(m.tree) if isinstance(node, ast.ClassDef)]
+    return [node.name for m in modules for node in m.nodes if isinstance(node, ast.ClassDef)]
 
 
 def functions(module: Module) -> list[Function]:
     """All functions, methods and nested functions."""
-    return [node for node in ast.walk(module.tree) if isinstance(node, Function)]
+    return [node for node in module.nodes if isinstance(node, Function)]
 
 
 def private_called_once(module: Module) -> list[str]:
     """Private functions and methods that their module names in one place only, beside where they are defined."""
     used = Counter(
         node.attr if isinstance(node, ast.Attribute) else node.id
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.Attribute | ast.Name)
     )
     private = [f.name for f in functions(module) if f.name.startswith("_") and not f.name.startswith("__")]
@@ -182,17 +192,18 @@ def _components(graph: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def test_names(modules: Iterable[Module]) -> list[str]:
-    return [f.name for m in modules for f in functions(m) if f.name.startswith("test_")]
+    return [name for m in modules for name in _TEST.findall(m.text)]
 
 
 def outside_references(files: Mapping[str, str]) -> dict[str, list[str]]:
-    """By file: what it names that is a document, and is not among the files."""
+    """By file: the documents that it names and that are not among the files."""
     here = {Path(name).name for name in files}
     found = defaultdict(list)
     for name, text in files.items():
-        for match in _DOCUMENT.finditer(text):
-            if match[1] is None or Path(match[1]).name not in here:
-                found[name].append(match[0])
+        for line in text.splitlines():
+            for match in _DOCUMENT.finditer(line) if _MAY_NAME_ONE.search(line) else ():
+                if match[1] is None or Path(match[1]).name not in here:
+                    found[name].append(match[0])
     return dict(found)
 
 

@@ -1,4 +1,4 @@
-"""docs/api.md names what the broker serves, and nothing else: routes, codes, commands, variables and faults."""
+"""docs/api.md names the routes, codes, commands, variables and faults that exist, and no others."""
 
 import re
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
 
 
 def section(number: str) -> str:
-    """The text beneath that heading, up to the next of its rank."""
+    """The text under that heading, up to the next one of its level."""
     found = re.search(rf"^(#+) {re.escape(number)}\.? .*?\n(.*?)(?=^\1 |\Z)", PAGE, re.MULTILINE | re.DOTALL)
     assert found is not None, number
     return found[2]
 
 
 def rows(number: str) -> Iterator[list[str]]:
-    """The cells of its tables' rows, without their heads."""
+    """The cells of each row of its tables, without the header rows."""
     for line in re.findall(r"^\|(?!-)(.*)\|$", section(number), re.MULTILINE)[1:]:
         yield [cell.strip() for cell in re.split(r"(?<!\\)\|", line)]
 
@@ -41,10 +41,10 @@ async def document(start_broker: StartBroker) -> dict[str, Any]:
 
 
 async def test_every_path_is_named(start_broker: StartBroker) -> None:
-    """A path under a prefix counts where the page has it without: §2.2 says which prefixes there are."""
+    """A path may stand there without its prefix: §2.2 lists the prefixes."""
     served = await document(start_broker)
     prefixes = ("/api/v1/voice", "/api/v1/memory", "/memory", "/openai/v1", "/openai", "/v1")
-    own_way = {"/client/{file}": "/client/", "/docs/{file}": "/docs"}  # as the page writes them
+    own_way = {"/client/{file}": "/client/", "/docs/{file}": "/docs"}  # how the page writes them
     written = PAGE.replace("{id}", "{session_id}").replace("{Location}", "/realtime/calls/{call_id}")
 
     def named(path: str) -> bool:
@@ -54,7 +54,7 @@ async def test_every_path_is_named(start_broker: StartBroker) -> None:
     assert [path for path in served["paths"] if not named(path)] == []
 
 
-async def test_the_problem_codes_are_those_that_are_answered(start_broker: StartBroker) -> None:
+async def test_problem_codes_are_those_answered(start_broker: StartBroker) -> None:
     served = await document(start_broker)
     answered = {
         (code, int(status))
@@ -72,18 +72,18 @@ async def test_the_problem_codes_are_those_that_are_answered(start_broker: Start
     assert {code for codes, *_ in rows("9") for code in in_code(codes)} >= ELSEWHERE
 
 
-def test_the_close_codes_are_those_that_talks_end_with() -> None:
+def test_close_codes_are_complete() -> None:
     ends_with = {getattr(closing, name) for name in closing.__all__ if isinstance(getattr(closing, name), int)}
     listed = {int(code) for codes, *_ in rows("5.5") for code in codes.split(", ")}
     assert listed == ends_with
 
 
-def test_the_commands_are_those_of_the_command_line() -> None:
+def test_commands_are_complete() -> None:
     listed = {cell.strip("`").split()[0] for cell, _ in rows("10")}
     assert listed == set(main.list_commands(click.Context(main)))
 
 
-def test_every_option_named_is_one() -> None:
+def test_named_options_exist() -> None:
     for cell, _ in rows("10"):
         for text in in_code(cell):
             words = text.replace("\\|", "|").replace("[", "").replace("]", "").split()
@@ -95,13 +95,13 @@ def test_every_option_named_is_one() -> None:
             assert {word for word in words if word.startswith("--")} <= known, text
 
 
-def test_every_variable_named_is_one() -> None:
+def test_named_variables_exist() -> None:
     known = {field.alias for field in Settings.model_fields.values()}
     assert set(re.findall(r"\b(?:BROKER|AZURE|ZEP|SIMULATOR)_[A-Z_]*[A-Z]\b", PAGE)) <= known
 
 
-def test_the_defaults_are_those_of_the_settings() -> None:
-    """Those that are shown as values: in code, or with a unit. Others are said in words."""
+def test_defaults_are_those_of_the_settings() -> None:
+    """Checks defaults that are shown as code or with a unit. Others are described in words."""
     fields = {field.alias: field for field in Settings.model_fields.values()}
     bytes_of = {"KiB": 1024, "MiB": 1024 * 1024}
     wrong = []
@@ -118,7 +118,7 @@ def test_the_defaults_are_those_of_the_settings() -> None:
     assert wrong == []
 
 
-def test_the_faults_are_those_of_the_simulator() -> None:
+def test_faults_are_those_of_the_simulator() -> None:
     names = {get_args(kind.model_fields["fault"].annotation)[0] for kind in get_args(get_args(Fault)[0])}
     listed = {name for cell, _ in rows("11") for name in in_code(cell)}
     assert listed == names

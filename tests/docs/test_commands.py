@@ -1,6 +1,6 @@
-"""Every command in the README and in docs/ is run as it stands there, or it is said here why that can't be done.
+"""Every command in the README and in docs/ runs as it is written there, or a reason says why it can't be run here.
 
-They run in a checkout of their own, whose `.venv` is set up already; only hosts and ports are other ones.
+They run in a checkout of their own, whose `.venv` is set up already. Only hosts and ports differ.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 WAIT_S = 60
 
-# Commands that can't be run here, by what they begin with or hold, and who holds them to the truth instead.
+# Commands that can't be run here, by a pattern of their beginning, and what checks them instead.
 NOT_RUN = {
     r"(?:\w+=\S+ )?az |azd |read_secrets_again|sign_with|export .*\baz |\"\$\(az ": "an Azure subscription: "
     "tests/infra/test_deploy_docs.py holds them to the templates",
@@ -36,12 +36,12 @@ NOT_RUN = {
     r"scripts/lock": "it needs uv and the package index; the lock's hashes are checked by every installation",
     r"pip install": "it would change the environment that runs this test",
     r"schemathesis |export SCHEMATHESIS": "tests/observability/test_schemathesis.py runs it",
-    r"export |unset |[{}]$|git |openssl ": "it sets the stage for the commands behind it",
+    r"export |unset |[{}]$|git |openssl ": "it prepares the commands after it",
 }
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Each command of each shell block, continued lines put together, comments taken off."""
+    """Each command of each shell block, with continued lines joined and comments removed."""
     for block in re.findall(r"^ *```(?:sh|bash)\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL):
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
             if command := re.sub(r"(?:^|\s+)#.*$", "", line.strip()):
@@ -61,7 +61,7 @@ class Demo:
 
     @property
     def environment(self) -> dict[str, str]:
-        """A shell's in that checkout, with the simulated Azure for the operator's own."""
+        """The environment of a shell in that checkout."""
         return {
             "PATH": f"{self.checkout / '.venv/bin'}:{os.environ['PATH']}",
             "HOME": os.environ["HOME"],
@@ -72,20 +72,24 @@ class Demo:
 
     @property
     def operators(self) -> dict[str, str]:
+        """The same for an operator, whose Azure is the simulated one."""
         return self.environment | {
             "AZURE_VOICELIVE_ENDPOINT": f"http://127.0.0.1:{self.simulator_port}",
             "AZURE_VOICELIVE_KEY": "simulated-key",
             "AZURE_VOICELIVE_PROJECT_NAME": "demo",
         }
 
-    def run(self, command: str) -> subprocess.CompletedProcess[str]:
-        """The command as written, but for hosts and ports."""
-        here = f"http://127.0.0.1:{self.port}"
+    def here(self, command: str) -> str:
+        """The command with the hosts and ports of this demo."""
+        url = f"http://127.0.0.1:{self.port}"
         for written in ("http://localhost:8080", "https://voice.example.com", "https://<the broker's URL>"):
-            command = command.replace(written, here)
-        command = command.replace("localhost:8080", f"127.0.0.1:{self.port}")
+            command = command.replace(written, url)
+        return command.replace("localhost:8080", f"127.0.0.1:{self.port}")
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Runs the command in bash, as written but for hosts and ports."""
         return subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
+            ["bash", "-euo", "pipefail", "-c", self.here(command)],
             cwd=self.checkout, env=self.operators, capture_output=True, text=True, timeout=WAIT_S, check=False,
         )  # fmt: skip
 
@@ -114,7 +118,7 @@ def make_checkout(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def running(command: str, demo: Demo, url: str, env: dict[str, str]) -> Iterator[None]:
-    """The command, from when `url` answers until the block ends."""
+    """Runs the command, from when `url` answers until the block ends."""
     process = subprocess.Popen(
         shlex.split(command), cwd=demo.checkout, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -146,13 +150,13 @@ def reason(command: str) -> str | None:
     return next((why for pattern, why in NOT_RUN.items() if re.match(pattern, command)), None)
 
 
-def test_every_command_is_run_here_or_has_its_reason() -> None:
+def test_every_command_runs_or_has_its_reason() -> None:
     unknown = [f"{page.name}: {command}" for page, command in ALL if command not in RUN and reason(command) is None]
     assert unknown == []
-    assert RUN.keys() <= {command for _, command in ALL}, "a command here that no page has any more"
+    assert RUN.keys() <= {command for _, command in ALL}, "a command that is on no page any more"
 
 
-def test_the_first_command_starts_the_demo_and_its_page_loads(demo: Demo) -> None:
+def test_first_command_starts_the_demo(demo: Demo) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{demo.port}/", timeout=10) as answer:
         assert "Talk" in answer.read().decode()
 
@@ -185,14 +189,44 @@ RUN = {
 }
 
 
-@pytest.mark.parametrize("command", [command for command, printed in RUN.items() if printed])
-def test_a_command_does_what_its_page_says(command: str, demo: Demo) -> None:
+TOKEN_BROKER = [command for command in RUN if command.startswith("token-broker ")]
+OTHERS = [command for command, printed in RUN.items() if printed and command not in TOKEN_BROKER]
+
+RUN_ALL = """
+import json, shlex, sys
+from click.testing import CliRunner
+from token_broker.cli.main import main
+runs = [CliRunner().invoke(main, shlex.split(command)[1:]) for command in json.load(sys.stdin)]
+print(json.dumps([[run.exit_code, run.output] for run in runs]))
+"""
+
+
+@pytest.fixture(scope="module")
+def printed(demo: Demo) -> dict[str, tuple[int, str]]:
+    """Exit code and output of each `token-broker` command. One process runs them all: loading one takes a second."""
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN_ALL], input=json.dumps([demo.here(command) for command in TOKEN_BROKER]),
+        cwd=demo.checkout, env=demo.operators, capture_output=True, text=True, timeout=2 * WAIT_S, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    return dict(zip(TOKEN_BROKER, json.loads(ran.stdout), strict=True))
+
+
+@pytest.mark.parametrize("command", TOKEN_BROKER)
+def test_token_broker_prints_what_its_page_says(command: str, printed: dict[str, tuple[int, str]]) -> None:
+    exit_code, output = printed[command]
+    assert exit_code == 0, output
+    assert re.search(RUN[command], output), output
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_command_prints_what_its_page_says(command: str, demo: Demo) -> None:
     finished = demo.run(command)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert re.search(RUN[command], finished.stdout), finished.stdout
 
 
-def test_the_readmes_plan_has_the_fields_of_a_real_one(demo: Demo) -> None:
+def test_plan_in_the_readme_has_real_fields(demo: Demo) -> None:
     (shown,) = re.findall(r"^```json\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     sample = json.loads(shown)
     plan = json.loads(demo.run("curl --silent -X POST localhost:8080/realtime/token -d '{}'").stdout)
@@ -202,10 +236,10 @@ def test_the_readmes_plan_has_the_fields_of_a_real_one(demo: Demo) -> None:
         assert ours.keys() <= theirs.keys()
 
 
-def test_the_simulator_is_started_and_told_to_fail_as_the_readme_says(demo: Demo) -> None:
+def test_simulator_can_be_told_to_fail(demo: Demo) -> None:
     simulate, fault = [command for command in RUN if "9100" in command]
     port = str(free_port())
-    told = f"{fault.replace('9100', port)}; kill -INT %1; wait %1 || true"
-    finished = demo.run(f"set -m; {simulate.replace('9100', port)} {told}")
+    both = f"{fault.replace('9100', port)}; kill -INT %1; wait %1 || true"
+    finished = demo.run(f"set -m; {simulate.replace('9100', port)} {both}")
     assert finished.returncode == 0, finished.stderr
     assert "hang" in finished.stdout

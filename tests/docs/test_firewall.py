@@ -1,4 +1,4 @@
-"""Whoever opens a firewall is told both ways that WebRTC goes, and that the WebSocket needs neither."""
+"""The pages name both ports that WebRTC may use, and say that the WebSocket needs neither."""
 
 from pathlib import Path
 

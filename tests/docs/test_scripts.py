@@ -1,13 +1,17 @@
-"""`scripts/test` asks pytest for what its comment says, and tests get their marks."""
+"""`scripts/test` hands pytest the arguments that its comment promises, and tests get their marks."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
-from tests.conftest import _SLOW
+from tests.conftest import _SLOW, pytest_collection_modifyitems, pytest_configure
 from tests.docs.test_commands import make_checkout
 
 ROOT = Path(__file__).parents[2]
@@ -15,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout whose Python prints its arguments, and in which no browser is to be installed."""
+    """A checkout whose Python prints its arguments, and where no browser has to be installed."""
     folder = tmp_path / "checkout"
     folder.mkdir()
     make_checkout(folder)
@@ -28,7 +32,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def asked(checkout: Path, *arguments: str, **environment: str) -> list[str]:
-    """What `scripts/test` hands to Python, behind the event loop that it chose."""
+    """The event loop that `scripts/test` chose, then the arguments that it gave to Python."""
     path = f"{checkout / 'bin'}:{os.environ['PATH']}"
     printed = subprocess.run(
         ["bash", checkout / "scripts" / "test", *arguments],
@@ -38,7 +42,7 @@ def asked(checkout: Path, *arguments: str, **environment: str) -> list[str]:
     return printed.stdout.splitlines()
 
 
-def test_whole_run_measures_coverage_and_checks_its_floor(checkout: Path) -> None:
+def test_whole_run_checks_coverage(checkout: Path) -> None:
     arguments = asked(checkout)
     assert "--cov" in arguments
     assert not any(argument.startswith("--cov-fail-under") for argument in arguments)
@@ -46,14 +50,14 @@ def test_whole_run_measures_coverage_and_checks_its_floor(checkout: Path) -> Non
 
 
 @pytest.mark.parametrize("chosen", [("-k", "chain"), ("tests/relay",), ("-x",), ("--cov", "tests/relay")])
-def test_run_of_some_tests_checks_no_floor(checkout: Path, chosen: tuple[str, ...]) -> None:
+def test_partial_run_checks_no_coverage_floor(checkout: Path, chosen: tuple[str, ...]) -> None:
     arguments = asked(checkout, *chosen)
     assert "--cov-fail-under=0" in arguments
     assert arguments[-len(chosen) :] == list(chosen)
     assert ("--cov" in arguments) == ("--cov" in chosen)
 
 
-def test_fast_run_leaves_out_browsers_slow_tests_and_the_second_loop(checkout: Path) -> None:
+def test_fast_run_selects_its_tests(checkout: Path) -> None:
     arguments = asked(checkout, "--fast", "-k", "chain")
     assert arguments[0] == "loop=uvloop"
     assert "not browser and not postgres and not slow" in arguments
@@ -62,47 +66,73 @@ def test_fast_run_leaves_out_browsers_slow_tests_and_the_second_loop(checkout: P
     assert asked(checkout, "--fast", TEST_LOOP="asyncio")[0] == "loop=asyncio"
 
 
-def collected(*arguments: str, **environment: str) -> list[str]:
-    printed = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments],
-        cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": "", **environment},
-        capture_output=True, text=True, timeout=120, check=False,
+@dataclass(eq=False)
+class Item:
+    """What the hooks of tests/conftest.py use of a pytest item."""
+
+    nodeid: str
+    fixturenames: Sequence[str] = ()
+    params: dict[str, str] = field(default_factory=dict)
+    marks: set[str] = field(default_factory=set)
+
+    @property
+    def callspec(self) -> "Item":
+        return self
+
+    @property
+    def name(self) -> str:
+        return self.nodeid.rpartition("::")[2]
+
+    def add_marker(self, mark: pytest.MarkDecorator) -> None:
+        self.marks.add(mark.name)
+
+
+def collected(*items: Item) -> list[Item]:
+    """What is left of the items after the hook."""
+    left: Any = list(items)
+    pytest_collection_modifyitems(MagicMock(), left)
+    return list(left)
+
+
+def test_marks_follow_path_and_fixtures() -> None:
+    plain = Item("tests/memory/test_ordering.py::test_x")
+    browser = Item("tests/web/test_embed.py::test_x")
+    slow = Item(f"{_SLOW[0]}[a-b]")
+    by_fixture = Item("tests/memory/test_ordering.py::test_y", fixturenames=["tmp_path", "postgres"])
+    by_store = Item("tests/memory/test_ordering.py::test_z", params={"database_url": "postgresql"})
+    items = [plain, browser, slow, by_fixture, by_store]
+    assert collected(*items) == items
+    assert [item.marks for item in items] == [set(), {"browser"}, {"slow"}, {"postgres"}, {"postgres"}]
+
+
+def test_chosen_loop_replaces_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_both = [Item("tests/a.py::test_x[asyncio-1]"), Item("tests/a.py::test_x[uvloop-1]")]
+    on_one = [Item("tests/a.py::test_y[uvloop]"), Item("tests/a.py::test_z"), Item("tests/a.py::test_z[2]")]
+    assert collected(*on_both, *on_one) == [*on_both, *on_one]
+    monkeypatch.setattr("tests.conftest._LOOP", "asyncio")
+    assert collected(*on_both, *on_one) == [on_both[0], *on_one]
+
+
+def test_unknown_loop_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.conftest._LOOP", "trio")
+    with pytest.raises(pytest.UsageError, match="TEST_LOOP is asyncio or uvloop"):
+        pytest_configure(MagicMock())
+
+
+def test_collection_selects_by_marks() -> None:
+    """With pytest itself: the marks are there before `-m` selects by them."""
+    chosen = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", "postgres",
+         "tests/doctor/test_stores.py"],
+        cwd=ROOT, env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert printed.returncode in {0, 5}, printed.stdout + printed.stderr
-    return [line for line in printed.stdout.splitlines() if "::" in line]
+    assert chosen.returncode == 0, chosen.stdout + chosen.stderr
+    names = [line.rpartition("::")[2] for line in chosen.stdout.splitlines() if "::" in line]
+    assert names == ["test_postgresql_revision_is_read", "test_missing_postgresql_database_fails"]
 
 
-def test_marks_follow_the_path_and_the_fixtures() -> None:
-    paths = ("tests/memory/test_ordering.py", "tests/memory/test_checkpoints.py", "tests/memory/test_kill.py")
-    browser = "tests/web/test_embed.py"
-    assert {name.partition("::")[0] for name in collected("-m", "browser", *paths, browser)} == {browser}
-    on_postgres = collected("-m", "postgres", *paths)
-    assert any(name.startswith("tests/memory/test_kill.py") for name in on_postgres)
-    assert not any("sqlite" in name for name in on_postgres)
-    assert not any("postgresql" in name for name in collected("-m", "not postgres", *paths))
-
-
-def test_every_test_that_is_called_slow_is_there() -> None:
+def test_every_slow_test_exists() -> None:
     for entry in _SLOW:
         path, _, name = entry.partition("::")
         assert (ROOT / path).exists(), entry
         assert not name or f"def {name}(" in (ROOT / path).read_text(), entry
-
-
-def test_one_loop_is_taken_where_tests_run_on_both() -> None:
-    path = "tests/relay/test_client_faults.py"
-    on_both, on_asyncio = collected(path, TEST_LOOP=""), collected(path, TEST_LOOP="asyncio")
-    assert any("uvloop" in name for name in on_both)
-    assert on_asyncio == [name for name in on_both if "uvloop" not in name]
-    assert {name.replace("asyncio", "uvloop") for name in on_asyncio} == {
-        name.replace("asyncio", "uvloop") for name in on_both
-    }
-
-
-def test_unknown_loop_is_refused() -> None:
-    printed = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/docs/test_scripts.py"],
-        cwd=ROOT, env={**os.environ, "TEST_LOOP": "trio"}, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert printed.returncode == pytest.ExitCode.USAGE_ERROR
-    assert "TEST_LOOP is asyncio or uvloop" in printed.stderr

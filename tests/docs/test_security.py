@@ -1,4 +1,4 @@
-"""docs/security.md names, for each promise, tests that exist; and it leaves out no section of the RFCs that it maps."""
+"""docs/security.md names existing tests for each promise, and covers every section of the RFCs that it maps."""
 
 import re
 from collections.abc import Iterator
@@ -21,20 +21,20 @@ RFC_8725 = [f"3.{number}" for number in range(1, 13)]
 
 
 def rows(text: str) -> Iterator[list[str]]:
-    """The cells of each row of the tables, without their heads."""
+    """The cells of each row of the tables, without the header rows."""
     for line in text.splitlines():
         if line.startswith("|") and not line.startswith(("|---", "| promise", "| § ")):
             yield [cell.strip() for cell in line.strip("|").split(" | ")]
 
 
-def test_every_promise_names_a_test_that_holds_it() -> None:
+def test_every_promise_names_a_test() -> None:
     found = list(rows(PROMISES))
     assert len(found) >= 30
     assert [row[0] for row in found if not REFERENCE.search(row[-1])] == []
 
 
 @pytest.mark.parametrize(("path", "name"), sorted(set(REFERENCE.findall(TEXT))))
-def test_the_test_exists(path: str, name: str) -> None:
+def test_named_test_exists(path: str, name: str) -> None:
     file = ROOT / path
     assert file.exists()
     if name:
@@ -44,7 +44,7 @@ def test_the_test_exists(path: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("heading", "sections"), [("## RFC 10017", RFC_10017), ("## RFC 8725", RFC_8725)], ids=["10017", "8725"]
 )
-def test_no_section_of_an_rfc_is_left_out(heading: str, sections: list[str]) -> None:
+def test_every_section_of_an_rfc_is_covered(heading: str, sections: list[str]) -> None:
     chapter = TEXT.partition(heading)[2].partition("\n## ")[0]
     named = " ".join(row[0] for row in rows(chapter))
     assert [section for section in sections if not re.search(rf"(?<![\d.]){re.escape(section)}(?![\d.])", named)] == []

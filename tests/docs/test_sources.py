@@ -1,7 +1,6 @@
-"""The documentation leads somewhere: each relative link to a file that exists, each anchor to a heading of that file.
+"""Relative links lead to files that exist, and anchors to their headings.
 
-And what code is told to look up is there: sections of docs/azure.md and docs/api.md that files refer to, and the pages
-of decisions.
+Sections of docs/azure.md and docs/api.md that files cite exist, and so do the decisions.
 """
 
 import re
@@ -67,12 +66,12 @@ def test_relative_links_resolve(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_a_link_to_a_numbered_section_shows_its_number(page: Path) -> None:
+def test_link_to_a_section_shows_its_number(page: Path) -> None:
     shown = _NUMBERED_LINK.findall(page.read_text("utf-8"))
     assert [number for number, anchor in shown if number.replace(".", "") != anchor] == []
 
 
-def test_a_broken_link_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_link_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     page = tmp_path / "README.md"
     page.write_text(
@@ -111,7 +110,7 @@ def test_sections_are_numbered_in_order(page: str) -> None:
     assert tops == list(range(1, len(tops) + 1))
 
 
-def test_sections_that_files_refer_to_exist() -> None:
+def test_cited_sections_exist() -> None:
     known = {page: sections(f"{page}.md") for page in ("azure", "api")}
     missing = [
         f"{name_of(path)}: docs/{page}.md §{number}"
@@ -138,7 +137,7 @@ def test_every_decision_is_in_the_index() -> None:
 
 
 @pytest.mark.parametrize("page", DECISION_PAGES, ids=name_of)
-def test_a_decision_has_its_headings_and_names_what_exists(page: Path) -> None:
+def test_decision_has_headings_and_real_paths(page: Path) -> None:
     text = page.read_text("utf-8")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Context", "Decision", "Reason", "Consequences"]
     assert re.search(r"^Status: (accepted, \d{4}-\d\d-\d\d|proposed|replaced by \[?\d{4}.*)$", text, re.MULTILINE)

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from strategies.credentials import AccessToken
-from token_broker.doctor.checks import Check, Mark, Report
+from token_broker.doctor.checks import Check, CheckStatus, Report
 from token_broker.doctor.run import run_doctor
 from token_broker.settings import Settings
 
@@ -66,4 +66,4 @@ def named(report: Report, name: str) -> Check:
 
 
 def failed(report: Report) -> list[str]:
-    return [check.name for check in report.checks if check.mark is Mark.FAILED]
+    return [check.name for check in report.checks if check.status is CheckStatus.FAILED]

@@ -1,4 +1,4 @@
-"""What the doctor says of an api-version is what the facts say, and the documents name no others."""
+"""Doctor, the simulator and the pages agree with docs/azure.md on the api-versions."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.doctor.support import settings_for
-from token_broker.doctor.checks import Mark
+from token_broker.doctor.checks import CheckStatus
 from token_broker.doctor.configuration import VOICE_LIVE_API_VERSIONS, judge_api_version
 from token_broker.simulator import SimulatorConfig
 
@@ -15,25 +15,25 @@ STABLE = [version for version, state in VOICE_LIVE_API_VERSIONS.items() if state
 
 
 @pytest.mark.parametrize(
-    ("version", "mark", "word"),
+    ("version", "status", "word"),
     [
-        ("2025-10-01", Mark.OK, "stable"),
-        ("2026-07-15", Mark.OK, "stable"),
-        ("2026-01-01-preview", Mark.NOTE, "preview"),
-        ("2026-06-01-preview", Mark.NOTE, "preview"),
-        ("2026-07-31-preview", Mark.WARNING, "SIP"),
-        ("2024-10-01-preview", Mark.OK, "Voice Live is asked with 2025-10-01"),
-        ("2031-01-01", Mark.WARNING, "none that this broker knows"),
+        ("2025-10-01", CheckStatus.OK, "stable"),
+        ("2026-07-15", CheckStatus.OK, "stable"),
+        ("2026-01-01-preview", CheckStatus.NOTE, "preview"),
+        ("2026-06-01-preview", CheckStatus.NOTE, "preview"),
+        ("2026-07-31-preview", CheckStatus.WARNING, "SIP"),
+        ("2024-10-01-preview", CheckStatus.OK, "Voice Live is asked with 2025-10-01"),
+        ("2031-01-01", CheckStatus.WARNING, "not a version that this broker knows"),
     ],
 )
-def test_an_api_version_is_judged_by_what_voice_live_makes_of_it(version: str, mark: Mark, word: str) -> None:
+def test_api_version_is_judged(version: str, status: CheckStatus, word: str) -> None:
     check = judge_api_version(settings_for("http://127.0.0.1:1", api_version=version))
-    assert (check.mark, check.figure) == (mark, version)
+    assert (check.status, check.value) == (status, version)
     assert word in check.finding
-    assert bool(check.mend) == (mark is Mark.WARNING)
+    assert bool(check.remediation) == (status is CheckStatus.WARNING)
 
 
-def test_the_facts_have_the_versions_that_the_doctor_knows() -> None:
+def test_doctor_knows_the_documented_versions() -> None:
     chapter = (DOCS / "azure.md").read_text(encoding="utf-8").partition("### 6.1 ")[2].partition("### 6.2 ")[0]
     rows = re.findall(r"^\| (`?v?\d[^|]*?) \| (.*) \|$", chapter, flags=re.MULTILINE)
     states = {
@@ -49,11 +49,11 @@ def test_the_facts_have_the_versions_that_the_doctor_knows() -> None:
 
 
 @pytest.mark.parametrize("page", ["runbook.md", "api.md"])
-def test_readers_are_told_every_stable_version(page: str) -> None:
+def test_pages_name_every_stable_version(page: str) -> None:
     names = [f"`{version}`" for version in STABLE]
     text = " ".join((DOCS / page).read_text(encoding="utf-8").split())
     assert f"stable versions are {', '.join(names[:-1])} and {names[-1]}" in text
 
 
-def test_the_simulated_voice_live_takes_the_stable_versions() -> None:
+def test_simulator_accepts_the_stable_versions() -> None:
     assert SimulatorConfig().voice_live_api_versions == set(STABLE)

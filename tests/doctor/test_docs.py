@@ -1,4 +1,4 @@
-"""The runbook and the security page name only what there is, and every trouble that doctor names."""
+"""The runbook and the security page name only what exists, and every known issue of doctor's."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from token_broker.doctor.checks import Trouble
+from token_broker.doctor.checks import KnownIssue
 from token_broker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -24,26 +24,26 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_known_trouble_has_its_place_in_the_runbook() -> None:
+def test_runbook_has_every_known_issue() -> None:
     headings = re.findall(r"^### (.*)$", page("runbook.md"), re.MULTILINE)
-    assert {trouble.value for trouble in Trouble} <= set(headings)
+    assert {known_issue.value for known_issue in KnownIssue} <= set(headings)
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_variable_named_is_one(name: str) -> None:
+def test_named_variables_exist(name: str) -> None:
     named = set(re.findall(r"\b(?:BROKER|AZURE|ZEP)_[A-Z_]+", page(name)))
     assert named
     assert named <= {field.alias for field in Settings.model_fields.values()}
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_link_within_the_page_leads_somewhere(name: str) -> None:
+def test_links_within_the_page_lead_somewhere(name: str) -> None:
     text = page(name)
     assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= anchors(text)
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_every_test_named_is_there(name: str) -> None:
+def test_named_tests_exist(name: str) -> None:
     missing = [path for path in re.findall(r"`(tests/[a-z_/.]+)`", page(name)) if not (ROOT / path).exists()]
     assert missing == []
 
@@ -62,24 +62,24 @@ def alert_sections() -> dict[str, str]:
 
 
 def said_by_doctor() -> set[str]:
-    """The first word of each text in doctor's source: its checks' names are among them."""
+    """The first word of each text in doctor's source, among them the names of its checks."""
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "token_broker" / "doctor").glob("*.py")]
     nodes = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
     return {node.value.split()[0] for node in nodes if isinstance(node.value, str) and node.value.strip()}
 
 
-def test_every_alert_has_its_section_and_no_other_has_one() -> None:
+def test_alerts_and_sections_are_the_same() -> None:
     assert set(alert_sections()) == alert_names()
 
 
 @pytest.mark.parametrize("name", sorted(alert_names()))
-def test_an_alerts_section_begins_with_what_doctor_says(name: str) -> None:
+def test_alerts_section_begins_with_doctor(name: str) -> None:
     section = alert_sections()[name]
     assert section.startswith("Doctor: ")
     assert len(section) > 80, "and goes on with what to do"
 
 
-def test_every_check_that_the_runbook_quotes_is_one_of_doctors() -> None:
+def test_checks_that_the_runbook_quotes_exist() -> None:
     quoted = set(re.findall(r"`(?:FAIL|WARN|note) (\w+)", page("runbook.md")))
     assert len(quoted) > 10
     assert quoted <= said_by_doctor()

@@ -1,4 +1,4 @@
-"""`--url`: a real broker seen from outside, and what stands before, or instead of, one."""
+"""`--url`: a real broker, and what may stand before it or in its place, checked from outside."""
 
 import contextlib
 from pathlib import Path
@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tests.doctor.support import diagnose, failed, named, settings_for
 from tests.support.serving import serve_app
 from token_broker.app import create_app
-from token_broker.doctor.checks import Mark, Report, Trouble
-from token_broker.doctor.outside_verdicts import Answer, judge_metrics, judge_status, judge_upgrade
+from token_broker.doctor.checks import CheckStatus, KnownIssue, Report
+from token_broker.doctor.outside_verdicts import BrokerAnswer, judge_metrics, judge_status, judge_upgrade
 from token_broker.simulator import RunningSimulator
 
 
@@ -23,48 +23,46 @@ def broker(azure: RunningSimulator, tmp_path: Path, **values: Any) -> contextlib
 
 
 async def look_at(url: str) -> Report:
-    """Doctor, on a machine without an Azure of its own."""
+    """Doctor's report, on a machine where no Azure is configured."""
     return await diagnose(settings_for(None), url=url)
 
 
-async def test_a_healthy_broker_is_green_from_outside(azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_healthy_broker_passes_every_check(azure: RunningSimulator, tmp_path: Path) -> None:
     async with broker(azure, tmp_path) as url:
         report = await look_at(url)
     assert report.healthy
     outside = [check for check in report.checks if check.name.startswith("url")]
-    assert {check.mark for check in outside if check.name != "url metrics"} == {Mark.OK}
-    assert named(report, "url proxy").figure == "HTTP 426"
-    assert named(report, "url websocket").figure == "close 4401"
-    assert named(report, "url strange origin").mark is Mark.OK
+    assert {check.status for check in outside if check.name != "url metrics"} == {CheckStatus.OK}
+    assert named(report, "url proxy").value == "HTTP 426"
+    assert named(report, "url websocket").value == "close 4401"
+    assert named(report, "url strange origin").status is CheckStatus.OK
 
 
-async def test_a_broker_whose_azure_fails_is_warned_of(azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_broker_with_failing_azure_is_a_warning(azure: RunningSimulator, tmp_path: Path) -> None:
     azure.set_faults({"match": "/", "fault": "status", "code": 401})
     async with broker(azure, tmp_path) as url:
         await look_at(url)
         report = await look_at(url)
     assert report.healthy  # it still answers with a plan
-    assert named(report, "url token").finding == "a plan by the proxy alone: nothing mints"
-    assert "resting after failures: ga" in named(report, "url status").finding
+    assert named(report, "url token").finding == "the plan has the proxy alone: nothing mints"
+    assert "not asked after failures: ga" in named(report, "url status").finding
 
 
-async def test_an_origin_for_everybody_is_warned_of(azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_open_origins_are_a_warning(azure: RunningSimulator, tmp_path: Path) -> None:
     async with broker(azure, tmp_path, allowed_origins=("*",)) as url:
         report = await look_at(url)
-    assert named(report, "url strange origin").mark is Mark.WARNING
+    assert named(report, "url strange origin").status is CheckStatus.WARNING
 
 
-async def test_a_public_url_that_is_not_this_one_is_told(azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_wrong_public_url_fails(azure: RunningSimulator, tmp_path: Path) -> None:
     async with broker(azure, tmp_path, public_url="https://voice.example") as url:
         report = await look_at(url)
     check = named(report, "url token")
-    assert check.mark is Mark.FAILED
-    assert "BROKER_PUBLIC_URL" in check.mend
+    assert check.status is CheckStatus.FAILED
+    assert "BROKER_PUBLIC_URL" in check.remediation
 
 
-async def test_a_public_url_that_makes_the_broker_refuse_this_name_is_told_once(
-    azure: RunningSimulator, tmp_path: Path
-) -> None:
+async def test_refused_host_name_is_one_failure(azure: RunningSimulator, tmp_path: Path) -> None:
     database = SecretStr(f"sqlite+aiosqlite:///{tmp_path}/broker.db")
     app = create_app(settings_for(azure.base_url, database_url=database, public_url="https://voice.example"))
 
@@ -77,23 +75,21 @@ async def test_a_public_url_that_makes_the_broker_refuse_this_name_is_told_once(
         report = await look_at(url)
     assert failed(report) == ["url host"]
     check = named(report, "url host")
-    assert check.figure == "HTTP 421"
+    assert check.value == "HTTP 421"
     assert "https://voice.example" in check.finding
-    assert "BROKER_PUBLIC_URL" in check.mend
-    assert named(report, "url healthz").mark is Mark.OK  # probes ask by whatever name
+    assert "BROKER_PUBLIC_URL" in check.remediation
+    assert named(report, "url healthz").status is CheckStatus.OK  # probes may use any host name
 
 
-async def test_a_made_up_principal_that_is_believed_is_a_failure(azure: RunningSimulator, tmp_path: Path) -> None:
+async def test_accepted_forged_principal_fails(azure: RunningSimulator, tmp_path: Path) -> None:
     async with broker(azure, tmp_path, auth="easyauth") as url:
         report = await look_at(url)
     assert failed(report) == ["url forged header"]
     assert "anybody can be anybody" in named(report, "url forged header").finding
-    assert named(report, "url token").finding == "the broker asks who is there (BROKER_AUTH)"
+    assert named(report, "url token").finding == "the broker demands authentication (BROKER_AUTH)"
 
 
-async def test_a_made_up_principal_opens_nothing_where_the_platform_takes_it_away(
-    azure: RunningSimulator, tmp_path: Path
-) -> None:
+async def test_removed_forged_principal_passes(azure: RunningSimulator, tmp_path: Path) -> None:
     app = create_app(
         settings_for(azure.base_url, auth="easyauth", database_url=SecretStr(f"sqlite+aiosqlite:///{tmp_path}/b.db"))
     )
@@ -106,7 +102,7 @@ async def test_a_made_up_principal_opens_nothing_where_the_platform_takes_it_awa
     async with serve_app(platform, lifespan="on") as url:
         report = await look_at(url)
     assert report.healthy
-    assert named(report, "url forged header").mark is Mark.OK
+    assert named(report, "url forged header").status is CheckStatus.OK
 
 
 @pytest.mark.parametrize(
@@ -118,34 +114,32 @@ async def test_a_made_up_principal_opens_nothing_where_the_platform_takes_it_awa
         (302, [(b"location", b"/.auth/login/aad?post_login_redirect_uri=/")]),
     ],
 )
-async def test_platform_authentication_in_the_way_is_named_with_the_sops_mend(
-    status: int, headers: list[tuple[bytes, bytes]]
-) -> None:
+async def test_platform_authentication_is_named(status: int, headers: list[tuple[bytes, bytes]]) -> None:
     async with serve_app(answering(status, headers)) as url:
         report = await look_at(url)
     for name in ("url healthz", "url status", "url token"):
         check = named(report, name)
-        assert (check.mark, check.trouble) == (Mark.FAILED, Trouble.PLATFORM_UNAUTHORIZED)
-        assert "az containerapp auth update" in check.mend
+        assert (check.status, check.known_issue) == (CheckStatus.FAILED, KnownIssue.PLATFORM_UNAUTHORIZED)
+        assert "az containerapp auth update" in check.remediation
 
 
 @pytest.mark.parametrize(
     ("status", "headers", "word"),
     [
-        (503, [], "the ingress has nobody to ask"),
-        (404, [], "what answers there is no broker"),
-        (200, [], "what answers there is no broker"),
+        (503, [], "the ingress has no replica to ask"),
+        (404, [], "something other than a broker answers"),
+        (200, [], "something other than a broker answers"),
         (301, [(b"location", b"https://voice.example/")], "redirected elsewhere"),
     ],
 )
-async def test_what_is_no_broker_is_told(status: int, headers: list[tuple[bytes, bytes]], word: str) -> None:
+async def test_something_other_than_a_broker_fails(status: int, headers: list[tuple[bytes, bytes]], word: str) -> None:
     async with serve_app(answering(status, headers)) as url:
         report = await look_at(url)
     assert word in named(report, "url healthz").finding
     assert not report.healthy
 
 
-async def test_an_address_that_never_answers_is_the_sops_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_address_is_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.doctor.outside.ANSWER_S", 0.3)
 
     async def silent(scope: Scope, receive: Receive, send: Send) -> None:
@@ -154,11 +148,11 @@ async def test_an_address_that_never_answers_is_the_sops_hang(monkeypatch: pytes
 
     async with serve_app(silent) as url:
         report = await look_at(url)
-    assert named(report, "url /healthz").trouble is Trouble.CONNECTION_HANG
+    assert named(report, "url /healthz").known_issue is KnownIssue.CONNECTION_HANG
 
 
 def answering(status: int, headers: list[tuple[bytes, bytes]]) -> ASGIApp:
-    """Something that gives one answer to everything."""
+    """An application that answers everything alike."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
@@ -168,43 +162,47 @@ def answering(status: int, headers: list[tuple[bytes, bytes]]) -> ASGIApp:
     return app
 
 
-def answer(status: int, body: bytes = b"{}") -> Answer:
-    return Answer(status, {"x-request-id": "x"}, body)
+def answer(status: int, body: bytes = b"{}") -> BrokerAnswer:
+    return BrokerAnswer(status, {"x-request-id": "x"}, body)
 
 
 @pytest.mark.parametrize(
-    ("body", "mark", "word"),
+    ("body", "status", "word"),
     [
-        (b'{"voicelive_configured": true}', Mark.OK, "without complaint"),
-        (b'{"voicelive_configured": false}', Mark.FAILED, "no Azure endpoint"),
-        (b'{"voicelive_configured": true, "outbox": {"dead": 3}}', Mark.WARNING, "3 turns"),
-        (b'{"voicelive_configured": true, "strategies": [{"name": "ga", "breaker": "open"}]}', Mark.WARNING, "ga"),
-        (b'{"voicelive_configured": true, "strategies": ["x"], "outbox": 7}', Mark.OK, ""),
-        (b"[]", Mark.FAILED, "no Azure endpoint"),
-        (b"[" * 100_000, Mark.FAILED, "no Azure endpoint"),
+        (b'{"voicelive_configured": true}', CheckStatus.OK, "reports no fault"),
+        (b'{"voicelive_configured": false}', CheckStatus.FAILED, "no Azure endpoint"),
+        (b'{"voicelive_configured": true, "outbox": {"dead": 3}}', CheckStatus.WARNING, "3 turns"),
+        (
+            b'{"voicelive_configured": true, "strategies": [{"name": "ga", "breaker": "open"}]}',
+            CheckStatus.WARNING,
+            "ga",
+        ),
+        (b'{"voicelive_configured": true, "strategies": ["x"], "outbox": 7}', CheckStatus.OK, ""),
+        (b"[]", CheckStatus.FAILED, "no Azure endpoint"),
+        (b"[" * 100_000, CheckStatus.FAILED, "no Azure endpoint"),
     ],
 )
-def test_a_brokers_own_complaints_are_passed_on(body: bytes, mark: Mark, word: str) -> None:
+def test_status_of_the_broker_is_judged(body: bytes, status: CheckStatus, word: str) -> None:
     check = judge_status(answer(200, body))
-    assert check.mark is mark
+    assert check.status is status
     assert word in check.finding
 
 
 @pytest.mark.parametrize(
-    ("close_code", "refused", "mark"),
+    ("close_code", "refused", "status"),
     [
-        (4401, None, Mark.OK),
-        (1006, None, Mark.WARNING),
-        (None, Answer(404, {}, b""), Mark.FAILED),
-        (None, Answer(401, {}, b""), Mark.FAILED),
-        (None, None, Mark.FAILED),
+        (4401, None, CheckStatus.OK),
+        (1006, None, CheckStatus.WARNING),
+        (None, BrokerAnswer(404, {}, b""), CheckStatus.FAILED),
+        (None, BrokerAnswer(401, {}, b""), CheckStatus.FAILED),
+        (None, None, CheckStatus.FAILED),
     ],
 )
-def test_what_becomes_of_an_upgrade_is_judged(close_code: int | None, refused: Answer | None, mark: Mark) -> None:
-    assert judge_upgrade(close_code, refused).mark is mark
+def test_upgrade_is_judged(close_code: int | None, refused: BrokerAnswer | None, status: CheckStatus) -> None:
+    assert judge_upgrade(close_code, refused).status is status
 
 
-@pytest.mark.parametrize(("status", "mark"), [(200, Mark.WARNING), (401, Mark.OK), (404, None)])
-def test_metrics_for_everybody_are_warned_of(status: int, mark: Mark | None) -> None:
-    check = judge_metrics(answer(status))
-    assert (check.mark if check else None) is mark
+@pytest.mark.parametrize(("http_status", "status"), [(200, CheckStatus.WARNING), (401, CheckStatus.OK), (404, None)])
+def test_public_metrics_are_a_warning(http_status: int, status: CheckStatus | None) -> None:
+    check = judge_metrics(answer(http_status))
+    assert (check.status if check else None) is status

@@ -1,4 +1,4 @@
-"""The database and Zep, as doctor finds them."""
+"""Doctor's checks of the database and of Zep."""
 
 import sqlite3
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ from tests.doctor.support import settings_for
 from tests.memory.support.zep import KEY as ZEP_KEY
 from tests.memory.support.zep import running_zep
 from tests.support.databases import PostgresServer
-from token_broker.doctor.checks import Mark
+from token_broker.doctor.checks import CheckStatus
 from token_broker.doctor.stores import examine_database, examine_zep, judge_revision, judge_zep
 from token_broker.memory.store.tables import SCHEMA_REVISION
 
@@ -21,13 +21,13 @@ def sqlite(path: Path) -> SecretStr:
     return SecretStr(f"sqlite+aiosqlite:///{path}")
 
 
-async def test_a_database_that_is_not_there_yet_is_made_at_the_start(tmp_path: Path) -> None:
+async def test_missing_sqlite_file_is_fine(tmp_path: Path) -> None:
     check = await examine_database(settings_for(None, database_url=sqlite(tmp_path / "var" / "x.db")))
-    assert check.mark is Mark.OK
+    assert check.status is CheckStatus.OK
     assert not (tmp_path / "var").exists()
 
 
-async def test_the_revision_of_the_tables_is_read_and_nothing_written(tmp_path: Path) -> None:
+async def test_sqlite_revision_is_read_only(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
@@ -35,27 +35,27 @@ async def test_the_revision_of_the_tables_is_read_and_nothing_written(tmp_path: 
     connection.close()
     before = path.read_bytes()
     check = await examine_database(settings_for(None, database_url=sqlite(path)))
-    assert (check.mark, f"revision {SCHEMA_REVISION}" in check.finding) == (Mark.OK, True)
+    assert (check.status, f"revision {SCHEMA_REVISION}" in check.finding) == (CheckStatus.OK, True)
     assert path.read_bytes() == before
 
 
-async def test_a_file_without_tables_is_fine(tmp_path: Path) -> None:
+async def test_empty_sqlite_file_is_fine(tmp_path: Path) -> None:
     (tmp_path / "x.db").touch()
-    assert (await examine_database(settings_for(None, database_url=sqlite(tmp_path / "x.db")))).mark is Mark.OK
+    assert (await examine_database(settings_for(None, database_url=sqlite(tmp_path / "x.db")))).status is CheckStatus.OK
 
 
-async def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+async def test_damaged_sqlite_file_fails(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_bytes(b"not a database" * 1000)
     check = await examine_database(settings_for(None, database_url=sqlite(tmp_path / "x.db")))
-    assert (check.mark, "backup" in check.mend) == (Mark.FAILED, True)
+    assert (check.status, "backup" in check.remediation) == (CheckStatus.FAILED, True)
 
 
-async def test_a_folder_where_the_file_should_be_is_told(tmp_path: Path) -> None:
+async def test_folder_instead_of_a_file_fails(tmp_path: Path) -> None:
     check = await examine_database(settings_for(None, database_url=sqlite(tmp_path)))
-    assert check.mark is Mark.FAILED
+    assert check.status is CheckStatus.FAILED
 
 
-async def test_postgresql_is_asked_for_its_revision(postgres: PostgresServer) -> None:
+async def test_postgresql_revision_is_read(postgres: PostgresServer) -> None:
     url = await postgres.create()
     settings = settings_for(None, database_url=SecretStr(url))
     empty = await examine_database(settings)
@@ -64,26 +64,32 @@ async def test_postgresql_is_asked_for_its_revision(postgres: PostgresServer) ->
     await connection.execute("INSERT INTO alembic_version VALUES ($1)", SCHEMA_REVISION)
     await connection.close()
     full = await examine_database(settings)
-    assert (empty.mark, full.mark) == (Mark.OK, Mark.OK)
+    assert (empty.status, full.status) == (CheckStatus.OK, CheckStatus.OK)
     assert ("empty" in empty.finding, f"revision {SCHEMA_REVISION}" in full.finding) == (True, True)
 
 
-async def test_postgresql_without_the_database_is_told(postgres: PostgresServer) -> None:
+async def test_missing_postgresql_database_fails(postgres: PostgresServer) -> None:
     check = await examine_database(settings_for(None, database_url=SecretStr(postgres.url("absent"))))
-    assert (check.mark, "has no such database" in check.finding) == (Mark.FAILED, True)
+    assert (check.status, "has no such database" in check.finding) == (CheckStatus.FAILED, True)
 
 
 @pytest.mark.parametrize(
-    ("found", "mark"), [(SCHEMA_REVISION, Mark.OK), ("0000", Mark.NOTE), ("9999", Mark.FAILED), (None, Mark.OK)]
+    ("found", "status"),
+    [
+        (SCHEMA_REVISION, CheckStatus.OK),
+        ("0000", CheckStatus.NOTE),
+        ("9999", CheckStatus.FAILED),
+        (None, CheckStatus.OK),
+    ],
 )
-def test_a_revision_is_compared_with_the_one_that_this_version_knows(found: str | None, mark: Mark) -> None:
-    assert judge_revision(found, "1 ms", "PostgreSQL").mark is mark
+def test_revision_is_judged(found: str | None, status: CheckStatus) -> None:
+    assert judge_revision(found, "1 ms", "PostgreSQL").status is status
 
 
-async def test_postgresql_that_is_not_reached_is_told_without_its_password() -> None:
+async def test_unreached_postgresql_hides_its_password() -> None:
     url = SecretStr("postgresql+asyncpg://user:canary-password@127.0.0.1:1/db")
     check = await examine_database(settings_for(None, database_url=url))
-    assert (check.mark, "not reached" in check.finding) == (Mark.FAILED, True)
+    assert (check.status, "not reached" in check.finding) == (CheckStatus.FAILED, True)
     assert "canary" not in str(check)
 
 
@@ -98,30 +104,31 @@ async def nowhere() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def test_zep_is_left_alone_where_it_is_not_used(nowhere: httpx.AsyncClient) -> None:
+async def test_unused_zep_is_not_asked(nowhere: httpx.AsyncClient) -> None:
     assert await examine_zep(settings_for(None), nowhere) is None
 
 
-async def test_zep_that_does_not_answer_is_told_without_its_key(nowhere: httpx.AsyncClient) -> None:
+async def test_silent_zep_fails_and_hides_its_key(nowhere: httpx.AsyncClient) -> None:
     check = await examine_zep(settings_for(None, zep_api_key=SecretStr("canary-zep")), nowhere)
     assert check is not None
-    assert (check.mark, "none is lost" in check.mend) == (Mark.FAILED, True)
+    assert (check.status, "none is lost" in check.remediation) == (CheckStatus.FAILED, True)
     assert "canary" not in str(check)
 
 
-async def test_zep_is_asked_with_the_key_for_a_session_that_nobody_has() -> None:
+async def test_zep_key_is_tried_on_an_unknown_session() -> None:
     async with running_zep() as zep, httpx.AsyncClient() as client:
         right = await examine_zep(settings_for(None, zep_api_key=SecretStr(ZEP_KEY), zep_api_url=zep.base_url), client)
         wrong = await examine_zep(settings_for(None, zep_api_key=SecretStr("other"), zep_api_url=zep.base_url), client)
         assert zep.sessions == {}
     assert right is not None
     assert wrong is not None
-    assert (right.mark, wrong.mark) == (Mark.OK, Mark.FAILED)
-    assert "ZEP_API_KEY" in wrong.mend
+    assert (right.status, wrong.status) == (CheckStatus.OK, CheckStatus.FAILED)
+    assert "ZEP_API_KEY" in wrong.remediation
 
 
 @pytest.mark.parametrize(
-    ("status", "mark"), [(200, Mark.OK), (401, Mark.FAILED), (429, Mark.WARNING), (500, Mark.FAILED)]
+    ("http_status", "status"),
+    [(200, CheckStatus.OK), (401, CheckStatus.FAILED), (429, CheckStatus.WARNING), (500, CheckStatus.FAILED)],
 )
-def test_zeps_answers_are_judged(status: int, mark: Mark) -> None:
-    assert judge_zep(status, "1 ms").mark is mark
+def test_zep_status_is_judged(http_status: int, status: CheckStatus) -> None:
+    assert judge_zep(http_status, "1 ms").status is status

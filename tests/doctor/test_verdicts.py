@@ -1,13 +1,13 @@
-"""What errors mean, where no simulator says it: denied access, regions, marks and the exit code."""
+"""Verdicts on what the simulator does not show: denied access, regions, retirements, the exit code."""
 
 from datetime import date
 
 import pytest
 
 from strategies.errors import KeysDisabledError, MintError, MisconfiguredError
-from token_broker.doctor.checks import Check, Mark, Report, Trouble
+from token_broker.doctor.checks import Check, CheckStatus, KnownIssue, Report
 from token_broker.doctor.verdicts import (
-    Azure,
+    AzureNames,
     Probe,
     judge_error,
     judge_key,
@@ -16,7 +16,7 @@ from token_broker.doctor.verdicts import (
     judge_transcription_model,
 )
 
-AZURE = Azure.of("zimax.openai.azure.com", model="gpt-realtime", api_version="2025-10-01")
+AZURE = AzureNames.of("zimax.openai.azure.com", model="gpt-realtime", api_version="2025-10-01")
 
 
 @pytest.mark.parametrize(
@@ -28,90 +28,94 @@ AZURE = Azure.of("zimax.openai.azure.com", model="gpt-realtime", api_version="20
         (KeysDisabledError("x", status=403), ["AZURE_VOICELIVE_AUTH=entra"]),
     ],
 )
-def test_a_refused_credential_is_told_apart_by_what_refuses_it(error: MintError, words: list[str]) -> None:
-    check = judge_error("mint ga", error, AZURE, 5)
-    assert check.trouble is Trouble.UNAUTHORIZED
-    assert all(word in check.mend for word in words)
+def test_refused_credential_is_explained(error: MintError, words: list[str]) -> None:
+    check = judge_error("mint ga", error, AZURE, "5 ms")
+    assert check.known_issue is KnownIssue.UNAUTHORIZED
+    assert all(word in check.remediation for word in words)
 
 
 @pytest.mark.parametrize(
-    ("region", "mark"),
+    ("region", "status"),
     [
-        ("East US 2", Mark.OK),
-        ("eastus2", Mark.OK),
-        ("Sweden Central", Mark.OK),
-        ("South India", Mark.OK),
-        ("West US 3", Mark.WARNING),
-        ("West Europe", Mark.WARNING),
-        ("<script>", Mark.WARNING),
+        ("East US 2", CheckStatus.OK),
+        ("eastus2", CheckStatus.OK),
+        ("Sweden Central", CheckStatus.OK),
+        ("South India", CheckStatus.OK),
+        ("West US 3", CheckStatus.WARNING),
+        ("West Europe", CheckStatus.WARNING),
+        ("<script>", CheckStatus.WARNING),
     ],
 )
-def test_a_region_is_compared_with_those_that_have_the_model(region: str, mark: Mark) -> None:
+def test_region_is_judged(region: str, status: CheckStatus) -> None:
     check = judge_region(region, "my-deployment")
     assert check is not None
-    assert check.mark is mark
-    assert "<" not in check.figure
+    assert check.status is status
+    assert "<" not in check.value
 
 
-def test_a_region_that_azure_does_not_name_is_not_guessed() -> None:
+def test_unnamed_region_is_not_guessed() -> None:
     assert judge_region(None, "gpt-realtime") is None
 
 
 @pytest.mark.parametrize(
-    ("today", "mark", "word"),
+    ("today", "status", "word"),
     [
-        (date(2026, 11, 28), Mark.OK, "not near"),
-        (date(2027, 1, 1), Mark.WARNING, "within 60 days"),
-        (date(2027, 3, 2), Mark.WARNING, "within 60 days"),
-        (date(2027, 3, 3), Mark.WARNING, "is retired"),
+        (date(2026, 11, 28), CheckStatus.OK, "not near"),
+        (date(2027, 1, 1), CheckStatus.WARNING, "within 60 days"),
+        (date(2027, 3, 2), CheckStatus.WARNING, "within 60 days"),
+        (date(2027, 3, 3), CheckStatus.WARNING, "is retired"),
     ],
 )
-def test_a_model_near_its_retirement_is_told_of_in_time(today: date, mark: Mark, word: str) -> None:
+def test_near_retirement_is_a_warning(today: date, status: CheckStatus, word: str) -> None:
     check = judge_retirement("model", "gpt-realtime", today)
     assert check is not None
-    assert (check.mark, check.figure) == (mark, "2027-03-02")
+    assert (check.status, check.value) == (status, "2027-03-02")
     assert word in check.finding
-    assert ("azure.md" in check.mend) == (mark is Mark.WARNING)
+    assert ("azure.md" in check.remediation) == (status is CheckStatus.WARNING)
 
 
 @pytest.mark.parametrize("name", ["my-deployment", "gpt-realtime-whisper"])
-def test_a_retirement_that_nobody_knows_is_not_guessed(name: str) -> None:
+def test_unknown_retirement_is_not_guessed(name: str) -> None:
     assert judge_retirement("model", name, date(2026, 11, 28)) is None
 
 
 @pytest.mark.parametrize("name", ["whisper", "whisper-1", "Whisper-001"])
-def test_a_classic_whisper_is_told_of_as_what_ga_does_not_take(name: str) -> None:
+def test_classic_whisper_is_a_warning(name: str) -> None:
     check = judge_transcription_model(name, date(2026, 11, 28))
     assert check is not None
-    assert check.mark is Mark.WARNING
-    assert "gpt-4o-mini-transcribe" in check.mend
+    assert check.status is CheckStatus.WARNING
+    assert "gpt-4o-mini-transcribe" in check.remediation
 
 
 @pytest.mark.parametrize("name", ["my-whisper", "gpt-realtime-whisper", "whisper-eu"])
-def test_a_deployment_that_only_sounds_like_whisper_is_not_judged(name: str) -> None:
+def test_other_whisper_names_are_not_judged(name: str) -> None:
     assert judge_transcription_model(name, date(2026, 11, 28)) is None
 
 
-def test_a_transcription_model_is_judged_by_its_retirement_too() -> None:
+def test_transcription_retirement_is_a_warning() -> None:
     check = judge_transcription_model("gpt-4o-mini-transcribe", date(2027, 6, 1))
     assert check is not None
-    assert (check.mark, check.figure) == (Mark.WARNING, "2027-06-15")
+    assert (check.status, check.value) == (CheckStatus.WARNING, "2027-06-15")
 
 
-def test_a_key_is_not_blamed_for_what_nobody_answered() -> None:
-    check = judge_key([Probe("ga", 5, "the key", MintError("x"))])
+def test_key_without_an_answer_is_a_note() -> None:
+    check = judge_key([Probe("ga", "5 ms", "the key", MintError("x"))])
     assert check is not None
-    assert check.mark is Mark.NOTE
+    assert check.status is CheckStatus.NOTE
 
 
-def test_the_mend_names_the_resource_only_where_it_is_known() -> None:
-    assert Azure.of("127.0.0.1", model="m", api_version="v").resource == "<resource>"
-    assert Azure.of("gateway.contoso.com", model="m", api_version="v").resource == "<resource>"
+def test_resource_is_named_only_if_known() -> None:
+    assert AzureNames.of("127.0.0.1", model="m", api_version="v").resource == "<resource>"
+    assert AzureNames.of("gateway.contoso.com", model="m", api_version="v").resource == "<resource>"
 
 
 @pytest.mark.parametrize(
-    ("marks", "healthy"),
-    [([], True), ([Mark.OK, Mark.NOTE, Mark.WARNING], True), ([Mark.OK, Mark.FAILED], False)],
+    ("statuses", "healthy"),
+    [
+        ([], True),
+        ([CheckStatus.OK, CheckStatus.NOTE, CheckStatus.WARNING], True),
+        ([CheckStatus.OK, CheckStatus.FAILED], False),
+    ],
 )
-def test_only_what_failed_makes_a_report_unhealthy(marks: list[Mark], healthy: bool) -> None:
-    assert Report([Check("x", mark, "y") for mark in marks]).healthy is healthy
+def test_only_failures_make_a_report_unhealthy(statuses: list[CheckStatus], healthy: bool) -> None:
+    assert Report([Check("x", status, "y") for status in statuses]).healthy is healthy

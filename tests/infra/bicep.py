@@ -1,4 +1,8 @@
-"""Reads Bicep files into declarations and works out their expressions, so that tests can hold them to the contract."""
+"""Reads Bicep files and evaluates their expressions, so that tests can give the broker the environment they make.
+
+tree-sitter parses. pycep-parser can't replace it: it reads `!a && b` as `!(a && b)`, and does not tell the string
+`'none'` from the name `none`. `bicep snapshot` evaluates, too, but pip does not install the compiler.
+"""
 
 import json
 import re
@@ -20,7 +24,7 @@ _parser = Parser(Language(tree_sitter_bicep.language()))
 
 
 def parse(text: str) -> Node:
-    """The syntax tree of a Bicep text. Raises `ValueError` where it is none."""
+    """The syntax tree of a Bicep text. Raises `ValueError` if it is not Bicep."""
     root = _parser.parse(text.encode()).root_node
     if root.has_error:
         raise ValueError("not Bicep")
@@ -29,7 +33,7 @@ def parse(text: str) -> Node:
 
 @dataclass(frozen=True)
 class Declaration:
-    """A parameter, variable, resource, module or output: its name, its value's node, its decorators by name."""
+    """A parameter, variable, resource, module or output: its name, the node of its value, its decorators by name."""
 
     kind: str
     name: str
@@ -48,7 +52,7 @@ class Declaration:
 
     @property
     def body(self) -> Node:
-        """The object of a resource or module, behind its condition."""
+        """The object of a resource or module, without its condition."""
         assert self.value is not None
         if self.value.type == "if_statement":
             return next(node for node in self.value.named_children if node.type == "object")
@@ -56,7 +60,7 @@ class Declaration:
 
     @property
     def allowed(self) -> list[Any]:
-        """The values that `@allowed` names; empty where there is none."""
+        """The values that `@allowed` names; empty without it."""
         nodes = self.decorators.get("allowed")
         values: list[Any] = evaluate(nodes[0], {}) if nodes else []
         return values
@@ -94,17 +98,8 @@ class Template:
     def outputs(self) -> dict[str, Declaration]:
         return self.of("output")
 
-    def used_names(self) -> set[str]:
-        """Every identifier that stands in an expression."""
-        used: set[str] = set()
-        for item in self.declarations:
-            nodes = [item.value] if item.value is not None else []
-            for node in nodes:
-                used |= {part.text.decode() for part in walk(node) if part.type == "identifier" and part.text}
-        return used
-
     def scope(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Names and their values: `given`, parameters' defaults, resources as references, then the variables."""
+        """Names and their values: `given`, defaults of parameters, resources as references, and variables."""
         names: dict[str, Any] = {name: Reference(name) for name in [*self.resources, *self.modules]}
         names["$folder"] = self.path.parent
         for name, item in self.parameters.items():
@@ -119,7 +114,7 @@ class Template:
 
 
 def read_parameters(path: Path, environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What a .bicepparam file assigns. Its assignments have the grammar of variables."""
+    """What a .bicepparam file assigns. The parser knows only Bicep, so its assignments are read as variables."""
     text = re.sub(r"^using .*$", "", path.read_text(), flags=re.MULTILINE)
     root = parse(re.sub(r"^param (\w+) =", r"var \1 =", text, flags=re.MULTILINE))
     names: dict[str, Any] = {"$environ": environ or {}}
@@ -156,7 +151,7 @@ def at(node: Node, *path: str) -> Node:
 
 
 class Reference(str):
-    """What only Azure knows: `vault.properties.vaultUri` stands for itself, in angle brackets."""
+    """A value that only Azure knows, by its expression, such as `vault.properties.vaultUri`."""
 
     __slots__ = ()
 
@@ -165,11 +160,11 @@ class Reference(str):
 
 
 def evaluate(node: Node, names: Mapping[str, Any]) -> Any:
-    """The value of an expression; `names` are the values of its identifiers."""
+    """The value of an expression. `names` has the values of its identifiers."""
     parts = [part for part in node.named_children if part.type != "comment"]
     match node.type:
         case "string":
-            return "".join(_pieces(node, names)) if parts else _text(node)  # of blanks alone the parser makes no part
+            return "".join(_pieces(node, names)) if parts else _text(node)  # the parser makes no part of blanks alone
         case "number":
             return int(_text(node))
         case "boolean":
@@ -203,7 +198,7 @@ def evaluate(node: Node, names: Mapping[str, Any]) -> Any:
         case "for_statement":
             item, items, body = parts
             return [evaluate(body, {**names, _text(item): value}) for value in evaluate(items, names)]
-    raise ValueError(f"{node.type} is not worked out here: {_text(node)}")
+    raise ValueError(f"{node.type} is not evaluated here: {_text(node)}")
 
 
 def _binary(node: Node, left: Any, right: Any) -> Any:
@@ -291,12 +286,6 @@ def _declaration(kind: str, node: Node, decorators: dict[str, list[Node]]) -> De
         label,
         existing=any(part.type == "existing" for part in node.children),
     )
-
-
-def walk(node: Node) -> Iterator[Node]:
-    yield node
-    for child in node.children:
-        yield from walk(child)
 
 
 def _text(node: Node) -> str:

@@ -1,4 +1,4 @@
-"""What azd is told: parameters that exist, from variables that something sets; secrets made once and kept nowhere."""
+"""azd's files: parameters exist, their variables are set by something, and secrets are made once and not kept."""
 
 import json
 import os
@@ -21,14 +21,14 @@ def parameters(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["main", "broker"])
-def test_azds_parameters_are_the_templates_and_all_that_it_requires(name: str) -> None:
+def test_azd_gives_every_required_parameter(name: str) -> None:
     declared = Template(INFRA / f"{name}.bicep").parameters
     given = parameters(name)
     assert {parameter for parameter, item in declared.items() if item.value is None} <= given.keys() <= declared.keys()
 
 
 @pytest.mark.parametrize("name", ["main", "broker"])
-def test_a_default_of_azds_is_the_templates_own(name: str) -> None:
+def test_azd_has_the_templates_defaults(name: str) -> None:
     declared = Template(INFRA / f"{name}.bicep").parameters
     for parameter, value in parameters(name).items():
         own = declared[parameter].value
@@ -36,7 +36,7 @@ def test_a_default_of_azds_is_the_templates_own(name: str) -> None:
             assert own.text == f"'{default[1]}'".encode(), parameter
 
 
-def test_what_has_no_default_is_azds_own_an_output_or_asked_for_by_the_hook() -> None:
+def test_variables_without_default_are_set() -> None:
     azds_own = {"AZURE_ENV_NAME", "AZURE_LOCATION", "SERVICE_BROKER_IMAGE_NAME"}
     outputs = Template(INFRA / "main.bicep").outputs.keys()
     for name in ("main", "broker"):
@@ -45,7 +45,7 @@ def test_what_has_no_default_is_azds_own_an_output_or_asked_for_by_the_hook() ->
                 assert needed[1] in azds_own | outputs | {"BROKER_AUTH"}
 
 
-def test_a_variable_that_both_templates_read_means_the_same_to_both() -> None:
+def test_shared_variables_mean_the_same() -> None:
     def variables(name: str) -> dict[str, str]:
         return {value.strip("${}").partition("=")[0]: parameter for parameter, value in parameters(name).items()}
 
@@ -55,13 +55,13 @@ def test_a_variable_that_both_templates_read_means_the_same_to_both() -> None:
     }
 
 
-def test_the_service_is_named_as_its_template_and_its_tag() -> None:
+def test_service_template_and_tag_agree() -> None:
     (service,) = re.findall(r"^services:\n  (\w+):", AZURE_YAML, flags=re.MULTILINE)
     assert (INFRA / f"{service}.bicep").is_file()
     assert f"'azd-service-name': '{service}'" in (INFRA / "modules" / "backend-aca.bicep").read_text()
 
 
-def test_files_that_azd_is_pointed_to_are_there() -> None:
+def test_files_in_azure_yaml_exist() -> None:
     for path in re.findall(r"(?:run|path): (\./\S+)", AZURE_YAML):
         assert (ROOT / path).is_file(), path
 
@@ -88,7 +88,7 @@ def run_hook(name: str, azd: Path, **environment: str) -> tuple[int, dict[str, s
     return done.returncode, dict(line.split("=", 1) for line in remembered)
 
 
-def test_secrets_are_made_at_the_first_provisioning(azd: Path) -> None:
+def test_first_provisioning_makes_secrets(azd: Path) -> None:
     code, remembered = run_hook("preprovision", azd, BROKER_AUTH="entra")
     assert code == 0
     assert len(remembered["BROKER_SIGNING_KEY"]) >= 32
@@ -101,12 +101,12 @@ def test_secrets_are_not_made_again(azd: Path) -> None:
     assert run_hook("preprovision", azd, **given) == (0, {})
 
 
-def test_a_signing_key_given_by_the_operator_is_left_alone(azd: Path) -> None:
+def test_given_signing_key_is_kept(azd: Path) -> None:
     _, remembered = run_hook("preprovision", azd, BROKER_AUTH="entra", BROKER_SIGNING_KEY="new,old")
     assert "BROKER_SIGNING_KEY" not in remembered
 
 
-def test_provisioning_wants_to_know_who_may_ask(azd: Path) -> None:
+def test_provisioning_needs_broker_auth(azd: Path) -> None:
     assert run_hook("preprovision", azd) == (1, {})
     assert run_hook("preprovision", azd, BROKER_AUTH="anybody") == (1, {})
 
@@ -114,7 +114,7 @@ def test_provisioning_wants_to_know_who_may_ask(azd: Path) -> None:
 @pytest.mark.parametrize(
     "addresses", ["203.0.113.9/32", "203.0.113.9/32,198.51.100.0/24", "203.0.113.9/32 , 10.0.0.0/8"]
 )
-def test_provisioning_without_authentication_takes_the_addresses_that_may_ask(addresses: str, azd: Path) -> None:
+def test_open_broker_accepts_addresses(addresses: str, azd: Path) -> None:
     code, _ = run_hook("preprovision", azd, BROKER_AUTH="none", BROKER_ALLOWED_ADDRESSES=addresses)
     assert code == 0
 
@@ -123,16 +123,16 @@ def test_provisioning_without_authentication_takes_the_addresses_that_may_ask(ad
     "addresses",
     ["", "0.0.0.0/0", "203.0.113.9/32,0.0.0.0/0", "203.0.113.9", "everybody", "::/0", "1.2.3.4/32\n0.0.0.0/0"],
 )
-def test_provisioning_without_authentication_wants_to_know_from_where(addresses: str, azd: Path) -> None:
+def test_open_broker_needs_real_addresses(addresses: str, azd: Path) -> None:
     assert run_hook("preprovision", azd, BROKER_AUTH="none", BROKER_ALLOWED_ADDRESSES=addresses) == (1, {})
 
 
-def test_provisioning_with_authentication_needs_no_addresses(azd: Path) -> None:
+def test_authentication_needs_no_addresses(azd: Path) -> None:
     assert run_hook("preprovision", azd, BROKER_AUTH="entra", BROKER_ALLOWED_ADDRESSES="")[0] == 0
     assert run_hook("preprovision", azd, BROKER_AUTH="entra", BROKER_ALLOWED_ADDRESSES="everybody") == (1, {})
 
 
-def test_the_signing_key_leaves_this_machine_once_the_vault_has_it(azd: Path) -> None:
+def test_stored_signing_key_is_forgotten(azd: Path) -> None:
     assert run_hook("postprovision", azd, BROKER_SIGNING_KEY="k") == (
         0,
         {"BROKER_SIGNING_KEY": "", "BROKER_SIGNING_KEY_STORED": "true"},

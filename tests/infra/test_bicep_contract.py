@@ -1,4 +1,4 @@
-"""What the Bicep makes, held to what the broker reads: the container's environment is worked out and given to it."""
+"""The Bicep against the broker: the container's environment is evaluated and given to the settings."""
 
 import itertools
 from typing import Any
@@ -73,7 +73,7 @@ def of_type(template: Template, kind: str) -> list[Declaration]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_broker_starts_with_what_each_stage_gives_it(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broker_starts_in_each_stage(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = read_parameters(INFRA / "parameters" / f"{stage}.broker.bicepparam")
     loaded = settings(monkeypatch, environment(**given))
     assert loaded.auth == given["brokerAuth"]
@@ -85,9 +85,7 @@ def test_the_broker_starts_with_what_each_stage_gives_it(stage: str, monkeypatch
     ("auth", "voice", "memory"),
     list(itertools.product(["none", "easyauth", "entra"], ["key", "entra"], ["local", "zep"])),
 )
-def test_the_broker_starts_with_every_choice(
-    auth: str, voice: str, memory: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broker_starts_with_every_choice(auth: str, voice: str, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     variables = environment(
         brokerAuth=auth, voiceAuthentication=voice, memory=memory, entraAudience="api://x", projectName="talk"
     )
@@ -100,12 +98,12 @@ def test_the_broker_starts_with_every_choice(
     assert loaded.host == "0.0.0.0"
 
 
-def test_every_variable_is_one_that_the_broker_reads() -> None:
+def test_every_variable_is_read_by_the_broker() -> None:
     known = {field.alias for field in Settings.model_fields.values()} | {"PGSSLROOTCERT"}
     assert environment(memory="zep").keys() <= known
 
 
-def test_the_five_variables_of_voice_live_are_set() -> None:
+def test_voice_live_variables_are_set() -> None:
     assert {name for name in environment() if name.startswith("AZURE_VOICELIVE_")} >= {
         "AZURE_VOICELIVE_ENDPOINT",
         "AZURE_VOICELIVE_KEY",
@@ -116,7 +114,7 @@ def test_the_five_variables_of_voice_live_are_set() -> None:
     assert not environment()["AZURE_VOICELIVE_ENDPOINT"].endswith("/")
 
 
-def test_every_secret_is_a_key_vault_reference_read_as_the_brokers_own_identity() -> None:
+def test_secrets_are_key_vault_references() -> None:
     names = scope(memory="zep")
     assert {item["name"] for item in names["env"] if "secretRef" in item} == SECRET_VARIABLES
     assert all(not ("value" in item and "secretRef" in item) for item in names["env"])
@@ -127,12 +125,12 @@ def test_every_secret_is_a_key_vault_reference_read_as_the_brokers_own_identity(
     assert {item["secretRef"] for item in names["env"] if "secretRef" in item} == {s["name"] for s in names["secrets"]}
 
 
-def test_the_vault_holds_every_secret_that_is_referred_to() -> None:
+def test_vault_holds_every_secret() -> None:
     held = {evaluate(at(item.body, "name"), {}) for item in of_type(VAULT, "Microsoft.KeyVault/vaults/secrets")}
     assert held == {secret["name"] for secret in scope(memory="zep")["secrets"]}
 
 
-def test_without_keys_none_is_kept_and_the_resource_refuses_them() -> None:
+def test_entra_alone_disables_keys() -> None:
     names = scope(voiceAuthentication="entra")
     assert "voicelive-api-key" not in {secret["name"] for secret in names["secrets"]}
     main = MAIN.scope({"environmentName": "x", "location": "x", "voiceAuthentication": "entra"})
@@ -142,7 +140,7 @@ def test_without_keys_none_is_kept_and_the_resource_refuses_them() -> None:
 
 
 @pytest.mark.parametrize("auth", ["none", "easyauth", "entra"])
-def test_platform_authentication_is_on_exactly_when_the_broker_believes_its_headers(auth: str) -> None:
+def test_platform_authentication_follows_auth(auth: str) -> None:
     names = scope(brokerAuth=auth, easyAuthClientId="client")
     (config,) = of_type(BACKEND, "Microsoft.App/containerApps/authConfigs")
     made = evaluate(at(config.body, "properties"), names)
@@ -174,9 +172,7 @@ def ingress(**given: Any) -> dict[str, Any]:
         ("203.0.113.9/32,0.0.0.0/0", ["203.0.113.9/32", "0.0.0.0/0"]),
     ],
 )
-def test_a_broker_that_asks_nobody_who_they_are_is_never_open_to_everybody(
-    addresses: str, ranges: list[str], auth: str
-) -> None:
+def test_open_broker_needs_addresses(addresses: str, ranges: list[str], auth: str) -> None:
     made = ingress(brokerAuth=auth, allowedAddresses=addresses)
     assert [rule["ipAddressRange"] for rule in made["ipSecurityRestrictions"]] == ranges
     assert {rule["action"] for rule in made["ipSecurityRestrictions"]} <= {"Allow"}  # which denies all others
@@ -186,7 +182,7 @@ def test_a_broker_that_asks_nobody_who_they_are_is_never_open_to_everybody(
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_no_stage_publishes_a_broker_without_authentication(stage: str) -> None:
+def test_no_stage_publishes_an_open_broker(stage: str) -> None:
     file = INFRA / "parameters" / f"{stage}.broker.bicepparam"
     for environ in ({"BROKER_ALLOWED_ADDRESSES": ""}, {"BROKER_ALLOWED_ADDRESSES": "203.0.113.9/32"}):
         given = read_parameters(file, environ)
@@ -194,7 +190,7 @@ def test_no_stage_publishes_a_broker_without_authentication(stage: str) -> None:
         assert not made["external"] or given["brokerAuth"] != "none" or made["ipSecurityRestrictions"]
 
 
-def test_dev_is_reached_from_the_deployers_address_alone() -> None:
+def test_dev_admits_the_deployers_address_alone() -> None:
     given = read_parameters(
         INFRA / "parameters" / "dev.broker.bicepparam", {"BROKER_ALLOWED_ADDRESSES": "203.0.113.9/32"}
     )
@@ -212,37 +208,37 @@ def test_dev_is_reached_from_the_deployers_address_alone() -> None:
         ({"brokerAuth": "entra", "publicUrl": "https://voice.example.com"}, "https://voice.example.com"),
     ],
 )
-def test_the_public_url_is_the_name_that_the_ingress_gives_the_broker(given: dict[str, str], url: str) -> None:
+def test_public_url_is_the_ingress_name(given: dict[str, str], url: str) -> None:
     """A broker with a public URL answers under that name and no other."""
     assert {item["name"]: item.get("value") for item in scope(**given)["env"]}["BROKER_PUBLIC_URL"] == url
 
 
 @pytest.mark.parametrize("wanted", ["", "Voice.Talk"])
-def test_the_scope_that_tokens_must_carry_reaches_the_broker(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_required_scope_reaches_the_broker(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     variables = environment(brokerAuth="entra", entraAudience="api://x", entraRequiredScope=wanted)
     assert settings(monkeypatch, variables).entra_required_scope == (wanted or None)
 
 
 @pytest.mark.parametrize("stage", ["staging", "production"])
-def test_a_stage_takes_the_scope_from_the_environment(stage: str) -> None:
+def test_stage_reads_scope_from_environment(stage: str) -> None:
     file = INFRA / "parameters" / f"{stage}.broker.bicepparam"
     assert read_parameters(file, {"BROKER_ENTRA_REQUIRED_SCOPE": "Voice.Talk"})["entraRequiredScope"] == "Voice.Talk"
     assert read_parameters(file)["entraRequiredScope"] == ""
 
 
-def test_metrics_have_their_token_in_every_deployment() -> None:
+def test_every_deployment_has_a_metrics_token() -> None:
     """Where callers sign in, a broker without one refuses every scraper."""
     for auth in ("none", "easyauth", "entra"):
         assert environment(brokerAuth=auth)["BROKER_METRICS_TOKEN"]
 
 
-def test_who_may_ask_has_no_default() -> None:
+def test_auth_has_no_default() -> None:
     assert BROKER.parameters["brokerAuth"].value is None
     assert BACKEND.parameters["brokerAuth"].value is None
 
 
 @pytest.mark.parametrize("drain", [0, 25, 590])
-def test_a_replica_gets_the_drain_and_ten_seconds(drain: int) -> None:
+def test_grace_exceeds_drain_by_ten_seconds(drain: int) -> None:
     names = scope(drainSeconds=drain)
     grace = evaluate(
         at(BACKEND.resources["broker"].body, "properties", "template", "terminationGracePeriodSeconds"), names
@@ -251,12 +247,12 @@ def test_a_replica_gets_the_drain_and_ten_seconds(drain: int) -> None:
     assert {item["name"]: item.get("value") for item in names["env"]}["BROKER_DRAIN_S"] == str(drain)
 
 
-def test_the_longest_drain_is_one_that_the_platform_grants() -> None:
+def test_longest_drain_fits_the_platform() -> None:
     (limit,) = BROKER.parameters["drainSeconds"].decorators["maxValue"]
     assert evaluate(limit, {}) + KUBERNETES_GRACE_S <= PLATFORM_GRACE_LIMIT_S
 
 
-def test_probes_ingress_and_container_speak_of_one_port() -> None:
+def test_probes_and_ingress_use_the_port() -> None:
     names = scope()
     made = evaluate(at(BACKEND.resources["broker"].body, "properties"), names)
     (container,) = made["template"]["containers"]
@@ -270,7 +266,7 @@ def test_probes_ingress_and_container_speak_of_one_port() -> None:
     assert {probe["httpGet"]["port"] for probe in container["probes"]} == {port}
 
 
-def test_probes_stay_within_what_the_platform_takes() -> None:
+def test_probes_fit_the_platforms_limits() -> None:
     """learn.microsoft.com/azure/templates/microsoft.app/2025-07-01/containerapps, ContainerAppProbe."""
     limits = {
         "initialDelaySeconds": (1, 60),
@@ -285,7 +281,7 @@ def test_probes_stay_within_what_the_platform_takes() -> None:
             assert low <= probe[name] <= high, (probe["type"], name)
 
 
-def test_ingress_takes_tls_alone_and_lets_any_replica_answer() -> None:
+def test_ingress_requires_tls_and_no_affinity() -> None:
     made = ingress(brokerAuth="entra")
     assert made["external"] is True
     assert made["allowInsecure"] is False
@@ -293,7 +289,7 @@ def test_ingress_takes_tls_alone_and_lets_any_replica_answer() -> None:
     assert made["stickySessions"] == {"affinity": "none"}
 
 
-def test_it_scales_on_talks_and_refuses_newcomers_at_twice_the_number() -> None:
+def test_scale_rule_and_limit_follow_talks() -> None:
     names = scope(talksPerReplica=200)
     scale = evaluate(at(BACKEND.resources["broker"].body, "properties", "template", "scale"), names)
     (talks,) = [rule["http"]["metadata"]["concurrentRequests"] for rule in scale["rules"] if "http" in rule]
@@ -301,19 +297,19 @@ def test_it_scales_on_talks_and_refuses_newcomers_at_twice_the_number() -> None:
     assert {item["name"]: item.get("value") for item in names["env"]}["BROKER_MAX_SESSIONS"] == "400"
 
 
-def test_sqlite_is_one_replica_whatever_is_asked_for() -> None:
+def test_sqlite_has_one_replica() -> None:
     names = scope(store="sqlite", minReplicas=5, maxReplicas=50)
     scale = evaluate(at(BACKEND.resources["broker"].body, "properties", "template", "scale"), names)
     assert (scale["minReplicas"], scale["maxReplicas"]) == (1, 1)
 
 
 @pytest.mark.parametrize("stage", ["staging", "production"])
-def test_a_stage_for_others_has_two_replicas_at_least(stage: str) -> None:
+def test_shared_stages_have_two_replicas(stage: str) -> None:
     given = read_parameters(INFRA / "parameters" / f"{stage}.broker.bicepparam")
     assert given["maxReplicas"] >= given["minReplicas"] >= 2
 
 
-def test_the_voice_resource_is_made_where_the_model_is() -> None:
+def test_voice_resource_is_where_the_model_is() -> None:
     deployed = [model_table().default(kind) for kind in ("realtime", "transcription")]
     regions = [region for region in deployed[0].regions if region in deployed[1].regions]
     assert MAIN.parameters["voiceLocation"].allowed == regions
@@ -321,14 +317,14 @@ def test_the_voice_resource_is_made_where_the_model_is() -> None:
     assert evaluate_default(MAIN, "voiceLocation") in regions
 
 
-def test_a_deployment_has_a_sku_that_its_model_is_offered_with() -> None:
+def test_model_is_offered_with_the_sku() -> None:
     deployed = [model_table().default(kind) for kind in ("realtime", "transcription")]
     assert {sku for model in deployed for sku in model.skus} == set(MAIN.parameters["deploymentSku"].allowed)
     assert evaluate_default(MAIN, "deploymentSku") in MAIN.parameters["deploymentSku"].allowed
 
 
 @pytest.mark.parametrize(("kind", "prefix"), [("realtime", "realtime"), ("transcription", "transcription")])
-def test_the_version_that_is_deployed_is_the_tables_unless_one_is_given(kind: str, prefix: str) -> None:
+def test_deployed_version_is_the_tables(kind: str, prefix: str) -> None:
     given = {"environmentName": "voice-x", "location": "eastus2"}
     model = model_table().default(kind)
     assert evaluate_default(MAIN, f"{prefix}Model") == model.name
@@ -338,14 +334,14 @@ def test_the_version_that_is_deployed_is_the_tables_unless_one_is_given(kind: st
 
 
 @pytest.mark.parametrize("choice", ["key1", "key2"])
-def test_keys_are_asked_for_only_where_the_account_has_them(choice: str) -> None:
+def test_keys_are_listed_only_if_enabled(choice: str) -> None:
     """ARM works list functions out even where the condition of their resource is false."""
     value = at(VAULT.resources["voiceKeySecret"].body, "properties", "value")
     assert evaluate(value, {"storeVoiceKey": False, "voiceKey": choice}) == ""
     assert evaluate(value, {"storeVoiceKey": True, "voiceKey": choice}) == f"voiceAccount.listKeys().{choice}"
 
 
-def test_the_identity_has_the_roles_it_needs_and_no_other() -> None:
+def test_identity_has_exactly_its_roles() -> None:
     """Ids of built-in roles: learn.microsoft.com/azure/role-based-access-control/built-in-roles."""
     roles = {
         "Cognitive Services OpenAI User": "5e0bd9bd-7b93-4f28-af87-19fc36ad61bd",
@@ -365,7 +361,7 @@ def test_the_identity_has_the_roles_it_needs_and_no_other() -> None:
     assert sorted(given) == sorted(roles.values())
 
 
-def test_what_the_foundation_makes_the_broker_finds_by_name() -> None:
+def test_broker_finds_the_foundation_by_name() -> None:
     made: dict[str, set[str]] = {}
     for path in (INFRA / "modules").glob("*.bicep"):
         template = Template(path)
@@ -379,7 +375,7 @@ def test_what_the_foundation_makes_the_broker_finds_by_name() -> None:
             assert evaluate(at(resource.body, "name"), names) in made[resource.label], resource.name
 
 
-def test_vault_and_database_are_closed_to_the_world() -> None:
+def test_vault_and_database_are_private() -> None:
     vault = properties(at(VAULT.resources["vault"].body, "properties"))
     assert evaluate(vault["publicNetworkAccess"], {}) == "Disabled"
     assert evaluate(vault["enableRbacAuthorization"], {}) is True
@@ -392,7 +388,7 @@ def test_vault_and_database_are_closed_to_the_world() -> None:
     assert evaluate(server["authConfig"], names)["activeDirectoryAuth"] == "Enabled"
 
 
-def test_the_database_url_has_no_password_and_checks_the_servers_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_url_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     database = Template(INFRA / "modules" / "database.bicep")
     names = database.scope(dict.fromkeys(database.parameters, "id-x"))
     value = database.outputs["url"].value
@@ -404,7 +400,7 @@ def test_the_database_url_has_no_password_and_checks_the_servers_certificate(mon
     assert loaded.database_url == SecretStr(url)
 
 
-def test_deployments_are_of_the_models_that_the_broker_is_told() -> None:
+def test_deployments_match_the_settings() -> None:
     for symbol, parameter in (("realtime", "realtimeModel"), ("transcription", "transcriptionModel")):
         body = VOICE.resources[symbol].body
         names = VOICE.scope(dict.fromkeys(VOICE.parameters, "x") | {parameter: "a-model"})
@@ -416,7 +412,7 @@ def test_deployments_are_of_the_models_that_the_broker_is_told() -> None:
     assert told["AZURE_VOICELIVE_TRANSCRIPTION_MODEL"] == defaults["transcriptionModel"]
 
 
-def test_every_resource_that_can_sends_its_diagnostics_to_the_workspace() -> None:
+def test_resources_send_diagnostics() -> None:
     silent = {
         "Microsoft.OperationalInsights/workspaces",
         "Microsoft.ManagedIdentity/userAssignedIdentities",

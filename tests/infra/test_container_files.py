@@ -13,18 +13,18 @@ def instructions(name: str, text: str = FINAL) -> list[str]:
     return re.findall(rf"^{name} ((?:.*\\\n)*.*)$", text, flags=re.MULTILINE)
 
 
-def test_it_runs_as_a_numeric_user_that_is_not_root() -> None:
+def test_user_is_numeric_and_not_root() -> None:
     (user,) = instructions("USER")
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
 
 
-def test_it_starts_the_broker_itself_so_that_sigterm_reaches_it() -> None:
+def test_sigterm_reaches_the_broker() -> None:
     assert instructions("ENTRYPOINT") == ['["token-broker"]']
     assert instructions("CMD")[-1] == '["serve"]'
     assert instructions("STOPSIGNAL") == ["SIGTERM"]
 
 
-def test_its_state_is_on_the_volume_and_it_listens_to_all() -> None:
+def test_state_is_on_the_volume() -> None:
     (environment,) = instructions("ENV")
     assert instructions("VOLUME") == ['["/var/lib/token-broker"]']
     assert "BROKER_DATABASE_URL=sqlite+aiosqlite:////var/lib/token-broker/" in environment
@@ -32,7 +32,7 @@ def test_its_state_is_on_the_volume_and_it_listens_to_all() -> None:
     assert "PORT=8080" in environment
 
 
-def test_dependencies_come_from_the_hashed_lock_alone() -> None:
+def test_dependencies_come_from_the_lock() -> None:
     installs = re.findall(r"pip --python \S+ install[^&]*", CONTAINERFILE)
     assert len(installs) == 1
     assert "--require-hashes" in installs[0]
@@ -41,27 +41,27 @@ def test_dependencies_come_from_the_hashed_lock_alone() -> None:
     assert all(command.startswith("rm -rf ") for command in instructions("RUN"))
 
 
-def test_the_simulator_stays_out_unless_asked_for() -> None:
+def test_simulator_is_optional() -> None:
     assert "ARG WITH_SIMULATOR=false" in CONTAINERFILE
 
 
-def test_the_image_says_its_version_and_revision() -> None:
+def test_image_names_version_and_revision() -> None:
     (labels,) = instructions("LABEL")
     assert 'org.opencontainers.image.version="${VERSION}"' in labels
     assert 'org.opencontainers.image.revision="${REVISION}"' in labels
 
 
-def test_it_holds_the_packages_that_the_wheel_holds() -> None:
+def test_image_has_the_wheels_packages() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     copied = dict(re.findall(r"^COPY (\w+) /opt/app/(\S+)$", CONTAINERFILE, flags=re.MULTILINE))
     assert copied == {name: name for name in wheel["packages"]} | wheel["force-include"]
 
 
-def test_both_kinds_of_builder_are_told_to_ignore_the_same() -> None:
+def test_both_ignore_files_agree() -> None:
     assert (ROOT / ".containerignore").read_bytes() == (ROOT / ".dockerignore").read_bytes()
 
 
-def test_all_that_is_copied_reaches_the_builder() -> None:
+def test_copied_files_are_not_ignored() -> None:
     admitted = {line[1:] for line in (ROOT / ".containerignore").read_text().splitlines() if line.startswith("!")}
     sources = [line.split()[:-1] for line in re.findall(r"^COPY (?!--)(.*)$", CONTAINERFILE, flags=re.MULTILINE)]
     assert {name for names in sources for name in names} == admitted

@@ -1,4 +1,4 @@
-"""Every command in docs/deploy.md, held to what it speaks of: templates, parameters, files, variables, names."""
+"""Commands and tables of docs/deploy.md against templates, parameters, files, variables and names."""
 
 import re
 import shlex
@@ -37,7 +37,7 @@ def options(command: str, name: str) -> list[str]:
 DEPLOYMENTS = [command[command.index("az deployment ") :] for command in commands() if "az deployment " in command]
 
 
-def test_there_are_commands_for_both_templates() -> None:
+def test_both_templates_have_commands() -> None:
     assert {options(command, "--template-file")[0] for command in DEPLOYMENTS} == {
         "infra/main.bicep",
         "infra/broker.bicep",
@@ -45,7 +45,7 @@ def test_there_are_commands_for_both_templates() -> None:
 
 
 @pytest.mark.parametrize("command", DEPLOYMENTS)
-def test_a_deployment_names_files_and_parameters_that_are_there(command: str) -> None:
+def test_files_and_parameters_exist(command: str) -> None:
     (file,) = options(command, "--template-file")
     template = Template(ROOT / file)
     for word in options(command, "--parameters"):
@@ -59,19 +59,19 @@ def test_a_deployment_names_files_and_parameters_that_are_there(command: str) ->
 
 
 @pytest.mark.parametrize("command", DEPLOYMENTS)
-def test_a_deployment_is_made_at_the_templates_scope(command: str) -> None:
+def test_deployment_has_the_templates_scope(command: str) -> None:
     (file,) = options(command, "--template-file")
     scope = re.search(r"^targetScope = '(\w+)'", (ROOT / file).read_text(), flags=re.MULTILINE)
     assert scope
     assert command.split()[2] == {"subscription": "sub", "resourceGroup": "group"}[scope[1]]
 
 
-def test_outputs_that_are_asked_for_exist() -> None:
+def test_queried_outputs_exist() -> None:
     for file, name in re.findall(r"--template-file (\S+)[^`]*?--query properties\.outputs\.(\w+)", DOCUMENT):
         assert name in Template(ROOT / file).outputs
 
 
-def test_the_variables_a_parameter_file_needs_are_set_before_it_is_used() -> None:
+def test_variables_are_exported_before_use() -> None:
     """`readEnvironmentVariable` without a default stops a deployment that lacks the variable."""
     exported: set[str] = set()
     for command in commands():
@@ -82,7 +82,7 @@ def test_the_variables_a_parameter_file_needs_are_set_before_it_is_used() -> Non
                 assert set(needed) <= exported, file
 
 
-def test_the_resource_group_is_the_one_that_main_bicep_makes() -> None:
+def test_resource_group_matches_main_bicep() -> None:
     (group,) = re.findall(r"RESOURCE_GROUP=(\S+)", DOCUMENT)
     main = Template(INFRA / "main.bicep")
     names = main.scope({"environmentName": "voice-staging", "location": "x"})
@@ -92,7 +92,7 @@ def test_the_resource_group_is_the_one_that_main_bicep_makes() -> None:
     )
 
 
-def test_the_app_is_called_as_the_bicep_calls_it() -> None:
+def test_app_name_matches_the_bicep() -> None:
     name = Template(INFRA / "modules" / "backend-aca.bicep").variables["appName"].value
     assert name is not None
     for command in commands():
@@ -100,7 +100,7 @@ def test_the_app_is_called_as_the_bicep_calls_it() -> None:
             assert options(command, "--name") == [evaluate(name, {})]
 
 
-def test_what_azd_is_told_to_remember_is_read_by_something() -> None:
+def test_azd_variables_are_read() -> None:
     read = "".join(path.read_text() for path in (*INFRA.glob("*.parameters.json"), *(INFRA / "hooks").glob("*.sh")))
     table = re.search(r"\| `azd env set …` .*?\n\n", DOCUMENT, flags=re.DOTALL)
     assert table
@@ -112,13 +112,13 @@ def test_what_azd_is_told_to_remember_is_read_by_something() -> None:
         assert re.search(rf"\b{name}\b", read), name
 
 
-def test_defaults_in_azds_table_are_azds() -> None:
+def test_azd_defaults_are_right() -> None:
     read = "".join(path.read_text() for path in INFRA.glob("*.parameters.json"))
     for name, default in re.findall(r"^\| `(\w+)` \| `([\w-]+)` \|", DOCUMENT, flags=re.MULTILINE):
         assert f"${{{name}={default}}}" in read, name
 
 
-def test_variables_given_to_the_container_are_the_brokers() -> None:
+def test_container_variables_exist() -> None:
     known = {field.alias for field in Settings.model_fields.values()}
     (run,) = [command for command in commands() if command.startswith("docker run ")]
     for word in options(run, "--env"):
@@ -126,25 +126,25 @@ def test_variables_given_to_the_container_are_the_brokers() -> None:
             assert word.partition("=")[0] in known, word
 
 
-def test_build_arguments_are_the_containerfiles() -> None:
+def test_build_arguments_exist() -> None:
     declared = set(re.findall(r"^ARG (\w+)", (ROOT / "Containerfile").read_text(), flags=re.MULTILINE))
     named = re.findall(r"--build-arg (\w+)=", DOCUMENT)
     assert named
     assert set(named) <= declared
 
 
-def test_parameters_named_in_the_text_exist() -> None:
+def test_named_parameters_exist() -> None:
     declared = {name for path in INFRA.glob("*.bicep") for name in Template(path).parameters}
     for name in re.findall(r"`([a-z]+[A-Z]\w*)(?:=[a-z]+)?`", DOCUMENT):
         assert name in declared | {"terminationGracePeriodSeconds"}, name
 
 
-def test_files_named_in_the_text_exist() -> None:
+def test_named_files_exist() -> None:
     for name in re.findall(r"`((?:infra|docs|parameters|hooks)/?[\w./-]*)`", DOCUMENT):
         assert (ROOT / name).exists() or (INFRA / name).exists(), name
 
 
-def test_the_roles_are_counted_right() -> None:
+def test_role_count_is_right() -> None:
     made = sum(
         path.read_text().count("'Microsoft.Authorization/roleAssignments@") for path in (INFRA / "modules").iterdir()
     )
@@ -152,7 +152,7 @@ def test_the_roles_are_counted_right() -> None:
     assert made == 4
 
 
-def test_links_inside_the_document_lead_somewhere() -> None:
+def test_inner_links_resolve() -> None:
     headings = {
         re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
         for line in DOCUMENT.splitlines()
@@ -162,14 +162,14 @@ def test_links_inside_the_document_lead_somewhere() -> None:
         assert anchor in headings, anchor
 
 
-def test_the_sums_of_the_costs_are_right() -> None:
+def test_cost_sums_are_right() -> None:
     rows = re.findall(r"^\| .*? \| (.*?) \| (.*?) \| (.*?) \|$", DOCUMENT.partition("## Costs")[2], flags=re.MULTILINE)
     amounts = [[int(m[1]) if (m := re.search(r"(\d+)\**$", cell)) else 0 for cell in row] for row in rows]
     *parts, total = [row for row in amounts if any(row)]
     assert [sum(column) for column in zip(*parts, strict=True)] == total
 
 
-def test_container_apps_is_priced_as_the_parameter_files_size_it() -> None:
+def test_container_apps_price_is_right() -> None:
     (row,) = re.findall(r"^\| Container Apps: (.*)$", DOCUMENT, flags=re.MULTILINE)
     seconds = 30.4 * 86_400
     for replicas, cpu, memory, price in re.findall(r"(\d) . \(([\d.]+), ([\d.]+)\): (\d+)", row):
@@ -177,7 +177,7 @@ def test_container_apps_is_priced_as_the_parameter_files_size_it() -> None:
         assert abs(monthly - int(price)) < 1.5, monthly
 
 
-def test_paths_of_parameter_files_for_every_stage_are_there() -> None:
+def test_parameter_files_exist() -> None:
     for stage in ("dev", "staging", "production"):
         assert Path(INFRA / "parameters" / f"{stage}.bicepparam").is_file()
         assert Path(INFRA / "parameters" / f"{stage}.broker.bicepparam").is_file()

@@ -82,21 +82,19 @@ async def whoami(engine: AsyncEngine) -> object:
         return (await connection.execute(text("SELECT current_user"))).scalar_one()
 
 
-async def test_a_connection_opens_with_the_token_for_a_password(engine: AsyncEngine, tokens: Tokens) -> None:
+async def test_token_opens_a_connection(engine: AsyncEngine, tokens: Tokens) -> None:
     assert await whoami(engine) == USER
     assert await whoami(engine) == USER
     assert tokens.fetched == 1
 
 
-async def test_another_token_is_refused_by_the_server(engine: AsyncEngine, tokens: Tokens) -> None:
+async def test_wrong_token_is_refused(engine: AsyncEngine, tokens: Tokens) -> None:
     tokens.token = "someone-else's"
     with pytest.raises(DBAPIError, match="password authentication failed"):
         await whoami(engine)
 
 
-async def test_a_token_that_is_about_to_end_is_renewed_for_the_next_connection(
-    engine: AsyncEngine, tokens: Tokens
-) -> None:
+async def test_expiring_token_is_renewed(engine: AsyncEngine, tokens: Tokens) -> None:
     tokens.life_s = 1
     assert await whoami(engine) == USER
     tokens.life_s = 3600
@@ -104,14 +102,14 @@ async def test_a_token_that_is_about_to_end_is_renewed_for_the_next_connection(
     assert tokens.fetched == 2
 
 
-async def test_without_a_token_the_server_counts_as_away(engine: AsyncEngine, tokens: Tokens) -> None:
+async def test_missing_token_means_store_away(engine: AsyncEngine, tokens: Tokens) -> None:
     tokens.broken = True
     with pytest.raises(NoEntraPasswordError, match="Entra"):
         await whoami(engine)
 
 
 @pytest.mark.filterwarnings("ignore:The Column.copy")  # Alembic's own, on making the tables
-async def test_the_store_opens_with_it(server: Any, password: EntraPassword) -> None:
+async def test_store_opens_with_the_token(server: Any, password: EntraPassword) -> None:
     server.psql(f'CREATE DATABASE turns OWNER "{USER}"')
     url = server.get_uri("turns").replace("postgresql://postgres", f"postgresql+asyncpg://{USER}")
     store = PostgresDatabase(url, timeout_s=10, password=password)
@@ -121,7 +119,7 @@ async def test_the_store_opens_with_it(server: Any, password: EntraPassword) -> 
     assert tables == 0
 
 
-def test_azures_url_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_azure_url_uses_entra(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str | None] = []
 
     def source(scope: str, *, client_id: str | None) -> Tokens:
@@ -147,5 +145,5 @@ def test_azures_url_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
         ("sqlite+aiosqlite:///var/token-broker.db", False),
     ],
 )
-def test_a_url_without_a_password_on_azures_host_means_entra(url: str, wanted: bool) -> None:
+def test_url_without_password_means_entra(url: str, wanted: bool) -> None:
     assert wants_entra_password(SecretStr(url)) is wanted

@@ -60,7 +60,7 @@ def path_without_bicep(folder: Path) -> str:
     return str(folder)
 
 
-def test_every_file_is_built_linted_and_compared_with_its_format(tmp_path: Path) -> None:
+def test_every_file_is_checked(tmp_path: Path) -> None:
     ran = Run(tmp_path)
     assert ran.result.returncode == 0, ran.result.stderr
     for file in TEMPLATES:
@@ -75,37 +75,37 @@ def test_every_file_is_built_linted_and_compared_with_its_format(tmp_path: Path)
 
 
 @pytest.mark.parametrize("finding", ["Warning use-safe-access: x", "Error BCP057: x"])
-def test_a_finding_fails_it(finding: str, tmp_path: Path) -> None:
+def test_finding_fails(finding: str, tmp_path: Path) -> None:
     """The compiler itself exits with 0 on a warning."""
     result = Run(tmp_path, FINDING=finding).result
     assert result.returncode == 1
     assert finding in result.stderr
 
 
-def test_a_file_that_is_not_formatted_fails_it(tmp_path: Path) -> None:
+def test_unformatted_file_fails(tmp_path: Path) -> None:
     result = Run(tmp_path, CHANGE="s/^param /param  /").result
     assert result.returncode == 1
     assert "is not formatted" in result.stderr
 
 
-def test_it_is_skipped_in_one_line_without_the_compiler(tmp_path: Path) -> None:
+def test_missing_compiler_is_skipped(tmp_path: Path) -> None:
     result = run(path_without_bicep(tmp_path))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.splitlines() == ["The Bicep compiler's checks are skipped: bicep is not on the PATH."]
 
 
-def test_it_is_skipped_with_another_version_of_the_compiler(tmp_path: Path) -> None:
+def test_other_compiler_version_is_skipped(tmp_path: Path) -> None:
     ran = Run(tmp_path, VERSION="0.1.0")
     assert ran.result.returncode == 0
     assert len(ran.result.stdout.splitlines()) == 1
     assert ran.asked == ["--version"]
 
 
-def test_it_is_never_skipped_where_a_version_is_asked_for(tmp_path: Path) -> None:
+def test_required_compiler_is_not_skipped(tmp_path: Path) -> None:
     assert run(path_without_bicep(tmp_path), BICEP_VERSION="v9").returncode == 1
 
 
-def test_the_workflow_installs_the_version_that_is_wanted() -> None:
+def test_workflow_installs_the_version() -> None:
     job = yaml.safe_load((ROOT / ".github" / "workflows" / "check.yml").read_text())["jobs"]["infra"]
     assert job["env"]["BICEP_VERSION"] == f"v{PINNED}"
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/tools infra", "scripts/infra-check"]

@@ -1,4 +1,4 @@
-"""The table of Azure's models: what is deployed by default lives on, and the documents say what the table says."""
+"""The table of Azure's models: the defaults do not retire soon, and the pages agree with the table."""
 
 import re
 from datetime import UTC, date, datetime, timedelta
@@ -24,7 +24,7 @@ def row(model: Model) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_default_does_not_retire_within_sixty_days(kind: str) -> None:
+def test_default_does_not_retire_soon(kind: str) -> None:
     """Fails in time to choose another one: put it and its dates into strategies/models.json."""
     model = TABLE.default(kind)
     assert model.retires, f"nobody knows when {model.name} {model.version} retires"
@@ -33,11 +33,11 @@ def test_a_default_does_not_retire_within_sixty_days(kind: str) -> None:
     )
 
 
-def test_every_version_that_is_deployed_is_in_the_table() -> None:
+def test_deployed_versions_are_in_the_table() -> None:
     assert set(TABLE.deployed.items()) == {(model.name, model.version) for model in map(TABLE.default, KINDS)}
 
 
-def test_rows_are_whole_and_differ() -> None:
+def test_rows_are_complete_and_distinct() -> None:
     assert len({(model.name, model.version) for model in TABLE.models}) == len(TABLE.models)
     for model in TABLE.models:
         assert model.kind in {*KINDS, "translation"}
@@ -48,25 +48,25 @@ def test_rows_are_whole_and_differ() -> None:
         assert date.fromisoformat(model.version) <= TABLE.read_on
 
 
-def test_the_regions_that_are_listed_are_all_that_there_are() -> None:
+def test_rows_share_their_regions() -> None:
     """docs/azure.md names them once for every row, so no row may have others."""
     assert {model.regions for model in TABLE.models} == {(), tuple(TABLE.regions)}
 
 
-def test_the_facts_show_every_row_of_the_table_and_no_other() -> None:
+def test_azure_page_shows_every_row() -> None:
     chapter = AZURE.partition("### 7.1 ")[2].partition("### 7.2 ")[0]
     shown = re.findall(r"^\| \S+ \| \d{4}-.*\|$", chapter, flags=re.MULTILINE)
     assert shown == [row(model) for model in TABLE.models]
     assert f"read on {TABLE.read_on}" in chapter
 
 
-def test_the_facts_name_the_regions_of_the_table() -> None:
+def test_azure_page_names_the_regions() -> None:
     chapter = AZURE.partition("### 7.2 ")[2].partition("### 7.3 ")[0]
     (line,) = re.findall(r"^Regions: (.*)\.$", chapter, flags=re.MULTILINE)
     assert re.findall(r"`(\w+)`", line) == list(TABLE.regions)
 
 
-def test_those_who_deploy_are_told_the_regions_and_the_versions() -> None:
+def test_deploy_page_names_regions_and_versions() -> None:
     deploy = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
     (regions,) = re.findall(
         r"Quota for `gpt-realtime` in one of the regions that have it:\s(.*?)\.\n", deploy, re.DOTALL
@@ -79,13 +79,13 @@ def test_those_who_deploy_are_told_the_regions_and_the_versions() -> None:
 
 
 @pytest.mark.parametrize("page", ["runbook.md", "scaling.md"])
-def test_readers_are_told_no_other_regions(page: str) -> None:
+def test_pages_name_no_other_regions(page: str) -> None:
     text = " ".join((ROOT / "docs" / page).read_text(encoding="utf-8").split())
     assert ", ".join(list(TABLE.regions.values())[:-1]) + f" and {list(TABLE.regions.values())[-1]}" in text
     assert "West US 3" not in text
 
 
-def test_a_version_that_lives_is_found_rather_than_one_that_is_retired() -> None:
+def test_living_version_is_found_first() -> None:
     model = TABLE.find("gpt-4o-mini-transcribe")
     assert model is not None
     assert model.version == "2025-12-15"

@@ -24,12 +24,12 @@ ROUND = Constants(
 )
 
 
-def test_the_sizes_are_what_the_constants_give() -> None:
+def test_sizes_follow_from_the_constants() -> None:
     text = DOCUMENT.read_text()
     assert rewritten(text) == text
 
 
-def test_the_document_says_what_the_bicep_does() -> None:
+def test_page_agrees_with_the_bicep() -> None:
     constants = Constants.read(DOCUMENT.read_text())
     production = read_parameters(INFRA / "parameters" / "production.broker.bicepparam")
     assert constants.talks_per_replica == production["talksPerReplica"]
@@ -37,7 +37,7 @@ def test_the_document_says_what_the_bicep_does() -> None:
     assert rule in (INFRA / "modules" / "backend-aca.bicep").read_text()
 
 
-def test_the_arithmetic_by_hand() -> None:
+def test_arithmetic_by_hand() -> None:
     size = Size.of(60_000, ROUND)
     assert size.new_talks_per_s == 100  # 60,000 talks of 600 s
     assert size.mint_cores == pytest.approx(0.1)  # 100 a second, 1 ms each
@@ -51,13 +51,13 @@ def test_the_arithmetic_by_hand() -> None:
     assert size.voice_resources == 50  # 3,000 proxied newcomers a minute, 60 each
 
 
-def test_sockets_decide_where_a_talk_is_cheap_and_two_replicas_are_the_least() -> None:
+def test_cheap_talks_are_limited_by_sockets() -> None:
     cheap = dataclasses.replace(ROUND, relayed_message_cpu_us=0.01)
     assert Size.of(60_000, cheap).replicas == 30  # 30,000 proxied talks, 1,000 a replica
     assert Size.of(1, cheap).replicas == 2
 
 
-def test_a_constant_that_is_missing_is_named() -> None:
+def test_missing_constant_is_named() -> None:
     text = DOCUMENT.read_text().replace("| `talk_minutes` |", "| talk minutes |")
     with pytest.raises(KeyError, match="talk_minutes"):
         Constants.read(text)

@@ -51,7 +51,7 @@ def commands() -> set[str]:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_workflow_has_known_events_no_rights_and_a_concurrency_group(path: Path) -> None:
+def test_workflow_events_and_rights(path: Path) -> None:
     workflow = read(path)
     assert workflow.keys() == {"name", "on", "permissions", "concurrency", "jobs"}
     assert workflow["on"].keys() <= EVENTS
@@ -95,7 +95,7 @@ def test_checkouts_keep_no_credentials() -> None:
     assert all(step["with"]["persist-credentials"] is False for step in checkouts)
 
 
-def test_needed_jobs_and_step_outputs_exist() -> None:
+def test_needed_jobs_and_outputs_exist() -> None:
     for path in WORKFLOWS:
         workflow = read(path)
         for job in workflow["jobs"].values():
@@ -105,13 +105,13 @@ def test_needed_jobs_and_step_outputs_exist() -> None:
             assert set(re.findall(r"steps\.(\w+)\.outputs", json.dumps(job))) <= ids
 
 
-def test_local_run_and_workflows_call_the_same_scripts() -> None:
+def test_ci_and_workflows_run_the_same_scripts() -> None:
     local = set(re.findall(r"^scripts/\S+", (ROOT / ".ci" / "run").read_text(), re.MULTILINE))
     assert local
     assert local <= commands()
 
 
-def test_both_ends_of_the_supported_python_are_tested() -> None:
+def test_oldest_and_newest_python_are_tested() -> None:
     matrix = read(GITHUB / "workflows" / "check.yml")["jobs"]["test"]["strategy"]["matrix"]
     pythons = {row["python"] for row in matrix["include"]}
     project = (ROOT / "pyproject.toml").read_text()
@@ -120,14 +120,14 @@ def test_both_ends_of_the_supported_python_are_tested() -> None:
 
 
 @pytest.mark.parametrize("part", ["format", "lint", "types", "layers", "infra"])
-def test_every_part_of_the_check_is_a_commit_hook(part: str) -> None:
+def test_every_check_is_a_commit_hook(part: str) -> None:
     (local,) = read(ROOT / ".pre-commit-config.yaml")["repos"]
     assert local["repo"] == "local"
     assert f"scripts/check {part}" in [hook["entry"] for hook in local["hooks"]]
     assert re.search(rf"^    {part}\) ", (ROOT / "scripts" / "check").read_text(), re.MULTILINE)
 
 
-def test_dependabot_watches_folders_that_have_what_it_reads() -> None:
+def test_dependabot_watches_real_folders() -> None:
     manifests = {
         "pip": "pyproject.toml",
         "npm": "package-lock.json",
@@ -142,7 +142,7 @@ def test_dependabot_watches_folders_that_have_what_it_reads() -> None:
             assert (ROOT / folder.lstrip("/") / manifests[update["package-ecosystem"]]).exists()
 
 
-def test_bug_report_asks_for_what_finds_the_cause() -> None:
+def test_bug_report_asks_for_diagnostics() -> None:
     fields = {field["id"]: field for field in read(GITHUB / "ISSUE_TEMPLATE" / "bug.yml")["body"] if "id" in field}
     assert fields["doctor"]["attributes"]["label"] == "token-broker doctor --json"
     assert fields["correlation"]["attributes"]["label"] == "correlation_id"
@@ -160,7 +160,7 @@ def release_notes(root: Path, tag: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_release_notes_are_the_versions_own_section(tmp_path: Path) -> None:
+def test_release_notes_are_the_versions_section(tmp_path: Path) -> None:
     printed = release_notes(tmp_path, "v1.2.3")
     assert (printed.returncode, printed.stdout.strip()) == (0, "- New.")
 

@@ -1,6 +1,6 @@
 """The command line: `token-broker`. Exit codes: 0, 1 (a check failed), 2 (usage or configuration).
 
-Each command imports what it needs when it runs, so that none pays for another.
+Each command imports what it needs when it runs, so that `--help` and completion load none of the broker.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class ConfigurationError(click.ClickException):
-    """What is wrong with the configuration, one line a fault, on stderr; exit code 2."""
+    """Faults of the configuration. They are printed to stderr, one a line, and the exit code is 2."""
 
     exit_code = 2
 
@@ -31,7 +31,7 @@ class ConfigurationError(click.ClickException):
         click.echo(self.message, err=True)
 
 
-_ELSEWHERE = {
+_LAZY_COMMANDS = {
     "block": ("token_broker.cli.memory", "block"),
     "doctor": ("token_broker.doctor.command", "doctor_command"),
     "forget": ("token_broker.cli.memory", "forget"),
@@ -41,15 +41,15 @@ _ELSEWHERE = {
 
 
 class _Commands(click.Group):
-    """The commands here, and those of other modules, which are imported when they are asked for."""
+    """The commands of this module, and those of `_LAZY_COMMANDS`, which are imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
+        return sorted([*super().list_commands(ctx), *_LAZY_COMMANDS])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _ELSEWHERE:
+        if cmd_name not in _LAZY_COMMANDS:
             return super().get_command(ctx, cmd_name)
-        module, name = _ELSEWHERE[cmd_name]
+        module, name = _LAZY_COMMANDS[cmd_name]
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
@@ -57,7 +57,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="token-broker")
 def main() -> None:
-    """Plans that a browser can always use, for talking to Azure's GPT Realtime and Voice Live.
+    """Give browsers plans for talking to Azure's GPT Realtime and Voice Live.
 
     Configuration comes from the environment and from a .env file; .env.example lists every variable. `demo` needs none.
     """
@@ -66,7 +66,7 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Run the broker on HOST and PORT until SIGTERM or Ctrl-C."""
-    settings = _settings()
+    settings = _load_settings()
     if settings.endpoint is None:
         _warn("AZURE_VOICELIVE_ENDPOINT: unset, so nothing can be minted; `token-broker demo` simulates Azure")
     _run(_serve(settings, "Voice token broker"))
@@ -75,7 +75,33 @@ def serve() -> None:
 @main.command()
 def demo() -> None:
     """Run the broker with a built-in, simulated Azure: nothing to configure, and nothing leaves this machine."""
-    _run(_demo())
+
+    async def run() -> None:
+        # Whatever Azure the environment names, nothing may leave this machine.
+        probe = _load_settings(endpoint=None, agents_file=None)
+        async with _simulator(probe.simulator_key, probe.simulator_port, "all") as base_url:
+            settings = load_settings(
+                endpoint=base_url,
+                openai_endpoint=None,
+                endpoint_kind="unified",
+                key=probe.simulator_key,
+                azure_auth="key",
+                project_name="demo",
+                model="gpt-realtime",
+                auth="none",
+                # A store of its own: talks with the simulator must not get into a real one.
+                database_url=SecretStr("sqlite+aiosqlite:///var/demo.db"),
+                zep_api_key=None,
+                # A demo is shown from one address, often by many people at once: limits would end it.
+                rate_limit_per_minute=0,
+                turns_per_minute=0,
+                turn_bytes_per_minute=0,
+                max_sessions_per_principal=0,
+                max_sessions=0,
+            )
+            await _serve(settings, f"DEMO with a SIMULATED Azure ({base_url}); open the page and press Talk")
+
+    _run(run())
 
 
 @main.command()
@@ -89,12 +115,17 @@ def demo() -> None:
 )
 def simulate(port: int, kind: str) -> None:
     """Run a simulated Azure alone, for your own tests; its key is SIMULATOR_KEY (simulated-key)."""
-    settings = _settings()
+    import signal
+
+    settings = _load_settings()
 
     async def run() -> None:
         async with _simulator(settings.simulator_key, port, kind) as base_url:
+            done = asyncio.Event()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, done.set)
             click.echo(f"SIMULATED Azure ({kind}) at {base_url}; nothing here is real. Ctrl-C ends it.", err=True)
-            await _until_signalled()
+            await done.wait()
 
     _run(run())
 
@@ -104,22 +135,22 @@ def simulate(port: int, kind: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 def token(agent_id: str | None, *, as_json: bool) -> None:
     """Mint once, and show the plan and what each strategy did; tokens are masked."""
-    from token_broker.cli.token import UnknownAgentError, mint_once, print_report
+    from token_broker.cli.mint_once import UnknownAgentError, mint_once, print_report
 
     try:
-        report = _run(mint_once(_settings(), agent_id))
+        report = _run(mint_once(_load_settings(), agent_id))
     except UnknownAgentError as error:
         raise click.BadParameter(str(error), param_hint="--agent") from None
     print_report(report, as_json=as_json)
     sys.exit(0 if report.plan else 1)
 
 
-def _settings(**overrides: Any) -> Settings:
-    """The environment's settings with logging set up by them; a fault ends the command with exit code 2."""
+def _load_settings(**overrides: Any) -> Settings:
+    """Loads the settings, sets up logging, and prints what is odd. A fault ends the command with exit code 2."""
     from token_broker.observability.logging import configure_logging
     from token_broker.sessions.agents import agents_secrets
 
-    with _faults_told():
+    with _exit_code_2_for_faults():
         settings = load_settings(**overrides)
     configure_logging(settings, secrets=agents_secrets(settings.agents_file))
     for line in [*unknown_variables(), *doubts(settings)]:
@@ -130,31 +161,9 @@ def _settings(**overrides: Any) -> Settings:
 async def _serve(settings: Settings, title: str) -> None:
     from token_broker.cli.serve import run_server
 
-    said = f"{title}, version {__version__}: http://{_address(settings)}/"
-    await run_server(settings, listening=lambda: click.echo(said, err=True))
-
-
-async def _demo() -> None:
-    probe = _settings(endpoint=None, agents_file=None)
-    async with _simulator(probe.simulator_key, probe.simulator_port, "all") as base_url:
-        settings = load_settings(
-            endpoint=base_url,
-            openai_endpoint=None,
-            endpoint_kind="unified",
-            key=probe.simulator_key,
-            azure_auth="key",
-            project_name="demo",
-            model="gpt-realtime",
-            auth="none",
-            database_url=SecretStr("sqlite+aiosqlite:///var/demo.db"),
-            zep_api_key=None,
-            rate_limit_per_minute=0,
-            turns_per_minute=0,
-            turn_bytes_per_minute=0,
-            max_sessions_per_principal=0,
-            max_sessions=0,
-        )
-        await _serve(settings, f"DEMO with a SIMULATED Azure ({base_url}); open the page and press Talk")
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    line = f"{title}, version {__version__}: http://{host}:{settings.port}/"
+    await run_server(settings, listening=lambda: click.echo(line, err=True))
 
 
 @contextlib.asynccontextmanager
@@ -173,31 +182,20 @@ async def _simulator(key: SecretStr, port: int, kind: str) -> AsyncIterator[str]
         raise ConfigurationError(f"SIMULATOR_PORT: {port} can't be listened on ({error.strerror})") from None
 
 
-async def _until_signalled() -> None:
-    """Returns at SIGTERM or SIGINT."""
-    import signal
-
-    done = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, done.set)
-    await done.wait()
-
-
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work` on uvloop where there is one; a configuration fault ends it with exit code 2."""
+    """Runs `work`, on uvloop where it is installed. A fault of the configuration ends it with exit code 2."""
     try:
         import uvloop
-    except ImportError:
+    except ImportError:  # it has no wheels for some platforms, and the broker runs without it
         factory = None
     else:
         factory = uvloop.new_event_loop
-    with _faults_told(), asyncio.Runner(loop_factory=factory) as runner:
+    with _exit_code_2_for_faults(), asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(work)
 
 
 @contextlib.contextmanager
-def _faults_told() -> Iterator[None]:
+def _exit_code_2_for_faults() -> Iterator[None]:
     from token_broker.memory.errors import StoreInUseError
     from token_broker.sessions.agents import AgentsFileError
 
@@ -211,8 +209,3 @@ def _faults_told() -> Iterator[None]:
 
 def _warn(line: str) -> None:
     click.secho(line, err=True, fg="yellow")
-
-
-def _address(settings: Settings) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{host}:{settings.port}"

@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn, as every command does."""
+"""Runs the application under uvicorn, for `serve` and `demo`."""
 
 import gc
 import socket
@@ -23,9 +23,9 @@ _SWITCH_INTERVAL_S = 0.001
 
 
 async def run_server(settings: Settings, *, listening: Callable[[], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then drains; a second signal stops it at once.
+    """Serves until SIGTERM or SIGINT, then drains. A second signal stops it at once.
 
-    `listening` is called once the address is ours. Raises SettingsError where HOST and PORT can't be listened on.
+    `listening` is called when the socket is bound. Raises SettingsError where HOST and PORT can't be bound.
     """
     drain = Drain()
     app = create_app(settings, drain)
@@ -34,11 +34,11 @@ async def run_server(settings: Settings, *, listening: Callable[[], None]) -> No
         host=settings.host,
         port=settings.port,
         http=bounded_http(head_timeout_s=settings.head_timeout_s, write_timeout_s=settings.client_write_timeout_s),
-        lifespan="off",  # what goes wrong while the parts are built is the command's to tell
+        lifespan="off",  # it is entered below: uvicorn would log a failing start, where the command prints it in a line
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # one function of ours derives client, scheme and host
+        proxy_headers=False,  # web/forwarded.py alone derives client, scheme and host
         timeout_graceful_shutdown=5,
         **uvicorn_options(settings),
     )
@@ -57,11 +57,9 @@ def _tune_interpreter() -> None:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    """The listening socket, opened before anything is built: a taken port is the configuration's fault.
-
-    It is named as TCP, or asyncio leaves Nagle's algorithm on for what it accepts.
-    """
+    """Opens the listening socket. It comes first, so that a taken port is reported as a fault of the configuration."""
     try:
+        # asyncio sets TCP_NODELAY on accepted sockets only if the listening socket names TCP as its protocol.
         family, kind, proto, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
         )[0]

@@ -1,1 +1,1 @@
-"""`token-broker doctor`: why voice fails, in a minute, with the mend."""
+"""`token-broker doctor`: finds in half a minute why voice fails, and says what to do."""

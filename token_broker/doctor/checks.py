@@ -1,23 +1,23 @@
-"""What a check finds: a mark, a figure, a sentence, the mend, and which of the runbook's known troubles it is."""
+"""The result of a check: its status, what was found, what was measured, how to repair it, and the known issue it is."""
 
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Check", "Mark", "Report", "Trouble"]
+__all__ = ["Check", "CheckStatus", "KnownIssue", "Report"]
 
 
-class Mark(StrEnum):
-    """How bad it is; only `failed` makes the exit code 1."""
+class CheckStatus(StrEnum):
+    """How bad a finding is. Only `failed` makes the exit code 1."""
 
     OK = "ok"
-    NOTE = "note"  # so it is, and nothing is wrong with it
-    WARNING = "warning"  # voice works, and something should be mended
+    NOTE = "note"  # worth knowing; nothing is wrong
+    WARNING = "warning"  # voice works, but something should be repaired
     FAILED = "failed"
 
 
-class Trouble(StrEnum):
-    """The runbook's known troubles, by their headings there."""
+class KnownIssue(StrEnum):
+    """The issues that the runbook describes, by their headings there."""
 
     CONNECTION_HANG = "Connection Hang (No Response)"
     MODEL_NOT_FOUND = "404 Model Not Found"
@@ -29,32 +29,32 @@ class Trouble(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the report. All of it is ours, and safe to show: no text of a peer's, no secret.
+    """One line of the report. It holds no text of a peer's and no secret, so that reports can be shared.
 
-    `name` says what was looked at (`mint ga`, `tls x.openai.azure.com`); `figure` what was measured, with its unit.
+    `name` says what was checked (`mint ga`, `tls x.openai.azure.com`); `value` is what was measured, with its unit.
     """
 
     name: str
-    mark: Mark
+    status: CheckStatus
     finding: str
-    figure: str = ""
-    mend: str = ""
-    trouble: Trouble | None = None
+    value: str = ""
+    remediation: str = ""
+    known_issue: KnownIssue | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"trouble": None if self.trouble is None else self.trouble.value}
+        return asdict(self) | {"known_issue": None if self.known_issue is None else self.known_issue.value}
 
 
 @dataclass(slots=True)
 class Report:
-    """Every check in the order it was made."""
+    """Every check, in the order in which it was made."""
 
     checks: list[Check] = field(default_factory=list)
 
     @property
     def healthy(self) -> bool:
-        return not any(check.mark is Mark.FAILED for check in self.checks)
+        return not any(check.status is CheckStatus.FAILED for check in self.checks)
 
     def as_json(self) -> dict[str, Any]:
-        counts = {mark.value: sum(check.mark is mark for check in self.checks) for mark in Mark}
+        counts = {status.value: sum(check.status is status for check in self.checks) for status in CheckStatus}
         return {"healthy": self.healthy, "counts": counts, "checks": [check.as_json() for check in self.checks]}

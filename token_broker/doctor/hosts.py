@@ -1,4 +1,4 @@
-"""Is a host there: its name, a TCP connection, a TLS handshake, each within its own limit."""
+"""Whether a host can be reached: its name, a TCP connection, a TLS handshake, each within its own limit."""
 
 import asyncio
 import ssl
@@ -8,17 +8,17 @@ from urllib.parse import urlsplit
 
 from aiohttp.abc import AbstractResolver
 
-from token_broker.doctor.checks import Check, Mark, Trouble
+from token_broker.doctor.checks import Check, CheckStatus, KnownIssue
 
-__all__ = ["Host", "examine_host"]
+__all__ = ["STEP_S", "Host", "examine_host", "ms_since"]
 
-STEP_S = 3.0
+STEP_S = 3.0  # a network that works answers in milliseconds; one that drops packets never does
 _CERTIFICATE_SOON_DAYS = 14
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A name and a port; `tls` whether they speak it."""
+    """A name and a port; `tls` says whether TLS is spoken there."""
 
     name: str
     port: int
@@ -31,79 +31,75 @@ class Host:
         return cls(parts.hostname or "", parts.port or (443 if tls else 80), tls)
 
 
+def ms_since(began_s: float) -> str:
+    """The time since `began_s` of the monotonic clock, as reports show it."""
+    return f"{(time.monotonic() - began_s) * 1000:.0f} ms"
+
+
 async def examine_host(
     host: Host, *, resolver: AbstractResolver, tls: ssl.SSLContext, step_s: float = STEP_S
 ) -> list[Check]:
-    """A check each for name, connection and TLS; it ends with the first that fails."""
+    """One check each for name, connection and TLS. The first that fails is the last."""
+    name = f"dns {host.name}"
     began_s = time.monotonic()
     try:
         async with asyncio.timeout(step_s):
             addresses = await resolver.resolve(host.name, host.port)
-    except (OSError, TimeoutError) as error:
-        return [_dns_failed(host, error, step_s)]
+    except TimeoutError:  # it is an OSError: this order counts, here and below
+        return [_timed_out(name, f"no answer within {step_s:g} s", "check the DNS server of this machine or network")]
+    except OSError:
+        remediation = "check the spelling; behind a private endpoint, link its DNS zone to this network"
+        return [Check(name, CheckStatus.FAILED, "there is no such name", remediation=remediation)]
     shown = ", ".join(dict.fromkeys(str(address["host"]) for address in addresses))
-    checks = [Check(f"dns {host.name}", Mark.OK, shown, _since(began_s))]
-    return checks + await _connect(host, str(addresses[0]["host"]), tls, step_s)
+    checks = [Check(name, CheckStatus.OK, shown, ms_since(began_s))]
+    return checks + await _examine_port(host, str(addresses[0]["host"]), tls, step_s)
 
 
-async def _connect(host: Host, address: str, tls: ssl.SSLContext, step_s: float) -> list[Check]:
+async def _examine_port(host: Host, address: str, tls: ssl.SSLContext, step_s: float) -> list[Check]:
     name = f"tcp {host.name}:{host.port}"
     began_s = time.monotonic()
     try:
         async with asyncio.timeout(step_s):
             _, writer = await asyncio.open_connection(address, host.port)
     except TimeoutError:
-        mend = "a firewall or network rule drops the packets: open this port outwards, or check the private endpoint"
-        return [
-            Check(name, Mark.FAILED, f"no connection within {step_s:g} s", mend=mend, trouble=Trouble.CONNECTION_HANG)
-        ]
+        remediation = (
+            "a firewall or network rule drops the packets: open this port outwards, or check the private endpoint"
+        )
+        return [_timed_out(name, f"no connection within {step_s:g} s", remediation)]
     except OSError:
-        mend = "nothing listens there, or it is forbidden: check the endpoint and the network rules"
-        return [Check(name, Mark.FAILED, "the connection is refused", _since(began_s), mend)]
+        remediation = "nothing listens there, or a rule forbids it: check the endpoint and the network rules"
+        return [Check(name, CheckStatus.FAILED, "the connection is refused", ms_since(began_s), remediation)]
     try:
-        connected = Check(name, Mark.OK, "connects", _since(began_s))
-        return [connected, await _handshake(host, writer, tls, step_s)] if host.tls else [connected]
+        connected = Check(name, CheckStatus.OK, "connects", ms_since(began_s))
+        return [connected, await _examine_tls(host, writer, tls, step_s)] if host.tls else [connected]
     finally:
-        writer.transport.abort()
+        writer.transport.abort()  # close() would wait for a TLS shutdown that a broken peer never sends
 
 
-async def _handshake(host: Host, writer: asyncio.StreamWriter, tls: ssl.SSLContext, step_s: float) -> Check:
+async def _examine_tls(host: Host, writer: asyncio.StreamWriter, tls: ssl.SSLContext, step_s: float) -> Check:
     name = f"tls {host.name}"
     began_s = time.monotonic()
     try:
         async with asyncio.timeout(step_s):
             await writer.start_tls(tls, server_hostname=host.name)
     except TimeoutError:
-        mend = "something between here and there swallows TLS: look for a firewall or an inspecting proxy"
-        return Check(name, Mark.FAILED, f"no handshake within {step_s:g} s", mend=mend, trouble=Trouble.CONNECTION_HANG)
+        remediation = "something on the way swallows TLS: look for a firewall or an inspecting proxy"
+        return _timed_out(name, f"no handshake within {step_s:g} s", remediation)
     except ssl.SSLCertVerificationError as error:
-        mend = "check the name; where a proxy inspects TLS, trust its authority (SSL_CERT_FILE)"
-        return Check(name, Mark.FAILED, f"the certificate is not believed: {error.verify_message}", mend=mend)
+        remediation = "check the name; where a proxy inspects TLS, trust its authority (SSL_CERT_FILE)"
+        finding = f"the certificate is not trusted: {error.verify_message}"
+        return Check(name, CheckStatus.FAILED, finding, remediation=remediation)
     except OSError:
-        mend = "what listens there speaks no TLS, or an old one: check scheme and port"
-        return Check(name, Mark.FAILED, "the handshake fails", _since(began_s), mend)
-    return judge_certificate(name, writer, _since(began_s))
-
-
-def judge_certificate(name: str, writer: asyncio.StreamWriter, figure: str) -> Check:
-    """The handshake went well; does the certificate last?"""
+        remediation = "the server speaks no TLS, or an old version: check scheme and port"
+        return Check(name, CheckStatus.FAILED, "the handshake fails", ms_since(began_s), remediation)
     certificate = writer.get_extra_info("peercert") or {}
     session = writer.get_extra_info("ssl_object")
     left_days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / 86_400
-    finding = f"{session.version()}, the certificate is good for {left_days:.0f} days"
+    finding = f"{session.version()}, the certificate is valid for {left_days:.0f} days"
     if left_days < _CERTIFICATE_SOON_DAYS:
-        return Check(name, Mark.WARNING, finding, figure, "renew the certificate")
-    return Check(name, Mark.OK, finding, figure)
+        return Check(name, CheckStatus.WARNING, finding, ms_since(began_s), "renew the certificate")
+    return Check(name, CheckStatus.OK, finding, ms_since(began_s))
 
 
-def _dns_failed(host: Host, error: Exception, step_s: float) -> Check:
-    name = f"dns {host.name}"
-    if isinstance(error, TimeoutError):
-        mend = "the name server does not answer: check the machine's (or the virtual network's) DNS"
-        return Check(name, Mark.FAILED, f"no answer within {step_s:g} s", mend=mend, trouble=Trouble.CONNECTION_HANG)
-    mend = "check the spelling; behind a private endpoint, link its DNS zone to this network"
-    return Check(name, Mark.FAILED, "there is no such name", mend=mend)
-
-
-def _since(began_s: float) -> str:
-    return f"{(time.monotonic() - began_s) * 1000:.0f} ms"
+def _timed_out(name: str, finding: str, remediation: str) -> Check:
+    return Check(name, CheckStatus.FAILED, finding, remediation=remediation, known_issue=KnownIssue.CONNECTION_HANG)

@@ -1,16 +1,14 @@
-"""Runs all checks at once, each in its own limit and all in one, and tells of each as it is done."""
+"""Runs all checks at once, each within its own limit and all within one, and reports each as it is done."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-import httpx
-
 from strategies.credentials import TokenSource, azure_identity_source
 from strategies.transport import make_tls_context, make_transport
 from token_broker.azure import make_client
-from token_broker.doctor.azure import examine_azure
-from token_broker.doctor.checks import Check, Mark, Report
+from token_broker.doctor.azure_checks import examine_azure
+from token_broker.doctor.checks import Check, CheckStatus, Report
 from token_broker.doctor.configuration import examine_configuration
 from token_broker.doctor.outside import examine_broker
 from token_broker.doctor.stores import examine_database, examine_zep
@@ -18,7 +16,8 @@ from token_broker.settings import Settings
 
 __all__ = ["LIMIT_S", "run_doctor"]
 
-LIMIT_S = 27.0  # and what is cut off has time to end: 30 s in all
+LIMIT_S = 27.0  # leaves the cancelled checks time to end within the 30 s that the command promises
+_CANCEL_S = 2.0
 
 
 async def run_doctor(
@@ -30,10 +29,10 @@ async def run_doctor(
     source: TokenSource | None = None,
     limit_s: float = LIMIT_S,
 ) -> Report:
-    """Every check that the settings call for; `emit` hears of each at once.
+    """Makes every check that the settings call for, and calls `emit` with each at once.
 
-    `connect` holds a short silent talk; `url` is a deployed broker to look at from outside; `source` is where Entra's
-    tokens come from. It raises nothing of what it finds.
+    `connect` holds a short silent talk; `url` is a deployed broker to check from outside; `source` is where Entra
+    tokens come from. It raises nothing: what goes wrong is a finding.
     """
     report = Report()
 
@@ -44,38 +43,33 @@ async def run_doctor(
     for check in examine_configuration(settings, looks_outside=url is not None):
         tell(check)
     source = source or azure_identity_source(settings.entra_scope, client_id=settings.client_id)
-    tls = make_tls_context()  # the broker's own: what doctor believes, it believes
+    tls = make_tls_context()  # the broker's own context, so that doctor trusts exactly what the broker trusts
     async with make_client(make_transport(tls=tls)) as client:
+
+        async def examine_stores() -> None:
+            tell(await examine_database(settings))
+            if (zep := await examine_zep(settings, client)) is not None:
+                tell(zep)
+
         parts: dict[str, Coroutine[Any, Any, None]] = {
             "azure": examine_azure(settings, tell, connect=connect, source=source, tls=tls),
-            "stores": _examine_stores(settings, client, tell),
+            "stores": examine_stores(),
         }
         if url is not None:
             parts["url"] = examine_broker(url, client, tell, tls=tls)
         tasks = {asyncio.create_task(part, name=f"doctor {name}"): name for name, part in parts.items()}
         try:
+            # Not a TaskGroup: it would cancel the other parts if one fails.
             await asyncio.wait(tasks, timeout=limit_s)
         finally:
             for task, name in tasks.items():
-                if (cut_off := _outcome(task, name, limit_s)) is not None:
-                    tell(cut_off)
-            await asyncio.wait(tasks, timeout=2)
+                if not task.done():
+                    task.cancel()
+                    finding = f"cut off after {limit_s:g} s; checks that are not listed were not made"
+                    tell(Check(name, CheckStatus.FAILED, finding, remediation="see above"))
+                elif not task.cancelled() and (error := task.exception()) is not None:
+                    finding = f"the check itself failed ({type(error).__name__})"
+                    tell(Check(name, CheckStatus.FAILED, finding, remediation="report this"))
+            # Cancelled parts close their sockets here, before the client that they share is closed.
+            await asyncio.wait(tasks, timeout=_CANCEL_S)
     return report
-
-
-async def _examine_stores(settings: Settings, client: httpx.AsyncClient, tell: Callable[[Check], None]) -> None:
-    tell(await examine_database(settings))
-    if (zep := await examine_zep(settings, client)) is not None:
-        tell(zep)
-
-
-def _outcome(task: asyncio.Task[None], name: str, limit_s: float) -> Check | None:
-    """What is to be told of a part that did not come to its end."""
-    if not task.done():
-        task.cancel()
-        return Check(
-            name, Mark.FAILED, f"cut off after {limit_s:g} s; what was not told was not tried", mend="see above"
-        )
-    if not task.cancelled() and (error := task.exception()) is not None:
-        return Check(name, Mark.FAILED, f"the check itself failed ({type(error).__name__})", mend="report this")
-    return None

@@ -1,4 +1,4 @@
-"""Is the memory's database there and ours, and does Zep take the key?"""
+"""Whether the database can be used and has the right tables, and whether Zep accepts the key."""
 
 import asyncio
 import os
@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import httpx
 from sqlalchemy.engine import make_url
 
-from token_broker.doctor.checks import Check, Mark
-from token_broker.doctor.hosts import STEP_S
+from token_broker.doctor.checks import Check, CheckStatus
+from token_broker.doctor.hosts import STEP_S, ms_since
 from token_broker.memory.drivers.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
 from token_broker.memory.drivers.sqlite import sqlite_path
 from token_broker.memory.store.tables import SCHEMA_REVISION
@@ -22,12 +22,18 @@ from token_broker.settings import Settings
 __all__ = ["examine_database", "examine_zep"]
 
 ZEP_CLOUD = "https://api.getzep.com"
-_NOBODYS_SESSION = "token-broker-doctor"
+_UNKNOWN_SESSION = "token-broker-doctor"  # Zep checks the key first, so a 404 proves that the key is right
+_REFUSALS = {  # by class of SQLSTATE
+    "28": ("refuses the login", "check the user, and its password or Entra role, in BROKER_DATABASE_URL"),
+    "3D": ("has no such database", "create it, or correct the name in BROKER_DATABASE_URL"),
+    "42": ("does not let this user read", "grant the user the database and its schema"),
+    "53": ("has no connection left", "raise max_connections, or run fewer replicas"),
+}
 _REVISION = "SELECT version_num FROM alembic_version"
 
 
 async def examine_database(settings: Settings) -> Check:
-    """Reads the revision of the tables, and changes nothing."""
+    """Reads the revision of the tables. It changes nothing, and creates no file."""
     url = settings.database_url.get_secret_value()
     if url.startswith("sqlite"):
         return _examine_sqlite(sqlite_path(url))
@@ -39,19 +45,27 @@ def _examine_sqlite(path: Path) -> Check:
     if not path.exists():
         folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            return Check(name, Mark.FAILED, "its folder can't be written", mend=f"give the broker {folder} to write in")
-        return Check(name, Mark.OK, "SQLite, made at the first start")
+            return Check(
+                name,
+                CheckStatus.FAILED,
+                "its folder can't be written",
+                remediation=f"let the broker write to {folder}",
+            )
+        return Check(name, CheckStatus.OK, "SQLite, created at the first start")
     began_s = time.monotonic()
     try:
+        # mode=ro: doctor must neither create the file nor take the write lock of a running broker.
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
             revision = connection.execute(_REVISION).fetchone()
     except sqlite3.OperationalError as error:
-        if "no such table" in str(error):
-            return judge_revision(None, _since(began_s), "SQLite")
-        return Check(name, Mark.FAILED, "can't be read", mend=f"check who owns {path}, and the disk it is on")
+        if "no such table" in str(error):  # an empty file, which the broker fills when it starts
+            return judge_revision(None, ms_since(began_s), "SQLite")
+        return Check(name, CheckStatus.FAILED, "can't be read", remediation=f"check the owner of {path}, and its disk")
     except sqlite3.DatabaseError:
-        return Check(name, Mark.FAILED, "is no SQLite file, or a broken one", mend=f"restore {path} from a backup")
-    return judge_revision(revision[0] if revision else None, _since(began_s), "SQLite")
+        return Check(
+            name, CheckStatus.FAILED, "is not a SQLite file, or is damaged", remediation=f"restore {path} from a backup"
+        )
+    return judge_revision(revision[0] if revision else None, ms_since(began_s), "SQLite")
 
 
 async def _examine_postgresql(url: str, settings: Settings) -> Check:
@@ -60,8 +74,8 @@ async def _examine_postgresql(url: str, settings: Settings) -> Check:
     try:
         import asyncpg
     except ImportError:
-        mend = "install the extra: pip install 'voice-token-broker[postgres]'"
-        return Check("database", Mark.FAILED, "the driver of PostgreSQL is not installed", mend=mend)
+        remediation = "install the extra: pip install 'voice-token-broker[postgres]'"
+        return Check("database", CheckStatus.FAILED, "the PostgreSQL driver is not installed", remediation=remediation)
     options: dict[str, Any] = {name: where.query[name] for name in ("host", "port", "ssl") if name in where.query}
     named = {"host": where.host, "port": where.port, "user": where.username, "database": where.database}
     options |= {name: value for name, value in named.items() if value is not None}
@@ -71,52 +85,46 @@ async def _examine_postgresql(url: str, settings: Settings) -> Check:
     password = where.password if entra is None else entra.get
     began_s = time.monotonic()
     try:
-        async with asyncio.timeout(2 * STEP_S):
+        async with asyncio.timeout(2 * STEP_S):  # asyncpg's own timeout covers the connection, not the queries
             connection = await asyncpg.connect(**options, password=password, timeout=STEP_S)
             try:
                 there = await connection.fetchval("SELECT to_regclass('alembic_version') IS NOT NULL")
                 revision = await connection.fetchval(_REVISION) if there else None
             finally:
-                connection.terminate()
+                connection.terminate()  # close() would wait for a server that may hang
     except NoEntraPasswordError:
-        mend = "check the managed identity, and AZURE_CLIENT_ID; or put a password into BROKER_DATABASE_URL"
-        return Check("database", Mark.FAILED, f"no Entra token to show {shown}", _since(began_s), mend)
+        remediation = "check the managed identity, and AZURE_CLIENT_ID; or put a password into BROKER_DATABASE_URL"
+        return Check("database", CheckStatus.FAILED, f"no Entra token for {shown}", ms_since(began_s), remediation)
     except (OSError, TimeoutError):
-        mend = "check BROKER_DATABASE_URL's host and port, and the firewall rules"
-        return Check("database", Mark.FAILED, f"{shown} is not reached", _since(began_s), mend)
+        remediation = "check BROKER_DATABASE_URL's host and port, and the firewall rules"
+        return Check("database", CheckStatus.FAILED, f"{shown} is not reached", ms_since(began_s), remediation)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
-        return _refused(shown, str(getattr(error, "sqlstate", "")))
+        sqlstate_class = str(getattr(error, "sqlstate", ""))[:2]
+        finding, remediation = _REFUSALS.get(sqlstate_class, ("answers with an error", "look at its log"))
+        return Check("database", CheckStatus.FAILED, f"{shown} {finding}", remediation=remediation)
     finally:
         if entra is not None:
             await entra.aclose()
-    return judge_revision(revision, _since(began_s), shown)
+    return judge_revision(revision, ms_since(began_s), shown)
 
 
-def _refused(shown: str, sqlstate: str) -> Check:
-    finding, mend = {
-        "28": ("refuses the login", "check the user, and its password or Entra role, in BROKER_DATABASE_URL"),
-        "3D": ("has no such database", "create it, or correct the name in BROKER_DATABASE_URL"),
-        "42": ("does not let this user read", "grant the user the database and its schema"),
-        "53": ("has no connection left", "raise max_connections, or run fewer replicas"),
-    }.get(sqlstate[:2], ("does not do what it is asked", "look at its log"))
-    return Check("database", Mark.FAILED, f"{shown} {finding}", mend=mend)
-
-
-def judge_revision(found: str | None, figure: str, shown: str) -> Check:
-    """Whether the tables are as this version knows them; the broker brings older ones up when it starts."""
+def judge_revision(found: str | None, value: str, shown: str) -> Check:
+    """Whether this version knows the tables' revision. The broker migrates older tables when it starts."""
     if found is None:
-        return Check("database", Mark.OK, f"{shown}, empty: the tables are made at the first start", figure)
+        return Check("database", CheckStatus.OK, f"{shown}, empty: the tables are created at the first start", value)
     if found == SCHEMA_REVISION:
-        return Check("database", Mark.OK, f"{shown}, tables at revision {found}", figure)
+        return Check("database", CheckStatus.OK, f"{shown}, tables at revision {found}", value)
     if found < SCHEMA_REVISION:
-        finding = f"{shown}, tables at an older revision, brought to {SCHEMA_REVISION} at the next start"
-        return Check("database", Mark.NOTE, finding, figure)
-    mend = "run the version that made them, or a newer one: this one will not write what it does not understand"
-    return Check("database", Mark.FAILED, f"{shown}, tables of a newer version than this one", figure, mend)
+        finding = f"{shown}, tables at an older revision, migrated to {SCHEMA_REVISION} at the next start"
+        return Check("database", CheckStatus.NOTE, finding, value)
+    remediation = "run the version that created them, or a newer one: this version refuses to write to them"
+    return Check(
+        "database", CheckStatus.FAILED, f"{shown}, tables of a newer version than this one", value, remediation
+    )
 
 
 async def examine_zep(settings: Settings, client: httpx.AsyncClient) -> Check | None:
-    """Asks for a session that nobody has; None where Zep is not used."""
+    """Asks Zep for a session that does not exist. None where Zep is not used."""
     if settings.zep_api_key is None:
         return None
     base = (settings.zep_api_url or ZEP_CLOUD).rstrip("/")
@@ -125,25 +133,25 @@ async def examine_zep(settings: Settings, client: httpx.AsyncClient) -> Check | 
     try:
         async with asyncio.timeout(STEP_S):
             answer = await client.get(
-                f"{base}/api/v2/sessions/{_NOBODYS_SESSION}", headers={"Authorization": f"Api-Key {key}"}
+                f"{base}/api/v2/sessions/{_UNKNOWN_SESSION}", headers={"Authorization": f"Api-Key {key}"}
             )
     except (httpx.HTTPError, OSError, TimeoutError):
-        mend = "check ZEP_API_URL and the network; until then turns wait in the outbox, and none is lost"
-        return Check("zep", Mark.FAILED, f"{urlsplit(base).hostname} does not answer", _since(began_s), mend)
-    return judge_zep(answer.status_code, _since(began_s))
+        remediation = "check ZEP_API_URL and the network; turns wait in the outbox meanwhile, and none is lost"
+        return Check(
+            "zep", CheckStatus.FAILED, f"{urlsplit(base).hostname} does not answer", ms_since(began_s), remediation
+        )
+    return judge_zep(answer.status_code, ms_since(began_s))
 
 
-def judge_zep(status: int, figure: str) -> Check:
-    """What Zep's status for an unknown session says."""
+def judge_zep(status: int, value: str) -> Check:
+    """What Zep's status for an unknown session means."""
     if status in {200, 404}:
-        return Check("zep", Mark.OK, "takes the key", figure)
+        return Check("zep", CheckStatus.OK, "accepts the key", value)
     if status in {401, 403}:
-        return Check("zep", Mark.FAILED, "refuses the key", f"HTTP {status}", "correct ZEP_API_KEY")
+        return Check("zep", CheckStatus.FAILED, "refuses the key", f"HTTP {status}", "correct ZEP_API_KEY")
     if status == 429:  # noqa: PLR2004
-        return Check("zep", Mark.WARNING, "its rate limit is reached", f"HTTP {status}", "turns wait; ask Zep for more")
-    mend = "look at Zep's status; until then turns wait in the outbox, and none is lost"
-    return Check("zep", Mark.FAILED, "does not do what it is asked", f"HTTP {status}", mend)
-
-
-def _since(began_s: float) -> str:
-    return f"{(time.monotonic() - began_s) * 1000:.0f} ms"
+        return Check(
+            "zep", CheckStatus.WARNING, "its rate limit is reached", f"HTTP {status}", "turns wait; ask Zep for more"
+        )
+    remediation = "look at Zep's status; turns wait in the outbox meanwhile, and none is lost"
+    return Check("zep", CheckStatus.FAILED, "answers with an error", f"HTTP {status}", remediation)

@@ -1,7 +1,7 @@
-"""What Azure's answers mean, and what to do about each: pure functions from a result to a check."""
+"""What Azure's answers mean and what to do about each: pure functions from a result to a check."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 from strategies.base import EphemeralGrant
@@ -19,10 +19,10 @@ from strategies.errors import (
     TimedOutError,
 )
 from strategies.models import is_classic_whisper, model_table
-from token_broker.doctor.checks import Check, Mark, Trouble
+from token_broker.doctor.checks import Check, CheckStatus, KnownIssue
 
 __all__ = [
-    "Azure",
+    "AzureNames",
     "Probe",
     "judge_chain",
     "judge_clock",
@@ -33,111 +33,115 @@ __all__ = [
     "judge_retirement",
     "judge_sockets",
     "judge_transcription_model",
-    "milliseconds",
 ]
 
-_RETIREMENT_NOTICE_DAYS = 60
-_SKEW_FINE_S = 5
-_SKEW_FATAL_S = 300  # Entra's tokens are no longer believed
+_RETIREMENT_NOTICE_DAYS = 60  # time to get quota for another model, and to roll it out
+_SKEW_FINE_S = 5  # the Date header has whole seconds, and the answer took time to arrive
+_SKEW_FATAL_S = 300  # beyond five minutes Entra's tokens are rejected as not yet valid, or as expired
+_KEY_REMEDIATION = (
+    "use a key of the Cognitive Services account itself, not API Management's: "
+    "az cognitiveservices account keys list --name <resource> --resource-group <group>"
+)
+_ROLE_REMEDIATION = (
+    "az role assignment create --role 'Cognitive Services OpenAI User' --assignee <the identity's principal id> "
+    "--scope <the resource's id>; Voice Live wants 'Cognitive Services User' too; it takes minutes to take effect"
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Azure:
-    """What the mends name: the resource, the deployment, the api-version. `resource` is a placeholder if unknown."""
+class AzureNames:
+    """The names that remediations fill in. `resource` is a placeholder where the host does not say it."""
 
     resource: str
     model: str
     api_version: str
 
     @classmethod
-    def of(cls, host: str, *, model: str, api_version: str) -> "Azure":
+    def of(cls, host: str, *, model: str, api_version: str) -> "AzureNames":
         resource = host.partition(".")[0] if "azure." in host and not is_loopback(host) else "<resource>"
         return cls(resource, model, api_version)
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One try of a mint route or a WebSocket. `error` None is success; `credential` is what it was asked with."""
+    """One try of a mint route or a WebSocket. It succeeded where `error` is None.
+
+    `took` is its time with the unit; `credential` is what it was asked with.
+    """
 
     name: str
-    duration_ms: float
+    took: str
     credential: str
     error: MintError | None = None
     grant: EphemeralGrant | None = None
 
+    @property
+    def lacks_route(self) -> bool:
+        """Whether the resource does not have this route. A missing deployment is a 404 too, and is a fault."""
+        return isinstance(self.error, PermanentError) and self.error.code != "DeploymentNotFound"
 
-def milliseconds(value: float) -> str:
-    """A time as reports show it."""
-    return f"{value:.0f} ms"
 
-
-def judge_mints(probes: Sequence[Probe], azure: Azure) -> list[Check]:
-    """A check a mint route, in the chain's order.
-
-    A route that the resource lacks is no trouble while another mints: resources differ. A refusal of the request
-    counts as trouble only before the route that wins, since the ones behind it are never asked. All else does always.
-    """
+def judge_mints(probes: Sequence[Probe], names: AzureNames) -> list[Check]:
+    """One check a mint route, in the chain's order."""
     winner = next((place for place, probe in enumerate(probes) if probe.error is None), None)
-    return [
-        _judge_mint(probe, azure, minted_elsewhere=winner is not None, behind_the_winner=_is_behind(place, winner))
-        for place, probe in enumerate(probes)
-    ]
+    checks = []
+    for place, probe in enumerate(probes):
+        name = f"mint {probe.name}"
+        if probe.error is None:
+            life = f", valid for {probe.grant.expires_in_s:.0f} s" if probe.grant else ""
+            checks.append(Check(name, CheckStatus.OK, f"mints with {probe.credential}{life}", probe.took))
+            continue
+        check = judge_error(name, probe.error, names, probe.took)
+        if probe.lacks_route and winner is not None:
+            # Which routes a resource has depends on its kind, so a missing one is no fault while another mints.
+            check = Check(name, CheckStatus.NOTE, f"{check.finding}; another one mints", check.value)
+        elif isinstance(probe.error, RejectedError) and winner is not None and place > winner:
+            check = replace(check, status=CheckStatus.WARNING)  # the chain never gets as far as this route
+        checks.append(check)
+    return checks
 
 
-def _is_behind(place: int, winner: int | None) -> bool:
-    return winner is not None and place > winner
-
-
-def _judge_mint(probe: Probe, azure: Azure, *, minted_elsewhere: bool, behind_the_winner: bool) -> Check:
-    name = f"mint {probe.name}"
-    if probe.error is None:
-        left = f", good for {probe.grant.expires_in_s:.0f} s" if probe.grant else ""
-        return Check(name, Mark.OK, f"mints with {probe.credential}{left}", milliseconds(probe.duration_ms))
-    check = judge_error(name, probe.error, azure, probe.duration_ms)
-    lacks_route = isinstance(probe.error, PermanentError) and probe.error.code != "DeploymentNotFound"
-    if lacks_route and minted_elsewhere:
-        return Check(name, Mark.NOTE, f"{check.finding}; another one mints", check.figure)
-    if isinstance(probe.error, RejectedError) and behind_the_winner:
-        return Check(name, Mark.WARNING, check.finding, check.figure, check.mend, check.trouble)
-    return check
-
-
-def judge_sockets(probes: Sequence[Probe], azure: Azure) -> list[Check]:
-    """A check an upstream of the proxy; one that the resource lacks is no trouble while the other takes the talk."""
-    works = any(probe.error is None for probe in probes)
+def judge_sockets(probes: Sequence[Probe], names: AzureNames) -> list[Check]:
+    """One check an upstream of the proxy."""
+    works = next((probe.name for probe in probes if probe.error is None), None)
     checks = []
     for probe in probes:
         name = f"socket {probe.name}"
         if probe.error is None:
-            finding = f"takes the agent's session with {probe.credential}"
-            checks.append(Check(name, Mark.OK, finding, milliseconds(probe.duration_ms)))
+            checks.append(
+                Check(name, CheckStatus.OK, f"accepts the agent's session with {probe.credential}", probe.took)
+            )
             continue
-        check = judge_error(name, probe.error, azure, probe.duration_ms)
-        if isinstance(probe.error, PermanentError) and probe.error.code != "DeploymentNotFound" and works:
-            mend = f"take it out of BROKER_PROXY_UPSTREAMS, or leave it: {probes[-1].name} carries the talk"
-            check = Check(name, Mark.NOTE, check.finding, check.figure, mend)
+        check = judge_error(name, probe.error, names, probe.took)
+        if probe.lacks_route and works is not None:
+            remediation = f"take it out of BROKER_PROXY_UPSTREAMS, or leave it: {works} carries the talk"
+            check = Check(name, CheckStatus.NOTE, check.finding, check.value, remediation)
         checks.append(check)
     return checks
 
 
 def judge_chain(mints: Sequence[Probe], sockets: Sequence[Probe], *, proxy_is_last: bool) -> Check:
-    """Which strategy a token request will win with."""
+    """Which strategy a token request is answered by."""
     for place, probe in enumerate(mints):
         if probe.error is None:
             asked_before = f" after {place} that fail" if place else ""
-            return Check("plan", Mark.OK, f"{probe.name} wins{asked_before}", milliseconds(probe.duration_ms))
+            return Check("plan", CheckStatus.OK, f"{probe.name} wins{asked_before}", probe.took)
     carried = proxy_is_last and any(probe.error is None for probe in sockets)
     if carried and not mints:
-        return Check("plan", Mark.OK, "the proxy carries every talk: no other strategy is in the chain")
+        return Check("plan", CheckStatus.OK, "the proxy carries every talk: no other strategy is in the chain")
     if carried:
+        # A failure although talks work: each of them is relayed here, which is costly unless it is meant.
         return Check(
             "plan",
-            Mark.FAILED,
+            CheckStatus.FAILED,
             "nothing mints, so every talk goes through the proxy, which works",
-            mend="mend a mint above; or, if the proxy alone is meant, set BROKER_TOKEN_STRATEGIES=websocket_proxy",
+            remediation="repair a mint above; if the proxy alone is meant, set BROKER_TOKEN_STRATEGIES=websocket_proxy",
         )
     return Check(
-        "plan", Mark.FAILED, "no plan works: nothing mints, and no upstream takes the proxy's talk", mend="see above"
+        "plan",
+        CheckStatus.FAILED,
+        "no plan works: nothing mints, and no upstream accepts the proxy's talk",
+        remediation="see above",
     )
 
 
@@ -150,41 +154,41 @@ def judge_key(probes: Sequence[Probe]) -> Check | None:
         entra_works = any(probe.credential == "Entra" and probe.error is None for probe in probes)
         return Check(
             "key",
-            Mark.WARNING if entra_works else Mark.FAILED,
+            CheckStatus.WARNING if entra_works else CheckStatus.FAILED,
             "keys are switched off on this resource" + ("; Entra is used instead" if entra_works else ""),
-            mend="unset AZURE_VOICELIVE_KEY and set AZURE_VOICELIVE_AUTH=entra; give the identity its role",
-            trouble=None if entra_works else Trouble.UNAUTHORIZED,
+            remediation="unset AZURE_VOICELIVE_KEY and set AZURE_VOICELIVE_AUTH=entra; give the identity its role",
+            known_issue=None if entra_works else KnownIssue.UNAUTHORIZED,
         )
     if any(probe.error is None for probe in tried):
-        return Check("key", Mark.OK, "is this resource's")
+        return Check("key", CheckStatus.OK, "belongs to this resource")
     if any(isinstance(probe.error, MisconfiguredError) and probe.error.status == 401 for probe in tried):  # noqa: PLR2004
         return Check(
             "key",
-            Mark.FAILED,
-            "is refused: not this resource's, or regenerated",
-            mend=_KEY_MEND,
-            trouble=Trouble.UNAUTHORIZED,
+            CheckStatus.FAILED,
+            "is refused: it belongs to another resource, or was regenerated",
+            remediation=_KEY_REMEDIATION,
+            known_issue=KnownIssue.UNAUTHORIZED,
         )
-    return Check("key", Mark.NOTE, "nothing that answered says whether it is this resource's")
+    return Check("key", CheckStatus.NOTE, "no answer shows whether it belongs to this resource")
 
 
 def judge_clock(skew_s: float | None) -> Check | None:
-    """Our clock less Azure's, in seconds; None where Azure named no time."""
+    """Judges our clock minus Azure's, in seconds. None where Azure named no time."""
     if skew_s is None:
         return None
-    figure = f"{skew_s:+.0f} s"
+    value = f"{skew_s:+.0f} s"
     if abs(skew_s) <= _SKEW_FINE_S:
-        return Check("clock", Mark.OK, "agrees with Azure's", figure)
-    mend = "set this machine's clock (NTP)"
+        return Check("clock", CheckStatus.OK, "agrees with Azure's", value)
+    remediation = "set this machine's clock (NTP)"
     if abs(skew_s) < _SKEW_FATAL_S:
-        return Check("clock", Mark.WARNING, "is off; minting allows for it", figure, mend)
-    return Check("clock", Mark.FAILED, "is so far off that Entra's tokens are not believed", figure, mend)
+        return Check("clock", CheckStatus.WARNING, "is off; minting allows for it", value, remediation)
+    return Check("clock", CheckStatus.FAILED, "is so far off that Entra's tokens are rejected", value, remediation)
 
 
 def judge_region(region: str | None, model: str) -> Check | None:
-    """Whether the region has the model; None where Azure did not name one.
+    """Whether the region has the model. None where Azure named no region.
 
-    `model` is the deployment's name. Where it names no model that is known, the one that is deployed by default counts.
+    `model` is the deployment's name. If no known model has that name, the default model is looked up.
     """
     if region is None:
         return None
@@ -194,18 +198,19 @@ def judge_region(region: str | None, model: str) -> Check | None:
     known = {"".join(name.split()).lower(): name for name in regions}
     plain = "".join(region.split()).lower()
     if plain in known:
-        return Check("region", Mark.OK, f"has {wanted.name}", known[plain])
+        return Check("region", CheckStatus.OK, f"has {wanted.name}", known[plain])
     return Check(
         "region",
-        Mark.WARNING,
-        f"is none of those known to have {wanted.name}, as of {table.read_on}",
+        CheckStatus.WARNING,
+        f"is not known to have {wanted.name}, as of {table.read_on}",
+        # The region is a peer's text, of which a report shows letters, digits and blanks alone.
         "".join(character for character in region if character.isalnum() or character == " ")[:32],
-        f"if the deployment can't be made, make a resource in {', '.join(regions)}",
+        f"if the deployment can't be created, create a resource in {', '.join(regions)}",
     )
 
 
 def judge_retirement(name: str, model: str, today: date) -> Check | None:
-    """Whether Azure keeps a model for two months more; None where the deployment's name names no model with a date."""
+    """Whether the model retires soon. None where the deployment's name is not that of a model with a known date."""
     known = model_table().find(model)
     if known is None or not known.retires:
         return None
@@ -213,90 +218,90 @@ def judge_retirement(name: str, model: str, today: date) -> Check | None:
     left_days = (day - today).days
     what = f"{known.name} {known.version}"
     if left_days > _RETIREMENT_NOTICE_DAYS:
-        return Check(name, Mark.OK, f"{what} is not near its retirement", day.isoformat())
-    mend = "deploy another version or model (docs/azure.md §7.1), unless the deployment is of a newer one already"
+        return Check(name, CheckStatus.OK, f"{what} is not near its retirement", day.isoformat())
+    remediation = (
+        "deploy another version or model (docs/azure.md §7.1), unless the deployment is of a newer one already"
+    )
     finding = (
         "is retired, by Microsoft's schedule" if left_days < 0 else f"retires within {_RETIREMENT_NOTICE_DAYS} days"
     )
-    return Check(name, Mark.WARNING, f"{what} {finding}", day.isoformat(), mend)
+    return Check(name, CheckStatus.WARNING, f"{what} {finding}", day.isoformat(), remediation)
 
 
 def judge_transcription_model(model: str, today: date) -> Check | None:
-    """Whether GA takes the model that transcribes, and for how long; None where its name says neither."""
+    """Whether GA accepts the transcription model, and for how long. None where its name says neither."""
     name = "transcription model"
     if not is_classic_whisper(model):
         return judge_retirement(name, model, today)
     other = model_table().default("transcription").name
-    mend = f"deploy {other}, and name it in AZURE_VOICELIVE_TRANSCRIPTION_MODEL; Voice Live is not concerned"
-    return Check(name, Mark.WARNING, f"{model} is a classic whisper, which GA sessions do not take", mend=mend)
+    remediation = f"deploy {other}, and name it in AZURE_VOICELIVE_TRANSCRIPTION_MODEL; Voice Live is not affected"
+    return Check(
+        name,
+        CheckStatus.WARNING,
+        f"{model} is a classic whisper, which GA sessions do not accept",
+        remediation=remediation,
+    )
 
 
-_KEY_MEND = (
-    "use a key of the Cognitive Services account itself, not API Management's: "
-    "az cognitiveservices account keys list --name <resource> --resource-group <group>"
-)
+def judge_error(name: str, error: MintError, names: AzureNames, took: str) -> Check:
+    """A failed check, with the known issue and the remediation."""
+    value = f"HTTP {error.status}" if error.status is not None else took
+    known_issue, remediation = _explain(error, names)
+    return Check(
+        name, CheckStatus.FAILED, str(error), value, remediation.replace("<resource>", names.resource), known_issue
+    )
 
 
-def judge_error(name: str, error: MintError, azure: Azure, duration_ms: float) -> Check:
-    """A failed try as a failed check: named as the runbook names it, with its mend."""
-    status = f"HTTP {error.status}" if error.status is not None else milliseconds(duration_ms)
-    trouble, mend = _trouble_and_mend(error, azure)
-    return Check(name, Mark.FAILED, str(error), status, mend.replace("<resource>", azure.resource), trouble)
-
-
-def _trouble_and_mend(error: MintError, azure: Azure) -> tuple[Trouble | None, str]:
+def _explain(error: MintError, names: AzureNames) -> tuple[KnownIssue | None, str]:
     match error:
         case TimedOutError():
-            return Trouble.CONNECTION_HANG, (
-                "check that the deployment exists and that no firewall drops the packets; with a managed identity, its "
-                "role: a missing one can hang. A key (AZURE_VOICELIVE_KEY) tells the two apart"
+            return KnownIssue.CONNECTION_HANG, (
+                "check that the deployment exists and that no firewall drops the packets. A managed identity without "
+                "its role can hang too; a key (AZURE_VOICELIVE_KEY) tells the two apart"
             )
         case CredentialError():
-            return Trouble.CONNECTION_HANG, (
+            return KnownIssue.CONNECTION_HANG, (
                 "assign a managed identity (AZURE_CLIENT_ID names a user-assigned one), or set AZURE_VOICELIVE_KEY"
             )
         case RateLimitedError():
-            return None, f"raise the quota of the deployment {azure.model}, or lower BROKER_RATE_LIMIT_PER_MINUTE"
+            return None, f"raise the quota of the deployment {names.model}, or lower BROKER_RATE_LIMIT_PER_MINUTE"
         case KeysDisabledError():
-            return Trouble.UNAUTHORIZED, "set AZURE_VOICELIVE_AUTH=entra, and give the identity its role"
+            return KnownIssue.UNAUTHORIZED, "set AZURE_VOICELIVE_AUTH=entra, and give the identity its role"
         case MisconfiguredError(status=401, code="PermissionDenied"):
-            return Trouble.UNAUTHORIZED, _ROLE_MEND
+            return KnownIssue.UNAUTHORIZED, _ROLE_REMEDIATION
         case MisconfiguredError(status=401):
-            return Trouble.UNAUTHORIZED, _KEY_MEND
+            return KnownIssue.UNAUTHORIZED, _KEY_REMEDIATION
         case MisconfiguredError():
-            return Trouble.UNAUTHORIZED, f"check the resource's network rules; or the role is missing: {_ROLE_MEND}"
+            return (
+                KnownIssue.UNAUTHORIZED,
+                f"check the resource's network rules; or the role is missing: {_ROLE_REMEDIATION}",
+            )
         case ApiVersionError():
-            return Trouble.BAD_REQUEST, (
-                f"set AZURE_VOICELIVE_API_VERSION to one that the resource takes (it is {azure.api_version}): "
+            return KnownIssue.BAD_REQUEST, (
+                f"set AZURE_VOICELIVE_API_VERSION to one that the resource accepts (it is {names.api_version}): "
                 "2025-10-01, or 2024-10-01-preview for the flat mints"
             )
         case PermanentError():
-            return Trouble.MODEL_NOT_FOUND, (
-                f"check AZURE_VOICELIVE_ENDPOINT, and that {azure.model} is deployed: az cognitiveservices account "
+            return KnownIssue.MODEL_NOT_FOUND, (
+                f"check AZURE_VOICELIVE_ENDPOINT, and that {names.model} is deployed: az cognitiveservices account "
                 "deployment list --name <resource> --resource-group <group>; the model is in "
-                f"{', '.join(model_table().region_names(azure.model))}"
+                f"{', '.join(model_table().region_names(names.model))}"
             )
         case RejectedError():
-            return Trouble.BAD_REQUEST, (
-                "the endpoint is not what it is taken for (AZURE_VOICELIVE_ENDPOINT, AZURE_VOICELIVE_ENDPOINT_KIND), "
-                "or the deployment is another model's: try without the agents' own voices and tools"
+            return KnownIssue.BAD_REQUEST, (
+                "check the endpoint and its kind (AZURE_VOICELIVE_ENDPOINT, AZURE_VOICELIVE_ENDPOINT_KIND), and the "
+                "deployment's model; then try without the agents' own voices and tools"
             )
         case MalformedError(status=status) if status is not None and 300 <= status < 400:  # noqa: PLR2004
-            return None, "give the resource's own host as AZURE_VOICELIVE_ENDPOINT: what answers there sends us on"
+            return None, "give the resource's own host as AZURE_VOICELIVE_ENDPOINT: this address redirects"
         case MalformedError():
             return None, "something other than Azure answers at this address: check the endpoint, gateways and proxies"
         case _ if error.status is not None:
-            return Trouble.SERVER_ERROR, (
+            return KnownIssue.SERVER_ERROR, (
                 "Azure fails: look at its status page and try again; if it lasts, report apim-request-id "
                 f"{error.request_id or '(none was sent)'}"
             )
         case _:
             return None, (
-                "check the network and the lines above; an authority of your own has to be named in SSL_CERT_FILE"
+                "check the network and the lines above; name a private certificate authority in SSL_CERT_FILE"
             )
-
-
-_ROLE_MEND = (
-    "az role assignment create --role 'Cognitive Services OpenAI User' --assignee <the identity's principal id> "
-    "--scope <the resource's id>; Voice Live wants 'Cognitive Services User' too; it takes minutes to work"
-)

@@ -48,12 +48,13 @@ def _is_plain(scope: Scope) -> bool:
 
 
 class ExactRoutes:
-    """Serves those of `routes` whose paths have no parameters, and leaves everything else to `app`.
+    """Serves those of `routes` that have no path parameters, by a dictionary, and hands all else to `app`.
 
-    Starlette tries one pattern after another, and its own way to a route wraps `send` three times and catches
-    exceptions twice, for handlers and middleware that these routes do not need: it costs more than answering a probe.
+    Starlette tries one pattern after another, and wraps `send` and catches exceptions for handlers and middleware that
+    these routes lack. That costs about 60 µs a request: of the application's CPU time (both in one run, 2026-11-29)
+    60 % of a probe's, 22 % of a stored turn's and 4 % of a token request's.
 
-    They may raise `Problem`, which is answered as it is everywhere; a path's other methods are `app`'s to refuse.
+    Endpoints may raise `Problem`, which is answered as everywhere else. A path's other methods are left to `app`.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:

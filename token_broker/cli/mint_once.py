@@ -1,4 +1,4 @@
-"""`token-broker token`: one mint outside a running broker, and its report. Nothing in it shows a whole token."""
+"""`token-broker token`: mints once without a running broker, and prints a report in which every token is masked."""
 
 import json
 import sys
@@ -17,25 +17,25 @@ from token_broker.sessions.plans import PlanMaker
 from token_broker.settings import Settings, SettingsError
 from token_broker.web.ids import uuid7
 
-__all__ = ["Report", "UnknownAgentError", "mint_once", "print_report"]
+__all__ = ["MintReport", "UnknownAgentError", "mint_once", "print_report"]
 
-_WIDTH_IN_A_PIPE = 160
+_WIDTH_IN_A_PIPE = 160  # rich would assume 80 columns, and break most reasons
 
 
 class UnknownAgentError(ValueError):
-    """There is no such agent; the message names the known ones."""
+    """The agent is unknown. The message names the known ones."""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """`plan` is masked already, and None where nothing was minted and the proxy is not in the chain."""
+class MintReport:
+    """What a mint brought. `plan` is masked, and None where nothing was minted and the chain has no proxy."""
 
     plan: dict[str, Any] | None
     attempts: tuple[Attempt, ...]
 
 
-async def mint_once(settings: Settings, agent_id: str | None) -> Report:
-    """Mints with the settings' own chain. Raises UnknownAgentError, and SettingsError where no endpoint is set."""
+async def mint_once(settings: Settings, agent_id: str | None) -> MintReport:
+    """Mints with the chain of the settings. Raises UnknownAgentError, and SettingsError where no endpoint is set."""
     from strategies.transport import make_transport
 
     if settings.endpoint is None:
@@ -56,7 +56,7 @@ async def mint_once(settings: Settings, agent_id: str | None) -> Report:
         if credentials is not None:
             await credentials.aclose()
     if result.grant is None:
-        return Report(None, result.attempts)
+        return MintReport(None, result.attempts)
     plan = PlanMaker(settings, TokenSigner(signing_keys(settings))).make(
         result.grant,
         owner=owner,
@@ -64,11 +64,11 @@ async def mint_once(settings: Settings, agent_id: str | None) -> Report:
         public_base=settings.public_url or f"http://{settings.host}:{settings.port}",
         correlation_id=uuid7(),
     )
-    return Report(_masked(plan.model_dump(mode="json")), result.attempts)
+    return MintReport(_masked(plan.model_dump(mode="json")), result.attempts)
 
 
-def print_report(report: Report, *, as_json: bool) -> None:
-    """Prints to stdout: JSON, or a plan and a table (coloured on a terminal, plain in a pipe)."""
+def print_report(report: MintReport, *, as_json: bool) -> None:
+    """Prints JSON, or a table of the attempts and the plan: coloured on a terminal, plain in a pipe."""
     if as_json:
         attempts = [asdict(attempt) for attempt in report.attempts]
         sys.stdout.write(json.dumps({"plan": report.plan, "attempts": attempts}, indent=2) + "\n")
