@@ -27,7 +27,7 @@ from token_broker.observability.events import observe_with
 from token_broker.observability.logging import log_attempt
 from token_broker.observability.tracing import open_tracing
 from token_broker.relay.admission import Admission
-from token_broker.relay.endpoint import VoiceRelay
+from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.authentication import make_authenticator
 from token_broker.security.quotas import MemoryQuotas
 from token_broker.security.rate_limits import RateLimiter, SessionLimits

@@ -25,10 +25,10 @@ from token_broker.api.compat_operations import CALL_PREFIXES, MINT_PREFIXES
 from token_broker.api.minting import Minting
 from token_broker.api.offers import CallRelay, check_offer
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
+from token_broker.relay.adapters import COMPAT_ENDPOINTS, CompatEndpoint
 from token_broker.relay.admission import Admission
-from token_broker.relay.dialects.settings import shown_session
-from token_broker.relay.endpoint import VoiceRelay
-from token_broker.relay.protocols import COMPAT_ENDPOINTS, CompatEndpoint
+from token_broker.relay.dialects.session_settings import shown_session
+from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.authentication import Principal, caller_of
 from token_broker.security.credential_extraction import SeveralCredentialsError, extract_credential
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TokenError, is_ours

@@ -1,7 +1,7 @@
 """What the compatible endpoints of the official clients take and answer, as /openapi.json shows it."""
 
 from token_broker.api.offers import HANG_UP_PROBLEMS, OFFER_PROBLEMS, OFFER_SCHEMA, SDP_ANSWER, SDP_EXAMPLE
-from token_broker.relay.protocols import COMPAT_ENDPOINTS
+from token_broker.relay.adapters import COMPAT_ENDPOINTS
 from token_broker.sessions.schemas import ClientSecret, ClientSecretRequest
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec, SocketSpec
 

@@ -2,7 +2,7 @@
 
 from starlette.types import Receive, Scope, Send
 
-from token_broker.relay.endpoint import VoiceRelay
+from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.web.openapi_document import Parameter, SocketSpec
 
 __all__ = ["VOICELIVE_PATH", "VOICELIVE_SOCKET", "Voicelive"]

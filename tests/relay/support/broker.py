@@ -26,10 +26,10 @@ from strategies.transport import BoundedResolver, make_tls_context
 from tests.support.broker import make_settings as broker_settings
 from tests.support.serving import run_server, server_config
 from token_broker.memory.types import Turn
+from token_broker.relay.adapters import COMPAT_ENDPOINTS
 from token_broker.relay.admission import Admission
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
-from token_broker.relay.endpoint import VoiceRelay, websocket_not_found
-from token_broker.relay.protocols import COMPAT_ENDPOINTS
+from token_broker.relay.voice_relay import VoiceRelay, websocket_not_found
 from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import TokenSigner
