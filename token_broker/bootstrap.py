@@ -27,7 +27,7 @@ from token_broker.observability.metrics import Metrics
 from token_broker.observability.state_metrics import StateCollector
 from token_broker.observability.tracing import open_tracing
 from token_broker.relay.admission import Admission
-from token_broker.relay.endpoint import VoiceRelay
+from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.authentication import limit_key, make_authenticator
 from token_broker.security.quotas import MemoryQuotas
 from token_broker.security.rate_limits import RateLimiter, SessionLimits

@@ -16,7 +16,7 @@ from token_broker.observability.events import Observer
 from token_broker.observability.logging import advice_on
 from token_broker.observability.metrics import Metrics
 from token_broker.relay.admission import Admission
-from token_broker.relay.endpoint import VoiceRelay
+from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.authentication import Authenticator
 from token_broker.security.quotas import MemoryQuotas
 from token_broker.security.rate_limits import RateLimiter, SessionLimits

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_broker.relay.policy.event_text import compact, parsed
+from token_broker.relay.event_text import compact, parsed
 from token_broker.relay.policy.rules import (
     Broken,
     Command,

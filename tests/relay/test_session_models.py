@@ -10,7 +10,7 @@ from strategies.session_body import ga_realtime_session, voice_live_session
 from tests.relay.support.broker import make_settings
 from tests.relay.support.official_models import known_to_microsoft, strictly
 from token_broker.memory.types import Role
-from token_broker.relay.dialects.events import history_item, new_agent_update
+from token_broker.relay.dialects.broker_events import history_item, new_agent_update
 from token_broker.sessions.agents import load_agents, session_spec
 
 TOOL = {"type": "function", "name": "look_up", "description": "x", "parameters": {"type": "object", "properties": {}}}

@@ -26,8 +26,8 @@ from token_broker.api.token import ensure_configured, find_agent
 from token_broker.broker import Broker, broker_of
 from token_broker.memory.types import Owner
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
-from token_broker.relay.dialects.settings import shown_session
-from token_broker.relay.protocols import COMPAT_ENDPOINTS, CompatEndpoint
+from token_broker.relay.adapters import COMPAT_ENDPOINTS, CompatEndpoint
+from token_broker.relay.dialects.session_settings import shown_session
 from token_broker.security.authentication import Principal, limit_key
 from token_broker.security.credentials import SeveralCredentialsError, extract_credential
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TokenError, is_ours

@@ -2,7 +2,7 @@
 
 from token_broker.api.compat import CALL_PREFIXES, MINT_PREFIXES
 from token_broker.api.offers import HANG_UP_PROBLEMS, OFFER_PROBLEMS, OFFER_SCHEMA, SDP_ANSWER, SDP_EXAMPLE
-from token_broker.relay.protocols import COMPAT_ENDPOINTS
+from token_broker.relay.adapters import COMPAT_ENDPOINTS
 from token_broker.sessions.schemas import ClientSecret, ClientSecretRequest
 from token_broker.web.openapi import Answer, Body, Operation, Parameter, Socket
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 from token_broker.memory.types import Owner
+from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import Upstream
 from token_broker.relay.counters import RelayCounters, TalkCounters
-from token_broker.relay.dialects.events import SESSION_EVENTS
-from token_broker.relay.dialects.items import TOOL_LIST
+from token_broker.relay.dialects.broker_events import SESSION_EVENTS
+from token_broker.relay.dialects.conversation_items import TOOL_LIST
+from token_broker.relay.event_text import parsed
 from token_broker.relay.handoff import AgentHandoff
-from token_broker.relay.policy.errors import ERROR_EVENTS, without_quoted_secrets
-from token_broker.relay.policy.event_text import parsed
 from token_broker.relay.policy.rules import (
     event_type,
     event_type_by_head,
@@ -19,7 +19,7 @@ from token_broker.relay.policy.rules import (
     may_show_tools,
     without_secrets,
 )
-from token_broker.relay.protocols import ProtocolAdapter
+from token_broker.relay.policy.visibility import ERROR_EVENTS, without_quoted_secrets
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending

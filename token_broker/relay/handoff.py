@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from token_broker.relay.azure.connector import NoUpstreamError, SpecSupplier, Upstream, UpstreamConnector
-from token_broker.relay.dialects.events import OWN_EVENT_IDS, broker_error, broker_event, history_item, new_agent_update
+from token_broker.relay.dialects.broker_events import (
+    OWN_EVENT_IDS,
+    broker_error,
+    broker_event,
+    history_item,
+    new_agent_update,
+)
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.rate_limits import RateLimit
 from token_broker.sessions.agents import Agent, AgentRegistry

@@ -15,6 +15,7 @@ import structlog
 
 from strategies.base import SessionSpec
 from token_broker.memory.types import Owner, Recall, TurnIngest
+from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.azure.connector import NoUpstreamError, SpecSupplier, Upstream, UpstreamConnector
 from token_broker.relay.client import Client
 from token_broker.relay.counters import RelayCounters, TalkCounters
@@ -22,7 +23,6 @@ from token_broker.relay.event_handler import EventReader
 from token_broker.relay.fast_path import FastPath
 from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.rules import Broken, Command, Refused, is_plain_append
-from token_broker.relay.protocols import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
 from token_broker.server.close_codes import (

@@ -24,10 +24,10 @@ from strategies.credentials import AccessToken, Credentials, EntraTokens
 from strategies.health import BreakerPolicy, CircuitBreaker
 from strategies.transport import BoundedResolver, make_tls_context
 from token_broker.memory.types import Owner, Turn
+from token_broker.relay.adapters import COMPAT_ENDPOINTS
 from token_broker.relay.admission import Admission
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
-from token_broker.relay.endpoint import VoiceRelay, websocket_not_found
-from token_broker.relay.protocols import COMPAT_ENDPOINTS
+from token_broker.relay.voice_relay import VoiceRelay, websocket_not_found
 from token_broker.security.rate_limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import TokenSigner
 from token_broker.server.drain import Drain, DrainingServer

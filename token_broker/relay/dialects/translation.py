@@ -14,11 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 from strategies.base import Dialect
-from token_broker.relay.dialects.events import SESSION_EVENTS
-from token_broker.relay.dialects.items import bare_part, completed_item, is_complete, item_for
-from token_broker.relay.dialects.settings import response_object, response_settings, session_object, session_settings
+from token_broker.relay.dialects.broker_events import SESSION_EVENTS
+from token_broker.relay.dialects.conversation_items import bare_part, completed_item, is_complete, item_for
+from token_broker.relay.dialects.session_settings import (
+    response_object,
+    response_settings,
+    session_object,
+    session_settings,
+)
 from token_broker.relay.dialects.usage import with_whole_usage
-from token_broker.relay.policy.event_text import compact, parsed
+from token_broker.relay.event_text import compact, parsed
 
 __all__ = ["Event", "needs_reading", "renamed", "to_azure", "to_client"]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from strategies.base import Dialect
-from token_broker.relay.dialects.items import item_for
+from token_broker.relay.dialects.conversation_items import item_for
 
 __all__ = [
     "LEFT_OUT",

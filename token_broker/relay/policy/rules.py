@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from token_broker.relay.dialects.events import SESSION_EVENTS
-from token_broker.relay.dialects.items import TOOL_LIST, shown_item
-from token_broker.relay.dialects.settings import shown_response, shown_session
-from token_broker.relay.policy.client_events import CLIENT_EVENTS
-from token_broker.relay.policy.client_values import OPERATORS_ROLES
-from token_broker.relay.policy.event_text import compact, parsed
-from token_broker.relay.policy.shapes import NotPermittedError, permitted, shown_name
+from token_broker.relay.dialects.broker_events import SESSION_EVENTS
+from token_broker.relay.dialects.client_values import OPERATORS_ROLES
+from token_broker.relay.dialects.conversation_items import TOOL_LIST, shown_item
+from token_broker.relay.dialects.session_settings import shown_response, shown_session
+from token_broker.relay.dialects.shapes import NotPermittedError, permitted, shown_name
+from token_broker.relay.event_text import compact, parsed
+from token_broker.relay.policy.allowlist import CLIENT_EVENTS
 
 __all__ = [
     "Allowed",

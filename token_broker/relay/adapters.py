@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 from strategies.base import Dialect
 from token_broker.relay.azure.connector import Upstream
-from token_broker.relay.dialects.events import SESSION_EVENTS, api_error, broker_error, broker_event
+from token_broker.relay.dialects.broker_events import SESSION_EVENTS, api_error, broker_error, broker_event
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS, ItemCache
 from token_broker.relay.dialects.translation import needs_reading, renamed, to_azure, to_client
-from token_broker.relay.policy.event_text import compact, parsed
+from token_broker.relay.event_text import compact, parsed
 from token_broker.relay.policy.rules import Allowed, Broken, Command, Passed, Refused, examine, judge
 from token_broker.server.close_codes import DONE, DRAINING, INTERNAL, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
 from token_broker.web.ids import uuid7

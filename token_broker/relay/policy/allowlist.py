@@ -7,9 +7,9 @@ only the other dialect has is Azure's to refuse. docs/client-events.md shows the
 
 from collections.abc import Mapping
 
-from token_broker.relay.dialects.settings import CLIENT_RESPONSE, CLIENT_SESSION
-from token_broker.relay.policy.client_values import ITEM
-from token_broker.relay.policy.shapes import Fields, Number, Shape, Text
+from token_broker.relay.dialects.client_values import ITEM
+from token_broker.relay.dialects.session_settings import CLIENT_RESPONSE, CLIENT_SESSION
+from token_broker.relay.dialects.shapes import Fields, Number, Shape, Text
 
 __all__ = ["CLIENT_EVENTS"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from strategies.base import Dialect, SessionSpec
 from token_broker.memory.types import Role
-from token_broker.relay.policy.event_text import compact
+from token_broker.relay.event_text import compact
 from token_broker.web.ids import uuid7
 
 __all__ = [

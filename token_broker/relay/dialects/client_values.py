@@ -6,7 +6,7 @@ the agent or for its operator.
 
 from collections.abc import Mapping
 
-from token_broker.relay.policy.shapes import Fields, Flag, Kinds, ListOf, Number, OneOf, Shape, Text, Word
+from token_broker.relay.dialects.shapes import Fields, Flag, Kinds, ListOf, Number, OneOf, Shape, Text, Word
 
 __all__ = [
     "AUDIO_FORMAT",

@@ -17,11 +17,11 @@ from strategies.base import SessionSpec
 from token_broker.memory.types import Owner, Recall, TurnIngest
 from token_broker.observability.events import Observer, TalkEnded, null_observer
 from token_broker.observability.logging import Redactor, bind_ids, own_secrets
+from token_broker.relay.adapters import PROXY_ADAPTER, CompatAdapter, CompatEndpoint, ProtocolAdapter
 from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, AdmittedClient, RefusedError
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import Client
 from token_broker.relay.counters import RelayCounters
-from token_broker.relay.protocols import PROXY_ADAPTER, CompatAdapter, CompatEndpoint, ProtocolAdapter
 from token_broker.relay.session import Talk, TalkParts
 from token_broker.relay.sideband import CallListener
 from token_broker.security.rate_limits import SessionLimits

@@ -15,8 +15,7 @@ from typing import Any
 
 from strategies.base import Dialect
 from token_broker.relay.dialects import values
-from token_broker.relay.dialects.values import LEFT_OUT
-from token_broker.relay.policy.client_values import (
+from token_broker.relay.dialects.client_values import (
     AUDIO_FORMAT,
     INPUTS,
     MAX_TOKENS,
@@ -24,8 +23,9 @@ from token_broker.relay.policy.client_values import (
     NOISE_REDUCTION,
     TURN_DETECTION,
 )
-from token_broker.relay.policy.shapes import Fields as FieldsShape
-from token_broker.relay.policy.shapes import Flag, Labels, Number, Shape, Word
+from token_broker.relay.dialects.shapes import Fields as FieldsShape
+from token_broker.relay.dialects.shapes import Flag, Labels, Number, Shape, Word
+from token_broker.relay.dialects.values import LEFT_OUT
 
 __all__ = [
     "CLIENT_RESPONSE",
