@@ -14,8 +14,7 @@ from openai.types.realtime import RealtimeClientEvent, RealtimeServerEvent
 from tests.relay.support.official_models import ga_client_event, preview_client_event
 from token_broker.relay.adapters import PROXY_ADAPTER, CompatAdapter, ToAzure
 from token_broker.relay.dialects.shapes import Fields, Kinds, Labels, ListOf, OneOf, Shape, permitted
-from token_broker.relay.policy.allowlist import CLIENT_EVENTS
-from token_broker.relay.policy.rules import Broken, Passed, Refused, examine, judge
+from token_broker.relay.policy.allowlist import CLIENT_EVENTS, Broken, Passed, Refused, examine, judge
 
 EVIL = "EVIL"
 INVENTED = [

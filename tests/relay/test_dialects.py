@@ -261,7 +261,7 @@ def test_a_clients_event_is_told_in_the_upstreams_dialect(
     upstream: Dialect, event: Event, expected: list[Event]
 ) -> None:
     before = json.dumps(event)
-    told = to_azure(event, compat=other(upstream), upstream=upstream)
+    told = to_azure(event, client=other(upstream), upstream=upstream)
     assert told == expected
     assert json.dumps(event) == before
     for each in told:
@@ -294,7 +294,7 @@ def test_a_clients_event_is_told_in_the_upstreams_dialect(
 def test_what_the_upstream_does_not_know_is_left_out_in_its_own_dialect_too(
     dialect: Dialect, event: Event, expected: list[Event]
 ) -> None:
-    told = to_azure(event, compat=dialect, upstream=dialect)
+    told = to_azure(event, client=dialect, upstream=dialect)
     assert told == expected
     for each in told:
         CLIENT_MODELS[dialect](each)
@@ -329,7 +329,7 @@ MCP = {"type": "mcp", "server_label": "x", "server_url": "https://x"}
     ],
 )  # fmt: skip
 def test_of_gas_odd_values_voice_live_gets_what_it_can_be_told(ga: Event, preview: Event) -> None:
-    (told,) = to_azure(update({"type": "realtime", **ga}), compat="ga", upstream="preview")
+    (told,) = to_azure(update({"type": "realtime", **ga}), client="ga", upstream="preview")
     assert told["session"] == preview
 
 
@@ -347,7 +347,7 @@ def test_of_gas_odd_values_voice_live_gets_what_it_can_be_told(ga: Event, previe
     ],
 )  # fmt: skip
 def test_of_voice_lives_odd_values_ga_gets_what_it_can_be_told(preview: Event, ga: Event) -> None:
-    (told,) = to_azure(update(preview), compat="preview", upstream="ga")
+    (told,) = to_azure(update(preview), client="preview", upstream="ga")
     assert told["session"] == {"type": "realtime", **ga}
 
 
@@ -355,17 +355,17 @@ def test_of_voice_lives_odd_values_ga_gets_what_it_can_be_told(preview: Event, g
     "event", [update(None), create("odd"), added("odd"), added({"content": "odd"}), {"type": 5}, {}]
 )
 def test_what_is_no_event_of_any_dialect_is_azures_to_refuse(event: Event) -> None:
-    assert to_azure(event, compat="ga", upstream="preview") == [event]
+    assert to_azure(event, client="ga", upstream="preview") == [event]
 
 
 @pytest.mark.parametrize("kind", ["input_audio.turn.start", "session.avatar.connect", "not.heard.of"])
 def test_an_event_that_the_upstream_does_not_have_is_azures_to_refuse(kind: str) -> None:
     event = {"type": kind, "turn_id": "t"}
-    assert to_azure(event, compat="preview", upstream="ga") == [event]
+    assert to_azure(event, client="preview", upstream="ga") == [event]
 
 
 def test_a_rate_that_ga_does_not_have_is_told_rather_than_misheard() -> None:
-    (told,) = to_azure(update({"input_audio_sampling_rate": 16000}), compat="preview", upstream="ga")
+    (told,) = to_azure(update({"input_audio_sampling_rate": 16000}), client="preview", upstream="ga")
     assert told["session"] == {"type": "realtime", "audio": {"input": {"format": {"type": "audio/pcm", "rate": 16000}}}}
 
 
@@ -379,10 +379,10 @@ def test_of_our_own_sessions_only_what_the_other_does_not_know_is_lost_there_and
 
 
 def _lost_there_and_back(session: Event, home: Dialect) -> set[str]:
-    (same,) = to_azure(update(session), compat=home, upstream=home)
+    (same,) = to_azure(update(session), client=home, upstream=home)
     assert same["session"] == session
-    (crossed,) = to_azure(update(session), compat=home, upstream=other(home))
-    (returned,) = to_azure(crossed, compat=other(home), upstream=home)
+    (crossed,) = to_azure(update(session), client=home, upstream=other(home))
+    (returned,) = to_azure(crossed, client=other(home), upstream=home)
     return {name for name, value in session.items() if returned["session"].get(name) != value}
 
 
@@ -541,11 +541,11 @@ TRANSLATED = [
 def test_azures_event_is_told_in_the_compat_endpoints_dialect(ga: Event, preview: Event) -> None:
     ga_server_event(ga)
     preview_server_event(preview)
-    assert to_client(preview, compat="ga", upstream="preview", new_id=counted()) == [ga]
-    assert to_client(ga, compat="preview", upstream="ga", new_id=counted()) == [preview]
+    assert to_client(preview, client="ga", upstream="preview", new_id=counted()) == [ga]
+    assert to_client(ga, client="preview", upstream="ga", new_id=counted()) == [preview]
     # and is whole already, so that it comes through as it is in its own dialect
-    assert to_client(ga, compat="ga", upstream="ga", new_id=counted()) == [ga]
-    assert to_client(preview, compat="preview", upstream="preview", new_id=counted()) == [preview]
+    assert to_client(ga, client="ga", upstream="ga", new_id=counted()) == [ga]
+    assert to_client(preview, client="preview", upstream="preview", new_id=counted()) == [preview]
 
 
 FUNCTION_GAVE = {"id": "item_3", "type": "function_call_output", "call_id": "call_1", "output": "{}"}
@@ -554,7 +554,7 @@ FUNCTION_GAVE = {"id": "item_3", "type": "function_call_output", "call_id": "cal
 @pytest.mark.parametrize("item", [USER_SPOKE, FUNCTION_GAVE, PREVIEW_WROTE])
 def test_ga_is_told_twice_of_an_item_that_is_whole_when_it_is_made(item: Event) -> None:
     made = event("conversation.item.created", previous_item_id="item_9", item=item)
-    added, done = to_client(made, compat="ga", upstream="preview", new_id=counted())
+    added, done = to_client(made, client="ga", upstream="preview", new_id=counted())
     assert (added["type"], added["event_id"]) == ("conversation.item.added", "event_1")
     assert done == {**added, "type": "conversation.item.done", "event_id": "event_made1"}
     ga_server_event(added)
@@ -564,19 +564,19 @@ def test_ga_is_told_twice_of_an_item_that_is_whole_when_it_is_made(item: Event) 
 @pytest.mark.parametrize("item", [{**PREVIEW_WROTE, "status": None}, {**CALL, "status": "in_progress"}, None])
 def test_ga_is_told_once_of_an_item_that_may_be_on_its_way(item: Event | None) -> None:
     made = event("conversation.item.created", item=item)
-    (added,) = to_client(made, compat="ga", upstream="preview", new_id=counted())
+    (added,) = to_client(made, client="ga", upstream="preview", new_id=counted())
     assert added["type"] == "conversation.item.added"
 
 
 def test_ga_is_told_that_the_models_item_is_whole_when_it_is() -> None:
     ended = event("response.output_item.done", response_id="resp_1", output_index=0, item=PREVIEW_SAID)
-    done, same = to_client(ended, compat="ga", upstream="preview", new_id=counted())
+    done, same = to_client(ended, client="ga", upstream="preview", new_id=counted())
     assert done == {"type": "conversation.item.done", "event_id": "event_made1", "item": GA_SAID}
     assert same == {**ended, "item": GA_SAID}
     ga_server_event(done)
     ga_server_event(same)
-    assert to_client(done, compat="preview", upstream="ga", new_id=counted()) == []
-    assert to_client(same, compat="preview", upstream="ga", new_id=counted()) == [ended]
+    assert to_client(done, client="preview", upstream="ga", new_id=counted()) == []
+    assert to_client(same, client="preview", upstream="ga", new_id=counted()) == [ended]
 
 
 @pytest.mark.parametrize(
@@ -591,9 +591,9 @@ def test_ga_is_told_that_the_models_item_is_whole_when_it_is() -> None:
     ],
 )
 def test_an_event_that_the_compat_does_not_have_ends_there(upstream: Dialect, kind: str) -> None:
-    assert needs_reading(kind, compat=other(upstream), upstream=upstream)
-    assert to_client(event(kind), compat=other(upstream), upstream=upstream, new_id=counted()) == []
-    assert to_client(event(kind), compat=upstream, upstream=upstream, new_id=counted()) == [event(kind)]
+    assert needs_reading(kind, client=other(upstream), upstream=upstream)
+    assert to_client(event(kind), client=other(upstream), upstream=upstream, new_id=counted()) == []
+    assert to_client(event(kind), client=upstream, upstream=upstream, new_id=counted()) == [event(kind)]
 
 
 def test_voice_lives_own_shapes_are_told_to_ga() -> None:
@@ -609,7 +609,7 @@ def test_voice_lives_own_shapes_are_told_to_ga() -> None:
         "temperature": 0.8,
         "agent": {"name": "kept"},
     }
-    (told,) = to_client(event("session.created", session=session), compat="ga", upstream="preview", new_id=counted())
+    (told,) = to_client(event("session.created", session=session), client="ga", upstream="preview", new_id=counted())
     assert told["session"] == {
         "id": "sess_1",
         "object": "realtime.session",
@@ -634,7 +634,7 @@ def test_ga_knows_one_name_for_an_item() -> None:
     """Voice Live's reference has another."""
     item = {**PREVIEW_SAID, "object": "conversation.item"}
     (told,) = to_client(
-        event("conversation.item.retrieved", item=item), compat="ga", upstream="preview", new_id=counted()
+        event("conversation.item.retrieved", item=item), client="ga", upstream="preview", new_id=counted()
     )
     assert told["item"] == GA_SAID
 
@@ -680,7 +680,7 @@ def test_ga_knows_one_name_for_an_item() -> None:
     ],
 )  # fmt: skip
 def test_what_official_clients_throw_without_is_there(dialect: Dialect, given: Event, whole: Event) -> None:
-    assert to_client(given, compat=dialect, upstream=dialect, new_id=counted()) == [whole]
+    assert to_client(given, client=dialect, upstream=dialect, new_id=counted()) == [whole]
 
 
 @pytest.mark.parametrize(
@@ -716,14 +716,14 @@ def test_what_official_clients_throw_without_is_there(dialect: Dialect, given: E
 )
 def test_usage_is_whole_or_absent(given: Any, whole: Any) -> None:
     done = event("response.done", response={"usage": given})
-    (told,) = to_client(done, compat="preview", upstream="preview", new_id=counted())
+    (told,) = to_client(done, client="preview", upstream="preview", new_id=counted())
     assert told["response"] == ({} if whole is None else {"usage": whole})
     preview_server_event(told)
 
 
 @pytest.mark.parametrize("session", [None, {}, {"id": ""}, "odd"])
 def test_a_session_that_is_created_has_an_id(session: Any) -> None:
-    (told,) = to_client(event("session.created", session=session), compat="ga", upstream="ga", new_id=counted())
+    (told,) = to_client(event("session.created", session=session), client="ga", upstream="ga", new_id=counted())
     assert told["session"] == {"id": "sess_made1", "object": "realtime.session", "type": "realtime"}
 
 
@@ -779,9 +779,9 @@ PADDED = ' { "type" : "response.audio.delta" , "event_id" : "e1", "delta" : "AAA
     ],
 )
 def test_a_delta_is_renamed_by_its_head_alone(text: str, expected: str) -> None:
-    assert renamed(text, compat="ga", upstream="preview", new_id=counted()) == expected
+    assert renamed(text, client="ga", upstream="preview", new_id=counted()) == expected
 
 
 def test_in_its_own_dialect_a_delta_that_has_an_id_is_not_even_copied() -> None:
     text = '{"type":"response.audio.delta","event_id":"e1","delta":"AA"}'
-    assert renamed(text, compat="preview", upstream="preview", new_id=counted()) is text
+    assert renamed(text, client="preview", upstream="preview", new_id=counted()) is text

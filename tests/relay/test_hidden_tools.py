@@ -10,7 +10,7 @@ from websockets.asyncio.client import connect
 
 from tests.relay.support.azure import AzureTalk, converse, scripted_azure
 from tests.relay.support.broker import Client, broker
-from token_broker.relay.policy.rules import without_secrets
+from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.web.ids import uuid7
 
 pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
@@ -80,9 +80,9 @@ async def test_no_event_shows_a_client_the_tools_of_a_server(path: str, upstream
 async def test_an_item_that_is_no_list_of_tools_stays_the_same_object() -> None:
     for item in ({"id": "i", "type": "mcp_call", "name": "x"}, {"type": "message", "content": []}, "text", None):
         event = {"type": "conversation.item.added", "item": item}
-        assert without_secrets(event) is event
+        assert without_agents_settings(event) is event
         done = {"type": "response.done", "response": {"id": "r", "output": [item]}}
-        assert without_secrets(done) is done
+        assert without_agents_settings(done) is done
 
 
 async def test_what_a_user_says_of_such_a_list_passes_word_for_word() -> None:

@@ -7,20 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_broker.relay.event_text import compact, parsed
-from token_broker.relay.policy.rules import (
+from token_broker.relay.event_text import compact, event_type, event_type_by_head, is_audio_delta, parsed
+from token_broker.relay.policy.allowlist import (
     Broken,
     Command,
     Passed,
     Refused,
-    event_type,
-    event_type_by_head,
-    is_audio_delta,
     is_plain_append,
     is_plain_append_payload,
     judge,
-    without_secrets,
 )
+from token_broker.relay.policy.visibility import without_agents_settings
 
 HEAD = '{"type":"input_audio_buffer.append","audio":"'
 
@@ -199,7 +196,7 @@ def test_nothing_that_is_not_finite_is_ever_written(number: float) -> None:
 
 @pytest.mark.parametrize("text", ["1e999", "-1e999", "NaN", "Infinity", "-Infinity", "9" * 5_000])
 def test_nothing_that_is_not_finite_is_ever_read(text: str) -> None:
-    with pytest.raises(ValueError, match=r"no JSON|too large|digits"):
+    with pytest.raises(ValueError, match=r"not JSON|too large|digits"):
         parsed(f'{{"type":"response.done","x":{text}}}')
 
 
@@ -259,7 +256,7 @@ def test_of_a_session_a_client_sees_what_is_marked_as_shown(
 ) -> None:
     event = {"type": kind, "event_id": "e", "session": session}
     before = json.dumps(event)
-    assert without_secrets(event) == {"type": kind, "event_id": "e", "session": shown}
+    assert without_agents_settings(event) == {"type": kind, "event_id": "e", "session": shown}
     assert json.dumps(event) == before
 
 
@@ -273,10 +270,10 @@ def test_of_a_response_a_client_sees_what_is_marked_as_shown(kind: str) -> None:
         "audio": {"output": {"voice": "v"}},
     }
     event = {"type": kind, "response": facts}
-    assert without_secrets(event) is event
-    assert without_secrets({"type": kind, "response": facts | dict.fromkeys(HIDDEN[:-2], "canary")}) == event
+    assert without_agents_settings(event) is event
+    assert without_agents_settings({"type": kind, "response": facts | dict.fromkeys(HIDDEN[:-2], "canary")}) == event
 
 
 def test_other_events_are_shown_as_they_are() -> None:
     event = {"type": "conversation.item.added", "session": {"instructions": "no session event"}}
-    assert without_secrets(event) is event
+    assert without_agents_settings(event) is event

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 from strategies.base import Dialect
 from token_broker.relay.azure.connector import Upstream
-from token_broker.relay.dialects.broker_events import SESSION_EVENTS, api_error, broker_error, broker_event
+from token_broker.relay.dialects.broker_events import api_error, broker_error, broker_event
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS, ItemCache
 from token_broker.relay.dialects.translation import needs_reading, renamed, to_azure, to_client
-from token_broker.relay.event_text import compact, parsed
-from token_broker.relay.policy.rules import Allowed, Broken, Command, Passed, Refused, examine, judge
+from token_broker.relay.event_text import SESSION_EVENTS, compact, parsed
+from token_broker.relay.policy.allowlist import Allowed, Broken, Command, Passed, Refused, examine, judge
 from token_broker.server.close_codes import DONE, DRAINING, INTERNAL, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
 from token_broker.web.ids import uuid7
 
@@ -170,7 +170,7 @@ class CompatAdapter:
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect: Dialect | None = dialect
-        self._speaks = dialect
+        self._dialect = dialect
         self._items = ItemCache()
 
     def opening(self, upstream: Upstream, *, session_id: str, agent_id: str) -> list[str]:
@@ -210,7 +210,7 @@ class CompatAdapter:
             ):
                 return Answered(self._whole({"type": "conversation.item.retrieved", "item": item}))
             case Allowed(event=event, left_out=left_out):
-                told = to_azure(event, compat=self._speaks, upstream=upstream)
+                told = to_azure(event, client=self._dialect, upstream=upstream)
                 return ToAzure(tuple(compact(each) for each in told), left_out)
             case Command():
                 return Refused("unknown_event", "there is no such event")
@@ -218,17 +218,17 @@ class CompatAdapter:
                 return verdict
 
     def reads(self, kind: str, upstream: Dialect) -> bool:
-        return kind in CACHED_EVENTS or needs_reading(kind, compat=self._speaks, upstream=upstream)
+        return kind in CACHED_EVENTS or needs_reading(kind, client=self._dialect, upstream=upstream)
 
     def passed(self, text: str, upstream: Dialect) -> str:
-        return renamed(text, compat=self._speaks, upstream=upstream, new_id=uuid7)
+        return renamed(text, client=self._dialect, upstream=upstream, new_id=uuid7)
 
     def to_client(self, event: Event, upstream: Dialect) -> list[str]:
-        told = to_client(event, compat=self._speaks, upstream=upstream, new_id=uuid7)
+        told = to_client(event, client=self._dialect, upstream=upstream, new_id=uuid7)
         for each in told:
             self._items.note(each)
         return [compact(each) for each in told]
 
     def _whole(self, event: Event) -> str:
-        (whole,) = to_client(event, compat=self._speaks, upstream=self._speaks, new_id=uuid7)
+        (whole,) = to_client(event, client=self._dialect, upstream=self._dialect, new_id=uuid7)
         return compact(whole)

@@ -8,18 +8,15 @@ from token_broker.memory.types import Owner
 from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import Upstream
 from token_broker.relay.counters import RelayCounters, TalkCounters
-from token_broker.relay.dialects.broker_events import SESSION_EVENTS
 from token_broker.relay.dialects.conversation_items import TOOL_LIST
-from token_broker.relay.event_text import parsed
+from token_broker.relay.event_text import SESSION_EVENTS, event_type, event_type_by_head, is_audio_delta, parsed
 from token_broker.relay.handoff import AgentHandoff
-from token_broker.relay.policy.rules import (
-    event_type,
-    event_type_by_head,
-    is_audio_delta,
+from token_broker.relay.policy.visibility import (
+    ERROR_EVENTS,
     may_show_tools,
-    without_secrets,
+    without_agents_settings,
+    without_quoted_secrets,
 )
-from token_broker.relay.policy.visibility import ERROR_EVENTS, without_quoted_secrets
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
@@ -128,7 +125,7 @@ class EventReader:
 
     def _shown(self, kind: str, event: dict[str, Any], text: str, upstream: Upstream) -> list[str]:
         """An event that was read here, as the client may see it: written anew only where it has to be."""
-        seen = without_quoted_secrets(without_secrets(event), self._redact)
+        seen = without_quoted_secrets(without_agents_settings(event), self._redact)
         if seen is not event or self._adapter.reads(kind, upstream.route.dialect):
             return self._adapter.to_client(seen, upstream.route.dialect)
         return [self._adapter.passed(text, upstream.route.dialect)]

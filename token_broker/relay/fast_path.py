@@ -10,7 +10,7 @@ from collections.abc import Callable
 from token_broker.relay.azure.connector import Upstream
 from token_broker.relay.counters import TalkCounters
 from token_broker.relay.event_handler import EventReader
-from token_broker.relay.policy.rules import is_plain_append_payload
+from token_broker.relay.policy.allowlist import is_plain_append_payload
 from token_broker.server.wire import ClientWire
 
 __all__ = ["FastPath"]

@@ -22,7 +22,7 @@ from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventReader
 from token_broker.relay.fast_path import FastPath
 from token_broker.relay.handoff import AgentHandoff
-from token_broker.relay.policy.rules import Broken, Command, Refused, is_plain_append
+from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_plain_append
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
 from token_broker.server.close_codes import (

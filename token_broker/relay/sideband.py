@@ -25,9 +25,8 @@ from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.azure.socket import CLOSED_BY_AZURE, AzureSocket
 from token_broker.relay.counters import RelayCounters, TalkCounters
-from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS, SESSION_EVENTS
-from token_broker.relay.event_text import compact
-from token_broker.relay.policy.rules import event_type
+from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
+from token_broker.relay.event_text import SESSION_EVENTS, compact, event_type
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.server.close_codes import DONE, UPSTREAM_FAILED, Ending

@@ -31,8 +31,8 @@ class TranslatedTalk:
     nothing is translated nor completed.
     """
 
-    def __init__(self, compat: Dialect, upstream: Dialect) -> None:
-        self.compat, self.upstream = compat, upstream
+    def __init__(self, client: Dialect, upstream: Dialect) -> None:
+        self.client, self.upstream = client, upstream
         self.events: list[Event] = []
         self.sent: list[Event] = []
         self._new_id = counted()
@@ -47,7 +47,7 @@ class TranslatedTalk:
     def send(self, name: str, **fields: Any) -> None:
         asked: Event = {"type": name, **fields}
         crossed = (
-            [asked] if self.compat == self.upstream else to_azure(asked, compat=self.compat, upstream=self.upstream)
+            [asked] if self.client == self.upstream else to_azure(asked, client=self.client, upstream=self.upstream)
         )
         for event in crossed:
             self._note(self._talk.receive(json.dumps(event), self._now_s))
@@ -67,15 +67,15 @@ class TranslatedTalk:
     def _note(self, events: list[Event]) -> None:
         self.sent += events
         for event in events:
-            self.events += [event] if self.compat == self.upstream else self._carried(event)
+            self.events += [event] if self.client == self.upstream else self._carried(event)
 
     def _carried(self, event: Event) -> list[Event]:
         """As the relay does it: what need not be read is renamed as text."""
-        if needs_reading(event["type"], compat=self.compat, upstream=self.upstream):
-            return to_client(event, compat=self.compat, upstream=self.upstream, new_id=self._new_id)
-        text = renamed(json.dumps(event), compat=self.compat, upstream=self.upstream, new_id=self._new_id)
+        if needs_reading(event["type"], client=self.client, upstream=self.upstream):
+            return to_client(event, client=self.client, upstream=self.upstream, new_id=self._new_id)
+        text = renamed(json.dumps(event), client=self.client, upstream=self.upstream, new_id=self._new_id)
         told: Event = json.loads(text)
-        assert [told] == to_client(event, compat=self.compat, upstream=self.upstream, new_id=self._new_id)
+        assert [told] == to_client(event, client=self.client, upstream=self.upstream, new_id=self._new_id)
         return [told]
 
 

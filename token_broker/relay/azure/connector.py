@@ -38,7 +38,7 @@ from strategies.session_body import ga_realtime_session, voice_live_session
 from strategies.upstream import Answer, classify
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.socket import AzureSocket, connect
-from token_broker.relay.policy.rules import event_type
+from token_broker.relay.event_text import event_type
 from token_broker.server.close_codes import UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
 from token_broker.settings import UpstreamName
 
