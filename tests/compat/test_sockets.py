@@ -90,7 +90,7 @@ async def test_every_path_leads_to_the_credentials_session_whatever_the_path_say
             await caller.hear("session.created")
             (talking,) = d.running.broker.relay._talks
             assert talking.owner.session_id == claims.session_id
-            assert talking._switch.agent.id == "sage"
+            assert talking._handoff.agent.id == "sage"
         assert (await d.running.client.get(path)).status_code == 426
 
 

@@ -184,7 +184,7 @@ async def test_history_that_was_told_to_a_conversation_that_is_over_is_forgotten
                 await (await azure.talk(number + 1)).next_event("conversation.item.create", nth=2)
             (talk,) = running.relay._talks
             newest = {event["item"]["id"] for event in azure.talks[-1].received if "item" in event}
-            assert talk._switch._own_items == newest
+            assert talk._handoff._history_items == newest
             assert len(newest) == 2
 
 
@@ -192,5 +192,5 @@ async def test_items_of_the_brokers_own_making_are_remembered_up_to_a_number() -
     assembler = TurnAssembler()
     for number in range(10_000):
         assembler.ignore(f"item_{number}")
-    assert len(assembler._told) == len(assembler._places) == 2048
-    assert "item_9999" in assembler._told
+    assert len(assembler._finished) == len(assembler._sequences) == 2048
+    assert "item_9999" in assembler._finished

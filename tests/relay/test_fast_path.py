@@ -15,10 +15,9 @@ from websockets.frames import Frame, Opcode
 
 from tests.relay.support.azure import AzureTalk, scripted_azure
 from tests.relay.support.broker import Client, Running, broker, build, make_settings, serving
-from token_broker.relay.azure.connector import Upstream
+from token_broker.relay.azure.connector import UpstreamConnection
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.counters import TalkCounters
-from token_broker.relay.event_handler import EventReader
 from token_broker.relay.fast_path import FastPath
 from token_broker.relay.transcripts.assembler import TurnAssembler
 from token_broker.server.websocket import WIRE_EXTENSION, BrokerWebSocketProtocol
@@ -270,8 +269,8 @@ class StubUpstream:
 
 def to_azure_alone() -> tuple[MessageSink, list[bytes], TalkCounters]:
     wire, socket, counters = StubWire(), StubSocket(), TalkCounters()
-    direct = FastPath(wire, cast("EventReader", None), counters=counters, failed=lambda _: None)
-    direct.join(cast("Upstream", StubUpstream(socket)))
+    fast_path = FastPath(wire, forwards=lambda _: False, handle=lambda *_: [], counters=counters, failed=lambda _: None)
+    fast_path.join(cast("UpstreamConnection", StubUpstream(socket)))
     assert wire.sink is not None
     return wire.sink, socket.sent, counters
 

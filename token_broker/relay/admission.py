@@ -1,8 +1,7 @@
-"""Who may talk: what a client presents becomes a admitted client, and a admitted client gets a place.
+"""Admission to the relay: a credential becomes an admitted client, and an admitted client gets a place for its talk.
 
-The plan's proxy and the compatible endpoints of the official clients pass the same checks. They differ in what is
-presented and in how a refusal is told: with a close code to the one, with an HTTP status to the other. So a refusal has
-both.
+The plan's proxy and the compatible endpoints share these checks. They accept different credentials, and report a
+refusal differently: the proxy with a close code, a compatible endpoint with an HTTP status. So a refusal has both.
 """
 
 import hmac
@@ -38,7 +37,7 @@ LimitKey = Callable[[Scope, str], str]
 
 
 class RefusedError(Problem):
-    """A newcomer that is not admitted; `ending` is for one whose WebSocket was accepted already."""
+    """A client is not admitted. `ending` is for a client whose WebSocket is accepted already."""
 
     def __init__(self, ending: Ending, problem: Problem) -> None:
         super().__init__(problem.status, problem.code, problem.detail, headers=problem.headers, extra=problem.extra)
@@ -47,18 +46,18 @@ class RefusedError(Problem):
 
 @dataclass(frozen=True, slots=True)
 class AdmittedClient:
-    """Somebody whose credential is good; it is not used up yet. `limit_key` is what their talks are counted by."""
+    """A client with a valid credential, which is not spent yet. Its open talks are counted under `limit_key`."""
 
     owner: Owner
     agent: Agent
     limit_key: str
-    credential_id: str | None  # None: the credential may be used without a count
+    credential_id: str | None  # None: the credential may be used without limit
     counted_until_s: float
     uses: int = 1
 
 
 class Admission:
-    """The checks. `limit_key` says what a principal is counted by: the address, for somebody anonymous."""
+    """The checks. `limit_key` gives the key under which a principal is counted; for an anonymous one, the address."""
 
     def __init__(
         self,
@@ -86,28 +85,35 @@ class Admission:
         self._blocklist = blocklist
 
     def by_ticket(self, scope: Scope) -> AdmittedClient:
-        """Who comes with a plan's ticket, to the plan's session. Raises RefusedError."""
-        self._check_way_in(scope)
-        claims = self._read_ticket(scope)
+        """The client with a plan's ticket, to that plan's session. Raises RefusedError."""
+        self._check_entry(scope)
+        tickets = [name for name in scope.get("subprotocols", []) if name.startswith(TICKET_PREFIX)]
+        if len(tickets) != 1:
+            raise _no_entry("no ticket: ask POST /realtime/token first")
+        try:
+            claims = self._signer.read_ticket(tickets[0].removeprefix(TICKET_PREFIX))
+        except TokenError as error:
+            what = "has expired" if error.expired else "is not valid"
+            raise _no_entry(f"the ticket {what}: ask for a new plan") from None
         if claims.session_id != scope.get("path_params", {}).get("session_id"):
             raise _no_entry("the ticket is another session's: ask for a new plan")
         return self._admitted(scope, claims)
 
     def by_any(self, scope: Scope) -> AdmittedClient:
-        """Who comes to a compatible endpoint, with whatever of the broker's own it takes. Raises RefusedError."""
-        self._check_way_in(scope)
+        """The client of a compatible endpoint, with any credential of the broker's. Raises RefusedError."""
+        self._check_entry(scope)
         return self._admitted(scope, self._claims_of_any(scope))
 
     def leaver(self, scope: Scope) -> tuple[str, str]:
-        """The session of whatever is presented, and what its principal is counted by.
+        """The session of the credential, and the key under which its principal is counted. Raises RefusedError.
 
-        Also where it opens nothing just now: who leaves may always do so. Raises RefusedError.
+        It ignores drain, origin and blocklist: a client may always end its own session.
         """
         claims = self._claims_of_any(scope)
         return claims.session_id, self._limit_key(scope, claims.principal)
 
     def warn_of_resource_key(self, credential: str) -> bool:
-        """Whether a client holds Azure's own key, which the operator has to hear of; the client is told nothing."""
+        """Whether a client holds Azure's own key: logged for the operator, while the client must not learn of it."""
         key = self._settings.key
         if key is None or not hmac.compare_digest(credential.encode(), key.get_secret_value().encode()):
             return False
@@ -115,9 +121,9 @@ class Admission:
         return True
 
     async def enter(self, admitted: AdmittedClient, *, counted: bool = False) -> SessionLease:
-        """A place for the client's talk. Spends one use of the credential; with `counted`, one of the rate too.
+        """A place for the client's talk. Spends one use of the credential; with `counted`, one of the rate limit too.
 
-        Raises RefusedError, and Problem 429 for the rate.
+        Raises RefusedError, and Problem 429 for the rate limit.
         """
         if counted:
             await self._rate.admit(admitted.limit_key)
@@ -130,27 +136,17 @@ class Admission:
                 if admitted.uses > 1:
                     raise _no_entry(f"the client secret was used {admitted.uses} times: mint a new one")
                 raise _no_entry("the ticket was used: ask for a new plan")
-        except BaseException:
+        except BaseException:  # a cancelled client must give its place back too
             lease.release()
             raise
         return lease
 
-    def _check_way_in(self, scope: Scope) -> None:
+    def _check_entry(self, scope: Scope) -> None:
         if self._drain.draining:
             raise _refused(GOING_AWAY.code, GOING_AWAY.reason, 503, "draining", retry=True)
         if (problem := self._origin_refusal(scope)) is not None:
             reason = "this page's origin may not talk here: see BROKER_ALLOWED_ORIGINS"
             raise RefusedError(Ending(FOREIGN_ORIGIN, reason), problem)
-
-    def _read_ticket(self, scope: Scope) -> TicketClaims:
-        tickets = [name for name in scope.get("subprotocols", []) if name.startswith(TICKET_PREFIX)]
-        if len(tickets) != 1:
-            raise _no_entry("no ticket: ask POST /realtime/token first")
-        try:
-            return self._signer.read_ticket(tickets[0].removeprefix(TICKET_PREFIX))
-        except TokenError as error:
-            what = "has expired" if error.expired else "is not valid"
-            raise _no_entry(f"the ticket {what}: ask for a new plan") from None
 
     def _claims_of_any(self, scope: Scope) -> ClientSecretClaims | TicketClaims | SessionClaims:
         try:
@@ -178,7 +174,8 @@ class Admission:
         if isinstance(claims, TicketClaims):
             credential_id = claims.ticket_id
         else:
-            epoch = max(claims.epoch + 1, time.time_ns() // 1_000_000)  # each connection's turns stand behind the last
+            # Turns sort by epoch first: those of each further connection have to come after the previous one's.
+            epoch = max(claims.epoch + 1, time.time_ns() // 1_000_000)
             if isinstance(claims, ClientSecretClaims) and self._settings.client_secret_uses:
                 credential_id, uses = claims.secret_id, self._settings.client_secret_uses
                 counted_until_s = claims.counted_until_s
@@ -192,7 +189,7 @@ class Admission:
         )
 
     async def _spend(self, admitted: AdmittedClient) -> bool:
-        """Uses the credential once; one that may be used several times is as many tickets, spent in turn."""
+        """Uses the credential once. A credential with several uses is as many tickets, spent one after the other."""
         if admitted.credential_id is None:
             return True
         if admitted.uses == 1:

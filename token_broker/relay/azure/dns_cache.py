@@ -1,7 +1,7 @@
-"""Azure's addresses, looked up once for all talks that begin at the same time.
+"""DNS cache for Azure's hosts: one lookup serves all talks that begin at the same time.
 
-A lookup may hang, and only so many may run at once (`BoundedResolver`): a burst of talks to one host must not be
-refused for that. The last good answer is kept for the time when no new one can be had.
+A lookup may hang, and `BoundedResolver` limits how many run at once: a burst of talks to one host must not be refused
+for that. The last good answer is kept in case a later lookup fails.
 """
 
 import asyncio
@@ -17,41 +17,42 @@ _LOOKUP_S = 5.0
 
 
 class DnsCache:
-    """One lookup at a time for each host and port; its answer serves all who wait, and those of the next 30 s."""
+    """One lookup at a time for each host and port. Its answer serves all who wait, and those of the next 30 s."""
 
     def __init__(self, resolver: AbstractResolver, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._resolver = resolver
         self._monotonic = monotonic
-        self._known: dict[tuple[str, int], tuple[float, Sequence[ResolveResult]]] = {}  # as few as there are routes
+        self._known: dict[tuple[str, int], tuple[float, Sequence[ResolveResult]]] = {}  # one for each route
         self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     async def resolve(self, host: str, port: int) -> Sequence[ResolveResult]:
-        """The host's addresses; stale ones where the lookup fails. Raises OSError. Waits for as long as it is let."""
+        """The host's addresses; stale ones where the lookup fails. Raises OSError. The caller bounds the wait."""
         key = (host, port)
         known = self._known.get(key)
         if known is not None and self._monotonic() - known[0] < _FRESH_S:
             return known[1]
         lookup = self._running.get(key)
         if lookup is None:
+
+            def on_done(done: "asyncio.Task[None]") -> None:
+                self._running.pop(key, None)
+                if not done.cancelled():
+                    done.exception()  # retrieved here, since those who waited may all have left
+
             lookup = self._running[key] = asyncio.create_task(self._look_up(key), name="azure-lookup")
-            lookup.add_done_callback(lambda done: self._settle(key, done))
-        if known is not None:  # stale, and better than waiting
+            lookup.add_done_callback(on_done)
+        if known is not None:  # stale: Azure's addresses hardly change, and waiting would delay the talk
             return known[1]
-        await asyncio.shield(lookup)
+        await asyncio.shield(lookup)  # shared: one caller that gives up must not cancel it for the others
         return self._known[key][1]
 
     async def aclose(self) -> None:
-        """Stops what still runs."""
+        """Cancels lookups that still run."""
         running = list(self._running.values())
         for lookup in running:
             lookup.cancel()
         if running:
             await asyncio.wait(running)
-
-    def _settle(self, key: tuple[str, int], lookup: "asyncio.Task[None]") -> None:
-        self._running.pop(key, None)
-        if not lookup.cancelled():
-            lookup.exception()  # looked at, since those who waited may all have left
 
     async def _look_up(self, key: tuple[str, int]) -> None:
         try:

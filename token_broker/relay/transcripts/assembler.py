@@ -1,9 +1,9 @@
-"""From events to turns, in either dialect. Pure: events and the time go in, what was said comes out.
+"""Assembles turns from Azure's events, in either dialect. Pure: events and the time go in, turns come out.
 
-An item's place follows `previous_item_id` (docs/azure.md §4.2), so that a user's words sort before the answer to them
-even where their transcript comes after it. An assistant's turn is held until it is known whether it was interrupted:
-until its response is done and its audio, sent faster than real time, can have been played; or until the user's next
-words, a truncation or the end of the talk decide it sooner.
+An item's sequence number follows `previous_item_id` (docs/azure.md §4.2), so a user's turn sorts before the answer to
+it even where its transcript arrives later. An assistant's turn is held until it is known whether it was interrupted:
+until its response is done and its audio, which arrives faster than real time, can have been played. The user's next
+utterance, a truncation or the end of the talk decide it sooner.
 """
 
 from collections import OrderedDict
@@ -19,7 +19,7 @@ NOT_TRANSCRIBED = "(speech that could not be transcribed)"
 
 _ITEMS_KEPT = 2048
 _PART_DELTAS_KEPT = 8192
-_HELD_WITHOUT_DONE_S = 1.0
+_HELD_WITHOUT_DONE_S = 1.0  # `response.done` follows the last part at once; without it the turn is kept all the same
 _HELD_AT_MOST_S = 30.0
 _AUDIO_BYTES_A_SECOND = 64_000  # PCM16 at 24 kHz, in base64
 
@@ -29,9 +29,10 @@ _USER_DELTA = "conversation.item.input_audio_transcription.delta"
 _COMMITTED = "input_audio_buffer.committed"
 _TRUNCATED = "conversation.item.truncated"
 _RESPONSE_DONE = "response.done"
-_PLAYING = "output_audio_buffer.started"  # these two come with WebRTC alone, where Azure itself plays the audio
+_PLAYING = "output_audio_buffer.started"  # these two come over WebRTC only, where Azure itself plays the audio
 _PLAYED = "output_audio_buffer.stopped"
-_ITEM_MADE = frozenset({"conversation.item.created", "conversation.item.added", "conversation.item.done"})
+_PLAYBACK = frozenset({_PLAYING, _PLAYED, _TRUNCATED})
+_ITEM_CREATED = frozenset({"conversation.item.created", "conversation.item.added", "conversation.item.done"})
 _PART_DONE = {
     "response.audio_transcript.done": "transcript",
     "response.output_audio_transcript.done": "transcript",
@@ -53,11 +54,9 @@ TURN_EVENTS = frozenset(
         _USER_FAILED,
         _USER_DELTA,
         _COMMITTED,
-        _TRUNCATED,
         _RESPONSE_DONE,
-        _PLAYING,
-        _PLAYED,
-        *_ITEM_MADE,
+        *_PLAYBACK,
+        *_ITEM_CREATED,
         *_PART_DONE,
         *_PART_DELTA,
     }
@@ -68,7 +67,7 @@ Event = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class FinishedTurn:
-    """What somebody said, whole or as far as it came. `sequence` is the place among the talk's messages, from 0."""
+    """One turn, complete or as far as it came. `sequence` is its number among the talk's messages, from 0."""
 
     item_id: str
     role: Role
@@ -80,12 +79,12 @@ class FinishedTurn:
 
 @dataclass(slots=True)
 class _Answer:
-    """An assistant's item on its way: its finished parts and the deltas of the one under way, by content index."""
+    """An assistant's item under way: its finished parts, and the deltas of unfinished ones, by content index."""
 
     response_id: str | None
     parts: dict[int, str] = field(default_factory=dict)
     deltas: dict[int, list[str]] = field(default_factory=dict)
-    due_s: float | None = None  # when it is taken as whole without more being heard
+    due_s: float | None = None  # when it counts as complete if no event comes before
     interrupted: bool = False
 
     @property
@@ -95,69 +94,74 @@ class _Answer:
 
 
 class TurnAssembler:
-    """One talk's turns. Feed it the events of `TURN_EVENTS`; ask `due(now)` when `due_s` has come; `flush` at the end.
+    """One talk's turns. Feed it `TURN_EVENTS`, call `due(now)` when `due_s` is reached, and `flush` at the end.
 
-    It goes on counting places where the talk moves to another upstream (`flush`, then feed the new one's events).
+    Sequence numbers continue when the talk moves to another upstream: `flush`, then feed the new one's events.
     """
 
     def __init__(self) -> None:
-        self._next_place = 0
-        self._places: OrderedDict[str, int] = OrderedDict()  # bounded: the oldest are forgotten
-        self._told: OrderedDict[str, None] = OrderedDict()
+        self._next_sequence = 0
+        # By item id. All are bounded, and forget the oldest.
+        self._sequences: OrderedDict[str, int] = OrderedDict()
+        self._finished: OrderedDict[str, None] = OrderedDict()
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
         self._awaited: OrderedDict[str, list[str]] = OrderedDict()  # the user's committed items: transcript so far
         self._playing_until_s = 0.0
 
     def ignore(self, item_id: str) -> None:
-        """An item of the broker's own making: it is nobody's turn and takes no place."""
-        self._told[item_id] = None
-        self._places[item_id] = self._next_place - 1
-        _bound(self._told)
-        _bound(self._places)
+        """Makes no turn of an item that the broker created."""
+        self._finished[item_id] = None
+        self._sequences[item_id] = self._next_sequence - 1
+        _bound(self._finished)
+        _bound(self._sequences)
 
     @property
     def awaits_user(self) -> bool:
-        """Whether something the user said has not been transcribed yet."""
+        """Whether an utterance of the user's has not been transcribed yet."""
         return bool(self._awaited)
 
     @property
     def due_s(self) -> float | None:
-        """When `due` has something to tell, if nothing happens before."""
+        """When `due` has turns to return, if no event comes before."""
         return min((a.due_s for a in self._answers.values() if a.due_s is not None), default=None)
 
     def heard(self, audio_chars: int, now_s: float) -> None:
-        """Azure sent a delta of audio, `audio_chars` long in base64; it is played after what came before it."""
+        """Notes a delta of audio, `audio_chars` long in base64; it is played after the ones before."""
         self._playing_until_s = max(self._playing_until_s, now_s) + audio_chars / _AUDIO_BYTES_A_SECOND
 
     def feed(self, event: Event, now_s: float) -> list[FinishedTurn]:
-        """What is finished by this event of Azure's, in the order of places."""
+        """The turns that this event of Azure's finishes, in their order in the talk."""
         kind = event.get("type")
         item_id = _text(event.get("item_id"))
         if kind in _PART_DELTA:
-            return self._part_delta(item_id, event)
+            if (answer := self._answer(item_id, event)) is not None:
+                deltas = answer.deltas.setdefault(_index(event), [])
+                if len(deltas) < _PART_DELTAS_KEPT:
+                    deltas.append(_text(event.get("delta")))
+            return []
         if kind in _PART_DONE:
-            return self._part_done(item_id, event, _text(event.get(_PART_DONE[str(kind)])), now_s)
-        if kind == _RESPONSE_DONE:
-            return self._response_done(event, now_s)
-        if kind == _COMMITTED:
-            return self._committed(item_id, event)
+            if (answer := self._answer(item_id, event)) is not None:
+                index = _index(event)
+                answer.parts[index] = _text(event.get(_PART_DONE[str(kind)]))
+                answer.deltas.pop(index, None)
+                answer.due_s = max(now_s + _HELD_WITHOUT_DONE_S, self._played_by_s(now_s))
+            return []
         if kind == _USER_DELTA:
             if item_id in self._awaited and len(self._awaited[item_id]) < _PART_DELTAS_KEPT:
                 self._awaited[item_id].append(_text(event.get("delta")))
             return []
         if kind == _USER_DONE:
-            return self._user_said(item_id, _text(event.get("transcript")))
+            return self._finish_user(item_id, _text(event.get("transcript")))
         if kind == _USER_FAILED:
-            return self._user_said(item_id, "", transcribed=False)
-        if kind == _TRUNCATED:
-            return self._truncated(item_id)
-        if kind == _PLAYING:
-            self._playing_until_s = now_s + _HELD_AT_MOST_S
-            return []
-        if kind == _PLAYED:
-            return self._played(now_s)
-        if kind in _ITEM_MADE:
-            return self._item_made(event)
+            return self._finish_user(item_id, "", transcribed=False)
+        if kind == _COMMITTED:
+            return self._commit(item_id, event)
+        if kind == _RESPONSE_DONE:
+            return self._end_response(event, now_s)
+        if kind in _PLAYBACK:
+            return self._note_playback(str(kind), item_id, now_s)
+        if kind in _ITEM_CREATED:
+            return self._note_item(event)
         return []
 
     def due(self, now_s: float) -> list[FinishedTurn]:
@@ -165,62 +169,89 @@ class TurnAssembler:
         ready = [
             item_id for item_id, answer in self._answers.items() if answer.due_s is not None and answer.due_s <= now_s
         ]
-        return self._tell_all(ready)
+        return self._finish_answers(ready)
 
     def flush(self) -> list[FinishedTurn]:
-        """All that is left, as far as it came: the talk, or its upstream, is over."""
-        turns = self._tell_all(list(self._answers), cut=True)
+        """Everything that is left, complete or not: the talk, or its upstream, is over."""
+        turns = self._finish_answers(list(self._answers), cut=True)
         for item_id, some in list(self._awaited.items()):
-            turns += self._user_said(item_id, "".join(some))
+            turns += self._finish_user(item_id, "".join(some))
         self._playing_until_s = 0.0
         return sorted(turns, key=lambda turn: turn.sequence)
 
-    # --- the user
+    # --- one kind of event each
 
-    def _committed(self, item_id: str, event: Event) -> list[FinishedTurn]:
-        turns = self._tell_all([known for known, answer in self._answers.items() if answer.due_s is not None])
-        if item_id and item_id not in self._told:
-            self._place(item_id, event.get("previous_item_id"))
+    def _commit(self, item_id: str, event: Event) -> list[FinishedTurn]:
+        """The user spoke: answers that are held were heard before, so they are finished."""
+        turns = self._finish_answers([known for known, answer in self._answers.items() if answer.due_s is not None])
+        if item_id and item_id not in self._finished:
+            self._sequence(item_id, event.get("previous_item_id"))
             self._awaited.setdefault(item_id, [])
             _bound(self._awaited)
         return turns
 
-    def _user_said(self, item_id: str, transcript: str, *, transcribed: bool = True) -> list[FinishedTurn]:
-        self._awaited.pop(item_id, None)
-        content = transcript.strip() if transcribed else NOT_TRANSCRIBED
-        return self._tell(item_id, "user", content, transcribed=transcribed)
-
-    # --- items
-
-    def _item_made(self, event: Event) -> list[FinishedTurn]:
+    def _note_item(self, event: Event) -> list[FinishedTurn]:
         item = event.get("item")
         if not isinstance(item, dict) or not (item_id := _text(item.get("id"))):
             return []
         if item.get("type", "message") != "message":
-            self._places.setdefault(item_id, self._next_place - 1)  # no message: it stands where the last one does
-            _bound(self._places)
+            # Not a message, so not a turn: it shares the number of the message before it.
+            self._sequences.setdefault(item_id, self._next_sequence - 1)
+            _bound(self._sequences)
             return []
         if event.get("type") != "conversation.item.done":
-            self._place(item_id, event.get("previous_item_id"))
-        if item.get("role") == "user" and (typed := _typed_text(item)):
-            return self._tell(item_id, "user", typed)
-        return []
+            self._sequence(item_id, event.get("previous_item_id"))
+        if item.get("role") != "user":
+            return []
+        # Only what the user typed: the transcript of audio comes in an event of its own.
+        content = item.get("content")
+        parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+        typed = " ".join(_text(part.get("text")) for part in parts if part.get("type") == "input_text").strip()
+        return self._finish(item_id, "user", typed)
 
-    def _place(self, item_id: str, previous: Any = None) -> int:
-        """The item's place; one that is named as its forerunner before it was seen itself is placed first."""
-        if item_id in self._places:
-            return self._places[item_id]
+    def _end_response(self, event: Event, now_s: float) -> list[FinishedTurn]:
+        response = event.get("response")
+        if not isinstance(response, dict):
+            return []
+        response_id = _text(response.get("id")) or None
+        of_response = [item for item, answer in self._answers.items() if answer.response_id in {response_id, None}]
+        if response.get("status", "completed") != "completed":
+            self._playing_until_s = 0.0
+            return self._finish_answers(of_response, cut=True, interrupted=True)
+        for item_id in of_response:
+            self._answers[item_id].due_s = self._played_by_s(now_s)
+        return self.due(now_s)
+
+    def _note_playback(self, kind: str, item_id: str, now_s: float) -> list[FinishedTurn]:
+        if kind == _PLAYING:
+            self._playing_until_s = now_s + _HELD_AT_MOST_S
+            return []
+        self._playing_until_s = 0.0
+        if kind == _PLAYED:
+            for answer in self._answers.values():
+                if answer.due_s is not None:
+                    answer.due_s = min(answer.due_s, now_s)
+            return self.due(now_s)
+        if (truncated := self._answers.get(item_id)) is None:
+            return []
+        truncated.interrupted = True
+        return self._finish_answers([item_id]) if truncated.due_s is not None else []
+
+    # --- parts of the above
+
+    def _sequence(self, item_id: str, previous: Any = None) -> int:
+        """The item's sequence number. An item named as its predecessor before it was seen itself gets one first."""
+        if item_id in self._sequences:
+            return self._sequences[item_id]
         if isinstance(previous, str) and previous not in {"", "root", item_id}:
-            self._place(previous)
-        place = self._places[item_id] = self._next_place
-        self._next_place += 1
-        _bound(self._places)
-        return place
-
-    # --- the assistant
+            self._sequence(previous)
+        sequence = self._sequences[item_id] = self._next_sequence
+        self._next_sequence += 1
+        _bound(self._sequences)
+        return sequence
 
     def _answer(self, item_id: str, event: Event) -> _Answer | None:
-        if not item_id or item_id in self._told:
+        if not item_id or item_id in self._finished:
             return None
         answer = self._answers.get(item_id)
         if answer is None:
@@ -228,73 +259,35 @@ class TurnAssembler:
             _bound(self._answers)
         return answer
 
-    def _part_delta(self, item_id: str, event: Event) -> list[FinishedTurn]:
-        if (answer := self._answer(item_id, event)) is not None:
-            deltas = answer.deltas.setdefault(_index(event), [])
-            if len(deltas) < _PART_DELTAS_KEPT:
-                deltas.append(_text(event.get("delta")))
-        return []
-
-    def _part_done(self, item_id: str, event: Event, text: str, now_s: float) -> list[FinishedTurn]:
-        if (answer := self._answer(item_id, event)) is not None:
-            index = _index(event)
-            answer.parts[index] = text
-            answer.deltas.pop(index, None)
-            answer.due_s = max(now_s + _HELD_WITHOUT_DONE_S, self._played_by_s(now_s))
-        return []
-
-    def _response_done(self, event: Event, now_s: float) -> list[FinishedTurn]:
-        response = event.get("response")
-        if not isinstance(response, dict):
-            return []
-        response_id = _text(response.get("id")) or None
-        mine = [item for item, answer in self._answers.items() if answer.response_id in {response_id, None}]
-        whole = response.get("status", "completed") == "completed"
-        if not whole:
-            self._playing_until_s = 0.0
-            return self._tell_all(mine, cut=True, interrupted=True)
-        for item_id in mine:
-            self._answers[item_id].due_s = self._played_by_s(now_s)
-        return self.due(now_s)
-
-    def _truncated(self, item_id: str) -> list[FinishedTurn]:
-        self._playing_until_s = 0.0
-        if (answer := self._answers.get(item_id)) is None:
-            return []
-        answer.interrupted = True
-        return self._tell_all([item_id]) if answer.due_s is not None else []
-
-    def _played(self, now_s: float) -> list[FinishedTurn]:
-        self._playing_until_s = 0.0
-        for answer in self._answers.values():
-            if answer.due_s is not None:
-                answer.due_s = min(answer.due_s, now_s)
-        return self.due(now_s)
-
     def _played_by_s(self, now_s: float) -> float:
         return min(max(self._playing_until_s, now_s), now_s + _HELD_AT_MOST_S)
 
-    # --- telling
+    def _finish_user(self, item_id: str, transcript: str, *, transcribed: bool = True) -> list[FinishedTurn]:
+        self._awaited.pop(item_id, None)
+        content = transcript.strip() if transcribed else NOT_TRANSCRIBED
+        return self._finish(item_id, "user", content, transcribed=transcribed)
 
-    def _tell_all(self, item_ids: list[str], *, cut: bool = False, interrupted: bool = False) -> list[FinishedTurn]:
+    def _finish_answers(
+        self, item_ids: list[str], *, cut: bool = False, interrupted: bool = False
+    ) -> list[FinishedTurn]:
         turns: list[FinishedTurn] = []
         for item_id in item_ids:
             answer = self._answers.pop(item_id)
             unfinished = cut and answer.due_s is None
-            turns += self._tell(
+            turns += self._finish(
                 item_id, "assistant", answer.text, interrupted=answer.interrupted or interrupted or unfinished
             )
         return sorted(turns, key=lambda turn: turn.sequence)
 
-    def _tell(
+    def _finish(
         self, item_id: str, role: Role, content: str, *, interrupted: bool = False, transcribed: bool = True
     ) -> list[FinishedTurn]:
-        if not item_id or not content or item_id in self._told:
+        if not item_id or not content or item_id in self._finished:
             return []
-        self._told[item_id] = None
-        _bound(self._told)
-        place = self._place(item_id)
-        return [FinishedTurn(item_id, role, content, place, interrupted=interrupted, transcribed=transcribed)]
+        self._finished[item_id] = None
+        _bound(self._finished)
+        sequence = self._sequence(item_id)
+        return [FinishedTurn(item_id, role, content, sequence, interrupted=interrupted, transcribed=transcribed)]
 
 
 def _text(value: Any) -> str:
@@ -304,13 +297,6 @@ def _text(value: Any) -> str:
 def _index(event: Event) -> int:
     index = event.get("content_index")
     return index if isinstance(index, int) else 0
-
-
-def _typed_text(item: Event) -> str:
-    """What the user typed rather than spoke; empty where the item holds audio, whose transcript comes by itself."""
-    content = item.get("content")
-    parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-    return " ".join(_text(part.get("text")) for part in parts if part.get("type") == "input_text").strip()
 
 
 def _bound(items: OrderedDict[str, Any]) -> None:
