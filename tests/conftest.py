@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import trustme
 from xdist.scheduler import LoadGroupScheduling
@@ -17,6 +18,9 @@ from tests.support.entra import IdentityEndpoint, run_identity_endpoint
 from token_broker.simulator import RunningSimulator, serve
 
 StartBroker = Callable[..., Awaitable[RunningBroker]]
+
+hypothesis.settings.register_profile("without deadline", deadline=None)  # a busy machine makes any single example slow
+hypothesis.settings.load_profile("without deadline")
 
 _GROUPS = {
     "sound": ("tests/web/test_talk.py", "tests/web/test_with_broker.py"),

@@ -90,7 +90,7 @@ def test_every_test_that_is_called_slow_is_there() -> None:
 
 
 def test_one_loop_is_taken_where_tests_run_on_both() -> None:
-    path = "tests/relay/test_client_faults.py"
+    path = "tests/relay/test_fast_path.py"
     on_both, on_asyncio = collected(path, TEST_LOOP=""), collected(path, TEST_LOOP="asyncio")
     assert any("uvloop" in name for name in on_both)
     assert on_asyncio == [name for name in on_both if "uvloop" not in name]

@@ -196,7 +196,7 @@ def test_nothing_that_is_not_finite_is_ever_written(number: float) -> None:
 
 @pytest.mark.parametrize("text", ["1e999", "-1e999", "NaN", "Infinity", "-Infinity", "9" * 5_000])
 def test_nothing_that_is_not_finite_is_ever_read(text: str) -> None:
-    with pytest.raises(ValueError, match=r"not JSON|too large|digits"):
+    with pytest.raises(ValueError, match=r"not finite|digits"):
         parsed(f'{{"type":"response.done","x":{text}}}')
 
 

@@ -31,6 +31,7 @@ __all__ = [
 
 Event = dict[str, Any]
 
+# Reported as a `server_error`, not as an `invalid_request_error`: the client did nothing wrong and may connect again.
 _BROKERS_FAULT = frozenset({UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, DRAINING, INTERNAL})
 
 

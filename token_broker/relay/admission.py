@@ -115,6 +115,7 @@ class Admission:
     def warn_of_resource_key(self, credential: str) -> bool:
         """Whether a client holds Azure's own key: logged for the operator, while the client must not learn of it."""
         key = self._settings.key
+        # In constant time: a guess at the key must not be confirmed character by character.
         if key is None or not hmac.compare_digest(credential.encode(), key.get_secret_value().encode()):
             return False
         log.error("resource_key_presented", do="a client holds AZURE_VOICELIVE_KEY: renew the key, mint client secrets")
@@ -127,6 +128,7 @@ class Admission:
         """
         if counted:
             await self._rate.admit(admitted.limit_key)
+        # The place first: a credential must not be spent on a client that is turned away for want of one.
         lease = self._limits.acquire(admitted.limit_key)
         if lease is None:
             reason = "too many talks are open: end one, or try again later"
@@ -166,7 +168,7 @@ class Admission:
         agent = self._agents.get(claims.agent_id or self._agents.default)
         if agent is None:
             raise _refused(BAD_REQUEST, "the ticket's agent is gone: ask for a new plan", 401, "agent_gone")
-        if self._blocklist.is_missed:
+        if self._blocklist.is_missed:  # fails closed: docs/decisions/0023-no-secret-before-the-blocklist.md
             raise _refused(DRAINING, _BLOCKLIST_UNREAD, 503, "blocklist_unread", retry=True)
         if self._blocklist.refused(claims.principal, claims.session_id):
             raise _refused(BLOCKED.code, BLOCKED.reason, 403, "blocked")

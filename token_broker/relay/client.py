@@ -62,7 +62,7 @@ class TalkClient:
                         await self.send({"type": "websocket.send", "text": last_event})
                     await self.send({"type": "websocket.close", "code": ending.code, "reason": ending.reason})
                     return
-            except TimeoutError:
+            except TimeoutError:  # it stopped reading: below, the frame is written without waiting
                 pass
             except (OSError, RuntimeError):
                 return

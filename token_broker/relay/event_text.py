@@ -28,7 +28,7 @@ def parsed(text: str) -> Any:
 
     Raises ValueError, also for a number that is not finite; RecursionError where the nesting is too deep.
     """
-    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
 
 
 def compact(event: Mapping[str, Any]) -> str:
@@ -59,12 +59,8 @@ def is_audio_delta(payload: bytes) -> bool:
     return payload.startswith(_AUDIO_DELTA_HEADS)
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite_float(digits: str) -> float:
-    number = float(digits)
+def _finite(digits: str) -> float:
+    number = float(digits)  # also of `NaN` and `Infinity`, which Python's reader accepts
     if not math.isfinite(number):
-        raise ValueError("a number is too large")
+        raise ValueError("a number is not finite")
     return number

@@ -84,9 +84,7 @@ class AgentHandoff:
             return
         self._pending = True
         self._requests += 1
-        dialect = upstream.route.dialect
-        same_voice = agent.voices[dialect] == self.agent.voices[dialect]
-        self._start(self._update(agent, upstream) if same_voice else self._replace(agent, upstream), "talk-handoff")
+        self._start(self._hand_off(agent, upstream), "talk-handoff")
 
     def confirm(self, upstream: UpstreamConnection) -> None:
         """Completes an unconfirmed handoff: Azure has accepted a session."""
@@ -113,13 +111,14 @@ class AgentHandoff:
         item = event.get("item")
         return isinstance(item, dict) and item.get("id") in self._history_items
 
-    async def _update(self, agent: Agent, upstream: UpstreamConnection) -> None:
-        spec = await self._supply(agent)()
-        self._unconfirmed = _Unconfirmed(agent, f"{OWN_EVENT_IDS}handoff_{self._requests}")
-        upstream.socket.send(new_agent_update(spec, upstream.route.dialect, self._unconfirmed.event_id))
-
-    async def _replace(self, agent: Agent, old: UpstreamConnection) -> None:
-        """The old upstream carries the talk until the new one is ready, and keeps it where none can be had."""
+    async def _hand_off(self, agent: Agent, old: UpstreamConnection) -> None:
+        dialect = old.route.dialect
+        if agent.voices[dialect] == self.agent.voices[dialect]:
+            spec = await self._supply(agent)()
+            self._unconfirmed = _Unconfirmed(agent, f"{OWN_EVENT_IDS}handoff_{self._requests}")
+            old.socket.send(new_agent_update(spec, dialect, self._unconfirmed.event_id))
+            return
+        # The old upstream carries the talk until the new one is ready, and keeps it where none can be had.
         try:
             # The same route: the client has been told its dialect, and a compatible client cannot change it.
             new = await self._connector.connect(self._supply(agent), only=old.route.name)

@@ -137,7 +137,7 @@ class Talk:
                 self._client.gone = True
                 self.end(left(message.get("code")))
                 return
-            if not self._ready.is_set():
+            if not self._ready.is_set():  # one message is held; the server reads no further meanwhile
                 await self._ready.wait()
             text = message.get("text")
             if text is None:
@@ -285,7 +285,7 @@ class Talk:
         running: list[asyncio.Task[Any]] = [*self._tasks, self._recalled]
         for task in running:
             task.cancel()
-        await asyncio.wait(running)
+        await asyncio.wait(running)  # before closing: a task must not write to a socket that is being closed
         try:
             await self._client.close(*self._adapter.farewell(ending))
             if self._upstream is not None:

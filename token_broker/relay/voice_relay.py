@@ -152,7 +152,7 @@ class VoiceRelay:
             await _upgrade_required(scope, receive, send)
             return
         await receive()  # websocket.connect
-        await send(_accepted(scope))
+        await send(_accepted(scope))  # before admission: only then can a refusal carry a close code
         try:
             admitted = self._admission.by_ticket(scope)
             lease = await self._admission.enter(admitted)
@@ -217,7 +217,7 @@ class VoiceRelay:
         self._drain.add(listener)
         try:
             ending = await listener.run(endpoint, call_id)
-            if ending.code == DONE:
+            if ending.code == DONE:  # otherwise the call may go on unheard, and keeps its place
                 self._limits.end(call_id)
             log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
         finally:
@@ -236,7 +236,7 @@ class VoiceRelay:
         self._counters.sessions += 1
         self._talks.add(talk)
         self._drain.add(talk)
-        ending = GOING_AWAY
+        ending = GOING_AWAY  # what counts if the server cancels this task before the talk ends by itself
         began_s = time.monotonic()
         bind_ids(session_id=owner.session_id)
         try:

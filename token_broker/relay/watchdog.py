@@ -43,6 +43,7 @@ class Watchdog:
             return None
         if self._client.still_s(snapshot.frames_from_client, now_s) >= settings.idle_timeout_s:
             return Ending(DONE, "nothing was heard from the client for long: ask for a new plan")
+        # A client is stalled only while a frame waits for it: a silent Azure is not its fault.
         waiting = snapshot.frames_to_client if snapshot.sending else None
         if self._to_client.still_s(waiting, now_s) >= settings.client_write_timeout_s:
             return Ending(CLIENT_STALLED, "the client does not read")

@@ -49,7 +49,7 @@ log = structlog.get_logger("token_broker.relay")
 SpecSupplier = Callable[[], Awaitable[SessionSpec]]
 
 SESSION_EVENT_ID = "broker_session"
-_FIRST_FRAMES_AT_MOST = 64
+_FIRST_FRAMES_AT_MOST = 64  # Azure sends two or three; all are held until the session is accepted
 
 
 class NoUpstreamError(Exception):

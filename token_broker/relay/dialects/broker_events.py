@@ -21,7 +21,7 @@ __all__ = [
 OWN_EVENT_IDS = "broker_"
 """The prefix of the `event_id`s that the broker sends to Azure: an error about one of them is not the client's."""
 
-_LONGEST_HISTORY_CHARS = 4_000
+_LONGEST_HISTORY_CHARS = 4_000  # of one turn: 20 of them are some 20,000 tokens of the model's context
 
 
 def broker_event(kind: str, **fields: Any) -> str:

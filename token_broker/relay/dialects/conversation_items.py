@@ -32,7 +32,7 @@ def item_for(item: Any, dialect: Dialect, *, by_client: bool = False) -> Any:
     content = item.get("content")
     if not isinstance(content, list) or item.get("role") in ("user", "system"):
         return item
-    as_text = by_client and dialect == "preview"
+    as_text = by_client and dialect == "preview"  # Azure's own items are translated for a client that takes audio
     names = _GA_PARTS if dialect == "ga" else _PREVIEW_PARTS
 
     def part_for(part: Any) -> Any:
@@ -91,8 +91,19 @@ def completed_item(item: Any, *, new_id: Callable[[], str], role: str | None = N
             item["status"] = status
     if item.get("type") != "message":
         return item
+
+    def with_text(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        kind = part.get("type")
+        if kind == "input_audio":
+            return {"transcript": None, **part}
+        if isinstance(kind, str) and kind in _TEXT_PARTS and not isinstance(part.get("text"), str):
+            return {**part, "text": ""}
+        return part
+
     content = item.get("content")
-    content = [_with_text(part) for part in content] if isinstance(content, list) else []
+    content = [with_text(part) for part in content] if isinstance(content, list) else []
     if not isinstance(item.get("id"), str):
         item["id"] = f"item_{new_id()}"
     if not isinstance(item.get("role"), str):
@@ -100,14 +111,3 @@ def completed_item(item: Any, *, new_id: Callable[[], str], role: str | None = N
         by_user = any(isinstance(kind, str) and kind.startswith("input_") for kind in kinds)
         item["role"] = role or ("user" if by_user else "assistant")
     return {**item, "content": content}
-
-
-def _with_text(part: Any) -> Any:
-    if not isinstance(part, dict):
-        return part
-    kind = part.get("type")
-    if kind == "input_audio":
-        return {"transcript": None, **part}
-    if isinstance(kind, str) and kind in _TEXT_PARTS and not isinstance(part.get("text"), str):
-        return {**part, "text": ""}
-    return part

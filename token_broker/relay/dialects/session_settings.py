@@ -103,10 +103,6 @@ class _Setting:
         return self.convert(value, dialect)
 
 
-def _unchanged(value: Any, _dialect: Dialect) -> Any:
-    return value
-
-
 def _items(value: Any, dialect: Dialect) -> Any:
     return [item_for(item, dialect, by_client=True) for item in value] if isinstance(value, list) else value
 
@@ -114,7 +110,7 @@ def _items(value: Any, dialect: Dialect) -> Any:
 def _setting(
     ga: str | None,
     preview: str | None,
-    convert: Convert = _unchanged,
+    convert: Convert = lambda value, _dialect: value,
     *,
     nullable: bool = False,
     client: Shape | None = None,
@@ -270,7 +266,7 @@ def _shown(stated: Fields, tree: Tree) -> Fields:
     kept: dict[str, Any] = {}
     whole = True
     for name, value in stated.items():
-        if name not in tree:
+        if name not in tree:  # an allowlist: what Azure adds tomorrow stays hidden
             whole = False
         elif (inner := tree[name]) is None or value is None:
             kept[name] = value

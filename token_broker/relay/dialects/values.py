@@ -39,6 +39,8 @@ _GA_FORMATS: dict[str, dict[str, Any]] = {
 }
 _PREVIEW_FORMATS = {"audio/pcm": "pcm16", "audio/pcmu": "g711_ulaw", "audio/pcma": "g711_alaw"}
 
+# The fields of each kind of turn detection, from both SDKs. A field that the kind lacks makes Azure refuse
+# the whole `session.update`, so the others are left out.
 _ANY_VAD = ("type", "create_response", "interrupt_response")
 _LOUDNESS_VAD = (*_ANY_VAD, "threshold", "prefix_padding_ms", "silence_duration_ms")
 _AZURE_VAD = (*_LOUDNESS_VAD, "end_of_utterance_detection", "auto_truncate")
@@ -177,7 +179,25 @@ def reasoning_effort(value: Any, dialect: Dialect) -> Any:
 
 def tools(value: Any, dialect: Dialect) -> Any:
     """Functions are the same in both dialects. GA has more fields for an MCP server, and names tools in objects."""
-    return [_tool(tool, dialect) for tool in value] if isinstance(value, list) else value
+
+    def converted(tool: Any) -> Any:
+        if not isinstance(tool, dict):
+            return tool
+        kind = tool.get("type")
+        if kind != "mcp":
+            return _only(tool, _FUNCTION) if kind == "function" else tool
+        approval = tool.get("require_approval")
+        if isinstance(approval, dict):
+            selected = {when: _tool_names(names, dialect) for when, names in approval.items()}
+            tool = {**tool, "require_approval": selected}
+        if dialect == "ga":
+            return _only(tool, _GA_MCP)
+        allowed = tool.get("allowed_tools")
+        if isinstance(allowed, dict):
+            tool = {**tool, "allowed_tools": _tool_names(allowed, dialect)}
+        return _only(tool, _MCP)
+
+    return [converted(tool) for tool in value] if isinstance(value, list) else value
 
 
 def tool_choice(value: Any, dialect: Dialect) -> Any:
@@ -189,21 +209,6 @@ def tool_choice(value: Any, dialect: Dialect) -> Any:
     if isinstance(value, dict) and isinstance(function := value.get("function"), dict):
         return {"type": "function", "name": function.get("name")}
     return value
-
-
-def _tool(tool: Any, dialect: Dialect) -> Any:
-    if not isinstance(tool, dict):
-        return tool
-    kind = tool.get("type")
-    if kind != "mcp":
-        return _only(tool, _FUNCTION) if kind == "function" else tool
-    approval = tool.get("require_approval")
-    if isinstance(approval, dict):
-        tool = {**tool, "require_approval": {when: _tool_names(names, dialect) for when, names in approval.items()}}
-    if dialect == "ga":
-        return _only(tool, _GA_MCP)
-    allowed = tool.get("allowed_tools")
-    return _only({**tool, "allowed_tools": _tool_names(allowed, dialect)} if isinstance(allowed, dict) else tool, _MCP)
 
 
 def _tool_names(names: Any, dialect: Dialect) -> Any:

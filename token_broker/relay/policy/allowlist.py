@@ -146,7 +146,7 @@ def examine(text: str) -> Finding:
         return Broken("not JSON")
     if not isinstance(event, dict) or not isinstance(kind := event.get("type"), str):
         return Broken("not an event: an object with a type is wanted")
-    if kind.startswith("broker."):
+    if kind.startswith("broker."):  # never for Azure, whatever else is in it
         return Command(event)
     shape = CLIENT_EVENTS.get(kind)
     if shape is None:

@@ -37,6 +37,7 @@ def without_agents_settings(event: Event) -> Event:
         return _with_shown(event, "session", shown_session)
     if kind in _RESPONSE_EVENTS:
         return _with_shown(event, "response", _shown_response)
+    # The error of listing an MCP server's tools may quote its address or credential.
     if isinstance(kind, str) and kind.startswith(TOOL_LIST) and "error" in event:
         event = {name: value for name, value in event.items() if name != "error"}
     return _with_shown(event, "item", shown_item)

@@ -11,7 +11,7 @@ from token_broker.relay.transcripts.assembler import FinishedTurn, TurnAssembler
 
 __all__ = ["TurnRecorder"]
 
-_HISTORY_TURNS = 20
+_HISTORY_TURNS = 20  # each is an event to Azure before the next agent can speak
 
 
 class TurnRecorder:
@@ -55,7 +55,7 @@ class TurnRecorder:
                     agent_id=self.agent_id,
                     role=turn.role,
                     content=turn.content,
-                    created_at=datetime.now(UTC),
+                    created_at=datetime.now(UTC),  # Azure's events carry no time
                     source="proxy",
                     sequence=turn.sequence,
                     interrupted=turn.interrupted,
