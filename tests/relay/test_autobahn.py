@@ -23,12 +23,12 @@ def ports() -> Iterator[dict[str, int]]:
         yield {loop: stack.enter_context(echo_server(loop)) for loop in LOOPS}
 
 
-def test_all_cases_are_there() -> None:
+def test_all_autobahn_cases_are_present() -> None:
     assert len(CASES) == 301  # Autobahn's own number, without compression
 
 
 @pytest.mark.parametrize(("loop", "name"), PLAYED)
-def test_the_server_passes_autobahns_case(ports: dict[str, int], loop: str, name: str) -> None:
+def test_server_passes_autobahn_case(ports: dict[str, int], loop: str, name: str) -> None:
     case = CASES[name]
     verdict = play(case, ports[loop])
     assert verdict.behavior == (INFORMATIONAL if case.informational else OK), verdict.why
@@ -71,7 +71,7 @@ def never_closes(patch: pytest.MonkeyPatch) -> None:
         (never_closes, "7.3.3"),
     ],
 )
-def test_a_server_that_is_broken_does_not_pass_the_case(
+def test_broken_server_fails_autobahn_case(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None], name: str
 ) -> None:
     broken(monkeypatch)

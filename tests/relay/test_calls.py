@@ -133,7 +133,7 @@ async def caller(azure: CallsAzure, tmp_path: Path, **overrides: Any) -> AsyncIt
         await task
 
 
-async def test_an_offer_is_answered_and_the_call_is_hung_up_where_it_was_made(tmp_path: Path) -> None:
+async def test_call_is_hung_up_where_it_was_made(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session = uuid7()
         response = await browser.offer(session)
@@ -150,7 +150,7 @@ async def test_an_offer_is_answered_and_the_call_is_hung_up_where_it_was_made(tm
         assert not any(secret in response.text + str(response.headers) for secret in (KEY, EPHEMERAL))
 
 
-async def test_a_session_that_was_blocked_gets_no_further_call_and_may_hang_up_the_one_it_has(tmp_path: Path) -> None:
+async def test_blocked_session_may_only_hang_up(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session, other = uuid7(), uuid7()
         location = (await browser.offer(session)).headers["location"]
@@ -165,7 +165,7 @@ async def test_a_session_that_was_blocked_gets_no_further_call_and_may_hang_up_t
         assert (await browser.offer(other)).status_code == 201
 
 
-async def test_a_relayed_call_speaks_as_the_agent_of_the_plan(tmp_path: Path) -> None:
+async def test_relayed_call_uses_plans_agent(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         plan = (await browser.client.post("/realtime/token", json={"agent_id": "marcus"})).json()
         relayed = next(found for found in plan["connections"] if found["transport"] == "webrtc_relay")
@@ -179,7 +179,7 @@ async def test_a_relayed_call_speaks_as_the_agent_of_the_plan(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("status", [404, 204])
-async def test_a_call_that_azure_no_longer_knows_counts_as_hung_up(status: int, tmp_path: Path) -> None:
+async def test_call_unknown_to_azure_counts_as_ended(status: int, tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session = uuid7()
         location = (await browser.offer(session)).headers["location"]
@@ -187,7 +187,7 @@ async def test_a_call_that_azure_no_longer_knows_counts_as_hung_up(status: int, 
         assert (await browser.hang_up(location, session)).status_code == 204
 
 
-async def test_another_sessions_token_hangs_nothing_up(tmp_path: Path) -> None:
+async def test_foreign_token_hangs_nothing_up(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session = uuid7()
         location = (await browser.offer(session)).headers["location"]
@@ -197,7 +197,7 @@ async def test_another_sessions_token_hangs_nothing_up(tmp_path: Path) -> None:
         assert azure.hung_up == []
 
 
-async def test_requests_that_can_not_be_are_told_so_before_azure_is_asked(tmp_path: Path) -> None:
+async def test_bad_requests_never_reach_azure(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session = uuid7()
         expired, foreign = browser.token(session, ttl_s=-61), browser.token(uuid7())
@@ -216,7 +216,7 @@ async def test_requests_that_can_not_be_are_told_so_before_azure_is_asked(tmp_pa
         assert azure.mints == 0
 
 
-async def test_where_nothing_is_minted_the_answer_is_503_and_no_place_is_kept(tmp_path: Path) -> None:
+async def test_no_mint_answers_503_and_frees_place(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         azure.mint_status = 401
         response = await browser.offer(uuid7())
@@ -247,9 +247,7 @@ async def huge(request: web.Request) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize(("fault", "status"), [(hang, 504), (refuse, 502), (redirect, 502), (no_sdp, 502), (huge, 502)])
-async def test_an_azure_that_fails_the_offer_is_told_inside_the_budget(
-    fault: Handler, status: int, tmp_path: Path
-) -> None:
+async def test_failed_offer_answers_within_budget(fault: Handler, status: int, tmp_path: Path) -> None:
     budget_s = 3.0
     async with calls_azure() as azure, caller(azure, tmp_path, token_budget_s=budget_s) as browser:
         azure.take_offer = fault
@@ -262,7 +260,7 @@ async def test_an_azure_that_fails_the_offer_is_told_inside_the_budget(
         assert browser.app.state.broker.talks.active == 0
 
 
-async def test_relayed_calls_count_against_the_open_talks_and_the_rate(tmp_path: Path) -> None:
+async def test_calls_count_as_talks_and_requests(tmp_path: Path) -> None:
     limits = {"max_sessions_per_principal": 2, "rate_limit_per_minute": 4}
     async with calls_azure() as azure, caller(azure, tmp_path, **limits) as browser:
         azure_ids = iter(range(10))
@@ -298,7 +296,7 @@ WAYS: dict[str, tuple[Callable[[Caller, str, str], Awaitable[httpx.Response]], i
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_azure_is_asked_once_to_end_a_call_however_often_its_client_hangs_up(way: str, tmp_path: Path) -> None:
+async def test_repeated_hang_up_reaches_azure_once(way: str, tmp_path: Path) -> None:
     hang_up, done = WAYS[way]
     async with calls_azure() as azure, caller(azure, tmp_path, rate_limit_per_minute=0) as browser:
         session = uuid7()
@@ -309,7 +307,7 @@ async def test_azure_is_asked_once_to_end_a_call_however_often_its_client_hangs_
         assert azure.hung_up == [("rtc_abc", KEY)]
 
 
-async def test_a_call_that_azure_did_not_end_is_asked_for_again(tmp_path: Path) -> None:
+async def test_unsuccessful_hang_up_can_be_repeated(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session = uuid7()
         location = (await browser.offer(session)).headers["location"]
@@ -320,7 +318,7 @@ async def test_a_call_that_azure_did_not_end_is_asked_for_again(tmp_path: Path) 
         assert len(azure.hung_up) == 3
 
 
-async def test_a_new_call_that_has_an_earlier_ones_id_is_hung_up_as_well(tmp_path: Path) -> None:
+async def test_reused_call_id_is_hung_up_again(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session = uuid7()
         for _ in range(2):
@@ -329,7 +327,7 @@ async def test_a_new_call_that_has_an_earlier_ones_id_is_hung_up_as_well(tmp_pat
         assert len(azure.hung_up) == 2
 
 
-async def test_who_leaves_while_a_call_is_being_hung_up_takes_the_hang_up_from_nobody(tmp_path: Path) -> None:
+async def test_leaving_client_cancels_no_hang_up(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         location = (await browser.offer(session := uuid7())).headers["location"]
         calls = browser.app.state.broker.calls
@@ -342,7 +340,7 @@ async def test_who_leaves_while_a_call_is_being_hung_up_takes_the_hang_up_from_n
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_hang_ups_have_a_rate_of_their_own(way: str, tmp_path: Path) -> None:
+async def test_hang_ups_have_own_rate_limit(way: str, tmp_path: Path) -> None:
     hang_up, _ = WAYS[way]
     async with calls_azure() as azure, caller(azure, tmp_path, rate_limit_per_minute=4) as browser:
         session = uuid7()
@@ -356,7 +354,7 @@ async def test_hang_ups_have_a_rate_of_their_own(way: str, tmp_path: Path) -> No
         assert (await browser.offer(session)).status_code == 201, "offers are counted apart"
 
 
-async def test_ended_calls_are_remembered_for_a_while_and_up_to_a_number() -> None:
+async def test_remembered_ended_calls_are_bounded() -> None:
     now_s = 1000.0
     over = EndedCalls(clock=lambda: now_s)
     for number in range(20_000):
@@ -420,9 +418,7 @@ async def named_and_huge(request: web.Request) -> web.StreamResponse:
     ("fault", "status"),
     [(named_then_blocked, 502), (named_then_hangs, 504), (named_and_no_sdp, 502), (named_and_huge, 502)],
 )
-async def test_a_call_whose_answer_is_of_no_use_is_hung_up_and_holds_no_place(
-    fault: Handler, status: int, tmp_path: Path
-) -> None:
+async def test_unusable_answer_hangs_up_and_frees_place(fault: Handler, status: int, tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path, token_budget_s=2.0) as browser:
         azure.take_offer = fault
         assert (await browser.offer(uuid7())).status_code == status
@@ -433,7 +429,7 @@ async def refused_and_named(request: web.Request) -> web.StreamResponse:
     return web.json_response({}, status=400, headers={"Location": "/v1/realtime/calls/rtc_other"})
 
 
-async def test_a_refusal_names_no_call(tmp_path: Path) -> None:
+async def test_refusal_leaves_no_call(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         azure.take_offer = refused_and_named
         assert (await browser.offer(uuid7())).status_code == 502
@@ -465,7 +461,7 @@ def offer_as_bytes(browser: Caller, session_id: str) -> bytes:
     return ("\r\n".join(head) + "\r\n\r\n" + OFFER).encode()
 
 
-async def test_a_client_that_leaves_before_the_answer_gives_its_place_back_and_the_call_is_hung_up(
+async def test_leaving_before_answer_frees_place(
     tmp_path: Path,
 ) -> None:
     breaker = CircuitBreaker()
@@ -482,7 +478,7 @@ async def test_a_client_that_leaves_before_the_answer_gives_its_place_back_and_t
         assert await reader.read(1) == b""
 
 
-async def test_who_is_blocked_while_the_offer_is_under_way_gets_no_answer_and_the_call_is_hung_up(
+async def test_block_during_offer_hangs_up(
     tmp_path: Path,
 ) -> None:
     breaker = CircuitBreaker()
@@ -498,7 +494,7 @@ async def test_who_is_blocked_while_the_offer_is_under_way_gets_no_answer_and_th
         await settled(browser, azure, "rtc_abc")
 
 
-async def test_an_answer_that_can_not_be_sent_ends_the_call(tmp_path: Path) -> None:
+async def test_undeliverable_answer_ends_call(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         broker = browser.app.state.broker
         owner = Owner(uuid7(), "anonymous", 1)
@@ -519,7 +515,7 @@ async def test_an_answer_that_can_not_be_sent_ends_the_call(tmp_path: Path) -> N
         await settled(browser, azure, "rtc_abc")
 
 
-async def test_a_hang_up_is_repeated_until_azure_has_done_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hang_up_is_retried_until_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.sessions.calls._FIRST_PAUSE_S", 0.02)
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         azure.take_offer = named_and_no_sdp
@@ -539,7 +535,7 @@ async def test_a_hang_up_is_repeated_until_azure_has_done_it(tmp_path: Path, mon
         assert {call for call, _ in azure.hung_up} == {"rtc_cut"}
 
 
-async def test_ten_offers_that_come_to_nothing_hold_no_place(tmp_path: Path) -> None:
+async def test_failed_offers_hold_no_place(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path, max_sessions_per_principal=2) as browser:
         for fault in (refuse, named_and_no_sdp, redirect, named_then_blocked, no_sdp) * 2:
             azure.take_offer = fault

@@ -23,7 +23,7 @@ async def talking(**overrides: Any) -> AsyncIterator[tuple[Running, Client, Azur
         yield running, client, await azure.talk()
 
 
-async def test_a_client_that_vanishes_without_closing_leaves_its_last_turns_behind() -> None:
+async def test_vanished_clients_last_turns_are_kept() -> None:
     async with talking() as (running, client, talk):
         await talk.commit("item_u")
         await talk.send(
@@ -44,7 +44,7 @@ async def test_a_client_that_vanishes_without_closing_leaves_its_last_turns_behi
         assert [turn.interrupted for turn in running.ingest.turns if turn.role == "assistant"] == [True]
 
 
-async def test_a_client_that_does_not_read_is_closed_with_4410() -> None:
+async def test_client_that_does_not_read_closes_4410() -> None:
     async with scripted_azure() as azure, broker(azure.url, client_write_timeout_s=0.5) as running:
         raw = socket.socket()
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
@@ -66,7 +66,7 @@ async def test_a_client_that_does_not_read_is_closed_with_4410() -> None:
             assert await client.closed() == 4410
 
 
-async def test_what_a_slow_client_has_not_taken_waits_in_azures_socket_not_in_ours() -> None:
+async def test_slow_client_pauses_azures_socket() -> None:
     async with (
         scripted_azure() as azure,
         broker(azure.url, ping_interval_s=0.3) as running,
@@ -106,7 +106,7 @@ async def take_nothing_more(talk: AzureTalk) -> None:
         pass
 
 
-async def test_a_client_that_floods_is_slowed_to_azures_pace() -> None:
+async def test_flooding_client_is_slowed_to_azure() -> None:
     async with (
         scripted_azure(take_nothing_more) as azure,
         broker(azure.url, client_write_timeout_s=0.5) as running,
@@ -126,7 +126,7 @@ async def test_a_client_that_floods_is_slowed_to_azures_pace() -> None:
 
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])  # tens of thousands of events: once is enough
-async def test_a_client_that_floods_with_refused_events_and_reads_nothing_is_held() -> None:
+async def test_refused_event_flood_closes_4410() -> None:
     async with (
         scripted_azure() as azure,
         broker(azure.url, client_write_timeout_s=0.5, frames_per_second=0) as running,
@@ -147,21 +147,21 @@ async def test_a_client_that_floods_with_refused_events_and_reads_nothing_is_hel
         *[f'{{"type":"response.cancel","x":{number}}}' for number in ("1e999", "-1e999", "-Infinity", "9" * 5_000)],
     ],
 )  # fmt: skip
-async def test_what_is_no_event_ends_the_talk_with_4400(message: str | bytes) -> None:
+async def test_non_event_closes_4400(message: str | bytes) -> None:
     async with talking() as (_, client, talk):
         await client.socket.send(message)
         assert await client.closed() == 4400
         assert len(talk.raw) == 1  # the broker's own session.update
 
 
-async def test_text_that_is_not_utf8_ends_the_talk() -> None:
+async def test_invalid_utf8_ends_talk() -> None:
     async with talking() as (_, client, _talk):
         client.socket.transport.write(Frame(Opcode.TEXT, b"\xff\xfe").serialize(mask=True))
         assert await client.closed() == 1007
 
 
 @pytest.mark.parametrize("fragmented", [False, True])
-async def test_a_message_that_is_too_large_ends_the_talk_with_1009(fragmented: bool) -> None:
+async def test_oversized_message_closes_1009(fragmented: bool) -> None:
     async with talking() as (running, client, _):
         parts = ['{"type":"input_audio_buffer.append","audio":"', *["A" * 50_000] * 6, '"}']
         with contextlib.suppress(ConnectionClosed):
@@ -202,7 +202,7 @@ SMUGGLED = {
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("text", SMUGGLED.values(), ids=SMUGGLED.keys())
-async def test_what_the_agent_says_can_not_be_said_by_a_client(text: str) -> None:
+async def test_client_cannot_set_agents_settings(text: str) -> None:
     async with talking() as (_, client, talk):
         await client.socket.send(text)
         await client.send({"type": "input_audio_buffer.clear"})
@@ -214,7 +214,7 @@ async def test_what_the_agent_says_can_not_be_said_by_a_client(text: str) -> Non
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
-async def test_a_session_update_in_fragments_is_read_as_one() -> None:
+async def test_fragmented_update_is_read_whole() -> None:
     async with talking() as (_, client, talk):
         await client.socket.send(
             ['{"type":"session.up', 'date","session":{"instr', 'uctions":"EVIL","max_response_output_tokens":9}}']
@@ -232,7 +232,7 @@ async def test_a_session_update_in_fragments_is_read_as_one() -> None:
         {"type": "response.create", "response": {"input": [{"type": "message", "role": "system", "content": []}]}},
     ],
 )
-async def test_a_system_item_is_refused_and_the_talk_goes_on(event: dict[str, Any]) -> None:
+async def test_system_item_is_refused_talk_goes_on(event: dict[str, Any]) -> None:
     async with talking() as (_, client, talk):
         await client.send(event)
         error = await client.until("broker.error")
@@ -257,7 +257,7 @@ UNKNOWN = [
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("event", UNKNOWN, ids=lambda event: event["type"])
-async def test_an_event_that_is_in_no_row_is_told_and_counted_and_never_reaches_azure(event: dict[str, Any]) -> None:
+async def test_unknown_event_never_reaches_azure(event: dict[str, Any]) -> None:
     async with talking() as (running, client, talk):
         await client.send(event)
         error = await client.until("broker.error")
@@ -283,7 +283,7 @@ OWN_OF_A_RESPONSE = [
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("event", OWN_OF_A_RESPONSE, ids=str)
-async def test_a_response_is_asked_for_without_what_is_in_no_row(event: dict[str, Any]) -> None:
+async def test_response_loses_unlisted_fields(event: dict[str, Any]) -> None:
     async with talking() as (running, client, talk):
         await client.send(event)
         asked = await talk.next_event("response.create")
@@ -292,7 +292,7 @@ async def test_a_response_is_asked_for_without_what_is_in_no_row(event: dict[str
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
-async def test_typed_words_are_a_turn_of_the_users() -> None:
+async def test_typed_text_is_a_user_turn() -> None:
     async with talking() as (running, client, _):
         content = [{"type": "input_text", "text": "I would rather write."}]
         await client.send(
@@ -303,7 +303,7 @@ async def test_typed_words_are_a_turn_of_the_users() -> None:
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
-async def test_a_turn_that_the_memory_can_not_take_is_counted_and_told() -> None:
+async def test_lost_turn_is_counted_and_reported() -> None:
     async with talking() as (running, client, talk):
         running.ingest.full = True
         await talk.hear("item_u", "Hello?")
@@ -311,12 +311,12 @@ async def test_a_turn_that_the_memory_can_not_take_is_counted_and_told() -> None
         assert running.relay.snapshot()["turns_lost"] == 1
 
 
-async def test_a_silent_client_is_let_go_after_the_idle_limit() -> None:
+async def test_idle_client_closes_after_limit() -> None:
     async with talking(idle_timeout_s=0.5) as (_, client, _talk):
         assert await client.closed() == 1000
 
 
-async def test_a_talk_ends_at_its_longest_time() -> None:
+async def test_talk_ends_at_max_duration() -> None:
     async with talking(max_talk_s=1) as (_, client, _talk):
         append = '{"type":"input_audio_buffer.append","audio":"' + base64.b64encode(bytes(960)).decode() + '"}'
 
@@ -332,7 +332,7 @@ async def test_a_talk_ends_at_its_longest_time() -> None:
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
-async def test_usage_is_counted_for_principal_and_agent() -> None:
+async def test_usage_counts_by_principal_and_agent() -> None:
     async with talking() as (running, client, talk):
         await talk.say("item_a", "Hello.")
         await client.until("response.done")
@@ -346,7 +346,7 @@ async def test_usage_is_counted_for_principal_and_agent() -> None:
         )
 
 
-async def test_the_scripted_azure_is_the_one_that_was_asked() -> None:
+async def test_fake_azure_records_requests() -> None:
     async with scripted_azure(converse) as azure, broker(azure.url) as running, running.client() as client:
         await client.ready()
         assert len(azure.talks) == 1

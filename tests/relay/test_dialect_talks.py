@@ -52,7 +52,7 @@ def script(talk: TranslatedTalk) -> TranslatedTalk:
 
 
 @pytest.mark.parametrize("client", ["ga", "preview"])
-def test_a_whole_talk_means_the_same_through_the_translation_as_in_the_simulators_own_dialect(client: Dialect) -> None:
+def test_translated_talk_keeps_its_meaning(client: Dialect) -> None:
     plain, crossed = script(TranslatedTalk(client, client)), script(TranslatedTalk(client, other(client)))
     assert _without_ends_of_what_was_not_added(meaning(crossed.events)) == meaning(plain.events)
     errors = [each["error"] for each in crossed.sent if each["type"] == "error"]
@@ -67,7 +67,7 @@ def _without_ends_of_what_was_not_added(events: list[Event]) -> list[Event]:
     return [each for each in events if each["type"] != "conversation.item.done" or each["item"]["id"] in added]
 
 
-def test_the_talk_has_every_kind_of_event_but_those_of_functions_and_failures() -> None:
+def test_talk_covers_nearly_every_event() -> None:
     kinds = {each["type"] for each in script(TranslatedTalk("ga", "ga")).events}
     untold = {"conversation.item.input_audio_transcription.failed", "response.function_call_arguments.delta"}
     assert {ga["type"] for ga, _ in TRANSLATED} - kinds == untold | {"response.function_call_arguments.done"}
@@ -106,7 +106,7 @@ def spoiled(draw: st.DrawFn) -> Event:
 
 @settings(max_examples=300)
 @given(spoiled(), dialects, dialects)
-def test_whatever_comes_is_carried_as_json_and_left_as_it_was(event: Event, client: Dialect, upstream: Dialect) -> None:
+def test_translation_never_mutates_its_input(event: Event, client: Dialect, upstream: Dialect) -> None:
     before = json.dumps(event)
     for told in to_azure(event, client=client, upstream=upstream):
         json.dumps(told)
@@ -118,5 +118,5 @@ def test_whatever_comes_is_carried_as_json_and_left_as_it_was(event: Event, clie
 
 
 @given(st.text(max_size=60) | spoiled().map(json.dumps), dialects, dialects)
-def test_any_text_comes_through_renaming(text: str, client: Dialect, upstream: Dialect) -> None:
+def test_renaming_accepts_any_text(text: str, client: Dialect, upstream: Dialect) -> None:
     assert isinstance(renamed(text, client=client, upstream=upstream, new_id=counted()), str)

@@ -257,9 +257,7 @@ SAME_IN_BOTH: list[Event] = [
     + [("ga", *row) for row in TO_GA]
     + [(upstream, event, [event]) for upstream in ("ga", "preview") for event in SAME_IN_BOTH],
 )
-def test_a_clients_event_is_told_in_the_upstreams_dialect(
-    upstream: Dialect, event: Event, expected: list[Event]
-) -> None:
+def test_client_event_is_translated_for_azure(upstream: Dialect, event: Event, expected: list[Event]) -> None:
     before = json.dumps(event)
     told = to_azure(event, client=other(upstream), upstream=upstream)
     assert told == expected
@@ -291,9 +289,7 @@ def test_a_clients_event_is_told_in_the_upstreams_dialect(
         ("preview", {"type": "output_audio_buffer.clear"}, [{"type": "output_audio_buffer.clear"}]),
     ],
 )  # fmt: skip
-def test_what_the_upstream_does_not_know_is_left_out_in_its_own_dialect_too(
-    dialect: Dialect, event: Event, expected: list[Event]
-) -> None:
+def test_same_dialect_drops_unknown_settings(dialect: Dialect, event: Event, expected: list[Event]) -> None:
     told = to_azure(event, client=dialect, upstream=dialect)
     assert told == expected
     for each in told:
@@ -328,7 +324,7 @@ MCP = {"type": "mcp", "server_label": "x", "server_url": "https://x"}
          {"tools": [{**MCP, "allowed_tools": ["a"], "require_approval": {"never": ["a"], "always": []}}]}),
     ],
 )  # fmt: skip
-def test_of_gas_odd_values_voice_live_gets_what_it_can_be_told(ga: Event, preview: Event) -> None:
+def test_odd_ga_values_reach_voice_live(ga: Event, preview: Event) -> None:
     (told,) = to_azure(update({"type": "realtime", **ga}), client="ga", upstream="preview")
     assert told["session"] == preview
 
@@ -346,7 +342,7 @@ def test_of_gas_odd_values_voice_live_gets_what_it_can_be_told(ga: Event, previe
         ({"voice": {"type": "openai", "name": "marin"}}, {"audio": {"output": {"voice": "marin"}}}),
     ],
 )  # fmt: skip
-def test_of_voice_lives_odd_values_ga_gets_what_it_can_be_told(preview: Event, ga: Event) -> None:
+def test_odd_voice_live_values_reach_ga(preview: Event, ga: Event) -> None:
     (told,) = to_azure(update(preview), client="preview", upstream="ga")
     assert told["session"] == {"type": "realtime", **ga}
 
@@ -354,23 +350,23 @@ def test_of_voice_lives_odd_values_ga_gets_what_it_can_be_told(preview: Event, g
 @pytest.mark.parametrize(
     "event", [update(None), create("odd"), added("odd"), added({"content": "odd"}), {"type": 5}, {}]
 )
-def test_what_is_no_event_of_any_dialect_is_azures_to_refuse(event: Event) -> None:
+def test_malformed_event_is_left_to_azure(event: Event) -> None:
     assert to_azure(event, client="ga", upstream="preview") == [event]
 
 
 @pytest.mark.parametrize("kind", ["input_audio.turn.start", "session.avatar.connect", "not.heard.of"])
-def test_an_event_that_the_upstream_does_not_have_is_azures_to_refuse(kind: str) -> None:
+def test_foreign_event_is_left_to_azure(kind: str) -> None:
     event = {"type": kind, "turn_id": "t"}
     assert to_azure(event, client="preview", upstream="ga") == [event]
 
 
-def test_a_rate_that_ga_does_not_have_is_told_rather_than_misheard() -> None:
+def test_unsupported_rate_is_kept_for_ga() -> None:
     (told,) = to_azure(update({"input_audio_sampling_rate": 16000}), client="preview", upstream="ga")
     assert told["session"] == {"type": "realtime", "audio": {"input": {"format": {"type": "audio/pcm", "rate": 16000}}}}
 
 
 @pytest.mark.parametrize("spec", specs(), ids=range(len(specs())))
-def test_of_our_own_sessions_only_what_the_other_does_not_know_is_lost_there_and_back(spec: SessionSpec) -> None:
+def test_own_session_survives_round_trip(spec: SessionSpec) -> None:
     assert _lost_there_and_back(ga_realtime_session(spec), "ga") == set()
     # Voice Live's own cleaning and kind of voice; and GA takes audio with its transcript for both words
     assert _lost_there_and_back(voice_live_session(spec), "preview") == {
@@ -538,7 +534,7 @@ TRANSLATED = [
 
 
 @pytest.mark.parametrize(("ga", "preview"), TRANSLATED, ids=[ga["type"] for ga, _ in TRANSLATED])
-def test_azures_event_is_told_in_the_compat_endpoints_dialect(ga: Event, preview: Event) -> None:
+def test_azure_event_is_translated_for_client(ga: Event, preview: Event) -> None:
     ga_server_event(ga)
     preview_server_event(preview)
     assert to_client(preview, client="ga", upstream="preview", new_id=counted()) == [ga]
@@ -552,7 +548,7 @@ FUNCTION_GAVE = {"id": "item_3", "type": "function_call_output", "call_id": "cal
 
 
 @pytest.mark.parametrize("item", [USER_SPOKE, FUNCTION_GAVE, PREVIEW_WROTE])
-def test_ga_is_told_twice_of_an_item_that_is_whole_when_it_is_made(item: Event) -> None:
+def test_ga_gets_added_and_done_for_whole_item(item: Event) -> None:
     made = event("conversation.item.created", previous_item_id="item_9", item=item)
     added, done = to_client(made, client="ga", upstream="preview", new_id=counted())
     assert (added["type"], added["event_id"]) == ("conversation.item.added", "event_1")
@@ -562,13 +558,13 @@ def test_ga_is_told_twice_of_an_item_that_is_whole_when_it_is_made(item: Event) 
 
 
 @pytest.mark.parametrize("item", [{**PREVIEW_WROTE, "status": None}, {**CALL, "status": "in_progress"}, None])
-def test_ga_is_told_once_of_an_item_that_may_be_on_its_way(item: Event | None) -> None:
+def test_ga_gets_only_added_for_open_item(item: Event | None) -> None:
     made = event("conversation.item.created", item=item)
     (added,) = to_client(made, client="ga", upstream="preview", new_id=counted())
     assert added["type"] == "conversation.item.added"
 
 
-def test_ga_is_told_that_the_models_item_is_whole_when_it_is() -> None:
+def test_ga_gets_done_with_output_item() -> None:
     ended = event("response.output_item.done", response_id="resp_1", output_index=0, item=PREVIEW_SAID)
     done, same = to_client(ended, client="ga", upstream="preview", new_id=counted())
     assert done == {"type": "conversation.item.done", "event_id": "event_made1", "item": GA_SAID}
@@ -590,13 +586,13 @@ def test_ga_is_told_that_the_models_item_is_whole_when_it_is() -> None:
         ("ga", "output_audio_buffer.started"),
     ],
 )
-def test_an_event_that_the_compat_does_not_have_ends_there(upstream: Dialect, kind: str) -> None:
+def test_event_unknown_to_client_is_dropped(upstream: Dialect, kind: str) -> None:
     assert needs_reading(kind, client=other(upstream), upstream=upstream)
     assert to_client(event(kind), client=other(upstream), upstream=upstream, new_id=counted()) == []
     assert to_client(event(kind), client=upstream, upstream=upstream, new_id=counted()) == [event(kind)]
 
 
-def test_voice_lives_own_shapes_are_told_to_ga() -> None:
+def test_voice_live_shapes_are_translated_to_ga() -> None:
     session = {
         "id": "sess_1",
         "voice": {"type": "azure-standard", "name": "en-US-Ava:DragonHDLatestNeural"},
@@ -630,7 +626,7 @@ def test_voice_lives_own_shapes_are_told_to_ga() -> None:
     }
 
 
-def test_ga_knows_one_name_for_an_item() -> None:
+def test_ga_gets_its_name_for_an_item() -> None:
     """Voice Live's reference has another."""
     item = {**PREVIEW_SAID, "object": "conversation.item"}
     (told,) = to_client(
@@ -679,7 +675,7 @@ def test_ga_knows_one_name_for_an_item() -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_official_clients_throw_without_is_there(dialect: Dialect, given: Event, whole: Event) -> None:
+def test_required_fields_are_completed(dialect: Dialect, given: Event, whole: Event) -> None:
     assert to_client(given, client=dialect, upstream=dialect, new_id=counted()) == [whole]
 
 
@@ -722,7 +718,7 @@ def test_usage_is_whole_or_absent(given: Any, whole: Any) -> None:
 
 
 @pytest.mark.parametrize("session", [None, {}, {"id": ""}, "odd"])
-def test_a_session_that_is_created_has_an_id(session: Any) -> None:
+def test_created_session_has_an_id(session: Any) -> None:
     (told,) = to_client(event("session.created", session=session), client="ga", upstream="ga", new_id=counted())
     assert told["session"] == {"id": "sess_made1", "object": "realtime.session", "type": "realtime"}
 
@@ -778,10 +774,10 @@ PADDED = ' { "type" : "response.audio.delta" , "event_id" : "e1", "delta" : "AAA
         ("[]", "[]"),
     ],
 )
-def test_a_delta_is_renamed_by_its_head_alone(text: str, expected: str) -> None:
+def test_delta_is_renamed_by_its_head(text: str, expected: str) -> None:
     assert renamed(text, client="ga", upstream="preview", new_id=counted()) == expected
 
 
-def test_in_its_own_dialect_a_delta_that_has_an_id_is_not_even_copied() -> None:
+def test_same_dialect_delta_is_not_copied() -> None:
     text = '{"type":"response.audio.delta","event_id":"e1","delta":"AA"}'
     assert renamed(text, client="preview", upstream="preview", new_id=counted()) is text

@@ -25,7 +25,7 @@ async def code_of(socket: ClientConnection) -> int | None:
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])  # the server's loop is what matters here
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-async def test_fifty_talks_are_told_4503_after_the_grace_and_their_last_turns_are_kept(loop: str) -> None:
+async def test_talks_close_4503_after_grace(loop: str) -> None:
     async with scripted_azure() as azure, broker_process(azure, loop, grace_s=0.7) as process:
         async with contextlib.AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(process.connect()) for _ in range(TALKS)]
@@ -55,7 +55,7 @@ async def speak(talk: AzureTalk) -> None:
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-async def test_a_talk_that_ends_in_its_grace_lets_the_process_go_at_once(loop: str) -> None:
+async def test_process_exits_with_its_last_talk(loop: str) -> None:
     async with scripted_azure() as azure, broker_process(azure, loop, grace_s=30) as process:
         async with process.connect() as client:
             assert json.loads(await client.recv())["type"] == "broker.ready"
@@ -70,7 +70,7 @@ async def test_a_talk_that_ends_in_its_grace_lets_the_process_go_at_once(loop: s
 
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])
-async def test_a_second_signal_does_not_wait() -> None:
+async def test_second_signal_exits_at_once() -> None:
     async with scripted_azure() as azure, broker_process(azure, "asyncio", grace_s=30) as process:
         async with process.connect() as client:
             assert json.loads(await client.recv())["type"] == "broker.ready"

@@ -92,7 +92,7 @@ async def hear(client: Client, talk: AzureTalk, events: list[dict[str, Any]]) ->
 
 @pytest.mark.parametrize("upstream", ["voice_live", "openai_realtime"])
 @pytest.mark.parametrize("path", ["proxy", "/v1/realtime", "/voice-live/realtime"])
-async def test_a_secret_that_azure_quotes_in_an_error_is_taken_out(tmp_path: Path, path: str, upstream: str) -> None:
+async def test_quoted_secret_is_redacted(tmp_path: Path, path: str, upstream: str) -> None:
     async with talking(path, tmp_path, proxy_upstreams=(upstream,)) as (client, talk):
         told = await hear(client, talk, EVENTS)
     assert "canary" not in json.dumps(list(told.values()))
@@ -104,14 +104,14 @@ async def test_a_secret_that_azure_quotes_in_an_error_is_taken_out(tmp_path: Pat
     assert {"e3", "e5"} <= set(told)
 
 
-async def test_the_entra_token_that_the_broker_holds_is_taken_out_whatever_it_looks_like(tmp_path: Path) -> None:
+async def test_quoted_entra_token_is_redacted(tmp_path: Path) -> None:
     async with talking("proxy", tmp_path, azure_auth="entra", key=None) as (client, talk):
         event = {"type": "error", "event_id": "e1", "error": {"message": f"not valid: {ENTRA_TOKEN}"}}
         told = await hear(client, talk, [event])
     assert told["e1"]["error"] == {"message": "not valid: [redacted]"}
 
 
-async def test_an_error_without_a_secret_passes_word_for_word(tmp_path: Path) -> None:
+async def test_error_without_secret_is_unchanged(tmp_path: Path) -> None:
     text = '{ "type": "error", "event_id": "e1", "error": {"message": "no \\u0073uch item", "param": null} }'
     async with talking("proxy", tmp_path) as (client, talk):
         await client.until("session.created")

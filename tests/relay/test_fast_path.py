@@ -62,7 +62,7 @@ async def talking() -> AsyncIterator[tuple[Running, Client, AzureTalk]]:
         yield running, client, await azure.talk()
 
 
-async def test_a_plain_append_passes_no_queue_and_is_counted(long_way: LongWay) -> None:
+async def test_plain_append_takes_fast_path(long_way: LongWay) -> None:
     async with talking() as (running, client, talk):
         for number in range(1, 21):
             await client.socket.send(f'{APPEND}{number:04}"}}')
@@ -73,7 +73,7 @@ async def test_a_plain_append_passes_no_queue_and_is_counted(long_way: LongWay) 
 
 
 @pytest.mark.parametrize("kind", ["response.audio.delta", "response.output_audio.delta", "rate_limits.updated"])
-async def test_what_azure_says_passes_no_queue_and_is_counted(long_way: LongWay, kind: str) -> None:
+async def test_azure_event_takes_fast_path(long_way: LongWay, kind: str) -> None:
     async with talking() as (running, client, talk):
         before = running.relay.snapshot()["frames"]["to_client"]
         long_way.from_azure.clear()
@@ -84,9 +84,7 @@ async def test_what_azure_says_passes_no_queue_and_is_counted(long_way: LongWay,
         assert running.relay.snapshot()["frames"]["to_client"] == before + 20
 
 
-async def test_turns_are_read_on_the_direct_path_and_audio_is_heard(
-    long_way: LongWay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_turns_are_recorded_on_fast_path(long_way: LongWay, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[int] = []
     monkeypatch.setattr(TurnAssembler, "heard", lambda self, chars, now_s: heard.append(chars))
     async with talking() as (running, client, talk):
@@ -101,7 +99,7 @@ async def test_turns_are_read_on_the_direct_path_and_audio_is_heard(
     assert running.ingest.said == [("user", "Grüß Gott."), ("assistant", "Good morning.")]
 
 
-async def test_without_the_servers_wire_a_talk_takes_the_usual_way(long_way: LongWay) -> None:
+async def test_talk_works_without_the_wire(long_way: LongWay) -> None:
     class Plain(BrokerWebSocketProtocol):
         """As any other ASGI server: without the extension."""
 
@@ -127,7 +125,7 @@ async def test_without_the_servers_wire_a_talk_takes_the_usual_way(long_way: Lon
         assert len([text for text in long_way.from_azure if "audio.delta" in text]) == 1
 
 
-async def test_no_append_overtakes_what_the_client_said_before_it() -> None:
+async def test_append_overtakes_no_earlier_event() -> None:
     chance = random.Random(11)
     async with talking() as (_, client, talk):
         sent: list[dict[str, Any]] = []
@@ -148,9 +146,7 @@ async def test_no_append_overtakes_what_the_client_said_before_it() -> None:
         assert talk.received[1:] == sent
 
 
-async def test_an_append_waits_while_the_message_before_it_is_being_handled(
-    long_way: LongWay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_append_waits_for_message_in_progress(long_way: LongWay, monkeypatch: pytest.MonkeyPatch) -> None:
     """An event is answered, and whoever leaves a queue of answers unread is not read on: so his audio waits as well."""
     append, read = f'{APPEND}AAAA"}}', asyncio.Event()
     data_received = BrokerWebSocketProtocol.data_received
@@ -186,7 +182,7 @@ KINDS: list[Callable[[int], dict[str, Any]]] = [
 ]
 
 
-async def test_nothing_is_overtaken_or_lost_on_the_way_to_a_client_that_reads_by_fits_and_starts() -> None:
+async def test_stuttering_client_gets_all_in_order() -> None:
     chance = random.Random(5)
     count = 3_000
     async with talking() as (running, client, talk):
@@ -218,7 +214,7 @@ async def test_nothing_is_overtaken_or_lost_on_the_way_to_a_client_that_reads_by
         assert not upstream.frames
 
 
-async def test_an_error_in_reading_an_event_ends_the_talk_with_1011(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_handler_error_closes_1011(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: TurnAssembler, event: Any, now_s: float) -> Any:
         raise ZeroDivisionError
 
@@ -293,9 +289,7 @@ smuggled = st.sampled_from(
 
 
 @given(st.lists(smuggled | st.binary(max_size=8), max_size=8).map(b"".join), st.booleans())
-def test_only_an_append_with_its_two_keys_takes_the_direct_path_whatever_is_hidden_in_it(
-    middle: bytes, dressed: bool
-) -> None:
+def test_smuggled_keys_never_take_fast_path(middle: bytes, dressed: bool) -> None:
     sink, sent, counters = to_azure_alone()
     payload = APPEND.encode() + middle + b'"}' if dressed else middle
     taken = sink(payload)
@@ -307,7 +301,7 @@ def test_only_an_append_with_its_two_keys_takes_the_direct_path_whatever_is_hidd
         assert dict(pairs)["type"] == "input_audio_buffer.append"
 
 
-def test_a_burst_is_interrupted_before_one_turn_of_the_loop_brings_more_than_a_socket_takes() -> None:
+def test_burst_is_interrupted() -> None:
     sink, sent, _ = to_azure_alone()
     append = (APPEND + "A" * 1_000 + '"}').encode()
     taken = [sink(append) for _ in range(1_000)]

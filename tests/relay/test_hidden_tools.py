@@ -58,7 +58,7 @@ async def talking(path: str, upstream: str) -> AsyncIterator[tuple[Client, Azure
 @pytest.mark.parametrize("upstream", ["voice_live", "openai_realtime"])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("text", ["ASCII", "not ASCII"])
-async def test_no_event_shows_a_client_the_tools_of_a_server(path: str, upstream: str, text: str) -> None:
+async def test_no_event_shows_mcp_tools(path: str, upstream: str, text: str) -> None:
     async with talking(path, upstream) as (client, talk):
         await client.until("session.created")
         for event in EVENTS:
@@ -77,7 +77,7 @@ async def test_no_event_shows_a_client_the_tools_of_a_server(path: str, upstream
     assert any(event["type"] == "mcp_list_tools.failed" for event in client.events)
 
 
-async def test_an_item_that_is_no_list_of_tools_stays_the_same_object() -> None:
+async def test_other_items_stay_the_same_object() -> None:
     for item in ({"id": "i", "type": "mcp_call", "name": "x"}, {"type": "message", "content": []}, "text", None):
         event = {"type": "conversation.item.added", "item": item}
         assert without_agents_settings(event) is event
@@ -85,7 +85,7 @@ async def test_an_item_that_is_no_list_of_tools_stays_the_same_object() -> None:
         assert without_agents_settings(done) is done
 
 
-async def test_what_a_user_says_of_such_a_list_passes_word_for_word() -> None:
+async def test_users_words_about_tools_pass() -> None:
     async with talking("proxy", "openai_realtime") as (client, talk):
         await client.until("session.updated")
         event = {"type": "response.output_text.done", "event_id": "e", "text": "mcp_list_tools", "item_id": "i"}

@@ -95,7 +95,7 @@ def head_of(process: Process, state: str) -> bytes:
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # the broker's loop is what matters, and that is its process's own
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("state", ["talking", "closed with 4401", "refused over HTTP"])
-async def test_megabytes_of_tiny_frames_keep_nobody_else_waiting_and_the_connection_ends(loop: str, state: str) -> None:
+async def test_tiny_frames_delay_nobody_else(loop: str, state: str) -> None:
     async with scripted_azure() as azure, broker_process(azure, loop, grace_s=0.1) as process:
         attacks = [
             asyncio.ensure_future(attack(process.port, head_of(process, state), one * (SIZE_BYTES // len(one))))
@@ -124,7 +124,7 @@ HARMLESS = Frame(Opcode.TEXT, b'{"type":"broker.nonsense"}').serialize(mask=True
     [(HARMLESS, "too many messages"), (TINY["pongs"], "too many control frames")],
     ids=["messages", "pongs"],
 )
-async def test_who_sends_more_than_the_budget_is_closed_with_1008(one: bytes, reason: str) -> None:
+async def test_exceeding_the_budget_closes_1008(one: bytes, reason: str) -> None:
     budgets = {"frames_per_second": 30} if one is HARMLESS else {"control_frames_per_second": 30}
     async with talking(**budgets) as (running, client):
         client.socket.transport.write(one * 600)
@@ -134,14 +134,14 @@ async def test_who_sends_more_than_the_budget_is_closed_with_1008(one: bytes, re
         assert running.relay.snapshot()["closes"] == {"1008": 1}
 
 
-async def test_a_burst_of_ten_seconds_worth_is_no_offence() -> None:
+async def test_burst_within_budget_is_accepted() -> None:
     async with talking(frames_per_second=30) as (_, client):
         client.socket.transport.write(HARMLESS * 300)
         for _ in range(300):
             await client.until("broker.error")
 
 
-async def test_a_budget_of_0_has_no_end() -> None:
+async def test_budget_0_accepts_any_number() -> None:
     async with talking(frames_per_second=0, control_frames_per_second=0) as (_, client):
         client.socket.transport.write(TINY["pongs"] * 20_000 + HARMLESS)
         await client.until("broker.error")
@@ -177,7 +177,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("data", "code"), WRONG.values(), ids=WRONG.keys())
-async def test_wrong_frames_end_in_a_close_frame_and_a_line_of_information(
+async def test_invalid_frame_closes_without_traceback(
     data: bytes, code: int, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with talking() as (running, client):
@@ -207,7 +207,7 @@ async def deaf_client(running: Running) -> tuple[socket.socket, bytes]:
     return raw, handshake(f"{PATH}/{session}", f"realtime, ticket.{running.ticket(session)}")
 
 
-async def test_pongs_that_nobody_reads_do_not_pile_up_and_the_client_is_given_up(
+async def test_unread_pongs_do_not_pile_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(websocket, "_LINGER_S", 0.3)
@@ -235,7 +235,7 @@ async def test_pongs_that_nobody_reads_do_not_pile_up_and_the_client_is_given_up
         assert running.relay.snapshot()["closes"] == {"4410": 1}
 
 
-async def test_the_last_ping_is_answered_as_soon_as_the_client_reads_again() -> None:
+async def test_last_ping_is_answered_on_resume() -> None:
     async with talking(control_frames_per_second=0, frames_per_second=0) as (running, client):
         protocol = protocol_of(running)
         protocol.pause_writing()  # as the transport does above its high-water mark
@@ -263,7 +263,7 @@ async def refused(running: Running) -> tuple[asyncio.StreamReader, asyncio.Strea
     return reader, writer
 
 
-async def test_nothing_is_read_of_a_client_that_was_closed_but_its_own_close_frame(
+async def test_closed_client_is_read_no_further(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def read(self: FrameReader) -> None:
@@ -280,7 +280,7 @@ async def test_nothing_is_read_of_a_client_that_was_closed_but_its_own_close_fra
         writer.close()
 
 
-async def test_a_client_that_was_closed_is_gone_after_a_while_whatever_it_sends(
+async def test_closed_client_is_dropped_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(websocket, "_LINGER_S", 0.3)
@@ -295,7 +295,7 @@ async def test_a_client_that_was_closed_is_gone_after_a_while_whatever_it_sends(
         writer.transport.abort()
 
 
-async def test_a_client_that_broke_the_protocol_sees_why_though_it_goes_on_sending() -> None:
+async def test_offender_still_gets_close_frame() -> None:
     async with talking() as (_, client):
         client.socket.transport.write(TINY["unmasked"] + b"x" * 3_000_000)
         with contextlib.suppress(ConnectionClosed):

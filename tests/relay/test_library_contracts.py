@@ -46,11 +46,11 @@ async def opened(
     )
 
 
-def test_the_versions_are_those_that_were_looked_into() -> None:
+def test_library_versions_are_the_examined_ones() -> None:
     assert (version("picows"), version("uvicorn")) == ("2.3.1", "0.54.0")
 
 
-async def test_picows_follows_redirects_with_all_headers_unless_told_and_the_relay_tells_it() -> None:
+async def test_relay_follows_no_redirect() -> None:
     async with scripted_azure() as elsewhere, scripted_azure() as azure:
         target = elsewhere.url.replace("http", "ws") + "/stolen"
 
@@ -67,7 +67,7 @@ async def test_picows_follows_redirects_with_all_headers_unless_told_and_the_rel
         assert len(elsewhere.handshakes) == 1
 
 
-async def test_picows_limits_a_frame_not_a_message_and_the_relay_counts_the_fragments() -> None:
+async def test_relay_limits_fragmented_messages() -> None:
     async def fragments(talk: AzureTalk) -> None:
         await talk.connection.send(["x" * 60_000, "x" * 60_000])
 
@@ -84,7 +84,7 @@ async def test_picows_limits_a_frame_not_a_message_and_the_relay_counts_the_frag
         await ours.aclose()
 
 
-async def test_picows_answers_pings_without_looking_whether_anybody_reads_and_the_relay_does_that_itself() -> None:
+async def test_relay_bounds_its_pongs() -> None:
     async def ping(talk: AzureTalk) -> None:
         await talk.connection.ping(b"one")
         await talk.connection.wait_closed()
@@ -100,7 +100,7 @@ async def test_picows_answers_pings_without_looking_whether_anybody_reads_and_th
         await ours.aclose()
 
 
-async def test_picows_prints_the_key_at_its_lowest_level_and_the_relays_logger_has_none_of_it(
+async def test_relay_silences_picows_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(1)
@@ -118,7 +118,7 @@ async def test_picows_prints_the_key_at_its_lowest_level_and_the_relays_logger_h
             assert any(KEY in text for text in logged) is printed
 
 
-async def test_a_peer_that_closes_in_the_handshake_makes_picows_return_no_listener_and_the_relay_raise() -> None:
+async def test_close_in_handshake_raises() -> None:
     async def close_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.close()
@@ -132,7 +132,7 @@ async def test_a_peer_that_closes_in_the_handshake_makes_picows_return_no_listen
     server.close()
 
 
-async def test_picows_leaves_a_cancelled_handshake_open_and_the_relay_does_not() -> None:
+async def test_cancelled_handshake_is_closed() -> None:
     async with silent_server() as (address, connections):
         left = asyncio.create_task(picows.ws_connect(Collector, f"ws://{address}/", websocket_handshake_timeout=2))
         async with asyncio.timeout(5):
@@ -152,7 +152,7 @@ async def test_picows_leaves_a_cancelled_handshake_open_and_the_relay_does_not()
                 await asyncio.sleep(0.01)
 
 
-async def test_picows_buffer_grows_with_what_one_read_brings_and_the_relay_keeps_that_small() -> None:
+async def test_picows_read_buffer_stays_small() -> None:
     async with scripted_azure() as azure:
         ours = await opened(azure.url)
         assert ours._transport is not None
@@ -161,7 +161,7 @@ async def test_picows_buffer_grows_with_what_one_read_brings_and_the_relay_keeps
         await ours.aclose()
 
 
-async def test_uvicorn_by_itself_closes_its_websockets_with_1012_at_once() -> None:
+async def test_uvicorn_closes_websockets_with_1012() -> None:
     async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "websocket.accept"})
