@@ -39,7 +39,6 @@ async def test_missing_ticket_reason_names_route() -> None:
         assert not azure.handshakes
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(
     "fault", ["forged", "expired", "another session's", "a session token", "two", "garbage", "empty"]
 )
@@ -84,7 +83,6 @@ async def test_ticket_is_never_echoed_as_subprotocol() -> None:
             assert client.socket.subprotocol is None
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(("origin", "code"), [("https://evil.example", 4403), ("null", 4403)])
 async def test_foreign_origin_closes_4403(origin: str, code: int) -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
@@ -103,7 +101,6 @@ async def test_ticket_of_removed_agent_closes_4400() -> None:
         assert (await refused(running, session, offered))[0] == 4400
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(("in_all", "a_principal"), [(2, 0), (9, 2)])
 async def test_talk_over_limit_closes_4429(in_all: int, a_principal: int) -> None:
     limits: dict[str, Any] = {"max_sessions": in_all, "max_sessions_per_principal": a_principal}
@@ -137,7 +134,6 @@ def plain_get(port: int, path: str, headers: dict[str, str]) -> tuple[int, dict[
     return response.status, {name.lower(): value for name, value in response.getheaders()}
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 async def test_plain_get_answers_426() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         status, headers = await asyncio.to_thread(plain_get, running.port, f"{PATH}/{uuid7()}", {})
@@ -146,7 +142,6 @@ async def test_plain_get_answers_426() -> None:
         assert headers["content-type"] == "application/problem+json"
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 async def test_malformed_handshake_answers_400() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         broken = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
@@ -154,7 +149,6 @@ async def test_malformed_handshake_answers_400() -> None:
         assert status == 400
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(
     "fault",
     [

@@ -12,8 +12,12 @@ from token_broker.server import frames
 from token_broker.server.websocket import BrokerWebSocketProtocol
 
 LOOPS = ("asyncio", "uvloop")
-# Section 9 is megabytes: once is enough.
-PLAYED = [(loop, name) for loop in LOOPS for name in CASES if loop == "uvloop" or not name.startswith("9.")]
+# The same code reads the frames on either loop, and only the transport differs. So asyncio plays each section's first
+# case, except for the megabytes of section 9.
+FIRST_CASES = {name for name in CASES if (name.endswith(".1") and name.count(".") == 1) or name.endswith(".1.1")}
+PLAYED = [("uvloop", name) for name in CASES] + [
+    ("asyncio", name) for name in CASES if name in FIRST_CASES and not name.startswith("9.")
+]
 
 
 @pytest.fixture(scope="module")

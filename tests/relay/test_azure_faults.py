@@ -31,9 +31,10 @@ from tests.relay.support.broker import (
     make_settings,
     serving,
 )
+from tests.support.machine import retry_if_host_busy
 from token_broker.relay.azure.dns_cache import DnsCache
 
-LIMIT_S = 0.6
+LIMIT_S = 0.4
 
 
 async def hang_after_handshake(talk: AzureTalk) -> None:
@@ -104,6 +105,7 @@ async def test_hanging_azure_closes_4408_in_time(stage: str) -> None:
         assert client.events == []
 
 
+@retry_if_host_busy()
 async def test_hanging_upstream_leaves_half_the_time() -> None:
     async def script(talk: AzureTalk) -> None:
         await (hang_after_handshake if talk.dialect == "preview" else converse)(talk)
@@ -116,7 +118,6 @@ async def test_hanging_upstream_leaves_half_the_time() -> None:
             assert 0.4 < time.monotonic() - began < 0.9
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 429, 500, 503])
 async def test_refusal_closes_4502_and_counts_in_breaker(status: int) -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
@@ -134,7 +135,6 @@ async def test_refusal_closes_4502_and_counts_in_breaker(status: int) -> None:
         assert outcomes == {"voice_live": status, "openai_realtime": status}
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 async def test_missing_route_is_not_asked_again() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         azure.refuse = lambda request: answer(404) if "voice-live" in request.path else None
@@ -144,7 +144,6 @@ async def test_missing_route_is_not_asked_again() -> None:
         assert sum("voice-live" in request.path for request in azure.handshakes) == 1
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("body", [b'{"error":{"code":"AuthenticationTypeDisabled","message":"x"}}', b""])
 async def test_disabled_keys_fall_back_to_entra(body: bytes) -> None:
     def refuse(request: Request) -> Response | None:
@@ -269,7 +268,7 @@ async def test_two_unanswered_pings_end_talk() -> None:
         talk.connection.transport.resume_reading()
 
 
-async def test_untrusted_certificate_fails_over() -> None:
+async def test_untrusted_certificate_closes_4502() -> None:
     authority = trustme.CA()
     served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(served)

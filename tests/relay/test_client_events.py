@@ -11,8 +11,9 @@ from azure.ai.voicelive.models import _models
 from openai.types import realtime
 from openai.types.realtime import RealtimeClientEvent, RealtimeServerEvent
 
+from strategies.base import Dialect
 from tests.relay.support.official_models import ga_client_event, preview_client_event
-from token_broker.relay.adapters import PROXY_ADAPTER, CompatAdapter, ToAzure
+from token_broker.relay.adapters import PROXY_ADAPTER, CompatAdapter, ProtocolAdapter, ToAzure
 from token_broker.relay.dialects.shapes import Fields, Kinds, Labels, ListOf, OneOf, Shape, permitted
 from token_broker.relay.policy.allowlist import CLIENT_EVENTS, Broken, Passed, Refused, examine, judge
 
@@ -385,13 +386,12 @@ def test_unknown_fields_cost_nothing(kind: str) -> None:
     assert found.left_out == 1_000 + (1_000 + 1 if configured else 2)
 
 
-@pytest.mark.parametrize("dialect", ["ga", "preview"])
-@pytest.mark.parametrize("upstream", ["ga", "preview"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_compat_endpoints_share_the_allowlist(kind: str, dialect: Any, upstream: Any) -> None:
+def test_compat_endpoints_share_the_allowlist(kind: str) -> None:
+    dialects: tuple[Dialect, ...] = ("ga", "preview")
     text = json.dumps({"type": kind, "instructions": EVIL, "session": {"instructions": EVIL}, "response": {"x": EVIL}})
-    seen = [adapter.from_client(text, upstream) for adapter in (CompatAdapter(dialect), PROXY_ADAPTER)]
-    for verdict in seen:
+    adapters: list[ProtocolAdapter] = [*map(CompatAdapter, dialects), PROXY_ADAPTER]
+    for verdict in (adapter.from_client(text, upstream) for adapter in adapters for upstream in dialects):
         assert isinstance(verdict, ToAzure if kind in CLIENT_EVENTS else Refused)
         assert EVIL not in str(verdict)
     assert isinstance(examine(text), Refused) is (kind not in CLIENT_EVENTS)

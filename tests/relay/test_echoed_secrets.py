@@ -14,8 +14,6 @@ from tests.relay.support.broker import ENTRA_TOKEN, KEY, Client, build, make_set
 from token_broker.sessions.agents import load_agents
 from token_broker.web.ids import uuid7
 
-pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
-
 AGENTS = """
 default = "ann"
 [agents.ann]

@@ -96,13 +96,13 @@ def test_frame_of_any_length_is_read(length: int, cut: int) -> None:
     assert read(a_reader(), data) == read(a_reader(), data[:cut], data[cut:]) == expected
 
 
-@pytest.mark.parametrize("fragments", [[100_001], [50_000, 50_001], [1] * 99_999 + [2]])
+@pytest.mark.parametrize("fragments", [[2_001], [1_000, 1_001], [1] * 1_999 + [2]])
 def test_oversized_message_is_refused_by_head(fragments: list[int]) -> None:
     heads = [
         Frame(Opcode.CONT if number else Opcode.TEXT, b"x" * size, fin=False).serialize(mask=True)
         for number, size in enumerate(fragments)
     ]
-    assert read(a_reader(), b"".join(heads)[: -fragments[-1]]) == ([], 1009)
+    assert read(a_reader(max_bytes=2_000), b"".join(heads)[: -fragments[-1]]) == ([], 1009)
 
 
 @given(st.binary(max_size=60))

@@ -10,8 +10,6 @@ from tests.relay.support.broker import broker, build, make_settings, serving
 from token_broker.relay.transcripts.assembler import TurnAssembler
 from token_broker.sessions.agents import AgentRegistry, load_agents
 
-pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
-
 AGENTS = """
 default = "ann"
 [agents.ann]

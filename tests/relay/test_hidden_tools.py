@@ -13,8 +13,6 @@ from tests.relay.support.broker import Client, broker
 from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.web.ids import uuid7
 
-pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
-
 TOOL = {"name": "canary_transfer", "description": "canary says what it does", "input_schema": {"type": "object"}}
 ITEM: dict[str, Any] = {
     "id": "mcpl_1",

@@ -13,14 +13,15 @@ from websockets.frames import Frame, Opcode
 
 from tests.relay.support.azure import scripted_azure
 from tests.relay.support.broker import PATH, Client, Running, broker
-from tests.relay.support.process import Process, broker_process
+from tests.relay.support.process import LOOP, Process, broker_process
+from tests.support.machine import retry_if_host_busy
 from token_broker.server import framed_websocket as websocket
 from token_broker.server.frames import FrameReader
 from token_broker.server.websocket import BrokerWebSocketProtocol
 from token_broker.web.ids import uuid7
 
-SIZE_BYTES = 2_000_000
-OTHERS_WAIT_AT_MOST_S = 0.5  # 20 ms is usual, and this machine is not ours alone; it was 5 s
+SIZE_BYTES = 1_000_000
+OTHERS_WAIT_AT_MOST_S = 0.5  # 20 ms is usual, and this machine is not ours alone; it was 2.5 s
 GONE_WITHIN_S = 12  # a linger time of 5 s, and what a busy machine adds
 
 TINY = {
@@ -92,18 +93,17 @@ def head_of(process: Process, state: str) -> bytes:
             return handshake("/v1/realtime?model=x")
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # the broker's loop is what matters, and that is its process's own
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-@pytest.mark.parametrize("state", ["talking", "closed with 4401", "refused over HTTP"])
-async def test_tiny_frames_delay_nobody_else(loop: str, state: str) -> None:
-    async with scripted_azure() as azure, broker_process(azure, loop, grace_s=0.1) as process:
-        attacks = [
-            asyncio.ensure_future(attack(process.port, head_of(process, state), one * (SIZE_BYTES // len(one))))
-            for one in TINY.values()
-        ]
-        every = asyncio.gather(*attacks)
-        assert await slowest_answer_s(process.port, every) < OTHERS_WAIT_AT_MOST_S
-        await every
+@retry_if_host_busy()
+async def test_tiny_frames_delay_nobody_else() -> None:
+    async with scripted_azure() as azure, broker_process(azure, LOOP, grace_s=0.1) as process:
+        for state in ("talking", "closed with 4401", "refused over HTTP"):
+            attacks = [
+                asyncio.ensure_future(attack(process.port, head_of(process, state), one * (SIZE_BYTES // len(one))))
+                for one in TINY.values()
+            ]
+            every = asyncio.gather(*attacks)
+            assert await slowest_answer_s(process.port, every) < OTHERS_WAIT_AT_MOST_S, state
+            await every
         process.terminate()
         assert (await process.line())["tasks"] == 0
 

@@ -211,8 +211,8 @@ def test_malformed_events_are_ignored(event: Event) -> None:
 
 def test_assembler_state_is_bounded() -> None:
     assembler = TurnAssembler()
-    for number in range(10_000):
+    for number in range(2_100):  # a commit looks at all open answers, so the cost is quadratic
         assembler.feed(committed(f"u{number}"), 0.0)
         assembler.feed(delta(f"a{number}", "x"), 0.0)
     sizes = [len(value) for value in vars(assembler).values() if hasattr(value, "__len__")]
-    assert max(sizes) <= 2048
+    assert max(sizes) == 2048

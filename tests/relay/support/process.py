@@ -17,6 +17,8 @@ from tests.relay.support.broker import PATH, make_settings
 from token_broker.security.tokens import TokenSigner
 from token_broker.web.ids import uuid7
 
+LOOP = os.environ.get("TEST_LOOP") or "uvloop"
+"""The event loop of a broker's process, for tests that need it on one only."""
 PYTHON = os.environ.get("DRAIN_TEST_PYTHON", sys.executable)  # another interpreter with the same packages
 
 
