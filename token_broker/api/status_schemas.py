@@ -61,7 +61,7 @@ class RelayFigures(BaseModel):
     open_or_relayed: int
     sessions: int
     ready: int
-    switches: int
+    handoffs: int
     closes: dict[str, int] = Field(description="By close code.")
     frames: Directions
     bytes: Directions

@@ -113,7 +113,7 @@ def _relay(relay: State) -> Iterator[Metric]:
     for name, text, key in (
         ("talks", "Proxied talks admitted.", "sessions"),
         ("talks_ready", "Proxied talks that Azure took.", "ready"),
-        ("agent_switches", "Changes of agent within a talk.", "switches"),
+        ("agent_handoffs", "Handoffs to another agent within a talk.", "handoffs"),
         ("turns", "Turns of proxied talks handed to the memory.", "turns"),
         ("turns_lost", "Turns of proxied talks that the memory did not take.", "turns_lost"),
         ("failed_transcriptions", "User turns that Azure could not transcribe.", "failed_transcriptions"),
