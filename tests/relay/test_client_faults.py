@@ -140,7 +140,8 @@ async def test_refused_event_flood_closes_4410() -> None:
         running.client(sock=await deaf_socket(running), max_queue=1) as client,
     ):
         await client.ready()
-        nonsense = Frame(Opcode.TEXT, b'{"type":"broker.nonsense"}').serialize(mask=True) * 25_000
+        unknown = json.dumps({"type": "x" * 64}).encode()  # the longest that the answer repeats
+        nonsense = Frame(Opcode.TEXT, unknown).serialize(mask=True) * 14_000
         client.socket.transport.write(nonsense)
         await running.quiet()
         assert await client.closed() == 4410
