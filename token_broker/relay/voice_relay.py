@@ -209,20 +209,21 @@ class VoiceRelay:
             hang_up=end_call,
             holds_place=lambda: self._limits.keeps(call_id),
         )
-        task = asyncio.create_task(self._listen(listener, endpoint, call_id), name="talk-sideband")
+
+        async def run() -> None:
+            self._drain.add(listener)
+            try:
+                ending = await listener.run(endpoint, call_id)
+                if ending.code == DONE:  # otherwise the call may go on unheard, and keeps its place
+                    self._limits.end(call_id)
+                log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
+            finally:
+                self._drain.remove(listener)
+                self._counters.add(listener.counters)
+
+        task = asyncio.create_task(run(), name="talk-sideband")
         self._listening.add(task)
         task.add_done_callback(self._listening.discard)
-
-    async def _listen(self, listener: CallListener, endpoint: str, call_id: str) -> None:
-        self._drain.add(listener)
-        try:
-            ending = await listener.run(endpoint, call_id)
-            if ending.code == DONE:  # otherwise the call may go on unheard, and keeps its place
-                self._limits.end(call_id)
-            log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
-        finally:
-            self._drain.remove(listener)
-            self._counters.add(listener.counters)
 
     def _note_refusal(self, ending: Ending, **ids: str) -> None:
         self._counters.closes[ending.code] += 1

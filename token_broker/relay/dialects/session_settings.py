@@ -22,7 +22,7 @@ from token_broker.relay.dialects.client_values import (
     NOISE_REDUCTION,
     TURN_DETECTION,
 )
-from token_broker.relay.dialects.conversation_items import item_for
+from token_broker.relay.dialects.conversation_items import item_for, shown_item
 from token_broker.relay.dialects.shapes import Fields as FieldsShape
 from token_broker.relay.dialects.shapes import Flag, Labels, Number, Shape, Word
 from token_broker.relay.dialects.values import LEFT_OUT
@@ -72,7 +72,13 @@ def shown_session(session: Fields) -> Fields:
 
 def shown_response(response: Fields) -> Fields:
     """Azure's response, in either dialect, as a client may see it; the same object where nothing is hidden."""
-    return _shown(response, _SHOWN_RESPONSE)
+    shown = _shown(response, _SHOWN_RESPONSE)
+    output = shown.get("output")
+    if not isinstance(output, list):
+        return shown
+    items = [shown_item(item) for item in output]
+    same = all(item is stated for item, stated in zip(items, output, strict=True))
+    return shown if same else {**shown, "output": items}
 
 
 @dataclass(frozen=True, slots=True)

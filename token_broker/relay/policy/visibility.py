@@ -36,7 +36,7 @@ def without_agents_settings(event: Event) -> Event:
     if kind in SESSION_EVENTS:
         return _with_shown(event, "session", shown_session)
     if kind in _RESPONSE_EVENTS:
-        return _with_shown(event, "response", _shown_response)
+        return _with_shown(event, "response", shown_response)
     # The error of listing an MCP server's tools may quote its address or credential.
     if isinstance(kind, str) and kind.startswith(TOOL_LIST) and "error" in event:
         event = {name: value for name, value in event.items() if name != "error"}
@@ -80,16 +80,6 @@ def _redacted(value: Any, redact: Redact, levels: int) -> Any:
     if isinstance(value, dict):
         return {redact(name): _redacted(inner, redact, levels - 1) for name, inner in value.items()}
     return [_redacted(inner, redact, levels - 1) for inner in value]
-
-
-def _shown_response(response: Mapping[str, Any]) -> Mapping[str, Any]:
-    shown = shown_response(response)
-    output = shown.get("output")
-    if not isinstance(output, list):
-        return shown
-    items = [shown_item(item) for item in output]
-    same = all(item is stated for item, stated in zip(items, output, strict=True))
-    return shown if same else {**shown, "output": items}
 
 
 def _with_shown(event: Event, name: str, shown: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Event:
