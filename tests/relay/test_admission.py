@@ -1,4 +1,4 @@
-"""Who may talk: ticket, session, origin, limits; and what a handshake is answered with."""
+"""Admission: ticket, session, origin and limits; and the answers to a handshake."""
 
 import asyncio
 import http.client
@@ -17,7 +17,7 @@ from token_broker.web.ids import uuid7
 
 
 async def refused(running: Running, session_id: str, offered: list[str] | None, **options: Any) -> tuple[int, str]:
-    """The close code and the subprotocol that a newcomer is given."""
+    """The close code and the subprotocol of a new connection."""
     arguments: dict[str, Any] = {"subprotocols": offered, "compression": None, "proxy": None} | options
     async with connect(running.url(session_id), **arguments) as socket:
         async with asyncio.timeout(5):
@@ -112,7 +112,7 @@ async def test_talk_over_limit_closes_4429(in_all: int, a_principal: int) -> Non
             ticket = running.ticket(session)
             assert (await refused(running, session, ["realtime", f"ticket.{ticket}"]))[0] == 4429
         async with asyncio.timeout(3):
-            while running.limits.active > 1:  # noqa: ASYNC110  # what is seen is the point  # what is seen is the point
+            while running.limits.active > 1:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         async with running.client(session_id=session, ticket=ticket) as third:
             await third.ready()

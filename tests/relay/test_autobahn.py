@@ -1,4 +1,4 @@
-"""The server's WebSocket passes Autobahn's cases, strictly; and the cases notice a server that does not."""
+"""The server's WebSocket passes Autobahn's cases strictly, and a broken server fails them."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ PLAYED = [("uvloop", name) for name in CASES] + [
 
 @pytest.fixture(scope="module")
 def ports() -> Iterator[dict[str, int]]:
-    """The echo's, by the event loop that it runs on."""
+    """The ports of the echo servers, by their event loop."""
     with contextlib.ExitStack() as stack:
         yield {loop: stack.enter_context(echo_server(loop)) for loop in LOOPS}
 

@@ -1,4 +1,4 @@
-"""Whatever Azure does, the client hears of it in time, and nothing is left over (checked by `serving` each time)."""
+"""Faults of Azure: the client is closed in time, and no task or socket is left over (`serving` checks that)."""
 
 import asyncio
 import contextlib
@@ -62,7 +62,7 @@ class HangingEntra:
 
 @contextlib.asynccontextmanager
 async def hanging(stage: str) -> AsyncIterator[Running]:
-    """A broker whose Azure hangs at that stage."""
+    """A broker whose Azure hangs at this stage."""
     limit: dict[str, Any] = {"proxy_connect_timeout_s": LIMIT_S}
     if stage in {"connected", "tls"}:
         async with silent_server() as (address, _):
@@ -308,14 +308,14 @@ async def test_azure_credentials_never_leak(caplog: pytest.LogCaptureFixture) ->
                     await drop(await azure.talk())
                 await client.closed()
                 seen += [json.dumps(client.events), str(client.socket.close_reason)]
-        # The fake is the one that may log what it was sent.
+        # The fake Azure itself may log what it received.
         logged = [record.getMessage() for record in caplog.records if not record.name.startswith("websockets")]
         seen += [json.dumps(running.relay.snapshot()), *logged, repr(running.connector), repr(running.relay)]
     assert not any(secret in text for text in seen for secret in (KEY, ENTRA_TOKEN, "api-key: "))
 
 
 async def test_azure_gets_key_in_header() -> None:
-    """Holds the canary test above: what it looks for is really in use."""
+    """The credentials that the test above looks for are really in use."""
     async with scripted_azure() as azure, broker(azure.url, key=SecretStr(KEY)) as running, running.client() as client:
         await client.ready()
         assert azure.handshakes[0].headers["api-key"] == KEY

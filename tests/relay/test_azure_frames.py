@@ -1,4 +1,4 @@
-"""An Azure that sends frames without end costs little time and memory; one that speaks fast is only slowed."""
+"""Floods of frames from Azure cost little time and memory; an answer that arrives fast is only slowed down."""
 
 import asyncio
 from typing import Any
@@ -17,7 +17,7 @@ EMPTY_TEXT = Frame(Opcode.TEXT, b"").serialize(mask=False)
 
 
 def saying(data: bytes) -> Any:
-    """An Azure that sends these bytes, and then is silent until it is left."""
+    """An Azure that sends these bytes and then nothing until the connection ends."""
 
     async def script(talk: AzureTalk) -> None:
         talk.connection.transport.write(data)
@@ -84,10 +84,10 @@ async def test_queue_of_empty_frames_is_bounded() -> None:
     async with scripted_azure(saying(EMPTY_TEXT * 6_000)) as azure:
         ours = await opened(azure.url)
         async with asyncio.timeout(10):
-            while not ours.paused:  # noqa: ASYNC110  # the pause is what is waited for
+            while not ours.paused:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
-        assert ours.failure is None  # it was too fast, and that is no offence
+        assert ours.failure is None  # sending fast is legitimate
         for _ in range(6_000):
             await ours.wait()
             ours.take()
@@ -98,7 +98,7 @@ async def test_flood_of_empty_messages_is_bounded() -> None:
     async with scripted_azure(saying(EMPTY_TEXT * 500_000)) as azure:
         ours = await opened(azure.url)
         async with asyncio.timeout(10):
-            while ours.failure is None and not ours.paused:  # noqa: ASYNC110  # what is seen is the point
+            while ours.failure is None and not ours.paused:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
         assert 4_000 < len(ours.frames) < 30_000
@@ -126,7 +126,7 @@ async def test_refused_connection_is_closed_at_once() -> None:
 
 
 async def test_fast_answer_arrives_whole() -> None:
-    """Ten minutes of audio at once: more frames than a client may send in a second, and no offence."""
+    """Ten minutes of audio at once: more frames than a client may send in a second, but legitimate from Azure."""
     async with scripted_azure() as azure, broker(azure.url) as running, running.client(max_queue=4) as client:
         await client.ready()
         await client.until("session.updated")

@@ -1,4 +1,4 @@
-"""The SDP relay, over real sockets: the whole application in front, an Azure that mints and takes offers behind."""
+"""The SDP relay over real sockets: the whole application, and a fake Azure that mints and accepts offers."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass
 class CallsAzure:
-    """GA's mint and calls routes; `take_offer` and `end_call` can be bent."""
+    """GA's mint and calls routes; tests replace `take_offer` and `end_call`."""
 
     url: str = ""
     offers: list[tuple[str, str, str]] = field(default_factory=list)  # query, authorization, body
@@ -278,11 +278,11 @@ async def test_calls_count_as_talks_and_requests(tmp_path: Path) -> None:
         assert limited.headers["retry-after"]
 
 
-# --- hanging up again and again
+# --- repeated hang-ups
 
 
 async def hang_up_at_endpoint(browser: Caller, location: str, session_id: str) -> httpx.Response:
-    """The same at the compatible endpoint, where calls have the same ids."""
+    """The same at the compatible endpoint, whose calls have the same ids."""
     path = f"/v1/realtime/calls/{location.rpartition('/')[2]}/hangup"
     return await browser.client.post(path, headers={"api-key": browser.token(session_id)})
 
@@ -371,7 +371,7 @@ async def test_remembered_ended_calls_are_bounded() -> None:
     assert ("https://x", "rtc_new") not in over
 
 
-# --- calls that nobody will ever use
+# --- calls without a client
 
 
 async def settled(browser: Caller, azure: CallsAzure, *calls: str) -> None:
@@ -437,7 +437,7 @@ async def test_refusal_leaves_no_call(tmp_path: Path) -> None:
 
 @dataclass
 class HeldOffer:
-    """An Azure that takes an offer when it is told to."""
+    """Answers an offer only once `go` is set."""
 
     came: asyncio.Event = field(default_factory=asyncio.Event)
     go: asyncio.Event = field(default_factory=asyncio.Event)

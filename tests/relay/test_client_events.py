@@ -1,4 +1,4 @@
-"""The allowlist: of every event and field that is known, and of invented ones, only the rows pass."""
+"""The allowlist: of all known events and fields, and of invented ones, only those with a row pass."""
 
 import json
 import typing
@@ -48,7 +48,7 @@ def official_fields() -> set[str]:
             _pydantic_fields(model, names)
     for model in vars(_models).values():
         if isinstance(model, type) and issubclass(model, Model):
-            known: Any = model({})  # its fields are worked out at the first making
+            known: Any = model({})  # the SDK fills in the fields on first use
             names.update(field._rest_name for field in known._attr_to_rest_field.values())
     return names
 
@@ -367,7 +367,7 @@ def test_refusal_is_short_plain_text(event: dict[str, Any]) -> None:
 
 
 class Unwalked(dict[str, Any]):
-    """Fields that may be looked up by name and not gone through: nobody pays for those that have no row."""
+    """A mapping that allows look-ups by name but no iteration: fields without a row must cost nothing."""
 
     def __iter__(self) -> Any:
         raise AssertionError

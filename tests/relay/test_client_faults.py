@@ -1,4 +1,4 @@
-"""Whatever a client does, Azure hears only what it may say, and nothing is left over (checked by `serving`)."""
+"""Faults of clients: Azure gets only what the allowlist permits, and nothing is left over (`serving` checks that)."""
 
 import asyncio
 import base64
@@ -45,7 +45,7 @@ async def test_vanished_clients_last_turns_are_kept() -> None:
 
 
 async def deaf_socket(running: Running) -> socket.socket:
-    """A connected socket that takes next to nothing unread: the kernel would hold megabytes."""
+    """A connected socket with a small receive buffer: by default the kernel holds megabytes unread."""
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
     raw.setblocking(False)
@@ -95,9 +95,9 @@ async def test_slow_client_pauses_azures_socket() -> None:
         assert one._upstream is not None
         upstream = one._upstream.socket
         async with asyncio.timeout(15):
-            while not upstream.paused:  # noqa: ASYNC110  # the pause is what is waited for  # the pause is what is waited for
+            while not upstream.paused:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
-        await asyncio.sleep(0.7)  # two pings long: a healthy Azure is not dropped for what we don't read
+        await asyncio.sleep(0.7)  # two ping intervals: a healthy Azure is not dropped because we do not read its pongs
         assert not flooding.done()
         assert sum(map(len, upstream.frames)) < 600_000
         for _ in range(count):
@@ -106,7 +106,7 @@ async def test_slow_client_pauses_azures_socket() -> None:
 
 
 async def take_nothing_more(talk: AzureTalk) -> None:
-    """Takes the session, and then no byte more until the test says so."""
+    """Accepts the session, then reads nothing until the test resumes it."""
     talk.arrived(await talk.connection.recv())
     await talk.send({"type": "session.updated", "session": {}})
     talk.connection.transport.pause_reading()
@@ -128,7 +128,7 @@ async def test_flooding_client_is_slowed_to_azure() -> None:
                 async with asyncio.timeout(2):
                     await client.socket.send(append)
                 sent += 1
-        assert sent < 200  # 40 MB: what the kernel's buffers hold, and little of ours
+        assert sent < 200  # 40 MB: the kernel's buffers, and little of ours
         assert await client.closed() == 4502
         azure.talks[0].connection.transport.resume_reading()
 

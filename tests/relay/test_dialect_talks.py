@@ -1,4 +1,4 @@
-"""Whole talks across dialects, against the simulator's own two; and events with something odd in them."""
+"""Whole talks across dialects, compared with the simulator's own two; and malformed events."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ Event = dict[str, Any]
 
 
 def script(talk: TranslatedTalk) -> TranslatedTalk:
-    """Spoken and typed turns, an interruption, a wish for text, a mistake, in the endpoint's dialect."""
+    """Spoken and typed turns, an interruption, a text response and an error, in the client's dialect."""
     vad = {"type": "server_vad", "silence_duration_ms": 500}
     if talk.client == "ga":
         audio = {"input": {"format": PCM, "turn_detection": vad, "transcription": {"model": "whisper-1"}}}
@@ -62,7 +62,7 @@ def test_translated_talk_keeps_its_meaning(client: Dialect) -> None:
 
 
 def _without_ends_of_what_was_not_added(events: list[Event]) -> list[Event]:
-    """Voice Live tells of the end of an item that is in no conversation as of any other."""
+    """Voice Live sends a done event also for an item outside the conversation."""
     added = {each["item"]["id"] for each in events if each["type"] == "conversation.item.added"}
     return [each for each in events if each["type"] != "conversation.item.done" or each["item"]["id"] in added]
 
@@ -73,7 +73,7 @@ def test_talk_covers_nearly_every_event() -> None:
     assert {ga["type"] for ga, _ in TRANSLATED} - kinds == untold | {"response.function_call_arguments.done"}
 
 
-# --- whatever comes
+# --- malformed events
 
 ODD = ["null", "true", "0", "-1", "2.5", '""', '"odd"', "[]", "{}", "[null]", "[[]]", '{"type":null}', '{"type":[]}']
 SEEN: list[Event] = [
@@ -85,7 +85,7 @@ dialects = st.sampled_from(["ga", "preview"])
 
 @st.composite
 def spoiled(draw: st.DrawFn) -> Event:
-    """A real event in which something is odd, or missing, somewhere."""
+    """A real event with a wrong or missing value somewhere."""
     event: Event = json.loads(json.dumps(draw(st.sampled_from(SEEN))))
     for _ in range(draw(st.integers(1, 3))):
         at: Any = event

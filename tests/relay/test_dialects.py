@@ -1,4 +1,4 @@
-"""One talk in two dialects: a table a direction, with the official packages' models as judges."""
+"""Translation in both directions, as tables that are validated with the official packages' models."""
 
 import json
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def other(dialect: Dialect) -> Dialect:
     return "preview" if dialect == "ga" else "ga"
 
 
-# --- towards Azure
+# --- to Azure
 
 GA_SETTINGS: Event = {
     "output_modalities": ["text"],
@@ -129,7 +129,7 @@ TO_PREVIEW = [
         update({"type": "realtime", "audio": {"input": {"format": {"type": "audio/pcma"}, "turn_detection": None}}}),
         [update({"input_audio_format": "g711_alaw", "input_audio_sampling_rate": 8000, "turn_detection": None})],
     ),
-    # a session of which nothing remains is still a session
+    # a session with no setting left is still sent
     (update({"type": "realtime", "truncation": "disabled", "unheard_of": 1}), [update({})]),
     (
         create(
@@ -221,7 +221,7 @@ TO_GA = [
             )
         ],
     ),
-    # what is to be appended for a response is appended before it
+    # items to append come before the response
     (
         create({"append_input_items": [message("assistant", {"type": "text", "text": "Yes."})]}),
         [
@@ -271,7 +271,7 @@ def test_client_event_is_translated_for_azure(upstream: Dialect, event: Event, e
     [
         ("ga", update({"type": "realtime", **GA_SETTINGS}), [update({"type": "realtime", **GA_SETTINGS})]),
         ("preview", update(PREVIEW_SETTINGS), [update(PREVIEW_SETTINGS)]),
-        # what a client of the wrong dialect says is unknown, at every depth, and null where null means nothing
+        # settings of the other dialect, at every depth, and null where it has no meaning
         ("ga", update({"type": "realtime", **PREVIEW_SETTINGS, "tool_choice": None}),
          [update({"type": "realtime", "parallel_tool_calls": True, "include": GA_SETTINGS["include"]})]),
         ("ga", update({"audio": {"input": {"turn_detection": {"type": "server_vad", "model_version": 2}, "x": 1}}}),
@@ -302,12 +302,12 @@ MCP = {"type": "mcp", "server_label": "x", "server_url": "https://x"}
 @pytest.mark.parametrize(
     ("ga", "preview"),
     [
-        # what is well-formed and has no like there is left out; null too, where it switches nothing off
+        # well-formed values without an equivalent are left out, as is null where it switches nothing off
         ({"audio": {"input": {"format": {"type": "audio/opus"}, "turn_detection": {"type": "magic_vad"},
                               "noise_reduction": {"type": None}}}}, {}),
         ({"audio": {"output": {"voice": {"id": "voice_1"}}}, "tool_choice": {"type": "mcp", "server_label": "x"}}, {}),
         ({"audio": None, "output_modalities": None, "reasoning": None}, {}),
-        # what is of no known shape passes: Azure says what is wrong with it
+        # values of an unknown shape pass: Azure reports the error
         ({"audio": {"input": {"format": 1, "turn_detection": "server_vad", "noise_reduction": 2, "transcription": 3}},
           "include": "x", "output_modalities": "audio", "tools": "none", "tool_choice": 4},
          {"input_audio_format": 1, "input_audio_sampling_rate": 1, "turn_detection": "server_vad",
@@ -368,7 +368,7 @@ def test_unsupported_rate_is_kept_for_ga() -> None:
 @pytest.mark.parametrize("spec", specs(), ids=range(len(specs())))
 def test_own_session_survives_round_trip(spec: SessionSpec) -> None:
     assert _lost_there_and_back(ga_realtime_session(spec), "ga") == set()
-    # Voice Live's own cleaning and kind of voice; and GA takes audio with its transcript for both words
+    # Voice Live's own noise suppression and voice; GA's audio includes the transcript
     assert _lost_there_and_back(voice_live_session(spec), "preview") == {
         "input_audio_noise_reduction", "input_audio_echo_cancellation", "voice", "modalities",
     }  # fmt: skip
@@ -382,7 +382,7 @@ def _lost_there_and_back(session: Event, home: Dialect) -> set[str]:
     return {name for name, value in session.items() if returned["session"].get(name) != value}
 
 
-# --- towards the client
+# --- to the client
 
 ASSISTANT = {"id": "item_1", "object": "realtime.item", "type": "message", "role": "assistant"}
 SAID = {"transcript": "Good day."}
@@ -539,7 +539,7 @@ def test_azure_event_is_translated_for_client(ga: Event, preview: Event) -> None
     preview_server_event(preview)
     assert to_client(preview, client="ga", upstream="preview", new_id=counted()) == [ga]
     assert to_client(ga, client="preview", upstream="ga", new_id=counted()) == [preview]
-    # and is whole already, so that it comes through as it is in its own dialect
+    # it is complete already, so its own dialect gets it unchanged
     assert to_client(ga, client="ga", upstream="ga", new_id=counted()) == [ga]
     assert to_client(preview, client="preview", upstream="preview", new_id=counted()) == [preview]
 
@@ -627,7 +627,7 @@ def test_voice_live_shapes_are_translated_to_ga() -> None:
 
 
 def test_ga_gets_its_name_for_an_item() -> None:
-    """Voice Live's reference has another."""
+    """Voice Live's reference has another name."""
     item = {**PREVIEW_SAID, "object": "conversation.item"}
     (told,) = to_client(
         event("conversation.item.retrieved", item=item), client="ga", upstream="preview", new_id=counted()
@@ -635,7 +635,7 @@ def test_ga_gets_its_name_for_an_item() -> None:
     assert told["item"] == GA_SAID
 
 
-# --- what clients throw without
+# --- fields without which clients throw
 
 
 @pytest.mark.parametrize("dialect", ["ga", "preview"])
@@ -683,7 +683,7 @@ def test_required_fields_are_completed(dialect: Dialect, given: Event, whole: Ev
     ("given", "whole"),
     [
         (USAGE, USAGE),
-        # as Voice Live's reference has it: sums alone tell no details
+        # as in Voice Live's reference: sums without details
         ({"total_tokens": 0, "input_tokens": 0, "output_tokens": 0}, None),
         (
             {
@@ -748,12 +748,12 @@ PADDED = ' { "type" : "response.audio.delta" , "event_id" : "e1", "delta" : "AAA
             '{"type":"response.audio.delta","response_id":"r","event_id":"e1","delta":"AA"}',
             '{"type":"response.output_audio.delta","response_id":"r","event_id":"e1","delta":"AA"}',
         ),
-        # a name that stands elsewhere stays
+        # the name elsewhere in the text stays
         (
             '{"event_id":"response.audio.delta","type":"response.text.delta","delta":"response.text.delta"}',
             '{"event_id":"response.audio.delta","type":"response.output_text.delta","delta":"response.text.delta"}',
         ),
-        # read, since the head does not show it
+        # parsed, since the head does not show the type
         (
             '{"response_id":"r","type":"response.audio.delta"}',
             '{"type":"response.output_audio.delta","event_id":"event_made1","response_id":"r"}',

@@ -1,4 +1,4 @@
-"""SIGTERM with talks running, in a process of its own: no talk is cut short in its grace, and no turn is lost."""
+"""SIGTERM with running talks, in a separate process: talks keep their grace period, and no turn is lost."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ async def test_talks_close_4503_after_grace() -> None:
             process.terminate()
             async with process.connect() as newcomer:
                 assert await code_of(newcomer) == 4503
-            assert clients[0].close_code is None  # its grace is not over
+            assert clients[0].close_code is None  # the grace period is not over
             assert await asyncio.gather(*(code_of(client) for client in clients)) == [4503] * TALKS
         facts = await process.line()
         assert facts == {

@@ -1,4 +1,4 @@
-"""Azure's errors may quote what the broker sent; a client sees them without the secrets in them."""
+"""Azure's errors may quote what the broker sent; a client gets them without its secrets."""
 
 import contextlib
 import json
@@ -78,7 +78,7 @@ async def talking(path: str, tmp_path: Path, **overrides: Any) -> AsyncIterator[
 
 
 async def hear(client: Client, talk: AzureTalk, events: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What the client is told of `events`, by their ids."""
+    """What the client gets of `events`, by their ids."""
     await client.until("session.created")
     for event in events:
         await talk.connection.send(json.dumps(event, ensure_ascii=False))

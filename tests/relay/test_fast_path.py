@@ -1,4 +1,4 @@
-"""The direct path: what takes it, that nothing is overtaken on it, and that whoever reads slowly is waited for."""
+"""The fast path: what takes it, that the order is kept, and that slow readers are waited for."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ APPEND = '{"type":"input_audio_buffer.append","audio":"'
 
 @dataclass
 class LongWay:
-    """What went through a queue after all."""
+    """What went through a queue instead."""
 
     from_client: list[str] = field(default_factory=list)
     from_azure: list[str] = field(default_factory=list)
@@ -101,7 +101,7 @@ async def test_turns_are_recorded_on_fast_path(long_way: LongWay, monkeypatch: p
 
 async def test_talk_works_without_the_wire(long_way: LongWay) -> None:
     class Plain(BrokerWebSocketProtocol):
-        """As any other ASGI server: without the extension."""
+        """Like any other ASGI server, without the extension."""
 
         async def run_asgi(self) -> None:
             app = self.app
@@ -147,7 +147,7 @@ async def test_append_overtakes_no_earlier_event() -> None:
 
 
 async def test_append_waits_for_message_in_progress(long_way: LongWay, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An event is answered, and whoever leaves a queue of answers unread is not read on: so his audio waits as well."""
+    """A client that leaves a queue of answers unread is read no further, so its audio waits as well."""
     append, read = f'{APPEND}AAAA"}}', asyncio.Event()
     data_received = BrokerWebSocketProtocol.data_received
 
@@ -161,7 +161,7 @@ async def test_append_waits_for_message_in_progress(long_way: LongWay, monkeypat
         (one,) = running.relay._talks
         assert one._upstream is not None
         upstream = one._upstream.socket
-        upstream._pause()  # as it does above an overfull queue
+        upstream._pause()  # as when its queue is full
         await client.send({"type": "input_audio_buffer.clear"})
         await talk.next_event("input_audio_buffer.clear")
         read.clear()  # it was set by the handshake
@@ -198,7 +198,7 @@ async def test_stuttering_client_gets_all_in_order() -> None:
         telling = asyncio.create_task(tell())
         client.socket.transport.pause_reading()
         async with asyncio.timeout(15):
-            while not upstream.paused:  # noqa: ASYNC110  # the pause is what is waited for
+            while not upstream.paused:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         client.socket.transport.resume_reading()
         numbers: list[int] = []
@@ -227,7 +227,7 @@ async def test_handler_error_closes_1011(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class StubWire:
-    """The server's end, as far as offering goes."""
+    """The part of the server's wire that the fast path uses."""
 
     def __init__(self) -> None:
         self.sink: MessageSink | None = None
@@ -244,7 +244,7 @@ class StubWire:
 
 
 class StubSocket:
-    """Azure's socket, which takes all."""
+    """Azure's socket, always writable."""
 
     writable = True
 

@@ -1,4 +1,4 @@
-"""Frames are read as websockets reads them, however the data is cut, and no more of them than the budget has."""
+"""Frames are read as `websockets` reads them, however the data is cut, and within the budget."""
 
 import asyncio
 import json
@@ -40,7 +40,7 @@ def a_reader(*, frames: float = 0, control_frames: float = 0, max_bytes: int = 1
 
 
 def read(reader: FrameReader, *pieces: bytes) -> tuple[list[Read], int | None]:
-    """All frames in the pieces but fragments that complete nothing, and the code of the error that they end with."""
+    """All complete messages in the pieces, and the code of the error that ends them."""
     found: list[Read] = []
     try:
         for piece in pieces:
@@ -112,7 +112,7 @@ def test_any_bytes_are_frames_or_an_error(data: bytes) -> None:
 
 
 def test_partial_frame_is_not_rescanned() -> None:
-    """Else a frame that comes byte by byte costs the square of its length."""
+    """Otherwise a frame that arrives byte by byte costs the square of its length."""
     reader = a_reader()
     for byte in Frame(Opcode.TEXT, b"x" * 65_000).serialize(mask=True)[:-1]:
         reader.feed(bytes([byte]))

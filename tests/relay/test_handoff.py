@@ -1,4 +1,4 @@
-"""Another agent in the middle of a talk."""
+"""Handoff to another agent in the middle of a talk."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A server's list of tools (MCP) is the agent's: a client hears that it was made, and nothing of what is in it."""
+"""An MCP server's list of tools belongs to the agent: a client learns that it exists, but not what is in it."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ async def test_no_event_shows_mcp_tools(path: str, upstream: str, text: str) -> 
     async with talking(path, upstream) as (client, talk):
         await client.until("session.created")
         for event in EVENTS:
-            # What is not ASCII takes another way through the relay.
+            # An event that is not ASCII is handled instead of forwarded.
             more = {} if text == "ASCII" else {"note": "Grüße"}
             await talk.connection.send(json.dumps({**event, **more}, ensure_ascii=False))
         await talk.send({"type": "response.text.delta", "event_id": "last", "delta": "x"})

@@ -1,4 +1,4 @@
-"""Frames that are meant to harm: nobody else waits for them, nothing piles up, and the connection ends in order."""
+"""Hostile frames: they delay no other client, pile nothing up, and their connection ends in order."""
 
 import asyncio
 import contextlib
@@ -21,8 +21,8 @@ from token_broker.server.websocket import BrokerWebSocketProtocol
 from token_broker.web.ids import uuid7
 
 SIZE_BYTES = 1_000_000
-OTHERS_WAIT_AT_MOST_S = 0.5  # 20 ms is usual, and this machine is not ours alone; it was 2.5 s
-GONE_WITHIN_S = 12  # a linger time of 5 s, and what a busy machine adds
+OTHERS_WAIT_AT_MOST_S = 0.5  # 20 ms is usual; without the frame budget, 2 MB took 5 s
+GONE_WITHIN_S = 12  # a linger time of 5 s, and time for a busy machine
 
 TINY = {
     "texts": Frame(Opcode.TEXT, b"").serialize(mask=True),
@@ -44,7 +44,7 @@ def handshake(path: str, protocols: str = "realtime") -> bytes:
 
 
 async def attack(port: int, head: bytes, frames: bytes) -> bytes:
-    """Connects, waits for the handshake's answer, sends all that is taken, and reads to the end: what came back."""
+    """Completes the handshake, sends as much as is accepted, and returns everything that came back."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head)
     answer = await reader.readuntil(b"\r\n\r\n")
@@ -69,7 +69,7 @@ async def send_all(writer: asyncio.StreamWriter, frames: bytes) -> None:
 
 
 async def slowest_answer_s(port: int, until: "asyncio.Future[Any]") -> float:
-    """Asks for a page again and again, until that is done."""
+    """Requests a page repeatedly until `until` is done; the longest wait."""
     slowest_s = 0.0
     while not until.done():
         began_s = time.monotonic()
@@ -198,7 +198,7 @@ def protocol_of(running: Running) -> BrokerWebSocketProtocol:
 
 
 async def deaf_client(running: Running) -> tuple[socket.socket, bytes]:
-    """A socket that takes next to nothing, and the handshake for a talk."""
+    """A socket with a small receive buffer, and the handshake for a talk."""
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     raw.setblocking(False)
@@ -219,7 +219,7 @@ async def test_unread_pongs_do_not_pile_up(
         most_waiting = at = 0
         with raw:
             await loop.sock_sendall(raw, head)
-            while not running.relay.active:  # noqa: ASYNC110  # what is seen is the point
+            while not running.relay.active:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
             protocol = protocol_of(running)
             protocol.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -229,7 +229,7 @@ async def test_unread_pongs_do_not_pile_up(
                         at += raw.send(pings[at : at + 65_536])
                     most_waiting = max(most_waiting, protocol.transport.get_write_buffer_size())
                     await asyncio.sleep(0)
-        assert at > 1_000_000  # many times what may wait
+        assert at > 1_000_000  # many times the limit of what may wait
         assert most_waiting < 150_000
         await running.quiet()
         assert running.relay.snapshot()["closes"] == {"4410": 1}
@@ -242,18 +242,18 @@ async def test_last_ping_is_answered_on_resume() -> None:
         for number in range(3):
             client.socket.transport.write(Frame(Opcode.PING, b"%d" % number).serialize(mask=True))
         async with asyncio.timeout(5):
-            while protocol._owed_pong != b"2":  # noqa: ASYNC110  # what is seen is the point
+            while protocol._owed_pong != b"2":  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         waiter = await client.socket.ping(b"asked")
         async with asyncio.timeout(5):
-            while protocol._owed_pong != b"asked":  # noqa: ASYNC110  # as above
+            while protocol._owed_pong != b"asked":  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         protocol.resume_writing()
         await asyncio.wait_for(waiter, 5)
 
 
 async def refused(running: Running) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection that was accepted and closed with 4401, whose client has not yet said goodbye."""
+    """A connection that was accepted and closed with 4401, whose client has sent no close frame yet."""
     reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
     writer.write(handshake(f"{PATH}/{uuid7()}"))
     await reader.readuntil(b"\r\n\r\n")

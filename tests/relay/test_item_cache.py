@@ -1,4 +1,4 @@
-"""The items that a compatible endpoint answers for."""
+"""The cache from which a compatible endpoint answers `conversation.item.retrieve`."""
 
 from typing import Any
 

@@ -95,7 +95,7 @@ async def test_relay_bounds_its_pongs() -> None:
         ours = await opened(azure.url)
         await asyncio.wait_for(azure.talks[1].connection.ping(), 5)
         await asyncio.sleep(0.1)
-        assert listener.frames == []  # the listener hears of no ping, and can't hold the pong back
+        assert listener.frames == []  # the listener sees no ping, and cannot hold the pong back
         transport.disconnect()
         await ours.aclose()
 
@@ -110,10 +110,10 @@ async def test_relay_silences_picows_log(
         for log_to, printed in ((loud, True), (None, False)):
             caplog.clear()
             quiet = logging.getLogger("token_broker.relay.picows")
-            quiet.setLevel(logging.CRITICAL)  # as UpstreamConnector has it
+            quiet.setLevel(logging.CRITICAL)  # as UpstreamConnector sets it
             ours = await opened(azure.url, headers={"api-key": KEY}, log_to=log_to)
             await ours.aclose()
-            # The fake's own library is the one that may log what it was sent.
+            # The fake Azure's own library may log what it received.
             logged = [record.getMessage() for record in caplog.records if not record.name.startswith("websockets")]
             assert any(KEY in text for text in logged) is printed
 
@@ -136,7 +136,7 @@ async def test_cancelled_handshake_is_closed() -> None:
     async with silent_server() as (address, connections):
         left = asyncio.create_task(picows.ws_connect(Collector, f"ws://{address}/", websocket_handshake_timeout=2))
         async with asyncio.timeout(5):
-            while not connections:  # noqa: ASYNC110  # what is seen is the point
+            while not connections:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         left.cancel()
         await asyncio.wait({left})
@@ -144,11 +144,11 @@ async def test_cancelled_handshake_is_closed() -> None:
         assert len(connections) == 1
         ours = asyncio.create_task(opened(f"http://{address}/"))
         async with asyncio.timeout(5):
-            while len(connections) < 2:  # noqa: ASYNC110  # as above
+            while len(connections) < 2:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
             ours.cancel()
             await asyncio.wait({ours})
-            while len(connections) == 2:  # noqa: ASYNC110  # as above
+            while len(connections) == 2:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
 
 
@@ -157,7 +157,7 @@ async def test_picows_read_buffer_stays_small() -> None:
         ours = await opened(azure.url)
         assert ours._transport is not None
         raw = ours._transport.underlying_transport.get_extra_info("socket")
-        assert raw.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 2 * 131_072  # Linux doubles what is asked
+        assert raw.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 2 * 131_072  # Linux doubles the requested size
         await ours.aclose()
 
 
@@ -170,7 +170,7 @@ async def test_uvicorn_closes_websockets_with_1012() -> None:
     config = uvicorn.Config(application, port=0, ws="websockets-sansio", lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server._serve())
-    while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it
+    while not server.started:  # noqa: ASYNC110  # no event tells of it
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     async with plain_connect(f"ws://127.0.0.1:{port}/", proxy=None) as client:

@@ -1,4 +1,4 @@
-"""What a talk may cost in memory that is really there, whoever stops reading."""
+"""The resident memory of a talk whose client stops reading."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ LIMIT_KB = 2_000
 
 
 class Flood:
-    """Says all that one connection takes."""
+    """Sends as much as one connection accepts."""
 
     def __init__(self, talk: AzureTalk) -> None:
         self.sent_bytes = 0
@@ -26,8 +26,8 @@ class Flood:
 
 
 async def stalled(floods: list[Flood]) -> None:
-    """Returns when none of them has got rid of anything for half a second."""
-    async with asyncio.timeout(8):  # before the broker gives such clients up
+    """Returns when none of them has sent anything for half a second."""
+    async with asyncio.timeout(8):  # before the broker closes such clients
         while True:
             before = [flood.sent_bytes for flood in floods]
             await asyncio.sleep(0.5)
@@ -46,7 +46,7 @@ async def test_stalled_client_costs_less_than_2_mb() -> None:
         running = [asyncio.create_task(flood.run()) for flood in floods]
         await stalled(floods)
         grown_kb = process.resident_kb - before_kb
-        assert not any(task.done() for task in running)  # so each talk holds as much as it ever will
+        assert not any(task.done() for task in running)  # so each talk holds its maximum
         for task in running:
             task.cancel()
         for client in clients:

@@ -1,4 +1,4 @@
-"""Every session that we send is one that Microsoft's and OpenAI's own models know."""
+"""Every session that the broker sends fits the models of Microsoft's and OpenAI's SDKs."""
 
 import pytest
 from azure.ai.voicelive import models

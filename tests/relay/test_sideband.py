@@ -1,4 +1,4 @@
-"""Listening to a relayed call: its turns, whatever becomes of the connection that tells of them."""
+"""The sideband of a relayed call: its turns are kept whatever happens to the connection."""
 
 import asyncio
 from contextlib import suppress
@@ -19,7 +19,7 @@ from token_broker.web.ids import uuid7
 
 
 def listen(running: Running, azure: ScriptedAzure) -> str:
-    """Begins to listen to a call whose place is kept; its session."""
+    """Starts to listen to a call whose place is kept; returns its session."""
     agent = running.agents.get("elena")
     assert agent is not None
     session_id = uuid7()
@@ -85,7 +85,7 @@ async def test_repeatedly_broken_sideband_is_given_up(monkeypatch: pytest.Monkey
             while running.relay._listening:
                 await asyncio.wait(running.relay._listening)
         assert len(azure.talks) == 4
-        assert running.limits.active == 1  # nobody knows whether the call is over
+        assert running.limits.active == 1  # the call may still go on
         running.limits.end("rtc_1")
 
 
@@ -111,7 +111,7 @@ async def test_refused_sideband_keeps_calls_place() -> None:
     async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
         azure.refuse = lambda _: Response(HTTPStatus.UNAUTHORIZED, "No", Headers(), b"")
         listen(running, azure)
-        while running.drain.talks or not azure.handshakes:  # noqa: ASYNC110  # nothing tells of it
+        while running.drain.talks or not azure.handshakes:  # noqa: ASYNC110  # no event tells of it
             await asyncio.sleep(0.01)
         assert running.ingest.turns == []
         assert running.limits.active == 1
@@ -130,7 +130,7 @@ async def test_draining_keeps_turns_heard_so_far() -> None:
     async with scripted_azure(script) as azure, broker(azure.url) as running:
         listen(running, azure)
         async with asyncio.timeout(10):
-            while not running.drain.talks or not azure.talks:  # noqa: ASYNC110  # nothing tells of it
+            while not running.drain.talks or not azure.talks:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         (listener,) = running.drain.talks
         await asyncio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""From events to turns, in both dialects; no I/O, and time is a number."""
+"""The turns that events make, in both dialects; no I/O, and time is a number."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def made(item: str, previous: str | None, *, kind: str = "conversation.item.crea
 
 
 def run(*events: Event, now_s: float = 0.0) -> list[FinishedTurn]:
-    """All turns that these events make, those of the end included, in the order of places."""
+    """All turns that these events make, those of `flush` included, in the order of `sequence`."""
     assembler = TurnAssembler()
     turns = [turn for event in events for turn in assembler.feed(event, now_s)]
     return sorted([*turns, *assembler.flush()], key=lambda turn: turn.sequence)
@@ -211,7 +211,7 @@ def test_malformed_events_are_ignored(event: Event) -> None:
 
 def test_assembler_state_is_bounded() -> None:
     assembler = TurnAssembler()
-    for number in range(2_100):  # a commit looks at all open answers, so the cost is quadratic
+    for number in range(2_100):  # a commit scans all open answers: the cost is quadratic
         assembler.feed(committed(f"u{number}"), 0.0)
         assembler.feed(delta(f"a{number}", "x"), 0.0)
     sizes = [len(value) for value in vars(assembler).values() if hasattr(value, "__len__")]

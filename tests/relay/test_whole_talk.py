@@ -1,4 +1,4 @@
-"""A whole talk with the simulated Azure: speech in, the same speech back, both sides' words kept in order."""
+"""A whole talk with the simulated Azure: speech comes back, and both sides' turns are kept in order."""
 
 import asyncio
 import base64

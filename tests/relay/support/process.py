@@ -1,4 +1,4 @@
-"""A broker in a process of its own."""
+"""A broker in a separate process."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ PYTHON = os.environ.get("DRAIN_TEST_PYTHON", sys.executable)  # another interpre
 
 
 class Process:
-    """The broker's process and what it said."""
+    """The broker's process and its output."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self.process = process
