@@ -1,6 +1,6 @@
 """The handoff to another agent in the middle of a talk.
 
-The same upstream is told of the new agent where the voice stays. A voice cannot change once it has spoken
+Where the voice stays the same, the same upstream gets the new agent's session. A voice cannot change once it has spoken
 (docs/azure.md §4.2), so another voice needs another upstream, which gets the last turns as its history. Either way the
 new agent knows what was recalled for the talk.
 """

@@ -135,7 +135,7 @@ class AzureSocket(WSListener):
             await self._change()
 
     async def has_room(self) -> None:
-        """Returns when the queue to the client has room: whoever queues an answer to the client waits here first."""
+        """Returns when the queue to the client has room. Await it after an answer of the broker's own was queued."""
         while self.paused and self.failure is None:
             await self._change()
 

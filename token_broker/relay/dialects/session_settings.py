@@ -197,7 +197,7 @@ Tree = dict[str, Any]
 
 
 def _client_fields(settings: Sequence[_Setting], **more: Shape) -> FieldsShape:
-    """What a client may set, in both dialects at once: a client that uses the wrong one hears so from Azure."""
+    """What a client may set, in both dialects at once: a client that uses the wrong one gets Azure's error."""
     rows: Tree = dict(more)
     for setting in settings:
         if setting.client_shape is not None:

@@ -94,7 +94,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Not forwarded; the client is told, and the talk goes on. `message` has at most 200 characters."""
+    """Not forwarded; the client gets an error, and the talk goes on. `message` has at most 200 characters."""
 
     code: str
     message: str
