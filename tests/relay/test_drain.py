@@ -16,7 +16,7 @@ TALKS = 20
 
 async def code_of(socket: ClientConnection) -> int | None:
     with contextlib.suppress(ConnectionClosed):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 await socket.recv()
     return socket.close_code

@@ -43,7 +43,7 @@ class Process:
 
     async def line(self) -> dict[str, Any]:
         assert self.process.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 text = await self.process.stdout.readline()
                 assert text, "the process ended without a word"
@@ -72,7 +72,7 @@ async def broker_process(azure: ScriptedAzure, loop: str, *, grace_s: float) -> 
         running = Process(process, 0)
         running.port = (await running.line())["port"]
         yield running
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await process.wait()
     finally:
         if process.returncode is None:
