@@ -88,7 +88,7 @@ async def test_credential_decides_session_on_all_paths(compat_endpoints: OpenCom
             await caller.hear("session.created")
             (talking,) = compat.running.relay._talks
             assert talking.owner.session_id == claims.owner.session_id
-            assert talking._switch.agent.id == "sage"
+            assert talking._handoff.agent.id == "sage"
         assert (await compat.running.client.get(path)).status_code == 426
 
 

@@ -1,4 +1,4 @@
-"""Who may talk: ticket, session, origin, limits; and what a handshake is answered with."""
+"""Admission: ticket, session, origin and limits; and the answers to a handshake."""
 
 import asyncio
 import http.client
@@ -18,7 +18,7 @@ from token_broker.web.ids import uuid7
 
 
 async def refused(running: Running, session_id: str, offered: list[str] | None, **options: Any) -> tuple[int, str]:
-    """The close code and the subprotocol that a newcomer is given."""
+    """The close code and the subprotocol of a new connection."""
     arguments: dict[str, Any] = {"subprotocols": offered, "compression": None, "proxy": None} | options
     async with connect(running.url(session_id), **arguments) as socket:
         async with asyncio.timeout(5):
@@ -28,7 +28,7 @@ async def refused(running: Running, session_id: str, offered: list[str] | None, 
         return socket.close_code, socket.subprotocol or ""
 
 
-async def test_without_a_ticket_the_reason_names_the_route_to_ask() -> None:
+async def test_missing_ticket_reason_names_route() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         session = uuid7()
         async with connect(running.url(session), subprotocols=["realtime"], proxy=None) as socket:  # type: ignore[list-item]
@@ -40,11 +40,10 @@ async def test_without_a_ticket_the_reason_names_the_route_to_ask() -> None:
         assert not azure.handshakes
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(
     "fault", ["forged", "expired", "another session's", "a session token", "two", "garbage", "empty"]
 )
-async def test_a_ticket_that_is_not_good_is_refused_with_4401(fault: str) -> None:
+async def test_bad_ticket_closes_4401(fault: str) -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         session = uuid7()
         good = running.ticket(session)
@@ -64,7 +63,7 @@ async def test_a_ticket_that_is_not_good_is_refused_with_4401(fault: str) -> Non
         assert not azure.handshakes
 
 
-async def test_a_ticket_works_once() -> None:
+async def test_ticket_works_once() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         session = uuid7()
         ticket = running.ticket(session)
@@ -74,7 +73,7 @@ async def test_a_ticket_works_once() -> None:
         assert await refused(running, session, ["realtime", f"ticket.{ticket}"]) == (4401, "realtime")
 
 
-async def test_the_ticket_is_never_chosen_as_the_subprotocol() -> None:
+async def test_ticket_is_never_echoed_as_subprotocol() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         session = uuid7()
         offered = [f"ticket.{running.ticket(session)}"]
@@ -83,9 +82,8 @@ async def test_the_ticket_is_never_chosen_as_the_subprotocol() -> None:
             assert client.socket.subprotocol is None
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(("origin", "code"), [("https://evil.example", 4403), ("null", 4403)])
-async def test_a_foreign_origin_is_refused_with_4403(origin: str, code: int) -> None:
+async def test_foreign_origin_closes_4403(origin: str, code: int) -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         running.origins = {"https://app.example"}
         session = uuid7()
@@ -95,16 +93,15 @@ async def test_a_foreign_origin_is_refused_with_4403(origin: str, code: int) -> 
             await client.ready()
 
 
-async def test_a_ticket_whose_agent_is_gone_is_refused_with_4400() -> None:
+async def test_ticket_of_removed_agent_closes_4400() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         session = uuid7()
         offered = ["realtime", f"ticket.{running.ticket(session, agent_id='nobody')}"]
         assert (await refused(running, session, offered))[0] == 4400
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(("in_all", "a_principal"), [(2, 0), (9, 2)])
-async def test_one_talk_too_many_is_refused_with_4429_until_another_ends(in_all: int, a_principal: int) -> None:
+async def test_talk_over_limit_closes_4429(in_all: int, a_principal: int) -> None:
     limits: dict[str, Any] = {"max_sessions": in_all, "max_sessions_per_principal": a_principal}
     async with scripted_azure() as azure, broker(azure.url, **limits) as running, running.client() as first:
         await first.ready()
@@ -114,13 +111,13 @@ async def test_one_talk_too_many_is_refused_with_4429_until_another_ends(in_all:
             ticket = running.ticket(session)
             assert (await refused(running, session, ["realtime", f"ticket.{ticket}"]))[0] == 4429
         async with asyncio.timeout(3):
-            while running.limits.active > 1:  # noqa: ASYNC110  # what is seen is the point  # what is seen is the point
+            while running.limits.active > 1:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         async with running.client(session_id=session, ticket=ticket) as third:
             await third.ready()
 
 
-async def test_a_draining_broker_answers_newcomers_with_4503() -> None:
+async def test_draining_broker_closes_4503() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         running.drain.begin()
         session = uuid7()
@@ -136,8 +133,7 @@ def plain_get(port: int, path: str, headers: dict[str, str]) -> tuple[int, dict[
     return response.status, {name.lower(): value for name, value in response.getheaders()}
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
-async def test_a_plain_get_is_answered_with_426() -> None:
+async def test_plain_get_answers_426() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         status, headers = await asyncio.to_thread(plain_get, running.port, f"{PATH}/{uuid7()}", {})
         assert status == 426
@@ -145,15 +141,13 @@ async def test_a_plain_get_is_answered_with_426() -> None:
         assert headers["content-type"] == "application/problem+json"
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
-async def test_a_malformed_handshake_is_answered_with_400() -> None:
+async def test_malformed_handshake_answers_400() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         broken = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
         status, _ = await asyncio.to_thread(plain_get, running.port, f"{PATH}/{uuid7()}", broken)
         assert status == 400
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(
     "fault",
     [
@@ -165,7 +159,7 @@ async def test_a_malformed_handshake_is_answered_with_400() -> None:
     ],
     ids=["a long line", "many headers", "a body", "another version", "an odd subprotocol"],
 )
-async def test_what_is_no_handshake_is_refused_at_once_and_not_repeated(fault: dict[str, str]) -> None:
+async def test_non_handshake_is_refused_unquoted(fault: dict[str, str]) -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
         shake = {"Host": "localhost", "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
@@ -183,7 +177,7 @@ async def test_what_is_no_handshake_is_refused_at_once_and_not_repeated(fault: d
         assert "ary" not in body
 
 
-async def test_another_websocket_path_is_answered_with_404() -> None:
+async def test_unknown_websocket_path_answers_404() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         with pytest.raises(InvalidStatus) as caught:
             await connect(f"ws://127.0.0.1:{running.port}/elsewhere", proxy=None)

@@ -1,4 +1,4 @@
-"""The server's WebSocket passes Autobahn's cases, strictly; and the cases notice a server that does not."""
+"""The server's WebSocket passes Autobahn's cases strictly, and a broken server fails them."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -12,23 +12,27 @@ from token_broker.server import frames
 from token_broker.server.websocket_protocol import BrokerWebSocketProtocol
 
 LOOPS = ("asyncio", "uvloop")
-# Section 9 is megabytes: once is enough.
-PLAYED = [(loop, name) for loop in LOOPS for name in CASES if loop == "uvloop" or not name.startswith("9.")]
+# The same code reads the frames on either loop, and only the transport differs. So asyncio plays each section's first
+# case, except for the megabytes of section 9.
+FIRST_CASES = {name for name in CASES if (name.endswith(".1") and name.count(".") == 1) or name.endswith(".1.1")}
+PLAYED = [("uvloop", name) for name in CASES] + [
+    ("asyncio", name) for name in CASES if name in FIRST_CASES and not name.startswith("9.")
+]
 
 
 @pytest.fixture(scope="module")
 def ports() -> Iterator[dict[str, int]]:
-    """The echo's, by the event loop that it runs on."""
+    """The ports of the echo servers, by their event loop."""
     with contextlib.ExitStack() as stack:
         yield {loop: stack.enter_context(echo_server(loop)) for loop in LOOPS}
 
 
-def test_all_cases_are_there() -> None:
+def test_all_autobahn_cases_are_present() -> None:
     assert len(CASES) == 301  # Autobahn's own number, without compression
 
 
 @pytest.mark.parametrize(("loop", "name"), PLAYED)
-def test_the_server_passes_autobahns_case(ports: dict[str, int], loop: str, name: str) -> None:
+def test_server_passes_autobahn_case(ports: dict[str, int], loop: str, name: str) -> None:
     case = CASES[name]
     verdict = play(case, ports[loop])
     assert verdict.behavior == (INFORMATIONAL if case.informational else OK), verdict.why
@@ -71,7 +75,7 @@ def never_closes(patch: pytest.MonkeyPatch) -> None:
         (never_closes, "7.3.3"),
     ],
 )
-def test_a_server_that_is_broken_does_not_pass_the_case(
+def test_broken_server_fails_autobahn_case(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None], name: str
 ) -> None:
     broken(monkeypatch)

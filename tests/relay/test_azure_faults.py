@@ -1,4 +1,4 @@
-"""Whatever Azure does, the client hears of it in time, and nothing is left over (checked by `serving` each time)."""
+"""Faults of Azure: the client is closed in time, and no task or socket is left over (`serving` checks that)."""
 
 import asyncio
 import contextlib
@@ -31,9 +31,10 @@ from tests.relay.support.broker import (
     make_settings,
     serving,
 )
+from tests.support.machine import retry_if_host_busy
 from token_broker.relay.azure.dns_cache import DnsCache
 
-LIMIT_S = 0.6
+LIMIT_S = 0.4
 
 
 async def hang_after_handshake(talk: AzureTalk) -> None:
@@ -61,7 +62,7 @@ class HangingEntra:
 
 @contextlib.asynccontextmanager
 async def hanging(stage: str) -> AsyncIterator[Running]:
-    """A broker whose Azure hangs at that stage."""
+    """A broker whose Azure hangs at this stage."""
     limit: dict[str, Any] = {"proxy_connect_timeout_s": LIMIT_S}
     if stage in {"connected", "tls"}:
         async with silent_server() as (address, _):
@@ -95,7 +96,7 @@ async def hanging(stage: str) -> AsyncIterator[Running]:
 @pytest.mark.parametrize(
     "stage", ["credential", "name", "connected", "tls", "handshake", "half a handshake", "after the handshake"]
 )
-async def test_a_hanging_azure_ends_in_4408_inside_the_limit(stage: str) -> None:
+async def test_hanging_azure_closes_4408_in_time(stage: str) -> None:
     async with hanging(stage) as running, running.client() as client:
         began = time.monotonic()
         code = await client.closed()
@@ -104,7 +105,8 @@ async def test_a_hanging_azure_ends_in_4408_inside_the_limit(stage: str) -> None
         assert client.events == []
 
 
-async def test_one_hanging_upstream_leaves_half_of_the_time_to_the_other() -> None:
+@retry_if_host_busy()
+async def test_hanging_upstream_leaves_half_the_time() -> None:
     async def script(talk: AzureTalk) -> None:
         await (hang_after_handshake if talk.dialect == "preview" else converse)(talk)
 
@@ -116,9 +118,8 @@ async def test_one_hanging_upstream_leaves_half_of_the_time_to_the_other() -> No
             assert 0.4 < time.monotonic() - began < 0.9
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 429, 500, 503])
-async def test_a_refusing_azure_ends_in_4502_and_its_gate_learns(status: int) -> None:
+async def test_refusal_closes_4502_and_counts_in_breaker(status: int) -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         azure.refuse = lambda _: answer(
             status, b'{"error":{"code":"x","message":"secret of Azure"}}', Location="/elsewhere"
@@ -134,8 +135,7 @@ async def test_a_refusing_azure_ends_in_4502_and_its_gate_learns(status: int) ->
         assert outcomes == {"voice_live": status, "openai_realtime": status}
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
-async def test_a_route_that_is_missing_is_not_asked_again() -> None:
+async def test_missing_route_is_not_asked_again() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         azure.refuse = lambda request: answer(404) if "voice-live" in request.path else None
         for _ in range(3):
@@ -144,9 +144,8 @@ async def test_a_route_that_is_missing_is_not_asked_again() -> None:
         assert sum("voice-live" in request.path for request in azure.handshakes) == 1
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("body", [b'{"error":{"code":"AuthenticationTypeDisabled","message":"x"}}', b""])
-async def test_where_keys_are_off_entra_is_used(body: bytes) -> None:
+async def test_disabled_keys_fall_back_to_entra(body: bytes) -> None:
     def refuse(request: Request) -> Response | None:
         return answer(403, body) if request.headers.get("api-key") else None
 
@@ -157,7 +156,7 @@ async def test_where_keys_are_off_entra_is_used(body: bytes) -> None:
         assert azure.talks[0].headers["Authorization"] == f"Bearer {ENTRA_TOKEN}"
 
 
-async def test_a_refused_session_goes_on_to_the_next_upstream() -> None:
+async def test_refused_session_tries_next_upstream() -> None:
     async def script(talk: AzureTalk) -> None:
         if talk.dialect == "ga":
             await converse(talk)
@@ -170,7 +169,7 @@ async def test_a_refused_session_goes_on_to_the_next_upstream() -> None:
         assert (await client.ready())["upstream"] == "openai_realtime"
 
 
-async def test_a_client_that_leaves_while_azure_is_awaited_stops_the_attempt() -> None:
+async def test_leaving_client_cancels_attempt() -> None:
     async with scripted_azure(hang_after_handshake) as azure, broker(azure.url, proxy_connect_timeout_s=30) as running:
         async with running.client() as client:
             talk = await azure.talk()
@@ -240,7 +239,7 @@ async def a_stray_continuation(talk: AzureTalk) -> None:
         one_huge_frame, huge_in_fragments, a_stray_continuation,
     ],
 )  # fmt: skip
-async def test_a_talk_that_azure_breaks_ends_in_4502_and_its_last_turn_is_kept(fault: Any) -> None:
+async def test_broken_upstream_closes_4502_keeps_turn(fault: Any) -> None:
     async with scripted_azure() as azure, broker(azure.url) as running, running.client() as client:
         await client.ready()
         talk = await azure.talk()
@@ -256,7 +255,7 @@ async def test_a_talk_that_azure_breaks_ends_in_4502_and_its_last_turn_is_kept(f
         assert running.ingest.turns[0].interrupted
 
 
-async def test_an_azure_that_answers_no_ping_is_dropped_after_two() -> None:
+async def test_two_unanswered_pings_end_talk() -> None:
     async with (
         scripted_azure() as azure,
         broker(azure.url, ping_interval_s=0.3) as running,
@@ -269,7 +268,7 @@ async def test_an_azure_that_answers_no_ping_is_dropped_after_two() -> None:
         talk.connection.transport.resume_reading()
 
 
-async def test_a_certificate_that_is_not_trusted_is_a_failure_like_any_other() -> None:
+async def test_untrusted_certificate_closes_4502() -> None:
     authority = trustme.CA()
     served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(served)
@@ -277,7 +276,7 @@ async def test_a_certificate_that_is_not_trusted_is_a_failure_like_any_other() -
         assert await client.closed() == 4502
 
 
-async def test_a_talk_runs_over_tls() -> None:
+async def test_talk_runs_over_tls() -> None:
     authority = trustme.CA()
     served, trusting = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
     authority.issue_cert("localhost").configure_cert(served)
@@ -296,7 +295,7 @@ def refuse_with_the_key(status: int | None, request: Request) -> Response | None
     return None if status is None else answer(status, KEY.encode())
 
 
-async def test_no_credential_of_azures_is_in_any_event_reason_log_or_figure(caplog: pytest.LogCaptureFixture) -> None:
+async def test_azure_credentials_never_leak(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(1)
     logging.getLogger("picows").setLevel(1)
     seen: list[str] = []
@@ -309,14 +308,14 @@ async def test_no_credential_of_azures_is_in_any_event_reason_log_or_figure(capl
                     await drop(await azure.talk())
                 await client.closed()
                 seen += [json.dumps(client.events), str(client.socket.close_reason)]
-        # The fake is the one that may log what it was sent.
+        # The fake Azure itself may log what it received.
         logged = [record.getMessage() for record in caplog.records if not record.name.startswith("websockets")]
         seen += [repr(running.relay.snapshot()), *logged, repr(running.connector), repr(running.relay)]
     assert not any(secret in text for text in seen for secret in (KEY, ENTRA_TOKEN, "api-key: "))
 
 
-async def test_the_key_itself_is_what_azure_was_asked_with() -> None:
-    """Holds the canary test above: what it looks for is really in use."""
+async def test_azure_gets_key_in_header() -> None:
+    """The credentials that the test above looks for are really in use."""
     async with scripted_azure() as azure, broker(azure.url, key=SecretStr(KEY)) as running, running.client() as client:
         await client.ready()
         assert azure.handshakes[0].headers["api-key"] == KEY
@@ -337,14 +336,14 @@ class CountingResolver(BoundedResolver):
         return await super().resolve(host, port, family)
 
 
-async def test_a_burst_of_talks_looks_azures_name_up_once() -> None:
+async def test_burst_of_talks_makes_one_dns_lookup() -> None:
     names = DnsCache(resolver := CountingResolver())
     found = await asyncio.gather(*(names.resolve("localhost", 80) for _ in range(50)))
     assert resolver.lookups == 1
     assert all(addresses == found[0] and addresses for addresses in found)
 
 
-async def test_a_name_that_can_no_longer_be_looked_up_keeps_its_last_addresses() -> None:
+async def test_failed_lookup_keeps_last_addresses() -> None:
     now_s = 0.0
     names = DnsCache(resolver := CountingResolver(), monotonic=lambda: now_s)
     first = await names.resolve("localhost", 80)

@@ -1,4 +1,4 @@
-"""An Azure that sends frames without end costs little time and memory; one that speaks fast is only slowed."""
+"""Floods of frames from Azure cost little time and memory; an answer that arrives fast is only slowed down."""
 
 import asyncio
 from typing import Any
@@ -17,7 +17,7 @@ EMPTY_TEXT = Frame(Opcode.TEXT, b"").serialize(mask=False)
 
 
 def saying(data: bytes) -> Any:
-    """An Azure that sends these bytes, and then is silent until it is left."""
+    """An Azure that sends these bytes and then nothing until the connection ends."""
 
     async def script(talk: AzureTalk) -> None:
         talk.connection.transport.write(data)
@@ -36,7 +36,7 @@ async def failure_of(socket: AzureSocket) -> str | None:
     return socket.failure
 
 
-async def test_azures_pings_are_answered_each_with_its_payload() -> None:
+async def test_ping_is_answered_with_its_payload() -> None:
     async with scripted_azure(converse) as azure, broker(azure.url) as running, running.client() as client:
         await client.ready()
         talk = await azure.talk()
@@ -45,7 +45,7 @@ async def test_azures_pings_are_answered_each_with_its_payload() -> None:
 
 
 @pytest.mark.parametrize("one", [Frame(Opcode.PING, b"x" * 125), Frame(Opcode.PONG, b"")], ids=["pings", "pongs"])
-async def test_an_azure_that_sends_too_many_control_frames_is_left(one: Frame) -> None:
+async def test_control_frame_flood_ends_connection(one: Frame) -> None:
     async with scripted_azure() as azure, broker(azure.url) as running, running.client() as client:
         await client.ready()
         talk = await azure.talk()
@@ -55,7 +55,7 @@ async def test_an_azure_that_sends_too_many_control_frames_is_left(one: Frame) -
         await running.quiet()
 
 
-async def test_no_pong_is_written_while_azure_does_not_read_and_then_only_the_last() -> None:
+async def test_stalled_azure_gets_only_last_pong() -> None:
     class Transport:
         def __init__(self) -> None:
             self.sent: list[bytes] = []
@@ -80,32 +80,32 @@ async def test_no_pong_is_written_while_azure_does_not_read_and_then_only_the_la
     assert transport.sent == [b"99"]
 
 
-async def test_a_queue_of_empty_frames_is_bounded_too() -> None:
+async def test_queue_of_empty_frames_is_bounded() -> None:
     async with scripted_azure(saying(EMPTY_TEXT * 6_000)) as azure:
         ours = await opened(azure.url)
         async with asyncio.timeout(10):
-            while not ours.paused:  # noqa: ASYNC110  # the pause is what is waited for
+            while not ours.paused:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
-        assert ours.failure is None  # it was too fast, and that is no offence
+        assert ours.failure is None  # sending fast is legitimate
         for _ in range(6_000):
             await ours.wait()
             ours.take()
         await ours.aclose()
 
 
-async def test_of_empty_messages_without_end_no_more_is_held_than_one_read_brings() -> None:
+async def test_flood_of_empty_messages_is_bounded() -> None:
     async with scripted_azure(saying(EMPTY_TEXT * 500_000)) as azure:
         ours = await opened(azure.url)
         async with asyncio.timeout(10):
-            while ours.failure is None and not ours.paused:  # noqa: ASYNC110  # what is seen is the point
+            while ours.failure is None and not ours.paused:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
         assert 4_000 < len(ours.frames) < 30_000
         await ours.aclose()
 
 
-async def test_a_message_in_empty_fragments_comes_to_an_end() -> None:
+async def test_endless_empty_fragments_are_refused() -> None:
     begun = Frame(Opcode.TEXT, b"", fin=False).serialize(mask=False)
     endless = begun + Frame(Opcode.CONT, b"", fin=False).serialize(mask=False) * 100_000
     async with scripted_azure(saying(endless)) as azure:
@@ -114,7 +114,7 @@ async def test_a_message_in_empty_fragments_comes_to_an_end() -> None:
         await ours.aclose()
 
 
-async def test_an_azure_that_was_left_is_read_no_more_and_the_socket_closed_at_once() -> None:
+async def test_refused_connection_is_closed_at_once() -> None:
     async with scripted_azure(saying(EMPTY_PING * 1_000_000)) as azure:
         ours = await opened(azure.url)
         assert await failure_of(ours) == "Azure sent too many control frames"
@@ -125,8 +125,8 @@ async def test_an_azure_that_was_left_is_read_no_more_and_the_socket_closed_at_o
             await ours.aclose()
 
 
-async def test_an_answer_that_comes_faster_than_it_is_heard_arrives_whole() -> None:
-    """Ten minutes of audio at once: more frames than a client may send in a second, and no offence."""
+async def test_fast_answer_arrives_whole() -> None:
+    """Ten minutes of audio at once: more frames than a client may send in a second, but legitimate from Azure."""
     async with scripted_azure() as azure, broker(azure.url) as running, running.client(max_queue=4) as client:
         await client.ready()
         await client.until("session.updated")

@@ -1,4 +1,4 @@
-"""The SDP relay, over real sockets: the whole application in front, an Azure that mints and takes offers behind."""
+"""The SDP relay over real sockets: the whole application, and a fake Azure that mints and accepts offers."""
 
 import asyncio
 import contextlib
@@ -29,14 +29,12 @@ EPHEMERAL = "ek_canary_9d2f"
 ANSWER = OFFER.replace("o=- 1", "o=- 9")
 SIGNING_KEY = "k" * 40
 
-pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
-
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass
 class CallsAzure:
-    """GA's mint and calls routes; `take_offer` and `end_call` can be bent."""
+    """GA's mint and calls routes; tests replace `take_offer` and `end_call`."""
 
     url: str = ""
     offers: list[tuple[str, str, str]] = field(default_factory=list)  # query, authorization, body
@@ -119,7 +117,7 @@ async def caller(azure: CallsAzure, tmp_path: Path, **overrides: Any) -> AsyncIt
         yield Caller(broker.client, broker.state)
 
 
-async def test_an_offer_is_answered_and_the_call_is_hung_up_where_it_was_made(tmp_path: Path) -> None:
+async def test_call_is_hung_up_where_it_was_made(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session = uuid7()
         response = await browser.offer(session)
@@ -136,7 +134,7 @@ async def test_an_offer_is_answered_and_the_call_is_hung_up_where_it_was_made(tm
         assert not any(secret in response.text + str(response.headers) for secret in (KEY, EPHEMERAL))
 
 
-async def test_a_session_that_was_blocked_gets_no_further_call_and_may_hang_up_the_one_it_has(tmp_path: Path) -> None:
+async def test_blocked_session_may_only_hang_up(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session, other = uuid7(), uuid7()
         location = (await browser.offer(session)).headers["location"]
@@ -150,7 +148,7 @@ async def test_a_session_that_was_blocked_gets_no_further_call_and_may_hang_up_t
         assert (await browser.offer(other)).status_code == 201
 
 
-async def test_a_relayed_call_speaks_as_the_agent_of_the_plan(tmp_path: Path) -> None:
+async def test_relayed_call_uses_plans_agent(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         plan = (await browser.client.post("/realtime/token", json={"agent_id": "marcus"})).json()
         relayed = next(found for found in plan["connections"] if found["transport"] == "webrtc_relay")
@@ -164,7 +162,7 @@ async def test_a_relayed_call_speaks_as_the_agent_of_the_plan(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("status", [404, 204])
-async def test_a_call_that_azure_no_longer_knows_counts_as_hung_up(status: int, tmp_path: Path) -> None:
+async def test_call_unknown_to_azure_counts_as_ended(status: int, tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session = uuid7()
         location = (await browser.offer(session)).headers["location"]
@@ -172,7 +170,7 @@ async def test_a_call_that_azure_no_longer_knows_counts_as_hung_up(status: int, 
         assert (await browser.hang_up(location, session)).status_code == 204
 
 
-async def test_another_sessions_token_hangs_nothing_up(tmp_path: Path) -> None:
+async def test_foreign_token_hangs_nothing_up(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session = uuid7()
         location = (await browser.offer(session)).headers["location"]
@@ -182,7 +180,7 @@ async def test_another_sessions_token_hangs_nothing_up(tmp_path: Path) -> None:
         assert azure.hung_up == []
 
 
-async def test_requests_that_can_not_be_are_told_so_before_azure_is_asked(tmp_path: Path) -> None:
+async def test_bad_requests_never_reach_azure(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session = uuid7()
         expired, foreign = browser.token(session, ttl_s=-61), browser.token(uuid7())
@@ -201,7 +199,7 @@ async def test_requests_that_can_not_be_are_told_so_before_azure_is_asked(tmp_pa
         assert azure.mints == 0
 
 
-async def test_where_nothing_is_minted_the_answer_is_503_and_no_place_is_kept(tmp_path: Path) -> None:
+async def test_no_mint_answers_503_and_frees_place(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         azure.mint_status = 401
         response = await browser.offer(uuid7())
@@ -232,10 +230,8 @@ async def huge(request: web.Request) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize(("fault", "status"), [(hang, 504), (refuse, 502), (redirect, 502), (no_sdp, 502), (huge, 502)])
-async def test_an_azure_that_fails_the_offer_is_told_inside_the_budget(
-    fault: Handler, status: int, tmp_path: Path
-) -> None:
-    budget_s = 3.0
+async def test_failed_offer_answers_within_budget(fault: Handler, status: int, tmp_path: Path) -> None:
+    budget_s = 1.5
     async with calls_azure() as azure, caller(azure, tmp_path, token_budget_s=budget_s) as browser:
         azure.take_offer = fault
         began = time.monotonic()
@@ -247,7 +243,7 @@ async def test_an_azure_that_fails_the_offer_is_told_inside_the_budget(
         assert browser.state["calls"].talks.active == 0
 
 
-async def test_relayed_calls_count_against_the_open_talks_and_the_rate(tmp_path: Path) -> None:
+async def test_calls_count_as_talks_and_requests(tmp_path: Path) -> None:
     limits = {"max_sessions_per_principal": 2, "rate_limit_per_minute": 4}
     async with calls_azure() as azure, caller(azure, tmp_path, **limits) as browser:
         azure_ids = iter(range(10))
@@ -267,11 +263,11 @@ async def test_relayed_calls_count_against_the_open_talks_and_the_rate(tmp_path:
         assert limited.headers["retry-after"]
 
 
-# --- hanging up again and again
+# --- repeated hang-ups
 
 
 async def hang_up_at_endpoint(browser: Caller, location: str, session_id: str) -> httpx.Response:
-    """The same at the compatible endpoint, where calls have the same ids."""
+    """The same at the compatible endpoint, whose calls have the same ids."""
     path = f"/v1/realtime/calls/{location.rpartition('/')[2]}/hangup"
     return await browser.client.post(path, headers={"api-key": browser.token(session_id)})
 
@@ -283,7 +279,7 @@ WAYS: dict[str, tuple[Callable[[Caller, str, str], Awaitable[httpx.Response]], i
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_azure_is_asked_once_to_end_a_call_however_often_its_client_hangs_up(way: str, tmp_path: Path) -> None:
+async def test_repeated_hang_up_reaches_azure_once(way: str, tmp_path: Path) -> None:
     hang_up, done = WAYS[way]
     async with calls_azure() as azure, caller(azure, tmp_path, rate_limit_per_minute=0) as browser:
         session = uuid7()
@@ -294,7 +290,7 @@ async def test_azure_is_asked_once_to_end_a_call_however_often_its_client_hangs_
         assert azure.hung_up == [("rtc_abc", KEY)]
 
 
-async def test_a_call_that_azure_did_not_end_is_asked_for_again(tmp_path: Path) -> None:
+async def test_unsuccessful_hang_up_can_be_repeated(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session = uuid7()
         location = (await browser.offer(session)).headers["location"]
@@ -305,7 +301,7 @@ async def test_a_call_that_azure_did_not_end_is_asked_for_again(tmp_path: Path) 
         assert len(azure.hung_up) == 3
 
 
-async def test_a_new_call_that_has_an_earlier_ones_id_is_hung_up_as_well(tmp_path: Path) -> None:
+async def test_reused_call_id_is_hung_up_again(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session = uuid7()
         for _ in range(2):
@@ -314,7 +310,7 @@ async def test_a_new_call_that_has_an_earlier_ones_id_is_hung_up_as_well(tmp_pat
         assert len(azure.hung_up) == 2
 
 
-async def test_who_leaves_while_a_call_is_being_hung_up_takes_the_hang_up_from_nobody(tmp_path: Path) -> None:
+async def test_leaving_client_cancels_no_hang_up(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         location = (await browser.offer(session := uuid7())).headers["location"]
         calls = browser.state["calls"].calls
@@ -327,7 +323,7 @@ async def test_who_leaves_while_a_call_is_being_hung_up_takes_the_hang_up_from_n
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_hang_ups_have_a_rate_of_their_own(way: str, tmp_path: Path) -> None:
+async def test_hang_ups_have_own_rate_limit(way: str, tmp_path: Path) -> None:
     hang_up, _ = WAYS[way]
     async with calls_azure() as azure, caller(azure, tmp_path, rate_limit_per_minute=4) as browser:
         session = uuid7()
@@ -341,7 +337,7 @@ async def test_hang_ups_have_a_rate_of_their_own(way: str, tmp_path: Path) -> No
         assert (await browser.offer(session)).status_code == 201, "offers are counted apart"
 
 
-async def test_ended_calls_are_remembered_for_a_while_and_up_to_a_number() -> None:
+async def test_remembered_ended_calls_are_bounded() -> None:
     now_s = 1000.0
     over = EndedCalls(clock=lambda: now_s)
     for number in range(20_000):
@@ -360,7 +356,7 @@ async def test_ended_calls_are_remembered_for_a_while_and_up_to_a_number() -> No
     assert ("https://x", "rtc_new") not in over
 
 
-# --- calls that nobody will ever use
+# --- calls without a client
 
 
 async def settled(browser: Caller, azure: CallsAzure, *calls: str) -> None:
@@ -405,10 +401,8 @@ async def named_and_huge(request: web.Request) -> web.StreamResponse:
     ("fault", "status"),
     [(named_then_blocked, 502), (named_then_hangs, 504), (named_and_no_sdp, 502), (named_and_huge, 502)],
 )
-async def test_a_call_whose_answer_is_of_no_use_is_hung_up_and_holds_no_place(
-    fault: Handler, status: int, tmp_path: Path
-) -> None:
-    async with calls_azure() as azure, caller(azure, tmp_path, token_budget_s=2.0) as browser:
+async def test_unusable_answer_hangs_up_and_frees_place(fault: Handler, status: int, tmp_path: Path) -> None:
+    async with calls_azure() as azure, caller(azure, tmp_path, token_budget_s=1.0) as browser:
         azure.take_offer = fault
         assert (await browser.offer(uuid7())).status_code == status
         await settled(browser, azure, "rtc_cut")
@@ -418,7 +412,7 @@ async def refused_and_named(request: web.Request) -> web.StreamResponse:
     return web.json_response({}, status=400, headers={"Location": "/v1/realtime/calls/rtc_other"})
 
 
-async def test_a_refusal_names_no_call(tmp_path: Path) -> None:
+async def test_refusal_leaves_no_call(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         azure.take_offer = refused_and_named
         assert (await browser.offer(uuid7())).status_code == 502
@@ -427,8 +421,8 @@ async def test_a_refusal_names_no_call(tmp_path: Path) -> None:
 
 
 @dataclass
-class CircuitBreaker:
-    """An Azure that takes an offer when it is told to."""
+class HeldOffer:
+    """Answers an offer only once `go` is set."""
 
     came: asyncio.Event = field(default_factory=asyncio.Event)
     go: asyncio.Event = field(default_factory=asyncio.Event)
@@ -450,40 +444,36 @@ def offer_as_bytes(browser: Caller, session_id: str) -> bytes:
     return ("\r\n".join(head) + "\r\n\r\n" + OFFER).encode()
 
 
-async def test_a_client_that_leaves_before_the_answer_gives_its_place_back_and_the_call_is_hung_up(
-    tmp_path: Path,
-) -> None:
-    breaker = CircuitBreaker()
+async def test_leaving_before_answer_frees_place(tmp_path: Path) -> None:
+    held = HeldOffer()
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
-        azure.take_offer = breaker.take
+        azure.take_offer = held.take
         reader, writer = await asyncio.open_connection("127.0.0.1", browser.client.base_url.port)
         writer.write(offer_as_bytes(browser, uuid7()))
-        await breaker.came.wait()
+        await held.came.wait()
         assert browser.state["calls"].talks.active == 1
         writer.transport.abort()
         await asyncio.sleep(0.1)
-        breaker.go.set()
+        held.go.set()
         await settled(browser, azure, "rtc_abc")
         assert await reader.read(1) == b""
 
 
-async def test_who_is_blocked_while_the_offer_is_under_way_gets_no_answer_and_the_call_is_hung_up(
-    tmp_path: Path,
-) -> None:
-    breaker = CircuitBreaker()
+async def test_block_during_offer_hangs_up(tmp_path: Path) -> None:
+    held = HeldOffer()
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
-        azure.take_offer = breaker.take
+        azure.take_offer = held.take
         session = uuid7()
         offering = asyncio.create_task(browser.offer(session))
-        await breaker.came.wait()
+        await held.came.wait()
         browser.state["memory"].blocklist._sessions = frozenset({session})
-        breaker.go.set()
+        held.go.set()
         refused = await offering
         assert (refused.status_code, refused.json()["code"]) == (403, "blocked")
         await settled(browser, azure, "rtc_abc")
 
 
-async def test_an_answer_that_can_not_be_sent_ends_the_call(tmp_path: Path) -> None:
+async def test_undeliverable_answer_ends_call(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         calls = browser.state["calls"]
         owner = Owner(uuid7(), "anonymous", 1)
@@ -503,7 +493,7 @@ async def test_an_answer_that_can_not_be_sent_ends_the_call(tmp_path: Path) -> N
         await settled(browser, azure, "rtc_abc")
 
 
-async def test_a_hang_up_is_repeated_until_azure_has_done_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hang_up_is_retried_until_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.sessions.running_calls._FIRST_PAUSE_S", 0.02)
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         azure.take_offer = named_and_no_sdp
@@ -523,7 +513,7 @@ async def test_a_hang_up_is_repeated_until_azure_has_done_it(tmp_path: Path, mon
         assert {call for call, _ in azure.hung_up} == {"rtc_cut"}
 
 
-async def test_ten_offers_that_come_to_nothing_hold_no_place(tmp_path: Path) -> None:
+async def test_failed_offers_hold_no_place(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path, max_sessions_per_principal=2) as browser:
         for fault in (refuse, named_and_no_sdp, redirect, named_then_blocked, no_sdp) * 2:
             azure.take_offer = fault

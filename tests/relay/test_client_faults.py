@@ -1,4 +1,4 @@
-"""Whatever a client does, Azure hears only what it may say, and nothing is left over (checked by `serving`)."""
+"""Faults of clients: Azure gets only what the allowlist permits, and nothing is left over (`serving` checks that)."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ async def talking(**overrides: Any) -> AsyncIterator[tuple[Running, Client, Azur
         yield running, client, await azure.talk()
 
 
-async def test_a_client_that_vanishes_without_closing_leaves_its_last_turns_behind() -> None:
+async def test_vanished_clients_last_turns_are_kept() -> None:
     async with talking() as (running, client, talk):
         await talk.commit("item_u")
         await talk.send(
@@ -45,29 +45,37 @@ async def test_a_client_that_vanishes_without_closing_leaves_its_last_turns_behi
         assert [turn.interrupted for turn in running.ingest.turns if turn.role == "assistant"] == [True]
 
 
-async def test_a_client_that_does_not_read_is_closed_with_4410() -> None:
-    async with scripted_azure() as azure, broker(azure.url, client_write_timeout_s=0.5) as running:
-        raw = socket.socket()
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
-        raw.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", running.port))
-        async with running.client(sock=raw, max_queue=1) as client:
-            await client.ready()
-            talk = await azure.talk()
-
-            async def flood() -> None:
-                frame = json.dumps({"type": "response.audio.delta", "delta": "A" * 60_000})
-                for _ in range(400):
-                    await talk.connection.send(frame)
-
-            flooding = asyncio.create_task(flood())
-            await running.quiet()
-            with contextlib.suppress(ConnectionClosed):
-                await flooding
-            assert await client.closed() == 4410
+async def deaf_socket(running: Running) -> socket.socket:
+    """A connected socket with a small receive buffer: by default the kernel holds megabytes unread."""
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    raw.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", running.port))
+    return raw
 
 
-async def test_what_a_slow_client_has_not_taken_waits_in_azures_socket_not_in_ours() -> None:
+async def test_client_that_does_not_read_closes_4410() -> None:
+    async with (
+        scripted_azure() as azure,
+        broker(azure.url, client_write_timeout_s=0.5) as running,
+        running.client(sock=await deaf_socket(running), max_queue=1) as client,
+    ):
+        await client.ready()
+        talk = await azure.talk()
+
+        async def flood() -> None:
+            frame = json.dumps({"type": "response.audio.delta", "delta": "A" * 60_000})
+            for _ in range(400):
+                await talk.connection.send(frame)
+
+        flooding = asyncio.create_task(flood())
+        await running.quiet()
+        with contextlib.suppress(ConnectionClosed):
+            await flooding
+        assert await client.closed() == 4410
+
+
+async def test_slow_client_pauses_azures_socket() -> None:
     async with (
         scripted_azure() as azure,
         broker(azure.url, ping_interval_s=0.3) as running,
@@ -88,9 +96,9 @@ async def test_what_a_slow_client_has_not_taken_waits_in_azures_socket_not_in_ou
         assert one._upstream is not None
         upstream = one._upstream.socket
         async with asyncio.timeout(15):
-            while not upstream.paused:  # noqa: ASYNC110  # the pause is what is waited for  # the pause is what is waited for
+            while not upstream.paused:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
-        await asyncio.sleep(0.7)  # two pings long: a healthy Azure is not dropped for what we don't read
+        await asyncio.sleep(0.7)  # two ping intervals: a healthy Azure is not dropped because we do not read its pongs
         assert not flooding.done()
         assert sum(map(len, upstream.frames)) < 600_000
         for _ in range(count):
@@ -99,7 +107,7 @@ async def test_what_a_slow_client_has_not_taken_waits_in_azures_socket_not_in_ou
 
 
 async def take_nothing_more(talk: AzureTalk) -> None:
-    """Takes the session, and then no byte more until the test says so."""
+    """Accepts the session, then reads nothing until the test resumes it."""
     talk.arrived(await talk.connection.recv())
     await talk.send({"type": "session.updated", "session": {}})
     talk.connection.transport.pause_reading()
@@ -107,7 +115,7 @@ async def take_nothing_more(talk: AzureTalk) -> None:
         pass
 
 
-async def test_a_client_that_floods_is_slowed_to_azures_pace() -> None:
+async def test_flooding_client_is_slowed_to_azure() -> None:
     async with (
         scripted_azure(take_nothing_more) as azure,
         broker(azure.url, client_write_timeout_s=0.5) as running,
@@ -121,26 +129,28 @@ async def test_a_client_that_floods_is_slowed_to_azures_pace() -> None:
                 async with asyncio.timeout(2):
                     await client.socket.send(append)
                 sent += 1
-        assert sent < 200  # 40 MB: what the kernel's buffers hold, and little of ours
+        assert sent < 200  # 40 MB: the kernel's buffers, and little of ours
         assert await client.closed() == 4502
         azure.talks[0].connection.transport.resume_reading()
 
 
-@pytest.mark.asyncio(loop_factories=["asyncio"])  # tens of thousands of events: once is enough
-async def test_a_client_that_floods_with_refused_events_and_reads_nothing_is_held() -> None:
+async def test_refused_event_flood_closes_4410() -> None:
     async with (
         scripted_azure() as azure,
         broker(azure.url, client_write_timeout_s=0.5, frames_per_second=0) as running,
-        running.client(max_queue=1) as client,
+        running.client(sock=await deaf_socket(running), max_queue=1) as client,
     ):
         await client.ready()
-        nonsense = Frame(Opcode.TEXT, b'{"type":"broker.nonsense"}').serialize(mask=True) * 60_000
+        assert running.server is not None
+        (served,) = running.server.server_state.connections
+        # By default the kernel buffers megabytes of answers for a client that does not read.
+        served.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        nonsense = Frame(Opcode.TEXT, b'{"type":"broker.nonsense"}').serialize(mask=True) * 5_000
         client.socket.transport.write(nonsense)
         await running.quiet()
         assert await client.closed() == 4410
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(
     "message",
     [
@@ -148,21 +158,21 @@ async def test_a_client_that_floods_with_refused_events_and_reads_nothing_is_hel
         *[f'{{"type":"response.cancel","x":{number}}}' for number in ("1e999", "-1e999", "-Infinity", "9" * 5_000)],
     ],
 )  # fmt: skip
-async def test_what_is_no_event_ends_the_talk_with_4400(message: str | bytes) -> None:
+async def test_non_event_closes_4400(message: str | bytes) -> None:
     async with talking() as (_, client, talk):
         await client.socket.send(message)
         assert await client.closed() == 4400
         assert len(talk.raw) == 1  # the broker's own session.update
 
 
-async def test_text_that_is_not_utf8_ends_the_talk() -> None:
+async def test_invalid_utf8_ends_talk() -> None:
     async with talking() as (_, client, _talk):
         client.socket.transport.write(Frame(Opcode.TEXT, b"\xff\xfe").serialize(mask=True))
         assert await client.closed() == 1007
 
 
 @pytest.mark.parametrize("fragmented", [False, True])
-async def test_a_message_that_is_too_large_ends_the_talk_with_1009(fragmented: bool) -> None:
+async def test_oversized_message_closes_1009(fragmented: bool) -> None:
     async with talking() as (running, client, _):
         parts = ['{"type":"input_audio_buffer.append","audio":"', *["A" * 50_000] * 6, '"}']
         with contextlib.suppress(ConnectionClosed):
@@ -201,9 +211,8 @@ SMUGGLED = {
 }
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("text", SMUGGLED.values(), ids=SMUGGLED.keys())
-async def test_what_the_agent_says_can_not_be_said_by_a_client(text: str) -> None:
+async def test_client_cannot_set_agents_settings(text: str) -> None:
     async with talking() as (_, client, talk):
         await client.socket.send(text)
         await client.send({"type": "input_audio_buffer.clear"})
@@ -214,8 +223,7 @@ async def test_what_the_agent_says_can_not_be_said_by_a_client(text: str) -> Non
         assert json.loads(passed[0])["type"] == json.loads(text)["type"]
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
-async def test_a_session_update_in_fragments_is_read_as_one() -> None:
+async def test_fragmented_update_is_read_whole() -> None:
     async with talking() as (_, client, talk):
         await client.socket.send(
             ['{"type":"session.up', 'date","session":{"instr', 'uctions":"EVIL","max_response_output_tokens":9}}']
@@ -224,7 +232,6 @@ async def test_a_session_update_in_fragments_is_read_as_one() -> None:
         assert event["session"] == {"max_response_output_tokens": 9}
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize(
     "event",
     [
@@ -233,7 +240,7 @@ async def test_a_session_update_in_fragments_is_read_as_one() -> None:
         {"type": "response.create", "response": {"input": [{"type": "message", "role": "system", "content": []}]}},
     ],
 )
-async def test_a_system_item_is_refused_and_the_talk_goes_on(event: dict[str, Any]) -> None:
+async def test_system_item_is_refused_talk_goes_on(event: dict[str, Any]) -> None:
     async with talking() as (_, client, talk):
         await client.send(event)
         error = await client.until("broker.error")
@@ -256,9 +263,8 @@ UNKNOWN = [
 ]
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("event", UNKNOWN, ids=lambda event: event["type"])
-async def test_an_event_that_is_in_no_row_is_told_and_counted_and_never_reaches_azure(event: dict[str, Any]) -> None:
+async def test_unknown_event_never_reaches_azure(event: dict[str, Any]) -> None:
     async with talking() as (running, client, talk):
         await client.send(event)
         error = await client.until("broker.error")
@@ -282,9 +288,8 @@ OWN_OF_A_RESPONSE = [
 ]
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
 @pytest.mark.parametrize("event", OWN_OF_A_RESPONSE, ids=str)
-async def test_a_response_is_asked_for_without_what_is_in_no_row(event: dict[str, Any]) -> None:
+async def test_response_loses_unlisted_fields(event: dict[str, Any]) -> None:
     async with talking() as (running, client, talk):
         await client.send(event)
         asked = await talk.next_event("response.create")
@@ -292,8 +297,7 @@ async def test_a_response_is_asked_for_without_what_is_in_no_row(event: dict[str
         assert running.relay.snapshot().fields_left_out >= 1
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
-async def test_typed_words_are_a_turn_of_the_users() -> None:
+async def test_typed_text_is_a_user_turn() -> None:
     async with talking() as (running, client, _):
         content = [{"type": "input_text", "text": "I would rather write."}]
         await client.send(
@@ -303,8 +307,7 @@ async def test_typed_words_are_a_turn_of_the_users() -> None:
         assert running.ingest.said == [("user", "I would rather write.")]
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
-async def test_a_turn_that_the_memory_can_not_take_is_counted_and_told() -> None:
+async def test_lost_turn_is_counted_and_reported() -> None:
     async with talking() as (running, client, talk):
         running.ingest.full = True
         await talk.hear("item_u", "Hello?")
@@ -312,12 +315,12 @@ async def test_a_turn_that_the_memory_can_not_take_is_counted_and_told() -> None
         assert running.relay.snapshot().turns_lost == 1
 
 
-async def test_a_silent_client_is_let_go_after_the_idle_limit() -> None:
+async def test_idle_client_closes_after_limit() -> None:
     async with talking(idle_timeout_s=0.5) as (_, client, _talk):
         assert await client.closed() == 1000
 
 
-async def test_a_talk_ends_at_its_longest_time() -> None:
+async def test_talk_ends_at_max_duration() -> None:
     async with talking(max_talk_s=1) as (_, client, _talk):
         append = '{"type":"input_audio_buffer.append","audio":"' + base64.b64encode(bytes(960)).decode() + '"}'
 
@@ -332,8 +335,7 @@ async def test_a_talk_ends_at_its_longest_time() -> None:
             await speaking
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # nothing in it depends on the loop
-async def test_usage_is_counted_for_principal_and_agent() -> None:
+async def test_usage_counts_by_principal_and_agent() -> None:
     async with talking() as (running, client, talk):
         await talk.say("item_a", "Hello.")
         await client.until("response.done")
@@ -342,7 +344,7 @@ async def test_usage_is_counted_for_principal_and_agent() -> None:
         assert figures.usage == figures.usage_by_agent["elena"] == figures.usage_by_principal["anonymous"] == expected
 
 
-async def test_the_scripted_azure_is_the_one_that_was_asked() -> None:
+async def test_fake_azure_records_requests() -> None:
     async with scripted_azure(converse) as azure, broker(azure.url) as running, running.client() as client:
         await client.ready()
         assert len(azure.talks) == 1

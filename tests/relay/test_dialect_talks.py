@@ -1,4 +1,4 @@
-"""Whole talks across dialects, against the simulator's own two; and events with something odd in them."""
+"""Whole talks across dialects, compared with the simulator's own two; and malformed events."""
 
 import base64
 import json
@@ -19,9 +19,9 @@ Event = dict[str, Any]
 
 
 def script(talk: TranslatedTalk) -> TranslatedTalk:
-    """Spoken and typed turns, an interruption, a wish for text, a mistake, in the endpoint's dialect."""
+    """Spoken and typed turns, an interruption, a text response and an error, in the client's dialect."""
     vad = {"type": "server_vad", "silence_duration_ms": 500}
-    if talk.compat == "ga":
+    if talk.client == "ga":
         audio = {"input": {"format": PCM, "turn_detection": vad, "transcription": {"model": "whisper-1"}}}
         talk.send("session.update", session={"type": "realtime", "output_modalities": ["audio"], "audio": audio})
         wish: Event = {"output_modalities": ["text"], "metadata": {"topic": "x"}, "max_output_tokens": 300}
@@ -51,29 +51,29 @@ def script(talk: TranslatedTalk) -> TranslatedTalk:
     return talk
 
 
-@pytest.mark.parametrize("compat", ["ga", "preview"])
-def test_a_whole_talk_means_the_same_through_the_translation_as_in_the_simulators_own_dialect(compat: Dialect) -> None:
-    plain, crossed = script(TranslatedTalk(compat, compat)), script(TranslatedTalk(compat, other(compat)))
+@pytest.mark.parametrize("client", ["ga", "preview"])
+def test_translated_talk_keeps_its_meaning(client: Dialect) -> None:
+    plain, crossed = script(TranslatedTalk(client, client)), script(TranslatedTalk(client, other(client)))
     assert _without_ends_of_what_was_not_added(meaning(crossed.events)) == meaning(plain.events)
     errors = [each["error"] for each in crossed.sent if each["type"] == "error"]
     assert [(error["code"], error["event_id"]) for error in errors] == [("response_cancel_not_active", "mine")]
     for each in crossed.events:
-        (ga_server_event if compat == "ga" else preview_server_event)(each)
+        (ga_server_event if client == "ga" else preview_server_event)(each)
 
 
 def _without_ends_of_what_was_not_added(events: list[Event]) -> list[Event]:
-    """Voice Live tells of the end of an item that is in no conversation as of any other."""
+    """Voice Live sends a done event also for an item outside the conversation."""
     added = {each["item"]["id"] for each in events if each["type"] == "conversation.item.added"}
     return [each for each in events if each["type"] != "conversation.item.done" or each["item"]["id"] in added]
 
 
-def test_the_talk_has_every_kind_of_event_but_those_of_functions_and_failures() -> None:
+def test_talk_covers_nearly_every_event() -> None:
     kinds = {each["type"] for each in script(TranslatedTalk("ga", "ga")).events}
     untold = {"conversation.item.input_audio_transcription.failed", "response.function_call_arguments.delta"}
     assert {ga["type"] for ga, _ in TRANSLATED} - kinds == untold | {"response.function_call_arguments.done"}
 
 
-# --- whatever comes
+# --- malformed events
 
 ODD = ["null", "true", "0", "-1", "2.5", '""', '"odd"', "[]", "{}", "[null]", "[[]]", '{"type":null}', '{"type":[]}']
 SEEN: list[Event] = [
@@ -85,7 +85,7 @@ dialects = st.sampled_from(["ga", "preview"])
 
 @st.composite
 def spoiled(draw: st.DrawFn) -> Event:
-    """A real event in which something is odd, or missing, somewhere."""
+    """A real event with a wrong or missing value somewhere."""
     event: Event = json.loads(json.dumps(draw(st.sampled_from(SEEN))))
     for _ in range(draw(st.integers(1, 3))):
         at: Any = event
@@ -106,11 +106,11 @@ def spoiled(draw: st.DrawFn) -> Event:
 
 @settings(max_examples=300)
 @given(spoiled(), dialects, dialects)
-def test_whatever_comes_is_carried_as_json_and_left_as_it_was(event: Event, compat: Dialect, upstream: Dialect) -> None:
+def test_translation_never_mutates_its_input(event: Event, client: Dialect, upstream: Dialect) -> None:
     before = json.dumps(event)
-    for told in to_azure(event, compat=compat, upstream=upstream):
+    for told in to_azure(event, client=client, upstream=upstream):
         json.dumps(told)
-    for told in to_client(event, compat=compat, upstream=upstream, new_id=counted()):
+    for told in to_client(event, client=client, upstream=upstream, new_id=counted()):
         assert isinstance(told["event_id"], str)
         assert told["event_id"]
         json.dumps(told)
@@ -118,5 +118,5 @@ def test_whatever_comes_is_carried_as_json_and_left_as_it_was(event: Event, comp
 
 
 @given(st.text(max_size=60) | spoiled().map(json.dumps), dialects, dialects)
-def test_any_text_comes_through_renaming(text: str, compat: Dialect, upstream: Dialect) -> None:
-    assert isinstance(renamed(text, compat=compat, upstream=upstream, new_id=counted()), str)
+def test_renaming_accepts_any_text(text: str, client: Dialect, upstream: Dialect) -> None:
+    assert isinstance(renamed(text, client=client, upstream=upstream, new_id=counted()), str)

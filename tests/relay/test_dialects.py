@@ -1,4 +1,4 @@
-"""One talk in two dialects: a table a direction, with the official packages' models as judges."""
+"""Translation in both directions, as tables that are validated with the official packages' models."""
 
 import json
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def other(dialect: Dialect) -> Dialect:
     return "preview" if dialect == "ga" else "ga"
 
 
-# --- towards Azure
+# --- to Azure
 
 GA_SETTINGS: Event = {
     "output_modalities": ["text"],
@@ -129,7 +129,7 @@ TO_PREVIEW = [
         update({"type": "realtime", "audio": {"input": {"format": {"type": "audio/pcma"}, "turn_detection": None}}}),
         [update({"input_audio_format": "g711_alaw", "input_audio_sampling_rate": 8000, "turn_detection": None})],
     ),
-    # a session of which nothing remains is still a session
+    # a session with no setting left is still sent
     (update({"type": "realtime", "truncation": "disabled", "unheard_of": 1}), [update({})]),
     (
         create(
@@ -221,7 +221,7 @@ TO_GA = [
             )
         ],
     ),
-    # what is to be appended for a response is appended before it
+    # items to append come before the response
     (
         create({"append_input_items": [message("assistant", {"type": "text", "text": "Yes."})]}),
         [
@@ -257,11 +257,9 @@ SAME_IN_BOTH: list[Event] = [
     + [("ga", *row) for row in TO_GA]
     + [(upstream, event, [event]) for upstream in ("ga", "preview") for event in SAME_IN_BOTH],
 )
-def test_a_clients_event_is_told_in_the_upstreams_dialect(
-    upstream: Dialect, event: Event, expected: list[Event]
-) -> None:
+def test_client_event_is_translated_for_azure(upstream: Dialect, event: Event, expected: list[Event]) -> None:
     before = json.dumps(event)
-    told = to_azure(event, compat=other(upstream), upstream=upstream)
+    told = to_azure(event, client=other(upstream), upstream=upstream)
     assert told == expected
     assert json.dumps(event) == before
     for each in told:
@@ -273,7 +271,7 @@ def test_a_clients_event_is_told_in_the_upstreams_dialect(
     [
         ("ga", update({"type": "realtime", **GA_SETTINGS}), [update({"type": "realtime", **GA_SETTINGS})]),
         ("preview", update(PREVIEW_SETTINGS), [update(PREVIEW_SETTINGS)]),
-        # what a client of the wrong dialect says is unknown, at every depth, and null where null means nothing
+        # settings of the other dialect, at every depth, and null where it has no meaning
         ("ga", update({"type": "realtime", **PREVIEW_SETTINGS, "tool_choice": None}),
          [update({"type": "realtime", "parallel_tool_calls": True, "include": GA_SETTINGS["include"]})]),
         ("ga", update({"audio": {"input": {"turn_detection": {"type": "server_vad", "model_version": 2}, "x": 1}}}),
@@ -291,10 +289,8 @@ def test_a_clients_event_is_told_in_the_upstreams_dialect(
         ("preview", {"type": "output_audio_buffer.clear"}, [{"type": "output_audio_buffer.clear"}]),
     ],
 )  # fmt: skip
-def test_what_the_upstream_does_not_know_is_left_out_in_its_own_dialect_too(
-    dialect: Dialect, event: Event, expected: list[Event]
-) -> None:
-    told = to_azure(event, compat=dialect, upstream=dialect)
+def test_same_dialect_drops_unknown_settings(dialect: Dialect, event: Event, expected: list[Event]) -> None:
+    told = to_azure(event, client=dialect, upstream=dialect)
     assert told == expected
     for each in told:
         CLIENT_MODELS[dialect](each)
@@ -306,12 +302,12 @@ MCP = {"type": "mcp", "server_label": "x", "server_url": "https://x"}
 @pytest.mark.parametrize(
     ("ga", "preview"),
     [
-        # what is well-formed and has no like there is left out; null too, where it switches nothing off
+        # well-formed values without an equivalent are left out, as is null where it switches nothing off
         ({"audio": {"input": {"format": {"type": "audio/opus"}, "turn_detection": {"type": "magic_vad"},
                               "noise_reduction": {"type": None}}}}, {}),
         ({"audio": {"output": {"voice": {"id": "voice_1"}}}, "tool_choice": {"type": "mcp", "server_label": "x"}}, {}),
         ({"audio": None, "output_modalities": None, "reasoning": None}, {}),
-        # what is of no known shape passes: Azure says what is wrong with it
+        # values of an unknown shape pass: Azure reports the error
         ({"audio": {"input": {"format": 1, "turn_detection": "server_vad", "noise_reduction": 2, "transcription": 3}},
           "include": "x", "output_modalities": "audio", "tools": "none", "tool_choice": 4},
          {"input_audio_format": 1, "input_audio_sampling_rate": 1, "turn_detection": "server_vad",
@@ -328,8 +324,8 @@ MCP = {"type": "mcp", "server_label": "x", "server_url": "https://x"}
          {"tools": [{**MCP, "allowed_tools": ["a"], "require_approval": {"never": ["a"], "always": []}}]}),
     ],
 )  # fmt: skip
-def test_of_gas_odd_values_voice_live_gets_what_it_can_be_told(ga: Event, preview: Event) -> None:
-    (told,) = to_azure(update({"type": "realtime", **ga}), compat="ga", upstream="preview")
+def test_odd_ga_values_reach_voice_live(ga: Event, preview: Event) -> None:
+    (told,) = to_azure(update({"type": "realtime", **ga}), client="ga", upstream="preview")
     assert told["session"] == preview
 
 
@@ -346,47 +342,47 @@ def test_of_gas_odd_values_voice_live_gets_what_it_can_be_told(ga: Event, previe
         ({"voice": {"type": "openai", "name": "marin"}}, {"audio": {"output": {"voice": "marin"}}}),
     ],
 )  # fmt: skip
-def test_of_voice_lives_odd_values_ga_gets_what_it_can_be_told(preview: Event, ga: Event) -> None:
-    (told,) = to_azure(update(preview), compat="preview", upstream="ga")
+def test_odd_voice_live_values_reach_ga(preview: Event, ga: Event) -> None:
+    (told,) = to_azure(update(preview), client="preview", upstream="ga")
     assert told["session"] == {"type": "realtime", **ga}
 
 
 @pytest.mark.parametrize(
     "event", [update(None), create("odd"), added("odd"), added({"content": "odd"}), {"type": 5}, {}]
 )
-def test_what_is_no_event_of_any_dialect_is_azures_to_refuse(event: Event) -> None:
-    assert to_azure(event, compat="ga", upstream="preview") == [event]
+def test_malformed_event_is_left_to_azure(event: Event) -> None:
+    assert to_azure(event, client="ga", upstream="preview") == [event]
 
 
 @pytest.mark.parametrize("kind", ["input_audio.turn.start", "session.avatar.connect", "not.heard.of"])
-def test_an_event_that_the_upstream_does_not_have_is_azures_to_refuse(kind: str) -> None:
+def test_foreign_event_is_left_to_azure(kind: str) -> None:
     event = {"type": kind, "turn_id": "t"}
-    assert to_azure(event, compat="preview", upstream="ga") == [event]
+    assert to_azure(event, client="preview", upstream="ga") == [event]
 
 
-def test_a_rate_that_ga_does_not_have_is_told_rather_than_misheard() -> None:
-    (told,) = to_azure(update({"input_audio_sampling_rate": 16000}), compat="preview", upstream="ga")
+def test_unsupported_rate_is_kept_for_ga() -> None:
+    (told,) = to_azure(update({"input_audio_sampling_rate": 16000}), client="preview", upstream="ga")
     assert told["session"] == {"type": "realtime", "audio": {"input": {"format": {"type": "audio/pcm", "rate": 16000}}}}
 
 
 @pytest.mark.parametrize("spec", specs(), ids=range(len(specs())))
-def test_of_our_own_sessions_only_what_the_other_does_not_know_is_lost_there_and_back(spec: SessionSpec) -> None:
+def test_own_session_survives_round_trip(spec: SessionSpec) -> None:
     assert _lost_there_and_back(ga_realtime_session(spec), "ga") == set()
-    # Voice Live's own cleaning and kind of voice; and GA takes audio with its transcript for both words
+    # Voice Live's own noise suppression and voice; GA's audio includes the transcript
     assert _lost_there_and_back(voice_live_session(spec), "preview") == {
         "input_audio_noise_reduction", "input_audio_echo_cancellation", "voice", "modalities",
     }  # fmt: skip
 
 
 def _lost_there_and_back(session: Event, home: Dialect) -> set[str]:
-    (same,) = to_azure(update(session), compat=home, upstream=home)
+    (same,) = to_azure(update(session), client=home, upstream=home)
     assert same["session"] == session
-    (crossed,) = to_azure(update(session), compat=home, upstream=other(home))
-    (returned,) = to_azure(crossed, compat=other(home), upstream=home)
+    (crossed,) = to_azure(update(session), client=home, upstream=other(home))
+    (returned,) = to_azure(crossed, client=other(home), upstream=home)
     return {name for name, value in session.items() if returned["session"].get(name) != value}
 
 
-# --- towards the client
+# --- to the client
 
 ASSISTANT = {"id": "item_1", "object": "realtime.item", "type": "message", "role": "assistant"}
 SAID = {"transcript": "Good day."}
@@ -538,23 +534,23 @@ TRANSLATED = [
 
 
 @pytest.mark.parametrize(("ga", "preview"), TRANSLATED, ids=[ga["type"] for ga, _ in TRANSLATED])
-def test_azures_event_is_told_in_the_compat_endpoints_dialect(ga: Event, preview: Event) -> None:
+def test_azure_event_is_translated_for_client(ga: Event, preview: Event) -> None:
     ga_server_event(ga)
     preview_server_event(preview)
-    assert to_client(preview, compat="ga", upstream="preview", new_id=counted()) == [ga]
-    assert to_client(ga, compat="preview", upstream="ga", new_id=counted()) == [preview]
-    # and is whole already, so that it comes through as it is in its own dialect
-    assert to_client(ga, compat="ga", upstream="ga", new_id=counted()) == [ga]
-    assert to_client(preview, compat="preview", upstream="preview", new_id=counted()) == [preview]
+    assert to_client(preview, client="ga", upstream="preview", new_id=counted()) == [ga]
+    assert to_client(ga, client="preview", upstream="ga", new_id=counted()) == [preview]
+    # it is complete already, so its own dialect gets it unchanged
+    assert to_client(ga, client="ga", upstream="ga", new_id=counted()) == [ga]
+    assert to_client(preview, client="preview", upstream="preview", new_id=counted()) == [preview]
 
 
 FUNCTION_GAVE = {"id": "item_3", "type": "function_call_output", "call_id": "call_1", "output": "{}"}
 
 
 @pytest.mark.parametrize("item", [USER_SPOKE, FUNCTION_GAVE, PREVIEW_WROTE])
-def test_ga_is_told_twice_of_an_item_that_is_whole_when_it_is_made(item: Event) -> None:
+def test_ga_gets_added_and_done_for_whole_item(item: Event) -> None:
     made = event("conversation.item.created", previous_item_id="item_9", item=item)
-    added, done = to_client(made, compat="ga", upstream="preview", new_id=counted())
+    added, done = to_client(made, client="ga", upstream="preview", new_id=counted())
     assert (added["type"], added["event_id"]) == ("conversation.item.added", "event_1")
     assert done == {**added, "type": "conversation.item.done", "event_id": "event_made1"}
     ga_server_event(added)
@@ -562,21 +558,21 @@ def test_ga_is_told_twice_of_an_item_that_is_whole_when_it_is_made(item: Event) 
 
 
 @pytest.mark.parametrize("item", [{**PREVIEW_WROTE, "status": None}, {**CALL, "status": "in_progress"}, None])
-def test_ga_is_told_once_of_an_item_that_may_be_on_its_way(item: Event | None) -> None:
+def test_ga_gets_only_added_for_open_item(item: Event | None) -> None:
     made = event("conversation.item.created", item=item)
-    (added,) = to_client(made, compat="ga", upstream="preview", new_id=counted())
+    (added,) = to_client(made, client="ga", upstream="preview", new_id=counted())
     assert added["type"] == "conversation.item.added"
 
 
-def test_ga_is_told_that_the_models_item_is_whole_when_it_is() -> None:
+def test_ga_gets_done_with_output_item() -> None:
     ended = event("response.output_item.done", response_id="resp_1", output_index=0, item=PREVIEW_SAID)
-    done, same = to_client(ended, compat="ga", upstream="preview", new_id=counted())
+    done, same = to_client(ended, client="ga", upstream="preview", new_id=counted())
     assert done == {"type": "conversation.item.done", "event_id": "event_made1", "item": GA_SAID}
     assert same == {**ended, "item": GA_SAID}
     ga_server_event(done)
     ga_server_event(same)
-    assert to_client(done, compat="preview", upstream="ga", new_id=counted()) == []
-    assert to_client(same, compat="preview", upstream="ga", new_id=counted()) == [ended]
+    assert to_client(done, client="preview", upstream="ga", new_id=counted()) == []
+    assert to_client(same, client="preview", upstream="ga", new_id=counted()) == [ended]
 
 
 @pytest.mark.parametrize(
@@ -590,13 +586,13 @@ def test_ga_is_told_that_the_models_item_is_whole_when_it_is() -> None:
         ("ga", "output_audio_buffer.started"),
     ],
 )
-def test_an_event_that_the_compat_does_not_have_ends_there(upstream: Dialect, kind: str) -> None:
-    assert needs_reading(kind, compat=other(upstream), upstream=upstream)
-    assert to_client(event(kind), compat=other(upstream), upstream=upstream, new_id=counted()) == []
-    assert to_client(event(kind), compat=upstream, upstream=upstream, new_id=counted()) == [event(kind)]
+def test_event_unknown_to_client_is_dropped(upstream: Dialect, kind: str) -> None:
+    assert needs_reading(kind, client=other(upstream), upstream=upstream)
+    assert to_client(event(kind), client=other(upstream), upstream=upstream, new_id=counted()) == []
+    assert to_client(event(kind), client=upstream, upstream=upstream, new_id=counted()) == [event(kind)]
 
 
-def test_voice_lives_own_shapes_are_told_to_ga() -> None:
+def test_voice_live_shapes_are_translated_to_ga() -> None:
     session = {
         "id": "sess_1",
         "voice": {"type": "azure-standard", "name": "en-US-Ava:DragonHDLatestNeural"},
@@ -609,7 +605,7 @@ def test_voice_lives_own_shapes_are_told_to_ga() -> None:
         "temperature": 0.8,
         "agent": {"name": "kept"},
     }
-    (told,) = to_client(event("session.created", session=session), compat="ga", upstream="preview", new_id=counted())
+    (told,) = to_client(event("session.created", session=session), client="ga", upstream="preview", new_id=counted())
     assert told["session"] == {
         "id": "sess_1",
         "object": "realtime.session",
@@ -630,16 +626,16 @@ def test_voice_lives_own_shapes_are_told_to_ga() -> None:
     }
 
 
-def test_ga_knows_one_name_for_an_item() -> None:
-    """Voice Live's reference has another."""
+def test_ga_gets_its_name_for_an_item() -> None:
+    """Voice Live's reference has another name."""
     item = {**PREVIEW_SAID, "object": "conversation.item"}
     (told,) = to_client(
-        event("conversation.item.retrieved", item=item), compat="ga", upstream="preview", new_id=counted()
+        event("conversation.item.retrieved", item=item), client="ga", upstream="preview", new_id=counted()
     )
     assert told["item"] == GA_SAID
 
 
-# --- what clients throw without
+# --- fields without which clients throw
 
 
 @pytest.mark.parametrize("dialect", ["ga", "preview"])
@@ -679,15 +675,15 @@ def test_ga_knows_one_name_for_an_item() -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_official_clients_throw_without_is_there(dialect: Dialect, given: Event, whole: Event) -> None:
-    assert to_client(given, compat=dialect, upstream=dialect, new_id=counted()) == [whole]
+def test_required_fields_are_completed(dialect: Dialect, given: Event, whole: Event) -> None:
+    assert to_client(given, client=dialect, upstream=dialect, new_id=counted()) == [whole]
 
 
 @pytest.mark.parametrize(
     ("given", "whole"),
     [
         (USAGE, USAGE),
-        # as Voice Live's reference has it: sums alone tell no details
+        # as in Voice Live's reference: sums without details
         ({"total_tokens": 0, "input_tokens": 0, "output_tokens": 0}, None),
         (
             {
@@ -716,14 +712,14 @@ def test_what_official_clients_throw_without_is_there(dialect: Dialect, given: E
 )
 def test_usage_is_whole_or_absent(given: Any, whole: Any) -> None:
     done = event("response.done", response={"usage": given})
-    (told,) = to_client(done, compat="preview", upstream="preview", new_id=counted())
+    (told,) = to_client(done, client="preview", upstream="preview", new_id=counted())
     assert told["response"] == ({} if whole is None else {"usage": whole})
     preview_server_event(told)
 
 
 @pytest.mark.parametrize("session", [None, {}, {"id": ""}, "odd"])
-def test_a_session_that_is_created_has_an_id(session: Any) -> None:
-    (told,) = to_client(event("session.created", session=session), compat="ga", upstream="ga", new_id=counted())
+def test_created_session_has_an_id(session: Any) -> None:
+    (told,) = to_client(event("session.created", session=session), client="ga", upstream="ga", new_id=counted())
     assert told["session"] == {"id": "sess_made1", "object": "realtime.session", "type": "realtime"}
 
 
@@ -752,12 +748,12 @@ PADDED = ' { "type" : "response.audio.delta" , "event_id" : "e1", "delta" : "AAA
             '{"type":"response.audio.delta","response_id":"r","event_id":"e1","delta":"AA"}',
             '{"type":"response.output_audio.delta","response_id":"r","event_id":"e1","delta":"AA"}',
         ),
-        # a name that stands elsewhere stays
+        # the name elsewhere in the text stays
         (
             '{"event_id":"response.audio.delta","type":"response.text.delta","delta":"response.text.delta"}',
             '{"event_id":"response.audio.delta","type":"response.output_text.delta","delta":"response.text.delta"}',
         ),
-        # read, since the head does not show it
+        # parsed, since the head does not show the type
         (
             '{"response_id":"r","type":"response.audio.delta"}',
             '{"type":"response.output_audio.delta","event_id":"event_made1","response_id":"r"}',
@@ -778,10 +774,10 @@ PADDED = ' { "type" : "response.audio.delta" , "event_id" : "e1", "delta" : "AAA
         ("[]", "[]"),
     ],
 )
-def test_a_delta_is_renamed_by_its_head_alone(text: str, expected: str) -> None:
-    assert renamed(text, compat="ga", upstream="preview", new_id=counted()) == expected
+def test_delta_is_renamed_by_its_head(text: str, expected: str) -> None:
+    assert renamed(text, client="ga", upstream="preview", new_id=counted()) == expected
 
 
-def test_in_its_own_dialect_a_delta_that_has_an_id_is_not_even_copied() -> None:
+def test_same_dialect_delta_is_not_copied() -> None:
     text = '{"type":"response.audio.delta","event_id":"e1","delta":"AA"}'
-    assert renamed(text, compat="preview", upstream="preview", new_id=counted()) is text
+    assert renamed(text, client="preview", upstream="preview", new_id=counted()) is text

@@ -1,4 +1,4 @@
-"""Azure's errors may quote what the broker sent; a client sees them without the secrets in them."""
+"""Azure's errors may quote what the broker sent; a client gets them without its secrets."""
 
 import contextlib
 import json
@@ -14,8 +14,6 @@ from tests.relay.support.broker import ENTRA_TOKEN, KEY, Client, build, make_set
 from tests.support.agents import TOOL_AUTHORIZATION, agents_with_secrets
 from token_broker.sessions.agents import load_agents
 from token_broker.web.ids import uuid7
-
-pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
 QUOTED_HEADER = 'canary-"header"-88'  # its quotes are escaped in the JSON that carries it
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJjYW5hcnkiOiJjYW5hcnkifQ.canary-signature"
@@ -69,7 +67,7 @@ async def talking(path: str, tmp_path: Path, **overrides: Any) -> AsyncIterator[
 
 
 async def hear(client: Client, talk: AzureTalk, events: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What the client is told of `events`, by their ids."""
+    """What the client gets of `events`, by their ids."""
     await client.until("session.created")
     for event in events:
         await talk.connection.send(json.dumps(event, ensure_ascii=False))
@@ -81,7 +79,7 @@ async def hear(client: Client, talk: AzureTalk, events: list[dict[str, Any]]) ->
 
 @pytest.mark.parametrize("upstream", ["voice_live", "openai_realtime"])
 @pytest.mark.parametrize("path", ["proxy", "/v1/realtime", "/voice-live/realtime"])
-async def test_a_secret_that_azure_quotes_in_an_error_is_taken_out(tmp_path: Path, path: str, upstream: str) -> None:
+async def test_quoted_secret_is_redacted(tmp_path: Path, path: str, upstream: str) -> None:
     async with talking(path, tmp_path, proxy_upstreams=(upstream,)) as (client, talk):
         told = await hear(client, talk, EVENTS)
     assert "canary" not in json.dumps(list(told.values()))
@@ -93,14 +91,14 @@ async def test_a_secret_that_azure_quotes_in_an_error_is_taken_out(tmp_path: Pat
     assert {"e3", "e5"} <= set(told)
 
 
-async def test_the_entra_token_that_the_broker_holds_is_taken_out_whatever_it_looks_like(tmp_path: Path) -> None:
+async def test_quoted_entra_token_is_redacted(tmp_path: Path) -> None:
     async with talking("proxy", tmp_path, azure_auth="entra", key=None) as (client, talk):
         event = {"type": "error", "event_id": "e1", "error": {"message": f"not valid: {ENTRA_TOKEN}"}}
         told = await hear(client, talk, [event])
     assert told["e1"]["error"] == {"message": "not valid: [redacted]"}
 
 
-async def test_an_error_without_a_secret_passes_word_for_word(tmp_path: Path) -> None:
+async def test_error_without_secret_is_unchanged(tmp_path: Path) -> None:
     text = '{ "type": "error", "event_id": "e1", "error": {"message": "no \\u0073uch item", "param": null} }'
     async with talking("proxy", tmp_path) as (client, talk):
         await client.until("session.created")

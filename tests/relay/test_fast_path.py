@@ -1,4 +1,4 @@
-"""The direct path: what takes it, that nothing is overtaken on it, and that whoever reads slowly is waited for."""
+"""The fast path: what takes it, that the order is kept, and that slow readers are waited for."""
 
 import asyncio
 import json
@@ -15,10 +15,9 @@ from websockets.frames import Frame, Opcode
 
 from tests.relay.support.azure import AzureTalk, scripted_azure
 from tests.relay.support.broker import Client, Running, broker, build, make_settings, serving
-from token_broker.relay.azure.connector import Upstream
+from token_broker.relay.azure.connector import UpstreamConnection
 from token_broker.relay.azure.socket import AzureSocket
 from token_broker.relay.counters import TalkCounters
-from token_broker.relay.event_handler import EventReader
 from token_broker.relay.fast_path import FastPath
 from token_broker.relay.transcripts.assembler import TurnAssembler
 from token_broker.server.client_wire import MessageSink
@@ -29,7 +28,7 @@ APPEND = '{"type":"input_audio_buffer.append","audio":"'
 
 @dataclass
 class LongWay:
-    """What went through a queue after all."""
+    """What went through a queue instead."""
 
     from_client: list[str] = field(default_factory=list)
     from_azure: list[str] = field(default_factory=list)
@@ -63,7 +62,7 @@ async def talking() -> AsyncIterator[tuple[Running, Client, AzureTalk]]:
         yield running, client, await azure.talk()
 
 
-async def test_a_plain_append_passes_no_queue_and_is_counted(long_way: LongWay) -> None:
+async def test_plain_append_takes_fast_path(long_way: LongWay) -> None:
     async with talking() as (running, client, talk):
         for number in range(1, 21):
             await client.socket.send(f'{APPEND}{number:04}"}}')
@@ -74,7 +73,7 @@ async def test_a_plain_append_passes_no_queue_and_is_counted(long_way: LongWay) 
 
 
 @pytest.mark.parametrize("kind", ["response.audio.delta", "response.output_audio.delta", "rate_limits.updated"])
-async def test_what_azure_says_passes_no_queue_and_is_counted(long_way: LongWay, kind: str) -> None:
+async def test_azure_event_takes_fast_path(long_way: LongWay, kind: str) -> None:
     async with talking() as (running, client, talk):
         before = running.relay.snapshot().frames.to_client
         long_way.from_azure.clear()
@@ -85,9 +84,7 @@ async def test_what_azure_says_passes_no_queue_and_is_counted(long_way: LongWay,
         assert running.relay.snapshot().frames.to_client == before + 20
 
 
-async def test_turns_are_read_on_the_direct_path_and_audio_is_heard(
-    long_way: LongWay, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_turns_are_recorded_on_fast_path(long_way: LongWay, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[int] = []
     monkeypatch.setattr(TurnAssembler, "heard", lambda self, chars, now_s: heard.append(chars))
     async with talking() as (running, client, talk):
@@ -102,9 +99,9 @@ async def test_turns_are_read_on_the_direct_path_and_audio_is_heard(
     assert running.ingest.said == [("user", "Grüß Gott."), ("assistant", "Good morning.")]
 
 
-async def test_without_the_servers_wire_a_talk_takes_the_usual_way(long_way: LongWay) -> None:
+async def test_talk_works_without_the_wire(long_way: LongWay) -> None:
     class Plain(BrokerWebSocketProtocol):
-        """As any other ASGI server: without the extension."""
+        """Like any other ASGI server, without the extension."""
 
         async def run_asgi(self) -> None:
             app = self.app
@@ -128,7 +125,7 @@ async def test_without_the_servers_wire_a_talk_takes_the_usual_way(long_way: Lon
         assert len([text for text in long_way.from_azure if "audio.delta" in text]) == 1
 
 
-async def test_no_append_overtakes_what_the_client_said_before_it() -> None:
+async def test_append_overtakes_no_earlier_event() -> None:
     chance = random.Random(11)
     async with talking() as (_, client, talk):
         sent: list[dict[str, Any]] = []
@@ -149,10 +146,8 @@ async def test_no_append_overtakes_what_the_client_said_before_it() -> None:
         assert talk.received[1:] == sent
 
 
-async def test_an_append_waits_while_the_message_before_it_is_being_handled(
-    long_way: LongWay, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An event is answered, and whoever leaves a queue of answers unread is not read on: so his audio waits as well."""
+async def test_append_waits_for_message_in_progress(long_way: LongWay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that leaves a queue of answers unread is read no further, so its audio waits as well."""
     append, read = f'{APPEND}AAAA"}}', asyncio.Event()
     data_received = BrokerWebSocketProtocol.data_received
 
@@ -166,7 +161,7 @@ async def test_an_append_waits_while_the_message_before_it_is_being_handled(
         (one,) = running.relay._talks
         assert one._upstream is not None
         upstream = one._upstream.socket
-        upstream._pause()  # as it does above an overfull queue
+        upstream._pause()  # as when its queue is full
         await client.send({"type": "input_audio_buffer.clear"})
         await talk.next_event("input_audio_buffer.clear")
         read.clear()  # it was set by the handshake
@@ -187,7 +182,7 @@ KINDS: list[Callable[[int], dict[str, Any]]] = [
 ]
 
 
-async def test_nothing_is_overtaken_or_lost_on_the_way_to_a_client_that_reads_by_fits_and_starts() -> None:
+async def test_stuttering_client_gets_all_in_order() -> None:
     chance = random.Random(5)
     count = 3_000
     async with talking() as (running, client, talk):
@@ -203,7 +198,7 @@ async def test_nothing_is_overtaken_or_lost_on_the_way_to_a_client_that_reads_by
         telling = asyncio.create_task(tell())
         client.socket.transport.pause_reading()
         async with asyncio.timeout(15):
-            while not upstream.paused:  # noqa: ASYNC110  # the pause is what is waited for
+            while not upstream.paused:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         client.socket.transport.resume_reading()
         numbers: list[int] = []
@@ -219,7 +214,7 @@ async def test_nothing_is_overtaken_or_lost_on_the_way_to_a_client_that_reads_by
         assert not upstream.frames
 
 
-async def test_an_error_in_reading_an_event_ends_the_talk_with_1011(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_handler_error_closes_1011(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: TurnAssembler, event: Any, now_s: float) -> Any:
         raise ZeroDivisionError
 
@@ -232,7 +227,7 @@ async def test_an_error_in_reading_an_event_ends_the_talk_with_1011(monkeypatch:
 
 
 class StubWire:
-    """The server's end, as far as offering goes."""
+    """The part of the server's wire that the fast path uses."""
 
     def __init__(self) -> None:
         self.sink: MessageSink | None = None
@@ -249,7 +244,7 @@ class StubWire:
 
 
 class StubSocket:
-    """Azure's socket, which takes all."""
+    """Azure's socket, always writable."""
 
     writable = True
 
@@ -270,8 +265,8 @@ class StubUpstream:
 
 def to_azure_alone() -> tuple[MessageSink, list[bytes], TalkCounters]:
     wire, socket, counters = StubWire(), StubSocket(), TalkCounters()
-    direct = FastPath(wire, cast("EventReader", None), counters=counters, failed=lambda _: None)
-    direct.join(cast("Upstream", StubUpstream(socket)))
+    fast_path = FastPath(wire, forwards=lambda _: False, handle=lambda *_: [], counters=counters, failed=lambda _: None)
+    fast_path.join(cast("UpstreamConnection", StubUpstream(socket)))
     assert wire.sink is not None
     return wire.sink, socket.sent, counters
 
@@ -294,9 +289,7 @@ smuggled = st.sampled_from(
 
 
 @given(st.lists(smuggled | st.binary(max_size=8), max_size=8).map(b"".join), st.booleans())
-def test_only_an_append_with_its_two_keys_takes_the_direct_path_whatever_is_hidden_in_it(
-    middle: bytes, dressed: bool
-) -> None:
+def test_smuggled_keys_never_take_fast_path(middle: bytes, dressed: bool) -> None:
     sink, sent, counters = to_azure_alone()
     payload = APPEND.encode() + middle + b'"}' if dressed else middle
     taken = sink(payload)
@@ -308,7 +301,7 @@ def test_only_an_append_with_its_two_keys_takes_the_direct_path_whatever_is_hidd
         assert dict(pairs)["type"] == "input_audio_buffer.append"
 
 
-def test_a_burst_is_interrupted_before_one_turn_of_the_loop_brings_more_than_a_socket_takes() -> None:
+def test_burst_is_interrupted() -> None:
     sink, sent, _ = to_azure_alone()
     append = (APPEND + "A" * 1_000 + '"}').encode()
     taken = [sink(append) for _ in range(1_000)]

@@ -1,4 +1,4 @@
-"""A server's list of tools (MCP) is the agent's: a client hears that it was made, and nothing of what is in it."""
+"""An MCP server's list of tools belongs to the agent: a client learns that it exists, but not what is in it."""
 
 import contextlib
 import json
@@ -10,10 +10,8 @@ from websockets.asyncio.client import connect
 
 from tests.relay.support.azure import AzureTalk, converse, scripted_azure
 from tests.relay.support.broker import Client, broker
-from token_broker.relay.policy.rules import without_secrets
+from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.web.ids import uuid7
-
-pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
 TOOL = {"name": "canary_transfer", "description": "canary says what it does", "input_schema": {"type": "object"}}
 ITEM: dict[str, Any] = {
@@ -58,11 +56,11 @@ async def talking(path: str, upstream: str) -> AsyncIterator[tuple[Client, Azure
 @pytest.mark.parametrize("upstream", ["voice_live", "openai_realtime"])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("text", ["ASCII", "not ASCII"])
-async def test_no_event_shows_a_client_the_tools_of_a_server(path: str, upstream: str, text: str) -> None:
+async def test_no_event_shows_mcp_tools(path: str, upstream: str, text: str) -> None:
     async with talking(path, upstream) as (client, talk):
         await client.until("session.created")
         for event in EVENTS:
-            # What is not ASCII takes another way through the relay.
+            # An event that is not ASCII is handled instead of forwarded.
             more = {} if text == "ASCII" else {"note": "Grüße"}
             await talk.connection.send(json.dumps({**event, **more}, ensure_ascii=False))
         await talk.send({"type": "response.text.delta", "event_id": "last", "delta": "x"})
@@ -77,15 +75,15 @@ async def test_no_event_shows_a_client_the_tools_of_a_server(path: str, upstream
     assert any(event["type"] == "mcp_list_tools.failed" for event in client.events)
 
 
-async def test_an_item_that_is_no_list_of_tools_stays_the_same_object() -> None:
+async def test_other_items_stay_the_same_object() -> None:
     for item in ({"id": "i", "type": "mcp_call", "name": "x"}, {"type": "message", "content": []}, "text", None):
         event = {"type": "conversation.item.added", "item": item}
-        assert without_secrets(event) is event
+        assert without_agents_settings(event) is event
         done = {"type": "response.done", "response": {"id": "r", "output": [item]}}
-        assert without_secrets(done) is done
+        assert without_agents_settings(done) is done
 
 
-async def test_what_a_user_says_of_such_a_list_passes_word_for_word() -> None:
+async def test_users_words_about_tools_pass() -> None:
     async with talking("proxy", "openai_realtime") as (client, talk):
         await client.until("session.updated")
         event = {"type": "response.output_text.done", "event_id": "e", "text": "mcp_list_tools", "item_id": "i"}

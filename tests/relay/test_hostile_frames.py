@@ -1,4 +1,4 @@
-"""Frames that are meant to harm: nobody else waits for them, nothing piles up, and the connection ends in order."""
+"""Hostile frames: they delay no other client, pile nothing up, and their connection ends in order."""
 
 import asyncio
 import contextlib
@@ -13,15 +13,16 @@ from websockets.frames import Frame, Opcode
 
 from tests.relay.support.azure import scripted_azure
 from tests.relay.support.broker import PATH, Client, Running, broker
-from tests.relay.support.process import Process, broker_process
+from tests.relay.support.process import LOOP, Process, broker_process
+from tests.support.machine import retry_if_host_busy
 from token_broker.server import framed_websocket as websocket
 from token_broker.server.frames import FrameReader
 from token_broker.server.websocket_protocol import BrokerWebSocketProtocol
 from token_broker.web.ids import uuid7
 
-SIZE_BYTES = 2_000_000
-OTHERS_WAIT_AT_MOST_S = 0.5  # 20 ms is usual, and this machine is not ours alone; it was 5 s
-GONE_WITHIN_S = 12  # a linger time of 5 s, and what a busy machine adds
+SIZE_BYTES = 1_000_000
+OTHERS_WAIT_AT_MOST_S = 0.5  # 20 ms is usual; without the frame budget, 2 MB took 5 s
+GONE_WITHIN_S = 12  # a linger time of 5 s, and time for a busy machine
 
 TINY = {
     "texts": Frame(Opcode.TEXT, b"").serialize(mask=True),
@@ -43,7 +44,7 @@ def handshake(path: str, protocols: str = "realtime") -> bytes:
 
 
 async def attack(port: int, head: bytes, frames: bytes) -> bytes:
-    """Connects, waits for the handshake's answer, sends all that is taken, and reads to the end: what came back."""
+    """Completes the handshake, sends as much as is accepted, and returns everything that came back."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head)
     answer = await reader.readuntil(b"\r\n\r\n")
@@ -68,7 +69,7 @@ async def send_all(writer: asyncio.StreamWriter, frames: bytes) -> None:
 
 
 async def slowest_answer_s(port: int, until: "asyncio.Future[Any]") -> float:
-    """Asks for a page again and again, until that is done."""
+    """Requests a page repeatedly until `until` is done; the longest wait."""
     slowest_s = 0.0
     while not until.done():
         began_s = time.monotonic()
@@ -92,18 +93,17 @@ def head_of(process: Process, state: str) -> bytes:
             return handshake("/v1/realtime?model=x")
 
 
-@pytest.mark.asyncio(loop_factories=["uvloop"])  # the broker's loop is what matters, and that is its process's own
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-@pytest.mark.parametrize("state", ["talking", "closed with 4401", "refused over HTTP"])
-async def test_megabytes_of_tiny_frames_keep_nobody_else_waiting_and_the_connection_ends(loop: str, state: str) -> None:
-    async with scripted_azure() as azure, broker_process(azure, loop, grace_s=0.1) as process:
-        attacks = [
-            asyncio.ensure_future(attack(process.port, head_of(process, state), one * (SIZE_BYTES // len(one))))
-            for one in TINY.values()
-        ]
-        every = asyncio.gather(*attacks)
-        assert await slowest_answer_s(process.port, every) < OTHERS_WAIT_AT_MOST_S
-        await every
+@retry_if_host_busy()
+async def test_tiny_frames_delay_nobody_else() -> None:
+    async with scripted_azure() as azure, broker_process(azure, LOOP, grace_s=0.1) as process:
+        for state in ("talking", "closed with 4401", "refused over HTTP"):
+            attacks = [
+                asyncio.ensure_future(attack(process.port, head_of(process, state), one * (SIZE_BYTES // len(one))))
+                for one in TINY.values()
+            ]
+            every = asyncio.gather(*attacks)
+            assert await slowest_answer_s(process.port, every) < OTHERS_WAIT_AT_MOST_S, state
+            await every
         process.terminate()
         assert (await process.line())["tasks"] == 0
 
@@ -124,7 +124,7 @@ HARMLESS = Frame(Opcode.TEXT, b'{"type":"broker.nonsense"}').serialize(mask=True
     [(HARMLESS, "too many messages"), (TINY["pongs"], "too many control frames")],
     ids=["messages", "pongs"],
 )
-async def test_who_sends_more_than_the_budget_is_closed_with_1008(one: bytes, reason: str) -> None:
+async def test_exceeding_the_budget_closes_1008(one: bytes, reason: str) -> None:
     budgets = {"frames_per_second": 30} if one is HARMLESS else {"control_frames_per_second": 30}
     async with talking(**budgets) as (running, client):
         client.socket.transport.write(one * 600)
@@ -134,14 +134,14 @@ async def test_who_sends_more_than_the_budget_is_closed_with_1008(one: bytes, re
         assert running.relay.snapshot().closes == {"1008": 1}
 
 
-async def test_a_burst_of_ten_seconds_worth_is_no_offence() -> None:
+async def test_burst_within_budget_is_accepted() -> None:
     async with talking(frames_per_second=30) as (_, client):
         client.socket.transport.write(HARMLESS * 300)
         for _ in range(300):
             await client.until("broker.error")
 
 
-async def test_a_budget_of_0_has_no_end() -> None:
+async def test_budget_0_accepts_any_number() -> None:
     async with talking(frames_per_second=0, control_frames_per_second=0) as (_, client):
         client.socket.transport.write(TINY["pongs"] * 20_000 + HARMLESS)
         await client.until("broker.error")
@@ -177,7 +177,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("data", "code"), WRONG.values(), ids=WRONG.keys())
-async def test_wrong_frames_end_in_a_close_frame_and_a_line_of_information(
+async def test_invalid_frame_closes_without_traceback(
     data: bytes, code: int, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async with talking() as (running, client):
@@ -198,7 +198,7 @@ def protocol_of(running: Running) -> BrokerWebSocketProtocol:
 
 
 async def deaf_client(running: Running) -> tuple[socket.socket, bytes]:
-    """A socket that takes next to nothing, and the handshake for a talk."""
+    """A socket with a small receive buffer, and the handshake for a talk."""
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     raw.setblocking(False)
@@ -207,7 +207,7 @@ async def deaf_client(running: Running) -> tuple[socket.socket, bytes]:
     return raw, handshake(f"{PATH}/{session}", f"realtime, ticket.{running.ticket(session)}")
 
 
-async def test_pongs_that_nobody_reads_do_not_pile_up_and_the_client_is_given_up(
+async def test_unread_pongs_do_not_pile_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(websocket, "_LINGER_S", 0.3)
@@ -219,7 +219,7 @@ async def test_pongs_that_nobody_reads_do_not_pile_up_and_the_client_is_given_up
         most_waiting = at = 0
         with raw:
             await loop.sock_sendall(raw, head)
-            while not running.relay.active:  # noqa: ASYNC110  # what is seen is the point
+            while not running.relay.active:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
             protocol = protocol_of(running)
             protocol.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -229,31 +229,31 @@ async def test_pongs_that_nobody_reads_do_not_pile_up_and_the_client_is_given_up
                         at += raw.send(pings[at : at + 65_536])
                     most_waiting = max(most_waiting, protocol.transport.get_write_buffer_size())
                     await asyncio.sleep(0)
-        assert at > 1_000_000  # many times what may wait
+        assert at > 1_000_000  # many times the limit of what may wait
         assert most_waiting < 150_000
         await running.quiet()
         assert running.relay.snapshot().closes == {"4410": 1}
 
 
-async def test_the_last_ping_is_answered_as_soon_as_the_client_reads_again() -> None:
+async def test_last_ping_is_answered_on_resume() -> None:
     async with talking(control_frames_per_second=0, frames_per_second=0) as (running, client):
         protocol = protocol_of(running)
         protocol.pause_writing()  # as the transport does above its high-water mark
         for number in range(3):
             client.socket.transport.write(Frame(Opcode.PING, b"%d" % number).serialize(mask=True))
         async with asyncio.timeout(5):
-            while protocol._owed_pong != b"2":  # noqa: ASYNC110  # what is seen is the point
+            while protocol._owed_pong != b"2":  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         waiter = await client.socket.ping(b"asked")
         async with asyncio.timeout(5):
-            while protocol._owed_pong != b"asked":  # noqa: ASYNC110  # as above
+            while protocol._owed_pong != b"asked":  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         protocol.resume_writing()
         await asyncio.wait_for(waiter, 5)
 
 
 async def refused(running: Running) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection that was accepted and closed with 4401, whose client has not yet said goodbye."""
+    """A connection that was accepted and closed with 4401, whose client has sent no close frame yet."""
     reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
     writer.write(handshake(f"{PATH}/{uuid7()}"))
     await reader.readuntil(b"\r\n\r\n")
@@ -263,7 +263,7 @@ async def refused(running: Running) -> tuple[asyncio.StreamReader, asyncio.Strea
     return reader, writer
 
 
-async def test_nothing_is_read_of_a_client_that_was_closed_but_its_own_close_frame(
+async def test_closed_client_is_read_no_further(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def read(self: FrameReader) -> None:
@@ -280,7 +280,7 @@ async def test_nothing_is_read_of_a_client_that_was_closed_but_its_own_close_fra
         writer.close()
 
 
-async def test_a_client_that_was_closed_is_gone_after_a_while_whatever_it_sends(
+async def test_closed_client_is_dropped_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(websocket, "_LINGER_S", 0.3)
@@ -295,7 +295,7 @@ async def test_a_client_that_was_closed_is_gone_after_a_while_whatever_it_sends(
         writer.transport.abort()
 
 
-async def test_a_client_that_broke_the_protocol_sees_why_though_it_goes_on_sending() -> None:
+async def test_offender_still_gets_close_frame() -> None:
     async with talking() as (_, client):
         client.socket.transport.write(TINY["unmasked"] + b"x" * 3_000_000)
         with contextlib.suppress(ConnectionClosed):

@@ -1,4 +1,4 @@
-"""The items that a compatible endpoint answers for."""
+"""The cache from which a compatible endpoint answers `conversation.item.retrieve`."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def spoken(item_id: str = "item_1") -> dict[str, Any]:
     return {"id": item_id, "type": "message", "role": "user", "status": "completed", "content": content}
 
 
-def test_an_item_is_kept_without_its_audio_and_gets_its_transcript() -> None:
+def test_item_is_kept_without_audio() -> None:
     cache = ItemCache()
     cache.note({"type": "conversation.item.added", "item": spoken()})
     assert cache.get("item_1") == spoken() | {"content": [{"type": "input_audio", "transcript": None}]}
@@ -23,7 +23,7 @@ def test_an_item_is_kept_without_its_audio_and_gets_its_transcript() -> None:
     assert item["content"] == [{"type": "input_audio", "transcript": "hello"}]
 
 
-def test_a_truncated_answer_has_no_text_and_a_deleted_item_is_gone() -> None:
+def test_truncated_and_deleted_items_lose_text() -> None:
     cache = ItemCache()
     answer = {
         "id": "a",
@@ -40,7 +40,7 @@ def test_a_truncated_answer_has_no_text_and_a_deleted_item_is_gone() -> None:
     assert cache.get("a") is None
 
 
-def test_only_the_latest_items_are_kept() -> None:
+def test_only_latest_items_are_kept() -> None:
     cache = ItemCache()
     for number in range(300):
         cache.note({"type": "conversation.item.created", "item": spoken(f"item_{number}")})
@@ -48,7 +48,7 @@ def test_only_the_latest_items_are_kept() -> None:
     assert cache.get("item_44") is not None
 
 
-def test_what_is_as_long_as_a_message_may_be_is_left_to_azure() -> None:
+def test_long_item_is_left_to_azure() -> None:
     cache = ItemCache()
     long = [{"type": "input_text", "text": "x" * 100_000}]
     cache.note({"type": "conversation.item.added", "item": spoken()})

@@ -48,11 +48,11 @@ async def opened(
     )
 
 
-def test_the_versions_are_those_that_were_looked_into() -> None:
+def test_library_versions_are_the_examined_ones() -> None:
     assert (version("picows"), version("uvicorn")) == ("2.3.1", "0.54.0")
 
 
-async def test_picows_follows_redirects_with_all_headers_unless_told_and_the_relay_tells_it() -> None:
+async def test_relay_follows_no_redirect() -> None:
     async with scripted_azure() as elsewhere, scripted_azure() as azure:
         target = elsewhere.url.replace("http", "ws") + "/stolen"
 
@@ -69,7 +69,7 @@ async def test_picows_follows_redirects_with_all_headers_unless_told_and_the_rel
         assert len(elsewhere.handshakes) == 1
 
 
-async def test_picows_limits_a_frame_not_a_message_and_the_relay_counts_the_fragments() -> None:
+async def test_relay_limits_fragmented_messages() -> None:
     async def fragments(talk: AzureTalk) -> None:
         await talk.connection.send(["x" * 60_000, "x" * 60_000])
 
@@ -86,7 +86,7 @@ async def test_picows_limits_a_frame_not_a_message_and_the_relay_counts_the_frag
         await ours.aclose()
 
 
-async def test_picows_answers_pings_without_looking_whether_anybody_reads_and_the_relay_does_that_itself() -> None:
+async def test_relay_bounds_its_pongs() -> None:
     async def ping(talk: AzureTalk) -> None:
         await talk.connection.ping(b"one")
         await talk.connection.wait_closed()
@@ -97,12 +97,12 @@ async def test_picows_answers_pings_without_looking_whether_anybody_reads_and_th
         ours = await opened(azure.url)
         await asyncio.wait_for(azure.talks[1].connection.ping(), 5)
         await asyncio.sleep(0.1)
-        assert listener.frames == []  # the listener hears of no ping, and can't hold the pong back
+        assert listener.frames == []  # the listener sees no ping, and cannot hold the pong back
         transport.disconnect()
         await ours.aclose()
 
 
-async def test_picows_prints_the_key_at_its_lowest_level_and_the_relays_logger_has_none_of_it(
+async def test_relay_silences_picows_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(1)
@@ -112,15 +112,15 @@ async def test_picows_prints_the_key_at_its_lowest_level_and_the_relays_logger_h
         for log_to, printed in ((loud, True), (None, False)):
             caplog.clear()
             quiet = logging.getLogger("token_broker.relay.picows")
-            quiet.setLevel(logging.CRITICAL)  # as UpstreamConnector has it
+            quiet.setLevel(logging.CRITICAL)  # as UpstreamConnector sets it
             ours = await opened(azure.url, headers={"api-key": KEY}, log_to=log_to)
             await ours.aclose()
-            # The fake's own library is the one that may log what it was sent.
+            # The fake Azure's own library may log what it received.
             logged = [record.getMessage() for record in caplog.records if not record.name.startswith("websockets")]
             assert any(KEY in text for text in logged) is printed
 
 
-async def test_a_peer_that_closes_in_the_handshake_makes_picows_return_no_listener_and_the_relay_raise() -> None:
+async def test_close_in_handshake_raises() -> None:
     async def close_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.close()
@@ -134,11 +134,11 @@ async def test_a_peer_that_closes_in_the_handshake_makes_picows_return_no_listen
     server.close()
 
 
-async def test_picows_leaves_a_cancelled_handshake_open_and_the_relay_does_not() -> None:
+async def test_cancelled_handshake_is_closed() -> None:
     async with silent_server() as (address, connections):
         left = asyncio.create_task(picows.ws_connect(Collector, f"ws://{address}/", websocket_handshake_timeout=2))
         async with asyncio.timeout(5):
-            while not connections:  # noqa: ASYNC110  # what is seen is the point
+            while not connections:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         left.cancel()
         await asyncio.wait({left})
@@ -146,24 +146,24 @@ async def test_picows_leaves_a_cancelled_handshake_open_and_the_relay_does_not()
         assert len(connections) == 1
         ours = asyncio.create_task(opened(f"http://{address}/"))
         async with asyncio.timeout(5):
-            while len(connections) < 2:  # noqa: ASYNC110  # as above
+            while len(connections) < 2:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
             ours.cancel()
             await asyncio.wait({ours})
-            while len(connections) == 2:  # noqa: ASYNC110  # as above
+            while len(connections) == 2:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
 
 
-async def test_picows_buffer_grows_with_what_one_read_brings_and_the_relay_keeps_that_small() -> None:
+async def test_picows_read_buffer_stays_small() -> None:
     async with scripted_azure() as azure:
         ours = await opened(azure.url)
         assert ours._transport is not None
         raw = ours._transport.underlying_transport.get_extra_info("socket")
-        assert raw.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 2 * 131_072  # Linux doubles what is asked
+        assert raw.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 2 * 131_072  # Linux doubles the requested size
         await ours.aclose()
 
 
-async def test_uvicorn_by_itself_closes_its_websockets_with_1012_at_once() -> None:
+async def test_uvicorn_closes_websockets_with_1012() -> None:
     async def application(scope: Scope, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "websocket.accept"})

@@ -1,4 +1,4 @@
-"""Every session that we send is one that Microsoft's and OpenAI's own models know."""
+"""Every session that the broker sends fits the models of Microsoft's and OpenAI's SDKs."""
 
 import pytest
 from azure.ai.voicelive import models
@@ -23,7 +23,7 @@ def specs() -> list[SessionSpec]:
 
 
 @pytest.mark.parametrize("spec", specs(), ids=range(4))
-def test_voice_lives_session_is_known_to_microsofts_models(spec: SessionSpec) -> None:
+def test_voice_live_session_fits_microsofts_sdk(spec: SessionSpec) -> None:
     session = voice_live_session(spec)
     known_to_microsoft(session, models.RequestSession)
     known_to_microsoft(session["voice"], models.AzureStandardVoice)
@@ -40,7 +40,7 @@ def test_voice_lives_session_is_known_to_microsofts_models(spec: SessionSpec) ->
 
 
 @pytest.mark.parametrize("spec", specs(), ids=range(4))
-def test_gas_session_is_known_to_openais_models(spec: SessionSpec) -> None:
+def test_ga_session_fits_openais_sdk(spec: SessionSpec) -> None:
     session = ga_realtime_session(spec)
     strictly(RealtimeSessionCreateRequest, session)
     strictly(SessionUpdateEvent, {"type": "session.update", "event_id": "e", "session": session})
@@ -48,13 +48,13 @@ def test_gas_session_is_known_to_openais_models(spec: SessionSpec) -> None:
     assert session["audio"]["output"]["format"] == {"type": "audio/pcm", "rate": 24_000}
 
 
-def test_speech_is_detected_as_the_sop_has_it() -> None:
+def test_turn_detection_has_its_defaults() -> None:
     expected = {"type": "server_vad", "threshold": 0.6, "prefix_padding_ms": 300, "silence_duration_ms": 800}
     assert voice_live_session(specs()[0])["turn_detection"] == expected
     assert ga_realtime_session(specs()[0])["audio"]["input"]["turn_detection"] == expected
 
 
-def test_a_change_of_agent_is_known_to_both() -> None:
+def test_handoff_update_fits_both_sdks() -> None:
     import json
 
     for spec in specs():
@@ -64,7 +64,7 @@ def test_a_change_of_agent_is_known_to_both() -> None:
 
 @pytest.mark.parametrize("role", ["user", "assistant"])
 @pytest.mark.parametrize("dialect", ["ga", "preview"])
-def test_history_is_known_to_both(dialect: Dialect, role: Role) -> None:
+def test_history_items_fit_both_sdks(dialect: Dialect, role: Role) -> None:
     import json
 
     item_id, event = history_item(role, "What was said.", dialect, 1)

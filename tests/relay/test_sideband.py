@@ -1,4 +1,4 @@
-"""Listening to a relayed call: its turns, whatever becomes of the connection that tells of them."""
+"""The sideband of a relayed call: its turns are kept whatever happens to the connection."""
 
 import asyncio
 from contextlib import suppress
@@ -19,7 +19,7 @@ from token_broker.web.ids import uuid7
 
 
 def listen(running: Running, azure: ScriptedAzure) -> str:
-    """Begins to listen to a call whose place is kept; its session."""
+    """Starts to listen to a call whose place is kept; returns its session."""
     agent = running.agents.get("elena")
     assert agent is not None
     session_id = uuid7()
@@ -44,7 +44,7 @@ async def tell_and_end(talk: AzureTalk) -> None:
     await talk.send({"type": "output_audio_buffer.stopped", "response_id": "resp_1"})
 
 
-async def test_the_turns_of_a_call_are_kept_and_its_place_is_given_back_when_it_ends() -> None:
+async def test_call_keeps_turns_and_frees_place() -> None:
     async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
         session_id = listen(running, azure)
         await running.ingest.reach(2)
@@ -58,7 +58,7 @@ async def test_the_turns_of_a_call_are_kept_and_its_place_is_given_back_when_it_
         assert running.relay.snapshot().turns == 2
 
 
-async def test_a_connection_that_breaks_is_made_again_and_the_call_heard_on() -> None:
+async def test_broken_sideband_is_rejoined() -> None:
     async def script(talk: AzureTalk) -> None:
         if len(azure.talks) == 1:
             await talk.hear("item_1", "First.")
@@ -73,7 +73,7 @@ async def test_a_connection_that_breaks_is_made_again_and_the_call_heard_on() ->
         await running.quiet()
 
 
-async def test_a_connection_that_breaks_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_repeatedly_broken_sideband_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.relay.sideband._PAUSES_S", (0.01, 0.01))
 
     async def script(talk: AzureTalk) -> None:
@@ -85,11 +85,11 @@ async def test_a_connection_that_breaks_again_and_again_is_given_up(monkeypatch:
             while running.relay._listening:
                 await asyncio.wait(running.relay._listening)
         assert len(azure.talks) == 4
-        assert running.limits.active == 1  # nobody knows whether the call is over
+        assert running.limits.active == 1  # the call may still go on
         running.limits.end("rtc_1")
 
 
-async def test_a_call_that_azure_does_not_know_yet_is_joined_a_moment_later() -> None:
+async def test_unknown_call_is_joined_later() -> None:
     refused = 0
 
     def not_yet(request: Request) -> Response | None:
@@ -107,18 +107,18 @@ async def test_a_call_that_azure_does_not_know_yet_is_joined_a_moment_later() ->
         assert refused == 2
 
 
-async def test_a_sideband_that_is_refused_keeps_the_calls_place_until_its_time_is_up() -> None:
+async def test_refused_sideband_keeps_calls_place() -> None:
     async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
         azure.refuse = lambda _: Response(HTTPStatus.UNAUTHORIZED, "No", Headers(), b"")
         listen(running, azure)
-        while running.drain.talks or not azure.handshakes:  # noqa: ASYNC110  # nothing tells of it
+        while running.drain.talks or not azure.handshakes:  # noqa: ASYNC110  # no event tells of it
             await asyncio.sleep(0.01)
         assert running.ingest.turns == []
         assert running.limits.active == 1
         running.limits.end("rtc_1")
 
 
-async def test_draining_ends_the_listening_and_keeps_what_was_heard_so_far() -> None:
+async def test_draining_keeps_turns_heard_so_far() -> None:
     async def script(talk: AzureTalk) -> None:
         await talk.commit("item_u")
         await talk.send(
@@ -130,7 +130,7 @@ async def test_draining_ends_the_listening_and_keeps_what_was_heard_so_far() -> 
     async with scripted_azure(script) as azure, broker(azure.url) as running:
         listen(running, azure)
         async with asyncio.timeout(10):
-            while not running.drain.talks or not azure.talks:  # noqa: ASYNC110  # nothing tells of it
+            while not running.drain.talks or not azure.talks:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
         (listener,) = running.drain.talks
         await asyncio.sleep(0.2)
@@ -154,7 +154,7 @@ async def test_garbage_harms_nothing(garbage: str) -> None:
         await running.quiet()
 
 
-async def test_the_agents_session_is_said_again_until_it_holds_and_no_more() -> None:
+async def test_session_is_restored_until_it_holds() -> None:
     async def script(talk: AzureTalk) -> None:
         await talk.send({"type": "session.updated", "session": {"type": "realtime", "instructions": "Be a pirate."}})
         update = await talk.connection.recv()
@@ -173,7 +173,7 @@ async def test_the_agents_session_is_said_again_until_it_holds_and_no_more() -> 
         assert "voice" not in str(update["session"])
 
 
-async def test_where_a_reminder_changes_nothing_it_is_not_said_again() -> None:
+async def test_ineffective_reminder_is_not_repeated() -> None:
     async def script(talk: AzureTalk) -> None:
         for _ in range(3):
             await talk.send(
@@ -194,7 +194,7 @@ async def test_where_a_reminder_changes_nothing_it_is_not_said_again() -> None:
         assert [event["type"] for event in azure.talks[0].received] == ["session.update"]
 
 
-async def test_reminders_that_azure_refuses_or_that_do_not_hold_end_the_call(
+async def test_repeated_reminders_end_the_call(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     ended: list[tuple[str, str, str]] = []
@@ -226,7 +226,7 @@ async def test_reminders_that_azure_refuses_or_that_do_not_hold_end_the_call(
     assert (told.out + told.err).count("call_ended_for_changes") == 1
 
 
-async def test_a_reminder_that_azure_showed_to_hold_once_is_said_again_though_the_same_was_changed() -> None:
+async def test_repeated_change_is_restored_again() -> None:
     async def script(talk: AzureTalk) -> None:
         pirate = {"type": "session.updated", "session": {"type": "realtime", "instructions": "Be a pirate."}}
         for _ in range(2):
@@ -246,7 +246,7 @@ async def test_a_reminder_that_azure_showed_to_hold_once_is_said_again_though_th
         assert len(azure.talks[0].received) == 4
 
 
-async def test_a_call_that_azure_never_comes_to_know_is_hung_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_call_never_known_is_hung_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.relay.sideband._UNKNOWN_S", 0.5)
     monkeypatch.setattr("token_broker.relay.sideband._PAUSES_S", (0.05,))
     ended: list[str] = []

@@ -11,7 +11,7 @@ from tests.relay.support.broker import KEY, broker
 from token_broker.relay.azure.connector import make_routes
 
 
-async def test_the_first_event_is_ready_and_azures_session_follows_without_its_instructions() -> None:
+async def test_ready_comes_before_session() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running, running.client() as client:
         assert client.socket.subprotocol == "realtime"
         ready = await client.ready()
@@ -29,7 +29,7 @@ async def test_the_first_event_is_ready_and_azures_session_follows_without_its_i
         assert session["voice"] == {"type": "azure-standard", "name": "en-US-Ava:DragonHDLatestNeural"}
 
 
-async def test_audio_passes_byte_for_byte_and_events_come_back_in_order() -> None:
+async def test_audio_passes_unchanged_in_order() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running, running.client() as client:
         await client.ready()
         frames = [
@@ -47,7 +47,7 @@ async def test_audio_passes_byte_for_byte_and_events_come_back_in_order() -> Non
         assert numbers == list(range(200))
 
 
-async def test_both_sides_words_become_turns_in_the_conversations_order() -> None:
+async def test_turns_are_kept_in_conversation_order() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         async with running.client() as client:
             await client.ready()
@@ -62,7 +62,7 @@ async def test_both_sides_words_become_turns_in_the_conversations_order() -> Non
         assert all(turn.source == "proxy" and not turn.interrupted for turn in running.ingest.turns)
 
 
-async def test_openai_takes_over_unseen_where_voice_live_refuses() -> None:
+async def test_openai_replaces_refusing_voice_live() -> None:
     async with scripted_azure() as azure, broker(azure.url) as running:
         azure.refuse = lambda request: answer(404) if "voice-live" in request.path else None
         async with running.client() as client:
@@ -77,7 +77,7 @@ async def test_openai_takes_over_unseen_where_voice_live_refuses() -> None:
         assert running.ingest.said == [("assistant", "Hello from the other one.")]
 
 
-async def test_the_client_ends_the_talk_with_1000() -> None:
+async def test_client_ends_talk_with_1000() -> None:
     async with scripted_azure(converse) as azure, broker(azure.url) as running:
         async with running.client() as client:
             await client.ready()
@@ -89,7 +89,7 @@ async def test_the_client_ends_the_talk_with_1000() -> None:
         assert json.dumps(asdict(running.relay.snapshot()))
 
 
-async def test_what_a_client_sends_too_early_waits_for_azures_session() -> None:
+async def test_early_message_waits_for_session() -> None:
     asked = asyncio.Event()
 
     async def slow(talk: AzureTalk) -> None:
@@ -109,7 +109,7 @@ async def test_what_a_client_sends_too_early_waits_for_azures_session() -> None:
         assert [event["type"] for event in talk.received] == ["session.update", "response.create"]
 
 
-def test_a_direct_endpoint_has_openais_socket_alone() -> None:
+def test_direct_endpoint_has_openai_route_only() -> None:
     target = parse_target("https://x.openai.azure.com")
     (route,) = make_routes(target, ("voice_live", "openai_realtime"), model="my model", api_version="2025-10-01")
     assert (route.name, route.url) == (
@@ -118,7 +118,7 @@ def test_a_direct_endpoint_has_openais_socket_alone() -> None:
     )
 
 
-def test_a_unified_endpoint_has_both_each_on_its_own_host() -> None:
+def test_unified_endpoint_has_both_routes() -> None:
     target = parse_target("https://x.services.ai.azure.com")
     routes = make_routes(target, ("voice_live", "openai_realtime"), model="gpt-realtime", api_version="2025-10-01")
     assert [route.url for route in routes] == [

@@ -108,7 +108,7 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
     yield _gauge("active_talks", "Proxied talks that run now.", relay.active)
     yield _counter("talks", "Proxied talks admitted.", relay.sessions)
     yield _counter("talks_ready", "Proxied talks that Azure took.", relay.ready)
-    yield _counter("agent_switches", "Changes of agent within a talk.", relay.switches)
+    yield _counter("agent_handoffs", "Handoffs to another agent within a talk.", relay.handoffs)
     yield _counter("turns", "Turns of proxied talks handed to the memory.", relay.turns)
     yield _counter("turns_lost", "Turns of proxied talks that the memory did not take.", relay.turns_lost)
     yield _counter("failed_transcriptions", "User turns that Azure could not transcribe.", relay.failed_transcriptions)

@@ -1,20 +1,20 @@
-"""Protocol adapters: which path speaks which dialect, and how a talk speaks to each client.
+"""Protocol adapters: which path speaks which dialect, and how a talk speaks to its client.
 
-A `ProtocolAdapter` is a talk's side towards its client. The plan's own (`ProxyAdapter`) adds `broker.*` events and
-hands on the upstream's dialect as it is. A compatible endpoint's (`CompatAdapter`) keeps to the compatible endpoint's
-dialect whatever the upstream speaks, and adds nothing that a strict official client would not know.
+The plan's proxy (`ProxyAdapter`) adds `broker.*` events and forwards the upstream's dialect unchanged. A compatible
+endpoint (`CompatAdapter`) speaks its own dialect whatever the upstream speaks, and adds no event that a strict official
+client does not know.
 """
 
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from strategies.base import Dialect
-from token_broker.relay.azure.connector import Upstream
-from token_broker.relay.dialects.broker_events import SESSION_EVENTS, api_error, broker_error, broker_event
+from token_broker.relay.azure.connector import UpstreamConnection
+from token_broker.relay.dialects.broker_events import api_error, broker_error, broker_event
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS, ItemCache
 from token_broker.relay.dialects.translation import needs_reading, renamed, to_azure, to_client
-from token_broker.relay.event_text import compact, parsed
-from token_broker.relay.policy.rules import Allowed, Broken, Command, Passed, Refused, examine, judge
+from token_broker.relay.event_text import SESSION_EVENTS, compact, parsed
+from token_broker.relay.policy.allowlist import Allowed, Broken, Command, Passed, Refused, examine, judge
 from token_broker.server.close_codes import DONE, DRAINING, INTERNAL, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
 from token_broker.web.ids import uuid7
 
@@ -31,12 +31,13 @@ __all__ = [
 
 Event = dict[str, Any]
 
-_NOT_THE_CLIENTS = frozenset({UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, DRAINING, INTERNAL})
+# Reported as a `server_error`, not as an `invalid_request_error`: the client did nothing wrong and may connect again.
+_BROKERS_FAULT = frozenset({UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, DRAINING, INTERNAL})
 
 
 @dataclass(frozen=True, slots=True)
 class CompatEndpoint:
-    """A WebSocket under the paths that an official client makes of a base URL. `name` stands in logs."""
+    """A WebSocket at the paths that an official client derives from a base URL. `name` appears in logs."""
 
     name: str
     dialect: Dialect
@@ -44,7 +45,7 @@ class CompatEndpoint:
     summary: str
 
 
-# What a client may send is the same on both, and on the proxy: the rows of client_events.py.
+# What a client may send is the same on both, and on the proxy: the rows of the allowlist.
 COMPAT_ENDPOINTS = (
     CompatEndpoint(
         "ga",
@@ -68,14 +69,14 @@ COMPAT_ENDPOINTS = (
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """Not for Azure: this is the answer."""
+    """Does not go to Azure: the broker answers with `text`."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ToAzure:
-    """Goes to Azure as these messages: none, one or two. `left_out` counts the fields that were taken out."""
+    """Goes to Azure as these messages: none, one or two. `left_out` counts the fields that were removed."""
 
     texts: tuple[str, ...]
     left_out: int = 0
@@ -89,18 +90,18 @@ class ProtocolAdapter(Protocol):
     """A talk's side towards its client."""
 
     dialect: Dialect | None
-    """What the client speaks; None where it takes whatever the upstream does."""
+    """What the client speaks; None where it accepts whatever the upstream speaks."""
 
-    def opening(self, upstream: Upstream, *, session_id: str, agent_id: str) -> list[str]:
-        """What the client hears first, made of the frames that came up to the upstream's `session.updated`."""
+    def opening(self, upstream: UpstreamConnection, *, session_id: str, agent_id: str) -> list[str]:
+        """The client's first events, made from the upstream's frames up to its `session.updated`."""
         ...
 
     def error(self, code: str, message: str, *, retryable: bool = False) -> str:
-        """An event of the broker's own: something did not work, and the talk goes on."""
+        """The event that says that something failed, and the talk goes on."""
         ...
 
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
-        """The close code and its reason as this client is told them, and an event that comes before them."""
+        """The close code and reason for this client, and an event to send before them, if any."""
         ...
 
     def from_client(self, text: str, upstream: Dialect) -> FromClient:
@@ -108,24 +109,24 @@ class ProtocolAdapter(Protocol):
         ...
 
     def reads(self, kind: str, upstream: Dialect) -> bool:
-        """Whether Azure's events of this type have to be parsed, for `to_client`; the others go through `passed`."""
+        """Whether Azure's events of this type have to be parsed for `to_client`; the others go through `passed`."""
         ...
 
     def passed(self, text: str, upstream: Dialect) -> str:
-        """An event that needs no reading, as the client knows it."""
+        """The text of an event that needs no parsing, for the client."""
         ...
 
     def to_client(self, event: Event, upstream: Dialect) -> list[str]:
-        """Azure's event, as the client knows it: none, one or several."""
+        """Azure's event for the client: none, one or several."""
         ...
 
 
 class ProxyAdapter:
-    """docs/api.md §5.2: the Realtime API's own events as the upstream has them, and the broker's."""
+    """docs/api.md §5.2: the Realtime API's events as the upstream sends them, and the broker's own."""
 
     dialect: Dialect | None = None
 
-    def opening(self, upstream: Upstream, *, session_id: str, agent_id: str) -> list[str]:
+    def opening(self, upstream: UpstreamConnection, *, session_id: str, agent_id: str) -> list[str]:
         ready = broker_event(
             "broker.ready",
             session_id=session_id,
@@ -166,25 +167,26 @@ PROXY_ADAPTER = ProxyAdapter()
 
 
 class CompatAdapter:
-    """docs/api.md §6.6: one dialect, and nothing that its official clients don't know."""
+    """docs/api.md §6.6: one dialect, and no event that its official clients do not know. One instance a talk."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.dialect: Dialect | None = dialect
-        self._speaks = dialect
+        self._client = dialect
         self._items = ItemCache()
 
-    def opening(self, upstream: Upstream, *, session_id: str, agent_id: str) -> list[str]:
-        """One `session.created`, with the session as Azure took it: for this client it has been the agent's all along.
+    def opening(self, upstream: UpstreamConnection, *, session_id: str, agent_id: str) -> list[str]:
+        """One `session.created` with the session that Azure accepted: to this client it was the agent's all along.
 
-        Azure's own shows its defaults, and is followed by a `session.updated` that the client has not asked for.
+        Azure's own `session.created` shows defaults, and is followed by a `session.updated` that the client did not
+        ask for.
         """
         del agent_id
         events = [parsed(frame) for frame in upstream.first]
-        sessions: Event = {"id": session_id}
+        session: Event = {"id": session_id}
         for event in events:
             if event["type"] in SESSION_EVENTS and isinstance(event.get("session"), dict):
-                sessions |= event["session"]
-        created = {"type": "session.created", "event_id": f"event_{uuid7()}", "session": sessions}
+                session |= event["session"]
+        created = {"type": "session.created", "event_id": f"event_{uuid7()}", "session": session}
         others = [
             frame for frame, event in zip(upstream.first, events, strict=True) if event["type"] not in SESSION_EVENTS
         ]
@@ -194,11 +196,11 @@ class CompatAdapter:
         return api_error(code, message, kind="server_error" if retryable else "invalid_request_error")
 
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
-        """These clients look at events rather than at close codes, and know nothing of plans."""
+        """Official clients look at events rather than at close codes, and have no plans."""
         ending = Ending(ending.code, ending.reason.replace("ask for a new plan", "connect again"))
         if ending.code == DONE:
             return ending, None
-        kind = "server_error" if ending.code in _NOT_THE_CLIENTS else "invalid_request_error"
+        kind = "server_error" if ending.code in _BROKERS_FAULT else "invalid_request_error"
         return ending, api_error(f"closed_{ending.code}", ending.reason, kind=kind)
 
     def from_client(self, text: str, upstream: Dialect) -> FromClient:
@@ -208,27 +210,25 @@ class CompatAdapter:
             case Allowed(event={"type": "conversation.item.retrieve", "item_id": str() as item_id}) if (
                 item := self._items.get(item_id)
             ):
-                return Answered(self._whole({"type": "conversation.item.retrieved", "item": item}))
+                retrieved = {"type": "conversation.item.retrieved", "item": item}  # in the client's dialect already
+                (whole,) = to_client(retrieved, client=self._client, upstream=self._client, new_id=uuid7)
+                return Answered(compact(whole))
             case Allowed(event=event, left_out=left_out):
-                told = to_azure(event, compat=self._speaks, upstream=upstream)
-                return ToAzure(tuple(compact(each) for each in told), left_out)
+                translated = to_azure(event, client=self._client, upstream=upstream)
+                return ToAzure(tuple(compact(each) for each in translated), left_out)
             case Command():
                 return Refused("unknown_event", "there is no such event")
             case verdict:
                 return verdict
 
     def reads(self, kind: str, upstream: Dialect) -> bool:
-        return kind in CACHED_EVENTS or needs_reading(kind, compat=self._speaks, upstream=upstream)
+        return kind in CACHED_EVENTS or needs_reading(kind, client=self._client, upstream=upstream)
 
     def passed(self, text: str, upstream: Dialect) -> str:
-        return renamed(text, compat=self._speaks, upstream=upstream, new_id=uuid7)
+        return renamed(text, client=self._client, upstream=upstream, new_id=uuid7)
 
     def to_client(self, event: Event, upstream: Dialect) -> list[str]:
-        told = to_client(event, compat=self._speaks, upstream=upstream, new_id=uuid7)
-        for each in told:
+        translated = to_client(event, client=self._client, upstream=upstream, new_id=uuid7)
+        for each in translated:
             self._items.note(each)
-        return [compact(each) for each in told]
-
-    def _whole(self, event: Event) -> str:
-        (whole,) = to_client(event, compat=self._speaks, upstream=self._speaks, new_id=uuid7)
-        return compact(whole)
+        return [compact(each) for each in translated]

@@ -1,8 +1,7 @@
-"""Who may talk: what a client presents becomes a admitted client, and a admitted client gets a place.
+"""Admission to the relay: a credential becomes an admitted client, and an admitted client gets a place for its talk.
 
-The plan's proxy and the compatible endpoints of the official clients pass the same checks. They differ in what is
-presented and in how a refusal is told: with a close code to the one, with an HTTP status to the other. So a refusal has
-both.
+The plan's proxy and the compatible endpoints share these checks. They accept different credentials, and report a
+refusal differently: the proxy with a close code, a compatible endpoint with an HTTP status. So a refusal has both.
 """
 
 import dataclasses
@@ -40,7 +39,7 @@ OriginRefusal = Callable[[Scope], Problem | None]
 
 
 class RefusedError(Problem):
-    """A newcomer that is not admitted; `ending` is for one whose WebSocket was accepted already."""
+    """A client is not admitted. `ending` is for a client whose WebSocket is accepted already."""
 
     def __init__(self, ending: Ending, problem: Problem) -> None:
         super().__init__(problem.status, problem.code, problem.detail, headers=problem.headers, extra=problem.extra)
@@ -49,12 +48,12 @@ class RefusedError(Problem):
 
 @dataclass(frozen=True, slots=True)
 class AdmittedClient:
-    """Somebody whose credential is good; it is not used up yet. `limit_key` is what their talks are counted by."""
+    """A client with a valid credential, which is not spent yet. Its open talks are counted under `limit_key`."""
 
     owner: Owner
     agent: Agent
     limit_key: str
-    credential_id: str | None  # None: the credential may be used without a count
+    credential_id: str | None  # None: the credential may be used without limit
     counted_until_s: float
     uses: int = 1
 
@@ -86,37 +85,49 @@ class Admission:
         self._blocklist = blocklist
 
     def by_ticket(self, scope: Scope) -> AdmittedClient:
-        """Who comes with a plan's ticket, to the plan's session. Raises RefusedError."""
-        self._check_way_in(scope)
-        claims = self._read_ticket(scope)
+        """The client with a plan's ticket, to that plan's session. Raises RefusedError."""
+        self._check_entry(scope)
+        tickets = [name for name in scope.get("subprotocols", []) if name.startswith(TICKET_PREFIX)]
+        if len(tickets) != 1:
+            raise _no_entry("no ticket: ask POST /realtime/token first")
+        try:
+            claims = self._signer.read_ticket(tickets[0].removeprefix(TICKET_PREFIX))
+        except TokenError as error:
+            what = "has expired" if error.expired else "is not valid"
+            raise _no_entry(f"the ticket {what}: ask for a new plan") from None
         if claims.owner.session_id != scope.get("path_params", {}).get("session_id"):
             raise _no_entry("the ticket is another session's: ask for a new plan")
         return self._admitted(scope, claims)
 
     def by_any(self, scope: Scope) -> AdmittedClient:
-        """Who comes to a compatible endpoint, with whatever of the broker's own it takes. Raises RefusedError."""
-        self._check_way_in(scope)
+        """The client of a compatible endpoint, with any credential of the broker's. Raises RefusedError."""
+        self._check_entry(scope)
         return self._admitted(scope, self._claims_of_any(scope))
 
     def leaver(self, scope: Scope) -> Caller:
-        """The caller who wants to end a call, also while newcomers are refused. Raises RefusedError."""
+        """The caller of a credential that wants to end a call. Raises RefusedError.
+
+        It ignores drain, origin and blocklist: a client may always end its own session.
+        """
         return self._caller(scope, self._claims_of_any(scope))
 
     def warn_of_resource_key(self, credential: str) -> bool:
-        """Whether a client holds Azure's own key, which the operator has to hear of; the client is told nothing."""
+        """Whether a client holds Azure's own key: logged for the operator, while the client must not learn of it."""
         key = self._settings.key
+        # In constant time: a guess at the key must not be confirmed character by character.
         if key is None or not hmac.compare_digest(credential.encode(), key.get_secret_value().encode()):
             return False
         log.error("resource_key_presented", do="a client holds AZURE_VOICELIVE_KEY: renew the key, mint client secrets")
         return True
 
     async def enter(self, admitted: AdmittedClient, *, counted: bool = False) -> SessionLease:
-        """A place for the client's talk. Spends one use of the credential; with `counted`, one of the rate too.
+        """A place for the client's talk. Spends one use of the credential; with `counted`, one of the rate limit too.
 
-        Raises RefusedError, and Problem 429 for the rate.
+        Raises RefusedError, and Problem 429 for the rate limit.
         """
         if counted:
             await self._rate.admit(admitted.limit_key)
+        # The place first: a credential must not be spent on a client that is turned away for want of one.
         lease = self._limits.acquire(admitted.limit_key)
         if lease is None:
             reason = "too many talks are open: end one, or try again later"
@@ -126,27 +137,17 @@ class Admission:
                 if admitted.uses > 1:
                     raise _no_entry(f"the client secret was used {admitted.uses} times: mint a new one")
                 raise _no_entry("the ticket was used: ask for a new plan")
-        except BaseException:
+        except BaseException:  # a cancelled client must give its place back too
             lease.release()
             raise
         return lease
 
-    def _check_way_in(self, scope: Scope) -> None:
+    def _check_entry(self, scope: Scope) -> None:
         if self._drain.draining:
             raise _refused(GOING_AWAY.code, GOING_AWAY.reason, 503, "draining", retry=True)
         if (problem := self._origin_refusal(scope)) is not None:
             reason = "this page's origin may not talk here: see BROKER_ALLOWED_ORIGINS"
             raise RefusedError(Ending(FOREIGN_ORIGIN, reason), problem)
-
-    def _read_ticket(self, scope: Scope) -> TicketClaims:
-        tickets = [name for name in scope.get("subprotocols", []) if name.startswith(TICKET_PREFIX)]
-        if len(tickets) != 1:
-            raise _no_entry("no ticket: ask POST /realtime/token first")
-        try:
-            return self._signer.read_ticket(tickets[0].removeprefix(TICKET_PREFIX))
-        except TokenError as error:
-            what = "has expired" if error.expired else "is not valid"
-            raise _no_entry(f"the ticket {what}: ask for a new plan") from None
 
     def _claims_of_any(self, scope: Scope) -> ClientSecretClaims | TicketClaims | SessionClaims:
         try:
@@ -166,7 +167,7 @@ class Admission:
         agent = self._agents.get(claims.agent_id or self._agents.default)
         if agent is None:
             raise _refused(BAD_REQUEST, "the ticket's agent is gone: ask for a new plan", 401, "agent_gone")
-        if self._blocklist.is_missed:
+        if self._blocklist.is_missed:  # fails closed: docs/decisions/0023-no-secret-before-the-blocklist.md
             raise _refused(DRAINING, _BLOCKLIST_UNREAD, 503, "blocklist_unread", retry=True)
         if self._blocklist.refused(claims.owner.principal, claims.owner.session_id):
             raise _refused(BLOCKED.code, BLOCKED.reason, 403, "blocked")
@@ -174,9 +175,8 @@ class Admission:
         if isinstance(claims, TicketClaims):
             credential_id = claims.ticket_id
         else:
-            epoch = max(
-                claims.owner.epoch + 1, time.time_ns() // 1_000_000
-            )  # each connection's turns stand behind the last
+            # Turns sort by epoch first: those of each further connection have to come after the previous one's.
+            epoch = max(claims.owner.epoch + 1, time.time_ns() // 1_000_000)
             if isinstance(claims, ClientSecretClaims) and self._settings.client_secret_uses:
                 credential_id, uses = claims.secret_id, self._settings.client_secret_uses
                 counted_until_s = claims.counted_until_s
@@ -193,7 +193,7 @@ class Admission:
         return caller_of(scope, claims, self._settings.trusted_proxies)
 
     async def _spend(self, admitted: AdmittedClient) -> bool:
-        """Uses the credential once; one that may be used several times is as many tickets, spent in turn."""
+        """Uses the credential once. A credential with several uses is as many tickets, spent one after the other."""
         if admitted.credential_id is None:
             return True
         if admitted.uses == 1:

@@ -1,4 +1,4 @@
-"""A talk's client: ASGI's two callables, and what our own server gives beyond them."""
+"""A talk's client: the two callables of ASGI, and what our own server offers beyond them."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,17 +10,17 @@ from token_broker.server.client_wire import ClientWire
 from token_broker.server.close_codes import CLIENT_STALLED, Ending
 from token_broker.server.websocket_protocol import GIVE_UP_EXTENSION, WIRE_EXTENSION, ClientGoneError
 
-__all__ = ["Client"]
+__all__ = ["TalkClient"]
 
-_CLOSE_S = 1.0
+_CLOSE_S = 1.0  # a client that reads takes milliseconds, and draining waits for every talk
 
 
 @dataclass(slots=True)
-class Client:
-    """An accepted WebSocket. `gone`: it has left, or was closed under our hands, with `code` where that is known.
+class TalkClient:
+    """An accepted WebSocket. `gone`: the client closed it, or it was closed by the server; `code` if it is known.
 
-    `give_up` closes it without waiting for it to read, `wire` is what the direct path takes; None where the server has
-    no such thing.
+    `give_up` closes it without waiting for the client to read; `wire` serves the fast path. Both are None on a server
+    that lacks the extension.
     """
 
     receive: Callable[[], Awaitable[Message]]
@@ -31,7 +31,7 @@ class Client:
     code: int | None = None
 
     @classmethod
-    def of(cls, scope: Scope, receive: Receive, send: Send) -> "Client":
+    def of(cls, scope: Scope, receive: Receive, send: Send) -> "TalkClient":
         """The client of an ASGI connection."""
         extensions = scope.get("extensions") or {}
         return cls(
@@ -42,17 +42,17 @@ class Client:
         )
 
     async def tell(self, text: str) -> bool:
-        """Sends one event, when the client takes it; False: it is gone."""
+        """Sends one event, waiting until the client accepts it; False: the client is gone."""
         try:
             await self.send({"type": "websocket.send", "text": text})
         except ClientGoneError as error:
             self.gone, self.code = True, error.code
-        except (OSError, RuntimeError):  # what servers say of a client that left
+        except (OSError, RuntimeError):  # what other servers raise for a client that left
             self.gone = True
         return not self.gone
 
     async def close(self, ending: Ending, last_event: str | None) -> None:
-        """Says goodbye and waits a second for it to be taken; to a client that does not read it is written, no more."""
+        """Sends `last_event` and the close frame, within a second. A client that does not read is not waited for."""
         if self.gone:
             return
         if ending.code != CLIENT_STALLED:
@@ -62,7 +62,7 @@ class Client:
                         await self.send({"type": "websocket.send", "text": last_event})
                     await self.send({"type": "websocket.close", "code": ending.code, "reason": ending.reason})
                     return
-            except TimeoutError:
+            except TimeoutError:  # it stopped reading: below, the frame is written without waiting
                 pass
             except (OSError, RuntimeError):
                 return

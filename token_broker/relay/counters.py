@@ -1,4 +1,4 @@
-"""What the relay has done, counted: the figures of `/status` and `/metrics`."""
+"""Counters of the relay, for `/status` and `/metrics`."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from token_broker.bounded_dict import BoundedDict
 
 __all__ = ["Directions", "RelayCounters", "RelayStatus", "TalkCounters", "Usage"]
 
-_PRINCIPALS_KEPT = 10_000
+_PRINCIPALS_KEPT = 10_000  # anonymous principals are addresses: without a limit they would grow it for ever
 
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens as `response.done` reports them, and how many responses they are of."""
+    """Tokens as `response.done` reports them, and the number of responses."""
 
     responses: int = 0
     total_tokens: int = 0
@@ -23,13 +23,14 @@ class Usage:
     output_tokens: int = 0
 
     def add(self, usage: Mapping[str, Any]) -> None:
-        """Adds the `usage` of one response; what is no number counts nothing."""
+        """Adds the `usage` of one response; a value that is not a number counts as 0."""
         self.responses += 1
         self.total_tokens += _tokens(usage, "total_tokens")
         self.input_tokens += _tokens(usage, "input_tokens")
         self.output_tokens += _tokens(usage, "output_tokens")
 
     def snapshot(self) -> dict[str, int]:
+        """The JSON form."""
         return {
             "responses": self.responses,
             "total_tokens": self.total_tokens,
@@ -59,7 +60,7 @@ class RelayStatus:
     open_or_relayed: int
     sessions: int
     ready: int
-    switches: int
+    handoffs: int
     closes: dict[str, int]
     frames: Directions
     bytes: Directions
@@ -78,7 +79,7 @@ class RelayStatus:
 
 @dataclass(slots=True)
 class TalkCounters:
-    """One talk's figures. Bytes are characters of JSON, which is ASCII but for transcripts."""
+    """One talk's counters. Bytes are characters of JSON, which is ASCII except for transcripts."""
 
     to_azure_frames: int = 0
     to_azure_bytes: int = 0
@@ -94,19 +95,19 @@ class TalkCounters:
 
 @dataclass(slots=True)
 class RelayCounters:
-    """The process's figures: those of talks that are over, to which the running ones are added when asked."""
+    """The process's counters. `done` sums the talks that are over; `totals` adds the running ones."""
 
     sessions: int = 0
     ready: int = 0
-    switches: int = 0
-    calls_ended: int = 0  # since their client changed the agent's session again and again
+    handoffs: int = 0
+    calls_ended: int = 0  # because their client kept changing the agent's session
     done: TalkCounters = field(default_factory=TalkCounters)
     closes: Counter[int] = field(default_factory=Counter)
     usage_by_agent: dict[str, Usage] = field(default_factory=dict)
     usage_by_principal: BoundedDict[str, Usage] = field(default_factory=lambda: BoundedDict(_PRINCIPALS_KEPT))
 
     def count_usage_of(self, event: Mapping[str, Any], *, principal: str, agent_id: str, talk: TalkCounters) -> None:
-        """Counts the usage of a `response.done` for the talk, its agent, its principal (the last 10,000 are kept)."""
+        """Counts the usage of a `response.done` for the talk, its agent and its principal (the latest 10,000)."""
         response = event.get("response")
         usage = response.get("usage") if isinstance(response, dict) else None
         if not isinstance(usage, dict):
@@ -118,16 +119,16 @@ class RelayCounters:
         self.usage_by_principal[principal] = principals_usage
 
     def finish(self, talk: TalkCounters, code: int) -> None:
-        """Takes a finished talk's figures over."""
+        """Adds a finished talk, and counts its close code."""
         self.closes[code] += 1
         self.add(talk)
 
     def add(self, talk: TalkCounters) -> None:
-        """The same of what was no socket of the client's."""
+        """Adds a finished talk that had no WebSocket of the client's."""
         _add(self.done, talk)
 
     def totals(self, running: list[TalkCounters]) -> TalkCounters:
-        """All talks' figures, the running ones' included."""
+        """The counters of all talks, the running ones included."""
         total = TalkCounters()
         for talk in (self.done, *running):
             _add(total, talk)

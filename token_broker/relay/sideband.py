@@ -1,13 +1,12 @@
-"""The sideband of a relayed WebRTC call: Azure tells us the call's events, so that its turns are kept.
+"""The sideband of a relayed WebRTC call: Azure sends us the call's events, so that its turns are kept.
 
-For the calls of clients that report no turns themselves: media and events flow between them and Azure, past us. Azure
-lets the resource's owner join a call by its id (docs/azure.md §5.4). The call does not depend on it: where joining
-is refused the talk goes on, and only its turns are missing, which is logged. A call that Azure does not know for a
-minute is one whose client never connected: it is hung up, and its place is given back.
+It serves clients that report no turns themselves, whose media and events bypass the broker. Azure lets the resource's
+owner join a call by its id (docs/azure.md §5.4). The call does not depend on the sideband: where joining is refused,
+the talk goes on, and only its turns are missing, which is logged. If Azure does not know a call for a minute, its
+client never connected: the call is hung up, and its place is freed.
 
-What such a client sends to Azure nobody checks on the way. Some of them say instructions of their own as soon as they
-are connected: so whenever the session is no longer the agent's, it is said anew. A client that goes on changing it
-loses the call.
+Nobody checks what such a client sends to Azure. Some clients set instructions of their own as soon as they connect. So
+the agent's session is restored whenever it differs, and a client that keeps changing it loses the call.
 """
 
 import asyncio
@@ -25,9 +24,8 @@ from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.azure.socket import CLOSED_BY_AZURE, AzureSocket
 from token_broker.relay.counters import RelayCounters, TalkCounters
-from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS, SESSION_EVENTS
-from token_broker.relay.event_text import compact
-from token_broker.relay.policy.rules import event_type
+from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
+from token_broker.relay.event_text import SESSION_EVENTS, compact, event_type
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.owner import Owner
@@ -39,24 +37,24 @@ __all__ = ["CallListener"]
 
 log = structlog.get_logger("token_broker.relay")
 
-_LOOK_S = 1.0
+_CHECK_S = 1.0
 _PAUSES_S = (0.3, 1.0, 3.0)
-_STEADY_S = 10.0  # a connection that lasted so long did not fail from the start
-_UNKNOWN_S = 60.0  # Azure knows a call once its client has connected: so long that may take
+_STEADY_S = 10.0  # a connection that lasted this long did not fail from the start
+_UNKNOWN_S = 60.0  # Azure knows a call once its client has connected, which may take this long
 _NO_SUCH_CALL = frozenset({404, 410})
-# An official client says its own session as it connects, and perhaps with each of its agents. More is no accident.
+# An official client sets its own session when it connects, and perhaps with each of its agents. More is deliberate.
 _CHANGES_AT_MOST = 5
-_HEARD = TURN_EVENTS | SESSION_EVENTS | {"error"}
+_HANDLED = TURN_EVENTS | SESSION_EVENTS | {"error"}
 _REMINDER = f"{OWN_EVENT_IDS}reminder_"
 _HUNG_UP = Ending(DONE, "the call has ended")
 _NEVER_CONNECTED = Ending(DONE, "its client never connected")
 
 
 class CallListener:
-    """Hears one call from its answer to its end, as one of the talks that draining waits for.
+    """Listens to one call from its answer to its end; draining waits for it as for a talk.
 
-    `hang_up` ends the call at Azure, for the reason that it is given; `holds_place` says whether the call still has its
-    place among the open talks: once it has none it was ended elsewhere.
+    `hang_up` ends the call at Azure for a reason. `holds_place` says whether the call still has its place among the
+    open talks; without one it was ended elsewhere.
     """
 
     def __init__(
@@ -75,21 +73,25 @@ class CallListener:
         self.counters = TalkCounters()
         self._settings = settings
         self._connector = connector
-        self._all = counters
+        self._relay = counters
         self._owner = owner
         self._agent = agent
         self._spec = spec
         self._hang_up = hang_up
         self._holds_place = holds_place
         self._changes = 0
-        self._was_own = False  # whether Azure has shown the agent's session as it was said
-        self._unmended: dict[str, Any] | None = None  # what the last reminder was to mend
+        self._confirmed = False  # whether Azure has ever shown exactly the agent's session
+        self._deviation: dict[str, Any] | None = None  # what the last reminder was sent to correct
         self._now_s = asyncio.get_running_loop().time
         self._over: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self._turns = TurnRecorder(owner, agent.id, ingest=ingest, counters=self.counters, on_lost=self._note_lost)
+
+        def log_lost() -> None:
+            log.warning("turn_lost", session_id=owner.session_id, why="the memory is full")
+
+        self._turns = TurnRecorder(owner, agent.id, ingest=ingest, counters=self.counters, on_lost=log_lost)
 
     def end(self, ending: Ending) -> None:
-        """Stops listening, for this reason; the call goes on."""
+        """Stops listening for this reason; the call goes on."""
         if not self._over.done():
             self._over.set_result(ending)
 
@@ -97,7 +99,7 @@ class CallListener:
         """Listens until the call is over, or has reached the longest time of a talk. Never raises MintError."""
         until_s = self._now_s() + self._settings.max_talk_s
         heard = False
-        breaks = 0  # one soon after the other
+        breaks = 0  # in quick succession
         try:
             while not self._over.done():
                 if breaks > 1:
@@ -120,7 +122,7 @@ class CallListener:
             if self._over.done():
                 return self._over.result()
             if not self._holds_place() or (heard and isinstance(error, PermanentError)):
-                return _HUNG_UP  # it broke, and now there is no such call
+                return _HUNG_UP  # the connection broke, and now there is no such call
             if error.status in _NO_SUCH_CALL:
                 log.info("call_never_connected", session_id=self._owner.session_id)
                 self._hang_up("its client never connected")
@@ -131,7 +133,7 @@ class CallListener:
             self._turns.flush()
 
     async def _join(self, endpoint: str, call_id: str, *, unknown_for_s: float) -> AzureSocket:
-        """Joins the call, which Azure may not know for so long. Raises MintError."""
+        """Joins the call, which Azure may not know for that long. Raises MintError."""
         known_by_s = self._now_s() + unknown_for_s
         tries = 0
         while True:
@@ -149,13 +151,13 @@ class CallListener:
             tries += 1
 
     async def _listen(self, socket: AzureSocket, until_s: float) -> Ending | None:
-        """Why it is over; None where the connection broke, and the call may go on."""
+        """Why listening is over; None where the connection broke and the call may go on."""
         pinged_s = self._now_s()
         while not self._over.done():
             now_s = self._now_s()
             self._turns.tell_due(now_s)
             if socket.frames:
-                self._hear(socket)
+                self._handle(socket)
             elif socket.failure is not None:
                 return _HUNG_UP if socket.failure == CLOSED_BY_AZURE else None
             elif not self._holds_place():
@@ -167,21 +169,17 @@ class CallListener:
                 if not socket.ping():
                     return None
             else:
-                await self._something(socket)
+                frame = asyncio.ensure_future(socket.wait())
+                try:
+                    await asyncio.wait((frame, self._over), timeout=_CHECK_S, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    frame.cancel()
+                    await asyncio.wait((frame,))
         return self._over.result()
 
-    async def _something(self, socket: AzureSocket) -> None:
-        """Waits for a frame, for `end`, or for a moment."""
-        frame = asyncio.ensure_future(socket.wait())
-        try:
-            await asyncio.wait((frame, self._over), timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            frame.cancel()
-            await asyncio.wait((frame,))
-
-    def _hear(self, socket: AzureSocket) -> None:
+    def _handle(self, socket: AzureSocket) -> None:
         kind = event_type(text := socket.take())
-        if kind not in _HEARD:
+        if kind not in _HANDLED:
             return
         try:
             event: Any = json.loads(text)
@@ -193,41 +191,42 @@ class CallListener:
             self._compare(socket, event.get("session"))
             return
         if kind == "error":
-            self._note_refusal(socket, event.get("error"))
+            error = event.get("error")
+            event_id = error.get("event_id") if isinstance(error, dict) else None
+            if isinstance(error, dict) and isinstance(event_id, str) and event_id.startswith(_REMINDER):
+                # A refused reminder has restored nothing.
+                code = str(error.get("code"))[:64]
+                log.warning("reminder_refused", session_id=self._owner.session_id, code=code)
+                self._restore(socket)
             return
         if kind == "response.done":
-            self._all.count_usage_of(
+            self._relay.count_usage_of(
                 event, principal=self._owner.principal, agent_id=self._agent.id, talk=self.counters
             )
         self._turns.feed(event, self._now_s())
 
     def _compare(self, socket: AzureSocket, session: Any) -> None:
-        """Takes the agent's instructions, tools and transcription back where the session has others."""
-        wanted = self._wanted()
+        """Restores the agent's instructions, tools and transcription where the session has others."""
+        wanted = self._agents_session()
         if not isinstance(session, dict):
             return
         if _agrees(session, wanted):
-            self._was_own = True
-            self._unmended = None
+            self._confirmed = True
+            self._deviation = None
             return
-        said = {name: session.get(name) for name in wanted}
-        if said == self._unmended and not self._was_own:
-            return  # Azure may show the agent's own session in other words: that is no change of the client's
-        self._unmended = said
-        self._take_back(socket)
+        deviation = {name: session.get(name) for name in wanted}
+        if deviation == self._deviation and not self._confirmed:
+            # A reminder changed nothing, and Azure has never shown the agent's session exactly: it normalises some
+            # value. That is not a change by the client.
+            return
+        self._deviation = deviation
+        self._restore(socket)
 
-    def _note_refusal(self, socket: AzureSocket, error: Any) -> None:
-        """A reminder that Azure refused has taken nothing back."""
-        event_id = error.get("event_id") if isinstance(error, dict) else None
-        if isinstance(event_id, str) and event_id.startswith(_REMINDER):
-            log.warning("reminder_refused", session_id=self._owner.session_id, code=str(error.get("code"))[:64])
-            self._take_back(socket)
-
-    def _take_back(self, socket: AzureSocket) -> None:
-        """Says the agent's session again; the call is hung up where that was needed too often."""
+    def _restore(self, socket: AzureSocket) -> None:
+        """Sends the agent's session again, and hangs the call up where that was needed too often."""
         self._changes += 1
         if self._changes == _CHANGES_AT_MOST + 1:
-            self._all.calls_ended += 1
+            self._relay.calls_ended += 1
             audit_changed_call(
                 principal=self._owner.principal,
                 session_id=self._owner.session_id,
@@ -236,22 +235,19 @@ class CallListener:
             )
             self._hang_up("its client changed the agent's session again and again")
         update = {"type": "session.update", "event_id": f"{_REMINDER}{self._changes}"}
-        socket.send(compact({**update, "session": {"type": "realtime", **self._wanted()}}))
+        socket.send(compact({**update, "session": {"type": "realtime", **self._agents_session()}}))
 
-    def _wanted(self) -> dict[str, Any]:
+    def _agents_session(self) -> dict[str, Any]:
         own = ga_session(self._spec)
         audio_in = {"transcription": own["audio"]["input"]["transcription"]}
         return {"instructions": own["instructions"], "tools": own.get("tools", []), "audio": {"input": audio_in}}
 
-    def _note_lost(self) -> None:
-        log.warning("turn_lost", session_id=self._owner.session_id, why="the memory is full")
 
-
-def _agrees(said: Any, wanted: Any) -> bool:
-    """Whether `said` has all that is `wanted`; what else it has is its own affair."""
+def _agrees(stated: Any, wanted: Any) -> bool:
+    """Whether `stated` has everything that is `wanted`; it may have more."""
     if isinstance(wanted, dict):
-        return isinstance(said, dict) and all(_agrees(said.get(name), value) for name, value in wanted.items())
+        return isinstance(stated, dict) and all(_agrees(stated.get(name), value) for name, value in wanted.items())
     if isinstance(wanted, list):
-        said = said or []
-        return len(said) == len(wanted) and all(map(_agrees, said, wanted))
-    return bool(said == wanted)
+        stated = stated or []
+        return len(stated) == len(wanted) and all(map(_agrees, stated, wanted))
+    return bool(stated == wanted)

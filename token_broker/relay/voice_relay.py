@@ -1,7 +1,8 @@
-"""The relay's WebSockets: the plan's proxy and the compatible endpoints. Plain ASGI applications.
+"""The relay's WebSockets, the plan's proxy and the compatible endpoints, as plain ASGI applications.
 
-Both admit, then hold a talk. The proxy accepts first and refuses with a close code, which browsers can read; a
-compatible endpoint refuses with an HTTP status, which its clients can.
+Each admits its client and then carries a talk. The proxy accepts the WebSocket first and refuses with a close code,
+since browsers show scripts no status of a handshake. A compatible endpoint refuses with an HTTP status, which its
+clients expect.
 """
 
 import asyncio
@@ -20,7 +21,7 @@ from token_broker.observability.logging import Redactor, bind_ids, own_secrets
 from token_broker.relay.adapters import PROXY_ADAPTER, CompatAdapter, CompatEndpoint, ProtocolAdapter
 from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, AdmittedClient, RefusedError
 from token_broker.relay.azure.connector import UpstreamConnector
-from token_broker.relay.client import Client
+from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import Directions, RelayCounters, RelayStatus
 from token_broker.relay.session import Talk, TalkParts
 from token_broker.relay.sideband import CallListener
@@ -46,15 +47,17 @@ _NO_SIDEBAND = Problem(
 
 
 class HangUp(Protocol):
-    """Ends a call at Azure in the background, surely."""
+    """Ends a call at Azure in the background, with retries."""
 
     def __call__(self, endpoint: str, call_id: str, owner: Owner, *, why: str) -> None: ...
 
 
 class VoiceRelay:
-    """Route WebSockets and plain requests of the proxy's path to `proxy`, where `session_id` is a path parameter, and
-    those of a compatible endpoint's paths to `compatible endpoint`. `limits` are shared with the SDP relay;
-    `observe` hears of each talk's end; `hang_up` ends a call that is listened to.
+    """All talks of the process.
+
+    Route WebSockets and plain requests of the proxy's path, which has the parameter `session_id`, to `proxy`, and those
+    of a compatible endpoint's paths to `compat`. `limits` are shared with the SDP relay; `observe` gets a TalkEnded for
+    each talk; `hang_up` ends a call that is listened to.
     """
 
     def __init__(
@@ -71,6 +74,11 @@ class VoiceRelay:
         observe: Observer = null_observer,
         hang_up: HangUp | None = None,
     ) -> None:
+        lasting_secrets = (*own_secrets(settings), *(secret for agent in agents for secret in agent.secrets))
+
+        def redact(text: str) -> str:  # the connector's secrets change: an Entra token lives for an hour
+            return Redactor((*lasting_secrets, *connector.secrets))(text)
+
         self._hang_up = hang_up
         self._observe = observe
         self._model = settings.model
@@ -87,12 +95,12 @@ class VoiceRelay:
             ingest=ingest,
             recall=recall,
             counters=self._counters,
-            redact=_redactor(settings, agents, connector),
+            redact=redact,
         )
 
     @property
     def active(self) -> int:
-        """How many talks run now."""
+        """The number of talks that run now."""
         return len(self._talks)
 
     def snapshot(self) -> RelayStatus:
@@ -104,7 +112,7 @@ class VoiceRelay:
             open_or_relayed=self._limits.active,
             sessions=counters.sessions,
             ready=counters.ready,
-            switches=counters.switches,
+            handoffs=counters.handoffs,
             closes={str(code): count for code, count in sorted(counters.closes.items())},
             frames=Directions(totals.to_azure_frames, totals.to_client_frames),
             bytes=Directions(totals.to_azure_bytes, totals.to_client_bytes),
@@ -121,43 +129,47 @@ class VoiceRelay:
         )
 
     def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
-        """Ends the talks of whom the operator has blocked; `refused` says it of a principal and a session."""
+        """Ends the talks for which `refused` is true of principal and session: the operator has blocked them."""
         for talk in self._talks:
             if refused(talk.owner.principal, talk.owner.session_id):
                 talk.end(BLOCKED)
 
     def end_session(self, owner: Owner) -> None:
-        """Ends the talks of a session that is not `owner`'s any more: nothing that is said in them can be kept."""
+        """Ends the talks of an erased session of `owner`: no turn of them could be kept any more."""
         for talk in self._talks:
             if talk.owner.session_id == owner.session_id and talk.owner.principal == owner.principal:
                 talk.end(SESSION_GONE)
 
     async def aclose(self) -> None:
-        """Stops listening to calls; what was heard of them is kept."""
+        """Stops listening to calls; turns that were heard are kept."""
         for task in list(self._listening):
             task.cancel()
         if self._listening:
             await asyncio.wait(self._listening)
 
     async def proxy(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """docs/api.md §5.1: a plan's ticket opens it, once."""
+        """The plan's proxy (docs/api.md §5.1): a plan's ticket opens it, once."""
         if scope["type"] != "websocket":
             await _upgrade_required(scope, receive, send)
             return
         await receive()  # websocket.connect
-        await send(_accepted(scope))
+        await send(_accepted(scope))  # before admission: only then can a refusal carry a close code
         try:
             admitted = self._admission.by_ticket(scope)
             lease = await self._admission.enter(admitted)
         except RefusedError as refused:
-            self._note_refusal(refused.ending)
-            await _close(send, refused.ending)
+            ending = refused.ending
+            self._note_refusal(ending)
+            try:
+                await send({"type": "websocket.close", "code": ending.code, "reason": ending.reason})
+            except (OSError, RuntimeError):
+                log.debug("client_left_first", code=ending.code)
             return
         with lease:
             await self._talk(scope, receive, send, admitted, PROXY_ADAPTER)
 
-    async def compat(self, compat: CompatEndpoint, scope: Scope, receive: Receive, send: Send) -> None:
-        """docs/api.md §6.4: whatever of the broker's own credentials opens it, and the session is the credential's."""
+    async def compat(self, endpoint: CompatEndpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        """A compatible endpoint (docs/api.md §6.4): any credential of the broker's opens it, for its own session."""
         if scope["type"] != "websocket":
             await _upgrade_required(scope, receive, send)
             return
@@ -170,19 +182,23 @@ class VoiceRelay:
             lease = await self._admission.enter(admitted, counted=True)
         except Problem as problem:
             if isinstance(problem, RefusedError):
-                self._note_refusal(problem.ending, compat=compat.name)
+                self._note_refusal(problem.ending, compat=endpoint.name)
             await _deny(scope, receive, send, problem)
             return
         with lease:
             await send(_accepted(scope))
-            await self._talk(scope, receive, send, admitted, CompatAdapter(compat.dialect))
+            await self._talk(scope, receive, send, admitted, CompatAdapter(endpoint.dialect))
 
     def listen(self, admitted: AdmittedClient, *, endpoint: str, call_id: str, spec: SessionSpec) -> None:
-        """Keeps the turns of a call that a compatible endpoint set up, and gives its place back when it is over.
+        """Keeps the turns of a call that a compatible endpoint set up, and frees the call's place when it is over.
 
-        `call_id` is Azure's, and the name that the call's place is kept by in `limits`; `spec` is
-        the session that it was minted with.
+        `call_id` is Azure's; `limits` keeps the call's place under it. `spec` is the session that was minted.
         """
+
+        def end_call(why: str) -> None:
+            if self._hang_up is not None:
+                self._hang_up(endpoint, call_id, admitted.owner, why=why)
+
         listener = CallListener(
             settings=self._parts.settings,
             connector=self._parts.connector,
@@ -191,27 +207,24 @@ class VoiceRelay:
             owner=admitted.owner,
             agent=admitted.agent,
             spec=spec,
-            hang_up=lambda why: self._end_call(endpoint, call_id, admitted.owner, why),
+            hang_up=end_call,
             holds_place=lambda: self._limits.keeps(call_id),
         )
-        task = asyncio.create_task(self._listen(listener, endpoint, call_id), name="talk-sideband")
+
+        async def run() -> None:
+            self._drain.add(listener)
+            try:
+                ending = await listener.run(endpoint, call_id)
+                if ending.code == DONE:  # otherwise the call may go on unheard, and keeps its place
+                    self._limits.end(call_id)
+                log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
+            finally:
+                self._drain.remove(listener)
+                self._counters.add(listener.counters)
+
+        task = asyncio.create_task(run(), name="talk-sideband")
         self._listening.add(task)
         task.add_done_callback(self._listening.discard)
-
-    def _end_call(self, endpoint: str, call_id: str, owner: Owner, why: str) -> None:
-        if self._hang_up is not None:
-            self._hang_up(endpoint, call_id, owner, why=why)
-
-    async def _listen(self, listener: CallListener, endpoint: str, call_id: str) -> None:
-        self._drain.add(listener)
-        try:
-            ending = await listener.run(endpoint, call_id)
-            if ending.code == DONE:
-                self._limits.end(call_id)
-            log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
-        finally:
-            self._drain.remove(listener)
-            self._counters.add(listener.counters)
 
     def _note_refusal(self, ending: Ending, **ids: str) -> None:
         self._counters.closes[ending.code] += 1
@@ -221,11 +234,11 @@ class VoiceRelay:
         self, scope: Scope, receive: Receive, send: Send, admitted: AdmittedClient, adapter: ProtocolAdapter
     ) -> None:
         owner, agent = admitted.owner, admitted.agent
-        talk = Talk(self._parts, adapter, Client.of(scope, receive, send), owner=owner, agent=agent)
+        talk = Talk(self._parts, adapter, TalkClient.of(scope, receive, send), owner=owner, agent=agent)
         self._counters.sessions += 1
         self._talks.add(talk)
         self._drain.add(talk)
-        ending = GOING_AWAY
+        ending = GOING_AWAY  # what counts if the server cancels this task before the talk ends by itself
         began_s = time.monotonic()
         bind_ids(session_id=owner.session_id)
         try:
@@ -265,18 +278,8 @@ class VoiceRelay:
             )
 
 
-def _redactor(settings: Settings, agents: AgentRegistry, connector: UpstreamConnector) -> Callable[[str], str]:
-    """Takes out of a text what the broker sends to Azure in confidence, with the Entra token as it is by then."""
-    lasting = (*own_secrets(settings), *(secret for agent in agents for secret in agent.secrets))
-
-    def redact(text: str) -> str:
-        return Redactor((*lasting, *connector.secrets))(text)
-
-    return redact
-
-
 async def websocket_not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """Any other path's WebSocket: a plain 404, where ASGI by itself would answer 403."""
+    """A WebSocket at any other path: a plain 404, where ASGI by default answers 403."""
     await receive()
     await _answer(scope, receive, send, PlainTextResponse("There is no WebSocket at this path.\n", 404))
 
@@ -292,28 +295,21 @@ async def _upgrade_required(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _accepted(scope: Scope) -> Message:
-    """The handshake's answer. A credential stands among what was offered: it must never come back as what was chosen,
-    and who offered nothing is told nothing (docs/azure.md §4.4).
+    """The handshake's answer. A credential may be among the offered subprotocols and must never be echoed as the chosen
+    one. A client that offered none gets none (docs/azure.md §4.4).
     """
     return {"type": "websocket.accept", "subprotocol": SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None}
 
 
 async def _deny(scope: Scope, receive: Receive, send: Send, problem: Problem) -> None:
     response = problem_response(problem, scope)
-    response.headers["X-Request-ID"] = correlation_id(scope)  # the edge adds it to HTTP's own answers alone
+    response.headers["X-Request-ID"] = correlation_id(scope)  # the middleware adds it only to HTTP responses
     await _answer(scope, receive, send, response)
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send, response: Response) -> None:
-    """Answers a handshake with `response`, where the server can; else ASGI's own 403."""
+    """Answers a handshake with `response` where the server supports it, otherwise with ASGI's own 403."""
     if "websocket.http.response" not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": BAD_REQUEST})
         return
     await response(scope, receive, send)
-
-
-async def _close(send: Send, ending: Ending) -> None:
-    try:
-        await send({"type": "websocket.close", "code": ending.code, "reason": ending.reason})
-    except (OSError, RuntimeError):
-        log.debug("client_left_first", code=ending.code)

@@ -1,4 +1,4 @@
-"""What may take too long in a talk, looked at once in a while by one timer instead of one a wait."""
+"""The watchdog of a talk: one periodic check of everything that may take too long, instead of a timer for each wait."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from token_broker.settings import Settings
 __all__ = ["Snapshot", "Watchdog", "tick_s"]
 
 _LONGEST_TICK_S = 1.0
-_SHORTEST_TICK_S = 0.01
+_SHORTEST_TICK_S = 0.01  # for limits that tests shorten
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A talk as it is just now. `sending` and `azure_full`: a frame waits to be taken, by the client or by Azure."""
+    """A talk at one moment. `sending`, `azure_full`: a frame waits to be accepted, by the client or by Azure."""
 
     frames_from_client: int
     frames_to_client: int
@@ -24,7 +24,7 @@ class Snapshot:
 
 
 class Watchdog:
-    """Compares what is seen now with what was seen before. Times are the loop's, in seconds."""
+    """Compares each snapshot with the ones before. Times are of the event loop's clock."""
 
     def __init__(self, settings: Settings, now_s: float) -> None:
         self._settings = settings
@@ -35,7 +35,7 @@ class Watchdog:
         self._to_azure = _StallTimer(now_s)
 
     def overdue(self, now_s: float, snapshot: Snapshot | None) -> Ending | None:
-        """Why the talk must end now, or None. `snapshot` is None while no upstream is connected. Pings Azure too."""
+        """Why the talk must end now, or None; also pings Azure. `snapshot` is None while no upstream is connected."""
         settings = self._settings
         if now_s - self._began_s >= settings.max_talk_s:
             return Ending(DONE, "the talk has reached its longest time: ask for a new plan")
@@ -43,6 +43,7 @@ class Watchdog:
             return None
         if self._client.still_s(snapshot.frames_from_client, now_s) >= settings.idle_timeout_s:
             return Ending(DONE, "nothing was heard from the client for long: ask for a new plan")
+        # A client is stalled only while a frame waits for it: a silent Azure is not its fault.
         waiting = snapshot.frames_to_client if snapshot.sending else None
         if self._to_client.still_s(waiting, now_s) >= settings.client_write_timeout_s:
             return Ending(CLIENT_STALLED, "the client does not read")
@@ -57,7 +58,7 @@ class Watchdog:
 
 
 def tick_s(settings: Settings) -> float:
-    """How often to look: a tenth of the shortest limit, at least once a second."""
+    """The interval between checks: a tenth of the shortest limit, a second at most."""
     shortest = min(
         settings.idle_timeout_s, settings.client_write_timeout_s, settings.ping_interval_s, settings.max_talk_s
     )
@@ -65,14 +66,14 @@ def tick_s(settings: Settings) -> float:
 
 
 class _StallTimer:
-    """Since when a figure has not moved; None is no figure, and never still."""
+    """How long a count has not moved. None is not a count, and never still."""
 
     def __init__(self, now_s: float) -> None:
-        self._figure: int | None = None
+        self._count: int | None = None
         self._since_s = now_s
 
-    def still_s(self, figure: int | None, now_s: float) -> float:
-        if figure is None or figure != self._figure:
-            self._figure = figure
+    def still_s(self, count: int | None, now_s: float) -> float:
+        if count is None or count != self._count:
+            self._count = count
             self._since_s = now_s
         return now_s - self._since_s

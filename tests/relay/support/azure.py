@@ -1,4 +1,4 @@
-"""A scripted Azure on a real socket: a WebSocket server whose every step a test can bend, down to single bytes."""
+"""A scripted Azure on a real socket: a WebSocket server of which a test controls every step and byte."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ Script = Callable[["AzureTalk"], Awaitable[None]]
 
 @dataclass
 class AzureTalk:
-    """One connection that Azure took."""
+    """One connection that Azure accepted."""
 
     connection: ServerConnection
     path: str
@@ -66,7 +66,7 @@ class AzureTalk:
         )
 
     async def hear(self, item_id: str, text: str, *, previous: str | None = None) -> None:
-        """The user's words, committed and transcribed."""
+        """An utterance of the user's, committed and transcribed."""
         await self.commit(item_id, previous=previous)
         await self.send(
             {
@@ -91,7 +91,7 @@ class AzureTalk:
                 await self._arrived.wait()
 
     async def arrivals(self, count: int) -> None:
-        """Waits until the broker has sent so many events in all."""
+        """Waits until the broker has sent this many events in all."""
         async with asyncio.timeout(15):
             while len(self.received) < count:
                 self._arrived.clear()
@@ -105,7 +105,7 @@ class AzureTalk:
 
 
 async def converse(talk: AzureTalk) -> None:
-    """Azure's manners: a session is made, changed and echoed; items are acknowledged."""
+    """Azure's usual behaviour: it creates and updates a session, and acknowledges items."""
     await talk.send(
         {
             "type": "session.created",
@@ -125,7 +125,7 @@ async def converse(talk: AzureTalk) -> None:
 
 @dataclass
 class ScriptedAzure:
-    """What a test sees of it, and what it can bend."""
+    """What a test sees of the scripted Azure, and can change."""
 
     script: Script = converse
     url: str = ""

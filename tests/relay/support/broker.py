@@ -1,4 +1,4 @@
-"""The relay under a real uvicorn, in the test's own loop, with recording seams."""
+"""The relay under a real uvicorn, in the test's own loop, with recording test doubles."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ PATH = "/api/v1/voice/voicelive"
 
 
 class RecordingIngest:
-    """Keeps turns; with `full` it takes none."""
+    """Keeps turns; with `full` it accepts none."""
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
@@ -67,7 +67,7 @@ class RecordingIngest:
         return [(turn.role, turn.content) for turn in ordered]
 
     async def reach(self, count: int) -> None:
-        """Waits until so many turns have come."""
+        """Waits until this many turns have arrived."""
         async with asyncio.timeout(15):
             while len(self.turns) < count:
                 self._came.clear()
@@ -115,7 +115,7 @@ class FixedEntra:
 
 @dataclass
 class Running:
-    """A broker that serves, and what a test does with it."""
+    """A running broker, and what a test does with it."""
 
     settings: Settings
     relay: VoiceRelay
@@ -148,7 +148,7 @@ class Running:
     async def client(
         self, *, session_id: str | None = None, ticket: str | None = None, agent_id: str = "elena", **options: Any
     ) -> AsyncIterator["Client"]:
-        """A client with a good ticket, unless told otherwise."""
+        """A client, by default with a valid ticket."""
         session = session_id or uuid7()
         offered = ["realtime", f"ticket.{ticket or self.ticket(session, agent_id=agent_id)}"]
         options = {"subprotocols": offered, "compression": None, "max_size": None, "ping_interval": None} | options
@@ -156,9 +156,9 @@ class Running:
             yield Client(socket, session)
 
     async def quiet(self) -> None:
-        """Waits until no talk, slot or socket is left; fails where one stays."""
+        """Waits until no talk, place or socket is left; fails if one stays."""
         async with asyncio.timeout(15):
-            while self.relay.active or self.limits.active or self.drain.talks:  # noqa: ASYNC110  # what is seen is the point  # what is seen is the point
+            while self.relay.active or self.limits.active or self.drain.talks:  # noqa: ASYNC110  # no event tells of it
                 await asyncio.sleep(0.01)
 
 
@@ -190,7 +190,7 @@ class Client:
         return event
 
     async def closed(self, *, within_s: float = 15) -> int:
-        """Reads until the socket is closed; the code."""
+        """Reads until the socket is closed; returns the code."""
         async with asyncio.timeout(within_s):
             with contextlib.suppress(ConnectionClosed):
                 while True:
@@ -334,7 +334,7 @@ async def broker(url: str, *, tls: ssl.SSLContext | None = None, **overrides: An
 
 
 def left_over() -> tuple[set[str], int]:
-    """Names of the tasks and number of the sockets there are now."""
+    """The names of the tasks and the number of sockets that exist now."""
     tasks = {task.get_name() for task in asyncio.all_tasks()}
     sockets = 0
     for descriptor in Path("/proc/self/fd").iterdir():
@@ -344,7 +344,7 @@ def left_over() -> tuple[set[str], int]:
 
 
 async def nothing_left(before: tuple[set[str], int]) -> None:
-    """Fails where there are more tasks or sockets than before; what is on its way out gets a moment."""
+    """Fails if there are more tasks or sockets than before, after a moment for those that are closing."""
     deadline_s = time.monotonic() + 15
     while True:
         gc.collect()

@@ -29,7 +29,7 @@ async def main(azure_url: str, grace_s: float) -> None:
     server = DrainingServer(config, running.drain, grace_s=grace_s)
 
     async def tell_port() -> None:
-        while not server.started:  # noqa: ASYNC110  # uvicorn has no event for it  # uvicorn has no event for it
+        while not server.started:  # noqa: ASYNC110  # no event tells of it
             await asyncio.sleep(0.01)
         say(port=server.servers[0].sockets[0].getsockname()[1])
 

@@ -1,4 +1,4 @@
-"""Whether a value is one that OpenAI's and Microsoft's own packages know, to the last field."""
+"""Checks that a value fits the models of OpenAI's or Microsoft's package, down to every field."""
 
 import base64
 import binascii
@@ -37,7 +37,7 @@ _DOCUMENTED_AS_NULLABLE = {("RequestAudioContentPart", "audio")}
 
 
 def known_to_microsoft(value: Any, model: Any) -> None:
-    """Fails where a field is none of the model's. The SDK's models take any field in silence."""
+    """Fails for a field that the model lacks. The SDK's models silently accept any field."""
     names = set(_hints(model))
     assert set(value) <= names, f"{set(value) - names} is unknown to {model.__name__}"
 

@@ -1,4 +1,4 @@
-"""A broker in a process of its own."""
+"""A broker in a separate process."""
 
 import asyncio
 import contextlib
@@ -18,11 +18,13 @@ from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 from token_broker.web.ids import uuid7
 
+LOOP = os.environ.get("TEST_LOOP") or "uvloop"
+"""The event loop of a broker's process, for tests that need it on one only."""
 PYTHON = os.environ.get("DRAIN_TEST_PYTHON", sys.executable)  # another interpreter with the same packages
 
 
 class Process:
-    """The broker's process and what it said."""
+    """The broker's process and its output."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self.process = process
@@ -42,7 +44,7 @@ class Process:
 
     async def line(self) -> dict[str, Any]:
         assert self.process.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 text = await self.process.stdout.readline()
                 assert text, "the process ended without a word"
@@ -71,7 +73,7 @@ async def broker_process(azure: ScriptedAzure, loop: str, *, grace_s: float) -> 
         running = Process(process, 0)
         running.port = (await running.line())["port"]
         yield running
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await process.wait()
     finally:
         if process.returncode is None:

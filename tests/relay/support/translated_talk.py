@@ -1,4 +1,4 @@
-"""A talk with the simulator in either dialect, as it is or by way of the translation; with a clock of its own."""
+"""A talk with the simulator in either dialect, directly or through the translation, on a simulated clock."""
 
 import itertools
 import json
@@ -19,20 +19,20 @@ _ID = re.compile(r"(item|resp|conv|sess)_[0-9a-f]+")
 
 
 def counted() -> Any:
-    """Ids that are told from Azure's."""
+    """Ids that differ from Azure's."""
     numbers = itertools.count(1)
     return lambda: f"made{next(numbers)}"
 
 
 class TranslatedTalk:
-    """A client that speaks the compatible endpoint's dialect with the simulator, which speaks the upstream's.
+    """A client that speaks its own dialect with the simulator, which speaks the upstream's.
 
     `events` are those that the client got; `sent` those that the simulator did. Where the two dialects are one,
     nothing is translated nor completed.
     """
 
-    def __init__(self, compat: Dialect, upstream: Dialect) -> None:
-        self.compat, self.upstream = compat, upstream
+    def __init__(self, client: Dialect, upstream: Dialect) -> None:
+        self.client, self.upstream = client, upstream
         self.events: list[Event] = []
         self.sent: list[Event] = []
         self._new_id = counted()
@@ -47,13 +47,13 @@ class TranslatedTalk:
     def send(self, name: str, **fields: Any) -> None:
         asked: Event = {"type": name, **fields}
         crossed = (
-            [asked] if self.compat == self.upstream else to_azure(asked, compat=self.compat, upstream=self.upstream)
+            [asked] if self.client == self.upstream else to_azure(asked, client=self.client, upstream=self.upstream)
         )
         for event in crossed:
             self._note(self._talk.receive(json.dumps(event), self._now_s))
 
     def wait(self, seconds: float) -> None:
-        """Lets the time pass, stopping wherever something is due."""
+        """Advances the clock, stopping wherever the simulator has something due."""
         until_s = self._now_s + seconds
         while self._talk.due_s <= until_s:
             self._now_s = max(self._talk.due_s, self._now_s)
@@ -67,20 +67,20 @@ class TranslatedTalk:
     def _note(self, events: list[Event]) -> None:
         self.sent += events
         for event in events:
-            self.events += [event] if self.compat == self.upstream else self._carried(event)
+            self.events += [event] if self.client == self.upstream else self._carried(event)
 
     def _carried(self, event: Event) -> list[Event]:
-        """As the relay does it: what need not be read is renamed as text."""
-        if needs_reading(event["type"], compat=self.compat, upstream=self.upstream):
-            return to_client(event, compat=self.compat, upstream=self.upstream, new_id=self._new_id)
-        text = renamed(json.dumps(event), compat=self.compat, upstream=self.upstream, new_id=self._new_id)
+        """As the relay does it: an event that needs no parsing is renamed as text."""
+        if needs_reading(event["type"], client=self.client, upstream=self.upstream):
+            return to_client(event, client=self.client, upstream=self.upstream, new_id=self._new_id)
+        text = renamed(json.dumps(event), client=self.client, upstream=self.upstream, new_id=self._new_id)
         told: Event = json.loads(text)
-        assert [told] == to_client(event, compat=self.compat, upstream=self.upstream, new_id=self._new_id)
+        assert [told] == to_client(event, client=self.client, upstream=self.upstream, new_id=self._new_id)
         return [told]
 
 
 def meaning(events: list[Event]) -> list[Event]:
-    """Events without what is by chance, or is Azure's alone to say in one dialect.
+    """Events without what is random, or exists in one dialect only.
 
     Ids become numbers in the order of their appearance. Limits are told in GA alone; the place of a finished item was
     told when it was made; what a session or a response is set to differs by the defaults of the two.

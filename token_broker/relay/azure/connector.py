@@ -1,7 +1,7 @@
-"""Azure's two WebSockets, in order, until one has taken the agent's session: all inside one limit.
+"""Connects to Azure's two WebSockets in order, until one has accepted the agent's session, within one time limit.
 
-The same breakers as the chain's strategies decide who is asked; whatever comes back is told to them in the chain's own
-error tree. A redirect is never followed: it would carry the credential away.
+The circuit breakers and the error tree are those of the strategies' chain. A redirect is never followed: it would send
+the credential to another host.
 """
 
 import asyncio
@@ -38,22 +38,22 @@ from strategies.session_body import ga_realtime_session, voice_live_session
 from strategies.upstream import Answer, classify
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.socket import AzureSocket, connect
-from token_broker.relay.policy.rules import event_type
+from token_broker.relay.event_text import event_type
 from token_broker.server.close_codes import UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
 from token_broker.settings import UpstreamName
 
-__all__ = ["NoUpstreamError", "Route", "SpecSupplier", "Upstream", "UpstreamConnector", "make_routes"]
+__all__ = ["NoUpstreamError", "Route", "SpecSupplier", "UpstreamConnection", "UpstreamConnector", "make_routes"]
 
 log = structlog.get_logger("token_broker.relay")
 
 SpecSupplier = Callable[[], Awaitable[SessionSpec]]
 
 SESSION_EVENT_ID = "broker_session"
-_FIRST_FRAMES_AT_MOST = 64
+_FIRST_FRAMES_AT_MOST = 64  # Azure sends two or three; all are held until the session is accepted
 
 
 class NoUpstreamError(Exception):
-    """No upstream took the talk; `ending` is what the client is told."""
+    """No upstream accepted the talk; `ending` is for the client."""
 
     def __init__(self, ending: Ending) -> None:
         super().__init__(ending.reason)
@@ -62,7 +62,7 @@ class NoUpstreamError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One of Azure's WebSockets (docs/azure.md §3), and how its session is said (§4.3, §6.2)."""
+    """One of Azure's WebSockets (docs/azure.md §3), and the shape of its session (§4.3, §6.2)."""
 
     name: UpstreamName
     dialect: Dialect
@@ -71,8 +71,8 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class Upstream:
-    """An open socket whose session is the agent's. `first` are the frames that came before that, in order."""
+class UpstreamConnection:
+    """An open socket whose session is the agent's. `first` are the frames up to `session.updated`, in order."""
 
     route: Route
     socket: AzureSocket
@@ -80,7 +80,7 @@ class Upstream:
 
 
 def make_routes(target: Target, names: Sequence[UpstreamName], *, model: str, api_version: str) -> list[Route]:
-    """The named routes that exist on `target`, in their order. `api_version` is Voice Live's; GA has none."""
+    """The named routes that exist on `target`, in the order of `names`. `api_version` is Voice Live's; GA has none."""
     routes: list[Route] = []
     deployment = quote(model, safe="")
     for name in names:
@@ -94,7 +94,7 @@ def make_routes(target: Target, names: Sequence[UpstreamName], *, model: str, ap
 
 
 class UpstreamConnector:
-    """Connects talks to Azure. One a process; `breakers` has one for each route's name."""
+    """Connects talks to Azure; one instance a process. `breakers` are by the name of a route."""
 
     def __init__(
         self,
@@ -115,25 +115,25 @@ class UpstreamConnector:
         self._max_message_bytes = max_message_bytes
         self._tls = tls
         self._picows_log = logging.getLogger("token_broker.relay.picows")
-        self._picows_log.setLevel(logging.CRITICAL)  # below INFO it prints headers; what it reports we see ourselves
+        self._picows_log.setLevel(logging.CRITICAL)  # below INFO it logs headers, the key included
 
     @property
     def first_dialect(self) -> Dialect:
-        """What the first route speaks: the plan's guess."""
+        """The dialect of the first route, which a plan announces as likely."""
         return self.routes[0].dialect if self.routes else "preview"
 
     @property
     def secrets(self) -> tuple[SecretStr, ...]:
-        """What Azure is asked with just now, and could quote."""
+        """The credentials in use, which an error of Azure's could quote."""
         return () if self._credentials is None else self._credentials.secrets
 
     async def aclose(self) -> None:
-        """For when no talk is left: stops what may still look names up."""
+        """Cancels lookups that still run; call it when no talk is left."""
         await self._names.aclose()
 
     async def connect(
         self, supply: SpecSupplier, *, only: UpstreamName | None = None, prefer: Dialect | None = None
-    ) -> Upstream:
+    ) -> UpstreamConnection:
         """An upstream whose session is the agent's, within the limit for all together. Raises NoUpstreamError.
 
         `only` leaves out all but that one: for a talk that has to keep its dialect. Those that speak what the client
@@ -185,14 +185,14 @@ class UpstreamConnector:
         except TimeoutError:
             raise TimedOutError(f"no sideband within {self._timeout_s:.1f} s") from None
 
-    async def attempt(self, route: Route, supply: SpecSupplier, *, timeout_s: float) -> Upstream:
-        """One route, whatever its breaker says. Raises MintError."""
+    async def attempt(self, route: Route, supply: SpecSupplier, *, timeout_s: float) -> UpstreamConnection:
+        """One route, whatever its breaker says; the doctor uses it too. Raises MintError."""
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         try:
             async with asyncio.timeout_at(deadline_s):
                 opened = await self._opened(route.url, deadline_s)
                 try:
-                    return Upstream(route, opened, await _take_session(opened, route, await supply()))
+                    return UpstreamConnection(route, opened, await _take_session(opened, route, await supply()))
                 except BaseException:
                     await opened.aclose(graceful=False)
                     raise
@@ -200,7 +200,7 @@ class UpstreamConnector:
             raise TimedOutError(f"no open session within {timeout_s:.1f} s") from None
 
     async def _opened(self, url: str, deadline_s: float) -> AzureSocket:
-        """A socket opened with the key, or with Entra where the resource takes no keys."""
+        """A socket opened with the key, or with Entra where the resource has keys disabled."""
         authorization = await self._credential(deadline_s)
         try:
             return await self._open(url, authorization, deadline_s)
@@ -210,7 +210,7 @@ class UpstreamConnector:
             return await self._open(url, await self._credential(deadline_s), deadline_s)
 
     async def _credential(self, deadline_s: float) -> Authorization:
-        """What to ask with; TimeoutError where its source took all the time there was."""
+        """The credential for one attempt; TimeoutError where its source took all the time."""
         if self._credentials is None:
             raise MisconfiguredError("there is no credential for Azure")
         loop = asyncio.get_running_loop()
@@ -255,22 +255,17 @@ async def _take_session(opened: AzureSocket, route: Route, spec: SessionSpec) ->
         kind = event_type(text)
         if kind is None or len(frames) >= _FIRST_FRAMES_AT_MOST:
             raise MalformedError("what came instead of a session is none of Azure's events")
-        if kind == "error":
-            raise _refusal(json.loads(text))
+        if kind == "error":  # its text may quote the session: only its code is used
+            error = json.loads(text).get("error")
+            code = error.get("code") if isinstance(error, dict) else None
+            if code in {"rate_limit_exceeded", "too_many_requests"}:
+                raise RateLimitedError("Azure's rate limit is reached")
+            if code in {"server_error", "internal_error"}:
+                raise TransientError("Azure failed")
+            raise RejectedError("Azure refuses the agent's session")
         frames.append(text)
         if kind == "session.updated":
             return frames
-
-
-def _refusal(event: Mapping[str, Any]) -> MintError:
-    """Azure's `error` event in answer to the agent's session, as one of ours; its text goes nowhere."""
-    error = event.get("error")
-    code = error.get("code") if isinstance(error, dict) else None
-    if code in {"rate_limit_exceeded", "too_many_requests"}:
-        return RateLimitedError("Azure's rate limit is reached")
-    if code in {"server_error", "internal_error"}:
-        return TransientError("Azure failed")
-    return RejectedError("Azure refuses the agent's session")
 
 
 def _handshake_error(error: picows.WSHandshakeError, authorization: Authorization) -> MintError:

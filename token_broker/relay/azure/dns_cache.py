@@ -1,7 +1,7 @@
-"""Azure's addresses, looked up once for all talks that begin at the same time.
+"""DNS cache for Azure's hosts: one lookup serves all talks that begin at the same time.
 
-A lookup may hang, and only so many may run at once (`BoundedResolver`): a burst of talks to one host must not be
-refused for that. The last good answer is kept for the time when no new one can be had.
+A lookup may hang, and `BoundedResolver` limits how many run at once: a burst of talks to one host must not be refused
+for that. The last good answer is kept in case a later lookup fails.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _LOOKUP_S = 5.0
 
 
 class DnsCache:
-    """One lookup at a time for each host and port; its answer serves all who wait, and those of the next 30 s."""
+    """One lookup at a time for each host and port. Its answer serves all who wait, and those of the next 30 s."""
 
     def __init__(self, resolver: AbstractResolver, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._resolver = resolver
@@ -29,15 +29,15 @@ class DnsCache:
         self._lookups: SingleFlight[tuple[str, int], None] = SingleFlight("azure-lookup")
 
     async def resolve(self, host: str, port: int) -> Sequence[ResolveResult]:
-        """The host's addresses; stale ones where the lookup fails. Raises OSError. Waits for as long as it is let."""
+        """The host's addresses; stale ones where the lookup fails. Raises OSError. The caller bounds the wait."""
         key = (host, port)
         known = self._known.get(key)
         if known is not None and self._monotonic() - known[0] < _FRESH_S:
             return known[1]
         lookup = self._lookups.start(key, partial(self._look_up, key))
-        if known is not None:  # stale, and better than waiting
+        if known is not None:  # stale: Azure's addresses hardly change, and waiting would delay the talk
             return known[1]
-        await asyncio.shield(lookup)
+        await asyncio.shield(lookup)  # shared: one caller that gives up must not cancel it for the others
         return self._known[key][1]
 
     async def aclose(self) -> None:

@@ -1,19 +1,19 @@
-"""The WebSocket towards Azure, on picows: frames in a queue, back-pressure both ways, bounded at every point.
+"""The WebSocket to Azure, on picows: a queue of frames, back-pressure both ways, bounded at every point.
 
-picows has traps; each is met here and held by a contract test:
+picows has traps. Each is handled here and covered by a contract test:
 
 - it follows five redirects by default, the key in their headers: `max_redirects=0`;
-- its auto-ping closes a healthy peer while reading is paused: pings are ours (`ping`), and rest then;
-- its auto-pong answers pings whose pongs nobody reads, without end: pongs are ours (`_on_ping`);
-- `max_frame_size` sees one frame, not a fragmented message: `_on_fragment` counts over fragments;
-- its logger prints the handshake's headers, the key among them, at its lowest level: ours is fixed above it;
-- cancelling `ws_connect` in the handshake leaves the connection open: the socket is ours, and is shut down;
-- a peer that closes in the handshake makes it return no listener instead of raising;
-- its read buffer doubles whenever one read fills it and never shrinks: the kernel's receive buffer is kept small.
+- its auto-ping closes a healthy peer while reading is paused: pings are ours (`ping`), and stop then;
+- its auto-pong answers pings without limit, even if the peer reads no pongs: pongs are ours (`_pay_pong`);
+- `max_frame_size` limits one frame, not a fragmented message: `_on_fragment` sums over fragments;
+- its logger prints the handshake's headers, the key included, at its lowest level: ours is fixed above that;
+- cancelling `ws_connect` during the handshake leaves the connection open: the socket is ours, and is shut down;
+- where the peer closes during the handshake, it returns without a listener instead of raising;
+- its read buffer doubles whenever one read fills it, and never shrinks: the kernel's receive buffer is kept small.
 
-Data frames have no budget here, as a client's have. Azure speaks an answer faster than it is heard, minutes of it in
-seconds, and that is no offence: what the client does not take yet waits in Azure's socket, since reading pauses. What
-nobody needs many of, control frames and fragments of one message, is counted, and Azure is left where it sends more.
+Data frames have no budget here, unlike a client's. Azure sends an answer faster than it is played, minutes of it in
+seconds, and that is legitimate: reading pauses, so what the client does not accept yet waits in the kernel. Control
+frames and fragments of one message are counted, since nobody needs many; the connection ends where Azure sends more.
 """
 
 import asyncio
@@ -45,14 +45,14 @@ __all__ = ["CLOSED_BY_AZURE", "AzureSocket", "connect"]
 
 CLOSED_BY_AZURE = "Azure closed the connection"
 
-# Reading is paused above the first and resumed below the second: what one talk may hold of Azure's frames.
+# Reading pauses above the first and resumes below the second: how much of Azure's frames one talk may hold.
 _QUEUE_HIGH_BYTES = 262_144
 _QUEUE_LOW_BYTES = 65_536
-_FRAME_BYTES = 64  # what a queued frame takes beside its text: an empty one is not free
-# What one read may bring beyond that. picows hands it all on, paused or not, and much more is nothing but tiny frames.
+_FRAME_BYTES = 64  # memory of a queued frame beside its text: an empty one is not free
+# What one read may add beyond that: picows delivers all of it, paused or not. Only a flood of tiny frames exceeds it.
 _QUEUE_BEYOND_BYTES = 1_048_576
 _FRAGMENTS_AT_MOST = 16_384  # of one message: 64 bytes each of the largest
-# As a client by default may send. Azure pings a few times a minute.
+# The default for clients too. Azure pings a few times a minute.
 _CONTROL_FRAMES_PER_SECOND = 20
 _RECEIVE_BUFFER_BYTES = 131_072
 # picows doubles this until a message fits; 20 KiB · 2⁶ is just enough for the largest message of 1 MiB.
@@ -62,9 +62,9 @@ _TEXT = WSMsgType.TEXT  # looked up once: an enum's members cost a call
 
 
 class AzureSocket(WSListener):
-    """One open WebSocket to Azure. Its frames wait in `frames` until the talk takes them.
+    """One open WebSocket to Azure. Its messages wait in `frames` until the talk takes them.
 
-    `failure` is our own sentence for why it is over; None while it is open.
+    `failure` says why the connection is over, in our own words; None while it is open.
     """
 
     def __init__(self, *, max_message_bytes: int) -> None:
@@ -75,7 +75,7 @@ class AzureSocket(WSListener):
         self._loop = asyncio.get_running_loop()
         self._max_message_bytes = max_message_bytes
         self._transport: WSTransport | None = None
-        self._message: bytearray | None = None  # a fragmented message as far as it has come
+        self._message: bytearray | None = None  # a fragmented message as far as it has arrived
         self._fragments = 0  # of that message
         self._budget = FrameBudget(0, _CONTROL_FRAMES_PER_SECOND, self._loop.time())
         self._owed_pong: bytes | None = None  # the last ping's payload, while Azure does not read
@@ -90,7 +90,7 @@ class AzureSocket(WSListener):
     # --- for the talk
 
     def take(self) -> str:
-        """The next frame; there must be one."""
+        """The next message; there must be one."""
         text = self.frames.popleft()
         self._queued_bytes -= len(text) + _FRAME_BYTES
         if self.paused and self._queued_bytes <= _QUEUE_LOW_BYTES:
@@ -98,7 +98,7 @@ class AzureSocket(WSListener):
         return text
 
     async def wait(self) -> None:
-        """Returns when a frame is there, or when none will come any more (`failure` is set)."""
+        """Returns when a message is there, or when none will come any more (`failure` is set)."""
         if not self.frames and self.failure is None:
             self._reader = self._loop.create_future()
             try:
@@ -107,11 +107,11 @@ class AzureSocket(WSListener):
                 self._reader = None
 
     def offer_to(self, sink: Callable[[bytes], bool] | None) -> None:
-        """Offers each frame to `sink` while somebody waits for one; where it answers False, the frame is queued."""
+        """Offers each message to `sink` while the talk waits for one; where it returns False, the message is queued."""
         self._sink = sink
 
     def put(self, text: str) -> None:
-        """Queues a frame: Azure's, or an event of the broker's own that is to come after those."""
+        """Queues a message for the client: Azure's, or an event of the broker's own that comes after those."""
         self.frames.append(text)
         self._queued_bytes += len(text) + _FRAME_BYTES
         if self._queued_bytes > _QUEUE_HIGH_BYTES and not self.paused:
@@ -120,27 +120,29 @@ class AzureSocket(WSListener):
             reader.set_result(None)
 
     def put_first(self, texts: Sequence[str]) -> None:
-        """Queues frames that are to come before all that wait."""
+        """Queues messages before all that wait."""
         self.frames.extendleft(reversed(texts))
         self._queued_bytes += sum(map(len, texts)) + len(texts) * _FRAME_BYTES
 
     def send(self, text: str | bytes) -> None:
-        """Sends one event; after the end it goes nowhere. Await `drained` where `writable` is False afterwards."""
-        assert self._transport is not None  # noqa: S101  # set before anybody has this object
+        """Sends one event; after the end it is dropped. Await `drained` where `writable` is False afterwards."""
+        assert self._transport is not None  # noqa: S101  # set before `connect` returns
         self._transport.send(_TEXT, text)
 
     async def drained(self) -> None:
-        """Returns when Azure takes data again, or is gone."""
+        """Returns when Azure accepts data again, or is gone."""
         while not self.writable and self.failure is None:
             await self._change()
 
     async def has_room(self) -> None:
-        """Returns when the queue towards the client is not overfull: what answers the client waits here first."""
+        """Returns when the queue to the client has room. Await it after an answer of the broker's own was queued."""
         while self.paused and self.failure is None:
             await self._change()
 
     def ping(self) -> bool:
-        """Asks for a sign of life; False where the last ping had none. While reading is paused nothing is asked."""
+        """Pings Azure; False where the last ping was not answered. While reading is paused no ping is sent: its pong
+        would not be read.
+        """
         assert self._transport is not None  # noqa: S101
         if self.paused:
             self._awaiting_pong = False
@@ -152,7 +154,7 @@ class AzureSocket(WSListener):
         return True
 
     async def aclose(self, *, graceful: bool = True) -> None:
-        """Returns when the socket is gone: after a goodbye of at most a second, or at once."""
+        """Closes the socket: after a closing handshake of at most a second, or at once."""
         transport = self._transport
         if transport is None:
             return
@@ -168,17 +170,19 @@ class AzureSocket(WSListener):
                         await self._gone.wait()
         finally:
             transport.disconnect(graceful=False)
-        # Raises what made picows give up the connection: taken here, it is not logged as never retrieved.
+        # Raises what made picows drop the connection: retrieved here, asyncio does not log it as never retrieved.
         with contextlib.suppress(Exception):
             await transport.wait_disconnected()
 
     # --- for picows
 
     def on_ws_connected(self, transport: WSTransport) -> None:
+        """picows: the handshake is done."""
         self._transport = transport
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        if self._refused:  # picows has read more already, and hands on every frame of it
+        """picows: a frame has arrived."""
+        if self._refused:  # picows has read more already, and delivers every frame of it
             return
         self._awaiting_pong = False
         kind = frame.msg_type
@@ -197,37 +201,36 @@ class AzureSocket(WSListener):
             case WSMsgType.BINARY:
                 self._refuse(WSCloseCode.UNSUPPORTED_DATA, "Azure sent something that is no event")
             case _:
-                self._on_control(frame)
+                self._budget.now_s = self._loop.time()
+                try:
+                    self._budget.spend_control()
+                except FrameError:
+                    self._refuse(WSCloseCode.POLICY_VIOLATION, "Azure sent too many control frames")
+                    return
+                if kind == WSMsgType.PING:
+                    self._owed_pong = frame.get_payload_as_bytes()  # only the latest needs a pong (RFC 6455 §5.5.3)
+                    self._pay_pong()
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
+        """picows: the connection is gone."""
         del transport
         self._end("the connection to Azure broke")
         self._gone.set()
 
     def pause_writing(self) -> None:
+        """picows: Azure does not read, and the transport's buffer is full."""
         self.writable = False
 
     def resume_writing(self) -> None:
+        """picows: Azure reads again."""
         self.writable = True
         self._pay_pong()
         self._wake()
 
     # --- inside
 
-    def _on_control(self, frame: WSFrame) -> None:
-        """A ping or a pong."""
-        self._budget.now_s = self._loop.time()
-        try:
-            self._budget.spend_control()
-        except FrameError:
-            self._refuse(WSCloseCode.POLICY_VIOLATION, "Azure sent too many control frames")
-            return
-        if frame.msg_type == WSMsgType.PING:
-            self._owed_pong = frame.get_payload_as_bytes()  # the last ping's is enough (RFC 6455 §5.5.3)
-            self._pay_pong()
-
     def _pay_pong(self) -> None:
-        """Answers the last ping, if Azure reads: else the pongs would only pile up here."""
+        """Answers the latest ping if Azure reads; otherwise pongs would pile up in the transport."""
         if self._owed_pong is not None and self.writable and self.failure is None:
             assert self._transport is not None  # noqa: S101  # a ping came over it
             self._transport.send_pong(self._owed_pong)
@@ -251,7 +254,7 @@ class AzureSocket(WSListener):
             self._on_message(bytes(message))
 
     def _on_message(self, payload: bytes) -> None:
-        reader = self._reader  # who waits has handled all that came before: nothing is overtaken
+        reader = self._reader  # a waiting reader has handled everything before: the sink overtakes nothing
         if self._sink is not None and reader is not None and not reader.done() and self._sink(payload):
             return
         if self._queued_bytes > _QUEUE_HIGH_BYTES + self._max_message_bytes + _QUEUE_BEYOND_BYTES:
@@ -263,7 +266,7 @@ class AzureSocket(WSListener):
             self._refuse(WSCloseCode.INVALID_TEXT, "Azure sent something that is no event")
 
     def _refuse(self, code: WSCloseCode, why: str) -> None:
-        """Ends the connection for what Azure sent. Raising would do as much, and leave the error with picows."""
+        """Ends the connection because of what Azure sent. Raising would end it too, but picows would log the error."""
         self._message = None
         self._refused = True
         self._end(why)
@@ -311,7 +314,7 @@ async def connect(
     deadline_s: float,
     log_to: logging.Logger,
 ) -> AzureSocket:
-    """An open WebSocket to `url` (http or https), with nothing left behind where it fails or is cancelled.
+    """An open WebSocket to `url` (http or https). Nothing is left open where it fails or is cancelled.
 
     `deadline_s` (the loop's clock) bounds each part; the caller bounds the whole. Raises OSError (name, connection,
     TLS), `picows.WSError` (the handshake's answer), TimeoutError.
@@ -335,7 +338,7 @@ async def connect(
             make,
             parts._replace(scheme="wss" if parts.scheme == "https" else "ws").geturl(),
             ssl_context=tls if parts.scheme == "https" else None,
-            websocket_handshake_timeout=left_s + _GRACEFUL_CLOSE_S,  # the caller's limit comes first
+            websocket_handshake_timeout=left_s + _GRACEFUL_CLOSE_S,  # longer than the caller's own limit, which decides
             logger_name=log_to,
             enable_auto_ping=False,
             enable_auto_pong=False,
@@ -356,7 +359,7 @@ async def connect(
 
 
 async def _open_socket(addresses: Sequence[ResolveResult], *, deadline_s: float) -> socket.socket:
-    """A connected socket to the first address that answers; each has an equal share of the time that is left."""
+    """A socket connected to the first address that answers; each gets an equal share of the time that is left."""
     loop = asyncio.get_running_loop()
     failure: Exception = OSError("no address")
     for tried, address in enumerate(addresses):

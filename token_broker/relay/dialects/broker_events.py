@@ -1,5 +1,5 @@
-"""The events that the broker itself sends, `broker.*` to the client and the agent's changes to Azure; and which of
-Azure's show the session.
+"""The events that the broker itself sends: `broker.*` and errors to the client, changes of the agent to Azure. Pure but
+for the ids that it makes.
 """
 
 from typing import Any
@@ -11,7 +11,6 @@ from token_broker.web.ids import uuid7
 
 __all__ = [
     "OWN_EVENT_IDS",
-    "SESSION_EVENTS",
     "api_error",
     "broker_error",
     "broker_event",
@@ -20,38 +19,40 @@ __all__ = [
 ]
 
 OWN_EVENT_IDS = "broker_"
-SESSION_EVENTS = frozenset({"session.created", "session.updated"})
-"""Azure's, in either dialect; they show the session whole, with the agent's instructions."""
+"""The prefix of the `event_id`s that the broker sends to Azure: an error about one of them is not the client's."""
 
-_LONGEST_HISTORY_CHARS = 4_000
+_LONGEST_HISTORY_CHARS = 4_000  # of one turn: 20 of them are some 20,000 tokens of the model's context
 
 
 def broker_event(kind: str, **fields: Any) -> str:
-    """An event of the broker's own, with an `event_id` as Azure's have one."""
+    """A `broker.*` event for the client, with an `event_id` as Azure's events have."""
     return compact({"type": kind, "event_id": f"event_{uuid7()}", **fields})
 
 
 def broker_error(code: str, message: str, *, retryable: bool = False) -> str:
-    """`broker.error`: something did not work, and the talk goes on."""
+    """`broker.error`: something failed, and the talk goes on."""
     return broker_event("broker.error", code=code, message=message, retryable=retryable)
 
 
 def api_error(code: str, message: str, *, kind: str = "invalid_request_error") -> str:
-    """The same as the Realtime API's own `error`, for clients that know no events of ours."""
+    """The same as the Realtime API's `error`, for official clients, which do not know `broker.*` events."""
     error = {"type": kind, "code": code, "message": message, "param": None, "event_id": None}
     return compact({"type": "error", "event_id": f"event_{uuid7()}", "error": error})
 
 
 def new_agent_update(spec: SessionSpec, dialect: Dialect, event_id: str) -> str:
-    """The `session.update` that makes another agent speak with the same voice, which is not named: it can't change."""
+    """The `session.update` that hands the conversation to another agent.
+
+    It names no voice, since Azure refuses a change of voice once the model has spoken (docs/azure.md §4.2).
+    """
     session: dict[str, Any] = {"type": "realtime"} if dialect == "ga" else {}
     session |= {"instructions": spec.instructions, "tools": [dict(tool) for tool in spec.tools]}
     return compact({"type": "session.update", "event_id": event_id, "session": session})
 
 
 def history_item(role: Role, content: str, dialect: Dialect, number: int) -> tuple[str, str]:
-    """An earlier turn as an item of a new conversation: its id, and the event that makes it."""
-    item_id = f"broker{uuid7().replace('-', '')[-24:]}"  # at most 32 characters are taken
+    """An earlier turn as an item of a new conversation: its id, and the event that creates it."""
+    item_id = f"broker{uuid7().replace('-', '')[-24:]}"  # Azure takes ids of at most 32 characters
     said_by_assistant = "text" if dialect == "preview" else "output_text"
     part = {"type": "input_text" if role == "user" else said_by_assistant, "text": content[:_LONGEST_HISTORY_CHARS]}
     event = {

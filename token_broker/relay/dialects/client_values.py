@@ -1,7 +1,7 @@
-"""The shapes in which a client may say the values of settings, and items of the conversation. Pure.
+"""Shapes of the values of settings, and of conversation items, that a client may send. Pure.
 
-They are those of `openai.types.realtime` and of `azure.ai.voicelive.models`, without what would let a client speak for
-the agent or for its operator.
+They are the types of `openai.types.realtime` and `azure.ai.voicelive.models`, without anything that would let a client
+speak for the agent or for its operator.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 OPERATORS_ROLES = frozenset({"system", "developer"})
-"""Who the model obeys more than a user: no client's item may have one of these roles."""
+"""Roles that the model obeys more than a user's: no client's item may have one of them."""
 
 _ITEMS_AT_MOST = 64
 _PARTS_AT_MOST = 64
@@ -71,7 +71,7 @@ _USERS = _message(
     input_audio=_part(audio=Text(), transcript=Text()),
     input_image=_part(image_url=Text(), detail=Text()),
 )
-# What was said before, told again as history: text alone, since a client can't bring the agent's voice along.
+# Earlier turns as history. Text only: a client must not supply audio in the agent's voice.
 _ASSISTANTS = _message(
     output_text=_part(text=Text()),
     text=_part(text=Text()),
@@ -87,4 +87,4 @@ _ITEMS: Mapping[str, Shape] = {
 ITEM = Kinds("type", _ITEMS)
 """An item of `conversation.item.create`."""
 INPUTS = ListOf(Kinds("type", {**_ITEMS, "item_reference": Fields({"type": Text(), "id": Text()})}), _ITEMS_AT_MOST)
-"""What a response is to be made from: items, or references to those of the conversation."""
+"""The input of a response: items, or references to items of the conversation."""

@@ -1,7 +1,7 @@
-"""Conversation items and their parts in either dialect, and what strict clients need of them. Pure.
+"""Conversation items and their parts: translation between dialects, and what strict clients need of them. Pure.
 
-GA calls an assistant's parts `output_text` and `output_audio`; in preview and in Voice Live they are `text` and
-`audio` (docs/azure.md §4.1). Parts in `response.content_part.*` are `text` and `audio` in both.
+GA names an assistant's parts `output_text` and `output_audio`; preview and Voice Live name them `text` and `audio`
+(docs/azure.md §4.1). In `response.content_part.*` they are `text` and `audio` in both dialects.
 """
 
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from typing import Any
 
 from strategies.base import Dialect
 
-__all__ = ["TOOL_LIST", "bare_part", "completed_item", "is_complete", "item_for", "shown_item"]
+__all__ = ["TOOL_LIST", "completed_item", "completed_part", "is_complete", "item_for", "shown_item"]
 
 TOOL_LIST = "mcp_list_tools"
-"""The type of the item that says which tools an MCP server has; events about it have types that begin with this."""
+"""The type of the item that lists an MCP server's tools. Events about such an item have types with this prefix."""
 
 _PREVIEW_PARTS = {"output_text": "text", "output_audio": "audio"}
 _GA_PARTS = {"text": "output_text", "audio": "output_audio"}
@@ -20,43 +20,54 @@ _TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
 
 
 def item_for(item: Any, dialect: Dialect, *, by_client: bool = False) -> Any:
-    """An item with its parts called as `dialect` calls them.
+    """An item with its parts named as in `dialect`.
 
-    A client's own item (`by_client`) for Voice Live has an assistant's audio told by its transcript: the assistant's
-    items are taken there as text alone.
+    A client's own item (`by_client`) for Voice Live has the transcript in place of an assistant's audio: Voice Live
+    accepts items of the assistant as text only.
     """
     if not isinstance(item, dict):
         return item
-    if item.get("object") == "conversation.item":  # Voice Live's reference calls it so, GA knows one name
+    if item.get("object") == "conversation.item":  # the name in Voice Live's reference; GA accepts only the other
         item = {**item, "object": "realtime.item"}
     content = item.get("content")
     if not isinstance(content, list) or item.get("role") in ("user", "system"):
         return item
-    as_text = by_client and dialect == "preview"
-    return {**item, "content": [_part_for(part, dialect, as_text=as_text) for part in content]}
+    as_text = by_client and dialect == "preview"  # Azure's own items are translated for a client that takes audio
+    names = _GA_PARTS if dialect == "ga" else _PREVIEW_PARTS
+
+    def part_for(part: Any) -> Any:
+        if not isinstance(part, dict) or not isinstance(kind := part.get("type"), str):
+            return part
+        if as_text and kind in {"audio", "output_audio"}:
+            return {"type": "text", "text": part.get("transcript") or ""}
+        return {**part, "type": names.get(kind, kind)}
+
+    return {**item, "content": [part_for(part) for part in content]}
 
 
 def shown_item(item: Any) -> Any:
     """An item of Azure's as a client may see it; the same object where nothing is hidden.
 
-    A list of an MCP server's tools is shown as an empty one, and without its error, which may quote the server.
+    A list of an MCP server's tools becomes an empty list, and loses its error, which may quote the server.
     """
     if not isinstance(item, dict) or item.get("type") != TOOL_LIST or ("error" not in item and not item.get("tools")):
         return item
     return {name: value for name, value in item.items() if name != "error"} | {"tools": []}
 
 
-def bare_part(part: Any) -> Any:
-    """A part as `response.content_part.*` has it in both dialects; null texts, which clients refuse, are left out."""
+def completed_part(part: Any) -> Any:
+    """A part as in `response.content_part.*` of both dialects, without null texts, which official clients reject."""
     if not isinstance(part, dict):
         return part
-    told = {name: value for name, value in part.items() if value is not None}
-    kind = told.get("type")
-    return {**told, "type": _PREVIEW_PARTS[kind]} if isinstance(kind, str) and kind in _PREVIEW_PARTS else told
+    completed = {name: value for name, value in part.items() if value is not None}
+    kind = completed.get("type")
+    if not isinstance(kind, str) or kind not in _PREVIEW_PARTS:
+        return completed
+    return {**completed, "type": _PREVIEW_PARTS[kind]}
 
 
 def is_complete(item: Any) -> bool:
-    """Whether nothing more will be told of an item that was just made: it is not the model's own, on its way."""
+    """Whether a newly created item is final: the model is not still generating it."""
     if not isinstance(item, dict):
         return False
     status = item.get("status")
@@ -66,10 +77,10 @@ def is_complete(item: Any) -> bool:
 
 
 def completed_item(item: Any, *, new_id: Callable[[], str], role: str | None = None, status: str | None = None) -> Any:
-    """An item with all that official clients throw without; `role` and `status` are what it has if it says none.
+    """An item with every field without which official clients throw; `role` and `status` are its defaults.
 
-    `@openai/agents-realtime` throws on a message without id, role or content, and on a user's audio without a
-    transcript, of which null will do; a null `status` makes it drop the event (docs/azure.md §4.4).
+    `@openai/agents-realtime` throws on a message without id, role or content, and on user audio without a transcript,
+    where null is enough; it drops an event whose item has a null `status` (docs/azure.md §4.4).
     """
     if not isinstance(item, dict):
         return item
@@ -80,35 +91,23 @@ def completed_item(item: Any, *, new_id: Callable[[], str], role: str | None = N
             item["status"] = status
     if item.get("type") != "message":
         return item
+
+    def with_text(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        kind = part.get("type")
+        if kind == "input_audio":
+            return {"transcript": None, **part}
+        if isinstance(kind, str) and kind in _TEXT_PARTS and not isinstance(part.get("text"), str):
+            return {**part, "text": ""}
+        return part
+
     content = item.get("content")
-    content = [_completed_part(part) for part in content] if isinstance(content, list) else []
+    content = [with_text(part) for part in content] if isinstance(content, list) else []
     if not isinstance(item.get("id"), str):
         item["id"] = f"item_{new_id()}"
     if not isinstance(item.get("role"), str):
-        item["role"] = role or _likely_role(content)
+        kinds = [part.get("type") for part in content if isinstance(part, dict)]
+        by_user = any(isinstance(kind, str) and kind.startswith("input_") for kind in kinds)
+        item["role"] = role or ("user" if by_user else "assistant")
     return {**item, "content": content}
-
-
-def _part_for(part: Any, dialect: Dialect, *, as_text: bool) -> Any:
-    if not isinstance(part, dict) or not isinstance(kind := part.get("type"), str):
-        return part
-    if as_text and kind in {"audio", "output_audio"}:
-        return {"type": "text", "text": part.get("transcript") or ""}
-    names = _GA_PARTS if dialect == "ga" else _PREVIEW_PARTS
-    return {**part, "type": names.get(kind, kind)}
-
-
-def _completed_part(part: Any) -> Any:
-    if not isinstance(part, dict):
-        return part
-    kind = part.get("type")
-    if kind == "input_audio":
-        return {"transcript": None, **part}
-    if isinstance(kind, str) and kind in _TEXT_PARTS and not isinstance(part.get("text"), str):
-        return {**part, "text": ""}
-    return part
-
-
-def _likely_role(content: list[Any]) -> str:
-    kinds = [part.get("type") for part in content if isinstance(part, dict)]
-    return "user" if any(isinstance(kind, str) and kind.startswith("input_") for kind in kinds) else "assistant"

@@ -1,7 +1,7 @@
-"""A talk's items as its client was told of them, to answer `conversation.item.retrieve` from. No I/O.
+"""Cache of a talk's conversation items, to answer the client's `conversation.item.retrieve` without Azure. No I/O.
 
-Some official clients ask for each item again once it was transcribed. Azure's answer brings the item's audio along:
-after some 16 s of speech that is more than a message may hold, and would end the talk. Nobody asks for the audio.
+Some official clients retrieve each item again once it is transcribed. Azure's answer contains the item's audio: after
+some 16 s of speech that exceeds the limit of a message and would end the talk. No client uses that audio.
 """
 
 from typing import Any
@@ -23,22 +23,33 @@ _WITH_ITEM = frozenset(
 )  # fmt: skip
 CACHED_EVENTS = frozenset({_TRANSCRIBED, _TRUNCATED, _DELETED, *_WITH_ITEM})
 _ITEMS_KEPT = 256
-_LONGEST_CHARS = 16_384  # of an item without its audio: what is longer has text or images of the client's own
+# Of an item without its audio. A longer one is not kept, and Azure answers for it: 256 items as long as a client's
+# longest message would be 64 MiB a talk.
+_LONGEST_CHARS = 16_384
 
 
 class ItemCache:
-    """The latest items, in the dialect of the client. Feed it the events of `CACHED_EVENTS`; it ignores others."""
+    """The latest items, in the client's dialect. Feed it the events of `CACHED_EVENTS`; it ignores others."""
 
     def __init__(self) -> None:
         self._items = BoundedDict[str, Event](_ITEMS_KEPT)
 
     def get(self, item_id: str) -> Event | None:
+        """The item as it is now, without audio; None: ask Azure."""
         return self._items.get(item_id)
 
     def note(self, event: Event) -> None:
+        """Updates the cache from an event of Azure's, in the client's dialect."""
         kind = event.get("type")
         if kind in _WITH_ITEM and isinstance(item := event.get("item"), dict) and isinstance(item.get("id"), str):
-            self._put(item)
+            content = item.get("content")
+            if isinstance(content, list):
+                without_audio = [
+                    {name: value for name, value in part.items() if name != "audio"} if isinstance(part, dict) else part
+                    for part in content
+                ]
+                item = {**item, "content": without_audio}
+            self._keep(item)
             return
         item_id = event.get("item_id")
         if not isinstance(item_id, str):
@@ -46,24 +57,17 @@ class ItemCache:
         if kind == _DELETED:
             self._items.pop(item_id, None)
         elif kind == _TRANSCRIBED:
-            self._say(item_id, event.get("content_index"), event.get("transcript"))
-        elif kind == _TRUNCATED:  # what was not heard is no longer part of the talk, and Azure forgets the whole text
-            self._say(item_id, event.get("content_index"), None)
-
-    def _put(self, item: Event) -> None:
-        content = item.get("content")
-        if isinstance(content, list):
-            item = {**item, "content": [_without_audio(part) for part in content]}
-        self._keep(item)
+            self._set_transcript(item_id, event.get("content_index"), event.get("transcript"))
+        elif kind == _TRUNCATED:  # Azure drops the whole transcript, not only the part that was not heard
+            self._set_transcript(item_id, event.get("content_index"), None)
 
     def _keep(self, item: Event) -> None:
-        """Azure answers for what is too long to be kept: 256 items of a client's longest message are 64 MiB a talk."""
         if len(str(item)) > _LONGEST_CHARS:
             self._items.pop(item["id"], None)
             return
         self._items[item["id"]] = item
 
-    def _say(self, item_id: str, index: Any, transcript: Any) -> None:
+    def _set_transcript(self, item_id: str, index: Any, transcript: Any) -> None:
         item = self._items.get(item_id)
         content = item.get("content") if item is not None else None
         if item is None or not isinstance(content, list) or not isinstance(index, int) or not 0 <= index < len(content):
@@ -72,7 +76,3 @@ class ItemCache:
         if isinstance(parts[index], dict):
             parts[index] = {**parts[index], "transcript": transcript}
         self._keep({**item, "content": parts})
-
-
-def _without_audio(part: Any) -> Any:
-    return {name: value for name, value in part.items() if name != "audio"} if isinstance(part, dict) else part

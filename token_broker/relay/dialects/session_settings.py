@@ -1,12 +1,11 @@
 """The settings of sessions and responses in either dialect, one row a setting. Pure.
 
-GA nests them (`audio.input.turn_detection`), preview and Voice Live have them flat (docs/azure.md §4.3). What stands in
-no row is no setting that the dialect knows: the rows are those of `openai.types.realtime` and of
-`azure.ai.voicelive.models`.
+GA nests them (`audio.input.turn_detection`); preview and Voice Live have them flat (docs/azure.md §4.3). The rows are
+the settings of `openai.types.realtime` and of `azure.ai.voicelive.models`; a name without a row is not a setting.
 
-A row also says what a client has to do with the setting, on the proxy and on the compatible endpoints alike: `client`
-is the shape in which a client may say it (without one it is the agent's own), and `shown` whether a client may see it.
-Both are allowlists: a new row is neither, until somebody decides that it is.
+A row also states what a client may do with the setting, on the proxy and on the compatible endpoints alike:
+`client_shape` is the shape of the values that a client may set (without one only the agent sets it), `shown` whether a
+client may see it. Both are allowlists: a new row grants neither until somebody decides that it does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from token_broker.relay.dialects.client_values import (
     NOISE_REDUCTION,
     TURN_DETECTION,
 )
+from token_broker.relay.dialects.conversation_items import item_for, shown_item
 from token_broker.relay.dialects.shapes import Fields as FieldsShape
 from token_broker.relay.dialects.shapes import Flag, Labels, Number, Shape, Word
 from token_broker.relay.dialects.values import LEFT_OUT
@@ -39,75 +39,91 @@ __all__ = [
 ]
 
 Fields = Mapping[str, Any]
-Tell = Callable[[Any, Dialect], Any]
+Convert = Callable[[Any, Dialect], Any]
 
 
-def session_settings(session: Fields, *, compat: Dialect, upstream: Dialect) -> dict[str, Any]:
-    """The session of a client's `session.update`, with what the upstream knows of it and nothing else."""
-    shaped = _shaped(session, _SESSION, compat, upstream)
+def session_settings(session: Fields, *, client: Dialect, upstream: Dialect) -> dict[str, Any]:
+    """The session of a client's `session.update` for the upstream, without settings that the upstream lacks."""
+    shaped = _converted(session, _SESSION, client, upstream)
     return {"type": "realtime", **shaped} if upstream == "ga" else shaped
 
 
-def response_settings(response: Fields, *, compat: Dialect, upstream: Dialect) -> dict[str, Any]:
-    """The response of a client's `response.create`, with what the upstream knows of it and nothing else."""
-    return _shaped(response, _RESPONSE, compat, upstream)
+def response_settings(response: Fields, *, client: Dialect, upstream: Dialect) -> dict[str, Any]:
+    """The response of a client's `response.create` for the upstream, without settings that the upstream lacks."""
+    return _converted(response, _RESPONSE, client, upstream)
 
 
-def session_object(session: Fields, *, compat: Dialect, upstream: Dialect) -> dict[str, Any]:
-    """Azure's session as the compatible endpoint's dialect has it. What is no setting (`id`, `expires_at`) stays."""
-    stated = {**_rest(session, _SESSION, upstream), **_shaped(session, _SESSION, upstream, compat)}
+def session_object(session: Fields, *, client: Dialect, upstream: Dialect) -> dict[str, Any]:
+    """Azure's session in the client's dialect. What is not a setting (`id`, `expires_at`) stays."""
+    stated = {**_rest(session, _SESSION, upstream), **_converted(session, _SESSION, upstream, client)}
     stated.pop("type", None)
-    return {"type": "realtime", **stated} if compat == "ga" else stated
+    return {"type": "realtime", **stated} if client == "ga" else stated
 
 
-def response_object(response: Fields, *, compat: Dialect, upstream: Dialect) -> dict[str, Any]:
-    """Azure's response in the client's dialect. What is no setting (`id`, `status`, `output`, `usage`) stays."""
-    return {**_rest(response, _RESPONSE, upstream), **_shaped(response, _RESPONSE, upstream, compat)}
+def response_object(response: Fields, *, client: Dialect, upstream: Dialect) -> dict[str, Any]:
+    """Azure's response in the client's dialect. What is not a setting (`id`, `status`, `output`, `usage`) stays."""
+    return {**_rest(response, _RESPONSE, upstream), **_converted(response, _RESPONSE, upstream, client)}
 
 
-def _same(value: Any, _dialect: Dialect) -> Any:
-    return value
+def shown_session(session: Fields) -> Fields:
+    """Azure's session, in either dialect, as a client may see it; the same object where nothing is hidden."""
+    return _shown(session, _SHOWN_SESSION)
 
 
-def _never(_value: Any, _dialect: Dialect) -> Any:
-    """OpenAI's own: Azure does not know it."""
-    return LEFT_OUT
+def shown_response(response: Fields) -> Fields:
+    """Azure's response, in either dialect, as a client may see it; the same object where nothing is hidden."""
+    shown = _shown(response, _SHOWN_RESPONSE)
+    output = shown.get("output")
+    if not isinstance(output, list):
+        return shown
+    items = [shown_item(item) for item in output]
+    same = all(item is stated for item, stated in zip(items, output, strict=True))
+    return shown if same else {**shown, "output": items}
 
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """Where a setting stands in each dialect (None: nowhere), and how its value is told there."""
+    """Where a setting is in each dialect (None: nowhere), and how its value is converted.
+
+    `nullable`: null switches something off; elsewhere null says nothing, and is left out. `client_shape`: the shape in
+    which a client may set it; None: only the agent sets it. `shown`: a client may see it in Azure's events.
+    """
 
     ga: tuple[str, ...] | None
     preview: tuple[str, ...] | None
-    tell: Tell
+    convert: Convert
     nullable: bool
-    """Whether null switches something off; elsewhere it says nothing, and is left out."""
-    client: Shape | None
-    """In which shape a client may say it; None: it is the agent's own, and taken out of what a client says."""
+    client_shape: Shape | None
     shown: bool
-    """Whether a client may see it in Azure's events."""
+
+    @property
+    def paths(self) -> list[tuple[str, ...]]:
+        return [path for path in (self.ga, self.preview) if path is not None]
 
     def path(self, dialect: Dialect) -> tuple[str, ...] | None:
         return self.ga if dialect == "ga" else self.preview
 
-    def told(self, value: Any, dialect: Dialect) -> Any:
+    def converted(self, value: Any, dialect: Dialect) -> Any:
         if value is None:
             return None if self.nullable else LEFT_OUT
-        return self.tell(value, dialect)
+        return self.convert(value, dialect)
+
+
+def _items(value: Any, dialect: Dialect) -> Any:
+    return [item_for(item, dialect, by_client=True) for item in value] if isinstance(value, list) else value
 
 
 def _setting(
     ga: str | None,
     preview: str | None,
-    tell: Tell = _same,
+    convert: Convert = lambda value, _dialect: value,
     *,
     nullable: bool = False,
     client: Shape | None = None,
     shown: bool = False,
 ) -> _Setting:
     nested = tuple(ga.split(".")) if ga else None
-    return _Setting(nested, (preview,) if preview else None, tell, nullable, client, shown)
+    return _Setting(nested, (preview,) if preview else None, convert, nullable, client, shown)
 
 
 _COMMON = (
@@ -148,7 +164,7 @@ _SESSION = (
     _setting("max_output_tokens", "max_response_output_tokens", client=MAX_TOKENS, shown=True),
     _setting("parallel_tool_calls", "parallel_tool_calls"),
     _setting("include", "include", values.includes, shown=True),
-    _setting("tracing", None, _never),
+    _setting("tracing", None, lambda *_: LEFT_OUT),  # OpenAI's own: Azure does not have it
     _setting("truncation", None, shown=True),
     _setting(None, "input_audio_echo_cancellation", nullable=True, shown=True),
     _setting(None, "output_audio_timestamp_types", shown=True),
@@ -162,36 +178,32 @@ _RESPONSE = (
     _setting("max_output_tokens", "max_output_tokens", client=MAX_TOKENS, shown=True),
     _setting("metadata", "metadata", nullable=True, client=Labels(), shown=True),
     _setting("conversation", "conversation", client=Word(("auto", "none")), shown=True),
-    _setting("input", "input_items", values.items, client=INPUTS),
+    _setting("input", "input_items", _items, client=INPUTS),
     _setting("parallel_tool_calls", None),
     _setting(None, "max_response_output_tokens", client=MAX_TOKENS, shown=True),
-    _setting(None, "append_input_items", values.items, client=INPUTS),
+    _setting(None, "append_input_items", _items, client=INPUTS),
     _setting(None, "pre_generated_assistant_message"),
     _setting(None, "commit", client=Flag()),
     _setting(None, "cancel_previous", client=Flag()),
     _setting(None, "invoke_input"),
 )
 
-# Of Azure's session and response, what is no setting and a client may see.
+# What a client may see of Azure's session and response beside the settings.
 _SESSION_FACTS = ("id", "object", "type", "expires_at")
 _RESPONSE_FACTS = ("id", "object", "status", "status_details", "output", "conversation_id", "usage")
 
 Tree = dict[str, Any]
-"""Names, each with the tree of what is permitted within it; None where all of it is."""
+"""Names, each with the tree of what is permitted within it; None where everything is."""
 
 
-def _paths(setting: _Setting) -> list[tuple[str, ...]]:
-    return [path for path in (setting.ga, setting.preview) if path is not None]
-
-
-def _client_shape(settings: Sequence[_Setting], **more: Shape) -> FieldsShape:
-    """What a client may say of these settings, in either dialect: whoever speaks the wrong one is told so by Azure."""
+def _client_fields(settings: Sequence[_Setting], **more: Shape) -> FieldsShape:
+    """What a client may set, in both dialects at once: a client that uses the wrong one gets Azure's error."""
     rows: Tree = dict(more)
     for setting in settings:
-        if setting.client is not None:
-            for path in _paths(setting):
-                if _at(rows, path) is LEFT_OUT:  # of two rows that share GA's path, the first says what stands there
-                    _put(rows, path, setting.client)
+        if setting.client_shape is not None:
+            for path in setting.paths:
+                if _at(rows, path) is LEFT_OUT:  # of two rows with the same path in GA, the first gives the shape
+                    _put(rows, path, setting.client_shape)
     return _as_fields(rows)
 
 
@@ -203,35 +215,38 @@ def _shown_tree(settings: Sequence[_Setting], facts: Sequence[str]) -> Tree:
     tree: Tree = dict.fromkeys(facts)
     for setting in settings:
         if setting.shown:
-            for path in _paths(setting):
+            for path in setting.paths:
                 _put(tree, path, None)
     return tree
 
 
-def _shaped(said: Fields, settings: tuple[_Setting, ...], source: Dialect, target: Dialect) -> dict[str, Any]:
+def _converted(stated: Fields, settings: tuple[_Setting, ...], source: Dialect, target: Dialect) -> dict[str, Any]:
     if source == "preview":
-        said = _said_once(said, target)
-    shaped: dict[str, Any] = {}
+        stated = _without_synonyms(stated, target)
+    converted: dict[str, Any] = {}
     for setting in settings:
         source_path, target_path = setting.path(source), setting.path(target)
-        if source_path is None or target_path is None or (value := _at(said, source_path)) is LEFT_OUT:
+        if source_path is None or target_path is None or (value := _at(stated, source_path)) is LEFT_OUT:
             continue
-        if (told := setting.told(value, target)) is not LEFT_OUT:
-            _put(shaped, target_path, told)
-    return shaped
+        if (value := setting.converted(value, target)) is not LEFT_OUT:
+            _put(converted, target_path, value)
+    return converted
 
 
-def _said_once(said: Fields, target: Dialect) -> Fields:
-    """Flat settings, with what has two names or stands in two fields put where the rows look for it."""
-    said = {"input_items": said["input"], **said} if "input" in said else said
+def _without_synonyms(stated: Fields, target: Dialect) -> Fields:
+    """Flat settings with each value under the one name where the rows look for it.
+
+    Preview has two names for some settings, and splits one of GA's into two fields.
+    """
+    stated = {"input_items": stated["input"], **stated} if "input" in stated else stated
     if target == "preview":
-        return said
-    rate_hz = said.get("input_audio_sampling_rate")
-    if isinstance(rate_hz, int) and said.get("input_audio_format", "pcm16") == "pcm16":
-        said = {**said, "input_audio_format": {"type": "audio/pcm", "rate": rate_hz}}
-    if "max_response_output_tokens" in said:
-        said = {"max_output_tokens": said["max_response_output_tokens"], **said}
-    return {"conversation": "none", **said} if said.get("commit") is False else said
+        return stated
+    rate_hz = stated.get("input_audio_sampling_rate")
+    if isinstance(rate_hz, int) and stated.get("input_audio_format", "pcm16") == "pcm16":
+        stated = {**stated, "input_audio_format": {"type": "audio/pcm", "rate": rate_hz}}
+    if "max_response_output_tokens" in stated:
+        stated = {"max_output_tokens": stated["max_response_output_tokens"], **stated}
+    return {"conversation": "none", **stated} if stated.get("commit") is False else stated
 
 
 def _rest(stated: Fields, settings: tuple[_Setting, ...], source: Dialect) -> dict[str, Any]:
@@ -239,43 +254,25 @@ def _rest(stated: Fields, settings: tuple[_Setting, ...], source: Dialect) -> di
     return {name: value for name, value in stated.items() if name not in names}
 
 
-def _at(said: Any, path: tuple[str, ...]) -> Any:
+def _at(stated: Any, path: tuple[str, ...]) -> Any:
     for name in path:
-        if not isinstance(said, dict) or name not in said:
+        if not isinstance(stated, dict) or name not in stated:
             return LEFT_OUT
-        said = said[name]
-    return said
+        stated = stated[name]
+    return stated
 
 
-def _put(shaped: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for name in path[:-1]:
-        shaped = shaped.setdefault(name, {})
-    shaped[path[-1]] = value
-
-
-CLIENT_SESSION = _client_shape(_SESSION, type=Word(("realtime",)))
-"""What a client may say in `session.update`."""
-CLIENT_RESPONSE = _client_shape(_RESPONSE)
-"""What a client may say in `response.create`."""
-_SHOWN_SESSION = _shown_tree(_SESSION, _SESSION_FACTS)
-_SHOWN_RESPONSE = _shown_tree(_RESPONSE, _RESPONSE_FACTS)
-
-
-def shown_session(session: Fields) -> Fields:
-    """Azure's session, in either dialect, as a client may see it; the same object where nothing is hidden."""
-    return _shown(session, _SHOWN_SESSION)
-
-
-def shown_response(response: Fields) -> Fields:
-    """Azure's response, in either dialect, as a client may see it; the same object where nothing is hidden."""
-    return _shown(response, _SHOWN_RESPONSE)
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value
 
 
 def _shown(stated: Fields, tree: Tree) -> Fields:
     kept: dict[str, Any] = {}
     whole = True
     for name, value in stated.items():
-        if name not in tree:
+        if name not in tree:  # an allowlist: what Azure adds tomorrow stays hidden
             whole = False
         elif (inner := tree[name]) is None or value is None:
             kept[name] = value
@@ -285,3 +282,11 @@ def _shown(stated: Fields, tree: Tree) -> Fields:
         else:
             whole = False
     return stated if whole else kept
+
+
+CLIENT_SESSION = _client_fields(_SESSION, type=Word(("realtime",)))
+"""What a client may set in `session.update`."""
+CLIENT_RESPONSE = _client_fields(_RESPONSE)
+"""What a client may set in `response.create`."""
+_SHOWN_SESSION = _shown_tree(_SESSION, _SESSION_FACTS)
+_SHOWN_RESPONSE = _shown_tree(_RESPONSE, _RESPONSE_FACTS)

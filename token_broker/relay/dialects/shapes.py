@@ -1,10 +1,11 @@
 """Shapes of JSON values, and how to copy out of a value only what its shape permits. Pure.
 
-A shape names what is permitted; everything else is left out (a field that it does not name) or refused (a value of
-another kind). Names are compared exactly. The work is bounded by the shape and not by the value: of an object with
-80,000 unknown fields only the named ones are looked up.
+A shape names what is permitted. A field that it does not name is left out; a value of another kind is refused. Names
+are compared exactly. The shape bounds the work, not the value: of an object with 80,000 unknown fields only the named
+ones are looked up.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,19 +56,19 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """At most 16 short strings by name: a client's `metadata`."""
+    """At most 16 short strings by name, as in a client's `metadata`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """An object with these fields, none of which has to be there."""
+    """An object with these fields, all optional."""
 
     rows: Mapping[str, "Shape"]
 
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """A list of values of one shape, `at_most` so long."""
+    """A list of values of one shape, with `at_most` entries."""
 
     of: "Shape"
     at_most: int
@@ -75,7 +76,7 @@ class ListOf:
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """An object whose field `by` says which shape it has. Never null: an item without a type is none."""
+    """An object whose field `by` says which shape it has. Never null: an item without a type is not an item."""
 
     by: str
     shapes: Mapping[str, "Shape"]
@@ -83,7 +84,7 @@ class Kinds:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """A value of the first shape that it has."""
+    """A value of one of these shapes; the first that fits."""
 
     shapes: tuple["Shape", ...]
 
@@ -100,8 +101,8 @@ class Permitted:
 
 
 class NotPermittedError(ValueError):
-    """The value has not its shape. `where` is the path of what is wrong (`item.role`), `value` what stands there, and
-    `holder` the object of `Kinds` that has it there, if one does.
+    """A value does not have its shape. `where` is the path of the wrong value (`item.role`), `value` that value, and
+    `holder` the object of `Kinds` that contains it, if any.
     """
 
     def __init__(self, where: str, value: Any, holder: Mapping[str, Any] | None = None) -> None:
@@ -112,21 +113,33 @@ class NotPermittedError(ValueError):
 
 
 def permitted(value: Any, shape: Shape, where: str = "") -> Permitted:
-    """What `shape` permits of `value`, which stands at the path `where`. Raises NotPermittedError.
+    """What `shape` permits of `value`, which is at the path `where`. Raises NotPermittedError.
 
-    Null is permitted for everything but an object of `Kinds`: in Azure's schemas it switches a setting off, or is as
-    good as absent.
+    Null is permitted for everything but an object of `Kinds`: in Azure's schemas it switches a setting off, or means
+    the same as no value.
     """
     if isinstance(shape, Kinds):
-        return _of_its_kind(value, shape, where)
+        if not isinstance(value, dict):
+            raise NotPermittedError(where, value)
+        kind = value.get(shape.by)
+        inner = shape.shapes.get(kind) if isinstance(kind, str) else None
+        if inner is None:
+            raise NotPermittedError(f"{where}.{shape.by}", kind, value)
+        return permitted(value, inner, where)
     if value is None:
         return Permitted(None)
     if isinstance(shape, Fields):
-        return _fields(value, shape, where)
+        return _permitted_fields(value, shape, where)
     if isinstance(shape, ListOf):
-        return _list(value, shape, where)
+        if not isinstance(value, list) or len(value) > shape.at_most:
+            raise NotPermittedError(where, value)
+        found = [permitted(inner, shape.of, where) for inner in value]
+        return Permitted([each.value for each in found], sum(each.left_out for each in found))
     if isinstance(shape, OneOf):
-        return _first(value, shape, where)
+        for each in shape.shapes:
+            with contextlib.suppress(NotPermittedError):
+                return permitted(value, each, where)
+        raise NotPermittedError(where, value)
     if not _is_scalar(value, shape):
         raise NotPermittedError(where, value)
     return Permitted(value)
@@ -141,29 +154,7 @@ def shown_name(name: Any) -> str:
     return f"'{plain}{'…' if len(name) > _NAME_CHARS else ''}'"
 
 
-def _is_scalar(value: Any, shape: Text | Flag | Number | Word | Labels) -> bool:
-    match shape:
-        case Text():
-            return isinstance(value, str)
-        case Flag():
-            return isinstance(value, bool)
-        case Number():
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            return number and abs(value) <= _LARGEST_NUMBER  # which neither an infinity nor NaN is
-        case Word(words=words):
-            return isinstance(value, str) and value in words
-        case Labels():
-            return isinstance(value, dict) and _are_labels(value)
-
-
-def _are_labels(value: Mapping[str, Any]) -> bool:
-    return len(value) <= _LABELS_AT_MOST and all(
-        len(name) <= _LABEL_CHARS and isinstance(text, str) and len(text) <= _LABEL_TEXT_CHARS
-        for name, text in value.items()
-    )
-
-
-def _fields(value: Any, shape: Fields, where: str) -> Permitted:
+def _permitted_fields(value: Any, shape: Fields, where: str) -> Permitted:
     if not isinstance(value, dict):
         raise NotPermittedError(where, value)
     kept: dict[str, Any] = {}
@@ -176,27 +167,23 @@ def _fields(value: Any, shape: Fields, where: str) -> Permitted:
     return Permitted(kept, left_out + len(value) - len(kept))
 
 
-def _list(value: Any, shape: ListOf, where: str) -> Permitted:
-    if not isinstance(value, list) or len(value) > shape.at_most:
-        raise NotPermittedError(where, value)
-    found = [permitted(inner, shape.of, where) for inner in value]
-    return Permitted([each.value for each in found], sum(each.left_out for each in found))
-
-
-def _of_its_kind(value: Any, shape: Kinds, where: str) -> Permitted:
-    if not isinstance(value, dict):
-        raise NotPermittedError(where, value)
-    kind = value.get(shape.by)
-    inner = shape.shapes.get(kind) if isinstance(kind, str) else None
-    if inner is None:
-        raise NotPermittedError(f"{where}.{shape.by}", kind, value)
-    return permitted(value, inner, where)
-
-
-def _first(value: Any, shape: OneOf, where: str) -> Permitted:
-    for each in shape.shapes:
-        try:
-            return permitted(value, each, where)
-        except NotPermittedError:
-            continue
-    raise NotPermittedError(where, value)
+def _is_scalar(value: Any, shape: Text | Flag | Number | Word | Labels) -> bool:
+    match shape:
+        case Text():
+            return isinstance(value, str)
+        case Flag():
+            return isinstance(value, bool)
+        case Number():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            return number and abs(value) <= _LARGEST_NUMBER  # false for an infinity and for NaN
+        case Word(words=words):
+            return isinstance(value, str) and value in words
+        case Labels():
+            return (
+                isinstance(value, dict)
+                and len(value) <= _LABELS_AT_MOST
+                and all(
+                    len(name) <= _LABEL_CHARS and isinstance(text, str) and len(text) <= _LABEL_TEXT_CHARS
+                    for name, text in value.items()
+                )
+            )

@@ -1,14 +1,13 @@
-"""The values of settings, each told for one dialect from whichever of the two it comes. Pure.
+"""Values of settings, each converted to one dialect from either of the two. Pure.
 
-A value of a shape that nobody knows passes as it is: Azure's complaint about it tells the client more than silence.
-What is well-formed but has no like in the dialect is `LEFT_OUT`, and is no fault.
+A value of an unknown shape passes unchanged: Azure's error about it tells the client more than silence would. A
+well-formed value that the dialect cannot express becomes `LEFT_OUT`, which is not an error.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from strategies.base import Dialect
-from token_broker.relay.dialects.conversation_items import item_for
 
 __all__ = [
     "LEFT_OUT",
@@ -16,7 +15,6 @@ __all__ = [
     "includes",
     "input_format",
     "input_rate_hz",
-    "items",
     "modalities",
     "noise_reduction",
     "reasoning_effort",
@@ -28,7 +26,7 @@ __all__ = [
 ]
 
 LEFT_OUT: Any = object()
-"""What becomes of a value that the dialect can't say."""
+"""Stands for a value that the dialect cannot express."""
 
 _PCM_RATE_HZ = 24_000
 _G711_RATE_HZ = 8_000
@@ -41,6 +39,8 @@ _GA_FORMATS: dict[str, dict[str, Any]] = {
 }
 _PREVIEW_FORMATS = {"audio/pcm": "pcm16", "audio/pcmu": "g711_ulaw", "audio/pcma": "g711_alaw"}
 
+# The fields of each kind of turn detection, from both SDKs. A field that the kind lacks makes Azure refuse
+# the whole `session.update`, so the others are left out.
 _ANY_VAD = ("type", "create_response", "interrupt_response")
 _LOUDNESS_VAD = (*_ANY_VAD, "threshold", "prefix_padding_ms", "silence_duration_ms")
 _AZURE_VAD = (*_LOUDNESS_VAD, "end_of_utterance_detection", "auto_truncate")
@@ -81,7 +81,7 @@ _CHOICES = frozenset({"auto", "none", "required"})
 
 
 def audio_format(value: Any, dialect: Dialect) -> Any:
-    """GA's object or the flat name. A rate that GA has not goes there all the same: it is refused, not misheard."""
+    """GA's object or the flat name. A rate that GA lacks is kept: GA refuses it, and misreads no audio."""
     if isinstance(value, str):
         if value not in _GA_FORMATS:
             return LEFT_OUT
@@ -97,13 +97,13 @@ def audio_format(value: Any, dialect: Dialect) -> Any:
 
 
 def input_format(value: Any, dialect: Dialect) -> Any:
-    """As `audio_format`, but a flat name that tells no rate: `input_rate_hz` does."""
-    told = audio_format(value, dialect)
-    return "pcm16" if isinstance(told, str) and told.startswith("pcm16") else told
+    """As `audio_format`, but the flat name has no rate: that is `input_rate_hz`'s."""
+    converted = audio_format(value, dialect)
+    return "pcm16" if isinstance(converted, str) and converted.startswith("pcm16") else converted
 
 
 def input_rate_hz(value: Any, dialect: Dialect) -> Any:
-    """`input_audio_sampling_rate`, of which GA's format tells as well; GA has no such field of its own."""
+    """Preview's `input_audio_sampling_rate`; in GA the rate is part of the format, and there is no such field."""
     if dialect == "ga":
         return LEFT_OUT
     if isinstance(value, dict):
@@ -114,7 +114,7 @@ def input_rate_hz(value: Any, dialect: Dialect) -> Any:
 
 
 def modalities(value: Any, dialect: Dialect) -> Any:
-    """GA takes one, audio with its transcript; Voice Live refuses audio alone."""
+    """GA accepts one modality, where audio includes its transcript; Voice Live refuses audio alone."""
     if not isinstance(value, list):
         return value
     if dialect == "preview":
@@ -125,7 +125,7 @@ def modalities(value: Any, dialect: Dialect) -> Any:
 
 
 def voice(value: Any, dialect: Dialect) -> Any:
-    """GA's is a name, or an object with an id; Voice Live's a name, or an object with a type and a name."""
+    """A name in both; or an object, with an id in GA, with type and name in Voice Live."""
     if not isinstance(value, dict):
         return value
     if dialect == "preview":
@@ -134,7 +134,7 @@ def voice(value: Any, dialect: Dialect) -> Any:
 
 
 def turn_detection(value: Any, dialect: Dialect) -> Any:
-    """Semantic detection is of another kind in each, and they share no more than whether it responds and interrupts."""
+    """The two kinds of semantic detection share only `create_response` and `interrupt_response`."""
     if not isinstance(value, dict) or not isinstance(kind := value.get("type"), str):
         return value
     kind = _VAD_NAMES[dialect].get(kind, kind)
@@ -143,7 +143,7 @@ def turn_detection(value: Any, dialect: Dialect) -> Any:
 
 
 def noise_reduction(value: Any, dialect: Dialect) -> Any:
-    """Voice Live knows GA's two kinds and a deeper one, for which GA's near field stands."""
+    """Voice Live has GA's two kinds and a deep one, for which GA gets the nearest, `near_field`."""
     if not isinstance(value, dict):
         return value
     kind = value.get("type")
@@ -156,7 +156,7 @@ def noise_reduction(value: Any, dialect: Dialect) -> Any:
 
 
 def transcription(value: Any, dialect: Dialect) -> Any:
-    """GA's `keywords` are Voice Live's `phrase_list`."""
+    """GA's `keywords` correspond to Voice Live's `phrase_list`."""
     if not isinstance(value, dict):
         return value
     name, other = ("keywords", "phrase_list") if dialect == "ga" else ("phrase_list", "keywords")
@@ -165,7 +165,7 @@ def transcription(value: Any, dialect: Dialect) -> Any:
 
 
 def includes(value: Any, dialect: Dialect) -> Any:
-    """What is asked to be told besides, as far as the dialect has it."""
+    """The extra output that was requested, as far as the dialect has it."""
     if not isinstance(value, list):
         return value
     known = [name for name in value if name in _INCLUDES[dialect]]
@@ -173,17 +173,35 @@ def includes(value: Any, dialect: Dialect) -> Any:
 
 
 def reasoning_effort(value: Any, dialect: Dialect) -> Any:
-    """GA has no `none`."""
+    """GA has no effort `none`."""
     return LEFT_OUT if dialect == "ga" and value == "none" else value
 
 
 def tools(value: Any, dialect: Dialect) -> Any:
-    """Functions are the same in both; of an MCP server's tools GA says more, and names them in objects."""
-    return [_tool(tool, dialect) for tool in value] if isinstance(value, list) else value
+    """Functions are the same in both dialects. GA has more fields for an MCP server, and names tools in objects."""
+
+    def converted(tool: Any) -> Any:
+        if not isinstance(tool, dict):
+            return tool
+        kind = tool.get("type")
+        if kind != "mcp":
+            return _only(tool, _FUNCTION) if kind == "function" else tool
+        approval = tool.get("require_approval")
+        if isinstance(approval, dict):
+            selected = {when: _tool_names(names, dialect) for when, names in approval.items()}
+            tool = {**tool, "require_approval": selected}
+        if dialect == "ga":
+            return _only(tool, _GA_MCP)
+        allowed = tool.get("allowed_tools")
+        if isinstance(allowed, dict):
+            tool = {**tool, "allowed_tools": _tool_names(allowed, dialect)}
+        return _only(tool, _MCP)
+
+    return [converted(tool) for tool in value] if isinstance(value, list) else value
 
 
 def tool_choice(value: Any, dialect: Dialect) -> Any:
-    """Voice Live also takes a function's bare name, and the function in an object of its own; it has no MCP choice."""
+    """Voice Live also accepts a function's bare name or nested object; it has no choice for MCP."""
     if dialect == "preview":
         return LEFT_OUT if isinstance(value, dict) and value.get("type") == "mcp" else value
     if isinstance(value, str):
@@ -193,31 +211,11 @@ def tool_choice(value: Any, dialect: Dialect) -> Any:
     return value
 
 
-def items(value: Any, dialect: Dialect) -> Any:
-    """The items that a response is to be made from."""
-    return [item_for(item, dialect, by_client=True) for item in value] if isinstance(value, list) else value
-
-
-def _tool(tool: Any, dialect: Dialect) -> Any:
-    if not isinstance(tool, dict):
-        return tool
-    kind = tool.get("type")
-    if kind != "mcp":
-        return _only(tool, _FUNCTION) if kind == "function" else tool
-    approval = tool.get("require_approval")
-    if isinstance(approval, dict):
-        tool = {**tool, "require_approval": {when: _named(some, dialect) for when, some in approval.items()}}
+def _tool_names(names: Any, dialect: Dialect) -> Any:
+    """A selection of an MCP server's tools: a list of names in Voice Live, an object with that list in GA."""
     if dialect == "ga":
-        return _only(tool, _GA_MCP)
-    allowed = tool.get("allowed_tools")
-    return _only({**tool, "allowed_tools": _named(allowed, dialect)} if isinstance(allowed, dict) else tool, _MCP)
-
-
-def _named(some: Any, dialect: Dialect) -> Any:
-    """A choice among an MCP server's tools: a list of names in Voice Live, an object with that list in GA."""
-    if dialect == "ga":
-        return {"tool_names": some} if isinstance(some, list) else some
-    return some.get("tool_names") or [] if isinstance(some, dict) else some
+        return {"tool_names": names} if isinstance(names, list) else names
+    return names.get("tool_names") or [] if isinstance(names, dict) else names
 
 
 def _only(value: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -1,17 +1,38 @@
-"""The events that a client may send to Azure, one row each with its fields: the one allowlist of the proxy and of the
-compatible endpoints. Pure.
+"""What a client may send to Azure: the events that it may send, one row each with their fields. Pure.
 
-What stands in no row is refused (an event) or left out (a field). The rows hold both dialects' names: an event that
-only the other dialect has is Azure's to refuse. docs/client-events.md shows them to the clients' authors.
+The proxy and the compatible endpoints share this allowlist. An event without a row is refused; a field without a row is
+left out. The rows hold the names of both dialects: Azure itself refuses an event that only the other dialect has.
+docs/client-events.md lists them for authors of clients.
+
+Nothing is concluded from the head of a client's message, since JSON may repeat a key or escape it. All but the
+byte-exact audio append is parsed, checked and serialised anew, so Azure reads exactly what was checked.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
-from token_broker.relay.dialects.client_values import ITEM
+from token_broker.relay.dialects.client_values import ITEM, OPERATORS_ROLES
 from token_broker.relay.dialects.session_settings import CLIENT_RESPONSE, CLIENT_SESSION
-from token_broker.relay.dialects.shapes import Fields, Number, Shape, Text
+from token_broker.relay.dialects.shapes import Fields, NotPermittedError, Number, Shape, Text, permitted, shown_name
+from token_broker.relay.event_text import compact, parsed
 
-__all__ = ["CLIENT_EVENTS"]
+__all__ = [
+    "CLIENT_EVENTS",
+    "Allowed",
+    "Broken",
+    "Command",
+    "Passed",
+    "Refused",
+    "Verdict",
+    "examine",
+    "is_plain_append",
+    "is_plain_append_payload",
+    "judge",
+]
+
+Event = dict[str, Any]
 
 
 def _event(**fields: Shape) -> Fields:
@@ -30,7 +51,7 @@ CLIENT_EVENTS: Mapping[str, Fields] = {
     "response.create": _event(response=CLIENT_RESPONSE),
     "response.cancel": _event(response_id=Text()),
     "output_audio_buffer.clear": _event(),
-    # of Voice Live alone
+    # Voice Live only:
     "input_audio.clear": _event(),
     "input_audio.turn.start": _event(turn_id=Text()),
     "input_audio.turn.append": _event(turn_id=Text(), audio=Text()),
@@ -40,3 +61,109 @@ CLIENT_EVENTS: Mapping[str, Fields] = {
     "input_text.done": _event(id=Text(), content_index=Number()),
     "session.avatar.connect": _event(client_sdp=Text()),
 }
+
+_APPEND_HEAD = b'{"type":"input_audio_buffer.append","audio":"'
+_APPEND_TAIL = b'"}'
+_HEAD_BYTES = len(_APPEND_HEAD)
+_KEYS_CHECKED = 64
+_REFERENCE = "see docs/client-events.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """Goes to Azure as `text`, without `left_out` fields that it came with."""
+
+    text: str
+    left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """May go to Azure: `event` is what was parsed, without the `left_out` fields that a client may not set."""
+
+    event: Event
+    left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """For the broker itself: an event whose type begins with `broker.`."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Not forwarded; the client gets an error, and the talk goes on. `message` has at most 200 characters."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Not an event: the talk ends (4400)."""
+
+    reason: str
+
+
+Verdict = Passed | Command | Refused | Broken
+Finding = Passed | Allowed | Command | Refused | Broken
+
+
+def is_plain_append(text: str) -> bool:
+    """Whether `text` is byte for byte an audio append, as nearly all of a client's messages are.
+
+    There is no quote or backslash between head and tail, so every JSON reader sees these two keys and no other.
+    """
+    return text.isascii() and is_plain_append_payload(text.encode())
+
+
+def is_plain_append_payload(payload: bytes) -> bool:
+    """The same for a message as it is on the wire. A plain append is ASCII, so its UTF-8 needs no check."""
+    return (
+        payload.startswith(_APPEND_HEAD)
+        and payload.find(b'"', _HEAD_BYTES) == len(payload) - len(_APPEND_TAIL)
+        and payload.endswith(_APPEND_TAIL)
+        and b"\\" not in payload
+        and payload.isascii()
+    )
+
+
+def judge(text: str) -> Verdict:
+    """What becomes of a message from the client. Of a repeated key only the last value is forwarded."""
+    finding = examine(text)
+    return Passed(compact(finding.event), finding.left_out) if isinstance(finding, Allowed) else finding
+
+
+def examine(text: str) -> Finding:
+    """As `judge`, before the event is serialised: for a caller that translates it first."""
+    if is_plain_append(text):
+        return Passed(text)
+    try:
+        event = parsed(text)
+    except (ValueError, RecursionError):
+        return Broken("not JSON")
+    if not isinstance(event, dict) or not isinstance(kind := event.get("type"), str):
+        return Broken("not an event: an object with a type is wanted")
+    if kind.startswith("broker."):  # never for Azure, whatever else is in it
+        return Command(event)
+    shape = CLIENT_EVENTS.get(kind)
+    if shape is None:
+        return Refused("unknown_event", f"{shown_name(kind)} is no event that a client may send; {_REFERENCE}")
+    try:
+        found = permitted(event, shape)
+    except NotPermittedError as fault:
+        if _claims_operators_role(fault.holder):
+            return Refused("system_item_refused", "items with the role system or developer are not taken from a client")
+        return Refused("event_refused", f"{kind}: {fault.where} may not be {shown_name(fault.value)}; {_REFERENCE}")
+    return Allowed(found.value, found.left_out)
+
+
+def _claims_operators_role(item: Mapping[str, Any]) -> bool:
+    """Whether a refused item claims the operator's authority, also in other case or with spaces.
+
+    Only the error code depends on it. So 64 keys are enough, and an item of 80,000 keys costs no more.
+    """
+    roles = (value for key, value in islice(item.items(), _KEYS_CHECKED) if key[:64].strip().lower() == "role")
+    return any(isinstance(role, str) and role.strip().lower() in OPERATORS_ROLES for role in roles)

@@ -1,4 +1,4 @@
-"""One talk's turns on their way to the memory, and the last of them as another upstream's history."""
+"""Records one talk's turns to the memory, and keeps the latest ones as history for another upstream."""
 
 import re
 from collections import deque
@@ -13,16 +13,16 @@ from token_broker.security.owner import Owner
 
 __all__ = ["TurnRecorder"]
 
-_HISTORY_TURNS = 20
+_HISTORY_TURNS = 20  # each is an event to Azure before the next agent can speak
 # Azure's ids are unique everywhere. A client may name its items itself, uniquely within one connection.
 _AZURES_ID = re.compile(r"(?:item|msg)_[A-Za-z0-9]{16,}")
 
 
 class TurnRecorder:
-    """Offers each turn to the memory as soon as it is finished; `on_lost` hears of those that it could not take.
+    """Offers each turn to the memory as soon as it is finished; calls `on_lost` for a turn that was not accepted.
 
-    `agent_id` is who speaks now; whoever changes the agent sets it. `scope` is added to the ids that a client chose;
-    it is empty where the client reports its turns as well, by the same ids.
+    `agent_id` is the current agent; a handoff sets it. `scope` is added to the ids that a client chose; it is empty
+    where the client reports its turns as well, by the same ids.
     """
 
     def __init__(
@@ -49,36 +49,36 @@ class TurnRecorder:
         self._keep(self.assembler.feed(event, now_s))
 
     def tell_due(self, now_s: float) -> None:
-        """Offers what was held until now."""
+        """Offers the held turns whose time has come."""
         if (due_s := self.assembler.due_s) is not None and due_s <= now_s:
             self._keep(self.assembler.due(now_s))
 
     def flush(self) -> None:
-        """Offers all that is left: the talk, or its upstream, is over."""
+        """Offers everything that is left: the talk, or its upstream, is over."""
         self._keep(self.assembler.flush())
 
     def _keep(self, turns: list[FinishedTurn]) -> None:
         for turn in turns:
             self.history.append(turn)
             self._counters.failed_transcriptions += not turn.transcribed
-            if self._ingest.offer(self._made_of(turn)):
+            kept = self._ingest.offer(
+                Turn(
+                    owner=self._owner,
+                    turn_id=self._turn_id(turn.item_id),
+                    agent_id=self.agent_id,
+                    role=turn.role,
+                    content=turn.content,
+                    created_at=datetime.now(UTC),  # Azure's events carry no time
+                    source="proxy",
+                    sequence=turn.sequence,
+                    interrupted=turn.interrupted,
+                )
+            )
+            if kept:
                 self._counters.turns += 1
             else:
                 self._counters.turns_lost += 1
                 self._on_lost()
-
-    def _made_of(self, turn: FinishedTurn) -> Turn:
-        return Turn(
-            owner=self._owner,
-            turn_id=self._turn_id(turn.item_id),
-            agent_id=self.agent_id,
-            role=turn.role,
-            content=turn.content,
-            created_at=datetime.now(UTC),
-            source="proxy",
-            sequence=turn.sequence,
-            interrupted=turn.interrupted,
-        )
 
     def _turn_id(self, item_id: str) -> str:
         return item_id if not self._scope or _AZURES_ID.fullmatch(item_id) else f"{item_id}.{self._scope}"

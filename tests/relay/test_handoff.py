@@ -1,4 +1,4 @@
-"""Another agent in the middle of a talk."""
+"""Handoff to another agent in the middle of a talk."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,6 @@ from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azur
 from tests.relay.support.broker import broker, build, make_settings, serving
 from token_broker.relay.transcripts.assembler import TurnAssembler
 from token_broker.sessions.agents import AgentRegistry, load_agents
-
-pytestmark = pytest.mark.asyncio(loop_factories=["uvloop"])
 
 AGENTS = """
 default = "ann"
@@ -37,7 +35,7 @@ def agents(tmp_path: Path) -> AgentRegistry:
     return load_agents(path)
 
 
-async def test_the_same_voice_is_told_other_instructions_and_tools_and_keeps_what_was_recalled(tmp_path: Path) -> None:
+async def test_same_voice_updates_session_in_place(tmp_path: Path) -> None:
     async with scripted_azure() as azure:
         prepared = build(make_settings(azure.url), agents=agents(tmp_path))
         prepared.recall.text = "FACTS"
@@ -57,7 +55,7 @@ async def test_the_same_voice_is_told_other_instructions_and_tools_and_keeps_wha
             assert len(azure.talks) == 1
 
 
-async def test_another_voice_gets_a_new_upstream_with_the_last_turns_and_what_was_recalled(tmp_path: Path) -> None:
+async def test_other_voice_gets_upstream_with_history(tmp_path: Path) -> None:
     async with scripted_azure() as azure:
         prepared = build(make_settings(azure.url), agents=agents(tmp_path))
         prepared.recall.text = "FACTS"
@@ -89,7 +87,7 @@ async def test_another_voice_gets_a_new_upstream_with_the_last_turns_and_what_wa
             ]  # fmt: skip
 
 
-async def test_a_new_voice_that_can_not_be_had_leaves_the_talk_as_it_was(tmp_path: Path) -> None:
+async def test_failed_handoff_leaves_talk_unchanged(tmp_path: Path) -> None:
     async with scripted_azure() as azure:
         prepared = build(make_settings(azure.url), agents=agents(tmp_path))
         async with serving(prepared) as running, running.client(agent_id="ann") as client:
@@ -102,7 +100,7 @@ async def test_a_new_voice_that_can_not_be_had_leaves_the_talk_as_it_was(tmp_pat
             await (await azure.talk()).next_event("response.create")
 
 
-async def test_a_change_that_azure_refuses_is_told_as_the_brokers_error_not_as_azures(tmp_path: Path) -> None:
+async def test_refused_handoff_is_brokers_error(tmp_path: Path) -> None:
     async def script(talk: AzureTalk) -> None:
         talk.arrived(await talk.connection.recv())
         await talk.send({"type": "session.updated", "session": {}})
@@ -122,7 +120,7 @@ async def test_a_change_that_azure_refuses_is_told_as_the_brokers_error_not_as_a
             assert not any(event["type"] == "error" for event in client.events[:-1])
 
 
-async def test_an_unknown_agent_is_refused_with_the_known_ones() -> None:
+async def test_unknown_agent_error_lists_known_ones() -> None:
     async with scripted_azure(converse) as azure, broker(azure.url) as running, running.client() as client:
         await client.ready()
         await client.send({"type": "broker.agent.switch", "agent_id": "nobody"})
@@ -132,9 +130,7 @@ async def test_an_unknown_agent_is_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(("others", "connections"), [(("cid", "ann"), 11), (("ben", "ann"), 1)])
-async def test_one_talk_changes_agents_at_a_bounded_rate(
-    tmp_path: Path, others: tuple[str, str], connections: int
-) -> None:
+async def test_handoffs_are_rate_limited(tmp_path: Path, others: tuple[str, str], connections: int) -> None:
     async with scripted_azure() as azure:
         prepared = build(make_settings(azure.url), agents=agents(tmp_path))
         async with serving(prepared) as running, running.client(agent_id="ann") as client:
@@ -157,7 +153,7 @@ async def test_one_talk_changes_agents_at_a_bounded_rate(
                 await another.until("broker.agent.switched")
 
 
-async def test_what_is_refused_before_azure_is_asked_uses_up_no_change(tmp_path: Path) -> None:
+async def test_early_refusal_spends_no_handoff(tmp_path: Path) -> None:
     async with scripted_azure() as azure:
         prepared = build(make_settings(azure.url), agents=agents(tmp_path))
         async with serving(prepared) as running, running.client(agent_id="ann") as client:
@@ -169,7 +165,7 @@ async def test_what_is_refused_before_azure_is_asked_uses_up_no_change(tmp_path:
             await client.until("broker.agent.switched")
 
 
-async def test_history_that_was_told_to_a_conversation_that_is_over_is_forgotten(tmp_path: Path) -> None:
+async def test_old_upstreams_history_is_forgotten(tmp_path: Path) -> None:
     async with scripted_azure() as azure:
         prepared = build(make_settings(azure.url), agents=agents(tmp_path))
         async with serving(prepared) as running, running.client(agent_id="ann") as client:
@@ -184,13 +180,13 @@ async def test_history_that_was_told_to_a_conversation_that_is_over_is_forgotten
                 await (await azure.talk(number + 1)).next_event("conversation.item.create", nth=2)
             (talk,) = running.relay._talks
             newest = {event["item"]["id"] for event in azure.talks[-1].received if "item" in event}
-            assert talk._switch._own_items == newest
+            assert talk._handoff._history_items == newest
             assert len(newest) == 2
 
 
-async def test_items_of_the_brokers_own_making_are_remembered_up_to_a_number() -> None:
+async def test_ignored_items_are_bounded() -> None:
     assembler = TurnAssembler()
     for number in range(10_000):
         assembler.ignore(f"item_{number}")
-    assert len(assembler._told) == len(assembler._places) == 2048
-    assert "item_9999" in assembler._told
+    assert len(assembler._finished) == len(assembler._sequences) == 2048
+    assert "item_9999" in assembler._finished
