@@ -9,6 +9,8 @@ import asyncio
 import atexit
 import contextlib
 import functools
+import gc
+import importlib
 import json
 import os
 import signal
@@ -85,8 +87,17 @@ def _server() -> socket.socket:
 
 
 def _import_all() -> None:
-    """Whatever the commands import when they run."""
-    import uvloop  # noqa: F401
+    """Imports what the commands import when they run."""
+    for name in (
+        "token_broker.cli.memory",
+        "token_broker.cli.serve",
+        "token_broker.cli.token",
+        "token_broker.doctor.command",
+        "token_broker.memory.service",
+        "token_broker.simulator.server",
+        "uvloop",
+    ):
+        importlib.import_module(name)
 
 
 def _await_request(requests: socket.socket) -> None:
@@ -125,5 +136,7 @@ if __name__ == "__main__":
     from token_broker.cli.main import main
 
     _import_all()
+    gc.collect()
+    gc.freeze()  # or each collection in a child looks at, and so copies, all that was imported
     _await_request(socket.socket(fileno=int(sys.argv[1])))
     main()
