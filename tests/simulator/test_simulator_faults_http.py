@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.machine import retry_if_host_busy
 from token_broker.simulator import RunningSimulator, serve
-from token_broker.simulator.faults.rules import FaultsError, parse_faults
+from token_broker.simulator.faults.fault_table import FaultsError, parse_faults
 
 GA = "/openai/v1/realtime/client_secrets"
 FLAT = "/openai/realtime/client_secrets?api-version=2025-10-01"

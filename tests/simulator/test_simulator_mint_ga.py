@@ -13,8 +13,8 @@ from openai.types.realtime import ClientSecretCreateParams, ClientSecretCreateRe
 from pydantic import TypeAdapter
 
 from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
-from token_broker.simulator.session_bodies import ga
-from token_broker.simulator.session_bodies.check import Complaint, check
+from token_broker.simulator.session_bodies import ga_session
+from token_broker.simulator.session_bodies.check import InvalidRequest, check
 
 PATH = "/openai/v1/realtime/client_secrets"
 MINIMAL: dict[str, Any] = {"session": {"type": "realtime", "model": "gpt-realtime"}}
@@ -247,7 +247,7 @@ _BODIES = _some(
 @given(_BODIES)
 def test_a_body_that_the_openai_types_allow_passes_but_for_azures_own_rules(body: dict[str, Any]) -> None:
     _TYPES.validate_python(body)
-    check(ga.ClientSecretRequest, body)
+    check(ga_session.GaMintRequest, body)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -256,8 +256,8 @@ def test_a_field_that_nobody_knows_is_refused_and_named_wherever_it_stands(
     body: dict[str, Any], data: st.DataObject
 ) -> None:
     data.draw(st.sampled_from(list(_objects(body))))["surprise"] = 1
-    with pytest.raises(Complaint, match="surprise"):
-        check(ga.ClientSecretRequest, body)
+    with pytest.raises(InvalidRequest, match="surprise"):
+        check(ga_session.GaMintRequest, body)
 
 
 def _objects(value: Any) -> Any:
@@ -273,7 +273,7 @@ def _objects(value: Any) -> Any:
 
 def test_every_field_of_the_openai_types_is_known_here() -> None:
     theirs = _TYPES.json_schema()
-    ours = ga.ClientSecretRequest.model_json_schema()
+    ours = ga_session.GaMintRequest.model_json_schema()
     for their_name, our_name in [
         ("RealtimeSessionCreateRequestParam", "RealtimeSession"),
         ("RealtimeAudioConfigInputParam", "AudioInput"),

@@ -9,14 +9,14 @@ import pytest
 from tests.simulator.support import silence, speech
 from token_broker.simulator.realtime.answer import SpeechRate
 from token_broker.simulator.realtime.dialects import GA, PREVIEW, VOICE_LIVE, Dialect
-from token_broker.simulator.realtime.talk import Ending, Talk, TalkOptions
-from token_broker.simulator.session_bodies import flat, ga, voice_live
+from token_broker.simulator.realtime.simulated_talk import ServerClose, SimulatedTalk, TalkOptions
+from token_broker.simulator.session_bodies import flat_session, ga_session, voice_live_session
 
 DIALECTS = [GA, PREVIEW, VOICE_LIVE]
 SESSIONS: dict[str, Any] = {
-    "ga": ga.RealtimeSession(type="realtime", model="gpt-realtime"),
-    "preview": flat.FlatSession(model="gpt-realtime"),
-    "voice_live": voice_live.VoiceLiveSession(model="gpt-realtime"),
+    "ga": ga_session.RealtimeSession(type="realtime", model="gpt-realtime"),
+    "preview": flat_session.FlatSession(model="gpt-realtime"),
+    "voice_live": voice_live_session.VoiceLiveSession(model="gpt-realtime"),
 }
 by_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
 
@@ -27,7 +27,7 @@ class Scene:
     def __init__(self, dialect: Dialect = GA, **options: Any) -> None:
         self.dialect = dialect
         self.now_s = 100.0
-        self.talk = Talk(dialect, SESSIONS[dialect.name], TalkOptions(**options), 1_800_000_000)
+        self.talk = SimulatedTalk(dialect, SESSIONS[dialect.name], TalkOptions(**options), 1_800_000_000)
         self.events = self.talk.open(self.now_s)
 
     def send(self, name: str, **fields: Any) -> list[dict[str, Any]]:
@@ -135,7 +135,7 @@ def test_speech_is_answered_with_itself_byte_for_byte(dialect: Dialect) -> None:
 
 
 def test_the_answer_comes_faster_than_real_time_and_no_faster_than_it_should() -> None:
-    scene = Scene(pace=SpeechRate(thinking_s=0.2, speed=4))
+    scene = Scene(speech_rate=SpeechRate(thinking_s=0.2, speed=4))
     scene.say(speech(2) + silence(1))
     scene.wait(0.19)
     assert scene.all("response.output_audio.delta") == []
@@ -620,7 +620,7 @@ def test_a_talk_ends_by_itself_at_its_longest() -> None:
     scene.wait(1)
     assert scene.error()["code"] == "session_expired"
     assert "30 minutes" in scene.error()["message"]
-    assert scene.talk.ending == Ending(1001, "session_expired")
+    assert scene.talk.ending == ServerClose(1001, "session_expired")
 
 
 # --- What is wrong is answered, and is not fatal -------------------------------------------------------------------

@@ -3,13 +3,13 @@
 import pytest
 
 from tests.simulator.support import pcm_of, samples_of, silence, speech
-from token_broker.simulator.realtime.speech.hearing import Hearing
-from token_broker.simulator.realtime.speech.vad import SpeechDetector, Started, Stopped, TurnDetection
-from token_broker.simulator.session_bodies.check import Complaint
+from token_broker.simulator.realtime.speech.input_buffer import InputBuffer
+from token_broker.simulator.realtime.speech.vad import SpeechDetector, Started, Stopped, VadSettings
+from token_broker.simulator.session_bodies.check import InvalidRequest
 
 
-def _turns(pcm: bytes, detection: TurnDetection | None = None, piece_bytes: int = 960) -> list[Started | Stopped]:
-    detector = SpeechDetector(detection or TurnDetection())
+def _turns(pcm: bytes, detection: VadSettings | None = None, piece_bytes: int = 960) -> list[Started | Stopped]:
+    detector = SpeechDetector(detection or VadSettings())
     return [
         turn for begin in range(0, len(pcm), piece_bytes) for turn in detector.feed(pcm[begin : begin + piece_bytes])
     ]
@@ -56,12 +56,12 @@ def test_silence_noise_and_a_click_are_no_speech() -> None:
 
 def test_a_higher_threshold_wants_louder_speech() -> None:
     quiet = pcm_of(samples_of(speech(1)) / 32767 * 0.1)
-    assert _turns(quiet + silence(1), TurnDetection(threshold=0.3)) != []
-    assert _turns(quiet + silence(1), TurnDetection(threshold=0.9)) == []
+    assert _turns(quiet + silence(1), VadSettings(threshold=0.3)) != []
+    assert _turns(quiet + silence(1), VadSettings(threshold=0.9)) == []
 
 
 def test_prefix_and_silence_are_as_the_session_says() -> None:
-    detection = TurnDetection(prefix_padding_ms=0, silence_duration_ms=200)
+    detection = VadSettings(prefix_padding_ms=0, silence_duration_ms=200)
     started, stopped = _turns(silence(1) + speech(1) + silence(1), detection)
     assert started == Started(1000)
     assert stopped.at_ms == pytest.approx(2200, abs=20)
@@ -74,33 +74,33 @@ def test_a_caller_who_never_pauses_is_cut_after_two_minutes() -> None:
 
 
 def test_quiet_keeps_no_more_than_the_prefix() -> None:
-    detector = SpeechDetector(TurnDetection())
+    detector = SpeechDetector(VadSettings())
     for _ in range(100):
         assert list(detector.feed(silence(1))) == []
     assert len(detector.cut()) <= 300 * 48
 
 
 def test_a_commit_by_hand_takes_what_was_said_and_less_than_100_ms_is_refused() -> None:
-    hearing = Hearing(None)
+    hearing = InputBuffer(None)
     assert list(hearing.hear(speech(0.5))) == []
     assert hearing.commit() == speech(0.5)
     list(hearing.hear(silence(0.099)))
-    with pytest.raises(Complaint, match="buffer too small"):
+    with pytest.raises(InvalidRequest, match="buffer too small"):
         hearing.commit()
 
 
 def test_a_buffer_that_nobody_commits_is_bounded() -> None:
-    hearing = Hearing(None)
+    hearing = InputBuffer(None)
     list(hearing.hear(silence(300)))
-    with pytest.raises(Complaint, match="full"):
+    with pytest.raises(InvalidRequest, match="full"):
         list(hearing.hear(silence(1)))
     hearing.clear()
     assert list(hearing.hear(silence(1))) == []
 
 
 def test_another_detection_goes_on_at_the_time_that_was_reached() -> None:
-    hearing = Hearing(TurnDetection())
+    hearing = InputBuffer(VadSettings())
     list(hearing.hear(silence(5)))
-    hearing.follow(TurnDetection(prefix_padding_ms=0))
+    hearing.follow(VadSettings(prefix_padding_ms=0))
     (started,) = hearing.hear(speech(0.2))
     assert started == Started(5000)

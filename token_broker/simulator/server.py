@@ -12,11 +12,11 @@ from typing import Any
 
 import uvicorn
 
-from token_broker.simulator.app import Simulator
 from token_broker.simulator.config import SimulatorConfig
-from token_broker.simulator.faults.rules import parse_faults
-from token_broker.simulator.seen import SeenRequest
-from token_broker.simulator.wire import HttpProtocol, WebSocketProtocol
+from token_broker.simulator.faults.fault_table import parse_faults
+from token_broker.simulator.raw_wire import HttpProtocol, WebSocketProtocol
+from token_broker.simulator.request_log import SeenRequest
+from token_broker.simulator.simulator import Simulator
 
 # The largest append that Azure takes, 15 MiB of audio (docs/azure.md §8.2), in base64 and JSON.
 _MAX_MESSAGE_BYTES = 21 * 1024 * 1024

@@ -8,8 +8,8 @@ from typing import Any
 from strategies.base import Dialect
 from token_broker.relay.dialects.translation import needs_reading, renamed, to_azure, to_client
 from token_broker.simulator.realtime import dialects as simulated
-from token_broker.simulator.realtime.talk import Talk, TalkOptions
-from token_broker.simulator.session_bodies import ga, voice_live
+from token_broker.simulator.realtime.simulated_talk import SimulatedTalk, TalkOptions
+from token_broker.simulator.session_bodies import ga_session, voice_live_session
 
 __all__ = ["TranslatedTalk", "counted", "meaning"]
 
@@ -38,10 +38,10 @@ class TranslatedTalk:
         self._new_id = counted()
         self._now_s = 100.0
         dialect = simulated.GA if upstream == "ga" else simulated.VOICE_LIVE
-        session: Any = ga.RealtimeSession(type="realtime", model="gpt-realtime")
+        session: Any = ga_session.RealtimeSession(type="realtime", model="gpt-realtime")
         if upstream == "preview":
-            session = voice_live.VoiceLiveSession(model="gpt-realtime")
-        self._talk = Talk(dialect, session, TalkOptions(), 1_800_000_000)
+            session = voice_live_session.VoiceLiveSession(model="gpt-realtime")
+        self._talk = SimulatedTalk(dialect, session, TalkOptions(), 1_800_000_000)
         self._note(self._talk.open(self._now_s))
 
     def send(self, name: str, **fields: Any) -> None:

@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from token_broker.simulator.faults.rules import FaultsError, FaultTable, parse_faults
+from token_broker.simulator.faults.fault_table import FaultsError, FaultTable, parse_faults
+from token_broker.simulator.request_log import RequestLog
 from token_broker.simulator.resource import Resource
-from token_broker.simulator.seen import RequestLog
-from token_broker.simulator.session_bodies.check import Complaint, parse_json
+from token_broker.simulator.session_bodies.check import InvalidRequest, parse_json
 
 PREFIX = "/_simulator"
 
@@ -56,8 +56,8 @@ class Control:
     async def put_faults(self, request: Request) -> Response:
         try:
             self.faults.replace(parse_faults(parse_json(await request.body())))
-        except Complaint as complaint:
-            return _bad_faults([complaint.message])
+        except InvalidRequest as invalid:
+            return _bad_faults([invalid.message])
         except FaultsError as bad:
             return _bad_faults(bad.problems)
         return _json(self.faults.listed())

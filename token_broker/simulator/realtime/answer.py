@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from token_broker.simulator.audio import BYTES_PER_MS, duration_ms, tone
-from token_broker.simulator.realtime.items import FunctionOutput, Item, Message
+from token_broker.simulator.realtime.conversation import FunctionOutput, Item, Message
 
 CHUNK_MS = 100
 _CHUNK_BYTES = CHUNK_MS * BYTES_PER_MS

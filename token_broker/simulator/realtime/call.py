@@ -17,10 +17,10 @@ from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessi
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
 from token_broker.simulator.audio import SAMPLE_RATE_HZ
-from token_broker.simulator.faults.rules import DieAfter
-from token_broker.simulator.realtime.outbox import Event
+from token_broker.simulator.faults.fault_table import DieAfterFault
+from token_broker.simulator.realtime.server_events import Event
+from token_broker.simulator.realtime.simulated_talk import SimulatedTalk
 from token_broker.simulator.realtime.speech.voice_track import VoiceTrack
-from token_broker.simulator.realtime.talk import Talk
 
 _CONNECT_S = 30.0
 _MOST_WAITING_EVENTS = 200
@@ -52,7 +52,7 @@ _UNFILTERED = frozenset(
 class Call:
     """A call from its offer to its end. `observers` see all events but audio, and may send: that is the sideband."""
 
-    def __init__(self, talk: Talk, *, filtered: bool) -> None:
+    def __init__(self, talk: SimulatedTalk, *, filtered: bool) -> None:
         self.ended = asyncio.Event()
         self._talk = talk
         self._filtered = filtered
@@ -86,7 +86,7 @@ class Call:
             raise ValueError(str(error) or type(error).__name__) from error
         return str(self._connection.localDescription.sdp)
 
-    async def run(self, fault: DieAfter | None) -> None:
+    async def run(self, fault: DieAfterFault | None) -> None:
         """Holds the talk until either side, or the fault, ends it, and cleans up."""
         parts = [self._keep_time(), self._listen(), self._give_up(), *([self.die(fault)] if fault else [])]
         work = [asyncio.create_task(part) for part in parts]
@@ -119,7 +119,7 @@ class Call:
     def leave(self, queue: "asyncio.Queue[Event]") -> None:
         self._observers.discard(queue)
 
-    async def die(self, fault: DieAfter) -> None:
+    async def die(self, fault: DieAfterFault) -> None:
         """So long after it connected, the call ends in the fault's way."""
         await self._connected.wait()
         await asyncio.sleep(fault.seconds)

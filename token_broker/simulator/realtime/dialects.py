@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
-from token_broker.simulator.realtime.items import FunctionCall, FunctionOutput, Item, Message, Part
-from token_broker.simulator.realtime.speech.vad import TurnDetection
-from token_broker.simulator.session_bodies import flat, ga, voice_live
+from token_broker.simulator.realtime.conversation import FunctionCall, FunctionOutput, Item, Message, Part
+from token_broker.simulator.realtime.speech.vad import VadSettings
+from token_broker.simulator.session_bodies import flat_session, ga_session, voice_live_session
 from token_broker.simulator.session_bodies.check import Strict, check
 from token_broker.simulator.session_bodies.response_create import FlatResponse, GaResponse, VoiceLiveResponse
 
 DialectName = Literal["ga", "preview", "voice_live"]
-AnySession = ga.RealtimeSession | flat.FlatSession | voice_live.VoiceLiveSession
+AnySession = ga_session.RealtimeSession | flat_session.FlatSession | voice_live_session.VoiceLiveSession
 
 _PREVIEW_NAMES: dict[str, str | None] = {
     "response.output_audio.delta": "response.audio.delta",
@@ -32,13 +32,13 @@ _PREVIEW_NAMES: dict[str, str | None] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class TalkSettings:
     """What the talk itself goes by."""
 
     speaks: bool
     """Whether answers are audio, or text alone."""
     voice: JsonValue
-    turn_detection: TurnDetection | None
+    turn_detection: VadSettings | None
     transcription_model: str | None
     transcribes: bool
 
@@ -61,8 +61,8 @@ class Dialect:
     name: DialectName
     session_model: type[AnySession]
     response_model: type[Strict]
-    read_wish: Callable[[Any, Settings], "Wish"]
-    settings: Callable[[Any], Settings]
+    read_wish: Callable[[Any, TalkSettings], "Wish"]
+    settings: Callable[[Any], TalkSettings]
     session_object: Callable[[Any, str], dict[str, Any]]
     nested: Mapping[str, Any]
     """Session fields whose own fields an update changes one by one; every other is replaced whole."""
@@ -92,7 +92,7 @@ class Dialect:
         """What a `response.create` asks for, the session's settings where it says nothing.
 
         Raises:
-            Complaint: it has fields that the dialect does not know.
+            InvalidRequest: it has fields that the dialect does not know.
 
         """
         return self.read_wish(check(self.response_model, response, "response"), self.settings(session))
@@ -140,7 +140,7 @@ def _user_audio(part: Part) -> dict[str, Any]:
     return {"type": "input_audio", "transcript": part.text}
 
 
-def _ga_wish(asked: GaResponse, settings: Settings) -> Wish:
+def _ga_wish(asked: GaResponse, settings: TalkSettings) -> Wish:
     output = asked.audio.output if asked.audio else None
     return Wish(
         speaks="audio" in asked.output_modalities if asked.output_modalities else settings.speaks,
@@ -151,7 +151,7 @@ def _ga_wish(asked: GaResponse, settings: Settings) -> Wish:
     )
 
 
-def _flat_wish(asked: FlatResponse, settings: Settings) -> Wish:
+def _flat_wish(asked: FlatResponse, settings: TalkSettings) -> Wish:
     return Wish(
         speaks="audio" in asked.modalities if asked.modalities else settings.speaks,
         voice=asked.voice or settings.voice,
@@ -168,17 +168,17 @@ def _merge(base: dict[str, Any], patch: Mapping[str, Any], nested: Mapping[str, 
     return merged
 
 
-def _detection(turns: Any) -> TurnDetection | None:
+def _detection(turns: Any) -> VadSettings | None:
     """Whatever kind of detection is set, by the fields that it shares with server VAD."""
     if turns is None:
         return None
     fields = ("threshold", "prefix_padding_ms", "silence_duration_ms", "create_response", "interrupt_response")
-    return TurnDetection(**{name: getattr(turns, name) for name in fields if hasattr(turns, name)})
+    return VadSettings(**{name: getattr(turns, name) for name in fields if hasattr(turns, name)})
 
 
-def _ga_settings(session: ga.RealtimeSession) -> Settings:
+def _ga_settings(session: ga_session.RealtimeSession) -> TalkSettings:
     transcription = session.audio.input.transcription
-    return Settings(
+    return TalkSettings(
         speaks="audio" in session.output_modalities,
         voice=session.audio.output.voice,
         turn_detection=_detection(session.audio.input.turn_detection),
@@ -187,9 +187,9 @@ def _ga_settings(session: ga.RealtimeSession) -> Settings:
     )
 
 
-def _flat_settings(session: flat.FlatSession | voice_live.VoiceLiveSession) -> Settings:
+def _flat_settings(session: flat_session.FlatSession | voice_live_session.VoiceLiveSession) -> TalkSettings:
     transcription = session.input_audio_transcription
-    return Settings(
+    return TalkSettings(
         speaks="audio" in session.modalities,
         voice=session.model_dump(mode="json")["voice"],
         turn_detection=_detection(session.turn_detection),
@@ -200,11 +200,11 @@ def _flat_settings(session: flat.FlatSession | voice_live.VoiceLiveSession) -> S
 
 GA = Dialect(
     name="ga",
-    session_model=ga.RealtimeSession,
+    session_model=ga_session.RealtimeSession,
     response_model=GaResponse,
     read_wish=_ga_wish,
     settings=_ga_settings,
-    session_object=ga.session_object,
+    session_object=ga_session.session_object,
     nested={"audio": {"input": {}, "output": {}}},
     names={},
     text_part="output_text",
@@ -213,11 +213,11 @@ GA = Dialect(
 )
 PREVIEW = Dialect(
     name="preview",
-    session_model=flat.FlatSession,
+    session_model=flat_session.FlatSession,
     response_model=FlatResponse,
     read_wish=_flat_wish,
     settings=_flat_settings,
-    session_object=flat.session_object,
+    session_object=flat_session.session_object,
     nested={},
     names=_PREVIEW_NAMES,
     text_part="text",
@@ -226,11 +226,11 @@ PREVIEW = Dialect(
 )
 VOICE_LIVE = Dialect(
     name="voice_live",
-    session_model=voice_live.VoiceLiveSession,
+    session_model=voice_live_session.VoiceLiveSession,
     response_model=VoiceLiveResponse,
     read_wish=_flat_wish,
     settings=_flat_settings,
-    session_object=voice_live.session_object,
+    session_object=voice_live_session.session_object,
     nested={},
     names=_PREVIEW_NAMES | {"rate_limits.updated": None},
     text_part="text",

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from token_broker.simulator.audio import duration_ms
 from token_broker.simulator.realtime.answer import Answer, Piece, Script, SpeechRate
+from token_broker.simulator.realtime.conversation import Conversation, Message, Part
 from token_broker.simulator.realtime.dialects import Dialect
-from token_broker.simulator.realtime.items import Conversation, Message, Part
-from token_broker.simulator.realtime.outbox import Ids, Outbox
+from token_broker.simulator.realtime.server_events import Ids, ServerEvents
 from token_broker.simulator.realtime.speech.playback import Playback
-from token_broker.simulator.session_bodies.check import Complaint
+from token_broker.simulator.session_bodies.check import InvalidRequest
 
 CancelReason = Literal["turn_detected", "client_cancelled"]
 
@@ -54,7 +54,7 @@ class Responses:
         dialect: Dialect,
         conversation: Conversation,
         ids: Ids,
-        outbox: Outbox,
+        events: ServerEvents,
         *,
         speech_rate: SpeechRate,
         playback: Playback | None,
@@ -64,7 +64,7 @@ class Responses:
         self._conversation = conversation
         self._conversation_id = ids.new("conv")
         self._ids = ids
-        self._outbox = outbox
+        self._events = events
         self.speech_rate = speech_rate
         self._active: _Active | None = None
         self.has_spoken = False
@@ -82,11 +82,11 @@ class Responses:
         """Starts a response.
 
         Raises:
-            Complaint: one is on its way already.
+            InvalidRequest: one is on its way already.
 
         """
         if self._active is not None:
-            raise Complaint(
+            raise InvalidRequest(
                 "conversation_already_has_active_response",
                 f"Conversation already has an active response in progress: {self._active.id}. Wait until the response "
                 "is finished before creating a new one.",
@@ -104,7 +104,7 @@ class Responses:
             wanted,
         )
         self._active = active
-        emit = self._outbox.emit
+        emit = self._events.emit
         emit("response.created", response=self._response(active, "in_progress"))
         stated = self._dialect.item_object(item)
         emit("response.output_item.added", response_id=active.id, output_index=0, item=stated)
@@ -126,11 +126,11 @@ class Responses:
         """Ends the response before its time.
 
         Raises:
-            Complaint: there is none, or not that one.
+            InvalidRequest: there is none, or not that one.
 
         """
         if self._active is None or response_id not in (None, self._active.id):
-            raise Complaint("response_cancel_not_active", "Cancellation failed: no active response found")
+            raise InvalidRequest("response_cancel_not_active", "Cancellation failed: no active response found")
         self._end(self._active, "cancelled", {"type": "cancelled", "reason": reason})
 
     def _say(self, active: _Active, piece: Piece) -> None:
@@ -138,18 +138,18 @@ class Responses:
         part.text = (part.text or "") + piece.text
         place = _place(active)
         if part.kind == "text":
-            self._outbox.emit("response.output_text.delta", **place, delta=piece.text)
+            self._events.emit("response.output_text.delta", **place, delta=piece.text)
             return
         if piece.text:
-            self._outbox.emit("response.output_audio_transcript.delta", **place, delta=piece.text)
+            self._events.emit("response.output_audio_transcript.delta", **place, delta=piece.text)
         part.audio_ms += duration_ms(piece.pcm)
         self.has_spoken = True
         if self._playback is not None:
             self._playback.starts(active.id)
-        self._outbox.emit("response.output_audio.delta", **place, delta=b64encode(piece.pcm).decode())
+        self._events.emit("response.output_audio.delta", **place, delta=b64encode(piece.pcm).decode())
 
     def _end(self, active: _Active, status: Literal["completed", "cancelled"], details: dict[str, str] | None) -> None:
-        emit, place, text = self._outbox.emit, _place(active), active.part.text or ""
+        emit, place, text = self._events.emit, _place(active), active.part.text or ""
         if active.part.kind == "text":
             emit("response.output_text.done", **place, text=text)
         else:

@@ -1,20 +1,20 @@
 """Where the server holds the playback, as over WebRTC: what of the answers is being heard (docs/azure.md §5.2)."""
 
-from token_broker.simulator.realtime.outbox import Outbox
+from token_broker.simulator.realtime.server_events import ServerEvents
 
 
 class Playback:
     """Tells of the output audio buffer, one response at a time."""
 
-    def __init__(self, outbox: Outbox) -> None:
-        self._outbox = outbox
+    def __init__(self, events: ServerEvents) -> None:
+        self._events = events
         self._response_id: str | None = None
 
     def starts(self, response_id: str) -> None:
         """Audio of a response is on its way."""
         if response_id != self._response_id:
             self._response_id = response_id
-            self._outbox.emit("output_audio_buffer.started", response_id=response_id)
+            self._events.emit("output_audio_buffer.started", response_id=response_id)
 
     def ends(self) -> None:
         """All of it has been heard."""
@@ -26,5 +26,5 @@ class Playback:
 
     def _end(self, name: str) -> None:
         if self._response_id is not None:
-            self._outbox.emit(name, response_id=self._response_id)
+            self._events.emit(name, response_id=self._response_id)
             self._response_id = None

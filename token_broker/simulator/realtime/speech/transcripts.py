@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from token_broker.simulator.realtime.items import Part
-from token_broker.simulator.realtime.outbox import Outbox
+from token_broker.simulator.realtime.conversation import Part
+from token_broker.simulator.realtime.server_events import ServerEvents
 
 _DELAY_S = 0.03
 _NEVER = float("inf")
@@ -20,8 +20,8 @@ class _Expected:
 class Transcripts:
     """Those that are on their way."""
 
-    def __init__(self, outbox: Outbox, usable_models: frozenset[str] | None, after_answer: bool) -> None:
-        self._outbox = outbox
+    def __init__(self, events: ServerEvents, usable_models: frozenset[str] | None, after_answer: bool) -> None:
+        self._events = events
         self._usable_models = usable_models
         self._after_answer = after_answer
         self._expected: list[_Expected] = []
@@ -52,10 +52,10 @@ class Transcripts:
         if self._usable_models is not None and expected.model not in self._usable_models:
             message = "The API deployment for this resource does not exist."
             error = {"type": "invalid_request_error", "code": "DeploymentNotFound", "message": message, "param": None}
-            self._outbox.emit(f"{name}.failed", **place, error=error)
+            self._events.emit(f"{name}.failed", **place, error=error)
             return
         seconds = expected.part.audio_ms / 1000
         text = expected.part.text = f"[simulated] {seconds:.1f} s of speech"
-        self._outbox.emit(f"{name}.delta", **place, delta=text)
+        self._events.emit(f"{name}.delta", **place, delta=text)
         usage = {"type": "duration", "seconds": seconds}
-        self._outbox.emit(f"{name}.completed", **place, transcript=text, usage=usage)
+        self._events.emit(f"{name}.completed", **place, transcript=text, usage=usage)

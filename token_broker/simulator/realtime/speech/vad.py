@@ -20,7 +20,7 @@ _LONGEST_TURN_MS = 120_000
 
 
 @dataclass(frozen=True, slots=True)
-class TurnDetection:
+class VadSettings:
     """How turns are told. `threshold` is 0 to 1, as in the API; here 0 stands for 70 dB below full scale, 1 for 20."""
 
     threshold: float = 0.6
@@ -53,7 +53,7 @@ class Stopped:
 class SpeechDetector:
     """One talk's input, from the moment at which the detection was set."""
 
-    def __init__(self, detection: TurnDetection, position_ms: int = 0) -> None:
+    def __init__(self, detection: VadSettings, position_ms: int = 0) -> None:
         self._detection = detection
         self._loudness = detection.loudness
         self._position_ms = position_ms

@@ -5,7 +5,7 @@ import secrets
 from typing import Any
 
 from token_broker.simulator.realtime.dialects import Dialect
-from token_broker.simulator.session_bodies.check import Complaint
+from token_broker.simulator.session_bodies.check import InvalidRequest
 
 Event = dict[str, Any]
 
@@ -21,7 +21,7 @@ class Ids:
         return f"{prefix}_{self._chance}{next(self._numbers):06x}"
 
 
-class Outbox:
+class ServerEvents:
     """Events that wait to be sent, in order. `type` and `event_id` stand first, as Azure has them."""
 
     def __init__(self, dialect: Dialect, ids: Ids) -> None:
@@ -35,13 +35,13 @@ class Outbox:
         if wire_name is not None:
             self._events.append({"type": wire_name, "event_id": self._ids.new("event"), **fields})
 
-    def complain(self, complaint: Complaint, client_event_id: str | None) -> None:
+    def emit_error(self, invalid: InvalidRequest, client_event_id: str | None) -> None:
         """Puts an `error` about something that the client sent."""
         error = {
             "type": "invalid_request_error",
-            "code": complaint.code,
-            "message": complaint.message,
-            "param": complaint.param,
+            "code": invalid.code,
+            "message": invalid.message,
+            "param": invalid.param,
             "event_id": client_event_id,
         }
         self.emit("error", error=error)

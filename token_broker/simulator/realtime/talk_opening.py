@@ -6,9 +6,9 @@ from typing import Any
 from token_broker.simulator.ephemeral import EphemeralSecret
 from token_broker.simulator.realtime.answer import SpeechRate
 from token_broker.simulator.realtime.dialects import GA, PREVIEW, Dialect
-from token_broker.simulator.realtime.talk import Talk, TalkOptions
+from token_broker.simulator.realtime.simulated_talk import SimulatedTalk, TalkOptions
 from token_broker.simulator.resource import Resource
-from token_broker.simulator.session_bodies.check import INVALID_VALUE, Complaint
+from token_broker.simulator.session_bodies.check import INVALID_VALUE, InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +23,16 @@ def minted_opening(secret: EphemeralSecret) -> Opening:
     """What a secret was minted for.
 
     Raises:
-        Complaint: for transcription, which this simulator does not do.
+        InvalidRequest: for transcription, which this simulator does not do.
 
     """
     dialect = GA if secret.dialect == "ga" else PREVIEW
     if secret.session.get("type") == "transcription":
-        raise Complaint(INVALID_VALUE, "This simulator does not hold transcription sessions.", "session.type")
+        raise InvalidRequest(INVALID_VALUE, "This simulator does not hold transcription sessions.", "session.type")
     return Opening(dialect, dialect.session_model.model_validate(secret.session))
 
 
-def new_talk(resource: Resource, opening: Opening, *, server_plays: bool = False) -> Talk:
+def new_talk(resource: Resource, opening: Opening, *, server_plays: bool = False) -> SimulatedTalk:
     """A talk as this resource holds them."""
     config = resource.config
     options = TalkOptions(
@@ -42,4 +42,4 @@ def new_talk(resource: Resource, opening: Opening, *, server_plays: bool = False
         longest_s=config.longest_talk_s,
         server_plays=server_plays,
     )
-    return Talk(opening.dialect, opening.session, options, int(resource.clock.now() + config.longest_talk_s))
+    return SimulatedTalk(opening.dialect, opening.session, options, int(resource.clock.now() + config.longest_talk_s))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from token_broker.simulator.session_bodies.check import Strict
-from token_broker.simulator.session_bodies.ga import FunctionTool, SemanticVad, ServerVad, TracingConfiguration
+from token_broker.simulator.session_bodies.ga_session import FunctionTool, SemanticVad, ServerVad, TracingConfiguration
 
 OPENAI_VOICES = frozenset(
     {"alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar"},

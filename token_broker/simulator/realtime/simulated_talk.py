@@ -11,7 +11,10 @@ from pydantic import JsonValue
 
 from token_broker.simulator.audio import duration_ms
 from token_broker.simulator.realtime.answer import SpeechRate, script_for
-from token_broker.simulator.realtime.client_events import (
+from token_broker.simulator.realtime.conversation import Conversation, Item, Message, Part
+from token_broker.simulator.realtime.dialects import Dialect, TalkSettings
+from token_broker.simulator.realtime.item_operations import ItemOperations, decode_audio, read_item
+from token_broker.simulator.realtime.received_events import (
     AudioAppend,
     ClientEvent,
     ItemParam,
@@ -21,16 +24,13 @@ from token_broker.simulator.realtime.client_events import (
     read_event,
     read_items,
 )
-from token_broker.simulator.realtime.conversing import Conversing, decode_audio, read_item
-from token_broker.simulator.realtime.dialects import Dialect, Settings
-from token_broker.simulator.realtime.items import Conversation, Item, Message, Part
-from token_broker.simulator.realtime.outbox import Event, Ids, Outbox
 from token_broker.simulator.realtime.responses import Prompted, Responses, Wanted
-from token_broker.simulator.realtime.speech.hearing import Hearing
+from token_broker.simulator.realtime.server_events import Event, Ids, ServerEvents
+from token_broker.simulator.realtime.speech.input_buffer import InputBuffer
 from token_broker.simulator.realtime.speech.playback import Playback
 from token_broker.simulator.realtime.speech.transcripts import Transcripts
 from token_broker.simulator.realtime.speech.vad import Started
-from token_broker.simulator.session_bodies.check import INVALID_VALUE, Complaint, check, parse_json
+from token_broker.simulator.session_bodies.check import INVALID_VALUE, InvalidRequest, check, parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,44 +48,44 @@ class TalkOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class ServerClose:
     """How the server ends a talk by itself: a WebSocket close."""
 
     code: int
     reason: str
 
 
-class Talk:
+class SimulatedTalk:
     """A talk in one dialect, from `open` until its `ending` or the client's. Times are seconds of any steady clock."""
 
     def __init__(self, dialect: Dialect, session: Any, options: TalkOptions, expires_at: int) -> None:
-        self.ending: Ending | None = None
+        self.ending: ServerClose | None = None
         self._dialect = dialect
         self._session = session
         self._options = options
         self._expires_at = expires_at
         self._ids = Ids()
         self._session_id = self._ids.new("sess")
-        self._outbox = Outbox(dialect, self._ids)
+        self._events = ServerEvents(dialect, self._ids)
         self._conversation = Conversation()
-        self._conversing = Conversing(self._conversation, dialect, self._ids, self._outbox)
-        self._playback = Playback(self._outbox) if options.server_plays else None
+        self._conversing = ItemOperations(self._conversation, dialect, self._ids, self._events)
+        self._playback = Playback(self._events) if options.server_plays else None
         self._responses = Responses(
             dialect,
             self._conversation,
             self._ids,
-            self._outbox,
+            self._events,
             speech_rate=options.speech_rate,
             playback=self._playback,
         )
-        self._transcripts = Transcripts(self._outbox, options.transcription_models, options.transcribes_after_answer)
-        self._hearing = Hearing(self.settings.turn_detection)
+        self._transcripts = Transcripts(self._events, options.transcription_models, options.transcribes_after_answer)
+        self._hearing = InputBuffer(self.settings.turn_detection)
         self._user_item_id = ""
         self._ends_s = float("inf")
         self._handlers = self._all_handlers()
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> TalkSettings:
         return self._dialect.settings(self._session)
 
     @property
@@ -96,42 +96,42 @@ class Talk:
     def open(self, now_s: float) -> list[Event]:
         """Begins the talk."""
         self._ends_s = now_s + self._options.longest_s
-        self._outbox.emit("session.created", session=self._session_object())
-        return self._outbox.drain()
+        self._events.emit("session.created", session=self._session_object())
+        return self._events.drain()
 
     def describe(self) -> Event:
         """The session as it is now, for somebody who joins later."""
-        self._outbox.emit("session.created", session=self._session_object())
-        return self._outbox.drain()[-1]
+        self._events.emit("session.created", session=self._session_object())
+        return self._events.drain()[-1]
 
     def receive(self, message: str | bytes, now_s: float) -> list[Event]:
         """Takes a message from the client. What is wrong with it is answered with an `error`, and is not fatal."""
         event_id: str | None = None
         try:
             if isinstance(message, bytes):
-                raise Complaint("invalid_event", "An event is a text message, not a binary one.")
+                raise InvalidRequest("invalid_event", "An event is a text message, not a binary one.")
             value = parse_json(message)
             if isinstance(value, dict) and isinstance(value.get("event_id"), str):
                 event_id = value["event_id"]
             event = read_event(value)
             self._handlers[event.type](event, now_s)
-        except Complaint as complaint:
-            self._outbox.complain(complaint, event_id)
-        return self._outbox.drain()
+        except InvalidRequest as invalid:
+            self._events.emit_error(invalid, event_id)
+        return self._events.drain()
 
     def hear(self, pcm: bytes, now_s: float) -> list[Event]:
         """Takes audio that did not come in an event, as over WebRTC."""
         try:
             self._hear(pcm, now_s)
-        except Complaint as complaint:
-            self._outbox.complain(complaint, None)
-        return self._outbox.drain()
+        except InvalidRequest as invalid:
+            self._events.emit_error(invalid, None)
+        return self._events.drain()
 
     def played(self) -> list[Event]:
         """All audio of the answer has been heard: for whoever plays it here."""
         if self._playback is not None:
             self._playback.ends()
-        return self._outbox.drain()
+        return self._events.drain()
 
     def advance(self, now_s: float) -> list[Event]:
         """Does what is due."""
@@ -142,7 +142,7 @@ class Talk:
         self._transcripts.advance(now_s)
         if now_s >= self._ends_s:
             self._expire()
-        return self._outbox.drain()
+        return self._events.drain()
 
     def _all_handlers(self) -> dict[str, Callable[[Any, float], None]]:
         return {
@@ -169,24 +169,24 @@ class Talk:
         asked = check(self._dialect.session_model, event.session, "session")
         updated = self._dialect.updated(self._session, asked.model_dump(mode="json", exclude_unset=True))
         if updated.model != self._session.model:
-            raise Complaint(INVALID_VALUE, "The model of a session can't be changed.", "session.model")
+            raise InvalidRequest(INVALID_VALUE, "The model of a session can't be changed.", "session.model")
         settings = self._dialect.settings(updated)
         self._keep_voice(settings.voice, "session")
         self._session = updated
         self._hearing.follow(settings.turn_detection)
-        self._outbox.emit("session.updated", session=self._session_object())
+        self._events.emit("session.updated", session=self._session_object())
 
     def _keep_voice(self, voice: JsonValue, where: str) -> None:
         """Once it has spoken, a talk keeps its voice."""
         if self._responses.has_spoken and voice != self.settings.voice:
             message = "Cannot update a conversation's voice if assistant audio is present."
-            raise Complaint("cannot_update_voice", message, f"{where}.{self._dialect.voice_param}")
+            raise InvalidRequest("cannot_update_voice", message, f"{where}.{self._dialect.voice_param}")
 
     def _expire(self) -> None:
         minutes = round(self._options.longest_s / 60)
         message = f"Your session hit the maximum duration of {minutes} minutes."
-        self._outbox.complain(Complaint("session_expired", message), None)
-        self.ending = Ending(1001, "session_expired")
+        self._events.emit_error(InvalidRequest("session_expired", message), None)
+        self.ending = ServerClose(1001, "session_expired")
         self._ends_s = float("inf")
 
     # --- What comes in --------------------------------------------------------------------------------------------
@@ -199,11 +199,11 @@ class Talk:
             if isinstance(turn, Started):
                 self._user_item_id = self._ids.new("item")
                 place: dict[str, Any] = {"audio_start_ms": turn.at_ms, "item_id": self._user_item_id}
-                self._outbox.emit("input_audio_buffer.speech_started", **place)
+                self._events.emit("input_audio_buffer.speech_started", **place)
                 self._barge_in(now_s)
             else:
                 place = {"audio_end_ms": turn.at_ms, "item_id": self._user_item_id}
-                self._outbox.emit("input_audio_buffer.speech_stopped", **place)
+                self._events.emit("input_audio_buffer.speech_stopped", **place)
                 self._commit(turn.speech, self._user_item_id, now_s)
                 detection = self.settings.turn_detection
                 if detection is not None and detection.create_response and not self._responses.active:
@@ -225,14 +225,14 @@ class Talk:
     def _commit(self, speech: bytes, item_id: str, now_s: float) -> None:
         part = Part("audio", None, speech, duration_ms(speech))
         previous = self._conversation.last_id
-        self._outbox.emit("input_audio_buffer.committed", previous_item_id=previous, item_id=item_id)
+        self._events.emit("input_audio_buffer.committed", previous_item_id=previous, item_id=item_id)
         self._conversing.add(Message(item_id, "user", [part]), None)
         if self.settings.transcribes:
             self._transcripts.expect(item_id, part, self.settings.transcription_model, now_s)
 
     def _clear(self, _event: ClientEvent, _now_s: float) -> None:
         self._hearing.clear()
-        self._outbox.emit("input_audio_buffer.cleared")
+        self._events.emit("input_audio_buffer.cleared")
 
     # --- What goes out --------------------------------------------------------------------------------------------
 
@@ -260,7 +260,7 @@ class Talk:
         if self._playback is not None:
             self._playback.clears()
         elif self._dialect.name == "voice_live":
-            self._outbox.emit("output_audio_buffer.cleared")
+            self._events.emit("output_audio_buffer.cleared")
         else:
             message = "output_audio_buffer.clear is only supported for WebRTC and SIP connections."
-            raise Complaint("invalid_event", message, "type")
+            raise InvalidRequest("invalid_event", message, "type")

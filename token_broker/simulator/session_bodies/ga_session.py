@@ -224,7 +224,7 @@ class ExpiresAfter(Strict):
     seconds: int | None = Field(default=None, ge=10, le=7200)
 
 
-class ClientSecretRequest(Strict):
+class GaMintRequest(Strict):
     """Body of `POST /openai/v1/realtime/client_secrets`."""
 
     session: Annotated[RealtimeSession | TranscriptionSession, Field(discriminator="type")]

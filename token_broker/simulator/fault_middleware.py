@@ -1,30 +1,37 @@
-"""The outermost layer: notes every request, lets it meet its fault if one is set, and marks every answer.
+"""The outermost layer: logs every request, applies the fault that is set for it, and adds the common headers.
 
-It also owns the end: `stop` ends whatever still hangs, drips or floods, and nothing of it is left over.
+`stop` ends every request that still hangs, drips or floods, so that no task is left over.
 """
 
 import asyncio
+import contextlib
 from urllib.parse import unquote
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from token_broker.simulator import errors
-from token_broker.simulator.answering import SIMULATED, client_left, marking, marks, respond_error, respond_to_preflight
-from token_broker.simulator.faults import http as fault_http
-from token_broker.simulator.faults import websocket as fault_websocket
+from token_broker.simulator import azure_errors
+from token_broker.simulator.asgi_answers import (
+    SIMULATED,
+    client_left,
+    common_headers,
+    respond_error,
+    respond_to_preflight,
+    with_headers,
+)
+from token_broker.simulator.faults import http_faults, socket_faults
 from token_broker.simulator.faults.control import PREFIX as CONTROL
-from token_broker.simulator.faults.http import Exchange
-from token_broker.simulator.faults.rules import FaultTable
-from token_broker.simulator.faults.websocket import Socket
+from token_broker.simulator.faults.fault_table import FaultTable
+from token_broker.simulator.faults.http_faults import Exchange
+from token_broker.simulator.faults.socket_faults import SocketExchange
+from token_broker.simulator.raw_wire import wire_of
+from token_broker.simulator.request_log import RequestLog, SeenRequest
 from token_broker.simulator.resource import Resource
-from token_broker.simulator.seen import RequestLog, SeenRequest
-from token_broker.simulator.wire import wire_of
 
-_FAREWELL_S = 1.0
+_DISCONNECT_S = 1.0
 
 
-class Front:
+class FaultMiddleware:
     """An ASGI application around the simulator's own."""
 
     def __init__(self, app: ASGIApp, resource: Resource, faults: FaultTable, log: RequestLog) -> None:
@@ -56,12 +63,22 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"].startswith(CONTROL):
             # Without CORS: a page of another origin must not read it.
-            await self._app(scope, receive, marking(send, lambda: SIMULATED))
+            await self._app(scope, receive, with_headers(send, lambda: SIMULATED))
             return
-        entry = self._note(scope)
-        send = marking(send, lambda: marks(self._resource.clock.now), entry)
-        if _is_preflight(scope):
-            # Neither a request to Azure's API nor to be met by a fault that is meant for the one that follows.
+        headers = Headers(scope=scope)
+        entry = SeenRequest(
+            protocol=scope["type"],
+            method=scope.get("method", "GET"),
+            path=scope["path"],
+            query=self._log.scrub(unquote(scope["query_string"].decode("latin-1"))),
+            header_names=sorted(set(headers.keys())),
+            auth=self._resource.credential_of(headers),
+            body=None,
+            at=self._resource.clock.now(),
+        )
+        send = with_headers(send, lambda: common_headers(self._resource.clock.now), entry)
+        if entry.method == "OPTIONS" and "access-control-request-method" in headers:
+            # A browser's own question: neither logged nor met by a fault that is meant for the request after it.
             await respond_to_preflight(scope, send)
             return
         self._log.add(entry)
@@ -74,35 +91,25 @@ class Front:
         except asyncio.CancelledError:
             if not self._stopping:
                 raise
+            # `stop` cancelled it: break the connection, then let the server notice, or it would answer 500.
             task.uncancel()
-            await _cut(scope, receive)
+            wire_of(scope).abort()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(client_left(receive), _DISCONNECT_S)
         finally:
             self._running.discard(task)
             self._changed.set()
             entry.ended = True
 
-    def _note(self, scope: Scope) -> SeenRequest:
-        headers = Headers(scope=scope)
-        return SeenRequest(
-            protocol=scope["type"],
-            method=scope.get("method", "GET"),
-            path=scope["path"],
-            query=self._log.scrub(unquote(scope["query_string"].decode("latin-1"))),
-            header_names=sorted(set(headers.keys())),
-            auth=self._resource.credential_of(headers),
-            body=None,
-            at=self._resource.clock.now(),
-        )
-
     async def _serve(self, scope: Scope, receive: Receive, send: Send, entry: SeenRequest) -> None:
         fault = self._faults.take(scope["type"], entry.method, entry.path, entry.auth)
         entry.fault = fault.fault if fault is not None else None
         if scope["type"] == "websocket":
-            await fault_websocket.serve(fault, Socket(self._app, scope, receive, send, entry))
+            await socket_faults.serve(fault, SocketExchange(self._app, scope, receive, send, entry))
             return
         body = await _read(receive, self._resource.config.max_body_bytes)
         if body is None:
-            await respond_error(scope, send, errors.page(413))
+            await respond_error(scope, send, azure_errors.page(413))
             return
         entry.body = self._log.readable(body)
         exchange = Exchange(
@@ -111,15 +118,11 @@ class Front:
         if fault is None:
             await exchange.answer_honestly()
         else:
-            await fault_http.meet(fault, exchange)
-
-
-def _is_preflight(scope: Scope) -> bool:
-    return scope.get("method") == "OPTIONS" and b"access-control-request-method" in dict(scope["headers"])
+            await http_faults.meet(fault, exchange)
 
 
 async def _read(receive: Receive, limit_bytes: int) -> bytes | None:
-    """The whole body; None if it is over the limit. A client that leaves before its end has sent what it has sent."""
+    """The whole body; None if it is over the limit. Where the client leaves early, what it has sent until then."""
     body = bytearray()
     while (message := await receive())["type"] == "http.request":
         body += message.get("body", b"")
@@ -128,12 +131,3 @@ async def _read(receive: Receive, limit_bytes: int) -> bytes | None:
         if not message.get("more_body", False):
             break
     return bytes(body)
-
-
-async def _cut(scope: Scope, receive: Receive) -> None:
-    """Breaks the connection off, and waits until the server has noticed."""
-    wire_of(scope).abort()
-    try:
-        await asyncio.wait_for(client_left(receive), _FAREWELL_S)
-    except TimeoutError:
-        return

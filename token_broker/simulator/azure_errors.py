@@ -52,7 +52,7 @@ def page(status: int) -> AzureError:
 
 
 def invalid_request(code: str, message: str, *, param: str | None = None, status: int = 400) -> AzureError:
-    """The model's own complaint about a body, as OpenAI words it."""
+    """The model's own invalid about a body, as OpenAI words it."""
     return structured(status, code, message, param=param, type_="invalid_request_error")
 
 

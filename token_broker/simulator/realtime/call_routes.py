@@ -10,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from token_broker.simulator import errors
+from token_broker.simulator import azure_errors
 from token_broker.simulator.auth import Credential, admit, bearer_of
 from token_broker.simulator.ephemeral import EphemeralSecret
-from token_broker.simulator.faults.http import CALL_FAULT
-from token_broker.simulator.faults.rules import DieAfter, Fault, IceNever
-from token_broker.simulator.realtime.opening import minted_opening, new_talk
+from token_broker.simulator.faults.fault_table import DieAfterFault, Fault, IceNeverFault
+from token_broker.simulator.faults.http_faults import CALL_FAULT
+from token_broker.simulator.realtime.talk_opening import minted_opening, new_talk
 from token_broker.simulator.resource import Resource
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class OpenCall:
     task: "asyncio.Task[None]"
 
 
-class Calls:
+class CallRoutes:
     """The open calls of one simulated resource."""
 
     def __init__(self, resource: Resource) -> None:
@@ -60,7 +60,7 @@ class Calls:
 
         """
         if call_id not in self._open:
-            raise errors.structured(404, "404", "No call found for the given call id.")
+            raise azure_errors.structured(404, "404", "No call found for the given call id.")
         return self._open[call_id].call
 
     async def until(self, count: int) -> None:
@@ -81,11 +81,11 @@ class Calls:
         secret = self._admit(request)
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/sdp":
-            raise errors.structured(415, "UnsupportedMediaType", f"Unsupported media type: {media_type}")
+            raise azure_errors.structured(415, "UnsupportedMediaType", f"Unsupported media type: {media_type}")
         if "api-version" in request.query_params:
-            raise errors.api_version_not_allowed()
+            raise azure_errors.api_version_not_allowed()
         if len(self._open) >= self._resource.config.max_talks:
-            raise errors.structured(429, "429", "Too many open sessions.")
+            raise azure_errors.structured(429, "429", "Too many open sessions.")
         offer = (await request.body()).decode(errors="replace")
         filtered = request.query_params.get("webrtcfilter") == "on"
         fault: Fault | None = request.scope["extensions"].get(CALL_FAULT)
@@ -103,7 +103,7 @@ class Calls:
         admit(credential, self._resource.config, {Credential.EPHEMERAL})
         secret = self._resource.secrets.find(bearer_of(request.headers) or "")
         if secret is None:
-            raise errors.key_wrong()
+            raise azure_errors.key_wrong()
         return secret
 
     async def _answer(
@@ -115,18 +115,20 @@ class Calls:
             from token_broker.simulator.realtime.call import Call, unusable
         except ModuleNotFoundError as missing:
             message = f"[simulated] WebRTC is not part of this installation: {missing.name} is missing."
-            raise errors.structured(501, "501", message) from missing
+            raise azure_errors.structured(501, "501", message) from missing
         call = Call(new_talk(self._resource, minted_opening(secret), server_plays=True), filtered=filtered)
         try:
             answer = await call.answer(offer, self._addresses())
         except ValueError as error:
             await call.close()
-            raise errors.invalid_request("invalid_offer", f"The offer can't be answered: {error}") from error
+            raise azure_errors.invalid_request("invalid_offer", f"The offer can't be answered: {error}") from error
         call_id = f"rtc_{secrets.token_hex(16)}"
-        if isinstance(fault, IceNever):
+        if isinstance(fault, IceNeverFault):
             await call.close()
             return call_id, unusable(answer)
-        task = asyncio.create_task(call.run(fault if isinstance(fault, DieAfter) else None), name=f"call {call_id}")
+        task = asyncio.create_task(
+            call.run(fault if isinstance(fault, DieAfterFault) else None), name=f"call {call_id}"
+        )
         self._open[call_id] = OpenCall(call, task)
         self._changed.set()
         task.add_done_callback(lambda _: self._forget(call_id))
