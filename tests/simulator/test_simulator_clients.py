@@ -89,7 +89,7 @@ async def _until_done(connection: AsyncRealtimeConnection) -> list[Any]:
     return events
 
 
-async def test_the_openai_client_talks_in_audio(ga: AsyncRealtimeConnection) -> None:
+async def test_openai_client_talks_in_audio(ga: AsyncRealtimeConnection) -> None:
     assert (await ga.recv()).type == "session.created"
     await ga.session.update(session=cast("Any", GA_SESSION))
     for audio in _chunks(SAID):
@@ -102,7 +102,7 @@ async def test_the_openai_client_talks_in_audio(ga: AsyncRealtimeConnection) -> 
     assert events[-1].response.usage.total_tokens > 0
 
 
-async def test_the_openai_client_talks_in_text_and_truncates(ga: AsyncRealtimeConnection) -> None:
+async def test_openai_client_writes_and_truncates(ga: AsyncRealtimeConnection) -> None:
     content = {"type": "input_text", "text": "Hello there"}
     item = {"type": "message", "role": "user", "content": [content]}
     await ga.conversation.item.create(item=cast("Any", item))
@@ -115,14 +115,14 @@ async def test_the_openai_client_talks_in_text_and_truncates(ga: AsyncRealtimeCo
     assert (await ga.recv()).type == "conversation.item.truncated"
 
 
-async def test_the_openai_client_cancels(pensive: RunningSimulator) -> None:
+async def test_openai_client_cancels(pensive: RunningSimulator) -> None:
     async with _ga(pensive) as connection:
         await connection.response.create()
         await connection.response.cancel()
         assert (await _until_done(connection))[-1].response.status == "cancelled"
 
 
-async def test_the_azure_class_of_the_openai_package_talks_on_the_preview_socket(azure: RunningSimulator) -> None:
+async def test_azure_openai_class_on_preview_socket(azure: RunningSimulator) -> None:
     client = openai.AsyncAzureOpenAI(
         azure_endpoint=azure.base_url,
         websocket_base_url=f"{azure.websocket_url}/openai",
@@ -180,7 +180,7 @@ async def _until_response_done(connection: VoiceLiveConnection) -> list[Any]:
 
 
 @pytest.mark.parametrize("credential", [AzureKeyCredential("simulated-key"), _Token()], ids=["key", "token"])
-async def test_the_voice_live_sdk_talks_in_audio(azure: RunningSimulator, credential: Any) -> None:
+async def test_voice_live_sdk_talks_in_audio(azure: RunningSimulator, credential: Any) -> None:
     async with connect(endpoint=azure.base_url, credential=credential, model="gpt-realtime") as connection:
         await connection.session.update(session=SESSION)
         for audio in _chunks(SAID):
@@ -195,7 +195,7 @@ async def test_the_voice_live_sdk_talks_in_audio(azure: RunningSimulator, creden
     assert events[-1].response.usage.total_tokens > 0
 
 
-async def test_the_voice_live_sdk_talks_in_text(azure: RunningSimulator) -> None:
+async def test_voice_live_sdk_talks_in_text(azure: RunningSimulator) -> None:
     credential = AzureKeyCredential("simulated-key")
     async with connect(endpoint=azure.base_url, credential=credential, model="gpt-realtime") as connection:
         content = models.InputTextContentPart(text="Hello there")
@@ -205,7 +205,7 @@ async def test_the_voice_live_sdk_talks_in_text(azure: RunningSimulator) -> None
     assert [event.transcript for event in events if "transcript" in event] == ["[simulated] you wrote: Hello there"]
 
 
-async def test_the_voice_live_sdk_cancels_and_clears(pensive: RunningSimulator) -> None:
+async def test_voice_live_sdk_cancels_and_clears(pensive: RunningSimulator) -> None:
     credential = AzureKeyCredential("simulated-key")
     async with connect(endpoint=pensive.base_url, credential=credential, model="gpt-realtime") as connection:
         await connection.response.create()
@@ -258,7 +258,7 @@ def _extras(value: Any, path: str = "") -> Iterator[str]:
             yield from _extras(part, path)
 
 
-async def test_every_ga_event_is_one_of_the_openai_packages(azure: RunningSimulator) -> None:
+async def test_ga_events_match_openai_package(azure: RunningSimulator) -> None:
     parser: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
     async with call(azure, GA_PATH) as caller:
         events = await _varied_talk(caller, GA_SESSION)
@@ -298,7 +298,7 @@ SDK_LEAVES_OUT = {
 }
 
 
-async def test_every_voice_live_event_is_one_of_the_sdks(azure: RunningSimulator) -> None:
+async def test_voice_live_events_match_sdk(azure: RunningSimulator) -> None:
     session = json.loads(json.dumps(SESSION.as_dict()))
     async with call(azure, VOICE_LIVE_PATH) as caller:
         events = await _varied_talk(caller, session)

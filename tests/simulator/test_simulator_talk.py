@@ -116,14 +116,14 @@ PREVIEW_TURN = [
     [(GA, GA_TURN), (PREVIEW, PREVIEW_TURN), (VOICE_LIVE, PREVIEW_TURN[:-1])],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_a_spoken_turn_is_told_in_the_dialects_own_events(dialect: Dialect, expected: list[str]) -> None:
+def test_spoken_turn_in_dialects_events(dialect: Dialect, expected: list[str]) -> None:
     scene = Scene(dialect)
     came = scene.say(speech(0.1) + silence(1)) + scene.wait(5)
     assert _names(came) == expected
 
 
 @by_dialect
-def test_speech_is_answered_with_itself_byte_for_byte(dialect: Dialect) -> None:
+def test_speech_is_answered_with_itself(dialect: Dialect) -> None:
     scene = Scene(dialect)
     pcm = silence(0.5) + speech(1.5) + silence(1)
     scene.say(pcm)
@@ -134,7 +134,7 @@ def test_speech_is_answered_with_itself_byte_for_byte(dialect: Dialect) -> None:
     assert scene.only("response.output_audio_transcript.done")["transcript"] == "[simulated] you said 2.0 s of speech"
 
 
-def test_the_answer_comes_faster_than_real_time_and_no_faster_than_it_should() -> None:
+def test_answer_comes_at_its_speech_rate() -> None:
     scene = Scene(speech_rate=SpeechRate(thinking_s=0.2, speed=4))
     scene.say(speech(2) + silence(1))
     scene.wait(0.19)
@@ -146,7 +146,7 @@ def test_the_answer_comes_faster_than_real_time_and_no_faster_than_it_should() -
 
 
 @by_dialect
-def test_every_event_has_its_own_id_and_every_delta_its_place(dialect: Dialect) -> None:
+def test_events_have_ids_and_deltas_places(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.say(speech(0.5) + silence(1))
     scene.wait(5)
@@ -161,7 +161,7 @@ def test_every_event_has_its_own_id_and_every_delta_its_place(dialect: Dialect) 
 
 
 @by_dialect
-def test_the_users_audio_has_a_transcript_that_is_null_and_not_absent(dialect: Dialect) -> None:
+def test_user_audio_has_null_transcript(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.say(speech(0.5) + silence(1))
     item = scene.all("conversation.item.added")[0]["item"]
@@ -171,7 +171,7 @@ def test_the_users_audio_has_a_transcript_that_is_null_and_not_absent(dialect: D
 
 
 @by_dialect
-def test_items_name_the_one_before_them(dialect: Dialect) -> None:
+def test_items_name_their_predecessor(dialect: Dialect) -> None:
     scene = Scene(dialect)
     for _ in range(2):
         scene.say(speech(0.3) + silence(1))
@@ -183,7 +183,7 @@ def test_items_name_the_one_before_them(dialect: Dialect) -> None:
 
 
 @by_dialect
-def test_the_bill_is_whole(dialect: Dialect) -> None:
+def test_usage_is_complete(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.say(speech(2) + silence(1))
     scene.wait(5)
@@ -205,7 +205,7 @@ def _user_text(text: str) -> dict[str, Any]:
 
 
 @by_dialect
-def test_text_is_answered_with_a_quotation_and_a_tone(dialect: Dialect) -> None:
+def test_text_is_quoted_over_a_tone(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.send("conversation.item.create", item=_user_text("Good morning"))
     scene.send("response.create")
@@ -226,7 +226,7 @@ def test_text_is_answered_with_a_quotation_and_a_tone(dialect: Dialect) -> None:
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_a_response_that_is_asked_for_as_text_has_no_audio(dialect: Dialect, asked: dict[str, Any]) -> None:
+def test_text_response_has_no_audio(dialect: Dialect, asked: dict[str, Any]) -> None:
     scene = Scene(dialect)
     scene.send("conversation.item.create", item=_user_text("Hello"))
     scene.send("response.create", response=asked | {"metadata": {"turn": "1"}})
@@ -240,7 +240,7 @@ def test_a_response_that_is_asked_for_as_text_has_no_audio(dialect: Dialect, ask
     ]
 
 
-def test_a_response_outside_the_conversation_leaves_it_as_it_was() -> None:
+def test_response_outside_conversation() -> None:
     scene = Scene()
     asked = {"conversation": "none", "input": [_user_text("aside")], "output_modalities": ["text"]}
     scene.send("response.create", response=asked)
@@ -251,7 +251,7 @@ def test_a_response_outside_the_conversation_leaves_it_as_it_was() -> None:
     assert scene.all("conversation.item.added") == []
 
 
-def test_what_a_function_gave_is_answered() -> None:
+def test_function_output_is_answered() -> None:
     scene = Scene()
     scene.send("conversation.item.create", item=_user_text("What is the time?"))
     scene.send(
@@ -276,7 +276,7 @@ def test_what_a_function_gave_is_answered() -> None:
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_without_turn_detection_the_client_commits_and_asks(dialect: Dialect, patch: dict[str, Any]) -> None:
+def test_client_commits_without_turn_detection(dialect: Dialect, patch: dict[str, Any]) -> None:
     scene = Scene(dialect)
     scene.send("session.update", session=patch)
     pcm = speech(1) + silence(1)
@@ -289,7 +289,7 @@ def test_without_turn_detection_the_client_commits_and_asks(dialect: Dialect, pa
     assert returned == pcm
 
 
-def test_an_empty_commit_is_an_error_and_a_clear_empties() -> None:
+def test_empty_commit_is_an_error() -> None:
     scene = Scene()
     scene.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})
     scene.say(speech(1))
@@ -298,7 +298,7 @@ def test_an_empty_commit_is_an_error_and_a_clear_empties() -> None:
     assert scene.error()["code"] == "input_audio_buffer_commit_empty"
 
 
-def test_without_create_response_a_turn_is_committed_and_not_answered() -> None:
+def test_turn_without_create_response() -> None:
     scene = Scene()
     detection = {"type": "server_vad", "create_response": False}
     scene.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": detection}}})
@@ -312,7 +312,7 @@ def test_without_create_response_a_turn_is_committed_and_not_answered() -> None:
 
 
 @by_dialect
-def test_a_barge_in_ends_the_answer_as_cancelled_with_what_was_said_so_far(dialect: Dialect) -> None:
+def test_barge_in_cancels_answer(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.say(speech(3) + silence(1))
     scene.wait(0.3)
@@ -331,7 +331,7 @@ def test_a_barge_in_ends_the_answer_as_cancelled_with_what_was_said_so_far(diale
     assert len(scene.all("response.output_audio.delta")) == before
 
 
-def test_with_interruption_off_the_answer_goes_on() -> None:
+def test_answer_goes_on_without_interruption() -> None:
     scene = Scene()
     detection = {"type": "server_vad", "interrupt_response": False}
     scene.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": detection}}})
@@ -343,7 +343,7 @@ def test_with_interruption_off_the_answer_goes_on() -> None:
 
 
 @by_dialect
-def test_a_cancel_ends_the_answer_and_without_one_it_is_an_error(dialect: Dialect) -> None:
+def test_cancel_ends_answer_or_is_an_error(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.send("response.cancel")
     assert scene.error()["code"] == "response_cancel_not_active"
@@ -354,7 +354,7 @@ def test_a_cancel_ends_the_answer_and_without_one_it_is_an_error(dialect: Dialec
     assert response["status_details"] == {"type": "cancelled", "reason": "client_cancelled"}
 
 
-def test_a_second_response_while_one_is_on_its_way_is_an_error() -> None:
+def test_second_active_response_is_an_error() -> None:
     scene = Scene()
     scene.send("response.create")
     scene.send("response.create")
@@ -362,7 +362,7 @@ def test_a_second_response_while_one_is_on_its_way_is_an_error() -> None:
 
 
 @by_dialect
-def test_truncation_goes_as_far_as_what_was_sent_and_no_further(dialect: Dialect) -> None:
+def test_truncation_is_limited_to_sent_audio(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.say(speech(3) + silence(1))
     scene.wait(0.3)
@@ -381,7 +381,7 @@ def test_truncation_goes_as_far_as_what_was_sent_and_no_further(dialect: Dialect
     assert part["transcript"] == ""
 
 
-def test_only_an_answers_audio_can_be_truncated() -> None:
+def test_only_answers_audio_is_truncated() -> None:
     scene = Scene()
     scene.send("conversation.item.create", item=_user_text("hi") | {"id": "item_mine"})
     scene.send("conversation.item.truncate", item_id="item_mine", content_index=0, audio_end_ms=0)
@@ -395,7 +395,7 @@ def _playback(scene: Scene) -> list[str]:
     return [event["type"] for event in scene.events if event["type"].startswith("output_audio_buffer.")]
 
 
-def test_where_the_server_plays_it_tells_when_that_starts_and_ends() -> None:
+def test_server_playback_tells_start_and_end() -> None:
     scene = Scene(server_plays=True)
     scene.send("response.create")
     scene.wait(5)
@@ -407,7 +407,7 @@ def test_where_the_server_plays_it_tells_when_that_starts_and_ends() -> None:
     assert scene.talk.played() == []
 
 
-def test_a_barge_in_after_the_answers_end_clears_what_was_not_heard() -> None:
+def test_late_barge_in_clears_playback() -> None:
     scene = Scene(server_plays=True)
     scene.say(speech(2) + silence(1))
     scene.wait(5)
@@ -418,7 +418,7 @@ def test_a_barge_in_after_the_answers_end_clears_what_was_not_heard() -> None:
     assert scene.only("output_audio_buffer.cleared")["response_id"] == response_id
 
 
-def test_without_interruption_a_barge_in_leaves_the_playback_alone() -> None:
+def test_playback_goes_on_without_interruption() -> None:
     scene = Scene(server_plays=True)
     detection = {"type": "server_vad", "interrupt_response": False}
     scene.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": detection}}})
@@ -440,7 +440,7 @@ COMPLETED = "conversation.item.input_audio_transcription.completed"
 
 @by_dialect
 @pytest.mark.parametrize("after_answer", [False, True])
-def test_the_users_transcript_comes_before_or_after_the_answer(dialect: Dialect, after_answer: bool) -> None:
+def test_transcript_before_or_after_answer(dialect: Dialect, after_answer: bool) -> None:
     scene = Scene(dialect, transcribes_after_answer=after_answer)
     scene.send("session.update", session=TRANSCRIBE[dialect.name])
     scene.say(speech(1) + silence(1))
@@ -453,7 +453,7 @@ def test_the_users_transcript_comes_before_or_after_the_answer(dialect: Dialect,
 
 
 @by_dialect
-def test_what_was_transcribed_stands_in_the_item_from_then_on(dialect: Dialect) -> None:
+def test_transcript_stands_in_its_item(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.send("session.update", session=TRANSCRIBE[dialect.name])
     scene.say(speech(1) + silence(1))
@@ -465,14 +465,14 @@ def test_what_was_transcribed_stands_in_the_item_from_then_on(dialect: Dialect) 
 
 
 @by_dialect
-def test_without_transcription_in_the_session_there_is_no_transcript(dialect: Dialect) -> None:
+def test_no_transcript_unless_asked(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.say(speech(1) + silence(1))
     scene.wait(5)
     assert scene.all(COMPLETED) == []
 
 
-def test_on_ga_a_transcription_deployment_that_is_missing_fails_and_speech_works() -> None:
+def test_missing_transcription_deployment_fails() -> None:
     scene = Scene(transcription_models=frozenset({"whisper-eu"}))
     scene.send("session.update", session=TRANSCRIBE["ga"])
     scene.say(speech(1) + silence(1))
@@ -512,7 +512,7 @@ def _contains(whole: Any, part: Any) -> bool:
 
 
 @updates
-def test_an_update_changes_what_it_names_and_leaves_the_rest(dialect: Dialect, patch: dict[str, Any]) -> None:
+def test_update_changes_named_fields(dialect: Dialect, patch: dict[str, Any]) -> None:
     scene = Scene(dialect)
     created = scene.only("session.created")["session"]
     scene.send("session.update", session=patch)
@@ -524,7 +524,7 @@ def test_an_update_changes_what_it_names_and_leaves_the_rest(dialect: Dialect, p
     assert updated["tools"] == created["tools"]
 
 
-def test_gas_audio_is_updated_field_by_field() -> None:
+def test_ga_audio_is_updated_by_field() -> None:
     scene = Scene()
     scene.send("session.update", session={"type": "realtime", "audio": {"output": {"voice": "cedar"}}})
     scene.send("session.update", session={"type": "realtime", "audio": {"output": {"speed": 1.2}}})
@@ -574,9 +574,7 @@ def test_tools_are_taken(dialect: Dialect) -> None:
         (VOICE_LIVE, {"turn_detection": {"type": "none"}}, "invalid_value", "session.turn_detection.type"),
     ],
 )
-def test_an_update_that_does_not_fit_changes_nothing_and_names_the_parameter(
-    dialect: Dialect, session: dict[str, Any], code: str, param: str
-) -> None:
+def test_invalid_update_changes_nothing(dialect: Dialect, session: dict[str, Any], code: str, param: str) -> None:
     scene = Scene(dialect)
     scene.send("session.update", session=session, event_id="event_mine")
     assert (scene.error()["code"], scene.error()["param"]) == (code, param)
@@ -593,7 +591,7 @@ def test_an_update_that_does_not_fit_changes_nothing_and_names_the_parameter(
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_once_it_has_spoken_the_voice_is_fixed(dialect: Dialect, voice: dict[str, Any], param: str) -> None:
+def test_voice_is_fixed_after_speech(dialect: Dialect, voice: dict[str, Any], param: str) -> None:
     scene = Scene(dialect)
     scene.send("response.create")
     scene.wait(5)
@@ -605,7 +603,7 @@ def test_once_it_has_spoken_the_voice_is_fixed(dialect: Dialect, voice: dict[str
     assert scene.only("session.updated")["session"]["instructions"] == "New."
 
 
-def test_a_text_answer_leaves_the_voice_free() -> None:
+def test_text_answer_leaves_voice_free() -> None:
     scene = Scene()
     scene.send("response.create", response={"output_modalities": ["text"]})
     scene.wait(5)
@@ -613,7 +611,7 @@ def test_a_text_answer_leaves_the_voice_free() -> None:
     assert scene.only("session.updated")
 
 
-def test_a_talk_ends_by_itself_at_its_longest() -> None:
+def test_talk_expires_at_its_longest() -> None:
     scene = Scene(longest_s=1800)
     scene.wait(1799)
     assert scene.talk.ending is None
@@ -653,9 +651,7 @@ def test_a_talk_ends_by_itself_at_its_longest() -> None:
         ('{"type": "output_audio_buffer.clear"}', "invalid_event", "type"),
     ],
 )
-def test_a_bad_event_is_answered_with_an_error_and_the_talk_goes_on(
-    message: str | bytes, code: str, param: str | None
-) -> None:
+def test_talk_goes_on_after_bad_event(message: str | bytes, code: str, param: str | None) -> None:
     scene = Scene()
     scene.receive(message)
     assert (scene.error()["code"], scene.error()["param"]) == (code, param)
@@ -677,7 +673,7 @@ def test_a_bad_event_is_answered_with_an_error_and_the_talk_goes_on(
         (GA, "system", "input_audio", False),
     ],
 )
-def test_an_item_has_the_content_of_its_role_and_dialect(dialect: Dialect, role: str, kind: str, fits: bool) -> None:
+def test_item_content_fits_role_and_dialect(dialect: Dialect, role: str, kind: str, fits: bool) -> None:
     scene = Scene(dialect)
     item = {"type": "message", "role": role, "content": [{"type": kind, "text": "x"}]}
     scene.send("conversation.item.create", item=item)
@@ -687,7 +683,7 @@ def test_an_item_has_the_content_of_its_role_and_dialect(dialect: Dialect, role:
         assert scene.error()["param"] == "item.content[0].type"
 
 
-def test_items_keep_their_ids_and_are_put_where_they_are_wanted() -> None:
+def test_items_keep_ids_and_places() -> None:
     scene = Scene()
     for name, after in [("a", None), ("b", None), ("c", "a"), ("d", "root")]:
         scene.send("conversation.item.create", item=_user_text(name) | {"id": name}, previous_item_id=after)
@@ -701,7 +697,7 @@ def test_items_keep_their_ids_and_are_put_where_they_are_wanted() -> None:
     assert scene.only("conversation.item.deleted")["item_id"] == "a"
 
 
-def test_a_long_talks_memory_is_bounded() -> None:
+def test_long_talks_memory_is_bounded() -> None:
     scene = Scene()
     for number in range(250):
         scene.send("conversation.item.create", item=_user_text(str(number)) | {"id": f"item_{number}"})
