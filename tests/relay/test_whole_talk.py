@@ -54,7 +54,7 @@ async def test_five_seconds_of_speech_in_real_time_come_back_as_they_were_said()
 
 @pytest.mark.parametrize("upstream", ["voice_live", "openai_realtime"])
 async def test_two_exchanges_are_kept_in_order_where_transcripts_come_after_the_answers(upstream: str) -> None:
-    config = SimulatorConfig(transcribes_after_answer=True, answer_speed=50)
+    config = SimulatorConfig(transcript_timing="after_answer", answer_speed=50)
     with run_in_thread(config) as azure:
         async with broker(azure.base_url, proxy_upstreams=(upstream,), **SIMULATED) as running:
             async with running.client() as client:

@@ -19,7 +19,7 @@ SESSION: dict[str, Any] = {
     "type": "realtime",
     "model": "gpt-realtime",
     "instructions": "Be brief.",
-    "audio": {"input": {"transcription": {"model": "whisper-1"}}},
+    "audio": {"input": {"transcription": {"model": "gpt-4o-mini-transcribe"}}},
 }
 FILTERED = {
     "input_audio_buffer.speech_started",
@@ -140,7 +140,8 @@ async def test_barge_in_clears_unheard_audio(azure: RunningSimulator) -> None:
         names = phone.names()
     assert names.index("response.done") < names.index("output_audio_buffer.cleared")
     assert names.count("input_audio_buffer.speech_started") == 2
-    assert names[-1] == "output_audio_buffer.cleared"
+    # The server knows what was heard, so it truncates the item itself.
+    assert names[-2:] == ["conversation.item.truncated", "output_audio_buffer.cleared"]
 
 
 @pytest.mark.parametrize("label", ["oai-events", "realtime-channel", "anything"])
@@ -161,10 +162,17 @@ async def test_offer_without_candidates_works(azure: RunningSimulator) -> None:
     await azure.until_calls(0)
 
 
-@pytest.mark.parametrize("token", ["simulated-key", "simulated-entra-token", "ek_simulated_forged", "nonsense"])
-async def test_call_needs_ephemeral_secret(azure: RunningSimulator, token: str) -> None:
+@pytest.mark.parametrize("token", ["ek_simulated_forged", "nonsense"])
+async def test_call_refuses_unknown_secret(azure: RunningSimulator, token: str) -> None:
     answer = await _post(azure, "v=0", token)
     assert (answer.status_code, answer.json()["statusCode"]) == (401, 401)
+
+
+@pytest.mark.parametrize("token", ["simulated-key", "simulated-entra-token"])
+async def test_call_needs_ephemeral_secret(azure: RunningSimulator, token: str) -> None:
+    answer = await _post(azure, "v=0", token)
+    assert answer.status_code == 401
+    assert "requires ephemeral tokens for authentication" in answer.json()["error"]["message"]
 
 
 async def test_key_or_expired_secret_may_not_call(azure: RunningSimulator) -> None:
@@ -200,7 +208,11 @@ async def test_call_answer_is_201_with_location(azure: RunningSimulator) -> None
     async with _phone() as phone:
         answer = await _post(azure, await phone.offer(), await _mint(azure))
         assert answer.status_code == 201
-        assert answer.headers["content-type"] == "application/sdp"
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+        assert answer.headers["access-control-expose-headers"] == "Location,X-Request-Id"
+        assert {"azureml-served-by-cluster", "openai-processing-ms", "openai-version"} <= set(answer.headers)
+        assert answer.text.count(" tcp ") == 1
+        assert " 3478 typ host tcptype passive" in answer.text
         assert answer.headers["location"].startswith("/v1/realtime/calls/rtc_")
         assert answer.text.startswith("v=0")
         assert "127.0.0.1" in answer.text
@@ -210,11 +222,11 @@ async def test_call_answer_is_201_with_location(azure: RunningSimulator) -> None
 
 
 async def test_sdp_answer_type_can_be_set() -> None:
-    seen = "text/plain; charset=utf-8"
-    config = SimulatorConfig(ice_addresses=("127.0.0.1",), sdp_answer_type=seen)
+    documented = "application/sdp"
+    config = SimulatorConfig(ice_addresses=("127.0.0.1",), sdp_answer_type=documented)
     async with serve(config) as azure, _calling(azure) as (phone, _):
         await phone.hear("session.created")
-        assert phone.answer_type == seen
+        assert phone.answer_type == documented
 
 
 async def test_call_without_aiortc_is_501(azure: RunningSimulator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,19 +251,28 @@ async def test_hang_up_ends_call_second_is_404(azure: RunningSimulator) -> None:
 async def test_sideband_sees_filtered_events_and_sends(azure: RunningSimulator) -> None:
     async with _calling(azure, query="?webrtcfilter=on") as (phone, call_id):
         async with call(azure, f"/openai/v1/realtime?call_id={call_id}") as observer:
-            assert (await observer.hear("session.created"))["session"]["instructions"] == "Be brief."
-            await observer.send("session.update", session={"type": "realtime", "instructions": "New."})
-            assert (await observer.hear("session.updated"))["session"]["instructions"] == "New."
+            await observer.send("session.update", session={"type": "realtime", "max_output_tokens": 99})
+            assert (await observer.hear("session.updated"))["session"]["instructions"] == "Be brief."
+            assert [event["type"] for event in observer.events] == ["session.updated"]
             await observer.send("response.create")
             await observer.hear("response.done")
+            await observer.hear("output_audio_buffer.stopped")
+            assert observer.heard("output_audio_buffer.started")
             assert observer.audio() == b""
             await phone.hear("response.output_audio_transcript.done")
         assert "session.updated" not in phone.names()
 
 
+async def test_sideband_can_state_session_first() -> None:
+    config = SimulatorConfig(ice_addresses=("127.0.0.1",), sideband_states_session=True)
+    async with serve(config) as azure, _calling(azure) as (phone, call_id):
+        await phone.hear("session.created")
+        async with call(azure, f"/openai/v1/realtime?call_id={call_id}") as observer:
+            assert (await observer.hear("session.created"))["session"]["instructions"] == "Be brief."
+
+
 async def test_sideband_ends_with_its_call(azure: RunningSimulator) -> None:
     async with _calling(azure) as (phone, call_id), call(azure, f"/openai/v1/realtime?call_id={call_id}") as observer:
-        await observer.hear("session.created")
         await phone.hear("session.created")
         await phone.hang_up()
         await observer.socket.wait_closed()
@@ -292,7 +313,7 @@ async def test_cors_allows_any_page_despite_faults(azure: RunningSimulator) -> N
     assert refused.status_code == 503
     for answer in (preflight, refused):
         assert answer.headers["access-control-allow-origin"] == "*"
-    assert "location" in refused.headers["access-control-expose-headers"]
+    assert "Location" in refused.headers["access-control-expose-headers"]
 
 
 # --- Faults --------------------------------------------------------------------------------------------------------

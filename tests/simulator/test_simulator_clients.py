@@ -28,7 +28,7 @@ GA_SESSION: dict[str, Any] = {
     "output_modalities": ["audio"],
     "audio": {
         "input": {
-            "transcription": {"model": "whisper-1"},
+            "transcription": {"model": "gpt-4o-mini-transcribe"},
             "turn_detection": {"type": "server_vad", "threshold": 0.6, "silence_duration_ms": 800},
         },
         "output": {"voice": "marin"},
@@ -111,7 +111,6 @@ async def test_openai_client_writes_and_truncates(ga: AsyncRealtimeConnection) -
     (transcript,) = [event.transcript for event in events if hasattr(event, "transcript")]
     assert transcript == "[simulated] you wrote: Hello there"
     await ga.conversation.item.truncate(item_id=events[-1].response.output[0].id, content_index=0, audio_end_ms=100)
-    assert (await ga.recv()).type == "rate_limits.updated"
     assert (await ga.recv()).type == "conversation.item.truncated"
 
 
@@ -290,7 +289,14 @@ def _unmet(value: Any, path: str = "") -> Iterator[str]:
 
 
 # The SDK reads a user's audio with the model of a request, which brings the audio along; events never do.
+# Its model of a session lacks fields that recorded sessions have.
 SDK_LEAVES_OUT = {
+    ".session.greeting is unknown",
+    ".session.handoff is unknown",
+    ".session.truncation_strategy is unknown",
+    ".session.turn_detection.appended_text_after_truncation is unknown",
+    ".session.turn_detection.idle_timeout_ms is unknown",
+    ".session.turn_detection.speech_duration_ms is unknown",
     ".session.object is unknown",
     ".usage is unknown",
     ".item.status is unknown",

@@ -49,7 +49,9 @@ async def _mint(azure: RunningSimulator, session: dict[str, Any]) -> str:
 @pytest.mark.parametrize("headers", [KEY, ENTRA], ids=["key", "entra"])
 async def test_key_and_entra_open_every_socket(azure: RunningSimulator, path: str, headers: dict[str, str]) -> None:
     async with call(azure, path, headers) as caller:
-        assert (await caller.hear("session.created"))["session"]["model"] == "gpt-realtime"
+        # Voice Live states the name of what hosts the model.
+        hosted = "gpt-realtime-global-standard" if path is VOICE_LIVE_PATH else "gpt-realtime"
+        assert (await caller.hear("session.created"))["session"]["model"] == hosted
     assert azure.requests[0].status == 101
 
 

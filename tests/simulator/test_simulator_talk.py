@@ -1,75 +1,16 @@
-"""The talk as a state machine, with a clock of the test's own: every event, in every dialect, in order."""
+"""The talk as a state machine: every event, in every dialect, in order."""
 
 import base64
-import json
 from typing import Any
 
 import pytest
 
+from tests.simulator.scene import Scene, by_dialect, names_of, user_text
 from tests.simulator.support import silence, speech
-from token_broker.simulator.realtime.answer import SpeechRate
+from token_broker.simulator.config import TranscriptTiming
 from token_broker.simulator.realtime.dialects import GA, PREVIEW, VOICE_LIVE, Dialect
-from token_broker.simulator.realtime.simulated_talk import ServerClose, SimulatedTalk, TalkOptions
-from token_broker.simulator.session_bodies import flat_session, ga_session, voice_live_session
-
-DIALECTS = [GA, PREVIEW, VOICE_LIVE]
-SESSIONS: dict[str, Any] = {
-    "ga": ga_session.RealtimeSession(type="realtime", model="gpt-realtime"),
-    "preview": flat_session.FlatSession(model="gpt-realtime"),
-    "voice_live": voice_live_session.VoiceLiveSession(model="gpt-realtime"),
-}
-by_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
-
-
-class Scene:
-    """A talk and its clock. Everything that came out is in `events`."""
-
-    def __init__(self, dialect: Dialect = GA, **options: Any) -> None:
-        self.dialect = dialect
-        self.now_s = 100.0
-        self.talk = SimulatedTalk(dialect, SESSIONS[dialect.name], TalkOptions(**options), 1_800_000_000)
-        self.events = self.talk.open(self.now_s)
-
-    def send(self, name: str, **fields: Any) -> list[dict[str, Any]]:
-        return self.receive(json.dumps({"type": name, **fields}))
-
-    def receive(self, message: str | bytes) -> list[dict[str, Any]]:
-        return self._note(self.talk.receive(message, self.now_s))
-
-    def say(self, pcm: bytes) -> list[dict[str, Any]]:
-        return self.send("input_audio_buffer.append", audio=base64.b64encode(pcm).decode())
-
-    def wait(self, seconds: float) -> list[dict[str, Any]]:
-        """Lets the time pass, stopping wherever something is due."""
-        until, came = self.now_s + seconds, []
-        while self.talk.due_s <= until:
-            self.now_s = max(self.talk.due_s, self.now_s)
-            came += self._note(self.talk.advance(self.now_s))
-        self.now_s = until
-        return came
-
-    def only(self, name: str) -> dict[str, Any]:
-        (event,) = self.all(name)
-        return event
-
-    def all(self, name: str) -> list[dict[str, Any]]:
-        """All events of GA's name, or what the dialect calls it."""
-        return [event for event in self.events if event["type"] == self.dialect.wire_name(name)]
-
-    def error(self) -> dict[str, Any]:
-        error: dict[str, Any] = self.only("error")["error"]
-        return error
-
-    def _note(self, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        self.events += events
-        return events
-
-
-def _names(events: list[dict[str, Any]]) -> list[str]:
-    """The names, of each kind of delta only the first."""
-    names = [event["type"] for event in events]
-    return [name for number, name in enumerate(names) if not name.endswith(".delta") or name not in names[:number]]
-
+from token_broker.simulator.realtime.responses import SpeechRate
+from token_broker.simulator.realtime.simulated_talk import ServerClose
 
 GA_TURN = [
     "input_audio_buffer.speech_started",
@@ -89,7 +30,6 @@ GA_TURN = [
     "conversation.item.done",
     "response.output_item.done",
     "response.done",
-    "rate_limits.updated",
 ]
 PREVIEW_TURN = [
     "input_audio_buffer.speech_started",
@@ -109,17 +49,19 @@ PREVIEW_TURN = [
     "response.done",
     "rate_limits.updated",
 ]
+# Voice Live tells that the user's audio is complete, under GA's name, and of no other item.
+VOICE_LIVE_TURN = [*PREVIEW_TURN[:4], "conversation.item.done", *PREVIEW_TURN[4:-1]]
 
 
 @pytest.mark.parametrize(
     ("dialect", "expected"),
-    [(GA, GA_TURN), (PREVIEW, PREVIEW_TURN), (VOICE_LIVE, PREVIEW_TURN[:-1])],
+    [(GA, GA_TURN), (PREVIEW, PREVIEW_TURN), (VOICE_LIVE, VOICE_LIVE_TURN)],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_spoken_turn_in_dialects_events(dialect: Dialect, expected: list[str]) -> None:
     scene = Scene(dialect)
     came = scene.say(speech(0.1) + silence(1)) + scene.wait(5)
-    assert _names(came) == expected
+    assert names_of(came) == expected
 
 
 @by_dialect
@@ -200,14 +142,10 @@ def test_usage_is_complete(dialect: Dialect) -> None:
 # --- Text -------------------------------------------------------------------------------------------------------
 
 
-def _user_text(text: str) -> dict[str, Any]:
-    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
-
-
 @by_dialect
 def test_text_is_quoted_over_a_tone(dialect: Dialect) -> None:
     scene = Scene(dialect)
-    scene.send("conversation.item.create", item=_user_text("Good morning"))
+    scene.send("conversation.item.create", item=user_text("Good morning"))
     scene.send("response.create")
     scene.wait(5)
     transcript = scene.only("response.output_audio_transcript.done")["transcript"]
@@ -228,7 +166,7 @@ def test_text_is_quoted_over_a_tone(dialect: Dialect) -> None:
 )
 def test_text_response_has_no_audio(dialect: Dialect, asked: dict[str, Any]) -> None:
     scene = Scene(dialect)
-    scene.send("conversation.item.create", item=_user_text("Hello"))
+    scene.send("conversation.item.create", item=user_text("Hello"))
     scene.send("response.create", response=asked | {"metadata": {"turn": "1"}})
     scene.wait(5)
     assert scene.only("response.output_text.done")["text"] == "[simulated] you wrote: Hello"
@@ -242,7 +180,7 @@ def test_text_response_has_no_audio(dialect: Dialect, asked: dict[str, Any]) -> 
 
 def test_response_outside_conversation() -> None:
     scene = Scene()
-    asked = {"conversation": "none", "input": [_user_text("aside")], "output_modalities": ["text"]}
+    asked = {"conversation": "none", "input": [user_text("aside")], "output_modalities": ["text"]}
     scene.send("response.create", response=asked)
     scene.wait(5)
     response = scene.only("response.done")["response"]
@@ -253,7 +191,7 @@ def test_response_outside_conversation() -> None:
 
 def test_function_output_is_answered() -> None:
     scene = Scene()
-    scene.send("conversation.item.create", item=_user_text("What is the time?"))
+    scene.send("conversation.item.create", item=user_text("What is the time?"))
     scene.send(
         "conversation.item.create",
         item={"type": "function_call", "name": "clock", "arguments": "{}", "call_id": "call_1"},
@@ -281,7 +219,7 @@ def test_client_commits_without_turn_detection(dialect: Dialect, patch: dict[str
     scene.send("session.update", session=patch)
     pcm = speech(1) + silence(1)
     assert scene.say(pcm) == []
-    assert _names(scene.send("input_audio_buffer.commit"))[0] == "input_audio_buffer.committed"
+    assert names_of(scene.send("input_audio_buffer.commit"))[0] == "input_audio_buffer.committed"
     assert scene.wait(5) == []
     scene.send("response.create")
     scene.wait(5)
@@ -293,7 +231,7 @@ def test_empty_commit_is_an_error() -> None:
     scene = Scene()
     scene.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})
     scene.say(speech(1))
-    assert _names(scene.send("input_audio_buffer.clear")) == ["input_audio_buffer.cleared"]
+    assert names_of(scene.send("input_audio_buffer.clear")) == ["input_audio_buffer.cleared"]
     scene.send("input_audio_buffer.commit")
     assert scene.error()["code"] == "input_audio_buffer_commit_empty"
 
@@ -317,7 +255,7 @@ def test_barge_in_cancels_answer(dialect: Dialect) -> None:
     scene.say(speech(3) + silence(1))
     scene.wait(0.3)
     came = scene.say(speech(0.2))
-    assert _names(came)[0] == "input_audio_buffer.speech_started"
+    assert names_of(came)[0] == "input_audio_buffer.speech_started"
     response = scene.only("response.done")["response"]
     assert response["status"] == "cancelled"
     assert response["status_details"] == {"type": "cancelled", "reason": "turn_detected"}
@@ -383,7 +321,7 @@ def test_truncation_is_limited_to_sent_audio(dialect: Dialect) -> None:
 
 def test_only_answers_audio_is_truncated() -> None:
     scene = Scene()
-    scene.send("conversation.item.create", item=_user_text("hi") | {"id": "item_mine"})
+    scene.send("conversation.item.create", item=user_text("hi") | {"id": "item_mine"})
     scene.send("conversation.item.truncate", item_id="item_mine", content_index=0, audio_end_ms=0)
     assert scene.error()["param"] == "content_index"
 
@@ -439,17 +377,60 @@ COMPLETED = "conversation.item.input_audio_transcription.completed"
 
 
 @by_dialect
-@pytest.mark.parametrize("after_answer", [False, True])
-def test_transcript_before_or_after_answer(dialect: Dialect, after_answer: bool) -> None:
-    scene = Scene(dialect, transcribes_after_answer=after_answer)
+@pytest.mark.parametrize("timing", ["before_answer", "during_answer", "after_answer"])
+def test_transcript_comes_when_the_options_say(dialect: Dialect, timing: TranscriptTiming) -> None:
+    scene = Scene(dialect, transcript_timing=timing)
     scene.send("session.update", session=TRANSCRIBE[dialect.name])
     scene.say(speech(1) + silence(1))
     scene.wait(5)
     completed = scene.only(COMPLETED)
     assert completed["transcript"] == "[simulated] 1.2 s of speech"
     assert completed["item_id"] == scene.only("input_audio_buffer.committed")["item_id"]
+    deltas = scene.all("conversation.item.input_audio_transcription.delta")
+    assert "".join(delta["delta"] for delta in deltas) == completed["transcript"]
+    assert len(deltas) == 5
     names = [event["type"] for event in scene.events]
-    assert (names.index(COMPLETED) > names.index("response.done")) is after_answer
+    done, first = names.index("response.done"), names.index("response.content_part.added")
+    assert {
+        "before_answer": names.index(COMPLETED) < first,
+        "during_answer": first < names.index(COMPLETED) < done,
+        "after_answer": names.index(COMPLETED) > done,
+    }[timing]
+
+
+def test_transcript_may_come_after_next_turn() -> None:
+    scene = Scene(transcript_timing="after_next_turn")
+    scene.send("session.update", session=TRANSCRIBE["ga"])
+    for _ in range(2):
+        scene.say(speech(1) + silence(1))
+        scene.wait(5)
+    names = [event["type"] for event in scene.events if event["type"] in (COMPLETED, "input_audio_buffer.committed")]
+    assert names == ["input_audio_buffer.committed", "input_audio_buffer.committed", COMPLETED]
+    assert scene.only(COMPLETED)["item_id"] == scene.all("input_audio_buffer.committed")[0]["item_id"]
+
+
+def test_streaming_transcription_begins_before_commit() -> None:
+    scene = Scene()
+    transcription = {"model": "gpt-realtime-whisper"}
+    scene.send("session.update", session={"type": "realtime", "audio": {"input": {"transcription": transcription}}})
+    scene.say(speech(1))
+    begun = scene.only("conversation.item.input_audio_transcription.delta")
+    assert begun["item_id"] == scene.only("input_audio_buffer.speech_started")["item_id"]
+    assert scene.all("input_audio_buffer.committed") == []
+    scene.say(silence(1))
+    scene.wait(5)
+    deltas = [event["delta"] for event in scene.all("conversation.item.input_audio_transcription.delta")]
+    assert "".join(deltas) == scene.only(COMPLETED)["transcript"] == "[simulated] 1.2 s of speech"
+
+
+@by_dialect
+def test_voice_live_bills_no_transcript(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    scene.send("session.update", session=TRANSCRIBE[dialect.name])
+    scene.say(speech(1) + silence(1))
+    scene.wait(5)
+    usage = scene.only(COMPLETED).get("usage")
+    assert usage == (None if dialect is VOICE_LIVE else {"type": "duration", "seconds": 1.2})
 
 
 @by_dialect
@@ -520,7 +501,7 @@ def test_update_changes_named_fields(dialect: Dialect, patch: dict[str, Any]) ->
     assert _contains(updated, patch)
     assert updated["id"] == created["id"]
     assert updated["id"].startswith("sess_")
-    assert updated["model"] == created["model"] == "gpt-realtime"
+    assert updated["model"] == created["model"]
     assert updated["tools"] == created["tools"]
 
 
@@ -667,7 +648,9 @@ def test_talk_goes_on_after_bad_event(message: str | bytes, code: str, param: st
         (GA, "assistant", "output_text", True),
         (GA, "assistant", "text", False),
         (PREVIEW, "assistant", "text", True),
-        (VOICE_LIVE, "assistant", "output_text", False),
+        (VOICE_LIVE, "assistant", "output_text", True),
+        (VOICE_LIVE, "assistant", "text", True),
+        (PREVIEW, "assistant", "output_text", False),
         (GA, "user", "output_text", False),
         (GA, "system", "input_text", True),
         (GA, "system", "input_audio", False),
@@ -678,7 +661,8 @@ def test_item_content_fits_role_and_dialect(dialect: Dialect, role: str, kind: s
     item = {"type": "message", "role": role, "content": [{"type": kind, "text": "x"}]}
     scene.send("conversation.item.create", item=item)
     if fits:
-        assert scene.only("conversation.item.added")["item"]["content"] == [{"type": kind, "text": "x"}]
+        stated = dialect.text_part if role == "assistant" else kind
+        assert scene.only("conversation.item.added")["item"]["content"] == [{"type": stated, "text": "x"}]
     else:
         assert scene.error()["param"] == "item.content[0].type"
 
@@ -686,12 +670,12 @@ def test_item_content_fits_role_and_dialect(dialect: Dialect, role: str, kind: s
 def test_items_keep_ids_and_places() -> None:
     scene = Scene()
     for name, after in [("a", None), ("b", None), ("c", "a"), ("d", "root")]:
-        scene.send("conversation.item.create", item=_user_text(name) | {"id": name}, previous_item_id=after)
+        scene.send("conversation.item.create", item=user_text(name) | {"id": name}, previous_item_id=after)
     assert [event["previous_item_id"] for event in scene.all("conversation.item.added")] == [None, "a", "a", None]
-    scene.send("conversation.item.create", item=_user_text("again") | {"id": "a"})
+    scene.send("conversation.item.create", item=user_text("again") | {"id": "a"})
     assert scene.error()["param"] == "item.id"
     scene.events.clear()
-    scene.send("conversation.item.create", item=_user_text("lost"), previous_item_id="nowhere")
+    scene.send("conversation.item.create", item=user_text("lost"), previous_item_id="nowhere")
     assert scene.error()["param"] == "previous_item_id"
     scene.send("conversation.item.delete", item_id="a")
     assert scene.only("conversation.item.deleted")["item_id"] == "a"
@@ -700,7 +684,7 @@ def test_items_keep_ids_and_places() -> None:
 def test_long_talks_memory_is_bounded() -> None:
     scene = Scene()
     for number in range(250):
-        scene.send("conversation.item.create", item=_user_text(str(number)) | {"id": f"item_{number}"})
+        scene.send("conversation.item.create", item=user_text(str(number)) | {"id": f"item_{number}"})
     scene.events.clear()
     scene.send("conversation.item.retrieve", item_id="item_49")
     assert scene.error()["code"] == "item_retrieve_invalid_item_id"

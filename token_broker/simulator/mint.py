@@ -1,11 +1,10 @@
-"""The mint routes: GA's, and the first version's three flat ones. Each checks everything that Azure is known to check.
+"""The mint routes: GA's, and the first version's three flat ones. Each checks what Azure is known to check.
 
 Order of the checks: the route exists, the credential, the api-version, the deployment or project in the path, the
 body. Facts from docs/azure.md §2. Decided here, where it is silent: GA's mint answers an `api-version` with 400
 (as Azure words it for other `/v1` routes), and an `OpenAI-Beta` header with 400 `beta_api_shape_disabled`.
 """
 
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -96,8 +95,9 @@ class Mint:
             {
                 "value": minted.value.get_secret_value(),
                 "expires_at": int(minted.expires_at),
-                "session": ga_session.session_object(body.session, new_id("sess")),
-            }
+                "session": ga_session.session_object(body.session, minted.session_id),
+            },
+            headers=azure_errors.MODEL_HEADERS,
         )
 
     async def _mint_flat(self, request: Request, deployment: str | None) -> Response:
@@ -136,11 +136,6 @@ class Mint:
     def _require_deployment(self, name: str) -> None:
         if name not in self.resource.config.deployments:
             raise azure_errors.deployment_not_found()
-
-
-def new_id(prefix: str) -> str:
-    """An id as Azure makes them: a prefix that says of what, and chance."""
-    return f"{prefix}_{secrets.token_hex(11)}"
 
 
 def _post(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:

@@ -27,7 +27,7 @@ _START_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class RunningSimulator:
-    """A simulator that listens at `base_url`, and the handles a test wants on it. Safe to use from other threads."""
+    """A simulator that listens at `base_url`, and the handles a test needs. Safe to use from other threads."""
 
     base_url: str
     simulator: Simulator
@@ -52,10 +52,10 @@ class RunningSimulator:
         return self.simulator.calls
 
     async def until(self, running: int, timeout_s: float = 5.0) -> None:
-        """Waits until exactly so many requests and WebSockets are running; only from the simulator's own event loop.
+        """Waits until exactly so many requests and WebSockets are running; only in the simulator's own event loop.
 
         Raises:
-            TimeoutError: it did not come to that in time.
+            TimeoutError: there were never exactly so many in that time.
 
         """
         async with asyncio.timeout(timeout_s):
@@ -67,8 +67,12 @@ class RunningSimulator:
             await self.simulator.until_calls(count)
 
     def set_faults(self, *faults: dict[str, Any]) -> None:
-        """As `PUT /_simulator/faults`: these and no others. With none, all are healed."""
+        """As `PUT /_simulator/faults`: these and no others. With none, nothing fails."""
         self.simulator.faults.replace(parse_faults(list(faults)))
+
+    def script_responses(self, *responses: dict[str, Any]) -> None:
+        """As `PUT /_simulator/responses`: what the next responses are to be, in place of those that wait."""
+        self.simulator.resource.scripted.replace(list(responses))
 
     @contextlib.contextmanager
     def fault(self, name: str, match: str = "/", **options: Any) -> Iterator[None]:

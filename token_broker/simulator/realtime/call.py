@@ -84,7 +84,7 @@ class Call:
             await self._connection.setLocalDescription(await self._connection.createAnswer())
         except Exception as error:  # its parser raises whatever it trips over
             raise ValueError(str(error) or type(error).__name__) from error
-        return str(self._connection.localDescription.sdp)
+        return with_tcp_candidate(str(self._connection.localDescription.sdp))
 
     async def run(self, fault: DieAfterFault | None) -> None:
         """Holds the talk until either side, or the fault, ends it, and cleans up."""
@@ -109,10 +109,11 @@ class Call:
         """A client event, from the data channel or an observer."""
         self._publish(self._talk.receive(text, _now_s()))
 
-    def observe(self) -> "asyncio.Queue[Event]":
-        """Events from now on. An observer that lets too many lie loses what comes after them."""
+    def observe(self, *, states_session: bool) -> "asyncio.Queue[Event]":
+        """Events from now on. An observer that leaves too many unread loses those after them."""
         queue: asyncio.Queue[Event] = asyncio.Queue(_MOST_UNREAD_EVENTS)
-        queue.put_nowait(self._talk.describe())
+        if states_session:
+            queue.put_nowait(self._talk.describe())
         self._observers.add(queue)
         return queue
 
@@ -218,6 +219,17 @@ class Call:
             self._connected.set()
         elif self._connection.connectionState in ("failed", "closed"):
             self.ended.set()
+
+
+def with_tcp_candidate(answer: str) -> str:
+    """The answer with ICE over TCP offered as well, as Azure does (docs/azure.md §5.3). Nobody listens there."""
+
+    def after(candidates: re.Match[str]) -> str:
+        tcp = f"a=candidate:3002556175 1 tcp 1671430143 {candidates['host']} 3478 typ host tcptype passive"
+        return f"{candidates[0]}{tcp}\r\n"
+
+    # After the first media section's own, since it is bundled with the others.
+    return re.sub(r"a=candidate:\S+ 1 udp \d+ (?P<host>\S+) .*\r\n(?!a=candidate)", after, answer, count=1)
 
 
 def unusable(answer: str) -> str:

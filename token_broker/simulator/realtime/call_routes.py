@@ -21,7 +21,8 @@ from token_broker.simulator.resource import Resource
 if TYPE_CHECKING:
     from token_broker.simulator.realtime.call import Call
 
-_HANGING_UP = frozenset({Credential.KEY, Credential.KEY_AS_BEARER, Credential.ENTRA, Credential.EPHEMERAL})
+_STANDING = frozenset({Credential.KEY, Credential.KEY_AS_BEARER, Credential.ENTRA})
+_HANGING_UP = _STANDING | {Credential.EPHEMERAL}
 _LOOPBACK = "127.0.0.1"
 
 
@@ -90,7 +91,11 @@ class CallRoutes:
         filtered = request.query_params.get("webrtcfilter") == "on"
         fault: Fault | None = request.scope["extensions"].get(CALL_FAULT)
         call_id, answer = await self._answer(secret, offer, filtered, fault)
-        headers = {"location": f"/v1/realtime/calls/{call_id}", "content-type": self._resource.config.sdp_answer_type}
+        headers = azure_errors.MODEL_HEADERS | {
+            "location": f"/v1/realtime/calls/{call_id}",
+            "content-type": self._resource.config.sdp_answer_type,
+            "timing-allow-origin": "*",
+        }
         return Response(answer, 201, headers)
 
     async def hang_up(self, request: Request) -> Response:
@@ -100,6 +105,8 @@ class CallRoutes:
 
     def _admit(self, request: Request) -> EphemeralSecret:
         credential = self._resource.credential_of(request.headers)
+        if credential in _STANDING:
+            raise azure_errors.ephemeral_needed()
         admit(credential, self._resource.config, {Credential.EPHEMERAL})
         secret = self._resource.secrets.find(bearer_of(request.headers) or "")
         if secret is None:
@@ -116,7 +123,8 @@ class CallRoutes:
         except ModuleNotFoundError as missing:
             message = f"[simulated] WebRTC is not part of this installation: {missing.name} is missing."
             raise azure_errors.structured(501, "501", message) from missing
-        call = Call(new_talk(self._resource, minted_opening(secret), server_plays=True), filtered=filtered)
+        talk = new_talk(self._resource, minted_opening(self._resource, secret), server_plays=True)
+        call = Call(talk, filtered=filtered)
         try:
             answer = await call.answer(offer, self._addresses())
         except ValueError as error:

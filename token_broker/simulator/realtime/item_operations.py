@@ -4,7 +4,16 @@ import binascii
 from base64 import b64decode
 
 from token_broker.simulator.audio import duration_ms
-from token_broker.simulator.realtime.conversation import Conversation, FunctionCall, FunctionOutput, Item, Message, Part
+from token_broker.simulator.realtime.conversation import (
+    Conversation,
+    FunctionCall,
+    FunctionOutput,
+    Item,
+    McpApproval,
+    McpApprovalRequest,
+    Message,
+    Part,
+)
 from token_broker.simulator.realtime.dialects import Dialect
 from token_broker.simulator.realtime.received_events import (
     ContentParam,
@@ -14,6 +23,7 @@ from token_broker.simulator.realtime.received_events import (
     ItemParam,
     ItemReference,
     ItemTruncate,
+    McpApprovalParam,
 )
 from token_broker.simulator.realtime.server_events import Ids, ServerEvents
 from token_broker.simulator.session_bodies.check import INVALID_VALUE, InvalidRequest
@@ -34,17 +44,23 @@ class ItemOperations:
         except KeyError:
             message = f"Error adding item: the previous item with id '{after}' does not exist."
             raise InvalidRequest("item_create_invalid_previous_item_id", message, "previous_item_id") from None
-        stated = self._dialect.item_object(item)
-        self._events.emit("conversation.item.added", previous_item_id=previous, item=stated)
-        self._events.emit("conversation.item.done", previous_item_id=previous, item=stated)
+        self._events.emit_item("conversation.item.added", item, previous)
+        self._events.emit_item("conversation.item.done", item, previous)
 
-    def create(self, event: ItemCreate) -> None:
+    def create(self, event: ItemCreate) -> Item:
+        """Adds the client's item, and gives it."""
         item = read_item(event.item, self._dialect, self._ids.new("item"))
         if self._conversation.find(item.id) is not None:
             raise InvalidRequest(
                 "item_create_duplicate_item_id", f"An item with id '{item.id}' already exists.", "item.id"
             )
+        if isinstance(item, McpApproval) and not isinstance(
+            self._conversation.find(item.approval_request_id), McpApprovalRequest
+        ):
+            message = f"No approval was requested with id '{item.approval_request_id}'."
+            raise InvalidRequest(INVALID_VALUE, message, "item.approval_request_id")
         self.add(item, event.previous_item_id)
+        return item
 
     def delete(self, event: ItemReference) -> None:
         self._conversation.remove(self._found(event.item_id, "item_delete_invalid_item_id"))
@@ -87,6 +103,8 @@ def read_item(param: ItemParam, dialect: Dialect, new_id: str) -> Item:
         return FunctionCall(item_id, param.call_id or f"call_{new_id}", param.name, param.arguments)
     if isinstance(param, FunctionOutputParam):
         return FunctionOutput(item_id, param.call_id, param.output)
+    if isinstance(param, McpApprovalParam):
+        return McpApproval(item_id, param.approval_request_id, param.approve, param.reason)
     allowed = dialect.content_types(param.role)
     parts = [_read_part(content, number, allowed) for number, content in enumerate(param.content)]
     return Message(item_id, param.role, parts)

@@ -49,7 +49,18 @@ class FunctionOutputParam(_ItemParam):
     output: str
 
 
-ItemParam = Annotated[MessageParam | FunctionCallParam | FunctionOutputParam, Field(discriminator="type")]
+class McpApprovalParam(_ItemParam):
+    """Allows or refuses a call to an MCP server."""
+
+    type: Literal["mcp_approval_response"]
+    approval_request_id: str
+    approve: bool
+    reason: str | None = None
+
+
+ItemParam = Annotated[
+    MessageParam | FunctionCallParam | FunctionOutputParam | McpApprovalParam, Field(discriminator="type")
+]
 
 
 class ClientEvent(Strict):

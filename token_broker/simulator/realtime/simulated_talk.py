@@ -10,13 +10,21 @@ from typing import Any
 from pydantic import JsonValue
 
 from token_broker.simulator.audio import duration_ms
-from token_broker.simulator.realtime.answer import SpeechRate, script_for
-from token_broker.simulator.realtime.conversation import Conversation, Item, Message, Part
-from token_broker.simulator.realtime.dialects import Dialect, TalkSettings
+from token_broker.simulator.config import TranscriptTiming
+from token_broker.simulator.realtime.conversation import (
+    Conversation,
+    Item,
+    McpApproval,
+    McpApprovalRequest,
+    Message,
+    Part,
+)
+from token_broker.simulator.realtime.dialects import Dialect, ResponseOptions, TalkSettings
 from token_broker.simulator.realtime.item_operations import ItemOperations, decode_audio, read_item
+from token_broker.simulator.realtime.mcp_servers import McpServers
 from token_broker.simulator.realtime.received_events import (
-    AudioAppend,
     ClientEvent,
+    ItemCreate,
     ItemParam,
     ResponseCancel,
     ResponseCreate,
@@ -24,7 +32,8 @@ from token_broker.simulator.realtime.received_events import (
     read_event,
     read_items,
 )
-from token_broker.simulator.realtime.responses import Prompted, Responses, Wanted
+from token_broker.simulator.realtime.response_plan import ResponsePlan, ScriptedResponse, Tools, plan_for
+from token_broker.simulator.realtime.responses import PromptSize, Responses, SpeechRate
 from token_broker.simulator.realtime.server_events import Event, Ids, ServerEvents
 from token_broker.simulator.realtime.speech.input_buffer import InputBuffer
 from token_broker.simulator.realtime.speech.playback import Playback
@@ -33,18 +42,24 @@ from token_broker.simulator.realtime.speech.vad import Started
 from token_broker.simulator.session_bodies.check import INVALID_VALUE, InvalidRequest, check, parse_json
 
 
+def _nothing_scripted() -> ScriptedResponse | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class TalkOptions:
     """How this simulator's talks go."""
 
     speech_rate: SpeechRate = field(default_factory=SpeechRate)
-    transcribes_after_answer: bool = False
-    """The user's transcript comes after the answer's end instead of before its start: both happen on Azure."""
+    transcript_timing: TranscriptTiming = "during_answer"
+    """When the user's transcript comes: all of these happen on Azure."""
     transcription_models: frozenset[str] | None = None
     """Those that can be used; `None`: any."""
     longest_s: float = 3600.0
     server_plays: bool = False
     """The server holds the playback, as over WebRTC; else the client does."""
+    next_response: Callable[[], ScriptedResponse | None] = _nothing_scripted
+    """Takes what a test wants the next response to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +73,21 @@ class ServerClose:
 class SimulatedTalk:
     """A talk in one dialect, from `open` until its `ending` or the client's. Times are seconds of any steady clock."""
 
-    def __init__(self, dialect: Dialect, session: Any, options: TalkOptions, expires_at: int) -> None:
+    def __init__(
+        self, dialect: Dialect, session: Any, options: TalkOptions, expires_at: int, session_id: str | None = None
+    ) -> None:
         self.ending: ServerClose | None = None
         self._dialect = dialect
         self._session = session
+        self.settings: TalkSettings = dialect.settings(session)
         self._options = options
         self._expires_at = expires_at
         self._ids = Ids()
-        self._session_id = self._ids.new("sess")
+        self._session_id = session_id or self._ids.new("sess")
         self._events = ServerEvents(dialect, self._ids)
         self._conversation = Conversation()
-        self._conversing = ItemOperations(self._conversation, dialect, self._ids, self._events)
+        self._items = ItemOperations(self._conversation, dialect, self._ids, self._events)
+        self._mcp = McpServers(self._conversation, self._ids, self._events)
         self._playback = Playback(self._events) if options.server_plays else None
         self._responses = Responses(
             dialect,
@@ -78,30 +97,39 @@ class SimulatedTalk:
             speech_rate=options.speech_rate,
             playback=self._playback,
         )
-        self._transcripts = Transcripts(self._events, options.transcription_models, options.transcribes_after_answer)
-        self._hearing = InputBuffer(self.settings.turn_detection)
+        self._transcripts = Transcripts(self._events, options.transcription_models, options.transcript_timing)
+        self._input = InputBuffer(self.settings.detection)
         self._user_item_id = ""
         self._ends_s = float("inf")
-        self._handlers = self._all_handlers()
-
-    @property
-    def settings(self) -> TalkSettings:
-        return self._dialect.settings(self._session)
+        self._handlers: dict[str, Callable[[Any, float], None]] = {
+            "session.update": self._update_session,
+            "input_audio_buffer.append": lambda event, now_s: self._hear(decode_audio(event.audio, "audio"), now_s),
+            "input_audio_buffer.commit": self._commit_by_hand,
+            "input_audio_buffer.clear": self._clear_input,
+            "conversation.item.create": self._create_item,
+            "conversation.item.delete": lambda event, _: self._items.delete(event),
+            "conversation.item.retrieve": lambda event, _: self._items.retrieve(event),
+            "conversation.item.truncate": lambda event, _: self._items.truncate(event),
+            "response.create": self._create_response,
+            "response.cancel": self._cancel_response,
+            "output_audio_buffer.clear": self._clear_output,
+        }
 
     @property
     def due_s(self) -> float:
         """When `advance` has something to do next."""
-        return min(self._responses.due_s, self._transcripts.due_s, self._ends_s)
+        return min(self._responses.due_s, self._transcripts.due_s, self._mcp.due_s, self._ends_s)
 
     def open(self, now_s: float) -> list[Event]:
         """Begins the talk."""
         self._ends_s = now_s + self._options.longest_s
-        self._events.emit("session.created", session=self._session_object())
+        self._events.emit("session.created", session=self.session_object())
+        self._mcp.follow(self.settings.tools, now_s)
         return self._events.drain()
 
     def describe(self) -> Event:
-        """The session as it is now, for somebody who joins later."""
-        self._events.emit("session.created", session=self._session_object())
+        """The session as it is now, for an observer that joins later."""
+        self._events.emit("session.created", session=self.session_object())
         return self._events.drain()[-1]
 
     def receive(self, message: str | bytes, now_s: float) -> list[Event]:
@@ -128,7 +156,7 @@ class SimulatedTalk:
         return self._events.drain()
 
     def played(self) -> list[Event]:
-        """All audio of the answer has been heard: for whoever plays it here."""
+        """All audio of the answer has been heard. Called by what plays it."""
         if self._playback is not None:
             self._playback.ends()
         return self._events.drain()
@@ -140,116 +168,122 @@ class SimulatedTalk:
         if was_active and not self._responses.active:
             self._transcripts.answer_ended(now_s)
         self._transcripts.advance(now_s)
+        self._mcp.advance(now_s)
         if now_s >= self._ends_s:
-            self._expire()
+            minutes = round(self._options.longest_s / 60)
+            message = f"Your session hit the maximum duration of {minutes} minutes."
+            self._events.emit_error(InvalidRequest("session_expired", message), None)
+            self.ending = ServerClose(1001, "session_expired")
+            self._ends_s = float("inf")
         return self._events.drain()
 
-    def _all_handlers(self) -> dict[str, Callable[[Any, float], None]]:
-        return {
-            "session.update": self._update_session,
-            "input_audio_buffer.append": self._append,
-            "input_audio_buffer.commit": self._commit_by_hand,
-            "input_audio_buffer.clear": self._clear,
-            "conversation.item.create": lambda event, _: self._conversing.create(event),
-            "conversation.item.delete": lambda event, _: self._conversing.delete(event),
-            "conversation.item.retrieve": lambda event, _: self._conversing.retrieve(event),
-            "conversation.item.truncate": lambda event, _: self._conversing.truncate(event),
-            "response.create": self._create_response,
-            "response.cancel": self._cancel_response,
-            "output_audio_buffer.clear": self._clear_output,
-        }
-
-    # --- The session ----------------------------------------------------------------------------------------------
-
-    def _session_object(self) -> dict[str, Any]:
+    def session_object(self) -> dict[str, Any]:
+        """The session as it is now, as events state it."""
         stated = self._dialect.session_object(self._session, self._session_id)
         return stated | ({"expires_at": self._expires_at} if "expires_at" in stated else {})
 
-    def _update_session(self, event: SessionUpdate, _now_s: float) -> None:
+    # --- The session ----------------------------------------------------------------------------------------------
+
+    def _update_session(self, event: SessionUpdate, now_s: float) -> None:
         asked = check(self._dialect.session_model, event.session, "session")
         updated = self._dialect.updated(self._session, asked.model_dump(mode="json", exclude_unset=True))
         if updated.model != self._session.model:
             raise InvalidRequest(INVALID_VALUE, "The model of a session can't be changed.", "session.model")
         settings = self._dialect.settings(updated)
-        self._keep_voice(settings.voice, "session")
-        self._session = updated
-        self._hearing.follow(settings.turn_detection)
-        self._events.emit("session.updated", session=self._session_object())
+        self._check_voice(settings.voice, "session")
+        self._session, self.settings = updated, settings
+        self._input.follow(settings.detection)
+        self._events.emit("session.updated", session=self.session_object())
+        self._mcp.follow(settings.tools, now_s)
 
-    def _keep_voice(self, voice: JsonValue, where: str) -> None:
+    def _check_voice(self, voice: JsonValue, where: str) -> None:
         """Once it has spoken, a talk keeps its voice."""
         if self._responses.has_spoken and voice != self.settings.voice:
             message = "Cannot update a conversation's voice if assistant audio is present."
             raise InvalidRequest("cannot_update_voice", message, f"{where}.{self._dialect.voice_param}")
 
-    def _expire(self) -> None:
-        minutes = round(self._options.longest_s / 60)
-        message = f"Your session hit the maximum duration of {minutes} minutes."
-        self._events.emit_error(InvalidRequest("session_expired", message), None)
-        self.ending = ServerClose(1001, "session_expired")
-        self._ends_s = float("inf")
-
     # --- What comes in --------------------------------------------------------------------------------------------
 
-    def _append(self, event: AudioAppend, now_s: float) -> None:
-        self._hear(decode_audio(event.audio, "audio"), now_s)
-
     def _hear(self, pcm: bytes, now_s: float) -> None:
-        for turn in self._hearing.hear(pcm):
+        settings = self.settings
+        detection = settings.detection
+        for turn in self._input.hear(pcm):
             if isinstance(turn, Started):
                 self._user_item_id = self._ids.new("item")
                 place: dict[str, Any] = {"audio_start_ms": turn.at_ms, "item_id": self._user_item_id}
                 self._events.emit("input_audio_buffer.speech_started", **place)
-                self._barge_in(now_s)
+                if settings.transcribes:
+                    self._transcripts.speech_started(self._user_item_id, settings.transcription_model)
+                if detection is not None and detection.interrupt_response:
+                    self._interrupt(now_s)
             else:
                 place = {"audio_end_ms": turn.at_ms, "item_id": self._user_item_id}
                 self._events.emit("input_audio_buffer.speech_stopped", **place)
                 self._commit(turn.speech, self._user_item_id, now_s)
-                detection = self.settings.turn_detection
                 if detection is not None and detection.create_response and not self._responses.active:
-                    self._respond(self._conversation, self.settings.speaks, Wanted(), now_s)
+                    self._respond(self._conversation, self._dialect.response_options({}, self._session), now_s)
 
-    def _barge_in(self, now_s: float) -> None:
-        detection = self.settings.turn_detection
-        if detection is None or not detection.interrupt_response:
-            return
-        if self._playback is not None:
-            self._playback.clears()
+    def _interrupt(self, now_s: float) -> None:
         if self._responses.active:
             self._responses.cancel("turn_detected")
             self._transcripts.answer_ended(now_s)
+        if self._playback is not None:
+            # Over WebRTC the server knows what was heard, and truncates the item itself.
+            self._playback.clears(truncates_at_s=now_s)
 
     def _commit_by_hand(self, _event: ClientEvent, now_s: float) -> None:
-        self._commit(self._hearing.commit(), self._ids.new("item"), now_s)
+        self._commit(self._input.commit(), self._ids.new("item"), now_s)
 
     def _commit(self, speech: bytes, item_id: str, now_s: float) -> None:
         part = Part("audio", None, speech, duration_ms(speech))
         previous = self._conversation.last_id
         self._events.emit("input_audio_buffer.committed", previous_item_id=previous, item_id=item_id)
-        self._conversing.add(Message(item_id, "user", [part]), None)
-        if self.settings.transcribes:
-            self._transcripts.expect(item_id, part, self.settings.transcription_model, now_s)
+        self._items.add(Message(item_id, "user", [part]), None)
+        settings = self.settings
+        if settings.transcribes:
+            self._transcripts.speech_committed(item_id, part, settings.transcription_model, now_s)
 
-    def _clear(self, _event: ClientEvent, _now_s: float) -> None:
-        self._hearing.clear()
+    def _clear_input(self, _event: ClientEvent, _now_s: float) -> None:
+        self._input.clear()
         self._events.emit("input_audio_buffer.cleared")
+
+    def _create_item(self, event: ItemCreate, now_s: float) -> None:
+        item = self._items.create(event)
+        if not isinstance(item, McpApproval) or not item.approve or self._responses.active:
+            return
+        # An allowed call is made at once, without a `response.create` of the client's.
+        request = self._conversation.find(item.approval_request_id)
+        tools = self._tools(self.settings.tools, "auto")
+        if isinstance(request, McpApprovalRequest) and (call := tools.approved(request)) is not None:
+            options = self._dialect.response_options({}, self._session)
+            self._begin(ResponsePlan([call]), options, PromptSize(), now_s)
 
     # --- What goes out --------------------------------------------------------------------------------------------
 
     def _create_response(self, event: ResponseCreate, now_s: float) -> None:
-        wish = self._dialect.wish(event.response or {}, self._session)
-        self._keep_voice(wish.voice, "response")
+        options = self._dialect.response_options(event.response or {}, self._session)
+        self._check_voice(options.voice, "response")
         given: Iterable[Item] = self._conversation
-        if wish.input is not None:
-            params: list[ItemParam] = read_items(wish.input, "response.input")
+        if options.input is not None:
+            params: list[ItemParam] = read_items(options.input, "response.input")
             given = [read_item(param, self._dialect, self._ids.new("item")) for param in params]
-        self._respond(given, wish.speaks, Wanted(wish.metadata, wish.in_conversation), now_s)
+        self._respond(given, options, now_s)
 
-    def _respond(self, items: Iterable[Item], speaks: bool, wanted: Wanted, now_s: float) -> None:
+    def _respond(self, items: Iterable[Item], options: ResponseOptions, now_s: float) -> None:
         items = list(items)
         parts = [part for item in items if isinstance(item, Message) for part in item.parts]
-        prompted = Prompted(sum(len(part.text or "") for part in parts), sum(part.audio_ms for part in parts))
-        self._responses.begin(script_for(items, speaks), self._session, prompted, wanted, now_s)
+        prompt = PromptSize(sum(len(part.text or "") for part in parts), sum(part.audio_ms for part in parts))
+        # An active response refuses a second one, which must not use up what a test scripted.
+        scripted = None if self._responses.active else self._options.next_response()
+        tools = self._tools(options.tools, options.tool_choice)
+        plan = plan_for(items, speaks=options.speaks, tools=tools, scripted=scripted)
+        self._begin(plan, options, prompt, now_s)
+
+    def _begin(self, plan: ResponsePlan, options: ResponseOptions, prompt: PromptSize, now_s: float) -> None:
+        self._responses.begin(plan, options, prompt, session=self._session, session_id=self._session_id, now_s=now_s)
+
+    def _tools(self, functions: list[dict[str, Any]], choice: Any) -> Tools:
+        return Tools(functions, self._mcp.tools, choice)
 
     def _cancel_response(self, event: ResponseCancel, now_s: float) -> None:
         self._responses.cancel("client_cancelled", event.response_id)

@@ -60,7 +60,7 @@ class RealtimeSockets:
     async def ga(self, websocket: WebSocket) -> None:
         """A talk, or with `call_id` the sideband of a call."""
         if "call_id" in websocket.query_params:
-            await self._serve(websocket, self._find_call, observe)
+            await self._serve(websocket, self._find_call, self._observe)
         else:
             await self._serve(websocket, self._open_ga, self._hold)
 
@@ -101,6 +101,9 @@ class RealtimeSockets:
     async def _hold(self, websocket: WebSocket, opening: Opening) -> None:
         await hold(websocket, new_talk(self._resource, opening))
 
+    async def _observe(self, websocket: WebSocket, joined: "Call") -> None:
+        await observe(websocket, joined, states_session=self._resource.config.sideband_states_session)
+
     def _find_call(self, websocket: WebSocket) -> "Call":
         admit(self._resource.credential_of(websocket.headers), self._resource.config, _SIDEBAND_CREDENTIALS)
         return self._calls.find(websocket.query_params["call_id"])
@@ -137,7 +140,7 @@ class RealtimeSockets:
         secret = self._resource.secrets.find(bearer_of(headers) or "")
         if secret is None or secret.dialect != "ga":
             raise azure_errors.key_wrong()
-        return minted_opening(secret)
+        return minted_opening(self._resource, secret)
 
     def _with_subprotocol_secret(self, websocket: WebSocket) -> Headers:
         """The headers, with a secret that came as subprotocol as their Bearer, where this resource takes that."""
@@ -192,14 +195,16 @@ async def hold(websocket: WebSocket, talk: SimulatedTalk) -> None:
     await websocket.close(talk.ending.code, talk.ending.reason)
 
 
-async def observe(websocket: WebSocket, call: "Call") -> None:
+async def observe(websocket: WebSocket, call: "Call", *, states_session: bool) -> None:
     """Joins a call on an accepted socket: its events go out, and the client's go into it, until either ends.
+
+    It begins in silence, as recorded: who joins learns the session by updating it (docs/azure.md §5.4).
 
     Raises:
         WebSocketDisconnect: the client vanished while it was sent to.
 
     """
-    events = call.observe()
+    events = call.observe(states_session=states_session)
 
     async def tell() -> None:
         while True:

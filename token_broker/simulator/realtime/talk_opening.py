@@ -1,11 +1,11 @@
-"""What a handshake that was let in opens: a talk in some dialect, from some session."""
+"""What an admitted handshake opens: a talk in a dialect, from a session."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from token_broker.simulator.ephemeral import EphemeralSecret
-from token_broker.simulator.realtime.answer import SpeechRate
 from token_broker.simulator.realtime.dialects import GA, PREVIEW, Dialect
+from token_broker.simulator.realtime.responses import SpeechRate
 from token_broker.simulator.realtime.simulated_talk import SimulatedTalk, TalkOptions
 from token_broker.simulator.resource import Resource
 from token_broker.simulator.session_bodies.check import INVALID_VALUE, InvalidRequest
@@ -17,9 +17,11 @@ class Opening:
 
     dialect: Dialect
     session: Any
+    session_id: str | None = None
+    """Where the mint has stated it already."""
 
 
-def minted_opening(secret: EphemeralSecret) -> Opening:
+def minted_opening(resource: Resource, secret: EphemeralSecret) -> Opening:
     """What a secret was minted for.
 
     Raises:
@@ -29,7 +31,8 @@ def minted_opening(secret: EphemeralSecret) -> Opening:
     dialect = GA if secret.dialect == "ga" else PREVIEW
     if secret.session.get("type") == "transcription":
         raise InvalidRequest(INVALID_VALUE, "This simulator does not hold transcription sessions.", "session.type")
-    return Opening(dialect, dialect.session_model.model_validate(secret.session))
+    session = dialect.session_model.model_validate(secret.session)
+    return Opening(dialect, session, resource.secrets.session_id_for(secret))
 
 
 def new_talk(resource: Resource, opening: Opening, *, server_plays: bool = False) -> SimulatedTalk:
@@ -37,9 +40,12 @@ def new_talk(resource: Resource, opening: Opening, *, server_plays: bool = False
     config = resource.config
     options = TalkOptions(
         speech_rate=SpeechRate(config.thinking_s, config.answer_speed),
-        transcribes_after_answer=config.transcribes_after_answer,
+        transcript_timing=config.transcript_timing,
+        # Voice Live and the preview host their transcription models themselves.
         transcription_models=config.transcription_deployments if opening.dialect is GA else None,
         longest_s=config.longest_talk_s,
         server_plays=server_plays,
+        next_response=resource.scripted.take,
     )
-    return SimulatedTalk(opening.dialect, opening.session, options, int(resource.clock.now() + config.longest_talk_s))
+    expires_at = int(resource.clock.now() + config.longest_talk_s)
+    return SimulatedTalk(opening.dialect, opening.session, options, expires_at, opening.session_id)
