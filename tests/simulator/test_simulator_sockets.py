@@ -96,6 +96,59 @@ async def test_voice_live_knows_its_versions(azure: RunningSimulator, version: s
         await caller.hear("session.created")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/openai/v1/realtime?model=gpt-realtime-1.5",
+        "/openai/v1/realtime?model=gpt-realtime-2.1-mini",
+        "/voice-live/realtime?api-version=2026-07-15&model=azure-realtime",
+        "/voice-live/realtime?api-version=2026-07-15&model=gpt-5.6-terra",
+        "/voice-live/realtime?api-version=2026-07-15&model=phi4-mm-realtime",
+    ],
+)
+async def test_models_of_2026_are_known(azure: RunningSimulator, path: str) -> None:
+    async with call(azure, path) as caller:
+        await caller.hear("session.created")
+
+
+async def test_classic_whisper_fails_on_ga(azure: RunningSimulator) -> None:
+    transcription = {"audio": {"input": {"transcription": {"model": "whisper-1"}}}}
+    async with call(azure) as caller:
+        await caller.send("session.update", session={"type": "realtime", **transcription})
+        await caller.say(speech(0.5) + silence(1))
+        failed = await caller.hear("conversation.item.input_audio_transcription.failed")
+    assert failed["error"] == {
+        "type": "server_error",
+        "code": "DeploymentNotFound",
+        "message": f"Input transcription failed for item '{failed['item_id']}'.",
+        "param": None,
+    }
+
+
+async def test_scripted_responses_are_used_in_order(azure: RunningSimulator) -> None:
+    script = [{"say": "First."}, {"status": "failed"}]
+    async with httpx.AsyncClient(base_url=azure.base_url) as client, call(azure) as caller:
+        listed = (await client.put("/_simulator/responses", json=script)).json()
+        assert [(each["say"], each["status"]) for each in listed] == [("First.", "completed"), (None, "failed")]
+        for _ in range(3):
+            await caller.send("response.create", response={"output_modalities": ["text"]})
+            await caller.hear("response.done")
+        assert (await client.get("/_simulator/responses")).json() == []
+    done = [event["response"] for event in caller.heard("response.done")]
+    assert [response["status"] for response in done] == ["completed", "failed", "completed"]
+    assert caller.heard("response.output_text.done")[0]["text"] == "First."
+
+
+@pytest.mark.parametrize("body", [b"nonsense", b'{"say": "x"}', b'[{"say": 1}]', b'[{"calls": [{"name": ""}]}]'])
+async def test_invalid_script_is_refused(azure: RunningSimulator, body: bytes) -> None:
+    azure.script_responses({"say": "kept"})
+    async with httpx.AsyncClient(base_url=azure.base_url) as client:
+        answer = await client.put("/_simulator/responses", content=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "BadResponses")
+        assert answer.json()["error"]["problems"]
+        assert [each["say"] for each in (await client.get("/_simulator/responses")).json()] == ["kept"]
+
+
 @pytest.mark.parametrize("query", ["model=gpt-realtime", "model=gpt-realtime&api-version=2024-10-01-preview"])
 async def test_voice_live_refuses_other_versions(azure: RunningSimulator, query: str) -> None:
     status, body = await _refusal(azure, f"/voice-live/realtime?{query}", KEY)
@@ -153,6 +206,17 @@ async def test_secret_opens_minted_talk(azure: RunningSimulator) -> None:
         assert created["session"]["audio"]["output"]["voice"] == "cedar"
     azure.simulator.resource.secrets.expire(secret)
     assert (await _refusal(azure, "/openai/v1/realtime", {"authorization": f"Bearer {secret}"}))[0] == 401
+
+
+async def test_first_session_has_id_of_mint(azure: RunningSimulator) -> None:
+    body = {"session": {"type": "realtime", "model": "gpt-realtime"}}
+    async with httpx.AsyncClient(base_url=azure.base_url, headers=KEY) as client:
+        minted = (await client.post("/openai/v1/realtime/client_secrets", json=body)).json()
+    ids = []
+    for _ in range(2):
+        async with call(azure, "/openai/v1/realtime", {"authorization": f"Bearer {minted['value']}"}) as caller:
+            ids.append((await caller.hear("session.created"))["session"]["id"])
+    assert ids[0] == minted["session"]["id"] != ids[1]
 
 
 async def test_transcription_secret_opens_no_talk(azure: RunningSimulator) -> None:

@@ -356,6 +356,19 @@ def test_late_barge_in_clears_playback() -> None:
     assert scene.only("output_audio_buffer.cleared")["response_id"] == response_id
 
 
+def test_server_playback_truncates_to_what_was_heard() -> None:
+    scene = Scene(server_plays=True)
+    scene.say(speech(2) + silence(1))
+    scene.wait(0.65)  # 50 ms of thinking, so 600 ms of the answer were heard
+    scene.say(speech(0.2))
+    truncated = scene.only("conversation.item.truncated")
+    item_id = scene.only("response.done")["response"]["output"][0]["id"]
+    assert (truncated["item_id"], truncated["audio_end_ms"]) == (item_id, 600)
+    assert _playback(scene) == ["output_audio_buffer.started", "output_audio_buffer.cleared"]
+    scene.send("conversation.item.retrieve", item_id=item_id)
+    assert scene.only("conversation.item.retrieved")["item"]["content"][0]["transcript"] == ""
+
+
 def test_playback_goes_on_without_interruption() -> None:
     scene = Scene(server_plays=True)
     detection = {"type": "server_vad", "interrupt_response": False}
@@ -503,6 +516,50 @@ def test_update_changes_named_fields(dialect: Dialect, patch: dict[str, Any]) ->
     assert updated["id"].startswith("sess_")
     assert updated["model"] == created["model"]
     assert updated["tools"] == created["tools"]
+
+
+@by_dialect
+def test_bare_vad_has_recorded_defaults(dialect: Dialect) -> None:
+    """A client's bare `server_vad` replaces an agent's own values, by those of the API."""
+    scene = Scene(dialect)
+    detection = {"type": "server_vad"}
+    scene.update(
+        **({"audio": {"input": {"turn_detection": detection}}} if dialect is GA else {"turn_detection": detection})
+    )
+
+    def values(event: dict[str, Any]) -> tuple[float, int, int]:
+        session = event["session"]
+        told = (session["audio"]["input"] if dialect is GA else session)["turn_detection"]
+        return told["threshold"], told["prefix_padding_ms"], told["silence_duration_ms"]
+
+    assert values(scene.only("session.created")) == (0.5, 300, 200)
+    assert values(scene.only("session.updated")) == ((0.5, 400, 500) if dialect is VOICE_LIVE else (0.5, 300, 200))
+
+
+@by_dialect
+def test_empty_instructions_keep_persona(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    persona = scene.only("session.created")["session"]["instructions"]
+    assert persona.startswith("Your knowledge cutoff")
+    scene.update(instructions="Be kind.")
+    scene.update(instructions="")
+    told = [event["session"]["instructions"] for event in scene.all("session.updated")]
+    assert told == ["Be kind.", persona]
+
+
+def test_ga_echo_leaves_transcription_hints_out() -> None:
+    scene = Scene()
+    hints = {"model": "gpt-realtime-whisper", "language": "de", "delay": "low", "keywords": ["Elena"]}
+    scene.update(audio={"input": {"transcription": hints}})
+    echo = scene.only("session.updated")["session"]["audio"]["input"]["transcription"]
+    assert echo == {"model": "gpt-realtime-whisper", "language": "de", "prompt": None}
+
+
+@pytest.mark.parametrize("voice", ["marin", {"type": "openai", "name": "marin"}])
+def test_voice_live_states_voice_as_object(voice: Any) -> None:
+    scene = Scene(VOICE_LIVE)
+    scene.update(voice=voice)
+    assert scene.only("session.updated")["session"]["voice"] == {"name": "marin", "type": "openai"}
 
 
 def test_ga_audio_is_updated_by_field() -> None:
