@@ -321,7 +321,10 @@ async def test_voice_live_events_match_sdk(azure: RunningSimulator) -> None:
     assert len({event["type"] for event in events}) >= 31
     for event in events:
         parsed = models.ServerEvent._deserialize(event, [])  # type: ignore[no-untyped-call]
-        # Voice Live tells that the user's audio is complete, by a name of GA's that its SDK does not know.
-        assert (type(parsed) is models.ServerEvent) == (event["type"] == "conversation.item.done")
+        if event["type"] == "conversation.item.done":
+            # Voice Live tells that the user's audio is complete, by a name of GA's that its SDK does not know.
+            assert type(parsed) is models.ServerEvent
+            continue
+        assert type(parsed) is not models.ServerEvent
         unmet = set(_unmet(parsed)) - SDK_LEAVES_OUT
         assert unmet == set(), event["type"]

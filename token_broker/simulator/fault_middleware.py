@@ -107,27 +107,21 @@ class FaultMiddleware:
         if scope["type"] == "websocket":
             await socket_faults.serve(fault, SocketExchange(self._app, scope, receive, send, entry))
             return
-        body = await _read(receive, self._resource.config.max_body_bytes)
-        if body is None:
-            await respond_error(scope, send, azure_errors.page(413))
-            return
-        entry.body = self._log.readable(body)
+        body = bytearray()
+        # A client that leaves before the body's end has sent what it has sent: the log shows that much.
+        while (message := await receive())["type"] == "http.request":
+            body += message.get("body", b"")
+            if len(body) > self._resource.config.max_body_bytes:
+                # The gateway in front refuses it, so it is a page of HTML and no JSON.
+                await respond_error(scope, send, azure_errors.page(413))
+                return
+            if not message.get("more_body", False):
+                break
+        entry.body = self._log.readable(bytes(body))
         exchange = Exchange(
-            self._app, scope, body, receive, send, entry, self._resource.secrets, self._resource.clock.now
+            self._app, scope, bytes(body), receive, send, entry, self._resource.secrets, self._resource.clock.now
         )
         if fault is None:
             await exchange.answer_honestly()
         else:
             await http_faults.meet(fault, exchange)
-
-
-async def _read(receive: Receive, limit_bytes: int) -> bytes | None:
-    """The whole body; None if it is over the limit. Where the client leaves early, what it has sent until then."""
-    body = bytearray()
-    while (message := await receive())["type"] == "http.request":
-        body += message.get("body", b"")
-        if len(body) > limit_bytes:
-            return None
-        if not message.get("more_body", False):
-            break
-    return bytes(body)

@@ -105,7 +105,29 @@ async def serve(
     """
     simulator = Simulator(config or SimulatorConfig())
     with _listen(host, port) as listener:
-        server = _Server(_uvicorn_config(simulator, tls))
+        server = _Server(
+            uvicorn.Config(
+                simulator,
+                http=HttpProtocol,
+                ws=WebSocketProtocol,
+                ws_max_size=_MAX_MESSAGE_BYTES,
+                ws_per_message_deflate=False,
+                lifespan="off",
+                interface="asgi3",
+                # The loop and the log belong to the process that the simulator runs in.
+                loop="none",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                # Both are set by the simulator: its clock may be off, and Azure names no server.
+                date_header=False,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=2,
+                ssl_certfile=tls.certificate if tls else None,
+                ssl_keyfile=tls.key if tls else None,
+            )
+        )
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="simulator")
         try:
             async with asyncio.timeout(_START_S):
@@ -151,7 +173,7 @@ def run_in_thread(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    # Named as TCP, or asyncio leaves Nagle's algorithm on for what is accepted: 40 ms an answer.
+    # asyncio turns Nagle's algorithm off only for sockets that name TCP as protocol; with it each answer takes 40 ms.
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -163,7 +185,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn inside somebody else's process: it says when it listens, and leaves signals alone."""
+    """uvicorn inside another process: it tells when it listens, and leaves signals alone."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -176,25 +198,3 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _uvicorn_config(simulator: Simulator, tls: TlsFiles | None) -> uvicorn.Config:
-    return uvicorn.Config(
-        simulator,
-        http=HttpProtocol,
-        ws=WebSocketProtocol,
-        ws_max_size=_MAX_MESSAGE_BYTES,
-        ws_per_message_deflate=False,
-        lifespan="off",
-        interface="asgi3",
-        loop="none",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        date_header=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=2,
-        ssl_certfile=tls.certificate if tls else None,
-        ssl_keyfile=tls.key if tls else None,
-    )

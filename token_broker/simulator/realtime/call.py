@@ -64,9 +64,28 @@ class Call:
         self._channel: RTCDataChannel | None = None
         self._waiting: deque[str] = deque(maxlen=_MOST_WAITING_EVENTS)
         self._changed = asyncio.Event()
-        self._connection.on("track", self._take_track)
-        self._connection.on("datachannel", self._take_channel)
-        self._connection.on("connectionstatechange", self._take_state)
+
+        @self._connection.on("track")
+        def take_track(track: MediaStreamTrack) -> None:
+            if track.kind == "audio" and not self._microphone.done():
+                self._microphone.set_result(track)
+
+        @self._connection.on("datachannel")
+        def take_channel(channel: RTCDataChannel) -> None:
+            # The first channel counts, whatever its label: Azure seems not to check it (docs/azure.md §5.1).
+            if self._channel is not None:
+                return
+            self._channel = channel
+            channel.on("message", self.receive)
+            while self._waiting:
+                self._send(self._waiting.popleft())
+
+        @self._connection.on("connectionstatechange")
+        def take_state() -> None:
+            if self._connection.connectionState == "connected":
+                self._connected.set()
+            elif self._connection.connectionState in ("failed", "closed"):
+                self.ended.set()
 
     async def answer(self, offer: str, addresses: Sequence[str]) -> str:
         """The SDP answer, with a candidate on each of `addresses`.
@@ -197,28 +216,17 @@ class Call:
         transports = [transceiver.receiver.transport for transceiver in self._connection.getTransceivers()]
         if self._connection.sctp is not None:
             transports.append(self._connection.sctp.transport)
-        for ice in {id(dtls): dtls.transport.iceGatherer._connection for dtls in transports}.values():  # noqa: SLF001 - no public compatible endpoint
+        # aioice has no public way to choose addresses.
+        for ice in {id(dtls): dtls.transport.iceGatherer._connection for dtls in transports}.values():  # noqa: SLF001
             gather = ice.get_component_candidates
             ice.get_component_candidates = _with_addresses(gather, addresses)  # type: ignore[method-assign] # this one's
 
-    def _take_track(self, track: MediaStreamTrack) -> None:
-        if track.kind == "audio" and not self._microphone.done():
-            self._microphone.set_result(track)
 
-    def _take_channel(self, channel: RTCDataChannel) -> None:
-        """The first channel is the one, whatever its label."""
-        if self._channel is not None:
-            return
-        self._channel = channel
-        channel.on("message", self.receive)
-        while self._waiting:
-            self._send(self._waiting.popleft())
+def _with_addresses(gather: Callable[..., Awaitable[list[Candidate]]], addresses: Sequence[str]) -> Any:
+    async def gathered(component: int, **options: Any) -> list[Candidate]:
+        return await gather(component=component, **(options | {"addresses": list(addresses)}))
 
-    def _take_state(self) -> None:
-        if self._connection.connectionState == "connected":
-            self._connected.set()
-        elif self._connection.connectionState in ("failed", "closed"):
-            self.ended.set()
+    return gathered
 
 
 def with_tcp_candidate(answer: str) -> str:
@@ -236,13 +244,6 @@ def unusable(answer: str) -> str:
     """The answer with candidates that nobody can reach: addresses that are kept for documentation."""
     elsewhere = re.sub(r"(?m)^(a=candidate:\S+ \d+ \S+ \d+) \S+ \d+", r"\1 198.51.100.1 9", answer)
     return re.sub(r"(?m)^c=IN IP4 \S+", "c=IN IP4 198.51.100.1", elsewhere)
-
-
-def _with_addresses(gather: Callable[..., Awaitable[list[Candidate]]], addresses: Sequence[str]) -> Any:
-    async def gathered(component: int, **options: Any) -> list[Candidate]:
-        return await gather(component=component, **(options | {"addresses": list(addresses)}))
-
-    return gathered
 
 
 def _now_s() -> float:

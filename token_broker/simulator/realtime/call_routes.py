@@ -79,7 +79,14 @@ class CallRoutes:
 
     async def create(self, request: Request) -> Response:
         """Takes an offer with an ephemeral secret, and nothing else; answers 201 with the answer and its `Location`."""
-        secret = self._admit(request)
+        credential = self._resource.credential_of(request.headers)
+        if credential in _STANDING:
+            raise azure_errors.ephemeral_needed()
+        admit(credential, self._resource.config, {Credential.EPHEMERAL})
+        secret = self._resource.secrets.find(bearer_of(request.headers) or "")
+        if secret is None:
+            # It expired between the two looks at the clock.
+            raise azure_errors.key_wrong()
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/sdp":
             raise azure_errors.structured(415, "UnsupportedMediaType", f"Unsupported media type: {media_type}")
@@ -103,22 +110,14 @@ class CallRoutes:
         self.find(request.path_params["call_id"]).ended.set()
         return Response(status_code=200)
 
-    def _admit(self, request: Request) -> EphemeralSecret:
-        credential = self._resource.credential_of(request.headers)
-        if credential in _STANDING:
-            raise azure_errors.ephemeral_needed()
-        admit(credential, self._resource.config, {Credential.EPHEMERAL})
-        secret = self._resource.secrets.find(bearer_of(request.headers) or "")
-        if secret is None:
-            raise azure_errors.key_wrong()
-        return secret
-
     async def _answer(
         self, secret: EphemeralSecret, offer: str, filtered: bool, fault: Fault | None
     ) -> tuple[str, str]:
         try:
-            # Most of a second's work, the first time: not in the way of everything else.
+            # The first import takes most of a second, which would stop every other talk.
             await asyncio.to_thread(import_module, "token_broker.simulator.realtime.call")
+            from aioice.ice import get_host_addresses
+
             from token_broker.simulator.realtime.call import Call, unusable
         except ModuleNotFoundError as missing:
             message = f"[simulated] WebRTC is not part of this installation: {missing.name} is missing."
@@ -126,7 +125,12 @@ class CallRoutes:
         talk = new_talk(self._resource, minted_opening(self._resource, secret), server_plays=True)
         call = Call(talk, filtered=filtered)
         try:
-            answer = await call.answer(offer, self._addresses())
+            # Loopback first: a simulator's caller is mostly on the same machine.
+            addresses = self._resource.config.ice_addresses or (
+                _LOOPBACK,
+                *get_host_addresses(use_ipv4=True, use_ipv6=False),
+            )
+            answer = await call.answer(offer, addresses)
         except ValueError as error:
             await call.close()
             raise azure_errors.invalid_request("invalid_offer", f"The offer can't be answered: {error}") from error
@@ -139,17 +143,10 @@ class CallRoutes:
         )
         self._open[call_id] = OpenCall(call, task)
         self._changed.set()
-        task.add_done_callback(lambda _: self._forget(call_id))
+
+        def forget(_task: "asyncio.Task[None]") -> None:
+            del self._open[call_id]
+            self._changed.set()
+
+        task.add_done_callback(forget)
         return call_id, answer
-
-    def _forget(self, call_id: str) -> None:
-        del self._open[call_id]
-        self._changed.set()
-
-    def _addresses(self) -> list[str]:
-        """Loopback first: whoever calls a simulator is mostly on the same machine."""
-        if self._resource.config.ice_addresses is not None:
-            return list(self._resource.config.ice_addresses)
-        from aioice.ice import get_host_addresses
-
-        return [_LOOPBACK, *get_host_addresses(use_ipv4=True, use_ipv6=False)]

@@ -1,7 +1,7 @@
 """The active response, if there is one: what it says and calls, in which events, and how it ends."""
 
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from token_broker.simulator.realtime.conversation import (
     Part,
 )
 from token_broker.simulator.realtime.dialects import Dialect, ResponseOptions
-from token_broker.simulator.realtime.response_plan import CHUNK_MS, Piece, ResponsePlan, ToolCall, Words, output_message
+from token_broker.simulator.realtime.response_plan import CHUNK_MS, ResponsePlan, ToolCall, Words, output_message
 from token_broker.simulator.realtime.server_events import Ids, ServerEvents
 from token_broker.simulator.realtime.speech.playback import Playback
 from token_broker.simulator.session_bodies.check import InvalidRequest
@@ -74,7 +74,9 @@ class Responses:
         *,
         speech_rate: SpeechRate,
         playback: Playback | None,
+        on_ending: Callable[[], None],
     ) -> None:
+        self._on_ending = on_ending
         self._playback = playback
         self._dialect = dialect
         self._conversation = conversation
@@ -164,6 +166,7 @@ class Responses:
                     self._complete_output(active, request)
                 case ToolCall():
                     yield from self._call(active, output)
+        self._on_ending()
         if plan.status == "incomplete":
             self._end(active, "incomplete", {"type": "incomplete", "reason": plan.reason})
         else:
@@ -173,33 +176,31 @@ class Responses:
         part = Part("audio" if words.pcm else "text", "")
         item = Message(self._ids.new("item"), "assistant", [], "in_progress")
         active.open_item = item
+        # Added while it is empty, as recorded: its part is told apart.
         self._add_output(active, item)
         item.parts.append(part)
-        place = self._place(active) | {"content_index": 0}
-        self._events.emit("response.content_part.added", **place, **self._dialect.content_part(part, done=False))
+        emit, place = self._events.emit, self._place(active) | {"content_index": 0}
+        emit("response.content_part.added", **place, **self._dialect.content_part(part, done=False))
         pieces = words.pieces()
         if active.plan.status == "incomplete":
             pieces = pieces[: (len(pieces) + 1) // 2]
         for piece in pieces:
-            self._send_piece(active, part, piece)
-            yield CHUNK_MS / 1000 / self._speech_rate.speed if words.pcm else _WORD_S
-        if active.plan.status != "incomplete":
-            self._close_item(active, "completed")
-
-    def _send_piece(self, active: _Active, part: Part, piece: Piece) -> None:
-        place = self._place(active) | {"content_index": 0}
-        part.text = (part.text or "") + piece.text
-        if part.kind == "text":
-            self._events.emit("response.output_text.delta", **place, delta=piece.text)
-            return
-        if piece.text:
-            self._events.emit("response.output_audio_transcript.delta", **place, delta=piece.text)
-        if piece.pcm:
+            part.text = (part.text or "") + piece.text
+            if part.kind == "text":
+                emit("response.output_text.delta", **place, delta=piece.text)
+                yield _WORD_S
+                continue
+            if piece.text:
+                emit("response.output_audio_transcript.delta", **place, delta=piece.text)
             self.has_spoken = True
             part.audio_ms += duration_ms(piece.pcm)
             if self._playback is not None:
-                self._playback.starts(active.id, self._place(active)["item_id"], part, self._now_s)
-            self._events.emit("response.output_audio.delta", **place, delta=b64encode(piece.pcm).decode())
+                self._playback.starts(active.id, item.id, part, self._now_s)
+            emit("response.output_audio.delta", **place, delta=b64encode(piece.pcm).decode())
+            yield CHUNK_MS / 1000 / self._speech_rate.speed
+        # An incomplete answer stays open, for the end to close it as such.
+        if active.plan.status != "incomplete":
+            self._close_item(active, "completed")
 
     def _call(self, active: _Active, call: ToolCall) -> Iterator[float]:
         """A function call ends with its arguments; an MCP call is carried out, and the answer to it follows."""

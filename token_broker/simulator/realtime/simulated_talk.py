@@ -23,9 +23,12 @@ from token_broker.simulator.realtime.dialects import Dialect, ResponseOptions, T
 from token_broker.simulator.realtime.item_operations import ItemOperations, decode_audio, read_item
 from token_broker.simulator.realtime.mcp_servers import McpServers
 from token_broker.simulator.realtime.received_events import (
+    AudioAppend,
     ClientEvent,
     ItemCreate,
     ItemParam,
+    ItemReference,
+    ItemTruncate,
     ResponseCancel,
     ResponseCreate,
     SessionUpdate,
@@ -42,10 +45,6 @@ from token_broker.simulator.realtime.speech.vad import Started
 from token_broker.simulator.session_bodies.check import INVALID_VALUE, InvalidRequest, check, parse_json
 
 
-def _nothing_scripted() -> ScriptedResponse | None:
-    return None
-
-
 @dataclass(frozen=True, slots=True)
 class TalkOptions:
     """How this simulator's talks go."""
@@ -58,7 +57,7 @@ class TalkOptions:
     longest_s: float = 3600.0
     server_plays: bool = False
     """The server holds the playback, as over WebRTC; else the client does."""
-    next_response: Callable[[], ScriptedResponse | None] = _nothing_scripted
+    next_response: Callable[[], ScriptedResponse | None] = lambda: None
     """Takes what a test wants the next response to be."""
 
 
@@ -89,6 +88,7 @@ class SimulatedTalk:
         self._items = ItemOperations(self._conversation, dialect, self._ids, self._events)
         self._mcp = McpServers(self._conversation, self._ids, self._events)
         self._playback = Playback(self._events) if options.server_plays else None
+        self._transcripts = Transcripts(self._events, options.transcription_models, options.transcript_timing)
         self._responses = Responses(
             dialect,
             self._conversation,
@@ -96,24 +96,11 @@ class SimulatedTalk:
             self._events,
             speech_rate=options.speech_rate,
             playback=self._playback,
+            on_ending=self._transcripts.answer_ending,
         )
-        self._transcripts = Transcripts(self._events, options.transcription_models, options.transcript_timing)
         self._input = InputBuffer(self.settings.detection)
         self._user_item_id = ""
         self._ends_s = float("inf")
-        self._handlers: dict[str, Callable[[Any, float], None]] = {
-            "session.update": self._update_session,
-            "input_audio_buffer.append": lambda event, now_s: self._hear(decode_audio(event.audio, "audio"), now_s),
-            "input_audio_buffer.commit": self._commit_by_hand,
-            "input_audio_buffer.clear": self._clear_input,
-            "conversation.item.create": self._create_item,
-            "conversation.item.delete": lambda event, _: self._items.delete(event),
-            "conversation.item.retrieve": lambda event, _: self._items.retrieve(event),
-            "conversation.item.truncate": lambda event, _: self._items.truncate(event),
-            "response.create": self._create_response,
-            "response.cancel": self._cancel_response,
-            "output_audio_buffer.clear": self._clear_output,
-        }
 
     @property
     def due_s(self) -> float:
@@ -141,8 +128,7 @@ class SimulatedTalk:
             value = parse_json(message)
             if isinstance(value, dict) and isinstance(value.get("event_id"), str):
                 event_id = value["event_id"]
-            event = read_event(value)
-            self._handlers[event.type](event, now_s)
+            self._handle(read_event(value), now_s)
         except InvalidRequest as invalid:
             self._events.emit_error(invalid, event_id)
         return self._events.drain()
@@ -176,6 +162,39 @@ class SimulatedTalk:
             self.ending = ServerClose(1001, "session_expired")
             self._ends_s = float("inf")
         return self._events.drain()
+
+    def _handle(self, event: ClientEvent, now_s: float) -> None:
+        match event:
+            case SessionUpdate():
+                self._update_session(event, now_s)
+            case AudioAppend():
+                self._hear(decode_audio(event.audio, "audio"), now_s)
+            case ItemCreate():
+                self._create_item(event, now_s)
+            case ItemTruncate():
+                self._items.truncate(event)
+            case ItemReference(type="conversation.item.delete"):
+                self._items.delete(event)
+            case ItemReference():
+                self._items.retrieve(event)
+            case ResponseCreate():
+                self._create_response(event, now_s)
+            case ResponseCancel():
+                self._responses.cancel("client_cancelled", event.response_id)
+                self._transcripts.answer_ended(now_s)
+            case ClientEvent(type="input_audio_buffer.commit"):
+                self._commit(self._input.commit(), self._ids.new("item"), now_s)
+            case ClientEvent(type="input_audio_buffer.clear"):
+                self._input.clear()
+                self._events.emit("input_audio_buffer.cleared")
+            case _ if self._playback is not None:
+                self._playback.clears()
+            case _ if self._dialect.name == "voice_live":
+                # On a WebSocket too, where no server holds the playback: for avatars.
+                self._events.emit("output_audio_buffer.cleared")
+            case _:
+                message = "output_audio_buffer.clear is only supported for WebRTC and SIP connections."
+                raise InvalidRequest("invalid_event", message, "type")
 
     def session_object(self) -> dict[str, Any]:
         """The session as it is now, as events state it."""
@@ -214,25 +233,20 @@ class SimulatedTalk:
                 self._events.emit("input_audio_buffer.speech_started", **place)
                 if settings.transcribes:
                     self._transcripts.speech_started(self._user_item_id, settings.transcription_model)
-                if detection is not None and detection.interrupt_response:
-                    self._interrupt(now_s)
+                if detection is None or not detection.interrupt_response:
+                    continue
+                if self._responses.active:
+                    self._responses.cancel("turn_detected")
+                    self._transcripts.answer_ended(now_s)
+                if self._playback is not None:
+                    # Over WebRTC the server knows what was heard, and truncates the item itself.
+                    self._playback.clears(truncates_at_s=now_s)
             else:
                 place = {"audio_end_ms": turn.at_ms, "item_id": self._user_item_id}
                 self._events.emit("input_audio_buffer.speech_stopped", **place)
                 self._commit(turn.speech, self._user_item_id, now_s)
                 if detection is not None and detection.create_response and not self._responses.active:
                     self._respond(self._conversation, self._dialect.response_options({}, self._session), now_s)
-
-    def _interrupt(self, now_s: float) -> None:
-        if self._responses.active:
-            self._responses.cancel("turn_detected")
-            self._transcripts.answer_ended(now_s)
-        if self._playback is not None:
-            # Over WebRTC the server knows what was heard, and truncates the item itself.
-            self._playback.clears(truncates_at_s=now_s)
-
-    def _commit_by_hand(self, _event: ClientEvent, now_s: float) -> None:
-        self._commit(self._input.commit(), self._ids.new("item"), now_s)
 
     def _commit(self, speech: bytes, item_id: str, now_s: float) -> None:
         part = Part("audio", None, speech, duration_ms(speech))
@@ -243,17 +257,13 @@ class SimulatedTalk:
         if settings.transcribes:
             self._transcripts.speech_committed(item_id, part, settings.transcription_model, now_s)
 
-    def _clear_input(self, _event: ClientEvent, _now_s: float) -> None:
-        self._input.clear()
-        self._events.emit("input_audio_buffer.cleared")
-
     def _create_item(self, event: ItemCreate, now_s: float) -> None:
         item = self._items.create(event)
         if not isinstance(item, McpApproval) or not item.approve or self._responses.active:
             return
         # An allowed call is made at once, without a `response.create` of the client's.
         request = self._conversation.find(item.approval_request_id)
-        tools = self._tools(self.settings.tools, "auto")
+        tools = Tools(self.settings.tools, self._mcp.tools)
         if isinstance(request, McpApprovalRequest) and (call := tools.approved(request)) is not None:
             options = self._dialect.response_options({}, self._session)
             self._begin(ResponsePlan([call]), options, PromptSize(), now_s)
@@ -275,7 +285,7 @@ class SimulatedTalk:
         prompt = PromptSize(sum(len(part.text or "") for part in parts), sum(part.audio_ms for part in parts))
         # An active response refuses a second one, which must not use up what a test scripted.
         scripted = None if self._responses.active else self._options.next_response()
-        tools = self._tools(options.tools, options.tool_choice)
+        tools = Tools(options.tools, self._mcp.tools, options.tool_choice)
         plan = plan_for(items, speaks=options.speaks, tools=tools, scripted=scripted)
         self._begin(plan, options, prompt, now_s)
 
@@ -284,17 +294,3 @@ class SimulatedTalk:
 
     def _tools(self, functions: list[dict[str, Any]], choice: Any) -> Tools:
         return Tools(functions, self._mcp.tools, choice)
-
-    def _cancel_response(self, event: ResponseCancel, now_s: float) -> None:
-        self._responses.cancel("client_cancelled", event.response_id)
-        self._transcripts.answer_ended(now_s)
-
-    def _clear_output(self, _event: ClientEvent, _now_s: float) -> None:
-        """Voice Live takes it on a WebSocket too; GA only where the server holds the playback, which is WebRTC."""
-        if self._playback is not None:
-            self._playback.clears()
-        elif self._dialect.name == "voice_live":
-            self._events.emit("output_audio_buffer.cleared")
-        else:
-            message = "output_audio_buffer.clear is only supported for WebRTC and SIP connections."
-            raise InvalidRequest("invalid_event", message, "type")

@@ -1,15 +1,16 @@
 """The realtime WebSockets: GA's, the preview's and Voice Live's. Checks the handshake, then holds a talk.
 
-docs/azure.md §3. One task a talk: it reads, advances and sends in turn, so a client that does not take its frames
-is not read either, and nothing is left over when it vanishes.
+docs/azure.md §3. One task a talk: it reads, advances and sends in turn. So a client that does not read its frames
+is not read either, and no task is left over when it vanishes.
 """
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.routing import WebSocketRoute
 from starlette.types import Message
@@ -60,7 +61,8 @@ class RealtimeSockets:
     async def ga(self, websocket: WebSocket) -> None:
         """A talk, or with `call_id` the sideband of a call."""
         if "call_id" in websocket.query_params:
-            await self._serve(websocket, self._find_call, self._observe)
+            states_session = self._resource.config.sideband_states_session
+            await self._serve(websocket, self._find_call, partial(observe, states_session=states_session))
         else:
             await self._serve(websocket, self._open_ga, self._hold)
 
@@ -101,15 +103,17 @@ class RealtimeSockets:
     async def _hold(self, websocket: WebSocket, opening: Opening) -> None:
         await hold(websocket, new_talk(self._resource, opening))
 
-    async def _observe(self, websocket: WebSocket, joined: "Call") -> None:
-        await observe(websocket, joined, states_session=self._resource.config.sideband_states_session)
-
     def _find_call(self, websocket: WebSocket) -> "Call":
         admit(self._resource.credential_of(websocket.headers), self._resource.config, _SIDEBAND_CREDENTIALS)
         return self._calls.find(websocket.query_params["call_id"])
 
     def _open_ga(self, websocket: WebSocket) -> Opening:
-        headers = self._with_subprotocol_secret(websocket)
+        headers = websocket.headers
+        offered = [name for name in websocket.scope["subprotocols"] if name.startswith(SECRET_SUBPROTOCOL)]
+        if offered and self._resource.config.ephemeral_subprotocol:
+            # Browsers can't set headers: there a secret comes as a subprotocol.
+            headers = MutableHeaders(raw=list(headers.raw))
+            headers["authorization"] = f"Bearer {offered[0].removeprefix(SECRET_SUBPROTOCOL)}"
         credential = self._resource.credential_of(headers)
         admit(credential, self._resource.config, _V1_CREDENTIALS)
         if "api-version" in websocket.query_params:
@@ -118,7 +122,10 @@ class RealtimeSockets:
         if "openai-beta" in headers:
             raise azure_errors.beta_shape_disabled()
         if credential is Credential.EPHEMERAL:
-            return self._minted(headers)
+            secret = self._resource.secrets.find(bearer_of(headers) or "")
+            if secret is None or secret.dialect != "ga":
+                raise azure_errors.key_wrong()
+            return minted_opening(self._resource, secret)
         model = self._require_model(websocket.query_params.get("model"), self._resource.config.deployments)
         return Opening(GA, ga_session.RealtimeSession(type="realtime", model=model))
 
@@ -129,27 +136,17 @@ class RealtimeSockets:
         return Opening(PREVIEW, flat_session.FlatSession(model=model))
 
     def _open_voice_live(self, websocket: WebSocket) -> Opening:
-        credential = self._resource.credential_of(_with_query_credential(websocket))
+        # `@azure/ai-voicelive` in a browser puts its credential into the query; a header wins over it.
+        headers = MutableHeaders(raw=list(websocket.headers.raw))
+        for name in ("api-key", "authorization"):
+            if name in websocket.query_params:
+                headers.setdefault(name, websocket.query_params[name])
+        credential = self._resource.credential_of(headers)
         admit(credential, self._resource.config, _SERVER_CREDENTIALS)
         self._require_version(websocket, self._resource.config.voice_live_api_versions)
         config = self._resource.config
         model = self._require_model(websocket.query_params.get("model"), config.voice_live_models | config.deployments)
         return Opening(VOICE_LIVE, voice_live_session.VoiceLiveSession(model=model))
-
-    def _minted(self, headers: Headers) -> Opening:
-        secret = self._resource.secrets.find(bearer_of(headers) or "")
-        if secret is None or secret.dialect != "ga":
-            raise azure_errors.key_wrong()
-        return minted_opening(self._resource, secret)
-
-    def _with_subprotocol_secret(self, websocket: WebSocket) -> Headers:
-        """The headers, with a secret that came as subprotocol as their Bearer, where this resource takes that."""
-        offered = [name for name in websocket.scope["subprotocols"] if name.startswith(SECRET_SUBPROTOCOL)]
-        if not offered or not self._resource.config.ephemeral_subprotocol:
-            return websocket.headers
-        headers = MutableHeaders(raw=list(websocket.headers.raw))
-        headers["authorization"] = f"Bearer {offered[0].removeprefix(SECRET_SUBPROTOCOL)}"
-        return headers
 
     def _require_version(self, websocket: WebSocket, known: frozenset[str]) -> None:
         if websocket.query_params.get("api-version") not in known:
@@ -161,15 +158,6 @@ class RealtimeSockets:
         if name not in known:
             raise azure_errors.deployment_not_found()
         return name
-
-
-def _with_query_credential(websocket: WebSocket) -> Headers:
-    """The headers, with a credential of the query where they have none, as `@azure/ai-voicelive` does in a browser."""
-    headers = MutableHeaders(raw=list(websocket.headers.raw))
-    for name in ("api-key", "authorization"):
-        if name in websocket.query_params:
-            headers.setdefault(name, websocket.query_params[name])
-    return headers
 
 
 async def hold(websocket: WebSocket, talk: SimulatedTalk) -> None:

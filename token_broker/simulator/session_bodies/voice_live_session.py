@@ -74,13 +74,14 @@ class PersonalVoice(_AzureVoice):
     model: str
 
 
-def _voice_object(name: str) -> OpenAIVoice:
-    """Voice Live states every voice as an object, whichever way it was named."""
-    return OpenAIVoice(name=name, type="openai")
-
-
 Voice = Annotated[
-    Annotated[str, AfterValidator(_openai_voice), AfterValidator(_voice_object), Tag("word")]
+    # Voice Live states every voice as an object, whichever way it was named.
+    Annotated[
+        str,
+        AfterValidator(_openai_voice),
+        AfterValidator(lambda name: OpenAIVoice(name=name, type="openai")),
+        Tag("word"),
+    ]
     | Annotated[OpenAIVoice, Tag("openai")]
     | Annotated[NativeVoice, Tag("azure-realtime-native")]
     | Annotated[StandardVoice, Tag("azure-standard")]

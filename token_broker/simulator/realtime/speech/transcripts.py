@@ -63,32 +63,36 @@ class Transcripts:
         if self._timing == "after_answer":
             self._release(now_s)
 
+    def answer_ending(self) -> None:
+        """Sends what is left of a transcript that comes during the answer, however short the answer is."""
+        if self._timing == "during_answer":
+            for expected in self._expected:
+                expected.due_s = 0.0
+            self.advance(0.0)
+
     def advance(self, now_s: float) -> None:
         """Sends what is due: word by word during the answer, else all at once."""
         while self._expected:
             expected = min(self._expected, key=lambda each: each.due_s)
             if expected.due_s > now_s:
                 return
+            place = {"item_id": expected.item_id, "content_index": 0}
             if expected.deltas:
-                place = {"item_id": expected.item_id, "content_index": 0}
                 self._events.emit(f"{_EVENT}.delta", **place, delta=expected.deltas.pop(0))
-                expected.due_s += _WORD_S if self._timing == "during_answer" else 0.0
+                # Word by word: on Azure they are interleaved with the answer's own events.
+                expected.due_s += _WORD_S if self._timing == "during_answer" and now_s else 0.0
                 continue
             self._expected.remove(expected)
-            self._finish(expected)
-
-    def _finish(self, expected: _Expected) -> None:
-        place = {"item_id": expected.item_id, "content_index": 0}
-        if expected.text is None:
-            message = f"Input transcription failed for item '{expected.item_id}'."
-            error = {"type": "server_error", "code": "DeploymentNotFound", "message": message, "param": None}
-            self._events.emit(f"{_EVENT}.failed", **place, error=error)
-            return
-        expected.part.text = expected.text
-        usage = {"type": "duration", "seconds": expected.part.audio_ms / 1000}
-        # Voice Live bills the transcription apart, and states no usage here.
-        billed = {} if self._events.dialect.name == "voice_live" else {"usage": usage}
-        self._events.emit(f"{_EVENT}.completed", **place, transcript=expected.text, **billed)
+            if expected.text is None:
+                message = f"Input transcription failed for item '{expected.item_id}'."
+                error = {"type": "server_error", "code": "DeploymentNotFound", "message": message, "param": None}
+                self._events.emit(f"{_EVENT}.failed", **place, error=error)
+                continue
+            expected.part.text = expected.text
+            usage = {"type": "duration", "seconds": expected.part.audio_ms / 1000}
+            # Voice Live bills the transcription apart, and states no usage here.
+            billed = {} if self._events.dialect.name == "voice_live" else {"usage": usage}
+            self._events.emit(f"{_EVENT}.completed", **place, transcript=expected.text, **billed)
 
     def _is_usable(self, model: str | None) -> bool:
         return self._usable_models is None or model in self._usable_models

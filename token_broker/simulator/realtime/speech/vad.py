@@ -11,11 +11,11 @@ from token_broker.simulator.audio import BYTES_PER_MS, level
 
 FRAME_MS = 20
 _FRAME_BYTES = FRAME_MS * BYTES_PER_MS
-# So much loudness in a row is speech; less is a click.
+# Fewer loud frames in a row are a click.
 _ONSET_FRAMES = 3
-# Of the silence that ends a turn, so much is still kept as the speech's own end.
+# A part of the silence that ends a turn belongs to the speech: words fade out.
 _TAIL_MS = 200
-# No turn is longer; a caller who does not pause is cut here.
+# A caller who never pauses is cut here, or one turn would grow without bound.
 _LONGEST_TURN_MS = 120_000
 
 
@@ -93,18 +93,15 @@ class SpeechDetector:
         self._position_ms += FRAME_MS
         self._kept += frame
         loud = level(frame) >= self._loudness
-        return self._while_speaking(loud) if self._speaking else self._while_quiet(loud)
-
-    def _while_quiet(self, loud: bool) -> Started | None:
-        self._loud_frames = self._loud_frames + 1 if loud else 0
-        if self._loud_frames >= _ONSET_FRAMES:
-            self._speaking, self._quiet_ms = True, 0
-            return Started(self._position_ms - len(self._kept) // BYTES_PER_MS)
-        window_ms = self._detection.prefix_padding_ms + self._loud_frames * FRAME_MS
-        del self._kept[: -window_ms * BYTES_PER_MS or None]
-        return None
-
-    def _while_speaking(self, loud: bool) -> Stopped | None:
+        if not self._speaking:
+            self._loud_frames = self._loud_frames + 1 if loud else 0
+            if self._loud_frames >= _ONSET_FRAMES:
+                self._speaking, self._quiet_ms = True, 0
+                return Started(self._position_ms - len(self._kept) // BYTES_PER_MS)
+            # Silence is kept as far as the prefix goes, or a quiet caller would fill the memory.
+            window_ms = self._detection.prefix_padding_ms + self._loud_frames * FRAME_MS
+            del self._kept[: -window_ms * BYTES_PER_MS or None]
+            return None
         self._quiet_ms = 0 if loud else self._quiet_ms + FRAME_MS
         length_ms = len(self._kept) // BYTES_PER_MS
         if self._quiet_ms < max(self._detection.silence_duration_ms, FRAME_MS) and length_ms < _LONGEST_TURN_MS:
