@@ -135,7 +135,10 @@ class Tools:
         if isinstance(self.choice, str):
             names = [tool["name"] for tool in self.functions if tool["type"] == "function"]
             names += [tool.name for tool in self.mcp]
-            return self.call(names[0]) if self.choice == "required" and names else None
+            if self.choice == "required":
+                return self.call(names[0]) if names else None
+            # The preview names a function by the word alone.
+            return self.call(self.choice) if self.choice in names else None
         chosen = self.choice if isinstance(self.choice, dict) else self.choice.model_dump()
         name = chosen.get("name") or next(
             (tool.name for tool in self.mcp if tool.server_label == chosen.get("server_label")), ""

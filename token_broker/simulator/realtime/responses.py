@@ -198,6 +198,7 @@ class Responses:
                 self._playback.starts(active.id, item.id, part, self._now_s)
             emit("response.output_audio.delta", **place, delta=b64encode(piece.pcm).decode())
             yield CHUNK_MS / 1000 / self._speech_rate.speed
+        self._on_ending()
         # An incomplete answer stays open, for the end to close it as such.
         if active.plan.status != "incomplete":
             self._close_item(active, "completed")
