@@ -80,10 +80,10 @@ _SLOW = (
     "tests/security/test_odd_requests.py",
     "tests/security/test_ownership.py::test_restart_keeps_sessions_owned",
     "tests/security/test_replicas.py",
-    "tests/simulator/test_simulator_calls.py::test_a_barge_in_clears_what_was_not_heard_yet",
-    "tests/simulator/test_simulator_calls.py::test_a_spoken_talk_comes_back_over_rtp",
-    "tests/simulator/test_simulator_mint_ga.py::test_a_body_that_the_openai_types_allow_passes_but_for_azures_own_rules",
-    "tests/simulator/test_simulator_mint_ga.py::test_a_field_that_nobody_knows_is_refused_and_named_wherever_it_stands",
+    "tests/simulator/test_simulator_calls.py::test_barge_in_clears_unheard_audio",
+    "tests/simulator/test_simulator_calls.py::test_spoken_talk_comes_back_over_rtp",
+    "tests/simulator/test_simulator_mint_ga.py::test_bodies_of_openai_types_pass",
+    "tests/simulator/test_simulator_mint_ga.py::test_unknown_field_is_named_at_any_depth",
 )
 """Tests, files and folders that `scripts/test --fast` leaves out: their tests take a second of CPU or more, or wait for
 several, mostly because they start processes. `pytest.mark.slow` says the same beside a test."""

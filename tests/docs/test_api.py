@@ -12,7 +12,7 @@ from tests.observability.test_openapi import ELSEWHERE
 from token_broker.cli.main import main
 from token_broker.server import close_codes as closing
 from token_broker.settings import Settings
-from token_broker.simulator.faults.rules import Fault
+from token_broker.simulator.faults.fault_table import Fault
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from strategies.base import Dialect
 from tests.relay.support.official_models import ga_server_event, preview_server_event
-from tests.relay.support.translated_talk import TranslatedTalk, counted, meaning
+from tests.relay.support.translated_talk import TranslatedTalk, counted, meaning, without_live_extras
 from tests.relay.test_dialects import PCM, TO_GA, TO_PREVIEW, TRANSLATED, message, other
 from tests.simulator.support import silence, speech
 from token_broker.relay.dialects.translation import renamed, to_azure, to_client
@@ -54,17 +54,37 @@ def script(talk: TranslatedTalk) -> TranslatedTalk:
 @pytest.mark.parametrize("client", ["ga", "preview"])
 def test_translated_talk_keeps_its_meaning(client: Dialect) -> None:
     plain, crossed = script(TranslatedTalk(client, client)), script(TranslatedTalk(client, other(client)))
-    assert _without_ends_of_what_was_not_added(meaning(crossed.events)) == meaning(plain.events)
+    assert _ends_told_once(meaning(crossed.events)) == _ends_told_once(meaning(plain.events))
     errors = [each["error"] for each in crossed.sent if each["type"] == "error"]
     assert [(error["code"], error["event_id"]) for error in errors] == [("response_cancel_not_active", "mine")]
     for each in crossed.events:
-        (ga_server_event if client == "ga" else preview_server_event)(each)
+        if (client, each["type"]) not in _UNKNOWN_TO_MODELS:
+            (ga_server_event if client == "ga" else preview_server_event)(without_live_extras(each))
 
 
-def _without_ends_of_what_was_not_added(events: list[Event]) -> list[Event]:
-    """Voice Live sends a done event also for an item outside the conversation."""
+_UNKNOWN_TO_MODELS = {
+    # Voice Live tells of the user's audio under a name of GA's that its own package does not know.
+    ("preview", "conversation.item.done"),
+    # Voice Live states no usage there, which OpenAI's model requires: the translation has to add it.
+    ("ga", "conversation.item.input_audio_transcription.completed"),
+}
+
+
+def _ends_told_once(events: list[Event]) -> list[Event]:
+    """Without the end of an item that was not added, and without a second end of one that was.
+
+    Voice Live tells of the end of an item that is in no conversation as of any other. It also tells itself, under GA's
+    name, that the user's audio is complete: preview clients have no such event, and the translation tells it again.
+    """
     added = {each["item"]["id"] for each in events if each["type"] == "conversation.item.added"}
-    return [each for each in events if each["type"] != "conversation.item.done" or each["item"]["id"] in added]
+    told = []
+    for each in events:
+        if each["type"] == "conversation.item.done":
+            if each["item"]["id"] not in added:
+                continue
+            added.remove(each["item"]["id"])
+        told.append(each)
+    return told
 
 
 def test_talk_covers_nearly_every_event() -> None:

@@ -53,7 +53,7 @@ async def test_realtime_speech_comes_back_as_sent() -> None:
 
 @pytest.mark.parametrize("upstream", ["voice_live", "openai_realtime"])
 async def test_late_transcripts_keep_turns_in_order(upstream: str) -> None:
-    config = SimulatorConfig(transcribes_after_answer=True, answer_speed=50)
+    config = SimulatorConfig(transcript_timing="after_answer", answer_speed=50)
     with run_in_thread(config) as azure:
         async with broker(azure.base_url, proxy_upstreams=(upstream,), **SIMULATED) as running:
             async with running.client() as client:

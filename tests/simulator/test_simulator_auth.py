@@ -25,7 +25,7 @@ async def _mint(azure: RunningSimulator, route: tuple[str, object], headers: dic
     "headers",
     [{}, {"api-key": "wrong"}, {"api-key": ""}, {"authorization": "Bearer wrong"}, {"authorization": "Basic eDp5"}],
 )
-async def test_a_wrong_or_missing_credential_is_401_in_the_flat_shape(
+async def test_bad_credential_is_401_in_flat_shape(
     azure: RunningSimulator, route: tuple[str, object], headers: dict[str, str]
 ) -> None:
     answer = await _mint(azure, route, headers)
@@ -35,26 +35,26 @@ async def test_a_wrong_or_missing_credential_is_401_in_the_flat_shape(
 
 
 @pytest.mark.parametrize("route", [GA, FLAT], ids=["ga", "flat"])
-async def test_an_entra_token_is_taken_as_bearer(azure: RunningSimulator, route: tuple[str, object]) -> None:
+async def test_entra_token_is_taken_as_bearer(azure: RunningSimulator, route: tuple[str, object]) -> None:
     assert (await _mint(azure, route, {"authorization": "Bearer simulated-entra-token"})).status_code == 200
 
 
-async def test_the_key_as_bearer_is_refused_outside_v1(azure: RunningSimulator) -> None:
+async def test_key_as_bearer_is_refused_off_v1(azure: RunningSimulator) -> None:
     assert (await _mint(azure, FLAT, {"authorization": "Bearer simulated-key"})).status_code == 401
 
 
-async def test_an_ephemeral_secret_mints_nothing(azure: RunningSimulator) -> None:
+async def test_ephemeral_secret_mints_nothing(azure: RunningSimulator) -> None:
     value = (await _mint(azure, GA, {"api-key": "simulated-key"})).json()["value"]
     assert (await _mint(azure, GA, {"authorization": f"Bearer {value}"})).status_code == 401
 
 
-async def test_a_principal_without_the_role_is_401_permission_denied() -> None:
+async def test_principal_without_role_is_401() -> None:
     async with serve(SimulatorConfig(roleless_entra_tokens=frozenset({NOBODY}))) as azure:
         answer = await _mint(azure, GA, {"authorization": f"Bearer {NOBODY.get_secret_value()}"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "PermissionDenied")
 
 
-async def test_with_keys_switched_off_a_key_is_403_and_entra_is_not() -> None:
+async def test_disabled_keys_are_403_entra_is_not() -> None:
     async with serve(SimulatorConfig(keys_disabled=True)) as azure:
         by_key = await _mint(azure, GA, {"api-key": "simulated-key"})
         as_bearer = await _mint(azure, GA, {"authorization": "Bearer simulated-key"})
@@ -64,7 +64,7 @@ async def test_with_keys_switched_off_a_key_is_403_and_entra_is_not() -> None:
     assert by_entra.status_code == 200
 
 
-def test_a_secret_is_good_until_the_second_it_says_and_not_after() -> None:
+def test_secret_expires_at_its_stated_second() -> None:
     resource = Resource(SimulatorConfig())
     minted = resource.secrets.mint("ga", {}, 60)
     headers = Headers({"authorization": f"Bearer {minted.value.get_secret_value()}"})
@@ -73,13 +73,13 @@ def test_a_secret_is_good_until_the_second_it_says_and_not_after() -> None:
     assert resource.credential_of(headers) is Credential.EPHEMERAL_EXPIRED
 
 
-def test_the_oldest_secrets_are_forgotten_beyond_the_limit() -> None:
+def test_oldest_secrets_are_forgotten() -> None:
     secrets = EphemeralSecrets(lambda: 1000.0, limit=3)
     values = [secrets.mint("ga", {}, 60).value.get_secret_value() for _ in range(4)]
     assert [secrets.find(value) is not None for value in values] == [False, True, True, True]
 
 
-def test_an_api_key_header_wins_over_a_bearer() -> None:
+def test_api_key_header_wins_over_bearer() -> None:
     secrets = EphemeralSecrets(lambda: 0.0)
     headers = Headers({"api-key": "simulated-key", "authorization": "Bearer nonsense"})
     assert credential_of(headers, SimulatorConfig(), secrets) is Credential.KEY

@@ -19,7 +19,7 @@ SESSION: dict[str, Any] = {
     "type": "realtime",
     "model": "gpt-realtime",
     "instructions": "Be brief.",
-    "audio": {"input": {"transcription": {"model": "whisper-1"}}},
+    "audio": {"input": {"transcription": {"model": "gpt-4o-mini-transcribe"}}},
 }
 FILTERED = {
     "input_audio_buffer.speech_started",
@@ -82,7 +82,7 @@ async def _calling(azure: RunningSimulator, pcm: bytes = b"", query: str = "") -
     await azure.until_calls(0)
 
 
-async def test_a_spoken_talk_comes_back_over_rtp(azure: RunningSimulator) -> None:
+async def test_spoken_talk_comes_back_over_rtp(azure: RunningSimulator) -> None:
     async with _calling(azure, silence(0.5) + speech(2)) as (phone, _):
         created = await phone.hear("session.created")
         assert created["session"]["instructions"] == "Be brief."
@@ -105,7 +105,7 @@ async def test_a_spoken_talk_comes_back_over_rtp(azure: RunningSimulator) -> Non
     assert alike > 0.95
 
 
-async def test_the_filter_lets_only_azures_few_events_through(azure: RunningSimulator) -> None:
+async def test_webrtcfilter_passes_few_events(azure: RunningSimulator) -> None:
     async with _calling(azure, speech(0.5), "?webrtcfilter=on") as (phone, _):
         await phone.hear("output_audio_buffer.stopped")
         phone.send("nonsense")
@@ -118,7 +118,7 @@ async def test_the_filter_lets_only_azures_few_events_through(azure: RunningSimu
         assert set(phone.names()) == FILTERED
 
 
-async def test_text_cancel_and_clear_work_over_the_data_channel() -> None:
+async def test_text_cancel_and_clear_on_data_channel() -> None:
     unhurried = SimulatorConfig(ice_addresses=("127.0.0.1",), answer_speed=2)
     async with serve(unhurried) as azure, _calling(azure) as (phone, _):
         await phone.hear("session.created")
@@ -133,25 +133,26 @@ async def test_text_cancel_and_clear_work_over_the_data_channel() -> None:
         assert (await phone.hear("response.done"))["response"]["status"] == "cancelled"
 
 
-async def test_a_barge_in_clears_what_was_not_heard_yet(azure: RunningSimulator) -> None:
+async def test_barge_in_clears_unheard_audio(azure: RunningSimulator) -> None:
     # The answer to the first sentence is sent whole long before it is heard: the second sentence falls into it.
     async with _calling(azure, speech(2) + silence(1.5) + speech(1)) as (phone, _):
         await phone.hear("output_audio_buffer.cleared")
         names = phone.names()
     assert names.index("response.done") < names.index("output_audio_buffer.cleared")
     assert names.count("input_audio_buffer.speech_started") == 2
-    assert names[-1] == "output_audio_buffer.cleared"
+    # The server knows what was heard, so it truncates the item itself.
+    assert names[-2:] == ["conversation.item.truncated", "output_audio_buffer.cleared"]
 
 
 @pytest.mark.parametrize("label", ["oai-events", "realtime-channel", "anything"])
-async def test_the_data_channels_label_does_not_matter(azure: RunningSimulator, label: str) -> None:
+async def test_any_data_channel_label_works(azure: RunningSimulator, label: str) -> None:
     async with _phone(label=label) as phone:
         await phone.connect((await _post(azure, await phone.offer(), await _mint(azure))).text)
         await phone.hear("session.created")
     await azure.until_calls(0)
 
 
-async def test_an_offer_without_candidates_is_enough(azure: RunningSimulator) -> None:
+async def test_offer_without_candidates_works(azure: RunningSimulator) -> None:
     async with _phone() as phone:
         bare = "".join(
             line for line in (await phone.offer()).splitlines(keepends=True) if not line.startswith("a=candidate")
@@ -161,13 +162,20 @@ async def test_an_offer_without_candidates_is_enough(azure: RunningSimulator) ->
     await azure.until_calls(0)
 
 
-@pytest.mark.parametrize("token", ["simulated-key", "simulated-entra-token", "ek_simulated_forged", "nonsense"])
-async def test_only_an_ephemeral_secret_may_call(azure: RunningSimulator, token: str) -> None:
+@pytest.mark.parametrize("token", ["ek_simulated_forged", "nonsense"])
+async def test_call_refuses_unknown_secret(azure: RunningSimulator, token: str) -> None:
     answer = await _post(azure, "v=0", token)
     assert (answer.status_code, answer.json()["statusCode"]) == (401, 401)
 
 
-async def test_the_key_as_header_and_an_expired_secret_may_not_call(azure: RunningSimulator) -> None:
+@pytest.mark.parametrize("token", ["simulated-key", "simulated-entra-token"])
+async def test_call_needs_ephemeral_secret(azure: RunningSimulator, token: str) -> None:
+    answer = await _post(azure, "v=0", token)
+    assert answer.status_code == 401
+    assert "requires ephemeral tokens for authentication" in answer.json()["error"]["message"]
+
+
+async def test_key_or_expired_secret_may_not_call(azure: RunningSimulator) -> None:
     async with httpx.AsyncClient(base_url=azure.base_url, headers=KEY) as client:
         assert (await client.post(CALLS, content="v=0", headers={"content-type": "application/sdp"})).status_code == 401
     secret = await _mint(azure)
@@ -176,12 +184,12 @@ async def test_the_key_as_header_and_an_expired_secret_may_not_call(azure: Runni
 
 
 @pytest.mark.parametrize("offer", ["", "nonsense", "v=0\r\n", "v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=-\r\nt=0 0\r\n"])
-async def test_an_offer_that_is_none_is_400(azure: RunningSimulator, offer: str) -> None:
+async def test_invalid_offer_is_400(azure: RunningSimulator, offer: str) -> None:
     answer = await _post(azure, offer, await _mint(azure))
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_offer")
 
 
-async def test_an_offer_without_audio_is_400(azure: RunningSimulator) -> None:
+async def test_offer_without_audio_is_400(azure: RunningSimulator) -> None:
     connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
     connection.createDataChannel("oai-events")
     await connection.setLocalDescription(await connection.createOffer())
@@ -190,17 +198,21 @@ async def test_an_offer_without_audio_is_400(azure: RunningSimulator) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_offer")
 
 
-async def test_another_content_type_or_an_api_version_is_refused(azure: RunningSimulator) -> None:
+async def test_wrong_type_or_api_version_is_refused(azure: RunningSimulator) -> None:
     secret = await _mint(azure)
     assert (await _post(azure, "v=0", secret, media_type="application/json")).status_code == 415
     assert (await _post(azure, "v=0", secret, "?api-version=2025-10-01")).status_code == 400
 
 
-async def test_the_answer_is_201_with_sdp_and_a_location(azure: RunningSimulator) -> None:
+async def test_call_answer_is_201_with_location(azure: RunningSimulator) -> None:
     async with _phone() as phone:
         answer = await _post(azure, await phone.offer(), await _mint(azure))
         assert answer.status_code == 201
-        assert answer.headers["content-type"] == "application/sdp"
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+        assert answer.headers["access-control-expose-headers"] == "Location,X-Request-Id"
+        assert {"azureml-served-by-cluster", "openai-processing-ms", "openai-version"} <= set(answer.headers)
+        assert answer.text.count(" tcp ") == 1
+        assert " 3478 typ host tcptype passive" in answer.text
         assert answer.headers["location"].startswith("/v1/realtime/calls/rtc_")
         assert answer.text.startswith("v=0")
         assert "127.0.0.1" in answer.text
@@ -209,24 +221,22 @@ async def test_the_answer_is_201_with_sdp_and_a_location(azure: RunningSimulator
     await azure.until_calls(0)
 
 
-async def test_the_answers_content_type_can_be_the_one_that_was_seen_live() -> None:
-    seen = "text/plain; charset=utf-8"
-    config = SimulatorConfig(ice_addresses=("127.0.0.1",), sdp_answer_type=seen)
+async def test_sdp_answer_type_can_be_set() -> None:
+    documented = "application/sdp"
+    config = SimulatorConfig(ice_addresses=("127.0.0.1",), sdp_answer_type=documented)
     async with serve(config) as azure, _calling(azure) as (phone, _):
         await phone.hear("session.created")
-        assert phone.answer_type == seen
+        assert phone.answer_type == documented
 
 
-async def test_without_aiortc_a_call_is_501_and_says_why(
-    azure: RunningSimulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_call_without_aiortc_is_501(azure: RunningSimulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "token_broker.simulator.realtime.call", None)
     answer = await _post(azure, "v=0", await _mint(azure))
     assert answer.status_code == 501
     assert "not part of this installation" in answer.json()["error"]["message"]
 
 
-async def test_a_hang_up_ends_the_call_and_a_second_finds_none(azure: RunningSimulator) -> None:
+async def test_hang_up_ends_call_second_is_404(azure: RunningSimulator) -> None:
     async with _calling(azure) as (phone, call_id):
         await phone.hear("session.created")
         async with httpx.AsyncClient(base_url=azure.base_url, headers=KEY) as client:
@@ -238,22 +248,31 @@ async def test_a_hang_up_ends_the_call_and_a_second_finds_none(azure: RunningSim
         assert (await stranger.post(f"{CALLS}/rtc_x/hangup")).status_code == 401
 
 
-async def test_the_sideband_sees_what_the_filter_hides_and_may_send(azure: RunningSimulator) -> None:
+async def test_sideband_sees_filtered_events_and_sends(azure: RunningSimulator) -> None:
     async with _calling(azure, query="?webrtcfilter=on") as (phone, call_id):
         async with call(azure, f"/openai/v1/realtime?call_id={call_id}") as observer:
-            assert (await observer.hear("session.created"))["session"]["instructions"] == "Be brief."
-            await observer.send("session.update", session={"type": "realtime", "instructions": "New."})
-            assert (await observer.hear("session.updated"))["session"]["instructions"] == "New."
+            await observer.send("session.update", session={"type": "realtime", "max_output_tokens": 99})
+            assert (await observer.hear("session.updated"))["session"]["instructions"] == "Be brief."
+            assert [event["type"] for event in observer.events] == ["session.updated"]
             await observer.send("response.create")
             await observer.hear("response.done")
+            await observer.hear("output_audio_buffer.stopped")
+            assert observer.heard("output_audio_buffer.started")
             assert observer.audio() == b""
             await phone.hear("response.output_audio_transcript.done")
         assert "session.updated" not in phone.names()
 
 
-async def test_the_sideband_ends_with_its_call(azure: RunningSimulator) -> None:
+async def test_sideband_can_state_session_first() -> None:
+    config = SimulatorConfig(ice_addresses=("127.0.0.1",), sideband_states_session=True)
+    async with serve(config) as azure, _calling(azure) as (phone, call_id):
+        await phone.hear("session.created")
+        async with call(azure, f"/openai/v1/realtime?call_id={call_id}") as observer:
+            assert (await observer.hear("session.created"))["session"]["instructions"] == "Be brief."
+
+
+async def test_sideband_ends_with_its_call(azure: RunningSimulator) -> None:
     async with _calling(azure) as (phone, call_id), call(azure, f"/openai/v1/realtime?call_id={call_id}") as observer:
-        await observer.hear("session.created")
         await phone.hear("session.created")
         await phone.hang_up()
         await observer.socket.wait_closed()
@@ -261,7 +280,7 @@ async def test_the_sideband_ends_with_its_call(azure: RunningSimulator) -> None:
 
 
 @pytest.mark.parametrize(("path", "headers", "status"), [("rtc_none", KEY, 404), ("rtc_none", {}, 401)])
-async def test_a_sideband_without_call_or_credential_is_refused(
+async def test_sideband_needs_call_and_credential(
     azure: RunningSimulator, path: str, headers: dict[str, str], status: int
 ) -> None:
     with pytest.raises(Exception, match=str(status)):
@@ -269,7 +288,7 @@ async def test_a_sideband_without_call_or_credential_is_refused(
             pass
 
 
-async def test_a_flat_secret_calls_in_the_previews_events(azure: RunningSimulator) -> None:
+async def test_flat_secret_calls_in_preview_events(azure: RunningSimulator) -> None:
     async with httpx.AsyncClient(base_url=azure.base_url, headers=KEY) as client:
         path = "/openai/deployments/gpt-realtime/realtime/client_secrets?api-version=2025-10-01"
         secret = (await client.post(path, json={"instructions": "Be brief."})).json()["value"]
@@ -279,7 +298,7 @@ async def test_a_flat_secret_calls_in_the_previews_events(azure: RunningSimulato
     await azure.until_calls(0)
 
 
-async def test_browsers_of_any_page_may_call_and_faults_leave_preflights_alone(azure: RunningSimulator) -> None:
+async def test_cors_allows_any_page_despite_faults(azure: RunningSimulator) -> None:
     asked = {
         "origin": "http://page",
         "access-control-request-method": "POST",
@@ -294,19 +313,19 @@ async def test_browsers_of_any_page_may_call_and_faults_leave_preflights_alone(a
     assert refused.status_code == 503
     for answer in (preflight, refused):
         assert answer.headers["access-control-allow-origin"] == "*"
-    assert "location" in refused.headers["access-control-expose-headers"]
+    assert "Location" in refused.headers["access-control-expose-headers"]
 
 
 # --- Faults --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [401, 404, 500])
-async def test_an_offer_can_be_refused(azure: RunningSimulator, code: int) -> None:
+async def test_offer_can_be_refused_by_fault(azure: RunningSimulator, code: int) -> None:
     with azure.fault("status", CALLS, code=code):
         assert (await _post(azure, "v=0", await _mint(azure))).status_code == code
 
 
-async def test_ice_that_never_connects(azure: RunningSimulator) -> None:
+async def test_ice_never_fault_never_connects(azure: RunningSimulator) -> None:
     with azure.fault("ice_never", CALLS):
         async with _phone() as phone:
             answer = await _post(azure, await phone.offer(), await _mint(azure))
@@ -321,14 +340,14 @@ async def test_ice_that_never_connects(azure: RunningSimulator) -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "channel"])
-async def test_a_call_can_die_in_the_middle(azure: RunningSimulator, how: str) -> None:
+async def test_die_after_fault_ends_call(azure: RunningSimulator, how: str) -> None:
     with azure.fault("die_after", CALLS, seconds=0.2, how=how):
         async with _calling(azure) as (phone, _):
             await phone.hear("session.created")
             await asyncio.wait_for(phone.closed.wait(), 5)
 
 
-async def test_a_call_can_fall_silent(azure: RunningSimulator) -> None:
+async def test_die_after_fault_silences_call(azure: RunningSimulator) -> None:
     with azure.fault("die_after", CALLS, seconds=0.3, how="silent"):
         async with _calling(azure) as (phone, _):
             await phone.hear("session.created")
@@ -339,7 +358,7 @@ async def test_a_call_can_fall_silent(azure: RunningSimulator) -> None:
                 await phone.hear("response.created", timeout_s=0.5)
 
 
-async def test_stopping_ends_running_calls_and_leaves_no_task() -> None:
+async def test_stop_ends_calls_and_leaves_no_task() -> None:
     before = asyncio.all_tasks()
     async with serve(SimulatorConfig(ice_addresses=("127.0.0.1",))) as azure, _phone() as phone:
         await phone.connect((await _post(azure, await phone.offer(), await _mint(azure))).text)

@@ -17,8 +17,9 @@ from azure.core.credentials import AccessToken, AzureKeyCredential
 from azure.core.credentials_async import AsyncTokenCredential
 from openai.resources.realtime.realtime import AsyncRealtimeConnection
 from openai.types.realtime import RealtimeServerEvent
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
 
+from tests.simulator.models import PACKAGE_LEAVES_OUT, extras
 from tests.simulator.support import GA_PATH, VOICE_LIVE_PATH, Caller, call, correlation, silence, speech
 from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
 
@@ -28,7 +29,7 @@ GA_SESSION: dict[str, Any] = {
     "output_modalities": ["audio"],
     "audio": {
         "input": {
-            "transcription": {"model": "whisper-1"},
+            "transcription": {"model": "gpt-4o-mini-transcribe"},
             "turn_detection": {"type": "server_vad", "threshold": 0.6, "silence_duration_ms": 800},
         },
         "output": {"voice": "marin"},
@@ -89,7 +90,7 @@ async def _until_done(connection: AsyncRealtimeConnection) -> list[Any]:
     return events
 
 
-async def test_the_openai_client_talks_in_audio(ga: AsyncRealtimeConnection) -> None:
+async def test_openai_client_talks_in_audio(ga: AsyncRealtimeConnection) -> None:
     assert (await ga.recv()).type == "session.created"
     await ga.session.update(session=cast("Any", GA_SESSION))
     for audio in _chunks(SAID):
@@ -102,7 +103,7 @@ async def test_the_openai_client_talks_in_audio(ga: AsyncRealtimeConnection) -> 
     assert events[-1].response.usage.total_tokens > 0
 
 
-async def test_the_openai_client_talks_in_text_and_truncates(ga: AsyncRealtimeConnection) -> None:
+async def test_openai_client_writes_and_truncates(ga: AsyncRealtimeConnection) -> None:
     content = {"type": "input_text", "text": "Hello there"}
     item = {"type": "message", "role": "user", "content": [content]}
     await ga.conversation.item.create(item=cast("Any", item))
@@ -111,18 +112,17 @@ async def test_the_openai_client_talks_in_text_and_truncates(ga: AsyncRealtimeCo
     (transcript,) = [event.transcript for event in events if hasattr(event, "transcript")]
     assert transcript == "[simulated] you wrote: Hello there"
     await ga.conversation.item.truncate(item_id=events[-1].response.output[0].id, content_index=0, audio_end_ms=100)
-    assert (await ga.recv()).type == "rate_limits.updated"
     assert (await ga.recv()).type == "conversation.item.truncated"
 
 
-async def test_the_openai_client_cancels(pensive: RunningSimulator) -> None:
+async def test_openai_client_cancels(pensive: RunningSimulator) -> None:
     async with _ga(pensive) as connection:
         await connection.response.create()
         await connection.response.cancel()
         assert (await _until_done(connection))[-1].response.status == "cancelled"
 
 
-async def test_the_azure_class_of_the_openai_package_talks_on_the_preview_socket(azure: RunningSimulator) -> None:
+async def test_azure_openai_class_on_preview_socket(azure: RunningSimulator) -> None:
     client = openai.AsyncAzureOpenAI(
         azure_endpoint=azure.base_url,
         websocket_base_url=f"{azure.websocket_url}/openai",
@@ -180,7 +180,7 @@ async def _until_response_done(connection: VoiceLiveConnection) -> list[Any]:
 
 
 @pytest.mark.parametrize("credential", [AzureKeyCredential("simulated-key"), _Token()], ids=["key", "token"])
-async def test_the_voice_live_sdk_talks_in_audio(azure: RunningSimulator, credential: Any) -> None:
+async def test_voice_live_sdk_talks_in_audio(azure: RunningSimulator, credential: Any) -> None:
     async with connect(endpoint=azure.base_url, credential=credential, model="gpt-realtime") as connection:
         await connection.session.update(session=SESSION)
         for audio in _chunks(SAID):
@@ -195,7 +195,7 @@ async def test_the_voice_live_sdk_talks_in_audio(azure: RunningSimulator, creden
     assert events[-1].response.usage.total_tokens > 0
 
 
-async def test_the_voice_live_sdk_talks_in_text(azure: RunningSimulator) -> None:
+async def test_voice_live_sdk_talks_in_text(azure: RunningSimulator) -> None:
     credential = AzureKeyCredential("simulated-key")
     async with connect(endpoint=azure.base_url, credential=credential, model="gpt-realtime") as connection:
         content = models.InputTextContentPart(text="Hello there")
@@ -205,7 +205,7 @@ async def test_the_voice_live_sdk_talks_in_text(azure: RunningSimulator) -> None
     assert [event.transcript for event in events if "transcript" in event] == ["[simulated] you wrote: Hello there"]
 
 
-async def test_the_voice_live_sdk_cancels_and_clears(pensive: RunningSimulator) -> None:
+async def test_voice_live_sdk_cancels_and_clears(pensive: RunningSimulator) -> None:
     credential = AzureKeyCredential("simulated-key")
     async with connect(endpoint=pensive.base_url, credential=credential, model="gpt-realtime") as connection:
         await connection.response.create()
@@ -222,7 +222,12 @@ async def test_the_voice_live_sdk_cancels_and_clears(pensive: RunningSimulator) 
 
 async def _varied_talk(caller: Caller, session: dict[str, Any]) -> list[dict[str, Any]]:
     """A talk in which every kind of event occurs that the simulator sends."""
-    await caller.send("session.update", session=session)
+    mcp = {"type": "mcp", "server_url": "https://mcp.example/", "allowed_tools": ["search"]}
+    lost = mcp | {"server_label": "lost", "server_url": "https://mcp.invalid/"}
+    asking = mcp | {"server_label": "asking"}
+    clock = {"type": "function", "name": "clock", "description": "The time.", "parameters": {"type": "object"}}
+    await caller.send("session.update", session=session | {"tools": [clock, asking, lost]})
+    await caller.hear("mcp_list_tools.failed")
     await caller.say(SAID, piece_ms=500)
     await caller.hear("response.done")
     answer = caller.heard("response.done")[0]["response"]["output"][0]["id"]
@@ -242,32 +247,33 @@ async def _varied_talk(caller: Caller, session: dict[str, Any]) -> list[dict[str
     await caller.send("response.cancel")
     await caller.hear("response.done")
     await caller.send("input_audio_buffer.clear")
+    for marker in ("[call clock {}]", "[call search {}]", "[fail]", "[incomplete]"):
+        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": marker}]}
+        await caller.send("conversation.item.create", item=item)
+        await caller.send("response.create")
+        await caller.hear("response.done")
+        request = caller.heard("response.done")[-1]["response"]["output"]
+        if marker == "[call search {}]":
+            approval = {"approval_request_id": request[0]["id"], "approve": True}
+            await caller.send("conversation.item.create", item={"type": "mcp_approval_response", **approval})
+            await caller.hear("response.done")
+    assert {"completed", "cancelled", "failed", "incomplete"} == {
+        event["response"]["status"] for event in caller.heard("response.done")
+    }
     await caller.send("nonsense", event_id="mine")
     await caller.hear("error")
     return caller.events
 
 
-def _extras(value: Any, path: str = "") -> Iterator[str]:
-    """Fields of a parsed event that the package's models do not know."""
-    if isinstance(value, BaseModel):
-        yield from (f"{path}.{name}" for name in value.model_extra or {})
-        for name in type(value).model_fields:
-            yield from _extras(getattr(value, name), f"{path}.{name}")
-    elif isinstance(value, list):
-        for part in value:
-            yield from _extras(part, path)
-
-
-async def test_every_ga_event_is_one_of_the_openai_packages(azure: RunningSimulator) -> None:
+async def test_ga_events_match_openai_package(azure: RunningSimulator) -> None:
     parser: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
     async with call(azure, GA_PATH) as caller:
         events = await _varied_talk(caller, GA_SESSION)
-    assert len({event["type"] for event in events}) >= 26
+    assert len({event["type"] for event in events}) >= 33
     for event in events:
         parsed = parser.validate_python(event, strict=True)
         assert parsed.type == event["type"]
-        # What a session states beyond its configuration is not in the package's type.
-        assert set(_extras(parsed)) <= {".session.id", ".session.object", ".session.expires_at"}
+        assert set(extras(parsed)) <= PACKAGE_LEAVES_OUT, event["type"]
 
 
 def _unmet(value: Any, path: str = "") -> Iterator[str]:
@@ -290,7 +296,15 @@ def _unmet(value: Any, path: str = "") -> Iterator[str]:
 
 
 # The SDK reads a user's audio with the model of a request, which brings the audio along; events never do.
+# Its model of a session lacks fields that recorded sessions have.
 SDK_LEAVES_OUT = {
+    ".session.greeting is unknown",
+    ".session.handoff is unknown",
+    ".session.input_audio_transcription.prompt is unknown",
+    ".session.truncation_strategy is unknown",
+    ".session.turn_detection.appended_text_after_truncation is unknown",
+    ".session.turn_detection.idle_timeout_ms is unknown",
+    ".session.turn_detection.speech_duration_ms is unknown",
     ".session.object is unknown",
     ".usage is unknown",
     ".item.status is unknown",
@@ -298,15 +312,19 @@ SDK_LEAVES_OUT = {
 }
 
 
-async def test_every_voice_live_event_is_one_of_the_sdks(azure: RunningSimulator) -> None:
+async def test_voice_live_events_match_sdk(azure: RunningSimulator) -> None:
     session = json.loads(json.dumps(SESSION.as_dict()))
     async with call(azure, VOICE_LIVE_PATH) as caller:
         events = await _varied_talk(caller, session)
         await caller.send("output_audio_buffer.clear")
         events.append(await caller.hear("output_audio_buffer.cleared"))
-    assert len({event["type"] for event in events}) >= 24
+    assert len({event["type"] for event in events}) >= 31
     for event in events:
         parsed = models.ServerEvent._deserialize(event, [])  # type: ignore[no-untyped-call]
+        if event["type"] == "conversation.item.done":
+            # Voice Live tells that the user's audio is complete, by a name of GA's that its SDK does not know.
+            assert type(parsed) is models.ServerEvent
+            continue
         assert type(parsed) is not models.ServerEvent
         unmet = set(_unmet(parsed)) - SDK_LEAVES_OUT
         assert unmet == set(), event["type"]

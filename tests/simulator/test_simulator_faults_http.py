@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.machine import retry_if_host_busy
 from token_broker.simulator import RunningSimulator, serve
-from token_broker.simulator.faults.rules import FaultsError, parse_faults
+from token_broker.simulator.faults.fault_table import FaultsError, parse_faults
 
 GA = "/openai/v1/realtime/client_secrets"
 FLAT = "/openai/realtime/client_secrets?api-version=2025-10-01"
@@ -35,9 +35,7 @@ async def _raw(azure: RunningSimulator) -> tuple[asyncio.StreamReader, asyncio.S
     return reader, writer
 
 
-async def test_a_status_fault_answers_in_azures_shape_by_default(
-    azure: RunningSimulator, keyed: httpx.AsyncClient
-) -> None:
+async def test_status_fault_answers_in_azures_shape(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
     for code in (400, 401, 403, 404, 408, 429, 500, 502, 503, 504):
         with azure.fault("status", code=code):
             answer = await _mint(keyed)
@@ -55,7 +53,7 @@ async def test_a_status_fault_answers_in_azures_shape_by_default(
         ("", "", "text/plain; charset=utf-8"),
     ],
 )
-async def test_a_status_fault_sends_the_body_and_headers_it_is_given(
+async def test_status_fault_sends_given_body(
     azure: RunningSimulator, keyed: httpx.AsyncClient, body: object, received: object, media_type: str
 ) -> None:
     with azure.fault("status", code=429, headers={"Retry-After": "7", "retry-after-ms": "7000"}, body=body):
@@ -65,18 +63,18 @@ async def test_a_status_fault_sends_the_body_and_headers_it_is_given(
     assert (answer.text if isinstance(received, str) else answer.json()) == received
 
 
-async def test_a_status_fault_may_name_its_own_media_type(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
+async def test_status_fault_sends_given_media_type(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
     with azure.fault("status", code=502, headers={"Content-Type": "text/html"}, body="<html>"):
         assert (await _mint(keyed)).headers.get_list("content-type") == ["text/html"]
 
 
-async def test_a_status_without_content_has_none(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
+async def test_status_204_has_no_body(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
     with azure.fault("status", code=204):
         answer = await _mint(keyed)
     assert (answer.status_code, answer.content) == (204, b"")
 
 
-async def test_a_hang_never_answers_and_ends_when_the_client_leaves(azure: RunningSimulator) -> None:
+async def test_hang_ends_when_client_leaves(azure: RunningSimulator) -> None:
     with azure.fault("hang"):
         reader, writer = await _raw(azure)
         with pytest.raises(TimeoutError):
@@ -86,7 +84,7 @@ async def test_a_hang_never_answers_and_ends_when_the_client_leaves(azure: Runni
         await azure.until(running=0)
 
 
-async def test_a_hang_ends_when_the_simulator_stops() -> None:
+async def test_hang_ends_when_simulator_stops() -> None:
     async with serve() as azure:
         azure.set_faults({"match": "/", "fault": "hang"})
         reader, writer = await _raw(azure)
@@ -96,7 +94,7 @@ async def test_a_hang_ends_when_the_simulator_stops() -> None:
     writer.close()
 
 
-async def test_slow_waits_before_it_answers(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
+async def test_slow_start_delays_answer(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
     with azure.fault("slow", seconds=0.3):
         began = time.monotonic()
         answer = await _mint(keyed)
@@ -105,7 +103,7 @@ async def test_slow_waits_before_it_answers(azure: RunningSimulator, keyed: http
 
 
 @retry_if_host_busy()
-async def test_slow_headers_come_byte_by_byte_and_make_a_whole_answer(azure: RunningSimulator) -> None:
+async def test_slow_headers_make_a_whole_answer(azure: RunningSimulator) -> None:
     with azure.fault("slow", seconds=0.5, part="headers"):
         reader, writer = await _raw(azure)
         began = time.monotonic()
@@ -123,7 +121,7 @@ async def test_slow_headers_come_byte_by_byte_and_make_a_whole_answer(azure: Run
 
 
 @retry_if_host_busy()
-async def test_slow_body_sends_the_headers_at_once(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
+async def test_slow_body_sends_headers_at_once(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
     with azure.fault("slow", seconds=0.5, part="body"):
         began = time.monotonic()
         async with keyed.stream("POST", GA, json=BODIES[GA]) as answer:
@@ -135,7 +133,7 @@ async def test_slow_body_sends_the_headers_at_once(azure: RunningSimulator, keye
 
 
 @pytest.mark.parametrize("part", ["start", "headers", "body"])
-async def test_what_drips_ends_when_the_client_leaves(azure: RunningSimulator, part: str) -> None:
+async def test_drip_ends_when_client_leaves(azure: RunningSimulator, part: str) -> None:
     with azure.fault("slow", seconds=3600, part=part):
         _reader, writer = await _raw(azure)
         await azure.until(running=1)
@@ -143,7 +141,7 @@ async def test_what_drips_ends_when_the_client_leaves(azure: RunningSimulator, p
         await azure.until(running=0)
 
 
-async def test_a_reset_at_the_start_is_a_tcp_reset(azure: RunningSimulator) -> None:
+async def test_reset_at_start_is_tcp_reset(azure: RunningSimulator) -> None:
     with azure.fault("reset"):
         reader, writer = await _raw(azure)
         with pytest.raises(ConnectionResetError):
@@ -152,7 +150,7 @@ async def test_a_reset_at_the_start_is_a_tcp_reset(azure: RunningSimulator) -> N
 
 
 @pytest.mark.parametrize("at", ["headers", "body"])
-async def test_a_later_reset_comes_after_the_headers(azure: RunningSimulator, at: str) -> None:
+async def test_later_reset_comes_after_headers(azure: RunningSimulator, at: str) -> None:
     with azure.fault("reset", at=at):
         reader, writer = await _raw(azure)
         head = await reader.readuntil(b"\r\n\r\n")
@@ -165,9 +163,7 @@ async def test_a_later_reset_comes_after_the_headers(azure: RunningSimulator, at
 
 
 @pytest.mark.parametrize("form", ["truncated", "html", "text", "empty"])
-async def test_malformed_json_is_a_200_that_is_none(
-    azure: RunningSimulator, keyed: httpx.AsyncClient, form: str
-) -> None:
+async def test_malformed_json_is_200_without_json(azure: RunningSimulator, keyed: httpx.AsyncClient, form: str) -> None:
     with azure.fault("malformed_json", form=form):
         answer = await _mint(keyed)
     assert answer.status_code == 200
@@ -180,7 +176,7 @@ async def test_malformed_json_is_a_200_that_is_none(
     ("form", "value"),
     [("null", None), ("empty", ""), ("blank", "   "), ("number", 42), ("object", {"token": "ek_x"})],
 )
-async def test_missing_value_spoils_the_value_alone(
+async def test_missing_value_changes_value_alone(
     azure: RunningSimulator, keyed: httpx.AsyncClient, path: str, form: str, value: object
 ) -> None:
     with azure.fault("missing_value", form=form):
@@ -191,9 +187,7 @@ async def test_missing_value_spoils_the_value_alone(
         assert "value" not in (await _mint(keyed, path)).json()
 
 
-async def test_an_expired_answer_says_so_and_its_secret_is_worthless(
-    azure: RunningSimulator, keyed: httpx.AsyncClient
-) -> None:
+async def test_expired_fault_expires_secret_too(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
     with azure.fault("expired", seconds_ago=30):
         unix = (await _mint(keyed, GA)).json()
         iso = (await _mint(keyed, FLAT)).json()
@@ -203,28 +197,28 @@ async def test_an_expired_answer_says_so_and_its_secret_is_worthless(
 
 
 @pytest.mark.parametrize("value", [None, "soon", -1, 1e300, {"at": 1}, "2999-01-01T00:00:00Z"])
-async def test_expires_at_can_be_anything(azure: RunningSimulator, keyed: httpx.AsyncClient, value: object) -> None:
+async def test_expires_at_fault_sends_any_value(
+    azure: RunningSimulator, keyed: httpx.AsyncClient, value: object
+) -> None:
     with azure.fault("expires_at", value=value):
         assert (await _mint(keyed)).json()["expires_at"] == value
     with azure.fault("expires_at"):
         assert "expires_at" not in (await _mint(keyed)).json()
 
 
-async def test_a_fault_in_the_grant_leaves_a_refusal_as_it_is(azure: RunningSimulator) -> None:
+async def test_grant_fault_leaves_refusal_alone(azure: RunningSimulator) -> None:
     with azure.fault("missing_value"):
         async with httpx.AsyncClient(base_url=azure.base_url) as client:
             assert (await _mint(client)).status_code == 401
 
 
-async def test_a_redirect_points_where_it_is_told(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
+async def test_redirect_points_where_told(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
     with azure.fault("redirect", location="http://127.0.0.1:1/elsewhere"):
         answer = await _mint(keyed)
     assert (answer.status_code, answer.headers["location"]) == (307, "http://127.0.0.1:1/elsewhere")
 
 
-async def test_a_huge_body_is_fifty_megabytes_unless_told_otherwise(
-    azure: RunningSimulator, keyed: httpx.AsyncClient
-) -> None:
+async def test_huge_body_is_50_mb_by_default(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
     (default,) = parse_faults([{"match": "/", "fault": "huge_body"}])
     assert default.model_dump()["bytes"] == 50_000_000
     with azure.fault("huge_body", bytes=1_000_001):
@@ -232,7 +226,7 @@ async def test_a_huge_body_is_fifty_megabytes_unless_told_otherwise(
     assert len(answer.content) == 1_000_001
 
 
-async def test_a_huge_body_ends_when_the_client_leaves(azure: RunningSimulator) -> None:
+async def test_huge_body_ends_when_client_leaves(azure: RunningSimulator) -> None:
     with azure.fault("huge_body", bytes=10_000_000_000):
         reader, writer = await _raw(azure)
         await reader.readexactly(100_000)
@@ -240,16 +234,12 @@ async def test_a_huge_body_ends_when_the_client_leaves(azure: RunningSimulator) 
         await azure.until(running=0)
 
 
-async def test_a_fault_applies_as_often_as_it_says_and_then_no_more(
-    azure: RunningSimulator, keyed: httpx.AsyncClient
-) -> None:
+async def test_fault_applies_as_often_as_told(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
     azure.set_faults({"match": "/openai/v1", "fault": "status", "code": 503, "times": 2})
     assert [(await _mint(keyed)).status_code for _ in range(3)] == [503, 503, 200]
 
 
-async def test_a_fault_applies_to_its_own_paths_methods_and_credentials_alone(
-    azure: RunningSimulator, keyed: httpx.AsyncClient
-) -> None:
+async def test_fault_matches_path_method_credential(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
     azure.set_faults({"match": "/openai/realtime", "fault": "status", "code": 418})
     assert [(await _mint(keyed, path)).status_code for path in (GA, FLAT)] == [200, 418]
     azure.set_faults({"match": "/", "fault": "status", "code": 418, "method": "GET"})
@@ -260,7 +250,7 @@ async def test_a_fault_applies_to_its_own_paths_methods_and_credentials_alone(
         assert [(await _mint(client)).status_code for client in (keyed, by_entra)] == [418, 200]
 
 
-async def test_the_first_fault_that_fits_is_met(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
+async def test_first_matching_fault_is_met(azure: RunningSimulator, keyed: httpx.AsyncClient) -> None:
     azure.set_faults(
         {"match": "/", "fault": "drop_after", "frames": 1},
         {"match": "/openai", "fault": "status", "code": 500, "times": 1},
@@ -275,7 +265,7 @@ async def control(azure: RunningSimulator) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def test_faults_are_put_read_and_deleted_over_http(control: httpx.AsyncClient, keyed: httpx.AsyncClient) -> None:
+async def test_faults_are_set_and_deleted_over_http(control: httpx.AsyncClient, keyed: httpx.AsyncClient) -> None:
     put = await control.put("/faults", json=[{"match": "/openai", "fault": "status", "code": 503, "times": 2}])
     assert put.status_code == 200
     assert (await _mint(keyed)).status_code == 503
@@ -288,7 +278,7 @@ async def test_faults_are_put_read_and_deleted_over_http(control: httpx.AsyncCli
     assert (await _mint(keyed)).status_code == 200
 
 
-async def test_control_answers_whatever_faults_are_set(control: httpx.AsyncClient) -> None:
+async def test_control_routes_ignore_faults(control: httpx.AsyncClient) -> None:
     await control.put("/faults", json=[{"match": "/", "fault": "hang"}])
     assert (await control.get("/faults", timeout=2)).status_code == 200
 
@@ -312,16 +302,14 @@ async def test_control_answers_whatever_faults_are_set(control: httpx.AsyncClien
         ([{"match": "/", "fault": "hang"}, {"match": "/", "fault": "drop_after"}], "[1].frames"),
     ],
 )
-async def test_a_bad_fault_is_refused_and_what_is_wrong_named(
-    control: httpx.AsyncClient, faults: object, named: str
-) -> None:
+async def test_invalid_fault_is_refused_and_named(control: httpx.AsyncClient, faults: object, named: str) -> None:
     answer = await control.put("/faults", json=faults)
     assert answer.status_code == 400
     assert named in answer.json()["error"]["message"]
     assert (await control.get("/faults")).json() == []
 
 
-async def test_all_mistakes_are_named_at_once_and_no_json_is_refused(control: httpx.AsyncClient) -> None:
+async def test_all_invalid_faults_are_named(control: httpx.AsyncClient) -> None:
     answer = await control.put("/faults", json=[{"match": "x", "fault": "hang"}, {"match": "/", "fault": "nope"}])
     assert len(answer.json()["error"]["problems"]) == 2
     assert (await control.put("/faults", content=b"[")).status_code == 400
@@ -329,7 +317,7 @@ async def test_all_mistakes_are_named_at_once_and_no_json_is_refused(control: ht
         parse_faults("hang")
 
 
-async def test_what_was_asked_is_remembered_without_any_secret(
+async def test_request_log_holds_no_secret(
     azure: RunningSimulator, control: httpx.AsyncClient, keyed: httpx.AsyncClient
 ) -> None:
     minted = (await _mint(keyed)).json()["value"]
@@ -355,14 +343,12 @@ async def test_what_was_asked_is_remembered_without_any_secret(
     assert azure.requests == []
 
 
-async def test_text_that_utf8_cannot_hold_is_remembered_all_the_same(
-    control: httpx.AsyncClient, keyed: httpx.AsyncClient
-) -> None:
+async def test_request_log_keeps_unpaired_surrogates(control: httpx.AsyncClient, keyed: httpx.AsyncClient) -> None:
     await keyed.post(GA, content=b'{"\\ud800": "\xff\xfe"}', headers={"content-type": "application/json"})
     assert len((await control.get("/requests")).json()) == 1
 
 
-async def test_the_simulator_says_plainly_what_it_is(control: httpx.AsyncClient) -> None:
+async def test_simulator_describes_itself(control: httpx.AsyncClient) -> None:
     about = (await control.get(f"{control.base_url}".rstrip("/"))).json()
     assert about["simulated"] is True
     assert "simulation" in about["what"]

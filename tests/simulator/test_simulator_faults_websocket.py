@@ -13,14 +13,14 @@ from token_broker.simulator import RunningSimulator
 both = pytest.mark.parametrize("path", [GA_PATH, VOICE_LIVE_PATH], ids=["ga", "voice_live"])
 
 
-async def test_a_hang_before_the_handshake_answers_nothing_until_the_client_leaves(azure: RunningSimulator) -> None:
+async def test_handshake_hang_ends_when_client_leaves(azure: RunningSimulator) -> None:
     with azure.fault("hang"), pytest.raises(TimeoutError):
         async with call(azure, open_timeout=0.3):
             pass
     await azure.until(running=0)
 
 
-async def test_a_hang_before_the_handshake_ends_when_the_simulator_stops(azure: RunningSimulator) -> None:
+async def test_handshake_hang_ends_on_stop(azure: RunningSimulator) -> None:
     with azure.fault("hang"):
         dialling = asyncio.create_task(_dial(azure))
         await azure.until(running=1)
@@ -35,7 +35,7 @@ async def _dial(azure: RunningSimulator) -> None:
 
 
 @both
-async def test_a_hang_after_the_handshake_sends_no_session(azure: RunningSimulator, path: str) -> None:
+async def test_hang_at_created_sends_no_session(azure: RunningSimulator, path: str) -> None:
     with azure.fault("hang", stage="created"):
         async with call(azure, path) as caller:
             with pytest.raises(TimeoutError):
@@ -44,7 +44,7 @@ async def test_a_hang_after_the_handshake_sends_no_session(azure: RunningSimulat
 
 
 @both
-async def test_a_hang_before_session_updated_lets_only_the_creation_pass(azure: RunningSimulator, path: str) -> None:
+async def test_hang_at_updated_passes_created_only(azure: RunningSimulator, path: str) -> None:
     with azure.fault("hang", stage="updated"):
         async with call(azure, path) as caller:
             await caller.hear("session.created")
@@ -55,7 +55,7 @@ async def test_a_hang_before_session_updated_lets_only_the_creation_pass(azure: 
 
 
 @pytest.mark.parametrize("stage", ["handshake", "created", "updated"])
-async def test_slow_waits_at_its_stage_and_then_goes_on(azure: RunningSimulator, stage: str) -> None:
+async def test_slow_waits_at_its_stage(azure: RunningSimulator, stage: str) -> None:
     with azure.fault("slow", seconds=0.3, stage=stage):
         began = time.monotonic()
         async with call(azure) as caller:
@@ -68,7 +68,7 @@ async def test_slow_waits_at_its_stage_and_then_goes_on(azure: RunningSimulator,
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 429, 503])
-async def test_a_status_refuses_the_handshake(azure: RunningSimulator, code: int) -> None:
+async def test_status_fault_refuses_handshake(azure: RunningSimulator, code: int) -> None:
     with azure.fault("status", code=code, headers={"retry-after": "3"}), pytest.raises(InvalidStatus) as refused:
         await _dial(azure)
     assert refused.value.response.status_code == code
@@ -76,7 +76,7 @@ async def test_a_status_refuses_the_handshake(azure: RunningSimulator, code: int
     assert azure.requests[0].fault == "status"
 
 
-async def test_a_redirect_points_where_it_is_told(azure: RunningSimulator) -> None:
+async def test_redirect_points_where_told(azure: RunningSimulator) -> None:
     with azure.fault("redirect", location="/elsewhere", times=1), pytest.raises(InvalidStatus) as refused:
         await _dial(azure)
     assert [entry.status for entry in azure.requests] == [307, 404]
@@ -84,13 +84,13 @@ async def test_a_redirect_points_where_it_is_told(azure: RunningSimulator) -> No
     assert refused.value.response.status_code == 404
 
 
-async def test_a_reset_breaks_the_handshake(azure: RunningSimulator) -> None:
+async def test_reset_fault_breaks_handshake(azure: RunningSimulator) -> None:
     with azure.fault("reset"), pytest.raises(Exception, match=r"valid HTTP response|reset"):
         await _dial(azure)
 
 
 @pytest.mark.parametrize("frames", [0, 1, 5])
-async def test_drop_after_breaks_the_talk_after_so_many_frames(azure: RunningSimulator, frames: int) -> None:
+async def test_drop_after_breaks_talk_after_frames(azure: RunningSimulator, frames: int) -> None:
     with azure.fault("drop_after", frames=frames):
         async with call(azure) as caller:
             await caller.send("response.create")
@@ -101,7 +101,7 @@ async def test_drop_after_breaks_the_talk_after_so_many_frames(azure: RunningSim
     await azure.until(running=0)
 
 
-async def test_drop_after_counts_in_n_as_well(azure: RunningSimulator) -> None:
+async def test_drop_after_takes_n_for_frames(azure: RunningSimulator) -> None:
     azure.set_faults({"match": "/", "fault": "drop_after", "n": 1})
     async with call(azure) as caller:
         with pytest.raises(ConnectionClosedError):
@@ -109,7 +109,7 @@ async def test_drop_after_counts_in_n_as_well(azure: RunningSimulator) -> None:
     assert len(caller.events) == 1
 
 
-async def test_drop_after_can_end_without_a_close_frame_or_with_one(azure: RunningSimulator) -> None:
+async def test_drop_after_ends_by_eof_or_close(azure: RunningSimulator) -> None:
     with azure.fault("drop_after", frames=1, how="eof"):
         async with call(azure) as caller:
             with pytest.raises(ConnectionClosed) as closed:
@@ -124,7 +124,7 @@ async def test_drop_after_can_end_without_a_close_frame_or_with_one(azure: Runni
 
 
 @pytest.mark.parametrize("form", ["text", "array", "untyped", "binary"])
-async def test_garbage_comes_in_between_and_the_talk_goes_on(azure: RunningSimulator, form: str) -> None:
+async def test_talk_goes_on_after_garbage(azure: RunningSimulator, form: str) -> None:
     with azure.fault("garbage", form=form):
         async with call(azure) as caller:
             await caller.hear("session.created")
@@ -136,7 +136,7 @@ async def test_garbage_comes_in_between_and_the_talk_goes_on(azure: RunningSimul
             await caller.hear("response.done")
 
 
-async def test_garbage_can_break_the_protocol_itself(azure: RunningSimulator) -> None:
+async def test_garbage_can_break_protocol(azure: RunningSimulator) -> None:
     with azure.fault("garbage", form="protocol"):
         async with call(azure) as caller:
             with pytest.raises(ConnectionClosedError) as closed:
@@ -147,9 +147,7 @@ async def test_garbage_can_break_the_protocol_itself(azure: RunningSimulator) ->
 
 @both
 @pytest.mark.parametrize("fragmented", [False, True])
-async def test_an_oversized_message_comes_whole_or_in_fragments(
-    azure: RunningSimulator, path: str, fragmented: bool
-) -> None:
+async def test_oversized_frame_whole_or_in_fragments(azure: RunningSimulator, path: str, fragmented: bool) -> None:
     with azure.fault("oversized_frame", bytes=20_000_000, fragmented=fragmented):
         async with call(azure, path, max_size=None) as caller:
             await caller.hear("session.created")
@@ -160,7 +158,7 @@ async def test_an_oversized_message_comes_whole_or_in_fragments(
     assert len(event["delta"]) >= 20_000_000
 
 
-async def test_a_flood_comes_as_fast_as_it_is_read_and_ends_with_its_count(azure: RunningSimulator) -> None:
+async def test_flood_ends_with_its_count(azure: RunningSimulator) -> None:
     with azure.fault("flood", count=500):
         async with call(azure) as caller:
             for _ in range(500):
@@ -169,7 +167,7 @@ async def test_a_flood_comes_as_fast_as_it_is_read_and_ends_with_its_count(azure
             await caller.hear("response.done")
 
 
-async def test_a_flood_without_end_ends_with_its_reader(azure: RunningSimulator) -> None:
+async def test_endless_flood_ends_with_its_reader(azure: RunningSimulator) -> None:
     with azure.fault("flood"):
         async with call(azure) as caller:
             for _ in range(100):

@@ -33,9 +33,7 @@ SECOND_KEY = {"Ocp-Apim-Subscription-Key": "simulated-key"}
 
 @pytest.mark.parametrize("path", [DIRECT, UNIFIED, PROJECT])
 @pytest.mark.parametrize("version", ["2025-10-01", "2024-10-01-preview"])
-async def test_the_sops_body_mints_for_a_minute_with_an_iso_expiry(
-    keyed: httpx.AsyncClient, path: str, version: str
-) -> None:
+async def test_flat_mint_lives_a_minute_iso_expiry(keyed: httpx.AsyncClient, path: str, version: str) -> None:
     answer = await keyed.post(f"{path}?api-version={version}", json=FLAT, headers=SECOND_KEY)
     assert answer.status_code == 200
     assert set(answer.json()) == {"value", "expires_at"}
@@ -44,27 +42,27 @@ async def test_the_sops_body_mints_for_a_minute_with_an_iso_expiry(
     assert timedelta(seconds=50) < left <= timedelta(seconds=60)
 
 
-async def test_the_deployments_route_takes_its_model_from_the_path(keyed: httpx.AsyncClient) -> None:
+async def test_deployment_route_takes_model_from_path(keyed: httpx.AsyncClient) -> None:
     body = {name: value for name, value in FLAT.items() if name != "model"}
     assert (await keyed.post(DIRECT + VERSION, json=body)).status_code == 200
     other = await keyed.post(DIRECT + VERSION, json=FLAT | {"model": "gpt-realtime-mini"})
     assert (other.status_code, other.json()["error"]["param"]) == (400, "model")
 
 
-async def test_the_unified_route_needs_the_model_in_the_body(keyed: httpx.AsyncClient) -> None:
+async def test_unified_route_needs_model_in_body(keyed: httpx.AsyncClient) -> None:
     answer = await keyed.post(UNIFIED + VERSION, json={"voice": "alloy"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "missing_required_parameter")
 
 
 @pytest.mark.parametrize("path", [DIRECT, UNIFIED, PROJECT])
 @pytest.mark.parametrize("query", ["", "?api-version=", "?api-version=2025-08-28"])
-async def test_a_missing_or_unknown_api_version_is_refused(keyed: httpx.AsyncClient, path: str, query: str) -> None:
+async def test_bad_api_version_is_refused(keyed: httpx.AsyncClient, path: str, query: str) -> None:
     answer = await keyed.post(path + query, json=FLAT, headers=SECOND_KEY)
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, "API version not supported")
 
 
 @pytest.mark.parametrize("path", [DIRECT, UNIFIED, PROJECT])
-async def test_the_nested_body_is_refused_at_a_flat_route(keyed: httpx.AsyncClient, path: str) -> None:
+async def test_flat_route_refuses_nested_body(keyed: httpx.AsyncClient, path: str) -> None:
     answer = await keyed.post(path + VERSION, json=NESTED, headers=SECOND_KEY)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "session")
 
@@ -80,18 +78,18 @@ async def test_the_nested_body_is_refused_at_a_flat_route(keyed: httpx.AsyncClie
         ("input_audio_format", "mp3"),
     ],
 )
-async def test_a_value_out_of_range_is_refused_and_named(keyed: httpx.AsyncClient, field: str, value: object) -> None:
+async def test_value_out_of_range_is_named(keyed: httpx.AsyncClient, field: str, value: object) -> None:
     answer = await keyed.post(UNIFIED + VERSION, json=FLAT | {field: value})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"].startswith(field)
 
 
 @pytest.mark.parametrize("voice", ["alloy", "marin", "en-US-GuyNeural", "de-DE-Seraphina:DragonHDLatestNeural"])
-async def test_openai_and_azure_voices_are_both_taken(keyed: httpx.AsyncClient, voice: str) -> None:
+async def test_openai_and_azure_voices_are_taken(keyed: httpx.AsyncClient, voice: str) -> None:
     assert (await keyed.post(UNIFIED + VERSION, json=FLAT | {"voice": voice})).status_code == 200
 
 
-async def test_a_deployment_that_is_not_there_is_404(keyed: httpx.AsyncClient) -> None:
+async def test_missing_deployment_is_404(keyed: httpx.AsyncClient) -> None:
     elsewhere = DIRECT.replace("gpt-realtime", "gpt-9")
     for path, body in [(elsewhere, FLAT | {"model": "gpt-9"}), (UNIFIED, FLAT | {"model": "gpt-9"})]:
         answer = await keyed.post(path + VERSION, json=body)
@@ -99,7 +97,7 @@ async def test_a_deployment_that_is_not_there_is_404(keyed: httpx.AsyncClient) -
 
 
 @pytest.mark.parametrize(("path", "body"), [(PROJECT + VERSION, FLAT), (PROJECT_GA, NESTED)])
-async def test_a_project_wants_the_key_in_both_headers(keyed: httpx.AsyncClient, path: str, body: object) -> None:
+async def test_project_wants_key_in_both_headers(keyed: httpx.AsyncClient, path: str, body: object) -> None:
     assert (await keyed.post(path, json=body, headers=SECOND_KEY)).status_code == 200
     once = await keyed.post(path, json=body)
     assert (once.status_code, once.json()["statusCode"]) == (401, 401)
@@ -110,7 +108,7 @@ async def test_a_project_wants_the_key_in_both_headers(keyed: httpx.AsyncClient,
         assert (await client.post(path, json=body)).status_code == 200
 
 
-async def test_a_project_that_is_not_there_is_404() -> None:
+async def test_missing_project_is_404() -> None:
     config = SimulatorConfig(projects=frozenset({"other"}))
     async with serve(config) as azure, httpx.AsyncClient(base_url=azure.base_url) as client:
         answer = await client.post(PROJECT + VERSION, json=FLAT, headers={"api-key": "simulated-key"} | SECOND_KEY)
@@ -125,7 +123,7 @@ async def test_a_project_that_is_not_there_is_404() -> None:
         ("project", {PROJECT + VERSION, PROJECT_GA}),
     ],
 )
-async def test_each_kind_has_its_own_routes_and_answers_404_on_the_others(kind: Kind, routes: set[str]) -> None:
+async def test_each_kind_serves_its_own_routes(kind: Kind, routes: set[str]) -> None:
     everything = {
         GA: NESTED,
         PROJECT_GA: NESTED,
@@ -143,6 +141,6 @@ async def test_each_kind_has_its_own_routes_and_answers_404_on_the_others(kind: 
                 assert answer.json() == {"error": {"code": "404", "message": "Resource not found"}}
 
 
-async def test_another_method_on_a_mint_is_not_found(keyed: httpx.AsyncClient) -> None:
+async def test_other_method_on_mint_is_404(keyed: httpx.AsyncClient) -> None:
     answer = await keyed.get(UNIFIED + VERSION)
     assert (answer.status_code, answer.json()["error"]["message"]) == (404, "Resource not found")

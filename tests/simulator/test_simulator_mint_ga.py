@@ -13,8 +13,8 @@ from openai.types.realtime import ClientSecretCreateParams, ClientSecretCreateRe
 from pydantic import TypeAdapter
 
 from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
-from token_broker.simulator.session_bodies import ga
-from token_broker.simulator.session_bodies.check import Complaint, check
+from token_broker.simulator.session_bodies import ga_session
+from token_broker.simulator.session_bodies.check import InvalidRequest, check
 
 PATH = "/openai/v1/realtime/client_secrets"
 MINIMAL: dict[str, Any] = {"session": {"type": "realtime", "model": "gpt-realtime"}}
@@ -43,7 +43,7 @@ FULL: dict[str, Any] = {
 }
 
 
-async def test_the_openai_client_mints_with_nothing_but_base_url_and_key(azure: RunningSimulator) -> None:
+async def test_openai_client_mints_with_url_and_key(azure: RunningSimulator) -> None:
     async with openai.AsyncOpenAI(base_url=f"{azure.base_url}/openai/v1", api_key="simulated-key") as client:
         secret = await client.realtime.client_secrets.create(**FULL)
     assert secret.value.startswith("ek_")
@@ -53,18 +53,18 @@ async def test_the_openai_client_mints_with_nothing_but_base_url_and_key(azure: 
     assert secret.session.id.startswith("sess_")
 
 
-async def test_the_answer_is_what_the_openai_package_expects_strictly(keyed: httpx.AsyncClient) -> None:
+async def test_mint_answer_matches_openai_package(keyed: httpx.AsyncClient) -> None:
     answer = await keyed.post(PATH, json=FULL)
     assert answer.status_code == 200
     ClientSecretCreateResponse.model_validate(answer.json(), strict=True, extra="forbid")
 
 
-async def test_without_expires_after_the_secret_lives_as_long_as_azures_do(keyed: httpx.AsyncClient) -> None:
+async def test_secret_lives_two_hours_by_default(keyed: httpx.AsyncClient) -> None:
     answer = await keyed.post(PATH, json=MINIMAL)
-    assert 7190 < answer.json()["expires_at"] - time.time() <= 7199
+    assert 7190 < answer.json()["expires_at"] - time.time() <= 7200
 
 
-async def test_a_transcription_session_is_minted_as_one(keyed: httpx.AsyncClient) -> None:
+async def test_transcription_session_is_minted(keyed: httpx.AsyncClient) -> None:
     session = {"type": "transcription", "audio": {"input": {"transcription": {"model": "whisper-1"}}}}
     answer = await keyed.post(PATH, json={"session": session})
     assert answer.status_code == 200
@@ -72,12 +72,12 @@ async def test_a_transcription_session_is_minted_as_one(keyed: httpx.AsyncClient
 
 
 @pytest.mark.parametrize("credential", [{"api-key": "simulated-key"}, {"authorization": "Bearer simulated-key"}])
-async def test_the_key_is_taken_as_header_and_as_bearer(azure: RunningSimulator, credential: dict[str, str]) -> None:
+async def test_key_is_taken_as_header_or_bearer(azure: RunningSimulator, credential: dict[str, str]) -> None:
     async with httpx.AsyncClient(base_url=azure.base_url, headers=credential) as client:
         assert (await client.post(PATH, json=MINIMAL)).status_code == 200
 
 
-async def test_every_answer_says_that_it_is_simulated_and_has_azures_request_id(keyed: httpx.AsyncClient) -> None:
+async def test_answers_carry_simulated_and_request_id(keyed: httpx.AsyncClient) -> None:
     for answer in (await keyed.post(PATH, json=MINIMAL), await keyed.post(PATH, json={}), await keyed.get("/none")):
         assert answer.headers["x-simulated"] == "true"
         assert answer.headers["apim-request-id"]
@@ -122,9 +122,7 @@ def _with(path: str, value: object) -> dict[str, Any]:
         ([], "invalid_type", ""),
     ],
 )
-async def test_a_body_of_another_shape_is_refused_and_the_parameter_named(
-    keyed: httpx.AsyncClient, body: object, code: str, param: str
-) -> None:
+async def test_wrong_body_is_refused_and_named(keyed: httpx.AsyncClient, body: object, code: str, param: str) -> None:
     answer = await keyed.post(PATH, json=body)
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["type"]) == (400, code, "invalid_request_error")
@@ -132,38 +130,38 @@ async def test_a_body_of_another_shape_is_refused_and_the_parameter_named(
 
 
 @pytest.mark.parametrize("text", ["", "{", "nonsense", '{"session": NaN}', "[" * 100_000])
-async def test_what_is_no_json_is_refused(keyed: httpx.AsyncClient, text: str) -> None:
+async def test_body_without_json_is_refused(keyed: httpx.AsyncClient, text: str) -> None:
     answer = await keyed.post(PATH, content=text, headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
 
 
-async def test_a_deployment_that_is_not_there_is_404(keyed: httpx.AsyncClient) -> None:
+async def test_missing_deployment_is_404(keyed: httpx.AsyncClient) -> None:
     answer = await keyed.post(PATH, json={"session": {"type": "realtime", "model": "gpt-9"}})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "DeploymentNotFound")
 
 
-async def test_an_api_version_is_refused(keyed: httpx.AsyncClient) -> None:
+async def test_api_version_is_refused(keyed: httpx.AsyncClient) -> None:
     answer = await keyed.post(f"{PATH}?api-version=2025-10-01", json=MINIMAL)
     assert answer.status_code == 400
     assert "api-version" in answer.json()["error"]["message"]
 
 
-async def test_the_beta_header_is_refused(keyed: httpx.AsyncClient) -> None:
+async def test_beta_header_is_refused(keyed: httpx.AsyncClient) -> None:
     answer = await keyed.post(PATH, json=MINIMAL, headers={"OpenAI-Beta": "realtime=v1"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "beta_api_shape_disabled")
 
 
-async def test_a_body_that_is_not_declared_json_is_refused(keyed: httpx.AsyncClient) -> None:
+async def test_other_content_type_is_refused(keyed: httpx.AsyncClient) -> None:
     answer = await keyed.post(PATH, content=b"{}", headers={"content-type": "text/plain"})
     assert answer.status_code == 415
 
 
-async def test_a_body_over_the_limit_is_refused_by_the_gateway_in_html(keyed: httpx.AsyncClient) -> None:
+async def test_large_body_is_413_in_html(keyed: httpx.AsyncClient) -> None:
     answer = await keyed.post(PATH, content=b" " * 1_100_000)
     assert (answer.status_code, answer.headers["content-type"]) == (413, "text/html")
 
 
-async def test_the_clock_that_is_off_shows_in_date_and_expiry() -> None:
+async def test_clock_offset_shows_in_date_and_expiry() -> None:
     async with (
         serve(SimulatorConfig(clock_offset_s=-90)) as azure,
         httpx.AsyncClient(base_url=azure.base_url) as client,
@@ -245,19 +243,17 @@ _BODIES = _some(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_BODIES)
-def test_a_body_that_the_openai_types_allow_passes_but_for_azures_own_rules(body: dict[str, Any]) -> None:
+def test_bodies_of_openai_types_pass(body: dict[str, Any]) -> None:
     _TYPES.validate_python(body)
-    check(ga.ClientSecretRequest, body)
+    check(ga_session.GaMintRequest, body)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(_BODIES, st.data())
-def test_a_field_that_nobody_knows_is_refused_and_named_wherever_it_stands(
-    body: dict[str, Any], data: st.DataObject
-) -> None:
+def test_unknown_field_is_named_at_any_depth(body: dict[str, Any], data: st.DataObject) -> None:
     data.draw(st.sampled_from(list(_objects(body))))["surprise"] = 1
-    with pytest.raises(Complaint, match="surprise"):
-        check(ga.ClientSecretRequest, body)
+    with pytest.raises(InvalidRequest, match="surprise"):
+        check(ga_session.GaMintRequest, body)
 
 
 def _objects(value: Any) -> Any:
@@ -271,9 +267,9 @@ def _objects(value: Any) -> Any:
             yield from _objects(part)
 
 
-def test_every_field_of_the_openai_types_is_known_here() -> None:
+def test_all_fields_of_openai_types_are_known() -> None:
     theirs = _TYPES.json_schema()
-    ours = ga.ClientSecretRequest.model_json_schema()
+    ours = ga_session.GaMintRequest.model_json_schema()
     for their_name, our_name in [
         ("RealtimeSessionCreateRequestParam", "RealtimeSession"),
         ("RealtimeAudioConfigInputParam", "AudioInput"),

@@ -15,7 +15,7 @@ from token_broker.simulator.server import TlsFiles
 MINT = "/openai/realtime/client_secrets?api-version=2025-10-01"
 
 
-def test_a_thread_serves_callers_that_have_no_event_loop() -> None:
+def test_thread_serves_callers_without_loop() -> None:
     with run_in_thread() as azure:
         answer = httpx.post(azure.base_url + MINT, json={"model": "gpt-realtime"}, headers={"api-key": "simulated-key"})
         assert answer.status_code == 200
@@ -26,14 +26,14 @@ def test_a_thread_serves_callers_that_have_no_event_loop() -> None:
         httpx.get(azure.base_url)
 
 
-def test_a_thread_reports_that_the_port_is_taken() -> None:
+def test_thread_reports_taken_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match="in use"), run_in_thread(port=port):
             pass
 
 
-async def test_over_tls_it_is_the_same(tmp_path: Path) -> None:
+async def test_simulator_serves_tls(tmp_path: Path) -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
@@ -47,7 +47,7 @@ async def test_over_tls_it_is_the_same(tmp_path: Path) -> None:
     assert answer.status_code == 200
 
 
-async def test_stopping_leaves_no_task_behind() -> None:
+async def test_stop_leaves_no_task() -> None:
     before = asyncio.all_tasks()
     async with serve(SimulatorConfig()) as azure:
         azure.set_faults({"match": "/", "fault": "hang"})
@@ -57,7 +57,7 @@ async def test_stopping_leaves_no_task_behind() -> None:
     assert asyncio.all_tasks() == before
 
 
-async def test_it_remembers_no_more_requests_than_it_is_told_to() -> None:
+async def test_request_log_is_bounded() -> None:
     async with serve(SimulatorConfig(max_remembered_requests=3)) as azure:
         async with httpx.AsyncClient(base_url=azure.base_url) as client:
             for number in range(5):

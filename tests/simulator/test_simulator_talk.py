@@ -1,75 +1,16 @@
-"""The talk as a state machine, with a clock of the test's own: every event, in every dialect, in order."""
+"""The talk as a state machine: every event, in every dialect, in order."""
 
 import base64
-import json
 from typing import Any
 
 import pytest
 
+from tests.simulator.scene import Scene, by_dialect, names_of, user_text
 from tests.simulator.support import silence, speech
-from token_broker.simulator.realtime.answer import SpeechRate
+from token_broker.simulator.config import TranscriptTiming
 from token_broker.simulator.realtime.dialects import GA, PREVIEW, VOICE_LIVE, Dialect
-from token_broker.simulator.realtime.talk import Ending, Talk, TalkOptions
-from token_broker.simulator.session_bodies import flat, ga, voice_live
-
-DIALECTS = [GA, PREVIEW, VOICE_LIVE]
-SESSIONS: dict[str, Any] = {
-    "ga": ga.RealtimeSession(type="realtime", model="gpt-realtime"),
-    "preview": flat.FlatSession(model="gpt-realtime"),
-    "voice_live": voice_live.VoiceLiveSession(model="gpt-realtime"),
-}
-by_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
-
-
-class Scene:
-    """A talk and its clock. Everything that came out is in `events`."""
-
-    def __init__(self, dialect: Dialect = GA, **options: Any) -> None:
-        self.dialect = dialect
-        self.now_s = 100.0
-        self.talk = Talk(dialect, SESSIONS[dialect.name], TalkOptions(**options), 1_800_000_000)
-        self.events = self.talk.open(self.now_s)
-
-    def send(self, name: str, **fields: Any) -> list[dict[str, Any]]:
-        return self.receive(json.dumps({"type": name, **fields}))
-
-    def receive(self, message: str | bytes) -> list[dict[str, Any]]:
-        return self._note(self.talk.receive(message, self.now_s))
-
-    def say(self, pcm: bytes) -> list[dict[str, Any]]:
-        return self.send("input_audio_buffer.append", audio=base64.b64encode(pcm).decode())
-
-    def wait(self, seconds: float) -> list[dict[str, Any]]:
-        """Lets the time pass, stopping wherever something is due."""
-        until, came = self.now_s + seconds, []
-        while self.talk.due_s <= until:
-            self.now_s = max(self.talk.due_s, self.now_s)
-            came += self._note(self.talk.advance(self.now_s))
-        self.now_s = until
-        return came
-
-    def only(self, name: str) -> dict[str, Any]:
-        (event,) = self.all(name)
-        return event
-
-    def all(self, name: str) -> list[dict[str, Any]]:
-        """All events of GA's name, or what the dialect calls it."""
-        return [event for event in self.events if event["type"] == self.dialect.wire_name(name)]
-
-    def error(self) -> dict[str, Any]:
-        error: dict[str, Any] = self.only("error")["error"]
-        return error
-
-    def _note(self, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        self.events += events
-        return events
-
-
-def _names(events: list[dict[str, Any]]) -> list[str]:
-    """The names, of each kind of delta only the first."""
-    names = [event["type"] for event in events]
-    return [name for number, name in enumerate(names) if not name.endswith(".delta") or name not in names[:number]]
-
+from token_broker.simulator.realtime.responses import SpeechRate
+from token_broker.simulator.realtime.simulated_talk import ServerClose
 
 GA_TURN = [
     "input_audio_buffer.speech_started",
@@ -89,7 +30,6 @@ GA_TURN = [
     "conversation.item.done",
     "response.output_item.done",
     "response.done",
-    "rate_limits.updated",
 ]
 PREVIEW_TURN = [
     "input_audio_buffer.speech_started",
@@ -109,21 +49,23 @@ PREVIEW_TURN = [
     "response.done",
     "rate_limits.updated",
 ]
+# Voice Live tells that the user's audio is complete, under GA's name, and of no other item.
+VOICE_LIVE_TURN = [*PREVIEW_TURN[:4], "conversation.item.done", *PREVIEW_TURN[4:-1]]
 
 
 @pytest.mark.parametrize(
     ("dialect", "expected"),
-    [(GA, GA_TURN), (PREVIEW, PREVIEW_TURN), (VOICE_LIVE, PREVIEW_TURN[:-1])],
+    [(GA, GA_TURN), (PREVIEW, PREVIEW_TURN), (VOICE_LIVE, VOICE_LIVE_TURN)],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_a_spoken_turn_is_told_in_the_dialects_own_events(dialect: Dialect, expected: list[str]) -> None:
+def test_spoken_turn_in_dialects_events(dialect: Dialect, expected: list[str]) -> None:
     scene = Scene(dialect)
     came = scene.say(speech(0.1) + silence(1)) + scene.wait(5)
-    assert _names(came) == expected
+    assert names_of(came) == expected
 
 
 @by_dialect
-def test_speech_is_answered_with_itself_byte_for_byte(dialect: Dialect) -> None:
+def test_speech_is_answered_with_itself(dialect: Dialect) -> None:
     scene = Scene(dialect)
     pcm = silence(0.5) + speech(1.5) + silence(1)
     scene.say(pcm)
@@ -134,8 +76,8 @@ def test_speech_is_answered_with_itself_byte_for_byte(dialect: Dialect) -> None:
     assert scene.only("response.output_audio_transcript.done")["transcript"] == "[simulated] you said 2.0 s of speech"
 
 
-def test_the_answer_comes_faster_than_real_time_and_no_faster_than_it_should() -> None:
-    scene = Scene(pace=SpeechRate(thinking_s=0.2, speed=4))
+def test_answer_comes_at_its_speech_rate() -> None:
+    scene = Scene(speech_rate=SpeechRate(thinking_s=0.2, speed=4))
     scene.say(speech(2) + silence(1))
     scene.wait(0.19)
     assert scene.all("response.output_audio.delta") == []
@@ -146,7 +88,7 @@ def test_the_answer_comes_faster_than_real_time_and_no_faster_than_it_should() -
 
 
 @by_dialect
-def test_every_event_has_its_own_id_and_every_delta_its_place(dialect: Dialect) -> None:
+def test_events_have_ids_and_deltas_places(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.say(speech(0.5) + silence(1))
     scene.wait(5)
@@ -161,7 +103,7 @@ def test_every_event_has_its_own_id_and_every_delta_its_place(dialect: Dialect) 
 
 
 @by_dialect
-def test_the_users_audio_has_a_transcript_that_is_null_and_not_absent(dialect: Dialect) -> None:
+def test_user_audio_has_null_transcript(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.say(speech(0.5) + silence(1))
     item = scene.all("conversation.item.added")[0]["item"]
@@ -171,7 +113,7 @@ def test_the_users_audio_has_a_transcript_that_is_null_and_not_absent(dialect: D
 
 
 @by_dialect
-def test_items_name_the_one_before_them(dialect: Dialect) -> None:
+def test_items_name_their_predecessor(dialect: Dialect) -> None:
     scene = Scene(dialect)
     for _ in range(2):
         scene.say(speech(0.3) + silence(1))
@@ -183,7 +125,7 @@ def test_items_name_the_one_before_them(dialect: Dialect) -> None:
 
 
 @by_dialect
-def test_the_bill_is_whole(dialect: Dialect) -> None:
+def test_usage_is_complete(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.say(speech(2) + silence(1))
     scene.wait(5)
@@ -200,14 +142,10 @@ def test_the_bill_is_whole(dialect: Dialect) -> None:
 # --- Text -------------------------------------------------------------------------------------------------------
 
 
-def _user_text(text: str) -> dict[str, Any]:
-    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
-
-
 @by_dialect
-def test_text_is_answered_with_a_quotation_and_a_tone(dialect: Dialect) -> None:
+def test_text_is_quoted_over_a_tone(dialect: Dialect) -> None:
     scene = Scene(dialect)
-    scene.send("conversation.item.create", item=_user_text("Good morning"))
+    scene.send("conversation.item.create", item=user_text("Good morning"))
     scene.send("response.create")
     scene.wait(5)
     transcript = scene.only("response.output_audio_transcript.done")["transcript"]
@@ -226,9 +164,9 @@ def test_text_is_answered_with_a_quotation_and_a_tone(dialect: Dialect) -> None:
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_a_response_that_is_asked_for_as_text_has_no_audio(dialect: Dialect, asked: dict[str, Any]) -> None:
+def test_text_response_has_no_audio(dialect: Dialect, asked: dict[str, Any]) -> None:
     scene = Scene(dialect)
-    scene.send("conversation.item.create", item=_user_text("Hello"))
+    scene.send("conversation.item.create", item=user_text("Hello"))
     scene.send("response.create", response=asked | {"metadata": {"turn": "1"}})
     scene.wait(5)
     assert scene.only("response.output_text.done")["text"] == "[simulated] you wrote: Hello"
@@ -240,9 +178,9 @@ def test_a_response_that_is_asked_for_as_text_has_no_audio(dialect: Dialect, ask
     ]
 
 
-def test_a_response_outside_the_conversation_leaves_it_as_it_was() -> None:
+def test_response_outside_conversation() -> None:
     scene = Scene()
-    asked = {"conversation": "none", "input": [_user_text("aside")], "output_modalities": ["text"]}
+    asked = {"conversation": "none", "input": [user_text("aside")], "output_modalities": ["text"]}
     scene.send("response.create", response=asked)
     scene.wait(5)
     response = scene.only("response.done")["response"]
@@ -251,9 +189,9 @@ def test_a_response_outside_the_conversation_leaves_it_as_it_was() -> None:
     assert scene.all("conversation.item.added") == []
 
 
-def test_what_a_function_gave_is_answered() -> None:
+def test_function_output_is_answered() -> None:
     scene = Scene()
-    scene.send("conversation.item.create", item=_user_text("What is the time?"))
+    scene.send("conversation.item.create", item=user_text("What is the time?"))
     scene.send(
         "conversation.item.create",
         item={"type": "function_call", "name": "clock", "arguments": "{}", "call_id": "call_1"},
@@ -276,12 +214,12 @@ def test_what_a_function_gave_is_answered() -> None:
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_without_turn_detection_the_client_commits_and_asks(dialect: Dialect, patch: dict[str, Any]) -> None:
+def test_client_commits_without_turn_detection(dialect: Dialect, patch: dict[str, Any]) -> None:
     scene = Scene(dialect)
     scene.send("session.update", session=patch)
     pcm = speech(1) + silence(1)
     assert scene.say(pcm) == []
-    assert _names(scene.send("input_audio_buffer.commit"))[0] == "input_audio_buffer.committed"
+    assert names_of(scene.send("input_audio_buffer.commit"))[0] == "input_audio_buffer.committed"
     assert scene.wait(5) == []
     scene.send("response.create")
     scene.wait(5)
@@ -289,16 +227,16 @@ def test_without_turn_detection_the_client_commits_and_asks(dialect: Dialect, pa
     assert returned == pcm
 
 
-def test_an_empty_commit_is_an_error_and_a_clear_empties() -> None:
+def test_empty_commit_is_an_error() -> None:
     scene = Scene()
     scene.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": None}}})
     scene.say(speech(1))
-    assert _names(scene.send("input_audio_buffer.clear")) == ["input_audio_buffer.cleared"]
+    assert names_of(scene.send("input_audio_buffer.clear")) == ["input_audio_buffer.cleared"]
     scene.send("input_audio_buffer.commit")
     assert scene.error()["code"] == "input_audio_buffer_commit_empty"
 
 
-def test_without_create_response_a_turn_is_committed_and_not_answered() -> None:
+def test_turn_without_create_response() -> None:
     scene = Scene()
     detection = {"type": "server_vad", "create_response": False}
     scene.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": detection}}})
@@ -312,12 +250,12 @@ def test_without_create_response_a_turn_is_committed_and_not_answered() -> None:
 
 
 @by_dialect
-def test_a_barge_in_ends_the_answer_as_cancelled_with_what_was_said_so_far(dialect: Dialect) -> None:
+def test_barge_in_cancels_answer(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.say(speech(3) + silence(1))
     scene.wait(0.3)
     came = scene.say(speech(0.2))
-    assert _names(came)[0] == "input_audio_buffer.speech_started"
+    assert names_of(came)[0] == "input_audio_buffer.speech_started"
     response = scene.only("response.done")["response"]
     assert response["status"] == "cancelled"
     assert response["status_details"] == {"type": "cancelled", "reason": "turn_detected"}
@@ -331,7 +269,7 @@ def test_a_barge_in_ends_the_answer_as_cancelled_with_what_was_said_so_far(diale
     assert len(scene.all("response.output_audio.delta")) == before
 
 
-def test_with_interruption_off_the_answer_goes_on() -> None:
+def test_answer_goes_on_without_interruption() -> None:
     scene = Scene()
     detection = {"type": "server_vad", "interrupt_response": False}
     scene.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": detection}}})
@@ -343,7 +281,7 @@ def test_with_interruption_off_the_answer_goes_on() -> None:
 
 
 @by_dialect
-def test_a_cancel_ends_the_answer_and_without_one_it_is_an_error(dialect: Dialect) -> None:
+def test_cancel_ends_answer_or_is_an_error(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.send("response.cancel")
     assert scene.error()["code"] == "response_cancel_not_active"
@@ -354,7 +292,7 @@ def test_a_cancel_ends_the_answer_and_without_one_it_is_an_error(dialect: Dialec
     assert response["status_details"] == {"type": "cancelled", "reason": "client_cancelled"}
 
 
-def test_a_second_response_while_one_is_on_its_way_is_an_error() -> None:
+def test_second_active_response_is_an_error() -> None:
     scene = Scene()
     scene.send("response.create")
     scene.send("response.create")
@@ -362,7 +300,7 @@ def test_a_second_response_while_one_is_on_its_way_is_an_error() -> None:
 
 
 @by_dialect
-def test_truncation_goes_as_far_as_what_was_sent_and_no_further(dialect: Dialect) -> None:
+def test_truncation_is_limited_to_sent_audio(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.say(speech(3) + silence(1))
     scene.wait(0.3)
@@ -381,9 +319,9 @@ def test_truncation_goes_as_far_as_what_was_sent_and_no_further(dialect: Dialect
     assert part["transcript"] == ""
 
 
-def test_only_an_answers_audio_can_be_truncated() -> None:
+def test_only_answers_audio_is_truncated() -> None:
     scene = Scene()
-    scene.send("conversation.item.create", item=_user_text("hi") | {"id": "item_mine"})
+    scene.send("conversation.item.create", item=user_text("hi") | {"id": "item_mine"})
     scene.send("conversation.item.truncate", item_id="item_mine", content_index=0, audio_end_ms=0)
     assert scene.error()["param"] == "content_index"
 
@@ -395,7 +333,7 @@ def _playback(scene: Scene) -> list[str]:
     return [event["type"] for event in scene.events if event["type"].startswith("output_audio_buffer.")]
 
 
-def test_where_the_server_plays_it_tells_when_that_starts_and_ends() -> None:
+def test_server_playback_tells_start_and_end() -> None:
     scene = Scene(server_plays=True)
     scene.send("response.create")
     scene.wait(5)
@@ -407,7 +345,7 @@ def test_where_the_server_plays_it_tells_when_that_starts_and_ends() -> None:
     assert scene.talk.played() == []
 
 
-def test_a_barge_in_after_the_answers_end_clears_what_was_not_heard() -> None:
+def test_late_barge_in_clears_playback() -> None:
     scene = Scene(server_plays=True)
     scene.say(speech(2) + silence(1))
     scene.wait(5)
@@ -418,7 +356,20 @@ def test_a_barge_in_after_the_answers_end_clears_what_was_not_heard() -> None:
     assert scene.only("output_audio_buffer.cleared")["response_id"] == response_id
 
 
-def test_without_interruption_a_barge_in_leaves_the_playback_alone() -> None:
+def test_server_playback_truncates_to_what_was_heard() -> None:
+    scene = Scene(server_plays=True)
+    scene.say(speech(2) + silence(1))
+    scene.wait(0.65)  # 50 ms of thinking, so 600 ms of the answer were heard
+    scene.say(speech(0.2))
+    truncated = scene.only("conversation.item.truncated")
+    item_id = scene.only("response.done")["response"]["output"][0]["id"]
+    assert (truncated["item_id"], truncated["audio_end_ms"]) == (item_id, 600)
+    assert _playback(scene) == ["output_audio_buffer.started", "output_audio_buffer.cleared"]
+    scene.send("conversation.item.retrieve", item_id=item_id)
+    assert scene.only("conversation.item.retrieved")["item"]["content"][0]["transcript"] == ""
+
+
+def test_playback_goes_on_without_interruption() -> None:
     scene = Scene(server_plays=True)
     detection = {"type": "server_vad", "interrupt_response": False}
     scene.send("session.update", session={"type": "realtime", "audio": {"input": {"turn_detection": detection}}})
@@ -439,21 +390,64 @@ COMPLETED = "conversation.item.input_audio_transcription.completed"
 
 
 @by_dialect
-@pytest.mark.parametrize("after_answer", [False, True])
-def test_the_users_transcript_comes_before_or_after_the_answer(dialect: Dialect, after_answer: bool) -> None:
-    scene = Scene(dialect, transcribes_after_answer=after_answer)
+@pytest.mark.parametrize("timing", ["before_answer", "during_answer", "after_answer"])
+def test_transcript_comes_when_the_options_say(dialect: Dialect, timing: TranscriptTiming) -> None:
+    scene = Scene(dialect, transcript_timing=timing)
     scene.send("session.update", session=TRANSCRIBE[dialect.name])
     scene.say(speech(1) + silence(1))
     scene.wait(5)
     completed = scene.only(COMPLETED)
     assert completed["transcript"] == "[simulated] 1.2 s of speech"
     assert completed["item_id"] == scene.only("input_audio_buffer.committed")["item_id"]
+    deltas = scene.all("conversation.item.input_audio_transcription.delta")
+    assert "".join(delta["delta"] for delta in deltas) == completed["transcript"]
+    assert len(deltas) == 5
     names = [event["type"] for event in scene.events]
-    assert (names.index(COMPLETED) > names.index("response.done")) is after_answer
+    done, first = names.index("response.done"), names.index("response.content_part.added")
+    assert {
+        "before_answer": names.index(COMPLETED) < first,
+        "during_answer": first < names.index(COMPLETED) < done,
+        "after_answer": names.index(COMPLETED) > done,
+    }[timing]
+
+
+def test_transcript_may_come_after_next_turn() -> None:
+    scene = Scene(transcript_timing="after_next_turn")
+    scene.send("session.update", session=TRANSCRIBE["ga"])
+    for _ in range(2):
+        scene.say(speech(1) + silence(1))
+        scene.wait(5)
+    names = [event["type"] for event in scene.events if event["type"] in (COMPLETED, "input_audio_buffer.committed")]
+    assert names == ["input_audio_buffer.committed", "input_audio_buffer.committed", COMPLETED]
+    assert scene.only(COMPLETED)["item_id"] == scene.all("input_audio_buffer.committed")[0]["item_id"]
+
+
+def test_streaming_transcription_begins_before_commit() -> None:
+    scene = Scene()
+    transcription = {"model": "gpt-realtime-whisper"}
+    scene.send("session.update", session={"type": "realtime", "audio": {"input": {"transcription": transcription}}})
+    scene.say(speech(1))
+    begun = scene.only("conversation.item.input_audio_transcription.delta")
+    assert begun["item_id"] == scene.only("input_audio_buffer.speech_started")["item_id"]
+    assert scene.all("input_audio_buffer.committed") == []
+    scene.say(silence(1))
+    scene.wait(5)
+    deltas = [event["delta"] for event in scene.all("conversation.item.input_audio_transcription.delta")]
+    assert "".join(deltas) == scene.only(COMPLETED)["transcript"] == "[simulated] 1.2 s of speech"
 
 
 @by_dialect
-def test_what_was_transcribed_stands_in_the_item_from_then_on(dialect: Dialect) -> None:
+def test_voice_live_bills_no_transcript(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    scene.send("session.update", session=TRANSCRIBE[dialect.name])
+    scene.say(speech(1) + silence(1))
+    scene.wait(5)
+    usage = scene.only(COMPLETED).get("usage")
+    assert usage == (None if dialect is VOICE_LIVE else {"type": "duration", "seconds": 1.2})
+
+
+@by_dialect
+def test_transcript_stands_in_its_item(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.send("session.update", session=TRANSCRIBE[dialect.name])
     scene.say(speech(1) + silence(1))
@@ -465,14 +459,14 @@ def test_what_was_transcribed_stands_in_the_item_from_then_on(dialect: Dialect) 
 
 
 @by_dialect
-def test_without_transcription_in_the_session_there_is_no_transcript(dialect: Dialect) -> None:
+def test_no_transcript_unless_asked(dialect: Dialect) -> None:
     scene = Scene(dialect)
     scene.say(speech(1) + silence(1))
     scene.wait(5)
     assert scene.all(COMPLETED) == []
 
 
-def test_on_ga_a_transcription_deployment_that_is_missing_fails_and_speech_works() -> None:
+def test_missing_transcription_deployment_fails() -> None:
     scene = Scene(transcription_models=frozenset({"whisper-eu"}))
     scene.send("session.update", session=TRANSCRIBE["ga"])
     scene.say(speech(1) + silence(1))
@@ -512,7 +506,7 @@ def _contains(whole: Any, part: Any) -> bool:
 
 
 @updates
-def test_an_update_changes_what_it_names_and_leaves_the_rest(dialect: Dialect, patch: dict[str, Any]) -> None:
+def test_update_changes_named_fields(dialect: Dialect, patch: dict[str, Any]) -> None:
     scene = Scene(dialect)
     created = scene.only("session.created")["session"]
     scene.send("session.update", session=patch)
@@ -520,11 +514,55 @@ def test_an_update_changes_what_it_names_and_leaves_the_rest(dialect: Dialect, p
     assert _contains(updated, patch)
     assert updated["id"] == created["id"]
     assert updated["id"].startswith("sess_")
-    assert updated["model"] == created["model"] == "gpt-realtime"
+    assert updated["model"] == created["model"]
     assert updated["tools"] == created["tools"]
 
 
-def test_gas_audio_is_updated_field_by_field() -> None:
+@by_dialect
+def test_bare_vad_has_recorded_defaults(dialect: Dialect) -> None:
+    """A client's bare `server_vad` replaces an agent's own values, by those of the API."""
+    scene = Scene(dialect)
+    detection = {"type": "server_vad"}
+    scene.update(
+        **({"audio": {"input": {"turn_detection": detection}}} if dialect is GA else {"turn_detection": detection})
+    )
+
+    def values(event: dict[str, Any]) -> tuple[float, int, int]:
+        session = event["session"]
+        told = (session["audio"]["input"] if dialect is GA else session)["turn_detection"]
+        return told["threshold"], told["prefix_padding_ms"], told["silence_duration_ms"]
+
+    assert values(scene.only("session.created")) == (0.5, 300, 200)
+    assert values(scene.only("session.updated")) == ((0.5, 400, 500) if dialect is VOICE_LIVE else (0.5, 300, 200))
+
+
+@by_dialect
+def test_empty_instructions_keep_persona(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    persona = scene.only("session.created")["session"]["instructions"]
+    assert persona.startswith("Your knowledge cutoff")
+    scene.update(instructions="Be kind.")
+    scene.update(instructions="")
+    told = [event["session"]["instructions"] for event in scene.all("session.updated")]
+    assert told == ["Be kind.", persona]
+
+
+def test_ga_echo_leaves_transcription_hints_out() -> None:
+    scene = Scene()
+    hints = {"model": "gpt-realtime-whisper", "language": "de", "delay": "low", "keywords": ["Elena"]}
+    scene.update(audio={"input": {"transcription": hints}})
+    echo = scene.only("session.updated")["session"]["audio"]["input"]["transcription"]
+    assert echo == {"model": "gpt-realtime-whisper", "language": "de", "prompt": None}
+
+
+@pytest.mark.parametrize("voice", ["marin", {"type": "openai", "name": "marin"}])
+def test_voice_live_states_voice_as_object(voice: Any) -> None:
+    scene = Scene(VOICE_LIVE)
+    scene.update(voice=voice)
+    assert scene.only("session.updated")["session"]["voice"] == {"name": "marin", "type": "openai"}
+
+
+def test_ga_audio_is_updated_by_field() -> None:
     scene = Scene()
     scene.send("session.update", session={"type": "realtime", "audio": {"output": {"voice": "cedar"}}})
     scene.send("session.update", session={"type": "realtime", "audio": {"output": {"speed": 1.2}}})
@@ -574,9 +612,7 @@ def test_tools_are_taken(dialect: Dialect) -> None:
         (VOICE_LIVE, {"turn_detection": {"type": "none"}}, "invalid_value", "session.turn_detection.type"),
     ],
 )
-def test_an_update_that_does_not_fit_changes_nothing_and_names_the_parameter(
-    dialect: Dialect, session: dict[str, Any], code: str, param: str
-) -> None:
+def test_invalid_update_changes_nothing(dialect: Dialect, session: dict[str, Any], code: str, param: str) -> None:
     scene = Scene(dialect)
     scene.send("session.update", session=session, event_id="event_mine")
     assert (scene.error()["code"], scene.error()["param"]) == (code, param)
@@ -593,7 +629,7 @@ def test_an_update_that_does_not_fit_changes_nothing_and_names_the_parameter(
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_once_it_has_spoken_the_voice_is_fixed(dialect: Dialect, voice: dict[str, Any], param: str) -> None:
+def test_voice_is_fixed_after_speech(dialect: Dialect, voice: dict[str, Any], param: str) -> None:
     scene = Scene(dialect)
     scene.send("response.create")
     scene.wait(5)
@@ -605,7 +641,7 @@ def test_once_it_has_spoken_the_voice_is_fixed(dialect: Dialect, voice: dict[str
     assert scene.only("session.updated")["session"]["instructions"] == "New."
 
 
-def test_a_text_answer_leaves_the_voice_free() -> None:
+def test_text_answer_leaves_voice_free() -> None:
     scene = Scene()
     scene.send("response.create", response={"output_modalities": ["text"]})
     scene.wait(5)
@@ -613,14 +649,14 @@ def test_a_text_answer_leaves_the_voice_free() -> None:
     assert scene.only("session.updated")
 
 
-def test_a_talk_ends_by_itself_at_its_longest() -> None:
+def test_talk_expires_at_its_longest() -> None:
     scene = Scene(longest_s=1800)
     scene.wait(1799)
     assert scene.talk.ending is None
     scene.wait(1)
     assert scene.error()["code"] == "session_expired"
     assert "30 minutes" in scene.error()["message"]
-    assert scene.talk.ending == Ending(1001, "session_expired")
+    assert scene.talk.ending == ServerClose(1001, "session_expired")
 
 
 # --- What is wrong is answered, and is not fatal -------------------------------------------------------------------
@@ -653,9 +689,7 @@ def test_a_talk_ends_by_itself_at_its_longest() -> None:
         ('{"type": "output_audio_buffer.clear"}', "invalid_event", "type"),
     ],
 )
-def test_a_bad_event_is_answered_with_an_error_and_the_talk_goes_on(
-    message: str | bytes, code: str, param: str | None
-) -> None:
+def test_talk_goes_on_after_bad_event(message: str | bytes, code: str, param: str | None) -> None:
     scene = Scene()
     scene.receive(message)
     assert (scene.error()["code"], scene.error()["param"]) == (code, param)
@@ -671,40 +705,43 @@ def test_a_bad_event_is_answered_with_an_error_and_the_talk_goes_on(
         (GA, "assistant", "output_text", True),
         (GA, "assistant", "text", False),
         (PREVIEW, "assistant", "text", True),
-        (VOICE_LIVE, "assistant", "output_text", False),
+        (VOICE_LIVE, "assistant", "output_text", True),
+        (VOICE_LIVE, "assistant", "text", True),
+        (PREVIEW, "assistant", "output_text", False),
         (GA, "user", "output_text", False),
         (GA, "system", "input_text", True),
         (GA, "system", "input_audio", False),
     ],
 )
-def test_an_item_has_the_content_of_its_role_and_dialect(dialect: Dialect, role: str, kind: str, fits: bool) -> None:
+def test_item_content_fits_role_and_dialect(dialect: Dialect, role: str, kind: str, fits: bool) -> None:
     scene = Scene(dialect)
     item = {"type": "message", "role": role, "content": [{"type": kind, "text": "x"}]}
     scene.send("conversation.item.create", item=item)
     if fits:
-        assert scene.only("conversation.item.added")["item"]["content"] == [{"type": kind, "text": "x"}]
+        stated = dialect.text_part if role == "assistant" else kind
+        assert scene.only("conversation.item.added")["item"]["content"] == [{"type": stated, "text": "x"}]
     else:
         assert scene.error()["param"] == "item.content[0].type"
 
 
-def test_items_keep_their_ids_and_are_put_where_they_are_wanted() -> None:
+def test_items_keep_ids_and_places() -> None:
     scene = Scene()
     for name, after in [("a", None), ("b", None), ("c", "a"), ("d", "root")]:
-        scene.send("conversation.item.create", item=_user_text(name) | {"id": name}, previous_item_id=after)
+        scene.send("conversation.item.create", item=user_text(name) | {"id": name}, previous_item_id=after)
     assert [event["previous_item_id"] for event in scene.all("conversation.item.added")] == [None, "a", "a", None]
-    scene.send("conversation.item.create", item=_user_text("again") | {"id": "a"})
+    scene.send("conversation.item.create", item=user_text("again") | {"id": "a"})
     assert scene.error()["param"] == "item.id"
     scene.events.clear()
-    scene.send("conversation.item.create", item=_user_text("lost"), previous_item_id="nowhere")
+    scene.send("conversation.item.create", item=user_text("lost"), previous_item_id="nowhere")
     assert scene.error()["param"] == "previous_item_id"
     scene.send("conversation.item.delete", item_id="a")
     assert scene.only("conversation.item.deleted")["item_id"] == "a"
 
 
-def test_a_long_talks_memory_is_bounded() -> None:
+def test_long_talks_memory_is_bounded() -> None:
     scene = Scene()
     for number in range(250):
-        scene.send("conversation.item.create", item=_user_text(str(number)) | {"id": f"item_{number}"})
+        scene.send("conversation.item.create", item=user_text(str(number)) | {"id": f"item_{number}"})
     scene.events.clear()
     scene.send("conversation.item.retrieve", item_id="item_49")
     assert scene.error()["code"] == "item_retrieve_invalid_item_id"

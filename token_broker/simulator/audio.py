@@ -1,4 +1,4 @@
-"""24 kHz PCM16 mono: how long, how loud, and a tone for what has no voice."""
+"""24 kHz PCM16 mono: its duration, its loudness, and a tone that stands for the simulated voice."""
 
 import functools
 import math
@@ -15,13 +15,17 @@ _FADE_MS = 20
 
 
 def duration_ms(pcm: bytes | bytearray) -> int:
-    """How long it plays, in whole milliseconds."""
+    """Playing time in whole milliseconds."""
     return len(pcm) // BYTES_PER_MS
 
 
 def level(pcm: bytes) -> float:
-    """Root mean square, 0 to 1. `hypot` is the standard library's one fast sum of squares."""
-    samples = _samples(pcm)
+    """Root mean square, 0 to 1."""
+    samples = array("h")
+    samples.frombytes(pcm)
+    if sys.byteorder == "big":
+        samples.byteswap()
+    # `hypot` is the standard library's one fast sum of squares: a Python loop costs fifty times as much.
     return math.hypot(*samples) / math.sqrt(len(samples)) / _FULL_SCALE if samples else 0.0
 
 
@@ -35,18 +39,6 @@ def tone(length_ms: int) -> bytes:
     samples = array(
         "h", (round(peak * min(1, n / fade, (count - n) / fade) * math.sin(step * n)) for n in range(count))
     )
-    return _bytes(samples)
-
-
-def _samples(pcm: bytes) -> "array[int]":
-    samples = array("h")
-    samples.frombytes(pcm)
-    if sys.byteorder == "big":
-        samples.byteswap()
-    return samples
-
-
-def _bytes(samples: "array[int]") -> bytes:
     if sys.byteorder == "big":
         samples.byteswap()
     return samples.tobytes()

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pydantic import SecretStr
 from starlette.datastructures import Headers
 
-from token_broker.simulator import errors
+from token_broker.simulator import azure_errors
 from token_broker.simulator.config import SimulatorConfig
 from token_broker.simulator.ephemeral import PREFIX, EphemeralSecrets
 
@@ -56,13 +56,13 @@ def bearer_of(headers: Headers) -> str | None:
 def admit(credential: Credential, config: SimulatorConfig, taken: Collection[Credential]) -> None:
     """Raises the refusal that Azure would send unless `credential` is among those the route takes."""
     if credential is Credential.NONE:
-        raise errors.key_missing()
+        raise azure_errors.key_missing()
     if credential is Credential.ENTRA_WITHOUT_ROLE:
-        raise errors.permission_denied()
+        raise azure_errors.permission_denied()
     if credential not in taken:
-        raise errors.key_wrong()
+        raise azure_errors.key_wrong()
     if config.keys_disabled and credential in {Credential.KEY, Credential.KEY_AS_BEARER}:
-        raise errors.keys_disabled()
+        raise azure_errors.keys_disabled()
 
 
 def _same(given: str, expected: SecretStr) -> bool:

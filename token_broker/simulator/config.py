@@ -1,4 +1,4 @@
-"""What the simulated resource is like: which kind, its key, its deployments. Fixed while it runs; faults are not."""
+"""The configuration of a simulated resource: its kinds, its key, its deployments. It is fixed while it runs."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from pydantic import SecretStr
 
 Kind = Literal["direct", "unified", "project"]
+TranscriptTiming = Literal["before_answer", "during_answer", "after_answer", "after_next_turn"]
 ALL_KINDS: frozenset[Kind] = frozenset(get_args(Kind))
 
 DEFAULT_KEY = "simulated-key"
@@ -26,22 +27,45 @@ class SimulatorConfig:
     keys_disabled: bool = False
     """`disableLocalAuth`: every key gets 403 `AuthenticationTypeDisabled`."""
 
-    deployments: frozenset[str] = frozenset({"gpt-realtime", "gpt-realtime-mini"})
-    transcription_deployments: frozenset[str] = frozenset({"whisper-1", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"})
-    """On GA a transcription model is a deployment's name; where it is missing each transcription fails."""
+    deployments: frozenset[str] = frozenset(
+        {
+            "gpt-realtime",
+            "gpt-realtime-1.5",
+            "gpt-realtime-2",
+            "gpt-realtime-2.1",
+            "gpt-realtime-2.1-mini",
+            "gpt-realtime-mini",
+        }
+    )
+    """Each realtime model under its own name (docs/azure.md §7.1)."""
+    transcription_deployments: frozenset[str] = frozenset(
+        {"gpt-realtime-whisper", "gpt-4o-transcribe", "gpt-4o-mini-transcribe"}
+    )
+    """On GA a transcription model is a deployment's name, and the classic whisper is none that a session can use.
+
+    Where it is missing each transcription fails (docs/azure.md §7.3).
+    """
     projects: frozenset[str] | None = None
     """Foundry projects that exist; `None`: whatever is asked for."""
 
     flat_api_versions: frozenset[str] = frozenset({"2025-10-01", "2024-10-01-preview"})
     voice_live_api_versions: frozenset[str] = frozenset({"2025-10-01", "2026-04-10", "2026-07-15"})
     preview_socket_api_versions: frozenset[str] = frozenset({"2024-10-01-preview", "2025-04-01-preview"})
-    ga_ttl_s: int = 7199
+    ga_ttl_s: int = 7200
     """Life of a GA secret whose mint asked for none (docs/azure.md §2.1)."""
     flat_ttl_s: int = 60
     """Life of a secret from a flat mint, which cannot ask for one."""
 
     voice_live_models: frozenset[str] = frozenset(
-        {"gpt-realtime", "gpt-realtime-mini", "gpt-4o", "gpt-4o-mini", "gpt-4.1", "gpt-4.1-mini", "gpt-5", "gpt-5-mini"}
+        {
+            "azure-realtime",
+            *("gpt-realtime", "gpt-realtime-datazone", "gpt-realtime-mini"),
+            *("gpt-realtime-1.5", "gpt-realtime-1.5-datazone"),
+            *("gpt-realtime-2.1", "gpt-realtime-2.1-datazone", "gpt-realtime-2.1-mini"),
+            *("gpt-4o", "gpt-4o-mini", "gpt-4.1", "gpt-4.1-mini", "gpt-4.1-nano"),
+            *("gpt-5", "gpt-5-mini", "gpt-5-nano", "gpt-5.1", "gpt-5.2", "gpt-5.4", "gpt-5.6-luna", "gpt-5.6-terra"),
+            *("phi4-mini", "phi4-mm-realtime"),
+        }
     )
     """Models that Voice Live hosts itself; the resource's deployments work there as well."""
     ephemeral_subprotocol: bool = False
@@ -50,15 +74,17 @@ class SimulatorConfig:
 
     ice_addresses: tuple[str, ...] | None = None
     """Where WebRTC's media is taken; `None`: loopback, and every address of this machine."""
-    sdp_answer_type: str = "application/sdp"
-    """Content type of an SDP answer: a live recording had `text/plain; charset=utf-8` (docs/azure.md §5.1)."""
+    sdp_answer_type: str = "text/plain; charset=utf-8"
+    """Content type of an SDP answer, as recorded; the documentation says `application/sdp` (docs/azure.md §5.1)."""
+    sideband_states_session: bool = False
+    """Whether a sideband begins with `session.created`: not on a recorded WebRTC call (docs/azure.md §5.4)."""
 
     thinking_s: float = 0.05
     """From the end of a turn to the first of the answer."""
     answer_speed: float = 5.0
     """How many times faster than real time answers are sent."""
-    transcribes_after_answer: bool = False
-    """The user's transcript comes after the answer's end, not before its start: both happen on Azure."""
+    transcript_timing: TranscriptTiming = "during_answer"
+    """When the user's transcript comes: all of these happen on Azure."""
     longest_talk_s: float = 3600.0
     max_talks: int = 5000
 

@@ -1,11 +1,10 @@
-"""The mint routes: GA's, and the first version's three flat ones. Each checks everything that Azure is known to check.
+"""The mint routes: GA's, and the first version's three flat ones. Each checks what Azure is known to check.
 
 Order of the checks: the route exists, the credential, the api-version, the deployment or project in the path, the
 body. Facts from docs/azure.md §2. Decided here, where it is silent: GA's mint answers an `api-version` with 400
 (as Azure words it for other `/v1` routes), and an `OpenAI-Beta` header with 400 `beta_api_shape_disabled`.
 """
 
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,11 +14,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from token_broker.simulator import errors
+from token_broker.simulator import azure_errors
 from token_broker.simulator.auth import Credential, admit
 from token_broker.simulator.resource import Resource
-from token_broker.simulator.session_bodies import flat, ga
-from token_broker.simulator.session_bodies.check import INVALID_VALUE, MISSING_PARAMETER, Complaint, check, parse_json
+from token_broker.simulator.session_bodies import flat_session, ga_session
+from token_broker.simulator.session_bodies.check import (
+    INVALID_VALUE,
+    MISSING_PARAMETER,
+    InvalidRequest,
+    check,
+    parse_json,
+)
 
 _FLAT_CREDENTIALS = frozenset({Credential.KEY, Credential.ENTRA})
 _V1_CREDENTIALS = _FLAT_CREDENTIALS | {Credential.KEY_AS_BEARER}
@@ -76,13 +81,13 @@ class Mint:
 
     async def _mint_nested(self, request: Request) -> Response:
         if "api-version" in request.query_params:
-            raise errors.api_version_not_allowed()
+            raise azure_errors.api_version_not_allowed()
         if "openai-beta" in request.headers:
-            raise errors.beta_shape_disabled()
-        body = check(ga.ClientSecretRequest, await _json_body(request))
-        if isinstance(body.session, ga.RealtimeSession):
+            raise azure_errors.beta_shape_disabled()
+        body = check(ga_session.GaMintRequest, await _json_body(request))
+        if isinstance(body.session, ga_session.RealtimeSession):
             if body.session.model is None:
-                raise Complaint(MISSING_PARAMETER, "Missing required parameter: 'session.model'.", "session.model")
+                raise InvalidRequest(MISSING_PARAMETER, "Missing required parameter: 'session.model'.", "session.model")
             self._require_deployment(body.session.model)
         ttl_s = body.expires_after.seconds or self.resource.config.ga_ttl_s
         minted = self.resource.secrets.mint("ga", body.session.model_dump(mode="json"), ttl_s)
@@ -90,16 +95,17 @@ class Mint:
             {
                 "value": minted.value.get_secret_value(),
                 "expires_at": int(minted.expires_at),
-                "session": ga.session_object(body.session, new_id("sess")),
-            }
+                "session": ga_session.session_object(body.session, minted.session_id),
+            },
+            headers=azure_errors.MODEL_HEADERS,
         )
 
     async def _mint_flat(self, request: Request, deployment: str | None) -> Response:
-        body = check(flat.FlatSession, await _json_body(request))
+        body = check(flat_session.FlatSession, await _json_body(request))
         if deployment is None and body.model is None:
-            raise Complaint(MISSING_PARAMETER, "Missing required parameter: 'model'.", "model")
+            raise InvalidRequest(MISSING_PARAMETER, "Missing required parameter: 'model'.", "model")
         if deployment is not None and body.model not in (None, deployment):
-            raise Complaint(INVALID_VALUE, f"Invalid value for 'model': the path says '{deployment}'.", "model")
+            raise InvalidRequest(INVALID_VALUE, f"Invalid value for 'model': the path says '{deployment}'.", "model")
         model = deployment or body.model or ""
         self._require_deployment(model)
         session: dict[str, Any] = body.model_dump(mode="json") | {"model": model}
@@ -116,25 +122,20 @@ class Mint:
         if credential is Credential.KEY:
             second = request.headers.get("ocp-apim-subscription-key")
             if second is None:
-                raise errors.key_missing()
+                raise azure_errors.key_missing()
             if second != request.headers["api-key"]:
-                raise errors.key_wrong()
+                raise azure_errors.key_wrong()
         projects, project = self.resource.config.projects, request.path_params["project"]
         if projects is not None and project not in projects:
-            raise errors.project_not_found(project)
+            raise azure_errors.project_not_found(project)
 
     def _require_flat_version(self, request: Request) -> None:
         if request.query_params.get("api-version") not in self.resource.config.flat_api_versions:
-            raise errors.api_version_not_supported()
+            raise azure_errors.api_version_not_supported()
 
     def _require_deployment(self, name: str) -> None:
         if name not in self.resource.config.deployments:
-            raise errors.deployment_not_found()
-
-
-def new_id(prefix: str) -> str:
-    """An id as Azure makes them: a prefix that says of what, and chance."""
-    return f"{prefix}_{secrets.token_hex(11)}"
+            raise azure_errors.deployment_not_found()
 
 
 def _post(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
@@ -144,5 +145,5 @@ def _post(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Rout
 async def _json_body(request: Request) -> Any:
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise errors.structured(415, "UnsupportedMediaType", f"Unsupported media type: {media_type}")
+        raise azure_errors.structured(415, "UnsupportedMediaType", f"Unsupported media type: {media_type}")
     return parse_json(await request.body())

@@ -1,4 +1,4 @@
-"""The simulated resource while it runs: its configuration, its clock, and what it has minted."""
+"""The simulated resource while it runs: its configuration, its clock, its secrets, and the responses to come."""
 
 import time
 
@@ -7,6 +7,7 @@ from starlette.datastructures import Headers
 from token_broker.simulator.auth import Credential, credential_of
 from token_broker.simulator.config import SimulatorConfig
 from token_broker.simulator.ephemeral import EphemeralSecrets
+from token_broker.simulator.scripted_responses import ScriptedResponses
 
 
 class Clock:
@@ -27,6 +28,7 @@ class Resource:
         self.config = config
         self.clock = Clock(config.clock_offset_s)
         self.secrets = EphemeralSecrets(self.clock.now)
+        self.scripted = ScriptedResponses()
 
     def credential_of(self, headers: Headers) -> Credential:
         return credential_of(headers, self.config, self.secrets)

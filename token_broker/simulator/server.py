@@ -12,11 +12,11 @@ from typing import Any
 
 import uvicorn
 
-from token_broker.simulator.app import Simulator
 from token_broker.simulator.config import SimulatorConfig
-from token_broker.simulator.faults.rules import parse_faults
-from token_broker.simulator.seen import SeenRequest
-from token_broker.simulator.wire import HttpProtocol, WebSocketProtocol
+from token_broker.simulator.faults.fault_table import parse_faults
+from token_broker.simulator.raw_wire import HttpProtocol, WebSocketProtocol
+from token_broker.simulator.request_log import SeenRequest
+from token_broker.simulator.simulator import Simulator
 
 # The largest append that Azure takes, 15 MiB of audio (docs/azure.md §8.2), in base64 and JSON.
 _MAX_MESSAGE_BYTES = 21 * 1024 * 1024
@@ -27,7 +27,7 @@ _START_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class RunningSimulator:
-    """A simulator that listens at `base_url`, and the handles a test wants on it. Safe to use from other threads."""
+    """A simulator that listens at `base_url`, and the handles a test needs. Safe to use from other threads."""
 
     base_url: str
     simulator: Simulator
@@ -52,10 +52,10 @@ class RunningSimulator:
         return self.simulator.calls
 
     async def until(self, running: int, timeout_s: float = 5.0) -> None:
-        """Waits until exactly so many requests and WebSockets are running; only from the simulator's own event loop.
+        """Waits until exactly so many requests and WebSockets are running; only in the simulator's own event loop.
 
         Raises:
-            TimeoutError: it did not come to that in time.
+            TimeoutError: there were never exactly so many in that time.
 
         """
         async with asyncio.timeout(timeout_s):
@@ -67,8 +67,12 @@ class RunningSimulator:
             await self.simulator.until_calls(count)
 
     def set_faults(self, *faults: dict[str, Any]) -> None:
-        """As `PUT /_simulator/faults`: these and no others. With none, all are healed."""
+        """As `PUT /_simulator/faults`: these and no others. With none, nothing fails."""
         self.simulator.faults.replace(parse_faults(list(faults)))
+
+    def script_responses(self, *responses: dict[str, Any]) -> None:
+        """As `PUT /_simulator/responses`: what the next responses are to be, in place of those that wait."""
+        self.simulator.resource.scripted.replace(list(responses))
 
     @contextlib.contextmanager
     def fault(self, name: str, match: str = "/", **options: Any) -> Iterator[None]:
@@ -101,7 +105,29 @@ async def serve(
     """
     simulator = Simulator(config or SimulatorConfig())
     with _listen(host, port) as listener:
-        server = _Server(_uvicorn_config(simulator, tls))
+        server = _Server(
+            uvicorn.Config(
+                simulator,
+                http=HttpProtocol,
+                ws=WebSocketProtocol,
+                ws_max_size=_MAX_MESSAGE_BYTES,
+                ws_per_message_deflate=False,
+                lifespan="off",
+                interface="asgi3",
+                # The loop and the log belong to the process that the simulator runs in.
+                loop="none",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                # Both are set by the simulator: its clock may be off, and Azure names no server.
+                date_header=False,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=2,
+                ssl_certfile=tls.certificate if tls else None,
+                ssl_keyfile=tls.key if tls else None,
+            )
+        )
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="simulator")
         try:
             async with asyncio.timeout(_START_S):
@@ -147,7 +173,7 @@ def run_in_thread(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    # Named as TCP, or asyncio leaves Nagle's algorithm on for what is accepted: 40 ms an answer.
+    # asyncio turns Nagle's algorithm off only for sockets that name TCP as protocol; with it each answer takes 40 ms.
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -159,7 +185,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn inside somebody else's process: it says when it listens, and leaves signals alone."""
+    """uvicorn inside another process: it tells when it listens, and leaves signals alone."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -172,25 +198,3 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _uvicorn_config(simulator: Simulator, tls: TlsFiles | None) -> uvicorn.Config:
-    return uvicorn.Config(
-        simulator,
-        http=HttpProtocol,
-        ws=WebSocketProtocol,
-        ws_max_size=_MAX_MESSAGE_BYTES,
-        ws_per_message_deflate=False,
-        lifespan="off",
-        interface="asgi3",
-        loop="none",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        date_header=False,
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=2,
-        ssl_certfile=tls.certificate if tls else None,
-        ssl_keyfile=tls.key if tls else None,
-    )

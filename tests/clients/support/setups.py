@@ -24,7 +24,7 @@ GA_SESSION: dict[str, Any] = {
     "instructions": "You are a pirate.",
     "output_modalities": ["audio"],
     "audio": {
-        "input": {"transcription": {"model": "whisper-1"}, "turn_detection": _TURN_DETECTION},
+        "input": {"transcription": {"model": "gpt-4o-mini-transcribe"}, "turn_detection": _TURN_DETECTION},
         "output": {"voice": "marin"},
     },
 }

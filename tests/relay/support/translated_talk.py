@@ -8,10 +8,10 @@ from typing import Any
 from strategies.base import Dialect
 from token_broker.relay.dialects.translation import needs_reading, renamed, to_azure, to_client
 from token_broker.simulator.realtime import dialects as simulated
-from token_broker.simulator.realtime.talk import Talk, TalkOptions
-from token_broker.simulator.session_bodies import ga, voice_live
+from token_broker.simulator.realtime.simulated_talk import SimulatedTalk, TalkOptions
+from token_broker.simulator.session_bodies import ga_session, voice_live_session
 
-__all__ = ["TranslatedTalk", "counted", "meaning"]
+__all__ = ["TranslatedTalk", "counted", "meaning", "without_live_extras"]
 
 Event = dict[str, Any]
 
@@ -38,10 +38,10 @@ class TranslatedTalk:
         self._new_id = counted()
         self._now_s = 100.0
         dialect = simulated.GA if upstream == "ga" else simulated.VOICE_LIVE
-        session: Any = ga.RealtimeSession(type="realtime", model="gpt-realtime")
+        session: Any = ga_session.RealtimeSession(type="realtime", model="gpt-realtime")
         if upstream == "preview":
-            session = voice_live.VoiceLiveSession(model="gpt-realtime")
-        self._talk = Talk(dialect, session, TalkOptions(), 1_800_000_000)
+            session = voice_live_session.VoiceLiveSession(model="gpt-realtime")
+        self._talk = SimulatedTalk(dialect, session, TalkOptions(), 1_800_000_000)
         self._note(self._talk.open(self._now_s))
 
     def send(self, name: str, **fields: Any) -> None:
@@ -83,7 +83,9 @@ def meaning(events: list[Event]) -> list[Event]:
     """Events without what is random, or exists in one dialect only.
 
     Ids become numbers in the order of their appearance. Limits are told in GA alone; the place of a finished item was
-    told when it was made; what a session or a response is set to differs by the defaults of the two.
+    told when it was made; what a session or a response is set to differs by the defaults of the two. Recorded Azure
+    differs further (docs/azure.md §4.5): GA pads its deltas, says a part twice and gives its items no `object`; Voice
+    Live counts reasoning, bills no transcript there, and leaves the text of a finished part empty.
     """
     numbers: dict[str, str] = {}
 
@@ -103,7 +105,37 @@ def meaning(events: list[Event]) -> list[Event]:
         if event["type"] == "conversation.item.done":
             event.pop("previous_item_id", None)
         event.pop("session", None)
+        event.pop("obfuscation", None)
+        if event["type"].startswith("response.content_part."):
+            event.pop("content", None)
+            event["part"].pop("text", None)
+        if event["type"] == "conversation.item.input_audio_transcription.completed":
+            event.pop("usage", None)
+        event.get("response", {}).get("usage", {}).get("output_token_details", {}).pop("reasoning_tokens", None)
+        for item in [event.get("item", {}), *event.get("response", {}).get("output", [])]:
+            item.pop("object", None)
         for name in ("audio", "voice", "output_audio_format", "temperature", "max_output_tokens"):
             event.get("response", {}).pop(name, None)
         told.append(event)
     return told
+
+
+# What recorded Azure states in a session or a frame, and no package's model knows; the translation lets it pass.
+_LIVE_EXTRAS = {
+    "obfuscation",
+    "truncation_strategy",
+    "greeting",
+    "handoff",
+    "idle_timeout_ms",
+    "speech_duration_ms",
+    "appended_text_after_truncation",
+    "reasoning_tokens",
+}
+
+
+def without_live_extras(value: Any) -> Any:
+    """An event as the official packages' models know it."""
+    if isinstance(value, dict):
+        extras = _LIVE_EXTRAS | ({"content"} if "part" in value else set())
+        return {name: without_live_extras(inner) for name, inner in value.items() if name not in extras}
+    return [without_live_extras(inner) for inner in value] if isinstance(value, list) else value

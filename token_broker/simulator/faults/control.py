@@ -1,4 +1,4 @@
-"""The simulator's own routes, under `/_simulator`: set faults, look at what was asked, see what is simulated."""
+"""The simulator's own routes, under `/_simulator`: set faults and responses, read the log, see what is simulated."""
 
 import json
 from collections.abc import Callable
@@ -8,10 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from token_broker.simulator.faults.rules import FaultsError, FaultTable, parse_faults
+from token_broker.simulator.faults.fault_table import FaultsError, FaultTable, parse_faults
+from token_broker.simulator.request_log import RequestLog
 from token_broker.simulator.resource import Resource
-from token_broker.simulator.seen import RequestLog
-from token_broker.simulator.session_bodies.check import Complaint, parse_json
+from token_broker.simulator.scripted_responses import ScriptError
+from token_broker.simulator.session_bodies.check import InvalidRequest, parse_json
 
 PREFIX = "/_simulator"
 
@@ -32,6 +33,8 @@ class Control:
             Route(f"{PREFIX}/faults", self.get_faults, methods=["GET"]),
             Route(f"{PREFIX}/faults", self.put_faults, methods=["PUT"]),
             Route(f"{PREFIX}/faults", self.delete_faults, methods=["DELETE"]),
+            Route(f"{PREFIX}/responses", self.get_responses, methods=["GET"]),
+            Route(f"{PREFIX}/responses", self.put_responses, methods=["PUT"]),
             Route(f"{PREFIX}/requests", self.get_requests, methods=["GET"]),
             Route(f"{PREFIX}/requests", self.delete_requests, methods=["DELETE"]),
         ]
@@ -56,15 +59,27 @@ class Control:
     async def put_faults(self, request: Request) -> Response:
         try:
             self.faults.replace(parse_faults(parse_json(await request.body())))
-        except Complaint as complaint:
-            return _bad_faults([complaint.message])
-        except FaultsError as bad:
-            return _bad_faults(bad.problems)
+        except InvalidRequest as invalid:
+            return _invalid("BadFaults", [invalid.message])
+        except FaultsError as error:
+            return _invalid("BadFaults", error.problems)
         return _json(self.faults.listed())
 
     async def delete_faults(self, _request: Request) -> Response:
         self.faults.replace([])
         return Response(status_code=204)
+
+    async def get_responses(self, _request: Request) -> Response:
+        return _json(self.resource.scripted.listed())
+
+    async def put_responses(self, request: Request) -> Response:
+        try:
+            self.resource.scripted.replace(parse_json(await request.body()))
+        except InvalidRequest as invalid:
+            return _invalid("BadResponses", [invalid.message])
+        except ScriptError as error:
+            return _invalid("BadResponses", error.problems)
+        return _json(self.resource.scripted.listed())
 
     async def get_requests(self, _request: Request) -> Response:
         return _json([entry.to_json() for entry in self.log.entries()])
@@ -74,10 +89,10 @@ class Control:
         return Response(status_code=204)
 
 
-def _bad_faults(problems: list[str]) -> Response:
-    return _json({"error": {"code": "BadFaults", "message": "; ".join(problems), "problems": problems}}, status=400)
+def _invalid(code: str, problems: list[str]) -> Response:
+    return _json({"error": {"code": code, "message": "; ".join(problems), "problems": problems}}, status=400)
 
 
 def _json(value: object, status: int = 200) -> Response:
-    """JSON in plain ASCII: what was seen may hold text that UTF-8 can't."""
+    """JSON in plain ASCII: the log may hold lone surrogates, which UTF-8 can't."""
     return Response(json.dumps(value), status, media_type="application/json")

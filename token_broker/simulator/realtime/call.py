@@ -17,10 +17,10 @@ from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessi
 from aiortc.mediastreams import MediaStreamError, MediaStreamTrack
 
 from token_broker.simulator.audio import SAMPLE_RATE_HZ
-from token_broker.simulator.faults.rules import DieAfter
-from token_broker.simulator.realtime.outbox import Event
+from token_broker.simulator.faults.fault_table import DieAfterFault
+from token_broker.simulator.realtime.server_events import Event
+from token_broker.simulator.realtime.simulated_talk import SimulatedTalk
 from token_broker.simulator.realtime.speech.voice_track import VoiceTrack
-from token_broker.simulator.realtime.talk import Talk
 
 _CONNECT_S = 30.0
 _MOST_WAITING_EVENTS = 200
@@ -52,7 +52,7 @@ _UNFILTERED = frozenset(
 class Call:
     """A call from its offer to its end. `observers` see all events but audio, and may send: that is the sideband."""
 
-    def __init__(self, talk: Talk, *, filtered: bool) -> None:
+    def __init__(self, talk: SimulatedTalk, *, filtered: bool) -> None:
         self.ended = asyncio.Event()
         self._talk = talk
         self._filtered = filtered
@@ -64,9 +64,28 @@ class Call:
         self._channel: RTCDataChannel | None = None
         self._waiting: deque[str] = deque(maxlen=_MOST_WAITING_EVENTS)
         self._changed = asyncio.Event()
-        self._connection.on("track", self._take_track)
-        self._connection.on("datachannel", self._take_channel)
-        self._connection.on("connectionstatechange", self._take_state)
+
+        @self._connection.on("track")
+        def take_track(track: MediaStreamTrack) -> None:
+            if track.kind == "audio" and not self._microphone.done():
+                self._microphone.set_result(track)
+
+        @self._connection.on("datachannel")
+        def take_channel(channel: RTCDataChannel) -> None:
+            # The first channel counts, whatever its label: Azure seems not to check it (docs/azure.md §5.1).
+            if self._channel is not None:
+                return
+            self._channel = channel
+            channel.on("message", self.receive)
+            while self._waiting:
+                self._send(self._waiting.popleft())
+
+        @self._connection.on("connectionstatechange")
+        def take_state() -> None:
+            if self._connection.connectionState == "connected":
+                self._connected.set()
+            elif self._connection.connectionState in ("failed", "closed"):
+                self.ended.set()
 
     async def answer(self, offer: str, addresses: Sequence[str]) -> str:
         """The SDP answer, with a candidate on each of `addresses`.
@@ -84,9 +103,9 @@ class Call:
             await self._connection.setLocalDescription(await self._connection.createAnswer())
         except Exception as error:  # its parser raises whatever it trips over
             raise ValueError(str(error) or type(error).__name__) from error
-        return str(self._connection.localDescription.sdp)
+        return with_tcp_candidate(str(self._connection.localDescription.sdp))
 
-    async def run(self, fault: DieAfter | None) -> None:
+    async def run(self, fault: DieAfterFault | None) -> None:
         """Holds the talk until either side, or the fault, ends it, and cleans up."""
         parts = [self._keep_time(), self._listen(), self._give_up(), *([self.die(fault)] if fault else [])]
         work = [asyncio.create_task(part) for part in parts]
@@ -109,17 +128,18 @@ class Call:
         """A client event, from the data channel or an observer."""
         self._publish(self._talk.receive(text, _now_s()))
 
-    def observe(self) -> "asyncio.Queue[Event]":
-        """Events from now on. An observer that lets too many lie loses what comes after them."""
+    def observe(self, *, states_session: bool) -> "asyncio.Queue[Event]":
+        """Events from now on. An observer that leaves too many unread loses those after them."""
         queue: asyncio.Queue[Event] = asyncio.Queue(_MOST_UNREAD_EVENTS)
-        queue.put_nowait(self._talk.describe())
+        if states_session:
+            queue.put_nowait(self._talk.describe())
         self._observers.add(queue)
         return queue
 
     def leave(self, queue: "asyncio.Queue[Event]") -> None:
         self._observers.discard(queue)
 
-    async def die(self, fault: DieAfter) -> None:
+    async def die(self, fault: DieAfterFault) -> None:
         """So long after it connected, the call ends in the fault's way."""
         await self._connected.wait()
         await asyncio.sleep(fault.seconds)
@@ -196,34 +216,10 @@ class Call:
         transports = [transceiver.receiver.transport for transceiver in self._connection.getTransceivers()]
         if self._connection.sctp is not None:
             transports.append(self._connection.sctp.transport)
-        for ice in {id(dtls): dtls.transport.iceGatherer._connection for dtls in transports}.values():  # noqa: SLF001 - no public compatible endpoint
+        # aioice has no public way to choose addresses.
+        for ice in {id(dtls): dtls.transport.iceGatherer._connection for dtls in transports}.values():  # noqa: SLF001
             gather = ice.get_component_candidates
             ice.get_component_candidates = _with_addresses(gather, addresses)  # type: ignore[method-assign] # this one's
-
-    def _take_track(self, track: MediaStreamTrack) -> None:
-        if track.kind == "audio" and not self._microphone.done():
-            self._microphone.set_result(track)
-
-    def _take_channel(self, channel: RTCDataChannel) -> None:
-        """The first channel is the one, whatever its label."""
-        if self._channel is not None:
-            return
-        self._channel = channel
-        channel.on("message", self.receive)
-        while self._waiting:
-            self._send(self._waiting.popleft())
-
-    def _take_state(self) -> None:
-        if self._connection.connectionState == "connected":
-            self._connected.set()
-        elif self._connection.connectionState in ("failed", "closed"):
-            self.ended.set()
-
-
-def unusable(answer: str) -> str:
-    """The answer with candidates that nobody can reach: addresses that are kept for documentation."""
-    elsewhere = re.sub(r"(?m)^(a=candidate:\S+ \d+ \S+ \d+) \S+ \d+", r"\1 198.51.100.1 9", answer)
-    return re.sub(r"(?m)^c=IN IP4 \S+", "c=IN IP4 198.51.100.1", elsewhere)
 
 
 def _with_addresses(gather: Callable[..., Awaitable[list[Candidate]]], addresses: Sequence[str]) -> Any:
@@ -231,6 +227,23 @@ def _with_addresses(gather: Callable[..., Awaitable[list[Candidate]]], addresses
         return await gather(component=component, **(options | {"addresses": list(addresses)}))
 
     return gathered
+
+
+def with_tcp_candidate(answer: str) -> str:
+    """The answer with ICE over TCP offered as well, as Azure does (docs/azure.md §5.3). Nobody listens there."""
+
+    def after(candidates: re.Match[str]) -> str:
+        tcp = f"a=candidate:3002556175 1 tcp 1671430143 {candidates['host']} 3478 typ host tcptype passive"
+        return f"{candidates[0]}{tcp}\r\n"
+
+    # After the first media section's own, since it is bundled with the others.
+    return re.sub(r"a=candidate:\S+ 1 udp \d+ (?P<host>\S+) .*\r\n(?!a=candidate)", after, answer, count=1)
+
+
+def unusable(answer: str) -> str:
+    """The answer with candidates that nobody can reach: addresses that are kept for documentation."""
+    elsewhere = re.sub(r"(?m)^(a=candidate:\S+ \d+ \S+ \d+) \S+ \d+", r"\1 198.51.100.1 9", answer)
+    return re.sub(r"(?m)^c=IN IP4 \S+", "c=IN IP4 198.51.100.1", elsewhere)
 
 
 def _now_s() -> float:

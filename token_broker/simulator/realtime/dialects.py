@@ -1,7 +1,7 @@
-"""GA, preview and Voice Live: one talk in three shapes (docs/azure.md §4.1).
+"""GA, preview and Voice Live: one talk in three shapes (docs/azure.md §4.1, §4.5).
 
-The talk itself speaks GA's event names and knows no shapes; a `Dialect` renames and reshapes what goes out, and reads
-the parts of a session that matter out of what came in.
+The talk itself uses GA's event names and knows no shapes. A `Dialect` renames and reshapes what goes out, and reads
+from a session what the talk needs.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,14 +10,24 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
-from token_broker.simulator.realtime.items import FunctionCall, FunctionOutput, Item, Message, Part
-from token_broker.simulator.realtime.speech.vad import TurnDetection
-from token_broker.simulator.session_bodies import flat, ga, voice_live
+from token_broker.simulator.realtime.conversation import (
+    FunctionCall,
+    FunctionOutput,
+    Item,
+    McpApproval,
+    McpApprovalRequest,
+    McpCall,
+    McpToolList,
+    Message,
+    Part,
+)
+from token_broker.simulator.realtime.speech.vad import VadSettings
+from token_broker.simulator.session_bodies import flat_session, ga_session, voice_live_session
 from token_broker.simulator.session_bodies.check import Strict, check
 from token_broker.simulator.session_bodies.response_create import FlatResponse, GaResponse, VoiceLiveResponse
 
 DialectName = Literal["ga", "preview", "voice_live"]
-AnySession = ga.RealtimeSession | flat.FlatSession | voice_live.VoiceLiveSession
+AnySession = ga_session.RealtimeSession | flat_session.FlatSession | voice_live_session.VoiceLiveSession
 
 _PREVIEW_NAMES: dict[str, str | None] = {
     "response.output_audio.delta": "response.audio.delta",
@@ -32,26 +42,30 @@ _PREVIEW_NAMES: dict[str, str | None] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What the talk itself goes by."""
+class TalkSettings:
+    """What the talk needs of its session."""
 
     speaks: bool
     """Whether answers are audio, or text alone."""
     voice: JsonValue
-    turn_detection: TurnDetection | None
+    detection: VadSettings | None
     transcription_model: str | None
     transcribes: bool
+    tools: list[dict[str, Any]]
+    tool_choice: Any
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """How one response is asked for."""
+class ResponseOptions:
+    """How one response is asked for, the session's settings included."""
 
     speaks: bool
     voice: JsonValue
-    input: list[Any] | None
-    in_conversation: bool
-    metadata: dict[str, str] | None
+    tools: list[dict[str, Any]]
+    tool_choice: Any
+    input: list[Any] | None = None
+    in_conversation: bool = True
+    metadata: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +75,8 @@ class Dialect:
     name: DialectName
     session_model: type[AnySession]
     response_model: type[Strict]
-    read_wish: Callable[[Any, Settings], "Wish"]
-    settings: Callable[[Any], Settings]
+    read_options: Callable[[Any, TalkSettings], ResponseOptions]
+    settings: Callable[[Any], TalkSettings]
     session_object: Callable[[Any, str], dict[str, Any]]
     nested: Mapping[str, Any]
     """Session fields whose own fields an update changes one by one; every other is replaced whole."""
@@ -72,6 +86,8 @@ class Dialect:
     """Types of an assistant message's parts."""
     voice_param: str
     """Where a session or a response has its voice."""
+    obfuscates: bool = False
+    """Whether deltas of text carry an `obfuscation`."""
 
     def wire_name(self, name: str) -> str | None:
         """The dialect's name of an event; None where it has no such event."""
@@ -80,7 +96,9 @@ class Dialect:
     def content_types(self, role: str) -> frozenset[str]:
         """The types of parts that a message of this role may have."""
         if role == "assistant":
-            return frozenset({self.text_part, self.audio_part})
+            # Voice Live takes GA's name for it too, as its clients that speak to both APIs send it.
+            also = {"output_text"} if self.name == "voice_live" else set()
+            return frozenset({self.text_part, self.audio_part} | also)
         return frozenset({"input_text", "input_audio", "input_image"} if role == "user" else {"input_text"})
 
     def updated(self, session: Any, patch: Mapping[str, Any]) -> Any:
@@ -88,27 +106,46 @@ class Dialect:
         merged = _merge(session.model_dump(mode="json"), patch, self.nested)
         return self.session_model.model_validate(merged)
 
-    def wish(self, response: Mapping[str, Any], session: Any) -> "Wish":
+    def response_options(self, response: Mapping[str, Any], session: Any) -> ResponseOptions:
         """What a `response.create` asks for, the session's settings where it says nothing.
 
         Raises:
-            Complaint: it has fields that the dialect does not know.
+            InvalidRequest: it has fields that the dialect does not know.
 
         """
-        return self.read_wish(check(self.response_model, response, "response"), self.settings(session))
+        return self.read_options(check(self.response_model, response, "response"), self.settings(session))
+
+    def states_done(self, item: Item) -> bool:
+        """Whether the dialect tells that an item is complete: Voice Live does so for the user's audio alone."""
+        if self.name != "voice_live":
+            return True
+        return isinstance(item, Message) and item.role == "user" and item.parts[0].kind == "audio"
 
     def item_object(self, item: Item) -> dict[str, Any]:
         """An item as it stands in events."""
-        stated: dict[str, Any] = {"id": item.id, "object": "realtime.item", "status": item.status}
+        # GA's items have no `object`, against OpenAI's own documentation.
+        stated: dict[str, Any] = {"id": item.id} if self.name == "ga" else {"id": item.id, "object": "realtime.item"}
         match item:
             case Message():
                 parts = [self.part_object(part, item.role) for part in item.parts]
-                return stated | {"type": "message", "role": item.role, "content": parts}
+                return stated | {"type": "message", "status": item.status, "role": item.role, "content": parts}
             case FunctionCall():
-                called = {"call_id": item.call_id, "name": item.name, "arguments": item.arguments}
-                return stated | {"type": "function_call"} | called
+                called = {"name": item.name, "call_id": item.call_id, "arguments": item.arguments}
+                return stated | {"type": "function_call", "status": item.status} | called
             case FunctionOutput():
                 return stated | {"type": "function_call_output", "call_id": item.call_id, "output": item.output}
+            case McpToolList():
+                return stated | {"type": "mcp_list_tools", "server_label": item.server_label, "tools": item.tools}
+            case McpCall():
+                called = {"server_label": item.server_label, "name": item.name, "arguments": item.arguments}
+                result = {"approval_request_id": item.approval_request_id, "output": item.output, "error": None}
+                return stated | {"type": "mcp_call"} | called | result
+            case McpApprovalRequest():
+                called = {"server_label": item.server_label, "name": item.name, "arguments": item.arguments}
+                return stated | {"type": "mcp_approval_request"} | called
+            case McpApproval():
+                decided = {"approval_request_id": item.approval_request_id, "approve": item.approve}
+                return stated | {"type": "mcp_approval_response"} | decided | {"reason": item.reason}
 
     def part_object(self, part: Part, role: str) -> dict[str, Any]:
         if role == "assistant":
@@ -116,7 +153,18 @@ class Dialect:
                 return {"type": self.text_part, "text": part.text or ""}
             return {"type": self.audio_part, "transcript": part.text or ""}
         # Null, not absent: official clients throw where a user's audio has no transcript (docs/azure.md §4.4).
-        return {"type": "input_text", "text": part.text} if part.kind == "text" else _user_audio(part)
+        if part.kind == "audio":
+            return {"type": "input_audio", "transcript": part.text}
+        return {"type": "input_text", "text": part.text}
+
+    def content_part(self, part: Part, *, done: bool) -> dict[str, Any]:
+        """The fields of `response.content_part.*` that state a part: under the same types in every dialect."""
+        if part.kind == "audio":
+            stated = {"type": "audio", "transcript": part.text or ""}
+        else:
+            # Voice Live's finished text parts are recorded empty; the text stands in the events around them.
+            stated = {"type": "text", "text": "" if done and self.name == "voice_live" else part.text or ""}
+        return {"part": stated, "content": stated} if self.name == "ga" else {"part": stated}
 
     def response_object(self, session: Any, stated: Mapping[str, Any], *, speaks: bool) -> dict[str, Any]:
         """A response as it stands in events: `stated` is what all dialects have."""
@@ -126,35 +174,34 @@ class Dialect:
             own: dict[str, Any] = {"output_modalities": ["audio" if speaks else "text"], "audio": audio}
             own["max_output_tokens"] = session.max_output_tokens
         else:
-            dumped = session.model_dump(mode="json", exclude_none=True)
+            dumped = session.model_dump(mode="json")
             own = {name: dumped[name] for name in ("voice", "output_audio_format", "temperature")}
             own |= {"modalities": ["text", "audio"] if speaks else ["text"]}
             own["max_output_tokens"] = dumped["max_response_output_tokens"]
-        whole = {"object": "realtime.response", **stated, **own}
         if self.name == "voice_live":
-            return {name: value for name, value in whole.items() if value is not None}
-        return whole
+            own["voice"] = {name: value for name, value in own["voice"].items() if value is not None}
+        return {"object": "realtime.response", **stated, **own}
 
 
-def _user_audio(part: Part) -> dict[str, Any]:
-    return {"type": "input_audio", "transcript": part.text}
-
-
-def _ga_wish(asked: GaResponse, settings: Settings) -> Wish:
+def _ga_options(asked: GaResponse, settings: TalkSettings) -> ResponseOptions:
     output = asked.audio.output if asked.audio else None
-    return Wish(
+    return ResponseOptions(
         speaks="audio" in asked.output_modalities if asked.output_modalities else settings.speaks,
         voice=output.voice if output and output.voice else settings.voice,
+        tools=settings.tools if asked.tools is None else asked.tools,
+        tool_choice=asked.tool_choice or settings.tool_choice,
         input=asked.input,
         in_conversation=asked.conversation != "none",
         metadata=asked.metadata,
     )
 
 
-def _flat_wish(asked: FlatResponse, settings: Settings) -> Wish:
-    return Wish(
+def _flat_options(asked: FlatResponse, settings: TalkSettings) -> ResponseOptions:
+    return ResponseOptions(
         speaks="audio" in asked.modalities if asked.modalities else settings.speaks,
         voice=asked.voice or settings.voice,
+        tools=settings.tools if asked.tools is None else asked.tools,
+        tool_choice=asked.tool_choice or settings.tool_choice,
         input=asked.input or getattr(asked, "input_items", None),
         in_conversation=asked.conversation != "none",
         metadata=asked.metadata,
@@ -168,56 +215,61 @@ def _merge(base: dict[str, Any], patch: Mapping[str, Any], nested: Mapping[str, 
     return merged
 
 
-def _detection(turns: Any) -> TurnDetection | None:
-    """Whatever kind of detection is set, by the fields that it shares with server VAD."""
+def _detection(turns: Any) -> VadSettings | None:
+    """The detection that is set, by the fields that every kind shares with server VAD."""
     if turns is None:
         return None
     fields = ("threshold", "prefix_padding_ms", "silence_duration_ms", "create_response", "interrupt_response")
-    return TurnDetection(**{name: getattr(turns, name) for name in fields if hasattr(turns, name)})
+    return VadSettings(**{name: getattr(turns, name) for name in fields if hasattr(turns, name)})
 
 
-def _ga_settings(session: ga.RealtimeSession) -> Settings:
+def _ga_settings(session: ga_session.RealtimeSession) -> TalkSettings:
     transcription = session.audio.input.transcription
-    return Settings(
+    return TalkSettings(
         speaks="audio" in session.output_modalities,
         voice=session.audio.output.voice,
-        turn_detection=_detection(session.audio.input.turn_detection),
+        detection=_detection(session.audio.input.turn_detection),
         transcription_model=transcription.model if transcription else None,
         transcribes=transcription is not None,
+        tools=[tool.model_dump(mode="json", exclude_none=True) for tool in session.tools],
+        tool_choice=session.tool_choice,
     )
 
 
-def _flat_settings(session: flat.FlatSession | voice_live.VoiceLiveSession) -> Settings:
+def _flat_settings(session: flat_session.FlatSession | voice_live_session.VoiceLiveSession) -> TalkSettings:
     transcription = session.input_audio_transcription
-    return Settings(
+    return TalkSettings(
         speaks="audio" in session.modalities,
         voice=session.model_dump(mode="json")["voice"],
-        turn_detection=_detection(session.turn_detection),
+        detection=_detection(session.turn_detection),
         transcription_model=transcription.model if transcription else None,
         transcribes=transcription is not None,
+        tools=[tool.model_dump(mode="json", exclude_none=True) for tool in session.tools],
+        tool_choice=session.tool_choice,
     )
 
 
 GA = Dialect(
     name="ga",
-    session_model=ga.RealtimeSession,
+    session_model=ga_session.RealtimeSession,
     response_model=GaResponse,
-    read_wish=_ga_wish,
+    read_options=_ga_options,
     settings=_ga_settings,
-    session_object=ga.session_object,
+    session_object=ga_session.session_object,
     nested={"audio": {"input": {}, "output": {}}},
-    names={},
+    names={"rate_limits.updated": None},
     text_part="output_text",
     audio_part="output_audio",
     voice_param="audio.output.voice",
+    obfuscates=True,
 )
 PREVIEW = Dialect(
     name="preview",
-    session_model=flat.FlatSession,
+    session_model=flat_session.FlatSession,
     response_model=FlatResponse,
-    read_wish=_flat_wish,
+    read_options=_flat_options,
     settings=_flat_settings,
-    session_object=flat.session_object,
+    session_object=flat_session.session_object,
     nested={},
     names=_PREVIEW_NAMES,
     text_part="text",
@@ -226,13 +278,13 @@ PREVIEW = Dialect(
 )
 VOICE_LIVE = Dialect(
     name="voice_live",
-    session_model=voice_live.VoiceLiveSession,
+    session_model=voice_live_session.VoiceLiveSession,
     response_model=VoiceLiveResponse,
-    read_wish=_flat_wish,
+    read_options=_flat_options,
     settings=_flat_settings,
-    session_object=voice_live.session_object,
+    session_object=voice_live_session.session_object,
     nested={},
-    names=_PREVIEW_NAMES | {"rate_limits.updated": None},
+    names=_PREVIEW_NAMES | {"rate_limits.updated": None, "conversation.item.done": "conversation.item.done"},
     text_part="text",
     audio_part="audio",
     voice_param="voice",

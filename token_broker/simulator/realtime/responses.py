@@ -1,49 +1,65 @@
-"""The response that is on its way, if one is: what it says, in which events, and how it ends."""
+"""The active response, if there is one: what it says and calls, in which events, and how it ends."""
 
 from base64 import b64encode
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from token_broker.simulator.audio import duration_ms
-from token_broker.simulator.realtime.answer import Answer, Piece, Script, SpeechRate
-from token_broker.simulator.realtime.dialects import Dialect
-from token_broker.simulator.realtime.items import Conversation, Message, Part
-from token_broker.simulator.realtime.outbox import Ids, Outbox
+from token_broker.simulator.realtime.conversation import (
+    Conversation,
+    FunctionCall,
+    Item,
+    McpApprovalRequest,
+    McpCall,
+    Message,
+    Part,
+)
+from token_broker.simulator.realtime.dialects import Dialect, ResponseOptions
+from token_broker.simulator.realtime.response_plan import CHUNK_MS, ResponsePlan, ToolCall, Words, output_message
+from token_broker.simulator.realtime.server_events import Ids, ServerEvents
 from token_broker.simulator.realtime.speech.playback import Playback
-from token_broker.simulator.session_bodies.check import Complaint
+from token_broker.simulator.session_bodies.check import InvalidRequest
 
 CancelReason = Literal["turn_detected", "client_cancelled"]
+ResponseStatus = Literal["completed", "cancelled", "failed", "incomplete"]
 
 _AUDIO_TOKENS_PER_S = {"input": 10, "output": 20}
 _CHARS_PER_TOKEN = 4
+_WORD_S = 0.02
+# What came due while the socket was not looked at comes in portions, so that a cancel is heard in between.
+_MOST_AT_ONCE = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Prompted:
-    """What a response answers, for its bill: text and audio that went in."""
+class SpeechRate:
+    """How fast answers come: `thinking_s` before the first piece, then `speed` times real time."""
+
+    thinking_s: float = 0.05
+    speed: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSize:
+    """What a response answers, for its usage: text and audio that went in."""
 
     characters: int = 0
     audio_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """How a response was asked for."""
-
-    metadata: dict[str, str] | None = None
-    in_conversation: bool = True
-
-
 @dataclass(slots=True)
 class _Active:
     id: str
-    answer: Answer
-    item: Message
-    part: Part
-    previous_item_id: str | None
     session: Any
-    prompted: Prompted
-    wanted: Wanted
+    options: ResponseOptions
+    plan: ResponsePlan
+    prompt: PromptSize
+    session_id: str
+    outputs: list[Item] = field(default_factory=list)
+    open_item: Message | FunctionCall | McpCall | None = None
+    """The last output while it is not complete."""
+    previous_item_id: str | None = None
+    """Of the last output."""
 
 
 class Responses:
@@ -54,19 +70,25 @@ class Responses:
         dialect: Dialect,
         conversation: Conversation,
         ids: Ids,
-        outbox: Outbox,
+        events: ServerEvents,
         *,
         speech_rate: SpeechRate,
         playback: Playback | None,
+        on_ending: Callable[[], None],
     ) -> None:
+        self._on_ending = on_ending
         self._playback = playback
         self._dialect = dialect
         self._conversation = conversation
         self._conversation_id = ids.new("conv")
         self._ids = ids
-        self._outbox = outbox
-        self.speech_rate = speech_rate
+        self._events = events
+        self._speech_rate = speech_rate
         self._active: _Active | None = None
+        self._steps: Iterator[float] = iter(())
+        self._now_s = 0.0
+        self.due_s = float("inf")
+        """When the next piece, or the end, is due."""
         self.has_spoken = False
         """Whether any audio was sent: from then on the voice is fixed."""
 
@@ -74,140 +96,243 @@ class Responses:
     def active(self) -> bool:
         return self._active is not None
 
-    @property
-    def due_s(self) -> float:
-        return self._active.answer.due_s if self._active else float("inf")
-
-    def begin(self, script: Script, session: Any, prompted: Prompted, wanted: Wanted, now_s: float) -> None:
-        """Starts a response.
+    def begin(
+        self,
+        plan: ResponsePlan,
+        options: ResponseOptions,
+        prompt: PromptSize,
+        *,
+        session: Any,
+        session_id: str,
+        now_s: float,
+    ) -> None:
+        """Starts a response. Its first output is added once the model has thought, as it is on Azure.
 
         Raises:
-            Complaint: one is on its way already.
+            InvalidRequest: one is active already.
 
         """
         if self._active is not None:
-            raise Complaint(
+            raise InvalidRequest(
                 "conversation_already_has_active_response",
                 f"Conversation already has an active response in progress: {self._active.id}. Wait until the response "
                 "is finished before creating a new one.",
             )
-        part = Part("audio" if script.pcm else "text", "")
-        item = Message(self._ids.new("item"), "assistant", [], "in_progress")
-        active = _Active(
-            self._ids.new("resp"),
-            Answer(script, self.speech_rate, now_s),
-            item,
-            part,
-            self._conversation.add(item) if wanted.in_conversation else None,
-            session,
-            prompted,
-            wanted,
-        )
-        self._active = active
-        emit = self._outbox.emit
-        emit("response.created", response=self._response(active, "in_progress"))
-        stated = self._dialect.item_object(item)
-        emit("response.output_item.added", response_id=active.id, output_index=0, item=stated)
-        if wanted.in_conversation:
-            emit("conversation.item.added", previous_item_id=active.previous_item_id, item=stated)
-        item.parts.append(part)
-        emit("response.content_part.added", **_place(active), part=_bare_part(part))
+        self._active = active = _Active(self._ids.new("resp"), session, options, plan, prompt, session_id)
+        self._events.emit("response.created", response=self._response(active, "in_progress"))
+        self._steps = self._run(active)
+        self.due_s = now_s + next(self._steps)
 
     def advance(self, now_s: float) -> None:
-        """Says what is due, and ends the response after the last of it."""
-        if self._active is None:
-            return
-        for piece in self._active.answer.take(now_s):
-            self._say(self._active, piece)
-        if self._active.answer.finished and self._active.answer.due_s <= now_s:
-            self._end(self._active, "completed", None)
+        """Sends what is due, and ends the response after the last of it."""
+        for _ in range(_MOST_AT_ONCE):
+            if self._active is None or self.due_s > now_s:
+                return
+            self._now_s = self.due_s
+            self.due_s += next(self._steps, float("inf"))
 
     def cancel(self, reason: CancelReason, response_id: str | None = None) -> None:
         """Ends the response before its time.
 
         Raises:
-            Complaint: there is none, or not that one.
+            InvalidRequest: there is none, or not that one.
 
         """
         if self._active is None or response_id not in (None, self._active.id):
-            raise Complaint("response_cancel_not_active", "Cancellation failed: no active response found")
+            raise InvalidRequest("response_cancel_not_active", "Cancellation failed: no active response found")
         self._end(self._active, "cancelled", {"type": "cancelled", "reason": reason})
 
-    def _say(self, active: _Active, piece: Piece) -> None:
-        part = active.part
-        part.text = (part.text or "") + piece.text
-        place = _place(active)
-        if part.kind == "text":
-            self._outbox.emit("response.output_text.delta", **place, delta=piece.text)
+    def _run(self, active: _Active) -> Iterator[float]:
+        """Emits the whole response; each value is the time in seconds until the next step."""
+        yield self._speech_rate.thinking_s
+        plan = active.plan
+        if plan.status == "failed":
+            message = (
+                "The server had an error while processing your request. Sorry about that! Please contact us if the "
+                f"error persists. (include session ID in your message: {active.session_id})"
+            )
+            error = {"type": "server_error", "code": None, "message": message}
+            self._end(active, "failed", {"type": "failed", "error": error})
             return
-        if piece.text:
-            self._outbox.emit("response.output_audio_transcript.delta", **place, delta=piece.text)
-        part.audio_ms += duration_ms(piece.pcm)
-        self.has_spoken = True
-        if self._playback is not None:
-            self._playback.starts(active.id)
-        self._outbox.emit("response.output_audio.delta", **place, delta=b64encode(piece.pcm).decode())
-
-    def _end(self, active: _Active, status: Literal["completed", "cancelled"], details: dict[str, str] | None) -> None:
-        emit, place, text = self._outbox.emit, _place(active), active.part.text or ""
-        if active.part.kind == "text":
-            emit("response.output_text.done", **place, text=text)
+        for output in plan.outputs:
+            match output:
+                case Words():
+                    yield from self._say(active, output)
+                case ToolCall(mcp=tool) if tool is not None and tool.needs_approval and not output.approval_request_id:
+                    request = McpApprovalRequest(
+                        self._ids.new("mcpr"), tool.server_label, output.name, output.arguments
+                    )
+                    self._add_output(active, request)
+                    self._complete_output(active, request)
+                case ToolCall():
+                    yield from self._call(active, output)
+        self._on_ending()
+        if plan.status == "incomplete":
+            self._end(active, "incomplete", {"type": "incomplete", "reason": plan.reason})
         else:
-            emit("response.output_audio.done", **place)
-            emit("response.output_audio_transcript.done", **place, transcript=text)
-        emit("response.content_part.done", **place, part=_bare_part(active.part))
-        active.item.status = "completed" if status == "completed" else "incomplete"
-        stated = self._dialect.item_object(active.item)
-        if active.wanted.in_conversation:
-            emit("conversation.item.done", previous_item_id=active.previous_item_id, item=stated)
-        emit("response.output_item.done", response_id=active.id, output_index=0, item=stated)
-        self._active = None
-        emit("response.done", response=self._response(active, status, details=details, usage=_usage(active)))
+            self._end(active, "completed", None)
+
+    def _say(self, active: _Active, words: Words) -> Iterator[float]:
+        part = Part("audio" if words.pcm else "text", "")
+        item = Message(self._ids.new("item"), "assistant", [], "in_progress")
+        active.open_item = item
+        # Added while it is empty, as recorded: its part is told apart.
+        self._add_output(active, item)
+        item.parts.append(part)
+        emit, place = self._events.emit, self._place(active) | {"content_index": 0}
+        emit("response.content_part.added", **place, **self._dialect.content_part(part, done=False))
+        pieces = words.pieces()
+        if active.plan.status == "incomplete":
+            pieces = pieces[: (len(pieces) + 1) // 2]
+        for piece in pieces:
+            part.text = (part.text or "") + piece.text
+            if part.kind == "text":
+                emit("response.output_text.delta", **place, delta=piece.text)
+                yield _WORD_S
+                continue
+            if piece.text:
+                emit("response.output_audio_transcript.delta", **place, delta=piece.text)
+            self.has_spoken = True
+            part.audio_ms += duration_ms(piece.pcm)
+            if self._playback is not None:
+                self._playback.starts(active.id, item.id, part, self._now_s)
+            emit("response.output_audio.delta", **place, delta=b64encode(piece.pcm).decode())
+            yield CHUNK_MS / 1000 / self._speech_rate.speed
+        self._on_ending()
+        # An incomplete answer stays open, for the end to close it as such.
+        if active.plan.status != "incomplete":
+            self._close_item(active, "completed")
+
+    def _call(self, active: _Active, call: ToolCall) -> Iterator[float]:
+        """A function call ends with its arguments; an MCP call is carried out, and the answer to it follows."""
+        item: FunctionCall | McpCall
+        if call.mcp is None:
+            item = FunctionCall(self._ids.new("item"), self._ids.new("call"), call.name, "", "in_progress")
+        else:
+            item = McpCall(self._ids.new("mcp"), call.mcp.server_label, call.name, "", call.approval_request_id)
+        active.open_item = item
+        self._add_output(active, item)
+        place = self._place(active)
+        kind, called = ("mcp_call", {}) if isinstance(item, McpCall) else ("function_call", {"call_id": item.call_id})
+        for piece in call.pieces():
+            item.arguments += piece
+            self._events.emit(f"response.{kind}_arguments.delta", **place, **called, delta=piece)
+            yield _WORD_S
+        if isinstance(item, McpCall):
+            self._events.emit("response.mcp_call_arguments.done", **place, arguments=item.arguments)
+            del place["response_id"]
+            self._events.emit("response.mcp_call.in_progress", **place)
+            yield self._speech_rate.thinking_s
+            item.output = f"[simulated] {call.name} was called with {item.arguments}"
+            self._events.emit("response.mcp_call.completed", **place)
+            active.open_item = None
+            self._complete_output(active, item)
+            yield from self._say(active, output_message(item.output, speaks=active.options.speaks))
+        else:
+            self._close_item(active, "completed")
+
+    # --- Outputs ------------------------------------------------------------------------------------------------------
+
+    def _add_output(self, active: _Active, item: Item) -> None:
+        active.outputs.append(item)
+        active.previous_item_id = self._conversation.add(item) if active.options.in_conversation else None
+        self._events.emit(
+            "response.output_item.added",
+            response_id=active.id,
+            output_index=len(active.outputs) - 1,
+            item=self._dialect.item_object(item),
+        )
+        if active.options.in_conversation:
+            self._events.emit_item("conversation.item.added", item, active.previous_item_id)
+
+    def _close_item(self, active: _Active, status: Literal["completed", "incomplete"]) -> None:
+        """Ends the open output, complete or as far as it came."""
+        item, active.open_item = active.open_item, None
+        emit = self._events.emit
+        match item:
+            case Message():
+                part, place = item.parts[0], self._place(active) | {"content_index": 0}
+                if part.kind == "text":
+                    emit("response.output_text.done", **place, text=part.text or "")
+                else:
+                    emit("response.output_audio.done", **place)
+                    emit("response.output_audio_transcript.done", **place, transcript=part.text or "")
+                emit("response.content_part.done", **place, **self._dialect.content_part(part, done=True))
+                item.status = status
+            case FunctionCall():
+                called = {"call_id": item.call_id, "name": item.name, "arguments": item.arguments}
+                emit("response.function_call_arguments.done", **self._place(active), **called)
+                item.status = status
+            case None:
+                return
+        self._complete_output(active, item)
+
+    def _complete_output(self, active: _Active, item: Item) -> None:
+        if active.options.in_conversation:
+            # Recorded: null for a conversation's second item, and the right id for every later one.
+            previous = None if self._conversation.is_second(item) else active.previous_item_id
+            self._events.emit_item("conversation.item.done", item, previous)
+        self._events.emit(
+            "response.output_item.done",
+            response_id=active.id,
+            output_index=len(active.outputs) - 1,
+            item=self._dialect.item_object(item),
+        )
+
+    def _place(self, active: _Active) -> dict[str, Any]:
+        number = len(active.outputs) - 1
+        return {"response_id": active.id, "item_id": active.outputs[number].id, "output_index": number}
+
+    # --- The end ------------------------------------------------------------------------------------------------------
+
+    def _end(self, active: _Active, status: ResponseStatus, details: dict[str, Any] | None) -> None:
+        self._close_item(active, "completed" if status == "completed" else "incomplete")
+        self._active, self.due_s = None, float("inf")
+        self._events.emit("response.done", response=self._response(active, status, details=details))
         limits = [
             {"name": "requests", "limit": 1000, "remaining": 999, "reset_seconds": 60.0},
             {"name": "tokens", "limit": 100_000, "remaining": 99_000, "reset_seconds": 60.0},
         ]
-        emit("rate_limits.updated", rate_limits=limits)
+        self._events.emit("rate_limits.updated", rate_limits=limits)
 
-    def _response(self, active: _Active, status: str, *, details: Any = None, usage: Any = None) -> dict[str, Any]:
-        done = status != "in_progress"
+    def _response(self, active: _Active, status: str, *, details: Any = None) -> dict[str, Any]:
         stated = {
             "id": active.id,
             "status": status,
             "status_details": details,
-            "output": [self._dialect.item_object(active.item)] if done else [],
-            "conversation_id": self._conversation_id if active.wanted.in_conversation else None,
-            "usage": usage,
-            "metadata": active.wanted.metadata,
+            "output": [self._dialect.item_object(item) for item in active.outputs],
+            "conversation_id": self._conversation_id if active.options.in_conversation else None,
+            "usage": None if status == "in_progress" else self._usage(active),
+            "metadata": active.options.metadata,
         }
-        return self._dialect.response_object(active.session, stated, speaks=active.answer.spoken)
+        return self._dialect.response_object(active.session, stated, speaks=active.options.speaks)
 
+    def _usage(self, active: _Active) -> dict[str, Any]:
+        """The usage in all its fields: Voice Live's clients take it whole or not at all (docs/azure.md §4.4).
 
-def _place(active: _Active) -> dict[str, Any]:
-    return {"response_id": active.id, "item_id": active.item.id, "output_index": 0, "content_index": 0}
-
-
-def _bare_part(part: Part) -> dict[str, str]:
-    """A part as `response.content_part.*` has it: under the same types in every dialect."""
-    return {"type": part.kind, "text" if part.kind == "text" else "transcript": part.text or ""}
-
-
-def _usage(active: _Active) -> dict[str, Any]:
-    """A bill in all its fields: Voice Live's clients take it whole or not at all (docs/azure.md §4.4)."""
-    audio_in = active.prompted.audio_ms * _AUDIO_TOKENS_PER_S["input"] // 1000
-    text_in = active.prompted.characters // _CHARS_PER_TOKEN + 1
-    audio_out = active.part.audio_ms * _AUDIO_TOKENS_PER_S["output"] // 1000
-    text_out = len(active.part.text or "") // _CHARS_PER_TOKEN + 1
-    return {
-        "total_tokens": audio_in + text_in + audio_out + text_out,
-        "input_tokens": audio_in + text_in,
-        "output_tokens": audio_out + text_out,
-        "input_token_details": {
-            "text_tokens": text_in,
-            "audio_tokens": audio_in,
-            "image_tokens": 0,
-            "cached_tokens": 0,
-            "cached_tokens_details": {"text_tokens": 0, "audio_tokens": 0, "image_tokens": 0},
-        },
-        "output_token_details": {"text_tokens": text_out, "audio_tokens": audio_out},
-    }
+        A response that ended before its first output is billed nothing (docs/azure.md §4.5).
+        """
+        audio_in = text_in = audio_out = text_out = 0
+        if active.outputs:
+            audio_in = active.prompt.audio_ms * _AUDIO_TOKENS_PER_S["input"] // 1000
+            text_in = active.prompt.characters // _CHARS_PER_TOKEN + 1
+        for item in active.outputs:
+            if isinstance(item, Message):
+                audio_out += item.parts[0].audio_ms * _AUDIO_TOKENS_PER_S["output"] // 1000
+                text_out += len(item.parts[0].text or "") // _CHARS_PER_TOKEN + 1
+            elif isinstance(item, FunctionCall | McpCall):
+                text_out += len(item.arguments) // _CHARS_PER_TOKEN + 1
+        reasoning = {"reasoning_tokens": 0} if self._dialect.name == "voice_live" else {}
+        return {
+            "total_tokens": audio_in + text_in + audio_out + text_out,
+            "input_tokens": audio_in + text_in,
+            "output_tokens": audio_out + text_out,
+            "input_token_details": {
+                "text_tokens": text_in,
+                "audio_tokens": audio_in,
+                "image_tokens": 0,
+                "cached_tokens": 0,
+                "cached_tokens_details": {"text_tokens": 0, "audio_tokens": 0, "image_tokens": 0},
+            },
+            "output_token_details": {"text_tokens": text_out, "audio_tokens": audio_out} | reasoning,
+        }

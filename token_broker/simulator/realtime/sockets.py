@@ -1,30 +1,31 @@
 """The realtime WebSockets: GA's, the preview's and Voice Live's. Checks the handshake, then holds a talk.
 
-docs/azure.md §3. One task a talk: it reads, advances and sends in turn, so a client that does not take its frames
-is not read either, and nothing is left over when it vanishes.
+docs/azure.md §3. One task a talk: it reads, advances and sends in turn. So a client that does not read its frames
+is not read either, and no task is left over when it vanishes.
 """
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.routing import WebSocketRoute
 from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from token_broker.simulator import errors
+from token_broker.simulator import azure_errors
 from token_broker.simulator.auth import Credential, admit, bearer_of
-from token_broker.simulator.realtime.calls import Calls
+from token_broker.simulator.realtime.call_routes import CallRoutes
 from token_broker.simulator.realtime.dialects import GA, PREVIEW, VOICE_LIVE
-from token_broker.simulator.realtime.opening import Opening, minted_opening, new_talk
-from token_broker.simulator.realtime.outbox import Event
-from token_broker.simulator.realtime.talk import Talk
+from token_broker.simulator.realtime.server_events import Event
+from token_broker.simulator.realtime.simulated_talk import SimulatedTalk
+from token_broker.simulator.realtime.talk_opening import Opening, minted_opening, new_talk
 from token_broker.simulator.resource import Resource
-from token_broker.simulator.session_bodies import flat, ga, voice_live
-from token_broker.simulator.session_bodies.check import Complaint
+from token_broker.simulator.session_bodies import flat_session, ga_session, voice_live_session
+from token_broker.simulator.session_bodies.check import InvalidRequest
 
 if TYPE_CHECKING:
     from token_broker.simulator.realtime.call import Call
@@ -42,7 +43,7 @@ Admitted = TypeVar("Admitted")
 class RealtimeSockets:
     """The WebSocket endpoints of one simulated resource."""
 
-    def __init__(self, resource: Resource, calls: Calls) -> None:
+    def __init__(self, resource: Resource, calls: CallRoutes) -> None:
         self._resource = resource
         self._calls = calls
         self._talks = 0
@@ -60,7 +61,8 @@ class RealtimeSockets:
     async def ga(self, websocket: WebSocket) -> None:
         """A talk, or with `call_id` the sideband of a call."""
         if "call_id" in websocket.query_params:
-            await self._serve(websocket, self._find_call, observe)
+            states_session = self._resource.config.sideband_states_session
+            await self._serve(websocket, self._find_call, partial(observe, states_session=states_session))
         else:
             await self._serve(websocket, self._open_ga, self._hold)
 
@@ -79,13 +81,13 @@ class RealtimeSockets:
         """Refuses the handshake, or takes it and holds what was admitted."""
         try:
             if self._talks >= self._resource.config.max_talks:
-                raise errors.structured(429, "429", "Too many open sessions.")
+                raise azure_errors.structured(429, "429", "Too many open sessions.")
             admitted = check_in(websocket)
-        except errors.AzureError as refusal:
+        except azure_errors.AzureError as refusal:
             await _refuse(websocket, refusal)
             return
-        except Complaint as complaint:
-            await _refuse(websocket, errors.invalid_request(complaint.code, complaint.message, param=complaint.param))
+        except InvalidRequest as invalid:
+            await _refuse(websocket, azure_errors.invalid_request(invalid.code, invalid.message, param=invalid.param))
             return
         # Only what was offered may be chosen; nothing where nothing was offered (docs/azure.md §4.4).
         chosen = SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None
@@ -106,70 +108,59 @@ class RealtimeSockets:
         return self._calls.find(websocket.query_params["call_id"])
 
     def _open_ga(self, websocket: WebSocket) -> Opening:
-        headers = self._with_subprotocol_secret(websocket)
+        headers = websocket.headers
+        offered = [name for name in websocket.scope["subprotocols"] if name.startswith(SECRET_SUBPROTOCOL)]
+        if offered and self._resource.config.ephemeral_subprotocol:
+            # Browsers can't set headers: there a secret comes as a subprotocol.
+            headers = MutableHeaders(raw=list(headers.raw))
+            headers["authorization"] = f"Bearer {offered[0].removeprefix(SECRET_SUBPROTOCOL)}"
         credential = self._resource.credential_of(headers)
         admit(credential, self._resource.config, _V1_CREDENTIALS)
         if "api-version" in websocket.query_params:
             # 401, as it was seen: nothing says that the version is at fault (docs/azure.md §2.1).
-            raise errors.key_missing()
+            raise azure_errors.key_missing()
         if "openai-beta" in headers:
-            raise errors.beta_shape_disabled()
+            raise azure_errors.beta_shape_disabled()
         if credential is Credential.EPHEMERAL:
-            return self._minted(headers)
+            secret = self._resource.secrets.find(bearer_of(headers) or "")
+            if secret is None or secret.dialect != "ga":
+                raise azure_errors.key_wrong()
+            return minted_opening(self._resource, secret)
         model = self._require_model(websocket.query_params.get("model"), self._resource.config.deployments)
-        return Opening(GA, ga.RealtimeSession(type="realtime", model=model))
+        return Opening(GA, ga_session.RealtimeSession(type="realtime", model=model))
 
     def _open_preview(self, websocket: WebSocket) -> Opening:
         admit(self._resource.credential_of(websocket.headers), self._resource.config, _SERVER_CREDENTIALS)
         self._require_version(websocket, self._resource.config.preview_socket_api_versions)
         model = self._require_model(websocket.query_params.get("deployment"), self._resource.config.deployments)
-        return Opening(PREVIEW, flat.FlatSession(model=model))
+        return Opening(PREVIEW, flat_session.FlatSession(model=model))
 
     def _open_voice_live(self, websocket: WebSocket) -> Opening:
-        credential = self._resource.credential_of(_with_query_credential(websocket))
+        # `@azure/ai-voicelive` in a browser puts its credential into the query; a header wins over it.
+        headers = MutableHeaders(raw=list(websocket.headers.raw))
+        for name in ("api-key", "authorization"):
+            if name in websocket.query_params:
+                headers.setdefault(name, websocket.query_params[name])
+        credential = self._resource.credential_of(headers)
         admit(credential, self._resource.config, _SERVER_CREDENTIALS)
         self._require_version(websocket, self._resource.config.voice_live_api_versions)
         config = self._resource.config
         model = self._require_model(websocket.query_params.get("model"), config.voice_live_models | config.deployments)
-        return Opening(VOICE_LIVE, voice_live.VoiceLiveSession(model=model))
-
-    def _minted(self, headers: Headers) -> Opening:
-        secret = self._resource.secrets.find(bearer_of(headers) or "")
-        if secret is None or secret.dialect != "ga":
-            raise errors.key_wrong()
-        return minted_opening(secret)
-
-    def _with_subprotocol_secret(self, websocket: WebSocket) -> Headers:
-        """The headers, with a secret that came as subprotocol as their Bearer, where this resource takes that."""
-        offered = [name for name in websocket.scope["subprotocols"] if name.startswith(SECRET_SUBPROTOCOL)]
-        if not offered or not self._resource.config.ephemeral_subprotocol:
-            return websocket.headers
-        headers = MutableHeaders(raw=list(websocket.headers.raw))
-        headers["authorization"] = f"Bearer {offered[0].removeprefix(SECRET_SUBPROTOCOL)}"
-        return headers
+        return Opening(VOICE_LIVE, voice_live_session.VoiceLiveSession(model=model))
 
     def _require_version(self, websocket: WebSocket, known: frozenset[str]) -> None:
         if websocket.query_params.get("api-version") not in known:
-            raise errors.api_version_not_supported()
+            raise azure_errors.api_version_not_supported()
 
     def _require_model(self, name: str | None, known: frozenset[str]) -> str:
         if name is None:
-            raise errors.structured(400, "missing_model", "The model or deployment is missing from the query.")
+            raise azure_errors.structured(400, "missing_model", "The model or deployment is missing from the query.")
         if name not in known:
-            raise errors.deployment_not_found()
+            raise azure_errors.deployment_not_found()
         return name
 
 
-def _with_query_credential(websocket: WebSocket) -> Headers:
-    """The headers, with a credential of the query where they have none, as `@azure/ai-voicelive` does in a browser."""
-    headers = MutableHeaders(raw=list(websocket.headers.raw))
-    for name in ("api-key", "authorization"):
-        if name in websocket.query_params:
-            headers.setdefault(name, websocket.query_params[name])
-    return headers
-
-
-async def hold(websocket: WebSocket, talk: Talk) -> None:
+async def hold(websocket: WebSocket, talk: SimulatedTalk) -> None:
     """Holds a talk on an accepted socket until either side ends it.
 
     Raises:
@@ -192,14 +183,16 @@ async def hold(websocket: WebSocket, talk: Talk) -> None:
     await websocket.close(talk.ending.code, talk.ending.reason)
 
 
-async def observe(websocket: WebSocket, call: "Call") -> None:
+async def observe(websocket: WebSocket, call: "Call", *, states_session: bool) -> None:
     """Joins a call on an accepted socket: its events go out, and the client's go into it, until either ends.
+
+    It begins in silence, as recorded: who joins learns the session by updating it (docs/azure.md §5.4).
 
     Raises:
         WebSocketDisconnect: the client vanished while it was sent to.
 
     """
-    events = call.observe()
+    events = call.observe(states_session=states_session)
 
     async def tell() -> None:
         while True:
@@ -234,5 +227,5 @@ async def _send(websocket: WebSocket, events: Iterable[Event]) -> None:
         await websocket.send_text(json.dumps(event, separators=(",", ":")))
 
 
-async def _refuse(websocket: WebSocket, error: errors.AzureError) -> None:
+async def _refuse(websocket: WebSocket, error: azure_errors.AzureError) -> None:
     await websocket.send_denial_response(Response(error.body, error.status, error.headers, error.media_type))

@@ -1,4 +1,4 @@
-"""Turns a body that does not fit its model into Azure's complaint: a code, a message, and the parameter's name."""
+"""Turns a body that does not fit its model into Azure's invalid: a code, a message, and the parameter's name."""
 
 import json
 from typing import Any, Never, TypeVar
@@ -22,7 +22,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Complaint(Exception):  # noqa: N818 - it is what the caller is told, not how this module failed
+class InvalidRequest(Exception):  # noqa: N818 - it is what the caller is told, not how this module failed
     """What is wrong with a body, in the words of OpenAI's API: `code`, `message`, and the `param` it is about."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
@@ -36,17 +36,17 @@ def parse_json(text: str | bytes) -> Any:
     """Reads strict JSON: no NaN, no infinities, no nesting beyond the interpreter's limit.
 
     Raises:
-        Complaint: it is none.
+        InvalidRequest: it is none.
 
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise Complaint("invalid_json", "We could not parse the JSON body of your request.") from error
+        raise InvalidRequest("invalid_json", "We could not parse the JSON body of your request.") from error
 
 
 def check(model: type[Body], value: object, prefix: str = "") -> Body:
-    """Validates `value`, or raises a `Complaint` about its most telling fault.
+    """Validates `value`, or raises an `InvalidRequest` about its most telling fault.
 
     An unknown field tells more than anything else: it shows a body of the other shape for what it is.
     """
@@ -55,27 +55,27 @@ def check(model: type[Body], value: object, prefix: str = "") -> Body:
     except ValidationError as error:
         details = error.errors(include_url=False)
         unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
-        raise _complaint((unknown or details)[0], value, prefix) from None
+        raise _invalid_request((unknown or details)[0], value, prefix) from None
 
 
 def describe_all(error: ValidationError, value: object, prefix: str = "") -> list[str]:
     """Every fault of `value` as one line each."""
-    return [_complaint(detail, value, prefix).message for detail in error.errors(include_url=False)]
+    return [_invalid_request(detail, value, prefix).message for detail in error.errors(include_url=False)]
 
 
-def _complaint(detail: ErrorDetails, body: object, prefix: str) -> Complaint:
+def _invalid_request(detail: ErrorDetails, body: object, prefix: str) -> InvalidRequest:
     param = _param(detail, body, prefix)
     kind = detail["type"]
     if kind == "extra_forbidden":
-        return Complaint(UNKNOWN_PARAMETER, f"Unknown parameter: '{param}'.", param)
+        return InvalidRequest(UNKNOWN_PARAMETER, f"Unknown parameter: '{param}'.", param)
     if kind == "union_tag_not_found":
         tag = detail["ctx"]["discriminator"].strip("'")
         param = f"{param}.{tag}" if param else tag
     if kind in _MISSING_TYPES:
-        return Complaint(MISSING_PARAMETER, f"Missing required parameter: '{param}'.", param)
+        return InvalidRequest(MISSING_PARAMETER, f"Missing required parameter: '{param}'.", param)
     if kind.endswith("_type"):
-        return Complaint(INVALID_TYPE, f"Invalid type for '{param}': {detail['msg']}.", param)
-    return Complaint(INVALID_VALUE, f"Invalid value for '{param}': {detail['msg']}.", param)
+        return InvalidRequest(INVALID_TYPE, f"Invalid type for '{param}': {detail['msg']}.", param)
+    return InvalidRequest(INVALID_VALUE, f"Invalid value for '{param}': {detail['msg']}.", param)
 
 
 def _param(detail: ErrorDetails, body: object, prefix: str) -> str:

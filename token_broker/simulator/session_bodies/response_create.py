@@ -4,15 +4,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from token_broker.simulator.session_bodies import ga
+from token_broker.simulator.session_bodies import ga_session
 from token_broker.simulator.session_bodies.check import Strict
 
 
 class GaResponseOutput(Strict):
     """How one response is to sound."""
 
-    format: ga.Pcm | None = None
-    voice: ga.GaVoice | None = None
+    format: ga_session.Pcm | None = None
+    voice: ga_session.GaVoice | None = None
 
 
 class GaResponseAudio(Strict):

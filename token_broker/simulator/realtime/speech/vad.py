@@ -11,16 +11,16 @@ from token_broker.simulator.audio import BYTES_PER_MS, level
 
 FRAME_MS = 20
 _FRAME_BYTES = FRAME_MS * BYTES_PER_MS
-# So much loudness in a row is speech; less is a click.
+# Fewer loud frames in a row are a click.
 _ONSET_FRAMES = 3
-# Of the silence that ends a turn, so much is still kept as the speech's own end.
+# A part of the silence that ends a turn belongs to the speech: words fade out.
 _TAIL_MS = 200
-# No turn is longer; a caller who does not pause is cut here.
+# A caller who never pauses is cut here, or one turn would grow without bound.
 _LONGEST_TURN_MS = 120_000
 
 
 @dataclass(frozen=True, slots=True)
-class TurnDetection:
+class VadSettings:
     """How turns are told. `threshold` is 0 to 1, as in the API; here 0 stands for 70 dB below full scale, 1 for 20."""
 
     threshold: float = 0.6
@@ -53,7 +53,7 @@ class Stopped:
 class SpeechDetector:
     """One talk's input, from the moment at which the detection was set."""
 
-    def __init__(self, detection: TurnDetection, position_ms: int = 0) -> None:
+    def __init__(self, detection: VadSettings, position_ms: int = 0) -> None:
         self._detection = detection
         self._loudness = detection.loudness
         self._position_ms = position_ms
@@ -93,18 +93,15 @@ class SpeechDetector:
         self._position_ms += FRAME_MS
         self._kept += frame
         loud = level(frame) >= self._loudness
-        return self._while_speaking(loud) if self._speaking else self._while_quiet(loud)
-
-    def _while_quiet(self, loud: bool) -> Started | None:
-        self._loud_frames = self._loud_frames + 1 if loud else 0
-        if self._loud_frames >= _ONSET_FRAMES:
-            self._speaking, self._quiet_ms = True, 0
-            return Started(self._position_ms - len(self._kept) // BYTES_PER_MS)
-        window_ms = self._detection.prefix_padding_ms + self._loud_frames * FRAME_MS
-        del self._kept[: -window_ms * BYTES_PER_MS or None]
-        return None
-
-    def _while_speaking(self, loud: bool) -> Stopped | None:
+        if not self._speaking:
+            self._loud_frames = self._loud_frames + 1 if loud else 0
+            if self._loud_frames >= _ONSET_FRAMES:
+                self._speaking, self._quiet_ms = True, 0
+                return Started(self._position_ms - len(self._kept) // BYTES_PER_MS)
+            # Silence is kept as far as the prefix goes, or a quiet caller would fill the memory.
+            window_ms = self._detection.prefix_padding_ms + self._loud_frames * FRAME_MS
+            del self._kept[: -window_ms * BYTES_PER_MS or None]
+            return None
         self._quiet_ms = 0 if loud else self._quiet_ms + FRAME_MS
         length_ms = len(self._kept) // BYTES_PER_MS
         if self._quiet_ms < max(self._detection.silence_duration_ms, FRAME_MS) and length_ms < _LONGEST_TURN_MS:

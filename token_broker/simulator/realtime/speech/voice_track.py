@@ -34,7 +34,13 @@ class VoiceTrack(MediaStreamTrack):
         self._queued: deque[bytes] = deque()
         self._partial = bytearray()
         self._playing = False
-        self._encoder = _opus()
+        # Encoded here: aiortc's own encoder is set for telephony, and bends the waveform that tests compare.
+        self._encoder = av.AudioCodecContext.create("libopus", "w")
+        self._encoder.sample_rate = SAMPLE_RATE_HZ
+        self._encoder.layout = "mono"
+        self._encoder.format = "s16"
+        self._encoder.bit_rate = _BIT_RATE
+        self._encoder.options = {"application": "audio"}
         self._next_s = 0.0
         self._timestamp = 0
 
@@ -52,13 +58,19 @@ class VoiceTrack(MediaStreamTrack):
         self._playing = False
 
     async def recv(self) -> "av.Packet[av.AudioStream]":
-        """The next 20 ms, encoded here: aiortc's own encoder is set for telephony, and bends the waveform."""
+        """The next 20 ms, encoded."""
         if self.readyState != "live":
             raise MediaStreamError
         now_s = time.monotonic()
         self._next_s = now_s if now_s - self._next_s > _LATE_S else self._next_s + _FRAME_MS / 1000
         await asyncio.sleep(max(self._next_s - now_s, 0))
-        return self._encode(self._take())
+        frame = av.AudioFrame(format="s16", layout="mono", samples=_FRAME_SAMPLES)
+        frame.planes[0].update(self._take())
+        frame.sample_rate = SAMPLE_RATE_HZ
+        (packet,) = self._encoder.encode(frame)
+        packet.pts, packet.time_base = self._timestamp, _RTP_TIME_BASE
+        self._timestamp += _RTP_TICKS
+        return packet
 
     def _take(self) -> bytes:
         if self._queued:
@@ -69,22 +81,3 @@ class VoiceTrack(MediaStreamTrack):
             self._drained()
             return rest
         return bytes(_FRAME_BYTES)
-
-    def _encode(self, pcm: bytes) -> "av.Packet[av.AudioStream]":
-        frame = av.AudioFrame(format="s16", layout="mono", samples=_FRAME_SAMPLES)
-        frame.planes[0].update(pcm)
-        frame.sample_rate = SAMPLE_RATE_HZ
-        (packet,) = self._encoder.encode(frame)
-        packet.pts, packet.time_base = self._timestamp, _RTP_TIME_BASE
-        self._timestamp += _RTP_TICKS
-        return packet
-
-
-def _opus() -> av.AudioCodecContext:
-    encoder = av.AudioCodecContext.create("libopus", "w")
-    encoder.sample_rate = SAMPLE_RATE_HZ
-    encoder.layout = "mono"
-    encoder.format = "s16"
-    encoder.bit_rate = _BIT_RATE
-    encoder.options = {"application": "audio"}
-    return encoder

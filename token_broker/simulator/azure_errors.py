@@ -11,6 +11,14 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
+# Of every answer that the model's own service gives, as recorded (docs/azure.md §2.1).
+MODEL_HEADERS = {
+    "azureml-served-by-cluster": "simulated",
+    "openai-processing-ms": "1",
+    "openai-version": "2020-10-01",
+    "strict-transport-security": "max-age=31536000; includeSubDomains; preload",
+}
+
 
 class AzureError(Exception):
     """An error answer: HTTP status, body as sent, and headers beyond those of every answer."""
@@ -52,7 +60,7 @@ def page(status: int) -> AzureError:
 
 
 def invalid_request(code: str, message: str, *, param: str | None = None, status: int = 400) -> AzureError:
-    """The model's own complaint about a body, as OpenAI words it."""
+    """The model's own invalid about a body, as OpenAI words it."""
     return structured(status, code, message, param=param, type_="invalid_request_error")
 
 
@@ -110,6 +118,11 @@ def key_wrong() -> AzureError:
         "Access denied due to invalid subscription key or wrong API endpoint. Make sure to provide a valid key for an "
         "active subscription and use a correct regional API endpoint for your resource.",
     )
+
+
+def ephemeral_needed() -> AzureError:
+    """A standing credential came where only an ephemeral one may call (docs/azure.md §5.1)."""
+    return structured(401, "Unauthorized", "This operation requires ephemeral tokens for authentication.")
 
 
 def permission_denied() -> AzureError:

@@ -1,7 +1,6 @@
 """Voice Live's flat session configuration, as `session.update` takes it (docs/azure.md §6.2).
 
-Agrees with `RequestSession` of the package `azure-ai-voicelive`. What concerns avatars and animation is taken and
-ignored: this simulator has no face.
+Agrees with `RequestSession` of the package `azure-ai-voicelive`. Avatars and animation are taken and ignored.
 """
 
 from typing import Annotated, Any, Literal
@@ -9,8 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from token_broker.simulator.session_bodies.check import Strict
-from token_broker.simulator.session_bodies.flat import OPENAI_VOICES, is_azure_voice
-from token_broker.simulator.session_bodies.ga import FunctionChoice, FunctionTool, word_or_object
+from token_broker.simulator.session_bodies.flat_session import OPENAI_VOICES, is_azure_voice
+from token_broker.simulator.session_bodies.ga_session import FunctionChoice, FunctionTool, word_or_object
+from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA, instructions_or_persona
 
 
 def _openai_voice(name: str) -> str:
@@ -28,8 +28,8 @@ def _azure_voice(name: str) -> str:
 class OpenAIVoice(Strict):
     """A voice of the model's own."""
 
-    type: Literal["openai"]
     name: Annotated[str, AfterValidator(_openai_voice)]
+    type: Literal["openai"]
 
 
 class NativeVoice(Strict):
@@ -75,7 +75,13 @@ class PersonalVoice(_AzureVoice):
 
 
 Voice = Annotated[
-    Annotated[str, AfterValidator(_openai_voice), Tag("word")]
+    # Voice Live states every voice as an object, whichever way it was named.
+    Annotated[
+        str,
+        AfterValidator(_openai_voice),
+        AfterValidator(lambda name: OpenAIVoice(name=name, type="openai")),
+        Tag("word"),
+    ]
     | Annotated[OpenAIVoice, Tag("openai")]
     | Annotated[NativeVoice, Tag("azure-realtime-native")]
     | Annotated[StandardVoice, Tag("azure-standard")]
@@ -86,19 +92,28 @@ Voice = Annotated[
 
 
 class VoiceLiveVad(Strict):
-    """Turns told by loudness or by meaning; this simulator goes by loudness for both."""
+    """Turns told by loudness or by meaning; this simulator goes by loudness for all of them."""
 
-    type: Literal["server_vad", "azure_semantic_vad", "azure_semantic_vad_en", "azure_semantic_vad_multilingual"]
-    threshold: float = Field(default=0.6, ge=0, le=1)
-    prefix_padding_ms: int = Field(default=300, ge=0, le=5000)
-    silence_duration_ms: int = Field(default=800, ge=0, le=10_000)
-    speech_duration_ms: int | None = None
-    end_of_utterance_detection: dict[str, Any] | None = None
-    remove_filler_words: bool | None = None
-    languages: list[str] | None = None
-    auto_truncate: bool | None = None
+    type: Literal[
+        "server_vad", "semantic_vad", "azure_semantic_vad", "azure_semantic_vad_en", "azure_semantic_vad_multilingual"
+    ]
+    # The defaults of an update, which are not those that a session starts with (docs/azure.md §4.5).
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    prefix_padding_ms: int = Field(default=400, ge=0, le=5000)
+    silence_duration_ms: int = Field(default=500, ge=0, le=10_000)
     create_response: bool = True
     interrupt_response: bool = True
+    idle_timeout_ms: int | None = Field(default=None, ge=5000, le=30_000)
+    speech_duration_ms: int | None = None
+    end_of_utterance_detection: dict[str, Any] | None = None
+    auto_truncate: bool = False
+    appended_text_after_truncation: str | None = None
+    remove_filler_words: bool | None = None
+    languages: list[str] | None = None
+    eagerness: Literal["low", "medium", "high", "auto"] | None = None
+
+
+_FIRST_DETECTION = VoiceLiveVad(type="server_vad", prefix_padding_ms=300, silence_duration_ms=200)
 
 
 class VoiceLiveTranscription(Strict):
@@ -106,6 +121,7 @@ class VoiceLiveTranscription(Strict):
 
     model: str
     language: str | None = None
+    prompt: str | None = None
     custom_speech: dict[str, str] | None = None
     phrase_list: list[str] | None = None
 
@@ -143,35 +159,59 @@ VoiceLiveToolChoice = Annotated[
 
 
 class VoiceLiveSession(Strict):
-    """`session` of a `session.update`."""
+    """`session` of a `session.update`. The defaults are those that a session with gpt-realtime starts with."""
 
     model: str | None = None
     modalities: Annotated[list[Literal["text", "audio", "animation", "avatar"]], Field(min_length=1)] = Field(
-        default=["text", "audio"]
+        default=["audio"]
     )
-    instructions: str = ""
-    voice: Voice = StandardVoice(type="azure-standard", name="en-US-AvaNeural")
+    instructions: Annotated[str, AfterValidator(instructions_or_persona)] = DEFAULT_PERSONA
+    voice: Voice = OpenAIVoice(name="alloy", type="openai")
     input_audio_format: Literal["pcm16"] = "pcm16"
     output_audio_format: Literal["pcm16"] = "pcm16"
-    input_audio_sampling_rate: Literal[24000] = 24000
-    turn_detection: VoiceLiveVad | None = VoiceLiveVad(type="server_vad")
-    input_audio_noise_reduction: VoiceLiveNoiseReduction | None = None
-    input_audio_echo_cancellation: EchoCancellation | None = None
     input_audio_transcription: VoiceLiveTranscription | None = None
-    output_audio_timestamp_types: list[Literal["word"]] | None = None
+    input_audio_noise_reduction: VoiceLiveNoiseReduction | None = None
+    turn_detection: VoiceLiveVad | None = _FIRST_DETECTION
     tools: list[Annotated[FunctionTool | VoiceLiveMcp, Field(discriminator="type")]] = Field(default=[])
     tool_choice: VoiceLiveToolChoice = "auto"
-    parallel_tool_calls: bool | None = None
-    temperature: float = Field(default=0.8, ge=0, le=2)
     max_response_output_tokens: Annotated[int, Field(ge=1)] | Literal["inf"] = "inf"
+    input_audio_sampling_rate: Literal[24000] = 24000
+    animation: dict[str, Any] | None = None
+    input_audio_echo_cancellation: EchoCancellation | None = None
+    avatar: dict[str, Any] | None = None
+    output_audio_timestamp_types: list[Literal["word"]] | None = None
+    include: list[str] | None = None
+    parallel_tool_calls: bool | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     interim_response: dict[str, Any] | None = None
-    include: list[str] | None = None
     metadata: dict[str, str] | None = None
-    animation: dict[str, Any] | None = None
-    avatar: dict[str, Any] | None = None
+
+
+# Stated where they are set; the recorded echo has no nulls for them.
+_STATED_IF_SET = ("parallel_tool_calls", "temperature", "reasoning_effort", "interim_response", "metadata")
+_DETECTION_STATED_IF_SET = ("remove_filler_words", "languages", "eagerness")
 
 
 def session_object(session: VoiceLiveSession, session_id: str) -> dict[str, Any]:
-    """The session as Voice Live states it: what is set, and the defaults that are not null."""
-    return {"id": session_id, "object": "realtime.session"} | session.model_dump(mode="json", exclude_none=True)
+    """The session as Voice Live states it, explicit nulls included. `expires_at` is 0; a talk puts its own there."""
+    stated = session.model_dump(mode="json")
+    for name in _STATED_IF_SET:
+        if stated[name] is None:
+            del stated[name]
+    if (detection := stated["turn_detection"]) is not None:
+        stated["turn_detection"] = {
+            name: value
+            for name, value in detection.items()
+            if name not in _DETECTION_STATED_IF_SET or value is not None
+        }
+    stated["voice"] = {name: value for name, value in stated["voice"].items() if value is not None}
+    stated["tools"] = [{name: value for name, value in tool.items() if value is not None} for tool in stated["tools"]]
+    unsettable = {"truncation_strategy": None, "greeting": None, "handoff": None}
+    hosted = hosted_model(session.model) if session.model else None
+    return {"id": session_id} | stated | {"model": hosted, "expires_at": 0, "object": "realtime.session"} | unsettable
+
+
+def hosted_model(name: str) -> str:
+    """The name under which Voice Live states a model: that of what hosts it, not the one that was asked for."""
+    return f"{name}-global-standard" if name.startswith("gpt-realtime") and "datazone" not in name else name

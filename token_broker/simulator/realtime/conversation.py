@@ -1,8 +1,8 @@
-"""A conversation: its items in order, in no dialect yet."""
+"""A conversation: its items in order, in no dialect."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["user", "assistant", "system"]
 ItemStatus = Literal["completed", "incomplete", "in_progress"]
@@ -49,10 +49,50 @@ class FunctionOutput:
     id: str
     call_id: str
     output: str
-    status: ItemStatus = "completed"
 
 
-Item = Message | FunctionCall | FunctionOutput
+@dataclass(slots=True)
+class McpToolList:
+    """The tools of an MCP server, as the service listed them."""
+
+    id: str
+    server_label: str
+    tools: list[dict[str, Any]]
+
+
+@dataclass(slots=True)
+class McpCall:
+    """A tool of an MCP server that the service calls itself, and what it gave."""
+
+    id: str
+    server_label: str
+    name: str
+    arguments: str
+    approval_request_id: str | None = None
+    output: str | None = None
+
+
+@dataclass(slots=True)
+class McpApprovalRequest:
+    """A call that waits until the client allows it."""
+
+    id: str
+    server_label: str
+    name: str
+    arguments: str
+
+
+@dataclass(slots=True)
+class McpApproval:
+    """What the client decided about such a call."""
+
+    id: str
+    approval_request_id: str
+    approve: bool
+    reason: str | None
+
+
+Item = Message | FunctionCall | FunctionOutput | McpToolList | McpCall | McpApprovalRequest | McpApproval
 
 
 @dataclass(slots=True)
@@ -64,6 +104,10 @@ class Conversation:
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self._items)
+
+    def is_second(self, item: Item) -> bool:
+        """Whether just one item stands before it."""
+        return len(self._items) > 1 and self._items[1] is item
 
     @property
     def last_id(self) -> str | None:
@@ -88,16 +132,13 @@ class Conversation:
                 raise KeyError(after)
         previous = self._items[place - 1].id if place else None
         self._items.insert(place, item)
-        self._forget()
-        return previous
-
-    def remove(self, item: Item) -> None:
-        self._items.remove(item)
-
-    def _forget(self) -> None:
         while len(self._items) > self.limit:
             del self._items[0]
         # Only the latest audio is ever spoken back or truncated; the rest would be most of a talk's memory.
         spoken = [part for item in self._items if isinstance(item, Message) for part in item.parts if part.pcm]
         for part in spoken[:-4]:
             part.pcm = b""
+        return previous
+
+    def remove(self, item: Item) -> None:
+        self._items.remove(item)

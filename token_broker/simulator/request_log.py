@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import SecretStr
 from starlette.types import Message
 
-from token_broker.simulator.session_bodies.check import Complaint, parse_json
+from token_broker.simulator.session_bodies.check import InvalidRequest, parse_json
 
 _LONGEST_BODY = 64 * 1024
 _MOST_EVENTS = 200
@@ -82,5 +82,5 @@ class RequestLog:
             return None
         try:
             return parse_json(text) if len(text) <= _LONGEST_BODY else text[:_LONGEST_BODY] + "…"
-        except Complaint:
+        except InvalidRequest:
             return text

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from token_broker.simulator.session_bodies.check import INVALID_VALUE, MISSING_PARAMETER, Complaint, Strict, check
+from token_broker.simulator.session_bodies.check import INVALID_VALUE, MISSING_PARAMETER, InvalidRequest, Strict, check
 
 
 class ContentParam(Strict):
@@ -49,7 +49,18 @@ class FunctionOutputParam(_ItemParam):
     output: str
 
 
-ItemParam = Annotated[MessageParam | FunctionCallParam | FunctionOutputParam, Field(discriminator="type")]
+class McpApprovalParam(_ItemParam):
+    """Allows or refuses a call to an MCP server."""
+
+    type: Literal["mcp_approval_response"]
+    approval_request_id: str
+    approve: bool
+    reason: str | None = None
+
+
+ItemParam = Annotated[
+    MessageParam | FunctionCallParam | FunctionOutputParam | McpApprovalParam, Field(discriminator="type")
+]
 
 
 class ClientEvent(Strict):
@@ -128,30 +139,30 @@ def read_items(value: list[Any], param: str) -> list[ItemParam]:
     """The items that stand in a response's input.
 
     Raises:
-        Complaint: one of them is none.
+        InvalidRequest: one of them is none.
 
     """
     try:
         return check(_Items, {"items": value}).items
-    except Complaint as complaint:
-        place = (complaint.param or "").removeprefix("items")
-        raise Complaint(complaint.code, complaint.message, f"{param}{place}") from None
+    except InvalidRequest as invalid:
+        place = (invalid.param or "").removeprefix("items")
+        raise InvalidRequest(invalid.code, invalid.message, f"{param}{place}") from None
 
 
 def read_event(value: object) -> ClientEvent:
     """The event that a parsed message is.
 
     Raises:
-        Complaint: it is none, or one with something wrong in it.
+        InvalidRequest: it is none, or one with something wrong in it.
 
     """
     if not isinstance(value, dict):
-        raise Complaint("invalid_event", "An event is a JSON object.")
+        raise InvalidRequest("invalid_event", "An event is a JSON object.")
     name = value.get("type")
     if name is None:
-        raise Complaint(MISSING_PARAMETER, "Missing required parameter: 'type'.", "type")
+        raise InvalidRequest(MISSING_PARAMETER, "Missing required parameter: 'type'.", "type")
     model = _MODELS.get(name) if isinstance(name, str) else None
     if model is None:
         known = ", ".join(f"'{known}'" for known in _MODELS)
-        raise Complaint(INVALID_VALUE, f"Invalid value: {name!r}. Supported values are: {known}.", "type")
+        raise InvalidRequest(INVALID_VALUE, f"Invalid value: {name!r}. Supported values are: {known}.", "type")
     return check(model, value)

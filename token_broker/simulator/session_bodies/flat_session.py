@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from token_broker.simulator.session_bodies.check import Strict
-from token_broker.simulator.session_bodies.ga import FunctionTool, SemanticVad, ServerVad, TracingConfiguration
+from token_broker.simulator.session_bodies.ga_session import FunctionTool, SemanticVad, ServerVad, TracingConfiguration
+from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA, instructions_or_persona
 
 OPENAI_VOICES = frozenset(
     {"alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar"},
@@ -20,13 +21,14 @@ def is_azure_voice(name: str) -> bool:
     return _AZURE_VOICE.fullmatch(name) is not None
 
 
-def _known_voice(name: str) -> str:
+def known_voice(name: str) -> str:
+    """The name, if it is an OpenAI voice or has the form of an Azure one."""
     if name in OPENAI_VOICES or is_azure_voice(name):
         return name
     raise ValueError(f"'{name}' is neither an OpenAI voice nor the name of an Azure one")
 
 
-FlatVoice = Annotated[str, AfterValidator(_known_voice)]
+FlatVoice = Annotated[str, AfterValidator(known_voice)]
 FlatFormat = Literal["pcm16"]
 
 
@@ -51,7 +53,7 @@ class FlatSession(Strict):
     modalities: Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=2)] = Field(
         default=["audio", "text"]
     )
-    instructions: str = ""
+    instructions: Annotated[str, AfterValidator(instructions_or_persona)] = DEFAULT_PERSONA
     voice: FlatVoice = "alloy"
     input_audio_format: FlatFormat = "pcm16"
     output_audio_format: FlatFormat = "pcm16"

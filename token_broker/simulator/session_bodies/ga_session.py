@@ -6,9 +6,10 @@ Agrees with the `openai` package's `RealtimeSessionCreateRequestParam`; what is 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from token_broker.simulator.session_bodies.check import Strict
+from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA, instructions_or_persona
 
 GaVoice = Literal["alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar"]
 DEFAULT_VOICE: GaVoice = "alloy"
@@ -25,9 +26,10 @@ class ServerVad(Strict):
     """Turns told by the loudness of what comes in."""
 
     type: Literal["server_vad"]
-    threshold: float = Field(default=0.6, ge=0, le=1)
+    # The defaults as recorded: a client's bare `server_vad` replaces an agent's own values with these.
+    threshold: float = Field(default=0.5, ge=0, le=1)
     prefix_padding_ms: int = Field(default=300, ge=0, le=5000)
-    silence_duration_ms: int = Field(default=800, ge=0, le=10_000)
+    silence_duration_ms: int = Field(default=200, ge=0, le=10_000)
     idle_timeout_ms: int | None = Field(default=None, ge=5000, le=30_000)
     create_response: bool = True
     interrupt_response: bool = True
@@ -190,7 +192,7 @@ class RealtimeSession(Strict):
     output_modalities: Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=1)] = Field(
         default=["audio"]
     )
-    instructions: str = ""
+    instructions: Annotated[str, AfterValidator(instructions_or_persona)] = DEFAULT_PERSONA
     audio: Audio = Audio()
     include: list[Literal["item.input_audio_transcription.logprobs"]] | None = None
     max_output_tokens: Annotated[int, Field(ge=1, le=4096)] | Literal["inf"] = "inf"
@@ -224,7 +226,7 @@ class ExpiresAfter(Strict):
     seconds: int | None = Field(default=None, ge=10, le=7200)
 
 
-class ClientSecretRequest(Strict):
+class GaMintRequest(Strict):
     """Body of `POST /openai/v1/realtime/client_secrets`."""
 
     session: Annotated[RealtimeSession | TranscriptionSession, Field(discriminator="type")]
@@ -232,11 +234,21 @@ class ClientSecretRequest(Strict):
 
 
 def session_object(session: RealtimeSession | TranscriptionSession, session_id: str) -> dict[str, Any]:
-    """The session as Azure states it: every field, defaults included."""
-    kind = "session" if isinstance(session, RealtimeSession) else "transcription_session"
-    stated = {"id": session_id, "object": f"realtime.{kind}", "expires_at": 0} | session.model_dump(mode="json")
-    # Mint and `session.created` leave out what a model without reasoning has not got.
+    """The session as Azure states it: every field, defaults included (docs/azure.md §2.1).
+
+    `expires_at` is 0, as in the answer of a mint; a talk puts its own there.
+    """
+    stated = session.model_dump(mode="json")
+    # Hints beyond these are taken, and the echo leaves them out (docs/azure.md §4.5).
+    if (transcription := stated["audio"]["input"]["transcription"]) is not None:
+        stated["audio"]["input"]["transcription"] = {
+            name: transcription[name] for name in ("model", "language", "prompt")
+        }
+    if (reduction := stated["audio"]["input"]["noise_reduction"]) is not None:
+        stated["audio"]["input"]["noise_reduction"] = {"type": reduction["type"]}
+    # A model without reasoning does not state these.
     for optional in ("reasoning", "parallel_tool_calls"):
-        if optional in stated and stated[optional] is None:
+        if stated.get(optional, 0) is None:
             del stated[optional]
-    return stated
+    kind = "session" if isinstance(session, RealtimeSession) else "transcription_session"
+    return {"object": f"realtime.{kind}", "id": session_id, "expires_at": 0} | stated

@@ -3,23 +3,23 @@
 from collections.abc import Iterator
 
 from token_broker.simulator.audio import BYTES_PER_MS, duration_ms
-from token_broker.simulator.realtime.speech.vad import SpeechDetector, Started, Stopped, TurnDetection
-from token_broker.simulator.session_bodies.check import Complaint
+from token_broker.simulator.realtime.speech.vad import SpeechDetector, Started, Stopped, VadSettings
+from token_broker.simulator.session_bodies.check import InvalidRequest
 
 _LEAST_COMMIT_MS = 100
 _LONGEST_BUFFER_MS = 5 * 60 * 1000
 
 
-class Hearing:
+class InputBuffer:
     """One talk's input audio buffer."""
 
-    def __init__(self, detection: TurnDetection | None) -> None:
+    def __init__(self, detection: VadSettings | None) -> None:
         self._heard_bytes = 0
         self._detection = detection
         self._detector = SpeechDetector(detection) if detection else None
         self._buffer = bytearray()
 
-    def follow(self, detection: TurnDetection | None) -> None:
+    def follow(self, detection: VadSettings | None) -> None:
         """Goes on with another detection; what is in the buffer is dropped if it really is another."""
         if detection != self._detection:
             self._detection = detection
@@ -30,7 +30,7 @@ class Hearing:
         """Takes audio.
 
         Raises:
-            Complaint: the buffer is full, and nobody commits it.
+            InvalidRequest: the buffer is full, and nobody commits it.
 
         """
         self._heard_bytes += len(pcm)
@@ -38,20 +38,22 @@ class Hearing:
             yield from self._detector.feed(pcm)
             return
         if duration_ms(self._buffer) >= _LONGEST_BUFFER_MS:
-            raise Complaint("input_audio_buffer_full", "The input audio buffer is full: commit or clear it.", "audio")
+            raise InvalidRequest(
+                "input_audio_buffer_full", "The input audio buffer is full: commit or clear it.", "audio"
+            )
         self._buffer += pcm
 
     def commit(self) -> bytes:
         """Takes what is in the buffer.
 
         Raises:
-            Complaint: it is less than 100 ms.
+            InvalidRequest: it is less than 100 ms.
 
         """
         speech = self._detector.cut() if self._detector is not None else bytes(self._buffer)
         self._buffer.clear()
         if duration_ms(speech) < _LEAST_COMMIT_MS:
-            raise Complaint(
+            raise InvalidRequest(
                 "input_audio_buffer_commit_empty",
                 f"Error committing input audio buffer: buffer too small. Expected at least {_LEAST_COMMIT_MS}ms of "
                 f"audio, but buffer only has {duration_ms(speech):.2f}ms of audio.",

@@ -10,18 +10,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from token_broker.simulator import errors
+from token_broker.simulator import azure_errors
 from token_broker.simulator.auth import Credential, admit, bearer_of
 from token_broker.simulator.ephemeral import EphemeralSecret
-from token_broker.simulator.faults.http import CALL_FAULT
-from token_broker.simulator.faults.rules import DieAfter, Fault, IceNever
-from token_broker.simulator.realtime.opening import minted_opening, new_talk
+from token_broker.simulator.faults.fault_table import DieAfterFault, Fault, IceNeverFault
+from token_broker.simulator.faults.http_faults import CALL_FAULT
+from token_broker.simulator.realtime.talk_opening import minted_opening, new_talk
 from token_broker.simulator.resource import Resource
 
 if TYPE_CHECKING:
     from token_broker.simulator.realtime.call import Call
 
-_HANGING_UP = frozenset({Credential.KEY, Credential.KEY_AS_BEARER, Credential.ENTRA, Credential.EPHEMERAL})
+_STANDING = frozenset({Credential.KEY, Credential.KEY_AS_BEARER, Credential.ENTRA})
+_HANGING_UP = _STANDING | {Credential.EPHEMERAL}
 _LOOPBACK = "127.0.0.1"
 
 
@@ -33,7 +34,7 @@ class OpenCall:
     task: "asyncio.Task[None]"
 
 
-class Calls:
+class CallRoutes:
     """The open calls of one simulated resource."""
 
     def __init__(self, resource: Resource) -> None:
@@ -60,7 +61,7 @@ class Calls:
 
         """
         if call_id not in self._open:
-            raise errors.structured(404, "404", "No call found for the given call id.")
+            raise azure_errors.structured(404, "404", "No call found for the given call id.")
         return self._open[call_id].call
 
     async def until(self, count: int) -> None:
@@ -78,19 +79,30 @@ class Calls:
 
     async def create(self, request: Request) -> Response:
         """Takes an offer with an ephemeral secret, and nothing else; answers 201 with the answer and its `Location`."""
-        secret = self._admit(request)
+        credential = self._resource.credential_of(request.headers)
+        if credential in _STANDING:
+            raise azure_errors.ephemeral_needed()
+        admit(credential, self._resource.config, {Credential.EPHEMERAL})
+        secret = self._resource.secrets.find(bearer_of(request.headers) or "")
+        if secret is None:
+            # It expired between the two looks at the clock.
+            raise azure_errors.key_wrong()
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/sdp":
-            raise errors.structured(415, "UnsupportedMediaType", f"Unsupported media type: {media_type}")
+            raise azure_errors.structured(415, "UnsupportedMediaType", f"Unsupported media type: {media_type}")
         if "api-version" in request.query_params:
-            raise errors.api_version_not_allowed()
+            raise azure_errors.api_version_not_allowed()
         if len(self._open) >= self._resource.config.max_talks:
-            raise errors.structured(429, "429", "Too many open sessions.")
+            raise azure_errors.structured(429, "429", "Too many open sessions.")
         offer = (await request.body()).decode(errors="replace")
         filtered = request.query_params.get("webrtcfilter") == "on"
         fault: Fault | None = request.scope["extensions"].get(CALL_FAULT)
         call_id, answer = await self._answer(secret, offer, filtered, fault)
-        headers = {"location": f"/v1/realtime/calls/{call_id}", "content-type": self._resource.config.sdp_answer_type}
+        headers = azure_errors.MODEL_HEADERS | {
+            "location": f"/v1/realtime/calls/{call_id}",
+            "content-type": self._resource.config.sdp_answer_type,
+            "timing-allow-origin": "*",
+        }
         return Response(answer, 201, headers)
 
     async def hang_up(self, request: Request) -> Response:
@@ -98,48 +110,43 @@ class Calls:
         self.find(request.path_params["call_id"]).ended.set()
         return Response(status_code=200)
 
-    def _admit(self, request: Request) -> EphemeralSecret:
-        credential = self._resource.credential_of(request.headers)
-        admit(credential, self._resource.config, {Credential.EPHEMERAL})
-        secret = self._resource.secrets.find(bearer_of(request.headers) or "")
-        if secret is None:
-            raise errors.key_wrong()
-        return secret
-
     async def _answer(
         self, secret: EphemeralSecret, offer: str, filtered: bool, fault: Fault | None
     ) -> tuple[str, str]:
         try:
-            # Most of a second's work, the first time: not in the way of everything else.
+            # The first import takes most of a second, which would stop every other talk.
             await asyncio.to_thread(import_module, "token_broker.simulator.realtime.call")
+            from aioice.ice import get_host_addresses
+
             from token_broker.simulator.realtime.call import Call, unusable
         except ModuleNotFoundError as missing:
             message = f"[simulated] WebRTC is not part of this installation: {missing.name} is missing."
-            raise errors.structured(501, "501", message) from missing
-        call = Call(new_talk(self._resource, minted_opening(secret), server_plays=True), filtered=filtered)
+            raise azure_errors.structured(501, "501", message) from missing
+        talk = new_talk(self._resource, minted_opening(self._resource, secret), server_plays=True)
+        call = Call(talk, filtered=filtered)
         try:
-            answer = await call.answer(offer, self._addresses())
+            # Loopback first: a simulator's caller is mostly on the same machine.
+            addresses = self._resource.config.ice_addresses or (
+                _LOOPBACK,
+                *get_host_addresses(use_ipv4=True, use_ipv6=False),
+            )
+            answer = await call.answer(offer, addresses)
         except ValueError as error:
             await call.close()
-            raise errors.invalid_request("invalid_offer", f"The offer can't be answered: {error}") from error
+            raise azure_errors.invalid_request("invalid_offer", f"The offer can't be answered: {error}") from error
         call_id = f"rtc_{secrets.token_hex(16)}"
-        if isinstance(fault, IceNever):
+        if isinstance(fault, IceNeverFault):
             await call.close()
             return call_id, unusable(answer)
-        task = asyncio.create_task(call.run(fault if isinstance(fault, DieAfter) else None), name=f"call {call_id}")
+        task = asyncio.create_task(
+            call.run(fault if isinstance(fault, DieAfterFault) else None), name=f"call {call_id}"
+        )
         self._open[call_id] = OpenCall(call, task)
         self._changed.set()
-        task.add_done_callback(lambda _: self._forget(call_id))
+
+        def forget(_task: "asyncio.Task[None]") -> None:
+            del self._open[call_id]
+            self._changed.set()
+
+        task.add_done_callback(forget)
         return call_id, answer
-
-    def _forget(self, call_id: str) -> None:
-        del self._open[call_id]
-        self._changed.set()
-
-    def _addresses(self) -> list[str]:
-        """Loopback first: whoever calls a simulator is mostly on the same machine."""
-        if self._resource.config.ice_addresses is not None:
-            return list(self._resource.config.ice_addresses)
-        from aioice.ice import get_host_addresses
-
-        return [_LOOPBACK, *get_host_addresses(use_ipv4=True, use_ipv6=False)]

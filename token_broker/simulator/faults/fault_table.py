@@ -1,7 +1,7 @@
 """The faults that can be set while the simulator runs, and which of them a request meets.
 
 A fault is `{"match": "<path prefix>", "fault": "<name>", "times": n|null, …}`; the first of the list that fits a
-request and is not used up applies to it. `fault_http.py` and `fault_websocket.py` carry them out.
+request and is not used up applies to it. `http_faults.py` and `socket_faults.py` carry them out.
 """
 
 import re
@@ -22,12 +22,12 @@ Stage = Literal["handshake", "created", "updated"]
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
-_OURS_TO_SEND = frozenset({"content-length", "transfer-encoding"})
+_SET_BY_SERVER = frozenset({"content-length", "transfer-encoding"})
 
 
 def _sendable(headers: dict[str, str]) -> dict[str, str]:
     for name, value in headers.items():
-        if name.lower() in _OURS_TO_SEND:
+        if name.lower() in _SET_BY_SERVER:
             raise ValueError(f"'{name}' is set by what is sent")
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             raise ValueError(f"'{name}: {value}' can't be sent as a header")
@@ -58,7 +58,7 @@ class _SocketFault(_Fault):
     protocols = frozenset({"websocket"})
 
 
-class Status(_AnyFault):
+class StatusFault(_AnyFault):
     """Answers with a status. Without `body` it is an Azure-shaped error; a string is sent as it is."""
 
     fault: Literal["status"]
@@ -67,7 +67,7 @@ class Status(_AnyFault):
     body: JsonValue = None
 
 
-class Redirect(_AnyFault):
+class RedirectFault(_AnyFault):
     """Answers with a redirect to `location`, an absolute or a relative URL."""
 
     fault: Literal["redirect"]
@@ -75,14 +75,14 @@ class Redirect(_AnyFault):
     code: Literal[301, 302, 303, 307, 308] = 307
 
 
-class Hang(_AnyFault):
+class HangFault(_AnyFault):
     """Accepts and never answers, until the client leaves or the simulator stops. `stage` is for WebSockets."""
 
     fault: Literal["hang"]
     stage: Stage = "handshake"
 
 
-class Slow(_AnyFault):
+class SlowFault(_AnyFault):
     """Takes `seconds` over one part: before the answer starts, or to drip its headers or its body, byte by byte.
 
     On a WebSocket it waits so long at `stage`.
@@ -94,7 +94,7 @@ class Slow(_AnyFault):
     stage: Stage = "handshake"
 
 
-class Reset(_AnyFault):
+class ResetFault(_AnyFault):
     """A TCP reset: before any answer, after the headers, or in the middle of the body.
 
     On a WebSocket it comes instead of the handshake's answer.
@@ -104,42 +104,42 @@ class Reset(_AnyFault):
     at: Literal["start", "headers", "body"] = "start"
 
 
-class MalformedJson(_Fault):
+class MalformedJsonFault(_Fault):
     """200 with a body that is no JSON."""
 
     fault: Literal["malformed_json"]
     form: Literal["truncated", "html", "text", "empty"] = "truncated"
 
 
-class MissingValue(_Fault):
+class MissingValueFault(_Fault):
     """A mint's answer whose `value` is no use."""
 
     fault: Literal["missing_value"]
     form: Literal["missing", "null", "empty", "blank", "number", "object"] = "missing"
 
 
-class Expired(_Fault):
+class ExpiredFault(_Fault):
     """A mint's answer that has expired already, and whose secret has."""
 
     fault: Literal["expired"]
     seconds_ago: Annotated[float, Field(gt=0)] = 60.0
 
 
-class ExpiresAt(_Fault):
+class ExpiresAtFault(_Fault):
     """A mint's answer with any `expires_at`; without `value` it has none."""
 
     fault: Literal["expires_at"]
     value: JsonValue = None
 
 
-class HugeBody(_Fault):
+class HugeBodyFault(_Fault):
     """200 with a body of so many bytes, streamed."""
 
     fault: Literal["huge_body"]
     bytes: int = Field(default=FIFTY_MEGABYTES, ge=1)
 
 
-class DropAfter(_SocketFault):
+class DropAfterFault(_SocketFault):
     """The connection dies after `frames` of Azure's frames: reset, without a close frame, or closed with `code`."""
 
     fault: Literal["drop_after"]
@@ -148,7 +148,7 @@ class DropAfter(_SocketFault):
     code: int = Field(default=1011, ge=1000, le=4999)
 
 
-class Garbage(_SocketFault):
+class GarbageFault(_SocketFault):
     """After `frames` of Azure's frames, one that can't be read: no JSON, no text, no event, or no WebSocket frame."""
 
     fault: Literal["garbage"]
@@ -156,7 +156,7 @@ class Garbage(_SocketFault):
     frames: int = Field(default=1, ge=0)
 
 
-class OversizedFrame(_SocketFault):
+class OversizedFrameFault(_SocketFault):
     """After `frames` of Azure's frames, a message of so many bytes, whole or in fragments."""
 
     fault: Literal["oversized_frame"]
@@ -165,7 +165,7 @@ class OversizedFrame(_SocketFault):
     frames: int = Field(default=1, ge=0)
 
 
-class Flood(_SocketFault):
+class FloodFault(_SocketFault):
     """After `frames` of Azure's frames, audio deltas as fast as the socket takes them, `count` of them or for ever."""
 
     fault: Literal["flood"]
@@ -178,13 +178,13 @@ class _CallFault(_Fault):
     """A fault of a WebRTC call: it is met by the POST of the offer."""
 
 
-class IceNever(_CallFault):
+class IceNeverFault(_CallFault):
     """The answer has candidates that nobody can reach, and nobody listens there."""
 
     fault: Literal["ice_never"]
 
 
-class DieAfter(_CallFault):
+class DieAfterFault(_CallFault):
     """The call dies so long after it connected: closed, only its data channel closed, or silent for good."""
 
     fault: Literal["die_after"]
@@ -193,22 +193,22 @@ class DieAfter(_CallFault):
 
 
 Fault = Annotated[
-    Status
-    | Redirect
-    | Hang
-    | Slow
-    | Reset
-    | MalformedJson
-    | MissingValue
-    | Expired
-    | ExpiresAt
-    | HugeBody
-    | DropAfter
-    | Garbage
-    | OversizedFrame
-    | Flood
-    | IceNever
-    | DieAfter,
+    StatusFault
+    | RedirectFault
+    | HangFault
+    | SlowFault
+    | ResetFault
+    | MalformedJsonFault
+    | MissingValueFault
+    | ExpiredFault
+    | ExpiresAtFault
+    | HugeBodyFault
+    | DropAfterFault
+    | GarbageFault
+    | OversizedFrameFault
+    | FloodFault
+    | IceNeverFault
+    | DieAfterFault,
     Field(discriminator="fault"),
 ]
 _FAULTS: TypeAdapter[list[Fault]] = TypeAdapter(list[Fault])
@@ -256,12 +256,19 @@ class FaultTable:
         return [armed.fault.model_dump(mode="json") | {"times": armed.left} for armed in self._armed]
 
     def take(self, protocol: Protocol, method: str, path: str, auth: str) -> Fault | None:
-        """The fault this request meets, if any; uses it up by one."""
+        """The fault that this request meets, if any; counts one use of it."""
         for armed in self._armed:
-            if armed.left != 0 and _applies(armed.fault, protocol, method, path, auth):
+            fault = armed.fault
+            if (
+                armed.left != 0
+                and protocol in fault.protocols
+                and path.startswith(fault.match)
+                and fault.method in (None, method)
+                and (fault.auth is None or auth.startswith(fault.auth))
+            ):
                 if armed.left is not None:
                     armed.left -= 1
-                return armed.fault
+                return fault
         return None
 
 
@@ -269,12 +276,3 @@ class _Armed:
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
         self.left = fault.times
-
-
-def _applies(fault: Fault, protocol: Protocol, method: str, path: str, auth: str) -> bool:
-    return (
-        protocol in fault.protocols
-        and path.startswith(fault.match)
-        and fault.method in (None, method)
-        and (fault.auth is None or auth.startswith(fault.auth))
-    )

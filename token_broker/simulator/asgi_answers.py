@@ -1,4 +1,4 @@
-"""Plain answers below Starlette, for HTTP and WebSocket handshakes alike, and the marks that every answer carries."""
+"""Answers below Starlette, for HTTP and WebSocket handshakes alike, and the headers that every answer carries."""
 
 import uuid
 from collections.abc import Callable
@@ -7,40 +7,41 @@ from email.utils import formatdate
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
-from token_broker.simulator.errors import AzureError
-from token_broker.simulator.seen import SeenRequest
+from token_broker.simulator.azure_errors import AzureError
+from token_broker.simulator.request_log import SeenRequest
 
 _STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
 _DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
 
+RawHeaders = list[tuple[bytes, bytes]]
 
-Marks = list[tuple[bytes, bytes]]
-
-SIMULATED: Marks = [(b"x-simulated", b"true")]
-# Browsers post their offers to Azure directly, from any page; and they read refusals as well.
-_CORS: Marks = [
-    (b"access-control-allow-origin", b"*"),
-    (b"access-control-expose-headers", b"location, retry-after, apim-request-id, x-simulated"),
-]
+SIMULATED: RawHeaders = [(b"x-simulated", b"true")]
 
 
-def marks(now: Callable[[], float]) -> Marks:
-    """Headers of every answer: Azure's request id and date, and the plain word that this is a simulation."""
+def common_headers(now: Callable[[], float]) -> RawHeaders:
+    """Headers of every answer: Azure's request id and date, CORS, and the one that says that this is a simulation."""
     date = formatdate(now(), usegmt=True).encode()
-    return [*SIMULATED, *_CORS, (b"date", date), (b"apim-request-id", str(uuid.uuid4()).encode())]
+    return [
+        *SIMULATED,
+        # Pages of any origin post their offers to Azure themselves, and read refusals too.
+        (b"access-control-allow-origin", b"*"),
+        (b"access-control-expose-headers", b"Location,X-Request-Id"),
+        (b"date", date),
+        (b"apim-request-id", str(uuid.uuid4()).encode()),
+    ]
 
 
-def marking(send: Send, marks: Callable[[], Marks], entry: SeenRequest | None = None) -> Send:
-    """Wraps `send`: puts the marks on each answer, and notes in `entry` what was answered."""
+def with_headers(send: Send, headers: Callable[[], RawHeaders], entry: SeenRequest | None = None) -> Send:
+    """Wraps `send`: adds the headers to each answer, and notes in `entry` what was answered."""
 
-    async def marked(message: Message) -> None:
+    async def wrapped(message: Message) -> None:
         if message["type"] in _STARTS:
-            message = {**message, "headers": [*message.get("headers", []), *marks()]}
+            message = {**message, "headers": [*message.get("headers", []), *headers()]}
         if entry is not None:
             entry.note_sent(message)
         await send(message)
 
-    return marked
+    return wrapped
 
 
 async def respond(scope: Scope, send: Send, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
@@ -56,7 +57,7 @@ async def respond(scope: Scope, send: Send, status: int, headers: list[tuple[str
 
 
 async def respond_to_preflight(scope: Scope, send: Send) -> None:
-    """Lets a browser send whatever it asks about: official clients add headers of their own."""
+    """Allows every header that a browser asks about: official clients add headers of their own."""
     asked = Headers(scope=scope).get("access-control-request-headers", "authorization, content-type, api-key")
     headers = [
         ("access-control-allow-methods", "GET, POST, OPTIONS"),

@@ -1,0 +1,94 @@
+"""The MCP servers of a session, as the service would use them: it lists their tools, and calls them itself.
+
+No server is contacted. A server has the tools that `allowed_tools` names, or one called `simulated_tool`. One whose
+host ends with `.invalid`, a name that never resolves, fails to list its tools. The order of the events follows the
+official packages' documentation: no recording has them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from token_broker.simulator.realtime.conversation import Conversation, McpToolList
+from token_broker.simulator.realtime.server_events import Ids, ServerEvents
+
+_LIST_S = 0.03
+_NEVER = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class McpTool:
+    """One tool of a server, and whether the client has to allow each call."""
+
+    server_label: str
+    name: str
+    needs_approval: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    item: McpToolList
+    tools: list[McpTool]
+    fails: bool
+    due_s: float
+
+
+class McpServers:
+    """The servers that a talk's session names, each listed once."""
+
+    def __init__(self, conversation: Conversation, ids: Ids, events: ServerEvents) -> None:
+        self._conversation = conversation
+        self._ids = ids
+        self._events = events
+        self._listings: list[_Listing] = []
+        self._known: dict[str, list[McpTool]] = {}
+
+    @property
+    def due_s(self) -> float:
+        return min((listing.due_s for listing in self._listings), default=_NEVER)
+
+    @property
+    def tools(self) -> list[McpTool]:
+        """Of the servers that have been listed and are still in the session."""
+        return [tool for tools in self._known.values() for tool in tools]
+
+    def follow(self, tools: Iterable[dict[str, Any]], now_s: float) -> None:
+        """Lists the servers that are new in the session, and forgets those that left it."""
+        servers = {tool["server_label"]: tool for tool in tools if tool["type"] == "mcp"}
+        self._listings = [listing for listing in self._listings if listing.item.server_label in servers]
+        self._known = {label: known for label, known in self._known.items() if label in servers}
+        pending = {listing.item.server_label for listing in self._listings}
+        for label, server in servers.items():
+            if label in self._known or label in pending:
+                continue
+            item = McpToolList(self._ids.new("mcpl"), label, [])
+            host = urlsplit(server.get("server_url") or "").hostname or ""
+            self._listings.append(_Listing(item, _tools_of(server), host.endswith(".invalid"), now_s + _LIST_S))
+            self._events.emit_item("conversation.item.added", item, self._conversation.add(item))
+            self._events.emit("mcp_list_tools.in_progress", item_id=item.id)
+
+    def advance(self, now_s: float) -> None:
+        """Tells the tools of the servers whose listing is due."""
+        for listing in [listing for listing in self._listings if listing.due_s <= now_s]:
+            self._listings.remove(listing)
+            item = listing.item
+            if listing.fails:
+                self._events.emit("mcp_list_tools.failed", item_id=item.id)
+                continue
+            self._known[item.server_label] = listing.tools
+            item.tools = [{"name": tool.name, "input_schema": {"type": "object"}} for tool in listing.tools]
+            self._events.emit("mcp_list_tools.completed", item_id=item.id)
+            self._events.emit_item("conversation.item.done", item, None)
+
+
+def _tools_of(server: dict[str, Any]) -> list[McpTool]:
+    allowed = server.get("allowed_tools") or ["simulated_tool"]
+    names = allowed.get("tool_names", []) if isinstance(allowed, dict) else allowed
+    approval = server.get("require_approval") or "always"
+    if isinstance(approval, str):
+        return [McpTool(server["server_label"], name, approval == "always") for name in names]
+    # GA's filters are objects, Voice Live's are lists of names.
+    never = approval.get("never") or []
+    exempt = never.get("tool_names", []) if isinstance(never, dict) else never
+    return [McpTool(server["server_label"], name, name not in exempt) for name in names]

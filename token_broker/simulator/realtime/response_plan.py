@@ -1,0 +1,222 @@
+"""What one response is to be, and the pieces in which it comes.
+
+Pure: the talk asks for a plan, and `responses.py` emits it over time. A plan follows, in this order, what a test
+scripted, the markers in the user's last words, the session's `tool_choice`, and what was last said or written.
+
+    [call get_weather {"city": "London"}]    calls a tool; without arguments they are made up from its parameters
+    [fail]                                   ends as `failed`, with nothing said
+    [incomplete]                             ends as `incomplete`, half of it said
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue
+
+from token_broker.simulator.audio import BYTES_PER_MS, duration_ms, tone
+from token_broker.simulator.realtime.conversation import FunctionOutput, Item, McpApprovalRequest, McpCall, Message
+from token_broker.simulator.realtime.mcp_servers import McpTool
+from token_broker.simulator.session_bodies.check import Strict
+
+CHUNK_MS = 100
+_CHUNK_BYTES = CHUNK_MS * BYTES_PER_MS
+_TONE_A_WORD_MS = 150
+_SHORTEST_TONE_MS = 300
+_LONGEST_TONE_MS = 3000
+_LONGEST_QUOTE = 500
+_MARKER = re.compile(r"\[(?:call (?P<name>[\w.-]+)|(?P<end>fail|incomplete)(?=\]))")
+_MADE_UP: dict[str, JsonValue] = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}, "null": None}
+
+EndStatus = Literal["completed", "failed", "incomplete"]
+
+
+class ScriptedCall(Strict):
+    """A tool that a scripted response calls. `arguments` is an object, or text that is sent as it is."""
+
+    name: str = Field(min_length=1)
+    arguments: dict[str, JsonValue] | str = Field(default_factory=dict)
+
+
+class ScriptedResponse(Strict):
+    """What the next response is to be. Without `say` and `calls` it says what it would have said."""
+
+    say: str | None = None
+    calls: list[ScriptedCall] = Field(default=[])
+    status: EndStatus = "completed"
+    reason: Literal["max_output_tokens", "content_filter"] = "max_output_tokens"
+    """Why a response is incomplete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of what is said; either part may be empty."""
+
+    text: str
+    pcm: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """An output message. Without PCM it is only written."""
+
+    text: str
+    pcm: bytes = b""
+
+    def pieces(self) -> list[Piece]:
+        """The words, spread evenly over the audio."""
+        words = re.findall(r"\s*\S+|\s+\Z", self.text) or [self.text]
+        if not self.pcm:
+            return [Piece(word) for word in words]
+        cuts = [self.pcm[begin : begin + _CHUNK_BYTES] for begin in range(0, len(self.pcm), _CHUNK_BYTES)]
+        shares = [math.ceil(len(words) * number / len(cuts)) for number in range(len(cuts) + 1)]
+        return [
+            Piece("".join(words[first:last]), cut) for cut, first, last in zip(cuts, shares, shares[1:], strict=False)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """An output that calls a tool: the client's function, or with `mcp` one that the service calls."""
+
+    name: str
+    arguments: str
+    mcp: McpTool | None = None
+    approval_request_id: str | None = None
+    """The request by which the client allowed the call."""
+
+    def pieces(self) -> list[str]:
+        """The arguments in deltas such as a model's tokens make."""
+        return re.findall(r"\w+|\s+|[^\w\s]+", self.arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsePlan:
+    """The outputs of a response, and how it ends."""
+
+    outputs: Sequence[Words | ToolCall]
+    status: EndStatus = "completed"
+    reason: str = "max_output_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The tools that a response may call."""
+
+    functions: list[dict[str, Any]] = field(default_factory=list)
+    """As the session has them; entries of other types are ignored."""
+    mcp: Sequence[McpTool] = ()
+    choice: Any = "auto"
+
+    def call(self, name: str, arguments: str | None = None) -> ToolCall | None:
+        """A call of that tool; None if there is none of that name, or tools are off."""
+        if self.choice == "none":
+            return None
+        for tool in self.functions:
+            if tool["type"] == "function" and tool["name"] == name:
+                return ToolCall(name, _made_up(tool.get("parameters")) if arguments is None else arguments)
+        for known in self.mcp:
+            if known.name == name:
+                return ToolCall(name, arguments or "{}", known)
+        return None
+
+    def approved(self, request: McpApprovalRequest) -> ToolCall | None:
+        """The call that the client has allowed; None if its server has left the session."""
+        for tool in self.mcp:
+            if (tool.server_label, tool.name) == (request.server_label, request.name):
+                return ToolCall(tool.name, request.arguments, tool, request.id)
+        return None
+
+    def required(self) -> ToolCall | None:
+        """The call that `tool_choice` demands, if it demands one."""
+        if isinstance(self.choice, str):
+            names = [tool["name"] for tool in self.functions if tool["type"] == "function"]
+            names += [tool.name for tool in self.mcp]
+            if self.choice == "required":
+                return self.call(names[0]) if names else None
+            # The preview names a function by the word alone.
+            return self.call(self.choice) if self.choice in names else None
+        chosen = self.choice if isinstance(self.choice, dict) else self.choice.model_dump()
+        name = chosen.get("name") or next(
+            (tool.name for tool in self.mcp if tool.server_label == chosen.get("server_label")), ""
+        )
+        return self.call(name)
+
+
+def plan_for(items: Sequence[Item], *, speaks: bool, tools: Tools, scripted: ScriptedResponse | None) -> ResponsePlan:
+    """The response to what was last said, written, or given by a tool; text alone unless it `speaks`."""
+    text, pcm, written = "hello", b"", ""
+    for item in reversed(items):
+        if isinstance(item, FunctionOutput | McpCall):
+            text = f"the function gave: {(item.output or '')[:_LONGEST_QUOTE]}"
+            break
+        if isinstance(item, Message) and item.role == "user":
+            pcm = b"".join(part.pcm for part in item.parts)
+            written = " ".join(part.text for part in item.parts if part.kind == "text" and part.text)
+            # Speech is answered with itself, byte for byte; text with a quotation.
+            spoken_s = duration_ms(pcm) / 1000
+            text = f"you said {spoken_s:.1f} s of speech" if pcm else f"you wrote: {written[:_LONGEST_QUOTE]}"
+            break
+    text = f"[simulated] {text}"
+    if scripted is not None and (scripted.say is not None or scripted.calls):
+        calls = [
+            tools.call(call.name, _as_text(call.arguments)) or ToolCall(call.name, _as_text(call.arguments))
+            for call in scripted.calls
+        ]
+        said = [] if scripted.say is None else [output_message(scripted.say, speaks=speaks)]
+        return ResponsePlan([*said, *calls], scripted.status, scripted.reason)
+    if scripted is not None:
+        return ResponsePlan([output_message(text, pcm, speaks=speaks)], scripted.status, scripted.reason)
+    calls, status = _marked(written, tools)
+    if status == "completed" and not calls and written and (required := tools.required()) is not None:
+        calls = [required]
+    return ResponsePlan(calls or [output_message(text, pcm, speaks=speaks)], status)
+
+
+def output_message(text: str, pcm: bytes = b"", *, speaks: bool) -> Words:
+    """Words in the given voice, or over a tone that is as long as they are."""
+    if not speaks:
+        return Words(text)
+    tone_ms = min(max(len(text.split(" ")) * _TONE_A_WORD_MS, _SHORTEST_TONE_MS), _LONGEST_TONE_MS)
+    return Words(text, pcm or tone(tone_ms))
+
+
+def _marked(text: str, tools: Tools) -> tuple[list[ToolCall], EndStatus]:
+    """The calls and the end that the markers in a text ask for. A marker of an unknown tool is just text."""
+    calls: list[ToolCall] = []
+    status: EndStatus = "completed"
+    for marker in _MARKER.finditer(text):
+        if marker["end"]:
+            status = "failed" if marker["end"] == "fail" else "incomplete"
+            continue
+        rest, arguments = text[marker.end() :].lstrip(), None
+        if rest.startswith("{"):
+            try:
+                _, length = json.JSONDecoder().raw_decode(rest)
+            except ValueError:
+                continue
+            arguments, rest = rest[:length], rest[length:]
+        call = tools.call(marker["name"], arguments) if rest.lstrip().startswith("]") else None
+        calls += [call] if call is not None else []
+    return calls, status
+
+
+def _made_up(parameters: Any) -> str:
+    """Arguments that a function's JSON schema allows, as far as its plain types say."""
+    properties = parameters.get("properties", {}) if isinstance(parameters, dict) else {}
+    made: dict[str, JsonValue] = {}
+    for name, schema in properties.items():
+        if not isinstance(schema, dict):
+            made[name] = "simulated"
+        elif schema.get("enum"):
+            made[name] = schema["enum"][0]
+        else:
+            made[name] = _MADE_UP.get(str(schema.get("type")), "simulated")
+    return json.dumps(made)
+
+
+def _as_text(arguments: dict[str, JsonValue] | str) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments)
