@@ -20,8 +20,8 @@ from tests.support.databases import postgres_server, sqlite_url
 from tests.support.machine import StolenTime
 from token_broker.memory.delivery.local import LocalFacts
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.store.keys import ArrivalClock
-from token_broker.memory.store.turns import Arrived, insert_turns
+from token_broker.memory.ingest.group_commit import ArrivalClock
+from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
 from token_broker.security.owner import Owner
 
 USERS = {"little": (5, 30), "much": (50, 200)}  # sessions, turns in each
@@ -32,7 +32,7 @@ async def say(database: Database, user: str, sessions: int, turns: int) -> None:
     arrivals = ArrivalClock()
     for number in range(sessions):
         who = owner(f"recalled-{user}-{number:04}", principal=user, epoch=number)
-        batch = [Arrived(turn(f"r{n}", content(n), by=who, sequence=n), arrivals.next()) for n in range(turns)]
+        batch = [ArrivedTurn(turn(f"r{n}", content(n), by=who, sequence=n), arrivals.next()) for n in range(turns)]
         work = partial(insert_turns, batch=batch, now_s=time.time(), unknown=[(who, "elena")], queue=False)
         await database.write(work)
     await index(database)

@@ -39,9 +39,9 @@ from token_broker.memory.delivery.local import LocalSink
 from token_broker.memory.delivery.worker import DeliveryPolicy, DeliveryWorker
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.store.full_text import index_words, merge_words
-from token_broker.memory.store.keys import ArrivalClock
-from token_broker.memory.store.turns import Arrived, insert_turns
+from token_broker.memory.ingest.group_commit import ArrivalClock
+from token_broker.memory.store.full_text import index_turns, merge_step
+from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
 from token_broker.settings import Settings
 
 SESSIONS = 256
@@ -179,7 +179,7 @@ async def fill(database: Database, count: int) -> None:
         numbers = range(start, min(start + _FILLED_AT_ONCE, count))
         owners = {n % _FILLED_SESSIONS: owner(f"stored-session-{n % _FILLED_SESSIONS:06}") for n in numbers}
         batch = [
-            Arrived(
+            ArrivedTurn(
                 turn(f"stored-{n}", content(n), by=owners[n % _FILLED_SESSIONS], sequence=n // _FILLED_SESSIONS),
                 arrivals.next(),
             )
@@ -193,9 +193,9 @@ async def fill(database: Database, count: int) -> None:
 async def index(database: Database) -> None:
     """Makes what is stored searchable on SQLite and leaves nothing to merge, as the broker does behind its commits."""
     if database.dialect == "sqlite":
-        while await database.write(partial(index_words, limit=_FILLED_AT_ONCE)) > 0:
+        while await database.write(partial(index_turns, limit=_FILLED_AT_ONCE)) > 0:
             pass
-        while await database.write(merge_words):
+        while await database.write(merge_step):
             pass
 
 
@@ -205,7 +205,7 @@ async def drain(url: str, count: int) -> Result:
         arrivals, drained = ArrivalClock(), time.time_ns()
         for number in range(count // 30):
             who = owner(f"drained-{drained}-{number:05}")
-            batch = [Arrived(turn(f"d{n}", content(n), by=who, sequence=n + 1), arrivals.next()) for n in range(30)]
+            batch = [ArrivedTurn(turn(f"d{n}", content(n), by=who, sequence=n + 1), arrivals.next()) for n in range(30)]
             work = partial(insert_turns, batch=batch, now_s=time.time(), unknown=[(who, "elena")], queue=True)
             await database.write(work)
         worker = DeliveryWorker(database, LocalSink(), DeliveryPolicy(), clock=time.time)

@@ -8,9 +8,9 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Fault, Zep
 from tests.support.waiting import eventually
-from token_broker.memory.admin import open_admin
+from token_broker.memory.maintenance import open_maintenance
 from token_broker.memory.service import Memory
-from token_broker.memory.store.turns import find_session
+from token_broker.memory.store.sessions import find_session
 from token_broker.memory.types import Outcome
 
 
@@ -28,7 +28,7 @@ async def test_dead_letters_are_listed_retried_and_purged_beside_a_running_broke
                 return memory.status().dead == 1
 
             await eventually(is_dead)
-        async with open_admin(settings) as admin:
+        async with open_maintenance(settings) as admin:
             assert [letter.turn.turn_id for letter in await admin.dead_letters(9)] == ["t1"]
             assert await admin.dead_letters(9, session_id="another-session-01") == []
             assert await admin.retry_dead() == 1
@@ -43,7 +43,7 @@ async def test_a_user_is_forgotten_here_and_in_zep_and_others_are_not(zep_settin
         for by in (owner(principal="ann"), owner("session-of-ann-002", principal="ann"), owner("session-of-bob-001")):
             await memory.append([turn("t1", by=by)])
         await zep.has(3)
-        async with open_admin(settings) as admin:
+        async with open_maintenance(settings) as admin:
             assert await admin.erase_user("ann") == 2
 
         async def is_forgotten() -> bool:
@@ -60,7 +60,7 @@ async def test_a_label_is_forgotten_where_nobody_is_authenticated(make_settings:
     async with Memory.open(settings) as memory:
         await memory.append([turn("t1", by=owner(user_id="ann"))])
         await memory.append([turn("t1", by=owner("session-of-bob-001", user_id="bob"))])
-        async with open_admin(settings) as admin:
+        async with open_maintenance(settings) as admin:
             assert await admin.erase_user("ann") == 1
             assert await admin.erase_session("session-of-bob-001") == 1
         assert await memory.turns(SESSION, principal="anonymous", limit=9) == []
@@ -70,7 +70,7 @@ async def test_a_session_that_another_process_erased_takes_nothing_more(make_set
     settings = make_settings()
     async with Memory.open(settings) as memory:
         await memory.append([turn("t1")])
-        async with open_admin(settings) as admin:
+        async with open_maintenance(settings) as admin:
             await admin.erase_session(SESSION)
         assert await memory.append([turn("t2")]) == [Outcome.ERASED]
         assert await memory.turns(SESSION, principal="anonymous", limit=9) == []
@@ -89,7 +89,7 @@ async def test_retention_deletes_what_is_older_and_zero_keeps_all(
         await memory.append([turn("old")])
     async with Memory.open(settings, clock=lambda: now_s) as memory:
         await memory.append([turn("new")])
-        await memory._keeper.sweep(days)
+        await memory._maintenance.sweep(days)
         assert len(await memory.turns(SESSION, principal="anonymous", limit=9) or []) == kept
 
 
@@ -99,7 +99,7 @@ async def test_retention_deletes_sessions_in_which_nothing_was_said(make_setting
         for by in (old, new):
             memory.sessions.record(by, "elena")
         await memory.append([turn("said", by=owner(epoch=1_000))])
-        await memory._keeper.sweep(30)
+        await memory._maintenance.sweep(30)
         found = [
             await memory._database.read(partial(find_session, session_id=by.session_id)) for by in (old, new, owner())
         ]

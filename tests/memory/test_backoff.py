@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_broker.memory.delivery.backoff import (
+from token_broker.memory.delivery.decisions import (
     FULL_BATCH,
-    ILL_AFTER,
+    UNAVAILABLE_AFTER,
     Backlog,
     ConcurrencyLimiter,
-    Failure,
     Verdict,
     after_failure,
     backoff_s,
 )
+from token_broker.memory.types import Failure
 
 NOW_US = 50_000_000_000_000
 ILL = Failure("down")
@@ -92,7 +92,7 @@ def test_an_ill_sink_is_pressed_less_and_rests() -> None:
 
 def test_a_poisoned_turn_gives_other_sessions_no_rest_to_wait_for() -> None:
     limiter = ConcurrencyLimiter(limit=8)
-    for _ in range(ILL_AFTER - 1):
+    for _ in range(UNAVAILABLE_AFTER - 1):
         limiter = limiter.failed(COUNTS, 100)
     assert limiter.resume_at_s == 0
     assert limiter.failed(COUNTS, 100).resume_at_s > 100

@@ -11,13 +11,13 @@ from structlog.testing import capture_logs
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.waiting import eventually
-from token_broker.memory.admin import open_admin
-from token_broker.memory.blocklist import Refused, StoredBlocklist
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.errors import BlocklistFullError
+from token_broker.memory.maintenance import open_maintenance
+from token_broker.memory.repositories import Refused, StoredBlocklist
 from token_broker.memory.service import Memory
-from token_broker.memory.store.blocklist import MAX_BLOCKS, block, blocked_keys, unblock
-from token_broker.memory.store.tables import blocklist
+from token_broker.memory.store.sessions import MAX_BLOCKS, block, blocked_keys, unblock
+from token_broker.memory.store.tables import blocks
+from token_broker.memory.store_errors import BlocklistFullError
 
 
 @pytest.fixture
@@ -41,12 +41,12 @@ async def cut(database: Database, *principals: str) -> None:
 
 async def fill(database: Database, count: int) -> None:
     rows = [{"kind": "principal", "id": f"user-{number}", "since_us": number} for number in range(count)]
-    await database.write(lambda connection: connection.execute(insert(blocklist), rows).rowcount)
+    await database.write(lambda connection: connection.execute(insert(blocks), rows).rowcount)
 
 
 async def test_somebody_is_blocked_beside_a_running_broker_and_let_in_again(make_settings: MakeSettings) -> None:
     settings = make_settings()
-    async with Memory.open(settings) as memory, open_admin(settings) as admin:
+    async with Memory.open(settings) as memory, open_maintenance(settings) as admin:
         await memory.ready()
         assert not memory.blocklist.refused("ann", SESSION)
         assert await admin.block("principal", "ann")
@@ -67,7 +67,7 @@ async def test_somebody_is_blocked_beside_a_running_broker_and_let_in_again(make
 
 async def test_what_a_blocked_session_said_is_still_kept(make_settings: MakeSettings) -> None:
     settings = make_settings()
-    async with Memory.open(settings) as memory, open_admin(settings) as admin:
+    async with Memory.open(settings) as memory, open_maintenance(settings) as admin:
         await admin.block("session", SESSION)
         await memory.append([turn("t1")])
         assert [found.turn_id for found in await memory.turns(SESSION, principal="anonymous", limit=9) or []] == ["t1"]
@@ -75,7 +75,7 @@ async def test_what_a_blocked_session_said_is_still_kept(make_settings: MakeSett
 
 async def test_a_broker_that_has_its_store_knows_who_was_blocked_before_it_began(make_settings: MakeSettings) -> None:
     settings = make_settings()
-    async with open_admin(settings) as admin:
+    async with open_maintenance(settings) as admin:
         await admin.block("principal", "ann")
     async with Memory.open(settings) as memory:
         await memory.ready()
@@ -116,7 +116,7 @@ async def test_a_full_list_takes_nobody_more_until_somebody_is_let_in_again(data
 
 async def test_a_mistyped_id_is_told_from_a_known_one(make_settings: MakeSettings) -> None:
     settings = make_settings()
-    async with Memory.open(settings) as memory, open_admin(settings) as admin:
+    async with Memory.open(settings) as memory, open_maintenance(settings) as admin:
         await memory.append([turn("t1", by=owner(principal="ann"))])
         assert [await admin.knows("principal", name) for name in ("ann", "bob")] == [True, False]
         assert [await admin.knows("session", name) for name in (SESSION, "another-session-01")] == [True, False]
@@ -163,7 +163,7 @@ async def test_a_watcher_that_breaks_keeps_nobody_from_being_blocked(make_settin
         raise ZeroDivisionError
 
     settings = make_settings()
-    async with Memory.open(settings) as memory, open_admin(settings) as admin:
+    async with Memory.open(settings) as memory, open_maintenance(settings) as admin:
         await memory.ready()
         memory.blocklist.watch(breaks)
         for name in ("ann", "bob"):

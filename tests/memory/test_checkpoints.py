@@ -15,10 +15,10 @@ from tests.memory.support.stores import opened
 from tests.memory.support.turns import owner, turn
 from tests.support.databases import sqlite_url
 from tests.support.waiting import eventually
-from token_broker.memory.drivers import checkpoints
+from token_broker.memory.drivers import sqlite
 from token_broker.memory.drivers.sqlite import SqliteDatabase
-from token_broker.memory.store.keys import ArrivalClock
-from token_broker.memory.store.turns import Arrived, insert_turns
+from token_broker.memory.ingest.group_commit import ArrivalClock
+from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
 
 PAGE = 4096
 arrivals = ArrivalClock()
@@ -27,8 +27,8 @@ arrivals = ArrivalClock()
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints all the time, and a log that is soon long."""
-    for name, value in {"_EVERY_S": 0.01, "_LONG_PAGES": 256, "_TAIL_PAGES": 32}.items():
-        monkeypatch.setattr(checkpoints, name, value)
+    for name, value in {"_CHECKPOINT_EVERY_S": 0.01, "_LONG_LOG_PAGES": 256, "_TAIL_PAGES": 32}.items():
+        monkeypatch.setattr(sqlite, name, value)
 
 
 def sqlite_in(folder: Path) -> SqliteDatabase:
@@ -42,7 +42,7 @@ async def database(tmp_path: Path) -> AsyncIterator[SqliteDatabase]:
 
 
 async def put(database: SqliteDatabase, count: int = 1, content: str = "hello") -> None:
-    batch = [Arrived(turn(content=content), arrivals.next()) for _ in range(count)]
+    batch = [ArrivedTurn(turn(content=content), arrivals.next()) for _ in range(count)]
     await database.write(partial(insert_turns, batch=batch, now_s=1.0, unknown=[(owner(), "elena")], queue=False))
 
 
@@ -87,14 +87,14 @@ async def test_a_log_that_is_written_to_all_the_while_begins_anew(database: Sqli
         written += 20 * 8000
         longest = max(longest, log_of(database).stat().st_size)
     assert longest < written / 2
-    assert longest < checkpoints.SAFETY_PAGES * PAGE / 2  # so no commit had to
+    assert longest < sqlite.AUTOCHECKPOINT_PAGES * PAGE / 2  # so no commit had to
 
 
 async def test_commits_do_it_themselves_where_the_thread_can_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("token_broker.memory.drivers.sqlite.SAFETY_PAGES", 256)
-    monkeypatch.setattr(checkpoints, "_EVERY_S", 60)
+    monkeypatch.setattr("token_broker.memory.drivers.sqlite.AUTOCHECKPOINT_PAGES", 256)
+    monkeypatch.setattr(sqlite, "_CHECKPOINT_EVERY_S", 60)
     async with opened(sqlite_in(tmp_path)) as database:
         for _ in range(40):
             await put(database, 20, "x" * 8000)
@@ -113,7 +113,7 @@ async def test_a_checkpoint_that_fails_is_tried_again(
         connection: sqlite3.Connection = sqlite3.connect(*arguments, **options)
         return connection
 
-    monkeypatch.setattr(checkpoints, "sqlite3", SimpleNamespace(connect=failing, Error=sqlite3.Error))
+    monkeypatch.setattr(sqlite, "sqlite3", SimpleNamespace(connect=failing, Error=sqlite3.Error))
 
     async def arrived() -> bool:
         await put(database)

@@ -15,7 +15,7 @@ from tests.memory.support.turns import SESSION, turn
 from tests.support.broker import environment, run_command
 from tests.support.databases import sqlite_url
 from token_broker.memory.service import Memory
-from token_broker.memory.store.tables import Delivery
+from token_broker.memory.types import Delivery
 from token_broker.settings import Settings
 
 FEW, MANY = 3, 1100  # the second more than two transactions' worth

@@ -13,15 +13,15 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import KEY, Fault, Zep
 from tests.support.waiting import eventually
-from token_broker.memory.delivery.sink import DeliveryBatch
 from token_broker.memory.delivery.worker import DeliveryPolicy, DeliveryWorker
 from token_broker.memory.delivery.zep import ZepMemory
 from token_broker.memory.drivers.database import Database
+from token_broker.memory.ingest.group_commit import ArrivalClock
 from token_broker.memory.service import Memory
-from token_broker.memory.store.keys import ArrivalClock
-from token_broker.memory.store.outbox import Figures, figures, list_dead
-from token_broker.memory.store.turns import Arrived, insert_turns
-from token_broker.memory.types import Turn
+from token_broker.memory.store.dead_letters import list_dead
+from token_broker.memory.store.outbox import OutboxStatus, read_status
+from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
+from token_broker.memory.types import DeliveryBatch, Turn
 from token_broker.security.owner import Owner
 
 
@@ -45,7 +45,7 @@ class Delivering:
         self._arrivals = ArrivalClock(clock)
 
     async def queue(self, *turns: Turn) -> None:
-        batch = [Arrived(said, self._arrivals.next()) for said in turns]
+        batch = [ArrivedTurn(said, self._arrivals.next()) for said in turns]
         unknown = [(said.owner, said.agent_id) for said in turns]
         work = partial(insert_turns, batch=batch, now_s=self.clock(), unknown=unknown, queue=True)
         await self.database.write(work)
@@ -60,8 +60,8 @@ class Delivering:
                 return
             self.clock.now_s += step_s
 
-    async def figures(self) -> Figures:
-        return await self.database.read(figures)
+    async def read_status(self) -> OutboxStatus:
+        return await self.database.read(read_status)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ async def test_a_talk_arrives_in_order_at_most_thirty_turns_a_call(delivering: D
     await delivering.rounds()
     assert zep.turn_ids(SESSION) == [said.turn_id for said in talk]
     assert [len(ids) for _, ids in zep.calls] == [30, 30, 15]
-    assert await delivering.figures() == Figures(0, None, 0, 0)
+    assert await delivering.read_status() == OutboxStatus(0, None, 0, 0)
 
 
 async def test_a_gap_is_waited_for_and_no_longer_than_ten_seconds(delivering: Delivering, zep: Zep) -> None:
@@ -118,7 +118,7 @@ async def test_a_turn_that_makes_zep_fail_is_given_up_after_so_many_attempts(del
     await delivering.queue(*a_talk(3), *a_talk(3, by=owner("another-session-01")))
     await delivering.rounds(seconds=600)
     assert zep.turn_ids(SESSION) == ["t001", "t003"]
-    assert (await delivering.figures()).dead == 2
+    assert (await delivering.read_status()).dead == 2
     assert delivering.worker.counts.dead == 2
 
 
@@ -147,7 +147,7 @@ async def test_zep_down_for_an_hour_then_faulty_then_well_gets_the_backlog_in_or
     assert {key: zep.turn_ids(key) for key in talks} == {
         key: [said.turn_id for said in talk] for key, talk in talks.items()
     }
-    assert await delivering.figures() == Figures(0, None, 0, 0)
+    assert await delivering.read_status() == OutboxStatus(0, None, 0, 0)
     assert zep.most_at_once <= 8
     assert not zep.overlapped
 
@@ -187,11 +187,11 @@ async def test_a_settlement_is_written_though_the_worker_is_stopped(
     delivered = asyncio.Event()
 
     class Telling:
-        async def deliver(self, sent: DeliveryBatch) -> None:
-            await delivering.sink.deliver(sent)
+        async def deliver(self, batch: DeliveryBatch) -> None:
+            await delivering.sink.deliver(batch)
             delivered.set()
 
-        async def forget(self, principal: str, session_id: str) -> None: ...
+        async def erase(self, principal: str, session_id: str) -> None: ...
 
     worker = DeliveryWorker(database, Telling(), DeliveryPolicy(), clock=clock)
     await delivering.queue(*a_talk(3))
@@ -199,23 +199,23 @@ async def test_a_settlement_is_written_though_the_worker_is_stopped(
     await delivered.wait()
     running.cancel()
     await asyncio.wait({running})
-    assert (await delivering.figures()).queued == 0
+    assert (await delivering.read_status()).queued == 0
 
 
 async def test_a_fault_in_a_sink_ends_no_worker_and_loses_no_turn(
     delivering: Delivering, database: Database, clock: Clock
 ) -> None:
     class Broken:
-        async def deliver(self, sent: DeliveryBatch) -> None:
-            raise KeyError(sent.session_id)
+        async def deliver(self, batch: DeliveryBatch) -> None:
+            raise KeyError(batch.session_id)
 
-        async def forget(self, principal: str, session_id: str) -> None: ...
+        async def erase(self, principal: str, session_id: str) -> None: ...
 
     worker = DeliveryWorker(database, Broken(), DeliveryPolicy(), clock=clock)
     await delivering.queue(*a_talk(2))
     assert await worker.round() == 1
     await worker.idle()
-    assert (await delivering.figures()).queued == 2
+    assert (await delivering.read_status()).queued == 2
     assert worker.last_failure == "the sink broke (KeyError)"
 
 
@@ -226,12 +226,12 @@ async def test_an_erasure_that_zep_refuses_is_asked_for_again_until_it_is_done(
 
     await delivering.queue(*a_talk(2, by=owner(principal="ann")))
     await delivering.rounds()
-    keeper = Maintenance(delivering.database, erase=True, lease_s=30, session_token_s=7200, clock=delivering.clock)
+    maintenance = Maintenance(delivering.database, erase=True, lease_s=30, session_token_s=7200, clock=delivering.clock)
     zep.faults.append(Fault("status", status=503, times=3))
-    assert await keeper.erase_user("ann") == 2
+    assert await maintenance.erase_user("ann") == 2
     await delivering.rounds(seconds=300)
     assert (zep.users, zep.messages) == ({}, {})
-    assert (await delivering.figures()).erasures == 0
+    assert (await delivering.read_status()).erasures == 0
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

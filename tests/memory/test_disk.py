@@ -17,11 +17,11 @@ from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.test_store_faults import has_no_room, say, the_talk_goes_on, works_again
 from tests.support.waiting import eventually
 from token_broker.api.metrics import memory_metrics
-from token_broker.memory.drivers.disk import DiskWatch, free_bytes_of
-from token_broker.memory.errors import StoreFullError
+from token_broker.memory.drivers.files import DiskSpace, free_bytes_of
+from token_broker.memory.memory_status import MemoryStatus
 from token_broker.memory.service import Memory
-from token_broker.memory.status import MemoryStatus
-from token_broker.memory.store.turns import find_session
+from token_broker.memory.store.sessions import find_session
+from token_broker.memory.store_errors import StoreFullError
 from token_broker.security.owner import Owner
 from token_broker.settings import Settings
 
@@ -46,7 +46,7 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    monkeypatch.setattr("token_broker.memory.drivers.disk._EVERY_S", 0.0)
+    monkeypatch.setattr("token_broker.memory.drivers.files._CHECK_EVERY_S", 0.0)
     return Disk()
 
 
@@ -155,7 +155,7 @@ async def test_a_real_disk_with_less_than_the_floor_is_noticed(tmp_path: Path) -
 
 def test_the_disk_is_looked_at_once_a_second_or_after_so_many_bytes(tmp_path: Path) -> None:
     now_s, disk = 100.0, Disk()
-    watch = DiskWatch(tmp_path, FLOOR, free_bytes=disk, clock=lambda: now_s)
+    watch = DiskSpace(tmp_path, FLOOR, free_bytes=disk, clock=lambda: now_s)
     assert not any(watch.is_short(1000) for _ in range(100))
     assert disk.looks == 1
     disk.free_bytes = 0
@@ -170,7 +170,7 @@ def test_the_disk_is_looked_at_once_a_second_or_after_so_many_bytes(tmp_path: Pa
 def test_a_disk_that_cannot_be_looked_at_is_not_short(tmp_path: Path) -> None:
     disk = Disk()
     disk.is_away = True
-    watch = DiskWatch(tmp_path, FLOOR, free_bytes=disk)
+    watch = DiskSpace(tmp_path, FLOOR, free_bytes=disk)
     assert not watch.is_short()
     assert watch.free_bytes is None
 

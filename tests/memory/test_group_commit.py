@@ -13,16 +13,12 @@ from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.databases import sqlite_url
 from tests.support.waiting import eventually
 from token_broker.memory.drivers.connect import connect
-from token_broker.memory.errors import (
-    StoreAwayError,
-    StoreBusyError,
-    StoreRefusedError,
-    StoreUnreachableError,
-)
 from token_broker.memory.ingest.buffer import IngestBuffer
 from token_broker.memory.ingest.group_commit import GroupWriter
 from token_broker.memory.repositories import StoredSessions, StoredTickets
-from token_broker.memory.store.turns import claim_session, find_session, release_session, save_sessions
+from token_broker.memory.store.sessions import claim_session, find_session, release_session
+from token_broker.memory.store.turn_writes import save_sessions
+from token_broker.memory.store_errors import StoreAwayError, StoreBusyError, StoreRefusedError, StoreUnreachableError
 from token_broker.memory.types import Outcome
 from token_broker.security.owner import Owner
 
@@ -167,7 +163,7 @@ async def test_a_turn_that_will_never_be_taken_holds_up_no_other(
 async def test_words_that_no_store_takes_are_kept_with_a_mark_in_their_place(
     writer: GroupWriter, ingest: IngestBuffer, database: Obstinate
 ) -> None:
-    from token_broker.memory.store.reading import last_turns
+    from token_broker.memory.store.turn_reads import last_turns
 
     ingest.offer(turn(content="a\x00b\ud800c"))
     async with asyncio.timeout(10):

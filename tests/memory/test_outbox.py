@@ -7,31 +7,27 @@ import pytest
 
 from tests.memory.support.stores import erase_session
 from tests.memory.support.turns import SESSION, owner, turn
-from token_broker.memory.delivery.backoff import Backlog
+from token_broker.memory.delivery.decisions import Backlog
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.store.erasure import (
-    Erasure,
-    claim_erasures,
-    finish_erasure,
-    mark_erased,
-    note_user_erasure,
-    postpone_erasure,
-)
-from token_broker.memory.store.keys import BUCKETS, ArrivalClock, bucket_of
+from token_broker.memory.ingest.group_commit import ArrivalClock
+from token_broker.memory.store.dead_letters import list_dead, purge_dead, retry_dead
+from token_broker.memory.store.erasure import mark_erased
 from token_broker.memory.store.outbox import (
     Claim,
+    Erasure,
     Settlement,
     claim,
+    claim_erasures,
     due_buckets,
-    figures,
-    list_dead,
-    purge_dead,
-    retry_dead,
+    finish_erasure,
+    postpone_erasure,
+    read_status,
+    request_erasure,
     settle,
 )
-from token_broker.memory.store.reading import list_turns
-from token_broker.memory.store.turns import Arrived, insert_turns
-from token_broker.memory.types import Turn
+from token_broker.memory.store.turn_reads import list_turns
+from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
+from token_broker.memory.types import BUCKETS, Turn, bucket_of
 
 NOW = 1_000_000_000
 LEASE = NOW + 30_000_000
@@ -40,7 +36,7 @@ arrivals = ArrivalClock()
 
 async def queue(database: Database, *turns: Turn, now_us: int = NOW) -> None:
     unknown = [(said.owner, said.agent_id) for said in turns]
-    batch = [Arrived(said, arrivals.next()) for said in turns]
+    batch = [ArrivedTurn(said, arrivals.next()) for said in turns]
     await database.write(partial(insert_turns, batch=batch, now_s=now_us / 1e6, unknown=unknown, queue=True))
 
 
@@ -91,7 +87,7 @@ async def test_a_session_with_nothing_left_leaves_the_outbox(database: Database)
     (held,) = await take(database)
     assert await give_back(database, held, Settlement(NOW, delivered=["t1"]))
     assert await database.read(partial(due_buckets, now_us=LEASE * 2)) == []
-    assert (await database.read(figures)).queued == 0
+    assert (await database.read(read_status)).queued == 0
 
 
 async def test_a_lease_that_ran_out_is_another_claim_and_marked_uncertain(database: Database) -> None:
@@ -165,7 +161,7 @@ async def test_dead_letters_are_kept_with_their_reason_and_may_be_tried_again(da
     await give_back(database, held, Settlement(NOW, delivered=["t2"], dead=["t1"], reason="zep: 400"))
     (letter,) = await database.read(partial(list_dead, limit=9))
     assert (letter.session_id, letter.turn.turn_id, letter.reason) == (SESSION, "t1", "zep: 400")
-    assert (await database.read(figures)).dead == 1
+    assert (await database.read(read_status)).dead == 1
     assert await database.write(partial(retry_dead, now_us=NOW)) == 1
     assert await deliveries(database) == ["queued", "delivered"]
     (again,) = await take(database)
@@ -184,7 +180,7 @@ async def test_dead_letters_are_purged_by_session(database: Database) -> None:
 async def test_the_figures_count_what_waits_and_since_when(database: Database) -> None:
     await queue(database, turn("t1"), turn("t2"), now_us=NOW)
     await queue(database, turn("t3"), turn("t1", by=owner("another-session-01")), now_us=NOW + 50)
-    found = await database.read(figures)
+    found = await database.read(read_status)
     assert (found.queued, found.oldest_us, found.dead, found.erasures) == (4, NOW, 0, 0)
 
 
@@ -213,11 +209,11 @@ async def test_nothing_of_an_erased_session_is_delivered(database: Database) -> 
     await database.write(partial(mark_erased, session_id=SESSION, now_us=NOW, erase=False))
     assert await database.write(partial(retry_dead, now_us=NOW)) == 1
     assert await take(database) == []
-    assert (await database.read(figures)).queued == 0
+    assert (await database.read(read_status)).queued == 0
 
 
 async def test_nothing_of_a_user_being_forgotten_is_delivered(database: Database) -> None:
-    await database.write(partial(note_user_erasure, principal="ann", now_us=NOW))
+    await database.write(partial(request_erasure, principal="ann", session_id="", due_at_us=NOW))
     await queue(database, turn("t1", by=owner(principal="ann")))
     assert await take(database) == []
     (erasure,) = await database.write(partial(claim_erasures, limit=9, now_us=NOW, lease_until_us=LEASE))

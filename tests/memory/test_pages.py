@@ -19,10 +19,10 @@ from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.waiting import eventually
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
+from token_broker.memory.ingest.group_commit import ArrivalClock
 from token_broker.memory.service import Memory
-from token_broker.memory.store.keys import ArrivalClock
-from token_broker.memory.store.reading import PAGE_BYTES, list_turns
-from token_broker.memory.store.turns import Arrived, insert_turns
+from token_broker.memory.store.turn_reads import PAGE_BYTES, list_turns
+from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
 from token_broker.security.owner import Owner
 from token_broker.security.quotas import MemoryQuotas, PagePlaces
 from token_broker.settings import Settings
@@ -37,7 +37,7 @@ async def fill(database: Database, contents: list[str], by: Owner | None = None)
     by, arrivals = by or owner(), ArrivalClock()
     for start in range(0, len(contents), 100):
         batch = [
-            Arrived(turn(f"t{n}", content, by=by, sequence=n), arrivals.next())
+            ArrivedTurn(turn(f"t{n}", content, by=by, sequence=n), arrivals.next())
             for n, content in enumerate(contents[start : start + 100], start)
         ]
         work = partial(insert_turns, batch=batch, now_s=1.0, unknown=[(by, "elena")], queue=False)

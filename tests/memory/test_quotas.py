@@ -12,7 +12,7 @@ from tests.memory.support.app import bearer, make_app
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.serving import serve_app
 from tests.support.waiting import eventually
-from token_broker.memory.admin import open_admin
+from token_broker.memory.maintenance import open_maintenance
 from token_broker.memory.service import Memory
 from token_broker.security.owner import Owner
 from token_broker.settings import Settings
@@ -163,7 +163,7 @@ async def test_who_is_blocked_writes_reads_and_erases_nothing(
     async with calling(settings) as caller:
         assert (await caller.say("before")).status_code == 200
         assert (await caller.say(by=BOB)).status_code == 200
-        async with open_admin(settings) as admin:
+        async with open_maintenance(settings) as admin:
             await admin.block(kind, name)
         await caller.memory.blocklist.refresh()
         for answer in (
@@ -181,7 +181,7 @@ async def test_who_is_blocked_writes_reads_and_erases_nothing(
 async def test_a_turn_that_the_proxy_brings_after_the_block_is_kept(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with calling(settings) as caller:
-        async with open_admin(settings) as admin:
+        async with open_maintenance(settings) as admin:
             await admin.block("principal", "ann")
         await caller.memory.blocklist.refresh()
         assert caller.memory.ingest.offer(turn(content="said before", by=ANN))

@@ -13,13 +13,11 @@ from tests.memory.support.zep import Fault, Zep
 from tests.support.machine import retry_if_host_busy
 from tests.support.waiting import eventually
 from token_broker.memory.context import TOLD_CHARS
-from token_broker.memory.drivers.database import Database, DialectName
-from token_broker.memory.drivers.lanes import Lane
-from token_broker.memory.errors import StoreUnreachableError
-from token_broker.memory.recall import BoundedRecall
-from token_broker.memory.recall_cache import RecallCache
+from token_broker.memory.drivers.database import Database, DialectName, PoolName
+from token_broker.memory.recall import BoundedRecall, RecallCache
 from token_broker.memory.service import Memory
-from token_broker.memory.store import rows
+from token_broker.memory.store import statements
+from token_broker.memory.store_errors import StoreUnreachableError
 from token_broker.security.owner import Owner
 
 
@@ -94,10 +92,10 @@ class SlowDatabase:
     async def open(self) -> bool:
         return False
 
-    async def write(self, work: Any, *, again: bool = True) -> Any:
+    async def write(self, work: Any, *, idempotent: bool = True) -> Any:
         await asyncio.sleep(2)
 
-    async def read(self, work: Any, *, lane: Lane = "quick") -> Any:
+    async def read(self, work: Any, *, pool: PoolName = "quick") -> Any:
         await asyncio.sleep(2)
 
     async def close(self) -> None: ...
@@ -106,7 +104,7 @@ class SlowDatabase:
 class Away(SlowDatabase):
     """Answers at once that it can't."""
 
-    async def read(self, work: Any, *, lane: Lane = "quick") -> Any:
+    async def read(self, work: Any, *, pool: PoolName = "quick") -> Any:
         raise StoreUnreachableError("down")
 
 
@@ -157,12 +155,12 @@ class Counting:
     async def open(self) -> bool:
         return False
 
-    async def write(self, work: Any, *, again: bool = True) -> Any:
-        return await self._database.write(work, again=again)
+    async def write(self, work: Any, *, idempotent: bool = True) -> Any:
+        return await self._database.write(work, idempotent=idempotent)
 
-    async def read(self, work: Any, *, lane: Lane = "quick") -> Any:
+    async def read(self, work: Any, *, pool: PoolName = "quick") -> Any:
         self.asked += 1
-        found = await self._database.read(work, lane=lane)
+        found = await self._database.read(work, pool=pool)
         await self.free.wait()
         return found
 
@@ -230,7 +228,7 @@ async def test_what_was_late_or_failed_is_asked_for_again() -> None:
 
 
 def test_what_is_kept_ends_after_a_while_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.memory.recall_cache._SESSIONS_KEPT", 3)
+    monkeypatch.setattr("token_broker.memory.recall._CACHED_SESSIONS", 3)
     now_s = 100.0
     cache: RecallCache[int] = RecallCache(keep_s=2, clock=lambda: now_s)
     for number in range(9):
@@ -249,12 +247,13 @@ async def test_of_long_turns_no_more_is_read_than_can_be_told(
 ) -> None:
     """However long they are: the contents that come out of the database are cut there."""
     read: list[int] = []
+    stored = statements.stored_turn
 
     def stored_turn(row: Any) -> Any:
         read.append(len(row.content))
-        return rows.stored_turn(row)
+        return stored(row)
 
-    for module in ("reading", "searching"):
+    for module in ("turn_reads", "statements"):
         monkeypatch.setattr(f"token_broker.memory.store.{module}.stored_turn", stored_turn)
     ann = owner(principal="ann")
     async with Memory.open(make_settings(recall_budget_s=5)) as memory:
@@ -262,7 +261,7 @@ async def test_of_long_turns_no_more_is_read_than_can_be_told(
         await memory.append(said)
 
         async def told() -> bool:  # facts too, once the words are indexed
-            memory.recall.kept.erase_all()
+            memory.recall.cache.clear()
             return "known:" in await memory.recall.block(ann)
 
         await eventually(told)

@@ -1,7 +1,7 @@
 """The migrations make what `tables.py` says, once, and leave alone what they don't know."""
 
 import asyncio
-import importlib
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -14,29 +14,35 @@ from pydantic import SecretStr
 from sqlalchemy import Connection, text
 
 import token_broker.memory
-from tests.memory.support.stores import erase_session
+from tests.memory.support.stores import opened
 from tests.memory.support.turns import SESSION, owner, turn
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.errors import StoreAwayError
-from token_broker.memory.store.full_text import index_words
-from token_broker.memory.store.migrate import upgrade
-from token_broker.memory.store.searching import search
+from token_broker.memory.store import migrate
+from token_broker.memory.store.full_text import index_turns, search
 from token_broker.memory.store.tables import SCHEMA_REVISION, metadata
-from token_broker.memory.store.turns import Arrived, insert_turns
+from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
+from token_broker.memory.store_errors import StoreAwayError
 
-SEARCH_TABLES = "turn_words"  # SQLite's full text, which only the migration knows
+FULL_TEXT_TABLES = "turns_fts"  # SQLite's, which `metadata` does not have
 
-FIRST = importlib.import_module("token_broker.memory.migrations.versions.0001_first")
-WORDED_AT_FIRST = {
-    "sqlite": ("DROP TRIGGER turns_unworded", "DROP TABLE turn_words", *FIRST.SQLITE_SEARCH),
-    "postgresql": FIRST.POSTGRESQL_SEARCH,
-}
+# A migration that a later version may bring: it adds a table and fills it from what is stored.
+LATER = """
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.execute("CREATE TABLE later (session_id TEXT NOT NULL)")
+    op.execute("INSERT INTO later SELECT session_id FROM sessions")
+"""
 
 
 def differences(connection: Connection) -> list[object]:
     def ours(_object: object, name: str | None, kind: str, _reflected: bool, _to: object) -> bool:
-        return not (name or "").startswith(SEARCH_TABLES)
+        return not (name or "").startswith(FULL_TEXT_TABLES)
 
     context = MigrationContext.configure(connection, opts={"include_object": ours})
     return list(compare_metadata(context, metadata))
@@ -57,7 +63,7 @@ async def everything(database: Database) -> list[str]:
     catalogue = {
         "sqlite": """
             SELECT type || ' ' || name || ' ' || coalesce(sql, '') FROM sqlite_master
-            UNION ALL SELECT k || ' ' || v FROM turn_words_config""",
+            UNION ALL SELECT k || ' ' || v FROM turns_fts_config""",
         "postgresql": """
             SELECT concat_ws(' ', table_name, column_name, data_type, is_nullable, column_default)
             FROM information_schema.columns WHERE table_schema = 'public'
@@ -76,10 +82,10 @@ async def test_an_empty_store_gets_what_all_migrations_together_make(database: D
         for statement in (
             ["DROP SCHEMA public CASCADE", "CREATE SCHEMA public"]
             if connection.dialect.name == "postgresql"
-            else [f"DROP TABLE {name}" for name in ("turn_words", "alembic_version", *metadata.tables)]
+            else [f"DROP TABLE {name}" for name in ("turns_fts", "alembic_version", *metadata.tables)]
         ):
             connection.execute(text(statement))
-        upgrade(connection, None)
+        migrate.upgrade(connection, None)
 
     await database.write(begin_anew)
     assert await everything(database) == created
@@ -95,37 +101,28 @@ async def test_a_store_that_is_up_to_date_opens_again_without_alembic(
     await again.close()
 
 
-async def test_a_store_of_the_first_version_is_brought_up_and_keeps_what_it_has(
-    database: Database, database_url: str
+async def test_older_store_is_upgraded_with_its_data(
+    database: Database, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def as_it_was(connection: Connection) -> None:
-        for statement in (
-            *WORDED_AT_FIRST[connection.dialect.name],
-            "DROP TABLE cutoffs",
-            "ALTER TABLE sessions DROP COLUMN stored_bytes",
-            "UPDATE alembic_version SET version_num = '0001'",
-            "INSERT INTO tickets VALUES (1, 'a-ticket', 1)",
-        ):
-            connection.execute(text(statement))
-        said = [Arrived(turn("t1", "mein Böötchen, my boat"), 1)]
-        insert_turns(connection, said, 1.0, unknown=[(owner(), "elena")], queue=False)
-
-    made = await everything(database)
-    await database.write(as_it_was)
+    said = [ArrivedTurn(turn("t1", "mein Böötchen, my boat"), 1)]
+    await database.write(
+        partial(insert_turns, batch=said, now_s=1.0, unknown=[(owner(), "elena")], queue=False),
+    )
     await database.close()
-    again = connect(SecretStr(database_url), timeout_s=20, patience_s=1)
-    await again.open()
-    assert await everything(again) == made
-    assert await again.read(lambda c: c.scalars(text("SELECT ticket_id FROM tickets")).all()) == ["a-ticket"]
-    if again.dialect == "sqlite":
-        assert await again.write(index_words) == 1
-    find = partial(search, words=["boat"], limit=9, session_ids=[SESSION])
-    assert [said.content for said in await again.read(find)] == ["mein Böötchen, my boat"]
-    size_bytes = len("mein Böötchen, my boat".encode()) + len("t1" + SESSION + "elena")
-    assert await again.read(lambda c: c.scalars(text("SELECT stored_bytes FROM sessions")).all()) == [size_bytes]
-    assert await erase_session(again, SESSION) == 1
-    assert await again.read(find) == []
-    await again.close()
+    later = tmp_path / "migrations"
+    shutil.copytree(migrate.MIGRATIONS, later)
+    (later / "versions" / "0002_later.py").write_text(LATER)
+    monkeypatch.setattr(migrate, "MIGRATIONS", later)
+    monkeypatch.setattr(migrate, "SCHEMA_REVISION", "0002")
+    async with opened(connect(SecretStr(database_url), timeout_s=20, patience_s=1)) as upgraded:
+        assert await upgraded.read(lambda c: c.scalars(text("SELECT session_id FROM later")).all()) == [SESSION]
+        assert await upgraded.read(lambda c: c.scalars(text("SELECT version_num FROM alembic_version")).all()) == [
+            "0002"
+        ]
+        if upgraded.dialect == "sqlite":
+            assert await upgraded.write(index_turns) == 1
+        find = partial(search, terms=["boat"], limit=9, session_ids=[SESSION])
+        assert [found.content for found in await upgraded.read(find)] == ["mein Böötchen, my boat"]
 
 
 async def test_a_store_of_a_newer_version_is_left_alone(database: Database, database_url: str) -> None:

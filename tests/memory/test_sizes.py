@@ -11,12 +11,11 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.test_quotas import ANN, calling, refusal
 from tests.support.waiting import eventually
-from token_broker.memory.ingest.sizes import SessionSizes, stored_bytes
+from token_broker.memory.ingest.session_sizes import SessionSizes
 from token_broker.memory.service import Memory
-from token_broker.memory.store.erasure import erase_older
-from token_broker.memory.store.keys import arrival_at
-from token_broker.memory.store.outbox import purge_dead
-from token_broker.memory.types import Outcome
+from token_broker.memory.store.dead_letters import purge_dead
+from token_broker.memory.store.erasure import delete_older_turns
+from token_broker.memory.types import Outcome, arrival_at, stored_bytes
 
 SIZE = stored_bytes(turn("t0", "x" * 100))  # of a turn with an id of two characters
 
@@ -93,7 +92,9 @@ async def test_turns_that_retention_removes_make_room(make_settings: MakeSetting
         now_s = 2000.0
         await memory.append([turn("t2", "x" * 100), turn("t3", "x" * 100)])
         assert await memory.append([turn("t4", "x" * 100)]) == [Outcome.FULL]
-        await memory._database.write(partial(erase_older, before_arrival=arrival_at(1500), limit=9, max_bytes=10_000))
+        await memory._database.write(
+            partial(delete_older_turns, before_arrival=arrival_at(1500), limit=9, max_bytes=10_000)
+        )
         assert await memory.append([turn("t4", "x" * 100), turn("t5", "x" * 100)]) == [Outcome.STORED] * 2
         assert await memory.append([turn("t6", "x")]) == [Outcome.FULL]
 
@@ -148,16 +149,16 @@ async def test_the_column_follows_what_is_stored(make_settings: MakeSettings) ->
             await memory.append([turn(f"t{number}", "ü" * 20_000)])
         size = 5 * stored_bytes(turn("t0", "ü" * 20_000))
 
-        async def noted() -> int:
+        async def written() -> int:
             return (await memory._database.read(columns))[SESSION]
 
-        assert size - 65_536 <= await noted() <= size
-        await memory._writer.note_sizes(everything=True)
-        assert await noted() == size
+        assert size - 65_536 <= await written() <= size
+        await memory._writer.write_sizes(everything=True)
+        assert await written() == size
 
 
 def test_sizes_of_more_sessions_than_are_remembered_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.memory.ingest.sizes._SESSIONS_KNOWN", 10)
+    monkeypatch.setattr("token_broker.memory.ingest.session_sizes._SESSIONS_KNOWN", 10)
     sizes = SessionSizes(1_000_000)
     for number in range(100):
         sizes.learn({f"s{number}": 0})

@@ -9,30 +9,22 @@ from sqlalchemy import Connection, func, select
 from tests.memory.support.stores import erase_session
 from tests.memory.support.turns import SESSION, owner, turn
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.errors import NotOwnerError
-from token_broker.memory.store import searching
+from token_broker.memory.ingest.group_commit import ArrivalClock
+from token_broker.memory.store import full_text
 from token_broker.memory.store.erasure import (
     delete_erased,
-    erase_idle_sessions,
-    erase_older,
+    delete_idle_sessions,
+    delete_older_turns,
     mark_erased,
     unfinished_erasures,
 )
-from token_broker.memory.store.full_text import index_words
-from token_broker.memory.store.keys import ArrivalClock, arrival_at
-from token_broker.memory.store.reading import last_turns, last_turns_of, list_turns, recent_sessions
-from token_broker.memory.store.searching import search
+from token_broker.memory.store.full_text import index_turns, search
+from token_broker.memory.store.sessions import find_session, remove_expired_tickets, spend_ticket
 from token_broker.memory.store.tables import turns
-from token_broker.memory.store.turns import (
-    Arrived,
-    find_session,
-    insert_turns,
-    last_arrival,
-    remove_expired_tickets,
-    save_sessions,
-    spend_ticket,
-)
-from token_broker.memory.types import Outcome, Turn
+from token_broker.memory.store.turn_reads import last_turns, last_turns_of, list_turns, recent_sessions
+from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns, last_arrival, save_sessions
+from token_broker.memory.store_errors import NotOwnerError
+from token_broker.memory.types import Outcome, Turn, arrival_at
 
 arrivals = ArrivalClock()
 S, D, F, E = Outcome.STORED, Outcome.DUPLICATE, Outcome.FOREIGN, Outcome.ERASED
@@ -40,15 +32,15 @@ S, D, F, E = Outcome.STORED, Outcome.DUPLICATE, Outcome.FOREIGN, Outcome.ERASED
 
 async def put(database: Database, *turns: Turn, known: bool = False, queue: bool = False) -> list[Outcome]:
     unknown = [] if known else [(said.owner, said.agent_id) for said in turns]
-    batch = [Arrived(said, arrivals.next()) for said in turns]
+    batch = [ArrivedTurn(said, arrivals.next()) for said in turns]
     return await database.write(partial(insert_turns, batch=batch, now_s=1.0, unknown=unknown, queue=queue))
 
 
-async def found(database: Database, *words: str, of: list[str]) -> list[str]:
+async def found(database: Database, *terms: str, of: list[str]) -> list[str]:
     """What a search finds, once the words are indexed."""
     if database.dialect == "sqlite":
-        await database.write(index_words)
-    return [said.turn_id for said in await database.read(partial(search, words=words, limit=9, session_ids=of))]
+        await database.write(index_turns)
+    return [said.turn_id for said in await database.read(partial(search, terms=terms, limit=9, session_ids=of))]
 
 
 async def ids(
@@ -229,7 +221,7 @@ async def test_turns_are_not_deleted_of_a_session_that_was_not_erased(database: 
 
 async def test_a_tombstone_outlives_every_sweep(database: Database) -> None:
     await erase_session(database, SESSION)
-    assert await database.write(partial(erase_idle_sessions, before_s=10**9, limit=9)) == 0
+    assert await database.write(partial(delete_idle_sessions, before_s=10**9, limit=9)) == 0
     assert await put(database, turn("t1")) == [E]
 
 
@@ -262,17 +254,17 @@ async def test_a_turn_under_way_does_not_outlive_its_sessions_erasure(database: 
 
 
 async def test_turns_that_are_too_old_are_forgotten_and_their_sessions_once_idle(database: Database) -> None:
-    old = [Arrived(turn(f"old{number}"), arrival_at(1000 + number)) for number in range(3)]
-    mixed = Arrived(turn("old", by=owner("another-session-01")), arrival_at(1003))
+    old = [ArrivedTurn(turn(f"old{number}"), arrival_at(1000 + number)) for number in range(3)]
+    mixed = ArrivedTurn(turn("old", by=owner("another-session-01")), arrival_at(1003))
     for item in [*old, mixed]:
         unknown = [(item.turn.owner, "elena")]
         await database.write(partial(insert_turns, batch=[item], now_s=1.0, unknown=unknown, queue=False))
     await put(database, turn("new", by=owner("another-session-01")))
-    forget = partial(erase_older, before_arrival=arrival_at(2000), limit=3, max_bytes=10_000)
+    forget = partial(delete_older_turns, before_arrival=arrival_at(2000), limit=3, max_bytes=10_000)
     assert [await database.write(forget) for _ in range(3)] == [3, 1, 0]
     assert await ids(database, "another-session-01") == ["new"]
     assert await database.read(partial(find_session, session_id=SESSION)) is not None, "a token may still name it"
-    assert await database.write(partial(erase_idle_sessions, before_s=1.0, limit=9)) == 1
+    assert await database.write(partial(delete_idle_sessions, before_s=1.0, limit=9)) == 1
     assert await database.read(partial(find_session, session_id=SESSION)) is None
 
 
@@ -299,7 +291,7 @@ async def test_a_search_finds_the_most_telling_turns_of_the_given_sessions_only(
 async def test_postgresql_looks_through_so_many_turns_at_most_the_newest_first(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(searching, "_SEARCHED_TURNS", 3)
+    monkeypatch.setattr(full_text, "_SEARCHED_TURNS", 3)
     newer = owner("session-of-test-02")
     await put(database, *(turn(f"n{place}", "harbour", by=newer, sequence=place) for place in (2, 1)))
     await put(database, *(turn(f"o{place}", "harbour", sequence=place) for place in (3, 1, 2)))

@@ -25,10 +25,10 @@ from tests.support.broker import environment, plain_client, run_process
 from tests.support.databases import PostgresServer, postgres_server, sqlite_url
 from tests.support.serving import serve_app
 from tests.support.waiting import eventually
-from token_broker.memory.admin import open_admin
 from token_broker.memory.drivers.sqlite import SqliteDatabase
-from token_broker.memory.errors import StoreAwayError, StoreError, StoreInUseError, StoreRefusedError
+from token_broker.memory.maintenance import open_maintenance
 from token_broker.memory.service import Memory
+from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreInUseError, StoreRefusedError
 from token_broker.memory.types import Outcome
 from token_broker.settings import Settings
 from token_broker.simulator import RunningSimulator
@@ -238,7 +238,7 @@ async def test_while_the_store_is_away_who_was_blocked_stays_blocked(own_postgre
     settings = Settings.load(database_url=SecretStr(await own_postgres.create()), signing_keys="k" * 40)
     async with Memory.open(settings) as memory:
         await memory.ready()
-        async with open_admin(settings) as admin:
+        async with open_maintenance(settings) as admin:
             await admin.block("principal", "ann")
         await memory.blocklist.refresh()
         try:
@@ -254,7 +254,7 @@ async def test_while_the_store_is_away_who_was_blocked_stays_blocked(own_postgre
             assert (memory.status().blocklist_age_s or 0) > 1
         finally:
             await asyncio.to_thread(own_postgres.control, "start")
-        async with open_admin(settings) as admin:
+        async with open_maintenance(settings) as admin:
             await admin.unblock("principal", "ann")
 
         async def let_in() -> bool:

@@ -10,12 +10,8 @@ from pydantic import SecretStr
 
 from tests.memory.support.turns import SESSION, owner
 from tests.memory.support.zep import KEY, Fault, Zep
-from token_broker.memory.delivery.backoff import Failure
-from token_broker.memory.delivery.ordering import Position
-from token_broker.memory.delivery.sink import DeliveryBatch, SinkError
 from token_broker.memory.delivery.zep import ZepMemory, retry_after_s, zep_user_id
-from token_broker.memory.store.rows import StoredTurn
-from token_broker.memory.store.tables import Delivery
+from token_broker.memory.types import Delivery, DeliveryBatch, Failure, Position, SinkError, StoredTurn
 
 
 @pytest.fixture
@@ -149,8 +145,8 @@ async def test_a_session_that_zep_lost_is_made_again(sink: ZepMemory, zep: Zep) 
 
 async def test_a_forgotten_session_is_erased_and_made_again_when_it_goes_on(sink: ZepMemory, zep: Zep) -> None:
     await sink.deliver(batch_of("t1", principal="ann"))
-    await sink.forget("ann", SESSION)
-    await sink.forget("ann", SESSION)  # what is not there is forgotten
+    await sink.erase("ann", SESSION)
+    await sink.erase("ann", SESSION)  # what is not there is forgotten
     assert zep.messages == {}
     await sink.deliver(batch_of("t2", principal="ann"))
     assert zep.turn_ids(SESSION) == ["t2"]
@@ -158,7 +154,7 @@ async def test_a_forgotten_session_is_erased_and_made_again_when_it_goes_on(sink
 
 async def test_a_forgotten_user_is_erased_with_all_their_sessions(sink: ZepMemory, zep: Zep) -> None:
     await sink.deliver(batch_of("t1", principal="entra:tenant:ann"))
-    await sink.forget("entra:tenant:ann", "")
+    await sink.erase("entra:tenant:ann", "")
     assert (zep.users, zep.sessions, zep.messages) == ({}, {}, {})
 
 

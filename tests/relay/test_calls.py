@@ -18,7 +18,7 @@ from tests.support.broker import make_settings, run_broker
 from tests.support.offers import OFFER
 from tests.support.waiting import eventually
 from token_broker.api.offers import PlacedCall
-from token_broker.memory.admin import open_admin
+from token_broker.memory.maintenance import open_maintenance
 from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 from token_broker.sessions.agents import session_spec
@@ -138,7 +138,7 @@ async def test_blocked_session_may_only_hang_up(tmp_path: Path) -> None:
     async with calls_azure() as azure, caller(azure, tmp_path) as browser:
         session, other = uuid7(), uuid7()
         location = (await browser.offer(session)).headers["location"]
-        async with open_admin(browser.state["callers"].settings) as admin:
+        async with open_maintenance(browser.state["callers"].settings) as admin:
             await admin.block("session", session)
         await browser.state["memory"].blocklist.refresh()
         refused = await browser.offer(session)

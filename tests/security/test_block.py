@@ -18,7 +18,7 @@ from tests.support.easyauth import signed_in
 from tests.support.offers import OFFER
 from tests.support.waiting import eventually
 from token_broker.cli.main import main
-from token_broker.memory.admin import open_admin
+from token_broker.memory.maintenance import open_maintenance
 from token_broker.simulator import RunningSimulator
 
 BLOCKED = (403, "blocked")
@@ -63,7 +63,7 @@ async def test_blocked_principal_gets_nothing(azure: RunningSimulator, start_bro
     plan = (await broker.token(**ann)).plan
     bobs = (await broker.token(**bob)).plan
     assert verdict(await offer(broker, plan)) == LET_IN
-    async with open_admin(broker.settings) as admin:
+    async with open_maintenance(broker.settings) as admin:
         await admin.block("principal", "easyauth:aad:ann")
         await broker.memory.blocklist.refresh()
         mints = len(azure.requests)
@@ -83,7 +83,7 @@ async def test_blocked_principal_gets_nothing(azure: RunningSimulator, start_bro
 async def test_blocked_session_may_be_replaced(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure)
     plan, other = await broker.plan(), await broker.plan()
-    async with open_admin(broker.settings) as admin:
+    async with open_maintenance(broker.settings) as admin:
         await admin.block("session", plan["session_id"])
     await broker.memory.blocklist.refresh()
     assert verdict(await resume(broker, plan)) == BLOCKED
@@ -94,7 +94,7 @@ async def test_blocked_session_may_be_replaced(azure: RunningSimulator, start_br
 
 async def test_blocked_caller_is_rate_limited(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, auth="easyauth", rate_limit_per_minute=2)
-    async with open_admin(broker.settings) as admin:
+    async with open_maintenance(broker.settings) as admin:
         await admin.block("principal", "easyauth:aad:ann")
     await broker.memory.blocklist.refresh()
     seen = [verdict((await broker.token(**signed_in("ann"))).response) for _ in range(3)]
@@ -119,7 +119,7 @@ async def test_blocking_hangs_up_own_calls_only(
             assert (await offer(broker, plan, await phone.offer(), path)).status_code == 201
         assert (azure.calls, broker.talks.active) == (3, 3)
         azure.set_faults(*faults)
-        async with open_admin(broker.settings) as admin:
+        async with open_maintenance(broker.settings) as admin:
             for plan in (relayed, through_a_compat):
                 await admin.block("session", plan["session_id"])
 
@@ -127,7 +127,7 @@ async def test_blocking_hangs_up_own_calls_only(
             return azure.calls == broker.talks.active == 1
 
         await eventually(one_is_left, within_s=2 * PROMISED_S + SLACK_S)
-        async with open_admin(broker.settings) as admin:
+        async with open_maintenance(broker.settings) as admin:
             await admin.block("session", others["session_id"])
 
         async def none_is_left() -> bool:

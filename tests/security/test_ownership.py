@@ -21,7 +21,7 @@ from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.databases import PostgresServer
 from tests.support.easyauth import signed_in
 from tests.support.waiting import eventually
-from token_broker.memory.admin import open_admin
+from token_broker.memory.maintenance import open_maintenance
 from token_broker.security.owner import Owner
 from token_broker.settings import Settings
 from token_broker.simulator import RunningSimulator
@@ -248,7 +248,7 @@ def away(settings: Settings) -> Iterator[Callable[[], None]]:
 
 
 async def blocked(settings: Settings, principal: str) -> None:
-    async with open_admin(settings) as admin:
+    async with open_maintenance(settings) as admin:
         await admin.block("principal", principal)
 
 
@@ -384,7 +384,7 @@ async def test_erasure_elsewhere_ends_talk_at_next_turn(azure: RunningSimulator,
     broker = await start_broker(azure)
     plan = await broker.plan({"session_id": SESSION})
     async with talk(broker, plan) as socket:
-        async with open_admin(broker.settings) as admin:
+        async with open_maintenance(broker.settings) as admin:
             await admin.erase_session(SESSION)
         claims = broker.signer.read_session_token(plan["session_token"])
         said = turn("t1", by=claims.owner, source="proxy")

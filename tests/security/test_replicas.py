@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.databases import PostgresServer
 from tests.support.waiting import eventually
-from token_broker.memory.admin import open_admin
+from token_broker.memory.maintenance import open_maintenance
 from token_broker.simulator import RunningSimulator
 
 SLACK_S = 15
@@ -148,7 +148,7 @@ async def test_block_reaches_every_replica_in_2_s(replica: StartReplica) -> None
             return await answer_everywhere() == {200}
 
         assert await let_in()
-        async with open_admin(one.settings) as admin:
+        async with open_maintenance(one.settings) as admin:
             await admin.block("session", plan["session_id"])
             await eventually(refused, within_s=2 + SLACK_S)
             for broker in (one, other):

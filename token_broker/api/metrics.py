@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from strategies.health import BreakerState, BreakerStatus, Capability
 from token_broker.api.status import StatusSources
-from token_broker.memory.status import MemoryStatus
+from token_broker.memory.memory_status import MemoryStatus
 from token_broker.observability.event_metrics import Metrics
 from token_broker.relay.counters import RelayStatus
 from token_broker.web.openapi_document import Operation, ResponseSpec
@@ -152,7 +152,7 @@ def memory_metrics(memory: MemoryStatus) -> Iterator[Metric]:
         "memory_dead_letters", "Turns that could not be delivered and are kept, over all replicas.", memory.dead
     )
     yield _gauge(
-        "memory_figures_age_seconds", "How long ago the store was last asked for the three above.", memory.figures_age_s
+        "memory_outbox_age_seconds", "How long ago the three above were read from the store.", memory.outbox_age_s
     )
     yield _gauge(
         "memory_blocked", "Principals and sessions that the operator has blocked, over all replicas.", memory.blocked

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from strategies.health import BreakerStatus
-from token_broker.memory.status import MemoryStatus
+from token_broker.memory.memory_status import MemoryStatus
 from token_broker.relay.counters import RelayStatus
 
 __all__ = ["AgentVoice", "Readiness", "ServiceLevel", "Status", "StrategyStatus"]

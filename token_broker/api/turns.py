@@ -14,15 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from token_broker.api.callers import Callers
-from token_broker.memory.errors import (
-    NotOwnerError,
-    StoreBusyError,
-    StoreError,
-    StoreFullError,
-    StoreRefusedError,
-)
-from token_broker.memory.ingest.sizes import stored_bytes
-from token_broker.memory.schemas import (
+from token_broker.api.turn_schemas import (
     EnrichAnswer,
     EnrichBatch,
     Erased,
@@ -33,7 +25,14 @@ from token_broker.memory.schemas import (
     TurnRequest,
 )
 from token_broker.memory.service import Memory
-from token_broker.memory.types import Outcome, Turn
+from token_broker.memory.store_errors import (
+    NotOwnerError,
+    StoreBusyError,
+    StoreError,
+    StoreFullError,
+    StoreRefusedError,
+)
+from token_broker.memory.types import Outcome, Turn, stored_bytes
 from token_broker.security.authentication import Caller, Principal
 from token_broker.security.owner import Owner
 from token_broker.security.quotas import MemoryQuotas
@@ -44,7 +43,7 @@ from token_broker.web.problems import Problem
 from token_broker.web.requests import ensure_few_values, parse_json, read_body
 
 if TYPE_CHECKING:  # rows import SQLAlchemy, which is loaded when the store opens
-    from token_broker.memory.store.rows import StoredTurn
+    from token_broker.memory.types import StoredTurn
 
 __all__ = ["MEMORY_OPERATIONS", "MemoryState", "create_turn", "enrich", "erase_turns", "list_turns"]
 

@@ -196,7 +196,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 @contextlib.contextmanager
 def _exit_code_2_for_faults() -> Iterator[None]:
-    from token_broker.memory.errors import StoreInUseError
+    from token_broker.memory.store_errors import StoreInUseError
     from token_broker.sessions.agents import AgentsFileError
 
     try:

@@ -1,4 +1,4 @@
-"""`token-broker outbox`, `forget` and `block`: what an operator does to the memory, and by it."""
+"""`token-broker outbox`, `forget`, `block` and `unblock`: an operator's work on the memory."""
 
 import asyncio
 import contextlib
@@ -10,12 +10,10 @@ from typing import Any, TypeVar
 
 import click
 
-from token_broker.memory.admin import open_admin
 from token_broker.memory.drivers.sqlite import sqlite_path
-from token_broker.memory.errors import BlocklistFullError, StoreError
-from token_broker.memory.maintenance import Maintenance, Progress
-from token_broker.memory.store.rows import DeadLetter
-from token_broker.memory.types import BlockKind
+from token_broker.memory.maintenance import Maintenance, Progress, open_maintenance
+from token_broker.memory.store_errors import BlocklistFullError, StoreError
+from token_broker.memory.types import BlockKind, DeadLetter
 from token_broker.observability.logging import configure_logging
 from token_broker.security.owner import ANONYMOUS
 from token_broker.sessions.schemas import SESSION_ID_PATTERN
@@ -32,7 +30,7 @@ _session = click.option("--session", "session_id", help="Only this session's.")
 
 @click.group()
 def outbox() -> None:
-    """Turns on their way to Zep, and those it would not take: the dead letters."""
+    """Turns on their way to Zep, and the dead letters that it refused."""
 
 
 @outbox.command("list")
@@ -42,9 +40,10 @@ def outbox() -> None:
 def list_letters(session_id: str | None, limit: int, *, as_json: bool) -> None:
     """Show how many turns wait, and each dead letter with its reason."""
 
-    async def look(keeper: Maintenance) -> tuple[dict[str, Any], list[DeadLetter]]:
-        figures = await keeper.figures()
-        return {"queued": figures.queued, "dead": figures.dead}, await keeper.dead_letters(limit, session_id=session_id)
+    async def look(maintenance: Maintenance) -> tuple[dict[str, Any], list[DeadLetter]]:
+        status = await maintenance.outbox_status()
+        letters = await maintenance.dead_letters(limit, session_id=session_id)
+        return {"queued": status.queued, "dead": status.dead}, letters
 
     counts, letters = _run(look)
     if as_json:
@@ -60,7 +59,7 @@ def list_letters(session_id: str | None, limit: int, *, as_json: bool) -> None:
 def retry(session_id: str | None) -> None:
     """Queue dead letters again; the running broker delivers them."""
     with _bar("Queueing again") as tell:
-        count = _run(lambda keeper: keeper.retry_dead(session_id=session_id, tell=tell))
+        count = _run(lambda maintenance: maintenance.retry_dead(session_id=session_id, tell=tell))
     click.echo(f"{count} queued again")
 
 
@@ -69,45 +68,45 @@ def retry(session_id: str | None) -> None:
 @click.confirmation_option("--yes", prompt="Dead letters are deleted for good. Go on?", help="Do not ask.")
 def purge(session_id: str | None) -> None:
     """Delete dead letters for good."""
-    click.echo(f"{_run(lambda keeper: keeper.purge_dead(session_id=session_id))} deleted")
+    click.echo(f"{_run(lambda maintenance: maintenance.purge_dead(session_id=session_id))} deleted")
 
 
 @click.command()
-@click.option("--session", "session_id", help="The session to forget.")
-@click.option("--user", help="The user to forget: a principal's id, or the label that was sent as user_id.")
+@click.option("--session", "session_id", help="The session to erase.")
+@click.option("--user", help="The user to erase: a principal's id, or the label that was sent as user_id.")
 def forget(session_id: str | None, user: str | None) -> None:
-    """Forget a session, or all of a user's: here at once, and Zep is asked to by the running broker."""
+    """Erase a session, or all sessions of a user: here at once, and in Zep by the running broker."""
     if (session_id is None) == (user is None):
         raise click.UsageError("Name one: --session, or --user.")
 
-    async def work(keeper: Maintenance) -> int:
+    async def work(maintenance: Maintenance) -> int:
         if session_id is not None:
-            return await keeper.erase_session(session_id)
-        return await keeper.erase_user(user or "")
+            return await maintenance.erase_session(session_id)
+        return await maintenance.erase_user(user or "")
 
-    forgotten = _run(work)
-    click.echo(f"{forgotten} turns forgotten")
-    if not forgotten:
+    erased = _run(work)
+    click.echo(f"{erased} turns forgotten")
+    if not erased:
         click.echo(f"No turn of this {'session' if user is None else 'user'} was stored: is the id right?", err=True)
 
 
 @click.command()
-@click.option("--principal", help="The principal to block, as the audit's lines have it.")
+@click.option("--principal", help="The principal to block, as in the audit log.")
 @click.option("--session", "session_id", help="The session to block.")
-@click.option("--list", "show", is_flag=True, help="Show who is blocked, and since when.")
+@click.option("--list", "show", is_flag=True, help="Show what is blocked, and since when.")
 def block(principal: str | None, session_id: str | None, *, show: bool) -> None:
     """Block a principal or a session: within two seconds their tokens open nothing, at any replica."""
     if show + (principal is not None) + (session_id is not None) != 1:
         raise click.UsageError("Name one: --principal, --session, or --list.")
     if show:
-        for one in _run(lambda keeper: keeper.blocked()):
+        for one in _run(lambda maintenance: maintenance.blocked()):
             click.echo(f"{one.since:%Y-%m-%dT%H:%M:%SZ} {one.kind} {one.id}")
         return
-    kind, name = _whom(principal, session_id)
+    kind, name = _named(principal, session_id)
 
-    async def work(keeper: Maintenance) -> tuple[bool, bool]:
+    async def work(maintenance: Maintenance) -> tuple[bool, bool]:
         try:
-            return await keeper.block(kind, name), await keeper.knows(kind, name)
+            return await maintenance.block(kind, name), await maintenance.knows(kind, name)
         except BlocklistFullError as error:
             raise click.ClickException(str(error)) from None
 
@@ -121,16 +120,16 @@ def block(principal: str | None, session_id: str | None, *, show: bool) -> None:
 @click.option("--principal", help="The principal to unblock.")
 @click.option("--session", "session_id", help="The session to unblock.")
 def unblock(principal: str | None, session_id: str | None) -> None:
-    """Take a principal or a session off the blocklist: what has not expired works again."""
+    """Unblock a principal or a session: tokens that have not expired work again."""
     if (principal is not None) + (session_id is not None) != 1:
         raise click.UsageError("Name one: --principal, or --session.")
-    kind, name = _whom(principal, session_id)
-    unblocked = _run(lambda keeper: keeper.unblock(kind, name))
+    kind, name = _named(principal, session_id)
+    unblocked = _run(lambda maintenance: maintenance.unblock(kind, name))
     click.echo(f"{kind} {name} {'is unblocked' if unblocked else 'was not blocked'}")
 
 
-def _whom(principal: str | None, session_id: str | None) -> tuple[BlockKind, str]:
-    """Whom the options name. Raises UsageError for what names nobody, or everybody."""
+def _named(principal: str | None, session_id: str | None) -> tuple[BlockKind, str]:
+    """The principal or session that the options name. Raises UsageError for one that nobody, or everybody, has."""
     if session_id is not None:
         if re.fullmatch(SESSION_ID_PATTERN, session_id) is None:
             raise click.BadParameter("no session has such an id.", param_hint="--session")
@@ -154,8 +153,8 @@ def _run(work: Callable[[Maintenance], Awaitable[T]]) -> T:
     configure_logging(settings)
 
     async def main() -> T:
-        async with open_admin(settings, tell_of_empty=lambda: _warn_of_an_empty_store(settings)) as keeper:
-            return await work(keeper)
+        async with open_maintenance(settings, tell_of_empty=lambda: _warn_of_an_empty_store(settings)) as maintenance:
+            return await work(maintenance)
 
     try:
         return asyncio.run(main())

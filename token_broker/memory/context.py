@@ -1,7 +1,7 @@
-"""What the enterprise knows of a talk, in four layers; and the part of it that an agent is told.
+"""The context of a talk, in four layers, and the block of it for an agent's instructions.
 
-What is recalled is data that others once said. It is shown to the model inside a fence whose mark nobody can know
-beforehand, one JSON string a line, so that nothing in it can end the fence or pass for an instruction.
+Recalled text is data: others once said it. The model gets it inside a fence with a random mark, one JSON string a line,
+so that nothing in it can end the fence or pass for an instruction.
 """
 
 import json
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 MAX_BLOCK_BYTES = 2048
-_FENCE_BYTES = 9
+_FENCE_BYTES = 9  # 72 bits: nobody guesses the mark
 
 
 class _Layer(BaseModel):
@@ -28,7 +28,7 @@ class _Layer(BaseModel):
 
 
 class SecurityLayer(_Layer):
-    """Who talks, and what of the memory they may see: all their sessions, or this one alone."""
+    """The caller. An authenticated one may be shown all their sessions, any other this session alone."""
 
     principal: str
     user_id: str | None = None
@@ -50,7 +50,7 @@ class EpisodicLayer(_Layer):
 
 
 class SemanticLayer(_Layer):
-    """What is known of the user, most useful first."""
+    """Facts about the user, the most useful first."""
 
     facts: tuple[str, ...] = ()
 
@@ -71,9 +71,9 @@ class EnterpriseContext(_Layer):
     operational: OperationalLayer = Field(default_factory=OperationalLayer)
 
     def render(self, *, limit_bytes: int = MAX_BLOCK_BYTES, mark: str | None = None) -> str:
-        """The recalled part as a block for an agent's instructions, at most `limit_bytes` of UTF-8; empty without any.
+        """The block for an agent's instructions, at most `limit_bytes` of UTF-8; empty where nothing is known.
 
-        The newest turns come before facts where not all has room. `mark` is the fence's, for tests.
+        The newest turns take precedence over facts where not everything fits. `mark` is the fence's, for tests.
         """
         mark = mark or secrets.token_hex(_FENCE_BYTES)
         head = (
@@ -91,12 +91,12 @@ class EnterpriseContext(_Layer):
 
 
 def _line(text: str) -> str:
-    """One line, whatever the text: ASCII JSON has no line breaks of any kind."""
+    """One line for any text: ASCII JSON has no line breaks of any kind."""
     return json.dumps(text[:_MAX_LINE_CHARS] + ("…" if len(text) > _MAX_LINE_CHARS else ""))
 
 
 _MAX_LINE_CHARS = 400
-TOLD_CHARS = _MAX_LINE_CHARS + 1  # of a turn: what is told, and whether there is more
+TOLD_CHARS = _MAX_LINE_CHARS + 1  # of a turn: what is shown, and whether there is more
 
 
 def _fitting(lines: list[str], room_bytes: int) -> list[str]:

@@ -1,41 +1,41 @@
-"""What is done to the memory now and then: forgetting, retention, dead letters, blocking.
+"""Maintenance of the memory: erasure, retention, dead letters, blocks. For the broker and the command line."""
 
-For the broker and the command line.
-"""
-
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.store.full_text import merge_some
-from token_broker.memory.store.keys import arrival_at, to_us
+from token_broker.memory.store.full_text import merge_segments
+from token_broker.memory.types import arrival_at, to_us
 from token_broker.security.tokens import LEEWAY_S, RESUME_GRACE_S
+from token_broker.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from token_broker.memory.store.outbox import Figures
-    from token_broker.memory.store.rows import DeadLetter
-    from token_broker.memory.types import Block, BlockKind
+    from token_broker.memory.store.outbox import OutboxStatus
+    from token_broker.memory.types import Block, BlockKind, DeadLetter
 
-__all__ = ["Maintenance", "Progress"]
+__all__ = ["Maintenance", "Progress", "open_maintenance"]
 
 Progress = Callable[[int, int], None]  # how many are done, of how many
 
-# What one transaction deletes at most, so that turns need not wait long behind it: deleting a megabyte from SQLite, its
-# words among it, takes 100 to 200 ms.
+# What one transaction deletes at most, so that turns wait only briefly behind it: deleting a megabyte from SQLite, with
+# its full text, takes 100 to 200 ms.
 _CHUNK = 100
 _CHUNK_BYTES = 1_048_576
 _SESSIONS_CHUNK = 500
 _DAY_S = 86_400
+_LOCK_PATIENCE_S = 5.0  # for a transaction of the running broker
 
 
 class Maintenance:
-    """Works on an open database. With `erase` the sink is asked to forget too, by whichever replica delivers.
+    """Works on an open database. With `erase` the sink has to erase too, by whichever replica delivers.
 
-    `session_token_s` is how long a session token is good: a session is kept as long as one may name it.
+    `session_token_s` is the lifetime of a session token: a session is kept as long as a token may name it.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Maintenance:
     async def mark_erased(self, session_id: str, *, principal: str | None = None) -> int:
         """Erases a session for everybody who could read it or write into it; how many turns it had.
 
-        `delete_erased` deletes the turns themselves. With `principal` the session has to be theirs. Raises StoreError,
-        NotOwnerError.
+        `delete_erased` deletes the turns themselves. With `principal`, that principal has to own the session. Raises
+        StoreError, NotOwnerError.
         """
         from token_broker.memory.store.erasure import mark_erased
 
@@ -80,7 +80,7 @@ class Maintenance:
         await self._delete_turns(chunk)
 
     async def finish_erasures(self) -> None:
-        """Deletes what any process left of erased sessions. Raises StoreError."""
+        """Deletes the turns that any process has left of erased sessions. Raises StoreError."""
         from token_broker.memory.store.erasure import unfinished_erasures
 
         while session_ids := await self._database.read(partial(unfinished_erasures, limit=_SESSIONS_CHUNK)):
@@ -88,49 +88,51 @@ class Maintenance:
                 await self.delete_erased(session_id)
 
     async def erase_user(self, user: str) -> int:
-        """Deletes all sessions of a principal (or of an unauthenticated label); how many turns. Raises StoreError.
+        """Erases all sessions of a principal (or of an unauthenticated label); how many turns. Raises StoreError.
 
         The sink is asked once no delivery of theirs can be under way any more.
         """
-        from token_broker.memory.store.erasure import note_user_erasure, sessions_of
+        from token_broker.memory.store.erasure import sessions_of
+        from token_broker.memory.store.outbox import request_erasure
 
         if self._erase:
             due_us = to_us(self._clock() + self._lease_s)
-            await self._database.write(partial(note_user_erasure, principal=user, now_us=due_us))
-        forgotten = 0
+            await self._database.write(partial(request_erasure, principal=user, session_id="", due_at_us=due_us))
+        erased = 0
         while session_ids := await self._database.read(partial(sessions_of, user=user, limit=_SESSIONS_CHUNK)):
             for session_id in session_ids:
-                forgotten += await self.erase_session(session_id)
-        return forgotten
+                erased += await self.erase_session(session_id)
+        return erased
 
     async def sweep(self, retention_days: int) -> int:
         """Deletes expired tickets, turns that are too old, sessions left empty; how many turns. Raises StoreError."""
-        from token_broker.memory.store.erasure import erase_idle_sessions, erase_older
-        from token_broker.memory.store.turns import remove_expired_tickets
+        from token_broker.memory.store.erasure import delete_idle_sessions, delete_older_turns
+        from token_broker.memory.store.sessions import remove_expired_tickets
 
         now_s = self._clock()
         await self._database.write(partial(remove_expired_tickets, before_s=now_s - 2 * LEEWAY_S))
         if not retention_days:
             return 0
         before_s = now_s - retention_days * _DAY_S
-        older = partial(erase_older, before_arrival=arrival_at(before_s), limit=_CHUNK, max_bytes=_CHUNK_BYTES)
-        forgotten = await self._delete_turns(older)
+        older = partial(delete_older_turns, before_arrival=arrival_at(before_s), limit=_CHUNK, max_bytes=_CHUNK_BYTES)
+        deleted = await self._delete_turns(older)
         idle_s = min(before_s, now_s - self._named_s)
-        await self._repeat(partial(erase_idle_sessions, before_s=idle_s, limit=_SESSIONS_CHUNK))
-        return forgotten
+        while await self._database.write(partial(delete_idle_sessions, before_s=idle_s, limit=_SESSIONS_CHUNK)):
+            pass
+        return deleted
 
     async def dead_letters(self, limit: int, *, session_id: str | None = None) -> "list[DeadLetter]":
-        """Turns that the sink would not take, oldest first. Raises StoreError."""
-        from token_broker.memory.store.outbox import list_dead
+        """Turns that the sink refused for good, oldest first. Raises StoreError."""
+        from token_broker.memory.store.dead_letters import list_dead
 
         return await self._database.read(partial(list_dead, limit=limit, session_id=session_id))
 
     async def retry_dead(self, *, session_id: str | None = None, tell: Progress = lambda _done, _total: None) -> int:
-        """Queues dead letters again; how many. `tell` hears how far it is after each few hundred. Raises StoreError.
+        """Queues dead letters again; how many. `tell` gets the progress after each few hundred. Raises StoreError.
 
-        Those that die while it runs are left for the next time: with an ill sink there would be no end.
+        Those that die while it runs are left for the next time: with a broken sink there would be no end.
         """
-        from token_broker.memory.store.outbox import count_dead, retry_dead
+        from token_broker.memory.store.dead_letters import count_dead, retry_dead
 
         total = await self._database.read(partial(count_dead, session_id=session_id))
         retried = 0
@@ -144,52 +146,74 @@ class Maintenance:
 
     async def purge_dead(self, *, session_id: str | None = None) -> int:
         """Deletes dead letters for good; how many. Raises StoreError."""
-        from token_broker.memory.store.outbox import purge_dead
+        from token_broker.memory.store.dead_letters import purge_dead
 
         return await self._delete_turns(partial(purge_dead, session_id=session_id, limit=_CHUNK))
 
     async def block(self, kind: "BlockKind", name: str) -> bool:
         """Blocks a principal or a session; False where it was already. Raises BlocklistFullError, StoreError."""
-        from token_broker.memory.store.blocklist import block
+        from token_broker.memory.store.sessions import block
 
         return await self._database.write(partial(block, kind=kind, name=name, now_us=to_us(self._clock())))
 
     async def unblock(self, kind: "BlockKind", name: str) -> bool:
-        """Lets in again whom `block` shut out; False where nobody was. Raises StoreError."""
-        from token_broker.memory.store.blocklist import unblock
+        """Unblocks a principal or a session; False where it was not blocked. Raises StoreError."""
+        from token_broker.memory.store.sessions import unblock
 
         return await self._database.write(partial(unblock, kind=kind, name=name))
 
     async def blocked(self) -> "list[Block]":
-        """Who is blocked, the latest last. Raises StoreError."""
-        from token_broker.memory.store.blocklist import list_blocks
+        """All that are blocked, the latest last. Raises StoreError."""
+        from token_broker.memory.store.sessions import list_blocks
 
         return await self._database.read(list_blocks)
 
     async def knows(self, kind: "BlockKind", name: str) -> bool:
-        """Whether a session of theirs is stored: of a mistyped id there is none. Raises StoreError."""
-        from token_broker.memory.store.blocklist import is_known
+        """Whether a session of that id, or of that principal, is stored: a mistyped id has none. Raises StoreError."""
+        from token_broker.memory.store.sessions import is_known
 
         return await self._database.read(partial(is_known, kind=kind, name=name))
 
-    async def _repeat(self, work: "Callable[[Connection], int]") -> int:
-        """Works in transactions of a chunk each until there is nothing left; how many rows that were."""
-        done = 0
-        while count := await self._database.write(work):
-            done += count
-        return done
+    async def outbox_status(self) -> "OutboxStatus":
+        """The outbox in numbers. Raises StoreError."""
+        from token_broker.memory.store.outbox import read_status
+
+        return await self._database.read(read_status)
 
     async def _delete_turns(self, work: "Callable[[Connection], int]") -> int:
-        """The same for turns, whose words leave SQLite's full text with them."""
+        """Deletes in transactions of a chunk each; how many turns. Their terms leave SQLite's full text with them."""
         done = 0
         while count := await self._database.write(work):
             done += count
             if self._database.dialect == "sqlite":
-                await merge_some(self._database)
+                await merge_segments(self._database)
         return done
 
-    async def figures(self) -> "Figures":
-        """The outbox in numbers. Raises StoreError."""
-        from token_broker.memory.store.outbox import figures
 
-        return await self._database.read(figures)
+@contextlib.asynccontextmanager
+async def open_maintenance(
+    settings: Settings, *, tell_of_empty: Callable[[], None] = lambda: None
+) -> AsyncIterator[Maintenance]:
+    """A maintenance on the settings' store, for the command line. A running broker may write to it at the same time.
+
+    `tell_of_empty` is called where the store had no tables: no broker has ever worked on it. Raises StoreError where
+    the store is away. The running broker asks Zep for the erasures.
+    """
+    database = connect(
+        settings.database_url,
+        timeout_s=max(30.0, settings.store_timeout_s),
+        patience_s=_LOCK_PATIENCE_S,
+        exclusive=False,
+        client_id=settings.client_id,
+    )
+    try:
+        if await database.open():
+            tell_of_empty()
+        yield Maintenance(
+            database,
+            erase=settings.zep_api_key is not None,
+            lease_s=3 * settings.delivery_timeout_s,
+            session_token_s=settings.session_token_ttl_s,
+        )
+    finally:
+        await database.close()

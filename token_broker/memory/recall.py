@@ -1,13 +1,15 @@
 """What the memory knows, for the agent's instructions: within its budget, or not at all."""
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import structlog
 
+from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.context import (
     TOLD_CHARS,
     EnterpriseContext,
@@ -16,23 +18,83 @@ from token_broker.memory.context import (
     SemanticLayer,
     Utterance,
 )
-from token_broker.memory.delivery.sink import FactSource, SinkError
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.errors import StoreBusyError, StoreError
-from token_broker.memory.recall_cache import RecallCache
-from token_broker.memory.types import LAST_TURNS
+from token_broker.memory.store_errors import StoreBusyError, StoreError
+from token_broker.memory.types import LAST_TURNS, FactSource, SinkError
 from token_broker.security.owner import ANONYMOUS, Owner
 
-__all__ = ["BoundedRecall", "RecallCounts"]
+__all__ = ["BoundedRecall", "RecallCache", "RecallCounts"]
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+V = TypeVar("V")
+
+_CACHED_S = 2.0
+_CACHED_SESSIONS = 1_000  # of a few kilobytes each
+
+
+@dataclass(frozen=True, slots=True)
+class _CacheEntry(Generic[V]):
+    principal: str
+    user_id: str | None
+    value: V
+    until_s: float
+
+
+class RecallCache(Generic[V]):
+    """What was recalled of a session, for two seconds: a caller that asks again and again costs one search.
+
+    It is out of date once a turn of the session is stored here, or anything is erased here. It learns of what another
+    replica stores or erases when the time is over. Call `ask`, then `keep` the value: it is dropped where the session
+    became out of date in between.
+    """
+
+    def __init__(self, *, keep_s: float = _CACHED_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._keep_s = keep_s
+        self._clock = clock
+        self._entries = BoundedDict[str, _CacheEntry[V]](_CACHED_SESSIONS)
+        self._asking: dict[str, object] = {}
+
+    def get(self, owner: Owner) -> V | None:
+        """The value for this owner, unless it is out of date."""
+        entry = self._entries.get(owner.session_id)
+        if entry is None or entry.until_s <= self._clock():
+            return None
+        return entry.value if (entry.principal, entry.user_id) == (owner.principal, owner.user_id) else None
+
+    def ask(self, owner: Owner) -> object:
+        """A ticket of this question, for `keep` and `done`."""
+        ticket = self._asking[owner.session_id] = object()
+        return ticket
+
+    def keep(self, owner: Owner, ticket: object, value: V) -> None:
+        """Keeps `value`, unless somebody asked later or the session became out of date."""
+        if self._asking.get(owner.session_id) is not ticket:
+            return
+        until_s = self._clock() + self._keep_s
+        self._entries[owner.session_id] = _CacheEntry(owner.principal, owner.user_id, value, until_s)
+
+    def done(self, owner: Owner, ticket: object) -> None:
+        """The question is over, with or without a value."""
+        if self._asking.get(owner.session_id) is ticket:
+            del self._asking[owner.session_id]
+
+    def invalidate(self, session_ids: Iterable[str]) -> None:
+        """Turns of these sessions were stored."""
+        for session_id in session_ids:
+            self._entries.pop(session_id, None)
+            self._asking.pop(session_id, None)
+
+    def clear(self) -> None:
+        """Something was erased: it may be part of what was found for any session of its user."""
+        self._entries.clear()
+        self._asking.clear()
 
 
 @dataclass(slots=True)
 class RecallCounts:
-    """Since the process began; `repeated` were answered with what was found a moment before."""
+    """Since the process began; `repeated` were answered from the cache."""
 
     asked: int = 0
     late: int = 0
@@ -44,13 +106,13 @@ _Found = tuple[tuple[Utterance, ...], tuple[str, ...]]  # a session's last turns
 
 
 class BoundedRecall:
-    """See `Recall`. A session's last turns and the user's facts are asked for side by side; what is late is left."""
+    """See `Recall`. Reads a session's last turns and the user's facts side by side; leaves out what is late."""
 
     def __init__(self, database: Database, facts: Callable[[], FactSource | None], *, budget_s: float) -> None:
         self._database = database
         self._facts = facts
         self._budget_s = budget_s
-        self.kept: RecallCache[_Found] = RecallCache()
+        self.cache: RecallCache[_Found] = RecallCache()
         self.counts = RecallCounts()
 
     async def block(self, owner: Owner) -> str:
@@ -63,54 +125,48 @@ class BoundedRecall:
         security = SecurityLayer(
             principal=owner.principal, user_id=owner.user_id, authenticated=owner.principal != ANONYMOUS
         )
-        turns, facts = await self._found(owner)
+        turns, facts = await self._find(owner) if self._budget_s > 0 else ((), ())
         return EnterpriseContext(
             security=security,
             episodic=EpisodicLayer(session_id=owner.session_id, last_turns=turns),
             semantic=SemanticLayer(facts=facts),
         )
 
-    async def _found(self, owner: Owner) -> _Found:
-        if self._budget_s <= 0:
-            return (), ()
-        if (kept := self.kept.get(owner)) is not None:
+    async def _find(self, owner: Owner) -> _Found:
+        if (cached := self.cache.get(owner)) is not None:
             self.counts.repeated += 1
-            return kept
-        mark = self.kept.ask(owner)
-        try:
-            missed = self.counts.late + self.counts.failed
-            found = await self._within_budget(owner)
-            if missed == self.counts.late + self.counts.failed:  # of this one nothing, as far as can be told
-                self.kept.keep(owner, mark, found)
-            return found
-        finally:
-            self.kept.done(owner, mark)
-
-    async def _within_budget(self, owner: Owner) -> _Found:
+            return cached
+        ticket = self.cache.ask(owner)
+        missed = self.counts.late + self.counts.failed
         turns = asyncio.create_task(self._last_turns(owner))
-        facts = asyncio.create_task(self._known(owner, turns))
+        facts = asyncio.create_task(self._known_facts(owner, turns))
         try:
             _, late = await asyncio.wait({turns, facts}, timeout=self._budget_s)
             self.counts.late += bool(late)
+            found = (_result(turns) or (), _result(facts) or ())
+            # Only a complete find is cached. The counts are those of all questions: at worst one is not cached.
+            if missed == self.counts.late + self.counts.failed:
+                self.cache.keep(owner, ticket, found)
+            return found
         finally:
             for task in (turns, facts):
-                task.cancel()  # a late one ends by itself; nobody waits for it
-        return _result(turns) or (), _result(facts) or ()
+                task.cancel()  # nobody waits for a late one: SQLite cannot break off a statement
+            self.cache.done(owner, ticket)
 
     async def _last_turns(self, owner: Owner) -> tuple[Utterance, ...] | None:
         """The session's newest turns; None where it is not known to be `owner`'s."""
-        from token_broker.memory.store.reading import last_turns_of
+        from token_broker.memory.store.turn_reads import last_turns_of
 
         work = partial(last_turns_of, owner=owner, limit=LAST_TURNS, chars=TOLD_CHARS)
         try:
-            turns = await self._database.read(work, lane="recall")
+            turns = await self._database.read(work, pool="recall")
         except StoreError as error:
             self._count(error)
             return None
         return None if turns is None else tuple(Utterance(role=turn.role, content=turn.content) for turn in turns)
 
-    async def _known(self, owner: Owner, turns: "asyncio.Task[tuple[Utterance, ...] | None]") -> tuple[str, ...]:
-        """What is known of the user; of the session too, once the store has said that it is theirs."""
+    async def _known_facts(self, owner: Owner, turns: "asyncio.Task[tuple[Utterance, ...] | None]") -> tuple[str, ...]:
+        """Facts about the user; about the session too, once the store has said that it is theirs."""
         source = self._facts()
         if source is None:
             return ()
@@ -119,14 +175,13 @@ class BoundedRecall:
             return tuple(await source.facts(owner, of_session=_result(turns) is not None))
         except (StoreError, SinkError) as error:
             self._count(error)
-            return ()
-        except Exception as error:  # noqa: BLE001  # whatever it is, a mint does not fail for it
+        except Exception as error:  # noqa: BLE001  # a mint never fails for its recall
             self.counts.failed += 1
             log.error("recall_broke", error=type(error).__name__)
-            return ()
+        return ()
 
     def _count(self, error: Exception) -> None:
-        """Who finds the lane full is late: it was not looked for, and did not fail."""
+        # A full pool is late, not failed: the question was not asked.
         if isinstance(error, StoreBusyError):
             self.counts.late += 1
         else:

@@ -1,7 +1,8 @@
-"""Who owns which session, and which tickets are used up: across replicas by the store, else as the process remembers.
+"""Sessions, tickets and the blocklist: across replicas by the store, else as this process remembers them.
 
-What is promised while the store is silent: within a process a ticket still works once, and nobody is told whose a
-session is. Signed tokens go on proving what they prove; who has none is refused until the store answers.
+While the store is silent, a ticket still works once within a process, and nobody is told whose a session is. Signed
+tokens go on proving what they prove; a caller without one is refused until the store answers. The blocklist that was
+read last holds.
 """
 
 import asyncio
@@ -10,24 +11,34 @@ import heapq
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
 from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.errors import StoreAwayError, StoreError
 from token_broker.memory.ingest.group_commit import GroupWriter
+from token_broker.memory.store_errors import StoreAwayError, StoreError
 from token_broker.memory.types import SessionRecord
+from token_broker.observability.logging import audit_blocks
 from token_broker.security.owner import Owner
 from token_broker.security.tokens import LEEWAY_S
 
-__all__ = ["StoredSessions", "StoredTickets"]
+if TYPE_CHECKING:
+    from token_broker.memory.store.sessions import BlockKey
+
+__all__ = ["Refused", "StoredBlocklist", "StoredSessions", "StoredTickets"]
 
 log = structlog.get_logger(__name__)
+
+Refused = Callable[[str, str | None], bool]
+"""`Blocklist.refused`: of a principal and a session."""
 
 _SESSIONS_KEPT = 20_000
 _RELEASES_AT_ONCE = 100
 _TICKETS_KEPT = 100_000
+_BLOCKLIST_EVERY_S = 1.5  # a block holds everywhere within 2 s, the reading included
+_BLOCKLIST_PAGE = 500  # rows at once: decoding more would hold up talks
 
 
 class StoredSessions:
@@ -45,29 +56,29 @@ class StoredSessions:
         self.unanswered = 0  # times the store was silent
 
     async def find(self, session_id: str) -> SessionRecord | None:
-        from token_broker.memory.store.turns import find_session
+        from token_broker.memory.store.sessions import find_session
 
         try:
             async with asyncio.timeout(self._patience_s):
                 found = await self._database.read(partial(find_session, session_id=session_id))
         except (StoreError, TimeoutError) as error:
-            raise self._silent(error) from None
+            raise self._unanswered(error) from None
         seen = self._seen.get(session_id)
         if found is None or (seen is not None and seen.principal == found.principal and seen.epoch > found.epoch):
             return seen
         return self._remember(found)
 
     async def claim(self, owner: Owner, agent_id: str) -> bool:
-        from token_broker.memory.store.turns import claim_session
+        from token_broker.memory.store.sessions import claim_session
 
         work = partial(claim_session, owner=owner, agent_id=agent_id, now_s=self._clock())
-        claiming = asyncio.ensure_future(self._database.write(work, again=False))
+        claiming = asyncio.ensure_future(self._database.write(work, idempotent=False))
         try:
             async with asyncio.timeout(self._patience_s):
                 is_owners = await asyncio.shield(claiming)
         except (StoreError, TimeoutError) as error:
             self._release_later(claiming, owner)
-            raise self._silent(error) from None
+            raise self._unanswered(error) from None
         except asyncio.CancelledError:
             self._release_later(claiming, owner)
             raise
@@ -79,43 +90,45 @@ class StoredSessions:
         self._remember(SessionRecord(owner.session_id, owner.principal, owner.epoch))
         self._writer.submit_session(owner, agent_id)
 
-    def forget(self, session_id: str) -> None:
-        """The session is no more, as far as this process knows."""
+    def evict(self, session_id: str) -> None:
+        """Drops what this process knows of a session: it was erased."""
         self._seen.pop(session_id, None)
 
     async def aclose(self) -> None:
-        """Gives up the claims that are just being taken back."""
+        """Gives up the claims that are just being released."""
         for task in self._releasing:
             task.cancel()
         if self._releasing:
             await asyncio.wait(self._releasing)
 
-    def _silent(self, error: Exception) -> StoreError:
+    def _unanswered(self, error: Exception) -> StoreError:
         self.unanswered += 1
         return error if isinstance(error, StoreError) else StoreAwayError("no answer in time")
 
     def _release_later(self, claiming: "asyncio.Future[bool]", owner: Owner) -> None:
-        """Takes a claim back that may be stored though its caller was refused: they may ask for that id again."""
+        """Releases a claim that may be stored though its caller was refused: the caller may ask for that id again."""
         if len(self._releasing) >= _RELEASES_AT_ONCE:
             claiming.cancel()
             log.warning("claim_not_released", session_id=owner.session_id)
             return
-        task = asyncio.create_task(self._release(claiming, owner))
+
+        async def release() -> None:
+            from token_broker.memory.store.sessions import release_session
+
+            try:
+                with contextlib.suppress(StoreError):  # a lost connection may have committed all the same
+                    if not await claiming:
+                        return
+                await self._database.write(partial(release_session, owner=owner))
+                # Somebody may have found the row in between: remembered, it would refuse the next caller.
+                if (seen := self._seen.get(owner.session_id)) is not None and seen.epoch == owner.epoch:
+                    self.evict(owner.session_id)
+            except StoreError as error:
+                log.warning("claim_not_released", session_id=owner.session_id, reason=str(error))
+
+        task = asyncio.create_task(release())
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
-
-    async def _release(self, claiming: "asyncio.Future[bool]", owner: Owner) -> None:
-        from token_broker.memory.store.turns import release_session
-
-        try:
-            with contextlib.suppress(StoreError):  # of a connection that was lost nobody knows what it did
-                if not await claiming:
-                    return
-            await self._database.write(partial(release_session, owner=owner))
-            if (seen := self._seen.get(owner.session_id)) is not None and seen.epoch == owner.epoch:
-                self.forget(owner.session_id)  # somebody may have found it, and would refuse whoever comes now
-        except StoreError as error:
-            log.warning("claim_not_released", session_id=owner.session_id, reason=str(error))
 
     def _remember(self, record: SessionRecord) -> SessionRecord:
         self._seen[record.session_id] = record
@@ -123,32 +136,34 @@ class StoredSessions:
 
 
 class StoredTickets:
-    """See `TicketRepository`. What the process spent it remembers until it expires, whatever the store says."""
+    """See `TicketRepository`. The process remembers what it spent until it expires, whatever the store says."""
 
     def __init__(self, database: Database, *, patience_s: float, clock: Callable[[], float] = time.time) -> None:
         self._database = database
         self._patience_s = patience_s
         self._clock = clock
         self._spent: set[str] = set()
-        self._by_end: list[tuple[float, str]] = []  # a heap: secrets of hours stand among tickets of minutes
+        self._by_end: list[tuple[float, str]] = []  # a heap: client secrets last for hours, tickets for minutes
         self.spent_locally = 0  # tickets that this process alone vouched for
 
     async def spend(self, ticket_id: str, expires_at_s: float) -> bool:
-        from token_broker.memory.store.turns import spend_ticket
+        from token_broker.memory.store.sessions import spend_ticket
 
         if ticket_id in self._spent:
             return False
-        remembered = self._remember(ticket_id, expires_at_s)  # first: of two at once, one is told no
+        remembered = self._remember(
+            ticket_id, expires_at_s
+        )  # before the store is asked: of two at once, one is refused
         work = partial(spend_ticket, ticket_id=ticket_id, expires_at_s=expires_at_s)
         try:
             async with asyncio.timeout(self._patience_s):
-                return await self._database.write(work, again=False)
+                return await self._database.write(work, idempotent=False)
         except (StoreError, TimeoutError):
             self.spent_locally += remembered
             return remembered
 
     def _remember(self, ticket_id: str, expires_at_s: float) -> bool:
-        """False where it holds all it can: then the store alone can say."""
+        """False where the memory is full: then only the store can say."""
         now_s = self._clock()
         while self._by_end and self._by_end[0][0] + 2 * LEEWAY_S < now_s:
             self._spent.discard(heapq.heappop(self._by_end)[1])
@@ -157,3 +172,103 @@ class StoredTickets:
         self._spent.add(ticket_id)
         heapq.heappush(self._by_end, (expires_at_s, ticket_id))
         return True
+
+
+class StoredBlocklist:
+    """See `Blocklist`. `refresh` once, and `run` from then on: it is read again every second and a half.
+
+    Tokens are proof enough by themselves, so a compatible endpoint asks no store: it looks at the list that was read
+    last. While the store is away that list holds. A process that starts while it is away has no list (`was_read`): it
+    serves only new sessions, by transports that it can end, or nobody where the list is `required`. Once it has the
+    list it ends the talks of the blocked.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        required: bool = False,
+        every_s: float = _BLOCKLIST_EVERY_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._required = required
+        self._every_s = every_s
+        self._clock = clock
+        self._keys: frozenset[BlockKey] = frozenset()
+        self._principals: frozenset[str] = frozenset()
+        self._sessions: frozenset[str] = frozenset()
+        self._watchers: list[Callable[[Refused], None]] = []
+        self._read_at_s: float | None = None
+        self._stale = False
+        self.unread = 0  # readings that failed
+
+    @property
+    def was_read(self) -> bool:
+        return self._read_at_s is not None
+
+    @property
+    def is_missed(self) -> bool:
+        return self._required and not self.was_read
+
+    @property
+    def count(self) -> int:
+        """Principals and sessions that are blocked."""
+        return len(self._keys)
+
+    @property
+    def age_s(self) -> float | None:
+        """How long ago the list was read; None where it never was."""
+        return None if self._read_at_s is None else round(max(0.0, self._clock() - self._read_at_s), 3)
+
+    def refused(self, principal: str, session_id: str | None) -> bool:
+        return principal in self._principals or session_id in self._sessions
+
+    def watch(self, end_where: Callable[[Refused], None]) -> None:
+        """`end_where(refused)` is called after each reading that finds blocks: it ends what the blocked have open.
+
+        Each time, not only for new blocks: a talk that began beside one reading is ended after the next.
+        """
+        self._watchers.append(end_where)
+
+    async def run(self) -> None:
+        """Reads again and again; a store that is away is logged once."""
+        self._end_open()
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                await self.refresh()
+            except StoreError as error:
+                self.unread += 1
+                if not self._stale:
+                    log.warning("blocklist_unread", reason=str(error), blocked=len(self._keys))
+                self._stale = True
+                continue
+            self._end_open()
+
+    async def refresh(self) -> None:
+        """Reads the list. Raises StoreError: then it stays as it was."""
+        from token_broker.memory.store.sessions import blocked_keys
+
+        keys = page = await self._database.read(partial(blocked_keys, limit=_BLOCKLIST_PAGE))
+        while len(page) == _BLOCKLIST_PAGE:
+            page = await self._database.read(partial(blocked_keys, limit=_BLOCKLIST_PAGE, after=page[-1]))
+            keys = keys + page
+        found = frozenset(keys)
+        self._read_at_s = self._clock()
+        if self._stale:
+            self._stale = False
+            log.info("blocklist_read_again")
+        if found != self._keys:
+            before, self._keys = self._keys, found
+            self._principals = frozenset(name for kind, name in found if kind == "principal")
+            self._sessions = frozenset(name for kind, name in found if kind == "session")
+            audit_blocks(found - before, unblocked=before - found)
+
+    def _end_open(self) -> None:
+        """Calls every watcher: one that fails must not keep the others, or the next reading, from their work."""
+        for end_where in self._watchers if self._keys else ():
+            try:
+                end_where(self.refused)
+            except Exception as error:  # noqa: BLE001  # logged; it is called again after the next reading
+                log.error("blocked_talk_not_ended", error=type(error).__name__)

@@ -1,7 +1,8 @@
 """The memory as the broker sees it: one object, opened once, that never keeps the broker from starting.
 
-`async with Memory.open(settings) as memory` takes the SQLite file (StoreInUseError where another process has it) and
-starts what works in the background: opening the store, the group commit, the ingest buffer, delivery, the sweeping.
+`async with Memory.open(settings) as memory` locks the SQLite file (StoreInUseError where another process has it) and
+starts the background tasks: opening the store, group commit, ingest buffer, blocklist, delivery, full text, sweeping,
+erasing.
 """
 
 import asyncio
@@ -15,42 +16,40 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from token_broker.memory.blocklist import StoredBlocklist
-from token_broker.memory.delivery.backoff import backoff_s
+from token_broker.memory.delivery.decisions import backoff_s
 from token_broker.memory.delivery.local import LocalFacts, LocalSink
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.drivers.disk import DiskWatch, free_bytes_of, reusable_bytes
+from token_broker.memory.drivers.files import DiskSpace, free_bytes_of, reusable_bytes
 from token_broker.memory.drivers.sqlite import sqlite_path
-from token_broker.memory.errors import StoreAwayError, StoreError, StoreUnreachableError
 from token_broker.memory.ingest.buffer import IngestBuffer
 from token_broker.memory.ingest.group_commit import GroupWriter, give_up
 from token_broker.memory.maintenance import Maintenance
+from token_broker.memory.memory_status import MemoryStatus, StoreState
 from token_broker.memory.recall import BoundedRecall
-from token_broker.memory.repositories import StoredSessions, StoredTickets
-from token_broker.memory.status import MemoryStatus, StoreState
-from token_broker.memory.store.full_text import WordIndexer
-from token_broker.memory.types import Outcome, Turn
+from token_broker.memory.repositories import StoredBlocklist, StoredSessions, StoredTickets
+from token_broker.memory.store.full_text import FullTextIndexer
+from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUnreachableError
+from token_broker.memory.types import FactSource, Outcome, Sink, Turn
 from token_broker.security.owner import Owner
 from token_broker.settings import Settings
 
 if TYPE_CHECKING:
-    from token_broker.memory.delivery.sink import FactSource, Sink
     from token_broker.memory.delivery.worker import DeliveryWorker
     from token_broker.memory.delivery.zep import ZepMemory
-    from token_broker.memory.store.outbox import Figures
-    from token_broker.memory.store.reading import Page
+    from token_broker.memory.store.outbox import OutboxStatus
+    from token_broker.memory.store.turn_reads import Page
 
 __all__ = ["Memory"]
 
 log = structlog.get_logger(__name__)
 
 _REOPEN_LAST_S = 5.0
-_FIGURES_EVERY_S = 5.0
+_STATUS_EVERY_S = 5.0
 _SWEEP_EVERY_S = 600.0
 _ERASURES_EVERY_S = 60.0
 _RESTART_S = 1.0
-_FLUSH_S = 5.0  # what a shutdown gives proxied turns to reach the store
+_FLUSH_S = 5.0  # at shutdown, for the proxy's turns to reach the store
 
 
 class Memory:
@@ -65,21 +64,28 @@ class Memory:
     ) -> None:
         self._settings = settings
         self._clock = clock
+        self._has_zep = settings.zep_api_key is not None
         self._zep: ZepMemory | None = None
         self._worker: DeliveryWorker | None = None
-        self._figures: Figures | None = None
-        self._figures_at_s = 0.0
+        self._outbox: OutboxStatus | None = None
+        self._outbox_read_at_s = 0.0
         self._opened = asyncio.Event()
-        self._tried = asyncio.Event()  # to open it, at least once
+        self._tried = asyncio.Event()  # to open the store, at least once
+        self._erasing = asyncio.Event()
         self._state: StoreState = "opening"
         self._reason: str | None = None
+        self._watchers: list[Callable[[Owner], None]] = []
         self._database: Database = connect(
             settings.database_url,
             timeout_s=settings.store_timeout_s,
             patience_s=settings.store_patience_s,
             client_id=settings.client_id,
         )
-        self._disk = self._watch_disk(free_bytes)
+        is_sqlite = self._database.dialect == "sqlite"
+        self._disk: DiskSpace | None = None  # a PostgreSQL server watches its own
+        if is_sqlite:
+            folder = sqlite_path(settings.database_url.get_secret_value()).parent
+            self._disk = DiskSpace(folder, settings.min_free_disk_bytes, free_bytes=free_bytes)
         self._writer = GroupWriter(
             self._database,
             queue=self._has_zep,
@@ -89,7 +95,6 @@ class Memory:
             session_bytes=settings.session_bytes,
             disk_is_short=self._disk.is_short if self._disk else lambda _wanted_bytes: False,
         )
-        self._watchers: list[Callable[[Owner], None]] = []
         self.ingest = IngestBuffer(
             self._writer,
             max_turns=settings.intake_turns,
@@ -101,16 +106,13 @@ class Memory:
         self.sessions = StoredSessions(self._database, self._writer, patience_s=settings.store_patience_s, clock=clock)
         self.tickets = StoredTickets(self._database, patience_s=settings.store_patience_s, clock=clock)
         self.blocklist = StoredBlocklist(self._database, required=settings.require_blocklist == "on", clock=clock)
-        self._erasing = asyncio.Event()
         self._local_facts = LocalFacts(self._database)
-        indexes = self._database.dialect == "sqlite" and not self._has_zep  # with Zep nobody searches here
-        self._words = WordIndexer(self._database) if indexes else None
+        self._indexer = FullTextIndexer(self._database) if is_sqlite and not self._has_zep else None
         self.recall = BoundedRecall(self._database, self._facts, budget_s=settings.recall_budget_s)
-        lease_s = 3 * settings.delivery_timeout_s
-        self._keeper = Maintenance(
+        self._maintenance = Maintenance(
             self._database,
             erase=self._has_zep,
-            lease_s=lease_s,
+            lease_s=3 * settings.delivery_timeout_s,
             session_token_s=settings.session_token_ttl_s,
             clock=clock,
         )
@@ -129,19 +131,21 @@ class Memory:
         `free_bytes` says how much is free on the disk of a folder.
         """
         memory = cls(settings, clock=clock, free_bytes=free_bytes)
-        tasks = [
-            asyncio.create_task(_keep_running(name, work), name=f"memory-{name}")
-            for name, work in (
-                ("store", memory._keep_open),
-                ("writer", memory._keep_writing),
-                ("ingest", memory.ingest.run),
-                ("blocklist", memory._keep_blocklist),
-                ("delivery", memory._keep_delivering),
-                ("words", memory._keep_indexing),
-                ("sweeping", memory._keep_sweeping),
-                ("erasing", memory._keep_erasing),
-            )
+        at_work: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+            ("writer", memory._writer.run),  # turns that come earlier wait, within the writer's bounds
+            ("blocklist", memory.blocklist.run),
+            ("delivery", memory._keep_delivering),
+            ("sweeping", memory._keep_sweeping),
+            ("erasing", memory._keep_erasing),
         ]
+        if memory._indexer is not None:
+            at_work.append(("full-text", memory._indexer.run))
+        works = [
+            _keep_running("store", memory._keep_open),
+            _keep_running("ingest", memory.ingest.run),
+            *(_keep_running(name, work, after=memory._opened) for name, work in at_work),
+        ]
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             yield memory
         finally:
@@ -156,43 +160,50 @@ class Memory:
 
         After StoreAwayError it may be unknown whether they were stored: the same turn ids may be sent again.
         """
-        patience_s = self._settings.store_timeout_s
+        timeout_s = self._settings.store_timeout_s
         if not self._opened.is_set():
-            await self._opening(patience_s)
+            # A store that is just being opened is waited for; one that would not open is not.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._tried.wait()
+            if not self._opened.is_set():
+                raise StoreUnreachableError("not yet open")
         done = self._writer.submit(turns)
-        in_time = asyncio.get_running_loop().call_later(patience_s, _too_late, done)
+        # A timer and not `asyncio.timeout`, which costs more for each turn.
+        late = asyncio.get_running_loop().call_later(timeout_s, give_up, done, StoreAwayError("not committed in time"))
         try:
-            return await done  # the writer's own: whoever leaves here takes nothing back
+            return await done  # the writer's future: a caller that leaves cancels no commit
         finally:
-            in_time.cancel()
+            late.cancel()
 
     async def turns(self, session_id: str, *, principal: str, limit: int, after: str | None = None) -> "Page | None":
-        """A page of `principal`'s session's turns, behind the turn `after`; None where there is no such turn.
+        """A page of the turns of `principal`'s session, behind the turn `after`; None where there is no such turn.
 
         Raises StoreError, NotOwnerError.
         """
-        from token_broker.memory.store.reading import list_turns
+        from token_broker.memory.store.turn_reads import list_turns
 
         wanted = partial(list_turns, session_id=session_id, principal=principal, limit=limit, after=after)
-        return await self._database.read(wanted, lane="bulk")
+        return await self._database.read(wanted, pool="bulk")
 
     async def erase_session(self, session_id: str, *, principal: str) -> int:
         """Erases `principal`'s session; how many turns it had. Raises StoreError, NotOwnerError.
 
-        From here on nobody reads it or writes into it, and its talks end. Its rows are deleted soon after, in steps
-        that hold up nobody, and the sink is asked to forget it.
+        From here on nobody reads it or writes into it, and its talks end. Its rows are deleted soon after, in short
+        transactions, and the sink is asked to erase it.
         """
-        forgotten = await self._keeper.mark_erased(session_id, principal=principal)
-        self._writer.forget(session_id)
-        self.sessions.forget(session_id)
-        self.recall.kept.erase_all()
+        erased = await self._maintenance.mark_erased(session_id, principal=principal)
+        self._writer.evict(session_id)
+        self.sessions.evict(session_id)
+        self.recall.cache.clear()
         self._erasing.set()
         self._end_talks_of(Owner(session_id, principal, 0))
-        self._nudge()
-        return forgotten
+        if self._worker is not None:
+            self._worker.nudge()
+        return erased
 
     def watch_lost_sessions(self, end_talks_of: Callable[[Owner], None]) -> None:
-        """`end_talks_of(owner)` is called where a session is seen to be no more, or never to have been, `owner`'s."""
+        """`end_talks_of(owner)` is called where a session turns out not to be `owner`'s, or to be erased."""
         self._watchers.append(end_talks_of)
 
     def _end_talks_of(self, owner: Owner) -> None:
@@ -200,21 +211,21 @@ class Memory:
             end_talks_of(owner)
 
     async def refresh(self) -> None:
-        """Asks the store for its figures, as long as patience lasts; `status` shows the last ones there were."""
+        """Reads the outbox's status from the store, as long as patience lasts; `status` shows what was read last."""
         try:
             async with asyncio.timeout(self._settings.store_patience_s):
-                self._figures = await self._keeper.figures()
+                self._outbox = await self._maintenance.outbox_status()
                 if self._disk is not None:
                     self._disk.reusable_bytes = await self._database.read(reusable_bytes)
         except (StoreError, TimeoutError):
             return
-        self._figures_at_s = self._clock()
+        self._outbox_read_at_s = self._clock()
 
     def status(self) -> MemoryStatus:
-        """The memory in numbers, without waiting for anything."""
+        """The memory's status, without waiting for the store."""
         now_s = self._clock()
-        figures, worker, counts = self._figures, self._worker, self._writer.counts
-        oldest_us = figures.oldest_us if figures else None
+        outbox, worker, counts = self._outbox, self._worker, self._writer.counts
+        oldest_us = outbox.oldest_us if outbox else None
         failing = self._writer.failing
         disk_is_short = self._disk is not None and self._disk.is_short()
         if disk_is_short and failing is None:
@@ -224,11 +235,11 @@ class Memory:
             store="away" if away else self._state,
             store_reason=failing or self._reason,
             sink="zep" if self._has_zep else "local",
-            queued=figures.queued if figures else 0,
+            queued=outbox.queued if outbox else 0,
             oldest_age_s=0.0 if oldest_us is None else round(max(0.0, now_s - oldest_us / 1_000_000), 3),
-            dead=figures.dead if figures else 0,
-            to_forget=figures.erasures if figures else 0,
-            figures_age_s=round(max(0.0, now_s - self._figures_at_s), 3) if figures else None,
+            dead=outbox.dead if outbox else 0,
+            pending_erasures=outbox.erasures if outbox else 0,
+            outbox_age_s=round(max(0.0, now_s - self._outbox_read_at_s), 3) if outbox else None,
             stored=counts.stored,
             duplicates=counts.duplicates,
             foreign=counts.foreign,
@@ -258,38 +269,15 @@ class Memory:
             recalls_repeated=self.recall.counts.repeated,
         )
 
-    @property
-    def _has_zep(self) -> bool:
-        return self._settings.zep_api_key is not None
-
-    def _facts(self) -> "FactSource | None":
+    def _facts(self) -> FactSource | None:
         return self._zep if self._has_zep else self._local_facts
 
-    def _watch_disk(self, free_bytes: Callable[[Path], int]) -> DiskWatch | None:
-        """Of SQLite's disk; PostgreSQL's is its own."""
-        if self._database.dialect != "sqlite":
-            return None
-        folder = sqlite_path(self._settings.database_url.get_secret_value()).parent
-        return DiskWatch(folder, self._settings.min_free_disk_bytes, free_bytes=free_bytes)
-
     def _stored(self, session_ids: Collection[str]) -> None:
-        self.recall.kept.forget(session_ids)
-        if self._has_zep:
-            self._nudge()
-        elif self._words is not None:
-            self._words.nudge()
-
-    def _nudge(self) -> None:
-        if self._worker is not None:
+        self.recall.cache.invalidate(session_ids)
+        if self._indexer is not None:
+            self._indexer.nudge()
+        elif self._has_zep and self._worker is not None:
             self._worker.nudge()
-
-    async def _opening(self, patience_s: float) -> None:
-        """Waits for a store that is just being opened; not for one that would not open."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience_s):
-                await self._tried.wait()
-        if not self._opened.is_set():
-            raise StoreUnreachableError("not yet open")
 
     async def _keep_open(self) -> None:
         """Opens the store, as often as it takes."""
@@ -297,7 +285,9 @@ class Memory:
         while not self._opened.is_set():
             try:
                 was_empty |= await self._database.open()
-                await self._begin_after_what_is_stored()
+                from token_broker.memory.store.turn_writes import last_arrival
+
+                self._writer.begin_after(await self._database.read(last_arrival))
                 await self.blocklist.refresh()
             except StoreError as error:
                 failures += 1
@@ -311,85 +301,50 @@ class Memory:
             self._tried.set()
             log.info("store_open", after_failures=failures, was_empty=was_empty)
 
-    async def _begin_after_what_is_stored(self) -> None:
-        from token_broker.memory.store.turns import last_arrival
-
-        self._writer.begin_after(await self._database.read(last_arrival))
-
-    async def _keep_writing(self) -> None:
-        """What comes before the store is open waits, within the writer's bounds."""
-        await self._opened.wait()
-        await self._writer.run()
-
-    async def _keep_blocklist(self) -> None:
-        await self._opened.wait()
-        await self.blocklist.run()
-
     async def _keep_delivering(self) -> None:
-        await self._opened.wait()
-        worker = self._worker = await asyncio.to_thread(self._make_worker)
+        def make_worker() -> "DeliveryWorker":
+            from token_broker.memory.delivery.worker import DeliveryPolicy, DeliveryWorker
+
+            settings = self._settings
+            sink: Sink = LocalSink()
+            if settings.zep_api_key is not None:
+                from token_broker.memory.delivery.zep import ZepMemory
+
+                key, url = settings.zep_api_key, settings.zep_api_url
+                sink = self._zep = self._zep or ZepMemory(key, url, timeout_s=settings.delivery_timeout_s)
+            return DeliveryWorker(self._database, sink, DeliveryPolicy.of(settings), clock=self._clock)
+
+        # In a thread: zep-python takes a second to import, and the first talks would wait for it.
+        worker = self._worker = await asyncio.to_thread(make_worker)
         await worker.run()
 
-    def _make_worker(self) -> "DeliveryWorker":
-        """In a thread, since the imports take a while."""
-        from token_broker.memory.delivery.worker import DeliveryPolicy, DeliveryWorker
-
-        settings = self._settings
-        policy = DeliveryPolicy(
-            timeout_s=settings.delivery_timeout_s,
-            concurrency=settings.delivery_concurrency,
-            max_attempts=settings.delivery_attempts,
-            max_age_s=settings.delivery_max_age_s,
-            gap_s=settings.delivery_gap_s,
-            poll_s=settings.delivery_poll_s,
-        )
-        return DeliveryWorker(self._database, self._make_sink(), policy, clock=self._clock)
-
-    def _make_sink(self) -> "Sink":
-        if self._settings.zep_api_key is None:
-            return LocalSink()
-        from token_broker.memory.delivery.zep import ZepMemory
-
-        if self._zep is None:
-            self._zep = ZepMemory(
-                self._settings.zep_api_key, self._settings.zep_api_url, timeout_s=self._settings.delivery_timeout_s
-            )
-        return self._zep
-
-    async def _keep_indexing(self) -> None:
-        await self._opened.wait()
-        if self._words is not None:
-            await self._words.run()
-
     async def _keep_sweeping(self) -> None:
-        """Figures every few seconds, retention every few minutes."""
-        await self._opened.wait()
+        """Reads the outbox's status every few seconds, and sweeps every few minutes."""
         swept_at_s = float("-inf")
         while True:
             await self.refresh()
             if time.monotonic() >= swept_at_s + _SWEEP_EVERY_S:
                 with contextlib.suppress(StoreError):
-                    await self._keeper.sweep(self._settings.retention_days)
+                    await self._maintenance.sweep(self._settings.retention_days)
                     swept_at_s = time.monotonic()
-            await asyncio.sleep(_FIGURES_EVERY_S)
+            await asyncio.sleep(_STATUS_EVERY_S)
 
     async def _keep_erasing(self) -> None:
-        """Deletes the turns of erased sessions: this process's at once, what another one left now and then."""
-        await self._opened.wait()
+        """Deletes the turns of erased sessions: this process's at once, those that another one left every minute."""
         while True:
             self._erasing.clear()
             try:
-                await self._keeper.finish_erasures()
+                await self._maintenance.finish_erasures()
             except StoreError as error:
                 log.warning("erasure_delayed", reason=str(error))
-                await asyncio.sleep(_FIGURES_EVERY_S)
+                await asyncio.sleep(_STATUS_EVERY_S)
                 continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_ERASURES_EVERY_S):
                     await self._erasing.wait()
 
     async def _close(self, tasks: "Sequence[asyncio.Task[None]]") -> None:
-        """Gives proxied turns time to reach the store, ends the tasks, closes what is open."""
+        """Gives the proxy's turns time to reach the store, ends the tasks, closes what is open."""
         if self.ingest.buffered:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FLUSH_S):
@@ -398,23 +353,21 @@ class Memory:
             task.cancel()
         await asyncio.wait(tasks)
         await self.sessions.aclose()
-        await self._writer.note_sizes(everything=True)
+        await self._writer.write_sizes(everything=True)
         if self._zep is not None:
             await self._zep.aclose()
         await self._database.close()
 
 
-def _too_late(done: "asyncio.Future[list[Outcome]]") -> None:
-    give_up(done, StoreAwayError("not committed in time"))
-
-
-async def _keep_running(name: str, work: Callable[[], Awaitable[None]]) -> None:
-    """A fault in one task must not end what the others keep."""
+async def _keep_running(name: str, work: Callable[[], Awaitable[None]], *, after: asyncio.Event | None = None) -> None:
+    """Runs `work` once `after` is set, and again after a fault: one broken task must not end the memory."""
+    if after is not None:
+        await after.wait()
     while True:
         try:
             await work()
             return
-        except Exception as error:  # noqa: BLE001  # told, and begun anew
+        except Exception as error:  # noqa: BLE001  # logged, and started again
             log.error(
                 "memory_task_broke",
                 task=name,

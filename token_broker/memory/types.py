@@ -1,32 +1,62 @@
-"""The seams between the talk and its memory: what a turn is, and what the rest of the broker asks of the memory."""
+"""The memory's values and seams: a turn as it is said and as it is stored, and what the rest of the broker may ask for.
 
+Nothing here imports SQLAlchemy: it takes a quarter of a second to load, and is loaded when the store opens.
+"""
+
+import re
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Literal, Protocol
 
 from token_broker.security.owner import Owner
 
 __all__ = [
+    "BUCKETS",
+    "ERASED_PRINCIPAL",
+    "LAST_PLACE",
     "LAST_TURNS",
-    "NOBODY",
-    "NOT_THEIRS",
+    "NOT_OWNED",
     "Block",
     "BlockKind",
     "Blocklist",
+    "DeadLetter",
+    "Delivery",
+    "DeliveryBatch",
+    "FactSource",
+    "Failure",
     "Outcome",
+    "Position",
     "Recall",
     "Role",
     "SessionRecord",
     "SessionRepository",
+    "Sink",
+    "SinkError",
     "Source",
+    "StoredTurn",
     "TicketRepository",
     "Turn",
     "TurnIngest",
+    "arrival_at",
+    "arrived_us",
+    "bucket_of",
+    "is_storable",
+    "replace_unstorable",
+    "stored_bytes",
+    "to_us",
 ]
 
-NOBODY = ""  # the principal of an erased session
-LAST_TURNS = 12  # of a session, told to an agent that takes it up again
+ERASED_PRINCIPAL = ""  # the principal of an erased session
+LAST_TURNS = 12  # of a session, shown to an agent that resumes it
+BUCKETS = 64
+LAST_PLACE = 2**31 - 1  # of turns without a sequence: behind the others of their epoch, in order of arrival
+NODE_BITS = 10  # of an arrival, the random part
+
+# PostgreSQL's text has no NUL, and UTF-8 has no lone surrogates.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 Role = Literal["user", "assistant"]
 Source = Literal["proxy", "browser"]
@@ -50,16 +80,136 @@ class Turn:
 
 
 class Outcome(Enum):
-    """What became of a turn that was handed in."""
+    """The result of storing a turn."""
 
     STORED = "stored"
     DUPLICATE = "duplicate"  # the session has a turn of that id; the first content stays
     FOREIGN = "foreign"  # the session belongs to another principal
     ERASED = "erased"  # the session was erased: nothing is stored in it any more
-    FULL = "full"  # the session has as many bytes as one may have
+    FULL = "full"  # the session has reached its size limit
 
 
-NOT_THEIRS = frozenset({Outcome.FOREIGN, Outcome.ERASED})  # the session is not, or no longer, the owner's
+NOT_OWNED = frozenset({Outcome.FOREIGN, Outcome.ERASED})  # the session is not, or no longer, the owner's
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A turn's place in its session; turns are read and delivered in this order."""
+
+    epoch: int
+    place: int
+    arrival: int
+
+
+class Delivery(IntEnum):
+    """The state of a turn's delivery to the sink."""
+
+    QUEUED = 0
+    DELIVERED = 1
+    DEAD = 2
+
+    @property
+    def label(self) -> Literal["queued", "delivered", "dead"]:
+        """The state's name in receipts."""
+        return _DELIVERY_LABELS[self]
+
+
+_DELIVERY_LABELS: dict[Delivery, Literal["queued", "delivered", "dead"]] = {
+    Delivery.QUEUED: "queued",
+    Delivery.DELIVERED: "delivered",
+    Delivery.DEAD: "dead",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTurn:
+    """A turn as the store has it, with the state of its delivery."""
+
+    turn_id: str
+    position: Position
+    agent_id: str
+    role: Role
+    content: str
+    created_at: datetime
+    source: Source
+    interrupted: bool
+    channel: str | None
+    delivery: Delivery
+
+    @property
+    def sequence(self) -> int | None:
+        return None if self.position.place == LAST_PLACE else self.position.place
+
+    @property
+    def arrived_us(self) -> int:
+        return arrived_us(self.position.arrival)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A turn that the sink refused for good, and the reason."""
+
+    session_id: str
+    turn: StoredTurn
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRecord:
+    """What the store says of a session. An erased session has no owner, and never gets one again."""
+
+    session_id: str
+    principal: str
+    epoch: int
+
+    @property
+    def erased(self) -> bool:
+        return self.principal == ERASED_PRINCIPAL
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A principal, or one session, that the operator has blocked."""
+
+    kind: BlockKind
+    id: str
+    since: datetime  # UTC
+
+
+def is_storable(text: str) -> bool:
+    """Whether every store can hold the text as it is."""
+    return _UNSTORABLE.search(text) is None
+
+
+def replace_unstorable(text: str) -> str:
+    """The text with U+FFFD for every character that a store cannot hold."""
+    return _UNSTORABLE.sub("\ufffd", text)
+
+
+def stored_bytes(turn: Turn) -> int:
+    """The bytes that a turn counts for: content, ids and channel, in UTF-8."""
+    text = f"{turn.content}{turn.turn_id}{turn.owner.session_id}{turn.agent_id}{turn.channel or ''}"
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def bucket_of(key: str) -> int:
+    """The bucket (0 to 63) of all rows of a session, or of a ticket. It is stored: never change the function."""
+    return zlib.crc32(key.encode()) % BUCKETS
+
+
+def to_us(seconds: float) -> int:
+    """Seconds since 1970 as whole microseconds."""
+    return round(seconds * 1_000_000)
+
+
+def arrival_at(seconds: float) -> int:
+    """The smallest arrival of that time; see `ArrivalClock`."""
+    return to_us(seconds) << NODE_BITS
+
+
+def arrived_us(arrival: int) -> int:
+    """The time of an arrival, in microseconds since 1970."""
+    return arrival >> NODE_BITS
 
 
 class TurnIngest(Protocol):
@@ -70,21 +220,8 @@ class TurnIngest(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class SessionRecord:
-    """What the store says of a session. One that was erased has no owner, and never gets one again."""
-
-    session_id: str
-    principal: str
-    epoch: int
-
-    @property
-    def erased(self) -> bool:
-        return self.principal == NOBODY
-
-
 class SessionRepository(Protocol):
-    """Who owns which session, as the store says. Waits are bounded (BROKER_STORE_PATIENCE_S)."""
+    """The owners of sessions, as the store has them. Waits are bounded (BROKER_STORE_PATIENCE_S)."""
 
     async def find(self, session_id: str) -> SessionRecord | None:
         """The session, or None where the store has no such session. Raises StoreError where the store is silent."""
@@ -102,30 +239,21 @@ class SessionRepository(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A principal, or one session, that the operator lets in no more."""
-
-    kind: BlockKind
-    id: str
-    since: datetime  # UTC
-
-
 class Blocklist(Protocol):
-    """Whom the operator has blocked, as every replica knows within two seconds."""
+    """The principals and sessions that the operator has blocked; every replica knows them within two seconds."""
 
     @property
     def was_read(self) -> bool:
-        """Whether this process has ever read the list; until then `refused` knows nobody."""
+        """Whether this process has ever read the list; until then `refused` is always False."""
         ...
 
     @property
     def is_missed(self) -> bool:
-        """Whether nobody is to be served before the list was read, and it was not (BROKER_REQUIRE_BLOCKLIST)."""
+        """Whether nobody may be served yet: the list is required (BROKER_REQUIRE_BLOCKLIST) and was never read."""
         ...
 
     def refused(self, principal: str, session_id: str | None) -> bool:
-        """Whether tokens of this principal, or of this session, open nothing any more; never waits, never raises."""
+        """Whether the principal or the session is blocked; never waits, never raises."""
         ...
 
 
@@ -141,8 +269,66 @@ class Recall(Protocol):
     """What the memory knows, for the agent's instructions."""
 
     async def block(self, owner: Owner) -> str:
-        """The fenced block to append to the instructions, at most 2 KB; empty where there is nothing.
+        """The fenced block to append to the instructions, at most 2 KB; empty where nothing is known.
 
         Never raises, and takes no longer than its budget (300 ms).
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a delivery failed.
+
+    `permanent`: the sink will never take these turns as they are. `counts`: the sink answered about this delivery (a
+    500, a malformed answer), so the oldest turn may be its cause; without it the sink is unavailable to any delivery.
+    `uncertain`: the turns may have been stored all the same.
+    """
+
+    reason: str
+    permanent: bool = False
+    counts: bool = False
+    uncertain: bool = False
+    retry_after_s: float | None = None
+
+
+class SinkError(Exception):
+    """The sink did not take the delivery; `failure` says why and what may be done."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryBatch:
+    """Turns of one session, in order. `uncertain`: some may have arrived before; look before repeating."""
+
+    session_id: str
+    principal: str
+    user_id: str | None
+    turns: Sequence[StoredTurn]
+    uncertain: bool
+
+
+class Sink(Protocol):
+    """A memory that turns are delivered to. The caller bounds both methods; both raise SinkError."""
+
+    async def deliver(self, batch: DeliveryBatch) -> None:
+        """Stores the turns, each once, in order."""
+        ...
+
+    async def erase(self, principal: str, session_id: str) -> None:
+        """Erases a session, or all of `principal` where `session_id` is empty; no error where nothing is stored."""
+        ...
+
+
+class FactSource(Protocol):
+    """Facts about a user, for recall."""
+
+    async def facts(self, owner: Owner, *, of_session: bool) -> list[str]:
+        """The most useful first; the caller bounds the wait. Raises SinkError or StoreError.
+
+        Without `of_session` the session is not known to be `owner`'s, and nothing said in it may be returned.
         """
         ...

@@ -8,7 +8,7 @@ import dataclasses
 import time
 from dataclasses import dataclass
 
-from token_broker.memory.errors import StoreError
+from token_broker.memory.store_errors import StoreError
 from token_broker.memory.types import Blocklist, SessionRecord, SessionRepository
 from token_broker.security.authentication import Principal
 from token_broker.security.owner import Owner

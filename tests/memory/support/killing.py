@@ -180,7 +180,7 @@ async def _check_words(database_url: str) -> None:
     """Every turn is found by what it says, which is a line, in a sound index."""
     path = sqlite_path(database_url)
     missing = """SELECT count(*) FROM turns
-        WHERE arrival NOT IN (SELECT rowid FROM turn_words WHERE turn_words MATCH 'content : line')"""
+        WHERE arrival NOT IN (SELECT rowid FROM turns_fts WHERE turns_fts MATCH 'content : line')"""
 
     def count() -> list[tuple[int]]:
         with contextlib.closing(sqlite3.connect(path, timeout=30)) as file:

@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from token_broker.memory.drivers.database import Database
-from token_broker.memory.drivers.lanes import Lane
-from token_broker.memory.errors import StoreError, StoreRefusedError
+from token_broker.memory.drivers.database import Database, PoolName
 from token_broker.memory.store.erasure import delete_erased, mark_erased
+from token_broker.memory.store_errors import StoreError, StoreRefusedError
 
 __all__ = ["Obstinate", "assert_sound", "erase_session", "opened"]
 
@@ -29,10 +28,10 @@ async def opened(database: D) -> AsyncIterator[D]:
 
 
 def assert_sound(path: Path) -> None:
-    """An SQLite file is whole, and so is its index of words."""
+    """An SQLite file is whole, and so is its full-text index."""
     with contextlib.closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as file:
         assert file.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        file.execute("INSERT INTO turn_words (turn_words) VALUES ('integrity-check')")
+        file.execute("INSERT INTO turns_fts (turns_fts) VALUES ('integrity-check')")
 
 
 async def erase_session(database: Database, session_id: str, *, now_us: int = 1, sink: bool = False) -> int:
@@ -61,7 +60,7 @@ class Obstinate:
     async def open(self) -> bool:
         return False
 
-    async def write(self, work: Any, *, again: bool = True) -> Any:
+    async def write(self, work: Any, *, idempotent: bool = True) -> Any:
         self.writes += 1
         self.asked.set()
         await self.free.wait()
@@ -69,12 +68,12 @@ class Obstinate:
             raise self.error
         if any(item.turn.turn_id == self.refuses for item in getattr(work, "keywords", {}).get("batch", [])):
             raise StoreRefusedError("spoilt")
-        return await self._database.write(work, again=again)
+        return await self._database.write(work, idempotent=idempotent)
 
-    async def read(self, work: Any, *, lane: Lane = "quick") -> Any:
+    async def read(self, work: Any, *, pool: PoolName = "quick") -> Any:
         await self.free.wait()
         if self.error is not None:
             raise self.error
-        return await self._database.read(work, lane=lane)
+        return await self._database.read(work, pool=pool)
 
     async def close(self) -> None: ...

@@ -1,7 +1,7 @@
-"""The worker that brings stored turns to the sink, in every replica: claims, delivers in order, settles.
+"""The worker that delivers stored turns to the sink, in every replica: claims, delivers in order, settles.
 
-Sessions run side by side, as many as the sink bears; within one, a call at a time. What a claim came to is written even
-when the worker is told to stop, so that a shutdown repeats nothing.
+Sessions run side by side, as many as the sink bears; each session has one call at a time. A claim's result is written
+even when the worker is told to stop, so that a shutdown repeats nothing.
 """
 
 import asyncio
@@ -13,28 +13,26 @@ from typing import Any
 
 import structlog
 
-from token_broker.memory.delivery.backoff import (
+from token_broker.memory.delivery.decisions import (
     FULL_BATCH,
     Backlog,
     ConcurrencyLimiter,
-    Failure,
     after_failure,
     backoff_s,
+    ready,
 )
-from token_broker.memory.delivery.ordering import Ready, ready
-from token_broker.memory.delivery.sink import DeliveryBatch, Sink, SinkError
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.errors import StoreError
-from token_broker.memory.store import erasure as forgetting
 from token_broker.memory.store import outbox
-from token_broker.memory.store.keys import to_us
-from token_broker.memory.store.outbox import Claim, Settlement
-from token_broker.memory.store.rows import StoredTurn
+from token_broker.memory.store.outbox import Claim, Erasure, Settlement
+from token_broker.memory.store_errors import StoreError
+from token_broker.memory.types import DeliveryBatch, Failure, Sink, SinkError, StoredTurn, to_us
+from token_broker.settings import Settings
 
 __all__ = ["DeliveryCounts", "DeliveryPolicy", "DeliveryWorker"]
 
 log = structlog.get_logger(__name__)
 
+# A claim outlasts the delivery, the settlement and a slow store: a second claimant would deliver the turns again.
 _LEASE_TIMEOUTS = 3
 _LONGEST_POLL_S = 30.0
 _CLOSE_S = 5.0
@@ -42,7 +40,7 @@ _CLOSE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class DeliveryPolicy:
-    """How delivery goes about it; times are seconds."""
+    """The limits of delivery; times are seconds."""
 
     timeout_s: float = 10
     concurrency: int = 8
@@ -50,6 +48,17 @@ class DeliveryPolicy:
     max_age_s: float = 7 * 86_400
     gap_s: float = 10
     poll_s: float = 1
+
+    @classmethod
+    def of(cls, settings: Settings) -> "DeliveryPolicy":
+        return cls(
+            timeout_s=settings.delivery_timeout_s,
+            concurrency=settings.delivery_concurrency,
+            max_attempts=settings.delivery_attempts,
+            max_age_s=settings.delivery_max_age_s,
+            gap_s=settings.delivery_gap_s,
+            poll_s=settings.delivery_poll_s,
+        )
 
     @property
     def lease_s(self) -> float:
@@ -75,70 +84,68 @@ class DeliveryWorker:
         self._sink = sink
         self._policy = policy
         self._clock = clock
-        self._limiter = ConcurrencyLimiter()
         self._wake = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
+        self._unreachable = False
+        self.limiter = ConcurrencyLimiter()
         self.counts = DeliveryCounts()
         self.last_failure: str | None = None
-        self._unreachable = False
-
-    @property
-    def limiter(self) -> ConcurrencyLimiter:
-        return self._limiter
 
     def nudge(self) -> None:
         """Looks at the outbox soon."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Delivers what is due, and sleeps until more is."""
+        """Delivers what is due, and sleeps until more is due."""
         try:
             while True:
                 self._wake.clear()
                 try:
                     found = await self.round()
-                except StoreError as error:
-                    self._tell_once(error)
-                    found = 0
-                else:
                     self._unreachable = False
+                except StoreError as error:
+                    if not self._unreachable:  # logged once an outage
+                        log.warning("outbox_unreachable", reason=str(error))
+                    self._unreachable, found = True, 0
                 if not found:
-                    await self._rest()
+                    await self._sleep()
         finally:
-            await self._finish()
-
-    def _tell_once(self, error: StoreError) -> None:
-        if not self._unreachable:
-            log.warning("outbox_unreachable", reason=str(error))
-        self._unreachable = True
+            # Deliveries under way may end within one delivery's time, so that they are not repeated.
+            if self._running:
+                await asyncio.wait(self._running, timeout=_CLOSE_S)
+            for task in self._running:
+                task.cancel()
+            if self._running:
+                await asyncio.wait(self._running, timeout=_CLOSE_S)
 
     async def round(self) -> int:
-        """Claims what is due, up to the free places, and starts delivering it; how much that was."""
+        """Claims what is due, up to the concurrency limit, and starts delivering it; returns how much it claimed."""
         now_s = self._clock()
-        if now_s < self._limiter.resume_at_s:
+        if now_s < self.limiter.resume_at_s:
             return 0
-        free = self._limiter.limit - len(self._running)
+        free = self.limiter.limit - len(self._running)
         if free <= 0:
             return 0
-        erasures = await self._claim_erasures(1)
+        now_us = to_us(now_s)
+        lease_until_us = now_us + to_us(self._policy.lease_s)
+        claim = partial(outbox.claim_erasures, limit=1, now_us=now_us, lease_until_us=lease_until_us)
+        erasures = await self._database.write(claim)
         for erasure in erasures:
             self._start(self._erase(erasure))
-        claims = await self._claim(free - len(erasures))
-        for claim in claims:
-            self._start(self._deliver(claim))
+        claims = await self._claim(free - len(erasures)) if len(erasures) < free else []
+        for held in claims:
+            self._start(self._deliver(held))
         return len(claims) + len(erasures)
 
     async def idle(self) -> None:
-        """Returns when nothing that was claimed is under way any more."""
+        """Returns when no claimed work is under way any more."""
         while self._running:
             await asyncio.wait(self._running)
 
     async def _claim(self, limit: int) -> list[Claim]:
-        if limit <= 0:
-            return []
-        now_us = to_us(self._clock())
-        buckets = await self._database.read(partial(outbox.due_buckets, now_us=now_us))
-        random.shuffle(buckets)  # so that replicas begin at different ends
+        """One short transaction a bucket: a claim locks its rows until its transaction ends."""
+        buckets = await self._database.read(partial(outbox.due_buckets, now_us=to_us(self._clock())))
+        random.shuffle(buckets)  # replicas that began with the same bucket would wait for each other's locks
         claims: list[Claim] = []
         for bucket in buckets:
             now_us = to_us(self._clock())
@@ -150,76 +157,63 @@ class DeliveryWorker:
                 break
         return claims
 
-    async def _claim_erasures(self, limit: int) -> list[forgetting.Erasure]:
-        now_us = to_us(self._clock())
-        lease_until_us = now_us + to_us(self._policy.lease_s)
-        claim = partial(forgetting.claim_erasures, limit=limit, now_us=now_us, lease_until_us=lease_until_us)
-        return await self._database.write(claim)
-
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        def ended(task: "asyncio.Task[None]") -> None:
+            self._running.discard(task)
+            self._wake.set()  # the next claim has room now
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("delivery_broke_off", error=type(error).__name__, reason=str(error)[:200])
+
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._running.discard(task)
-        self._wake.set()  # there is a free place
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("delivery_broke_off", error=type(error).__name__, reason=str(error)[:200])
+        task.add_done_callback(ended)
 
     async def _deliver(self, claim: Claim) -> None:
         now_us = to_us(self._clock())
-        can_go = self._ready(claim, now_us)
-        batch = claim.turns[: min(can_go.count, claim.backlog.batch)]
-        if not batch:
-            due_us = can_go.wait_until_us or now_us
-            backlog = claim.backlog
-            await self._settle(claim, Settlement(due_us, backlog, uncertain=claim.uncertain))
-            return
-        failure = await self._hand_over(claim, batch)
-        self._note(failure)
-        await self._settle(claim, self._settlement(claim, batch, failure))
-
-    def _ready(self, claim: Claim, now_us: int) -> Ready:
-        return ready(
+        can_go = ready(
             [turn.position for turn in claim.turns],
             [turn.arrived_us for turn in claim.turns],
             claim.last_settled,
             now_us=now_us,
             gap_us=to_us(self._policy.gap_s),
         )
-
-    async def _hand_over(self, claim: Claim, batch: Sequence[StoredTurn]) -> Failure | None:
-        sent = DeliveryBatch(claim.session_id, claim.principal, claim.user_id, batch, claim.uncertain)
+        turns = claim.turns[: min(can_go.count, claim.backlog.batch)]
+        if not turns:
+            due_us = can_go.wait_until_us or now_us
+            await self._settle(claim, Settlement(due_us, claim.backlog, uncertain=claim.uncertain))
+            return
+        failure: Failure | None = None
         try:
             async with asyncio.timeout(self._policy.timeout_s):
-                await self._sink.deliver(sent)
+                batch = DeliveryBatch(claim.session_id, claim.principal, claim.user_id, turns, claim.uncertain)
+                await self._sink.deliver(batch)
         except SinkError as error:
-            return error.failure
+            failure = error.failure
         except TimeoutError:
-            return Failure("no answer in time", uncertain=True)
+            failure = Failure("no answer in time", uncertain=True)
         except Exception as error:  # noqa: BLE001  # a fault in a sink must not end the worker; the turns stay
             log.error("sink_broke", error=type(error).__name__)
-            return Failure(f"the sink broke ({type(error).__name__})", counts=True, uncertain=True)
-        return None
+            failure = Failure(f"the sink broke ({type(error).__name__})", counts=True, uncertain=True)
+        self._note(failure)
+        await self._settle(claim, self._settlement(claim, turns, failure))
 
     def _note(self, failure: Failure | None) -> None:
         if failure is None:
-            self._limiter = self._limiter.succeeded(self._policy.concurrency)
+            self.limiter = self.limiter.succeeded(self._policy.concurrency)
             return
         self.counts.failures += 1
         self.last_failure = failure.reason
-        self._limiter = self._limiter.failed(failure, self._clock())
+        self.limiter = self.limiter.failed(failure, self._clock())
 
-    def _settlement(self, claim: Claim, batch: Sequence[StoredTurn], failure: Failure | None) -> Settlement:
+    def _settlement(self, claim: Claim, turns: Sequence[StoredTurn], failure: Failure | None) -> Settlement:
         now_us = to_us(self._clock())
-        ids = [turn.turn_id for turn in batch]
+        ids = [turn.turn_id for turn in turns]
         if failure is None:
             return Settlement(now_us, Backlog(batch=min(FULL_BATCH, claim.backlog.batch * 2)), delivered=ids)
         verdict = after_failure(
             claim.backlog,
             failure,
-            len(batch),
+            len(turns),
             now_us=now_us,
             max_attempts=self._policy.max_attempts,
             max_age_s=self._policy.max_age_s,
@@ -233,53 +227,45 @@ class DeliveryWorker:
         )
 
     async def _settle(self, claim: Claim, result: Settlement) -> None:
-        """Written whatever happens to the worker: cancelling the wait does not cancel the writing."""
-        writing = asyncio.ensure_future(self._write_settlement(claim, result))
+        async def write() -> None:
+            if await self._database.write(partial(outbox.settle, held=claim, result=result)):
+                self.counts.delivered += len(result.delivered)
+                self.counts.dead += len(result.dead)
+            else:
+                self.counts.lost_leases += 1
+
+        # Shielded: the sink has the turns by now, and without a settlement they are delivered again.
+        writing = asyncio.ensure_future(write())
         try:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
             await asyncio.wait({writing}, timeout=_CLOSE_S)
             raise
 
-    async def _write_settlement(self, claim: Claim, result: Settlement) -> None:
-        if await self._database.write(partial(outbox.settle, held=claim, result=result)):
-            self.counts.delivered += len(result.delivered)
-            self.counts.dead += len(result.dead)
-        else:
-            self.counts.lost_leases += 1
-
-    async def _erase(self, erasure: forgetting.Erasure) -> None:
+    async def _erase(self, erasure: Erasure) -> None:
         try:
             async with asyncio.timeout(self._policy.timeout_s):
-                await self._sink.forget(erasure.principal, erasure.session_id)
+                await self._sink.erase(erasure.principal, erasure.session_id)
         except (SinkError, TimeoutError) as error:
             failure = error.failure if isinstance(error, SinkError) else Failure("no answer in time")
             self._note(Failure(failure.reason, counts=failure.permanent, retry_after_s=failure.retry_after_s))
             wait_s = max(backoff_s(erasure.failures + 1), failure.retry_after_s or 0)
             due_us = to_us(self._clock() + wait_s)
-            later = partial(forgetting.postpone_erasure, erasure=erasure, due_at_us=due_us, reason=failure.reason)
+            later = partial(outbox.postpone_erasure, erasure=erasure, due_at_us=due_us, reason=failure.reason)
             await self._database.write(later)
             return
-        await self._database.write(partial(forgetting.finish_erasure, erasure=erasure))
+        await self._database.write(partial(outbox.finish_erasure, erasure=erasure))
         self.counts.erased += 1
 
-    async def _rest(self) -> None:
-        """Sleeps until something is due, a nudge, or the poll's time; the wait has jitter between replicas."""
-        pause_s = self._limiter.resume_at_s - self._clock()
+    async def _sleep(self) -> None:
+        """Sleeps until something is due: a nudge, the poll, or the end of the limiter's pause."""
+        pause_s = self.limiter.resume_at_s - self._clock()
         if pause_s > 0:
-            await asyncio.sleep(min(pause_s, _LONGEST_POLL_S))  # nudges do not hurry an ill sink
+            await asyncio.sleep(min(pause_s, _LONGEST_POLL_S))  # new turns must not hurry a sink that is unavailable
             return
         try:
+            # The jitter keeps replicas from polling in step.
             async with asyncio.timeout(self._policy.poll_s * random.uniform(0.75, 1.25)):  # noqa: S311  # not a secret
                 await self._wake.wait()
         except TimeoutError:
             return
-
-    async def _finish(self) -> None:
-        """Lets deliveries under way end, within one delivery's time."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=_CLOSE_S)
-        for task in self._running:
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running, timeout=_CLOSE_S)

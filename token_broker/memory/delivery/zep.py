@@ -1,7 +1,7 @@
-"""Zep as the memory. The one module that knows zep-python (docs/azure.md §11); imported where a Zep key is set.
+"""Zep as the memory. The only module that knows zep-python (docs/azure.md §11); imported where a Zep key is set.
 
-zep-python neither retries nor is idempotent: what failed with an unknown end is looked for by its turn id, which
-travels in each message's metadata, before it is sent again.
+zep-python does not retry, and Zep stores a repeated message twice. So after an uncertain failure Zep is asked for its
+turn ids, which travel in each message's metadata, before anything is sent again.
 """
 
 import asyncio
@@ -22,9 +22,7 @@ from zep_python.types.message import Message
 
 from strategies.transport import make_tls_context
 from token_broker.bounded_dict import BoundedDict
-from token_broker.memory.delivery.backoff import Failure
-from token_broker.memory.delivery.sink import DeliveryBatch, SinkError
-from token_broker.memory.store.rows import StoredTurn
+from token_broker.memory.types import DeliveryBatch, Failure, SinkError, StoredTurn
 from token_broker.security.owner import ANONYMOUS, Owner
 
 __all__ = ["ZEP_CLOUD_URL", "ZepMemory", "retry_after_s", "zep_failure", "zep_user_id"]
@@ -38,10 +36,10 @@ _PAGE = 100
 _PAGES = 50  # of a session's messages that are looked through for turns that may have arrived
 _SESSIONS_KNOWN = 10_000
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# Whatever it is given: overloaded, down, or a key that the operator has to mend.
-_ILL = frozenset({401, 403, 408, 429, 502, 503, 504})
+# Unavailable to any delivery: overloaded, down, or a key that an operator has to correct.
+_UNAVAILABLE = frozenset({401, 403, 408, 429, 502, 503, 504})
 _WILL_NEVER_TAKE = frozenset({400, 405, 409, 410, 413, 414, 415, 422})
-_UNCERTAIN = frozenset({408, 500, 502, 504})  # Zep, or a gateway before it, may have stored the messages all the same
+_UNCERTAIN = frozenset({408, 500, 502, 504})  # Zep may have stored the messages, though a gateway before it gave up
 _MAX_RETRY_AFTER_S = 3600.0
 
 
@@ -62,17 +60,17 @@ class ZepMemory:
         """Closes the connections."""
         await self._http.aclose()
 
-    async def deliver(self, sent: DeliveryBatch) -> None:
+    async def deliver(self, batch: DeliveryBatch) -> None:
         async with _failures(storing=False):
-            await self._ensure_session(sent.session_id, sent.principal, sent.user_id)
-            arrived = await self._turn_ids(sent.session_id) if sent.uncertain else set()
-        messages = [_message(turn, sent.user_id) for turn in sent.turns if turn.turn_id not in arrived]
+            await self._ensure_session(batch.session_id, batch.principal, batch.user_id)
+            arrived = await self._turn_ids(batch.session_id) if batch.uncertain else set()
+        messages = [_message(turn, batch.user_id) for turn in batch.turns if turn.turn_id not in arrived]
         if not messages:
             return
-        async with _failures(storing=True, on_missing=lambda: self._known.pop(sent.session_id, None)):
-            await self._zep.memory.add(sent.session_id, messages=messages)
+        async with _failures(storing=True, on_missing=lambda: self._known.pop(batch.session_id, None)):
+            await self._zep.memory.add(batch.session_id, messages=messages)
 
-    async def forget(self, principal: str, session_id: str) -> None:
+    async def erase(self, principal: str, session_id: str) -> None:
         async with _failures(storing=False):
             if session_id:
                 self._known.pop(session_id, None)
@@ -82,28 +80,27 @@ class ZepMemory:
                 await _unless_missing(self._zep.user.delete(zep_user_id(principal, session_id)))
 
     async def facts(self, owner: Owner, *, of_session: bool) -> list[str]:
-        asked = [self._facts_of_session(owner.session_id)] if of_session else []
+        async def about_user() -> list[str]:
+            """What Zep knows of the user from all their sessions."""
+            user_id = zep_user_id(owner.principal, "")
+            search = self._zep.memory.search_sessions(user_id=user_id, text=_ABOUT, search_scope="facts", limit=_FACTS)
+            results = (found.results if (found := await _unless_missing(search)) else None) or []
+            return [result.fact.fact for result in results if result.fact and result.fact.fact]
+
+        async def about_session() -> list[str]:
+            """What Zep says of the session: relevant facts first, then its summary."""
+            memory = await _unless_missing(self._zep.memory.get(owner.session_id, lastn=1))
+            if memory is None:
+                return []
+            relevant = [fact.fact for fact in memory.relevant_facts or [] if fact.fact]
+            summary = [memory.summary.content] if memory.summary and memory.summary.content else []
+            return [*relevant, *(memory.facts or []), *summary]
+
+        asked = [about_session()] if of_session else []
         if owner.principal != ANONYMOUS:
-            asked.append(self._facts_of_user(zep_user_id(owner.principal, "")))
+            asked.append(about_user())
         async with _failures(storing=False):
             return list(dict.fromkeys(fact for facts in await asyncio.gather(*asked) for fact in facts))
-
-    async def _facts_of_user(self, user_id: str) -> list[str]:
-        """What Zep knows of a user from all their sessions."""
-        search = self._zep.memory.search_sessions(user_id=user_id, text=_ABOUT, search_scope="facts", limit=_FACTS)
-        found = await _unless_missing(search)
-        return [
-            result.fact.fact for result in (found.results if found else None) or [] if result.fact and result.fact.fact
-        ]
-
-    async def _facts_of_session(self, session_id: str) -> list[str]:
-        """What Zep says of a session: relevant facts first, then its summary."""
-        memory = await _unless_missing(self._zep.memory.get(session_id, lastn=1))
-        if memory is None:
-            return []
-        relevant = [fact.fact for fact in memory.relevant_facts or [] if fact.fact]
-        summary = [memory.summary.content] if memory.summary and memory.summary.content else []
-        return list(dict.fromkeys([*relevant, *(memory.facts or []), *summary]))
 
     async def _ensure_session(self, session_id: str, principal: str, label: str | None) -> None:
         if session_id in self._known:
@@ -133,7 +130,7 @@ class ZepMemory:
 
 
 def zep_user_id(principal: str, session_id: str) -> str:
-    """The user that Zep keeps the session under. Everybody anonymous is somebody else, so is each of their sessions."""
+    """The Zep user of a session. Each anonymous session gets a user of its own: the callers may be different people."""
     if principal == ANONYMOUS:
         return f"anonymous-{session_id}"
     if _PLAIN_ID.fullmatch(principal):
@@ -142,9 +139,9 @@ def zep_user_id(principal: str, session_id: str) -> str:
 
 
 def zep_failure(error: Exception, *, storing: bool) -> Failure:
-    """What an error of zep-python's, or of what lies beneath it, means. Carries none of its text.
+    """Maps an error of zep-python, or of httpx beneath it, to a Failure. Carries none of its text.
 
-    `storing` says that messages were on their way, which may have been stored all the same.
+    `storing`: messages were on their way, and may have been stored all the same.
     """
     if isinstance(error, httpx.HTTPStatusError):
         response = error.response
@@ -161,7 +158,7 @@ def zep_failure(error: Exception, *, storing: bool) -> Failure:
 def _status_failure(status: int, retry_after: float | None, *, storing: bool) -> Failure:
     reason = f"zep: {status}"
     uncertain = storing and status in _UNCERTAIN
-    if status in _ILL:
+    if status in _UNAVAILABLE:
         return Failure(reason, uncertain=uncertain, retry_after_s=retry_after)
     if status in _WILL_NEVER_TAKE:
         return Failure(reason, permanent=True)
@@ -181,7 +178,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 async def _raise_for_status(response: httpx.Response) -> None:
-    """Before zep-python reads the answer: its errors drop the headers, and choke on a body that is no JSON."""
+    """Runs before zep-python reads the answer: its errors drop the headers, and it fails on a body that is not JSON."""
     if response.is_error:
         response.raise_for_status()
 
@@ -208,7 +205,7 @@ async def _unless_missing(call: Awaitable[R]) -> R | None:
 
 
 async def _unless_there(make: Awaitable[object], get: Callable[[str], Awaitable[object]], key: str) -> None:
-    """Makes something; that it is there already is told as a 400 or a 409, as other things are: so it is looked at."""
+    """Makes something, unless it exists. Zep answers 400 or 409 then, but also for other faults: so it is looked up."""
     try:
         await make
     except (ApiError, httpx.HTTPStatusError) as error:

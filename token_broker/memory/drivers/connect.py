@@ -1,4 +1,4 @@
-"""Which database stands behind BROKER_DATABASE_URL."""
+"""Chooses the driver for BROKER_DATABASE_URL."""
 
 import contextlib
 from typing import TYPE_CHECKING
@@ -16,16 +16,16 @@ def connect(
 ) -> Database:
     """The database behind BROKER_DATABASE_URL; nothing is opened yet.
 
-    Work ends within `timeout_s`; a lock of somebody else's on SQLite is waited for no longer than `patience_s`. An
-    `exclusive` SQLite file is this process's alone, at once. `client_id` names the managed identity whose token is the
-    password where the URL has none, on Azure. Raises StoreInUseError.
+    Work ends within `timeout_s`. SQLite waits `patience_s` at most for another process's lock. An `exclusive` SQLite
+    file is locked for this process at once. `client_id` names the managed identity whose token is the password where an
+    Azure URL has none. Raises StoreInUseError.
     """
     text = url.get_secret_value()
     if text.startswith("sqlite"):
         from token_broker.memory.drivers.sqlite import SqliteDatabase
 
         sqlite = SqliteDatabase(text, busy_s=patience_s, timeout_s=timeout_s, exclusive=exclusive)
-        with contextlib.suppress(OSError):  # no folder, no right: the store is away, and tried again
+        with contextlib.suppress(OSError):  # no folder, no permission: the store is away, and is tried again
             sqlite.lock()
         return sqlite
     from token_broker.memory.drivers.entra_password import EntraPassword, wants_entra_password

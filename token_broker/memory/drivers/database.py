@@ -1,15 +1,16 @@
-"""The database as the memory uses it: run a function on a connection, in one transaction, and hear what went wrong.
+"""The database as the memory uses it: run a function on a connection in one transaction, and learn what went wrong.
 
 The functions (in `memory/store/`) are plain SQLAlchemy Core on a plain `Connection`. SQLite runs them in
 threads of its own, PostgreSQL on the event loop over asyncpg: the statements are the same, and neither blocks a talk.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-from token_broker.memory.drivers.lanes import Lane
-from token_broker.memory.errors import (
+from token_broker.memory.store_errors import (
     StoreAwayError,
+    StoreBusyError,
     StoreError,
     StoreFullError,
     StoreRefusedError,
@@ -19,16 +20,35 @@ from token_broker.memory.errors import (
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["Database", "DialectName", "store_error"]
+__all__ = ["READ_POOLS", "Database", "DialectName", "PoolName", "PoolSize", "pool_is_full", "store_error"]
 
 R = TypeVar("R")
 DialectName = Literal["sqlite", "postgresql"]
 
+# Each kind of read has threads (SQLite) or connections (PostgreSQL) of its own, and a bound on how many wait. Without
+# that, sixty recalls at once would delay every ticket and every ownership check behind them.
+PoolName = Literal["quick", "bulk", "recall"]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSize:
+    """How many reads a pool runs at once, and how many it holds, those that wait included."""
+
+    at_once: int
+    total: int
+
+
+READ_POOLS: dict[PoolName, PoolSize] = {
+    "quick": PoolSize(2, 1000),  # owners, tickets, the blocklist, the status
+    "bulk": PoolSize(2, 32),  # pages of turns
+    "recall": PoolSize(2, 64),  # turns and facts for an agent
+}
+
 _UNREACHABLE_SQLSTATES = ("08", "57P")  # connection; shutting down, starting up
 _DISK_FULL_SQLSTATE = "53100"
-# What may be a row's own fault: its data, a constraint, a limit, somebody's trigger. All else is the server's, from a
-# full disk or a damaged table to a right that is missing; somebody has to mend it, and then it goes on.
-_ROWS_SQLSTATES = ("21", "22", "23", "44", "54", "P0")
+# Classes that may be a row's own fault: its data, a constraint, a limit, a trigger. Every other class is the server's
+# fault, from a full disk to a missing right: an operator repairs it, and the same row is stored then.
+_ROW_SQLSTATES = ("21", "22", "23", "44", "54", "P0")
 
 
 class Database(Protocol):
@@ -37,29 +57,34 @@ class Database(Protocol):
     dialect: DialectName
 
     async def open(self) -> bool:
-        """Connects and migrates; whether there were no tables. Raises StoreError, and may then be called again."""
+        """Connects and migrates; True where there were no tables. Raises StoreError, and may then be called again."""
         ...
 
-    async def write(self, work: "Callable[[Connection], R]", *, again: bool = True) -> R:
+    async def write(self, work: "Callable[[Connection], R]", *, idempotent: bool = True) -> R:
         """Runs `work` in a transaction; returns once it is committed and flushed to disk. Raises StoreError.
 
-        `again` says that work whose outcome was lost with the connection may be done once more.
+        `idempotent` work is done once more where its outcome was lost with the connection.
         """
         ...
 
-    async def read(self, work: "Callable[[Connection], R]", *, lane: Lane = "quick") -> R:
-        """Runs `work` on a snapshot, in a lane that no other delays. Raises StoreError; busy where the lane is full."""
+    async def read(self, work: "Callable[[Connection], R]", *, pool: PoolName = "quick") -> R:
+        """Runs `work` on a snapshot, in a pool that no other delays. Raises StoreError; StoreBusyError if full."""
         ...
 
     async def close(self) -> None:
-        """Ends what was opened; waits for work under way, but not for long."""
+        """Closes what was opened; waits for work under way, but not for long."""
         ...
 
 
-def store_error(error: Exception) -> Exception:
-    """What a driver's error means for the caller; never carries its text, which may hold what was said.
+def pool_is_full(pool: PoolName) -> StoreBusyError:
+    """The error for a read that finds no room in its pool."""
+    return StoreBusyError(f"too many reads wait ({pool})")
 
-    An error that is not the database's is a fault of ours, and comes back as it is.
+
+def store_error(error: Exception) -> Exception:
+    """Maps a driver's error to a StoreError. Never carries the driver's text, which may quote what was said.
+
+    An error that is not the database's is a fault of ours, and is returned unchanged.
     """
     if isinstance(error, StoreError):
         return error
@@ -78,17 +103,11 @@ def store_error(error: Exception) -> Exception:
         refused = name.startswith(("SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_TOOBIG"))
         return StoreRefusedError(name) if refused else StoreAwayError(name)
     if (sqlstate := getattr(original, "sqlstate", None)) is not None:
-        return _postgresql_error(sqlstate)
-    return StoreRefusedError(type(error).__name__) if _is_about_data(error) else StoreAwayError(type(error).__name__)
-
-
-def _postgresql_error(sqlstate: str) -> StoreError:
-    if sqlstate == _DISK_FULL_SQLSTATE:
-        return StoreFullError(sqlstate)
-    if sqlstate.startswith(_UNREACHABLE_SQLSTATES):
-        return StoreUnreachableError(sqlstate)
-    return StoreRefusedError(sqlstate) if sqlstate.startswith(_ROWS_SQLSTATES) else StoreAwayError(sqlstate)
-
-
-def _is_about_data(error: Exception) -> bool:
-    return type(error).__name__ in {"DataError", "IntegrityError", "ProgrammingError", "StatementError"}
+        if sqlstate == _DISK_FULL_SQLSTATE:
+            return StoreFullError(sqlstate)
+        if sqlstate.startswith(_UNREACHABLE_SQLSTATES):
+            return StoreUnreachableError(sqlstate)
+        return StoreRefusedError(sqlstate) if sqlstate.startswith(_ROW_SQLSTATES) else StoreAwayError(sqlstate)
+    # By name: the classes are SQLAlchemy's and asyncpg's, and neither may be loaded here.
+    about_data = type(error).__name__ in {"DataError", "IntegrityError", "ProgrammingError", "StatementError"}
+    return StoreRefusedError(type(error).__name__) if about_data else StoreAwayError(type(error).__name__)

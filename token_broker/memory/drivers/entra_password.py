@@ -1,7 +1,7 @@
-"""The password that Azure Database for PostgreSQL takes in place of one: an Entra token of the broker's own identity.
+"""An Entra token of the broker's own identity as the password of Azure Database for PostgreSQL.
 
-A database URL without a password, on a host of that service, means this. Tokens last about an hour and are wanted when
-a connection opens, not while it lives: so the driver is given a function that it calls each time.
+A database URL without a password, on a host of that service, asks for this. Tokens last about an hour and are checked
+only when a connection opens: so the driver gets a function that it calls for each connection.
 """
 
 from urllib.parse import urlsplit
@@ -25,18 +25,18 @@ def wants_entra_password(url: SecretStr) -> bool:
 
 
 class NoEntraPasswordError(ConnectionError):
-    """There is no token; to the store it is the same as a server that is away."""
+    """There is no token. The store handles it like a server that is away."""
 
 
 class EntraPassword:
-    """The token, kept and renewed by one flight at a time; what asyncpg is given as `password` is `get`."""
+    """The token, cached and renewed by one request at a time; asyncpg gets `get` as its `password`."""
 
     def __init__(self, *, client_id: str | None, timeout_s: float, source: TokenSource | None = None) -> None:
         self._timeout_s = timeout_s
         self._tokens = EntraTokens(source or azure_identity_source(SCOPE, client_id=client_id), timeout_s=timeout_s)
 
     async def get(self) -> str:
-        """A token still good. Raises NoEntraPasswordError where there is none in time."""
+        """A valid token. Raises NoEntraPasswordError where there is none in time."""
         try:
             return (await self._tokens.get(timeout_s=self._timeout_s)).get_secret_value()
         except CredentialError as error:

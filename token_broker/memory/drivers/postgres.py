@@ -1,14 +1,13 @@
-"""PostgreSQL, or what speaks its protocol, over asyncpg: for several processes and replicas."""
+"""PostgreSQL, or a database that speaks its protocol, over asyncpg: for several processes and replicas."""
 
 import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from token_broker.memory.drivers.database import DialectName, store_error
+from token_broker.memory.drivers.database import READ_POOLS, DialectName, PoolName, pool_is_full, store_error
 from token_broker.memory.drivers.entra_password import EntraPassword
-from token_broker.memory.drivers.lanes import LANES, Lane, LaneQueue
-from token_broker.memory.errors import StoreUnreachableError
+from token_broker.memory.store_errors import StoreUnreachableError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -17,14 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["PostgresDatabase"]
 
 R = TypeVar("R")
-_WRITERS = 6
+_WRITERS = 6  # 12 connections a replica with those of the read pools: a small server allows some fifty
 _CONNECT_S = 3.0
 _CLOSE_S = 5.0
-_MIGRATE_S = 600.0
+_MIGRATE_S = 600.0  # replicas that start together wait for the one that migrates
 
 
 class PostgresDatabase:
-    """See `Database`. A connection that died is noticed when it is used; the work is then done once on a fresh one."""
+    """See `Database`. A dead connection is noticed when it is used; the work is then done once on a fresh one."""
 
     dialect: DialectName = "postgresql"
 
@@ -32,8 +31,8 @@ class PostgresDatabase:
         self._url = url
         self._password = password
         self._timeout_s = timeout_s
-        self._engines: dict[Lane | None, AsyncEngine] = {}  # a lane's own; None is for writing
-        self._queues = {lane: LaneQueue(lane) for lane in LANES}
+        self._engines: dict[PoolName | None, AsyncEngine] = {}  # one a read pool; None is for writing
+        self._reading = dict.fromkeys(READ_POOLS, 0)
         self._is_open = False
 
     async def open(self) -> bool:
@@ -45,22 +44,29 @@ class PostgresDatabase:
         self._is_open = True
         return was_empty
 
-    async def write(self, work: "Callable[[Connection], R]", *, again: bool = True) -> R:
-        return await self._run_twice(work, None, again=again)
+    async def write(self, work: "Callable[[Connection], R]", *, idempotent: bool = True) -> R:
+        return await self._run_twice(work, None, idempotent=idempotent)
 
-    async def read(self, work: "Callable[[Connection], R]", *, lane: Lane = "quick") -> R:
-        with self._queues[lane].place():
-            return await self._run_twice(work, lane)
+    async def read(self, work: "Callable[[Connection], R]", *, pool: PoolName = "quick") -> R:
+        if self._reading[pool] >= READ_POOLS[pool].total:
+            raise pool_is_full(pool)
+        self._reading[pool] += 1
+        try:
+            return await self._run_twice(work, pool)
+        finally:
+            self._reading[pool] -= 1
 
-    async def _run_twice(self, work: "Callable[[Connection], R]", lane: Lane | None, *, again: bool = True) -> R:
+    async def _run_twice(
+        self, work: "Callable[[Connection], R]", pool: PoolName | None, *, idempotent: bool = True
+    ) -> R:
         if not self._is_open:
             raise StoreUnreachableError("not yet open")
         try:
-            return await self._run(work, lane)
+            return await self._run(work, pool)
         except StoreUnreachableError as error:
-            if not (again and error.lost):
+            if not (idempotent and error.lost):
                 raise
-        return await self._run(work, lane)
+        return await self._run(work, pool)
 
     async def close(self) -> None:
         with contextlib.suppress(TimeoutError, OSError):
@@ -71,29 +77,26 @@ class PostgresDatabase:
             await self._password.aclose()
 
     async def _run(
-        self, work: "Callable[[Connection], R]", lane: Lane | None = None, *, timeout_s: float | None = None
+        self, work: "Callable[[Connection], R]", pool: PoolName | None = None, *, timeout_s: float | None = None
     ) -> R:
         try:
-            async with asyncio.timeout(timeout_s or self._timeout_s), self._connected(lane).begin() as connection:
+            if (engine := self._engines.get(pool)) is None:
+                from sqlalchemy.ext.asyncio import create_async_engine
+
+                password = {} if self._password is None else {"password": self._password.get}
+                engine = self._engines[pool] = create_async_engine(
+                    self._url,
+                    pool_size=_WRITERS if pool is None else READ_POOLS[pool].at_once,
+                    max_overflow=0,
+                    pool_timeout=self._timeout_s,
+                    pool_use_lifo=True,  # surplus connections stay idle, so that a proxy in between may close them
+                    connect_args={
+                        "timeout": _CONNECT_S,
+                        "server_settings": {"application_name": "token-broker"},
+                        **password,
+                    },
+                )
+            async with asyncio.timeout(timeout_s or self._timeout_s), engine.begin() as connection:
                 return await connection.run_sync(work)
-        except Exception as error:  # noqa: BLE001  # mapped, or raised as it is
+        except Exception as error:  # noqa: BLE001  # mapped, or raised unchanged
             raise store_error(error) from None
-
-    def _connected(self, lane: Lane | None) -> "AsyncEngine":
-        if lane not in self._engines:
-            from sqlalchemy.ext.asyncio import create_async_engine
-
-            password = {} if self._password is None else {"password": self._password.get}
-            self._engines[lane] = create_async_engine(
-                self._url,
-                pool_size=_WRITERS if lane is None else LANES[lane].at_once,
-                max_overflow=0,
-                pool_timeout=self._timeout_s,
-                pool_use_lifo=True,
-                connect_args={
-                    "timeout": _CONNECT_S,
-                    "server_settings": {"application_name": "token-broker"},
-                    **password,
-                },
-            )
-        return self._engines[lane]

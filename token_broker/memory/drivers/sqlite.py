@@ -1,13 +1,12 @@
-"""SQLite, embedded: one thread writes, a few read; a lock beside the file keeps other processes out.
+"""SQLite, embedded: one thread writes, a few read, one checkpoints; a lock beside the file keeps other processes out.
 
-The driver is the standard library's, in threads of ours, not aiosqlite: a grouped commit is one hop to a thread then,
+The driver is the standard library's, in threads of ours, not aiosqlite: a group commit is one hop to a thread then,
 instead of one a call, and each hop waits for the interpreter's lock.
 """
 
 import asyncio
 import contextlib
-import fcntl
-import os
+import sqlite3
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,57 +14,37 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from token_broker.memory.drivers.checkpoints import SAFETY_PAGES, Checkpointer
-from token_broker.memory.drivers.database import DialectName, store_error
-from token_broker.memory.drivers.files import make_private_file, make_private_folder
-from token_broker.memory.drivers.lanes import LANES, Lane, LaneThreads
-from token_broker.memory.errors import StoreInUseError, StoreUnreachableError
+from token_broker.memory.drivers.database import READ_POOLS, DialectName, PoolName, pool_is_full, store_error
+from token_broker.memory.drivers.files import FileLock, make_private_file, make_private_folder
+from token_broker.memory.store_errors import StoreUnreachableError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-__all__ = ["FileLock", "SqliteDatabase", "sqlite_path"]
+__all__ = ["AUTOCHECKPOINT_PAGES", "Checkpointer", "ReaderThreads", "SqliteDatabase", "sqlite_path"]
 
 R = TypeVar("R")
 _WRITER_CACHE_KIB = 8_000
-_READER_CACHE_KIB = 2_000  # each of several; the system keeps the file's pages anyway
+_READER_CACHE_KIB = 2_000  # for each of several; the operating system caches the file's pages as well
 _CLOSE_S = 5.0
 
-# Alembic's `op` and `context` are the process's: two stores that migrate at once use each other's connections.
+_CHECKPOINT_EVERY_S = 1.0
+_LONG_LOG_PAGES = 4_096
+_TAIL_PAGES = 400  # the writer may delay a commit's callers for so many
+_CHECKPOINT_TRIES = 4
+_CHECKPOINTER_STOP_S = 4.0
+_PASSIVE = "PRAGMA wal_checkpoint(PASSIVE)"  # waits for no reader and no writer, and neither waits for it
+
+# SQLite's own checkpoint within a commit, as a last resort: for a thread that fails, or cannot keep up.
+AUTOCHECKPOINT_PAGES = 4 * _LONG_LOG_PAGES
+
+# Alembic's `op` and `context` are global: two stores that migrate at once would use each other's connections.
 _MIGRATING = threading.Lock()
 
 
 def sqlite_path(url: str) -> Path:
     """The file that `sqlite+aiosqlite:///…` names."""
     return Path(url.partition(":///")[2].partition("?")[0])
-
-
-class FileLock:
-    """An advisory lock (fcntl) on `<database>.lock`, held while the process lives; `kill -9` frees it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path.with_name(path.name + ".lock")
-        self._file: int | None = None
-
-    def take(self) -> None:
-        """Raises StoreInUseError where another process holds it, OSError where it can't be made."""
-        if self._file is not None:
-            return
-        make_private_folder(self._path.parent)
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(file)
-            if isinstance(error, BlockingIOError):
-                raise StoreInUseError(f"{self._path} is held by another process") from None
-            raise
-        self._file = file
-
-    def free(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
 
 
 class SqliteDatabase:
@@ -79,11 +58,11 @@ class SqliteDatabase:
         self._timeout_s = timeout_s
         self._lock = FileLock(self.path) if exclusive else None
         self._writer_thread = ThreadPoolExecutor(1, "memory-writer")
-        self._lanes = {lane: LaneThreads(lane) for lane in LANES}
+        self._reader_threads = {name: ReaderThreads(name) for name in READ_POOLS}
         self._closed = False
         self._writer: Engine | None = None
-        self._readers: dict[Lane, Engine] = {}
-        self._kept: Connection | None = None  # the writer's thread's own, between its transactions
+        self._readers: dict[PoolName, Engine] = {}
+        self._kept: Connection | None = None  # the writer's connection, between its transactions
         self._checkpointer: Checkpointer | None = None
 
     def lock(self) -> None:
@@ -92,14 +71,20 @@ class SqliteDatabase:
             self._lock.take()
 
     async def open(self) -> bool:
-        return await self._in(self._in_writer, self._open)
+        return await self._in_thread(self._run_writer, self._open)
 
-    async def write(self, work: "Callable[[Connection], R]", *, again: bool = True) -> R:
-        del again  # there is no connection to lose
-        return await self._in(self._in_writer, self._write, work)
+    async def write(self, work: "Callable[[Connection], R]", *, idempotent: bool = True) -> R:
+        del idempotent  # there is no connection to lose
+        return await self._in_thread(self._run_writer, self._write, work)
 
-    async def read(self, work: "Callable[[Connection], R]", *, lane: Lane = "quick") -> R:
-        return await self._in(self._lanes[lane].run, self._read, work, lane)
+    async def read(self, work: "Callable[[Connection], R]", *, pool: PoolName = "quick") -> R:
+        def read() -> R:
+            if (reader := self._readers.get(pool)) is None:
+                raise StoreUnreachableError("not yet open")
+            with reader.begin() as connection:
+                return work(connection)
+
+        return await self._in_thread(self._reader_threads[pool].run, read)
 
     async def close(self) -> None:
         if self._closed:
@@ -109,22 +94,22 @@ class SqliteDatabase:
             async with asyncio.timeout(_CLOSE_S):
                 await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._dispose)
         self._writer_thread.shutdown(wait=False, cancel_futures=True)
-        for threads in self._lanes.values():
+        for threads in self._reader_threads.values():
             threads.shut_down(wait=False)
         if self._lock is not None:
-            self._lock.free()
+            self._lock.release()
 
-    def _in_writer(self, work: Callable[..., R], *arguments: Any) -> "Awaitable[R]":
+    def _run_writer(self, work: Callable[..., R], *arguments: Any) -> "Awaitable[R]":
         return asyncio.get_running_loop().run_in_executor(self._writer_thread, work, *arguments)
 
-    async def _in(self, run: "Callable[..., Awaitable[R]]", work: Callable[..., R], *arguments: Any) -> R:
-        """Runs in a thread. Who is cancelled here, or waited too long, leaves the thread to finish its transaction."""
+    async def _in_thread(self, run: "Callable[..., Awaitable[R]]", work: Callable[..., R], *arguments: Any) -> R:
+        """Runs `work` in a thread. A caller that is cancelled or times out leaves it to finish its transaction."""
         if self._closed:
             raise StoreUnreachableError("closed")
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await run(work, *arguments)
-        except Exception as error:  # noqa: BLE001  # mapped, or raised as it is
+        except Exception as error:  # noqa: BLE001  # mapped, or raised unchanged
             raise store_error(error) from None
 
     def _open(self) -> bool:
@@ -138,23 +123,42 @@ class SqliteDatabase:
         self.lock()
         make_private_folder(self.path.parent)
         make_private_file(self.path)
+
+        def prepare(connection: Any, _record: object, *, cache_kib: int) -> None:
+            connection.isolation_level = None  # our own BEGIN, below
+            for pragma in (
+                f"busy_timeout = {self._busy_ms}",
+                "journal_mode = WAL",
+                "synchronous = FULL",  # NORMAL would lose acknowledged turns with the power
+                "journal_size_limit = 67108864",
+                "temp_store = MEMORY",  # else each commit makes a file, to undo a statement that fails halfway
+                f"cache_size = -{cache_kib}",
+                f"wal_autocheckpoint = {AUTOCHECKPOINT_PAGES}",
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+
+        def begin(connection: "Connection", statement: str) -> None:
+            # Straight to the driver: SQLAlchemy takes longer to execute a statement than SQLite to begin.
+            connection.connection.cursor().execute(statement)
+
         url = f"sqlite:///{self.path}"
         writer = create_engine(url, poolclass=NullPool)
         readers = {
-            lane: create_engine(url, poolclass=QueuePool, pool_size=LANES[lane].at_once, max_overflow=0)
-            for lane in self._lanes
+            name: create_engine(url, poolclass=QueuePool, pool_size=size.at_once, max_overflow=0)
+            for name, size in READ_POOLS.items()
         }
         for each in (writer, *readers.values()):
             cache_kib = _WRITER_CACHE_KIB if each is writer else _READER_CACHE_KIB
-            event.listen(each, "connect", partial(self._prepare, cache_kib=cache_kib))
-            event.listen(each, "begin", partial(_begin, statement="BEGIN IMMEDIATE" if each is writer else "BEGIN"))
+            event.listen(each, "connect", partial(prepare, cache_kib=cache_kib))
+            # IMMEDIATE: a deferred transaction that reads first fails where somebody else writes before it does.
+            event.listen(each, "begin", partial(begin, statement="BEGIN IMMEDIATE" if each is writer else "BEGIN"))
         with _MIGRATING, writer.begin() as connection:
             was_empty = migrate(connection)
         self._writer, self._readers, self._checkpointer = writer, readers, Checkpointer(self.path)
         return was_empty
 
     def _write(self, work: "Callable[[Connection], R]") -> R:
-        """On the connection of the last time, as long as its transactions end as they should."""
+        """Uses the connection of the last transaction, as long as that ended cleanly."""
         if self._writer is None:
             raise StoreUnreachableError("not yet open")
         connection = self._kept or self._writer.connect()
@@ -163,37 +167,21 @@ class SqliteDatabase:
             with connection.begin():
                 return work(connection)
         finally:
-            if _is_at_rest(connection):
+            # SQLAlchemy and SQLite are both asked: a COMMIT that fails may leave SQLite's transaction open.
+            unfinished = connection.invalidated or connection.in_transaction()
+            driver: Any = None if unfinished else connection.connection.dbapi_connection
+            if driver is None or driver.in_transaction:
+                connection.close()
+            else:
                 self._kept = connection
                 if self._checkpointer is not None:
-                    self._checkpointer.committed(_driver_of(connection))
-            else:
-                connection.close()
-
-    def _read(self, work: "Callable[[Connection], R]", lane: Lane) -> R:
-        if (reader := self._readers.get(lane)) is None:
-            raise StoreUnreachableError("not yet open")
-        with reader.begin() as connection:
-            return work(connection)
-
-    def _prepare(self, connection: Any, _record: object, *, cache_kib: int) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves
-        for pragma in (
-            f"busy_timeout = {self._busy_ms}",
-            "journal_mode = WAL",
-            "synchronous = FULL",
-            "journal_size_limit = 67108864",
-            "temp_store = MEMORY",  # a statement that fails halfway is taken back: no file for each commit
-            f"cache_size = -{cache_kib}",
-            f"wal_autocheckpoint = {SAFETY_PAGES}",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
+                    self._checkpointer.committed(driver)
 
     def _dispose(self) -> None:
         if self._checkpointer is not None:
             self._checkpointer.stop()
-        for threads in self._lanes.values():
-            threads.shut_down(wait=True)  # first: a pool closes what is in it, not what is lent
+        for threads in self._reader_threads.values():
+            threads.shut_down(wait=True)  # first: a pool closes only the connections that are not in use
         if self._kept is not None:
             self._kept.close()
         for reader in self._readers.values():
@@ -202,17 +190,96 @@ class SqliteDatabase:
         self._readers = {}
 
 
-def _is_at_rest(connection: "Connection") -> bool:
-    """Whether nothing is begun, as SQLAlchemy and SQLite itself see it: a COMMIT that fails may leave that behind."""
-    if connection.invalidated or connection.in_transaction():
-        return False
-    return not _driver_of(connection).in_transaction
+class ReaderThreads:
+    """The threads of one read pool. Work whose caller has left is skipped, and keeps its place until then."""
+
+    def __init__(self, pool: PoolName) -> None:
+        self._pool = pool
+        self._inside = 0
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(READ_POOLS[pool].at_once, f"memory-{pool}")
+
+    async def run(self, work: Callable[..., R], *arguments: Any) -> R:
+        """Runs `work` in a thread. Raises StoreBusyError where the pool is full, and what `work` raises."""
+        given_up = threading.Event()
+
+        def leave() -> None:
+            with self._lock:
+                self._inside -= 1
+
+        def run() -> Any:
+            try:
+                return None if given_up.is_set() else work(*arguments)
+            finally:
+                leave()
+
+        with self._lock:
+            if self._inside >= READ_POOLS[self._pool].total:
+                raise pool_is_full(self._pool)
+            self._inside += 1
+        try:
+            done = asyncio.wrap_future(self._threads.submit(run))
+        except BaseException:
+            leave()
+            raise
+        try:
+            # Shielded: a cancelled item would stay in the executor's queue, which has no bound.
+            found: R = await asyncio.shield(done)
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
+        return found
+
+    def shut_down(self, *, wait: bool) -> None:
+        """Accepts no more work, and drops what waits."""
+        self._threads.shutdown(wait=wait, cancel_futures=True)
 
 
-def _driver_of(connection: "Connection") -> Any:
-    return connection.connection.dbapi_connection
+class Checkpointer:
+    """A thread that copies the write-ahead log into the database file, within a second or two of a commit.
 
+    SQLite would do that within the commit that finds the log long, and that commit's callers would wait. Here it runs
+    beside the commits. A log that grows all the while never starts over, though: where it is long, the writer copies
+    the small rest that the thread has left.
+    """
 
-def _begin(connection: "Connection", statement: str) -> None:
-    """Straight to the driver: SQLAlchemy takes longer to execute a statement than SQLite to begin."""
-    connection.connection.cursor().execute(statement)
+    def __init__(self, path: Path) -> None:
+        self._uri = path.absolute().as_uri() + "?mode=rw"
+        self._committed = threading.Event()
+        self._stopping = threading.Event()
+        self._wants_tail = False
+        self._thread = threading.Thread(target=self._run, name="memory-checkpoints", daemon=True)
+        self._thread.start()
+
+    def committed(self, connection: sqlite3.Connection) -> None:
+        """The writer calls this after each commit, outside a transaction."""
+        self._committed.set()
+        if self._wants_tail:
+            self._wants_tail = False
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute(_PASSIVE).close()
+
+    def stop(self) -> None:
+        """Ends the thread; waits for a checkpoint under way, but not for long."""
+        self._stopping.set()
+        self._committed.set()
+        self._thread.join(_CHECKPOINTER_STOP_S)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_CHECKPOINT_EVERY_S):
+            self._committed.wait()
+            self._committed.clear()
+            with contextlib.suppress(sqlite3.Error):  # a full disk, a file that is gone: commits report it
+                self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        with contextlib.closing(sqlite3.connect(self._uri, uri=True)) as connection:
+            for _ in range(_CHECKPOINT_TRIES):
+                if self._stopping.is_set():
+                    return
+                _busy, pages, copied = connection.execute(_PASSIVE).fetchone()
+                if pages < _LONG_LOG_PAGES:
+                    return
+                if pages - copied <= _TAIL_PAGES:
+                    break
+            self._wants_tail = True

@@ -1,4 +1,4 @@
-"""The proxy's turns on their way to the store: a bounded buffer that outlasts a store that is away."""
+"""The proxy's turns on their way to the store: a bounded buffer that holds them while the store is away."""
 
 import asyncio
 from collections import deque
@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import structlog
 
 from token_broker.bounded_dict import BoundedDict
-from token_broker.memory.delivery.backoff import backoff_s
-from token_broker.memory.errors import StoreError, StoreRefusedError
-from token_broker.memory.ingest.group_commit import GroupWriter, turn_bytes
-from token_broker.memory.text import clean, is_storable
-from token_broker.memory.types import NOT_THEIRS, Outcome, Turn
+from token_broker.memory.delivery.decisions import backoff_s
+from token_broker.memory.ingest.group_commit import GroupWriter, waiting_bytes
+from token_broker.memory.store_errors import StoreError, StoreRefusedError
+from token_broker.memory.types import NOT_OWNED, Outcome, Turn, is_storable, replace_unstorable
 from token_broker.security.owner import ANONYMOUS, Owner
 from token_broker.security.rate_limits import RateLimit
 
@@ -22,26 +21,24 @@ log = structlog.get_logger(__name__)
 
 _CHUNK = 100
 _LONGEST_WAIT_S = 10.0
-_TOLD_FULL = 1_000  # sessions
-_SHARE = 1 / 4  # of the buffer, that one owner may hold
+_LOGGED_FULL = 1_000  # sessions
+_SHARE = 1 / 4  # of the buffer, for one owner: a client that floods must not cost others their turns
 
 
 @dataclass(slots=True)
 class IngestCounts:
-    """Since the process began: turns not taken since the buffer was full, or their owner's quota or share of it was
-    used up, and turns that the store would never take.
-    """
+    """Since the process began."""
 
-    overflowed: int = 0
-    refused: int = 0
+    overflowed: int = 0  # turns not taken: the buffer, its owner's share of it, or the owner's quota was used up
+    refused: int = 0  # turns that the store will never take
 
 
 class IngestBuffer:
-    """See `TurnIntake`. Holds at most `max_turns` turns or `max_bytes`; `run` is to be started once.
+    """See `TurnIngest`. Holds at most `max_turns` turns or `max_bytes`; start `run` once.
 
-    One owner (somebody anonymous: one session) holds a quarter of that at most, and may hand in `turns_per_minute` and
+    One owner (an anonymous one: one session) holds a quarter of that at most, and may hand in `turns_per_minute` and
     `bytes_per_minute` (0: no limit): typed items come as fast as a client sends them, and others share the buffer.
-    `on_refused` hears of each turn whose session is not its owner's, or was erased: its talk goes on for nothing.
+    `on_refused` is called for each turn whose session is not its owner's, or was erased: its talk can be ended.
     """
 
     def __init__(
@@ -66,7 +63,7 @@ class IngestBuffer:
         self._wake = asyncio.Event()
         self._emptied = asyncio.Event()
         self._emptied.set()
-        self._told_full = BoundedDict[str, None](_TOLD_FULL)
+        self._logged_full = BoundedDict[str, None](_LOGGED_FULL)
         self.counts = IngestCounts()
 
     @property
@@ -75,11 +72,16 @@ class IngestBuffer:
 
     def offer(self, turn: Turn) -> bool:
         if not is_storable(turn.content):
-            turn = replace(turn, content=clean(turn.content))
-        size_bytes = turn_bytes(turn)
+            turn = replace(turn, content=replace_unstorable(turn.content))
+        size_bytes = waiting_bytes(turn)
         key = _key(turn.owner)
         turns, held_bytes = self._held.get(key, (0, 0))
-        if self._is_full(size_bytes) or self._is_greedy(key, turns, held_bytes, size_bytes):
+        is_full = len(self._turns) >= self._max_turns or self._bytes + size_bytes > self._max_bytes
+        # The first turn of an owner is within any share: a long one would never find room otherwise.
+        exceeds_share = turns > 0 and (
+            turns >= self._max_turns * _SHARE or held_bytes + size_bytes > self._max_bytes * _SHARE
+        )
+        if is_full or exceeds_share or self._turn_rate.wait_s(key) or self._byte_rate.wait_s(key, size_bytes):
             self.counts.overflowed += 1
             return False
         self._held[key] = turns + 1, held_bytes + size_bytes
@@ -91,17 +93,8 @@ class IngestBuffer:
         self._wake.set()
         return True
 
-    def _is_full(self, size_bytes: int) -> bool:
-        return len(self._turns) >= self._max_turns or self._bytes + size_bytes > self._max_bytes
-
-    def _is_greedy(self, key: str, turns: int, held_bytes: int, size_bytes: int) -> bool:
-        """Whether the owner's share or quota is used up; their first turn in the buffer is within any share."""
-        if turns and (turns >= self._max_turns * _SHARE or held_bytes + size_bytes > self._max_bytes * _SHARE):
-            return True
-        return self._turn_rate.wait_s(key) is not None or self._byte_rate.wait_s(key, size_bytes) is not None
-
     async def run(self) -> None:
-        """Hands the buffer over, in order, until it is cancelled; what the store did not take is offered again."""
+        """Stores the buffered turns in order, until it is cancelled; what the store did not take is tried again."""
         failures = 0
         while True:
             await self._wake.wait()
@@ -126,20 +119,16 @@ class IngestBuffer:
         except StoreRefusedError:
             outcomes = [await self._store_alone(turn) for turn in chunk]
         for turn, outcome in zip(chunk, outcomes, strict=True):
-            if outcome in NOT_THEIRS:
+            session_id = turn.owner.session_id
+            if outcome in NOT_OWNED:
                 self.counts.refused += 1
                 self._on_refused(turn.owner)
-            elif outcome is Outcome.FULL:
-                self._tell_full(turn.owner.session_id)
-
-    def _tell_full(self, session_id: str) -> None:
-        """Once a session, as far back as is remembered; the writer counts the turns."""
-        if session_id not in self._told_full:
-            log.warning("session_full", session_id=session_id)
-            self._told_full[session_id] = None
+            elif outcome is Outcome.FULL and session_id not in self._logged_full:
+                log.warning("session_full", session_id=session_id)  # once a session; the writer counts the turns
+                self._logged_full[session_id] = None
 
     async def _store_alone(self, turn: Turn) -> Outcome | None:
-        """None where the store will never take it."""
+        """Stores one turn of a refused chunk; None where the store will never take it."""
         try:
             return (await self._writer.submit([turn]))[0]
         except StoreRefusedError as error:
@@ -150,7 +139,7 @@ class IngestBuffer:
     def _drop(self, count: int) -> None:
         for _ in range(count):
             turn = self._turns.popleft()
-            size_bytes, key = turn_bytes(turn), _key(turn.owner)
+            size_bytes, key = waiting_bytes(turn), _key(turn.owner)
             self._bytes -= size_bytes
             turns, held_bytes = self._held[key]
             self._held[key] = turns - 1, held_bytes - size_bytes
@@ -162,5 +151,5 @@ class IngestBuffer:
 
 
 def _key(owner: Owner) -> str:
-    """What an owner is counted by; everybody anonymous is not one of them."""
+    """The key that an owner is counted by. Anonymous callers share a principal, but not a quota."""
     return owner.session_id if owner.principal == ANONYMOUS else owner.principal

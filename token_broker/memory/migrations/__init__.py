@@ -1,1 +1,1 @@
-"""Alembic's migrations; `schema.py` runs them when the store opens."""
+"""Alembic's migrations; `store/migrate.py` runs them when the store opens."""

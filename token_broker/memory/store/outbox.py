@@ -1,41 +1,67 @@
-"""The outbox as statements: claims with a lease, settling behind a fence, dead letters.
+"""The outbox, as statements: what the sink has not got yet, claimed with a lease and settled behind a fence.
 
-A claim is a session's: whoever holds it delivers that session's oldest turns, in order, alone. Its lease lasts three
-delivery timeouts; its fence, which grows with each claim, keeps a claimant whose lease ran out from settling.
+A claim is a session's: its holder alone delivers that session's oldest turns, in order. The lease lasts three delivery
+timeouts. The fence grows with each claim, so that a claimant whose lease ran out cannot settle. Erasures that the sink
+has to carry out are claimed in the same way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Insert,
+    and_,
+    case,
+    delete,
+    func,
+    literal_column,
+    select,
+    update,
+)
 
-from token_broker.memory.delivery.backoff import FULL_BATCH, Backlog
-from token_broker.memory.delivery.ordering import Position
-from token_broker.memory.store.chunks import within_bytes
-from token_broker.memory.store.erasure import users_being_forgotten
-from token_broker.memory.store.keys import LAST_PLACE, arrived_us
-from token_broker.memory.store.rows import DeadLetter, StoredTurn, stored_turn
-from token_broker.memory.store.session_room import note_removed
-from token_broker.memory.store.tables import Delivery, erasures, outbox, sessions, turns
-from token_broker.memory.store.turns import enqueue, is_session
-from token_broker.memory.types import NOBODY
+from token_broker.memory.delivery.decisions import FULL_BATCH, Backlog
+from token_broker.memory.store.statements import (
+    Batch,
+    by_bucket,
+    insert_for,
+    insert_from_batch,
+    is_session,
+    stored_turn,
+)
+from token_broker.memory.store.tables import TURN_ORDER, erasures, outbox, sessions, turns
+from token_broker.memory.types import (
+    ERASED_PRINCIPAL,
+    LAST_PLACE,
+    Delivery,
+    Position,
+    StoredTurn,
+    arrived_us,
+    bucket_of,
+)
 
 __all__ = [
     "Claim",
-    "Figures",
+    "Erasure",
+    "OutboxStatus",
     "Settlement",
     "claim",
+    "claim_erasures",
     "due_buckets",
-    "figures",
-    "list_dead",
-    "purge_dead",
-    "retry_dead",
+    "enqueue",
+    "finish_erasure",
+    "mark_delivery",
+    "postpone_erasure",
+    "read_status",
+    "request_erasure",
     "settle",
 ]
 
-
-MAX_BYTES = 1_048_576  # of turns that one transaction rewrites or deletes, since others wait for it
-_FORGETTING_TAKES_US = 2_000_000
+# A claim of a user who is being erased is tried again then: the sink takes about so long.
+_ERASURE_TAKES_US = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +81,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What a claim came to. `due_at_us` is when what remains is to be looked at again."""
+    """A claim's result. `due_at_us` is when what remains is due again."""
 
     due_at_us: int
     backlog: Backlog = field(default_factory=Backlog)
@@ -66,13 +92,49 @@ class Settlement:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class Erasure:
+    """Something the sink has to erase: a session, or all of a principal where `session_id` is empty."""
+
+    principal: str
+    session_id: str
+    failures: int = 0
+
+    @property
+    def row(self) -> ColumnElement[bool]:
+        return and_(
+            erasures.c.bucket == bucket_of(self.session_id or self.principal),
+            erasures.c.principal == self.principal,
+            erasures.c.session_id == self.session_id,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxStatus:
     """The outbox in numbers, over all replicas."""
 
     queued: int
     oldest_us: int | None
     dead: int
     erasures: int
+
+
+def read_status(connection: Connection) -> OutboxStatus:
+    """Counts the outbox; cheap, whatever the number of turns."""
+    queued, oldest_us = connection.execute(
+        select(func.coalesce(func.sum(outbox.c.queued), 0), func.min(outbox.c.oldest_us))
+    ).one()
+    dead = connection.scalar(select(func.count()).select_from(turns).where(turns.c.delivery == Delivery.DEAD)) or 0
+    pending = connection.scalar(select(func.count()).select_from(erasures)) or 0
+    return OutboxStatus(int(queued), oldest_us, dead, pending)
+
+
+def enqueue(connection: Connection, counts: Mapping[str, int], now_us: int) -> None:
+    """Adds so many turns of each session to the outbox."""
+    rows = [
+        [bucket_of(key), key, now_us, 0, 0, False, 0, 0, None, FULL_BATCH, counts[key], now_us, None]
+        for key in sorted(counts, key=by_bucket)
+    ]
+    _ENQUEUE.run(connection, rows)
 
 
 def due_buckets(connection: Connection, now_us: int) -> list[int]:
@@ -82,32 +144,33 @@ def due_buckets(connection: Connection, now_us: int) -> list[int]:
 
 def claim(connection: Connection, bucket: int, limit: int, *, now_us: int, lease_until_us: int) -> list[Claim]:
     """Takes up to `limit` of the bucket's due sessions that nobody holds; marked uncertain until settled."""
-    forgetting = select(erasures.c.bucket).where(
+    session_is_erased = select(erasures.c.bucket).where(
         erasures.c.bucket == outbox.c.bucket, erasures.c.session_id == outbox.c.session_id
     )
-    spared = users_being_forgotten(connection)
+    erased_users = set(connection.scalars(select(erasures.c.principal).where(erasures.c.session_id == "")))
     rows = connection.execute(
         select(outbox)
-        .where(outbox.c.bucket == bucket, _is_due(now_us), ~forgetting.exists())
+        .where(outbox.c.bucket == bucket, _is_due(now_us), ~session_is_erased.exists())
         .order_by(outbox.c.due_at_us)
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
     claims = []
     for row in rows:
+        its = is_session(outbox, row.session_id)
         owner = connection.execute(
             select(sessions.c.principal, sessions.c.user_id).where(is_session(sessions, row.session_id))
         ).first()
-        if owner is not None and owner.principal == NOBODY:  # erased; a dead letter that was queued again brought it
-            connection.execute(delete(outbox).where(is_session(outbox, row.session_id)))
+        if owner is not None and owner.principal == ERASED_PRINCIPAL:  # a dead letter that was queued again
+            connection.execute(delete(outbox).where(its))
             continue
-        if owner is None or owner.principal in spared:
-            _look_later(connection, row.session_id, now_us)
+        if owner is None or owner.principal in erased_users:
+            connection.execute(update(outbox).where(its).values(due_at_us=now_us + _ERASURE_TAKES_US))
             continue
-        connection.execute(
-            update(outbox)
-            .where(is_session(outbox, row.session_id))
-            .values(fence=row.fence + 1, lease_until_us=lease_until_us, uncertain=True)
+        held = {"fence": row.fence + 1, "lease_until_us": lease_until_us, "uncertain": True}
+        connection.execute(update(outbox).where(its).values(held))
+        queued = connection.execute(
+            select(turns).where(_is_queued(row.session_id)).order_by(*TURN_ORDER).limit(FULL_BATCH)
         )
         claims.append(
             Claim(
@@ -118,20 +181,31 @@ def claim(connection: Connection, bucket: int, limit: int, *, now_us: int, lease
                 lease_until_us=lease_until_us,
                 uncertain=row.uncertain,
                 backlog=Backlog(row.attempts, row.failures, row.failing_since_us, row.batch),
-                turns=_oldest_queued(connection, row.session_id),
+                turns=[stored_turn(turn) for turn in queued],
                 last_settled=_last_settled(connection, row.session_id),
             )
         )
     return claims
 
 
+def _last_settled(connection: Connection, session_id: str) -> Position | None:
+    """The newest turn that is no longer queued, of those with a sequence."""
+    row = connection.execute(
+        select(*TURN_ORDER)
+        .where(is_session(turns, session_id), turns.c.delivery != Delivery.QUEUED, turns.c.place < LAST_PLACE)
+        .order_by(*(column.desc() for column in TURN_ORDER))
+        .limit(1)
+    ).first()
+    return Position(row.epoch, row.place, row.arrival) if row else None
+
+
 def settle(connection: Connection, held: Claim, result: Settlement) -> bool:
-    """Writes a claim's result and gives the session free; False, and nothing written, where it is no longer ours."""
+    """Writes a claim's result and releases the session; False, and nothing written, where it is no longer ours."""
     is_ours = and_(is_session(outbox, held.session_id), outbox.c.fence == held.fence)
     if connection.execute(select(outbox.c.fence).where(is_ours).with_for_update()).first() is None:
         return False
-    _mark(connection, held.session_id, result.delivered, Delivery.DELIVERED, None)
-    _mark(connection, held.session_id, result.dead, Delivery.DEAD, result.reason)
+    mark_delivery(connection, held.session_id, result.delivered, Delivery.DELIVERED)
+    mark_delivery(connection, held.session_id, result.dead, Delivery.DEAD, result.reason)
     queued, oldest = connection.execute(
         select(func.count(), func.min(turns.c.arrival)).where(_is_queued(held.session_id))
     ).one()
@@ -158,101 +232,10 @@ def settle(connection: Connection, held: Claim, result: Settlement) -> bool:
     return True
 
 
-def figures(connection: Connection) -> Figures:
-    """Counts for the status; cheap, whatever the number of turns."""
-    queued, oldest_us = connection.execute(
-        select(func.coalesce(func.sum(outbox.c.queued), 0), func.min(outbox.c.oldest_us))
-    ).one()
-    dead = count_dead(connection)
-    to_forget = connection.scalar(select(func.count()).select_from(erasures)) or 0
-    return Figures(int(queued), oldest_us, dead, to_forget)
-
-
-def list_dead(connection: Connection, limit: int, *, session_id: str | None = None) -> list[DeadLetter]:
-    """Dead letters, oldest first."""
-    rows = connection.execute(select(turns).where(_is_dead(session_id)).order_by(turns.c.arrival).limit(limit))
-    return [DeadLetter(row.session_id, stored_turn(row), row.dead_reason or "") for row in rows]
-
-
-def count_dead(connection: Connection, *, session_id: str | None = None) -> int:
-    """How many dead letters there are, of all sessions or of one."""
-    return connection.scalar(select(func.count()).select_from(turns).where(_is_dead(session_id))) or 0
-
-
-def _is_dead(session_id: str | None) -> ColumnElement[bool]:
-    dead = turns.c.delivery == Delivery.DEAD
-    return dead if session_id is None else and_(is_session(turns, session_id), dead)
-
-
-def retry_dead(
-    connection: Connection, now_us: int, *, session_id: str | None = None, limit: int = 1000, max_bytes: int = MAX_BYTES
-) -> int:
-    """Queues dead letters once more, at most `limit` or so many bytes of them; how many."""
-    letters = _oldest_dead(connection, limit, max_bytes, session_id)
-    by_session: dict[str, list[str]] = {}
-    for dead_session_id, turn_id in letters:
-        by_session.setdefault(dead_session_id, []).append(turn_id)
-    for key in sorted(by_session):
-        _mark(connection, key, by_session[key], Delivery.QUEUED, None)
-        enqueue(connection, {key: len(by_session[key])}, now_us)
-        reset = {"due_at_us": now_us, "attempts": 0, "failures": 0, "failing_since_us": None, "batch": FULL_BATCH}
-        connection.execute(update(outbox).where(is_session(outbox, key), outbox.c.lease_until_us == 0).values(reset))
-    return len(letters)
-
-
-def purge_dead(
-    connection: Connection, *, session_id: str | None = None, limit: int = 1000, max_bytes: int = MAX_BYTES
-) -> int:
-    """Deletes dead letters for good, at most `limit` or so many bytes of them; how many."""
-    letters = _oldest_dead(connection, limit, max_bytes, session_id)
-    for dead_session_id, turn_id in letters:
-        its = turns.c.turn_id == turn_id
-        note_removed(connection, dead_session_id, its)
-        connection.execute(delete(turns).where(is_session(turns, dead_session_id), its))
-    return len(letters)
-
-
-def _oldest_dead(connection: Connection, limit: int, max_bytes: int, session_id: str | None) -> list[tuple[str, str]]:
-    """Session and turn of the oldest dead letters."""
-    sizes = connection.execute(
-        select(turns.c.session_id, turns.c.turn_id, func.length(turns.c.content))
-        .where(_is_dead(session_id))
-        .order_by(turns.c.arrival)
-        .limit(limit)
-    )
-    return within_bytes([((row[0], row[1]), row[2]) for row in sizes], max_bytes)
-
-
-def _look_later(connection: Connection, session_id: str, now_us: int) -> None:
-    connection.execute(
-        update(outbox).where(is_session(outbox, session_id)).values(due_at_us=now_us + _FORGETTING_TAKES_US)
-    )
-
-
-def _oldest_queued(connection: Connection, session_id: str) -> list[StoredTurn]:
-    rows = connection.execute(
-        select(turns)
-        .where(_is_queued(session_id))
-        .order_by(turns.c.epoch, turns.c.place, turns.c.arrival)
-        .limit(FULL_BATCH)
-    )
-    return [stored_turn(row) for row in rows]
-
-
-def _last_settled(connection: Connection, session_id: str) -> Position | None:
-    """The newest turn that is no longer queued, of those with a sequence."""
-    row = connection.execute(
-        select(turns.c.epoch, turns.c.place, turns.c.arrival)
-        .where(is_session(turns, session_id), turns.c.delivery != Delivery.QUEUED, turns.c.place < LAST_PLACE)
-        .order_by(turns.c.epoch.desc(), turns.c.place.desc(), turns.c.arrival.desc())
-        .limit(1)
-    ).first()
-    return Position(row.epoch, row.place, row.arrival) if row else None
-
-
-def _mark(
-    connection: Connection, session_id: str, turn_ids: Sequence[str], delivery: Delivery, reason: str | None
+def mark_delivery(
+    connection: Connection, session_id: str, turn_ids: Sequence[str], delivery: Delivery, reason: str | None = None
 ) -> None:
+    """Sets the delivery state of some of a session's turns."""
     if turn_ids:
         connection.execute(
             update(turns)
@@ -261,9 +244,68 @@ def _mark(
         )
 
 
+def request_erasure(connection: Connection, principal: str, session_id: str, due_at_us: int) -> None:
+    """Asks the sink to erase a session, or the whole principal where `session_id` is empty."""
+    row = {
+        "bucket": bucket_of(session_id or principal),
+        "principal": principal,
+        "session_id": session_id,
+        "due_at_us": due_at_us,
+        "lease_until_us": 0,
+        "failures": 0,
+    }
+    connection.execute(insert_for(connection.dialect.name, erasures).values(row).on_conflict_do_nothing())
+
+
+def claim_erasures(connection: Connection, limit: int, *, now_us: int, lease_until_us: int) -> list[Erasure]:
+    """Erasures that are due; a user's sessions before the user."""
+    rows = connection.execute(
+        select(erasures)
+        .where(erasures.c.due_at_us <= now_us, erasures.c.lease_until_us <= now_us)
+        .order_by(erasures.c.session_id.desc())
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    claimed = [Erasure(row.principal, row.session_id, row.failures) for row in rows]
+    for erasure in claimed:
+        connection.execute(update(erasures).where(erasure.row).values(lease_until_us=lease_until_us))
+    return claimed
+
+
+def finish_erasure(connection: Connection, erasure: Erasure) -> None:
+    """The sink has erased it."""
+    connection.execute(delete(erasures).where(erasure.row))
+
+
+def postpone_erasure(connection: Connection, erasure: Erasure, due_at_us: int, reason: str) -> None:
+    """The sink failed; due again at `due_at_us`. An erasure is never given up."""
+    later = {"due_at_us": due_at_us, "lease_until_us": 0, "failures": erasure.failures + 1, "last_error": reason}
+    connection.execute(update(erasures).where(erasure.row).values(later))
+
+
 def _is_queued(session_id: str) -> ColumnElement[bool]:
     return and_(is_session(turns, session_id), turns.c.delivery == Delivery.QUEUED)
 
 
 def _is_due(now_us: int) -> ColumnElement[bool]:
     return and_(outbox.c.due_at_us <= now_us, outbox.c.lease_until_us <= now_us)
+
+
+_OUTBOX_FIELDS: tuple[Column[Any], ...] = tuple(outbox.c)
+
+
+def _enqueue_for(dialect: str) -> Insert:
+    """A session in backoff stays there; any other is due at once, because the new turn may fill a gap."""
+    statement = insert_from_batch(dialect, outbox, _OUTBOX_FIELDS)
+    new = statement.excluded
+    enqueued: Insert = statement.on_conflict_do_update(
+        index_elements=["bucket", "session_id"],
+        set_={
+            "queued": outbox.c.queued + new.queued,
+            "due_at_us": case((outbox.c.failures == literal_column("0"), new.due_at_us), else_=outbox.c.due_at_us),
+        },
+    )
+    return enqueued
+
+
+_ENQUEUE = Batch(_OUTBOX_FIELDS, _enqueue_for)

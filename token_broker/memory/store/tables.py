@@ -1,12 +1,9 @@
 """The tables, once for SQLite and PostgreSQL; `migrations/` makes them.
 
-Every row of a session carries the session's `bucket` (see `keys.py`), first in each key: claims stay local, and the
-tables can be distributed on it (Citus, Cosmos DB for PostgreSQL) as they are; `cutoffs`, which is small and read whole,
-is the same on each node then. Times are whole microseconds since 1970.
+Every row of a session carries the session's `bucket` (`bucket_of`), first in each key: claims stay local, and the
+tables can be distributed on it (Citus, Cosmos DB for PostgreSQL) as they are. `blocks` is small and read whole: there
+it is a reference table. Times are whole microseconds since 1970.
 """
-
-from enum import IntEnum
-from typing import Literal
 
 from sqlalchemy import (
     BigInteger,
@@ -22,13 +19,15 @@ from sqlalchemy import (
     text,
 )
 
+from token_broker.memory.types import Delivery
+
 __all__ = [
     "ERASED",
     "ERASING",
     "SCHEMA_REVISION",
-    "SQLITE_SEARCH",
-    "Delivery",
-    "blocklist",
+    "SQLITE_FULL_TEXT",
+    "TURN_ORDER",
+    "blocks",
     "erasures",
     "metadata",
     "outbox",
@@ -38,31 +37,11 @@ __all__ = [
 ]
 
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
-ERASED = 1  # and of one that has none left
+ERASED = 1  # the epoch of a tombstone without turns
 
-SCHEMA_REVISION = "0005"  # the newest of migrations/versions
+SCHEMA_REVISION = "0001"  # the newest of migrations/versions
 
 metadata = MetaData()
-
-
-class Delivery(IntEnum):
-    """What became of a turn on its way to the sink."""
-
-    QUEUED = 0
-    DELIVERED = 1
-    DEAD = 2
-
-    @property
-    def label(self) -> Literal["queued", "delivered", "dead"]:
-        """As receipts have it."""
-        return _LABELS[self]
-
-
-_LABELS: dict[Delivery, Literal["queued", "delivered", "dead"]] = {
-    Delivery.QUEUED: "queued",
-    Delivery.DELIVERED: "delivered",
-    Delivery.DEAD: "dead",
-}
 
 
 sessions = Table(
@@ -70,14 +49,16 @@ sessions = Table(
     metadata,
     Column("bucket", SmallInteger, nullable=False),
     Column("session_id", Text, nullable=False),
-    # Who owns it; `anonymous` without authentication. Empty (NOBODY) once it was erased: the row stays as a tombstone,
-    # so that the id never becomes anybody's again, and no statement that asks for an owner finds it.
+    # The owner; `anonymous` without authentication. Empty (ERASED_PRINCIPAL) once the session was erased: the row stays
+    # as a tombstone, so that nobody gets the id again, and no statement that asks for an owner finds it.
     Column("principal", Text, nullable=False),
     Column("user_id", Text),  # a label
     Column("agent_id", Text),
     Column("epoch", BigInteger, nullable=False),  # of its newest plan; of a tombstone ERASING or ERASED
     Column("created_at_us", BigInteger, nullable=False),
-    Column("stored_bytes", BigInteger, nullable=False, server_default=text("0")),  # lags a little: see `sizes.py`
+    Column(
+        "stored_bytes", BigInteger, nullable=False, server_default=text("0")
+    ),  # lags a little: see `session_sizes.py`
     PrimaryKeyConstraint("bucket", "session_id"),
     Index("sessions_by_principal", "principal", "epoch"),
 )
@@ -98,7 +79,7 @@ turns = Table(
     Column("session_id", Text, nullable=False),
     Column("turn_id", Text, nullable=False),
     Column("epoch", BigInteger, nullable=False),
-    Column("place", Integer, nullable=False),  # the sequence; LAST_PLACE where none was said
+    Column("place", Integer, nullable=False),  # the sequence; LAST_PLACE without one
     Column("arrival", BigInteger, nullable=False),
     Column("agent_id", Text, nullable=False),
     Column("role", Text, nullable=False),
@@ -113,6 +94,8 @@ turns = Table(
     Index("turns_in_order", "bucket", "session_id", "epoch", "place", "arrival"),
     Index("turns_by_arrival", "arrival"),
 )
+TURN_ORDER = (turns.c.epoch, turns.c.place, turns.c.arrival)  # within a session
+
 Index(
     "turns_dead",
     turns.c.arrival,
@@ -120,7 +103,7 @@ Index(
     postgresql_where=turns.c.delivery == Delivery.DEAD,
 )
 
-# A row a session that has queued turns; who holds its lease delivers them.
+# One row for each session that has queued turns; the holder of its lease delivers them.
 outbox = Table(
     "outbox",
     metadata,
@@ -129,7 +112,7 @@ outbox = Table(
     Column("due_at_us", BigInteger, nullable=False),
     Column("lease_until_us", BigInteger, nullable=False),
     Column("fence", BigInteger, nullable=False),  # grows with each claim; only the newest claim may settle
-    Column("uncertain", Boolean, nullable=False),  # a delivery began whose end nobody wrote down
+    Column("uncertain", Boolean, nullable=False),  # a delivery began, and its end was not written
     Column("attempts", Integer, nullable=False),  # failures in a row that count against the oldest turn
     Column("failures", Integer, nullable=False),  # all failures in a row, for the backoff
     Column("failing_since_us", BigInteger),
@@ -141,7 +124,7 @@ outbox = Table(
     Index("outbox_due", "bucket", "due_at_us"),
 )
 
-# What the sink still has to be asked to forget; `session_id` is empty where all of `principal` is meant.
+# What the sink still has to erase; `session_id` is empty where all of `principal` is meant.
 erasures = Table(
     "erasures",
     metadata,
@@ -155,9 +138,9 @@ erasures = Table(
     PrimaryKeyConstraint("bucket", "principal", "session_id"),
 )
 
-# Whom the operator has blocked: a principal, or one session.
-blocklist = Table(
-    "cutoffs",
+# What the operator has blocked: a principal, or one session.
+blocks = Table(
+    "blocks",
     metadata,
     Column("kind", Text, nullable=False),
     Column("id", Text, nullable=False),
@@ -165,17 +148,17 @@ blocklist = Table(
     PrimaryKeyConstraint("kind", "id"),
 )
 
-# SQLite's full text. It is contentless: rows are found by `rowid`, a turn's arrival; `owner` holds a token of the
-# session, so that a search touches nobody else's words. `words.py` fills it behind the commits and merges it in small
-# steps; SQLite's own are large, and wait until there are hundreds of pieces. PostgreSQL has no table for it, see
-# `searching.py`.
-SQLITE_SEARCH = (
-    "CREATE VIRTUAL TABLE turn_words USING fts5(owner, content, content='')",
-    "INSERT INTO turn_words (turn_words, rank) VALUES ('automerge', 0)",
-    "INSERT INTO turn_words (turn_words, rank) VALUES ('crisismerge', 500)",
-    """CREATE TRIGGER turns_unworded AFTER DELETE ON turns
-        WHEN EXISTS (SELECT 1 FROM turn_words WHERE rowid = old.arrival) BEGIN
-        INSERT INTO turn_words (turn_words, rowid, owner, content)
+# SQLite's full text. It is contentless: a row's `rowid` is the turn's arrival; `owner` holds a token of the session, so
+# that a search reads nobody else's postings. `full_text.py` fills it behind the commits and merges it in small steps:
+# automerge is off, and a crisis merge, which takes seconds, waits for 500 segments. PostgreSQL needs no table for it.
+SQLITE_FULL_TEXT = (
+    "CREATE VIRTUAL TABLE turns_fts USING fts5(owner, content, content='')",
+    "INSERT INTO turns_fts (turns_fts, rank) VALUES ('automerge', 0)",
+    "INSERT INTO turns_fts (turns_fts, rank) VALUES ('crisismerge', 500)",
+    # A contentless table deletes a row by its former values; of a turn that was not indexed yet they would corrupt it.
+    """CREATE TRIGGER turns_fts_delete AFTER DELETE ON turns
+        WHEN EXISTS (SELECT 1 FROM turns_fts WHERE rowid = old.arrival) BEGIN
+        INSERT INTO turns_fts (turns_fts, rowid, owner, content)
         VALUES ('delete', old.arrival, 's' || hex(old.session_id), old.content);
     END""",
 )

@@ -1,15 +1,15 @@
-"""What can go wrong between the broker and its store, as the rest of the memory sees it.
+"""The errors of the store, as the rest of the memory sees them.
 
 StoreError
-├── StoreAwayError         the store cannot commit now: down, full, locked, not yet open; come again
-│   ├── StoreFullError         its disk is full, or nearly; nothing new is stored until somebody makes room
-│   └── StoreUnreachableError   nobody answers: others need not try until it has been reached again
-├── StoreBusyError         it works, but its queue is full; come again
-├── StoreRefusedError      this row will never be taken (kept apart, so that it holds up no other)
-├── BlocklistFullError    nobody more can be blocked until somebody is let in again
-└── StoreInUseError        another process has the SQLite file; the broker cannot start on it
+├── StoreAwayError          the store cannot commit now: down, full, locked, not yet open; try again
+│   ├── StoreFullError          its disk is full, or nearly; nothing new is stored until there is room
+│   └── StoreUnreachableError   it does not answer: others need not try until it was reached again
+├── StoreBusyError          it works, but its queue is full; try again
+├── StoreRefusedError       it will never take this row (apart from the others, so that only this row is refused)
+├── BlocklistFullError      the blocklist holds no more entries
+└── StoreInUseError         another process has the SQLite file; the broker cannot start on it
 
-NotOwnerError is no fault of the store's: it did its work, and the session is not the caller's.
+NotOwnerError is no fault of the store: it did its work, and the session is not the caller's.
 """
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class StoreError(Exception):
-    """Anything of the store's."""
+    """Any error of the store."""
 
 
 class StoreAwayError(StoreError):
@@ -34,7 +34,7 @@ class StoreAwayError(StoreError):
 
 
 class StoreFullError(StoreAwayError):
-    """The store's disk has no room, or less than it is to keep; reading and erasing may still work."""
+    """The store's disk has no room, or less than its reserve; reading and erasing may still work."""
 
 
 class StoreUnreachableError(StoreAwayError):
@@ -54,7 +54,7 @@ class StoreRefusedError(StoreError):
 
 
 class BlocklistFullError(StoreError):
-    """As many are blocked as the list holds."""
+    """The blocklist holds no more entries."""
 
 
 class StoreInUseError(StoreError):

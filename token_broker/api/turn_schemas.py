@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from token_broker.memory.store.keys import LAST_PLACE
-from token_broker.memory.text import is_storable
+from token_broker.memory.types import LAST_PLACE, is_storable
 
 __all__ = [
     "EnrichAnswer",

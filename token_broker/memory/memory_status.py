@@ -1,4 +1,4 @@
-"""The memory's status: `outbox` in `/status`, and metrics."""
+"""The memory's status, for `/status` and `/metrics`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,10 +10,11 @@ StoreState = Literal["opening", "open", "away"]
 
 @dataclass(frozen=True, slots=True)
 class MemoryStatus:
-    """A snapshot. Counts are this process's since it began; `queued`, `oldest_age_s`, `dead` and `to_forget` are the
-    store's, over all replicas, as of `figures_age_s` ago (None: never asked yet);
-    `blocked` as of `blocklist_age_s` ago. `full_sessions` and `short_of_disk` are turns that were refused for it;
-    `disk_free_bytes` is None where the disk is not ours, or can't be looked at.
+    """A snapshot. Counts are this process's since it began.
+
+    `queued`, `oldest_age_s`, `dead` and `pending_erasures` are the store's, over all replicas, as of `outbox_age_s` ago
+    (None: never read yet); `blocked` as of `blocklist_age_s` ago. `full_sessions` and `short_of_disk` are turns that
+    were refused for it. `disk_free_bytes` is None where the disk is not ours, or cannot be looked at.
     """
 
     store: StoreState
@@ -22,8 +23,8 @@ class MemoryStatus:
     queued: int
     oldest_age_s: float
     dead: int
-    to_forget: int
-    figures_age_s: float | None
+    pending_erasures: int
+    outbox_age_s: float | None
     stored: int
     duplicates: int
     foreign: int

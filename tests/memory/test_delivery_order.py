@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_broker.memory.delivery.ordering import Position, Ready, ready
-from token_broker.memory.store.keys import LAST_PLACE
+from token_broker.memory.delivery.decisions import Ready, ready
+from token_broker.memory.types import LAST_PLACE, Position
 
 GAP_US = 10_000_000
 NOW_US = 1_000_000_000

@@ -14,27 +14,26 @@ from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.support.zep import Zep
 from tests.support.waiting import eventually
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.errors import StoreAwayError, StoreError
 from token_broker.memory.service import Memory
-from token_broker.memory.store import searching
-from token_broker.memory.store.erasure import erase_older
-from token_broker.memory.store.full_text import WordIndexer, index_words, merge_words
-from token_broker.memory.store.keys import arrival_at
-from token_broker.memory.store.searching import search
-from token_broker.memory.store.turns import Arrived, insert_turns
+from token_broker.memory.store import full_text
+from token_broker.memory.store.erasure import delete_older_turns
+from token_broker.memory.store.full_text import FullTextIndexer, index_turns, merge_step, search
+from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
+from token_broker.memory.store_errors import StoreAwayError, StoreError
+from token_broker.memory.types import arrival_at
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 async def put(database: Database, *contents: str, session_id: str = SESSION, at_s: float = 1000) -> None:
     by = owner(session_id)
-    said = [Arrived(turn(content=text, by=by), arrival_at(at_s + n)) for n, text in enumerate(contents)]
+    said = [ArrivedTurn(turn(content=text, by=by), arrival_at(at_s + n)) for n, text in enumerate(contents)]
     work = partial(insert_turns, batch=said, now_s=1.0, unknown=[(by, "elena")], queue=False)
     await database.write(work)
 
 
-async def found(database: Database, *words: str, of: Sequence[str] = (SESSION,)) -> list[str]:
-    return [said.content for said in await database.read(partial(search, words=words, limit=9, session_ids=of))]
+async def found(database: Database, *terms: str, of: Sequence[str] = (SESSION,)) -> list[str]:
+    return [said.content for said in await database.read(partial(search, terms=terms, limit=9, session_ids=of))]
 
 
 async def found_by(memory: Memory, word: str) -> list[str]:
@@ -43,20 +42,20 @@ async def found_by(memory: Memory, word: str) -> list[str]:
 
 def indexed(connection: Connection) -> int:
     """How many turns are in the index, which is sound."""
-    connection.execute(text("INSERT INTO turn_words (turn_words) VALUES ('integrity-check')"))
-    return connection.scalar(text("SELECT count(*) FROM turn_words")) or 0
+    connection.execute(text("INSERT INTO turns_fts (turns_fts) VALUES ('integrity-check')"))
+    return connection.scalar(text("SELECT count(*) FROM turns_fts")) or 0
 
 
 def pieces(connection: Connection) -> int:
     """How many pieces a search has to go through."""
-    return connection.scalar(text("SELECT count(DISTINCT segid) FROM turn_words_idx")) or 0
+    return connection.scalar(text("SELECT count(DISTINCT segid) FROM turns_fts_idx")) or 0
 
 
 async def test_each_turn_is_indexed_once_the_oldest_first(database: Database) -> None:
     await put(database, "one harbour", "two harbours", "three harbours")
-    assert await database.write(partial(index_words, limit=2)) == 2
+    assert await database.write(partial(index_turns, limit=2)) == 2
     assert await found(database, "harbour", "harbours") == ["two harbours", "one harbour"]
-    assert [await database.write(index_words) for _ in range(2)] == [1, 0]
+    assert [await database.write(index_turns) for _ in range(2)] == [1, 0]
     assert await database.write(indexed) == 3
 
 
@@ -64,13 +63,13 @@ async def test_the_fewer_turns_have_a_word_the_more_it_says_and_the_newest_are_w
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await put(database, "about the harbour", "about Bergen", "about tea", "about it, about them", "nothing")
-    await database.write(index_words)
+    await database.write(index_turns)
     words = ("about", "harbour", "bergen")
     told = ["about Bergen", "about the harbour", "about it, about them", "about tea"]
     assert await found(database, *words) == told
-    monkeypatch.setattr(searching, "_WEIGHED_TURNS", 3)
+    monkeypatch.setattr(full_text, "_RANKED_TURNS", 3)
     assert await found(database, *words) == [said for said in told if said != "about the harbour"]
-    monkeypatch.setattr(searching, "_WEIGHED_CHARS", 5)
+    monkeypatch.setattr(full_text, "_RANKED_CHARS", 5)
     assert await found(database, *words) == ["about it, about them", "about tea", "about Bergen"]
 
 
@@ -78,11 +77,11 @@ async def test_an_index_in_many_pieces_is_merged_in_small_steps(database: Databa
     for number in range(300):
         words = " ".join(f"word{number}x{n}" for n in range(40))
         await put(database, *(f"{number} {n} {words}" for n in range(20)), at_s=1000 + 100 * number)
-        await database.write(index_words)
+        await database.write(index_turns)
     before = await database.read(pieces)
     assert before > 100
     steps = 0
-    while await database.write(merge_words):
+    while await database.write(merge_step):
         steps += 1
     assert steps > 10
     assert await database.read(pieces) < 20
@@ -102,30 +101,33 @@ async def test_a_broker_keeps_its_index_merged(make_settings: MakeSettings, monk
 
 async def test_what_is_forgotten_before_it_is_indexed_leaves_the_index_sound(database: Database) -> None:
     await put(database, "a harbour that is indexed")
-    await database.write(index_words)
+    await database.write(index_turns)
     await put(database, "a harbour that is not", at_s=2000)
     await put(database, "a harbour of others", session_id="another-session-01", at_s=3000)
     assert await erase_session(database, SESSION) == 2
     assert await database.write(indexed) == 0
     await put(database, "a harbour once more", session_id="session-after-it-1", at_s=4000)
-    await database.write(index_words)
+    await database.write(index_turns)
     assert await database.write(indexed) == 2
     assert await found(database, "harbour", of=["session-after-it-1"]) == ["a harbour once more"]
 
 
 async def test_when_the_newest_is_forgotten_nothing_is_indexed_twice(database: Database) -> None:
     await put(database, "the oldest harbour", "an old harbour", "a harbour")
-    await database.write(index_words)
+    await database.write(index_turns)
 
     def erase_newest(connection: Connection) -> int:
         return connection.execute(text("DELETE FROM turns WHERE arrival = (SELECT max(arrival) FROM turns)")).rowcount
 
     assert await database.write(erase_newest) == 1
-    assert await database.write(index_words) == 0
+    assert await database.write(index_turns) == 0
     await put(database, "the newest harbour", at_s=2000)
-    assert await database.write(index_words) == 1
+    assert await database.write(index_turns) == 1
     assert await database.write(indexed) == 3
-    assert await database.write(partial(erase_older, before_arrival=arrival_at(3000), limit=9, max_bytes=10_000)) == 3
+    assert (
+        await database.write(partial(delete_older_turns, before_arrival=arrival_at(3000), limit=9, max_bytes=10_000))
+        == 3
+    )
     assert await database.write(indexed) == 0
 
 
@@ -166,7 +168,7 @@ async def test_a_store_that_is_away_is_tried_again(database: Database, monkeypat
     obstinate = Obstinate(database)
     obstinate.error = StoreAwayError("SQLITE_FULL")
     with capture_logs() as logged:
-        running = asyncio.create_task(WordIndexer(obstinate).run())
+        running = asyncio.create_task(FullTextIndexer(obstinate).run())
 
         async def tried_twice() -> bool:
             return obstinate.writes >= 2
@@ -181,8 +183,8 @@ async def test_a_store_that_is_away_is_tried_again(database: Database, monkeypat
         await eventually(told)
     running.cancel()
     assert [(line["event"], line.get("reason")) for line in logged] == [
-        ("words_not_indexed", "SQLITE_FULL"),
-        ("words_indexed_again", None),
+        ("full_text_not_indexed", "SQLITE_FULL"),
+        ("full_text_indexed_again", None),
     ]
 
 
@@ -190,24 +192,24 @@ async def test_a_damaged_index_is_made_anew_from_the_turns(database: Database, m
     monkeypatch.setattr("token_broker.memory.store.full_text._AWAY_S", 0.05)
     for number in range(3):
         await put(database, f"harbour {number}", at_s=1000 + number)
-        await database.write(index_words)
+        await database.write(index_turns)
 
     def damage(connection: Connection) -> int:
-        return connection.execute(text("UPDATE turn_words_data SET block = zeroblob(9)")).rowcount
+        return connection.execute(text("UPDATE turns_fts_data SET block = zeroblob(9)")).rowcount
 
     assert await database.write(damage) > 0
     with pytest.raises(StoreError, match="SQLITE_CORRUPT_VTAB"):
         await erase_session(database, SESSION)
     with capture_logs() as logged:
         await put(database, "harbour 3", session_id="another-session-01", at_s=2000)
-        running = asyncio.create_task(WordIndexer(database).run())
+        running = asyncio.create_task(FullTextIndexer(database).run())
 
         async def told() -> bool:
             return len(logged) > 1
 
         await eventually(told)
     running.cancel()
-    assert [line["event"] for line in logged] == ["words_not_indexed", "words_indexed_again"]
+    assert [line["event"] for line in logged] == ["full_text_not_indexed", "full_text_indexed_again"]
     assert len(await found(database, "harbour", of=[SESSION, "another-session-01"])) == 4
     assert await erase_session(database, SESSION) == 3, "what the damage left of the erasure is deleted"
     assert await database.write(indexed) == 1

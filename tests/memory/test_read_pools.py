@@ -1,4 +1,4 @@
-"""Lanes: nothing that recall does, nor anybody's pages, delays who owns a session, a ticket or a turn."""
+"""Read pools: neither recall nor pages delay owners, tickets or turns."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.app import TURNS, bearer, make_app
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.waiting import eventually
-from token_broker.memory.drivers.lanes import LANES, Lane
+from token_broker.memory.drivers.database import READ_POOLS, PoolName
 from token_broker.memory.service import Memory
 from token_broker.memory.types import Outcome
 
@@ -46,11 +46,11 @@ def slow() -> Iterator[Slow]:
     work.let_go()
 
 
-async def begun(slow: Slow, lane: Lane) -> None:
-    """All that the lane can do at once is under way."""
+async def begun(slow: Slow, pool: PoolName) -> None:
+    """All that the pool can do at once is under way."""
 
     async def is_so() -> bool:
-        return slow.begun >= LANES[lane].at_once
+        return slow.begun >= READ_POOLS[pool].at_once
 
     await eventually(is_so)
 
@@ -65,12 +65,12 @@ async def stop(tasks: list["asyncio.Task[Any]"], slow: Slow) -> None:
 async def test_sixty_recalls_delay_neither_ownership_nor_tickets_nor_turns(
     make_settings: MakeSettings, slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("token_broker.memory.store.reading.last_turns_of", slow)
+    monkeypatch.setattr("token_broker.memory.store.turn_reads.last_turns_of", slow)
     async with Memory.open(make_settings(store_patience_s=3, recall_budget_s=5)) as memory:
         await memory.append([turn("t1")])
         recalls = [asyncio.create_task(memory.recall.block(owner())) for _ in range(RECALLS)]
         await begun(slow, "recall")
-        memory.sessions.forget(SESSION)
+        memory.sessions.evict(SESSION)
         assert await memory.sessions.find(SESSION) is not None
         assert [await memory.tickets.spend("ticket", time.time() + 60) for _ in range(2)] == [True, False]
         assert await memory.append([turn("t2")]) == [Outcome.STORED]
@@ -87,8 +87,8 @@ async def test_who_finds_the_lane_full_is_told_nothing_at_once_and_counted_as_la
 ) -> None:
     async with Memory.open(make_settings(recall_budget_s=5)) as memory:
         await memory.append([turn("t1")])
-        most = LANES["recall"].most
-        reads = [asyncio.create_task(memory._database.read(slow, lane="recall")) for _ in range(most)]
+        most = READ_POOLS["recall"].total
+        reads = [asyncio.create_task(memory._database.read(slow, pool="recall")) for _ in range(most)]
         await begun(slow, "recall")
         began_s = time.monotonic()
         assert await memory.recall.block(owner()) == ""
@@ -112,8 +112,8 @@ async def test_a_page_for_which_the_lane_is_full_is_refused_and_comes_again(
         transport = httpx.ASGITransport(make_app(settings, memory))
         headers, path = bearer(settings, owner()), TURNS.format(session_id=SESSION)
         async with httpx.AsyncClient(transport=transport, base_url="http://broker", headers=headers) as http:
-            most = LANES["bulk"].most
-            reads = [asyncio.create_task(memory._database.read(slow, lane="bulk")) for _ in range(most)]
+            most = READ_POOLS["bulk"].total
+            reads = [asyncio.create_task(memory._database.read(slow, pool="bulk")) for _ in range(most)]
             await begun(slow, "bulk")
             answer = await http.get(path)
             assert (answer.status_code, answer.json()["code"]) == (503, "store_busy")
@@ -133,17 +133,17 @@ async def test_who_gave_up_waiting_has_nothing_done_and_holds_no_place_for_good(
 ) -> None:
     async with Memory.open(make_settings()) as memory:
         await memory.ready()
-        blocking = [asyncio.create_task(memory._database.read(slow, lane="recall")) for _ in range(2)]
+        blocking = [asyncio.create_task(memory._database.read(slow, pool="recall")) for _ in range(2)]
         await begun(slow, "recall")
         asked: list[int] = []
         work: Callable[[Connection], None] = lambda _connection: asked.append(1)  # noqa: E731  # a row of them
-        waiting = [asyncio.create_task(memory._database.read(work, lane="recall")) for _ in range(20)]
+        waiting = [asyncio.create_task(memory._database.read(work, pool="recall")) for _ in range(20)]
         await asyncio.sleep(0.05)
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
         slow.let_go()
         await asyncio.gather(*blocking)
-        most = LANES["recall"].most
-        await asyncio.gather(*(memory._database.read(work, lane="recall") for _ in range(most)))
+        most = READ_POOLS["recall"].total
+        await asyncio.gather(*(memory._database.read(work, pool="recall") for _ in range(most)))
         assert len(asked) == most

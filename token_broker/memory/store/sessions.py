@@ -1,0 +1,118 @@
+"""Sessions, tickets and the blocklist, as statements: who may do what. The same on SQLite and PostgreSQL."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import Connection, and_, delete, func, select, tuple_
+
+from token_broker.memory.store.statements import insert_for, is_session
+from token_broker.memory.store.tables import blocks, sessions, tickets, turns
+from token_broker.memory.store_errors import BlocklistFullError
+from token_broker.memory.types import Block, BlockKind, SessionRecord, bucket_of, to_us
+from token_broker.security.owner import ANONYMOUS, Owner
+
+__all__ = [
+    "MAX_BLOCKS",
+    "BlockKey",
+    "block",
+    "blocked_keys",
+    "claim_session",
+    "find_session",
+    "is_known",
+    "list_blocks",
+    "release_session",
+    "remove_expired_tickets",
+    "spend_ticket",
+    "unblock",
+]
+
+BlockKey = tuple[BlockKind, str]
+
+MAX_BLOCKS = 10_000  # each replica holds all of them, and reads them every two seconds
+
+
+def find_session(connection: Connection, session_id: str) -> SessionRecord | None:
+    """The session's row."""
+    row = connection.execute(
+        select(sessions.c.principal, sessions.c.epoch).where(is_session(sessions, session_id))
+    ).first()
+    return SessionRecord(session_id, row.principal, row.epoch) if row else None
+
+
+def claim_session(connection: Connection, owner: Owner, agent_id: str, now_s: float) -> bool:
+    """Writes a session that is not there yet; True where it is new, or was the same authenticated principal's."""
+    row = {
+        "bucket": bucket_of(owner.session_id),
+        "session_id": owner.session_id,
+        "principal": owner.principal,
+        "user_id": owner.user_id,
+        "agent_id": agent_id,
+        "epoch": owner.epoch,
+        "created_at_us": to_us(now_s),
+    }
+    insert = insert_for(connection.dialect.name, sessions)
+    claimed = insert.on_conflict_do_nothing(index_elements=["bucket", "session_id"])
+    if connection.execute(claimed, row).rowcount == 1:
+        return True
+    record = find_session(connection, owner.session_id)
+    return record is not None and record.principal == owner.principal != ANONYMOUS
+
+
+def release_session(connection: Connection, owner: Owner) -> None:
+    """Takes back a claim whose caller was refused: deletes the session's row, unless it was renewed or has turns."""
+    has_turns = select(turns.c.bucket).where(is_session(turns, owner.session_id)).exists()
+    unused = and_(
+        is_session(sessions, owner.session_id),
+        sessions.c.principal == owner.principal,
+        sessions.c.epoch == owner.epoch,
+        ~has_turns,
+    )
+    connection.execute(delete(sessions).where(unused))
+
+
+def is_known(connection: Connection, kind: BlockKind, name: str) -> bool:
+    """Whether a session of that id, or of that principal, is stored."""
+    its = is_session(sessions, name) if kind == "session" else sessions.c.principal == name
+    return connection.execute(select(sessions.c.epoch).where(its).limit(1)).first() is not None
+
+
+def spend_ticket(connection: Connection, ticket_id: str, expires_at_s: float) -> bool:
+    """True the first time."""
+    row = {"bucket": bucket_of(ticket_id), "ticket_id": ticket_id, "expires_at_us": to_us(expires_at_s)}
+    insert = insert_for(connection.dialect.name, tickets)
+    spent = insert.on_conflict_do_nothing(index_elements=["bucket", "ticket_id"])
+    return connection.execute(spent, row).rowcount == 1
+
+
+def remove_expired_tickets(connection: Connection, before_s: float) -> int:
+    """Removes tickets that expired before; how many. An expired ticket is refused without a look at the store."""
+    return connection.execute(delete(tickets).where(tickets.c.expires_at_us < to_us(before_s))).rowcount
+
+
+def block(connection: Connection, kind: BlockKind, name: str, now_us: int) -> bool:
+    """Blocks a principal or a session; False where it was already. Raises BlocklistFullError."""
+    row = {"kind": kind, "id": name, "since_us": now_us}
+    insert = insert_for(connection.dialect.name, blocks)
+    is_new: bool = connection.execute(insert.values(row).on_conflict_do_nothing()).rowcount > 0
+    if is_new and (connection.scalar(select(func.count()).select_from(blocks)) or 0) > MAX_BLOCKS:
+        raise BlocklistFullError(f"{MAX_BLOCKS} are blocked already: unblock some of them first")
+    return is_new
+
+
+def unblock(connection: Connection, kind: BlockKind, name: str) -> bool:
+    """Unblocks a principal or a session; False where it was not blocked."""
+    return connection.execute(delete(blocks).where(blocks.c.kind == kind, blocks.c.id == name)).rowcount > 0
+
+
+def list_blocks(connection: Connection) -> list[Block]:
+    """All that are blocked, the latest last."""
+    rows = connection.execute(select(blocks).order_by(blocks.c.since_us, blocks.c.kind, blocks.c.id))
+    return [Block(row.kind, row.id, datetime.fromtimestamp(row.since_us / 1_000_000, UTC)) for row in rows]
+
+
+def blocked_keys(connection: Connection, limit: int, *, after: BlockKey | None = None) -> list[BlockKey]:
+    """The next `limit` of all that are blocked, by kind and id, behind `after`."""
+    key = (blocks.c.kind, blocks.c.id)
+    wanted = select(*key).order_by(*key).limit(limit)
+    if after is not None:
+        wanted = wanted.where(tuple_(*key) > after)
+    return [(kind, name) for kind, name in connection.execute(wanted)]
