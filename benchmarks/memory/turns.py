@@ -41,7 +41,8 @@ from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.ingest.group_commit import ArrivalClock
 from token_broker.memory.store.full_text import index_turns, merge_step
-from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
+from token_broker.memory.store.turn_writes import insert_turns
+from token_broker.memory.types import ArrivedTurn
 from token_broker.settings import Settings
 
 SESSIONS = 256

@@ -18,7 +18,8 @@ from tests.support.waiting import eventually
 from token_broker.memory.drivers import sqlite
 from token_broker.memory.drivers.sqlite import SqliteDatabase
 from token_broker.memory.ingest.group_commit import ArrivalClock
-from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
+from token_broker.memory.store.turn_writes import insert_turns
+from token_broker.memory.types import ArrivedTurn
 
 PAGE = 4096
 arrivals = ArrivalClock()

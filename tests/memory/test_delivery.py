@@ -20,8 +20,8 @@ from token_broker.memory.ingest.group_commit import ArrivalClock
 from token_broker.memory.service import Memory
 from token_broker.memory.store.dead_letters import list_dead
 from token_broker.memory.store.outbox import OutboxStatus, read_status
-from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
-from token_broker.memory.types import DeliveryBatch, Turn
+from token_broker.memory.store.turn_writes import insert_turns
+from token_broker.memory.types import ArrivedTurn, DeliveryBatch, Turn
 from token_broker.security.owner import Owner
 
 

@@ -18,9 +18,9 @@ from token_broker.memory.service import Memory
 from token_broker.memory.store import full_text
 from token_broker.memory.store.erasure import delete_older_turns
 from token_broker.memory.store.full_text import FullTextIndexer, index_turns, merge_step, search
-from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
+from token_broker.memory.store.turn_writes import insert_turns
 from token_broker.memory.store_errors import StoreAwayError, StoreError
-from token_broker.memory.types import arrival_at
+from token_broker.memory.types import ArrivedTurn, arrival_at
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

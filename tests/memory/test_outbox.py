@@ -26,8 +26,8 @@ from token_broker.memory.store.outbox import (
     settle,
 )
 from token_broker.memory.store.turn_reads import list_turns
-from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
-from token_broker.memory.types import BUCKETS, Turn, bucket_of
+from token_broker.memory.store.turn_writes import insert_turns
+from token_broker.memory.types import BUCKETS, ArrivedTurn, Turn, bucket_of
 
 NOW = 1_000_000_000
 LEASE = NOW + 30_000_000

@@ -22,9 +22,10 @@ from token_broker.memory.drivers.database import Database
 from token_broker.memory.ingest.group_commit import ArrivalClock
 from token_broker.memory.service import Memory
 from token_broker.memory.store.turn_reads import PAGE_BYTES, list_turns
-from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
+from token_broker.memory.store.turn_writes import insert_turns
+from token_broker.memory.types import ArrivedTurn
 from token_broker.security.owner import Owner
-from token_broker.security.quotas import MemoryQuotas, PagePlaces
+from token_broker.security.quotas import MemoryQuotas, PageSlots
 from token_broker.settings import Settings
 from token_broker.web.problems import Problem
 
@@ -189,7 +190,7 @@ async def test_who_reads_slowly_holds_a_few_pages_and_keeps_nobody_else_waiting(
         for by in (ann, bob):
             await fill(memory._database, ["x" * LARGEST] * 40, by)
         quotas = MemoryQuotas(settings)
-        quotas.pages = PagePlaces(total=10, per_key=2, wait_s=0.3)
+        quotas.pages = PageSlots(total=10, per_key=2, wait_s=0.3)
         app = make_app(settings, memory, quotas=quotas)
         slow = [SlowReader(app, settings, ann) for _ in range(2)]
         for reader in slow:
@@ -217,15 +218,15 @@ async def test_who_reads_slowly_holds_a_few_pages_and_keeps_nobody_else_waiting(
 
 
 async def test_places_are_given_in_turn_and_never_lost() -> None:
-    places = PagePlaces(total=2, per_key=1, wait_s=5)
+    slots = PageSlots(total=2, per_key=1, wait_s=5)
     order: list[str] = []
 
     async def take(key: str, name: str) -> None:
-        async with places.place(key):
+        async with slots.slot(key):
             order.append(name)
             await asyncio.sleep(0)
 
-    async with places.place("a"):
+    async with slots.slot("a"):
         waiting = [asyncio.create_task(take("a", name)) for name in ("first", "second", "third")]
         await asyncio.sleep(0)
         await asyncio.gather(take("b", "another's"), take("b", "another's again"))
@@ -233,15 +234,15 @@ async def test_places_are_given_in_turn_and_never_lost() -> None:
         await asyncio.wait({waiting[1]})
     await asyncio.gather(waiting[0], waiting[2])
     assert order == ["another's", "another's again", "first", "third"]
-    assert (places._all_taken, places._taken, places._waiting) == (0, {}, [])
+    assert (slots._all_taken, slots._taken, slots._waiting) == (0, {}, [])
 
 
 async def test_who_waits_for_a_place_too_long_is_told_when_to_come_again() -> None:
-    places = PagePlaces(total=1, per_key=1, wait_s=0.05)
-    async with places.place("a"):
+    slots = PageSlots(total=1, per_key=1, wait_s=0.05)
+    async with slots.slot("a"):
         began_s = time.monotonic()
         with pytest.raises(Problem) as refused:
-            async with places.place("b"):
+            async with slots.slot("b"):
                 pytest.fail("there is one place")
         assert time.monotonic() - began_s < 5
     assert (refused.value.status, refused.value.code, refused.value.headers) == (
@@ -249,5 +250,5 @@ async def test_who_waits_for_a_place_too_long_is_told_when_to_come_again() -> No
         "store_busy",
         {"Retry-After": "1"},
     )
-    async with places.place("b"):
+    async with slots.slot("b"):
         pass

@@ -21,8 +21,9 @@ from token_broker.memory.drivers.database import Database
 from token_broker.memory.store import migrate
 from token_broker.memory.store.full_text import index_turns, search
 from token_broker.memory.store.tables import SCHEMA_REVISION, metadata
-from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns
+from token_broker.memory.store.turn_writes import insert_turns
 from token_broker.memory.store_errors import StoreAwayError
+from token_broker.memory.types import ArrivedTurn
 
 FULL_TEXT_TABLES = "turns_fts"  # SQLite's, which `metadata` does not have
 

@@ -22,9 +22,9 @@ from token_broker.memory.store.full_text import index_turns, search
 from token_broker.memory.store.sessions import find_session, remove_expired_tickets, spend_ticket
 from token_broker.memory.store.tables import turns
 from token_broker.memory.store.turn_reads import last_turns, last_turns_of, list_turns, recent_sessions
-from token_broker.memory.store.turn_writes import ArrivedTurn, insert_turns, last_arrival, save_sessions
+from token_broker.memory.store.turn_writes import insert_turns, last_arrival, save_sessions
 from token_broker.memory.store_errors import NotOwnerError
-from token_broker.memory.types import Outcome, Turn, arrival_at
+from token_broker.memory.types import ArrivedTurn, Outcome, Turn, arrival_at
 
 arrivals = ArrivalClock()
 S, D, F, E = Outcome.STORED, Outcome.DUPLICATE, Outcome.FOREIGN, Outcome.ERASED

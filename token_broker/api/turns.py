@@ -14,7 +14,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from token_broker.api.callers import Callers
-from token_broker.api.turn_schemas import (
+from token_broker.memory.service import Memory
+from token_broker.memory.store_errors import (
+    NotOwnerError,
+    StoreBusyError,
+    StoreError,
+    StoreFullError,
+    StoreRefusedError,
+)
+from token_broker.memory.turn_schemas import (
     EnrichAnswer,
     EnrichBatch,
     Erased,
@@ -23,14 +31,6 @@ from token_broker.api.turn_schemas import (
     TurnPage,
     TurnReceipt,
     TurnRequest,
-)
-from token_broker.memory.service import Memory
-from token_broker.memory.store_errors import (
-    NotOwnerError,
-    StoreBusyError,
-    StoreError,
-    StoreFullError,
-    StoreRefusedError,
 )
 from token_broker.memory.types import Outcome, Turn, stored_bytes
 from token_broker.security.authentication import Caller, Principal
@@ -66,7 +66,7 @@ async def create_turn(request: Request[MemoryState]) -> Response:
     """`POST /conversation/turn`: 200 once the turn is durable; problems 400, 401, 403, 413, 422, 429, 503, 507."""
     writer = _writer(request)
     turns = await _counted(request, writer, _turn_of)
-    outcome = (await _append(request, writer, turns))[0]
+    outcome = (await _append(request, turns))[0]
     answer = TurnAnswer(turn_id=turns[0].turn_id, duplicate=outcome is Outcome.DUPLICATE)
     return _json(answer, 200)
 
@@ -92,7 +92,7 @@ async def enrich(request: Request[MemoryState]) -> Response:
     """`POST /memory/enrich`: 202 once all of it is durable; problems as for a turn."""
     writer = _writer(request)
     turns = await _counted(request, writer, _turns_of)
-    outcomes = await _append(request, writer, turns)
+    outcomes = await _append(request, turns)
     accepted = sum(outcome is Outcome.STORED for outcome in outcomes)
     answer = EnrichAnswer(session_id=writer.owner.session_id, accepted=accepted, duplicates=len(outcomes) - accepted)
     return _json(answer, 202)
@@ -130,8 +130,8 @@ async def list_turns(request: Request[MemoryState]) -> Response:
     reader = await _admit_reader(request, session_id)
     limit = _limit(request.query_params.get("limit"))
     after = request.query_params.get("after")
-    async with contextlib.AsyncExitStack() as place:
-        await place.enter_async_context(request.state["quotas"].pages.place(reader.limit_key))
+    async with contextlib.AsyncExitStack() as slot:
+        await slot.enter_async_context(request.state["quotas"].pages.slot(reader.limit_key))
         try:
             turns = await request.state["memory"].turns(session_id, principal=reader.id, limit=limit, after=after)
         except NotOwnerError:
@@ -142,7 +142,7 @@ async def list_turns(request: Request[MemoryState]) -> Response:
             raise Problem(404, "unknown_turn", "`after` names no turn of this session; leave it out to begin anew.")
         more = turns[-1].turn_id if turns.more else None
         page = TurnPage(session_id=session_id, turns=[_receipt(turn) for turn in turns], next=more)
-        return _PageResponse(page.__pydantic_serializer__.to_json(page), place.pop_all())
+        return _PageResponse(page.__pydantic_serializer__.to_json(page), slot.pop_all())
 
 
 def _receipt(turn: "StoredTurn") -> TurnReceipt:
@@ -161,15 +161,15 @@ def _receipt(turn: "StoredTurn") -> TurnReceipt:
 
 
 class _PageResponse(Response):
-    """A page that is sent in pieces, each when the client has taken the ones before; `place` is left at the end."""
+    """A page that is sent in pieces, each when the client has taken the ones before. `slot` is released at the end."""
 
-    def __init__(self, body: bytes, place: contextlib.AsyncExitStack) -> None:
+    def __init__(self, body: bytes, slot: contextlib.AsyncExitStack) -> None:
         super().__init__(body, media_type="application/json", headers=_NO_STORE)
-        self._place = place
+        self._slot = slot
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         del scope, receive
-        async with self._place:
+        async with self._slot:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             body = memoryview(self.body)
             for start in range(0, len(body), _PIECE_BYTES):
@@ -206,15 +206,17 @@ def _session_token_needed(detail: str) -> Problem:
 async def _counted(
     request: Request[MemoryState], writer: Caller, turns_of: Callable[[Owner, int, bytes], list[Turn]]
 ) -> list[Turn]:
-    """The body's turns, unless the quota is used up; a refused body counts as one turn, since it costs as much."""
-    settings, quota = request.state["callers"].settings, request.state["quotas"].turns
-    await quota.ensure_not_used_up(writer.limit_key)
-    try:
+    """The body's turns, counted against the writer's quota. Raises Problem."""
+    settings = request.state["callers"].settings
+
+    async def read() -> list[Turn]:
         body = await read_body(request, limit_bytes=settings.max_memory_body_bytes, timeout_s=settings.body_timeout_s)
         return turns_of(writer.owner, settings.max_turn_bytes, body)
-    except Problem:
-        quota.count_refused(writer.limit_key)
-        raise
+
+    def cost_of(turns: list[Turn]) -> tuple[int, int]:
+        return len(turns), sum(map(stored_bytes, turns))
+
+    return await request.state["quotas"].turns.take(writer.limit_key, read, cost_of)
 
 
 def _is_theirs(owner: Owner, session_id: str) -> None:
@@ -262,9 +264,8 @@ def _within_limit(content: str, limit_bytes: int) -> str:
     return content
 
 
-async def _append(request: Request[MemoryState], writer: Caller, turns: list[Turn]) -> list[Outcome]:
-    """Counts the turns against the quota, then stores all or none of them. Raises Problem."""
-    await request.state["quotas"].turns.take(writer.limit_key, len(turns), sum(map(stored_bytes, turns)))
+async def _append(request: Request[MemoryState], turns: list[Turn]) -> list[Outcome]:
+    """Stores all of the turns or none. Raises Problem."""
     try:
         outcomes = await request.state["memory"].append(turns)
     except StoreError as error:

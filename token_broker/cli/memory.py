@@ -17,7 +17,7 @@ from token_broker.memory.types import BlockKind, DeadLetter
 from token_broker.observability.logging import configure_logging
 from token_broker.security.owner import ANONYMOUS
 from token_broker.sessions.schemas import SESSION_ID_PATTERN
-from token_broker.settings import Settings, SettingsError, load_settings
+from token_broker.settings import SettingsError, load_settings
 
 __all__ = ["block", "forget", "outbox", "unblock"]
 
@@ -50,8 +50,15 @@ def list_letters(session_id: str | None, limit: int, *, as_json: bool) -> None:
         click.echo(json.dumps({**counts, "dead_letters": [_shown(letter) for letter in letters]}, indent=2))
         return
     click.echo(f"{counts['queued']} queued, {counts['dead']} dead")
-    if letters:
-        _print_table(letters)
+    if not letters:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("session", "turn", "role", "reason")
+    for letter in letters:
+        table.add_row(*(str(value) for value in _shown(letter).values()))
+    Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE, highlight=False, markup=False).print(table)
 
 
 @outbox.command()
@@ -152,22 +159,21 @@ def _run(work: Callable[[Maintenance], Awaitable[T]]) -> T:
         sys.exit(2)
     configure_logging(settings)
 
+    def warn_of_empty() -> None:
+        # In the wrong folder a command finds another store than the broker's, and would report that nothing waits.
+        url = settings.database_url.get_secret_value()
+        where = str(sqlite_path(url).absolute()) if url.startswith("sqlite") else "the database"
+        click.echo(f"BROKER_DATABASE_URL: {where} was empty; if a broker runs, this is not its store.", err=True)
+
     async def main() -> T:
-        async with open_maintenance(settings, tell_of_empty=lambda: _warn_of_an_empty_store(settings)) as maintenance:
+        async with open_maintenance(settings, tell_of_empty=warn_of_empty) as maintenance:
             return await work(maintenance)
 
     try:
         return asyncio.run(main())
     except StoreError as error:
-        click.echo(f"BROKER_DATABASE_URL: the store can't be worked on: {error}", err=True)
+        click.echo(f"BROKER_DATABASE_URL: the store cannot be used: {error}", err=True)
         sys.exit(1)
-
-
-def _warn_of_an_empty_store(settings: Settings) -> None:
-    """A command with another store than the broker's, as in the wrong folder, would tell that nothing waits."""
-    url = settings.database_url.get_secret_value()
-    where = str(sqlite_path(url).absolute()) if url.startswith("sqlite") else "the database"
-    click.echo(f"BROKER_DATABASE_URL: {where} was empty; if a broker runs, this is not its store.", err=True)
 
 
 def _shown(letter: DeadLetter) -> dict[str, Any]:
@@ -177,7 +183,7 @@ def _shown(letter: DeadLetter) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _bar(what: str) -> Iterator[Progress]:
-    """A bar on a terminal, once there is something to tell that is not all of it; elsewhere nothing."""
+    """A progress bar on a terminal, from the first part until the last; elsewhere nothing."""
     from rich.console import Console
     from rich.progress import Progress as Bar
 
@@ -188,13 +194,3 @@ def _bar(what: str) -> Iterator[Progress]:
     with Bar(console=console, transient=True) as bar:
         task = bar.add_task(what, visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=done < total, refresh=True)
-
-
-def _print_table(letters: list[DeadLetter]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("session", "turn", "role", "reason")
-    for letter in letters:
-        table.add_row(*(str(value) for value in _shown(letter).values()))
-    Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE, highlight=False, markup=False).print(table)

@@ -30,7 +30,7 @@ from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.repositories import StoredBlocklist, StoredSessions, StoredTickets
 from token_broker.memory.store.full_text import FullTextIndexer
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUnreachableError
-from token_broker.memory.types import FactSource, Outcome, Sink, Turn
+from token_broker.memory.types import Outcome, Sink, Turn
 from token_broker.security.owner import Owner
 from token_broker.settings import Settings
 
@@ -106,9 +106,11 @@ class Memory:
         self.sessions = StoredSessions(self._database, self._writer, patience_s=settings.store_patience_s, clock=clock)
         self.tickets = StoredTickets(self._database, patience_s=settings.store_patience_s, clock=clock)
         self.blocklist = StoredBlocklist(self._database, required=settings.require_blocklist == "on", clock=clock)
-        self._local_facts = LocalFacts(self._database)
+        local = LocalFacts(self._database)
         self._indexer = FullTextIndexer(self._database) if is_sqlite and not self._has_zep else None
-        self.recall = BoundedRecall(self._database, self._facts, budget_s=settings.recall_budget_s)
+        self.recall = BoundedRecall(
+            self._database, lambda: self._zep if self._has_zep else local, budget_s=settings.recall_budget_s
+        )
         self._maintenance = Maintenance(
             self._database,
             erase=self._has_zep,
@@ -268,9 +270,6 @@ class Memory:
             recalls_failed=self.recall.counts.failed,
             recalls_repeated=self.recall.counts.repeated,
         )
-
-    def _facts(self) -> FactSource | None:
-        return self._zep if self._has_zep else self._local_facts
 
     def _stored(self, session_ids: Collection[str]) -> None:
         self.recall.cache.invalidate(session_ids)

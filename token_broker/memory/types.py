@@ -19,6 +19,7 @@ __all__ = [
     "LAST_PLACE",
     "LAST_TURNS",
     "NOT_OWNED",
+    "ArrivedTurn",
     "Block",
     "BlockKind",
     "Blocklist",
@@ -77,6 +78,19 @@ class Turn:
     sequence: int | None = None  # the item's place in its connection
     interrupted: bool = False
     channel: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivedTurn:
+    """A turn and its place among all that arrived; see `ArrivalClock`."""
+
+    turn: Turn
+    arrival: int
+    size_bytes: int = 0  # see `stored_bytes`
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.turn.owner.session_id, self.turn.turn_id
 
 
 class Outcome(Enum):

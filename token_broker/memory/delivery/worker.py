@@ -132,30 +132,26 @@ class DeliveryWorker:
         erasures = await self._database.write(claim)
         for erasure in erasures:
             self._start(self._erase(erasure))
-        claims = await self._claim(free - len(erasures)) if len(erasures) < free else []
-        for held in claims:
-            self._start(self._deliver(held))
-        return len(claims) + len(erasures)
+        started = len(erasures)
+        buckets = await self._database.read(partial(outbox.due_buckets, now_us=now_us)) if started < free else []
+        random.shuffle(buckets)  # replicas that began with the same bucket would wait for each other's locks
+        for bucket in buckets:  # a transaction each: a claim locks its rows until its transaction ends
+            now_us = to_us(self._clock())
+            lease_until_us = now_us + to_us(self._policy.lease_s)
+            limit = free - started
+            work = partial(outbox.claim, bucket=bucket, limit=limit, now_us=now_us, lease_until_us=lease_until_us)
+            claims = await self._database.write(work)
+            for held in claims:
+                self._start(self._deliver(held))
+            started += len(claims)
+            if started >= free:
+                break
+        return started
 
     async def idle(self) -> None:
         """Returns when no claimed work is under way any more."""
         while self._running:
             await asyncio.wait(self._running)
-
-    async def _claim(self, limit: int) -> list[Claim]:
-        """One short transaction a bucket: a claim locks its rows until its transaction ends."""
-        buckets = await self._database.read(partial(outbox.due_buckets, now_us=to_us(self._clock())))
-        random.shuffle(buckets)  # replicas that began with the same bucket would wait for each other's locks
-        claims: list[Claim] = []
-        for bucket in buckets:
-            now_us = to_us(self._clock())
-            lease_until_us = now_us + to_us(self._policy.lease_s)
-            wanted = limit - len(claims)
-            work = partial(outbox.claim, bucket=bucket, limit=wanted, now_us=now_us, lease_until_us=lease_until_us)
-            claims += await self._database.write(work)
-            if len(claims) >= limit:
-                break
-        return claims
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         def ended(task: "asyncio.Task[None]") -> None:

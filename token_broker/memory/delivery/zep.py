@@ -47,8 +47,13 @@ class ZepMemory:
     """See `Sink` and `FactSource`. Close it with `aclose`."""
 
     def __init__(self, api_key: SecretStr, base_url: str | None, *, timeout_s: float) -> None:
+        async def raise_for_status(response: httpx.Response) -> None:
+            # Before zep-python reads the answer: its errors drop the headers, and it fails on a body that is not JSON.
+            if response.is_error:
+                response.raise_for_status()
+
         self._http = httpx.AsyncClient(
-            verify=make_tls_context(), follow_redirects=False, event_hooks={"response": [_raise_for_status]}
+            verify=make_tls_context(), follow_redirects=False, event_hooks={"response": [raise_for_status]}
         )
         base_url = (base_url or ZEP_CLOUD_URL).rstrip("/")
         key = api_key.get_secret_value()
@@ -175,12 +180,6 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     except (ValueError, OverflowError):
         return None
     return min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)
-
-
-async def _raise_for_status(response: httpx.Response) -> None:
-    """Runs before zep-python reads the answer: its errors drop the headers, and it fails on a body that is not JSON."""
-    if response.is_error:
-        response.raise_for_status()
 
 
 @asynccontextmanager

@@ -129,12 +129,9 @@ class DiskSpace:
         """Whether less than the reserve is free; `wanted_bytes` are about to be written."""
         self._bytes_since += wanted_bytes
         now_s = self._clock()
-        if now_s >= self._checked_at_s + _CHECK_EVERY_S or self._bytes_since >= _CHECK_EVERY_BYTES:
-            self._checked_at_s, self._bytes_since = now_s, 0
-            self._check()
-        return self._is_short
-
-    def _check(self) -> None:
+        if now_s < self._checked_at_s + _CHECK_EVERY_S and self._bytes_since < _CHECK_EVERY_BYTES:
+            return self._is_short
+        self._checked_at_s, self._bytes_since = now_s, 0
         self.free_bytes = None
         with contextlib.suppress(OSError):
             self.free_bytes = self._measure(self._folder)
@@ -147,3 +144,4 @@ class DiskSpace:
         elif self._is_short and not is_short:
             log.info("disk_has_room_again", free_bytes=free)
         self._is_short = is_short
+        return is_short

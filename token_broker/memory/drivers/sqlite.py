@@ -90,9 +90,22 @@ class SqliteDatabase:
         if self._closed:
             return
         self._closed = True
+
+        def dispose() -> None:
+            if self._checkpointer is not None:
+                self._checkpointer.stop()
+            for threads in self._reader_threads.values():
+                threads.shut_down(wait=True)  # first: a pool closes only the connections that are not in use
+            if self._kept is not None:
+                self._kept.close()
+            for reader in self._readers.values():
+                reader.dispose()
+            self._kept = self._writer = None
+            self._readers = {}
+
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
-                await asyncio.get_running_loop().run_in_executor(self._writer_thread, self._dispose)
+                await asyncio.get_running_loop().run_in_executor(self._writer_thread, dispose)
         self._writer_thread.shutdown(wait=False, cancel_futures=True)
         for threads in self._reader_threads.values():
             threads.shut_down(wait=False)
@@ -176,18 +189,6 @@ class SqliteDatabase:
                 self._kept = connection
                 if self._checkpointer is not None:
                     self._checkpointer.committed(driver)
-
-    def _dispose(self) -> None:
-        if self._checkpointer is not None:
-            self._checkpointer.stop()
-        for threads in self._reader_threads.values():
-            threads.shut_down(wait=True)  # first: a pool closes only the connections that are not in use
-        if self._kept is not None:
-            self._kept.close()
-        for reader in self._readers.values():
-            reader.dispose()
-        self._kept = self._writer = None
-        self._readers = {}
 
 
 class ReaderThreads:

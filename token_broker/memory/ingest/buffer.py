@@ -106,7 +106,17 @@ class IngestBuffer:
                 await asyncio.sleep(min(_LONGEST_WAIT_S, backoff_s(failures) / 4))
                 continue
             failures = 0
-            self._drop(len(chunk))
+            for turn in chunk:
+                self._turns.popleft()
+                size_bytes, key = waiting_bytes(turn), _key(turn.owner)
+                self._bytes -= size_bytes
+                turns, held_bytes = self._held[key]
+                self._held[key] = turns - 1, held_bytes - size_bytes
+                if turns == 1:
+                    del self._held[key]
+            if not self._turns:
+                self._wake.clear()
+                self._emptied.set()
 
     async def flushed(self) -> None:
         """Returns when the buffer is empty; bound the wait."""
@@ -135,19 +145,6 @@ class IngestBuffer:
             self.counts.refused += 1
             log.error("turn_refused", session_id=turn.owner.session_id, turn_id=turn.turn_id, reason=str(error))
             return None
-
-    def _drop(self, count: int) -> None:
-        for _ in range(count):
-            turn = self._turns.popleft()
-            size_bytes, key = waiting_bytes(turn), _key(turn.owner)
-            self._bytes -= size_bytes
-            turns, held_bytes = self._held[key]
-            self._held[key] = turns - 1, held_bytes - size_bytes
-            if turns == 1:
-                del self._held[key]
-        if not self._turns:
-            self._wake.clear()
-            self._emptied.set()
 
 
 def _key(owner: Owner) -> str:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.drivers.database import Database
@@ -26,11 +25,8 @@ from token_broker.memory.store_errors import (
     StoreRefusedError,
     StoreUnreachableError,
 )
-from token_broker.memory.types import NODE_BITS, NOT_OWNED, Outcome, Turn, arrived_us, stored_bytes, to_us
+from token_broker.memory.types import NODE_BITS, NOT_OWNED, ArrivedTurn, Outcome, Turn, arrived_us, stored_bytes, to_us
 from token_broker.security.owner import Owner
-
-if TYPE_CHECKING:
-    from token_broker.memory.store.turn_writes import ArrivedTurn
 
 __all__ = ["ArrivalClock", "GroupWriter", "WriterCounts", "give_up", "waiting_bytes"]
 
@@ -87,7 +83,7 @@ class WriterCounts:
 
 @dataclass(slots=True, eq=False)
 class _Submission:
-    turns: "list[ArrivedTurn]"
+    turns: list[ArrivedTurn]
     size_bytes: int
     done: "asyncio.Future[list[Outcome]]" = field(repr=False)
 
@@ -142,8 +138,6 @@ class GroupWriter:
 
         For a moment after the store was unreachable, submissions are refused at once: waiting would not help them.
         """
-        from token_broker.memory.store.turn_writes import ArrivedTurn
-
         if time.monotonic() < self._unreachable_until_s:
             raise StoreUnreachableError(self.failing or "")
         sizes = list(map(stored_bytes, turns))
@@ -226,7 +220,7 @@ class GroupWriter:
             asyncio.get_running_loop().call_later(_SESSIONS_AGAIN_S, self._wake.set)
 
     async def _commit(
-        self, turns: "list[ArrivedTurn]", sessions: list[tuple[Owner, str]], groups: Sequence[int]
+        self, turns: list[ArrivedTurn], sessions: list[tuple[Owner, str]], groups: Sequence[int]
     ) -> list[Outcome]:
         """An outcome a turn; `groups` says how many of them were submitted together."""
         from token_broker.memory.store.turn_writes import insert_within_limit
@@ -311,7 +305,7 @@ class GroupWriter:
             else:
                 _succeed(submission, outcomes)
 
-    def _count(self, turns: "list[ArrivedTurn]", outcomes: list[Outcome]) -> None:
+    def _count(self, turns: list[ArrivedTurn], outcomes: list[Outcome]) -> None:
         self.counts.commits += 1
         stored = [item for item, outcome in zip(turns, outcomes, strict=True) if outcome is Outcome.STORED]
         foreign = sum(outcome in NOT_OWNED for outcome in outcomes)
@@ -326,7 +320,7 @@ class GroupWriter:
             self._on_stored(added.keys())
 
 
-def _bytes_by_session(turns: "list[ArrivedTurn]") -> dict[str, int]:
+def _bytes_by_session(turns: list[ArrivedTurn]) -> dict[str, int]:
     found: dict[str, int] = {}
     for item in turns:
         session_id = item.turn.owner.session_id

@@ -7,7 +7,6 @@ outbox; within each by key), so that replicas never deadlock.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from functools import reduce
 from itertools import islice
 from typing import Any
@@ -39,11 +38,10 @@ from token_broker.memory.store.statements import (
     is_session,
 )
 from token_broker.memory.store.tables import sessions, turns
-from token_broker.memory.types import ERASED_PRINCIPAL, LAST_PLACE, Delivery, Outcome, Turn, bucket_of, to_us
+from token_broker.memory.types import ERASED_PRINCIPAL, LAST_PLACE, ArrivedTurn, Delivery, Outcome, bucket_of, to_us
 from token_broker.security.owner import Owner
 
 __all__ = [
-    "ArrivedTurn",
     "add_to_sizes",
     "insert_turns",
     "insert_within_limit",
@@ -53,19 +51,6 @@ __all__ = [
 ]
 
 _Key = tuple[str, str]  # session id, turn id
-
-
-@dataclass(frozen=True, slots=True)
-class ArrivedTurn:
-    """A turn and its place among all that arrived; see `ArrivalClock`."""
-
-    turn: Turn
-    arrival: int
-    size_bytes: int = 0  # see `stored_bytes`
-
-    @property
-    def key(self) -> _Key:
-        return self.turn.owner.session_id, self.turn.turn_id
 
 
 SESSION_FIELDS: tuple[Column[Any], ...] = (
