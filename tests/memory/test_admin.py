@@ -14,9 +14,7 @@ from token_broker.memory.store.sessions import find_session
 from token_broker.memory.types import Outcome
 
 
-async def test_dead_letters_are_listed_retried_and_purged_beside_a_running_broker(
-    zep_settings: MakeSettings, zep: Zep
-) -> None:
+async def test_dead_letters_beside_running_broker(zep_settings: MakeSettings, zep: Zep) -> None:
     settings = zep_settings()
     async with Memory.open(settings) as memory:
         with zep.fails(Fault("status", "/memory", "POST", times=None, status=400, turn="t1")):
@@ -37,7 +35,7 @@ async def test_dead_letters_are_listed_retried_and_purged_beside_a_running_broke
             assert await admin.purge_dead() == 0
 
 
-async def test_a_user_is_forgotten_here_and_in_zep_and_others_are_not(zep_settings: MakeSettings, zep: Zep) -> None:
+async def test_user_erasure_reaches_zep(zep_settings: MakeSettings, zep: Zep) -> None:
     settings = zep_settings(delivery_timeout_s=0.2)
     async with Memory.open(settings) as memory:
         for by in (owner(principal="ann"), owner("session-of-ann-002", principal="ann"), owner("session-of-bob-001")):
@@ -55,7 +53,7 @@ async def test_a_user_is_forgotten_here_and_in_zep_and_others_are_not(zep_settin
         assert len(await memory.turns("session-of-bob-001", principal="anonymous", limit=9) or []) == 1
 
 
-async def test_a_label_is_forgotten_where_nobody_is_authenticated(make_settings: MakeSettings) -> None:
+async def test_label_erasure_without_authentication(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with Memory.open(settings) as memory:
         await memory.append([turn("t1", by=owner(user_id="ann"))])
@@ -66,7 +64,7 @@ async def test_a_label_is_forgotten_where_nobody_is_authenticated(make_settings:
         assert await memory.turns(SESSION, principal="anonymous", limit=9) == []
 
 
-async def test_a_session_that_another_process_erased_takes_nothing_more(make_settings: MakeSettings) -> None:
+async def test_session_erased_by_another_process(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with Memory.open(settings) as memory:
         await memory.append([turn("t1")])
@@ -80,9 +78,7 @@ async def test_a_session_that_another_process_erased_takes_nothing_more(make_set
 
 
 @pytest.mark.parametrize(("days", "kept"), [(0, 2), (30, 1)])
-async def test_retention_deletes_what_is_older_and_zero_keeps_all(
-    make_settings: MakeSettings, days: int, kept: int
-) -> None:
+async def test_retention_deletes_older_turns(make_settings: MakeSettings, days: int, kept: int) -> None:
     settings = make_settings()
     month_s, now_s = 31 * 86_400.0, 2_000_000_000.0
     async with Memory.open(settings, clock=lambda: now_s - month_s) as memory:
@@ -93,7 +89,7 @@ async def test_retention_deletes_what_is_older_and_zero_keeps_all(
         assert len(await memory.turns(SESSION, principal="anonymous", limit=9) or []) == kept
 
 
-async def test_retention_deletes_sessions_in_which_nothing_was_said(make_settings: MakeSettings) -> None:
+async def test_retention_deletes_empty_sessions(make_settings: MakeSettings) -> None:
     async with Memory.open(make_settings(), clock=lambda: 2_000_000_000.0) as memory:
         old, new = owner("silent-session-old", epoch=1_000), owner("silent-session-new", epoch=2_000_000_000_000)
         for by in (old, new):

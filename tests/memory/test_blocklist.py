@@ -44,7 +44,7 @@ async def fill(database: Database, count: int) -> None:
     await database.write(lambda connection: connection.execute(insert(blocks), rows).rowcount)
 
 
-async def test_somebody_is_blocked_beside_a_running_broker_and_let_in_again(make_settings: MakeSettings) -> None:
+async def test_block_and_unblock_beside_running_broker(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with Memory.open(settings) as memory, open_maintenance(settings) as admin:
         await memory.ready()
@@ -65,7 +65,7 @@ async def test_somebody_is_blocked_beside_a_running_broker_and_let_in_again(make
         assert [refused("ann", "another-session-01"), refused("ann", SESSION)] == [False, True]
 
 
-async def test_what_a_blocked_session_said_is_still_kept(make_settings: MakeSettings) -> None:
+async def test_turns_of_blocked_session_are_kept(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with Memory.open(settings) as memory, open_maintenance(settings) as admin:
         await admin.block("session", SESSION)
@@ -73,7 +73,7 @@ async def test_what_a_blocked_session_said_is_still_kept(make_settings: MakeSett
         assert [found.turn_id for found in await memory.turns(SESSION, principal="anonymous", limit=9) or []] == ["t1"]
 
 
-async def test_a_broker_that_has_its_store_knows_who_was_blocked_before_it_began(make_settings: MakeSettings) -> None:
+async def test_blocklist_is_known_at_start(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with open_maintenance(settings) as admin:
         await admin.block("principal", "ann")
@@ -82,18 +82,18 @@ async def test_a_broker_that_has_its_store_knows_who_was_blocked_before_it_began
         assert memory.blocklist.refused("ann", None)
 
 
-async def test_blocking_and_unblocking_twice_is_the_same_as_once(database: Database) -> None:
+async def test_block_and_unblock_are_idempotent(database: Database) -> None:
     work = partial(block, kind="principal", name="ann")
     assert [await database.write(partial(work, now_us=at)) for at in (1, 2)] == [True, False]
     assert [await database.write(partial(unblock, kind="principal", name="ann")) for _ in range(2)] == [True, False]
 
 
-async def test_of_two_operators_at_once_one_cuts_off(database: Database) -> None:
+async def test_concurrent_blocks_make_one_entry(database: Database) -> None:
     both = [database.write(partial(block, kind="session", name=SESSION, now_us=1)) for _ in range(2)]
     assert sorted(await asyncio.gather(*both)) == [False, True]
 
 
-async def test_a_list_of_many_is_read_whole(database: Database, known: StoredBlocklist) -> None:
+async def test_long_blocklist_is_read_whole(database: Database, known: StoredBlocklist) -> None:
     await fill(database, 1000)
     await database.write(partial(block, kind="session", name=SESSION, now_us=1))
     await known.refresh()
@@ -102,7 +102,7 @@ async def test_a_list_of_many_is_read_whole(database: Database, known: StoredBlo
     assert known.refused("nobody", SESSION)
 
 
-async def test_a_full_list_takes_nobody_more_until_somebody_is_let_in_again(database: Database) -> None:
+async def test_full_blocklist_refuses_more(database: Database) -> None:
     await fill(database, MAX_BLOCKS)
     with pytest.raises(BlocklistFullError, match="10000 are blocked already"):
         await cut(database, "ann")
@@ -114,7 +114,7 @@ async def test_a_full_list_takes_nobody_more_until_somebody_is_let_in_again(data
     await cut(database, "ann")
 
 
-async def test_a_mistyped_id_is_told_from_a_known_one(make_settings: MakeSettings) -> None:
+async def test_knows_only_stored_ids(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with Memory.open(settings) as memory, open_maintenance(settings) as admin:
         await memory.append([turn("t1", by=owner(principal="ann"))])
@@ -122,9 +122,7 @@ async def test_a_mistyped_id_is_told_from_a_known_one(make_settings: MakeSetting
         assert [await admin.knows("session", name) for name in (SESSION, "another-session-01")] == [True, False]
 
 
-async def test_watchers_are_told_after_each_reading_that_finds_anybody(
-    database: Database, kept: StoredBlocklist
-) -> None:
+async def test_watchers_run_after_each_reading(database: Database, kept: StoredBlocklist) -> None:
     """Each, so that a talk that slipped in beside one reading is ended after the next."""
     told: asyncio.Queue[bool] = asyncio.Queue()
 
@@ -137,9 +135,7 @@ async def test_watchers_are_told_after_each_reading_that_finds_anybody(
         assert [await told.get() for _ in range(3)] == [True] * 3
 
 
-async def test_while_nobody_is_blocked_no_watcher_is_told(
-    known: StoredBlocklist, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_watchers_idle_without_blocks(known: StoredBlocklist, monkeypatch: pytest.MonkeyPatch) -> None:
     readings = asyncio.Semaphore(0)
     refresh = known.refresh
 
@@ -158,7 +154,7 @@ async def test_while_nobody_is_blocked_no_watcher_is_told(
     await asyncio.wait([task])
 
 
-async def test_a_watcher_that_breaks_keeps_nobody_from_being_blocked(make_settings: MakeSettings) -> None:
+async def test_broken_watcher_stops_no_other(make_settings: MakeSettings) -> None:
     def breaks(_: Refused) -> None:
         raise ZeroDivisionError
 
@@ -175,7 +171,7 @@ async def test_a_watcher_that_breaks_keeps_nobody_from_being_blocked(make_settin
             await eventually(refused, within_s=15)
 
 
-async def test_who_is_blocked_and_let_in_stands_in_the_audit(database: Database, kept: StoredBlocklist) -> None:
+async def test_blocks_are_audited(database: Database, kept: StoredBlocklist) -> None:
     with capture_logs() as logs:
         await cut(database, "ann", "bob")
 

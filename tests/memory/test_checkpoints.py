@@ -68,9 +68,7 @@ async def in_file(database: SqliteDatabase, copy: Path) -> int:
 
 
 @pytest.mark.usefixtures("often")
-async def test_what_was_committed_reaches_the_file_without_a_further_commit(
-    database: SqliteDatabase, tmp_path: Path
-) -> None:
+async def test_checkpoint_needs_no_further_commit(database: SqliteDatabase, tmp_path: Path) -> None:
     await put(database, 3)
 
     async def arrived() -> bool:
@@ -80,7 +78,7 @@ async def test_what_was_committed_reaches_the_file_without_a_further_commit(
 
 
 @pytest.mark.usefixtures("often")
-async def test_a_log_that_is_written_to_all_the_while_begins_anew(database: SqliteDatabase) -> None:
+async def test_log_restarts_under_constant_writes(database: SqliteDatabase) -> None:
     written = 0
     longest = 0
     while written < 24 * 1024 * 1024:
@@ -91,9 +89,7 @@ async def test_a_log_that_is_written_to_all_the_while_begins_anew(database: Sqli
     assert longest < sqlite.AUTOCHECKPOINT_PAGES * PAGE / 2  # so no commit had to
 
 
-async def test_commits_do_it_themselves_where_the_thread_can_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_commit_checkpoints_without_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.memory.drivers.sqlite.AUTOCHECKPOINT_PAGES", 256)
     monkeypatch.setattr(sqlite, "_CHECKPOINT_EVERY_S", 60)
     async with opened(sqlite_in(tmp_path)) as database:
@@ -103,7 +99,7 @@ async def test_commits_do_it_themselves_where_the_thread_can_not(
 
 
 @pytest.mark.usefixtures("often")
-async def test_a_checkpoint_that_fails_is_tried_again(
+async def test_failed_checkpoint_is_retried(
     database: SqliteDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failures = threading.Semaphore(3)
@@ -124,7 +120,7 @@ async def test_a_checkpoint_that_fails_is_tried_again(
     assert not failures.acquire(blocking=False)
 
 
-async def test_closing_ends_the_thread_and_leaves_no_log(tmp_path: Path) -> None:
+async def test_close_ends_thread_and_removes_log(tmp_path: Path) -> None:
     async with opened(sqlite_in(tmp_path)) as database:
         await put(database)
         assert "memory-checkpoints" in {thread.name for thread in threading.enumerate()}

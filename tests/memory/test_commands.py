@@ -68,7 +68,7 @@ async def on_a_terminal(script: Path, *arguments: str, env: dict[str, str]) -> s
     return written.decode()
 
 
-async def test_in_a_pipe_a_retry_writes_one_plain_line(tmp_path: Path) -> None:
+async def test_retry_in_pipe_writes_one_line(tmp_path: Path) -> None:
     env = await dead_letters(MANY, tmp_path)
     finished = await run_command("outbox", "retry", env=env, cwd=tmp_path)
     assert (finished.code, finished.out, finished.err) == (0, f"{MANY} queued again\n", "")
@@ -76,21 +76,21 @@ async def test_in_a_pipe_a_retry_writes_one_plain_line(tmp_path: Path) -> None:
     assert listed.out == f"{MANY} queued, 0 dead\n"
 
 
-async def test_on_a_terminal_a_long_retry_shows_how_far_it_is(tmp_path: Path, script: Path) -> None:
+async def test_long_retry_on_terminal_shows_progress(tmp_path: Path, script: Path) -> None:
     env = await dead_letters(MANY, tmp_path)
     written = await on_a_terminal(script, "outbox", "retry", env=env)
     assert re.search(r"Queueing again.*\b45%", written)
     assert written.endswith(f"{MANY} queued again\r\n")
 
 
-async def test_on_a_terminal_a_short_retry_shows_no_bar(tmp_path: Path, script: Path) -> None:
+async def test_short_retry_on_terminal_shows_no_bar(tmp_path: Path, script: Path) -> None:
     env = await dead_letters(FEW, tmp_path)
     written = await on_a_terminal(script, "outbox", "retry", env=env)
     assert "Queueing" not in written
     assert written.endswith(f"{FEW} queued again\r\n")
 
 
-async def test_a_retry_of_one_session_leaves_the_others(tmp_path: Path) -> None:
+async def test_retry_of_one_session(tmp_path: Path) -> None:
     env = await dead_letters(FEW, tmp_path)
     other = await run_command("outbox", "retry", "--session", "another-session-01", env=env, cwd=tmp_path)
     assert other.out == "0 queued again\n"
@@ -98,9 +98,7 @@ async def test_a_retry_of_one_session_leaves_the_others(tmp_path: Path) -> None:
     assert own.out == f"{FEW} queued again\n"
 
 
-async def test_who_names_another_store_than_the_brokers_is_told_that_it_was_empty(
-    database_url: str, tmp_path: Path
-) -> None:
+async def test_empty_store_is_reported(database_url: str, tmp_path: Path) -> None:
     """And does not only read that nothing waits."""
     env = environment(tmp_path, None, BROKER_DATABASE_URL=database_url, BROKER_SIGNING_KEY="k" * 40)
     first = await run_command("outbox", "list", env=env, cwd=tmp_path)
@@ -111,7 +109,7 @@ async def test_who_names_another_store_than_the_brokers_is_told_that_it_was_empt
     assert (second.out, second.err) == (first.out, "")
 
 
-async def test_forgetting_somebody_unknown_says_so(tmp_path: Path) -> None:
+async def test_forget_reports_unknown_session(tmp_path: Path) -> None:
     env = await dead_letters(FEW, tmp_path)
     unknown = await run_command("forget", "--session", "another-session-01", env=env, cwd=tmp_path)
     assert (unknown.code, unknown.out) == (0, "0 turns forgotten\n")
@@ -143,9 +141,7 @@ async def shell(commands: str, script: Path, env: dict[str, str]) -> str:
         ("simulate --kind d", ["direct"]),
     ],
 )
-async def test_bash_completes_commands_and_options_once_the_readmes_line_was_run(
-    typed: str, offered: list[str], tmp_path: Path, script: Path
-) -> None:
+async def test_bash_completion_from_readme(typed: str, offered: list[str], tmp_path: Path, script: Path) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     (line,) = re.findall(r"^eval .*_TOKEN_BROKER_COMPLETE=bash_source.*$", readme, re.MULTILINE)
     words = ["token-broker", *typed.split()]

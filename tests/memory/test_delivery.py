@@ -81,7 +81,7 @@ def a_talk(count: int, *, by: Owner | None = None) -> list[Turn]:
     return [turn(f"t{number:03}", by=by, sequence=number) for number in range(1, count + 1)]
 
 
-async def test_a_talk_arrives_in_order_at_most_thirty_turns_a_call(delivering: Delivering, zep: Zep) -> None:
+async def test_talk_arrives_in_ordered_batches(delivering: Delivering, zep: Zep) -> None:
     talk = a_talk(75)
     await delivering.queue(*talk[40:], *talk[:40])
     await delivering.rounds()
@@ -90,7 +90,7 @@ async def test_a_talk_arrives_in_order_at_most_thirty_turns_a_call(delivering: D
     assert await delivering.read_status() == OutboxStatus(0, None, 0, 0)
 
 
-async def test_a_gap_is_waited_for_and_no_longer_than_ten_seconds(delivering: Delivering, zep: Zep) -> None:
+async def test_gap_is_waited_for_ten_seconds(delivering: Delivering, zep: Zep) -> None:
     one, two, three, five = (turn(f"t{number}", sequence=number) for number in (1, 2, 3, 5))
     await delivering.queue(one, three)
     await delivering.rounds(seconds=9)
@@ -102,7 +102,7 @@ async def test_a_gap_is_waited_for_and_no_longer_than_ten_seconds(delivering: De
     assert zep.turn_ids(SESSION) == ["t1", "t2", "t3", "t5"]
 
 
-async def test_a_poisoned_turn_dies_alone_and_holds_up_nobody(delivering: Delivering, zep: Zep) -> None:
+async def test_poisoned_turn_dies_alone(delivering: Delivering, zep: Zep) -> None:
     zep.faults.append(Fault("status", "/memory", "POST", times=None, status=400, turn="t017"))
     others = [owner(f"another-session-{number:02}") for number in range(5)]
     await delivering.queue(*a_talk(40), *(said for by in others for said in a_talk(3, by=by)))
@@ -113,7 +113,7 @@ async def test_a_poisoned_turn_dies_alone_and_holds_up_nobody(delivering: Delive
     assert (letter.turn.turn_id, letter.reason) == ("t017", "zep: 400")
 
 
-async def test_a_turn_that_makes_zep_fail_is_given_up_after_so_many_attempts(delivering: Delivering, zep: Zep) -> None:
+async def test_failing_turn_is_dead_after_attempts(delivering: Delivering, zep: Zep) -> None:
     zep.faults.append(Fault("status", "/memory", "POST", times=None, status=500, turn="t002"))
     await delivering.queue(*a_talk(3), *a_talk(3, by=owner("another-session-01")))
     await delivering.rounds(seconds=600)
@@ -122,9 +122,7 @@ async def test_a_turn_that_makes_zep_fail_is_given_up_after_so_many_attempts(del
     assert delivering.worker.counts.dead == 2
 
 
-async def test_zep_down_for_an_hour_then_faulty_then_well_gets_the_backlog_in_order_without_a_stampede(
-    delivering: Delivering, zep: Zep, clock: Clock
-) -> None:
+async def test_backlog_arrives_after_long_outage(delivering: Delivering, zep: Zep, clock: Clock) -> None:
     talks = {by.session_id: a_talk(12, by=by) for by in (owner(f"session-number-{n:03}") for n in range(40))}
     everything = [said for talk in talks.values() for said in talk]
     random.shuffle(everything)
@@ -161,7 +159,7 @@ async def test_retry_after_is_obeyed(delivering: Delivering, zep: Zep) -> None:
     assert zep.turn_ids(SESSION) == ["t001"]
 
 
-async def test_a_crash_between_delivery_and_settling_repeats_nothing_that_zep_has(
+async def test_crash_before_settling_repeats_nothing(
     delivering: Delivering, database: Database, zep: Zep, clock: Clock
 ) -> None:
     """The first worker delivers and never settles, as if it was killed; the second takes over when the lease ends."""
@@ -181,9 +179,7 @@ async def test_a_crash_between_delivery_and_settling_repeats_nothing_that_zep_ha
     assert zep.turn_ids(SESSION) == ["t001", "t002", "t003", "t004"]
 
 
-async def test_a_settlement_is_written_though_the_worker_is_stopped(
-    delivering: Delivering, database: Database, zep: Zep, clock: Clock
-) -> None:
+async def test_stopped_worker_still_settles(delivering: Delivering, database: Database, zep: Zep, clock: Clock) -> None:
     delivered = asyncio.Event()
 
     class Telling:
@@ -202,9 +198,7 @@ async def test_a_settlement_is_written_though_the_worker_is_stopped(
     assert (await delivering.read_status()).queued == 0
 
 
-async def test_a_fault_in_a_sink_ends_no_worker_and_loses_no_turn(
-    delivering: Delivering, database: Database, clock: Clock
-) -> None:
+async def test_broken_sink_loses_no_turn(delivering: Delivering, database: Database, clock: Clock) -> None:
     class Broken:
         async def deliver(self, batch: DeliveryBatch) -> None:
             raise KeyError(batch.session_id)
@@ -219,9 +213,7 @@ async def test_a_fault_in_a_sink_ends_no_worker_and_loses_no_turn(
     assert worker.last_failure == "the sink broke (KeyError)"
 
 
-async def test_an_erasure_that_zep_refuses_is_asked_for_again_until_it_is_done(
-    delivering: Delivering, zep: Zep, zep_settings: MakeSettings
-) -> None:
+async def test_refused_erasure_is_retried(delivering: Delivering, zep: Zep, zep_settings: MakeSettings) -> None:
     from token_broker.memory.maintenance import Maintenance
 
     await delivering.queue(*a_talk(2, by=owner(principal="ann")))
@@ -235,7 +227,7 @@ async def test_an_erasure_that_zep_refuses_is_asked_for_again_until_it_is_done(
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_two_replicas_share_the_work_and_deliver_nothing_twice(zep_settings: MakeSettings, zep: Zep) -> None:
+async def test_replicas_share_deliveries(zep_settings: MakeSettings, zep: Zep) -> None:
     settings = zep_settings()
     zep.slow_s = 0.005
     async with Memory.open(settings) as one, Memory.open(settings) as two:
@@ -252,9 +244,7 @@ async def test_two_replicas_share_the_work_and_deliver_nothing_twice(zep_setting
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_a_replica_that_dies_mid_delivery_delays_its_turns_and_loses_none(
-    zep_settings: MakeSettings, zep: Zep
-) -> None:
+async def test_dead_replica_loses_no_turn(zep_settings: MakeSettings, zep: Zep) -> None:
     settings = zep_settings(delivery_timeout_s=1)
     async with _dying(settings) as dying:
         with zep.fails(Fault("hang", "/memory", "POST", stored=True)):

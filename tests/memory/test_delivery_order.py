@@ -36,9 +36,7 @@ def at(place: int, epoch: int = 1, arrival: int = 0) -> Position:
         ([at(5), at(9)], [OLD, FRESH], at(3), Ready(1, FRESH + GAP_US)),
     ],
 )
-def test_turns_go_in_order_and_wait_for_gaps_only_so_long(
-    queued: list[Position], arrived: list[int], last: Position | None, expected: Ready
-) -> None:
+def test_ready_turns(queued: list[Position], arrived: list[int], last: Position | None, expected: Ready) -> None:
     assert ready(queued, arrived, last, now_us=NOW_US, gap_us=GAP_US) == expected
 
 
@@ -51,9 +49,7 @@ positions = st.builds(
 
 
 @given(queued=st.lists(positions, max_size=12, unique=True), data=st.data(), last=st.none() | positions)
-def test_whatever_is_queued_goes_within_the_gaps_time_and_a_wait_is_never_for_the_past(
-    queued: list[Position], data: st.DataObject, last: Position | None
-) -> None:
+def test_wait_is_bounded_by_gap(queued: list[Position], data: st.DataObject, last: Position | None) -> None:
     queued = sorted(queued)
     arrived = [data.draw(st.integers(NOW_US - 2 * GAP_US, NOW_US)) for _ in queued]
     now = ready(queued, arrived, last, now_us=NOW_US, gap_us=GAP_US)
@@ -64,7 +60,7 @@ def test_whatever_is_queued_goes_within_the_gaps_time_and_a_wait_is_never_for_th
 
 
 @given(count=st.integers(1, 20), missing=st.integers(0, 19))
-def test_of_a_sequence_with_one_turn_missing_exactly_what_is_before_it_goes(count: int, missing: int) -> None:
+def test_turns_before_missing_one_go(count: int, missing: int) -> None:
     queued = [at(place) for place in range(1, count + 1) if place != missing + 1]
     now = ready(queued, [FRESH] * len(queued), None, now_us=NOW_US, gap_us=GAP_US)
     assert now.count == min(missing, count if missing < count - 1 else len(queued))

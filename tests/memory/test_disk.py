@@ -66,9 +66,7 @@ async def erase(http: httpx.AsyncClient, settings: Settings, by: Owner) -> int:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_with_too_little_free_disk_no_turn_is_taken_and_all_else_goes_on(
-    make_settings: MakeSettings, disk: Disk
-) -> None:
+async def test_short_disk_refuses_turns_only(make_settings: MakeSettings, disk: Disk) -> None:
     settings = make_settings(min_free_disk_bytes=FLOOR)
     with capture_logs() as logs:
         async with Memory.open(settings, free_bytes=disk) as memory, calling(settings, memory) as http:
@@ -103,9 +101,7 @@ async def test_with_too_little_free_disk_no_turn_is_taken_and_all_else_goes_on(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_what_is_erased_makes_room_within_the_file_as_long_as_its_log_has_some(
-    make_settings: MakeSettings, disk: Disk
-) -> None:
+async def test_erased_space_counts_as_free(make_settings: MakeSettings, disk: Disk) -> None:
     settings = make_settings(min_free_disk_bytes=FLOOR)
     async with Memory.open(settings, free_bytes=disk) as memory, calling(settings, memory) as http:
         await memory.ready()
@@ -125,7 +121,7 @@ async def test_what_is_erased_makes_room_within_the_file_as_long_as_its_log_has_
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_nought_turns_the_floor_off(make_settings: MakeSettings, disk: Disk) -> None:
+async def test_zero_reserve_is_off(make_settings: MakeSettings, disk: Disk) -> None:
     disk.free_bytes = 0
     settings = make_settings(min_free_disk_bytes=0)
     async with Memory.open(settings, free_bytes=disk) as memory, calling(settings, memory) as http:
@@ -133,14 +129,14 @@ async def test_nought_turns_the_floor_off(make_settings: MakeSettings, disk: Dis
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_the_disk_of_a_postgresql_is_not_looked_at(make_settings: MakeSettings, disk: Disk) -> None:
+async def test_postgresql_disk_is_not_checked(make_settings: MakeSettings, disk: Disk) -> None:
     disk.free_bytes = 0
     async with Memory.open(make_settings(min_free_disk_bytes=FLOOR), free_bytes=disk) as memory:
         await memory.append([turn("t0")])
         assert (disk.looks, memory.status().disk_free_bytes) == (0, None)
 
 
-async def test_a_real_disk_with_less_than_the_floor_is_noticed(tmp_path: Path) -> None:
+async def test_real_disk_below_reserve(tmp_path: Path) -> None:
     floor = free_bytes_of(tmp_path) * 100
     settings = Settings.load(
         database_url=SecretStr(f"sqlite+aiosqlite:///{tmp_path}/memory.db"),
@@ -153,7 +149,7 @@ async def test_a_real_disk_with_less_than_the_floor_is_noticed(tmp_path: Path) -
             await memory.append([turn("t0")])
 
 
-def test_the_disk_is_looked_at_once_a_second_or_after_so_many_bytes(tmp_path: Path) -> None:
+def test_disk_check_interval(tmp_path: Path) -> None:
     now_s, disk = 100.0, Disk()
     watch = DiskSpace(tmp_path, FLOOR, free_bytes=disk, clock=lambda: now_s)
     assert not any(watch.is_short(1000) for _ in range(100))
@@ -167,7 +163,7 @@ def test_the_disk_is_looked_at_once_a_second_or_after_so_many_bytes(tmp_path: Pa
     assert not watch.is_short()
 
 
-def test_a_disk_that_cannot_be_looked_at_is_not_short(tmp_path: Path) -> None:
+def test_unreadable_disk_is_not_short(tmp_path: Path) -> None:
     disk = Disk()
     disk.is_away = True
     watch = DiskSpace(tmp_path, FLOOR, free_bytes=disk)
@@ -175,7 +171,7 @@ def test_a_disk_that_cannot_be_looked_at_is_not_short(tmp_path: Path) -> None:
     assert watch.free_bytes is None
 
 
-def test_the_floor_is_seen_in_the_metrics() -> None:
+def test_short_disk_in_metrics() -> None:
     shown: dict[str, Any] = {
         "store": "away",
         "disk_is_short": True,

@@ -57,7 +57,7 @@ async def caller(make_settings: MakeSettings) -> AsyncIterator[Caller]:
         yield caller
 
 
-async def test_a_turn_is_acknowledged_and_read_back_with_its_receipt(caller: Caller) -> None:
+async def test_turn_is_read_back_with_receipt(caller: Caller) -> None:
     answer = await caller.say(turn_id="t1", sequence=3, created_at="2026-11-23T10:00:00+02:00", interrupted=True)
     assert answer.status_code == 200
     assert answer.json() == {"status": "success", "message": "Turn persisted", "turn_id": "t1", "duplicate": False}
@@ -82,20 +82,20 @@ async def test_a_turn_is_acknowledged_and_read_back_with_its_receipt(caller: Cal
     }
 
 
-async def test_a_repeated_turn_is_a_duplicate_whose_first_content_stays(caller: Caller) -> None:
+async def test_repeated_turn_keeps_first_content(caller: Caller) -> None:
     await caller.say(turn_id="t1", content="first")
     again = await caller.say(turn_id="t1", content="second")
     assert (again.status_code, again.json()["duplicate"]) == (200, True)
     assert [turn["content"] for turn in (await caller.turns()).json()["turns"]] == ["first"]
 
 
-async def test_a_turn_without_an_id_gets_a_fresh_one(caller: Caller) -> None:
+async def test_turn_without_id_gets_fresh_one(caller: Caller) -> None:
     first, second = (await caller.say()).json(), (await caller.say()).json()
     assert first["turn_id"] != second["turn_id"]
     assert len((await caller.turns()).json()["turns"]) == 2
 
 
-async def test_a_turn_reported_on_both_routes_is_stored_once(caller: Caller) -> None:
+async def test_turn_on_both_routes_is_stored_once(caller: Caller) -> None:
     await caller.say(turn_id="t1")
     said = {"text": "hello", "session_id": SESSION, "speaker": "user", "turn_id": "t1"}
     answer = await caller.post("/memory/enrich", said)
@@ -103,7 +103,7 @@ async def test_a_turn_reported_on_both_routes_is_stored_once(caller: Caller) -> 
     assert answer.json() == {"success": True, "session_id": SESSION, "accepted": 0, "duplicates": 1}
 
 
-async def test_a_batch_of_transcripts_is_stored_in_order(caller: Caller) -> None:
+async def test_transcripts_are_stored_in_order(caller: Caller) -> None:
     said = [{"text": f"line {n}", "session_id": SESSION, "speaker": ("user", "elena")[n % 2]} for n in range(100)]
     answer = await caller.post("/memory/enrich", {"transcripts": said})
     assert (answer.status_code, answer.json()["accepted"]) == (202, 100)
@@ -113,7 +113,7 @@ async def test_a_batch_of_transcripts_is_stored_in_order(caller: Caller) -> None
     assert {turn["role"] for turn in turns[1::2]} == {"assistant"}
 
 
-async def test_turns_are_read_page_by_page(caller: Caller) -> None:
+async def test_turns_are_paged(caller: Caller) -> None:
     for number in range(5):
         await caller.say(turn_id=f"t{number}", sequence=number)
     first = (await caller.turns(limit=3)).json()
@@ -124,7 +124,7 @@ async def test_turns_are_read_page_by_page(caller: Caller) -> None:
     assert (await caller.turns(limit="-1")).status_code == 422
 
 
-async def test_many_at_once_are_each_told_of_their_own(caller: Caller) -> None:
+async def test_concurrent_turns_get_own_answers(caller: Caller) -> None:
     answers = await asyncio.gather(*(caller.say(turn_id=f"t{number % 40}") for number in range(80)))
     assert [answer.status_code for answer in answers] == [200] * 80
     assert sum(answer.json()["duplicate"] for answer in answers) == 40
@@ -139,7 +139,7 @@ async def test_many_at_once_are_each_told_of_their_own(caller: Caller) -> None:
     ],
     ids=["another session's token", "another principal's token for the same session"],
 )
-async def test_nobody_writes_into_anothers_session(caller: Caller, by: Owner, status: int, code: str) -> None:
+async def test_foreign_session_takes_no_turn(caller: Caller, by: Owner, status: int, code: str) -> None:
     await caller.say(turn_id="t1")
     said = {"session_id": SESSION, "agent_id": "elena", "role": "user", "content": "forged"}
     answer = await caller.post("/conversation/turn", said, by)
@@ -149,7 +149,7 @@ async def test_nobody_writes_into_anothers_session(caller: Caller, by: Owner, st
     assert [turn["turn_id"] for turn in (await caller.turns()).json()["turns"]] == ["t1"]
 
 
-async def test_without_a_valid_session_token_nothing_is_written_or_read(caller: Caller) -> None:
+async def test_invalid_session_token_is_refused(caller: Caller) -> None:
     said = {"session_id": SESSION, "agent_id": "elena", "role": "user", "content": "hello"}
     expired = bearer(caller.settings, owner(), ttl_s=-61)
     for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": "Basic x"}, expired):
@@ -190,20 +190,20 @@ async def test_wrong_fields_are_named(caller: Caller, fields: dict[str, Any], na
 @pytest.mark.parametrize(
     "body", [b"{", b"[]", b'"transcripts"', b"null", b'{"transcripts": 5}', b'{"transcripts": []}', b"", b"\xff"]
 )
-async def test_a_body_that_is_none_is_refused(caller: Caller, body: bytes) -> None:
+async def test_malformed_body_is_refused(caller: Caller, body: bytes) -> None:
     for path in ("/memory/enrich", "/conversation/turn"):
         answer = await caller.http.post(path, content=body, headers=bearer(caller.settings, owner()))
         assert answer.status_code in {400, 422}
         assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_half_a_surrogate_pair_is_refused(caller: Caller) -> None:
+async def test_lone_surrogate_is_refused(caller: Caller) -> None:
     body = json.dumps({"session_id": SESSION, "agent_id": "elena", "role": "user", "content": "\ud800"})
     answer = await caller.http.post("/conversation/turn", content=body, headers=bearer(caller.settings, owner()))
     assert answer.status_code in {400, 422}
 
 
-async def test_too_much_is_refused(caller: Caller) -> None:
+async def test_large_requests_are_refused(caller: Caller) -> None:
     limit = caller.settings.max_turn_bytes
     assert (await caller.say(content="x" * limit)).status_code == 200
     assert (await caller.say(content="ü" * (limit // 2 + 1))).json()["code"] == "turn_too_large"
@@ -212,7 +212,7 @@ async def test_too_much_is_refused(caller: Caller) -> None:
     assert (await caller.post("/memory/enrich", {"transcripts": said})).status_code == 422
 
 
-async def test_a_caller_that_leaves_cancels_nothing(caller: Caller) -> None:
+async def test_leaving_caller_cancels_nothing(caller: Caller) -> None:
     """As a closing tab does, with `keepalive`: the body is sent, and nobody reads the answer."""
     body = json.dumps({"session_id": SESSION, "agent_id": "elena", "role": "user", "content": "bye", "turn_id": "last"})
     token = bearer(caller.settings, owner())["Authorization"]
@@ -232,7 +232,7 @@ async def test_a_caller_that_leaves_cancels_nothing(caller: Caller) -> None:
     assert (await eventually(turns))[0]["turn_id"] == "last"
 
 
-async def test_an_erased_session_is_gone_and_never_talked_in_again(caller: Caller) -> None:
+async def test_erased_session_refuses_turns(caller: Caller) -> None:
     await caller.say(turn_id="t1")
     answer = await caller.http.delete(TURNS, headers=bearer(caller.settings, owner()))
     assert (answer.status_code, answer.json()["turns"]) == (200, 1)
@@ -244,7 +244,7 @@ async def test_an_erased_session_is_gone_and_never_talked_in_again(caller: Calle
     assert (answer.status_code, answer.json()["turns"]) == (200, 0)
 
 
-async def test_an_authenticated_owner_reads_and_forgets_without_the_sessions_token(
+async def test_signed_in_owner_needs_no_session_token(
     make_settings: MakeSettings,
 ) -> None:
     async with calling(make_settings(auth="easyauth")) as caller:

@@ -29,7 +29,7 @@ async def with_session(client: AsyncZep) -> None:
     await client.memory.add_session(session_id="s1", user_id="u1")
 
 
-async def test_users_and_sessions_are_made_once_and_found(client: AsyncZep) -> None:
+async def test_users_and_sessions_are_made_once(client: AsyncZep) -> None:
     await with_session(client)
     assert (await client.user.get("u1")).user_id == "u1"
     assert (await client.memory.get_session("s1")).user_id == "u1"
@@ -39,7 +39,7 @@ async def test_users_and_sessions_are_made_once_and_found(client: AsyncZep) -> N
         await client.memory.add_session(session_id="s1", user_id="u1")
 
 
-async def test_messages_come_back_in_order_page_by_page(client: AsyncZep) -> None:
+async def test_messages_are_paged_in_order(client: AsyncZep) -> None:
     await with_session(client)
     await client.memory.add("s1", messages=[a_message(f"t{number}") for number in range(5)])
     first = await client.memory.get_session_messages("s1", limit=3, cursor=0)
@@ -49,7 +49,7 @@ async def test_messages_come_back_in_order_page_by_page(client: AsyncZep) -> Non
     assert first.total_count == 5
 
 
-async def test_memory_has_facts_and_the_last_messages(client: AsyncZep, zep: Zep) -> None:
+async def test_memory_has_facts_and_last_messages(client: AsyncZep, zep: Zep) -> None:
     await with_session(client)
     zep.facts = {"s1": ["likes tea"], "u1": ["lives in Bergen"]}
     await client.memory.add("s1", messages=[a_message("t1"), a_message("t2")])
@@ -60,7 +60,7 @@ async def test_memory_has_facts_and_the_last_messages(client: AsyncZep, zep: Zep
     assert [result.fact.fact for result in found.results or [] if result.fact] == ["lives in Bergen"]
 
 
-async def test_deleting_a_user_takes_their_sessions_along(client: AsyncZep) -> None:
+async def test_deleting_user_deletes_sessions(client: AsyncZep) -> None:
     await with_session(client)
     await client.user.delete("u1")
     with pytest.raises(NotFoundError):
@@ -80,14 +80,14 @@ async def test_deleting_a_user_takes_their_sessions_along(client: AsyncZep) -> N
     ],
     ids=["31 messages", "none", "an unknown role", "an unreadable time", "no content"],
 )
-async def test_what_zep_would_not_take_is_refused(client: AsyncZep, messages: list[Message]) -> None:
+async def test_invalid_requests_are_refused(client: AsyncZep, messages: list[Message]) -> None:
     await with_session(client)
     with pytest.raises(ApiError) as caught:
         await client.memory.add("s1", messages=messages)
     assert caught.value.status_code == 400
 
 
-async def test_another_key_and_an_unknown_session_are_refused(client: AsyncZep, zep: Zep) -> None:
+async def test_wrong_key_and_unknown_session(client: AsyncZep, zep: Zep) -> None:
     with pytest.raises(ApiError) as caught:
         await client.memory.add("s9", messages=[a_message()])
     assert caught.value.status_code == 404

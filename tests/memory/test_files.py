@@ -39,7 +39,7 @@ def make_readable(folder: Path, *names: str) -> None:
         (folder / name).chmod(0o644)
 
 
-async def test_nobody_else_may_read_the_store_from_its_first_moment_on(tmp_path: Path) -> None:
+async def test_store_files_are_private_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "var" / "lib"
     settings = Settings.load(database_url=SecretStr(sqlite_url(folder)))
     signing_keys(settings)
@@ -52,7 +52,7 @@ async def test_nobody_else_may_read_the_store_from_its_first_moment_on(tmp_path:
         assert [mode(path) for path in (folder, folder.parent)] == ["700", "700"]
 
 
-async def test_files_that_others_could_read_are_corrected_at_the_start_and_that_is_told(tmp_path: Path) -> None:
+async def test_open_file_modes_are_corrected(tmp_path: Path) -> None:
     settings = Settings.load(database_url=SecretStr(sqlite_url(tmp_path)), signing_keys="k" * 40)
     async with Memory.open(settings) as memory:
         await memory.append([turn("t1")])
@@ -67,7 +67,7 @@ async def test_files_that_others_could_read_are_corrected_at_the_start_and_that_
     assert {(line["file"], line["mode"]) for line in told} == {(name, "0644") for name in names}
 
 
-async def test_a_folder_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+async def test_existing_folder_keeps_its_mode(tmp_path: Path) -> None:
     before = mode(tmp_path)
     settings = Settings.load(database_url=SecretStr(sqlite_url(tmp_path)), signing_keys="k" * 40)
     async with Memory.open(settings) as memory:

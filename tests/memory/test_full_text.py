@@ -51,7 +51,7 @@ def pieces(connection: Connection) -> int:
     return connection.scalar(text("SELECT count(DISTINCT segid) FROM turns_fts_idx")) or 0
 
 
-async def test_each_turn_is_indexed_once_the_oldest_first(database: Database) -> None:
+async def test_turns_are_indexed_once_in_order(database: Database) -> None:
     await put(database, "one harbour", "two harbours", "three harbours")
     assert await database.write(partial(index_turns, limit=2)) == 2
     assert await found(database, "harbour", "harbours") == ["two harbours", "one harbour"]
@@ -59,9 +59,7 @@ async def test_each_turn_is_indexed_once_the_oldest_first(database: Database) ->
     assert await database.write(indexed) == 3
 
 
-async def test_the_fewer_turns_have_a_word_the_more_it_says_and_the_newest_are_weighed(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_rare_terms_rank_higher(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     await put(database, "about the harbour", "about Bergen", "about tea", "about it, about them", "nothing")
     await database.write(index_turns)
     words = ("about", "harbour", "bergen")
@@ -73,7 +71,7 @@ async def test_the_fewer_turns_have_a_word_the_more_it_says_and_the_newest_are_w
     assert await found(database, *words) == ["about it, about them", "about tea", "about Bergen"]
 
 
-async def test_an_index_in_many_pieces_is_merged_in_small_steps(database: Database) -> None:
+async def test_index_is_merged_in_small_steps(database: Database) -> None:
     for number in range(300):
         words = " ".join(f"word{number}x{n}" for n in range(40))
         await put(database, *(f"{number} {n} {words}" for n in range(20)), at_s=1000 + 100 * number)
@@ -89,7 +87,7 @@ async def test_an_index_in_many_pieces_is_merged_in_small_steps(database: Databa
     assert await found(database, "299") != []
 
 
-async def test_a_broker_keeps_its_index_merged(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_broker_keeps_index_merged(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.memory.store.full_text._PAUSE_S", 0)
 
     async with Memory.open(make_settings()) as memory:
@@ -99,7 +97,7 @@ async def test_a_broker_keeps_its_index_merged(make_settings: MakeSettings, monk
         assert await memory._database.read(pieces) < 20
 
 
-async def test_what_is_forgotten_before_it_is_indexed_leaves_the_index_sound(database: Database) -> None:
+async def test_erasing_unindexed_turn_keeps_index_sound(database: Database) -> None:
     await put(database, "a harbour that is indexed")
     await database.write(index_turns)
     await put(database, "a harbour that is not", at_s=2000)
@@ -112,7 +110,7 @@ async def test_what_is_forgotten_before_it_is_indexed_leaves_the_index_sound(dat
     assert await found(database, "harbour", of=["session-after-it-1"]) == ["a harbour once more"]
 
 
-async def test_when_the_newest_is_forgotten_nothing_is_indexed_twice(database: Database) -> None:
+async def test_erasing_newest_turn_reindexes_nothing(database: Database) -> None:
     await put(database, "the oldest harbour", "an old harbour", "a harbour")
     await database.write(index_turns)
 
@@ -131,9 +129,7 @@ async def test_when_the_newest_is_forgotten_nothing_is_indexed_twice(database: D
     assert await database.write(indexed) == 0
 
 
-async def test_what_an_earlier_process_left_is_indexed_at_the_next_start(
-    database: Database, make_settings: MakeSettings
-) -> None:
+async def test_unindexed_turns_are_indexed_at_start(database: Database, make_settings: MakeSettings) -> None:
     await put(database, *(f"harbour number {number}" for number in range(1200)))
     await database.close()
     async with Memory.open(make_settings()) as memory:
@@ -142,16 +138,14 @@ async def test_what_an_earlier_process_left_is_indexed_at_the_next_start(
         assert await memory._database.write(indexed) == 1200
 
 
-async def test_a_turn_is_found_soon_after_it_was_stored(make_settings: MakeSettings) -> None:
+async def test_stored_turn_is_soon_found(make_settings: MakeSettings) -> None:
     async with Memory.open(make_settings()) as memory:
         for word in ("harbour", "lighthouse"):
             await memory.append([turn(content=f"the {word}")])
             assert await eventually(partial(found_by, memory, word), within_s=5) == [f"the {word}"]
 
 
-async def test_with_zep_for_a_memory_nothing_is_indexed_until_zep_is_gone(
-    zep_settings: MakeSettings, make_settings: MakeSettings, zep: Zep
-) -> None:
+async def test_nothing_is_indexed_with_zep(zep_settings: MakeSettings, make_settings: MakeSettings, zep: Zep) -> None:
     async with Memory.open(zep_settings()) as memory:
         await memory.append([turn("t1", "the harbour", sequence=1)])
         await zep.has(1)
@@ -162,7 +156,7 @@ async def test_with_zep_for_a_memory_nothing_is_indexed_until_zep_is_gone(
         assert await eventually(partial(found_by, memory, "harbour")) == ["the harbour"]
 
 
-async def test_a_store_that_is_away_is_tried_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_indexer_retries_store_that_is_away(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.memory.store.full_text._AWAY_S", 0.05)
     await put(database, "a harbour")
     obstinate = Obstinate(database)
@@ -188,7 +182,7 @@ async def test_a_store_that_is_away_is_tried_again(database: Database, monkeypat
     ]
 
 
-async def test_a_damaged_index_is_made_anew_from_the_turns(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_damaged_index_is_rebuilt(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.memory.store.full_text._AWAY_S", 0.05)
     for number in range(3):
         await put(database, f"harbour {number}", at_s=1000 + number)

@@ -38,9 +38,7 @@ async def writer(database: Obstinate) -> AsyncIterator[GroupWriter]:
     await asyncio.wait({running})
 
 
-async def test_what_many_hand_in_while_one_commit_runs_is_written_in_the_next(
-    writer: GroupWriter, database: Obstinate
-) -> None:
+async def test_turns_during_commit_share_next_one(writer: GroupWriter, database: Obstinate) -> None:
     database.free.clear()
     first = writer.submit([turn()])
     await database.asked.wait()
@@ -50,7 +48,7 @@ async def test_what_many_hand_in_while_one_commit_runs_is_written_in_the_next(
     assert database.writes == 2
 
 
-async def test_a_row_that_is_refused_spoils_only_its_own(writer: GroupWriter, database: Obstinate) -> None:
+async def test_refused_row_fails_only_its_caller(writer: GroupWriter, database: Obstinate) -> None:
     database.refuses = "bad"
     good, bad, also_good = (writer.submit([turn(turn_id)]) for turn_id in ("good", "bad", "also-good"))
     assert await good == [Outcome.STORED]
@@ -60,9 +58,7 @@ async def test_a_row_that_is_refused_spoils_only_its_own(writer: GroupWriter, da
     assert writer.counts.refused == 1
 
 
-async def test_a_store_that_is_away_fails_everybody_of_the_batch_and_works_again_later(
-    writer: GroupWriter, database: Obstinate
-) -> None:
+async def test_batch_fails_while_store_is_away(writer: GroupWriter, database: Obstinate) -> None:
     database.error = StoreAwayError("disk full")
     both = [writer.submit([turn()]) for _ in range(2)]
     for done in both:
@@ -74,9 +70,7 @@ async def test_a_store_that_is_away_fails_everybody_of_the_batch_and_works_again
     assert writer.failing is None
 
 
-async def test_a_store_that_nobody_can_reach_makes_nobody_wait_for_a_moment(
-    writer: GroupWriter, database: Obstinate
-) -> None:
+async def test_unreachable_store_fails_fast(writer: GroupWriter, database: Obstinate) -> None:
     database.error = StoreUnreachableError("down")
     with pytest.raises(StoreUnreachableError):
         await writer.submit([turn()])
@@ -84,7 +78,7 @@ async def test_a_store_that_nobody_can_reach_makes_nobody_wait_for_a_moment(
         writer.submit([turn()])
 
 
-async def test_a_caller_that_leaves_cancels_nothing(writer: GroupWriter, database: Obstinate) -> None:
+async def test_leaving_caller_cancels_nothing(writer: GroupWriter, database: Obstinate) -> None:
     database.free.clear()
     caller = asyncio.ensure_future(writer.submit([turn("t1")]))
     await database.asked.wait()
@@ -95,7 +89,7 @@ async def test_a_caller_that_leaves_cancels_nothing(writer: GroupWriter, databas
     assert await writer.submit([turn("t1")]) == [Outcome.DUPLICATE]
 
 
-async def test_the_queue_before_the_store_is_bounded(writer: GroupWriter, database: Obstinate) -> None:
+async def test_queue_is_bounded_in_turns(writer: GroupWriter, database: Obstinate) -> None:
     database.free.clear()
     for _ in range(50):
         writer.submit([turn() for _ in range(100)])
@@ -103,7 +97,7 @@ async def test_the_queue_before_the_store_is_bounded(writer: GroupWriter, databa
         writer.submit([turn()])
 
 
-async def test_the_queue_before_the_store_is_bounded_in_bytes_too(writer: GroupWriter, database: Obstinate) -> None:
+async def test_queue_is_bounded_in_bytes(writer: GroupWriter, database: Obstinate) -> None:
     database.free.clear()
     for _ in range(16):
         writer.submit([turn(content="x" * 1_000_000)])
@@ -120,7 +114,7 @@ async def ingest(writer: GroupWriter) -> AsyncIterator[IngestBuffer]:
     await asyncio.wait({running})
 
 
-async def test_proxied_turns_wait_for_a_store_that_is_away_and_arrive_in_order(
+async def test_proxied_turns_outlast_store_outage(
     writer: GroupWriter, ingest: IngestBuffer, database: Obstinate
 ) -> None:
     database.error = StoreAwayError("down")
@@ -135,22 +129,20 @@ async def test_proxied_turns_wait_for_a_store_that_is_away_and_arrive_in_order(
     assert await writer.submit(said) == [Outcome.DUPLICATE] * 6
 
 
-async def test_what_the_buffer_cannot_hold_is_not_taken_and_counted(ingest: IngestBuffer, database: Obstinate) -> None:
+async def test_buffer_counts_overflow(ingest: IngestBuffer, database: Obstinate) -> None:
     database.error = StoreAwayError("down")
     owners = [owner(f"session-number-{number}") for number in range(12)]
     assert [ingest.offer(turn(by=each)) for each in owners] == [True] * 10 + [False] * 2
     assert ingest.counts.overflowed == 2
 
 
-async def test_the_buffer_is_bounded_in_bytes_too(ingest: IngestBuffer, database: Obstinate) -> None:
+async def test_buffer_is_bounded_in_bytes(ingest: IngestBuffer, database: Obstinate) -> None:
     database.error = StoreAwayError("down")
     assert ingest.offer(turn(content="x" * 60_000))
     assert not ingest.offer(turn(content="x" * 60_000))
 
 
-async def test_a_turn_that_will_never_be_taken_holds_up_no_other(
-    writer: GroupWriter, ingest: IngestBuffer, database: Obstinate
-) -> None:
+async def test_refused_turn_holds_up_no_other(writer: GroupWriter, ingest: IngestBuffer, database: Obstinate) -> None:
     database.refuses = "bad"
     for turn_id in ("t1", "bad", "t2"):
         ingest.offer(turn(turn_id))
@@ -160,7 +152,7 @@ async def test_a_turn_that_will_never_be_taken_holds_up_no_other(
     assert ingest.counts.refused == 1
 
 
-async def test_words_that_no_store_takes_are_kept_with_a_mark_in_their_place(
+async def test_unstorable_characters_are_replaced(
     writer: GroupWriter, ingest: IngestBuffer, database: Obstinate
 ) -> None:
     from token_broker.memory.store.turn_reads import last_turns
@@ -178,9 +170,7 @@ def silence(database: Obstinate) -> Callable[[], None]:
     return database.free.clear
 
 
-async def test_a_ticket_works_once_and_with_a_silent_store_still_once_here(
-    database: Obstinate, silence: Callable[[], None]
-) -> None:
+async def test_ticket_works_once_with_silent_store(database: Obstinate, silence: Callable[[], None]) -> None:
     tickets = StoredTickets(database, patience_s=0.05, clock=lambda: 1000.0)
     assert [await tickets.spend("one", 1100.0) for _ in range(2)] == [True, False]
     before = tickets.spent_locally  # a slow machine's store may have been silent for once
@@ -190,14 +180,12 @@ async def test_a_ticket_works_once_and_with_a_silent_store_still_once_here(
     assert tickets.spent_locally == before + 1
 
 
-async def test_of_one_ticket_twice_at_once_one_is_refused(database: Obstinate) -> None:
+async def test_concurrent_ticket_use_is_refused(database: Obstinate) -> None:
     tickets = StoredTickets(database, patience_s=5, clock=lambda: 1000.0)
     assert sorted(await asyncio.gather(*(tickets.spend("one", 1100.0) for _ in range(5)))) == [False] * 4 + [True]
 
 
-async def test_another_replicas_ticket_is_refused_while_the_store_answers_and_taken_while_it_is_silent(
-    database: Obstinate, silence: Callable[[], None]
-) -> None:
+async def test_ticket_of_another_replica(database: Obstinate, silence: Callable[[], None]) -> None:
     here, there = (StoredTickets(database, patience_s=0.5, clock=lambda: 1000.0) for _ in range(2))
     assert await there.spend("one", 1100.0)
     assert not await here.spend("one", 1100.0)
@@ -206,7 +194,7 @@ async def test_another_replicas_ticket_is_refused_while_the_store_answers_and_ta
     assert await here.spend("two", 1100.0)  # what is promised then: once a process
 
 
-async def test_expired_tickets_are_forgotten(database: Obstinate, silence: Callable[[], None]) -> None:
+async def test_expired_tickets_are_dropped(database: Obstinate, silence: Callable[[], None]) -> None:
     now_s = 1000.0
     tickets = StoredTickets(database, patience_s=0.01, clock=lambda: now_s)
     silence()
@@ -217,9 +205,7 @@ async def test_expired_tickets_are_forgotten(database: Obstinate, silence: Calla
     assert len(tickets._spent) == 1
 
 
-async def test_what_lives_long_keeps_nothing_else_from_being_forgotten(
-    database: Obstinate, silence: Callable[[], None]
-) -> None:
+async def test_long_lived_ticket_keeps_no_others(database: Obstinate, silence: Callable[[], None]) -> None:
     now_s = 1000.0
     tickets = StoredTickets(database, patience_s=0.01, clock=lambda: now_s)
     silence()
@@ -231,7 +217,7 @@ async def test_what_lives_long_keeps_nothing_else_from_being_forgotten(
     assert len(tickets._spent) == 2
 
 
-async def test_what_the_process_can_not_remember_the_store_alone_decides(
+async def test_store_decides_when_memory_is_full(
     database: Obstinate, silence: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("token_broker.memory.repositories._TICKETS_KEPT", 1)
@@ -243,7 +229,7 @@ async def test_what_the_process_can_not_remember_the_store_alone_decides(
     assert tickets.spent_locally == 0
 
 
-async def test_a_session_is_found_before_it_is_committed_and_not_while_the_store_is_silent(
+async def test_uncommitted_session_is_found(
     writer: GroupWriter, database: Obstinate, silence: Callable[[], None]
 ) -> None:
     here, there = (StoredSessions(database, writer, patience_s=0.2) for _ in range(2))
@@ -262,31 +248,27 @@ async def test_a_session_is_found_before_it_is_committed_and_not_while_the_store
     assert here.unanswered == 2
 
 
-async def test_of_several_that_claim_an_id_one_gets_it(writer: GroupWriter, database: Obstinate) -> None:
+async def test_one_claim_of_an_id_wins(writer: GroupWriter, database: Obstinate) -> None:
     here, there = (StoredSessions(database, writer, patience_s=5) for _ in range(2))
     claims = [(here if number % 2 else there).claim(owner(epoch=number), "elena") for number in range(10)]
     assert sorted(await asyncio.gather(*claims)) == [False] * 9 + [True]
 
 
-async def test_a_principal_claims_their_own_session_again_and_nobody_elses(
-    writer: GroupWriter, database: Obstinate
-) -> None:
+async def test_only_owner_claims_again(writer: GroupWriter, database: Obstinate) -> None:
     sessions = StoredSessions(database, writer, patience_s=5)
     claimants = [("ann", 5), ("ann", 6), ("bob", 7), ("anonymous", 8)]
     claims = [await sessions.claim(owner(principal=principal, epoch=epoch), "elena") for principal, epoch in claimants]
     assert claims == [True, True, False, False]
 
 
-async def test_an_erased_id_is_nobodys_to_claim(writer: GroupWriter, database: Obstinate) -> None:
+async def test_erased_id_cannot_be_claimed(writer: GroupWriter, database: Obstinate) -> None:
     await erase_session(database, SESSION)
     sessions = StoredSessions(database, writer, patience_s=5)
     assert not await sessions.claim(owner(principal="ann"), "elena")
     assert not await sessions.claim(owner(), "elena")
 
 
-async def test_a_claim_that_came_too_late_is_taken_back(
-    writer: GroupWriter, database: Obstinate, silence: Callable[[], None]
-) -> None:
+async def test_late_claim_is_released(writer: GroupWriter, database: Obstinate, silence: Callable[[], None]) -> None:
     sessions = StoredSessions(database, writer, patience_s=0.05)
     silence()
     with pytest.raises(StoreAwayError):
@@ -301,16 +283,14 @@ async def test_a_claim_that_came_too_late_is_taken_back(
     assert await patient.claim(owner(epoch=6), "elena"), "who was told to try again may have it"
 
 
-async def test_a_claim_that_was_taken_back_spares_what_became_of_the_session(database: Obstinate) -> None:
+async def test_release_spares_renewed_session(database: Obstinate) -> None:
     await database.write(partial(claim_session, owner=owner(epoch=5), agent_id="elena", now_s=1.0))
     await database.write(partial(save_sessions, owners=[(owner(epoch=6), "elena")], now_s=2.0))
     await database.write(partial(release_session, owner=owner(epoch=5)))
     assert await database.read(partial(find_session, session_id=SESSION)) is not None
 
 
-async def test_a_session_recorded_while_the_store_was_away_is_written_with_the_next_commit(
-    writer: GroupWriter, database: Obstinate
-) -> None:
+async def test_session_is_written_with_next_commit(writer: GroupWriter, database: Obstinate) -> None:
     sessions = StoredSessions(database, writer, patience_s=0.2)
     database.error = StoreAwayError("down")
     sessions.record(owner(principal="ann"), "elena")
@@ -323,7 +303,7 @@ async def test_a_session_recorded_while_the_store_was_away_is_written_with_the_n
     assert found.principal == "ann"
 
 
-async def test_a_session_recorded_while_the_store_was_away_is_written_without_a_turn(
+async def test_session_is_written_without_a_turn(
     writer: GroupWriter, database: Obstinate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until its row is there, another replica takes the session's id for nobody's."""
@@ -341,9 +321,7 @@ async def test_a_session_recorded_while_the_store_was_away_is_written_without_a_
     await eventually(written)
 
 
-async def test_who_talks_in_a_session_that_is_not_theirs_any_more_is_told_of(
-    writer: GroupWriter, database: Obstinate
-) -> None:
+async def test_lost_session_is_reported(writer: GroupWriter, database: Obstinate) -> None:
     lost: list[Owner] = []
     ingest = IngestBuffer(writer, max_turns=9, max_bytes=9_999, on_refused=lost.append)
     anns, bobs, erased = (owner(f"session-of-{name}-01", principal=name) for name in ("ann", "bob", "eve"))
@@ -359,9 +337,7 @@ async def test_who_talks_in_a_session_that_is_not_theirs_any_more_is_told_of(
     assert ingest.counts.refused == 2
 
 
-async def test_one_owners_flood_takes_no_place_of_another_in_the_buffer(
-    writer: GroupWriter, database: Obstinate
-) -> None:
+async def test_flood_leaves_buffer_to_others(writer: GroupWriter, database: Obstinate) -> None:
     database.error = StoreAwayError("down")
     ingest = IngestBuffer(writer, max_turns=40, max_bytes=1_000_000)
     greedy, others = owner("session-of-eve-01", principal="eve"), owner("session-of-ann-01", principal="ann")
@@ -376,7 +352,7 @@ async def test_one_owners_flood_takes_no_place_of_another_in_the_buffer(
     assert sum(ingest.offer(turn(by=greedy)) for _ in range(50)) == 10
 
 
-async def test_proxied_turns_count_against_a_quota_of_their_owner(writer: GroupWriter, database: Obstinate) -> None:
+async def test_proxied_turns_count_against_quota(writer: GroupWriter, database: Obstinate) -> None:
     ingest = IngestBuffer(writer, max_turns=1_000, max_bytes=10_000_000, turns_per_minute=20, bytes_per_minute=20_000)
     greedy = owner("session-of-eve-01", principal="eve")
     assert sum(ingest.offer(turn(by=greedy)) for _ in range(50)) == 20

@@ -14,22 +14,20 @@ from token_broker.memory.types import Outcome
 from token_broker.settings import Settings
 
 
-async def test_what_was_acknowledged_survives_kills_once_in_order_and_reaches_zep(
-    database_url: str, zep: Zep, tmp_path: Path
-) -> None:
+async def test_acknowledged_turns_survive_kills(database_url: str, zep: Zep, tmp_path: Path) -> None:
     report = await kill_and_check(tmp_path, database_url, zep, kills=3)
     assert report.kills == 3
     assert report.turns > 3 * 8
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_what_was_acknowledged_survives_kills_and_its_words_are_found(database_url: str, tmp_path: Path) -> None:
+async def test_full_text_survives_kills(database_url: str, tmp_path: Path) -> None:
     report = await kill_and_check(tmp_path, database_url, None, kills=3)
     assert report.turns > 3 * 8
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_tickets_and_sessions_hold_across_replicas(database_url: str) -> None:
+async def test_tickets_and_sessions_across_replicas(database_url: str) -> None:
     settings = Settings.load(database_url=database_url, signing_keys=SIGNING_KEY)
     async with Memory.open(settings) as one, Memory.open(settings) as two:
         await asyncio.gather(one.ready(), two.ready())

@@ -57,7 +57,7 @@ async def deliveries(database: Database, session_id: str = SESSION) -> list[str]
     return [said.delivery.label for said in found]
 
 
-async def test_a_claim_has_the_oldest_turns_in_order_and_nobody_else_gets_it(database: Database) -> None:
+async def test_claim_is_exclusive_and_ordered(database: Database) -> None:
     await queue(database, turn("t2", sequence=2), turn("t1", sequence=1))
     (held,) = await take(database)
     assert [said.turn_id for said in held.turns] == ["t1", "t2"]
@@ -65,13 +65,13 @@ async def test_a_claim_has_the_oldest_turns_in_order_and_nobody_else_gets_it(dat
     assert await take(database) == []
 
 
-async def test_a_claim_has_at_most_thirty_turns(database: Database) -> None:
+async def test_claim_has_at_most_thirty_turns(database: Database) -> None:
     await queue(database, *(turn(f"t{number:02}", sequence=number) for number in range(40)))
     (held,) = await take(database)
     assert [said.turn_id for said in held.turns] == [f"t{number:02}" for number in range(30)]
 
 
-async def test_what_is_delivered_is_marked_and_the_rest_stays_queued(database: Database) -> None:
+async def test_settling_leaves_the_rest_queued(database: Database) -> None:
     await queue(database, *(turn(f"t{number}", sequence=number) for number in range(3)))
     (held,) = await take(database)
     assert await give_back(database, held, Settlement(NOW, delivered=["t0", "t1"]))
@@ -82,7 +82,7 @@ async def test_what_is_delivered_is_marked_and_the_rest_stays_queued(database: D
     assert again.last_settled.place == 1
 
 
-async def test_a_session_with_nothing_left_leaves_the_outbox(database: Database) -> None:
+async def test_settled_session_leaves_outbox(database: Database) -> None:
     await queue(database, turn("t1"))
     (held,) = await take(database)
     assert await give_back(database, held, Settlement(NOW, delivered=["t1"]))
@@ -90,7 +90,7 @@ async def test_a_session_with_nothing_left_leaves_the_outbox(database: Database)
     assert (await database.read(read_status)).queued == 0
 
 
-async def test_a_lease_that_ran_out_is_another_claim_and_marked_uncertain(database: Database) -> None:
+async def test_expired_lease_is_claimed_as_uncertain(database: Database) -> None:
     await queue(database, turn("t1"))
     (first,) = await take(database)
     assert await take(database, now_us=first.lease_until_us - 1) == []
@@ -99,7 +99,7 @@ async def test_a_lease_that_ran_out_is_another_claim_and_marked_uncertain(databa
     assert second.fence == first.fence + 1
 
 
-async def test_who_lost_the_lease_writes_nothing(database: Database) -> None:
+async def test_lost_lease_settles_nothing(database: Database) -> None:
     await queue(database, turn("t1"))
     (first,) = await take(database)
     (second,) = await take(database, now_us=first.lease_until_us)
@@ -108,7 +108,7 @@ async def test_who_lost_the_lease_writes_nothing(database: Database) -> None:
     assert await give_back(database, second, Settlement(NOW, delivered=["t1"]))
 
 
-async def test_a_known_failure_is_certain_again_and_waits(database: Database) -> None:
+async def test_known_failure_is_certain_again(database: Database) -> None:
     await queue(database, turn("t1"))
     (held,) = await take(database)
     result = Settlement(NOW + 5, Backlog(attempts=1, failures=2, failing_since_us=NOW, batch=7), reason="zep: 503")
@@ -119,7 +119,7 @@ async def test_a_known_failure_is_certain_again_and_waits(database: Database) ->
     assert again.backlog == Backlog(1, 2, NOW, 7)
 
 
-async def test_a_turn_that_arrives_ends_a_wait_for_a_gap_but_no_backoff(database: Database) -> None:
+async def test_new_turn_ends_gap_wait_not_backoff(database: Database) -> None:
     await queue(database, turn("t3", sequence=3))
     (held,) = await take(database)
     await give_back(database, held, Settlement(NOW + 10_000_000))
@@ -130,7 +130,7 @@ async def test_a_turn_that_arrives_ends_a_wait_for_a_gap_but_no_backoff(database
     assert await take(database, now_us=NOW + 2) == []
 
 
-async def test_a_turn_that_arrives_during_a_delivery_stays_in_the_outbox(database: Database) -> None:
+async def test_turn_during_delivery_stays_queued(database: Database) -> None:
     await queue(database, turn("t1"))
     (held,) = await take(database)
     await queue(database, turn("t2"))
@@ -139,7 +139,7 @@ async def test_a_turn_that_arrives_during_a_delivery_stays_in_the_outbox(databas
     assert [said.turn_id for said in again.turns] == ["t2"]
 
 
-async def test_many_that_claim_at_once_share_the_sessions_between_them(database: Database) -> None:
+async def test_concurrent_claims_share_sessions(database: Database) -> None:
     same_bucket = [key for key in (f"session-number-{n:04}" for n in range(2000)) if bucket_of(key) == 5][:12]
     await queue(database, *(turn("t1", by=owner(key)) for key in same_bucket))
     work = partial(claim, bucket=5, limit=4, now_us=NOW, lease_until_us=LEASE)
@@ -148,14 +148,14 @@ async def test_many_that_claim_at_once_share_the_sessions_between_them(database:
     assert taken == sorted(same_bucket)
 
 
-async def test_the_buckets_with_work_are_known(database: Database) -> None:
+async def test_due_buckets(database: Database) -> None:
     await queue(database, turn("t1"), turn("t1", by=owner("another-session-01")))
     expected = {bucket_of(SESSION), bucket_of("another-session-01")}
     assert set(await database.read(partial(due_buckets, now_us=NOW))) == expected
     assert all(0 <= bucket < BUCKETS for bucket in expected)
 
 
-async def test_dead_letters_are_kept_with_their_reason_and_may_be_tried_again(database: Database) -> None:
+async def test_dead_letters_can_be_retried(database: Database) -> None:
     await queue(database, turn("t1", sequence=1), turn("t2", sequence=2))
     (held,) = await take(database)
     await give_back(database, held, Settlement(NOW, delivered=["t2"], dead=["t1"], reason="zep: 400"))
@@ -177,14 +177,14 @@ async def test_dead_letters_are_purged_by_session(database: Database) -> None:
     assert [letter.session_id for letter in await database.read(partial(list_dead, limit=9))] == ["another-session-01"]
 
 
-async def test_the_figures_count_what_waits_and_since_when(database: Database) -> None:
+async def test_outbox_status_counts(database: Database) -> None:
     await queue(database, turn("t1"), turn("t2"), now_us=NOW)
     await queue(database, turn("t3"), turn("t1", by=owner("another-session-01")), now_us=NOW + 50)
     found = await database.read(read_status)
     assert (found.queued, found.oldest_us, found.dead, found.erasures) == (4, NOW, 0, 0)
 
 
-async def test_a_session_being_forgotten_is_erased_after_its_delivery_and_not_delivered_before(
+async def test_erasure_waits_for_delivery(
     database: Database,
 ) -> None:
     await queue(database, turn("t1"))
@@ -201,7 +201,7 @@ async def test_a_session_being_forgotten_is_erased_after_its_delivery_and_not_de
     assert await database.write(early) == []
 
 
-async def test_nothing_of_an_erased_session_is_delivered(database: Database) -> None:
+async def test_erased_session_is_not_delivered(database: Database) -> None:
     """Also where a dead letter is queued again before the session's turns are all deleted."""
     await queue(database, turn("t1"))
     (held,) = await take(database)
@@ -212,7 +212,7 @@ async def test_nothing_of_an_erased_session_is_delivered(database: Database) -> 
     assert (await database.read(read_status)).queued == 0
 
 
-async def test_nothing_of_a_user_being_forgotten_is_delivered(database: Database) -> None:
+async def test_user_under_erasure_is_not_delivered(database: Database) -> None:
     await database.write(partial(request_erasure, principal="ann", session_id="", due_at_us=NOW))
     await queue(database, turn("t1", by=owner(principal="ann")))
     assert await take(database) == []
@@ -226,7 +226,7 @@ async def test_nothing_of_a_user_being_forgotten_is_delivered(database: Database
 
 
 @pytest.mark.parametrize("dead", [True, False])
-async def test_a_retried_letter_joins_what_is_queued(database: Database, *, dead: bool) -> None:
+async def test_retried_letter_joins_queue(database: Database, *, dead: bool) -> None:
     await queue(database, turn("t1", sequence=1))
     (held,) = await take(database)
     ended = Settlement(NOW, dead=["t1"], reason="no") if dead else Settlement(NOW, delivered=["t1"])

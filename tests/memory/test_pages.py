@@ -45,7 +45,7 @@ async def fill(database: Database, contents: list[str], by: Owner | None = None)
         await database.write(work)
 
 
-async def test_a_page_ends_where_its_bytes_do_and_the_next_goes_on_from_there(database: Database) -> None:
+async def test_page_ends_at_byte_limit(database: Database) -> None:
     await fill(database, ["ü" * 50, "x" * 100, "x" * 100, "x" * 301, "x", "y"])
     read = partial(list_turns, session_id=SESSION, principal="anonymous", max_bytes=300)
     pages, after = [], None
@@ -59,7 +59,7 @@ async def test_a_page_ends_where_its_bytes_do_and_the_next_goes_on_from_there(da
     assert pages == [["t0", "t1", "t2"], ["t3"], ["t4", "t5"]]
 
 
-async def test_a_page_has_one_turn_at_least_and_no_more_than_its_number(database: Database) -> None:
+async def test_page_has_at_least_one_turn(database: Database) -> None:
     await fill(database, ["x" * 100, "y", "z"])
     read = partial(list_turns, session_id=SESSION, principal="anonymous")
     first = await database.read(partial(read, limit=9, after=None, max_bytes=1))
@@ -95,7 +95,7 @@ async def large_session(database_url: str) -> str:
     return database_url
 
 
-async def test_six_reads_of_the_largest_page_at_once_take_little_memory(large_session: str, tmp_path: Path) -> None:
+async def test_concurrent_pages_take_little_memory(large_session: str, tmp_path: Path) -> None:
     settings = Settings.load(database_url=SecretStr(large_session), signing_keys="k" * 40)
     port = free_port()
     async with (
@@ -125,7 +125,7 @@ async def test_six_reads_of_the_largest_page_at_once_take_little_memory(large_se
         assert grown < 100_000_000
 
 
-async def test_all_of_a_large_session_is_read_page_by_page(make_settings: MakeSettings) -> None:
+async def test_large_session_is_paged(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with Memory.open(settings) as memory:
         await memory.ready()
@@ -182,7 +182,7 @@ class SlowReader:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_who_reads_slowly_holds_a_few_pages_and_keeps_nobody_else_waiting(make_settings: MakeSettings) -> None:
+async def test_slow_reader_delays_nobody_else(make_settings: MakeSettings) -> None:
     ann, bob = owner(principal="ann"), owner("session-of-bob-001", principal="bob")
     settings = make_settings()
     async with Memory.open(settings) as memory:
@@ -217,7 +217,7 @@ async def test_who_reads_slowly_holds_a_few_pages_and_keeps_nobody_else_waiting(
         assert quotas.pages._all_taken == 0
 
 
-async def test_places_are_given_in_turn_and_never_lost() -> None:
+async def test_slots_are_fair_and_never_lost() -> None:
     slots = PageSlots(total=2, per_key=1, wait_s=5)
     order: list[str] = []
 
@@ -237,7 +237,7 @@ async def test_places_are_given_in_turn_and_never_lost() -> None:
     assert (slots._all_taken, slots._taken, slots._waiting) == (0, {}, [])
 
 
-async def test_who_waits_for_a_place_too_long_is_told_when_to_come_again() -> None:
+async def test_slot_wait_ends_with_retry_after() -> None:
     slots = PageSlots(total=1, per_key=1, wait_s=0.05)
     async with slots.slot("a"):
         began_s = time.monotonic()

@@ -70,7 +70,7 @@ def refusal(answer: httpx.Response) -> tuple[int, str, bool]:
 OVER_QUOTA = (429, "turn_quota", True)
 
 
-async def test_turns_are_refused_beyond_the_minutes_number_and_nobody_elses(make_settings: MakeSettings) -> None:
+async def test_turns_per_minute(make_settings: MakeSettings) -> None:
     async with calling(make_settings(turns_per_minute=3)) as caller:
         assert [(await caller.say(turn_id=f"t{n}")).status_code for n in range(3)] == [200] * 3
         assert refusal(await caller.say(turn_id="t3")) == OVER_QUOTA
@@ -79,14 +79,14 @@ async def test_turns_are_refused_beyond_the_minutes_number_and_nobody_elses(make
         assert (await caller.say(by=BOB)).status_code == 200
 
 
-async def test_turns_are_refused_beyond_the_minutes_bytes(make_settings: MakeSettings) -> None:
+async def test_bytes_per_minute(make_settings: MakeSettings) -> None:
     async with calling(make_settings(turn_bytes_per_minute=3 * (1000 + IDS_BYTES))) as caller:
         assert [(await caller.say("ü" * 500, f"t{n}")).status_code for n in range(3)] == [200] * 3
         assert refusal(await caller.say("x", "t3")) == OVER_QUOTA
         assert len(await caller.stored()) == 3
 
 
-async def test_ids_and_channels_count_as_well(make_settings: MakeSettings) -> None:
+async def test_ids_and_channels_count(make_settings: MakeSettings) -> None:
     async with calling(make_settings(turn_bytes_per_minute=1000)) as caller:
         said = {"session_id": SESSION, "speaker": "user", "text": "x", "turn_id": "t" * 128, "channel": "c" * 64}
         batch = {"transcripts": [{**said, "turn_id": f"{n}".ljust(128, "t")} for n in range(5)]}
@@ -94,13 +94,13 @@ async def test_ids_and_channels_count_as_well(make_settings: MakeSettings) -> No
         assert await caller.stored() == []
 
 
-async def test_a_duplicate_counts_too(make_settings: MakeSettings) -> None:
+async def test_duplicate_counts(make_settings: MakeSettings) -> None:
     async with calling(make_settings(turns_per_minute=2)) as caller:
         assert [(await caller.say()).json()["duplicate"] for _ in range(2)] == [False, True]
         assert refusal(await caller.say()) == OVER_QUOTA
 
 
-async def test_of_a_batch_that_is_over_the_quota_nothing_is_stored_and_nothing_counted(
+async def test_batch_over_quota_counts_nothing(
     make_settings: MakeSettings,
 ) -> None:
     async with calling(make_settings(turns_per_minute=5)) as caller:
@@ -110,7 +110,7 @@ async def test_of_a_batch_that_is_over_the_quota_nothing_is_stored_and_nothing_c
         assert await caller.stored() == ["one", "two", "seven", "eight", "nine"]
 
 
-async def test_a_batch_that_no_waiting_could_let_through_is_told_so(make_settings: MakeSettings) -> None:
+async def test_batch_larger_than_quota_is_413(make_settings: MakeSettings) -> None:
     async with calling(make_settings(turns_per_minute=5)) as caller:
         answer = await caller.enrich(*"abcdef")
         assert refusal(answer) == (413, "over_quota", False)
@@ -118,13 +118,13 @@ async def test_a_batch_that_no_waiting_could_let_through_is_told_so(make_setting
         assert (await caller.enrich(*"abcde")).status_code == 202
 
 
-async def test_a_body_that_is_refused_counts_as_a_turn(make_settings: MakeSettings) -> None:
+async def test_refused_body_counts_as_turn(make_settings: MakeSettings) -> None:
     async with calling(make_settings(turns_per_minute=2)) as caller:
         assert [(await caller.post("/conversation/turn", {"no": "turn"})).status_code for _ in range(2)] == [422] * 2
         assert refusal(await caller.post("/conversation/turn", {"no": "turn"})) == OVER_QUOTA
 
 
-async def test_somebody_anonymous_is_refused_long_before_twenty_megabytes(make_settings: MakeSettings) -> None:
+async def test_anonymous_caller_fills_no_disk(make_settings: MakeSettings) -> None:
     """By address, whichever sessions they have; with the quotas that a broker has by itself."""
     settings = make_settings()
     fields = {name: Settings.model_fields[name].get_default() for name in ("turns_per_minute", "turn_bytes_per_minute")}
@@ -139,13 +139,13 @@ async def test_somebody_anonymous_is_refused_long_before_twenty_megabytes(make_s
         assert 2_000_000 < taken_bytes < 10_000_000  # 4 MiB, and what a slow machine's minute adds
 
 
-async def test_nought_turns_the_quotas_off(make_settings: MakeSettings) -> None:
+async def test_zero_turns_quotas_off(make_settings: MakeSettings) -> None:
     async with calling(make_settings(turns_per_minute=0, turn_bytes_per_minute=0)) as caller:
         for _ in range(20):
             assert (await caller.enrich(*["x" * 5000] * 100)).status_code == 202
 
 
-async def test_reads_and_erasures_count_against_a_rate_and_cost_no_turn(make_settings: MakeSettings) -> None:
+async def test_reads_and_erasures_have_own_rate(make_settings: MakeSettings) -> None:
     async with calling(make_settings(rate_limit_per_minute=3)) as caller:
         assert [(await caller.read()).status_code for _ in range(2)] == [200] * 2
         assert (await caller.forget()).status_code == 200
@@ -156,9 +156,7 @@ async def test_reads_and_erasures_count_against_a_rate_and_cost_no_turn(make_set
 
 
 @pytest.mark.parametrize(("kind", "name"), [("principal", "ann"), ("session", SESSION)])
-async def test_who_is_blocked_writes_reads_and_erases_nothing(
-    make_settings: MakeSettings, kind: Any, name: str
-) -> None:
+async def test_blocked_caller_is_refused(make_settings: MakeSettings, kind: Any, name: str) -> None:
     settings = make_settings()
     async with calling(settings) as caller:
         assert (await caller.say("before")).status_code == 200
@@ -178,7 +176,7 @@ async def test_who_is_blocked_writes_reads_and_erases_nothing(
             assert answer.status_code == 200
 
 
-async def test_a_turn_that_the_proxy_brings_after_the_block_is_kept(make_settings: MakeSettings) -> None:
+async def test_proxied_turn_after_block_is_kept(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with calling(settings) as caller:
         async with open_maintenance(settings) as admin:

@@ -62,7 +62,7 @@ async def stop(tasks: list["asyncio.Task[Any]"], slow: Slow) -> None:
     await asyncio.wait(tasks)
 
 
-async def test_sixty_recalls_delay_neither_ownership_nor_tickets_nor_turns(
+async def test_recalls_delay_nothing_else(
     make_settings: MakeSettings, slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("token_broker.memory.store.turn_reads.last_turns_of", slow)
@@ -82,9 +82,7 @@ async def test_sixty_recalls_delay_neither_ownership_nor_tickets_nor_turns(
         await stop(recalls, slow)
 
 
-async def test_who_finds_the_lane_full_is_told_nothing_at_once_and_counted_as_late(
-    make_settings: MakeSettings, slow: Slow
-) -> None:
+async def test_recall_with_full_pool_is_late(make_settings: MakeSettings, slow: Slow) -> None:
     async with Memory.open(make_settings(recall_budget_s=5)) as memory:
         await memory.append([turn("t1")])
         most = READ_POOLS["recall"].total
@@ -103,9 +101,7 @@ async def test_who_finds_the_lane_full_is_told_nothing_at_once_and_counted_as_la
         await eventually(told)
 
 
-async def test_a_page_for_which_the_lane_is_full_is_refused_and_comes_again(
-    make_settings: MakeSettings, slow: Slow
-) -> None:
+async def test_page_with_full_pool_is_refused(make_settings: MakeSettings, slow: Slow) -> None:
     settings = make_settings()
     async with Memory.open(settings) as memory:
         await memory.append([turn("t1")])
@@ -128,9 +124,7 @@ async def test_a_page_for_which_the_lane_is_full_is_refused_and_comes_again(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_who_gave_up_waiting_has_nothing_done_and_holds_no_place_for_good(
-    make_settings: MakeSettings, slow: Slow
-) -> None:
+async def test_cancelled_read_is_skipped(make_settings: MakeSettings, slow: Slow) -> None:
     async with Memory.open(make_settings()) as memory:
         await memory.ready()
         blocking = [asyncio.create_task(memory._database.read(slow, pool="recall")) for _ in range(2)]

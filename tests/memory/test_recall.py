@@ -21,7 +21,7 @@ from token_broker.memory.store_errors import StoreUnreachableError
 from token_broker.security.owner import Owner
 
 
-async def test_a_reconnect_is_told_the_sessions_last_turns(make_settings: MakeSettings) -> None:
+async def test_reconnect_gets_last_turns(make_settings: MakeSettings) -> None:
     async with Memory.open(make_settings()) as memory:
         await memory.append([turn(content=f"line {number}", sequence=number) for number in range(20)])
         block = await memory.recall.block(owner(epoch=2))
@@ -31,7 +31,7 @@ async def test_a_reconnect_is_told_the_sessions_last_turns(make_settings: MakeSe
         assert '"user: line 7"' not in lines
 
 
-async def test_a_user_is_known_by_what_they_said_in_earlier_sessions(make_settings: MakeSettings) -> None:
+async def test_facts_from_earlier_sessions(make_settings: MakeSettings) -> None:
     earlier, now = owner("earlier-session-01", principal="ann"), owner(principal="ann", epoch=2)
     async with Memory.open(make_settings()) as memory:
         await memory.append([turn(content="my boat lies in Bergen", by=earlier), turn(content="goodbye", by=earlier)])
@@ -45,7 +45,7 @@ async def test_a_user_is_known_by_what_they_said_in_earlier_sessions(make_settin
 
 
 @pytest.mark.parametrize("stranger", [owner("another-session-01"), owner("another-session-01", principal="bob")])
-async def test_nobody_is_told_what_others_said(make_settings: MakeSettings, stranger: Owner) -> None:
+async def test_recall_is_ones_own(make_settings: MakeSettings, stranger: Owner) -> None:
     async with Memory.open(make_settings()) as memory:
         for by in (owner(), owner("session-of-ann-001", principal="ann")):
             await memory.append([turn(content="my boat lies in Bergen", by=by)])
@@ -55,7 +55,7 @@ async def test_nobody_is_told_what_others_said(make_settings: MakeSettings, stra
         assert "Bergen" not in await memory.recall.block(stolen)
 
 
-async def test_zeps_facts_and_the_last_turns_are_told_together(zep_settings: MakeSettings, zep: Zep) -> None:
+async def test_zep_facts_with_last_turns(zep_settings: MakeSettings, zep: Zep) -> None:
     async with Memory.open(zep_settings()) as memory:
         await memory.append([turn("t1", "hello", sequence=1)])
         await zep.has(1)
@@ -71,9 +71,7 @@ async def test_zeps_facts_and_the_last_turns_are_told_together(zep_settings: Mak
     ids=lambda f: f.kind,
 )
 @retry_if_host_busy()
-async def test_a_slow_or_faulty_zep_costs_the_facts_and_no_more_than_the_budget(
-    zep_settings: MakeSettings, zep: Zep, fault: Fault
-) -> None:
+async def test_faulty_zep_costs_only_facts(zep_settings: MakeSettings, zep: Zep, fault: Fault) -> None:
     async with Memory.open(zep_settings()) as memory:
         await memory.append([turn("t1", "hello", sequence=1)])
         await zep.has(1)
@@ -109,7 +107,7 @@ class Away(SlowDatabase):
 
 
 @retry_if_host_busy()
-async def test_a_memory_that_takes_two_seconds_adds_no_more_than_the_budget() -> None:
+async def test_slow_memory_stays_within_budget() -> None:
     recall = BoundedRecall(SlowDatabase(), lambda: None, budget_s=0.3)
     began_s = time.monotonic()
     assert await recall.block(owner()) == ""
@@ -117,7 +115,7 @@ async def test_a_memory_that_takes_two_seconds_adds_no_more_than_the_budget() ->
     assert recall.counts.late == 1
 
 
-async def test_a_source_that_breaks_costs_nothing_but_its_facts() -> None:
+async def test_broken_source_costs_only_facts() -> None:
     class Broken:
         async def facts(self, owner: Owner, *, of_session: bool) -> list[str]:
             raise KeyError(owner.session_id)
@@ -127,7 +125,7 @@ async def test_a_source_that_breaks_costs_nothing_but_its_facts() -> None:
     assert recall.counts.failed == 2
 
 
-async def test_with_a_store_that_is_away_nothing_is_told_of_a_session_that_may_be_anothers() -> None:
+async def test_store_away_reveals_no_session() -> None:
     class Zep:
         async def facts(self, owner: Owner, *, of_session: bool) -> list[str]:
             return ["a fact of the session"] if of_session else ["a fact of the user"]
@@ -137,7 +135,7 @@ async def test_with_a_store_that_is_away_nothing_is_told_of_a_session_that_may_b
     assert "a fact of the session" not in block
 
 
-async def test_without_a_budget_nothing_is_asked() -> None:
+async def test_zero_budget_asks_nothing() -> None:
     recall = BoundedRecall(SlowDatabase(), lambda: pytest.fail("asked"), budget_s=0)
     assert await recall.block(owner()) == ""
 
@@ -167,7 +165,7 @@ class Counting:
     async def close(self) -> None: ...
 
 
-async def test_who_asks_again_within_a_moment_costs_no_search_until_something_is_said(
+async def test_repeated_recall_is_cached(
     make_settings: MakeSettings,
 ) -> None:
     async with Memory.open(make_settings()) as memory:
@@ -186,7 +184,7 @@ async def test_who_asks_again_within_a_moment_costs_no_search_until_something_is
         assert counting.asked == 2, "what others say outdates nothing"
 
 
-async def test_what_is_kept_of_a_session_is_told_to_its_owner_alone(make_settings: MakeSettings) -> None:
+async def test_cache_is_per_owner(make_settings: MakeSettings) -> None:
     async with Memory.open(make_settings()) as memory:
         await memory.append([turn(content="my boat", by=owner(principal="ann"))])
         assert "my boat" in await memory.recall.block(owner(principal="ann"))
@@ -194,7 +192,7 @@ async def test_what_is_kept_of_a_session_is_told_to_its_owner_alone(make_setting
         assert "my boat" in await memory.recall.block(owner(principal="ann"))
 
 
-async def test_nothing_that_was_forgotten_is_told_again(make_settings: MakeSettings) -> None:
+async def test_erasure_clears_cache(make_settings: MakeSettings) -> None:
     earlier, now = owner("earlier-session-01", principal="ann"), owner(principal="ann")
     async with Memory.open(make_settings()) as memory:
         await memory.append([turn(content="my boat lies in Bergen", by=earlier)])
@@ -203,7 +201,7 @@ async def test_nothing_that_was_forgotten_is_told_again(make_settings: MakeSetti
         assert await memory.recall.block(now) == ""
 
 
-async def test_what_is_said_while_somebody_asks_is_not_missed_afterwards(make_settings: MakeSettings) -> None:
+async def test_turn_during_recall_is_not_missed(make_settings: MakeSettings) -> None:
     async with Memory.open(make_settings(recall_budget_s=5)) as memory:
         await memory.append([turn(content="line 1", sequence=1)])
         memory.recall._database = counting = Counting(memory._database)
@@ -220,14 +218,14 @@ async def test_what_is_said_while_somebody_asks_is_not_missed_afterwards(make_se
         assert "line 2" in await memory.recall.block(owner())
 
 
-async def test_what_was_late_or_failed_is_asked_for_again() -> None:
+async def test_late_recall_is_not_cached() -> None:
     recall = BoundedRecall(Away(), lambda: None, budget_s=5)
     for _ in range(3):
         await recall.block(owner())
     assert (recall.counts.failed, recall.counts.repeated) == (3, 0)
 
 
-def test_what_is_kept_ends_after_a_while_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_expires_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.memory.recall._CACHED_SESSIONS", 3)
     now_s = 100.0
     cache: RecallCache[int] = RecallCache(keep_s=2, clock=lambda: now_s)
@@ -242,9 +240,7 @@ def test_what_is_kept_ends_after_a_while_and_is_bounded(monkeypatch: pytest.Monk
     assert not cache._asking
 
 
-async def test_of_long_turns_no_more_is_read_than_can_be_told(
-    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_long_turns_are_cut_in_database(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long they are: the contents that come out of the database are cut there."""
     read: list[int] = []
     stored = statements.stored_turn
@@ -270,7 +266,7 @@ async def test_of_long_turns_no_more_is_read_than_can_be_told(
 
 
 @pytest.mark.parametrize("length", [393, 394, 395, 400, 401, 5000])
-async def test_what_is_cut_is_told_as_the_whole_would_be(make_settings: MakeSettings, length: int) -> None:
+async def test_cut_turn_renders_as_whole(make_settings: MakeSettings, length: int) -> None:
     async with Memory.open(make_settings()) as memory:
         await memory.append([turn(content="x" * length)])
         (line,) = (await memory.recall.block(owner())).split("\n")[2:-1]

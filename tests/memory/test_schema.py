@@ -49,11 +49,11 @@ def differences(connection: Connection) -> list[object]:
     return list(compare_metadata(context, metadata))
 
 
-async def test_the_migrations_make_the_tables_that_the_statements_know(database: Database) -> None:
+async def test_migrations_match_tables(database: Database) -> None:
     assert await database.read(differences) == []
 
 
-def test_the_newest_migration_is_the_one_that_this_version_wants() -> None:
+def test_newest_migration_is_schema_revision() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(token_broker.memory.__path__[0]) / "migrations"))
     assert ScriptDirectory.from_config(config).get_heads() == [SCHEMA_REVISION]
@@ -76,7 +76,7 @@ async def everything(database: Database) -> list[str]:
     return sorted(" ".join(row.split()).replace("( ", "(").replace(" )", ")") for row in rows)
 
 
-async def test_an_empty_store_gets_what_all_migrations_together_make(database: Database) -> None:
+async def test_empty_store_matches_migrations(database: Database) -> None:
     created = await everything(database)
 
     def begin_anew(connection: Connection) -> None:
@@ -92,7 +92,7 @@ async def test_an_empty_store_gets_what_all_migrations_together_make(database: D
     assert await everything(database) == created
 
 
-async def test_a_store_that_is_up_to_date_opens_again_without_alembic(
+async def test_current_store_opens_without_alembic(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await database.close()
@@ -126,7 +126,7 @@ async def test_older_store_is_upgraded_with_its_data(
         assert [found.content for found in await upgraded.read(find)] == ["mein Böötchen, my boat"]
 
 
-async def test_a_store_of_a_newer_version_is_left_alone(database: Database, database_url: str) -> None:
+async def test_newer_store_is_left_alone(database: Database, database_url: str) -> None:
     await database.write(lambda c: c.execute(text("UPDATE alembic_version SET version_num = '9999'")).rowcount)
     await database.close()
     older = connect(SecretStr(database_url), timeout_s=5, patience_s=1)
@@ -136,7 +136,7 @@ async def test_a_store_of_a_newer_version_is_left_alone(database: Database, data
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_replicas_that_start_at_once_migrate_once(database_url: str) -> None:
+async def test_concurrent_replicas_migrate_once(database_url: str) -> None:
     replicas = [connect(SecretStr(database_url), timeout_s=20, patience_s=1) for _ in range(4)]
     await asyncio.gather(*(replica.open() for replica in replicas))
     versions = [

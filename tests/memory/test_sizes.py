@@ -25,7 +25,7 @@ def columns(connection: Connection) -> dict[str, int]:
     return {row.session_id: row.stored_bytes for row in rows}
 
 
-async def test_a_session_takes_what_fits_and_not_one_byte_more(make_settings: MakeSettings) -> None:
+async def test_session_limit_is_exact(make_settings: MakeSettings) -> None:
     async with Memory.open(make_settings(session_bytes=10 * SIZE)) as memory:
         assert [await memory.append([turn(f"t{n}", "x" * 100)]) for n in range(9)] == [[Outcome.STORED]] * 9
         assert await memory.append([turn("t9", "x" * 101)]) == [Outcome.FULL]
@@ -37,21 +37,21 @@ async def test_a_session_takes_what_fits_and_not_one_byte_more(make_settings: Ma
         assert (memory.status().full_sessions, memory.status().stored) == (2, 11)
 
 
-async def test_what_is_handed_in_together_is_stored_together_or_not_at_all(make_settings: MakeSettings) -> None:
+async def test_group_is_stored_whole_or_not(make_settings: MakeSettings) -> None:
     async with Memory.open(make_settings(session_bytes=3 * SIZE)) as memory:
         assert await memory.append([turn("t0", "x" * 100), turn("t1", "x" * 100)]) == [Outcome.STORED] * 2
         assert await memory.append([turn("t2", "x" * 100), turn("t3", "x" * 100)]) == [Outcome.FULL] * 2
         assert await memory.append([turn("t4", "x" * 100)]) == [Outcome.STORED]
 
 
-async def test_many_at_once_do_not_outgrow_it_either(make_settings: MakeSettings) -> None:
+async def test_concurrent_turns_respect_limit(make_settings: MakeSettings) -> None:
     async with Memory.open(make_settings(session_bytes=10 * SIZE)) as memory:
         outcomes = await asyncio.gather(*(memory.append([turn(f"{n:02}", "x" * 100)]) for n in range(40)))
         assert outcomes.count([Outcome.STORED]) == 10
         assert outcomes.count([Outcome.FULL]) == 30
 
 
-async def test_a_restart_forgets_no_size(make_settings: MakeSettings) -> None:
+async def test_sizes_survive_restart(make_settings: MakeSettings) -> None:
     settings = make_settings(session_bytes=10 * SIZE)
     async with Memory.open(settings) as memory:
         for number in range(8):
@@ -62,7 +62,7 @@ async def test_a_restart_forgets_no_size(make_settings: MakeSettings) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_replicas_outgrow_it_together_by_no_more_than_each_lags(make_settings: MakeSettings) -> None:
+async def test_replicas_exceed_limit_by_lag_only(make_settings: MakeSettings) -> None:
     limit = 160 * SIZE  # a sixteenth of which is ten turns
     settings = make_settings(session_bytes=limit)
     async with Memory.open(settings) as one, Memory.open(settings) as two:
@@ -77,7 +77,7 @@ async def test_replicas_outgrow_it_together_by_no_more_than_each_lags(make_setti
         assert outcomes == [Outcome.FULL] * 2
 
 
-async def test_a_full_session_that_is_erased_is_told_to_be_erased(make_settings: MakeSettings) -> None:
+async def test_full_then_erased_session_is_erased(make_settings: MakeSettings) -> None:
     async with Memory.open(make_settings(session_bytes=2 * SIZE)) as memory:
         await memory.append([turn("t0", "x" * 100), turn("t1", "x" * 100)])
         assert await memory.append([turn("t2", "x")]) == [Outcome.FULL]
@@ -85,7 +85,7 @@ async def test_a_full_session_that_is_erased_is_told_to_be_erased(make_settings:
         assert await memory.append([turn("t2", "x")]) == [Outcome.ERASED]
 
 
-async def test_turns_that_retention_removes_make_room(make_settings: MakeSettings) -> None:
+async def test_retention_makes_room(make_settings: MakeSettings) -> None:
     now_s = 1000.0
     async with Memory.open(make_settings(session_bytes=4 * SIZE), clock=lambda: now_s) as memory:
         await memory.append([turn("t0", "x" * 100), turn("t1", "x" * 100)])
@@ -99,7 +99,7 @@ async def test_turns_that_retention_removes_make_room(make_settings: MakeSetting
         assert await memory.append([turn("t6", "x")]) == [Outcome.FULL]
 
 
-async def test_dead_letters_that_are_purged_make_room(make_settings: MakeSettings) -> None:
+async def test_purged_dead_letters_make_room(make_settings: MakeSettings) -> None:
     async with Memory.open(make_settings(session_bytes=2 * SIZE)) as memory:
         await memory.append([turn("t0", "x" * 100), turn("t1", "x" * 100)])
         dead = "UPDATE turns SET delivery = 2, dead_reason = 'r' WHERE turn_id = 't0'"
@@ -108,7 +108,7 @@ async def test_dead_letters_that_are_purged_make_room(make_settings: MakeSetting
         assert await memory.append([turn("t2", "x" * 100)]) == [Outcome.STORED]
 
 
-async def test_a_full_session_is_told_to_its_browser_and_kept_from_nobody_else(make_settings: MakeSettings) -> None:
+async def test_full_session_is_413_for_its_owner(make_settings: MakeSettings) -> None:
     async with calling(make_settings(session_bytes=1000)) as caller:
         assert (await caller.say("x" * 900)).status_code == 200
         assert refusal(await caller.say("x" * 900, "t2")) == (413, "session_full", False)
@@ -119,7 +119,7 @@ async def test_a_full_session_is_told_to_its_browser_and_kept_from_nobody_else(m
         assert (await caller.say("x" * 900, by=owner("session-of-bob-001", principal="bob"))).status_code == 200
 
 
-async def test_a_proxied_turn_for_which_a_session_has_no_room_holds_up_no_other_and_is_told(
+async def test_proxied_turn_of_full_session(
     make_settings: MakeSettings,
 ) -> None:
     async with Memory.open(make_settings(session_bytes=1000)) as memory:
@@ -138,12 +138,12 @@ async def test_a_proxied_turn_for_which_a_session_has_no_room_holds_up_no_other_
         assert memory.ingest.buffered == 0
 
 
-async def test_nought_turns_it_off(make_settings: MakeSettings) -> None:
+async def test_zero_session_limit_is_off(make_settings: MakeSettings) -> None:
     async with Memory.open(make_settings(session_bytes=0)) as memory:
         assert await memory.append([turn(content="x" * 30_000) for _ in range(100)]) == [Outcome.STORED] * 100
 
 
-async def test_the_column_follows_what_is_stored(make_settings: MakeSettings) -> None:
+async def test_size_column_follows_storage(make_settings: MakeSettings) -> None:
     async with Memory.open(make_settings()) as memory:
         for number in range(5):
             await memory.append([turn(f"t{number}", "ü" * 20_000)])
@@ -157,7 +157,7 @@ async def test_the_column_follows_what_is_stored(make_settings: MakeSettings) ->
         assert await written() == size
 
 
-def test_sizes_of_more_sessions_than_are_remembered_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evicted_sizes_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("token_broker.memory.ingest.session_sizes._SESSIONS_KNOWN", 10)
     sizes = SessionSizes(1_000_000)
     for number in range(100):
@@ -167,6 +167,6 @@ def test_sizes_of_more_sessions_than_are_remembered_are_not_lost(monkeypatch: py
     assert sizes.due(everything=True) == {f"s{number}": 7 for number in range(100)}
 
 
-def test_what_a_turn_counts_for_is_what_is_stored_of_it() -> None:
+def test_stored_bytes_of_a_turn() -> None:
     said = turn("tü", "naïve 🎙", by=ANN, channel="web")
     assert stored_bytes(said) == len("naïve 🎙".encode()) + len("tü".encode()) + len(SESSION) + len("elena") + len("web")

@@ -57,7 +57,7 @@ async def ids(
     return [said.turn_id for said in found or []]
 
 
-async def test_a_turn_comes_back_as_it_was_said(database: Database) -> None:
+async def test_turn_round_trip(database: Database) -> None:
     said = turn(
         "t1", 'naïve "quotes" 日本 \u2028 \\ 🎙', by=owner(user_id="ann"), sequence=4, interrupted=True, channel="web"
     )
@@ -70,7 +70,7 @@ async def test_a_turn_comes_back_as_it_was_said(database: Database) -> None:
     assert found.source == "browser"
 
 
-async def test_text_stays_what_it_is_whatever_it_would_mean_to_a_database(database: Database) -> None:
+async def test_special_text_round_trip(database: Database) -> None:
     odd = [
         "",
         "NULL",
@@ -104,7 +104,7 @@ async def test_text_stays_what_it_is_whatever_it_would_mean_to_a_database(databa
     assert [(kept.content, kept.channel) for kept in found] == [(text, text) for text in texts]
 
 
-async def test_a_turn_is_stored_once_and_the_first_content_stays(database: Database) -> None:
+async def test_turn_is_stored_once(database: Database) -> None:
     assert await put(database, turn("t1", "first"), turn("t2"), turn("t1", "second")) == [S, S, D]
     assert await put(database, turn("t1", "third"), turn("t3")) == [D, S]
     found = list(
@@ -113,18 +113,18 @@ async def test_a_turn_is_stored_once_and_the_first_content_stays(database: Datab
     assert [(said.turn_id, said.content) for said in found] == [("t1", "first"), ("t2", "hello"), ("t3", "hello")]
 
 
-async def test_the_same_turn_id_in_another_session_is_another_turn(database: Database) -> None:
+async def test_turn_ids_are_per_session(database: Database) -> None:
     assert await put(database, turn("t1"), turn("t1", by=owner("another-session-01"))) == [S, S]
 
 
-async def test_turns_are_read_by_epoch_sequence_and_arrival(database: Database) -> None:
+async def test_reading_order(database: Database) -> None:
     later = owner(epoch=2)
     await put(database, turn("e2-1", by=later, sequence=1), turn("n1"), turn("n2"), turn("s9", sequence=9))
     await put(database, turn("s0", sequence=0), turn("s2", sequence=2), turn("again-s2", sequence=2))
     assert await ids(database) == ["s0", "s2", "again-s2", "s9", "n1", "n2", "e2-1"]
 
 
-async def test_pages_follow_one_another_without_a_gap(database: Database) -> None:
+async def test_pages_have_no_gap(database: Database) -> None:
     await put(database, *(turn(f"t{number}", sequence=number) for number in range(7)))
     assert await ids(database, limit=3) == ["t0", "t1", "t2"]
     assert await ids(database, limit=3, after="t2") == ["t3", "t4", "t5"]
@@ -135,7 +135,7 @@ async def test_pages_follow_one_another_without_a_gap(database: Database) -> Non
     )
 
 
-async def test_nobody_writes_into_anothers_session(database: Database) -> None:
+async def test_foreign_session_takes_no_turn(database: Database) -> None:
     await put(database, turn("t1", by=owner(principal="ann")))
     mallory = owner(principal="mallory", epoch=9)
     assert await put(database, turn("t2", by=mallory), turn("t1", by=mallory)) == [F, F]
@@ -143,7 +143,7 @@ async def test_nobody_writes_into_anothers_session(database: Database) -> None:
     assert await ids(database, principal="ann") == ["t1"]
 
 
-async def test_nobody_reads_anothers_session(database: Database) -> None:
+async def test_foreign_session_is_not_read(database: Database) -> None:
     await put(database, turn("t1", by=owner(principal="ann")))
     for principal in ("mallory", "anonymous", ""):
         with pytest.raises(NotOwnerError):
@@ -153,12 +153,12 @@ async def test_nobody_reads_anothers_session(database: Database) -> None:
     assert (record.principal, record.epoch) == ("ann", 1)
 
 
-async def test_a_session_that_was_thought_to_be_stored_is_stored_with_its_turn(database: Database) -> None:
+async def test_missing_session_is_stored_with_turn(database: Database) -> None:
     assert await put(database, turn("t1"), turn("t2", by=owner("another-session-01")), known=True) == [S, S]
     assert await database.read(partial(find_session, session_id=SESSION)) is not None
 
 
-async def test_a_newer_plan_renews_the_session_and_an_older_one_does_not(database: Database) -> None:
+async def test_only_newer_plan_renews_session(database: Database) -> None:
     for epoch in (5, 9, 7):
         await database.write(partial(save_sessions, owners=[(owner(epoch=epoch), "elena")], now_s=1.0))
     record = await database.read(partial(find_session, session_id=SESSION))
@@ -166,26 +166,26 @@ async def test_a_newer_plan_renews_the_session_and_an_older_one_does_not(databas
     assert record.epoch == 9
 
 
-async def test_many_that_write_the_same_turns_at_once_store_each_once(database: Database) -> None:
+async def test_concurrent_writers_store_once(database: Database) -> None:
     turns = [turn(f"t{number}", by=owner(f"session-of-test-{number % 3}")) for number in range(30)]
     outcomes = await asyncio.gather(*(put(database, *turns[start:], *turns[:start]) for start in range(0, 30, 5)))
     assert sum(outcome is S for answer in outcomes for outcome in answer) == 30
     assert [len(await ids(database, f"session-of-test-{number}")) for number in range(3)] == [10, 10, 10]
 
 
-async def test_a_ticket_is_spent_once_however_many_try_at_once(database: Database) -> None:
+async def test_ticket_is_spent_once(database: Database) -> None:
     spend = partial(spend_ticket, ticket_id="ticket-1", expires_at_s=100.0)
     assert sorted(await asyncio.gather(*(database.write(spend) for _ in range(8)))) == [False] * 7 + [True]
 
 
-async def test_tickets_are_remembered_until_they_have_expired(database: Database) -> None:
+async def test_tickets_are_kept_until_expired(database: Database) -> None:
     for number, expires_at_s in enumerate((50.0, 150.0)):
         await database.write(partial(spend_ticket, ticket_id=f"ticket-{number}", expires_at_s=expires_at_s))
     assert await database.write(partial(remove_expired_tickets, before_s=100.0)) == 1
     assert not await database.write(partial(spend_ticket, ticket_id="ticket-1", expires_at_s=150.0))
 
 
-async def test_a_forgotten_session_leaves_nothing_behind_not_even_its_words(database: Database) -> None:
+async def test_erased_session_leaves_nothing(database: Database) -> None:
     await put(database, turn("t1", "a secret about marmalade"), queue=True)
     await put(database, turn("o1", "marmalade too", by=owner("another-session-01")))
     both = [SESSION, "another-session-01"]
@@ -200,7 +200,7 @@ async def test_a_forgotten_session_leaves_nothing_behind_not_even_its_words(data
     assert await found(database, "marmalade", of=both) == ["o1"]
 
 
-async def test_an_erased_sessions_turns_are_deleted_in_short_transactions(database: Database) -> None:
+async def test_erasure_uses_short_transactions(database: Database) -> None:
     await put(database, *(turn(f"t{number}", "x" * 1000) for number in range(9)), turn("long", "x" * 9000))
     assert await database.write(partial(mark_erased, session_id=SESSION, now_us=1, erase=False)) == 10
     assert await ids(database) == [], "nobody reads what is not deleted yet"
@@ -213,19 +213,19 @@ async def test_an_erased_sessions_turns_are_deleted_in_short_transactions(databa
     assert await database.read(partial(unfinished_erasures, limit=9)) == []
 
 
-async def test_turns_are_not_deleted_of_a_session_that_was_not_erased(database: Database) -> None:
+async def test_unerased_session_keeps_turns(database: Database) -> None:
     await put(database, turn("t1"))
     assert await database.write(partial(delete_erased, session_id=SESSION, max_turns=5, max_bytes=4000)) == 0
     assert await ids(database) == ["t1"]
 
 
-async def test_a_tombstone_outlives_every_sweep(database: Database) -> None:
+async def test_tombstone_outlives_sweep(database: Database) -> None:
     await erase_session(database, SESSION)
     assert await database.write(partial(delete_idle_sessions, before_s=10**9, limit=9)) == 0
     assert await put(database, turn("t1")) == [E]
 
 
-async def test_nobody_erases_anothers_session(database: Database) -> None:
+async def test_foreign_session_is_not_erased(database: Database) -> None:
     await put(database, turn("t1", by=owner(principal="ann")))
     work = partial(mark_erased, session_id=SESSION, now_us=1, erase=False)
     with pytest.raises(NotOwnerError):
@@ -239,7 +239,7 @@ def _stored(connection: Connection, session_id: str) -> int:
     return connection.scalar(select(func.count()).select_from(turns).where(turns.c.session_id == session_id)) or 0
 
 
-async def test_a_turn_under_way_does_not_outlive_its_sessions_erasure(database: Database) -> None:
+async def test_erasure_catches_turn_under_way(database: Database) -> None:
     """Turns and erasures at once: whatever was stored, and whenever, is deleted in the end."""
     for number in range(10):
         key = f"session-raced-{number:02}"
@@ -253,7 +253,7 @@ async def test_a_turn_under_way_does_not_outlive_its_sessions_erasure(database: 
         assert await put(database, turn("late", by=owner(key))) == [E]
 
 
-async def test_turns_that_are_too_old_are_forgotten_and_their_sessions_once_idle(database: Database) -> None:
+async def test_old_turns_and_idle_sessions_go(database: Database) -> None:
     old = [ArrivedTurn(turn(f"old{number}"), arrival_at(1000 + number)) for number in range(3)]
     mixed = ArrivedTurn(turn("old", by=owner("another-session-01")), arrival_at(1003))
     for item in [*old, mixed]:
@@ -268,7 +268,7 @@ async def test_turns_that_are_too_old_are_forgotten_and_their_sessions_once_idle
     assert await database.read(partial(find_session, session_id=SESSION)) is None
 
 
-async def test_the_last_turns_are_told_to_their_owner_alone(database: Database) -> None:
+async def test_last_turns_are_for_owner_only(database: Database) -> None:
     ann = owner(principal="ann")
     await put(database, *(turn(f"t{number}", by=ann, sequence=number) for number in range(5)))
     newest = await database.read(partial(last_turns, session_id=SESSION, limit=2))
@@ -279,7 +279,7 @@ async def test_the_last_turns_are_told_to_their_owner_alone(database: Database) 
     assert await database.read(partial(last_turns_of, owner=owner(principal="bob"), limit=9)) is None
 
 
-async def test_a_search_finds_the_most_telling_turns_of_the_given_sessions_only(database: Database) -> None:
+async def test_search_ranks_own_sessions_only(database: Database) -> None:
     ann, bob = owner("session-of-ann-01", principal="ann"), owner("session-of-bob-01", principal="bob")
     await put(database, turn("a1", "we spoke of the harbour", by=ann), turn("a2", "invoice for the harbour", by=ann))
     await put(database, turn("a3", "nothing of note", by=ann), turn("b1", "my harbour invoice", by=bob))
@@ -288,9 +288,7 @@ async def test_a_search_finds_the_most_telling_turns_of_the_given_sessions_only(
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_postgresql_looks_through_so_many_turns_at_most_the_newest_first(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_postgresql_search_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full_text, "_SEARCHED_TURNS", 3)
     newer = owner("session-of-test-02")
     await put(database, *(turn(f"n{place}", "harbour", by=newer, sequence=place) for place in (2, 1)))
@@ -298,21 +296,21 @@ async def test_postgresql_looks_through_so_many_turns_at_most_the_newest_first(
     assert set(await found(database, "harbour", of=[newer.session_id, SESSION])) == {"n1", "n2", "o3"}
 
 
-async def test_a_principals_newest_sessions_come_first(database: Database) -> None:
+async def test_newest_sessions_come_first(database: Database) -> None:
     sessions = [(owner(f"session-of-ann-0{number}", principal="ann", epoch=number), "elena") for number in range(4)]
     await database.write(partial(save_sessions, owners=[*sessions, (owner(), "elena")], now_s=1.0))
     find = partial(recent_sessions, principal="ann", limit=2, but="session-of-ann-03")
     assert await database.read(find) == ["session-of-ann-02", "session-of-ann-01"]
 
 
-async def test_the_last_arrival_is_known(database: Database) -> None:
+async def test_last_arrival(database: Database) -> None:
     assert await database.read(last_arrival) == 0
     await put(database, turn("t1"))
     assert 0 < await database.read(last_arrival) < arrivals.next()
 
 
 @pytest.mark.parametrize("count", [1, 250])
-async def test_a_batch_of_any_size_is_stored_whole(database: Database, count: int) -> None:
+async def test_batch_of_any_size_is_stored(database: Database, count: int) -> None:
     outcomes = await put(
         database, *(turn(f"t{n}", by=owner(f"session-of-test-{n % 7}")) for n in range(count)), queue=True
     )

@@ -91,7 +91,7 @@ def has_no_room(answer: httpx.Response) -> bool:
 
 
 @on_sqlite
-async def test_a_full_disk_is_told_and_recovered_from(make_settings: MakeSettings) -> None:
+async def test_full_disk_is_507_and_recovers(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with Memory.open(settings) as memory:
         await memory.ready()
@@ -113,9 +113,7 @@ async def test_a_full_disk_is_told_and_recovered_from(make_settings: MakeSetting
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="a running process's limits are Linux's to change")
-async def test_a_running_broker_whose_disk_takes_no_more_mints_on_and_recovers(
-    azure: RunningSimulator, tmp_path: Path
-) -> None:
+async def test_broker_with_full_disk_still_mints(azure: RunningSimulator, tmp_path: Path) -> None:
     """The kernel refuses to let the files grow: the log can't be written, and no checkpoint can either."""
     env = environment(tmp_path, azure.base_url, BROKER_DATABASE_URL=sqlite_url(tmp_path))
     async with run_process("serve", env, tmp_path) as broker, plain_client(broker.base_url) as http:
@@ -154,9 +152,7 @@ async def test_a_running_broker_whose_disk_takes_no_more_mints_on_and_recovers(
 
 
 @on_sqlite
-async def test_a_database_that_somebody_locks_is_told_and_recovered_from(
-    make_settings: MakeSettings, tmp_path: Path
-) -> None:
+async def test_locked_database_recovers(make_settings: MakeSettings, tmp_path: Path) -> None:
     settings = make_settings()
     async with Memory.open(settings) as memory:
         await memory.ready()
@@ -178,7 +174,7 @@ def own_postgres() -> Any:
         yield server
 
 
-async def test_a_postgresql_that_restarts_is_waited_for(own_postgres: PostgresServer) -> None:
+async def test_postgresql_restart(own_postgres: PostgresServer) -> None:
     settings = Settings.load(database_url=SecretStr(await own_postgres.create()), signing_keys="k" * 40)
     async with Memory.open(settings) as memory:
         await memory.ready()
@@ -212,9 +208,7 @@ async def test_a_postgresql_that_restarts_is_waited_for(own_postgres: PostgresSe
         pytest.param("P0001", 422, id="a-trigger-of-the-owners"),
     ],
 )
-async def test_what_postgresql_says_is_told_as_come_again_or_as_never(
-    postgres: PostgresServer, sqlstate: str, status: int
-) -> None:
+async def test_postgresql_errors_are_mapped(postgres: PostgresServer, sqlstate: str, status: int) -> None:
     """Only what is the row's own fault is refused for good: the server's may be sent again until it is mended."""
     settings = Settings.load(database_url=SecretStr(await postgres.create()), signing_keys="k" * 40)
     async with Memory.open(settings) as memory:
@@ -234,7 +228,7 @@ async def test_what_postgresql_says_is_told_as_come_again_or_as_never(
             assert (await say(http, "t1")).status_code == 200
 
 
-async def test_while_the_store_is_away_who_was_blocked_stays_blocked(own_postgres: PostgresServer) -> None:
+async def test_blocklist_holds_while_store_is_away(own_postgres: PostgresServer) -> None:
     settings = Settings.load(database_url=SecretStr(await own_postgres.create()), signing_keys="k" * 40)
     async with Memory.open(settings) as memory:
         await memory.ready()
@@ -263,7 +257,7 @@ async def test_while_the_store_is_away_who_was_blocked_stays_blocked(own_postgre
         await eventually(let_in)
 
 
-async def test_a_broker_starts_without_its_postgresql_and_finds_it_later(own_postgres: PostgresServer) -> None:
+async def test_start_without_postgresql(own_postgres: PostgresServer) -> None:
     settings = Settings.load(database_url=SecretStr(await own_postgres.create()), signing_keys="k" * 40)
     await asyncio.to_thread(own_postgres.control, "stop", "-m", "fast")
     try:
@@ -279,7 +273,7 @@ async def test_a_broker_starts_without_its_postgresql_and_finds_it_later(own_pos
 
 
 @on_sqlite
-async def test_a_second_process_on_the_same_sqlite_file_is_turned_away(make_settings: MakeSettings) -> None:
+async def test_second_process_on_file_is_refused(make_settings: MakeSettings) -> None:
     settings = make_settings()
     async with Memory.open(settings) as memory:
         await memory.ready()
@@ -291,7 +285,7 @@ async def test_a_second_process_on_the_same_sqlite_file_is_turned_away(make_sett
         assert await heir.append([turn("t1")]) == [Outcome.DUPLICATE]
 
 
-async def test_a_folder_that_cannot_be_written_keeps_no_broker_from_starting(tmp_path: Path) -> None:
+async def test_unwritable_folder_stops_no_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     blocked = tmp_path / "file" / "folder"
     settings = Settings.load(database_url=SecretStr(sqlite_url(blocked)), signing_keys="k" * 40)
@@ -310,7 +304,7 @@ async def test_a_folder_that_cannot_be_written_keeps_no_broker_from_starting(tmp
         await eventually(stored)
 
 
-async def test_what_is_no_database_is_told_and_left_as_it_is(tmp_path: Path) -> None:
+async def test_foreign_file_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "memory.db"
     file.write_bytes(b"not a database, and somebody else's " * 100)
     before = file.read_bytes()
@@ -322,7 +316,7 @@ async def test_what_is_no_database_is_told_and_left_as_it_is(tmp_path: Path) -> 
     assert file.read_bytes() == before
 
 
-async def test_a_commit_that_hangs_is_answered_and_not_lost(tmp_path: Path) -> None:
+async def test_hanging_commit_is_answered(tmp_path: Path) -> None:
     """The disk stalls: who waits is told in time; what was handed over is stored when it goes on."""
     settings = Settings.load(
         database_url=SecretStr(sqlite_url(tmp_path)), signing_keys="k" * 40, store_timeout_s=0.3, store_patience_s=0.1
@@ -344,7 +338,7 @@ async def test_a_commit_that_hangs_is_answered_and_not_lost(tmp_path: Path) -> N
         await eventually(is_there)
 
 
-async def test_proxied_turns_reach_the_store_before_it_closes(tmp_path: Path) -> None:
+async def test_proxied_turns_are_flushed_on_close(tmp_path: Path) -> None:
     settings = Settings.load(database_url=SecretStr(sqlite_url(tmp_path)), signing_keys="k" * 40)
     async with Memory.open(settings) as memory:
         await memory.ready()
@@ -355,7 +349,7 @@ async def test_proxied_turns_reach_the_store_before_it_closes(tmp_path: Path) ->
         assert len(await heir.turns(SESSION, principal="anonymous", limit=100) or []) == 50
 
 
-async def test_what_comes_before_the_store_is_open_makes_nobody_wait_for_it_afterwards(
+async def test_early_turns_delay_nobody_later(
     make_settings: MakeSettings,
 ) -> None:
     async with Memory.open(make_settings()) as memory:
@@ -365,7 +359,7 @@ async def test_what_comes_before_the_store_is_open_makes_nobody_wait_for_it_afte
         assert memory.status().failed_commits == 0
 
 
-async def test_a_commit_that_fails_on_sqlite_leaves_nothing_behind_for_the_next_one(tmp_path: Path) -> None:
+async def test_failed_commit_leaves_no_transaction(tmp_path: Path) -> None:
     async with opened(SqliteDatabase(sqlite_url(tmp_path), busy_s=1, timeout_s=10)) as database:
 
         def promise_in_vain(connection: Connection) -> None:
@@ -390,7 +384,7 @@ def _watch_references(database: SqliteDatabase) -> None:
     database._kept.connection.cursor().execute("PRAGMA foreign_keys = ON")
 
 
-async def test_a_store_that_is_closed_while_somebody_reads_leaves_no_file_open(tmp_path: Path) -> None:
+async def test_close_during_read_leaks_no_file(tmp_path: Path) -> None:
     database = SqliteDatabase(sqlite_url(tmp_path), busy_s=1, timeout_s=10)
     await database.open()
     reads = threading.Event()

@@ -47,7 +47,7 @@ async def failure_of(sink: ZepMemory, sent: DeliveryBatch) -> Failure:
     return caught.value.failure
 
 
-async def test_a_delivery_makes_user_and_session_once_and_sends_whole_messages(sink: ZepMemory, zep: Zep) -> None:
+async def test_delivery_makes_session_once(sink: ZepMemory, zep: Zep) -> None:
     await sink.deliver(batch_of("t1", "t2"))
     await sink.deliver(batch_of("t3"))
     assert zep.requests.count("POST /users") == 1
@@ -70,7 +70,7 @@ async def test_a_delivery_makes_user_and_session_once_and_sends_whole_messages(s
     }
 
 
-async def test_a_user_and_a_session_that_are_there_already_are_no_failure(sink: ZepMemory, zep: Zep) -> None:
+async def test_existing_user_and_session_are_fine(sink: ZepMemory, zep: Zep) -> None:
     await sink.deliver(batch_of("t1"))
     another = ZepMemory(SecretStr(KEY), zep.base_url, timeout_s=5)
     await another.deliver(batch_of("t2"))
@@ -78,14 +78,14 @@ async def test_a_user_and_a_session_that_are_there_already_are_no_failure(sink: 
     assert zep.turn_ids(SESSION) == ["t1", "t2"]
 
 
-async def test_what_may_have_arrived_is_looked_for_and_not_repeated(sink: ZepMemory, zep: Zep) -> None:
+async def test_uncertain_turns_are_not_repeated(sink: ZepMemory, zep: Zep) -> None:
     zep.faults.append(Fault("reset", "/memory", "POST", stored=True))
     assert (await failure_of(sink, batch_of("t1", "t2"))).uncertain
     await sink.deliver(batch_of("t1", "t2", "t3", uncertain=True))
     assert zep.turn_ids(SESSION) == ["t1", "t2", "t3"]
 
 
-async def test_a_look_goes_through_all_pages(sink: ZepMemory, zep: Zep) -> None:
+async def test_lookup_reads_all_pages(sink: ZepMemory, zep: Zep) -> None:
     for begin in range(0, 240, 30):
         await sink.deliver(batch_of(*(f"t{number}" for number in range(begin, begin + 30))))
     await sink.deliver(batch_of("t239", "t240", uncertain=True))
@@ -113,7 +113,7 @@ async def test_a_look_goes_through_all_pages(sink: ZepMemory, zep: Zep) -> None:
         value.kind + str(value.status if value.kind == "status" else "") if isinstance(value, Fault) else ""
     ),
 )
-async def test_each_failure_of_a_delivery_means_what_it_should(zep: Zep, fault: Fault, expected: Failure) -> None:
+async def test_failures_are_mapped(zep: Zep, fault: Fault, expected: Failure) -> None:
     sink = ZepMemory(SecretStr(KEY), zep.base_url, timeout_s=0.3)
     await sink.deliver(batch_of("t0"))
     fault = replace(fault, path="/memory", method="POST")
@@ -122,20 +122,20 @@ async def test_each_failure_of_a_delivery_means_what_it_should(zep: Zep, fault: 
     await sink.aclose()
 
 
-async def test_a_zep_that_is_not_there_has_stored_nothing(zep: Zep) -> None:
+async def test_refused_connection_is_certain(zep: Zep) -> None:
     sink = ZepMemory(SecretStr(KEY), "http://127.0.0.1:1", timeout_s=1)
     assert await failure_of(sink, batch_of("t1")) == Failure("zep: ConnectError")
     await sink.aclose()
 
 
-async def test_a_failure_tells_nothing_of_what_was_said_or_of_the_key(sink: ZepMemory, zep: Zep) -> None:
+async def test_failure_reveals_no_text_or_key(sink: ZepMemory, zep: Zep) -> None:
     zep.faults.append(Fault("status", "/memory", body='{"message": "hello is not allowed, key zep-canary-key-5518"}'))
     failure = await failure_of(sink, batch_of("t1"))
     assert "hello" not in failure.reason
     assert KEY not in failure.reason
 
 
-async def test_a_session_that_zep_lost_is_made_again(sink: ZepMemory, zep: Zep) -> None:
+async def test_lost_session_is_made_again(sink: ZepMemory, zep: Zep) -> None:
     await sink.deliver(batch_of("t1"))
     zep.sessions.clear()
     assert (await failure_of(sink, batch_of("t2"))).counts
@@ -143,7 +143,7 @@ async def test_a_session_that_zep_lost_is_made_again(sink: ZepMemory, zep: Zep) 
     assert zep.turn_ids(SESSION) == ["t2"]
 
 
-async def test_a_forgotten_session_is_erased_and_made_again_when_it_goes_on(sink: ZepMemory, zep: Zep) -> None:
+async def test_erased_session_is_made_again(sink: ZepMemory, zep: Zep) -> None:
     await sink.deliver(batch_of("t1", principal="ann"))
     await sink.erase("ann", SESSION)
     await sink.erase("ann", SESSION)  # what is not there is forgotten
@@ -152,19 +152,19 @@ async def test_a_forgotten_session_is_erased_and_made_again_when_it_goes_on(sink
     assert zep.turn_ids(SESSION) == ["t2"]
 
 
-async def test_a_forgotten_user_is_erased_with_all_their_sessions(sink: ZepMemory, zep: Zep) -> None:
+async def test_user_erasure_includes_sessions(sink: ZepMemory, zep: Zep) -> None:
     await sink.deliver(batch_of("t1", principal="entra:tenant:ann"))
     await sink.erase("entra:tenant:ann", "")
     assert (zep.users, zep.sessions, zep.messages) == ({}, {}, {})
 
 
-async def test_facts_are_the_sessions_and_then_the_users(sink: ZepMemory, zep: Zep) -> None:
+async def test_session_facts_come_before_user_facts(sink: ZepMemory, zep: Zep) -> None:
     await sink.deliver(batch_of("t1", principal="ann"))
     zep.facts = {SESSION: ["likes tea", "is Ann"], "ann": ["is Ann", "lives in Bergen"]}
     assert await sink.facts(owner(principal="ann"), of_session=True) == ["likes tea", "is Ann", "lives in Bergen"]
 
 
-async def test_of_a_session_that_may_be_anothers_nothing_is_asked(sink: ZepMemory, zep: Zep) -> None:
+async def test_unproven_session_is_not_asked(sink: ZepMemory, zep: Zep) -> None:
     await sink.deliver(batch_of("t1", principal="ann"))
     zep.facts = {SESSION: ["likes tea"], "bob": ["lives in Rome"]}
     assert await sink.facts(owner(principal="bob"), of_session=False) == []  # Zep has no bob
@@ -172,7 +172,7 @@ async def test_of_a_session_that_may_be_anothers_nothing_is_asked(sink: ZepMemor
     assert f"GET /sessions/{SESSION}/memory" not in zep.requests
 
 
-async def test_anonymous_talk_is_recalled_within_its_session_only(sink: ZepMemory, zep: Zep) -> None:
+async def test_anonymous_facts_stay_in_session(sink: ZepMemory, zep: Zep) -> None:
     await sink.deliver(batch_of("t1"))
     zep.facts = {SESSION: ["likes tea"], "anonymous": ["somebody else's"]}
     assert await sink.facts(owner(), of_session=True) == ["likes tea"]
@@ -181,7 +181,7 @@ async def test_anonymous_talk_is_recalled_within_its_session_only(sink: ZepMemor
 
 
 @pytest.mark.parametrize("principal", ["anonymous", "ann", "entra:tenant:oid", "a/b?c", "ü" * 200])
-def test_a_zep_user_id_is_plain_stable_and_nobody_elses(principal: str) -> None:
+def test_zep_user_id_is_stable_and_unique(principal: str) -> None:
     user_id = zep_user_id(principal, SESSION)
     assert httpx.URL(f"http://x/users/{user_id}").raw_path.decode() == f"/users/{user_id}"
     assert user_id == zep_user_id(principal, SESSION)
@@ -200,5 +200,5 @@ def test_a_zep_user_id_is_plain_stable_and_nobody_elses(principal: str) -> None:
         ("-1", None),
     ],
 )
-def test_retry_after_is_read_as_seconds_or_a_date(value: str, seconds: float | None) -> None:
+def test_retry_after_formats(value: str, seconds: float | None) -> None:
     assert retry_after_s({"retry-after": value}) == seconds
