@@ -21,9 +21,9 @@ from tests.support.databases import postgres_server, sqlite_url
 
 async def soak(folder: Path, database_url: str, sink: str, kills: int, seed: int) -> Report:
     if sink == "local":
-        return await kill_and_check(folder, database_url, None, kills=kills, seed=seed)
+        return await kill_and_check(folder, database_url, None, kills=kills, writers=8, seed=seed, longest_life_s=1)
     async with running_zep() as zep:
-        return await kill_and_check(folder, database_url, zep, kills=kills, seed=seed)
+        return await kill_and_check(folder, database_url, zep, kills=kills, writers=8, seed=seed, longest_life_s=1)
 
 
 def run(store: str, sink: str, kills: int, seed: int) -> Report:

@@ -22,11 +22,13 @@ MakeSettings = Callable[..., Settings]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     if request.param == "sqlite":
-        return sqlite_url(tmp_path)
+        yield sqlite_url(tmp_path)
+        return
     server: PostgresServer = request.getfixturevalue("postgres")
-    return await server.create()
+    async with server.lend() as url:
+        yield url
 
 
 @pytest.fixture

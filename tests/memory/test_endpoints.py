@@ -163,46 +163,49 @@ async def test_invalid_session_token_is_refused(caller: Caller) -> None:
             assert answer.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"role": "system"}, "role"),
-        ({"content": ""}, "content"),
-        ({"content": "a\x00b"}, "content"),
-        ({"content": 5}, "content"),
-        ({"sequence": -1}, "sequence"),
-        ({"sequence": 2**31}, "sequence"),
-        ({"turn_id": ""}, "turn_id"),
-        ({"turn_id": "x" * 129}, "turn_id"),
-        ({"turn_id": "a\x00"}, "turn_id"),
-        ({"session_id": "short"}, "session_id"),
-        ({"created_at": "yesterday"}, "created_at"),
-        ({"created_at": "9999-12-31T23:59:59Z"}, "created_at"),
-        ({"colour": "red"}, "colour"),
-    ],
-)
-async def test_wrong_fields_are_named(caller: Caller, fields: dict[str, Any], named: str) -> None:
-    answer = await caller.say(**fields)
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
-    assert answer.json()["errors"][0]["field"] == named
+WRONG_FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"role": "system"}, "role"),
+    ({"content": ""}, "content"),
+    ({"content": "a\x00b"}, "content"),
+    ({"content": 5}, "content"),
+    ({"sequence": -1}, "sequence"),
+    ({"sequence": 2**31}, "sequence"),
+    ({"turn_id": ""}, "turn_id"),
+    ({"turn_id": "x" * 129}, "turn_id"),
+    ({"turn_id": "a\x00"}, "turn_id"),
+    ({"session_id": "short"}, "session_id"),
+    ({"created_at": "yesterday"}, "created_at"),
+    ({"created_at": "9999-12-31T23:59:59Z"}, "created_at"),
+    ({"colour": "red"}, "colour"),
+]
+MALFORMED = [b"{", b"[]", b'"transcripts"', b"null", b'{"transcripts": 5}', b'{"transcripts": []}', b"", b"\xff"]
 
 
-@pytest.mark.parametrize(
-    "body", [b"{", b"[]", b'"transcripts"', b"null", b'{"transcripts": 5}', b'{"transcripts": []}', b"", b"\xff"]
-)
-async def test_malformed_body_is_refused(caller: Caller, body: bytes) -> None:
-    for path in ("/memory/enrich", "/conversation/turn"):
-        answer = await caller.http.post(path, content=body, headers=bearer(caller.settings, owner()))
-        assert answer.status_code in {400, 422}
-        assert answer.headers["content-type"] == "application/problem+json"
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_wrong_fields_are_named(caller: Caller) -> None:
+    for fields, named in WRONG_FIELDS:
+        answer = await caller.say(**fields)
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), fields
+        assert answer.json()["errors"][0]["field"] == named, fields
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_malformed_body_is_refused(caller: Caller) -> None:
+    for body in MALFORMED:
+        for path in ("/memory/enrich", "/conversation/turn"):
+            answer = await caller.http.post(path, content=body, headers=bearer(caller.settings, owner()))
+            assert answer.status_code in {400, 422}, body
+            assert answer.headers["content-type"] == "application/problem+json", body
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_lone_surrogate_is_refused(caller: Caller) -> None:
     body = json.dumps({"session_id": SESSION, "agent_id": "elena", "role": "user", "content": "\ud800"})
     answer = await caller.http.post("/conversation/turn", content=body, headers=bearer(caller.settings, owner()))
     assert answer.status_code in {400, 422}
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_large_requests_are_refused(caller: Caller) -> None:
     limit = caller.settings.max_turn_bytes
     assert (await caller.say(content="x" * limit)).status_code == 200

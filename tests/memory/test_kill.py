@@ -15,15 +15,15 @@ from token_broker.settings import Settings
 
 
 async def test_acknowledged_turns_survive_kills(database_url: str, zep: Zep, tmp_path: Path) -> None:
-    report = await kill_and_check(tmp_path, database_url, zep, kills=3)
-    assert report.kills == 3
-    assert report.turns > 3 * 8
+    report = await kill_and_check(tmp_path, database_url, zep, kills=2)
+    assert report.kills == 2
+    assert report.turns > 3 * 4
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_full_text_survives_kills(database_url: str, tmp_path: Path) -> None:
-    report = await kill_and_check(tmp_path, database_url, None, kills=3)
-    assert report.turns > 3 * 8
+    report = await kill_and_check(tmp_path, database_url, None, kills=1)
+    assert report.turns > 2 * 4
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -129,19 +129,21 @@ async def test_anonymous_caller_fills_no_disk(make_settings: MakeSettings) -> No
     settings = make_settings()
     fields = {name: Settings.model_fields[name].get_default() for name in ("turns_per_minute", "turn_bytes_per_minute")}
     async with calling(make_settings(**fields)) as caller:
-        taken_bytes, content = 0, "x" * settings.max_turn_bytes
-        for number in range(20_000_000 // len(content)):
-            answer = await caller.say(content, f"t{number}", by=owner(f"session-{number:016}"))
-            if answer.status_code != 200:
+        content = "x" * settings.max_turn_bytes
+        batch = [content] * (settings.max_memory_body_bytes // len(content) - 1)
+        taken_bytes, batch_bytes = 0, len(content) * len(batch)
+        for number in range(20_000_000 // batch_bytes):
+            answer = await caller.enrich(*batch, by=owner(f"session-{number:016}"))
+            if answer.status_code != 202:
                 break
-            taken_bytes += len(content)
+            taken_bytes += batch_bytes
         assert refusal(answer) == OVER_QUOTA
         assert 2_000_000 < taken_bytes < 10_000_000  # 4 MiB, and what a slow machine's minute adds
 
 
 async def test_zero_turns_quotas_off(make_settings: MakeSettings) -> None:
     async with calling(make_settings(turns_per_minute=0, turn_bytes_per_minute=0)) as caller:
-        for _ in range(20):
+        for _ in range(9):  # 900 turns and 4.5 MB: beyond a broker's own quotas
             assert (await caller.enrich(*["x" * 5000] * 100)).status_code == 202
 
 

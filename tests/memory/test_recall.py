@@ -22,7 +22,7 @@ from token_broker.security.owner import Owner
 
 
 async def test_reconnect_gets_last_turns(make_settings: MakeSettings) -> None:
-    async with Memory.open(make_settings()) as memory:
+    async with Memory.open(make_settings(recall_budget_s=5)) as memory:
         await memory.append([turn(content=f"line {number}", sequence=number) for number in range(20)])
         block = await memory.recall.block(owner(epoch=2))
         lines = block.split("\n")[2:-1]
@@ -33,7 +33,7 @@ async def test_reconnect_gets_last_turns(make_settings: MakeSettings) -> None:
 
 async def test_facts_from_earlier_sessions(make_settings: MakeSettings) -> None:
     earlier, now = owner("earlier-session-01", principal="ann"), owner(principal="ann", epoch=2)
-    async with Memory.open(make_settings()) as memory:
+    async with Memory.open(make_settings(recall_budget_s=5)) as memory:
         await memory.append([turn(content="my boat lies in Bergen", by=earlier), turn(content="goodbye", by=earlier)])
         assert "my boat lies in Bergen" in await memory.recall.block(now)
         await memory.append([turn(content="let us talk about the boat again", by=now)])
@@ -46,7 +46,7 @@ async def test_facts_from_earlier_sessions(make_settings: MakeSettings) -> None:
 
 @pytest.mark.parametrize("stranger", [owner("another-session-01"), owner("another-session-01", principal="bob")])
 async def test_recall_is_ones_own(make_settings: MakeSettings, stranger: Owner) -> None:
-    async with Memory.open(make_settings()) as memory:
+    async with Memory.open(make_settings(recall_budget_s=5)) as memory:
         for by in (owner(), owner("session-of-ann-001", principal="ann")):
             await memory.append([turn(content="my boat lies in Bergen", by=by)])
         await memory.append([turn(content="where does a boat lie", by=stranger)])
@@ -56,7 +56,7 @@ async def test_recall_is_ones_own(make_settings: MakeSettings, stranger: Owner) 
 
 
 async def test_zep_facts_with_last_turns(zep_settings: MakeSettings, zep: Zep) -> None:
-    async with Memory.open(zep_settings()) as memory:
+    async with Memory.open(zep_settings(recall_budget_s=5)) as memory:
         await memory.append([turn("t1", "hello", sequence=1)])
         await zep.has(1)
         zep.facts = {SESSION: ["likes tea"]}
@@ -168,7 +168,7 @@ class Counting:
 async def test_repeated_recall_is_cached(
     make_settings: MakeSettings,
 ) -> None:
-    async with Memory.open(make_settings()) as memory:
+    async with Memory.open(make_settings(recall_budget_s=5)) as memory:
         await memory.append([turn(content="line 1", sequence=1)])
         memory.recall._database = counting = Counting(memory._database)
         first = await memory.recall.block(owner())
@@ -185,7 +185,7 @@ async def test_repeated_recall_is_cached(
 
 
 async def test_cache_is_per_owner(make_settings: MakeSettings) -> None:
-    async with Memory.open(make_settings()) as memory:
+    async with Memory.open(make_settings(recall_budget_s=5)) as memory:
         await memory.append([turn(content="my boat", by=owner(principal="ann"))])
         assert "my boat" in await memory.recall.block(owner(principal="ann"))
         assert await memory.recall.block(owner(principal="bob")) == ""
@@ -194,7 +194,7 @@ async def test_cache_is_per_owner(make_settings: MakeSettings) -> None:
 
 async def test_erasure_clears_cache(make_settings: MakeSettings) -> None:
     earlier, now = owner("earlier-session-01", principal="ann"), owner(principal="ann")
-    async with Memory.open(make_settings()) as memory:
+    async with Memory.open(make_settings(recall_budget_s=5)) as memory:
         await memory.append([turn(content="my boat lies in Bergen", by=earlier)])
         assert "Bergen" in await memory.recall.block(now)
         await memory.erase_session(earlier.session_id, principal="ann")
@@ -265,10 +265,11 @@ async def test_long_turns_are_cut_in_database(make_settings: MakeSettings, monke
     assert max(read) == TOLD_CHARS
 
 
-@pytest.mark.parametrize("length", [393, 394, 395, 400, 401, 5000])
-async def test_cut_turn_renders_as_whole(make_settings: MakeSettings, length: int) -> None:
-    async with Memory.open(make_settings()) as memory:
-        await memory.append([turn(content="x" * length)])
-        (line,) = (await memory.recall.block(owner())).split("\n")[2:-1]
-        text = "user: " + "x" * length
-        assert json.loads(line) == (text if len(text) <= 400 else text[:400] + "…")
+async def test_cut_turn_renders_as_whole(make_settings: MakeSettings) -> None:
+    async with Memory.open(make_settings(recall_budget_s=5)) as memory:
+        for length in (393, 394, 395, 400, 401, 5000):
+            by = owner(f"session-of-{length:08}")
+            await memory.append([turn(content="x" * length, by=by)])
+            (line,) = (await memory.recall.block(by)).split("\n")[2:-1]
+            text = "user: " + "x" * length
+            assert json.loads(line) == (text if len(text) <= 400 else text[:400] + "…"), length

@@ -78,13 +78,13 @@ async def kill_and_check(
     zep: Zep | None,
     *,
     kills: int,
-    writers: int = 8,
+    writers: int = 4,
     seed: int = 1,
-    longest_life_s: float = 1,
+    longest_life_s: float = 0.5,
 ) -> Report:
     """Kills the broker so often, at random moments under load; then checks all that was acknowledged.
 
-    Without `zep` the store is the memory, and its words are checked instead.
+    Without `zep` the store is the memory, and its full text is checked instead.
     """
     report = Report()
     settings = Settings.load(database_url=database_url, signing_keys=SIGNING_KEY)
@@ -109,7 +109,7 @@ async def kill_and_check(
         if zep is not None:
             await _check_zep(zep, report)
         elif database_url.startswith("sqlite"):
-            await _check_words(database_url)
+            await _check_full_text(database_url)
     return report
 
 
@@ -143,7 +143,7 @@ async def _turns_are_acknowledged(report: Report) -> None:
     before = report.turns
 
     async def more() -> bool:
-        return report.turns >= before + 8
+        return report.turns >= before + 4
 
     await eventually(more, within_s=60)
 
@@ -176,8 +176,8 @@ async def _check_zep(zep: Zep, report: Report) -> None:
     assert time.monotonic() - began_s < 60
 
 
-async def _check_words(database_url: str) -> None:
-    """Every turn is found by what it says, which is a line, in a sound index."""
+async def _check_full_text(database_url: str) -> None:
+    """The index is sound, and finds every turn by its term `line`."""
     path = sqlite_path(database_url)
     missing = """SELECT count(*) FROM turns
         WHERE arrival NOT IN (SELECT rowid FROM turns_fts WHERE turns_fts MATCH 'content : line')"""
