@@ -76,7 +76,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as name:
                 asyncio.run(measure(sqlite_url(Path(name)), arguments.stored, arguments.asked))
             continue
-        with postgres_server() as server:
+        with postgres_server(fsync=True) as server:
             url = asyncio.run(server.create())
             asyncio.run(measure(url, arguments.stored, arguments.asked))
 

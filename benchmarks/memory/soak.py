@@ -31,7 +31,7 @@ def run(store: str, sink: str, kills: int, seed: int) -> Report:
         folder = Path(name)
         if store == "sqlite":
             return asyncio.run(soak(folder, sqlite_url(folder), sink, kills, seed))
-        with postgres_server() as server:
+        with postgres_server(fsync=True) as server:
             return asyncio.run(soak(folder, asyncio.run(server.create()), sink, kills, seed))
 
 

@@ -331,7 +331,7 @@ def main() -> None:
                 urls = [sqlite_url(_folder(name, which)) for which in stores]
                 asyncio.run(measure(Path(name), urls, None, arguments))
                 continue
-            with postgres_server() as server:
+            with postgres_server(fsync=True) as server:
                 urls = [asyncio.run(server.create()) for _ in stores]
                 asyncio.run(measure(Path(name), urls, server, arguments))
 

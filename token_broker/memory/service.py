@@ -313,7 +313,7 @@ class Memory:
                 sink = self._zep = self._zep or ZepMemory(key, url, timeout_s=settings.delivery_timeout_s)
             return DeliveryWorker(self._database, sink, DeliveryPolicy.of(settings), clock=self._clock)
 
-        # In a thread: zep-python takes a second to import, and the first talks would wait for it.
+        # In a thread: SQLAlchemy and zep-python take up to half a second to import, and talks would wait for them.
         worker = self._worker = await asyncio.to_thread(make_worker)
         await worker.run()
 

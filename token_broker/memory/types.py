@@ -1,6 +1,6 @@
 """The memory's values and seams: a turn as it is said and as it is stored, and what the rest of the broker may ask for.
 
-Nothing here imports SQLAlchemy: it takes a quarter of a second to load, and is loaded when the store opens.
+Nothing here imports SQLAlchemy: it takes half a second of CPU to load, and is loaded when the store opens.
 """
 
 import re
