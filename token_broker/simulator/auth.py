@@ -1,4 +1,4 @@
-"""Who is asking: tells a key from an Entra token from an ephemeral secret, and which of them a route takes.
+"""Classifies a request's credential, and refuses those that a route does not take.
 
 docs/azure.md §1.2: `api-key`, or a Bearer Entra token; only under `/openai/v1` may the key come as Bearer.
 """
@@ -32,6 +32,7 @@ class Credential(StrEnum):
 
 def credential_of(headers: Headers, config: SimulatorConfig, secrets: EphemeralSecrets) -> Credential:
     """Classifies what the request carries. An `api-key` header wins over `Authorization`."""
+    # Azure's gateway looks at the key first: a wrong one is refused, however good the bearer token is.
     key = headers.get("api-key")
     if key is not None:
         return Credential.KEY if _same(key, config.key) else Credential.UNKNOWN
@@ -57,13 +58,16 @@ def admit(credential: Credential, config: SimulatorConfig, taken: Collection[Cre
     """Raises the refusal that Azure would send unless `credential` is among those the route takes."""
     if credential is Credential.NONE:
         raise azure_errors.key_missing()
+    # A principal without the role is told so on every route, even one that takes no Entra token.
     if credential is Credential.ENTRA_WITHOUT_ROLE:
         raise azure_errors.permission_denied()
     if credential not in taken:
         raise azure_errors.key_wrong()
+    # After the key was compared: only the holder of the right key learns that keys are switched off.
     if config.keys_disabled and credential in {Credential.KEY, Credential.KEY_AS_BEARER}:
         raise azure_errors.keys_disabled()
 
 
 def _same(given: str, expected: SecretStr) -> bool:
+    # As bytes: `compare_digest` takes no text beyond ASCII, and a request may hold any.
     return hmac.compare_digest(given.encode(), expected.get_secret_value().encode())

@@ -40,7 +40,7 @@ def structured(
     type_: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> AzureError:
-    """`{"error": {…}}`; with `type_` it also has a `param`, null where it is about none."""
+    """`{"error": {…}}`. With `type_` it also has a `param`, which may be null."""
     error: dict[str, Any] = {"code": code, "message": message}
     if type_ is not None:
         error |= {"param": param, "type": type_}
@@ -60,7 +60,7 @@ def page(status: int) -> AzureError:
 
 
 def invalid_request(code: str, message: str, *, param: str | None = None, status: int = 400) -> AzureError:
-    """The model's own invalid about a body, as OpenAI words it."""
+    """The model's refusal of a body, as OpenAI words it."""
     return structured(status, code, message, param=param, type_="invalid_request_error")
 
 

@@ -48,6 +48,7 @@ class SimulatorConfig:
     projects: frozenset[str] | None = None
     """Foundry projects that exist; `None`: whatever is asked for."""
 
+    # A route refuses every other version with 400 (docs/azure.md §2.3, §6.1).
     flat_api_versions: frozenset[str] = frozenset({"2025-10-01", "2024-10-01-preview"})
     voice_live_api_versions: frozenset[str] = frozenset({"2025-10-01", "2026-04-10", "2026-07-15"})
     preview_socket_api_versions: frozenset[str] = frozenset({"2024-10-01-preview", "2025-04-01-preview"})
@@ -79,6 +80,7 @@ class SimulatorConfig:
     sideband_states_session: bool = False
     """Whether a sideband begins with `session.created`: not on a recorded WebRTC call (docs/azure.md §5.4)."""
 
+    # Faster than a model thinks, so that tests are fast; slow enough that a cancel can come first.
     thinking_s: float = 0.05
     """From the end of a turn to the first of the answer."""
     answer_speed: float = 5.0
@@ -86,6 +88,7 @@ class SimulatorConfig:
     transcript_timing: TranscriptTiming = "during_answer"
     """When the user's transcript comes: all of these happen on Azure."""
     longest_talk_s: float = 3600.0
+    # Beyond it a handshake is refused with 429, as where a quota ends.
     max_talks: int = 5000
 
     clock_offset_s: float = 0.0

@@ -45,6 +45,7 @@ class EphemeralSecrets:
         value = PREFIX + secrets.token_hex(24)
         # Whole seconds, as Azure states them: the stated and the real expiry are one.
         minted = EphemeralSecret(SecretStr(value), float(int(self._now() + ttl_s)), dialect, session, new_id("sess"))
+        # In the order of minting, so that the first is the oldest.
         self._minted[value] = minted
         self._unopened.add(minted.session_id)
         while len(self._minted) > self._limit:

@@ -118,6 +118,7 @@ class FaultMiddleware:
             if not message.get("more_body", False):
                 break
         entry.body = self._log.readable(bytes(body))
+        # The body is read before the fault, so that the log shows what a request asked that met one.
         exchange = Exchange(
             self._app, scope, bytes(body), receive, send, entry, self._resource.secrets, self._resource.clock.now
         )

@@ -26,6 +26,7 @@ from token_broker.simulator.session_bodies.check import (
     parse_json,
 )
 
+# The key as Bearer is a convenience of `/v1` for the openai package; the older routes know it as a header alone.
 _FLAT_CREDENTIALS = frozenset({Credential.KEY, Credential.ENTRA})
 _V1_CREDENTIALS = _FLAT_CREDENTIALS | {Credential.KEY_AS_BEARER}
 
@@ -80,6 +81,7 @@ class Mint:
         return await self._mint_flat(request, None)
 
     async def _mint_nested(self, request: Request) -> Response:
+        # Before the body is read: who sends a version has the wrong route in mind, and any body would mislead.
         if "api-version" in request.query_params:
             raise azure_errors.api_version_not_allowed()
         if "openai-beta" in request.headers:
@@ -110,13 +112,14 @@ class Mint:
         self._require_deployment(model)
         session: dict[str, Any] = body.model_dump(mode="json") | {"model": model}
         minted = self.resource.secrets.mint("preview", session, self.resource.config.flat_ttl_s)
+        # ISO 8601, as the first version's flat routes had it; GA states unix seconds.
         expires_at = datetime.fromtimestamp(minted.expires_at, UTC)
         return JSONResponse(
             {"value": minted.value.get_secret_value(), "expires_at": expires_at.isoformat().replace("+00:00", "Z")}
         )
 
     def _admit_to_project(self, request: Request) -> None:
-        """A project wants the key twice, in `api-key` and `Ocp-Apim-Subscription-Key`; an Entra token once."""
+        """A project needs the key twice, in `api-key` and `Ocp-Apim-Subscription-Key`; an Entra token once."""
         credential = self.resource.credential_of(request.headers)
         admit(credential, self.resource.config, _FLAT_CREDENTIALS)
         if credential is Credential.KEY:
@@ -143,6 +146,7 @@ def _post(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Rout
 
 
 async def _json_body(request: Request) -> Any:
+    # Lenient where there is no content type: what Azure does then is not known.
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise azure_errors.structured(415, "UnsupportedMediaType", f"Unsupported media type: {media_type}")

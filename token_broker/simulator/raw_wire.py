@@ -1,6 +1,6 @@
-"""The bytes under a request, for faults that ASGI has no words for: a reset, a header dripped byte by byte.
+"""The transport under a request, for faults that ASGI can't express: a reset, a header sent byte by byte.
 
-The two uvicorn protocols below are uvicorn's own; they only put a `Wire` into each request's scope, under
+The two protocols below are uvicorn's own. They only put a `Wire` into each request's scope, under
 `scope["extensions"]["simulator.wire"]`.
 """
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 EXTENSION = "simulator.wire"
 
+# SO_LINGER on, for zero seconds: closing then sends RST where it would send FIN.
 _LINGER_NOT = struct.pack("ii", 1, 0)
-# A reset throws away what the peer's kernel has not handed over yet; what was written before it gets this long.
+# A reset makes the peer's kernel drop what its program has not read yet: what was written before gets this long.
 _HAND_OVER_S = 0.05
 
 
@@ -32,7 +33,7 @@ class Wire:
         self._drain = drain
 
     async def write(self, data: bytes) -> None:
-        """Writes raw bytes, past whatever protocol is spoken, and waits while the peer does not take them."""
+        """Writes raw bytes beside the protocol, and waits while the peer does not take them."""
         if not self._transport.is_closing():
             self._transport.write(data)
             await self._drain()

@@ -1,4 +1,4 @@
-"""What the simulator saw, for tests that count calls upstream. Credentials are told by their kind, never kept."""
+"""The log of requests, for tests that count calls upstream. Of a credential it keeps the kind alone."""
 
 import re
 from collections import deque
@@ -12,6 +12,7 @@ from starlette.types import Message
 
 from token_broker.simulator.session_bodies.check import InvalidRequest, parse_json
 
+# A test that uploads megabytes, or talks for an hour, must not fill the memory of the whole run.
 _LONGEST_BODY = 64 * 1024
 _MOST_EVENTS = 200
 
@@ -60,12 +61,14 @@ class RequestLog:
     def __init__(self, secrets: Iterable[SecretStr], limit: int) -> None:
         self._entries: deque[SeenRequest] = deque(maxlen=limit)
         values = [re.escape(secret.get_secret_value()) for secret in secrets]
+        # What looks like an ephemeral secret is removed too: one of another simulator may come here by mistake.
         self._secret = re.compile("|".join([*values, r"ek_[A-Za-z0-9_-]+"]))
 
     def add(self, entry: SeenRequest) -> None:
         self._entries.append(entry)
 
     def entries(self) -> list[SeenRequest]:
+        # Copied in one step: another thread may add to the deque, which ends an iteration over it with an error.
         return list(self._entries.copy())
 
     def clear(self) -> None:
@@ -76,7 +79,7 @@ class RequestLog:
         return self._secret.sub("[redacted]", text)
 
     def readable(self, body: bytes) -> Any:
-        """A body as it may be shown: JSON where it is some, else text; cut where it is long."""
+        """A body for the log: JSON if it is JSON, else text, cut where it is long."""
         text = self.scrub(body.decode(errors="replace"))
         if not text:
             return None

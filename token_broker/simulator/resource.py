@@ -18,6 +18,7 @@ class Clock:
 
     def now(self) -> float:
         """Unix seconds."""
+        # The wall clock, since tokens are compared with the broker's own.
         return time.time() + self.offset_s
 
 

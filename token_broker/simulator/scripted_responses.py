@@ -23,6 +23,7 @@ class ScriptedResponses:
     """The responses that are still to come. Without any, a talk answers what was said."""
 
     def __init__(self) -> None:
+        # Of the resource, not of a talk: a test scripts before its client connects.
         self._waiting: deque[ScriptedResponse] = deque()
 
     def replace(self, value: object) -> None:

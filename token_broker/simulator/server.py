@@ -162,6 +162,7 @@ def run_in_thread(
                 raise
             ready.set_exception(error)
 
+    # A daemon: a test that dies inside the block must not keep the process alive.
     thread = threading.Thread(target=run, name="simulator", daemon=True)
     thread.start()
     running, stop = ready.result(_START_S)

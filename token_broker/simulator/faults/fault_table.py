@@ -35,6 +35,7 @@ def _sendable(headers: dict[str, str]) -> dict[str, str]:
 
 
 Headers = Annotated[dict[str, str], AfterValidator(_sendable)]
+# A test that waits longer than an hour has hung.
 Seconds = Annotated[float, Field(ge=0, le=3600)]
 
 
@@ -246,6 +247,7 @@ class FaultTable:
 
     def add(self, fault: Fault) -> None:
         """Sets one more, ahead of the others."""
+        # By identity, not by value: two equal faults are two, and each has its own count.
         self._armed = [_Armed(fault), *self._armed]
 
     def remove(self, fault: Fault) -> None:

@@ -33,6 +33,7 @@ from token_broker.simulator.raw_wire import wire_of
 from token_broker.simulator.request_log import SeenRequest
 
 _CHUNK = b"0123456789abcdef" * 4096
+# Finer than this the event loop sets the pace, not the fault.
 _DRIP_TICK_S = 0.02
 _USELESS_VALUES: dict[str, Any] = {"null": None, "empty": "", "blank": "   ", "number": 42, "object": {"token": "ek_x"}}
 

@@ -30,7 +30,7 @@ from token_broker.simulator.session_bodies.check import InvalidRequest, parse_js
 
 _FRAGMENT_BYTES = 64 * 1024
 _ABNORMAL = 1006
-# Base64 of silence: any length that 4 divides is a whole piece of it.
+# Base64 of silence: repeated, it stays valid base64.
 _SILENCE = "AAAA"
 _RESERVED_OPCODE = b"\x8f\x04bad!"
 _MISSHAPEN = {
@@ -59,6 +59,7 @@ async def serve(fault: Fault | None, socket: SocketExchange) -> None:
         case None:
             await app(scope, receive, send)
         case StatusFault():
+            # An ASGI server wants the connect event read before it takes an answer.
             await receive()
             await answer_status(fault, scope, send)
         case RedirectFault():
@@ -83,6 +84,7 @@ async def serve(fault: Fault | None, socket: SocketExchange) -> None:
 class _FaultySend:
     """A `send` that passes the application's frames on until the fault is due."""
 
+    # It wraps `send` alone: the application behind it stays honest, and does not know of the fault.
     def __init__(self, fault: Fault, scope: Scope, receive: Receive, send: Send) -> None:
         self._fault = fault
         self._wire = wire_of(scope)

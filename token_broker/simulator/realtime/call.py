@@ -22,10 +22,14 @@ from token_broker.simulator.realtime.server_events import Event
 from token_broker.simulator.realtime.simulated_talk import SimulatedTalk
 from token_broker.simulator.realtime.speech.voice_track import VoiceTrack
 
+# A call whose client never connects is given up; how soon Azure does so is not known.
 _CONNECT_S = 30.0
+# Until the data channel opens the newest events wait; a client that never opens one must not fill the memory.
 _MOST_WAITING_EVENTS = 200
+# A page that does not read its channel is hung up, and a sideband that does not read loses events.
 _MOST_BUFFERED_BYTES = 4 * 1024 * 1024
 _MOST_UNREAD_EVENTS = 1000
+# Audio goes over RTP: these become sound, and reach neither the data channel nor a sideband.
 _AUDIO_DELTAS = frozenset({"response.output_audio.delta", "response.audio.delta"})
 # What `webrtcfilter=on` lets through, in the names of both dialects (docs/azure.md §5.2).
 _UNFILTERED = frozenset(
@@ -99,9 +103,16 @@ class Call:
             await self._connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
             if not self._microphone.done():
                 raise ValueError("the offer sends no audio")
-            self._gather_on(addresses)
+            transports = [transceiver.receiver.transport for transceiver in self._connection.getTransceivers()]
+            if self._connection.sctp is not None:
+                transports.append(self._connection.sctp.transport)
+            # aioice never offers loopback, and has no public way to choose addresses.
+            for ice in {id(dtls): dtls.transport.iceGatherer._connection for dtls in transports}.values():  # noqa: SLF001
+                gather = ice.get_component_candidates
+                ice.get_component_candidates = _with_addresses(gather, addresses)  # type: ignore[method-assign]
             await self._connection.setLocalDescription(await self._connection.createAnswer())
-        except Exception as error:  # its parser raises whatever it trips over
+        # aiortc's parser raises any error at all over a malformed offer: KeyError, IndexError, AttributeError.
+        except Exception as error:
             raise ValueError(str(error) or type(error).__name__) from error
         return with_tcp_candidate(str(self._connection.localDescription.sdp))
 
@@ -120,7 +131,7 @@ class Call:
             await self.close()
 
     async def close(self) -> None:
-        """Lets go of the connection."""
+        """Closes the connection."""
         self._voice.stop()
         await self._connection.close()
 
@@ -171,6 +182,7 @@ class Call:
 
     def _publish(self, events: list[Event]) -> None:
         for event in events:
+            # Nobody gets these as events: whatever `webrtcfilter` says, audio goes over RTP.
             if event["type"] in _AUDIO_DELTAS:
                 self._voice.queue(base64.b64decode(event["delta"]))
                 continue
@@ -208,18 +220,6 @@ class Call:
             await asyncio.wait_for(self._connected.wait(), _CONNECT_S)
         except TimeoutError:
             self.ended.set()
-
-    # --- The connection -------------------------------------------------------------------------------------------
-
-    def _gather_on(self, addresses: Sequence[str]) -> None:
-        """Takes the place of aioice's own choice of addresses, which never has loopback among them."""
-        transports = [transceiver.receiver.transport for transceiver in self._connection.getTransceivers()]
-        if self._connection.sctp is not None:
-            transports.append(self._connection.sctp.transport)
-        # aioice has no public way to choose addresses.
-        for ice in {id(dtls): dtls.transport.iceGatherer._connection for dtls in transports}.values():  # noqa: SLF001
-            gather = ice.get_component_candidates
-            ice.get_component_candidates = _with_addresses(gather, addresses)  # type: ignore[method-assign] # this one's
 
 
 def _with_addresses(gather: Callable[..., Awaitable[list[Candidate]]], addresses: Sequence[str]) -> Any:

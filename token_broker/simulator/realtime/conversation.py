@@ -123,6 +123,7 @@ class Conversation:
             KeyError: there is no item of the id `after`.
 
         """
+        # `root` is OpenAI's word for the place before the first item.
         place = len(self._items)
         if after == ROOT:
             place = 0

@@ -103,6 +103,7 @@ class Dialect:
 
     def updated(self, session: Any, patch: Mapping[str, Any]) -> Any:
         """The session with a checked patch (a dump of what was set) put into it."""
+        # Through JSON, so that the result is checked as a whole: a patch may fit and its result may not.
         merged = _merge(session.model_dump(mode="json"), patch, self.nested)
         return self.session_model.model_validate(merged)
 

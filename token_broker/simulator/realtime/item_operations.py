@@ -80,6 +80,7 @@ class ItemOperations:
         if event.audio_end_ms > part.audio_ms:
             message = f"Audio content of {part.audio_ms}ms is already shorter than {event.audio_end_ms}ms"
             raise InvalidRequest(INVALID_VALUE, message, "audio_end_ms")
+        # Which words were heard is not known, so the item keeps none: as OpenAI documents it.
         part.audio_ms, part.text = event.audio_end_ms, ""
         cut = event.model_dump(include={"item_id", "content_index", "audio_end_ms"})
         self._events.emit("conversation.item.truncated", **cut)

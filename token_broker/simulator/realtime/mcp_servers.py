@@ -65,6 +65,7 @@ class McpServers:
             item = McpToolList(self._ids.new("mcpl"), label, [])
             host = urlsplit(server.get("server_url") or "").hostname or ""
             self._listings.append(_Listing(item, _tools_of(server), host.endswith(".invalid"), now_s + _LIST_S))
+            # The item is there before its tools are, as the events tell.
             self._events.emit_item("conversation.item.added", item, self._conversation.add(item))
             self._events.emit("mcp_list_tools.in_progress", item_id=item.id)
 
@@ -83,6 +84,7 @@ class McpServers:
 
 
 def _tools_of(server: dict[str, Any]) -> list[McpTool]:
+    # GA allows a filter object beside a list of names; what a filter by read-only hints selects is not simulated.
     allowed = server.get("allowed_tools") or ["simulated_tool"]
     names = allowed.get("tool_names", []) if isinstance(allowed, dict) else allowed
     approval = server.get("require_approval") or "always"

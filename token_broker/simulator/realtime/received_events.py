@@ -1,4 +1,4 @@
-"""What a client may send, as strict models; the same in every dialect but for the contents of an item."""
+"""What a client may send, as strict models. They are the same in every dialect, but for the contents of an item."""
 
 from typing import Annotated, Any, Literal
 
@@ -42,7 +42,7 @@ class FunctionCallParam(_ItemParam):
 
 
 class FunctionOutputParam(_ItemParam):
-    """What a function gave."""
+    """The output of a function."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -67,6 +67,7 @@ class ClientEvent(Strict):
     """What every client event has."""
 
     type: str
+    # OpenAI's documented limit.
     event_id: str | None = Field(default=None, max_length=512)
 
 
@@ -96,7 +97,7 @@ class ItemReference(ClientEvent):
 
 
 class ItemTruncate(ClientEvent):
-    """Takes back what was not heard of the assistant's audio."""
+    """Removes what was not heard of the assistant's audio."""
 
     item_id: str
     content_index: int = Field(ge=0)
@@ -111,7 +112,7 @@ class ResponseCreate(ClientEvent):
 
 
 class ResponseCancel(ClientEvent):
-    """Stops the response that is on its way."""
+    """Stops the active response."""
 
     response_id: str | None = None
 
@@ -150,7 +151,7 @@ def read_items(value: list[Any], param: str) -> list[ItemParam]:
 
 
 def read_event(value: object) -> ClientEvent:
-    """The event that a parsed message is.
+    """Reads a parsed message as an event.
 
     Raises:
         InvalidRequest: it is none, or one with something wrong in it.

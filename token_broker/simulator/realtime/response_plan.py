@@ -170,6 +170,7 @@ def plan_for(items: Sequence[Item], *, speaks: bool, tools: Tools, scripted: Scr
         return ResponsePlan([*said, *calls], scripted.status, scripted.reason)
     if scripted is not None:
         return ResponsePlan([output_message(text, pcm, speaks=speaks)], scripted.status, scripted.reason)
+    # After a tool's output there are no markers to see, so that a call is not made again for ever.
     calls, status = _marked(written, tools)
     if status == "completed" and not calls and written and (required := tools.required()) is not None:
         calls = [required]
@@ -188,6 +189,7 @@ def _marked(text: str, tools: Tools) -> tuple[list[ToolCall], EndStatus]:
     """The calls and the end that the markers in a text ask for. A marker of an unknown tool is just text."""
     calls: list[ToolCall] = []
     status: EndStatus = "completed"
+    # Only typed text is looked at: what a user says is not known, since speech is not recognised.
     for marker in _MARKER.finditer(text):
         if marker["end"]:
             status = "failed" if marker["end"] == "fail" else "incomplete"

@@ -24,6 +24,7 @@ from token_broker.simulator.session_bodies.check import InvalidRequest
 CancelReason = Literal["turn_detected", "client_cancelled"]
 ResponseStatus = Literal["completed", "cancelled", "failed", "incomplete"]
 
+# As OpenAI counts: a token for 100 ms of the user's audio, and for 50 ms of the model's.
 _AUDIO_TOKENS_PER_S = {"input": 10, "output": 20}
 _CHARS_PER_TOKEN = 4
 _WORD_S = 0.02
@@ -140,6 +141,7 @@ class Responses:
         """
         if self._active is None or response_id not in (None, self._active.id):
             raise InvalidRequest("response_cancel_not_active", "Cancellation failed: no active response found")
+        # The steps that are left are never asked for: the next response brings its own.
         self._end(self._active, "cancelled", {"type": "cancelled", "reason": reason})
 
     def _run(self, active: _Active) -> Iterator[float]:
@@ -151,6 +153,7 @@ class Responses:
                 "The server had an error while processing your request. Sorry about that! Please contact us if the "
                 f"error persists. (include session ID in your message: {active.session_id})"
             )
+            # As reported from eastus2: no output at all, and a client that waits for audio hangs (docs/azure.md §8.5).
             error = {"type": "server_error", "code": None, "message": message}
             self._end(active, "failed", {"type": "failed", "error": error})
             return
@@ -220,6 +223,7 @@ class Responses:
             yield _WORD_S
         if isinstance(item, McpCall):
             self._events.emit("response.mcp_call_arguments.done", **place, arguments=item.arguments)
+            # Unlike the arguments' events, these do not name their response.
             del place["response_id"]
             self._events.emit("response.mcp_call.in_progress", **place)
             yield self._speech_rate.thinking_s

@@ -18,6 +18,7 @@ class Ids:
     """Makes the ids of one talk: a prefix for the kind, random digits of the talk, and a number."""
 
     def __init__(self) -> None:
+        # Random once a talk, then counted: a busy talk makes thousands of ids.
         self._random = secrets.token_hex(8)
         self._numbers = itertools.count(1)
 

@@ -126,6 +126,7 @@ class SimulatedTalk:
             if isinstance(message, bytes):
                 raise InvalidRequest("invalid_event", "An event is a text message, not a binary one.")
             value = parse_json(message)
+            # Read before the event is checked, so that an error about it can name it.
             if isinstance(value, dict) and isinstance(value.get("event_id"), str):
                 event_id = value["event_id"]
             self._handle(read_event(value), now_s)

@@ -167,6 +167,7 @@ async def hold(websocket: WebSocket, talk: SimulatedTalk) -> None:
         WebSocketDisconnect: the client vanished while it was sent to.
 
     """
+    # The loop's clock: it never jumps, as the wall clock may.
     now_s = asyncio.get_running_loop().time
     await _send(websocket, talk.open(now_s()))
     while talk.ending is None:
@@ -178,6 +179,7 @@ async def hold(websocket: WebSocket, talk: SimulatedTalk) -> None:
             continue
         if message["type"] == "websocket.disconnect":
             return
+        # Advanced after each message too: a client that sends without a pause would keep the answer from coming.
         await _send(websocket, talk.receive(_payload(message), now_s()))
         await _send(websocket, talk.advance(now_s()))
     await websocket.close(talk.ending.code, talk.ending.reason)

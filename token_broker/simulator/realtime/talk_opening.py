@@ -47,5 +47,6 @@ def new_talk(resource: Resource, opening: Opening, *, server_plays: bool = False
         server_plays=server_plays,
         next_response=resource.scripted.take,
     )
+    # By the resource's clock, which a test may have moved.
     expires_at = int(resource.clock.now() + config.longest_talk_s)
     return SimulatedTalk(opening.dialect, opening.session, options, expires_at, opening.session_id)

@@ -1,4 +1,4 @@
-"""Turns a body that does not fit its model into Azure's invalid: a code, a message, and the parameter's name."""
+"""Validates a body, and words what is wrong as Azure does: a code, a message, and the parameter's name."""
 
 import json
 from typing import Any, Never, TypeVar
@@ -41,14 +41,15 @@ def parse_json(text: str | bytes) -> Any:
     """
     try:
         return json.loads(text, parse_constant=_refuse_constant)
+    # Deep nesting ends the parser with RecursionError, which would otherwise end the request with 500.
     except (ValueError, RecursionError) as error:
         raise InvalidRequest("invalid_json", "We could not parse the JSON body of your request.") from error
 
 
 def check(model: type[Body], value: object, prefix: str = "") -> Body:
-    """Validates `value`, or raises an `InvalidRequest` about its most telling fault.
+    """Validates `value`, or raises an `InvalidRequest` about its most significant fault.
 
-    An unknown field tells more than anything else: it shows a body of the other shape for what it is.
+    An unknown field is reported first: a body of the other shape has many faults, and this one says why.
     """
     try:
         return model.model_validate(value)
@@ -68,6 +69,7 @@ def _invalid_request(detail: ErrorDetails, body: object, prefix: str) -> Invalid
     kind = detail["type"]
     if kind == "extra_forbidden":
         return InvalidRequest(UNKNOWN_PARAMETER, f"Unknown parameter: '{param}'.", param)
+    # Pydantic reports the union itself; Azure names the field that should have chosen its member.
     if kind == "union_tag_not_found":
         tag = detail["ctx"]["discriminator"].strip("'")
         param = f"{param}.{tag}" if param else tag
@@ -81,8 +83,8 @@ def _invalid_request(detail: ErrorDetails, body: object, prefix: str) -> Invalid
 def _param(detail: ErrorDetails, body: object, prefix: str) -> str:
     """The fault's place as `session.tools[0].name`.
 
-    Pydantic's location also names the members of unions it went through; those are no part of the body, so they are
-    told from real steps by walking the body along.
+    Pydantic's location also names the members of unions that it tried. They are no part of the body, so each step is
+    looked up in the body before it counts.
     """
     path = prefix
     at: Any = body

@@ -29,6 +29,7 @@ def known_voice(name: str) -> str:
 
 
 FlatVoice = Annotated[str, AfterValidator(known_voice)]
+# The simulator's own limit: it speaks 24 kHz PCM alone.
 FlatFormat = Literal["pcm16"]
 
 
@@ -64,6 +65,7 @@ class FlatSession(Strict):
     )
     tools: list[FunctionTool] = Field(default=[])
     tool_choice: str = "auto"
+    # OpenAI's bounds for audio models; text models allow more.
     temperature: float = Field(default=0.8, ge=0.6, le=1.2)
     max_response_output_tokens: Annotated[int, Field(ge=1, le=4096)] | Literal["inf"] = "inf"
     speed: float = Field(default=1.0, ge=0.25, le=1.5)

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 from token_broker.simulator.session_bodies.check import Strict
 from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA, instructions_or_persona
 
+# A closed list: Azure refuses an unknown voice, where the package's type takes any string.
 GaVoice = Literal["alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar"]
 DEFAULT_VOICE: GaVoice = "alloy"
 
@@ -189,6 +190,7 @@ class RealtimeSession(Strict):
 
     type: Literal["realtime"]
     model: str | None = None
+    # Exactly one: Azure refuses both at once, which the preview asked for.
     output_modalities: Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=1)] = Field(
         default=["audio"]
     )
@@ -223,6 +225,7 @@ class ExpiresAfter(Strict):
     """The life that is asked for."""
 
     anchor: Literal["created_at"] = "created_at"
+    # Azure's bounds (docs/azure.md §2.1).
     seconds: int | None = Field(default=None, ge=10, le=7200)
 
 

@@ -30,6 +30,7 @@ class GaResponse(Strict):
     instructions: str | None = None
     max_output_tokens: int | Literal["inf"] | None = None
     metadata: dict[str, str] | None = None
+    # One at most, as in a session.
     output_modalities: list[Literal["text", "audio"]] | None = Field(default=None, min_length=1, max_length=1)
     parallel_tool_calls: bool | None = None
     prompt: dict[str, Any] | None = None

@@ -113,6 +113,7 @@ class VoiceLiveVad(Strict):
     eagerness: Literal["low", "medium", "high", "auto"] | None = None
 
 
+# What a session starts with, as recorded. An update that names no values gets the class's defaults instead.
 _FIRST_DETECTION = VoiceLiveVad(type="server_vad", prefix_padding_ms=300, silence_duration_ms=200)
 
 
@@ -207,6 +208,7 @@ def session_object(session: VoiceLiveSession, session_id: str) -> dict[str, Any]
         }
     stated["voice"] = {name: value for name, value in stated["voice"].items() if value is not None}
     stated["tools"] = [{name: value for name, value in tool.items() if value is not None} for tool in stated["tools"]]
+    # Stated, and never set by a client: an update that names them is refused.
     unsettable = {"truncation_strategy": None, "greeting": None, "handoff": None}
     hosted = hosted_model(session.model) if session.model else None
     return {"id": session_id} | stated | {"model": hosted, "expires_at": 0, "object": "realtime.session"} | unsettable

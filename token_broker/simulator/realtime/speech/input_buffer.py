@@ -1,4 +1,4 @@
-"""What comes in: the input audio buffer, with turns told by the server or by hand."""
+"""The input audio buffer, with turns detected by the server or committed by the client."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,9 @@ from token_broker.simulator.audio import BYTES_PER_MS, duration_ms
 from token_broker.simulator.realtime.speech.vad import SpeechDetector, Started, Stopped, VadSettings
 from token_broker.simulator.session_bodies.check import InvalidRequest
 
+# Azure's least, which its error message states.
 _LEAST_COMMIT_MS = 100
+# Not Azure's: without a limit, a client that never commits would fill the memory.
 _LONGEST_BUFFER_MS = 5 * 60 * 1000
 
 
@@ -20,7 +22,7 @@ class InputBuffer:
         self._buffer = bytearray()
 
     def follow(self, detection: VadSettings | None) -> None:
-        """Goes on with another detection; what is in the buffer is dropped if it really is another."""
+        """Goes on with another detection. The buffer is dropped only if it differs: clients repeat their settings."""
         if detection != self._detection:
             self._detection = detection
             self._detector = SpeechDetector(detection, self._heard_bytes // BYTES_PER_MS) if detection else None

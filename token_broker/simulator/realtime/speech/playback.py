@@ -23,6 +23,7 @@ class Playback:
 
     def starts(self, response_id: str, item_id: str, part: Part, now_s: float) -> None:
         """Audio of a response is being sent."""
+        # Once a response: each of its pieces comes here.
         if self._playing is None or self._playing.response_id != response_id:
             self._playing = _Playing(response_id, item_id, part, now_s)
             self._events.emit("output_audio_buffer.started", response_id=response_id)

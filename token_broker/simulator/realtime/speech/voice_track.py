@@ -64,20 +64,19 @@ class VoiceTrack(MediaStreamTrack):
         now_s = time.monotonic()
         self._next_s = now_s if now_s - self._next_s > _LATE_S else self._next_s + _FRAME_MS / 1000
         await asyncio.sleep(max(self._next_s - now_s, 0))
+        if self._queued:
+            pcm = self._queued.popleft()
+        elif self._playing:
+            # The rest is shorter than a frame, and silence fills it up.
+            pcm = bytes(self._partial).ljust(_FRAME_BYTES, b"\0")
+            self.clear()
+            self._drained()
+        else:
+            pcm = bytes(_FRAME_BYTES)
         frame = av.AudioFrame(format="s16", layout="mono", samples=_FRAME_SAMPLES)
-        frame.planes[0].update(self._take())
+        frame.planes[0].update(pcm)
         frame.sample_rate = SAMPLE_RATE_HZ
         (packet,) = self._encoder.encode(frame)
         packet.pts, packet.time_base = self._timestamp, _RTP_TIME_BASE
         self._timestamp += _RTP_TICKS
         return packet
-
-    def _take(self) -> bytes:
-        if self._queued:
-            return self._queued.popleft()
-        if self._playing:
-            rest = bytes(self._partial).ljust(_FRAME_BYTES, b"\0")
-            self.clear()
-            self._drained()
-            return rest
-        return bytes(_FRAME_BYTES)
