@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import httpx
 import structlog
 
+from strategies.azure_calls import AcceptedCall, AzureCalls
 from strategies.base import EphemeralGrant
-from strategies.calls import AcceptedCall, AzureCalls
 from strategies.credentials import Credentials
 from strategies.errors import MintError
 from token_broker.memory.types import Owner
