@@ -13,8 +13,8 @@ from functools import partial
 import httpx
 import structlog
 
+from strategies.azure_calls import AcceptedCall, AzureCalls
 from strategies.base import EphemeralGrant
-from strategies.calls import AcceptedCall, AzureCalls
 from strategies.credentials import Credentials
 from strategies.errors import MintError
 from strategies.single_flight import SingleFlight
