@@ -86,8 +86,8 @@ class PostgresServer:
 
 @contextmanager
 def postgres_server(*, fsync: bool = False) -> Iterator[PostgresServer]:
-    """A server while the block runs. Tests end processes, never the machine: without `fsync` they lose nothing, and wait
-    for no disk. (Not `synchronous_commit`, without which an immediate stop of the server loses commits.)
+    """A server while the block runs. Tests end processes, never the machine: without `fsync` they lose nothing, and do
+    not wait for a disk. (Not `synchronous_commit`, without which an immediate stop of the server loses commits.)
     """
     folder = Path(tempfile.mkdtemp(prefix="vtb-pg-"))
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
