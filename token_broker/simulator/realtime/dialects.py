@@ -120,7 +120,7 @@ class Dialect:
         """Whether the dialect tells that an item is complete: Voice Live does so for the user's audio alone."""
         if self.name != "voice_live":
             return True
-        return isinstance(item, Message) and item.role == "user" and item.parts[0].kind == "audio"
+        return isinstance(item, Message) and item.role == "user" and any(part.kind == "audio" for part in item.parts)
 
     def item_object(self, item: Item) -> dict[str, Any]:
         """An item as it stands in events."""
