@@ -10,12 +10,9 @@ from pydantic import SecretStr
 
 from strategies.base import EphemeralGrant
 from strategies.credentials import AccessToken, Credentials, EntraTokens
-from strategies.direct_deployment import DirectDeployment
 from strategies.endpoint import Target, parse_target
 from strategies.errors import ApiVersionError, MisconfiguredError, PermanentError
-from strategies.ga import Ga
-from strategies.project import Project
-from strategies.unified import Unified
+from strategies.routes import DirectDeployment, Ga, Project, Unified
 from strategies.websocket_proxy import WebSocketProxy
 from tests.strategies.fakes import (
     FLAT_BODY,
