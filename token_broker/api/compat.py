@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from strategies.session_body import ga_realtime_session
+from strategies.base import ga_realtime_session
 from token_broker.api.callers import Callers
 from token_broker.api.compat_operations import CALL_PREFIXES, MINT_PREFIXES
 from token_broker.api.minting import Minting

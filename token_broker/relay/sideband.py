@@ -16,9 +16,8 @@ from typing import Any
 
 import structlog
 
-from strategies.base import SessionSpec
+from strategies.base import SessionSpec, ga_session
 from strategies.errors import MintError, MisconfiguredError, PermanentError
-from strategies.session_body import ga_session
 from token_broker.memory.types import TurnIngest
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.azure.connector import UpstreamConnector
