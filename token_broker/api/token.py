@@ -82,7 +82,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         grant,
         owner=owner,
         agent=agent,
-        public_base=public_base(request.scope, settings),
+        public_base=public_base(request.scope, settings.public_url, settings.trusted_proxies),
         correlation_id=correlation_id(request.scope),
         unseen=callers.blocklist.was_read,
     )

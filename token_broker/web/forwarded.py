@@ -13,8 +13,6 @@ from typing import Literal
 
 from starlette.types import Scope
 
-from token_broker.settings import Settings
-
 __all__ = [
     "UNKNOWN_ADDRESS",
     "ResolvedClient",
@@ -80,11 +78,11 @@ def asked_host(scope: Scope, trusted_proxies: tuple[str, ...]) -> str | None:
     return host if host or _values(scope, b"host") else _listening_host(scope, scheme)
 
 
-def public_base(scope: Scope, settings: Settings) -> str:
+def public_base(scope: Scope, public_url: str | None, trusted_proxies: tuple[str, ...]) -> str:
     """The base of URLs in plans: BROKER_PUBLIC_URL, else the requested scheme and host. No trailing slash."""
-    if settings.public_url is not None:
-        return settings.public_url.strip().rstrip("/")
-    client = client_of(scope, settings.trusted_proxies)
+    if public_url is not None:
+        return public_url.strip().rstrip("/")
+    client = client_of(scope, trusted_proxies)
     return f"{client.scheme}://{client.host}"
 
 
