@@ -32,8 +32,6 @@ __all__ = [
 # Whose events and session shape a connection speaks (docs/azure.md §4.1): GA's, or the preview's, which Voice Live
 # speaks as well. Plans and `broker.ready` show this value.
 Dialect = Literal["ga", "preview"]
-
-
 _PCM_RATE_HZ = 24_000
 _OPENAI_TRANSCRIPTION = "whisper-1"  # built into the preview's mints and Voice Live: no deployment
 

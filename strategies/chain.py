@@ -39,7 +39,6 @@ log = structlog.get_logger("token_broker.chain")
 
 T = TypeVar("T")
 
-
 OnAttempt = Callable[[Attempt], None]
 SpecSupplier = Callable[[], Awaitable[SessionSpec]]
 

@@ -23,7 +23,7 @@ from token_broker.security.owner import Owner
 from token_broker.security.tokens import TokenSigner
 from token_broker.sessions.agents import session_spec
 from token_broker.sessions.running_calls import EndedCalls
-from token_broker.web.ids import uuid7
+from token_broker.web.requests import uuid7
 
 EPHEMERAL = "ek_canary_9d2f"
 ANSWER = OFFER.replace("o=- 1", "o=- 9")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_broker.web.forwarded import ResolvedClient, address_key, asked_host, client_of, public_base, websocket_url
+from token_broker.web.requests import ResolvedClient, address_key, asked_host, client_of, public_base, websocket_url
 
 NOBODY: tuple[str, ...] = ()
 ONE_HOP = ("1",)

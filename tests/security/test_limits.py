@@ -16,7 +16,7 @@ from token_broker.security.rate_limits import (
     too_many_requests,
     too_many_sessions,
 )
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 
 class Clock:

@@ -12,8 +12,7 @@ from token_broker.security.rate_limits import RateLimiter
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TokenError, TokenSigner
 from token_broker.sessions.ownership import OpenedSession, confirm_owner, ensure_not_blocked, open_session
 from token_broker.settings import Settings
-from token_broker.web.problems import Problem
-from token_broker.web.requests import bearer_token
+from token_broker.web.requests import Problem, bearer_token
 
 __all__ = ["Callers"]
 

@@ -21,8 +21,7 @@ from token_broker.security.authentication import Caller
 from token_broker.security.rate_limits import too_many_sessions
 from token_broker.sessions.ownership import ensure_not_blocked
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
-from token_broker.web.problems import Problem
-from token_broker.web.requests import read_body
+from token_broker.web.requests import Problem, read_body
 
 __all__ = ["CALL_OPERATIONS", "CallState", "create_call", "hang_up"]
 

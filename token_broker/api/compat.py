@@ -36,9 +36,7 @@ from token_broker.sessions.agents import session_spec
 from token_broker.sessions.ownership import OpenedSession
 from token_broker.sessions.schemas import ClientSecret, ClientSecretRequest
 from token_broker.settings import Settings
-from token_broker.web.ids import correlation_id
-from token_broker.web.problems import Problem
-from token_broker.web.requests import parse_json, read_body
+from token_broker.web.requests import Problem, correlation_id, parse_json, read_body
 
 __all__ = ["CompatState", "compat_routes"]
 

@@ -16,8 +16,7 @@ from token_broker.security.owner import Owner
 from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.sessions.plans import PlanMaker
 from token_broker.settings import Settings
-from token_broker.web.ids import correlation_id
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem, correlation_id
 
 __all__ = ["RETRY_AFTER_S", "Minting", "RequestTrace"]
 

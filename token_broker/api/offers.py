@@ -28,9 +28,8 @@ from token_broker.security.tokens import TokenError, TokenSigner
 from token_broker.sessions.agents import Agent, TalkSpecs
 from token_broker.sessions.ownership import ensure_not_blocked
 from token_broker.sessions.running_calls import Calls
-from token_broker.web.ids import correlation_id
 from token_broker.web.openapi_document import ResponseSpec
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem, correlation_id
 
 __all__ = [
     "HANG_UP_PROBLEMS",

@@ -23,8 +23,7 @@ from token_broker.sessions.ownership import blocklist_unread
 from token_broker.sessions.schemas import AgentConfig
 from token_broker.settings import Settings
 from token_broker.web.openapi_document import Operation, Parameter, ResponseSpec
-from token_broker.web.problems import Problem
-from token_broker.web.requests import bearer_token
+from token_broker.web.requests import Problem, bearer_token
 
 __all__ = [
     "STATUS_OPERATIONS",

@@ -15,11 +15,8 @@ from token_broker.observability.events import TokenRequestEnded, TokenResult
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
 from token_broker.sessions.agents import TalkSpecs
 from token_broker.sessions.schemas import Plan, TokenRequest
-from token_broker.web.forwarded import public_base
-from token_broker.web.ids import correlation_id
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
-from token_broker.web.problems import Problem
-from token_broker.web.requests import parse_json, read_body
+from token_broker.web.requests import Problem, correlation_id, parse_json, public_base, read_body
 
 __all__ = ["TOKEN_OPERATIONS", "TokenState", "create_token"]
 

@@ -15,7 +15,7 @@ from token_broker.security.tokens import TokenSigner
 from token_broker.sessions.agents import TalkSpecs, load_agents
 from token_broker.sessions.plans import PlanMaker
 from token_broker.settings import Settings, SettingsError
-from token_broker.web.ids import uuid7
+from token_broker.web.requests import uuid7
 
 __all__ = ["MintReport", "UnknownAgentError", "mint_once", "print_report"]
 

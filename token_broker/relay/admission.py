@@ -23,7 +23,7 @@ from token_broker.server.close_codes import BAD_REQUEST, DRAINING, FOREIGN_ORIGI
 from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.settings import Settings
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 __all__ = ["BLOCKED", "SESSION_GONE", "Admission", "AdmittedClient", "RefusedError"]
 

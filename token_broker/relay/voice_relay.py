@@ -31,8 +31,7 @@ from token_broker.server.close_codes import BAD_REQUEST, DONE, Ending
 from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.settings import Settings
-from token_broker.web.ids import correlation_id
-from token_broker.web.problems import Problem, problem_response
+from token_broker.web.requests import Problem, correlation_id, problem_response
 
 __all__ = ["VoiceRelay", "websocket_not_found"]
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from token_broker.security.rate_limits import RateLimit, RateLimiter, RefusalDelay
 from token_broker.settings import Settings
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 __all__ = ["MemoryQuotas", "PageSlots", "TurnQuota"]
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from token_broker.bounded_dict import BoundedDict
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 __all__ = [
     "RateLimit",

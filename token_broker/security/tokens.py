@@ -25,7 +25,7 @@ from pydantic import SecretStr
 from pydantic_core import to_json
 
 from token_broker.security.owner import Owner
-from token_broker.web.ids import uuid7
+from token_broker.web.requests import uuid7
 
 __all__ = [
     "CLIENT_SECRET_PREFIX",

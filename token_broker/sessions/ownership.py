@@ -13,7 +13,7 @@ from token_broker.memory.types import Blocklist, SessionRecord, SessionRepositor
 from token_broker.security.authentication import Principal
 from token_broker.security.owner import Owner
 from token_broker.security.tokens import RESUME_GRACE_S, ClientSecretClaims, SessionClaims, TokenError, TokenSigner
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 __all__ = [
     "OpenedSession",

@@ -12,7 +12,7 @@ from token_broker.security.tokens import TokenSigner
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.schemas import Connection, Plan, RelayConnection, WebRtcConnection, WebSocketConnection
 from token_broker.settings import Settings
-from token_broker.web.forwarded import websocket_url
+from token_broker.web.requests import websocket_url
 
 __all__ = ["TICKET_TTL_S", "PlanMaker"]
 

@@ -21,8 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from strategies.endpoint import is_loopback
 from token_broker.settings import Settings
-from token_broker.web.forwarded import asked_host, client_of, normal_host
-from token_broker.web.problems import Problem, problem_response, refuse_socket
+from token_broker.web.requests import Problem, asked_host, client_of, normal_host, problem_response, refuse_socket
 
 __all__ = ["OriginGuard", "OriginRules"]
 

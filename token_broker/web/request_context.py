@@ -8,8 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from token_broker.observability.events import Observer, RequestAnswered, TraceContext
 from token_broker.observability.logging import begin_ids
-from token_broker.web.ids import uuid7
-from token_broker.web.problems import Problem, problem_response
+from token_broker.web.requests import Problem, problem_response, uuid7
 
 __all__ = ["RequestContextMiddleware"]
 

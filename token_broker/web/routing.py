@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from token_broker.web.problems import Problem, problem_response
+from token_broker.web.requests import Problem, problem_response
 
 __all__ = ["ExactRoutes", "PlainPaths", "not_found"]
 

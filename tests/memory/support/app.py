@@ -18,7 +18,7 @@ from token_broker.security.quotas import MemoryQuotas
 from token_broker.security.rate_limits import RateLimiter
 from token_broker.security.tokens import TokenSigner
 from token_broker.settings import Settings
-from token_broker.web.problems import Problem, problem_response
+from token_broker.web.requests import Problem, problem_response
 
 TURNS = "/api/v1/memory/sessions/{session_id}/turns"
 

@@ -37,8 +37,7 @@ from token_broker.server.drain import Drain, DrainingServer
 from token_broker.server.websocket_protocol import uvicorn_options
 from token_broker.sessions.agents import AgentRegistry, load_agents
 from token_broker.settings import Settings
-from token_broker.web.ids import uuid7
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem, uuid7
 
 KEY = "canary-key-7f3a91"
 ENTRA_TOKEN = "canary-entra-5b20cc"
