@@ -29,10 +29,8 @@ from token_broker.observability.event_metrics import Metrics
 from token_broker.relay.voice_relay import websocket_not_found
 from token_broker.server.drain import Drain
 from token_broker.settings import Settings
-from token_broker.web.cors import OriginGuard
-from token_broker.web.request_context import RequestContextMiddleware
+from token_broker.web.middleware import ExactRoutes, OriginGuard, PlainPaths, RequestContextMiddleware, not_found
 from token_broker.web.requests import Problem, problem_response
-from token_broker.web.routing import ExactRoutes, PlainPaths, not_found
 
 __all__ = ["create_app"]
 

@@ -37,7 +37,7 @@ from token_broker.sessions.agents import load_agents
 from token_broker.sessions.plans import PlanMaker
 from token_broker.sessions.running_calls import Calls
 from token_broker.settings import Settings, SettingsError
-from token_broker.web.cors import OriginRules
+from token_broker.web.middleware import OriginRules
 
 __all__ = ["BrokerState", "build_broker", "signing_keys"]
 
