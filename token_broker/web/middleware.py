@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from strategies.endpoint import is_loopback
 from token_broker.observability.events import Observer, RequestAnswered, TraceContext
-from token_broker.observability.logging import begin_ids
+from token_broker.observability.logging import LOGGED_IDS
 from token_broker.settings import Settings
 from token_broker.web.requests import (
     Problem,
@@ -138,7 +138,7 @@ def _identify(scope: Scope) -> tuple[bytes, str]:
         tracestate = found.get(b"tracestate", b"")[:_MAX_TRACESTATE_BYTES].decode("latin-1")
         state["trace"] = TraceContext(parent.decode(), tracestate)
         ids["trace_id"] = match[1].decode()
-    begin_ids(**ids)
+    LOGGED_IDS.set(ids)
     return request_id, correlation_id
 
 
