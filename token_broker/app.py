@@ -25,7 +25,7 @@ from token_broker.api.status import STATUS_OPERATIONS, get_config, get_health, g
 from token_broker.api.token import TOKEN_OPERATIONS, create_token
 from token_broker.api.turns import MEMORY_OPERATIONS, create_turn, enrich, erase_turns, list_turns
 from token_broker.bootstrap import BrokerState, build_broker
-from token_broker.observability.event_metrics import Metrics
+from token_broker.observability.events import Metrics
 from token_broker.relay.voice_relay import websocket_not_found
 from token_broker.server.drain import Drain
 from token_broker.settings import Settings

@@ -22,8 +22,7 @@ from token_broker.azure import build_chain, build_connector, build_credentials, 
 from token_broker.memory.drivers.files import make_private_folder
 from token_broker.memory.drivers.sqlite import sqlite_path
 from token_broker.memory.service import Memory
-from token_broker.observability.event_metrics import Metrics, PlanCounters
-from token_broker.observability.events import observe_with
+from token_broker.observability.events import Metrics, PlanCounters, observe_with
 from token_broker.observability.logging import log_attempt
 from token_broker.observability.tracing import open_tracing
 from token_broker.relay.admission import Admission

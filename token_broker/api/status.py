@@ -13,7 +13,7 @@ from strategies.health import BreakerState, BreakerStatus, Capability, Latencies
 from token_broker.api.minting import Minting
 from token_broker.api.status_schemas import AgentVoice, Readiness, ServiceLevel, Status, StrategyStatus
 from token_broker.memory.service import Memory
-from token_broker.observability.event_metrics import PlanCounters
+from token_broker.observability.events import PlanCounters
 from token_broker.observability.logging import advice_on
 from token_broker.relay.counters import RelayStatus
 from token_broker.security.rate_limits import SessionLimits
