@@ -67,7 +67,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         tracing = await stack.enter_async_context(open_tracing(settings))
         observe = observe_with(log_attempt, metrics, plan_counters, tracing)
         agents = load_agents(settings.agents_file)
-        for agent in agents:
+        for agent in agents.values():
             if agent.sockets_only:
                 log.warning("agent_is_sockets_only", agent_id=agent.id, why="a tool of its has a credential")
         if is_classic_whisper(settings.transcription_model):

@@ -14,7 +14,7 @@ from tests.relay.support.broker import KEY, Running, broker
 from token_broker.relay.admission import AdmittedClient
 from token_broker.security.owner import Owner
 from token_broker.server.close_codes import DONE, Ending
-from token_broker.sessions.agents import session_spec
+from token_broker.sessions.plans import session_spec
 from token_broker.web.requests import uuid7
 
 

@@ -32,8 +32,8 @@ from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.authentication import Principal, caller_of
 from token_broker.security.credential_extraction import SeveralCredentialsError, extract_credential
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TokenError, is_ours
-from token_broker.sessions.agents import session_spec
 from token_broker.sessions.ownership import OpenedSession
+from token_broker.sessions.plans import session_spec
 from token_broker.sessions.schemas import ClientSecret, ClientSecretRequest
 from token_broker.settings import Settings
 from token_broker.web.requests import Problem, correlation_id, parse_json, read_body

@@ -38,7 +38,7 @@ class Minting:
         """The agent, or the default one for None. Raises Problem 404 naming the known ones."""
         agent = self.agents.get(self.agents.default if agent_id is None else agent_id)
         if agent is None:
-            known = ", ".join(self.agents.ids)
+            known = ", ".join(self.agents)
             raise Problem(404, "unknown_agent", f"There is no such agent; the known ones are {known}.")
         return agent
 

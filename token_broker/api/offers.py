@@ -25,8 +25,9 @@ from token_broker.observability.logging import AuditEntry, write_audit
 from token_broker.security.owner import Owner
 from token_broker.security.rate_limits import SessionLease, SessionLimits
 from token_broker.security.tokens import TokenError, TokenSigner
-from token_broker.sessions.agents import Agent, TalkSpecs
+from token_broker.sessions.agents import Agent
 from token_broker.sessions.ownership import ensure_not_blocked
+from token_broker.sessions.plans import TalkSpecs
 from token_broker.sessions.running_calls import Calls
 from token_broker.web.openapi_document import ResponseSpec
 from token_broker.web.requests import Problem, correlation_id

@@ -60,7 +60,7 @@ class StatusSources:
             endpoint=settings.target.base if settings.target else None,
             model=settings.model,
             active_sessions=self.talks.active,
-            agents={agent.id: AgentVoice(voice=agent.voices["preview"]) for agent in self.agents},
+            agents={agent.id: AgentVoice(voice=agent.voices["preview"]) for agent in self.agents.values()},
         )
         if full:
             status.strategies = self.strategies()

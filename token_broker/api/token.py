@@ -13,7 +13,7 @@ from token_broker.api.callers import Callers
 from token_broker.api.minting import RETRY_AFTER_S, Minting, RequestTrace
 from token_broker.observability.events import TokenRequestEnded, TokenResult
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
-from token_broker.sessions.agents import TalkSpecs
+from token_broker.sessions.plans import TalkSpecs
 from token_broker.sessions.schemas import Plan, TokenRequest
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, correlation_id, parse_json, public_base, read_body

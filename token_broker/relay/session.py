@@ -35,7 +35,8 @@ from token_broker.server.close_codes import (
     Ending,
     left,
 )
-from token_broker.sessions.agents import Agent, AgentRegistry, TalkSpecs
+from token_broker.sessions.agents import Agent, AgentRegistry
+from token_broker.sessions.plans import TalkSpecs
 from token_broker.settings import Settings
 
 __all__ = ["Talk", "TalkParts"]

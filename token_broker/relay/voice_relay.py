@@ -73,7 +73,7 @@ class VoiceRelay:
         observe: Observer = null_observer,
         hang_up: HangUp | None = None,
     ) -> None:
-        lasting_secrets = (*own_secrets(settings), *(secret for agent in agents for secret in agent.secrets))
+        lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
         def redact(text: str) -> str:  # the connector's secrets change: an Entra token lives for an hour
             return Redactor((*lasting_secrets, *connector.secrets))(text)
