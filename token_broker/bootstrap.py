@@ -15,9 +15,9 @@ from strategies.transport import make_tls_context, make_transport
 from token_broker import __version__
 from token_broker.api.callers import Callers
 from token_broker.api.metrics import StateCollector
-from token_broker.api.minting import Minting
 from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
+from token_broker.api.token import Minting
 from token_broker.azure import build_chain, build_connector, build_credentials, make_client
 from token_broker.memory.drivers.files import make_private_folder
 from token_broker.memory.drivers.sqlite import sqlite_path

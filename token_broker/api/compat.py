@@ -22,8 +22,8 @@ from starlette.types import Receive, Scope, Send
 from strategies.base import ga_realtime_session
 from token_broker.api.callers import Callers
 from token_broker.api.compat_operations import CALL_PREFIXES, MINT_PREFIXES
-from token_broker.api.minting import Minting
 from token_broker.api.offers import CallRelay, check_offer
+from token_broker.api.token import Minting
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
 from token_broker.relay.adapters import COMPAT_ENDPOINTS, CompatEndpoint
 from token_broker.relay.admission import Admission

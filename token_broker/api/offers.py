@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from strategies.base import EphemeralGrant, SessionSpec
 from strategies.errors import MintError, RateLimitedError, TimedOutError
-from token_broker.api.minting import RETRY_AFTER_S, Minting, RequestTrace
+from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit

@@ -10,8 +10,8 @@ from starlette.responses import JSONResponse, Response
 
 from strategies.chain import Chain, Link
 from strategies.health import BreakerState, BreakerStatus, Capability, Latencies
-from token_broker.api.minting import Minting
 from token_broker.api.status_schemas import AgentVoice, Readiness, ServiceLevel, Status, StrategyStatus
+from token_broker.api.token import Minting
 from token_broker.memory.service import Memory
 from token_broker.observability.events import PlanCounters
 from token_broker.observability.logging import advice_on
