@@ -13,7 +13,6 @@ from strategies.credentials import Credentials
 from strategies.models import is_classic_whisper
 from strategies.transport import make_tls_context, make_transport
 from token_broker import __version__
-from token_broker.api.callers import Callers
 from token_broker.api.metrics import StateCollector
 from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
@@ -33,6 +32,7 @@ from token_broker.security.rate_limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import TokenSigner, load_or_create_key
 from token_broker.server.drain import Drain
 from token_broker.sessions.agents import load_agents
+from token_broker.sessions.ownership import Callers
 from token_broker.sessions.plans import PlanMaker
 from token_broker.sessions.running_calls import Calls
 from token_broker.settings import Settings, SettingsError

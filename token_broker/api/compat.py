@@ -20,7 +20,6 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from strategies.base import ga_realtime_session
-from token_broker.api.callers import Callers
 from token_broker.api.compat_operations import CALL_PREFIXES, MINT_PREFIXES
 from token_broker.api.offers import CallRelay, check_offer
 from token_broker.api.token import Minting
@@ -32,7 +31,7 @@ from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.authentication import Principal, caller_of
 from token_broker.security.credential_extraction import SeveralCredentialsError, extract_credential
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TokenError, is_ours
-from token_broker.sessions.ownership import OpenedSession
+from token_broker.sessions.ownership import Callers, OpenedSession
 from token_broker.sessions.plans import session_spec
 from token_broker.sessions.schemas import ClientSecret, ClientSecretRequest
 from token_broker.settings import Settings

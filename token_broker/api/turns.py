@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from token_broker.api.callers import Callers
 from token_broker.memory.service import Memory
 from token_broker.memory.store_errors import (
     NotOwnerError,
@@ -36,7 +35,7 @@ from token_broker.memory.types import Outcome, Turn, stored_bytes
 from token_broker.security.authentication import Caller, Principal
 from token_broker.security.owner import Owner
 from token_broker.security.quotas import MemoryQuotas
-from token_broker.sessions.ownership import ensure_not_blocked, session_erased
+from token_broker.sessions.ownership import Callers, ensure_not_blocked, session_erased
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, ensure_few_values, parse_json, read_body, uuid7
 

@@ -9,7 +9,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from token_broker.api.callers import Callers
 from token_broker.api.turns import MemoryState, create_turn, enrich, erase_turns, list_turns
 from token_broker.memory.service import Memory
 from token_broker.security.authentication import make_authenticator
@@ -17,6 +16,7 @@ from token_broker.security.owner import Owner
 from token_broker.security.quotas import MemoryQuotas
 from token_broker.security.rate_limits import RateLimiter
 from token_broker.security.tokens import TokenSigner
+from token_broker.sessions.ownership import Callers
 from token_broker.settings import Settings
 from token_broker.web.requests import Problem, problem_response
 
