@@ -27,8 +27,7 @@ from token_broker.observability.tracing import open_tracing
 from token_broker.relay.admission import Admission
 from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.authentication import make_authenticator
-from token_broker.security.quotas import MemoryQuotas
-from token_broker.security.rate_limits import RateLimiter, SessionLimits
+from token_broker.security.limits import MemoryQuotas, RateLimiter, SessionLimits
 from token_broker.security.tokens import TokenSigner, load_or_create_key
 from token_broker.server.drain import Drain
 from token_broker.sessions.agents import load_agents

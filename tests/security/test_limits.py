@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_broker.security.rate_limits import (
+from token_broker.security.limits import (
     PROMPT_REFUSALS_PER_MINUTE,
     RateLimit,
     RateLimiter,

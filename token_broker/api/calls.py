@@ -17,7 +17,7 @@ from token_broker.api.offers import (
 )
 from token_broker.observability.logging import bind_ids
 from token_broker.security.authentication import Caller
-from token_broker.security.rate_limits import too_many_sessions
+from token_broker.security.limits import too_many_sessions
 from token_broker.sessions.ownership import Callers, ensure_not_blocked
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, read_body

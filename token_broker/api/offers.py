@@ -22,8 +22,8 @@ from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
+from token_broker.security.limits import SessionLease, SessionLimits
 from token_broker.security.owner import Owner
-from token_broker.security.rate_limits import SessionLease, SessionLimits
 from token_broker.security.tokens import TokenError, TokenSigner
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.ownership import ensure_not_blocked

@@ -16,7 +16,7 @@ from token_broker.memory.service import Memory
 from token_broker.observability.events import PlanCounters
 from token_broker.observability.logging import advice_on
 from token_broker.relay.counters import RelayStatus
-from token_broker.security.rate_limits import SessionLimits
+from token_broker.security.limits import SessionLimits
 from token_broker.server.drain import Drain
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.sessions.ownership import blocklist_unread

@@ -18,7 +18,7 @@ from token_broker.relay.dialects.broker_events import (
     new_agent_update,
 )
 from token_broker.relay.transcripts.recorder import TurnRecorder
-from token_broker.security.rate_limits import RateLimit
+from token_broker.security.limits import RateLimit
 from token_broker.sessions.agents import Agent, AgentRegistry
 
 __all__ = ["AgentHandoff"]

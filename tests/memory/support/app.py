@@ -12,9 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from token_broker.api.turns import MemoryState, create_turn, enrich, erase_turns, list_turns
 from token_broker.memory.service import Memory
 from token_broker.security.authentication import make_authenticator
+from token_broker.security.limits import MemoryQuotas, RateLimiter
 from token_broker.security.owner import Owner
-from token_broker.security.quotas import MemoryQuotas
-from token_broker.security.rate_limits import RateLimiter
 from token_broker.security.tokens import TokenSigner
 from token_broker.sessions.ownership import Callers
 from token_broker.settings import Settings

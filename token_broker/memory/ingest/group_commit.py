@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.ingest.session_sizes import SessionSizes
 from token_broker.memory.store_errors import (
@@ -26,6 +25,7 @@ from token_broker.memory.store_errors import (
     StoreUnreachableError,
 )
 from token_broker.memory.types import NODE_BITS, NOT_OWNED, ArrivedTurn, Outcome, Turn, arrived_us, stored_bytes, to_us
+from token_broker.security.limits import BoundedDict
 from token_broker.security.owner import Owner
 
 __all__ = ["ArrivalClock", "GroupWriter", "WriterCounts", "give_up", "waiting_bytes"]
