@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from token_broker.memory.delivery.decisions import backoff_s
 from token_broker.memory.delivery.local import LocalFacts, LocalSink
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
@@ -30,7 +29,7 @@ from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.repositories import StoredBlocklist, StoredSessions, StoredTickets
 from token_broker.memory.store.full_text import FullTextIndexer
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUnreachableError
-from token_broker.memory.types import Outcome, Sink, Turn
+from token_broker.memory.types import Outcome, Sink, Turn, backoff_s
 from token_broker.security.owner import Owner
 from token_broker.settings import Settings
 

@@ -3,9 +3,10 @@
 Nothing here imports SQLAlchemy: it takes half a second of CPU to load, and is loaded when the store opens.
 """
 
+import random
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum, IntEnum
@@ -14,12 +15,16 @@ from typing import Literal, Protocol
 from token_broker.security.owner import Owner
 
 __all__ = [
+    "BACKOFF_FIRST_S",
+    "BACKOFF_LAST_S",
     "BUCKETS",
     "ERASED_PRINCIPAL",
+    "FULL_BATCH",
     "LAST_PLACE",
     "LAST_TURNS",
     "NOT_OWNED",
     "ArrivedTurn",
+    "Backlog",
     "Block",
     "BlockKind",
     "Blocklist",
@@ -43,6 +48,7 @@ __all__ = [
     "TurnIngest",
     "arrival_at",
     "arrived_us",
+    "backoff_s",
     "bucket_of",
     "is_storable",
     "replace_unstorable",
@@ -55,6 +61,9 @@ LAST_TURNS = 12  # of a session, shown to an agent that resumes it
 BUCKETS = 64
 LAST_PLACE = 2**31 - 1  # of turns without a sequence: behind the others of their epoch, in order of arrival
 NODE_BITS = 10  # of an arrival, the random part
+FULL_BATCH = 30  # messages a call, at most (docs/azure.md §11)
+BACKOFF_FIRST_S = 1.0
+BACKOFF_LAST_S = 300.0
 
 # PostgreSQL's text has no NUL, and UTF-8 has no lone surrogates.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -226,6 +235,12 @@ def arrived_us(arrival: int) -> int:
     return arrival >> NODE_BITS
 
 
+def backoff_s(failures: int, *, jitter: Callable[[], float] = random.random) -> float:
+    """1 s, doubled with each failure up to 5 min. Up to half is taken off at random, so that sessions spread out."""
+    whole = min(BACKOFF_LAST_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 30))
+    return whole * (0.5 + jitter() / 2)
+
+
 class TurnIngest(Protocol):
     """Takes the proxy's turns; a talk never waits for it."""
 
@@ -304,6 +319,16 @@ class Failure:
     counts: bool = False
     uncertain: bool = False
     retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The history of a session's failures."""
+
+    attempts: int = 0
+    failures: int = 0
+    failing_since_us: int | None = None
+    batch: int = FULL_BATCH
 
 
 class SinkError(Exception):

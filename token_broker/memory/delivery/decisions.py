@@ -6,26 +6,13 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from token_broker.memory.types import LAST_PLACE, Failure, Position
+from token_broker.memory.types import FULL_BATCH, LAST_PLACE, Backlog, Failure, Position, backoff_s
 
 __all__ = ["FULL_BATCH", "Backlog", "ConcurrencyLimiter", "Ready", "Verdict", "after_failure", "backoff_s", "ready"]
 
-FULL_BATCH = 30  # messages a call, at most (docs/azure.md §11)
-BACKOFF_FIRST_S = 1.0
-BACKOFF_LAST_S = 300.0
 PAUSE_LAST_S = 30.0
 # One poisoned turn also fails with an answer. Only so many failures in a row, of any sessions, are the sink's own.
 UNAVAILABLE_AFTER = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """The history of a session's failures."""
-
-    attempts: int = 0
-    failures: int = 0
-    failing_since_us: int | None = None
-    batch: int = FULL_BATCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +22,6 @@ class Verdict:
     dead: bool
     due_in_s: float
     backlog: Backlog
-
-
-def backoff_s(failures: int, *, jitter: Callable[[], float] = random.random) -> float:
-    """1 s, doubled with each failure up to 5 min. Up to half is taken off at random, so that sessions spread out."""
-    whole = min(BACKOFF_LAST_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 30))
-    return whole * (0.5 + jitter() / 2)
 
 
 def after_failure(

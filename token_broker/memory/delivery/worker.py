@@ -13,19 +13,22 @@ from typing import Any
 
 import structlog
 
-from token_broker.memory.delivery.decisions import (
-    FULL_BATCH,
-    Backlog,
-    ConcurrencyLimiter,
-    after_failure,
-    backoff_s,
-    ready,
-)
+from token_broker.memory.delivery.decisions import ConcurrencyLimiter, after_failure, ready
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store import outbox
 from token_broker.memory.store.outbox import Claim, Erasure, Settlement
 from token_broker.memory.store_errors import StoreError
-from token_broker.memory.types import DeliveryBatch, Failure, Sink, SinkError, StoredTurn, to_us
+from token_broker.memory.types import (
+    FULL_BATCH,
+    Backlog,
+    DeliveryBatch,
+    Failure,
+    Sink,
+    SinkError,
+    StoredTurn,
+    backoff_s,
+    to_us,
+)
 from token_broker.settings import Settings
 
 __all__ = ["DeliveryCounts", "DeliveryPolicy", "DeliveryWorker"]

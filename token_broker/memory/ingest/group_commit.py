@@ -273,7 +273,7 @@ class GroupWriter:
             async with self._writing_sizes:
                 if not (due := self._sizes.due(everything=everything)):
                     return
-                from token_broker.memory.store.turn_writes import add_to_sizes
+                from token_broker.memory.store.sessions import add_to_sizes
 
                 try:
                     found = await self._database.write(partial(add_to_sizes, added=due), idempotent=False)
