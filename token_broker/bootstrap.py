@@ -18,8 +18,7 @@ from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
 from token_broker.api.token import Minting
 from token_broker.azure import build_chain, build_connector, build_credentials, make_client
-from token_broker.memory.drivers.files import make_private_folder
-from token_broker.memory.drivers.sqlite import sqlite_path
+from token_broker.memory.drivers.sqlite import make_private_folder, sqlite_path
 from token_broker.memory.service import Memory
 from token_broker.observability.events import Metrics, PlanCounters, observe_with
 from token_broker.observability.logging import log_attempt

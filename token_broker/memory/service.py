@@ -19,8 +19,7 @@ import structlog
 from token_broker.memory.delivery.local import LocalFacts, LocalSink
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.drivers.files import DiskSpace, free_bytes_of, reusable_bytes
-from token_broker.memory.drivers.sqlite import sqlite_path
+from token_broker.memory.drivers.sqlite import DiskSpace, free_bytes_of, reusable_bytes, sqlite_path
 from token_broker.memory.ingest.buffer import IngestBuffer
 from token_broker.memory.ingest.group_commit import GroupWriter, give_up
 from token_broker.memory.maintenance import Maintenance
