@@ -6,8 +6,8 @@ Nothing here imports SQLAlchemy: it takes half a second of CPU to load, and is l
 import random
 import re
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, IntEnum
 from typing import Literal, Protocol
@@ -41,6 +41,7 @@ __all__ = [
     "SessionRepository",
     "Sink",
     "SinkError",
+    "SizeLimit",
     "Source",
     "StoredTurn",
     "TicketRepository",
@@ -175,6 +176,15 @@ class DeadLetter:
     session_id: str
     turn: StoredTurn
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SizeLimit:
+    """What a transaction needs to check a limit: the sessions whose column it reads, and what to add to it."""
+
+    limit_bytes: int
+    unsure: frozenset[str] = frozenset()
+    pending: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,9 +70,7 @@ sessions = Table(
     Column("agent_id", Text),
     Column("epoch", BigInteger, nullable=False),  # of its newest plan; of a tombstone ERASING or ERASED
     Column("created_at_us", BigInteger, nullable=False),
-    Column(
-        "stored_bytes", BigInteger, nullable=False, server_default=text("0")
-    ),  # lags a little: see `session_sizes.py`
+    Column("stored_bytes", BigInteger, nullable=False, server_default=text("0")),  # lags a little: see `SessionSizes`
     PrimaryKeyConstraint("bucket", "session_id"),
     Index("sessions_by_principal", "principal", "epoch"),
 )

@@ -34,7 +34,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import asyncpg
 
-from token_broker.memory.ingest.session_sizes import SizeLimit
 from token_broker.memory.store.tables import are_sessions, insert_for, is_session, outbox, sessions, turns
 from token_broker.memory.types import (
     ERASED_PRINCIPAL,
@@ -43,6 +42,7 @@ from token_broker.memory.types import (
     ArrivedTurn,
     Delivery,
     Outcome,
+    SizeLimit,
     bucket_of,
     to_us,
 )
