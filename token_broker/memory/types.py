@@ -51,6 +51,7 @@ __all__ = [
     "arrived_us",
     "backoff_s",
     "bucket_of",
+    "ensure_storable",
     "is_storable",
     "replace_unstorable",
     "stored_bytes",
@@ -212,6 +213,13 @@ class Block:
 def is_storable(text: str) -> bool:
     """Whether every store can hold the text as it is."""
     return _UNSTORABLE.search(text) is None
+
+
+def ensure_storable(text: str) -> str:
+    """The text itself. Raises ValueError where a store cannot hold it."""
+    if not is_storable(text):
+        raise ValueError("has a NUL or half a surrogate pair, which can't be stored")
+    return text
 
 
 def replace_unstorable(text: str) -> str:
