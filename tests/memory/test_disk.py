@@ -22,7 +22,7 @@ from token_broker.memory.memory_status import MemoryStatus
 from token_broker.memory.service import Memory
 from token_broker.memory.store.sessions import find_session
 from token_broker.memory.store_errors import StoreFullError
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
 
 FLOOR = 1_000_000

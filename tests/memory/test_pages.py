@@ -25,7 +25,7 @@ from token_broker.memory.store.turn_reads import PAGE_BYTES, list_turns
 from token_broker.memory.store.turn_writes import insert_turns
 from token_broker.memory.types import ArrivedTurn
 from token_broker.security.limits import MemoryQuotas, PageSlots
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
 from token_broker.web.requests import Problem
 

@@ -18,7 +18,7 @@ from token_broker.memory.recall import BoundedRecall, RecallCache
 from token_broker.memory.service import Memory
 from token_broker.memory.store import tables
 from token_broker.memory.store_errors import StoreUnreachableError
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 
 async def test_reconnect_gets_last_turns(make_settings: MakeSettings) -> None:

@@ -12,8 +12,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests.relay.support.azure import scripted_azure
 from tests.relay.support.broker import PATH, Running, broker
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import TokenSigner
+from token_broker.security.tokens import Owner, TokenSigner
 from token_broker.web.requests import uuid7
 
 

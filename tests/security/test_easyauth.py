@@ -15,7 +15,7 @@ from token_broker.security.authentication import (
     Principal,
     make_authenticator,
 )
-from token_broker.security.owner import ANONYMOUS
+from token_broker.security.tokens import ANONYMOUS
 from token_broker.settings import Settings
 from token_broker.web.requests import Problem
 

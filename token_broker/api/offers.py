@@ -23,8 +23,7 @@ from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
 from token_broker.security.limits import SessionLease, SessionLimits
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import TokenError, TokenSigner
+from token_broker.security.tokens import Owner, TokenError, TokenSigner
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.ownership import ensure_not_blocked
 from token_broker.sessions.plans import TalkSpecs

@@ -20,7 +20,7 @@ from strategies.chain import Chain, ChainResult
 from token_broker.memory.types import Recall
 from token_broker.observability.events import Observer, TokenRequestEnded, TokenResult
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.sessions.ownership import Callers
 from token_broker.sessions.plans import PlanMaker, TalkSpecs

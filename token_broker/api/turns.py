@@ -34,7 +34,7 @@ from token_broker.memory.turn_schemas import (
 from token_broker.memory.types import Outcome, Turn, stored_bytes
 from token_broker.security.authentication import Caller, Principal
 from token_broker.security.limits import MemoryQuotas
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.sessions.ownership import Callers, ensure_not_blocked, session_erased
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, ensure_few_values, parse_json, read_body, uuid7

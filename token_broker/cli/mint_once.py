@@ -10,8 +10,7 @@ from strategies.base import Attempt
 from token_broker.azure import build_chain, build_credentials
 from token_broker.bootstrap import signing_keys
 from token_broker.observability.logging import fingerprint
-from token_broker.security.owner import ANONYMOUS, Owner
-from token_broker.security.tokens import TokenSigner
+from token_broker.security.tokens import ANONYMOUS, Owner, TokenSigner
 from token_broker.sessions.agents import load_agents
 from token_broker.sessions.plans import PlanMaker, TalkSpecs
 from token_broker.settings import Settings, SettingsError

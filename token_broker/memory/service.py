@@ -29,7 +29,7 @@ from token_broker.memory.repositories import StoredBlocklist, StoredSessions, St
 from token_broker.memory.store.full_text import FullTextIndexer
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUnreachableError
 from token_broker.memory.types import Outcome, Sink, Turn, backoff_s
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import Enum, IntEnum
 from typing import Literal, Protocol
 
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 __all__ = [
     "BACKOFF_FIRST_S",

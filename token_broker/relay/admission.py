@@ -17,8 +17,7 @@ from token_broker.memory.types import Blocklist, TicketRepository
 from token_broker.security.authentication import Caller, caller_of
 from token_broker.security.credential_extraction import SeveralCredentialsError, extract_credential
 from token_broker.security.limits import RateLimiter, SessionLease, SessionLimits
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TicketClaims, TokenError, TokenSigner
+from token_broker.security.tokens import ClientSecretClaims, Owner, SessionClaims, TicketClaims, TokenError, TokenSigner
 from token_broker.server.close_codes import BAD_REQUEST, DRAINING, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
 from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import Agent, AgentRegistry

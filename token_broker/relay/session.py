@@ -25,7 +25,7 @@ from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_plain_append
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import (
     BAD_REQUEST,
     DRAINING,

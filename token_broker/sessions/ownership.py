@@ -18,8 +18,14 @@ from token_broker.memory.store_errors import StoreError
 from token_broker.memory.types import Blocklist, SessionRecord, SessionRepository
 from token_broker.security.authentication import Authenticator, Caller, Principal, caller_of
 from token_broker.security.limits import RateLimiter
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import RESUME_GRACE_S, ClientSecretClaims, SessionClaims, TokenError, TokenSigner
+from token_broker.security.tokens import (
+    RESUME_GRACE_S,
+    ClientSecretClaims,
+    Owner,
+    SessionClaims,
+    TokenError,
+    TokenSigner,
+)
 from token_broker.settings import Settings
 from token_broker.web.requests import Problem, bearer_token
 

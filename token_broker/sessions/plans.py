@@ -13,8 +13,7 @@ from urllib.parse import quote
 from strategies.base import EphemeralGrant, Grant, SessionSpec
 from strategies.chain import SpecSupplier
 from token_broker.memory.types import Recall
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import TokenSigner
+from token_broker.security.tokens import Owner, TokenSigner
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.schemas import Connection, Plan, RelayConnection, WebRtcConnection, WebSocketConnection
 from token_broker.settings import Settings

@@ -19,7 +19,7 @@ from strategies.credentials import Credentials
 from strategies.errors import MintError
 from strategies.single_flight import SingleFlight
 from token_broker.security.limits import BoundedDict, SessionLease, SessionLimits
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 __all__ = ["Calls", "EndedCalls"]
 

@@ -13,8 +13,7 @@ from token_broker.api.turns import MemoryState, create_turn, enrich, erase_turns
 from token_broker.memory.service import Memory
 from token_broker.security.authentication import make_authenticator
 from token_broker.security.limits import MemoryQuotas, RateLimiter
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import TokenSigner
+from token_broker.security.tokens import Owner, TokenSigner
 from token_broker.sessions.ownership import Callers
 from token_broker.settings import Settings
 from token_broker.web.requests import Problem, problem_response

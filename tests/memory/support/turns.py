@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from token_broker.memory.types import Turn
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.web.requests import uuid7
 
 SESSION = "session-0123456789"

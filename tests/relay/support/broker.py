@@ -31,8 +31,7 @@ from token_broker.relay.admission import Admission
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
 from token_broker.relay.voice_relay import VoiceRelay, websocket_not_found
 from token_broker.security.limits import RateLimiter, SessionLimits
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import TokenSigner
+from token_broker.security.tokens import Owner, TokenSigner
 from token_broker.server.drain import Drain, DrainingServer
 from token_broker.server.websocket_protocol import uvicorn_options
 from token_broker.sessions.agents import AgentRegistry, load_agents

@@ -11,7 +11,7 @@ from token_broker.memory.ingest.group_commit import GroupWriter, waiting_bytes
 from token_broker.memory.store_errors import StoreError, StoreRefusedError
 from token_broker.memory.types import NOT_OWNED, Outcome, Turn, backoff_s, is_storable, replace_unstorable
 from token_broker.security.limits import BoundedDict, RateLimit
-from token_broker.security.owner import ANONYMOUS, Owner
+from token_broker.security.tokens import ANONYMOUS, Owner
 
 __all__ = ["IngestBuffer", "IngestCounts"]
 

@@ -37,7 +37,7 @@ from token_broker.memory.types import (
     to_us,
 )
 from token_broker.security.limits import BoundedDict
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 __all__ = ["ArrivalClock", "GroupWriter", "SessionSizes", "WriterCounts", "give_up", "waiting_bytes"]
 

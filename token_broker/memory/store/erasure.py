@@ -24,7 +24,7 @@ from token_broker.memory.store.tables import (
 )
 from token_broker.memory.store_errors import NotOwnerError
 from token_broker.memory.types import ERASED_PRINCIPAL, bucket_of
-from token_broker.security.owner import ANONYMOUS
+from token_broker.security.tokens import ANONYMOUS
 
 __all__ = [
     "delete_erased",

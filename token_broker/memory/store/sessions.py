@@ -10,7 +10,7 @@ from sqlalchemy import LargeBinary as Bytes
 from token_broker.memory.store.tables import blocks, by_bucket, insert_for, is_session, sessions, tickets, turns
 from token_broker.memory.store_errors import BlocklistFullError
 from token_broker.memory.types import Block, BlockKind, SessionRecord, bucket_of, to_us
-from token_broker.security.owner import ANONYMOUS, Owner
+from token_broker.security.tokens import ANONYMOUS, Owner
 
 __all__ = [
     "MAX_BLOCKS",

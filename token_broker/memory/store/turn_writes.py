@@ -46,7 +46,7 @@ from token_broker.memory.types import (
     bucket_of,
     to_us,
 )
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 __all__ = ["enqueue", "insert_turns", "insert_within_limit", "last_arrival", "save_sessions"]
 
