@@ -14,10 +14,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
+from token_broker import __version__
 from token_broker.api.calls import CALL_OPERATIONS, create_call, hang_up
 from token_broker.api.compat import compat_routes
 from token_broker.api.compat_operations import COMPAT_OPERATIONS, COMPAT_SOCKETS
-from token_broker.api.metrics import METRICS_OPERATIONS, get_metrics
+from token_broker.api.metrics import METRICS_OPERATIONS, StateCollector, get_metrics
 from token_broker.api.openapi import openapi_routes
 from token_broker.api.proxy import VOICELIVE_PATH, VOICELIVE_SOCKET, Voicelive
 from token_broker.api.static import AZURE_ORIGINS, CLIENT_OPERATIONS, client_routes
@@ -60,6 +61,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[BrokerState]:
         del app
         async with build_broker(settings, shared_drain, metrics) as state:
+            metrics.registry.register(StateCollector(state["status"], version=__version__))
             yield state
 
     routes = _routes()

@@ -12,8 +12,6 @@ from pydantic import SecretStr
 from strategies.credentials import Credentials
 from strategies.models import is_classic_whisper
 from strategies.transport import make_tls_context, make_transport
-from token_broker import __version__
-from token_broker.api.metrics import StateCollector
 from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
 from token_broker.api.token import Minting
@@ -154,7 +152,6 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             relay=relay.snapshot,
         )
         metrics.expect(settings.token_strategies)
-        metrics.registry.register(StateCollector(status, version=__version__))
         if settings.target is not None and credentials is not None:
             warm_up = asyncio.create_task(_warm_up(settings.target.openai_base, credentials, http), name="warm-up")
             stack.callback(warm_up.cancel)
