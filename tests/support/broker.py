@@ -26,7 +26,7 @@ from tests.support.sockets import listening_socket
 from token_broker.app import create_app
 from token_broker.bootstrap import BrokerState
 from token_broker.memory.service import Memory
-from token_broker.memory.store.migrate import migrate
+from token_broker.memory.store.tables import migrate
 from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import TokenSigner

@@ -152,7 +152,7 @@ class SqliteDatabase:
         from sqlalchemy import create_engine, event
         from sqlalchemy.pool import NullPool, QueuePool
 
-        from token_broker.memory.store.migrate import migrate
+        from token_broker.memory.store.tables import migrate
 
         if self._writer is not None:
             return False
