@@ -172,7 +172,7 @@ def plan_for(items: Sequence[Item], *, speaks: bool, tools: Tools, scripted: Scr
         return ResponsePlan([output_message(text, pcm, speaks=speaks)], scripted.status, scripted.reason)
     # After a tool's output there are no markers to see, so that a call is not made again for ever.
     calls, status = _marked(written, tools)
-    if status == "completed" and not calls and written and (required := tools.required()) is not None:
+    if status == "completed" and not calls and (written or pcm) and (required := tools.required()) is not None:
         calls = [required]
     return ResponsePlan(calls or [output_message(text, pcm, speaks=speaks)], status)
 
@@ -208,15 +208,15 @@ def _marked(text: str, tools: Tools) -> tuple[list[ToolCall], EndStatus]:
 
 def _made_up(parameters: Any) -> str:
     """Arguments that a function's JSON schema allows, as far as its plain types say."""
-    properties = parameters.get("properties", {}) if isinstance(parameters, dict) else {}
+    # Nobody checks a schema: a client may send anything as one, and Azure takes it.
+    properties = parameters.get("properties") if isinstance(parameters, dict) else None
     made: dict[str, JsonValue] = {}
-    for name, schema in properties.items():
-        if not isinstance(schema, dict):
-            made[name] = "simulated"
-        elif schema.get("enum"):
-            made[name] = schema["enum"][0]
+    for name, schema in properties.items() if isinstance(properties, dict) else ():
+        allowed = schema.get("enum") if isinstance(schema, dict) else None
+        if isinstance(allowed, list) and allowed:
+            made[name] = allowed[0]
         else:
-            made[name] = _MADE_UP.get(str(schema.get("type")), "simulated")
+            made[name] = _MADE_UP.get(str(schema.get("type")) if isinstance(schema, dict) else "", "simulated")
     return json.dumps(made)
 
 
