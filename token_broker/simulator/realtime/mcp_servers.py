@@ -17,7 +17,7 @@ _NEVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
-class McpTool:
+class ListedTool:
     """One tool of a server, and whether the client has to allow each call."""
 
     server_label: str
@@ -28,7 +28,7 @@ class McpTool:
 @dataclass(frozen=True, slots=True)
 class _Listing:
     item: McpToolList
-    tools: list[McpTool]
+    tools: list[ListedTool]
     fails: bool
     due_s: float
 
@@ -41,14 +41,14 @@ class McpServers:
         self._ids = ids
         self._events = events
         self._listings: list[_Listing] = []
-        self._known: dict[str, list[McpTool]] = {}
+        self._known: dict[str, list[ListedTool]] = {}
 
     @property
     def due_s(self) -> float:
         return min((listing.due_s for listing in self._listings), default=_NEVER)
 
     @property
-    def tools(self) -> list[McpTool]:
+    def tools(self) -> list[ListedTool]:
         """Of the servers that have been listed and are still in the session."""
         return [tool for tools in self._known.values() for tool in tools]
 
@@ -83,11 +83,11 @@ class McpServers:
             self._events.emit_item("conversation.item.done", item, None)
 
 
-def _tools_of(server: dict[str, Any]) -> list[McpTool]:
+def _tools_of(server: dict[str, Any]) -> list[ListedTool]:
     label, approval = server["server_label"], server.get("require_approval") or "always"
     exempt = [] if isinstance(approval, str) else _tool_names(approval.get("never"))
     return [
-        McpTool(label, name, approval != "never" and name not in exempt)
+        ListedTool(label, name, approval != "never" and name not in exempt)
         for name in _tool_names(server.get("allowed_tools")) or ["simulated_tool"]
     ]
 

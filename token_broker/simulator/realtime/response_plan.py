@@ -19,7 +19,7 @@ from pydantic import Field, JsonValue
 
 from token_broker.simulator.audio import BYTES_PER_MS, duration_ms, tone
 from token_broker.simulator.realtime.conversation import FunctionOutput, Item, McpApprovalRequest, McpCall, Message
-from token_broker.simulator.realtime.mcp_servers import McpTool
+from token_broker.simulator.realtime.mcp_servers import ListedTool
 from token_broker.simulator.session_bodies.check import Strict
 
 CHUNK_MS = 100
@@ -84,7 +84,7 @@ class ToolCall:
 
     name: str
     arguments: str
-    mcp: McpTool | None = None
+    mcp: ListedTool | None = None
     approval_request_id: str | None = None
     """The request by which the client allowed the call."""
 
@@ -108,7 +108,7 @@ class Tools:
 
     functions: list[dict[str, Any]] = field(default_factory=list)
     """As the session has them; entries of other types are ignored."""
-    mcp: Sequence[McpTool] = ()
+    mcp: Sequence[ListedTool] = ()
     choice: Any = "auto"
 
     def call(self, name: str, arguments: str | None = None) -> ToolCall | None:
