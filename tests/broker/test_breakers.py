@@ -14,7 +14,7 @@ from tests.support.broker import RunningBroker
 from tests.support.machine import retry_if_host_busy
 from tests.support.plans import MINT_PATHS, assert_usable
 from tests.support.waiting import eventually
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
 
 

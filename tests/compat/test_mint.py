@@ -10,8 +10,7 @@ from pydantic import SecretStr
 
 from tests.compat.conftest import OpenCompat
 from tests.support.broker import make_settings, run_broker
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import TokenSigner
+from token_broker.security.tokens import Owner, TokenSigner
 
 
 @pytest.mark.parametrize("prefix", ["/v1", "/openai/v1", "/openai"])

@@ -18,7 +18,7 @@ from tests.support.serving import serve_app
 from tests.support.waiting import eventually
 from token_broker.memory.service import Memory
 from token_broker.security.authentication import EasyAuthAuthenticator
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
 
 TURNS = f"/api/v1/memory/sessions/{SESSION}/turns"

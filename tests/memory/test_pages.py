@@ -24,10 +24,10 @@ from token_broker.memory.service import Memory
 from token_broker.memory.store.turn_reads import PAGE_BYTES, list_turns
 from token_broker.memory.store.turn_writes import insert_turns
 from token_broker.memory.types import ArrivedTurn
-from token_broker.security.owner import Owner
-from token_broker.security.quotas import MemoryQuotas, PageSlots
+from token_broker.security.limits import MemoryQuotas, PageSlots
+from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 PATH = f"/api/v1/memory/sessions/{SESSION}/turns"
 LARGEST = 32_768  # a turn's content, by BROKER_MAX_TURN_BYTES

@@ -12,9 +12,8 @@ from websockets.exceptions import InvalidStatus
 
 from tests.relay.support.azure import scripted_azure
 from tests.relay.support.broker import PATH, Running, broker
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import TokenSigner
-from token_broker.web.ids import uuid7
+from token_broker.security.tokens import Owner, TokenSigner
+from token_broker.web.requests import uuid7
 
 
 async def refused(running: Running, session_id: str, offered: list[str] | None, **options: Any) -> tuple[int, str]:

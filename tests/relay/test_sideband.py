@@ -12,10 +12,10 @@ from strategies.base import SessionSpec
 from tests.relay.support.azure import AzureTalk, ScriptedAzure, scripted_azure
 from tests.relay.support.broker import KEY, Running, broker
 from token_broker.relay.admission import AdmittedClient
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, Ending
-from token_broker.sessions.agents import session_spec
-from token_broker.web.ids import uuid7
+from token_broker.sessions.plans import session_spec
+from token_broker.web.requests import uuid7
 
 
 def listen(running: Running, azure: ScriptedAzure) -> str:

@@ -9,7 +9,7 @@ from token_broker.memory.types import Turn
 from token_broker.relay.counters import TalkCounters
 from token_broker.relay.transcripts.assembler import FinishedTurn, TurnAssembler
 from token_broker.relay.transcripts.recorder import TurnRecorder
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 Event = dict[str, Any]
 OWNER = Owner(session_id="019aaf0e-7c1b-7d5e-9a43-1f6f0f6a2b11", principal="anonymous", epoch=1, user_id=None)

@@ -15,9 +15,9 @@ from token_broker.security.authentication import (
     Principal,
     make_authenticator,
 )
-from token_broker.security.owner import ANONYMOUS
+from token_broker.security.tokens import ANONYMOUS
 from token_broker.settings import Settings
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 HEADER = b"x-ms-client-principal"
 OID = "http://schemas.microsoft.com/identity/claims/objectidentifier"

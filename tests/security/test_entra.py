@@ -29,7 +29,7 @@ from token_broker.security.entra_jwt import (
     TokenRefusedError,
 )
 from token_broker.settings import Settings, SettingsError
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 OTHER_TENANT = "99999999-2222-3333-4444-555555555555"
 

@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 from tests.support.broker import plain_client
 from tests.support.serving import serve_app
 from token_broker.settings import Settings
-from token_broker.web.cors import OriginGuard, OriginRules
+from token_broker.web.middleware import OriginGuard, OriginRules
 
 APP = "https://app.example.com"
 

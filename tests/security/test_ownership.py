@@ -22,7 +22,7 @@ from tests.support.databases import PostgresServer
 from tests.support.easyauth import signed_in
 from tests.support.waiting import eventually
 from token_broker.memory.maintenance import open_maintenance
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
 from token_broker.simulator import RunningSimulator
 

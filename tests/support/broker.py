@@ -28,7 +28,7 @@ from token_broker.bootstrap import BrokerState
 from token_broker.memory.service import Memory
 from token_broker.memory.store.migrate import migrate
 from token_broker.relay.voice_relay import VoiceRelay
-from token_broker.security.rate_limits import SessionLimits
+from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import TokenSigner
 from token_broker.server.drain import Drain
 from token_broker.server.http_protocol import bounded_http

@@ -6,7 +6,6 @@ from typing import TypedDict
 from starlette.requests import Request
 from starlette.responses import Response
 
-from token_broker.api.callers import Callers
 from token_broker.api.offers import (
     HANG_UP_PROBLEMS,
     OFFER_PROBLEMS,
@@ -18,11 +17,10 @@ from token_broker.api.offers import (
 )
 from token_broker.observability.logging import bind_ids
 from token_broker.security.authentication import Caller
-from token_broker.security.rate_limits import too_many_sessions
-from token_broker.sessions.ownership import ensure_not_blocked
+from token_broker.security.limits import too_many_sessions
+from token_broker.sessions.ownership import Callers, ensure_not_blocked
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
-from token_broker.web.problems import Problem
-from token_broker.web.requests import read_body
+from token_broker.web.requests import Problem, read_body
 
 __all__ = ["CALL_OPERATIONS", "CallState", "create_call", "hang_up"]
 

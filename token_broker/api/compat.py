@@ -19,11 +19,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from strategies.session_body import ga_realtime_session
-from token_broker.api.callers import Callers
+from strategies.base import ga_realtime_session
 from token_broker.api.compat_operations import CALL_PREFIXES, MINT_PREFIXES
-from token_broker.api.minting import Minting
 from token_broker.api.offers import CallRelay, check_offer
+from token_broker.api.token import Minting
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
 from token_broker.relay.adapters import COMPAT_ENDPOINTS, CompatEndpoint
 from token_broker.relay.admission import Admission
@@ -32,13 +31,11 @@ from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.authentication import Principal, caller_of
 from token_broker.security.credential_extraction import SeveralCredentialsError, extract_credential
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TokenError, is_ours
-from token_broker.sessions.agents import session_spec
-from token_broker.sessions.ownership import OpenedSession
+from token_broker.sessions.ownership import Callers, OpenedSession
+from token_broker.sessions.plans import session_spec
 from token_broker.sessions.schemas import ClientSecret, ClientSecretRequest
 from token_broker.settings import Settings
-from token_broker.web.ids import correlation_id
-from token_broker.web.problems import Problem
-from token_broker.web.requests import parse_json, read_body
+from token_broker.web.requests import Problem, correlation_id, parse_json, read_body
 
 __all__ = ["CompatState", "compat_routes"]
 

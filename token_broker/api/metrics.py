@@ -17,10 +17,10 @@ from starlette.responses import Response
 from strategies.health import BreakerState, BreakerStatus, Capability
 from token_broker.api.status import StatusSources
 from token_broker.memory.memory_status import MemoryStatus
-from token_broker.observability.event_metrics import Metrics
+from token_broker.observability.events import Metrics
 from token_broker.relay.counters import RelayStatus
 from token_broker.web.openapi_document import Operation, ResponseSpec
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 __all__ = ["METRICS_OPERATIONS", "MetricsState", "StateCollector", "get_metrics", "memory_metrics"]
 

@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from token_broker.api.callers import Callers
 from token_broker.memory.service import Memory
 from token_broker.memory.store_errors import (
     NotOwnerError,
@@ -34,13 +33,11 @@ from token_broker.memory.turn_schemas import (
 )
 from token_broker.memory.types import Outcome, Turn, stored_bytes
 from token_broker.security.authentication import Caller, Principal
-from token_broker.security.owner import Owner
-from token_broker.security.quotas import MemoryQuotas
-from token_broker.sessions.ownership import ensure_not_blocked, session_erased
-from token_broker.web.ids import uuid7
+from token_broker.security.limits import MemoryQuotas
+from token_broker.security.tokens import Owner
+from token_broker.sessions.ownership import Callers, ensure_not_blocked, session_erased
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
-from token_broker.web.problems import Problem
-from token_broker.web.requests import ensure_few_values, parse_json, read_body
+from token_broker.web.requests import Problem, ensure_few_values, parse_json, read_body, uuid7
 
 if TYPE_CHECKING:  # rows import SQLAlchemy, which is loaded when the store opens
     from token_broker.memory.types import StoredTurn

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from token_broker.memory.types import LAST_PLACE, is_storable
+from token_broker.memory.types import LAST_PLACE, ensure_storable
 
 __all__ = [
     "EnrichAnswer",
@@ -17,12 +17,6 @@ __all__ = [
     "TurnReceipt",
     "TurnRequest",
 ]
-
-
-def _storable(text: str) -> str:
-    if not is_storable(text):
-        raise ValueError("has a NUL or half a surrogate pair, which can't be stored")
-    return text
 
 
 def _utc(time: datetime) -> datetime:
@@ -48,11 +42,17 @@ _LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 _STORABLE = {"pattern": r"^[^\u0000]*$"}
 _KNOWN_TIME = {"pattern": r"^(19[7-9]|[2-8][0-9]{2})[0-9]-"}
 
-_Content = Annotated[str, Field(min_length=1, json_schema_extra=_STORABLE), AfterValidator(_storable)]
+_Content = Annotated[str, Field(min_length=1, json_schema_extra=_STORABLE), AfterValidator(ensure_storable)]
 _SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{16,64}$")]
-_AgentId = Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=_STORABLE), AfterValidator(_storable)]
-_TurnId = Annotated[str, Field(min_length=1, max_length=128, json_schema_extra=_STORABLE), AfterValidator(_storable)]
-_Label = Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=_STORABLE), AfterValidator(_storable)]
+_AgentId = Annotated[
+    str, Field(min_length=1, max_length=64, json_schema_extra=_STORABLE), AfterValidator(ensure_storable)
+]
+_TurnId = Annotated[
+    str, Field(min_length=1, max_length=128, json_schema_extra=_STORABLE), AfterValidator(ensure_storable)
+]
+_Label = Annotated[
+    str, Field(min_length=1, max_length=64, json_schema_extra=_STORABLE), AfterValidator(ensure_storable)
+]
 _Place = Annotated[int, Field(ge=0, lt=LAST_PLACE), BeforeValidator(_whole)]
 _Time = Annotated[datetime, Field(json_schema_extra=_KNOWN_TIME), AfterValidator(_utc)]
 

@@ -16,7 +16,7 @@ from token_broker.relay.dialects.translation import needs_reading, renamed, to_a
 from token_broker.relay.event_text import SESSION_EVENTS, compact, parsed
 from token_broker.relay.policy.allowlist import Allowed, Broken, Command, Passed, Refused, examine, judge
 from token_broker.server.close_codes import DONE, DRAINING, INTERNAL, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
-from token_broker.web.ids import uuid7
+from token_broker.web.requests import uuid7
 
 __all__ = [
     "COMPAT_ENDPOINTS",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from strategies.health import BreakerStatus
-from token_broker.bounded_dict import BoundedDict
+from token_broker.security.limits import BoundedDict
 
 __all__ = ["Directions", "RelayCounters", "RelayStatus", "TalkCounters", "Usage"]
 

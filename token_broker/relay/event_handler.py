@@ -19,7 +19,7 @@ from token_broker.relay.policy.visibility import (
 )
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.recorder import TurnRecorder
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
 
 __all__ = ["EventHandler"]

@@ -25,7 +25,7 @@ from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_plain_append
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import (
     BAD_REQUEST,
     DRAINING,
@@ -35,7 +35,8 @@ from token_broker.server.close_codes import (
     Ending,
     left,
 )
-from token_broker.sessions.agents import Agent, AgentRegistry, TalkSpecs
+from token_broker.sessions.agents import Agent, AgentRegistry
+from token_broker.sessions.plans import TalkSpecs
 from token_broker.settings import Settings
 
 __all__ = ["Talk", "TalkParts"]

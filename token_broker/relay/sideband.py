@@ -16,9 +16,8 @@ from typing import Any
 
 import structlog
 
-from strategies.base import SessionSpec
+from strategies.base import SessionSpec, ga_session
 from strategies.errors import MintError, MisconfiguredError, PermanentError
-from strategies.session_body import ga_session
 from token_broker.memory.types import TurnIngest
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.azure.connector import UpstreamConnector
@@ -28,7 +27,7 @@ from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import SESSION_EVENTS, compact, event_type
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.recorder import TurnRecorder
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent
 from token_broker.settings import Settings

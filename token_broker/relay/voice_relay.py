@@ -25,14 +25,13 @@ from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import Directions, RelayCounters, RelayStatus
 from token_broker.relay.session import Talk, TalkParts
 from token_broker.relay.sideband import CallListener
-from token_broker.security.owner import Owner
-from token_broker.security.rate_limits import SessionLimits
+from token_broker.security.limits import SessionLimits
+from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import BAD_REQUEST, DONE, Ending
 from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.settings import Settings
-from token_broker.web.ids import correlation_id
-from token_broker.web.problems import Problem, problem_response
+from token_broker.web.requests import Problem, correlation_id, problem_response
 
 __all__ = ["VoiceRelay", "websocket_not_found"]
 
@@ -74,7 +73,7 @@ class VoiceRelay:
         observe: Observer = null_observer,
         hang_up: HangUp | None = None,
     ) -> None:
-        lasting_secrets = (*own_secrets(settings), *(secret for agent in agents for secret in agent.secrets))
+        lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
         def redact(text: str) -> str:  # the connector's secrets change: an Entra token lives for an hour
             return Redactor((*lasting_secrets, *connector.secrets))(text)

@@ -20,11 +20,9 @@ from token_broker.security.entra_jwt import (
     JwksUnavailableError,
     TokenRefusedError,
 )
-from token_broker.security.owner import ANONYMOUS, Owner
-from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TicketClaims
+from token_broker.security.tokens import ANONYMOUS, ClientSecretClaims, Owner, SessionClaims, TicketClaims
 from token_broker.settings import Settings
-from token_broker.web.forwarded import address_key, client_address
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem, address_key, client_address
 
 __all__ = [
     "AnonymousAuthenticator",

@@ -20,7 +20,7 @@ from token_broker.server import frames
 from token_broker.server.client_wire import MessageSink
 from token_broker.server.frames import FrameBudget, FrameError, FrameReader
 from token_broker.server.http_protocol import raw_answer
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 __all__ = ["READ", "FramedWebSocket", "Input"]
 

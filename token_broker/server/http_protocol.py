@@ -17,8 +17,7 @@ from typing import Any
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from token_broker.web.ids import uuid7
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem, uuid7
 
 __all__ = ["MAX_HEAD_BYTES", "MAX_PIPELINED", "BoundedHttpProtocol", "bounded_http", "raw_answer"]
 

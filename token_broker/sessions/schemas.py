@@ -27,10 +27,6 @@ def _is_set(values: list[Literal["audio", "text"]]) -> list[Literal["audio", "te
     return values
 
 
-def _both_modalities() -> list[Literal["audio", "text"]]:
-    return ["audio", "text"]
-
-
 SESSION_ID_PATTERN = r"^[A-Za-z0-9_-]{16,64}$"
 SessionId = Annotated[str, StringConstraints(pattern=SESSION_ID_PATTERN)]
 # A user id is shown in logs and by the CLI: no control characters, no invisible ones, none that changes the direction.
@@ -57,7 +53,7 @@ class TokenRequest(BaseModel):
     modalities: Annotated[
         list[Literal["audio", "text"]], Field(min_length=1, max_length=2), AfterValidator(_is_set)
     ] = Field(
-        default_factory=_both_modalities,
+        ["audio", "text"],
         description="What the agent answers with. GA takes one: audio where both are asked for.",
         json_schema_extra={"uniqueItems": True},
     )

@@ -30,15 +30,13 @@ from token_broker.relay.adapters import COMPAT_ENDPOINTS
 from token_broker.relay.admission import Admission
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
 from token_broker.relay.voice_relay import VoiceRelay, websocket_not_found
-from token_broker.security.owner import Owner
-from token_broker.security.rate_limits import RateLimiter, SessionLimits
-from token_broker.security.tokens import TokenSigner
+from token_broker.security.limits import RateLimiter, SessionLimits
+from token_broker.security.tokens import Owner, TokenSigner
 from token_broker.server.drain import Drain, DrainingServer
 from token_broker.server.websocket_protocol import uvicorn_options
 from token_broker.sessions.agents import AgentRegistry, load_agents
 from token_broker.settings import Settings
-from token_broker.web.ids import uuid7
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem, uuid7
 
 KEY = "canary-key-7f3a91"
 ENTRA_TOKEN = "canary-entra-5b20cc"

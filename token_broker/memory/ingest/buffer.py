@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from token_broker.bounded_dict import BoundedDict
-from token_broker.memory.delivery.decisions import backoff_s
 from token_broker.memory.ingest.group_commit import GroupWriter, waiting_bytes
 from token_broker.memory.store_errors import StoreError, StoreRefusedError
-from token_broker.memory.types import NOT_OWNED, Outcome, Turn, is_storable, replace_unstorable
-from token_broker.security.owner import ANONYMOUS, Owner
-from token_broker.security.rate_limits import RateLimit
+from token_broker.memory.types import NOT_OWNED, Outcome, Turn, backoff_s, is_storable, replace_unstorable
+from token_broker.security.limits import BoundedDict, RateLimit
+from token_broker.security.tokens import ANONYMOUS, Owner
 
 __all__ = ["IngestBuffer", "IngestCounts"]
 

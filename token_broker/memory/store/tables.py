@@ -1,14 +1,19 @@
-"""The tables, once for SQLite and PostgreSQL; `migrations/` makes them.
+"""The tables, once for SQLite and PostgreSQL, and what statements about them share; `migrations/` makes them.
 
 Every row of a session carries the session's `bucket` (`bucket_of`), first in each key: claims stay local, and the
 tables can be distributed on it (Citus, Cosmos DB for PostgreSQL) as they are. `blocks` is small and read whole: there
 it is a reference table. Times are whole microseconds since 1970.
 """
 
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Index,
     Integer,
     MetaData,
@@ -16,10 +21,13 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    and_,
     text,
+    tuple_,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
-from token_broker.memory.types import Delivery
+from token_broker.memory.types import Delivery, Position, StoredTurn, bucket_of
 
 __all__ = [
     "ERASED",
@@ -27,14 +35,22 @@ __all__ = [
     "SCHEMA_REVISION",
     "SQLITE_FULL_TEXT",
     "TURN_ORDER",
+    "are_sessions",
     "blocks",
+    "by_bucket",
     "erasures",
+    "insert_for",
+    "is_session",
     "metadata",
     "outbox",
     "sessions",
+    "stored_turn",
     "tickets",
     "turns",
+    "within_bytes",
 ]
+
+K = TypeVar("K")
 
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
@@ -42,8 +58,6 @@ ERASED = 1  # the epoch of a tombstone without turns
 SCHEMA_REVISION = "0001"  # the newest of migrations/versions
 
 metadata = MetaData()
-
-
 sessions = Table(
     "sessions",
     metadata,
@@ -56,9 +70,7 @@ sessions = Table(
     Column("agent_id", Text),
     Column("epoch", BigInteger, nullable=False),  # of its newest plan; of a tombstone ERASING or ERASED
     Column("created_at_us", BigInteger, nullable=False),
-    Column(
-        "stored_bytes", BigInteger, nullable=False, server_default=text("0")
-    ),  # lags a little: see `session_sizes.py`
+    Column("stored_bytes", BigInteger, nullable=False, server_default=text("0")),  # lags a little: see `SessionSizes`
     PrimaryKeyConstraint("bucket", "session_id"),
     Index("sessions_by_principal", "principal", "epoch"),
 )
@@ -162,3 +174,54 @@ SQLITE_FULL_TEXT = (
         VALUES ('delete', old.arrival, 's' || hex(old.session_id), old.content);
     END""",
 )
+
+
+def is_session(table: Table, session_id: str) -> ColumnElement[bool]:
+    """The rows of one session."""
+    return and_(table.c.bucket == bucket_of(session_id), table.c.session_id == session_id)
+
+
+def are_sessions(table: Table, session_ids: Iterable[str]) -> ColumnElement[bool]:
+    """The rows of several sessions."""
+    return tuple_(table.c.bucket, table.c.session_id).in_([(bucket_of(key), key) for key in session_ids])
+
+
+def by_bucket(session_id: str) -> tuple[int, str]:
+    """The key by which rows are sorted before they are locked: replicas that lock in one order never deadlock."""
+    return bucket_of(session_id), session_id
+
+
+def stored_turn(row: Any) -> StoredTurn:
+    """The turn of a row of the table `turns`."""
+    return StoredTurn(
+        turn_id=row.turn_id,
+        position=Position(row.epoch, row.place, row.arrival),
+        agent_id=row.agent_id,
+        role=row.role,
+        content=row.content,
+        created_at=datetime.fromtimestamp(row.created_at_us / 1_000_000, UTC),
+        source=row.source,
+        interrupted=bool(row.interrupted),
+        channel=row.channel,
+        delivery=Delivery(row.delivery),
+    )
+
+
+def within_bytes(sizes: Iterable[tuple[K, int]], max_bytes: int) -> list[K]:
+    """The first keys whose sizes add up to `max_bytes` at most; at least one, where there is one.
+
+    For one transaction: turns of others wait behind it.
+    """
+    keys: list[K] = []
+    total_bytes = 0
+    for key, size_bytes in sizes:
+        total_bytes += size_bytes
+        if keys and total_bytes > max_bytes:
+            break
+        keys.append(key)
+    return keys
+
+
+def insert_for(dialect: str, into: Table) -> Any:
+    """The dialect's own `Insert`, which has ON CONFLICT."""
+    return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect](into)

@@ -19,7 +19,7 @@ import structlog
 from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 
-from strategies.base import Dialect, SessionSpec
+from strategies.base import Dialect, SessionSpec, ga_realtime_session, voice_live_session
 from strategies.credentials import Authorization, Credentials
 from strategies.endpoint import Target
 from strategies.errors import (
@@ -34,7 +34,6 @@ from strategies.errors import (
     TransientError,
 )
 from strategies.health import CircuitBreaker
-from strategies.session_body import ga_realtime_session, voice_live_session
 from strategies.upstream import Answer, classify
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.socket import AzureSocket, connect

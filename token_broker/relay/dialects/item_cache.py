@@ -6,7 +6,7 @@ some 16 s of speech that exceeds the limit of a message and would end the talk. 
 
 from typing import Any
 
-from token_broker.bounded_dict import BoundedDict
+from token_broker.security.limits import BoundedDict
 
 __all__ = ["CACHED_EVENTS", "ItemCache"]
 

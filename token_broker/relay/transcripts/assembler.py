@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.types import Role
+from token_broker.security.limits import BoundedDict
 
 __all__ = ["NOT_TRANSCRIBED", "TURN_EVENTS", "FinishedTurn", "TurnAssembler"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from token_broker.memory.types import Turn, TurnIngest
 from token_broker.relay.counters import TalkCounters
 from token_broker.relay.transcripts.assembler import FinishedTurn, TurnAssembler
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 __all__ = ["TurnRecorder"]
 
