@@ -183,9 +183,12 @@ def test_event_type_from_head_or_parsing(text: str, kind: str | None) -> None:
 
 @pytest.mark.parametrize("kind", ["response.audio.delta", "response.output_audio.delta"])
 def test_audio_delta_is_known_by_its_head(kind: str) -> None:
-    assert is_audio_delta(f'{{"type":"{kind}","delta":"AAAA"}}'.encode())
-    assert not is_audio_delta(f'{{"type":"{kind}s","delta":"AAAA"}}'.encode())
-    assert not is_audio_delta(b'{"type":"response.audio_transcript.delta","delta":"AAAA"}')
+    for before in ("", '"event_id":"event_1",', '"event_id":"",'):  # Voice Live writes the id first
+        assert is_audio_delta(f'{{{before}"type":"{kind}","delta":"AAAA"}}'.encode())
+        assert not is_audio_delta(f'{{{before}"type":"{kind}s","delta":"AAAA"}}'.encode())
+        assert not is_audio_delta(f'{{{before}"type":"response.audio_transcript.delta","delta":"AAAA"}}'.encode())
+    assert not is_audio_delta(f'{{"event_id":"\\","type":"{kind}","type":"x"}}'.encode())
+    assert not is_audio_delta(f'{{"x":"event_1","type":"{kind}","delta":"AAAA"}}'.encode())
 
 
 @pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])

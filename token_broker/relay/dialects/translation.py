@@ -83,6 +83,9 @@ _AUDIO_DELTAS: dict[Dialect, str] = {"ga": "response.output_audio.delta", "previ
 _AUDIO_HEADS: dict[Dialect, str] = {
     dialect: f'{{"type":"{name}","event_id":"' for dialect, name in _AUDIO_DELTAS.items()
 }
+# The same where the id comes first, as Voice Live writes it.
+_ID_HEAD = '{"event_id":"'
+_AUDIO_AFTER_ID: dict[Dialect, str] = {dialect: f'","type":"{name}","' for dialect, name in _AUDIO_DELTAS.items()}
 _EVENT_ID = re.compile(r'"event_id"\s*:\s*"[^"\\]+"')
 
 _USAGE_MODALITIES = ("text_tokens", "audio_tokens", "image_tokens")
@@ -140,6 +143,11 @@ def renamed(text: str, *, client: Dialect, upstream: Dialect, new_id: NewId) -> 
     plain = _AUDIO_HEADS[upstream]
     if text.startswith(plain) and not text.startswith('"', len(plain)):
         return text if client == upstream else _AUDIO_HEADS[client] + text[len(plain) :]
+    if text.startswith(_ID_HEAD):
+        id_end = text.find('"', len(_ID_HEAD))
+        plain = _AUDIO_AFTER_ID[upstream]
+        if id_end > len(_ID_HEAD) and text.startswith(plain, id_end) and text.find("\\", 0, id_end) < 0:
+            return text if client == upstream else text[:id_end] + _AUDIO_AFTER_ID[client] + text[id_end + len(plain) :]
     head = _HEAD.match(text)
     if head is None:
         return _renamed_by_parsing(text, client=client, upstream=upstream, new_id=new_id)
