@@ -12,7 +12,8 @@ from strategies.base import Dialect
 from token_broker.relay.azure.connector import UpstreamConnection
 from token_broker.relay.dialects.broker_events import api_error, broker_error, broker_event
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS, ItemCache
-from token_broker.relay.dialects.translation import needs_reading, renamed, to_azure, to_client
+from token_broker.relay.dialects.talk_translator import TalkTranslator
+from token_broker.relay.dialects.translation import renamed, to_azure, to_client
 from token_broker.relay.event_text import SESSION_EVENTS, compact, parsed
 from token_broker.relay.policy.allowlist import Allowed, Broken, Command, Passed, Refused, examine, judge
 from token_broker.server.close_codes import DONE, DRAINING, INTERNAL, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
@@ -173,6 +174,7 @@ class CompatAdapter:
         self.dialect: Dialect | None = dialect
         self._client = dialect
         self._items = ItemCache()
+        self._translator = TalkTranslator(dialect, new_id=uuid7)
 
     def opening(self, upstream: UpstreamConnection, *, session_id: str, agent_id: str) -> list[str]:
         """One `session.created` with the session that Azure accepted: to this client it was the agent's all along.
@@ -222,13 +224,13 @@ class CompatAdapter:
                 return verdict
 
     def reads(self, kind: str, upstream: Dialect) -> bool:
-        return kind in CACHED_EVENTS or needs_reading(kind, client=self._client, upstream=upstream)
+        return kind in CACHED_EVENTS or self._translator.reads(kind, upstream)
 
     def passed(self, text: str, upstream: Dialect) -> str:
         return renamed(text, client=self._client, upstream=upstream, new_id=uuid7)
 
     def to_client(self, event: Event, upstream: Dialect) -> list[str]:
-        translated = to_client(event, client=self._client, upstream=upstream, new_id=uuid7)
+        translated = self._translator.to_client(event, upstream)
         for each in translated:
             self._items.note(each)
         return [compact(each) for each in translated]

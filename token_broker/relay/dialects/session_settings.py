@@ -228,6 +228,8 @@ def _converted(stated: Fields, settings: tuple[_Setting, ...], source: Dialect, 
         source_path, target_path = setting.path(source), setting.path(target)
         if source_path is None or target_path is None or (value := _at(stated, source_path)) is LEFT_OUT:
             continue
+        if source != target:
+            value = values.without_nulls(value)
         if (value := setting.converted(value, target)) is not LEFT_OUT:
             _put(converted, target_path, value)
     return converted
