@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import pytest
 import yaml
-from token_broker.security.owner import Owner
 
 from strategies.base import Dialect
 from tests.relay.support.official_models import ga_server_event, preview_server_event
@@ -17,6 +16,7 @@ from token_broker.relay.azure.connector import Route, UpstreamConnection
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventHandler
 from token_broker.relay.transcripts.assembler import TurnAssembler
+from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import Ending
 
 Event = dict[str, Any]

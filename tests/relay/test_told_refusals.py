@@ -7,7 +7,8 @@ import pytest
 
 from strategies.base import Dialect
 from tests.relay.support.official_models import ga_client_event, ga_server_event, preview_client_event
-from token_broker.relay.adapters import Answered, CompatAdapter, ProtocolAdapter, ProxyAdapter, Refused, ToAzure
+from token_broker.relay.adapters import Answered, CompatAdapter, ProtocolAdapter, ProxyAdapter, ToAzure
+from token_broker.relay.policy.allowlist import Refused
 
 Event = dict[str, Any]
 
