@@ -1,4 +1,4 @@
-"""The chain: order, shares of one deadline, cancellation, and a grant whatever happens."""
+"""The chain: order, shares of one deadline, cancellation, and a grant in any case."""
 
 import asyncio
 import time
