@@ -9,20 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from token_broker.simulator.realtime.conversation import Conversation, McpToolList
+from token_broker.simulator.realtime.conversation import Conversation, ListedTool, McpToolList
 from token_broker.simulator.realtime.server_events import Ids, ServerEvents
 
 _LIST_S = 0.03
 _NEVER = float("inf")
-
-
-@dataclass(frozen=True, slots=True)
-class ListedTool:
-    """One tool of a server, and whether the client has to allow each call."""
-
-    server_label: str
-    name: str
-    needs_approval: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,14 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue
 
 from token_broker.simulator.audio import BYTES_PER_MS, duration_ms, tone
-from token_broker.simulator.realtime.conversation import FunctionOutput, Item, McpApprovalRequest, McpCall, Message
-from token_broker.simulator.realtime.mcp_servers import ListedTool
+from token_broker.simulator.realtime.conversation import (
+    FunctionOutput,
+    Item,
+    ListedTool,
+    McpApprovalRequest,
+    McpCall,
+    Message,
+)
 from token_broker.simulator.session_bodies.check import Strict
 
 CHUNK_MS = 100
