@@ -187,7 +187,7 @@ def make_authenticator(settings: Settings, http_client: httpx.AsyncClient) -> Au
         return AnonymousAuthenticator(settings.trusted_proxies)
     if settings.entra_tenant_id is None or settings.entra_audience is None:
         raise ValueError("BROKER_AUTH=entra needs a tenant and an audience")
-    authority = settings.entra_authority.rstrip("/")
+    authority = settings.callers_authority
     jwks = JwksCache(http_client, f"{authority}/{settings.entra_tenant_id}/discovery/v2.0/keys")
     verifier = EntraTokenVerifier(
         jwks, authority=authority, tenant_id=settings.entra_tenant_id, audience=settings.entra_audience

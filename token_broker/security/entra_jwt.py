@@ -17,6 +17,7 @@ import jwt
 import structlog
 from jwt.exceptions import PyJWTError
 
+from strategies.outbound_proxy import ProxyFailedError
 from strategies.single_flight import SingleFlight
 
 __all__ = ["EntraIdentity", "EntraTokenVerifier", "JwksCache", "JwksUnavailableError", "TokenRefusedError"]
@@ -113,7 +114,7 @@ class JwksCache:
         except Exception as error:  # noqa: BLE001  # httpx's errors, its transport's, or an invalid document
             log.error(
                 "no_signing_keys",
-                error=type(error).__name__,
+                error=str(error) if isinstance(error, ProxyFailedError) else type(error).__name__,
                 keys_kept=len(self._keys),
                 do="check that the broker reaches Entra, BROKER_ENTRA_TENANT_ID and BROKER_ENTRA_AUTHORITY",
             )
@@ -130,7 +131,8 @@ class EntraTokenVerifier:
         self._jwks = jwks
         self._tenant_id = tenant_id.lower()
         self._audience = audience
-        self._issuers = [f"{authority}/{self._tenant_id}/v2.0", f"https://sts.windows.net/{self._tenant_id}/"]
+        v1_host = "sts.chinacloudapi.cn" if authority.endswith(".cn") else "sts.windows.net"
+        self._issuers = [f"{authority}/{self._tenant_id}/v2.0", f"https://{v1_host}/{self._tenant_id}/"]
 
     async def verify(self, token: str) -> EntraIdentity:
         """The identity of a valid token. Raises TokenRefusedError or JwksUnavailableError."""

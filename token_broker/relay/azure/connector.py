@@ -34,6 +34,7 @@ from strategies.errors import (
     TransientError,
 )
 from strategies.health import CircuitBreaker
+from strategies.outbound_proxy import OutboundProxy, ProxyFailedError
 from strategies.upstream import Answer, classify
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.socket import AzureSocket, connect
@@ -105,6 +106,7 @@ class UpstreamConnector:
         timeout_s: float,
         max_message_bytes: int,
         tls: ssl.SSLContext,
+        proxy: OutboundProxy | None = None,
     ) -> None:
         self.routes = list(routes)
         self.breakers = breakers
@@ -113,6 +115,7 @@ class UpstreamConnector:
         self._timeout_s = timeout_s
         self._max_message_bytes = max_message_bytes
         self._tls = tls
+        self._proxy = proxy
         self._picows_log = logging.getLogger("token_broker.relay.picows")
         self._picows_log.setLevel(logging.CRITICAL)  # below INFO it logs headers, the key included
 
@@ -230,11 +233,14 @@ class UpstreamConnector:
                 max_message_bytes=self._max_message_bytes,
                 deadline_s=deadline_s,
                 log_to=self._picows_log,
+                proxy=self._proxy,
             )
         except picows.WSHandshakeError as error:
             raise _handshake_error(error, authorization) from None
         except TimeoutError:
             raise
+        except ProxyFailedError as error:
+            raise TransientError(str(error)) from None
         except ssl.SSLError:
             raise TransientError("the TLS handshake failed") from None
         except (OSError, picows.WSError) as error:
