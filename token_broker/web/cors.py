@@ -5,9 +5,9 @@ The same rules hold for HTTP and WebSockets:
 - *Host.* A broker that knows its public URL answers to that name and to loopback names only. One that listens on
   loopback and knows no public URL answers to loopback names only. This refuses a page whose own name was pointed at the
   broker (DNS rebinding), because its browser sends that name.
-- *Origin.* A request without Origin does not come from a page, and is admitted; `null` is refused. Else the origin has
-  to be the broker's own or one of BROKER_ALLOWED_ORIGINS. The broker's own origin is that of the public URL, or, where
-  there is none, the one that was requested.
+- *Origin.* A request without Origin does not come from a page, and is admitted; `null` is refused, and so is `file://`,
+  which any local file has. Else the origin has to be the broker's own or one of BROKER_ALLOWED_ORIGINS. The broker's
+  own origin is that of the public URL, or, where there is none, the one that was requested.
 
 Cookies never travel across origins: CORS responses do not allow credentials.
 """
@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from strategies.endpoint import is_loopback
-from token_broker.settings import Settings
+from token_broker.settings import APP_ORIGIN, Settings
 from token_broker.web.forwarded import asked_host, client_of, normal_host
 from token_broker.web.problems import Problem, problem_response, refuse_socket
 
@@ -172,8 +172,11 @@ def _origin_of_url(url: str) -> str | None:
 
 
 def _normal_origin(text: str) -> str | None:
-    """An origin in lower case without its default port; None for `null`, `*` and anything else."""
-    scheme, _, authority = text.lower().partition("://")
+    """An origin in lower case without its default port; None for `null`, `*`, `file://` and anything else."""
+    text = text.lower()
+    if APP_ORIGIN.fullmatch(text):
+        return text
+    scheme, _, authority = text.partition("://")
     host = normal_host(authority, scheme) if scheme in {"http", "https"} else None
     return None if host is None else f"{scheme}://{host}"
 
