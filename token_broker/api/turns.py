@@ -40,7 +40,7 @@ from token_broker.sessions.ownership import ensure_not_blocked, session_erased
 from token_broker.web.ids import uuid7
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
 from token_broker.web.problems import Problem
-from token_broker.web.requests import ensure_few_values, parse_json, read_body
+from token_broker.web.requests import ensure_few_values, parse_json, read_body, without_half_surrogates
 
 if TYPE_CHECKING:  # rows import SQLAlchemy, which is loaded when the store opens
     from token_broker.memory.types import StoredTurn
@@ -101,6 +101,7 @@ async def enrich(request: Request[MemoryState]) -> Response:
 def _turns_of(owner: Owner, limit_bytes: int, body: bytes) -> list[Turn]:
     """One transcript, or a batch of them: the key `transcripts` tells which."""
     ensure_few_values(body)
+    body = without_half_surrogates(body)
     try:
         batched = "transcripts" in from_json(body)
     except (ValueError, TypeError):

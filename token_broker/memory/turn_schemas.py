@@ -21,7 +21,7 @@ __all__ = [
 
 def _storable(text: str) -> str:
     if not is_storable(text):
-        raise ValueError("has a NUL or half a surrogate pair, which can't be stored")
+        raise ValueError("has a NUL, which can't be stored")
     return text
 
 
