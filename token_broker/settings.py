@@ -409,8 +409,10 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9.-]{1,128}$",
         description="tenant whose JWTs BROKER_AUTH=entra accepts",
     )
-    entra_audience: str | None = Field(
-        None, alias="BROKER_ENTRA_AUDIENCE", description="audience of those JWTs: the application's id or URI"
+    entra_audience: _Names = Field(
+        (),
+        alias="BROKER_ENTRA_AUDIENCE",
+        description="audiences of those JWTs, separated by commas: the application's id (api:// or not), or its URI",
     )
     entra_required_scope: str | None = Field(
         None,

@@ -352,7 +352,7 @@ MEMORY_OPERATIONS = (
         ),
         answers=(ResponseSpec(200, "The turn is on disk.", TurnAnswer),),
         problems=_WRITE_PROBLEMS,
-        security=("sessionToken",),
+        security=("sessionToken", "sessionTokenHeader"),
     ),
     Operation(
         name="enrich",
@@ -368,7 +368,7 @@ MEMORY_OPERATIONS = (
         ),
         answers=(ResponseSpec(202, "All of it is on disk.", EnrichAnswer),),
         problems=_WRITE_PROBLEMS,
-        security=("sessionToken",),
+        security=("sessionToken", "sessionTokenHeader"),
     ),
     Operation(
         name="list_turns",
@@ -393,7 +393,7 @@ MEMORY_OPERATIONS = (
         ),
         answers=(ResponseSpec(200, "The page.", TurnPage),),
         problems=_READ_PROBLEMS | {404: ("unknown_turn",), 422: ("invalid_request",)},
-        security=("sessionToken", "entra", "easyauth"),
+        security=("sessionToken", "sessionTokenHeader", "entra", "easyauth"),
     ),
     Operation(
         name="erase_turns",
@@ -409,6 +409,6 @@ MEMORY_OPERATIONS = (
         parameters=(_SESSION,),
         answers=(ResponseSpec(200, "The session is forgotten.", Erased),),
         problems=_READ_PROBLEMS,
-        security=("sessionToken", "entra", "easyauth"),
+        security=("sessionToken", "sessionTokenHeader", "entra", "easyauth"),
     ),
 )

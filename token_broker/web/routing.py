@@ -34,12 +34,19 @@ class PlainPaths:
         elif scope["type"] == "websocket":
             await self._socket_not_found(scope, receive, send)
         else:
-            await problem_response(not_found(), scope)(scope, receive, send)
+            await problem_response(not_found(scope["path"]), scope)(scope, receive, send)
 
 
-def not_found() -> Problem:
-    """The answer for a path that leads nowhere."""
-    return Problem(404, "not_found", "There is nothing at this path; /openapi.json lists what there is.")
+def not_found(path: str) -> Problem:
+    """The answer for a path that leads nowhere. Of OpenAI's and Azure's paths it names those that are served."""
+    detail = "There is nothing at this path; /openapi.json lists what there is."
+    if "realtime" in path:
+        detail = (
+            "There is nothing at this path. POST /v1/realtime/client_secrets mints a client secret; with it a "
+            "WebSocket opens at /v1/realtime or /voice-live/realtime, and an SDP offer goes to POST "
+            "/v1/realtime/calls. /openapi.json lists all paths."
+        )
+    return Problem(404, "not_found", detail)
 
 
 def _is_plain(scope: Scope) -> bool:
