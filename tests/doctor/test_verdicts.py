@@ -66,7 +66,7 @@ def test_region_is_judged(region: str, status: CheckStatus) -> None:
 )
 def test_accepted_audiences_are_said(audiences: list[str], status: CheckStatus, accepted: str) -> None:
     settings = settings_for("http://127.0.0.1:1", auth="entra", entra_tenant_id="t", entra_audience=",".join(audiences))
-    (check,) = (check for check in examine_configuration(settings, looks_outside=False) if check.name == "sign-in")
+    (check,) = (check for check in examine_configuration(settings, looks_outside=False) if check.name == "audience")
     assert check.status is status
     assert f"the audiences {accepted}" in check.finding
     assert ("BROKER_ENTRA_AUDIENCE" in check.remediation) == (status is CheckStatus.WARNING)

@@ -59,9 +59,9 @@ def judge_audiences(audiences: Sequence[str]) -> Check:
     accepted = ", ".join(dict.fromkeys(form for each in forms for form in each))
     finding = f"callers' access tokens are taken for the audiences {accepted}"
     if any(len(each) > 1 for each in forms):
-        return Check("sign-in", CheckStatus.OK, finding)
+        return Check("audience", CheckStatus.OK, finding)
     return Check(
-        "sign-in",
+        "audience",
         CheckStatus.WARNING,
         f"{finding}; v2 tokens name the application's id instead of its URI, and get 401",
         remediation="list the application's id in BROKER_ENTRA_AUDIENCE too, unless its tokens are v1; the broker logs "
