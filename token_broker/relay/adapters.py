@@ -56,6 +56,7 @@ COMPAT_ENDPOINTS = (
             "/v1/realtime",
             "/openai/v1/realtime",
             "/openai/realtime",
+            "/openai/deployments/{deployment}/realtime",
             "/api/v1/voice/voicelive/{session_id}/realtime",
         ),
         "A talk with the clients of OpenAI",

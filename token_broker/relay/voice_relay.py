@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import structlog
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from strategies.base import SessionSpec
@@ -31,7 +31,8 @@ from token_broker.server.close_codes import BAD_REQUEST, DONE, Ending
 from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.settings import Settings
-from token_broker.web.requests import Problem, correlation_id, problem_response
+from token_broker.web.middleware import not_found
+from token_broker.web.requests import Problem, correlation_id, problem_response, refuse_socket
 
 __all__ = ["VoiceRelay", "websocket_not_found"]
 
@@ -278,16 +279,16 @@ class VoiceRelay:
 
 
 async def websocket_not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """A WebSocket at any other path: a plain 404, where ASGI by default answers 403."""
-    await receive()
-    await _answer(scope, receive, send, PlainTextResponse("There is no WebSocket at this path.\n", 404))
+    """A WebSocket at any other path: 404, where ASGI by default answers 403."""
+    await refuse_socket(not_found(scope["path"]), scope, receive, send)
 
 
 async def _upgrade_required(scope: Scope, receive: Receive, send: Send) -> None:
     problem = Problem(
         426,
         "upgrade_required",
-        "This path speaks WebSocket: connect with a WebSocket client; /openapi.json says with what.",
+        "This path speaks WebSocket: connect with a WebSocket client; /openapi.json says with what. An SDP offer "
+        "goes to POST /v1/realtime/calls.",
         headers={"Upgrade": "websocket", "Connection": "Upgrade"},
     )
     await problem_response(problem, scope)(scope, receive, send)

@@ -11,9 +11,17 @@ from urllib.parse import parse_qsl
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from token_broker.security.tokens import CLIENT_SECRET_PREFIX
+from token_broker.security.tokens import CLIENT_SECRET_PREFIX, is_ours
 
-__all__ = ["SUBPROTOCOL_PREFIXES", "SeveralCredentialsError", "extract_credential"]
+__all__ = [
+    "SESSION_TOKEN_HEADER",
+    "SUBPROTOCOL_PREFIXES",
+    "SeveralCredentialsError",
+    "extract_credential",
+    "session_tokens",
+]
+
+SESSION_TOKEN_HEADER = "X-Session-Token"  # noqa: S105  # a header's name
 
 SUBPROTOCOL_PREFIXES = ("openai-insecure-api-key.", "ticket.")
 _QUERY_NAMES = frozenset({"api-key", "authorization"})
@@ -24,10 +32,25 @@ class SeveralCredentialsError(Exception):
     """A request has two credentials that differ."""
 
 
-def extract_credential(scope: Scope) -> str | None:
+def session_tokens(scope: Scope) -> list[str]:
+    """What may be the request's session token: the Bearer, then X-Session-Token; each where it is there.
+
+    A platform in front of the broker may put a token of its own into Authorization, in place of the client's.
+    """
+    headers = Headers(scope=scope)
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    found = (
+        bearer.strip() if scheme.lower() == "bearer" else "",
+        _without_scheme(headers.get(SESSION_TOKEN_HEADER, "")),
+    )
+    return [token for token in found if token]
+
+
+def extract_credential(scope: Scope, *, header: bool = True) -> str | None:
     """The credential of an HTTP or WebSocket scope, without `Bearer`; None where there is none.
 
-    A client secret with and without its prefix `ek_` counts as the same credential. Raises SeveralCredentialsError.
+    A client secret with and without its prefix `ek_` counts as the same credential. X-Session-Token counts where
+    `header` says so and no other place has a credential of the broker's. Raises SeveralCredentialsError.
     """
     headers = Headers(scope=scope)
     found: list[str] = []
@@ -47,6 +70,9 @@ def extract_credential(scope: Scope) -> str | None:
         if offered.startswith(prefix)
     ]
     credentials = [credential for text in found if (credential := _without_scheme(text))]
+    session_token = _without_scheme(headers.get(SESSION_TOKEN_HEADER, "")) if header else ""
+    if session_token and not any(map(is_ours, credentials)):
+        return session_token
     if len({credential.removeprefix(CLIENT_SECRET_PREFIX) for credential in credentials}) > 1:
         raise SeveralCredentialsError
     return credentials[0] if credentials else None

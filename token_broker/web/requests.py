@@ -48,6 +48,7 @@ __all__ = [
     "refuse_socket",
     "uuid7",
     "websocket_url",
+    "without_half_surrogates",
 ]
 
 M = TypeVar("M", bound=BaseModel)
@@ -57,6 +58,12 @@ MAX_JSON_VALUES = 5_000
 
 Each key and value may cost an error of pydantic. The 80,000 that fit into a megabyte block the event loop for 250 ms.
 """
+
+# Half a surrogate pair, as an escape or as the three bytes that some writers make of it. A text that was cut within an
+# emoji ends with one. JSON allows the escape (RFC 8259 §8.2), and neither UTF-8 nor a database has such a character.
+_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALF_ESCAPED = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
+_HALF_ENCODED = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 
 _MAX_NAME_CHARS = 64
 _MAX_FIELDS_NAMED = 8
@@ -202,8 +209,20 @@ def ensure_few_values(body: bytes) -> None:
     raise _invalid([{"field": "body", "message": f"has more than {MAX_JSON_VALUES} keys and values"}])
 
 
+def without_half_surrogates(body: bytes) -> bytes:
+    """JSON with U+FFFD in place of half surrogate pairs, so that the rest of its text is kept."""
+    if rb"\u" in body and _HALF_ESCAPED.search(body):
+        # Escaped backslashes are written otherwise first: in `\\ud83d` the `u` escapes nothing.
+        body = _HALF_ESCAPED.sub(rb"\\ufffd", body.replace(rb"\\", rb"\u005c"))
+    return _HALF_ENCODED.sub("\ufffd".encode(), body)
+
+
 def parse_json(body: bytes, model: type[M]) -> M:
-    """`body` as `model`. An empty body counts as `{}`. Raises Problem: 400 for invalid JSON, 422 naming the fields."""
+    """`body` as `model`. An empty body counts as `{}`, half a surrogate pair as U+FFFD.
+
+    Raises Problem: 400 for invalid JSON, 422 naming the fields.
+    """
+    body = without_half_surrogates(body)
     ensure_few_values(body)
     try:
         return model.model_validate_json(body or b"{}")
