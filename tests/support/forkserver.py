@@ -91,7 +91,7 @@ def _import_all() -> None:
     for name in (
         "token_broker.cli.memory",
         "token_broker.cli.serve",
-        "token_broker.cli.token",
+        "token_broker.cli.mint_once",
         "token_broker.doctor.command",
         "token_broker.memory.service",
         "token_broker.simulator.server",
