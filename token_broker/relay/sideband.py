@@ -27,10 +27,11 @@ from token_broker.memory.types import TurnIngest
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.azure.socket import AzureSocket
-from token_broker.relay.counters import RelayCounters, TalkCounters
+from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounters
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact, event_type
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
+from token_broker.relay.transcripts.failed_answers import failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.owner import Owner
 from token_broker.server.close_codes import DONE, UPSTREAM_FAILED, Ending
@@ -205,10 +206,13 @@ class CallListener:
         elif kind == "error":
             self._note_error(socket, event.get("error"))
             return
-        if kind == "response.done":
+        if kind in USAGE_EVENTS:
             self._relay.count_usage_of(
                 event, principal=self._owner.principal, agent_id=self._agent.id, talk=self.counters
             )
+        if kind == "response.done" and (failed := failed_answer(event)) is not None:
+            self._relay.count_failed_answer(failed, self.counters)
+            log_failed_answer(failed, self._owner, self._agent.id)
         self._turns.feed(event, self._now_s())
 
     def _note_error(self, socket: AzureSocket, error: Any) -> None:
