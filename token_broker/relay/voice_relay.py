@@ -87,6 +87,7 @@ class VoiceRelay:
         self._drain = drain
         self._counters = RelayCounters()
         self._talks: set[Talk] = set()
+        self._calls: set[CallListener] = set()
         self._listening: set[asyncio.Task[None]] = set()
         self._parts = TalkParts(
             settings=settings,
@@ -104,9 +105,10 @@ class VoiceRelay:
         return len(self._talks)
 
     def snapshot(self) -> RelayStatus:
-        """The relay's status now, running talks included."""
+        """The relay's status now, running talks and the calls that are listened to included."""
         counters = self._counters
-        totals = counters.totals([talk.counters for talk in self._talks])
+        running = [*(talk.counters for talk in self._talks), *(call.counters for call in self._calls)]
+        totals = counters.totals(running)
         return RelayStatus(
             active=self.active,
             open_or_relayed=self._limits.active,
@@ -119,10 +121,12 @@ class VoiceRelay:
             turns=totals.turns,
             turns_lost=totals.turns_lost,
             failed_transcriptions=totals.failed_transcriptions,
+            failed_answers=dict(counters.failed_answers),
             refused_events=totals.refused_events,
             fields_left_out=totals.fields_left_out,
             calls_ended=counters.calls_ended,
             usage=totals.usage,
+            transcription_usage=totals.transcription,
             usage_by_agent=dict(counters.usage_by_agent),
             usage_by_principal=dict(counters.usage_by_principal),
             upstreams=[breaker.snapshot() for breaker in self._parts.connector.breakers.values()],
@@ -213,12 +217,14 @@ class VoiceRelay:
 
         async def run() -> None:
             self._drain.add(listener)
+            self._calls.add(listener)
             try:
                 ending = await listener.run(endpoint, call_id)
                 if ending.code == DONE:  # otherwise the call may go on unheard, and keeps its place
                     self._limits.end(call_id)
                 log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
             finally:
+                self._calls.discard(listener)
                 self._drain.remove(listener)
                 self._counters.add(listener.counters)
 
@@ -255,7 +261,9 @@ class VoiceRelay:
                 turns=talk.counters.turns,
                 turns_lost=talk.counters.turns_lost,
                 failed_transcriptions=talk.counters.failed_transcriptions,
+                failed_answers=talk.counters.failed_answers,
                 usage=talk.counters.usage.snapshot(),
+                transcription=talk.counters.transcription.snapshot(),
             )
         finally:
             self._talks.discard(talk)
