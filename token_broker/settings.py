@@ -268,7 +268,7 @@ class Settings(BaseSettings):
     idle_timeout_s: _Seconds = Field(
         300,
         alias="BROKER_IDLE_TIMEOUT_S",
-        description="a proxied talk without a message from the client ends after this",
+        description="a proxied talk without a message or a ping from the client, or an answer to it, ends after this",
     )
     ping_interval_s: _Seconds = Field(
         20,

@@ -72,6 +72,7 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
     _owed_pong: bytes | None = None  # payload of the last ping, unanswered while the client does not read
     _ended_code: int | None = None  # set when the client closed or was closed: the application can no longer send
     _heard = True  # anything received since the last ping
+    pings = 0  # received
     _sink: MessageSink | None = None
     _application_waits = False  # the application has handled all earlier messages and awaits the next
 
@@ -145,6 +146,7 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
                 if opcode == frames.PING:
                     # Replaces an earlier ping that is not answered yet, which need not be (RFC 6455 §5.5.3).
                     self._owed_pong = payload
+                    self.pings += 1
                     self._send_owed_pong()
                 elif opcode == frames.PONG:
                     self.handle_pong(Frame(Opcode.PONG, payload))
