@@ -12,16 +12,13 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from token_broker.security.tokens import CLIENT_SECRET_PREFIX, is_ours
+from token_broker.web.requests import SESSION_TOKEN_HEADER, without_scheme
 
 __all__ = [
-    "SESSION_TOKEN_HEADER",
     "SUBPROTOCOL_PREFIXES",
     "SeveralCredentialsError",
     "extract_credential",
-    "session_tokens",
 ]
-
-SESSION_TOKEN_HEADER = "X-Session-Token"  # noqa: S105  # a header's name
 
 SUBPROTOCOL_PREFIXES = ("openai-insecure-api-key.", "ticket.")
 _QUERY_NAMES = frozenset({"api-key", "authorization"})
@@ -30,20 +27,6 @@ _MAX_QUERY_FIELDS = 64  # official clients send two or three
 
 class SeveralCredentialsError(Exception):
     """A request has two credentials that differ."""
-
-
-def session_tokens(scope: Scope) -> list[str]:
-    """What may be the request's session token: the Bearer, then X-Session-Token; each where it is there.
-
-    A platform in front of the broker may put a token of its own into Authorization, in place of the client's.
-    """
-    headers = Headers(scope=scope)
-    scheme, _, bearer = headers.get("authorization", "").partition(" ")
-    found = (
-        bearer.strip() if scheme.lower() == "bearer" else "",
-        _without_scheme(headers.get(SESSION_TOKEN_HEADER, "")),
-    )
-    return [token for token in found if token]
 
 
 def extract_credential(scope: Scope, *, header: bool = True) -> str | None:
@@ -69,15 +52,10 @@ def extract_credential(scope: Scope, *, header: bool = True) -> str | None:
         for prefix in SUBPROTOCOL_PREFIXES
         if offered.startswith(prefix)
     ]
-    credentials = [credential for text in found if (credential := _without_scheme(text))]
-    session_token = _without_scheme(headers.get(SESSION_TOKEN_HEADER, "")) if header else ""
+    credentials = [credential for text in found if (credential := without_scheme(text))]
+    session_token = without_scheme(headers.get(SESSION_TOKEN_HEADER, "")) if header else ""
     if session_token and not any(map(is_ours, credentials)):
         return session_token
     if len({credential.removeprefix(CLIENT_SECRET_PREFIX) for credential in credentials}) > 1:
         raise SeveralCredentialsError
     return credentials[0] if credentials else None
-
-
-def _without_scheme(text: str) -> str:
-    scheme, _, credential = text.strip().partition(" ")
-    return credential.strip() if scheme.lower() == "bearer" else text.strip()

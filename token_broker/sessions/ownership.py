@@ -17,7 +17,6 @@ from starlette.requests import Request
 from token_broker.memory.store_errors import StoreError
 from token_broker.memory.types import Blocklist, SessionRecord, SessionRepository
 from token_broker.security.authentication import Authenticator, Caller, Principal, caller_of
-from token_broker.security.credential_extraction import SESSION_TOKEN_HEADER, session_tokens
 from token_broker.security.limits import RateLimiter
 from token_broker.security.tokens import (
     RESUME_GRACE_S,
@@ -29,7 +28,7 @@ from token_broker.security.tokens import (
 )
 from token_broker.server.drain import Drain
 from token_broker.settings import Settings
-from token_broker.web.requests import Problem
+from token_broker.web.requests import SESSION_TOKEN_HEADER, Problem, session_tokens
 
 __all__ = [
     "Callers",

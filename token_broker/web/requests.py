@@ -24,12 +24,14 @@ from http import HTTPStatus
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 __all__ = [
     "MAX_JSON_VALUES",
+    "SESSION_TOKEN_HEADER",
     "UNKNOWN_ADDRESS",
     "Problem",
     "ResolvedClient",
@@ -46,10 +48,14 @@ __all__ = [
     "public_base",
     "read_body",
     "refuse_socket",
+    "session_tokens",
     "uuid7",
     "websocket_url",
     "without_half_surrogates",
+    "without_scheme",
 ]
+
+SESSION_TOKEN_HEADER = "X-Session-Token"  # noqa: S105  # a header's name
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -166,6 +172,25 @@ def bearer_token(request: Request[Any]) -> str | None:
     """What stands behind `Authorization: Bearer`, or None."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+def session_tokens(scope: Scope) -> list[str]:
+    """What may be the request's session token: the Bearer, then X-Session-Token; each where it is there.
+
+    A platform in front of the broker may put a token of its own into Authorization, in place of the client's.
+    """
+    headers = Headers(scope=scope)
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    found = (
+        bearer.strip() if scheme.lower() == "bearer" else "",
+        without_scheme(headers.get(SESSION_TOKEN_HEADER, "")),
+    )
+    return [token for token in found if token]
+
+
+def without_scheme(text: str) -> str:
+    scheme, _, credential = text.strip().partition(" ")
+    return credential.strip() if scheme.lower() == "bearer" else text.strip()
 
 
 async def read_body(request: Request[Any], *, limit_bytes: int, timeout_s: float) -> bytes:
