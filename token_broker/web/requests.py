@@ -189,6 +189,7 @@ def session_tokens(scope: Scope) -> list[str]:
 
 
 def without_scheme(text: str) -> str:
+    """A credential without the `Bearer` that may stand before it."""
     scheme, _, credential = text.strip().partition(" ")
     return credential.strip() if scheme.lower() == "bearer" else text.strip()
 
