@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from token_broker.memory.types import LAST_PLACE, ensure_storable
+from token_broker.web.requests import whole_number
 
 __all__ = [
     "EnrichAnswer",
@@ -30,11 +31,6 @@ def _utc(time: datetime) -> datetime:
     return time
 
 
-def _whole(value: object) -> object:
-    """JSON has one kind of number: 1.0 is a whole one."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 
@@ -53,7 +49,7 @@ _TurnId = Annotated[
 _Label = Annotated[
     str, Field(min_length=1, max_length=64, json_schema_extra=_STORABLE), AfterValidator(ensure_storable)
 ]
-_Place = Annotated[int, Field(ge=0, lt=LAST_PLACE), BeforeValidator(_whole)]
+_Place = Annotated[int, Field(ge=0, lt=LAST_PLACE), BeforeValidator(whole_number)]
 _Time = Annotated[datetime, Field(json_schema_extra=_KNOWN_TIME), AfterValidator(_utc)]
 
 

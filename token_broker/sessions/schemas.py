@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from strategies.base import Dialect
+from token_broker.web.requests import whole_number
 
 __all__ = [
     "SESSION_ID_PATTERN",
@@ -66,16 +67,11 @@ class TokenRequest(BaseModel):
     )
 
 
-def _whole(value: object) -> object:
-    """Takes 60.0 for 60: JSON has one kind of number."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 class _ExpiresAfter(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
     anchor: Literal["created_at"] = "created_at"
-    seconds: Annotated[int, BeforeValidator(_whole)] = Field(600, ge=10, le=7200)
+    seconds: Annotated[int, BeforeValidator(whole_number)] = Field(600, ge=10, le=7200)
 
 
 class _WantedSession(BaseModel):

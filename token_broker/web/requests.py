@@ -51,6 +51,7 @@ __all__ = [
     "session_tokens",
     "uuid7",
     "websocket_url",
+    "whole_number",
     "without_half_surrogates",
     "without_scheme",
 ]
@@ -261,6 +262,11 @@ def parse_json(body: bytes, model: type[M]) -> M:
         for item in found[:_MAX_FIELDS_NAMED]
     ]
     raise _invalid(fields, more=len(found) - len(fields))
+
+
+def whole_number(value: object) -> object:
+    """Takes 60.0 for 60, as a validator: JSON has one kind of number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _invalid(fields: list[dict[str, str]], *, more: int = 0) -> Problem:
