@@ -120,7 +120,9 @@ class Dialect:
         """Whether the dialect tells that an item is complete: Voice Live does so for the user's audio alone."""
         if self.name != "voice_live":
             return True
-        return isinstance(item, Message) and item.role == "user" and item.parts[0].kind == "audio"
+        if not isinstance(item, Message) or item.role != "user":
+            return False
+        return any(part.kind == "audio" for part in item.parts[:1])  # there may be no part at all
 
     def item_object(self, item: Item) -> dict[str, Any]:
         """An item as it stands in events."""
