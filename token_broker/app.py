@@ -139,7 +139,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     """Starlette's own refusals as problem documents."""
     assert isinstance(error, HTTPException)  # noqa: S101  # as above
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return problem_response(not_found(), request.scope)
+        return problem_response(not_found(request.scope["path"]), request.scope)
     if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
         detail = "The request can't be answered as it is."
         return problem_response(Problem(error.status_code, "http_error", detail, headers=error.headers), request.scope)

@@ -37,7 +37,9 @@ def build_credentials(settings: Settings) -> Credentials | None:
         return None
     entra = None
     if settings.uses_entra:
-        source = azure_identity_source(settings.entra_scope, client_id=settings.client_id)
+        source = azure_identity_source(
+            settings.azure_scope, client_id=settings.client_id, authority=settings.azure_authority, proxy=settings.proxy
+        )
         entra = EntraTokens(source, timeout_s=settings.credential_timeout_s)
     return Credentials(key=settings.key if settings.uses_key else None, entra=entra)
 
@@ -111,4 +113,5 @@ def build_connector(settings: Settings, credentials: Credentials | None, tls: ss
         timeout_s=settings.proxy_connect_timeout_s,
         max_message_bytes=settings.azure_message_bytes,
         tls=tls,
+        proxy=settings.proxy,
     )

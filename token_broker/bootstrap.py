@@ -72,9 +72,11 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 model=settings.transcription_model,
                 why="a realtime session takes no classic whisper: what users say on GA is not transcribed",
             )
+        if settings.proxy is not None:
+            log.info("outbound_proxy", proxy=settings.proxy.url, bypassed=settings.no_proxy)
         signer = TokenSigner(signing_keys(settings))
         tls = make_tls_context()
-        transport = make_transport(tls=tls)
+        transport = make_transport(tls=tls, proxy=settings.proxy)
         http = await stack.enter_async_context(make_client(transport))
         credentials = build_credentials(settings)
         if credentials is not None:
@@ -164,6 +166,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 blocklist=memory.blocklist,
                 rate=rate,
                 hang_ups=RateLimiter(settings.rate_limit_per_minute),
+                drain=drain,
             ),
             minting=minting,
             calls=CallRelay(minting, signer, memory.blocklist, talks, calls),

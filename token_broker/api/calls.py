@@ -35,6 +35,7 @@ class CallState(TypedDict):
 async def create_call(request: Request[CallState]) -> Response:
     """Answers 201 with the SDP answer and our `Location`; problems: 400, 401, 403, 404, 413, 415, 429, 502 to 504."""
     callers, calls = request.state["callers"], request.state["calls"]
+    callers.ensure_staying()
     settings = callers.settings
     deadline_s = time.monotonic() + settings.token_budget_s
     caller = _caller(request)
@@ -106,8 +107,9 @@ CALL_OPERATIONS = (
             401: ("session_token_refused",),
             403: ("foreign_session", "blocked", "sockets_only"),
             404: ("unknown_agent",),
+            503: ("nothing_minted", "draining", "blocklist_unread"),
         },
-        security=("sessionToken",),
+        security=("sessionToken", "sessionTokenHeader"),
     ),
     Operation(
         name="hang_up",
@@ -123,6 +125,6 @@ CALL_OPERATIONS = (
         parameters=(Parameter("call_id", "path", "The end of the call's `Location`."), _SESSION),
         answers=(ResponseSpec(204, "The call is over."),),
         problems={**HANG_UP_PROBLEMS, 401: ("session_token_refused",), 403: ("foreign_session",)},
-        security=("sessionToken",),
+        security=("sessionToken", "sessionTokenHeader"),
     ),
 )

@@ -120,6 +120,7 @@ class TokenState(TypedDict):
 
 async def create_token(request: Request[TokenState]) -> Response:
     """Answers 200 with a `Plan`; problems: 400, 401, 403, 404, 408, 413, 422, 429, and 503 without the proxy."""
+    request.state["callers"].ensure_staying()  # before the trace: the service level counts what could be served
     minting = request.state["minting"]
     trace = RequestTrace(request.scope, minting.settings.model)
 
@@ -253,6 +254,7 @@ TOKEN_OPERATIONS = (
                 "identity_provider_unreachable",
                 "store_away",
                 "blocklist_unread",
+                "draining",
             ),
         },
         security=(None, "entra", "easyauth"),

@@ -47,7 +47,7 @@ async def mint_once(settings: Settings, agent_id: str | None) -> MintReport:
     owner = Owner(uuid7(), ANONYMOUS, time.time_ns() // 1_000_000)
     credentials = build_credentials(settings)
     try:
-        async with make_transport() as transport:
+        async with make_transport(proxy=settings.proxy) as transport:
             result = await build_chain(settings, transport, credentials).mint(
                 TalkSpecs(settings, owner, None).of(agent), deadline_s=deadline_s, sockets_only=agent.sockets_only
             )

@@ -162,6 +162,7 @@ async def _accepts_subprotocol(minted: EphemeralGrant, settings: Settings, tls: 
                 max_message_bytes=settings.azure_message_bytes,
                 deadline_s=asyncio.get_running_loop().time() + TALK_S,
                 log_to=logging.getLogger("token_broker.relay.picows"),  # its level keeps headers out of the log
+                proxy=settings.proxy,
             )
             try:
                 await socket.wait()

@@ -80,6 +80,7 @@ class Memory:
             timeout_s=settings.store_timeout_s,
             patience_s=settings.store_patience_s,
             client_id=settings.client_id,
+            proxy=settings.proxy,
         )
         is_sqlite = self._database.dialect == "sqlite"
         self._disk: DiskSpace | None = None  # a PostgreSQL server watches its own
@@ -319,7 +320,9 @@ class Memory:
                 from token_broker.memory.delivery.zep import ZepMemory
 
                 key, url = settings.zep_api_key, settings.zep_api_url
-                sink = self._zep = self._zep or ZepMemory(key, url, timeout_s=settings.delivery_timeout_s)
+                sink = self._zep = self._zep or ZepMemory(
+                    key, url, timeout_s=settings.delivery_timeout_s, proxy=settings.proxy
+                )
             return DeliveryWorker(self._database, sink, DeliveryPolicy.of(settings), clock=self._clock)
 
         # In a thread: SQLAlchemy and zep-python take up to half a second to import, and talks would wait for them.

@@ -33,6 +33,7 @@ __all__ = [
     "DeliveryBatch",
     "FactSource",
     "Failure",
+    "Interruption",
     "Outcome",
     "Position",
     "Recall",
@@ -77,7 +78,11 @@ BlockKind = Literal["principal", "session"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Something that was said. Unique by (owner.session_id, turn_id); read in the order (epoch, sequence, arrival)."""
+    """Something that was said. Unique by (owner.session_id, turn_id); read in the order (epoch, sequence, arrival).
+
+    `put_back_at` is the beginning of a talk, where the turn may be history that a client puts back: it is not stored
+    where the session has a turn of that role and text from before.
+    """
 
     owner: Owner
     turn_id: str
@@ -89,6 +94,19 @@ class Turn:
     sequence: int | None = None  # the item's place in its connection
     interrupted: bool = False
     channel: str | None = None
+    put_back_at: datetime | None = None  # UTC
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """The user cut in while a turn was played that may be stored already: it becomes `interrupted`."""
+
+    owner: Owner
+    turn_id: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.owner.session_id, self.turn_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +282,13 @@ class TurnIngest(Protocol):
 
     def offer(self, turn: Turn) -> bool:
         """Accepts `turn` for storage, or returns False where the bounded buffer is full (counted there)."""
+        ...
+
+    def mark_interrupted(self, interruption: Interruption) -> bool:
+        """Accepts the mark for a turn that was offered before; False where the bounded buffer is full (counted there).
+
+        A turn that is not there, or is another owner's, is not changed.
+        """
         ...
 
 

@@ -82,7 +82,10 @@ class Redactor:
 
 def own_secrets(settings: Settings) -> tuple[SecretStr | None, ...]:
     """The settings' secrets, as a `Redactor` wants them."""
-    return (settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys)
+    proxy = settings.proxy
+    password = proxy.login.get_secret_value().partition(":")[2] if proxy and proxy.login else ""
+    proxys = (proxy.login, SecretStr(password), *map(SecretStr, proxy.headers.values())) if proxy else ()
+    return (settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys, *proxys)
 
 
 def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) -> None:

@@ -5,8 +5,11 @@ endpoint (`CompatAdapter`) speaks its own dialect whatever the upstream speaks, 
 client does not know.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from urllib.parse import parse_qs
+
+from starlette.types import Scope
 
 from strategies.base import Dialect
 from token_broker.relay.azure.connector import UpstreamConnection
@@ -29,10 +32,13 @@ __all__ = [
     "ProtocolAdapter",
     "ProxyAdapter",
     "ToAzure",
+    "compat_adapter",
+    "query_values",
 ]
 
 Event = dict[str, Any]
 
+_BETA_SUBPROTOCOL = "openai-beta.realtime-v1"  # what a browser offers in place of the header `OpenAI-Beta`
 # Reported as a `server_error`, not as an `invalid_request_error`: the client did nothing wrong and may connect again.
 _BROKERS_FAULT = frozenset({UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, DRAINING, INTERNAL})
 
@@ -56,6 +62,7 @@ COMPAT_ENDPOINTS = (
             "/v1/realtime",
             "/openai/v1/realtime",
             "/openai/realtime",
+            "/openai/deployments/{deployment}/realtime",
             "/api/v1/voice/voicelive/{session_id}/realtime",
         ),
         "A talk with the clients of OpenAI",
@@ -117,6 +124,10 @@ class ProtocolAdapter(Protocol):
         """
         ...
 
+    def announce_end(self, left_s: float) -> str | None:
+        """The event that says that the talk ends in `left_s`, where this client knows one."""
+        ...
+
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
         """The close code and reason for this client, and an event to send before them, if any."""
         ...
@@ -168,6 +179,10 @@ class ProxyAdapter:
         del event_id
         return broker_error(code, message, retryable=retryable, param=param)
 
+    def announce_end(self, left_s: float) -> str | None:
+        message = f"Azure ends this talk in {left_s:.0f} s: ask for a new plan"
+        return broker_error("session_expiring", message, retryable=True)
+
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
         return ending, None
 
@@ -201,12 +216,20 @@ class ProxyAdapter:
 
 
 class CompatAdapter:
-    """docs/api.md §6.6: one dialect, and no event that its official clients do not know. One instance a talk."""
+    """docs/api.md §6.6: one dialect, and no event that its official clients do not know. One instance a talk.
 
-    def __init__(self, dialect: Dialect) -> None:
+    With `may_be_ga` the client speaks GA after all if its session says so: `AzureOpenAI` sends a preview's
+    `api-version` whichever of the two it speaks.
+    """
+
+    def __init__(self, dialect: Dialect, *, may_be_ga: bool = False) -> None:
+        self._may_be_ga = may_be_ga
+        self._items = ItemCache()
+        self._speak(dialect)
+
+    def _speak(self, dialect: Dialect) -> None:
         self.dialect: Dialect | None = dialect
         self._client = dialect
-        self._items = ItemCache()
         self._translator = TalkTranslator(dialect, new_id=uuid7)
 
     def opening(self, upstream: UpstreamConnection, *, session_id: str, agent_id: str) -> list[str]:
@@ -239,13 +262,18 @@ class CompatAdapter:
         kind = "server_error" if retryable else "invalid_request_error"
         return api_error(code, message, kind=kind, param=param, event_id=event_id)
 
+    def announce_end(self, left_s: float) -> str | None:
+        """None: an official client takes an `error` for something that went wrong."""
+        del left_s
+        return None
+
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
         """Official clients look at events rather than at close codes, and have no plans."""
-        ending = Ending(ending.code, ending.reason.replace("ask for a new plan", "connect again"))
-        if ending.code == DONE:
+        ending = replace(ending, reason=ending.reason.replace("ask for a new plan", "connect again"))
+        if ending.code == DONE and ending.error_code is None:
             return ending, None
         kind = "server_error" if ending.code in _BROKERS_FAULT else "invalid_request_error"
-        return ending, api_error(f"closed_{ending.code}", ending.reason, kind=kind)
+        return ending, api_error(ending.error_code or f"closed_{ending.code}", ending.reason, kind=kind)
 
     def from_client(self, text: str, upstream: Dialect) -> FromClient:
         match examine(text):
@@ -256,6 +284,10 @@ class CompatAdapter:
                     return answer
                 return Answered(compact(completed(answer, self._client, uuid7)))  # in its dialect already
             case Allowed(event=event, left_out=left_out, unlisted=unlisted):
+                if self._may_be_ga and event["type"] == "session.update":
+                    self._may_be_ga = False
+                    if (event.get("session") or {}).get("type") == "realtime":  # only GA has a type
+                        self._speak("ga")
                 refused = list(refused_fields(event, unlisted, client=self._client, upstream=upstream))
                 event_id = event_id_of(event)
                 told = (self.error(each.code, each.message, param=each.param, event_id=event_id) for each in refused)
@@ -282,6 +314,21 @@ class CompatAdapter:
         for each in translated:
             self._items.note(each)
         return [compact(each) for each in translated]
+
+
+def query_values(scope: Scope, name: str) -> list[str]:
+    """The values of this key in a handshake's query, in lower case."""
+    return [value.lower() for value in parse_qs(scope["query_string"].decode("latin-1")).get(name, [])]
+
+
+def compat_adapter(endpoint: CompatEndpoint, scope: Scope) -> CompatAdapter:
+    """The adapter for a client of `endpoint`. One that says that it speaks OpenAI's beta gets the beta's dialect."""
+    betas = [value.decode("latin-1") for name, value in scope["headers"] if name == b"openai-beta"]
+    if any("realtime=v1" in value.lower() for value in betas) or _BETA_SUBPROTOCOL in scope["subprotocols"]:
+        return CompatAdapter("preview")
+    if endpoint.dialect == "ga" and any(value.endswith("-preview") for value in query_values(scope, "api-version")):
+        return CompatAdapter("preview", may_be_ga=True)
+    return CompatAdapter(endpoint.dialect)
 
 
 def _retrieved(event: Event, items: ItemCache) -> Event | Refused | None:

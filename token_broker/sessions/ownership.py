@@ -9,7 +9,7 @@ caller who names a session without its token has to wait for the store.
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
@@ -26,8 +26,9 @@ from token_broker.security.tokens import (
     TokenError,
     TokenSigner,
 )
+from token_broker.server.drain import Drain
 from token_broker.settings import Settings
-from token_broker.web.requests import Problem, bearer_token
+from token_broker.web.requests import SESSION_TOKEN_HEADER, Problem, session_tokens
 
 __all__ = [
     "Callers",
@@ -38,6 +39,8 @@ __all__ = [
     "open_session",
     "session_erased",
 ]
+
+_DRAINING_RETRY_AFTER_S = 1
 
 _RETRY_AFTER_S = 2
 _FOREIGN = (
@@ -81,6 +84,17 @@ class Callers:
     blocklist: Blocklist
     rate: RateLimiter
     hang_ups: RateLimiter  # a limiter of its own: a caller who has used up the rate can still hang up
+    drain: Drain = field(default_factory=Drain)
+
+    def ensure_staying(self) -> None:
+        """Raises Problem 503 where this process shuts down: it mints no more, since it will not carry the talk.
+
+        Readiness has ended by then, so another replica takes the next attempt; this connection would not lead to it.
+        """
+        if self.drain.draining:
+            headers = {"Retry-After": str(_DRAINING_RETRY_AFTER_S), "Connection": "close"}
+            detail = "This broker is going away: ask again, another one answers."
+            raise Problem(503, "draining", detail, headers=headers)
 
     async def sign_in(self, request: Request[Any]) -> Principal:
         """The caller's principal, counted against their rate. Raises Problem 401, 403, 429 or 503."""
@@ -89,14 +103,23 @@ class Callers:
         return principal
 
     def by_session_token(self, request: Request[Any], refusal: Callable[[str], Problem]) -> Caller:
-        """The owner of the session whose token is the request's Bearer. Raises the `refusal` with its detail."""
-        try:
-            claims = self.signer.read_session_token(bearer_token(request) or "")
-        except TokenError as error:
-            what = "has expired" if error.expired else "is missing or not valid"
-            detail = f"The session token {what}: ask POST /realtime/token, and send its session_token as Bearer."
-            raise refusal(detail) from None
-        return caller_of(request.scope, claims, self.settings.trusted_proxies)
+        """The owner of the session whose token is the request's Bearer, or else stands in X-Session-Token.
+
+        Raises the `refusal` with its detail.
+        """
+        expired = False
+        for token in session_tokens(request.scope):
+            try:
+                claims = self.signer.read_session_token(token)
+            except TokenError as error:
+                expired = expired or error.expired
+            else:
+                return caller_of(request.scope, claims, self.settings.trusted_proxies)
+        what = "has expired" if expired else "is missing or not valid"
+        raise refusal(
+            f"The session token {what}: ask POST /realtime/token, and send its session_token as Bearer, or in "
+            f"{SESSION_TOKEN_HEADER} where something in front of the broker takes Authorization."
+        )
 
     async def open_session(
         self, request: Request[Any], principal: Principal, *, session_id: str | None, user_id: str | None
@@ -108,7 +131,7 @@ class Callers:
             self.blocklist,
             principal=principal,
             session_id=session_id,
-            session_token=request.headers.get("x-session-token"),
+            session_token=request.headers.get(SESSION_TOKEN_HEADER),
             user_id=user_id,
         )
         ensure_not_blocked(self.blocklist, opened.owner.principal, opened.owner.session_id)

@@ -11,11 +11,15 @@ from token_broker.web.requests import whole_number
 __all__ = [
     "SESSION_ID_PATTERN",
     "AgentConfig",
+    "BetaClientSecret",
+    "BetaSession",
+    "BetaSessionRequest",
     "ClientSecret",
     "ClientSecretRequest",
     "Connection",
     "Plan",
     "RelayConnection",
+    "SecretMetadata",
     "TokenRequest",
     "WebRtcConnection",
     "WebSocketConnection",
@@ -78,7 +82,7 @@ class _WantedSession(BaseModel):
     type: Literal["realtime"] = "realtime"
 
 
-class _SecretMetadata(BaseModel):
+class SecretMetadata(BaseModel):
     """The broker's own members; others are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -101,7 +105,45 @@ class ClientSecretRequest(BaseModel):
 
     expires_after: _ExpiresAfter = Field(_ExpiresAfter(), description="600 s where it is left out.")
     session: _WantedSession = _WantedSession()
-    metadata: _SecretMetadata = _SecretMetadata()
+    metadata: SecretMetadata = SecretMetadata()
+
+
+class _WantedSecret(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    expires_after: _ExpiresAfter = Field(_ExpiresAfter(), description="600 s where it is left out.")
+
+
+class BetaSessionRequest(BaseModel):
+    """The body of OpenAI's earlier mint; every field is optional, and those of the session are the agent's to say."""
+
+    model_config = ConfigDict(frozen=True)
+
+    client_secret: _WantedSecret = _WantedSecret()
+    metadata: SecretMetadata = SecretMetadata()
+
+    @property
+    def expires_after(self) -> _ExpiresAfter:
+        """The wanted lifetime."""
+        return self.client_secret.expires_after
+
+
+class BetaClientSecret(BaseModel):
+    """A credential of the broker's for its compatible endpoints."""
+
+    value: str = Field(description="Begins with `ek_`; opens any compatible endpoint, several times, until it expires.")
+    expires_at: int = Field(description="In seconds since 1970.")
+
+
+class BetaSession(BaseModel):
+    """The session as the agent has it, flat and without the instructions, and the credential within it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["realtime.session"] = "realtime.session"
+    model: str
+    client_secret: BetaClientSecret
 
 
 class ClientSecret(BaseModel):

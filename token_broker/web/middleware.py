@@ -8,9 +8,9 @@ Which web pages may send requests is decided by `OriginRules`, the same for HTTP
 - *Host.* A broker that knows its public URL answers to that name and to loopback names only. One that listens on
   loopback and knows no public URL answers to loopback names only. This refuses a page whose own name was pointed at the
   broker (DNS rebinding), because its browser sends that name.
-- *Origin.* A request without Origin does not come from a page, and is admitted; `null` is refused. Else the origin has
-  to be the broker's own or one of BROKER_ALLOWED_ORIGINS. The broker's own origin is that of the public URL, or, where
-  there is none, the one that was requested.
+- *Origin.* A request without Origin does not come from a page, and is admitted; `null` is refused, and so is `file://`,
+  which any local file has. Else the origin has to be the broker's own or one of BROKER_ALLOWED_ORIGINS. The broker's
+  own origin is that of the public URL, or, where there is none, the one that was requested.
 
 Cookies never travel across origins: CORS responses do not allow credentials.
 """
@@ -31,7 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from strategies.endpoint import is_loopback
 from token_broker.observability.events import Observer, RequestAnswered, TraceContext
 from token_broker.observability.logging import LOGGED_IDS
-from token_broker.settings import Settings
+from token_broker.settings import APP_ORIGIN, Settings
 from token_broker.web.requests import (
     Problem,
     asked_host,
@@ -272,8 +272,11 @@ def _origin_of_url(url: str) -> str | None:
 
 
 def _normal_origin(text: str) -> str | None:
-    """An origin in lower case without its default port; None for `null`, `*` and anything else."""
-    scheme, _, authority = text.lower().partition("://")
+    """An origin in lower case without its default port; None for `null`, `*`, `file://` and anything else."""
+    text = text.lower()
+    if APP_ORIGIN.fullmatch(text):
+        return text
+    scheme, _, authority = text.partition("://")
     host = normal_host(authority, scheme) if scheme in {"http", "https"} else None
     return None if host is None else f"{scheme}://{host}"
 
@@ -321,12 +324,19 @@ class PlainPaths:
         elif scope["type"] == "websocket":
             await self._socket_not_found(scope, receive, send)
         else:
-            await problem_response(not_found(), scope)(scope, receive, send)
+            await problem_response(not_found(scope["path"]), scope)(scope, receive, send)
 
 
-def not_found() -> Problem:
-    """The answer for a path that leads nowhere."""
-    return Problem(404, "not_found", "There is nothing at this path; /openapi.json lists what there is.")
+def not_found(path: str) -> Problem:
+    """The answer for a path that leads nowhere. Of OpenAI's and Azure's paths it names those that are served."""
+    detail = "There is nothing at this path; /openapi.json lists what there is."
+    if "realtime" in path:
+        detail = (
+            "There is nothing at this path. POST /v1/realtime/client_secrets mints a client secret; with it a "
+            "WebSocket opens at /v1/realtime or /voice-live/realtime, and an SDP offer goes to POST "
+            "/v1/realtime/calls. /openapi.json lists all paths."
+        )
+    return Problem(404, "not_found", detail)
 
 
 def _is_plain(scope: Scope) -> bool:

@@ -24,12 +24,14 @@ from http import HTTPStatus
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 __all__ = [
     "MAX_JSON_VALUES",
+    "SESSION_TOKEN_HEADER",
     "UNKNOWN_ADDRESS",
     "Problem",
     "ResolvedClient",
@@ -46,10 +48,15 @@ __all__ = [
     "public_base",
     "read_body",
     "refuse_socket",
+    "session_tokens",
     "uuid7",
     "websocket_url",
     "whole_number",
+    "without_half_surrogates",
+    "without_scheme",
 ]
+
+SESSION_TOKEN_HEADER = "X-Session-Token"  # noqa: S105  # a header's name
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -58,6 +65,12 @@ MAX_JSON_VALUES = 5_000
 
 Each key and value may cost an error of pydantic. The 80,000 that fit into a megabyte block the event loop for 250 ms.
 """
+
+# Half a surrogate pair, as an escape or as the three bytes that some writers make of it. A text that was cut within an
+# emoji ends with one. JSON allows the escape (RFC 8259 §8.2), and neither UTF-8 nor a database has such a character.
+_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALF_ESCAPED = re.compile(rb"%b(?!%b)|(?<!%b)%b" % (_HIGH, _LOW, _HIGH, _LOW))
+_HALF_ENCODED = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 
 _MAX_NAME_CHARS = 64
 _MAX_FIELDS_NAMED = 8
@@ -162,6 +175,26 @@ def bearer_token(request: Request[Any]) -> str | None:
     return token.strip() or None if scheme.lower() == "bearer" else None
 
 
+def session_tokens(scope: Scope) -> list[str]:
+    """What may be the request's session token: the Bearer, then X-Session-Token; each where it is there.
+
+    A platform in front of the broker may put a token of its own into Authorization, in place of the client's.
+    """
+    headers = Headers(scope=scope)
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    found = (
+        bearer.strip() if scheme.lower() == "bearer" else "",
+        without_scheme(headers.get(SESSION_TOKEN_HEADER, "")),
+    )
+    return [token for token in found if token]
+
+
+def without_scheme(text: str) -> str:
+    """A credential without the `Bearer` that may stand before it."""
+    scheme, _, credential = text.strip().partition(" ")
+    return credential.strip() if scheme.lower() == "bearer" else text.strip()
+
+
 async def read_body(request: Request[Any], *, limit_bytes: int, timeout_s: float) -> bytes:
     """The whole body. Raises Problem: 413 when it is larger than `limit_bytes`, 408 when it takes too long."""
     declared = request.headers.get("content-length", "")
@@ -203,8 +236,20 @@ def ensure_few_values(body: bytes) -> None:
     raise _invalid([{"field": "body", "message": f"has more than {MAX_JSON_VALUES} keys and values"}])
 
 
+def without_half_surrogates(body: bytes) -> bytes:
+    """JSON with U+FFFD in place of half surrogate pairs, so that the rest of its text is kept."""
+    if rb"\u" in body and _HALF_ESCAPED.search(body):
+        # Escaped backslashes are written otherwise first: in `\\ud83d` the `u` escapes nothing.
+        body = _HALF_ESCAPED.sub(rb"\\ufffd", body.replace(rb"\\", rb"\u005c"))
+    return _HALF_ENCODED.sub("\ufffd".encode(), body)
+
+
 def parse_json(body: bytes, model: type[M]) -> M:
-    """`body` as `model`. An empty body counts as `{}`. Raises Problem: 400 for invalid JSON, 422 naming the fields."""
+    """`body` as `model`. An empty body counts as `{}`, half a surrogate pair as U+FFFD.
+
+    Raises Problem: 400 for invalid JSON, 422 naming the fields.
+    """
+    body = without_half_surrogates(body)
     ensure_few_values(body)
     try:
         return model.model_validate_json(body or b"{}")

@@ -29,6 +29,7 @@ from token_broker.memory.types import (
     NODE_BITS,
     NOT_OWNED,
     ArrivedTurn,
+    Interruption,
     Outcome,
     SizeLimit,
     Turn,
@@ -98,7 +99,13 @@ class WriterCounts:
 @dataclass(slots=True, eq=False)
 class _Submission:
     turns: list[ArrivedTurn]
+    interruptions: list[Interruption]
     size_bytes: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.turns) + len(self.interruptions)
+
     done: "asyncio.Future[list[Outcome]]" = field(repr=False)
 
 
@@ -147,24 +154,29 @@ class GroupWriter:
         self._sessions.pop(session_id, None)
         self._sizes.evict(session_id)
 
-    def submit(self, turns: Sequence[Turn]) -> "asyncio.Future[list[Outcome]]":
+    def submit(
+        self, turns: Sequence[Turn], interruptions: Sequence[Interruption] = ()
+    ) -> "asyncio.Future[list[Outcome]]":
         """Takes turns for the next commit; the future has an outcome a turn, or a StoreError. Raises StoreError.
+
+        `interruptions` are written in the same commit, after the turns.
 
         For a moment after the store was unreachable, submissions are refused at once: waiting would not help them.
         """
         if time.monotonic() < self._unreachable_until_s:
             raise StoreUnreachableError(self.failing or "")
         sizes = list(map(stored_bytes, turns))
-        size_bytes = sum(sizes) + _TURN_OVERHEAD_BYTES * len(turns)
+        rows = len(turns) + len(interruptions)
+        size_bytes = sum(sizes) + _TURN_OVERHEAD_BYTES * rows
         if self._disk_is_short(size_bytes):
             self.counts.short_of_disk += len(turns)
             raise StoreFullError("the disk has less free space than is to be kept")
-        if self.waiting_turns + len(turns) > _MAX_QUEUED_TURNS or self._waiting_bytes + size_bytes > _MAX_QUEUED_BYTES:
+        if self.waiting_turns + rows > _MAX_QUEUED_TURNS or self._waiting_bytes + size_bytes > _MAX_QUEUED_BYTES:
             raise StoreBusyError("too many turns wait for the store")
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         arrived = [ArrivedTurn(turn, self._arrivals.next(), size) for turn, size in zip(turns, sizes, strict=True)]
-        self._waiting.append(_Submission(arrived, size_bytes, done))
-        self.waiting_turns += len(turns)
+        self._waiting.append(_Submission(arrived, list(interruptions), size_bytes, done))
+        self.waiting_turns += rows
         self._waiting_bytes += size_bytes
         self._wake.set()
         self._turn_came.set()
@@ -195,10 +207,10 @@ class GroupWriter:
         """Writes one batch of what waits."""
         batch: list[_Submission] = []
         rows = 0
-        while self._waiting and (not batch or rows + len(self._waiting[0].turns) <= _MAX_ROWS):
+        while self._waiting and (not batch or rows + self._waiting[0].rows <= _MAX_ROWS):
             submission = self._waiting.popleft()
             batch.append(submission)
-            rows += len(submission.turns)
+            rows += submission.rows
             self._waiting_bytes -= submission.size_bytes
         self.waiting_turns -= rows
         sessions = list(self._sessions.values())
@@ -208,8 +220,10 @@ class GroupWriter:
         if not batch and not sessions:
             return
         turns = [turn for submission in batch for turn in submission.turns]
+        interruptions = [each for submission in batch for each in submission.interruptions]
         try:
-            outcomes = await self._commit(turns, sessions, [len(submission.turns) for submission in batch])
+            groups = [len(submission.turns) for submission in batch]
+            outcomes = await self._commit(turns, sessions, groups, interruptions)
         except StoreRefusedError:
             await self._one_by_one(batch, sessions)
         except StoreError as error:
@@ -234,7 +248,11 @@ class GroupWriter:
             asyncio.get_running_loop().call_later(_SESSIONS_AGAIN_S, self._wake.set)
 
     async def _commit(
-        self, turns: list[ArrivedTurn], sessions: list[tuple[Owner, str]], groups: Sequence[int]
+        self,
+        turns: list[ArrivedTurn],
+        sessions: list[tuple[Owner, str]],
+        groups: Sequence[int],
+        interruptions: Sequence[Interruption] = (),
     ) -> list[Outcome]:
         """An outcome a turn; `groups` says how many of them were submitted together."""
         from token_broker.memory.store.turn_writes import insert_within_limit
@@ -254,6 +272,7 @@ class GroupWriter:
             queue=self._queue,
             limit=self._sizes.limit(_bytes_by_session(turns)),
             groups=groups,
+            interruptions=interruptions,
         )
         try:
             outcomes, sizes = await self._database.write(work)
@@ -313,6 +332,8 @@ class GroupWriter:
             try:
                 for item in submission.turns:
                     outcomes += await self._commit([item], [], [1])
+                if submission.interruptions:
+                    await self._commit([], [], [], submission.interruptions)
             except StoreError as error:
                 self.counts.refused += isinstance(error, StoreRefusedError)
                 _fail([submission], error)

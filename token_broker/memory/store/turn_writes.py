@@ -21,6 +21,7 @@ from sqlalchemy import (
     Dialect,
     FromClause,
     Insert,
+    Select,
     Table,
     Text,
     and_,
@@ -30,17 +31,19 @@ from sqlalchemy import (
     select,
     table,
     true,
+    update,
 )
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import asyncpg
 
-from token_broker.memory.store.tables import are_sessions, insert_for, is_session, outbox, sessions, turns
+from token_broker.memory.store.tables import TURN_ORDER, are_sessions, insert_for, is_session, outbox, sessions, turns
 from token_broker.memory.types import (
     ERASED_PRINCIPAL,
     FULL_BATCH,
     LAST_PLACE,
     ArrivedTurn,
     Delivery,
+    Interruption,
     Outcome,
     SizeLimit,
     bucket_of,
@@ -48,7 +51,15 @@ from token_broker.memory.types import (
 )
 from token_broker.security.tokens import Owner
 
-__all__ = ["enqueue", "insert_turns", "insert_within_limit", "last_arrival", "save_sessions"]
+__all__ = [
+    "enqueue",
+    "insert_turns",
+    "insert_within_limit",
+    "last_arrival",
+    "mark_interrupted",
+    "put_back",
+    "save_sessions",
+]
 
 _Key = tuple[str, str]  # session id, turn id
 _DIALECTS: dict[str, Dialect] = {"sqlite": sqlite.dialect(), "postgresql": asyncpg.dialect()}  # type: ignore[no-untyped-call]
@@ -56,6 +67,8 @@ _FEW_ROWS = 64
 _MOST_ROWS = 512  # times columns: SQLite takes 32,766 values
 
 BATCH_ROWS: FromClause = table("batch")  # a placeholder to read `batch_fields` from; `Batch` puts the rows in its place
+_PUT_BACK_AT_MOST = 500  # turns of a session that history is compared with
+
 
 SESSION_FIELDS: tuple[Column[Any], ...] = (
     sessions.c.bucket,
@@ -110,6 +123,7 @@ def insert_within_limit(
     queue: bool,
     limit: SizeLimit | None,
     groups: Sequence[int],
+    interruptions: Sequence[Interruption] = (),
 ) -> tuple[list[Outcome], dict[str, int]]:
     """`insert_turns`, for sessions that have room; an outcome a turn, and the stored sizes that were read for `limit`.
 
@@ -117,19 +131,75 @@ def insert_within_limit(
     session are stored, or none: then they are FULL, or duplicates of stored ones.
     """
     found, full = _sizes_and_full(connection, batch, groups, limit) if limit else ({}, set())
-    if not full:
-        return insert_turns(connection, batch, now_s, unknown=unknown, queue=queue), found
+    known = put_back(connection, batch)
+    full -= known
+    if not full and not known:
+        outcomes_of_all = insert_turns(connection, batch, now_s, unknown=unknown, queue=queue)
+        mark_interrupted(connection, interruptions)
+        return outcomes_of_all, found
     duplicates: set[_Key] = set()
     for key in {item.turn.owner.session_id for item in batch if id(item) in full}:
         ids = [item.turn.turn_id for item in batch if id(item) in full and item.turn.owner.session_id == key]
         stored = connection.scalars(select(turns.c.turn_id).where(is_session(turns, key), turns.c.turn_id.in_(ids)))
         duplicates |= {(key, turn_id) for turn_id in stored}
-    fitting = [item for item in batch if id(item) not in full]
+    left_out = full | known
+    fitting = [item for item in batch if id(item) not in left_out]
     outcomes = iter(insert_turns(connection, fitting, now_s, unknown=unknown, queue=queue))
+    mark_interrupted(connection, interruptions)
     return [
-        next(outcomes) if id(item) not in full else Outcome.DUPLICATE if item.key in duplicates else Outcome.FULL
+        next(outcomes)
+        if id(item) not in left_out
+        else Outcome.FULL
+        if id(item) in full and item.key not in duplicates
+        else Outcome.DUPLICATE
         for item in batch
     ], found
+
+
+def put_back(connection: Connection, batch: Sequence[ArrivedTurn]) -> set[int]:
+    """The turns (by id()) that are history put back: their session has the role and text from before their talk.
+
+    Only the session's latest turns are looked at: a client puts back what it was told, or what it kept itself.
+    """
+    known: set[int] = set()
+    for item in batch:
+        turn = item.turn
+        if turn.put_back_at is None:
+            continue
+        session_id = turn.owner.session_id
+        latest = (
+            select(turns.c.role, turns.c.content, turns.c.created_at_us)
+            .join(sessions, and_(sessions.c.bucket == turns.c.bucket, sessions.c.session_id == turns.c.session_id))
+            .where(is_session(turns, session_id), sessions.c.principal == turn.owner.principal)
+            .order_by(*(column.desc() for column in TURN_ORDER))
+            .limit(_PUT_BACK_AT_MOST)
+            .subquery()
+        )
+        found: Select[tuple[Any]] = select(literal_column("1")).where(
+            latest.c.role == turn.role,
+            latest.c.content == turn.content,
+            latest.c.created_at_us < to_us(turn.put_back_at.timestamp()),
+        )
+        if connection.execute(found.limit(1)).first() is not None:
+            known.add(id(item))
+    return known
+
+
+def mark_interrupted(connection: Connection, interruptions: Iterable[Interruption]) -> None:
+    """Marks turns that are stored, and their owner's, as interrupted.
+
+    Call it after turns were inserted: an outbox row is locked before its turns, here as in `settle`.
+    """
+    for each in sorted(set(interruptions), key=lambda interruption: interruption.key):
+        session_id = each.owner.session_id
+        is_owners = select(sessions.c.bucket).where(
+            is_session(sessions, session_id), sessions.c.principal == each.owner.principal
+        )
+        connection.execute(
+            update(turns)
+            .where(is_session(turns, session_id), turns.c.turn_id == each.turn_id, is_owners.exists())
+            .values(interrupted=True)
+        )
 
 
 def _sizes_and_full(
