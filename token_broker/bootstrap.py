@@ -34,7 +34,7 @@ from token_broker.sessions.running_calls import Calls
 from token_broker.settings import Settings, SettingsError
 from token_broker.web.middleware import OriginRules
 
-__all__ = ["BrokerState", "build_broker", "signing_keys"]
+__all__ = ["BrokerState", "build_broker", "memory_quotas", "signing_keys"]
 
 log = structlog.get_logger("token_broker.start")
 
@@ -173,10 +173,19 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             admission=admission,
             relay=relay,
             memory=memory,
-            quotas=MemoryQuotas(settings),
+            quotas=memory_quotas(settings),
             status=status,
             metrics=metrics,
         )
+
+
+def memory_quotas(settings: Settings) -> MemoryQuotas:
+    """The quotas of the settings."""
+    return MemoryQuotas(
+        turns_per_minute=settings.turns_per_minute,
+        turn_bytes_per_minute=settings.turn_bytes_per_minute,
+        reads_per_minute=settings.rate_limit_per_minute,
+    )
 
 
 def signing_keys(settings: Settings) -> Sequence[SecretStr]:

@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import NoReturn, Self, TypeVar
 
-from token_broker.settings import Settings
 from token_broker.web.requests import Problem
 
 __all__ = [
@@ -274,11 +273,11 @@ def too_many_sessions() -> Problem:
 
 
 class MemoryQuotas:
-    """The quotas of a process; keys are `limit_key`s."""
+    """The quotas of a process; keys are `limit_key`s. 0 a minute is no limit."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.turns = TurnQuota(settings.turns_per_minute, settings.turn_bytes_per_minute)
-        self.reads = RateLimiter(settings.rate_limit_per_minute)
+    def __init__(self, *, turns_per_minute: int, turn_bytes_per_minute: int, reads_per_minute: int) -> None:
+        self.turns = TurnQuota(turns_per_minute, turn_bytes_per_minute)
+        self.reads = RateLimiter(reads_per_minute)
         self.pages = PageSlots()
 
 

@@ -10,6 +10,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from token_broker.api.turns import MemoryState, create_turn, enrich, erase_turns, list_turns
+from token_broker.bootstrap import memory_quotas
 from token_broker.memory.service import Memory
 from token_broker.security.authentication import make_authenticator
 from token_broker.security.limits import MemoryQuotas, RateLimiter
@@ -46,7 +47,7 @@ def make_app(settings: Settings, memory: Memory, *, quotas: MemoryQuotas | None 
             hang_ups=RateLimiter(0),
         ),
         memory=memory,
-        quotas=quotas or MemoryQuotas(settings),
+        quotas=quotas or memory_quotas(settings),
     )
     app = Starlette(
         routes=[
