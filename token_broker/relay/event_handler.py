@@ -9,6 +9,7 @@ from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import UpstreamConnection
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.dialects.conversation_items import TOOL_LIST
+from token_broker.relay.dialects.item_cache import CACHED_EVENTS
 from token_broker.relay.event_text import SESSION_EVENTS, event_type, event_type_by_head, is_audio_delta, parsed
 from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.visibility import (
@@ -27,7 +28,7 @@ __all__ = ["EventHandler"]
 # How long a talk whose client is gone keeps its place and its upstream for the sake of one transcript.
 _LAST_TRANSCRIPT_S = 2.0
 _AUDIO_DELTAS = frozenset({"response.audio.delta", "response.output_audio.delta"})
-_PARSED_EVENTS = TURN_EVENTS | SESSION_EVENTS | ERROR_EVENTS | {"response.created"}
+_PARSED_EVENTS = TURN_EVENTS | SESSION_EVENTS | ERROR_EVENTS | CACHED_EVENTS | {"response.created"}
 
 
 class EventHandler:
@@ -125,5 +126,5 @@ class EventHandler:
         shown = without_quoted_secrets(without_agents_settings(event), self._redact)
         # What hides nothing and needs no translation is sent as Azure wrote it: serialising would double the cost.
         if shown is not event or self._adapter.reads(kind, upstream.route.dialect):
-            return self._adapter.to_client(shown, upstream.route.dialect)
+            return self._adapter.to_client(shown, upstream.route.dialect, text=text if shown is event else None)
         return [self._adapter.passed(text, upstream.route.dialect)]

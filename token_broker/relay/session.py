@@ -171,8 +171,10 @@ class Talk:
 
     def _on_event(self, text: str, upstream: UpstreamConnection) -> None:
         match self._adapter.from_client(text, upstream.route.dialect):
-            case ToAzure(texts=checked, left_out=left_out):
+            case ToAzure(texts=checked, left_out=left_out, told=told):
                 self.counters.fields_left_out += left_out
+                for error in told:
+                    upstream.socket.put(error)
                 for message in checked:
                     upstream.socket.send(message)
             case Answered(text=answer):
@@ -182,10 +184,10 @@ class Talk:
             case Command():
                 self.counters.refused_events += 1
                 upstream.socket.put(self._adapter.error("unknown_event", "the broker knows no such event"))
-            case Refused(code=code, message=message):
+            case Refused(code=code, message=message, param=param, event_id=event_id):
                 self.counters.refused_events += 1
                 log.debug("client_event_refused", code=code, why=message)
-                upstream.socket.put(self._adapter.error(code, message))
+                upstream.socket.put(self._adapter.error(code, message, param=param, event_id=event_id))
             case Broken(reason=reason):
                 self.end(Ending(BAD_REQUEST, reason))
 

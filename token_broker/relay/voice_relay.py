@@ -18,7 +18,7 @@ from strategies.base import SessionSpec
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.observability.events import Observer, TalkEnded, null_observer
 from token_broker.observability.logging import Redactor, bind_ids, own_secrets
-from token_broker.relay.adapters import PROXY_ADAPTER, CompatAdapter, CompatEndpoint, ProtocolAdapter
+from token_broker.relay.adapters import CompatAdapter, CompatEndpoint, ProtocolAdapter, ProxyAdapter
 from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, AdmittedClient, RefusedError
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
@@ -166,7 +166,7 @@ class VoiceRelay:
                 log.debug("client_left_first", code=ending.code)
             return
         with lease:
-            await self._talk(scope, receive, send, admitted, PROXY_ADAPTER)
+            await self._talk(scope, receive, send, admitted, ProxyAdapter())
 
     async def compat(self, endpoint: CompatEndpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """A compatible endpoint (docs/api.md §6.4): any credential of the broker's opens it, for its own session."""

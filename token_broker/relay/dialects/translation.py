@@ -13,7 +13,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from strategies.base import Dialect
-from token_broker.relay.dialects.conversation_items import completed_item, completed_part, is_complete, item_for
+from token_broker.relay.dialects.conversation_items import (
+    completed_item,
+    completed_part,
+    history_as_text,
+    is_complete,
+    item_for,
+    items_for,
+)
 from token_broker.relay.dialects.session_settings import (
     response_object,
     response_settings,
@@ -22,7 +29,7 @@ from token_broker.relay.dialects.session_settings import (
 )
 from token_broker.relay.event_text import SESSION_EVENTS, compact, parsed
 
-__all__ = ["Event", "needs_reading", "renamed", "to_azure", "to_client"]
+__all__ = ["Event", "completed", "needs_reading", "renamed", "to_azure", "to_client"]
 
 Event = dict[str, Any]
 NewId = Callable[[], str]
@@ -111,10 +118,10 @@ def to_azure(event: Event, *, client: Dialect, upstream: Dialect) -> list[Event]
         appended = response.get("append_input_items")
         if upstream != "ga" or not isinstance(appended, list):
             return [asked]
-        items = (item_for(item, upstream, by_client=True) for item in appended)
+        items = items_for(appended, upstream)
         return [*({"type": "conversation.item.create", "item": item} for item in items), asked]
     if kind == "conversation.item.create" and "item" in event:
-        return [{**event, "item": item_for(event["item"], upstream, by_client=True)}]
+        return [history_as_text(event, upstream)]
     if kind == "output_audio_buffer.clear" and not client == upstream == "preview":
         return []  # GA has it over WebRTC only, Voice Live for an avatar's output
     return [event]
@@ -127,7 +134,7 @@ def to_client(event: Event, *, client: Dialect, upstream: Dialect, new_id: NewId
     Azure gave none. Every event has an `event_id`; the first of two keeps Azure's.
     """
     translated = [event] if client == upstream else _translated(event, client=client, upstream=upstream)
-    return [_completed(each, client, new_id) for each in translated]
+    return [completed(each, client, new_id) for each in translated]
 
 
 def needs_reading(kind: str, *, client: Dialect, upstream: Dialect) -> bool:
@@ -173,7 +180,7 @@ def _renamed_by_parsing(text: str, *, client: Dialect, upstream: Dialect, new_id
     kind = event.get("type")
     if client != upstream and isinstance(kind, str):
         event["type"] = _NAMES[client].get(kind, kind)
-    return compact(_completed(event, client, new_id))
+    return compact(completed(event, client, new_id))
 
 
 def _translated(event: Event, *, client: Dialect, upstream: Dialect) -> list[Event]:
@@ -200,8 +207,8 @@ def _translated(event: Event, *, client: Dialect, upstream: Dialect) -> list[Eve
     return [translated]
 
 
-def _completed(event: Event, client: Dialect, new_id: NewId) -> Event:
-    """An event with the fields without which official clients throw or drop it (docs/azure.md §4.4)."""
+def completed(event: Event, client: Dialect, new_id: NewId) -> Event:
+    """An event in the client's dialect, with the fields without which official clients throw (docs/azure.md §4.4)."""
     kind = event.get("type")
     event_id = event.get("event_id")
     if not isinstance(event_id, str) or not event_id:
