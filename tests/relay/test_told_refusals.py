@@ -57,6 +57,18 @@ def test_flat_fields_are_named_as_in_ga(upstream: Dialect) -> None:
         assert told[f"session.{flat}"].endswith(f"on this endpoint it is 'session.{nested}'.")
 
 
+def test_flat_fields_come_into_force_for_beta_client() -> None:
+    (sent,), told = update(CompatAdapter("preview"), FLAT, "ga")
+    detection = {"type": "server_vad", "threshold": 0.4}
+    ulaw = {"format": {"type": "audio/pcmu"}}
+    audio = {"input": {**ulaw, "turn_detection": detection}, "output": ulaw}
+    assert sent == {"type": "realtime", "output_modalities": ["audio"], "audio": audio}
+    assert told == {}
+    (sent,), told = update(CompatAdapter("preview"), FLAT, "preview")
+    assert sent == {name: value for name, value in FLAT.items() if name not in {"voice", "instructions"}}
+    assert told == {}
+
+
 @pytest.mark.parametrize("upstream", ["ga", "preview"])
 def test_nested_fields_are_named_as_in_voice_live(upstream: Dialect) -> None:
     audio = {"input": {"turn_detection": None, "format": {"type": "audio/pcmu"}}, "output": {"speed": 1.5}}

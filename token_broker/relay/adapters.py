@@ -7,6 +7,9 @@ client does not know.
 
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import parse_qs
+
+from starlette.types import Scope
 
 from strategies.base import Dialect
 from token_broker.relay.azure.connector import UpstreamConnection
@@ -29,10 +32,13 @@ __all__ = [
     "ProtocolAdapter",
     "ProxyAdapter",
     "ToAzure",
+    "compat_adapter",
+    "query_values",
 ]
 
 Event = dict[str, Any]
 
+_BETA_SUBPROTOCOL = "openai-beta.realtime-v1"  # what a browser offers in place of the header `OpenAI-Beta`
 # Reported as a `server_error`, not as an `invalid_request_error`: the client did nothing wrong and may connect again.
 _BROKERS_FAULT = frozenset({UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, DRAINING, INTERNAL})
 
@@ -201,12 +207,20 @@ class ProxyAdapter:
 
 
 class CompatAdapter:
-    """docs/api.md §6.6: one dialect, and no event that its official clients do not know. One instance a talk."""
+    """docs/api.md §6.6: one dialect, and no event that its official clients do not know. One instance a talk.
 
-    def __init__(self, dialect: Dialect) -> None:
+    With `may_be_ga` the client speaks GA after all if its session says so: `AzureOpenAI` sends a preview's
+    `api-version` whichever of the two it speaks.
+    """
+
+    def __init__(self, dialect: Dialect, *, may_be_ga: bool = False) -> None:
+        self._may_be_ga = may_be_ga
+        self._items = ItemCache()
+        self._speak(dialect)
+
+    def _speak(self, dialect: Dialect) -> None:
         self.dialect: Dialect | None = dialect
         self._client = dialect
-        self._items = ItemCache()
         self._translator = TalkTranslator(dialect, new_id=uuid7)
 
     def opening(self, upstream: UpstreamConnection, *, session_id: str, agent_id: str) -> list[str]:
@@ -256,6 +270,10 @@ class CompatAdapter:
                     return answer
                 return Answered(compact(completed(answer, self._client, uuid7)))  # in its dialect already
             case Allowed(event=event, left_out=left_out, unlisted=unlisted):
+                if self._may_be_ga and event["type"] == "session.update":
+                    self._may_be_ga = False
+                    if (event.get("session") or {}).get("type") == "realtime":  # only GA has a type
+                        self._speak("ga")
                 refused = list(refused_fields(event, unlisted, client=self._client, upstream=upstream))
                 event_id = event_id_of(event)
                 told = (self.error(each.code, each.message, param=each.param, event_id=event_id) for each in refused)
@@ -282,6 +300,21 @@ class CompatAdapter:
         for each in translated:
             self._items.note(each)
         return [compact(each) for each in translated]
+
+
+def query_values(scope: Scope, name: str) -> list[str]:
+    """The values of this key in a handshake's query, in lower case."""
+    return [value.lower() for value in parse_qs(scope["query_string"].decode("latin-1")).get(name, [])]
+
+
+def compat_adapter(endpoint: CompatEndpoint, scope: Scope) -> CompatAdapter:
+    """The adapter for a client of `endpoint`. One that says that it speaks OpenAI's beta gets the beta's dialect."""
+    betas = [value.decode("latin-1") for name, value in scope["headers"] if name == b"openai-beta"]
+    if any("realtime=v1" in value.lower() for value in betas) or _BETA_SUBPROTOCOL in scope["subprotocols"]:
+        return CompatAdapter("preview")
+    if endpoint.dialect == "ga" and any(value.endswith("-preview") for value in query_values(scope, "api-version")):
+        return CompatAdapter("preview", may_be_ga=True)
+    return CompatAdapter(endpoint.dialect)
 
 
 def _retrieved(event: Event, items: ItemCache) -> Event | Refused | None:

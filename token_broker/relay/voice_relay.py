@@ -18,7 +18,7 @@ from strategies.base import SessionSpec
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.observability.events import Observer, TalkEnded, null_observer
 from token_broker.observability.logging import Redactor, bind_ids, own_secrets
-from token_broker.relay.adapters import CompatAdapter, CompatEndpoint, ProtocolAdapter, ProxyAdapter
+from token_broker.relay.adapters import CompatEndpoint, ProtocolAdapter, ProxyAdapter, compat_adapter, query_values
 from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, AdmittedClient, RefusedError
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
@@ -43,6 +43,11 @@ _NO_SIDEBAND = Problem(
     400,
     "sideband_not_served",
     "A call can't be joined here: the broker listens to it by itself. Leave call_id out to begin a talk.",
+)
+_NO_TRANSCRIPTION = Problem(
+    400,
+    "transcription_not_served",
+    "Sessions that only transcribe are not served here: an agent would answer. Leave intent out to begin a talk.",
 )
 
 
@@ -177,6 +182,9 @@ class VoiceRelay:
         if b"call_id=" in scope["query_string"]:
             await _deny(scope, receive, send, _NO_SIDEBAND)
             return
+        if "transcription" in query_values(scope, "intent"):
+            await _deny(scope, receive, send, _NO_TRANSCRIPTION)
+            return
         try:
             admitted = self._admission.by_any(scope)
             lease = await self._admission.enter(admitted, counted=True)
@@ -187,7 +195,7 @@ class VoiceRelay:
             return
         with lease:
             await send(_accepted(scope))
-            await self._talk(scope, receive, send, admitted, CompatAdapter(endpoint.dialect))
+            await self._talk(scope, receive, send, admitted, compat_adapter(endpoint, scope))
 
     def listen(self, admitted: AdmittedClient, *, endpoint: str, call_id: str, spec: SessionSpec) -> None:
         """Keeps the turns of a call that a compatible endpoint set up, and frees the call's place when it is over.
