@@ -105,6 +105,7 @@ class UpstreamConnector:
         resolver: AbstractResolver,
         timeout_s: float,
         max_message_bytes: int,
+        max_image_bytes: int = 0,
         tls: ssl.SSLContext,
     ) -> None:
         self.routes = list(routes)
@@ -113,6 +114,7 @@ class UpstreamConnector:
         self._names = DnsCache(resolver)
         self._timeout_s = timeout_s
         self._max_message_bytes = max_message_bytes
+        self._max_image_bytes = max_image_bytes
         self._tls = tls
         self._picows_log = logging.getLogger("token_broker.relay.picows")
         self._picows_log.setLevel(logging.CRITICAL)  # below INFO it logs headers, the key included
@@ -229,6 +231,7 @@ class UpstreamConnector:
                 names=self._names,
                 tls=self._tls,
                 max_message_bytes=self._max_message_bytes,
+                max_image_bytes=self._max_image_bytes,
                 deadline_s=deadline_s,
                 log_to=self._picows_log,
             )
