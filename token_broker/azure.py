@@ -112,6 +112,7 @@ def build_connector(settings: Settings, credentials: Credentials | None, tls: ss
         resolver=BoundedResolver(),
         timeout_s=settings.proxy_connect_timeout_s,
         max_message_bytes=settings.azure_message_bytes,
+        max_image_bytes=settings.image_bytes,
         tls=tls,
         proxy=settings.proxy,
     )

@@ -287,6 +287,13 @@ class Settings(BaseSettings):
         alias="BROKER_CLIENT_MESSAGE_BYTES",
         description="largest WebSocket message from the client, all fragments together",
     )
+    image_bytes: int = Field(
+        4_194_304,
+        ge=1024,
+        le=33_554_432,
+        alias="BROKER_IMAGE_BYTES",
+        description="the same for a message with an image, from either side; above it the client gets an error event",
+    )
     frames_per_second: int = Field(
         500,
         ge=0,

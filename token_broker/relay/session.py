@@ -26,6 +26,7 @@ from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_pla
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
 from token_broker.security.tokens import Owner
+from token_broker.server.client_wire import IMAGE_FIELD
 from token_broker.server.close_codes import (
     BAD_REQUEST,
     DRAINING,
@@ -151,7 +152,7 @@ class Talk:
             if text is None:
                 self.end(Ending(BAD_REQUEST, "text messages only: audio travels in input_audio_buffer.append"))
                 return
-            if len(text) > longest:
+            if len(text) > longest and IMAGE_FIELD.decode() not in text:  # an image has a limit of its own
                 self.end(Ending(TOO_LARGE, "a message was too large"))
                 return
             counters.to_azure_frames += 1

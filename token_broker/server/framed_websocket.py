@@ -17,7 +17,7 @@ from websockets.http11 import Request
 from websockets.protocol import State
 
 from token_broker.server import frames
-from token_broker.server.client_wire import MessageSink
+from token_broker.server.client_wire import IMAGE_FIELD, OVERSIZED_IMAGE, MessageSink
 from token_broker.server.frames import FrameBudget, FrameError, FrameReader
 from token_broker.server.handshake import read_handshake
 from token_broker.server.http_protocol import refuse
@@ -63,6 +63,7 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
 
     frames_per_second: float = 500
     control_frames_per_second: float = 20
+    image_bytes: int = 0  # 0: a message with an image may be as long as any other
 
     _input = Input.HANDSHAKE
     _reader: FrameReader
@@ -80,7 +81,12 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
         super().connection_made(transport)
         self.conn.available_extensions = []
         budget = FrameBudget(self.frames_per_second, self.control_frames_per_second, self.loop.time())
-        self._reader = FrameReader(max_message_bytes=self.config.ws_max_size, budget=budget)
+        self._reader = FrameReader(
+            max_message_bytes=self.config.ws_max_size,
+            budget=budget,
+            image_field=IMAGE_FIELD,
+            max_image_bytes=self.image_bytes,
+        )
 
     # --- input
 
@@ -138,6 +144,9 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
                 goes_on = self._on_text(payload)
             elif opcode == frames.BINARY:
                 self._queue({"type": "websocket.receive", "bytes": payload})
+                goes_on = False
+            elif opcode == frames.OVERSIZED:
+                self._queue({"type": "websocket.receive", "text": f'{{"type":"{OVERSIZED_IMAGE}"}}'})
                 goes_on = False
             elif opcode == frames.CLOSE:
                 self._on_close(*frames.close_payload(payload))

@@ -239,6 +239,7 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         resolver=BoundedResolver(),
         timeout_s=settings.proxy_connect_timeout_s,
         max_message_bytes=settings.azure_message_bytes,
+        max_image_bytes=settings.image_bytes,
         tls=tls or make_tls_context(),
     )
     drain, limits = (

@@ -110,6 +110,7 @@ class UpstreamConnector:
         resolver: AbstractResolver,
         timeout_s: float,
         max_message_bytes: int,
+        max_image_bytes: int = 0,
         tls: ssl.SSLContext,
         proxy: OutboundProxy | None = None,
     ) -> None:
@@ -119,6 +120,7 @@ class UpstreamConnector:
         self._names = DnsCache(resolver)
         self._timeout_s = timeout_s
         self._max_message_bytes = max_message_bytes
+        self._max_image_bytes = max_image_bytes
         self._tls = tls
         self._proxy = proxy
         self._picows_log = logging.getLogger("token_broker.relay.picows")
@@ -237,6 +239,7 @@ class UpstreamConnector:
                 names=self._names,
                 tls=self._tls,
                 max_message_bytes=self._max_message_bytes,
+                max_image_bytes=self._max_image_bytes,
                 deadline_s=deadline_s,
                 log_to=self._picows_log,
                 proxy=self._proxy,

@@ -29,6 +29,8 @@ _PREVIEW_PARTS = {"output_text": "text", "output_audio": "audio"}
 _GA_PARTS = {"text": "output_text", "audio": "output_audio"}
 _TEXT_OF_AUDIO = {"output_audio": "output_text", "audio": "text", "input_audio": "input_text"}
 _INPUTS = ("input", "input_items", "append_input_items")
+# Some official clients take messages of 1 MiB at most, and the client has its image itself.
+_LONGEST_URL_CHARS = 262_144
 _TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
 
 
@@ -146,6 +148,8 @@ def completed_item(item: Any, *, new_id: Callable[[], str], role: str | None = N
         kind = part.get("type")
         if kind == "input_audio":
             return {"transcript": None, **part}
+        if kind == "input_image" and isinstance(url := part.get("image_url"), str) and len(url) > _LONGEST_URL_CHARS:
+            return {name: value for name, value in part.items() if name != "image_url"}
         if isinstance(kind, str) and kind in _TEXT_PARTS and not isinstance(part.get("text"), str):
             return {**part, "text": ""}
         return part

@@ -26,6 +26,7 @@ from token_broker.relay.dialects.shapes import (
     unlisted,
 )
 from token_broker.relay.event_text import parsed
+from token_broker.server.client_wire import OVERSIZED_IMAGE
 
 __all__ = [
     "CLIENT_EVENTS",
@@ -168,6 +169,8 @@ def examine(text: str) -> Finding:
         return Command(event)
     shape = CLIENT_EVENTS.get(kind)
     event_id = event_id_of(event)
+    if kind == OVERSIZED_IMAGE:
+        return Refused("image_too_large", "the image is larger than this broker takes: send a smaller one", "item")
     if shape is None:
         message = f"{shown_name(kind)} is no event that a client may send; {_REFERENCE}"
         return Refused("unknown_event", message, "type", event_id)
