@@ -8,6 +8,7 @@ import pytest
 
 from tests.relay.support.azure import AzureTalk, converse, scripted_azure
 from tests.relay.support.broker import broker, make_settings
+from tests.support.machine import retry_if_host_busy
 from token_broker.relay.watchdog import Snapshot, Watchdog
 from token_broker.server.close_codes import DONE
 
@@ -71,6 +72,7 @@ def test_talk_ends_before_azures_session() -> None:
     assert (ending.code, ending.error_code) == (DONE, "session_expired")
 
 
+@retry_if_host_busy()
 async def test_client_that_pings_is_not_idle() -> None:
     async with (
         scripted_azure() as azure,
@@ -83,6 +85,7 @@ async def test_client_that_pings_is_not_idle() -> None:
         assert running.relay.active == 1
 
 
+@retry_if_host_busy()
 async def test_answer_under_way_is_life() -> None:
     async with (
         scripted_azure() as azure,
@@ -110,6 +113,12 @@ async def test_official_client_is_told_before_the_end(compat: str) -> None:
         assert client.events[-1]["error"]["code"] == "idle_timeout"
 
 
+@pytest.fixture
+def _early_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A talk ends as long before Azure's session that it lives for two seconds here."""
+    monkeypatch.setattr("token_broker.relay.watchdog._BEFORE_EXPIRY_S", 28.0)
+
+
 def living(seconds: float) -> Any:
     async def script(talk: AzureTalk) -> None:
         session = {"id": "sess_1", "expires_at": time.time() + seconds}
@@ -121,8 +130,9 @@ def living(seconds: float) -> Any:
     return script
 
 
+@pytest.mark.usefixtures("_early_end")
 async def test_client_is_warned_of_azures_limit() -> None:
-    async with scripted_azure(living(3)) as azure, broker(azure.url) as running, running.client() as client:
+    async with scripted_azure(living(30)) as azure, broker(azure.url) as running, running.client() as client:
         await client.ready()
         warned = await client.until("broker.error")
         assert (warned["code"], warned["retryable"]) == ("session_expiring", True)
@@ -130,9 +140,10 @@ async def test_client_is_warned_of_azures_limit() -> None:
         assert client.socket.close_reason == "Azure's session has reached its longest time: ask for a new plan"
 
 
+@pytest.mark.usefixtures("_early_end")
 @pytest.mark.parametrize("compat", ["/realtime", "/voice-live/realtime"])
 async def test_official_client_hears_only_the_end(compat: str) -> None:
-    async with scripted_azure(living(3)) as azure, broker(azure.url) as running, running.client(path=compat) as client:
+    async with scripted_azure(living(30)) as azure, broker(azure.url) as running, running.client(path=compat) as client:
         assert await client.closed() == 1000
         errors = [event["error"]["code"] for event in client.events if event["type"] == "error"]
         assert errors == ["session_expired"]

@@ -242,6 +242,51 @@ def test_typed_item_is_one_turn() -> None:
     assert said(turns) == [("user", "Typed.", 0)]
 
 
+def typed(item: str, text: str) -> Event:
+    content = [{"type": "input_text", "text": text}]
+    return made(item, None, kind="conversation.item.added", role="user", content=content)
+
+
+def replaying() -> TurnAssembler:
+    return TurnAssembler(expects_history=True)
+
+
+STARTED: Event = {"type": "response.created", "response": {"id": "r"}}
+OUT_OF_BAND: Event = {"type": "response.created", "response": {"id": "r", "conversation_id": None}}
+
+
+def test_texts_before_the_talk_may_be_history() -> None:
+    assembler = replaying()
+    turns = [turn for number in range(3) for turn in assembler.feed(typed(f"u{number}", "Hello"), 0.0)]
+    assert [(turn.put_back, turn.again) for turn in turns] == [(True, False)] * 3
+    assert assembler.feed(OUT_OF_BAND, 0.0) == []
+    assert assembler.feed(STARTED, 0.0) == []
+    assert [turn.put_back for turn in assembler.feed(typed("u9", "And now?"), 0.0)] == [False]
+
+
+def test_single_text_that_is_answered_is_no_history() -> None:
+    assembler = replaying()
+    assert [turn.put_back for turn in assembler.feed(typed("u", "Hello"), 0.0)] == [True]
+    (turn,) = assembler.feed(STARTED, 0.0)
+    assert (turn.item_id, turn.put_back, turn.again, turn.interrupted) == ("u", False, True, False)
+    assert assembler.feed(STARTED, 0.0) == []
+
+
+@pytest.mark.parametrize(
+    "event", [committed("u"), {"type": "conversation.item.input_audio_transcription.delta", "item_id": "u"}]
+)
+def test_text_after_somebody_spoke_is_no_history(event: Event) -> None:
+    assembler = replaying()
+    assembler.feed(event, 0.0)
+    assert [turn.put_back for turn in assembler.feed(typed("v", "Hello"), 0.0)] == [False]
+
+
+def test_no_text_is_history_unless_expected() -> None:
+    assembler = TurnAssembler()
+    assert [turn.put_back for turn in assembler.feed(typed("u", "Hello"), 0.0)] == [False]
+    assert assembler.feed(STARTED, 0.0) == []
+
+
 def test_sequence_continues_on_next_upstream() -> None:
     assembler = TurnAssembler()
     assembler.feed(committed("u1"), 0.0)

@@ -205,7 +205,6 @@ class Talk:
             self.end(error.ending)
             return
         self._use(upstream)
-        self._turns.assembler.expects_history = bool(self._specs.recalled)
         self._parts.counters.ready += 1
         upstream.first[:] = self._adapter.opening(
             upstream, session_id=self.owner.session_id, agent_id=self._handoff.agent.id

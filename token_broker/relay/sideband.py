@@ -97,7 +97,6 @@ class CallListener:
             log.warning("turn_lost", session_id=owner.session_id, why="the memory is full")
 
         self._turns = TurnRecorder(owner, agent.id, ingest=ingest, counters=self.counters, on_lost=log_lost)
-        self._turns.assembler.expects_history = True  # whether the memory told something is not known here
 
     def end(self, ending: Ending) -> None:
         """Stops listening for this reason; the call goes on."""

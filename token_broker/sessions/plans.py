@@ -53,11 +53,6 @@ class TalkSpecs:
         self._recall = recall
         self.recalling: asyncio.Task[str] | None = None
 
-    @property
-    def recalled(self) -> str:
-        """What the memory recalled; empty until it has answered."""
-        return self.recalling.result() if self.recalling is not None and self.recalling.done() else ""
-
     def start(self) -> None:
         """Asks the memory now, so that the answer is there when the first spec is needed."""
         if self.recalling is None and self._recall is not None:

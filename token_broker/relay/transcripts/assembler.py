@@ -92,8 +92,7 @@ class FinishedTurn:
     """One turn, complete or as far as it came. `sequence` is its number among the talk's messages, from 0.
 
     `again`: it was returned before, and more is known now: that it was interrupted, or that it is no history.
-    `put_back`: typed before anything else happened in a talk of which the memory knows more, so it may be history that
-    the client puts back.
+    `put_back`: typed before anything else happened in the talk, so it may be history that the client puts back.
     """
 
     item_id: str
@@ -140,11 +139,11 @@ class TurnAssembler:
     """One talk's turns. Feed it `TURN_EVENTS`, call `due(now)` when `due_s` is reached, and `flush` at the end.
 
     Sequence numbers continue when the talk moves to another upstream: `flush`, then feed the new one's events.
-    Set `expects_history` where the memory told something of the session: its client may put that back.
+    With `expects_history` the client may put history back that the memory has.
     """
 
-    def __init__(self) -> None:
-        self.expects_history = False
+    def __init__(self, *, expects_history: bool = False) -> None:
+        self._expects_history = expects_history
         self._began = False  # somebody spoke, or was answered
         self._typed_before: list[FinishedTurn] = []  # that; the first two, since only a single one is no history
         self._next_sequence = 0
@@ -301,7 +300,7 @@ class TurnAssembler:
         content = item.get("content")
         parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
         typed = " ".join(_text(part.get("text")) for part in parts if part.get("type") == "input_text").strip()
-        put_back = self.expects_history and not self._began
+        put_back = self._expects_history and not self._began
         turns = self._finish(item_id, "user", typed, put_back=put_back)
         if put_back and len(self._typed_before) < 2:  # noqa: PLR2004
             self._typed_before += turns

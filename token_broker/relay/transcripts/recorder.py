@@ -37,7 +37,7 @@ class TurnRecorder:
     ) -> None:
         self.agent_id = agent_id
         self.history: deque[FinishedTurn] = deque(maxlen=_HISTORY_TURNS)
-        self.assembler = TurnAssembler()
+        self.assembler = TurnAssembler(expects_history=True)
         self._owner = owner
         self._ingest = ingest
         self._counters = counters
