@@ -53,6 +53,22 @@ def test_region_is_judged(region: str, status: CheckStatus) -> None:
     assert "<" not in check.value
 
 
+@pytest.mark.parametrize(
+    ("region", "status"),
+    [
+        ("Sweden Central", CheckStatus.WARNING),
+        ("swedencentral", CheckStatus.WARNING),
+        ("East US 2", CheckStatus.OK),
+        ("West Europe", CheckStatus.WARNING),
+    ],
+)
+def test_region_that_refuses_a_model_is_told(region: str, status: CheckStatus) -> None:
+    check = judge_region(region, "gpt-realtime-2.1-mini")
+    assert check is not None
+    assert check.status is status
+    assert "Sweden Central" not in check.remediation or region == "West Europe"
+
+
 def test_unnamed_region_is_not_guessed() -> None:
     assert judge_region(None, "gpt-realtime") is None
 
@@ -72,6 +88,20 @@ def test_near_retirement_is_a_warning(today: date, status: CheckStatus, word: st
     assert (check.status, check.value) == (status, "2027-03-02")
     assert word in check.finding
     assert ("azure.md" in check.remediation) == (status is CheckStatus.WARNING)
+
+
+@pytest.mark.parametrize(
+    ("model", "status"),
+    [
+        ("gpt-realtime-2", CheckStatus.WARNING),
+        ("gpt-realtime-mini", CheckStatus.WARNING),
+        ("gpt-realtime-2.1", CheckStatus.OK),
+    ],
+)
+def test_retired_model_is_a_warning(model: str, status: CheckStatus) -> None:
+    check = judge_retirement("model", model, date(2026, 11, 28))
+    assert check is not None
+    assert check.status is status
 
 
 @pytest.mark.parametrize("name", ["my-deployment", "gpt-realtime-whisper"])

@@ -382,7 +382,7 @@ async def test_odd_jwks_entries_are_skipped(tenant: Tenant, jwks: JwksCache, fir
 
 @pytest.mark.parametrize("tenant_id", ["common", "Organizations", "contoso.onmicrosoft.com"])
 def test_invalid_tenant_fails_start(tenant_id: str) -> None:
-    with pytest.raises(SettingsError, match="BROKER_ENTRA_TENANT_ID: not one tenant's id"):
+    with pytest.raises(SettingsError, match="BROKER_ENTRA_TENANT_ID: not the id of one tenant"):
         Settings.load(_env_file=None, auth="entra", entra_tenant_id=tenant_id, entra_audience=AUDIENCE)
 
 

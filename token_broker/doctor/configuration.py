@@ -1,12 +1,30 @@
 """What the settings alone show: what is configured, and what is allowed but unlikely to be meant."""
 
+import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from strategies.endpoint import cloud_of
 from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.doctor.verdicts import judge_retirement, judge_transcription_model
-from token_broker.settings import VOICE_LIVE_FIRST_VERSION, Settings, unknown_variables
+from token_broker.settings import VOICE_LIVE_FIRST_VERSION, Settings, unknown_variables, unused_proxies
 
-__all__ = ["VOICE_LIVE_API_VERSIONS", "examine_configuration", "judge_api_version"]
+__all__ = [
+    "VOICE_LIVE_API_VERSIONS",
+    "examine_configuration",
+    "judge_api_version",
+    "judge_audience",
+    "judge_cloud",
+    "judge_proxy",
+]
+
+_AUDIENCE = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[a-z][a-z0-9+.-]*://[^\s,]+")
+# Microsoft Graph's tokens cannot be verified by anybody else; Azure's are for Azure.
+_FOREIGN_AUDIENCES = frozenset({
+    "00000003-0000-0000-c000-000000000000", "https://graph.microsoft.com", "https://management.azure.com",
+    "https://ai.azure.com", "https://cognitiveservices.azure.com",
+})  # fmt: skip
+_SCOPE_ENDINGS = frozenset({".default", "access_as_user", "user_impersonation"})
 
 # The state of each version with Voice Live, as docs/azure.md §6.1 has it (a test compares the two). The settings do not
 # accept `v1`, so it is left out.
@@ -43,10 +61,68 @@ def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Ch
             judge_transcription_model(settings.transcription_model, today),
         )
         checks += [check for check in retirements if check is not None]
+        checks += judge_cloud(settings)
+    if settings.auth == "entra":
+        checks += judge_audience(settings.entra_audience or "")
+    checks += judge_proxy(settings)
     for line in unknown_variables():
         finding = line.replace("no such variable", "is not a variable of the broker")
         checks.append(Check("configuration", CheckStatus.WARNING, finding, remediation="correct or remove it"))
     return checks
+
+
+def judge_cloud(settings: Settings) -> list[Check]:
+    """Which cloud the endpoint is in, where it is not the public one; and Entra settings that do not fit it."""
+    checks = []
+    cloud, name = settings.cloud, "cloud"
+    if cloud is not cloud_of():
+        finding = f"{cloud.name}: tokens for {settings.azure_scope} from {settings.azure_authority}"
+        remediation = f"az cloud set --name {cloud.name} before the az commands of this report"
+        checks.append(Check(name, CheckStatus.NOTE, finding, remediation=remediation))
+    if settings.uses_key:
+        return checks
+    if settings.azure_scope not in cloud.scopes:
+        remediation = f"unset AZURE_VOICELIVE_ENTRA_SCOPE, or set one of {', '.join(sorted(cloud.scopes))}"
+        finding = f"tokens for another audience are asked for than {cloud.name} takes: {settings.azure_scope}"
+        checks.append(Check(name, CheckStatus.WARNING, finding, remediation=remediation))
+    if not cloud.has_authority(settings.azure_authority):
+        remediation = f"unset AZURE_AUTHORITY_HOST, or set {cloud.authority}"
+        finding = f"tokens are asked of another Entra than {cloud.name}'s: {settings.azure_authority}"
+        checks.append(Check(name, CheckStatus.WARNING, finding, remediation=remediation))
+    return checks
+
+
+def judge_audience(audiences: str | Sequence[str]) -> list[Check]:
+    """Whether callers' tokens can have these audiences. Azure's own and Microsoft Graph's are other people's."""
+    checks = []
+    for audience in audiences.split(",") if isinstance(audiences, str) else audiences:
+        name, said = "audience", audience.strip()
+        if not _AUDIENCE.fullmatch(said):
+            remediation = "set BROKER_ENTRA_AUDIENCE to the app registration's id, or to its URI: api://<client id>"
+            checks.append(
+                Check(name, CheckStatus.WARNING, f"{said} is no audience of a token", remediation=remediation)
+            )
+        elif said.rstrip("/") in _FOREIGN_AUDIENCES or said.rpartition("/")[2] in _SCOPE_ENDINGS:
+            finding = f"{said} is a scope or another service, and no audience of this broker's callers"
+            remediation = (
+                "set BROKER_ENTRA_AUDIENCE to the id of your own app registration, and have clients ask for its scope: "
+                "api://<client id>/.default"
+            )
+            checks.append(Check(name, CheckStatus.WARNING, finding, remediation=remediation))
+        else:
+            checks.append(Check(name, CheckStatus.OK, f"callers' tokens have to be for {said}"))
+    return checks
+
+
+def judge_proxy(settings: Settings) -> list[Check]:
+    """What leads out of this network, and a proxy that is known and not used."""
+    if settings.proxy is not None:
+        bypassed = f", but for {', '.join(settings.no_proxy)} and loopback" if settings.no_proxy else ""
+        return [Check("proxy", CheckStatus.OK, f"hosts are asked through {settings.proxy.url}{bypassed}")]
+    return [
+        Check("proxy", CheckStatus.NOTE, f"{proxy.url} is not used", remediation=f"if hosts need it, {what_to_do}")
+        for proxy, what_to_do in unused_proxies(settings)
+    ]
 
 
 def judge_api_version(settings: Settings) -> Check:
