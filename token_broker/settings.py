@@ -34,6 +34,7 @@ from strategies.endpoint import (
 from strategies.outbound_proxy import InvalidProxyError, OutboundProxy, parse_proxy
 
 __all__ = [
+    "APP_ORIGIN",
     "Settings",
     "SettingsError",
     "StrategyName",
@@ -50,7 +51,14 @@ UpstreamName = Literal["voice_live", "openai_realtime"]
 VOICE_LIVE_FIRST_VERSION = "2025-10-01"
 # What a browser sends in `Host`: it writes names with other letters as xn--…
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
-_ORIGIN = re.compile(r"https?://[^/?#@ *]+")
+_WEB_ORIGIN = re.compile(r"https?://(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
+# Any local file has the origin `file://`; the other schemes excluded here are of no page.
+APP_ORIGIN = re.compile(
+    r"(?!(?:https?|wss?|file|javascript|data|blob|about)://)[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~-]+(?::\d{1,5})?",
+    re.IGNORECASE,
+)
+"""Origins of hybrid apps and extensions, such as `capacitor://localhost`. Their hosts follow no rule of DNS."""
+
 _HEADER_VALUE = re.compile(r"[!-~]+")
 # `int()` of thousands of digits takes long, and raises beyond 4,300.
 _MAX_HOPS_DIGITS = 2
@@ -263,7 +271,7 @@ class Settings(BaseSettings):
     idle_timeout_s: _Seconds = Field(
         300,
         alias="BROKER_IDLE_TIMEOUT_S",
-        description="a proxied talk without a message from the client ends after this",
+        description="a proxied talk without a message or a ping from the client, or an answer to it, ends after this",
     )
     ping_interval_s: _Seconds = Field(
         20,
@@ -281,6 +289,13 @@ class Settings(BaseSettings):
         le=16_777_216,
         alias="BROKER_CLIENT_MESSAGE_BYTES",
         description="largest WebSocket message from the client, all fragments together",
+    )
+    image_bytes: int = Field(
+        4_194_304,
+        ge=1024,
+        le=33_554_432,
+        alias="BROKER_IMAGE_BYTES",
+        description="the same for a message with an image, from either side; above it the client gets an error event",
     )
     frames_per_second: int = Field(
         500,
@@ -450,8 +465,10 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9.-]{1,128}$",
         description="tenant whose JWTs BROKER_AUTH=entra accepts",
     )
-    entra_audience: str | None = Field(
-        None, alias="BROKER_ENTRA_AUDIENCE", description="audience of those JWTs: the application's id or URI"
+    entra_audience: _Names = Field(
+        (),
+        alias="BROKER_ENTRA_AUDIENCE",
+        description="audiences of those JWTs, separated by commas: the application's id (api:// or not), or its URI",
     )
     entra_required_scope: str | None = Field(
         None,
@@ -481,7 +498,9 @@ class Settings(BaseSettings):
         description="proxies whose X-Forwarded-* is trusted: a number of hops, or CIDRs",
     )
     allowed_origins: _Names = Field(
-        (), alias="BROKER_ALLOWED_ORIGINS", description="other origins that may ask, separated by commas, or *"
+        (),
+        alias="BROKER_ALLOWED_ORIGINS",
+        description="other origins that may ask, such as https://app.example.com,capacitor://localhost, or *",
     )
     agents_file: Path | None = Field(
         None, alias="BROKER_AGENTS_FILE", description="TOML file of agents; unset: the built-in ones"
@@ -816,9 +835,10 @@ def _list_faults(settings: Settings) -> list[str]:
         if len(set(values)) != len(values):
             faults.append(f"{name}: has a name twice; each may be there once")
     faults += [
-        f"BROKER_ALLOWED_ORIGINS: {origin!r} is not an origin, such as https://app.example.com"
+        f"BROKER_ALLOWED_ORIGINS: {origin!r} is not an origin: write scheme, host and port alone, such as "
+        "https://app.example.com or capacitor://localhost, or * for all"
         for origin in settings.allowed_origins
-        if origin != "*" and not _ORIGIN.fullmatch(origin)
+        if origin != "*" and not _is_origin(origin)
     ]
     proxies = settings.trusted_proxies
     if not (len(proxies) == 1 and proxies[0].isdecimal() and len(proxies[0]) <= _MAX_HOPS_DIGITS):
@@ -830,6 +850,15 @@ def _list_faults(settings: Settings) -> list[str]:
                     f"BROKER_TRUSTED_PROXIES: {proxy!r} is neither a number of hops nor a CIDR such as 10.0.0.0/8"
                 )
     return faults
+
+
+def _is_origin(text: str) -> bool:
+    if not (_WEB_ORIGIN.fullmatch(text) or APP_ORIGIN.fullmatch(text)):
+        return False
+    try:
+        return urlsplit(text).port != 0  # raises for a port above 65,535, and for brackets without an IPv6 address
+    except ValueError:
+        return False
 
 
 def _host(url: str) -> str:

@@ -2,6 +2,7 @@
 
 `python -m benchmarks.relay.azure [cert.pem key.pem]` prints its port. Every tenth frame comes back as a piece of
 transcript, and every ten seconds of a talk two turns are finished, so that the relay has turns to read and to keep.
+Every event has its id before its type, as recorded Voice Live writes it.
 An event of the type `benchmark.flood` is answered with audio for as long as somebody takes it.
 """
 
@@ -16,24 +17,24 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport, WSUpgradeRequest
 
 _APPEND = b'{"type":"input_audio_buffer.append","audio":"'
 _AUDIO = (
-    b'{"type":"response.audio.delta","event_id":"event_0","response_id":"resp_0","item_id":"item_0",'
+    b'{"event_id":"event_0","type":"response.audio.delta","response_id":"resp_0","item_id":"item_0",'
     b'"output_index":0,"content_index":0,"delta":"'
 )
 _TRANSCRIPT = _AUDIO.replace(b"response.audio.delta", b"response.audio_transcript.delta")
 _EVERY = 10
 _TURNS_EVERY_S = 10.0
 _TURNS = (
-    '{{"type":"input_audio_buffer.committed","item_id":"user_{0}","previous_item_id":null}}',
+    '{{"event_id":"event_1","type":"input_audio_buffer.committed","item_id":"user_{0}","previous_item_id":null}}',
     (
-        '{{"type":"conversation.item.input_audio_transcription.completed","item_id":"user_{0}",'
+        '{{"event_id":"event_2","type":"conversation.item.input_audio_transcription.completed","item_id":"user_{0}",'
         '"content_index":0,"transcript":"What was said to the machine, in a sentence of some length."}}'
     ),
     (
-        '{{"type":"response.audio_transcript.done","response_id":"resp_{0}","item_id":"said_{0}",'
+        '{{"event_id":"event_3","type":"response.audio_transcript.done","response_id":"resp_{0}","item_id":"said_{0}",'
         '"output_index":0,"content_index":0,"transcript":"What the machine said to that, in a sentence as long."}}'
     ),
     (
-        '{{"type":"response.done","response":{{"id":"resp_{0}","status":"completed",'
+        '{{"event_id":"event_4","type":"response.done","response":{{"id":"resp_{0}","status":"completed",'
         '"usage":{{"total_tokens":30,"input_tokens":10,"output_tokens":20}}}}}}'
     ),
 )
@@ -68,7 +69,7 @@ class Echo(WSListener):
                 self._flooded = transport
                 self._flood()
             else:
-                transport.send(WSMsgType.TEXT, b'{"type":"session.updated","session":{}}')
+                transport.send(WSMsgType.TEXT, b'{"event_id":"event_5","type":"session.updated","session":{}}')
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         del transport

@@ -422,8 +422,8 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def test_agent_inherits_missing_fields(tmp_path: Path) -> None:
     book = load_agents(written(tmp_path, AGENTS))
-    a, b, c = book
-    assert (book.default, book.ids) == ("a", ("a", "b", "c"))
+    a, b, c = book.values()
+    assert (book.default, list(book)) == ("a", ["a", "b", "c"])
     assert (b.voices, b.instructions, b.tools) == (a.voices, "Be B.", a.tools)
     assert (c.voices, c.instructions, c.tools) == (a.voices, "Be B.", ())
 
@@ -466,8 +466,8 @@ def test_unreadable_agents_file_is_reported(tmp_path: Path) -> None:
 
 def test_three_agents_are_built_in() -> None:
     book = load_agents()
-    assert (book.default, book.ids) == ("elena", ("elena", "marcus", "sage"))
-    elena, marcus, sage = book
+    assert (book.default, list(book)) == ("elena", ["elena", "marcus", "sage"])
+    elena, marcus, sage = book.values()
     assert elena.voices["preview"] == "en-US-Ava:DragonHDLatestNeural"
     assert marcus.voices["preview"] == "en-US-GuyNeural"
     assert sage.voices == elena.voices
@@ -475,4 +475,4 @@ def test_three_agents_are_built_in() -> None:
         (ROOT / "token_broker" / "sessions" / "agents.toml").read_text(encoding="utf-8")
     )
     assert file["agents"]["sage"]["inherits"] == "elena"
-    assert len({agent.instructions for agent in book}) == 3
+    assert len({agent.instructions for agent in book.values()}) == 3

@@ -325,9 +325,12 @@ async def test_client_cannot_command_or_change_agent(
                 },
             }
             await caller.send("session.update", session=session)
-            await caller.hear("session.updated")
+            # the agent's own settings are left out without an error; no dialect has the other one
+            assert (await caller.hear("error"))["error"]["param"] == "session.unheard_of"
+            updated = await caller.hear("session.updated")
+            assert updated["session"]["audio"]["input"]["turn_detection"]["type"] == "semantic_vad"
             await talk(caller, ga=True, said=speech(0.8))
-            assert [event for event in caller.events if event["type"] == "error"] == caller.heard("error")[:2]
+            assert len(caller.heard("error")) == 3
 
 
 async def test_query_credentials_are_not_logged(
@@ -378,6 +381,80 @@ async def test_call_id_does_not_begin_a_talk(compat_endpoints: OpenCompat) -> No
     async with compat_endpoints() as compat:
         status, document, _ = await compat.refusal("/v1/realtime?call_id=rtc_1", secret=await compat.secret())
         assert (status, document["code"]) == (400, "sideband_not_served")
+
+
+@pytest.mark.parametrize(
+    "path", [f"{path}{'&' if '?' in path else '?'}intent=" for path in GA_PATHS + VOICE_LIVE_PATHS]
+)
+async def test_transcription_session_is_refused(compat_endpoints: OpenCompat, path: str) -> None:
+    async with compat_endpoints() as compat:
+        secret = await compat.secret()
+        status, document, _ = await compat.refusal(f"{path}transcription", secret=secret)
+        assert (status, document["code"]) == (400, "transcription_not_served")
+        assert document["error"]["message"].startswith("Sessions that only transcribe are not served here")
+        async with compat.connect(f"{path}conversation", secret=secret) as caller:
+            await caller.hear("session.created")
+
+
+BETA_CLIENTS: list[Any] = [
+    pytest.param("/v1/realtime?model=gpt-realtime", {"OpenAI-Beta": "realtime=v1"}, [], id="header"),
+    pytest.param("/v1/realtime", {"openai-beta": "assistants=v2, Realtime=v1"}, [], id="header of several"),
+    pytest.param("/openai/realtime?api-version=2024-10-01-preview&deployment=x", {}, [], id="api-version"),
+    pytest.param("/v1/realtime", {}, ["realtime", "openai-beta.realtime-v1"], id="subprotocol of a browser"),
+]
+G711_WITH_VAD = {
+    "modalities": ["text", "audio"],
+    "voice": "alloy",
+    "instructions": "Be brief.",
+    "input_audio_format": "g711_ulaw",
+    "output_audio_format": "g711_ulaw",
+    "turn_detection": {"type": "server_vad", "threshold": 0.4, "silence_duration_ms": 700},
+}
+
+
+@pytest.mark.parametrize("upstreams", UPSTREAMS[:2], ids="-".join)
+@pytest.mark.parametrize(("path", "headers", "offered"), BETA_CLIENTS)
+async def test_beta_client_is_served_beta_dialect(
+    compat_endpoints: OpenCompat, path: str, headers: dict[str, str], offered: list[str], upstreams: tuple[str, ...]
+) -> None:
+    async with compat_endpoints(proxy_upstreams=upstreams) as compat:
+        options: dict[str, Any] = {"additional_headers": headers, "subprotocols": offered or None}
+        async with compat.connect(path, secret=await compat.secret(), **options) as caller:
+            assert "modalities" in (await caller.hear("session.created"))["session"]
+            # the simulator takes no other format
+            pcm = {"input_audio_format": "pcm16", "output_audio_format": "pcm16"}
+            await caller.send("session.update", session={**G711_WITH_VAD, **pcm})
+            session = (await caller.hear("session.updated"))["session"]
+            assert (session["input_audio_format"], session["output_audio_format"]) == ("pcm16", "pcm16")
+            assert session["turn_detection"]["silence_duration_ms"] == 700
+            await caller.send("response.create", response={"modalities": ["text"]})
+            await caller.hear("response.done")
+            assert caller.heard("response.text.done")
+            assert not caller.heard("error")
+
+
+async def test_undeclared_beta_client_is_told_ga_fields(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints() as compat, compat.connect(secret=await compat.secret()) as caller:
+        await caller.hear("session.created")
+        await caller.send("session.update", event_id="mine", session=G711_WITH_VAD)
+        await caller.send("conversation.item.retrieve", item_id="none")
+        while (error := (await caller.hear("error"))["error"])["param"] != "item_id":
+            assert error["event_id"] == "mine"
+        params = [event["error"]["param"] for event in caller.heard("error")]
+        assert "session.turn_detection" in params
+        assert not caller.heard("session.updated")
+
+
+async def test_azure_client_of_ga_may_name_a_preview(compat_endpoints: OpenCompat) -> None:
+    """`AsyncAzureOpenAI` sends a preview's version with sessions in GA's shape."""
+    async with (
+        compat_endpoints() as compat,
+        compat.connect("/openai/realtime?api-version=2025-04-01-preview", secret=await compat.secret()) as caller,
+    ):
+        await caller.hear("session.created")
+        await caller.send("session.update", session={"type": "realtime", "output_modalities": ["audio"]})
+        assert (await caller.hear("session.updated"))["session"]["output_modalities"] == ["audio"]
+        await talk(caller, ga=True, said=speech(0.8))
 
 
 async def test_refusals_have_openai_error_message(

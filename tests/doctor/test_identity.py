@@ -9,7 +9,7 @@ from tests.doctor.support import settings_for
 from tests.security.fakes import TENANT, Key, Tenant
 from tests.support.serving import serve_app
 from token_broker.doctor.checks import CheckStatus
-from token_broker.doctor.configuration import examine_configuration, judge_audience, judge_cloud
+from token_broker.doctor.configuration import examine_configuration, judge_audiences, judge_cloud
 from token_broker.doctor.tenant import examine_tenant
 
 GUID = "11111111-2222-3333-4444-777777777777"
@@ -70,10 +70,7 @@ def test_key_needs_no_entra() -> None:
     [
         (GUID, CheckStatus.OK),
         (f"api://{GUID}", CheckStatus.OK),
-        ("https://voice.contoso.com", CheckStatus.OK),
-        ("api://voice", CheckStatus.OK),
         ("voice", CheckStatus.WARNING),
-        ("", CheckStatus.WARNING),
         (f"api://{GUID}/.default", CheckStatus.WARNING),
         (f"api://{GUID}/access_as_user", CheckStatus.WARNING),
         ("00000003-0000-0000-c000-000000000000", CheckStatus.WARNING),
@@ -82,18 +79,19 @@ def test_key_needs_no_entra() -> None:
     ],
 )
 def test_audience_is_judged(audience: str, status: CheckStatus) -> None:
-    (check,) = judge_audience(audience)
+    check = judge_audiences([audience])
     assert check.status is status
     assert ("BROKER_ENTRA_AUDIENCE" in check.remediation) == (status is CheckStatus.WARNING)
 
 
 def test_each_audience_of_a_list_is_judged() -> None:
-    statuses = [check.status for check in judge_audience(f"{GUID}, voice")]
-    assert statuses == [CheckStatus.OK, CheckStatus.WARNING]
+    check = judge_audiences([GUID, "https://graph.microsoft.com"])
+    assert check.status is CheckStatus.WARNING
+    assert check.finding == "https://graph.microsoft.com is another service"
 
 
 def test_audience_is_no_matter_without_entra() -> None:
-    checks = examine_configuration(settings_for(PUBLIC, entra_audience="voice"), looks_outside=False)
+    checks = examine_configuration(settings_for(PUBLIC, entra_audience=("voice",)), looks_outside=False)
     assert "audience" not in {check.name for check in checks}
 
 

@@ -13,9 +13,10 @@ from openai.types.realtime import RealtimeClientEvent, RealtimeServerEvent
 
 from strategies.base import Dialect
 from tests.relay.support.official_models import ga_client_event, preview_client_event
-from token_broker.relay.adapters import PROXY_ADAPTER, CompatAdapter, ProtocolAdapter, ToAzure
+from tests.relay.support.verdicts import Sent, judge
+from token_broker.relay.adapters import CompatAdapter, ProtocolAdapter, ProxyAdapter, ToAzure
 from token_broker.relay.dialects.shapes import Fields, Kinds, Labels, ListOf, OneOf, Shape, permitted
-from token_broker.relay.policy.allowlist import CLIENT_EVENTS, Broken, Passed, Refused, examine, judge
+from token_broker.relay.policy.allowlist import CLIENT_EVENTS, Broken, Refused, examine
 
 EVIL = "EVIL"
 INVENTED = [
@@ -68,7 +69,7 @@ def test_official_packages_know_more_events() -> None:
 def test_event_passes_only_with_a_row(kind: str) -> None:
     verdict = judge(json.dumps({"type": kind}))
     if kind in CLIENT_EVENTS:
-        assert verdict == Passed(json.dumps({"type": kind}, separators=(",", ":")))
+        assert verdict == Sent(json.dumps({"type": kind}, separators=(",", ":")))
     else:
         assert isinstance(verdict, Refused)
         assert verdict.code == "unknown_event"
@@ -88,8 +89,8 @@ def test_event_keeps_only_its_rows_fields(kind: str, depth: int) -> None:
             continue
         verdict = judge(json.dumps({"type": kind, name: _evil(depth)}))
         if name not in rows:
-            assert verdict == Passed(json.dumps({"type": kind}, separators=(",", ":")), left_out=1), name
-        elif isinstance(verdict, Passed):
+            assert verdict == Sent(json.dumps({"type": kind}, separators=(",", ":")), left_out=1), name
+        elif isinstance(verdict, Sent):
             assert depth == 0 or EVIL not in verdict.text, name
         else:
             assert isinstance(verdict, Refused), name
@@ -107,7 +108,7 @@ def test_settings_keep_only_their_rows(kind: str, holder: str, nesting: tuple[st
             if isinstance(verdict, Refused):
                 assert verdict.code in {"event_refused", "system_item_refused"}
                 continue
-            assert isinstance(verdict, Passed)
+            assert isinstance(verdict, Sent)
             row = _row(CLIENT_EVENTS[kind].rows[holder], (*nesting, name))
             if row is None or not isinstance(value, str | dict if isinstance(row, Labels) else str):
                 assert EVIL not in verdict.text, (nesting, name)
@@ -132,7 +133,7 @@ OWN_TO_THE_AGENT = [
 def test_agents_settings_are_left_out_of_update(name: str) -> None:
     said = {name: EVIL, "turn_detection": None}
     verdict = judge(json.dumps({"type": "session.update", "session": said}))
-    assert verdict == Passed('{"type":"session.update","session":{"turn_detection":null}}', left_out=1)
+    assert verdict == Sent('{"type":"session.update","session":{"turn_detection":null}}', left_out=1)
 
 
 ITEM_TYPES = [
@@ -146,7 +147,7 @@ def test_only_allowed_item_types_pass(item_type: Any) -> None:
     item = {"type": item_type, "id": "i", "name": EVIL, "arguments": EVIL, "instructions": EVIL}
     verdict = judge(json.dumps({"type": "conversation.item.create", "item": item}))
     if item_type in ("function_call_output", "mcp_approval_response"):
-        assert isinstance(verdict, Passed)
+        assert isinstance(verdict, Sent)
         assert EVIL not in verdict.text
     else:
         assert isinstance(verdict, Refused)
@@ -301,7 +302,7 @@ HONEST_OF_VOICE_LIVE = [
 def test_honest_ga_client_passes_unchanged(event: dict[str, Any]) -> None:
     ga_client_event(event)
     verdict = judge(json.dumps(event))
-    assert isinstance(verdict, Passed)
+    assert isinstance(verdict, Sent)
     assert (json.loads(verdict.text), verdict.left_out) == (event, 0)
 
 
@@ -309,7 +310,7 @@ def test_honest_ga_client_passes_unchanged(event: dict[str, Any]) -> None:
 def test_honest_voice_live_client_passes(event: dict[str, Any]) -> None:
     preview_client_event(event)
     verdict = judge(json.dumps(event))
-    assert isinstance(verdict, Passed)
+    assert isinstance(verdict, Sent)
     assert (json.loads(verdict.text), verdict.left_out) == (event, 0)
 
 
@@ -356,7 +357,7 @@ HUGE = [
 @pytest.mark.parametrize("event", HUGE, ids=range(len(HUGE)))
 def test_refusal_is_short_plain_text(event: dict[str, Any]) -> None:
     verdict = judge(json.dumps(event))
-    assert isinstance(verdict, Passed | Refused)
+    assert isinstance(verdict, Sent | Refused)
     if isinstance(verdict, Refused):
         assert len(verdict.message) <= 200
         assert verdict.message.replace("…", "").isascii()
@@ -390,7 +391,7 @@ def test_unknown_fields_cost_nothing(kind: str) -> None:
 def test_compat_endpoints_share_the_allowlist(kind: str) -> None:
     dialects: tuple[Dialect, ...] = ("ga", "preview")
     text = json.dumps({"type": kind, "instructions": EVIL, "session": {"instructions": EVIL}, "response": {"x": EVIL}})
-    adapters: list[ProtocolAdapter] = [*map(CompatAdapter, dialects), PROXY_ADAPTER]
+    adapters: list[ProtocolAdapter] = [*map(CompatAdapter, dialects), ProxyAdapter()]
     for verdict in (adapter.from_client(text, upstream) for adapter in adapters for upstream in dialects):
         assert isinstance(verdict, ToAzure if kind in CLIENT_EVENTS else Refused)
         assert EVIL not in str(verdict)

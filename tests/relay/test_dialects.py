@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from strategies.base import Dialect, SessionSpec
-from strategies.session_body import ga_realtime_session, voice_live_session
+from strategies.base import Dialect, SessionSpec, ga_realtime_session, voice_live_session
 from tests.relay.support.official_models import (
     ga_client_event,
     ga_server_event,
@@ -16,6 +15,7 @@ from tests.relay.support.official_models import (
 )
 from tests.relay.support.translated_talk import counted
 from tests.relay.test_session_models import specs
+from token_broker.relay.dialects import translation
 from token_broker.relay.dialects.translation import needs_reading, renamed, to_azure, to_client
 
 Event = dict[str, Any]
@@ -741,6 +741,14 @@ PADDED = ' { "type" : "response.audio.delta" , "event_id" : "e1", "delta" : "AAA
         ),
         (PADDED, PADDED.replace("audio", "output_audio")),
         (
+            '{"event_id":"","type":"response.audio.delta","delta":"AA"}',
+            '{"type":"response.output_audio.delta","event_id":"event_made1","delta":"AA"}',
+        ),
+        (
+            '{"event_id":"\\\\","type":"response.audio.delta","delta":"AA"}',
+            '{"type":"response.output_audio.delta","event_id":"\\\\","delta":"AA"}',
+        ),
+        (
             '{"type":"response.audio.delta","response_id":"r","delta":"AA"}',
             '{"type":"response.output_audio.delta","event_id":"event_made1","response_id":"r","delta":"AA"}',
         ),
@@ -778,6 +786,19 @@ def test_delta_is_renamed_by_its_head(text: str, expected: str) -> None:
     assert renamed(text, client="ga", upstream="preview", new_id=counted()) == expected
 
 
-def test_same_dialect_delta_is_not_copied() -> None:
-    text = '{"type":"response.audio.delta","event_id":"e1","delta":"AA"}'
+@pytest.mark.parametrize(
+    "head", ['"type":"response.audio.delta","event_id":"e1"', '"event_id":"e1","type":"response.audio.delta"']
+)
+def test_same_dialect_delta_is_not_copied(head: str) -> None:
+    text = f'{{{head},"delta":"AA"}}'
     assert renamed(text, client="preview", upstream="preview", new_id=counted()) is text
+
+
+def test_delta_with_id_first_skips_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As live Voice Live writes it. Neither the regular expression nor the parser is needed."""
+    monkeypatch.setattr(translation, "_HEAD", None)
+    monkeypatch.setattr(translation, "parsed", None)
+    for head in ('"type":"response.audio.delta","event_id":"e1"', '"event_id":"e1","type":"response.audio.delta"'):
+        text = f'{{{head},"delta":"AA"}}'
+        told = renamed(text, client="ga", upstream="preview", new_id=counted())
+        assert told == text.replace("audio", "output_audio")

@@ -7,15 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.relay.support.verdicts import Sent, judge
 from token_broker.relay.event_text import compact, event_type, event_type_by_head, is_audio_delta, parsed
 from token_broker.relay.policy.allowlist import (
     Broken,
     Command,
-    Passed,
     Refused,
     is_plain_append,
     is_plain_append_payload,
-    judge,
 )
 from token_broker.relay.policy.visibility import without_agents_settings
 
@@ -84,8 +83,8 @@ json_values = st.recursive(
 @given(st.sampled_from(["session.update", "response.create", "x"]), json_values, json_values)
 def test_no_passed_event_sets_agents_settings(kind: str, session: Any, response: Any) -> None:
     verdict = judge(json.dumps({"type": kind, "session": session, "response": response}))
-    assert isinstance(verdict, Passed | Refused)
-    if isinstance(verdict, Passed):
+    assert isinstance(verdict, Sent | Refused)
+    if isinstance(verdict, Sent):
         event = json.loads(verdict.text)
         for configuration in (event.get("session"), event.get("response")):
             if isinstance(configuration, dict):
@@ -96,7 +95,7 @@ def test_no_passed_event_sets_agents_settings(kind: str, session: Any, response:
 
 @given(st.text(max_size=60))
 def test_any_text_gets_a_verdict(text: str) -> None:
-    assert isinstance(judge(text), Passed | Command | Refused | Broken)
+    assert isinstance(judge(text), Sent | Command | Refused | Broken)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def test_any_text_gets_a_verdict(text: str) -> None:
 )
 def test_event_is_rewritten_without_agents_own(sent: dict[str, Any], passed: dict[str, Any]) -> None:
     verdict = judge(json.dumps(sent))
-    assert isinstance(verdict, Passed)
+    assert isinstance(verdict, Sent)
     assert json.loads(verdict.text) == passed
 
 
@@ -156,7 +155,7 @@ def test_response_takes_no_operators_item(holder: str, role: str) -> None:
 
 def test_lone_surrogate_passes_escaped() -> None:
     verdict = judge('{"type":"input_text.delta","id":"i","delta":"\\ud800"}')
-    assert isinstance(verdict, Passed)
+    assert isinstance(verdict, Sent)
     assert verdict.text.encode() == b'{"type":"input_text.delta","id":"i","delta":"\\ud800"}'
 
 
@@ -183,9 +182,12 @@ def test_event_type_from_head_or_parsing(text: str, kind: str | None) -> None:
 
 @pytest.mark.parametrize("kind", ["response.audio.delta", "response.output_audio.delta"])
 def test_audio_delta_is_known_by_its_head(kind: str) -> None:
-    assert is_audio_delta(f'{{"type":"{kind}","delta":"AAAA"}}'.encode())
-    assert not is_audio_delta(f'{{"type":"{kind}s","delta":"AAAA"}}'.encode())
-    assert not is_audio_delta(b'{"type":"response.audio_transcript.delta","delta":"AAAA"}')
+    for before in ("", '"event_id":"event_1",', '"event_id":"",'):  # Voice Live writes the id first
+        assert is_audio_delta(f'{{{before}"type":"{kind}","delta":"AAAA"}}'.encode())
+        assert not is_audio_delta(f'{{{before}"type":"{kind}s","delta":"AAAA"}}'.encode())
+        assert not is_audio_delta(f'{{{before}"type":"response.audio_transcript.delta","delta":"AAAA"}}'.encode())
+    assert not is_audio_delta(f'{{"event_id":"\\","type":"{kind}","type":"x"}}'.encode())
+    assert not is_audio_delta(f'{{"x":"event_1","type":"{kind}","delta":"AAAA"}}'.encode())
 
 
 @pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])

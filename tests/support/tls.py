@@ -1,4 +1,4 @@
-"""Certificates for loopback, from an authority that nobody trusts unless a test says so."""
+"""Certificates for loopback, from an authority that only a test can make trusted."""
 
 from pathlib import Path
 

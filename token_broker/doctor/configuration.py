@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 from strategies.endpoint import cloud_of
 from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.doctor.verdicts import judge_retirement, judge_transcription_model
+from token_broker.security.entra_jwt import audience_forms
 from token_broker.settings import VOICE_LIVE_FIRST_VERSION, Settings, unknown_variables, unused_proxies
 
 __all__ = [
     "VOICE_LIVE_API_VERSIONS",
     "examine_configuration",
     "judge_api_version",
-    "judge_audience",
+    "judge_audiences",
     "judge_cloud",
     "judge_proxy",
 ]
@@ -41,7 +42,7 @@ _MINT_API_VERSIONS = frozenset({"2024-10-01-preview", "2025-04-01-preview", "202
 
 
 def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Check]:
-    """Checks the endpoint, the api-version, the models' retirement, and variables that the broker does not know."""
+    """Checks the endpoint, the api-version, the models' retirement, the audiences of callers, and unknown variables."""
     target = settings.target
     if target is None and looks_outside:
         # With --url the doctor may run on any machine: that needs no Azure endpoint of its own.
@@ -63,7 +64,7 @@ def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Ch
         checks += [check for check in retirements if check is not None]
         checks += judge_cloud(settings)
     if settings.auth == "entra":
-        checks += judge_audience(settings.entra_audience or "")
+        checks.append(judge_audiences(settings.entra_audience))
     checks += judge_proxy(settings)
     for line in unknown_variables():
         finding = line.replace("no such variable", "is not a variable of the broker")
@@ -92,26 +93,30 @@ def judge_cloud(settings: Settings) -> list[Check]:
     return checks
 
 
-def judge_audience(audiences: str | Sequence[str]) -> list[Check]:
-    """Whether callers' tokens can have these audiences. Azure's own and Microsoft Graph's are other people's."""
-    checks = []
-    for audience in audiences.split(",") if isinstance(audiences, str) else audiences:
-        name, said = "audience", audience.strip()
-        if not _AUDIENCE.fullmatch(said):
-            remediation = "set BROKER_ENTRA_AUDIENCE to the app registration's id, or to its URI: api://<client id>"
-            checks.append(
-                Check(name, CheckStatus.WARNING, f"{said} is no audience of a token", remediation=remediation)
-            )
-        elif said.rstrip("/") in _FOREIGN_AUDIENCES or said.rpartition("/")[2] in _SCOPE_ENDINGS:
-            finding = f"{said} is a scope or another service, and no audience of this broker's callers"
+def judge_audiences(audiences: Sequence[str]) -> Check:
+    """Which audiences callers' access tokens may have, and whether any token can have them at all."""
+    name = "audience"
+    for audience in audiences:
+        is_foreign = audience.rstrip("/") in _FOREIGN_AUDIENCES
+        if is_foreign or audience.rpartition("/")[2] in _SCOPE_ENDINGS or not _AUDIENCE.fullmatch(audience):
+            finding = f"{audience} is {'another service' if is_foreign else 'no audience of a token'}"
             remediation = (
-                "set BROKER_ENTRA_AUDIENCE to the id of your own app registration, and have clients ask for its scope: "
-                "api://<client id>/.default"
+                "set BROKER_ENTRA_AUDIENCE to the id of your own app registration, or to its URI api://<client id>; "
+                "clients ask for api://<client id>/.default"
             )
-            checks.append(Check(name, CheckStatus.WARNING, finding, remediation=remediation))
-        else:
-            checks.append(Check(name, CheckStatus.OK, f"callers' tokens have to be for {said}"))
-    return checks
+            return Check(name, CheckStatus.WARNING, finding, remediation=remediation)
+    forms = [audience_forms(audience) for audience in audiences]
+    accepted = ", ".join(dict.fromkeys(form for each in forms for form in each))
+    finding = f"callers' access tokens are taken for the audiences {accepted}"
+    if any(len(each) > 1 for each in forms):
+        return Check(name, CheckStatus.OK, finding)
+    return Check(
+        name,
+        CheckStatus.WARNING,
+        f"{finding}; v2 tokens name the application's id instead of its URI, and get 401",
+        remediation="list the application's id in BROKER_ENTRA_AUDIENCE too, unless its tokens are v1; the broker logs "
+        "the audience of a token that it refuses (token_for_another_audience)",
+    )
 
 
 def judge_proxy(settings: Settings) -> list[Check]:

@@ -20,7 +20,7 @@ from token_broker.doctor.hosts import Host
 from token_broker.doctor.outside_verdicts import BrokerAnswer
 from token_broker.doctor.ways import examine_way
 from token_broker.settings import Settings
-from token_broker.web.forwarded import websocket_url
+from token_broker.web.requests import websocket_url
 
 __all__ = ["examine_broker"]
 

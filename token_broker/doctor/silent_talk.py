@@ -12,9 +12,8 @@ from urllib.parse import quote
 
 import picows
 
-from strategies.base import EphemeralGrant, SessionSpec
+from strategies.base import EphemeralGrant, SessionSpec, voice_live_transcription
 from strategies.errors import MintError
-from strategies.session_body import voice_live_transcription
 from strategies.transport import BoundedResolver
 from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.doctor.hosts import ms_since

@@ -5,32 +5,40 @@ endpoint (`CompatAdapter`) speaks its own dialect whatever the upstream speaks, 
 client does not know.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from urllib.parse import parse_qs
+
+from starlette.types import Scope
 
 from strategies.base import Dialect
 from token_broker.relay.azure.connector import UpstreamConnection
 from token_broker.relay.dialects.broker_events import api_error, broker_error, broker_event
+from token_broker.relay.dialects.conversation_items import history_as_text
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS, ItemCache
-from token_broker.relay.dialects.translation import needs_reading, renamed, to_azure, to_client
+from token_broker.relay.dialects.refused_settings import refused_fields, unknown_field
+from token_broker.relay.dialects.talk_translator import TalkTranslator
+from token_broker.relay.dialects.translation import completed, renamed, to_azure
 from token_broker.relay.event_text import SESSION_EVENTS, compact, parsed
-from token_broker.relay.policy.allowlist import Allowed, Broken, Command, Passed, Refused, examine, judge
+from token_broker.relay.policy.allowlist import Allowed, Broken, Command, Passed, Refused, event_id_of, examine
 from token_broker.server.close_codes import DONE, DRAINING, INTERNAL, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
-from token_broker.web.ids import uuid7
+from token_broker.web.requests import uuid7
 
 __all__ = [
     "COMPAT_ENDPOINTS",
-    "PROXY_ADAPTER",
     "Answered",
     "CompatAdapter",
     "CompatEndpoint",
     "ProtocolAdapter",
     "ProxyAdapter",
     "ToAzure",
+    "compat_adapter",
+    "query_values",
 ]
 
 Event = dict[str, Any]
 
+_BETA_SUBPROTOCOL = "openai-beta.realtime-v1"  # what a browser offers in place of the header `OpenAI-Beta`
 # Reported as a `server_error`, not as an `invalid_request_error`: the client did nothing wrong and may connect again.
 _BROKERS_FAULT = frozenset({UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, DRAINING, INTERNAL})
 
@@ -54,6 +62,7 @@ COMPAT_ENDPOINTS = (
             "/v1/realtime",
             "/openai/v1/realtime",
             "/openai/realtime",
+            "/openai/deployments/{deployment}/realtime",
             "/api/v1/voice/voicelive/{session_id}/realtime",
         ),
         "A talk with the clients of OpenAI",
@@ -76,10 +85,14 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class ToAzure:
-    """Goes to Azure as these messages: none, one or two. `left_out` counts the fields that were removed."""
+    """Goes to Azure as these messages: none, one or two. `left_out` counts the fields that were removed.
+
+    `told` are the errors about them: none of a client's fields is dropped without its knowledge.
+    """
 
     texts: tuple[str, ...]
     left_out: int = 0
+    told: tuple[str, ...] = ()
 
 
 FromClient = ToAzure | Answered | Command | Refused | Broken
@@ -96,8 +109,23 @@ class ProtocolAdapter(Protocol):
         """The client's first events, made from the upstream's frames up to its `session.updated`."""
         ...
 
-    def error(self, code: str, message: str, *, retryable: bool = False) -> str:
-        """The event that says that something failed, and the talk goes on."""
+    def error(
+        self,
+        code: str,
+        message: str,
+        *,
+        retryable: bool = False,
+        param: str | None = None,
+        event_id: str | None = None,
+    ) -> str:
+        """The event that says that something failed, and the talk goes on.
+
+        `param` is the path of the client's field that is at fault, `event_id` the client's id of its event.
+        """
+        ...
+
+    def announce_end(self, left_s: float) -> str | None:
+        """The event that says that the talk ends in `left_s`, where this client knows one."""
         ...
 
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
@@ -116,15 +144,18 @@ class ProtocolAdapter(Protocol):
         """The text of an event that needs no parsing, for the client."""
         ...
 
-    def to_client(self, event: Event, upstream: Dialect) -> list[str]:
-        """Azure's event for the client: none, one or several."""
+    def to_client(self, event: Event, upstream: Dialect, *, text: str | None = None) -> list[str]:
+        """Azure's event for the client: none, one or several. `text` is as Azure wrote it, where nothing is hidden."""
         ...
 
 
 class ProxyAdapter:
-    """docs/api.md §5.2: the Realtime API's events as the upstream sends them, and the broker's own."""
+    """docs/api.md §5.2: the Realtime API's events as the upstream sends them, and the broker's own. One a talk."""
 
     dialect: Dialect | None = None
+
+    def __init__(self) -> None:
+        self._items = ItemCache()
 
     def opening(self, upstream: UpstreamConnection, *, session_id: str, agent_id: str) -> list[str]:
         ready = broker_event(
@@ -136,43 +167,70 @@ class ProxyAdapter:
         )
         return [ready, *upstream.first]
 
-    def error(self, code: str, message: str, *, retryable: bool = False) -> str:
-        return broker_error(code, message, retryable=retryable)
+    def error(
+        self,
+        code: str,
+        message: str,
+        *,
+        retryable: bool = False,
+        param: str | None = None,
+        event_id: str | None = None,
+    ) -> str:
+        del event_id
+        return broker_error(code, message, retryable=retryable, param=param)
+
+    def announce_end(self, left_s: float) -> str | None:
+        message = f"Azure ends this talk in {left_s:.0f} s: ask for a new plan"
+        return broker_error("session_expiring", message, retryable=True)
 
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
         return ending, None
 
     def from_client(self, text: str, upstream: Dialect) -> FromClient:
-        del upstream
-        match judge(text):
-            case Passed(text=checked, left_out=left_out):
-                return ToAzure((checked,), left_out)
+        match examine(text):
+            case Passed(text=plain):
+                return ToAzure((plain,))
+            case Allowed(event=event) if answer := _retrieved(event, self._items):
+                if isinstance(answer, Refused):
+                    return answer
+                return Answered(broker_event(answer.pop("type"), **answer))
+            case Allowed(event=event, left_out=left_out, unlisted=unlisted):
+                refused = [unknown_field(param, upstream) for param in unlisted]
+                told = (self.error(each.code, each.message, param=each.param) for each in refused)
+                return ToAzure((compact(history_as_text(event, upstream)),), left_out, tuple(told))
             case verdict:
                 return verdict
 
     def reads(self, kind: str, upstream: Dialect) -> bool:
-        del kind, upstream
-        return False
+        del upstream
+        return kind in CACHED_EVENTS
 
     def passed(self, text: str, upstream: Dialect) -> str:
         del upstream
         return text
 
-    def to_client(self, event: Event, upstream: Dialect) -> list[str]:
+    def to_client(self, event: Event, upstream: Dialect, *, text: str | None = None) -> list[str]:
         del upstream
-        return [compact(event)]
-
-
-PROXY_ADAPTER = ProxyAdapter()
+        self._items.note(event)
+        return [compact(event) if text is None else text]
 
 
 class CompatAdapter:
-    """docs/api.md §6.6: one dialect, and no event that its official clients do not know. One instance a talk."""
+    """docs/api.md §6.6: one dialect, and no event that its official clients do not know. One instance a talk.
 
-    def __init__(self, dialect: Dialect) -> None:
+    With `may_be_ga` the client speaks GA after all if its session says so: `AzureOpenAI` sends a preview's
+    `api-version` whichever of the two it speaks.
+    """
+
+    def __init__(self, dialect: Dialect, *, may_be_ga: bool = False) -> None:
+        self._may_be_ga = may_be_ga
+        self._items = ItemCache()
+        self._speak(dialect)
+
+    def _speak(self, dialect: Dialect) -> None:
         self.dialect: Dialect | None = dialect
         self._client = dialect
-        self._items = ItemCache()
+        self._translator = TalkTranslator(dialect, new_id=uuid7)
 
     def opening(self, upstream: UpstreamConnection, *, session_id: str, agent_id: str) -> list[str]:
         """One `session.created` with the session that Azure accepted: to this client it was the agent's all along.
@@ -192,43 +250,99 @@ class CompatAdapter:
         ]
         return [compact(created), *others]
 
-    def error(self, code: str, message: str, *, retryable: bool = False) -> str:
-        return api_error(code, message, kind="server_error" if retryable else "invalid_request_error")
+    def error(
+        self,
+        code: str,
+        message: str,
+        *,
+        retryable: bool = False,
+        param: str | None = None,
+        event_id: str | None = None,
+    ) -> str:
+        kind = "server_error" if retryable else "invalid_request_error"
+        return api_error(code, message, kind=kind, param=param, event_id=event_id)
+
+    def announce_end(self, left_s: float) -> str | None:
+        """None: an official client takes an `error` for something that went wrong."""
+        del left_s
+        return None
 
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
         """Official clients look at events rather than at close codes, and have no plans."""
-        ending = Ending(ending.code, ending.reason.replace("ask for a new plan", "connect again"))
-        if ending.code == DONE:
+        ending = replace(ending, reason=ending.reason.replace("ask for a new plan", "connect again"))
+        if ending.code == DONE and ending.error_code is None:
             return ending, None
         kind = "server_error" if ending.code in _BROKERS_FAULT else "invalid_request_error"
-        return ending, api_error(f"closed_{ending.code}", ending.reason, kind=kind)
+        return ending, api_error(ending.error_code or f"closed_{ending.code}", ending.reason, kind=kind)
 
     def from_client(self, text: str, upstream: Dialect) -> FromClient:
         match examine(text):
             case Passed(text=plain):
                 return ToAzure((plain,))
-            case Allowed(event={"type": "conversation.item.retrieve", "item_id": str() as item_id}) if (
-                item := self._items.get(item_id)
-            ):
-                retrieved = {"type": "conversation.item.retrieved", "item": item}  # in the client's dialect already
-                (whole,) = to_client(retrieved, client=self._client, upstream=self._client, new_id=uuid7)
-                return Answered(compact(whole))
-            case Allowed(event=event, left_out=left_out):
+            case Allowed(event=event) if answer := _retrieved(event, self._items):
+                if isinstance(answer, Refused):
+                    return answer
+                return Answered(compact(completed(answer, self._client, uuid7)))  # in its dialect already
+            case Allowed(event=event, left_out=left_out, unlisted=unlisted):
+                if self._may_be_ga and event["type"] == "session.update":
+                    self._may_be_ga = False
+                    if (event.get("session") or {}).get("type") == "realtime":  # only GA has a type
+                        self._speak("ga")
+                refused = list(refused_fields(event, unlisted, client=self._client, upstream=upstream))
+                event_id = event_id_of(event)
+                told = (self.error(each.code, each.message, param=each.param, event_id=event_id) for each in refused)
                 translated = to_azure(event, client=self._client, upstream=upstream)
-                return ToAzure(tuple(compact(each) for each in translated), left_out)
-            case Command():
-                return Refused("unknown_event", "there is no such event")
+                if refused and event["type"] == "session.update":
+                    # Where nothing is left of it, `session.updated` would be a yes to what was refused.
+                    translated = [each for each in translated if set(each.get("session") or ()) - {"type"}]
+                texts = tuple(compact(each) for each in translated)
+                return ToAzure(texts, max(left_out, len(refused)), tuple(told))
+            case Command(event=event):
+                return Refused("unknown_event", "there is no such event", "type", event_id_of(event))
             case verdict:
                 return verdict
 
     def reads(self, kind: str, upstream: Dialect) -> bool:
-        return kind in CACHED_EVENTS or needs_reading(kind, client=self._client, upstream=upstream)
+        return kind in CACHED_EVENTS or self._translator.reads(kind, upstream)
 
     def passed(self, text: str, upstream: Dialect) -> str:
         return renamed(text, client=self._client, upstream=upstream, new_id=uuid7)
 
-    def to_client(self, event: Event, upstream: Dialect) -> list[str]:
-        translated = to_client(event, client=self._client, upstream=upstream, new_id=uuid7)
+    def to_client(self, event: Event, upstream: Dialect, *, text: str | None = None) -> list[str]:
+        del text
+        translated = self._translator.to_client(event, upstream)
         for each in translated:
             self._items.note(each)
         return [compact(each) for each in translated]
+
+
+def query_values(scope: Scope, name: str) -> list[str]:
+    """The values of this key in a handshake's query, in lower case."""
+    return [value.lower() for value in parse_qs(scope["query_string"].decode("latin-1")).get(name, [])]
+
+
+def compat_adapter(endpoint: CompatEndpoint, scope: Scope) -> CompatAdapter:
+    """The adapter for a client of `endpoint`. One that says that it speaks OpenAI's beta gets the beta's dialect."""
+    betas = [value.decode("latin-1") for name, value in scope["headers"] if name == b"openai-beta"]
+    if any("realtime=v1" in value.lower() for value in betas) or _BETA_SUBPROTOCOL in scope["subprotocols"]:
+        return CompatAdapter("preview")
+    if endpoint.dialect == "ga" and any(value.endswith("-preview") for value in query_values(scope, "api-version")):
+        return CompatAdapter("preview", may_be_ga=True)
+    return CompatAdapter(endpoint.dialect)
+
+
+def _retrieved(event: Event, items: ItemCache) -> Event | Refused | None:
+    """The answer to a client's `conversation.item.retrieve`: the item without its audio, or a refusal. None
+    where Azure has to answer, and for any other event.
+
+    Azure's own answer has the audio: some 16 s of speech exceed the limit of a message, and would end the talk.
+    """
+    item_id = event.get("item_id")
+    if event.get("type") != "conversation.item.retrieve" or not isinstance(item_id, str):
+        return None
+    if (item := items.get(item_id)) is not None:
+        return {"type": "conversation.item.retrieved", "item": item}
+    if items.is_lost(item_id):
+        message = "this item is too long or too old to be retrieved"
+        return Refused("item_not_kept", message, "item_id", event_id_of(event))
+    return None

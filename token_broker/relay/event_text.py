@@ -21,6 +21,8 @@ _TYPE_HEAD = re.compile(rb'\s*\{\s*(?:"event_id"\s*:\s*"[^"\\]*"\s*,\s*)?"type"\
 # Longer than any head. Only this much is encoded: an audio frame of 100 KiB would otherwise be copied for its type.
 _TYPE_HEAD_CHARS = 256
 _AUDIO_DELTA_HEADS = (b'{"type":"response.audio.delta",', b'{"type":"response.output_audio.delta",')
+# Voice Live writes the id before the type, GA after it (docs/azure.md §4.5).
+_AUDIO_DELTA_ID_FIRST = re.compile(rb'\{"event_id":"[^"\\]*","type":"response\.(?:output_)?audio\.delta",')
 
 
 def parsed(text: str) -> Any:
@@ -55,8 +57,8 @@ def event_type_by_head(payload: bytes) -> str | None:
 
 
 def is_audio_delta(payload: bytes) -> bool:
-    """Whether an event from Azure is an audio delta, judged by the head that Azure usually writes."""
-    return payload.startswith(_AUDIO_DELTA_HEADS)
+    """Whether an event from Azure is an audio delta, judged by the two heads that Azure usually writes."""
+    return payload.startswith(_AUDIO_DELTA_HEADS) or _AUDIO_DELTA_ID_FIRST.match(payload) is not None
 
 
 def _finite(digits: str) -> float:

@@ -25,7 +25,8 @@ from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_plain_append
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
+from token_broker.server.client_wire import IMAGE_FIELD
 from token_broker.server.close_codes import (
     BAD_REQUEST,
     DRAINING,
@@ -35,7 +36,8 @@ from token_broker.server.close_codes import (
     Ending,
     left,
 )
-from token_broker.sessions.agents import Agent, AgentRegistry, TalkSpecs
+from token_broker.sessions.agents import Agent, AgentRegistry
+from token_broker.sessions.plans import TalkSpecs
 from token_broker.settings import Settings
 
 __all__ = ["Talk", "TalkParts"]
@@ -150,7 +152,7 @@ class Talk:
             if text is None:
                 self.end(Ending(BAD_REQUEST, "text messages only: audio travels in input_audio_buffer.append"))
                 return
-            if len(text) > longest:
+            if len(text) > longest and IMAGE_FIELD.decode() not in text:  # an image has a limit of its own
                 self.end(Ending(TOO_LARGE, "a message was too large"))
                 return
             counters.to_azure_frames += 1
@@ -171,8 +173,10 @@ class Talk:
 
     def _on_event(self, text: str, upstream: UpstreamConnection) -> None:
         match self._adapter.from_client(text, upstream.route.dialect):
-            case ToAzure(texts=checked, left_out=left_out):
+            case ToAzure(texts=checked, left_out=left_out, told=told):
                 self.counters.fields_left_out += left_out
+                for error in told:
+                    upstream.socket.put(error)
                 for message in checked:
                     upstream.socket.send(message)
             case Answered(text=answer):
@@ -182,10 +186,10 @@ class Talk:
             case Command():
                 self.counters.refused_events += 1
                 upstream.socket.put(self._adapter.error("unknown_event", "the broker knows no such event"))
-            case Refused(code=code, message=message):
+            case Refused(code=code, message=message, param=param, event_id=event_id):
                 self.counters.refused_events += 1
                 log.debug("client_event_refused", code=code, why=message)
-                upstream.socket.put(self._adapter.error(code, message))
+                upstream.socket.put(self._adapter.error(code, message, param=param, event_id=event_id))
             case Broken(reason=reason):
                 self.end(Ending(BAD_REQUEST, reason))
 
@@ -201,6 +205,7 @@ class Talk:
             self.end(error.ending)
             return
         self._use(upstream)
+        self._turns.assembler.expects_history = bool(self._specs.recalled)
         self._parts.counters.ready += 1
         upstream.first[:] = self._adapter.opening(
             upstream, session_id=self.owner.session_id, agent_id=self._handoff.agent.id
@@ -262,15 +267,23 @@ class Talk:
     def _tick(self) -> None:
         """Checks everything that may take too long. One timer does it for all waits: a timeout a frame costs more."""
         snapshot = None
-        if self._upstream is not None:
+        now_s = self._loop.time()
+        upstream, wire = self._upstream, self._client.wire
+        if upstream is not None:
             snapshot = Snapshot(
                 frames_from_client=self.counters.to_azure_frames,
                 frames_to_client=self.counters.to_client_frames,
+                pings=0 if wire is None else wire.pings,
+                answering=self._turns.assembler.is_answering(now_s),
+                expires_s=upstream.expires_s,
                 sending=self._sending,
                 azure_full=self._azure_full,
-                azure=self._upstream.socket,
+                azure=upstream.socket,
             )
-        now_s = self._loop.time()
+            if (left_s := self._watchdog.to_announce_s(now_s, upstream.expires_s)) is not None:
+                log.info("session_expiring", session_id=self.owner.session_id, left_s=round(left_s))
+                if (told := self._adapter.announce_end(left_s)) is not None:
+                    upstream.socket.put(told)
         if (ending := self._watchdog.overdue(now_s, snapshot)) is not None:
             self.end(ending)
             return

@@ -3,7 +3,15 @@
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["ClientWire", "MessageSink"]
+__all__ = ["IMAGE_FIELD", "OVERSIZED_IMAGE", "ClientWire", "MessageSink"]
+
+IMAGE_FIELD = b'"image_url"'
+"""In a message with this the larger limit for images applies."""
+OVERSIZED_IMAGE = "image.too_large"
+"""The type of the event that takes the place of a client's message with an image that is too large.
+
+ASGI has no message for it, and the talk is to go on. A client gains nothing by sending such an event itself.
+"""
 
 MessageSink = Callable[[bytes], bool]
 
@@ -14,6 +22,11 @@ class ClientWire(Protocol):
     @property
     def takes_data(self) -> bool:
         """Whether the client reads what it is sent. False as well when it has left."""
+        ...
+
+    @property
+    def pings(self) -> int:
+        """The pings that the client has sent so far."""
         ...
 
     def write_text(self, payload: bytes) -> None:

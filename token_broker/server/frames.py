@@ -16,6 +16,7 @@ __all__ = [
     "BINARY",
     "CLOSE",
     "CONTINUATION",
+    "OVERSIZED",
     "PING",
     "PONG",
     "TEXT",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+
+OVERSIZED = 0x10  # no opcode of the protocol's: a text with an image that was too large
 
 NO_STATUS = 1005
 PROTOCOL_ERROR = 1002
@@ -58,6 +61,9 @@ _MAX_SKIPPED_FRAMES = 1_000
 # A frame of audio that comes in two reads is cheaper to hold until it is complete than to unmask and check in parts.
 # Smaller texts are checked as they come; larger ones would be copied again with each read.
 _HELD_UNTIL_COMPLETE = range(1_024, 16_384)
+# A message with an image beyond the limit is read to its end and dropped, so that the connection can go on. The largest
+# photographs of telephones have some 20 MiB as base64.
+_LONGEST_DROPPED_BYTES = 67_108_864
 
 
 class FrameError(Exception):
@@ -102,11 +108,21 @@ class FrameBudget:
 
 
 class FrameReader:
-    """Reads what a client sends after the handshake: `feed` each piece of data, then `read` until it returns None."""
+    """Reads what a client sends after the handshake: `feed` each piece of data, then `read` until it returns None.
 
-    def __init__(self, *, max_message_bytes: int, budget: FrameBudget) -> None:
+    A text in whose first `max_message_bytes` there is `image_field` may have up to `max_image_bytes`. A longer one is
+    returned as OVERSIZED, with no payload, when it is complete.
+    """
+
+    def __init__(
+        self, *, max_message_bytes: int, budget: FrameBudget, image_field: bytes = b"", max_image_bytes: int = 0
+    ) -> None:
         self.budget = budget
         self._max_bytes = max_message_bytes
+        self._image_field = image_field
+        self._max_image_bytes = max(max_image_bytes, max_message_bytes)
+        self._message_bytes = 0  # of the incomplete message as far as it has come, dropped ones included
+        self._has_image = False
         self._data = b""  # fed; read up to `_at`
         self._at = 0
         self._message: bytearray | None = None  # set while a message is incomplete
@@ -231,11 +247,16 @@ class FrameReader:
             return opcode, apply_mask(self._data[begin:end], self._data[begin - 4 : begin])
         if (opcode == CONTINUATION) is (self._message is None):
             raise FrameError(PROTOCOL_ERROR, "a fragment out of order")
-        if length + len(self._message or b"") > self._max_bytes:
+        starts = self._message is None
+        longest = self._max_bytes
+        if self._max_image_bytes > longest and (opcode if starts else self._opcode) == TEXT:
+            longest = _LONGEST_DROPPED_BYTES
+        if length + (0 if starts else self._message_bytes) > longest:
             raise FrameError(TOO_LARGE, "a message was too large")
         self.budget.spend()
-        if self._message is None:
+        if starts:
             self._message, self._opcode, self._tail = bytearray(), opcode, b""
+            self._message_bytes, self._has_image = 0, False
         self._fin = first >= _FIN
         self._mask = self._data[begin - 4 : begin]
         self._left = length
@@ -251,7 +272,15 @@ class FrameReader:
         self._at += came
         self._left -= came
         piece = apply_mask(piece, self._mask)
-        message += piece
+        if self._message_bytes <= self._max_image_bytes:
+            message += piece
+        self._message_bytes += came
+        if self._message_bytes > self._max_bytes and not self._has_image:
+            if message.find(self._image_field, 0, self._max_bytes) < 0:
+                raise FrameError(TOO_LARGE, "a message was too large")
+            self._has_image = True
+        if self._message_bytes > self._max_image_bytes:
+            message.clear()
         whole = self._fin and not self._left
         if self._opcode == TEXT and (self._tail or not piece.isascii()):
             text = self._tail + piece
@@ -268,6 +297,8 @@ class FrameReader:
         if not whole:
             return CONTINUATION, b""
         self._message = None
+        if self._message_bytes > self._max_image_bytes:
+            return OVERSIZED, b""
         return self._opcode, bytes(message)
 
 

@@ -52,6 +52,7 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
             frames_per_second=settings.frames_per_second,
             control_frames_per_second=settings.control_frames_per_second,
             write_timeout_s=settings.client_write_timeout_s,
+            image_bytes=settings.image_bytes,
         ),
         "ws_max_size": settings.client_message_bytes,
         "ws_ping_interval": settings.ping_interval_s,
@@ -185,12 +186,13 @@ class BrokerWebSocketProtocol(FramedWebSocket):
 
 
 def bounded_websocket(
-    *, frames_per_second: float, control_frames_per_second: float, write_timeout_s: float
+    *, frames_per_second: float, control_frames_per_second: float, write_timeout_s: float, image_bytes: int = 0
 ) -> type[BrokerWebSocketProtocol]:
     """A protocol class with these limits, for `uvicorn.Config(ws=…)`, which instantiates it itself."""
     limits: dict[str, Any] = {
         "frames_per_second": frames_per_second,
         "control_frames_per_second": control_frames_per_second,
         "write_timeout_s": write_timeout_s,
+        "image_bytes": image_bytes,
     }
     return type(BrokerWebSocketProtocol.__name__, (BrokerWebSocketProtocol,), limits)

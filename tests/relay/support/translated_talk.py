@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 from strategies.base import Dialect
-from token_broker.relay.dialects.translation import needs_reading, renamed, to_azure, to_client
+from token_broker.relay.dialects.talk_translator import TalkTranslator
+from token_broker.relay.dialects.translation import renamed, to_azure, to_client
 from token_broker.simulator.realtime import dialects as simulated
 from token_broker.simulator.realtime.simulated_talk import SimulatedTalk, TalkOptions
 from token_broker.simulator.session_bodies import ga_session, voice_live_session
@@ -27,8 +28,7 @@ def counted() -> Any:
 class TranslatedTalk:
     """A client that speaks its own dialect with the simulator, which speaks the upstream's.
 
-    `events` are those that the client got; `sent` those that the simulator did. Where the two dialects are one,
-    nothing is translated nor completed.
+    `events` are those that the client got, as a compatible endpoint tells them; `sent` those that the simulator sent.
     """
 
     def __init__(self, client: Dialect, upstream: Dialect) -> None:
@@ -36,6 +36,7 @@ class TranslatedTalk:
         self.events: list[Event] = []
         self.sent: list[Event] = []
         self._new_id = counted()
+        self._translator = TalkTranslator(client, new_id=self._new_id)
         self._now_s = 100.0
         dialect = simulated.GA if upstream == "ga" else simulated.VOICE_LIVE
         session: Any = ga_session.RealtimeSession(type="realtime", model="gpt-realtime")
@@ -67,12 +68,12 @@ class TranslatedTalk:
     def _note(self, events: list[Event]) -> None:
         self.sent += events
         for event in events:
-            self.events += [event] if self.client == self.upstream else self._carried(event)
+            self.events += self._carried(event)
 
     def _carried(self, event: Event) -> list[Event]:
         """As the relay does it: an event that needs no parsing is renamed as text."""
-        if needs_reading(event["type"], client=self.client, upstream=self.upstream):
-            return to_client(event, client=self.client, upstream=self.upstream, new_id=self._new_id)
+        if self._translator.reads(event["type"], self.upstream):
+            return self._translator.to_client(event, self.upstream)
         text = renamed(json.dumps(event), client=self.client, upstream=self.upstream, new_id=self._new_id)
         told: Event = json.loads(text)
         assert [told] == to_client(event, client=self.client, upstream=self.upstream, new_id=self._new_id)

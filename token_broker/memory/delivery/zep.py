@@ -22,9 +22,9 @@ from zep_python.types.message import Message
 
 from strategies.outbound_proxy import OutboundProxy
 from strategies.transport import make_tls_context
-from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.types import DeliveryBatch, Failure, SinkError, StoredTurn
-from token_broker.security.owner import ANONYMOUS, Owner
+from token_broker.security.limits import BoundedDict
+from token_broker.security.tokens import ANONYMOUS, Owner
 
 __all__ = ["ZEP_CLOUD_URL", "ZepMemory", "retry_after_s", "zep_failure", "zep_user_id"]
 

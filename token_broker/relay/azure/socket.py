@@ -40,6 +40,7 @@ from picows import (
 
 from strategies.outbound_proxy import OutboundProxy
 from token_broker.relay.azure.dns_cache import DnsCache
+from token_broker.server.client_wire import IMAGE_FIELD
 from token_broker.server.frames import FrameBudget, FrameError
 
 __all__ = ["CLOSED_BY_AZURE", "AzureSocket", "connect"]
@@ -56,7 +57,8 @@ _FRAGMENTS_AT_MOST = 16_384  # of one message: 64 bytes each of the largest
 # The default for clients too. Azure pings a few times a minute.
 _CONTROL_FRAMES_PER_SECOND = 20
 _RECEIVE_BUFFER_BYTES = 131_072
-# picows doubles this until a message fits; 20 KiB · 2⁶ is just enough for the largest message of 1 MiB.
+# picows doubles this until a message fits; 20 KiB · 2⁶ is just enough for the largest message of 1 MiB. Where Azure
+# repeats an image of 4 MiB it is 5 MiB, for that talk.
 _FIRST_READ_BUFFER_BYTES = 20_480
 _GRACEFUL_CLOSE_S = 1.0
 _TEXT = WSMsgType.TEXT  # looked up once: an enum's members cost a call
@@ -68,13 +70,14 @@ class AzureSocket(WSListener):
     `failure` says why the connection is over, in our own words; None while it is open.
     """
 
-    def __init__(self, *, max_message_bytes: int) -> None:
+    def __init__(self, *, max_message_bytes: int, max_image_bytes: int = 0) -> None:
         self.frames: deque[str] = deque()
         self.failure: str | None = None
         self.writable = True
         self.paused = False
         self._loop = asyncio.get_running_loop()
         self._max_message_bytes = max_message_bytes
+        self._max_image_bytes = max(max_image_bytes, max_message_bytes)  # of a message with an image
         self._transport: WSTransport | None = None
         self._message: bytearray | None = None  # a fragmented message as far as it has arrived
         self._fragments = 0  # of that message
@@ -246,7 +249,7 @@ class AzureSocket(WSListener):
             self._fragments = 0
         message = self._message
         self._fragments += 1
-        if len(message) + frame.payload_size > self._max_message_bytes or self._fragments > _FRAGMENTS_AT_MOST:
+        if len(message) + frame.payload_size > self._max_image_bytes or self._fragments > _FRAGMENTS_AT_MOST:
             self._refuse(WSCloseCode.MESSAGE_TOO_BIG, "Azure sent a message that is too large")
             return
         message += frame.get_payload_as_memoryview()
@@ -255,10 +258,13 @@ class AzureSocket(WSListener):
             self._on_message(bytes(message))
 
     def _on_message(self, payload: bytes) -> None:
+        if len(payload) > self._max_message_bytes and IMAGE_FIELD not in payload:
+            self._refuse(WSCloseCode.MESSAGE_TOO_BIG, "Azure sent a message that is too large")
+            return
         reader = self._reader  # a waiting reader has handled everything before: the sink overtakes nothing
         if self._sink is not None and reader is not None and not reader.done() and self._sink(payload):
             return
-        if self._queued_bytes > _QUEUE_HIGH_BYTES + self._max_message_bytes + _QUEUE_BEYOND_BYTES:
+        if self._queued_bytes > _QUEUE_HIGH_BYTES + self._max_image_bytes + _QUEUE_BEYOND_BYTES:
             self._refuse(WSCloseCode.POLICY_VIOLATION, "Azure sent too many tiny messages at once")
             return
         try:
@@ -312,6 +318,7 @@ async def connect(
     names: DnsCache,
     tls: ssl.SSLContext,
     max_message_bytes: int,
+    max_image_bytes: int = 0,
     deadline_s: float,
     log_to: logging.Logger,
     proxy: OutboundProxy | None = None,
@@ -336,7 +343,7 @@ async def connect(
 
     def make(request: WSUpgradeRequest, response: WSUpgradeResponse) -> AzureSocket:
         del request, response
-        made.append(AzureSocket(max_message_bytes=max_message_bytes))
+        made.append(AzureSocket(max_message_bytes=max_message_bytes, max_image_bytes=max_image_bytes))
         return made[0]
 
     try:
@@ -348,7 +355,7 @@ async def connect(
             logger_name=log_to,
             enable_auto_ping=False,
             enable_auto_pong=False,
-            max_frame_size=max_message_bytes,
+            max_frame_size=max(max_message_bytes, max_image_bytes),
             extra_headers=dict(headers),
             max_redirects=0,
             read_buffer_init_size=_FIRST_READ_BUFFER_BYTES,

@@ -7,7 +7,7 @@ from typing import Any
 from strategies.base import Dialect, SessionSpec
 from token_broker.memory.types import Role
 from token_broker.relay.event_text import compact
-from token_broker.web.ids import uuid7
+from token_broker.web.requests import uuid7
 
 __all__ = [
     "OWN_EVENT_IDS",
@@ -29,14 +29,22 @@ def broker_event(kind: str, **fields: Any) -> str:
     return compact({"type": kind, "event_id": f"event_{uuid7()}", **fields})
 
 
-def broker_error(code: str, message: str, *, retryable: bool = False) -> str:
-    """`broker.error`: something failed, and the talk goes on."""
-    return broker_event("broker.error", code=code, message=message, retryable=retryable)
+def broker_error(code: str, message: str, *, retryable: bool = False, param: str | None = None) -> str:
+    """`broker.error`: something failed, and the talk goes on. `param` is the path of a client's field that is wrong."""
+    about = {} if param is None else {"param": param}
+    return broker_event("broker.error", code=code, message=message, retryable=retryable, **about)
 
 
-def api_error(code: str, message: str, *, kind: str = "invalid_request_error") -> str:
+def api_error(
+    code: str,
+    message: str,
+    *,
+    kind: str = "invalid_request_error",
+    param: str | None = None,
+    event_id: str | None = None,
+) -> str:
     """The same as the Realtime API's `error`, for official clients, which do not know `broker.*` events."""
-    error = {"type": kind, "code": code, "message": message, "param": None, "event_id": None}
+    error = {"type": kind, "code": code, "message": message, "param": param, "event_id": event_id}
     return compact({"type": "error", "event_id": f"event_{uuid7()}", "error": error})
 
 

@@ -28,7 +28,8 @@ _PARTS_AT_MOST = 64
 AUDIO_FORMAT = OneOf((Text(), Fields({"type": Text(), "rate": Number()})))
 MODALITIES = ListOf(Text(), 8)
 MAX_TOKENS = OneOf((Number(), Word(("inf",))))
-NOISE_REDUCTION = Fields({"type": Text(), "strength": Number()})
+# Azure's guides switch both off with the type `none`, which its services do not take: null is what they take.
+NOISE_REDUCTION = Fields({"type": Text(), "strength": Number()}, off="none")
 TURN_DETECTION = Fields(
     {
         "type": Text(),
@@ -52,7 +53,8 @@ TURN_DETECTION = Fields(
                 "timeout_ms": Number(),
             }
         ),
-    }
+    },
+    off="none",
 )
 
 _ANY_ITEM: Mapping[str, Shape] = {"id": Text(), "object": Text(), "type": Text(), "status": Text()}

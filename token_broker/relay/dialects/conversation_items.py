@@ -9,40 +9,90 @@ from typing import Any
 
 from strategies.base import Dialect
 
-__all__ = ["TOOL_LIST", "completed_item", "completed_part", "is_complete", "item_for", "shown_item"]
+__all__ = [
+    "TOOL_LIST",
+    "completed_item",
+    "completed_part",
+    "history_as_text",
+    "is_complete",
+    "item_for",
+    "items_for",
+    "shown_item",
+]
+
+Event = dict[str, Any]
 
 TOOL_LIST = "mcp_list_tools"
 """The type of the item that lists an MCP server's tools. Events about such an item have types with this prefix."""
 
 _PREVIEW_PARTS = {"output_text": "text", "output_audio": "audio"}
 _GA_PARTS = {"text": "output_text", "audio": "output_audio"}
+_TEXT_OF_AUDIO = {"output_audio": "output_text", "audio": "text", "input_audio": "input_text"}
+_INPUTS = ("input", "input_items", "append_input_items")
+# Some official clients take messages of 1 MiB at most, and the client has its image itself.
+_LONGEST_URL_CHARS = 262_144
 _TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
 
 
 def item_for(item: Any, dialect: Dialect, *, by_client: bool = False) -> Any:
     """An item with its parts named as in `dialect`.
 
-    A client's own item (`by_client`) for Voice Live has the transcript in place of an assistant's audio: Voice Live
-    accepts items of the assistant as text only.
+    A client's own item (`by_client`) is an earlier turn put back, whose audio is gone: it has the transcript as text in
+    place of such audio, and no field that is null.
     """
     if not isinstance(item, dict):
         return item
     if item.get("object") == "conversation.item":  # the name in Voice Live's reference; GA accepts only the other
         item = {**item, "object": "realtime.item"}
+    if by_client:
+        item = _put_back(item)
     content = item.get("content")
     if not isinstance(content, list) or item.get("role") in ("user", "system"):
         return item
-    as_text = by_client and dialect == "preview"  # Azure's own items are translated for a client that takes audio
     names = _GA_PARTS if dialect == "ga" else _PREVIEW_PARTS
 
     def part_for(part: Any) -> Any:
         if not isinstance(part, dict) or not isinstance(kind := part.get("type"), str):
             return part
-        if as_text and kind in {"audio", "output_audio"}:
-            return {"type": "text", "text": part.get("transcript") or ""}
         return {**part, "type": names.get(kind, kind)}
 
     return {**item, "content": [part_for(part) for part in content]}
+
+
+def items_for(value: Any, dialect: Dialect) -> Any:
+    """A client's list of items, as `item_for` has each."""
+    return [item_for(item, dialect, by_client=True) for item in value] if isinstance(value, list) else value
+
+
+def history_as_text(event: Event, dialect: Dialect) -> Event:
+    """A client's event in the upstream's dialect, with its items as `item_for` has them."""
+    if "item" in event:
+        return {**event, "item": item_for(event["item"], dialect, by_client=True)}
+    response = event.get("response")
+    if not isinstance(response, dict):
+        return event
+    inputs = {name: items_for(response[name], dialect) for name in _INPUTS if name in response}
+    return {**event, "response": {**response, **inputs}} if inputs else event
+
+
+def _put_back(item: Event) -> Event:
+    """A client's item without nulls; audio that is gone is text, and a part that says nothing is left out."""
+    item = {name: value for name, value in item.items() if value is not None}
+    content = item.get("content")
+    if not isinstance(content, list):
+        return item
+    parts: list[Any] = []
+    for part in content:
+        if not isinstance(part, dict):
+            parts.append(part)
+            continue
+        said = {name: value for name, value in part.items() if value is not None}
+        text_kind = _TEXT_OF_AUDIO.get(said["type"]) if isinstance(said.get("type"), str) else None
+        if text_kind is None or "audio" in said:
+            parts.append(said)
+        elif "transcript" in said:
+            parts.append({"type": text_kind, "text": said["transcript"]})
+    return {**item, "content": parts}
 
 
 def shown_item(item: Any) -> Any:
@@ -98,6 +148,8 @@ def completed_item(item: Any, *, new_id: Callable[[], str], role: str | None = N
         kind = part.get("type")
         if kind == "input_audio":
             return {"transcript": None, **part}
+        if kind == "input_image" and isinstance(url := part.get("image_url"), str) and len(url) > _LONGEST_URL_CHARS:
+            return {name: value for name, value in part.items() if name != "image_url"}
         if isinstance(kind, str) and kind in _TEXT_PARTS and not isinstance(part.get("text"), str):
             return {**part, "text": ""}
         return part

@@ -22,7 +22,7 @@ from token_broker.relay.dialects.client_values import (
     NOISE_REDUCTION,
     TURN_DETECTION,
 )
-from token_broker.relay.dialects.conversation_items import item_for, shown_item
+from token_broker.relay.dialects.conversation_items import items_for, shown_item
 from token_broker.relay.dialects.shapes import Fields as FieldsShape
 from token_broker.relay.dialects.shapes import Flag, Labels, Number, Shape, Word
 from token_broker.relay.dialects.values import LEFT_OUT
@@ -30,12 +30,16 @@ from token_broker.relay.dialects.values import LEFT_OUT
 __all__ = [
     "CLIENT_RESPONSE",
     "CLIENT_SESSION",
+    "RESPONSE_ROWS",
+    "SESSION_ROWS",
+    "Setting",
     "response_object",
     "response_settings",
     "session_object",
     "session_settings",
     "shown_response",
     "shown_session",
+    "value_at",
 ]
 
 Fields = Mapping[str, Any]
@@ -44,25 +48,25 @@ Convert = Callable[[Any, Dialect], Any]
 
 def session_settings(session: Fields, *, client: Dialect, upstream: Dialect) -> dict[str, Any]:
     """The session of a client's `session.update` for the upstream, without settings that the upstream lacks."""
-    shaped = _converted(session, _SESSION, client, upstream)
+    shaped = _converted(session, SESSION_ROWS, client, upstream)
     return {"type": "realtime", **shaped} if upstream == "ga" else shaped
 
 
 def response_settings(response: Fields, *, client: Dialect, upstream: Dialect) -> dict[str, Any]:
     """The response of a client's `response.create` for the upstream, without settings that the upstream lacks."""
-    return _converted(response, _RESPONSE, client, upstream)
+    return _converted(response, RESPONSE_ROWS, client, upstream)
 
 
 def session_object(session: Fields, *, client: Dialect, upstream: Dialect) -> dict[str, Any]:
     """Azure's session in the client's dialect. What is not a setting (`id`, `expires_at`) stays."""
-    stated = {**_rest(session, _SESSION, upstream), **_converted(session, _SESSION, upstream, client)}
+    stated = {**_rest(session, SESSION_ROWS, upstream), **_converted(session, SESSION_ROWS, upstream, client)}
     stated.pop("type", None)
     return {"type": "realtime", **stated} if client == "ga" else stated
 
 
 def response_object(response: Fields, *, client: Dialect, upstream: Dialect) -> dict[str, Any]:
     """Azure's response in the client's dialect. What is not a setting (`id`, `status`, `output`, `usage`) stays."""
-    return {**_rest(response, _RESPONSE, upstream), **_converted(response, _RESPONSE, upstream, client)}
+    return {**_rest(response, RESPONSE_ROWS, upstream), **_converted(response, RESPONSE_ROWS, upstream, client)}
 
 
 def shown_session(session: Fields) -> Fields:
@@ -82,7 +86,7 @@ def shown_response(response: Fields) -> Fields:
 
 
 @dataclass(frozen=True, slots=True)
-class _Setting:
+class Setting:
     """Where a setting is in each dialect (None: nowhere), and how its value is converted.
 
     `nullable`: null switches something off; elsewhere null says nothing, and is left out. `client_shape`: the shape in
@@ -109,10 +113,6 @@ class _Setting:
         return self.convert(value, dialect)
 
 
-def _items(value: Any, dialect: Dialect) -> Any:
-    return [item_for(item, dialect, by_client=True) for item in value] if isinstance(value, list) else value
-
-
 def _setting(
     ga: str | None,
     preview: str | None,
@@ -121,9 +121,9 @@ def _setting(
     nullable: bool = False,
     client: Shape | None = None,
     shown: bool = False,
-) -> _Setting:
+) -> Setting:
     nested = tuple(ga.split(".")) if ga else None
-    return _Setting(nested, (preview,) if preview else None, convert, nullable, client, shown)
+    return Setting(nested, (preview,) if preview else None, convert, nullable, client, shown)
 
 
 _COMMON = (
@@ -137,7 +137,7 @@ _COMMON = (
     _setting(None, "temperature", shown=True),
     _setting(None, "interim_response", nullable=True),
 )
-_SESSION = (
+SESSION_ROWS = (
     *_COMMON,
     _setting("model", "model", shown=True),
     _setting("audio.output.voice", "voice", values.voice),
@@ -172,16 +172,16 @@ _SESSION = (
     _setting(None, "avatar", shown=True),  # its ICE servers are the client's to connect to
     _setting(None, "metadata"),
 )
-_RESPONSE = (
+RESPONSE_ROWS = (
     *_COMMON,
     _setting("audio.output.voice", "voice", values.voice, shown=True),
     _setting("max_output_tokens", "max_output_tokens", client=MAX_TOKENS, shown=True),
     _setting("metadata", "metadata", nullable=True, client=Labels(), shown=True),
     _setting("conversation", "conversation", client=Word(("auto", "none")), shown=True),
-    _setting("input", "input_items", _items, client=INPUTS),
+    _setting("input", "input_items", items_for, client=INPUTS),
     _setting("parallel_tool_calls", None),
     _setting(None, "max_response_output_tokens", client=MAX_TOKENS, shown=True),
-    _setting(None, "append_input_items", _items, client=INPUTS),
+    _setting(None, "append_input_items", items_for, client=INPUTS),
     _setting(None, "pre_generated_assistant_message"),
     _setting(None, "commit", client=Flag()),
     _setting(None, "cancel_previous", client=Flag()),
@@ -196,13 +196,13 @@ Tree = dict[str, Any]
 """Names, each with the tree of what is permitted within it; None where everything is."""
 
 
-def _client_fields(settings: Sequence[_Setting], **more: Shape) -> FieldsShape:
+def _client_fields(settings: Sequence[Setting], **more: Shape) -> FieldsShape:
     """What a client may set, in both dialects at once: a client that uses the wrong one gets Azure's error."""
     rows: Tree = dict(more)
     for setting in settings:
         if setting.client_shape is not None:
             for path in setting.paths:
-                if _at(rows, path) is LEFT_OUT:  # of two rows with the same path in GA, the first gives the shape
+                if value_at(rows, path) is LEFT_OUT:  # of two rows with the same path in GA, the first gives the shape
                     _put(rows, path, setting.client_shape)
     return _as_fields(rows)
 
@@ -211,7 +211,7 @@ def _as_fields(rows: Tree) -> FieldsShape:
     return FieldsShape({name: _as_fields(row) if isinstance(row, dict) else row for name, row in rows.items()})
 
 
-def _shown_tree(settings: Sequence[_Setting], facts: Sequence[str]) -> Tree:
+def _shown_tree(settings: Sequence[Setting], facts: Sequence[str]) -> Tree:
     tree: Tree = dict.fromkeys(facts)
     for setting in settings:
         if setting.shown:
@@ -220,14 +220,16 @@ def _shown_tree(settings: Sequence[_Setting], facts: Sequence[str]) -> Tree:
     return tree
 
 
-def _converted(stated: Fields, settings: tuple[_Setting, ...], source: Dialect, target: Dialect) -> dict[str, Any]:
+def _converted(stated: Fields, settings: tuple[Setting, ...], source: Dialect, target: Dialect) -> dict[str, Any]:
     if source == "preview":
         stated = _without_synonyms(stated, target)
     converted: dict[str, Any] = {}
     for setting in settings:
         source_path, target_path = setting.path(source), setting.path(target)
-        if source_path is None or target_path is None or (value := _at(stated, source_path)) is LEFT_OUT:
+        if source_path is None or target_path is None or (value := value_at(stated, source_path)) is LEFT_OUT:
             continue
+        if source != target:
+            value = values.without_nulls(value)
         if (value := setting.converted(value, target)) is not LEFT_OUT:
             _put(converted, target_path, value)
     return converted
@@ -249,12 +251,13 @@ def _without_synonyms(stated: Fields, target: Dialect) -> Fields:
     return {"conversation": "none", **stated} if stated.get("commit") is False else stated
 
 
-def _rest(stated: Fields, settings: tuple[_Setting, ...], source: Dialect) -> dict[str, Any]:
+def _rest(stated: Fields, settings: tuple[Setting, ...], source: Dialect) -> dict[str, Any]:
     names = {path[0] for setting in settings if (path := setting.path(source)) is not None}
     return {name: value for name, value in stated.items() if name not in names}
 
 
-def _at(stated: Any, path: tuple[str, ...]) -> Any:
+def value_at(stated: Any, path: tuple[str, ...]) -> Any:
+    """What is at `path` in `stated`; LEFT_OUT where nothing is."""
     for name in path:
         if not isinstance(stated, dict) or name not in stated:
             return LEFT_OUT
@@ -284,9 +287,9 @@ def _shown(stated: Fields, tree: Tree) -> Fields:
     return stated if whole else kept
 
 
-CLIENT_SESSION = _client_fields(_SESSION, type=Word(("realtime",)))
+CLIENT_SESSION = _client_fields(SESSION_ROWS, type=Word(("realtime",)))
 """What a client may set in `session.update`."""
-CLIENT_RESPONSE = _client_fields(_RESPONSE)
+CLIENT_RESPONSE = _client_fields(RESPONSE_ROWS)
 """What a client may set in `response.create`."""
-_SHOWN_SESSION = _shown_tree(_SESSION, _SESSION_FACTS)
-_SHOWN_RESPONSE = _shown_tree(_RESPONSE, _RESPONSE_FACTS)
+_SHOWN_SESSION = _shown_tree(SESSION_ROWS, _SESSION_FACTS)
+_SHOWN_RESPONSE = _shown_tree(RESPONSE_ROWS, _RESPONSE_FACTS)

@@ -6,8 +6,9 @@ ones are looked up.
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 __all__ = [
@@ -25,10 +26,12 @@ __all__ = [
     "Word",
     "permitted",
     "shown_name",
+    "unlisted",
 ]
 
 _LARGEST_NUMBER = 2**53  # up to here every JSON reader has the same integers
 _NAME_CHARS = 64
+_UNLISTED_AT_MOST = 16  # of one object: nobody reads more errors about one message
 _LABELS_AT_MOST, _LABEL_CHARS, _LABEL_TEXT_CHARS = 16, 64, 512  # as Azure takes `metadata`
 
 
@@ -61,9 +64,10 @@ class Labels:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """An object with these fields, all optional."""
+    """An object with these fields, all optional. One whose `type` is `off` means null."""
 
     rows: Mapping[str, "Shape"]
+    off: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,18 +149,52 @@ def permitted(value: Any, shape: Shape, where: str = "") -> Permitted:
     return Permitted(value)
 
 
+def unlisted(value: Any, shape: Shape, where: str = "") -> Iterator[str]:
+    """The paths of the fields that `permitted` leaves out of `value`, which has its shape; a client may have them told.
+
+    Null says nothing, so a field that is null is not among them. An object's fields are looked at only so far that
+    `_UNLISTED_AT_MOST` of them may be unlisted.
+    """
+    match shape:
+        case Fields(rows=rows, off=off) if isinstance(value, dict):
+            if off is not None and value.get("type") == off:
+                return
+            for name in islice(value, len(rows) + _UNLISTED_AT_MOST):
+                path = f"{where}.{_plain(name)}" if where else _plain(name)
+                if name in rows:
+                    yield from unlisted(value[name], rows[name], path)
+                elif value[name] is not None:
+                    yield path
+        case ListOf(of=of) if isinstance(value, list):
+            for inner in value:
+                yield from unlisted(inner, of, where)
+        case Kinds(by=by, shapes=shapes) if isinstance(value, dict):
+            yield from unlisted(value, shapes[value[by]], where)
+        case OneOf(shapes=several):
+            for each in several:
+                with contextlib.suppress(NotPermittedError):
+                    permitted(value, each, where)
+                    yield from unlisted(value, each, where)
+                    return
+
+
 def shown_name(name: Any) -> str:
     """A name that a client chose, as an error message may repeat it: short, one line, plain ASCII."""
     if not isinstance(name, str):
         return f"a value of type {type(name).__name__}"
+    return f"'{_plain(name)}{'…' if len(name) > _NAME_CHARS else ''}'"
+
+
+def _plain(name: str) -> str:
     cut = name[:_NAME_CHARS]
-    plain = "".join(each if each.isascii() and each.isprintable() and each not in "\"'\\" else "?" for each in cut)
-    return f"'{plain}{'…' if len(name) > _NAME_CHARS else ''}'"
+    return "".join(each if each.isascii() and each.isprintable() and each not in "\"'\\" else "?" for each in cut)
 
 
 def _permitted_fields(value: Any, shape: Fields, where: str) -> Permitted:
     if not isinstance(value, dict):
         raise NotPermittedError(where, value)
+    if shape.off is not None and value.get("type") == shape.off:
+        return Permitted(None)
     kept: dict[str, Any] = {}
     left_out = 0
     for name, inner in shape.rows.items():

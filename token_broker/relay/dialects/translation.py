@@ -13,7 +13,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from strategies.base import Dialect
-from token_broker.relay.dialects.conversation_items import completed_item, completed_part, is_complete, item_for
+from token_broker.relay.dialects.conversation_items import (
+    completed_item,
+    completed_part,
+    history_as_text,
+    is_complete,
+    item_for,
+    items_for,
+)
 from token_broker.relay.dialects.session_settings import (
     response_object,
     response_settings,
@@ -22,7 +29,7 @@ from token_broker.relay.dialects.session_settings import (
 )
 from token_broker.relay.event_text import SESSION_EVENTS, compact, parsed
 
-__all__ = ["Event", "needs_reading", "renamed", "to_azure", "to_client"]
+__all__ = ["Event", "completed", "needs_reading", "renamed", "to_azure", "to_client"]
 
 Event = dict[str, Any]
 NewId = Callable[[], str]
@@ -83,6 +90,9 @@ _AUDIO_DELTAS: dict[Dialect, str] = {"ga": "response.output_audio.delta", "previ
 _AUDIO_HEADS: dict[Dialect, str] = {
     dialect: f'{{"type":"{name}","event_id":"' for dialect, name in _AUDIO_DELTAS.items()
 }
+# The same where the id comes first, as Voice Live writes it.
+_ID_HEAD = '{"event_id":"'
+_AUDIO_AFTER_ID: dict[Dialect, str] = {dialect: f'","type":"{name}","' for dialect, name in _AUDIO_DELTAS.items()}
 _EVENT_ID = re.compile(r'"event_id"\s*:\s*"[^"\\]+"')
 
 _USAGE_MODALITIES = ("text_tokens", "audio_tokens", "image_tokens")
@@ -108,10 +118,10 @@ def to_azure(event: Event, *, client: Dialect, upstream: Dialect) -> list[Event]
         appended = response.get("append_input_items")
         if upstream != "ga" or not isinstance(appended, list):
             return [asked]
-        items = (item_for(item, upstream, by_client=True) for item in appended)
+        items = items_for(appended, upstream)
         return [*({"type": "conversation.item.create", "item": item} for item in items), asked]
     if kind == "conversation.item.create" and "item" in event:
-        return [{**event, "item": item_for(event["item"], upstream, by_client=True)}]
+        return [history_as_text(event, upstream)]
     if kind == "output_audio_buffer.clear" and not client == upstream == "preview":
         return []  # GA has it over WebRTC only, Voice Live for an avatar's output
     return [event]
@@ -124,7 +134,7 @@ def to_client(event: Event, *, client: Dialect, upstream: Dialect, new_id: NewId
     Azure gave none. Every event has an `event_id`; the first of two keeps Azure's.
     """
     translated = [event] if client == upstream else _translated(event, client=client, upstream=upstream)
-    return [_completed(each, client, new_id) for each in translated]
+    return [completed(each, client, new_id) for each in translated]
 
 
 def needs_reading(kind: str, *, client: Dialect, upstream: Dialect) -> bool:
@@ -140,6 +150,11 @@ def renamed(text: str, *, client: Dialect, upstream: Dialect, new_id: NewId) -> 
     plain = _AUDIO_HEADS[upstream]
     if text.startswith(plain) and not text.startswith('"', len(plain)):
         return text if client == upstream else _AUDIO_HEADS[client] + text[len(plain) :]
+    if text.startswith(_ID_HEAD):
+        id_end = text.find('"', len(_ID_HEAD))
+        plain = _AUDIO_AFTER_ID[upstream]
+        if id_end > len(_ID_HEAD) and text.startswith(plain, id_end) and text.find("\\", 0, id_end) < 0:
+            return text if client == upstream else text[:id_end] + _AUDIO_AFTER_ID[client] + text[id_end + len(plain) :]
     head = _HEAD.match(text)
     if head is None:
         return _renamed_by_parsing(text, client=client, upstream=upstream, new_id=new_id)
@@ -165,7 +180,7 @@ def _renamed_by_parsing(text: str, *, client: Dialect, upstream: Dialect, new_id
     kind = event.get("type")
     if client != upstream and isinstance(kind, str):
         event["type"] = _NAMES[client].get(kind, kind)
-    return compact(_completed(event, client, new_id))
+    return compact(completed(event, client, new_id))
 
 
 def _translated(event: Event, *, client: Dialect, upstream: Dialect) -> list[Event]:
@@ -192,8 +207,8 @@ def _translated(event: Event, *, client: Dialect, upstream: Dialect) -> list[Eve
     return [translated]
 
 
-def _completed(event: Event, client: Dialect, new_id: NewId) -> Event:
-    """An event with the fields without which official clients throw or drop it (docs/azure.md §4.4)."""
+def completed(event: Event, client: Dialect, new_id: NewId) -> Event:
+    """An event in the client's dialect, with the fields without which official clients throw (docs/azure.md §4.4)."""
     kind = event.get("type")
     event_id = event.get("event_id")
     if not isinstance(event_id, str) or not event_id:

@@ -23,6 +23,7 @@ __all__ = [
     "transcription",
     "turn_detection",
     "voice",
+    "without_nulls",
 ]
 
 LEFT_OUT: Any = object()
@@ -78,6 +79,17 @@ _MCP = (
 )  # fmt: skip
 _GA_MCP = (*_MCP, "allowed_callers", "connector_id", "defer_loading", "server_description", "tunnel_id")
 _CHOICES = frozenset({"auto", "none", "required"})
+
+
+def without_nulls(value: Any) -> Any:
+    """An object without fields that are null, at every depth: what is null in one dialect has no counterpart.
+
+    Azure's echo of a session has null for each hint that was not given, and a client's parser may refuse null under the
+    other dialect's name.
+    """
+    if not isinstance(value, dict):
+        return value
+    return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
 
 
 def audio_format(value: Any, dialect: Dialect) -> Any:

@@ -15,21 +15,31 @@ from typing import Any
 
 from token_broker.relay.dialects.client_values import ITEM, OPERATORS_ROLES
 from token_broker.relay.dialects.session_settings import CLIENT_RESPONSE, CLIENT_SESSION
-from token_broker.relay.dialects.shapes import Fields, NotPermittedError, Number, Shape, Text, permitted, shown_name
-from token_broker.relay.event_text import compact, parsed
+from token_broker.relay.dialects.shapes import (
+    Fields,
+    NotPermittedError,
+    Number,
+    Shape,
+    Text,
+    permitted,
+    shown_name,
+    unlisted,
+)
+from token_broker.relay.event_text import parsed
+from token_broker.server.client_wire import OVERSIZED_IMAGE
 
 __all__ = [
     "CLIENT_EVENTS",
     "Allowed",
     "Broken",
     "Command",
+    "Finding",
     "Passed",
     "Refused",
-    "Verdict",
+    "event_id_of",
     "examine",
     "is_plain_append",
     "is_plain_append_payload",
-    "judge",
 ]
 
 Event = dict[str, Any]
@@ -66,23 +76,28 @@ _APPEND_HEAD = b'{"type":"input_audio_buffer.append","audio":"'
 _APPEND_TAIL = b'"}'
 _HEAD_BYTES = len(_APPEND_HEAD)
 _KEYS_CHECKED = 64
+_UNLISTED_AT_MOST = 16
+_EVENT_ID_CHARS = 512  # OpenAI's documented limit
 _REFERENCE = "see docs/client-events.md"
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """Goes to Azure as `text`, without `left_out` fields that it came with."""
+    """Goes to Azure as it is."""
 
     text: str
-    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """May go to Azure: `event` is what was parsed, without the `left_out` fields that a client may not set."""
+    """May go to Azure: `event` is what was parsed, without the `left_out` fields that a client may not set.
+
+    `unlisted` are the paths of the first of these fields, as far as they say something.
+    """
 
     event: Event
     left_out: int = 0
+    unlisted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +109,15 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Not forwarded; the client gets an error, and the talk goes on. `message` has at most 200 characters."""
+    """Not forwarded; the client gets an error, and the talk goes on. `message` has at most 200 characters.
+
+    `param` is the path of what is wrong, and `event_id` the client's own id of its event.
+    """
 
     code: str
     message: str
+    param: str | None = None
+    event_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +127,6 @@ class Broken:
     reason: str
 
 
-Verdict = Passed | Command | Refused | Broken
 Finding = Passed | Allowed | Command | Refused | Broken
 
 
@@ -130,14 +149,14 @@ def is_plain_append_payload(payload: bytes) -> bool:
     )
 
 
-def judge(text: str) -> Verdict:
-    """What becomes of a message from the client. Of a repeated key only the last value is forwarded."""
-    finding = examine(text)
-    return Passed(compact(finding.event), finding.left_out) if isinstance(finding, Allowed) else finding
+def event_id_of(event: Mapping[str, Any]) -> str | None:
+    """The client's own id of its event, as an error about it states it."""
+    event_id = event.get("event_id")
+    return event_id if isinstance(event_id, str) and len(event_id) <= _EVENT_ID_CHARS else None
 
 
 def examine(text: str) -> Finding:
-    """As `judge`, before the event is serialised: for a caller that translates it first."""
+    """What becomes of a message from the client. Of a repeated key only the last value is forwarded."""
     if is_plain_append(text):
         return Passed(text)
     try:
@@ -149,15 +168,23 @@ def examine(text: str) -> Finding:
     if kind.startswith("broker."):  # never for Azure, whatever else is in it
         return Command(event)
     shape = CLIENT_EVENTS.get(kind)
+    event_id = event_id_of(event)
+    if kind == OVERSIZED_IMAGE:
+        return Refused("image_too_large", "the image is larger than this broker takes: send a smaller one", "item")
     if shape is None:
-        return Refused("unknown_event", f"{shown_name(kind)} is no event that a client may send; {_REFERENCE}")
+        message = f"{shown_name(kind)} is no event that a client may send; {_REFERENCE}"
+        return Refused("unknown_event", message, "type", event_id)
     try:
         found = permitted(event, shape)
     except NotPermittedError as fault:
         if _claims_operators_role(fault.holder):
-            return Refused("system_item_refused", "items with the role system or developer are not taken from a client")
-        return Refused("event_refused", f"{kind}: {fault.where} may not be {shown_name(fault.value)}; {_REFERENCE}")
-    return Allowed(found.value, found.left_out)
+            message = "items with the role system or developer are not taken from a client"
+            return Refused("system_item_refused", message, fault.where, event_id)
+        message = f"{kind}: {fault.where} may not be {shown_name(fault.value)}; {_REFERENCE}"
+        return Refused("event_refused", message, fault.where, event_id)
+    if not found.left_out:
+        return Allowed(found.value)
+    return Allowed(found.value, found.left_out, tuple(islice(unlisted(event, shape), _UNLISTED_AT_MOST)))
 
 
 def _claims_operators_role(item: Mapping[str, Any]) -> bool:
