@@ -43,10 +43,20 @@ class Cloud:
     authority: str
     unified_scope: str
     direct_scope: str
+    authority_aliases: tuple[str, ...] = ()  # hosts that the same Entra answers at
 
     def scope(self, host: str) -> str:
         """The scope of tokens for `host`."""
         return self.unified_scope if host.endswith(f".services.ai.{self.domain}") else self.direct_scope
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """Every scope whose tokens Azure's voice services take."""
+        return frozenset(f"https://{name}.{self.domain}/.default" for name in ("ai", "cognitiveservices"))
+
+    def has_authority(self, url: str) -> bool:
+        """Whether this cloud's Entra answers at `url`."""
+        return urlsplit(url).hostname in {urlsplit(self.authority).hostname, *self.authority_aliases}
 
 
 _PUBLIC = Cloud(
@@ -55,6 +65,7 @@ _PUBLIC = Cloud(
     "https://login.microsoftonline.com",
     unified_scope="https://ai.azure.com/.default",
     direct_scope="https://ai.azure.com/.default",
+    authority_aliases=("login.windows.net", "login.microsoft.com"),
 )
 _CLOUDS = (
     _PUBLIC,
@@ -71,6 +82,7 @@ _CLOUDS = (
         "https://login.partner.microsoftonline.cn",
         unified_scope="https://cognitiveservices.azure.cn/.default",
         direct_scope="https://cognitiveservices.azure.cn/.default",
+        authority_aliases=("login.chinacloudapi.cn",),
     ),
 )
 

@@ -61,6 +61,14 @@ class OutboundProxy:
             return {}
         return {"Proxy-Authorization": f"Basic {base64.b64encode(self.login.get_secret_value().encode()).decode()}"}
 
+    @property
+    def secrets(self) -> tuple[SecretStr, ...]:
+        """Every form that its password may have in a log: as it is, in the header, and in a URL."""
+        if self.login is None:
+            return ()
+        password = self.login.get_secret_value().partition(":")[2]
+        return tuple(map(SecretStr, (password, quote(password, safe=""), *self.headers.values())))
+
     def serves(self, url: str) -> bool:
         """Whether `url` is asked through it: https or wss, not on loopback, and not among those bypassed."""
         parts = urlsplit(url)

@@ -4,11 +4,13 @@
 variable is a field here: its alias is the variable's name, its description the line in `.env.example`.
 """
 
+import contextlib
 import difflib
 import ipaddress
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -40,6 +42,7 @@ __all__ = [
     "doubts",
     "load_settings",
     "unknown_variables",
+    "unused_proxies",
 ]
 
 StrategyName = Literal["ga", "direct_deployment", "project", "unified", "websocket_proxy"]
@@ -698,6 +701,24 @@ def unknown_variables(environ: Mapping[str, str] | None = None) -> list[str]:
             close = difflib.get_close_matches(name, known, n=1)
             lines.append(f"{name}: no such variable{f'; {close[0]} is meant, perhaps' if close else ''}")
     return lines
+
+
+def unused_proxies(settings: Settings, environ: Mapping[str, str] | None = None) -> list[tuple[OutboundProxy, str]]:
+    """Proxies that are known and pass some host by, each with what to do where such a host needs it."""
+    found: list[tuple[OutboundProxy, str]] = []
+    if settings.proxy is not None:
+        found.append((replace(settings.proxy, bypassed=()), "take the host out of NO_PROXY"))
+    elif settings.https_proxy is not None:
+        with contextlib.suppress(InvalidProxyError):
+            proxy = parse_proxy(settings.https_proxy.get_secret_value())
+            found.append((proxy, "unset BROKER_OUTBOUND_PROXY, which switches HTTPS_PROXY off"))
+    values = os.environ if environ is None else environ
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        with contextlib.suppress(InvalidProxyError):
+            if settings.proxy is None and values.get(name):
+                proxy = parse_proxy(values[name])
+                found.append((proxy, f"set BROKER_OUTBOUND_PROXY to it: the broker does not read {name}"))
+    return found
 
 
 def doubts(settings: Settings) -> list[str]:

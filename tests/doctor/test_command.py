@@ -83,6 +83,14 @@ def test_wrong_configuration_exits_2(
         assert json.loads(ran.stdout)["counts"]["failed"] == 2
 
 
+def test_value_in_quotes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = CliRunner().invoke(doctor_command, env={"AZURE_VOICELIVE_KEY": '"canary-0123456789"'})
+    assert ran.exit_code == 2
+    assert "AZURE_VOICELIVE_KEY: is in quotes, which `docker --env-file` passes on" in ran.stdout
+    assert "canary" not in ran.stdout
+
+
 @pytest.mark.parametrize(
     "url", ["voice.example", "ftp://voice.example", "https://user:pw@voice.example", "http://[::1", "http://x:99999"]
 )

@@ -57,6 +57,22 @@ def test_region_is_judged(region: str, status: CheckStatus) -> None:
 
 
 @pytest.mark.parametrize(
+    ("region", "status"),
+    [
+        ("Sweden Central", CheckStatus.WARNING),
+        ("swedencentral", CheckStatus.WARNING),
+        ("East US 2", CheckStatus.OK),
+        ("West Europe", CheckStatus.WARNING),
+    ],
+)
+def test_region_that_refuses_a_model_is_told(region: str, status: CheckStatus) -> None:
+    check = judge_region(region, "gpt-realtime-2.1-mini")
+    assert check is not None
+    assert check.status is status
+    assert "Sweden Central" not in check.remediation or region == "West Europe"
+
+
+@pytest.mark.parametrize(
     ("audiences", "status", "accepted"),
     [
         ([f"api://{APPLICATION}"], CheckStatus.OK, f"{APPLICATION}, api://{APPLICATION}"),
@@ -91,6 +107,20 @@ def test_near_retirement_is_a_warning(today: date, status: CheckStatus, word: st
     assert (check.status, check.value) == (status, "2027-03-02")
     assert word in check.finding
     assert ("azure.md" in check.remediation) == (status is CheckStatus.WARNING)
+
+
+@pytest.mark.parametrize(
+    ("model", "status"),
+    [
+        ("gpt-realtime-2", CheckStatus.WARNING),
+        ("gpt-realtime-mini", CheckStatus.WARNING),
+        ("gpt-realtime-2.1", CheckStatus.OK),
+    ],
+)
+def test_retired_model_is_a_warning(model: str, status: CheckStatus) -> None:
+    check = judge_retirement("model", model, date(2026, 11, 28))
+    assert check is not None
+    assert check.status is status
 
 
 @pytest.mark.parametrize("name", ["my-deployment", "gpt-realtime-whisper"])

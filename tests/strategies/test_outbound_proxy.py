@@ -24,6 +24,7 @@ from tests.support.forward_proxy import LOGIN, ForwardProxy, run_forward_proxy
 from tests.support.sockets import refused_port
 from tests.support.tls import tls_files
 from tests.support.waiting import eventually
+from token_broker.observability.logging import Redactor
 from token_broker.simulator import RunningSimulator, serve
 
 HOST = "x.openai.azure.com"
@@ -48,6 +49,15 @@ def test_proxys_url_is_parsed(text: str, url: str, login: str | None) -> None:
     proxy = parse_proxy(text)
     assert (proxy.url, proxy.login.get_secret_value() if proxy.login else None) == (url, login)
     assert parse_proxy(proxy.full_url.get_secret_value()) == proxy
+
+
+def test_every_form_of_the_password_is_a_secret() -> None:
+    proxy = parse_proxy("http://user:canary-p%C3%A4ss%401@proxy.example:3128")
+    assert "canary" not in f"{proxy} {proxy!r} {proxy.url}"
+    redact = Redactor(proxy.secrets)
+    assert redact("http://user:canary-p%C3%A4ss%401@proxy") == "http://user:[redacted]@proxy"
+    assert redact("user:canary-päss@1") == "user:[redacted]"
+    assert "dXNlcjpjYW5hcnk" not in redact(str(proxy.headers))
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from strategies.base import EphemeralGrant, SessionSpec
 from strategies.chain import Link, Strategy
 from strategies.credentials import Credentials, EntraTokens, TokenSource
 from strategies.errors import CredentialError, KeysDisabledError, MintError
-from strategies.transport import BoundedResolver, make_transport
+from strategies.transport import make_transport
 from token_broker.azure import build_chain, build_connector
 from token_broker.doctor.checks import Check, CheckStatus, KnownIssue
-from token_broker.doctor.hosts import Host, examine_host, ms_since
+from token_broker.doctor.hosts import Host, ms_since
 from token_broker.doctor.silent_talk import examine_talks
 from token_broker.doctor.verdicts import (
     AzureNames,
@@ -34,6 +34,7 @@ from token_broker.doctor.verdicts import (
     judge_region,
     judge_sockets,
 )
+from token_broker.doctor.ways import examine_way
 from token_broker.relay.azure.connector import Route
 from token_broker.sessions.agents import AgentsFileError, load_agents
 from token_broker.sessions.plans import session_spec
@@ -96,14 +97,14 @@ async def examine_azure(
         return
     # The two bases may share their host, which is checked once then. dict.fromkeys keeps the order, a set would not.
     hosts = dict.fromkeys(Host.of(base) for base in (target.openai_base, target.base))
-    found = await asyncio.gather(*(examine_host(host, resolver=BoundedResolver(), tls=tls) for host in hosts))
+    found = await asyncio.gather(*(examine_way(host, settings, tls=tls) for host in hosts))
     for checks in found:
         for check in checks:
             tell(check)
     if all(checks[-1].status is CheckStatus.FAILED for checks in found):
         tell(Check("azure", CheckStatus.NOTE, "nothing further was tried: no host can be reached"))
         return
-    transport = ObservingTransport(make_transport(tls=tls))
+    transport = ObservingTransport(make_transport(tls=tls, proxy=settings.proxy))
     entra = EntraTokens(source, timeout_s=ENTRA_S)
     try:
         names = AzureNames.of(

@@ -1,14 +1,31 @@
 """What the settings alone show: what is configured, and what is allowed but unlikely to be meant."""
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from strategies.endpoint import cloud_of
 from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.doctor.verdicts import judge_retirement, judge_transcription_model
 from token_broker.security.entra_jwt import audience_forms
-from token_broker.settings import VOICE_LIVE_FIRST_VERSION, Settings, unknown_variables
+from token_broker.settings import VOICE_LIVE_FIRST_VERSION, Settings, unknown_variables, unused_proxies
 
-__all__ = ["VOICE_LIVE_API_VERSIONS", "examine_configuration", "judge_api_version", "judge_audiences"]
+__all__ = [
+    "VOICE_LIVE_API_VERSIONS",
+    "examine_configuration",
+    "judge_api_version",
+    "judge_audiences",
+    "judge_cloud",
+    "judge_proxy",
+]
+
+_AUDIENCE = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[a-z][a-z0-9+.-]*://[^\s,]+")
+# Microsoft Graph's tokens cannot be verified by anybody else; Azure's are for Azure.
+_FOREIGN_AUDIENCES = frozenset({
+    "00000003-0000-0000-c000-000000000000", "https://graph.microsoft.com", "https://management.azure.com",
+    "https://ai.azure.com", "https://cognitiveservices.azure.com",
+})  # fmt: skip
+_SCOPE_ENDINGS = frozenset({".default", "access_as_user", "user_impersonation"})
 
 # The state of each version with Voice Live, as docs/azure.md §6.1 has it (a test compares the two). The settings do not
 # accept `v1`, so it is left out.
@@ -45,28 +62,72 @@ def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Ch
             judge_transcription_model(settings.transcription_model, today),
         )
         checks += [check for check in retirements if check is not None]
+        checks += judge_cloud(settings)
     if settings.auth == "entra":
         checks.append(judge_audiences(settings.entra_audience))
+    checks += judge_proxy(settings)
     for line in unknown_variables():
         finding = line.replace("no such variable", "is not a variable of the broker")
         checks.append(Check("configuration", CheckStatus.WARNING, finding, remediation="correct or remove it"))
     return checks
 
 
+def judge_cloud(settings: Settings) -> list[Check]:
+    """Which cloud the endpoint is in, where it is not the public one; and Entra settings that do not fit it."""
+    checks = []
+    cloud, name = settings.cloud, "cloud"
+    if cloud is not cloud_of():
+        finding = f"{cloud.name}: tokens for {settings.azure_scope} from {settings.azure_authority}"
+        remediation = f"az cloud set --name {cloud.name} before the az commands of this report"
+        checks.append(Check(name, CheckStatus.NOTE, finding, remediation=remediation))
+    if settings.uses_key:
+        return checks
+    if settings.azure_scope not in cloud.scopes:
+        remediation = f"unset AZURE_VOICELIVE_ENTRA_SCOPE, or set one of {', '.join(sorted(cloud.scopes))}"
+        finding = f"tokens for another audience are asked for than {cloud.name} takes: {settings.azure_scope}"
+        checks.append(Check(name, CheckStatus.WARNING, finding, remediation=remediation))
+    if not cloud.has_authority(settings.azure_authority):
+        remediation = f"unset AZURE_AUTHORITY_HOST, or set {cloud.authority}"
+        finding = f"tokens are asked of another Entra than {cloud.name}'s: {settings.azure_authority}"
+        checks.append(Check(name, CheckStatus.WARNING, finding, remediation=remediation))
+    return checks
+
+
 def judge_audiences(audiences: Sequence[str]) -> Check:
-    """Which audiences callers' access tokens may have, and whether v2 tokens can be among them."""
+    """Which audiences callers' access tokens may have, and whether any token can have them at all."""
+    name = "audience"
+    for audience in audiences:
+        is_foreign = audience.rstrip("/") in _FOREIGN_AUDIENCES
+        if is_foreign or audience.rpartition("/")[2] in _SCOPE_ENDINGS or not _AUDIENCE.fullmatch(audience):
+            finding = f"{audience} is {'another service' if is_foreign else 'no audience of a token'}"
+            remediation = (
+                "set BROKER_ENTRA_AUDIENCE to the id of your own app registration, or to its URI api://<client id>; "
+                "clients ask for api://<client id>/.default"
+            )
+            return Check(name, CheckStatus.WARNING, finding, remediation=remediation)
     forms = [audience_forms(audience) for audience in audiences]
     accepted = ", ".join(dict.fromkeys(form for each in forms for form in each))
     finding = f"callers' access tokens are taken for the audiences {accepted}"
     if any(len(each) > 1 for each in forms):
-        return Check("audience", CheckStatus.OK, finding)
+        return Check(name, CheckStatus.OK, finding)
     return Check(
-        "audience",
+        name,
         CheckStatus.WARNING,
         f"{finding}; v2 tokens name the application's id instead of its URI, and get 401",
         remediation="list the application's id in BROKER_ENTRA_AUDIENCE too, unless its tokens are v1; the broker logs "
         "the audience of a token that it refuses (token_for_another_audience)",
     )
+
+
+def judge_proxy(settings: Settings) -> list[Check]:
+    """What leads out of this network, and a proxy that is known and not used."""
+    if settings.proxy is not None:
+        bypassed = f", but for {', '.join(settings.no_proxy)} and loopback" if settings.no_proxy else ""
+        return [Check("proxy", CheckStatus.OK, f"hosts are asked through {settings.proxy.url}{bypassed}")]
+    return [
+        Check("proxy", CheckStatus.NOTE, f"{proxy.url} is not used", remediation=f"if hosts need it, {what_to_do}")
+        for proxy, what_to_do in unused_proxies(settings)
+    ]
 
 
 def judge_api_version(settings: Settings) -> Check:

@@ -10,7 +10,7 @@ from aiohttp.abc import AbstractResolver
 
 from token_broker.doctor.checks import Check, CheckStatus, KnownIssue
 
-__all__ = ["STEP_S", "Host", "examine_host", "ms_since"]
+__all__ = ["STEP_S", "Host", "examine_host", "examine_tls", "ms_since"]
 
 STEP_S = 3.0  # a network that works answers in milliseconds; one that drops packets never does
 _CERTIFICATE_SOON_DAYS = 14
@@ -29,6 +29,10 @@ class Host:
         parts = urlsplit(url)
         tls = parts.scheme in {"https", "wss"}
         return cls(parts.hostname or "", parts.port or (443 if tls else 80), tls)
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{f'[{self.name}]' if ':' in self.name else self.name}:{self.port}"
 
 
 def ms_since(began_s: float) -> str:
@@ -71,12 +75,13 @@ async def _examine_port(host: Host, address: str, tls: ssl.SSLContext, step_s: f
         return [Check(name, CheckStatus.FAILED, "the connection is refused", ms_since(began_s), remediation)]
     try:
         connected = Check(name, CheckStatus.OK, "connects", ms_since(began_s))
-        return [connected, await _examine_tls(host, writer, tls, step_s)] if host.tls else [connected]
+        return [connected, await examine_tls(host, writer, tls, step_s)] if host.tls else [connected]
     finally:
         writer.transport.abort()  # close() would wait for a TLS shutdown that a broken peer never sends
 
 
-async def _examine_tls(host: Host, writer: asyncio.StreamWriter, tls: ssl.SSLContext, step_s: float) -> Check:
+async def examine_tls(host: Host, writer: asyncio.StreamWriter, tls: ssl.SSLContext, step_s: float) -> Check:
+    """Whether the host at the other end speaks TLS with a certificate that is trusted."""
     name = f"tls {host.name}"
     began_s = time.monotonic()
     try:

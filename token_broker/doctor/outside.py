@@ -13,11 +13,13 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
-from strategies.transport import BoundedResolver
+from strategies.outbound_proxy import OutboundProxy
 from token_broker.doctor import outside_verdicts as verdicts
 from token_broker.doctor.checks import Check, CheckStatus, KnownIssue
-from token_broker.doctor.hosts import Host, examine_host
+from token_broker.doctor.hosts import Host
 from token_broker.doctor.outside_verdicts import BrokerAnswer
+from token_broker.doctor.ways import examine_way
+from token_broker.settings import Settings
 from token_broker.web.requests import websocket_url
 
 __all__ = ["examine_broker"]
@@ -33,15 +35,18 @@ _FORGED = base64.b64encode(
 ).decode()
 
 
-async def examine_broker(url: str, client: httpx.AsyncClient, tell: Tell, *, tls: ssl.SSLContext) -> None:
+async def examine_broker(
+    url: str, client: httpx.AsyncClient, tell: Tell, *, settings: Settings, tls: ssl.SSLContext
+) -> None:
     """Checks host, platform authentication, status, plan, CORS, WebSocket and forged headers of the broker at `url`."""
     base = url.rstrip("/")
-    found = await examine_host(Host.of(base), resolver=BoundedResolver(), tls=tls)
+    found = await examine_way(Host.of(base), settings, tls=tls)
     for check in found:
         tell(check)
     if found[-1].status is CheckStatus.FAILED:
         return
-    outside = _Outside(base, client, tell)
+    proxy = settings.proxy if settings.proxy is not None and settings.proxy.serves(base) else None
+    outside = _Outside(base, client, tell, proxy)
     await outside.get("/healthz", verdicts.judge_health)
     # Probes are answered under every host name. All else would be refused alike, so one check is enough then.
     status = await outside.ask("GET", f"{_VOICE}/status")
@@ -65,6 +70,7 @@ class _Outside:
     base: str
     client: httpx.AsyncClient
     tell: Tell
+    proxy: OutboundProxy | None
 
     async def get(self, path: str, judge: Callable[[BrokerAnswer], Check | None]) -> None:
         """Asks for `path`, and has `judge` make a check of the answer."""
@@ -99,7 +105,12 @@ class _Outside:
         try:
             async with (
                 asyncio.timeout(ANSWER_S),
-                connect(url, subprotocols=[Subprotocol("realtime")], ssl=tls) as socket,
+                connect(
+                    url,
+                    subprotocols=[Subprotocol("realtime")],
+                    ssl=tls,
+                    proxy=self.proxy.full_url.get_secret_value() if self.proxy else None,
+                ) as socket,
             ):
                 await socket.recv()
         except ConnectionClosed as closed:

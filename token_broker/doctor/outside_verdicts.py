@@ -25,6 +25,7 @@ __all__ = [
 _OK = 200
 _MAX_DETAIL_CHARS = 300  # the only text of a peer's in a report: a broker's own detail, printable and short
 _TICKET_REFUSED = 4401
+_SIGN_IN = ("/.auth/", "login.microsoftonline.", "login.partner.microsoftonline.cn", "login.chinacloudapi.cn")
 # Only known names are reported: the answer may be anybody's, and a report may hold no text of a peer's.
 _STRATEGIES = ("ga", "direct_deployment", "project", "unified")
 _PLATFORM_REMEDIATION = (
@@ -76,7 +77,7 @@ def judge_health(answer: BrokerAnswer) -> Check:
 
 def _answered_by_another(name: str, answer: BrokerAnswer) -> Check:
     location = answer.headers.get("location", "")
-    signs_in = 300 <= answer.status < 400 and any(sign in location for sign in ("/.auth/", "login.microsoftonline."))  # noqa: PLR2004
+    signs_in = 300 <= answer.status < 400 and any(sign in location for sign in _SIGN_IN)  # noqa: PLR2004
     if answer.status in {401, 403} or signs_in:
         return Check(
             name,

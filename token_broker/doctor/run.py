@@ -12,6 +12,7 @@ from token_broker.doctor.checks import Check, CheckStatus, Report
 from token_broker.doctor.configuration import examine_configuration
 from token_broker.doctor.outside import examine_broker
 from token_broker.doctor.stores import examine_database, examine_zep
+from token_broker.doctor.tenant import examine_tenant
 from token_broker.settings import Settings
 
 __all__ = ["LIMIT_S", "run_doctor"]
@@ -53,12 +54,17 @@ async def run_doctor(
             if (zep := await examine_zep(settings, client)) is not None:
                 tell(zep)
 
+        async def examine_sign_in() -> None:
+            if (tenant := await examine_tenant(settings, client)) is not None:
+                tell(tenant)
+
         parts: dict[str, Coroutine[Any, Any, None]] = {
             "azure": examine_azure(settings, tell, connect=connect, source=source, tls=tls),
             "stores": examine_stores(),
+            "callers": examine_sign_in(),
         }
         if url is not None:
-            parts["url"] = examine_broker(url, client, tell, tls=tls)
+            parts["url"] = examine_broker(url, client, tell, settings=settings, tls=tls)
         tasks = {asyncio.create_task(part, name=f"doctor {name}"): name for name, part in parts.items()}
         try:
             # Not a TaskGroup: it would cancel the other parts if one fails.

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 from sqlalchemy.engine import make_url
 
+from strategies.outbound_proxy import ProxyFailedError
 from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.doctor.hosts import STEP_S, ms_since
 from token_broker.memory.drivers.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
@@ -135,11 +136,13 @@ async def examine_zep(settings: Settings, client: httpx.AsyncClient) -> Check | 
             answer = await client.get(
                 f"{base}/api/v2/sessions/{_UNKNOWN_SESSION}", headers={"Authorization": f"Api-Key {key}"}
             )
-    except (httpx.HTTPError, OSError, TimeoutError):
-        remediation = "check ZEP_API_URL and the network; turns wait in the outbox meanwhile, and none is lost"
-        return Check(
-            "zep", CheckStatus.FAILED, f"{urlsplit(base).hostname} does not answer", ms_since(began_s), remediation
+    except (httpx.HTTPError, OSError, TimeoutError) as error:
+        remediation = (
+            "check ZEP_API_URL, the network and its proxy; turns wait in the outbox meanwhile, and none is lost"
         )
+        silent = f"{urlsplit(base).hostname} does not answer"
+        finding = str(error) if isinstance(error, ProxyFailedError) else silent
+        return Check("zep", CheckStatus.FAILED, finding, ms_since(began_s), remediation)
     return judge_zep(answer.status_code, ms_since(began_s))
 
 

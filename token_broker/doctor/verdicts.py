@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 _RETIREMENT_NOTICE_DAYS = 60  # time to get quota for another model, and to roll it out
+_REFUSED_WHERE_DEPLOYED = frozenset({("gpt-realtime-2.1-mini", "swedencentral")})
 _SKEW_FINE_S = 5  # the Date header has whole seconds, and the answer took time to arrive
 _SKEW_FATAL_S = 300  # beyond five minutes Entra's tokens are rejected as not yet valid, or as expired
 _KEY_REMEDIATION = (
@@ -197,6 +198,10 @@ def judge_region(region: str | None, model: str) -> Check | None:
     regions = table.region_names(wanted.name)
     known = {"".join(name.split()).lower(): name for name in regions}
     plain = "".join(region.split()).lower()
+    if (wanted.name, plain) in _REFUSED_WHERE_DEPLOYED:
+        finding = f"lets {wanted.name} be deployed, and refuses its sessions (docs/azure.md §7.2)"
+        others = ", ".join(name for key, name in known.items() if (wanted.name, key) not in _REFUSED_WHERE_DEPLOYED)
+        return Check("region", CheckStatus.WARNING, finding, known[plain], f"create a resource in {others}")
     if plain in known:
         return Check("region", CheckStatus.OK, f"has {wanted.name}", known[plain])
     return Check(

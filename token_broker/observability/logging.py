@@ -82,10 +82,7 @@ class Redactor:
 
 def own_secrets(settings: Settings) -> tuple[SecretStr | None, ...]:
     """The settings' secrets, as a `Redactor` wants them."""
-    proxy = settings.proxy
-    password = proxy.login.get_secret_value().partition(":")[2] if proxy and proxy.login else ""
-    proxys = (proxy.login, SecretStr(password), *map(SecretStr, proxy.headers.values())) if proxy else ()
-    return (settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys, *proxys)
+    return (settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys)
 
 
 def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) -> None:
@@ -95,7 +92,9 @@ def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) 
     """
     console = settings.log_format == "console" or (settings.log_format is None and sys.stderr.isatty())
     level = getattr(logging, settings.log_level.upper())
-    redact = Redactor([*own_secrets(settings), *secrets])
+    # The proxy's password is no secret of `own_secrets`: Azure never sees it, and it may be a word that a talk has.
+    proxys = settings.proxy.secrets if settings.proxy is not None else ()
+    redact = Redactor([*own_secrets(settings), *proxys, *secrets])
     shared: list[Any] = [
         _add_ids,
         structlog.processors.add_log_level,
