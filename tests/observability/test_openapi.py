@@ -26,6 +26,7 @@ ELSEWHERE = {
     "http_error",
     "upgrade_required",
     "sideband_not_served",
+    "transcription_not_served",
     "malformed_request",
     "malformed_handshake",
     "head_timeout",
