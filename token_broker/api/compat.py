@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from strategies.base import SessionSpec, flat_session, ga_realtime_session
-from token_broker.api.compat_operations import CALL_PATHS, HANG_UP_PATHS, MINT_PATHS, SESSION_PATHS
+from token_broker.api.compat_operations import CALL_PATHS, HANG_UP_PATHS, MAX_FORM_FIELDS, MINT_PATHS, SESSION_PATHS
 from token_broker.api.offers import CallRelay, check_offer
 from token_broker.api.token import Minting
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
@@ -48,7 +48,6 @@ from token_broker.web.requests import Problem, correlation_id, parse_json, read_
 __all__ = ["CompatState", "compat_routes"]
 
 _NO_STORE = {"Cache-Control": "no-store"}
-_MAX_FORM_FIELDS = 8
 _BOUNDARY = re.compile(r'\bboundary=("[^"]*"|[^";,\s]+)', re.IGNORECASE)
 
 
@@ -278,7 +277,7 @@ async def _sdp_field(request: Request[CompatState], body: bytes, limit_bytes: in
     boundary = _BOUNDARY.search(request.headers["content-type"])
     headers = Headers({"content-type": f"multipart/form-data; {boundary[0]}" if boundary else ""})
     parser = MultiPartParser(
-        headers, whole(), max_files=_MAX_FORM_FIELDS, max_fields=_MAX_FORM_FIELDS, max_part_size=limit_bytes
+        headers, whole(), max_files=MAX_FORM_FIELDS, max_fields=MAX_FORM_FIELDS, max_part_size=limit_bytes
     )
     try:
         form = await parser.parse()

@@ -5,7 +5,17 @@ from token_broker.relay.adapters import COMPAT_ENDPOINTS
 from token_broker.sessions.schemas import BetaSession, BetaSessionRequest, ClientSecret, ClientSecretRequest
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec, SocketSpec
 
-__all__ = ["CALL_PATHS", "COMPAT_OPERATIONS", "COMPAT_SOCKETS", "HANG_UP_PATHS", "MINT_PATHS", "SESSION_PATHS"]
+__all__ = [
+    "CALL_PATHS",
+    "COMPAT_OPERATIONS",
+    "COMPAT_SOCKETS",
+    "HANG_UP_PATHS",
+    "MAX_FORM_FIELDS",
+    "MINT_PATHS",
+    "SESSION_PATHS",
+]
+
+MAX_FORM_FIELDS = 8  # of an offer; clients send two
 
 # What the clients put before `/realtime`: OpenAI's own, Azure's, Azure's with an api-version, and a deployment's.
 _PREFIXES = ("/v1", "/openai/v1", "/openai", "/openai/deployments/{deployment}")
@@ -131,6 +141,8 @@ COMPAT_OPERATIONS = (
                     "type": "object",
                     "properties": {"sdp": OFFER_SCHEMA, "session": {"type": "string"}},
                     "required": ["sdp"],
+                    "additionalProperties": {"type": "string"},
+                    "maxProperties": MAX_FORM_FIELDS,
                 }
             },
         ),

@@ -226,7 +226,7 @@ def _operation(operation: Operation, path: str, number: int) -> Json:
             for status, answer in sorted(
                 [
                     *((answer.status, _answer(answer)) for answer in operation.answers),
-                    *((status, _problem(status, codes)) for status, codes in _problems(operation).items()),
+                    *((status, _problem(status, codes)) for status, codes in _problems(operation, path).items()),
                 ],
                 key=lambda pair: pair[0],
             )
@@ -247,11 +247,11 @@ def _operation(operation: Operation, path: str, number: int) -> Json:
     return described
 
 
-def _problems(operation: Operation) -> dict[int, tuple[str, ...]]:
+def _problems(operation: Operation, path: str) -> dict[int, tuple[str, ...]]:
     """The codes of the operation, and those that any route may answer."""
     any_route = _ANY_ROUTE if operation.method in _SAFE else _ANY_ROUTE | _STATE_CHANGING
     own = operation.problems
-    if "{" in operation.path and "not_found" not in own.get(404, ()):
+    if "{" in path and "not_found" not in own.get(404, ()):
         any_route = any_route | _WITH_PATH_PARAMETER
     return {status: (*own.get(status, ()), *any_route.get(status, ())) for status in {*own, *any_route}}
 
