@@ -158,6 +158,7 @@ def _parameters(item: pytest.Item) -> dict[str, Any]:
     return parameters
 
 
+_SHARED = frozenset({"HOST", "PORT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})  # with other programs
 _OURS = ("BROKER_", "AZURE_", "ZEP_", "SIMULATOR_", "IDENTITY_", "MSI_", "OTEL_")
 
 
@@ -166,7 +167,7 @@ def _environment_of_its_own() -> Iterator[None]:
     """Nothing of the developer's environment reaches a test."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(_OURS) or name.upper() in {"HOST", "PORT", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}:
+            if name.startswith(_OURS) or name.upper() in _SHARED:
                 patch.delenv(name)
         yield
 

@@ -478,7 +478,7 @@ async def test_undeliverable_answer_ends_call(tmp_path: Path) -> None:
         owner = Owner(uuid7(), "anonymous", 1)
         lease = calls.talks.acquire("anonymous")
         lease.keep("rtc_abc", for_s=60)
-        spec = session_spec(next(iter(calls.minting.agents)), calls.minting.settings)
+        spec = session_spec(next(iter(calls.minting.agents.values())), calls.minting.settings)
         call = PlacedCall(b"v=0", azure.url, "rtc_abc", "token", spec)
 
         async def receive() -> Any:

@@ -134,6 +134,18 @@ async def test_log_names_the_audience_that_came(tenant: Tenant, http: httpx.Asyn
     assert logged == []  # a stranger writes nothing into the log
 
 
+@pytest.mark.parametrize(
+    "issuer",
+    [f"https://login.partner.microsoftonline.cn/{TENANT}/v2.0", f"https://sts.chinacloudapi.cn/{TENANT}/"],
+)
+async def test_issuers_in_china_are_accepted(issuer: str, tenant: Tenant, jwks: JwksCache) -> None:
+    authority = "https://login.partner.microsoftonline.cn"
+    verifier = EntraTokenVerifier(jwks, authority=authority, tenant_id=TENANT, audiences=[AUDIENCE])
+    assert (await verifier.verify(tenant.token(iss=issuer))).tenant_id == TENANT
+    with pytest.raises(TokenRefusedError, match="another issuer"):
+        await verifier.verify(tenant.token(iss=f"https://login.microsoftonline.com/{TENANT}/v2.0"))
+
+
 @pytest.mark.parametrize(("name", "offset_s"), [("exp", -30), ("nbf", 30)])
 async def test_clocks_may_differ_by_a_minute(
     tenant: Tenant, verifier: EntraTokenVerifier, name: str, offset_s: int
