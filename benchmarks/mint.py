@@ -80,8 +80,9 @@ def bare(port: int, upstream_port: int) -> None:
     import uvloop
     from aiohttp import ClientSession, web
 
-    from strategies.session_body import ga_client_secret
-    from token_broker.sessions.agents import load_agents, session_spec
+    from strategies.base import ga_client_secret
+    from token_broker.sessions.agents import load_agents
+    from token_broker.sessions.plans import session_spec
     from token_broker.settings import Settings
 
     agent = load_agents().get("elena")

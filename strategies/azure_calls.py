@@ -21,7 +21,7 @@ from strategies.errors import (
     TimedOutError,
     TransientError,
 )
-from strategies.upstream import Answer, classify, read_body
+from strategies.upstream import Answer, classify, connection_failure, read_body
 
 __all__ = ["AcceptedCall", "AzureCalls"]
 
@@ -106,7 +106,7 @@ class AzureCalls:
         except MintError:
             raise
         except Exception as error:  # noqa: BLE001  # httpx's errors, and those its transport lets through unmapped
-            raise TransientError(f"the connection failed ({type(error).__name__})") from None
+            raise TransientError(connection_failure(error)) from None
 
 
 def _call_id(headers: Mapping[str, str]) -> str | None:

@@ -3,26 +3,41 @@
 Each strategy that is left gets an equal share of the time that is left. One that exceeds its share is cancelled. One
 that ignores the cancellation is left running, and nobody waits for it. With `websocket_proxy` among the links the chain
 always ends in a grant. `Chain.mint` raises nothing but the cancellation of its caller.
+
+`retry` repeats one strategy's transient failures within its share. The only module that uses tenacity.
 """
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
+import tenacity
 
-from strategies.base import Attempt, Grant, SessionSpec
+from strategies.base import Attempt, Grant, ProxyGrant, SessionSpec
 from strategies.endpoint import Target
-from strategies.errors import MintError, TimedOutError
+from strategies.errors import CredentialError, MintError, RateLimitedError, TimedOutError, TransientError
 from strategies.health import BreakerState, CircuitBreaker, Permit
-from strategies.retry import RetryPolicy, Tries, retry
-from strategies.websocket_proxy import WebSocketProxy
 
-__all__ = ["Chain", "ChainResult", "Link", "OnAttempt", "SpecSupplier", "Strategy"]
+__all__ = [
+    "Chain",
+    "ChainResult",
+    "Link",
+    "OnAttempt",
+    "RetryPolicy",
+    "SpecSupplier",
+    "Strategy",
+    "Tries",
+    "WebSocketProxy",
+    "retry",
+]
 
 log = structlog.get_logger("token_broker.chain")
+
+T = TypeVar("T")
 
 OnAttempt = Callable[[Attempt], None]
 SpecSupplier = Callable[[], Awaitable[SessionSpec]]
@@ -54,6 +69,21 @@ class Strategy(Protocol):
         ...
 
 
+class WebSocketProxy:
+    """Grants the proxy at once and always. It mints nothing, so it needs no spec, no time and no breaker."""
+
+    name = "websocket_proxy"
+
+    @staticmethod
+    def applies(target: Target) -> bool:
+        """True for every endpoint: the talk needs only somewhere to go."""
+        return bool(target.base)
+
+    def grant(self) -> ProxyGrant:
+        """The proxy's grant."""
+        return ProxyGrant(self.name)
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """A strategy that mints, and its breaker."""
@@ -68,6 +98,27 @@ class ChainResult:
 
     grant: Grant | None
     attempts: tuple[Attempt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """`attempts` in all, each of at most `attempt_timeout_s`.
+
+    Between them is Azure's `Retry-After`, or a wait with full jitter whose bound doubles from `backoff_s` to
+    `backoff_max_s`. Tests set `backoff_s=0`, so that they do not wait.
+    """
+
+    attempts: int = 2
+    attempt_timeout_s: float = 2.5
+    backoff_s: float = 0.1
+    backoff_max_s: float = 1.0
+
+
+@dataclass(slots=True)
+class Tries:
+    """Counts the attempts. The caller holds it, because a cancelled `retry` returns nothing."""
+
+    count: int = 0
 
 
 class Chain:
@@ -192,3 +243,56 @@ class Chain:
         task.cancel()
         self._left_behind.add(task)
         task.add_done_callback(forget)
+
+
+async def retry(call: Callable[[float], Awaitable[T]], *, policy: RetryPolicy, deadline_s: float, tries: Tries) -> T:
+    """Awaits `call(timeout_s)` until it succeeds, fails for good, or `deadline_s` (monotonic) leaves no time for more.
+
+    Only transient failures are repeated, except timeouts and missing credentials: a timeout has used the time up, and
+    the credential was asked for a moment ago. A `Retry-After` beyond the deadline ends it at once. Raises the error of
+    the last attempt.
+    """
+
+    async def attempt() -> T:
+        tries.count += 1
+        timeout_s = min(policy.attempt_timeout_s, deadline_s - time.monotonic())
+        if timeout_s <= 0:
+            raise TimedOutError("no time was left for it")
+        return await call(timeout_s)
+
+    # The first attempt runs without tenacity: nearly every call needs no second one, and setting tenacity up costs as
+    # much CPU as the mint.
+    try:
+        return await attempt()
+    except TransientError as error:
+        if policy.attempts == 1 or not _is_worth_repeating(error):
+            raise
+        first: TransientError | None = error
+
+    async def again() -> T:
+        nonlocal first
+        if (error := first) is not None:
+            first = None
+            raise error
+        return await attempt()
+
+    return await tenacity.AsyncRetrying(
+        stop=lambda state: (
+            state.attempt_number >= policy.attempts or time.monotonic() + state.upcoming_sleep >= deadline_s
+        ),
+        wait=lambda state: _wait_s(state, policy),
+        retry=tenacity.retry_if_exception(_is_worth_repeating),
+        reraise=True,
+    )(again)
+
+
+def _is_worth_repeating(error: BaseException) -> bool:
+    return isinstance(error, TransientError) and not isinstance(error, TimedOutError | CredentialError)
+
+
+def _wait_s(state: tenacity.RetryCallState, policy: RetryPolicy) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, RateLimitedError) and error.retry_after_s is not None:
+        return error.retry_after_s
+    longest_s = min(policy.backoff_max_s, policy.backoff_s * 2 ** (state.attempt_number - 1))
+    return random.uniform(0, longest_s)  # noqa: S311  # jitter, not a secret

@@ -13,12 +13,14 @@ import importlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import structlog
 from pydantic import SecretStr
 
+from strategies.endpoint import cloud_of
 from strategies.errors import CredentialError
+from strategies.outbound_proxy import OutboundProxy
 from strategies.single_flight import SingleFlight
 
 if TYPE_CHECKING:
@@ -216,16 +218,15 @@ class Credentials:
 class _AzureIdentity:
     """azure-identity's default chain. Created at the first fetch, because its import takes a large part of a second."""
 
-    def __init__(self, scope: str, client_id: str | None) -> None:
+    def __init__(self, scope: str, options: dict[str, Any]) -> None:
         self._scope = scope
-        self._client_id = client_id
+        self._options = options
         self._credential: DefaultAzureCredential | None = None
 
     async def fetch(self) -> AccessToken:
         if self._credential is None:
             module = await asyncio.to_thread(importlib.import_module, "azure.identity.aio")
-            options = {"managed_identity_client_id": self._client_id} if self._client_id else {}
-            self._credential = module.DefaultAzureCredential(**options)
+            self._credential = module.DefaultAzureCredential(**self._options)
         token = await self._credential.get_token(self._scope)
         return AccessToken(SecretStr(token.token), token.expires_on)
 
@@ -234,6 +235,21 @@ class _AzureIdentity:
             await self._credential.close()
 
 
-def azure_identity_source(scope: str, *, client_id: str | None = None) -> TokenSource:
-    """Tokens for `scope` from azure-identity's `DefaultAzureCredential`. `client_id` names a managed identity."""
-    return _AzureIdentity(scope, client_id)
+def azure_identity_source(
+    scope: str, *, client_id: str | None = None, authority: str | None = None, proxy: OutboundProxy | None = None
+) -> TokenSource:
+    """Tokens for `scope` from azure-identity's `DefaultAzureCredential`.
+
+    `client_id` names a managed identity; `authority` is the base URL of another cloud's Entra, which is asked through
+    `proxy` where that serves it.
+    """
+    # Not azure-identity's own reading of the environment: it knows only HTTPS_PROXY, and sends what is asked of the
+    # machine's own identity endpoint, by plain http, to HTTP_PROXY.
+    options: dict[str, Any] = {"use_env_settings": False}
+    if client_id:
+        options["managed_identity_client_id"] = client_id
+    if authority:
+        options["authority"] = authority
+    if proxy is not None and proxy.serves(authority or cloud_of().authority):
+        options["proxies"] = {"https": proxy.full_url.get_secret_value()}
+    return _AzureIdentity(scope, options)

@@ -1,7 +1,7 @@
-"""Parses an Azure endpoint into its kind and the base URLs of its routes.
+"""Parses an Azure endpoint into its cloud, its kind and the base URLs of its routes.
 
 One AI Services resource answers on several hosts that share its name (docs/azure.md §1.1). The host that was configured
-decides which routes there are, and GA's mint is derived from its name.
+decides which routes there are, and GA's mint is derived from its name. Its last labels say which cloud it is in (§1.2).
 """
 
 import ipaddress
@@ -9,10 +9,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import urlsplit
 
-__all__ = ["EndpointError", "EndpointKind", "Target", "is_loopback", "parse_endpoint", "parse_target"]
+__all__ = [
+    "Cloud",
+    "EndpointError",
+    "EndpointKind",
+    "Target",
+    "cloud_of",
+    "is_loopback",
+    "parse_endpoint",
+    "parse_target",
+]
 
-_DIRECT_SUFFIXES = (".openai.azure.com", ".openai.azure.us")
-_UNIFIED_SUFFIXES = (".services.ai.azure.com", ".services.ai.azure.us")
 _API_PATHS = ("/openai", "/api/projects", "/voice-live")
 
 
@@ -25,6 +32,47 @@ class EndpointKind(StrEnum):
 
     DIRECT = "direct"  # Azure OpenAI: mints, SDP, the GA socket
     UNIFIED = "unified"  # AI Services: Voice Live, and the first version's mint routes
+
+
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """One of Azure's clouds: how its hosts end, and where and for what its Entra gives tokens."""
+
+    name: str  # as `az cloud set` takes it
+    domain: str
+    authority: str
+    unified_scope: str
+    direct_scope: str
+
+    def scope(self, host: str) -> str:
+        """The scope of tokens for `host`."""
+        return self.unified_scope if host.endswith(f".services.ai.{self.domain}") else self.direct_scope
+
+
+_PUBLIC = Cloud(
+    "AzureCloud",
+    "azure.com",
+    "https://login.microsoftonline.com",
+    unified_scope="https://ai.azure.com/.default",
+    direct_scope="https://ai.azure.com/.default",
+)
+_CLOUDS = (
+    _PUBLIC,
+    Cloud(
+        "AzureUSGovernment",
+        "azure.us",
+        "https://login.microsoftonline.us",
+        unified_scope="https://ai.azure.us/.default",
+        direct_scope="https://cognitiveservices.azure.us/.default",
+    ),
+    Cloud(
+        "AzureChinaCloud",
+        "azure.cn",
+        "https://login.partner.microsoftonline.cn",
+        unified_scope="https://cognitiveservices.azure.cn/.default",
+        direct_scope="https://cognitiveservices.azure.cn/.default",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +99,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def cloud_of(*urls: str | None) -> Cloud:
+    """The cloud of the first URL whose host is Azure's; the public one where none is, as behind a gateway."""
+    hosts = [(urlsplit(url).hostname or "") for url in urls if url]
+    return next((cloud for host in hosts for cloud in _CLOUDS if host.endswith(f".{cloud.domain}")), _PUBLIC)
 
 
 def parse_endpoint(url: str) -> str:
@@ -92,10 +146,11 @@ def parse_target(
     if kind is None:
         # Unified, since a gateway or a custom domain in front of a direct endpoint merely answers 404 to the routes
         # that it lacks; the other way round, routes that are there would never be asked.
-        kind = EndpointKind.DIRECT if host.endswith(_DIRECT_SUFFIXES) else EndpointKind.UNIFIED
+        direct = tuple(f".openai.{cloud.domain}" for cloud in _CLOUDS)
+        kind = EndpointKind.DIRECT if host.endswith(direct) else EndpointKind.UNIFIED
     if openai_endpoint:
         return Target(base, kind, parse_endpoint(openai_endpoint), project)
-    for unified, direct in zip(_UNIFIED_SUFFIXES, _DIRECT_SUFFIXES, strict=True):
-        if host.endswith(unified):
-            return Target(base, kind, f"https://{host.removesuffix(unified)}{direct}", project)
+    for cloud in _CLOUDS:
+        if host.endswith(unified := f".services.ai.{cloud.domain}"):
+            return Target(base, kind, f"https://{host.removesuffix(unified)}.openai.{cloud.domain}", project)
     return Target(base, kind, base, project)

@@ -1,5 +1,7 @@
 """The transport of the mints: httpx's interface over aiohttp's connection pool; name lookups; trusted authorities.
 
+What the outbound proxy serves goes through tunnels of the proxy's (strategies/outbound_proxy.py).
+
 Over aiohttp one process mints 2,500 times a second, over httpx's own pool 550 times (docs/decisions/0007).
 """
 
@@ -15,6 +17,8 @@ import aiohttp
 import httpx
 from aiohttp.abc import AbstractResolver, ResolveResult
 from httpx_aiohttp import AiohttpTransport
+
+from strategies.outbound_proxy import OutboundProxy
 
 __all__ = ["BoundedResolver", "make_tls_context", "make_transport"]
 
@@ -97,15 +101,46 @@ def make_tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
+class _ProxiedTransport(httpx.AsyncBaseTransport):
+    """Two transports: one through the proxy, for the hosts that it serves, and one without."""
+
+    def __init__(self, proxy: OutboundProxy, proxied: AiohttpTransport, direct: AiohttpTransport) -> None:
+        self._proxy = proxy
+        self._proxied = proxied
+        self._direct = direct
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if not self._proxy.serves(str(request.url)):
+            return await self._direct.handle_async_request(request)
+        try:
+            return await self._proxied.handle_async_request(request)
+        except httpx.HTTPError as error:
+            # httpx-aiohttp keeps the error that it maps as the cause; what it maps it to is not the same for all.
+            match error.__cause__:
+                case aiohttp.ClientHttpProxyError(status=status):
+                    raise self._proxy.failure(status) from None
+                case aiohttp.ClientProxyConnectionError():
+                    raise self._proxy.failure(None) from None
+            raise
+
+    async def aclose(self) -> None:
+        await self._proxied.aclose()
+        await self._direct.aclose()
+
+
 def make_transport(
-    *, tls: ssl.SSLContext | None = None, resolver: AbstractResolver | None = None, connections: int = 256
+    *,
+    tls: ssl.SSLContext | None = None,
+    resolver: AbstractResolver | None = None,
+    connections: int = 256,
+    proxy: OutboundProxy | None = None,
 ) -> httpx.AsyncBaseTransport:
     """The process's one transport; call it inside the running loop. It has no time limits: the caller sets them.
 
-    It follows no redirect, keeps no cookie, decompresses nothing and reads no proxy from the environment.
+    It follows no redirect, keeps no cookie, decompresses nothing and reads no proxy from the environment. Where `proxy`
+    fails, ProxyFailedError is raised.
     """
     trusted = tls or make_tls_context()
-    transport = AiohttpTransport(verify=trusted)
 
     def session() -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
@@ -117,5 +152,8 @@ def make_transport(
         )
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
-    transport.client = session
-    return transport
+    direct = AiohttpTransport(verify=trusted, client=session)
+    if proxy is None:
+        return direct
+    way = httpx.Proxy(proxy.url, headers=proxy.headers)
+    return _ProxiedTransport(proxy, AiohttpTransport(verify=trusted, client=session, proxy=way), direct)

@@ -33,8 +33,18 @@ from strategies.errors import (
     TimedOutError,
     TransientError,
 )
+from strategies.outbound_proxy import ProxyFailedError
 
-__all__ = ["Answer", "Minted", "Upstream", "classify", "read_body", "read_minted", "retry_after_s"]
+__all__ = [
+    "Answer",
+    "Minted",
+    "Upstream",
+    "classify",
+    "connection_failure",
+    "read_body",
+    "read_minted",
+    "retry_after_s",
+]
 
 # Azure's answers have a few KiB; a wrong host may send anything.
 MAX_ANSWER_BYTES = 262_144
@@ -173,7 +183,7 @@ class Upstream:
         except MintError:
             raise
         except Exception as error:  # noqa: BLE001  # httpx's errors, and those its transport lets through unmapped
-            raise TransientError(_connection_failure(error)) from None
+            raise TransientError(connection_failure(error)) from None
         now_s = self._clock()
         if (refused := classify(answer, now_s=now_s)) is not None:
             # A gateway may echo our credential where Azure's code or request id should be.
@@ -339,8 +349,10 @@ def _unix_seconds(value: object) -> float | None:
     return None
 
 
-def _connection_failure(error: Exception) -> str:
+def connection_failure(error: Exception) -> str:
     """Our own sentence for a driver's error, whose text may quote what was sent."""
+    if isinstance(error, ProxyFailedError):
+        return str(error)
     cause: BaseException | None = error
     names = []
     while cause is not None:

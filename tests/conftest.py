@@ -166,7 +166,7 @@ def _environment_of_its_own() -> Iterator[None]:
     """Nothing of the developer's environment reaches a test."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(_OURS) or name in {"HOST", "PORT"}:
+            if name.startswith(_OURS) or name.upper() in {"HOST", "PORT", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}:
                 patch.delenv(name)
         yield
 

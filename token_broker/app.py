@@ -14,10 +14,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
+from token_broker import __version__
 from token_broker.api.calls import CALL_OPERATIONS, create_call, hang_up
 from token_broker.api.compat import compat_routes
 from token_broker.api.compat_operations import COMPAT_OPERATIONS, COMPAT_SOCKETS
-from token_broker.api.metrics import METRICS_OPERATIONS, get_metrics
+from token_broker.api.metrics import METRICS_OPERATIONS, StateCollector, get_metrics
 from token_broker.api.openapi import openapi_routes
 from token_broker.api.proxy import VOICELIVE_PATH, VOICELIVE_SOCKET, Voicelive
 from token_broker.api.static import AZURE_ORIGINS, CLIENT_OPERATIONS, client_routes
@@ -25,14 +26,12 @@ from token_broker.api.status import STATUS_OPERATIONS, get_config, get_health, g
 from token_broker.api.token import TOKEN_OPERATIONS, create_token
 from token_broker.api.turns import MEMORY_OPERATIONS, create_turn, enrich, erase_turns, list_turns
 from token_broker.bootstrap import BrokerState, build_broker
-from token_broker.observability.event_metrics import Metrics
+from token_broker.observability.events import Metrics
 from token_broker.relay.voice_relay import websocket_not_found
 from token_broker.server.drain import Drain
 from token_broker.settings import Settings
-from token_broker.web.cors import OriginGuard
-from token_broker.web.problems import Problem, problem_response
-from token_broker.web.request_context import RequestContextMiddleware
-from token_broker.web.routing import ExactRoutes, PlainPaths, not_found
+from token_broker.web.middleware import ExactRoutes, OriginGuard, PlainPaths, RequestContextMiddleware, not_found
+from token_broker.web.requests import Problem, problem_response
 
 __all__ = ["create_app"]
 
@@ -62,6 +61,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[BrokerState]:
         del app
         async with build_broker(settings, shared_drain, metrics) as state:
+            metrics.registry.register(StateCollector(state["status"], version=__version__))
             yield state
 
     routes = _routes()
@@ -139,7 +139,7 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     """Starlette's own refusals as problem documents."""
     assert isinstance(error, HTTPException)  # noqa: S101  # as above
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return problem_response(not_found(), request.scope)
+        return problem_response(not_found(request.scope["path"]), request.scope)
     if error.status_code != HTTPStatus.METHOD_NOT_ALLOWED:
         detail = "The request can't be answered as it is."
         return problem_response(Problem(error.status_code, "http_error", detail, headers=error.headers), request.scope)

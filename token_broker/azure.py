@@ -4,17 +4,12 @@ import ssl
 
 import httpx
 
-from strategies.chain import Chain, Link, OnAttempt, Strategy
+from strategies.chain import Chain, Link, OnAttempt, RetryPolicy, Strategy, WebSocketProxy
 from strategies.credentials import Credentials, EntraTokens, azure_identity_source
-from strategies.direct_deployment import DirectDeployment
-from strategies.ga import Ga
 from strategies.health import BreakerPolicy, CircuitBreaker
-from strategies.project import Project
-from strategies.retry import RetryPolicy
+from strategies.routes import DirectDeployment, Ga, Project, Unified
 from strategies.transport import BoundedResolver
-from strategies.unified import Unified
 from strategies.upstream import Upstream
-from strategies.websocket_proxy import WebSocketProxy
 from token_broker import __version__
 from token_broker.observability.logging import log_attempt
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
@@ -42,7 +37,9 @@ def build_credentials(settings: Settings) -> Credentials | None:
         return None
     entra = None
     if settings.uses_entra:
-        source = azure_identity_source(settings.entra_scope, client_id=settings.client_id)
+        source = azure_identity_source(
+            settings.azure_scope, client_id=settings.client_id, authority=settings.azure_authority, proxy=settings.proxy
+        )
         entra = EntraTokens(source, timeout_s=settings.credential_timeout_s)
     return Credentials(key=settings.key if settings.uses_key else None, entra=entra)
 
@@ -117,4 +114,5 @@ def build_connector(settings: Settings, credentials: Credentials | None, tls: ss
         max_message_bytes=settings.azure_message_bytes,
         max_image_bytes=settings.image_bytes,
         tls=tls,
+        proxy=settings.proxy,
     )

@@ -12,34 +12,29 @@ from pydantic import SecretStr
 from strategies.credentials import Credentials
 from strategies.models import is_classic_whisper
 from strategies.transport import make_tls_context, make_transport
-from token_broker import __version__
-from token_broker.api.callers import Callers
-from token_broker.api.metrics import StateCollector
-from token_broker.api.minting import Minting
 from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
+from token_broker.api.token import Minting
 from token_broker.azure import build_chain, build_connector, build_credentials, make_client
-from token_broker.memory.drivers.files import make_private_folder
-from token_broker.memory.drivers.sqlite import sqlite_path
+from token_broker.memory.drivers.sqlite import make_private_folder, sqlite_path
 from token_broker.memory.service import Memory
-from token_broker.observability.event_metrics import Metrics, PlanCounters
-from token_broker.observability.events import observe_with
+from token_broker.observability.events import Metrics, PlanCounters, observe_with
 from token_broker.observability.logging import log_attempt
 from token_broker.observability.tracing import open_tracing
 from token_broker.relay.admission import Admission
 from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.authentication import make_authenticator
-from token_broker.security.quotas import MemoryQuotas
-from token_broker.security.rate_limits import RateLimiter, SessionLimits
+from token_broker.security.limits import MemoryQuotas, RateLimiter, SessionLimits
 from token_broker.security.tokens import TokenSigner, load_or_create_key
 from token_broker.server.drain import Drain
 from token_broker.sessions.agents import load_agents
+from token_broker.sessions.ownership import Callers
 from token_broker.sessions.plans import PlanMaker
 from token_broker.sessions.running_calls import Calls
 from token_broker.settings import Settings, SettingsError
-from token_broker.web.cors import OriginRules
+from token_broker.web.middleware import OriginRules
 
-__all__ = ["BrokerState", "build_broker", "signing_keys"]
+__all__ = ["BrokerState", "build_broker", "memory_quotas", "signing_keys"]
 
 log = structlog.get_logger("token_broker.start")
 
@@ -68,7 +63,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         tracing = await stack.enter_async_context(open_tracing(settings))
         observe = observe_with(log_attempt, metrics, plan_counters, tracing)
         agents = load_agents(settings.agents_file)
-        for agent in agents:
+        for agent in agents.values():
             if agent.sockets_only:
                 log.warning("agent_is_sockets_only", agent_id=agent.id, why="a tool of its has a credential")
         if is_classic_whisper(settings.transcription_model):
@@ -77,9 +72,11 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 model=settings.transcription_model,
                 why="a realtime session takes no classic whisper: what users say on GA is not transcribed",
             )
+        if settings.proxy is not None:
+            log.info("outbound_proxy", proxy=settings.proxy.url, bypassed=settings.no_proxy)
         signer = TokenSigner(signing_keys(settings))
         tls = make_tls_context()
-        transport = make_transport(tls=tls)
+        transport = make_transport(tls=tls, proxy=settings.proxy)
         http = await stack.enter_async_context(make_client(transport))
         credentials = build_credentials(settings)
         if credentials is not None:
@@ -157,7 +154,6 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             relay=relay.snapshot,
         )
         metrics.expect(settings.token_strategies)
-        metrics.registry.register(StateCollector(status, version=__version__))
         if settings.target is not None and credentials is not None:
             warm_up = asyncio.create_task(_warm_up(settings.target.openai_base, credentials, http), name="warm-up")
             stack.callback(warm_up.cancel)
@@ -170,16 +166,26 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 blocklist=memory.blocklist,
                 rate=rate,
                 hang_ups=RateLimiter(settings.rate_limit_per_minute),
+                drain=drain,
             ),
             minting=minting,
             calls=CallRelay(minting, signer, memory.blocklist, talks, calls),
             admission=admission,
             relay=relay,
             memory=memory,
-            quotas=MemoryQuotas(settings),
+            quotas=memory_quotas(settings),
             status=status,
             metrics=metrics,
         )
+
+
+def memory_quotas(settings: Settings) -> MemoryQuotas:
+    """The quotas of the settings."""
+    return MemoryQuotas(
+        turns_per_minute=settings.turns_per_minute,
+        turn_bytes_per_minute=settings.turn_bytes_per_minute,
+        reads_per_minute=settings.rate_limit_per_minute,
+    )
 
 
 def signing_keys(settings: Settings) -> Sequence[SecretStr]:

@@ -14,13 +14,33 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from strategies.base import Dialect
-from strategies.endpoint import EndpointError, EndpointKind, Target, is_loopback, parse_endpoint, parse_target
+from strategies.endpoint import (
+    Cloud,
+    EndpointError,
+    EndpointKind,
+    Target,
+    cloud_of,
+    is_loopback,
+    parse_endpoint,
+    parse_target,
+)
+from strategies.outbound_proxy import InvalidProxyError, OutboundProxy, parse_proxy
 
-__all__ = ["Settings", "SettingsError", "StrategyName", "UpstreamName", "doubts", "load_settings", "unknown_variables"]
+__all__ = [
+    "APP_ORIGIN",
+    "Settings",
+    "SettingsError",
+    "StrategyName",
+    "UpstreamName",
+    "doubts",
+    "load_settings",
+    "unknown_variables",
+]
 
 StrategyName = Literal["ga", "direct_deployment", "project", "unified", "websocket_proxy"]
 UpstreamName = Literal["voice_live", "openai_realtime"]
@@ -28,10 +48,23 @@ UpstreamName = Literal["voice_live", "openai_realtime"]
 VOICE_LIVE_FIRST_VERSION = "2025-10-01"
 # What a browser sends in `Host`: it writes names with other letters as xn--…
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
-_ORIGIN = re.compile(r"https?://[^/?#@ *]+")
+_WEB_ORIGIN = re.compile(r"https?://(?:[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
+# Any local file has the origin `file://`; the other schemes excluded here are of no page.
+APP_ORIGIN = re.compile(
+    r"(?!(?:https?|wss?|file|javascript|data|blob|about)://)[A-Za-z][A-Za-z0-9+.-]*://[A-Za-z0-9._~-]+(?::\d{1,5})?",
+    re.IGNORECASE,
+)
+"""Origins of hybrid apps and extensions, such as `capacitor://localhost`. Their hosts follow no rule of DNS."""
+
 _HEADER_VALUE = re.compile(r"[!-~]+")
 # `int()` of thousands of digits takes long, and raises beyond 4,300.
 _MAX_HOPS_DIGITS = 2
+# Of azure-identity and OpenSSL: no fields, since the broker reads none of them itself.
+_READ_BY_LIBRARIES = (
+    "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET", "AZURE_CLIENT_CERTIFICATE_PATH", "AZURE_FEDERATED_TOKEN_FILE",
+    "AZURE_TOKEN_CREDENTIALS", "SSL_CERT_FILE", "SSL_CERT_DIR",
+)  # fmt: skip
+_IN_QUOTES = "is in quotes, which `docker --env-file` passes on; write the value without them"
 # These stand for any tenant, so that tokens of strangers would be accepted.
 _MANY_TENANTS = frozenset({"common", "organizations", "consumers"})
 
@@ -46,6 +79,11 @@ def _split(value: object) -> object:
 def _split_secrets(value: object) -> object:
     """The same with secrets, which pydantic would show in its errors otherwise."""
     return tuple(SecretStr(part) for part in parts) if isinstance(parts := _split(value), tuple) else value
+
+
+def _is_quoted(value: str) -> bool:
+    bare = value.strip()
+    return len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'"
 
 
 _Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -111,8 +149,32 @@ class Settings(BaseSettings):
     azure_auth: Literal["auto", "key", "entra"] = Field(
         "auto", alias="AZURE_VOICELIVE_AUTH", description="auto (the key if set, else Entra), key or entra"
     )
-    entra_scope: str = Field(
-        "https://ai.azure.com/.default", alias="AZURE_VOICELIVE_ENTRA_SCOPE", description="scope asked of Entra"
+    entra_scope: str | None = Field(
+        None,
+        alias="AZURE_VOICELIVE_ENTRA_SCOPE",
+        description="scope asked of Entra; unset, that of the endpoint's cloud, such as https://ai.azure.com/.default",
+    )
+    authority_host: str | None = Field(
+        None,
+        alias="AZURE_AUTHORITY_HOST",
+        description="Entra's host that gives tokens for Azure; unset, that of the endpoint's cloud",
+    )
+    outbound_proxy: SecretStr | None = Field(
+        None,
+        alias="BROKER_OUTBOUND_PROXY",
+        description="HTTP proxy to Azure, Entra and Zep: http://[user:password@]host:port, or off; unset: HTTPS_PROXY",
+    )
+    https_proxy: SecretStr | None = Field(
+        None,
+        alias="HTTPS_PROXY",
+        validation_alias=AliasChoices("https_proxy", "HTTPS_PROXY"),
+        description="the same where BROKER_OUTBOUND_PROXY is unset; in small letters, too",
+    )
+    no_proxy: _Names = Field(
+        (),
+        alias="NO_PROXY",
+        validation_alias=AliasChoices("no_proxy", "NO_PROXY"),
+        description="hosts, domains, addresses and CIDRs that are asked without the proxy; loopback always is",
     )
     client_id: str | None = Field(
         None, alias="AZURE_CLIENT_ID", description="client id of a user-assigned managed identity"
@@ -206,7 +268,7 @@ class Settings(BaseSettings):
     idle_timeout_s: _Seconds = Field(
         300,
         alias="BROKER_IDLE_TIMEOUT_S",
-        description="a proxied talk without a message from the client ends after this",
+        description="a proxied talk without a message or a ping from the client, or an answer to it, ends after this",
     )
     ping_interval_s: _Seconds = Field(
         20,
@@ -400,8 +462,10 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9.-]{1,128}$",
         description="tenant whose JWTs BROKER_AUTH=entra accepts",
     )
-    entra_audience: str | None = Field(
-        None, alias="BROKER_ENTRA_AUDIENCE", description="audience of those JWTs: the application's id or URI"
+    entra_audience: _Names = Field(
+        (),
+        alias="BROKER_ENTRA_AUDIENCE",
+        description="audiences of those JWTs, separated by commas: the application's id (api:// or not), or its URI",
     )
     entra_required_scope: str | None = Field(
         None,
@@ -409,10 +473,11 @@ class Settings(BaseSettings):
         pattern=r"^[!#-\[\]-~]{1,256}$",
         description="scope or app role that those JWTs must have; unset: any",
     )
-    entra_authority: str = Field(
-        "https://login.microsoftonline.com",
+    entra_authority: str | None = Field(
+        None,
         alias="BROKER_ENTRA_AUTHORITY",
-        description="Entra's base URL in another cloud, such as https://login.microsoftonline.us",
+        description="Entra's base URL for callers' JWTs; unset, that of the endpoint's cloud, such as "
+        "https://login.microsoftonline.com",
     )
     signing_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split_secrets)] = Field(
         (),
@@ -430,7 +495,9 @@ class Settings(BaseSettings):
         description="proxies whose X-Forwarded-* is trusted: a number of hops, or CIDRs",
     )
     allowed_origins: _Names = Field(
-        (), alias="BROKER_ALLOWED_ORIGINS", description="other origins that may ask, separated by commas, or *"
+        (),
+        alias="BROKER_ALLOWED_ORIGINS",
+        description="other origins that may ask, such as https://app.example.com,capacitor://localhost, or *",
     )
     agents_file: Path | None = Field(
         None, alias="BROKER_AGENTS_FILE", description="TOML file of agents; unset: the built-in ones"
@@ -490,6 +557,14 @@ class Settings(BaseSettings):
         SecretStr("simulated-key"), alias="SIMULATOR_KEY", description="the key that the simulator accepts"
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_in_quotes(cls, value: object) -> object:
+        """Refuses a value in quotes. `.env` files lose theirs when they are read; `docker --env-file` keeps them."""
+        if isinstance(value, str) and _is_quoted(value):
+            raise PydanticCustomError("quoted", _IN_QUOTES)
+        return value
+
     @cached_property
     def target(self) -> Target | None:
         """The Azure resource; None if no endpoint is set."""
@@ -501,6 +576,36 @@ class Settings(BaseSettings):
             openai_endpoint=self.openai_endpoint,
             project=self.project_name,
         )
+
+    @cached_property
+    def proxy(self) -> OutboundProxy | None:
+        """The proxy that leads out of this network; None where hosts are asked directly."""
+        given = self.outbound_proxy or self.https_proxy
+        if given is None or given.get_secret_value().strip().lower() == "off":
+            return None
+        return parse_proxy(given.get_secret_value(), bypassed=self.no_proxy)
+
+    @property
+    def cloud(self) -> Cloud:
+        """The cloud that the endpoint is in."""
+        return cloud_of(self.endpoint, self.openai_endpoint)
+
+    @property
+    def azure_scope(self) -> str:
+        """The scope of the Entra tokens that Azure is asked with."""
+        host = (urlsplit(self.target.base).hostname or "") if self.target else ""
+        return self.entra_scope or self.cloud.scope(host)
+
+    @property
+    def azure_authority(self) -> str:
+        """The base URL of the Entra that gives tokens for Azure."""
+        given = self.authority_host or self.cloud.authority
+        return given if "://" in given else f"https://{given}"
+
+    @property
+    def callers_authority(self) -> str:
+        """The base URL of the Entra that signs callers' tokens, without a trailing slash."""
+        return (self.entra_authority or self.cloud.authority).rstrip("/")
 
     @property
     def uses_key(self) -> bool:
@@ -556,13 +661,14 @@ class Settings(BaseSettings):
     @classmethod
     def load(cls, **overrides: Any) -> Self:
         """Reads the environment; `overrides`, by field name, take precedence. Raises `SettingsError`."""
+        quoted = [f"{name}: {_IN_QUOTES}" for name in _READ_BY_LIBRARIES if _is_quoted(os.environ.get(name, ""))]
         try:
             settings = cls(**overrides)
         except ValidationError as error:
             wrong = {_field_name(item["loc"]) for item in error.errors()}
             lines = {_line(item["loc"], item["msg"]) for item in error.errors()}
-            raise SettingsError(sorted(lines | cls._faults_beside(wrong, overrides))) from None
-        if faults := list(_faults(settings)):
+            raise SettingsError(sorted({*lines, *quoted} | cls._faults_beside(wrong, overrides))) from None
+        if faults := [*quoted, *_faults(settings)]:
             raise SettingsError(faults)
         return settings
 
@@ -633,6 +739,7 @@ def _endpoint_faults(settings: Settings) -> list[str]:
         ("AZURE_OPENAI_ENDPOINT", settings.openai_endpoint),
         ("BROKER_PUBLIC_URL", settings.public_url),
         ("BROKER_ENTRA_AUTHORITY", settings.entra_authority),
+        ("AZURE_AUTHORITY_HOST", settings.authority_host and settings.azure_authority),
         ("ZEP_API_URL", settings.zep_api_url),
     ):
         if value is None:
@@ -643,6 +750,10 @@ def _endpoint_faults(settings: Settings) -> list[str]:
             faults.append(f"{name}: {error}")
     if settings.public_url is not None and not _HOST_NAME.fullmatch(_host(settings.public_url) or "x"):
         faults.append("BROKER_PUBLIC_URL: has a host name that no browser sends; write international names as xn--…")
+    try:
+        _ = settings.proxy
+    except InvalidProxyError as error:
+        faults.append(f"{'BROKER_OUTBOUND_PROXY' if settings.outbound_proxy else 'HTTPS_PROXY'}: {error}")
     if settings.azure_auth == "key" and settings.key is None:
         faults.append("AZURE_VOICELIVE_KEY: missing; AZURE_VOICELIVE_AUTH=key needs it")
     if settings.key is not None and not _HEADER_VALUE.fullmatch(settings.key.get_secret_value()):
@@ -703,9 +814,10 @@ def _list_faults(settings: Settings) -> list[str]:
         if len(set(values)) != len(values):
             faults.append(f"{name}: has a name twice; each may be there once")
     faults += [
-        f"BROKER_ALLOWED_ORIGINS: {origin!r} is not an origin, such as https://app.example.com"
+        f"BROKER_ALLOWED_ORIGINS: {origin!r} is not an origin: write scheme, host and port alone, such as "
+        "https://app.example.com or capacitor://localhost, or * for all"
         for origin in settings.allowed_origins
-        if origin != "*" and not _ORIGIN.fullmatch(origin)
+        if origin != "*" and not _is_origin(origin)
     ]
     proxies = settings.trusted_proxies
     if not (len(proxies) == 1 and proxies[0].isdecimal() and len(proxies[0]) <= _MAX_HOPS_DIGITS):
@@ -717,6 +829,15 @@ def _list_faults(settings: Settings) -> list[str]:
                     f"BROKER_TRUSTED_PROXIES: {proxy!r} is neither a number of hops nor a CIDR such as 10.0.0.0/8"
                 )
     return faults
+
+
+def _is_origin(text: str) -> bool:
+    if not (_WEB_ORIGIN.fullmatch(text) or APP_ORIGIN.fullmatch(text)):
+        return False
+    try:
+        return urlsplit(text).port != 0  # raises for a port above 65,535, and for brackets without an IPv6 address
+    except ValueError:
+        return False
 
 
 def _host(url: str) -> str:

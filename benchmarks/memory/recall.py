@@ -23,7 +23,7 @@ from token_broker.memory.drivers.database import Database
 from token_broker.memory.ingest.group_commit import ArrivalClock
 from token_broker.memory.store.turn_writes import insert_turns
 from token_broker.memory.types import ArrivedTurn
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 USERS = {"little": (5, 30), "much": (50, 200)}  # sessions, turns in each
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.memory.support.killing import Report, kill_and_check
 from tests.memory.support.zep import running_zep
@@ -20,10 +21,11 @@ from tests.support.databases import postgres_server, sqlite_url
 
 
 async def soak(folder: Path, database_url: str, sink: str, kills: int, seed: int) -> Report:
+    load: dict[str, Any] = {"kills": kills, "writers": 8, "seed": seed, "longest_life_s": 1, "pause_s": 0}
     if sink == "local":
-        return await kill_and_check(folder, database_url, None, kills=kills, writers=8, seed=seed, longest_life_s=1)
+        return await kill_and_check(folder, database_url, None, **load)
     async with running_zep() as zep:
-        return await kill_and_check(folder, database_url, zep, kills=kills, writers=8, seed=seed, longest_life_s=1)
+        return await kill_and_check(folder, database_url, zep, **load)
 
 
 def run(store: str, sink: str, kills: int, seed: int) -> Report:

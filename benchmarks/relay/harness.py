@@ -17,9 +17,8 @@ from typing import Any
 import trustme
 from pydantic import SecretStr
 
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import TokenSigner
-from token_broker.web.ids import uuid7
+from token_broker.security.tokens import Owner, TokenSigner
+from token_broker.web.requests import uuid7
 
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
 SIGNING_KEY = "benchmark-" * 4

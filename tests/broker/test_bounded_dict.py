@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from token_broker.bounded_dict import BoundedDict
+from token_broker.security.limits import BoundedDict
 
 Write = Callable[[BoundedDict[str, int], str], object]
 

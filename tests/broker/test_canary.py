@@ -1,7 +1,7 @@
-"""Nothing leaks: planted as key, Entra token and identity header, the canaries are found nowhere outside.
+"""Secrets planted as key, Entra token and identity header appear in no answer, log, metric or command output.
 
-The broker runs as a process, as it does in production; every fault is driven at every strategy, every route is asked
-with good and bad requests, and all that came out is searched: answers, headers, log, metrics, commands' output.
+The broker runs as a process. Each fault is set at all strategies, each route gets good and bad requests, and all output
+is searched.
 """
 
 import itertools

@@ -1,6 +1,6 @@
-"""Whatever Azure does, at whichever strategy: 200, a plan that works, inside the budget, and honest about who won.
+"""Every fault of Azure's at every strategy: 200 within the budget, and a plan that works and names its strategy.
 
-Each fault stands at each strategy alone (it is asked first, the others are healthy) and at all of them at once.
+Each fault is tested at each strategy alone, which is asked first while the others are healthy, and at all at once.
 """
 
 import asyncio

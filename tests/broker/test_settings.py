@@ -129,7 +129,7 @@ def test_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.token_strategies == ("ga", "direct_deployment", "project", "unified", "websocket_proxy")
     assert (settings.token_budget_s, settings.attempt_timeout_s, settings.retry_attempts) == (6, 2.5, 2)
     assert (settings.token_ttl_s, settings.api_version) == (60, "2025-10-01")
-    assert (settings.entra_scope, settings.transcription_model) == (
+    assert (settings.azure_scope, settings.transcription_model) == (
         "https://ai.azure.com/.default",
         "gpt-4o-mini-transcribe",
     )
@@ -186,10 +186,168 @@ def test_settings_are_frozen_and_masked(monkeypatch: pytest.MonkeyPatch) -> None
         BROKER_METRICS_TOKEN="canary-metrics",
         BROKER_DATABASE_URL="postgresql+asyncpg://user:canary-password@host/db",
         SIMULATOR_KEY="canary-simulator",
+        BROKER_OUTBOUND_PROXY="http://user:canary-proxy@proxy.example:3128",
+        HTTPS_PROXY="http://user:canary-proxy@proxy.example:3128",
     )
     assert "canary" not in f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
+    assert "canary" not in f"{settings.proxy!r} {settings.proxy}"
     with pytest.raises(ValueError, match="frozen"):
         settings.port = 1  # type: ignore[misc]
+
+
+# --- values in quotes
+
+
+def quoted(value: str) -> str:
+    return f'"{value}"'
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("AZURE_VOICELIVE_KEY", '"secret-0123456789"'),  # as `docker --env-file` passes it on
+        ("AZURE_VOICELIVE_KEY", "'secret-0123456789'"),
+        ("AZURE_VOICELIVE_ENDPOINT", '"https://x.openai.azure.com"'),
+        ("BROKER_SIGNING_KEY", f'"{LONG}"'),
+        ("BROKER_ALLOWED_ORIGINS", '"https://app.example.com,https://b.example.com"'),
+        ("AZURE_VOICELIVE_MODEL", '"gpt-realtime"'),
+        ("PORT", '"8080"'),
+        ("BROKER_LOG_LEVEL", " 'info' "),
+        ("BROKER_METRICS_TOKEN", '""'),
+        ("AZURE_CLIENT_SECRET", '"secret"'),  # azure-identity reads it, and not the broker
+        ("https_proxy", '"http://proxy:3128"'),
+    ],
+)
+def test_value_in_quotes_is_named(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(monkeypatch, **{name: value})
+    (line,) = refused.value.lines
+    assert line.startswith(f"{name.upper()}: is in quotes")
+    assert "secret" not in line
+
+
+def test_every_quoted_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    aliases = {str(field.alias) for field in Settings.model_fields.values()}
+    with pytest.raises(SettingsError) as refused:
+        load(monkeypatch, **{alias: quoted("8") for alias in aliases})
+    assert {line.partition(":")[0] for line in refused.value.lines} == aliases
+
+
+def test_quotes_of_a_dotenv_file_are_none(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("AZURE_VOICELIVE_MODEL=\"gpt-realtime\"\nBROKER_LOG_LEVEL='debug'\n")
+    settings = Settings.load(_env_file=tmp_path / ".env")
+    assert (settings.model, settings.log_level) == ("gpt-realtime", "debug")
+
+
+@pytest.mark.parametrize("value", ['o"clock', "it's", '"', "5'11\""])
+def test_quote_within_a_value_is_taken(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, AZURE_VOICELIVE_MODEL=value).model == value
+
+
+# --- clouds
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "scope", "authority"),
+    [
+        ("https://x.openai.azure.com", "https://ai.azure.com/.default", "https://login.microsoftonline.com"),
+        (
+            "https://x.openai.azure.us",
+            "https://cognitiveservices.azure.us/.default",
+            "https://login.microsoftonline.us",
+        ),
+        ("https://x.services.ai.azure.us", "https://ai.azure.us/.default", "https://login.microsoftonline.us"),
+        (
+            "https://x.cognitiveservices.azure.us",
+            "https://cognitiveservices.azure.us/.default",
+            "https://login.microsoftonline.us",
+        ),
+        (
+            "https://x.openai.azure.cn",
+            "https://cognitiveservices.azure.cn/.default",
+            "https://login.partner.microsoftonline.cn",
+        ),
+        (
+            "https://x.services.ai.azure.cn",
+            "https://cognitiveservices.azure.cn/.default",
+            "https://login.partner.microsoftonline.cn",
+        ),
+        ("https://gateway.example.com", "https://ai.azure.com/.default", "https://login.microsoftonline.com"),
+        ("https://azure.us.example.com", "https://ai.azure.com/.default", "https://login.microsoftonline.com"),
+    ],
+)
+def test_entra_follows_the_cloud(endpoint: str, scope: str, authority: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, AZURE_VOICELIVE_ENDPOINT=endpoint)
+    assert (settings.azure_scope, settings.azure_authority) == (scope, authority)
+    assert settings.callers_authority == authority
+
+
+def test_gateways_cloud_is_its_resources(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch,
+        AZURE_VOICELIVE_ENDPOINT="https://gateway.example.com",
+        AZURE_OPENAI_ENDPOINT="https://x.openai.azure.us",
+    )
+    assert settings.azure_authority == "https://login.microsoftonline.us"
+
+
+def test_given_scope_and_authority_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch,
+        AZURE_VOICELIVE_ENDPOINT="https://x.openai.azure.us",
+        AZURE_VOICELIVE_ENTRA_SCOPE="https://other.example/.default",
+        AZURE_AUTHORITY_HOST="login.example.com",  # azure-identity takes it without a scheme, too
+        BROKER_ENTRA_AUTHORITY="https://login.microsoftonline.com/",
+    )
+    assert settings.azure_scope == "https://other.example/.default"
+    assert settings.azure_authority == "https://login.example.com"
+    assert settings.callers_authority == "https://login.microsoftonline.com"
+
+
+# --- the outbound proxy
+
+
+@pytest.mark.parametrize(
+    ("variables", "url"),
+    [
+        ({}, None),
+        ({"HTTPS_PROXY": "http://proxy.example:3128"}, "http://proxy.example:3128"),
+        ({"https_proxy": "http://proxy.example:3128"}, "http://proxy.example:3128"),
+        ({"https_proxy": "http://small.example:1", "HTTPS_PROXY": "http://big.example:1"}, "http://small.example:1"),
+        ({"BROKER_OUTBOUND_PROXY": "http://own.example:8080", "HTTPS_PROXY": "http://x:1"}, "http://own.example:8080"),
+        ({"BROKER_OUTBOUND_PROXY": "off", "HTTPS_PROXY": "http://proxy.example:3128"}, None),
+        ({"HTTP_PROXY": "http://proxy.example:3128"}, None),  # for plain http, which only loopback is asked by
+    ],
+)
+def test_proxy_is_read(variables: dict[str, str], url: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, **variables)
+    assert (settings.proxy.url if settings.proxy else None) == url
+
+
+def test_no_proxy_is_read_in_small_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, HTTPS_PROXY="proxy.example:3128", no_proxy="zep.internal, 10.0.0.0/8")
+    assert settings.proxy is not None
+    assert not settings.proxy.serves("https://zep.internal/")
+    assert settings.proxy.serves("https://x.openai.azure.com/")
+
+
+@pytest.mark.parametrize("name", ["BROKER_OUTBOUND_PROXY", "HTTPS_PROXY"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "socks5://proxy:1080",
+        "https://user:canary-pw@proxy:443",
+        "http://",
+        "http://user:canary-pw@proxy:99999",
+        "ftp://p",
+    ],
+)
+def test_unusable_proxy_is_one_line(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load(monkeypatch, **{name: value})
+    (line,) = refused.value.lines
+    assert line.startswith(f"{name}: ")
+    assert "canary" not in line
 
 
 def test_misspelt_variables_are_found() -> None:
@@ -264,8 +422,8 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def test_agent_inherits_missing_fields(tmp_path: Path) -> None:
     book = load_agents(written(tmp_path, AGENTS))
-    a, b, c = book
-    assert (book.default, book.ids) == ("a", ("a", "b", "c"))
+    a, b, c = book.values()
+    assert (book.default, list(book)) == ("a", ["a", "b", "c"])
     assert (b.voices, b.instructions, b.tools) == (a.voices, "Be B.", a.tools)
     assert (c.voices, c.instructions, c.tools) == (a.voices, "Be B.", ())
 
@@ -308,8 +466,8 @@ def test_unreadable_agents_file_is_reported(tmp_path: Path) -> None:
 
 def test_three_agents_are_built_in() -> None:
     book = load_agents()
-    assert (book.default, book.ids) == ("elena", ("elena", "marcus", "sage"))
-    elena, marcus, sage = book
+    assert (book.default, list(book)) == ("elena", ["elena", "marcus", "sage"])
+    elena, marcus, sage = book.values()
     assert elena.voices["preview"] == "en-US-Ava:DragonHDLatestNeural"
     assert marcus.voices["preview"] == "en-US-GuyNeural"
     assert sage.voices == elena.voices
@@ -317,4 +475,4 @@ def test_three_agents_are_built_in() -> None:
         (ROOT / "token_broker" / "sessions" / "agents.toml").read_text(encoding="utf-8")
     )
     assert file["agents"]["sage"]["inherits"] == "elena"
-    assert len({agent.instructions for agent in book}) == 3
+    assert len({agent.instructions for agent in book.values()}) == 3

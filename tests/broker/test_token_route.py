@@ -17,8 +17,7 @@ from structlog.testing import capture_logs
 from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.plans import assert_usable
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import LEEWAY_S, TokenSigner
+from token_broker.security.tokens import LEEWAY_S, Owner, TokenSigner
 from token_broker.simulator import RunningSimulator, serve
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

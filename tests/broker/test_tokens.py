@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from token_broker.security.owner import Owner
 from token_broker.security.tokens import (
     CALL_TYPE,
     CLIENT_SECRET_TYPE,
     LEEWAY_S,
     SESSION_TYPE,
     TICKET_TYPE,
+    Owner,
     TokenError,
     TokenSigner,
     _subkey,

@@ -14,8 +14,7 @@ from tests.clients.support.compat import SIMULATED_KEY, CompatEndpoint, open_com
 from tests.clients.support.programs import ClientRunner
 from tests.clients.support.setups import assert_heard, make_setup
 from token_broker.memory.maintenance import open_maintenance
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import TokenSigner
+from token_broker.security.tokens import Owner, TokenSigner
 
 Failure = dict[str, Any]
 

@@ -90,7 +90,7 @@ async def test_session_tokens_secret_resumes_session(compat: CompatEndpoint, cli
 
 
 def test_page_names_the_tested_versions() -> None:
-    named = PAGE.read_text().partition("Held to this")[2]
+    named = PAGE.read_text().partition("Tested at every change")[2]
     npm = json.loads((CLIENTS / "package.json").read_text())["devDependencies"]
     installed = [npm[name] for name in ("openai", "@openai/agents-realtime", "@azure/ai-voicelive")]
     for full in [*installed, version("openai"), version("azure-ai-voicelive")]:

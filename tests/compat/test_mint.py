@@ -10,8 +10,9 @@ from pydantic import SecretStr
 
 from tests.compat.conftest import OpenCompat
 from tests.support.broker import make_settings, run_broker
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import TokenSigner
+from token_broker.security.tokens import Owner, TokenSigner
+
+ITEM = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Are you still there?"}]}
 
 
 @pytest.mark.parametrize("prefix", ["/v1", "/openai/v1", "/openai"])
@@ -77,6 +78,27 @@ async def test_wrong_body_gets_problem_and_openai_error(
         assert (response.status_code, document["code"]) == (status, code)
         assert document["error"]["message"] == document["detail"]
         assert document["error"]["code"] == code
+
+
+async def test_draining_replica_mints_no_more(compat_endpoints: OpenCompat) -> None:
+    async with compat_endpoints() as compat:
+        client, plan = compat.running.client, await compat.running.plan()
+        own = {"Authorization": f"Bearer {plan['session_token']}"}
+        async with compat.connect(secret=await compat.secret()) as caller:
+            await caller.hear("session.created")
+            compat.running.drain.begin()
+            assert (await client.get("/readyz")).status_code == 503
+            for path in ("/realtime/token", "/v1/realtime/client_secrets", "/v1/realtime/sessions", "/realtime/calls"):
+                refused = await client.post(path, content=b"{}", headers=own)
+                assert (refused.status_code, refused.json()["code"]) == (503, "draining"), path
+                assert int(refused.headers["retry-after"]) >= 1
+                assert refused.headers["connection"] == "close"  # which leads to this replica, however often it asks
+            said = {"session_id": plan["session_id"], "agent_id": "elena", "role": "user", "content": "goodbye"}
+            assert (await client.post("/conversation/turn", json=said, headers=own)).status_code == 200
+            await caller.send("conversation.item.create", item=ITEM)
+            await caller.hear("conversation.item.done")
+        status = (await client.get("/status")).json()
+        assert status["slo"]["requests"] == status["slo"]["usable_plans"] == 1  # refusals are not held against it
 
 
 async def test_resource_key_mints_nothing_and_is_logged(

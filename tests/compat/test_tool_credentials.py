@@ -15,7 +15,8 @@ from tests.support.agents import TOOL_AUTHORIZATION, TOOL_HEADER, agents_with_se
 from tests.support.broker import environment, make_settings, plain_client, run_broker, run_command, run_process
 from tests.support.offers import OFFER
 from token_broker.observability.logging import Redactor
-from token_broker.sessions.agents import agents_secrets, load_agents, session_spec
+from token_broker.sessions.agents import agents_secrets, load_agents
+from token_broker.sessions.plans import session_spec
 from token_broker.simulator import serve
 
 CANARIES = (TOOL_AUTHORIZATION, TOOL_HEADER, "https://mcp.example.com", "canary_function", "You are Ann")

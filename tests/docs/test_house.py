@@ -162,7 +162,7 @@ def test_request_passes_the_modules_it_must() -> None:
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     passed = json.loads(ran.stdout)
-    assert "strategies.ga" in passed["token"]
-    assert "strategies.ga" not in passed["turn"]
+    assert "strategies.routes" in passed["token"]
+    assert "strategies.routes" not in passed["turn"]
     assert any("zep" in name for name in passed["turn"])
     assert not any("zep" in name for name in passed["token"])

@@ -5,7 +5,9 @@ from datetime import date
 import pytest
 
 from strategies.errors import KeysDisabledError, MintError, MisconfiguredError
+from tests.doctor.support import settings_for
 from token_broker.doctor.checks import Check, CheckStatus, KnownIssue, Report
+from token_broker.doctor.configuration import examine_configuration
 from token_broker.doctor.verdicts import (
     AzureNames,
     Probe,
@@ -16,6 +18,7 @@ from token_broker.doctor.verdicts import (
     judge_transcription_model,
 )
 
+APPLICATION = "0cfd7d1e-8c3f-4b6a-9d55-2f8f1c0b7a11"
 AZURE = AzureNames.of("zimax.openai.azure.com", model="gpt-realtime", api_version="2025-10-01")
 
 
@@ -51,6 +54,22 @@ def test_region_is_judged(region: str, status: CheckStatus) -> None:
     assert check is not None
     assert check.status is status
     assert "<" not in check.value
+
+
+@pytest.mark.parametrize(
+    ("audiences", "status", "accepted"),
+    [
+        ([f"api://{APPLICATION}"], CheckStatus.OK, f"{APPLICATION}, api://{APPLICATION}"),
+        ([APPLICATION, "api://voice"], CheckStatus.OK, f"{APPLICATION}, api://{APPLICATION}, api://voice"),
+        (["api://voice"], CheckStatus.WARNING, "api://voice"),  # v2 tokens never carry it
+    ],
+)
+def test_accepted_audiences_are_said(audiences: list[str], status: CheckStatus, accepted: str) -> None:
+    settings = settings_for("http://127.0.0.1:1", auth="entra", entra_tenant_id="t", entra_audience=",".join(audiences))
+    (check,) = (check for check in examine_configuration(settings, looks_outside=False) if check.name == "audience")
+    assert check.status is status
+    assert f"the audiences {accepted}" in check.finding
+    assert ("BROKER_ENTRA_AUDIENCE" in check.remediation) == (status is CheckStatus.WARNING)
 
 
 def test_unnamed_region_is_not_guessed() -> None:

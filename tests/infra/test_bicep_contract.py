@@ -27,11 +27,13 @@ SECRET_VALUES = {
     "broker-metrics-token": "m" * 48,
     "zep-api-key": "z" * 32,
 }
+# A Container App leaves by its virtual network, so the templates have no parameter for a proxy.
+PROXY_VARIABLES = {"BROKER_OUTBOUND_PROXY", "HTTPS_PROXY"}
 SECRET_VARIABLES = {
     field.alias
     for field in Settings.model_fields.values()
     if field.alias and "SecretStr" in str(field.annotation) and not field.alias.startswith("SIMULATOR_")
-}
+} - PROXY_VARIABLES
 
 
 def scope(**given: Any) -> dict[str, Any]:

@@ -122,7 +122,7 @@ async def test_store_opens_with_the_token(server: Any, password: EntraPassword) 
 def test_azure_url_uses_entra(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str | None] = []
 
-    def source(scope: str, *, client_id: str | None) -> Tokens:
+    def source(scope: str, *, client_id: str | None, proxy: object) -> Tokens:
         made.append(client_id)
         return Tokens()
 

@@ -4,16 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_broker.memory.delivery.decisions import (
-    FULL_BATCH,
-    UNAVAILABLE_AFTER,
-    Backlog,
-    ConcurrencyLimiter,
-    Verdict,
-    after_failure,
-    backoff_s,
-)
-from token_broker.memory.types import Failure
+from token_broker.memory.delivery.worker import UNAVAILABLE_AFTER, ConcurrencyLimiter, Verdict, after_failure
+from token_broker.memory.types import FULL_BATCH, Backlog, Failure, backoff_s
 
 NOW_US = 50_000_000_000_000
 ILL = Failure("down")

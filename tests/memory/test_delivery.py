@@ -22,7 +22,7 @@ from token_broker.memory.store.dead_letters import list_dead
 from token_broker.memory.store.outbox import OutboxStatus, read_status
 from token_broker.memory.store.turn_writes import insert_turns
 from token_broker.memory.types import ArrivedTurn, DeliveryBatch, Turn
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 
 class Clock:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_broker.memory.delivery.decisions import Ready, ready
+from token_broker.memory.delivery.worker import Ready, ready
 from token_broker.memory.types import LAST_PLACE, Position
 
 GAP_US = 10_000_000

@@ -17,12 +17,12 @@ from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.test_store_faults import has_no_room, say, the_talk_goes_on, works_again
 from tests.support.waiting import eventually
 from token_broker.api.metrics import memory_metrics
-from token_broker.memory.drivers.files import DiskSpace, free_bytes_of
+from token_broker.memory.drivers.sqlite import DiskSpace, free_bytes_of
 from token_broker.memory.memory_status import MemoryStatus
 from token_broker.memory.service import Memory
 from token_broker.memory.store.sessions import find_session
 from token_broker.memory.store_errors import StoreFullError
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
 
 FLOOR = 1_000_000
@@ -46,7 +46,7 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    monkeypatch.setattr("token_broker.memory.drivers.files._CHECK_EVERY_S", 0.0)
+    monkeypatch.setattr("token_broker.memory.drivers.sqlite._CHECK_EVERY_S", 0.0)
     return Disk()
 
 

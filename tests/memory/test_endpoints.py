@@ -18,7 +18,7 @@ from tests.support.serving import serve_app
 from tests.support.waiting import eventually
 from token_broker.memory.service import Memory
 from token_broker.security.authentication import EasyAuthAuthenticator
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
 
 TURNS = f"/api/v1/memory/sessions/{SESSION}/turns"
@@ -198,11 +198,26 @@ async def test_malformed_body_is_refused(caller: Caller) -> None:
             assert answer.headers["content-type"] == "application/problem+json", body
 
 
-@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_lone_surrogate_is_refused(caller: Caller) -> None:
-    body = json.dumps({"session_id": SESSION, "agent_id": "elena", "role": "user", "content": "\ud800"})
-    answer = await caller.http.post("/conversation/turn", content=body, headers=bearer(caller.settings, owner()))
-    assert answer.status_code in {400, 422}
+# What a body has within its quotes, and what is kept of it.
+HALVES = [
+    (rb"cut \ud83d", "cut \ufffd"),
+    (rb"\ude00\uD83D\uDE00\uD83D\uD83D\uDE00\uDE00", "\ufffd\U0001f600\ufffd\U0001f600\ufffd"),
+    (rb"C:\\ud83d \"\\\ud83d\"", 'C:\\ud83d "\\\ufffd"'),
+    (b"cut \xed\xa0\xbd", "cut \ufffd"),  # as Python's `surrogatepass` writes it
+]
+
+
+async def test_half_characters_lose_no_turn(caller: Caller) -> None:
+    headers = bearer(caller.settings, owner())
+    ids = b'"session_id": "%b"' % SESSION.encode()
+    for said, _ in HALVES:
+        turn = b'{%b, "agent_id": "elena", "role": "user", "content": "%b"}' % (ids, said)
+        assert (await caller.http.post("/conversation/turn", content=turn, headers=headers)).status_code == 200, said
+        transcript = b'{%b, "speaker": "user", "text": "%b", "channel": "\\ud83d"}' % (ids, said)
+        for body in (transcript, b'{"transcripts": [%b]}' % transcript):
+            assert (await caller.http.post("/memory/enrich", content=body, headers=headers)).status_code == 202, said
+    kept = [turn["content"] for turn in (await caller.turns()).json()["turns"]]
+    assert kept == [text for _, text in HALVES for _ in range(3)]
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -20,7 +20,7 @@ from token_broker.memory.store.sessions import claim_session, find_session, rele
 from token_broker.memory.store.turn_writes import save_sessions
 from token_broker.memory.store_errors import StoreAwayError, StoreBusyError, StoreRefusedError, StoreUnreachableError
 from token_broker.memory.types import Outcome
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 
 from tests.memory.support.stores import erase_session
 from tests.memory.support.turns import SESSION, owner, turn
-from token_broker.memory.delivery.decisions import Backlog
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.ingest.group_commit import ArrivalClock
 from token_broker.memory.store.dead_letters import list_dead, purge_dead, retry_dead
@@ -27,7 +26,7 @@ from token_broker.memory.store.outbox import (
 )
 from token_broker.memory.store.turn_reads import list_turns
 from token_broker.memory.store.turn_writes import insert_turns
-from token_broker.memory.types import BUCKETS, ArrivedTurn, Turn, bucket_of
+from token_broker.memory.types import BUCKETS, ArrivedTurn, Backlog, Turn, bucket_of
 
 NOW = 1_000_000_000
 LEASE = NOW + 30_000_000

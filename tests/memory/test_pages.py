@@ -17,6 +17,7 @@ from tests.memory.support.killing import free_port, process
 from tests.memory.support.stores import opened
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.support.waiting import eventually
+from token_broker.bootstrap import memory_quotas
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.ingest.group_commit import ArrivalClock
@@ -24,10 +25,10 @@ from token_broker.memory.service import Memory
 from token_broker.memory.store.turn_reads import PAGE_BYTES, list_turns
 from token_broker.memory.store.turn_writes import insert_turns
 from token_broker.memory.types import ArrivedTurn
-from token_broker.security.owner import Owner
-from token_broker.security.quotas import MemoryQuotas, PageSlots
+from token_broker.security.limits import PageSlots
+from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 PATH = f"/api/v1/memory/sessions/{SESSION}/turns"
 LARGEST = 32_768  # a turn's content, by BROKER_MAX_TURN_BYTES
@@ -189,7 +190,7 @@ async def test_slow_reader_delays_nobody_else(make_settings: MakeSettings) -> No
         await memory.ready()
         for by in (ann, bob):
             await fill(memory._database, ["x" * LARGEST] * 40, by)
-        quotas = MemoryQuotas(settings)
+        quotas = memory_quotas(settings)
         quotas.pages = PageSlots(total=10, per_key=2, wait_s=0.3)
         app = make_app(settings, memory, quotas=quotas)
         slow = [SlowReader(app, settings, ann) for _ in range(2)]

@@ -14,7 +14,7 @@ from tests.support.serving import serve_app
 from tests.support.waiting import eventually
 from token_broker.memory.maintenance import open_maintenance
 from token_broker.memory.service import Memory
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -16,9 +16,9 @@ from token_broker.memory.context import TOLD_CHARS
 from token_broker.memory.drivers.database import Database, DialectName, PoolName
 from token_broker.memory.recall import BoundedRecall, RecallCache
 from token_broker.memory.service import Memory
-from token_broker.memory.store import statements
+from token_broker.memory.store import tables
 from token_broker.memory.store_errors import StoreUnreachableError
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 
 async def test_reconnect_gets_last_turns(make_settings: MakeSettings) -> None:
@@ -243,13 +243,13 @@ def test_cache_expires_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_long_turns_are_cut_in_database(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long they are: the contents that come out of the database are cut there."""
     read: list[int] = []
-    stored = statements.stored_turn
+    stored = tables.stored_turn
 
     def stored_turn(row: Any) -> Any:
         read.append(len(row.content))
         return stored(row)
 
-    for module in ("turn_reads", "statements"):
+    for module in ("turn_reads", "tables"):
         monkeypatch.setattr(f"token_broker.memory.store.{module}.stored_turn", stored_turn)
     ann = owner(principal="ann")
     async with Memory.open(make_settings(recall_budget_s=5)) as memory:

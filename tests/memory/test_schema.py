@@ -18,7 +18,7 @@ from tests.memory.support.stores import opened
 from tests.memory.support.turns import SESSION, owner, turn
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.store import migrate
+from token_broker.memory.store import tables
 from token_broker.memory.store.full_text import index_turns, search
 from token_broker.memory.store.tables import SCHEMA_REVISION, metadata
 from token_broker.memory.store.turn_writes import insert_turns
@@ -86,7 +86,7 @@ async def test_empty_store_matches_migrations(database: Database) -> None:
             else [f"DROP TABLE {name}" for name in ("turns_fts", "alembic_version", *metadata.tables)]
         ):
             connection.execute(text(statement))
-        migrate.upgrade(connection, None)
+        tables.upgrade(connection, None)
 
     await database.write(begin_anew)
     assert await everything(database) == created
@@ -111,10 +111,10 @@ async def test_older_store_is_upgraded_with_its_data(
     )
     await database.close()
     later = tmp_path / "migrations"
-    shutil.copytree(migrate.MIGRATIONS, later)
+    shutil.copytree(tables.MIGRATIONS, later)
     (later / "versions" / "0002_later.py").write_text(LATER)
-    monkeypatch.setattr(migrate, "MIGRATIONS", later)
-    monkeypatch.setattr(migrate, "SCHEMA_REVISION", "0002")
+    monkeypatch.setattr(tables, "MIGRATIONS", later)
+    monkeypatch.setattr(tables, "SCHEMA_REVISION", "0002")
     async with opened(connect(SecretStr(database_url), timeout_s=20, patience_s=1)) as upgraded:
         assert await upgraded.read(lambda c: c.scalars(text("SELECT session_id FROM later")).all()) == [SESSION]
         assert await upgraded.read(lambda c: c.scalars(text("SELECT version_num FROM alembic_version")).all()) == [

@@ -11,7 +11,7 @@ from tests.memory.conftest import MakeSettings
 from tests.memory.support.turns import SESSION, owner, turn
 from tests.memory.test_quotas import ANN, calling, refusal
 from tests.support.waiting import eventually
-from token_broker.memory.ingest.session_sizes import SessionSizes
+from token_broker.memory.ingest.group_commit import SessionSizes
 from token_broker.memory.service import Memory
 from token_broker.memory.store.dead_letters import purge_dead
 from token_broker.memory.store.erasure import delete_older_turns
@@ -158,7 +158,7 @@ async def test_size_column_follows_storage(make_settings: MakeSettings) -> None:
 
 
 def test_evicted_sizes_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_broker.memory.ingest.session_sizes._SESSIONS_KNOWN", 10)
+    monkeypatch.setattr("token_broker.memory.ingest.group_commit._SIZES_KNOWN", 10)
     sizes = SessionSizes(1_000_000)
     for number in range(100):
         sizes.learn({f"s{number}": 0})

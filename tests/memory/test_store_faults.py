@@ -25,6 +25,7 @@ from tests.support.databases import PostgresServer, sqlite_url
 from tests.support.serving import serve_app
 from tests.support.waiting import eventually
 from token_broker.memory.drivers.sqlite import SqliteDatabase
+from token_broker.memory.ingest.group_commit import GroupWriter
 from token_broker.memory.maintenance import open_maintenance
 from token_broker.memory.service import Memory
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreInUseError, StoreRefusedError
@@ -339,6 +340,29 @@ async def test_proxied_turns_are_flushed_on_close(tmp_path: Path) -> None:
     async with Memory.open(settings) as heir:
         await heir.ready()
         assert len(await heir.turns(SESSION, principal="anonymous", limit=100) or []) == 50
+
+
+@on_sqlite
+async def test_broken_task_is_started_again(make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One fault of ours in a task of the memory's must not keep it from its work for good."""
+    monkeypatch.setattr("token_broker.memory.service._RESTART_S", 0)
+    run = GroupWriter.run
+    runs = 0
+
+    async def break_once(writer: GroupWriter) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise ZeroDivisionError
+        await run(writer)
+
+    monkeypatch.setattr(GroupWriter, "run", break_once)
+    with capture_logs() as logs:
+        async with Memory.open(make_settings()) as memory:
+            assert await memory.append([turn("t1")]) == [Outcome.STORED]
+    assert runs == 2
+    broken = [line for line in logs if line["event"] == "memory_task_broke"]
+    assert [(line["task"], line["error"]) for line in broken] == [("writer", "ZeroDivisionError")]
 
 
 async def test_early_turns_delay_nobody_later(

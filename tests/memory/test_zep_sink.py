@@ -3,13 +3,18 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import pytest
+import trustme
 from pydantic import SecretStr
 
+from strategies.outbound_proxy import parse_proxy
 from tests.memory.support.turns import SESSION, owner
-from tests.memory.support.zep import KEY, Fault, Zep
+from tests.memory.support.zep import KEY, Fault, Zep, running_zep
+from tests.support.forward_proxy import LOGIN, run_forward_proxy
+from tests.support.tls import tls_files
 from token_broker.memory.delivery.zep import ZepMemory, retry_after_s, zep_user_id
 from token_broker.memory.types import Delivery, DeliveryBatch, Failure, Position, SinkError, StoredTurn
 
@@ -126,6 +131,32 @@ async def test_refused_connection_is_certain(zep: Zep) -> None:
     sink = ZepMemory(SecretStr(KEY), "http://127.0.0.1:1", timeout_s=1)
     assert await failure_of(sink, batch_of("t1")) == Failure("zep: ConnectError")
     await sink.aclose()
+
+
+async def test_turns_leave_by_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    files = tls_files(authority, tmp_path, "zep.example.com")
+    async with running_zep(ssl_certfile=files.certificate, ssl_keyfile=files.key) as zep:
+        port = int(zep.base_url.rpartition(":")[2])
+        async with run_forward_proxy({"zep.example.com": port}, login=LOGIN) as running:
+            proxy = parse_proxy(running.url_with_login)
+            sink = ZepMemory(SecretStr(KEY), "https://zep.example.com", timeout_s=5, proxy=proxy)
+            await sink.deliver(batch_of("t1"))
+            await sink.aclose()
+        assert zep.turn_ids(SESSION) == ["t1"]
+    assert set(running.asked) == {"zep.example.com:443"}
+
+
+async def test_failing_proxy_is_named_and_certain(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with run_forward_proxy(login=LOGIN) as running:
+        monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")  # the settings decide, not httpx
+        sink = ZepMemory(SecretStr(KEY), None, timeout_s=5, proxy=parse_proxy(running.url))
+        expected = Failure(f"zep: ProxyError through the proxy {running.url}")
+        assert await failure_of(sink, batch_of("t1")) == expected
+        await sink.aclose()
+    assert running.asked == ["api.getzep.com:443"]
 
 
 async def test_failure_reveals_no_text_or_key(sink: ZepMemory, zep: Zep) -> None:

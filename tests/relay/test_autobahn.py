@@ -40,7 +40,7 @@ def test_server_passes_autobahn_case(ports: dict[str, int], loop: str, name: str
 
 
 def no_pongs(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(BrokerWebSocketProtocol, "_pay_pong", lambda _: None)
+    patch.setattr(BrokerWebSocketProtocol, "_send_owed_pong", lambda _: None)
 
 
 def pongs_of_its_own(patch: pytest.MonkeyPatch) -> None:
@@ -48,11 +48,12 @@ def pongs_of_its_own(patch: pytest.MonkeyPatch) -> None:
 
 
 def any_opcode(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(frames, "_checked_opcode", lambda first, length: first & 0x03)
+    patch.setattr(frames, "_RESERVED", 0)
+    patch.setattr(frames, "_OPCODES", frozenset(range(16)))
 
 
 def no_utf8(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(frames.FrameReader, "_check_text", lambda self, piece, *, whole: None)
+    patch.setattr(frames, "utf_8_decode", lambda text, errors, whole: ("", len(text)))
 
 
 def any_close_code(patch: pytest.MonkeyPatch) -> None:

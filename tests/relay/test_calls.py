@@ -19,11 +19,10 @@ from tests.support.offers import OFFER
 from tests.support.waiting import eventually
 from token_broker.api.offers import PlacedCall
 from token_broker.memory.maintenance import open_maintenance
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import TokenSigner
-from token_broker.sessions.agents import session_spec
+from token_broker.security.tokens import Owner, TokenSigner
+from token_broker.sessions.plans import session_spec
 from token_broker.sessions.running_calls import EndedCalls
-from token_broker.web.ids import uuid7
+from token_broker.web.requests import uuid7
 
 EPHEMERAL = "ek_canary_9d2f"
 ANSWER = OFFER.replace("o=- 1", "o=- 9")

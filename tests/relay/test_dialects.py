@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from strategies.base import Dialect, SessionSpec
-from strategies.session_body import ga_realtime_session, voice_live_session
+from strategies.base import Dialect, SessionSpec, ga_realtime_session, voice_live_session
 from tests.relay.support.official_models import (
     ga_client_event,
     ga_server_event,

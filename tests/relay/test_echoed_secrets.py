@@ -13,7 +13,7 @@ from tests.relay.support.azure import AzureTalk, scripted_azure
 from tests.relay.support.broker import ENTRA_TOKEN, KEY, Client, build, make_settings, serving
 from tests.support.agents import TOOL_AUTHORIZATION, agents_with_secrets
 from token_broker.sessions.agents import load_agents
-from token_broker.web.ids import uuid7
+from token_broker.web.requests import uuid7
 
 QUOTED_HEADER = 'canary-"header"-88'  # its quotes are escaped in the JSON that carries it
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJjYW5hcnkiOiJjYW5hcnkifQ.canary-signature"

@@ -232,6 +232,8 @@ class StubWire:
     def __init__(self) -> None:
         self.sink: MessageSink | None = None
 
+    pings = 0
+
     @property
     def takes_data(self) -> bool:
         return True

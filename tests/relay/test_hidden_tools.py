@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 from tests.relay.support.azure import AzureTalk, converse, scripted_azure
 from tests.relay.support.broker import Client, broker
 from token_broker.relay.policy.visibility import without_agents_settings
-from token_broker.web.ids import uuid7
+from token_broker.web.requests import uuid7
 
 TOOL = {"name": "canary_transfer", "description": "canary says what it does", "input_schema": {"type": "object"}}
 ITEM: dict[str, Any] = {

@@ -18,7 +18,7 @@ from tests.support.machine import retry_if_host_busy
 from token_broker.server import framed_websocket as websocket
 from token_broker.server.frames import FrameReader
 from token_broker.server.websocket_protocol import BrokerWebSocketProtocol
-from token_broker.web.ids import uuid7
+from token_broker.web.requests import uuid7
 
 SIZE_BYTES = 1_000_000
 OTHERS_WAIT_AT_MOST_S = 0.5  # 20 ms is usual; without the frame budget, 2 MB took 5 s

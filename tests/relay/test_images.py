@@ -14,7 +14,7 @@ from websockets.frames import Frame, Opcode
 
 from tests.relay.support.azure import AzureTalk, scripted_azure
 from tests.relay.support.broker import Client, Running, broker
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.server import frames
 from token_broker.server.frames import FrameBudget, FrameError, FrameReader
 

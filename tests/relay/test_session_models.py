@@ -5,20 +5,20 @@ from azure.ai.voicelive import models
 from openai.types.realtime import RealtimeSessionCreateRequest, SessionUpdateEvent
 from openai.types.realtime.conversation_item_create_event import ConversationItemCreateEvent
 
-from strategies.base import Dialect, SessionSpec
-from strategies.session_body import ga_realtime_session, voice_live_session
+from strategies.base import Dialect, SessionSpec, ga_realtime_session, voice_live_session
 from tests.relay.support.broker import make_settings
 from tests.relay.support.official_models import known_to_microsoft, strictly
 from token_broker.memory.types import Role
 from token_broker.relay.dialects.broker_events import history_item, new_agent_update
-from token_broker.sessions.agents import load_agents, session_spec
+from token_broker.sessions.agents import load_agents
+from token_broker.sessions.plans import session_spec
 
 TOOL = {"type": "function", "name": "look_up", "description": "x", "parameters": {"type": "object", "properties": {}}}
 
 
 def specs() -> list[SessionSpec]:
     settings = make_settings("http://127.0.0.1:1")
-    agents = [*load_agents(), load_agents().get("elena").model_copy(update={"tools": (TOOL,)})]  # type: ignore[union-attr]
+    agents = [*load_agents().values(), load_agents().get("elena").model_copy(update={"tools": (TOOL,)})]  # type: ignore[union-attr]
     return [session_spec(agent, settings, recalled="FACTS") for agent in agents]
 
 

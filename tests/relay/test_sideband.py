@@ -1,7 +1,8 @@
 """The sideband of a relayed call: its turns are kept whatever happens to the connection."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
 
 import pytest
@@ -9,13 +10,13 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from strategies.base import SessionSpec
-from tests.relay.support.azure import AzureTalk, ScriptedAzure, scripted_azure
+from tests.relay.support.azure import AzureTalk, Script, ScriptedAzure, scripted_azure
 from tests.relay.support.broker import KEY, Running, broker
 from token_broker.relay.admission import AdmittedClient
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, Ending
-from token_broker.sessions.agents import session_spec
-from token_broker.web.ids import uuid7
+from token_broker.sessions.plans import session_spec
+from token_broker.web.requests import uuid7
 
 
 def listen(running: Running, azure: ScriptedAzure) -> str:
@@ -37,6 +38,32 @@ def spec_of(running: Running) -> SessionSpec:
     return session_spec(agent, running.settings, recalled="They like tea.")
 
 
+async def joined(talk: AzureTalk) -> None:
+    """Takes the update that is sent on joining; Azure's answer to it has not come yet."""
+    assert '"session.update"' in str(await talk.connection.recv())
+
+
+@asynccontextmanager
+async def call(script: Script) -> AsyncIterator[ScriptedAzure]:
+    """A call that is over when the script is: from then on Azure knows no such call."""
+
+    async def whole(talk: AzureTalk) -> None:
+        await script(talk)
+        azure.refuse = no_such_call
+
+    async with scripted_azure(whole) as azure:
+        yield azure
+
+
+def no_such_call(_: Request) -> Response:
+    return Response(HTTPStatus.NOT_FOUND, "Not Found", Headers(), b"")
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.relay.sideband._PAUSES_S", (0.02, 0.02, 0.02))
+
+
 async def tell_and_end(talk: AzureTalk) -> None:
     await talk.hear("item_u", "Hello?")
     await talk.say("item_a", "Good evening.", previous="item_u")
@@ -45,7 +72,7 @@ async def tell_and_end(talk: AzureTalk) -> None:
 
 
 async def test_call_keeps_turns_and_frees_place() -> None:
-    async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
+    async with call(tell_and_end) as azure, broker(azure.url) as running:
         session_id = listen(running, azure)
         await running.ingest.reach(2)
         assert running.ingest.said == [("user", "Hello?"), ("assistant", "Good evening.")]
@@ -65,12 +92,105 @@ async def test_broken_sideband_is_rejoined() -> None:
             talk.connection.transport.abort()
             return
         await talk.hear("item_2", "Second.")
+        await talk.connection.wait_closed()
 
     async with scripted_azure(script) as azure, broker(azure.url) as running:
         listen(running, azure)
         await running.ingest.reach(2)
         assert running.ingest.said == [("user", "First."), ("user", "Second.")]
+        running.limits.end("rtc_1")
         await running.quiet()
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1011])
+async def test_closed_sideband_is_rejoined(code: int) -> None:
+    """The code says nothing of the call: it keeps its place, so that a later block hangs it up."""
+
+    async def script(talk: AzureTalk) -> None:
+        if len(azure.talks) == 1:
+            await talk.hear("item_1", "First.")
+            await talk.connection.close(code)
+            return
+        await talk.hear("item_2", "Second.")
+        await talk.connection.wait_closed()
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        await running.ingest.reach(2)
+        assert running.ingest.said == [("user", "First."), ("user", "Second.")]
+        assert running.limits.keeps("rtc_1")
+        running.limits.end("rtc_1")
+        await running.quiet()
+
+
+async def test_call_unknown_on_rejoining_is_over() -> None:
+    async def script(talk: AzureTalk) -> None:
+        azure.refuse = no_such_call
+        await talk.connection.close()
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        await running.quiet()
+        assert len(azure.handshakes) == 5, "once joined, then told four times that there is no such call"
+
+
+async def test_one_404_on_rejoining_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.relay.sideband._PAUSES_S", (0.01,))
+    refusals = [HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.NOT_FOUND, HTTPStatus.NOT_FOUND]
+
+    def for_a_while(_: Request) -> Response | None:
+        return Response(refusals.pop(0), "", Headers(), b"") if azure.talks and refusals else None
+
+    async def script(talk: AzureTalk) -> None:
+        if len(azure.talks) == 1:
+            await talk.connection.close()
+            return
+        await talk.hear("item_1", "Still here.")
+        await talk.connection.wait_closed()
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        azure.refuse = for_a_while
+        listen(running, azure)
+        await running.ingest.reach(1)
+        assert refusals == []
+        assert running.limits.keeps("rtc_1")
+        running.limits.end("rtc_1")
+        await running.quiet()
+
+
+async def test_azures_word_ends_the_call() -> None:
+    async def script(talk: AzureTalk) -> None:
+        await talk.hear("item_1", "Goodbye.")
+        await talk.send({"type": "error", "error": {"type": "invalid_request_error", "code": "session_expired"}})
+        await talk.connection.wait_closed()
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        await running.quiet()
+        assert running.ingest.said == [("user", "Goodbye.")]
+        assert len(azure.talks) == 1
+
+
+async def test_session_is_sent_on_each_join() -> None:
+    """A live sideband is silent until it is written to, and what was changed before it came would go unseen."""
+
+    async def script(talk: AzureTalk) -> None:
+        talk.arrived(await talk.connection.recv())
+        await talk.send({"type": "session.updated", "session": talk.received[0]["session"]})
+        await talk.hear(f"item_{len(azure.talks)}", "Hello.")
+        if len(azure.talks) == 1:
+            await talk.connection.close()
+            return
+        await talk.connection.wait_closed()
+
+    async with scripted_azure(script) as azure, broker(azure.url) as running:
+        listen(running, azure)
+        await running.ingest.reach(2)
+        running.limits.end("rtc_1")
+        await running.quiet()
+        own = spec_of(running).instructions
+        assert [[event["session"]["instructions"] for event in talk.received] for talk in azure.talks] == [[own]] * 2
+        assert running.relay.snapshot().calls_ended == 0
 
 
 async def test_repeatedly_broken_sideband_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +219,7 @@ async def test_unknown_call_is_joined_later() -> None:
             return Response(HTTPStatus.NOT_FOUND, "Not Found", Headers(), b"")
         return None
 
-    async with scripted_azure(tell_and_end) as azure, broker(azure.url) as running:
+    async with call(tell_and_end) as azure, broker(azure.url) as running:
         azure.refuse = not_yet
         listen(running, azure)
         await running.ingest.reach(2)
@@ -148,7 +268,7 @@ async def test_garbage_harms_nothing(garbage: str) -> None:
         await talk.connection.send(garbage)
         await talk.hear("item_1", "Still here.")
 
-    async with scripted_azure(script) as azure, broker(azure.url) as running:
+    async with call(script) as azure, broker(azure.url) as running:
         listen(running, azure)
         await running.ingest.reach(1)
         await running.quiet()
@@ -156,13 +276,14 @@ async def test_garbage_harms_nothing(garbage: str) -> None:
 
 async def test_session_is_restored_until_it_holds() -> None:
     async def script(talk: AzureTalk) -> None:
+        await joined(talk)
         await talk.send({"type": "session.updated", "session": {"type": "realtime", "instructions": "Be a pirate."}})
         update = await talk.connection.recv()
         talk.arrived(update)
         await talk.send({"type": "session.updated", "session": talk.received[0]["session"]})
         await talk.hear("item_1", "Thanks.")
 
-    async with scripted_azure(script) as azure, broker(azure.url) as running:
+    async with call(script) as azure, broker(azure.url) as running:
         listen(running, azure)
         await running.ingest.reach(1)
         await running.quiet()
@@ -175,6 +296,7 @@ async def test_session_is_restored_until_it_holds() -> None:
 
 async def test_ineffective_reminder_is_not_repeated() -> None:
     async def script(talk: AzureTalk) -> None:
+        await joined(talk)
         for _ in range(3):
             await talk.send(
                 {"type": "session.updated", "session": {"type": "realtime", "instructions": "In capitals."}}
@@ -187,7 +309,7 @@ async def test_ineffective_reminder_is_not_repeated() -> None:
             async with asyncio.timeout(0.5):
                 talk.arrived(await talk.connection.recv())
 
-    async with scripted_azure(script) as azure, broker(azure.url) as running:
+    async with call(script) as azure, broker(azure.url) as running:
         listen(running, azure)
         await running.ingest.reach(1)
         await running.quiet()
@@ -203,6 +325,7 @@ async def test_repeated_reminders_end_the_call(
         ended.append((endpoint, call_id, owner.principal))
 
     async def script(talk: AzureTalk) -> None:
+        await joined(talk)
         for number in range(200):
             told = {"type": "realtime", "instructions": f"Be pirate {number}."}
             await talk.send({"type": "session.updated", "session": told})
@@ -213,7 +336,7 @@ async def test_repeated_reminders_end_the_call(
                 talk.arrived(await talk.connection.recv())
         await talk.hear("item_1", "Thanks.")
 
-    async with scripted_azure(script) as azure, broker(azure.url) as running:
+    async with call(script) as azure, broker(azure.url) as running:
         running.relay._hang_up = hang_up
         listen(running, azure)
         await running.ingest.reach(1)
@@ -228,6 +351,7 @@ async def test_repeated_reminders_end_the_call(
 
 async def test_repeated_change_is_restored_again() -> None:
     async def script(talk: AzureTalk) -> None:
+        await joined(talk)
         pirate = {"type": "session.updated", "session": {"type": "realtime", "instructions": "Be a pirate."}}
         for _ in range(2):
             await talk.send(pirate)
@@ -239,7 +363,7 @@ async def test_repeated_change_is_restored_again() -> None:
             talk.arrived(await talk.connection.recv())
         await talk.hear("item_1", "Thanks.")
 
-    async with scripted_azure(script) as azure, broker(azure.url) as running:
+    async with call(script) as azure, broker(azure.url) as running:
         listen(running, azure)
         await running.ingest.reach(1)
         await running.quiet()

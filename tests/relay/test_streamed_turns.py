@@ -1,15 +1,17 @@
 """Turns of streamed transcripts, of responses outside the conversation, and by the sound's format; no I/O."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from token_broker.memory.types import Turn
+from token_broker.memory.types import Interruption, Turn
 from token_broker.relay.counters import TalkCounters
 from token_broker.relay.transcripts.assembler import FinishedTurn, TurnAssembler
 from token_broker.relay.transcripts.recorder import TurnRecorder
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 Event = dict[str, Any]
 OWNER = Owner(session_id="019aaf0e-7c1b-7d5e-9a43-1f6f0f6a2b11", principal="anonymous", epoch=1, user_id=None)
@@ -116,16 +118,15 @@ GA_MULAW = {"audio": {"output": {"format": {"type": "audio/pcmu"}}}}
 
 @pytest.mark.parametrize("session", [GA_MULAW, {"output_audio_format": "g711_ulaw"}])
 def test_barge_in_is_marked_by_the_formats_playing_time(session: Event) -> None:
-    """29,600 bytes of µ-law play for 3.7 s; as PCM16 they would be over when the user cuts in after 1.6 s."""
+    """29,600 bytes of µ-law play for 3.7 s; as PCM16 they would be over for long when the user cuts in."""
     assembler = TurnAssembler()
     assembler.feed({"type": "session.updated", "session": session}, 0.0)
     assembler.heard(29_600 * 4 // 3, 0.0)
     for event in spoken("r", "agent_1", "A long sentence."):
         assembler.feed(event, 0.1)
-    assert assembler.feed(done("r"), 0.2) == []
-    assert assembler.due(1.6) == []
-    (turn,) = assembler.feed({"type": "conversation.item.truncated", "item_id": "agent_1"}, 1.6)
-    assert turn.interrupted
+    assert [turn.interrupted for turn in assembler.feed(done("r"), 0.2)] == [False]
+    truncated = {"type": "conversation.item.truncated", "item_id": "agent_1"}
+    assert [(turn.interrupted, turn.again) for turn in assembler.feed(truncated, 3.6)] == [(True, True)]
 
 
 @pytest.mark.parametrize("format_", ["pcm16", "unheard_of", None, {"type": 1}])
@@ -136,8 +137,36 @@ def test_other_formats_play_as_pcm16(format_: Any) -> None:
     for event in spoken("r", "agent_1", "One second."):
         assembler.feed(event, 0.1)
     assembler.feed(done("r"), 0.2)
-    assert assembler.due(0.99) == []
-    assert [turn.content for turn in assembler.due(1.01)] == ["One second."]
+    assert assembler.is_answering(0.99)
+    assert not assembler.is_answering(1.01)
+
+
+RECORDED = sorted((Path(__file__).parents[1] / "simulator" / "recordings").glob("*.yaml"))
+
+
+def words(events: Sequence[Event]) -> dict[str, str]:
+    """What was said in these events, by item: the user's words and the agent's, as far as they had come."""
+    said: dict[str, str] = {}
+    for event in events:
+        kind, item = event["type"], event.get("item_id", "")
+        if kind.endswith(("transcription.delta", "transcript.delta", "text.delta")):
+            said[item] = said.get(item, "") + event["delta"]
+        elif kind.endswith(("transcription.completed", "transcript.done", "text.done")):
+            said[item] = event.get("transcript") or event["text"]
+        elif kind.startswith("conversation.item.") and event.get("item", {}).get("role") == "user":
+            typed = [part["text"] for part in event["item"]["content"] if part["type"] == "input_text"]
+            said |= {event["item"]["id"]: " ".join(typed)} if typed else {}
+    return {item: text.strip() for item, text in said.items() if text.strip()}
+
+
+@pytest.mark.parametrize("recording", RECORDED, ids=lambda path: path.stem)
+def test_no_prefix_of_a_recording_loses_words(recording: Path) -> None:
+    interactions = yaml.safe_load(recording.read_text(encoding="utf-8"))["interactions"]
+    events = [each["data"] for each in interactions if each.get("direction") == "received"]
+    assert words(events) or "call" in recording.stem or not events
+    for length in range(1, len(events) + 1):
+        kept = {turn.item_id: turn.content for turn in run(events[:length])}
+        assert kept == words(events[:length]), length
 
 
 class Kept:
@@ -149,6 +178,9 @@ class Kept:
     def offer(self, turn: Turn) -> bool:
         self.turns.setdefault(turn.turn_id, turn.content)
         return True
+
+    def mark_interrupted(self, interruption: Interruption) -> bool:
+        raise AssertionError(interruption)
 
 
 def typed(recorder: TurnRecorder, item: str, text: str) -> None:

@@ -104,30 +104,92 @@ def test_truncated_answer_is_interrupted() -> None:
     assembler = TurnAssembler()
     assembler.heard(640_000, 0.0)  # ten seconds of audio, sent at once
     assert assembler.feed(answered("a", "A long story."), 0.1) == []
-    assert assembler.feed(done(), 0.2) == []
-    assert assembler.due_s == pytest.approx(10.0)
-    (turn,) = assembler.feed({"type": "conversation.item.truncated", "item_id": "a", "audio_end_ms": 2000}, 2.0)
-    assert turn.interrupted
+    (turn,) = assembler.feed(done(), 0.2)
+    assert (turn.content, turn.interrupted) == ("A long story.", False)
+    (again,) = assembler.feed({"type": "conversation.item.truncated", "item_id": "a", "audio_end_ms": 2000}, 2.0)
+    assert (again.item_id, again.interrupted, again.again) == ("a", True, True)
+    assert assembler.feed({"type": "conversation.item.truncated", "item_id": "a", "audio_end_ms": 1000}, 2.1) == []
 
 
-def test_answer_is_returned_once_played() -> None:
+def test_answer_is_returned_when_completed() -> None:
+    """Not when it has been played: the process may be killed before."""
+    assembler = TurnAssembler()
+    assembler.heard(640_000, 0.0)
+    assert assembler.feed(answered("a", "A story."), 0.1) == []
+    (turn,) = assembler.feed(done(), 0.2)
+    assert (turn.content, turn.interrupted, turn.again) == ("A story.", False, False)
+    assert assembler.due_s is None
+    assert assembler.feed(committed("u", "a"), 3.0) == []
+    assert assembler.flush() == []
+
+
+def test_truncation_after_playback_changes_nothing() -> None:
     assembler = TurnAssembler()
     assembler.heard(64_000, 0.0)
     assembler.feed(answered("a", "Short."), 0.1)
-    assert assembler.feed(done(), 0.2) == []
-    assert assembler.due(0.9) == []
-    (turn,) = assembler.due(1.1)
-    assert (turn.content, turn.interrupted) == ("Short.", False)
-    assert assembler.due_s is None
-
-
-def test_next_utterance_finishes_answer() -> None:
-    assembler = TurnAssembler()
-    assembler.heard(640_000, 0.0)
-    assembler.feed(answered("a", "A story."), 0.1)
     assembler.feed(done(), 0.2)
-    (turn,) = assembler.feed(committed("u", "a"), 3.0)
-    assert (turn.content, turn.interrupted, turn.sequence) == ("A story.", False, 0)
+    assert assembler.feed({"type": "conversation.item.truncated", "item_id": "a"}, 9.0) == []
+
+
+def test_late_cancellation_marks_the_answer() -> None:
+    """The words were complete for long while the audio still came; then the user cut in."""
+    assembler = TurnAssembler()
+    assembler.feed(answered("a", "A long story."), 0.0)
+    (turn,) = assembler.due(1.0)
+    assert not turn.interrupted
+    (again,) = assembler.feed(done("cancelled"), 2.0)
+    assert (again.content, again.interrupted, again.again) == ("A long story.", True, True)
+
+
+def test_running_response_is_waited_for() -> None:
+    assembler = TurnAssembler()
+    assembler.feed({"type": "response.created", "response": {"id": "r"}}, 0.0)
+    assembler.feed(answered("a", "One."), 0.0)
+    assert assembler.due(5.0) == []
+    assembler.feed(delta("a", "Tw", kind="response.text") | {"content_index": 1}, 6.0)
+    assert assembler.due(60.0) == [], "its second part has begun"
+    assembler.feed(answered("a", "Two.", index=1), 61.0)
+    assert [turn.content for turn in assembler.feed(done(), 62.0)] == ["One. Two."]
+
+
+def test_words_after_done_are_waited_for() -> None:
+    assembler = TurnAssembler()
+    assembler.feed(delta("a", "Good mor"), 0.0)
+    assert assembler.feed(done(), 0.1) == []
+    assembler.feed(answered("a", "Good morning."), 0.2)
+    assert [turn.content for turn in assembler.due(1.2)] == ["Good morning."]
+
+
+@pytest.mark.parametrize("response", [{"response_id": "r"}, {}, {"response_id": {}}])
+def test_cleared_playback_is_an_interruption(response: Event) -> None:
+    """Over WebRTC Azure plays the audio, and says itself that it stopped."""
+    assembler = TurnAssembler()
+    assembler.feed({"type": "output_audio_buffer.started", **response}, 0.0)
+    assembler.feed(answered("a", "A long story."), 0.1)
+    assert [turn.interrupted for turn in assembler.feed(done(), 0.2)] == [False]
+    cleared = {"type": "output_audio_buffer.cleared", **response}
+    assert [(turn.interrupted, turn.again) for turn in assembler.feed(cleared, 20.0)] == [(True, True)]
+    assert assembler.feed({"type": "conversation.item.truncated", "item_id": "a"}, 20.1) == []
+
+
+def test_stopped_playback_is_no_interruption() -> None:
+    assembler = TurnAssembler()
+    assembler.feed({"type": "output_audio_buffer.started", "response_id": "r"}, 0.0)
+    assembler.feed(answered("a", "Short."), 0.1)
+    assembler.feed(done(), 0.2)
+    assembler.feed({"type": "output_audio_buffer.stopped", "response_id": "r"}, 2.0)
+    assert assembler.feed({"type": "output_audio_buffer.cleared", "response_id": "r"}, 9.0) == []
+
+
+def test_answering_lasts_until_it_was_played() -> None:
+    assembler = TurnAssembler()
+    assert not assembler.is_answering(0.0)
+    assembler.feed({"type": "response.created", "response": {"id": "r"}}, 0.0)
+    assert assembler.is_answering(100.0)
+    assembler.heard(640_000, 100.0)
+    assembler.feed(done(), 101.0)
+    assert assembler.is_answering(109.0)
+    assert not assembler.is_answering(111.0)
 
 
 def test_answer_without_done_ends_after_a_second() -> None:

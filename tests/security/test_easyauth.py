@@ -15,9 +15,9 @@ from token_broker.security.authentication import (
     Principal,
     make_authenticator,
 )
-from token_broker.security.owner import ANONYMOUS
+from token_broker.security.tokens import ANONYMOUS
 from token_broker.settings import Settings
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 HEADER = b"x-ms-client-principal"
 OID = "http://schemas.microsoft.com/identity/claims/objectidentifier"
@@ -59,6 +59,40 @@ async def test_principal_is_object_id_else_name_id(
     assert principal.subject == principal_id.split(":", 2)[2]
 
 
+def static_web_apps(**fields: object) -> bytes:
+    """The principal as Static Web Apps sends it; a field of None is left out."""
+    document = {
+        "identityProvider": "github",
+        "userId": "d75b260a64504067bfc5b2905e3b8182",
+        "userDetails": "octocat",
+        "userRoles": ["anonymous", "authenticated"],
+        **fields,
+    }
+    return base64.b64encode(json.dumps({name: value for name, value in document.items() if value is not None}).encode())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"userDetails": None},
+        {"userRoles": ["authenticated", "anonymous", "admin"]},
+        {"claims": [{"typ": "name", "val": "Mona"}]},
+    ],
+)
+async def test_static_web_apps_principal_is_taken(fields: dict[str, object]) -> None:
+    principal = await EasyAuthAuthenticator().authenticate(scope(static_web_apps(**fields)))
+    assert principal.id == "easyauth:github:d75b260a64504067bfc5b2905e3b8182"
+    assert principal.subject == "d75b260a64504067bfc5b2905e3b8182"
+
+
+async def test_user_of_many_groups_is_taken() -> None:
+    groups = [("groups", f"00000000-0000-0000-0000-{number:012}") for number in range(200)]  # Entra lists no more
+    value = principal_header((OID, "o-1"), *groups)
+    assert len(value) > 8192
+    assert (await EasyAuthAuthenticator().authenticate(scope(value))).id == "easyauth:aad:o-1"
+
+
 GOOD = principal_header((OID, "o-1"))
 
 
@@ -86,6 +120,15 @@ GOOD = principal_header((OID, "o-1"))
         [principal_header((OID, None), (NAME_ID, "n"))],  # an object id that can't be read is no reason to look on
         [principal_header((OID, "o-1"), provider=None)],
         [principal_header((OID, "o-1"), provider="aad:evil")],
+        [static_web_apps(userRoles=["anonymous"])],  # nobody has signed in
+        [static_web_apps(userRoles="authenticated")],
+        [static_web_apps(userRoles=None)],
+        [static_web_apps(userId=None)],
+        [static_web_apps(userId=7)],
+        [static_web_apps(userId="a\nb")],
+        [static_web_apps(identityProvider=None)],
+        [static_web_apps(identityProvider="aad:o")],
+        [static_web_apps(auth_typ="aad")],  # two shapes in one
         [base64.b64encode(json.dumps({"userId": "o-1", "claims": {"oid": "o-1"}}).encode())],
     ],
 )
@@ -96,7 +139,7 @@ async def test_invalid_principal_header_gets_401(values: list[bytes]) -> None:
     assert refused.value.headers["WWW-Authenticate"] == "Bearer"
 
 
-KEYS = st.sampled_from(["claims", "auth_typ", "typ", "val"])
+KEYS = st.sampled_from(["claims", "auth_typ", "typ", "val", "identityProvider", "userId", "userRoles"])
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner),

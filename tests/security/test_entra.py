@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import jwt
 import pytest
+import structlog
 from cryptography.hazmat.primitives import serialization
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -29,7 +30,7 @@ from token_broker.security.entra_jwt import (
     TokenRefusedError,
 )
 from token_broker.settings import Settings, SettingsError
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 OTHER_TENANT = "99999999-2222-3333-4444-555555555555"
 
@@ -56,7 +57,7 @@ def jwks(tenant: Tenant, http: httpx.AsyncClient, clock: Clock) -> JwksCache:
 
 @pytest.fixture
 def verifier(tenant: Tenant, jwks: JwksCache) -> EntraTokenVerifier:
-    return EntraTokenVerifier(jwks, authority=tenant.base_url, tenant_id=TENANT.upper(), audience=AUDIENCE)
+    return EntraTokenVerifier(jwks, authority=tenant.base_url, tenant_id=TENANT.upper(), audiences=[AUDIENCE])
 
 
 def authenticator(tenant: Tenant, http: httpx.AsyncClient, **values: Any) -> Authenticator:
@@ -64,9 +65,8 @@ def authenticator(tenant: Tenant, http: httpx.AsyncClient, **values: Any) -> Aut
         _env_file=None,
         auth="entra",
         entra_tenant_id=TENANT,
-        entra_audience=AUDIENCE,
         entra_authority=tenant.base_url,
-        **values,
+        **{"entra_audience": AUDIENCE, **values},
     )
     return make_authenticator(settings, http)
 
@@ -99,6 +99,39 @@ async def test_v1_and_v2_issuers_are_accepted(
     tenant: Tenant, verifier: EntraTokenVerifier, claims: dict[str, Any]
 ) -> None:
     assert await verifier.verify(tenant.token(**claims)) == EntraIdentity(TENANT, USER, frozenset())
+
+
+APPLICATION = "0cfd7d1e-8c3f-4b6a-9d55-2f8f1c0b7a11"
+
+
+@pytest.mark.parametrize(
+    ("configured", "came"),
+    [
+        (APPLICATION, f"api://{APPLICATION}"),
+        (f"api://{APPLICATION}", APPLICATION),
+        (f"api://{APPLICATION.upper()}/", [APPLICATION]),
+        (f"api://voice, {APPLICATION}", f"api://{APPLICATION}"),
+        (f"api://voice,api://{APPLICATION}", "api://voice"),
+    ],
+)
+async def test_both_forms_of_an_audience_are_taken(
+    tenant: Tenant, http: httpx.AsyncClient, configured: str, came: object
+) -> None:
+    asked = authenticator(tenant, http, entra_audience=configured)
+    assert (await asked.authenticate(scope(f"Bearer {tenant.token(aud=came)}"))).authenticated
+
+
+@pytest.mark.parametrize("came", ["api://other", OTHER_TENANT, ["api://other", 7], f"api://{APPLICATION}/read", {}])
+async def test_log_names_the_audience_that_came(tenant: Tenant, http: httpx.AsyncClient, came: object) -> None:
+    asked = authenticator(tenant, http, entra_audience=f"api://voice,{APPLICATION}")
+    with structlog.testing.capture_logs() as logged, pytest.raises(Problem, match="another audience"):
+        await asked.authenticate(scope(f"Bearer {tenant.token(aud=came)}"))
+    (line,) = logged
+    assert (line["event"], line["audience"]) == ("token_for_another_audience", str(came))
+    assert line["accepted"] == ["api://voice", APPLICATION, f"api://{APPLICATION}"]
+    with structlog.testing.capture_logs() as logged, pytest.raises(Problem):
+        await asked.authenticate(scope(f"Bearer {tenant.token(aud=came, signed_by=Key.make('first'))}"))
+    assert logged == []  # a stranger writes nothing into the log
 
 
 @pytest.mark.parametrize(("name", "offset_s"), [("exp", -30), ("nbf", 30)])
@@ -382,7 +415,7 @@ async def test_odd_jwks_entries_are_skipped(tenant: Tenant, jwks: JwksCache, fir
 
 @pytest.mark.parametrize("tenant_id", ["common", "Organizations", "contoso.onmicrosoft.com"])
 def test_invalid_tenant_fails_start(tenant_id: str) -> None:
-    with pytest.raises(SettingsError, match="BROKER_ENTRA_TENANT_ID: not one tenant's id"):
+    with pytest.raises(SettingsError, match="BROKER_ENTRA_TENANT_ID: not the id of one tenant"):
         Settings.load(_env_file=None, auth="entra", entra_tenant_id=tenant_id, entra_audience=AUDIENCE)
 
 

@@ -23,8 +23,7 @@ from websockets.typing import Subprotocol
 
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.offers import OFFER
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import CALL_TYPE, SESSION_TYPE, TICKET_TYPE, TokenSigner
+from token_broker.security.tokens import CALL_TYPE, SESSION_TYPE, TICKET_TYPE, Owner, TokenSigner
 from token_broker.simulator import RunningSimulator, run_in_thread
 
 KEY, OTHER_KEY = "k" * 40, "x" * 40

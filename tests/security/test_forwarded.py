@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_broker.settings import Settings
-from token_broker.web.forwarded import ResolvedClient, address_key, asked_host, client_of, public_base, websocket_url
+from token_broker.web.requests import ResolvedClient, address_key, asked_host, client_of, public_base, websocket_url
 
 NOBODY: tuple[str, ...] = ()
 ONE_HOP = ("1",)
@@ -134,9 +133,8 @@ def test_any_forwarded_header_from_stranger_ignored(lines: list[str], trusted: t
 
 
 def test_plan_base_is_public_url_else_request() -> None:
-    assert public_base(scope(scheme="ws"), Settings(_env_file=None)) == "http://broker.test"
-    named = Settings(_env_file=None, public_url="https://voice.example/base/")
-    assert public_base(scope(), named) == "https://voice.example/base"
+    assert public_base(scope(scheme="ws"), None, NOBODY) == "http://broker.test"
+    assert public_base(scope(), "https://voice.example/base/", NOBODY) == "https://voice.example/base"
 
 
 def test_websocket_urls_keep_their_security() -> None:

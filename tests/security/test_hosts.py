@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 from tests.security.test_origins import ask, settings
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from token_broker.simulator import RunningSimulator
-from token_broker.web.cors import OriginRules
+from token_broker.web.middleware import OriginRules
 
 PUBLIC = "https://voice.example"
 METRICS_TOKEN = "metrics-secret-0123456789"

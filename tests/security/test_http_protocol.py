@@ -10,6 +10,7 @@ from typing import Any
 
 import httptools
 import pytest
+import structlog
 import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -18,6 +19,7 @@ from websockets.asyncio.client import connect
 from tests.support.machine import retry_if_host_busy
 from tests.support.serving import serve_app
 from token_broker.server.http_protocol import MAX_HEAD_BYTES, BoundedHttpProtocol, bounded_http
+from token_broker.server.websocket_protocol import bounded_websocket
 
 HEAD_TIMEOUT_S = 0.4
 WAIT_S = 15  # far more than any of the limits here
@@ -81,7 +83,8 @@ async def serving(
     protocol: type[asyncio.Protocol] | None = None, *, write_timeout_s: float = WAIT_S
 ) -> AsyncIterator[str]:
     bounded = bounded_http(head_timeout_s=HEAD_TIMEOUT_S, write_timeout_s=write_timeout_s)
-    async with serve_app(greet, http=protocol or bounded) as base_url:
+    framed = bounded_websocket(frames_per_second=0, control_frames_per_second=0, write_timeout_s=WAIT_S)
+    async with serve_app(greet, http=protocol or bounded, ws=framed) as base_url:
         yield base_url
 
 
@@ -175,6 +178,54 @@ async def test_too_large_head_gets_431(head: bytes) -> None:
     async with serving() as url, peer_of(url) as peer:
         peer.send(head)
         assert (await peer.refusal())["code"] == "head_too_large"
+
+
+def handshake(*lines: str) -> bytes:
+    shake = ("Host: broker", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    return "\r\n".join(("GET / HTTP/1.1", *shake, key, *lines, "", "")).encode()
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("Cookie: session=" + "c" * 8_700,),
+        ("X-MS-CLIENT-PRINCIPAL: " + "p" * 32_000, "Cookie: " + "c" * 32_000),
+        tuple(f"X-Header-{number}: {number}" for number in range(1000)),
+    ],
+    ids=["a large cookie", "almost all that a head may have", "many lines"],
+)
+async def test_handshake_takes_what_http_takes(lines: tuple[str, ...]) -> None:
+    head = handshake(*lines)
+    assert len(head) < MAX_HEAD_BYTES
+    async with serving() as url, peer_of(url) as over_http, peer_of(url) as over_websocket:
+        over_http.send("\r\n".join(("GET / HTTP/1.1", "Host: broker", *lines, "", "")).encode())
+        assert (await over_http.answer())[0] == 200
+        over_websocket.send(head)
+        assert (await over_websocket.reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 101 ")
+
+
+async def test_refused_heads_are_logged() -> None:
+    secret = "c" * MAX_HEAD_BYTES
+    heads = {
+        "head_too_large": [
+            handshake(f"Cookie: {secret}"),
+            handshake(f"Cookie: {secret}").replace(b"Upgrade: websocket\r\n", b""),
+        ],
+        "malformed_handshake": [handshake("Content-Length: 5").replace(b"13", b"8")],
+        "malformed_request": [handshake("Host: another")],
+    }
+    for code, each in heads.items():
+        for head in each:
+            async with serving() as url, peer_of(url) as peer:
+                with structlog.testing.capture_logs() as logged:
+                    peer.send(head)
+                    document = await peer.refusal()
+            assert document["code"] == code
+            (line,) = logged
+            assert (line["event"], line["code"]) == ("request_refused", code)
+            assert line["correlation_id"] == document["correlation_id"]
+            assert "ccc" not in str(line)
 
 
 async def test_endless_header_gets_431() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_broker.security.rate_limits import (
+from token_broker.security.limits import (
     PROMPT_REFUSALS_PER_MINUTE,
     RateLimit,
     RateLimiter,
@@ -16,7 +16,7 @@ from token_broker.security.rate_limits import (
     too_many_requests,
     too_many_sessions,
 )
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 
 class Clock:

@@ -8,8 +8,8 @@ from starlette.types import Receive, Scope, Send
 
 from tests.support.broker import plain_client
 from tests.support.serving import serve_app
-from token_broker.settings import Settings
-from token_broker.web.cors import OriginGuard, OriginRules
+from token_broker.settings import Settings, SettingsError
+from token_broker.web.middleware import OriginGuard, OriginRules
 
 APP = "https://app.example.com"
 
@@ -75,6 +75,69 @@ async def test_null_origin_refused_despite_wildcard() -> None:
     everybody = settings(allowed_origins=("*",))
     assert (await ask(everybody, "POST", origin="https://any.example")).status_code == 200
     assert (await ask(everybody, "POST", origin="null")).status_code == 403
+
+
+APP_ORIGINS = [
+    "capacitor://localhost",
+    "ionic://localhost",
+    "tauri://localhost",
+    "app://.",  # Electron
+    "app://example.com",
+    "chrome-extension://aapbdbdomjkkjkaonfhkkikfgjllcleb",
+    "moz-extension://5f8a6a4e-1a0c-4b8e-9d53-0b1d6f2f7c11",
+    "com.example.app+2://main:8080",
+]
+
+
+@pytest.mark.parametrize("origin", APP_ORIGINS)
+async def test_origins_of_apps_can_be_listed(origin: str) -> None:
+    for listed in ((APP, origin), ("*",)):
+        chosen = Settings.load(_env_file=None, allowed_origins=listed)
+        reply = await ask(chosen, "POST", origin=origin)
+        assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (200, origin)
+        assert OriginRules(chosen).refusal(handshake(origin)) is None
+    assert (await ask(settings(allowed_origins=(APP, "other://localhost")), "POST", origin=origin)).status_code == 403
+
+
+def handshake(origin: str) -> dict[str, Any]:
+    headers = [(b"host", b"127.0.0.1:8080"), (b"origin", origin.encode())]
+    return {"type": "websocket", "scheme": "ws", "path": "/", "server": ("127.0.0.1", 8080), "headers": headers}
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "app.example.com",
+        "localhost:3000",
+        "https://",
+        "capacitor://",
+        "capacitor:localhost",
+        "https://app.example.com/",
+        "capacitor://localhost/index.html",
+        "https://user@app.example.com",
+        "https://*.example.com",
+        "chrome-extension://*",
+        "https://app.example.com:99999",
+        "https://[::zz]",
+        "https://müller.example",
+        "wss://app.example.com",
+        "file://",
+        "file://localhost",
+        "javascript://x",
+        "null",
+    ],
+)
+def test_start_refuses_what_is_no_origin(origin: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings.load(_env_file=None, allowed_origins=(APP, origin))
+    (line,) = refused.value.lines
+    assert line.startswith(f"BROKER_ALLOWED_ORIGINS: {origin!r} ")
+    assert "capacitor://localhost" in line
+
+
+@pytest.mark.parametrize("origin", ["null", "file://", "javascript://x", "capacitor://", "nonsense"])
+async def test_wildcard_admits_real_origins_alone(origin: str) -> None:
+    assert (await ask(settings(allowed_origins=("*",)), "POST", origin=origin)).status_code == 403
 
 
 async def test_two_origins_are_none_of_ours() -> None:

@@ -135,7 +135,7 @@ async def test_text_cancel_and_clear_on_data_channel() -> None:
 
 async def test_barge_in_clears_unheard_audio(azure: RunningSimulator) -> None:
     # The answer to the first sentence is sent whole long before it is heard: the second sentence falls into it.
-    async with _calling(azure, speech(2) + silence(1.5) + speech(1)) as (phone, _):
+    async with _calling(azure, speech(1.5) + silence(0.8) + speech(0.6)) as (phone, _):
         await phone.hear("output_audio_buffer.cleared")
         names = phone.names()
     assert names.index("response.done") < names.index("output_audio_buffer.cleared")
@@ -144,9 +144,9 @@ async def test_barge_in_clears_unheard_audio(azure: RunningSimulator) -> None:
     assert names[-2:] == ["conversation.item.truncated", "output_audio_buffer.cleared"]
 
 
-@pytest.mark.parametrize("label", ["oai-events", "realtime-channel", "anything"])
-async def test_any_data_channel_label_works(azure: RunningSimulator, label: str) -> None:
-    async with _phone(label=label) as phone:
+async def test_any_data_channel_label_works(azure: RunningSimulator) -> None:
+    # Every other test here uses `oai-events`.
+    async with _phone(label="anything") as phone:
         await phone.connect((await _post(azure, await phone.offer(), await _mint(azure))).text)
         await phone.hear("session.created")
     await azure.until_calls(0)

@@ -145,6 +145,44 @@ def test_barge_in_cuts_call_off() -> None:
     assert item["arguments"] == scene.only("response.function_call_arguments.done")["arguments"] != ""
 
 
+@by_dialect
+@pytest.mark.parametrize("parameters", [None, [], {"properties": []}, {"properties": {"a": 1, "b": {"enum": {}}}}])
+def test_odd_schema_is_no_obstacle(dialect: Dialect, parameters: Any) -> None:
+    scene = _calling(dialect, CLOCK | {"parameters": parameters})
+    scene.ask("[call clock]")
+    assert isinstance(json.loads(scene.only("response.function_call_arguments.done")["arguments"]), dict)
+
+
+@by_dialect
+@pytest.mark.parametrize("asked", [{"tools": [{}]}, {"tools": [{"type": "function"}]}, {"tool_choice": 1}])
+def test_response_with_wrong_tools_is_refused(dialect: Dialect, asked: dict[str, Any]) -> None:
+    scene = Scene(dialect)
+    scene.send("response.create", response=asked)
+    assert scene.error()["param"].startswith(f"response.{next(iter(asked))}")
+
+
+def test_response_brings_its_own_tools() -> None:
+    scene = _calling(GA, WEATHER)
+    scene.send("conversation.item.create", item=user_text("Hello"))
+    scene.send("response.create", response={"tools": [CLOCK], "tool_choice": "required"})
+    scene.wait(5)
+    assert scene.only("response.function_call_arguments.done")["name"] == "clock"
+
+
+def test_required_call_answers_speech_too() -> None:
+    scene = _calling(GA, CLOCK, tool_choice="required")
+    scene.say(speech(0.5) + silence(1))
+    scene.wait(5)
+    assert scene.only("response.function_call_arguments.done")["name"] == "clock"
+
+
+@by_dialect
+def test_empty_message_is_taken(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    scene.send("conversation.item.create", item={"type": "message", "role": "user", "content": []})
+    assert scene.only("conversation.item.added")["item"]["content"] == []
+
+
 # --- MCP -------------------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +239,19 @@ def test_approved_mcp_call_is_made(dialect: Dialect) -> None:
     scene.wait(5)
     call = scene.only("response.done")["response"]["output"][0]
     assert (call["type"], call["approval_request_id"]) == ("mcp_call", request["id"])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"server_url": "http://["},
+        {"allowed_tools": {"read_only": True}},
+        {"allowed_tools": {"tool_names": 1}},
+        {"require_approval": {"never": 1}},
+    ],
+)
+def test_odd_mcp_server_is_listed(odd: dict[str, Any]) -> None:
+    assert _calling(GA, OPEN_DOCS | odd).only("mcp_list_tools.completed")
 
 
 def test_refused_mcp_call_is_not_made() -> None:

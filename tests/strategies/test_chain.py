@@ -1,4 +1,4 @@
-"""The chain: order, shares of one deadline, cancellation, and a grant whatever happens."""
+"""The chain: order, shares of one deadline, cancellation, and a grant in any case."""
 
 import asyncio
 import time
@@ -9,12 +9,10 @@ import pytest
 from pydantic import SecretStr
 
 from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant, SessionSpec
-from strategies.chain import Chain, Link, SpecSupplier
+from strategies.chain import Chain, Link, RetryPolicy, SpecSupplier, WebSocketProxy
 from strategies.endpoint import Target
 from strategies.errors import MalformedError, MintError, MisconfiguredError, PermanentError, TransientError
 from strategies.health import BreakerPolicy, CircuitBreaker
-from strategies.retry import RetryPolicy
-from strategies.websocket_proxy import WebSocketProxy
 from tests.strategies.fakes import SPEC
 from tests.support.machine import retry_if_host_busy
 

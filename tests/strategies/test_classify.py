@@ -1,4 +1,4 @@
-"""What an answer of Azure's means: the tables, with the arithmetic beside the row."""
+"""The meaning of Azure's answers, as tables with the arithmetic beside each row."""
 
 import json
 from datetime import UTC, datetime

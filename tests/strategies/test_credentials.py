@@ -1,4 +1,4 @@
-"""Credentials: one flight for all who wait, the last good token kept, a stall that holds up nobody twice."""
+"""Credentials: one fetch for all callers, the last token kept, and a stalled fetch that delays only one of them."""
 
 import asyncio
 import time

@@ -16,6 +16,9 @@ DIRECT, UNIFIED = EndpointKind.DIRECT, EndpointKind.UNIFIED
         ("https://x.openai.azure.com///", DIRECT, "https://x.openai.azure.com", "https://x.openai.azure.com"),
         ("https://X.OpenAI.Azure.com", DIRECT, "https://x.openai.azure.com", "https://x.openai.azure.com"),
         ("https://x.services.ai.azure.com", UNIFIED, "https://x.services.ai.azure.com", "https://x.openai.azure.com"),
+        ("https://x.openai.azure.us", DIRECT, "https://x.openai.azure.us", "https://x.openai.azure.us"),
+        ("https://x.openai.azure.cn", DIRECT, "https://x.openai.azure.cn", "https://x.openai.azure.cn"),
+        ("https://x.services.ai.azure.cn", UNIFIED, "https://x.services.ai.azure.cn", "https://x.openai.azure.cn"),
         ("https://a-b.services.ai.azure.us/", UNIFIED, "https://a-b.services.ai.azure.us", "https://a-b.openai.azure.us"),
         # GA's routes work on this host too, and nothing says that the name has the sibling: nothing is derived.
         (

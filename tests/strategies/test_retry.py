@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from strategies.chain import RetryPolicy, Tries, retry
 from strategies.errors import (
     CredentialError,
     MalformedError,
@@ -16,7 +17,6 @@ from strategies.errors import (
     TimedOutError,
     TransientError,
 )  # fmt: skip
-from strategies.retry import RetryPolicy, Tries, retry
 from tests.support.machine import retry_if_host_busy
 
 AT_ONCE = RetryPolicy(attempts=3, attempt_timeout_s=1, backoff_s=0)

@@ -9,14 +9,11 @@ import respx
 from pydantic import SecretStr
 
 from strategies.base import EphemeralGrant
+from strategies.chain import WebSocketProxy
 from strategies.credentials import AccessToken, Credentials, EntraTokens
-from strategies.direct_deployment import DirectDeployment
 from strategies.endpoint import Target, parse_target
 from strategies.errors import ApiVersionError, MisconfiguredError, PermanentError
-from strategies.ga import Ga
-from strategies.project import Project
-from strategies.unified import Unified
-from strategies.websocket_proxy import WebSocketProxy
+from strategies.routes import DirectDeployment, Ga, Project, Unified
 from tests.strategies.fakes import (
     FLAT_BODY,
     GA_BODY,

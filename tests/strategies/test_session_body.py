@@ -10,8 +10,7 @@ from openai.types.realtime import ClientSecretCreateParams, RealtimeSessionCreat
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
-from strategies.base import SessionSpec, TurnDetection
-from strategies.session_body import flat_session, ga_client_secret, ga_session, voice_live_session
+from strategies.base import SessionSpec, TurnDetection, flat_session, ga_client_secret, ga_session, voice_live_session
 from tests.strategies.fakes import FLAT_BODY, GA_BODY, SPEC
 
 TOOL: Mapping[str, Any] = {

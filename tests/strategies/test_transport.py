@@ -197,10 +197,10 @@ def test_imported_strategies_is_ours() -> None:
     assert Path(strategies.__file__).parent == root / "strategies"
 
 
-# --- whom TLS believes
+# --- trusted authorities
 
 
-def believed(context: ssl.SSLContext) -> set[bytes]:
+def trusted(context: ssl.SSLContext) -> set[bytes]:
     return set(context.get_ca_certs(binary_form=True))
 
 
@@ -214,14 +214,14 @@ def authority(tmp_path: Path) -> Path:
 def test_ssl_cert_file_is_trusted_alone(authority: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(authority))
     context = make_tls_context()
-    assert believed(context) == {ssl.PEM_cert_to_DER_cert(authority.read_text())}
+    assert trusted(context) == {ssl.PEM_cert_to_DER_cert(authority.read_text())}
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
 
 
 def test_missing_ssl_cert_file_trusts_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nothing"))
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: NO_AUTHORITIES)
-    assert believed(make_tls_context()) == set()
+    assert trusted(make_tls_context()) == set()
 
 
 def test_system_authorities_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_system_authorities_are_the_default(monkeypatch: pytest.MonkeyPatch) -> 
     paths = ssl.get_default_verify_paths()
     if paths.cafile is None:
         pytest.skip("this system keeps no file of authorities")
-    assert believed(make_tls_context()) == believed(ssl.create_default_context(cafile=paths.cafile))
+    assert trusted(make_tls_context()) == trusted(ssl.create_default_context(cafile=paths.cafile))
 
 
 NO_AUTHORITIES = ssl.DefaultVerifyPaths(
@@ -246,4 +246,4 @@ def test_certifi_is_used_without_system_ones(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("SSL_CERT_FILE")
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: NO_AUTHORITIES)
     certifis = httpx.create_ssl_context(trust_env=False)
-    assert believed(make_tls_context()) == believed(certifis) != set()
+    assert trusted(make_tls_context()) == trusted(certifis) != set()

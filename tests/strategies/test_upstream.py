@@ -1,4 +1,4 @@
-"""One mint over HTTP: bounded in time and size, and every failure one of ours."""
+"""One mint over HTTP: limited in time and size, and every failure is one of our errors."""
 
 import asyncio
 import itertools

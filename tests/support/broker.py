@@ -26,9 +26,9 @@ from tests.support.sockets import listening_socket
 from token_broker.app import create_app
 from token_broker.bootstrap import BrokerState
 from token_broker.memory.service import Memory
-from token_broker.memory.store.migrate import migrate
+from token_broker.memory.store.tables import migrate
 from token_broker.relay.voice_relay import VoiceRelay
-from token_broker.security.rate_limits import SessionLimits
+from token_broker.security.limits import SessionLimits
 from token_broker.security.tokens import TokenSigner
 from token_broker.server.drain import Drain
 from token_broker.server.http_protocol import bounded_http

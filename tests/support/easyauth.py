@@ -1,4 +1,4 @@
-"""Somebody whom the platform in front of the broker has signed in."""
+"""A caller whom Easy Auth, in front of the broker, has signed in."""
 
 import base64
 import json

@@ -18,7 +18,7 @@ __all__ = ["IdentityEndpoint", "run_identity_endpoint"]
 
 @dataclass(slots=True)
 class IdentityEndpoint:
-    """Answers with `token`, valid for `ttl_s`; `status` other than 200 is a failure, `healthy` cleared a hang."""
+    """Answers with `token`, valid for `ttl_s`. It fails with another `status`, and hangs while `healthy` is not set."""
 
     token: str = "simulated-entra-token"
     ttl_s: int = 86_400

@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import functools
 import gc
-import importlib
 import json
 import os
 import signal
@@ -88,16 +87,14 @@ def _server() -> socket.socket:
 
 def _import_all() -> None:
     """Imports what the commands import when they run."""
-    for name in (
-        "token_broker.cli.memory",
-        "token_broker.cli.serve",
-        "token_broker.cli.token",
-        "token_broker.doctor.command",
-        "token_broker.memory.service",
-        "token_broker.simulator.server",
-        "uvloop",
-    ):
-        importlib.import_module(name)
+    import uvloop  # noqa: F401
+
+    import token_broker.cli.memory
+    import token_broker.cli.mint_once
+    import token_broker.cli.serve
+    import token_broker.doctor.command
+    import token_broker.memory.service
+    import token_broker.simulator.server  # noqa: F401
 
 
 def _await_request(requests: socket.socket) -> None:

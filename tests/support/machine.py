@@ -1,4 +1,4 @@
-"""Judging time on a machine that others use as well: what was late because nothing ran here is judged anew."""
+"""Timed assertions on a shared machine: a test that was late because nothing ran here is repeated."""
 
 import asyncio
 import contextlib
@@ -18,11 +18,11 @@ P = ParamSpec("P")
 _BEAT_S = 0.01
 _STALLED_S = 0.08
 _STOLEN_SHARE = 0.03
-_STEAL = 7  # its place among the columns of `cpu` in /proc/stat
+_STEAL = 7  # the column of `cpu` in /proc/stat
 
 
 def _now() -> tuple[int, int]:
-    """Stolen ticks, and all."""
+    """Ticks that the hypervisor took, and all ticks."""
     try:
         columns = [int(column) for column in Path("/proc/stat").read_text().partition("\n")[0].split()[1:]]
     except OSError:
@@ -32,7 +32,7 @@ def _now() -> tuple[int, int]:
 
 @dataclass(slots=True)
 class StolenTime:
-    """The share of CPU that the hypervisor gave to others, since this was made; 0 where nobody tells."""
+    """The share of CPU that the hypervisor took since this object was made; 0 where /proc/stat does not tell."""
 
     _began: tuple[int, int] = field(default_factory=_now)
 
@@ -42,7 +42,7 @@ class StolenTime:
         return stolen / all_of_it if all_of_it else 0.0
 
     def tell(self) -> None:
-        print(f"The host took {self.share:.0%} of this machine's CPU for others meanwhile.\n")  # noqa: T201  # benchmarks say so
+        print(f"The host took {self.share:.0%} of this machine's CPU for others meanwhile.\n")  # noqa: T201  # benchmarks print it
 
 
 @dataclass(slots=True)
@@ -53,8 +53,9 @@ class _Stalls:
 def retry_if_host_busy(
     tries: int = 6, *, or_skipped: bool = False
 ) -> Callable[[Callable[P, Awaitable[None]]], Callable[P, Coroutine[Any, Any, None]]]:
-    """A test that is run again where it fails while the event loop stood still for long, or the host of this machine
-    gave its CPU to others. What the last try finds counts, or nothing can be judged and the test is skipped.
+    """Repeats a failed test if the event loop stood still meanwhile, or the hypervisor took CPU away.
+
+    The last try counts. With `or_skipped` the test is skipped instead, where every try was disturbed.
     """
 
     def judged(test: Callable[P, Awaitable[None]]) -> Callable[P, Coroutine[Any, Any, None]]:
@@ -66,8 +67,8 @@ def retry_if_host_busy(
                     try:
                         await test(*args, **kwargs)
                     except (AssertionError, ExceptionGroup, TimeoutError):
-                        in_peace = stalls.worst_s < _STALLED_S and stolen.share < _STOLEN_SHARE
-                        if in_peace or (left == 0 and not or_skipped):
+                        undisturbed = stalls.worst_s < _STALLED_S and stolen.share < _STOLEN_SHARE
+                        if undisturbed or (left == 0 and not or_skipped):
                             raise
                     else:
                         return

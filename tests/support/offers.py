@@ -1,4 +1,4 @@
-"""An SDP offer that is good enough for the broker and for every fake that answers without a peer behind it."""
+"""An SDP offer for the broker, and for every fake that answers without a WebRTC peer."""
 
 __all__ = ["OFFER"]
 

@@ -1,4 +1,4 @@
-"""What a usable plan is, checked against the simulated Azure that is said to have minted it."""
+"""Checks that a plan can be used, against the simulated Azure that it names."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,7 +19,7 @@ MINT_PATHS = {
 
 
 def assert_usable(plan: dict[str, Any], broker: RunningBroker, azure: RunningSimulator) -> None:
-    """The plan can be used now: what it says was minted really was and still opens something; the proxy stands last."""
+    """Fails unless the plan can be used now: its token was minted and is valid, and the proxy comes last."""
     proxy = plan["connections"][-1]
     assert proxy["transport"] == "websocket_proxy"
     ticket = broker.signer.read_ticket(proxy["protocols"][1].removeprefix("ticket."))
@@ -44,7 +44,7 @@ def _assert_minted(plan: dict[str, Any], broker: RunningBroker, azure: RunningSi
     direct, relay = plan["connections"][:2]
     assert (direct["transport"], relay["transport"]) == ("webrtc", "webrtc_relay")
     secret = azure.simulator.resource.secrets.find(direct["token"])
-    assert secret is not None, "the token is none that this Azure minted, or it has expired"
+    assert secret is not None, "this Azure did not mint the token, or it has expired"
     assert plan["token"] == direct["token"]
     assert plan["endpoint"] == azure.base_url
     assert direct["url"].startswith(f"{azure.base_url}/openai/v1/realtime/calls")
@@ -57,4 +57,4 @@ def _assert_minted(plan: dict[str, Any], broker: RunningBroker, azure: RunningSi
     assert claims.owner.session_id == plan["session_id"]
     assert parse_qs(urlsplit(relay["url"]).query) == {"session_id": [plan["session_id"]]}
     winner = [request for request in azure.requests if request.status == 200 and request.method == "POST"][-1]
-    assert winner.path.startswith(MINT_PATHS[plan["strategy"]]), "another strategy won than the plan says"
+    assert winner.path.startswith(MINT_PATHS[plan["strategy"]]), "another strategy minted than the plan says"

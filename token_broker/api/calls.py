@@ -6,7 +6,6 @@ from typing import TypedDict
 from starlette.requests import Request
 from starlette.responses import Response
 
-from token_broker.api.callers import Callers
 from token_broker.api.offers import (
     HANG_UP_PROBLEMS,
     OFFER_PROBLEMS,
@@ -18,11 +17,10 @@ from token_broker.api.offers import (
 )
 from token_broker.observability.logging import bind_ids
 from token_broker.security.authentication import Caller
-from token_broker.security.rate_limits import too_many_sessions
-from token_broker.sessions.ownership import ensure_not_blocked
+from token_broker.security.limits import too_many_sessions
+from token_broker.sessions.ownership import Callers, ensure_not_blocked
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
-from token_broker.web.problems import Problem
-from token_broker.web.requests import read_body
+from token_broker.web.requests import Problem, read_body
 
 __all__ = ["CALL_OPERATIONS", "CallState", "create_call", "hang_up"]
 
@@ -37,6 +35,7 @@ class CallState(TypedDict):
 async def create_call(request: Request[CallState]) -> Response:
     """Answers 201 with the SDP answer and our `Location`; problems: 400, 401, 403, 404, 413, 415, 429, 502 to 504."""
     callers, calls = request.state["callers"], request.state["calls"]
+    callers.ensure_staying()
     settings = callers.settings
     deadline_s = time.monotonic() + settings.token_budget_s
     caller = _caller(request)
@@ -108,8 +107,9 @@ CALL_OPERATIONS = (
             401: ("session_token_refused",),
             403: ("foreign_session", "blocked", "sockets_only"),
             404: ("unknown_agent",),
+            503: ("nothing_minted", "draining", "blocklist_unread"),
         },
-        security=("sessionToken",),
+        security=("sessionToken", "sessionTokenHeader"),
     ),
     Operation(
         name="hang_up",
@@ -125,6 +125,6 @@ CALL_OPERATIONS = (
         parameters=(Parameter("call_id", "path", "The end of the call's `Location`."), _SESSION),
         answers=(ResponseSpec(204, "The call is over."),),
         problems={**HANG_UP_PROBLEMS, 401: ("session_token_refused",), 403: ("foreign_session",)},
-        security=("sessionToken",),
+        security=("sessionToken", "sessionTokenHeader"),
     ),
 )

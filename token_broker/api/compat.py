@@ -8,8 +8,9 @@ import math
 import re
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers, UploadFile
@@ -19,11 +20,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from strategies.session_body import ga_realtime_session
-from token_broker.api.callers import Callers
-from token_broker.api.compat_operations import CALL_PREFIXES, MINT_PREFIXES
-from token_broker.api.minting import Minting
+from strategies.base import SessionSpec, flat_session, ga_realtime_session
+from token_broker.api.compat_operations import CALL_PATHS, HANG_UP_PATHS, MINT_PATHS, SESSION_PATHS
 from token_broker.api.offers import CallRelay, check_offer
+from token_broker.api.token import Minting
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
 from token_broker.relay.adapters import COMPAT_ENDPOINTS, CompatEndpoint
 from token_broker.relay.admission import Admission
@@ -32,13 +32,18 @@ from token_broker.relay.voice_relay import VoiceRelay
 from token_broker.security.authentication import Principal, caller_of
 from token_broker.security.credential_extraction import SeveralCredentialsError, extract_credential
 from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TokenError, is_ours
-from token_broker.sessions.agents import session_spec
-from token_broker.sessions.ownership import OpenedSession
-from token_broker.sessions.schemas import ClientSecret, ClientSecretRequest
+from token_broker.sessions.ownership import Callers, OpenedSession
+from token_broker.sessions.plans import session_spec
+from token_broker.sessions.schemas import (
+    BetaClientSecret,
+    BetaSession,
+    BetaSessionRequest,
+    ClientSecret,
+    ClientSecretRequest,
+    SecretMetadata,
+)
 from token_broker.settings import Settings
-from token_broker.web.ids import correlation_id
-from token_broker.web.problems import Problem
-from token_broker.web.requests import parse_json, read_body
+from token_broker.web.requests import Problem, correlation_id, parse_json, read_body
 
 __all__ = ["CompatState", "compat_routes"]
 
@@ -72,34 +77,62 @@ def compat_routes() -> list[BaseRoute]:
     """All compatible endpoints, under the paths that each client makes of its base URL."""
     sockets = [(path, CompatSocket(compat)) for compat in COMPAT_ENDPOINTS for path in compat.paths]
     return [
-        *[
-            Route(f"{prefix}/realtime/client_secrets", create_client_secret, methods=["POST"])
-            for prefix in MINT_PREFIXES
-        ],
-        *[Route(f"{prefix}/realtime/calls", create_compat_call, methods=["POST"]) for prefix in CALL_PREFIXES],
-        *[
-            Route(f"{prefix}/realtime/calls/{{call_id}}/hangup", hang_up_compat_call, methods=["POST"])
-            for prefix in CALL_PREFIXES
-        ],
+        *[Route(path, create_client_secret, methods=["POST"]) for path in MINT_PATHS],
+        *[Route(path, create_beta_session, methods=["POST"]) for path in SESSION_PATHS],
+        *[Route(path, create_compat_call, methods=["POST"]) for path in CALL_PATHS],
+        *[Route(path, hang_up_compat_call, methods=["POST"]) for path in HANG_UP_PATHS],
         *[WebSocketRoute(path, socket) for path, socket in sockets],
-        *[Route(path, socket) for path, socket in sockets],
+        *[Route(path, socket) for path, socket in sockets],  # after the offers, which share some of these paths
     ]
 
 
 async def create_client_secret(request: Request[CompatState]) -> Response:
     """Answers 200 with a `ClientSecret`; problems: 400, 401, 403, 404, 408, 413, 422, 429, 503."""
+    minted = await _mint(request, ClientSecretRequest)
+    # As GA's mint shows a session, without what the agent keeps to itself.
+    session = minted.shown(ga_realtime_session(minted.spec))
+    answer = ClientSecret(value=minted.secret, expires_at=minted.expires_at_s, session=session)
+    return JSONResponse(answer.model_dump(), headers=_NO_STORE)
+
+
+async def create_beta_session(request: Request[CompatState]) -> Response:
+    """Answers 200 with a `BetaSession`, the mint's answer before GA; problems as for a client secret."""
+    minted = await _mint(request, BetaSessionRequest)
+    secret = BetaClientSecret(value=minted.secret, expires_at=minted.expires_at_s)
+    formats = {"input_audio_format": "pcm16", "output_audio_format": "pcm16"}
+    answer = BetaSession(**minted.shown(flat_session(minted.spec) | formats), client_secret=secret)
+    return JSONResponse(answer.model_dump(), headers=_NO_STORE)
+
+
+@dataclass(frozen=True, slots=True)
+class _MintedSecret:
+    secret: str
+    expires_at_s: int
+    session_id: str
+    spec: SessionSpec
+
+    def shown(self, session: dict[str, Any]) -> dict[str, Any]:
+        """The session as a mint shows it: without what the agent keeps to itself."""
+        return {"id": self.session_id, "object": "realtime.session", **shown_session(session), "model": self.spec.model}
+
+
+async def _mint(
+    request: Request[CompatState], wanted_as: type[ClientSecretRequest] | type[BetaSessionRequest]
+) -> _MintedSecret:
+    """Mints and audits a client secret for who asks. Raises Problem."""
     callers, minting = request.state["callers"], request.state["minting"]
+    callers.ensure_staying()
     settings = callers.settings
     principal, claims = await _caller(request)
     await callers.rate.admit(principal.limit_key)
     minting.ensure_configured()
     body = await read_body(request, limit_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
-    wanted = parse_json(body, ClientSecretRequest)
+    wanted = parse_json(body, wanted_as)
     agent = minting.find_agent(wanted.metadata.agent_id or (claims.agent_id if claims else None))
-    session = await _session(request, principal, claims, wanted)
+    session = await _session(request, principal, claims, wanted.metadata)
     owner = session.owner
     bind_ids(session_id=owner.session_id)
-    ttl_s = _ttl_s(wanted, claims)
+    ttl_s = _ttl_s(wanted.expires_after.seconds, claims)
     expires_at_s = int(time.time()) + ttl_s
     secret = callers.signer.client_secret(
         owner,
@@ -107,10 +140,6 @@ async def create_client_secret(request: Request[CompatState]) -> Response:
         ttl_s=ttl_s,
         minted_with=claims if isinstance(claims, ClientSecretClaims) else None,
     )
-    # As GA's mint shows a session, without what the agent keeps to itself.
-    shown = shown_session(ga_realtime_session(session_spec(agent, settings)))
-    realtime_session = {"id": owner.session_id, "object": "realtime.session", "model": settings.model, **shown}
-    answer = ClientSecret(value=secret, expires_at=expires_at_s, session=realtime_session)
     await session.keep(callers.sessions, agent.id)
     entry = AuditEntry(
         correlation_id=correlation_id(request.scope),
@@ -123,7 +152,7 @@ async def create_client_secret(request: Request[CompatState]) -> Response:
         expires_at=datetime.fromtimestamp(expires_at_s, UTC),
     )
     write_audit(entry, minting.observe)
-    return JSONResponse(answer.model_dump(), headers=_NO_STORE)
+    return _MintedSecret(secret, expires_at_s, owner.session_id, session_spec(agent, settings))
 
 
 async def create_compat_call(request: Request[CompatState]) -> Response:
@@ -148,7 +177,8 @@ async def create_compat_call(request: Request[CompatState]) -> Response:
     if call.call_id is not None:
         relay = request.state["relay"]
         relay.listen(admitted, endpoint=call.endpoint, call_id=call.call_id, spec=call.spec)
-        headers["Location"] = f"{request.scope['path']}/{call.token}"
+        path = request.scope["path"]  # or an earlier one, below which nothing hangs up
+        headers["Location"] = f"{path if path.endswith('/calls') else CALL_PATHS[0]}/{call.token}"
     return calls.answer(call, admitted.owner, headers)
 
 
@@ -169,7 +199,8 @@ async def _caller(request: Request[CompatState]) -> tuple[Principal, ClientSecre
     """
     callers = request.state["callers"]
     try:
-        credential = extract_credential(request.scope)
+        # X-Session-Token proves here whose the session is that `metadata` names, as for a plan.
+        credential = extract_credential(request.scope, header=False)
     except SeveralCredentialsError:
         raise _refused("Several credentials came, which differ: send one.") from None
     if credential is not None:
@@ -198,10 +229,10 @@ async def _session(
     request: Request[CompatState],
     principal: Principal,
     claims: ClientSecretClaims | SessionClaims | None,
-    wanted: ClientSecretRequest,
+    metadata: SecretMetadata,
 ) -> OpenedSession:
     """The session that the secret is for: the credential's own, or as `POST /realtime/token` finds it."""
-    callers, metadata = request.state["callers"], wanted.metadata
+    callers = request.state["callers"]
     if claims is None:
         return await callers.open_session(request, principal, session_id=metadata.session_id, user_id=metadata.user_id)
     if metadata.session_id not in {None, claims.owner.session_id}:
@@ -212,16 +243,16 @@ async def _session(
     return await callers.reopen_session(claims)
 
 
-def _ttl_s(wanted: ClientSecretRequest, claims: ClientSecretClaims | SessionClaims | None) -> int:
+def _ttl_s(wanted_s: int, claims: ClientSecretClaims | SessionClaims | None) -> int:
     """The wanted lifetime, but no longer than the credential's own. Raises Problem 401.
 
     The leeway for clocks is not added: with it each secret could mint the next one, without end.
     """
     if claims is None:
-        return wanted.expires_after.seconds
+        return wanted_s
     if (left_s := math.floor(claims.expires_at_s - time.time())) < 1:
         raise _refused("The credential has expired: leave it out, or send a good one.")
-    return min(wanted.expires_after.seconds, left_s)
+    return min(wanted_s, left_s)
 
 
 async def _read_offer(request: Request[CompatState], settings: Settings) -> bytes:

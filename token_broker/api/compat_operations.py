@@ -2,22 +2,45 @@
 
 from token_broker.api.offers import HANG_UP_PROBLEMS, OFFER_PROBLEMS, OFFER_SCHEMA, SDP_ANSWER, SDP_EXAMPLE
 from token_broker.relay.adapters import COMPAT_ENDPOINTS
-from token_broker.sessions.schemas import ClientSecret, ClientSecretRequest
+from token_broker.sessions.schemas import BetaSession, BetaSessionRequest, ClientSecret, ClientSecretRequest
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec, SocketSpec
 
-__all__ = ["CALL_PREFIXES", "COMPAT_OPERATIONS", "COMPAT_SOCKETS", "MINT_PREFIXES"]
+__all__ = ["CALL_PATHS", "COMPAT_OPERATIONS", "COMPAT_SOCKETS", "HANG_UP_PATHS", "MINT_PATHS", "SESSION_PATHS"]
 
-MINT_PREFIXES: tuple[str, ...] = ("/v1", "/openai/v1", "/openai")
-CALL_PREFIXES: tuple[str, ...] = ("/v1", "/openai/v1")
+# What the clients put before `/realtime`: OpenAI's own, Azure's, Azure's with an api-version, and a deployment's.
+_PREFIXES = ("/v1", "/openai/v1", "/openai", "/openai/deployments/{deployment}")
+
+MINT_PATHS = tuple(f"{prefix}/realtime/client_secrets" for prefix in _PREFIXES)
+SESSION_PATHS = (*(f"{prefix}/realtime/sessions" for prefix in _PREFIXES), "/openai/realtimeapi/sessions")
+CALL_PATHS = (
+    *(f"{prefix}/realtime/calls" for prefix in _PREFIXES),
+    *(f"{prefix}/realtime" for prefix in _PREFIXES),  # where offers went before GA; Azure's was the last one
+    "/v1/realtimertc",
+)
+HANG_UP_PATHS = tuple(f"{prefix}/realtime/calls/{{call_id}}/hangup" for prefix in _PREFIXES)
 
 _TAG = "Compatible endpoints for the official clients"
 _CREDENTIAL = (
     "The credential is a client secret (or a plan's session token or ticket), with or without `ek_`: as "
-    "`Authorization: Bearer`, `api-key` header, query `api-key` or `authorization`"
+    "`Authorization: Bearer`, `api-key` header, query `api-key` or `authorization`; a session token also in "
+    "`X-Session-Token`"
 )
-_MINT, *_MINT_ALIASES = [f"{prefix}/realtime/client_secrets" for prefix in MINT_PREFIXES]
-_CALLS, *_CALL_ALIASES = [f"{prefix}/realtime/calls" for prefix in CALL_PREFIXES]
-_HANG_UP, *_HANG_UP_ALIASES = [f"{prefix}/realtime/calls/{{call_id}}/hangup" for prefix in CALL_PREFIXES]
+_DEPLOYMENT = Parameter("deployment", "path", "Of no account: the agent says which model.", example="gpt-realtime")
+_MINT_PARAMETERS = (
+    _DEPLOYMENT,
+    Parameter("X-Session-Token", "header", "With `metadata.session_id`: proves that the session is yours."),
+)
+_MINT_PROBLEMS = {
+    400: ("invalid_json", "client_left"),
+    401: ("credential_refused", "not_signed_in", "bad_principal", "invalid_token"),
+    403: ("foreign_session", "session_erased", "foreign_user", "insufficient_scope", "blocked"),
+    404: ("unknown_agent",),
+    408: ("body_timeout",),
+    413: ("body_too_large",),
+    422: ("invalid_request",),
+    429: ("rate_limited",),
+    503: ("not_configured", "identity_provider_unreachable", "store_away", "blocklist_unread", "draining"),
+}
 
 _SECRET_EXAMPLE = {
     "value": "ek_eyJ…",
@@ -30,12 +53,24 @@ _SECRET_EXAMPLE = {
     },
 }
 
+_SESSION_EXAMPLE = {
+    "id": "019aaf0e-7c1b-7d5e-9a43-1f6f0f6a2b11",
+    "object": "realtime.session",
+    "model": "gpt-realtime",
+    "modalities": ["audio", "text"],
+    "client_secret": {"value": "ek_eyJ…", "expires_at": 1_795_388_400},
+}
+_SOCKET_PARAMETERS = (
+    Parameter("session_id", "path", "Of no account: the credential says which session."),
+    _DEPLOYMENT,
+)
+
 COMPAT_OPERATIONS = (
     Operation(
         name="create_client_secret",
         method="post",
-        path=_MINT,
-        aliases=tuple(_MINT_ALIASES),
+        path=MINT_PATHS[0],
+        aliases=MINT_PATHS[1:],
         tag=_TAG,
         summary="Get a client secret",
         description=(
@@ -49,28 +84,37 @@ COMPAT_OPERATIONS = (
             example={"session": {"type": "realtime"}, "metadata": {"agent_id": "elena"}},
             required=False,
         ),
-        parameters=(
-            Parameter("X-Session-Token", "header", "With `metadata.session_id`: proves that the session is yours."),
-        ),
+        parameters=_MINT_PARAMETERS,
         answers=(ResponseSpec(200, "A client secret.", ClientSecret, example=_SECRET_EXAMPLE),),
-        problems={
-            400: ("invalid_json", "client_left"),
-            401: ("credential_refused", "not_signed_in", "bad_principal", "invalid_token"),
-            403: ("foreign_session", "session_erased", "foreign_user", "insufficient_scope", "blocked"),
-            404: ("unknown_agent",),
-            408: ("body_timeout",),
-            413: ("body_too_large",),
-            422: ("invalid_request",),
-            429: ("rate_limited",),
-            503: ("not_configured", "identity_provider_unreachable", "store_away", "blocklist_unread"),
-        },
+        problems=_MINT_PROBLEMS,
+        security=(None, "entra", "easyauth", "clientSecret"),
+    ),
+    Operation(
+        name="create_beta_session",
+        method="post",
+        path=SESSION_PATHS[0],
+        aliases=SESSION_PATHS[1:],
+        tag=_TAG,
+        summary="Get a client secret, as before GA",
+        description=(
+            f"OpenAI's and Azure's earlier mint, for clients that still ask there. As `{MINT_PATHS[0]}`, but the "
+            "answer is the flat session with the secret in its `client_secret`."
+        ),
+        body=Body(
+            (BetaSessionRequest,),
+            example={"model": "gpt-realtime", "metadata": {"agent_id": "elena"}},
+            required=False,
+        ),
+        parameters=_MINT_PARAMETERS,
+        answers=(ResponseSpec(200, "The session, with a client secret.", BetaSession, example=_SESSION_EXAMPLE),),
+        problems=_MINT_PROBLEMS,
         security=(None, "entra", "easyauth", "clientSecret"),
     ),
     Operation(
         name="create_compat_call",
         method="post",
-        path=_CALLS,
-        aliases=tuple(_CALL_ALIASES),
+        path=CALL_PATHS[0],
+        aliases=CALL_PATHS[1:],
         tag=_TAG,
         summary="Set up a WebRTC call",
         description=(
@@ -90,6 +134,7 @@ COMPAT_OPERATIONS = (
                 }
             },
         ),
+        parameters=(_DEPLOYMENT,),
         answers=(SDP_ANSWER,),
         problems={
             **OFFER_PROBLEMS,
@@ -97,20 +142,20 @@ COMPAT_OPERATIONS = (
             401: ("credential_refused", "agent_gone"),
             503: ("nothing_minted", "draining", "blocklist_unread"),
         },
-        security=("clientSecret",),
+        security=("clientSecret", "sessionTokenHeader"),
     ),
     Operation(
         name="hang_up_compat_call",
         method="post",
-        path=_HANG_UP,
-        aliases=tuple(_HANG_UP_ALIASES),
+        path=HANG_UP_PATHS[0],
+        aliases=HANG_UP_PATHS[1:],
         tag=_TAG,
         summary="Hang up a WebRTC call",
         description=f"Ends a call that this session set up. Counted apart from mints, at the same rate. {_CREDENTIAL}.",
-        parameters=(Parameter("call_id", "path", "The end of the call's `Location`."),),
+        parameters=(_DEPLOYMENT, Parameter("call_id", "path", "The end of the call's `Location`.")),
         answers=(ResponseSpec(200, "The call is over."),),
         problems={**HANG_UP_PROBLEMS, 401: ("credential_refused",)},
-        security=("clientSecret",),
+        security=("clientSecret", "sessionTokenHeader"),
     ),
 )
 
@@ -137,11 +182,7 @@ COMPAT_SOCKETS = tuple(
             4502: "Azure refused, or dropped the talk",
             4503: "draining: connect again",
         },
-        parameters=(
-            (Parameter("session_id", "path", "Of no account: the credential says which session."),)
-            if "{session_id}" in path
-            else ()
-        ),
+        parameters=tuple(parameter for parameter in _SOCKET_PARAMETERS if f"{{{parameter.name}}}" in path),
     )
     for compat in COMPAT_ENDPOINTS
     for path in compat.paths

@@ -17,10 +17,10 @@ from starlette.responses import Response
 from strategies.health import BreakerState, BreakerStatus, Capability
 from token_broker.api.status import StatusSources
 from token_broker.memory.memory_status import MemoryStatus
-from token_broker.observability.event_metrics import Metrics
+from token_broker.observability.events import Metrics
 from token_broker.relay.counters import RelayStatus
 from token_broker.web.openapi_document import Operation, ResponseSpec
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 __all__ = ["METRICS_OPERATIONS", "MetricsState", "StateCollector", "get_metrics", "memory_metrics"]
 
@@ -112,6 +112,12 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
     yield _counter("turns", "Turns of proxied talks handed to the memory.", relay.turns)
     yield _counter("turns_lost", "Turns of proxied talks that the memory did not take.", relay.turns_lost)
     yield _counter("failed_transcriptions", "User turns that Azure could not transcribe.", relay.failed_transcriptions)
+    failed = CounterMetricFamily(
+        "token_broker_failed_answers", "Answers that Azure did not finish, by Azure's code.", labels=["code"]
+    )
+    for code, count in relay.failed_answers.items():
+        failed.add_metric([code], count)
+    yield failed
     yield _counter("client_events_refused", "Events of clients that are not in the allowlist.", relay.refused_events)
     yield _counter("client_fields_left_out", "Fields taken out of clients' events.", relay.fields_left_out)
     yield _counter(
@@ -139,6 +145,15 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
         tokens.add_metric([agent, "input"], usage.input_tokens)
         tokens.add_metric([agent, "output"], usage.output_tokens)
     yield from (responses, tokens)
+    billed = relay.transcription_usage
+    yield _counter("transcriptions", "Transcriptions whose usage Azure reported.", billed.transcriptions)
+    yield _counter("transcription_seconds", "Audio that Azure bills for transcribing.", billed.seconds)
+    tokens = CounterMetricFamily(
+        "token_broker_transcription_tokens", "Tokens that Azure bills for transcribing.", labels=["kind"]
+    )
+    tokens.add_metric(["input"], billed.input_tokens)
+    tokens.add_metric(["output"], billed.output_tokens)
+    yield tokens
 
 
 def memory_metrics(memory: MemoryStatus) -> Iterator[Metric]:

@@ -18,19 +18,18 @@ from starlette.types import Receive, Scope, Send
 
 from strategies.base import EphemeralGrant, SessionSpec
 from strategies.errors import MintError, RateLimitedError, TimedOutError
-from token_broker.api.minting import RETRY_AFTER_S, Minting, RequestTrace
+from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
 from token_broker.observability.logging import AuditEntry, write_audit
-from token_broker.security.owner import Owner
-from token_broker.security.rate_limits import SessionLease, SessionLimits
-from token_broker.security.tokens import TokenError, TokenSigner
-from token_broker.sessions.agents import Agent, TalkSpecs
+from token_broker.security.limits import SessionLease, SessionLimits
+from token_broker.security.tokens import Owner, TokenError, TokenSigner
+from token_broker.sessions.agents import Agent
 from token_broker.sessions.ownership import ensure_not_blocked
+from token_broker.sessions.plans import TalkSpecs
 from token_broker.sessions.running_calls import Calls
-from token_broker.web.ids import correlation_id
 from token_broker.web.openapi_document import ResponseSpec
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem, correlation_id
 
 __all__ = [
     "HANG_UP_PROBLEMS",

@@ -10,21 +10,20 @@ from starlette.responses import JSONResponse, Response
 
 from strategies.chain import Chain, Link
 from strategies.health import BreakerState, BreakerStatus, Capability, Latencies
-from token_broker.api.minting import Minting
 from token_broker.api.status_schemas import AgentVoice, Readiness, ServiceLevel, Status, StrategyStatus
+from token_broker.api.token import Minting
 from token_broker.memory.service import Memory
-from token_broker.observability.event_metrics import PlanCounters
+from token_broker.observability.events import PlanCounters
 from token_broker.observability.logging import advice_on
 from token_broker.relay.counters import RelayStatus
-from token_broker.security.rate_limits import SessionLimits
+from token_broker.security.limits import SessionLimits
 from token_broker.server.drain import Drain
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.sessions.ownership import blocklist_unread
 from token_broker.sessions.schemas import AgentConfig
 from token_broker.settings import Settings
 from token_broker.web.openapi_document import Operation, Parameter, ResponseSpec
-from token_broker.web.problems import Problem
-from token_broker.web.requests import bearer_token
+from token_broker.web.requests import Problem, bearer_token
 
 __all__ = [
     "STATUS_OPERATIONS",
@@ -61,7 +60,7 @@ class StatusSources:
             endpoint=settings.target.base if settings.target else None,
             model=settings.model,
             active_sessions=self.talks.active,
-            agents={agent.id: AgentVoice(voice=agent.voices["preview"]) for agent in self.agents},
+            agents={agent.id: AgentVoice(voice=agent.voices["preview"]) for agent in self.agents.values()},
         )
         if full:
             status.strategies = self.strategies()

@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from token_broker.api.callers import Callers
 from token_broker.memory.service import Memory
 from token_broker.memory.store_errors import (
     NotOwnerError,
@@ -34,13 +33,18 @@ from token_broker.memory.turn_schemas import (
 )
 from token_broker.memory.types import Outcome, Turn, stored_bytes
 from token_broker.security.authentication import Caller, Principal
-from token_broker.security.owner import Owner
-from token_broker.security.quotas import MemoryQuotas
-from token_broker.sessions.ownership import ensure_not_blocked, session_erased
-from token_broker.web.ids import uuid7
+from token_broker.security.limits import MemoryQuotas
+from token_broker.security.tokens import Owner
+from token_broker.sessions.ownership import Callers, ensure_not_blocked, session_erased
 from token_broker.web.openapi_document import Body, Operation, Parameter, ResponseSpec
-from token_broker.web.problems import Problem
-from token_broker.web.requests import ensure_few_values, parse_json, read_body
+from token_broker.web.requests import (
+    Problem,
+    ensure_few_values,
+    parse_json,
+    read_body,
+    uuid7,
+    without_half_surrogates,
+)
 
 if TYPE_CHECKING:  # rows import SQLAlchemy, which is loaded when the store opens
     from token_broker.memory.types import StoredTurn
@@ -101,6 +105,7 @@ async def enrich(request: Request[MemoryState]) -> Response:
 def _turns_of(owner: Owner, limit_bytes: int, body: bytes) -> list[Turn]:
     """One transcript, or a batch of them: the key `transcripts` tells which."""
     ensure_few_values(body)
+    body = without_half_surrogates(body)
     try:
         batched = "transcripts" in from_json(body)
     except (ValueError, TypeError):
@@ -351,7 +356,7 @@ MEMORY_OPERATIONS = (
         ),
         answers=(ResponseSpec(200, "The turn is on disk.", TurnAnswer),),
         problems=_WRITE_PROBLEMS,
-        security=("sessionToken",),
+        security=("sessionToken", "sessionTokenHeader"),
     ),
     Operation(
         name="enrich",
@@ -367,7 +372,7 @@ MEMORY_OPERATIONS = (
         ),
         answers=(ResponseSpec(202, "All of it is on disk.", EnrichAnswer),),
         problems=_WRITE_PROBLEMS,
-        security=("sessionToken",),
+        security=("sessionToken", "sessionTokenHeader"),
     ),
     Operation(
         name="list_turns",
@@ -392,7 +397,7 @@ MEMORY_OPERATIONS = (
         ),
         answers=(ResponseSpec(200, "The page.", TurnPage),),
         problems=_READ_PROBLEMS | {404: ("unknown_turn",), 422: ("invalid_request",)},
-        security=("sessionToken", "entra", "easyauth"),
+        security=("sessionToken", "sessionTokenHeader", "entra", "easyauth"),
     ),
     Operation(
         name="erase_turns",
@@ -408,6 +413,6 @@ MEMORY_OPERATIONS = (
         parameters=(_SESSION,),
         answers=(ResponseSpec(200, "The session is forgotten.", Erased),),
         problems=_READ_PROBLEMS,
-        security=("sessionToken", "entra", "easyauth"),
+        security=("sessionToken", "sessionTokenHeader", "entra", "easyauth"),
     ),
 )

@@ -15,7 +15,7 @@ from token_broker.memory.maintenance import Maintenance, Progress, open_maintena
 from token_broker.memory.store_errors import BlocklistFullError, StoreError
 from token_broker.memory.types import BlockKind, DeadLetter
 from token_broker.observability.logging import configure_logging
-from token_broker.security.owner import ANONYMOUS
+from token_broker.security.tokens import ANONYMOUS
 from token_broker.sessions.schemas import SESSION_ID_PATTERN
 from token_broker.settings import SettingsError, load_settings
 

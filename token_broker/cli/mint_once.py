@@ -10,12 +10,11 @@ from strategies.base import Attempt
 from token_broker.azure import build_chain, build_credentials
 from token_broker.bootstrap import signing_keys
 from token_broker.observability.logging import fingerprint
-from token_broker.security.owner import ANONYMOUS, Owner
-from token_broker.security.tokens import TokenSigner
-from token_broker.sessions.agents import TalkSpecs, load_agents
-from token_broker.sessions.plans import PlanMaker
+from token_broker.security.tokens import ANONYMOUS, Owner, TokenSigner
+from token_broker.sessions.agents import load_agents
+from token_broker.sessions.plans import PlanMaker, TalkSpecs
 from token_broker.settings import Settings, SettingsError
-from token_broker.web.ids import uuid7
+from token_broker.web.requests import uuid7
 
 __all__ = ["MintReport", "UnknownAgentError", "mint_once", "print_report"]
 
@@ -43,12 +42,12 @@ async def mint_once(settings: Settings, agent_id: str | None) -> MintReport:
     agents = load_agents(settings.agents_file)
     agent = agents.get(agent_id or agents.default)
     if agent is None:
-        raise UnknownAgentError(f"there is no agent {agent_id!r}; the known ones are {', '.join(agents.ids)}")
+        raise UnknownAgentError(f"there is no agent {agent_id!r}; the known ones are {', '.join(agents)}")
     deadline_s = time.monotonic() + settings.token_budget_s
     owner = Owner(uuid7(), ANONYMOUS, time.time_ns() // 1_000_000)
     credentials = build_credentials(settings)
     try:
-        async with make_transport() as transport:
+        async with make_transport(proxy=settings.proxy) as transport:
             result = await build_chain(settings, transport, credentials).mint(
                 TalkSpecs(settings, owner, None).of(agent), deadline_s=deadline_s, sockets_only=agent.sockets_only
             )

@@ -38,7 +38,7 @@ async def run_server(settings: Settings, *, listening: Callable[[], None]) -> No
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # web/forwarded.py alone derives client, scheme and host
+        proxy_headers=False,  # web/requests.py alone derives client, scheme and host
         timeout_graceful_shutdown=5,
         **uvicorn_options(settings),
     )

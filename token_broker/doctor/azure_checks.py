@@ -35,7 +35,8 @@ from token_broker.doctor.verdicts import (
     judge_sockets,
 )
 from token_broker.relay.azure.connector import Route
-from token_broker.sessions.agents import AgentsFileError, load_agents, session_spec
+from token_broker.sessions.agents import AgentsFileError, load_agents
+from token_broker.sessions.plans import session_spec
 from token_broker.settings import Settings
 
 __all__ = ["examine_azure"]
@@ -229,8 +230,8 @@ def _default_agents_spec(settings: Settings, tell: Tell) -> SessionSpec | None:
     agent = agents.get(agents.default)
     if agent is None:
         raise AssertionError("an agents file has its default agent")
-    tell(Check("agents", CheckStatus.OK, f"{', '.join(agents.ids)}; {agents.default} is the default"))
-    if on_sockets := [each.id for each in agents if each.sockets_only]:
+    tell(Check("agents", CheckStatus.OK, f"{', '.join(agents)}; {agents.default} is the default"))
+    if on_sockets := [each.id for each in agents.values() if each.sockets_only]:
         finding = f"{', '.join(on_sockets)}: WebSockets only, since a tool has a credential that no page may see"
         tell(Check("agents", CheckStatus.NOTE, finding))
     return replace(session_spec(agent, settings), ttl_s=_PROBE_TTL_S)

@@ -18,7 +18,7 @@ from token_broker.doctor import outside_verdicts as verdicts
 from token_broker.doctor.checks import Check, CheckStatus, KnownIssue
 from token_broker.doctor.hosts import Host, examine_host
 from token_broker.doctor.outside_verdicts import BrokerAnswer
-from token_broker.web.forwarded import websocket_url
+from token_broker.web.requests import websocket_url
 
 __all__ = ["examine_broker"]
 

@@ -42,9 +42,11 @@ async def run_doctor(
 
     for check in examine_configuration(settings, looks_outside=url is not None):
         tell(check)
-    source = source or azure_identity_source(settings.entra_scope, client_id=settings.client_id)
+    source = source or azure_identity_source(
+        settings.azure_scope, client_id=settings.client_id, authority=settings.azure_authority, proxy=settings.proxy
+    )
     tls = make_tls_context()  # the broker's own context, so that doctor trusts exactly what the broker trusts
-    async with make_client(make_transport(tls=tls)) as client:
+    async with make_client(make_transport(tls=tls, proxy=settings.proxy)) as client:
 
         async def examine_stores() -> None:
             tell(await examine_database(settings))

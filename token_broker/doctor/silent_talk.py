@@ -12,9 +12,8 @@ from urllib.parse import quote
 
 import picows
 
-from strategies.base import EphemeralGrant, SessionSpec
+from strategies.base import EphemeralGrant, SessionSpec, voice_live_transcription
 from strategies.errors import MintError
-from strategies.session_body import voice_live_transcription
 from strategies.transport import BoundedResolver
 from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.doctor.hosts import ms_since
@@ -163,6 +162,7 @@ async def _accepts_subprotocol(minted: EphemeralGrant, settings: Settings, tls: 
                 max_message_bytes=settings.azure_message_bytes,
                 deadline_s=asyncio.get_running_loop().time() + TALK_S,
                 log_to=logging.getLogger("token_broker.relay.picows"),  # its level keeps headers out of the log
+                proxy=settings.proxy,
             )
             try:
                 await socket.wait()

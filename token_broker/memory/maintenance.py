@@ -205,6 +205,7 @@ async def open_maintenance(
         patience_s=_LOCK_PATIENCE_S,
         exclusive=False,
         client_id=settings.client_id,
+        proxy=settings.proxy,
     )
     try:
         if await database.open():

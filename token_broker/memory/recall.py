@@ -9,7 +9,6 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.context import (
     TOLD_CHARS,
     EnterpriseContext,
@@ -21,7 +20,8 @@ from token_broker.memory.context import (
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreBusyError, StoreError
 from token_broker.memory.types import LAST_TURNS, FactSource, SinkError
-from token_broker.security.owner import ANONYMOUS, Owner
+from token_broker.security.limits import BoundedDict
+from token_broker.security.tokens import ANONYMOUS, Owner
 
 __all__ = ["BoundedRecall", "RecallCache", "RecallCounts"]
 

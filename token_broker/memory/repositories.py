@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.ingest.group_commit import GroupWriter
 from token_broker.memory.store_errors import StoreAwayError, StoreError
 from token_broker.memory.types import SessionRecord
 from token_broker.observability.logging import audit_blocks
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import LEEWAY_S
+from token_broker.security.limits import BoundedDict
+from token_broker.security.tokens import LEEWAY_S, Owner
 
 if TYPE_CHECKING:
     from token_broker.memory.store.sessions import BlockKey

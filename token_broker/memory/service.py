@@ -9,19 +9,17 @@ import asyncio
 import contextlib
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from token_broker.memory.delivery.decisions import backoff_s
 from token_broker.memory.delivery.local import LocalFacts, LocalSink
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.drivers.files import DiskSpace, free_bytes_of, reusable_bytes
-from token_broker.memory.drivers.sqlite import sqlite_path
+from token_broker.memory.drivers.sqlite import DiskSpace, free_bytes_of, reusable_bytes, sqlite_path
 from token_broker.memory.ingest.buffer import IngestBuffer
 from token_broker.memory.ingest.group_commit import GroupWriter, give_up
 from token_broker.memory.maintenance import Maintenance
@@ -30,8 +28,8 @@ from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.repositories import StoredBlocklist, StoredSessions, StoredTickets
 from token_broker.memory.store.full_text import FullTextIndexer
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUnreachableError
-from token_broker.memory.types import Outcome, Sink, Turn
-from token_broker.security.owner import Owner
+from token_broker.memory.types import Outcome, Sink, Turn, backoff_s
+from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
 
 if TYPE_CHECKING:
@@ -69,6 +67,8 @@ class Memory:
         self._worker: DeliveryWorker | None = None
         self._outbox: OutboxStatus | None = None
         self._outbox_read_at_s = 0.0
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._closing = False
         self._opened = asyncio.Event()
         self._tried = asyncio.Event()  # to open the store, at least once
         self._erasing = asyncio.Event()
@@ -80,6 +80,7 @@ class Memory:
             timeout_s=settings.store_timeout_s,
             patience_s=settings.store_patience_s,
             client_id=settings.client_id,
+            proxy=settings.proxy,
         )
         is_sqlite = self._database.dialect == "sqlite"
         self._disk: DiskSpace | None = None  # a PostgreSQL server watches its own
@@ -133,25 +134,12 @@ class Memory:
         `free_bytes` says how much is free on the disk of a folder.
         """
         memory = cls(settings, clock=clock, free_bytes=free_bytes)
-        at_work: list[tuple[str, Callable[[], Awaitable[None]]]] = [
-            ("writer", memory._writer.run),  # turns that come earlier wait, within the writer's bounds
-            ("blocklist", memory.blocklist.run),
-            ("delivery", memory._keep_delivering),
-            ("sweeping", memory._keep_sweeping),
-            ("erasing", memory._keep_erasing),
-        ]
-        if memory._indexer is not None:
-            at_work.append(("full-text", memory._indexer.run))
-        works = [
-            _keep_running("store", memory._keep_open),
-            _keep_running("ingest", memory.ingest.run),
-            *(_keep_running(name, work, after=memory._opened) for name, work in at_work),
-        ]
-        tasks = [asyncio.create_task(work) for work in works]
+        memory._start("store", memory._keep_open)
+        memory._start("ingest", memory.ingest.run)
         try:
             yield memory
         finally:
-            await memory._close(tasks)
+            await memory._close()
 
     async def ready(self) -> None:
         """Returns when the store is open; bound the wait."""
@@ -278,8 +266,23 @@ class Memory:
         elif self._has_zep and self._worker is not None:
             self._worker.nudge()
 
+    def _start(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Runs `work` in a task, and again after a fault: one broken task must not end the memory."""
+        if self._closing:
+            return
+        task = self._tasks[name] = asyncio.create_task(work(), name=f"memory-{name}")
+
+        def ended(task: "asyncio.Task[None]") -> None:
+            if task.cancelled() or (error := task.exception()) is None:
+                return
+            at = traceback.format_tb(error.__traceback__)[-1]
+            log.error("memory_task_broke", task=name, error=type(error).__name__, at=at)
+            asyncio.get_running_loop().call_later(_RESTART_S, self._start, name, work)
+
+        task.add_done_callback(ended)
+
     async def _keep_open(self) -> None:
-        """Opens the store, as often as it takes."""
+        """Opens the store, as often as it takes, and starts what works on it."""
         failures, was_empty = 0, False
         while not self._opened.is_set():
             try:
@@ -299,6 +302,13 @@ class Memory:
             self._opened.set()
             self._tried.set()
             log.info("store_open", after_failures=failures, was_empty=was_empty)
+        self._start("writer", self._writer.run)  # turns that came earlier wait, within the writer's bounds
+        self._start("blocklist", self.blocklist.run)
+        self._start("delivery", self._keep_delivering)
+        self._start("sweeping", self._keep_sweeping)
+        self._start("erasing", self._keep_erasing)
+        if self._indexer is not None:
+            self._start("full-text", self._indexer.run)
 
     async def _keep_delivering(self) -> None:
         def make_worker() -> "DeliveryWorker":
@@ -310,7 +320,9 @@ class Memory:
                 from token_broker.memory.delivery.zep import ZepMemory
 
                 key, url = settings.zep_api_key, settings.zep_api_url
-                sink = self._zep = self._zep or ZepMemory(key, url, timeout_s=settings.delivery_timeout_s)
+                sink = self._zep = self._zep or ZepMemory(
+                    key, url, timeout_s=settings.delivery_timeout_s, proxy=settings.proxy
+                )
             return DeliveryWorker(self._database, sink, DeliveryPolicy.of(settings), clock=self._clock)
 
         # In a thread: SQLAlchemy and zep-python take up to half a second to import, and talks would wait for them.
@@ -342,35 +354,18 @@ class Memory:
                 async with asyncio.timeout(_ERASURES_EVERY_S):
                     await self._erasing.wait()
 
-    async def _close(self, tasks: "Sequence[asyncio.Task[None]]") -> None:
+    async def _close(self) -> None:
         """Gives the proxy's turns time to reach the store, ends the tasks, closes what is open."""
         if self.ingest.buffered:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FLUSH_S):
                     await self.ingest.flushed()
-        for task in tasks:
+        self._closing = True
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.wait(tasks)
+        await asyncio.wait(self._tasks.values())
         await self.sessions.aclose()
         await self._writer.write_sizes(everything=True)
         if self._zep is not None:
             await self._zep.aclose()
         await self._database.close()
-
-
-async def _keep_running(name: str, work: Callable[[], Awaitable[None]], *, after: asyncio.Event | None = None) -> None:
-    """Runs `work` once `after` is set, and again after a fault: one broken task must not end the memory."""
-    if after is not None:
-        await after.wait()
-    while True:
-        try:
-            await work()
-            return
-        except Exception as error:  # noqa: BLE001  # logged, and started again
-            log.error(
-                "memory_task_broke",
-                task=name,
-                error=type(error).__name__,
-                at=traceback.format_tb(error.__traceback__)[-1],
-            )
-            await asyncio.sleep(_RESTART_S)

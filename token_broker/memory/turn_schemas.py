@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from token_broker.memory.types import LAST_PLACE, is_storable
+from token_broker.memory.types import LAST_PLACE, ensure_storable
+from token_broker.web.requests import whole_number
 
 __all__ = [
     "EnrichAnswer",
@@ -19,12 +20,6 @@ __all__ = [
 ]
 
 
-def _storable(text: str) -> str:
-    if not is_storable(text):
-        raise ValueError("has a NUL or half a surrogate pair, which can't be stored")
-    return text
-
-
 def _utc(time: datetime) -> datetime:
     """A time without an offset is taken for UTC."""
     try:
@@ -36,11 +31,6 @@ def _utc(time: datetime) -> datetime:
     return time
 
 
-def _whole(value: object) -> object:
-    """JSON has one kind of number: 1.0 is a whole one."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 
@@ -48,12 +38,18 @@ _LATEST = datetime(9000, 1, 1, tzinfo=UTC)
 _STORABLE = {"pattern": r"^[^\u0000]*$"}
 _KNOWN_TIME = {"pattern": r"^(19[7-9]|[2-8][0-9]{2})[0-9]-"}
 
-_Content = Annotated[str, Field(min_length=1, json_schema_extra=_STORABLE), AfterValidator(_storable)]
+_Content = Annotated[str, Field(min_length=1, json_schema_extra=_STORABLE), AfterValidator(ensure_storable)]
 _SessionId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{16,64}$")]
-_AgentId = Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=_STORABLE), AfterValidator(_storable)]
-_TurnId = Annotated[str, Field(min_length=1, max_length=128, json_schema_extra=_STORABLE), AfterValidator(_storable)]
-_Label = Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=_STORABLE), AfterValidator(_storable)]
-_Place = Annotated[int, Field(ge=0, lt=LAST_PLACE), BeforeValidator(_whole)]
+_AgentId = Annotated[
+    str, Field(min_length=1, max_length=64, json_schema_extra=_STORABLE), AfterValidator(ensure_storable)
+]
+_TurnId = Annotated[
+    str, Field(min_length=1, max_length=128, json_schema_extra=_STORABLE), AfterValidator(ensure_storable)
+]
+_Label = Annotated[
+    str, Field(min_length=1, max_length=64, json_schema_extra=_STORABLE), AfterValidator(ensure_storable)
+]
+_Place = Annotated[int, Field(ge=0, lt=LAST_PLACE), BeforeValidator(whole_number)]
 _Time = Annotated[datetime, Field(json_schema_extra=_KNOWN_TIME), AfterValidator(_utc)]
 
 

@@ -3,23 +3,28 @@
 Nothing here imports SQLAlchemy: it takes half a second of CPU to load, and is loaded when the store opens.
 """
 
+import random
 import re
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, IntEnum
 from typing import Literal, Protocol
 
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 __all__ = [
+    "BACKOFF_FIRST_S",
+    "BACKOFF_LAST_S",
     "BUCKETS",
     "ERASED_PRINCIPAL",
+    "FULL_BATCH",
     "LAST_PLACE",
     "LAST_TURNS",
     "NOT_OWNED",
     "ArrivedTurn",
+    "Backlog",
     "Block",
     "BlockKind",
     "Blocklist",
@@ -28,6 +33,7 @@ __all__ = [
     "DeliveryBatch",
     "FactSource",
     "Failure",
+    "Interruption",
     "Outcome",
     "Position",
     "Recall",
@@ -36,6 +42,7 @@ __all__ = [
     "SessionRepository",
     "Sink",
     "SinkError",
+    "SizeLimit",
     "Source",
     "StoredTurn",
     "TicketRepository",
@@ -43,7 +50,9 @@ __all__ = [
     "TurnIngest",
     "arrival_at",
     "arrived_us",
+    "backoff_s",
     "bucket_of",
+    "ensure_storable",
     "is_storable",
     "replace_unstorable",
     "stored_bytes",
@@ -55,6 +64,9 @@ LAST_TURNS = 12  # of a session, shown to an agent that resumes it
 BUCKETS = 64
 LAST_PLACE = 2**31 - 1  # of turns without a sequence: behind the others of their epoch, in order of arrival
 NODE_BITS = 10  # of an arrival, the random part
+FULL_BATCH = 30  # messages a call, at most (docs/azure.md §11)
+BACKOFF_FIRST_S = 1.0
+BACKOFF_LAST_S = 300.0
 
 # PostgreSQL's text has no NUL, and UTF-8 has no lone surrogates.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -66,7 +78,11 @@ BlockKind = Literal["principal", "session"]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Something that was said. Unique by (owner.session_id, turn_id); read in the order (epoch, sequence, arrival)."""
+    """Something that was said. Unique by (owner.session_id, turn_id); read in the order (epoch, sequence, arrival).
+
+    `put_back_at` is the beginning of a talk, where the turn may be history that a client puts back: it is not stored
+    where the session has a turn of that role and text from before.
+    """
 
     owner: Owner
     turn_id: str
@@ -78,6 +94,19 @@ class Turn:
     sequence: int | None = None  # the item's place in its connection
     interrupted: bool = False
     channel: str | None = None
+    put_back_at: datetime | None = None  # UTC
+
+
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """The user cut in while a turn was played that may be stored already: it becomes `interrupted`."""
+
+    owner: Owner
+    turn_id: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.owner.session_id, self.turn_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +198,15 @@ class DeadLetter:
 
 
 @dataclass(frozen=True, slots=True)
+class SizeLimit:
+    """What a transaction needs to check a limit: the sessions whose column it reads, and what to add to it."""
+
+    limit_bytes: int
+    unsure: frozenset[str] = frozenset()
+    pending: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class SessionRecord:
     """What the store says of a session. An erased session has no owner, and never gets one again."""
 
@@ -193,6 +231,13 @@ class Block:
 def is_storable(text: str) -> bool:
     """Whether every store can hold the text as it is."""
     return _UNSTORABLE.search(text) is None
+
+
+def ensure_storable(text: str) -> str:
+    """The text itself. Raises ValueError where a store cannot hold it."""
+    if not is_storable(text):
+        raise ValueError("has a NUL or half a surrogate pair, which can't be stored")
+    return text
 
 
 def replace_unstorable(text: str) -> str:
@@ -226,11 +271,24 @@ def arrived_us(arrival: int) -> int:
     return arrival >> NODE_BITS
 
 
+def backoff_s(failures: int, *, jitter: Callable[[], float] = random.random) -> float:
+    """1 s, doubled with each failure up to 5 min. Up to half is taken off at random, so that sessions spread out."""
+    whole = min(BACKOFF_LAST_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 30))
+    return whole * (0.5 + jitter() / 2)
+
+
 class TurnIngest(Protocol):
     """Takes the proxy's turns; a talk never waits for it."""
 
     def offer(self, turn: Turn) -> bool:
         """Accepts `turn` for storage, or returns False where the bounded buffer is full (counted there)."""
+        ...
+
+    def mark_interrupted(self, interruption: Interruption) -> bool:
+        """Accepts the mark for a turn that was offered before; False where the bounded buffer is full (counted there).
+
+        A turn that is not there, or is another owner's, is not changed.
+        """
         ...
 
 
@@ -304,6 +362,16 @@ class Failure:
     counts: bool = False
     uncertain: bool = False
     retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The history of a session's failures."""
+
+    attempts: int = 0
+    failures: int = 0
+    failing_since_us: int | None = None
+    batch: int = FULL_BATCH
 
 
 class SinkError(Exception):

@@ -27,12 +27,12 @@ from token_broker.observability.events import CredentialHolder, CredentialIssued
 from token_broker.settings import Settings
 
 __all__ = [
+    "LOGGED_IDS",
     "AuditEntry",
     "Redactor",
     "advice_on",
     "audit_blocks",
     "audit_changed_call",
-    "begin_ids",
     "bind_ids",
     "configure_logging",
     "fingerprint",
@@ -57,8 +57,9 @@ _ADVICE = {
     "permanent": "this resource lacks the route: take the strategy out of BROKER_TOKEN_STRATEGIES, or leave it resting",
 }
 
-# Of the request that is being answered; read only when a line is written, so that most requests pay for one `set`.
-_IDS: ContextVar[Mapping[str, str]] = ContextVar("token_broker_ids", default=MappingProxyType({}))
+# Of the request that is being answered; read only when a line is written, so that most requests pay for one `set`. The
+# middleware sets it anew for each request, which drops the ids of a pipelined request before it.
+LOGGED_IDS: ContextVar[Mapping[str, str]] = ContextVar("token_broker_ids", default=MappingProxyType({}))
 
 log = structlog.get_logger("token_broker.chain")
 # The audit is written whatever BROKER_LOG_LEVEL says.
@@ -81,7 +82,10 @@ class Redactor:
 
 def own_secrets(settings: Settings) -> tuple[SecretStr | None, ...]:
     """The settings' secrets, as a `Redactor` wants them."""
-    return (settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys)
+    proxy = settings.proxy
+    password = proxy.login.get_secret_value().partition(":")[2] if proxy and proxy.login else ""
+    proxys = (proxy.login, SecretStr(password), *map(SecretStr, proxy.headers.values())) if proxy else ()
+    return (settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys, *proxys)
 
 
 def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) -> None:
@@ -187,20 +191,15 @@ def audit_changed_call(*, principal: str, session_id: str, agent_id: str, change
     )
 
 
-def begin_ids(**ids: str) -> None:
-    """Binds the ids of a request that begins, and drops those of a pipelined request before it."""
-    _IDS.set(ids)
-
-
 def bind_ids(**ids: str) -> None:
     """Binds further ids of the present request."""
-    _IDS.set({**_IDS.get(), **ids})
+    LOGGED_IDS.set({**LOGGED_IDS.get(), **ids})
 
 
 def _add_ids(logger: Any, name: str, event: Any) -> Any:
     """A structlog processor. The line's own fields win over bound ids."""
     del logger, name
-    return {**_IDS.get(), **event}
+    return {**LOGGED_IDS.get(), **event}
 
 
 def advice_on(outcome: str | None) -> str | None:

@@ -5,7 +5,7 @@ endpoint (`CompatAdapter`) speaks its own dialect whatever the upstream speaks, 
 client does not know.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from urllib.parse import parse_qs
 
@@ -22,7 +22,7 @@ from token_broker.relay.dialects.translation import completed, renamed, to_azure
 from token_broker.relay.event_text import SESSION_EVENTS, compact, parsed
 from token_broker.relay.policy.allowlist import Allowed, Broken, Command, Passed, Refused, event_id_of, examine
 from token_broker.server.close_codes import DONE, DRAINING, INTERNAL, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
-from token_broker.web.ids import uuid7
+from token_broker.web.requests import uuid7
 
 __all__ = [
     "COMPAT_ENDPOINTS",
@@ -62,6 +62,7 @@ COMPAT_ENDPOINTS = (
             "/v1/realtime",
             "/openai/v1/realtime",
             "/openai/realtime",
+            "/openai/deployments/{deployment}/realtime",
             "/api/v1/voice/voicelive/{session_id}/realtime",
         ),
         "A talk with the clients of OpenAI",
@@ -123,6 +124,10 @@ class ProtocolAdapter(Protocol):
         """
         ...
 
+    def announce_end(self, left_s: float) -> str | None:
+        """The event that says that the talk ends in `left_s`, where this client knows one."""
+        ...
+
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
         """The close code and reason for this client, and an event to send before them, if any."""
         ...
@@ -173,6 +178,10 @@ class ProxyAdapter:
     ) -> str:
         del event_id
         return broker_error(code, message, retryable=retryable, param=param)
+
+    def announce_end(self, left_s: float) -> str | None:
+        message = f"Azure ends this talk in {left_s:.0f} s: ask for a new plan"
+        return broker_error("session_expiring", message, retryable=True)
 
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
         return ending, None
@@ -253,13 +262,18 @@ class CompatAdapter:
         kind = "server_error" if retryable else "invalid_request_error"
         return api_error(code, message, kind=kind, param=param, event_id=event_id)
 
+    def announce_end(self, left_s: float) -> str | None:
+        """None: an official client takes an `error` for something that went wrong."""
+        del left_s
+        return None
+
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
         """Official clients look at events rather than at close codes, and have no plans."""
-        ending = Ending(ending.code, ending.reason.replace("ask for a new plan", "connect again"))
-        if ending.code == DONE:
+        ending = replace(ending, reason=ending.reason.replace("ask for a new plan", "connect again"))
+        if ending.code == DONE and ending.error_code is None:
             return ending, None
         kind = "server_error" if ending.code in _BROKERS_FAULT else "invalid_request_error"
-        return ending, api_error(f"closed_{ending.code}", ending.reason, kind=kind)
+        return ending, api_error(ending.error_code or f"closed_{ending.code}", ending.reason, kind=kind)
 
     def from_client(self, text: str, upstream: Dialect) -> FromClient:
         match examine(text):

@@ -16,14 +16,13 @@ from starlette.types import Scope
 from token_broker.memory.types import Blocklist, TicketRepository
 from token_broker.security.authentication import Caller, caller_of
 from token_broker.security.credential_extraction import SeveralCredentialsError, extract_credential
-from token_broker.security.owner import Owner
-from token_broker.security.rate_limits import RateLimiter, SessionLease, SessionLimits
-from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TicketClaims, TokenError, TokenSigner
+from token_broker.security.limits import RateLimiter, SessionLease, SessionLimits
+from token_broker.security.tokens import ClientSecretClaims, Owner, SessionClaims, TicketClaims, TokenError, TokenSigner
 from token_broker.server.close_codes import BAD_REQUEST, DRAINING, FOREIGN_ORIGIN, TICKET_REFUSED, TOO_MANY, Ending
 from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.settings import Settings
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem
 
 __all__ = ["BLOCKED", "SESSION_GONE", "Admission", "AdmittedClient", "RefusedError"]
 

@@ -1,15 +1,31 @@
 """Counters of the relay, for `/status` and `/metrics`."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from strategies.health import BreakerStatus
-from token_broker.bounded_dict import BoundedDict
+from token_broker.relay.transcripts.failed_answers import FailedAnswer
+from token_broker.security.limits import BoundedDict
 
-__all__ = ["Directions", "RelayCounters", "RelayStatus", "TalkCounters", "Usage"]
+__all__ = [
+    "USAGE_EVENTS",
+    "Directions",
+    "RelayCounters",
+    "RelayStatus",
+    "TalkCounters",
+    "TranscriptionUsage",
+    "Usage",
+]
 
+_TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
+USAGE_EVENTS = frozenset({"response.done", _TRANSCRIBED})
+"""Azure's events that say what it bills: a response, or the transcription of what the user said."""
+
+_FAILURE_CODES = 50  # Azure's own codes are fewer; a label must not grow without bound
+_OTHER = "other"
 _PRINCIPALS_KEPT = 10_000  # anonymous principals are addresses: without a limit they would grow it for ever
 
 
@@ -39,6 +55,34 @@ class Usage:
         }
 
 
+@dataclass(slots=True)
+class TranscriptionUsage:
+    """What Azure bills for transcribing users, apart from the model: by tokens or by the second, as the model has it.
+
+    `transcriptions` are those whose usage Azure reported; Voice Live reports none.
+    """
+
+    transcriptions: int = 0
+    seconds: float = 0.0
+    total_tokens: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def add(self, usage: Mapping[str, Any]) -> None:
+        """Adds the `usage` of one transcription; a value that is not a number counts as 0."""
+        self.transcriptions += 1
+        seconds = usage.get("seconds")
+        if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < math.inf:
+            self.seconds += seconds
+        self.total_tokens += _tokens(usage, "total_tokens")
+        self.input_tokens += _tokens(usage, "input_tokens")
+        self.output_tokens += _tokens(usage, "output_tokens")
+
+    def snapshot(self) -> dict[str, float]:
+        """The JSON form."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
 @dataclass(frozen=True, slots=True)
 class Directions:
     """A count for each direction."""
@@ -51,9 +95,10 @@ class Directions:
 class RelayStatus:
     """The relay since the process began, as `/status` shows it and metrics read it.
 
-    `closes` are by close code. `refused_events` are clients' events that are not in the allowlist, `fields_left_out`
-    fields that were taken out of clients' events, `calls_ended` calls that were hung up since their client changed the
-    agent's session repeatedly. Bytes are those of events, not of WebSocket frames.
+    `closes` are by close code, `failed_answers` by Azure's code for what went wrong. `refused_events` are clients'
+    events that are not in the allowlist, `fields_left_out` fields that were taken out of clients' events, `calls_ended`
+    calls that were hung up since their client changed the agent's session repeatedly. Bytes are those of events, not of
+    WebSocket frames.
     """
 
     active: int
@@ -67,10 +112,12 @@ class RelayStatus:
     turns: int
     turns_lost: int
     failed_transcriptions: int
+    failed_answers: dict[str, int]
     refused_events: int
     fields_left_out: int
     calls_ended: int
     usage: Usage
+    transcription_usage: TranscriptionUsage
     usage_by_agent: dict[str, Usage]
     upstreams: list[BreakerStatus]
     # Not everybody who may see the rest may see principals: with a default, the schema does not require it.
@@ -88,9 +135,11 @@ class TalkCounters:
     turns: int = 0
     turns_lost: int = 0
     failed_transcriptions: int = 0
+    failed_answers: int = 0
     refused_events: int = 0
     fields_left_out: int = 0
     usage: Usage = field(default_factory=Usage)
+    transcription: TranscriptionUsage = field(default_factory=TranscriptionUsage)
 
 
 @dataclass(slots=True)
@@ -103,11 +152,19 @@ class RelayCounters:
     calls_ended: int = 0  # because their client kept changing the agent's session
     done: TalkCounters = field(default_factory=TalkCounters)
     closes: Counter[int] = field(default_factory=Counter)
+    failed_answers: Counter[str] = field(default_factory=Counter)
     usage_by_agent: dict[str, Usage] = field(default_factory=dict)
     usage_by_principal: BoundedDict[str, Usage] = field(default_factory=lambda: BoundedDict(_PRINCIPALS_KEPT))
 
     def count_usage_of(self, event: Mapping[str, Any], *, principal: str, agent_id: str, talk: TalkCounters) -> None:
-        """Counts the usage of a `response.done` for the talk, its agent and its principal (the latest 10,000)."""
+        """Counts the usage of one of `USAGE_EVENTS`.
+
+        A transcription's counts for the talk, a response's also for its agent and its principal (the latest 10,000).
+        """
+        if event.get("type") == _TRANSCRIBED:
+            if isinstance(transcription := event.get("usage"), dict):
+                talk.transcription.add(transcription)
+            return
         response = event.get("response")
         usage = response.get("usage") if isinstance(response, dict) else None
         if not isinstance(usage, dict):
@@ -117,6 +174,12 @@ class RelayCounters:
         principals_usage = self.usage_by_principal.get(principal) or Usage()
         principals_usage.add(usage)
         self.usage_by_principal[principal] = principals_usage
+
+    def count_failed_answer(self, failed: FailedAnswer, talk: TalkCounters) -> None:
+        """Counts an answer that Azure did not finish, by its code."""
+        talk.failed_answers += 1
+        known = failed.code in self.failed_answers or len(self.failed_answers) < _FAILURE_CODES
+        self.failed_answers[failed.code if known else _OTHER] += 1
 
     def finish(self, talk: TalkCounters, code: int) -> None:
         """Adds a finished talk, and counts its close code."""
@@ -135,12 +198,14 @@ class RelayCounters:
         return total
 
 
-def _add(total: TalkCounters, talk: TalkCounters) -> None:
-    for name in TalkCounters.__slots__:
-        if name != "usage":
-            setattr(total, name, getattr(total, name) + getattr(talk, name))
-    for name in Usage.__slots__:
-        setattr(total.usage, name, getattr(total.usage, name) + getattr(talk.usage, name))
+def _add(total: Any, part: Any) -> None:
+    """Adds each number of `part`, and of the counters within it, to that of `total`."""
+    for name in part.__slots__:
+        value = getattr(part, name)
+        if isinstance(value, int | float):
+            setattr(total, name, getattr(total, name) + value)
+        else:
+            _add(getattr(total, name), value)
 
 
 def _tokens(usage: Mapping[str, Any], name: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import UpstreamConnection
-from token_broker.relay.counters import RelayCounters, TalkCounters
+from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounters
 from token_broker.relay.dialects.conversation_items import TOOL_LIST
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS
 from token_broker.relay.event_text import SESSION_EVENTS, event_type, event_type_by_head, is_audio_delta, parsed
@@ -19,8 +19,9 @@ from token_broker.relay.policy.visibility import (
     without_quoted_secrets,
 )
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
+from token_broker.relay.transcripts.failed_answers import ANSWER_FAILED, failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
 
 __all__ = ["EventHandler"]
@@ -118,7 +119,7 @@ class EventHandler:
         elif kind not in SESSION_EVENTS:
             if (kind == "error" and self._handoff.owns_error(event, upstream)) or self._handoff.owns_item(event):
                 return []
-            if kind == "response.done":
+            if kind in USAGE_EVENTS:
                 self._counters.count_usage_of(
                     event, principal=self._owner.principal, agent_id=self._handoff.agent.id, talk=self._talk
                 )
@@ -126,5 +127,11 @@ class EventHandler:
         shown = without_quoted_secrets(without_agents_settings(event), self._redact)
         # What hides nothing and needs no translation is sent as Azure wrote it: serialising would double the cost.
         if shown is not event or self._adapter.reads(kind, upstream.route.dialect):
-            return self._adapter.to_client(shown, upstream.route.dialect, text=text if shown is event else None)
-        return [self._adapter.passed(text, upstream.route.dialect)]
+            events = self._adapter.to_client(shown, upstream.route.dialect, text=text if shown is event else None)
+        else:
+            events = [self._adapter.passed(text, upstream.route.dialect)]
+        if kind == "response.done" and (failed := failed_answer(event)) is not None:
+            self._counters.count_failed_answer(failed, self._talk)
+            log_failed_answer(failed, self._owner, self._handoff.agent.id)
+            events.append(self._adapter.error(ANSWER_FAILED, failed.message, retryable=failed.retryable))
+        return events

@@ -18,7 +18,7 @@ from token_broker.relay.dialects.broker_events import (
     new_agent_update,
 )
 from token_broker.relay.transcripts.recorder import TurnRecorder
-from token_broker.security.rate_limits import RateLimit
+from token_broker.security.limits import RateLimit
 from token_broker.sessions.agents import Agent, AgentRegistry
 
 __all__ = ["AgentHandoff"]
@@ -72,7 +72,7 @@ class AgentHandoff:
         agent_id = event.get("agent_id")
         agent = self._agents.get(agent_id) if isinstance(agent_id, str) else None
         if agent is None:
-            known = ", ".join(self._agents.ids)
+            known = ", ".join(self._agents)
             upstream.socket.put(broker_error("unknown_agent", f"there is no such agent; the known ones are {known}"))
             return
         if self._pending:

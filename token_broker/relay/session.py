@@ -25,7 +25,7 @@ from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_plain_append
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.server.client_wire import IMAGE_FIELD
 from token_broker.server.close_codes import (
     BAD_REQUEST,
@@ -36,7 +36,8 @@ from token_broker.server.close_codes import (
     Ending,
     left,
 )
-from token_broker.sessions.agents import Agent, AgentRegistry, TalkSpecs
+from token_broker.sessions.agents import Agent, AgentRegistry
+from token_broker.sessions.plans import TalkSpecs
 from token_broker.settings import Settings
 
 __all__ = ["Talk", "TalkParts"]
@@ -204,6 +205,7 @@ class Talk:
             self.end(error.ending)
             return
         self._use(upstream)
+        self._turns.assembler.expects_history = bool(self._specs.recalled)
         self._parts.counters.ready += 1
         upstream.first[:] = self._adapter.opening(
             upstream, session_id=self.owner.session_id, agent_id=self._handoff.agent.id
@@ -265,15 +267,23 @@ class Talk:
     def _tick(self) -> None:
         """Checks everything that may take too long. One timer does it for all waits: a timeout a frame costs more."""
         snapshot = None
-        if self._upstream is not None:
+        now_s = self._loop.time()
+        upstream, wire = self._upstream, self._client.wire
+        if upstream is not None:
             snapshot = Snapshot(
                 frames_from_client=self.counters.to_azure_frames,
                 frames_to_client=self.counters.to_client_frames,
+                pings=0 if wire is None else wire.pings,
+                answering=self._turns.assembler.is_answering(now_s),
+                expires_s=upstream.expires_s,
                 sending=self._sending,
                 azure_full=self._azure_full,
-                azure=self._upstream.socket,
+                azure=upstream.socket,
             )
-        now_s = self._loop.time()
+            if (left_s := self._watchdog.to_announce_s(now_s, upstream.expires_s)) is not None:
+                log.info("session_expiring", session_id=self.owner.session_id, left_s=round(left_s))
+                if (told := self._adapter.announce_end(left_s)) is not None:
+                    upstream.socket.put(told)
         if (ending := self._watchdog.overdue(now_s, snapshot)) is not None:
             self.end(ending)
             return

@@ -5,8 +5,12 @@ owner join a call by its id (docs/azure.md §5.4). The call does not depend on t
 the talk goes on, and only its turns are missing, which is logged. If Azure does not know a call for a minute, its
 client never connected: the call is hung up, and its place is freed.
 
-Nobody checks what such a client sends to Azure. Some clients set instructions of their own as soon as they connect. So
-the agent's session is restored whenever it differs, and a client that keeps changing it loses the call.
+Nobody checks what such a client sends to Azure. Some clients set instructions of their own as soon as they connect. A
+sideband begins in silence, so what was changed before it joined is not seen: each join sends the agent's session. From
+then on the session is restored whenever it differs, and a client that keeps changing it loses the call.
+
+A connection that ends, however it ends, says nothing of the call: the sideband joins again. The call is over when Azure
+says so, or when Azure repeatedly does not know a call that was joined before.
 """
 
 import asyncio
@@ -16,19 +20,19 @@ from typing import Any
 
 import structlog
 
-from strategies.base import SessionSpec
-from strategies.errors import MintError, MisconfiguredError, PermanentError
-from strategies.session_body import ga_session
+from strategies.base import SessionSpec, ga_session
+from strategies.errors import MintError, MisconfiguredError
 from token_broker.memory.types import TurnIngest
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.azure.connector import UpstreamConnector
-from token_broker.relay.azure.socket import CLOSED_BY_AZURE, AzureSocket
-from token_broker.relay.counters import RelayCounters, TalkCounters
+from token_broker.relay.azure.socket import AzureSocket
+from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounters
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
-from token_broker.relay.event_text import SESSION_EVENTS, compact, event_type
+from token_broker.relay.event_text import compact, event_type
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
+from token_broker.relay.transcripts.failed_answers import failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import DONE, UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent
 from token_broker.settings import Settings
@@ -42,9 +46,11 @@ _PAUSES_S = (0.3, 1.0, 3.0)
 _STEADY_S = 10.0  # a connection that lasted this long did not fail from the start
 _UNKNOWN_S = 60.0  # Azure knows a call once its client has connected, which may take this long
 _NO_SUCH_CALL = frozenset({404, 410})
+_UNKNOWN_TIMES = 3  # in a row: one 404 may come of a fault at Azure, while the call goes on
 # An official client sets its own session when it connects, and perhaps with each of its agents. More is deliberate.
 _CHANGES_AT_MOST = 5
-_HANDLED = TURN_EVENTS | SESSION_EVENTS | {"error"}
+_HANDLED = TURN_EVENTS | {"session.updated", "error"}
+_SESSION_OVER = "session_expired"  # the code of the error that ends a session (docs/azure.md §8.1)
 _REMINDER = f"{OWN_EVENT_IDS}reminder_"
 _HUNG_UP = Ending(DONE, "the call has ended")
 _NEVER_CONNECTED = Ending(DONE, "its client never connected")
@@ -80,6 +86,8 @@ class CallListener:
         self._hang_up = hang_up
         self._holds_place = holds_place
         self._changes = 0
+        self._joins = 0
+        self._session_over = False  # Azure said so
         self._confirmed = False  # whether Azure has ever shown exactly the agent's session
         self._deviation: dict[str, Any] | None = None  # what the last reminder was sent to correct
         self._now_s = asyncio.get_running_loop().time
@@ -89,6 +97,7 @@ class CallListener:
             log.warning("turn_lost", session_id=owner.session_id, why="the memory is full")
 
         self._turns = TurnRecorder(owner, agent.id, ingest=ingest, counters=self.counters, on_lost=log_lost)
+        self._turns.assembler.expects_history = True  # whether the memory told something is not known here
 
     def end(self, ending: Ending) -> None:
         """Stops listening for this reason; the call goes on."""
@@ -121,8 +130,8 @@ class CallListener:
         except MintError as error:
             if self._over.done():
                 return self._over.result()
-            if not self._holds_place() or (heard and isinstance(error, PermanentError)):
-                return _HUNG_UP  # the connection broke, and now there is no such call
+            if not self._holds_place() or (heard and error.status in _NO_SUCH_CALL):
+                return _HUNG_UP  # `_join` was told so several times
             if error.status in _NO_SUCH_CALL:
                 log.info("call_never_connected", session_id=self._owner.session_id)
                 self._hang_up("its client never connected")
@@ -135,15 +144,16 @@ class CallListener:
     async def _join(self, endpoint: str, call_id: str, *, unknown_for_s: float) -> AzureSocket:
         """Joins the call, which Azure may not know for that long. Raises MintError."""
         known_by_s = self._now_s() + unknown_for_s
-        tries = 0
+        tries = unknown = 0
         while True:
             try:
                 return await self._connector.join_call(endpoint, call_id)
             except MisconfiguredError:
                 raise
             except MintError as error:
-                not_yet = error.status in _NO_SUCH_CALL and self._now_s() < known_by_s
-                if tries >= len(_PAUSES_S) and not not_yet:
+                unknown = unknown + 1 if error.status in _NO_SUCH_CALL else 0
+                may_be_known = unknown > 0 and (unknown < _UNKNOWN_TIMES or self._now_s() < known_by_s)
+                if tries >= len(_PAUSES_S) and not may_be_known:
                     raise
                 await asyncio.wait((self._over,), timeout=_PAUSES_S[min(tries, len(_PAUSES_S) - 1)])
                 if self._over.done() or not self._holds_place():
@@ -151,15 +161,19 @@ class CallListener:
             tries += 1
 
     async def _listen(self, socket: AzureSocket, until_s: float) -> Ending | None:
-        """Why listening is over; None where the connection broke and the call may go on."""
+        """Why listening is over; None where the connection ended and the call may go on."""
+        self._joins += 1
+        self._send_session(socket, f"join_{self._joins}")
         pinged_s = self._now_s()
         while not self._over.done():
             now_s = self._now_s()
             self._turns.tell_due(now_s)
             if socket.frames:
                 self._handle(socket)
+            elif self._session_over:
+                return _HUNG_UP
             elif socket.failure is not None:
-                return _HUNG_UP if socket.failure == CLOSED_BY_AZURE else None
+                return None
             elif not self._holds_place():
                 return _HUNG_UP
             elif now_s >= until_s:
@@ -187,23 +201,29 @@ class CallListener:
             event = None
         if not isinstance(event, dict):
             return
-        if kind in SESSION_EVENTS:
+        if kind == "session.updated":
             self._compare(socket, event.get("session"))
+        elif kind == "error":
+            self._note_error(socket, event.get("error"))
             return
-        if kind == "error":
-            error = event.get("error")
-            event_id = error.get("event_id") if isinstance(error, dict) else None
-            if isinstance(error, dict) and isinstance(event_id, str) and event_id.startswith(_REMINDER):
-                # A refused reminder has restored nothing.
-                code = str(error.get("code"))[:64]
-                log.warning("reminder_refused", session_id=self._owner.session_id, code=code)
-                self._restore(socket)
-            return
-        if kind == "response.done":
+        if kind in USAGE_EVENTS:
             self._relay.count_usage_of(
                 event, principal=self._owner.principal, agent_id=self._agent.id, talk=self.counters
             )
+        if kind == "response.done" and (failed := failed_answer(event)) is not None:
+            self._relay.count_failed_answer(failed, self.counters)
+            log_failed_answer(failed, self._owner, self._agent.id)
         self._turns.feed(event, self._now_s())
+
+    def _note_error(self, socket: AzureSocket, error: Any) -> None:
+        if not isinstance(error, dict):
+            return
+        self._session_over |= error.get("code") == _SESSION_OVER
+        event_id = error.get("event_id")
+        if isinstance(event_id, str) and event_id.startswith(_REMINDER):
+            # A refused reminder has restored nothing.
+            log.warning("reminder_refused", session_id=self._owner.session_id, code=str(error.get("code"))[:64])
+            self._restore(socket)
 
     def _compare(self, socket: AzureSocket, session: Any) -> None:
         """Restores the agent's instructions, tools and transcription where the session has others."""
@@ -234,7 +254,10 @@ class CallListener:
                 changes=self._changes,
             )
             self._hang_up("its client changed the agent's session again and again")
-        update = {"type": "session.update", "event_id": f"{_REMINDER}{self._changes}"}
+        self._send_session(socket, str(self._changes))
+
+    def _send_session(self, socket: AzureSocket, number: str) -> None:
+        update = {"type": "session.update", "event_id": f"{_REMINDER}{number}"}
         socket.send(compact({**update, "session": {"type": "realtime", **self._agents_session()}}))
 
     def _agents_session(self) -> dict[str, Any]:

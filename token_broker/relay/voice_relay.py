@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import structlog
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from strategies.base import SessionSpec
@@ -25,14 +25,14 @@ from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import Directions, RelayCounters, RelayStatus
 from token_broker.relay.session import Talk, TalkParts
 from token_broker.relay.sideband import CallListener
-from token_broker.security.owner import Owner
-from token_broker.security.rate_limits import SessionLimits
+from token_broker.security.limits import SessionLimits
+from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import BAD_REQUEST, DONE, Ending
 from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.settings import Settings
-from token_broker.web.ids import correlation_id
-from token_broker.web.problems import Problem, problem_response
+from token_broker.web.middleware import not_found
+from token_broker.web.requests import Problem, correlation_id, problem_response, refuse_socket
 
 __all__ = ["VoiceRelay", "websocket_not_found"]
 
@@ -79,7 +79,7 @@ class VoiceRelay:
         observe: Observer = null_observer,
         hang_up: HangUp | None = None,
     ) -> None:
-        lasting_secrets = (*own_secrets(settings), *(secret for agent in agents for secret in agent.secrets))
+        lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
         def redact(text: str) -> str:  # the connector's secrets change: an Entra token lives for an hour
             return Redactor((*lasting_secrets, *connector.secrets))(text)
@@ -92,6 +92,7 @@ class VoiceRelay:
         self._drain = drain
         self._counters = RelayCounters()
         self._talks: set[Talk] = set()
+        self._calls: set[CallListener] = set()
         self._listening: set[asyncio.Task[None]] = set()
         self._parts = TalkParts(
             settings=settings,
@@ -109,9 +110,10 @@ class VoiceRelay:
         return len(self._talks)
 
     def snapshot(self) -> RelayStatus:
-        """The relay's status now, running talks included."""
+        """The relay's status now, running talks and the calls that are listened to included."""
         counters = self._counters
-        totals = counters.totals([talk.counters for talk in self._talks])
+        running = [*(talk.counters for talk in self._talks), *(call.counters for call in self._calls)]
+        totals = counters.totals(running)
         return RelayStatus(
             active=self.active,
             open_or_relayed=self._limits.active,
@@ -124,10 +126,12 @@ class VoiceRelay:
             turns=totals.turns,
             turns_lost=totals.turns_lost,
             failed_transcriptions=totals.failed_transcriptions,
+            failed_answers=dict(counters.failed_answers),
             refused_events=totals.refused_events,
             fields_left_out=totals.fields_left_out,
             calls_ended=counters.calls_ended,
             usage=totals.usage,
+            transcription_usage=totals.transcription,
             usage_by_agent=dict(counters.usage_by_agent),
             usage_by_principal=dict(counters.usage_by_principal),
             upstreams=[breaker.snapshot() for breaker in self._parts.connector.breakers.values()],
@@ -221,12 +225,14 @@ class VoiceRelay:
 
         async def run() -> None:
             self._drain.add(listener)
+            self._calls.add(listener)
             try:
                 ending = await listener.run(endpoint, call_id)
                 if ending.code == DONE:  # otherwise the call may go on unheard, and keeps its place
                     self._limits.end(call_id)
                 log.info("call_heard", reason=ending.reason, turns=listener.counters.turns)
             finally:
+                self._calls.discard(listener)
                 self._drain.remove(listener)
                 self._counters.add(listener.counters)
 
@@ -263,7 +269,9 @@ class VoiceRelay:
                 turns=talk.counters.turns,
                 turns_lost=talk.counters.turns_lost,
                 failed_transcriptions=talk.counters.failed_transcriptions,
+                failed_answers=talk.counters.failed_answers,
                 usage=talk.counters.usage.snapshot(),
+                transcription=talk.counters.transcription.snapshot(),
             )
         finally:
             self._talks.discard(talk)
@@ -287,16 +295,16 @@ class VoiceRelay:
 
 
 async def websocket_not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """A WebSocket at any other path: a plain 404, where ASGI by default answers 403."""
-    await receive()
-    await _answer(scope, receive, send, PlainTextResponse("There is no WebSocket at this path.\n", 404))
+    """A WebSocket at any other path: 404, where ASGI by default answers 403."""
+    await refuse_socket(not_found(scope["path"]), scope, receive, send)
 
 
 async def _upgrade_required(scope: Scope, receive: Receive, send: Send) -> None:
     problem = Problem(
         426,
         "upgrade_required",
-        "This path speaks WebSocket: connect with a WebSocket client; /openapi.json says with what.",
+        "This path speaks WebSocket: connect with a WebSocket client; /openapi.json says with what. An SDP offer "
+        "goes to POST /v1/realtime/calls.",
         headers={"Upgrade": "websocket", "Connection": "Upgrade"},
     )
     await problem_response(problem, scope)(scope, receive, send)

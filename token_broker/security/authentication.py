@@ -20,11 +20,9 @@ from token_broker.security.entra_jwt import (
     JwksUnavailableError,
     TokenRefusedError,
 )
-from token_broker.security.owner import ANONYMOUS, Owner
-from token_broker.security.tokens import ClientSecretClaims, SessionClaims, TicketClaims
+from token_broker.security.tokens import ANONYMOUS, ClientSecretClaims, Owner, SessionClaims, TicketClaims
 from token_broker.settings import Settings
-from token_broker.web.forwarded import address_key, client_address
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem, address_key, client_address
 
 __all__ = [
     "AnonymousAuthenticator",
@@ -187,12 +185,12 @@ def make_authenticator(settings: Settings, http_client: httpx.AsyncClient) -> Au
         return EasyAuthAuthenticator()
     if settings.auth != "entra":
         return AnonymousAuthenticator(settings.trusted_proxies)
-    if settings.entra_tenant_id is None or settings.entra_audience is None:
+    if settings.entra_tenant_id is None or not settings.entra_audience:
         raise ValueError("BROKER_AUTH=entra needs a tenant and an audience")
-    authority = settings.entra_authority.rstrip("/")
+    authority = settings.callers_authority
     jwks = JwksCache(http_client, f"{authority}/{settings.entra_tenant_id}/discovery/v2.0/keys")
     verifier = EntraTokenVerifier(
-        jwks, authority=authority, tenant_id=settings.entra_tenant_id, audience=settings.entra_audience
+        jwks, authority=authority, tenant_id=settings.entra_tenant_id, audiences=settings.entra_audience
     )
     return EntraAuthenticator(verifier, jwks, required_scope=settings.entra_required_scope)
 
@@ -203,7 +201,11 @@ def _unauthorized(code: str, detail: str, *, error: str | None = None) -> Proble
 
 
 def _easyauth_id(value: str) -> str | None:
-    """`easyauth:<identity provider>:<id>`, or None where the header is invalid or names two users."""
+    """`easyauth:<identity provider>:<id>`, or None where the header is invalid or names two users or nobody.
+
+    App Service and Container Apps send `auth_typ` and claims; Static Web Apps send `identityProvider`, `userId` and
+    `userRoles`.
+    """
     if len(value) > MAX_EASYAUTH_CHARS:
         return None
     try:
@@ -212,9 +214,19 @@ def _easyauth_id(value: str) -> str | None:
         return None
     if not isinstance(document, dict):
         return None
-    claims, provider = document.get("claims"), document.get("auth_typ")
+    of_static_web_apps = "auth_typ" not in document
+    provider = document.get("identityProvider" if of_static_web_apps else "auth_typ")
     # A colon in the provider's name would let one provider's user have the id of another's.
-    if not isinstance(claims, list) or not isinstance(provider, str) or not _usable(provider) or ":" in provider:
+    if not isinstance(provider, str) or not _usable(provider) or ":" in provider:
+        return None
+    if of_static_web_apps:
+        user_id, roles = document.get("userId"), document.get("userRoles")
+        # Everybody has the role `anonymous`; who signed in has `authenticated` as well.
+        signed_in = isinstance(roles, list) and "authenticated" in roles
+        usable = signed_in and isinstance(user_id, str) and _usable(user_id)
+        return f"easyauth:{provider}:{user_id}" if usable else None
+    claims = document.get("claims")
+    if not isinstance(claims, list):
         return None
     for names in (_OBJECT_ID_CLAIMS, _NAME_ID_CLAIMS):
         ids = {

@@ -11,9 +11,14 @@ from urllib.parse import parse_qsl
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from token_broker.security.tokens import CLIENT_SECRET_PREFIX
+from token_broker.security.tokens import CLIENT_SECRET_PREFIX, is_ours
+from token_broker.web.requests import SESSION_TOKEN_HEADER, without_scheme
 
-__all__ = ["SUBPROTOCOL_PREFIXES", "SeveralCredentialsError", "extract_credential"]
+__all__ = [
+    "SUBPROTOCOL_PREFIXES",
+    "SeveralCredentialsError",
+    "extract_credential",
+]
 
 SUBPROTOCOL_PREFIXES = ("openai-insecure-api-key.", "ticket.")
 _QUERY_NAMES = frozenset({"api-key", "authorization"})
@@ -24,10 +29,11 @@ class SeveralCredentialsError(Exception):
     """A request has two credentials that differ."""
 
 
-def extract_credential(scope: Scope) -> str | None:
+def extract_credential(scope: Scope, *, header: bool = True) -> str | None:
     """The credential of an HTTP or WebSocket scope, without `Bearer`; None where there is none.
 
-    A client secret with and without its prefix `ek_` counts as the same credential. Raises SeveralCredentialsError.
+    A client secret with and without its prefix `ek_` counts as the same credential. X-Session-Token counts where
+    `header` says so and no other place has a credential of the broker's. Raises SeveralCredentialsError.
     """
     headers = Headers(scope=scope)
     found: list[str] = []
@@ -46,12 +52,10 @@ def extract_credential(scope: Scope) -> str | None:
         for prefix in SUBPROTOCOL_PREFIXES
         if offered.startswith(prefix)
     ]
-    credentials = [credential for text in found if (credential := _without_scheme(text))]
+    credentials = [credential for text in found if (credential := without_scheme(text))]
+    session_token = without_scheme(headers.get(SESSION_TOKEN_HEADER, "")) if header else ""
+    if session_token and not any(map(is_ours, credentials)):
+        return session_token
     if len({credential.removeprefix(CLIENT_SECRET_PREFIX) for credential in credentials}) > 1:
         raise SeveralCredentialsError
     return credentials[0] if credentials else None
-
-
-def _without_scheme(text: str) -> str:
-    scheme, _, credential = text.strip().partition(" ")
-    return credential.strip() if scheme.lower() == "bearer" else text.strip()

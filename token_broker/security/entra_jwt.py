@@ -7,8 +7,9 @@ silent. `EntraTokenVerifier` pins RS256, issuer, audience, tenant and times.
 
 import asyncio
 import json
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,17 @@ import jwt
 import structlog
 from jwt.exceptions import PyJWTError
 
+from strategies.outbound_proxy import ProxyFailedError
 from strategies.single_flight import SingleFlight
 
-__all__ = ["EntraIdentity", "EntraTokenVerifier", "JwksCache", "JwksUnavailableError", "TokenRefusedError"]
+__all__ = [
+    "EntraIdentity",
+    "EntraTokenVerifier",
+    "JwksCache",
+    "JwksUnavailableError",
+    "TokenRefusedError",
+    "audience_forms",
+]
 
 log = structlog.get_logger("token_broker.entra")
 
@@ -33,13 +42,14 @@ STALE_AFTER_S = 86_400
 UNKNOWN_KID_PAUSE_S = 60
 FAILURE_PAUSE_S = 5
 FETCH_TIMEOUT_S = 5
+_APPLICATION_ID = re.compile(r"(?:api://)?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/?", re.IGNORECASE)
+_MAX_AUDIENCE_CHARS = 256
 WAIT_S = 2  # for one request: its own budget is a few seconds, and the fetch goes on for later ones
 
 
 _REASONS: tuple[tuple[type[PyJWTError], str], ...] = (
     (jwt.ExpiredSignatureError, "the token has expired"),
     (jwt.ImmatureSignatureError, "the token is not valid yet"),
-    (jwt.InvalidAudienceError, "the token is for another audience"),
     (jwt.InvalidIssuerError, "the token is of another issuer"),
     (jwt.MissingRequiredClaimError, "the token lacks a claim"),
 )
@@ -113,24 +123,25 @@ class JwksCache:
         except Exception as error:  # noqa: BLE001  # httpx's errors, its transport's, or an invalid document
             log.error(
                 "no_signing_keys",
-                error=type(error).__name__,
+                error=str(error) if isinstance(error, ProxyFailedError) else type(error).__name__,
                 keys_kept=len(self._keys),
                 do="check that the broker reaches Entra, BROKER_ENTRA_TENANT_ID and BROKER_ENTRA_AUTHORITY",
             )
 
 
 class EntraTokenVerifier:
-    """Checks access tokens of one tenant for one audience.
+    """Checks access tokens of one tenant for the `audiences`, each in all of its `audience_forms`.
 
     `authority` is Entra's base, `https://login.microsoftonline.com` for most. It issues v2 tokens; `sts.windows.net`
     issues v1 tokens. Both are accepted, because the application's manifest chooses the version.
     """
 
-    def __init__(self, jwks: JwksCache, *, authority: str, tenant_id: str, audience: str) -> None:
+    def __init__(self, jwks: JwksCache, *, authority: str, tenant_id: str, audiences: Sequence[str]) -> None:
         self._jwks = jwks
         self._tenant_id = tenant_id.lower()
-        self._audience = audience
-        self._issuers = [f"{authority}/{self._tenant_id}/v2.0", f"https://sts.windows.net/{self._tenant_id}/"]
+        self._audiences = [form for audience in audiences for form in audience_forms(audience)]
+        v1_host = "sts.chinacloudapi.cn" if authority.endswith(".cn") else "sts.windows.net"
+        self._issuers = [f"{authority}/{self._tenant_id}/v2.0", f"https://{v1_host}/{self._tenant_id}/"]
 
     async def verify(self, token: str) -> EntraIdentity:
         """The identity of a valid token. Raises TokenRefusedError or JwksUnavailableError."""
@@ -142,14 +153,19 @@ class EntraTokenVerifier:
                 token,
                 key,
                 algorithms=["RS256"],
-                audience=self._audience,
                 issuer=self._issuers,
                 leeway=LEEWAY_S,
-                options={"require": ["exp", "nbf", "iss", "aud"], "verify_sub": False, "verify_jti": False},
+                options={
+                    "require": ["exp", "nbf", "iss", "aud"],
+                    "verify_aud": False,  # below
+                    "verify_sub": False,
+                    "verify_jti": False,
+                },
             )
         except PyJWTError as error:
             reason = next((text for kind, text in _REASONS if isinstance(error, kind)), "")
             raise TokenRefusedError(reason or "the token's signature or form is wrong") from None
+        self._check_audience(claims["aud"])
         tenant_id, object_id = claims.get("tid"), claims.get("oid")
         if not isinstance(tenant_id, str) or tenant_id.lower() != self._tenant_id:
             raise TokenRefusedError("the token is of another tenant")
@@ -159,6 +175,31 @@ class EntraTokenVerifier:
         scopes = delegated.split() if isinstance(delegated, str) else []
         scopes += [role for role in roles if isinstance(role, str)] if isinstance(roles, list) else []
         return EntraIdentity(self._tenant_id, object_id.lower(), frozenset(scopes))
+
+    def _check_audience(self, audience: object) -> None:
+        """Raises TokenRefusedError. PyJWT's own check knows one form of an audience, and does not say which came."""
+        named = audience if isinstance(audience, list) else [audience]
+        if any(isinstance(name, str) and not {*audience_forms(name)}.isdisjoint(self._audiences) for name in named):
+            return
+        # The token's signature is good by now, so it names an application of this tenant's, and is no stranger's text.
+        log.warning(
+            "token_for_another_audience",
+            audience=str(audience)[:_MAX_AUDIENCE_CHARS],
+            accepted=self._audiences,
+            do="let the client ask for a scope of this broker's application, or list the audience in "
+            "BROKER_ENTRA_AUDIENCE",
+        )
+        raise TokenRefusedError("the token is for another audience, which the broker's log names")
+
+
+def audience_forms(audience: str) -> tuple[str, ...]:
+    """The forms in which Entra writes an audience.
+
+    For an application without an URI of its own they are its id, in v2 tokens, and `api://<id>`, in v1 tokens: which
+    one comes is set in the application's manifest.
+    """
+    match = _APPLICATION_ID.fullmatch(audience)
+    return (audience,) if match is None else (match[1].lower(), f"api://{match[1].lower()}")
 
 
 def _key_id(token: str) -> str:

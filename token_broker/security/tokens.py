@@ -24,15 +24,16 @@ from jwt.algorithms import HMACAlgorithm
 from pydantic import SecretStr
 from pydantic_core import to_json
 
-from token_broker.security.owner import Owner
-from token_broker.web.ids import uuid7
+from token_broker.web.requests import uuid7
 
 __all__ = [
+    "ANONYMOUS",
     "CLIENT_SECRET_PREFIX",
     "LEEWAY_S",
     "RESUME_GRACE_S",
     "CallClaims",
     "ClientSecretClaims",
+    "Owner",
     "SessionClaims",
     "TicketClaims",
     "TokenError",
@@ -57,6 +58,21 @@ _MARK_CHARS = 8  # 32 bits: enough against a guess, and the id stays a valid UUI
 _TOKENS_REMEMBERED = 2048
 # O_EXCL: of two processes that start at once, one creates the file, and both read the same key.
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+ANONYMOUS = "anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The owner of a session: all that a token's claims say, so that a turn can bring its session along.
+
+    `principal` is `ANONYMOUS` without authentication; `user_id` is then only a label. `epoch` grows with every plan
+    of the session (milliseconds since 1970 at least), so that turns of a later connection sort behind earlier ones.
+    """
+
+    session_id: str
+    principal: str
+    epoch: int
+    user_id: str | None = None
 
 
 class TokenError(Exception):
@@ -326,3 +342,6 @@ def _number(claims: Mapping[str, Any], name: str) -> int:
     if isinstance(value := claims.get(name), int) and not isinstance(value, bool):
         return value
     raise TokenError("not one of this broker's tokens")
+
+
+"""The principal of every caller without authentication."""

@@ -24,6 +24,11 @@ class ClientWire(Protocol):
         """Whether the client reads what it is sent. False as well when it has left."""
         ...
 
+    @property
+    def pings(self) -> int:
+        """The pings that the client has sent so far."""
+        ...
+
     def write_text(self, payload: bytes) -> None:
         """Writes a text message. Call it only while `takes_data`."""
         ...

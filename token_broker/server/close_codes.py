@@ -39,10 +39,15 @@ DRAINING = 4503
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """A close code and its reason, of at most 123 bytes (RFC 6455 §5.5.1) and without any text of Azure's."""
+    """A close code and its reason, of at most 123 bytes (RFC 6455 §5.5.1) and without any text of Azure's.
+
+    `error_code` is set where a client that did not ask for the end is told of it by an `error` event, although the
+    code is 1000: official clients look at events, not at close reasons.
+    """
 
     code: int
     reason: str
+    error_code: str | None = None
 
 
 _LEFT = Ending(DONE, "the client left")

@@ -19,8 +19,9 @@ from websockets.protocol import State
 from token_broker.server import frames
 from token_broker.server.client_wire import IMAGE_FIELD, OVERSIZED_IMAGE, MessageSink
 from token_broker.server.frames import FrameBudget, FrameError, FrameReader
-from token_broker.server.http_protocol import raw_answer
-from token_broker.web.problems import Problem
+from token_broker.server.handshake import read_handshake
+from token_broker.server.http_protocol import refuse
+from token_broker.web.requests import Problem
 
 __all__ = ["READ", "FramedWebSocket", "Input"]
 
@@ -36,7 +37,7 @@ _TEXT = frames.TEXT
 _NO_HANDSHAKE = Problem(
     400,
     "malformed_handshake",
-    "Send a well-formed WebSocket handshake: version 13, no body, at most 128 headers and 8 KiB a line.",
+    "Send a well-formed WebSocket handshake: version 13, and no body.",
 )
 
 
@@ -72,6 +73,7 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
     _owed_pong: bytes | None = None  # payload of the last ping, unanswered while the client does not read
     _ended_code: int | None = None  # set when the client closed or was closed: the application can no longer send
     _heard = True  # anything received since the last ping
+    pings = 0  # received
     _sink: MessageSink | None = None
     _application_waits = False  # the application has handled all earlier messages and awaits the next
 
@@ -109,8 +111,9 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
         match self._input:
             case Input.HANDSHAKE:  # always complete: uvicorn's HTTP protocol parsed it before the upgrade
                 self._input = Input.HELD
-                super().data_received(data)
-                if not self.handshake_initiated and not self.transport.is_closing():  # uvicorn would wait for more
+                if (request := read_handshake(data)) is not None:
+                    self.handle_connect(request)
+                else:
                     self._refuse_handshake()
             case Input.HELD:
                 self._reader.feed(data)
@@ -152,6 +155,7 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
                 if opcode == frames.PING:
                     # Replaces an earlier ping that is not answered yet, which need not be (RFC 6455 §5.5.3).
                     self._owed_pong = payload
+                    self.pings += 1
                     self._send_owed_pong()
                 elif opcode == frames.PONG:
                     self.handle_pong(Frame(Opcode.PONG, payload))
@@ -218,8 +222,7 @@ class FramedWebSocket(WebSocketsSansIOProtocol):
 
     def _refuse_handshake(self) -> None:
         self._input = Input.DISCARDED
-        self.transport.write(raw_answer(_NO_HANDSHAKE))
-        self.transport.close()
+        refuse(self.transport, _NO_HANDSHAKE)
         self._drop_later()
 
     def _accepted(self) -> None:

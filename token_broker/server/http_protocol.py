@@ -17,10 +17,9 @@ from typing import Any
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from token_broker.web.ids import uuid7
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem, uuid7
 
-__all__ = ["MAX_HEAD_BYTES", "MAX_PIPELINED", "BoundedHttpProtocol", "bounded_http", "raw_answer"]
+__all__ = ["MAX_HEAD_BYTES", "MAX_PIPELINED", "BoundedHttpProtocol", "bounded_http", "refuse"]
 
 log = structlog.get_logger("token_broker.http")
 
@@ -78,7 +77,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if was_in_head and self._in_head:
             self._unreported_bytes += len(data)
             if self._unreported_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self._refuse(_head_too_large())
+                refuse(self.transport, _head_too_large())
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -142,7 +141,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             log.info("connection_closed", why="too many pipelined requests")
             self.transport.close()
             return
-        self._refuse(_head_too_large() if self._head_bytes > MAX_HEAD_BYTES else _malformed())
+        refuse(self.transport, _head_too_large() if self._head_bytes > MAX_HEAD_BYTES else _malformed())
 
     def resume_writing(self) -> None:
         self._has_drained = True
@@ -184,7 +183,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._in_head:
-            self._refuse(Problem(408, "head_timeout", f"Send the whole head within {self.head_timeout_s:g} s."))
+            refuse(
+                self.transport, Problem(408, "head_timeout", f"Send the whole head within {self.head_timeout_s:g} s.")
+            )
         else:
             self.transport.close()
 
@@ -206,15 +207,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._write_timer.cancel()
             self._write_timer = None
 
-    def _refuse(self, problem: Problem) -> None:
-        """Answers without the application, and closes."""
-        self.transport.write(raw_answer(problem))
-        self.transport.close()
 
+def refuse(transport: asyncio.Transport, problem: Problem) -> None:
+    """Answers a request that the application never sees with `problem`, and closes.
 
-def raw_answer(problem: Problem) -> bytes:
-    """The complete HTTP response for `problem`, for connections that the application never sees."""
+    Logs it, since no middleware does. The head is left out of the log: it may hold a credential.
+    """
     request_id = uuid7()
+    log.info("request_refused", code=problem.code, status=problem.status, correlation_id=request_id)
     body = json.dumps(problem.document(request_id), separators=(",", ":")).encode()
     head = {
         **problem.headers,
@@ -225,7 +225,8 @@ def raw_answer(problem: Problem) -> bytes:
         "connection": "close",
     }
     lines = [f"{name}: {value}\r\n".encode() for name, value in head.items()]
-    return b"".join([STATUS_LINE[problem.status], *lines, b"\r\n", body])
+    transport.write(b"".join([STATUS_LINE[problem.status], *lines, b"\r\n", body]))
+    transport.close()
 
 
 def bounded_http(*, head_timeout_s: float, write_timeout_s: float) -> type[BoundedHttpProtocol]:

@@ -1,20 +1,16 @@
-"""The agents: their voices, instructions and tools, and the session spec that every path asks Azure for."""
+"""The agents: their voices, instructions and tools, as the agents' file has them."""
 
-import asyncio
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
 
-from strategies.base import Dialect, SessionSpec
-from strategies.chain import SpecSupplier
-from token_broker.memory.types import Recall
-from token_broker.security.owner import Owner
-from token_broker.settings import Settings
+from strategies.base import Dialect
 
-__all__ = ["Agent", "AgentRegistry", "AgentsFileError", "TalkSpecs", "agents_secrets", "load_agents", "session_spec"]
+__all__ = ["Agent", "AgentRegistry", "AgentsFileError", "agents_secrets", "load_agents"]
 
 BUILT_IN = Path(__file__).with_name("agents.toml")
 
@@ -63,7 +59,7 @@ class Agent(BaseModel):
     instructions: str = Field(repr=False)
     tools: tuple[dict[str, Any], ...] = Field((), repr=False)
 
-    @property
+    @cached_property
     def sockets_only(self) -> bool:
         """Whether one of the tools has a credential.
 
@@ -82,67 +78,12 @@ class Agent(BaseModel):
         return tuple(SecretStr(value) for value in found if isinstance(value, str))
 
 
-class AgentRegistry:
-    """All agents by id, and the default one."""
+class AgentRegistry(dict[str, Agent]):
+    """All agents by id, and the id of the default one."""
 
     def __init__(self, agents: Mapping[str, Agent], default: str) -> None:
-        self._agents = dict(agents)
+        super().__init__(agents)
         self.default = default
-
-    def get(self, agent_id: str) -> Agent | None:
-        return self._agents.get(agent_id)
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        return tuple(self._agents)
-
-    def __iter__(self) -> Iterator[Agent]:
-        return iter(self._agents.values())
-
-
-def session_spec(
-    agent: Agent, settings: Settings, *, recalled: str = "", modalities: tuple[str, ...] = ("audio", "text")
-) -> SessionSpec:
-    """The session that every path asks Azure for; `recalled` is the memory's block, or empty."""
-    return SessionSpec(
-        model=settings.model,
-        instructions=f"{agent.instructions}\n\n{recalled}" if recalled else agent.instructions,
-        voices=agent.voices,
-        modalities=modalities,
-        transcription_model=settings.transcription_model,
-        tools=agent.tools,
-        ttl_s=settings.token_ttl_s,
-    )
-
-
-class TalkSpecs:
-    """The specs of one talk's sessions, for whichever agents speak in it.
-
-    What the memory recalls of the owner is asked for once, at the first spec that is needed: a mint may be retried,
-    and a talk may change its agent. Without a `recall` the memory is not asked at all.
-    """
-
-    def __init__(self, settings: Settings, owner: Owner, recall: Recall | None) -> None:
-        self._settings = settings
-        self._owner = owner
-        self._recall = recall
-        self.recalling: asyncio.Task[str] | None = None
-
-    def start(self) -> None:
-        """Asks the memory now, so that the answer is there when the first spec is needed."""
-        if self.recalling is None and self._recall is not None:
-            self.recalling = asyncio.create_task(self._recall.block(self._owner), name="talk-recall")
-
-    def of(self, agent: Agent, modalities: tuple[str, ...] = ("audio", "text")) -> SpecSupplier:
-        """A supplier of the agent's spec, which may be called several times."""
-
-        async def supply() -> SessionSpec:
-            self.start()
-            # Shielded: an attempt that overruns its share is cancelled, and the next one still needs the answer.
-            recalled = "" if self.recalling is None else await asyncio.shield(self.recalling)
-            return session_spec(agent, self._settings, recalled=recalled, modalities=modalities)
-
-        return supply
 
 
 def load_agents(path: Path | None = None) -> AgentRegistry:
@@ -166,7 +107,7 @@ def load_agents(path: Path | None = None) -> AgentRegistry:
 def agents_secrets(path: Path | None) -> tuple[SecretStr, ...]:
     """The credentials of all tools in the agents' file; none where it can't be used: its own check reports that."""
     try:
-        return tuple(secret for agent in load_agents(path) for secret in agent.secrets)
+        return tuple(secret for agent in load_agents(path).values() for secret in agent.secrets)
     except AgentsFileError:
         return ()
 

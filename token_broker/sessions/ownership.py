@@ -1,4 +1,6 @@
-"""Ownership of sessions: opens new ones, and resumes known ones for their owner alone.
+"""Who asks, and which session is theirs: opens new ones, and resumes known ones for their owner alone.
+
+Every route resolves its caller by `Callers`: by a sign-in, or by a session token of the broker's own.
 
 The stored principal decides. A session token names its owner too, so it is proof enough while the store is down. A
 caller who names a session without its token has to wait for the store.
@@ -6,16 +8,30 @@ caller who names a session without its token has to wait for the store.
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
 
 from token_broker.memory.store_errors import StoreError
 from token_broker.memory.types import Blocklist, SessionRecord, SessionRepository
-from token_broker.security.authentication import Principal
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import RESUME_GRACE_S, ClientSecretClaims, SessionClaims, TokenError, TokenSigner
-from token_broker.web.problems import Problem
+from token_broker.security.authentication import Authenticator, Caller, Principal, caller_of
+from token_broker.security.limits import RateLimiter
+from token_broker.security.tokens import (
+    RESUME_GRACE_S,
+    ClientSecretClaims,
+    Owner,
+    SessionClaims,
+    TokenError,
+    TokenSigner,
+)
+from token_broker.server.drain import Drain
+from token_broker.settings import Settings
+from token_broker.web.requests import SESSION_TOKEN_HEADER, Problem, session_tokens
 
 __all__ = [
+    "Callers",
     "OpenedSession",
     "blocklist_unread",
     "confirm_owner",
@@ -23,6 +39,8 @@ __all__ = [
     "open_session",
     "session_erased",
 ]
+
+_DRAINING_RETRY_AFTER_S = 1
 
 _RETRY_AFTER_S = 2
 _FOREIGN = (
@@ -53,6 +71,77 @@ class OpenedSession:
             raise _owner_unknown() from None
         if not is_owners:
             raise Problem(403, "foreign_session", _FOREIGN)
+
+
+@dataclass(frozen=True, slots=True)
+class Callers:
+    """What it takes to tell who asks, whose session they may have, and whether they ask too often."""
+
+    settings: Settings
+    signer: TokenSigner
+    authenticator: Authenticator
+    sessions: SessionRepository
+    blocklist: Blocklist
+    rate: RateLimiter
+    hang_ups: RateLimiter  # a limiter of its own: a caller who has used up the rate can still hang up
+    drain: Drain = field(default_factory=Drain)
+
+    def ensure_staying(self) -> None:
+        """Raises Problem 503 where this process shuts down: it mints no more, since it will not carry the talk.
+
+        Readiness has ended by then, so another replica takes the next attempt; this connection would not lead to it.
+        """
+        if self.drain.draining:
+            headers = {"Retry-After": str(_DRAINING_RETRY_AFTER_S), "Connection": "close"}
+            detail = "This broker is going away: ask again, another one answers."
+            raise Problem(503, "draining", detail, headers=headers)
+
+    async def sign_in(self, request: Request[Any]) -> Principal:
+        """The caller's principal, counted against their rate. Raises Problem 401, 403, 429 or 503."""
+        principal = await self.authenticator.authenticate(request.scope)
+        await self.rate.admit(principal.limit_key)
+        return principal
+
+    def by_session_token(self, request: Request[Any], refusal: Callable[[str], Problem]) -> Caller:
+        """The owner of the session whose token is the request's Bearer, or else stands in X-Session-Token.
+
+        Raises the `refusal` with its detail.
+        """
+        expired = False
+        for token in session_tokens(request.scope):
+            try:
+                claims = self.signer.read_session_token(token)
+            except TokenError as error:
+                expired = expired or error.expired
+            else:
+                return caller_of(request.scope, claims, self.settings.trusted_proxies)
+        what = "has expired" if expired else "is missing or not valid"
+        raise refusal(
+            f"The session token {what}: ask POST /realtime/token, and send its session_token as Bearer, or in "
+            f"{SESSION_TOKEN_HEADER} where something in front of the broker takes Authorization."
+        )
+
+    async def open_session(
+        self, request: Request[Any], principal: Principal, *, session_id: str | None, user_id: str | None
+    ) -> OpenedSession:
+        """The session that the principal asks for, new or resumed. Raises Problem 403 or 503."""
+        opened = await open_session(
+            self.sessions,
+            self.signer,
+            self.blocklist,
+            principal=principal,
+            session_id=session_id,
+            session_token=request.headers.get(SESSION_TOKEN_HEADER),
+            user_id=user_id,
+        )
+        ensure_not_blocked(self.blocklist, opened.owner.principal, opened.owner.session_id)
+        return opened
+
+    async def reopen_session(self, claims: ClientSecretClaims | SessionClaims) -> OpenedSession:
+        """The session of a credential that asks for another credential. Raises Problem 403 or 503."""
+        opened = await confirm_owner(self.sessions, self.blocklist, claims)
+        ensure_not_blocked(self.blocklist, opened.owner.principal, opened.owner.session_id)
+        return opened
 
 
 async def open_session(

@@ -18,9 +18,8 @@ from strategies.base import EphemeralGrant
 from strategies.credentials import Credentials
 from strategies.errors import MintError
 from strategies.single_flight import SingleFlight
-from token_broker.bounded_dict import BoundedDict
-from token_broker.security.owner import Owner
-from token_broker.security.rate_limits import SessionLease, SessionLimits
+from token_broker.security.limits import BoundedDict, SessionLease, SessionLimits
+from token_broker.security.tokens import Owner
 
 __all__ = ["Calls", "EndedCalls"]
 

@@ -6,15 +6,20 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from strategies.base import Dialect
+from token_broker.web.requests import whole_number
 
 __all__ = [
     "SESSION_ID_PATTERN",
     "AgentConfig",
+    "BetaClientSecret",
+    "BetaSession",
+    "BetaSessionRequest",
     "ClientSecret",
     "ClientSecretRequest",
     "Connection",
     "Plan",
     "RelayConnection",
+    "SecretMetadata",
     "TokenRequest",
     "WebRtcConnection",
     "WebSocketConnection",
@@ -25,10 +30,6 @@ def _is_set(values: list[Literal["audio", "text"]]) -> list[Literal["audio", "te
     if len(set(values)) != len(values):
         raise ValueError("must not name a modality twice")
     return values
-
-
-def _both_modalities() -> list[Literal["audio", "text"]]:
-    return ["audio", "text"]
 
 
 SESSION_ID_PATTERN = r"^[A-Za-z0-9_-]{16,64}$"
@@ -57,7 +58,7 @@ class TokenRequest(BaseModel):
     modalities: Annotated[
         list[Literal["audio", "text"]], Field(min_length=1, max_length=2), AfterValidator(_is_set)
     ] = Field(
-        default_factory=_both_modalities,
+        ["audio", "text"],
         description="What the agent answers with. GA takes one: audio where both are asked for.",
         json_schema_extra={"uniqueItems": True},
     )
@@ -66,16 +67,11 @@ class TokenRequest(BaseModel):
     )
 
 
-def _whole(value: object) -> object:
-    """Takes 60.0 for 60: JSON has one kind of number."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 class _ExpiresAfter(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
     anchor: Literal["created_at"] = "created_at"
-    seconds: Annotated[int, BeforeValidator(_whole)] = Field(600, ge=10, le=7200)
+    seconds: Annotated[int, BeforeValidator(whole_number)] = Field(600, ge=10, le=7200)
 
 
 class _WantedSession(BaseModel):
@@ -86,7 +82,7 @@ class _WantedSession(BaseModel):
     type: Literal["realtime"] = "realtime"
 
 
-class _SecretMetadata(BaseModel):
+class SecretMetadata(BaseModel):
     """The broker's own members; others are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -109,7 +105,45 @@ class ClientSecretRequest(BaseModel):
 
     expires_after: _ExpiresAfter = Field(_ExpiresAfter(), description="600 s where it is left out.")
     session: _WantedSession = _WantedSession()
-    metadata: _SecretMetadata = _SecretMetadata()
+    metadata: SecretMetadata = SecretMetadata()
+
+
+class _WantedSecret(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    expires_after: _ExpiresAfter = Field(_ExpiresAfter(), description="600 s where it is left out.")
+
+
+class BetaSessionRequest(BaseModel):
+    """The body of OpenAI's earlier mint; every field is optional, and those of the session are the agent's to say."""
+
+    model_config = ConfigDict(frozen=True)
+
+    client_secret: _WantedSecret = _WantedSecret()
+    metadata: SecretMetadata = SecretMetadata()
+
+    @property
+    def expires_after(self) -> _ExpiresAfter:
+        """The wanted lifetime."""
+        return self.client_secret.expires_after
+
+
+class BetaClientSecret(BaseModel):
+    """A credential of the broker's for its compatible endpoints."""
+
+    value: str = Field(description="Begins with `ek_`; opens any compatible endpoint, several times, until it expires.")
+    expires_at: int = Field(description="In seconds since 1970.")
+
+
+class BetaSession(BaseModel):
+    """The session as the agent has it, flat and without the instructions, and the credential within it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: Literal["realtime.session"] = "realtime.session"
+    model: str
+    client_secret: BetaClientSecret
 
 
 class ClientSecret(BaseModel):

@@ -35,7 +35,7 @@ class Simulator:
                 *control.routes(),
                 *Mint(self.resource).routes(),
                 *self._calls.routes(),
-                *RealtimeSockets(self.resource, self._calls).routes(),
+                *RealtimeSockets(self.resource, self._calls.find).routes(),
             ],
             exception_handlers={
                 azure_errors.AzureError: _respond_to_exception,

@@ -159,6 +159,12 @@ _SECURITY: dict[str, Json] = {
         "scheme": "bearer",
         "description": "The `session_token` of the session's last plan.",
     },
+    "sessionTokenHeader": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-Session-Token",
+        "description": "The same, where something in front of the broker puts a token of its own into Authorization.",
+    },
     "clientSecret": {
         "type": "http",
         "scheme": "bearer",

@@ -9,16 +9,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from token_broker.api.callers import Callers
 from token_broker.api.turns import MemoryState, create_turn, enrich, erase_turns, list_turns
+from token_broker.bootstrap import memory_quotas
 from token_broker.memory.service import Memory
 from token_broker.security.authentication import make_authenticator
-from token_broker.security.owner import Owner
-from token_broker.security.quotas import MemoryQuotas
-from token_broker.security.rate_limits import RateLimiter
-from token_broker.security.tokens import TokenSigner
+from token_broker.security.limits import MemoryQuotas, RateLimiter
+from token_broker.security.tokens import Owner, TokenSigner
+from token_broker.sessions.ownership import Callers
 from token_broker.settings import Settings
-from token_broker.web.problems import Problem, problem_response
+from token_broker.web.requests import Problem, problem_response
 
 TURNS = "/api/v1/memory/sessions/{session_id}/turns"
 
@@ -48,7 +47,7 @@ def make_app(settings: Settings, memory: Memory, *, quotas: MemoryQuotas | None 
             hang_ups=RateLimiter(0),
         ),
         memory=memory,
-        quotas=quotas or MemoryQuotas(settings),
+        quotas=quotas or memory_quotas(settings),
     )
     app = Starlette(
         routes=[

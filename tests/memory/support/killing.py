@@ -81,6 +81,7 @@ async def kill_and_check(
     writers: int = 4,
     seed: int = 1,
     longest_life_s: float = 0.5,
+    pause_s: float = 0.005,
 ) -> Report:
     """Kills the broker so often, at random moments under load; then checks all that was acknowledged.
 
@@ -93,7 +94,7 @@ async def kill_and_check(
     port = free_port()
     base_url = f"http://127.0.0.1:{port}"
     sessions = [f"killed-session-{number:04}" for number in range(writers)]
-    work = [asyncio.create_task(_write(base_url, settings, key, report, stop)) for key in sessions]
+    work = [asyncio.create_task(_write(base_url, settings, key, report, stop, pause_s=pause_s)) for key in sessions]
     for _ in range(kills):
         async with process(folder, port, database_url, zep) as running:
             await _turns_are_acknowledged(report)
@@ -113,7 +114,9 @@ async def kill_and_check(
     return report
 
 
-async def _write(base_url: str, settings: Settings, session_id: str, report: Report, stop: asyncio.Event) -> None:
+async def _write(
+    base_url: str, settings: Settings, session_id: str, report: Report, stop: asyncio.Event, *, pause_s: float
+) -> None:
     """Says one turn after the other, each again until it is acknowledged."""
     said = report.acknowledged.setdefault(session_id, [])
     limits = httpx.Limits(max_keepalive_connections=1)
@@ -132,6 +135,7 @@ async def _write(base_url: str, settings: Settings, session_id: str, report: Rep
                     continue
                 if answer.status_code == 200:
                     said.append(answer.json()["turn_id"])
+                    await asyncio.sleep(pause_s)
                     break
                 assert answer.status_code == 503, answer.text
                 report.repeated_requests += 1

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from token_broker.memory.types import Turn
-from token_broker.security.owner import Owner
-from token_broker.web.ids import uuid7
+from token_broker.security.tokens import Owner
+from token_broker.web.requests import uuid7
 
 SESSION = "session-0123456789"
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)

@@ -265,10 +265,10 @@ def _now() -> str:
 
 
 @contextlib.asynccontextmanager
-async def running_zep(port: int = 0) -> AsyncIterator[Zep]:
-    """The fake on 127.0.0.1, at a free port unless one is given."""
+async def running_zep(port: int = 0, **options: Any) -> AsyncIterator[Zep]:
+    """The fake on 127.0.0.1, at a free port unless one is given. `options` are `uvicorn.Config`'s."""
     zep = Zep()
-    async with serve_app(make_app(zep), port=port, timeout_graceful_shutdown=0) as base_url:
+    async with serve_app(make_app(zep), port=port, timeout_graceful_shutdown=0, **options) as base_url:
         zep.base_url = base_url
         try:
             yield zep

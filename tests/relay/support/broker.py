@@ -25,20 +25,18 @@ from strategies.health import BreakerPolicy, CircuitBreaker
 from strategies.transport import BoundedResolver, make_tls_context
 from tests.support.broker import make_settings as broker_settings
 from tests.support.serving import run_server, server_config
-from token_broker.memory.types import Turn
+from token_broker.memory.types import Interruption, Turn
 from token_broker.relay.adapters import COMPAT_ENDPOINTS
 from token_broker.relay.admission import Admission
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
 from token_broker.relay.voice_relay import VoiceRelay, websocket_not_found
-from token_broker.security.owner import Owner
-from token_broker.security.rate_limits import RateLimiter, SessionLimits
-from token_broker.security.tokens import TokenSigner
+from token_broker.security.limits import RateLimiter, SessionLimits
+from token_broker.security.tokens import Owner, TokenSigner
 from token_broker.server.drain import Drain, DrainingServer
 from token_broker.server.websocket_protocol import uvicorn_options
 from token_broker.sessions.agents import AgentRegistry, load_agents
 from token_broker.settings import Settings
-from token_broker.web.ids import uuid7
-from token_broker.web.problems import Problem
+from token_broker.web.requests import Problem, uuid7
 
 KEY = "canary-key-7f3a91"
 ENTRA_TOKEN = "canary-entra-5b20cc"
@@ -50,6 +48,7 @@ class RecordingIngest:
 
     def __init__(self) -> None:
         self.turns: list[Turn] = []
+        self.interruptions: list[Interruption] = []
         self.full = False
         self._came = asyncio.Event()
 
@@ -60,16 +59,21 @@ class RecordingIngest:
         self._came.set()
         return True
 
+    def mark_interrupted(self, interruption: Interruption) -> bool:
+        self.interruptions.append(interruption)
+        self._came.set()
+        return True
+
     @property
     def said(self) -> list[tuple[str, str]]:
         """(role, content) in the conversation's order."""
         ordered = sorted(self.turns, key=lambda turn: turn.sequence or 0)
         return [(turn.role, turn.content) for turn in ordered]
 
-    async def reach(self, count: int) -> None:
-        """Waits until this many turns have arrived."""
+    async def reach(self, count: int, *, interruptions: int = 0) -> None:
+        """Waits until this many turns, and marks of interruption, have arrived."""
         async with asyncio.timeout(15):
-            while len(self.turns) < count:
+            while len(self.turns) < count or len(self.interruptions) < interruptions:
                 self._came.clear()
                 await self._came.wait()
 
@@ -146,13 +150,19 @@ class Running:
 
     @contextlib.asynccontextmanager
     async def client(
-        self, *, session_id: str | None = None, ticket: str | None = None, agent_id: str = "elena", **options: Any
+        self,
+        *,
+        session_id: str | None = None,
+        ticket: str | None = None,
+        agent_id: str = "elena",
+        path: str = "",
+        **options: Any,
     ) -> AsyncIterator["Client"]:
-        """A client, by default with a valid ticket."""
+        """A client, by default with a valid ticket, and of the proxy: `path` is what a compatible endpoint appends."""
         session = session_id or uuid7()
         offered = ["realtime", f"ticket.{ticket or self.ticket(session, agent_id=agent_id)}"]
         options = {"subprotocols": offered, "compression": None, "max_size": None, "ping_interval": None} | options
-        async with connect(self.url(session), close_timeout=1, proxy=None, **options) as socket:
+        async with connect(self.url(session) + path, close_timeout=1, proxy=None, **options) as socket:
             yield Client(socket, session)
 
     async def quiet(self) -> None:

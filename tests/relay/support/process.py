@@ -14,9 +14,8 @@ from websockets.asyncio.client import connect
 
 from tests.relay.support.azure import ScriptedAzure
 from tests.relay.support.broker import PATH, make_settings
-from token_broker.security.owner import Owner
-from token_broker.security.tokens import TokenSigner
-from token_broker.web.ids import uuid7
+from token_broker.security.tokens import Owner, TokenSigner
+from token_broker.web.requests import uuid7
 
 LOOP = os.environ.get("TEST_LOOP") or "uvloop"
 """The event loop of a broker's process, for tests that need it on one only."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from token_broker.memory.context import TOLD_CHARS
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.types import LAST_TURNS, DeliveryBatch, StoredTurn
-from token_broker.security.owner import ANONYMOUS, Owner
+from token_broker.security.tokens import ANONYMOUS, Owner
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -20,10 +20,11 @@ from zep_python.client import AsyncZep
 from zep_python.core.api_error import ApiError
 from zep_python.types.message import Message
 
+from strategies.outbound_proxy import OutboundProxy
 from strategies.transport import make_tls_context
-from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.types import DeliveryBatch, Failure, SinkError, StoredTurn
-from token_broker.security.owner import ANONYMOUS, Owner
+from token_broker.security.limits import BoundedDict
+from token_broker.security.tokens import ANONYMOUS, Owner
 
 __all__ = ["ZEP_CLOUD_URL", "ZepMemory", "retry_after_s", "zep_failure", "zep_user_id"]
 
@@ -46,16 +47,23 @@ _MAX_RETRY_AFTER_S = 3600.0
 class ZepMemory:
     """See `Sink` and `FactSource`. Close it with `aclose`."""
 
-    def __init__(self, api_key: SecretStr, base_url: str | None, *, timeout_s: float) -> None:
+    def __init__(
+        self, api_key: SecretStr, base_url: str | None, *, timeout_s: float, proxy: OutboundProxy | None = None
+    ) -> None:
         async def raise_for_status(response: httpx.Response) -> None:
             # Before zep-python reads the answer: its errors drop the headers, and it fails on a body that is not JSON.
             if response.is_error:
                 response.raise_for_status()
 
-        self._http = httpx.AsyncClient(
-            verify=make_tls_context(), follow_redirects=False, event_hooks={"response": [raise_for_status]}
-        )
         base_url = (base_url or ZEP_CLOUD_URL).rstrip("/")
+        self._proxy = proxy if proxy is not None and proxy.serves(base_url) else None
+        self._http = httpx.AsyncClient(
+            verify=make_tls_context(),
+            follow_redirects=False,
+            trust_env=False,  # it would read a proxy from the environment, whatever BROKER_OUTBOUND_PROXY says
+            proxy=httpx.Proxy(self._proxy.url, headers=self._proxy.headers) if self._proxy else None,
+            event_hooks={"response": [raise_for_status]},
+        )
         key = api_key.get_secret_value()
         # The timeout is given here since zep-python passes its own, none, over the client's.
         self._zep = AsyncZep(api_key=key, base_url=base_url, timeout=timeout_s, httpx_client=self._http)
@@ -66,17 +74,17 @@ class ZepMemory:
         await self._http.aclose()
 
     async def deliver(self, batch: DeliveryBatch) -> None:
-        async with _failures(storing=False):
+        async with self._failures(storing=False):
             await self._ensure_session(batch.session_id, batch.principal, batch.user_id)
             arrived = await self._turn_ids(batch.session_id) if batch.uncertain else set()
         messages = [_message(turn, batch.user_id) for turn in batch.turns if turn.turn_id not in arrived]
         if not messages:
             return
-        async with _failures(storing=True, on_missing=lambda: self._known.pop(batch.session_id, None)):
+        async with self._failures(storing=True, on_missing=lambda: self._known.pop(batch.session_id, None)):
             await self._zep.memory.add(batch.session_id, messages=messages)
 
     async def erase(self, principal: str, session_id: str) -> None:
-        async with _failures(storing=False):
+        async with self._failures(storing=False):
             if session_id:
                 self._known.pop(session_id, None)
                 await _unless_missing(self._zep.memory.delete(session_id))
@@ -104,8 +112,18 @@ class ZepMemory:
         asked = [about_session()] if of_session else []
         if owner.principal != ANONYMOUS:
             asked.append(about_user())
-        async with _failures(storing=False):
+        async with self._failures(storing=False):
             return list(dict.fromkeys(fact for facts in await asyncio.gather(*asked) for fact in facts))
+
+    @asynccontextmanager
+    async def _failures(self, *, storing: bool, on_missing: Callable[[], object] = lambda: None) -> AsyncIterator[None]:
+        """Turns what zep-python raises into SinkError; calls `on_missing` for a 404."""
+        try:
+            yield
+        except (ApiError, httpx.HTTPError, OSError, ValueError) as error:
+            if _status_of(error) == HTTPStatus.NOT_FOUND:
+                on_missing()
+            raise SinkError(zep_failure(error, storing=storing, proxy=self._proxy)) from None
 
     async def _ensure_session(self, session_id: str, principal: str, label: str | None) -> None:
         if session_id in self._known:
@@ -143,20 +161,21 @@ def zep_user_id(principal: str, session_id: str) -> str:
     return f"user-{hashlib.sha256(principal.encode()).hexdigest()[:32]}"
 
 
-def zep_failure(error: Exception, *, storing: bool) -> Failure:
+def zep_failure(error: Exception, *, storing: bool, proxy: OutboundProxy | None = None) -> Failure:
     """Maps an error of zep-python, or of httpx beneath it, to a Failure. Carries none of its text.
 
-    `storing`: messages were on their way, and may have been stored all the same.
+    `storing`: messages were on their way, and may have been stored all the same. `proxy` is what Zep is asked through.
     """
+    through = f" through the proxy {proxy.url}" if proxy is not None else ""
     if isinstance(error, httpx.HTTPStatusError):
         response = error.response
         return _status_failure(response.status_code, retry_after_s(response.headers), storing=storing)
     if isinstance(error, ApiError) and error.status_code is not None:
         return _status_failure(error.status_code, None, storing=storing)
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
-        return Failure(f"zep: {type(error).__name__}")
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError):
+        return Failure(f"zep: {type(error).__name__}{through}")
     if isinstance(error, httpx.TransportError | OSError):
-        return Failure(f"zep: {type(error).__name__}", uncertain=storing)
+        return Failure(f"zep: {type(error).__name__}{through}", uncertain=storing)
     return Failure(f"zep: malformed answer ({type(error).__name__})", counts=True, uncertain=storing)
 
 
@@ -180,17 +199,6 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     except (ValueError, OverflowError):
         return None
     return min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)
-
-
-@asynccontextmanager
-async def _failures(*, storing: bool, on_missing: Callable[[], object] = lambda: None) -> AsyncIterator[None]:
-    """Turns what zep-python raises into SinkError; calls `on_missing` for a 404."""
-    try:
-        yield
-    except (ApiError, httpx.HTTPError, OSError, ValueError) as error:
-        if _status_of(error) == HTTPStatus.NOT_FOUND:
-            on_missing()
-        raise SinkError(zep_failure(error, storing=storing)) from None
 
 
 async def _unless_missing(call: Awaitable[R]) -> R | None:

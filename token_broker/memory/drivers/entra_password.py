@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from strategies.credentials import EntraTokens, TokenSource, azure_identity_source
 from strategies.errors import CredentialError
+from strategies.outbound_proxy import OutboundProxy
 
 __all__ = ["EntraPassword", "NoEntraPasswordError", "wants_entra_password"]
 
@@ -31,9 +32,17 @@ class NoEntraPasswordError(ConnectionError):
 class EntraPassword:
     """The token, cached and renewed by one request at a time; asyncpg gets `get` as its `password`."""
 
-    def __init__(self, *, client_id: str | None, timeout_s: float, source: TokenSource | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        client_id: str | None,
+        timeout_s: float,
+        proxy: OutboundProxy | None = None,
+        source: TokenSource | None = None,
+    ) -> None:
         self._timeout_s = timeout_s
-        self._tokens = EntraTokens(source or azure_identity_source(SCOPE, client_id=client_id), timeout_s=timeout_s)
+        source = source or azure_identity_source(SCOPE, client_id=client_id, proxy=proxy)
+        self._tokens = EntraTokens(source, timeout_s=timeout_s)
 
     async def get(self) -> str:
         """A valid token. Raises NoEntraPasswordError where there is none in time."""

@@ -36,7 +36,7 @@ class PostgresDatabase:
         self._is_open = False
 
     async def open(self) -> bool:
-        from token_broker.memory.store.migrate import migrate
+        from token_broker.memory.store.tables import migrate
 
         if self._is_open:
             return False

@@ -7,13 +7,19 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from token_broker.bounded_dict import BoundedDict
-from token_broker.memory.delivery.decisions import backoff_s
 from token_broker.memory.ingest.group_commit import GroupWriter, waiting_bytes
 from token_broker.memory.store_errors import StoreError, StoreRefusedError
-from token_broker.memory.types import NOT_OWNED, Outcome, Turn, is_storable, replace_unstorable
-from token_broker.security.owner import ANONYMOUS, Owner
-from token_broker.security.rate_limits import RateLimit
+from token_broker.memory.types import (
+    NOT_OWNED,
+    Interruption,
+    Outcome,
+    Turn,
+    backoff_s,
+    is_storable,
+    replace_unstorable,
+)
+from token_broker.security.limits import BoundedDict, RateLimit
+from token_broker.security.tokens import ANONYMOUS, Owner
 
 __all__ = ["IngestBuffer", "IngestCounts"]
 
@@ -22,6 +28,7 @@ log = structlog.get_logger(__name__)
 _CHUNK = 100
 _LONGEST_WAIT_S = 10.0
 _LOGGED_FULL = 1_000  # sessions
+_INTERRUPTION_BYTES = 600
 _SHARE = 1 / 4  # of the buffer, for one owner: a client that floods must not cost others their turns
 
 
@@ -31,6 +38,7 @@ class IngestCounts:
 
     overflowed: int = 0  # turns not taken: the buffer, its owner's share of it, or the owner's quota was used up
     refused: int = 0  # turns that the store will never take
+    unmarked: int = 0  # interruptions not taken: the buffer, or its owner's share of it, was used up
 
 
 class IngestBuffer:
@@ -55,7 +63,7 @@ class IngestBuffer:
         self._on_refused = on_refused
         self._max_turns = max_turns
         self._max_bytes = max_bytes
-        self._turns: deque[Turn] = deque()
+        self._turns: deque[Turn | Interruption] = deque()  # an interruption comes after its turn
         self._bytes = 0
         self._held: dict[str, tuple[int, int]] = {}  # turns and bytes of each owner in the buffer
         self._turn_rate = RateLimit(turns_per_minute)
@@ -75,19 +83,33 @@ class IngestBuffer:
             turn = replace(turn, content=replace_unstorable(turn.content))
         size_bytes = waiting_bytes(turn)
         key = _key(turn.owner)
-        turns, held_bytes = self._held.get(key, (0, 0))
-        is_full = len(self._turns) >= self._max_turns or self._bytes + size_bytes > self._max_bytes
-        # The first turn of an owner is within any share: a long one would never find room otherwise.
-        exceeds_share = turns > 0 and (
-            turns >= self._max_turns * _SHARE or held_bytes + size_bytes > self._max_bytes * _SHARE
-        )
-        if is_full or exceeds_share or self._turn_rate.wait_s(key) or self._byte_rate.wait_s(key, size_bytes):
+        is_over_quota = self._turn_rate.wait_s(key) or self._byte_rate.wait_s(key, size_bytes)
+        if is_over_quota or not self._append(turn, size_bytes):
             self.counts.overflowed += 1
             return False
-        self._held[key] = turns + 1, held_bytes + size_bytes
         self._turn_rate.count(key)
         self._byte_rate.count(key, size_bytes)
-        self._turns.append(turn)
+        return True
+
+    def mark_interrupted(self, interruption: Interruption) -> bool:
+        taken = self._append(interruption, _INTERRUPTION_BYTES)
+        if not taken:
+            self.counts.unmarked += 1
+            log.warning("interruption_lost", session_id=interruption.owner.session_id)
+        return taken
+
+    def _append(self, entry: Turn | Interruption, size_bytes: int) -> bool:
+        key = _key(entry.owner)
+        entries, held_bytes = self._held.get(key, (0, 0))
+        is_full = len(self._turns) >= self._max_turns or self._bytes + size_bytes > self._max_bytes
+        # The first turn of an owner is within any share: a long one would never find room otherwise.
+        exceeds_share = entries > 0 and (
+            entries >= self._max_turns * _SHARE or held_bytes + size_bytes > self._max_bytes * _SHARE
+        )
+        if is_full or exceeds_share:
+            return False
+        self._held[key] = entries + 1, held_bytes + size_bytes
+        self._turns.append(entry)
         self._bytes += size_bytes
         self._emptied.clear()
         self._wake.set()
@@ -106,9 +128,10 @@ class IngestBuffer:
                 await asyncio.sleep(min(_LONGEST_WAIT_S, backoff_s(failures) / 4))
                 continue
             failures = 0
-            for turn in chunk:
+            for entry in chunk:
                 self._turns.popleft()
-                size_bytes, key = waiting_bytes(turn), _key(turn.owner)
+                size_bytes = waiting_bytes(entry) if isinstance(entry, Turn) else _INTERRUPTION_BYTES
+                key = _key(entry.owner)
                 self._bytes -= size_bytes
                 turns, held_bytes = self._held[key]
                 self._held[key] = turns - 1, held_bytes - size_bytes
@@ -122,13 +145,17 @@ class IngestBuffer:
         """Returns when the buffer is empty; bound the wait."""
         await self._emptied.wait()
 
-    async def _store(self, chunk: list[Turn]) -> None:
+    async def _store(self, chunk: "list[Turn | Interruption]") -> None:
+        turns = [entry for entry in chunk if isinstance(entry, Turn)]
+        interruptions = [entry for entry in chunk if isinstance(entry, Interruption)]
         outcomes: list[Outcome | None]
         try:
-            outcomes = [*await self._writer.submit(chunk)]
+            outcomes = [*await self._writer.submit(turns, interruptions)]
         except StoreRefusedError:
-            outcomes = [await self._store_alone(turn) for turn in chunk]
-        for turn, outcome in zip(chunk, outcomes, strict=True):
+            outcomes = [await self._store_alone(turn) for turn in turns]
+            if interruptions:
+                await self._writer.submit([], interruptions)
+        for turn, outcome in zip(turns, outcomes, strict=True):
             session_id = turn.owner.session_id
             if outcome in NOT_OWNED:
                 self.counts.refused += 1

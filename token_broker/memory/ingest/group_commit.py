@@ -2,21 +2,21 @@
 
 The writing task belongs to no request: a caller that leaves cancels nothing. A batch that one row spoils is repeated
 row by row, so that only that row is refused.
+
+The writer also knows how much each session has stored (`SessionSizes`).
 """
 
 import asyncio
 import contextlib
 import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
-from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.ingest.session_sizes import SessionSizes
 from token_broker.memory.store_errors import (
     StoreAwayError,
     StoreBusyError,
@@ -25,10 +25,22 @@ from token_broker.memory.store_errors import (
     StoreRefusedError,
     StoreUnreachableError,
 )
-from token_broker.memory.types import NODE_BITS, NOT_OWNED, ArrivedTurn, Outcome, Turn, arrived_us, stored_bytes, to_us
-from token_broker.security.owner import Owner
+from token_broker.memory.types import (
+    NODE_BITS,
+    NOT_OWNED,
+    ArrivedTurn,
+    Interruption,
+    Outcome,
+    SizeLimit,
+    Turn,
+    arrived_us,
+    stored_bytes,
+    to_us,
+)
+from token_broker.security.limits import BoundedDict
+from token_broker.security.tokens import Owner
 
-__all__ = ["ArrivalClock", "GroupWriter", "WriterCounts", "give_up", "waiting_bytes"]
+__all__ = ["ArrivalClock", "GroupWriter", "SessionSizes", "WriterCounts", "give_up", "waiting_bytes"]
 
 _SESSIONS_GATHER_S = 0.05
 _MAX_ROWS = 400  # a transaction: while it is written, the loop prepares the next
@@ -39,6 +51,9 @@ _SESSIONS_KNOWN = 20_000
 _UNREACHABLE_S = 0.5
 _SESSIONS_AGAIN_S = 1.0
 _TURN_OVERHEAD_BYTES = 500  # ids, numbers, Python's objects
+_LAG_BYTES = 65_536
+_LAGS_A_SESSION = 16  # a small limit is kept more exactly
+_SIZES_KNOWN = 20_000
 
 
 def waiting_bytes(turn: Turn) -> int:
@@ -84,7 +99,13 @@ class WriterCounts:
 @dataclass(slots=True, eq=False)
 class _Submission:
     turns: list[ArrivedTurn]
+    interruptions: list[Interruption]
     size_bytes: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.turns) + len(self.interruptions)
+
     done: "asyncio.Future[list[Outcome]]" = field(repr=False)
 
 
@@ -133,24 +154,29 @@ class GroupWriter:
         self._sessions.pop(session_id, None)
         self._sizes.evict(session_id)
 
-    def submit(self, turns: Sequence[Turn]) -> "asyncio.Future[list[Outcome]]":
+    def submit(
+        self, turns: Sequence[Turn], interruptions: Sequence[Interruption] = ()
+    ) -> "asyncio.Future[list[Outcome]]":
         """Takes turns for the next commit; the future has an outcome a turn, or a StoreError. Raises StoreError.
+
+        `interruptions` are written in the same commit, after the turns.
 
         For a moment after the store was unreachable, submissions are refused at once: waiting would not help them.
         """
         if time.monotonic() < self._unreachable_until_s:
             raise StoreUnreachableError(self.failing or "")
         sizes = list(map(stored_bytes, turns))
-        size_bytes = sum(sizes) + _TURN_OVERHEAD_BYTES * len(turns)
+        rows = len(turns) + len(interruptions)
+        size_bytes = sum(sizes) + _TURN_OVERHEAD_BYTES * rows
         if self._disk_is_short(size_bytes):
             self.counts.short_of_disk += len(turns)
             raise StoreFullError("the disk has less free space than is to be kept")
-        if self.waiting_turns + len(turns) > _MAX_QUEUED_TURNS or self._waiting_bytes + size_bytes > _MAX_QUEUED_BYTES:
+        if self.waiting_turns + rows > _MAX_QUEUED_TURNS or self._waiting_bytes + size_bytes > _MAX_QUEUED_BYTES:
             raise StoreBusyError("too many turns wait for the store")
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         arrived = [ArrivedTurn(turn, self._arrivals.next(), size) for turn, size in zip(turns, sizes, strict=True)]
-        self._waiting.append(_Submission(arrived, size_bytes, done))
-        self.waiting_turns += len(turns)
+        self._waiting.append(_Submission(arrived, list(interruptions), size_bytes, done))
+        self.waiting_turns += rows
         self._waiting_bytes += size_bytes
         self._wake.set()
         self._turn_came.set()
@@ -181,10 +207,10 @@ class GroupWriter:
         """Writes one batch of what waits."""
         batch: list[_Submission] = []
         rows = 0
-        while self._waiting and (not batch or rows + len(self._waiting[0].turns) <= _MAX_ROWS):
+        while self._waiting and (not batch or rows + self._waiting[0].rows <= _MAX_ROWS):
             submission = self._waiting.popleft()
             batch.append(submission)
-            rows += len(submission.turns)
+            rows += submission.rows
             self._waiting_bytes -= submission.size_bytes
         self.waiting_turns -= rows
         sessions = list(self._sessions.values())
@@ -194,8 +220,10 @@ class GroupWriter:
         if not batch and not sessions:
             return
         turns = [turn for submission in batch for turn in submission.turns]
+        interruptions = [each for submission in batch for each in submission.interruptions]
         try:
-            outcomes = await self._commit(turns, sessions, [len(submission.turns) for submission in batch])
+            groups = [len(submission.turns) for submission in batch]
+            outcomes = await self._commit(turns, sessions, groups, interruptions)
         except StoreRefusedError:
             await self._one_by_one(batch, sessions)
         except StoreError as error:
@@ -220,7 +248,11 @@ class GroupWriter:
             asyncio.get_running_loop().call_later(_SESSIONS_AGAIN_S, self._wake.set)
 
     async def _commit(
-        self, turns: list[ArrivedTurn], sessions: list[tuple[Owner, str]], groups: Sequence[int]
+        self,
+        turns: list[ArrivedTurn],
+        sessions: list[tuple[Owner, str]],
+        groups: Sequence[int],
+        interruptions: Sequence[Interruption] = (),
     ) -> list[Outcome]:
         """An outcome a turn; `groups` says how many of them were submitted together."""
         from token_broker.memory.store.turn_writes import insert_within_limit
@@ -240,6 +272,7 @@ class GroupWriter:
             queue=self._queue,
             limit=self._sizes.limit(_bytes_by_session(turns)),
             groups=groups,
+            interruptions=interruptions,
         )
         try:
             outcomes, sizes = await self._database.write(work)
@@ -273,7 +306,7 @@ class GroupWriter:
             async with self._writing_sizes:
                 if not (due := self._sizes.due(everything=everything)):
                     return
-                from token_broker.memory.store.turn_writes import add_to_sizes
+                from token_broker.memory.store.sessions import add_to_sizes
 
                 try:
                     found = await self._database.write(partial(add_to_sizes, added=due), idempotent=False)
@@ -299,6 +332,8 @@ class GroupWriter:
             try:
                 for item in submission.turns:
                     outcomes += await self._commit([item], [], [1])
+                if submission.interruptions:
+                    await self._commit([], [], [], submission.interruptions)
             except StoreError as error:
                 self.counts.refused += isinstance(error, StoreRefusedError)
                 _fail([submission], error)
@@ -343,3 +378,93 @@ def give_up(done: "asyncio.Future[list[Outcome]]", error: StoreError) -> None:
     if not done.done():
         done.set_exception(error)
         done.exception()  # retrieved, so that asyncio does not log an exception that nobody awaited
+
+
+@dataclass(slots=True)
+class _SessionSize:
+    written: int  # the column, when it was last read or written
+    pending: int = 0  # stored since, and not yet added to the column
+
+
+class SessionSizes:
+    """How much each session has stored, so that none grows without bound: a column, and ahead of it each process's sum.
+
+    A turn that wrote the column too would write another page of the database, and hold its session's row against other
+    replicas. So a process adds up what it stores of a session, and writes the column after every `_LAG_BYTES` of it. A
+    process's own sum is exact. What another replica stores it learns that much later: for each other replica, a session
+    may exceed its limit by that much. With `limit_bytes` of 0 sizes are written, and no session is full.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._lag_bytes = min(_LAG_BYTES, limit_bytes // _LAGS_A_SESSION) if limit_bytes else _LAG_BYTES
+        self._sizes: OrderedDict[str, _SessionSize] = OrderedDict()
+        self._due: dict[str, int] = {}
+
+    def limit(self, wanted: Mapping[str, int]) -> SizeLimit | None:
+        """The check for a transaction that stores so many bytes of sessions; None where all surely have room."""
+        if not self._limit_bytes:
+            return None
+        unsure = set()
+        for key, size_bytes in wanted.items():
+            size = self._sizes.get(key)
+            if size is None or size.written + size.pending + size_bytes > self._limit_bytes:
+                unsure.add(key)
+        if not unsure:
+            return None
+        pending = {key: size.pending for key in unsure if (size := self._sizes.get(key))}
+        return SizeLimit(self._limit_bytes, frozenset(unsure), pending)
+
+    def learn(self, found: Mapping[str, int]) -> None:
+        """Takes over columns of sessions that were just read or written."""
+        for key, written in found.items():
+            size = self._sizes.setdefault(key, _SessionSize(written))
+            size.written = written
+            self._sizes.move_to_end(key)
+        self._trim()
+
+    def add(self, stored: Mapping[str, int]) -> None:
+        """Counts bytes that were stored in these sessions."""
+        for key, size_bytes in stored.items():
+            size = self._sizes.setdefault(key, _SessionSize(0))
+            size.pending += size_bytes
+            if size.pending >= self._lag_bytes:
+                self._due.setdefault(key, 0)
+        self._trim()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a column lags behind by much."""
+        return bool(self._due)
+
+    def due(self, *, everything: bool = False) -> dict[str, int]:
+        """What to add to the columns that lag behind by much, or to all; `written` or `lost` has to follow."""
+        if everything:
+            self._due |= {key: self._due.get(key, 0) for key, size in self._sizes.items() if size.pending}
+        sizes = self._sizes
+        return {key: left + (sizes[key].pending if key in sizes else 0) for key, left in self._due.items()}
+
+    def written(self, added: Mapping[str, int], found: Mapping[str, int]) -> None:
+        """`added` was added to the columns, which are `found` now; a session that is gone has none."""
+        for key in added:
+            self._due.pop(key, None)
+            if size := self._sizes.get(key):
+                size.pending = 0
+        self.learn({key: written for key, written in found.items() if key in self._sizes})
+
+    def lost(self, added: Iterable[str]) -> None:
+        """Nobody knows whether it was written: the columns are read again, and may lack what was to be added."""
+        for key in added:
+            self.evict(key)
+
+    def evict(self, session_id: str) -> None:
+        """Drops what is known of a session."""
+        self._sizes.pop(session_id, None)
+        self._due.pop(session_id, None)
+
+    def _trim(self) -> None:
+        """Drops the sessions that were unused for longest; their pending bytes are due next."""
+        while len(self._sizes) > _SIZES_KNOWN:
+            key, size = self._sizes.popitem(last=False)
+            if size.pending:
+                self._due[key] = self._due.get(key, 0) + size.pending

@@ -1,1 +1,1 @@
-"""Alembic's migrations; `store/migrate.py` runs them when the store opens."""
+"""Alembic's migrations; `store/tables.py` runs them when the store opens."""

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection that `store/migrate.py` passes."""
+"""Alembic's entry: runs the migrations on the connection that `store/tables.py` passes."""
 
 from alembic import context
 

@@ -2,12 +2,11 @@
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, update
 
-from token_broker.memory.delivery.decisions import FULL_BATCH
-from token_broker.memory.store.outbox import enqueue, mark_delivery
-from token_broker.memory.store.statements import is_session, stored_turn, within_bytes
-from token_broker.memory.store.tables import outbox, turns
-from token_broker.memory.store.turn_writes import subtract_from_size
-from token_broker.memory.types import DeadLetter, Delivery
+from token_broker.memory.store.outbox import mark_delivery
+from token_broker.memory.store.sessions import subtract_from_size
+from token_broker.memory.store.tables import is_session, outbox, stored_turn, turns, within_bytes
+from token_broker.memory.store.turn_writes import enqueue
+from token_broker.memory.types import FULL_BATCH, DeadLetter, Delivery
 
 __all__ = ["MAX_BYTES", "count_dead", "list_dead", "purge_dead", "retry_dead"]
 

@@ -10,12 +10,21 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, func, or_, select, update
 
 from token_broker.memory.store.outbox import request_erasure
-from token_broker.memory.store.statements import by_bucket, insert_for, is_session, within_bytes
-from token_broker.memory.store.tables import ERASED, ERASING, outbox, sessions, turns
-from token_broker.memory.store.turn_writes import subtract_from_size
+from token_broker.memory.store.sessions import subtract_from_size
+from token_broker.memory.store.tables import (
+    ERASED,
+    ERASING,
+    by_bucket,
+    insert_for,
+    is_session,
+    outbox,
+    sessions,
+    turns,
+    within_bytes,
+)
 from token_broker.memory.store_errors import NotOwnerError
 from token_broker.memory.types import ERASED_PRINCIPAL, bucket_of
-from token_broker.security.owner import ANONYMOUS
+from token_broker.security.tokens import ANONYMOUS
 
 __all__ = [
     "delete_erased",

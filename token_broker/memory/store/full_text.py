@@ -87,8 +87,7 @@ def search(
     """The turns of these sessions that match `terms` best, best first; the first `chars` of each, or all."""
     from sqlalchemy import select, text
 
-    from token_broker.memory.store.statements import stored_turn
-    from token_broker.memory.store.tables import turns
+    from token_broker.memory.store.tables import stored_turn, turns
     from token_broker.memory.store.turn_reads import turn_columns
 
     if not terms or not session_ids:
@@ -127,7 +126,7 @@ def _ranked(found: Sequence[Any], terms: Sequence[str]) -> list[int]:
 
 def index_turns(connection: "Connection", limit: int = _AT_ONCE, *, max_bytes: int = _BYTES_AT_ONCE) -> int:
     """Adds the oldest turns that are not indexed yet to SQLite's full text; how many turns, 0 at the end."""
-    from token_broker.memory.store.statements import within_bytes
+    from token_broker.memory.store.tables import within_bytes
 
     sizes = ((arrival, size) for arrival, size in connection.exec_driver_sql(_NEXT, (limit,)).all())
     if not (arrivals := within_bytes(sizes, max_bytes)):

@@ -5,37 +5,34 @@ timeouts. The fence grows with each claim, so that a claimant whose lease ran ou
 has to carry out are claimed in the same way.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import (
-    Column,
     ColumnElement,
     Connection,
-    Insert,
     and_,
-    case,
     delete,
     func,
-    literal_column,
     select,
     update,
 )
 
-from token_broker.memory.delivery.decisions import FULL_BATCH, Backlog
-from token_broker.memory.store.statements import (
-    Batch,
-    by_bucket,
+from token_broker.memory.store.tables import (
+    TURN_ORDER,
+    erasures,
     insert_for,
-    insert_from_batch,
     is_session,
+    outbox,
+    sessions,
     stored_turn,
+    turns,
 )
-from token_broker.memory.store.tables import TURN_ORDER, erasures, outbox, sessions, turns
 from token_broker.memory.types import (
     ERASED_PRINCIPAL,
+    FULL_BATCH,
     LAST_PLACE,
+    Backlog,
     Delivery,
     Position,
     StoredTurn,
@@ -51,7 +48,6 @@ __all__ = [
     "claim",
     "claim_erasures",
     "due_buckets",
-    "enqueue",
     "finish_erasure",
     "mark_delivery",
     "postpone_erasure",
@@ -126,15 +122,6 @@ def read_status(connection: Connection) -> OutboxStatus:
     dead = connection.scalar(select(func.count()).select_from(turns).where(turns.c.delivery == Delivery.DEAD)) or 0
     pending = connection.scalar(select(func.count()).select_from(erasures)) or 0
     return OutboxStatus(int(queued), oldest_us, dead, pending)
-
-
-def enqueue(connection: Connection, counts: Mapping[str, int], now_us: int) -> None:
-    """Adds so many turns of each session to the outbox."""
-    rows = [
-        [bucket_of(key), key, now_us, 0, 0, False, 0, 0, None, FULL_BATCH, counts[key], now_us, None]
-        for key in sorted(counts, key=by_bucket)
-    ]
-    _ENQUEUE.run(connection, rows)
 
 
 def due_buckets(connection: Connection, now_us: int) -> list[int]:
@@ -289,23 +276,3 @@ def _is_queued(session_id: str) -> ColumnElement[bool]:
 
 def _is_due(now_us: int) -> ColumnElement[bool]:
     return and_(outbox.c.due_at_us <= now_us, outbox.c.lease_until_us <= now_us)
-
-
-_OUTBOX_FIELDS: tuple[Column[Any], ...] = tuple(outbox.c)
-
-
-def _enqueue_for(dialect: str) -> Insert:
-    """A session in backoff stays there; any other is due at once, because the new turn may fill a gap."""
-    statement = insert_from_batch(dialect, outbox, _OUTBOX_FIELDS)
-    new = statement.excluded
-    enqueued: Insert = statement.on_conflict_do_update(
-        index_elements=["bucket", "session_id"],
-        set_={
-            "queued": outbox.c.queued + new.queued,
-            "due_at_us": case((outbox.c.failures == literal_column("0"), new.due_at_us), else_=outbox.c.due_at_us),
-        },
-    )
-    return enqueued
-
-
-_ENQUEUE = Batch(_OUTBOX_FIELDS, _enqueue_for)

@@ -1,18 +1,21 @@
-"""Sessions, tickets and the blocklist, as statements: who may do what. The same on SQLite and PostgreSQL."""
+"""Sessions and their sizes, tickets and the blocklist, as statements. The same on SQLite and PostgreSQL."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import reduce
 
-from sqlalchemy import Connection, and_, delete, func, select, tuple_
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, tuple_, update
+from sqlalchemy import LargeBinary as Bytes
 
-from token_broker.memory.store.statements import insert_for, is_session
-from token_broker.memory.store.tables import blocks, sessions, tickets, turns
+from token_broker.memory.store.tables import blocks, by_bucket, insert_for, is_session, sessions, tickets, turns
 from token_broker.memory.store_errors import BlocklistFullError
 from token_broker.memory.types import Block, BlockKind, SessionRecord, bucket_of, to_us
-from token_broker.security.owner import ANONYMOUS, Owner
+from token_broker.security.tokens import ANONYMOUS, Owner
 
 __all__ = [
     "MAX_BLOCKS",
     "BlockKey",
+    "add_to_sizes",
     "block",
     "blocked_keys",
     "claim_session",
@@ -22,6 +25,7 @@ __all__ = [
     "release_session",
     "remove_expired_tickets",
     "spend_ticket",
+    "subtract_from_size",
     "unblock",
 ]
 
@@ -116,3 +120,30 @@ def blocked_keys(connection: Connection, limit: int, *, after: BlockKey | None =
     if after is not None:
         wanted = wanted.where(tuple_(*key) > after)
     return [(kind, name) for kind, name in connection.execute(wanted)]
+
+
+def add_to_sizes(connection: Connection, added: Mapping[str, int]) -> dict[str, int]:
+    """Adds to the stored sizes of sessions; the sizes they have then."""
+    found: dict[str, int] = {}
+    for key in sorted(added, key=by_bucket):
+        grown = update(sessions).where(is_session(sessions, key))
+        grown = grown.values(stored_bytes=sessions.c.stored_bytes + added[key])
+        size = connection.scalar(grown.returning(sessions.c.stored_bytes))
+        if size is not None:
+            found[key] = size
+    return found
+
+
+def subtract_from_size(connection: Connection, session_id: str, which: ColumnElement[bool]) -> None:
+    """Subtracts the turns `which` of a session from its stored size, before they are deleted."""
+    is_sqlite = connection.dialect.name == "sqlite"
+    texts = (turns.c.content, turns.c.turn_id, turns.c.session_id, turns.c.agent_id, func.coalesce(turns.c.channel, ""))
+    sizes: list[ColumnElement[int]] = [
+        func.length(text.cast(Bytes)) if is_sqlite else func.octet_length(text) for text in texts
+    ]
+    size = reduce(lambda one, other: one + other, sizes)  # `stored_bytes` in SQL
+    removed = select(func.coalesce(func.sum(size), 0)).where(is_session(turns, session_id), which).scalar_subquery()
+    least = func.max if is_sqlite else func.greatest
+    # Never below 0: the column lags behind what other replicas have stored.
+    left = least(0, sessions.c.stored_bytes - removed)
+    connection.execute(update(sessions).where(is_session(sessions, session_id)).values(stored_bytes=left))

@@ -1,14 +1,23 @@
-"""The tables, once for SQLite and PostgreSQL; `migrations/` makes them.
+"""The tables, once for SQLite and PostgreSQL, and what statements about them share; `migrate` makes or upgrades them.
 
 Every row of a session carries the session's `bucket` (`bucket_of`), first in each key: claims stay local, and the
 tables can be distributed on it (Citus, Cosmos DB for PostgreSQL) as they are. `blocks` is small and read whole: there
 it is a reference table. Times are whole microseconds since 1970.
+
+Alembic (`migrations/`) is imported only where an upgrade is needed.
 """
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
+    Connection,
     Index,
     Integer,
     MetaData,
@@ -16,34 +25,53 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    and_,
+    inspect,
     text,
+    tuple_,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
-from token_broker.memory.types import Delivery
+from token_broker.memory.store_errors import StoreAwayError
+from token_broker.memory.types import Delivery, Position, StoredTurn, bucket_of
 
 __all__ = [
     "ERASED",
     "ERASING",
+    "MIGRATIONS",
     "SCHEMA_REVISION",
     "SQLITE_FULL_TEXT",
     "TURN_ORDER",
+    "are_sessions",
     "blocks",
+    "by_bucket",
     "erasures",
+    "insert_for",
+    "is_session",
     "metadata",
+    "migrate",
     "outbox",
     "sessions",
+    "stored_turn",
     "tickets",
     "turns",
+    "upgrade",
+    "within_bytes",
 ]
 
+K = TypeVar("K")
+
+MIGRATIONS = Path(__file__).parents[1] / "migrations"
+_MIGRATION_LOCK = 0x76_6F_69_63_65  # any number, the same in every replica
+_VERSION_TABLE = """CREATE TABLE alembic_version (
+    version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+)"""
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
 
 SCHEMA_REVISION = "0001"  # the newest of migrations/versions
 
 metadata = MetaData()
-
-
 sessions = Table(
     "sessions",
     metadata,
@@ -56,9 +84,7 @@ sessions = Table(
     Column("agent_id", Text),
     Column("epoch", BigInteger, nullable=False),  # of its newest plan; of a tombstone ERASING or ERASED
     Column("created_at_us", BigInteger, nullable=False),
-    Column(
-        "stored_bytes", BigInteger, nullable=False, server_default=text("0")
-    ),  # lags a little: see `session_sizes.py`
+    Column("stored_bytes", BigInteger, nullable=False, server_default=text("0")),  # lags a little: see `SessionSizes`
     PrimaryKeyConstraint("bucket", "session_id"),
     Index("sessions_by_principal", "principal", "epoch"),
 )
@@ -162,3 +188,92 @@ SQLITE_FULL_TEXT = (
         VALUES ('delete', old.arrival, 's' || hex(old.session_id), old.content);
     END""",
 )
+
+
+def is_session(table: Table, session_id: str) -> ColumnElement[bool]:
+    """The rows of one session."""
+    return and_(table.c.bucket == bucket_of(session_id), table.c.session_id == session_id)
+
+
+def are_sessions(table: Table, session_ids: Iterable[str]) -> ColumnElement[bool]:
+    """The rows of several sessions."""
+    return tuple_(table.c.bucket, table.c.session_id).in_([(bucket_of(key), key) for key in session_ids])
+
+
+def by_bucket(session_id: str) -> tuple[int, str]:
+    """The key by which rows are sorted before they are locked: replicas that lock in one order never deadlock."""
+    return bucket_of(session_id), session_id
+
+
+def stored_turn(row: Any) -> StoredTurn:
+    """The turn of a row of the table `turns`."""
+    return StoredTurn(
+        turn_id=row.turn_id,
+        position=Position(row.epoch, row.place, row.arrival),
+        agent_id=row.agent_id,
+        role=row.role,
+        content=row.content,
+        created_at=datetime.fromtimestamp(row.created_at_us / 1_000_000, UTC),
+        source=row.source,
+        interrupted=bool(row.interrupted),
+        channel=row.channel,
+        delivery=Delivery(row.delivery),
+    )
+
+
+def within_bytes(sizes: Iterable[tuple[K, int]], max_bytes: int) -> list[K]:
+    """The first keys whose sizes add up to `max_bytes` at most; at least one, where there is one.
+
+    For one transaction: turns of others wait behind it.
+    """
+    keys: list[K] = []
+    total_bytes = 0
+    for key, size_bytes in sizes:
+        total_bytes += size_bytes
+        if keys and total_bytes > max_bytes:
+            break
+        keys.append(key)
+    return keys
+
+
+def insert_for(dialect: str, into: Table) -> Any:
+    """The dialect's own `Insert`, which has ON CONFLICT."""
+    return {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect](into)
+
+
+def migrate(connection: Connection) -> bool:
+    """Makes or upgrades the tables in the connection's transaction, one replica at a time; True where there were none.
+
+    Raises StoreAwayError where the tables are newer than this version: it must not write what it does not understand.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _MIGRATION_LOCK})
+    found = None
+    if inspect(connection).has_table("alembic_version"):
+        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if found is None:
+        # The newest tables at once, as all migrations together make them: Alembic takes long to load.
+        metadata.create_all(connection, checkfirst=False)
+        for statement in SQLITE_FULL_TEXT if connection.dialect.name == "sqlite" else ():
+            connection.execute(text(statement))
+        connection.execute(text(_VERSION_TABLE))
+        connection.execute(text("INSERT INTO alembic_version VALUES (:revision)"), {"revision": SCHEMA_REVISION})
+    elif found != SCHEMA_REVISION:
+        upgrade(connection, found)
+    return found is None
+
+
+def upgrade(connection: Connection, found: str | None) -> None:
+    """Runs the migrations behind revision `found`. Raises StoreAwayError where no migration has that revision."""
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    script = ScriptDirectory.from_config(config)
+    if found is not None and found not in {revision.revision for revision in script.walk_revisions()}:
+        raise StoreAwayError(f"the database is at revision {found}, which is newer than this version knows")
+    with EnvironmentContext(config, script, fn=lambda revision, _: script._upgrade_revs("head", revision)):  # noqa: SLF001  # what alembic.command.upgrade does, without its other commands
+        script.run_env()

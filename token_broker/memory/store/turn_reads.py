@@ -6,11 +6,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, func, select, tuple_
 
-from token_broker.memory.store.statements import is_session, stored_turn
-from token_broker.memory.store.tables import TURN_ORDER, sessions, turns
+from token_broker.memory.store.tables import TURN_ORDER, is_session, sessions, stored_turn, turns
 from token_broker.memory.store_errors import NotOwnerError
 from token_broker.memory.types import ERASED_PRINCIPAL, StoredTurn
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 __all__ = [
     "PAGE_BYTES",

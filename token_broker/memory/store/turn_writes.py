@@ -2,55 +2,72 @@
 
 Each function takes a `Connection` inside a transaction. Rows are locked in one order everywhere (sessions, turns,
 outbox; within each by key), so that replicas never deadlock.
+
+A batch of rows is parameters of one statement: `VALUES` for SQLite, an array a column for PostgreSQL. So it makes no
+trip through the interpreter's lock for each row, and neither database has to pick its values out of JSON.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from functools import reduce
-from itertools import islice
+from functools import lru_cache
+from itertools import chain, islice
 from typing import Any
 
 from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Dialect,
+    FromClause,
     Insert,
+    Select,
+    Table,
+    Text,
     and_,
+    case,
     func,
     literal_column,
     select,
+    table,
     true,
     update,
 )
-from sqlalchemy import LargeBinary as Bytes
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql import asyncpg
 
-from token_broker.memory.ingest.session_sizes import SizeLimit
-from token_broker.memory.store.outbox import enqueue
-from token_broker.memory.store.statements import (
-    BATCH_ROWS,
-    Batch,
-    are_sessions,
-    batch_fields,
-    by_bucket,
-    insert_for,
-    insert_from_batch,
-    is_session,
+from token_broker.memory.store.tables import TURN_ORDER, are_sessions, insert_for, is_session, outbox, sessions, turns
+from token_broker.memory.types import (
+    ERASED_PRINCIPAL,
+    FULL_BATCH,
+    LAST_PLACE,
+    ArrivedTurn,
+    Delivery,
+    Interruption,
+    Outcome,
+    SizeLimit,
+    bucket_of,
+    to_us,
 )
-from token_broker.memory.store.tables import sessions, turns
-from token_broker.memory.types import ERASED_PRINCIPAL, LAST_PLACE, ArrivedTurn, Delivery, Outcome, bucket_of, to_us
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 __all__ = [
-    "add_to_sizes",
+    "enqueue",
     "insert_turns",
     "insert_within_limit",
     "last_arrival",
+    "mark_interrupted",
+    "put_back",
     "save_sessions",
-    "subtract_from_size",
 ]
 
 _Key = tuple[str, str]  # session id, turn id
+_DIALECTS: dict[str, Dialect] = {"sqlite": sqlite.dialect(), "postgresql": asyncpg.dialect()}  # type: ignore[no-untyped-call]
+_FEW_ROWS = 64
+_MOST_ROWS = 512  # times columns: SQLite takes 32,766 values
+
+BATCH_ROWS: FromClause = table("batch")  # a placeholder to read `batch_fields` from; `Batch` puts the rows in its place
+_PUT_BACK_AT_MOST = 500  # turns of a session that history is compared with
 
 
 SESSION_FIELDS: tuple[Column[Any], ...] = (
@@ -78,6 +95,7 @@ TURN_FIELDS: tuple[Column[Any], ...] = (
     turns.c.channel,
     turns.c.delivery,
 )
+_OUTBOX_FIELDS: tuple[Column[Any], ...] = tuple(outbox.c)
 _OWNED_TURN_FIELDS = (*TURN_FIELDS, sessions.c.principal)  # the principal that has to own the session
 
 
@@ -88,12 +106,12 @@ def save_sessions(connection: Connection, owners: Iterable[tuple[Owner, str]], n
         known = newest.get(owner.session_id)
         if known is None or owner.epoch >= known[0].epoch:
             newest[owner.session_id] = (owner, agent_id)
-    rows = []
-    for key in sorted(newest, key=by_bucket):
-        owner, agent_id = newest[key]
-        rows.append([bucket_of(key), key, owner.principal, owner.user_id, agent_id, owner.epoch, to_us(now_s)])
+    rows = [
+        [bucket_of(key), key, owner.principal, owner.user_id, agent_id, owner.epoch, to_us(now_s)]
+        for key, (owner, agent_id) in newest.items()
+    ]
     if rows:
-        _SAVE_SESSIONS.run(connection, rows)
+        _SAVE_SESSIONS.run(connection, sorted(rows))  # sorted by key, which comes first in a row
 
 
 def insert_within_limit(
@@ -105,6 +123,7 @@ def insert_within_limit(
     queue: bool,
     limit: SizeLimit | None,
     groups: Sequence[int],
+    interruptions: Sequence[Interruption] = (),
 ) -> tuple[list[Outcome], dict[str, int]]:
     """`insert_turns`, for sessions that have room; an outcome a turn, and the stored sizes that were read for `limit`.
 
@@ -112,19 +131,75 @@ def insert_within_limit(
     session are stored, or none: then they are FULL, or duplicates of stored ones.
     """
     found, full = _sizes_and_full(connection, batch, groups, limit) if limit else ({}, set())
-    if not full:
-        return insert_turns(connection, batch, now_s, unknown=unknown, queue=queue), found
+    known = put_back(connection, batch)
+    full -= known
+    if not full and not known:
+        outcomes_of_all = insert_turns(connection, batch, now_s, unknown=unknown, queue=queue)
+        mark_interrupted(connection, interruptions)
+        return outcomes_of_all, found
     duplicates: set[_Key] = set()
     for key in {item.turn.owner.session_id for item in batch if id(item) in full}:
         ids = [item.turn.turn_id for item in batch if id(item) in full and item.turn.owner.session_id == key]
         stored = connection.scalars(select(turns.c.turn_id).where(is_session(turns, key), turns.c.turn_id.in_(ids)))
         duplicates |= {(key, turn_id) for turn_id in stored}
-    fitting = [item for item in batch if id(item) not in full]
+    left_out = full | known
+    fitting = [item for item in batch if id(item) not in left_out]
     outcomes = iter(insert_turns(connection, fitting, now_s, unknown=unknown, queue=queue))
+    mark_interrupted(connection, interruptions)
     return [
-        next(outcomes) if id(item) not in full else Outcome.DUPLICATE if item.key in duplicates else Outcome.FULL
+        next(outcomes)
+        if id(item) not in left_out
+        else Outcome.FULL
+        if id(item) in full and item.key not in duplicates
+        else Outcome.DUPLICATE
         for item in batch
     ], found
+
+
+def put_back(connection: Connection, batch: Sequence[ArrivedTurn]) -> set[int]:
+    """The turns (by id()) that are history put back: their session has the role and text from before their talk.
+
+    Only the session's latest turns are looked at: a client puts back what it was told, or what it kept itself.
+    """
+    known: set[int] = set()
+    for item in batch:
+        turn = item.turn
+        if turn.put_back_at is None:
+            continue
+        session_id = turn.owner.session_id
+        latest = (
+            select(turns.c.role, turns.c.content, turns.c.created_at_us)
+            .join(sessions, and_(sessions.c.bucket == turns.c.bucket, sessions.c.session_id == turns.c.session_id))
+            .where(is_session(turns, session_id), sessions.c.principal == turn.owner.principal)
+            .order_by(*(column.desc() for column in TURN_ORDER))
+            .limit(_PUT_BACK_AT_MOST)
+            .subquery()
+        )
+        found: Select[tuple[Any]] = select(literal_column("1")).where(
+            latest.c.role == turn.role,
+            latest.c.content == turn.content,
+            latest.c.created_at_us < to_us(turn.put_back_at.timestamp()),
+        )
+        if connection.execute(found.limit(1)).first() is not None:
+            known.add(id(item))
+    return known
+
+
+def mark_interrupted(connection: Connection, interruptions: Iterable[Interruption]) -> None:
+    """Marks turns that are stored, and their owner's, as interrupted.
+
+    Call it after turns were inserted: an outbox row is locked before its turns, here as in `settle`.
+    """
+    for each in sorted(set(interruptions), key=lambda interruption: interruption.key):
+        session_id = each.owner.session_id
+        is_owners = select(sessions.c.bucket).where(
+            is_session(sessions, session_id), sessions.c.principal == each.owner.principal
+        )
+        connection.execute(
+            update(turns)
+            .where(is_session(turns, session_id), turns.c.turn_id == each.turn_id, is_owners.exists())
+            .values(interrupted=True)
+        )
 
 
 def _sizes_and_full(
@@ -222,7 +297,7 @@ def _insert(connection: Connection, wanted: Mapping[_Key, ArrivedTurn], delivery
             turn.owner.principal,
         ]
         rows.append(row)
-    if _INSERT_TURNS.run(connection, sorted(rows)) == len(rows):  # sorted by key, which comes first in a row
+    if _INSERT_TURNS.run(connection, sorted(rows)) == len(rows):
         return wanted.keys()
     # Not by RETURNING, which says nothing of rows that were there before: a repeated attempt finds its own arrival.
     by_arrival = {item.arrival: key for key, item in wanted.items()}
@@ -232,36 +307,94 @@ def _insert(connection: Connection, wanted: Mapping[_Key, ArrivedTurn], delivery
     return {(s, t) for s, t, arrival in found if by_arrival[arrival] == (s, t)}
 
 
-def add_to_sizes(connection: Connection, added: Mapping[str, int]) -> dict[str, int]:
-    """Adds to the stored sizes of sessions; the sizes they have then."""
-    found: dict[str, int] = {}
-    for key in sorted(added, key=by_bucket):
-        grown = update(sessions).where(is_session(sessions, key))
-        grown = grown.values(stored_bytes=sessions.c.stored_bytes + added[key])
-        size = connection.scalar(grown.returning(sessions.c.stored_bytes))
-        if size is not None:
-            found[key] = size
-    return found
-
-
-def subtract_from_size(connection: Connection, session_id: str, which: ColumnElement[bool]) -> None:
-    """Subtracts the turns `which` of a session from its stored size, before they are deleted."""
-    is_sqlite = connection.dialect.name == "sqlite"
-    texts = (turns.c.content, turns.c.turn_id, turns.c.session_id, turns.c.agent_id, func.coalesce(turns.c.channel, ""))
-    sizes: list[ColumnElement[int]] = [
-        func.length(text.cast(Bytes)) if is_sqlite else func.octet_length(text) for text in texts
-    ]
-    size = reduce(lambda one, other: one + other, sizes)  # `stored_bytes` in SQL
-    removed = select(func.coalesce(func.sum(size), 0)).where(is_session(turns, session_id), which).scalar_subquery()
-    least = func.max if is_sqlite else func.greatest
-    # Never below 0: the column lags behind what other replicas have stored.
-    left = least(0, sessions.c.stored_bytes - removed)
-    connection.execute(update(sessions).where(is_session(sessions, session_id)).values(stored_bytes=left))
-
-
 def last_arrival(connection: Connection) -> int:
     """The greatest arrival in the table; 0 where there is none."""
     return connection.scalar(select(func.max(turns.c.arrival))) or 0
+
+
+def enqueue(connection: Connection, counts: Mapping[str, int], now_us: int) -> None:
+    """Adds so many turns of each session to the outbox."""
+    rows = [
+        [bucket_of(key), key, now_us, 0, 0, False, 0, 0, None, FULL_BATCH, counts[key], now_us, None] for key in counts
+    ]
+    _ENQUEUE.run(connection, sorted(rows))
+
+
+class Batch:
+    """An `Insert` that reads `BATCH_ROWS`, whose rows have fields for these columns.
+
+    It is compiled here, once: SQLAlchemy would walk through such a statement at each execution, to find its cached
+    form again.
+    """
+
+    def __init__(self, columns: Sequence[Column[Any]], make: Callable[[str], Insert]) -> None:
+        self._width = len(columns)
+        compiled = {name: str(make(name).compile(dialect=dialect)) for name, dialect in _DIALECTS.items()}
+        self._values = compiled["sqlite"]
+        # Each array is one text: PostgreSQL parses it in less time than asyncpg takes to encode its elements.
+        types = [column.type.compile(dialect=_DIALECTS["postgresql"]) for column in columns]
+        arrays = ", ".join(f"${number}::text::{name}[]" for number, name in enumerate(types, 1))
+        names = ", ".join(f"column{number}" for number, _ in enumerate(columns, 1))
+        self._arrays = _replace_rows(compiled["postgresql"], f"unnest({arrays}) AS batch ({names})")
+        self._literals = [_text_array if isinstance(column.type, Text) else _plain_array for column in columns]
+
+    def run(self, connection: Connection, rows: Sequence[Sequence[Any]]) -> int:
+        """Writes at least one row; how many rows were written."""
+        if connection.dialect.name == "postgresql":
+            columns = zip(*rows, strict=True)
+            arrays = tuple(literal(values) for literal, values in zip(self._literals, columns, strict=True))
+            return connection.exec_driver_sql(self._arrays, arrays).rowcount
+        left, written = iter(rows), 0
+        while part := list(islice(left, _MOST_ROWS)):
+            # Statements come in few sizes, so that SQLite's statement cache keeps them; the rest are rows of NULL.
+            count = len(part)
+            size = -(-count // _FEW_ROWS) * _FEW_ROWS if count > _FEW_ROWS else 1 << (count - 1).bit_length()
+            values = [*chain.from_iterable(part), *[None] * (self._width * (size - count))]
+            statement = _with_values(self._values, self._width, size)
+            written += connection.exec_driver_sql(statement, tuple(values)).rowcount
+        return written
+
+
+@lru_cache(maxsize=64)
+def _with_values(statement: str, width: int, size: int) -> str:
+    row = f"({', '.join('?' * width)})"
+    return _replace_rows(
+        statement, f"(VALUES {', '.join([row] * size)}) AS batch"
+    )  # SQLite names its columns `column1`…
+
+
+def _plain_array(values: Sequence[Any]) -> str:
+    """PostgreSQL's literal for numbers and booleans."""
+    return f"{{{','.join(['NULL' if value is None else str(value) for value in values])}}}"
+
+
+def _text_array(values: Sequence[str | None]) -> str:
+    """PostgreSQL's literal for texts: in quotes only `"` and the backslash are special (manual, §8.15.6)."""
+    quoted = []
+    for value in values:
+        if value is None:
+            quoted.append("NULL")
+        else:
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+            quoted.append(f'"{escaped}"')
+    return f"{{{','.join(quoted)}}}"
+
+
+def _replace_rows(statement: str, rows: str) -> str:
+    before, _, behind = statement.partition("FROM batch")
+    return f"{before}FROM {rows}{behind}"
+
+
+def batch_fields(columns: Sequence[Column[Any]]) -> list[ColumnElement[Any]]:
+    """The fields of a row of the batch, in their order."""
+    return [literal_column(f"batch.column{number}", column.type) for number, column in enumerate(columns, 1)]
+
+
+def insert_from_batch(dialect: str, into: Table, columns: Sequence[Column[Any]]) -> Any:
+    """Inserts each row of the batch; a row's first field is NULL only in the rows that fill up a statement."""
+    fields = batch_fields(columns)
+    source = select(*fields).select_from(BATCH_ROWS).where(fields[0].is_not(None))
+    return insert_for(dialect, into).from_select([column.name for column in columns], source)
 
 
 def _save_sessions(dialect: str) -> Insert:
@@ -302,5 +435,20 @@ def _insert_turns(dialect: str) -> Insert:
     return inserted
 
 
+def _enqueue_for(dialect: str) -> Insert:
+    """A session in backoff stays there; any other is due at once, because the new turn may fill a gap."""
+    statement = insert_from_batch(dialect, outbox, _OUTBOX_FIELDS)
+    new = statement.excluded
+    enqueued: Insert = statement.on_conflict_do_update(
+        index_elements=["bucket", "session_id"],
+        set_={
+            "queued": outbox.c.queued + new.queued,
+            "due_at_us": case((outbox.c.failures == literal_column("0"), new.due_at_us), else_=outbox.c.due_at_us),
+        },
+    )
+    return enqueued
+
+
 _SAVE_SESSIONS = Batch(SESSION_FIELDS, _save_sessions)
 _INSERT_TURNS = Batch(_OWNED_TURN_FIELDS, _insert_turns)
+_ENQUEUE = Batch(_OUTBOX_FIELDS, _enqueue_for)

@@ -19,7 +19,7 @@ import structlog
 from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 
-from strategies.base import Dialect, SessionSpec
+from strategies.base import Dialect, SessionSpec, ga_realtime_session, voice_live_session
 from strategies.credentials import Authorization, Credentials
 from strategies.endpoint import Target
 from strategies.errors import (
@@ -34,11 +34,11 @@ from strategies.errors import (
     TransientError,
 )
 from strategies.health import CircuitBreaker
-from strategies.session_body import ga_realtime_session, voice_live_session
+from strategies.outbound_proxy import OutboundProxy, ProxyFailedError
 from strategies.upstream import Answer, classify
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.socket import AzureSocket, connect
-from token_broker.relay.event_text import event_type
+from token_broker.relay.event_text import SESSION_EVENTS, event_type, parsed
 from token_broker.server.close_codes import UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
 from token_broker.settings import UpstreamName
 
@@ -49,6 +49,7 @@ log = structlog.get_logger("token_broker.relay")
 SpecSupplier = Callable[[], Awaitable[SessionSpec]]
 
 SESSION_EVENT_ID = "broker_session"
+_LONGEST_SESSION_S = 86_400.0
 _FIRST_FRAMES_AT_MOST = 64  # Azure sends two or three; all are held until the session is accepted
 
 
@@ -72,11 +73,15 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamConnection:
-    """An open socket whose session is the agent's. `first` are the frames up to `session.updated`, in order."""
+    """An open socket whose session is the agent's. `first` are the frames up to `session.updated`, in order.
+
+    `expires_s` is the time, of the loop's clock, at which Azure ends the session, where Azure said it.
+    """
 
     route: Route
     socket: AzureSocket
     first: list[str] = field(default_factory=list)
+    expires_s: float | None = None
 
 
 def make_routes(target: Target, names: Sequence[UpstreamName], *, model: str, api_version: str) -> list[Route]:
@@ -107,6 +112,7 @@ class UpstreamConnector:
         max_message_bytes: int,
         max_image_bytes: int = 0,
         tls: ssl.SSLContext,
+        proxy: OutboundProxy | None = None,
     ) -> None:
         self.routes = list(routes)
         self.breakers = breakers
@@ -116,6 +122,7 @@ class UpstreamConnector:
         self._max_message_bytes = max_message_bytes
         self._max_image_bytes = max_image_bytes
         self._tls = tls
+        self._proxy = proxy
         self._picows_log = logging.getLogger("token_broker.relay.picows")
         self._picows_log.setLevel(logging.CRITICAL)  # below INFO it logs headers, the key included
 
@@ -194,7 +201,8 @@ class UpstreamConnector:
             async with asyncio.timeout_at(deadline_s):
                 opened = await self._opened(route.url, deadline_s)
                 try:
-                    return UpstreamConnection(route, opened, await _take_session(opened, route, await supply()))
+                    first = await _take_session(opened, route, await supply())
+                    return UpstreamConnection(route, opened, first, _expiry_s(first))
                 except BaseException:
                     await opened.aclose(graceful=False)
                     raise
@@ -234,11 +242,14 @@ class UpstreamConnector:
                 max_image_bytes=self._max_image_bytes,
                 deadline_s=deadline_s,
                 log_to=self._picows_log,
+                proxy=self._proxy,
             )
         except picows.WSHandshakeError as error:
             raise _handshake_error(error, authorization) from None
         except TimeoutError:
             raise
+        except ProxyFailedError as error:
+            raise TransientError(str(error)) from None
         except ssl.SSLError:
             raise TransientError("the TLS handshake failed") from None
         except (OSError, picows.WSError) as error:
@@ -269,6 +280,23 @@ async def _take_session(opened: AzureSocket, route: Route, spec: SessionSpec) ->
         frames.append(text)
         if kind == "session.updated":
             return frames
+
+
+def _expiry_s(frames: Sequence[str]) -> float | None:
+    """When the session ends that these events show (docs/azure.md §8.1), by the loop's clock; None: they don't say.
+
+    A time that is past, or more than a day away, comes of a clock that is wrong, ours perhaps: it says nothing.
+    """
+    for frame in reversed(frames):
+        if event_type(frame) not in SESSION_EVENTS:
+            continue
+        session = parsed(frame).get("session")
+        at_s = session.get("expires_at") if isinstance(session, dict) else None
+        if isinstance(at_s, int | float) and not isinstance(at_s, bool):
+            left_s = at_s - time.time()
+            if 0 < left_s <= _LONGEST_SESSION_S:
+                return asyncio.get_running_loop().time() + left_s
+    return None
 
 
 def _handshake_error(error: picows.WSHandshakeError, authorization: Authorization) -> MintError:

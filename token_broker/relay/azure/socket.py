@@ -38,6 +38,7 @@ from picows import (
     ws_connect,
 )
 
+from strategies.outbound_proxy import OutboundProxy
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.server.client_wire import IMAGE_FIELD
 from token_broker.server.frames import FrameBudget, FrameError
@@ -320,15 +321,20 @@ async def connect(
     max_image_bytes: int = 0,
     deadline_s: float,
     log_to: logging.Logger,
+    proxy: OutboundProxy | None = None,
 ) -> AzureSocket:
-    """An open WebSocket to `url` (http or https). Nothing is left open where it fails or is cancelled.
+    """An open WebSocket to `url` (http or https), through `proxy` where that serves it.
 
-    `deadline_s` (the loop's clock) bounds each part; the caller bounds the whole. Raises OSError (name, connection,
-    TLS), `picows.WSError` (the handshake's answer), TimeoutError.
+    Nothing is left open where it fails or is cancelled. `deadline_s` (the loop's clock) bounds each part; the caller
+    bounds the whole. Raises OSError (name, connection, TLS; ProxyFailedError), `picows.WSError` (the handshake's
+    answer), TimeoutError.
     """
     parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    sock = await _open_socket(await names.resolve(parts.hostname or "", port), deadline_s=deadline_s)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    if proxy is not None and proxy.serves(url):
+        sock = await _open_tunnel(proxy, host, port, names=names, deadline_s=deadline_s)
+    else:
+        sock = await _open_socket(await names.resolve(host, port), deadline_s=deadline_s)
     left_s = max(0.001, deadline_s - asyncio.get_running_loop().time())
     limits: dict[str, Any] = {}
     if parts.scheme == "https":
@@ -363,6 +369,25 @@ async def connect(
             sock.shutdown(socket.SHUT_RDWR)
         raise
     return made[0]
+
+
+async def _open_tunnel(
+    proxy: OutboundProxy, host: str, port: int, *, names: DnsCache, deadline_s: float
+) -> socket.socket:
+    """A socket whose bytes the proxy passes to `host`, which only the proxy looks up. Raises ProxyFailedError."""
+    try:
+        sock = await _open_socket(await names.resolve(proxy.host, proxy.port), deadline_s=deadline_s)
+    except TimeoutError:
+        raise
+    except OSError:
+        raise proxy.failure(None) from None
+    try:
+        async with asyncio.timeout_at(deadline_s):
+            await proxy.open_tunnel(sock, host, port)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 async def _open_socket(addresses: Sequence[ResolveResult], *, deadline_s: float) -> socket.socket:

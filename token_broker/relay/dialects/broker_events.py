@@ -7,7 +7,7 @@ from typing import Any
 from strategies.base import Dialect, SessionSpec
 from token_broker.memory.types import Role
 from token_broker.relay.event_text import compact
-from token_broker.web.ids import uuid7
+from token_broker.web.requests import uuid7
 
 __all__ = [
     "OWN_EVENT_IDS",

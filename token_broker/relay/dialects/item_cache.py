@@ -7,7 +7,7 @@ goes for an image, which the client has itself.
 
 from typing import Any
 
-from token_broker.bounded_dict import BoundedDict
+from token_broker.security.limits import BoundedDict
 
 __all__ = ["CACHED_EVENTS", "ItemCache"]
 

@@ -64,8 +64,8 @@ def refused_fields(
     `unlisted` are the paths of fields without a row there.
     """
     for param in unlisted:
-        names = tuple(param.split("."))
-        if not any(names[: len(own)] == own[: len(names)] for own in _AGENTS[client]):
+        listed = tuple(param.split("."))
+        if not any(listed[: len(own)] == own[: len(listed)] for own in _AGENTS[client]):
             yield unknown_field(param, client)
     kind = event.get("type")
     holder = _HOLDERS.get(kind, "") if isinstance(kind, str) else ""

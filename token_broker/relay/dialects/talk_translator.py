@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from strategies.base import Dialect
-from token_broker.bounded_dict import BoundedDict
 from token_broker.relay.dialects.translation import Event, needs_reading, to_client
+from token_broker.security.limits import BoundedDict
 
 __all__ = ["TalkTranslator"]
 

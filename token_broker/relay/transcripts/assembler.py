@@ -1,18 +1,17 @@
 """Assembles turns from Azure's events, in either dialect. Pure: events and the time go in, turns come out.
 
 An item's sequence number follows `previous_item_id` (docs/azure.md §4.2), so a user's turn sorts before the answer to
-it even where its transcript arrives later. An assistant's turn is held until it is known whether it was interrupted:
-until its response is done and its audio, which arrives faster than real time, can have been played. The user's next
-utterance, a truncation or the end of the talk decide it sooner.
+it even where its transcript arrives later. An assistant's turn is returned as soon as Azure has completed it. Its audio
+arrives faster than it is played, so the user may still cut in: then the turn is returned again, as interrupted.
 """
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from token_broker.bounded_dict import BoundedDict
 from token_broker.memory.types import Role
+from token_broker.security.limits import BoundedDict
 
 __all__ = ["NOT_TRANSCRIBED", "TURN_EVENTS", "FinishedTurn", "TurnAssembler"]
 
@@ -20,9 +19,12 @@ NOT_TRANSCRIBED = "(speech that could not be transcribed)"
 
 _ITEMS_KEPT = 2048
 _PART_DELTAS_KEPT = 8192
-_HELD_WITHOUT_DONE_S = 1.0  # `response.done` follows the last part at once; without it the turn is kept all the same
-_HELD_AT_MOST_S = 30.0
-_OUTSIDE_KEPT = 64
+_HELD_WITHOUT_DONE_S = 1.0  # of an answer whose response is not known: nothing else tells that it is complete
+_HELD_AT_MOST_S = 30.0  # `response.done` follows the last audio, which may take longer than the words
+_PLAYS_AT_MOST_S = 600.0
+_PLAYED_LATE_S = 1.0  # a client buffers what it plays
+_RESPONSES_KEPT = 64
+_ANSWERS_KEPT = 64  # that were returned and may still be playing
 _BASE64 = 4 / 3
 # Bytes of a second of audio, by the names that both dialects have for a format.
 _BYTES_A_SECOND = {
@@ -46,9 +48,10 @@ _TRUNCATED = "conversation.item.truncated"
 _RESPONSE_CREATED = "response.created"
 _RESPONSE_DONE = "response.done"
 _SESSION = frozenset({"session.created", "session.updated"})
-_PLAYING = "output_audio_buffer.started"  # these two come over WebRTC only, where Azure itself plays the audio
+_PLAYING = "output_audio_buffer.started"  # these three come over WebRTC only, where Azure itself plays the audio
 _PLAYED = "output_audio_buffer.stopped"
-_PLAYBACK = frozenset({_PLAYING, _PLAYED, _TRUNCATED})
+_CLEARED = "output_audio_buffer.cleared"
+_PLAYBACK = frozenset({_PLAYING, _PLAYED, _CLEARED, _TRUNCATED})
 _ITEM_CREATED = frozenset({"conversation.item.created", "conversation.item.added", "conversation.item.done"})
 _PART_DONE = {
     "response.audio_transcript.done": "transcript",
@@ -86,7 +89,12 @@ Event = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class FinishedTurn:
-    """One turn, complete or as far as it came. `sequence` is its number among the talk's messages, from 0."""
+    """One turn, complete or as far as it came. `sequence` is its number among the talk's messages, from 0.
+
+    `again`: it was returned before, and more is known now: that it was interrupted, or that it is no history.
+    `put_back`: typed before anything else happened in a talk of which the memory knows more, so it may be history that
+    the client puts back.
+    """
 
     item_id: str
     role: Role
@@ -94,6 +102,8 @@ class FinishedTurn:
     sequence: int
     interrupted: bool = False
     transcribed: bool = True
+    again: bool = False
+    put_back: bool = False
 
 
 @dataclass(slots=True)
@@ -107,25 +117,45 @@ class _Answer:
     interrupted: bool = False
 
     @property
+    def is_whole(self) -> bool:
+        """Whether each part that began is finished."""
+        return self.deltas.keys() <= self.parts.keys()
+
+    @property
     def text(self) -> str:
         whole = self.parts | {index: "".join(some) for index, some in self.deltas.items() if index not in self.parts}
         return " ".join(part for _, part in sorted(whole.items()) if part.strip()).strip()
+
+
+@dataclass(slots=True)
+class _ToldAnswer:
+    """An assistant's turn that was returned, and may still be playing."""
+
+    turn: FinishedTurn
+    response_id: str | None
+    playing_until_s: float
 
 
 class TurnAssembler:
     """One talk's turns. Feed it `TURN_EVENTS`, call `due(now)` when `due_s` is reached, and `flush` at the end.
 
     Sequence numbers continue when the talk moves to another upstream: `flush`, then feed the new one's events.
+    Set `expects_history` where the memory told something of the session: its client may put that back.
     """
 
     def __init__(self) -> None:
+        self.expects_history = False
+        self._began = False  # somebody spoke, or was answered
+        self._typed_before: list[FinishedTurn] = []  # that; the first two, since only a single one is no history
         self._next_sequence = 0
         # By item id. All are bounded, and forget the oldest.
         self._sequences = BoundedDict[str, int](_ITEMS_KEPT)
         self._finished = BoundedDict[str, None](_ITEMS_KEPT)
         self._answers = BoundedDict[str, _Answer](_ITEMS_KEPT)
         self._awaited = BoundedDict[str, list[str]](_ITEMS_KEPT)  # the user's spoken items: transcript so far
-        self._outside: deque[str] = deque(maxlen=_OUTSIDE_KEPT)  # responses that are no part of the conversation
+        self._outside: deque[str] = deque(maxlen=_RESPONSES_KEPT)  # responses that are no part of the conversation
+        self._responses = BoundedDict[str, None](_RESPONSES_KEPT)  # under way
+        self._told = BoundedDict[str, _ToldAnswer](_ANSWERS_KEPT)
         self._chars_a_second = _BYTES_A_SECOND["pcm16"] * _BASE64
         self._playing_until_s = 0.0
 
@@ -144,6 +174,10 @@ class TurnAssembler:
         """When `due` has turns to return, if no event comes before."""
         return min((a.due_s for a in self._answers.values() if a.due_s is not None), default=None)
 
+    def is_answering(self, now_s: float) -> bool:
+        """Whether an answer is being made, or can still be playing."""
+        return bool(self._responses) or now_s < self._playing_until_s
+
     def heard(self, audio_chars: int, now_s: float) -> None:
         """Notes a delta of audio, `audio_chars` long in base64; it is played after the ones before."""
         self._playing_until_s = max(self._playing_until_s, now_s) + audio_chars / self._chars_a_second
@@ -154,7 +188,10 @@ class TurnAssembler:
         item_id = _text(event.get("item_id"))
         if kind in _PART_DELTA:
             if (answer := self._answer(item_id, event)) is not None:
-                deltas = answer.deltas.setdefault(_index(event), [])
+                index = _index(event)
+                if index not in answer.parts:
+                    answer.due_s = None
+                deltas = answer.deltas.setdefault(index, [])
                 if len(deltas) < _PART_DELTAS_KEPT:
                     deltas.append(_text(event.get("delta")))
             return []
@@ -163,10 +200,12 @@ class TurnAssembler:
                 index = _index(event)
                 answer.parts[index] = _text(event.get(_PART_DONE[str(kind)]))
                 answer.deltas.pop(index, None)
-                answer.due_s = max(now_s + _HELD_WITHOUT_DONE_S, self._played_by_s(now_s))
+                known = answer.response_id in self._responses
+                answer.due_s = now_s + (_HELD_AT_MOST_S if known else _HELD_WITHOUT_DONE_S)
             return []
         if kind == _USER_DELTA:
             # Streaming transcription begins before the commit, and an utterance may end with the talk instead.
+            self._began = True
             if item_id and item_id not in self._finished:
                 some = self._awaited.setdefault(item_id, [])
                 if len(some) < _PART_DELTAS_KEPT:
@@ -177,18 +216,15 @@ class TurnAssembler:
         if kind == _USER_FAILED:
             return self._finish_user(item_id, "", transcribed=False)
         if kind == _COMMITTED:
-            return self._commit(item_id, event)
+            return self._commit(item_id, event, now_s)
         if kind == _RESPONSE_CREATED:
-            response = event.get("response")
-            if isinstance(response, dict) and "conversation_id" in response and response["conversation_id"] is None:
-                self._outside.append(_text(response.get("id")))
-            return []
+            return self._begin_response(event.get("response"))
         if kind == _RESPONSE_DONE:
             return self._end_response(event, now_s)
         if kind in _SESSION:
             return self._note_session(event)
         if kind in _PLAYBACK:
-            return self._note_playback(str(kind), item_id, now_s)
+            return self._note_playback(event, item_id, now_s)
         if kind in _ITEM_CREATED:
             return self._note_item(event)
         return []
@@ -198,21 +234,39 @@ class TurnAssembler:
         ready = [
             item_id for item_id, answer in self._answers.items() if answer.due_s is not None and answer.due_s <= now_s
         ]
-        return self._finish_answers(ready)
+        return self._finish_answers(ready, now_s)
 
     def flush(self) -> list[FinishedTurn]:
         """Everything that is left, complete or not: the talk, or its upstream, is over."""
-        turns = self._finish_answers(list(self._answers), cut=True)
+        turns = self._finish_answers(list(self._answers), 0.0, cut=True)
         for item_id, some in list(self._awaited.items()):
             turns += self._finish_user(item_id, "".join(some), interrupted=True)
         self._playing_until_s = 0.0
+        self._responses.clear()
+        self._told.clear()
         return sorted(turns, key=lambda turn: turn.sequence)
 
     # --- one kind of event each
 
-    def _commit(self, item_id: str, event: Event) -> list[FinishedTurn]:
+    def _begin_response(self, response: Any) -> list[FinishedTurn]:
+        """Notes a response. A single text that was typed before it is a question, not history."""
+        if not isinstance(response, dict):
+            return []
+        response_id = _text(response.get("id"))
+        if response_id:
+            self._responses[response_id] = None
+        if "conversation_id" in response and response["conversation_id"] is None:
+            self._outside.append(response_id)
+            return []
+        typed = [] if self._began else self._typed_before
+        self._began = True
+        return [replace(turn, put_back=False, again=True) for turn in typed] if len(typed) == 1 else []
+
+    def _commit(self, item_id: str, event: Event, now_s: float) -> list[FinishedTurn]:
         """The user spoke: answers that are held were heard before, so they are finished."""
-        turns = self._finish_answers([known for known, answer in self._answers.items() if answer.due_s is not None])
+        self._began = True
+        held = [known for known, answer in self._answers.items() if answer.due_s is not None]
+        turns = self._finish_answers(held, now_s)
         if item_id and item_id not in self._finished:
             self._sequence(item_id, event.get("previous_item_id"))
             self._awaited.setdefault(item_id, [])
@@ -247,35 +301,49 @@ class TurnAssembler:
         content = item.get("content")
         parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
         typed = " ".join(_text(part.get("text")) for part in parts if part.get("type") == "input_text").strip()
-        return self._finish(item_id, "user", typed)
+        put_back = self.expects_history and not self._began
+        turns = self._finish(item_id, "user", typed, put_back=put_back)
+        if put_back and len(self._typed_before) < 2:  # noqa: PLR2004
+            self._typed_before += turns
+        return turns
 
     def _end_response(self, event: Event, now_s: float) -> list[FinishedTurn]:
         response = event.get("response")
         if not isinstance(response, dict):
             return []
         response_id = _text(response.get("id")) or None
+        self._responses.pop(response_id or "", None)
         of_response = [item for item, answer in self._answers.items() if answer.response_id in {response_id, None}]
-        if response.get("status", "completed") != "completed":
-            self._playing_until_s = 0.0
-            return self._finish_answers(of_response, cut=True, interrupted=True)
-        for item_id in of_response:
-            self._answers[item_id].due_s = self._played_by_s(now_s)
-        return self.due(now_s)
+        if response.get("status", "completed") == "completed":
+            for item_id in of_response:
+                whole = self._answers[item_id].is_whole
+                self._answers[item_id].due_s = now_s if whole else now_s + _HELD_WITHOUT_DONE_S
+            return self.due(now_s)
+        self._playing_until_s = 0.0
+        told = [item for item, told in self._told.items() if response_id and told.response_id == response_id]
+        return self._finish_answers(of_response, now_s, cut=True, interrupted=True) + self._interrupt(told)
 
-    def _note_playback(self, kind: str, item_id: str, now_s: float) -> list[FinishedTurn]:
-        if kind == _PLAYING:
-            self._playing_until_s = now_s + _HELD_AT_MOST_S
+    def _note_playback(self, event: Event, item_id: str, now_s: float) -> list[FinishedTurn]:
+        kind, response_id = event.get("type"), _text(event.get("response_id"))
+        playing = {item: told for item, told in self._told.items() if now_s <= told.playing_until_s}
+        if kind in {_PLAYING, _PLAYED}:
+            until_s = now_s + _PLAYS_AT_MOST_S if kind == _PLAYING else now_s
+            self._playing_until_s = until_s if kind == _PLAYING else 0.0
+            for told in playing.values():
+                if not response_id or told.response_id in {response_id, None}:
+                    told.playing_until_s = until_s
             return []
         self._playing_until_s = 0.0
-        if kind == _PLAYED:
-            for answer in self._answers.values():
-                if answer.due_s is not None:
-                    answer.due_s = min(answer.due_s, now_s)
-            return self.due(now_s)
-        if (truncated := self._answers.get(item_id)) is None:
-            return []
-        truncated.interrupted = True
-        return self._finish_answers([item_id]) if truncated.due_s is not None else []
+        all_answers: dict[str, _Answer | _ToldAnswer] = {**playing, **self._answers}
+        cut = (
+            {item_id}
+            if kind == _TRUNCATED
+            else {item for item, answer in all_answers.items() if not response_id or answer.response_id == response_id}
+        )
+        for item in cut & self._answers.keys():
+            self._answers[item].interrupted = True
+        held = [item for item in cut & self._answers.keys() if self._answers[item].due_s is not None]
+        return self._finish_answers(held, now_s) + self._interrupt([item for item in playing if item in cut])
 
     # --- parts of the above
 
@@ -297,8 +365,10 @@ class TurnAssembler:
             answer = self._answers[item_id] = _Answer(_text(event.get("response_id")) or None)
         return answer
 
-    def _played_by_s(self, now_s: float) -> float:
-        return min(max(self._playing_until_s, now_s), now_s + _HELD_AT_MOST_S)
+    def _interrupt(self, item_ids: list[str]) -> list[FinishedTurn]:
+        """These answers again, as interrupted, once each."""
+        told = [self._told.pop(item_id) for item_id in item_ids]
+        return [replace(each.turn, interrupted=True, again=True) for each in told if not each.turn.interrupted]
 
     def _finish_user(
         self, item_id: str, transcript: str, *, transcribed: bool = True, interrupted: bool = False
@@ -308,25 +378,46 @@ class TurnAssembler:
         return self._finish(item_id, "user", content, transcribed=transcribed, interrupted=interrupted)
 
     def _finish_answers(
-        self, item_ids: list[str], *, cut: bool = False, interrupted: bool = False
+        self, item_ids: list[str], now_s: float, *, cut: bool = False, interrupted: bool = False
     ) -> list[FinishedTurn]:
         turns: list[FinishedTurn] = []
+        played_by_s = min(max(self._playing_until_s, now_s), now_s + _PLAYS_AT_MOST_S) + _PLAYED_LATE_S
         for item_id in item_ids:
             answer = self._answers.pop(item_id)
             unfinished = cut and answer.due_s is None
-            turns += self._finish(
+            finished = self._finish(
                 item_id, "assistant", answer.text, interrupted=answer.interrupted or interrupted or unfinished
             )
+            for turn in finished:
+                self._told[item_id] = _ToldAnswer(turn, answer.response_id, played_by_s)
+            turns += finished
         return sorted(turns, key=lambda turn: turn.sequence)
 
     def _finish(
-        self, item_id: str, role: Role, content: str, *, interrupted: bool = False, transcribed: bool = True
+        self,
+        item_id: str,
+        role: Role,
+        content: str,
+        *,
+        interrupted: bool = False,
+        transcribed: bool = True,
+        put_back: bool = False,
     ) -> list[FinishedTurn]:
         if not item_id or not content or item_id in self._finished:
             return []
         self._finished[item_id] = None
         sequence = self._sequence(item_id)
-        return [FinishedTurn(item_id, role, content, sequence, interrupted=interrupted, transcribed=transcribed)]
+        return [
+            FinishedTurn(
+                item_id,
+                role,
+                content,
+                sequence,
+                interrupted=interrupted,
+                transcribed=transcribed,
+                put_back=put_back,
+            )
+        ]
 
 
 def _text(value: Any) -> str:

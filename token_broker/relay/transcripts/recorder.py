@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from token_broker.memory.types import Turn, TurnIngest
+from token_broker.memory.types import Interruption, Turn, TurnIngest
 from token_broker.relay.counters import TalkCounters
 from token_broker.relay.transcripts.assembler import FinishedTurn, TurnAssembler
-from token_broker.security.owner import Owner
+from token_broker.security.tokens import Owner
 
 __all__ = ["TurnRecorder"]
 
@@ -43,6 +43,7 @@ class TurnRecorder:
         self._counters = counters
         self._on_lost = on_lost
         self._scope = scope
+        self._began_at = datetime.now(UTC)
 
     def feed(self, event: Mapping[str, Any], now_s: float) -> None:
         """Takes one of Azure's `TURN_EVENTS`."""
@@ -59,12 +60,14 @@ class TurnRecorder:
 
     def _keep(self, turns: list[FinishedTurn]) -> None:
         for turn in turns:
-            self.history.append(turn)
-            self._counters.failed_transcriptions += not turn.transcribed
+            turn_id = self._turn_id(turn.item_id)
+            if turn.again and turn.interrupted:
+                self._ingest.mark_interrupted(Interruption(self._owner, turn_id))
+                continue
             kept = self._ingest.offer(
                 Turn(
                     owner=self._owner,
-                    turn_id=self._turn_id(turn.item_id),
+                    turn_id=turn_id,
                     agent_id=self.agent_id,
                     role=turn.role,
                     content=turn.content,
@@ -72,8 +75,13 @@ class TurnRecorder:
                     source="proxy",
                     sequence=turn.sequence,
                     interrupted=turn.interrupted,
+                    put_back_at=self._began_at if turn.put_back else None,
                 )
             )
+            if turn.again:  # it was counted, and is stored once
+                continue
+            self.history.append(turn)
+            self._counters.failed_transcriptions += not turn.transcribed
             if kept:
                 self._counters.turns += 1
             else:

@@ -60,6 +60,15 @@ class McpToolList:
     tools: list[dict[str, Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class ListedTool:
+    """One tool of an MCP server, and whether the client has to allow each call."""
+
+    server_label: str
+    name: str
+    needs_approval: bool
+
+
 @dataclass(slots=True)
 class McpCall:
     """A tool of an MCP server that the service calls itself, and what it gave."""

@@ -4,7 +4,7 @@ The talk itself uses GA's event names and knows no shapes. A `Dialect` renames a
 from a session what the talk needs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -120,7 +120,7 @@ class Dialect:
         """Whether the dialect tells that an item is complete: Voice Live does so for the user's audio alone."""
         if self.name != "voice_live":
             return True
-        return isinstance(item, Message) and item.role == "user" and item.parts[0].kind == "audio"
+        return isinstance(item, Message) and item.role == "user" and any(part.kind == "audio" for part in item.parts)
 
     def item_object(self, item: Item) -> dict[str, Any]:
         """An item as it stands in events."""
@@ -184,12 +184,17 @@ class Dialect:
         return {"object": "realtime.response", **stated, **own}
 
 
+def dumped_tools(tools: Sequence[Strict]) -> list[dict[str, Any]]:
+    """Tools as JSON, without the fields that say nothing."""
+    return [tool.model_dump(mode="json", exclude_none=True) for tool in tools]
+
+
 def _ga_options(asked: GaResponse, settings: TalkSettings) -> ResponseOptions:
     output = asked.audio.output if asked.audio else None
     return ResponseOptions(
         speaks="audio" in asked.output_modalities if asked.output_modalities else settings.speaks,
         voice=output.voice if output and output.voice else settings.voice,
-        tools=settings.tools if asked.tools is None else asked.tools,
+        tools=settings.tools if asked.tools is None else dumped_tools(asked.tools),
         tool_choice=asked.tool_choice or settings.tool_choice,
         input=asked.input,
         in_conversation=asked.conversation != "none",
@@ -201,7 +206,7 @@ def _flat_options(asked: FlatResponse, settings: TalkSettings) -> ResponseOption
     return ResponseOptions(
         speaks="audio" in asked.modalities if asked.modalities else settings.speaks,
         voice=asked.voice or settings.voice,
-        tools=settings.tools if asked.tools is None else asked.tools,
+        tools=settings.tools if asked.tools is None else dumped_tools(asked.tools),
         tool_choice=asked.tool_choice or settings.tool_choice,
         input=asked.input or getattr(asked, "input_items", None),
         in_conversation=asked.conversation != "none",
@@ -232,7 +237,7 @@ def _ga_settings(session: ga_session.RealtimeSession) -> TalkSettings:
         detection=_detection(session.audio.input.turn_detection),
         transcription_model=transcription.model if transcription else None,
         transcribes=transcription is not None,
-        tools=[tool.model_dump(mode="json", exclude_none=True) for tool in session.tools],
+        tools=dumped_tools(session.tools),
         tool_choice=session.tool_choice,
     )
 
@@ -245,7 +250,7 @@ def _flat_settings(session: flat_session.FlatSession | voice_live_session.VoiceL
         detection=_detection(session.turn_detection),
         transcription_model=transcription.model if transcription else None,
         transcribes=transcription is not None,
-        tools=[tool.model_dump(mode="json", exclude_none=True) for tool in session.tools],
+        tools=dumped_tools(session.tools),
         tool_choice=session.tool_choice,
     )
 

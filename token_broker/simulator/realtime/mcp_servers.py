@@ -8,9 +8,8 @@ official packages' documentation: no recording has them.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
-from token_broker.simulator.realtime.conversation import Conversation, McpToolList
+from token_broker.simulator.realtime.conversation import Conversation, ListedTool, McpToolList
 from token_broker.simulator.realtime.server_events import Ids, ServerEvents
 
 _LIST_S = 0.03
@@ -18,18 +17,9 @@ _NEVER = float("inf")
 
 
 @dataclass(frozen=True, slots=True)
-class McpTool:
-    """One tool of a server, and whether the client has to allow each call."""
-
-    server_label: str
-    name: str
-    needs_approval: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _Listing:
     item: McpToolList
-    tools: list[McpTool]
+    tools: list[ListedTool]
     fails: bool
     due_s: float
 
@@ -42,14 +32,14 @@ class McpServers:
         self._ids = ids
         self._events = events
         self._listings: list[_Listing] = []
-        self._known: dict[str, list[McpTool]] = {}
+        self._known: dict[str, list[ListedTool]] = {}
 
     @property
     def due_s(self) -> float:
         return min((listing.due_s for listing in self._listings), default=_NEVER)
 
     @property
-    def tools(self) -> list[McpTool]:
+    def tools(self) -> list[ListedTool]:
         """Of the servers that have been listed and are still in the session."""
         return [tool for tools in self._known.values() for tool in tools]
 
@@ -63,7 +53,8 @@ class McpServers:
             if label in self._known or label in pending:
                 continue
             item = McpToolList(self._ids.new("mcpl"), label, [])
-            host = urlsplit(server.get("server_url") or "").hostname or ""
+            # By hand: `urlsplit` raises over some URLs, and nobody has checked this one.
+            host = (server.get("server_url") or "").partition("://")[2].partition("/")[0].partition(":")[0]
             self._listings.append(_Listing(item, _tools_of(server), host.endswith(".invalid"), now_s + _LIST_S))
             # The item is there before its tools are, as the events tell.
             self._events.emit_item("conversation.item.added", item, self._conversation.add(item))
@@ -83,14 +74,16 @@ class McpServers:
             self._events.emit_item("conversation.item.done", item, None)
 
 
-def _tools_of(server: dict[str, Any]) -> list[McpTool]:
-    # GA allows a filter object beside a list of names; what a filter by read-only hints selects is not simulated.
-    allowed = server.get("allowed_tools") or ["simulated_tool"]
-    names = allowed.get("tool_names", []) if isinstance(allowed, dict) else allowed
-    approval = server.get("require_approval") or "always"
-    if isinstance(approval, str):
-        return [McpTool(server["server_label"], name, approval == "always") for name in names]
-    # GA's filters are objects, Voice Live's are lists of names.
-    never = approval.get("never") or []
-    exempt = never.get("tool_names", []) if isinstance(never, dict) else never
-    return [McpTool(server["server_label"], name, name not in exempt) for name in names]
+def _tools_of(server: dict[str, Any]) -> list[ListedTool]:
+    label, approval = server["server_label"], server.get("require_approval") or "always"
+    exempt = [] if isinstance(approval, str) else _tool_names(approval.get("never"))
+    return [
+        ListedTool(label, name, approval != "never" and name not in exempt)
+        for name in _tool_names(server.get("allowed_tools")) or ["simulated_tool"]
+    ]
+
+
+def _tool_names(chosen: Any) -> list[str]:
+    """The names in a list, or in GA's filter object. What a filter by hints selects is not simulated."""
+    names = chosen.get("tool_names") if isinstance(chosen, dict) else chosen
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

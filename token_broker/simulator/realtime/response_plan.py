@@ -18,8 +18,14 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue
 
 from token_broker.simulator.audio import BYTES_PER_MS, duration_ms, tone
-from token_broker.simulator.realtime.conversation import FunctionOutput, Item, McpApprovalRequest, McpCall, Message
-from token_broker.simulator.realtime.mcp_servers import McpTool
+from token_broker.simulator.realtime.conversation import (
+    FunctionOutput,
+    Item,
+    ListedTool,
+    McpApprovalRequest,
+    McpCall,
+    Message,
+)
 from token_broker.simulator.session_bodies.check import Strict
 
 CHUNK_MS = 100
@@ -84,7 +90,7 @@ class ToolCall:
 
     name: str
     arguments: str
-    mcp: McpTool | None = None
+    mcp: ListedTool | None = None
     approval_request_id: str | None = None
     """The request by which the client allowed the call."""
 
@@ -108,7 +114,7 @@ class Tools:
 
     functions: list[dict[str, Any]] = field(default_factory=list)
     """As the session has them; entries of other types are ignored."""
-    mcp: Sequence[McpTool] = ()
+    mcp: Sequence[ListedTool] = ()
     choice: Any = "auto"
 
     def call(self, name: str, arguments: str | None = None) -> ToolCall | None:
@@ -172,7 +178,7 @@ def plan_for(items: Sequence[Item], *, speaks: bool, tools: Tools, scripted: Scr
         return ResponsePlan([output_message(text, pcm, speaks=speaks)], scripted.status, scripted.reason)
     # After a tool's output there are no markers to see, so that a call is not made again for ever.
     calls, status = _marked(written, tools)
-    if status == "completed" and not calls and written and (required := tools.required()) is not None:
+    if status == "completed" and not calls and (written or pcm) and (required := tools.required()) is not None:
         calls = [required]
     return ResponsePlan(calls or [output_message(text, pcm, speaks=speaks)], status)
 
@@ -208,15 +214,15 @@ def _marked(text: str, tools: Tools) -> tuple[list[ToolCall], EndStatus]:
 
 def _made_up(parameters: Any) -> str:
     """Arguments that a function's JSON schema allows, as far as its plain types say."""
-    properties = parameters.get("properties", {}) if isinstance(parameters, dict) else {}
+    # Nobody checks a schema: a client may send anything as one, and Azure takes it.
+    properties = parameters.get("properties") if isinstance(parameters, dict) else None
     made: dict[str, JsonValue] = {}
-    for name, schema in properties.items():
-        if not isinstance(schema, dict):
-            made[name] = "simulated"
-        elif schema.get("enum"):
-            made[name] = schema["enum"][0]
+    for name, schema in properties.items() if isinstance(properties, dict) else ():
+        allowed = schema.get("enum") if isinstance(schema, dict) else None
+        if isinstance(allowed, list) and allowed:
+            made[name] = allowed[0]
         else:
-            made[name] = _MADE_UP.get(str(schema.get("type")), "simulated")
+            made[name] = _MADE_UP.get(str(schema.get("type")) if isinstance(schema, dict) else "", "simulated")
     return json.dumps(made)
 
 

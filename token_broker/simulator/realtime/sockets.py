@@ -18,7 +18,6 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from token_broker.simulator import azure_errors
 from token_broker.simulator.auth import Credential, admit, bearer_of
-from token_broker.simulator.realtime.call_routes import CallRoutes
 from token_broker.simulator.realtime.dialects import GA, PREVIEW, VOICE_LIVE
 from token_broker.simulator.realtime.server_events import Event
 from token_broker.simulator.realtime.simulated_talk import SimulatedTalk
@@ -43,9 +42,9 @@ Admitted = TypeVar("Admitted")
 class RealtimeSockets:
     """The WebSocket endpoints of one simulated resource."""
 
-    def __init__(self, resource: Resource, calls: CallRoutes) -> None:
+    def __init__(self, resource: Resource, find_call: "Callable[[str], Call]") -> None:
         self._resource = resource
-        self._calls = calls
+        self._call_of = find_call
         self._talks = 0
 
     def routes(self) -> list[WebSocketRoute]:
@@ -105,7 +104,7 @@ class RealtimeSockets:
 
     def _find_call(self, websocket: WebSocket) -> "Call":
         admit(self._resource.credential_of(websocket.headers), self._resource.config, _SIDEBAND_CREDENTIALS)
-        return self._calls.find(websocket.query_params["call_id"])
+        return self._call_of(websocket.query_params["call_id"])
 
     def _open_ga(self, websocket: WebSocket) -> Opening:
         headers = websocket.headers

@@ -1,6 +1,5 @@
 """The flat session configuration of the preview API, as the first version's mints take it (docs/azure.md §2.3)."""
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -8,25 +7,7 @@ from pydantic import AfterValidator, Field
 from token_broker.simulator.session_bodies.check import Strict
 from token_broker.simulator.session_bodies.ga_session import FunctionTool, SemanticVad, ServerVad, TracingConfiguration
 from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA, instructions_or_persona
-
-OPENAI_VOICES = frozenset(
-    {"alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar"},
-)
-# en-US-GuyNeural, en-US-Ava:DragonHDLatestNeural, zh-CN-liaoning-XiaobeiNeural
-_AZURE_VOICE = re.compile(r"[a-z]{2,3}-[A-Z]{2}-[\w-]+(:\w+)?(?<=Neural)")
-
-
-def is_azure_voice(name: str) -> bool:
-    """Whether a voice's name has the form that all of Azure Speech's have."""
-    return _AZURE_VOICE.fullmatch(name) is not None
-
-
-def known_voice(name: str) -> str:
-    """The name, if it is an OpenAI voice or has the form of an Azure one."""
-    if name in OPENAI_VOICES or is_azure_voice(name):
-        return name
-    raise ValueError(f"'{name}' is neither an OpenAI voice nor the name of an Azure one")
-
+from token_broker.simulator.session_bodies.voices import known_voice
 
 FlatVoice = Annotated[str, AfterValidator(known_voice)]
 # The simulator's own limit: it speaks 24 kHz PCM alone.

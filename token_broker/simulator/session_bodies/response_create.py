@@ -35,8 +35,8 @@ class GaResponse(Strict):
     parallel_tool_calls: bool | None = None
     prompt: dict[str, Any] | None = None
     reasoning: dict[str, Any] | None = None
-    tool_choice: Any = None
-    tools: list[Any] | None = None
+    tool_choice: ga_session.ToolChoice | None = None
+    tools: list[ga_session.Tool] | None = None
 
 
 class FlatResponse(Strict):
@@ -51,8 +51,8 @@ class FlatResponse(Strict):
     modalities: list[Literal["text", "audio", "animation", "avatar"]] | None = Field(default=None, min_length=1)
     output_audio_format: Literal["pcm16"] | None = None
     temperature: float | None = None
-    tool_choice: Any = None
-    tools: list[Any] | None = None
+    tool_choice: ga_session.ToolChoice | str | None = None
+    tools: list[ga_session.Tool] | None = None
     voice: Any = None
 
 

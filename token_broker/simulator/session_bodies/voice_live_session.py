@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from token_broker.simulator.session_bodies.check import Strict
-from token_broker.simulator.session_bodies.flat_session import OPENAI_VOICES, is_azure_voice
 from token_broker.simulator.session_bodies.ga_session import FunctionChoice, FunctionTool, word_or_object
 from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA, instructions_or_persona
+from token_broker.simulator.session_bodies.voices import OPENAI_VOICES, is_azure_voice
 
 
 def _openai_voice(name: str) -> str:
