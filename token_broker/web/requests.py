@@ -237,7 +237,12 @@ def ensure_few_values(body: bytes) -> None:
 
 
 def without_half_surrogates(body: bytes) -> bytes:
-    """JSON with U+FFFD in place of half surrogate pairs, so that the rest of its text is kept."""
+    """A JSON object with U+FFFD in place of half surrogate pairs, so that the rest of its text is kept.
+
+    Any other body is left as it is: no route takes a text that stands alone.
+    """
+    if not body.lstrip().startswith(b"{"):
+        return body
     if rb"\u" in body and _HALF_ESCAPED.search(body):
         # Escaped backslashes are written otherwise first: in `\\ud83d` the `u` escapes nothing.
         body = _HALF_ESCAPED.sub(rb"\\ufffd", body.replace(rb"\\", rb"\u005c"))
