@@ -217,13 +217,18 @@ def test_forged_session_token_opens_nothing(loop: Loop, token: str) -> None:
         assert answer.json()["code"]
 
 
+def requests_but_warm_up(loop: Loop) -> int:
+    """The start sends one HEAD request, which opens the first connection, whenever it comes to it."""
+    return sum(request.method != "HEAD" for request in loop.azure.requests)
+
+
 @FUZZ
 @given(call_id=call_ids)
 def test_forged_call_id_ends_no_call(loop: Loop, call_id: str) -> None:
     mine = {"Authorization": f"Bearer {loop.session_token()}"}
-    asked = len(loop.azure.requests)
+    asked = requests_but_warm_up(loop)
     assert loop.ask("DELETE", f"/realtime/calls/{call_id}", headers=mine).status_code == 404
-    assert len(loop.azure.requests) == asked
+    assert requests_but_warm_up(loop) == asked
 
 
 @st.composite
