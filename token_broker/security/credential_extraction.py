@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from token_broker.security.tokens import CLIENT_SECRET_PREFIX, is_ours
-from token_broker.web.requests import SESSION_TOKEN_HEADER, without_scheme
+from token_broker.web.requests import SESSION_TOKEN_HEADER, bearer_of, without_scheme
 
 __all__ = [
     "SUBPROTOCOL_PREFIXES",
@@ -36,12 +36,7 @@ def extract_credential(scope: Scope, *, header: bool = True) -> str | None:
     `header` says so and no other place has a credential of the broker's. Raises SeveralCredentialsError.
     """
     headers = Headers(scope=scope)
-    found: list[str] = []
-    for value in headers.getlist("authorization"):
-        scheme, _, credential = value.strip().partition(" ")
-        if scheme.lower() == "bearer":
-            found.append(credential)
-    found += headers.getlist("api-key")
+    found = [*map(bearer_of, headers.getlist("authorization")), *headers.getlist("api-key")]
     query = scope.get("query_string", b"").decode("latin-1")
     with contextlib.suppress(ValueError):  # more fields than any client sends
         fields = parse_qsl(query, max_num_fields=_MAX_QUERY_FIELDS)

@@ -37,6 +37,7 @@ __all__ = [
     "ResolvedClient",
     "address_key",
     "asked_host",
+    "bearer_of",
     "bearer_token",
     "client_address",
     "client_of",
@@ -171,8 +172,13 @@ async def refuse_socket(problem: Problem, scope: Scope, receive: Receive, send: 
 
 def bearer_token(request: Request[Any]) -> str | None:
     """What stands behind `Authorization: Bearer`, or None."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None
+    return bearer_of(request.headers.get("authorization", "")) or None
+
+
+def bearer_of(authorization: str) -> str:
+    """The credential of an Authorization header's value; empty where its scheme is not Bearer."""
+    scheme, _, credential = authorization.strip().partition(" ")
+    return credential.strip() if scheme.lower() == "bearer" else ""
 
 
 def session_tokens(scope: Scope) -> list[str]:
@@ -181,11 +187,7 @@ def session_tokens(scope: Scope) -> list[str]:
     A platform in front of the broker may put a token of its own into Authorization, in place of the client's.
     """
     headers = Headers(scope=scope)
-    scheme, _, bearer = headers.get("authorization", "").partition(" ")
-    found = (
-        bearer.strip() if scheme.lower() == "bearer" else "",
-        without_scheme(headers.get(SESSION_TOKEN_HEADER, "")),
-    )
+    found = (bearer_of(headers.get("authorization", "")), without_scheme(headers.get(SESSION_TOKEN_HEADER, "")))
     return [token for token in found if token]
 
 

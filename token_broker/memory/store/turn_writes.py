@@ -133,27 +133,21 @@ def insert_within_limit(
     found, full = _sizes_and_full(connection, batch, groups, limit) if limit else ({}, set())
     known = put_back(connection, batch)
     full -= known
-    if not full and not known:
-        outcomes_of_all = insert_turns(connection, batch, now_s, unknown=unknown, queue=queue)
-        mark_interrupted(connection, interruptions)
-        return outcomes_of_all, found
-    duplicates: set[_Key] = set()
-    for key in {item.turn.owner.session_id for item in batch if id(item) in full}:
-        ids = [item.turn.turn_id for item in batch if id(item) in full and item.turn.owner.session_id == key]
-        stored = connection.scalars(select(turns.c.turn_id).where(is_session(turns, key), turns.c.turn_id.in_(ids)))
-        duplicates |= {(key, turn_id) for turn_id in stored}
-    left_out = full | known
-    fitting = [item for item in batch if id(item) not in left_out]
-    outcomes = iter(insert_turns(connection, fitting, now_s, unknown=unknown, queue=queue))
+    left_out = dict.fromkeys(full | known, Outcome.DUPLICATE)
+    exceeding = [item for item in batch if id(item) in full] if full else []
+    for session_id in {item.turn.owner.session_id for item in exceeding}:
+        items = [item for item in exceeding if item.turn.owner.session_id == session_id]
+        ids = [item.turn.turn_id for item in items]
+        found_ids = select(turns.c.turn_id).where(is_session(turns, session_id), turns.c.turn_id.in_(ids))
+        stored = set(connection.scalars(found_ids))
+        left_out |= {id(item): Outcome.FULL for item in items if item.turn.turn_id not in stored}
+    fitting = [item for item in batch if id(item) not in left_out] if left_out else batch
+    outcomes = insert_turns(connection, fitting, now_s, unknown=unknown, queue=queue)
     mark_interrupted(connection, interruptions)
-    return [
-        next(outcomes)
-        if id(item) not in left_out
-        else Outcome.FULL
-        if id(item) in full and item.key not in duplicates
-        else Outcome.DUPLICATE
-        for item in batch
-    ], found
+    if left_out:
+        inserted = iter(outcomes)
+        outcomes = [left_out[id(item)] if id(item) in left_out else next(inserted) for item in batch]
+    return outcomes, found
 
 
 def put_back(connection: Connection, batch: Sequence[ArrivedTurn]) -> set[int]:

@@ -127,11 +127,6 @@ class UpstreamConnector:
         self._picows_log.setLevel(logging.CRITICAL)  # below INFO it logs headers, the key included
 
     @property
-    def first_dialect(self) -> Dialect:
-        """The dialect of the first route, which a plan announces as likely."""
-        return self.routes[0].dialect if self.routes else "preview"
-
-    @property
     def secrets(self) -> tuple[SecretStr, ...]:
         """The credentials in use, which an error of Azure's could quote."""
         return () if self._credentials is None else self._credentials.secrets
