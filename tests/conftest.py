@@ -1,6 +1,7 @@
 """What all tests share: an environment of their own, a simulated Azure, and brokers that end with the test."""
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -20,6 +21,16 @@ from token_broker.simulator import RunningSimulator, serve
 # A busy machine is no fault of an example's, and one that is found by chance fails somebody else's change.
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+
+class _Loggers(dict[str, Any]):
+    """Loggers by name, for pytest, which walks them while the thread of a broker may import a module that adds some."""
+
+    def values(self) -> Any:
+        return list(super().values())
+
+
+logging.root.manager.loggerDict = _Loggers(logging.root.manager.loggerDict)
 
 StartBroker = Callable[..., Awaitable[RunningBroker]]
 
