@@ -18,6 +18,7 @@ from strategies.base import EphemeralGrant, SessionSpec
 from strategies.chain import Link, Strategy
 from strategies.credentials import Credentials, EntraTokens, TokenSource
 from strategies.errors import CredentialError, KeysDisabledError, MintError
+from strategies.hedging import Hedger
 from strategies.resources import Resource, is_allowed
 from strategies.transport import make_transport
 from token_broker.azure import build_chain, build_connector, build_pool
@@ -170,7 +171,7 @@ class _Examination:
 
     def _connector(self, credentials: Credentials) -> UpstreamConnector:
         (resource,) = self.settings.resources
-        return build_connector(self.settings, {resource.name: credentials}, self.tls, build_pool(self.settings))
+        return build_connector(self.settings, {resource.name: credentials}, self.tls, Hedger(build_pool(self.settings)))
 
     async def _fetch_entra_token(self) -> bool:
         began_s = time.monotonic()
@@ -207,7 +208,7 @@ class _Examination:
         async def open_socket(route: Route) -> None:
             # attempt() returns once Azure has confirmed the session: a handshake alone would prove nothing.
             upstream = await connector.attempt(
-                pool.resources[0], route, supply, timeout_s=PROBE_S, model=self.spec.model
+                pool.resources[0], route, supply=supply, timeout_s=PROBE_S, model=self.spec.model
             )
             await upstream.socket.aclose()
 

@@ -64,7 +64,7 @@ async def examine_talks(
         last_event = error_code = ""
         try:
             async with asyncio.timeout(TALK_S):
-                upstream = await connector.attempt(resource, route, supply, timeout_s=TALK_S, model=spec.model)
+                upstream = await connector.attempt(resource, route, supply=supply, timeout_s=TALK_S, model=spec.model)
                 try:
                     last_event, error_code = await _send_silence(upstream.socket)
                 finally:
