@@ -87,11 +87,10 @@ class WebSocketProxy:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A strategy that mints at one resource, and the pool's breaker for it."""
+    """A strategy that mints at one resource."""
 
     resource: Resource
     strategy: Strategy
-    breaker: CircuitBreaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +193,11 @@ class _Minting:
             if link.resource.name in busy:
                 continue
             self._left.remove(link)
-            behind = sum(later.breaker.would_admit for later in self._left)
+            behind = sum(all(each.would_admit for each in self._breakers(later)) for later in self._left)
             share_s = (self._deadline_s - time.monotonic()) / (1 + behind)
             permit = self._admit(link) if share_s > 0 else None
             if permit is None:
-                self._skip(link, self._why_not(link) or "no time was left")
+                self._skip(link, self._why_not(link))
                 continue
             self.has_asked = True
             return self._call(link, permit, share_s)
@@ -228,27 +227,38 @@ class _Minting:
 
         Otherwise, after an outage of all routes, several callers at once would each wait for a probe of their own.
         """
-        if link.breaker.state is not BreakerState.CLOSED and any(
-            isinstance(other, Link) and other.resource is link.resource and other.breaker.probing
+        is_closed = all(each.state is BreakerState.CLOSED for each in self._breakers(link))
+        if not is_closed and any(
+            each.probing
             for other in self._chain.links
+            if isinstance(other, Link) and other.resource is link.resource
+            for each in self._breakers(other)
         ):
             return None
-        wanted = self._wanted
         return self._chain.pool.admit(
             link.resource,
             link.strategy.name,
-            agent_id=wanted.agent_id,
-            model=wanted.model,
-            session_id=wanted.session_id,
-            running=wanted.running,
+            agent_id=self._wanted.agent_id,
+            model=self._wanted.model,
+            session_id=self._wanted.session_id,
+            running=self._wanted.running,
+        )
+
+    def _breakers(self, link: Link) -> tuple[CircuitBreaker, ...]:
+        wanted = self._wanted
+        return self._chain.pool.breakers(
+            link.resource, link.strategy.name, agent_id=wanted.agent_id, model=wanted.model
         )
 
     def _why_not(self, link: Link) -> str:
+        for breaker in self._breakers(link):
+            if breaker.why_open:
+                return breaker.why_open
         wanted = self._wanted
         refusal = self._chain.pool.why_not(
             link.resource, link.strategy.name, agent_id=wanted.agent_id, model=wanted.model, running=wanted.running
         )
-        return refusal.why or link.breaker.why_open
+        return refusal.why or "no time was left"
 
     def _call(self, link: Link, permit: PoolPermit, share_s: float) -> Call[Grant]:
         """One strategy, retries included, for at most `share_s`."""

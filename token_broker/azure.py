@@ -146,7 +146,7 @@ def _links(
             continue
         for resource, each, upstream in at:
             if (strategy := _strategy(name, each, upstream)) is not None:
-                links.append(Link(resource, strategy, pool.breaker(resource.name, name)))
+                links.append(Link(resource, strategy))
     return links
 
 
