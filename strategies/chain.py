@@ -12,7 +12,7 @@ other resources: so it costs its share once. With `websocket_proxy` among the li
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import tenacity
@@ -20,7 +20,7 @@ import tenacity
 from strategies.base import Attempt, Grant, ProxyGrant, SessionSpec
 from strategies.endpoint import Target
 from strategies.errors import CredentialError, MintError, RateLimitedError, TimedOutError, TransientError
-from strategies.health import BreakerState, CircuitBreaker
+from strategies.health import CircuitBreaker
 from strategies.hedging import Call, Hedger
 from strategies.pool import Pool, PoolPermit
 from strategies.resource_health import Fault, fault_of
@@ -189,11 +189,15 @@ class _Minting:
         self._tries: dict[str, Tries] = {}  # by the name of the call: each link is asked once
 
     def next_call(self, busy: Collection[str]) -> Call[Grant] | None:
+        pool, wanted = self._chain.pool, self._wanted
         for link in self._left.copy():
             if link.resource.name in busy:
                 continue
             self._left.remove(link)
-            behind = sum(all(each.would_admit for each in self._breakers(later)) for later in self._left)
+            behind = sum(
+                pool.would_admit(later.resource, later.strategy.name, agent_id=wanted.agent_id, model=wanted.model)
+                for later in self._left
+            )
             share_s = (self._deadline_s - time.monotonic()) / (1 + behind)
             permit = self._admit(link) if share_s > 0 else None
             if permit is None:
@@ -227,8 +231,7 @@ class _Minting:
 
         Otherwise, after an outage of all routes, several callers at once would each wait for a probe of their own.
         """
-        is_closed = all(each.state is BreakerState.CLOSED for each in self._breakers(link))
-        if not is_closed and any(
+        if not all(each.is_closed for each in self._breakers(link)) and any(
             each.probing
             for other in self._chain.links
             if isinstance(other, Link) and other.resource is link.resource
@@ -266,13 +269,12 @@ class _Minting:
 
         async def mint() -> Grant:
             spec = await self._spec(link.resource)
-            grant = await retry(
+            return await retry(
                 lambda timeout_s: link.strategy.mint(spec, timeout_s=timeout_s),
                 policy=self._chain.policy,
                 deadline_s=call.began_s + share_s - _LAST_WORD_S,
                 tries=tries,
             )
-            return replace(grant, resource=link.resource.name)
 
         call = Call(f"mint-{link.resource.name}-{link.strategy.name}", permit, mint, share_s)
         self._tries[call.name] = tries

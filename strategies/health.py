@@ -131,6 +131,11 @@ class CircuitBreaker:
         return BreakerState.HALF_OPEN if self.probing or self._clock() >= self._open_until_s else BreakerState.OPEN
 
     @property
+    def is_closed(self) -> bool:
+        """Whether every call is admitted."""
+        return self._open_until_s is None
+
+    @property
     def probing(self) -> bool:
         """Whether a probe is running."""
         return self._lease_until_s is not None and self._clock() < self._lease_until_s

@@ -12,8 +12,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from strategies.answer_times import AnswerTimes
 from strategies.errors import MintError, RateLimitedError
@@ -55,8 +55,7 @@ class Refusal:
     retry_after_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class PoolPermit:
+class PoolPermit(NamedTuple):
     """Permission for one call to `route` of `resource`. `Pool.settle` hands it back."""
 
     resource: Resource
@@ -64,7 +63,7 @@ class PoolPermit:
     agent_id: str
     model: str
     began_s: float
-    breaker: CircuitBreaker = field(repr=False)
+    breaker: CircuitBreaker
     permit: Permit
     # Of the resource's health; None where the resource rests and is asked all the same.
     health: Permit | None
@@ -112,6 +111,8 @@ class Pool:
 
     def allowed(self, wanted: Wanted) -> tuple[Resource, ...]:
         """Those that residency lets `wanted` use, healthy or not."""
+        if not wanted.zones and not wanted.resources:
+            return self.resources
         return tuple(each for each in self.resources if is_allowed(each, wanted))
 
     def order(self, wanted: Wanted) -> tuple[Resource, ...]:
@@ -120,7 +121,9 @@ class Pool:
         Slow ones come behind the others, and so do recovering ones for most sessions at first. Where all that are
         allowed and enabled seem to fail, it has all of them.
         """
-        enabled = tuple(each for each in self.allowed(wanted) if each.name not in self._disabled)
+        enabled = self.allowed(wanted)
+        if self._disabled:
+            enabled = tuple(each for each in enabled if each.name not in self._disabled)
         if len(enabled) <= 1:
             return enabled
         preferred = by_preference(enabled, wanted.session_id)
@@ -141,10 +144,15 @@ class Pool:
     ) -> tuple[CircuitBreaker, ...]:
         """Those that decide on a call: the route's, and while something is wrong, the agent's and the model's."""
         breaker = self.breaker(resource.name, route_name)
-        if not self._scoped:
-            return (breaker,)
-        keys = ((resource.name, route_name, agent_id), (resource.name, "", model or resource.model))
-        return (breaker, *(scoped for key in keys if (scoped := self._scoped.get(key)) is not None))
+        return (breaker, *self._scoped_of(resource, route_name, agent_id, model)) if self._scoped else (breaker,)
+
+    def would_admit(self, resource: Resource, route_name: str, *, agent_id: str, model: str = "") -> bool:
+        """Whether `admit` would give a permit now, as far as its quota is not used up."""
+        if not self.breaker(resource.name, route_name).would_admit:
+            return False
+        return not self._scoped or all(
+            each.would_admit for each in self._scoped_of(resource, route_name, agent_id, model)
+        )
 
     def route_status(self, resource_name: str, route_name: str) -> BreakerStatus:
         """The status of a route. Where its last call failed, and only agents' breakers are open, it is theirs."""
@@ -188,8 +196,9 @@ class Pool:
 
         A resource that fails is no reason to refuse: `order` has it only where a probe is due, or no other is left.
         """
-        breaker, *scoped = breakers = self.breakers(resource, route_name, agent_id=agent_id, model=model)
-        if not all(each.would_admit for each in breakers):
+        breaker = self.breaker(resource.name, route_name)
+        scoped = self._scoped_of(resource, route_name, agent_id, model) if self._scoped else ()
+        if not breaker.would_admit or not all(each.would_admit for each in scoped):
             return None
         if self._has_quotas and self._take_token(resource, route_name, session_id, running=running) > 0:
             return None
@@ -204,7 +213,7 @@ class Pool:
             breaker=breaker,
             permit=permit,
             health=self._health[resource.name].failing.admit(early=True),
-            scoped=tuple((each, granted) for each in scoped if (granted := each.admit()) is not None),
+            scoped=tuple((each, granted) for each in scoped if (granted := each.admit())) if scoped else (),
         )
 
     def why_not(
@@ -404,6 +413,10 @@ class Pool:
         if wait_s == 0 and running:
             self.give_up(session_id)
         return wait_s
+
+    def _scoped_of(self, resource: Resource, route: str, agent: str, model: str) -> tuple[CircuitBreaker, ...]:
+        keys = ((resource.name, route, agent), (resource.name, "", model or resource.model))
+        return tuple(breaker for key in keys if (breaker := self._scoped.get(key)) is not None)
 
     def _fail_scoped(self, key: tuple[str, str, str], error: MintError) -> None:
         if (breaker := self._scoped.get(key)) is None:

@@ -41,7 +41,8 @@ class Azure:
     async def answer(self, name: str) -> Grant:
         self.asked.append(name)
         try:
-            return await self.behaviours[name]() if name in self.behaviours else GRANT
+            grant = await self.behaviours[name]() if name in self.behaviours else GRANT
+            return replace(grant, resource=name.partition(".")[0])
         except asyncio.CancelledError:
             self.cancelled.append(name)
             raise
