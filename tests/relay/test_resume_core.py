@@ -418,6 +418,7 @@ def test_thousand_random_cuts_give_one_answer_each() -> None:
             assert len(begun) == 1, f"seed {seed}: {len(begun)} answers to utterance {utterance}"
             gone_on = [each for each in answers if each.utterance == utterance and each.goes_on]
             assert gone_on or begun[0].delivered == CHUNKS, f"seed {seed}: no end of the answer to {utterance}"
+            assert not (gone_on and begun[0].whole), f"seed {seed}: the answer to {utterance} was heard, and asked for"
         assert len(ended(talk)) == len(set(ended(talk))), f"seed {seed}: an answer ended twice"
         created = [event["response"]["id"] for event in talk.shown if event["type"] == "response.created"]
         assert sorted(created) == sorted(ended(talk)), f"seed {seed}: an answer is open"
@@ -426,6 +427,11 @@ def test_thousand_random_cuts_give_one_answer_each() -> None:
             for event in talk.shown
             if event["type"] == "conversation.item.input_audio_transcription.completed"
         }
+        started, committed = (
+            {event["item_id"] for event in talk.shown if event["type"] == f"input_audio_buffer.{kind}"}
+            for kind in ("speech_started", "committed")
+        )
+        assert started <= committed, f"seed {seed}: an utterance has two names"
         assert sorted(named.values()) == ["question 1", "question 2"], f"seed {seed}: {named}"
 
 

@@ -45,11 +45,12 @@ def utterance_in(payload: bytes | str) -> int:
 
 @dataclass
 class Answered:
-    """An answer that a session made: to which utterance, and how much of it was delivered."""
+    """An answer that a session made: to which utterance, and how much of it was delivered; `whole`: its end, too."""
 
     utterance: int
     goes_on: bool
     delivered: int = 0
+    whole: bool = False
 
 
 @dataclass
@@ -186,6 +187,8 @@ class ModelTalk:
             self.ledger.sounded(len(event["delta"]))
             self.shown.append(event)
             return True
+        if event["type"] == "response.audio.done":
+            self.azure.answers[event["response_id"]].whole = True
         self.restored.name_of(event)
         event = json.loads(self.restored.for_client(json.dumps(event)))
         if self.restored.is_known(event):

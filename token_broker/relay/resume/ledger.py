@@ -109,6 +109,7 @@ class TalkLedger:
         self._speaking: Item | None = None
         self._stopped_at: int | None = None
         self._tools: set[str] = set()  # Azure's own calls under way
+        self._unheard: str | None = None  # an utterance under way, which the new session has not noticed yet
         self._owed: set[str] = set()  # calls of earlier sessions whose output has not come
         self._trimmed = (0.0, 0)
 
@@ -146,7 +147,7 @@ class TalkLedger:
         """Forgets audio that no utterance needs. Call it every second or so."""
         needed = [item.speech[0] for item in self._conversation if item.speech is not None]
         needed += [each.speech[0] for each in self._unconfirmed if each.speech is not None]
-        if self._speaking is not None or not self.facts.detects:
+        if self._speaking is not None or self._unheard is not None or not self.facts.detects:
             needed.append(self._buffer_start)
         at_s, end = self._trimmed
         if now_s - at_s >= _TRIM_S:
@@ -168,7 +169,7 @@ class TalkLedger:
             self._begin_buffer(self.audio.end)
         elif kind == "input_audio_buffer.clear":
             self._begin_buffer(self.audio.end)
-            self._speaking = None
+            self._speaking = self._unheard = None
         elif kind == "response.create":
             response = event.get("response")
             outside = isinstance(response, dict) and (
@@ -310,8 +311,8 @@ class TalkLedger:
                 steps.append(Speech(each.item_id, tuple(appends), told=False))
         steps += [Ask(answer.request, answer.go_on) for answer in self._answers]
         rest = self.audio.between(self._buffer_start, self.audio.end)
-        if self._speaking is not None:
-            steps.append(Listen(tuple(rest), self._speaking.item_id or None))
+        if self._speaking is not None or self._unheard is not None:
+            steps.append(Listen(tuple(rest), self._unheard if self._speaking is None else self._speaking.item_id))
         elif rest := rest if not self.facts.detects else self._from_speech_on(rest):
             steps.append(Listen(tuple(rest)))
         return tuple(steps)
@@ -322,7 +323,7 @@ class TalkLedger:
         self._unconfirmed.clear()
         self._unconfirmed_bytes = 0
         self._tools.clear()
-        self._current = self._speaking = self._stopped_at = self._failed = None
+        self._current = self._speaking = self._stopped_at = self._unheard = self._failed = None
         self._begin_buffer(self.audio.end)
         self._offset = self.audio.end
 
@@ -331,7 +332,8 @@ class TalkLedger:
         self._offset = self.audio.end - listened_chars - replayed_chars
         sent = {each.call_id for each in self._unconfirmed}
         self._owed = {text_of(item.fields.get("call_id")) for item in self._conversation.open_calls()} - sent
-        self._speaking = None  # the new session tells of it once more
+        if self._speaking is not None:  # the new session tells of it once more
+            self._unheard, self._speaking = self._speaking.item_id, None
 
     # --- parts of the above
 
@@ -382,7 +384,7 @@ class TalkLedger:
 
     def _begin_speech(self, item_id: str, start_ms: object) -> None:
         self._speaking = Item(item_id, "user")
-        self._stopped_at = None
+        self._stopped_at = self._unheard = None
         self._buffer_start = max(self._buffer_start, self._position(start_ms, default=self._buffer_start))
         if self.facts.interrupts:
             # What turn detection would have asked for never comes; what is asked for explicitly does.
@@ -407,7 +409,7 @@ class TalkLedger:
             self._begin_buffer(end, after_speech=True)
             if self.facts.detects and self.facts.answers_by_itself:
                 self._answers.append(_Answer())
-        self._speaking = self._stopped_at = None
+        self._speaking = self._stopped_at = self._unheard = None
 
     def _transcribe(self, item_id: object, index: object, transcript: str) -> None:
         if transcript:

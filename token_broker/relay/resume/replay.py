@@ -114,7 +114,7 @@ def replay(steps: Sequence[Step], session: NewSession, *, old: Dialect, restored
                     made.messages.append(session.with_detection(detection))
                     restored.expect_update()
                     by_hand = False
-                if shown_as is not None:
+                if shown_as:
                     restored.expect_speech(shown_as)
                 made.messages += appends
                 made.open_chars += _chars(appends)
