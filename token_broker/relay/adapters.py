@@ -191,7 +191,7 @@ class ProxyAdapter:
     def resumed(self, upstream: UpstreamConnection) -> str | None:
         return broker_event(
             "broker.resumed",
-            resource=getattr(upstream, "resource", "default"),
+            resource=upstream.resource,
             upstream=upstream.route.name,
             dialect=upstream.route.dialect,
         )

@@ -156,6 +156,12 @@ class EventHandler:
             events = self._adapter.to_client(shown, upstream.route.dialect, text=text if shown is event else None)
         else:
             events = [self._adapter.passed(text, upstream.route.dialect)]
+        if (
+            kind == "response.done"
+            and upstream.health is not None
+            and event.get("response", {}).get("status") == "completed"
+        ):
+            upstream.health.works()
         if kind == "response.done" and (failed := failed_answer(event)) is not None:
             self._counters.count_failed_answer(failed, self._talk)
             log_failed_answer(failed, self._owner, self._handoff.agent.id)

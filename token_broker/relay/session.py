@@ -71,11 +71,19 @@ class Talk:
     """One accepted client's talk. `run` returns when the talk is over and nothing is left open."""
 
     def __init__(
-        self, parts: TalkParts, adapter: ProtocolAdapter, client: TalkClient, *, owner: Owner, agent: Agent
+        self,
+        parts: TalkParts,
+        adapter: ProtocolAdapter,
+        client: TalkClient,
+        *,
+        owner: Owner,
+        agent: Agent,
+        on_live: Callable[[], None] = lambda: None,
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
         self._adapter = adapter
+        self._on_live = on_live
         self.owner = owner
         self._client = client
         self._loop = asyncio.get_running_loop()
@@ -97,6 +105,7 @@ class Talk:
         self._restored = Restored()
         self._handoff = AgentHandoff(
             agent,
+            session_id=owner.session_id,
             agents=parts.agents,
             connector=parts.connector,
             turns=self._turns,
@@ -259,13 +268,16 @@ class Talk:
         """Connects, sends the client the opening, and carries events until Azure's side or the client's is over."""
         try:
             upstream = await self._parts.connector.connect(
-                self._specs.of(self._handoff.agent), prefer=self._adapter.dialect
+                self._specs.of(self._handoff.agent),
+                wanted=self._handoff.agent.wanted(self.owner.session_id),
+                prefer=self._adapter.dialect,
             )
         except NoUpstreamError as error:
             self.end(error.ending)
             return
         self._use(upstream)
         self._parts.counters.ready += 1
+        self._on_live()
         upstream.first[:] = self._adapter.opening(
             upstream, session_id=self.owner.session_id, agent_id=self._handoff.agent.id
         )
@@ -378,7 +390,7 @@ class Talk:
             return
         if upstream is not None and snapshot is not None:
             if self._watchdog.azure_is_dead(now_s, snapshot):
-                self._resumption.leave(upstream, "silent", "Azure fell silent")
+                self._resumption.fell_silent(upstream)
             else:
                 self._resumption.tick(now_s, upstream, events=self._handler.events, sending=self._sending)
         self._turns.tell_due(now_s)

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import structlog
 
 from strategies.base import Dialect
+from strategies.errors import TimedOutError
 from token_broker.relay.adapters import ProtocolAdapter
-from token_broker.relay.azure.connector import NoUpstreamError, SpecSupplier, UpstreamConnection, UpstreamConnector
+from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.event_text import SESSION_EVENTS, compact, event_type, parsed
 from token_broker.relay.handoff import AgentHandoff
@@ -29,6 +30,8 @@ from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.settings_changes import client_settings, disagreements, merged, without_field
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
+from token_broker.sessions.agents import Agent
+from token_broker.sessions.plans import SpecSupplier
 from token_broker.settings import Settings
 
 __all__ = ["Reason", "Resumption", "TalkHooks"]
@@ -83,7 +86,7 @@ class Resumption:
         *,
         session_id: str,
         connector: UpstreamConnector,
-        supply: Callable[..., SpecSupplier],
+        supply: Callable[[Agent], SpecSupplier],
         handoff: AgentHandoff,
         turns: TurnRecorder,
         ledger: TalkLedger,
@@ -127,7 +130,7 @@ class Resumption:
         ledger.trim(now_s)
         held_up = sending or socket.paused or bool(socket.frames)
         if self._silence.is_silent(now_s, due=ledger.due, events=events, reasons=ledger.facts.reasons, held_up=held_up):
-            self.leave(upstream, "silent", "Azure fell silent")
+            self.fell_silent(upstream)
         elif self._next is None:
             if self._expiry.is_near(now_s) and not self._opening:
                 self._opening = True
@@ -136,6 +139,12 @@ class Resumption:
             ledger.at_rest and not held_up and not self._turns.assembler.is_answering(now_s)
         ):
             self.leave(upstream, "expiring", "Azure's session has reached its longest time")
+
+    def fell_silent(self, upstream: UpstreamConnection) -> None:
+        """Leaves a session that sends nothing, or takes nothing."""
+        if upstream.health is not None:
+            upstream.health.failed(TimedOutError("Azure fell silent in a talk"))
+        self.leave(upstream, "silent", "Azure fell silent")
 
     def leave(self, upstream: UpstreamConnection, reason: Reason, why: str) -> None:
         """Leaves this session at once: nothing of it reaches the talk any more. `resume` has to follow.
@@ -204,13 +213,15 @@ class Resumption:
             "talk_resumed",
             session_id=self._session_id,
             reason=reason,
+            resource=found.upstream.resource,
             upstream=found.upstream.route.name,
             ms=round((self._loop.time() - began_s) * 1000),
         )
         return None
 
     async def aclose(self) -> None:
-        """Closes a session that was opened for later."""
+        """The talk is over: closes a session that was opened for later, and waits for no quota any more."""
+        self._connector.pool.give_up(self._session_id)
         if self._next is not None:
             await self._next.upstream.socket.aclose(graceful=False)
 
@@ -259,10 +270,10 @@ class Resumption:
                     return await self._attempt(old)
             except NoUpstreamError as error:
                 why = error.ending
-                refill_s = getattr(error, "retry_after_s", None)
             except TimeoutError:
                 raise NoUpstreamError(why) from None
-            if refill_s is not None and 0 < refill_s <= hold_left_s:
+            refill_s = self._refill_s()
+            if 0 < refill_s <= hold_left_s:
                 await self._tell(self._adapter.resuming("quota", retry_after_s=refill_s))
                 await asyncio.sleep(refill_s)
                 hold_left_s -= refill_s
@@ -273,10 +284,25 @@ class Resumption:
             await asyncio.sleep(pause_s)
             pause_s *= 2
 
+    def _refill_s(self) -> float:
+        """When one of the permitted resources has quota again, where that is known; 0: quota is not what is missing."""
+        pool = self._connector.pool
+        agent = self._handoff.next_agent
+        wanted = agent.wanted(self._session_id, running=True)
+        waits_s = []
+        for resource in pool.order(wanted):
+            for route in self._connector.routes[resource.name]:
+                refusal = pool.why_not(resource, route.name, agent_id=agent.id, model=wanted.model, running=True)
+                if refusal.is_quota and refusal.retry_after_s > 0:
+                    waits_s.append(refusal.retry_after_s)
+        return min(waits_s, default=0.0)
+
     async def _attempt(self, old: UpstreamConnection) -> _Next:
         wanted = self._wanted()
-        supply = self._supply(self._handoff.next_agent)
-        new = await self._connector.connect(supply, prefer=old.route.dialect)
+        agent = self._handoff.next_agent
+        supply = self._supply(agent)
+        asking = agent.wanted(self._session_id, running=True)
+        new = await self._connector.connect(supply, wanted=asking, after=old)
         try:
             return _Next(new, await self._confirmed(new, old.route.dialect, supply), wanted)
         except BaseException:
@@ -285,7 +311,7 @@ class Resumption:
 
     async def _confirmed(self, new: UpstreamConnection, old: Dialect, supply: SpecSupplier) -> NewSession:
         """The session, once Azure has confirmed the agent's settings and the client's. Raises NoUpstreamError."""
-        settings = new.route.session(await supply())
+        settings = new.route.session(await supply(self._connector.resource(new.resource)))
         shown = [parsed(text) for text in new.first if event_type(text) in SESSION_EVENTS]
         _check(settings, shown[-1].get("session") if shown else None)
         changes = client_settings(self._ledger.settings, old=old, new=new.route.dialect)
