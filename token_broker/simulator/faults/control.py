@@ -3,17 +3,21 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from token_broker.simulator.faults.fault_table import FaultsError, parse_faults
 from token_broker.simulator.records.request_log import RequestLog
 from token_broker.simulator.resource import Resource
 from token_broker.simulator.scripted_responses import ScriptError
 from token_broker.simulator.session_bodies.check import InvalidRequest, parse_json
+
+if TYPE_CHECKING:
+    from token_broker.simulator.simulator import Simulator
 
 PREFIX = "/_simulator"
 
@@ -26,7 +30,7 @@ class Control:
     log: RequestLog
     running: Callable[[], int]
     calls: Callable[[], int]
-    peers: Mapping[str, ASGIApp]
+    peers: "Mapping[str, Simulator]"
 
     def routes(self) -> list[Route | Mount]:
         return [
@@ -60,7 +64,8 @@ class Control:
         )
 
     async def list_resources(self, _request: Request) -> Response:
-        return _json(sorted(self.peers))
+        """Their names, and where they listen."""
+        return _json({name: peer.base_url for name, peer in self.peers.items()})
 
     async def of_peer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The control routes of a resource of this process, at every resource: one that refuses has none itself."""
