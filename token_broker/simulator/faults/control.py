@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,10 +16,16 @@ from token_broker.simulator.resource import Resource
 from token_broker.simulator.scripted_responses import ScriptError
 from token_broker.simulator.session_bodies.check import InvalidRequest, parse_json
 
-if TYPE_CHECKING:
-    from token_broker.simulator.simulator import Simulator
-
 PREFIX = "/_simulator"
+
+
+class Peer(Protocol):
+    """A resource of the process, as an ASGI application."""
+
+    @property
+    def base_url(self) -> str: ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,7 @@ class Control:
     log: RequestLog
     running: Callable[[], int]
     calls: Callable[[], int]
-    peers: "Mapping[str, Simulator]"
+    peers: Mapping[str, Peer]
 
     def routes(self) -> list[Route | Mount]:
         return [
