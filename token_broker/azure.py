@@ -2,17 +2,15 @@
 
 import ssl
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 import httpx
 
-from strategies.base import EphemeralGrant
-from strategies.chain import Chain, ChainResult, Link, OnAttempt, RetryPolicy, Strategy, WebSocketProxy
+from strategies.chain import Chain, Link, OnAttempt, RetryPolicy, Strategy, WebSocketProxy
 from strategies.credentials import Credentials, EntraTokens, azure_identity_source
-from strategies.health import BreakerPolicy, CircuitBreaker
+from strategies.health import BreakerPolicy
+from strategies.hedging import Hedger
 from strategies.pool import Pool
-from strategies.resources import Quotas, Resource, Wanted
+from strategies.resources import Quotas, Resource
 from strategies.routes import DirectDeployment, Ga, Project, Unified
 from strategies.transport import BoundedResolver
 from strategies.upstream import Upstream
@@ -20,10 +18,17 @@ from token_broker import __version__
 from token_broker.observability.logging import log_attempt
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
 from token_broker.resources import family_of
-from token_broker.sessions.plans import SpecSupplier
 from token_broker.settings import ResourceSettings, Settings, StrategyName
 
-__all__ = ["build_chain", "build_connector", "build_credentials", "build_pool", "credentials_at", "make_client"]
+__all__ = [
+    "build_chain",
+    "build_connector",
+    "build_credentials",
+    "build_hedger",
+    "build_pool",
+    "credentials_at",
+    "make_client",
+]
 
 USER_AGENT = f"voice-token-broker/{__version__}"
 
@@ -42,6 +47,11 @@ def make_client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
 def build_pool(settings: Settings) -> Pool:
     """The pool of the configured resources; empty where there is none."""
     return Pool([_resource(each) for each in settings.resources], policy=_breaker_policy(settings))
+
+
+def build_hedger(settings: Settings, pool: Pool) -> Hedger:
+    """What asks the next resource beside a silent one, for mints and handshakes together."""
+    return Hedger(pool, after_ms=None if settings.hedge_after_ms == "auto" else settings.hedge_after_ms)
 
 
 def _resource(configured: ResourceSettings) -> Resource:
@@ -94,38 +104,20 @@ def credentials_at(pool: Pool, credentials: Mapping[str, Credentials]) -> dict[s
     }
 
 
-class ResourceChain(Chain):
-    """Mints at the resource that the pool names first."""
-
-    def __init__(self, pool: Pool, links: list[Link | WebSocketProxy], **options: Any) -> None:
-        super().__init__(links, **options)
-        self._pool = pool
-
-    async def mint(  # type: ignore[override]
-        self, spec: SpecSupplier, *, wanted: Wanted, deadline_s: float, sockets_only: bool = False
-    ) -> ChainResult:
-        order = self._pool.order(wanted)
-        name = order[0].name if order else ""
-        result = await super().mint(lambda: spec(order[0]), deadline_s=deadline_s, sockets_only=sockets_only)
-        grant = result.grant
-        if isinstance(grant, EphemeralGrant):
-            grant = replace(grant, resource=name)
-        return ChainResult(grant, tuple(replace(each, resource=name) for each in result.attempts))
-
-
 def build_chain(
     settings: Settings,
     transport: httpx.AsyncBaseTransport,
     credentials: Mapping[str, Credentials],
-    pool: Pool,
+    hedger: Hedger,
     on_attempt: OnAttempt = log_attempt,
-) -> ResourceChain:
+) -> Chain:
     """The configured strategies that exist at each resource's endpoint, in their order."""
-    return ResourceChain(
-        pool,
-        _links(settings, transport, credentials),
+    return Chain(
+        hedger.pool,
+        _links(settings, transport, credentials, hedger.pool),
         policy=RetryPolicy(attempts=settings.retry_attempts, attempt_timeout_s=settings.attempt_timeout_s),
-        on_attempt=lambda attempt: on_attempt(replace(attempt, resource=pool.resources[0].name)),
+        on_attempt=on_attempt,
+        hedger=hedger,
     )
 
 
@@ -140,16 +132,21 @@ def _breaker_policy(settings: Settings) -> BreakerPolicy:
 
 
 def _links(
-    settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Mapping[str, Credentials]
+    settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Mapping[str, Credentials], pool: Pool
 ) -> list[Link | WebSocketProxy]:
+    at = [
+        (resource, each, Upstream(transport, credentials[each.name], user_agent=USER_AGENT))
+        for resource, each in zip(pool.resources, settings.resources, strict=True)
+    ]
     links: list[Link | WebSocketProxy] = []
-    for each in settings.resources:
-        upstream = Upstream(transport, credentials[each.name], user_agent=USER_AGENT)
-        for name in settings.token_strategies:
-            if name == "websocket_proxy":
+    for name in settings.token_strategies:
+        if name == "websocket_proxy":
+            if at:
                 links.append(WebSocketProxy())
-            elif (strategy := _strategy(name, each, upstream)) is not None:
-                links.append(Link(strategy, CircuitBreaker(name, _breaker_policy(settings)), each.name))
+            continue
+        for resource, each, upstream in at:
+            if (strategy := _strategy(name, each, upstream)) is not None:
+                links.append(Link(resource, strategy, pool.breaker(resource.name, name)))
     return links
 
 
@@ -169,11 +166,11 @@ def _strategy(name: StrategyName, configured: ResourceSettings, upstream: Upstre
 
 
 def build_connector(
-    settings: Settings, credentials: Mapping[str, Credentials], tls: ssl.SSLContext, pool: Pool
+    settings: Settings, credentials: Mapping[str, Credentials], tls: ssl.SSLContext, hedger: Hedger
 ) -> UpstreamConnector:
     """The connector of the proxy's talks. It trusts the authorities of `tls`."""
     return UpstreamConnector(
-        pool,
+        hedger,
         {
             each.name: make_routes(
                 each.target, each.settings.upstreams, api_version=each.settings.voice_live_api_version
@@ -181,7 +178,7 @@ def build_connector(
             for each in settings.resources
         },
         credentials=credentials,
-        at_endpoint=credentials_at(pool, credentials),
+        at_endpoint=credentials_at(hedger.pool, credentials),
         resolver=BoundedResolver(),
         timeout_s=settings.proxy_connect_timeout_s,
         max_message_bytes=settings.azure_message_bytes,

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import TypedDict
 
 import httpx
@@ -11,6 +12,8 @@ from pydantic import SecretStr
 
 from strategies.credentials import Credentials
 from strategies.models import is_classic_whisper
+from strategies.pool import Pool
+from strategies.resources import Quotas
 from strategies.transport import make_tls_context, make_transport
 from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
@@ -19,6 +22,7 @@ from token_broker.azure import (
     build_chain,
     build_connector,
     build_credentials,
+    build_hedger,
     build_pool,
     credentials_at,
     make_client,
@@ -90,6 +94,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         http = await stack.enter_async_context(make_client(transport))
         pool = build_pool(settings)
         ensure_resources(agents, pool)
+        hedger = build_hedger(settings, pool)
         credentials = build_credentials(settings)
         for each in credentials.values():
             stack.push_async_callback(each.aclose)
@@ -99,13 +104,14 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         rules = OriginRules(settings)
         # Before everything that ends talks: the stack closes it after them, so that their last turns reach the store.
         memory = await stack.enter_async_context(Memory.open(settings))
+        memory.switches.watch(partial(_switch, pool), _divide(pool))
         try:
             # The blocklist is read as the store opens: until then nobody would be known as blocked.
             async with asyncio.timeout(settings.store_start_wait_s):
                 await memory.ready()
         except TimeoutError:
             log.warning("started_without_store", do="only new sessions are served until the store is reached")
-        connector = build_connector(settings, credentials, tls, pool)
+        connector = build_connector(settings, credentials, tls, hedger)
         stack.push_async_callback(connector.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
         admission = Admission(
@@ -148,7 +154,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         stack.push_async_callback(relay.aclose)
         memory.blocklist.watch(relay.end_where)
         memory.watch_lost_sessions(relay.end_session)
-        chain = build_chain(settings, transport, credentials, pool, observe)
+        chain = build_chain(settings, transport, credentials, hedger, observe)
         minting = Minting(
             settings=settings,
             agents=agents,
@@ -195,6 +201,18 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             status=status,
             metrics=metrics,
         )
+
+
+def _switch(pool: Pool, disabled: frozenset[str]) -> None:
+    for resource in pool.resources:
+        pool.set_enabled(resource.name, resource.name not in disabled)
+
+
+def _divide(pool: Pool) -> Callable[[int, bool], None] | None:
+    """Divides known quotas among the replicas; None where no quota is known, so that nobody has to be counted."""
+    if all(resource.quotas == Quotas() for resource in pool.resources):
+        return None
+    return lambda replicas, is_fresh: pool.divide_quotas(replicas, is_fresh=is_fresh)
 
 
 def memory_quotas(settings: Settings) -> MemoryQuotas:
