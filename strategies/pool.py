@@ -49,10 +49,14 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why `admit` gave no permit, in one sentence, and after how many seconds it may give one; 0 is unknown."""
+    """Why `admit` gave no permit, in one sentence, and after how many seconds it may give one; 0 is unknown.
+
+    `is_quota`: nothing fails, there is only too little quota, by our own count or by Azure's 429.
+    """
 
     why: str
     retry_after_s: float
+    is_quota: bool = False
 
 
 class PoolPermit(NamedTuple):
@@ -222,11 +226,11 @@ class Pool:
         """Why `admit` gives no permit now."""
         for breaker in self.breakers(resource, route_name, agent_id=agent_id, model=model):
             if not breaker.would_admit:
-                return Refusal(breaker.why_open, breaker.retry_in_s)
+                return Refusal(breaker.why_open, breaker.retry_in_s, breaker.snapshot().last_status == 429)  # noqa: PLR2004
         if (quota := self._quota(resource, route_name)) is not None:
             wait_s = quota.wait_s(self._clock(), running=running)
             if wait_s > 0:
-                return Refusal(f"its quota is used up; there is more in {wait_s:.0f} s", wait_s)
+                return Refusal(f"its quota is used up; there is more in {wait_s:.0f} s", wait_s, is_quota=True)
         return Refusal("", 0.0)
 
     @contextlib.contextmanager
