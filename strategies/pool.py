@@ -31,6 +31,7 @@ _ALL_FAILING_REST_S = 2.0
 # A talk that gets its token within that time can be expected to come about.
 _SOON_S = 1.0
 _SCOPED_KEPT = 1024
+_TOO_MANY_REQUESTS = 429
 # After a stall, answers that had come meanwhile are read one after the other.
 _STALL_GRACE_S = 1.0
 
@@ -226,7 +227,7 @@ class Pool:
         """Why `admit` gives no permit now."""
         for breaker in self.breakers(resource, route_name, agent_id=agent_id, model=model):
             if not breaker.would_admit:
-                return Refusal(breaker.why_open, breaker.retry_in_s, breaker.snapshot().last_status == 429)  # noqa: PLR2004
+                return Refusal(breaker.why_open, breaker.retry_in_s, breaker.last_status == _TOO_MANY_REQUESTS)
         if (quota := self._quota(resource, route_name)) is not None:
             wait_s = quota.wait_s(self._clock(), running=running)
             if wait_s > 0:
