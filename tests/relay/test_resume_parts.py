@@ -91,6 +91,17 @@ def test_unnoticed_speech_is_seen_and_kept() -> None:
     assert listen.appends.count(append(1)) == 10
 
 
+def test_unnoticed_speech_is_seen_when_the_client_is_still() -> None:
+    talk = ModelTalk()
+    for number in range(20):
+        talk.say(1 if number < 8 else 0)
+    seen = []
+    for now_s in (3.0, 5.0):
+        talk.ledger.trim(now_s)
+        seen.append(talk.ledger.may_have_spoken())
+    assert seen == [False, True]
+
+
 def test_quiet_room_is_not_probed() -> None:
     talk = ModelTalk()
     for _ in range(200):

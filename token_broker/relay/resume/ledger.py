@@ -43,7 +43,6 @@ ASK_ID = "broker_ask"
 _IDLE_S = 1.0  # of audio that is kept while nobody speaks
 _TOLD_S = 1.0
 _TRIM_S = 2.0
-_UNTOLD_S = 2.0  # Azure tells of speech, and of its end, in less
 _FAILED_JUST_NOW_S = 2.0
 _FADES_MS = 300  # after the end of an utterance, as Azure tells it: words fade out
 _PREFIX_MS = 300  # before the first loud sound: words fade in
@@ -114,7 +113,8 @@ class TalkLedger:
         self._unheard: str | None = None  # an utterance under way, which the new session has not noticed yet
         self._told_at = 0  # what was sent when Azure last told something
         self._owed: set[str] = set()  # calls of earlier sessions whose output has not come
-        self._trimmed = (0.0, 0)
+        self._marked_s = 0.0
+        self._mark = self._last_mark = 0  # what was sent two to four seconds ago, and up to two
 
     # --- what a clock asks
 
@@ -152,17 +152,16 @@ class TalkLedger:
         needed += [each.speech[0] for each in self._unconfirmed if each.speech is not None]
         if self._speaking is not None or self._unheard is not None or not self.facts.detects:
             needed.append(self._buffer_start)
-        at_s, end = self._trimmed
-        if now_s - at_s >= _TRIM_S:
-            self._trimmed = (now_s, self.audio.end)
+        if now_s - self._marked_s >= _TRIM_S:
+            self._marked_s = now_s
+            self._mark, self._last_mark = self._last_mark, self.audio.end
             # What was sent two seconds ago or earlier is no speech, by Azure's word; or it is quiet, and Azure silent.
-            needed.append(int(end - _IDLE_S * 1000 * self.facts.heard_chars_a_ms))
+            needed.append(int(self._mark - _IDLE_S * 1000 * self.facts.heard_chars_a_ms))
             self.audio.drop_before(min(needed), quiet_from=self._told_at)
 
     def may_have_spoken(self) -> bool:
         """Whether the user may have said something of which Azure should have told by now."""
-        speech_ends = int(self.audio.end - _UNTOLD_S * 1000 * self.facts.heard_chars_a_ms)
-        return self.facts.detects and self.audio.may_have_speech(max(self._told_at, self._buffer_start), speech_ends)
+        return self.facts.detects and self.audio.may_have_speech(max(self._told_at, self._buffer_start), self._mark)
 
     # --- what the client sends
 
