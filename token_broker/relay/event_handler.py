@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from token_broker.relay.adapters import ProtocolAdapter
-from token_broker.relay.azure.connector import UpstreamConnection
+from token_broker.relay.azure.route import UpstreamConnection
 from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounters
 from token_broker.relay.dialects.conversation_items import TOOL_LIST
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS
@@ -135,7 +135,10 @@ class EventHandler:
         if kind is None or event is None:
             self._broken(upstream)
             return []
-        if self._restored.is_known(event) or self._handoff.owns_item(event):
+        if self._restored.is_known(event):
+            self._ledger.told()
+            return []
+        if self._handoff.owns_item(event):
             return []
         self._ledger.azure_sent(event, self._time_s())
         if self._restored.is_told(event):

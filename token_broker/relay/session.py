@@ -142,11 +142,12 @@ class Talk:
             session_id=owner.session_id,
             connector=parts.connector,
             supply=self._specs.of,
-            handoff=self._handoff,
             turns=self._turns,
             ledger=self._ledger,
             restored=self._restored,
             hooks=TalkHooks(
+                next_agent=lambda: self._handoff.next_agent,
+                confirm_agent=self._handoff.confirm,
                 begin_gap=self._begin_gap,
                 use=self._use,
                 forward=self._forward,
@@ -351,8 +352,8 @@ class Talk:
         else:
             self._resumption.tell_later(text)
 
-    def _count_resume(self, outcome: str) -> None:
-        self._parts.counters.resumes[outcome] += 1
+    def _count_resume(self, resource: str, outcome: str) -> None:
+        self._parts.counters.resumes[resource, outcome] += 1
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         def on_done(task: "asyncio.Task[None]") -> None:

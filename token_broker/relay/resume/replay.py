@@ -15,15 +15,15 @@ from token_broker.relay.dialects.session_settings import value_at
 from token_broker.relay.dialects.translation import to_azure
 from token_broker.relay.dialects.values import LEFT_OUT
 from token_broker.relay.event_text import compact, parsed
-from token_broker.relay.resume.conversation import Item, text_of
 from token_broker.relay.resume.held_audio import Payload
+from token_broker.relay.resume.history import Item, text_of
 from token_broker.relay.resume.ledger import ASK_ID
 from token_broker.relay.resume.restored import COMMIT_ID, UPDATE_ID, Restored
 from token_broker.relay.resume.settings_changes import DETECTION
 from token_broker.relay.resume.steps import Ask, Listen, Resend, Say, Speech, Step
 from token_broker.web.requests import uuid7
 
-__all__ = ["NewSession", "Replay", "call_event", "replay"]
+__all__ = ["PROBES", "NewSession", "Replay", "call_event", "replay"]
 
 Event = Mapping[str, Any]
 
@@ -33,6 +33,13 @@ _GO_ON = (
     "The connection broke while you were speaking. The user has heard your last answer as far as it stands in the "
     "conversation. Go on exactly where it stops. Do not greet, do not repeat anything, do not mention the interruption."
 )
+_NO_CHANGE: Mapping[Dialect, dict[str, str]] = {"ga": {"type": "realtime"}, "preview": {}}
+PROBES: Mapping[Dialect, str] = {
+    dialect: compact({"type": "session.update", "event_id": UPDATE_ID, "session": session})
+    for dialect, session in _NO_CHANGE.items()
+}
+"""A `session.update` that changes nothing: Azure confirms it, and so shows that it lives."""
+
 _MODALITIES: Mapping[Dialect, str] = {"ga": "output_modalities", "preview": "modalities"}
 _PLAIN_CHARS = len('{"type":"input_audio_buffer.append","audio":""}')
 
@@ -106,7 +113,10 @@ def replay(steps: Sequence[Step], session: NewSession, *, old: Dialect, restored
                 made.messages += [*appends, compact({"type": "input_audio_buffer.commit", "event_id": COMMIT_ID})]
                 made.committed_chars += _chars(appends)
             case Resend(text=text):
-                made.messages += _in_dialect(text, old, session.dialect)
+                translated = (
+                    [] if old == session.dialect else to_azure(parsed(text), client=old, upstream=session.dialect)
+                )
+                made.messages += map(compact, translated) if translated else [text]
             case Ask():
                 made.messages += session.asking(step, old)
             case Listen(appends=appends, item_id=shown_as):
@@ -150,12 +160,6 @@ def _item_event(item: Item, item_id: str, dialect: Dialect) -> str:
         stated |= {"type": "message", "role": item.kind, "content": [{"type": kind, "text": item.text}]}
     event_id = f"broker_history_{item_id}"
     return compact({"type": "conversation.item.create", "event_id": event_id, "item": stated})
-
-
-def _in_dialect(text: str, old: Dialect, new: Dialect) -> list[str]:
-    if old == new:
-        return [text]
-    return [compact(each) for each in to_azure(parsed(text), client=old, upstream=new)]
 
 
 def _chars(appends: Sequence[Payload]) -> int:
