@@ -47,6 +47,8 @@ export class WebSocketTransport {
   #open = false;
   #closed = false;
   #responseId = "";
+  /** The item whose sound came last, and its response. */
+  #last = { itemId: "", responseId: "" };
   #sounding = false;
   /** Answers that were cut: their later audio is not played. @type {Set<string>} */
   #cancelled = new Set();
@@ -140,6 +142,11 @@ export class WebSocketTransport {
         break;
       case "response_done":
         if (signal.responseId === this.#responseId) this.#responseId = "";
+        if (signal.responseId === this.#last.responseId) this.#finishAnswer();
+        break;
+      case "resuming":
+        this.#responseId = "";
+        this.#finishAnswer();
         break;
       case "session_expired":
         this.#drop(CLOSE_CODES[1001]);
@@ -148,7 +155,7 @@ export class WebSocketTransport {
       case "transcript_done":
         if (signal.responseId && this.#cancelled.has(signal.responseId) && signal.kind === "transcript_delta") return signal;
     }
-    if (signal.kind !== "ready") this.#context.onSignal(signal);
+    this.#context.onSignal(signal);
     return signal;
   }
 
@@ -156,6 +163,7 @@ export class WebSocketTransport {
   #play({ responseId, itemId, contentIndex, base64 }) {
     if (this.#cancelled.has(responseId)) return;
     if (responseId !== "") this.#responseId = responseId;
+    this.#last = { itemId, responseId };
     try {
       this.#context.audio.play(itemId, contentIndex, decodePcm16(base64));
       this.#setSounding(true); // the worklet would say so only after the transcript is complete
@@ -169,6 +177,14 @@ export class WebSocketTransport {
     if (this.#sounding === sounding) return;
     this.#sounding = sounding;
     this.#context.onSignal({ kind: sounding ? "playback_started" : "playback_stopped" });
+  }
+
+  /**
+   * No more of the answer will come. An answer that was cut short has no end of its audio, and without one its player would
+   * wait for more. What has come is played: where the proxy resumed the talk, the agent goes on from there.
+   */
+  #finishAnswer() {
+    this.#context.audio.finish(this.#last.itemId);
   }
 
   /** Stops the playback, and drops the answer's later audio. */
