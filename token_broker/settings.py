@@ -9,8 +9,8 @@ import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,7 +18,13 @@ from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from strategies.base import Dialect
 from strategies.endpoint import (
@@ -32,9 +38,11 @@ from strategies.endpoint import (
     parse_target,
 )
 from strategies.outbound_proxy import InvalidProxyError, OutboundProxy, parse_proxy
+from token_broker.resources import DEFAULT_RESOURCE, ResourceEntry, ResourcesFileError, read_resources
 
 __all__ = [
     "APP_ORIGIN",
+    "ResourceSettings",
     "Settings",
     "SettingsError",
     "StrategyName",
@@ -67,6 +75,8 @@ _READ_BY_LIBRARIES = (
     "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET", "AZURE_CLIENT_CERTIFICATE_PATH", "AZURE_FEDERATED_TOKEN_FILE",
     "AZURE_TOKEN_CREDENTIALS", "SSL_CERT_FILE", "SSL_CERT_DIR",
 )  # fmt: skip
+_MAX_HEDGE_DELAY_MS = 60_000
+_UNUSABLE_KEY = "has blanks or characters that no header can carry; copy it once more"
 _IN_QUOTES = "is in quotes, which `docker --env-file` passes on; write the value without them"
 # These stand for any tenant, so that tokens of strangers would be accepted.
 _MANY_TENANTS = frozenset({"common", "organizations", "consumers"})
@@ -87,6 +97,14 @@ def _split_secrets(value: object) -> object:
 def _is_quoted(value: str) -> bool:
     bare = value.strip()
     return len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'"
+
+
+def _hedge_delay(value: object) -> object:
+    """`auto`, or milliseconds."""
+    with contextlib.suppress(ValueError):
+        if value == "auto" or (isinstance(value, str | int | float) and 0 <= float(value) <= _MAX_HEDGE_DELAY_MS):
+            return value
+    raise PydanticCustomError("hedge_delay", "should be auto, or milliseconds from 0 to 60000")
 
 
 _Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -120,6 +138,11 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65_535, alias="PORT", description="port to listen on")
 
     # --- Azure
+    resources_file: Path | None = Field(
+        None,
+        alias="BROKER_RESOURCES_FILE",
+        description="TOML file of several Azure resources (docs/api.md §1.3); unset: the AZURE_… variables make one",
+    )
     endpoint: str | None = Field(
         None,
         alias="AZURE_VOICELIVE_ENDPOINT",
@@ -237,6 +260,11 @@ class Settings(BaseSettings):
     credential_timeout_s: _Seconds = Field(
         10, alias="BROKER_CREDENTIAL_TIMEOUT_S", description="longest fetch of an Entra token"
     )
+    hedge_after_ms: Annotated[Literal["auto"] | float, BeforeValidator(_hedge_delay)] = Field(
+        "auto",
+        alias="BROKER_HEDGE_AFTER_MS",
+        description="a mint or handshake silent for so long is asked of the next resource, too; auto, or 0 for never",
+    )
 
     client_secret_uses: int = Field(
         20,
@@ -254,7 +282,7 @@ class Settings(BaseSettings):
         description="what the proxy connects to, in order; openai_realtime alone for a direct endpoint",
     )
     proxy_connect_timeout_s: float = Field(
-        10,
+        5,
         ge=0.1,
         le=120,
         allow_inf_nan=False,
@@ -570,7 +598,9 @@ class Settings(BaseSettings):
 
     @cached_property
     def target(self) -> Target | None:
-        """The Azure resource; None if no endpoint is set."""
+        """Where the resource answers, or the first of several; None if no endpoint is set."""
+        if self.resources_file is not None:
+            return self.resources[0].target
         if self.endpoint is None:
             return None
         return parse_target(
@@ -588,9 +618,49 @@ class Settings(BaseSettings):
             return None
         return parse_proxy(given.get_secret_value(), bypassed=self.no_proxy)
 
+    @cached_property
+    def resources(self) -> tuple["ResourceSettings", ...]:
+        """The Azure resources, in the file's order; none if neither a file nor an endpoint is set.
+
+        Raises ResourcesFileError; `load` has checked it.
+        """
+        if self.resources_file is None:
+            if self.endpoint is None:
+                return ()
+            # Not validated: `load` tells a faulty endpoint by the name of its variable.
+            entry = ResourceEntry.model_construct(name=DEFAULT_RESOURCE, endpoint=self.endpoint)
+            return (ResourceSettings(entry, self),)
+        entries = read_resources(self.resources_file)
+        keys, faults = _keys_of(entries, self.resources_file, DotEnvSettingsSource(type(self)).env_vars)
+        if faults:
+            raise ResourcesFileError(faults)
+        return tuple(ResourceSettings(entry, self._with_variables_of(entry, keys.get(entry.name))) for entry in entries)
+
+    def _with_variables_of(self, entry: ResourceEntry, key: SecretStr | None) -> "Settings":
+        """These settings with the AZURE_… variables of one resource: what serves one serves each of several."""
+        copied = self.model_copy(
+            update={
+                "resources_file": None,
+                "endpoint": entry.endpoint,
+                "openai_endpoint": entry.openai_endpoint,
+                "endpoint_kind": entry.kind,
+                "project_name": entry.project,
+                "azure_auth": entry.auth if key is not None or entry.auth != "auto" else "entra",
+                "key": key,
+                "api_version": entry.api_version or self.api_version,
+                "model": entry.model or self.model,
+                "transcription_model": entry.transcription_model or self.transcription_model,
+            }
+        )
+        for derived in ("target", "resources"):  # a copy has what was derived from the former values
+            copied.__dict__.pop(derived, None)
+        return copied
+
     @property
     def cloud(self) -> Cloud:
-        """The cloud that the endpoint is in."""
+        """The cloud that the first resource is in."""
+        if self.resources_file is not None:
+            return self.resources[0].settings.cloud
         return cloud_of(self.endpoint, self.openai_endpoint)
 
     @property
@@ -619,6 +689,11 @@ class Settings(BaseSettings):
     def uses_entra(self) -> bool:
         """Whether an Entra token may be used at all."""
         return self.azure_auth != "key"
+
+    @property
+    def hedge_after_s(self) -> float | None:
+        """The delay after which the next resource is asked, too; None: by what the route has shown."""
+        return None if self.hedge_after_ms == "auto" else self.hedge_after_ms / 1000
 
     @property
     def wants_traces(self) -> bool:
@@ -687,6 +762,29 @@ class Settings(BaseSettings):
         return {line for line in _faults(settings) if line.partition(":")[0] not in named}
 
 
+@dataclass(frozen=True, slots=True)
+class ResourceSettings:
+    """One Azure resource: its entry, and the settings that it is asked with.
+
+    `settings` are the broker's, whose AZURE_… variables are this resource's own.
+    """
+
+    entry: ResourceEntry
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """The resource's name."""
+        return self.entry.name
+
+    @property
+    def target(self) -> Target:
+        """Where it answers."""
+        target = self.settings.target
+        assert target is not None  # noqa: S101  # a resource has an endpoint
+        return target
+
+
 def load_settings(**overrides: Any) -> Settings:
     """The settings of this process. Raises `SettingsError`."""
     return Settings.load(**overrides)
@@ -727,6 +825,17 @@ def doubts(settings: Settings) -> list[str]:
     if settings.voice_live_api_version != settings.api_version:
         used, said = settings.voice_live_api_version, settings.api_version
         lines.append(f"AZURE_VOICELIVE_API_VERSION: Voice Live has no {said}; {used} is used for it")
+    if settings.resources_file is not None:
+        lines += [
+            f"{name}: not used, since BROKER_RESOURCES_FILE names the resources"
+            for name, value in (
+                ("AZURE_VOICELIVE_ENDPOINT", settings.endpoint),
+                ("AZURE_OPENAI_ENDPOINT", settings.openai_endpoint),
+                ("AZURE_VOICELIVE_KEY", settings.key),
+                ("AZURE_VOICELIVE_PROJECT_NAME", settings.project_name),
+            )
+            if value is not None
+        ]
     if settings.auth in {"easyauth", "entra"} and settings.metrics_token is None:
         lines.append(
             f"BROKER_METRICS_TOKEN: unset while BROKER_AUTH={settings.auth}; /metrics refuses everybody until it is set"
@@ -778,8 +887,34 @@ def _endpoint_faults(settings: Settings) -> list[str]:
     if settings.azure_auth == "key" and settings.key is None:
         faults.append("AZURE_VOICELIVE_KEY: missing; AZURE_VOICELIVE_AUTH=key needs it")
     if settings.key is not None and not _HEADER_VALUE.fullmatch(settings.key.get_secret_value()):
-        faults.append("AZURE_VOICELIVE_KEY: has blanks or characters that no header can carry; copy it once more")
+        faults.append(f"AZURE_VOICELIVE_KEY: {_UNUSABLE_KEY}")
+    try:
+        _ = settings.resources if settings.resources_file is not None else ()
+    except ResourcesFileError as error:
+        faults += [f"BROKER_RESOURCES_FILE: {line}" for line in error.lines]
     return faults
+
+
+def _keys_of(
+    entries: Sequence[ResourceEntry], path: Path, dotenv: Mapping[str, str | None]
+) -> tuple[dict[str, SecretStr], list[str]]:
+    """The key of each entry that names a variable, by the resource's name, and a line for each that is unusable."""
+    keys, faults = {}, []
+    for entry in entries:
+        if entry.key_env is None:
+            continue
+        # As for every variable: the environment wins over `.env`, and an empty value is none.
+        value = os.environ.get(entry.key_env) or dotenv.get(entry.key_env)
+        where = f"{path}: resources.{entry.name}.key_env: {entry.key_env}"
+        if not value:
+            faults.append(f"{where} is unset; it has to hold the resource's key, or leave key_env out for Entra")
+        elif _is_quoted(value):
+            faults.append(f"{where} {_IN_QUOTES}")
+        elif not _HEADER_VALUE.fullmatch(value):
+            faults.append(f"{where} {_UNUSABLE_KEY}")
+        else:
+            keys[entry.name] = SecretStr(value)
+    return keys, faults
 
 
 def _auth_faults(settings: Settings) -> list[str]:
@@ -799,7 +934,7 @@ def _auth_faults(settings: Settings) -> list[str]:
             faults.append(
                 "BROKER_ENTRA_TENANT_ID: not the id of one tenant; tokens contain a GUID (az account show prints it)"
             )
-    real = settings.endpoint is not None and not is_loopback(_host(settings.endpoint))
+    real = any(not is_loopback(_host(endpoint)) for endpoint in _endpoints(settings))
     if settings.auth is None and real and not is_loopback(settings.host):
         faults.append(
             f"BROKER_AUTH: unset while HOST={settings.host} is open to others and the endpoint is real; "
@@ -859,6 +994,14 @@ def _is_origin(text: str) -> bool:
         return urlsplit(text).port != 0  # raises for a port above 65,535, and for brackets without an IPv6 address
     except ValueError:
         return False
+
+
+def _endpoints(settings: Settings) -> list[str]:
+    """The endpoints of all resources; of a file that is unusable none: its own fault is told."""
+    try:
+        return [each.entry.endpoint for each in settings.resources]
+    except ResourcesFileError:
+        return []
 
 
 def _host(url: str) -> str:

@@ -51,6 +51,9 @@ def load(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
         ({"BROKER_ATTEMPT_TIMEOUT_S": "-1"}, "BROKER_ATTEMPT_TIMEOUT_S"),
         ({"BROKER_RETRY_ATTEMPTS": "0"}, "BROKER_RETRY_ATTEMPTS"),
         ({"BROKER_TOKEN_TTL_S": "9"}, "BROKER_TOKEN_TTL_S"),
+        ({"BROKER_HEDGE_AFTER_MS": "soon"}, "BROKER_HEDGE_AFTER_MS"),
+        ({"BROKER_HEDGE_AFTER_MS": "-1"}, "BROKER_HEDGE_AFTER_MS"),
+        ({"BROKER_HEDGE_AFTER_MS": "nan"}, "BROKER_HEDGE_AFTER_MS"),
         ({"BROKER_TOKEN_TTL_S": "7201"}, "BROKER_TOKEN_TTL_S"),
         ({"BROKER_DATABASE_URL": "mysql://user:secret@host/db"}, "BROKER_DATABASE_URL"),
         ({"BROKER_DATABASE_URL": "postgresql+asyncpg://host/db"}, "BROKER_SIGNING_KEY"),
@@ -133,7 +136,7 @@ def test_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
         "https://ai.azure.com/.default",
         "gpt-4o-mini-transcribe",
     )
-    assert (settings.proxy_upstreams, settings.proxy_connect_timeout_s) == (("voice_live", "openai_realtime"), 10)
+    assert (settings.proxy_upstreams, settings.proxy_connect_timeout_s) == (("voice_live", "openai_realtime"), 5)
     assert settings.database_url.get_secret_value() == "sqlite+aiosqlite:///var/token-broker.db"
     assert (settings.direct_websocket, settings.webrtc_filter, settings.drain_s) == ("off", "on", 25)
     assert (settings.rate_limit_per_minute, settings.max_sessions_per_principal, settings.max_sessions) == (
@@ -142,6 +145,11 @@ def test_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
         1000,
     )
     assert settings.retention_days == 0
+
+
+@pytest.mark.parametrize(("value", "delay_s"), [("auto", None), ("0", 0), ("800", 0.8)])
+def test_hedge_delay(value: str, delay_s: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, BROKER_HEDGE_AFTER_MS=value).hedge_after_s == delay_s
 
 
 def test_values_may_have_blanks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,6 +436,15 @@ def test_agent_inherits_missing_fields(tmp_path: Path) -> None:
     assert (c.voices, c.instructions, c.tools) == (a.voices, "Be B.", ())
 
 
+def test_agent_inherits_its_resources(tmp_path: Path) -> None:
+    said = 'zones = ["eu"]\nresources = ["swe*"]\nmodel = "talker"\nmodel_family = "gpt-realtime-2"\n'
+    text = AGENTS.replace('instructions = "Be A."', f'instructions = "Be A."\n{said}')
+    a, b, c = load_agents(written(tmp_path, f'{text}\nmodel = "other"\nzones = ["us"]')).values()
+    assert (a.zones, a.resources, a.model, a.model_family) == (("eu",), ("swe*",), "talker", "gpt-realtime-2")
+    assert (b.zones, b.resources, b.model, b.model_family) == (a.zones, a.resources, a.model, a.model_family)
+    assert (c.zones, c.resources, c.model, c.model_family) == (("us",), a.resources, "other", None)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -442,7 +459,11 @@ def test_agent_inherits_missing_fields(tmp_path: Path) -> None:
         (AGENTS.replace('instructions = "Be A."', ""), "has no instructions"),
         (AGENTS.replace('voices = { ga = "marin", preview = "en-US-GuyNeural" }', ""), "has no voices"),
         (AGENTS.replace('ga = "marin", ', ""), "agents.a.voices.ga"),
-        (AGENTS.replace('name = "B"', 'nom = "B"'), "agents.b"),
+        (AGENTS.replace('name = "B"', 'nmae = "B"'), "agents.b.nmae: there is no such key; name is meant, perhaps"),
+        (AGENTS.replace('ga = "marin"', 'ga = "marin", beta = "x"'), "permitted are ga, preview"),
+        (f"{AGENTS}\nzones = []", "agents.c.zones"),
+        (f'{AGENTS}\nzones = "eu"', "agents.c.zones"),
+        (f'{AGENTS}\nmodel_family = "gpt-4o"', "agents.c.model_family"),
         (AGENTS.replace("[agents.b]", "[agents.B]"), "agents"),
         (AGENTS.replace('"Be A."', '"  "'), "agents.a.instructions"),
         (AGENTS.replace('"Be A."', f'"{"x" * 40_000}"'), "agents.a.instructions"),

@@ -82,7 +82,8 @@ class Redactor:
 
 def own_secrets(settings: Settings) -> tuple[SecretStr | None, ...]:
     """The settings' secrets, as a `Redactor` wants them."""
-    return (settings.key, settings.zep_api_key, settings.metrics_token, *settings.signing_keys)
+    keys = [resource.settings.key for resource in settings.resources]
+    return (settings.key, *keys, settings.zep_api_key, settings.metrics_token, *settings.signing_keys)
 
 
 def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) -> None:

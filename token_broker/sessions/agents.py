@@ -9,12 +9,16 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
 
 from strategies.base import Dialect
+from token_broker.resources import ModelFamily, fault_lines
 
 __all__ = ["Agent", "AgentRegistry", "AgentsFileError", "agents_secrets", "load_agents"]
 
 BUILT_IN = Path(__file__).with_name("agents.toml")
 
 _AgentId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+_Names = Annotated[
+    tuple[Annotated[str, StringConstraints(min_length=1, max_length=64)], ...], Field(min_length=1, max_length=64)
+]
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=32_768)]
 
 
@@ -39,6 +43,10 @@ class _Entry(BaseModel):
     voices: _Voices | None = None
     instructions: _Text | None = Field(None, repr=False)
     tools: tuple[dict[str, Any], ...] | None = Field(None, repr=False)
+    model: _Text | None = None
+    model_family: ModelFamily | None = None
+    zones: _Names | None = None
+    resources: _Names | None = None
 
 
 class _File(BaseModel):
@@ -49,7 +57,10 @@ class _File(BaseModel):
 
 
 class Agent(BaseModel):
-    """One agent with everything that it inherits. `voices` has one voice a dialect."""
+    """One agent with everything that it inherits. `voices` has one voice a dialect.
+
+    Empty `zones` and `resources` permit every resource; `model` None is the resource's own.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,6 +69,10 @@ class Agent(BaseModel):
     voices: Mapping[Dialect, str]
     instructions: str = Field(repr=False)
     tools: tuple[dict[str, Any], ...] = Field((), repr=False)
+    model: str | None = None
+    model_family: ModelFamily | None = None
+    zones: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
 
     @cached_property
     def sockets_only(self) -> bool:
@@ -90,15 +105,14 @@ def load_agents(path: Path | None = None) -> AgentRegistry:
     """The agents of `path`, or the built-in ones. Raises AgentsFileError, with a line a fault."""
     source = path or BUILT_IN
     try:
-        file = _File.model_validate(tomllib.loads(source.read_text(encoding="utf-8")))
+        document = tomllib.loads(source.read_text(encoding="utf-8"))
+        file = _File.model_validate(document)
     except OSError as error:
         raise AgentsFileError(f"{source}: can't be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise AgentsFileError(f"{source}: is not TOML: {error}") from None
     except ValidationError as error:
-        raise AgentsFileError(
-            "\n".join(f"{source}: {'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        ) from None
+        raise AgentsFileError("\n".join(fault_lines(source, error, _File, document))) from None
     if file.default not in file.agents:
         raise AgentsFileError(f"{source}: default: there is no agent {file.default!r}")
     return AgentRegistry({agent_id: _resolve(source, file, agent_id) for agent_id in file.agents}, file.default)
@@ -115,7 +129,7 @@ def agents_secrets(path: Path | None) -> tuple[SecretStr, ...]:
 def _resolve(source: Path, file: _File, agent_id: str) -> Agent:
     """The agent with its inherited fields filled in, through any number of ancestors."""
     entry = file.agents[agent_id]
-    voices, instructions, tools = entry.voices, entry.instructions, entry.tools
+    found = entry.model_dump(exclude={"name", "inherits"}, exclude_none=True)
     ancestor, seen = entry, {agent_id}
     while ancestor.inherits is not None:
         if ancestor.inherits not in file.agents or ancestor.inherits in seen:
@@ -124,10 +138,11 @@ def _resolve(source: Path, file: _File, agent_id: str) -> Agent:
             )
         seen.add(ancestor.inherits)
         ancestor = file.agents[ancestor.inherits]
-        voices = voices or ancestor.voices
-        instructions = instructions or ancestor.instructions
-        tools = ancestor.tools if tools is None else tools
-    if voices is None or instructions is None:
-        missing = "voices" if voices is None else "instructions"
-        raise AgentsFileError(f"{source}: agents.{agent_id}: has no {missing}, and inherits none")
-    return Agent(id=agent_id, name=entry.name, voices=voices.model_dump(), instructions=instructions, tools=tools or ())
+        inherited = ancestor.model_dump(exclude={"name", "inherits"}, exclude_none=True)
+        if "model" in found:  # the family is the inherited model's: another model has its own
+            inherited.pop("model_family", None)
+        found = inherited | found
+    for needed in ("voices", "instructions"):
+        if needed not in found:
+            raise AgentsFileError(f"{source}: agents.{agent_id}: has no {needed}, and inherits none")
+    return Agent(id=agent_id, name=entry.name, **found)

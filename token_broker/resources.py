@@ -1,0 +1,165 @@
+"""The file of Azure resources, and how faults of a TOML file are told: a line a fault.
+
+`read_resources` gives the file's entries. What an entry leaves out, `settings.py` fills in from the AZURE_… variables.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from strategies.endpoint import EndpointError, parse_endpoint
+
+__all__ = [
+    "DEFAULT_RESOURCE",
+    "ModelFamily",
+    "ResourceEntry",
+    "ResourcesFileError",
+    "fault_lines",
+    "read_resources",
+]
+
+DEFAULT_RESOURCE = "default"
+"""The name of the one resource that the AZURE_… variables make."""
+
+ModelFamily = Literal["gpt-realtime", "gpt-realtime-2", "gpt-live", "other"]
+"""What a deployment is, where its name does not say."""
+
+_MAX_RESOURCES = 64
+
+
+class ResourcesFileError(ValueError):
+    """The resources' file can't be used. `lines` has a line for each fault, and none has a secret."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = list(lines)
+
+
+def _is_endpoint(url: str) -> str:
+    try:
+        parse_endpoint(url)
+    except EndpointError as error:
+        raise ValueError(str(error)) from None
+    return url
+
+
+_Endpoint = Annotated[str, AfterValidator(_is_endpoint)]
+
+
+class ResourceEntry(BaseModel):
+    """One resource as the file has it. None: the AZURE_… variable of that name counts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
+
+    name: str = Field(pattern=r"^[a-z0-9-]{1,32}$")
+    endpoint: _Endpoint
+    openai_endpoint: _Endpoint | None = None
+    kind: Literal["auto", "direct", "unified"] = "auto"
+    project: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    auth: Literal["auto", "key", "entra"] = "auto"
+    key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
+    api_version: str | None = Field(None, pattern=r"^\d{4}-\d{2}-\d{2}(-preview)?$")
+    model: str | None = Field(None, min_length=1, max_length=256)
+    model_family: ModelFamily | None = None
+    transcription_model: str | None = Field(None, min_length=1, max_length=256)
+    priority: int = Field(1, ge=0, le=1000)  # lower is asked first
+    weight: int = Field(1, ge=0, le=1000)  # 0: only where no other is left
+    zone: str = Field("", pattern=r"^[A-Za-z0-9._-]{0,64}$")
+    # Known quotas; 0: unknown.
+    voice_live_per_minute: int = Field(0, ge=0, le=1_000_000)
+    voice_live_per_second: int = Field(0, ge=0, le=1_000_000)
+    mints_per_minute: int = Field(0, ge=0, le=1_000_000)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    resources: tuple[ResourceEntry, ...]  # a length here would be a second fault beside that of an entry
+
+
+def read_resources(path: Path) -> tuple[ResourceEntry, ...]:
+    """The entries of the file, in its order. Raises ResourcesFileError."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResourcesFileError([f"{path}: can't be read: {error.strerror}"]) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ResourcesFileError([f"{path}: is not TOML: {error}"]) from None
+    try:
+        entries = _File.model_validate(document).resources
+    except ValidationError as error:
+        raise ResourcesFileError(fault_lines(path, error, _File, document)) from None
+    if not 0 < len(entries) <= _MAX_RESOURCES:
+        raise ResourcesFileError([f"{path}: resources: should be 1 to {_MAX_RESOURCES} tables [[resources]]"])
+    names = [entry.name for entry in entries]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    faults = [f"{path}: resources.{name}: the name stands there twice; each resource has its own" for name in twice]
+    faults += [
+        f'{path}: resources.{entry.name}.key_env: missing; auth = "key" needs the name of the key\'s variable'
+        for entry in entries
+        if entry.auth == "key" and entry.key_env is None
+    ]
+    if faults:
+        raise ResourcesFileError(faults)
+    return entries
+
+
+def fault_lines(path: Path, error: ValidationError, model: type[BaseModel], document: Any) -> list[str]:
+    """A line for each fault that pydantic found in the TOML `document` at `path`.
+
+    An unknown key's line names the nearest and all permitted ones. Entries of a list are named by their `name`.
+    """
+    lines = []
+    for fault in error.errors():
+        where = _place(fault["loc"], document)
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{path}: {where}: {_unknown_key(fault, model)}")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{path}: {where}: {message[:1].lower()}{message[1:]}")
+    return lines
+
+
+def _unknown_key(fault: ErrorDetails, model: type[BaseModel]) -> str:
+    """What is wrong with an unknown key: the nearest permitted one, where one is near, and all of them."""
+    owner = _model_at(model, fault["loc"][:-1])
+    permitted = sorted(field.alias or name for name, field in owner.model_fields.items())
+    near = difflib.get_close_matches(str(fault["loc"][-1]), permitted, n=1)
+    meant = f"; {near[0]} is meant, perhaps" if near else ""
+    return f"there is no such key{meant}; permitted are {', '.join(permitted)}"
+
+
+def _model_at(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel]:
+    """The model that is validated at `loc` within `model`."""
+    parts = iter(loc)
+    for part in parts:
+        annotation = model.model_fields[str(part)].annotation
+        model = _models_in(annotation)[0]
+        if get_origin(annotation) in {dict, tuple}:
+            next(parts)  # the key or the number of one of several
+    return model
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _models_in(part)]
+
+
+def _place(loc: Sequence[int | str], document: Any) -> str:
+    """`resources.eastus2.endpoint`: where in the document the fault is."""
+    parts = []
+    for part in loc:
+        if isinstance(document, Mapping):
+            document = document.get(str(part))
+            parts.append(str(part))
+        elif isinstance(document, list) and isinstance(part, int) and part < len(document):
+            document = document[part]
+            name = document.get("name") if isinstance(document, Mapping) else None
+            parts.append(name if isinstance(name, str) else str(part + 1))
+    return ".".join(parts) or "the file"
