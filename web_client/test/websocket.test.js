@@ -80,6 +80,21 @@ test("a cut answer that was never ended is over once the talk resumes", async ()
   assert.deepEqual(socket.sent, []); // no `response.cancel` for an answer that is gone
 });
 
+test("unsent audio ends a connection, but not while the proxy has no Azure or the rest still goes out", async () => {
+  const { socket, audio, drops } = await talking();
+  socket.says({ type: "broker.resuming", reason: "quota", retry_after_s: 20 });
+  socket.bufferedAmount = 1e6;
+  audio.capture(new Int16Array(480));
+  socket.says({ type: "broker.resumed", resource: "eastus2", upstream: "voice_live", dialect: "preview" });
+  audio.capture(new Int16Array(480));
+  assert.deepEqual([drops, socket.sent], [[], []]);
+  socket.bufferedAmount = 0;
+  audio.capture(new Int16Array(480));
+  socket.bufferedAmount = 1e6;
+  audio.capture(new Int16Array(480));
+  assert.deepEqual([drops, socket.sent], [["socket_closed"], ["input_audio_buffer.append"]]);
+});
+
 test("the end of an answer beside the conversation does not end the sound of another", async () => {
   const { socket, played } = await talking();
   socket.says(sound("response.audio.delta", "r1", "a1"));

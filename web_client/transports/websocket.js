@@ -50,6 +50,8 @@ export class WebSocketTransport {
   /** The item whose sound came last, and its response. */
   #last = { itemId: "", responseId: "" };
   #sounding = false;
+  /** `yes` from `resuming` to `resumed`, then `was` until the unsent audio has gone out. @type {"no" | "yes" | "was"} */
+  #resuming = "no";
   /** Answers that were cut: their later audio is not played. @type {Set<string>} */
   #cancelled = new Set();
 
@@ -119,7 +121,11 @@ export class WebSocketTransport {
   /** @param {Int16Array} chunk */
   #sendAudio(chunk) {
     if (this.#socket?.readyState !== WebSocket.OPEN) return;
-    if (this.#socket.bufferedAmount > MAX_BACKLOG_BYTES) return this.#drop(NETWORK);
+    if (this.#socket.bufferedAmount > MAX_BACKLOG_BYTES) {
+      // The proxy may read nothing while it has no Azure. Then audio is left out: a new connection would help nobody.
+      return this.#resuming === "no" ? this.#drop(NETWORK) : undefined;
+    }
+    if (this.#resuming === "was") this.#resuming = "no";
     this.#socket.send(appendFrame(chunk));
   }
 
@@ -144,7 +150,11 @@ export class WebSocketTransport {
         if (signal.responseId === this.#responseId) this.#responseId = "";
         if (signal.responseId === this.#last.responseId) this.#finishAnswer();
         break;
+      case "resumed":
+        this.#resuming = "was";
+        break;
       case "resuming":
+        this.#resuming = "yes";
         this.#responseId = "";
         this.#finishAnswer();
         break;
