@@ -4,6 +4,16 @@
 """
 
 from token_broker.simulator.config import Kind, SimulatorConfig
+from token_broker.simulator.fleet import RunningResources, run_resources_in_thread, serve_resources
 from token_broker.simulator.server import RunningSimulator, run_in_thread, serve
 
-__all__ = ["Kind", "RunningSimulator", "SimulatorConfig", "run_in_thread", "serve"]
+__all__ = [
+    "Kind",
+    "RunningResources",
+    "RunningSimulator",
+    "SimulatorConfig",
+    "run_in_thread",
+    "run_resources_in_thread",
+    "serve",
+    "serve_resources",
+]

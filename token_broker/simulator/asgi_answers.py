@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from token_broker.simulator.azure_errors import AzureError
-from token_broker.simulator.request_log import SeenRequest
+from token_broker.simulator.records.request_log import SeenRequest
 
 _STARTS = frozenset({"http.response.start", "websocket.http.response.start", "websocket.accept"})
 _DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})

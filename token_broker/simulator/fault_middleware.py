@@ -21,11 +21,11 @@ from token_broker.simulator.asgi_answers import (
 )
 from token_broker.simulator.faults import http_faults, socket_faults
 from token_broker.simulator.faults.control import PREFIX as CONTROL
-from token_broker.simulator.faults.fault_table import FaultTable
+from token_broker.simulator.faults.fault_base import Protocol
 from token_broker.simulator.faults.http_faults import Exchange
 from token_broker.simulator.faults.socket_faults import SocketExchange
 from token_broker.simulator.raw_wire import wire_of
-from token_broker.simulator.request_log import RequestLog, SeenRequest
+from token_broker.simulator.records.request_log import RequestLog, SeenRequest
 from token_broker.simulator.resource import Resource
 
 _DISCONNECT_S = 1.0
@@ -34,10 +34,10 @@ _DISCONNECT_S = 1.0
 class FaultMiddleware:
     """An ASGI application around the simulator's own."""
 
-    def __init__(self, app: ASGIApp, resource: Resource, faults: FaultTable, log: RequestLog) -> None:
+    def __init__(self, app: ASGIApp, resource: Resource, log: RequestLog) -> None:
         self._app = app
         self._resource = resource
-        self._faults = faults
+        self._faults = resource.faults
         self._log = log
         self._running: set[asyncio.Task[object]] = set()
         self._changed = asyncio.Event()
@@ -102,9 +102,18 @@ class FaultMiddleware:
             entry.ended = True
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, entry: SeenRequest) -> None:
-        fault = self._faults.take(scope["type"], entry.method, entry.path, entry.auth)
-        entry.fault = fault.fault if fault is not None else None
-        if scope["type"] == "websocket":
+        protocol: Protocol = scope["type"]
+        full = self._faults.over_quota(protocol, entry.method, entry.path, entry.auth)
+        if full is not None:
+            entry.fault = full.fault.fault
+            if protocol == "websocket":
+                # An ASGI server wants the connect event read before it takes an answer.
+                await receive()
+            await respond_error(scope, send, full.refusal())
+            return
+        if protocol == "websocket":
+            fault = self._faults.take(protocol, entry.method, entry.path, entry.auth)
+            entry.fault = fault.fault if fault is not None else None
             await socket_faults.serve(fault, SocketExchange(self._app, scope, receive, send, entry))
             return
         body = bytearray()
@@ -118,6 +127,9 @@ class FaultMiddleware:
             if not message.get("more_body", False):
                 break
         entry.body = self._log.readable(bytes(body))
+        text = body.decode(errors="replace")
+        fault = self._faults.take(protocol, entry.method, entry.path, entry.auth, text)
+        entry.fault = fault.fault if fault is not None else None
         # The body is read before the fault, so that the log shows what a request asked that met one.
         exchange = Exchange(
             self._app, scope, bytes(body), receive, send, entry, self._resource.secrets, self._resource.clock.now

@@ -29,6 +29,7 @@ class Wire:
     """One connection's transport."""
 
     def __init__(self, transport: asyncio.Transport, drain: Callable[[], Awaitable[object]]) -> None:
+        self.answers_pings = True
         self._transport = transport
         self._drain = drain
 
@@ -88,4 +89,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if hasattr(self, "scope"):  # a malformed handshake was answered already, and has none
             scope = cast("Scope", self.scope)
-            scope["extensions"][EXTENSION] = Wire(self.transport, self.writable.wait)
+            self._wire = scope["extensions"][EXTENSION] = Wire(self.transport, self.writable.wait)
+
+    def handle_ping(self) -> None:
+        if self._wire.answers_pings:
+            super().handle_ping()
+        else:
+            # The pong that the parser has made.
+            self.conn.data_to_send()

@@ -1,4 +1,4 @@
-"""The simulated resource while it runs: its configuration, its clock, its secrets, and the responses to come."""
+"""The simulated resource while it runs: its configuration, clock, secrets and faults, and the responses to come."""
 
 import time
 
@@ -7,6 +7,8 @@ from starlette.datastructures import Headers
 from token_broker.simulator.auth import Credential, credential_of
 from token_broker.simulator.config import SimulatorConfig
 from token_broker.simulator.ephemeral import EphemeralSecrets
+from token_broker.simulator.faults.fault_table import FaultTable
+from token_broker.simulator.records.transcript import TalkTranscript
 from token_broker.simulator.scripted_responses import ScriptedResponses
 
 
@@ -23,10 +25,15 @@ class Clock:
 
 
 class Resource:
-    """What the routes of one simulator share."""
+    """What the routes of one simulator share. The transcript is of all resources of the process."""
 
-    def __init__(self, config: SimulatorConfig) -> None:
+    def __init__(
+        self, config: SimulatorConfig, name: str = "default", transcript: TalkTranscript | None = None
+    ) -> None:
+        self.name = name
         self.config = config
+        self.faults = FaultTable()
+        self.transcript = transcript or TalkTranscript()
         self.clock = Clock(config.clock_offset_s)
         self.secrets = EphemeralSecrets(self.clock.now)
         self.scripted = ScriptedResponses()

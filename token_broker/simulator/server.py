@@ -6,16 +6,18 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 
 from token_broker.simulator.config import SimulatorConfig
-from token_broker.simulator.faults.fault_table import parse_faults
+from token_broker.simulator.faults.fault_table import FaultTable, RefuseFault, parse_faults
 from token_broker.simulator.raw_wire import HttpProtocol, WebSocketProtocol
-from token_broker.simulator.request_log import SeenRequest
+from token_broker.simulator.records.request_log import SeenRequest
+from token_broker.simulator.records.transcript import TalkTranscript
 from token_broker.simulator.simulator import Simulator
 
 # The largest append that Azure takes, 15 MiB of audio (docs/azure.md §8.2), in base64 and JSON.
@@ -23,6 +25,8 @@ _MAX_MESSAGE_BYTES = 21 * 1024 * 1024
 # Azure's front keeps idle connections; uvicorn's 5 s would make clients meet closed ones.
 _KEEP_ALIVE_S = 75
 _START_S = 10.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +37,21 @@ class RunningSimulator:
     simulator: Simulator
 
     @property
+    def name(self) -> str:
+        return self.simulator.resource.name
+
+    @property
+    def url(self) -> str:
+        return self.base_url
+
+    @property
     def websocket_url(self) -> str:
         return "ws" + self.base_url.removeprefix("http")
+
+    @property
+    def transcript(self) -> TalkTranscript:
+        """What the talks said, of all resources of the process."""
+        return self.simulator.resource.transcript
 
     @property
     def requests(self) -> list[SeenRequest]:
@@ -103,8 +120,18 @@ async def serve(
         OSError: the port is taken.
 
     """
-    simulator = Simulator(config or SimulatorConfig())
-    with _listen(host, port) as listener:
+    async with serve_simulator(Simulator(config or SimulatorConfig()), host, port, tls=tls) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def serve_simulator(
+    simulator: Simulator, host: str = "127.0.0.1", port: int = 0, *, tls: TlsFiles | None = None
+) -> AsyncIterator[RunningSimulator]:
+    """As `serve`, for a simulator that was made already."""
+    # The second is bound and never listens: it keeps the port ours while connections are refused.
+    with _bind(host, port) as listener, _bind(host, listener.getsockname()[1]):
+        address = listener.getsockname()[:2]
         server = _Server(
             uvicorn.Config(
                 simulator,
@@ -126,14 +153,16 @@ async def serve(
                 timeout_graceful_shutdown=2,
                 ssl_certfile=tls.certificate if tls else None,
                 ssl_keyfile=tls.key if tls else None,
-            )
+            ),
+            address,
+            simulator.faults,
         )
         serving = asyncio.create_task(server.serve(sockets=[listener]), name="simulator")
         try:
             async with asyncio.timeout(_START_S):
                 await server.listening.wait()
             scheme = "https" if tls else "http"
-            yield RunningSimulator(f"{scheme}://{host}:{listener.getsockname()[1]}", simulator)
+            yield RunningSimulator(f"{scheme}://{host}:{address[1]}", simulator)
         finally:
             await simulator.stop()
             server.should_exit = True
@@ -145,12 +174,19 @@ def run_in_thread(
     config: SimulatorConfig | None = None, host: str = "127.0.0.1", port: int = 0, *, tls: TlsFiles | None = None
 ) -> Iterator[RunningSimulator]:
     """As `serve`, for callers without an event loop, or with one that must not carry the simulator's work."""
-    ready: Future[tuple[RunningSimulator, Callable[[], object]]] = Future()
+    with in_thread(lambda: serve(config, host, port, tls=tls)) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def in_thread(enter: Callable[[], AbstractAsyncContextManager[T]]) -> Iterator[T]:
+    """Holds an asynchronous context in a thread with an event loop of its own."""
+    ready: Future[tuple[T, Callable[[], object]]] = Future()
 
     async def main() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        async with serve(config, host, port, tls=tls) as running:
+        async with enter() as running:
             ready.set_result((running, lambda: loop.call_soon_threadsafe(stop.set)))
             await stop.wait()
 
@@ -173,7 +209,7 @@ def run_in_thread(
         thread.join()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     # asyncio turns Nagle's algorithm off only for sockets that name TCP as protocol; with it each answer takes 40 ms.
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -186,15 +222,67 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn inside another process: it tells when it listens, and leaves signals alone."""
+    """uvicorn inside another process: it tells when it listens, stops listening on demand, and leaves signals alone."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, address: tuple[str, int], faults: FaultTable) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self._address = address
+        self._faults = faults
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._refusing = False
+        self._again: asyncio.TimerHandle | None = None
+        self._opening: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self._faults.listen(self._follow_from_any_thread)
         self.listening.set()
+
+    def _follow_from_any_thread(self) -> None:
+        if threading.get_ident() == self._thread:
+            self._follow()
+            return
+
+        async def follow() -> None:
+            self._follow()
+
+        # Waited for, so that the next connection meets what was set.
+        asyncio.run_coroutine_threadsafe(follow(), self._loop).result(_START_S)
+
+    def _follow(self) -> None:
+        """Listens, or refuses connections, as the faults say now."""
+        fault = next((fault for _, fault in self._faults.of_kind(RefuseFault, "/")), None)
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if fault is not None and fault.seconds is not None:
+            self._again = self._loop.call_later(fault.seconds, self._faults.remove, fault)
+        if self._refusing is (fault is not None):
+            return
+        self._refusing = fault is not None
+        if self._refusing:
+            for server in self.servers:
+                server.close()
+            self.servers = []
+        else:
+            # At once, so that the next connection is taken; it waits in the kernel until the task below is done.
+            listener = _bind(*self._address)
+            listener.listen(self.config.backlog)
+            self._opening = self._loop.create_task(self._listen_again(listener))
+
+    async def _listen_again(self, listener: socket.socket) -> None:
+        def protocol() -> asyncio.Protocol:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        server = await self._loop.create_server(protocol, sock=listener, ssl=self.config.ssl)
+        if self._refusing or self.should_exit:
+            server.close()
+        else:
+            self.servers = [server]
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

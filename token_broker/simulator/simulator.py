@@ -1,5 +1,7 @@
 """Builds one simulated Azure resource: the routes of its kinds, and the fault middleware around them."""
 
+from collections.abc import Mapping
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -11,11 +13,11 @@ from token_broker.simulator.asgi_answers import respond_error
 from token_broker.simulator.config import SimulatorConfig
 from token_broker.simulator.fault_middleware import FaultMiddleware
 from token_broker.simulator.faults.control import Control
-from token_broker.simulator.faults.fault_table import FaultTable
 from token_broker.simulator.mint import Mint
 from token_broker.simulator.realtime.call_routes import CallRoutes
 from token_broker.simulator.realtime.sockets import RealtimeSockets
-from token_broker.simulator.request_log import RequestLog
+from token_broker.simulator.records.request_log import RequestLog
+from token_broker.simulator.records.transcript import TalkTranscript
 from token_broker.simulator.resource import Resource
 from token_broker.simulator.session_bodies.check import InvalidRequest
 
@@ -23,13 +25,26 @@ from token_broker.simulator.session_bodies.check import InvalidRequest
 class Simulator:
     """One simulated Azure resource, as an ASGI application. `server.serve` runs it."""
 
-    def __init__(self, config: SimulatorConfig) -> None:
-        self.resource = Resource(config)
-        self.faults = FaultTable()
+    def __init__(
+        self,
+        config: SimulatorConfig,
+        name: str = "default",
+        transcript: TalkTranscript | None = None,
+        peers: "Mapping[str, Simulator] | None" = None,
+    ) -> None:
+        """`peers` are all resources of the process by name, which its control routes reach as well."""
+        self.resource = Resource(config, name, transcript)
+        self.faults = self.resource.faults
         known = {config.key, *config.entra_tokens, *config.roleless_entra_tokens}
         self.log = RequestLog(known, config.max_remembered_requests)
         self._calls = CallRoutes(self.resource)
-        control = Control(self.resource, self.faults, self.log, lambda: self.running, lambda: self.calls)
+        control = Control(
+            self.resource,
+            self.log,
+            lambda: self.running,
+            lambda: self.calls,
+            {name: self} if peers is None else peers,
+        )
         routes = Starlette(
             routes=[
                 *control.routes(),
@@ -47,7 +62,7 @@ class Simulator:
         # Azure does not redirect to a path with a slash, and answers in its own shape where nothing matches.
         routes.router.redirect_slashes = False
         routes.router.default = lambda scope, _, send: respond_error(scope, send, azure_errors.resource_not_found())
-        self._middleware = FaultMiddleware(routes, self.resource, self.faults, self.log)
+        self._middleware = FaultMiddleware(routes, self.resource, self.log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._middleware(scope, receive, send)

@@ -1,15 +1,16 @@
 """The simulator's own routes, under `/_simulator`: set faults and responses, read the log, see what is simulated."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from token_broker.simulator.faults.fault_table import FaultsError, FaultTable, parse_faults
-from token_broker.simulator.request_log import RequestLog
+from token_broker.simulator.faults.fault_table import FaultsError, parse_faults
+from token_broker.simulator.records.request_log import RequestLog
 from token_broker.simulator.resource import Resource
 from token_broker.simulator.scripted_responses import ScriptError
 from token_broker.simulator.session_bodies.check import InvalidRequest, parse_json
@@ -22,13 +23,17 @@ class Control:
     """The control endpoints. They answer whatever faults are set."""
 
     resource: Resource
-    faults: FaultTable
     log: RequestLog
     running: Callable[[], int]
     calls: Callable[[], int]
+    peers: Mapping[str, ASGIApp]
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[Route | Mount]:
         return [
+            Route(f"{PREFIX}/resources", self.list_resources, methods=["GET"]),
+            Mount(f"{PREFIX}/resources/{{name}}", app=self.of_peer),
+            Route(f"{PREFIX}/transcript", self.get_transcript, methods=["GET"]),
+            Route(f"{PREFIX}/transcript", self.delete_transcript, methods=["DELETE"]),
             Route(PREFIX, self.describe, methods=["GET"]),
             Route(f"{PREFIX}/faults", self.get_faults, methods=["GET"]),
             Route(f"{PREFIX}/faults", self.put_faults, methods=["PUT"]),
@@ -44,29 +49,50 @@ class Control:
         return _json(
             {
                 "simulated": True,
+                "resource": self.resource.name,
                 "what": "A simulation of Azure's GPT Realtime and Voice Live. No Azure and no model is behind it.",
                 "kinds": sorted(config.kinds),
                 "deployments": sorted(config.deployments),
-                "faults": self.faults.listed(),
+                "faults": self.resource.faults.listed(),
                 "running": self.running(),
                 "calls": self.calls(),
             }
         )
 
+    async def list_resources(self, _request: Request) -> Response:
+        return _json(sorted(self.peers))
+
+    async def of_peer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The control routes of a resource of this process, at every resource: one that refuses has none itself."""
+        peer = self.peers.get(scope["path_params"]["name"])
+        rest = scope["path"].removeprefix(scope["root_path"]).rstrip("/")
+        if peer is None or scope["type"] != "http":
+            await Response(status_code=404)(scope, receive, send)
+        else:
+            await peer({**scope, "path": PREFIX + rest, "root_path": ""}, receive, send)
+
+    async def get_transcript(self, request: Request) -> Response:
+        """Of all resources of the process, or of the one that `resource` names."""
+        return _json(self.resource.transcript.to_json(request.query_params.get("resource")))
+
+    async def delete_transcript(self, _request: Request) -> Response:
+        self.resource.transcript.clear()
+        return Response(status_code=204)
+
     async def get_faults(self, _request: Request) -> Response:
-        return _json(self.faults.listed())
+        return _json(self.resource.faults.listed())
 
     async def put_faults(self, request: Request) -> Response:
         try:
-            self.faults.replace(parse_faults(parse_json(await request.body())))
+            self.resource.faults.replace(parse_faults(parse_json(await request.body())))
         except InvalidRequest as invalid:
             return _invalid("BadFaults", [invalid.message])
         except FaultsError as error:
             return _invalid("BadFaults", error.problems)
-        return _json(self.faults.listed())
+        return _json(self.resource.faults.listed())
 
     async def delete_faults(self, _request: Request) -> Response:
-        self.faults.replace([])
+        self.resource.faults.replace([])
         return Response(status_code=204)
 
     async def get_responses(self, _request: Request) -> Response:

@@ -1,22 +1,36 @@
-"""The faults that can be set while the simulator runs, and which of them a request meets.
+"""The faults that can be set while the simulator runs, and which of them a request or a talk meets.
 
 A fault is `{"match": "<path prefix>", "fault": "<name>", "times": n|null, …}`; the first of the list that fits a
-request and is not used up applies to it. `http_faults.py` and `socket_faults.py` carry them out.
+request and is not used up applies to it. `http_faults.py` and `socket_faults.py` carry them out. Quotas and the faults
+of `talk_faults.py` apply besides.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Literal, TypeVar, cast
 
 from pydantic import AfterValidator, AliasChoices, Field, JsonValue, TypeAdapter, ValidationError
 
-from token_broker.simulator.session_bodies.check import Strict, describe_all
+from token_broker.simulator.faults.fault_base import Armed, BaseFault, Protocol, Seconds
+from token_broker.simulator.faults.quotas import Quota, QuotaFault
+from token_broker.simulator.faults.talk_faults import (
+    CutFault,
+    FailedAnswersFault,
+    IgnoreUpdateFault,
+    LateUpdateFault,
+    RefuseUpdateFault,
+    SessionExpiresFault,
+    SilenceFault,
+    SlowAnswersFault,
+    StrictHistoryFault,
+    TextAnswersFault,
+)
+from token_broker.simulator.session_bodies.check import describe_all
 
 MEGABYTE = 1_000_000
 FIFTY_MEGABYTES = 50 * MEGABYTE
 TWENTY_MEGABYTES = 20 * MEGABYTE
 
-Protocol = Literal["http", "websocket"]
 Stage = Literal["handshake", "created", "updated"]
 """Where a WebSocket stalls: before the handshake's answer, before `session.created`, before `session.updated`."""
 
@@ -35,27 +49,13 @@ def _sendable(headers: dict[str, str]) -> dict[str, str]:
 
 
 Headers = Annotated[dict[str, str], AfterValidator(_sendable)]
-# A test that waits longer than an hour has hung.
-Seconds = Annotated[float, Field(ge=0, le=3600)]
 
 
-class _Fault(Strict):
-    protocols: ClassVar[frozenset[Protocol]] = frozenset({"http"})
-
-    match: str = Field(pattern="^/")
-    """Prefix of the paths it applies to."""
-    times: int | None = Field(default=None, ge=0)
-    """How many requests meet it; null: all."""
-    method: str | None = None
-    auth: Literal["key", "entra", "ephemeral", "none"] | None = None
-    """Only requests with such a credential."""
-
-
-class _AnyFault(_Fault):
+class _AnyFault(BaseFault):
     protocols = frozenset({"http", "websocket"})
 
 
-class _SocketFault(_Fault):
+class _SocketFault(BaseFault):
     protocols = frozenset({"websocket"})
 
 
@@ -105,35 +105,46 @@ class ResetFault(_AnyFault):
     at: Literal["start", "headers", "body"] = "start"
 
 
-class MalformedJsonFault(_Fault):
+class RefuseFault(_AnyFault):
+    """Nobody listens: connections are refused on every path, and one that is open is reset at its next request.
+
+    That holds for the control routes too. Those of another resource of the process take the fault away, or it ends
+    by itself after `seconds`.
+    """
+
+    fault: Literal["refuse"]
+    seconds: Seconds | None = None
+
+
+class MalformedJsonFault(BaseFault):
     """200 with a body that is no JSON."""
 
     fault: Literal["malformed_json"]
     form: Literal["truncated", "html", "text", "empty"] = "truncated"
 
 
-class MissingValueFault(_Fault):
+class MissingValueFault(BaseFault):
     """A mint's answer whose `value` is no use."""
 
     fault: Literal["missing_value"]
     form: Literal["missing", "null", "empty", "blank", "number", "object"] = "missing"
 
 
-class ExpiredFault(_Fault):
+class ExpiredFault(BaseFault):
     """A mint's answer that has expired already, and whose secret has."""
 
     fault: Literal["expired"]
     seconds_ago: Annotated[float, Field(gt=0)] = 60.0
 
 
-class ExpiresAtFault(_Fault):
+class ExpiresAtFault(BaseFault):
     """A mint's answer with any `expires_at`; without `value` it has none."""
 
     fault: Literal["expires_at"]
     value: JsonValue = None
 
 
-class HugeBodyFault(_Fault):
+class HugeBodyFault(BaseFault):
     """200 with a body of so many bytes, streamed."""
 
     fault: Literal["huge_body"]
@@ -175,7 +186,7 @@ class FloodFault(_SocketFault):
     frames: int = Field(default=1, ge=0)
 
 
-class _CallFault(_Fault):
+class _CallFault(BaseFault):
     """A fault of a WebRTC call: it is met by the POST of the offer."""
 
 
@@ -199,6 +210,7 @@ Fault = Annotated[
     | HangFault
     | SlowFault
     | ResetFault
+    | RefuseFault
     | MalformedJsonFault
     | MissingValueFault
     | ExpiredFault
@@ -209,7 +221,18 @@ Fault = Annotated[
     | OversizedFrameFault
     | FloodFault
     | IceNeverFault
-    | DieAfterFault,
+    | DieAfterFault
+    | QuotaFault
+    | CutFault
+    | SilenceFault
+    | RefuseUpdateFault
+    | IgnoreUpdateFault
+    | LateUpdateFault
+    | StrictHistoryFault
+    | TextAnswersFault
+    | FailedAnswersFault
+    | SlowAnswersFault
+    | SessionExpiresFault,
     Field(discriminator="fault"),
 ]
 _FAULTS: TypeAdapter[list[Fault]] = TypeAdapter(list[Fault])
@@ -236,45 +259,83 @@ def parse_faults(value: object) -> list[Fault]:
         raise FaultsError(describe_all(error, value)) from None
 
 
+Kind = TypeVar("Kind", bound=BaseFault)
+
+
 class FaultTable:
     """The faults now set, with what is left of each."""
 
     def __init__(self) -> None:
-        self._armed: list[_Armed] = []
+        self._armed: list[Armed] = []
+        self._listeners: list[Callable[[], None]] = []
 
     def replace(self, faults: Sequence[Fault]) -> None:
-        self._armed = [_Armed(fault) for fault in faults]
+        self._set([_arm(fault) for fault in faults])
 
     def add(self, fault: Fault) -> None:
         """Sets one more, ahead of the others."""
         # By identity, not by value: two equal faults are two, and each has its own count.
-        self._armed = [_Armed(fault), *self._armed]
+        self._set([_arm(fault), *self._armed])
 
     def remove(self, fault: Fault) -> None:
-        self._armed = [armed for armed in self._armed if armed.fault is not fault]
+        self._set([armed for armed in self._armed if armed.fault is not fault])
+
+    def listen(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """Calls `changed` whenever faults were set, in the thread that set them; gives what ends that."""
+        self._listeners.append(changed)
+        return lambda: self._listeners.remove(changed)
 
     def listed(self) -> list[dict[str, JsonValue]]:
         """As JSON, `times` being what is left."""
         return [armed.fault.model_dump(mode="json") | {"times": armed.left} for armed in self._armed]
 
-    def take(self, protocol: Protocol, method: str, path: str, auth: str) -> Fault | None:
+    def take(self, protocol: Protocol, method: str, path: str, auth: str, body: str = "") -> Fault | None:
         """The fault that this request meets, if any; counts one use of it."""
         for armed in self._armed:
             fault = armed.fault
             if (
-                armed.left != 0
+                not isinstance(armed, Quota)
                 and protocol in fault.protocols
-                and path.startswith(fault.match)
-                and fault.method in (None, method)
-                and (fault.auth is None or auth.startswith(fault.auth))
+                and _fits(armed, method, path, auth)
+                and (fault.contains is None or fault.contains in body)
             ):
-                if armed.left is not None:
-                    armed.left -= 1
-                return fault
+                armed.use()
+                return cast("Fault", fault)
         return None
 
+    def over_quota(self, protocol: Protocol, method: str, path: str, auth: str) -> Quota | None:
+        """The quota with the longest wait among those that this request is beyond. It counts in all that fit."""
+        quotas = [armed for armed in self._armed if isinstance(armed, Quota) and _fits(armed, method, path, auth)]
+        full = [quota for quota in quotas if not quota.admits(protocol)]
+        return max(full, key=lambda quota: quota.wait_s, default=None)
 
-class _Armed:
-    def __init__(self, fault: Fault) -> None:
-        self.fault = fault
-        self.left = fault.times
+    def token_quotas(self, path: str) -> list[Quota]:
+        """Those that answers of a talk on this path use up."""
+        quotas = [armed for armed in self._armed if isinstance(armed, Quota)]
+        return [quota for quota in quotas if quota.fault.counts == "tokens" and path.startswith(quota.fault.match)]
+
+    def of_kind(self, kind: type[Kind], path: str) -> Iterator[tuple[Armed, Kind]]:
+        """The faults of this kind that a talk on that path, or the server itself, can meet."""
+        # Over the list as it is now: a listener may change it meanwhile.
+        for armed in self._armed:
+            if isinstance(armed.fault, kind) and armed.left != 0 and path.startswith(armed.fault.match):
+                yield armed, armed.fault
+
+    def _set(self, armed: list[Armed]) -> None:
+        self._armed = armed
+        for changed in list(self._listeners):
+            changed()
+
+
+def _arm(fault: Fault) -> Armed:
+    return Quota(fault) if isinstance(fault, QuotaFault) else Armed(fault)
+
+
+def _fits(armed: Armed, method: str, path: str, auth: str) -> bool:
+    fault = armed.fault
+    return (
+        armed.left != 0
+        and path.startswith(fault.match)
+        and fault.method in (None, method)
+        and (fault.auth is None or auth.startswith(fault.auth))
+    )

@@ -25,12 +25,13 @@ from token_broker.simulator.faults.fault_table import (
     MalformedJsonFault,
     MissingValueFault,
     RedirectFault,
+    RefuseFault,
     ResetFault,
     SlowFault,
     StatusFault,
 )
 from token_broker.simulator.raw_wire import wire_of
-from token_broker.simulator.request_log import SeenRequest
+from token_broker.simulator.records.request_log import SeenRequest
 
 _CHUNK = b"0123456789abcdef" * 4096
 # Finer than this the event loop sets the pace, not the fault.
@@ -132,6 +133,9 @@ async def _carry_out(fault: Fault, exchange: Exchange) -> None:
             await _slow(fault, exchange)
         case ResetFault():
             await _reset(fault, exchange)
+        case RefuseFault():
+            wire_of(exchange.scope).reset()
+            await _for_ever()
         case MalformedJsonFault():
             headers, body = _MALFORMED[fault.form]
             await exchange.answer(200, headers, body)

@@ -18,6 +18,7 @@ from token_broker.simulator.faults.fault_table import (
     HangFault,
     OversizedFrameFault,
     RedirectFault,
+    RefuseFault,
     ResetFault,
     SlowFault,
     Stage,
@@ -25,7 +26,7 @@ from token_broker.simulator.faults.fault_table import (
 )
 from token_broker.simulator.faults.http_faults import answer_status
 from token_broker.simulator.raw_wire import wire_of
-from token_broker.simulator.request_log import SeenRequest
+from token_broker.simulator.records.request_log import SeenRequest
 from token_broker.simulator.session_bodies.check import InvalidRequest, parse_json
 
 _FRAGMENT_BYTES = 64 * 1024
@@ -67,7 +68,7 @@ async def serve(fault: Fault | None, socket: SocketExchange) -> None:
             await respond(scope, send, fault.code, [("location", fault.location)], b"")
         case HangFault(stage="handshake"):
             await client_left(receive)
-        case ResetFault():
+        case ResetFault() | RefuseFault():
             await receive()
             wire_of(scope).reset()
             await client_left(receive)

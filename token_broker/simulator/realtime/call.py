@@ -125,6 +125,7 @@ class Call:
             await self.ended.wait()
         finally:
             self.ended.set()
+            self._talk.record.closed("server" if self._talk.ending else "client")
             for task in work:
                 task.cancel()
             await asyncio.gather(*work, return_exceptions=True)
@@ -182,6 +183,7 @@ class Call:
 
     def _publish(self, events: list[Event]) -> None:
         for event in events:
+            self._talk.record.sent(event)
             # Nobody gets these as events: whatever `webrtcfilter` says, audio goes over RTP.
             if event["type"] in _AUDIO_DELTAS:
                 self._voice.queue(base64.b64decode(event["delta"]))

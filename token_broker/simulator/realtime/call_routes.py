@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _STANDING = frozenset({Credential.KEY, Credential.KEY_AS_BEARER, Credential.ENTRA})
 _HANGING_UP = _STANDING | {Credential.EPHEMERAL}
+_CALLS = "/openai/v1/realtime/calls"
 _LOOPBACK = "127.0.0.1"
 
 
@@ -49,8 +50,8 @@ class CallRoutes:
         if "direct" not in self._resource.config.kinds:
             return []
         return [
-            Route("/openai/v1/realtime/calls", self.create, methods=["POST"]),
-            Route("/openai/v1/realtime/calls/{call_id}/hangup", self.hang_up, methods=["POST"]),
+            Route(_CALLS, self.create, methods=["POST"]),
+            Route(f"{_CALLS}/{{call_id}}/hangup", self.hang_up, methods=["POST"]),
         ]
 
     def find(self, call_id: str) -> "Call":
@@ -122,7 +123,7 @@ class CallRoutes:
         except ModuleNotFoundError as missing:
             message = f"[simulated] WebRTC is not part of this installation: {missing.name} is missing."
             raise azure_errors.structured(501, "501", message) from missing
-        talk = new_talk(self._resource, minted_opening(self._resource, secret), server_plays=True)
+        talk = new_talk(self._resource, minted_opening(self._resource, secret), _CALLS, server_plays=True)
         call = Call(talk, filtered=filtered)
         try:
             # Loopback first: a simulator's caller is mostly on the same machine.

@@ -29,6 +29,17 @@ class Message:
     role: Role
     parts: list[Part]
     status: ItemStatus = "completed"
+    given: bool = False
+    """Whether the client put it there, as it does with history."""
+
+    @property
+    def pcm(self) -> bytes:
+        return b"".join(part.pcm for part in self.parts)
+
+    @property
+    def typed(self) -> str:
+        """What was written of it."""
+        return " ".join(part.text for part in self.parts if part.kind == "text" and part.text)
 
 
 @dataclass(slots=True)

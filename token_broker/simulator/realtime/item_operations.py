@@ -108,7 +108,7 @@ def read_item(param: ItemParam, dialect: Dialect, new_id: str) -> Item:
         return McpApproval(item_id, param.approval_request_id, param.approve, param.reason)
     allowed = dialect.content_types(param.role)
     parts = [_read_part(content, number, allowed) for number, content in enumerate(param.content)]
-    return Message(item_id, param.role, parts)
+    return Message(item_id, param.role, parts, given=True)
 
 
 def _read_part(content: ContentParam, number: int, allowed: frozenset[str]) -> Part:

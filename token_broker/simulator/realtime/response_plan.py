@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue
 
-from token_broker.simulator.audio import BYTES_PER_MS, duration_ms, tone
+from token_broker.simulator.audio import BYTES_PER_MS, described, tone
 from token_broker.simulator.realtime.conversation import (
     FunctionOutput,
     Item,
@@ -34,6 +34,7 @@ _TONE_A_WORD_MS = 150
 _SHORTEST_TONE_MS = 300
 _LONGEST_TONE_MS = 3000
 _LONGEST_QUOTE = 500
+_LONGEST_TAIL = 40
 _MARKER = re.compile(r"\[(?:call (?P<name>[\w.-]+)|(?P<end>fail|incomplete)(?=\]))")
 _MADE_UP: dict[str, JsonValue] = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}, "null": None}
 
@@ -106,6 +107,10 @@ class ResponsePlan:
     outputs: Sequence[Words | ToolCall]
     status: EndStatus = "completed"
     reason: str = "max_output_tokens"
+    error: dict[str, Any] | None = None
+    """Why it failed; null: the server's own fault."""
+    thinking_s: float | None = None
+    """From its creation to its first content; null: as usual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,17 +160,16 @@ class Tools:
 def plan_for(items: Sequence[Item], *, speaks: bool, tools: Tools, scripted: ScriptedResponse | None) -> ResponsePlan:
     """The response to what was last said, written, or given by a tool; text alone unless it `speaks`."""
     text, pcm, written = "hello", b"", ""
-    for item in reversed(items):
-        if isinstance(item, FunctionOutput | McpCall):
+    match follows(items):
+        case FunctionOutput() | McpCall() as item:
             text = f"the function gave: {(item.output or '')[:_LONGEST_QUOTE]}"
-            break
-        if isinstance(item, Message) and item.role == "user":
-            pcm = b"".join(part.pcm for part in item.parts)
-            written = " ".join(part.text for part in item.parts if part.kind == "text" and part.text)
+        case Message(role="assistant") as item:
+            so_far = " ".join(part.text or "" for part in item.parts)
+            text = f"going on after: {so_far[-_LONGEST_TAIL:]}"
+        case Message() as item:
+            pcm, written = item.pcm, item.typed
             # Speech is answered with itself, byte for byte; text with a quotation.
-            spoken_s = duration_ms(pcm) / 1000
-            text = f"you said {spoken_s:.1f} s of speech" if pcm else f"you wrote: {written[:_LONGEST_QUOTE]}"
-            break
+            text = f"you said {described(pcm)}" if pcm else f"you wrote: {written[:_LONGEST_QUOTE]}"
     text = f"[simulated] {text}"
     if scripted is not None and (scripted.say is not None or scripted.calls):
         calls = [
@@ -181,6 +185,19 @@ def plan_for(items: Sequence[Item], *, speaks: bool, tools: Tools, scripted: Scr
     if status == "completed" and not calls and (written or pcm) and (required := tools.required()) is not None:
         calls = [required]
     return ResponsePlan(calls or [output_message(text, pcm, speaks=speaks)], status)
+
+
+def follows(items: Sequence[Item]) -> Message | FunctionOutput | McpCall | None:
+    """What a response comes after: a tool's output, the user's message, or an answer that the client put there.
+
+    The last is gone on with, as a model goes on with a turn of its own that was cut.
+    """
+    for item in reversed(items):
+        if isinstance(item, FunctionOutput | McpCall):
+            return item
+        if isinstance(item, Message) and (item.role == "user" or (item.role == "assistant" and item.given)):
+            return item
+    return None
 
 
 def output_message(text: str, pcm: bytes = b"", *, speaks: bool) -> Words:

@@ -76,8 +76,10 @@ class Responses:
         speech_rate: SpeechRate,
         playback: Playback | None,
         on_ending: Callable[[], None],
+        spend: Callable[[int], None] = lambda _tokens: None,
     ) -> None:
         self._on_ending = on_ending
+        self._spend = spend
         self._playback = playback
         self._dialect = dialect
         self._conversation = conversation
@@ -106,8 +108,8 @@ class Responses:
         session: Any,
         session_id: str,
         now_s: float,
-    ) -> None:
-        """Starts a response. Its first output is added once the model has thought, as it is on Azure.
+    ) -> str:
+        """Starts a response, and gives its id. Its first output is added once the model has thought, as on Azure.
 
         Raises:
             InvalidRequest: one is active already.
@@ -123,6 +125,7 @@ class Responses:
         self._events.emit("response.created", response=self._response(active, "in_progress"))
         self._steps = self._run(active)
         self.due_s = now_s + next(self._steps)
+        return active.id
 
     def advance(self, now_s: float) -> None:
         """Sends what is due, and ends the response after the last of it."""
@@ -146,15 +149,15 @@ class Responses:
 
     def _run(self, active: _Active) -> Iterator[float]:
         """Emits the whole response; each value is the time in seconds until the next step."""
-        yield self._speech_rate.thinking_s
         plan = active.plan
+        yield self._speech_rate.thinking_s if plan.thinking_s is None else plan.thinking_s
         if plan.status == "failed":
             message = (
                 "The server had an error while processing your request. Sorry about that! Please contact us if the "
                 f"error persists. (include session ID in your message: {active.session_id})"
             )
             # As reported from eastus2: no output at all, and a client that waits for audio hangs (docs/azure.md §8.5).
-            error = {"type": "server_error", "code": None, "message": message}
+            error = plan.error or {"type": "server_error", "code": None, "message": message}
             self._end(active, "failed", {"type": "failed", "error": error})
             return
         for output in plan.outputs:
@@ -292,7 +295,9 @@ class Responses:
     def _end(self, active: _Active, status: ResponseStatus, details: dict[str, Any] | None) -> None:
         self._close_item(active, "completed" if status == "completed" else "incomplete")
         self._active, self.due_s = None, float("inf")
-        self._events.emit("response.done", response=self._response(active, status, details=details))
+        response = self._response(active, status, details=details)
+        self._spend(response["usage"]["total_tokens"])
+        self._events.emit("response.done", response=response)
         limits = [
             {"name": "requests", "limit": 1000, "remaining": 999, "reset_seconds": 60.0},
             {"name": "tokens", "limit": 100_000, "remaining": 99_000, "reset_seconds": 60.0},

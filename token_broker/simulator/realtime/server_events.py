@@ -58,7 +58,7 @@ class ServerEvents:
     def emit_error(self, invalid: InvalidRequest, client_event_id: str | None) -> None:
         """Adds an `error` about something that the client sent."""
         error = {
-            "type": "invalid_request_error",
+            "type": invalid.type,
             "code": invalid.code,
             "message": invalid.message,
             "param": invalid.param,

@@ -3,14 +3,16 @@
 It answers speech with the caller's own speech, and text with a tone; every transcript says that it is simulated.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import JsonValue
 
 from token_broker.simulator.audio import duration_ms
 from token_broker.simulator.config import TranscriptTiming
+from token_broker.simulator.faults.fault_table import FaultTable
+from token_broker.simulator.faults.talk_behaviour import TalkBehaviour, UpdateRefused
 from token_broker.simulator.realtime.conversation import (
     Conversation,
     Item,
@@ -35,14 +37,16 @@ from token_broker.simulator.realtime.received_events import (
     read_event,
     read_items,
 )
-from token_broker.simulator.realtime.response_plan import ResponsePlan, ScriptedResponse, Tools, plan_for
+from token_broker.simulator.realtime.response_plan import ResponsePlan, ScriptedResponse, Tools, follows, plan_for
 from token_broker.simulator.realtime.responses import PromptSize, Responses, SpeechRate
 from token_broker.simulator.realtime.server_events import Event, Ids, ServerEvents
 from token_broker.simulator.realtime.speech.input_buffer import InputBuffer
 from token_broker.simulator.realtime.speech.playback import Playback
 from token_broker.simulator.realtime.speech.transcripts import Transcripts
 from token_broker.simulator.realtime.speech.vad import Started
+from token_broker.simulator.records.transcript import Follows, TalkRecord, utterance_key
 from token_broker.simulator.session_bodies.check import INVALID_VALUE, InvalidRequest, check, parse_json
+from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,10 @@ class TalkOptions:
     """The server holds the playback, as over WebRTC; else the client does."""
     next_response: Callable[[], ScriptedResponse | None] = lambda: None
     """Takes what a test wants the next response to be."""
+    behaviour: TalkBehaviour = field(default_factory=lambda: TalkBehaviour(FaultTable(), "/"))
+    """What faults change in it."""
+    record: TalkRecord = field(default_factory=TalkRecord)
+    """Where it is written down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +81,12 @@ class SimulatedTalk:
     """A talk in one dialect, from `open` until its `ending` or the client's. Times are seconds of any steady clock."""
 
     def __init__(
-        self, dialect: Dialect, session: Any, options: TalkOptions, expires_at: int, session_id: str | None = None
+        self,
+        dialect: Dialect,
+        session: Any,
+        options: TalkOptions,
+        expires_at: int | None,
+        session_id: str | None = None,
     ) -> None:
         self.ending: ServerClose | None = None
         self._dialect = dialect
@@ -97,19 +110,26 @@ class SimulatedTalk:
             speech_rate=options.speech_rate,
             playback=self._playback,
             on_ending=self._transcripts.answer_ending,
+            spend=options.behaviour.spend,
         )
         self._input = InputBuffer(self.settings.detection)
         self._user_item_id = ""
         self._ends_s = float("inf")
+        self._late_updates: list[tuple[float, SessionUpdate, dict[str, Any]]] = []
+        self._said_modalities = False
+        self._close_after_answer: int | None = None
+        self.record = options.record
 
     @property
     def due_s(self) -> float:
         """When `advance` has something to do next."""
-        return min(self._responses.due_s, self._transcripts.due_s, self._mcp.due_s, self._ends_s)
+        late_s = self._late_updates[0][0] if self._late_updates else float("inf")
+        return min(self._responses.due_s, self._transcripts.due_s, self._mcp.due_s, self._ends_s, late_s)
 
     def open(self, now_s: float) -> list[Event]:
         """Begins the talk."""
         self._ends_s = now_s + self._options.longest_s
+        self.record.opened(self._session_id, self._dialect.name)
         self._events.emit("session.created", session=self.session_object())
         self._mcp.follow(self.settings.tools, now_s)
         return self._events.drain()
@@ -132,6 +152,8 @@ class SimulatedTalk:
             self._handle(read_event(value), now_s)
         except InvalidRequest as invalid:
             self._events.emit_error(invalid, event_id)
+            if isinstance(invalid, UpdateRefused) and invalid.close is not None:
+                self.ending = ServerClose(invalid.close, invalid.code)
         return self._events.drain()
 
     def hear(self, pcm: bytes, now_s: float) -> list[Event]:
@@ -154,6 +176,14 @@ class SimulatedTalk:
         self._responses.advance(now_s)
         if was_active and not self._responses.active:
             self._transcripts.answer_ended(now_s)
+            if self._close_after_answer is not None:
+                self.ending = ServerClose(self._close_after_answer, "simulated")
+        while self._late_updates and self._late_updates[0][0] <= now_s:
+            _, event, taken = self._late_updates.pop(0)
+            try:
+                self._apply_update(taken, now_s)
+            except InvalidRequest as invalid:
+                self._events.emit_error(invalid, event.event_id)
         self._transcripts.advance(now_s)
         self._mcp.advance(now_s)
         if now_s >= self._ends_s:
@@ -200,18 +230,29 @@ class SimulatedTalk:
     def session_object(self) -> dict[str, Any]:
         """The session as it is now, as events state it."""
         stated = self._dialect.session_object(self._session, self._session_id)
-        return stated | ({"expires_at": self._expires_at} if "expires_at" in stated else {})
+        if stated.pop("expires_at", None) is not None and self._expires_at is not None:
+            stated["expires_at"] = self._expires_at
+        return stated
 
     # --- The session ----------------------------------------------------------------------------------------------
 
     def _update_session(self, event: SessionUpdate, now_s: float) -> None:
-        asked = check(self._dialect.session_model, event.session, "session")
+        taken = self._options.behaviour.take_update(event.session)
+        late_s = self._options.behaviour.update_takes_s()
+        if late_s:
+            self._late_updates.append((now_s + late_s, event, taken))
+        else:
+            self._apply_update(taken, now_s)
+
+    def _apply_update(self, taken: Mapping[str, Any], now_s: float) -> None:
+        asked = check(self._dialect.session_model, taken, "session")
         updated = self._dialect.updated(self._session, asked.model_dump(mode="json", exclude_unset=True))
         if updated.model != self._session.model:
             raise InvalidRequest(INVALID_VALUE, "The model of a session can't be changed.", "session.model")
         settings = self._dialect.settings(updated)
         self._check_voice(settings.voice, "session")
         self._session, self.settings = updated, settings
+        self._said_modalities |= not {"modalities", "output_modalities"}.isdisjoint(taken)
         self._input.follow(settings.detection)
         self._events.emit("session.updated", session=self.session_object())
         self._mcp.follow(settings.tools, now_s)
@@ -247,19 +288,23 @@ class SimulatedTalk:
                 self._events.emit("input_audio_buffer.speech_stopped", **place)
                 self._commit(turn.speech, self._user_item_id, now_s)
                 if detection is not None and detection.create_response and not self._responses.active:
-                    self._respond(self._conversation, self._dialect.response_options({}, self._session), now_s)
+                    self._respond(self._conversation, self._dialect.response_options({}, self._session), None, now_s)
 
     def _commit(self, speech: bytes, item_id: str, now_s: float) -> None:
         part = Part("audio", None, speech, duration_ms(speech))
         previous = self._conversation.last_id
         self._events.emit("input_audio_buffer.committed", previous_item_id=previous, item_id=item_id)
         self._items.add(Message(item_id, "user", [part]), None)
+        self.record.utterance(item_id, None, speech)
         settings = self.settings
         if settings.transcribes:
             self._transcripts.speech_committed(item_id, part, settings.transcription_model, now_s)
 
     def _create_item(self, event: ItemCreate, now_s: float) -> None:
+        self._options.behaviour.check_item(event.item.model_dump(), self._dialect.text_part)
         item = self._items.create(event)
+        if isinstance(item, Message) and item.role == "user":
+            self.record.utterance(item.id, item.typed, item.pcm)
         if not isinstance(item, McpApproval) or not item.approve or self._responses.active:
             return
         # An allowed call is made at once, without a `response.create` of the client's.
@@ -267,7 +312,7 @@ class SimulatedTalk:
         tools = Tools(self.settings.tools, self._mcp.tools)
         if isinstance(request, McpApprovalRequest) and (call := tools.approved(request)) is not None:
             options = self._dialect.response_options({}, self._session)
-            self._begin(ResponsePlan([call]), options, PromptSize(), now_s)
+            self._begin(ResponsePlan([call]), options, PromptSize(), list(self._conversation), now_s, by_client=False)
 
     # --- What goes out --------------------------------------------------------------------------------------------
 
@@ -278,20 +323,66 @@ class SimulatedTalk:
         if options.input is not None:
             params: list[ItemParam] = read_items(options.input, "response.input")
             given = [read_item(param, self._dialect, self._ids.new("item")) for param in params]
-        self._respond(given, options, now_s)
+        self._respond(given, options, event, now_s)
 
-    def _respond(self, items: Iterable[Item], options: ResponseOptions, now_s: float) -> None:
+    def _respond(
+        self, items: Iterable[Item], options: ResponseOptions, asked: ResponseCreate | None, now_s: float
+    ) -> None:
+        """Begins the answer to these items. Without an event that asked for it, turn detection did."""
         items = list(items)
+        behaviour = self._options.behaviour
         parts = [part for item in items if isinstance(item, Message) for part in item.parts]
         prompt = PromptSize(sum(len(part.text or "") for part in parts), sum(part.audio_ms for part in parts))
         # An active response refuses a second one, which must not use up what a test scripted.
         scripted = None if self._responses.active else self._options.next_response()
         tools = Tools(options.tools, self._mcp.tools, options.tool_choice)
+        if options.speaks and not self._responses.active:
+            given = [item for item in items if isinstance(item, Message) and item.given and item.role == "assistant"]
+            said = asked is not None and not {"modalities", "output_modalities"}.isdisjoint(asked.response or {})
+            speaks = behaviour.speaks(
+                len([item for item in given if not any(part.kind == "audio" for part in item.parts)]),
+                in_session=self._said_modalities,
+                in_response=said,
+            )
+            options = replace(options, speaks=speaks)
         plan = plan_for(items, speaks=options.speaks, tools=tools, scripted=scripted)
-        self._begin(plan, options, prompt, now_s)
+        if not self._responses.active:
+            plan = replace(plan, thinking_s=behaviour.thinking_s(self._options.speech_rate.thinking_s))
+            if (failure := behaviour.failure()) is not None:
+                plan = replace(plan, status="failed", error=failure.error)
+                self._close_after_answer = failure.close
+        self._begin(plan, options, prompt, items, now_s, by_client=asked is not None)
 
-    def _begin(self, plan: ResponsePlan, options: ResponseOptions, prompt: PromptSize, now_s: float) -> None:
-        self._responses.begin(plan, options, prompt, session=self._session, session_id=self._session_id, now_s=now_s)
-
-    def _tools(self, functions: list[dict[str, Any]], choice: Any) -> Tools:
-        return Tools(functions, self._mcp.tools, choice)
+    def _begin(
+        self,
+        plan: ResponsePlan,
+        options: ResponseOptions,
+        prompt: PromptSize,
+        items: Sequence[Item],
+        now_s: float,
+        *,
+        by_client: bool,
+    ) -> None:
+        response_id = self._responses.begin(
+            plan, options, prompt, session=self._session, session_id=self._session_id, now_s=now_s
+        )
+        users = [item for item in items if isinstance(item, Message) and item.role == "user"]
+        instructions = self._session.instructions
+        kind: Follows = "nothing"
+        match follows(items):
+            case Message(role="user"):
+                kind = "utterance"
+            case Message():
+                kind = "answer"
+            case None:
+                pass
+            case _:
+                kind = "tool"
+        self.record.answer(
+            response_id,
+            utterance_key(users[-1].typed, users[-1].pcm, users[-1].id) if users else None,
+            kind,
+            by_client=by_client,
+            instructions=instructions,
+            default_persona=instructions == DEFAULT_PERSONA,
+        )

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, TypeVar
 from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.routing import WebSocketRoute
-from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from token_broker.simulator import azure_errors
 from token_broker.simulator.auth import Credential, admit, bearer_of
+from token_broker.simulator.faults.interruptions import Interruptions
 from token_broker.simulator.realtime.dialects import GA, PREVIEW, VOICE_LIVE
 from token_broker.simulator.realtime.server_events import Event
-from token_broker.simulator.realtime.simulated_talk import SimulatedTalk
 from token_broker.simulator.realtime.talk_opening import Opening, minted_opening, new_talk
+from token_broker.simulator.realtime.talk_socket import hold, payload
 from token_broker.simulator.resource import Resource
 from token_broker.simulator.session_bodies import flat_session, ga_session, voice_live_session
 from token_broker.simulator.session_bodies.check import InvalidRequest
@@ -100,7 +100,8 @@ class RealtimeSockets:
             self._talks -= 1
 
     async def _hold(self, websocket: WebSocket, opening: Opening) -> None:
-        await hold(websocket, new_talk(self._resource, opening))
+        path = websocket.scope["path"]
+        await hold(websocket, new_talk(self._resource, opening, path), Interruptions(self._resource.faults, path))
 
     def _find_call(self, websocket: WebSocket) -> "Call":
         admit(self._resource.credential_of(websocket.headers), self._resource.config, _SIDEBAND_CREDENTIALS)
@@ -159,31 +160,6 @@ class RealtimeSockets:
         return name
 
 
-async def hold(websocket: WebSocket, talk: SimulatedTalk) -> None:
-    """Holds a talk on an accepted socket until either side ends it.
-
-    Raises:
-        WebSocketDisconnect: the client vanished while it was sent to.
-
-    """
-    # The loop's clock: it never jumps, as the wall clock may.
-    now_s = asyncio.get_running_loop().time
-    await _send(websocket, talk.open(now_s()))
-    while talk.ending is None:
-        try:
-            async with asyncio.timeout_at(talk.due_s):
-                message = await websocket.receive()
-        except TimeoutError:
-            await _send(websocket, talk.advance(now_s()))
-            continue
-        if message["type"] == "websocket.disconnect":
-            return
-        # Advanced after each message too: a client that sends without a pause would keep the answer from coming.
-        await _send(websocket, talk.receive(_payload(message), now_s()))
-        await _send(websocket, talk.advance(now_s()))
-    await websocket.close(talk.ending.code, talk.ending.reason)
-
-
 async def observe(websocket: WebSocket, call: "Call", *, states_session: bool) -> None:
     """Joins a call on an accepted socket: its events go out, and the client's go into it, until either ends.
 
@@ -201,7 +177,7 @@ async def observe(websocket: WebSocket, call: "Call", *, states_session: bool) -
 
     async def listen() -> None:
         while (message := await websocket.receive())["type"] != "websocket.disconnect":
-            call.receive(_payload(message))
+            call.receive(payload(message))
 
     work = [asyncio.create_task(part) for part in (tell(), listen(), call.ended.wait())]
     try:
@@ -215,12 +191,6 @@ async def observe(websocket: WebSocket, call: "Call", *, states_session: bool) -
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
-
-
-def _payload(message: Message) -> str | bytes:
-    """What was sent: text, or what should have been."""
-    text: str | None = message.get("text")
-    return message["bytes"] if text is None else text
 
 
 async def _send(websocket: WebSocket, events: Iterable[Event]) -> None:

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from token_broker.simulator.ephemeral import EphemeralSecret
+from token_broker.simulator.faults.talk_behaviour import TalkBehaviour
 from token_broker.simulator.realtime.dialects import GA, PREVIEW, Dialect
 from token_broker.simulator.realtime.responses import SpeechRate
 from token_broker.simulator.realtime.simulated_talk import SimulatedTalk, TalkOptions
+from token_broker.simulator.records.transcript import TalkRecord
 from token_broker.simulator.resource import Resource
 from token_broker.simulator.session_bodies.check import INVALID_VALUE, InvalidRequest
 
@@ -35,18 +37,22 @@ def minted_opening(resource: Resource, secret: EphemeralSecret) -> Opening:
     return Opening(dialect, session, resource.secrets.session_id_for(secret))
 
 
-def new_talk(resource: Resource, opening: Opening, *, server_plays: bool = False) -> SimulatedTalk:
-    """A talk as this resource holds them."""
+def new_talk(resource: Resource, opening: Opening, path: str, *, server_plays: bool = False) -> SimulatedTalk:
+    """A talk as this resource holds them, with the faults that are set for its path."""
     config = resource.config
+    behaviour = TalkBehaviour(resource.faults, path)
+    stated_s, longest_s = behaviour.expiry(config.longest_talk_s)
     options = TalkOptions(
         speech_rate=SpeechRate(config.thinking_s, config.answer_speed),
         transcript_timing=config.transcript_timing,
         # Voice Live and the preview host their transcription models themselves.
         transcription_models=config.transcription_deployments if opening.dialect is GA else None,
-        longest_s=config.longest_talk_s,
+        longest_s=longest_s,
         server_plays=server_plays,
         next_response=resource.scripted.take,
+        behaviour=behaviour,
+        record=TalkRecord(resource.transcript, resource.name),
     )
     # By the resource's clock, which a test may have moved.
-    expires_at = int(resource.clock.now() + config.longest_talk_s)
+    expires_at = None if stated_s is None else int(resource.clock.now() + stated_s)
     return SimulatedTalk(opening.dialect, opening.session, options, expires_at, opening.session_id)

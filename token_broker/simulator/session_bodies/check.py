@@ -27,6 +27,7 @@ class InvalidRequest(Exception):  # noqa: N818 - it is what the caller is told, 
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
+        self.type = "invalid_request_error"
         self.code = code
         self.message = message
         self.param = param

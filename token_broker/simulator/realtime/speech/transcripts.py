@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from token_broker.simulator.audio import described
 from token_broker.simulator.config import TranscriptTiming
 from token_broker.simulator.realtime.conversation import Part
 from token_broker.simulator.realtime.server_events import ServerEvents
@@ -53,7 +54,7 @@ class Transcripts:
         if not self._is_usable(model):
             self._expected.append(_Expected(item_id, part, [], None, now_s + _DELAY_S))
             return
-        text = f"{_OPENING} {part.audio_ms / 1000:.1f} s of speech"
+        text = f"{_OPENING} {described(part.pcm)}"
         deltas = re.findall(r"\s*\S+", text)[1 if self._begun_id == item_id else 0 :]
         waits = self._timing in ("after_answer", "after_next_turn")
         self._expected.append(_Expected(item_id, part, deltas, text, _NEVER if waits else now_s + _DELAY_S))
