@@ -3,6 +3,7 @@
 import { Broker } from "./broker.js";
 import { HealthPanel } from "./health.js";
 import { Meter } from "./meter.js";
+import { ResourceSwitch } from "./simulated.js";
 import { VoiceSession } from "./voice-session.js";
 
 /** @typedef {import("./voice-session.js").VoiceSessionEvents} Events */
@@ -45,6 +46,7 @@ const RESUMING = {
 
 const base = new URL(".", document.baseURI).href;
 const broker = new Broker(base);
+const resourceSwitch = new ResourceSwitch(base, /** @type {HTMLButtonElement} */ (find("break")));
 const meter = new Meter(/** @type {HTMLCanvasElement} */ (find("meter")));
 const talk = /** @type {HTMLButtonElement} */ (find("talk"));
 const hangup = /** @type {HTMLButtonElement} */ (find("hangup"));
@@ -123,6 +125,7 @@ function showTransport({ transport, reason, resource }) {
 /** @param {string | null} resource */
 function showResource(resource) {
   find("resource").textContent = resource ?? "";
+  resourceSwitch.uses(resource);
 }
 
 /** @param {Events["resuming"]} resuming */
@@ -195,7 +198,9 @@ async function showAgents() {
   const status = /** @type {any} */ (await broker.status().catch(() => null));
   const names = agentNames(status?.agents);
   agent.replaceChildren(...names.map((name) => new Option(title(name), name)));
-  find("simulated").hidden = !isLoopback(status?.endpoint);
+  const simulated = isLoopback(status?.endpoint);
+  find("simulated").hidden = !simulated;
+  if (simulated) await resourceSwitch.show();
 }
 
 /**
