@@ -50,6 +50,7 @@ class SessionSpec:
     """One talk as Azure is asked for it. Both request bodies and both dialects are made from it, below."""
 
     model: str  # the deployment's name
+    model_family: str = field(default="", kw_only=True)  # what it is, where its name does not say
     instructions: str = field(repr=False)
     voices: Mapping[Dialect, str]
     modalities: tuple[str, ...] = ("audio", "text")
@@ -76,6 +77,7 @@ class EphemeralGrant:
     dialect: Dialect
     voice: str
     clock_skew_s: float | None = None
+    resource: str = ""  # the name of the resource that minted
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class Attempt:
     code: str | None = None
     request_id: str | None = None
     tries: int = 0
+    resource: str = ""
 
 
 def ga_client_secret(spec: SessionSpec) -> dict[str, Any]:
@@ -158,7 +161,7 @@ def voice_live_session(spec: SessionSpec) -> dict[str, Any]:
     del session["model"]  # the URL names it
     return {
         **session,
-        "input_audio_transcription": {"model": voice_live_transcription(spec.model)},
+        "input_audio_transcription": {"model": voice_live_transcription(spec.model_family or spec.model)},
         "voice": {"type": "azure-standard", "name": spec.voices["preview"]},
         "input_audio_format": "pcm16",
         "output_audio_format": "pcm16",
@@ -169,7 +172,10 @@ def voice_live_session(spec: SessionSpec) -> dict[str, Any]:
 
 
 def voice_live_transcription(model: str) -> str:
-    """The model Voice Live transcribes with: OpenAI's work with `gpt-realtime*` alone (docs/azure.md §6.2)."""
+    """The model Voice Live transcribes with: OpenAI's work with `gpt-realtime*` alone (docs/azure.md §6.2).
+
+    `model` is a deployment's name, or the family of what is deployed.
+    """
     return _OPENAI_TRANSCRIPTION if model.startswith("gpt-realtime") else "azure-speech"
 
 

@@ -90,6 +90,7 @@ class Link:
 
     strategy: Strategy
     breaker: CircuitBreaker
+    resource: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,8 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
 def _azure_origins(settings: Settings) -> list[str]:
     """The origins that plans lead a browser to: Azure's own hosts, and the configured endpoint's if it is another."""
     own = []
-    for base in [settings.target.base, settings.target.openai_base] if settings.target else []:
+    targets = [each.target for each in settings.resources]
+    for base in [base for target in targets for base in (target.base, target.openai_base)]:
         schemes = ("https", "wss") if base.startswith("https:") else ("http", "ws")
         own += [f"{scheme}://{urlsplit(base).netloc}" for scheme in schemes]
     return [*AZURE_ORIGINS, *dict.fromkeys(own)]

@@ -1,21 +1,29 @@
-"""Builds the parts that talk to Azure: the credentials, the chain, the proxy's connector, the HTTP client."""
+"""Builds the parts that talk to Azure: the pool of resources, their credentials, the chain, the proxy's connector."""
 
 import ssl
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import httpx
 
-from strategies.chain import Chain, Link, OnAttempt, RetryPolicy, Strategy, WebSocketProxy
+from strategies.base import EphemeralGrant
+from strategies.chain import Chain, ChainResult, Link, OnAttempt, RetryPolicy, Strategy, WebSocketProxy
 from strategies.credentials import Credentials, EntraTokens, azure_identity_source
 from strategies.health import BreakerPolicy, CircuitBreaker
+from strategies.pool import Pool
+from strategies.resources import Quotas, Resource, Wanted
 from strategies.routes import DirectDeployment, Ga, Project, Unified
 from strategies.transport import BoundedResolver
 from strategies.upstream import Upstream
 from token_broker import __version__
 from token_broker.observability.logging import log_attempt
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
-from token_broker.settings import Settings
+from token_broker.resources import family_of
+from token_broker.sessions.plans import SpecSupplier
+from token_broker.settings import ResourceSettings, Settings, StrategyName
 
-__all__ = ["build_chain", "build_connector", "build_credentials", "make_client"]
+__all__ = ["build_chain", "build_connector", "build_credentials", "build_pool", "credentials_at", "make_client"]
 
 USER_AGENT = f"voice-token-broker/{__version__}"
 
@@ -31,30 +39,93 @@ def make_client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
     )
 
 
-def build_credentials(settings: Settings) -> Credentials | None:
-    """The credentials for Azure; None while no endpoint is configured."""
-    if settings.endpoint is None:
-        return None
-    entra = None
-    if settings.uses_entra:
-        source = azure_identity_source(
-            settings.azure_scope, client_id=settings.client_id, authority=settings.azure_authority, proxy=settings.proxy
-        )
-        entra = EntraTokens(source, timeout_s=settings.credential_timeout_s)
-    return Credentials(key=settings.key if settings.uses_key else None, entra=entra)
+def build_pool(settings: Settings) -> Pool:
+    """The pool of the configured resources; empty where there is none."""
+    return Pool([_resource(each) for each in settings.resources], policy=_breaker_policy(settings))
+
+
+def _resource(configured: ResourceSettings) -> Resource:
+    entry, own = configured.entry, configured.settings
+    return Resource(
+        name=entry.name,
+        target=configured.target,
+        model=own.model,
+        model_family=entry.model_family or family_of(own.model),
+        transcription_model=own.transcription_model,
+        priority=entry.priority,
+        weight=entry.weight,
+        zone=entry.zone,
+        quotas=Quotas(
+            voice_live_per_minute=entry.voice_live_per_minute,
+            voice_live_per_second=entry.voice_live_per_second,
+            mints_per_minute=entry.mints_per_minute,
+        ),
+    )
+
+
+def build_credentials(settings: Settings) -> dict[str, Credentials]:
+    """The credentials of each resource, by its name.
+
+    Resources that ask the same Entra for the same scope share its tokens. The identity is the process's one.
+    """
+    shared: dict[tuple[str, str], EntraTokens] = {}
+    found = {}
+    for each in settings.resources:
+        own = each.settings
+        entra = None
+        if own.uses_entra:
+            source = (own.azure_scope, own.azure_authority)
+            if (entra := shared.get(source)) is None:
+                scope, authority = source
+                tokens = azure_identity_source(
+                    scope, client_id=settings.client_id, authority=authority, proxy=settings.proxy
+                )
+                entra = shared[source] = EntraTokens(tokens, timeout_s=settings.credential_timeout_s)
+        found[each.name] = Credentials(key=own.key if own.uses_key else None, entra=entra)
+    return found
+
+
+def credentials_at(pool: Pool, credentials: Mapping[str, Credentials]) -> dict[str, Credentials]:
+    """The credentials by the base URL of an endpoint; of several resources at one endpoint the first counts."""
+    return {
+        base: credentials[resource.name]
+        for resource in reversed(pool.resources)
+        for base in (resource.target.base, resource.target.openai_base)
+    }
+
+
+class ResourceChain(Chain):
+    """Mints at the resource that the pool names first."""
+
+    def __init__(self, pool: Pool, links: list[Link | WebSocketProxy], **options: Any) -> None:
+        super().__init__(links, **options)
+        self._pool = pool
+
+    async def mint(  # type: ignore[override]
+        self, spec: SpecSupplier, *, wanted: Wanted, deadline_s: float, sockets_only: bool = False
+    ) -> ChainResult:
+        order = self._pool.order(wanted)
+        name = order[0].name if order else ""
+        result = await super().mint(lambda: spec(order[0]), deadline_s=deadline_s, sockets_only=sockets_only)
+        grant = result.grant
+        if isinstance(grant, EphemeralGrant):
+            grant = replace(grant, resource=name)
+        return ChainResult(grant, tuple(replace(each, resource=name) for each in result.attempts))
 
 
 def build_chain(
     settings: Settings,
     transport: httpx.AsyncBaseTransport,
-    credentials: Credentials | None,
+    credentials: Mapping[str, Credentials],
+    pool: Pool,
     on_attempt: OnAttempt = log_attempt,
-) -> Chain:
-    """The configured strategies that exist for this endpoint, in their order, each with its breaker."""
-    return Chain(
+) -> ResourceChain:
+    """The configured strategies that exist at each resource's endpoint, in their order."""
+    return ResourceChain(
+        pool,
         _links(settings, transport, credentials),
         policy=RetryPolicy(attempts=settings.retry_attempts, attempt_timeout_s=settings.attempt_timeout_s),
-        on_attempt=on_attempt,
+        on_attempt=lambda attempt: on_attempt(replace(attempt, resource=pool.resources[0].name)),
     )
 
 
@@ -69,46 +140,48 @@ def _breaker_policy(settings: Settings) -> BreakerPolicy:
 
 
 def _links(
-    settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Credentials | None
+    settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Mapping[str, Credentials]
 ) -> list[Link | WebSocketProxy]:
-    target = settings.target
-    if target is None or credentials is None:
-        return []
-    upstream = Upstream(transport, credentials, user_agent=USER_AGENT)
-    version = settings.api_version
     links: list[Link | WebSocketProxy] = []
-    for name in settings.token_strategies:
-        strategy: Strategy
-        match name:
-            case "ga" if Ga.applies(target):
-                strategy = Ga(target, upstream)
-            case "direct_deployment" if DirectDeployment.applies(target):
-                strategy = DirectDeployment(target, upstream, model=settings.model, api_version=version)
-            case "project" if Project.applies(target):
-                strategy = Project(target, upstream, api_version=version)
-            case "unified" if Unified.applies(target):
-                strategy = Unified(target, upstream, api_version=version)
-            case "websocket_proxy":
+    for each in settings.resources:
+        upstream = Upstream(transport, credentials[each.name], user_agent=USER_AGENT)
+        for name in settings.token_strategies:
+            if name == "websocket_proxy":
                 links.append(WebSocketProxy())
-                continue
-            case _:
-                continue
-        links.append(Link(strategy, CircuitBreaker(name, _breaker_policy(settings))))
+            elif (strategy := _strategy(name, each, upstream)) is not None:
+                links.append(Link(strategy, CircuitBreaker(name, _breaker_policy(settings)), each.name))
     return links
 
 
-def build_connector(settings: Settings, credentials: Credentials | None, tls: ssl.SSLContext) -> UpstreamConnector:
+def _strategy(name: StrategyName, configured: ResourceSettings, upstream: Upstream) -> Strategy | None:
+    """The strategy of that name at the resource; None where its endpoint has no such way."""
+    target, own = configured.target, configured.settings
+    match name:
+        case "ga" if Ga.applies(target):
+            return Ga(target, upstream)
+        case "direct_deployment" if DirectDeployment.applies(target):
+            return DirectDeployment(target, upstream, model=own.model, api_version=own.api_version)
+        case "project" if Project.applies(target):
+            return Project(target, upstream, api_version=own.api_version)
+        case "unified" if Unified.applies(target):
+            return Unified(target, upstream, api_version=own.api_version)
+    return None
+
+
+def build_connector(
+    settings: Settings, credentials: Mapping[str, Credentials], tls: ssl.SSLContext, pool: Pool
+) -> UpstreamConnector:
     """The connector of the proxy's talks. It trusts the authorities of `tls`."""
-    target = settings.target
-    routes = (
-        []
-        if target is None
-        else make_routes(target, settings.upstreams, model=settings.model, api_version=settings.voice_live_api_version)
-    )
     return UpstreamConnector(
-        routes,
+        pool,
+        {
+            each.name: make_routes(
+                each.target, each.settings.upstreams, api_version=each.settings.voice_live_api_version
+            )
+            for each in settings.resources
+        },
         credentials=credentials,
-        breakers={route.name: CircuitBreaker(route.name, _breaker_policy(settings)) for route in routes},
+        at_endpoint=credentials_at(pool, credentials),
         resolver=BoundedResolver(),
         timeout_s=settings.proxy_connect_timeout_s,
         max_message_bytes=settings.azure_message_bytes,

@@ -15,10 +15,17 @@ from strategies.transport import make_tls_context, make_transport
 from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
 from token_broker.api.token import Minting
-from token_broker.azure import build_chain, build_connector, build_credentials, make_client
+from token_broker.azure import (
+    build_chain,
+    build_connector,
+    build_credentials,
+    build_pool,
+    credentials_at,
+    make_client,
+)
 from token_broker.memory.drivers.sqlite import make_private_folder, sqlite_path
 from token_broker.memory.service import Memory
-from token_broker.observability.events import Metrics, PlanCounters, observe_with
+from token_broker.observability.events import Metrics, PlanCounters, TalkLive, observe_with
 from token_broker.observability.logging import log_attempt
 from token_broker.observability.tracing import open_tracing
 from token_broker.relay.admission import Admission
@@ -27,10 +34,11 @@ from token_broker.security.authentication import make_authenticator
 from token_broker.security.limits import MemoryQuotas, RateLimiter, SessionLimits
 from token_broker.security.tokens import TokenSigner, load_or_create_key
 from token_broker.server.drain import Drain
-from token_broker.sessions.agents import load_agents
+from token_broker.sessions.agents import ensure_resources, load_agents
 from token_broker.sessions.ownership import Callers
 from token_broker.sessions.plans import PlanMaker
 from token_broker.sessions.running_calls import Calls
+from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings, SettingsError
 from token_broker.web.middleware import OriginRules
 
@@ -66,10 +74,12 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         for agent in agents.values():
             if agent.sockets_only:
                 log.warning("agent_is_sockets_only", agent_id=agent.id, why="a tool of its has a credential")
-        if is_classic_whisper(settings.transcription_model):
+        for model in {each.settings.transcription_model: None for each in settings.resources}:
+            if not is_classic_whisper(model):
+                continue
             log.warning(
                 "transcription_model_not_on_ga",
-                model=settings.transcription_model,
+                model=model,
                 why="a realtime session takes no classic whisper: what users say on GA is not transcribed",
             )
         if settings.proxy is not None:
@@ -78,9 +88,11 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         tls = make_tls_context()
         transport = make_transport(tls=tls, proxy=settings.proxy)
         http = await stack.enter_async_context(make_client(transport))
+        pool = build_pool(settings)
+        ensure_resources(agents, pool)
         credentials = build_credentials(settings)
-        if credentials is not None:
-            stack.push_async_callback(credentials.aclose)
+        for each in credentials.values():
+            stack.push_async_callback(each.aclose)
         authenticator = make_authenticator(settings, http)
         stack.push_async_callback(authenticator.aclose)
         talks = SessionLimits(per_key=settings.max_sessions_per_principal, total=settings.max_sessions)
@@ -93,7 +105,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 await memory.ready()
         except TimeoutError:
             log.warning("started_without_store", do="only new sessions are served until the store is reached")
-        connector = build_connector(settings, credentials, tls)
+        connector = build_connector(settings, credentials, tls, pool)
         stack.push_async_callback(connector.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
         admission = Admission(
@@ -108,16 +120,17 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             blocklist=memory.blocklist,
         )
         calls: Calls | None = None
-        if credentials is not None:
+        if pool.resources:
             calls = Calls(
                 http,
-                credentials,
+                credentials_at(pool, credentials),
                 talks,
                 max_talk_s=settings.max_talk_s,
                 hang_up_timeout_s=settings.token_budget_s,
             )
             stack.push_async_callback(calls.aclose)
             memory.blocklist.watch(calls.end_where)
+        level = TalkLevelCounters(lambda time_s: observe(TalkLive(time_s)))
         # Calls and talks share `talks`: the limit counts both.
         relay = VoiceRelay(
             settings=settings,
@@ -130,32 +143,37 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             drain=drain,
             observe=observe,
             hang_up=None if calls is None else calls.end,
+            level=level,
         )
         stack.push_async_callback(relay.aclose)
         memory.blocklist.watch(relay.end_where)
         memory.watch_lost_sessions(relay.end_session)
-        chain = build_chain(settings, transport, credentials, observe)
+        chain = build_chain(settings, transport, credentials, pool, observe)
         minting = Minting(
             settings=settings,
             agents=agents,
+            pool=pool,
             chain=chain,
             recall=memory.recall,
-            plans=PlanMaker(settings, signer),
+            plans=PlanMaker(settings, signer, pool),
             observe=observe,
         )
         status = StatusSources(
             settings=settings,
             agents=agents,
+            pool=pool,
             chain=chain,
             plan_counters=plan_counters,
+            talk_counters=level,
             talks=talks,
             drain=drain,
             memory=memory,
             relay=relay.snapshot,
         )
-        metrics.expect(settings.token_strategies)
-        if settings.target is not None and credentials is not None:
-            warm_up = asyncio.create_task(_warm_up(settings.target.openai_base, credentials, http), name="warm-up")
+        metrics.expect(settings.token_strategies, [each.name for each in pool.resources])
+        for resource in pool.resources:
+            work = _warm_up(resource.target.openai_base, credentials[resource.name], http)
+            warm_up = asyncio.create_task(work, name=f"warm-up {resource.name}")
             stack.callback(warm_up.cancel)
         yield BrokerState(
             callers=Callers(
@@ -169,7 +187,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 drain=drain,
             ),
             minting=minting,
-            calls=CallRelay(minting, signer, memory.blocklist, talks, calls),
+            calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level),
             admission=admission,
             relay=relay,
             memory=memory,

@@ -19,6 +19,7 @@ __all__ = [
     "ModelFamily",
     "ResourceEntry",
     "ResourcesFileError",
+    "family_of",
     "fault_lines",
     "read_resources",
 ]
@@ -29,7 +30,13 @@ DEFAULT_RESOURCE = "default"
 ModelFamily = Literal["gpt-realtime", "gpt-realtime-2", "gpt-live", "other"]
 """What a deployment is, where its name does not say."""
 
+_FAMILIES: tuple[ModelFamily, ...] = ("gpt-realtime-2", "gpt-realtime", "gpt-live")  # the longest prefix first
 _MAX_RESOURCES = 64
+
+
+def family_of(model: str) -> ModelFamily:
+    """What a deployment of that name is taken for, where nobody says what it is."""
+    return next((family for family in _FAMILIES if model.startswith(family)), "other")
 
 
 class ResourcesFileError(ValueError):

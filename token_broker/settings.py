@@ -652,8 +652,8 @@ class Settings(BaseSettings):
                 "transcription_model": entry.transcription_model or self.transcription_model,
             }
         )
-        for derived in ("target", "resources"):  # a copy has what was derived from the former values
-            copied.__dict__.pop(derived, None)
+        copied.__dict__.pop("target", None)  # a copy has what was derived from the former values
+        copied.__dict__["resources"] = (ResourceSettings(entry, copied),)
         return copied
 
     @property

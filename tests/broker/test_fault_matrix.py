@@ -20,7 +20,7 @@ from strategies.transport import make_transport
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.machine import retry_if_host_busy
 from tests.support.plans import MINT_PATHS, assert_usable
-from token_broker.azure import build_chain, build_credentials
+from token_broker.azure import build_chain, build_credentials, build_pool
 from token_broker.simulator import RunningSimulator, serve
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -178,7 +178,7 @@ def _forget_the_past(scenario: Scenario, budget_s: float) -> None:
     """Gives the broker breakers that know nothing yet, and so much time; and Azure no requests seen."""
     scenario.azure.simulator.log.clear()
     settings = scenario.broker.settings.model_copy(update={"token_budget_s": budget_s})
-    chain = build_chain(settings, scenario.transport, build_credentials(settings))
+    chain = build_chain(settings, scenario.transport, build_credentials(settings), build_pool(settings))
     state = scenario.broker.state
     state["minting"] = dataclasses.replace(state["minting"], settings=settings, chain=chain)
     state["status"] = dataclasses.replace(state["status"], chain=chain)

@@ -89,7 +89,7 @@ async def test_plan_has_every_field_of_the_contract(
     assert_usable(plan, broker, azure)
     assert plan.keys() == {
         "session_id", "agent_id", "model", "strategy", "degraded", "token", "expires_at", "endpoint", "session_token",
-        "connections", "correlation_id",
+        "connections", "correlation_id", "resource", "outlook", "retry_after_s",
     }  # fmt: skip
     assert (plan["agent_id"], plan["model"], plan["strategy"], plan["degraded"]) == (
         "elena",
@@ -99,7 +99,9 @@ async def test_plan_has_every_field_of_the_contract(
     )
     assert plan["correlation_id"] == answer.headers["x-request-id"]
     direct, relay, proxy = plan["connections"]
-    common = {"transport", "url", "expires_at", "expires_in_s", "dialect", "voice"}
+    assert (plan["resource"], plan["outlook"], plan["retry_after_s"]) == ("default", "good", None)
+    assert [connection["resource"] for connection in plan["connections"]] == ["default", None, None]
+    common = {"transport", "url", "expires_at", "expires_in_s", "dialect", "voice", "resource"}
     assert direct.keys() == relay.keys() == common | {"token"}
     assert proxy.keys() == common | {"protocols"}
     assert (direct["dialect"], direct["voice"]) == ("ga", "marin")
@@ -462,7 +464,18 @@ async def test_status_has_the_chains_health(prefix: str, azure: RunningSimulator
     assert (ga["name"], ga["breaker"], ga["capability"]) == ("ga", "closed", "available")
     assert (ga["last_outcome"], ga["attempts"], ga["successes"]) == ("minted", 1, 1)
     assert ga["latency_ms"]["p50"] > 0
-    assert status["slo"] == {"aim": 0.9999, "requests": 1, "usable_plans": 1, "degraded_plans": 0, "ratio": 1.0}
+    assert ga["resource"] == "default"
+    assert status["slo"] == {
+        "aim": 0.9999,
+        "requests": 1,
+        "usable_plans": 1,
+        "degraded_plans": 0,
+        "ratio": 1.0,
+        "plans": {"requests": 1, "usable": 1, "ratio": 1.0},
+        "talks": {"asked": 0, "live": 0, "ratio": None, "time_to_live_ms": {"p50": None, "p95": None}},
+    }
+    (resource,) = status["resources"]
+    assert (resource["name"], resource["enabled"], resource["health"]) == ("default", True, "good")
     assert abs(status["clock_skew_s"]) <= 2
 
 

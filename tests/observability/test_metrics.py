@@ -39,11 +39,11 @@ async def test_token_requests_are_counted_by_result(azure: RunningSimulator, sta
         assert {r: seen.of(name, result=r) for r in ("minted", "degraded", "refused", "failed")} == {
             "minted": 3, "degraded": 2, "refused": 3, "failed": 0,
         }  # fmt: skip
-    assert seen.of(ATTEMPTS, strategy="ga", outcome="minted") == 3
+    assert seen.of(ATTEMPTS, resource="default", strategy="ga", outcome="minted") == 3
     assert seen.total(ATTEMPTS, outcome="transient") == 8  # 2 requests, 4 strategies
     assert seen.total(ATTEMPTS) == 11
     assert seen.total("token_broker_mint_attempt_duration_seconds_count") == 11
-    assert seen.of("token_broker_mint_http_requests_total", strategy="ga") == 3 + 2 * 2
+    assert seen.of("token_broker_mint_http_requests_total", resource="default", strategy="ga") == 3 + 2 * 2
     assert seen.total("token_broker_mint_http_requests_total") == len(
         [request for request in azure.requests if request.method == "POST"]
     )
@@ -86,7 +86,7 @@ async def test_breakers_are_one_series_a_state(azure: RunningSimulator, start_br
         ("project", "open", "misconfigured"),
         ("unified", "closed", "available"),
     ):
-        labels = {"role": "strategy", "name": strategy}
+        labels = {"resource": "default", "role": "strategy", "name": strategy}
         assert seen.of("token_broker_breaker_state", **labels, state=state) == 1
         assert seen.total("token_broker_breaker_state", **labels) == 1
         assert seen.of("token_broker_capability", **labels, capability=capability) == 1
@@ -134,8 +134,8 @@ async def test_proxied_talk_is_counted(azure: RunningSimulator, start_broker: St
     assert seen.of("token_broker_relayed_bytes_total", direction="to_azure") == sum(map(len, sent))
     # What was under way when the client left was relayed, and not read.
     assert seen.of("token_broker_relayed_frames_total", direction="to_client") >= len(received)
-    assert seen.of("token_broker_upstream_attempts_total", name="voice_live") == 1
-    assert seen.of("token_broker_upstream_successes_total", name="voice_live") == 1
+    assert seen.of("token_broker_upstream_attempts_total", resource="default", name="voice_live") == 1
+    assert seen.of("token_broker_upstream_successes_total", resource="default", name="voice_live") == 1
 
 
 async def test_turns_are_counted_in_the_memory(azure: RunningSimulator, start_broker: StartBroker) -> None:
@@ -199,7 +199,7 @@ async def test_expected_series_begin_at_zero(azure: RunningSimulator, start_brok
     seen = await scrape(broker.client)
     first = {
         (REQUESTS, frozenset({("result", "failed")})),
-        (ATTEMPTS, frozenset({("strategy", "ga"), ("outcome", "minted")})),
+        (ATTEMPTS, frozenset({("resource", "default"), ("strategy", "ga"), ("outcome", "minted")})),
     }
     assert first <= seen.samples.keys()
     assert (await scrape(broker.client)).of("token_broker_closes_total", code="4502") == 0

@@ -83,7 +83,7 @@ async def hanging(stage: str) -> AsyncIterator[Running]:
     elif stage == "credential":
         prepared = build(make_settings("http://127.0.0.1:9", **limit))
         entra = EntraTokens(HangingEntra(), timeout_s=30)
-        prepared.connector._credentials = Credentials(key=None, entra=entra)
+        prepared.connector._credentials = {"default": Credentials(key=None, entra=entra)}
         async with serving(prepared) as running:
             yield running
         await entra.aclose()

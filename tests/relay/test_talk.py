@@ -111,8 +111,8 @@ async def test_early_message_waits_for_session() -> None:
 
 def test_direct_endpoint_has_openai_route_only() -> None:
     target = parse_target("https://x.openai.azure.com")
-    (route,) = make_routes(target, ("voice_live", "openai_realtime"), model="my model", api_version="2025-10-01")
-    assert (route.name, route.url) == (
+    (route,) = make_routes(target, ("voice_live", "openai_realtime"), api_version="2025-10-01")
+    assert (route.name, route.url_of("my model")) == (
         "openai_realtime",
         "https://x.openai.azure.com/openai/v1/realtime?model=my%20model",
     )
@@ -120,8 +120,8 @@ def test_direct_endpoint_has_openai_route_only() -> None:
 
 def test_unified_endpoint_has_both_routes() -> None:
     target = parse_target("https://x.services.ai.azure.com")
-    routes = make_routes(target, ("voice_live", "openai_realtime"), model="gpt-realtime", api_version="2025-10-01")
-    assert [route.url for route in routes] == [
+    routes = make_routes(target, ("voice_live", "openai_realtime"), api_version="2025-10-01")
+    assert [route.url_of("gpt-realtime") for route in routes] == [
         "https://x.services.ai.azure.com/voice-live/realtime?api-version=2025-10-01&model=gpt-realtime",
         "https://x.openai.azure.com/openai/v1/realtime?model=gpt-realtime",
     ]

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from strategies.health import BreakerState, BreakerStatus, Capability
+from strategies.pool import ResourceStatus
 from token_broker.api.status import StatusSources
 from token_broker.memory.memory_status import MemoryStatus
 from token_broker.observability.events import Metrics
@@ -24,6 +25,7 @@ from token_broker.web.requests import Problem
 
 __all__ = ["METRICS_OPERATIONS", "MetricsState", "StateCollector", "get_metrics", "memory_metrics"]
 
+RESOURCE_HEALTH = ("good", "failing", "slow", "recovering")
 _CLOSE_CODES = ("1000", "1009", "1011", "4400", "4401", "4403", "4408", "4410", "4429", "4502", "4503")
 
 
@@ -71,8 +73,16 @@ class StateCollector(Collector):
         )
         yield _gauge("clock_skew_seconds", "Our clock less Azure's, at the last mint.", sources.clock_skew_s)
         yield from _breakers(
-            [*(("strategy", each) for each in sources.strategies()), *(("upstream", each) for each in relay.upstreams)]
+            [
+                *((each.resource or "", "strategy", each) for each in sources.strategies()),
+                *((each.resource, "upstream", each) for each in relay.upstreams),
+            ]
         )
+        yield from _resources(sources.pool.snapshot())
+        yield _counter(
+            "talks_asked", "Talks asked for, by proxy or relayed call; each counts once.", sources.talk_counters.asked
+        )
+        yield _counter("talks_live", "Talks that came about, of those.", sources.talk_counters.live)
         yield from _relay(relay)
         yield from memory_metrics(sources.memory.status())
 
@@ -81,27 +91,47 @@ class StateCollector(Collector):
         return ()
 
 
-def _breakers(breakers: Sequence[tuple[str, BreakerStatus]]) -> Iterator[Metric]:
+def _breakers(breakers: Sequence[tuple[str, str, BreakerStatus]]) -> Iterator[Metric]:
     """Breakers and capabilities as one series a state, 1 for the present one; strategies and the proxy's upstreams."""
-    labels = ["role", "name"]
+    labels = ["resource", "role", "name"]
     breaker = GaugeMetricFamily("token_broker_breaker_state", "1 for the breaker's state.", labels=[*labels, "state"])
     capability = GaugeMetricFamily(
         "token_broker_capability", "1 for what Azure has shown of the route.", labels=[*labels, "capability"]
     )
     attempts = CounterMetricFamily(
-        "token_broker_upstream_attempts", "Times the proxy tried to connect.", labels=["name"]
+        "token_broker_upstream_attempts", "Times the proxy tried to connect.", labels=["resource", "name"]
     )
-    successes = CounterMetricFamily("token_broker_upstream_successes", "Times Azure took the talk.", labels=["name"])
-    for role, status in breakers:
-        name = [role, status.name]
+    successes = CounterMetricFamily(
+        "token_broker_upstream_successes", "Times Azure took the talk.", labels=["resource", "name"]
+    )
+    for resource, role, status in breakers:
+        name = [resource, role, status.name]
         for state in BreakerState:
             breaker.add_metric([*name, state.value], float(status.breaker is state))
         for shown in Capability:
             capability.add_metric([*name, shown.value], float(status.capability is shown))
         if role == "upstream":  # the strategies' attempts are counted as they happen, by outcome
-            attempts.add_metric(name[1:], status.attempts)
-            successes.add_metric(name[1:], status.successes)
+            attempts.add_metric([resource, status.name], status.attempts)
+            successes.add_metric([resource, status.name], status.successes)
     yield from (breaker, capability, attempts, successes)
+
+
+def _resources(resources: Sequence[ResourceStatus]) -> Iterator[Metric]:
+    """The resources' health, as one series a state, whether they are enabled, and the use of their quotas."""
+    health = GaugeMetricFamily(
+        "token_broker_resource_health", "1 for the resource's health.", labels=["resource", "health"]
+    )
+    enabled = GaugeMetricFamily("token_broker_resource_enabled", "0 while it is disabled.", labels=["resource"])
+    load = GaugeMetricFamily(
+        "token_broker_resource_quota_used", "Share of a known quota that is used.", labels=["resource", "quota"]
+    )
+    for each in resources:
+        for shown in RESOURCE_HEALTH:
+            health.add_metric([each.name, shown], float(each.health == shown))
+        enabled.add_metric([each.name], float(each.enabled))
+        for quota, share in each.load.items():
+            load.add_metric([each.name, quota], share)
+    yield from (health, enabled, load)
 
 
 def _relay(relay: RelayStatus) -> Iterator[Metric]:

@@ -4,11 +4,12 @@ The broker mints and posts the offer, the browser never sees a secret, and media
 relayed call is counted as an open talk until it is hung up here, or can no longer be running.
 """
 
+import contextlib
 import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -16,8 +17,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from strategies.azure_calls import AcceptedCall
 from strategies.base import EphemeralGrant, SessionSpec
-from strategies.errors import MintError, RateLimitedError, TimedOutError
+from strategies.chain import ChainResult
+from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
+from strategies.resources import Wanted
 from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
@@ -26,8 +30,9 @@ from token_broker.security.limits import SessionLease, SessionLimits
 from token_broker.security.tokens import Owner, TokenError, TokenSigner
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.ownership import ensure_not_blocked
-from token_broker.sessions.plans import TalkSpecs
+from token_broker.sessions.plans import SpecSupplier, TalkSpecs
 from token_broker.sessions.running_calls import Calls
+from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.web.openapi_document import ResponseSpec
 from token_broker.web.requests import Problem, correlation_id
 
@@ -46,6 +51,9 @@ log = structlog.get_logger("token_broker.sessions.running_calls")
 
 # The mint's share of the budget: the offer that follows has to fit into it as well.
 _MINT_SHARE = 2 / 3
+# How long a resource may be silent on an offer while another one is left.
+_OFFER_SHARE_S = 1.0
+CALLS_ROUTE = "calls"
 _SDP_LINE = re.compile(rb"[a-z]=[^\x00-\x08\x0a-\x1f]*")
 
 
@@ -81,6 +89,7 @@ class CallRelay:
     blocklist: Blocklist
     talks: SessionLimits
     calls: Calls | None
+    level: TalkLevelCounters
 
     async def place(
         self,
@@ -95,6 +104,8 @@ class CallRelay:
     ) -> PlacedCall:
         """Mints, and takes the offer to the host that minted; `lease` is kept for the call.
 
+        One resource at a time: an offer makes a call. One that is silent for its share is followed by the next.
+
         Raises Problem 403 where the agent takes no calls or its caller was blocked meanwhile, 400 where the caller
         left, 502 to 504. A call that Azure made all the same is hung up.
         """
@@ -102,7 +113,8 @@ class CallRelay:
             detail = "This agent talks over WebSockets only, since one of its tools has a credential: use the proxy."
             raise Problem(403, "sockets_only", detail)
         minting = self.minting
-        trace = RequestTrace(request.scope, minting.settings.model, owner=owner, agent=agent)
+        model = minting.model_of(agent, None, owner.session_id)
+        trace = RequestTrace(request.scope, model, owner=owner, agent=agent)
         offered_s: float | None = None
 
         def tell(status: int, code: str | None) -> None:
@@ -111,41 +123,92 @@ class CallRelay:
             minting.observe(CallPlaced(**facts, route=request.scope["route"].path, offer_s=offer_s))
 
         supply = TalkSpecs(minting.settings, owner, minting.recall).of(agent)
-        with trace.answered(201, tell):
-            now_s = time.monotonic()
-            trace.minted = await minting.chain.mint(supply, deadline_s=now_s + (deadline_s - now_s) * _MINT_SHARE)
-            grant = trace.minted.grant
-            if not isinstance(grant, EphemeralGrant) or self.calls is None:
-                detail = "No token could be minted just now: go on to the plan's next connection, or to a WebSocket."
-                raise Problem(503, "nothing_minted", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
-            write_audit(_audit_entry(request, grant, owner, agent.id), minting.observe)
-            offered_s = time.monotonic()
-            try:
-                accepted = await self.calls.offer(
-                    grant,
-                    offer,
-                    filtered=filtered,
-                    owner=owner,
-                    lease=lease,
-                    timeout_s=max(0.1, deadline_s - offered_s),
-                )
-            except MintError as error:
-                raise _refused(error, "offer") from None
-            if accepted.call_id is None:
-                log.warning("call_without_location", session_id=owner.session_id)
-                return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply())
-            # From here on Azure has a call that runs, whether its client hears of it or not.
-            with self.hung_up_unless_delivered(grant.endpoint, accepted.call_id, owner):
-                ensure_not_blocked(self.blocklist, owner.principal, owner.session_id)
-                if await request.is_disconnected():
-                    raise Problem(400, "client_left", "The client left before it was answered.")
-                token = self.signer.call_token(
-                    session_id=owner.session_id,
-                    call_id=accepted.call_id,
-                    endpoint=grant.endpoint,
-                    ttl_s=minting.settings.session_token_ttl_s,
-                )
-                return PlacedCall(accepted.answer, grant.endpoint, accepted.call_id, token, await supply())
+        self.level.begin(owner.session_id)
+        with trace.answered(201, tell), self._counted(owner.session_id):
+            wanted = agent.wanted(owner.session_id)
+            left = minting.pool.order(wanted)
+            # Those that are known to take no calls are asked only where no other is left.
+            fit = [each for each in left if minting.pool.breaker(each.name, CALLS_ROUTE).would_admit]
+            if 0 < len(fit) < len(left):
+                left, wanted = tuple(fit), replace(wanted, resources=tuple(each.name for each in fit))
+            refusal: MintError | None = None
+            while True:
+                trace.minted, grant = await self._mint(supply, wanted, trace, deadline_s)
+                if grant is None or self.calls is None:
+                    break
+                left = tuple(each for each in left if each.name != grant.resource)
+                write_audit(_audit_entry(request, grant, owner, agent.id), minting.observe)
+                offered_s = offered_s or time.monotonic()
+                try:
+                    accepted = await self._offer(
+                        grant, offer, agent_id=agent.id, filtered=filtered, owner=owner, lease=lease,
+                        timeout_s=max(0.1, deadline_s - time.monotonic()), share_s=_OFFER_SHARE_S if left else None,
+                    )  # fmt: skip
+                except MintError as error:
+                    refusal = error
+                    if isinstance(error, RejectedError) or not left or time.monotonic() >= deadline_s:
+                        break
+                    log.warning("call_goes_on", resource=grant.resource, outcome=error.outcome, why=str(error))
+                    wanted = replace(wanted, resources=tuple(each.name for each in left))
+                    continue
+                placed = await self._placed(request, accepted, grant, owner, supply)
+                self.level.went_live(owner.session_id)
+                return placed
+            if refusal is not None:
+                raise _refused(refusal, "offer") from None
+            detail = "No token could be minted just now: go on to the plan's next connection, or to a WebSocket."
+            raise Problem(503, "nothing_minted", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+    @contextmanager
+    def _counted(self, talk: str) -> Iterator[None]:
+        """The talk's service level: its media is not seen, so that the talk counts as lost from here on."""
+        try:
+            yield
+        finally:
+            self.level.end(talk)
+
+    async def _mint(
+        self, supply: SpecSupplier, wanted: Wanted, trace: RequestTrace, deadline_s: float
+    ) -> tuple[ChainResult, EphemeralGrant | None]:
+        """What the chain did for this request so far, and the token that it granted now."""
+        now_s = time.monotonic()
+        before = trace.minted.attempts if trace.minted else ()
+        minted = await self.minting.chain.mint(
+            supply, wanted=wanted, deadline_s=now_s + (deadline_s - now_s) * _MINT_SHARE
+        )
+        grant = minted.grant if isinstance(minted.grant, EphemeralGrant) else None
+        return ChainResult(minted.grant, (*before, *minted.attempts)), grant
+
+    async def _offer(self, grant: EphemeralGrant, offer: bytes, *, agent_id: str, **options: Any) -> AcceptedCall:
+        """Takes the offer to Azure; the pool hears what came of it. Raises MintError."""
+        pool = self.minting.pool
+        resource = next(each for each in pool.resources if each.name == grant.resource)
+        assert self.calls is not None  # noqa: S101  # there is a resource
+        # The resource that is left last is asked in any case.
+        permit = pool.admit(resource, CALLS_ROUTE, agent_id=agent_id)
+        with pool.settle(permit) if permit else contextlib.nullcontext():
+            return await self.calls.offer(grant, offer, **options)
+
+    async def _placed(
+        self, request: Request[Any], accepted: AcceptedCall, grant: EphemeralGrant, owner: Owner, supply: SpecSupplier
+    ) -> PlacedCall:
+        """The call for its client, which may have left or been blocked meanwhile: then it is hung up."""
+        resource = next(each for each in self.minting.pool.resources if each.name == grant.resource)
+        if accepted.call_id is None:
+            log.warning("call_without_location", session_id=owner.session_id)
+            return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply(resource))
+        # From here on Azure has a call that runs, whether its client hears of it or not.
+        with self.hung_up_unless_delivered(grant.endpoint, accepted.call_id, owner):
+            ensure_not_blocked(self.blocklist, owner.principal, owner.session_id)
+            if await request.is_disconnected():
+                raise Problem(400, "client_left", "The client left before it was answered.")
+            token = self.signer.call_token(
+                session_id=owner.session_id,
+                call_id=accepted.call_id,
+                endpoint=grant.endpoint,
+                ttl_s=self.minting.settings.session_token_ttl_s,
+            )
+            return PlacedCall(accepted.answer, grant.endpoint, accepted.call_id, token, await supply(resource))
 
     def answer(self, call: PlacedCall, owner: Owner, headers: Mapping[str, str]) -> Response:
         """The 201 of a placed call."""
@@ -161,6 +224,7 @@ class CallRelay:
             raise _unknown_call()
         try:
             await self.calls.hang_up(call.endpoint, call.call_id)
+            self.level.end(session_id, hung_up=True)
         except MintError as error:
             raise _refused(error, "hang-up") from None
 

@@ -8,10 +8,22 @@ from typing import Any, TypedDict
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from strategies.chain import Chain, Link
+from strategies.chain import Link
 from strategies.health import BreakerState, BreakerStatus, Capability, Latencies
-from token_broker.api.status_schemas import AgentVoice, Readiness, ServiceLevel, Status, StrategyStatus
+from strategies.pool import Pool
+from token_broker.api.status_schemas import (
+    AgentVoice,
+    LiveTimes,
+    PlanLevel,
+    Readiness,
+    ResourceState,
+    ServiceLevel,
+    Status,
+    StrategyStatus,
+    TalkLevel,
+)
 from token_broker.api.token import Minting
+from token_broker.azure import ResourceChain
 from token_broker.memory.service import Memory
 from token_broker.observability.events import PlanCounters
 from token_broker.observability.logging import advice_on
@@ -21,6 +33,7 @@ from token_broker.server.drain import Drain
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.sessions.ownership import blocklist_unread
 from token_broker.sessions.schemas import AgentConfig
+from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings
 from token_broker.web.openapi_document import Operation, Parameter, ResponseSpec
 from token_broker.web.requests import Problem, bearer_token
@@ -45,8 +58,10 @@ class StatusSources:
 
     settings: Settings
     agents: AgentRegistry
-    chain: Chain
+    pool: Pool
+    chain: ResourceChain
     plan_counters: PlanCounters
+    talk_counters: TalkLevelCounters
     talks: SessionLimits
     drain: Drain
     memory: Memory
@@ -54,11 +69,12 @@ class StatusSources:
 
     def read(self, *, full: bool) -> Status:
         """The status; only its first five fields unless it is `full`."""
-        settings, counters = self.settings, self.plan_counters
+        settings = self.settings
+        first = next(iter(self.pool.resources), None)
         status = Status(
-            voicelive_configured=settings.endpoint is not None,
-            endpoint=settings.target.base if settings.target else None,
-            model=settings.model,
+            voicelive_configured=first is not None,
+            endpoint=first.target.base if first else None,
+            model=first.model if first else settings.model,
             active_sessions=self.talks.active,
             agents={agent.id: AgentVoice(voice=agent.voices["preview"]) for agent in self.agents.values()},
         )
@@ -66,15 +82,31 @@ class StatusSources:
             status.strategies = self.strategies()
             status.relay = self.relay()
             status.outbox = self.memory.status()
-            status.slo = ServiceLevel(
-                aim=_SLO_AIM,
-                requests=counters.requests,
-                usable_plans=counters.usable,
-                degraded_plans=counters.degraded,
-                ratio=round(counters.usable / counters.requests, 6) if counters.requests else None,
-            )
+            status.slo = self._service_level()
+            status.resources = [
+                ResourceState(**{name: getattr(each, name) for name in ResourceState.model_fields})
+                for each in self.pool.snapshot()
+            ]
             status.clock_skew_s = self.clock_skew_s
         return status
+
+    def _service_level(self) -> ServiceLevel:
+        plans, talks = self.plan_counters, self.talk_counters
+        ratio = _ratio(plans.usable, plans.requests)
+        return ServiceLevel(
+            aim=_SLO_AIM,
+            requests=plans.requests,
+            usable_plans=plans.usable,
+            degraded_plans=plans.degraded,
+            ratio=ratio,
+            plans=PlanLevel(requests=plans.requests, usable=plans.usable, ratio=ratio),
+            talks=TalkLevel(
+                asked=talks.asked,
+                live=talks.live,
+                ratio=_ratio(talks.live, talks.asked),
+                time_to_live_ms=LiveTimes(p50=talks.time_to_live_ms(50), p95=talks.time_to_live_ms(95)),
+            ),
+        )
 
     def strategies(self) -> list[StrategyStatus]:
         """The status of each strategy, in the chain's order."""
@@ -83,7 +115,7 @@ class StatusSources:
             if isinstance(link, Link):
                 breaker = link.breaker.snapshot()
                 fields = {name: getattr(breaker, name) for name in BreakerStatus.__slots__}
-                found.append(StrategyStatus(**fields, do=advice_on(breaker.last_outcome)))
+                found.append(StrategyStatus(**fields, do=advice_on(breaker.last_outcome), resource=link.resource))
             else:
                 found.append(_proxy_status(link.name, self.plan_counters.degraded))
         return found
@@ -110,6 +142,10 @@ class StatusSources:
         return wanted is not None and secrets.compare_digest(given.encode(), wanted.get_secret_value().encode())
 
 
+def _ratio(good: int, of: int) -> float | None:
+    return round(good / of, 6) if of else None
+
+
 def _proxy_status(name: str, granted: int) -> StrategyStatus:
     """The proxy's status in the shape of a breaker's: it has no breaker, and never fails."""
     return StrategyStatus(
@@ -125,6 +161,7 @@ def _proxy_status(name: str, granted: int) -> StrategyStatus:
         successes=granted,
         latency_ms=Latencies(),
         do=None,
+        resource=None,
     )
 
 
@@ -152,8 +189,8 @@ async def get_config(request: Request[StatusState]) -> Response:
     config = AgentConfig(
         agent_id=agent.id,
         voice_name=agent.voices["preview"],
-        model=minting.settings.model,
-        endpoint_configured=minting.settings.endpoint is not None,
+        model=minting.model_of(agent, None, ""),
+        endpoint_configured=bool(minting.pool.resources),
     )
     return JSONResponse(config.model_dump(), headers=_NO_STORE)
 

@@ -9,7 +9,17 @@ from strategies.health import BreakerStatus
 from token_broker.memory.memory_status import MemoryStatus
 from token_broker.relay.counters import RelayStatus
 
-__all__ = ["AgentVoice", "Readiness", "ServiceLevel", "Status", "StrategyStatus"]
+__all__ = [
+    "AgentVoice",
+    "LiveTimes",
+    "PlanLevel",
+    "Readiness",
+    "ResourceState",
+    "ServiceLevel",
+    "Status",
+    "StrategyStatus",
+    "TalkLevel",
+]
 
 
 class AgentVoice(BaseModel):
@@ -20,9 +30,34 @@ class AgentVoice(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class StrategyStatus(BreakerStatus):
-    """A strategy's breaker; `do` is what an operator can do about it."""
+    """A strategy's breaker at one resource; `do` is what an operator can do about it. The proxy is bound to none."""
 
     do: str | None
+    resource: str | None
+
+
+class PlanLevel(BaseModel):
+    """Usable plans over the requests that were owed one. A poor plan is not usable."""
+
+    requests: int
+    usable: int
+    ratio: float | None
+
+
+class LiveTimes(BaseModel):
+    """Percentiles of the last 512 talks."""
+
+    p50: float | None
+    p95: float | None
+
+
+class TalkLevel(BaseModel):
+    """Talks that came about, over those that were asked for, where the broker sees them. Each counts once."""
+
+    asked: int
+    live: int
+    ratio: float | None
+    time_to_live_ms: LiveTimes
 
 
 class ServiceLevel(BaseModel):
@@ -33,6 +68,22 @@ class ServiceLevel(BaseModel):
     usable_plans: int
     degraded_plans: int
     ratio: float | None
+    plans: PlanLevel
+    talks: TalkLevel
+
+
+class ResourceState(BaseModel):
+    """One Azure resource, as the pool sees it."""
+
+    name: str
+    zone: str
+    priority: int
+    weight: int
+    enabled: bool = Field(description="False while `token-broker resources disable` keeps new talks away.")
+    health: str = Field(description="`good`, `failing`, `slow` or `recovering`.")
+    why: str | None
+    retry_in_s: float | None
+    load: dict[str, float] = Field(description="The share of each known quota that is used.")
 
 
 class Status(BaseModel):
@@ -49,6 +100,7 @@ class Status(BaseModel):
     )
     outbox: MemoryStatus | None = None
     slo: ServiceLevel | None = None
+    resources: list[ResourceState] = Field([], description="The Azure resources, in the order of the file.")
     clock_skew_s: float | None = Field(None, description="Our clock less Azure's, at the last mint.")
 
 

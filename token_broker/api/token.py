@@ -16,7 +16,9 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from strategies.base import EphemeralGrant, Grant
-from strategies.chain import Chain, ChainResult
+from strategies.chain import ChainResult
+from strategies.pool import Pool
+from token_broker.azure import ResourceChain
 from token_broker.memory.types import Recall
 from token_broker.observability.events import Observer, TokenRequestEnded, TokenResult
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
@@ -40,7 +42,8 @@ class Minting:
 
     settings: Settings
     agents: AgentRegistry
-    chain: Chain
+    pool: Pool
+    chain: ResourceChain
     recall: Recall
     plans: PlanMaker
     observe: Observer
@@ -53,13 +56,19 @@ class Minting:
             raise Problem(404, "unknown_agent", f"There is no such agent; the known ones are {known}.")
         return agent
 
+    def model_of(self, agent: Agent, grant: Grant | None, session_id: str) -> str:
+        """The deployment of the resource that minted, or of the one that the session's talks would ask first."""
+        name = grant.resource if isinstance(grant, EphemeralGrant) else None
+        found = [each for each in self.pool.resources if each.name == name] or self.pool.order(agent.wanted(session_id))
+        return agent.model or (found[0].model if found else self.settings.model)
+
     def ensure_configured(self) -> None:
         """Raises Problem 503 where there is no Azure to talk to."""
-        if self.settings.endpoint is None:
+        if not self.pool.resources:
             raise Problem(
                 503,
                 "not_configured",
-                "No Azure endpoint is configured: set AZURE_VOICELIVE_ENDPOINT.",
+                "No Azure endpoint is configured: set AZURE_VOICELIVE_ENDPOINT, or BROKER_RESOURCES_FILE.",
                 headers={"Retry-After": str(RETRY_AFTER_S)},
             )
 
@@ -75,6 +84,7 @@ class RequestTrace:
     agent: Agent | None = None
     chain_began_s: float | None = None
     minted: ChainResult | None = None
+    is_poor: bool = False  # the plan's outlook
 
     @property
     def grant(self) -> Grant | None:
@@ -128,7 +138,7 @@ async def create_token(request: Request[TokenState]) -> Response:
         minted = trace.grant if isinstance(trace.grant, EphemeralGrant) else None
         result: TokenResult
         if status == HTTPStatus.OK:
-            result = "minted" if minted else "degraded"
+            result = "minted" if minted else "poor" if trace.is_poor else "degraded"
         else:
             result = "refused" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
         skew_s = minted.clock_skew_s if minted else None
@@ -156,10 +166,12 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
     trace.chain_began_s = time.monotonic()
     trace.minted = await minting.chain.mint(
         specs.of(agent, tuple(wanted.modalities)),
+        wanted=agent.wanted(owner.session_id),
         deadline_s=trace.began_s + settings.token_budget_s,
         sockets_only=agent.sockets_only,
     )
     grant = trace.minted.grant
+    trace.model = minting.model_of(agent, grant, owner.session_id)
     if grant is None:
         minting.ensure_configured()
         detail = "No token could be minted just now, and the proxy is not part of this broker's chain: try again."
@@ -174,6 +186,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         correlation_id=correlation_id(request.scope),
         unseen=callers.blocklist.was_read,
     )
+    trace.is_poor = plan.outlook == "poor"
     entry = AuditEntry(
         correlation_id=plan.correlation_id,
         principal=owner.principal,
@@ -197,6 +210,9 @@ _PLAN_EXAMPLE = {
     "token": "ek_…",
     "expires_at": "2026-11-22T23:00:00Z",
     "endpoint": "https://x.openai.azure.com",
+    "resource": "eastus2",
+    "outlook": "good",
+    "retry_after_s": None,
     "session_token": "eyJ…",
     "connections": [
         {
@@ -207,6 +223,7 @@ _PLAN_EXAMPLE = {
             "expires_in_s": 59,
             "dialect": "ga",
             "voice": "marin",
+            "resource": "eastus2",
         },
         {
             "transport": "websocket_proxy",
@@ -216,6 +233,7 @@ _PLAN_EXAMPLE = {
             "expires_in_s": 180,
             "dialect": "preview",
             "voice": "en-US-Ava:DragonHDLatestNeural",
+            "resource": None,
         },
     ],
     "correlation_id": "019aaf0e-7c1b-7d5e-9a43-1f6f0f6a2b12",

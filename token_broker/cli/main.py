@@ -67,7 +67,7 @@ def main() -> None:
 def serve() -> None:
     """Run the broker on HOST and PORT until SIGTERM or Ctrl-C."""
     settings = _load_settings()
-    if settings.endpoint is None:
+    if not settings.resources:
         _warn("AZURE_VOICELIVE_ENDPOINT: unset, so nothing can be minted; `token-broker demo` simulates Azure")
     _run(_serve(settings, "Voice token broker"))
 
@@ -78,10 +78,11 @@ def demo() -> None:
 
     async def run() -> None:
         # Whatever Azure the environment names, nothing may leave this machine.
-        probe = _load_settings(endpoint=None, agents_file=None)
+        probe = _load_settings(endpoint=None, agents_file=None, resources_file=None)
         async with _simulator(probe.simulator_key, probe.simulator_port, "all") as base_url:
             settings = load_settings(
                 endpoint=base_url,
+                resources_file=None,
                 openai_endpoint=None,
                 endpoint_kind="unified",
                 key=probe.simulator_key,

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from strategies.base import Attempt
-from token_broker.azure import build_chain, build_credentials
+from token_broker.azure import build_chain, build_credentials, build_pool
 from token_broker.bootstrap import signing_keys
 from token_broker.observability.logging import fingerprint
 from token_broker.security.tokens import ANONYMOUS, Owner, TokenSigner
-from token_broker.sessions.agents import load_agents
+from token_broker.sessions.agents import ensure_resources, load_agents
 from token_broker.sessions.plans import PlanMaker, TalkSpecs
 from token_broker.settings import Settings, SettingsError
 from token_broker.web.requests import uuid7
@@ -37,7 +37,7 @@ async def mint_once(settings: Settings, agent_id: str | None) -> MintReport:
     """Mints with the chain of the settings. Raises UnknownAgentError, and SettingsError where no endpoint is set."""
     from strategies.transport import make_transport
 
-    if settings.endpoint is None:
+    if not settings.resources:
         raise SettingsError(["AZURE_VOICELIVE_ENDPOINT: unset; name the resource to mint at"])
     agents = load_agents(settings.agents_file)
     agent = agents.get(agent_id or agents.default)
@@ -45,18 +45,23 @@ async def mint_once(settings: Settings, agent_id: str | None) -> MintReport:
         raise UnknownAgentError(f"there is no agent {agent_id!r}; the known ones are {', '.join(agents)}")
     deadline_s = time.monotonic() + settings.token_budget_s
     owner = Owner(uuid7(), ANONYMOUS, time.time_ns() // 1_000_000)
+    pool = build_pool(settings)
+    ensure_resources(agents, pool)
     credentials = build_credentials(settings)
     try:
         async with make_transport(proxy=settings.proxy) as transport:
-            result = await build_chain(settings, transport, credentials).mint(
-                TalkSpecs(settings, owner, None).of(agent), deadline_s=deadline_s, sockets_only=agent.sockets_only
+            result = await build_chain(settings, transport, credentials, pool).mint(
+                TalkSpecs(settings, owner, None).of(agent),
+                wanted=agent.wanted(owner.session_id),
+                deadline_s=deadline_s,
+                sockets_only=agent.sockets_only,
             )
     finally:
-        if credentials is not None:
-            await credentials.aclose()
+        for each in credentials.values():
+            await each.aclose()
     if result.grant is None:
         return MintReport(None, result.attempts)
-    plan = PlanMaker(settings, TokenSigner(signing_keys(settings))).make(
+    plan = PlanMaker(settings, TokenSigner(signing_keys(settings)), pool).make(
         result.grant,
         owner=owner,
         agent=agent,
@@ -76,10 +81,13 @@ def print_report(report: MintReport, *, as_json: bool) -> None:
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE, highlight=False)
-    table = Table("strategy", "outcome", "status", "ms", "tries", "why", title="Attempts", title_justify="left")
+    table = Table(
+        "resource", "strategy", "outcome", "status", "ms", "tries", "why", title="Attempts", title_justify="left"
+    )
     for attempt in report.attempts:
         style = "green" if attempt.outcome in {"minted", "granted"} else "yellow"
         table.add_row(
+            attempt.resource,
             attempt.strategy,
             f"[{style}]{attempt.outcome}[/]",
             str(attempt.status or ""),

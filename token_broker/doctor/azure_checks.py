@@ -18,8 +18,9 @@ from strategies.base import EphemeralGrant, SessionSpec
 from strategies.chain import Link, Strategy
 from strategies.credentials import Credentials, EntraTokens, TokenSource
 from strategies.errors import CredentialError, KeysDisabledError, MintError
+from strategies.resources import Resource
 from strategies.transport import make_transport
-from token_broker.azure import build_chain, build_connector
+from token_broker.azure import build_chain, build_connector, build_pool
 from token_broker.doctor.checks import Check, CheckStatus, KnownIssue
 from token_broker.doctor.hosts import Host, ms_since
 from token_broker.doctor.silent_talk import examine_talks
@@ -35,7 +36,7 @@ from token_broker.doctor.verdicts import (
     judge_sockets,
 )
 from token_broker.doctor.ways import examine_way
-from token_broker.relay.azure.connector import Route
+from token_broker.relay.azure.connector import Route, UpstreamConnector
 from token_broker.sessions.agents import AgentsFileError, load_agents
 from token_broker.sessions.plans import session_spec
 from token_broker.settings import Settings
@@ -159,13 +160,17 @@ class _Examination:
             works = [probe.name for probe in probes.sockets if probe.error is None]
             await examine_talks(
                 self.settings,
-                build_connector(self.settings, credentials, self.tls),
+                self._connector(credentials),
                 works=works,
                 spec=self.spec,
                 minted=minted,
                 tls=self.tls,
                 tell=self.tell,
             )
+
+    def _connector(self, credentials: Credentials) -> UpstreamConnector:
+        (resource,) = self.settings.resources
+        return build_connector(self.settings, {resource.name: credentials}, self.tls, build_pool(self.settings))
 
     async def _fetch_entra_token(self) -> bool:
         began_s = time.monotonic()
@@ -183,13 +188,16 @@ class _Examination:
 
     async def _probe(self, credentials: Credentials, credential: str) -> _Probes:
         """Tries every mint route and every upstream at once."""
-        links = build_chain(self.settings, self.transport, credentials).links
+        (resource,) = self.settings.resources
+        pool = build_pool(self.settings)
+        links = build_chain(self.settings, self.transport, {resource.name: credentials}, pool).links
         strategies = [link.strategy for link in links if isinstance(link, Link)]
-        connector = build_connector(self.settings, credentials, self.tls)
+        connector = self._connector(credentials)
         # Tools may carry credentials, which must not go into a mint. Whether Azure accepts them, the sockets show.
         mint_spec = replace(self.spec, tools=())
 
-        async def supply() -> SessionSpec:
+        async def supply(resource: Resource) -> SessionSpec:
+            del resource  # the settings are its own
             return self.spec
 
         async def mint(strategy: Strategy) -> EphemeralGrant | None:
@@ -198,13 +206,15 @@ class _Examination:
 
         async def open_socket(route: Route) -> None:
             # attempt() returns once Azure has confirmed the session: a handshake alone would prove nothing.
-            upstream = await connector.attempt(route, supply, timeout_s=PROBE_S)
+            upstream = await connector.attempt(pool.resources[0], route, supply, timeout_s=PROBE_S)
             await upstream.socket.aclose()
 
         # All at once: routes that hang, tried one after the other, would take longer than the whole run may.
         mints, sockets = await asyncio.gather(
             asyncio.gather(*(_attempt(each.name, credential, mint(each)) for each in strategies)),
-            asyncio.gather(*(_attempt(each.name, credential, open_socket(each)) for each in connector.routes)),
+            asyncio.gather(
+                *(_attempt(each.name, credential, open_socket(each)) for each in connector.routes[resource.name])
+            ),
         )
         return _Probes(mints, sockets)
 

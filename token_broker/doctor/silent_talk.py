@@ -14,6 +14,7 @@ import picows
 
 from strategies.base import EphemeralGrant, SessionSpec, voice_live_transcription
 from strategies.errors import MintError
+from strategies.resources import Resource
 from strategies.transport import BoundedResolver
 from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.doctor.hosts import ms_since
@@ -51,9 +52,11 @@ async def examine_talks(
     tell: Callable[[Check], None],
 ) -> None:
     """Holds a talk on each upstream in `works`, and tries the subprotocol where GA minted."""
-    routes = [route for route in connector.routes if route.name in works]
+    (resource,) = connector.pool.resources
+    routes = [route for route in connector.routes[resource.name] if route.name in works]
 
-    async def supply() -> SessionSpec:
+    async def supply(resource: Resource) -> SessionSpec:
+        del resource  # the settings are its own
         return spec
 
     async def hold(route: Route) -> SilentTalk:
@@ -61,7 +64,7 @@ async def examine_talks(
         last_event = error_code = ""
         try:
             async with asyncio.timeout(TALK_S):
-                upstream = await connector.attempt(route, supply, timeout_s=TALK_S)
+                upstream = await connector.attempt(resource, route, supply, timeout_s=TALK_S)
                 try:
                     last_event, error_code = await _send_silence(upstream.socket)
                 finally:
@@ -73,7 +76,7 @@ async def examine_talks(
     talks = await asyncio.gather(*(hold(route) for route in routes))
     for route, talk in zip(routes, talks, strict=True):
         ga = route.dialect == "ga"
-        transcription = settings.transcription_model if ga else voice_live_transcription(settings.model)
+        transcription = settings.transcription_model if ga else voice_live_transcription(resource.model_family)
         for check in judge_talk(route.name, talk, transcription):
             tell(check)
     if minted is not None:

@@ -9,7 +9,7 @@ few and our own: templates of routes, strategies, outcomes; never a path, a prin
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, PlatformCollector, ProcessCollector
 from prometheus_client.metrics import MetricWrapperBase
@@ -27,6 +27,7 @@ __all__ = [
     "PlanCounters",
     "RequestAnswered",
     "TalkEnded",
+    "TalkLive",
     "TokenRequestEnded",
     "TokenResult",
     "TraceContext",
@@ -36,8 +37,9 @@ __all__ = [
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
-TokenResult = Literal["minted", "degraded", "refused", "failed"]
-"""How a token request ended: a plan with an ephemeral token, one with the proxy alone, a 4xx, a 5xx."""
+TokenResult = Literal["minted", "degraded", "poor", "refused", "failed"]
+"""How a token request ended: a plan with an ephemeral token, one with the proxy alone, one with the proxy alone while
+every upstream of it is known to be down, a 4xx, a 5xx."""
 
 
 CredentialHolder = Literal["browser", "broker"]
@@ -112,6 +114,13 @@ class CallPlaced(ChainRequestEnded):
 
 
 @dataclass(frozen=True, slots=True)
+class TalkLive:
+    """A talk that was asked for has come about; it took `duration_s`, moves and fallbacks included."""
+
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class TalkEnded:
     """A proxied talk has ended; `code` is its close code."""
 
@@ -128,7 +137,7 @@ class TalkEnded:
     trace: TraceContext | None = None
 
 
-Event = RequestAnswered | CredentialIssued | TokenRequestEnded | CallPlaced | Attempt | TalkEnded
+Event = RequestAnswered | CredentialIssued | TokenRequestEnded | CallPlaced | Attempt | TalkLive | TalkEnded
 """An `Attempt` is what one strategy did within one request."""
 
 
@@ -156,6 +165,7 @@ def observe_with(*observers: Observer | None) -> Observer:
 
 
 _TOKEN_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 6.25, 10)  # 6.25: the budget and its slack
+_LIVE_BUCKETS_S = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 6, 10, 30)
 _REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _TALK_BUCKETS_S = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -187,13 +197,19 @@ class Metrics:
             self._histogram("token_request_duration", "Token requests, whole.", _TOKEN_BUCKETS_S, "result")
         )
         self._attempts = _Children(
-            self._counter("mint_attempts", "Strategies asked for a token, by what came of it.", "strategy", "outcome")
+            self._counter(
+                "mint_attempts", "Strategies asked for a token, by what came of it.", "resource", "strategy", "outcome"
+            )
         )
         self._attempt_seconds = _Children(
-            self._histogram("mint_attempt_duration", "One strategy, retries included.", _TOKEN_BUCKETS_S, "strategy")
+            self._histogram(
+                "mint_attempt_duration", "One strategy, retries included.", _TOKEN_BUCKETS_S, "resource", "strategy"
+            )
         )
         self._mint_requests = _Children(
-            self._counter("mint_http_requests", "HTTP requests that strategies made, retries included.", "strategy")
+            self._counter(
+                "mint_http_requests", "HTTP requests that strategies made, retries included.", "resource", "strategy"
+            )
         )
         self._credentials = _Children(
             self._counter(
@@ -213,6 +229,11 @@ class Metrics:
                 "status_class",
             )
         )
+        self._live_seconds = _Children(
+            self._histogram(
+                "talk_time_to_live", "From the first connection that was asked for to a live talk.", _LIVE_BUCKETS_S
+            )
+        )
         self._talk_seconds = _Children(
             self._histogram("talk_duration", "Proxied talks, from admission to the end.", _TALK_BUCKETS_S)
         )
@@ -227,27 +248,31 @@ class Metrics:
                 self._token_requests.of(result).inc()
                 self._token_seconds.of(result).observe(event.duration_s)
             case Attempt(strategy=strategy):
-                self._attempts.of(strategy, event.outcome).inc()
-                self._attempt_seconds.of(strategy).observe(event.duration_ms / 1000)
-                self._mint_requests.of(strategy).inc(event.tries)
+                self._attempts.of(event.resource, strategy, event.outcome).inc()
+                self._attempt_seconds.of(event.resource, strategy).observe(event.duration_ms / 1000)
+                self._mint_requests.of(event.resource, strategy).inc(event.tries)
             case CredentialIssued():
                 self._credentials.of(event.strategy, event.holder).inc()
+            case TalkLive():
+                self._live_seconds.of().observe(event.duration_s)
             case TalkEnded():
                 self._talk_seconds.of().observe(event.duration_s)
             case _:  # a placed call is seen in its attempts and its HTTP request
                 pass
 
-    def expect(self, strategies: Iterable[str]) -> None:
+    def expect(self, strategies: Iterable[str], resources: Iterable[str]) -> None:
         """Shows at zero what may happen, so that the first time it does is seen as an increase."""
-        for result in ("minted", "degraded", "refused", "failed"):
+        names = tuple(resources)
+        for result in get_args(TokenResult):
             self._token_requests.of(result)
             self._token_seconds.of(result)
         for strategy in strategies:
             self._credentials.of(strategy, "browser")
-            if strategy != "websocket_proxy":
-                self._attempts.of(strategy, "minted")
-                self._attempt_seconds.of(strategy)
-                self._mint_requests.of(strategy)
+            for resource in names if strategy != "websocket_proxy" else ():
+                self._attempts.of(resource, strategy, "minted")
+                self._attempt_seconds.of(resource, strategy)
+                self._mint_requests.of(resource, strategy)
+        self._live_seconds.of()
         self._talk_seconds.of()
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -263,7 +288,7 @@ class Metrics:
 class PlanCounters:
     """An observer that counts token requests for the service level, which is `usable` of `requests`.
 
-    A 4xx is not counted: only callers who were owed a plan are, and whether they got one.
+    A 4xx is not counted: only callers who were owed a plan are, and whether they got one. A poor plan is not usable.
     """
 
     requests: int = 0
@@ -279,7 +304,7 @@ class PlanCounters:
         if event.result != "refused":
             self.requests += 1
             self.usable += event.result in {"minted", "degraded"}
-            self.degraded += event.result == "degraded"
+            self.degraded += event.result in {"degraded", "poor"}
 
 
 class _Children(Generic[M]):

@@ -215,6 +215,7 @@ def log_attempt(event: Event) -> None:
     fields = {"status": event.status, "code": event.code, "azure_request_id": event.request_id}
     getattr(log, level)(
         "mint_failed",
+        resource=event.resource,
         strategy=event.strategy,
         outcome=event.outcome,
         why=event.why,

@@ -112,11 +112,11 @@ class Admission:
 
     def warn_of_resource_key(self, credential: str) -> bool:
         """Whether a client holds Azure's own key: logged for the operator, while the client must not learn of it."""
-        key = self._settings.key
+        keys = [self._settings.key, *(each.settings.key for each in self._settings.resources)]
         # In constant time: a guess at the key must not be confirmed character by character.
-        if key is None or not hmac.compare_digest(credential.encode(), key.get_secret_value().encode()):
+        if not any(key and hmac.compare_digest(credential.encode(), key.get_secret_value().encode()) for key in keys):
             return False
-        log.error("resource_key_presented", do="a client holds AZURE_VOICELIVE_KEY: renew the key, mint client secrets")
+        log.error("resource_key_presented", do="a client holds a resource's key: renew the key, mint client secrets")
         return True
 
     async def enter(self, admitted: AdmittedClient, *, counted: bool = False) -> SessionLease:

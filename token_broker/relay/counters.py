@@ -92,6 +92,13 @@ class Directions:
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamStatus(BreakerStatus):
+    """The breaker of one of the proxy's upstreams at one resource."""
+
+    resource: str
+
+
+@dataclass(frozen=True, slots=True)
 class RelayStatus:
     """The relay since the process began, as `/status` shows it and metrics read it.
 
@@ -119,7 +126,7 @@ class RelayStatus:
     usage: Usage
     transcription_usage: TranscriptionUsage
     usage_by_agent: dict[str, Usage]
-    upstreams: list[BreakerStatus]
+    upstreams: list[UpstreamStatus]
     # Not everybody who may see the rest may see principals: with a default, the schema does not require it.
     usage_by_principal: dict[str, Usage] = field(default_factory=dict)
 

@@ -1,15 +1,16 @@
 """The handoff to another agent in the middle of a talk.
 
-Where the voice stays the same, the same upstream gets the new agent's session. A voice cannot change once it has spoken
-(docs/azure.md §4.2), so another voice needs another upstream, which gets the last turns as its history. Either way the
-new agent knows what was recalled for the talk.
+Where voice and deployment stay the same, the same upstream gets the new agent's session. A voice cannot change once it
+has spoken (docs/azure.md §4.2), so another voice needs another upstream, which gets the last turns as its history. So
+does an agent that is not permitted on the resource of the talk. Either way the new agent knows what was recalled.
 """
 
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from token_broker.relay.azure.connector import NoUpstreamError, SpecSupplier, UpstreamConnection, UpstreamConnector
+from strategies.resources import is_allowed
+from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.dialects.broker_events import (
     OWN_EVENT_IDS,
     broker_error,
@@ -20,6 +21,7 @@ from token_broker.relay.dialects.broker_events import (
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.limits import RateLimit
 from token_broker.sessions.agents import Agent, AgentRegistry
+from token_broker.sessions.plans import SpecSupplier
 
 __all__ = ["AgentHandoff"]
 
@@ -46,6 +48,7 @@ class AgentHandoff:
         self,
         agent: Agent,
         *,
+        session_id: str,
         agents: AgentRegistry,
         connector: UpstreamConnector,
         turns: TurnRecorder,
@@ -55,6 +58,7 @@ class AgentHandoff:
     ) -> None:
         self.agent = agent
         self.count = 0
+        self._session_id = session_id
         self._agents = agents
         self._connector = connector
         self._turns = turns
@@ -113,15 +117,18 @@ class AgentHandoff:
 
     async def _hand_off(self, agent: Agent, old: UpstreamConnection) -> None:
         dialect = old.route.dialect
-        if agent.voices[dialect] == self.agent.voices[dialect]:
-            spec = await self._supply(agent)()
+        wanted = agent.wanted(self._session_id, running=True)
+        resource = self._connector.resource(old.resource)
+        same_model = (agent.model or resource.model) == old.model
+        if agent.voices[dialect] == self.agent.voices[dialect] and same_model and is_allowed(resource, wanted):
+            spec = await self._supply(agent)(resource)
             self._unconfirmed = _Unconfirmed(agent, f"{OWN_EVENT_IDS}handoff_{self._requests}")
             old.socket.send(new_agent_update(spec, dialect, self._unconfirmed.event_id))
             return
         # The old upstream carries the talk until the new one is ready, and keeps it where none can be had.
         try:
             # The same route: the client has been told its dialect, and a compatible client cannot change it.
-            new = await self._connector.connect(self._supply(agent), only=old.route.name)
+            new = await self._connector.connect(self._supply(agent), wanted=wanted, only=old.route.name)
             self._turns.flush()
             history_items: list[str] = []
             for number, turn in enumerate(self._turns.history):

@@ -62,11 +62,19 @@ class Talk:
     """One accepted client's talk. `run` returns when the talk is over and nothing is left open."""
 
     def __init__(
-        self, parts: TalkParts, adapter: ProtocolAdapter, client: TalkClient, *, owner: Owner, agent: Agent
+        self,
+        parts: TalkParts,
+        adapter: ProtocolAdapter,
+        client: TalkClient,
+        *,
+        owner: Owner,
+        agent: Agent,
+        on_live: Callable[[], None] = lambda: None,
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
         self._adapter = adapter
+        self._on_live = on_live
         self.owner = owner
         self._client = client
         self._loop = asyncio.get_running_loop()
@@ -86,6 +94,7 @@ class Talk:
         self._tasks: set[asyncio.Task[None]] = set()
         self._handoff = AgentHandoff(
             agent,
+            session_id=owner.session_id,
             agents=parts.agents,
             connector=parts.connector,
             turns=self._turns,
@@ -199,13 +208,16 @@ class Talk:
         """Connects, sends the client the opening, and carries events until Azure's side or the client's is over."""
         try:
             upstream = await self._parts.connector.connect(
-                self._specs.of(self._handoff.agent), prefer=self._adapter.dialect
+                self._specs.of(self._handoff.agent),
+                wanted=self._handoff.agent.wanted(self.owner.session_id),
+                prefer=self._adapter.dialect,
             )
         except NoUpstreamError as error:
             self.end(error.ending)
             return
         self._use(upstream)
         self._parts.counters.ready += 1
+        self._on_live()
         upstream.first[:] = self._adapter.opening(
             upstream, session_id=self.owner.session_id, agent_id=self._handoff.agent.id
         )

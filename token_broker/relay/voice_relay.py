@@ -8,6 +8,7 @@ clients expect.
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -15,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from strategies.base import SessionSpec
+from strategies.health import BreakerStatus
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.observability.events import Observer, TalkEnded, null_observer
 from token_broker.observability.logging import Redactor, bind_ids, own_secrets
@@ -22,7 +24,7 @@ from token_broker.relay.adapters import CompatEndpoint, ProtocolAdapter, ProxyAd
 from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, AdmittedClient, RefusedError
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
-from token_broker.relay.counters import Directions, RelayCounters, RelayStatus
+from token_broker.relay.counters import Directions, RelayCounters, RelayStatus, UpstreamStatus
 from token_broker.relay.session import Talk, TalkParts
 from token_broker.relay.sideband import CallListener
 from token_broker.security.limits import SessionLimits
@@ -30,6 +32,7 @@ from token_broker.security.tokens import Owner
 from token_broker.server.close_codes import BAD_REQUEST, DONE, Ending
 from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import AgentRegistry
+from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings
 from token_broker.web.middleware import not_found
 from token_broker.web.requests import Problem, correlation_id, problem_response, refuse_socket
@@ -78,6 +81,7 @@ class VoiceRelay:
         drain: Drain,
         observe: Observer = null_observer,
         hang_up: HangUp | None = None,
+        level: TalkLevelCounters | None = None,
     ) -> None:
         lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
@@ -86,6 +90,7 @@ class VoiceRelay:
 
         self._hang_up = hang_up
         self._observe = observe
+        self._level = level or TalkLevelCounters()
         self._model = settings.model
         self._admission = admission
         self._limits = limits
@@ -134,7 +139,11 @@ class VoiceRelay:
             transcription_usage=totals.transcription,
             usage_by_agent=dict(counters.usage_by_agent),
             usage_by_principal=dict(counters.usage_by_principal),
-            upstreams=[breaker.snapshot() for breaker in self._parts.connector.breakers.values()],
+            upstreams=[
+                UpstreamStatus(**{name: getattr(status, name) for name in BreakerStatus.__slots__}, resource=resource)
+                for (resource, _), breaker in self._parts.connector.breakers.items()
+                for status in [breaker.snapshot()]
+            ],
         )
 
     def end_where(self, refused: Callable[[str, str | None], bool]) -> None:
@@ -248,7 +257,17 @@ class VoiceRelay:
         self, scope: Scope, receive: Receive, send: Send, admitted: AdmittedClient, adapter: ProtocolAdapter
     ) -> None:
         owner, agent = admitted.owner, admitted.agent
-        talk = Talk(self._parts, adapter, TalkClient.of(scope, receive, send), owner=owner, agent=agent)
+        # A plan's tickets are for one talk; each use of a client secret is a talk of its own.
+        name = owner.session_id if admitted.uses == 1 else f"{owner.session_id} {owner.epoch}"
+        self._level.begin(name)
+        talk = Talk(
+            self._parts,
+            adapter,
+            TalkClient.of(scope, receive, send),
+            owner=owner,
+            agent=agent,
+            on_live=partial(self._level.went_live, name),
+        )
         self._counters.sessions += 1
         self._talks.add(talk)
         self._drain.add(talk)
@@ -277,6 +296,7 @@ class VoiceRelay:
             self._talks.discard(talk)
             self._drain.remove(talk)
             self._counters.finish(talk.counters, ending.code)
+            self._level.end(name, hung_up=ending.code == DONE)
             self._observe(
                 TalkEnded(
                     session_id=owner.session_id,

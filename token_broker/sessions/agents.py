@@ -9,9 +9,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
 
 from strategies.base import Dialect
+from strategies.pool import Pool
+from strategies.resources import Wanted
 from token_broker.resources import ModelFamily, fault_lines
 
-__all__ = ["Agent", "AgentRegistry", "AgentsFileError", "agents_secrets", "load_agents"]
+__all__ = ["Agent", "AgentRegistry", "AgentsFileError", "agents_secrets", "ensure_resources", "load_agents"]
 
 BUILT_IN = Path(__file__).with_name("agents.toml")
 
@@ -92,6 +94,10 @@ class Agent(BaseModel):
             found += [tool.get("authorization"), *(headers.values() if isinstance(headers, dict) else ())]
         return tuple(SecretStr(value) for value in found if isinstance(value, str))
 
+    def wanted(self, session_id: str, *, running: bool = False) -> Wanted:
+        """Who asks the pool for a resource: this agent, in that session. `running` is a talk that has to move."""
+        return Wanted(session_id, self.id, self.zones, self.resources, running, self.model or "")
+
 
 class AgentRegistry(dict[str, Agent]):
     """All agents by id, and the id of the default one."""
@@ -116,6 +122,18 @@ def load_agents(path: Path | None = None) -> AgentRegistry:
     if file.default not in file.agents:
         raise AgentsFileError(f"{source}: default: there is no agent {file.default!r}")
     return AgentRegistry({agent_id: _resolve(source, file, agent_id) for agent_id in file.agents}, file.default)
+
+
+def ensure_resources(agents: AgentRegistry, pool: Pool) -> None:
+    """Raises AgentsFileError, with a line for each agent whose zones and resources match none of the pool's."""
+    known = ", ".join(f"{each.name} (zone {each.zone})" if each.zone else each.name for each in pool.resources)
+    faults = [
+        f"agents.{agent.id}: zones and resources match none of the Azure resources: {known}"
+        for agent in agents.values()
+        if pool.resources and not pool.allowed(agent.wanted(""))
+    ]
+    if faults:
+        raise AgentsFileError("\n".join(faults))
 
 
 def agents_secrets(path: Path | None) -> tuple[SecretStr, ...]:

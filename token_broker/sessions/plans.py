@@ -7,34 +7,53 @@ connections that the browser walks.
 import asyncio
 import math
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
-from strategies.base import EphemeralGrant, Grant, SessionSpec
-from strategies.chain import SpecSupplier
+from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec
+from strategies.pool import Outlook, Pool
+from strategies.resources import Resource, Wanted
 from token_broker.memory.types import Recall
+from token_broker.resources import family_of
 from token_broker.security.tokens import Owner, TokenSigner
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.schemas import Connection, Plan, RelayConnection, WebRtcConnection, WebSocketConnection
 from token_broker.settings import Settings
 from token_broker.web.requests import websocket_url
 
-__all__ = ["TICKET_TTL_S", "PlanMaker", "TalkSpecs", "session_spec"]
+__all__ = ["TICKET_TTL_S", "PlanMaker", "SpecSupplier", "TalkSpecs", "session_spec"]
+
+SpecSupplier = Callable[[Resource], Awaitable[SessionSpec]]
+"""Gives a session as one resource is asked for it: the deployments' names are the resource's."""
 
 TICKET_TTL_S = 180  # clients try the proxy last, after every connection before it
 _PREFIX = "/api/v1/voice"
+_POOR_RETRY_AFTER_S = 15.0  # where the pool knows no time: the longest rest of a route that is the last
 
 
 def session_spec(
-    agent: Agent, settings: Settings, *, recalled: str = "", modalities: tuple[str, ...] = ("audio", "text")
+    agent: Agent,
+    settings: Settings,
+    resource: Resource | None = None,
+    *,
+    recalled: str = "",
+    modalities: tuple[str, ...] = ("audio", "text"),
 ) -> SessionSpec:
-    """The session that every path asks Azure for; `recalled` is the memory's block, or empty."""
+    """The session that every path asks Azure for; `recalled` is the memory's block, or empty.
+
+    Without a `resource` the deployments are those of the settings: for a session that is only shown.
+    """
+    model = agent.model or (settings.model if resource is None else resource.model)
+    family = family_of(model) if agent.model or resource is None else resource.model_family
     return SessionSpec(
-        model=settings.model,
+        model=model,
+        model_family=agent.model_family or family,
         instructions=f"{agent.instructions}\n\n{recalled}" if recalled else agent.instructions,
         voices=agent.voices,
         modalities=modalities,
-        transcription_model=settings.transcription_model,
+        transcription_model=settings.transcription_model if resource is None else resource.transcription_model,
         tools=agent.tools,
         ttl_s=settings.token_ttl_s,
     )
@@ -59,13 +78,13 @@ class TalkSpecs:
             self.recalling = asyncio.create_task(self._recall.block(self._owner), name="talk-recall")
 
     def of(self, agent: Agent, modalities: tuple[str, ...] = ("audio", "text")) -> SpecSupplier:
-        """A supplier of the agent's spec, which may be called several times."""
+        """A supplier of the agent's spec for a resource, which may be called several times."""
 
-        async def supply() -> SessionSpec:
+        async def supply(resource: Resource) -> SessionSpec:
             self.start()
             # Shielded: an attempt that overruns its share is cancelled, and the next one still needs the answer.
             recalled = "" if self.recalling is None else await asyncio.shield(self.recalling)
-            return session_spec(agent, self._settings, recalled=recalled, modalities=modalities)
+            return session_spec(agent, self._settings, resource, recalled=recalled, modalities=modalities)
 
         return supply
 
@@ -73,12 +92,15 @@ class TalkSpecs:
 class PlanMaker:
     """Makes plans."""
 
-    def __init__(self, settings: Settings, signer: TokenSigner) -> None:
+    def __init__(self, settings: Settings, signer: TokenSigner, pool: Pool) -> None:
         self._settings = settings
         self._signer = signer
+        self._pool = pool
         # Derived once: the settings compute them anew at each access.
         self._session_token_ttl_s = settings.session_token_ttl_s
-        self._proxy_dialect = settings.proxy_dialect
+        self._proxy_dialects = {each.name: each.settings.proxy_dialect for each in settings.resources}
+        self._upstreams = {each.name: each.settings.upstreams for each in settings.resources}
+        self._resources = {each.name: each for each in pool.resources}
 
     def make(
         self,
@@ -96,30 +118,59 @@ class PlanMaker:
         such a secret a client opens a talk that the broker never sees.
         """
         now = datetime.now(UTC).replace(microsecond=0)
+        wanted = agent.wanted(owner.session_id)
+        minted = grant if isinstance(grant, EphemeralGrant) else None
+        outlook = Outlook("good") if minted else self._proxy_outlook(wanted)
+        # The resource that a proxied talk would ask first; where none is left, one that the agent may not even use.
+        first = self._resources[minted.resource] if minted else next(iter(self._pool.order(wanted)), None)
+        model = agent.model or (first.model if first else self._settings.model)
         session_token = self._signer.session_token(owner, ttl_s=self._session_token_ttl_s, agent_id=agent.id)
         connections: list[Connection] = []
-        if isinstance(grant, EphemeralGrant):
-            direct = self._direct(grant, owner, public_base, session_token, now)
+        if minted is not None:
+            direct = self._direct(minted, owner, public_base, session_token, now, model=model)
             connections += direct if unseen else [each for each in direct if each.transport == "webrtc_relay"]
         if "websocket_proxy" in self._settings.token_strategies:
-            connections.append(self._proxy(owner, agent, public_base, now))
-        shown = grant if isinstance(grant, EphemeralGrant) and unseen else None
+            dialect = self._proxy_dialects[first.name] if first else self._settings.proxy_dialect
+            connections.append(self._proxy(owner, agent, public_base, now, dialect))
+        shown = minted if unseen else None
         return Plan(
             session_id=owner.session_id,
             agent_id=agent.id,
-            model=self._settings.model,
+            model=model,
             strategy=grant.strategy,
-            degraded=not isinstance(grant, EphemeralGrant),
+            degraded=minted is None,
             token=None if shown is None else shown.token.get_secret_value(),
             expires_at=connections[0].expires_at,
             endpoint=public_base if shown is None else shown.endpoint,
+            resource=connections[0].resource,
+            outlook=outlook.state,
+            retry_after_s=None if outlook.state == "good" else math.ceil(outlook.retry_after_s or _POOR_RETRY_AFTER_S),
             session_token=session_token,
             connections=connections,
             correlation_id=correlation_id,
         )
 
+    def _proxy_outlook(self, wanted: Wanted) -> Outlook:
+        """What to expect of the proxy: poor where each permitted resource is known to be down by all of its routes."""
+        poor = Outlook("poor")
+        for resource in self._pool.allowed(wanted):
+            alone = replace(wanted, zones=(), resources=(resource.name,))
+            outlook = self._pool.outlook(alone, self._upstreams[resource.name])
+            if outlook.state == "good":
+                return outlook
+            waits_s = [each for each in (poor.retry_after_s, outlook.retry_after_s) if each is not None]
+            poor = Outlook("poor", min(waits_s, default=None), outlook.why)
+        return poor
+
     def _direct(
-        self, grant: EphemeralGrant, owner: Owner, public_base: str, session_token: str, now: datetime
+        self,
+        grant: EphemeralGrant,
+        owner: Owner,
+        public_base: str,
+        session_token: str,
+        now: datetime,
+        *,
+        model: str,
     ) -> list[Connection]:
         token = grant.token.get_secret_value()
         # Measured on our own monotonic clock: Azure's expiry is a time of Azure's clock, and clocks differ.
@@ -135,6 +186,7 @@ class PlanMaker:
                 expires_in_s=left_s,
                 dialect=grant.dialect,
                 voice=grant.voice,
+                resource=grant.resource,
             ),
             RelayConnection(
                 url=f"{public_base}{_PREFIX}/realtime/calls?session_id={owner.session_id}",
@@ -146,23 +198,24 @@ class PlanMaker:
             ),
         ]
         if self._settings.direct_websocket == "on" and grant.dialect == "ga":
-            model = quote(self._settings.model, safe="")
             connections.append(
                 WebSocketConnection(
                     transport="websocket",
-                    url=f"{websocket_url(grant.endpoint)}/openai/v1/realtime?model={model}",
+                    url=f"{websocket_url(grant.endpoint)}/openai/v1/realtime?model={quote(model, safe='')}",
                     protocols=["realtime", f"openai-insecure-api-key.{token}"],
                     expires_at=expires_at,
                     expires_in_s=left_s,
                     dialect=grant.dialect,
                     voice=grant.voice,
+                    resource=grant.resource,
                 )
             )
         return connections
 
-    def _proxy(self, owner: Owner, agent: Agent, public_base: str, now: datetime) -> WebSocketConnection:
+    def _proxy(
+        self, owner: Owner, agent: Agent, public_base: str, now: datetime, dialect: Dialect
+    ) -> WebSocketConnection:
         ticket = self._signer.ticket(owner, agent_id=agent.id, ttl_s=TICKET_TTL_S)
-        dialect = self._proxy_dialect
         return WebSocketConnection(
             transport="websocket_proxy",
             url=f"{websocket_url(public_base)}{_PREFIX}/voicelive/{owner.session_id}",

@@ -6,7 +6,7 @@ Media does not pass the broker. So it sees a call's end only where it causes the
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,7 @@ import structlog
 from strategies.azure_calls import AcceptedCall, AzureCalls
 from strategies.base import EphemeralGrant
 from strategies.credentials import Credentials
-from strategies.errors import MintError
+from strategies.errors import MintError, MisconfiguredError, TimedOutError
 from strategies.single_flight import SingleFlight
 from token_broker.security.limits import BoundedDict, SessionLease, SessionLimits
 from token_broker.security.tokens import Owner
@@ -25,6 +25,7 @@ __all__ = ["Calls", "EndedCalls"]
 
 log = structlog.get_logger("token_broker.sessions.running_calls")
 
+_FOLLOWED_S = 30.0  # an offer that nobody waits for: Azure answers within seconds, or not at all
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _ENDED_KEPT_S = 300.0
@@ -64,21 +65,25 @@ class EndedCalls:
 
 
 class Calls:
-    """Sets up calls. Each holds its place in `limits` until it is over, for `max_talk_s` at most."""
+    """Sets up calls. Each holds its place in `limits` until it is over, for `max_talk_s` at most.
+
+    `credentials_at` has the credentials by an endpoint's base URL: a call is hung up at the host that made it.
+    """
 
     def __init__(
         self,
         http: httpx.AsyncClient,
-        credentials: Credentials,
+        credentials_at: Mapping[str, Credentials],
         limits: SessionLimits,
         *,
         max_talk_s: float,
         hang_up_timeout_s: float,
     ) -> None:
-        self._azure = AzureCalls(http, credentials)
+        self._azure = {endpoint: AzureCalls(http, credentials) for endpoint, credentials in credentials_at.items()}
         self._limits = limits
         self._max_talk_s = max_talk_s
         self._hang_up_timeout_s = hang_up_timeout_s
+        self._abandoned: set[asyncio.Task[AcceptedCall]] = set()
         self._running: dict[str, _Call] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._asking: SingleFlight[CallName, None] = SingleFlight("call-hang-up")
@@ -93,25 +98,60 @@ class Calls:
         owner: Owner,
         lease: SessionLease,
         timeout_s: float,
+        share_s: float | None = None,
     ) -> AcceptedCall:
         """Takes the SDP `offer` to the host that minted; `lease` is kept for the call. Raises MintError.
 
-        A call that Azure made, but whose answer is of no use, is hung up.
+        A call that Azure made, but whose answer is of no use, is hung up. An offer that was not answered within
+        `share_s` is followed to its end, since a call may come of it: that is hung up too.
         """
-        made: list[str] = []
-        try:
-            accepted = await self._azure.offer(grant, offer, filtered=filtered, timeout_s=timeout_s, named=made.append)
-        except BaseException:
-            for call_id in made:
-                self._ended.discard((grant.endpoint, call_id))
-                self.end(grant.endpoint, call_id, owner, why="its answer was of no use")
-            raise
+        if share_s is None or share_s >= timeout_s:
+            accepted = await self._offer(grant, offer, filtered=filtered, owner=owner, timeout_s=timeout_s)
+        else:
+            offering = self._offer(grant, offer, filtered=filtered, owner=owner, timeout_s=_FOLLOWED_S)
+            task = asyncio.create_task(offering, name="call-offer")
+            try:
+                await asyncio.wait({task}, timeout=share_s)
+            except BaseException:
+                task.cancel()
+                raise
+            if not task.done():
+                self._abandon(task, grant.endpoint, owner)
+                raise TimedOutError(f"no answer within its share of {share_s:.1f} s")
+            accepted = task.result()
         if accepted.call_id is not None:
             self._ended.discard((grant.endpoint, accepted.call_id))
             lease.keep(accepted.call_id, for_s=self._max_talk_s)
             self._forget_those_over()
             self._running[accepted.call_id] = _Call(grant.endpoint, owner)
         return accepted
+
+    async def _offer(
+        self, grant: EphemeralGrant, offer: bytes, *, filtered: bool, owner: Owner, timeout_s: float
+    ) -> AcceptedCall:
+        made: list[str] = []
+        azure = self._azure[grant.endpoint]
+        try:
+            return await azure.offer(grant, offer, filtered=filtered, timeout_s=timeout_s, named=made.append)
+        except BaseException:
+            for call_id in made:
+                self._ended.discard((grant.endpoint, call_id))
+                self.end(grant.endpoint, call_id, owner, why="its answer was of no use")
+            raise
+
+    def _abandon(self, task: "asyncio.Task[AcceptedCall]", endpoint: str, owner: Owner) -> None:
+        """Nobody waits for this offer any more: a call that comes of it is hung up."""
+
+        def ended(task: "asyncio.Task[AcceptedCall]") -> None:
+            self._abandoned.discard(task)
+            if task.cancelled() or task.exception() is not None:
+                return
+            if (call_id := task.result().call_id) is not None:
+                self._ended.discard((endpoint, call_id))
+                self.end(endpoint, call_id, owner, why="its answer came after another resource was asked")
+
+        self._abandoned.add(task)
+        task.add_done_callback(ended)
 
     async def hang_up(self, endpoint: str, call_id: str) -> None:
         """Ends the call, whichever process set it up. Raises MintError.
@@ -143,7 +183,9 @@ class Calls:
 
     async def _ask(self, call: CallName) -> None:
         endpoint, call_id = call
-        await self._azure.hang_up(endpoint, call_id, timeout_s=self._hang_up_timeout_s)
+        if (azure := self._azure.get(endpoint)) is None:  # of a resource that is configured no more
+            raise MisconfiguredError("no resource has the endpoint of this call")
+        await azure.hang_up(endpoint, call_id, timeout_s=self._hang_up_timeout_s)
         self._ended.add(call)
         self._running.pop(call_id, None)
         self._limits.end(call_id)
@@ -185,7 +227,7 @@ class Calls:
     async def aclose(self) -> None:
         """Cancels the hang-ups in progress and starts no new ones."""
         self._running.clear()
-        ending = list(self._ending.values())
+        ending = [*self._abandoned, *self._ending.values()]
         for task in ending:
             task.cancel()
         if ending:

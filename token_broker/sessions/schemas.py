@@ -163,6 +163,9 @@ class _Connection(BaseModel):
     expires_in_s: int = Field(description="What is left; go by this, clocks are wrong.")
     dialect: Dialect
     voice: str
+    resource: str | None = Field(
+        None, description="The Azure resource that it is bound to; null where the broker chooses one when it is used."
+    )
 
 
 class WebRtcConnection(_Connection):
@@ -198,10 +201,15 @@ class Plan(BaseModel):
     agent_id: str
     model: str
     strategy: str
-    degraded: bool = Field(description="True when nothing was minted and only the proxy is left.")
+    degraded: bool = Field(description="True with the strategy `websocket_proxy`: only the proxy is left.")
     token: str | None
     expires_at: datetime
     endpoint: str
+    resource: str | None = Field(None, description="The resource of the first connection, where it is bound to one.")
+    outlook: Literal["good", "poor"] = Field(
+        "good", description="`poor` when nothing was minted and every upstream of the proxy is known to be down."
+    )
+    retry_after_s: int | None = Field(None, description="With a poor outlook: when to ask for another plan.")
     session_token: str
     connections: list[Connection]
     correlation_id: str

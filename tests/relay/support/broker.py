@@ -21,14 +21,14 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from strategies.credentials import AccessToken, Credentials, EntraTokens
-from strategies.health import BreakerPolicy, CircuitBreaker
-from strategies.transport import BoundedResolver, make_tls_context
+from strategies.transport import make_tls_context
 from tests.support.broker import make_settings as broker_settings
 from tests.support.serving import run_server, server_config
+from token_broker.azure import build_connector, build_pool
 from token_broker.memory.types import Interruption, Turn
 from token_broker.relay.adapters import COMPAT_ENDPOINTS
 from token_broker.relay.admission import Admission
-from token_broker.relay.azure.connector import UpstreamConnector, make_routes
+from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.voice_relay import VoiceRelay, websocket_not_found
 from token_broker.security.limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import Owner, TokenSigner
@@ -225,22 +225,11 @@ def make_settings(url: str, **overrides: Any) -> Settings:
 
 
 def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: AgentRegistry | None = None) -> Running:
-    target = settings.target
-    assert target is not None
     entra = EntraTokens(FixedEntra(), timeout_s=2) if settings.uses_entra else None
-    policy = BreakerPolicy(failures=settings.breaker_failures, open_s=settings.breaker_open_s)
-    routes = make_routes(
-        target, settings.proxy_upstreams, model=settings.model, api_version=settings.voice_live_api_version
-    )
-    connector = UpstreamConnector(
-        routes,
-        credentials=Credentials(key=settings.key if settings.uses_key else None, entra=entra),
-        breakers={route.name: CircuitBreaker(route.name, policy) for route in routes},
-        resolver=BoundedResolver(),
-        timeout_s=settings.proxy_connect_timeout_s,
-        max_message_bytes=settings.azure_message_bytes,
-        max_image_bytes=settings.image_bytes,
-        tls=tls or make_tls_context(),
+    credentials = Credentials(key=settings.key if settings.uses_key else None, entra=entra)
+    pool = build_pool(settings)
+    connector = build_connector(
+        settings, {each.name: credentials for each in pool.resources}, tls or make_tls_context(), pool
     )
     drain, limits = (
         Drain(),

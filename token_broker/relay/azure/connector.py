@@ -1,7 +1,7 @@
-"""Connects to Azure's two WebSockets in order, until one has accepted the agent's session, within one time limit.
+"""Connects a talk to one of Azure's WebSockets: the pool's resources in their order, and the routes of each.
 
-The circuit breakers and the error tree are those of the strategies' chain. A redirect is never followed: it would send
-the credential to another host.
+The first that accepts the agent's session has the talk, within one time limit for all. Pool and error tree are those of
+the strategies' chain. A redirect is never followed: it would send the credential to another host.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -35,18 +35,20 @@ from strategies.errors import (
 )
 from strategies.health import CircuitBreaker
 from strategies.outbound_proxy import OutboundProxy, ProxyFailedError
+from strategies.pool import Pool, PoolPermit
+from strategies.resources import Resource, Wanted
 from strategies.upstream import Answer, classify
+from token_broker.relay.azure.connection_health import ConnectionHealth
 from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.relay.azure.socket import AzureSocket, connect
 from token_broker.relay.event_text import SESSION_EVENTS, event_type, parsed
 from token_broker.server.close_codes import UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
+from token_broker.sessions.plans import SpecSupplier
 from token_broker.settings import UpstreamName
 
-__all__ = ["NoUpstreamError", "Route", "SpecSupplier", "UpstreamConnection", "UpstreamConnector", "make_routes"]
+__all__ = ["NoUpstreamError", "Route", "UpstreamConnection", "UpstreamConnector", "make_routes"]
 
 log = structlog.get_logger("token_broker.relay")
-
-SpecSupplier = Callable[[], Awaitable[SessionSpec]]
 
 SESSION_EVENT_ID = "broker_session"
 _LONGEST_SESSION_S = 86_400.0
@@ -67,46 +69,57 @@ class Route:
 
     name: UpstreamName
     dialect: Dialect
-    url: str  # http or https, as the endpoint is written
+    url: str  # http or https, as the endpoint is written, up to the deployment's name
     session: Callable[[SessionSpec], dict[str, Any]]
+
+    def url_of(self, model: str) -> str:
+        """The URL for sessions with that deployment."""
+        return f"{self.url}{quote(model, safe='')}"
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamConnection:
     """An open socket whose session is the agent's. `first` are the frames up to `session.updated`, in order.
 
-    `expires_s` is the time, of the loop's clock, at which Azure ends the session, where Azure said it.
+    `expires_s` is the time, of the loop's clock, at which Azure ends the session, where Azure said it. `resource` is
+    the name of the resource; `model` the deployment. Tell `health` when an answer was completed, and when Azure falls
+    silent; it notices by itself when the socket breaks.
     """
 
     route: Route
     socket: AzureSocket
     first: list[str] = field(default_factory=list)
     expires_s: float | None = None
+    resource: str = ""
+    model: str = ""
+    health: ConnectionHealth | None = None
 
 
-def make_routes(target: Target, names: Sequence[UpstreamName], *, model: str, api_version: str) -> list[Route]:
+def make_routes(target: Target, names: Sequence[UpstreamName], *, api_version: str) -> list[Route]:
     """The named routes that exist on `target`, in the order of `names`. `api_version` is Voice Live's; GA has none."""
     routes: list[Route] = []
-    deployment = quote(model, safe="")
     for name in names:
         if name == "voice_live" and target.unified_base is not None:
-            url = f"{target.unified_base}/voice-live/realtime?api-version={api_version}&model={deployment}"
+            url = f"{target.unified_base}/voice-live/realtime?api-version={api_version}&model="
             routes.append(Route(name, "preview", url, voice_live_session))
         elif name == "openai_realtime":
-            url = f"{target.openai_base}/openai/v1/realtime?model={deployment}"
-            routes.append(Route(name, "ga", url, ga_realtime_session))
+            routes.append(Route(name, "ga", f"{target.openai_base}/openai/v1/realtime?model=", ga_realtime_session))
     return routes
 
 
 class UpstreamConnector:
-    """Connects talks to Azure; one instance a process. `breakers` are by the name of a route."""
+    """Connects talks to Azure; one instance a process. Routes and credentials are by the name of a resource.
+
+    `at_endpoint` has the credentials by an endpoint's base URL: a call is joined at the host that made it.
+    """
 
     def __init__(
         self,
-        routes: Sequence[Route],
+        pool: Pool,
+        routes: Mapping[str, Sequence[Route]],
         *,
-        credentials: Credentials | None,
-        breakers: Mapping[str, CircuitBreaker],
+        credentials: Mapping[str, Credentials],
+        at_endpoint: Mapping[str, Credentials],
         resolver: AbstractResolver,
         timeout_s: float,
         max_message_bytes: int,
@@ -114,9 +127,10 @@ class UpstreamConnector:
         tls: ssl.SSLContext,
         proxy: OutboundProxy | None = None,
     ) -> None:
-        self.routes = list(routes)
-        self.breakers = breakers
+        self.pool = pool
+        self.routes = dict(routes)
         self._credentials = credentials
+        self._at_endpoint = at_endpoint
         self._names = DnsCache(resolver)
         self._timeout_s = timeout_s
         self._max_message_bytes = max_message_bytes
@@ -129,46 +143,75 @@ class UpstreamConnector:
     @property
     def secrets(self) -> tuple[SecretStr, ...]:
         """The credentials in use, which an error of Azure's could quote."""
-        return () if self._credentials is None else self._credentials.secrets
+        return tuple(secret for credentials in self._credentials.values() for secret in credentials.secrets)
+
+    @property
+    def breakers(self) -> dict[tuple[str, UpstreamName], CircuitBreaker]:
+        """The breakers, by resource and route."""
+        return {
+            (name, route.name): self.pool.breaker(name, route.name)
+            for name, routes in self.routes.items()
+            for route in routes
+        }
+
+    def resource(self, name: str) -> Resource:
+        """The resource of that name, which an open connection has."""
+        return next(each for each in self.pool.resources if each.name == name)
 
     async def aclose(self) -> None:
         """Cancels lookups that still run; call it when no talk is left."""
         await self._names.aclose()
 
     async def connect(
-        self, supply: SpecSupplier, *, only: UpstreamName | None = None, prefer: Dialect | None = None
+        self,
+        supply: SpecSupplier,
+        *,
+        wanted: Wanted,
+        only: UpstreamName | None = None,
+        prefer: Dialect | None = None,
+        after: UpstreamConnection | None = None,
     ) -> UpstreamConnection:
         """An upstream whose session is the agent's, within the limit for all together. Raises NoUpstreamError.
 
-        `only` leaves out all but that one: for a talk that has to keep its dialect. Those that speak what the client
-        would `prefer` are tried first.
+        `only` leaves out all but that route: for a talk that has to keep its dialect. Of one resource's routes, those
+        that speak what the client would `prefer` are tried first. `after` is the connection that a running talk lost:
+        its dialect, and with it its voice, is tried at every resource before another one.
         """
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._timeout_s
-        routes = [route for route in self.routes if only is None or route.name == only]
-        if prefer is not None:
-            routes.sort(key=lambda route: route.dialect != prefer)
+        candidates = self._candidates(wanted, only=only, prefer=prefer, after=after)
         ending: Ending | None = None
-        for index, route in enumerate(routes):
-            breaker = self.breakers[route.name]
-            if (permit := breaker.admit()) is None:
+        for index, (resource, route) in enumerate(candidates):
+            permit = self.pool.admit(
+                resource,
+                route.name,
+                agent_id=wanted.agent_id,
+                model=wanted.model,
+                session_id=wanted.session_id,
+                running=wanted.running,
+            )
+            about = {"resource": resource.name, "upstream": route.name}
+            if permit is None:
+                why = self.pool.why_not(resource, route.name, agent_id=wanted.agent_id, model=wanted.model).why
                 ending = ending or Ending(UPSTREAM_FAILED, "Azure failed a moment ago: ask for a new plan in a moment")
-                log.info("upstream_attempt", upstream=route.name, outcome="skipped", why=breaker.why_open)
+                log.info("upstream_attempt", **about, outcome="skipped", why=why)
                 continue
             left_s = deadline_s - loop.time()
-            if any(self.breakers[later.name].would_admit for later in routes[index + 1 :]):
+            if any(self.pool.breaker(other.name, later.name).would_admit for other, later in candidates[index + 1 :]):
                 left_s /= 2
             began_s = time.monotonic()
             try:
-                with breaker.settle(permit):
-                    upstream = await self.attempt(route, supply, timeout_s=left_s)
+                with self.pool.connecting(permit):
+                    upstream = await self.attempt(
+                        resource, route, supply, timeout_s=left_s, model=wanted.model, permit=permit
+                    )
             except MintError as error:
                 if ending is None or ending.code != UPSTREAM_TIMED_OUT:  # the one that hung is the client's reason
                     ending = _ending(error)
                 level = log.error if isinstance(error, MisconfiguredError) else log.warning
                 level(
                     "upstream_attempt",
-                    upstream=route.name,
+                    **about,
                     outcome=error.outcome,
                     status=error.status,
                     code=error.code,
@@ -176,55 +219,78 @@ class UpstreamConnector:
                     why=str(error),
                 )
             else:
-                log.info("upstream_attempt", upstream=route.name, outcome="connected", ms=round(_ms_since(began_s)))
+                log.info("upstream_attempt", **about, outcome="connected", ms=round(_ms_since(began_s)))
                 return upstream
+        if ending is None and self.pool.resources:
+            ending = Ending(UPSTREAM_FAILED, "no Azure resource that this agent may use is left: try again later")
         raise NoUpstreamError(ending or Ending(UPSTREAM_FAILED, "no Azure endpoint is configured for talks"))
+
+    def _candidates(
+        self, wanted: Wanted, *, only: UpstreamName | None, prefer: Dialect | None, after: UpstreamConnection | None
+    ) -> list[tuple[Resource, Route]]:
+        """What to try, in order."""
+        found: list[tuple[Resource, Route]] = []
+        for resource in self.pool.order(wanted):
+            routes = [route for route in self.routes[resource.name] if only is None or route.name == only]
+            if prefer is not None:
+                routes.sort(key=lambda route: route.dialect != prefer)
+            found += [(resource, route) for route in routes]
+        if after is not None:
+            found.sort(key=lambda pair: pair[1].dialect != after.route.dialect)
+        return found
 
     async def join_call(self, endpoint: str, call_id: str) -> AzureSocket:
         """The sideband of a WebRTC call at `endpoint` (docs/azure.md §5.4), within the limit. Raises MintError."""
         url = f"{endpoint}/openai/v1/realtime?call_id={quote(call_id, safe='')}"
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._opened(url, asyncio.get_running_loop().time() + self._timeout_s)
+                return await self._opened(
+                    url, asyncio.get_running_loop().time() + self._timeout_s, self._at_endpoint.get(endpoint)
+                )
         except TimeoutError:
             raise TimedOutError(f"no sideband within {self._timeout_s:.1f} s") from None
 
-    async def attempt(self, route: Route, supply: SpecSupplier, *, timeout_s: float) -> UpstreamConnection:
-        """One route, whatever its breaker says; the doctor uses it too. Raises MintError."""
+    async def attempt(
+        self,
+        resource: Resource,
+        route: Route,
+        supply: SpecSupplier,
+        *,
+        timeout_s: float,
+        model: str = "",
+        permit: PoolPermit | None = None,
+    ) -> UpstreamConnection:
+        """One route of one resource, whatever the pool says of it; the doctor uses it too. Raises MintError.
+
+        `model` is the deployment, where it is not the resource's. With a `permit` the connection has its `health`.
+        """
         deadline_s = asyncio.get_running_loop().time() + timeout_s
+        model = model or resource.model
         try:
             async with asyncio.timeout_at(deadline_s):
-                opened = await self._opened(route.url, deadline_s)
+                opened = await self._opened(route.url_of(model), deadline_s, self._credentials.get(resource.name))
                 try:
-                    first = await _take_session(opened, route, await supply())
-                    return UpstreamConnection(route, opened, first, _expiry_s(first))
+                    first = await _take_session(opened, route, await supply(resource))
                 except BaseException:
                     await opened.aclose(graceful=False)
                     raise
         except TimeoutError:
             raise TimedOutError(f"no open session within {timeout_s:.1f} s") from None
+        expires_s = _expiry_s(first)
+        health = None if permit is None else ConnectionHealth(self.pool, permit, opened, expires_s=expires_s)
+        return UpstreamConnection(route, opened, first, expires_s, resource.name, model, health)
 
-    async def _opened(self, url: str, deadline_s: float) -> AzureSocket:
+    async def _opened(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
         """A socket opened with the key, or with Entra where the resource has keys disabled."""
-        authorization = await self._credential(deadline_s)
+        if credentials is None:
+            raise MisconfiguredError("there is no credential for this endpoint")
+        authorization = await _current(credentials, deadline_s)
         try:
             return await self._open(url, authorization, deadline_s)
         except KeysDisabledError:
-            if self._credentials is None or authorization.kind != "key" or not self._credentials.keys_refused():
+            if authorization.kind != "key" or not credentials.keys_refused():
                 raise
-            return await self._open(url, await self._credential(deadline_s), deadline_s)
-
-    async def _credential(self, deadline_s: float) -> Authorization:
-        """The credential for one attempt; TimeoutError where its source took all the time."""
-        if self._credentials is None:
-            raise MisconfiguredError("there is no credential for Azure")
-        loop = asyncio.get_running_loop()
-        try:
-            return await self._credentials.current(timeout_s=deadline_s - loop.time())
-        except CredentialError:
-            if loop.time() >= deadline_s:
-                raise TimeoutError from None
-            raise
+            return await self._open(url, await _current(credentials, deadline_s), deadline_s)
 
     async def _open(self, url: str, authorization: Authorization, deadline_s: float) -> AzureSocket:
         try:
@@ -249,6 +315,17 @@ class UpstreamConnector:
             raise TransientError("the TLS handshake failed") from None
         except (OSError, picows.WSError) as error:
             raise TransientError(f"the connection failed ({type(error).__name__})") from None
+
+
+async def _current(credentials: Credentials, deadline_s: float) -> Authorization:
+    """The credential for one attempt; TimeoutError where its source took all the time."""
+    loop = asyncio.get_running_loop()
+    try:
+        return await credentials.current(timeout_s=deadline_s - loop.time())
+    except CredentialError:
+        if loop.time() >= deadline_s:
+            raise TimeoutError from None
+        raise
 
 
 async def _take_session(opened: AzureSocket, route: Route, spec: SessionSpec) -> list[str]:

@@ -43,9 +43,10 @@ from token_broker.relay.azure.dns_cache import DnsCache
 from token_broker.server.client_wire import IMAGE_FIELD
 from token_broker.server.frames import FrameBudget, FrameError
 
-__all__ = ["CLOSED_BY_AZURE", "AzureSocket", "connect"]
+__all__ = ["CLOSED_BY_AZURE", "CLOSED_BY_BROKER", "AzureSocket", "connect"]
 
 CLOSED_BY_AZURE = "Azure closed the connection"
+CLOSED_BY_BROKER = "closed by the broker"
 
 # Reading pauses above the first and resumes below the second: how much of Azure's frames one talk may hold.
 _QUEUE_HIGH_BYTES = 262_144
@@ -87,6 +88,7 @@ class AzureSocket(WSListener):
         self._sink: Callable[[bytes], bool] | None = None
         self._queued_bytes = 0
         self._reader: asyncio.Future[None] | None = None
+        self.on_end: Callable[[str], None] | None = None  # gets `failure`, once
         self._waiters: list[asyncio.Future[None]] = []
         self._awaiting_pong = False
         self._gone = asyncio.Event()
@@ -162,7 +164,7 @@ class AzureSocket(WSListener):
         transport = self._transport
         if transport is None:
             return
-        self._end("closed by the broker")
+        self._end(CLOSED_BY_BROKER)
         self.frames.clear()
         self._queued_bytes = 0
         try:
@@ -295,6 +297,8 @@ class AzureSocket(WSListener):
     def _end(self, why: str) -> None:
         if self.failure is None:
             self.failure = why
+            if self.on_end is not None:
+                self.on_end(why)
         if (reader := self._reader) is not None and not reader.done():
             reader.set_result(None)
         self._wake()
