@@ -128,7 +128,7 @@ def test_burn_rates_are_those_of_the_aim() -> None:
     }
     assert factors == {14.4, 6, 3}
     for record in (rule for rule in RULES if "record" in rule):
-        window = record["record"].removeprefix("token_broker:plan_failures:ratio_rate")
+        window = record["record"].removeprefix("token_broker:").partition("_failures:ratio_rate")[2]
         assert str(record["expr"]).count(f"[{window}]") == 2
 
 
