@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import TypedDict
 
 import httpx
@@ -11,6 +12,8 @@ from pydantic import SecretStr
 
 from strategies.credentials import Credentials
 from strategies.models import is_classic_whisper
+from strategies.pool import Pool
+from strategies.resources import Quotas
 from strategies.transport import make_tls_context, make_transport
 from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
@@ -99,6 +102,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         rules = OriginRules(settings)
         # Before everything that ends talks: the stack closes it after them, so that their last turns reach the store.
         memory = await stack.enter_async_context(Memory.open(settings))
+        memory.switches.watch(partial(_switch, pool), _divide(pool))
         try:
             # The blocklist is read as the store opens: until then nobody would be known as blocked.
             async with asyncio.timeout(settings.store_start_wait_s):
@@ -195,6 +199,18 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             status=status,
             metrics=metrics,
         )
+
+
+def _switch(pool: Pool, disabled: frozenset[str]) -> None:
+    for resource in pool.resources:
+        pool.set_enabled(resource.name, resource.name not in disabled)
+
+
+def _divide(pool: Pool) -> Callable[[int, bool], None] | None:
+    """Divides known quotas among the replicas; None where no quota is known, so that nobody has to be counted."""
+    if all(resource.quotas == Quotas() for resource in pool.resources):
+        return None
+    return lambda replicas, is_fresh: pool.divide_quotas(replicas, is_fresh=is_fresh)
 
 
 def memory_quotas(settings: Settings) -> MemoryQuotas:

@@ -88,7 +88,7 @@ def test_named_options_exist() -> None:
         for text in in_code(cell):
             words = text.replace("\\|", "|").replace("[", "").replace("]", "").split()
             command: click.Command | None = main.get_command(click.Context(main), words[0])
-            if isinstance(command, click.Group):
+            if isinstance(command, click.Group) and not (command.invoke_without_command and words[1].startswith("-")):
                 command = command.get_command(click.Context(command), words[1])
             assert command is not None, text
             known = {option for parameter in command.params for option in parameter.opts}

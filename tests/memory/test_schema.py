@@ -31,14 +31,14 @@ FULL_TEXT_TABLES = "turns_fts"  # SQLite's, which `metadata` does not have
 LATER = """
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "9999"
+down_revision = "%s"
 
 
 def upgrade() -> None:
     op.execute("CREATE TABLE later (session_id TEXT NOT NULL)")
     op.execute("INSERT INTO later SELECT session_id FROM sessions")
-"""
+"""  # behind the newest revision
 
 
 def differences(connection: Connection) -> list[object]:
@@ -112,13 +112,13 @@ async def test_older_store_is_upgraded_with_its_data(
     await database.close()
     later = tmp_path / "migrations"
     shutil.copytree(tables.MIGRATIONS, later)
-    (later / "versions" / "0002_later.py").write_text(LATER)
+    (later / "versions" / "9999_later.py").write_text(LATER % SCHEMA_REVISION)
     monkeypatch.setattr(tables, "MIGRATIONS", later)
-    monkeypatch.setattr(tables, "SCHEMA_REVISION", "0002")
+    monkeypatch.setattr(tables, "SCHEMA_REVISION", "9999")
     async with opened(connect(SecretStr(database_url), timeout_s=20, patience_s=1)) as upgraded:
         assert await upgraded.read(lambda c: c.scalars(text("SELECT session_id FROM later")).all()) == [SESSION]
         assert await upgraded.read(lambda c: c.scalars(text("SELECT version_num FROM alembic_version")).all()) == [
-            "0002"
+            "9999"
         ]
         if upgraded.dialect == "sqlite":
             assert await upgraded.write(index_turns) == 1

@@ -36,6 +36,7 @@ _LAZY_COMMANDS = {
     "doctor": ("token_broker.doctor.command", "doctor_command"),
     "forget": ("token_broker.cli.memory", "forget"),
     "outbox": ("token_broker.cli.memory", "outbox"),
+    "resources": ("token_broker.cli.azure_resources", "resources"),
     "unblock": ("token_broker.cli.memory", "unblock"),
 }
 

@@ -19,7 +19,7 @@ from token_broker.security.tokens import ANONYMOUS
 from token_broker.sessions.schemas import SESSION_ID_PATTERN
 from token_broker.settings import SettingsError, load_settings
 
-__all__ = ["block", "forget", "outbox", "unblock"]
+__all__ = ["block", "forget", "outbox", "run_on_store", "unblock"]
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def list_letters(session_id: str | None, limit: int, *, as_json: bool) -> None:
         letters = await maintenance.dead_letters(limit, session_id=session_id)
         return {"queued": status.queued, "dead": status.dead}, letters
 
-    counts, letters = _run(look)
+    counts, letters = run_on_store(look)
     if as_json:
         click.echo(json.dumps({**counts, "dead_letters": [_shown(letter) for letter in letters]}, indent=2))
         return
@@ -66,7 +66,7 @@ def list_letters(session_id: str | None, limit: int, *, as_json: bool) -> None:
 def retry(session_id: str | None) -> None:
     """Queue dead letters again; the running broker delivers them."""
     with _bar("Queueing again") as tell:
-        count = _run(lambda maintenance: maintenance.retry_dead(session_id=session_id, tell=tell))
+        count = run_on_store(lambda maintenance: maintenance.retry_dead(session_id=session_id, tell=tell))
     click.echo(f"{count} queued again")
 
 
@@ -75,7 +75,7 @@ def retry(session_id: str | None) -> None:
 @click.confirmation_option("--yes", prompt="Dead letters are deleted for good. Go on?", help="Do not ask.")
 def purge(session_id: str | None) -> None:
     """Delete dead letters for good."""
-    click.echo(f"{_run(lambda maintenance: maintenance.purge_dead(session_id=session_id))} deleted")
+    click.echo(f"{run_on_store(lambda maintenance: maintenance.purge_dead(session_id=session_id))} deleted")
 
 
 @click.command()
@@ -91,7 +91,7 @@ def forget(session_id: str | None, user: str | None) -> None:
             return await maintenance.erase_session(session_id)
         return await maintenance.erase_user(user or "")
 
-    erased = _run(work)
+    erased = run_on_store(work)
     click.echo(f"{erased} turns forgotten")
     if not erased:
         click.echo(f"No turn of this {'session' if user is None else 'user'} was stored: is the id right?", err=True)
@@ -106,7 +106,7 @@ def block(principal: str | None, session_id: str | None, *, show: bool) -> None:
     if show + (principal is not None) + (session_id is not None) != 1:
         raise click.UsageError("Name one: --principal, --session, or --list.")
     if show:
-        for one in _run(lambda maintenance: maintenance.blocked()):
+        for one in run_on_store(lambda maintenance: maintenance.blocked()):
             click.echo(f"{one.since:%Y-%m-%dT%H:%M:%SZ} {one.kind} {one.id}")
         return
     kind, name = _named(principal, session_id)
@@ -117,7 +117,7 @@ def block(principal: str | None, session_id: str | None, *, show: bool) -> None:
         except BlocklistFullError as error:
             raise click.ClickException(str(error)) from None
 
-    is_new, known = _run(work)
+    is_new, known = run_on_store(work)
     click.echo(f"{kind} {name} {'is blocked, everywhere within two seconds' if is_new else 'was blocked already'}")
     if not known:
         click.echo(f"No session of this {kind} is stored: is the id right?", err=True)
@@ -131,7 +131,7 @@ def unblock(principal: str | None, session_id: str | None) -> None:
     if (principal is not None) + (session_id is not None) != 1:
         raise click.UsageError("Name one: --principal, or --session.")
     kind, name = _named(principal, session_id)
-    unblocked = _run(lambda maintenance: maintenance.unblock(kind, name))
+    unblocked = run_on_store(lambda maintenance: maintenance.unblock(kind, name))
     click.echo(f"{kind} {name} {'is unblocked' if unblocked else 'was not blocked'}")
 
 
@@ -150,7 +150,7 @@ def _named(principal: str | None, session_id: str | None) -> tuple[BlockKind, st
     return "principal", name
 
 
-def _run(work: Callable[[Maintenance], Awaitable[T]]) -> T:
+def run_on_store(work: Callable[[Maintenance], Awaitable[T]]) -> T:
     """Does `work` on the configured store. Exit code 2: the configuration is wrong; 1: the store is away."""
     try:
         settings = load_settings()

@@ -174,6 +174,20 @@ class Maintenance:
 
         return await self._database.read(partial(is_known, kind=kind, name=name))
 
+    async def switch_resource(self, name: str, *, enabled: bool) -> bool:
+        """Enables or disables an Azure resource; False where it was so already. Raises StoreError."""
+        from token_broker.memory.store.resource_rows import disable_resource, enable_resource
+
+        if enabled:
+            return await self._database.write(partial(enable_resource, name=name))
+        return await self._database.write(partial(disable_resource, name=name, now_us=to_us(self._clock())))
+
+    async def disabled_resources(self) -> list[str]:
+        """The names of the Azure resources that are disabled. Raises StoreError."""
+        from token_broker.memory.store.resource_rows import disabled_names
+
+        return await self._database.read(disabled_names)
+
     async def outbox_status(self) -> "OutboxStatus":
         """The outbox in numbers. Raises StoreError."""
         from token_broker.memory.store.outbox import read_status

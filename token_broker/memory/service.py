@@ -1,8 +1,8 @@
 """The memory as the broker sees it: one object, opened once, that never keeps the broker from starting.
 
 `async with Memory.open(settings) as memory` locks the SQLite file (StoreInUseError where another process has it) and
-starts the background tasks: opening the store, group commit, ingest buffer, blocklist, delivery, full text, sweeping,
-erasing.
+starts the background tasks: opening the store, group commit, ingest buffer, blocklist, resources' switches, delivery,
+full text, sweeping, erasing.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from token_broker.memory.maintenance import Maintenance
 from token_broker.memory.memory_status import MemoryStatus, StoreState
 from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.repositories import StoredBlocklist, StoredSessions, StoredTickets
+from token_broker.memory.resource_switches import ResourceSwitches
 from token_broker.memory.store.full_text import FullTextIndexer
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUnreachableError
 from token_broker.memory.types import Outcome, Sink, Turn, backoff_s
@@ -51,7 +52,7 @@ _FLUSH_S = 5.0  # at shutdown, for the proxy's turns to reach the store
 
 
 class Memory:
-    """Turns, sessions, tickets, the blocklist, recall; make it with `Memory.open`."""
+    """Turns, sessions, tickets, the blocklist, recall, the resources' switches; make it with `Memory.open`."""
 
     def __init__(
         self,
@@ -107,6 +108,7 @@ class Memory:
         self.sessions = StoredSessions(self._database, self._writer, patience_s=settings.store_patience_s, clock=clock)
         self.tickets = StoredTickets(self._database, patience_s=settings.store_patience_s, clock=clock)
         self.blocklist = StoredBlocklist(self._database, required=settings.require_blocklist == "on", clock=clock)
+        self.switches = ResourceSwitches(self._database)
         local = LocalFacts(self._database)
         self._indexer = FullTextIndexer(self._database) if is_sqlite and not self._has_zep else None
         self.recall = BoundedRecall(
@@ -291,6 +293,7 @@ class Memory:
 
                 self._writer.begin_after(await self._database.read(last_arrival))
                 await self.blocklist.refresh()
+                await self.switches.refresh()
             except StoreError as error:
                 failures += 1
                 self._state, self._reason = "away", str(error)
@@ -304,6 +307,7 @@ class Memory:
             log.info("store_open", after_failures=failures, was_empty=was_empty)
         self._start("writer", self._writer.run)  # turns that came earlier wait, within the writer's bounds
         self._start("blocklist", self.blocklist.run)
+        self._start("resources", self.switches.run)
         self._start("delivery", self._keep_delivering)
         self._start("sweeping", self._keep_sweeping)
         self._start("erasing", self._keep_erasing)

@@ -1,8 +1,9 @@
 """The tables, once for SQLite and PostgreSQL, and what statements about them share; `migrate` makes or upgrades them.
 
 Every row of a session carries the session's `bucket` (`bucket_of`), first in each key: claims stay local, and the
-tables can be distributed on it (Citus, in elastic clusters of Azure Database for PostgreSQL) as they are. `blocks` is
-small and read whole: there it is a reference table. Times are whole microseconds since 1970.
+tables can be distributed on it (Citus, in elastic clusters of Azure Database for PostgreSQL) as they are. `blocks`,
+`disabled_resources` and `replicas` are small and read whole: there they are reference tables. Times are whole
+microseconds since 1970.
 
 Alembic (`migrations/`) is imported only where an upgrade is needed.
 """
@@ -45,12 +46,14 @@ __all__ = [
     "are_sessions",
     "blocks",
     "by_bucket",
+    "disabled_resources",
     "erasures",
     "insert_for",
     "is_session",
     "metadata",
     "migrate",
     "outbox",
+    "replicas",
     "sessions",
     "stored_turn",
     "tickets",
@@ -69,7 +72,7 @@ _VERSION_TABLE = """CREATE TABLE alembic_version (
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
 
-SCHEMA_REVISION = "0001"  # the newest of migrations/versions
+SCHEMA_REVISION = "0002"  # the newest of migrations/versions
 
 metadata = MetaData()
 sessions = Table(
@@ -172,6 +175,24 @@ blocks = Table(
     Column("id", Text, nullable=False),
     Column("since_us", BigInteger, nullable=False),
     PrimaryKeyConstraint("kind", "id"),
+)
+
+# Azure resources that the operator keeps new talks away from.
+disabled_resources = Table(
+    "disabled_resources",
+    metadata,
+    Column("name", Text, nullable=False),
+    Column("since_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("name"),
+)
+
+# The processes that share the quotas of Azure resources; PostgreSQL's alone.
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("replica_id", Text, nullable=False),
+    Column("seen_at_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("replica_id"),
 )
 
 # SQLite's full text. It is contentless: a row's `rowid` is the turn's arrival; `owner` holds a token of the session, so
