@@ -60,7 +60,17 @@ async def test_token_for_unknown_agent_names_known_ones(tmp_path: Path) -> None:
     assert finished.out == ""
 
 
-@pytest.mark.parametrize("arguments", [("nothing",), ("token", "--what"), ("simulate", "--kind", "gcp")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nothing",),
+        ("token", "--what"),
+        ("simulate", "--kind", "gcp"),
+        ("simulate", "--resources", "East US"),
+        ("simulate", "--resources", "a,a"),
+        ("simulate", "--resources", "a", "--deployment", "b=gpt-realtime"),
+    ],
+)
 async def test_wrong_usage_exits_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
     finished = await run_command(*arguments, env=environment(tmp_path, None), cwd=tmp_path)
     assert finished.code == 2

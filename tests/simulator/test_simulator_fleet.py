@@ -1,6 +1,8 @@
 """Several resources in one process: each with its own port, deployments and faults, and one transcript of them all."""
 
+import asyncio
 import tomllib
+from pathlib import Path
 
 import httpx
 import pytest
@@ -8,7 +10,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests.simulator.scene import user_text
 from tests.simulator.support import GA_PATH, VOICE_LIVE_PATH, Caller, call, silence, speech
-from tests.support.broker import plain_client
+from tests.support.broker import environment, plain_client, start_process
 from tests.support.waiting import eventually
 from token_broker.simulator import SimulatorConfig, run_resources_in_thread, serve_resources
 from token_broker.simulator.audio import marked
@@ -25,7 +27,7 @@ async def write(caller: Caller, text: str) -> None:
 
 async def test_each_has_own_url_and_deployments() -> None:
     lean = SimulatorConfig(deployments=frozenset({"gpt-realtime-mini"}))
-    async with serve_resources("eastus2", swedencentral=lean) as azure, plain_client() as client:
+    async with serve_resources("eastus2", configs={"swedencentral": lean}) as azure, plain_client() as client:
         answers = [
             await client.post(
                 f"{resource.url}/openai/v1/realtime/client_secrets", json=MINT, headers={"api-key": "simulated-key"}
@@ -51,7 +53,7 @@ async def test_faults_are_a_resources_own() -> None:
 async def test_control_of_one_reaches_the_others() -> None:
     async with serve_resources("eastus2", "swedencentral") as azure, plain_client() as client:
         sweden = f"{azure.by_name['swedencentral'].url}/_simulator"
-        assert (await client.get(f"{sweden}/resources")).json() == ["eastus2", "swedencentral"]
+        assert (await client.get(f"{sweden}/resources")).json() == {each.name: each.url for each in azure}
         path = f"{sweden}/resources/eastus2/faults"
         put = await client.put(path, json=[{"match": "/", "fault": "status", "code": 503}])
         assert put.status_code == 200
@@ -159,3 +161,29 @@ async def test_resources_file_names_each() -> None:
         listed = tomllib.loads(azure.resources_file())["resources"]
     assert [(table["name"], table["endpoint"]) for table in listed] == [(each.name, each.url) for each in azure]
     assert {table["key_env"] for table in listed} == {"SIMULATOR_KEY"}
+
+
+async def test_command_simulates_several(tmp_path: Path) -> None:
+    several = ("--resources", "eastus2,swedencentral", "--deployment", "swedencentral=gpt-realtime-mini")
+    arguments = ("simulate", "--port", "0", *several)
+    told, printed = tmp_path / "stderr", tmp_path / "stdout"
+    with told.open("wb") as err, printed.open("wb") as out:
+        process = await start_process(arguments, environment(tmp_path, None), tmp_path, out, err)
+    try:
+
+        async def is_running() -> bool:
+            return "SIMULATED" in told.read_text()
+
+        await eventually(is_running)
+        tables = tomllib.loads(printed.read_text())["resources"]
+        async with plain_client() as client:
+            described = [(await client.get(f"{table['endpoint']}/_simulator")).json() for table in tables]
+    finally:
+        process.terminate()
+        code = await asyncio.wait_for(process.wait(), 15)
+    assert code == 0
+    assert [(each["resource"], len(each["deployments"])) for each in described] == [
+        ("eastus2", 6),
+        ("swedencentral", 1),
+    ]
+    assert [table["model"] for table in tables] == ["gpt-realtime", "gpt-realtime-mini"]

@@ -6,15 +6,20 @@ Each command imports what it needs when it runs, so that `--help` and completion
 import asyncio
 import contextlib
 import importlib
+import re
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from pydantic import SecretStr
 
 from token_broker import __version__
 from token_broker.settings import Settings, SettingsError, doubts, load_settings, unknown_variables
+
+if TYPE_CHECKING:
+    from token_broker.simulator.fleet import RunningResources
 
 __all__ = ["main"]
 
@@ -80,9 +85,10 @@ def demo() -> None:
     async def run() -> None:
         # Whatever Azure the environment names, nothing may leave this machine.
         probe = _load_settings(endpoint=None, agents_file=None, resources_file=None)
-        async with _simulator(probe.simulator_key, probe.simulator_port, "all") as base_url:
+        async with _simulator(probe.simulator_key, [probe.simulator_port], "all") as azure:
+            (resource,) = azure
             settings = load_settings(
-                endpoint=base_url,
+                endpoint=resource.url,
                 resources_file=None,
                 openai_endpoint=None,
                 endpoint_kind="unified",
@@ -101,7 +107,7 @@ def demo() -> None:
                 max_sessions_per_principal=0,
                 max_sessions=0,
             )
-            await _serve(settings, f"DEMO with a SIMULATED Azure ({base_url}); open the page and press Talk")
+            await _serve(settings, f"DEMO with a SIMULATED Azure ({resource.url}); open the page and press Talk")
 
     _run(run())
 
@@ -115,21 +121,53 @@ def demo() -> None:
     show_default=True,
     help="Which kind of Azure endpoint to be.",
 )
-def simulate(port: int, kind: str) -> None:
+@click.option(
+    "--resources",
+    "names",
+    metavar="NAME,…",
+    callback=lambda _ctx, _param, value: _resource_names(value),
+    help="Simulate several resources, on --port and those after it; prints a BROKER_RESOURCES_FILE to stdout.",
+)
+@click.option(
+    "--deployment",
+    "deployments",
+    metavar="NAME=MODEL",
+    multiple=True,
+    help="What a resource of --resources has deployed, repeatable; the others have all models.",
+)
+def simulate(port: int, kind: str, names: tuple[str, ...], deployments: tuple[str, ...]) -> None:
     """Run a simulated Azure alone, for your own tests; its key is SIMULATOR_KEY (simulated-key)."""
     import signal
 
     settings = _load_settings()
+    models: dict[str, set[str]] = {}
+    for given in deployments:
+        name, _, model = given.partition("=")
+        if name not in names or not model:
+            raise click.BadParameter(f"'{given}' is no NAME=MODEL of --resources", param_hint="--deployment")
+        models.setdefault(name, set()).add(model)
+    ports = [port + number if port else 0 for number in range(max(len(names), 1))]
 
     async def run() -> None:
-        async with _simulator(settings.simulator_key, port, kind) as base_url:
+        simulating = _simulator(settings.simulator_key, ports, kind, names or ("default",), models)
+        async with simulating as azure:
             done = asyncio.Event()
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, done.set)
-            click.echo(f"SIMULATED Azure ({kind}) at {base_url}; nothing here is real. Ctrl-C ends it.", err=True)
+            where = ", ".join(f"{each.name} at {each.url}" if names else f"at {each.url}" for each in azure)
+            if names:
+                click.echo(azure.resources_file())
+            click.echo(f"SIMULATED Azure ({kind}) {where}; nothing here is real. Ctrl-C ends it.", err=True)
             await done.wait()
 
     _run(run())
+
+
+def _resource_names(value: str | None) -> tuple[str, ...]:
+    names = tuple(filter(None, (value or "").split(",")))
+    if any(not re.fullmatch(r"[a-z0-9-]{1,32}", name) for name in names) or len(set(names)) < len(names):
+        raise click.BadParameter("names are of the form [a-z0-9-]{1,32}, and each stands there once")
+    return names
 
 
 @main.command()
@@ -169,19 +207,29 @@ async def _serve(settings: Settings, title: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _simulator(key: SecretStr, port: int, kind: str) -> AsyncIterator[str]:
-    """A simulated Azure in this process; yields its base URL."""
+async def _simulator(
+    key: SecretStr,
+    ports: Sequence[int],
+    kind: str,
+    names: Sequence[str] = ("default",),
+    models: Mapping[str, Collection[str]] | None = None,
+) -> AsyncIterator["RunningResources"]:
+    """Simulated Azure resources in this process; `models` are what some of them have deployed."""
     try:
         from token_broker.simulator.config import ALL_KINDS, SimulatorConfig
-        from token_broker.simulator.server import serve as serve_simulator
+        from token_broker.simulator.fleet import serve_resources
     except ImportError:
         raise ConfigurationError("The simulator is not part of this installation.") from None
     kinds = ALL_KINDS if kind == "all" else frozenset(k for k in ALL_KINDS if k == kind)
+    configs = {name: SimulatorConfig(kinds=kinds, key=key) for name in names}
+    for name, deployed in (models or {}).items():
+        configs[name] = replace(configs[name], deployments=frozenset(deployed))
     try:
-        async with serve_simulator(SimulatorConfig(kinds=kinds, key=key), port=port) as running:
-            yield running.base_url
+        async with serve_resources(ports=ports, configs=configs) as running:
+            yield running
     except OSError as error:
-        raise ConfigurationError(f"SIMULATOR_PORT: {port} can't be listened on ({error.strerror})") from None
+        tried = ", ".join(map(str, ports))
+        raise ConfigurationError(f"SIMULATOR_PORT: {tried} can't be listened on ({error.strerror})") from None
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

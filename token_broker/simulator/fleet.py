@@ -9,10 +9,15 @@ Their transcript is one. The control routes of each reach the others, under `/_s
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
+
+from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
 
 from token_broker.simulator.config import SimulatorConfig
+from token_broker.simulator.faults.control import PREFIX
 from token_broker.simulator.records.transcript import TalkTranscript
 from token_broker.simulator.server import RunningSimulator, in_thread, serve_simulator
 from token_broker.simulator.simulator import Simulator
@@ -39,35 +44,50 @@ class RunningResources:
             tables.append("\n".join(["[[resources]]", *lines, ""]))
         return "\n".join(tables)
 
+    def control(self) -> Mount:
+        """The control routes of all, for an application of this process, which decides who may use them."""
+        simulator = next(iter(self)).simulator
+
+        async def forward(scope: Scope, receive: Receive, send: Send) -> None:
+            await simulator({**scope, "root_path": ""}, receive, send)
+
+        return Mount(PREFIX, forward)
+
 
 @contextlib.asynccontextmanager
 async def serve_resources(
-    *names: str, host: str = "127.0.0.1", port: int = 0, **configs: SimulatorConfig
+    *names: str,
+    host: str = "127.0.0.1",
+    ports: Sequence[int] = (),
+    configs: Mapping[str, SimulatorConfig] | None = None,
 ) -> AsyncIterator[RunningResources]:
-    """Serves resources in this event loop until the block ends: those of `names` with the defaults, and `configs`.
+    """Serves resources in this event loop until the block ends: `names` with the defaults, and `configs`.
 
-    They listen on `port` and the ports after it, in order; 0 takes any free ones.
+    They listen on `ports`, in order; where one is 0 or missing, on any free one.
 
     Raises:
         OSError: a port is taken.
 
     """
-    wanted = {name: SimulatorConfig() for name in names} | configs
+    wanted = {name: SimulatorConfig() for name in names} | dict(configs or {})
     transcript, simulators = TalkTranscript(), dict[str, Simulator]()
     for name, config in wanted.items():
         simulators[name] = Simulator(config, name, transcript, simulators)
     async with contextlib.AsyncExitStack() as stack:
         running = {
-            name: await stack.enter_async_context(serve_simulator(simulator, host, port + number if port else 0))
-            for number, (name, simulator) in enumerate(simulators.items())
+            name: await stack.enter_async_context(serve_simulator(simulator, host, port))
+            for (name, simulator), port in zip(simulators.items(), chain(ports, repeat(0)), strict=False)
         }
         yield RunningResources(running, transcript)
 
 
 @contextlib.contextmanager
 def run_resources_in_thread(
-    *names: str, host: str = "127.0.0.1", port: int = 0, **configs: SimulatorConfig
+    *names: str,
+    host: str = "127.0.0.1",
+    ports: Sequence[int] = (),
+    configs: Mapping[str, SimulatorConfig] | None = None,
 ) -> Iterator[RunningResources]:
     """As `serve_resources`, in a thread with an event loop of its own."""
-    with in_thread(lambda: serve_resources(*names, host=host, port=port, **configs)) as running:
+    with in_thread(lambda: serve_resources(*names, host=host, ports=ports, configs=configs)) as running:
         yield running

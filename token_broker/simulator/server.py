@@ -162,7 +162,8 @@ async def serve_simulator(
             async with asyncio.timeout(_START_S):
                 await server.listening.wait()
             scheme = "https" if tls else "http"
-            yield RunningSimulator(f"{scheme}://{host}:{address[1]}", simulator)
+            simulator.base_url = f"{scheme}://{host}:{address[1]}"
+            yield RunningSimulator(simulator.base_url, simulator)
         finally:
             await simulator.stop()
             server.should_exit = True

@@ -33,6 +33,8 @@ class Simulator:
         peers: "Mapping[str, Simulator] | None" = None,
     ) -> None:
         """`peers` are all resources of the process by name, which its control routes reach as well."""
+        self.base_url = ""
+        """Where it listens, once it does."""
         self.resource = Resource(config, name, transcript)
         self.faults = self.resource.faults
         known = {config.key, *config.entra_tokens, *config.roleless_entra_tokens}
@@ -43,6 +45,7 @@ class Simulator:
             self.log,
             lambda: self.running,
             lambda: self.calls,
+            self._calls.close,
             {name: self} if peers is None else peers,
         )
         routes = Starlette(

@@ -1,13 +1,14 @@
 """The simulator's own routes, under `/_simulator`: set faults and responses, read the log, see what is simulated."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from token_broker.simulator.faults.fault_table import FaultsError, parse_faults
 from token_broker.simulator.records.request_log import RequestLog
@@ -18,6 +19,15 @@ from token_broker.simulator.session_bodies.check import InvalidRequest, parse_js
 PREFIX = "/_simulator"
 
 
+class Peer(Protocol):
+    """A resource of the process, as an ASGI application."""
+
+    @property
+    def base_url(self) -> str: ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Control:
     """The control endpoints. They answer whatever faults are set."""
@@ -26,7 +36,8 @@ class Control:
     log: RequestLog
     running: Callable[[], int]
     calls: Callable[[], int]
-    peers: Mapping[str, ASGIApp]
+    end_calls: Callable[[], Awaitable[None]]
+    peers: Mapping[str, Peer]
 
     def routes(self) -> list[Route | Mount]:
         return [
@@ -42,6 +53,7 @@ class Control:
             Route(f"{PREFIX}/responses", self.put_responses, methods=["PUT"]),
             Route(f"{PREFIX}/requests", self.get_requests, methods=["GET"]),
             Route(f"{PREFIX}/requests", self.delete_requests, methods=["DELETE"]),
+            Route(f"{PREFIX}/calls", self.delete_calls, methods=["DELETE"]),
         ]
 
     async def describe(self, _request: Request) -> Response:
@@ -60,7 +72,8 @@ class Control:
         )
 
     async def list_resources(self, _request: Request) -> Response:
-        return _json(sorted(self.peers))
+        """Their names, and where they listen."""
+        return _json({name: peer.base_url for name, peer in self.peers.items()})
 
     async def of_peer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The control routes of a resource of this process, at every resource: one that refuses has none itself."""
@@ -112,6 +125,11 @@ class Control:
 
     async def delete_requests(self, _request: Request) -> Response:
         self.log.clear()
+        return Response(status_code=204)
+
+    async def delete_calls(self, _request: Request) -> Response:
+        """Ends the WebRTC calls, which no fault reaches once they are connected."""
+        await self.end_calls()
         return Response(status_code=204)
 
 
