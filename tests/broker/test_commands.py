@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -141,5 +142,19 @@ async def test_demo_always_simulates_azure(tmp_path: Path) -> None:
     env = environment(tmp_path, "https://real.openai.azure.com", SIMULATOR_PORT=port)
     async with run_process("demo", env, tmp_path) as process, plain_client(process.base_url) as client:
         plan = (await client.post("/realtime/token", json={"agent_id": "elena"})).json()
-    assert (plan["strategy"], plan["endpoint"]) == ("ga", f"http://127.0.0.1:{port}")
+    assert (plan["strategy"], plan["endpoint"][:17]) == ("ga", "http://127.0.0.1:")
+    assert f"eastus2 at http://127.0.0.1:{port}" in process.log
     assert "SIMULATED" in process.log
+
+
+async def test_demo_goes_on_with_one_of_two(tmp_path: Path) -> None:
+    env = environment(tmp_path, None, SIMULATOR_PORT="0", BROKER_DRAIN_S="1")
+    async with run_process("demo", env, tmp_path) as demo, plain_client() as client:
+        urls = dict(re.findall(r"(eastus2|swedencentral) at (http://[\d.:]+)", demo.log))
+        assert len(urls) == 2
+        # Set by the other's control routes: what refuses connections has none of its own.
+        faults = f"{urls['swedencentral']}/_simulator/resources/eastus2/faults"
+        await client.put(faults, json=[{"match": "/", "fault": "refuse"}])
+        for _ in range(4):
+            plan = (await client.post(f"{demo.base_url}/realtime/token", json={})).json()
+            assert plan["endpoint"] != urls["eastus2"]

@@ -6,10 +6,12 @@ Each command imports what it needs when it runs, so that `--help` and completion
 import asyncio
 import contextlib
 import importlib
+import os
 import re
 import sys
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 T = TypeVar("T")
+
+# Two, so that one can be seen to fail: docs/api.md §11.
+_DEMO_RESOURCES = ("eastus2", "swedencentral")
 
 
 class ConfigurationError(click.ClickException):
@@ -85,16 +90,21 @@ def demo() -> None:
     async def run() -> None:
         # Whatever Azure the environment names, nothing may leave this machine.
         probe = _load_settings(endpoint=None, agents_file=None, resources_file=None)
-        async with _simulator(probe.simulator_key, [probe.simulator_port], "all") as azure:
-            (resource,) = azure
+        simulating = _simulator(probe.simulator_key, [probe.simulator_port], "all", _DEMO_RESOURCES)
+        async with simulating as azure:
+            resources_file = Path("var/demo-resources.toml")
+            resources_file.parent.mkdir(exist_ok=True)
+            text = azure.resources_file("SIMULATOR_KEY")
+            resources_file.write_text(text, encoding="utf-8")  # noqa: ASYNC240  # nothing else runs by now
+            # The file names the variable of its key, which may have been left at its default.
+            os.environ["SIMULATOR_KEY"] = probe.simulator_key.get_secret_value()
             settings = load_settings(
-                endpoint=resource.url,
-                resources_file=None,
+                resources_file=resources_file,
+                endpoint=None,
                 openai_endpoint=None,
-                endpoint_kind="unified",
-                key=probe.simulator_key,
-                azure_auth="key",
-                project_name="demo",
+                key=None,
+                azure_auth="auto",
+                project_name=None,
                 model="gpt-realtime",
                 auth="none",
                 # A store of its own: talks with the simulator must not get into a real one.
@@ -107,7 +117,8 @@ def demo() -> None:
                 max_sessions_per_principal=0,
                 max_sessions=0,
             )
-            await _serve(settings, f"DEMO with a SIMULATED Azure ({resource.url}); open the page and press Talk")
+            where = ", ".join(f"{each.name} at {each.url}" for each in azure)
+            await _serve(settings, f"DEMO with a SIMULATED Azure ({where}); open the page and press Talk")
 
     _run(run())
 

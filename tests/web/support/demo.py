@@ -61,9 +61,11 @@ class Demo:
             self._process.wait()
 
     async def set_faults(self, *faults: Mapping[str, Any]) -> None:
-        """Replaces the simulated Azure's faults; without any, it is healthy."""
+        """Replaces the faults of all simulated resources; without any, they are healthy."""
         async with plain_client(f"http://127.0.0.1:{self._simulator_port}") as client:
-            (await client.put("/_simulator/faults", json=list(faults))).raise_for_status()
+            for name in (await client.get("/_simulator/resources")).raise_for_status().json():
+                path = f"/_simulator/resources/{name}/faults"
+                (await client.put(path, json=list(faults))).raise_for_status()
 
     async def recover(self) -> None:
         """Clears the faults, and what the broker has learned from them: a restart closes its circuit breakers."""
