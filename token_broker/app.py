@@ -52,8 +52,8 @@ _OPERATIONS = (
 def create_app(settings: Settings, drain: Drain | None = None, also: Sequence[BaseRoute] = ()) -> Starlette:
     """The broker as an ASGI application; its parts are built when its lifespan begins.
 
-    `drain` is shared with the server that drains it; without one the application never drains. `also` are routes besides
-    the broker's own, matched after them.
+    `drain` is shared with the server that drains it; without one the application never drains. `also` are routes
+    besides the broker's own, matched after them.
     """
     shared_drain = drain or Drain()
     metrics = Metrics()

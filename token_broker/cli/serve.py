@@ -26,7 +26,8 @@ _SWITCH_INTERVAL_S = 0.001
 async def run_server(settings: Settings, *, listening: Callable[[], None], also: Sequence[BaseRoute] = ()) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second signal stops it at once.
 
-    `listening` is called when the socket is bound. `also` are routes besides the broker's own. Raises SettingsError where HOST and PORT can't be bound.
+    `listening` is called when the socket is bound. `also` are routes besides the broker's own. Raises SettingsError
+    where HOST and PORT can't be bound.
     """
     drain = Drain()
     app = create_app(settings, drain, also)
