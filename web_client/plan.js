@@ -49,12 +49,20 @@ export function readPlan(body, nowMs, wanted = null) {
     sessionId: body.session_id,
     sessionToken: body.session_token,
     agentId: isText(body.agent_id) ? body.agent_id : "",
-    degraded: body.degraded === true,
+    degraded: isDegraded(body),
     outlook,
     retryAfterMs: outlook === "poor" ? retryAfterMs(body.retry_after_s) : 0,
     connections,
     receivedAtMs: nowMs,
   };
+}
+
+/**
+ * Whether no strategy minted a token: what is missing from such a plan may be in the next one.
+ * @param {any} body the answer's JSON
+ */
+export function isDegraded(body) {
+  return body?.degraded === true;
 }
 
 /**

@@ -12,7 +12,7 @@ import { AudioEngine } from "./audio/audio-engine.js";
 import { Broker, BrokerError } from "./broker.js";
 import { textEvents } from "./events.js";
 import { errorWithCode, pageFault, planFailed } from "./failures.js";
-import { isEphemeral, readPlan } from "./plan.js";
+import { isDegraded, isEphemeral, readPlan } from "./plan.js";
 import { TranscriptRecorder } from "./transcript-recorder.js";
 import { decide, publicName } from "./session-machine.js";
 import { watchOtherTabs } from "./tabs.js";
@@ -253,7 +253,10 @@ export class VoiceSession extends EventTarget {
       };
       const body = await this.#broker.requestPlan(request, signal);
       const plan = readPlan(body, performance.now(), this.#options.transports);
-      if (!plan) throw new BrokerError("no_way", "The voice service offers no way to connect that this page can use.");
+      if (!plan) {
+        const message = "The voice service offers no way to connect that this page can use.";
+        throw new BrokerError("no_way", message, { retryable: isDegraded(body) });
+      }
       this.#sessionId = plan.sessionId;
       this.#sessionToken = plan.sessionToken;
       this.#agentId = plan.agentId || this.#agentId;

@@ -76,6 +76,11 @@ export declare const TRANSPORTS: readonly TransportName[];
  */
 export declare function readPlan(body: any, nowMs: number, wanted?: readonly string[] | null): Plan | null;
 /**
+ * Whether no strategy minted a token: what is missing from such a plan may be in the next one.
+ * @param {any} body the answer's JSON
+ */
+export declare function isDegraded(body: any): boolean;
+/**
  * Whether a page may use the connection's token: it expires soon, and does not look like a long-lived key.
  * @param {Connection} connection
  */
