@@ -56,7 +56,10 @@ class TransientError(MintError):
 
 
 class RateLimitedError(TransientError):
-    """429. `retry_after_s` is the time that Azure asks to wait, in seconds from now; None without a usable one."""
+    """429. `retry_after_s` is the time that Azure asks to wait, in seconds from now; None without a usable one.
+
+    `is_of_tokens` tells a limit of the model's tokens from one of requests and connections.
+    """
 
     outcome = "rate_limited"
 
@@ -65,12 +68,14 @@ class RateLimitedError(TransientError):
         message: str,
         *,
         retry_after_s: float | None = None,
+        is_of_tokens: bool = False,
         status: int | None = None,
         code: str | None = None,
         request_id: str | None = None,
     ) -> None:
         super().__init__(message, status=status, code=code, request_id=request_id)
         self.retry_after_s = retry_after_s
+        self.is_of_tokens = is_of_tokens
 
 
 class TimedOutError(TransientError):

@@ -2,7 +2,10 @@
 
 A breaker is closed while calls succeed. Several transient failures in a row open it. An answer that makes a repetition
 pointless opens it at once: no such route, a wrong credential, a `Retry-After`. When its time has passed, the breaker is
-half-open: it admits one probe and refuses everybody else until the probe has ended.
+half-open: it admits one probe and refuses everybody else until the probe has ended, or its lease has.
+
+A 404 is not final: a deployment may have been made a moment ago. A missing route is asked again after 15 s, then after
+twice as long each time.
 
 The strategies have breakers, and so have the upstreams of the WebSocket proxy.
 """
@@ -15,13 +18,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from strategies.errors import MintError, MisconfiguredError, PermanentError, RateLimitedError, TransientError
+from strategies.errors import (
+    ApiVersionError,
+    MintError,
+    MisconfiguredError,
+    PermanentError,
+    RateLimitedError,
+    TransientError,
+)
 
 __all__ = ["BreakerPolicy", "BreakerState", "BreakerStatus", "Capability", "CircuitBreaker", "Latencies", "Permit"]
 
 _LATENCIES_KEPT = 512
 # A `Retry-After` of hours, sent by mistake, would take the route out of use until the next restart.
-_MAX_RATE_LIMIT_OPEN_S = 300
+_MAX_RATE_LIMIT_OPEN_S = 600
+_FIRST_MISSING_S = 15
+# Longer than any call may take. A probe that has not ended by then is lost, and another call may be the probe.
+_PROBE_LEASE_S = 60
 
 
 class BreakerState(StrEnum):
@@ -43,7 +56,10 @@ class Capability(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
-    """How many transient failures in a row open a breaker, and how many seconds it stays open."""
+    """How many transient failures in a row open a breaker, and how many seconds it stays open.
+
+    `missing_s` is the longest rest of a route that answers 404.
+    """
 
     failures: int = 5
     open_s: float = 15
@@ -96,7 +112,10 @@ class CircuitBreaker:
         self._generation = 0
         self._failures = 0
         self._open_until_s: float | None = None
-        self._probing = False
+        self._opened_at_s = 0.0
+        self._is_binding = False  # Azure named the wait, or refused the credential: nobody may ask earlier
+        self._missing = 0  # 404s in a row
+        self._lease_until_s: float | None = None
         self._why = ""
         self.capability = Capability.UNKNOWN
         self.attempts = 0
@@ -109,33 +128,55 @@ class CircuitBreaker:
         """The present state; time alone turns open into half-open."""
         if self._open_until_s is None:
             return BreakerState.CLOSED
-        return BreakerState.HALF_OPEN if self._probing or self._clock() >= self._open_until_s else BreakerState.OPEN
+        return BreakerState.HALF_OPEN if self.probing or self._clock() >= self._open_until_s else BreakerState.OPEN
 
     @property
     def probing(self) -> bool:
         """Whether a probe is running."""
-        return self._probing
+        return self._lease_until_s is not None and self._clock() < self._lease_until_s
 
     @property
     def would_admit(self) -> bool:
         """Whether `admit` would give a permit now."""
-        return self._open_until_s is None or (not self._probing and self._clock() >= self._open_until_s)
+        return self._open_until_s is None or (self._clock() >= self._open_until_s and not self.probing)
 
-    def admit(self) -> Permit | None:
-        """A permit for one call, or None; then `why_open` tells the reason."""
-        if not self.would_admit:
+    @property
+    def retry_in_s(self) -> float:
+        """Seconds until a call may be admitted; 0 while the breaker is closed or waits for a probe."""
+        return 0.0 if self._open_until_s is None else max(0.0, self._open_until_s - self._clock())
+
+    def admit(self, *, early: bool = False) -> Permit | None:
+        """A permit for one call, or None; then `why_open` tells the reason. `early` probes before its time has come."""
+        if self._open_until_s is None:
+            return Permit(self._generation, probe=False)
+        if self.probing or not (early or self._clock() >= self._open_until_s):
             return None
-        self._probing = self._open_until_s is not None
-        return Permit(self._generation, probe=self._probing)
+        if self._lease_until_s is not None:
+            self._generation += 1  # whatever the lost probe still comes to is out of date
+        self._lease_until_s = self._clock() + _PROBE_LEASE_S
+        return Permit(self._generation, probe=True)
+
+    def is_current(self, permit: Permit) -> bool:
+        """Whether the breaker has neither opened nor closed since it gave `permit`."""
+        return permit.generation == self._generation
+
+    def permit_for_news(self) -> Permit:
+        """The permit of what is learnt just now without having asked, as when a running talk breaks."""
+        return Permit(self._generation, probe=False)
+
+    def rest_at_most(self, for_s: float) -> None:
+        """Ends the open time `for_s` after it began, unless Azure named a wait or refused the credential."""
+        if self._open_until_s is not None and not self._is_binding:
+            self._open_until_s = min(self._open_until_s, self._opened_at_s + for_s)
 
     @property
     def why_open(self) -> str:
         """One sentence for an attempt's record and for `/status`; empty while the breaker is closed."""
         if self._open_until_s is None:
             return ""
-        if self._probing:
+        if self.probing:
             return f"{self._why}; a probe is under way"
-        return f"{self._why}; asked again in {max(0.0, self._open_until_s - self._clock()):.0f} s"
+        return f"{self._why}; asked again in {self.retry_in_s:.0f} s"
 
     @contextlib.contextmanager
     def settle(self, permit: Permit) -> Iterator[None]:
@@ -157,27 +198,38 @@ class CircuitBreaker:
 
     def succeeded(self, permit: Permit, duration_ms: float) -> None:
         """The call succeeded: closes the breaker."""
-        del permit  # the success of a call that began before the breaker opened proves as well that the route works
-        self._count("minted", None, duration_ms)
+        self.noted("minted", None, duration_ms)
+        self.proved(permit)
+
+    def proved(self, permit: Permit) -> None:
+        """What was noted before as under way has succeeded: closes the breaker."""
         self.successes += 1
         self.capability = Capability.AVAILABLE
-        self._close()
+        # A call that began before the breaker opened says nothing of what has happened since.
+        if self.is_current(permit):
+            self._close()
 
-    def failed(self, permit: Permit, error: MintError, duration_ms: float) -> None:
-        """The call failed: opens the breaker where `error` demands it."""
-        self._count(error.outcome, error.status, duration_ms)
+    def failed(self, permit: Permit, error: MintError, duration_ms: float | None) -> None:
+        """The call failed: opens the breaker where `error` demands it. No duration is for one that failed later."""
+        self.noted(error.outcome, error.status, duration_ms)
+        if isinstance(error, RateLimitedError) and error.retry_after_s is not None:
+            self.abandoned(permit)
+            self._rate_limited(error.retry_after_s, str(error))  # the latest end counts, whoever was told of it
+            return
         # A burst of calls that began while the breaker was closed fails one by one. Only the first may set its time.
-        if permit.generation != self._generation:
+        if not self.is_current(permit):
             return
         match error:
             case PermanentError():
                 self.capability = Capability.MISSING
-                self._open(self._policy.missing_s, str(error))
+                self._missing += 1
+                rest_s = _FIRST_MISSING_S * 2.0 ** min(self._missing - 1, 30)
+                if isinstance(error, ApiVersionError):  # the route is there: only an operator changes the version
+                    rest_s = self._policy.missing_s
+                self._open(min(rest_s, self._policy.missing_s), str(error))
             case MisconfiguredError():
                 self.capability = Capability.MISCONFIGURED
-                self._open(self._policy.misconfigured_s, str(error))
-            case RateLimitedError(retry_after_s=float() | int() as wait_s):
-                self._open(min(wait_s, _MAX_RATE_LIMIT_OPEN_S), str(error))
+                self._open(self._policy.misconfigured_s, str(error), is_binding=True)
             case TransientError():
                 self._failures += 1
                 if permit.probe or self._failures >= self._policy.failures:
@@ -187,8 +239,15 @@ class CircuitBreaker:
 
     def abandoned(self, permit: Permit) -> None:
         """Nobody waited for the result: another call may be the probe."""
-        if permit.probe and permit.generation == self._generation:
-            self._probing = False
+        if permit.probe and self.is_current(permit):
+            self._lease_until_s = None
+
+    def noted(self, outcome: str, status: int | None, duration_ms: float | None) -> None:
+        """Counts a call for `/status`, without a consequence."""
+        self._last = (outcome, status, self._clock())
+        if duration_ms is not None:
+            self.attempts += 1
+            self._latencies_ms.append(duration_ms)
 
     def snapshot(self) -> BreakerStatus:
         """The breaker's status now."""
@@ -201,29 +260,31 @@ class CircuitBreaker:
             last_outcome=last_outcome,
             last_status=last_status,
             last_ago_s=None if last_at_s is None else round(now_s - last_at_s, 1),
-            retry_in_s=None if self._open_until_s is None else round(max(0.0, self._open_until_s - now_s), 1),
+            retry_in_s=None if self._open_until_s is None else round(self.retry_in_s, 1),
             why=self.why_open or None,
             attempts=self.attempts,
             successes=self.successes,
             latency_ms=_percentiles(self._latencies_ms),
         )
 
-    def _count(self, outcome: str, status: int | None, duration_ms: float) -> None:
-        self.attempts += 1
-        self._last = (outcome, status, self._clock())
-        self._latencies_ms.append(duration_ms)
+    def _rate_limited(self, wait_s: float, why: str) -> None:
+        until_s = self._clock() + min(wait_s, _MAX_RATE_LIMIT_OPEN_S)
+        if self._open_until_s is None or until_s > self._open_until_s:
+            self._open(until_s - self._clock(), why, is_binding=True)
 
-    def _open(self, for_s: float, why: str) -> None:
+    def _open(self, for_s: float, why: str, *, is_binding: bool = False) -> None:
         self._generation += 1
-        self._probing = False
-        self._open_until_s = self._clock() + for_s
+        self._lease_until_s = None
+        self._opened_at_s = self._clock()
+        self._open_until_s = self._opened_at_s + for_s
+        self._is_binding = is_binding
         self._why = why
 
     def _close(self) -> None:
-        self._failures = 0
+        self._failures = self._missing = 0
         if self._open_until_s is not None:
             self._generation += 1
-            self._probing = False
+            self._lease_until_s = None
             self._open_until_s = None
             self._why = ""
 

@@ -2,18 +2,37 @@
 
 Mints, SDP offers, the proxy and the compatible endpoints all go through one pool, so that what one of them learns
 counts for the others. A call is admitted, made within `settle`, and thereby counted. Single-threaded.
+
+What an answer says goes to where it belongs: the breaker of the (resource, route); for a 5xx that only one agent has
+had, a breaker of the (resource, route, agent); for a limit of tokens, one of the (resource, model); and the health of
+the resource.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from strategies.health import BreakerPolicy, BreakerStatus, CircuitBreaker, Permit
-from strategies.resources import Resource, Wanted, by_preference, is_allowed
+from strategies.answer_times import AnswerTimes
+from strategies.errors import MintError, RateLimitedError
+from strategies.health import BreakerPolicy, BreakerState, BreakerStatus, Capability, CircuitBreaker, Permit
+from strategies.quotas import Quota, quotas_of
+from strategies.resource_health import Condition, Fault, ResourceHealth, fault_of
+from strategies.resources import MINT_ROUTES, Resource, Wanted, by_preference, is_allowed, is_voice_live, uniform
 
 __all__ = ["Outlook", "Pool", "PoolPermit", "Refusal", "ResourceStatus"]
+
+# The longest rest of the last routes that are left.
+_LAST_ROUTE_REST_S = 15.0
+# The same where several resources fail at once: then the fault may be ours, or over already.
+_ALL_FAILING_REST_S = 2.0
+# A talk that gets its token within that time can be expected to come about.
+_SOON_S = 1.0
+_SCOPED_KEPT = 1024
+# After a stall, answers that had come meanwhile are read one after the other.
+_STALL_GRACE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +64,23 @@ class PoolPermit:
     agent_id: str
     model: str
     began_s: float
-    route_permit: Permit
+    breaker: CircuitBreaker = field(repr=False)
+    permit: Permit
+    # Of the resource's health; None where the resource rests and is asked all the same.
+    health: Permit | None
+    scoped: tuple[tuple[CircuitBreaker, Permit], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ResourceStatus:
-    """A resource as `/status` and `token-broker resources` show it.
-
-    `health` is `good`, `failing`, `slow` or `recovering`. `load` has the share of each known quota that is used.
-    """
+    """A resource as `/status` and `token-broker resources` show it. `load` is the used share of each known quota."""
 
     name: str
     zone: str
     priority: int
     weight: int
     enabled: bool
-    health: str
+    health: Condition
     why: str | None
     retry_in_s: float | None
     load: dict[str, float]
@@ -80,8 +100,15 @@ class Pool:
         self.resources = tuple(resources)
         self._policy = policy or BreakerPolicy()
         self._clock = clock
+        self._health = {each.name: ResourceHealth(each.name, self._policy, clock=clock) for each in self.resources}
+        self._quotas = {each.name: quotas_of(each.quotas) for each in self.resources}
+        self._has_quotas = any(self._quotas.values())
         self._breakers: dict[tuple[str, str], CircuitBreaker] = {}
-        self._disabled: set[str] = set()
+        self._times: dict[tuple[str, str], AnswerTimes] = {}
+        # Breakers that exist only while something is wrong: by (resource, route, agent) and by (resource, "", model).
+        self._scoped: dict[tuple[str, str, str], CircuitBreaker] = {}
+        self._disabled: frozenset[str] = frozenset()
+        self._stalled_until_s = -math.inf
 
     def allowed(self, wanted: Wanted) -> tuple[Resource, ...]:
         """Those that residency lets `wanted` use, healthy or not."""
@@ -90,11 +117,17 @@ class Pool:
     def order(self, wanted: Wanted) -> tuple[Resource, ...]:
         """Those to ask, in order: allowed, enabled, healthy; by priority and the session's own preference.
 
-        Where all that are allowed and enabled seem to fail, it has all of them.
+        Slow ones come behind the others, and so do recovering ones for most sessions at first. Where all that are
+        allowed and enabled seem to fail, it has all of them.
         """
-        return by_preference(
-            (each for each in self.allowed(wanted) if each.name not in self._disabled), wanted.session_id
-        )
+        enabled = tuple(each for each in self.allowed(wanted) if each.name not in self._disabled)
+        if len(enabled) <= 1:
+            return enabled
+        preferred = by_preference(enabled, wanted.session_id)
+        # One whose rest is over is asked in its own place by the first request that comes: its probe.
+        asked = [each for each in preferred if self._health[each.name].failing.would_admit] or preferred
+        behind = [each for each in asked if self._is_behind(each, wanted.session_id)]
+        return (*(each for each in asked if each not in behind), *behind)
 
     def breaker(self, resource_name: str, route_name: str) -> CircuitBreaker:
         """The breaker of one route of one resource, made when it is first asked for."""
@@ -102,6 +135,14 @@ class Pool:
         if (found := self._breakers.get(key)) is None:
             found = self._breakers[key] = CircuitBreaker(route_name, self._policy, clock=self._clock)
         return found
+
+    def answer_times(self, resource_name: str, route_name: str) -> AnswerTimes:
+        """How long the route takes to answer, for hedging."""
+        return self._times.setdefault((resource_name, route_name), AnswerTimes())
+
+    def pace(self, resource_name: str) -> CircuitBreaker:
+        """The breaker that opens when the resource was slow three times in a row."""
+        return self._health[resource_name].slow
 
     def admit(
         self,
@@ -118,25 +159,50 @@ class Pool:
         It takes a token of the route's quota, which does not come back however the call ends. `model` is the deployment
         to be used, where it is not the resource's. A running talk that is refused for its quota, and is named by
         `session_id`, gets the next token before new talks do.
+
+        A resource that fails is no reason to refuse: `order` has it only where a probe is due, or no other is left.
         """
-        del session_id, running
-        permit = self.breaker(resource.name, route_name).admit()
-        if permit is None:
+        model = model or resource.model
+        breaker = self._breakers.get((resource.name, route_name)) or self.breaker(resource.name, route_name)
+        scoped = self._scoped_of(resource.name, route_name, agent_id, model) if self._scoped else ()
+        if not breaker.would_admit or not all(each.would_admit for each in scoped):
             return None
-        return PoolPermit(resource, route_name, agent_id, model or resource.model, self._clock(), permit)
+        if self._has_quotas and self._take_token(resource, route_name, session_id, running=running) > 0:
+            return None
+        if (permit := breaker.admit()) is None:
+            return None
+        return PoolPermit(
+            resource=resource,
+            route=route_name,
+            agent_id=agent_id,
+            model=model,
+            began_s=self._clock(),
+            breaker=breaker,
+            permit=permit,
+            health=self._health[resource.name].failing.admit(early=True),
+            scoped=tuple((each, granted) for each in scoped if (granted := each.admit()) is not None),
+        )
 
     def why_not(
         self, resource: Resource, route_name: str, *, agent_id: str, model: str = "", running: bool = False
     ) -> Refusal:
         """Why `admit` gives no permit now."""
-        del agent_id, model, running
-        return Refusal(self.breaker(resource.name, route_name).why_open, 0.0)
+        scoped = self._scoped_of(resource.name, route_name, agent_id, model or resource.model)
+        for breaker in (self.breaker(resource.name, route_name), *scoped):
+            if not breaker.would_admit:
+                return Refusal(breaker.why_open, breaker.retry_in_s)
+        if (quota := self._quota(resource, route_name)) is not None:
+            wait_s = quota.wait_s(self._clock(), running=running)
+            if wait_s > 0:
+                return Refusal(f"its quota is used up; there is more in {wait_s:.0f} s", wait_s)
+        return Refusal("", 0.0)
 
     @contextlib.contextmanager
     def settle(self, permit: PoolPermit) -> Iterator[None]:
         """Runs one admitted call in its block and counts the result, as `CircuitBreaker.settle` does, on all levels."""
-        with self.breaker(permit.resource.name, permit.route).settle(permit.route_permit):
+        with self._told_of_failure(permit):
             yield
+        self.answered(permit)
 
     @contextlib.contextmanager
     def connecting(self, permit: PoolPermit) -> Iterator[None]:
@@ -144,26 +210,106 @@ class Pool:
 
         Whoever holds the connection says later what it came to, with `succeeded` or `failed`.
         """
-        with self.settle(permit):
+        with self._told_of_failure(permit):
             yield
+        self.connected(permit)
+
+    @contextlib.contextmanager
+    def _told_of_failure(self, permit: PoolPermit) -> Iterator[None]:
+        try:
+            yield
+        except MintError as error:
+            self.refused(permit, error)
+            raise
+        except BaseException:  # it says nothing about Azure, and is most often the cancellation of a client that left
+            self.abandoned(permit)
+            raise
+
+    def answered(self, permit: PoolPermit) -> None:
+        """The call was answered well, and is over."""
+        duration_ms = self._age_ms(permit)
+        permit.breaker.noted("minted", None, duration_ms)
+        if len(self.resources) > 1:
+            self.answer_times(permit.resource.name, permit.route).add(duration_ms)
+        self.succeeded(permit)
+
+    def connected(self, permit: PoolPermit) -> None:
+        """The handshake succeeded: neither success nor failure, but another call may be the probe."""
+        duration_ms = self._age_ms(permit)
+        permit.breaker.noted("connected", None, duration_ms)
+        self.answer_times(permit.resource.name, permit.route).add(duration_ms)
+        self._give_back(permit)
+
+    def refused(self, permit: PoolPermit, error: MintError) -> None:
+        """The call failed."""
+        self._count_failure(permit, permit.permit, error, self._age_ms(permit))
+
+    def undone(self, permit: PoolPermit) -> None:
+        """Another answer came first. This is neither success nor failure, but the call's age counts for hedging."""
+        self.answer_times(permit.resource.name, permit.route).add(self._age_ms(permit))
+        self._give_back(permit)
+
+    def abandoned(self, permit: PoolPermit) -> None:
+        """Nobody waited for the result."""
+        self._give_back(permit)
 
     def succeeded(self, permit: PoolPermit) -> None:
         """What was connected within `connecting` works: an answer was completed, or 30 s passed without a fault."""
+        permit.breaker.proved(permit.permit)
+        for breaker, granted in permit.scoped:
+            breaker.proved(granted)
+            if breaker.state is BreakerState.CLOSED:
+                self._scoped = {key: each for key, each in self._scoped.items() if each is not breaker}
+        self._lives(permit)
 
-    def failed(self, permit: PoolPermit, error: Exception) -> None:
-        """What was connected within `connecting` failed later."""
+    def failed(self, permit: PoolPermit, error: MintError) -> None:
+        """What was connected within `connecting` failed later: this is news of now, whenever the call was admitted."""
+        self._count_failure(permit, permit.breaker.permit_for_news(), error, None, is_news=True)
+
+    def ease(self, wanted: Wanted, routes: Sequence[str]) -> None:
+        """Shortens the rests of `routes`; call it where none of the permitted resources gave a permit.
+
+        The last routes that are left never rest longer than 15 s, unless Azure named a wait or refused the credential.
+        Where several resources fail at once, faults of theirs rest 2 s: the fault may be ours, or over already.
+        """
+        enabled = [each for each in self.allowed(wanted) if each.name not in self._disabled]
+        for resource in enabled:
+            for route in routes:
+                model = wanted.model or resource.model
+                for breaker in (
+                    self.breaker(resource.name, route),
+                    *self._scoped_of(resource.name, route, wanted.agent_id, model),
+                ):
+                    is_fault = len(enabled) > 1 and breaker.capability is not Capability.MISSING
+                    breaker.rest_at_most(_ALL_FAILING_REST_S if is_fault else _LAST_ROUTE_REST_S)
 
     def outlook(self, wanted: Wanted, routes: Sequence[str]) -> Outlook:
-        """What to expect of a talk by one of `routes`: poor where all permitted resources are known to be down."""
-        del wanted, routes
-        return Outlook("good")
+        """What to expect of a talk by one of `routes`: poor where all permitted resources are known to be down.
+
+        A route whose rest is over and that nobody probes is not known to be down: a talk that starts now may be the
+        probe.
+        """
+        shortest_s, why = math.inf, "no resource is permitted"
+        for resource in self.allowed(wanted):
+            if resource.name in self._disabled:
+                continue
+            for route in routes:
+                down = self._down(resource, route, wanted)
+                if down is None:
+                    return Outlook("good")
+                if down.retry_after_s < shortest_s:
+                    shortest_s, why = down.retry_after_s, f"{resource.name}: {down.why}"
+        return Outlook("poor", max(1.0, shortest_s) if math.isfinite(shortest_s) else None, why)
 
     def set_enabled(self, name: str, enabled: bool) -> None:
         """Takes a resource out for new connections, or in again. Running ones go on."""
-        if enabled:
-            self._disabled.discard(name)
-        else:
-            self._disabled.add(name)
+        self._disabled = self._disabled - {name} if enabled else self._disabled | {name}
+
+    def give_up(self, session_id: str) -> None:
+        """The running talk waits for no token any more, since it has ended or has got one."""
+        for quotas in self._quotas.values():
+            for quota in quotas.values():
+                quota.release(session_id)
 
     def divide_quotas(self, replicas: int, *, is_fresh: bool = False) -> None:
         """Leaves this process its share of the quotas, of `replicas` that are live.
@@ -171,24 +317,116 @@ class Pool:
         `is_fresh` is for a process that has just started beside others, or after another one: the first minute's
         quota comes at its rate, since the tokens may have been used by others a moment ago.
         """
+        for quotas in self._quotas.values():
+            for quota in quotas.values():
+                quota.divide(replicas)
+                if is_fresh:
+                    quota.begin_used(self._clock())
 
     def stalled(self, for_s: float) -> None:
         """Our own loop stood still for `for_s` until now: failures of calls that ran meanwhile are nobody's."""
+        if for_s > 0:
+            self._stalled_until_s = self._clock() + _STALL_GRACE_S
 
     def snapshot(self) -> tuple[ResourceStatus, ...]:
         """The status of each resource now."""
-        return tuple(
-            ResourceStatus(
-                name=each.name,
-                zone=each.zone,
-                priority=each.priority,
-                weight=each.weight,
-                enabled=each.name not in self._disabled,
-                health="good",
-                why=None,
-                retry_in_s=None,
-                load={},
-                routes=tuple(breaker.snapshot() for (name, _), breaker in self._breakers.items() if name == each.name),
-            )
-            for each in self.resources
+        return tuple(self._status(each) for each in self.resources)
+
+    def _status(self, resource: Resource) -> ResourceStatus:
+        health = self._health[resource.name]
+        resting = next((each for each in (health.failing, health.slow) if each.why_open), None)
+        return ResourceStatus(
+            name=resource.name,
+            zone=resource.zone,
+            priority=resource.priority,
+            weight=resource.weight,
+            enabled=resource.name not in self._disabled,
+            health=health.condition,
+            why=resting.why_open if resting else None,
+            retry_in_s=round(resting.retry_in_s, 1) if resting else None,
+            load={name: round(quota.load(self._clock()), 3) for name, quota in self._quotas[resource.name].items()},
+            routes=tuple(each.snapshot() for (name, _), each in self._breakers.items() if name == resource.name),
         )
+
+    def _down(self, resource: Resource, route: str, wanted: Wanted) -> Refusal | None:
+        """Why a talk by `route` can not be expected to come about; None where it can."""
+        breakers = (
+            self._health[resource.name].failing,
+            self.breaker(resource.name, route),
+            *self._scoped_of(resource.name, route, wanted.agent_id, wanted.model or resource.model),
+        )
+        down = [each for each in breakers if not each.would_admit]
+        if down:
+            longest = max(down, key=lambda each: each.retry_in_s)
+            return Refusal(longest.why_open, longest.retry_in_s)
+        quota = self._quota(resource, route)
+        wait_s = 0.0 if quota is None else quota.wait_s(self._clock(), running=wanted.running)
+        return Refusal("its quota is used up", wait_s) if wait_s > _SOON_S else None
+
+    def _is_behind(self, resource: Resource, session_id: str) -> bool:
+        health = self._health[resource.name]
+        if not health.slow.would_admit:
+            return True
+        share = health.recovered_share
+        return share < 1 and uniform("recovering", resource.name, session_id) >= share
+
+    def _quota(self, resource: Resource, route: str) -> Quota | None:
+        if is_voice_live(route):
+            return self._quotas[resource.name].get("voice_live")
+        return self._quotas[resource.name].get("mints") if route in MINT_ROUTES else None
+
+    def _take_token(self, resource: Resource, route: str, session_id: str, *, running: bool) -> float:
+        quota = self._quota(resource, route)
+        wait_s = 0.0 if quota is None else quota.take(self._clock(), running=running, claimant=session_id)
+        if wait_s == 0 and running:
+            self.give_up(session_id)
+        return wait_s
+
+    def _scoped_of(self, resource: str, route: str, agent: str, model: str) -> tuple[CircuitBreaker, ...]:
+        keys = ((resource, route, agent), (resource, "", model))
+        return tuple(breaker for key in keys if (breaker := self._scoped.get(key)) is not None)
+
+    def _fail_scoped(self, key: tuple[str, str, str], error: MintError) -> None:
+        if (breaker := self._scoped.get(key)) is None:
+            if len(self._scoped) >= _SCOPED_KEPT:
+                del self._scoped[next(iter(self._scoped))]
+            breaker = self._scoped[key] = CircuitBreaker(key[2], self._policy, clock=self._clock)
+        breaker.failed(breaker.admit() or breaker.permit_for_news(), error, None)
+
+    def _age_ms(self, permit: PoolPermit) -> float:
+        return (self._clock() - permit.began_s) * 1000
+
+    def _give_back(self, permit: PoolPermit) -> None:
+        permit.breaker.abandoned(permit.permit)
+        for breaker, granted in permit.scoped:
+            breaker.abandoned(granted)
+        if permit.health is not None:
+            self._health[permit.resource.name].failing.abandoned(permit.health)
+
+    def _lives(self, permit: PoolPermit) -> None:
+        self._health[permit.resource.name].lives(permit.health)
+
+    def _count_failure(
+        self, permit: PoolPermit, granted: Permit, error: MintError, duration_ms: float | None, *, is_news: bool = False
+    ) -> None:
+        """Tells those whom the failure concerns, and gives the permits of all others back."""
+        fault = fault_of(error)
+        if fault is Fault.RESOURCE and self._stalled_until_s > (self._clock() if is_news else permit.began_s):
+            fault = Fault.NOBODY
+        health = self._health[permit.resource.name]
+        is_agents = False
+        if fault is Fault.NONE:
+            health.lives(permit.health)
+        elif fault is not Fault.NOBODY:
+            news = health.failing.permit_for_news() if is_news else permit.health
+            is_agents = health.has_failed(fault, error, news, permit.agent_id, permit.model)
+        is_models = isinstance(error, RateLimitedError) and error.is_of_tokens
+        if is_agents:
+            self._fail_scoped((permit.resource.name, permit.route, permit.agent_id), error)
+        if is_models:
+            self._fail_scoped((permit.resource.name, "", permit.model), error)
+        if is_agents or is_models or fault is Fault.NOBODY:
+            permit.breaker.noted(error.outcome, error.status, duration_ms)
+        else:
+            permit.breaker.failed(granted, error, duration_ms)
+        self._give_back(permit)

@@ -58,6 +58,7 @@ _BROKEN_OFF = frozenset({
 # Only codes of this shape go into logs and status: a gateway may put the request, with the key, in their place.
 _PLAIN_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _VERSION_TEXT = re.compile(r"api[ _-]?version", re.IGNORECASE)
+_TOKENS_TEXT = re.compile(r"token rate limit|tokens per min|insufficient_quota", re.IGNORECASE)
 _UNSUPPORTED_CODES = frozenset({"OpperationNotSupported", "OperationNotSupported"})  # sic: docs/azure.md §8.4
 
 
@@ -223,7 +224,11 @@ def classify(answer: Answer, *, now_s: float) -> MintError | None:
     }
     if status == 429:  # noqa: PLR2004
         return RateLimitedError(
-            "Azure's rate limit is reached", retry_after_s=retry_after_s(answer.headers, now_s=now_s), **about
+            "Azure's rate limit is reached",
+            retry_after_s=retry_after_s(answer.headers, now_s=now_s),
+            is_of_tokens=answer.headers.get("x-ratelimit-remaining-tokens") == "0"
+            or _TOKENS_TEXT.search(f"{code} {text}") is not None,
+            **about,
         )
     if 300 <= status < 400:  # noqa: PLR2004
         return MalformedError("a redirect, which is never followed: the endpoint is not Azure's own", **about)

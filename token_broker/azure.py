@@ -11,6 +11,7 @@ from strategies.base import EphemeralGrant
 from strategies.chain import Chain, ChainResult, Link, OnAttempt, RetryPolicy, Strategy, WebSocketProxy
 from strategies.credentials import Credentials, EntraTokens, azure_identity_source
 from strategies.health import BreakerPolicy, CircuitBreaker
+from strategies.hedging import Hedger
 from strategies.pool import Pool
 from strategies.resources import Quotas, Resource, Wanted
 from strategies.routes import DirectDeployment, Ga, Project, Unified
@@ -23,7 +24,15 @@ from token_broker.resources import family_of
 from token_broker.sessions.plans import SpecSupplier
 from token_broker.settings import ResourceSettings, Settings, StrategyName
 
-__all__ = ["build_chain", "build_connector", "build_credentials", "build_pool", "credentials_at", "make_client"]
+__all__ = [
+    "build_chain",
+    "build_connector",
+    "build_credentials",
+    "build_hedger",
+    "build_pool",
+    "credentials_at",
+    "make_client",
+]
 
 USER_AGENT = f"voice-token-broker/{__version__}"
 
@@ -42,6 +51,11 @@ def make_client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
 def build_pool(settings: Settings) -> Pool:
     """The pool of the configured resources; empty where there is none."""
     return Pool([_resource(each) for each in settings.resources], policy=_breaker_policy(settings))
+
+
+def build_hedger(settings: Settings, pool: Pool) -> Hedger:
+    """What asks the next resource beside a silent one, for mints and handshakes together."""
+    return Hedger(pool, after_ms=None if settings.hedge_after_ms == "auto" else settings.hedge_after_ms)
 
 
 def _resource(configured: ResourceSettings) -> Resource:
@@ -169,11 +183,11 @@ def _strategy(name: StrategyName, configured: ResourceSettings, upstream: Upstre
 
 
 def build_connector(
-    settings: Settings, credentials: Mapping[str, Credentials], tls: ssl.SSLContext, pool: Pool
+    settings: Settings, credentials: Mapping[str, Credentials], tls: ssl.SSLContext, hedger: Hedger
 ) -> UpstreamConnector:
     """The connector of the proxy's talks. It trusts the authorities of `tls`."""
     return UpstreamConnector(
-        pool,
+        hedger,
         {
             each.name: make_routes(
                 each.target, each.settings.upstreams, api_version=each.settings.voice_live_api_version
@@ -181,7 +195,7 @@ def build_connector(
             for each in settings.resources
         },
         credentials=credentials,
-        at_endpoint=credentials_at(pool, credentials),
+        at_endpoint=credentials_at(hedger.pool, credentials),
         resolver=BoundedResolver(),
         timeout_s=settings.proxy_connect_timeout_s,
         max_message_bytes=settings.azure_message_bytes,

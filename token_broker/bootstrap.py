@@ -22,6 +22,7 @@ from token_broker.azure import (
     build_chain,
     build_connector,
     build_credentials,
+    build_hedger,
     build_pool,
     credentials_at,
     make_client,
@@ -93,6 +94,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         http = await stack.enter_async_context(make_client(transport))
         pool = build_pool(settings)
         ensure_resources(agents, pool)
+        hedger = build_hedger(settings, pool)
         credentials = build_credentials(settings)
         for each in credentials.values():
             stack.push_async_callback(each.aclose)
@@ -109,7 +111,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 await memory.ready()
         except TimeoutError:
             log.warning("started_without_store", do="only new sessions are served until the store is reached")
-        connector = build_connector(settings, credentials, tls, pool)
+        connector = build_connector(settings, credentials, tls, hedger)
         stack.push_async_callback(connector.aclose)
         rate = RateLimiter(settings.rate_limit_per_minute)
         admission = Admission(

@@ -691,11 +691,6 @@ class Settings(BaseSettings):
         return self.azure_auth != "key"
 
     @property
-    def hedge_after_s(self) -> float | None:
-        """The delay after which the next resource is asked, too; None: by what the route has shown."""
-        return None if self.hedge_after_ms == "auto" else self.hedge_after_ms / 1000
-
-    @property
     def wants_traces(self) -> bool:
         """Whether traces are on."""
         return self.otel == "on" or (self.otel == "auto" and self.otlp_endpoint is not None)

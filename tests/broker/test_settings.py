@@ -147,9 +147,9 @@ def test_defaults_are_the_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.retention_days == 0
 
 
-@pytest.mark.parametrize(("value", "delay_s"), [("auto", None), ("0", 0), ("800", 0.8)])
-def test_hedge_delay(value: str, delay_s: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load(monkeypatch, BROKER_HEDGE_AFTER_MS=value).hedge_after_s == delay_s
+@pytest.mark.parametrize(("value", "delay_ms"), [("auto", "auto"), ("0", 0), ("800", 800)])
+def test_hedge_delay(value: str, delay_ms: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, BROKER_HEDGE_AFTER_MS=value).hedge_after_ms == delay_ms
 
 
 def test_values_may_have_blanks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,12 +61,12 @@ def fail(breaker: CircuitBreaker, error: MintError) -> None:
 @pytest.mark.parametrize(
     ("error", "open_s", "capability"),
     [
-        (PermanentError("no route"), 600, Capability.MISSING),
+        (PermanentError("no route"), 15, Capability.MISSING),  # at first: see below
         (ApiVersionError("no version"), 600, Capability.MISSING),
         (MisconfiguredError("wrong key"), 60, Capability.MISCONFIGURED),
         (KeysDisabledError("keys off"), 60, Capability.MISCONFIGURED),
         (RateLimitedError("slow down", retry_after_s=7), 7, Capability.UNKNOWN),
-        (RateLimitedError("slow down", retry_after_s=9999), 300, Capability.UNKNOWN),  # 5 min at most
+        (RateLimitedError("slow down", retry_after_s=9999), 600, Capability.UNKNOWN),  # 10 min at most
         (RateLimitedError("slow down"), None, Capability.UNKNOWN),  # counts as a transient failure
         (TransientError("503"), None, Capability.UNKNOWN),
         (TimedOutError("silence"), None, Capability.UNKNOWN),
@@ -153,11 +153,68 @@ def test_late_failure_does_not_extend_open_time(breaker: CircuitBreaker, clock: 
     breaker.succeeded(probe, 1.0)
 
 
-def test_success_after_open_closes_breaker(breaker: CircuitBreaker) -> None:
+@pytest.mark.parametrize("rest_s", [0, 61])
+def test_late_success_changes_nothing(breaker: CircuitBreaker, clock: Clock, rest_s: float) -> None:
     late = admitted(breaker)
     fail(breaker, MisconfiguredError("wrong key"))
+    clock.now_s += rest_s
+    before = breaker.state
     breaker.succeeded(late, 1.0)
-    assert (breaker.state, breaker.capability) == (BreakerState.CLOSED, Capability.AVAILABLE)
+    assert breaker.state is before
+    assert breaker.successes == 1
+
+
+@pytest.mark.parametrize("rest_s", [15, 30, 60, 120, 240, 480, 600])
+def test_missing_route_rests_ever_longer(breaker: CircuitBreaker, clock: Clock, rest_s: float) -> None:
+    while True:
+        fail(breaker, PermanentError("no route"))
+        if breaker.retry_in_s == rest_s:
+            break
+        assert breaker.retry_in_s < rest_s
+        clock.now_s += breaker.retry_in_s
+    clock.now_s += rest_s
+    breaker.succeeded(admitted(breaker), 1.0)
+    fail(breaker, PermanentError("no route"))
+    assert breaker.retry_in_s == 15, "a success begins anew"
+
+
+@pytest.mark.parametrize(
+    ("error", "eased_s"),
+    [
+        (ApiVersionError("no version"), 15),
+        (PermanentError("404"), 15),
+        (MisconfiguredError("401"), 60),
+        (RateLimitedError("429", retry_after_s=100), 100),
+    ],
+)
+def test_rest_is_shortened(error: MintError, eased_s: float, breaker: CircuitBreaker) -> None:
+    fail(breaker, error)
+    breaker.rest_at_most(15)
+    assert breaker.retry_in_s == eased_s
+
+
+@pytest.mark.parametrize(("first_s", "second_s", "rest_s"), [(5, 60, 60), (60, 5, 60), (60, 60, 60), (5, None, 5)])
+def test_latest_end_of_all_waits_counts(
+    first_s: float, second_s: float | None, rest_s: float, breaker: CircuitBreaker
+) -> None:
+    late = admitted(breaker)
+    fail(breaker, RateLimitedError("429", retry_after_s=first_s))
+    breaker.failed(late, RateLimitedError("429", retry_after_s=second_s), 1.0)
+    assert breaker.retry_in_s == rest_s
+
+
+def test_lost_probe_loses_its_lease(breaker: CircuitBreaker, clock: Clock) -> None:
+    fail(breaker, PermanentError("no route"))
+    clock.now_s += 16
+    lost = admitted(breaker)
+    clock.now_s += 59
+    assert breaker.admit() is None
+    clock.now_s += 2
+    probe = admitted(breaker)
+    breaker.succeeded(lost, 1.0)
+    assert state(breaker) == "half_open", "its answer is out of date"
+    breaker.succeeded(probe, 1.0)
+    assert state(breaker) == "closed"
 
 
 def test_settle_counts_a_success_and_its_time(breaker: CircuitBreaker, clock: Clock) -> None:
@@ -241,8 +298,9 @@ class BreakerMachine(RuleBasedStateMachine):
             ])
         )  # fmt: skip
         if outcome == "succeeded":
+            before, is_current = state(self.breaker), self.breaker.is_current(permit)
             self.breaker.succeeded(permit, 1.0)
-            assert state(self.breaker) == "closed"
+            assert state(self.breaker) == ("closed" if is_current else before)
         elif outcome == "abandoned":
             self.breaker.abandoned(permit)
         else:
@@ -257,7 +315,7 @@ class BreakerMachine(RuleBasedStateMachine):
     def at_most_one_current_probe(self) -> None:
         current = [permit for permit in self.out if permit.probe and permit.generation == self.breaker._generation]
         assert len(current) <= 1
-        assert self.breaker.probing == bool(current)
+        assert current or not self.breaker.probing
 
     @invariant()
     def it_does_not_stay_open(self) -> None:

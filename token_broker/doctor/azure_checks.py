@@ -18,7 +18,8 @@ from strategies.base import EphemeralGrant, SessionSpec
 from strategies.chain import Link, Strategy
 from strategies.credentials import Credentials, EntraTokens, TokenSource
 from strategies.errors import CredentialError, KeysDisabledError, MintError
-from strategies.resources import Resource
+from strategies.hedging import Hedger
+from strategies.resources import Resource, is_allowed
 from strategies.transport import make_transport
 from token_broker.azure import build_chain, build_connector, build_pool
 from token_broker.doctor.checks import Check, CheckStatus, KnownIssue
@@ -93,7 +94,7 @@ async def examine_azure(
 ) -> None:
     """Checks hosts, credential, mints and sockets; with `connect` it also holds a short silent talk."""
     target = settings.target
-    spec = _default_agents_spec(settings, tell)
+    spec = _agents_spec(settings, tell)
     if target is None or spec is None:
         return
     # The two bases may share their host, which is checked once then. dict.fromkeys keeps the order, a set would not.
@@ -170,7 +171,7 @@ class _Examination:
 
     def _connector(self, credentials: Credentials) -> UpstreamConnector:
         (resource,) = self.settings.resources
-        return build_connector(self.settings, {resource.name: credentials}, self.tls, build_pool(self.settings))
+        return build_connector(self.settings, {resource.name: credentials}, self.tls, Hedger(build_pool(self.settings)))
 
     async def _fetch_entra_token(self) -> bool:
         began_s = time.monotonic()
@@ -206,7 +207,9 @@ class _Examination:
 
         async def open_socket(route: Route) -> None:
             # attempt() returns once Azure has confirmed the session: a handshake alone would prove nothing.
-            upstream = await connector.attempt(pool.resources[0], route, supply, timeout_s=PROBE_S)
+            upstream = await connector.attempt(
+                pool.resources[0], route, supply=supply, timeout_s=PROBE_S, model=self.spec.model
+            )
             await upstream.socket.aclose()
 
         # All at once: routes that hang, tried one after the other, would take longer than the whole run may.
@@ -229,8 +232,11 @@ async def _attempt(name: str, credential: str, work: Awaitable[EphemeralGrant | 
     return Probe(name, ms_since(began_s), credential, grant=grant)
 
 
-def _default_agents_spec(settings: Settings, tell: Tell) -> SessionSpec | None:
-    """The default agent's session, as short-lived as Azure allows. None, and a failed check, without an agents file."""
+def _agents_spec(settings: Settings, tell: Tell) -> SessionSpec | None:
+    """A session of an agent that may use the resource, as short-lived as Azure allows.
+
+    None, and a failed check, without an agents file.
+    """
     try:
         agents = load_agents(settings.agents_file)
     except AgentsFileError as error:
@@ -238,14 +244,18 @@ def _default_agents_spec(settings: Settings, tell: Tell) -> SessionSpec | None:
         for line in str(error).splitlines():
             tell(Check("agents", CheckStatus.FAILED, line, remediation=remediation))
         return None
-    agent = agents.get(agents.default)
+    (resource,) = build_pool(settings).resources
+    # The default agent, or else the first that may use this resource: it is asked for what a talk would ask for.
+    talking = [agents[agents.default], *agents.values()]
+    agent = next((each for each in talking if is_allowed(resource, each.wanted(""))), None)
     if agent is None:
-        raise AssertionError("an agents file has its default agent")
+        tell(Check("agents", CheckStatus.WARNING, "no agent may use this resource", remediation="see zones, resources"))
+        agent = agents[agents.default]
     tell(Check("agents", CheckStatus.OK, f"{', '.join(agents)}; {agents.default} is the default"))
     if on_sockets := [each.id for each in agents.values() if each.sockets_only]:
         finding = f"{', '.join(on_sockets)}: WebSockets only, since a tool has a credential that no page may see"
         tell(Check("agents", CheckStatus.NOTE, finding))
-    return replace(session_spec(agent, settings), ttl_s=_PROBE_TTL_S)
+    return replace(session_spec(agent, settings, resource), ttl_s=_PROBE_TTL_S)
 
 
 def _object_id(token: str) -> str:

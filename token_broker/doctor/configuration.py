@@ -2,13 +2,22 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from strategies.endpoint import cloud_of
+from token_broker.azure import build_pool
 from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.doctor.verdicts import judge_retirement, judge_transcription_model
 from token_broker.security.entra_jwt import audience_forms
-from token_broker.settings import VOICE_LIVE_FIRST_VERSION, Settings, unknown_variables, unused_proxies
+from token_broker.sessions.agents import AgentsFileError, ensure_resources, load_agents
+from token_broker.settings import (
+    VOICE_LIVE_FIRST_VERSION,
+    ResourceSettings,
+    Settings,
+    unknown_variables,
+    unused_proxies,
+)
 
 __all__ = [
     "VOICE_LIVE_API_VERSIONS",
@@ -17,6 +26,7 @@ __all__ = [
     "judge_audiences",
     "judge_cloud",
     "judge_proxy",
+    "judge_residency",
 ]
 
 _AUDIENCE = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[a-z][a-z0-9+.-]*://[^\s,]+")
@@ -43,26 +53,22 @@ _MINT_API_VERSIONS = frozenset({"2024-10-01-preview", "2025-04-01-preview", "202
 
 def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Check]:
     """Checks the endpoint, the api-version, the models' retirement, the audiences of callers, and unknown variables."""
-    target = settings.target
-    if target is None and looks_outside:
+    if not settings.resources and looks_outside:
         # With --url the doctor may run on any machine: that needs no Azure endpoint of its own.
         finding = "no Azure endpoint is configured here: only the URL is checked"
         checks = [Check("configuration", CheckStatus.NOTE, finding)]
-    elif target is None:
+    elif not settings.resources:
         remediation = "set AZURE_VOICELIVE_ENDPOINT and AZURE_VOICELIVE_KEY; `token-broker demo` needs neither"
         finding = "no Azure endpoint is configured"
         checks = [Check("configuration", CheckStatus.FAILED, finding, remediation=remediation)]
     else:
-        credential = "the key" if settings.uses_key else "Entra"
-        finding = f"{target.kind} endpoint {target.base}, deployment {settings.model}, asked with {credential}"
-        checks = [Check("configuration", CheckStatus.OK, finding), judge_api_version(settings)]
-        today = datetime.now(UTC).date()
-        retirements = (
-            judge_retirement("model", settings.model, today),
-            judge_transcription_model(settings.transcription_model, today),
-        )
-        checks += [check for check in retirements if check is not None]
-        checks += judge_cloud(settings)
+        several = len(settings.resources) > 1
+        checks = [
+            replace(check, name=f"{resource.name}: {check.name}") if several else check
+            for resource in settings.resources
+            for check in _examine_resource(resource)
+        ]
+        checks += judge_residency(settings)
     if settings.auth == "entra":
         checks.append(judge_audiences(settings.entra_audience))
     checks += judge_proxy(settings)
@@ -70,6 +76,40 @@ def examine_configuration(settings: Settings, *, looks_outside: bool) -> list[Ch
         finding = line.replace("no such variable", "is not a variable of the broker")
         checks.append(Check("configuration", CheckStatus.WARNING, finding, remediation="correct or remove it"))
     return checks
+
+
+def _examine_resource(resource: ResourceSettings) -> list[Check]:
+    """Checks what one resource is asked with."""
+    settings, target = resource.settings, resource.target
+    credential = "the key" if settings.uses_key else "Entra"
+    finding = f"{target.kind} endpoint {target.base}, deployment {settings.model}, asked with {credential}"
+    checks = [Check("configuration", CheckStatus.OK, finding), judge_api_version(settings)]
+    today = datetime.now(UTC).date()
+    retirements = (
+        judge_retirement("model", settings.model, today),
+        judge_transcription_model(settings.transcription_model, today),
+    )
+    return [*checks, *(check for check in retirements if check is not None), *judge_cloud(settings)]
+
+
+def judge_residency(settings: Settings) -> list[Check]:
+    """Agents that are kept to zones: whether any resource is left to them, and what a zone does not promise."""
+    name = "residency"
+    try:
+        agents = load_agents(settings.agents_file)
+        ensure_resources(agents, build_pool(settings))
+    except AgentsFileError as error:
+        if str(error).startswith("agents."):  # the other faults of the file are told by the check that uses it
+            return [
+                Check(name, CheckStatus.FAILED, line, remediation="correct either") for line in str(error).splitlines()
+            ]
+        return []
+    kept = [agent.id for agent in agents.values() if agent.zones]
+    if not kept:
+        return []
+    finding = f"{', '.join(kept)}: kept to zones, yet a Global deployment may process outside its geography"
+    remediation = "deploy Data Zone or Regional models where the law asks for it, if Azure offers them for the model"
+    return [Check(name, CheckStatus.NOTE, finding, remediation=remediation)]
 
 
 def judge_cloud(settings: Settings) -> list[Check]:

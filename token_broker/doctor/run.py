@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from strategies.credentials import TokenSource, azure_identity_source
@@ -13,12 +14,19 @@ from token_broker.doctor.configuration import examine_configuration
 from token_broker.doctor.outside import examine_broker
 from token_broker.doctor.stores import examine_database, examine_zep
 from token_broker.doctor.tenant import examine_tenant
-from token_broker.settings import Settings
+from token_broker.settings import ResourceSettings, Settings
 
 __all__ = ["LIMIT_S", "run_doctor"]
 
 LIMIT_S = 27.0  # leaves the cancelled checks time to end within the 30 s that the command promises
 _CANCEL_S = 2.0
+
+
+def _entra(settings: Settings) -> TokenSource:
+    """The tokens that the broker itself would get for this resource."""
+    return azure_identity_source(
+        settings.azure_scope, client_id=settings.client_id, authority=settings.azure_authority, proxy=settings.proxy
+    )
 
 
 async def run_doctor(
@@ -43,9 +51,6 @@ async def run_doctor(
 
     for check in examine_configuration(settings, looks_outside=url is not None):
         tell(check)
-    source = source or azure_identity_source(
-        settings.azure_scope, client_id=settings.client_id, authority=settings.azure_authority, proxy=settings.proxy
-    )
     tls = make_tls_context()  # the broker's own context, so that doctor trusts exactly what the broker trusts
     async with make_client(make_transport(tls=tls, proxy=settings.proxy)) as client:
 
@@ -58,8 +63,18 @@ async def run_doctor(
             if (tenant := await examine_tenant(settings, client)) is not None:
                 tell(tenant)
 
+        def tell_of(resource: ResourceSettings) -> Callable[[Check], None]:
+            if len(settings.resources) == 1:
+                return tell
+            return lambda check: tell(replace(check, name=f"{resource.name}: {check.name}"))
+
         parts: dict[str, Coroutine[Any, Any, None]] = {
-            "azure": examine_azure(settings, tell, connect=connect, source=source, tls=tls),
+            **{
+                "azure" if len(settings.resources) == 1 else f"azure {each.name}": examine_azure(
+                    each.settings, tell_of(each), connect=connect, source=source or _entra(each.settings), tls=tls
+                )
+                for each in settings.resources
+            },
             "stores": examine_stores(),
             "callers": examine_sign_in(),
         }

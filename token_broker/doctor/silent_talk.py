@@ -52,7 +52,7 @@ async def examine_talks(
     tell: Callable[[Check], None],
 ) -> None:
     """Holds a talk on each upstream in `works`, and tries the subprotocol where GA minted."""
-    (resource,) = connector.pool.resources
+    (resource,) = connector.pool.resources  # the doctor has a connector of each
     routes = [route for route in connector.routes[resource.name] if route.name in works]
 
     async def supply(resource: Resource) -> SessionSpec:
@@ -64,7 +64,7 @@ async def examine_talks(
         last_event = error_code = ""
         try:
             async with asyncio.timeout(TALK_S):
-                upstream = await connector.attempt(resource, route, supply, timeout_s=TALK_S)
+                upstream = await connector.attempt(resource, route, supply=supply, timeout_s=TALK_S, model=spec.model)
                 try:
                     last_event, error_code = await _send_silence(upstream.socket)
                 finally:
@@ -76,7 +76,7 @@ async def examine_talks(
     talks = await asyncio.gather(*(hold(route) for route in routes))
     for route, talk in zip(routes, talks, strict=True):
         ga = route.dialect == "ga"
-        transcription = settings.transcription_model if ga else voice_live_transcription(resource.model_family)
+        transcription = settings.transcription_model if ga else voice_live_transcription(spec.model_family)
         for check in judge_talk(route.name, talk, transcription):
             tell(check)
     if minted is not None:

@@ -21,6 +21,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from strategies.credentials import AccessToken, Credentials, EntraTokens
+from strategies.hedging import Hedger
 from strategies.transport import make_tls_context
 from tests.support.broker import make_settings as broker_settings
 from tests.support.serving import run_server, server_config
@@ -229,7 +230,7 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
     credentials = Credentials(key=settings.key if settings.uses_key else None, entra=entra)
     pool = build_pool(settings)
     connector = build_connector(
-        settings, {each.name: credentials for each in pool.resources}, tls or make_tls_context(), pool
+        settings, {each.name: credentials for each in pool.resources}, tls or make_tls_context(), Hedger(pool)
     )
     drain, limits = (
         Drain(),

@@ -9,9 +9,9 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from urllib.parse import quote
 
 import picows
@@ -19,9 +19,8 @@ import structlog
 from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 
-from strategies.base import Dialect, SessionSpec, ga_realtime_session, voice_live_session
+from strategies.base import Dialect, SessionSpec
 from strategies.credentials import Authorization, Credentials
-from strategies.endpoint import Target
 from strategies.errors import (
     CredentialError,
     KeysDisabledError,
@@ -34,15 +33,17 @@ from strategies.errors import (
     TransientError,
 )
 from strategies.health import CircuitBreaker
+from strategies.hedging import Hedger
 from strategies.outbound_proxy import OutboundProxy, ProxyFailedError
-from strategies.pool import Pool, PoolPermit
 from strategies.resources import Resource, Wanted
 from strategies.upstream import Answer, classify
 from token_broker.relay.azure.connection_health import ConnectionHealth
 from token_broker.relay.azure.dns_cache import DnsCache
+from token_broker.relay.azure.handshakes import Handshakes
+from token_broker.relay.azure.route import Route, UpstreamConnection, make_routes
 from token_broker.relay.azure.socket import AzureSocket, connect
 from token_broker.relay.event_text import SESSION_EVENTS, event_type, parsed
-from token_broker.server.close_codes import UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
+from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
 from token_broker.sessions.plans import SpecSupplier
 from token_broker.settings import UpstreamName
 
@@ -63,59 +64,16 @@ class NoUpstreamError(Exception):
         self.ending = ending
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One of Azure's WebSockets (docs/azure.md §3), and the shape of its session (§4.3, §6.2)."""
-
-    name: UpstreamName
-    dialect: Dialect
-    url: str  # http or https, as the endpoint is written, up to the deployment's name
-    session: Callable[[SessionSpec], dict[str, Any]]
-
-    def url_of(self, model: str) -> str:
-        """The URL for sessions with that deployment."""
-        return f"{self.url}{quote(model, safe='')}"
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamConnection:
-    """An open socket whose session is the agent's. `first` are the frames up to `session.updated`, in order.
-
-    `expires_s` is the time, of the loop's clock, at which Azure ends the session, where Azure said it. `resource` is
-    the name of the resource; `model` the deployment. Tell `health` when an answer was completed, and when Azure falls
-    silent; it notices by itself when the socket breaks.
-    """
-
-    route: Route
-    socket: AzureSocket
-    first: list[str] = field(default_factory=list)
-    expires_s: float | None = None
-    resource: str = ""
-    model: str = ""
-    health: ConnectionHealth | None = None
-
-
-def make_routes(target: Target, names: Sequence[UpstreamName], *, api_version: str) -> list[Route]:
-    """The named routes that exist on `target`, in the order of `names`. `api_version` is Voice Live's; GA has none."""
-    routes: list[Route] = []
-    for name in names:
-        if name == "voice_live" and target.unified_base is not None:
-            url = f"{target.unified_base}/voice-live/realtime?api-version={api_version}&model="
-            routes.append(Route(name, "preview", url, voice_live_session))
-        elif name == "openai_realtime":
-            routes.append(Route(name, "ga", f"{target.openai_base}/openai/v1/realtime?model=", ga_realtime_session))
-    return routes
-
-
 class UpstreamConnector:
     """Connects talks to Azure; one instance a process. Routes and credentials are by the name of a resource.
 
-    `at_endpoint` has the credentials by an endpoint's base URL: a call is joined at the host that made it.
+    `hedger` is the one that mints have, too. `at_endpoint` has the credentials by an endpoint's base URL: a call is
+    joined at the host that made it.
     """
 
     def __init__(
         self,
-        pool: Pool,
+        hedger: Hedger,
         routes: Mapping[str, Sequence[Route]],
         *,
         credentials: Mapping[str, Credentials],
@@ -127,7 +85,8 @@ class UpstreamConnector:
         tls: ssl.SSLContext,
         proxy: OutboundProxy | None = None,
     ) -> None:
-        self.pool = pool
+        self.pool = hedger.pool
+        self._hedger = hedger
         self.routes = dict(routes)
         self._credentials = credentials
         self._at_endpoint = at_endpoint
@@ -177,53 +136,18 @@ class UpstreamConnector:
         that speak what the client would `prefer` are tried first. `after` is the connection that a running talk lost:
         its dialect, and with it its voice, is tried at every resource before another one.
         """
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + self._timeout_s
         candidates = self._candidates(wanted, only=only, prefer=prefer, after=after)
-        ending: Ending | None = None
-        for index, (resource, route) in enumerate(candidates):
-            permit = self.pool.admit(
-                resource,
-                route.name,
-                agent_id=wanted.agent_id,
-                model=wanted.model,
-                session_id=wanted.session_id,
-                running=wanted.running,
-            )
-            about = {"resource": resource.name, "upstream": route.name}
-            if permit is None:
-                why = self.pool.why_not(resource, route.name, agent_id=wanted.agent_id, model=wanted.model).why
-                ending = ending or Ending(UPSTREAM_FAILED, "Azure failed a moment ago: ask for a new plan in a moment")
-                log.info("upstream_attempt", **about, outcome="skipped", why=why)
-                continue
-            left_s = deadline_s - loop.time()
-            if any(self.pool.breaker(other.name, later.name).would_admit for other, later in candidates[index + 1 :]):
-                left_s /= 2
-            began_s = time.monotonic()
-            try:
-                with self.pool.connecting(permit):
-                    upstream = await self.attempt(
-                        resource, route, supply, timeout_s=left_s, model=wanted.model, permit=permit
-                    )
-            except MintError as error:
-                if ending is None or ending.code != UPSTREAM_TIMED_OUT:  # the one that hung is the client's reason
-                    ending = _ending(error)
-                level = log.error if isinstance(error, MisconfiguredError) else log.warning
-                level(
-                    "upstream_attempt",
-                    **about,
-                    outcome=error.outcome,
-                    status=error.status,
-                    code=error.code,
-                    ms=round(_ms_since(began_s)),
-                    why=str(error),
-                )
-            else:
-                log.info("upstream_attempt", **about, outcome="connected", ms=round(_ms_since(began_s)))
-                return upstream
-        if ending is None and self.pool.resources:
+        attempt = partial(self.attempt, supply=supply, model=wanted.model)
+        deadline_s = time.monotonic() + self._timeout_s
+        contest = Handshakes(self.pool, wanted, candidates, attempt, deadline_s=deadline_s)
+        upstream = await self._hedger.race(contest, is_handshake=True)
+        if upstream is not None and contest.winner is not None:
+            health = ConnectionHealth(self.pool, contest.winner, upstream.socket, expires_s=upstream.expires_s)
+            return replace(upstream, health=health)
+        ending = contest.ending or Ending(UPSTREAM_FAILED, "no Azure endpoint is configured for talks")
+        if contest.ending is None and self.pool.resources:
             ending = Ending(UPSTREAM_FAILED, "no Azure resource that this agent may use is left: try again later")
-        raise NoUpstreamError(ending or Ending(UPSTREAM_FAILED, "no Azure endpoint is configured for talks"))
+        raise NoUpstreamError(ending)
 
     def _candidates(
         self, wanted: Wanted, *, only: UpstreamName | None, prefer: Dialect | None, after: UpstreamConnection | None
@@ -254,15 +178,14 @@ class UpstreamConnector:
         self,
         resource: Resource,
         route: Route,
-        supply: SpecSupplier,
         *,
+        supply: SpecSupplier,
         timeout_s: float,
         model: str = "",
-        permit: PoolPermit | None = None,
     ) -> UpstreamConnection:
         """One route of one resource, whatever the pool says of it; the doctor uses it too. Raises MintError.
 
-        `model` is the deployment, where it is not the resource's. With a `permit` the connection has its `health`.
+        `model` is the deployment, where it is not the resource's.
         """
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         model = model or resource.model
@@ -276,9 +199,7 @@ class UpstreamConnector:
                     raise
         except TimeoutError:
             raise TimedOutError(f"no open session within {timeout_s:.1f} s") from None
-        expires_s = _expiry_s(first)
-        health = None if permit is None else ConnectionHealth(self.pool, permit, opened, expires_s=expires_s)
-        return UpstreamConnection(route, opened, first, expires_s, resource.name, model, health)
+        return UpstreamConnection(route, opened, first, _expiry_s(first), resource.name, model)
 
     async def _opened(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
         """A socket opened with the key, or with Entra where the resource has keys disabled."""
@@ -384,19 +305,3 @@ def _handshake_error(error: picows.WSHandshakeError, authorization: Authorizatio
         # picows reads no further than the headers: the body that says whether keys are off may not have come yet.
         return KeysDisabledError(str(found), status=403, request_id=found.request_id)
     return found
-
-
-def _ending(error: MintError) -> Ending:
-    match error:
-        case TimedOutError():
-            return Ending(UPSTREAM_TIMED_OUT, "Azure did not answer in time: ask for a new plan")
-        case RateLimitedError():
-            return Ending(UPSTREAM_FAILED, "Azure takes no more talks just now: ask for a new plan in a moment")
-        case MisconfiguredError():
-            return Ending(UPSTREAM_FAILED, "Azure refused the broker; its operator has to act")
-        case _:
-            return Ending(UPSTREAM_FAILED, "Azure refused the talk: ask for a new plan")
-
-
-def _ms_since(began_s: float) -> float:
-    return (time.monotonic() - began_s) * 1000

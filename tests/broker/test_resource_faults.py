@@ -1,0 +1,164 @@
+"""One talk a cell: a fault at the first resource, at all but one, or at all, for each way to Azure."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
+
+from strategies.endpoint import parse_target
+from strategies.resources import Resource, by_preference
+from tests.support.broker import RunningBroker, run_broker
+from tests.support.offers import OFFER
+from tests.support.resources import settings_of
+from tests.support.sockets import refused_port
+from token_broker.security.tokens import ANONYMOUS, Owner
+from token_broker.settings import Settings
+from token_broker.simulator import serve
+
+NAMES = ("one", "two", "three")
+SESSION = "session-of-the-matrix"
+OWNER = Owner(SESSION, ANONYMOUS, 1)
+ANSWER = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n"
+TOLD = {"websocket_proxy", "nothing_minted", "azure_refused", "azure_timed_out", "4502", "4408"}
+PROMISED_S = 6
+
+FAULTS: dict[str, dict[str, Any]] = {
+    "hang": {"fault": "hang"},
+    "slow": {"fault": "slow", "seconds": 4},
+    "401": {"fault": "status", "code": 401},
+    "404": {"fault": "status", "code": 404},
+    "429": {"fault": "status", "code": 429},
+    "429-retry-after": {"fault": "status", "code": 429, "headers": {"retry-after": "30"}},
+    "500": {"fault": "status", "code": 500},
+    "503": {"fault": "status", "code": 503},
+    "drops": {"fault": "reset"},
+}
+UNREACHABLE = "https://nowhere.invalid"
+EXTENTS = {"first": 1, "all-but-one": 2, "all": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a client got: the resource that has its talk, or None and what it was told."""
+
+    resource: str | None
+    told: str = ""
+
+
+async def mint(broker: RunningBroker) -> Outcome:
+    plan = await broker.plan({"session_id": SESSION})
+    return Outcome(plan["resource"], plan["strategy"])
+
+
+async def sdp(broker: RunningBroker) -> Outcome:
+    headers = {"Content-Type": "application/sdp", "Authorization": f"Bearer {session_token(broker)}"}
+    answer = await broker.client.post("/realtime/calls", content=OFFER, headers=headers)
+    if answer.status_code != httpx.codes.CREATED:
+        return Outcome(None, answer.json()["code"])
+    endpoint = broker.signer.read_call_token(answer.headers["location"].rpartition("/")[2]).endpoint
+    return Outcome(next(each.name for each in broker.settings.resources if each.target.openai_base == endpoint))
+
+
+async def proxy(broker: RunningBroker) -> Outcome:
+    ticket = broker.signer.ticket(OWNER, agent_id="elena", ttl_s=60)
+    return await talk(broker, f"/api/v1/voice/voicelive/{SESSION}", f"ticket.{ticket}")
+
+
+async def compat(broker: RunningBroker) -> Outcome:
+    return await talk(broker, "/v1/realtime?model=x", f"openai-insecure-api-key.{session_token(broker)}")
+
+
+WAYS: dict[str, Callable[[RunningBroker], Awaitable[Outcome]]] = {
+    "mint": mint, "sdp": sdp, "proxy": proxy, "compat": compat,
+}  # fmt: skip
+
+
+def session_token(broker: RunningBroker) -> str:
+    return broker.signer.session_token(OWNER, ttl_s=60, agent_id="elena")
+
+
+async def talk(broker: RunningBroker, path: str, credential: str) -> Outcome:
+    """Opens a talk. The first event comes when Azure has the agent's session."""
+    protocols = [Subprotocol("realtime"), Subprotocol(credential)]
+    url = f"ws{broker.base_url.removeprefix('http')}{path}"
+    async with connect(url, subprotocols=protocols, proxy=None, compression=None) as socket:
+        try:
+            await socket.recv()
+        except ConnectionClosed:
+            return Outcome(None, str(socket.close_code))
+        upstreams = broker.relay.snapshot().upstreams
+    (found,) = [each.resource for each in upstreams if each.last_outcome == "connected"]
+    return Outcome(found)
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("token_broker.api.offers._OFFER_SHARE_S", 0.2)
+
+    async def answer(*_: Any) -> tuple[str, str]:
+        return "rtc_without_media", ANSWER
+
+    # No media is needed to see who takes an offer.
+    monkeypatch.setattr("token_broker.simulator.realtime.call_routes.CallRoutes._answer", answer)
+
+
+def short_settings(folder: Path, endpoints: dict[str, str]) -> Settings:
+    return settings_of(
+        folder,
+        endpoints,
+        {},
+        hedge_after_ms=100,
+        attempt_timeout_s=0.5,
+        token_budget_s=2,
+        proxy_connect_timeout_s=2,
+        retry_attempts=1,
+    )
+
+
+def preferred() -> list[str]:
+    """The resources as the session prefers them."""
+    target = parse_target("https://x.openai.azure.com")
+    resources = [Resource(name, target, "gpt-realtime", "gpt-realtime", "transcribe") for name in NAMES]
+    return [each.name for each in by_preference(resources, SESSION)]
+
+
+@pytest.mark.parametrize("extent", EXTENTS)
+@pytest.mark.parametrize("fault", [*FAULTS, "refused", "dns"])
+async def test_fault_costs_no_talk(fault: str, extent: str, tmp_path: Path) -> None:
+    count = EXTENTS[extent]
+    faulty, healthy = preferred()[:count], preferred()[count:]
+    async with contextlib.AsyncExitStack() as stack:
+        azures = {name: await stack.enter_async_context(serve()) for name in NAMES}
+        endpoints = {name: azure.base_url for name, azure in azures.items()}
+        for name in faulty:
+            if fault == "refused":
+                endpoints[name] = f"http://127.0.0.1:{stack.enter_context(refused_port())}"
+            elif fault == "dns":
+                endpoints[name] = UNREACHABLE
+            else:
+                azures[name].set_faults({"match": "/", **FAULTS[fault]})
+
+        async def outcome(way: str) -> tuple[Outcome, float]:
+            (tmp_path / way).mkdir()
+            # A broker that knows nothing yet of the fault.
+            async with run_broker(short_settings(tmp_path / way, endpoints)) as broker:
+                began_s = time.monotonic()
+                return await WAYS[way](broker), time.monotonic() - began_s
+
+        outcomes = await asyncio.gather(*(outcome(way) for way in WAYS))
+        for way, (found, took_s) in zip(WAYS, outcomes, strict=True):
+            if healthy:
+                assert found.resource == healthy[0], (way, found)
+            else:
+                assert found.resource is None, (way, found)
+                assert found.told in TOLD, (way, found)
+            assert took_s < PROMISED_S, way

@@ -1,0 +1,40 @@
+"""The doctor checks each of several resources the way it is used, and what agents are kept to."""
+
+from pathlib import Path
+
+from tests.doctor.support import Tokens, diagnose, failed, named
+from tests.support.resources import settings_of
+from token_broker.doctor.checks import CheckStatus
+from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
+
+AGENTS = """
+default = "elena"
+[agents.elena]
+name = "Elena"
+voices = { ga = "marin", preview = "en-US-Ava:DragonHDLatestNeural" }
+instructions = "You are Elena."
+zones = ["eu"]
+"""
+
+
+async def test_each_resource_is_checked(azure: RunningSimulator, tmp_path: Path) -> None:
+    async with serve(SimulatorConfig(deployments=frozenset({"other"}))) as lacking:
+        endpoints = {"one": azure.base_url, "two": lacking.base_url}
+        settings = settings_of(tmp_path, endpoints, {"two": {"zone": "eu"}})
+        report = await diagnose(settings)
+        assert named(report, "one: mint ga").status is CheckStatus.OK
+        assert named(report, "one: configuration").status is CheckStatus.OK
+        wrong = failed(report)
+        assert "two: mint ga" in wrong
+        assert not [name for name in wrong if name.startswith("one: ")]
+
+
+async def test_residency_is_no_promise_of_azure(azure: RunningSimulator, tmp_path: Path) -> None:
+    agents = tmp_path / "agents.toml"
+    agents.write_text(AGENTS)
+    settings = settings_of(tmp_path, {"one": azure.base_url}, {"one": {"zone": "eu"}}, agents_file=agents)
+    check = named(await diagnose(settings, source=Tokens()), "residency")
+    assert (check.status, "Global deployment" in check.finding) == (CheckStatus.NOTE, True)
+    settings = settings_of(tmp_path, {"one": azure.base_url}, {"one": {"zone": "us"}}, agents_file=agents)
+    check = named(await diagnose(settings, source=Tokens()), "residency")
+    assert (check.status, "agents.elena" in check.finding) == (CheckStatus.FAILED, True)

@@ -1,0 +1,125 @@
+"""Quotas: never more than Azure allows in any window, running talks first, and shares for replicas."""
+
+import random
+
+import pytest
+
+from strategies.quotas import Quota, Window, quotas_of
+from strategies.resources import Quotas
+
+MINUTE_S = 60.0
+
+
+def voice_live(per_minute: int, per_second: int = 0) -> Quota:
+    return quotas_of(Quotas(voice_live_per_minute=per_minute, voice_live_per_second=per_second))["voice_live"]
+
+
+@pytest.mark.parametrize(
+    ("quotas", "names"),
+    [
+        (Quotas(), []),
+        (Quotas(voice_live_per_second=5), ["voice_live"]),
+        (Quotas(voice_live_per_minute=30, mints_per_minute=20), ["voice_live", "mints"]),
+    ],
+)
+def test_only_known_quotas_exist(quotas: Quotas, names: list[str]) -> None:
+    assert list(quotas_of(quotas)) == names
+
+
+@pytest.mark.parametrize(("per_minute", "per_second"), [(30, 5), (30, 0), (7, 2), (1, 1)])
+def test_no_window_has_more_than_its_quota(per_minute: int, per_second: int) -> None:
+    quota = voice_live(per_minute, per_second)
+    arrivals, taken, now_s = random.Random(per_minute), [], 0.0
+    for _ in range(2000):
+        now_s += arrivals.expovariate(2)
+        if quota.take(now_s, running=arrivals.random() < 0.3, claimant=arrivals.choice("abc")) == 0:
+            taken.append(now_s)
+    for length_s, limit in ((MINUTE_S, per_minute), (1.0, per_second or per_minute)):
+        for first, later in zip(taken, taken[limit:], strict=False):
+            assert later - first >= length_s
+    assert len(taken) > 0.7 * per_minute * now_s / MINUTE_S, "and most of it is used"
+
+
+def test_wait_is_until_the_oldest_returns() -> None:
+    quota = voice_live(2)
+    assert [quota.take(now_s) for now_s in (0, 10, 20, 59.5, 60)] == [0, 0, 40, 0.5, 0]
+
+
+def test_evenly_arriving_talks_all_fit() -> None:
+    """85 a minute at three resources that allow 30: new talks leave one token of 30 to running ones."""
+    quotas = [voice_live(30, 5) for _ in range(3)]
+    for number in range(850):
+        assert any(quota.take(number * MINUTE_S / 85) == 0 for quota in quotas)
+
+
+def test_running_talks_come_first() -> None:
+    quota = voice_live(10)
+    for _ in range(10):
+        assert quota.take(0.0) == 0
+    assert quota.take(5.0, running=True, claimant="mover") == 55
+    assert quota.take(5.0) == 55, "all return at once"
+    assert [quota.take(60.0) for _ in range(10)] == [0] * 9 + [60], "one is left to the running talk"
+    assert quota.take(60.0, running=True, claimant="mover") == 0
+
+
+def test_promised_token_is_kept() -> None:
+    quota = voice_live(10)
+    for second in range(10):
+        quota.take(float(second))
+    assert quota.take(20.0, running=True, claimant="first") == 40
+    assert quota.take(20.0, running=True, claimant="second") == 41
+    assert quota.take(20.0, running=True, claimant="first") == 40, "asked again, it keeps its place"
+    assert quota.take(60.5) == pytest.approx(1.5), "the third token"
+    assert quota.take(60.5, running=True, claimant="first") == 0
+    assert quota.take(61.5) == pytest.approx(0.5)
+    assert quota.take(61.5, running=True, claimant="second") == 0
+    assert quota.take(62.0) == 0
+
+
+def test_unused_promise_ends() -> None:
+    quota = voice_live(1)
+    quota.take(0.0)
+    quota.take(10.0, running=True, claimant="gone")
+    assert quota.take(61.0) > 0
+    assert quota.take(62.1) == 0
+
+
+def test_many_waiting_are_paced_by_the_second() -> None:
+    quota = voice_live(100, 5)
+    waits = [quota.take(0.0, running=True, claimant=str(number)) for number in range(20)]
+    assert waits == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
+
+
+@pytest.mark.parametrize(
+    ("limit", "length_s", "replicas", "share"),
+    [
+        (30, 60, 1, (30, 60)),
+        (30, 60, 2, (15, 60)),
+        (30, 60, 4, (7, 60)),
+        (5, 1, 3, (1, 1)),
+        (5, 1, 10, (1, 2)),  # half a token a second
+        (1, 60, 3, (1, 180)),
+    ],
+)
+def test_replicas_divide_a_window(limit: int, length_s: float, replicas: int, share: tuple[int, float]) -> None:
+    window = Window(limit, length_s)
+    window.divide(replicas)
+    assert (window.limit, window.length_s) == share
+    window.divide(1)
+    assert (window.limit, window.length_s) == (limit, length_s)
+
+
+def test_smaller_share_counts_what_was_taken() -> None:
+    quota = voice_live(30)
+    for second in range(30):
+        quota.take(float(second), running=True)
+    quota.divide(3)
+    assert quota.take(60.5) == pytest.approx(20 + MINUTE_S - 60.5), "21 must return before the 10th is free"
+
+
+def test_fresh_replica_begins_at_its_rate() -> None:
+    quota = voice_live(30)
+    quota.divide(3)
+    quota.begin_used(100.0)
+    free = [second for second in range(61) if quota.take(100.0 + second, running=True) == 0]
+    assert free == list(range(6, 61, 6))
