@@ -22,10 +22,11 @@ _FADE_MS = 20
 
 # Quiet, and like no sound.
 _MARK = struct.pack("<6h", 17, -23, 29, -31, 37, -41)
-_NUMBERS = struct.Struct("<HH")
+# The utterance's in two, and the frame's: each stays so small that it is hardly heard.
+_NUMBERS = struct.Struct("<3H")
+_BASE = 4096
 _MARKED_MS = 20
 _MARKED_BYTES = _MARKED_MS * BYTES_PER_MS
-_MOST_MARKED = 4095
 
 
 def duration_ms(pcm: bytes | bytearray) -> int:
@@ -67,17 +68,17 @@ class Mark:
 
 
 def marked(pcm: bytes, utterance: int) -> bytes:
-    """The recording with its frames marked; at most 80 s of it. Both numbers are at most 4095, so that they are quiet.
+    """The recording with its frames marked: at most 80 s of it, with a number below 16 million.
 
     Raises:
-        ValueError: a number is beyond that.
+        ValueError: it is beyond that.
 
     """
-    if not 0 <= utterance <= _MOST_MARKED or len(pcm) > _MARKED_BYTES * _MOST_MARKED:
+    if not 0 <= utterance < _BASE * _BASE or len(pcm) > _MARKED_BYTES * _BASE:
         raise ValueError("the utterance's number, or the recording, is beyond what a mark can say")
     out = bytearray(pcm)
     for frame, begin in enumerate(range(0, len(pcm) - _MARKED_BYTES + 1, _MARKED_BYTES)):
-        mark = _MARK + _NUMBERS.pack(utterance, frame)
+        mark = _MARK + _NUMBERS.pack(*divmod(utterance, _BASE), frame)
         out[begin : begin + len(mark)] = mark
     return bytes(out)
 
@@ -88,7 +89,8 @@ def marks(pcm: bytes) -> Iterator[Mark]:
     while (begin := pcm.find(_MARK, begin + 1)) >= 0:
         numbers = pcm[begin + len(_MARK) : begin + len(_MARK) + _NUMBERS.size]
         if len(numbers) == _NUMBERS.size:
-            yield Mark(*_NUMBERS.unpack(numbers))
+            high, low, frame = _NUMBERS.unpack(numbers)
+            yield Mark(high * _BASE + low, frame)
 
 
 def described(pcm: bytes) -> str:
