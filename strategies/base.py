@@ -85,6 +85,7 @@ class ProxyGrant:
     """Nothing was minted: the broker's WebSocket proxy carries the talk."""
 
     strategy: str = "websocket_proxy"
+    resource: str = ""  # chosen when the talk connects
 
 
 Grant = EphemeralGrant | ProxyGrant
@@ -94,8 +95,8 @@ Grant = EphemeralGrant | ProxyGrant
 class Attempt:
     """What one strategy did in one request.
 
-    `outcome` is `minted`, `granted` (by the proxy), `skipped` or a `MintError.outcome`. `why` is the broker's own
-    sentence. `tries` counts HTTP attempts.
+    `outcome` is `minted`, `granted` (by the proxy), `skipped`, `undone` (another resource was faster) or a
+    `MintError.outcome`. `why` is the broker's own sentence. `tries` counts HTTP attempts.
     """
 
     strategy: str

@@ -1,26 +1,30 @@
-"""Tries the strategies in order within one hard deadline, and records what each did.
+"""Tries the strategies of the pool's resources within one hard deadline, and records what each did.
 
-Each strategy that is left gets an equal share of the time that is left. One that exceeds its share is cancelled. One
-that ignores the cancellation is left running, and nobody waits for it. With `websocket_proxy` among the links the chain
-always ends in a grant. `Chain.mint` raises nothing but the cancellation of its caller.
+Each (resource, strategy) that is left gets an equal share of the time that is left. One that exceeds its share is
+cancelled; one that ignores the cancellation is left running, and nobody waits for it. A resource that is silent is
+hedged with the next one, and after a time-out or a failed connection its other strategies come behind those of the
+other resources: so it costs its share once. With `websocket_proxy` among the links the chain always ends in a grant.
+`Chain.mint` raises nothing but the cancellation of its caller.
 
 `retry` repeats one strategy's transient failures within its share. The only module that uses tenacity.
 """
 
-import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-import structlog
 import tenacity
 
 from strategies.base import Attempt, Grant, ProxyGrant, SessionSpec
 from strategies.endpoint import Target
 from strategies.errors import CredentialError, MintError, RateLimitedError, TimedOutError, TransientError
-from strategies.health import BreakerState, CircuitBreaker, Permit
+from strategies.health import BreakerState, CircuitBreaker
+from strategies.hedging import Call, Hedger
+from strategies.pool import Pool, PoolPermit
+from strategies.resource_health import Fault, fault_of
+from strategies.resources import Resource, Wanted
 
 __all__ = [
     "Chain",
@@ -35,19 +39,16 @@ __all__ = [
     "retry",
 ]
 
-log = structlog.get_logger("token_broker.chain")
-
 T = TypeVar("T")
 
 OnAttempt = Callable[[Attempt], None]
-SpecSupplier = Callable[[], Awaitable[SessionSpec]]
+SpecSupplier = Callable[[Resource], Awaitable[SessionSpec]]
 
 # Reserved from the budget for making the plan itself.
 _RESERVE_S = 0.02
 # An attempt ends this much before its share does: then it can still say what it waited for in vain.
 _LAST_WORD_S = 0.005
-# How long a cancelled attempt may take to clean up.
-_CLEAN_UP_S = 0.05
+_ANYBODY = Wanted(session_id="", agent_id="")
 
 
 class Strategy(Protocol):
@@ -86,11 +87,11 @@ class WebSocketProxy:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A strategy that mints, and its breaker."""
+    """A strategy that mints at one resource, and the pool's breaker for it."""
 
+    resource: Resource
     strategy: Strategy
     breaker: CircuitBreaker
-    resource: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,127 +124,167 @@ class Tries:
 
 
 class Chain:
-    """The links in order and how often to retry. `on_attempt` is called with every attempt that was made."""
+    """The links of each resource in order, and how often to retry. `on_attempt` is called with every attempt made."""
 
     def __init__(
         self,
+        pool: Pool,
         links: Sequence[Link | WebSocketProxy],
         *,
         policy: RetryPolicy,
+        hedger: Hedger | None = None,
         on_attempt: OnAttempt = lambda _attempt: None,
     ) -> None:
         self.links = tuple(links)
-        self._policy = policy
-        self._on_attempt = on_attempt
-        # asyncio keeps only weak references to tasks: a task that nobody holds can vanish before it ends.
-        self._left_behind: set[asyncio.Task[Grant]] = set()
+        self.pool = pool
+        self.policy = policy
+        self.on_attempt = on_attempt
+        self._hedger = hedger or Hedger(pool)
+        # The proxy always grants: whatever stands behind it is never asked.
+        self._proxy = next((link for link in self.links if isinstance(link, WebSocketProxy)), None)
+        end = self.links.index(self._proxy) if self._proxy else None
+        minting = [link for link in self.links[:end] if isinstance(link, Link)]
+        self._of = {each.name: [link for link in minting if link.resource is each] for each in pool.resources}
 
-    async def mint(self, spec: SpecSupplier, *, deadline_s: float, sockets_only: bool = False) -> ChainResult:
+    async def mint(
+        self, spec: SpecSupplier, *, deadline_s: float, wanted: Wanted = _ANYBODY, sockets_only: bool = False
+    ) -> ChainResult:
         """A grant before `deadline_s` (monotonic). `spec` is awaited before each real mint, within its share.
 
         With `sockets_only` nothing is minted: the proxy is granted, where it is among the links.
         """
-        attempts: list[Attempt] = []
-        for position, link in enumerate(self.links):
-            if isinstance(link, WebSocketProxy):
-                attempts.append(Attempt(link.name, "granted", 0.0, "asks nobody"))
-                return ChainResult(link.grant(), tuple(attempts))
-            if sockets_only:
-                attempts.append(Attempt(link.strategy.name, "skipped", 0.0, "this agent talks over WebSockets only"))
-                continue
-            behind = sum(isinstance(later, Link) and later.breaker.would_admit for later in self.links[position + 1 :])
-            share_s = (deadline_s - _RESERVE_S - time.monotonic()) / (1 + behind)
-            permit = self._admit(link.breaker) if share_s > 0 else None
-            if permit is None:
-                why = link.breaker.why_open or "no time was left"
-                attempts.append(Attempt(link.strategy.name, "skipped", 0.0, why))
-                continue
-            grant, attempt = await self._try(link, permit, spec, share_s)
-            attempts.append(attempt)
-            self._on_attempt(attempt)
-            if grant is not None:
-                return ChainResult(grant, tuple(attempts))
-        return ChainResult(None, tuple(attempts))
+        links = [link for resource in self.pool.order(wanted) for link in self._of[resource.name]]
+        minting = _Minting(self, links, spec, wanted, deadline_s)
+        grant: Grant | None = None
+        if sockets_only:
+            minting.skip_all("this agent talks over WebSockets only")
+        else:
+            grant = await self._hedger.race(minting)
+            if grant is None and not minting.has_asked and self._are_last(wanted):
+                self.pool.ease(wanted, tuple({link.strategy.name for link in links}))
+                minting.again(links)
+                grant = await self._hedger.race(minting)
+        if grant is None and self._proxy is not None:
+            minting.attempts.append(Attempt(self._proxy.name, "granted", 0.0, "asks nobody"))
+            grant = self._proxy.grant()
+        return ChainResult(grant, tuple(minting.attempts))
 
-    def _admit(self, breaker: CircuitBreaker) -> Permit | None:
-        """A permit to ask. While one link is probed, no other half-open link is: one caller finds out for all.
+    def _are_last(self, wanted: Wanted) -> bool:
+        """Whether no other way is left: without the proxy, or where its routes rest as well."""
+        return self._proxy is None or self.pool.all_rest(wanted)
+
+
+class _Minting:
+    """The mints of one request, as a race's contest."""
+
+    def __init__(
+        self, chain: Chain, links: Sequence[Link], spec: SpecSupplier, wanted: Wanted, deadline_s: float
+    ) -> None:
+        self.attempts: list[Attempt] = []
+        self.has_asked = False
+        self._chain = chain
+        self._left = list(links)
+        self._spec = spec
+        self._wanted = wanted
+        self._deadline_s = deadline_s - _RESERVE_S
+        self._tries: dict[str, Tries] = {}  # by the name of the call: each link is asked once
+
+    def next_call(self, busy: Collection[str]) -> Call[Grant] | None:
+        for link in self._left.copy():
+            if link.resource.name in busy:
+                continue
+            self._left.remove(link)
+            behind = sum(later.breaker.would_admit for later in self._left)
+            share_s = (self._deadline_s - time.monotonic()) / (1 + behind)
+            permit = self._admit(link) if share_s > 0 else None
+            if permit is None:
+                self._skip(link, self._why_not(link) or "no time was left")
+                continue
+            self.has_asked = True
+            return self._call(link, permit, share_s)
+        return None
+
+    def ended(self, call: Call[Grant], error: MintError | None) -> None:
+        if error is not None and fault_of(error) is Fault.RESOURCE:
+            self._left.sort(key=lambda link: link.resource is call.permit.resource)
+        self._tell(call, error, "minted" if error is None else error.outcome)
+
+    def undone(self, call: Call[Grant], late: Grant | None) -> None:
+        if late is None:  # a late secret is forgotten
+            self._tell(call, None, "undone")
+
+    def skip_all(self, why: str) -> None:
+        """Asks none of those that are left."""
+        for link in self._left:
+            self._skip(link, why)
+
+    def again(self, links: Sequence[Link]) -> None:
+        """Begins anew with `links`, none of which was asked."""
+        self._left = list(links)
+        self.attempts.clear()
+
+    def _admit(self, link: Link) -> PoolPermit | None:
+        """A permit to ask. While one link of a resource is probed, no other half-open one is: one caller finds out.
 
         Otherwise, after an outage of all routes, several callers at once would each wait for a probe of their own.
         """
-        if breaker.state is BreakerState.HALF_OPEN and any(
-            isinstance(link, Link) and link.breaker.probing for link in self.links
+        if link.breaker.state is not BreakerState.CLOSED and any(
+            isinstance(other, Link) and other.resource is link.resource and other.breaker.probing
+            for other in self._chain.links
         ):
             return None
-        return breaker.admit()
+        wanted = self._wanted
+        return self._chain.pool.admit(
+            link.resource,
+            link.strategy.name,
+            agent_id=wanted.agent_id,
+            model=wanted.model,
+            session_id=wanted.session_id,
+            running=wanted.running,
+        )
 
-    async def _try(
-        self, link: Link, permit: Permit, spec: SpecSupplier, share_s: float
-    ) -> tuple[Grant | None, Attempt]:
+    def _why_not(self, link: Link) -> str:
+        wanted = self._wanted
+        refusal = self._chain.pool.why_not(
+            link.resource, link.strategy.name, agent_id=wanted.agent_id, model=wanted.model, running=wanted.running
+        )
+        return refusal.why or link.breaker.why_open
+
+    def _call(self, link: Link, permit: PoolPermit, share_s: float) -> Call[Grant]:
         """One strategy, retries included, for at most `share_s`."""
-        strategy = link.strategy
-        began_s = time.monotonic()
         tries = Tries()
 
         async def mint() -> Grant:
-            wanted = await spec()
-            return await retry(
-                lambda timeout_s: strategy.mint(wanted, timeout_s=timeout_s),
-                policy=self._policy,
-                deadline_s=began_s + share_s - _LAST_WORD_S,
+            spec = await self._spec(link.resource)
+            grant = await retry(
+                lambda timeout_s: link.strategy.mint(spec, timeout_s=timeout_s),
+                policy=self._chain.policy,
+                deadline_s=call.began_s + share_s - _LAST_WORD_S,
                 tries=tries,
             )
+            return replace(grant, resource=link.resource.name)
 
-        # A task of its own, and no `asyncio.timeout`: that would wait for a strategy which ignores its cancellation.
-        task = asyncio.create_task(mint(), name=f"mint-{strategy.name}")
-        try:
-            with link.breaker.settle(permit):
-                grant = await self._result(task, share_s)
-        except MintError as error:
-            return None, Attempt(
-                strategy=strategy.name,
-                outcome=error.outcome,
-                duration_ms=(time.monotonic() - began_s) * 1000,
-                why=str(error),
-                status=error.status,
-                code=error.code,
-                request_id=error.request_id,
-                tries=tries.count,
-            )
-        duration_ms = (time.monotonic() - began_s) * 1000
-        return grant, Attempt(strategy.name, "minted", duration_ms, status=200, tries=tries.count)
+        call = Call(f"mint-{link.resource.name}-{link.strategy.name}", permit, mint, share_s)
+        self._tries[call.name] = tries
+        return call
 
-    async def _result(self, task: asyncio.Task[Grant], share_s: float) -> Grant:
-        """What `task` comes to within `share_s`; it is cancelled after that. Raises `MintError`, whatever it raised."""
-        try:
-            await asyncio.wait({task}, timeout=share_s)
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task}, timeout=_CLEAN_UP_S)
-        except asyncio.CancelledError:
-            self._leave_behind(task)
-            raise
-        if not task.done():
-            self._leave_behind(task)
-        if not task.done() or task.cancelled():
-            raise TimedOutError(f"no answer within its share of {share_s:.1f} s")
-        match task.exception():
-            case None:
-                return task.result()
-            case MintError() as error:
-                raise error
-            case unexpected:
-                log.error("strategy_failed_unexpectedly", strategy=task.get_name(), error=type(unexpected).__name__)
-                raise MintError(f"an unexpected {type(unexpected).__name__}")
+    def _skip(self, link: Link, why: str) -> None:
+        self.attempts.append(Attempt(link.strategy.name, "skipped", 0.0, why, resource=link.resource.name))
 
-    def _leave_behind(self, task: asyncio.Task[Grant]) -> None:
-        def forget(task: asyncio.Task[Grant]) -> None:
-            self._left_behind.discard(task)
-            if not task.cancelled():
-                task.exception()  # retrieved, so that asyncio does not log it as never retrieved
-
-        task.cancel()
-        self._left_behind.add(task)
-        task.add_done_callback(forget)
+    def _tell(self, call: Call[Grant], error: MintError | None, outcome: str) -> None:
+        attempt = Attempt(
+            strategy=call.permit.route,
+            outcome=outcome,
+            duration_ms=(time.monotonic() - call.began_s) * 1000,
+            why="another resource was faster" if outcome == "undone" else str(error or ""),
+            status=200 if outcome == "minted" else error.status if error else None,
+            code=error.code if error else None,
+            request_id=error.request_id if error else None,
+            tries=self._tries[call.name].count,
+            resource=call.permit.resource.name,
+        )
+        self.attempts.append(attempt)
+        self._chain.on_attempt(attempt)
 
 
 async def retry(call: Callable[[float], Awaitable[T]], *, policy: RetryPolicy, deadline_s: float, tries: Tries) -> T:

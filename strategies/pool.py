@@ -283,6 +283,11 @@ class Pool:
                     is_fault = len(enabled) > 1 and breaker.capability is not Capability.MISSING
                     breaker.rest_at_most(_ALL_FAILING_REST_S if is_fault else _LAST_ROUTE_REST_S)
 
+    def all_rest(self, wanted: Wanted) -> bool:
+        """Whether every route of the permitted resources rests, of those that were ever asked."""
+        names = {each.name for each in self.allowed(wanted)} - self._disabled
+        return not any(breaker.would_admit for (name, _), breaker in self._breakers.items() if name in names)
+
     def outlook(self, wanted: Wanted, routes: Sequence[str]) -> Outlook:
         """What to expect of a talk by one of `routes`: poor where all permitted resources are known to be down.
 

@@ -2,18 +2,15 @@
 
 import ssl
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 import httpx
 
-from strategies.base import EphemeralGrant
-from strategies.chain import Chain, ChainResult, Link, OnAttempt, RetryPolicy, Strategy, WebSocketProxy
+from strategies.chain import Chain, Link, OnAttempt, RetryPolicy, Strategy, WebSocketProxy
 from strategies.credentials import Credentials, EntraTokens, azure_identity_source
-from strategies.health import BreakerPolicy, CircuitBreaker
+from strategies.health import BreakerPolicy
 from strategies.hedging import Hedger
 from strategies.pool import Pool
-from strategies.resources import Quotas, Resource, Wanted
+from strategies.resources import Quotas, Resource
 from strategies.routes import DirectDeployment, Ga, Project, Unified
 from strategies.transport import BoundedResolver
 from strategies.upstream import Upstream
@@ -21,7 +18,6 @@ from token_broker import __version__
 from token_broker.observability.logging import log_attempt
 from token_broker.relay.azure.connector import UpstreamConnector, make_routes
 from token_broker.resources import family_of
-from token_broker.sessions.plans import SpecSupplier
 from token_broker.settings import ResourceSettings, Settings, StrategyName
 
 __all__ = [
@@ -108,38 +104,20 @@ def credentials_at(pool: Pool, credentials: Mapping[str, Credentials]) -> dict[s
     }
 
 
-class ResourceChain(Chain):
-    """Mints at the resource that the pool names first."""
-
-    def __init__(self, pool: Pool, links: list[Link | WebSocketProxy], **options: Any) -> None:
-        super().__init__(links, **options)
-        self._pool = pool
-
-    async def mint(  # type: ignore[override]
-        self, spec: SpecSupplier, *, wanted: Wanted, deadline_s: float, sockets_only: bool = False
-    ) -> ChainResult:
-        order = self._pool.order(wanted)
-        name = order[0].name if order else ""
-        result = await super().mint(lambda: spec(order[0]), deadline_s=deadline_s, sockets_only=sockets_only)
-        grant = result.grant
-        if isinstance(grant, EphemeralGrant):
-            grant = replace(grant, resource=name)
-        return ChainResult(grant, tuple(replace(each, resource=name) for each in result.attempts))
-
-
 def build_chain(
     settings: Settings,
     transport: httpx.AsyncBaseTransport,
     credentials: Mapping[str, Credentials],
-    pool: Pool,
+    hedger: Hedger,
     on_attempt: OnAttempt = log_attempt,
-) -> ResourceChain:
+) -> Chain:
     """The configured strategies that exist at each resource's endpoint, in their order."""
-    return ResourceChain(
-        pool,
-        _links(settings, transport, credentials),
+    return Chain(
+        hedger.pool,
+        _links(settings, transport, credentials, hedger.pool),
         policy=RetryPolicy(attempts=settings.retry_attempts, attempt_timeout_s=settings.attempt_timeout_s),
-        on_attempt=lambda attempt: on_attempt(replace(attempt, resource=pool.resources[0].name)),
+        on_attempt=on_attempt,
+        hedger=hedger,
     )
 
 
@@ -154,16 +132,21 @@ def _breaker_policy(settings: Settings) -> BreakerPolicy:
 
 
 def _links(
-    settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Mapping[str, Credentials]
+    settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Mapping[str, Credentials], pool: Pool
 ) -> list[Link | WebSocketProxy]:
+    at = [
+        (resource, each, Upstream(transport, credentials[each.name], user_agent=USER_AGENT))
+        for resource, each in zip(pool.resources, settings.resources, strict=True)
+    ]
     links: list[Link | WebSocketProxy] = []
-    for each in settings.resources:
-        upstream = Upstream(transport, credentials[each.name], user_agent=USER_AGENT)
-        for name in settings.token_strategies:
-            if name == "websocket_proxy":
+    for name in settings.token_strategies:
+        if name == "websocket_proxy":
+            if at:
                 links.append(WebSocketProxy())
-            elif (strategy := _strategy(name, each, upstream)) is not None:
-                links.append(Link(strategy, CircuitBreaker(name, _breaker_policy(settings)), each.name))
+            continue
+        for resource, each, upstream in at:
+            if (strategy := _strategy(name, each, upstream)) is not None:
+                links.append(Link(resource, strategy, pool.breaker(resource.name, name)))
     return links
 
 

@@ -154,7 +154,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         stack.push_async_callback(relay.aclose)
         memory.blocklist.watch(relay.end_where)
         memory.watch_lost_sessions(relay.end_session)
-        chain = build_chain(settings, transport, credentials, pool, observe)
+        chain = build_chain(settings, transport, credentials, hedger, observe)
         minting = Minting(
             settings=settings,
             agents=agents,

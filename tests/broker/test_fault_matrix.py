@@ -16,6 +16,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from strategies.hedging import Hedger
 from strategies.transport import make_transport
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.machine import retry_if_host_busy
@@ -178,7 +179,7 @@ def _forget_the_past(scenario: Scenario, budget_s: float) -> None:
     """Gives the broker breakers that know nothing yet, and so much time; and Azure no requests seen."""
     scenario.azure.simulator.log.clear()
     settings = scenario.broker.settings.model_copy(update={"token_budget_s": budget_s})
-    chain = build_chain(settings, scenario.transport, build_credentials(settings), build_pool(settings))
+    chain = build_chain(settings, scenario.transport, build_credentials(settings), Hedger(build_pool(settings)))
     state = scenario.broker.state
     state["minting"] = dataclasses.replace(state["minting"], settings=settings, chain=chain)
     state["status"] = dataclasses.replace(state["status"], chain=chain)

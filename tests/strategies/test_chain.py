@@ -10,9 +10,11 @@ from pydantic import SecretStr
 
 from strategies.base import Attempt, EphemeralGrant, Grant, ProxyGrant, SessionSpec
 from strategies.chain import Chain, Link, RetryPolicy, SpecSupplier, WebSocketProxy
-from strategies.endpoint import Target
+from strategies.endpoint import Target, parse_target
 from strategies.errors import MalformedError, MintError, MisconfiguredError, PermanentError, TransientError
-from strategies.health import BreakerPolicy, CircuitBreaker
+from strategies.health import BreakerPolicy
+from strategies.pool import Pool
+from strategies.resources import Resource
 from tests.strategies.fakes import SPEC
 from tests.support.machine import retry_if_host_busy
 
@@ -20,7 +22,7 @@ POLICY = RetryPolicy(attempts=2, attempt_timeout_s=10, backoff_s=0)
 SLACK_S = 0.25
 GRANT = EphemeralGrant(
     strategy="fake", token=SecretStr("ek_x"), expires_at=None, expires_in_s=60, received_at_s=0,  # type: ignore[arg-type]  # not looked at
-    endpoint="https://x", dialect="ga", voice="marin",
+    endpoint="https://x", dialect="ga", voice="marin", resource="default",
 )  # fmt: skip
 
 Behaviour = Callable[[float], Awaitable[Grant]]
@@ -77,49 +79,72 @@ def raises(error: BaseException) -> Behaviour:
     return behave
 
 
-def link(name: str, behave: Behaviour, breakers: dict[str, CircuitBreaker] | None = None) -> Link:
-    breaker = CircuitBreaker(name, BreakerPolicy(failures=1, open_s=60))
-    if breakers is not None:
-        breakers[name] = breaker
-    return Link(Fake(name, behave), breaker)
+RESOURCE = Resource(
+    name="default", target=parse_target("https://x.services.ai.azure.com"), model="gpt-realtime",
+    model_family="gpt-realtime", transcription_model="transcribe",
+)  # fmt: skip
 
 
-async def spec() -> SessionSpec:
+def one_pool() -> Pool:
+    return Pool([RESOURCE], policy=BreakerPolicy(failures=1, open_s=60))
+
+
+def chain_of(
+    *fakes: Fake | WebSocketProxy,
+    pool: Pool | None = None,
+    on_attempt: Callable[[Attempt], None] = lambda _attempt: None,
+) -> Chain:
+    """All of one resource."""
+    pool = pool or one_pool()
+    links = [
+        each if isinstance(each, WebSocketProxy) else Link(RESOURCE, each, pool.breaker("default", each.name))
+        for each in fakes
+    ]
+    return Chain(pool, links, policy=POLICY, on_attempt=on_attempt)
+
+
+def open_breaker(pool: Pool, name: str, error: MintError, *, has_rested: bool = False) -> None:
+    """Opens the strategy's breaker, for no time if it `has_rested`."""
+    breaker = pool.breaker("default", name)
+    permit = breaker.admit()
+    assert permit is not None, name
+    breaker.failed(permit, error, 1)
+    if has_rested:
+        breaker.rest_at_most(0)
+
+
+async def spec(_resource: Resource) -> SessionSpec:
     return SPEC
 
 
 async def run(
-    *links: Link | WebSocketProxy,
+    *fakes: Fake | WebSocketProxy,
+    pool: Pool | None = None,
     budget_s: float = 2,
     supply: SpecSupplier = spec,
     on_attempt: Callable[[Attempt], None] = lambda _attempt: None,
 ) -> tuple[Grant | None, list[tuple[str, str]], float]:
     """The grant, (strategy, outcome) of each attempt, and how long it took."""
     began_s = time.monotonic()
-    chain = Chain(links, policy=POLICY, on_attempt=on_attempt)
+    chain = chain_of(*fakes, pool=pool, on_attempt=on_attempt)
     result = await chain.mint(supply, deadline_s=began_s + budget_s)
     told = [(attempt.strategy, attempt.outcome) for attempt in result.attempts]
     return result.grant, told, time.monotonic() - began_s
 
 
-def fake(link: Link) -> Fake:
-    assert isinstance(link.strategy, Fake)
-    return link.strategy
-
-
 async def test_first_grant_ends_the_chain() -> None:
-    first, second = link("a", mints), link("b", mints)
+    first, second = Fake("a", mints), Fake("b", mints)
     grant, told, _ = await run(first, second, WebSocketProxy())
     assert (grant, told) == (GRANT, [("a", "minted")])
-    assert fake(second).limits_s == []
+    assert second.limits_s == []
 
 
 async def test_failures_move_on_in_order() -> None:
     links = [
-        link("a", raises(TransientError("503"))),
-        link("b", raises(MalformedError("HTML"))),
-        link("c", raises(PermanentError("404"))),
-        link("d", mints),
+        Fake("a", raises(TransientError("503"))),
+        Fake("b", raises(MalformedError("HTML"))),
+        Fake("c", raises(PermanentError("404"))),
+        Fake("d", mints),
     ]
     grant, told, _ = await run(*links, WebSocketProxy())
     assert grant == GRANT
@@ -127,15 +152,15 @@ async def test_failures_move_on_in_order() -> None:
 
 
 async def test_proxy_in_the_middle_ends_the_chain() -> None:
-    behind = link("b", mints)
-    grant, told, _ = await run(link("a", raises(TransientError("503"))), WebSocketProxy(), behind)
+    behind = Fake("b", mints)
+    grant, told, _ = await run(Fake("a", raises(TransientError("503"))), WebSocketProxy(), behind)
     assert isinstance(grant, ProxyGrant)
     assert told == [("a", "transient"), ("websocket_proxy", "granted")]
-    assert fake(behind).limits_s == []
+    assert behind.limits_s == []
 
 
 async def test_no_grant_without_mint_or_proxy() -> None:
-    grant, told, _ = await run(link("a", raises(MisconfiguredError("401"))))
+    grant, told, _ = await run(Fake("a", raises(MisconfiguredError("401"))))
     assert (grant, told) == (None, [("a", "misconfigured")])
 
 
@@ -146,47 +171,45 @@ async def test_empty_chain_grants_nothing() -> None:
 @pytest.mark.parametrize("count", [1, 2, 4])
 @retry_if_host_busy()
 async def test_hanging_strategies_get_equal_shares(count: int) -> None:
-    links = [link(str(number), hangs) for number in range(count)]
+    links = [Fake(str(number), hangs) for number in range(count)]
     grant, told, took_s = await run(*links, WebSocketProxy(), budget_s=0.8)
     assert isinstance(grant, ProxyGrant)
     assert {outcome for _, outcome in told[:-1]} == {"timeout"}
     assert took_s < 0.8 + SLACK_S
     for each in links:
-        (limit_s,) = fake(each).limits_s  # asked once: a timeout is not repeated
+        (limit_s,) = each.limits_s  # asked once: a timeout is not repeated
         assert limit_s == pytest.approx(0.8 / count, abs=0.06)
-        assert fake(each).cancelled == 1
+        assert each.cancelled == 1
 
 
 @retry_if_host_busy()
 async def test_early_failure_leaves_its_share_to_others() -> None:
-    late = link("b", hangs)
-    await run(link("a", raises(PermanentError("404"))), late, WebSocketProxy(), budget_s=0.5)
-    assert fake(late).limits_s == [pytest.approx(0.42, abs=0.08)]  # 0.5 less what is kept, and a busy machine
+    late = Fake("b", hangs)
+    await run(Fake("a", raises(PermanentError("404"))), late, WebSocketProxy(), budget_s=0.5)
+    assert late.limits_s == [pytest.approx(0.42, abs=0.08)]  # 0.5 less what is kept, and a busy machine
 
 
 @retry_if_host_busy()
 async def test_open_breaker_gets_no_share() -> None:
-    breakers: dict[str, CircuitBreaker] = {}
-    opened, asked = link("b", mints, breakers), link("a", hangs)
-    permit = breakers["b"].admit()
-    assert permit is not None
-    breakers["b"].failed(permit, PermanentError("404"), 1)
-    _, told, _ = await run(asked, opened, WebSocketProxy(), budget_s=0.5)
-    assert fake(asked).limits_s == [pytest.approx(0.42, abs=0.08)]  # 0.5 less what is kept, and a busy machine
+    opened, asked = Fake("b", mints), Fake("a", hangs)
+    pool = one_pool()
+    open_breaker(pool, "b", PermanentError("404"))
+    _, told, _ = await run(asked, opened, WebSocketProxy(), pool=pool, budget_s=0.5)
+    assert asked.limits_s == [pytest.approx(0.42, abs=0.08)]  # 0.5 less what is kept, and a busy machine
     assert told == [("a", "timeout"), ("b", "skipped"), ("websocket_proxy", "granted")]
 
 
 async def test_past_deadline_asks_nobody() -> None:
-    asked = link("a", mints)
+    asked = Fake("a", mints)
     grant, told, _ = await run(asked, WebSocketProxy(), budget_s=-1)
     assert isinstance(grant, ProxyGrant)
     assert told == [("a", "skipped"), ("websocket_proxy", "granted")]
-    assert fake(asked).limits_s == []
+    assert asked.limits_s == []
 
 
 @retry_if_host_busy()
 async def test_uncancellable_strategy_is_left_behind() -> None:
-    stubborn = [link("a", resists), link("b", resists)]
+    stubborn = [Fake("a", resists), Fake("b", resists)]
     began = asyncio.all_tasks()
     grant, told, took_s = await run(*stubborn, WebSocketProxy(), budget_s=0.2)
     assert isinstance(grant, ProxyGrant)
@@ -201,90 +224,79 @@ async def test_uncancellable_strategy_is_left_behind() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), KeyError("bug"), ExceptionGroup("bugs", [ValueError("bug")])])
 async def test_strategy_with_a_bug_fails_alone(error: Exception) -> None:
-    grant, told, _ = await run(link("a", raises(error)), link("b", mints))
+    grant, told, _ = await run(Fake("a", raises(error)), Fake("b", mints))
     assert (grant, told) == (GRANT, [("a", "failed"), ("b", "minted")])
 
 
 async def test_cancelled_caller_cancels_its_attempt() -> None:
-    breakers: dict[str, CircuitBreaker] = {}
-    hanging = link("a", hangs, breakers)
-    chain = Chain([hanging], policy=POLICY)
+    hanging, pool = Fake("a", hangs), one_pool()
+    chain = chain_of(hanging, pool=pool)
     asking = asyncio.create_task(chain.mint(spec, deadline_s=time.monotonic() + 60))
-    await fake(hanging).asked.wait()
+    await hanging.asked.wait()
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
     await asyncio.sleep(0)
-    assert fake(hanging).cancelled == 1
-    assert breakers["a"].admit() is not None
-    assert breakers["a"].attempts == 0, "a cancelled call says nothing about Azure"
+    assert hanging.cancelled == 1
+    assert pool.breaker("default", "a").admit() is not None
+    assert pool.breaker("default", "a").attempts == 0, "a cancelled call says nothing about Azure"
 
 
 async def test_spec_is_awaited_for_real_mints_only() -> None:
     asked = 0
 
-    async def supply() -> SessionSpec:
+    async def supply(_resource: Resource) -> SessionSpec:
         nonlocal asked
         asked += 1
         return SPEC
 
     await run(WebSocketProxy(), supply=supply)
     assert asked == 0
-    await run(link("a", mints), WebSocketProxy(), supply=supply)
+    await run(Fake("a", mints), WebSocketProxy(), supply=supply)
     assert asked == 1
 
 
 @retry_if_host_busy()
 async def test_hanging_spec_costs_one_share() -> None:
-    async def never() -> SessionSpec:
+    async def never(_resource: Resource) -> SessionSpec:
         await asyncio.Event().wait()
         raise AssertionError
 
-    asked = link("a", mints)
+    asked = Fake("a", mints)
     grant, told, took_s = await run(asked, WebSocketProxy(), supply=never, budget_s=0.2)
     assert isinstance(grant, ProxyGrant)
     assert told[0] == ("a", "timeout")
-    assert fake(asked).limits_s == []
+    assert asked.limits_s == []
     assert took_s < 0.2 + SLACK_S
 
 
 async def test_one_caller_probes_all_links() -> None:
-    breakers: dict[str, CircuitBreaker] = {}
-    release = asyncio.Event()
+    pool, release = one_pool(), asyncio.Event()
 
     async def fails_when_released(_timeout_s: float) -> Grant:
         await release.wait()
         raise PermanentError("404")
 
-    first = link("a", fails_when_released, breakers)
-    links: list[Link | WebSocketProxy] = [first, link("b", mints, breakers), WebSocketProxy()]
-    for name, breaker in breakers.items():
-        permit = breaker.admit()
-        assert permit is not None, name
-        breaker.failed(permit, TransientError("503"), 1)
-        breaker._open_until_s = 0.0  # its time has passed
-    chain = Chain(links, policy=POLICY)
+    first = Fake("a", fails_when_released)
+    for name in ("a", "b"):
+        open_breaker(pool, name, TransientError("503"), has_rested=True)
+    chain = chain_of(first, Fake("b", mints), WebSocketProxy(), pool=pool)
     deadline_s = time.monotonic() + 5
     prober = asyncio.create_task(chain.mint(spec, deadline_s=deadline_s))
-    await fake(first).asked.wait()
+    await first.asked.wait()
     others = await asyncio.gather(*(chain.mint(spec, deadline_s=deadline_s) for _ in range(20)))
     assert all(isinstance(other.grant, ProxyGrant) for other in others)
-    assert breakers["b"].attempts == 1
+    assert pool.breaker("default", "b").attempts == 1
     release.set()
     assert (await prober).grant == GRANT
 
 
 async def test_closed_link_is_asked_during_a_probe() -> None:
-    breakers: dict[str, CircuitBreaker] = {}
-    first = link("a", hangs, breakers)
-    links: list[Link | WebSocketProxy] = [first, link("b", mints, breakers), WebSocketProxy()]
-    permit = breakers["a"].admit()
-    assert permit is not None
-    breakers["a"].failed(permit, TransientError("503"), 1)
-    breakers["a"]._open_until_s = 0.0  # its time has passed
-    chain = Chain(links, policy=POLICY)
+    first, pool = Fake("a", hangs), one_pool()
+    open_breaker(pool, "a", TransientError("503"), has_rested=True)
+    chain = chain_of(first, Fake("b", mints), WebSocketProxy(), pool=pool)
     prober = asyncio.create_task(chain.mint(spec, deadline_s=time.monotonic() + 0.3))
-    await fake(first).asked.wait()
+    await first.asked.wait()
     other = await chain.mint(spec, deadline_s=time.monotonic() + 5)
     assert [(attempt.strategy, attempt.outcome) for attempt in other.attempts] == [("a", "skipped"), ("b", "minted")]
     assert other.grant == GRANT
@@ -294,7 +306,7 @@ async def test_closed_link_is_asked_during_a_probe() -> None:
 async def test_every_attempt_is_reported() -> None:
     heard: list[Attempt] = []
     error = MintError("no", status=418, code="Teapot", request_id="r-1")
-    await run(link("a", raises(error)), link("b", mints), on_attempt=heard.append)
+    await run(Fake("a", raises(error)), Fake("b", mints), on_attempt=heard.append)
     failed, succeeded = heard
     assert (failed.strategy, failed.outcome, failed.why, failed.tries) == ("a", "failed", "no", 1)
     assert (failed.status, failed.code, failed.request_id) == (418, "Teapot", "r-1")
@@ -304,5 +316,5 @@ async def test_every_attempt_is_reported() -> None:
 
 async def test_attempt_counts_its_tries() -> None:
     heard: list[Attempt] = []
-    await run(link("a", raises(TransientError("503"))), on_attempt=heard.append)
+    await run(Fake("a", raises(TransientError("503"))), on_attempt=heard.append)
     assert heard[0].tries == 2

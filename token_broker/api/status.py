@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from strategies.chain import Link
+from strategies.chain import Chain, Link
 from strategies.health import BreakerState, BreakerStatus, Capability, Latencies
 from strategies.pool import Pool
 from token_broker.api.status_schemas import (
@@ -23,7 +23,6 @@ from token_broker.api.status_schemas import (
     TalkLevel,
 )
 from token_broker.api.token import Minting
-from token_broker.azure import ResourceChain
 from token_broker.memory.service import Memory
 from token_broker.observability.events import PlanCounters
 from token_broker.observability.logging import advice_on
@@ -59,7 +58,7 @@ class StatusSources:
     settings: Settings
     agents: AgentRegistry
     pool: Pool
-    chain: ResourceChain
+    chain: Chain
     plan_counters: PlanCounters
     talk_counters: TalkLevelCounters
     talks: SessionLimits
@@ -115,7 +114,7 @@ class StatusSources:
             if isinstance(link, Link):
                 breaker = link.breaker.snapshot()
                 fields = {name: getattr(breaker, name) for name in BreakerStatus.__slots__}
-                found.append(StrategyStatus(**fields, do=advice_on(breaker.last_outcome), resource=link.resource))
+                found.append(StrategyStatus(**fields, do=advice_on(breaker.last_outcome), resource=link.resource.name))
             else:
                 found.append(_proxy_status(link.name, self.plan_counters.degraded))
         return found

@@ -16,9 +16,8 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from strategies.base import EphemeralGrant, Grant
-from strategies.chain import ChainResult
+from strategies.chain import Chain, ChainResult
 from strategies.pool import Pool
-from token_broker.azure import ResourceChain
 from token_broker.memory.types import Recall
 from token_broker.observability.events import Observer, TokenRequestEnded, TokenResult
 from token_broker.observability.logging import AuditEntry, bind_ids, write_audit
@@ -43,7 +42,7 @@ class Minting:
     settings: Settings
     agents: AgentRegistry
     pool: Pool
-    chain: ResourceChain
+    chain: Chain
     recall: Recall
     plans: PlanMaker
     observe: Observer

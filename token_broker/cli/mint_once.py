@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from strategies.base import Attempt
-from token_broker.azure import build_chain, build_credentials, build_pool
+from token_broker.azure import build_chain, build_credentials, build_hedger, build_pool
 from token_broker.bootstrap import signing_keys
 from token_broker.observability.logging import fingerprint
 from token_broker.security.tokens import ANONYMOUS, Owner, TokenSigner
@@ -50,7 +50,7 @@ async def mint_once(settings: Settings, agent_id: str | None) -> MintReport:
     credentials = build_credentials(settings)
     try:
         async with make_transport(proxy=settings.proxy) as transport:
-            result = await build_chain(settings, transport, credentials, pool).mint(
+            result = await build_chain(settings, transport, credentials, build_hedger(settings, pool)).mint(
                 TalkSpecs(settings, owner, None).of(agent),
                 wanted=agent.wanted(owner.session_id),
                 deadline_s=deadline_s,

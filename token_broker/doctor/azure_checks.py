@@ -191,7 +191,7 @@ class _Examination:
         """Tries every mint route and every upstream at once."""
         (resource,) = self.settings.resources
         pool = build_pool(self.settings)
-        links = build_chain(self.settings, self.transport, {resource.name: credentials}, pool).links
+        links = build_chain(self.settings, self.transport, {resource.name: credentials}, Hedger(pool)).links
         strategies = [link.strategy for link in links if isinstance(link, Link)]
         connector = self._connector(credentials)
         # Tools may carry credentials, which must not go into a mint. Whether Azure accepts them, the sockets show.

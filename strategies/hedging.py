@@ -1,0 +1,270 @@
+"""Asks the next resource beside one that is silent, and takes the first answer.
+
+A `Contest` brings the calls of one request, one after the other: the chain's mints, or the proxy's handshakes. While
+the first one is silent for longer than its route usually takes, the next one is asked beside it. Only for calls that
+can be undone: never for what makes a call that somebody would have to hang up.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import structlog
+
+from strategies.errors import MintError, TimedOutError, TransientError
+from strategies.health import Permit
+from strategies.pool import Pool, PoolPermit
+
+__all__ = ["Call", "Contest", "HedgeBudget", "Hedger"]
+
+log = structlog.get_logger("token_broker.chain")
+
+T = TypeVar("T")
+
+# How long a cancelled call may take to clean up.
+_CLEAN_UP_S = 0.05
+_WINDOW_S = 60.0
+_SLOT_S = 10.0
+_ALWAYS = 5
+_ONE_IN = 10
+
+
+@dataclass(slots=True)
+class Call(Generic[T]):
+    """One admitted call. `run` makes it; it may take `limit_s`, and raises nothing but MintError."""
+
+    name: str
+    permit: PoolPermit
+    run: Callable[[], Coroutine[Any, Any, T]]
+    limit_s: float
+    began_s: float = field(default_factory=time.monotonic)
+
+
+class Contest(Protocol[T]):
+    """The calls of one request."""
+
+    def next_call(self, busy: Collection[str]) -> Call[T] | None:
+        """The next call, to none of the resources that are `busy` with a call of this request; None without one."""
+        ...
+
+    def ended(self, call: Call[T], error: MintError | None) -> None:
+        """The call failed, or won where `error` is None."""
+        ...
+
+    def undone(self, call: Call[T], late: T | None) -> None:
+        """Another call was faster. Called again with what the call still came to, if it did: close it, forget it."""
+        ...
+
+
+class HedgeBudget:
+    """At most a tenth of the requests of a minute are hedged, but always five."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._requests: deque[tuple[float, int]] = deque()  # of 10 s each: when they began, and how many
+        self._hedged_s: deque[float] = deque()
+
+    def count_request(self) -> None:
+        """A request began that may be hedged."""
+        slot_s = self._clock() // _SLOT_S * _SLOT_S
+        if self._requests and self._requests[-1][0] == slot_s:
+            self._requests[-1] = (slot_s, self._requests[-1][1] + 1)
+            return
+        self._requests.append((slot_s, 1))
+        while self._requests[0][0] <= slot_s - _WINDOW_S:
+            self._requests.popleft()
+
+    @property
+    def has_left(self) -> bool:
+        """Whether one more request may be hedged."""
+        now_s = self._clock()
+        while self._hedged_s and self._hedged_s[0] <= now_s - _WINDOW_S:
+            self._hedged_s.popleft()
+        requests = sum(count for slot_s, count in self._requests if slot_s > now_s - _WINDOW_S)
+        return len(self._hedged_s) < max(_ALWAYS, requests // _ONE_IN)
+
+    def count_hedged(self) -> None:
+        """A request was hedged."""
+        self._hedged_s.append(self._clock())
+
+
+class Hedger:
+    """Runs the contests of one process, which share a budget.
+
+    `after_ms` is the silence after which the next resource is asked: None goes by what the route usually takes, 0 is
+    off.
+    """
+
+    def __init__(self, pool: Pool, *, after_ms: float | None = None, budget: HedgeBudget | None = None) -> None:
+        self.pool = pool
+        self.budget = budget or HedgeBudget()
+        self._after_ms = after_ms
+        # asyncio keeps only weak references to tasks: a task that nobody holds can vanish before it ends.
+        self.left_behind: set[asyncio.Task[Any]] = set()
+
+    async def race(self, contest: Contest[T], *, is_handshake: bool = False) -> T | None:
+        """The first result of the contest's calls; None where all failed. Raises nothing but cancellation.
+
+        The success of a handshake counts for nothing yet: see `Pool.connecting`.
+        """
+        return await _Race(self, contest, is_handshake=is_handshake).run()
+
+    def delay_s(self, permit: PoolPermit) -> float | None:
+        """How long the call may be silent; None where nothing is hedged."""
+        if self._after_ms == 0 or len(self.pool.resources) <= 1:
+            return None
+        if self._after_ms is not None:
+            return self._after_ms / 1000
+        return self.pool.answer_times(permit.resource.name, permit.route).hedge_after_ms / 1000
+
+
+class _Race(Generic[T]):
+    """One contest under way."""
+
+    def __init__(self, hedger: Hedger, contest: Contest[T], *, is_handshake: bool) -> None:
+        self._hedger = hedger
+        self._pool = hedger.pool
+        self._contest = contest
+        self._is_handshake = is_handshake
+        self._running: dict[asyncio.Task[T], Call[T]] = {}
+        self._first: Call[T] | None = None
+        self._pace: Permit | None = None
+        self._delay_s: float | None = None
+        self._hedge_at_s: float | None = None
+        self._is_hedged = False
+
+    async def run(self) -> T | None:
+        try:
+            self._begin()
+            while self._running:
+                ended = await self._wait()
+                lost = self._take_lost(ended)
+                if len(ended) > lost:
+                    return self._won(next(task for task in ended if task in self._running))
+                for _ in range(lost):
+                    self._ask_next()
+                self._hedge_if_due()
+        except BaseException:  # most often cancellation: the client has left
+            for task, call in self._running.items():
+                self._pool.abandoned(call.permit)
+                self._leave_behind(task, call)
+            raise
+        finally:
+            if self._pace is not None and self._first is not None:
+                self._pool.pace(self._first.permit.resource.name).abandoned(self._pace)
+        return None
+
+    def _begin(self) -> None:
+        self._first = first = self._ask_next()
+        if first is None or (delay_s := self._hedger.delay_s(first.permit)) is None:
+            return
+        self._hedger.budget.count_request()
+        self._pace = self._pool.pace(first.permit.resource.name).admit()
+        self._delay_s = delay_s
+        self._hedge_at_s = first.began_s + delay_s
+
+    def _ask_next(self) -> Call[T] | None:
+        busy = [call.permit.resource.name for call in self._running.values()]
+        if (call := self._contest.next_call(busy)) is not None:
+            # A task of its own, and no `asyncio.timeout`: that would wait for a call which ignores its cancellation.
+            self._running[asyncio.create_task(call.run(), name=call.name)] = call
+        return call
+
+    async def _wait(self) -> list[asyncio.Task[T]]:
+        """Waits until a call has ended, used its time up, or been silent for the delay. Returns those that are over."""
+        until_s = min(call.began_s + call.limit_s for call in self._running.values())
+        if self._hedge_at_s is not None:
+            until_s = min(until_s, self._hedge_at_s)
+        timeout_s = max(0.0, until_s - time.monotonic())
+        await asyncio.wait(self._running, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        now_s = time.monotonic()
+        overdue = [
+            task for task, call in self._running.items() if not task.done() and now_s >= call.began_s + call.limit_s
+        ]
+        if overdue:
+            for task in overdue:
+                task.cancel()
+            await asyncio.wait(overdue, timeout=_CLEAN_UP_S)
+        return [task for task in self._running if task.done() or task in overdue]
+
+    def _take_lost(self, ended: Collection[asyncio.Task[T]]) -> int:
+        """Counts those that failed, and forgets them. Returns how many."""
+        lost = 0
+        for task in ended:
+            if (error := _error_of(task, self._running[task])) is None:
+                continue
+            lost += 1
+            call = self._running.pop(task)
+            if not task.done():
+                self._leave_behind(task, call)
+            self._pool.refused(call.permit, error)
+            self._contest.ended(call, error)
+        return lost
+
+    def _hedge_if_due(self) -> None:
+        now_s = time.monotonic()
+        if self._hedge_at_s is None or self._delay_s is None or now_s < self._hedge_at_s or not self._running:
+            return
+        self._hedge_at_s = now_s + self._delay_s
+        may_hedge = self._is_hedged or self._hedger.budget.has_left
+        if not may_hedge or self._ask_next() is None:
+            self._hedge_at_s = None
+        elif not self._is_hedged:
+            self._is_hedged = True
+            self._hedger.budget.count_hedged()
+
+    def _won(self, winner: asyncio.Task[T]) -> T:
+        call = self._running.pop(winner)
+        if self._is_handshake:
+            self._pool.connected(call.permit)
+        else:
+            self._pool.answered(call.permit)
+        self._contest.ended(call, None)
+        self._judge_pace(call)
+        for task, loser in self._running.items():
+            self._pool.undone(loser.permit)
+            self._contest.undone(loser, None)
+            self._leave_behind(task, loser)
+        self._running.clear()
+        return winner.result()
+
+    def _judge_pace(self, winner: Call[T]) -> None:
+        """One that was asked first and is still silent is slow; one that answered within the delay is not."""
+        if self._first is None or self._pace is None or self._delay_s is None:
+            return
+        pace = self._pool.pace(self._first.permit.resource.name)
+        is_prompt = winner is self._first and time.monotonic() - winner.began_s <= self._delay_s
+        if is_prompt:
+            pace.proved(self._pace)
+        elif self._first in self._running.values() or self._pace.probe:
+            pace.failed(self._pace, TransientError("it was slower than another resource"), None)
+
+    def _leave_behind(self, task: asyncio.Task[T], call: Call[T]) -> None:
+        """Cancels a call that nobody waits for. What it comes to all the same is undone."""
+        contest, left_behind = self._contest, self._hedger.left_behind
+
+        def forget(task: asyncio.Task[T]) -> None:
+            left_behind.discard(task)
+            if not task.cancelled() and task.exception() is None:
+                contest.undone(call, task.result())
+
+        task.cancel()
+        left_behind.add(task)
+        task.add_done_callback(forget)
+
+
+def _error_of(task: asyncio.Task[Any], call: Call[Any]) -> MintError | None:
+    """Why the call is over; None where it has a result."""
+    if not task.done() or task.cancelled():
+        return TimedOutError(f"no answer within its share of {call.limit_s:.1f} s")
+    match task.exception():
+        case None:
+            return None
+        case MintError() as error:
+            return error
+        case unexpected:
+            log.error("strategy_failed_unexpectedly", strategy=call.name, error=type(unexpected).__name__)
+            return MintError(f"an unexpected {type(unexpected).__name__}")
