@@ -19,6 +19,7 @@ from token_broker.simulator.realtime.dialects import Dialect, ResponseOptions
 from token_broker.simulator.realtime.response_plan import CHUNK_MS, ResponsePlan, ToolCall, Words, output_message
 from token_broker.simulator.realtime.server_events import Ids, ServerEvents
 from token_broker.simulator.realtime.speech.playback import Playback
+from token_broker.simulator.realtime.speech.wire_audio import AudioFormat, written
 from token_broker.simulator.session_bodies.check import InvalidRequest
 
 CancelReason = Literal["turn_detected", "client_cancelled"]
@@ -183,6 +184,8 @@ class Responses:
         self._add_output(active, item)
         item.parts.append(part)
         emit, place = self._events.emit, self._place(active) | {"content_index": 0}
+        # A server that plays by itself has a codec of its own, whatever the session names.
+        wire_format = active.options.output_format if self._playback is None else AudioFormat()
         emit("response.content_part.added", **place, **self._dialect.content_part(part, done=False))
         pieces = words.pieces()
         if active.plan.status == "incomplete":
@@ -199,7 +202,7 @@ class Responses:
             part.audio_ms += duration_ms(piece.pcm)
             if self._playback is not None:
                 self._playback.starts(active.id, item.id, part, self._now_s)
-            emit("response.output_audio.delta", **place, delta=b64encode(piece.pcm).decode())
+            emit("response.output_audio.delta", **place, delta=b64encode(written(piece.pcm, wire_format)).decode())
             yield CHUNK_MS / 1000 / self._speech_rate.speed
         self._on_ending()
         # An incomplete answer stays open, for the end to close it as such.

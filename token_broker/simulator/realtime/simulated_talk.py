@@ -42,6 +42,7 @@ from token_broker.simulator.realtime.speech.input_buffer import InputBuffer
 from token_broker.simulator.realtime.speech.playback import Playback
 from token_broker.simulator.realtime.speech.transcripts import Transcripts
 from token_broker.simulator.realtime.speech.vad import Started
+from token_broker.simulator.realtime.speech.wire_audio import AudioReader
 from token_broker.simulator.session_bodies.check import INVALID_VALUE, InvalidRequest, check, parse_json
 
 
@@ -99,6 +100,7 @@ class SimulatedTalk:
             on_ending=self._transcripts.answer_ending,
         )
         self._input = InputBuffer(self.settings.detection)
+        self._reader = AudioReader(self.settings.input_format)
         self._user_item_id = ""
         self._ends_s = float("inf")
 
@@ -169,7 +171,7 @@ class SimulatedTalk:
             case SessionUpdate():
                 self._update_session(event, now_s)
             case AudioAppend():
-                self._hear(decode_audio(event.audio, "audio"), now_s)
+                self._hear(self._reader.read(decode_audio(event.audio, "audio")), now_s)
             case ItemCreate():
                 self._create_item(event, now_s)
             case ItemTruncate():
@@ -213,6 +215,8 @@ class SimulatedTalk:
         self._check_voice(settings.voice, "session")
         self._session, self.settings = updated, settings
         self._input.follow(settings.detection)
+        if settings.input_format != self._reader.audio_format:
+            self._reader = AudioReader(settings.input_format)
         self._events.emit("session.updated", session=self.session_object())
         self._mcp.follow(settings.tools, now_s)
 

@@ -10,8 +10,7 @@ from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA, instr
 from token_broker.simulator.session_bodies.voices import known_voice
 
 FlatVoice = Annotated[str, AfterValidator(known_voice)]
-# The simulator's own limit: it speaks 24 kHz PCM alone.
-FlatFormat = Literal["pcm16"]
+FlatFormat = Literal["pcm16", "g711_ulaw", "g711_alaw"]
 
 
 class FlatTranscription(Strict):
