@@ -55,8 +55,11 @@ class TalkSettings:
     transcribes: bool
     tools: list[dict[str, Any]]
     tool_choice: Any
+    instructions: str
     input_format: AudioFormat
     output_format: AudioFormat
+    tells_visemes: bool = False
+    tells_word_times: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class ResponseOptions:
     tools: list[dict[str, Any]]
     tool_choice: Any
     output_format: AudioFormat
+    instructions: str | None = None
+    """Its own, where it was given any."""
     input: list[Any] | None = None
     in_conversation: bool = True
     metadata: dict[str, str] | None = None
@@ -202,6 +207,7 @@ def _ga_options(asked: GaResponse, settings: TalkSettings) -> ResponseOptions:
         tools=settings.tools if asked.tools is None else dumped_tools(asked.tools),
         tool_choice=asked.tool_choice or settings.tool_choice,
         output_format=AudioFormat.named(output.format.type) if output and output.format else settings.output_format,
+        instructions=asked.instructions,
         input=asked.input,
         in_conversation=asked.conversation != "none",
         metadata=asked.metadata,
@@ -217,6 +223,7 @@ def _flat_options(asked: FlatResponse, settings: TalkSettings) -> ResponseOption
         output_format=AudioFormat.named(asked.output_audio_format)
         if asked.output_audio_format
         else settings.output_format,
+        instructions=asked.instructions,
         input=asked.input or getattr(asked, "input_items", None),
         in_conversation=asked.conversation != "none",
         metadata=asked.metadata,
@@ -248,6 +255,7 @@ def _ga_settings(session: ga_session.RealtimeSession) -> TalkSettings:
         transcribes=transcription is not None,
         tools=dumped_tools(session.tools),
         tool_choice=session.tool_choice,
+        instructions=session.instructions,
         input_format=AudioFormat.named(session.audio.input.format.type),
         output_format=AudioFormat.named(session.audio.output.format.type),
     )
@@ -263,11 +271,14 @@ def _flat_settings(session: flat_session.FlatSession | voice_live_session.VoiceL
         transcribes=transcription is not None,
         tools=dumped_tools(session.tools),
         tool_choice=session.tool_choice,
+        instructions=session.instructions,
         # Only Voice Live names a rate.
         input_format=AudioFormat.named(
             session.input_audio_format, getattr(session, "input_audio_sampling_rate", SAMPLE_RATE_HZ)
         ),
         output_format=AudioFormat.named(session.output_audio_format),
+        tells_visemes="viseme_id" in ((getattr(session, "animation", None) or {}).get("outputs") or []),
+        tells_word_times=bool(getattr(session, "output_audio_timestamp_types", None)),
     )
 
 

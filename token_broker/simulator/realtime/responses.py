@@ -18,6 +18,7 @@ from token_broker.simulator.realtime.conversation import (
 from token_broker.simulator.realtime.dialects import Dialect, ResponseOptions
 from token_broker.simulator.realtime.response_plan import CHUNK_MS, ResponsePlan, ToolCall, Words, output_message
 from token_broker.simulator.realtime.server_events import Ids, ServerEvents
+from token_broker.simulator.realtime.speech.lip_sync import lip_sync
 from token_broker.simulator.realtime.speech.playback import Playback
 from token_broker.simulator.realtime.speech.wire_audio import AudioFormat, written
 from token_broker.simulator.session_bodies.check import InvalidRequest
@@ -199,7 +200,15 @@ class Responses:
             if piece.text:
                 emit("response.output_audio_transcript.delta", **place, delta=piece.text)
             self.has_spoken = True
-            part.audio_ms += duration_ms(piece.pcm)
+            settings, offset_ms, length_ms = (
+                self._dialect.settings(active.session),
+                part.audio_ms,
+                duration_ms(piece.pcm),
+            )
+            tells = {"visemes": settings.tells_visemes, "words": settings.tells_word_times}
+            for timed in lip_sync(piece.text, offset_ms, length_ms, **tells):
+                emit(timed.pop("type"), **place, **timed)
+            part.audio_ms += length_ms
             if self._playback is not None:
                 self._playback.starts(active.id, item.id, part, self._now_s)
             emit("response.output_audio.delta", **place, delta=b64encode(written(piece.pcm, wire_format)).decode())
@@ -262,6 +271,11 @@ class Responses:
                 if part.kind == "text":
                     emit("response.output_text.done", **place, text=part.text or "")
                 else:
+                    settings = self._dialect.settings(active.session)
+                    if settings.tells_word_times:
+                        emit("response.audio_timestamp.done", **place)
+                    if settings.tells_visemes:
+                        emit("response.animation_viseme.done", **place)
                     emit("response.output_audio.done", **place)
                     emit("response.output_audio_transcript.done", **place, transcript=part.text or "")
                 emit("response.content_part.done", **place, **self._dialect.content_part(part, done=True))

@@ -291,7 +291,10 @@ class SimulatedTalk:
         # An active response refuses a second one, which must not use up what a test scripted.
         scripted = None if self._responses.active else self._options.next_response()
         tools = Tools(options.tools, self._mcp.tools, options.tool_choice)
-        plan = plan_for(items, speaks=options.speaks, tools=tools, scripted=scripted)
+        told = options.instructions or ""
+        plan = plan_for(
+            items, speaks=options.speaks, tools=tools, scripted=scripted, told=told, persona=self.settings.instructions
+        )
         self._begin(plan, options, prompt, now_s)
 
     def _begin(self, plan: ResponsePlan, options: ResponseOptions, prompt: PromptSize, now_s: float) -> None:

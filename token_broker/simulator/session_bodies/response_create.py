@@ -6,8 +6,7 @@ from pydantic import Field
 
 from token_broker.simulator.session_bodies import ga_session
 from token_broker.simulator.session_bodies.check import Strict
-from token_broker.simulator.session_bodies.flat_session import FlatFormat
-from token_broker.simulator.session_bodies.voice_live_session import OutputFormat
+from token_broker.simulator.session_bodies.formats import FlatFormat, VoiceLiveOutputFormat
 
 
 class GaResponseOutput(Strict):
@@ -67,6 +66,6 @@ class VoiceLiveResponse(FlatResponse):
     input_items: list[Any] | None = None
     interim_response: dict[str, Any] | None = None
     invoke_input: dict[str, Any] | None = None
-    output_audio_format: OutputFormat | None = None  # type: ignore[assignment] # more than the preview has
+    output_audio_format: VoiceLiveOutputFormat | None = None  # type: ignore[assignment] # more than the preview has
     pre_generated_assistant_message: dict[str, Any] | None = None
     reasoning_effort: str | None = None

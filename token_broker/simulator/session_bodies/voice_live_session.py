@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from token_broker.simulator.session_bodies.check import Strict
-from token_broker.simulator.session_bodies.flat_session import FlatFormat
+from token_broker.simulator.session_bodies.formats import FlatFormat, VoiceLiveOutputFormat
 from token_broker.simulator.session_bodies.ga_session import FunctionChoice, FunctionTool, word_or_object
 from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA, instructions_or_persona
 from token_broker.simulator.session_bodies.voices import OPENAI_VOICES, is_azure_voice
@@ -92,20 +92,6 @@ Voice = Annotated[
 ]
 
 
-# The package's enumeration has three of them; its own live tests ask for all (docs/azure.md §6.2).
-OutputFormat = Literal[
-    "pcm16",
-    "pcm16_8000hz",
-    "pcm16_16000hz",
-    "pcm16_22050hz",
-    "pcm16_24000hz",
-    "pcm16_44100hz",
-    "pcm16_48000hz",
-    "g711_ulaw",
-    "g711_alaw",
-]
-
-
 class VoiceLiveVad(Strict):
     """Turns told by loudness or by meaning; this simulator goes by loudness for all of them."""
 
@@ -185,7 +171,7 @@ class VoiceLiveSession(Strict):
     instructions: Annotated[str, AfterValidator(instructions_or_persona)] = DEFAULT_PERSONA
     voice: Voice = OpenAIVoice(name="alloy", type="openai")
     input_audio_format: FlatFormat = "pcm16"
-    output_audio_format: OutputFormat = "pcm16"
+    output_audio_format: VoiceLiveOutputFormat = "pcm16"
     input_audio_transcription: VoiceLiveTranscription | None = None
     input_audio_noise_reduction: VoiceLiveNoiseReduction | None = None
     turn_detection: VoiceLiveVad | None = _FIRST_DETECTION
