@@ -135,7 +135,7 @@ def _links(
     settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Mapping[str, Credentials], pool: Pool
 ) -> list[Link | WebSocketProxy]:
     at = [
-        (resource, each, Upstream(transport, credentials[each.name], user_agent=USER_AGENT))
+        (resource, each, Upstream(transport, credentials[each.name], resource=each.name, user_agent=USER_AGENT))
         for resource, each in zip(pool.resources, settings.resources, strict=True)
     ]
     links: list[Link | WebSocketProxy] = []
@@ -146,7 +146,7 @@ def _links(
             continue
         for resource, each, upstream in at:
             if (strategy := _strategy(name, each, upstream)) is not None:
-                links.append(Link(resource, strategy, pool.breaker(resource.name, name)))
+                links.append(Link(resource, strategy))
     return links
 
 

@@ -9,6 +9,7 @@ from token_broker.settings import Settings
 __all__ = ["Snapshot", "Watchdog", "tick_s"]
 
 _LONGEST_TICK_S = 1.0
+_STALL_S = 3.0
 _PONG_S = 5.0  # an answer to a ping takes milliseconds
 _SHORTEST_TICK_S = 0.01  # for limits that tests shorten
 
@@ -36,6 +37,7 @@ class Watchdog:
         self._settings = settings
         self._began_s = now_s
         self._pinged_s = now_s
+        self._looked_s = now_s
         self._heard_s = now_s  # the last sign of life
         self._signs = (0, 0)
         self._to_client = _StallTimer(now_s)
@@ -64,6 +66,10 @@ class Watchdog:
         waiting = snapshot.frames_from_client if snapshot.azure_full else None
         if self._to_azure.still_s(waiting, now_s) >= self._settings.client_write_timeout_s:
             return True
+        stalled, self._looked_s = now_s - self._looked_s > _STALL_S, now_s
+        if stalled:  # our own loop stood still: a pong that has come is not read yet
+            self._pinged_s = now_s
+            return False
         # The next ping is due when the last one has to be answered.
         if now_s - self._pinged_s < min(self._settings.ping_interval_s, _PONG_S):
             return False

@@ -9,6 +9,7 @@ __all__ = ["ExpiryClock", "Resumes", "SilenceClock"]
 
 _SILENT_S = 10.0
 _REASONING_S = 30.0  # before the first content of a model that thinks
+_STALL_S = 3.0  # between two looks: one is due every second
 _END_S = 30.0  # `response.done` may follow the last content late
 _FAILURES_AT_MOST = 3
 _WINDOW_S = 60.0
@@ -26,10 +27,14 @@ class SilenceClock:
     def __init__(self) -> None:
         self._seen: tuple[int, Due] | None = None
         self._since_s = 0.0
+        self._asked_s = 0.0
 
     def is_silent(self, now_s: float, *, due: Due, events: int, reasons: bool, held_up: bool) -> bool:
         """Whether Azure counts as silent. `events` counts what it sent; `held_up`: we are not reading it now."""
         seen = (events, due)
+        # Where our own loop stood still, what has come meanwhile is not read yet.
+        held_up = held_up or now_s - self._asked_s > _STALL_S
+        self._asked_s = now_s
         if held_up or due == "nothing" or seen != self._seen:
             self._seen, self._since_s = seen, now_s
             return False
