@@ -25,7 +25,7 @@ from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
 from token_broker.relay.resume.gap import Gap
 from token_broker.relay.resume.ledger import TalkLedger
-from token_broker.relay.resume.replay import NewSession, replay
+from token_broker.relay.resume.replay import PROBES, NewSession, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.settings_changes import client_settings, disagreements, merged, without_field
 from token_broker.relay.transcripts.recorder import TurnRecorder
@@ -56,14 +56,14 @@ class TalkHooks:
     """What a resumption does to its talk.
 
     `begin_gap` takes the talk's session away, `use` gives it one, `forward` handles a client's message as if it had
-    come just now, `start` runs a coroutine as one of the talk's tasks, `count` counts a resume by its outcome.
+    come just now, `start` runs a coroutine as one of the talk's tasks, `count` counts a resume by resource and outcome.
     """
 
     begin_gap: Callable[[], None]
     use: Callable[[UpstreamConnection], None]
     forward: Callable[[str, UpstreamConnection], None]
     start: Callable[[Coroutine[Any, Any, None], str], None]
-    count: Callable[[str], None]
+    count: Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,18 @@ class Resumption:
         ledger, socket = self._ledger, upstream.socket
         ledger.trim(now_s)
         held_up = sending or socket.paused or bool(socket.frames)
-        if self._silence.is_silent(now_s, due=ledger.due, events=events, reasons=ledger.facts.reasons, held_up=held_up):
+        found = self._silence.look(
+            now_s,
+            due=ledger.due,
+            events=events,
+            reasons=ledger.facts.reasons,
+            held_up=held_up,
+            spoken=ledger.may_have_spoken,
+        )
+        if found == "probe":
+            self._restored.expect_update()
+            socket.send(PROBES[upstream.route.dialect])
+        if found == "silent":
             self.fell_silent(upstream)
         elif self._next is None:
             if self._expiry.is_near(now_s) and not self._opening:
@@ -203,12 +214,12 @@ class Resumption:
         except NoUpstreamError as error:
             if found is not None:
                 await found.upstream.socket.aclose(graceful=False)
-            return self._failed(error.ending.reason.partition(":")[0], reason)
+            return self._failed(error.ending.reason.partition(":")[0], reason, old.resource)
         except BaseException:
             if found is not None:
                 await found.upstream.socket.aclose(graceful=False)
             raise
-        self._hooks.count(reason)
+        self._hooks.count(old.resource, reason)
         log.info(
             "talk_resumed",
             session_id=self._session_id,
@@ -248,10 +259,10 @@ class Resumption:
         for event in handover.endings:
             self._notices += self._adapter.to_client(without_agents_settings(event), old.route.dialect)
 
-    def _failed(self, why: str, reason: Reason) -> Ending:
+    def _failed(self, why: str, reason: Reason, lost_at: str) -> Ending:
         fault = self._ledger.fault
         lost = f"{self._why} ({fault})" if _CODE.fullmatch(fault) else self._why
-        self._hooks.count("failed")
+        self._hooks.count(lost_at, "failed")
         log.warning("talk_not_resumed", session_id=self._session_id, reason=reason, lost=lost, why=why)
         return Ending(UPSTREAM_FAILED, f"{lost}: ask for a new plan")
 
