@@ -49,10 +49,14 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why `admit` gave no permit, in one sentence, and after how many seconds it may give one; 0 is unknown."""
+    """Why `admit` gave no permit, in one sentence, and after how many seconds it may give one; 0 is unknown.
+
+    `is_quota`: nothing fails, there is only too little quota, by our own count or by Azure's 429.
+    """
 
     why: str
     retry_after_s: float
+    is_quota: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +194,11 @@ class Pool:
         scoped = self._scoped_of(resource.name, route_name, agent_id, model or resource.model)
         for breaker in (self.breaker(resource.name, route_name), *scoped):
             if not breaker.would_admit:
-                return Refusal(breaker.why_open, breaker.retry_in_s)
+                return Refusal(breaker.why_open, breaker.retry_in_s, breaker.snapshot().last_status == 429)  # noqa: PLR2004
         if (quota := self._quota(resource, route_name)) is not None:
             wait_s = quota.wait_s(self._clock(), running=running)
             if wait_s > 0:
-                return Refusal(f"its quota is used up; there is more in {wait_s:.0f} s", wait_s)
+                return Refusal(f"its quota is used up; there is more in {wait_s:.0f} s", wait_s, is_quota=True)
         return Refusal("", 0.0)
 
     @contextlib.contextmanager

@@ -102,10 +102,10 @@ class UpstreamStatus(BreakerStatus):
 class RelayStatus:
     """The relay since the process began, as `/status` shows it and metrics read it.
 
-    `closes` are by close code, `failed_answers` by Azure's code for what went wrong. `refused_events` are clients'
-    events that are not in the allowlist, `fields_left_out` fields that were taken out of clients' events, `calls_ended`
-    calls that were hung up since their client changed the agent's session repeatedly. Bytes are those of events, not of
-    WebSocket frames.
+    `resumes` are by reason, `failed` among them; `closes` are by close code, `failed_answers` by Azure's code for what
+    went wrong. `refused_events` are clients' events that are not in the allowlist, `fields_left_out` fields that were
+    taken out of clients' events, `calls_ended` calls that were hung up since their client changed the agent's session
+    repeatedly. Bytes are those of events, not of WebSocket frames.
     """
 
     active: int
@@ -113,6 +113,7 @@ class RelayStatus:
     sessions: int
     ready: int
     handoffs: int
+    resumes: dict[str, int]
     closes: dict[str, int]
     frames: Directions
     bytes: Directions
@@ -156,6 +157,7 @@ class RelayCounters:
     sessions: int = 0
     ready: int = 0
     handoffs: int = 0
+    resumes: Counter[str] = field(default_factory=Counter)  # by reason, and those that failed
     calls_ended: int = 0  # because their client kept changing the agent's session
     done: TalkCounters = field(default_factory=TalkCounters)
     closes: Counter[int] = field(default_factory=Counter)
