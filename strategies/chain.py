@@ -12,7 +12,7 @@ other resources: so it costs its share once. With `websocket_proxy` among the li
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import tenacity
@@ -20,7 +20,7 @@ import tenacity
 from strategies.base import Attempt, Grant, ProxyGrant, SessionSpec
 from strategies.endpoint import Target
 from strategies.errors import CredentialError, MintError, RateLimitedError, TimedOutError, TransientError
-from strategies.health import BreakerState, CircuitBreaker
+from strategies.health import CircuitBreaker
 from strategies.hedging import Call, Hedger
 from strategies.pool import Pool, PoolPermit
 from strategies.resource_health import Fault, fault_of
@@ -87,11 +87,10 @@ class WebSocketProxy:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A strategy that mints at one resource, and the pool's breaker for it."""
+    """A strategy that mints at one resource."""
 
     resource: Resource
     strategy: Strategy
-    breaker: CircuitBreaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,15 +189,19 @@ class _Minting:
         self._tries: dict[str, Tries] = {}  # by the name of the call: each link is asked once
 
     def next_call(self, busy: Collection[str]) -> Call[Grant] | None:
+        pool, wanted = self._chain.pool, self._wanted
         for link in self._left.copy():
             if link.resource.name in busy:
                 continue
             self._left.remove(link)
-            behind = sum(later.breaker.would_admit for later in self._left)
+            behind = sum(
+                pool.would_admit(later.resource, later.strategy.name, agent_id=wanted.agent_id, model=wanted.model)
+                for later in self._left
+            )
             share_s = (self._deadline_s - time.monotonic()) / (1 + behind)
             permit = self._admit(link) if share_s > 0 else None
             if permit is None:
-                self._skip(link, self._why_not(link) or "no time was left")
+                self._skip(link, self._why_not(link))
                 continue
             self.has_asked = True
             return self._call(link, permit, share_s)
@@ -228,27 +231,37 @@ class _Minting:
 
         Otherwise, after an outage of all routes, several callers at once would each wait for a probe of their own.
         """
-        if link.breaker.state is not BreakerState.CLOSED and any(
-            isinstance(other, Link) and other.resource is link.resource and other.breaker.probing
+        if not all(each.is_closed for each in self._breakers(link)) and any(
+            each.probing
             for other in self._chain.links
+            if isinstance(other, Link) and other.resource is link.resource
+            for each in self._breakers(other)
         ):
             return None
-        wanted = self._wanted
         return self._chain.pool.admit(
             link.resource,
             link.strategy.name,
-            agent_id=wanted.agent_id,
-            model=wanted.model,
-            session_id=wanted.session_id,
-            running=wanted.running,
+            agent_id=self._wanted.agent_id,
+            model=self._wanted.model,
+            session_id=self._wanted.session_id,
+            running=self._wanted.running,
+        )
+
+    def _breakers(self, link: Link) -> tuple[CircuitBreaker, ...]:
+        wanted = self._wanted
+        return self._chain.pool.breakers(
+            link.resource, link.strategy.name, agent_id=wanted.agent_id, model=wanted.model
         )
 
     def _why_not(self, link: Link) -> str:
+        for breaker in self._breakers(link):
+            if breaker.why_open:
+                return breaker.why_open
         wanted = self._wanted
         refusal = self._chain.pool.why_not(
             link.resource, link.strategy.name, agent_id=wanted.agent_id, model=wanted.model, running=wanted.running
         )
-        return refusal.why or link.breaker.why_open
+        return refusal.why or "no time was left"
 
     def _call(self, link: Link, permit: PoolPermit, share_s: float) -> Call[Grant]:
         """One strategy, retries included, for at most `share_s`."""
@@ -256,13 +269,12 @@ class _Minting:
 
         async def mint() -> Grant:
             spec = await self._spec(link.resource)
-            grant = await retry(
+            return await retry(
                 lambda timeout_s: link.strategy.mint(spec, timeout_s=timeout_s),
                 policy=self._chain.policy,
                 deadline_s=call.began_s + share_s - _LAST_WORD_S,
                 tries=tries,
             )
-            return replace(grant, resource=link.resource.name)
 
         call = Call(f"mint-{link.resource.name}-{link.strategy.name}", permit, mint, share_s)
         self._tries[call.name] = tries

@@ -12,8 +12,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from strategies.answer_times import AnswerTimes
 from strategies.errors import MintError, RateLimitedError
@@ -59,8 +59,7 @@ class Refusal:
     is_quota: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PoolPermit:
+class PoolPermit(NamedTuple):
     """Permission for one call to `route` of `resource`. `Pool.settle` hands it back."""
 
     resource: Resource
@@ -68,7 +67,7 @@ class PoolPermit:
     agent_id: str
     model: str
     began_s: float
-    breaker: CircuitBreaker = field(repr=False)
+    breaker: CircuitBreaker
     permit: Permit
     # Of the resource's health; None where the resource rests and is asked all the same.
     health: Permit | None
@@ -116,6 +115,8 @@ class Pool:
 
     def allowed(self, wanted: Wanted) -> tuple[Resource, ...]:
         """Those that residency lets `wanted` use, healthy or not."""
+        if not wanted.zones and not wanted.resources:
+            return self.resources
         return tuple(each for each in self.resources if is_allowed(each, wanted))
 
     def order(self, wanted: Wanted) -> tuple[Resource, ...]:
@@ -124,7 +125,9 @@ class Pool:
         Slow ones come behind the others, and so do recovering ones for most sessions at first. Where all that are
         allowed and enabled seem to fail, it has all of them.
         """
-        enabled = tuple(each for each in self.allowed(wanted) if each.name not in self._disabled)
+        enabled = self.allowed(wanted)
+        if self._disabled:
+            enabled = tuple(each for each in enabled if each.name not in self._disabled)
         if len(enabled) <= 1:
             return enabled
         preferred = by_preference(enabled, wanted.session_id)
@@ -139,6 +142,37 @@ class Pool:
         if (found := self._breakers.get(key)) is None:
             found = self._breakers[key] = CircuitBreaker(route_name, self._policy, clock=self._clock)
         return found
+
+    def breakers(
+        self, resource: Resource, route_name: str, *, agent_id: str, model: str = ""
+    ) -> tuple[CircuitBreaker, ...]:
+        """Those that decide on a call: the route's, and while something is wrong, the agent's and the model's."""
+        breaker = self.breaker(resource.name, route_name)
+        return (breaker, *self._scoped_of(resource, route_name, agent_id, model)) if self._scoped else (breaker,)
+
+    def would_admit(self, resource: Resource, route_name: str, *, agent_id: str, model: str = "") -> bool:
+        """Whether `admit` would give a permit now, as far as its quota is not used up."""
+        if not self.breaker(resource.name, route_name).would_admit:
+            return False
+        return not self._scoped or all(
+            each.would_admit for each in self._scoped_of(resource, route_name, agent_id, model)
+        )
+
+    def route_status(self, resource_name: str, route_name: str) -> BreakerStatus:
+        """The status of a route. Where its last call failed, and only agents' breakers are open, it is theirs."""
+        own = self.breaker(resource_name, route_name).snapshot()
+        if own.breaker is not BreakerState.CLOSED or own.last_outcome in {"minted", "connected"}:
+            return own
+        resting = [
+            scoped
+            for (resource, route, _), scoped in self._scoped.items()
+            if (resource, route) == (resource_name, route_name) and scoped.state is not BreakerState.CLOSED
+        ]
+        if not resting:
+            return own
+        agents = max(resting, key=lambda each: each.retry_in_s)
+        why = f"agent {agents.name}: {agents.why_open}"
+        return replace(own, breaker=agents.state, retry_in_s=round(agents.retry_in_s, 1), why=why)
 
     def answer_times(self, resource_name: str, route_name: str) -> AnswerTimes:
         """How long the route takes to answer, for hedging."""
@@ -166,9 +200,8 @@ class Pool:
 
         A resource that fails is no reason to refuse: `order` has it only where a probe is due, or no other is left.
         """
-        model = model or resource.model
-        breaker = self._breakers.get((resource.name, route_name)) or self.breaker(resource.name, route_name)
-        scoped = self._scoped_of(resource.name, route_name, agent_id, model) if self._scoped else ()
+        breaker = self.breaker(resource.name, route_name)
+        scoped = self._scoped_of(resource, route_name, agent_id, model) if self._scoped else ()
         if not breaker.would_admit or not all(each.would_admit for each in scoped):
             return None
         if self._has_quotas and self._take_token(resource, route_name, session_id, running=running) > 0:
@@ -179,20 +212,19 @@ class Pool:
             resource=resource,
             route=route_name,
             agent_id=agent_id,
-            model=model,
+            model=model or resource.model,
             began_s=self._clock(),
             breaker=breaker,
             permit=permit,
             health=self._health[resource.name].failing.admit(early=True),
-            scoped=tuple((each, granted) for each in scoped if (granted := each.admit()) is not None),
+            scoped=tuple((each, granted) for each in scoped if (granted := each.admit())) if scoped else (),
         )
 
     def why_not(
         self, resource: Resource, route_name: str, *, agent_id: str, model: str = "", running: bool = False
     ) -> Refusal:
         """Why `admit` gives no permit now."""
-        scoped = self._scoped_of(resource.name, route_name, agent_id, model or resource.model)
-        for breaker in (self.breaker(resource.name, route_name), *scoped):
+        for breaker in self.breakers(resource, route_name, agent_id=agent_id, model=model):
             if not breaker.would_admit:
                 return Refusal(breaker.why_open, breaker.retry_in_s, breaker.snapshot().last_status == 429)  # noqa: PLR2004
         if (quota := self._quota(resource, route_name)) is not None:
@@ -232,7 +264,7 @@ class Pool:
     def answered(self, permit: PoolPermit) -> None:
         """The call was answered well, and is over."""
         duration_ms = self._age_ms(permit)
-        permit.breaker.noted("minted", None, duration_ms)
+        permit.breaker.answered("minted", duration_ms)
         if len(self.resources) > 1:
             self.answer_times(permit.resource.name, permit.route).add(duration_ms)
         self.succeeded(permit)
@@ -240,7 +272,7 @@ class Pool:
     def connected(self, permit: PoolPermit) -> None:
         """The handshake succeeded: neither success nor failure, but another call may be the probe."""
         duration_ms = self._age_ms(permit)
-        permit.breaker.noted("connected", None, duration_ms)
+        permit.breaker.answered("connected", duration_ms)
         self.answer_times(permit.resource.name, permit.route).add(duration_ms)
         self._give_back(permit)
 
@@ -279,11 +311,7 @@ class Pool:
         enabled = [each for each in self.allowed(wanted) if each.name not in self._disabled]
         for resource in enabled:
             for route in routes:
-                model = wanted.model or resource.model
-                for breaker in (
-                    self.breaker(resource.name, route),
-                    *self._scoped_of(resource.name, route, wanted.agent_id, model),
-                ):
+                for breaker in self.breakers(resource, route, agent_id=wanted.agent_id, model=wanted.model):
                     is_fault = len(enabled) > 1 and breaker.capability is not Capability.MISSING
                     breaker.rest_at_most(_ALL_FAILING_REST_S if is_fault else _LAST_ROUTE_REST_S)
 
@@ -354,15 +382,14 @@ class Pool:
             why=resting.why_open if resting else None,
             retry_in_s=round(resting.retry_in_s, 1) if resting else None,
             load={name: round(quota.load(self._clock()), 3) for name, quota in self._quotas[resource.name].items()},
-            routes=tuple(each.snapshot() for (name, _), each in self._breakers.items() if name == resource.name),
+            routes=tuple(self.route_status(name, route) for name, route in self._breakers if name == resource.name),
         )
 
     def _down(self, resource: Resource, route: str, wanted: Wanted) -> Refusal | None:
         """Why a talk by `route` can not be expected to come about; None where it can."""
         breakers = (
             self._health[resource.name].failing,
-            self.breaker(resource.name, route),
-            *self._scoped_of(resource.name, route, wanted.agent_id, wanted.model or resource.model),
+            *self.breakers(resource, route, agent_id=wanted.agent_id, model=wanted.model),
         )
         down = [each for each in breakers if not each.would_admit]
         if down:
@@ -391,8 +418,8 @@ class Pool:
             self.give_up(session_id)
         return wait_s
 
-    def _scoped_of(self, resource: str, route: str, agent: str, model: str) -> tuple[CircuitBreaker, ...]:
-        keys = ((resource, route, agent), (resource, "", model))
+    def _scoped_of(self, resource: Resource, route: str, agent: str, model: str) -> tuple[CircuitBreaker, ...]:
+        keys = ((resource.name, route, agent), (resource.name, "", model or resource.model))
         return tuple(breaker for key in keys if (breaker := self._scoped.get(key)) is not None)
 
     def _fail_scoped(self, key: tuple[str, str, str], error: MintError) -> None:

@@ -26,6 +26,7 @@ from token_broker.azure import (
     build_pool,
     credentials_at,
     make_client,
+    watch_stalls,
 )
 from token_broker.memory.drivers.sqlite import make_private_folder, sqlite_path
 from token_broker.memory.service import Memory
@@ -176,6 +177,9 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             memory=memory,
             relay=relay.snapshot,
         )
+        if len(pool.resources) > 1:  # with one there is nobody else to go to
+            stalls = asyncio.create_task(watch_stalls(pool), name="watch-stalls")
+            stack.callback(stalls.cancel)
         metrics.expect(settings.token_strategies, [each.name for each in pool.resources])
         for resource in pool.resources:
             work = _warm_up(resource.target.openai_base, credentials[resource.name], http)

@@ -142,8 +142,8 @@ class VoiceRelay:
             usage_by_principal=dict(counters.usage_by_principal),
             upstreams=[
                 UpstreamStatus(**{name: getattr(status, name) for name in BreakerStatus.__slots__}, resource=resource)
-                for (resource, _), breaker in self._parts.connector.breakers.items()
-                for status in [breaker.snapshot()]
+                for resource, route in self._parts.connector.breakers
+                for status in [self._parts.connector.pool.route_status(resource, route)]
             ],
         )
 
