@@ -211,7 +211,7 @@ async def test_talk_leaves_an_ending_session_unasked() -> None:
         await client.send({"type": "input_audio_buffer.clear"})
         await (await azure.talk(1)).next_event("input_audio_buffer.clear")
         assert len(azure.talks) == 2
-        assert running.relay.snapshot().resumes == {"expiring": 1}
+        assert running.relay.snapshot().resumes == {"default": {"expiring": 1}}
 
 
 async def test_ending_session_is_used_where_no_other_is() -> None:
@@ -284,7 +284,7 @@ async def test_fourth_loss_within_a_minute_closes_4502() -> None:
         reason = "Azure closed the connection (insufficient_quota): ask for a new plan"
         assert client.socket.close_reason == reason
         assert len(azure.talks) == 4
-        assert running.relay.snapshot().resumes == {"lost": 3, "failed": 1}
+        assert running.relay.snapshot().resumes == {"default": {"lost": 3, "failed": 1}}
 
 
 async def test_gap_is_handed_over_in_order() -> None:

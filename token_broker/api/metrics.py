@@ -139,6 +139,15 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
     yield _counter("talks", "Proxied talks admitted.", relay.sessions)
     yield _counter("talks_ready", "Proxied talks that Azure took.", relay.ready)
     yield _counter("agent_handoffs", "Handoffs to another agent within a talk.", relay.handoffs)
+    resumes = CounterMetricFamily(
+        "token_broker_talk_resumes",
+        "Talks that went on at another session of Azure's, or failed to, by the resource that was lost.",
+        labels=["resource", "reason"],
+    )
+    for resource, reasons in relay.resumes.items():
+        for reason, count in reasons.items():
+            resumes.add_metric([resource, reason], count)
+    yield resumes
     yield _counter("turns", "Turns of proxied talks handed to the memory.", relay.turns)
     yield _counter("turns_lost", "Turns of proxied talks that the memory did not take.", relay.turns_lost)
     yield _counter("failed_transcriptions", "User turns that Azure could not transcribe.", relay.failed_transcriptions)

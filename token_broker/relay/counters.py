@@ -102,10 +102,10 @@ class UpstreamStatus(BreakerStatus):
 class RelayStatus:
     """The relay since the process began, as `/status` shows it and metrics read it.
 
-    `resumes` are by reason, `failed` among them; `closes` are by close code, `failed_answers` by Azure's code for what
-    went wrong. `refused_events` are clients' events that are not in the allowlist, `fields_left_out` fields that were
-    taken out of clients' events, `calls_ended` calls that were hung up since their client changed the agent's session
-    repeatedly. Bytes are those of events, not of WebSocket frames.
+    `resumes` are by the resource that was lost and by reason, `failed` among them; `closes` are by close code,
+    `failed_answers` by Azure's code for what went wrong. `refused_events` are clients' events that are not in the
+    allowlist, `fields_left_out` fields that were taken out of clients' events, `calls_ended` calls that were hung up
+    since their client changed the agent's session repeatedly. Bytes are those of events, not of WebSocket frames.
     """
 
     active: int
@@ -113,7 +113,7 @@ class RelayStatus:
     sessions: int
     ready: int
     handoffs: int
-    resumes: dict[str, int]
+    resumes: dict[str, dict[str, int]]
     closes: dict[str, int]
     frames: Directions
     bytes: Directions
@@ -157,7 +157,7 @@ class RelayCounters:
     sessions: int = 0
     ready: int = 0
     handoffs: int = 0
-    resumes: Counter[str] = field(default_factory=Counter)  # by reason, and those that failed
+    resumes: Counter[tuple[str, str]] = field(default_factory=Counter)  # by resource and reason, and those that failed
     calls_ended: int = 0  # because their client kept changing the agent's session
     done: TalkCounters = field(default_factory=TalkCounters)
     closes: Counter[int] = field(default_factory=Counter)
@@ -189,6 +189,13 @@ class RelayCounters:
         talk.failed_answers += 1
         known = failed.code in self.failed_answers or len(self.failed_answers) < _FAILURE_CODES
         self.failed_answers[failed.code if known else _OTHER] += 1
+
+    def resumes_by_resource(self) -> dict[str, dict[str, int]]:
+        """The resumes by reason, for each resource that was lost."""
+        found: dict[str, dict[str, int]] = {}
+        for (resource, reason), count in self.resumes.items():
+            found.setdefault(resource, {})[reason] = count
+        return found
 
     def finish(self, talk: TalkCounters, code: int) -> None:
         """Adds a finished talk, and counts its close code."""

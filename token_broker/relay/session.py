@@ -351,8 +351,8 @@ class Talk:
         else:
             self._resumption.tell_later(text)
 
-    def _count_resume(self, outcome: str) -> None:
-        self._parts.counters.resumes[outcome] += 1
+    def _count_resume(self, resource: str, outcome: str) -> None:
+        self._parts.counters.resumes[resource, outcome] += 1
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         def on_done(task: "asyncio.Task[None]") -> None:

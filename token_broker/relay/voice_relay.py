@@ -125,7 +125,7 @@ class VoiceRelay:
             sessions=counters.sessions,
             ready=counters.ready,
             handoffs=counters.handoffs,
-            resumes=dict(counters.resumes),
+            resumes=counters.resumes_by_resource(),
             closes={str(code): count for code, count in sorted(counters.closes.items())},
             frames=Directions(totals.to_azure_frames, totals.to_client_frames),
             bytes=Directions(totals.to_azure_bytes, totals.to_client_bytes),

@@ -56,14 +56,14 @@ class TalkHooks:
     """What a resumption does to its talk.
 
     `begin_gap` takes the talk's session away, `use` gives it one, `forward` handles a client's message as if it had
-    come just now, `start` runs a coroutine as one of the talk's tasks, `count` counts a resume by its outcome.
+    come just now, `start` runs a coroutine as one of the talk's tasks, `count` counts a resume by resource and outcome.
     """
 
     begin_gap: Callable[[], None]
     use: Callable[[UpstreamConnection], None]
     forward: Callable[[str, UpstreamConnection], None]
     start: Callable[[Coroutine[Any, Any, None], str], None]
-    count: Callable[[str], None]
+    count: Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,12 +203,12 @@ class Resumption:
         except NoUpstreamError as error:
             if found is not None:
                 await found.upstream.socket.aclose(graceful=False)
-            return self._failed(error.ending.reason.partition(":")[0], reason)
+            return self._failed(error.ending.reason.partition(":")[0], reason, old.resource)
         except BaseException:
             if found is not None:
                 await found.upstream.socket.aclose(graceful=False)
             raise
-        self._hooks.count(reason)
+        self._hooks.count(old.resource, reason)
         log.info(
             "talk_resumed",
             session_id=self._session_id,
@@ -248,10 +248,10 @@ class Resumption:
         for event in handover.endings:
             self._notices += self._adapter.to_client(without_agents_settings(event), old.route.dialect)
 
-    def _failed(self, why: str, reason: Reason) -> Ending:
+    def _failed(self, why: str, reason: Reason, lost_at: str) -> Ending:
         fault = self._ledger.fault
         lost = f"{self._why} ({fault})" if _CODE.fullmatch(fault) else self._why
-        self._hooks.count("failed")
+        self._hooks.count(lost_at, "failed")
         log.warning("talk_not_resumed", session_id=self._session_id, reason=reason, lost=lost, why=why)
         return Ending(UPSTREAM_FAILED, f"{lost}: ask for a new plan")
 
