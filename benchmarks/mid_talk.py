@@ -7,7 +7,8 @@ talks that are on it, at most three times a talk and minute. How:
 
     kill      its sockets are reset, and it refuses connections for 2 s
     cut       one talk alone is cut, at a random point of an answer, up to 300 ms after it (1,000 such: --kills 1000)
-    hang      its sockets fall silent, and handshakes hang for 2 s; noticed in 10 s
+    hang      its sockets fall silent and answer no ping, and handshakes hang for 2 s; noticed in 5 s
+    mute      its sockets fall silent at a point of an answer, and answer pings; noticed in 10 s
     refused   as kill, while every other resource but one refuses the agent's settings
     quota     as kill, while every other resource but one fails each answer for want of quota
     again     as kill, while the next resume is cut as soon as it is confirmed
@@ -40,7 +41,7 @@ from token_broker.simulator.audio import marked, marks
 from token_broker.simulator.records.transcript import SeenAnswer
 
 NAMES = ("eastus2", "swedencentral", "westus3", "northeurope", "japaneast", "francecentral")
-HOWS = ("kill", "cut", "hang", "refused", "quota", "again")
+HOWS = ("kill", "cut", "hang", "mute", "refused", "quota", "again")
 POINTS = (
     "speech_started",
     "speech_stopped",
@@ -51,11 +52,14 @@ POINTS = (
     "last_sound",
     "last_content",
 )
-RESUME_S = {"hang": 12.0}
+MUTE_POINTS = ("committed", "response.created", "first_content")
+RESUME_S = {"hang": 12.0, "mute": 12.0}
 """How soon a talk must go on; 2 s where it is not said."""
 DOWN_S = 2.0
 ANSWER_S = 45.0
-MOST_KILLS_A_MINUTE = 3
+MOST_KILLS_A_MINUTE = {"quota": 1, "again": 1}
+"""Of one talk, which moves more than once for each of these. Three where it is not said: a fourth move within a minute
+is allowed to end it."""
 SILENCE_S = 1.2
 
 Fault = dict[str, Any]
@@ -177,7 +181,9 @@ class Rehearsal:
                 faults.enter_context(others[0].fault("cut", at="session.updated", times=1))
             if self.how == "hang":
                 faults.enter_context(victim.fault("hang"))
-                faults.enter_context(victim.fault("silence"))
+                faults.enter_context(victim.fault("silence", pongs=False))
+            elif self.how == "mute":
+                faults.enter_context(victim.fault("silence", at=self._dice.choice(MUTE_POINTS)))
             else:
                 faults.enter_context(victim.fault("refuse"))
                 faults.enter_context(victim.fault("cut"))
@@ -226,7 +232,7 @@ class Rehearsal:
     def may_be_killed(self, talk: Talk) -> bool:
         while talk.killed and talk.killed[0] < time.monotonic() - 60:
             talk.killed.popleft()
-        return len(talk.killed) < MOST_KILLS_A_MINUTE
+        return len(talk.killed) < MOST_KILLS_A_MINUTE.get(self.how, 3)
 
 
 # --- the judgement
