@@ -132,7 +132,7 @@ function figures(status) {
   if (!isFull(status)) return [talks];
   return [
     figure("Usable plans", percent(slo.ratio), slo.aim ? `aim ${percent(slo.aim)}` : ""),
-    ...(slo.talks ? [figure("Talks that came about", percent(slo.talks.ratio), slo.talks.asked ? `of ${count(slo.talks.asked)}` : "")] : []),
+    ...(slo.talks ? [figure("Talks connected", percent(slo.talks.ratio), slo.talks.asked ? `of ${count(slo.talks.asked)}` : "")] : []),
     talks,
     figure("Turns waiting", count(outbox.queued), age(outbox.oldest_age_s)),
     figure("Turns kept", count(outbox.delivered), outbox.dead ? `${count(outbox.dead)} dead letters` : ""),
