@@ -7,7 +7,8 @@ talks that are on it, at most three times a talk and minute. How:
 
     kill      its sockets are reset, and it refuses connections for 2 s
     cut       one talk alone is cut, at a random point of an answer, up to 300 ms after it (1,000 such: --kills 1000)
-    hang      its sockets fall silent, and handshakes hang for 2 s; noticed in 10 s
+    hang      its sockets fall silent and answer no ping, and handshakes hang for 2 s; noticed in 5 s
+    mute      its sockets fall silent at a point of an answer, and answer pings; noticed in 10 s
     refused   as kill, while every other resource but one refuses the agent's settings
     quota     as kill, while every other resource but one fails each answer for want of quota
     again     as kill, while the next resume is cut as soon as it is confirmed
@@ -40,7 +41,7 @@ from token_broker.simulator.audio import marked, marks
 from token_broker.simulator.records.transcript import SeenAnswer
 
 NAMES = ("eastus2", "swedencentral", "westus3", "northeurope", "japaneast", "francecentral")
-HOWS = ("kill", "cut", "hang", "refused", "quota", "again")
+HOWS = ("kill", "cut", "hang", "mute", "refused", "quota", "again")
 POINTS = (
     "speech_started",
     "speech_stopped",
@@ -51,11 +52,14 @@ POINTS = (
     "last_sound",
     "last_content",
 )
-RESUME_S = {"hang": 12.0}
+MUTE_POINTS = ("committed", "response.created", "first_content")
+RESUME_S = {"hang": 12.0, "mute": 12.0}
 """How soon a talk must go on; 2 s where it is not said."""
 DOWN_S = 2.0
 ANSWER_S = 45.0
-MOST_KILLS_A_MINUTE = 3
+MOST_KILLS_A_MINUTE = {"quota": 1, "again": 1}
+"""Of one talk, which moves more than once for each of these. Three where it is not said: a fourth move within a minute
+is allowed to end it."""
 SILENCE_S = 1.2
 
 Fault = dict[str, Any]
@@ -72,6 +76,9 @@ class Heard:
     paused_s: list[float] = field(default_factory=list)
     resuming: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+    out_s: list[float] = field(default_factory=list)
+    """From a kill to `broker.resumed`: the discovery included."""
+    killed_s: float | None = None
     _lost_s: float | None = None
 
     def note(self, event: dict[str, Any]) -> None:
@@ -85,6 +92,9 @@ class Heard:
             case "broker.resumed" if self._lost_s is not None:
                 self.paused_s.append(time.monotonic() - self._lost_s)
                 self._lost_s = None
+                if self.killed_s is not None:
+                    self.out_s.append(time.monotonic() - self.killed_s)
+                    self.killed_s = None
             case "response.done":
                 self.ended[event["response"]["status"]] += 1
             case "broker.error" | "error":
@@ -160,6 +170,8 @@ class Rehearsal:
             self.kills += 1
             for talk in on_it:
                 talk.killed.append(time.monotonic())
+                # A mute resource is not known to be one before the next answer.
+                talk.heard.killed_s = None if self.how == "mute" else time.monotonic()
             await self.kill(victim)
         await asyncio.sleep(ANSWER_S / 3)
 
@@ -177,7 +189,9 @@ class Rehearsal:
                 faults.enter_context(others[0].fault("cut", at="session.updated", times=1))
             if self.how == "hang":
                 faults.enter_context(victim.fault("hang"))
-                faults.enter_context(victim.fault("silence"))
+                faults.enter_context(victim.fault("silence", pongs=False))
+            elif self.how == "mute":
+                faults.enter_context(victim.fault("silence", at=self._dice.choice(MUTE_POINTS)))
             else:
                 faults.enter_context(victim.fault("refuse"))
                 faults.enter_context(victim.fault("cut"))
@@ -226,7 +240,7 @@ class Rehearsal:
     def may_be_killed(self, talk: Talk) -> bool:
         while talk.killed and talk.killed[0] < time.monotonic() - 60:
             talk.killed.popleft()
-        return len(talk.killed) < MOST_KILLS_A_MINUTE
+        return len(talk.killed) < MOST_KILLS_A_MINUTE.get(self.how, 3)
 
 
 # --- the judgement
@@ -257,7 +271,7 @@ def judged(rehearsal: Rehearsal) -> Iterator[str]:
         for number in sorted(twice):
             yield f"a part of the answer to #{number} was heard twice"
         limit_s = RESUME_S.get(rehearsal.how, 2.0)
-        for paused_s in talk.heard.paused_s:
+        for paused_s in [*talk.heard.paused_s, *talk.heard.out_s]:
             if paused_s > limit_s:
                 yield f"a talk went on after {paused_s:.1f} s only"
 
@@ -314,12 +328,13 @@ async def rehearse(directory: Path, given: argparse.Namespace) -> bool:
 def report(rehearsal: Rehearsal, took_s: float, wrong: list[str]) -> None:
     heard = [talk.heard for talk in rehearsal.talks]
     paused_s = sorted(pause for each in heard for pause in each.paused_s) or [0.0]
+    out_s = sorted(out for each in heard for out in each.out_s) or [0.0]
     said = sum(len(talk.said) for talk in rehearsal.talks)
     resuming = sum((each.resuming for each in heard), Counter[str]())
     print(f"{rehearsal.how}: {rehearsal.kills} kills under {len(rehearsal.talks)} talks in {took_s:.0f} s")
     print(f"utterances  {said}; answers {dict(sum((each.ended for each in heard), Counter[str]()))}")
     print(f"resumes     {dict(resuming)}, pause {paused_s[len(paused_s) // 2]:.2f} s in the middle, ", end="")
-    print(f"{paused_s[-1]:.2f} s at worst")
+    print(f"{paused_s[-1]:.2f} s at worst; from the kill {out_s[len(out_s) // 2]:.2f} and {out_s[-1]:.2f} s")
     print(f"by resource {dict(Counter(each.resource for each in rehearsal.running.azure.transcript.answers))}")
     for error, count in sum((each.errors for each in heard), Counter[str]()).most_common(5):
         print(f"  told {count} times: {error}")
