@@ -4,8 +4,8 @@ Mints, SDP offers, the proxy and the compatible endpoints all go through one poo
 counts for the others. A call is admitted, made within `settle`, and thereby counted. Single-threaded.
 
 What an answer says goes to where it belongs: the breaker of the (resource, route); for a 5xx that only one agent has
-had, a breaker of the (resource, route, agent); for a limit of tokens, one of the (resource, model); and the health of
-the resource.
+had, a breaker of the (resource, route, agent); for a limit of tokens, or an agent's deployment that is not there, one
+of the (resource, model); and the health of the resource.
 """
 
 import contextlib
@@ -485,7 +485,9 @@ class Pool:
         elif fault is not Fault.NOBODY:
             news = health.failing.permit_for_news() if is_news else permit.health
             is_agents = health.has_failed(fault, error, news, permit.agent_id, permit.model)
-        is_models = isinstance(error, RateLimitedError) and error.is_of_tokens
+        is_models = (isinstance(error, RateLimitedError) and error.is_of_tokens) or (
+            error.code == "DeploymentNotFound" and permit.model != permit.resource.model
+        )
         if is_agents:
             self._fail_scoped((permit.resource.name, permit.route, permit.agent_id), error)
         if is_models:

@@ -285,6 +285,16 @@ def test_429_of_tokens_rests_the_model(pool: Pool, clock: Clock) -> None:
     assert pool.admit(A, "unified", agent_id="elena") is not None
 
 
+def test_agents_deployment_that_is_missing_rests_alone(pool: Pool, clock: Clock) -> None:
+    missing = PermanentError("no deployment", status=404, code="DeploymentNotFound")
+    pool.refused(admitted(pool, model="typo"), missing)
+    assert pool.admit(A, "unified", agent_id="elena", model="typo") is None
+    assert pool.admit(A, "ga", agent_id="elena") is not None
+    clock.now_s += 15
+    pool.refused(admitted(pool), missing)
+    assert pool.admit(A, "ga", agent_id="elena") is None, "the resource's own"
+
+
 def test_429_of_connections_rests_the_route(pool: Pool) -> None:
     ask(pool, RateLimitedError("429", retry_after_s=20, status=429))
     assert pool.admit(A, "ga", agent_id="elena") is None
