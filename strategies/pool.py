@@ -18,9 +18,9 @@ from typing import Literal, NamedTuple
 from strategies.answer_times import AnswerTimes
 from strategies.errors import MintError, RateLimitedError
 from strategies.health import BreakerPolicy, BreakerState, BreakerStatus, Capability, CircuitBreaker, Permit
-from strategies.quotas import CLAIM_GRACE_S, Allowance, allowances_of
+from strategies.quotas import KnownQuotas
 from strategies.resource_health import Condition, Fault, ResourceHealth, fault_of
-from strategies.resources import MINT_ROUTES, Resource, Wanted, by_preference, is_allowed, is_voice_live, uniform
+from strategies.resources import Resource, Wanted, by_preference, is_allowed, uniform
 
 __all__ = ["Outlook", "Pool", "PoolPermit", "Refusal", "ResourceStatus"]
 
@@ -105,9 +105,8 @@ class Pool:
         self._policy = policy or BreakerPolicy()
         self._clock = clock
         self._health = {each.name: ResourceHealth(each.name, self._policy, clock=clock) for each in self.resources}
-        self._quotas = {each.name: allowances_of(each.quotas) for each in self.resources}
-        self._claims: dict[str, tuple[Allowance, float]] = {}  # where running talks wait, and until when
-        self._has_quotas = any(self._quotas.values())
+        self._quotas = KnownQuotas({each.name: each.quotas for each in self.resources}, clock=clock)
+        self._has_quotas = bool(self._quotas)
         self._breakers: dict[tuple[str, str], CircuitBreaker] = {}
         self._times: dict[tuple[str, str], AnswerTimes] = {}
         # Breakers that exist only while something is wrong: by (resource, route, agent) and by (resource, "", model).
@@ -206,7 +205,7 @@ class Pool:
         scoped = self._scoped_of(resource, route_name, agent_id, model) if self._scoped else ()
         if not breaker.would_admit or not all(each.would_admit for each in scoped):
             return None
-        if self._has_quotas and self._take_token(resource, route_name, session_id, running=running) > 0:
+        if self._has_quotas and self._quotas.take(resource.name, route_name, session_id=session_id, running=running):
             return None
         if (permit := breaker.admit()) is None:
             return None
@@ -236,10 +235,9 @@ class Pool:
         for breaker in self.breakers(resource, route_name, agent_id=agent_id, model=model):
             if not breaker.would_admit:
                 return Refusal(breaker.why_open, breaker.retry_in_s, breaker.last_status == _TOO_MANY_REQUESTS)
-        if (quota := self._quota(resource, route_name)) is not None:
-            wait_s = quota.wait_s(self._clock(), running=running, claimant=session_id)
-            if wait_s > 0:
-                return Refusal(f"its quota is used up; there is more in {wait_s:.0f} s", wait_s, is_quota=True)
+        wait_s = self._quotas.wait_s(resource.name, route_name, session_id=session_id, running=running)
+        if wait_s > 0:
+            return Refusal(f"its quota is used up; there is more in {wait_s:.0f} s", wait_s, is_quota=True)
         return Refusal("", 0.0)
 
     @contextlib.contextmanager
@@ -351,8 +349,7 @@ class Pool:
 
     def give_up(self, session_id: str) -> None:
         """The running talk waits for no token any more, since it has ended or has got one."""
-        if (kept := self._claims.pop(session_id, None)) is not None:
-            kept[0].release(session_id)
+        self._quotas.give_up(session_id)
 
     def divide_quotas(self, replicas: int, *, is_fresh: bool = False) -> None:
         """Leaves this process its share of the quotas, of `replicas` that are live.
@@ -360,11 +357,7 @@ class Pool:
         `is_fresh` is for a process that has just started beside others, or after another one: the first minute's
         quota comes at its rate, since the tokens may have been used by others a moment ago.
         """
-        for quotas in self._quotas.values():
-            for quota in quotas.values():
-                quota.divide(replicas)
-                if is_fresh:
-                    quota.begin_used(self._clock())
+        self._quotas.divide(replicas, is_fresh=is_fresh)
 
     def stalled(self, for_s: float) -> None:
         """Our own loop stood still for `for_s` until now: failures of calls that ran meanwhile are nobody's."""
@@ -387,7 +380,7 @@ class Pool:
             health=health.condition,
             why=resting.why_open if resting else None,
             retry_in_s=round(resting.retry_in_s, 1) if resting else None,
-            load={name: round(quota.load(self._clock()), 3) for name, quota in self._quotas[resource.name].items()},
+            load=self._quotas.load(resource.name),
             routes=tuple(self.route_status(name, route) for name, route in self._breakers if name == resource.name),
         )
 
@@ -401,8 +394,7 @@ class Pool:
         if down:
             longest = max(down, key=lambda each: each.retry_in_s)
             return Refusal(longest.why_open, longest.retry_in_s)
-        quota = self._quota(resource, route)
-        wait_s = 0.0 if quota is None else quota.wait_s(self._clock(), running=wanted.running)
+        wait_s = self._quotas.wait_s(resource.name, route, running=wanted.running)
         return Refusal("its quota is used up", wait_s) if wait_s > _SOON_S else None
 
     def _is_behind(self, resource: Resource, session_id: str) -> bool:
@@ -411,36 +403,6 @@ class Pool:
             return True
         share = health.recovered_share
         return share < 1 and uniform("recovering", resource.name, session_id) >= share
-
-    def _quota(self, resource: Resource, route: str) -> Allowance | None:
-        if is_voice_live(route):
-            return self._quotas[resource.name].get("voice_live")
-        return self._quotas[resource.name].get("mints") if route in MINT_ROUTES else None
-
-    def _take_token(self, resource: Resource, route: str, session_id: str, *, running: bool) -> float:
-        if (quota := self._quota(resource, route)) is None:
-            return 0.0
-        now_s = self._clock()
-        wait_s = quota.take(now_s, running=running, claimant=session_id)
-        if running and session_id:
-            if wait_s == 0:
-                self.give_up(session_id)
-            else:
-                self._claim(quota, session_id, now_s, now_s + wait_s)
-        return wait_s
-
-    def _claim(self, quota: Allowance, session_id: str, now_s: float, due_s: float) -> None:
-        """A running talk waits in one queue: where it is served first."""
-        kept = self._claims.get(session_id)
-        if kept is not None and kept[0] is not quota and now_s - CLAIM_GRACE_S <= kept[1] <= due_s:
-            return
-        if kept is not None and kept[0] is not quota:
-            kept[0].release(session_id)
-        quota.claim(session_id, due_s)
-        self._claims[session_id] = (quota, due_s)
-        for waiting, (_, until_s) in list(self._claims.items()):
-            if until_s + CLAIM_GRACE_S < now_s:
-                del self._claims[waiting]
 
     def _scoped_of(self, resource: Resource, route: str, agent: str, model: str) -> tuple[CircuitBreaker, ...]:
         keys = ((resource.name, route, agent), (resource.name, "", model or resource.model))

@@ -6,14 +6,18 @@ time.
 """
 
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["CLAIM_GRACE_S", "Allowance", "Quotas", "Window", "allowances_of"]
+__all__ = ["Allowance", "KnownQuotas", "Quotas", "Window", "allowances_of"]
+
+# The routes that mint, which share a resource's quota of mints.
+_MINT_ROUTES = frozenset({"ga", "direct_deployment", "project", "unified"})
 
 # The share of a quota that new talks leave to running ones that have to move: 1 in 20.
 _RESERVE = 20
 # How long after the time it was told a waiting talk keeps its claim. It may be late, or have gone elsewhere.
-CLAIM_GRACE_S = 2.0
+_CLAIM_GRACE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ class Allowance:
 
     def claim(self, claimant: str, due_s: float) -> None:
         """The running talk comes back at `due_s`. One that claims again keeps its place."""
-        self._claims[claimant] = due_s + CLAIM_GRACE_S
+        self._claims[claimant] = due_s + _CLAIM_GRACE_S
 
     def wait_s(self, now_s: float, *, running: bool = False, claimant: str = "") -> float:
         """Seconds until `take` gives a token."""
@@ -125,3 +129,69 @@ def allowances_of(known: Quotas) -> dict[str, Allowance]:
     }
     found = {name: tuple(Window(*each) for each in some if each[0] > 0) for name, some in windows.items()}
     return {name: Allowance(some) for name, some in found.items() if some}
+
+
+class KnownQuotas:
+    """The allowances of all resources, by name, and the one queue in which each running talk waits for a token."""
+
+    def __init__(self, known: Mapping[str, Quotas], *, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._of = {name: allowances_of(quotas) for name, quotas in known.items()}
+        self._claims: dict[str, tuple[Allowance, float]] = {}  # where running talks wait, and until when
+
+    def __bool__(self) -> bool:
+        """Whether any quota is known."""
+        return any(self._of.values())
+
+    def take(self, resource: str, route: str, *, session_id: str, running: bool) -> float:
+        """Takes a token for a call by `route` and returns 0, or returns the seconds to wait for one."""
+        if (allowance := self._allowance(resource, route)) is None:
+            return 0.0
+        now_s = self._clock()
+        wait_s = allowance.take(now_s, running=running, claimant=session_id)
+        if running and session_id:
+            if wait_s == 0:
+                self.give_up(session_id)
+            else:
+                self._claim(allowance, session_id, now_s, now_s + wait_s)
+        return wait_s
+
+    def wait_s(self, resource: str, route: str, *, session_id: str = "", running: bool = False) -> float:
+        """Seconds until `take` gives a token."""
+        allowance = self._allowance(resource, route)
+        return 0.0 if allowance is None else allowance.wait_s(self._clock(), running=running, claimant=session_id)
+
+    def give_up(self, session_id: str) -> None:
+        """The running talk waits for no token any more."""
+        if (kept := self._claims.pop(session_id, None)) is not None:
+            kept[0].release(session_id)
+
+    def divide(self, replicas: int, *, is_fresh: bool) -> None:
+        """Leaves this process its share, of `replicas`. A fresh one begins as if all had been used until now."""
+        for allowances in self._of.values():
+            for allowance in allowances.values():
+                allowance.divide(replicas)
+                if is_fresh:
+                    allowance.begin_used(self._clock())
+
+    def load(self, resource: str) -> dict[str, float]:
+        """The used share of each quota of the resource, from 0 to 1."""
+        return {name: round(each.load(self._clock()), 3) for name, each in self._of[resource].items()}
+
+    def _allowance(self, resource: str, route: str) -> Allowance | None:
+        if route.startswith("voice_live"):
+            return self._of[resource].get("voice_live")
+        return self._of[resource].get("mints") if route in _MINT_ROUTES else None
+
+    def _claim(self, allowance: Allowance, session_id: str, now_s: float, due_s: float) -> None:
+        """The talk waits where it is served first."""
+        kept = self._claims.get(session_id)
+        if kept is not None and kept[0] is not allowance:
+            if now_s - _CLAIM_GRACE_S <= kept[1] <= due_s:
+                return
+            kept[0].release(session_id)
+        allowance.claim(session_id, due_s)
+        self._claims[session_id] = (allowance, due_s)
+        for waiting, (_, until_s) in list(self._claims.items()):
+            if until_s + _CLAIM_GRACE_S < now_s:
+                del self._claims[waiting]

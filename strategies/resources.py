@@ -12,10 +12,8 @@ from fnmatch import fnmatchcase
 from strategies.endpoint import Target
 from strategies.quotas import Quotas
 
-__all__ = ["MINT_ROUTES", "Quotas", "Resource", "Wanted", "by_preference", "is_allowed", "is_voice_live", "uniform"]
+__all__ = ["Quotas", "Resource", "Wanted", "by_preference", "is_allowed", "uniform"]
 
-# The routes that mint, which share a resource's quota of mints.
-MINT_ROUTES = frozenset({"ga", "direct_deployment", "project", "unified"})
 _UNKNOWN = Quotas()
 _HASH_BYTES = 8
 _HASHES = float(256**_HASH_BYTES)
@@ -61,11 +59,6 @@ def is_allowed(resource: Resource, wanted: Wanted) -> bool:
     if wanted.zones and resource.zone not in wanted.zones:
         return False
     return not wanted.resources or any(fnmatchcase(resource.name, pattern) for pattern in wanted.resources)
-
-
-def is_voice_live(route: str) -> bool:
-    """Whether a connection by `route` counts for the quota of Voice Live."""
-    return route.startswith("voice_live")
 
 
 def by_preference(resources: Iterable[Resource], session_id: str) -> tuple[Resource, ...]:
