@@ -55,13 +55,16 @@ class FlatRoute:
         self._versions = list(dict.fromkeys((api_version, LEGACY_API_VERSION)))
         self._headers = headers
 
-    async def mint(self, spec: SessionSpec, *, timeout_s: float) -> Minted:
-        """Mints within `timeout_s`, with both api-versions if the first is refused. Raises MintError."""
+    async def mint(self, spec: SessionSpec, *, timeout_s: float, url: str = "") -> Minted:
+        """Mints within `timeout_s`, with both api-versions if the first is refused. Raises MintError.
+
+        `url` is for a route whose URL depends on the session.
+        """
         deadline_s = time.monotonic() + timeout_s
         for version in tuple(self._versions):
             try:
                 minted = await self._upstream.mint(
-                    f"{self._url}?api-version={version}",
+                    f"{url or self._url}?api-version={version}",
                     flat_session(spec),
                     timeout_s=deadline_s - time.monotonic(),
                     headers=self._headers,
@@ -79,10 +82,9 @@ class DirectDeployment:
 
     name = "direct_deployment"
 
-    def __init__(self, target: Target, upstream: Upstream, *, model: str, api_version: str) -> None:
+    def __init__(self, target: Target, upstream: Upstream, *, api_version: str) -> None:
         self._base = target.openai_base
-        url = f"{self._base}/openai/deployments/{quote(model, safe='')}/realtime/client_secrets"
-        self._route = FlatRoute(url, upstream, api_version=api_version)
+        self._route = FlatRoute(f"{self._base}/openai/deployments", upstream, api_version=api_version)
 
     @staticmethod
     def applies(target: Target) -> bool:
@@ -90,7 +92,9 @@ class DirectDeployment:
         return bool(target.openai_base)
 
     async def mint(self, spec: SessionSpec, *, timeout_s: float) -> EphemeralGrant:
-        minted = await self._route.mint(spec, timeout_s=timeout_s)
+        # An agent may have another deployment than the resource's own.
+        url = f"{self._base}/openai/deployments/{quote(spec.model, safe='')}/realtime/client_secrets"
+        minted = await self._route.mint(spec, timeout_s=timeout_s, url=url)
         return minted.grant(self.name, endpoint=self._base, dialect="preview", spec=spec)
 
 

@@ -176,7 +176,7 @@ def _strategy(name: StrategyName, configured: ResourceSettings, upstream: Upstre
         case "ga" if Ga.applies(target):
             return Ga(target, upstream)
         case "direct_deployment" if DirectDeployment.applies(target):
-            return DirectDeployment(target, upstream, model=own.model, api_version=own.api_version)
+            return DirectDeployment(target, upstream, api_version=own.api_version)
         case "project" if Project.applies(target):
             return Project(target, upstream, api_version=own.api_version)
         case "unified" if Unified.applies(target):

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import connect
 
 from tests.observability.scrape import scrape
 from tests.support.broker import environment, run_command
 from tests.support.resources import SeveralResources, key_variables, resources_file, run_resources
 from tests.support.waiting import eventually
+from token_broker.security.tokens import ANONYMOUS, Owner
 from token_broker.sessions.agents import AgentsFileError
+from token_broker.sessions.plans import TalkSpecs
 
 AGENTS = """
 default = "elena"
@@ -108,3 +111,48 @@ async def test_commands_switch_a_resource(tmp_path: Path) -> None:
         await eventually(is_back)
         unknown = await run_command("resources", "disable", "three", env=env, cwd=tmp_path)
         assert (unknown.code, "the known ones are one, two" in unknown.err) == (2, True)
+
+
+async def test_moving_talk_keeps_its_dialect(tmp_path: Path) -> None:
+    async with run_resources(tmp_path, "one", "two", proxy_upstreams=("voice_live", "openai_realtime")) as several:
+        broker = several.broker
+        connector, agent = broker.relay._parts.connector, broker.agents["elena"]
+        specs = TalkSpecs(broker.settings, Owner("session-that-moves", ANONYMOUS, 1), None)
+        wanted = agent.wanted("session-that-moves")
+        order = connector.pool.order(wanted)
+        lost = await connector.connect(specs.of(agent), wanted=wanted, only="openai_realtime")
+        assert (lost.resource, lost.route.dialect) == (order[0].name, "ga")
+        connector.pool.set_enabled(lost.resource, enabled=False)
+        found = await connector.connect(
+            specs.of(agent), wanted=agent.wanted("session-that-moves", running=True), after=lost
+        )
+        assert (found.resource, found.route.dialect) == (order[1].name, "ga")
+        for upstream in (lost, found):
+            await upstream.socket.aclose()
+
+
+async def test_agents_own_deployment_is_asked(tmp_path: Path, agents_file: Path) -> None:
+    async with run_resources(tmp_path, "one", "two", options=ZONES, agents_file=agents_file) as several:
+        broker = several.broker
+        connector, agent = broker.relay._parts.connector, broker.agents["greta"]
+        specs = TalkSpecs(broker.settings, Owner("session-of-greta", ANONYMOUS, 1), None)
+        upstream = await connector.connect(specs.of(agent), wanted=agent.wanted("session-of-greta"))
+        await upstream.socket.aclose()
+        assert (upstream.resource, upstream.model) == ("two", "gpt-realtime-mini")
+        (socket,) = [each for each in several.azures["two"].requests if each.protocol == "websocket"]
+        assert "model=gpt-realtime-mini" in socket.query
+
+
+async def test_talks_are_counted_once(tmp_path: Path) -> None:
+    async with run_resources(tmp_path, "one", "two") as several:
+        broker = several.broker
+        plan = await broker.plan()
+        proxy = plan["connections"][-1]
+        async with connect(proxy["url"], subprotocols=proxy["protocols"], proxy=None) as socket:
+            assert json.loads(await socket.recv())["type"] == "broker.ready"
+        level = (await broker.client.get("/status")).json()["slo"]["talks"]
+        assert (level["asked"], level["live"], level["ratio"]) == (1, 1, 1.0)
+        assert level["time_to_live_ms"]["p50"] > 0
+        seen = await scrape(broker.client)
+        assert seen.of("token_broker_talks_asked_total") == seen.of("token_broker_talks_live_total") == 1
+        assert seen.of("token_broker_talk_time_to_live_seconds_count") == 1

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -83,7 +84,7 @@ async def test_ga_posts_the_nested_body(respx_mock: respx.MockRouter) -> None:
 
 async def test_direct_deployment_posts_the_flat_body(respx_mock: respx.MockRouter) -> None:
     route = respx_mock.post(DEPLOYMENT_URL, params={"api-version": VERSION}).mock(minted())
-    strategy = DirectDeployment(DIRECT_TARGET, upstream_over(respx_mock), model="gpt-realtime", api_version=VERSION)
+    strategy = DirectDeployment(DIRECT_TARGET, upstream_over(respx_mock), api_version=VERSION)
     grant = await strategy.mint(SPEC, timeout_s=1)
     assert_sent(route.calls.last.request, FLAT_BODY, api_key=KEY)
     assert (grant.strategy, grant.endpoint) == ("direct_deployment", "https://x.openai.azure.com")
@@ -92,8 +93,8 @@ async def test_direct_deployment_posts_the_flat_body(respx_mock: respx.MockRoute
 
 async def test_deployment_is_quoted_in_the_path(respx_mock: respx.MockRouter) -> None:
     route = respx_mock.post(url__regex=r".*/openai/deployments/my%20model%2F2/realtime/.*").mock(minted())
-    strategy = DirectDeployment(DIRECT_TARGET, upstream_over(respx_mock), model="my model/2", api_version=VERSION)
-    await strategy.mint(SPEC, timeout_s=1)
+    strategy = DirectDeployment(DIRECT_TARGET, upstream_over(respx_mock), api_version=VERSION)
+    await strategy.mint(replace(SPEC, model="my model/2"), timeout_s=1)
     assert route.called
 
 
