@@ -161,7 +161,8 @@ class Chain:
             minting.skip_all("this agent talks over WebSockets only")
         else:
             grant = await self._hedger.race(minting)
-            if grant is None and not minting.has_asked and self._are_last(wanted):
+            # Without the proxy, or where its routes rest as well, these are the last ways that are left.
+            if grant is None and not minting.has_asked and (self._proxy is None or self.pool.all_rest(wanted)):
                 self.pool.ease(wanted, tuple({link.strategy.name for link in links}))
                 minting.again(links)
                 grant = await self._hedger.race(minting)
@@ -169,10 +170,6 @@ class Chain:
             minting.attempts.append(Attempt(self._proxy.name, "granted", 0.0, "asks nobody"))
             grant = self._proxy.grant()
         return ChainResult(grant, tuple(minting.attempts))
-
-    def _are_last(self, wanted: Wanted) -> bool:
-        """Whether no other way is left: without the proxy, or where its routes rest as well."""
-        return self._proxy is None or self.pool.all_rest(wanted)
 
 
 class _Minting:
@@ -198,7 +195,10 @@ class _Minting:
             share_s = (self._deadline_s - self._chain.clock()) / (1 + self._behind(link))
             permit = self._admit(link) if share_s > 0 else None
             if permit is None:
-                self._skip(link, self._why_not(link))
+                refusal = self._chain.pool.why_not(
+                    link.resource, link.strategy.name, agent_id=self._wanted.agent_id, model=self._wanted.model
+                )
+                self._skip(link, refusal.why or "no time was left")
                 continue
             self.has_asked = True
             return self._call(link, permit, share_s)
@@ -262,16 +262,6 @@ class _Minting:
         return self._chain.pool.breakers(
             link.resource, link.strategy.name, agent_id=wanted.agent_id, model=wanted.model
         )
-
-    def _why_not(self, link: Link) -> str:
-        for breaker in self._breakers(link):
-            if breaker.why_open:
-                return breaker.why_open
-        wanted = self._wanted
-        refusal = self._chain.pool.why_not(
-            link.resource, link.strategy.name, agent_id=wanted.agent_id, model=wanted.model, running=wanted.running
-        )
-        return refusal.why or "no time was left"
 
     def _call(self, link: Link, permit: PoolPermit, share_s: float) -> Call[Grant]:
         """One strategy, retries included, for at most `share_s`."""

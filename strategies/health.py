@@ -228,7 +228,10 @@ class CircuitBreaker:
         self.noted(error.outcome, error.status, duration_ms)
         if isinstance(error, RateLimitedError) and error.retry_after_s is not None:
             self.abandoned(permit)
-            self._rate_limited(error.retry_after_s, str(error))  # the latest end counts, whoever was told of it
+            wait_s = min(error.retry_after_s, _MAX_RATE_LIMIT_OPEN_S)
+            # The latest end of all waits counts, whoever was told of it.
+            if self._open_until_s is None or self._clock() + wait_s > self._open_until_s:
+                self._open(wait_s, str(error), is_binding=True)
             return
         # A burst of calls that began while the breaker was closed fails one by one. Only the first may set its time.
         if not self.is_current(permit):
@@ -280,11 +283,6 @@ class CircuitBreaker:
             successes=self.successes,
             latency_ms=_percentiles(self._latencies_ms),
         )
-
-    def _rate_limited(self, wait_s: float, why: str) -> None:
-        until_s = self._clock() + min(wait_s, _MAX_RATE_LIMIT_OPEN_S)
-        if self._open_until_s is None or until_s > self._open_until_s:
-            self._open(until_s - self._clock(), why, is_binding=True)
 
     def _open(self, for_s: float, why: str, *, is_binding: bool = False) -> None:
         self._generation += 1

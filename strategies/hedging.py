@@ -146,8 +146,13 @@ class _Race(Generic[T]):
         self._is_hedged = False
 
     async def run(self) -> T | None:
+        self._first = first = self._ask_next()
+        if first is not None and (delay_s := self._hedger.delay_s(first.permit)) is not None:
+            self._hedger.budget.count_request()
+            self._pace = self._pool.pace(first.permit.resource.name).admit()
+            self._delay_s = delay_s
+            self._hedge_at_s = first.began_s + delay_s
         try:
-            self._begin()
             while self._running:
                 ended = await self._wait()
                 lost = self._take_lost(ended)
@@ -165,15 +170,6 @@ class _Race(Generic[T]):
             if self._pace is not None and self._first is not None:
                 self._pool.pace(self._first.permit.resource.name).abandoned(self._pace)
         return None
-
-    def _begin(self) -> None:
-        self._first = first = self._ask_next()
-        if first is None or (delay_s := self._hedger.delay_s(first.permit)) is None:
-            return
-        self._hedger.budget.count_request()
-        self._pace = self._pool.pace(first.permit.resource.name).admit()
-        self._delay_s = delay_s
-        self._hedge_at_s = first.began_s + delay_s
 
     def _ask_next(self) -> Call[T] | None:
         busy = [call.permit.resource.name for call in self._running.values()]
@@ -238,24 +234,18 @@ class _Race(Generic[T]):
         else:
             self._pool.answered(call.permit, asked_s=call.asked_s)
         self._contest.ended(call, None)
-        self._judge_pace(call)
+        if self._first is not None and self._pace is not None and self._delay_s is not None:
+            pace = self._pool.pace(self._first.permit.resource.name)
+            if call is self._first and self._clock() - call.asked_s <= self._delay_s:
+                pace.proved(self._pace)
+            elif self._first in self._running.values() or self._pace.probe:  # asked first, and still silent
+                pace.failed(self._pace, TransientError("it was slower than another resource"), None)
         for task, loser in self._running.items():
             self._pool.undone(loser.permit, asked_s=loser.asked_s)
             self._contest.undone(loser, None)
             self._leave_behind(task, loser)
         self._running.clear()
         return winner.result()
-
-    def _judge_pace(self, winner: Call[T]) -> None:
-        """One that was asked first and is still silent is slow; one that answered within the delay is not."""
-        if self._first is None or self._pace is None or self._delay_s is None:
-            return
-        pace = self._pool.pace(self._first.permit.resource.name)
-        is_prompt = winner is self._first and self._clock() - winner.asked_s <= self._delay_s
-        if is_prompt:
-            pace.proved(self._pace)
-        elif self._first in self._running.values() or self._pace.probe:
-            pace.failed(self._pace, TransientError("it was slower than another resource"), None)
 
     def _leave_behind(self, task: asyncio.Task[T], call: Call[T]) -> None:
         """Cancels a call that nobody waits for. What it comes to all the same is undone."""

@@ -231,14 +231,18 @@ class Pool:
         session_id: str = "",
         running: bool = False,
     ) -> Refusal:
-        """Why `admit` gives no permit now. A running talk that was refused and names itself keeps its place."""
-        for breaker in self.breakers(resource, route_name, agent_id=agent_id, model=model):
+        """Why `admit` gives no permit now. A running talk that was refused and names itself keeps its place.
+
+        A route that waits for a probe has its reason too, without a time.
+        """
+        breakers = self.breakers(resource, route_name, agent_id=agent_id, model=model)
+        for breaker in breakers:
             if not breaker.would_admit:
                 return Refusal(breaker.why_open, breaker.retry_in_s, breaker.last_status == _TOO_MANY_REQUESTS)
         wait_s = self._quotas.wait_s(resource.name, route_name, session_id=session_id, running=running)
         if wait_s > 0:
             return Refusal(f"its quota is used up; there is more in {wait_s:.0f} s", wait_s, is_quota=True)
-        return Refusal("", 0.0)
+        return Refusal(next((breaker.why_open for breaker in breakers if not breaker.is_closed), ""), 0.0)
 
     @contextlib.contextmanager
     def settle(self, permit: PoolPermit) -> Iterator[None]:
@@ -301,7 +305,7 @@ class Pool:
             breaker.proved(granted)
             if breaker.state is BreakerState.CLOSED:
                 self._scoped = {key: each for key, each in self._scoped.items() if each is not breaker}
-        self._lives(permit)
+        self._health[permit.resource.name].lives(permit.health)
 
     def failed(self, permit: PoolPermit, error: MintError) -> None:
         """What was connected within `connecting` failed later: this is news of now, whenever the call was admitted."""
@@ -366,23 +370,24 @@ class Pool:
 
     def snapshot(self) -> tuple[ResourceStatus, ...]:
         """The status of each resource now."""
-        return tuple(self._status(each) for each in self.resources)
-
-    def _status(self, resource: Resource) -> ResourceStatus:
-        health = self._health[resource.name]
-        resting = next((each for each in (health.failing, health.slow) if each.why_open), None)
-        return ResourceStatus(
-            name=resource.name,
-            zone=resource.zone,
-            priority=resource.priority,
-            weight=resource.weight,
-            enabled=resource.name not in self._disabled,
-            health=health.condition,
-            why=resting.why_open if resting else None,
-            retry_in_s=round(resting.retry_in_s, 1) if resting else None,
-            load=self._quotas.load(resource.name),
-            routes=tuple(self.route_status(name, route) for name, route in self._breakers if name == resource.name),
-        )
+        found = []
+        for each in self.resources:
+            health = self._health[each.name]
+            resting = next((breaker for breaker in (health.failing, health.slow) if not breaker.is_closed), None)
+            status = ResourceStatus(
+                name=each.name,
+                zone=each.zone,
+                priority=each.priority,
+                weight=each.weight,
+                enabled=each.name not in self._disabled,
+                health=health.condition,
+                why=resting.why_open if resting else None,
+                retry_in_s=round(resting.retry_in_s, 1) if resting else None,
+                load=self._quotas.load(each.name),
+                routes=tuple(self.route_status(name, route) for name, route in self._breakers if name == each.name),
+            )
+            found.append(status)
+        return tuple(found)
 
     def _down(self, resource: Resource, route: str, wanted: Wanted) -> Refusal | None:
         """Why a talk by `route` can not be expected to come about; None where it can."""
@@ -429,9 +434,6 @@ class Pool:
             breaker.abandoned(granted)
         if permit.health is not None:
             self._health[permit.resource.name].failing.abandoned(permit.health)
-
-    def _lives(self, permit: PoolPermit) -> None:
-        self._health[permit.resource.name].lives(permit.health)
 
     def _count_failure(
         self, permit: PoolPermit, granted: Permit, error: MintError, duration_ms: float | None, *, is_news: bool = False

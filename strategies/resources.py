@@ -70,7 +70,13 @@ def by_preference(resources: Iterable[Resource], session_id: str) -> tuple[Resou
     return tuple(
         sorted(
             resources,
-            key=lambda each: (each.weight == 0, each.priority, -_score(each, session_id), each.name),
+            # The logarithm makes the share of first places exactly proportional to the weights.
+            key=lambda each: (
+                each.weight == 0,
+                each.priority,
+                math.log(uniform(each.name, session_id)) / -(each.weight or 1),
+                each.name,
+            ),
         )
     )
 
@@ -79,8 +85,3 @@ def uniform(*parts: str) -> float:
     """A number in (0, 1) that is always the same for the same `parts`, and spread evenly over all others."""
     digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=_HASH_BYTES).digest()
     return (int.from_bytes(digest) + 0.5) / _HASHES
-
-
-def _score(resource: Resource, session_id: str) -> float:
-    # The logarithm makes the share of first places exactly proportional to the weights.
-    return -(resource.weight or 1) / math.log(uniform(resource.name, session_id))
