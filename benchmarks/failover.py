@@ -221,7 +221,7 @@ async def measure(cell: Cell, talks: int, seed: int, directory: Path) -> Result:
     entries: dict[str, dict[str, object]] = {name: dict(entry) for name, entry in priorities.items()}
     if cell.fault == "dns":
         for name in cell.sick:
-            entries[name]["endpoint"] = f"http://{name}.invalid:9"
+            entries[name]["endpoint"] = f"https://{name}.invalid"
     numbers = itertools.count(1)
     async with stage(directory, cell.names, entries=entries) as running:
         await offer()
