@@ -42,7 +42,45 @@ param entraRequiredScope string = ''
 @description('IPv4 ranges that may reach the broker, such as 203.0.113.9/32, separated by commas; empty means everywhere. With brokerAuth none, empty (or a range of everywhere) makes the ingress internal: nobody outside the environment reaches it.')
 param allowedAddresses string = ''
 
-@description('How the broker proves itself to the voice resource; as main.bicep was told.')
+@description('Region of the voice resource; as main.bicep was told. With several resources it is the resource\'s name, too.')
+@allowed([
+  'canadacentral'
+  'centralus'
+  'eastus2'
+  'francecentral'
+  'swedencentral'
+  'southindia'
+])
+param voiceLocation string = 'eastus2'
+
+@description('Whether there is a second voice resource; as main.bicep was told. none: there is none. standby: it is asked where the first one fails or is full. shared: both take talks alike.')
+@allowed([
+  'none'
+  'standby'
+  'shared'
+])
+param secondVoice string = 'none'
+
+@description('Region of the second voice resource; as main.bicep was told.')
+@allowed([
+  'canadacentral'
+  'centralus'
+  'eastus2'
+  'francecentral'
+  'swedencentral'
+  'southindia'
+])
+param secondVoiceLocation string = 'centralus'
+
+@description('Further voice resources, made elsewhere: tables [[resources]] of a resources file, as docs/api.md says. The broker\'s identity needs its roles on them.')
+param moreResources string = ''
+
+@description('New Voice Live connections a minute that each of the two voice resources takes; beyond them the other one is asked before Azure refuses. 0: not known.')
+@minValue(0)
+@maxValue(100000)
+param voiceLivePerMinute int = 0
+
+@description('How the broker proves itself to the voice resources; as main.bicep was told.')
 @allowed([
   'key'
   'entra'
@@ -123,6 +161,11 @@ module backend 'modules/backend-aca.bicep' = {
     entraAudience: entraAudience
     entraRequiredScope: entraRequiredScope
     allowedAddresses: allowedAddresses
+    voiceLocation: voiceLocation
+    secondVoice: secondVoice
+    secondVoiceLocation: secondVoiceLocation
+    moreResources: moreResources
+    voiceLivePerMinute: voiceLivePerMinute
     voiceAuthentication: voiceAuthentication
     store: store
     memory: memory

@@ -25,14 +25,33 @@ param location string
 ])
 param voiceLocation string = 'eastus2'
 
-@description('How the broker proves itself to the voice resource. key: the resource key, kept in Key Vault, with Entra as the way out when keys are switched off. entra: the managed identity alone; the resource refuses keys.')
+@description('A second voice resource, so that voice survives the loss of the first. none: there is none. standby: it is asked where the first one fails or is full. shared: both take talks alike.')
+@allowed([
+  'none'
+  'standby'
+  'shared'
+])
+param secondVoice string = 'none'
+
+@description('Region of the second voice resource; another one than the first\'s.')
+@allowed([
+  'canadacentral'
+  'centralus'
+  'eastus2'
+  'francecentral'
+  'swedencentral'
+  'southindia'
+])
+param secondVoiceLocation string = 'centralus'
+
+@description('How the broker proves itself to the voice resources. key: the resource key, kept in Key Vault, with Entra as the way out when keys are switched off. entra: the managed identity alone; the resource refuses keys.')
 @allowed([
   'key'
   'entra'
 ])
 param voiceAuthentication string = 'key'
 
-@description('Which of the resource\'s two keys is put into Key Vault; the other one can be regenerated meanwhile.')
+@description('Which of a voice resource\'s two keys is put into Key Vault; the other one can be regenerated meanwhile.')
 @allowed([
   'key1'
   'key2'
@@ -179,7 +198,28 @@ module network 'modules/network.bicep' = {
 module voice 'modules/voice.bicep' = {
   scope: group
   params: {
+    nameSuffix: ''
     location: voiceLocation
+    tags: tags
+    workspaceId: observability.outputs.workspaceId
+    principalId: identity.outputs.principalId
+    disableLocalAuth: voiceAuthentication == 'entra'
+    realtimeModel: realtimeModel
+    realtimeModelVersion: realtimeVersion
+    realtimeCapacity: realtimeCapacity
+    transcriptionModel: transcriptionModel
+    transcriptionModelVersion: transcriptionVersion
+    transcriptionCapacity: transcriptionCapacity
+    deploymentSku: deploymentSku
+    projectName: projectName
+  }
+}
+
+module otherVoice 'modules/voice.bicep' = if (secondVoice != 'none') {
+  scope: group
+  params: {
+    nameSuffix: '2'
+    location: secondVoiceLocation
     tags: tags
     workspaceId: observability.outputs.workspaceId
     principalId: identity.outputs.principalId
@@ -223,6 +263,7 @@ module vault 'modules/vault.bicep' = {
     privateDnsZoneId: network.outputs.vaultDnsZoneId
     principalId: identity.outputs.principalId
     voiceAccountName: voice.outputs.name
+    otherVoiceAccountName: secondVoice == 'none' ? '' : otherVoice!.outputs.name
     storeVoiceKey: voiceAuthentication == 'key'
     voiceKey: voiceKey
     databaseUrl: store == 'postgresql' ? database!.outputs.url : sqliteUrl
@@ -269,6 +310,9 @@ output AZURE_KEY_VAULT_NAME string = vault.outputs.name
 
 @description('The voice resource\'s unified endpoint.')
 output AZURE_VOICELIVE_ENDPOINT string = voice.outputs.endpoint
+
+@description('The second voice resource\'s unified endpoint, empty if there is none.')
+output AZURE_SECOND_VOICE_ENDPOINT string = secondVoice == 'none' ? '' : otherVoice!.outputs.endpoint
 
 @description('Deployment that broker.bicep names as the model.')
 output AZURE_VOICELIVE_MODEL string = voice.outputs.realtimeDeployment

@@ -12,7 +12,7 @@ other resources: so it costs its share once. With `websocket_proxy` among the li
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import tenacity
@@ -20,7 +20,7 @@ import tenacity
 from strategies.base import Attempt, Grant, ProxyGrant, SessionSpec
 from strategies.endpoint import Target
 from strategies.errors import CredentialError, MintError, RateLimitedError, TimedOutError, TransientError
-from strategies.health import BreakerState, CircuitBreaker
+from strategies.health import CircuitBreaker
 from strategies.hedging import Call, Hedger
 from strategies.pool import Pool, PoolPermit
 from strategies.resource_health import Fault, fault_of
@@ -87,11 +87,10 @@ class WebSocketProxy:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A strategy that mints at one resource, and the pool's breaker for it."""
+    """A strategy that mints at one resource."""
 
     resource: Resource
     strategy: Strategy
-    breaker: CircuitBreaker
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +139,7 @@ class Chain:
         self.policy = policy
         self.on_attempt = on_attempt
         self._hedger = hedger or Hedger(pool)
+        self.clock = self._hedger.clock
         # The proxy always grants: whatever stands behind it is never asked.
         self._proxy = next((link for link in self.links if isinstance(link, WebSocketProxy)), None)
         end = self.links.index(self._proxy) if self._proxy else None
@@ -149,7 +149,7 @@ class Chain:
     async def mint(
         self, spec: SpecSupplier, *, deadline_s: float, wanted: Wanted = _ANYBODY, sockets_only: bool = False
     ) -> ChainResult:
-        """A grant before `deadline_s` (monotonic). `spec` is awaited before each real mint, within its share.
+        """A grant before `deadline_s` of the hedger's clock. `spec` is awaited before each real mint, within its share.
 
         With `sockets_only` nothing is minted: the proxy is granted, where it is among the links.
         """
@@ -190,15 +190,19 @@ class _Minting:
         self._tries: dict[str, Tries] = {}  # by the name of the call: each link is asked once
 
     def next_call(self, busy: Collection[str]) -> Call[Grant] | None:
+        pool, wanted = self._chain.pool, self._wanted
         for link in self._left.copy():
             if link.resource.name in busy:
                 continue
             self._left.remove(link)
-            behind = sum(later.breaker.would_admit for later in self._left)
-            share_s = (self._deadline_s - time.monotonic()) / (1 + behind)
+            behind = sum(
+                pool.would_admit(later.resource, later.strategy.name, agent_id=wanted.agent_id, model=wanted.model)
+                for later in self._left
+            )
+            share_s = (self._deadline_s - self._chain.clock()) / (1 + behind)
             permit = self._admit(link) if share_s > 0 else None
             if permit is None:
-                self._skip(link, self._why_not(link) or "no time was left")
+                self._skip(link, self._why_not(link))
                 continue
             self.has_asked = True
             return self._call(link, permit, share_s)
@@ -228,27 +232,37 @@ class _Minting:
 
         Otherwise, after an outage of all routes, several callers at once would each wait for a probe of their own.
         """
-        if link.breaker.state is not BreakerState.CLOSED and any(
-            isinstance(other, Link) and other.resource is link.resource and other.breaker.probing
+        if not all(each.is_closed for each in self._breakers(link)) and any(
+            each.probing
             for other in self._chain.links
+            if isinstance(other, Link) and other.resource is link.resource
+            for each in self._breakers(other)
         ):
             return None
-        wanted = self._wanted
         return self._chain.pool.admit(
             link.resource,
             link.strategy.name,
-            agent_id=wanted.agent_id,
-            model=wanted.model,
-            session_id=wanted.session_id,
-            running=wanted.running,
+            agent_id=self._wanted.agent_id,
+            model=self._wanted.model,
+            session_id=self._wanted.session_id,
+            running=self._wanted.running,
+        )
+
+    def _breakers(self, link: Link) -> tuple[CircuitBreaker, ...]:
+        wanted = self._wanted
+        return self._chain.pool.breakers(
+            link.resource, link.strategy.name, agent_id=wanted.agent_id, model=wanted.model
         )
 
     def _why_not(self, link: Link) -> str:
+        for breaker in self._breakers(link):
+            if breaker.why_open:
+                return breaker.why_open
         wanted = self._wanted
         refusal = self._chain.pool.why_not(
             link.resource, link.strategy.name, agent_id=wanted.agent_id, model=wanted.model, running=wanted.running
         )
-        return refusal.why or link.breaker.why_open
+        return refusal.why or "no time was left"
 
     def _call(self, link: Link, permit: PoolPermit, share_s: float) -> Call[Grant]:
         """One strategy, retries included, for at most `share_s`."""
@@ -256,13 +270,13 @@ class _Minting:
 
         async def mint() -> Grant:
             spec = await self._spec(link.resource)
-            grant = await retry(
+            return await retry(
                 lambda timeout_s: link.strategy.mint(spec, timeout_s=timeout_s),
                 policy=self._chain.policy,
                 deadline_s=call.began_s + share_s - _LAST_WORD_S,
                 tries=tries,
+                clock=self._chain.clock,
             )
-            return replace(grant, resource=link.resource.name)
 
         call = Call(f"mint-{link.resource.name}-{link.strategy.name}", permit, mint, share_s)
         self._tries[call.name] = tries
@@ -275,7 +289,7 @@ class _Minting:
         attempt = Attempt(
             strategy=call.permit.route,
             outcome=outcome,
-            duration_ms=(time.monotonic() - call.began_s) * 1000,
+            duration_ms=(self._chain.clock() - call.began_s) * 1000,
             why="another resource was faster" if outcome == "undone" else str(error or ""),
             status=200 if outcome == "minted" else error.status if error else None,
             code=error.code if error else None,
@@ -287,8 +301,15 @@ class _Minting:
         self._chain.on_attempt(attempt)
 
 
-async def retry(call: Callable[[float], Awaitable[T]], *, policy: RetryPolicy, deadline_s: float, tries: Tries) -> T:
-    """Awaits `call(timeout_s)` until it succeeds, fails for good, or `deadline_s` (monotonic) leaves no time for more.
+async def retry(
+    call: Callable[[float], Awaitable[T]],
+    *,
+    policy: RetryPolicy,
+    deadline_s: float,
+    tries: Tries,
+    clock: Callable[[], float] = time.monotonic,
+) -> T:
+    """Awaits `call(timeout_s)` until it succeeds, fails for good, or `deadline_s` of the clock leaves no time for more.
 
     Only transient failures are repeated, except timeouts and missing credentials: a timeout has used the time up, and
     the credential was asked for a moment ago. A `Retry-After` beyond the deadline ends it at once. Raises the error of
@@ -297,7 +318,7 @@ async def retry(call: Callable[[float], Awaitable[T]], *, policy: RetryPolicy, d
 
     async def attempt() -> T:
         tries.count += 1
-        timeout_s = min(policy.attempt_timeout_s, deadline_s - time.monotonic())
+        timeout_s = min(policy.attempt_timeout_s, deadline_s - clock())
         if timeout_s <= 0:
             raise TimedOutError("no time was left for it")
         return await call(timeout_s)
@@ -319,9 +340,7 @@ async def retry(call: Callable[[float], Awaitable[T]], *, policy: RetryPolicy, d
         return await attempt()
 
     return await tenacity.AsyncRetrying(
-        stop=lambda state: (
-            state.attempt_number >= policy.attempts or time.monotonic() + state.upcoming_sleep >= deadline_s
-        ),
+        stop=lambda state: state.attempt_number >= policy.attempts or clock() + state.upcoming_sleep >= deadline_s,
         wait=lambda state: _wait_s(state, policy),
         retry=tenacity.retry_if_exception(_is_worth_repeating),
         reraise=True,

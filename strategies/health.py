@@ -131,6 +131,11 @@ class CircuitBreaker:
         return BreakerState.HALF_OPEN if self.probing or self._clock() >= self._open_until_s else BreakerState.OPEN
 
     @property
+    def is_closed(self) -> bool:
+        """Whether every call is admitted."""
+        return self._open_until_s is None
+
+    @property
     def probing(self) -> bool:
         """Whether a probe is running."""
         return self._lease_until_s is not None and self._clock() < self._lease_until_s
@@ -139,6 +144,11 @@ class CircuitBreaker:
     def would_admit(self) -> bool:
         """Whether `admit` would give a permit now."""
         return self._open_until_s is None or (self._clock() >= self._open_until_s and not self.probing)
+
+    @property
+    def last_status(self) -> int | None:
+        """The HTTP status of the last failure; None after a success, or where there was no answer."""
+        return self._last[1] if self._last else None
 
     @property
     def retry_in_s(self) -> float:
@@ -198,13 +208,17 @@ class CircuitBreaker:
 
     def succeeded(self, permit: Permit, duration_ms: float) -> None:
         """The call succeeded: closes the breaker."""
-        self.noted("minted", None, duration_ms)
+        self.answered("minted", duration_ms)
         self.proved(permit)
 
-    def proved(self, permit: Permit) -> None:
-        """What was noted before as under way has succeeded: closes the breaker."""
+    def answered(self, outcome: str, duration_ms: float) -> None:
+        """Counts a call that went well. Whether it closes the breaker, `proved` tells."""
+        self.noted(outcome, None, duration_ms)
         self.successes += 1
         self.capability = Capability.AVAILABLE
+
+    def proved(self, permit: Permit) -> None:
+        """The route works: closes the breaker."""
         # A call that began before the breaker opened says nothing of what has happened since.
         if self.is_current(permit):
             self._close()

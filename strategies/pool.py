@@ -12,13 +12,13 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 from strategies.answer_times import AnswerTimes
 from strategies.errors import MintError, RateLimitedError
 from strategies.health import BreakerPolicy, BreakerState, BreakerStatus, Capability, CircuitBreaker, Permit
-from strategies.quotas import Quota, quotas_of
+from strategies.quotas import CLAIM_GRACE_S, Quota, quotas_of
 from strategies.resource_health import Condition, Fault, ResourceHealth, fault_of
 from strategies.resources import MINT_ROUTES, Resource, Wanted, by_preference, is_allowed, is_voice_live, uniform
 
@@ -31,6 +31,7 @@ _ALL_FAILING_REST_S = 2.0
 # A talk that gets its token within that time can be expected to come about.
 _SOON_S = 1.0
 _SCOPED_KEPT = 1024
+_TOO_MANY_REQUESTS = 429
 # After a stall, answers that had come meanwhile are read one after the other.
 _STALL_GRACE_S = 1.0
 
@@ -49,14 +50,17 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why `admit` gave no permit, in one sentence, and after how many seconds it may give one; 0 is unknown."""
+    """Why `admit` gave no permit, in one sentence, and after how many seconds it may give one; 0 is unknown.
+
+    `is_quota`: nothing fails, there is only too little quota, by our own count or by Azure's 429.
+    """
 
     why: str
     retry_after_s: float
+    is_quota: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PoolPermit:
+class PoolPermit(NamedTuple):
     """Permission for one call to `route` of `resource`. `Pool.settle` hands it back."""
 
     resource: Resource
@@ -64,7 +68,7 @@ class PoolPermit:
     agent_id: str
     model: str
     began_s: float
-    breaker: CircuitBreaker = field(repr=False)
+    breaker: CircuitBreaker
     permit: Permit
     # Of the resource's health; None where the resource rests and is asked all the same.
     health: Permit | None
@@ -102,6 +106,7 @@ class Pool:
         self._clock = clock
         self._health = {each.name: ResourceHealth(each.name, self._policy, clock=clock) for each in self.resources}
         self._quotas = {each.name: quotas_of(each.quotas) for each in self.resources}
+        self._claims: dict[str, tuple[Quota, float]] = {}  # where running talks wait, and until when
         self._has_quotas = any(self._quotas.values())
         self._breakers: dict[tuple[str, str], CircuitBreaker] = {}
         self._times: dict[tuple[str, str], AnswerTimes] = {}
@@ -112,6 +117,8 @@ class Pool:
 
     def allowed(self, wanted: Wanted) -> tuple[Resource, ...]:
         """Those that residency lets `wanted` use, healthy or not."""
+        if not wanted.zones and not wanted.resources:
+            return self.resources
         return tuple(each for each in self.resources if is_allowed(each, wanted))
 
     def order(self, wanted: Wanted) -> tuple[Resource, ...]:
@@ -120,7 +127,9 @@ class Pool:
         Slow ones come behind the others, and so do recovering ones for most sessions at first. Where all that are
         allowed and enabled seem to fail, it has all of them.
         """
-        enabled = tuple(each for each in self.allowed(wanted) if each.name not in self._disabled)
+        enabled = self.allowed(wanted)
+        if self._disabled:
+            enabled = tuple(each for each in enabled if each.name not in self._disabled)
         if len(enabled) <= 1:
             return enabled
         preferred = by_preference(enabled, wanted.session_id)
@@ -135,6 +144,37 @@ class Pool:
         if (found := self._breakers.get(key)) is None:
             found = self._breakers[key] = CircuitBreaker(route_name, self._policy, clock=self._clock)
         return found
+
+    def breakers(
+        self, resource: Resource, route_name: str, *, agent_id: str, model: str = ""
+    ) -> tuple[CircuitBreaker, ...]:
+        """Those that decide on a call: the route's, and while something is wrong, the agent's and the model's."""
+        breaker = self.breaker(resource.name, route_name)
+        return (breaker, *self._scoped_of(resource, route_name, agent_id, model)) if self._scoped else (breaker,)
+
+    def would_admit(self, resource: Resource, route_name: str, *, agent_id: str, model: str = "") -> bool:
+        """Whether `admit` would give a permit now, as far as its quota is not used up."""
+        if not self.breaker(resource.name, route_name).would_admit:
+            return False
+        return not self._scoped or all(
+            each.would_admit for each in self._scoped_of(resource, route_name, agent_id, model)
+        )
+
+    def route_status(self, resource_name: str, route_name: str) -> BreakerStatus:
+        """The status of a route. Where its last call failed, and only agents' breakers are open, it is theirs."""
+        own = self.breaker(resource_name, route_name).snapshot()
+        if own.breaker is not BreakerState.CLOSED or own.last_outcome in {"minted", "connected"}:
+            return own
+        resting = [
+            scoped
+            for (resource, route, _), scoped in self._scoped.items()
+            if (resource, route) == (resource_name, route_name) and scoped.state is not BreakerState.CLOSED
+        ]
+        if not resting:
+            return own
+        agents = max(resting, key=lambda each: each.retry_in_s)
+        why = f"agent {agents.name}: {agents.why_open}"
+        return replace(own, breaker=agents.state, retry_in_s=round(agents.retry_in_s, 1), why=why)
 
     def answer_times(self, resource_name: str, route_name: str) -> AnswerTimes:
         """How long the route takes to answer, for hedging."""
@@ -162,9 +202,8 @@ class Pool:
 
         A resource that fails is no reason to refuse: `order` has it only where a probe is due, or no other is left.
         """
-        model = model or resource.model
-        breaker = self._breakers.get((resource.name, route_name)) or self.breaker(resource.name, route_name)
-        scoped = self._scoped_of(resource.name, route_name, agent_id, model) if self._scoped else ()
+        breaker = self.breaker(resource.name, route_name)
+        scoped = self._scoped_of(resource, route_name, agent_id, model) if self._scoped else ()
         if not breaker.would_admit or not all(each.would_admit for each in scoped):
             return None
         if self._has_quotas and self._take_token(resource, route_name, session_id, running=running) > 0:
@@ -175,26 +214,32 @@ class Pool:
             resource=resource,
             route=route_name,
             agent_id=agent_id,
-            model=model,
+            model=model or resource.model,
             began_s=self._clock(),
             breaker=breaker,
             permit=permit,
             health=self._health[resource.name].failing.admit(early=True),
-            scoped=tuple((each, granted) for each in scoped if (granted := each.admit()) is not None),
+            scoped=tuple((each, granted) for each in scoped if (granted := each.admit())) if scoped else (),
         )
 
     def why_not(
-        self, resource: Resource, route_name: str, *, agent_id: str, model: str = "", running: bool = False
+        self,
+        resource: Resource,
+        route_name: str,
+        *,
+        agent_id: str,
+        model: str = "",
+        session_id: str = "",
+        running: bool = False,
     ) -> Refusal:
-        """Why `admit` gives no permit now."""
-        scoped = self._scoped_of(resource.name, route_name, agent_id, model or resource.model)
-        for breaker in (self.breaker(resource.name, route_name), *scoped):
+        """Why `admit` gives no permit now. A running talk that was refused and names itself keeps its place."""
+        for breaker in self.breakers(resource, route_name, agent_id=agent_id, model=model):
             if not breaker.would_admit:
-                return Refusal(breaker.why_open, breaker.retry_in_s)
+                return Refusal(breaker.why_open, breaker.retry_in_s, breaker.last_status == _TOO_MANY_REQUESTS)
         if (quota := self._quota(resource, route_name)) is not None:
-            wait_s = quota.wait_s(self._clock(), running=running)
+            wait_s = quota.wait_s(self._clock(), running=running, claimant=session_id)
             if wait_s > 0:
-                return Refusal(f"its quota is used up; there is more in {wait_s:.0f} s", wait_s)
+                return Refusal(f"its quota is used up; there is more in {wait_s:.0f} s", wait_s, is_quota=True)
         return Refusal("", 0.0)
 
     @contextlib.contextmanager
@@ -228,7 +273,7 @@ class Pool:
     def answered(self, permit: PoolPermit) -> None:
         """The call was answered well, and is over."""
         duration_ms = self._age_ms(permit)
-        permit.breaker.noted("minted", None, duration_ms)
+        permit.breaker.answered("minted", duration_ms)
         if len(self.resources) > 1:
             self.answer_times(permit.resource.name, permit.route).add(duration_ms)
         self.succeeded(permit)
@@ -236,7 +281,7 @@ class Pool:
     def connected(self, permit: PoolPermit) -> None:
         """The handshake succeeded: neither success nor failure, but another call may be the probe."""
         duration_ms = self._age_ms(permit)
-        permit.breaker.noted("connected", None, duration_ms)
+        permit.breaker.answered("connected", duration_ms)
         self.answer_times(permit.resource.name, permit.route).add(duration_ms)
         self._give_back(permit)
 
@@ -275,11 +320,7 @@ class Pool:
         enabled = [each for each in self.allowed(wanted) if each.name not in self._disabled]
         for resource in enabled:
             for route in routes:
-                model = wanted.model or resource.model
-                for breaker in (
-                    self.breaker(resource.name, route),
-                    *self._scoped_of(resource.name, route, wanted.agent_id, model),
-                ):
+                for breaker in self.breakers(resource, route, agent_id=wanted.agent_id, model=wanted.model):
                     is_fault = len(enabled) > 1 and breaker.capability is not Capability.MISSING
                     breaker.rest_at_most(_ALL_FAILING_REST_S if is_fault else _LAST_ROUTE_REST_S)
 
@@ -312,9 +353,8 @@ class Pool:
 
     def give_up(self, session_id: str) -> None:
         """The running talk waits for no token any more, since it has ended or has got one."""
-        for quotas in self._quotas.values():
-            for quota in quotas.values():
-                quota.release(session_id)
+        if (kept := self._claims.pop(session_id, None)) is not None:
+            kept[0].release(session_id)
 
     def divide_quotas(self, replicas: int, *, is_fresh: bool = False) -> None:
         """Leaves this process its share of the quotas, of `replicas` that are live.
@@ -350,15 +390,14 @@ class Pool:
             why=resting.why_open if resting else None,
             retry_in_s=round(resting.retry_in_s, 1) if resting else None,
             load={name: round(quota.load(self._clock()), 3) for name, quota in self._quotas[resource.name].items()},
-            routes=tuple(each.snapshot() for (name, _), each in self._breakers.items() if name == resource.name),
+            routes=tuple(self.route_status(name, route) for name, route in self._breakers if name == resource.name),
         )
 
     def _down(self, resource: Resource, route: str, wanted: Wanted) -> Refusal | None:
         """Why a talk by `route` can not be expected to come about; None where it can."""
         breakers = (
             self._health[resource.name].failing,
-            self.breaker(resource.name, route),
-            *self._scoped_of(resource.name, route, wanted.agent_id, wanted.model or resource.model),
+            *self.breakers(resource, route, agent_id=wanted.agent_id, model=wanted.model),
         )
         down = [each for each in breakers if not each.would_admit]
         if down:
@@ -381,14 +420,32 @@ class Pool:
         return self._quotas[resource.name].get("mints") if route in MINT_ROUTES else None
 
     def _take_token(self, resource: Resource, route: str, session_id: str, *, running: bool) -> float:
-        quota = self._quota(resource, route)
-        wait_s = 0.0 if quota is None else quota.take(self._clock(), running=running, claimant=session_id)
-        if wait_s == 0 and running:
-            self.give_up(session_id)
+        if (quota := self._quota(resource, route)) is None:
+            return 0.0
+        now_s = self._clock()
+        wait_s = quota.take(now_s, running=running, claimant=session_id)
+        if running and session_id:
+            if wait_s == 0:
+                self.give_up(session_id)
+            else:
+                self._claim(quota, session_id, now_s, now_s + wait_s)
         return wait_s
 
-    def _scoped_of(self, resource: str, route: str, agent: str, model: str) -> tuple[CircuitBreaker, ...]:
-        keys = ((resource, route, agent), (resource, "", model))
+    def _claim(self, quota: Quota, session_id: str, now_s: float, due_s: float) -> None:
+        """A running talk waits in one queue: where it is served first."""
+        kept = self._claims.get(session_id)
+        if kept is not None and kept[0] is not quota and now_s - CLAIM_GRACE_S <= kept[1] <= due_s:
+            return
+        if kept is not None and kept[0] is not quota:
+            kept[0].release(session_id)
+        quota.claim(session_id, due_s)
+        self._claims[session_id] = (quota, due_s)
+        for waiting, (_, until_s) in list(self._claims.items()):
+            if until_s + CLAIM_GRACE_S < now_s:
+                del self._claims[waiting]
+
+    def _scoped_of(self, resource: Resource, route: str, agent: str, model: str) -> tuple[CircuitBreaker, ...]:
+        keys = ((resource.name, route, agent), (resource.name, "", model or resource.model))
         return tuple(breaker for key in keys if (breaker := self._scoped.get(key)) is not None)
 
     def _fail_scoped(self, key: tuple[str, str, str], error: MintError) -> None:

@@ -73,13 +73,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Minted:
-    """A token that Azure minted, and its lifetime by Azure's own clock (see `EphemeralGrant`)."""
+    """A token that `resource` minted, and its lifetime by Azure's own clock (see `EphemeralGrant`)."""
 
     token: SecretStr
     expires_at: datetime
     expires_in_s: float
     received_at_s: float
     clock_skew_s: float | None
+    resource: str = ""
 
     def grant(self, strategy: str, *, endpoint: str, dialect: Dialect, spec: SessionSpec) -> EphemeralGrant:
         """The strategy's grant of this token. Media goes to `endpoint`, which minted it."""
@@ -93,11 +94,12 @@ class Minted:
             dialect=dialect,
             voice=spec.voices[dialect],
             clock_skew_s=self.clock_skew_s,
+            resource=self.resource,
         )
 
 
 class Upstream:
-    """Posts mints to Azure with the process's one transport and credential.
+    """Posts mints to one resource with the process's one transport, and the resource's credential.
 
     It uses httpx's transport and no client: then no redirect, cookie, proxy of the environment or auth flow can
     interfere, and a mint costs half as much. `clock` gives unix seconds; `monotonic` is the clock of `received_at_s`.
@@ -108,10 +110,12 @@ class Upstream:
         transport: httpx.AsyncBaseTransport,
         credentials: Credentials,
         *,
+        resource: str = "",
         user_agent: str = "voice-token-broker",
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._resource = resource
         self._user_agent = user_agent
         self._transport = transport
         self._credentials = credentials
@@ -193,7 +197,7 @@ class Upstream:
             if self._credentials.appear_in(refused.request_id or ""):
                 refused.request_id = None
             raise refused
-        minted = read_minted(answer, now_s=now_s, received_at_s=self._monotonic())
+        minted = read_minted(answer, now_s=now_s, received_at_s=self._monotonic(), resource=self._resource)
         if self._credentials.appear_in(minted.token.get_secret_value()):
             raise MalformedError("the answer gave our own credential back as the token")
         return minted
@@ -252,7 +256,7 @@ def classify(answer: Answer, *, now_s: float) -> MintError | None:
     return RejectedError("Azure refuses the request as it is", **about)
 
 
-def read_minted(answer: Answer, *, now_s: float, received_at_s: float) -> Minted:
+def read_minted(answer: Answer, *, now_s: float, received_at_s: float, resource: str = "") -> Minted:
     """The token of a successful answer. Raises MalformedError where there is no usable one (docs/api.md §3.2).
 
     `expires_at` may be unix seconds (GA) or ISO 8601 (the first version's routes). The lifetime left is reckoned by the
@@ -283,6 +287,7 @@ def read_minted(answer: Answer, *, now_s: float, received_at_s: float) -> Minted
         expires_in_s=left_s,
         received_at_s=received_at_s,
         clock_skew_s=None if azure_now_s is None else now_s - azure_now_s,
+        resource=resource,
     )
 
 

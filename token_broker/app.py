@@ -49,10 +49,11 @@ _OPERATIONS = (
 )
 
 
-def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
+def create_app(settings: Settings, drain: Drain | None = None, also: Sequence[BaseRoute] = ()) -> Starlette:
     """The broker as an ASGI application; its parts are built when its lifespan begins.
 
-    `drain` is shared with the server that drains it; without one the application never drains.
+    `drain` is shared with the server that drains it; without one the application never drains. `also` are routes
+    besides the broker's own, matched after them.
     """
     shared_drain = drain or Drain()
     metrics = Metrics()
@@ -70,6 +71,7 @@ def create_app(settings: Settings, drain: Drain | None = None) -> Starlette:
             *routes,
             *openapi_routes(_OPERATIONS, [VOICELIVE_SOCKET, *COMPAT_SOCKETS]),
             *client_routes(_azure_origins(settings)),
+            *also,
         ],
         middleware=[
             # Outermost, so that requests which the others refuse have an id and are counted too.

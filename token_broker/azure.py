@@ -1,9 +1,12 @@
 """Builds the parts that talk to Azure: the pool of resources, their credentials, the chain, the proxy's connector."""
 
+import asyncio
 import ssl
+import time
 from collections.abc import Mapping
 
 import httpx
+import structlog
 
 from strategies.chain import Chain, Link, OnAttempt, RetryPolicy, Strategy, WebSocketProxy
 from strategies.credentials import Credentials, EntraTokens, azure_identity_source
@@ -28,8 +31,13 @@ __all__ = [
     "build_pool",
     "credentials_at",
     "make_client",
+    "watch_stalls",
 ]
 
+log = structlog.get_logger("token_broker.azure")
+
+_STALL_CHECK_S = 0.25
+_STALL_S = 0.5  # hundreds of milliseconds may pass at a garbage collection, or on a busy machine
 USER_AGENT = f"voice-token-broker/{__version__}"
 
 
@@ -52,6 +60,17 @@ def build_pool(settings: Settings) -> Pool:
 def build_hedger(settings: Settings, pool: Pool) -> Hedger:
     """What asks the next resource beside a silent one, for mints and handshakes together."""
     return Hedger(pool, after_ms=None if settings.hedge_after_ms == "auto" else settings.hedge_after_ms)
+
+
+async def watch_stalls(pool: Pool) -> None:
+    """Tells the pool when our own event loop stood still: what failed meanwhile says nothing of Azure."""
+    while True:
+        began_s = time.monotonic()
+        await asyncio.sleep(_STALL_CHECK_S)
+        late_s = time.monotonic() - began_s - _STALL_CHECK_S
+        if late_s >= _STALL_S:
+            log.warning("event_loop_stalled", for_s=round(late_s, 2))
+            pool.stalled(late_s)
 
 
 def _resource(configured: ResourceSettings) -> Resource:
@@ -135,7 +154,7 @@ def _links(
     settings: Settings, transport: httpx.AsyncBaseTransport, credentials: Mapping[str, Credentials], pool: Pool
 ) -> list[Link | WebSocketProxy]:
     at = [
-        (resource, each, Upstream(transport, credentials[each.name], user_agent=USER_AGENT))
+        (resource, each, Upstream(transport, credentials[each.name], resource=each.name, user_agent=USER_AGENT))
         for resource, each in zip(pool.resources, settings.resources, strict=True)
     ]
     links: list[Link | WebSocketProxy] = []
@@ -146,7 +165,7 @@ def _links(
             continue
         for resource, each, upstream in at:
             if (strategy := _strategy(name, each, upstream)) is not None:
-                links.append(Link(resource, strategy, pool.breaker(resource.name, name)))
+                links.append(Link(resource, strategy))
     return links
 
 

@@ -287,14 +287,27 @@ class Settings(BaseSettings):
         le=120,
         allow_inf_nan=False,
         alias="BROKER_PROXY_CONNECT_TIMEOUT_S",
-        description="time for all upstreams together, until the talk is ready",
+        description="time for all upstreams together, until the talk is ready, or goes on after Azure broke off",
+    )
+    resume_audio_s: _Seconds = Field(
+        15,
+        alias="BROKER_RESUME_AUDIO_S",
+        description="longest unanswered speech that is held, to be heard again where Azure breaks off in a talk",
+    )
+    resume_hold_s: float = Field(
+        60,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        alias="BROKER_RESUME_HOLD_S",
+        description="longest wait of such a talk for a quota of Azure's to be refilled",
     )
     max_talk_s: int = Field(
-        3600,
+        7200,
         ge=1,
         le=86_400,
         alias="BROKER_MAX_TALK_S",
-        description="longest proxied talk; Azure's own limit is 60 min",
+        description="longest proxied talk; before Azure's own limit of 60 min it moves to another session",
     )
     idle_timeout_s: _Seconds = Field(
         300,

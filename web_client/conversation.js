@@ -74,6 +74,8 @@ export class Conversation {
         return this.#said(this.#item(signal.itemId, signal.speaker), signal.text);
       case "transcription_failed":
         return this.#notUnderstood(this.#item(signal.itemId, "user"));
+      case "resuming": // the proxy has ended the open answer: no more of it will come
+        return this.#cutShort();
       case "playback_started": {
         const turns = this.#finishedTurns(true); // a missed stop: the playback before has ended
         this.#sounding = true;
@@ -110,6 +112,19 @@ export class Conversation {
     const lines = cut.flatMap((item) => {
       item.interrupted = true;
       return this.#show(item).lines;
+    });
+    return { lines, turns: this.#finishedTurns() };
+  }
+
+  /**
+   * Ends the assistant's items whose transcript is not complete, as interrupted.
+   * @returns {ConversationUpdate}
+   */
+  #cutShort() {
+    const open = [...this.#items.values()].filter(({ speaker, final }) => speaker === "assistant" && !final);
+    const lines = open.flatMap((item) => {
+      item.final = item.interrupted = true;
+      return this.#show(item, item.text !== "").lines;
     });
     return { lines, turns: this.#finishedTurns() };
   }

@@ -3,6 +3,7 @@
 import { Broker } from "./broker.js";
 import { HealthPanel } from "./health.js";
 import { Meter } from "./meter.js";
+import { ResourceSwitch } from "./simulated.js";
 import { VoiceSession } from "./voice-session.js";
 
 /** @typedef {import("./voice-session.js").VoiceSessionEvents} Events */
@@ -26,6 +27,7 @@ const REASONS = {
   socket_closed: "The last connection broke off.",
   socket_timeout: "The last connection took too long.",
   azure_dropped: "Azure ended the last connection.",
+  azure_unavailable: "Azure was not reachable for a while.",
   not_reading: "The network was too slow.",
   draining: "The broker was renewed.",
   session_limit: "Moved on before Azure's time limit.",
@@ -33,8 +35,18 @@ const REASONS = {
   hung_up: "You hung up.",
 };
 
+/** What the broker does while it connects a talk to Azure again, by its reason. @type {Record<string, string>} */
+const RESUMING = {
+  lost: "Azure ended the connection. The talk goes on in a moment.",
+  silent: "Azure does not answer. The talk goes on in a moment.",
+  expiring: "Azure's time limit is near. The talk moves on.",
+  quota: "Azure takes no new talk now. This one goes on",
+  refused: "Azure refused to go on. The talk goes on in a moment.",
+};
+
 const base = new URL(".", document.baseURI).href;
 const broker = new Broker(base);
+const resourceSwitch = new ResourceSwitch(base, /** @type {HTMLButtonElement} */ (find("break")));
 const meter = new Meter(/** @type {HTMLCanvasElement} */ (find("meter")));
 const talk = /** @type {HTMLButtonElement} */ (find("talk"));
 const hangup = /** @type {HTMLButtonElement} */ (find("hangup"));
@@ -62,7 +74,12 @@ function startTalk() {
   });
   session.setMuted(muted);
   listen(session, "state", ({ state }) => showState(state));
-  listen(session, "transport", ({ transport, reason }) => showTransport(transport, reason));
+  listen(session, "transport", showTransport);
+  listen(session, "resuming", showResuming);
+  listen(session, "resumed", ({ resource }) => {
+    clearNotice();
+    showResource(resource);
+  });
   listen(session, "transcript", showLine);
   listen(session, "level", (level) => meter.add(level));
   listen(session, "error", showError);
@@ -79,7 +96,9 @@ function showState(state) {
   swapButtons(over ? hangup : talk, over ? talk : hangup);
   mute.disabled = over;
   text.disabled = send.disabled = state !== "live";
-  if (state === "live") clearNotice();
+  if (state !== "live") return;
+  clearNotice();
+  showResource(session?.resource ?? null); // the proxy's word counts, which came after the plan's
 }
 
 /**
@@ -95,14 +114,25 @@ function swapButtons(old, next) {
   if (focused) next.focus();
 }
 
-/**
- * @param {string | null} transport
- * @param {string} reason
- */
-function showTransport(transport, reason) {
+/** @param {Events["transport"]} used */
+function showTransport({ transport, reason, resource }) {
   find("transport").textContent = transport ?? "";
   find("transport").dataset.reason = reason;
   find("reason").textContent = REASONS[reason] ?? "";
+  showResource(resource);
+}
+
+/** @param {string | null} resource */
+function showResource(resource) {
+  find("resource").textContent = resource ?? "";
+  resourceSwitch.uses(resource);
+}
+
+/** @param {Events["resuming"]} resuming */
+function showResuming({ reason, retryAfterMs }) {
+  const soon = retryAfterMs === null ? "as soon as it does." : `in ${Math.ceil(retryAfterMs / 1000)} s.`;
+  const words = RESUMING[reason] ?? RESUMING.lost;
+  showNotice(`resuming_${reason}`, reason === "quota" ? `${words} ${soon}` : words);
 }
 
 /** @param {Events["transcript"]} line */
@@ -141,13 +171,22 @@ function lineElement(turnId, speaker) {
 }
 
 /** @param {Events["error"]} error */
-function showError({ code, message, retryable }) {
+function showError({ code, message, retryable, retryAfterMs = 0 }) {
+  showNotice(code, message, retryable ? Math.max(NOTICE_MS, retryAfterMs) : null);
+}
+
+/**
+ * @param {string} code
+ * @param {string} message
+ * @param {number | null} [shownMs]  null: until the next talk
+ */
+function showNotice(code, message, shownMs = NOTICE_MS) {
   notice.textContent = message;
   notice.dataset.code = code;
-  notice.dataset.kind = retryable ? "passing" : "fatal";
+  notice.dataset.kind = shownMs === null ? "fatal" : "passing";
   notice.hidden = false;
   clearTimeout(noticeTimer);
-  if (retryable) noticeTimer = setTimeout(clearNotice, NOTICE_MS);
+  if (shownMs !== null) noticeTimer = setTimeout(clearNotice, shownMs);
 }
 
 function clearNotice() {
@@ -159,7 +198,9 @@ async function showAgents() {
   const status = /** @type {any} */ (await broker.status().catch(() => null));
   const names = agentNames(status?.agents);
   agent.replaceChildren(...names.map((name) => new Option(title(name), name)));
-  find("simulated").hidden = !isLoopback(status?.endpoint);
+  const simulated = isLoopback(status?.endpoint);
+  find("simulated").hidden = !simulated;
+  if (simulated) await resourceSwitch.show();
 }
 
 /**

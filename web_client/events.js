@@ -4,7 +4,9 @@
  */
 
 /**
- * @typedef {{kind: "ready", dialect: string | null, upstream: string | null}
+ * @typedef {{kind: "ready", dialect: string | null, upstream: string | null, resource: string | null}
+ *   | {kind: "resuming", reason: string, retryAfterMs: number | null}
+ *   | {kind: "resumed", dialect: string | null, upstream: string | null, resource: string | null}
  *   | {kind: "agent_switched", agentId: string}
  *   | {kind: "item", itemId: string, previousItemId: string | null, role: "user" | "assistant"}
  *   | {kind: "speech_started"}
@@ -21,7 +23,8 @@
  *   | {kind: "session_expired"}
  *   | {kind: "error", code: string, message: string, retryable: boolean}} Signal
  *   `transcript_delta` appends to a transcript, `transcript_done` is the whole of it. `playback_*` tells of the sound that
- *   is played: over WebRTC Azure's events say so, over a WebSocket the playback worklet does.
+ *   is played: over WebRTC Azure's events say so, over a WebSocket the playback worklet does. Between `resuming` and
+ *   `resumed` the proxy connects the talk to Azure again; what is sent meanwhile is not lost.
  *
  * @typedef {"user" | "assistant"} Speaker
  * @typedef {Record<string, any>} ServerEvent  Untrusted JSON: every field is checked where it is read.
@@ -29,10 +32,16 @@
 
 /** @type {Record<string, (event: ServerEvent) => Signal | null>} */
 const READERS = {
-  "broker.ready": (event) => ({ kind: "ready", dialect: text(event.dialect), upstream: text(event.upstream) }),
+  "broker.ready": (event) => ({ kind: "ready", ...upstream(event) }),
+  "broker.resuming": (event) => ({
+    kind: "resuming",
+    reason: text(event.reason) ?? "lost",
+    retryAfterMs: Number.isFinite(event.retry_after_s) ? Math.max(0, Math.ceil(event.retry_after_s * 1000)) : null,
+  }),
+  "broker.resumed": (event) => ({ kind: "resumed", ...upstream(event) }),
   "broker.agent.switched": (event) => withText(event.agent_id, (agentId) => ({ kind: "agent_switched", agentId })),
   "broker.error": (event) => errorSignal(event, event.retryable === true),
-  "session.created": () => ({ kind: "ready", dialect: null, upstream: null }),
+  "session.created": () => ({ kind: "ready", dialect: null, upstream: null, resource: null }),
 
   "input_audio_buffer.speech_started": () => ({ kind: "speech_started" }),
   "input_audio_buffer.speech_stopped": () => ({ kind: "speech_stopped" }),
@@ -118,6 +127,11 @@ export function textEvents(itemId, words) {
 /** @param {import("./audio/jitter-buffer.js").Cut} cut */
 export function truncateEvent({ itemId, contentIndex, playedMs }) {
   return { type: "conversation.item.truncate", item_id: itemId, content_index: contentIndex, audio_end_ms: playedMs };
+}
+
+/** @param {ServerEvent} event */
+function upstream(event) {
+  return { dialect: text(event.dialect), upstream: text(event.upstream), resource: text(event.resource) };
 }
 
 /** @param {unknown} code */

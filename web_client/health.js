@@ -3,6 +3,7 @@
 /**
  * @typedef {object} StrategyStatus  A strategy in `/status`; every field may be missing.
  * @property {string} name
+ * @property {string | null} [resource]  the Azure resource that it asks; none for the proxy
  * @property {string} [breaker]  closed, open or half_open; missing for a strategy that can't fail
  * @property {string} [capability]  unknown, available, missing or misconfigured
  * @property {string | null} [why]  the breaker is open, and until when
@@ -11,6 +12,14 @@
  * @property {number} [attempts]
  * @property {number} [successes]
  * @property {Record<string, number | null>} [latency_ms]
+ *
+ * @typedef {object} ResourceStatus  An Azure resource in `/status`.
+ * @property {string} name
+ * @property {boolean} [enabled]
+ * @property {string} [health]  good, failing, slow or recovering
+ * @property {string | null} [why]
+ * @property {string} [zone]
+ * @property {Record<string, number>} [load]  the used share of each known quota
  */
 
 const POLL_MS = 5_000;
@@ -29,12 +38,21 @@ const CONDITIONS = {
   unknown: ["not asked yet", "idle"],
 };
 
+/** A resource's condition and its colour. @type {Record<string, [string, string]>} */
+const HEALTH = {
+  good: ["working", "good"],
+  recovering: ["recovering", "warn"],
+  slow: ["slow", "warn"],
+  failing: ["failing", "bad"],
+  disabled: ["taken out", "idle"],
+};
+
 export class HealthPanel {
   #broker;
   #visible = false;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
-  /** Latencies by strategy, oldest first. @type {Map<string, number[]>} */
+  /** Latencies by strategy and resource, oldest first. @type {Map<string, number[]>} */
   #latencies = new Map();
 
   /** @param {import("./broker.js").Broker} broker */
@@ -72,23 +90,28 @@ export class HealthPanel {
   /** @param {any} status */
   #draw(status) {
     const strategies = /** @type {StrategyStatus[]} */ (isFull(status) ? status.strategies : []);
+    const resources = /** @type {ResourceStatus[]} */ (status.resources ?? []);
     find("figures").replaceChildren(...figures(status));
-    find("strategies").replaceChildren(...strategies.map((one) => this.#strategy(one)));
+    find("resources").replaceChildren(...resources.map(resourceRow));
+    find("resources-card").hidden = resources.length < 2;
+    const several = resources.length > 1;
+    find("strategies").replaceChildren(...strategies.map((one) => this.#strategy(several ? one : { ...one, resource: null })));
     find("health-note").textContent = footnote(status);
   }
 
   /** @param {StrategyStatus} strategy */
   #strategy(strategy) {
-    const { name, attempts = 0, successes = 0, latency_ms: latency = {} } = strategy;
+    const { name, resource, attempts = 0, successes = 0, latency_ms: latency = {} } = strategy;
+    const key = `${resource ?? ""} ${name}`;
     const median = latency.p50 ?? null;
-    const history = this.#latencies.get(name) ?? [];
+    const history = this.#latencies.get(key) ?? [];
     if (median !== null) history.push(median);
-    this.#latencies.set(name, history.slice(-LATENCIES_KEPT));
+    this.#latencies.set(key, history.slice(-LATENCIES_KEPT));
     const row = document.createElement("li");
     row.append(
       block("", [heading(strategy), block("says", [describe(strategy)], "p")]),
       rate(attempts, successes),
-      block("spark", [sparkline(this.#latencies.get(name) ?? []), latencyText(median, latency.p95 ?? null)]),
+      block("spark", [sparkline(this.#latencies.get(key) ?? []), latencyText(median, latency.p95 ?? null)]),
     );
     return row;
   }
@@ -109,6 +132,7 @@ function figures(status) {
   if (!isFull(status)) return [talks];
   return [
     figure("Usable plans", percent(slo.ratio), slo.aim ? `aim ${percent(slo.aim)}` : ""),
+    ...(slo.talks ? [figure("Talks connected", percent(slo.talks.ratio), slo.talks.asked ? `of ${count(slo.talks.asked)}` : "")] : []),
     talks,
     figure("Turns waiting", count(outbox.queued), age(outbox.oldest_age_s)),
     figure("Turns kept", count(outbox.delivered), outbox.dead ? `${count(outbox.dead)} dead letters` : ""),
@@ -126,14 +150,29 @@ function figure(name, value, more) {
   return pair;
 }
 
+/** @param {ResourceStatus} resource */
+function resourceRow({ name, enabled = true, health = "good", why, zone, load = {} }) {
+  const [label, tone] = HEALTH[enabled ? health : "disabled"] ?? [words(health), "idle"];
+  const pill = block("pill", [label], "span");
+  pill.dataset.tone = tone;
+  const row = document.createElement("li");
+  const used = Object.entries(load).map(([quota, share]) => `${percent(share)} of ${words(quota)}`);
+  row.append(
+    block("", [block("name", [name, " ", pill], "p"), block("says", [why ?? ""], "p")]),
+    block("rate", [used.join(", ")]),
+    block("", [zone ?? ""]),
+  );
+  return row;
+}
+
 /** @param {StrategyStatus} strategy */
-function heading({ name, breaker, capability = "unknown" }) {
+function heading({ name, resource, breaker, capability = "unknown" }) {
   const permanent = breaker === "open" && capability in CONDITIONS && capability !== "available" && capability !== "unknown";
   const condition = breaker === undefined ? ["always there", "good"] : CONDITIONS[breaker === "closed" || permanent ? capability : breaker];
   const [label, tone] = condition ?? [words(breaker), "idle"];
   const pill = block("pill", [label], "span");
   pill.dataset.tone = tone;
-  return block("name", [words(name), " ", pill], "p");
+  return block("name", [resource ? `${resource}: ${words(name)}` : words(name), " ", pill], "p");
 }
 
 /** @param {StrategyStatus} strategy */

@@ -9,13 +9,16 @@
  * @property {string | null} token        for the Authorization header
  * @property {string[]} protocols         for the WebSocket handshake
  * @property {number} expiresInS          counted from the plan's arrival
+ * @property {string | null} resource     the Azure resource that it leads to, where the plan names one
  *
  * @typedef {object} Plan
  * @property {string} sessionId
  * @property {string} sessionToken
  * @property {string} agentId
  * @property {boolean} degraded           no strategy minted a token
- * @property {Connection[]} connections   in the order to try
+ * @property {"good" | "poor"} outlook    poor: Azure is known to be down, and no connection is worth trying
+ * @property {number} retryAfterMs        of a poor plan: when to ask for the next one
+ * @property {Connection[]} connections   in the order to try; a poor plan may have none
  * @property {number} receivedAtMs        on the page's monotonic clock
  */
 
@@ -23,6 +26,8 @@
 export const TRANSPORTS = ["webrtc", "webrtc_relay", "websocket", "websocket_proxy"];
 
 const MAX_LIFE_S = 86_400;
+/** What a poor plan without a usable `retry_after_s` means, and the limits of one that has it. */
+const RETRY_AFTER_MS = { unnamed: 5_000, least: 1_000, most: 60_000 };
 
 /** Shapes of credentials that a page must never hold: resource keys, OpenAI keys, Entra tokens (JWTs). */
 const LONG_LIVED = [/^[0-9a-f]{32}$/i, /^[A-Za-z0-9]{84}$/, /^sk-/, /^eyJ[\w-]+\.[\w-]+\.[\w-]*$/];
@@ -31,22 +36,33 @@ const LONG_LIVED = [/^[0-9a-f]{32}$/i, /^[A-Za-z0-9]{84}$/, /^sk-/, /^eyJ[\w-]+\
  * @param {any} body the answer's JSON
  * @param {number} nowMs on a monotonic clock
  * @param {readonly string[] | null} [wanted] the transports that may be used; null is all
- * @returns {Plan | null} null where there is nothing to connect to
+ * @returns {Plan | null} null where there is nothing to connect to, unless the plan says that Azure is down
  */
 export function readPlan(body, nowMs, wanted = null) {
   if (!isText(body?.session_id) || !isText(body.session_token) || !Array.isArray(body.connections)) return null;
   const connections = body.connections
     .map(readConnection)
     .filter((/** @type {Connection | null} */ connection) => connection && (!wanted || wanted.includes(connection.transport)));
-  if (connections.length === 0) return null;
+  const outlook = body.outlook === "poor" ? "poor" : "good";
+  if (connections.length === 0 && outlook === "good") return null;
   return {
     sessionId: body.session_id,
     sessionToken: body.session_token,
     agentId: isText(body.agent_id) ? body.agent_id : "",
-    degraded: body.degraded === true,
+    degraded: isDegraded(body),
+    outlook,
+    retryAfterMs: outlook === "poor" ? retryAfterMs(body.retry_after_s) : 0,
     connections,
     receivedAtMs: nowMs,
   };
+}
+
+/**
+ * Whether no strategy minted a token: what is missing from such a plan may be in the next one.
+ * @param {any} body the answer's JSON
+ */
+export function isDegraded(body) {
+  return body?.degraded === true;
 }
 
 /**
@@ -79,7 +95,14 @@ function readConnection(raw) {
   if (!isSecure(raw.url, webSocket ? ["wss:", "ws:"] : ["https:", "http:"])) return null;
   if (webSocket ? protocols.length === 0 : token === null) return null;
   const expiresInS = Number.isFinite(raw.expires_in_s) ? raw.expires_in_s : Infinity;
-  return { transport: raw.transport, url: raw.url, token, protocols, expiresInS };
+  const resource = isText(raw.resource) ? raw.resource : null;
+  return { transport: raw.transport, url: raw.url, token, protocols, expiresInS, resource };
+}
+
+/** @param {unknown} seconds */
+export function retryAfterMs(seconds) {
+  if (typeof seconds !== "number" || !Number.isFinite(seconds)) return RETRY_AFTER_MS.unnamed;
+  return Math.min(RETRY_AFTER_MS.most, Math.max(RETRY_AFTER_MS.least, Math.ceil(seconds * 1000)));
 }
 
 /**

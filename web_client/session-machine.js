@@ -8,6 +8,7 @@
  * | ICE failed or not connected in time, channel dead    | the plan's WebSocket; WebRTC is left out from now on |
  * | a ticket spent or expired, the broker draining       | a new plan, at once                                  |
  * | the plan's connections are used up, a talk dropped   | a new plan for the same session, after a jittered wait |
+ * | the plan says that Azure is not reachable            | a new plan, when the plan says so                    |
  * | Azure's session limit comes near, another agent      | a new plan for the same session, at once             |
  * | refused for good (agent, rights, origin, too many)   | failed; the loop stops                               |
  */
@@ -18,7 +19,7 @@
  *
  * @typedef {"sdp_refused" | "sdp_timeout" | "ice_failed" | "ice_timeout" | "channel_closed" | "token_expired"
  *   | "token_not_ephemeral" | "ticket_spent" | "socket_closed" | "socket_timeout" | "azure_dropped" | "draining"
- *   | "session_limit" | "not_reading" | "plan_failed" | "network_lost" | "refused"} FailureCode
+ *   | "session_limit" | "not_reading" | "plan_failed" | "network_lost" | "azure_unavailable" | "refused"} FailureCode
  *
  * @typedef {object} Failure
  * @property {FailureCode} code
@@ -31,6 +32,7 @@
  * @property {boolean} resume     the session was live before
  * @property {number} attempt     failed attempts since it was last live for STEADY_MS
  * @property {boolean} noWebRtc   WebRTC's media path is blocked
+ * @property {number} poorPlans   plans in a row that said that Azure is not reachable
  * @property {string} reason      why the first choice is not used
  *
  * @typedef {{name: "idle"}
@@ -56,7 +58,7 @@
  *   | {do: "open", connection: Connection}
  *   | {do: "close"}
  *   | {do: "wait", delayMs: number}
- *   | {do: "report", code: string, message: string, retryable: boolean}} Action
+ *   | {do: "report", code: string, message: string, retryable: boolean, retryAfterMs?: number}} Action
  *   `open` replaces the connection before.
  *
  * @typedef {{state: State, actions: Action[]}} Decision
@@ -67,6 +69,8 @@ export const FIRST_BACKOFF_MS = 500;
 export const MAX_BACKOFF_MS = 8_000;
 /** Attempts before giving up: for a first connection, and for a talk that was live. */
 export const MAX_ATTEMPTS = { first: 4, resume: 12 };
+/** Poor plans in a row before giving up. Each has its own wait, so it is minutes until then. */
+export const MAX_POOR_PLANS = 20;
 const EXPIRY_SLACK_S = 2;
 /** A talk that was live for so long starts its count of attempts anew. Without it, one that flaps would never fail. */
 const STEADY_MS = 10_000;
@@ -93,6 +97,7 @@ export function decide(state, event, moment) {
     case "waiting":
       return event.type === "wake" ? request(state.progress) : unchanged(state);
     case "requesting":
+      if (event.type === "plan" && event.plan.outlook === "poor") return waitForAzure(state.progress, event.plan, moment);
       if (event.type === "plan") return openFrom(event.plan, 0, firstReason(state.progress, event.plan), moment);
       if (event.type === "plan_failed") return retry(state.progress, event.failure, moment);
       if (event.type === "move") return move(state.progress, event.reason);
@@ -128,7 +133,7 @@ export function publicName(state) {
 
 /** @returns {Progress} */
 function newProgress() {
-  return { resume: false, attempt: 0, noWebRtc: false, reason: "first_choice" };
+  return { resume: false, attempt: 0, noWebRtc: false, poorPlans: 0, reason: "first_choice" };
 }
 
 /**
@@ -145,7 +150,28 @@ function request(progress) {
  * @returns {Progress}
  */
 function firstReason(progress, plan) {
-  return progress.reason === "first_choice" && plan.degraded ? { ...progress, reason: "not_minted" } : progress;
+  const reason = progress.reason === "first_choice" && plan.degraded ? "not_minted" : progress.reason;
+  return { ...progress, reason, poorPlans: 0 };
+}
+
+/**
+ * The plan is a poor one: opens nothing, and requests another plan after the wait that it names, and up to a quarter more,
+ * since every page that was told so comes back. These waits are not failed attempts.
+ * @param {Progress} progress
+ * @param {Plan} plan
+ * @param {Moment} moment
+ * @returns {Decision}
+ */
+function waitForAzure(progress, plan, { random }) {
+  const code = "azure_unavailable";
+  const poorPlans = progress.poorPlans + 1;
+  if (poorPlans > MAX_POOR_PLANS) {
+    return fail({ code, message: "Azure has not been reachable for a while. Press Talk to try again." });
+  }
+  const delayMs = Math.round(plan.retryAfterMs * (1 + random / 4));
+  const message = `Azure is not reachable now; we try again in ${Math.ceil(delayMs / 1000)} s.`;
+  const told = { do: /** @type {const} */ ("report"), code, message, retryable: true, retryAfterMs: delayMs };
+  return wait({ ...progress, poorPlans, reason: code }, delayMs, [{ do: "close" }, told]);
 }
 
 /**

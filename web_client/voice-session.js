@@ -12,7 +12,7 @@ import { AudioEngine } from "./audio/audio-engine.js";
 import { Broker, BrokerError } from "./broker.js";
 import { textEvents } from "./events.js";
 import { errorWithCode, pageFault, planFailed } from "./failures.js";
-import { isEphemeral, readPlan } from "./plan.js";
+import { isDegraded, isEphemeral, readPlan } from "./plan.js";
 import { TranscriptRecorder } from "./transcript-recorder.js";
 import { decide, publicName } from "./session-machine.js";
 import { watchOtherTabs } from "./tabs.js";
@@ -39,21 +39,28 @@ import { WebSocketTransport } from "./transports/websocket.js";
  * @property {string} [sessionId]  16 to 64 of `A-Za-z0-9_-`; the broker makes one without it
  * @property {string} [userId]
  * @property {TransportName[]} [transports]  the only ones to use; all by default
- * @property {number} [moveAfterMs]  after so long, a new connection replaces the current one at the next pause
+ * @property {number} [moveAfterMs]  after so long, a new connection replaces the current one at the next pause; by default
+ *   27 minutes, and never for a talk through the broker's proxy, which moves it by itself
  *
  * @typedef {object} VoiceSessionEvents  The `detail` of each event.
  * @property {{state: SessionState}} state
- * @property {{transport: TransportName | null, reason: string}} transport  the current transport, and why no better one is used
+ * @property {{transport: TransportName | null, reason: string, resource: string | null}} transport
+ *   the current transport, why no better one is used, and the Azure resource that it leads to
+ * @property {{reason: string, retryAfterMs: number | null}} resuming
+ *   the broker connects the talk to Azure again: `lost`, `silent`, `expiring`, `quota` or `refused`. The talk stays live
+ * @property {{resource: string | null, upstream: string | null, dialect: string | null}} resumed  the talk goes on there
  * @property {import("./conversation.js").Line} transcript  a later one with the same `turnId` replaces it
  * @property {{input: number, output: number}} level  each from 0 to 1, 20 times a second
- * @property {{code: string, message: string, retryable: boolean}} error
- *   `message` says what happened and what to do. Not retryable: the session has given up.
+ * @property {{code: string, message: string, retryable: boolean, retryAfterMs?: number}} error
+ *   `message` says what happened and what to do. Not retryable: the session has given up. `retryAfterMs`: it asks again then.
  */
 
 /** Azure ends sessions after 60 minutes, some after 30 (docs/azure.md §8.1): the session moves on before. */
 const MOVE_AFTER_MS = 27 * 60_000;
 /** Without a pause, the session moves on after so long. */
 const MOVE_AT_LATEST_MS = 90_000;
+/** The same after `session_expiring`, which the proxy says a minute before the end. */
+const MOVE_BEFORE_END_MS = 45_000;
 
 export class VoiceSession extends EventTarget {
   #options;
@@ -80,6 +87,10 @@ export class VoiceSession extends EventTarget {
   /** @type {"no" | "at the next pause"} */
   #moving = "no";
   #quiet = true;
+  /** The proxy is connecting the talk to Azure again. */
+  #resuming = false;
+  /** @type {string | null} */
+  #resource = null;
   /** @type {{promise: Promise<void>, resolve: () => void, reject: (error: Error) => void} | null} */
   #connecting = null;
 
@@ -104,6 +115,11 @@ export class VoiceSession extends EventTarget {
   /** The transport that is used or being tried; null without one. */
   get transport() {
     return this.#transportName;
+  }
+
+  /** The name of the Azure resource that the talk uses; null where the broker names none. */
+  get resource() {
+    return this.#resource;
   }
 
   /** The session's id, once the broker has assigned it. */
@@ -212,7 +228,7 @@ export class VoiceSession extends EventTarget {
         this.#timer = setTimeout(() => this.#dispatch({ type: "wake" }), action.delayMs);
         break;
       case "report":
-        this.#report(action.code, action.message, action.retryable);
+        this.#report(action.code, action.message, action.retryable, action.retryAfterMs);
     }
   }
 
@@ -237,7 +253,10 @@ export class VoiceSession extends EventTarget {
       };
       const body = await this.#broker.requestPlan(request, signal);
       const plan = readPlan(body, performance.now(), this.#options.transports);
-      if (!plan) throw new BrokerError("no_way", "The voice service offers no way to connect that this page can use.");
+      if (!plan) {
+        const message = "The voice service offers no way to connect that this page can use.";
+        throw new BrokerError("no_way", message, { retryable: isDegraded(body) });
+      }
       this.#sessionId = plan.sessionId;
       this.#sessionToken = plan.sessionToken;
       this.#agentId = plan.agentId || this.#agentId;
@@ -254,6 +273,7 @@ export class VoiceSession extends EventTarget {
   async #open(connection, signal) {
     const talk = this.#talk;
     if (!talk) return; // hung up meanwhile
+    this.#resource = connection.resource;
     this.#announce(connection.transport, "progress" in this.#machine ? this.#machine.progress.reason : "");
     const Transport = connection.transport.startsWith("webrtc") ? WebRtcTransport : WebSocketTransport;
     const transport = new Transport({
@@ -274,7 +294,8 @@ export class VoiceSession extends EventTarget {
       this.#dispatch({ type: "failed", failure: error instanceof ConnectionFailure ? error.failure : pageFault(error) });
       return;
     }
-    this.#timer = setTimeout(() => this.#timeToMove(), this.#options.moveAfterMs ?? MOVE_AFTER_MS);
+    const moveAfterMs = this.#options.moveAfterMs ?? (connection.transport === "websocket_proxy" ? null : MOVE_AFTER_MS);
+    if (moveAfterMs !== null) this.#timer = setTimeout(() => this.#timeToMove(), moveAfterMs);
     this.#recorder.begin({
       sessionId: this.#sessionId ?? "",
       sessionToken: this.#sessionToken,
@@ -315,6 +336,7 @@ export class VoiceSession extends EventTarget {
     this.#recorder.end();
     this.#moving = "no";
     this.#quiet = true;
+    this.#resuming = false;
   }
 
   // --- the talk's beginning and end
@@ -353,6 +375,7 @@ export class VoiceSession extends EventTarget {
     this.#talk.closing.abort();
     void this.#talk.engine.close().catch(ignore);
     this.#talk = null;
+    this.#resource = null;
     this.#announce(null, reason);
     this.#emit("level", { input: 0, output: 0 });
   }
@@ -373,8 +396,19 @@ export class VoiceSession extends EventTarget {
       case "agent_switched":
         this.#agentId = signal.agentId;
         break;
+      case "ready":
+        this.#resource = signal.resource ?? this.#resource;
+        break;
+      case "resuming":
+        this.#resuming = true;
+        this.#emit("resuming", { reason: signal.reason, retryAfterMs: signal.retryAfterMs });
+        break;
+      case "resumed":
+        this.#resumed(signal);
+        break;
       case "error":
-        this.#report(signal.code, signal.message);
+        if (signal.code === "session_expiring") this.#timeToMove(MOVE_BEFORE_END_MS);
+        else this.#report(signal.code, signal.message);
         break;
       case "session_expired":
         return this.#move();
@@ -386,14 +420,27 @@ export class VoiceSession extends EventTarget {
     }
   }
 
-  /** Azure's limit is near: moves at the next pause, or after MOVE_AT_LATEST_MS. */
-  #timeToMove() {
-    if (this.#quiet) return this.#move();
+  /** @param {Extract<import("./events.js").Signal, {kind: "resumed"}>} signal */
+  #resumed({ resource, upstream, dialect }) {
+    this.#resuming = false;
+    this.#resource = resource ?? this.#resource;
+    this.#emit("resumed", { resource: this.#resource, upstream, dialect });
+    if (this.#moving !== "no" && this.#quiet) this.#move();
+  }
+
+  /**
+   * Azure's limit is near: moves at the next pause, or after `latestMs`.
+   * @param {number} [latestMs]
+   */
+  #timeToMove(latestMs = MOVE_AT_LATEST_MS) {
+    clearTimeout(this.#timer);
     this.#moving = "at the next pause";
-    this.#timer = setTimeout(() => this.#move(), MOVE_AT_LATEST_MS);
+    if (this.#quiet) return this.#move();
+    this.#timer = setTimeout(() => this.#move(), latestMs);
   }
 
   #move() {
+    if (this.#resuming) return; // `resumed` moves, or the proxy closes the socket
     this.#dispatch({ type: "move", reason: "session_limit" });
   }
 
@@ -405,16 +452,17 @@ export class VoiceSession extends EventTarget {
    */
   #announce(transport, reason) {
     this.#transportName = transport;
-    this.#emit("transport", { transport, reason });
+    this.#emit("transport", { transport, reason, resource: this.#resource });
   }
 
   /**
    * @param {string} code
    * @param {string} message
    * @param {boolean} [retryable]
+   * @param {number} [retryAfterMs]
    */
-  #report(code, message, retryable = true) {
-    this.#emit("error", { code, message, retryable });
+  #report(code, message, retryable = true, retryAfterMs) {
+    this.#emit("error", retryAfterMs === undefined ? { code, message, retryable } : { code, message, retryable, retryAfterMs });
   }
 
   /**

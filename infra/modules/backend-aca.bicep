@@ -33,7 +33,43 @@ param entraRequiredScope string
 @description('IPv4 ranges that may reach the broker, separated by commas; empty means everywhere.')
 param allowedAddresses string
 
-@description('How the broker proves itself to the voice resource.')
+@description('Region of the voice resource.')
+@allowed([
+  'canadacentral'
+  'centralus'
+  'eastus2'
+  'francecentral'
+  'swedencentral'
+  'southindia'
+])
+param voiceLocation string
+
+@description('Whether there is a second voice resource, and whether it takes talks as the first does.')
+@allowed([
+  'none'
+  'standby'
+  'shared'
+])
+param secondVoice string
+
+@description('Region of the second voice resource.')
+@allowed([
+  'canadacentral'
+  'centralus'
+  'eastus2'
+  'francecentral'
+  'swedencentral'
+  'southindia'
+])
+param secondVoiceLocation string
+
+@description('Further tables of the resources file.')
+param moreResources string
+
+@description('New Voice Live connections a minute of each resource; 0: not known.')
+param voiceLivePerMinute int
+
+@description('How the broker proves itself to the voice resources.')
 @allowed([
   'key'
   'entra'
@@ -103,6 +139,8 @@ var memoryOfCpu = {
 }
 var withKey = voiceAuthentication == 'key'
 var withZep = memory == 'zep'
+var withSecond = secondVoice != 'none'
+var pooled = withSecond || !empty(moreResources)
 var addressList = replace(allowedAddresses, ' ', '')
 var addresses = empty(addressList) ? [] : split(addressList, ',')
 
@@ -144,6 +182,14 @@ var voiceKeySecrets = [
   }
 ]
 
+var otherVoiceKeySecrets = [
+  {
+    name: 'voicelive-api-key-2'
+    keyVaultUrl: '${vault.properties.vaultUri}secrets/voicelive-api-key-2'
+    identity: identity.id
+  }
+]
+
 var zepSecrets = [
   {
     name: 'zep-api-key'
@@ -170,12 +216,98 @@ var brokerSecrets = [
   }
 ]
 
-var secrets = concat(brokerSecrets, withKey ? voiceKeySecrets : [], withZep ? zepSecrets : [])
+// The labels that agents' `zones` name: where a resource is, not where a Global deployment processes.
+var zones = {
+  canadacentral: 'ca'
+  centralus: 'us'
+  eastus2: 'us'
+  francecentral: 'eu'
+  southindia: 'in'
+  swedencentral: 'eu'
+}
+
+var secondName = secondVoiceLocation == voiceLocation ? '${secondVoiceLocation}-2' : secondVoiceLocation
+
+var projectLines = empty(projectName) ? [] : ['project = "${projectName}"']
+
+var firstLines = [
+  '[[resources]]'
+  'name = "${voiceLocation}"'
+  'endpoint = "https://${voiceAccount.name}.services.ai.azure.com"'
+  withKey ? 'key_env = "AZURE_KEY_VOICE"' : 'auth = "entra"'
+  'zone = "${zones[voiceLocation]}"'
+  'voice_live_per_minute = ${voiceLivePerMinute}'
+]
+
+var secondLines = [
+  '[[resources]]'
+  'name = "${secondName}"'
+  'endpoint = "https://voice2-${suffix}.services.ai.azure.com"'
+  withKey ? 'key_env = "AZURE_KEY_VOICE2"' : 'auth = "entra"'
+  'zone = "${zones[secondVoiceLocation]}"'
+  'voice_live_per_minute = ${voiceLivePerMinute}'
+  'priority = ${secondVoice == 'standby' ? 2 : 1}'
+]
+
+// BROKER_RESOURCES_FILE. The platform gives an app a file only as a mounted secret; nothing in this one is secret.
+var resourcesText = join(
+  concat(firstLines, projectLines, withSecond ? concat(secondLines, projectLines) : [], [moreResources]),
+  '\n'
+)
+
+// A changed secret alone makes no new revision, and replicas would keep the former file. So the file's name changes, too.
+var resourcesFile = 'resources-${uniqueString(resourcesText)}.toml'
+var resourcesPath = '/etc/token-broker'
+
+var resourcesSecrets = [
+  {
+    name: 'resources-file'
+    value: resourcesText
+  }
+]
+
+var secrets = concat(
+  brokerSecrets,
+  withKey ? voiceKeySecrets : [],
+  withKey && withSecond ? otherVoiceKeySecrets : [],
+  withZep ? zepSecrets : [],
+  pooled ? resourcesSecrets : []
+)
 
 var voiceKeyEnv = [
   {
-    name: 'AZURE_VOICELIVE_KEY'
+    name: pooled ? 'AZURE_KEY_VOICE' : 'AZURE_VOICELIVE_KEY'
     secretRef: 'voicelive-api-key'
+  }
+]
+
+var otherVoiceKeyEnv = [
+  {
+    name: 'AZURE_KEY_VOICE2'
+    secretRef: 'voicelive-api-key-2'
+  }
+]
+
+var singleEnv = [
+  {
+    name: 'AZURE_VOICELIVE_ENDPOINT'
+    value: 'https://${voiceAccount.name}.services.ai.azure.com' // No trailing slash
+  }
+  {
+    name: 'AZURE_VOICELIVE_PROJECT_NAME'
+    value: projectName
+  }
+  {
+    // auto: the key first, Entra when keys are switched off.
+    name: 'AZURE_VOICELIVE_AUTH'
+    value: withKey ? 'auto' : 'entra'
+  }
+]
+
+var poolEnv = [
+  {
+    name: 'BROKER_RESOURCES_FILE'
+    value: '${resourcesPath}/${resourcesFile}'
   }
 ]
 
@@ -201,32 +333,19 @@ var brokerEnv = [
     value: string(port)
   }
   {
-    name: 'AZURE_VOICELIVE_ENDPOINT'
-    value: 'https://${voiceAccount.name}.services.ai.azure.com' // No trailing slash
-  }
-  {
     name: 'AZURE_VOICELIVE_MODEL'
     value: realtimeDeployment
-  }
-  {
-    name: 'AZURE_VOICELIVE_PROJECT_NAME'
-    value: projectName
   }
   {
     name: 'AZURE_VOICELIVE_API_VERSION'
     value: voiceApiVersion
   }
   {
-    // auto: the key first, Entra when keys are switched off.
-    name: 'AZURE_VOICELIVE_AUTH'
-    value: withKey ? 'auto' : 'entra'
-  }
-  {
     name: 'AZURE_VOICELIVE_TRANSCRIPTION_MODEL'
     value: transcriptionDeployment
   }
   {
-    // The user-assigned identity, for the voice resource and for PostgreSQL.
+    // The user-assigned identity, for the voice resources and for PostgreSQL.
     name: 'AZURE_CLIENT_ID'
     value: identity.properties.clientId
   }
@@ -291,7 +410,48 @@ var brokerEnv = [
   }
 ]
 
-var env = concat(brokerEnv, withKey ? voiceKeyEnv : [], withZep ? zepEnv : [])
+var env = concat(
+  brokerEnv,
+  pooled ? poolEnv : singleEnv,
+  withKey ? voiceKeyEnv : [],
+  withKey && withSecond ? otherVoiceKeyEnv : [],
+  withZep ? zepEnv : []
+)
+
+var stateMount = [
+  {
+    volumeName: 'state'
+    mountPath: '/var/lib/token-broker'
+  }
+]
+
+var resourcesMount = [
+  {
+    volumeName: 'resources'
+    mountPath: resourcesPath
+  }
+]
+
+var stateVolume = [
+  {
+    // Goes with the replica. Only sqlite keeps anything in it, and that is for trying out.
+    name: 'state'
+    storageType: 'EmptyDir'
+  }
+]
+
+var resourcesVolume = [
+  {
+    name: 'resources'
+    storageType: 'Secret'
+    secrets: [
+      {
+        secretRef: 'resources-file'
+        path: resourcesFile
+      }
+    ]
+  }
+]
 
 // https://learn.microsoft.com/azure/templates/microsoft.app/2025-07-01/containerapps
 resource broker 'Microsoft.App/containerApps@2025-07-01' = {
@@ -366,12 +526,7 @@ resource broker 'Microsoft.App/containerApps@2025-07-01' = {
             cpu: json(cpu)
             memory: memoryOfCpu[cpu]
           }
-          volumeMounts: [
-            {
-              volumeName: 'state'
-              mountPath: '/var/lib/token-broker'
-            }
-          ]
+          volumeMounts: concat(stateMount, pooled ? resourcesMount : [])
           probes: [
             {
               type: 'Startup'
@@ -407,13 +562,7 @@ resource broker 'Microsoft.App/containerApps@2025-07-01' = {
           ]
         }
       ]
-      volumes: [
-        {
-          // Goes with the replica. Only sqlite keeps anything in it, and that is for trying out.
-          name: 'state'
-          storageType: 'EmptyDir'
-        }
-      ]
+      volumes: concat(stateVolume, pooled ? resourcesVolume : [])
       scale: {
         minReplicas: store == 'sqlite' ? 1 : minReplicas
         maxReplicas: store == 'sqlite' ? 1 : maxReplicas

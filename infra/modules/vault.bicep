@@ -22,10 +22,13 @@ param principalId string
 @description('Name of the voice resource, whose key is kept.')
 param voiceAccountName string
 
-@description('Whether the voice resource\'s key is kept.')
+@description('Name of the second voice resource; empty if there is none.')
+param otherVoiceAccountName string
+
+@description('Whether the voice resources\' keys are kept.')
 param storeVoiceKey bool
 
-@description('Which of its two keys.')
+@description('Which of its two keys, the same of both.')
 @allowed([
   'key1'
   'key2'
@@ -49,6 +52,7 @@ param metricsToken string
 param zepApiKey string
 
 var suffix = uniqueString(resourceGroup().id)
+var storeOtherVoiceKey = storeVoiceKey && !empty(otherVoiceAccountName)
 
 // https://learn.microsoft.com/azure/role-based-access-control/built-in-roles/security
 var keyVaultSecretsUser = '4633458b-17de-408a-b874-0445c86b69e6'
@@ -133,6 +137,11 @@ resource voiceAccount 'Microsoft.CognitiveServices/accounts@2025-06-01' existing
   name: voiceAccountName
 }
 
+// https://learn.microsoft.com/azure/templates/microsoft.cognitiveservices/2025-06-01/accounts
+resource otherVoiceAccount 'Microsoft.CognitiveServices/accounts@2025-06-01' existing = {
+  name: empty(otherVoiceAccountName) ? voiceAccountName : otherVoiceAccountName
+}
+
 // https://learn.microsoft.com/azure/templates/microsoft.keyvault/2026-02-01/vaults/secrets
 resource voiceKeySecret 'Microsoft.KeyVault/vaults/secrets@2026-02-01' = if (storeVoiceKey) {
   // checkov:skip=CKV_AZURE_41:an expiry would only take the broker down on that day; docs/deploy.md says how keys are rotated
@@ -143,6 +152,18 @@ resource voiceKeySecret 'Microsoft.KeyVault/vaults/secrets@2026-02-01' = if (sto
     contentType: 'Key of the voice resource'
     // ARM works list functions out even where the resource's condition is false, and an account without keys refuses.
     value: storeVoiceKey ? voiceAccount.listKeys()[voiceKey] : ''
+  }
+}
+
+// https://learn.microsoft.com/azure/templates/microsoft.keyvault/2026-02-01/vaults/secrets
+resource otherVoiceKeySecret 'Microsoft.KeyVault/vaults/secrets@2026-02-01' = if (storeOtherVoiceKey) {
+  // checkov:skip=CKV_AZURE_41:an expiry would only take the resource out on that day; docs/deploy.md says how keys are rotated
+  // checkov:skip=CKV_AZURE_114:it is set; a conditional resource is not looked into
+  parent: vault
+  name: 'voicelive-api-key-2'
+  properties: {
+    contentType: 'Key of the second voice resource'
+    value: storeOtherVoiceKey ? otherVoiceAccount.listKeys()[voiceKey] : ''
   }
 }
 

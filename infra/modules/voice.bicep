@@ -1,4 +1,8 @@
-// The AI Services account with its two deployments, and what the broker's identity may do with it.
+// An AI Services account with its two deployments, and what the broker's identity may do with it. main.bicep makes one
+// or two.
+
+@description('What tells this account from the first one; empty for the first.')
+param nameSuffix string
 
 @description('Region; one that has the realtime model.')
 @allowed([
@@ -47,7 +51,7 @@ param deploymentSku string
 @description('AI Foundry project to make; empty makes none.')
 param projectName string
 
-var name = 'voice-${uniqueString(resourceGroup().id)}'
+var name = 'voice${nameSuffix}-${uniqueString(resourceGroup().id)}'
 
 var roleType = 'Microsoft.Authorization/roleDefinitions'
 

@@ -2,6 +2,7 @@
 using '../broker.bicep'
 
 param environmentName = 'voice-dev'
+param voiceLocation = 'eastus2'
 param image = readEnvironmentVariable('BROKER_IMAGE')
 param brokerAuth = 'none'
 param allowedAddresses = readEnvironmentVariable('BROKER_ALLOWED_ADDRESSES')

@@ -2,6 +2,7 @@
 using '../broker.bicep'
 
 param environmentName = 'voice-staging'
+param voiceLocation = 'eastus2'
 param image = readEnvironmentVariable('BROKER_IMAGE')
 param brokerAuth = 'entra'
 param entraAudience = readEnvironmentVariable('BROKER_ENTRA_AUDIENCE')

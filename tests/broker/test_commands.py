@@ -158,3 +158,9 @@ async def test_demo_goes_on_with_one_of_two(tmp_path: Path) -> None:
         for _ in range(4):
             plan = (await client.post(f"{demo.base_url}/realtime/token", json={})).json()
             assert plan["endpoint"] != urls["eastus2"]
+        # The page has the same routes at its own origin, where no other page may use them.
+        own = f"{demo.base_url}/_simulator/resources/eastus2/faults"
+        foreign = await client.delete(own, headers={"Origin": "https://elsewhere.example"})
+        assert (foreign.status_code, len((await client.get(own)).json())) == (403, 1)
+        assert (await client.delete(own, headers={"Origin": demo.base_url})).status_code == 204
+        assert (await client.get(own)).json() == []

@@ -7,7 +7,7 @@ import pytest
 
 from tests.observability.scrape import scrape
 from tests.support.broker import environment, run_command
-from tests.support.resources import resources_file, run_resources
+from tests.support.resources import SeveralResources, resources_file, run_resources
 from tests.support.waiting import eventually
 from token_broker.sessions.agents import AgentsFileError
 
@@ -33,6 +33,11 @@ def agents_file(tmp_path: Path) -> Path:
     return path
 
 
+def asked(several: SeveralResources, name: str) -> list[str]:
+    """What that resource was asked for; the broker's warm-up is no question."""
+    return [request.path for request in several.azures[name].requests if request.method != "HEAD"]
+
+
 async def test_plan_names_its_resource(tmp_path: Path) -> None:
     async with run_resources(tmp_path, "one", "two") as several:
         for name in ("one", "two"):
@@ -47,7 +52,7 @@ async def test_agent_stays_in_its_zone(tmp_path: Path, agents_file: Path) -> Non
     async with run_resources(tmp_path, "one", "two", options=ZONES, agents_file=agents_file) as several:
         plans = [await several.broker.plan({"agent_id": "greta"}) for _ in range(8)]
         assert {(plan["resource"], plan["model"]) for plan in plans} == {("two", "gpt-realtime-mini")}
-        assert several.azures["one"].requests == []
+        assert not asked(several, "one")
 
 
 async def test_disabled_zone_leaves_a_poor_plan(tmp_path: Path, agents_file: Path) -> None:
@@ -58,7 +63,7 @@ async def test_disabled_zone_leaves_a_poor_plan(tmp_path: Path, agents_file: Pat
         assert plan["retry_after_s"] >= 1
         level = (await several.broker.client.get("/status")).json()["slo"]
         assert level["plans"] == {"requests": 1, "usable": 0, "ratio": 0.0}
-        assert several.azures["one"].requests == []
+        assert not asked(several, "one")
 
 
 async def test_unmatched_zone_stops_the_start(tmp_path: Path, agents_file: Path) -> None:

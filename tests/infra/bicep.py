@@ -230,6 +230,8 @@ def _call(parts: list[Node], names: Mapping[str, Any]) -> Any:
             return not given[0]
         case "split":
             return given[0].split(given[1])
+        case "join":
+            return given[1].join(given[0])
         case "replace":
             return given[0].replace(given[1], given[2])
         case "contains":
@@ -244,13 +246,16 @@ def _call(parts: list[Node], names: Mapping[str, Any]) -> Any:
             return Reference(f"{function}({', '.join(map(str, given))})")
 
 
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
+
+
 def _pieces(node: Node, names: Mapping[str, Any]) -> Iterator[str]:
     for part in node.named_children:
         if part.type == "interpolation":
             value = evaluate(part.named_children[0], names)
             yield f"<{value}>" if isinstance(value, Reference) else str(value)
         elif part.type == "escape_sequence":
-            yield _text(part)[1:]
+            yield _ESCAPES.get(_text(part)[1:], _text(part)[1:])
         else:
             yield _text(part)
 

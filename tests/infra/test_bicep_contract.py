@@ -1,6 +1,8 @@
 """The Bicep against the broker: the container's environment is evaluated and given to the settings."""
 
 import itertools
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ TENANT = "11111111-2222-3333-4444-555555555555"
 
 SECRET_VALUES = {
     "voicelive-api-key": "0123456789abcdef0123456789abcdef",
+    "voicelive-api-key-2": "fedcba9876543210fedcba9876543210",
     "broker-database-url": "postgresql+asyncpg://id-x@psql-x.postgres.database.azure.com:5432/token_broker?ssl=verify-full",
     "broker-signing-key": "k" * 64,
     "broker-metrics-token": "m" * 48,
@@ -68,6 +71,11 @@ def evaluate_default(template: Template, name: str) -> Any:
     value = template.parameters[name].value
     assert value is not None
     return evaluate(value, {})
+
+
+def made_up(template: Template, **given: Any) -> dict[str, Any]:
+    """The template's names with a value for each parameter: as given, else the first that is allowed, or `x`."""
+    return template.scope({name: (item.allowed or ["x"])[0] for name, item in template.parameters.items()} | given)
 
 
 def of_type(template: Template, kind: str) -> list[Declaration]:
@@ -129,7 +137,8 @@ def test_secrets_are_key_vault_references() -> None:
 
 def test_vault_holds_every_secret() -> None:
     held = {evaluate(at(item.body, "name"), {}) for item in of_type(VAULT, "Microsoft.KeyVault/vaults/secrets")}
-    assert held == {secret["name"] for secret in scope(memory="zep")["secrets"]}
+    used = {secret["name"] for secret in scope(memory="zep", secondVoice="shared")["secrets"]}
+    assert held == used - {"resources-file"}
 
 
 def test_entra_alone_disables_keys() -> None:
@@ -139,6 +148,132 @@ def test_entra_alone_disables_keys() -> None:
     assert evaluate(at(MAIN.modules["voice"].body, "params", "disableLocalAuth"), main) is True
     assert evaluate(at(MAIN.modules["vault"].body, "params", "storeVoiceKey"), main) is False
     assert VAULT.resources["voiceKeySecret"].condition is not None
+
+
+SECOND = {"secondVoice": "standby", "secondVoiceLocation": "swedencentral"}
+
+
+def resources_file(**given: Any) -> dict[str, dict[str, Any]]:
+    """The tables of BROKER_RESOURCES_FILE, by their names."""
+    (text,) = [secret["value"] for secret in scope(**given)["secrets"] if secret["name"] == "resources-file"]
+    return {table["name"]: table for table in tomllib.loads(text)["resources"]}
+
+
+@pytest.mark.parametrize("voice", ["key", "entra"])
+@pytest.mark.parametrize("project", ["", "talk"])
+def test_broker_starts_with_two_resources(
+    voice: str, project: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = {"voiceAuthentication": voice, "projectName": project, "voiceLivePerMinute": 30, **SECOND}
+    variables = environment(**given)
+    path = tmp_path / "resources.toml"
+    (text,) = [secret["value"] for secret in scope(**given)["secrets"] if secret["name"] == "resources-file"]
+    path.write_text(text.replace("<", "").replace(">", "").replace("uniqueString(resourceGroup.id)", "x"))
+    for name in ("AZURE_KEY_VOICE", "AZURE_KEY_VOICE2"):
+        monkeypatch.setenv(name, variables.pop(name, ""))
+    loaded = settings(monkeypatch, variables | {"BROKER_RESOURCES_FILE": str(path)})
+    first, second = loaded.resources
+    assert [first.name, second.name] == ["eastus2", "swedencentral"]
+    assert [first.entry.zone, second.entry.zone] == ["us", "eu"]
+    assert [first.entry.priority, second.entry.priority] == [1, 2]
+    assert [first.settings.uses_key, second.settings.uses_key] == [voice == "key"] * 2
+    assert [first.settings.uses_entra, second.settings.uses_entra] == [True, True]
+    assert [each.settings.project_name for each in (first, second)] == [project or None] * 2
+    assert first.settings.key != second.settings.key or voice == "entra"
+    assert first.target != second.target
+    assert {each.entry.voice_live_per_minute for each in (first, second)} == {30}
+
+
+def test_pool_is_off_without_second_resource() -> None:
+    assert "BROKER_RESOURCES_FILE" not in environment()
+    made = evaluate(at(BACKEND.resources["broker"].body, "properties", "template"), scope())
+    assert [volume["name"] for volume in made["volumes"]] == ["state"]
+    assert not {"resources-file", "voicelive-api-key-2"} & {secret["name"] for secret in scope()["secrets"]}
+    assert evaluate_default(MAIN, "secondVoice") == evaluate_default(BROKER, "secondVoice") == "none"
+
+
+def test_resources_file_is_mounted_at_its_path() -> None:
+    names = scope(**SECOND)
+    made = evaluate(at(BACKEND.resources["broker"].body, "properties", "template"), names)
+    (container,) = made["containers"]
+    mounts = {mount["volumeName"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    (volume,) = [volume for volume in made["volumes"] if volume["name"] == "resources"]
+    (item,) = volume["secrets"]
+    assert (volume["storageType"], item["secretRef"]) == ("Secret", "resources-file")
+    path = {item["name"]: item.get("value") for item in names["env"]}["BROKER_RESOURCES_FILE"]
+    assert path == f"{mounts['resources']}/{item['path']}"
+    assert mounts["state"] == "/var/lib/token-broker"
+
+
+def test_changed_resources_make_a_new_revision() -> None:
+    """The text is in its file's name: a secret's change alone leaves running replicas with the former file."""
+    paths = {environment(**SECOND, voiceLivePerMinute=rate)["BROKER_RESOURCES_FILE"] for rate in (0, 30)}
+    assert len(paths) == 2
+
+
+def test_every_region_has_a_zone() -> None:
+    assert scope()["zones"].keys() == set(BROKER.parameters["voiceLocation"].allowed)
+
+
+def test_shared_resources_have_one_priority() -> None:
+    made = resources_file(secondVoice="shared", secondVoiceLocation="centralus")
+    assert {name: table.get("priority", 1) for name, table in made.items()} == {"eastus2": 1, "centralus": 1}
+
+
+def test_two_resources_in_one_region_differ() -> None:
+    made = resources_file(secondVoice="shared", secondVoiceLocation="eastus2")
+    assert list(made) == ["eastus2", "eastus2-2"]
+    assert len({table["endpoint"] for table in made.values()}) == 2
+
+
+def test_resources_made_elsewhere_are_added() -> None:
+    more = '[[resources]]\nname = "own"\nendpoint = "https://own.services.ai.azure.com"\n'
+    assert list(resources_file(moreResources=more)) == ["eastus2", "own"]
+    assert list(resources_file(moreResources=more, **SECOND)) == ["eastus2", "swedencentral", "own"]
+
+
+def test_keys_stay_out_of_the_resources_file() -> None:
+    names = scope(**SECOND)
+    held = {item["name"]: item["secretRef"] for item in names["env"] if item["name"].startswith("AZURE_KEY_")}
+    assert held == {"AZURE_KEY_VOICE": "voicelive-api-key", "AZURE_KEY_VOICE2": "voicelive-api-key-2"}
+    assert {table["key_env"] for table in resources_file(**SECOND).values()} == held.keys()
+    assert [key for key in environment(voiceAuthentication="entra", **SECOND) if "_KEY_" in key] == []
+
+
+def test_second_account_is_where_the_file_says() -> None:
+    passed = at(MAIN.modules["otherVoice"].body, "params")
+    names = VOICE.scope({"nameSuffix": evaluate(at(passed, "nameSuffix"), {})})
+    made = evaluate(at(VOICE.resources["account"].body, "name"), names)
+    assert resources_file(**SECOND)["swedencentral"]["endpoint"] == f"https://{made}.services.ai.azure.com"
+
+
+def test_second_resource_is_as_the_first() -> None:
+    """The same deployments and the same rules for keys; only name and region differ."""
+    given = MAIN.scope({"environmentName": "x", "location": "x", "voiceLocation": "eastus2", **SECOND})
+    first, second = (
+        {name: evaluate(node, given) for name, node in properties(at(MAIN.modules[module].body, "params")).items()}
+        for module in ("voice", "otherVoice")
+    )
+    assert {name for name in first if first[name] != second[name]} == {"nameSuffix", "location"}
+    assert second["location"] == "swedencentral"
+    condition = MAIN.modules["otherVoice"].condition
+    assert condition is not None
+    assert [evaluate(condition, given | {"secondVoice": choice}) for choice in ("none", "standby", "shared")] == [
+        False,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(("other", "stored"), [("", False), ("voice2-x", True)])
+def test_second_key_is_stored_if_there_is_one(other: str, stored: bool) -> None:
+    for with_keys in (True, False):
+        names = VAULT.scope(
+            dict.fromkeys(VAULT.parameters, "x") | {"otherVoiceAccountName": other, "storeVoiceKey": with_keys}
+        )
+        value = at(VAULT.resources["otherVoiceKeySecret"].body, "properties", "value")
+        kept = evaluate(value, names | {"voiceKey": "key1"})
+        assert kept == ("otherVoiceAccount.listKeys().key1" if stored and with_keys else "")
 
 
 @pytest.mark.parametrize("auth", ["none", "easyauth", "entra"])
@@ -314,9 +449,14 @@ def test_shared_stages_have_two_replicas(stage: str) -> None:
 def test_voice_resource_is_where_the_model_is() -> None:
     deployed = [model_table().default(kind) for kind in ("realtime", "transcription")]
     regions = [region for region in deployed[0].regions if region in deployed[1].regions]
-    assert MAIN.parameters["voiceLocation"].allowed == regions
     assert VOICE.parameters["location"].allowed == regions
-    assert evaluate_default(MAIN, "voiceLocation") in regions
+    for template in (MAIN, BROKER, BACKEND):
+        for name in ("voiceLocation", "secondVoiceLocation"):
+            assert template.parameters[name].allowed == regions
+    for name in ("voiceLocation", "secondVoiceLocation"):
+        assert evaluate_default(MAIN, name) in regions
+        assert evaluate_default(MAIN, name) == evaluate_default(BROKER, name)
+    assert evaluate_default(MAIN, "voiceLocation") != evaluate_default(MAIN, "secondVoiceLocation")
 
 
 def test_model_is_offered_with_the_sku() -> None:
@@ -354,7 +494,7 @@ def test_identity_has_exactly_its_roles() -> None:
     given = []
     for path in (INFRA / "modules").glob("*.bicep"):
         template = Template(path)
-        names = template.scope(dict.fromkeys(template.parameters, "x"))
+        names = made_up(template)
         for assignment in of_type(template, "Microsoft.Authorization/roleAssignments"):
             made = evaluate(at(assignment.body, "properties"), names)
             assert made["principalId"] == "x"
@@ -367,7 +507,7 @@ def test_broker_finds_the_foundation_by_name() -> None:
     made: dict[str, set[str]] = {}
     for path in (INFRA / "modules").glob("*.bicep"):
         template = Template(path)
-        names = template.scope(dict.fromkeys(template.parameters, "x"))
+        names = made_up(template, nameSuffix="")
         for resource in template.resources.values():
             if not resource.existing and "name" in properties(resource.body):
                 made.setdefault(resource.label, set()).add(evaluate(at(resource.body, "name"), names))

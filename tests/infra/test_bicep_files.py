@@ -16,6 +16,8 @@ from tests.infra.bicep import (
     Template,
     read_parameters,
 )
+from token_broker.resources import read_resources
+from token_broker.settings import Settings
 
 all_templates = pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: str(path.relative_to(INFRA)))
 
@@ -118,3 +120,16 @@ def test_suppressed_findings_say_why() -> None:
     assert answers
     for finding, reason in answers:
         assert len(reason) > 20, finding
+
+
+def test_example_of_resources_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = INFRA / "examples" / "resources.toml"
+    entries = read_resources(example)
+    for name in {entry.key_env for entry in entries if entry.key_env}:
+        monkeypatch.setenv(name, "0123456789abcdef0123456789abcdef")
+    loaded = Settings.load(_env_file=None, resources_file=example)
+    assert [(each.name, each.entry.priority, each.entry.weight) for each in loaded.resources] == [
+        ("eastus2", 1, 3),
+        ("centralus", 1, 1),
+        ("swedencentral", 2, 1),
+    ]

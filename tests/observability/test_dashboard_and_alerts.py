@@ -128,7 +128,7 @@ def test_burn_rates_are_those_of_the_aim() -> None:
     }
     assert factors == {14.4, 6, 3}
     for record in (rule for rule in RULES if "record" in rule):
-        window = record["record"].removeprefix("token_broker:plan_failures:ratio_rate")
+        window = record["record"].removeprefix("token_broker:").partition("_failures:ratio_rate")[2]
         assert str(record["expr"]).count(f"[{window}]") == 2
 
 
@@ -142,3 +142,11 @@ def test_no_panel_lies_on_another() -> None:
         taken |= cells
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(ids) == len(set(ids))
+
+
+async def test_page_names_every_metric(seen: Scrape) -> None:
+    page = (ROOT / "docs/observability.md").read_text(encoding="utf-8")
+    for name in {re.sub(r"_(bucket|sum|count|info|created)$", "", name) for name in seen.names}:
+        if name.startswith("token_broker_"):
+            ends = [name[at:] for at in range(len(name)) if name[at] == "_"]
+            assert f"`{name}" in page or any(f"`…{end}`" in page for end in ends), name

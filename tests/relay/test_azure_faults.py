@@ -240,8 +240,10 @@ async def a_stray_continuation(talk: AzureTalk) -> None:
     ],
 )  # fmt: skip
 async def test_broken_upstream_closes_4502_keeps_turn(fault: Any) -> None:
-    async with scripted_azure() as azure, broker(azure.url) as running, running.client() as client:
+    limit: dict[str, Any] = {"proxy_connect_timeout_s": LIMIT_S}
+    async with scripted_azure() as azure, broker(azure.url, **limit) as running, running.client() as client:
         await client.ready()
+        azure.refuse = lambda _: answer(503)  # no other session can be had
         talk = await azure.talk()
         await talk.send(
             {"type": "response.audio_transcript.delta", "item_id": "item_a", "response_id": "r", "delta": "I was say"}
@@ -255,13 +257,14 @@ async def test_broken_upstream_closes_4502_keeps_turn(fault: Any) -> None:
         assert running.ingest.turns[0].interrupted
 
 
-async def test_two_unanswered_pings_end_talk() -> None:
+async def test_unanswered_ping_ends_talk() -> None:
     async with (
         scripted_azure() as azure,
-        broker(azure.url, ping_interval_s=0.3) as running,
+        broker(azure.url, ping_interval_s=0.3, proxy_connect_timeout_s=LIMIT_S) as running,
         running.client() as client,
     ):
         await client.ready()
+        azure.refuse = lambda _: answer(503)
         talk = await azure.talk()
         talk.connection.transport.pause_reading()
         assert await client.closed() == 4502
@@ -299,12 +302,13 @@ async def test_azure_credentials_never_leak(caplog: pytest.LogCaptureFixture) ->
     caplog.set_level(1)
     logging.getLogger("picows").setLevel(1)
     seen: list[str] = []
-    async with scripted_azure() as azure, broker(azure.url, azure_auth="auto") as running:
+    async with scripted_azure() as azure, broker(azure.url, azure_auth="auto", proxy_connect_timeout_s=1) as running:
         for status in (None, 401, 403, 429, 500):
             azure.refuse = functools.partial(refuse_with_the_key, status)
             async with running.client() as client:
                 if status is None:
                     await client.ready()
+                    azure.refuse = functools.partial(refuse_with_the_key, 500)
                     await drop(await azure.talk())
                 await client.closed()
                 seen += [json.dumps(client.events), str(client.socket.close_reason)]

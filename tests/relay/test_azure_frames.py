@@ -7,7 +7,7 @@ import pytest
 from picows import WSMsgType
 from websockets.frames import Frame, Opcode
 
-from tests.relay.support.azure import AzureTalk, converse, scripted_azure
+from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure
 from tests.relay.support.broker import broker
 from tests.relay.test_library_contracts import opened
 from token_broker.relay.azure.socket import AzureSocket
@@ -46,8 +46,10 @@ async def test_ping_is_answered_with_its_payload() -> None:
 
 @pytest.mark.parametrize("one", [Frame(Opcode.PING, b"x" * 125), Frame(Opcode.PONG, b"")], ids=["pings", "pongs"])
 async def test_control_frame_flood_ends_connection(one: Frame) -> None:
-    async with scripted_azure() as azure, broker(azure.url) as running, running.client() as client:
+    limit: dict[str, Any] = {"proxy_connect_timeout_s": 0.4}
+    async with scripted_azure() as azure, broker(azure.url, **limit) as running, running.client() as client:
         await client.ready()
+        azure.refuse = lambda _: answer(503)  # no other session can be had
         talk = await azure.talk()
         talk.connection.transport.write(one.serialize(mask=False) * 100_000)
         assert await client.closed() == 4502

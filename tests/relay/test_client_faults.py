@@ -12,7 +12,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
-from tests.relay.support.azure import AzureTalk, converse, scripted_azure
+from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure
 from tests.relay.support.broker import Client, Running, broker
 from token_broker.relay.counters import Usage
 
@@ -118,10 +118,11 @@ async def take_nothing_more(talk: AzureTalk) -> None:
 async def test_flooding_client_is_slowed_to_azure() -> None:
     async with (
         scripted_azure(take_nothing_more) as azure,
-        broker(azure.url, client_write_timeout_s=0.5) as running,
+        broker(azure.url, client_write_timeout_s=0.5, proxy_connect_timeout_s=0.4) as running,
         running.client() as client,
     ):
         await client.ready()
+        azure.refuse = lambda _: answer(503)  # no other session can be had
         append = '{"type":"input_audio_buffer.append","audio":"' + "A" * 200_000 + '"}'
         sent = 0
         with contextlib.suppress(ConnectionClosed, TimeoutError):

@@ -267,7 +267,14 @@ class StubUpstream:
 
 def to_azure_alone() -> tuple[MessageSink, list[bytes], TalkCounters]:
     wire, socket, counters = StubWire(), StubSocket(), TalkCounters()
-    fast_path = FastPath(wire, forwards=lambda _: False, handle=lambda *_: [], counters=counters, failed=lambda _: None)
+    fast_path = FastPath(
+        wire,
+        forwards=lambda _: False,
+        handle=lambda *_: [],
+        hold=lambda _: None,
+        counters=counters,
+        failed=lambda _: None,
+    )
     fast_path.join(cast("UpstreamConnection", StubUpstream(socket)))
     assert wire.sink is not None
     return wire.sink, socket.sent, counters

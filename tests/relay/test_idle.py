@@ -1,7 +1,6 @@
 """The end of a talk by the clock: a client without a sign of life, and Azure's own limit."""
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -30,7 +29,6 @@ def snapshot(**fields: Any) -> Snapshot:
         "frames_to_client": 0,
         "pings": 0,
         "answering": False,
-        "expires_s": None,
         "sending": False,
         "azure_full": False,
         "azure": Pinged(),
@@ -53,23 +51,6 @@ def test_sign_of_life_begins_the_wait_anew(life: dict[str, Any]) -> None:
     rest = life | {"answering": False}
     assert watched.overdue(499.0, snapshot(**rest)) is None
     assert watched.overdue(500.0, snapshot(**rest)) is not None
-
-
-def test_end_is_announced_once_a_session() -> None:
-    watched = watchdog(max_talk_s=86_400)
-    assert watched.to_announce_s(3_000.0, 3_600.0) is None
-    assert watched.to_announce_s(3_540.0, 3_600.0) == 60.0
-    assert watched.to_announce_s(3_541.0, 3_600.0) is None
-    assert watched.to_announce_s(3_541.0, None) is None
-    assert watched.to_announce_s(7_140.0, 7_200.0) == 60.0, "it has moved to another session"
-
-
-def test_talk_ends_before_azures_session() -> None:
-    watched = watchdog(max_talk_s=86_400)
-    assert watched.overdue(3_590.0, snapshot(answering=True, expires_s=3_600.0)) is None
-    ending = watched.overdue(3_599.0, snapshot(answering=True, expires_s=3_600.0))
-    assert ending is not None
-    assert (ending.code, ending.error_code) == (DONE, "session_expired")
 
 
 @retry_if_host_busy()
@@ -111,42 +92,6 @@ async def test_official_client_is_told_before_the_end(compat: str) -> None:
         assert await client.closed() == 1000
         assert [event["type"] for event in client.events] == ["session.created", "error"]
         assert client.events[-1]["error"]["code"] == "idle_timeout"
-
-
-@pytest.fixture
-def _early_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A talk ends as long before Azure's session that it lives for two seconds here."""
-    monkeypatch.setattr("token_broker.relay.watchdog._BEFORE_EXPIRY_S", 28.0)
-
-
-def living(seconds: float) -> Any:
-    async def script(talk: AzureTalk) -> None:
-        session = {"id": "sess_1", "expires_at": time.time() + seconds}
-        await talk.send({"type": "session.created", "session": session})
-        talk.arrived(await talk.connection.recv())
-        await talk.send({"type": "session.updated", "session": session})
-        await talk.connection.wait_closed()
-
-    return script
-
-
-@pytest.mark.usefixtures("_early_end")
-async def test_client_is_warned_of_azures_limit() -> None:
-    async with scripted_azure(living(30)) as azure, broker(azure.url) as running, running.client() as client:
-        await client.ready()
-        warned = await client.until("broker.error")
-        assert (warned["code"], warned["retryable"]) == ("session_expiring", True)
-        assert await client.closed() == 1000
-        assert client.socket.close_reason == "Azure's session has reached its longest time: ask for a new plan"
-
-
-@pytest.mark.usefixtures("_early_end")
-@pytest.mark.parametrize("compat", ["/realtime", "/voice-live/realtime"])
-async def test_official_client_hears_only_the_end(compat: str) -> None:
-    async with scripted_azure(living(30)) as azure, broker(azure.url) as running, running.client(path=compat) as client:
-        assert await client.closed() == 1000
-        errors = [event["error"]["code"] for event in client.events if event["type"] == "error"]
-        assert errors == ["session_expired"]
 
 
 @pytest.mark.parametrize("expires_at", [0, None, "soon", True, -5, 1e30, [3]])

@@ -107,7 +107,8 @@ async def test_other_messages_keep_their_limit(text: str) -> None:
 
 
 async def test_azures_other_messages_keep_their_limit() -> None:
-    async with talking("proxy") as (_, client, talk):
+    async with talking("proxy") as (running, client, talk):
+        running.connector._timeout_s = 0.0  # no other session can be had
         await talk.send({"type": "conversation.item.added", "item": {"audio": "A" * 2_000_000}})
         assert await client.closed() == 4502
         assert client.socket.close_reason == "Azure sent a message that is too large: ask for a new plan"

@@ -15,9 +15,11 @@ from token_broker.relay.adapters import CompatAdapter, ProtocolAdapter, ProxyAda
 from token_broker.relay.azure.connector import Route, UpstreamConnection
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventHandler
+from token_broker.relay.resume.held_audio import HeldAudio
+from token_broker.relay.resume.ledger import TalkLedger
+from token_broker.relay.resume.restored import Restored
 from token_broker.relay.transcripts.assembler import TurnAssembler
 from token_broker.security.tokens import Owner
-from token_broker.server.close_codes import Ending
 
 Event = dict[str, Any]
 
@@ -39,7 +41,7 @@ class Handled:
     """A handler for one adapter, without a talk around it."""
 
     def __init__(self, adapter: ProtocolAdapter, upstream: Dialect) -> None:
-        self.endings: list[Ending] = []
+        self.broken: list[UpstreamConnection] = []
         turns = SimpleNamespace(assembler=TurnAssembler(), feed=lambda event, now_s: None)
         handoff = SimpleNamespace(
             agent=SimpleNamespace(id="elena"),
@@ -52,9 +54,11 @@ class Handled:
             Owner("session", "somebody", 1),
             turns=cast("Any", turns),
             handoff=cast("Any", handoff),
+            ledger=TalkLedger(HeldAudio(1_000)),
+            restored=Restored(),
             counters=RelayCounters(),
             talk=TalkCounters(),
-            end=self.endings.append,
+            broken=self.broken.append,
             time_s=lambda: 100.0,
             redact=lambda text: text,
         )
@@ -80,7 +84,7 @@ def dialect_of(name: str) -> Dialect:
 def test_recorded_talk_fits_official_models(client: Dialect, name: str) -> None:
     handled = Handled(CompatAdapter(client), dialect_of(name))
     told = [json.loads(text) for text in handled.told(name)]
-    assert handled.endings == []
+    assert handled.broken == []
     assert {"response.created", "response.done"} <= {event["type"] for event in told}
     for event in told:
         assert event["event_id"]
@@ -96,7 +100,7 @@ def test_recorded_talk_fits_official_models(client: Dialect, name: str) -> None:
 def test_proxy_passes_recorded_frames_unchanged(name: str) -> None:
     handled = Handled(ProxyAdapter(), dialect_of(name))
     sent, told = frames(name), handled.told(name)
-    assert handled.endings == []
+    assert handled.broken == []
     assert len(told) == len(sent)
     for before, after in zip(sent, told, strict=True):
         kind = json.loads(before)["type"]

@@ -69,13 +69,14 @@ async def test_late_transcripts_keep_turns_in_order(upstream: str) -> None:
             assert [role for role, _ in running.ingest.said] == ["user", "assistant"] * 2
 
 
-async def test_dropped_talk_closes_4502() -> None:
+async def test_talk_dropped_again_closes_4502() -> None:
     with run_in_thread() as azure:
         async with broker(azure.base_url, **SIMULATED) as running, running.client() as client:
-            with azure.fault("drop_after", "/voice-live", frames=12):
+            with azure.fault("drop_after", "/", frames=12):
                 await client.ready()
                 await say(client, speech(2) + silence(1), real_time=False)
                 assert await client.closed() == 4502
+        assert [event["reason"] for event in client.events if event["type"] == "broker.resuming"] == ["lost"] * 3
 
 
 async def test_openai_replaces_hanging_voice_live() -> None:

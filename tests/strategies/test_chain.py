@@ -96,10 +96,7 @@ def chain_of(
 ) -> Chain:
     """All of one resource."""
     pool = pool or one_pool()
-    links = [
-        each if isinstance(each, WebSocketProxy) else Link(RESOURCE, each, pool.breaker("default", each.name))
-        for each in fakes
-    ]
+    links = [each if isinstance(each, WebSocketProxy) else Link(RESOURCE, each) for each in fakes]
     return Chain(pool, links, policy=POLICY, on_attempt=on_attempt)
 
 

@@ -143,6 +143,16 @@ def test_odd_agent_rests_alone(pool: Pool, clock: Clock) -> None:
     assert pool.admit(A, "ga", agent_id="odd") is not None
 
 
+def test_status_shows_what_rests_for_an_agent(pool: Pool) -> None:
+    ask(pool, BUSY, BUSY, BUSY, agent="odd")
+    shown = pool.route_status("a", "ga")
+    assert (shown.breaker, shown.retry_in_s, shown.attempts) == ("open", 10, 3)
+    assert shown.why is not None
+    assert shown.why.startswith("agent odd: ")
+    ask(pool, None, agent="elena")
+    assert pool.route_status("a", "ga").breaker == "closed", "the route works"
+
+
 def test_nobodys_faults_during_a_stall(pool: Pool, clock: Clock) -> None:
     calls = [admitted(pool) for _ in range(8)]
     clock.now_s += 4

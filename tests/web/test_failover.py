@@ -231,6 +231,37 @@ async def test_absent_broker_fails_after_four_attempts(quiet_browser: Browser) -
 
 
 @retry_if_host_busy(tries=3)
+async def test_page_waits_for_azure_and_resumes(quiet_browser: Browser) -> None:
+    async with (
+        run_fake(transports=(PROXY,), token_answers=["poor", "poor"]) as server,
+        _talk_page(quiet_browser, server) as page,
+    ):
+        await page.click("talk")
+        await page.wait_for("document.getElementById('notice').dataset.code === 'azure_unavailable'")
+        assert await page.text("state") == "requesting"
+        assert "Azure is not reachable now; we try again in" in await page.text("notice")
+        assert server.sockets == []
+        await page.wait_for_text("state", "live")
+        assert len(server.plan_requests) == 3
+        assert server.plan_requests[1]["session_token"] == server.plans[0]["session_token"]
+        assert await page.text("resource") == "eastus2"
+        await server.partners[0].begin_to_say("Once upon")
+        (socket,) = server.sockets
+        await socket.send_json({"type": "broker.resuming", "reason": "lost"})
+        await page.wait_for("document.getElementById('notice').dataset.code === 'resuming_lost'")
+        await page.wait_for("document.querySelector('.line').dataset.interrupted === 'true'")
+        resumed = {"resource": "swedencentral", "upstream": "openai_realtime", "dialect": "ga"}
+        await socket.send_json({"type": "broker.resumed", **resumed})
+        await page.wait_for_text("resource", "swedencentral")
+        assert await page.text("state") == "live"
+        assert await page.run("document.getElementById('notice').hidden")
+        await page.type("text", "Go on")
+        await page.press("Enter")
+        await server.partners[0].wait_for("response.create")
+        assert (len(server.plans), len(server.sockets)) == (3, 1)
+
+
+@retry_if_host_busy(tries=3)
 async def test_hang_up_while_connecting_ends_all(quiet_browser: Browser) -> None:
     async with run_fake(sdp_answers=["hang"]) as server, _talk_page(quiet_browser, server) as page:
         await page.click("talk")

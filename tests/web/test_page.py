@@ -23,9 +23,20 @@ MISSING: dict[str, Any] = STRATEGY | {
 HEALTH = {
     "endpoint": "https://x.openai.azure.com", "model": "gpt-realtime", "active_sessions": 3, "clock_skew_s": 12.0,
     "agents": {"elena": {}, "marcus": {}},
-    "strategies": [{"name": "ga"} | STRATEGY, {"name": "unified"} | MISSING, {"name": "websocket_proxy"}],
+    "strategies": [
+        {"name": "ga", "resource": "eastus2"} | STRATEGY,
+        {"name": "unified", "resource": "eastus2"} | MISSING,
+        {"name": "websocket_proxy", "resource": None},
+    ],
+    "resources": [
+        {"name": "eastus2", "enabled": True, "health": "failing", "why": "the connection is refused", "zone": "us"},
+        {"name": "swedencentral", "enabled": False, "health": "good", "load": {"mints_per_minute": 0.4}, "zone": "eu"},
+    ],
     "outbox": {"queued": 7, "oldest_age_s": 3.2, "delivered": 1_204, "dead": 1},
-    "slo": {"aim": 0.9999, "requests": 41, "usable_plans": 41, "degraded_plans": 2, "ratio": 1.0},
+    "slo": {
+        "aim": 0.9999, "requests": 41, "usable_plans": 41, "degraded_plans": 2, "ratio": 1.0,
+        "talks": {"asked": 20, "live": 19, "ratio": 0.95},
+    },
 }  # fmt: skip
 
 
@@ -138,7 +149,23 @@ async def test_health_tab_shows_status(quiet_browser: Browser) -> None:
         await page.wait_for("document.querySelectorAll('#strategies > li').length === 3")
         text = await page.run("document.getElementById('panel-health').innerText")
         figures = ["100 %", "97.5 % of 40", "180 ms, p95 420 ms", "working", "not there", "asked again in 300 s"]
-        for shown in [*figures, "1,204", "oldest 3 s", "1 dead letters", "always there", "clock is 12 s off"]:
+        of_resources = [
+            "eastus2: ga",
+            "failing",
+            "the connection is refused",
+            "taken out",
+            "40 % of mints per minute",
+            "95 %",
+        ]
+        for shown in [
+            *figures,
+            *of_resources,
+            "1,204",
+            "oldest 3 s",
+            "1 dead letters",
+            "always there",
+            "clock is 12 s off",
+        ]:
             assert shown in text
         assert page.complaints == []
 

@@ -112,7 +112,7 @@ class StatusSources:
         found = []
         for link in self.chain.links:
             if isinstance(link, Link):
-                breaker = link.breaker.snapshot()
+                breaker = self.chain.pool.route_status(link.resource.name, link.strategy.name)
                 fields = {name: getattr(breaker, name) for name in BreakerStatus.__slots__}
                 found.append(StrategyStatus(**fields, do=advice_on(breaker.last_outcome), resource=link.resource.name))
             else:

@@ -21,6 +21,8 @@ from token_broker import __version__
 from token_broker.settings import Settings, SettingsError, doubts, load_settings, unknown_variables
 
 if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
     from token_broker.simulator.fleet import RunningResources
 
 __all__ = ["main"]
@@ -118,7 +120,9 @@ def demo() -> None:
                 max_sessions=0,
             )
             where = ", ".join(f"{each.name} at {each.url}" for each in azure)
-            await _serve(settings, f"DEMO with a SIMULATED Azure ({where}); open the page and press Talk")
+            title = f"DEMO with a SIMULATED Azure ({where}); open the page and press Talk"
+            # At the page's own origin, so that its button may break a resource and no other page may.
+            await _serve(settings, title, also=[azure.control()])
 
     _run(run())
 
@@ -209,12 +213,12 @@ def _load_settings(**overrides: Any) -> Settings:
     return settings
 
 
-async def _serve(settings: Settings, title: str) -> None:
+async def _serve(settings: Settings, title: str, also: "Sequence[BaseRoute]" = ()) -> None:
     from token_broker.cli.serve import run_server
 
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     line = f"{title}, version {__version__}: http://{host}:{settings.port}/"
-    await run_server(settings, listening=lambda: click.echo(line, err=True))
+    await run_server(settings, listening=lambda: click.echo(line, err=True), also=also)
 
 
 @contextlib.asynccontextmanager

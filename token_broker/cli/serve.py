@@ -3,9 +3,10 @@
 import gc
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import uvicorn
+from starlette.routing import BaseRoute
 
 from token_broker.app import create_app
 from token_broker.server.drain import Drain, DrainingServer
@@ -22,13 +23,14 @@ _GC_THRESHOLDS = (5_000, 20, 20)
 _SWITCH_INTERVAL_S = 0.001
 
 
-async def run_server(settings: Settings, *, listening: Callable[[], None]) -> None:
+async def run_server(settings: Settings, *, listening: Callable[[], None], also: Sequence[BaseRoute] = ()) -> None:
     """Serves until SIGTERM or SIGINT, then drains. A second signal stops it at once.
 
-    `listening` is called when the socket is bound. Raises SettingsError where HOST and PORT can't be bound.
+    `listening` is called when the socket is bound. `also` are routes besides the broker's own. Raises SettingsError
+    where HOST and PORT can't be bound.
     """
     drain = Drain()
-    app = create_app(settings, drain)
+    app = create_app(settings, drain, also)
     config = uvicorn.Config(
         app,
         host=settings.host,

@@ -211,6 +211,9 @@ def log_attempt(event: Event) -> None:
     """An observer that logs failed attempts: as an error, with advice, where only an operator can remove the cause."""
     if not isinstance(event, Attempt) or event.outcome == "minted":
         return
+    if event.outcome == "undone":  # of a hedge: another resource was faster, and nothing is wrong
+        log.info("mint_undone", resource=event.resource, strategy=event.strategy, after_ms=round(event.duration_ms, 1))
+        return
     level = "error" if event.outcome == "misconfigured" else "warning"
     fields = {"status": event.status, "code": event.code, "azure_request_id": event.request_id}
     getattr(log, level)(

@@ -5,6 +5,7 @@ endpoint (`CompatAdapter`) speaks its own dialect whatever the upstream speaks, 
 client does not know.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from urllib.parse import parse_qs
@@ -124,8 +125,12 @@ class ProtocolAdapter(Protocol):
         """
         ...
 
-    def announce_end(self, left_s: float) -> str | None:
-        """The event that says that the talk ends in `left_s`, where this client knows one."""
+    def resuming(self, reason: str, *, retry_after_s: float | None = None) -> str | None:
+        """The event that says that Azure is being connected again, where this client knows one."""
+        ...
+
+    def resumed(self, upstream: UpstreamConnection) -> str | None:
+        """The event that says that the talk goes on at `upstream`, where this client knows one."""
         ...
 
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
@@ -179,9 +184,17 @@ class ProxyAdapter:
         del event_id
         return broker_error(code, message, retryable=retryable, param=param)
 
-    def announce_end(self, left_s: float) -> str | None:
-        message = f"Azure ends this talk in {left_s:.0f} s: ask for a new plan"
-        return broker_error("session_expiring", message, retryable=True)
+    def resuming(self, reason: str, *, retry_after_s: float | None = None) -> str | None:
+        wait = {} if retry_after_s is None else {"retry_after_s": math.ceil(retry_after_s)}
+        return broker_event("broker.resuming", reason=reason, **wait)
+
+    def resumed(self, upstream: UpstreamConnection) -> str | None:
+        return broker_event(
+            "broker.resumed",
+            resource=upstream.resource,
+            upstream=upstream.route.name,
+            dialect=upstream.route.dialect,
+        )
 
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
         return ending, None
@@ -262,9 +275,13 @@ class CompatAdapter:
         kind = "server_error" if retryable else "invalid_request_error"
         return api_error(code, message, kind=kind, param=param, event_id=event_id)
 
-    def announce_end(self, left_s: float) -> str | None:
-        """None: an official client takes an `error` for something that went wrong."""
-        del left_s
+    def resuming(self, reason: str, *, retry_after_s: float | None = None) -> str | None:
+        """None: an official client knows no such event, and its talk simply goes on."""
+        del reason, retry_after_s
+        return None
+
+    def resumed(self, upstream: UpstreamConnection) -> str | None:
+        del upstream
         return None
 
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:

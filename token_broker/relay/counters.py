@@ -15,8 +15,10 @@ __all__ = [
     "Directions",
     "RelayCounters",
     "RelayStatus",
+    "ResourceUse",
     "TalkCounters",
     "TranscriptionUsage",
+    "UpstreamStatus",
     "Usage",
 ]
 
@@ -98,14 +100,23 @@ class UpstreamStatus(BreakerStatus):
     resource: str
 
 
+@dataclass(slots=True)
+class ResourceUse:
+    """What talks had of one Azure resource."""
+
+    usage_by_agent: dict[str, Usage] = field(default_factory=dict)
+    transcription_usage: TranscriptionUsage = field(default_factory=TranscriptionUsage)
+    failed_answers: Counter[str] = field(default_factory=Counter)
+
+
 @dataclass(frozen=True, slots=True)
 class RelayStatus:
     """The relay since the process began, as `/status` shows it and metrics read it.
 
-    `closes` are by close code, `failed_answers` by Azure's code for what went wrong. `refused_events` are clients'
-    events that are not in the allowlist, `fields_left_out` fields that were taken out of clients' events, `calls_ended`
-    calls that were hung up since their client changed the agent's session repeatedly. Bytes are those of events, not of
-    WebSocket frames.
+    `resumes` are by the resource that was lost and by reason, `failed` among them; `closes` are by close code,
+    `failed_answers` by Azure's code for what went wrong. `refused_events` are clients' events that are not in the
+    allowlist, `fields_left_out` fields that were taken out of clients' events, `calls_ended` calls that were hung up
+    since their client changed the agent's session repeatedly. Bytes are those of events, not of WebSocket frames.
     """
 
     active: int
@@ -113,6 +124,7 @@ class RelayStatus:
     sessions: int
     ready: int
     handoffs: int
+    resumes: dict[str, dict[str, int]]
     closes: dict[str, int]
     frames: Directions
     bytes: Directions
@@ -126,6 +138,7 @@ class RelayStatus:
     usage: Usage
     transcription_usage: TranscriptionUsage
     usage_by_agent: dict[str, Usage]
+    resources: dict[str, ResourceUse]
     upstreams: list[UpstreamStatus]
     # Not everybody who may see the rest may see principals: with a default, the schema does not require it.
     usage_by_principal: dict[str, Usage] = field(default_factory=dict)
@@ -156,21 +169,30 @@ class RelayCounters:
     sessions: int = 0
     ready: int = 0
     handoffs: int = 0
+    resumes: Counter[tuple[str, str]] = field(default_factory=Counter)  # by resource and reason, and those that failed
     calls_ended: int = 0  # because their client kept changing the agent's session
     done: TalkCounters = field(default_factory=TalkCounters)
     closes: Counter[int] = field(default_factory=Counter)
     failed_answers: Counter[str] = field(default_factory=Counter)
     usage_by_agent: dict[str, Usage] = field(default_factory=dict)
     usage_by_principal: BoundedDict[str, Usage] = field(default_factory=lambda: BoundedDict(_PRINCIPALS_KEPT))
+    resources: dict[str, ResourceUse] = field(default_factory=dict)
 
-    def count_usage_of(self, event: Mapping[str, Any], *, principal: str, agent_id: str, talk: TalkCounters) -> None:
-        """Counts the usage of one of `USAGE_EVENTS`.
+    def use_of(self, resource: str) -> ResourceUse:
+        """What talks had of that resource."""
+        return self.resources.setdefault(resource, ResourceUse())
+
+    def count_usage_of(
+        self, event: Mapping[str, Any], *, principal: str, agent_id: str, talk: TalkCounters, resource: str
+    ) -> None:
+        """Counts the usage of one of `USAGE_EVENTS`, which `resource` sent.
 
         A transcription's counts for the talk, a response's also for its agent and its principal (the latest 10,000).
         """
         if event.get("type") == _TRANSCRIBED:
             if isinstance(transcription := event.get("usage"), dict):
                 talk.transcription.add(transcription)
+                self.use_of(resource).transcription_usage.add(transcription)
             return
         response = event.get("response")
         usage = response.get("usage") if isinstance(response, dict) else None
@@ -178,15 +200,25 @@ class RelayCounters:
             return
         talk.usage.add(usage)
         self.usage_by_agent.setdefault(agent_id, Usage()).add(usage)
+        self.use_of(resource).usage_by_agent.setdefault(agent_id, Usage()).add(usage)
         principals_usage = self.usage_by_principal.get(principal) or Usage()
         principals_usage.add(usage)
         self.usage_by_principal[principal] = principals_usage
 
-    def count_failed_answer(self, failed: FailedAnswer, talk: TalkCounters) -> None:
-        """Counts an answer that Azure did not finish, by its code."""
+    def count_failed_answer(self, failed: FailedAnswer, talk: TalkCounters, *, resource: str) -> None:
+        """Counts an answer that `resource` did not finish, by its code."""
         talk.failed_answers += 1
         known = failed.code in self.failed_answers or len(self.failed_answers) < _FAILURE_CODES
-        self.failed_answers[failed.code if known else _OTHER] += 1
+        code = failed.code if known else _OTHER
+        self.failed_answers[code] += 1
+        self.use_of(resource).failed_answers[code] += 1
+
+    def resumes_by_resource(self) -> dict[str, dict[str, int]]:
+        """The resumes by reason, for each resource that was lost."""
+        found: dict[str, dict[str, int]] = {}
+        for (resource, reason), count in self.resumes.items():
+            found.setdefault(resource, {})[reason] = count
+        return found
 
     def finish(self, talk: TalkCounters, code: int) -> None:
         """Adds a finished talk, and counts its close code."""

@@ -1,9 +1,11 @@
-"""Handles Azure's events in a talk: notes turns, usage and handoffs, and decides what the client is sent."""
+"""Handles Azure's events in a talk: notes turns, usage, handoffs and what is open, and decides what the client gets."""
 
 import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Any
+
+import structlog
 
 from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import UpstreamConnection
@@ -18,24 +20,30 @@ from token_broker.relay.policy.visibility import (
     without_agents_settings,
     without_quoted_secrets,
 )
+from token_broker.relay.resume.ledger import ASK_ID, LEDGER_EVENTS, TalkLedger
+from token_broker.relay.resume.restored import Restored
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.failed_answers import ANSWER_FAILED, failed_answer, log_failed_answer
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.tokens import Owner
-from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
 
 __all__ = ["EventHandler"]
+
+log = structlog.get_logger("token_broker.relay")
 
 # How long a talk whose client is gone keeps its place and its upstream for the sake of one transcript.
 _LAST_TRANSCRIPT_S = 2.0
 _AUDIO_DELTAS = frozenset({"response.audio.delta", "response.output_audio.delta"})
-_PARSED_EVENTS = TURN_EVENTS | SESSION_EVENTS | ERROR_EVENTS | CACHED_EVENTS | {"response.created"}
+_NAMING_EVENTS = frozenset({"input_audio_buffer.speech_started", "input_audio_buffer.committed"})
+_PARSED_EVENTS = (
+    TURN_EVENTS | SESSION_EVENTS | ERROR_EVENTS | CACHED_EVENTS | LEDGER_EVENTS | {"response.created", *_NAMING_EVENTS}
+)
 
 
 class EventHandler:
-    """One talk's handler. It calls `end` where Azure sends something that is not an event.
+    """One talk's handler. It calls `broken` where Azure sends something that is not an event.
 
-    `redact` removes the secrets that are known now from a text.
+    `redact` removes the secrets that are known now from a text; `events` counts what Azure has sent.
     """
 
     def __init__(
@@ -45,9 +53,11 @@ class EventHandler:
         *,
         turns: TurnRecorder,
         handoff: AgentHandoff,
+        ledger: TalkLedger,
+        restored: Restored,
         counters: RelayCounters,
         talk: TalkCounters,
-        end: Callable[[Ending], None],
+        broken: Callable[[UpstreamConnection], None],
         time_s: Callable[[], float],
         redact: Callable[[str], str],
     ) -> None:
@@ -55,15 +65,23 @@ class EventHandler:
         self._owner = owner
         self._turns = turns
         self._handoff = handoff
+        self._ledger = ledger
+        self._restored = restored
+        self.events = 0
         self._counters = counters
         self._talk = talk
-        self._end = end
+        self._broken = broken
         self._time_s = time_s
         self._redact = redact
 
     def handle(self, text: str, upstream: UpstreamConnection) -> list[str]:
         """Notes what an event means to the talk. Returns what the client is sent: no event, one or several."""
+        self.events += 1
         kind = event_type(text)
+        if not self._restored.is_empty and kind not in _AUDIO_DELTAS:
+            if kind in _NAMING_EVENTS:
+                self._restored.name_of(_as_event(text) or {})
+            text = self._restored.for_client(text)
         if kind in _AUDIO_DELTAS:
             self._note_audio(len(text) - text.find('"delta"'))
         elif (
@@ -85,7 +103,11 @@ class EventHandler:
         if not is_audio_delta(payload):
             kind = event_type_by_head(payload)
             if kind not in _AUDIO_DELTAS:
-                return kind is not None and kind not in _PARSED_EVENTS and not may_show_tools(payload)
+                if kind is None or kind in _PARSED_EVENTS or may_show_tools(payload) or not self._restored.is_empty:
+                    return False
+                self.events += 1
+                return True
+        self.events += 1
         self._note_audio(len(payload) - payload.find(b'"delta"'))
         return True
 
@@ -99,29 +121,40 @@ class EventHandler:
                     if not socket.frames:
                         return
                     text = socket.take()
-                    if (kind := event_type(text)) in TURN_EVENTS:
-                        self._handle_parsed(kind, text, upstream)
+                    if event_type(text) in TURN_EVENTS:
+                        self.handle(text, upstream)
         except TimeoutError:
             pass
 
     def _note_audio(self, audio_chars: int) -> None:
         self._turns.assembler.heard(audio_chars, self._time_s())
+        self._ledger.sounded(audio_chars)
 
     def _handle_parsed(self, kind: str | None, text: str, upstream: UpstreamConnection) -> list[str]:
-        event: Any = None
-        with contextlib.suppress(ValueError, RecursionError):
-            event = parsed(text)
-        if kind is None or not isinstance(event, dict):
-            self._end(Ending(UPSTREAM_FAILED, "Azure sent something that is no event: ask for a new plan"))
+        event = _as_event(text)
+        if kind is None or event is None:
+            self._broken(upstream)
+            return []
+        if self._restored.is_known(event):
+            self._ledger.told()
+            return []
+        if self._handoff.owns_item(event):
+            return []
+        self._ledger.azure_sent(event, self._time_s())
+        if self._restored.is_told(event):
             return []
         if kind == "session.updated":
             self._handoff.confirm(upstream)
         elif kind not in SESSION_EVENTS:
-            if (kind == "error" and self._handoff.owns_error(event, upstream)) or self._handoff.owns_item(event):
-                return []
+            if kind == "error" and self._handoff.owns_error(event, upstream):
+                return self._refused(event)
             if kind in USAGE_EVENTS:
                 self._counters.count_usage_of(
-                    event, principal=self._owner.principal, agent_id=self._handoff.agent.id, talk=self._talk
+                    event,
+                    principal=self._owner.principal,
+                    agent_id=self._handoff.agent.id,
+                    talk=self._talk,
+                    resource=upstream.resource,
                 )
             self._turns.feed(event, self._time_s())
         shown = without_quoted_secrets(without_agents_settings(event), self._redact)
@@ -130,8 +163,31 @@ class EventHandler:
             events = self._adapter.to_client(shown, upstream.route.dialect, text=text if shown is event else None)
         else:
             events = [self._adapter.passed(text, upstream.route.dialect)]
+        if (
+            kind == "response.done"
+            and upstream.health is not None
+            and event.get("response", {}).get("status") == "completed"
+        ):
+            upstream.health.works()
         if kind == "response.done" and (failed := failed_answer(event)) is not None:
-            self._counters.count_failed_answer(failed, self._talk)
+            self._counters.count_failed_answer(failed, self._talk, resource=upstream.resource)
             log_failed_answer(failed, self._owner, self._handoff.agent.id)
             events.append(self._adapter.error(ANSWER_FAILED, failed.message, retryable=failed.retryable))
         return events
+
+    def _refused(self, event: dict[str, Any]) -> list[str]:
+        """Azure refused an event of the broker's own: what the client is told of it."""
+        error = event["error"]
+        event_id, code = error.get("event_id"), error.get("code")
+        self._restored.refused(event_id)
+        log.warning("own_event_refused", event_id=event_id[:64], code=code if isinstance(code, str) else None)
+        if event_id != ASK_ID:
+            return []
+        return [self._adapter.error(ANSWER_FAILED, "Azure did not take the question again: ask again", retryable=True)]
+
+
+def _as_event(text: str) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, RecursionError):
+        event = parsed(text)
+        return event if isinstance(event, dict) else None
+    return None

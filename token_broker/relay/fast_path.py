@@ -23,7 +23,8 @@ _FRAME_BYTES = 64  # counted for a frame beside its payload: each costs time, ev
 class FastPath:
     """One talk's fast path, between its client and the upstream that it was joined to. Without a `wire` it is closed.
 
-    `forwards` and `handle` are the event handler's; `failed` is called with an error that `handle` raised.
+    `forwards` and `handle` are the event handler's; `hold` keeps an append of the client's for as long as its audio may
+    be needed again; `failed` is called with an error that `handle` raised.
     """
 
     def __init__(
@@ -32,12 +33,14 @@ class FastPath:
         *,
         forwards: Callable[[bytes], bool],
         handle: Callable[[str, UpstreamConnection], list[str]],
+        hold: Callable[[bytes], None],
         counters: TalkCounters,
         failed: Callable[[Exception], None],
     ) -> None:
         self._wire = wire
         self._forwards = forwards
         self._handle = handle
+        self._hold = hold
         self._counters = counters
         self._failed = failed
         self._upstream: UpstreamConnection | None = None
@@ -68,6 +71,7 @@ class FastPath:
             self._burst_to_azure_bytes = 0
             return False
         upstream.socket.send(payload)
+        self._hold(payload)
         counters = self._counters
         counters.to_azure_frames += 1
         counters.to_azure_bytes += size

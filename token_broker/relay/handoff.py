@@ -7,6 +7,7 @@ does an agent that is not permitted on the resource of the talk. Either way the 
 
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from strategies.resources import is_allowed
@@ -20,6 +21,7 @@ from token_broker.relay.dialects.broker_events import (
 )
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.limits import RateLimit
+from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.sessions.plans import SpecSupplier
 
@@ -41,7 +43,7 @@ class AgentHandoff:
     """The current agent of one talk, and the handoff to another.
 
     `supply` gives an agent's spec with what was recalled; `start` runs a coroutine as one of the talk's tasks; `move`
-    makes a new upstream the talk's own.
+    makes a new upstream the talk's own in place of another, and says whether it did; `tell` tells the client something.
     """
 
     def __init__(
@@ -54,7 +56,8 @@ class AgentHandoff:
         turns: TurnRecorder,
         supply: Callable[[Agent], SpecSupplier],
         start: Callable[[Coroutine[Any, Any, None], str], None],
-        move: Callable[[UpstreamConnection], None],
+        move: Callable[[UpstreamConnection, UpstreamConnection], bool],
+        tell: Callable[[str], None],
     ) -> None:
         self.agent = agent
         self.count = 0
@@ -65,6 +68,7 @@ class AgentHandoff:
         self._supply = supply
         self._start = start
         self._move = move
+        self._tell = tell
         self._rate = RateLimit(_HANDOFFS_PER_MINUTE, burst=_HANDOFFS_AT_ONCE)
         self._requests = 0
         self._pending = False
@@ -89,6 +93,11 @@ class AgentHandoff:
         self._pending = True
         self._requests += 1
         self._start(self._hand_off(agent, upstream), "talk-handoff")
+
+    @property
+    def next_agent(self) -> Agent:
+        """Whose session the next one is: where a handoff is not confirmed yet, the agent that it asks for."""
+        return self.agent if self._unconfirmed is None else self._unconfirmed.agent
 
     def confirm(self, upstream: UpstreamConnection) -> None:
         """Completes an unconfirmed handoff: Azure has accepted a session."""
@@ -129,9 +138,12 @@ class AgentHandoff:
         try:
             # The same route: the client has been told its dialect, and a compatible client cannot change it.
             new = await self._connector.connect(self._supply(agent), wanted=wanted, only=old.route.name)
+            if not self._move(old, new):  # the old one was lost meanwhile
+                await new.socket.aclose()
+                raise NoUpstreamError(Ending(UPSTREAM_FAILED, "the upstream was lost"))
             self._turns.flush()
             history_items: list[str] = []
-            for number, turn in enumerate(self._turns.history):
+            for number, turn in enumerate(sorted(self._turns.history, key=attrgetter("sequence"))):
                 item_id, event = history_item(turn.role, turn.content, new.route.dialect, number)
                 history_items.append(item_id)
                 self._turns.assembler.ignore(item_id)
@@ -139,9 +151,8 @@ class AgentHandoff:
             new.first.insert(0, broker_event("broker.agent.switched", agent_id=agent.id))
             self._set_agent(agent)
             self._history_items = frozenset(history_items)
-            self._move(new)
         except NoUpstreamError:
-            old.socket.put(broker_error("switch_failed", "Azure took no talk with the other voice", retryable=True))
+            self._tell(broker_error("switch_failed", "Azure took no talk with the other voice", retryable=True))
             return
         finally:
             self._pending = False

@@ -3,7 +3,7 @@
 While both sides accept data, frames go from socket to socket (`relay.fast_path`). Two tasks carry everything else: one
 reads the client, one sends Azure's events to it. Neither holds more than a few frames: the server stops reading the
 client while we do not receive, and Azure's socket stops reading while the client does not accept its events. One timer
-watches all waits.
+watches all waits. Where Azure's side is lost, the talk goes on in another session (`relay.resume`).
 """
 
 import asyncio
@@ -20,9 +20,15 @@ from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnecti
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventHandler
+from token_broker.relay.event_text import compact, event_type_by_head, parsed
 from token_broker.relay.fast_path import FastPath
 from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_plain_append
+from token_broker.relay.resume.held_audio import HeldAudio
+from token_broker.relay.resume.ledger import TalkLedger
+from token_broker.relay.resume.replay import call_event
+from token_broker.relay.resume.restored import Restored
+from token_broker.relay.resume.resumption import Resumption, TalkHooks
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
 from token_broker.security.tokens import Owner
@@ -32,7 +38,6 @@ from token_broker.server.close_codes import (
     DRAINING,
     INTERNAL,
     TOO_LARGE,
-    UPSTREAM_FAILED,
     Ending,
     left,
 )
@@ -43,6 +48,10 @@ from token_broker.settings import Settings
 __all__ = ["Talk", "TalkParts"]
 
 log = structlog.get_logger("token_broker.relay")
+
+_AUDIO_CHARS_A_SECOND = 64_000  # base64 of PCM16 at 24 kHz, the richest of the formats
+_HEAD_CHARS = 128
+_LONGEST_NOTED = 65_536  # a longer event of a client's is an item with an image
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,8 @@ class Talk:
         self._specs = TalkSpecs(parts.settings, owner, parts.recall)
         self._specs.start()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ledger = TalkLedger(HeldAudio(round(parts.settings.resume_audio_s * _AUDIO_CHARS_A_SECOND)))
+        self._restored = Restored()
         self._handoff = AgentHandoff(
             agent,
             session_id=owner.session_id,
@@ -100,16 +111,19 @@ class Talk:
             turns=self._turns,
             supply=self._specs.of,
             start=self._start,
-            move=self._use,
+            move=self._hand_over,
+            tell=self._tell,
         )
         self._handler = EventHandler(
             adapter,
             owner,
             turns=self._turns,
             handoff=self._handoff,
+            ledger=self._ledger,
+            restored=self._restored,
             counters=parts.counters,
             talk=self.counters,
-            end=self.end,
+            broken=self._on_garbage,
             time_s=self._loop.time,
             redact=parts.redact,
         )
@@ -117,8 +131,28 @@ class Talk:
             client.wire,
             forwards=self._handler.forwards,
             handle=self._handler.handle,
+            hold=self._ledger.audio.append,
             counters=self.counters,
             failed=self._fail,
+        )
+        self._resumption = Resumption(
+            parts.settings,
+            adapter,
+            client,
+            session_id=owner.session_id,
+            connector=parts.connector,
+            supply=self._specs.of,
+            handoff=self._handoff,
+            turns=self._turns,
+            ledger=self._ledger,
+            restored=self._restored,
+            hooks=TalkHooks(
+                begin_gap=self._begin_gap,
+                use=self._use,
+                forward=self._forward,
+                start=self._start,
+                count=self._count_resume,
+            ),
         )
         self._tick_s = tick_s(parts.settings)
         self._watchdog = Watchdog(parts.settings, self._loop.time())
@@ -167,11 +201,11 @@ class Talk:
             counters.to_azure_frames += 1
             counters.to_azure_bytes += len(text)
             upstream = self._upstream
-            assert upstream is not None  # noqa: S101  # set before `_ready`
-            if is_plain_append(text):
-                upstream.socket.send(text)
-            else:
-                self._on_event(text, upstream)
+            if upstream is None:  # Azure is being connected again
+                await self._resumption.hold(text)
+                continue
+            self._forward(text, upstream)
+            if not is_plain_append(text):
                 # The broker's own answers wait with Azure's events. A client that floods us with refused events and
                 # reads none of the answers must not fill the queue.
                 await upstream.socket.has_room()
@@ -180,14 +214,19 @@ class Talk:
                 await upstream.socket.drained()
                 self._azure_full = False
 
-    def _on_event(self, text: str, upstream: UpstreamConnection) -> None:
+    def _forward(self, text: str, upstream: UpstreamConnection) -> None:
+        """Handles a client's message: most go to Azure as they are."""
+        if is_plain_append(text):
+            upstream.socket.send(text)
+            self._ledger.audio.append(text)
+            return
         match self._adapter.from_client(text, upstream.route.dialect):
             case ToAzure(texts=checked, left_out=left_out, told=told):
                 self.counters.fields_left_out += left_out
                 for error in told:
                     upstream.socket.put(error)
                 for message in checked:
-                    upstream.socket.send(message)
+                    self._send(message, upstream)
             case Answered(text=answer):
                 upstream.socket.put(answer)
             case Command(event={"type": "broker.agent.switch"} as event):
@@ -201,6 +240,27 @@ class Talk:
                 upstream.socket.put(self._adapter.error(code, message, param=param, event_id=event_id))
             case Broken(reason=reason):
                 self.end(Ending(BAD_REQUEST, reason))
+
+    def _send(self, message: str, upstream: UpstreamConnection) -> None:
+        """Sends Azure an event of the client's, in Azure's dialect, and notes what is open because of it."""
+        kind = event_type_by_head(message[:_HEAD_CHARS].encode()) or ""  # written here, the type in its head
+        if kind == "input_audio_buffer.append":
+            upstream.socket.send(message)
+            self._ledger.audio.append(message)
+            return
+        event = parsed(message) if len(message) <= _LONGEST_NOTED else {}
+        if kind == "conversation.item.truncate" and self._restored.answers_truncate(event.get("item_id")):
+            # To Azure the item is text, which it does not truncate.
+            self._ledger.truncate(event)
+            upstream.socket.put(compact({**event, "type": "conversation.item.truncated"}))
+            return
+        if kind == "input_audio_buffer.commit" and self._upstream is None and self._ledger.hears_nothing:
+            upstream.socket.put(self._adapter.error("input_audio_buffer_commit_empty", "there is no audio to commit"))
+            return
+        if (call := self._ledger.take_owed(event)) is not None:
+            upstream.socket.send(call_event(call, self._restored))
+        self._ledger.client_sent(kind, message, event)
+        upstream.socket.send(self._restored.for_azure(message))
 
     # --- Azure's side
 
@@ -222,10 +282,15 @@ class Talk:
             upstream, session_id=self.owner.session_id, agent_id=self._handoff.agent.id
         )
         self._ready.set()
-        while (current := self._upstream) is not None and await self._carry(current):
-            if self._upstream is current:  # otherwise a handoff has replaced it
-                self.end(Ending(UPSTREAM_FAILED, f"{current.socket.failure}: ask for a new plan"))
-                return
+        current = upstream
+        while await self._carry(current):
+            if self._upstream is current or self._upstream is None:  # otherwise a handoff has replaced it
+                ending = await self._resumption.resume(current)
+                if ending is not None:
+                    self.end(ending)
+                    return
+            assert self._upstream is not None  # noqa: S101  # a handoff or `resume` has set it
+            current = self._upstream
 
     async def _carry(self, upstream: UpstreamConnection) -> bool:
         """Carries one upstream's events until it is over or replaced; False: the client is gone."""
@@ -252,12 +317,42 @@ class Talk:
     def _use(self, upstream: UpstreamConnection) -> None:
         self._upstream = upstream
         self._fast_path.join(upstream)
+        self._resumption.begin(upstream)
+
+    def _begin_gap(self) -> None:
+        """No session carries the talk: nothing of the last one reaches it any more."""
+        self._upstream = None
+        self._fast_path.join(None)
+
+    def _hand_over(self, old: UpstreamConnection, new: UpstreamConnection) -> bool:
+        """Moves the talk to another agent's session; False: the old one was lost meanwhile."""
+        if self._upstream is not old:
+            return False
+        self._ledger.forget_open()
+        self._restored.begin()
+        self._use(new)
+        return True
+
+    def _on_garbage(self, upstream: UpstreamConnection) -> None:
+        log.warning("azure_sent_no_event", session_id=self.owner.session_id)
+        if self._upstream is upstream:
+            self._resumption.leave(upstream, "lost", "Azure sent something that is no event")
 
     # --- callbacks of the talk's parts
 
     def _report_lost_turn(self) -> None:
-        if self._upstream is not None and not self._over.done():
-            self._upstream.socket.put(self._adapter.error("turn_lost", "the memory is full: a turn was not kept"))
+        if not self._over.done():
+            self._tell(self._adapter.error("turn_lost", "the memory is full: a turn was not kept"))
+
+    def _tell(self, text: str) -> None:
+        """Sends the client an event after those that wait."""
+        if self._upstream is not None:
+            self._upstream.socket.put(text)
+        else:
+            self._resumption.tell_later(text)
+
+    def _count_resume(self, resource: str, outcome: str) -> None:
+        self._parts.counters.resumes[resource, outcome] += 1
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         def on_done(task: "asyncio.Task[None]") -> None:
@@ -286,18 +381,18 @@ class Talk:
                 frames_to_client=self.counters.to_client_frames,
                 pings=0 if wire is None else wire.pings,
                 answering=self._turns.assembler.is_answering(now_s),
-                expires_s=upstream.expires_s,
                 sending=self._sending,
                 azure_full=self._azure_full,
                 azure=upstream.socket,
             )
-            if (left_s := self._watchdog.to_announce_s(now_s, upstream.expires_s)) is not None:
-                log.info("session_expiring", session_id=self.owner.session_id, left_s=round(left_s))
-                if (told := self._adapter.announce_end(left_s)) is not None:
-                    upstream.socket.put(told)
         if (ending := self._watchdog.overdue(now_s, snapshot)) is not None:
             self.end(ending)
             return
+        if upstream is not None and snapshot is not None:
+            if self._watchdog.azure_is_dead(now_s, snapshot):
+                self._resumption.fell_silent(upstream)
+            else:
+                self._resumption.tick(now_s, upstream, events=self._handler.events, sending=self._sending)
         self._turns.tell_due(now_s)
         self._ticker = self._loop.call_later(self._tick_s, self._tick)
 
@@ -315,5 +410,6 @@ class Talk:
                 await self._handler.await_last_transcript(self._upstream)
         finally:
             self._turns.flush()
+            await self._resumption.aclose()
             if self._upstream is not None:
                 await self._upstream.socket.aclose()

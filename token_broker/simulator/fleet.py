@@ -13,7 +13,11 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 
+from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
+
 from token_broker.simulator.config import SimulatorConfig
+from token_broker.simulator.faults.control import PREFIX
 from token_broker.simulator.records.transcript import TalkTranscript
 from token_broker.simulator.server import RunningSimulator, in_thread, serve_simulator
 from token_broker.simulator.simulator import Simulator
@@ -39,6 +43,15 @@ class RunningResources:
             lines += ['project = "demo"', 'auth = "key"', f'key_env = "{key_env}"', f'model = "{model}"']
             tables.append("\n".join(["[[resources]]", *lines, ""]))
         return "\n".join(tables)
+
+    def control(self) -> Mount:
+        """The control routes of all, for an application of this process, which decides who may use them."""
+        simulator = next(iter(self)).simulator
+
+        async def forward(scope: Scope, receive: Receive, send: Send) -> None:
+            await simulator({**scope, "root_path": ""}, receive, send)
+
+        return Mount(PREFIX, forward)
 
 
 @contextlib.asynccontextmanager

@@ -45,6 +45,7 @@ class Simulator:
             self.log,
             lambda: self.running,
             lambda: self.calls,
+            self._calls.close,
             {name: self} if peers is None else peers,
         )
         routes = Starlette(

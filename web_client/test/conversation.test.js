@@ -32,6 +32,20 @@ test("a turn is told once, however often its end is said", () => {
   assert.deepEqual(turns.map(({ content }) => content), ["Hey"]);
 });
 
+test("what the agent was saying when Azure broke off ends as interrupted, and takes no more words", () => {
+  const { lines, turns } = take(new Conversation(), [
+    said("user", "u", "Hey"),
+    words("assistant", "a", "Once upon"),
+    item("b", "assistant"),
+    { kind: "resuming", reason: "lost", retryAfterMs: null },
+    words("assistant", "a", " a time"),
+    said("assistant", "c", "a time."),
+  ]);
+  const shown = lines.map(({ turnId, text, final, interrupted }) => [turnId, text, final, interrupted]);
+  assert.deepEqual(shown, [["u", "Hey", true, false], ["a", "Once upon", false, false], ["a", "Once upon", true, true], ["c", "a time.", true, false]]);
+  assert.deepEqual(turns.map(({ turnId, interrupted }) => [turnId, interrupted]), [["u", false], ["a", true], ["c", false]]);
+});
+
 test("speech that could not be written down shows an empty line, and keeps its place in the memory", () => {
   const { lines, turns } = take(new Conversation(), [item("u", "user"), { kind: "transcription_failed", itemId: "u" }]);
   assert.deepEqual([lines.at(-1).final, lines.at(-1).text], [true, ""]);

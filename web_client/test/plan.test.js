@@ -18,6 +18,33 @@ test("only the wanted transports are kept", () => {
   assert.deepEqual(readPlan(BODY, 0, ["websocket_proxy"]).connections.map(({ transport }) => transport), ["websocket_proxy"]);
 });
 
+test("a connection keeps the resource that it leads to", () => {
+  const connections = [{ ...WEBRTC, resource: "eastus2" }, PROXY];
+  assert.deepEqual(readPlan({ ...BODY, connections }, 0).connections.map(({ resource }) => resource), ["eastus2", null]);
+});
+
+for (const [name, said, ms] of [
+  ["when to ask again", 7.2, 7_200],
+  ["no time", undefined, 5_000],
+  ["a time that is no number", "soon", 5_000],
+  ["at once", 0, 1_000],
+  ["in an hour", 3_600, 60_000],
+]) {
+  test(`a poor plan that says ${name} means ${ms} ms, with or without connections`, () => {
+    for (const connections of [BODY.connections, []]) {
+      const plan = readPlan({ ...BODY, outlook: "poor", retry_after_s: said, connections }, 0);
+      assert.deepEqual([plan.outlook, plan.retryAfterMs, plan.connections.length], ["poor", ms, connections.length]);
+    }
+  });
+}
+
+test("a plan is good where it says nothing else, and then it names no wait", () => {
+  for (const outlook of [undefined, "good", "splendid"]) {
+    const plan = readPlan({ ...BODY, outlook, retry_after_s: 7 }, 0);
+    assert.deepEqual([plan.outlook, plan.retryAfterMs], ["good", 0]);
+  }
+});
+
 for (const [name, body] of [
   ["no object", null],
   ["no session", { ...BODY, session_id: "" }],

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { FIRST_BACKOFF_MS, MAX_ATTEMPTS, MAX_BACKOFF_MS, decide, publicName } from "../session-machine.js";
+import { FIRST_BACKOFF_MS, MAX_ATTEMPTS, MAX_BACKOFF_MS, MAX_POOR_PLANS, decide, publicName } from "../session-machine.js";
 
 const NOW = { nowMs: 1_000, random: 0.5 };
 const LATE = { nowMs: 1_000 + 70_000, random: 0.5 };
@@ -13,8 +13,9 @@ const RELAY = connection("webrtc_relay", 7_200);
 const PROXY = connection("websocket_proxy", 180);
 const PLAN = { sessionId: "s", sessionToken: "t", agentId: "elena", degraded: false, connections: [WEBRTC, RELAY, PROXY], receivedAtMs: 1_000 };
 const DEGRADED = { ...PLAN, degraded: true, connections: [PROXY] };
+const POOR = { ...DEGRADED, outlook: "poor", retryAfterMs: 8_000 };
 
-const progress = (change = {}) => ({ resume: false, attempt: 0, noWebRtc: false, reason: "first_choice", ...change });
+const progress = (change = {}) => ({ resume: false, attempt: 0, noWebRtc: false, poorPlans: 0, reason: "first_choice", ...change });
 const requesting = (change) => ({ name: "requesting", progress: progress(change) });
 const connecting = (index, change, plan = PLAN) => ({ name: "connecting", progress: progress(change), plan, index });
 const live = (index = 0, change) => ({ name: "live", progress: progress({ resume: true, ...change }), plan: PLAN, index, sinceMs: 1_000 });
@@ -37,6 +38,13 @@ const TABLE = [
   ["Talk is pressed twice", requesting(), { type: "talk" }, NOW, "requesting | first_choice"],
   ["a plan comes", requesting(), { type: "plan", plan: PLAN }, NOW, "connecting | first_choice | open webrtc"],
   ["a degraded plan comes", requesting(), { type: "plan", plan: DEGRADED }, NOW, "connecting | not_minted | open websocket_proxy"],
+  ["the plan says that Azure is down", requesting(), { type: "plan", plan: POOR }, NOW, "waiting | azure_unavailable | close | report | wait"],
+  ["the plan says so in mid-talk", requesting({ resume: true }), { type: "plan", plan: POOR }, NOW, "waiting | azure_unavailable | close | report | wait"],
+  ["Azure is down and the plan has no connection", requesting(), { type: "plan", plan: { ...POOR, connections: [] } }, NOW, "waiting | azure_unavailable | close | report | wait"],
+  ["the wait for Azure is over", waiting({ poorPlans: 1, reason: "azure_unavailable" }), { type: "wake" }, NOW, "requesting | azure_unavailable | request_plan"],
+  ["Azure is back", requesting({ poorPlans: 3, reason: "azure_unavailable" }), { type: "plan", plan: PLAN }, NOW, "connecting | azure_unavailable | open webrtc"],
+  ["Azure has been down for long", requesting({ poorPlans: MAX_POOR_PLANS }), { type: "plan", plan: POOR }, NOW, "failed | azure_unavailable | close | report"],
+  ["the user hangs up while Azure is down", waiting({ poorPlans: 1 }), { type: "hang_up", reason: "hung_up" }, NOW, "ended | hung_up | close"],
   ["a plan comes after the hang-up", { name: "ended", reason: "hung_up" }, { type: "plan", plan: PLAN }, NOW, "ended | hung_up"],
   ["the token expired on its way", requesting(), { type: "plan", plan: PLAN }, LATE, "connecting | token_expired | open webrtc_relay"],
   ["the plan is wholly out of date", requesting({ noWebRtc: true }), { type: "plan", plan: PLAN }, TOO_LATE, "requesting | ticket_spent | close | request_plan"],
@@ -89,6 +97,31 @@ test("waits double up to a limit, with at most half taken off by jitter", () => 
       assert.ok(state.delayMs >= full / 2 && state.delayMs <= full, `${attempt}: ${state.delayMs} of ${full}`);
     }
   }
+});
+
+test("a poor plan is told in words, and its wait is never shortened", () => {
+  for (const [random, delayMs, words] of [
+    [0, 8_000, "8 s"],
+    [0.999, 9_998, "10 s"],
+  ]) {
+    const { state, actions } = decide(requesting(), { type: "plan", plan: POOR }, { nowMs: 0, random });
+    assert.equal(state.delayMs, delayMs);
+    const told = actions.find((action) => action.do === "report");
+    assert.deepEqual(told, {
+      do: "report",
+      code: "azure_unavailable",
+      message: `Azure is not reachable now; we try again in ${words}.`,
+      retryable: true,
+      retryAfterMs: delayMs,
+    });
+  }
+});
+
+test("poor plans are no failed attempts, and a good one ends their count", () => {
+  let { state } = decide(requesting({ attempt: 2 }), { type: "plan", plan: POOR }, NOW);
+  assert.deepEqual([state.progress.attempt, state.progress.poorPlans], [2, 1]);
+  ({ state } = decide(decide(state, { type: "wake" }, NOW).state, { type: "plan", plan: PLAN }, NOW));
+  assert.deepEqual([state.name, state.progress.poorPlans], ["connecting", 0]);
 });
 
 test("Retry-After is obeyed", () => {

@@ -47,7 +47,11 @@ export class WebSocketTransport {
   #open = false;
   #closed = false;
   #responseId = "";
+  /** The item whose sound came last, and its response. */
+  #last = { itemId: "", responseId: "" };
   #sounding = false;
+  /** `yes` from `resuming` to `resumed`, then `was` until the unsent audio has gone out. @type {"no" | "yes" | "was"} */
+  #resuming = "no";
   /** Answers that were cut: their later audio is not played. @type {Set<string>} */
   #cancelled = new Set();
 
@@ -117,7 +121,11 @@ export class WebSocketTransport {
   /** @param {Int16Array} chunk */
   #sendAudio(chunk) {
     if (this.#socket?.readyState !== WebSocket.OPEN) return;
-    if (this.#socket.bufferedAmount > MAX_BACKLOG_BYTES) return this.#drop(NETWORK);
+    if (this.#socket.bufferedAmount > MAX_BACKLOG_BYTES) {
+      // The proxy may read nothing while it has no Azure. Then audio is left out: a new connection would help nobody.
+      return this.#resuming === "no" ? this.#drop(NETWORK) : undefined;
+    }
+    if (this.#resuming === "was") this.#resuming = "no";
     this.#socket.send(appendFrame(chunk));
   }
 
@@ -140,6 +148,15 @@ export class WebSocketTransport {
         break;
       case "response_done":
         if (signal.responseId === this.#responseId) this.#responseId = "";
+        if (signal.responseId === this.#last.responseId) this.#finishAnswer();
+        break;
+      case "resumed":
+        this.#resuming = "was";
+        break;
+      case "resuming":
+        this.#resuming = "yes";
+        this.#responseId = "";
+        this.#finishAnswer();
         break;
       case "session_expired":
         this.#drop(CLOSE_CODES[1001]);
@@ -148,7 +165,7 @@ export class WebSocketTransport {
       case "transcript_done":
         if (signal.responseId && this.#cancelled.has(signal.responseId) && signal.kind === "transcript_delta") return signal;
     }
-    if (signal.kind !== "ready") this.#context.onSignal(signal);
+    this.#context.onSignal(signal);
     return signal;
   }
 
@@ -156,6 +173,7 @@ export class WebSocketTransport {
   #play({ responseId, itemId, contentIndex, base64 }) {
     if (this.#cancelled.has(responseId)) return;
     if (responseId !== "") this.#responseId = responseId;
+    this.#last = { itemId, responseId };
     try {
       this.#context.audio.play(itemId, contentIndex, decodePcm16(base64));
       this.#setSounding(true); // the worklet would say so only after the transcript is complete
@@ -169,6 +187,14 @@ export class WebSocketTransport {
     if (this.#sounding === sounding) return;
     this.#sounding = sounding;
     this.#context.onSignal({ kind: sounding ? "playback_started" : "playback_stopped" });
+  }
+
+  /**
+   * No more of the answer will come. An answer that was cut short has no end of its audio, and without one its player would
+   * wait for more. What has come is played: where the proxy resumed the talk, the agent goes on from there.
+   */
+  #finishAnswer() {
+    this.#context.audio.finish(this.#last.itemId);
   }
 
   /** Stops the playback, and drops the answer's later audio. */

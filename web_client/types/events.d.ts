@@ -6,6 +6,16 @@ export type Signal = {
     kind: "ready";
     dialect: string | null;
     upstream: string | null;
+    resource: string | null;
+} | {
+    kind: "resuming";
+    reason: string;
+    retryAfterMs: number | null;
+} | {
+    kind: "resumed";
+    dialect: string | null;
+    upstream: string | null;
+    resource: string | null;
 } | {
     kind: "agent_switched";
     agentId: string;

@@ -2,6 +2,10 @@
 export type StrategyStatus = {
     name: string;
     /**
+     * the Azure resource that it asks; none for the proxy
+     */
+    resource?: string | null;
+    /**
      * closed, open or half_open; missing for a strategy that can't fail
      */
     breaker?: string;
@@ -18,6 +22,20 @@ export type StrategyStatus = {
     attempts?: number;
     successes?: number;
     latency_ms?: Record<string, number | null>;
+};
+export type ResourceStatus = {
+    name: string;
+    enabled?: boolean;
+    /**
+     * good, failing, slow or recovering
+     */
+    health?: string;
+    why?: string | null;
+    zone?: string;
+    /**
+     * the used share of each known quota
+     */
+    load?: Record<string, number>;
 };
 export declare class HealthPanel {
     #private;

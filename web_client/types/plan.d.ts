@@ -15,6 +15,10 @@ export type Connection = {
      * counted from the plan's arrival
      */
     expiresInS: number;
+    /**
+     * the Azure resource that it leads to, where the plan names one
+     */
+    resource: string | null;
 };
 export type Plan = {
     sessionId: string;
@@ -25,7 +29,15 @@ export type Plan = {
      */
     degraded: boolean;
     /**
-     * in the order to try
+     * poor: Azure is known to be down, and no connection is worth trying
+     */
+    outlook: "good" | "poor";
+    /**
+     * of a poor plan: when to ask for the next one
+     */
+    retryAfterMs: number;
+    /**
+     * in the order to try; a poor plan may have none
      */
     connections: Connection[];
     /**
@@ -42,13 +54,16 @@ export type Plan = {
  * @property {string | null} token        for the Authorization header
  * @property {string[]} protocols         for the WebSocket handshake
  * @property {number} expiresInS          counted from the plan's arrival
+ * @property {string | null} resource     the Azure resource that it leads to, where the plan names one
  *
  * @typedef {object} Plan
  * @property {string} sessionId
  * @property {string} sessionToken
  * @property {string} agentId
  * @property {boolean} degraded           no strategy minted a token
- * @property {Connection[]} connections   in the order to try
+ * @property {"good" | "poor"} outlook    poor: Azure is known to be down, and no connection is worth trying
+ * @property {number} retryAfterMs        of a poor plan: when to ask for the next one
+ * @property {Connection[]} connections   in the order to try; a poor plan may have none
  * @property {number} receivedAtMs        on the page's monotonic clock
  */
 /** @type {readonly TransportName[]} */
@@ -57,11 +72,18 @@ export declare const TRANSPORTS: readonly TransportName[];
  * @param {any} body the answer's JSON
  * @param {number} nowMs on a monotonic clock
  * @param {readonly string[] | null} [wanted] the transports that may be used; null is all
- * @returns {Plan | null} null where there is nothing to connect to
+ * @returns {Plan | null} null where there is nothing to connect to, unless the plan says that Azure is down
  */
 export declare function readPlan(body: any, nowMs: number, wanted?: readonly string[] | null): Plan | null;
+/**
+ * Whether no strategy minted a token: what is missing from such a plan may be in the next one.
+ * @param {any} body the answer's JSON
+ */
+export declare function isDegraded(body: any): boolean;
 /**
  * Whether a page may use the connection's token: it expires soon, and does not look like a long-lived key.
  * @param {Connection} connection
  */
 export declare function isEphemeral({ transport, token, protocols, expiresInS }: Connection): boolean;
+/** @param {unknown} seconds */
+export declare function retryAfterMs(seconds: unknown): number;

@@ -8,12 +8,13 @@
  * | ICE failed or not connected in time, channel dead    | the plan's WebSocket; WebRTC is left out from now on |
  * | a ticket spent or expired, the broker draining       | a new plan, at once                                  |
  * | the plan's connections are used up, a talk dropped   | a new plan for the same session, after a jittered wait |
+ * | the plan says that Azure is not reachable            | a new plan, when the plan says so                    |
  * | Azure's session limit comes near, another agent      | a new plan for the same session, at once             |
  * | refused for good (agent, rights, origin, too many)   | failed; the loop stops                               |
  */
 export type Plan = import("./plan.js").Plan;
 export type Connection = import("./plan.js").Connection;
-export type FailureCode = "sdp_refused" | "sdp_timeout" | "ice_failed" | "ice_timeout" | "channel_closed" | "token_expired" | "token_not_ephemeral" | "ticket_spent" | "socket_closed" | "socket_timeout" | "azure_dropped" | "draining" | "session_limit" | "not_reading" | "plan_failed" | "network_lost" | "refused";
+export type FailureCode = "sdp_refused" | "sdp_timeout" | "ice_failed" | "ice_timeout" | "channel_closed" | "token_expired" | "token_not_ephemeral" | "ticket_spent" | "socket_closed" | "socket_timeout" | "azure_dropped" | "draining" | "session_limit" | "not_reading" | "plan_failed" | "network_lost" | "azure_unavailable" | "refused";
 export type Failure = {
     code: FailureCode;
     /**
@@ -43,6 +44,10 @@ export type Progress = {
      * WebRTC's media path is blocked
      */
     noWebRtc: boolean;
+    /**
+     * plans in a row that said that Azure is not reachable
+     */
+    poorPlans: number;
     /**
      * why the first choice is not used
      */
@@ -119,6 +124,7 @@ export type Action = {
     code: string;
     message: string;
     retryable: boolean;
+    retryAfterMs?: number;
 };
 export type Decision = {
     state: State;
@@ -134,7 +140,7 @@ export type Moment = {
  *
  * @typedef {"sdp_refused" | "sdp_timeout" | "ice_failed" | "ice_timeout" | "channel_closed" | "token_expired"
  *   | "token_not_ephemeral" | "ticket_spent" | "socket_closed" | "socket_timeout" | "azure_dropped" | "draining"
- *   | "session_limit" | "not_reading" | "plan_failed" | "network_lost" | "refused"} FailureCode
+ *   | "session_limit" | "not_reading" | "plan_failed" | "network_lost" | "azure_unavailable" | "refused"} FailureCode
  *
  * @typedef {object} Failure
  * @property {FailureCode} code
@@ -147,6 +153,7 @@ export type Moment = {
  * @property {boolean} resume     the session was live before
  * @property {number} attempt     failed attempts since it was last live for STEADY_MS
  * @property {boolean} noWebRtc   WebRTC's media path is blocked
+ * @property {number} poorPlans   plans in a row that said that Azure is not reachable
  * @property {string} reason      why the first choice is not used
  *
  * @typedef {{name: "idle"}
@@ -172,7 +179,7 @@ export type Moment = {
  *   | {do: "open", connection: Connection}
  *   | {do: "close"}
  *   | {do: "wait", delayMs: number}
- *   | {do: "report", code: string, message: string, retryable: boolean}} Action
+ *   | {do: "report", code: string, message: string, retryable: boolean, retryAfterMs?: number}} Action
  *   `open` replaces the connection before.
  *
  * @typedef {{state: State, actions: Action[]}} Decision
@@ -185,6 +192,8 @@ export declare const MAX_ATTEMPTS: {
     first: number;
     resume: number;
 };
+/** Poor plans in a row before giving up. Each has its own wait, so it is minutes until then. */
+export declare const MAX_POOR_PLANS = 20;
 /**
  * @param {State} state
  * @param {Event} event

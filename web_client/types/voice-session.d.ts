@@ -41,7 +41,8 @@ export type VoiceSessionOptions = {
      */
     transports?: TransportName[];
     /**
-     * after so long, a new connection replaces the current one at the next pause
+     * after so long, a new connection replaces the current one at the next pause; by default
+     * 27 minutes, and never for a talk through the broker's proxy, which moves it by itself
      */
     moveAfterMs?: number;
 };
@@ -50,11 +51,27 @@ export type VoiceSessionEvents = {
         state: SessionState;
     };
     /**
-     * the current transport, and why no better one is used
+     *   the current transport, why no better one is used, and the Azure resource that it leads to
      */
     transport: {
         transport: TransportName | null;
         reason: string;
+        resource: string | null;
+    };
+    /**
+     *   the broker connects the talk to Azure again: `lost`, `silent`, `expiring`, `quota` or `refused`. The talk stays live
+     */
+    resuming: {
+        reason: string;
+        retryAfterMs: number | null;
+    };
+    /**
+     * the talk goes on there
+     */
+    resumed: {
+        resource: string | null;
+        upstream: string | null;
+        dialect: string | null;
     };
     /**
      * a later one with the same `turnId` replaces it
@@ -68,12 +85,13 @@ export type VoiceSessionEvents = {
         output: number;
     };
     /**
-     *   `message` says what happened and what to do. Not retryable: the session has given up.
+     *   `message` says what happened and what to do. Not retryable: the session has given up. `retryAfterMs`: it asks again then.
      */
     error: {
         code: string;
         message: string;
         retryable: boolean;
+        retryAfterMs?: number;
     };
 };
 export declare class VoiceSession extends EventTarget {
@@ -84,6 +102,8 @@ export declare class VoiceSession extends EventTarget {
     get state(): SessionState;
     /** The transport that is used or being tried; null without one. */
     get transport(): import("./plan.js").TransportName | null;
+    /** The name of the Azure resource that the talk uses; null where the broker names none. */
+    get resource(): string | null;
     /** The session's id, once the broker has assigned it. */
     get sessionId(): string | null;
     get agentId(): string | null;

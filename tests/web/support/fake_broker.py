@@ -35,7 +35,7 @@ class FakeBroker:
     transports: tuple[str, ...] = (DIRECT, RELAY, PROXY)
     ephemeral_token: str = "ek_fake"
     webrtc_expires_in_s: int = 59
-    token_answers: list[int | str] = field(default_factory=list)  # statuses, or "hang"; then 200
+    token_answers: list[int | str] = field(default_factory=list)  # statuses, "hang" or "poor"; then a good plan
     sdp_answers: list[int | str] = field(default_factory=list)  # statuses, "hang", "blocked" or "nonsense"; then 201
     relay_answers: list[int | str] = field(default_factory=list)
     socket_closes: list[int | str] = field(default_factory=list)  # close codes before ready, or "hang"; then ready
@@ -63,7 +63,10 @@ class FakeBroker:
     async def token(self, request: Request) -> Response:
         body = await request.json()
         self.plan_requests.append({**body, "session_token": request.headers.get("x-session-token")})
-        if refusal := await _next(self.token_answers):
+        poor = self.token_answers[:1] == ["poor"]
+        if poor:
+            self.token_answers.pop(0)
+        elif refusal := await _next(self.token_answers):
             return refusal
         number = len(self.plans) + 1
         host = self.base_url.removeprefix("http")
@@ -77,9 +80,11 @@ class FakeBroker:
             "session_id": body.get("session_id") or "fake-session-000001",
             "agent_id": body.get("agent_id") or "elena",
             "degraded": self.transports == (PROXY,),
+            **({"outlook": "poor", "retry_after_s": 1} if poor else {"outlook": "good"}),
             "session_token": f"session-{number}",
             "connections": [
                 {"transport": name, "url": url, **credential, "expires_in_s": expires_in_s, "dialect": "ga"}
+                | {"resource": "eastus2"}
                 for name, (url, credential, expires_in_s) in ((name, known[name]) for name in self.transports)
             ],
         }

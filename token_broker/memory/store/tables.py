@@ -1,8 +1,9 @@
 """The tables, once for SQLite and PostgreSQL, and what statements about them share; `migrate` makes or upgrades them.
 
 Every row of a session carries the session's `bucket` (`bucket_of`), first in each key: claims stay local, and the
-tables can be distributed on it (Citus, Cosmos DB for PostgreSQL) as they are. `blocks`, `disabled_resources` and
-`replicas` are small and read whole: there they are reference tables. Times are whole microseconds since 1970.
+tables can be distributed on it (Citus, in elastic clusters of Azure Database for PostgreSQL) as they are. `blocks`,
+`disabled_resources` and `replicas` are small and read whole: there they are reference tables. Times are whole
+microseconds since 1970.
 
 Alembic (`migrations/`) is imported only where an upgrade is needed.
 """

@@ -268,7 +268,7 @@ async def _take_session(opened: AzureSocket, route: Route, spec: SessionSpec) ->
             if code in {"rate_limit_exceeded", "too_many_requests"}:
                 raise RateLimitedError("Azure's rate limit is reached")
             if code in {"server_error", "internal_error"}:
-                raise TransientError("Azure failed")
+                raise TransientError("Azure failed", status=500)  # what it wanted of the agent's session, perhaps
             raise RejectedError("Azure refuses the agent's session")
         frames.append(text)
         if kind == "session.updated":

@@ -7,6 +7,7 @@ arrives faster than it is played, so the user may still cut in: then the turn is
 
 from collections import deque
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -234,6 +235,17 @@ class TurnAssembler:
             item_id for item_id, answer in self._answers.items() if answer.due_s is not None and answer.due_s <= now_s
         ]
         return self._finish_answers(ready, now_s)
+
+    def cut(self, unsaid: AbstractSet[str], now_s: float) -> list[FinishedTurn]:
+        """The answers that are left: their session is lost, and the talk goes on in another.
+
+        Those of `unsaid` were not heard, and are asked for again. What the user said is still awaited: the next session
+        transcribes it.
+        """
+        for item_id in unsaid & self._answers.keys():
+            del self._answers[item_id]
+        self._responses.clear()
+        return self._finish_answers(list(self._answers), now_s, cut=True)
 
     def flush(self) -> list[FinishedTurn]:
         """Everything that is left, complete or not: the talk, or its upstream, is over."""

@@ -3,6 +3,7 @@
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,6 +54,10 @@ class TurnRecorder:
         """Offers the held turns whose time has come."""
         if (due_s := self.assembler.due_s) is not None and due_s <= now_s:
             self._keep(self.assembler.due(now_s))
+
+    def cut(self, unsaid: AbstractSet[str], now_s: float) -> None:
+        """Offers the answers that a lost session leaves, except those of which nothing was heard."""
+        self._keep(self.assembler.cut(unsaid, now_s))
 
     def flush(self) -> None:
         """Offers everything that is left: the talk, or its upstream, is over."""

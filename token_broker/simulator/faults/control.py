@@ -1,7 +1,7 @@
 """The simulator's own routes, under `/_simulator`: set faults and responses, read the log, see what is simulated."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +36,7 @@ class Control:
     log: RequestLog
     running: Callable[[], int]
     calls: Callable[[], int]
+    end_calls: Callable[[], Awaitable[None]]
     peers: Mapping[str, Peer]
 
     def routes(self) -> list[Route | Mount]:
@@ -52,6 +53,7 @@ class Control:
             Route(f"{PREFIX}/responses", self.put_responses, methods=["PUT"]),
             Route(f"{PREFIX}/requests", self.get_requests, methods=["GET"]),
             Route(f"{PREFIX}/requests", self.delete_requests, methods=["DELETE"]),
+            Route(f"{PREFIX}/calls", self.delete_calls, methods=["DELETE"]),
         ]
 
     async def describe(self, _request: Request) -> Response:
@@ -123,6 +125,11 @@ class Control:
 
     async def delete_requests(self, _request: Request) -> Response:
         self.log.clear()
+        return Response(status_code=204)
+
+    async def delete_calls(self, _request: Request) -> Response:
+        """Ends the WebRTC calls, which no fault reaches once they are connected."""
+        await self.end_calls()
         return Response(status_code=204)
 
 

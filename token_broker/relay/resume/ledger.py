@@ -1,0 +1,570 @@
+"""What is open in a talk: utterances without an answer, answers under way, events that Azure has not confirmed. Pure.
+
+Feed it what the client sends and what Azure sends. `cut` says, when a session is lost, what ends for the client, and
+what the next session is told: every utterance gets one answer, and nothing that was said is repeated.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from token_broker.relay.resume.conversation import Conversation, Item, text_of
+from token_broker.relay.resume.held_audio import HeldAudio, Payload, first_loud_ms
+from token_broker.relay.resume.session_facts import PLAIN_CHARS_A_MS, SessionFacts
+from token_broker.relay.resume.settings_changes import merged
+from token_broker.relay.resume.steps import Ask, Handover, Listen, Resend, Say, Speech, Step
+
+__all__ = ["ASK_ID", "LEDGER_EVENTS", "Due", "TalkLedger"]
+
+Event = Mapping[str, Any]
+Due = Literal["nothing", "answer", "content", "end"]
+"""What Azure owes: nothing, an answer or its first content, more of it, its end after the last content."""
+
+_SPEECH_STARTED = "input_audio_buffer.speech_started"
+_SPEECH_STOPPED = "input_audio_buffer.speech_stopped"
+_COMMITTED = "input_audio_buffer.committed"
+_TRANSCRIBED = "conversation.item.input_audio_transcription.completed"
+_NOT_TRANSCRIBED = "conversation.item.input_audio_transcription.failed"
+_SOUND_DONE = frozenset({"response.audio.done", "response.output_audio.done"})
+_ITEM_CREATED = frozenset({"conversation.item.created", "conversation.item.added", "conversation.item.done"})
+_TRANSCRIPT_DELTAS = frozenset({"response.audio_transcript.delta", "response.output_audio_transcript.delta"})
+_TRANSCRIPT_DONE = frozenset({"response.audio_transcript.done", "response.output_audio_transcript.done"})
+_TEXT_DELTAS = frozenset({"response.text.delta", "response.output_text.delta"})
+_TEXT_DONE = frozenset({"response.text.done", "response.output_text.done"})
+_ARGUMENTS_DONE = "response.function_call_arguments.done"
+
+LEDGER_EVENTS = frozenset({_SPEECH_STARTED, _SPEECH_STOPPED, "input_audio_buffer.cleared", *_SOUND_DONE})
+"""Azure's events that have to be parsed for the ledger, beside those that are parsed for turns and clients."""
+
+ASK_ID = "broker_ask"
+"""The `event_id` of the broker's own `response.create`."""
+
+_IDLE_S = 1.0  # of audio that is kept while nobody speaks
+_TOLD_S = 1.0
+_TRIM_S = 2.0
+_UNTOLD_S = 2.0  # Azure tells of speech, and of its end, in less
+_FAILED_JUST_NOW_S = 2.0
+_FADES_MS = 300  # after the end of an utterance, as Azure tells it: words fade out
+_PREFIX_MS = 300  # before the first loud sound: words fade in
+_UNCONFIRMED_BYTES = 2_097_152
+_UNCONFIRMED_AT_MOST = 512
+_ANSWERS_KEPT = 16
+
+
+@dataclass(slots=True)
+class _Answer:
+    """An answer that is due or under way. `response` is Azure's, from its `response.created` on.
+
+    `heard`: content of it was handed to the client. `stopped`: by the client, or since the user spoke.
+    """
+
+    request: Event | None = None
+    go_on: bool = False
+    outside: bool = False
+    stopped: bool = False
+    heard: bool = False
+    began: bool = False
+    response: dict[str, Any] | None = None
+    sound_chars: int = 0
+    items: list[Item] = field(default_factory=list)
+
+    @property
+    def response_id(self) -> str | None:
+        return None if self.response is None else text_of(self.response.get("id"))
+
+    @property
+    def is_whole(self) -> bool:
+        return bool(self.items) and all(item.finished for item in self.items)
+
+
+@dataclass(slots=True)
+class _Unconfirmed:
+    """An item or a commit of the client's that Azure has not told of."""
+
+    text: str
+    item_id: str | None = None
+    call_id: str | None = None
+    speech: tuple[int, int] | None = None
+
+
+class TalkLedger:
+    """One talk's. `audio` holds what the client appended."""
+
+    def __init__(self, audio: HeldAudio) -> None:
+        self.audio = audio
+        self.settings: dict[str, Any] = {}
+        """What the client has changed of the session, in the shape of its dialect."""
+        self.fault = ""
+        """What Azure last said of a failed answer: its code."""
+        self.facts = SessionFacts()
+        self._conversation = Conversation()
+        self._answers: deque[_Answer] = deque(maxlen=_ANSWERS_KEPT)
+        self._current: _Answer | None = None
+        self._failed: tuple[_Answer, float] | None = None
+        self._unconfirmed: deque[_Unconfirmed] = deque()
+        self._unconfirmed_bytes = 0
+        # Where the utterance under way, and the uncommitted rest, begin.
+        self._offset = 0.0  # position of the session's first millisecond
+        self._buffer_start = 0
+        self._after_speech = False  # the uncommitted audio follows an utterance
+        self._speaking: Item | None = None
+        self._stopped_at: int | None = None
+        self._tools: set[str] = set()  # Azure's own calls under way
+        self._unheard: str | None = None  # an utterance under way, which the new session has not noticed yet
+        self._told_at = 0  # what was sent when Azure last told something
+        self._owed: set[str] = set()  # calls of earlier sessions whose output has not come
+        self._trimmed = (0.0, 0)
+
+    # --- what a clock asks
+
+    @property
+    def due(self) -> Due:
+        """What Azure owes now; nothing while the user speaks, or a tool runs."""
+        if self._tools or (self._speaking is not None and self._stopped_at is None):
+            return "nothing"
+        if not self.facts.detects and self.audio.end > self._buffer_start:  # push to talk is held
+            return "nothing"
+        for answer in self._answers:
+            if answer.stopped and answer.response is None:
+                continue
+            if answer.response is None or not answer.began:
+                return "answer"
+            return "end" if answer.is_whole else "content"
+        return "nothing"
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is open: a pause, in which the talk can move without anybody's notice."""
+        return not (
+            self._answers
+            or self._unconfirmed
+            or self._tools
+            or self._speaking is not None
+            or (not self.facts.detects and self.audio.end > self._buffer_start)
+            or (self.facts.transcribes and any(item.speech and not item.transcribed for item in self._conversation))
+            or self._conversation.open_calls()
+        )
+
+    def trim(self, now_s: float) -> None:
+        """Forgets audio that no utterance needs. Call it every second or so."""
+        needed = [item.speech[0] for item in self._conversation if item.speech is not None]
+        needed += [each.speech[0] for each in self._unconfirmed if each.speech is not None]
+        if self._speaking is not None or self._unheard is not None or not self.facts.detects:
+            needed.append(self._buffer_start)
+        at_s, end = self._trimmed
+        if now_s - at_s >= _TRIM_S:
+            self._trimmed = (now_s, self.audio.end)
+            # What was sent two seconds ago or earlier is no speech, by Azure's word; or it is quiet, and Azure silent.
+            needed.append(int(end - _IDLE_S * 1000 * self.facts.heard_chars_a_ms))
+            self.audio.drop_before(min(needed), quiet_from=self._told_at)
+
+    def may_have_spoken(self) -> bool:
+        """Whether the user may have said something of which Azure should have told by now."""
+        speech_ends = int(self.audio.end - _UNTOLD_S * 1000 * self.facts.heard_chars_a_ms)
+        return self.facts.detects and self.audio.may_have_speech(max(self._told_at, self._buffer_start), speech_ends)
+
+    # --- what the client sends
+
+    def client_sent(self, kind: str, text: str, event: Event) -> None:
+        """Takes an event that went to Azure, an append of audio excepted. `event` may be empty where it is an item."""
+        if kind == "conversation.item.create":
+            item = event.get("item")
+            named = item if isinstance(item, dict) else {}
+            self._await(_Unconfirmed(text, text_of(named.get("id")), text_of(named.get("call_id"))))
+        elif kind == "input_audio_buffer.commit":
+            self._await(_Unconfirmed(text, speech=(self._buffer_start, self.audio.end)))
+            self._begin_buffer(self.audio.end)
+        elif kind == "input_audio_buffer.clear":
+            self._begin_buffer(self.audio.end)
+            self._speaking = self._unheard = None
+        elif kind == "response.create":
+            response = event.get("response")
+            outside = isinstance(response, dict) and (
+                response.get("conversation") == "none" or response.get("commit") is False
+            )
+            self._answers.append(_Answer(event, outside=outside))
+            self._failed = None
+        elif kind == "response.cancel":
+            self._stop(text_of(event.get("response_id")) or None)
+        elif kind == "conversation.item.truncate":
+            self.truncate(event)
+        elif kind == "conversation.item.delete":
+            self._conversation.remove(event.get("item_id"))
+        elif kind == "session.update" and isinstance(session := event.get("session"), dict):
+            self.settings = merged(self.settings, session)
+
+    # --- what Azure sends
+
+    def sounded(self, chars: int) -> None:
+        """Notes a delta of audio, `chars` long in base64. It is the hot path: no event is parsed for it."""
+        if (answer := self._current) is not None:
+            answer.heard = answer.began = True
+            answer.sound_chars += chars
+
+    def told(self) -> None:
+        """Azure has sent an event: of speech a second ago and earlier it would have told."""
+        self._told_at = max(self._told_at, int(self.audio.end - _TOLD_S * 1000 * self.facts.heard_chars_a_ms))
+
+    def azure_sent(self, event: Event, now_s: float) -> None:
+        """Takes a parsed event of Azure's."""
+        self.told()
+        kind = event.get("type")
+        item_id = event.get("item_id")
+        if kind in _TRANSCRIPT_DELTAS or kind in _TEXT_DELTAS:
+            self._began(event, heard=kind in _TEXT_DELTAS)
+            self._conversation.add_text(item_id, event.get("content_index"), text_of(event.get("delta")), whole=False)
+        elif kind in _TRANSCRIPT_DONE or kind in _TEXT_DONE:
+            said = text_of(event.get("transcript") or event.get("text"))
+            self._conversation.add_text(item_id, event.get("content_index"), said, whole=True)
+            if kind in _TEXT_DONE:
+                self._finish(item_id)
+        elif kind in _SOUND_DONE:
+            self._finish(item_id)
+        elif kind == "response.output_item.added":
+            self._add_output(event)
+        elif kind in {"response.output_item.done", _ARGUMENTS_DONE}:
+            self._end_output(event)
+        elif kind == "response.created":
+            self._begin_answer(event.get("response"))
+        elif kind == "response.done":
+            self._end_answer(event.get("response"), now_s)
+        elif kind == _SPEECH_STARTED:
+            self._begin_speech(text_of(item_id), event.get("audio_start_ms"))
+        elif kind == _SPEECH_STOPPED:
+            self._stopped_at = self._position(event.get("audio_end_ms"), default=self.audio.end)
+        elif kind == _COMMITTED:
+            self._commit(text_of(item_id))
+        elif kind in {_TRANSCRIBED, _NOT_TRANSCRIBED}:
+            self._transcribe(item_id, event.get("content_index"), text_of(event.get("transcript")))
+        elif kind in _ITEM_CREATED:
+            self._confirm_item(event.get("item"))
+        elif kind == "conversation.item.truncated":
+            self._conversation.shorten(item_id, event.get("audio_end_ms"))
+        elif kind == "conversation.item.deleted":
+            self._conversation.remove(item_id)
+        elif kind in {"session.created", "session.updated"}:
+            self.facts.note(event.get("session"))
+        elif kind == "error":
+            self._note_error(event.get("error"))
+        if kind not in {"response.done", "error", "rate_limits.updated"}:
+            self._failed = None
+
+    # --- the change of sessions
+
+    def truncate(self, event: Event) -> bool:
+        """Cuts an answer of an earlier session to what was heard of it; False: there is none of this id."""
+        return self._conversation.shorten(event.get("item_id"), event.get("audio_end_ms")) is not None
+
+    def take_owed(self, event: Event) -> Item | None:
+        """The call that a client's output answers, where this session was not told of the call yet."""
+        item = event.get("item")
+        call_id = text_of(item.get("call_id")) if isinstance(item, dict) else ""
+        if call_id not in self._owed:
+            return None
+        self._owed.discard(call_id)
+        return self._open_call(call_id)
+
+    @property
+    def hears_nothing(self) -> bool:
+        """Whether no audio is there to be committed."""
+        return self.audio.end <= self._buffer_start
+
+    def stop_asking(self) -> None:
+        """The client cancels while no session is there: what would be asked again is not."""
+        self._stop(None)
+
+    def cut(self, now_s: float) -> Handover:
+        """Ends what is open in the session that was lost. `steps` tells the next one of the rest."""
+        if self._failed is not None and now_s - self._failed[1] <= _FAILED_JUST_NOW_S and self._speaking is None:
+            failed = self._failed[0]
+            self._answers.append(_Answer(failed.request, failed.go_on, failed.outside))
+        self._failed = self._current = None
+        endings, unsaid, due = [], set(), []
+        for answer in self._answers:
+            if answer.response is not None:
+                endings.append(_ended(answer))
+            if not answer.heard:
+                unsaid |= {item.item_id for item in answer.items if item.kind == "assistant"}
+            if not answer.stopped and not (answer.heard and (answer.is_whole or answer.outside)):
+                due.append(_Answer(answer.request, answer.heard or answer.go_on, answer.outside))
+            for item in answer.items:
+                if item.kind == "assistant" and answer.heard:
+                    self._finish(item.item_id, answer)
+        for item_id in unsaid:
+            self._conversation.remove(item_id)
+        if self._speaking is not None and self._stopped_at is not None:
+            # Over, by Azure's word, but not committed: what follows is not part of it.
+            speech = (self._buffer_start, self._stopped_at)
+            self._unconfirmed.append(_Unconfirmed("", self._speaking.item_id, speech=speech))
+            if self.facts.answers_by_itself:
+                due.append(_Answer())
+            self._begin_buffer(self._stopped_at, after_speech=True)
+            self._speaking = self._stopped_at = None
+        # One answer within the conversation at most: it answers all that was said. Those outside are independent.
+        inside = [answer for answer in due if not answer.outside]
+        self._answers = deque([answer for answer in due if answer.outside] + inside[-1:], maxlen=_ANSWERS_KEPT)
+        self._tools.clear()
+        return Handover(tuple(endings), frozenset(unsaid))
+
+    def steps(self) -> tuple[Step, ...]:
+        """What a new session is told, in order."""
+        steps: list[Step] = []
+        for item in self._conversation.latest():
+            if item.kind in ("call", "output") or item.text:
+                steps.append(Say(item))
+            elif item.speech is not None and (appends := self.audio.between(*item.speech)):
+                steps.append(Speech(item.item_id, tuple(appends), told=True))
+        for each in self._unconfirmed:
+            if each.speech is None:
+                if (call := self._open_call(each.call_id)) is not None:
+                    steps.append(Say(call))
+                steps.append(Resend(each.text))
+            elif appends := self.audio.between(*each.speech):
+                steps.append(Speech(each.item_id, tuple(appends), told=False))
+        steps += [Ask(answer.request, answer.go_on) for answer in self._answers]
+        rest = self.audio.between(self._buffer_start, self.audio.end)
+        if self._speaking is not None or self._unheard is not None:
+            steps.append(Listen(tuple(rest), self._unheard if self._speaking is None else self._speaking.item_id))
+        elif rest := rest if not self.facts.detects else self._from_speech_on(rest):
+            steps.append(Listen(tuple(rest)))
+        return tuple(steps)
+
+    def forget_open(self) -> None:
+        """Another agent has taken over on a session of its own: what was open ends with the old one."""
+        self._answers.clear()
+        self._unconfirmed.clear()
+        self._unconfirmed_bytes = 0
+        self._tools.clear()
+        self._current = self._speaking = self._stopped_at = self._unheard = self._failed = None
+        self._begin_buffer(self.audio.end)
+        self._offset = self.audio.end
+
+    def moved(self, *, replayed_chars: int, listened_chars: int) -> None:
+        """The new session has got that much audio: of finished utterances, and of the one under way."""
+        self._offset = self.audio.end - listened_chars - replayed_chars
+        sent = {each.call_id for each in self._unconfirmed}
+        self._owed = {text_of(item.fields.get("call_id")) for item in self._conversation.open_calls()} - sent
+        if self._speaking is not None:  # the new session tells of it once more
+            self._unheard, self._speaking = self._speaking.item_id, None
+
+    # --- parts of the above
+
+    def _open_call(self, call_id: str | None) -> Item | None:
+        return next((item for item in self._conversation.open_calls() if item.fields.get("call_id") == call_id), None)
+
+    def _from_speech_on(self, rest: list[Payload]) -> list[Payload]:
+        """Audio that Azure has told nothing of, from where it may be speech: without the silence before."""
+        if self.facts.heard_chars_a_ms != PLAIN_CHARS_A_MS:  # not PCM16 at 24 kHz: it is not looked into
+            return rest
+        loud_ms = first_loud_ms(rest, skip_ms=_FADES_MS if self._after_speech else 0)
+        if loud_ms is None:
+            return []
+        start = max(self._buffer_start, self.audio.start)
+        return self.audio.between(start + int(max(loud_ms - _PREFIX_MS, 0) * PLAIN_CHARS_A_MS), self.audio.end)
+
+    def _await(self, each: _Unconfirmed) -> None:
+        self._unconfirmed.append(each)
+        self._unconfirmed_bytes += len(each.text)
+        while self._unconfirmed_bytes > _UNCONFIRMED_BYTES or len(self._unconfirmed) > _UNCONFIRMED_AT_MOST:
+            # Azure confirms within a second: what is older than 2 MB of others was refused.
+            self._unconfirmed_bytes -= len(self._unconfirmed.popleft().text)
+
+    def _confirm(self, item_id: str | None, *, commit: bool) -> _Unconfirmed | None:
+        """Takes what Azure confirms from the unconfirmed: the one of this id, else the first of its kind."""
+        kind = [each for each in self._unconfirmed if (each.speech is not None) == commit]
+        found = next((each for each in kind if each.item_id == item_id), None)
+        found = found or next((each for each in kind if not each.item_id), None)
+        if found is not None:
+            self._unconfirmed.remove(found)
+            self._unconfirmed_bytes -= len(found.text)
+        return found
+
+    def _confirm_item(self, stated: object) -> None:
+        if not isinstance(stated, dict):
+            return
+        item_id = text_of(stated.get("id"))
+        known = self._conversation.get(item_id)
+        if known is None:
+            content = stated.get("content")
+            parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+            spoken = any(part.get("type") == "input_audio" for part in parts)
+            by_model = stated.get("role") == "assistant" or stated.get("type") in {"function_call", "mcp_call"}
+            if not spoken and self._confirm(item_id, commit=False) is None and by_model:
+                return  # an item of an answer: told of by `response.output_item.added`
+        if known is None or known.kind not in ("assistant", "call"):
+            self._conversation.note_item(stated)
+
+    def _begin_speech(self, item_id: str, start_ms: object) -> None:
+        self._speaking = Item(item_id, "user")
+        self._stopped_at = self._unheard = None
+        self._buffer_start = max(self._buffer_start, self._position(start_ms, default=self._buffer_start))
+        if self.facts.interrupts:
+            # What turn detection would have asked for never comes; what is asked for explicitly does.
+            self._answers = deque(
+                (each for each in self._answers if each.response is not None or each.request is not None),
+                maxlen=_ANSWERS_KEPT,
+            )
+            for answer in self._answers:
+                answer.stopped = answer.stopped or (answer.response is not None and not answer.outside)
+
+    def _commit(self, item_id: str) -> None:
+        """The user's utterance is over: by turn detection, or since the client committed it."""
+        if not item_id:
+            return
+        by_hand = self._confirm(item_id, commit=True) if self._stopped_at is None else None
+        item = self._conversation.put(item_id, "user")
+        if by_hand is not None:
+            item.speech = by_hand.speech
+        else:
+            end = self.audio.end if self._stopped_at is None else self._stopped_at
+            item.speech = (self._buffer_start, end)
+            self._begin_buffer(end, after_speech=True)
+            if self.facts.detects and self.facts.answers_by_itself:
+                self._answers.append(_Answer())
+        self._speaking = self._stopped_at = self._unheard = None
+
+    def _transcribe(self, item_id: object, index: object, transcript: str) -> None:
+        if transcript:
+            self._conversation.add_text(item_id, index, transcript, whole=True)
+        if (item := self._conversation.get(item_id)) is not None:
+            item.transcribed = True
+            self._let_go()
+
+    def _begin_answer(self, stated: object) -> None:
+        if not isinstance(stated, dict):
+            return
+        outside = "conversation_id" in stated and stated["conversation_id"] is None
+        waiting = [answer for answer in self._answers if answer.response is None]
+        answer = next((each for each in waiting if each.outside == outside), None)
+        if answer is None:
+            answer = _Answer(outside=outside)
+            self._answers.append(answer)
+        answer.response = stated
+        self._current = answer
+
+    def _end_answer(self, stated: object, now_s: float) -> None:
+        if not isinstance(stated, dict):
+            return
+        response_id = text_of(stated.get("id"))
+        answer = next((each for each in self._answers if each.response_id == response_id), None)
+        if answer is None:
+            return
+        self._answers.remove(answer)
+        if self._current is answer:
+            self._current = None
+        if stated.get("status") == "failed":
+            details = stated.get("status_details")
+            error = details.get("error") if isinstance(details, dict) else None
+            self.fault = text_of(error.get("code")) if isinstance(error, dict) else ""
+            if not answer.heard:
+                self._failed = (answer, now_s)
+        elif stated.get("status", "completed") == "completed":
+            self.fault = ""
+        for item in answer.items:
+            self._finish(item.item_id, answer)
+        self._let_go()
+
+    def _add_output(self, event: Event) -> None:
+        answer = self._answer_of(event)
+        stated = event.get("item")
+        if isinstance(stated, dict) and stated.get("type") == "mcp_call":
+            self._tools.add(text_of(stated.get("id")))
+        if answer is None or answer.outside:
+            return
+        item = self._conversation.note_item(stated, answer.response_id)
+        if item is not None and item.kind in ("assistant", "call"):
+            answer.items.append(item)
+
+    def _end_output(self, event: Event) -> None:
+        stated = event.get("item")
+        item_id = stated.get("id") if isinstance(stated, dict) else event.get("item_id")
+        self._tools.discard(text_of(item_id))
+        self._began(event, heard=False)
+        item = self._conversation.get(item_id)
+        if item is not None and item.kind == "call":
+            if isinstance(stated, dict) and stated.get("status", "completed") == "completed":
+                self._conversation.note_item(stated)
+                item.finished = True
+                if (answer := self._answer_of(event)) is not None:
+                    answer.heard = True  # the client may act on it: it must not be asked for again
+        else:
+            self._finish(item_id)
+
+    def _finish(self, item_id: object, answer: _Answer | None = None) -> None:
+        item = self._conversation.get(item_id)
+        if item is not None and not item.finished:
+            item.finished = True
+            if (answer := answer or self._current) is not None:
+                item.sound_ms = answer.sound_chars / self.facts.spoken_chars_a_ms
+                answer.sound_chars = 0
+
+    def _began(self, event: Event, *, heard: bool) -> None:
+        if (answer := self._answer_of(event)) is not None:
+            answer.began = True
+            answer.heard = answer.heard or heard
+
+    def _answer_of(self, event: Event) -> _Answer | None:
+        response_id = event.get("response_id")
+        found = next((each for each in self._answers if response_id and each.response_id == response_id), None)
+        return found or self._current
+
+    def _stop(self, response_id: str | None) -> None:
+        for answer in self._answers:
+            if response_id in (None, answer.response_id) and not answer.outside:
+                answer.stopped = True
+
+    def _let_go(self) -> None:
+        """Forgets the audio of utterances that are transcribed while no answer is open."""
+        if any(not answer.outside for answer in self._answers):
+            return
+        for item in self._conversation:
+            if item.transcribed:
+                item.speech = None
+
+    def _begin_buffer(self, position: int, *, after_speech: bool = False) -> None:
+        self._buffer_start = position
+        self._after_speech = after_speech
+
+    def _position(self, at_ms: object, *, default: int) -> int:
+        if not isinstance(at_ms, int | float) or isinstance(at_ms, bool):
+            return default
+        position = round(at_ms * self.facts.heard_chars_a_ms + self._offset)
+        return min(max(position, self._buffer_start), self.audio.end)
+
+    def _note_error(self, error: object) -> None:
+        """Takes what Azure refused from what is due: no answer will come of it."""
+        if not isinstance(error, dict):
+            return
+        code, event_id = text_of(error.get("code")), text_of(error.get("event_id"))
+        for answer in self._answers:
+            asked_as = ASK_ID if answer.request is None else answer.request.get("event_id")
+            busy = code == "conversation_already_has_active_response" and not event_id
+            if answer.response is None and (busy or (event_id and asked_as == event_id)):
+                self._answers.remove(answer)
+                return
+        if code == "input_audio_buffer_commit_empty":
+            self._confirm(None, commit=True)
+        if code.startswith("item_create"):
+            self._confirm(None, commit=False)
+
+
+def _ended(answer: _Answer) -> dict[str, Any]:
+    """The `response.done` by which an answer that was cut ends for the client."""
+    response = answer.response or {}
+    output: list[dict[str, Any]] = [
+        {
+            "id": item.item_id,
+            "type": "message",
+            "role": "assistant",
+            "status": "completed" if item.finished else "incomplete",
+            "content": [],
+        }
+        for item in answer.items
+        if item.kind == "assistant"
+    ]
+    details = {"type": "cancelled", "reason": "client_cancelled"}
+    return {
+        "type": "response.done",
+        "response": {**response, "status": "cancelled", "status_details": details, "output": output, "usage": None},
+    }

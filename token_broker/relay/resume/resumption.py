@@ -1,0 +1,436 @@
+"""Resumes a talk whose session is lost: does what the ledger says, on real sockets.
+
+The client's socket stays open. While no session is there, what the client sends waits in the gap. The order is fixed:
+the new session has confirmed its settings before `broker.resumed` is told, and what it is told comes before what the
+client sent meanwhile.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import structlog
+
+from strategies.base import Dialect
+from strategies.errors import TimedOutError
+from token_broker.relay.adapters import ProtocolAdapter
+from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
+from token_broker.relay.client import TalkClient
+from token_broker.relay.event_text import SESSION_EVENTS, compact, event_type, parsed
+from token_broker.relay.handoff import AgentHandoff
+from token_broker.relay.policy.allowlist import is_plain_append
+from token_broker.relay.policy.visibility import without_agents_settings
+from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
+from token_broker.relay.resume.gap import Gap
+from token_broker.relay.resume.ledger import TalkLedger
+from token_broker.relay.resume.replay import PROBES, NewSession, replay
+from token_broker.relay.resume.restored import Restored
+from token_broker.relay.resume.settings_changes import client_settings, disagreements, merged, without_field
+from token_broker.relay.transcripts.recorder import TurnRecorder
+from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
+from token_broker.sessions.agents import Agent
+from token_broker.sessions.plans import SpecSupplier
+from token_broker.settings import Settings
+
+__all__ = ["Reason", "Resumption", "TalkHooks"]
+
+log = structlog.get_logger("token_broker.relay")
+
+Reason = Literal["lost", "silent", "expiring", "quota", "refused"]
+
+_FIRST_PAUSE_S = 0.2  # between attempts, doubled each time
+_SETTINGS_ID = "broker_settings"
+_SETTINGS_TRIES = 2  # a refused field is left out once
+_BURST_CHARS = 65_536  # a second of audio
+_BURST_PAUSE_S = 0.03
+_BRAKE_S = 0.02  # for each append beyond the audio that is held: speech comes slower than that
+_APPEND = "input_audio_buffer.append"
+_LONGEST_PARSED = 65_536
+_CODE = re.compile(r"[A-Za-z0-9_.-]{1,48}")
+
+
+@dataclass(frozen=True, slots=True)
+class TalkHooks:
+    """What a resumption does to its talk.
+
+    `begin_gap` takes the talk's session away, `use` gives it one, `forward` handles a client's message as if it had
+    come just now, `start` runs a coroutine as one of the talk's tasks, `count` counts a resume by resource and outcome.
+    """
+
+    begin_gap: Callable[[], None]
+    use: Callable[[UpstreamConnection], None]
+    forward: Callable[[str, UpstreamConnection], None]
+    start: Callable[[Coroutine[Any, Any, None], str], None]
+    count: Callable[[str, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Next:
+    """A session that has confirmed its settings, and what they were made for: an agent and a client's changes."""
+
+    upstream: UpstreamConnection
+    session: NewSession
+    wanted: tuple[str, dict[str, Any]]
+
+
+class Resumption:
+    """One talk's. `tick` notices a silent session and an end that is near, `resume` finds another session."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        adapter: ProtocolAdapter,
+        client: TalkClient,
+        *,
+        session_id: str,
+        connector: UpstreamConnector,
+        supply: Callable[[Agent], SpecSupplier],
+        handoff: AgentHandoff,
+        turns: TurnRecorder,
+        ledger: TalkLedger,
+        restored: Restored,
+        hooks: TalkHooks,
+    ) -> None:
+        self._settings = settings
+        self._adapter = adapter
+        self._client = client
+        self._session_id = session_id
+        self._connector = connector
+        self._supply = supply
+        self._handoff = handoff
+        self._turns = turns
+        self._ledger = ledger
+        self._restored = restored
+        self._hooks = hooks
+        self._loop = asyncio.get_running_loop()
+        self._silence = SilenceClock()
+        self._expiry = ExpiryClock()
+        self._resumes = Resumes()
+        self._gap = Gap(ledger.audio.most_chars)
+        self._creates_held = 0
+        self._reason: Reason = "lost"
+        self._left: UpstreamConnection | None = None
+        self._why = ""
+        self._next: _Next | None = None
+        self._opening = False
+        self._notices: list[str] = []
+
+    # --- while a session is there
+
+    def begin(self, upstream: UpstreamConnection) -> None:
+        """A session carries the talk from now on."""
+        self._reason, self._left = "lost", None
+        self._expiry.begin(self._loop.time(), upstream.expires_s)
+
+    def tick(self, now_s: float, upstream: UpstreamConnection, *, events: int, sending: bool) -> None:
+        """Leaves a session that is silent, or near its end. `events` counts Azure's, `sending`: the client is slow."""
+        ledger, socket = self._ledger, upstream.socket
+        ledger.trim(now_s)
+        held_up = sending or socket.paused or bool(socket.frames)
+        found = self._silence.look(
+            now_s,
+            due=ledger.due,
+            events=events,
+            reasons=ledger.facts.reasons,
+            held_up=held_up,
+            spoken=ledger.may_have_spoken,
+        )
+        if found == "probe":
+            self._restored.expect_update()
+            socket.send(PROBES[upstream.route.dialect])
+        if found == "silent":
+            self.fell_silent(upstream)
+        elif self._next is None:
+            if self._expiry.is_near(now_s) and not self._opening:
+                self._opening = True
+                self._hooks.start(self._open_next(upstream), "talk-next")
+        elif self._expiry.is_latest(now_s) or (
+            ledger.at_rest and not held_up and not self._turns.assembler.is_answering(now_s)
+        ):
+            self.leave(upstream, "expiring", "Azure's session has reached its longest time")
+
+    def fell_silent(self, upstream: UpstreamConnection) -> None:
+        """Leaves a session that sends nothing, or takes nothing."""
+        if upstream.health is not None:
+            upstream.health.failed(TimedOutError("Azure fell silent in a talk"))
+        self.leave(upstream, "silent", "Azure fell silent")
+
+    def leave(self, upstream: UpstreamConnection, reason: Reason, why: str) -> None:
+        """Leaves this session at once: nothing of it reaches the talk any more. `resume` has to follow.
+
+        `why` is for the client, where no other session is to be had.
+        """
+        self._reason, self._left, self._why = reason, upstream, why
+        self._hooks.begin_gap()
+        self._hooks.start(upstream.socket.aclose(graceful=reason == "expiring"), "talk-left")
+
+    # --- while none is there
+
+    async def hold(self, text: str) -> None:
+        """Keeps a client's message for the next session, or tells the client that it is not kept."""
+        kind = _APPEND if is_plain_append(text) else _kind(text)
+        if kind == _APPEND:
+            if not self._gap.add_audio(text):
+                await asyncio.sleep(_BRAKE_S)
+            return
+        if kind == "response.cancel" and not self._creates_held:
+            self._ledger.stop_asking()  # nothing is active: what would be asked again is meant
+            return
+        if not self._gap.add(text):
+            full = "Azure is being connected again, and no more events are kept: send this one later"
+            await self._tell(self._adapter.error("gap_full", full, retryable=True))
+            return
+        self._creates_held += kind == "response.create"
+
+    def tell_later(self, text: str) -> None:
+        """An event of the broker's own that comes up while no session is there."""
+        self._notices.append(text)
+
+    async def resume(self, lost: UpstreamConnection) -> Ending | None:
+        """Puts another session in place of the one that is over; otherwise says why the talk ends."""
+        began_s = self._loop.time()
+        reason, old = self._reason, self._left or lost
+        if self._left is None:
+            self.leave(lost, "lost", lost.socket.failure or "the connection to Azure broke")
+        found = self._take_next()
+        try:
+            self._end_open(old)
+            for text in self._notices:
+                await self._tell(text)
+            self._notices.clear()
+            if reason != "expiring" and not self._resumes.begin(began_s):
+                raise NoUpstreamError(Ending(UPSTREAM_FAILED, "Azure broke off again and again"))
+            await self._tell(self._adapter.resuming(reason))
+            found = found or await self._connect(old)
+            try:
+                async with asyncio.timeout(self._settings.proxy_connect_timeout_s):
+                    await self._take_over(old, found.upstream, found.session)
+            except TimeoutError:
+                raise NoUpstreamError(Ending(UPSTREAM_FAILED, "Azure takes no data")) from None
+            if reason == "expiring":
+                self._expiry.moved(self._loop.time())
+        except NoUpstreamError as error:
+            if found is not None:
+                await found.upstream.socket.aclose(graceful=False)
+            return self._failed(error.ending.reason.partition(":")[0], reason, old.resource)
+        except BaseException:
+            if found is not None:
+                await found.upstream.socket.aclose(graceful=False)
+            raise
+        self._hooks.count(old.resource, reason)
+        log.info(
+            "talk_resumed",
+            session_id=self._session_id,
+            reason=reason,
+            resource=found.upstream.resource,
+            upstream=found.upstream.route.name,
+            ms=round((self._loop.time() - began_s) * 1000),
+        )
+        return None
+
+    async def aclose(self) -> None:
+        """The talk is over: closes a session that was opened for later, and waits for no quota any more."""
+        self._connector.pool.give_up(self._session_id)
+        if self._next is not None:
+            await self._next.upstream.socket.aclose(graceful=False)
+
+    # --- parts of the above
+
+    def _take_next(self) -> _Next | None:
+        """The session that was opened for later, where it still is what the talk needs."""
+        found, self._next = self._next, None
+        if found is None:
+            return None
+        if found.upstream.socket.failure is None and found.wanted == self._wanted():
+            return found
+        self._hooks.start(found.upstream.socket.aclose(graceful=False), "talk-left")
+        return None
+
+    def _wanted(self) -> tuple[str, dict[str, Any]]:
+        return (self._handoff.next_agent.id, self._ledger.settings)
+
+    def _end_open(self, old: UpstreamConnection) -> None:
+        """Ends what was open, for turns and client."""
+        now_s = self._loop.time()
+        handover = self._ledger.cut(now_s)
+        self._turns.cut(handover.unsaid, now_s)
+        for event in handover.endings:
+            self._notices += self._adapter.to_client(without_agents_settings(event), old.route.dialect)
+
+    def _failed(self, why: str, reason: Reason, lost_at: str) -> Ending:
+        fault = self._ledger.fault
+        lost = f"{self._why} ({fault})" if _CODE.fullmatch(fault) else self._why
+        self._hooks.count(lost_at, "failed")
+        log.warning("talk_not_resumed", session_id=self._session_id, reason=reason, lost=lost, why=why)
+        return Ending(UPSTREAM_FAILED, f"{lost}: ask for a new plan")
+
+    async def _connect(self, old: UpstreamConnection) -> _Next:
+        """A session that has confirmed the talk's settings, within the limit. Raises NoUpstreamError.
+
+        A wait for a known refill of a quota does not count, up to a limit of its own.
+        """
+        deadline_s = self._loop.time() + self._settings.proxy_connect_timeout_s
+        hold_left_s = self._settings.resume_hold_s
+        pause_s = _FIRST_PAUSE_S
+        why = Ending(UPSTREAM_FAILED, "Azure did not answer in time")
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline_s):
+                    return await self._attempt(old)
+            except NoUpstreamError as error:
+                why = error.ending
+            except TimeoutError:
+                raise NoUpstreamError(why) from None
+            refill_s = self._refill_s()
+            if 0 < refill_s <= hold_left_s:
+                await self._tell(self._adapter.resuming("quota", retry_after_s=refill_s))
+                await asyncio.sleep(refill_s)
+                hold_left_s -= refill_s
+                deadline_s += refill_s
+                continue
+            if self._loop.time() + pause_s >= deadline_s:
+                raise NoUpstreamError(why)
+            await asyncio.sleep(pause_s)
+            pause_s *= 2
+
+    def _refill_s(self) -> float:
+        """When one of the permitted resources has quota again, where that is known; 0: quota is not what is missing."""
+        pool = self._connector.pool
+        agent = self._handoff.next_agent
+        wanted = agent.wanted(self._session_id, running=True)
+        waits_s = []
+        for resource in pool.order(wanted):
+            for route in self._connector.routes[resource.name]:
+                refusal = pool.why_not(
+                    resource,
+                    route.name,
+                    agent_id=agent.id,
+                    model=wanted.model,
+                    session_id=self._session_id,
+                    running=True,
+                )
+                if refusal.is_quota and refusal.retry_after_s > 0:
+                    waits_s.append(refusal.retry_after_s)
+        return min(waits_s, default=0.0)
+
+    async def _attempt(self, old: UpstreamConnection) -> _Next:
+        wanted = self._wanted()
+        agent = self._handoff.next_agent
+        supply = self._supply(agent)
+        asking = agent.wanted(self._session_id, running=True)
+        new = await self._connector.connect(supply, wanted=asking, after=old)
+        try:
+            return _Next(new, await self._confirmed(new, old.route.dialect, supply), wanted)
+        except BaseException:
+            await new.socket.aclose(graceful=False)
+            raise
+
+    async def _confirmed(self, new: UpstreamConnection, old: Dialect, supply: SpecSupplier) -> NewSession:
+        """The session, once Azure has confirmed the agent's settings and the client's. Raises NoUpstreamError."""
+        settings = new.route.session(await supply(self._connector.resource(new.resource)))
+        shown = [parsed(text) for text in new.first if event_type(text) in SESSION_EVENTS]
+        _check(settings, shown[-1].get("session") if shown else None)
+        changes = client_settings(self._ledger.settings, old=old, new=new.route.dialect)
+        for _ in range(_SETTINGS_TRIES):
+            if not changes:
+                break
+            update = {"type": "session.update", "event_id": _SETTINGS_ID, "session": changes}
+            new.socket.send(compact(update))
+            event = await _answer_to_update(new)
+            if event["type"] == "session.updated":
+                settings = merged(settings, changes)
+                _check(settings, event.get("session"))
+                new.first.append(compact(event))
+                break
+            error = event.get("error")
+            param = error.get("param") if isinstance(error, dict) else None
+            log.warning("client_settings_refused", session_id=self._session_id, param=str(param)[:64])
+            changes = without_field(changes, param)
+        return NewSession(new.route.dialect, settings)
+
+    async def _take_over(self, old: UpstreamConnection, new: UpstreamConnection, session: NewSession) -> None:
+        """Tells the client, then the session what it has to know, then what the client sent meanwhile."""
+        ledger = self._ledger
+        now_s = self._loop.time()
+        for text in new.first:
+            if event_type(text) in SESSION_EVENTS:
+                event = parsed(text)
+                ledger.azure_sent(event, now_s)
+                self._turns.feed(event, now_s)
+        new.first.clear()
+        await self._tell(self._adapter.resumed(new))
+        self._restored.begin()
+        old_dialect = old.route.dialect
+        if old_dialect != new.route.dialect:
+            ledger.settings = client_settings(ledger.settings, old=old_dialect, new=new.route.dialect)
+        made = replay(ledger.steps(), session, old=old_dialect, restored=self._restored)
+        ledger.moved(replayed_chars=made.committed_chars, listened_chars=made.open_chars)
+        for notice in self._notices:
+            new.socket.put(notice)
+        self._notices.clear()
+        sent_chars = 0
+        for message in made.messages:
+            new.socket.send(message)
+            sent_chars += len(message)
+            if sent_chars >= _BURST_CHARS:
+                sent_chars = 0
+                await asyncio.sleep(_BURST_PAUSE_S)
+            await new.socket.drained()
+        self._handoff.confirm(new)
+        while (held := self._gap.take()) is not None:
+            self._hooks.forward(held, new)
+            await new.socket.drained()
+        if self._gap.audio_dropped:
+            log.warning("gap_audio_dropped", session_id=self._session_id, appends=self._gap.audio_dropped)
+            self._gap.audio_dropped = 0
+        self._creates_held = 0
+        self._hooks.use(new)
+
+    async def _open_next(self, old: UpstreamConnection) -> None:
+        """Opens the session that the talk moves to at the next pause; where none is to be had, the old one goes on."""
+        try:
+            async with asyncio.timeout(self._settings.proxy_connect_timeout_s):
+                self._next = await self._attempt(old)
+        except (NoUpstreamError, TimeoutError) as error:
+            log.warning("next_session_not_opened", session_id=self._session_id, why=type(error).__name__)
+            self._expiry.failed(self._loop.time())
+        finally:
+            self._opening = False
+
+    async def _tell(self, text: str | None) -> None:
+        if text is not None and not self._client.gone:
+            await self._client.tell(text)
+
+
+def _check(sent: dict[str, Any], confirmed: object) -> None:
+    if wrong := disagreements(sent, confirmed):
+        log.error("session_not_the_agents", fields=wrong)
+        raise NoUpstreamError(Ending(UPSTREAM_FAILED, "Azure confirmed other settings than the agent's"))
+
+
+async def _answer_to_update(new: UpstreamConnection) -> dict[str, Any]:
+    """The event by which Azure confirms or refuses the client's settings. Raises NoUpstreamError."""
+    socket = new.socket
+    while True:
+        await socket.wait()
+        if not socket.frames:
+            raise NoUpstreamError(Ending(UPSTREAM_FAILED, socket.failure or "the connection to Azure broke"))
+        text = socket.take()
+        if event_type(text) in {"session.updated", "error"}:
+            event = parsed(text)
+            if isinstance(event, dict):
+                return event
+
+
+def _kind(text: str) -> str:
+    """The type of a client's event, as the allowlist will read it; empty where it is none, or too long to look."""
+    if len(text) > _LONGEST_PARSED:
+        return ""
+    try:
+        event = parsed(text)
+    except (ValueError, RecursionError):
+        return ""
+    kind = event.get("type") if isinstance(event, dict) else None
+    return kind if isinstance(kind, str) else ""
