@@ -8,7 +8,7 @@ client sent meanwhile.
 import asyncio
 import re
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import structlog
@@ -19,7 +19,6 @@ from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.event_text import SESSION_EVENTS, compact, event_type, parsed
-from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
@@ -40,6 +39,7 @@ log = structlog.get_logger("token_broker.relay")
 
 Reason = Literal["lost", "silent", "expiring", "quota", "refused"]
 
+_UNFIT_S = 30.0
 _FIRST_PAUSE_S = 0.2  # between attempts, doubled each time
 _SETTINGS_ID = "broker_settings"
 _SETTINGS_TRIES = 2  # a refused field is left out once
@@ -56,12 +56,15 @@ class TalkHooks:
     """What a resumption does to its talk.
 
     `begin_gap` takes the talk's session away, `use` gives it one, `forward` handles a client's message as if it had
-    come just now, `start` runs a coroutine as one of the talk's tasks, `count` counts a resume by resource and outcome.
+    come just now. `next_agent` is whose session the next one is, and `confirm_agent` completes a handoff to it. `start`
+    runs a coroutine as one of the talk's tasks, `count` counts a resume by resource and outcome.
     """
 
     begin_gap: Callable[[], None]
     use: Callable[[UpstreamConnection], None]
     forward: Callable[[str, UpstreamConnection], None]
+    next_agent: Callable[[], Agent]
+    confirm_agent: Callable[[UpstreamConnection], None]
     start: Callable[[Coroutine[Any, Any, None], str], None]
     count: Callable[[str, str], None]
 
@@ -87,7 +90,6 @@ class Resumption:
         session_id: str,
         connector: UpstreamConnector,
         supply: Callable[[Agent], SpecSupplier],
-        handoff: AgentHandoff,
         turns: TurnRecorder,
         ledger: TalkLedger,
         restored: Restored,
@@ -99,7 +101,6 @@ class Resumption:
         self._session_id = session_id
         self._connector = connector
         self._supply = supply
-        self._handoff = handoff
         self._turns = turns
         self._ledger = ledger
         self._restored = restored
@@ -115,6 +116,7 @@ class Resumption:
         self._why = ""
         self._next: _Next | None = None
         self._opening = False
+        self._unfit: dict[str, float] = {}  # resources that failed this talk, and until when others are asked first
         self._notices: list[str] = []
 
     # --- while a session is there
@@ -170,7 +172,8 @@ class Resumption:
 
     async def hold(self, text: str) -> None:
         """Keeps a client's message for the next session, or tells the client that it is not kept."""
-        kind = _APPEND if is_plain_append(text) else _kind(text)
+        event = {"type": _APPEND} if is_plain_append(text) else _as_event(text)
+        kind = event.get("type")
         if kind == _APPEND:
             if not self._gap.add_audio(text):
                 await asyncio.sleep(_BRAKE_S)
@@ -182,7 +185,9 @@ class Resumption:
             full = "Azure is being connected again, and no more events are kept: send this one later"
             await self._tell(self._adapter.error("gap_full", full, retryable=True))
             return
-        self._creates_held += kind == "response.create"
+        if kind == "response.create":
+            response = event.get("response")
+            self._creates_held += not isinstance(response, dict) or response.get("conversation") != "none"
 
     def tell_later(self, text: str) -> None:
         """An event of the broker's own that comes up while no session is there."""
@@ -194,14 +199,20 @@ class Resumption:
         reason, old = self._reason, self._left or lost
         if self._left is None:
             self.leave(lost, "lost", lost.socket.failure or "the connection to Azure broke")
-        found = self._take_next()
+        found, self._next = self._next, None
+        if found is not None and (found.upstream.socket.failure is not None or found.wanted != self._wanted()):
+            # It broke meanwhile, or was made for another agent or other settings.
+            self._hooks.start(found.upstream.socket.aclose(graceful=False), "talk-left")
+            found = None
         try:
             self._end_open(old)
             for text in self._notices:
                 await self._tell(text)
             self._notices.clear()
-            if reason != "expiring" and not self._resumes.begin(began_s):
+            if reason != "expiring" and not self._resumes.begin(began_s, completed=self._ledger.completed):
                 raise NoUpstreamError(Ending(UPSTREAM_FAILED, "Azure broke off again and again"))
+            if reason != "expiring":
+                self._unfit[old.resource] = began_s + _UNFIT_S
             await self._tell(self._adapter.resuming(reason))
             found = found or await self._connect(old)
             try:
@@ -238,18 +249,8 @@ class Resumption:
 
     # --- parts of the above
 
-    def _take_next(self) -> _Next | None:
-        """The session that was opened for later, where it still is what the talk needs."""
-        found, self._next = self._next, None
-        if found is None:
-            return None
-        if found.upstream.socket.failure is None and found.wanted == self._wanted():
-            return found
-        self._hooks.start(found.upstream.socket.aclose(graceful=False), "talk-left")
-        return None
-
     def _wanted(self) -> tuple[str, dict[str, Any]]:
-        return (self._handoff.next_agent.id, self._ledger.settings)
+        return (self._hooks.next_agent().id, self._ledger.settings)
 
     def _end_open(self, old: UpstreamConnection) -> None:
         """Ends what was open, for turns and client."""
@@ -276,13 +277,20 @@ class Resumption:
         pause_s = _FIRST_PAUSE_S
         why = Ending(UPSTREAM_FAILED, "Azure did not answer in time")
         while True:
+            now_s = self._loop.time()
+            others = self._others()
             try:
-                async with asyncio.timeout_at(deadline_s):
-                    return await self._attempt(old)
+                async with asyncio.timeout_at(deadline_s if not others else now_s + (deadline_s - now_s) / 2):
+                    return await self._attempt(old, others)
             except NoUpstreamError as error:
                 why = error.ending
             except TimeoutError:
-                raise NoUpstreamError(why) from None
+                if not others:
+                    raise NoUpstreamError(why) from None
+            if others:
+                if self._others() == others:  # none of them took the talk
+                    self._unfit.clear()
+                continue
             refill_s = self._refill_s()
             if 0 < refill_s <= hold_left_s:
                 await self._tell(self._adapter.resuming("quota", retry_after_s=refill_s))
@@ -298,7 +306,7 @@ class Resumption:
     def _refill_s(self) -> float:
         """When one of the permitted resources has quota again, where that is known; 0: quota is not what is missing."""
         pool = self._connector.pool
-        agent = self._handoff.next_agent
+        agent = self._hooks.next_agent()
         wanted = agent.wanted(self._session_id, running=True)
         waits_s = []
         for resource in pool.order(wanted):
@@ -315,14 +323,28 @@ class Resumption:
                     waits_s.append(refusal.retry_after_s)
         return min(waits_s, default=0.0)
 
-    async def _attempt(self, old: UpstreamConnection) -> _Next:
+    def _others(self) -> tuple[str, ...]:
+        """The resources to ask first: not those that failed this talk a moment ago. None where there is no choice."""
+        pool = self._connector.pool
+        now_s = self._loop.time()
+        names = [each.name for each in pool.order(self._hooks.next_agent().wanted(self._session_id, running=True))]
+        fit = tuple(name for name in names if self._unfit.get(name, now_s) <= now_s)
+        return fit if len(fit) < len(names) else ()
+
+    async def _attempt(self, old: UpstreamConnection, others: tuple[str, ...] = ()) -> _Next:
         wanted = self._wanted()
-        agent = self._handoff.next_agent
+        agent = self._hooks.next_agent()
         supply = self._supply(agent)
         asking = agent.wanted(self._session_id, running=True)
+        if others:
+            asking = replace(asking, resources=others)
         new = await self._connector.connect(supply, wanted=asking, after=old)
         try:
             return _Next(new, await self._confirmed(new, old.route.dialect, supply), wanted)
+        except NoUpstreamError:
+            self._unfit[new.resource] = self._loop.time() + _UNFIT_S
+            await new.socket.aclose(graceful=False)
+            raise
         except BaseException:
             await new.socket.aclose(graceful=False)
             raise
@@ -365,6 +387,8 @@ class Resumption:
         old_dialect = old.route.dialect
         if old_dialect != new.route.dialect:
             ledger.settings = client_settings(ledger.settings, old=old_dialect, new=new.route.dialect)
+        if self._creates_held:  # the client's own question answers all that was said
+            ledger.stop_asking()
         made = replay(ledger.steps(), session, old=old_dialect, restored=self._restored)
         ledger.moved(replayed_chars=made.committed_chars, listened_chars=made.open_chars)
         for notice in self._notices:
@@ -378,7 +402,7 @@ class Resumption:
                 sent_chars = 0
                 await asyncio.sleep(_BURST_PAUSE_S)
             await new.socket.drained()
-        self._handoff.confirm(new)
+        self._hooks.confirm_agent(new)
         while (held := self._gap.take()) is not None:
             self._hooks.forward(held, new)
             await new.socket.drained()
@@ -424,13 +448,12 @@ async def _answer_to_update(new: UpstreamConnection) -> dict[str, Any]:
                 return event
 
 
-def _kind(text: str) -> str:
-    """The type of a client's event, as the allowlist will read it; empty where it is none, or too long to look."""
+def _as_event(text: str) -> dict[str, Any]:
+    """A client's event, as the allowlist will read it; empty where it is none, or too long to look."""
     if len(text) > _LONGEST_PARSED:
-        return ""
+        return {}
     try:
         event = parsed(text)
     except (ValueError, RecursionError):
-        return ""
-    kind = event.get("type") if isinstance(event, dict) else None
-    return kind if isinstance(kind, str) else ""
+        return {}
+    return event if isinstance(event, dict) else {}
