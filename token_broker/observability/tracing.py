@@ -171,7 +171,7 @@ class SpanMaker:
             noted = {"token_broker.strategy": attempt.strategy, "token_broker.why": attempt.why}
             parent.add_event(f"strategy.{attempt.outcome}", noted, timestamp=at_ns)
             return
-        failed = attempt.outcome != "minted"
+        failed = attempt.outcome not in {"minted", "undone"}
         span = self._tracer.start_span(
             f"create_realtime_session {model}",
             context=self._beneath(parent),
