@@ -205,3 +205,30 @@ def test_ids_of_azures_are_the_same_in_each_connection() -> None:
         recorder = TurnRecorder(OWNER, "elena", ingest=kept, counters=TalkCounters(), on_lost=pytest.fail, scope=scope)
         typed(recorder, "item_1NEGWt6HlQ4SHbk7pOcFOC", "Good morning")
     assert kept.turns == {"item_1NEGWt6HlQ4SHbk7pOcFOC": "Good morning"}
+
+
+class Full(Kept):
+    """Refuses the offers of these numbers, as a full buffer does."""
+
+    def __init__(self, *refused: int) -> None:
+        super().__init__()
+        self._refused = refused
+        self._offers = 0
+
+    def offer(self, turn: Turn) -> bool:
+        self._offers += 1
+        return self._offers not in self._refused and super().offer(turn)
+
+
+@pytest.mark.parametrize(
+    ("refused", "kept", "lost"), [((), 1, 0), ((2,), 0, 1), ((1,), 0, 1), ((1, 2), 0, 1)], ids=str
+)
+def test_question_lost_at_its_second_offer_counts(refused: tuple[int, ...], kept: int, lost: int) -> None:
+    """A question typed first may be history. Once it is known not to be, it is offered again, and that offer counts."""
+    counters, told = TalkCounters(), []
+    recorder = TurnRecorder(
+        OWNER, "elena", ingest=Full(*refused), counters=counters, on_lost=lambda: told.append("lost"), scope="a1"
+    )
+    typed(recorder, "msg_1", "And on Friday?")
+    recorder.feed(created("resp_1"), 0.0)
+    assert (counters.turns, counters.turns_lost, len(told)) == (kept, lost, lost)
