@@ -12,6 +12,7 @@ from token_broker.relay.dialects.conversation_items import TOOL_LIST
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS
 from token_broker.relay.event_text import SESSION_EVENTS, event_type, event_type_by_head, is_audio_delta, parsed
 from token_broker.relay.handoff import AgentHandoff
+from token_broker.relay.policy.allowlist import Refused
 from token_broker.relay.policy.visibility import (
     ERROR_EVENTS,
     may_show_tools,
@@ -133,5 +134,5 @@ class EventHandler:
         if kind == "response.done" and (failed := failed_answer(event)) is not None:
             self._counters.count_failed_answer(failed, self._talk)
             log_failed_answer(failed, self._owner, self._handoff.agent.id)
-            events.append(self._adapter.error(ANSWER_FAILED, failed.message, retryable=failed.retryable))
+            events.append(self._adapter.error(Refused(ANSWER_FAILED, failed.message), retryable=failed.retryable))
         return events

@@ -185,11 +185,11 @@ class Talk:
                 self._handoff.request(event, upstream)
             case Command():
                 self.counters.refused_events += 1
-                upstream.socket.put(self._adapter.error("unknown_event", "the broker knows no such event"))
-            case Refused(code=code, message=message, param=param, event_id=event_id):
+                upstream.socket.put(self._adapter.error(Refused("unknown_event", "the broker knows no such event")))
+            case Refused() as refusal:
                 self.counters.refused_events += 1
-                log.debug("client_event_refused", code=code, why=message)
-                upstream.socket.put(self._adapter.error(code, message, param=param, event_id=event_id))
+                log.debug("client_event_refused", code=refusal.code, why=refusal.message)
+                upstream.socket.put(self._adapter.error(refusal))
             case Broken(reason=reason):
                 self.end(Ending(BAD_REQUEST, reason))
 
@@ -245,7 +245,9 @@ class Talk:
 
     def _report_lost_turn(self) -> None:
         if self._upstream is not None and not self._over.done():
-            self._upstream.socket.put(self._adapter.error("turn_lost", "the memory is full: a turn was not kept"))
+            self._upstream.socket.put(
+                self._adapter.error(Refused("turn_lost", "the memory is full: a turn was not kept"))
+            )
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         def on_done(task: "asyncio.Task[None]") -> None:
