@@ -82,7 +82,9 @@ async def _examine_postgresql(url: str, settings: Settings) -> Check:
     options |= {name: value for name, value in named.items() if value is not None}
     entra = None
     if wants_entra_password(settings.database_url):
-        entra = EntraPassword(client_id=settings.client_id, timeout_s=STEP_S, proxy=settings.proxy)
+        entra = EntraPassword(
+            settings.database_url, client_id=settings.client_id, timeout_s=STEP_S, proxy=settings.proxy
+        )
     password = where.password if entra is None else entra.get
     began_s = time.monotonic()
     try:
