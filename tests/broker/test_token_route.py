@@ -106,7 +106,7 @@ async def test_plan_has_every_field_of_the_contract(
     assert proxy.keys() == common | {"protocols"}
     assert (direct["dialect"], direct["voice"]) == ("ga", "marin")
     assert direct["url"] == f"{azure.base_url}/openai/v1/realtime/calls?webrtcfilter=on"
-    assert (relay["dialect"], relay["voice"], relay["expires_in_s"]) == ("ga", "marin", 7200)
+    assert (relay["dialect"], relay["voice"], relay["expires_in_s"]) == ("ga", "marin", 10_800)
     assert relay["token"] == plan["session_token"]
     assert (proxy["dialect"], proxy["voice"]) == ("preview", "en-US-Ava:DragonHDLatestNeural")
     assert proxy["url"] == f"ws{broker.base_url.removeprefix('http')}/api/v1/voice/voicelive/{plan['session_id']}"

@@ -122,7 +122,7 @@ async def test_metrics_name_no_principal_or_session(azure: RunningSimulator, sta
     await talk(broker, SIGNED_IN)
     await eventually(lambda: figures_of_a_talk(broker))
     reply = await broker.client.get("/metrics", headers=BEARER)
-    assert 'token_broker_model_responses_total{agent="elena"} 1.0' in reply.text
+    assert 'token_broker_model_responses_total{agent="elena",resource="default"} 1.0' in reply.text
     for personal in (USER, SESSION, "easyauth"):
         assert personal not in reply.text
 

@@ -57,7 +57,7 @@ def test_no_response_is_no_failure(event: Event) -> None:
 def test_codes_that_are_counted_are_bounded() -> None:
     counters, talk = RelayCounters(), TalkCounters()
     for number in range(1000):
-        counters.count_failed_answer(FailedAnswer("", "failed", f"code_{number}"), talk)
+        counters.count_failed_answer(FailedAnswer("", "failed", f"code_{number}"), talk, resource="one")
     assert len(counters.failed_answers) <= 51
     assert sum(counters.failed_answers.values()) == talk.failed_answers == 1000
 

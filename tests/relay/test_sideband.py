@@ -28,7 +28,7 @@ def listen(running: Running, azure: ScriptedAzure) -> str:
     assert lease is not None
     lease.keep("rtc_1", for_s=60)
     admitted = AdmittedClient(Owner(session_id, "anonymous", 5), agent, "anonymous", None, 0)
-    running.relay.listen(admitted, endpoint=azure.url, call_id="rtc_1", spec=spec_of(running))
+    running.relay.listen(admitted, endpoint=azure.url, call_id="rtc_1", spec=spec_of(running), resource="default")
     return session_id
 
 

@@ -28,7 +28,7 @@ def transcribed(usage: object, item: str = "item_u") -> dict[str, Any]:
 def count(*usages: object) -> TranscriptionUsage:
     counters, talk = RelayCounters(), TalkCounters()
     for usage in usages:
-        counters.count_usage_of(transcribed(usage), principal="ann", agent_id="elena", talk=talk)
+        counters.count_usage_of(transcribed(usage), principal="ann", agent_id="elena", talk=talk, resource="one")
     assert talk.usage == Usage(), "the model's own is apart"
     return talk.transcription
 
@@ -52,7 +52,7 @@ def test_finished_talks_are_summed() -> None:
     counters = RelayCounters()
     for _ in range(2):
         talk = TalkCounters()
-        counters.count_usage_of(transcribed(DURATION), principal="ann", agent_id="elena", talk=talk)
+        counters.count_usage_of(transcribed(DURATION), principal="ann", agent_id="elena", talk=talk, resource="one")
         counters.add(talk)
     assert counters.totals([talk]).transcription == TranscriptionUsage(3, 4.5)
 

@@ -8,7 +8,7 @@ import math
 import re
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypedDict
 
@@ -151,7 +151,8 @@ async def _mint(
         expires_at=datetime.fromtimestamp(expires_at_s, UTC),
     )
     write_audit(entry, minting.observe)
-    return _MintedSecret(secret, expires_at_s, owner.session_id, session_spec(agent, settings))
+    spec = replace(session_spec(agent, settings), model=minting.model_of(agent, None, owner.session_id))
+    return _MintedSecret(secret, expires_at_s, owner.session_id, spec)
 
 
 async def create_compat_call(request: Request[CompatState]) -> Response:
@@ -175,7 +176,7 @@ async def create_compat_call(request: Request[CompatState]) -> Response:
     headers = dict(_NO_STORE)
     if call.call_id is not None:
         relay = request.state["relay"]
-        relay.listen(admitted, endpoint=call.endpoint, call_id=call.call_id, spec=call.spec)
+        relay.listen(admitted, endpoint=call.endpoint, call_id=call.call_id, spec=call.spec, resource=call.resource)
         path = request.scope["path"]  # or an earlier one, below which nothing hangs up
         headers["Location"] = f"{path if path.endswith('/calls') else CALL_PATHS[0]}/{call.token}"
     return calls.answer(call, admitted.owner, headers)

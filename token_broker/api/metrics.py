@@ -152,10 +152,11 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
     yield _counter("turns_lost", "Turns of proxied talks that the memory did not take.", relay.turns_lost)
     yield _counter("failed_transcriptions", "User turns that Azure could not transcribe.", relay.failed_transcriptions)
     failed = CounterMetricFamily(
-        "token_broker_failed_answers", "Answers that Azure did not finish, by Azure's code.", labels=["code"]
+        "token_broker_failed_answers", "Answers that Azure did not finish, by its code.", labels=["resource", "code"]
     )
-    for code, count in relay.failed_answers.items():
-        failed.add_metric([code], count)
+    for resource, use in relay.resources.items():
+        for code, count in use.failed_answers.items():
+            failed.add_metric([resource, code], count)
     yield failed
     yield _counter("client_events_refused", "Events of clients that are not in the allowlist.", relay.refused_events)
     yield _counter("client_fields_left_out", "Fields taken out of clients' events.", relay.fields_left_out)
@@ -175,24 +176,39 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
         family.add_metric(["to_azure"], counts.to_azure)
         family.add_metric(["to_client"], counts.to_client)
         yield family
-    responses = CounterMetricFamily("token_broker_model_responses", "Responses of proxied talks.", labels=["agent"])
-    tokens = CounterMetricFamily(
-        "token_broker_model_tokens", "Model tokens of proxied talks, as Azure counts them.", labels=["agent", "kind"]
+    yield from _usage(relay)
+
+
+def _usage(relay: RelayStatus) -> Iterator[Metric]:
+    """What Azure bills, by resource."""
+    responses = CounterMetricFamily(
+        "token_broker_model_responses", "Responses of proxied talks.", labels=["resource", "agent"]
     )
-    for agent, usage in relay.usage_by_agent.items():
-        responses.add_metric([agent], usage.responses)
-        tokens.add_metric([agent, "input"], usage.input_tokens)
-        tokens.add_metric([agent, "output"], usage.output_tokens)
-    yield from (responses, tokens)
-    billed = relay.transcription_usage
-    yield _counter("transcriptions", "Transcriptions whose usage Azure reported.", billed.transcriptions)
-    yield _counter("transcription_seconds", "Audio that Azure bills for transcribing.", billed.seconds)
     tokens = CounterMetricFamily(
-        "token_broker_transcription_tokens", "Tokens that Azure bills for transcribing.", labels=["kind"]
+        "token_broker_model_tokens",
+        "Model tokens of proxied talks, as Azure counts them.",
+        labels=["resource", "agent", "kind"],
     )
-    tokens.add_metric(["input"], billed.input_tokens)
-    tokens.add_metric(["output"], billed.output_tokens)
-    yield tokens
+    transcriptions = CounterMetricFamily(
+        "token_broker_transcriptions", "Transcriptions whose usage Azure reported.", labels=["resource"]
+    )
+    seconds = CounterMetricFamily(
+        "token_broker_transcription_seconds", "Audio that Azure bills for transcribing.", labels=["resource"]
+    )
+    transcribing = CounterMetricFamily(
+        "token_broker_transcription_tokens", "Tokens that Azure bills for transcribing.", labels=["resource", "kind"]
+    )
+    for resource, use in relay.resources.items():
+        for agent, usage in use.usage_by_agent.items():
+            responses.add_metric([resource, agent], usage.responses)
+            tokens.add_metric([resource, agent, "input"], usage.input_tokens)
+            tokens.add_metric([resource, agent, "output"], usage.output_tokens)
+        billed = use.transcription_usage
+        transcriptions.add_metric([resource], billed.transcriptions)
+        seconds.add_metric([resource], billed.seconds)
+        transcribing.add_metric([resource, "input"], billed.input_tokens)
+        transcribing.add_metric([resource, "output"], billed.output_tokens)
+    yield from (responses, tokens, transcriptions, seconds, transcribing)
 
 
 def memory_metrics(memory: MemoryStatus) -> Iterator[Metric]:

@@ -70,6 +70,7 @@ class PlacedCall:
     call_id: str | None
     token: str | None
     spec: SessionSpec
+    resource: str = ""
 
 
 def check_offer(offer: bytes) -> None:
@@ -196,7 +197,7 @@ class CallRelay:
         resource = next(each for each in self.minting.pool.resources if each.name == grant.resource)
         if accepted.call_id is None:
             log.warning("call_without_location", session_id=owner.session_id)
-            return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply(resource))
+            return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply(resource), resource.name)
         # From here on Azure has a call that runs, whether its client hears of it or not.
         with self.hung_up_unless_delivered(grant.endpoint, accepted.call_id, owner):
             ensure_not_blocked(self.blocklist, owner.principal, owner.session_id)
@@ -208,7 +209,8 @@ class CallRelay:
                 endpoint=grant.endpoint,
                 ttl_s=self.minting.settings.session_token_ttl_s,
             )
-            return PlacedCall(accepted.answer, grant.endpoint, accepted.call_id, token, await supply(resource))
+            spec = await supply(resource)
+            return PlacedCall(accepted.answer, grant.endpoint, accepted.call_id, token, spec, resource.name)
 
     def answer(self, call: PlacedCall, owner: Owner, headers: Mapping[str, str]) -> Response:
         """The 201 of a placed call."""

@@ -15,8 +15,10 @@ __all__ = [
     "Directions",
     "RelayCounters",
     "RelayStatus",
+    "ResourceUse",
     "TalkCounters",
     "TranscriptionUsage",
+    "UpstreamStatus",
     "Usage",
 ]
 
@@ -98,6 +100,15 @@ class UpstreamStatus(BreakerStatus):
     resource: str
 
 
+@dataclass(slots=True)
+class ResourceUse:
+    """What talks had of one Azure resource."""
+
+    usage_by_agent: dict[str, Usage] = field(default_factory=dict)
+    transcription_usage: TranscriptionUsage = field(default_factory=TranscriptionUsage)
+    failed_answers: Counter[str] = field(default_factory=Counter)
+
+
 @dataclass(frozen=True, slots=True)
 class RelayStatus:
     """The relay since the process began, as `/status` shows it and metrics read it.
@@ -127,6 +138,7 @@ class RelayStatus:
     usage: Usage
     transcription_usage: TranscriptionUsage
     usage_by_agent: dict[str, Usage]
+    resources: dict[str, ResourceUse]
     upstreams: list[UpstreamStatus]
     # Not everybody who may see the rest may see principals: with a default, the schema does not require it.
     usage_by_principal: dict[str, Usage] = field(default_factory=dict)
@@ -164,15 +176,23 @@ class RelayCounters:
     failed_answers: Counter[str] = field(default_factory=Counter)
     usage_by_agent: dict[str, Usage] = field(default_factory=dict)
     usage_by_principal: BoundedDict[str, Usage] = field(default_factory=lambda: BoundedDict(_PRINCIPALS_KEPT))
+    resources: dict[str, ResourceUse] = field(default_factory=dict)
 
-    def count_usage_of(self, event: Mapping[str, Any], *, principal: str, agent_id: str, talk: TalkCounters) -> None:
-        """Counts the usage of one of `USAGE_EVENTS`.
+    def use_of(self, resource: str) -> ResourceUse:
+        """What talks had of that resource."""
+        return self.resources.setdefault(resource, ResourceUse())
+
+    def count_usage_of(
+        self, event: Mapping[str, Any], *, principal: str, agent_id: str, talk: TalkCounters, resource: str
+    ) -> None:
+        """Counts the usage of one of `USAGE_EVENTS`, which `resource` sent.
 
         A transcription's counts for the talk, a response's also for its agent and its principal (the latest 10,000).
         """
         if event.get("type") == _TRANSCRIBED:
             if isinstance(transcription := event.get("usage"), dict):
                 talk.transcription.add(transcription)
+                self.use_of(resource).transcription_usage.add(transcription)
             return
         response = event.get("response")
         usage = response.get("usage") if isinstance(response, dict) else None
@@ -180,15 +200,18 @@ class RelayCounters:
             return
         talk.usage.add(usage)
         self.usage_by_agent.setdefault(agent_id, Usage()).add(usage)
+        self.use_of(resource).usage_by_agent.setdefault(agent_id, Usage()).add(usage)
         principals_usage = self.usage_by_principal.get(principal) or Usage()
         principals_usage.add(usage)
         self.usage_by_principal[principal] = principals_usage
 
-    def count_failed_answer(self, failed: FailedAnswer, talk: TalkCounters) -> None:
-        """Counts an answer that Azure did not finish, by its code."""
+    def count_failed_answer(self, failed: FailedAnswer, talk: TalkCounters, *, resource: str) -> None:
+        """Counts an answer that `resource` did not finish, by its code."""
         talk.failed_answers += 1
         known = failed.code in self.failed_answers or len(self.failed_answers) < _FAILURE_CODES
-        self.failed_answers[failed.code if known else _OTHER] += 1
+        code = failed.code if known else _OTHER
+        self.failed_answers[code] += 1
+        self.use_of(resource).failed_answers[code] += 1
 
     def resumes_by_resource(self) -> dict[str, dict[str, int]]:
         """The resumes by reason, for each resource that was lost."""

@@ -147,7 +147,11 @@ class EventHandler:
                 return self._refused(event)
             if kind in USAGE_EVENTS:
                 self._counters.count_usage_of(
-                    event, principal=self._owner.principal, agent_id=self._handoff.agent.id, talk=self._talk
+                    event,
+                    principal=self._owner.principal,
+                    agent_id=self._handoff.agent.id,
+                    talk=self._talk,
+                    resource=upstream.resource,
                 )
             self._turns.feed(event, self._time_s())
         shown = without_quoted_secrets(without_agents_settings(event), self._redact)
@@ -163,7 +167,7 @@ class EventHandler:
         ):
             upstream.health.works()
         if kind == "response.done" and (failed := failed_answer(event)) is not None:
-            self._counters.count_failed_answer(failed, self._talk)
+            self._counters.count_failed_answer(failed, self._talk, resource=upstream.resource)
             log_failed_answer(failed, self._owner, self._handoff.agent.id)
             events.append(self._adapter.error(ANSWER_FAILED, failed.message, retryable=failed.retryable))
         return events

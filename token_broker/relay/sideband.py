@@ -73,6 +73,7 @@ class CallListener:
         owner: Owner,
         agent: Agent,
         spec: SessionSpec,
+        resource: str,
         hang_up: Callable[[str], None],
         holds_place: Callable[[], bool],
     ) -> None:
@@ -83,6 +84,7 @@ class CallListener:
         self._owner = owner
         self._agent = agent
         self._spec = spec
+        self._resource = resource
         self._hang_up = hang_up
         self._holds_place = holds_place
         self._changes = 0
@@ -207,10 +209,14 @@ class CallListener:
             return
         if kind in USAGE_EVENTS:
             self._relay.count_usage_of(
-                event, principal=self._owner.principal, agent_id=self._agent.id, talk=self.counters
+                event,
+                principal=self._owner.principal,
+                agent_id=self._agent.id,
+                talk=self.counters,
+                resource=self._resource,
             )
         if kind == "response.done" and (failed := failed_answer(event)) is not None:
-            self._relay.count_failed_answer(failed, self.counters)
+            self._relay.count_failed_answer(failed, self.counters, resource=self._resource)
             log_failed_answer(failed, self._owner, self._agent.id)
         self._turns.feed(event, self._now_s())
 

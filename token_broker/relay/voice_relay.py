@@ -24,7 +24,7 @@ from token_broker.relay.adapters import CompatEndpoint, ProtocolAdapter, ProxyAd
 from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, AdmittedClient, RefusedError
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
-from token_broker.relay.counters import Directions, RelayCounters, RelayStatus, UpstreamStatus
+from token_broker.relay.counters import Directions, RelayCounters, RelayStatus, ResourceUse, UpstreamStatus
 from token_broker.relay.session import Talk, TalkParts
 from token_broker.relay.sideband import CallListener
 from token_broker.security.limits import SessionLimits
@@ -91,7 +91,7 @@ class VoiceRelay:
         self._hang_up = hang_up
         self._observe = observe
         self._level = level or TalkLevelCounters()
-        self._model = settings.model
+        self._model = connector.pool.resources[0].model if connector.pool.resources else settings.model
         self._admission = admission
         self._limits = limits
         self._drain = drain
@@ -140,6 +140,8 @@ class VoiceRelay:
             transcription_usage=totals.transcription,
             usage_by_agent=dict(counters.usage_by_agent),
             usage_by_principal=dict(counters.usage_by_principal),
+            # Each is shown from the start, so that its first failure is seen as an increase.
+            resources={name: counters.resources.get(name) or ResourceUse() for name in self._parts.connector.routes},
             upstreams=[
                 UpstreamStatus(**{name: getattr(status, name) for name in BreakerStatus.__slots__}, resource=resource)
                 for resource, route in self._parts.connector.breakers
@@ -211,7 +213,9 @@ class VoiceRelay:
             await send(_accepted(scope))
             await self._talk(scope, receive, send, admitted, compat_adapter(endpoint, scope))
 
-    def listen(self, admitted: AdmittedClient, *, endpoint: str, call_id: str, spec: SessionSpec) -> None:
+    def listen(
+        self, admitted: AdmittedClient, *, endpoint: str, call_id: str, spec: SessionSpec, resource: str
+    ) -> None:
         """Keeps the turns of a call that a compatible endpoint set up, and frees the call's place when it is over.
 
         `call_id` is Azure's; `limits` keeps the call's place under it. `spec` is the session that was minted.
@@ -229,6 +233,7 @@ class VoiceRelay:
             owner=admitted.owner,
             agent=admitted.agent,
             spec=spec,
+            resource=resource,
             hang_up=end_call,
             holds_place=lambda: self._limits.keeps(call_id),
         )
@@ -302,7 +307,7 @@ class VoiceRelay:
                 TalkEnded(
                     session_id=owner.session_id,
                     agent_id=agent.id,
-                    model=self._model,
+                    model=agent.model or self._model,
                     code=ending.code,
                     reason=ending.reason,
                     duration_s=time.monotonic() - began_s,
