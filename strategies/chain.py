@@ -139,6 +139,7 @@ class Chain:
         self.policy = policy
         self.on_attempt = on_attempt
         self._hedger = hedger or Hedger(pool)
+        self.clock = self._hedger.clock
         # The proxy always grants: whatever stands behind it is never asked.
         self._proxy = next((link for link in self.links if isinstance(link, WebSocketProxy)), None)
         end = self.links.index(self._proxy) if self._proxy else None
@@ -148,7 +149,7 @@ class Chain:
     async def mint(
         self, spec: SpecSupplier, *, deadline_s: float, wanted: Wanted = _ANYBODY, sockets_only: bool = False
     ) -> ChainResult:
-        """A grant before `deadline_s` (monotonic). `spec` is awaited before each real mint, within its share.
+        """A grant before `deadline_s` of the hedger's clock. `spec` is awaited before each real mint, within its share.
 
         With `sockets_only` nothing is minted: the proxy is granted, where it is among the links.
         """
@@ -198,7 +199,7 @@ class _Minting:
                 pool.would_admit(later.resource, later.strategy.name, agent_id=wanted.agent_id, model=wanted.model)
                 for later in self._left
             )
-            share_s = (self._deadline_s - time.monotonic()) / (1 + behind)
+            share_s = (self._deadline_s - self._chain.clock()) / (1 + behind)
             permit = self._admit(link) if share_s > 0 else None
             if permit is None:
                 self._skip(link, self._why_not(link))
@@ -274,6 +275,7 @@ class _Minting:
                 policy=self._chain.policy,
                 deadline_s=call.began_s + share_s - _LAST_WORD_S,
                 tries=tries,
+                clock=self._chain.clock,
             )
 
         call = Call(f"mint-{link.resource.name}-{link.strategy.name}", permit, mint, share_s)
@@ -287,7 +289,7 @@ class _Minting:
         attempt = Attempt(
             strategy=call.permit.route,
             outcome=outcome,
-            duration_ms=(time.monotonic() - call.began_s) * 1000,
+            duration_ms=(self._chain.clock() - call.began_s) * 1000,
             why="another resource was faster" if outcome == "undone" else str(error or ""),
             status=200 if outcome == "minted" else error.status if error else None,
             code=error.code if error else None,
@@ -299,8 +301,15 @@ class _Minting:
         self._chain.on_attempt(attempt)
 
 
-async def retry(call: Callable[[float], Awaitable[T]], *, policy: RetryPolicy, deadline_s: float, tries: Tries) -> T:
-    """Awaits `call(timeout_s)` until it succeeds, fails for good, or `deadline_s` (monotonic) leaves no time for more.
+async def retry(
+    call: Callable[[float], Awaitable[T]],
+    *,
+    policy: RetryPolicy,
+    deadline_s: float,
+    tries: Tries,
+    clock: Callable[[], float] = time.monotonic,
+) -> T:
+    """Awaits `call(timeout_s)` until it succeeds, fails for good, or `deadline_s` of the clock leaves no time for more.
 
     Only transient failures are repeated, except timeouts and missing credentials: a timeout has used the time up, and
     the credential was asked for a moment ago. A `Retry-After` beyond the deadline ends it at once. Raises the error of
@@ -309,7 +318,7 @@ async def retry(call: Callable[[float], Awaitable[T]], *, policy: RetryPolicy, d
 
     async def attempt() -> T:
         tries.count += 1
-        timeout_s = min(policy.attempt_timeout_s, deadline_s - time.monotonic())
+        timeout_s = min(policy.attempt_timeout_s, deadline_s - clock())
         if timeout_s <= 0:
             raise TimedOutError("no time was left for it")
         return await call(timeout_s)
@@ -331,9 +340,7 @@ async def retry(call: Callable[[float], Awaitable[T]], *, policy: RetryPolicy, d
         return await attempt()
 
     return await tenacity.AsyncRetrying(
-        stop=lambda state: (
-            state.attempt_number >= policy.attempts or time.monotonic() + state.upcoming_sleep >= deadline_s
-        ),
+        stop=lambda state: state.attempt_number >= policy.attempts or clock() + state.upcoming_sleep >= deadline_s,
         wait=lambda state: _wait_s(state, policy),
         retry=tenacity.retry_if_exception(_is_worth_repeating),
         reraise=True,

@@ -146,6 +146,11 @@ class CircuitBreaker:
         return self._open_until_s is None or (self._clock() >= self._open_until_s and not self.probing)
 
     @property
+    def last_status(self) -> int | None:
+        """The HTTP status of the last failure; None after a success, or where there was no answer."""
+        return self._last[1] if self._last else None
+
+    @property
     def retry_in_s(self) -> float:
         """Seconds until a call may be admitted; 0 while the breaker is closed or waits for a probe."""
         return 0.0 if self._open_until_s is None else max(0.0, self._open_until_s - self._clock())

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
@@ -40,7 +40,7 @@ class Call(Generic[T]):
     permit: PoolPermit
     run: Callable[[], Coroutine[Any, Any, T]]
     limit_s: float
-    began_s: float = field(default_factory=time.monotonic)
+    began_s: float = 0.0  # set when it begins
 
 
 class Contest(Protocol[T]):
@@ -95,12 +95,15 @@ class Hedger:
     """Runs the contests of one process, which share a budget.
 
     `after_ms` is the silence after which the next resource is asked: None goes by what the route usually takes, 0 is
-    off.
+    off. `clock` is the pool's, and that of the deadlines; the event loop's has to run as fast.
     """
 
-    def __init__(self, pool: Pool, *, after_ms: float | None = None, budget: HedgeBudget | None = None) -> None:
+    def __init__(
+        self, pool: Pool, *, after_ms: float | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.pool = pool
-        self.budget = budget or HedgeBudget()
+        self.clock = clock
+        self.budget = HedgeBudget(clock)
         self._after_ms = after_ms
         # asyncio keeps only weak references to tasks: a task that nobody holds can vanish before it ends.
         self.left_behind: set[asyncio.Task[Any]] = set()
@@ -127,6 +130,7 @@ class _Race(Generic[T]):
     def __init__(self, hedger: Hedger, contest: Contest[T], *, is_handshake: bool) -> None:
         self._hedger = hedger
         self._pool = hedger.pool
+        self._clock = hedger.clock
         self._contest = contest
         self._is_handshake = is_handshake
         self._running: dict[asyncio.Task[T], Call[T]] = {}
@@ -169,6 +173,7 @@ class _Race(Generic[T]):
     def _ask_next(self) -> Call[T] | None:
         busy = [call.permit.resource.name for call in self._running.values()]
         if (call := self._contest.next_call(busy)) is not None:
+            call.began_s = self._clock()
             # A task of its own, and no `asyncio.timeout`: that would wait for a call which ignores its cancellation.
             self._running[asyncio.create_task(call.run(), name=call.name)] = call
         return call
@@ -178,9 +183,9 @@ class _Race(Generic[T]):
         until_s = min(call.began_s + call.limit_s for call in self._running.values())
         if self._hedge_at_s is not None:
             until_s = min(until_s, self._hedge_at_s)
-        timeout_s = max(0.0, until_s - time.monotonic())
+        timeout_s = max(0.0, until_s - self._clock())
         await asyncio.wait(self._running, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        now_s = time.monotonic()
+        now_s = self._clock()
         overdue = [
             task for task, call in self._running.items() if not task.done() and now_s >= call.began_s + call.limit_s
         ]
@@ -205,7 +210,7 @@ class _Race(Generic[T]):
         return lost
 
     def _hedge_if_due(self) -> None:
-        now_s = time.monotonic()
+        now_s = self._clock()
         if self._hedge_at_s is None or self._delay_s is None or now_s < self._hedge_at_s or not self._running:
             return
         self._hedge_at_s = now_s + self._delay_s
@@ -236,7 +241,7 @@ class _Race(Generic[T]):
         if self._first is None or self._pace is None or self._delay_s is None:
             return
         pace = self._pool.pace(self._first.permit.resource.name)
-        is_prompt = winner is self._first and time.monotonic() - winner.began_s <= self._delay_s
+        is_prompt = winner is self._first and self._clock() - winner.began_s <= self._delay_s
         if is_prompt:
             pace.proved(self._pace)
         elif self._first in self._running.values() or self._pace.probe:

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from strategies.answer_times import AnswerTimes
 from strategies.errors import MintError, RateLimitedError
 from strategies.health import BreakerPolicy, BreakerState, BreakerStatus, Capability, CircuitBreaker, Permit
-from strategies.quotas import Quota, quotas_of
+from strategies.quotas import CLAIM_GRACE_S, Quota, quotas_of
 from strategies.resource_health import Condition, Fault, ResourceHealth, fault_of
 from strategies.resources import MINT_ROUTES, Resource, Wanted, by_preference, is_allowed, is_voice_live, uniform
 
@@ -31,6 +31,7 @@ _ALL_FAILING_REST_S = 2.0
 # A talk that gets its token within that time can be expected to come about.
 _SOON_S = 1.0
 _SCOPED_KEPT = 1024
+_TOO_MANY_REQUESTS = 429
 # After a stall, answers that had come meanwhile are read one after the other.
 _STALL_GRACE_S = 1.0
 
@@ -105,6 +106,7 @@ class Pool:
         self._clock = clock
         self._health = {each.name: ResourceHealth(each.name, self._policy, clock=clock) for each in self.resources}
         self._quotas = {each.name: quotas_of(each.quotas) for each in self.resources}
+        self._claims: dict[str, tuple[Quota, float]] = {}  # where running talks wait, and until when
         self._has_quotas = any(self._quotas.values())
         self._breakers: dict[tuple[str, str], CircuitBreaker] = {}
         self._times: dict[tuple[str, str], AnswerTimes] = {}
@@ -221,14 +223,21 @@ class Pool:
         )
 
     def why_not(
-        self, resource: Resource, route_name: str, *, agent_id: str, model: str = "", running: bool = False
+        self,
+        resource: Resource,
+        route_name: str,
+        *,
+        agent_id: str,
+        model: str = "",
+        session_id: str = "",
+        running: bool = False,
     ) -> Refusal:
-        """Why `admit` gives no permit now."""
+        """Why `admit` gives no permit now. A running talk that was refused and names itself keeps its place."""
         for breaker in self.breakers(resource, route_name, agent_id=agent_id, model=model):
             if not breaker.would_admit:
-                return Refusal(breaker.why_open, breaker.retry_in_s, breaker.snapshot().last_status == 429)  # noqa: PLR2004
+                return Refusal(breaker.why_open, breaker.retry_in_s, breaker.last_status == _TOO_MANY_REQUESTS)
         if (quota := self._quota(resource, route_name)) is not None:
-            wait_s = quota.wait_s(self._clock(), running=running)
+            wait_s = quota.wait_s(self._clock(), running=running, claimant=session_id)
             if wait_s > 0:
                 return Refusal(f"its quota is used up; there is more in {wait_s:.0f} s", wait_s, is_quota=True)
         return Refusal("", 0.0)
@@ -344,9 +353,8 @@ class Pool:
 
     def give_up(self, session_id: str) -> None:
         """The running talk waits for no token any more, since it has ended or has got one."""
-        for quotas in self._quotas.values():
-            for quota in quotas.values():
-                quota.release(session_id)
+        if (kept := self._claims.pop(session_id, None)) is not None:
+            kept[0].release(session_id)
 
     def divide_quotas(self, replicas: int, *, is_fresh: bool = False) -> None:
         """Leaves this process its share of the quotas, of `replicas` that are live.
@@ -412,11 +420,29 @@ class Pool:
         return self._quotas[resource.name].get("mints") if route in MINT_ROUTES else None
 
     def _take_token(self, resource: Resource, route: str, session_id: str, *, running: bool) -> float:
-        quota = self._quota(resource, route)
-        wait_s = 0.0 if quota is None else quota.take(self._clock(), running=running, claimant=session_id)
-        if wait_s == 0 and running:
-            self.give_up(session_id)
+        if (quota := self._quota(resource, route)) is None:
+            return 0.0
+        now_s = self._clock()
+        wait_s = quota.take(now_s, running=running, claimant=session_id)
+        if running and session_id:
+            if wait_s == 0:
+                self.give_up(session_id)
+            else:
+                self._claim(quota, session_id, now_s, now_s + wait_s)
         return wait_s
+
+    def _claim(self, quota: Quota, session_id: str, now_s: float, due_s: float) -> None:
+        """A running talk waits in one queue: where it is served first."""
+        kept = self._claims.get(session_id)
+        if kept is not None and kept[0] is not quota and now_s - CLAIM_GRACE_S <= kept[1] <= due_s:
+            return
+        if kept is not None and kept[0] is not quota:
+            kept[0].release(session_id)
+        quota.claim(session_id, due_s)
+        self._claims[session_id] = (quota, due_s)
+        for waiting, (_, until_s) in list(self._claims.items()):
+            if until_s + CLAIM_GRACE_S < now_s:
+                del self._claims[waiting]
 
     def _scoped_of(self, resource: Resource, route: str, agent: str, model: str) -> tuple[CircuitBreaker, ...]:
         keys = ((resource.name, route, agent), (resource.name, "", model or resource.model))

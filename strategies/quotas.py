@@ -15,7 +15,7 @@ __all__ = ["Quota", "Window", "quotas_of"]
 # The share of a quota that new talks leave to running ones that have to move: 1 in 20.
 _RESERVE = 20
 # How long after the time it was told a waiting talk keeps its claim. It may be late, or have gone elsewhere.
-_CLAIM_GRACE_S = 2.0
+CLAIM_GRACE_S = 2.0
 
 
 class Window:
@@ -61,12 +61,12 @@ class Window:
 class Quota:
     """One quota over its windows. A token is there where each window has one.
 
-    A running talk that is refused leaves a claim: new talks do not take the tokens that waiting talks were told of, and
-    each waiting talk is told of another one.
+    A running talk that is refused may leave a claim: new talks do not take the tokens that waiting talks were told of,
+    and each waiting talk is told of another one.
     """
 
     windows: tuple[Window, ...]
-    _claims: dict[str, float] = field(default_factory=dict)  # who waits, and until when the claim holds
+    _claims: dict[str, float] = field(default_factory=dict)  # who waits, in order, and until when each claim holds
 
     def take(self, now_s: float, *, running: bool = False, claimant: str = "") -> float:
         """Takes a token and returns 0, or returns the seconds to wait for one. `claimant` names a running talk."""
@@ -75,10 +75,11 @@ class Quota:
             for window in self.windows:
                 window.take(now_s)
             self._claims.pop(claimant, None)
-        elif running:
-            self._claims.setdefault(claimant, 0.0)  # its place in the queue stays
-            self._claims[claimant] = now_s + wait_s + _CLAIM_GRACE_S
         return wait_s
+
+    def claim(self, claimant: str, due_s: float) -> None:
+        """The running talk comes back at `due_s`. One that claims again keeps its place."""
+        self._claims[claimant] = due_s + CLAIM_GRACE_S
 
     def wait_s(self, now_s: float, *, running: bool = False, claimant: str = "") -> float:
         """Seconds until `take` gives a token."""

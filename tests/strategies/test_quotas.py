@@ -10,6 +10,13 @@ from strategies.resources import Quotas
 MINUTE_S = 60.0
 
 
+def move(quota: Quota, now_s: float, name: str) -> float:
+    """A running talk takes a token, or waits for one."""
+    if (wait_s := quota.take(now_s, running=True, claimant=name)) > 0:
+        quota.claim(name, now_s + wait_s)
+    return wait_s
+
+
 def voice_live(per_minute: int, per_second: int = 0) -> Quota:
     return quotas_of(Quotas(voice_live_per_minute=per_minute, voice_live_per_second=per_second))["voice_live"]
 
@@ -32,7 +39,7 @@ def test_no_window_has_more_than_its_quota(per_minute: int, per_second: int) -> 
     arrivals, taken, now_s = random.Random(per_minute), [], 0.0
     for _ in range(2000):
         now_s += arrivals.expovariate(2)
-        if quota.take(now_s, running=arrivals.random() < 0.3, claimant=arrivals.choice("abc")) == 0:
+        if (move(quota, now_s, arrivals.choice("abc")) if arrivals.random() < 0.3 else quota.take(now_s)) == 0:
             taken.append(now_s)
     for length_s, limit in ((MINUTE_S, per_minute), (1.0, per_second or per_minute)):
         for first, later in zip(taken, taken[limit:], strict=False):
@@ -56,37 +63,37 @@ def test_running_talks_come_first() -> None:
     quota = voice_live(10)
     for _ in range(10):
         assert quota.take(0.0) == 0
-    assert quota.take(5.0, running=True, claimant="mover") == 55
+    assert move(quota, 5.0, "mover") == 55
     assert quota.take(5.0) == 55, "all return at once"
     assert [quota.take(60.0) for _ in range(10)] == [0] * 9 + [60], "one is left to the running talk"
-    assert quota.take(60.0, running=True, claimant="mover") == 0
+    assert move(quota, 60.0, "mover") == 0
 
 
 def test_promised_token_is_kept() -> None:
     quota = voice_live(10)
     for second in range(10):
         quota.take(float(second))
-    assert quota.take(20.0, running=True, claimant="first") == 40
-    assert quota.take(20.0, running=True, claimant="second") == 41
-    assert quota.take(20.0, running=True, claimant="first") == 40, "asked again, it keeps its place"
+    assert move(quota, 20.0, "first") == 40
+    assert move(quota, 20.0, "second") == 41
+    assert move(quota, 20.0, "first") == 40, "asked again, it keeps its place"
     assert quota.take(60.5) == pytest.approx(1.5), "the third token"
-    assert quota.take(60.5, running=True, claimant="first") == 0
+    assert move(quota, 60.5, "first") == 0
     assert quota.take(61.5) == pytest.approx(0.5)
-    assert quota.take(61.5, running=True, claimant="second") == 0
+    assert move(quota, 61.5, "second") == 0
     assert quota.take(62.0) == 0
 
 
 def test_unused_promise_ends() -> None:
     quota = voice_live(1)
     quota.take(0.0)
-    quota.take(10.0, running=True, claimant="gone")
+    move(quota, 10.0, "gone")
     assert quota.take(61.0) > 0
     assert quota.take(62.1) == 0
 
 
 def test_many_waiting_are_paced_by_the_second() -> None:
     quota = voice_live(100, 5)
-    waits = [quota.take(0.0, running=True, claimant=str(number)) for number in range(20)]
+    waits = [move(quota, 0.0, str(number)) for number in range(20)]
     assert waits == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
 
 

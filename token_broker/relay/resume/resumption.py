@@ -292,7 +292,14 @@ class Resumption:
         waits_s = []
         for resource in pool.order(wanted):
             for route in self._connector.routes[resource.name]:
-                refusal = pool.why_not(resource, route.name, agent_id=agent.id, model=wanted.model, running=True)
+                refusal = pool.why_not(
+                    resource,
+                    route.name,
+                    agent_id=agent.id,
+                    model=wanted.model,
+                    session_id=self._session_id,
+                    running=True,
+                )
                 if refusal.is_quota and refusal.retry_after_s > 0:
                     waits_s.append(refusal.retry_after_s)
         return min(waits_s, default=0.0)
