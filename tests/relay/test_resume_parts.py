@@ -12,10 +12,24 @@ from token_broker.relay.resume.gap import Gap
 from token_broker.relay.resume.held_audio import HeldAudio, first_loud_ms
 from token_broker.relay.resume.ledger import Due
 from token_broker.relay.resume.settings_changes import disagreements, merged, without_field
+from token_broker.relay.resume.steps import Listen
 
 Event = dict[str, Any]
 
 # --- silence (P11)
+
+
+def looked(
+    clock: SilenceClock,
+    now_s: float,
+    *,
+    due: Due = "answer",
+    events: int = 7,
+    reasons: bool = False,
+    held_up: bool = False,
+    spoken: bool = False,
+) -> str:
+    return clock.look(now_s, due=due, events=events, reasons=reasons, held_up=held_up, spoken=lambda: spoken)
 
 
 @pytest.mark.parametrize(
@@ -31,28 +45,69 @@ Event = dict[str, Any]
 )
 def test_silence_has_its_time(due: Due, reasons: bool, silent_after_s: float | None) -> None:
     clock = SilenceClock()
-    seen = [
-        now_s
-        for now_s in range(100)
-        if clock.is_silent(float(now_s), due=due, events=7, reasons=reasons, held_up=False)
-    ]
-    assert (seen[0] if seen else None) == silent_after_s
+    looks = [looked(clock, float(now_s), due=due, reasons=reasons) for now_s in range(100)]
+    assert (float(looks.index("silent")) if "silent" in looks else None) == silent_after_s
 
 
 def test_every_event_moves_the_clock() -> None:
     clock = SilenceClock()
-    assert not any(
-        clock.is_silent(float(now_s), due="content", events=now_s // 9, reasons=False, held_up=False)
-        for now_s in range(300)
-    )
+    assert {looked(clock, float(now_s), due="content", events=now_s // 9) for now_s in range(300)} == {"wait"}
 
 
 def test_clock_stands_while_we_do_not_read() -> None:
     clock = SilenceClock()
-    assert not any(
-        clock.is_silent(float(now_s), due="answer", events=1, reasons=False, held_up=now_s % 9 == 0)
-        for now_s in range(300)
-    )
+    assert {looked(clock, float(now_s), held_up=now_s % 9 == 0) for now_s in range(300)} == {"wait"}
+
+
+def test_clock_begins_anew_after_a_stall_of_ours() -> None:
+    clock = SilenceClock()
+    looks = [looked(clock, now_s) for now_s in (0.0, 1.0, 60.0, 61.0, 62.0)]
+    assert set(looks) == {"wait"}
+
+
+def test_speech_without_notice_is_probed_first() -> None:
+    clock = SilenceClock()
+    looks = [looked(clock, float(now_s), due="nothing", spoken=now_s > 2) for now_s in range(12)]
+    assert looks == ["wait"] * 5 + ["probe"] + ["wait"] * 4 + ["silent"] * 2
+    assert looked(clock, 12.0, due="nothing", events=8) == "wait", "it has answered"
+
+
+def test_user_who_speaks_for_long_is_no_silence() -> None:
+    clock, events = SilenceClock(), 0
+    for now_s in range(40):
+        look = looked(clock, float(now_s), due="nothing", events=events, spoken=True)
+        assert look != "silent"
+        events += look == "probe"  # Azure confirms
+
+
+def test_unnoticed_speech_is_seen_and_kept() -> None:
+    talk = ModelTalk()
+    talk.ledger.azure_sent({"type": "rate_limits.updated"}, 0.0)
+    for number in range(100):
+        talk.say(1 if 10 <= number < 20 else 0)
+    assert talk.ledger.may_have_spoken()
+    (listen,) = talk.cut().steps
+    assert isinstance(listen, Listen)
+    assert listen.appends.count(append(1)) == 10
+
+
+def test_unnoticed_speech_is_seen_when_the_client_is_still() -> None:
+    talk = ModelTalk()
+    for number in range(20):
+        talk.say(1 if number < 8 else 0)
+    seen = []
+    for now_s in (3.0, 5.0):
+        talk.ledger.trim(now_s)
+        seen.append(talk.ledger.may_have_spoken())
+    assert seen == [False, True]
+
+
+def test_quiet_room_is_not_probed() -> None:
+    talk = ModelTalk()
+    for _ in range(200):
+        talk.say(0)
+    assert not talk.ledger.may_have_spoken()
+    assert talk.ledger.audio.end - talk.ledger.audio.start < 6_000 * 64
 
 
 def test_commit_without_automatic_answer_owes_nothing() -> None:

@@ -135,7 +135,10 @@ class EventHandler:
         if kind is None or event is None:
             self._broken(upstream)
             return []
-        if self._restored.is_known(event) or self._handoff.owns_item(event):
+        if self._restored.is_known(event):
+            self._ledger.told()
+            return []
+        if self._handoff.owns_item(event):
             return []
         self._ledger.azure_sent(event, self._time_s())
         if self._restored.is_told(event):

@@ -2,6 +2,8 @@
 
 import random
 from collections import deque
+from collections.abc import Callable
+from typing import Literal
 
 from token_broker.relay.resume.ledger import Due
 
@@ -10,6 +12,7 @@ __all__ = ["ExpiryClock", "Resumes", "SilenceClock"]
 _SILENT_S = 10.0
 _REASONING_S = 30.0  # before the first content of a model that thinks
 _STALL_S = 3.0  # between two looks: one is due every second
+_PROBE_S = 5.0  # for the answer to a sign of life
 _END_S = 30.0  # `response.done` may follow the last content late
 _FAILURES_AT_MOST = 3
 _WINDOW_S = 60.0
@@ -21,25 +24,42 @@ _MOVE_AGAIN_S = 20.0  # after a move that failed
 _BETWEEN_MOVES_S = 60.0
 
 
+Look = Literal["wait", "probe", "silent"]
+
+
 class SilenceClock:
-    """How long Azure has owed something and sent nothing. Every event moves it."""
+    """How long Azure has owed something and sent nothing. Every event moves it.
+
+    Where it owes nothing that is known, it may owe notice of speech. Noise may be taken for speech here, so Azure is
+    asked for a sign of life first (`probe`).
+    """
 
     def __init__(self) -> None:
         self._seen: tuple[int, Due] | None = None
         self._since_s = 0.0
         self._asked_s = 0.0
+        self._probed = False
 
-    def is_silent(self, now_s: float, *, due: Due, events: int, reasons: bool, held_up: bool) -> bool:
-        """Whether Azure counts as silent. `events` counts what it sent; `held_up`: we are not reading it now."""
+    def look(
+        self, now_s: float, *, due: Due, events: int, reasons: bool, held_up: bool, spoken: Callable[[], bool]
+    ) -> Look:
+        """What to make of it. `events` counts what Azure sent; `held_up`: we are not reading it now; `spoken`: whether
+        the client's audio since the last event may have speech that is over.
+        """
         seen = (events, due)
         # Where our own loop stood still, what has come meanwhile is not read yet.
         held_up = held_up or now_s - self._asked_s > _STALL_S
         self._asked_s = now_s
-        if held_up or due == "nothing" or seen != self._seen:
-            self._seen, self._since_s = seen, now_s
-            return False
+        if held_up or seen != self._seen:
+            self._seen, self._since_s, self._probed = seen, now_s, False
+            return "wait"
+        if due == "nothing":
+            if self._probed:
+                return "silent" if now_s - self._since_s >= _SILENT_S else "wait"
+            self._probed = now_s - self._since_s >= _SILENT_S - _PROBE_S and spoken()
+            return "probe" if self._probed else "wait"
         patience_s = _END_S if due == "end" else _REASONING_S if due == "answer" and reasons else _SILENT_S
-        return now_s - self._since_s >= patience_s
+        return "silent" if now_s - self._since_s >= patience_s else "wait"
 
 
 class ExpiryClock:

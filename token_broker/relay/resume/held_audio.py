@@ -12,11 +12,14 @@ from array import array
 from collections import deque
 from collections.abc import Sequence
 
-__all__ = ["HeldAudio", "first_loud_ms"]
+__all__ = ["HeldAudio", "Payload", "first_loud_ms", "may_be_loud"]
 
 Payload = bytes | str
 
 _PLAIN_OVERHEAD = len('{"type":"input_audio_buffer.append","audio":""}')
+_HEAD_CHARS = len('{"type":"input_audio_buffer.append","audio":"')
+_TAIL_CHARS = len('"}')
+_LOOKED_AT_CHARS = 256
 _LOUD = 1_000  # of 32,768: above a quiet room, below speech
 _STEP_MS = 20
 _SAMPLES_A_MS = 24
@@ -38,11 +41,17 @@ class HeldAudio:
         if self.end - self.start > self.most_chars:
             self._drop_first()
 
-    def drop_before(self, position: int) -> None:
-        """Forgets the appends that end at or before `position`."""
+    def drop_before(self, position: int, *, quiet_from: int | None = None) -> None:
+        """Forgets the appends that end at or before `position`; from `quiet_from` on, only while they are quiet."""
         appends = self._appends
-        while appends and self.start + len(appends[0]) - _PLAIN_OVERHEAD <= position:
+        while appends and (after := self.start + len(appends[0]) - _PLAIN_OVERHEAD) <= position:
+            if quiet_from is not None and after > quiet_from and may_be_loud(appends[0]):
+                return
             self._drop_first()
+
+    def may_have_speech(self, start: int, end: int) -> bool:
+        """Whether an append between the two positions is loud."""
+        return any(map(may_be_loud, self.between(start, end)))
 
     def between(self, start: int, end: int) -> list[Payload]:
         """The appends of which a part lies between the two positions, as far as they are kept."""
@@ -57,6 +66,20 @@ class HeldAudio:
 
     def _drop_first(self) -> None:
         self.start += len(self._appends.popleft()) - _PLAIN_OVERHEAD
+
+
+def may_be_loud(payload: Payload) -> bool:
+    """Whether an append may be speech, by 4 ms from its middle: to decode all of them would cost too much.
+
+    It is taken for PCM16. What cannot be read so counts as loud.
+    """
+    middle = _HEAD_CHARS + (len(payload) - _PLAIN_OVERHEAD) // 16 * 8  # eight characters are three samples
+    part = payload[middle : min(middle + _LOOKED_AT_CHARS, len(payload) - _TAIL_CHARS)]
+    try:
+        pcm = binascii.a2b_base64(part[: len(part) // 8 * 8])
+    except ValueError:
+        return True
+    return max(map(abs, array("h", pcm)), default=0) > _LOUD
 
 
 def first_loud_ms(appends: Sequence[Payload], *, skip_ms: int = 0) -> int | None:

@@ -40,7 +40,8 @@ LEDGER_EVENTS = frozenset({_SPEECH_STARTED, _SPEECH_STOPPED, "input_audio_buffer
 ASK_ID = "broker_ask"
 """The `event_id` of the broker's own `response.create`."""
 
-_IDLE_S = 3.0  # of audio that is kept while nobody speaks: Azure tells of speech within a second
+_IDLE_S = 1.0  # of audio that is kept while nobody speaks
+_TOLD_S = 1.0
 _TRIM_S = 2.0
 _FAILED_JUST_NOW_S = 2.0
 _FADES_MS = 300  # after the end of an utterance, as Azure tells it: words fade out
@@ -110,8 +111,10 @@ class TalkLedger:
         self._stopped_at: int | None = None
         self._tools: set[str] = set()  # Azure's own calls under way
         self._unheard: str | None = None  # an utterance under way, which the new session has not noticed yet
+        self._told_at = 0  # what was sent when Azure last told something
         self._owed: set[str] = set()  # calls of earlier sessions whose output has not come
-        self._trimmed = (0.0, 0)
+        self._marked_s = 0.0
+        self._mark = self._last_mark = 0  # what was sent two to four seconds ago, and up to two
 
     # --- what a clock asks
 
@@ -149,12 +152,16 @@ class TalkLedger:
         needed += [each.speech[0] for each in self._unconfirmed if each.speech is not None]
         if self._speaking is not None or self._unheard is not None or not self.facts.detects:
             needed.append(self._buffer_start)
-        at_s, end = self._trimmed
-        if now_s - at_s >= _TRIM_S:
-            self._trimmed = (now_s, self.audio.end)
-            # What was sent two seconds ago or earlier, and is no speech by Azure's word.
-            needed.append(int(end - _IDLE_S * 1000 * self.facts.heard_chars_a_ms))
-            self.audio.drop_before(min(needed))
+        if now_s - self._marked_s >= _TRIM_S:
+            self._marked_s = now_s
+            self._mark, self._last_mark = self._last_mark, self.audio.end
+            # What was sent two seconds ago or earlier is no speech, by Azure's word; or it is quiet, and Azure silent.
+            needed.append(int(self._mark - _IDLE_S * 1000 * self.facts.heard_chars_a_ms))
+            self.audio.drop_before(min(needed), quiet_from=self._told_at)
+
+    def may_have_spoken(self) -> bool:
+        """Whether the user may have said something of which Azure should have told by now."""
+        return self.facts.detects and self.audio.may_have_speech(max(self._told_at, self._buffer_start), self._mark)
 
     # --- what the client sends
 
@@ -194,8 +201,13 @@ class TalkLedger:
             answer.heard = answer.began = True
             answer.sound_chars += chars
 
+    def told(self) -> None:
+        """Azure has sent an event: of speech a second ago and earlier it would have told."""
+        self._told_at = max(self._told_at, int(self.audio.end - _TOLD_S * 1000 * self.facts.heard_chars_a_ms))
+
     def azure_sent(self, event: Event, now_s: float) -> None:
         """Takes a parsed event of Azure's."""
+        self.told()
         kind = event.get("type")
         item_id = event.get("item_id")
         if kind in _TRANSCRIPT_DELTAS or kind in _TEXT_DELTAS:

@@ -23,7 +23,7 @@ from token_broker.relay.resume.settings_changes import DETECTION
 from token_broker.relay.resume.steps import Ask, Listen, Resend, Say, Speech, Step
 from token_broker.web.requests import uuid7
 
-__all__ = ["NewSession", "Replay", "call_event", "replay"]
+__all__ = ["PROBES", "NewSession", "Replay", "call_event", "replay"]
 
 Event = Mapping[str, Any]
 
@@ -33,6 +33,13 @@ _GO_ON = (
     "The connection broke while you were speaking. The user has heard your last answer as far as it stands in the "
     "conversation. Go on exactly where it stops. Do not greet, do not repeat anything, do not mention the interruption."
 )
+_NO_CHANGE: Mapping[Dialect, dict[str, str]] = {"ga": {"type": "realtime"}, "preview": {}}
+PROBES: Mapping[Dialect, str] = {
+    dialect: compact({"type": "session.update", "event_id": UPDATE_ID, "session": session})
+    for dialect, session in _NO_CHANGE.items()
+}
+"""A `session.update` that changes nothing: Azure confirms it, and so shows that it lives."""
+
 _MODALITIES: Mapping[Dialect, str] = {"ga": "output_modalities", "preview": "modalities"}
 _PLAIN_CHARS = len('{"type":"input_audio_buffer.append","audio":""}')
 

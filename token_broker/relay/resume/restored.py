@@ -14,8 +14,8 @@ __all__ = ["COMMIT_ID", "UPDATE_ID", "Restored"]
 
 Event = Mapping[str, Any]
 
-COMMIT_ID, UPDATE_ID = "broker_commit", "broker_detection"
-"""The `event_id`s of the broker's own commits, and of its changes of turn detection."""
+COMMIT_ID, UPDATE_ID = "broker_commit", "broker_update"
+"""The `event_id`s of the broker's own commits, and of its updates beside the agent's settings."""
 
 _ITEM_EVENTS = frozenset({"conversation.item.created", "conversation.item.added", "conversation.item.done"})
 _NAMES_KEPT = 64

@@ -25,7 +25,7 @@ from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
 from token_broker.relay.resume.gap import Gap
 from token_broker.relay.resume.ledger import TalkLedger
-from token_broker.relay.resume.replay import NewSession, replay
+from token_broker.relay.resume.replay import PROBES, NewSession, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.settings_changes import client_settings, disagreements, merged, without_field
 from token_broker.relay.transcripts.recorder import TurnRecorder
@@ -129,7 +129,18 @@ class Resumption:
         ledger, socket = self._ledger, upstream.socket
         ledger.trim(now_s)
         held_up = sending or socket.paused or bool(socket.frames)
-        if self._silence.is_silent(now_s, due=ledger.due, events=events, reasons=ledger.facts.reasons, held_up=held_up):
+        found = self._silence.look(
+            now_s,
+            due=ledger.due,
+            events=events,
+            reasons=ledger.facts.reasons,
+            held_up=held_up,
+            spoken=ledger.may_have_spoken,
+        )
+        if found == "probe":
+            self._restored.expect_update()
+            socket.send(PROBES[upstream.route.dialect])
+        if found == "silent":
             self.fell_silent(upstream)
         elif self._next is None:
             if self._expiry.is_near(now_s) and not self._opening:
