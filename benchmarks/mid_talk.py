@@ -76,6 +76,9 @@ class Heard:
     paused_s: list[float] = field(default_factory=list)
     resuming: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+    out_s: list[float] = field(default_factory=list)
+    """From a kill to `broker.resumed`: the discovery included."""
+    killed_s: float | None = None
     _lost_s: float | None = None
 
     def note(self, event: dict[str, Any]) -> None:
@@ -89,6 +92,9 @@ class Heard:
             case "broker.resumed" if self._lost_s is not None:
                 self.paused_s.append(time.monotonic() - self._lost_s)
                 self._lost_s = None
+                if self.killed_s is not None:
+                    self.out_s.append(time.monotonic() - self.killed_s)
+                    self.killed_s = None
             case "response.done":
                 self.ended[event["response"]["status"]] += 1
             case "broker.error" | "error":
@@ -164,6 +170,8 @@ class Rehearsal:
             self.kills += 1
             for talk in on_it:
                 talk.killed.append(time.monotonic())
+                # A mute resource is not known to be one before the next answer.
+                talk.heard.killed_s = None if self.how == "mute" else time.monotonic()
             await self.kill(victim)
         await asyncio.sleep(ANSWER_S / 3)
 
@@ -263,7 +271,7 @@ def judged(rehearsal: Rehearsal) -> Iterator[str]:
         for number in sorted(twice):
             yield f"a part of the answer to #{number} was heard twice"
         limit_s = RESUME_S.get(rehearsal.how, 2.0)
-        for paused_s in talk.heard.paused_s:
+        for paused_s in [*talk.heard.paused_s, *talk.heard.out_s]:
             if paused_s > limit_s:
                 yield f"a talk went on after {paused_s:.1f} s only"
 
@@ -320,12 +328,13 @@ async def rehearse(directory: Path, given: argparse.Namespace) -> bool:
 def report(rehearsal: Rehearsal, took_s: float, wrong: list[str]) -> None:
     heard = [talk.heard for talk in rehearsal.talks]
     paused_s = sorted(pause for each in heard for pause in each.paused_s) or [0.0]
+    out_s = sorted(out for each in heard for out in each.out_s) or [0.0]
     said = sum(len(talk.said) for talk in rehearsal.talks)
     resuming = sum((each.resuming for each in heard), Counter[str]())
     print(f"{rehearsal.how}: {rehearsal.kills} kills under {len(rehearsal.talks)} talks in {took_s:.0f} s")
     print(f"utterances  {said}; answers {dict(sum((each.ended for each in heard), Counter[str]()))}")
     print(f"resumes     {dict(resuming)}, pause {paused_s[len(paused_s) // 2]:.2f} s in the middle, ", end="")
-    print(f"{paused_s[-1]:.2f} s at worst")
+    print(f"{paused_s[-1]:.2f} s at worst; from the kill {out_s[len(out_s) // 2]:.2f} and {out_s[-1]:.2f} s")
     print(f"by resource {dict(Counter(each.resource for each in rehearsal.running.azure.transcript.answers))}")
     for error, count in sum((each.errors for each in heard), Counter[str]()).most_common(5):
         print(f"  told {count} times: {error}")
