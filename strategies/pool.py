@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from strategies.answer_times import AnswerTimes
 from strategies.errors import MintError, RateLimitedError
 from strategies.health import BreakerPolicy, BreakerState, BreakerStatus, Capability, CircuitBreaker, Permit
-from strategies.quotas import CLAIM_GRACE_S, Quota, quotas_of
+from strategies.quotas import CLAIM_GRACE_S, Allowance, allowances_of
 from strategies.resource_health import Condition, Fault, ResourceHealth, fault_of
 from strategies.resources import MINT_ROUTES, Resource, Wanted, by_preference, is_allowed, is_voice_live, uniform
 
@@ -105,8 +105,8 @@ class Pool:
         self._policy = policy or BreakerPolicy()
         self._clock = clock
         self._health = {each.name: ResourceHealth(each.name, self._policy, clock=clock) for each in self.resources}
-        self._quotas = {each.name: quotas_of(each.quotas) for each in self.resources}
-        self._claims: dict[str, tuple[Quota, float]] = {}  # where running talks wait, and until when
+        self._quotas = {each.name: allowances_of(each.quotas) for each in self.resources}
+        self._claims: dict[str, tuple[Allowance, float]] = {}  # where running talks wait, and until when
         self._has_quotas = any(self._quotas.values())
         self._breakers: dict[tuple[str, str], CircuitBreaker] = {}
         self._times: dict[tuple[str, str], AnswerTimes] = {}
@@ -414,7 +414,7 @@ class Pool:
         share = health.recovered_share
         return share < 1 and uniform("recovering", resource.name, session_id) >= share
 
-    def _quota(self, resource: Resource, route: str) -> Quota | None:
+    def _quota(self, resource: Resource, route: str) -> Allowance | None:
         if is_voice_live(route):
             return self._quotas[resource.name].get("voice_live")
         return self._quotas[resource.name].get("mints") if route in MINT_ROUTES else None
@@ -431,7 +431,7 @@ class Pool:
                 self._claim(quota, session_id, now_s, now_s + wait_s)
         return wait_s
 
-    def _claim(self, quota: Quota, session_id: str, now_s: float, due_s: float) -> None:
+    def _claim(self, quota: Allowance, session_id: str, now_s: float, due_s: float) -> None:
         """A running talk waits in one queue: where it is served first."""
         kept = self._claims.get(session_id)
         if kept is not None and kept[0] is not quota and now_s - CLAIM_GRACE_S <= kept[1] <= due_s:

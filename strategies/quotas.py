@@ -8,14 +8,21 @@ time.
 from collections import deque
 from dataclasses import dataclass, field
 
-from strategies.resources import Quotas
-
-__all__ = ["Quota", "Window", "quotas_of"]
+__all__ = ["CLAIM_GRACE_S", "Allowance", "Quotas", "Window", "allowances_of"]
 
 # The share of a quota that new talks leave to running ones that have to move: 1 in 20.
 _RESERVE = 20
 # How long after the time it was told a waiting talk keeps its claim. It may be late, or have gone elsewhere.
 CLAIM_GRACE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """What Azure is known to allow one resource, for all replicas together; 0 is unknown."""
+
+    voice_live_per_minute: int = 0
+    voice_live_per_second: int = 0
+    mints_per_minute: int = 0
 
 
 class Window:
@@ -58,7 +65,7 @@ class Window:
 
 
 @dataclass(slots=True)
-class Quota:
+class Allowance:
     """One quota over its windows. A token is there where each window has one.
 
     A running talk that is refused may leave a claim: new talks do not take the tokens that waiting talks were told of,
@@ -110,11 +117,11 @@ class Quota:
         return max(min(1.0, window.used(now_s) / window.limit) for window in self.windows)
 
 
-def quotas_of(known: Quotas) -> dict[str, Quota]:
+def allowances_of(known: Quotas) -> dict[str, Allowance]:
     """The quotas that are known, by what they limit: `voice_live` and `mints`."""
     windows = {
         "voice_live": [(known.voice_live_per_minute, 60.0), (known.voice_live_per_second, 1.0)],
         "mints": [(known.mints_per_minute, 60.0)],
     }
     found = {name: tuple(Window(*each) for each in some if each[0] > 0) for name, some in windows.items()}
-    return {name: Quota(some) for name, some in found.items() if some}
+    return {name: Allowance(some) for name, some in found.items() if some}

@@ -43,7 +43,7 @@ class Condition(StrEnum):
     RECOVERING = "recovering"
 
 
-class Outcome(NamedTuple):
+class CountedCall(NamedTuple):
     """One counted call. `agent` and `model` are said where it was answered with 5xx."""
 
     at_s: float
@@ -77,7 +77,7 @@ def fault_of(error: MintError) -> Fault:
             return Fault.NOBODY if type(error) is MintError else Fault.NONE
 
 
-def count(outcomes: deque[Outcome], since_s: float) -> Counted:
+def count(outcomes: deque[CountedCall], since_s: float) -> Counted:
     """The counted calls since then. Those with 5xx are left out while one agent and one model alone had them."""
     recent = [outcome for outcome in outcomes if outcome.at_s >= since_s]
     server = [outcome for outcome in recent if outcome.is_server]
@@ -92,7 +92,7 @@ class ResourceHealth:
     def __init__(self, name: str, policy: BreakerPolicy, *, clock: Callable[[], float]) -> None:
         self._policy = policy
         self._clock = clock
-        self._outcomes: deque[Outcome] = deque(maxlen=_COUNTED)
+        self._outcomes: deque[CountedCall] = deque(maxlen=_COUNTED)
         self._recovered_at_s: float | None = None
         # Both are opened by what this class counts, so that they need one failure more, or three.
         self.failing = CircuitBreaker(name, BreakerPolicy(failures=1, open_s=policy.open_s), clock=clock)
@@ -121,7 +121,7 @@ class ResourceHealth:
         """A call was answered, well or with an error below 500. `permit` is `failing`'s; None where it gave none."""
         if permit is not None and not self.failing.is_current(permit):
             return  # it began before the resource failed or recovered, and says nothing of the time since
-        self._outcomes.append(Outcome(self._clock(), is_fault=False))
+        self._outcomes.append(CountedCall(self._clock(), is_fault=False))
         if permit is not None and permit.probe:
             self.failing.proved(permit)
             self._outcomes.clear()
@@ -133,7 +133,7 @@ class ResourceHealth:
         if permit is not None and not self.failing.is_current(permit):
             return is_server and agent != ""
         now_s = self._clock()
-        self._outcomes.append(Outcome(now_s, is_fault=True, agent=agent, model=model, is_server=is_server))
+        self._outcomes.append(CountedCall(now_s, is_fault=True, agent=agent, model=model, is_server=is_server))
         counted = count(self._outcomes, now_s - _COUNTED_S)
         if is_server and counted.is_of_one and agent:
             return True

@@ -10,22 +10,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from strategies.endpoint import Target
+from strategies.quotas import Quotas
 
 __all__ = ["MINT_ROUTES", "Quotas", "Resource", "Wanted", "by_preference", "is_allowed", "is_voice_live", "uniform"]
 
 # The routes that mint, which share a resource's quota of mints.
 MINT_ROUTES = frozenset({"ga", "direct_deployment", "project", "unified"})
+_UNKNOWN = Quotas()
 _HASH_BYTES = 8
 _HASHES = float(256**_HASH_BYTES)
-
-
-@dataclass(frozen=True, slots=True)
-class Quotas:
-    """What Azure is known to allow one resource, for all replicas together; 0 is unknown."""
-
-    voice_live_per_minute: int = 0
-    voice_live_per_second: int = 0
-    mints_per_minute: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +37,7 @@ class Resource:
     priority: int = 1
     weight: int = 1
     zone: str = ""  # a free label for data residency
-    quotas: Quotas = Quotas()
+    quotas: Quotas = _UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

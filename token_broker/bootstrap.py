@@ -14,7 +14,6 @@ from strategies.credentials import Credentials
 from strategies.models import is_classic_whisper
 from strategies.pool import Pool
 from strategies.resources import Quotas
-from strategies.stalls import report_stalls
 from strategies.transport import make_tls_context, make_transport
 from token_broker.api.offers import CallRelay
 from token_broker.api.status import StatusSources
@@ -182,8 +181,6 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             stalls = asyncio.create_task(watch_stalls(pool), name="watch-stalls")
             stack.callback(stalls.cancel)
         metrics.expect(settings.token_strategies, [each.name for each in pool.resources])
-        stalls = asyncio.create_task(report_stalls(pool.stalled), name="loop-stalls")
-        stack.callback(stalls.cancel)
         for resource in pool.resources:
             work = _warm_up(resource.target.openai_base, credentials[resource.name], http)
             warm_up = asyncio.create_task(work, name=f"warm-up {resource.name}")

@@ -4,21 +4,20 @@ import random
 
 import pytest
 
-from strategies.quotas import Quota, Window, quotas_of
-from strategies.resources import Quotas
+from strategies.quotas import Allowance, Quotas, Window, allowances_of
 
 MINUTE_S = 60.0
 
 
-def move(quota: Quota, now_s: float, name: str) -> float:
+def move(quota: Allowance, now_s: float, name: str) -> float:
     """A running talk takes a token, or waits for one."""
     if (wait_s := quota.take(now_s, running=True, claimant=name)) > 0:
         quota.claim(name, now_s + wait_s)
     return wait_s
 
 
-def voice_live(per_minute: int, per_second: int = 0) -> Quota:
-    return quotas_of(Quotas(voice_live_per_minute=per_minute, voice_live_per_second=per_second))["voice_live"]
+def voice_live(per_minute: int, per_second: int = 0) -> Allowance:
+    return allowances_of(Quotas(voice_live_per_minute=per_minute, voice_live_per_second=per_second))["voice_live"]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +29,7 @@ def voice_live(per_minute: int, per_second: int = 0) -> Quota:
     ],
 )
 def test_only_known_quotas_exist(quotas: Quotas, names: list[str]) -> None:
-    assert list(quotas_of(quotas)) == names
+    assert list(allowances_of(quotas)) == names
 
 
 @pytest.mark.parametrize(("per_minute", "per_second"), [(30, 5), (30, 0), (7, 2), (1, 1)])
