@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Sequence
 from typing import TypedDict
 
 import httpx
@@ -12,7 +11,6 @@ from pydantic import SecretStr
 
 from strategies.credentials import Credentials
 from strategies.models import is_classic_whisper
-from strategies.pool import Pool
 from strategies.resources import Quotas
 from strategies.transport import make_tls_context, make_transport
 from token_broker.api.offers import CallRelay
@@ -94,7 +92,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         transport = make_transport(tls=tls, proxy=settings.proxy)
         http = await stack.enter_async_context(make_client(transport))
         pool = build_pool(settings)
-        ensure_resources(agents, pool)
+        ensure_resources(agents, pool.resources)
         hedger = build_hedger(settings, pool)
         credentials = build_credentials(settings)
         for each in credentials.values():
@@ -105,7 +103,18 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         rules = OriginRules(settings)
         # Before everything that ends talks: the stack closes it after them, so that their last turns reach the store.
         memory = await stack.enter_async_context(Memory.open(settings))
-        memory.switches.watch(partial(_switch, pool), _divide(pool))
+        # Without a known quota nobody has to be counted.
+        names = [resource.name for resource in pool.resources]
+        has_quotas = any(resource.quotas != Quotas() for resource in pool.resources)
+
+        def switch(disabled: frozenset[str]) -> None:
+            for name in names:
+                pool.set_enabled(name, name not in disabled)
+
+        memory.switches.watch(
+            switch,
+            (lambda live, is_fresh: pool.divide_quotas(live, is_fresh=is_fresh)) if has_quotas else None,
+        )
         try:
             # The blocklist is read as the store opens: until then nobody would be known as blocked.
             async with asyncio.timeout(settings.store_start_wait_s):
@@ -180,7 +189,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         if len(pool.resources) > 1:  # with one there is nobody else to go to
             stalls = asyncio.create_task(watch_stalls(pool), name="watch-stalls")
             stack.callback(stalls.cancel)
-        metrics.expect(settings.token_strategies, [each.name for each in pool.resources])
+        metrics.expect(settings.token_strategies, names)
         for resource in pool.resources:
             work = _warm_up(resource.target.openai_base, credentials[resource.name], http)
             warm_up = asyncio.create_task(work, name=f"warm-up {resource.name}")
@@ -205,18 +214,6 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             status=status,
             metrics=metrics,
         )
-
-
-def _switch(pool: Pool, disabled: frozenset[str]) -> None:
-    for resource in pool.resources:
-        pool.set_enabled(resource.name, resource.name not in disabled)
-
-
-def _divide(pool: Pool) -> Callable[[int, bool], None] | None:
-    """Divides known quotas among the replicas; None where no quota is known, so that nobody has to be counted."""
-    if all(resource.quotas == Quotas() for resource in pool.resources):
-        return None
-    return lambda replicas, is_fresh: pool.divide_quotas(replicas, is_fresh=is_fresh)
 
 
 def memory_quotas(settings: Settings) -> MemoryQuotas:

@@ -83,7 +83,7 @@ class ResourceEntry(BaseModel):
     mints_per_minute: int = Field(0, ge=0, le=1_000_000)
 
 
-class _File(BaseModel):
+class _ResourcesFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     resources: tuple[ResourceEntry, ...]  # a length here would be a second fault beside that of an entry
@@ -98,9 +98,9 @@ def read_resources(path: Path) -> tuple[ResourceEntry, ...]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ResourcesFileError([f"{path}: is not TOML: {error}"]) from None
     try:
-        entries = _File.model_validate(document).resources
+        entries = _ResourcesFile.model_validate(document).resources
     except ValidationError as error:
-        raise ResourcesFileError(fault_lines(path, error, _File, document)) from None
+        raise ResourcesFileError(fault_lines(path, error, _ResourcesFile, document)) from None
     if not 0 < len(entries) <= _MAX_RESOURCES:
         raise ResourcesFileError([f"{path}: resources: should be 1 to {_MAX_RESOURCES} tables [[resources]]"])
     names = [entry.name for entry in entries]

@@ -49,37 +49,37 @@ EXTENTS = {"first": 1, "all-but-one": 2, "all": 3}
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Taken:
     """What a client got: the resource that has its talk, or None and what it was told."""
 
     resource: str | None
     told: str = ""
 
 
-async def mint(broker: RunningBroker) -> Outcome:
+async def mint(broker: RunningBroker) -> Taken:
     plan = await broker.plan({"session_id": SESSION})
-    return Outcome(plan["resource"], plan["strategy"])
+    return Taken(plan["resource"], plan["strategy"])
 
 
-async def sdp(broker: RunningBroker) -> Outcome:
+async def sdp(broker: RunningBroker) -> Taken:
     headers = {"Content-Type": "application/sdp", "Authorization": f"Bearer {session_token(broker)}"}
     answer = await broker.client.post("/realtime/calls", content=OFFER, headers=headers)
     if answer.status_code != httpx.codes.CREATED:
-        return Outcome(None, answer.json()["code"])
+        return Taken(None, answer.json()["code"])
     endpoint = broker.signer.read_call_token(answer.headers["location"].rpartition("/")[2]).endpoint
-    return Outcome(next(each.name for each in broker.settings.resources if each.target.openai_base == endpoint))
+    return Taken(next(each.name for each in broker.settings.resources if each.target.openai_base == endpoint))
 
 
-async def proxy(broker: RunningBroker) -> Outcome:
+async def proxy(broker: RunningBroker) -> Taken:
     ticket = broker.signer.ticket(OWNER, agent_id="elena", ttl_s=60)
     return await talk(broker, f"/api/v1/voice/voicelive/{SESSION}", f"ticket.{ticket}")
 
 
-async def compat(broker: RunningBroker) -> Outcome:
+async def compat(broker: RunningBroker) -> Taken:
     return await talk(broker, "/v1/realtime?model=x", f"openai-insecure-api-key.{session_token(broker)}")
 
 
-WAYS: dict[str, Callable[[RunningBroker], Awaitable[Outcome]]] = {
+WAYS: dict[str, Callable[[RunningBroker], Awaitable[Taken]]] = {
     "mint": mint, "sdp": sdp, "proxy": proxy, "compat": compat,
 }  # fmt: skip
 
@@ -88,7 +88,7 @@ def session_token(broker: RunningBroker) -> str:
     return broker.signer.session_token(OWNER, ttl_s=60, agent_id="elena")
 
 
-async def talk(broker: RunningBroker, path: str, credential: str) -> Outcome:
+async def talk(broker: RunningBroker, path: str, credential: str) -> Taken:
     """Opens a talk. The first event comes when Azure has the agent's session."""
     protocols = [Subprotocol("realtime"), Subprotocol(credential)]
     url = f"ws{broker.base_url.removeprefix('http')}{path}"
@@ -97,10 +97,10 @@ async def talk(broker: RunningBroker, path: str, credential: str) -> Outcome:
             while json.loads(await socket.recv())["type"] == "error":
                 pass  # compatible endpoints tell why they close
         except ConnectionClosed:
-            return Outcome(None, str(socket.close_code))
+            return Taken(None, str(socket.close_code))
         upstreams = broker.relay.snapshot().upstreams
     (found,) = [each.resource for each in upstreams if each.last_outcome == "connected"]
-    return Outcome(found)
+    return Taken(found)
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +150,7 @@ async def test_fault_costs_no_talk(fault: str, extent: str, tmp_path: Path) -> N
             else:
                 azures[name].set_faults({"match": "/", **FAULTS[fault]})
 
-        async def outcome(way: str) -> tuple[Outcome, float]:
+        async def outcome(way: str) -> tuple[Taken, float]:
             (tmp_path / way).mkdir(exist_ok=True)
             # A broker that knows nothing yet of the fault.
             async with run_broker(short_settings(tmp_path / way, endpoints)) as broker:

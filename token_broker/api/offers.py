@@ -124,8 +124,8 @@ class CallRelay:
             minting.observe(CallPlaced(**facts, route=request.scope["route"].path, offer_s=offer_s))
 
         supply = TalkSpecs(minting.settings, owner, minting.recall).of(agent)
-        self.level.begin(owner.session_id)
-        with trace.answered(201, tell), self._counted(owner.session_id):
+        # The call's media is not seen: its talk counts as lost from its answer on.
+        with self.level.connection(owner.session_id), trace.answered(201, tell):
             wanted = agent.wanted(owner.session_id)
             left = minting.pool.order(wanted)
             # Those that are known to take no calls are asked only where no other is left.
@@ -159,14 +159,6 @@ class CallRelay:
                 raise _refused(refusal, "offer") from None
             detail = "No token could be minted just now: go on to the plan's next connection, or to a WebSocket."
             raise Problem(503, "nothing_minted", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
-
-    @contextmanager
-    def _counted(self, talk: str) -> Iterator[None]:
-        """The talk's service level: its media is not seen, so that the talk counts as lost from here on."""
-        try:
-            yield
-        finally:
-            self.level.end(talk)
 
     async def _mint(
         self, supply: SpecSupplier, wanted: Wanted, trace: RequestTrace, deadline_s: float

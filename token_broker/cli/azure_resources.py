@@ -31,7 +31,10 @@ def resources(context: click.Context, url: str | None, *, as_json: bool) -> None
     seen = _ask(settings, url or _own_url(settings))
     if seen is None:
         click.echo("No running broker answers with its full status: health and load are unknown.", err=True)
-    rows = [_row(each.name, each.entry.zone, each.name not in disabled, seen or {}) for each in settings.resources]
+    rows = []
+    for each in settings.resources:
+        known = {key: (seen or {}).get(each.name, {}).get(key) for key in ("health", "why", "retry_in_s", "load")}
+        rows.append({"name": each.name, "zone": each.entry.zone, "enabled": each.name not in disabled, **known})
     if as_json:
         click.echo(json.dumps({"resources": rows}, indent=2))
     else:
@@ -89,12 +92,6 @@ def _ask(settings: Settings, url: str) -> dict[str, dict[str, Any]] | None:
         return {each["name"]: each for each in answer.json()["resources"]}
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
         return None
-
-
-def _row(name: str, zone: str, enabled: bool, seen: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    state = seen.get(name, {})
-    known = {key: state.get(key) for key in ("health", "why", "retry_in_s", "load")}
-    return {"name": name, "zone": zone, "enabled": enabled, **known}
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

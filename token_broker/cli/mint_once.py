@@ -46,7 +46,7 @@ async def mint_once(settings: Settings, agent_id: str | None) -> MintReport:
     deadline_s = time.monotonic() + settings.token_budget_s
     owner = Owner(uuid7(), ANONYMOUS, time.time_ns() // 1_000_000)
     pool = build_pool(settings)
-    ensure_resources(agents, pool)
+    ensure_resources(agents, pool.resources)
     credentials = build_credentials(settings)
     try:
         async with make_transport(proxy=settings.proxy) as transport:

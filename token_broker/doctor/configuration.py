@@ -97,7 +97,7 @@ def judge_residency(settings: Settings) -> list[Check]:
     name = "residency"
     try:
         agents = load_agents(settings.agents_file)
-        ensure_resources(agents, build_pool(settings))
+        ensure_resources(agents, build_pool(settings).resources)
     except AgentsFileError as error:
         if str(error).startswith("agents."):  # the other faults of the file are told by the check that uses it
             return [

@@ -20,10 +20,10 @@ log = structlog.get_logger(__name__)
 _EVERY_S = 1.5  # a switch holds everywhere within 2 s, the reading included
 _BEAT_EVERY = 4  # readings: a replica counts as ended after 15 s without a beat
 
-OnSwitched = Callable[[frozenset[str]], None]
+OnSwitched = Callable[[frozenset[str]], object]
 """Gets the names of all disabled resources."""
 
-OnReplicas = Callable[[int, bool], None]
+OnReplicas = Callable[[int, bool], object]
 """Gets how many replicas live, and whether this one is fresh while others used the quotas within the last minute."""
 
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 from starlette.types import Scope
 
 from strategies.base import Dialect
-from token_broker.relay.azure.connector import UpstreamConnection
+from token_broker.relay.azure.route import UpstreamConnection
 from token_broker.relay.dialects.broker_events import api_error, broker_error, broker_event
 from token_broker.relay.dialects.conversation_items import history_as_text
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS, ItemCache

@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from token_broker.relay.adapters import ProtocolAdapter
-from token_broker.relay.azure.connector import UpstreamConnection
+from token_broker.relay.azure.route import UpstreamConnection
 from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounters
 from token_broker.relay.dialects.conversation_items import TOOL_LIST
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS

@@ -7,7 +7,7 @@ which keep the order and apply back-pressure. So the fast path holds no message,
 
 from collections.abc import Callable
 
-from token_broker.relay.azure.connector import UpstreamConnection
+from token_broker.relay.azure.route import UpstreamConnection
 from token_broker.relay.counters import TalkCounters
 from token_broker.relay.policy.allowlist import is_plain_append_payload
 from token_broker.server.client_wire import ClientWire

@@ -142,11 +142,12 @@ class Talk:
             session_id=owner.session_id,
             connector=parts.connector,
             supply=self._specs.of,
-            handoff=self._handoff,
             turns=self._turns,
             ledger=self._ledger,
             restored=self._restored,
             hooks=TalkHooks(
+                next_agent=lambda: self._handoff.next_agent,
+                confirm_agent=self._handoff.confirm,
                 begin_gap=self._begin_gap,
                 use=self._use,
                 forward=self._forward,

@@ -1,7 +1,7 @@
 """The agents: their voices, instructions and tools, as the agents' file has them."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
 
 from strategies.base import Dialect
-from strategies.pool import Pool
-from strategies.resources import Wanted
+from strategies.resources import Resource, Wanted, is_allowed
 from token_broker.resources import ModelFamily, fault_lines
 
 __all__ = ["Agent", "AgentRegistry", "AgentsFileError", "agents_secrets", "ensure_resources", "load_agents"]
@@ -124,13 +123,13 @@ def load_agents(path: Path | None = None) -> AgentRegistry:
     return AgentRegistry({agent_id: _resolve(source, file, agent_id) for agent_id in file.agents}, file.default)
 
 
-def ensure_resources(agents: AgentRegistry, pool: Pool) -> None:
-    """Raises AgentsFileError, with a line for each agent whose zones and resources match none of the pool's."""
-    known = ", ".join(f"{each.name} (zone {each.zone})" if each.zone else each.name for each in pool.resources)
+def ensure_resources(agents: AgentRegistry, resources: Sequence[Resource]) -> None:
+    """Raises AgentsFileError, with a line for each agent whose zones and resources match none of `resources`."""
+    known = ", ".join(f"{each.name} (zone {each.zone})" if each.zone else each.name for each in resources)
     faults = [
         f"agents.{agent.id}: zones and resources match none of the Azure resources: {known}"
         for agent in agents.values()
-        if pool.resources and not pool.allowed(agent.wanted(""))
+        if resources and not any(is_allowed(each, agent.wanted("")) for each in resources)
     ]
     if faults:
         raise AgentsFileError("\n".join(faults))

@@ -7,7 +7,8 @@ after the last one was lost. What follows a hang-up is another talk.
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from token_broker.security.limits import BoundedDict
@@ -54,6 +55,15 @@ class TalkLevelCounters:
             return
         self.asked += 1
         self._talks[talk] = _Talk(now_s)
+
+    @contextmanager
+    def connection(self, talk: str) -> Iterator[None]:
+        """A connection of the talk, for as long as the block runs."""
+        self.begin(talk)
+        try:
+            yield
+        finally:
+            self.end(talk)
 
     def went_live(self, talk: str) -> None:
         """The talk can be heard: Azure has the agent's session."""

@@ -5,13 +5,13 @@ the strategies' chain. A redirect is never followed: it would send the credentia
 """
 
 import asyncio
-import json
 import logging
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 from urllib.parse import quote
 
 import picows
@@ -19,31 +19,26 @@ import structlog
 from aiohttp.abc import AbstractResolver
 from pydantic import SecretStr
 
-from strategies.base import Dialect, SessionSpec
+from strategies.base import Dialect
 from strategies.credentials import Authorization, Credentials
 from strategies.errors import (
-    CredentialError,
     KeysDisabledError,
-    MalformedError,
     MintError,
     MisconfiguredError,
     RateLimitedError,
-    RejectedError,
     TimedOutError,
     TransientError,
 )
 from strategies.health import CircuitBreaker
-from strategies.hedging import Hedger
+from strategies.hedging import Call, Hedger
 from strategies.outbound_proxy import OutboundProxy, ProxyFailedError
+from strategies.pool import Pool, PoolPermit
 from strategies.resources import Resource, Wanted
-from strategies.upstream import Answer, classify
-from token_broker.relay.azure.connection_health import ConnectionHealth
 from token_broker.relay.azure.dns_cache import DnsCache
-from token_broker.relay.azure.handshakes import Handshakes
-from token_broker.relay.azure.route import Route, UpstreamConnection, make_routes
+from token_broker.relay.azure.opening import current_authorization, expiry_s, handshake_error, take_session
+from token_broker.relay.azure.route import ConnectionHealth, Route, UpstreamConnection, make_routes
 from token_broker.relay.azure.socket import AzureSocket, connect
-from token_broker.relay.event_text import SESSION_EVENTS, event_type, parsed
-from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
+from token_broker.server.close_codes import UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
 from token_broker.sessions.plans import SpecSupplier
 from token_broker.settings import UpstreamName
 
@@ -51,9 +46,10 @@ __all__ = ["NoUpstreamError", "Route", "UpstreamConnection", "UpstreamConnector"
 
 log = structlog.get_logger("token_broker.relay")
 
-SESSION_EVENT_ID = "broker_session"
-_LONGEST_SESSION_S = 86_400.0
-_FIRST_FRAMES_AT_MOST = 64  # Azure sends two or three; all are held until the session is accepted
+# A handshake ends by itself after its limit, and says what it waited for in vain.
+_LAST_WORD_S = 0.05
+
+_Candidate = tuple[Resource, Route]
 
 
 class NoUpstreamError(Exception):
@@ -136,10 +132,17 @@ class UpstreamConnector:
         that speak what the client would `prefer` are tried first. `after` is the connection that a running talk lost:
         its dialect, and with it its voice, is tried at every resource before another one.
         """
-        candidates = self._candidates(wanted, only=only, prefer=prefer, after=after)
+        candidates: list[_Candidate] = []
+        for resource in self.pool.order(wanted):
+            routes = [route for route in self.routes[resource.name] if only is None or route.name == only]
+            if prefer is not None:
+                routes.sort(key=lambda route: route.dialect != prefer)
+            candidates += [(resource, route) for route in routes]
+        if after is not None:
+            candidates.sort(key=lambda pair: pair[1].dialect != after.route.dialect)
         attempt = partial(self.attempt, supply=supply, model=wanted.model)
         deadline_s = time.monotonic() + self._timeout_s
-        contest = Handshakes(self.pool, wanted, candidates, attempt, deadline_s=deadline_s)
+        contest = _Handshakes(self.pool, wanted, candidates, attempt, deadline_s=deadline_s)
         upstream = await self._hedger.race(contest, is_handshake=True)
         if upstream is not None and contest.winner is not None:
             health = ConnectionHealth(self.pool, contest.winner, upstream.socket, expires_s=upstream.expires_s)
@@ -148,20 +151,6 @@ class UpstreamConnector:
         if contest.ending is None and self.pool.resources:
             ending = Ending(UPSTREAM_FAILED, "no Azure resource that this agent may use is left: try again later")
         raise NoUpstreamError(ending)
-
-    def _candidates(
-        self, wanted: Wanted, *, only: UpstreamName | None, prefer: Dialect | None, after: UpstreamConnection | None
-    ) -> list[tuple[Resource, Route]]:
-        """What to try, in order."""
-        found: list[tuple[Resource, Route]] = []
-        for resource in self.pool.order(wanted):
-            routes = [route for route in self.routes[resource.name] if only is None or route.name == only]
-            if prefer is not None:
-                routes.sort(key=lambda route: route.dialect != prefer)
-            found += [(resource, route) for route in routes]
-        if after is not None:
-            found.sort(key=lambda pair: pair[1].dialect != after.route.dialect)
-        return found
 
     async def join_call(self, endpoint: str, call_id: str) -> AzureSocket:
         """The sideband of a WebRTC call at `endpoint` (docs/azure.md §5.4), within the limit. Raises MintError."""
@@ -193,25 +182,25 @@ class UpstreamConnector:
             async with asyncio.timeout_at(deadline_s):
                 opened = await self._opened(route.url_of(model), deadline_s, self._credentials.get(resource.name))
                 try:
-                    first = await _take_session(opened, route, await supply(resource))
+                    first = await take_session(opened, route.session(await supply(resource)))
                 except BaseException:
                     await opened.aclose(graceful=False)
                     raise
         except TimeoutError:
             raise TimedOutError(f"no open session within {timeout_s:.1f} s") from None
-        return UpstreamConnection(route, opened, first, _expiry_s(first), resource.name, model)
+        return UpstreamConnection(route, opened, first, expiry_s(first), resource.name, model)
 
     async def _opened(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
         """A socket opened with the key, or with Entra where the resource has keys disabled."""
         if credentials is None:
             raise MisconfiguredError("there is no credential for this endpoint")
-        authorization = await _current(credentials, deadline_s)
+        authorization = await current_authorization(credentials, deadline_s)
         try:
             return await self._open(url, authorization, deadline_s)
         except KeysDisabledError:
             if authorization.kind != "key" or not credentials.keys_refused():
                 raise
-            return await self._open(url, await _current(credentials, deadline_s), deadline_s)
+            return await self._open(url, await current_authorization(credentials, deadline_s), deadline_s)
 
     async def _open(self, url: str, authorization: Authorization, deadline_s: float) -> AzureSocket:
         try:
@@ -227,7 +216,7 @@ class UpstreamConnector:
                 proxy=self._proxy,
             )
         except picows.WSHandshakeError as error:
-            raise _handshake_error(error, authorization) from None
+            raise handshake_error(error, authorization) from None
         except TimeoutError:
             raise
         except ProxyFailedError as error:
@@ -238,70 +227,112 @@ class UpstreamConnector:
             raise TransientError(f"the connection failed ({type(error).__name__})") from None
 
 
-async def _current(credentials: Credentials, deadline_s: float) -> Authorization:
-    """The credential for one attempt; TimeoutError where its source took all the time."""
-    loop = asyncio.get_running_loop()
-    try:
-        return await credentials.current(timeout_s=deadline_s - loop.time())
-    except CredentialError:
-        if loop.time() >= deadline_s:
-            raise TimeoutError from None
-        raise
+class _Handshakes:
+    """The handshakes of one talk, as a contest: `candidates` in their order, until `deadline_s` (monotonic)."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        wanted: Wanted,
+        candidates: Sequence[_Candidate],
+        attempt: Callable[..., Coroutine[Any, Any, UpstreamConnection]],
+        *,
+        deadline_s: float,
+    ) -> None:
+        self.ending: Ending | None = None  # for the client, where nothing was connected
+        self.winner: PoolPermit | None = None
+        self._pool = pool
+        self._wanted = wanted
+        self._left = list(candidates)
+        self._attempt = attempt
+        self._deadline_s = deadline_s
+        self._made = 0
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def next_call(self, busy: Collection[str]) -> Call[UpstreamConnection] | None:
+        """The next handshake at a resource that is not `busy` with one; None where there is none."""
+        refused: list[_Candidate] = []
+        call = self._next_admitted(busy, refused)
+        if call is None and not self._made and refused:
+            # Nobody gave a permit. The last ways that are left rest shorter than others.
+            self._pool.ease(self._wanted, list(dict.fromkeys(route.name for _, route in refused)))
+            self._left, refused = refused, []
+            call = self._next_admitted(busy, refused)
+        if refused and self.ending is None:
+            self.ending = Ending(UPSTREAM_FAILED, "Azure failed a moment ago: ask for a new plan in a moment")
+        return call
+
+    def ended(self, call: Call[UpstreamConnection], error: MintError | None) -> None:
+        """Notes the outcome of a handshake."""
+        about = {
+            "resource": call.permit.resource.name,
+            "upstream": call.permit.route,
+            "ms": round((time.monotonic() - call.began_s) * 1000),
+        }
+        if error is None:
+            self.winner = call.permit
+            log.info("upstream_attempt", **about, outcome="connected")
+            return
+        if self.ending is None or self.ending.code != UPSTREAM_TIMED_OUT:  # the one that hung is the client's reason
+            self.ending = _ending(error)
+        if isinstance(error, TransientError) and not isinstance(error, RateLimitedError):
+            # The resource may be down as a whole: its other ways come after those of the others.
+            self._left.sort(key=lambda each: each[0].name == call.permit.resource.name)
+        level = log.error if isinstance(error, MisconfiguredError) else log.warning
+        level("upstream_attempt", **about, outcome=error.outcome, status=error.status, code=error.code, why=str(error))
+
+    def undone(self, call: Call[UpstreamConnection], late: UpstreamConnection | None) -> None:
+        """Closes what a handshake that nobody waited for has opened all the same."""
+        del call
+        if late is not None:
+            closing = asyncio.create_task(late.socket.aclose(graceful=False), name="late-upstream")
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    def _next_admitted(self, busy: Collection[str], refused: list[_Candidate]) -> Call[UpstreamConnection] | None:
+        """The first handshake that gets a permit; those that get none leave the contest, into `refused`."""
+        wanted = self._wanted
+        for candidate in [each for each in self._left if each[0].name not in busy]:
+            resource, route = candidate
+            self._left.remove(candidate)
+            permit = self._pool.admit(
+                resource,
+                route.name,
+                agent_id=wanted.agent_id,
+                model=wanted.model,
+                session_id=wanted.session_id,
+                running=wanted.running,
+            )
+            if permit is not None:
+                self._made += 1
+                return self._call(candidate, permit)
+            refused.append(candidate)
+            why = self._pool.why_not(
+                resource, route.name, agent_id=wanted.agent_id, model=wanted.model, running=wanted.running
+            ).why
+            log.info("upstream_attempt", resource=resource.name, upstream=route.name, outcome="skipped", why=why)
+        return None
+
+    def _call(self, candidate: _Candidate, permit: PoolPermit) -> Call[UpstreamConnection]:
+        resource, route = candidate
+        left_s = max(0.001, self._deadline_s - time.monotonic())
+        if any(self._pool.breaker(each.name, later.name).would_admit for each, later in self._left):
+            left_s /= 2
+        return Call(
+            f"connect-{resource.name}-{route.name}",
+            permit,
+            lambda: self._attempt(resource, route, timeout_s=left_s),
+            limit_s=left_s + _LAST_WORD_S,
+        )
 
 
-async def _take_session(opened: AzureSocket, route: Route, spec: SessionSpec) -> list[str]:
-    """Sends the agent's session and returns the frames up to Azure's `session.updated`. Raises MintError."""
-    update = {"type": "session.update", "event_id": SESSION_EVENT_ID, "session": route.session(spec)}
-    opened.send(json.dumps(update, separators=(",", ":")))
-    frames: list[str] = []
-    while True:
-        await opened.wait()
-        if not opened.frames:
-            raise TransientError(opened.failure or "the connection to Azure broke")
-        text = opened.take()
-        kind = event_type(text)
-        if kind is None or len(frames) >= _FIRST_FRAMES_AT_MOST:
-            raise MalformedError("what came instead of a session is none of Azure's events")
-        if kind == "error":  # its text may quote the session: only its code is used
-            error = json.loads(text).get("error")
-            code = error.get("code") if isinstance(error, dict) else None
-            if code in {"rate_limit_exceeded", "too_many_requests"}:
-                raise RateLimitedError("Azure's rate limit is reached")
-            if code in {"server_error", "internal_error"}:
-                raise TransientError("Azure failed", status=500)  # what it wanted of the agent's session, perhaps
-            raise RejectedError("Azure refuses the agent's session")
-        frames.append(text)
-        if kind == "session.updated":
-            return frames
-
-
-def _expiry_s(frames: Sequence[str]) -> float | None:
-    """When the session ends that these events show (docs/azure.md §8.1), by the loop's clock; None: they don't say.
-
-    A time that is past, or more than a day away, comes of a clock that is wrong, ours perhaps: it says nothing.
-    """
-    for frame in reversed(frames):
-        if event_type(frame) not in SESSION_EVENTS:
-            continue
-        session = parsed(frame).get("session")
-        at_s = session.get("expires_at") if isinstance(session, dict) else None
-        if isinstance(at_s, int | float) and not isinstance(at_s, bool):
-            left_s = at_s - time.time()
-            if 0 < left_s <= _LONGEST_SESSION_S:
-                return asyncio.get_running_loop().time() + left_s
-    return None
-
-
-def _handshake_error(error: picows.WSHandshakeError, authorization: Authorization) -> MintError:
-    response = error.response
-    if response is None or response.status == 101:  # noqa: PLR2004
-        return MalformedError("the handshake's answer is not WebSocket's")
-    body = error.raw_body or b""
-    answer = Answer(int(response.status), response.headers, body)
-    found = classify(answer, now_s=time.time())
-    if found is None:
-        return MalformedError("the handshake was answered as if it were a plain request", status=answer.status)
-    if answer.status == 403 and found.code is None and authorization.kind == "key":  # noqa: PLR2004
-        # picows reads no further than the headers: the body that says whether keys are off may not have come yet.
-        return KeysDisabledError(str(found), status=403, request_id=found.request_id)
-    return found
+def _ending(error: MintError) -> Ending:
+    match error:
+        case TimedOutError():
+            return Ending(UPSTREAM_TIMED_OUT, "Azure did not answer in time: ask for a new plan")
+        case RateLimitedError():
+            return Ending(UPSTREAM_FAILED, "Azure takes no more talks just now: ask for a new plan in a moment")
+        case MisconfiguredError():
+            return Ending(UPSTREAM_FAILED, "Azure refused the broker; its operator has to act")
+        case _:
+            return Ending(UPSTREAM_FAILED, "Azure refused the talk: ask for a new plan")

@@ -88,17 +88,13 @@ def first_loud_ms(appends: Sequence[Payload], *, skip_ms: int = 0) -> int | None
     None: all of it is quiet. Audio that cannot be read counts as loud.
     """
     try:
-        samples = array("h", b"".join(base64.b64decode(_audio_of(payload), validate=True) for payload in appends))
-    except (ValueError, KeyError, binascii.Error):
+        samples = array(
+            "h", b"".join(base64.b64decode(json.loads(payload)["audio"], validate=True) for payload in appends)
+        )
+    except (ValueError, KeyError, TypeError):
         return 0
     step = _STEP_MS * _SAMPLES_A_MS
     for begin in range(skip_ms * _SAMPLES_A_MS, len(samples), step):
         if max(map(abs, samples[begin : begin + step : 4]), default=0) > _LOUD:
             return begin // _SAMPLES_A_MS
     return None
-
-
-def _audio_of(payload: Payload) -> str:
-    text = payload.decode() if isinstance(payload, bytes) else payload
-    audio = json.loads(text)["audio"]
-    return audio if isinstance(audio, str) else ""

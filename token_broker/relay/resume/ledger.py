@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from token_broker.relay.resume.conversation import Conversation, Item, text_of
 from token_broker.relay.resume.held_audio import HeldAudio, Payload, first_loud_ms
+from token_broker.relay.resume.history import Item, TalkHistory, text_of
 from token_broker.relay.resume.session_facts import PLAIN_CHARS_A_MS, SessionFacts
 from token_broker.relay.resume.settings_changes import merged
 from token_broker.relay.resume.steps import Ask, Handover, Listen, Resend, Say, Speech, Step
@@ -52,7 +52,7 @@ _ANSWERS_KEPT = 16
 
 
 @dataclass(slots=True)
-class _Answer:
+class _OpenAnswer:
     """An answer that is due or under way. `response` is Azure's, from its `response.created` on.
 
     `heard`: content of it was handed to the client. `stopped`: by the client, or since the user spoke.
@@ -78,7 +78,7 @@ class _Answer:
 
 
 @dataclass(slots=True)
-class _Unconfirmed:
+class _AwaitedEvent:
     """An item or a commit of the client's that Azure has not told of."""
 
     text: str
@@ -97,11 +97,11 @@ class TalkLedger:
         self.fault = ""
         """What Azure last said of a failed answer: its code."""
         self.facts = SessionFacts()
-        self._conversation = Conversation()
-        self._answers: deque[_Answer] = deque(maxlen=_ANSWERS_KEPT)
-        self._current: _Answer | None = None
-        self._failed: tuple[_Answer, float] | None = None
-        self._unconfirmed: deque[_Unconfirmed] = deque()
+        self._history = TalkHistory()
+        self._answers: deque[_OpenAnswer] = deque(maxlen=_ANSWERS_KEPT)
+        self._current: _OpenAnswer | None = None
+        self._failed: tuple[_OpenAnswer, float] | None = None
+        self._unconfirmed: deque[_AwaitedEvent] = deque()
         self._unconfirmed_bytes = 0
         # Where the utterance under way, and the uncommitted rest, begin.
         self._offset = 0.0  # position of the session's first millisecond
@@ -142,13 +142,13 @@ class TalkLedger:
             or self._tools
             or self._speaking is not None
             or (not self.facts.detects and self.audio.end > self._buffer_start)
-            or (self.facts.transcribes and any(item.speech and not item.transcribed for item in self._conversation))
-            or self._conversation.open_calls()
+            or (self.facts.transcribes and any(item.speech and not item.transcribed for item in self._history))
+            or self._history.open_calls()
         )
 
     def trim(self, now_s: float) -> None:
         """Forgets audio that no utterance needs. Call it every second or so."""
-        needed = [item.speech[0] for item in self._conversation if item.speech is not None]
+        needed = [item.speech[0] for item in self._history if item.speech is not None]
         needed += [each.speech[0] for each in self._unconfirmed if each.speech is not None]
         if self._speaking is not None or self._unheard is not None or not self.facts.detects:
             needed.append(self._buffer_start)
@@ -170,9 +170,9 @@ class TalkLedger:
         if kind == "conversation.item.create":
             item = event.get("item")
             named = item if isinstance(item, dict) else {}
-            self._await(_Unconfirmed(text, text_of(named.get("id")), text_of(named.get("call_id"))))
+            self._await(_AwaitedEvent(text, text_of(named.get("id")), text_of(named.get("call_id"))))
         elif kind == "input_audio_buffer.commit":
-            self._await(_Unconfirmed(text, speech=(self._buffer_start, self.audio.end)))
+            self._await(_AwaitedEvent(text, speech=(self._buffer_start, self.audio.end)))
             self._begin_buffer(self.audio.end)
         elif kind == "input_audio_buffer.clear":
             self._begin_buffer(self.audio.end)
@@ -182,14 +182,14 @@ class TalkLedger:
             outside = isinstance(response, dict) and (
                 response.get("conversation") == "none" or response.get("commit") is False
             )
-            self._answers.append(_Answer(event, outside=outside))
+            self._answers.append(_OpenAnswer(event, outside=outside))
             self._failed = None
         elif kind == "response.cancel":
             self._stop(text_of(event.get("response_id")) or None)
         elif kind == "conversation.item.truncate":
             self.truncate(event)
         elif kind == "conversation.item.delete":
-            self._conversation.remove(event.get("item_id"))
+            self._history.remove(event.get("item_id"))
         elif kind == "session.update" and isinstance(session := event.get("session"), dict):
             self.settings = merged(self.settings, session)
 
@@ -212,10 +212,10 @@ class TalkLedger:
         item_id = event.get("item_id")
         if kind in _TRANSCRIPT_DELTAS or kind in _TEXT_DELTAS:
             self._began(event, heard=kind in _TEXT_DELTAS)
-            self._conversation.add_text(item_id, event.get("content_index"), text_of(event.get("delta")), whole=False)
+            self._history.add_text(item_id, event.get("content_index"), text_of(event.get("delta")), whole=False)
         elif kind in _TRANSCRIPT_DONE or kind in _TEXT_DONE:
             said = text_of(event.get("transcript") or event.get("text"))
-            self._conversation.add_text(item_id, event.get("content_index"), said, whole=True)
+            self._history.add_text(item_id, event.get("content_index"), said, whole=True)
             if kind in _TEXT_DONE:
                 self._finish(item_id)
         elif kind in _SOUND_DONE:
@@ -235,13 +235,17 @@ class TalkLedger:
         elif kind == _COMMITTED:
             self._commit(text_of(item_id))
         elif kind in {_TRANSCRIBED, _NOT_TRANSCRIBED}:
-            self._transcribe(item_id, event.get("content_index"), text_of(event.get("transcript")))
+            if transcript := text_of(event.get("transcript")):
+                self._history.add_text(item_id, event.get("content_index"), transcript, whole=True)
+            if (item := self._history.get(item_id)) is not None:
+                item.transcribed = True
+                self._let_go()
         elif kind in _ITEM_CREATED:
             self._confirm_item(event.get("item"))
         elif kind == "conversation.item.truncated":
-            self._conversation.shorten(item_id, event.get("audio_end_ms"))
+            self._history.shorten(item_id, event.get("audio_end_ms"))
         elif kind == "conversation.item.deleted":
-            self._conversation.remove(item_id)
+            self._history.remove(item_id)
         elif kind in {"session.created", "session.updated"}:
             self.facts.note(event.get("session"))
         elif kind == "error":
@@ -253,7 +257,7 @@ class TalkLedger:
 
     def truncate(self, event: Event) -> bool:
         """Cuts an answer of an earlier session to what was heard of it; False: there is none of this id."""
-        return self._conversation.shorten(event.get("item_id"), event.get("audio_end_ms")) is not None
+        return self._history.shorten(event.get("item_id"), event.get("audio_end_ms")) is not None
 
     def take_owed(self, event: Event) -> Item | None:
         """The call that a client's output answers, where this session was not told of the call yet."""
@@ -277,7 +281,7 @@ class TalkLedger:
         """Ends what is open in the session that was lost. `steps` tells the next one of the rest."""
         if self._failed is not None and now_s - self._failed[1] <= _FAILED_JUST_NOW_S and self._speaking is None:
             failed = self._failed[0]
-            self._answers.append(_Answer(failed.request, failed.go_on, failed.outside))
+            self._answers.append(_OpenAnswer(failed.request, failed.go_on, failed.outside))
         self._failed = self._current = None
         endings, unsaid, due = [], set(), []
         for answer in self._answers:
@@ -286,18 +290,18 @@ class TalkLedger:
             if not answer.heard:
                 unsaid |= {item.item_id for item in answer.items if item.kind == "assistant"}
             if not answer.stopped and not (answer.heard and (answer.is_whole or answer.outside)):
-                due.append(_Answer(answer.request, answer.heard or answer.go_on, answer.outside))
+                due.append(_OpenAnswer(answer.request, answer.heard or answer.go_on, answer.outside))
             for item in answer.items:
                 if item.kind == "assistant" and answer.heard:
                     self._finish(item.item_id, answer)
         for item_id in unsaid:
-            self._conversation.remove(item_id)
+            self._history.remove(item_id)
         if self._speaking is not None and self._stopped_at is not None:
             # Over, by Azure's word, but not committed: what follows is not part of it.
             speech = (self._buffer_start, self._stopped_at)
-            self._unconfirmed.append(_Unconfirmed("", self._speaking.item_id, speech=speech))
+            self._unconfirmed.append(_AwaitedEvent("", self._speaking.item_id, speech=speech))
             if self.facts.answers_by_itself:
-                due.append(_Answer())
+                due.append(_OpenAnswer())
             self._begin_buffer(self._stopped_at, after_speech=True)
             self._speaking = self._stopped_at = None
         # One answer within the conversation at most: it answers all that was said. Those outside are independent.
@@ -309,7 +313,7 @@ class TalkLedger:
     def steps(self) -> tuple[Step, ...]:
         """What a new session is told, in order."""
         steps: list[Step] = []
-        for item in self._conversation.latest():
+        for item in self._history.latest():
             if item.kind in ("call", "output") or item.text:
                 steps.append(Say(item))
             elif item.speech is not None and (appends := self.audio.between(*item.speech)):
@@ -343,14 +347,14 @@ class TalkLedger:
         """The new session has got that much audio: of finished utterances, and of the one under way."""
         self._offset = self.audio.end - listened_chars - replayed_chars
         sent = {each.call_id for each in self._unconfirmed}
-        self._owed = {text_of(item.fields.get("call_id")) for item in self._conversation.open_calls()} - sent
+        self._owed = {text_of(item.fields.get("call_id")) for item in self._history.open_calls()} - sent
         if self._speaking is not None:  # the new session tells of it once more
             self._unheard, self._speaking = self._speaking.item_id, None
 
     # --- parts of the above
 
     def _open_call(self, call_id: str | None) -> Item | None:
-        return next((item for item in self._conversation.open_calls() if item.fields.get("call_id") == call_id), None)
+        return next((item for item in self._history.open_calls() if item.fields.get("call_id") == call_id), None)
 
     def _from_speech_on(self, rest: list[Payload]) -> list[Payload]:
         """Audio that Azure has told nothing of, from where it may be speech: without the silence before."""
@@ -362,14 +366,14 @@ class TalkLedger:
         start = max(self._buffer_start, self.audio.start)
         return self.audio.between(start + int(max(loud_ms - _PREFIX_MS, 0) * PLAIN_CHARS_A_MS), self.audio.end)
 
-    def _await(self, each: _Unconfirmed) -> None:
+    def _await(self, each: _AwaitedEvent) -> None:
         self._unconfirmed.append(each)
         self._unconfirmed_bytes += len(each.text)
         while self._unconfirmed_bytes > _UNCONFIRMED_BYTES or len(self._unconfirmed) > _UNCONFIRMED_AT_MOST:
             # Azure confirms within a second: what is older than 2 MB of others was refused.
             self._unconfirmed_bytes -= len(self._unconfirmed.popleft().text)
 
-    def _confirm(self, item_id: str | None, *, commit: bool) -> _Unconfirmed | None:
+    def _confirm(self, item_id: str | None, *, commit: bool) -> _AwaitedEvent | None:
         """Takes what Azure confirms from the unconfirmed: the one of this id, else the first of its kind."""
         kind = [each for each in self._unconfirmed if (each.speech is not None) == commit]
         found = next((each for each in kind if each.item_id == item_id), None)
@@ -383,7 +387,7 @@ class TalkLedger:
         if not isinstance(stated, dict):
             return
         item_id = text_of(stated.get("id"))
-        known = self._conversation.get(item_id)
+        known = self._history.get(item_id)
         if known is None:
             content = stated.get("content")
             parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
@@ -392,7 +396,7 @@ class TalkLedger:
             if not spoken and self._confirm(item_id, commit=False) is None and by_model:
                 return  # an item of an answer: told of by `response.output_item.added`
         if known is None or known.kind not in ("assistant", "call"):
-            self._conversation.note_item(stated)
+            self._history.note_item(stated)
 
     def _begin_speech(self, item_id: str, start_ms: object) -> None:
         self._speaking = Item(item_id, "user")
@@ -412,7 +416,7 @@ class TalkLedger:
         if not item_id:
             return
         by_hand = self._confirm(item_id, commit=True) if self._stopped_at is None else None
-        item = self._conversation.put(item_id, "user")
+        item = self._history.put(item_id, "user")
         if by_hand is not None:
             item.speech = by_hand.speech
         else:
@@ -420,15 +424,8 @@ class TalkLedger:
             item.speech = (self._buffer_start, end)
             self._begin_buffer(end, after_speech=True)
             if self.facts.detects and self.facts.answers_by_itself:
-                self._answers.append(_Answer())
+                self._answers.append(_OpenAnswer())
         self._speaking = self._stopped_at = self._unheard = None
-
-    def _transcribe(self, item_id: object, index: object, transcript: str) -> None:
-        if transcript:
-            self._conversation.add_text(item_id, index, transcript, whole=True)
-        if (item := self._conversation.get(item_id)) is not None:
-            item.transcribed = True
-            self._let_go()
 
     def _begin_answer(self, stated: object) -> None:
         if not isinstance(stated, dict):
@@ -437,7 +434,7 @@ class TalkLedger:
         waiting = [answer for answer in self._answers if answer.response is None]
         answer = next((each for each in waiting if each.outside == outside), None)
         if answer is None:
-            answer = _Answer(outside=outside)
+            answer = _OpenAnswer(outside=outside)
             self._answers.append(answer)
         answer.response = stated
         self._current = answer
@@ -471,7 +468,7 @@ class TalkLedger:
             self._tools.add(text_of(stated.get("id")))
         if answer is None or answer.outside:
             return
-        item = self._conversation.note_item(stated, answer.response_id)
+        item = self._history.note_item(stated, answer.response_id)
         if item is not None and item.kind in ("assistant", "call"):
             answer.items.append(item)
 
@@ -480,18 +477,18 @@ class TalkLedger:
         item_id = stated.get("id") if isinstance(stated, dict) else event.get("item_id")
         self._tools.discard(text_of(item_id))
         self._began(event, heard=False)
-        item = self._conversation.get(item_id)
+        item = self._history.get(item_id)
         if item is not None and item.kind == "call":
             if isinstance(stated, dict) and stated.get("status", "completed") == "completed":
-                self._conversation.note_item(stated)
+                self._history.note_item(stated)
                 item.finished = True
                 if (answer := self._answer_of(event)) is not None:
                     answer.heard = True  # the client may act on it: it must not be asked for again
         else:
             self._finish(item_id)
 
-    def _finish(self, item_id: object, answer: _Answer | None = None) -> None:
-        item = self._conversation.get(item_id)
+    def _finish(self, item_id: object, answer: _OpenAnswer | None = None) -> None:
+        item = self._history.get(item_id)
         if item is not None and not item.finished:
             item.finished = True
             if (answer := answer or self._current) is not None:
@@ -503,7 +500,7 @@ class TalkLedger:
             answer.began = True
             answer.heard = answer.heard or heard
 
-    def _answer_of(self, event: Event) -> _Answer | None:
+    def _answer_of(self, event: Event) -> _OpenAnswer | None:
         response_id = event.get("response_id")
         found = next((each for each in self._answers if response_id and each.response_id == response_id), None)
         return found or self._current
@@ -517,7 +514,7 @@ class TalkLedger:
         """Forgets the audio of utterances that are transcribed while no answer is open."""
         if any(not answer.outside for answer in self._answers):
             return
-        for item in self._conversation:
+        for item in self._history:
             if item.transcribed:
                 item.speech = None
 
@@ -548,7 +545,7 @@ class TalkLedger:
             self._confirm(None, commit=False)
 
 
-def _ended(answer: _Answer) -> dict[str, Any]:
+def _ended(answer: _OpenAnswer) -> dict[str, Any]:
     """The `response.done` by which an answer that was cut ends for the client."""
     response = answer.response or {}
     output: list[dict[str, Any]] = [

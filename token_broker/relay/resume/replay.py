@@ -15,8 +15,8 @@ from token_broker.relay.dialects.session_settings import value_at
 from token_broker.relay.dialects.translation import to_azure
 from token_broker.relay.dialects.values import LEFT_OUT
 from token_broker.relay.event_text import compact, parsed
-from token_broker.relay.resume.conversation import Item, text_of
 from token_broker.relay.resume.held_audio import Payload
+from token_broker.relay.resume.history import Item, text_of
 from token_broker.relay.resume.ledger import ASK_ID
 from token_broker.relay.resume.restored import COMMIT_ID, UPDATE_ID, Restored
 from token_broker.relay.resume.settings_changes import DETECTION
@@ -113,7 +113,10 @@ def replay(steps: Sequence[Step], session: NewSession, *, old: Dialect, restored
                 made.messages += [*appends, compact({"type": "input_audio_buffer.commit", "event_id": COMMIT_ID})]
                 made.committed_chars += _chars(appends)
             case Resend(text=text):
-                made.messages += _in_dialect(text, old, session.dialect)
+                translated = (
+                    [] if old == session.dialect else to_azure(parsed(text), client=old, upstream=session.dialect)
+                )
+                made.messages += map(compact, translated) if translated else [text]
             case Ask():
                 made.messages += session.asking(step, old)
             case Listen(appends=appends, item_id=shown_as):
@@ -157,12 +160,6 @@ def _item_event(item: Item, item_id: str, dialect: Dialect) -> str:
         stated |= {"type": "message", "role": item.kind, "content": [{"type": kind, "text": item.text}]}
     event_id = f"broker_history_{item_id}"
     return compact({"type": "conversation.item.create", "event_id": event_id, "item": stated})
-
-
-def _in_dialect(text: str, old: Dialect, new: Dialect) -> list[str]:
-    if old == new:
-        return [text]
-    return [compact(each) for each in to_azure(parsed(text), client=old, upstream=new)]
 
 
 def _chars(appends: Sequence[Payload]) -> int:

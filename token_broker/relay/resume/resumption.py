@@ -19,7 +19,6 @@ from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.event_text import SESSION_EVENTS, compact, event_type, parsed
-from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
@@ -56,12 +55,15 @@ class TalkHooks:
     """What a resumption does to its talk.
 
     `begin_gap` takes the talk's session away, `use` gives it one, `forward` handles a client's message as if it had
-    come just now, `start` runs a coroutine as one of the talk's tasks, `count` counts a resume by resource and outcome.
+    come just now. `next_agent` is whose session the next one is, and `confirm_agent` completes a handoff to it. `start`
+    runs a coroutine as one of the talk's tasks, `count` counts a resume by resource and outcome.
     """
 
     begin_gap: Callable[[], None]
     use: Callable[[UpstreamConnection], None]
     forward: Callable[[str, UpstreamConnection], None]
+    next_agent: Callable[[], Agent]
+    confirm_agent: Callable[[UpstreamConnection], None]
     start: Callable[[Coroutine[Any, Any, None], str], None]
     count: Callable[[str, str], None]
 
@@ -87,7 +89,6 @@ class Resumption:
         session_id: str,
         connector: UpstreamConnector,
         supply: Callable[[Agent], SpecSupplier],
-        handoff: AgentHandoff,
         turns: TurnRecorder,
         ledger: TalkLedger,
         restored: Restored,
@@ -99,7 +100,6 @@ class Resumption:
         self._session_id = session_id
         self._connector = connector
         self._supply = supply
-        self._handoff = handoff
         self._turns = turns
         self._ledger = ledger
         self._restored = restored
@@ -194,7 +194,11 @@ class Resumption:
         reason, old = self._reason, self._left or lost
         if self._left is None:
             self.leave(lost, "lost", lost.socket.failure or "the connection to Azure broke")
-        found = self._take_next()
+        found, self._next = self._next, None
+        if found is not None and (found.upstream.socket.failure is not None or found.wanted != self._wanted()):
+            # It broke meanwhile, or was made for another agent or other settings.
+            self._hooks.start(found.upstream.socket.aclose(graceful=False), "talk-left")
+            found = None
         try:
             self._end_open(old)
             for text in self._notices:
@@ -238,18 +242,8 @@ class Resumption:
 
     # --- parts of the above
 
-    def _take_next(self) -> _Next | None:
-        """The session that was opened for later, where it still is what the talk needs."""
-        found, self._next = self._next, None
-        if found is None:
-            return None
-        if found.upstream.socket.failure is None and found.wanted == self._wanted():
-            return found
-        self._hooks.start(found.upstream.socket.aclose(graceful=False), "talk-left")
-        return None
-
     def _wanted(self) -> tuple[str, dict[str, Any]]:
-        return (self._handoff.next_agent.id, self._ledger.settings)
+        return (self._hooks.next_agent().id, self._ledger.settings)
 
     def _end_open(self, old: UpstreamConnection) -> None:
         """Ends what was open, for turns and client."""
@@ -298,7 +292,7 @@ class Resumption:
     def _refill_s(self) -> float:
         """When one of the permitted resources has quota again, where that is known; 0: quota is not what is missing."""
         pool = self._connector.pool
-        agent = self._handoff.next_agent
+        agent = self._hooks.next_agent()
         wanted = agent.wanted(self._session_id, running=True)
         waits_s = []
         for resource in pool.order(wanted):
@@ -317,7 +311,7 @@ class Resumption:
 
     async def _attempt(self, old: UpstreamConnection) -> _Next:
         wanted = self._wanted()
-        agent = self._handoff.next_agent
+        agent = self._hooks.next_agent()
         supply = self._supply(agent)
         asking = agent.wanted(self._session_id, running=True)
         new = await self._connector.connect(supply, wanted=asking, after=old)
@@ -378,7 +372,7 @@ class Resumption:
                 sent_chars = 0
                 await asyncio.sleep(_BURST_PAUSE_S)
             await new.socket.drained()
-        self._handoff.confirm(new)
+        self._hooks.confirm_agent(new)
         while (held := self._gap.take()) is not None:
             self._hooks.forward(held, new)
             await new.socket.drained()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from token_broker.relay.resume.conversation import text_of
+from token_broker.relay.resume.history import text_of
 
 __all__ = ["PLAIN_CHARS_A_MS", "SessionFacts"]
 

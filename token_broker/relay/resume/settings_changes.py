@@ -6,7 +6,7 @@ from typing import Any
 from strategies.base import Dialect
 from token_broker.relay.dialects.session_settings import session_settings, value_at
 from token_broker.relay.dialects.values import LEFT_OUT
-from token_broker.relay.resume.conversation import text_of
+from token_broker.relay.resume.history import text_of
 
 __all__ = ["DETECTION", "client_settings", "disagreements", "merged", "without_field"]
 

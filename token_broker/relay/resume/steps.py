@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from token_broker.relay.resume.conversation import Item
 from token_broker.relay.resume.held_audio import Payload
+from token_broker.relay.resume.history import Item
 
 __all__ = ["Ask", "Handover", "Listen", "Resend", "Say", "Speech", "Step"]
 

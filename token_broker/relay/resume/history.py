@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from token_broker.security.limits import BoundedDict
 
-__all__ = ["Conversation", "Item", "text_of"]
+__all__ = ["Item", "TalkHistory", "text_of"]
 
 Event = Mapping[str, Any]
 Kind = Literal["user", "assistant", "call", "output"]
@@ -51,7 +51,7 @@ class Item:
         return " ".join(text for _, text in sorted(self.texts.items()) if text.strip()).strip()[:_LONGEST_TEXT_CHARS]
 
 
-class Conversation:
+class TalkHistory:
     """The items of one talk, whichever sessions they were said in."""
 
     def __init__(self) -> None:
