@@ -132,6 +132,16 @@ export class Broker {
 }
 
 /**
+ * What proves a session to the broker. A platform in front of it may put a Bearer of its own into `Authorization`; then the
+ * other header counts.
+ * @param {string | null} token the session token
+ * @returns {Record<string, string>}
+ */
+export function sessionHeaders(token) {
+  return token ? { Authorization: `Bearer ${token}`, "X-Session-Token": token } : {};
+}
+
+/**
  * Milliseconds of a `Retry-After` in seconds or as a date; at most a minute.
  * @param {string | null} header
  * @param {number} [now]
@@ -168,7 +178,7 @@ async function readJson(answer) {
  * @param {string} token
  */
 function postJson(body, token) {
-  const headers = { "Content-Type": "application/json", Authorization: `Bearer ${token}` };
+  const headers = { "Content-Type": "application/json", ...sessionHeaders(token) };
   return { method: "POST", headers, body: JSON.stringify(body) };
 }
 

@@ -1,5 +1,6 @@
 """A broker in a network that only a proxy leads out of: mints, talks, calls, Entra's keys and Zep go through it."""
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,10 +14,14 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.conftest import StartBroker
 from tests.security.fakes import AUDIENCE, TENANT, Key, Tenant
+from tests.simulator.phone import Phone
+from tests.simulator.support import silence
+from tests.support.broker import make_settings, run_broker
 from tests.support.forward_proxy import LOGIN, run_forward_proxy
 from tests.support.serving import serve_app
 from tests.support.sockets import refused_port
 from tests.support.tls import tls_files
+from tests.support.waiting import eventually
 from token_broker.simulator import RunningSimulator, serve
 from token_broker.simulator.server import TlsFiles
 
@@ -74,6 +79,51 @@ async def test_talk_on_ga_leaves_by_the_proxy(outside: RunningSimulator, start_b
         broker = await start_broker(f"https://{DIRECT}", outbound_proxy=proxy.url, **BEHIND)
         event = await first_event(await broker.plan())
     assert (event["type"], event["upstream"]) == ("broker.ready", "openai_realtime")
+
+
+@pytest.fixture
+async def phone() -> AsyncIterator[Phone]:
+    phone = Phone(silence(0.1))
+    yield phone
+    await phone.hang_up()
+
+
+async def test_offer_leaves_by_the_proxy(
+    phone: Phone, outside: RunningSimulator, start_broker: StartBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run_forward_proxy({DIRECT: port_of(outside.base_url)}, login=LOGIN) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url_with_login)
+        broker = await start_broker(f"https://{DIRECT}", **BEHIND)
+        session = {"Authorization": f"Bearer {(await broker.plan())['session_token']}"}
+        sdp = session | {"Content-Type": "application/sdp"}
+        answer = await broker.client.post("/realtime/calls", content=await phone.offer(), headers=sdp)
+        # Nothing but the proxy knows where that host is.
+        assert (answer.status_code, outside.calls) == (201, 1), answer.text
+        assert "a=candidate" in answer.text
+        assert (await broker.client.delete(answer.headers["location"], headers=session)).status_code == 204
+        await outside.until_calls(0)
+    assert set(proxy.asked) == {f"{DIRECT}:443"}
+
+
+async def test_sideband_joins_by_the_proxy(phone: Phone, outside: RunningSimulator, tmp_path: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(run_forward_proxy({DIRECT: port_of(outside.base_url)}))
+        settings = make_settings(tmp_path, f"https://{DIRECT}", outbound_proxy=proxy.url, **BEHIND)
+        # It ends before the proxy does: a sideband that breaks is joined again.
+        broker = await stack.enter_async_context(run_broker(settings))
+        session = {"Authorization": f"Bearer {(await broker.plan())['session_token']}"}
+        sdp = session | {"Content-Type": "application/sdp"}
+        # What is asked over HTTP may go through the plan's tunnel; a WebSocket needs one of its own.
+        proxy.asked.clear()
+        answer = await broker.client.post("/v1/realtime/calls", content=await phone.offer(), headers=sdp)
+        assert answer.status_code == 201, answer.text
+
+        async def joined() -> bool:
+            return outside.running > 0 and f"{DIRECT}:443" in proxy.asked
+
+        await eventually(joined)
+        await broker.client.post(f"{answer.headers['location']}/hangup", headers=session)
+        await outside.until_calls(0)
 
 
 async def test_no_proxy_leaves_azure_to_itself(outside: RunningSimulator, start_broker: StartBroker) -> None:

@@ -603,12 +603,12 @@ def test_tools_are_taken(dialect: Dialect) -> None:
         (GA, {"type": "realtime", "model": "other"}, "invalid_value", "session.model"),
         (PREVIEW, {"type": "realtime"}, "unknown_parameter", "session.type"),
         (PREVIEW, {"audio": {}}, "unknown_parameter", "session.audio"),
-        (PREVIEW, {"input_audio_format": "g711_ulaw"}, "invalid_value", "session.input_audio_format"),
+        (PREVIEW, {"input_audio_format": "opus"}, "invalid_value", "session.input_audio_format"),
         (VOICE_LIVE, {"audio": {}}, "unknown_parameter", "session.audio"),
         (VOICE_LIVE, {"voice": "en-US-AvaNeural"}, "invalid_value", "session.voice"),
         (VOICE_LIVE, {"voice": {"type": "azure-standard", "name": "marin"}}, "invalid_value", "session.voice.name"),
         (VOICE_LIVE, {"voice": {"type": "azure-standard"}}, "missing_required_parameter", "session.voice.name"),
-        (VOICE_LIVE, {"input_audio_sampling_rate": 16000}, "invalid_value", "session.input_audio_sampling_rate"),
+        (VOICE_LIVE, {"input_audio_sampling_rate": 12000}, "invalid_value", "session.input_audio_sampling_rate"),
         (VOICE_LIVE, {"turn_detection": {"type": "none"}}, "invalid_value", "session.turn_detection.type"),
     ],
 )
@@ -747,3 +747,40 @@ def test_long_talks_memory_is_bounded() -> None:
     assert scene.error()["code"] == "item_retrieve_invalid_item_id"
     scene.send("conversation.item.retrieve", item_id="item_50")
     assert scene.only("conversation.item.retrieved")
+
+
+# --- Beside the audio ------------------------------------------------------------------------------------------------
+
+
+def test_words_and_lips_are_timed() -> None:
+    scene = Scene(VOICE_LIVE)
+    scene.update(animation={"outputs": ["viseme_id"]}, output_audio_timestamp_types=["word"])
+    scene.ask("to you")
+    words = scene.all("response.audio_timestamp.delta")
+    assert [word["text"] for word in words] == ["[simulated]", "you", "wrote:", "to", "you"]
+    offsets = [word["audio_offset_ms"] for word in words]
+    assert offsets == sorted(offsets)
+    assert {word["timestamp_type"] for word in words} == {"word"}
+    assert [lips["audio_offset_ms"] for lips in scene.all("response.animation_viseme.delta")] == offsets
+    scene.only("response.audio_timestamp.done")
+    scene.only("response.animation_viseme.done")
+
+
+@by_dialect
+def test_no_times_unless_asked(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    scene.ask("to you")
+    assert not [event for event in scene.events if "timestamp" in event["type"] or "viseme" in event["type"]]
+
+
+# --- What instructions do --------------------------------------------------------------------------------------------
+
+
+@by_dialect
+def test_response_quotes_its_instructions(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    scene.send("conversation.item.create", item=user_text("What colour is it?"))
+    scene.send("response.create", response={"instructions": "Say exactly: pineapple"})
+    scene.wait(20)
+    said = scene.only("response.output_audio_transcript.done")["transcript"]
+    assert said == "[simulated] you wrote: What colour is it?; told: Say exactly: pineapple"

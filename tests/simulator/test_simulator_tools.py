@@ -82,7 +82,7 @@ def test_arguments_are_made_up_from_schema() -> None:
     scene = _calling(GA, WEATHER)
     scene.ask("[call get_weather]")
     arguments = json.loads(scene.only("response.function_call_arguments.done")["arguments"])
-    assert arguments == {"city": "simulated", "days": 1, "unit": "C"}
+    assert arguments == {"city": "London", "days": 1, "unit": "C"}
 
 
 def test_two_markers_call_two_functions() -> None:
@@ -330,3 +330,36 @@ def test_refused_response_keeps_script() -> None:
     scene.wait(5)
     scene.ask("Hello")
     assert scene.all("response.output_audio_transcript.done")[1]["transcript"] == "kept"
+
+
+# --- Instructions ----------------------------------------------------------------------------------------------------
+
+
+@by_dialect
+def test_instructions_may_ask_for_a_call(dialect: Dialect) -> None:
+    scene = _calling(dialect, WEATHER, CLOCK, instructions="If you are asked, call the clock function.")
+    scene.say(speech(1.0) + silence(1.5))
+    scene.wait(20)
+    assert scene.only("response.function_call_arguments.done")["name"] == "clock"
+    call_id = scene.only("response.function_call_arguments.done")["call_id"]
+    output = {"type": "function_call_output", "call_id": call_id, "output": "noon"}
+    scene.send("conversation.item.create", item=output)
+    scene.send("response.create")
+    scene.wait(20)
+    # Answered, and not called for ever.
+    assert scene.only("response.output_audio_transcript.done")["transcript"].endswith("noon")
+
+
+def test_response_may_be_told_the_only_tool() -> None:
+    scene = _calling(GA, WEATHER)
+    scene.send("response.create", response={"instructions": "What is the weather? Use the tool."})
+    scene.wait(20)
+    finished = scene.only("response.function_call_arguments.done")
+    assert (finished["name"], finished["arguments"]) == ("get_weather", '{"city":"London","days":1,"unit":"C"}')
+
+
+@pytest.mark.parametrize("instructions", ["Use a tool.", "Call the other function.", "Do not function."])
+def test_unclear_instructions_call_nothing(instructions: str) -> None:
+    scene = _calling(GA, WEATHER, CLOCK, instructions=instructions)
+    scene.ask("hello")
+    assert not scene.all("response.function_call_arguments.done")

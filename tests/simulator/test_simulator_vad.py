@@ -5,6 +5,7 @@ import pytest
 from tests.simulator.support import pcm_of, samples_of, silence, speech
 from token_broker.simulator.realtime.speech.input_buffer import InputBuffer
 from token_broker.simulator.realtime.speech.vad import SpeechDetector, Started, Stopped, VadSettings
+from token_broker.simulator.realtime.speech.wire_audio import AudioFormat, AudioReader
 from token_broker.simulator.session_bodies.check import InvalidRequest
 
 
@@ -52,6 +53,12 @@ def test_silence_noise_click_are_no_speech() -> None:
     noise = pcm_of(samples_of(speech(1)) / 32767 * 0.003)
     click = speech(0.04)
     assert _turns(silence(3) + noise + silence(1) + click + silence(1)) == []
+
+
+def test_constant_offset_is_silence() -> None:
+    # As PCM's zeros are, where a client sends them as µ-law: each is the loudest sample.
+    offset = AudioReader(AudioFormat("g711_ulaw", 8000)).read(bytes(16_000))
+    assert len(_turns(speech(1) + offset)) == 2
 
 
 def test_higher_threshold_wants_louder_speech() -> None:

@@ -28,6 +28,7 @@ class ForwardProxy:
     hangs: bool = False
     port: int = 0
     asked: list[str] = field(default_factory=list)
+    _serving: dict[asyncio.Task[None], asyncio.StreamWriter] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -51,7 +52,17 @@ class ForwardProxy:
             return b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"
         return None
 
+    async def stop(self) -> None:
+        """Cuts the tunnels that are open: else a connection is left for whatever runs next to complain about."""
+        for writer in self._serving.values():
+            writer.transport.abort()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving[task] = writer
+        task.add_done_callback(self._serving.pop)
         try:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             self.asked.append(head.split(" ", 2)[1])
@@ -91,3 +102,4 @@ async def run_forward_proxy(hosts: Mapping[str, int] | None = None, **options: A
         proxy.port = listener.getsockname()[1]
         async with await asyncio.start_server(proxy.serve, sock=listener):
             yield proxy
+        await proxy.stop()

@@ -35,13 +35,14 @@ def duration_ms(pcm: bytes | bytearray) -> int:
 
 
 def level(pcm: bytes) -> float:
-    """Root mean square, 0 to 1."""
+    """Root mean square about the mean, 0 to 1: a constant offset is no sound, such as PCM's zeros read as µ-law."""
     samples = array("h")
     samples.frombytes(pcm)
     if sys.byteorder == "big":
         samples.byteswap()
     # `hypot` is the standard library's one fast sum of squares: a Python loop costs fifty times as much.
-    return math.hypot(*samples) / math.sqrt(len(samples)) / _FULL_SCALE if samples else 0.0
+    power = math.hypot(*samples) ** 2 / len(samples) - (sum(samples) / len(samples)) ** 2 if samples else 0.0
+    return math.sqrt(max(power, 0.0)) / _FULL_SCALE
 
 
 @functools.lru_cache(maxsize=32)

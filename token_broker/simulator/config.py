@@ -50,7 +50,9 @@ class SimulatorConfig:
 
     # A route refuses every other version with 400 (docs/azure.md §2.3, §6.1).
     flat_api_versions: frozenset[str] = frozenset({"2025-10-01", "2024-10-01-preview"})
-    voice_live_api_versions: frozenset[str] = frozenset({"2025-10-01", "2026-04-10", "2026-07-15"})
+    voice_live_api_versions: frozenset[str] = frozenset(
+        {"2025-05-01-preview", "2025-10-01", "2026-01-01-preview", "2026-04-10", "2026-07-15"}
+    )
     preview_socket_api_versions: frozenset[str] = frozenset({"2024-10-01-preview", "2025-04-01-preview"})
     ga_ttl_s: int = 7200
     """Life of a GA secret whose mint asked for none (docs/azure.md §2.1)."""

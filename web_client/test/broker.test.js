@@ -34,6 +34,7 @@ test("a turn is reported with all that the contract has", async () => {
   const { broker, asked } = asking(json({ status: "success" }));
   await broker.reportTurn(REPORT, { keepalive: true });
   assert.equal(asked[0].init.headers.Authorization, "Bearer t");
+  assert.equal(asked[0].init.headers["X-Session-Token"], "t");
   assert.equal(asked[0].init.keepalive, true);
   assert.deepEqual(asked[0].body, {
     session_id: "s", agent_id: "elena", role: "user", content: "Hey", turn_id: "i1", sequence: 3,
@@ -45,6 +46,7 @@ test("what was being said goes to the memory under the same key as a turn", asyn
   const { broker, asked } = asking(json({ success: true }, { status: 202 }));
   await broker.enrich([REPORT]);
   assert.equal(asked[0].url, "https://b.example/api/v1/memory/enrich");
+  assert.equal(asked[0].init.headers["X-Session-Token"], "t");
   assert.deepEqual(asked[0].body.transcripts, [
     { text: "Hey", session_id: "s", speaker: "user", agent_id: "elena", channel: "voice", turn_id: "i1" },
   ]);

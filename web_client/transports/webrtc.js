@@ -3,6 +3,7 @@
  * broker (`webrtc_relay`) for networks and tokens that Azure's own endpoint refuses; the media path is the same.
  */
 
+import { sessionHeaders } from "../broker.js";
 import { readFrame } from "../events.js";
 import { failure, within } from "./transport.js";
 
@@ -183,7 +184,7 @@ function directExchange({ connection: { url, token } }) {
  * @returns {Exchange}
  */
 function relayExchange({ connection: { url, token } }) {
-  const authorization = { Authorization: `Bearer ${token}` };
+  const authorization = sessionHeaders(token);
   return async (offer, signal) => {
     let answer;
     try {

@@ -59,6 +59,13 @@ export declare class Broker {
     status(): Promise<any>;
 }
 /**
+ * What proves a session to the broker. A platform in front of it may put a Bearer of its own into `Authorization`; then the
+ * other header counts.
+ * @param {string | null} token the session token
+ * @returns {Record<string, string>}
+ */
+export declare function sessionHeaders(token: string | null): Record<string, string>;
+/**
  * Milliseconds of a `Retry-After` in seconds or as a date; at most a minute.
  * @param {string | null} header
  * @param {number} [now]

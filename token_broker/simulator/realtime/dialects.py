@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
+from token_broker.simulator.audio import SAMPLE_RATE_HZ
 from token_broker.simulator.realtime.conversation import (
     FunctionCall,
     FunctionOutput,
@@ -22,6 +23,7 @@ from token_broker.simulator.realtime.conversation import (
     Part,
 )
 from token_broker.simulator.realtime.speech.vad import VadSettings
+from token_broker.simulator.realtime.speech.wire_audio import AudioFormat
 from token_broker.simulator.session_bodies import flat_session, ga_session, voice_live_session
 from token_broker.simulator.session_bodies.check import Strict, check
 from token_broker.simulator.session_bodies.response_create import FlatResponse, GaResponse, VoiceLiveResponse
@@ -53,6 +55,11 @@ class TalkSettings:
     transcribes: bool
     tools: list[dict[str, Any]]
     tool_choice: Any
+    instructions: str
+    input_format: AudioFormat
+    output_format: AudioFormat
+    tells_visemes: bool = False
+    tells_word_times: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +70,9 @@ class ResponseOptions:
     voice: JsonValue
     tools: list[dict[str, Any]]
     tool_choice: Any
+    output_format: AudioFormat
+    instructions: str | None = None
+    """Its own, where it was given any."""
     input: list[Any] | None = None
     in_conversation: bool = True
     metadata: dict[str, str] | None = None
@@ -196,6 +206,8 @@ def _ga_options(asked: GaResponse, settings: TalkSettings) -> ResponseOptions:
         voice=output.voice if output and output.voice else settings.voice,
         tools=settings.tools if asked.tools is None else dumped_tools(asked.tools),
         tool_choice=asked.tool_choice or settings.tool_choice,
+        output_format=AudioFormat.named(output.format.type) if output and output.format else settings.output_format,
+        instructions=asked.instructions,
         input=asked.input,
         in_conversation=asked.conversation != "none",
         metadata=asked.metadata,
@@ -208,6 +220,10 @@ def _flat_options(asked: FlatResponse, settings: TalkSettings) -> ResponseOption
         voice=asked.voice or settings.voice,
         tools=settings.tools if asked.tools is None else dumped_tools(asked.tools),
         tool_choice=asked.tool_choice or settings.tool_choice,
+        output_format=AudioFormat.named(asked.output_audio_format)
+        if asked.output_audio_format
+        else settings.output_format,
+        instructions=asked.instructions,
         input=asked.input or getattr(asked, "input_items", None),
         in_conversation=asked.conversation != "none",
         metadata=asked.metadata,
@@ -239,6 +255,9 @@ def _ga_settings(session: ga_session.RealtimeSession) -> TalkSettings:
         transcribes=transcription is not None,
         tools=dumped_tools(session.tools),
         tool_choice=session.tool_choice,
+        instructions=session.instructions,
+        input_format=AudioFormat.named(session.audio.input.format.type),
+        output_format=AudioFormat.named(session.audio.output.format.type),
     )
 
 
@@ -252,6 +271,14 @@ def _flat_settings(session: flat_session.FlatSession | voice_live_session.VoiceL
         transcribes=transcription is not None,
         tools=dumped_tools(session.tools),
         tool_choice=session.tool_choice,
+        instructions=session.instructions,
+        # Only Voice Live names a rate.
+        input_format=AudioFormat.named(
+            session.input_audio_format, getattr(session, "input_audio_sampling_rate", SAMPLE_RATE_HZ)
+        ),
+        output_format=AudioFormat.named(session.output_audio_format),
+        tells_visemes="viseme_id" in ((getattr(session, "animation", None) or {}).get("outputs") or []),
+        tells_word_times=bool(getattr(session, "output_audio_timestamp_types", None)),
     )
 
 

@@ -6,6 +6,9 @@ scripted, the markers in the user's last words, the session's `tool_choice`, and
     [call get_weather {"city": "London"}]    calls a tool; without arguments they are made up from its parameters
     [fail]                                   ends as `failed`, with nothing said
     [incomplete]                             ends as `incomplete`, half of it said
+
+No model reads the instructions, and two things in them are followed all the same. A response's own instructions are
+quoted. Those that say to call a tool, by its name or as "the tool", get a call in answer to the user.
 """
 
 import json
@@ -36,6 +39,9 @@ _LONGEST_TONE_MS = 3000
 _LONGEST_QUOTE = 500
 _LONGEST_TAIL = 40
 _MARKER = re.compile(r"\[(?:call (?P<name>[\w.-]+)|(?P<end>fail|incomplete)(?=\]))")
+_TOLD_TOOL = re.compile(r"\b(?:call|use)\s+(?:the\s+)?(?:(?P<name>[\w.-]+)\s+)?(?:function|tool)\b", re.IGNORECASE)
+# A word that means something, where a parameter's name says what it is about.
+_EXAMPLES = {"location": "Beijing", "city": "London", "country": "France"}
 _MADE_UP: dict[str, JsonValue] = {"integer": 1, "number": 1.5, "boolean": True, "array": [], "object": {}, "null": None}
 
 EndStatus = Literal["completed", "failed", "incomplete"]
@@ -134,6 +140,13 @@ class Tools:
                 return ToolCall(name, arguments or "{}", known)
         return None
 
+    def told(self, instructions: str) -> ToolCall | None:
+        """The call that instructions ask for: of the first tool that they name, or of the only one there is."""
+        names = [tool["name"] for tool in self.functions if tool["type"] == "function"]
+        only = names[0] if len(names) == 1 else ""
+        calls = (self.call(asked["name"] or only) for asked in _TOLD_TOOL.finditer(instructions))
+        return next((call for call in calls if call is not None), None)
+
     def approved(self, request: McpApprovalRequest) -> ToolCall | None:
         """The call that the client has allowed; None if its server has left the session."""
         for tool in self.mcp:
@@ -157,12 +170,24 @@ class Tools:
         return self.call(name)
 
 
-def plan_for(items: Sequence[Item], *, speaks: bool, tools: Tools, scripted: ScriptedResponse | None) -> ResponsePlan:
-    """The response to what was last said, written, or given by a tool; text alone unless it `speaks`."""
-    text, pcm, written = "hello", b"", ""
+def plan_for(
+    items: Sequence[Item],
+    *,
+    speaks: bool,
+    tools: Tools,
+    scripted: ScriptedResponse | None,
+    told: str = "",
+    persona: str = "",
+) -> ResponsePlan:
+    """The response to what was last said, written, or given by a tool; text alone unless it `speaks`.
+
+    `told` are its own instructions, `persona` the session's.
+    """
+    text, pcm, written, after_tool = "hello", b"", "", False
     match follows(items):
         case FunctionOutput() | McpCall() as item:
             text = f"the function gave: {(item.output or '')[:_LONGEST_QUOTE]}"
+            after_tool = True
         case Message(role="assistant") as item:
             so_far = " ".join(part.text or "" for part in item.parts)
             text = f"going on after: {so_far[-_LONGEST_TAIL:]}"
@@ -170,7 +195,7 @@ def plan_for(items: Sequence[Item], *, speaks: bool, tools: Tools, scripted: Scr
             pcm, written = item.pcm, item.typed
             # Speech is answered with itself, byte for byte; text with a quotation.
             text = f"you said {described(pcm)}" if pcm else f"you wrote: {written[:_LONGEST_QUOTE]}"
-    text = f"[simulated] {text}"
+    text = f"[simulated] {text}" + (f"; told: {told[:_LONGEST_QUOTE]}" if told else "")
     if scripted is not None and (scripted.say is not None or scripted.calls):
         calls = [
             tools.call(call.name, _as_text(call.arguments)) or ToolCall(call.name, _as_text(call.arguments))
@@ -182,8 +207,10 @@ def plan_for(items: Sequence[Item], *, speaks: bool, tools: Tools, scripted: Scr
         return ResponsePlan([output_message(text, pcm, speaks=speaks)], scripted.status, scripted.reason)
     # After a tool's output there are no markers to see, so that a call is not made again for ever.
     calls, status = _marked(written, tools)
-    if status == "completed" and not calls and (written or pcm) and (required := tools.required()) is not None:
-        calls = [required]
+    if status == "completed" and not (calls or after_tool):
+        answers = bool(written or pcm)
+        required = (tools.required() if answers else None) or tools.told(f"{told} {persona}" if answers else told)
+        calls = [required] if required is not None else []
     return ResponsePlan(calls or [output_message(text, pcm, speaks=speaks)], status)
 
 
@@ -239,8 +266,11 @@ def _made_up(parameters: Any) -> str:
         if isinstance(allowed, list) and allowed:
             made[name] = allowed[0]
         else:
-            made[name] = _MADE_UP.get(str(schema.get("type")) if isinstance(schema, dict) else "", "simulated")
-    return json.dumps(made)
+            made[name] = _MADE_UP.get(
+                str(schema.get("type")) if isinstance(schema, dict) else "", _EXAMPLES.get(name, "simulated")
+            )
+    # Compact, as models write them.
+    return json.dumps(made, separators=(",", ":"))
 
 
 def _as_text(arguments: dict[str, JsonValue] | str) -> str:

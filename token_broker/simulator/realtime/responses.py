@@ -18,7 +18,9 @@ from token_broker.simulator.realtime.conversation import (
 from token_broker.simulator.realtime.dialects import Dialect, ResponseOptions
 from token_broker.simulator.realtime.response_plan import CHUNK_MS, ResponsePlan, ToolCall, Words, output_message
 from token_broker.simulator.realtime.server_events import Ids, ServerEvents
+from token_broker.simulator.realtime.speech.lip_sync import lip_sync
 from token_broker.simulator.realtime.speech.playback import Playback
+from token_broker.simulator.realtime.speech.wire_audio import AudioFormat, written
 from token_broker.simulator.session_bodies.check import InvalidRequest
 
 CancelReason = Literal["turn_detected", "client_cancelled"]
@@ -186,6 +188,8 @@ class Responses:
         self._add_output(active, item)
         item.parts.append(part)
         emit, place = self._events.emit, self._place(active) | {"content_index": 0}
+        # A server that plays by itself has a codec of its own, whatever the session names.
+        wire_format = active.options.output_format if self._playback is None else AudioFormat()
         emit("response.content_part.added", **place, **self._dialect.content_part(part, done=False))
         pieces = words.pieces()
         if active.plan.status == "incomplete":
@@ -199,10 +203,18 @@ class Responses:
             if piece.text:
                 emit("response.output_audio_transcript.delta", **place, delta=piece.text)
             self.has_spoken = True
-            part.audio_ms += duration_ms(piece.pcm)
+            settings, offset_ms, length_ms = (
+                self._dialect.settings(active.session),
+                part.audio_ms,
+                duration_ms(piece.pcm),
+            )
+            tells = {"visemes": settings.tells_visemes, "words": settings.tells_word_times}
+            for timed in lip_sync(piece.text, offset_ms, length_ms, **tells):
+                emit(timed.pop("type"), **place, **timed)
+            part.audio_ms += length_ms
             if self._playback is not None:
                 self._playback.starts(active.id, item.id, part, self._now_s)
-            emit("response.output_audio.delta", **place, delta=b64encode(piece.pcm).decode())
+            emit("response.output_audio.delta", **place, delta=b64encode(written(piece.pcm, wire_format)).decode())
             yield CHUNK_MS / 1000 / self._speech_rate.speed
         self._on_ending()
         # An incomplete answer stays open, for the end to close it as such.
@@ -262,6 +274,11 @@ class Responses:
                 if part.kind == "text":
                     emit("response.output_text.done", **place, text=part.text or "")
                 else:
+                    settings = self._dialect.settings(active.session)
+                    if settings.tells_word_times:
+                        emit("response.audio_timestamp.done", **place)
+                    if settings.tells_visemes:
+                        emit("response.animation_viseme.done", **place)
                     emit("response.output_audio.done", **place)
                     emit("response.output_audio_transcript.done", **place, transcript=part.text or "")
                 emit("response.content_part.done", **place, **self._dialect.content_part(part, done=True))

@@ -44,6 +44,7 @@ from token_broker.simulator.realtime.speech.input_buffer import InputBuffer
 from token_broker.simulator.realtime.speech.playback import Playback
 from token_broker.simulator.realtime.speech.transcripts import Transcripts
 from token_broker.simulator.realtime.speech.vad import Started
+from token_broker.simulator.realtime.speech.wire_audio import AudioReader
 from token_broker.simulator.records.transcript import Follows, TalkRecord, utterance_key
 from token_broker.simulator.session_bodies.check import INVALID_VALUE, InvalidRequest, check, parse_json
 from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA
@@ -113,6 +114,7 @@ class SimulatedTalk:
             spend=options.behaviour.spend,
         )
         self._input = InputBuffer(self.settings.detection)
+        self._reader = AudioReader(self.settings.input_format)
         self._user_item_id = ""
         self._ends_s = float("inf")
         self._late_updates: list[tuple[float, SessionUpdate, dict[str, Any]]] = []
@@ -199,7 +201,7 @@ class SimulatedTalk:
             case SessionUpdate():
                 self._update_session(event, now_s)
             case AudioAppend():
-                self._hear(decode_audio(event.audio, "audio"), now_s)
+                self._hear(self._reader.read(decode_audio(event.audio, "audio")), now_s)
             case ItemCreate():
                 self._create_item(event, now_s)
             case ItemTruncate():
@@ -254,6 +256,8 @@ class SimulatedTalk:
         self._session, self.settings = updated, settings
         self._said_modalities |= not {"modalities", "output_modalities"}.isdisjoint(taken)
         self._input.follow(settings.detection)
+        if settings.input_format != self._reader.audio_format:
+            self._reader = AudioReader(settings.input_format)
         self._events.emit("session.updated", session=self.session_object())
         self._mcp.follow(settings.tools, now_s)
 
@@ -345,7 +349,10 @@ class SimulatedTalk:
                 in_response=said,
             )
             options = replace(options, speaks=speaks)
-        plan = plan_for(items, speaks=options.speaks, tools=tools, scripted=scripted)
+        told = options.instructions or ""
+        plan = plan_for(
+            items, speaks=options.speaks, tools=tools, scripted=scripted, told=told, persona=self.settings.instructions
+        )
         if not self._responses.active:
             plan = replace(plan, thinking_s=behaviour.thinking_s(self._options.speech_rate.thinking_s))
             if (failure := behaviour.failure()) is not None:

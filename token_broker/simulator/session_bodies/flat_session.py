@@ -5,13 +5,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from token_broker.simulator.session_bodies.check import Strict
+from token_broker.simulator.session_bodies.formats import FlatFormat
 from token_broker.simulator.session_bodies.ga_session import FunctionTool, SemanticVad, ServerVad, TracingConfiguration
 from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA, instructions_or_persona
 from token_broker.simulator.session_bodies.voices import known_voice
 
 FlatVoice = Annotated[str, AfterValidator(known_voice)]
-# The simulator's own limit: it speaks 24 kHz PCM alone.
-FlatFormat = Literal["pcm16"]
 
 
 class FlatTranscription(Strict):

@@ -1,7 +1,7 @@
 """GA's nested session configuration, as `client_secrets` and `session.update` take it, and as Azure gives it back.
 
 Agrees with the `openai` package's `RealtimeSessionCreateRequestParam`; what is stricter is Azure's
-(docs/azure.md §4.3): ten voices, exactly one output modality. One limit is the simulator's own: it speaks 24 kHz PCM.
+(docs/azure.md §4.3): ten voices, exactly one output modality.
 """
 
 from typing import Annotated, Any, Literal
@@ -21,6 +21,21 @@ class Pcm(Strict):
 
     type: Literal["audio/pcm"] = "audio/pcm"
     rate: Literal[24000] = 24000
+
+
+class G711(Strict):
+    """Telephony's 8 kHz, a byte a sample: µ-law or A-law."""
+
+    type: Literal["audio/pcmu", "audio/pcma"]
+
+
+def _format_kind(value: object) -> str:
+    """G.711 is told by its `type`; without one it is PCM."""
+    kind = value.get("type", "audio/pcm") if isinstance(value, dict) else getattr(value, "type", "audio/pcm")
+    return "pcm" if kind == "audio/pcm" else "g711"
+
+
+Format = Annotated[Annotated[Pcm, Tag("pcm")] | Annotated[G711, Tag("g711")], Discriminator(_format_kind)]
 
 
 class ServerVad(Strict):
@@ -69,7 +84,7 @@ class NoiseReduction(Strict):
 class AudioInput(Strict):
     """What comes from the user."""
 
-    format: Pcm = Pcm()
+    format: Format = Pcm()
     noise_reduction: NoiseReduction | None = None
     transcription: Transcription | None = None
     turn_detection: TurnDetection | None = ServerVad(type="server_vad")
@@ -78,7 +93,7 @@ class AudioInput(Strict):
 class AudioOutput(Strict):
     """What the model says."""
 
-    format: Pcm = Pcm()
+    format: Format = Pcm()
     voice: GaVoice = DEFAULT_VOICE
     speed: float = Field(default=1.0, ge=0.25, le=1.5)
 

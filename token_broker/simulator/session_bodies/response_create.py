@@ -6,12 +6,13 @@ from pydantic import Field
 
 from token_broker.simulator.session_bodies import ga_session
 from token_broker.simulator.session_bodies.check import Strict
+from token_broker.simulator.session_bodies.formats import FlatFormat, VoiceLiveOutputFormat
 
 
 class GaResponseOutput(Strict):
     """How one response is to sound."""
 
-    format: ga_session.Pcm | None = None
+    format: ga_session.Format | None = None
     voice: ga_session.GaVoice | None = None
 
 
@@ -49,7 +50,7 @@ class FlatResponse(Strict):
     max_response_output_tokens: int | Literal["inf"] | None = None
     metadata: dict[str, str] | None = None
     modalities: list[Literal["text", "audio", "animation", "avatar"]] | None = Field(default=None, min_length=1)
-    output_audio_format: Literal["pcm16"] | None = None
+    output_audio_format: FlatFormat | None = None
     temperature: float | None = None
     tool_choice: ga_session.ToolChoice | str | None = None
     tools: list[ga_session.Tool] | None = None
@@ -65,5 +66,6 @@ class VoiceLiveResponse(FlatResponse):
     input_items: list[Any] | None = None
     interim_response: dict[str, Any] | None = None
     invoke_input: dict[str, Any] | None = None
+    output_audio_format: VoiceLiveOutputFormat | None = None  # type: ignore[assignment] # more than the preview has
     pre_generated_assistant_message: dict[str, Any] | None = None
     reasoning_effort: str | None = None

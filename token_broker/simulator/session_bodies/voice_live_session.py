@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from token_broker.simulator.session_bodies.check import Strict
+from token_broker.simulator.session_bodies.formats import FlatFormat, VoiceLiveOutputFormat
 from token_broker.simulator.session_bodies.ga_session import FunctionChoice, FunctionTool, word_or_object
 from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA, instructions_or_persona
 from token_broker.simulator.session_bodies.voices import OPENAI_VOICES, is_azure_voice
@@ -105,6 +106,7 @@ class VoiceLiveVad(Strict):
     interrupt_response: bool = True
     idle_timeout_ms: int | None = Field(default=None, ge=5000, le=30_000)
     speech_duration_ms: int | None = None
+    speech_duration_assistant_speaking_ms: int | None = None
     end_of_utterance_detection: dict[str, Any] | None = None
     auto_truncate: bool = False
     appended_text_after_truncation: str | None = None
@@ -168,15 +170,15 @@ class VoiceLiveSession(Strict):
     )
     instructions: Annotated[str, AfterValidator(instructions_or_persona)] = DEFAULT_PERSONA
     voice: Voice = OpenAIVoice(name="alloy", type="openai")
-    input_audio_format: Literal["pcm16"] = "pcm16"
-    output_audio_format: Literal["pcm16"] = "pcm16"
+    input_audio_format: FlatFormat = "pcm16"
+    output_audio_format: VoiceLiveOutputFormat = "pcm16"
     input_audio_transcription: VoiceLiveTranscription | None = None
     input_audio_noise_reduction: VoiceLiveNoiseReduction | None = None
     turn_detection: VoiceLiveVad | None = _FIRST_DETECTION
     tools: list[Annotated[FunctionTool | VoiceLiveMcp, Field(discriminator="type")]] = Field(default=[])
     tool_choice: VoiceLiveToolChoice = "auto"
     max_response_output_tokens: Annotated[int, Field(ge=1)] | Literal["inf"] = "inf"
-    input_audio_sampling_rate: Literal[24000] = 24000
+    input_audio_sampling_rate: Literal[8000, 16000, 22050, 24000, 44100, 48000] = 24000
     animation: dict[str, Any] | None = None
     input_audio_echo_cancellation: EchoCancellation | None = None
     avatar: dict[str, Any] | None = None
@@ -191,7 +193,12 @@ class VoiceLiveSession(Strict):
 
 # Stated where they are set; the recorded echo has no nulls for them.
 _STATED_IF_SET = ("parallel_tool_calls", "temperature", "reasoning_effort", "interim_response", "metadata")
-_DETECTION_STATED_IF_SET = ("remove_filler_words", "languages", "eagerness")
+_DETECTION_STATED_IF_SET = (
+    "remove_filler_words",
+    "languages",
+    "eagerness",
+    "speech_duration_assistant_speaking_ms",
+)
 
 
 def session_object(session: VoiceLiveSession, session_id: str) -> dict[str, Any]:
@@ -206,6 +213,9 @@ def session_object(session: VoiceLiveSession, session_id: str) -> dict[str, Any]
             for name, value in detection.items()
             if name not in _DETECTION_STATED_IF_SET or value is not None
         }
+    if stated["input_audio_format"] != "pcm16":
+        # G.711 has a rate of its own, whatever was asked for.
+        stated["input_audio_sampling_rate"] = 8000
     stated["voice"] = {name: value for name, value in stated["voice"].items() if value is not None}
     stated["tools"] = [{name: value for name, value in tool.items() if value is not None} for tool in stated["tools"]]
     # Stated, and never set by a client: an update that names them is refused.

@@ -5,8 +5,8 @@ import re
 OPENAI_VOICES = frozenset(
     {"alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar"},
 )
-# en-US-GuyNeural, en-US-Ava:DragonHDLatestNeural, zh-CN-liaoning-XiaobeiNeural
-_AZURE_VOICE = re.compile(r"[a-z]{2,3}-[A-Z]{2}-[\w-]+(:\w+)?(?<=Neural)")
+# en-US-GuyNeural, en-US-Ava:DragonHDLatestNeural, zh-CN-liaoning-XiaobeiNeural; the case of a locale is free.
+_AZURE_VOICE = re.compile(r"[a-z]{2,3}-[A-Za-z]{2}-[\w-]+(:\w+)?(?<=Neural)")
 
 
 def is_azure_voice(name: str) -> bool:
