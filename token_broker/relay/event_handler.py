@@ -163,17 +163,22 @@ class EventHandler:
             events = self._adapter.to_client(shown, upstream.route.dialect, text=text if shown is event else None)
         else:
             events = [self._adapter.passed(text, upstream.route.dialect)]
-        if (
-            kind == "response.done"
-            and upstream.health is not None
-            and event.get("response", {}).get("status") == "completed"
-        ):
+        if kind == "response.done" and upstream.health is not None and self._is_success(event.get("response")):
             upstream.health.works()
         if kind == "response.done" and (failed := failed_answer(event)) is not None:
             self._counters.count_failed_answer(failed, self._talk, resource=upstream.resource)
             log_failed_answer(failed, self._owner, self._handoff.agent.id)
             events.append(self._adapter.error(ANSWER_FAILED, failed.message, retryable=failed.retryable))
         return events
+
+    def _is_success(self, response: Any) -> bool:
+        """Whether an answer was completed. One in text alone is none where sound was due."""
+        if not isinstance(response, dict) or response.get("status") != "completed":
+            return False
+        modalities = response.get("output_modalities") or response.get("modalities") or self._ledger.facts.modalities
+        output = response.get("output")
+        says = any(isinstance(item, dict) and item.get("type") == "message" for item in output or ())
+        return not says or "audio" not in modalities or self._ledger.last_answer_sounded
 
     def _refused(self, event: dict[str, Any]) -> list[str]:
         """Azure refused an event of the broker's own: what the client is told of it."""

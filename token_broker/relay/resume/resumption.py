@@ -8,7 +8,7 @@ client sent meanwhile.
 import asyncio
 import re
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import structlog
@@ -39,6 +39,7 @@ log = structlog.get_logger("token_broker.relay")
 
 Reason = Literal["lost", "silent", "expiring", "quota", "refused"]
 
+_UNFIT_S = 30.0
 _FIRST_PAUSE_S = 0.2  # between attempts, doubled each time
 _SETTINGS_ID = "broker_settings"
 _SETTINGS_TRIES = 2  # a refused field is left out once
@@ -115,6 +116,7 @@ class Resumption:
         self._why = ""
         self._next: _Next | None = None
         self._opening = False
+        self._unfit: dict[str, float] = {}  # resources that failed this talk, and until when others are asked first
         self._notices: list[str] = []
 
     # --- while a session is there
@@ -204,8 +206,10 @@ class Resumption:
             for text in self._notices:
                 await self._tell(text)
             self._notices.clear()
-            if reason != "expiring" and not self._resumes.begin(began_s):
+            if reason != "expiring" and not self._resumes.begin(began_s, completed=self._ledger.completed):
                 raise NoUpstreamError(Ending(UPSTREAM_FAILED, "Azure broke off again and again"))
+            if reason != "expiring":
+                self._unfit[old.resource] = began_s + _UNFIT_S
             await self._tell(self._adapter.resuming(reason))
             found = found or await self._connect(old)
             try:
@@ -270,13 +274,20 @@ class Resumption:
         pause_s = _FIRST_PAUSE_S
         why = Ending(UPSTREAM_FAILED, "Azure did not answer in time")
         while True:
+            now_s = self._loop.time()
+            others = self._others()
             try:
-                async with asyncio.timeout_at(deadline_s):
-                    return await self._attempt(old)
+                async with asyncio.timeout_at(deadline_s if not others else now_s + (deadline_s - now_s) / 2):
+                    return await self._attempt(old, others)
             except NoUpstreamError as error:
                 why = error.ending
             except TimeoutError:
-                raise NoUpstreamError(why) from None
+                if not others:
+                    raise NoUpstreamError(why) from None
+            if others:
+                if self._others() == others:  # none of them took the talk
+                    self._unfit.clear()
+                continue
             refill_s = self._refill_s()
             if 0 < refill_s <= hold_left_s:
                 await self._tell(self._adapter.resuming("quota", retry_after_s=refill_s))
@@ -309,14 +320,28 @@ class Resumption:
                     waits_s.append(refusal.retry_after_s)
         return min(waits_s, default=0.0)
 
-    async def _attempt(self, old: UpstreamConnection) -> _Next:
+    def _others(self) -> tuple[str, ...]:
+        """The resources to ask first: not those that failed this talk a moment ago. None where there is no choice."""
+        pool = self._connector.pool
+        now_s = self._loop.time()
+        names = [each.name for each in pool.order(self._hooks.next_agent().wanted(self._session_id, running=True))]
+        fit = tuple(name for name in names if self._unfit.get(name, now_s) <= now_s)
+        return fit if len(fit) < len(names) else ()
+
+    async def _attempt(self, old: UpstreamConnection, others: tuple[str, ...] = ()) -> _Next:
         wanted = self._wanted()
         agent = self._hooks.next_agent()
         supply = self._supply(agent)
         asking = agent.wanted(self._session_id, running=True)
+        if others:
+            asking = replace(asking, resources=others)
         new = await self._connector.connect(supply, wanted=asking, after=old)
         try:
             return _Next(new, await self._confirmed(new, old.route.dialect, supply), wanted)
+        except NoUpstreamError:
+            self._unfit[new.resource] = self._loop.time() + _UNFIT_S
+            await new.socket.aclose(graceful=False)
+            raise
         except BaseException:
             await new.socket.aclose(graceful=False)
             raise
