@@ -1,7 +1,7 @@
 """Recorded talks of live Azure, and variations of them: what another recording may have in store.
 
-The repository has eight. More are read from the folder that RECORDINGS names, or from `shared/recordings` beside the
-checkout, where there is one.
+The repository has eight. More are read from the folder that RECORDINGS names, or from one beside the checkout, where
+there is one.
 """
 
 import functools
@@ -22,7 +22,7 @@ Event = dict[str, Any]
 
 _TESTS = Path(__file__).parents[2]
 _OWN = _TESTS / "simulator" / "recordings"
-_MORE = Path(os.environ.get("RECORDINGS", _TESTS.parents[1] / "shared" / "recordings"))
+_MORE = Path(os.environ.get("RECORDINGS", _TESTS.parents[1].joinpath("shared", "recordings")))
 _ID = re.compile(r"(event|item|resp|conv|sess|call)_(\w+)")
 
 
