@@ -158,6 +158,7 @@ class ProxyAdapter:
             agent_id=agent_id,
             dialect=upstream.route.dialect,
             upstream=upstream.route.name,
+            resource=upstream.resource,
         )
         return [ready, *upstream.first]
 
