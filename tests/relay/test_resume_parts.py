@@ -214,7 +214,13 @@ def test_failed_move_is_tried_again_later() -> None:
 
 def test_fourth_resume_within_a_minute_is_refused() -> None:
     resumes = Resumes()
-    assert [resumes.begin(now_s) for now_s in (0.0, 10.0, 20.0, 30.0, 61.0)] == [True, True, True, False, True]
+    began = [resumes.begin(now_s, completed=0) for now_s in (0.0, 10.0, 20.0, 30.0, 61.0)]
+    assert began == [True, True, True, False, True]
+
+
+def test_completed_answer_is_a_success() -> None:
+    resumes = Resumes()
+    assert all(resumes.begin(float(count), completed=count // 3) for count in range(30))
 
 
 @pytest.mark.parametrize("last", ["response.created", "input_audio_buffer.speech_started"])

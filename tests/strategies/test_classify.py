@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from strategies import errors
 from strategies.errors import (
     ApiVersionError,
+    CredentialError,
     KeysDisabledError,
     MalformedError,
     MintError,
@@ -20,8 +21,10 @@ from strategies.errors import (
     PermanentError,
     RateLimitedError,
     RejectedError,
+    TimedOutError,
     TransientError,
 )  # fmt: skip
+from strategies.resource_health import Fault, fault_of
 from strategies.upstream import MAX_LIFETIME_S, Answer, classify, read_minted, retry_after_s
 
 NOW_S = 1_795_000_000.0
@@ -275,3 +278,40 @@ def test_every_error_has_its_outcome() -> None:
         "RejectedError": "rejected",
         "MalformedError": "malformed",
     }
+
+
+@pytest.mark.parametrize(
+    ("headers", "error", "of_tokens"),
+    [
+        ({}, {"code": "429", "message": "Requests to this operation have exceeded the call rate limit"}, False),
+        ({}, {"code": "429", "message": "exceeded token rate limit of your current pricing tier"}, True),
+        ({}, {"code": "insufficient_quota", "message": "You exceeded your current quota"}, True),
+        ({"x-ratelimit-remaining-tokens": "0"}, {"code": "RateLimitReached"}, True),
+        ({"x-ratelimit-remaining-tokens": "12"}, {"code": "RateLimitReached"}, False),
+    ],
+)
+def test_429_names_tokens_or_requests(headers: dict[str, str], error: dict[str, str], of_tokens: bool) -> None:
+    refused = classify(answer(429, {"error": error}, headers), now_s=NOW_S)
+    assert isinstance(refused, RateLimitedError)
+    assert refused.is_of_tokens is of_tokens
+
+
+@pytest.mark.parametrize(
+    ("error", "blamed"),
+    [
+        (TransientError("refused"), Fault.RESOURCE),
+        (TimedOutError("silence"), Fault.RESOURCE),
+        (TransientError("503", status=503), Fault.SERVER),
+        (TransientError("409", status=409), Fault.NONE),
+        (RateLimitedError("429", status=429), Fault.NONE),
+        (RateLimitedError("told in an event"), Fault.NONE),
+        (PermanentError("501", status=501), Fault.NONE),
+        (MisconfiguredError("401", status=401), Fault.NONE),
+        (RejectedError("400", status=400), Fault.NONE),
+        (MalformedError("HTML", status=200), Fault.NONE),
+        (CredentialError("no Entra"), Fault.NOBODY),
+        (MintError("an unexpected KeyError"), Fault.NOBODY),
+    ],
+)
+def test_whom_an_error_blames(error: MintError, blamed: Fault) -> None:
+    assert fault_of(error) is blamed

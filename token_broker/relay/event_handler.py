@@ -14,6 +14,7 @@ from token_broker.relay.dialects.conversation_items import TOOL_LIST
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS
 from token_broker.relay.event_text import SESSION_EVENTS, event_type, event_type_by_head, is_audio_delta, parsed
 from token_broker.relay.handoff import AgentHandoff
+from token_broker.relay.policy.allowlist import Refused
 from token_broker.relay.policy.visibility import (
     ERROR_EVENTS,
     may_show_tools,
@@ -163,17 +164,22 @@ class EventHandler:
             events = self._adapter.to_client(shown, upstream.route.dialect, text=text if shown is event else None)
         else:
             events = [self._adapter.passed(text, upstream.route.dialect)]
-        if (
-            kind == "response.done"
-            and upstream.health is not None
-            and event.get("response", {}).get("status") == "completed"
-        ):
+        if kind == "response.done" and upstream.health is not None and self._is_success(event.get("response")):
             upstream.health.works()
         if kind == "response.done" and (failed := failed_answer(event)) is not None:
             self._counters.count_failed_answer(failed, self._talk, resource=upstream.resource)
             log_failed_answer(failed, self._owner, self._handoff.agent.id)
-            events.append(self._adapter.error(ANSWER_FAILED, failed.message, retryable=failed.retryable))
+            events.append(self._adapter.error(Refused(ANSWER_FAILED, failed.message), retryable=failed.retryable))
         return events
+
+    def _is_success(self, response: Any) -> bool:
+        """Whether an answer was completed. One in text alone is none where sound was due."""
+        if not isinstance(response, dict) or response.get("status") != "completed":
+            return False
+        modalities = response.get("output_modalities") or response.get("modalities") or self._ledger.facts.modalities
+        output = response.get("output")
+        says = any(isinstance(item, dict) and item.get("type") == "message" for item in output or ())
+        return not says or "audio" not in modalities or self._ledger.last_answer_sounded
 
     def _refused(self, event: dict[str, Any]) -> list[str]:
         """Azure refused an event of the broker's own: what the client is told of it."""
@@ -183,7 +189,11 @@ class EventHandler:
         log.warning("own_event_refused", event_id=event_id[:64], code=code if isinstance(code, str) else None)
         if event_id != ASK_ID:
             return []
-        return [self._adapter.error(ANSWER_FAILED, "Azure did not take the question again: ask again", retryable=True)]
+        return [
+            self._adapter.error(
+                Refused(ANSWER_FAILED, "Azure did not take the question again: ask again"), retryable=True
+            )
+        ]
 
 
 def _as_event(text: str) -> dict[str, Any] | None:

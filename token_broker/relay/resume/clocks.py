@@ -92,13 +92,20 @@ class ExpiryClock:
 
 
 class Resumes:
-    """The resumes of one talk: more than three within a minute are a fault that resuming does not mend."""
+    """The resumes of one talk. A completed answer shows that one has succeeded.
+
+    More than three within a minute without any are a fault that resuming does not mend.
+    """
 
     def __init__(self) -> None:
         self._began_s: deque[float] = deque(maxlen=_FAILURES_AT_MOST)
+        self._completed = 0
 
-    def begin(self, now_s: float) -> bool:
-        """Counts one; False where it is the fourth within 60 s."""
+    def begin(self, now_s: float, *, completed: int) -> bool:
+        """Counts one; False where it is the fourth within 60 s. `completed` counts the talk's completed answers."""
+        if completed != self._completed:
+            self._completed = completed
+            self._began_s.clear()
         if len(self._began_s) == _FAILURES_AT_MOST and now_s - self._began_s[0] < _WINDOW_S:
             return False
         self._began_s.append(now_s)

@@ -64,6 +64,7 @@ class _OpenAnswer:
     stopped: bool = False
     heard: bool = False
     began: bool = False
+    sounded: bool = False
     response: dict[str, Any] | None = None
     sound_chars: int = 0
     items: list[Item] = field(default_factory=list)
@@ -96,6 +97,8 @@ class TalkLedger:
         """What the client has changed of the session, in the shape of its dialect."""
         self.fault = ""
         """What Azure last said of a failed answer: its code."""
+        self.completed = 0
+        self.last_answer_sounded = True
         self.facts = SessionFacts()
         self._history = TalkHistory()
         self._answers: deque[_OpenAnswer] = deque(maxlen=_ANSWERS_KEPT)
@@ -198,7 +201,7 @@ class TalkLedger:
     def sounded(self, chars: int) -> None:
         """Notes a delta of audio, `chars` long in base64. It is the hot path: no event is parsed for it."""
         if (answer := self._current) is not None:
-            answer.heard = answer.began = True
+            answer.heard = answer.began = answer.sounded = True
             answer.sound_chars += chars
 
     def told(self) -> None:
@@ -250,8 +253,8 @@ class TalkLedger:
             self.facts.note(event.get("session"))
         elif kind == "error":
             self._note_error(event.get("error"))
-        if kind not in {"response.done", "error", "rate_limits.updated"}:
-            self._failed = None
+        if kind in {"response.created", _SPEECH_STARTED, _COMMITTED}:
+            self._failed = None  # something else has begun
 
     # --- the change of sessions
 
@@ -274,8 +277,8 @@ class TalkLedger:
         return self.audio.end <= self._buffer_start
 
     def stop_asking(self) -> None:
-        """The client cancels while no session is there: what would be asked again is not."""
-        self._stop(None)
+        """The client cancels, or asks itself, while no session is there: what would be asked again is not."""
+        self._answers = deque((each for each in self._answers if each.outside), maxlen=_ANSWERS_KEPT)
 
     def cut(self, now_s: float) -> Handover:
         """Ends what is open in the session that was lost. `steps` tells the next one of the rest."""
@@ -447,6 +450,7 @@ class TalkLedger:
         if answer is None:
             return
         self._answers.remove(answer)
+        self.last_answer_sounded = answer.sounded
         if self._current is answer:
             self._current = None
         if stated.get("status") == "failed":
@@ -457,6 +461,7 @@ class TalkLedger:
                 self._failed = (answer, now_s)
         elif stated.get("status", "completed") == "completed":
             self.fault = ""
+            self.completed += 1
         for item in answer.items:
             self._finish(item.item_id, answer)
         self._let_go()

@@ -8,7 +8,7 @@ client sent meanwhile.
 import asyncio
 import re
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import structlog
@@ -19,7 +19,7 @@ from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.event_text import SESSION_EVENTS, compact, event_type, parsed
-from token_broker.relay.policy.allowlist import is_plain_append
+from token_broker.relay.policy.allowlist import Refused, is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
 from token_broker.relay.resume.gap import Gap
@@ -39,6 +39,7 @@ log = structlog.get_logger("token_broker.relay")
 
 Reason = Literal["lost", "silent", "expiring", "quota", "refused"]
 
+_UNFIT_S = 30.0
 _FIRST_PAUSE_S = 0.2  # between attempts, doubled each time
 _SETTINGS_ID = "broker_settings"
 _SETTINGS_TRIES = 2  # a refused field is left out once
@@ -115,6 +116,7 @@ class Resumption:
         self._why = ""
         self._next: _Next | None = None
         self._opening = False
+        self._unfit: dict[str, float] = {}  # resources that failed this talk, and until when others are asked first
         self._notices: list[str] = []
 
     # --- while a session is there
@@ -170,7 +172,8 @@ class Resumption:
 
     async def hold(self, text: str) -> None:
         """Keeps a client's message for the next session, or tells the client that it is not kept."""
-        kind = _APPEND if is_plain_append(text) else _kind(text)
+        event = {"type": _APPEND} if is_plain_append(text) else _as_event(text)
+        kind = event.get("type")
         if kind == _APPEND:
             if not self._gap.add_audio(text):
                 await asyncio.sleep(_BRAKE_S)
@@ -180,9 +183,11 @@ class Resumption:
             return
         if not self._gap.add(text):
             full = "Azure is being connected again, and no more events are kept: send this one later"
-            await self._tell(self._adapter.error("gap_full", full, retryable=True))
+            await self._tell(self._adapter.error(Refused("gap_full", full), retryable=True))
             return
-        self._creates_held += kind == "response.create"
+        if kind == "response.create":
+            response = event.get("response")
+            self._creates_held += not isinstance(response, dict) or response.get("conversation") != "none"
 
     def tell_later(self, text: str) -> None:
         """An event of the broker's own that comes up while no session is there."""
@@ -204,8 +209,10 @@ class Resumption:
             for text in self._notices:
                 await self._tell(text)
             self._notices.clear()
-            if reason != "expiring" and not self._resumes.begin(began_s):
+            if reason != "expiring" and not self._resumes.begin(began_s, completed=self._ledger.completed):
                 raise NoUpstreamError(Ending(UPSTREAM_FAILED, "Azure broke off again and again"))
+            if reason != "expiring":
+                self._unfit[old.resource] = began_s + _UNFIT_S
             await self._tell(self._adapter.resuming(reason))
             found = found or await self._connect(old)
             try:
@@ -270,13 +277,20 @@ class Resumption:
         pause_s = _FIRST_PAUSE_S
         why = Ending(UPSTREAM_FAILED, "Azure did not answer in time")
         while True:
+            now_s = self._loop.time()
+            others = self._others()
             try:
-                async with asyncio.timeout_at(deadline_s):
-                    return await self._attempt(old)
+                async with asyncio.timeout_at(deadline_s if not others else now_s + (deadline_s - now_s) / 2):
+                    return await self._attempt(old, others)
             except NoUpstreamError as error:
                 why = error.ending
             except TimeoutError:
-                raise NoUpstreamError(why) from None
+                if not others:
+                    raise NoUpstreamError(why) from None
+            if others:
+                if self._others() == others:  # none of them took the talk
+                    self._unfit.clear()
+                continue
             refill_s = self._refill_s()
             if 0 < refill_s <= hold_left_s:
                 await self._tell(self._adapter.resuming("quota", retry_after_s=refill_s))
@@ -309,14 +323,28 @@ class Resumption:
                     waits_s.append(refusal.retry_after_s)
         return min(waits_s, default=0.0)
 
-    async def _attempt(self, old: UpstreamConnection) -> _Next:
+    def _others(self) -> tuple[str, ...]:
+        """The resources to ask first: not those that failed this talk a moment ago. None where there is no choice."""
+        pool = self._connector.pool
+        now_s = self._loop.time()
+        names = [each.name for each in pool.order(self._hooks.next_agent().wanted(self._session_id, running=True))]
+        fit = tuple(name for name in names if self._unfit.get(name, now_s) <= now_s)
+        return fit if len(fit) < len(names) else ()
+
+    async def _attempt(self, old: UpstreamConnection, others: tuple[str, ...] = ()) -> _Next:
         wanted = self._wanted()
         agent = self._hooks.next_agent()
         supply = self._supply(agent)
         asking = agent.wanted(self._session_id, running=True)
+        if others:
+            asking = replace(asking, resources=others)
         new = await self._connector.connect(supply, wanted=asking, after=old)
         try:
             return _Next(new, await self._confirmed(new, old.route.dialect, supply), wanted)
+        except NoUpstreamError:
+            self._unfit[new.resource] = self._loop.time() + _UNFIT_S
+            await new.socket.aclose(graceful=False)
+            raise
         except BaseException:
             await new.socket.aclose(graceful=False)
             raise
@@ -359,6 +387,8 @@ class Resumption:
         old_dialect = old.route.dialect
         if old_dialect != new.route.dialect:
             ledger.settings = client_settings(ledger.settings, old=old_dialect, new=new.route.dialect)
+        if self._creates_held:  # the client's own question answers all that was said
+            ledger.stop_asking()
         made = replay(ledger.steps(), session, old=old_dialect, restored=self._restored)
         ledger.moved(replayed_chars=made.committed_chars, listened_chars=made.open_chars)
         for notice in self._notices:
@@ -418,13 +448,12 @@ async def _answer_to_update(new: UpstreamConnection) -> dict[str, Any]:
                 return event
 
 
-def _kind(text: str) -> str:
-    """The type of a client's event, as the allowlist will read it; empty where it is none, or too long to look."""
+def _as_event(text: str) -> dict[str, Any]:
+    """A client's event, as the allowlist will read it; empty where it is none, or too long to look."""
     if len(text) > _LONGEST_PARSED:
-        return ""
+        return {}
     try:
         event = parsed(text)
     except (ValueError, RecursionError):
-        return ""
-    kind = event.get("type") if isinstance(event, dict) else None
-    return kind if isinstance(kind, str) else ""
+        return {}
+    return event if isinstance(event, dict) else {}

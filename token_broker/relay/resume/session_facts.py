@@ -34,6 +34,7 @@ class SessionFacts:
     interrupts: bool = True
     transcribes: bool = True
     reasons: bool = False
+    modalities: tuple[str, ...] = ("audio",)
     heard_chars_a_ms: float = PLAIN_CHARS_A_MS
     spoken_chars_a_ms: float = PLAIN_CHARS_A_MS
 
@@ -51,6 +52,9 @@ class SessionFacts:
                 self.answers_by_itself = detection.get("create_response") is not False
                 self.interrupts = detection.get("interrupt_response") is not False
         self.transcribes = bool(inside.get("transcription") or session.get("input_audio_transcription"))
+        modalities = session.get("output_modalities") or session.get("modalities")
+        if isinstance(modalities, list):
+            self.modalities = tuple(text_of(each) for each in modalities)
         self.heard_chars_a_ms = _rate(given, session.get("input_audio_format"))
         self.spoken_chars_a_ms = _rate(made, session.get("output_audio_format"))
         thinking = session.get("reasoning") or session.get("reasoning_effort")
