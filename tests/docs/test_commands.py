@@ -34,6 +34,7 @@ NOT_RUN = {
     r"docker |podman ": "a container engine: scripts/container-test runs the image",
     r"open http": "a desktop with a browser: tests/web opens the page",
     r"(?:TEST_LOOP=\S+ )?scripts/(?:check|test|bench)|.*-m pytest": "it is what runs this test, or takes minutes",
+    r"python -m benchmarks": "it takes minutes",
     r"scripts/lock": "it needs uv and the package index; the lock's hashes are checked by every installation",
     r"pip install": "it would change the environment that runs this test",
     r"schemathesis |export SCHEMATHESIS": "tests/observability/test_schemathesis.py runs it",

@@ -226,6 +226,12 @@ def test_failed_answer_before_the_end_is_asked_again() -> None:
     error = {"code": "insufficient_quota"}
     response = {"id": "resp_s0_2", "status": "failed", "status_details": {"type": "failed", "error": error}}
     talk.ledger.azure_sent({"type": "response.done", "response": response}, talk.now_s)
+    late = {
+        "type": "conversation.item.input_audio_transcription.completed",
+        "item_id": "item_s0_1",
+        "transcript": "question 1",
+    }
+    talk.ledger.azure_sent(late, talk.now_s)
     handover = talk.cut()
     assert handover.endings == ()
     assert steps_of(handover, Ask) == [Ask()]

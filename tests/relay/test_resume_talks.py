@@ -319,6 +319,22 @@ async def test_gap_is_handed_over_in_order() -> None:
         ]  # fmt: skip
 
 
+async def test_clients_question_takes_the_place_of_ours() -> None:
+    confirm = asyncio.Event()
+    async with talking(hesitant(confirm)) as (azure, _, client):
+        await speak(client, await azure.talk(), [COMMITTED, TRANSCRIBED, CREATED])
+        await cut(await azure.talk())
+        await client.until("broker.resuming")
+        await client.send({"type": "response.create", "event_id": "mine"})
+        await client.send({"type": "input_audio_buffer.clear"})
+        await azure.talk(1)
+        confirm.set()
+        await resumed(client)
+        after = await azure.talk(1)
+        await after.next_event("input_audio_buffer.clear")
+        assert [event["event_id"] for event in sent(after, "response.create")] == ["mine"]
+
+
 async def test_client_leaving_in_the_gap_leaves_nothing() -> None:
     hang = asyncio.Event()
     async with talking(hesitant(hang), proxy_connect_timeout_s=30) as (azure, running, client):

@@ -49,6 +49,8 @@ async def test_gone_after_handshake(azure: RunningSimulator, path: str) -> None:
             with pytest.raises(ConnectionClosed):
                 await caller.hear("session.created")
     assert caller.events == []
+    await azure.until(running=0)
+    assert [talk.ended_by for talk in azure.transcript.talks] == ["fault"]
 
 
 async def test_cut_answer_is_half_in_transcript(azure: RunningSimulator) -> None:

@@ -253,8 +253,8 @@ class TalkLedger:
             self.facts.note(event.get("session"))
         elif kind == "error":
             self._note_error(event.get("error"))
-        if kind not in {"response.done", "error", "rate_limits.updated"}:
-            self._failed = None
+        if kind in {"response.created", _SPEECH_STARTED, _COMMITTED}:
+            self._failed = None  # something else has begun
 
     # --- the change of sessions
 
@@ -277,8 +277,8 @@ class TalkLedger:
         return self.audio.end <= self._buffer_start
 
     def stop_asking(self) -> None:
-        """The client cancels while no session is there: what would be asked again is not."""
-        self._stop(None)
+        """The client cancels, or asks itself, while no session is there: what would be asked again is not."""
+        self._answers = deque((each for each in self._answers if each.outside), maxlen=_ANSWERS_KEPT)
 
     def cut(self, now_s: float) -> Handover:
         """Ends what is open in the session that was lost. `steps` tells the next one of the rest."""

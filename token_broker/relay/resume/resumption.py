@@ -19,7 +19,7 @@ from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.event_text import SESSION_EVENTS, compact, event_type, parsed
-from token_broker.relay.policy.allowlist import is_plain_append
+from token_broker.relay.policy.allowlist import Refused, is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
 from token_broker.relay.resume.gap import Gap
@@ -172,7 +172,8 @@ class Resumption:
 
     async def hold(self, text: str) -> None:
         """Keeps a client's message for the next session, or tells the client that it is not kept."""
-        kind = _APPEND if is_plain_append(text) else _kind(text)
+        event = {"type": _APPEND} if is_plain_append(text) else _as_event(text)
+        kind = event.get("type")
         if kind == _APPEND:
             if not self._gap.add_audio(text):
                 await asyncio.sleep(_BRAKE_S)
@@ -182,9 +183,11 @@ class Resumption:
             return
         if not self._gap.add(text):
             full = "Azure is being connected again, and no more events are kept: send this one later"
-            await self._tell(self._adapter.error("gap_full", full, retryable=True))
+            await self._tell(self._adapter.error(Refused("gap_full", full), retryable=True))
             return
-        self._creates_held += kind == "response.create"
+        if kind == "response.create":
+            response = event.get("response")
+            self._creates_held += not isinstance(response, dict) or response.get("conversation") != "none"
 
     def tell_later(self, text: str) -> None:
         """An event of the broker's own that comes up while no session is there."""
@@ -384,6 +387,8 @@ class Resumption:
         old_dialect = old.route.dialect
         if old_dialect != new.route.dialect:
             ledger.settings = client_settings(ledger.settings, old=old_dialect, new=new.route.dialect)
+        if self._creates_held:  # the client's own question answers all that was said
+            ledger.stop_asking()
         made = replay(ledger.steps(), session, old=old_dialect, restored=self._restored)
         ledger.moved(replayed_chars=made.committed_chars, listened_chars=made.open_chars)
         for notice in self._notices:
@@ -443,13 +448,12 @@ async def _answer_to_update(new: UpstreamConnection) -> dict[str, Any]:
                 return event
 
 
-def _kind(text: str) -> str:
-    """The type of a client's event, as the allowlist will read it; empty where it is none, or too long to look."""
+def _as_event(text: str) -> dict[str, Any]:
+    """A client's event, as the allowlist will read it; empty where it is none, or too long to look."""
     if len(text) > _LONGEST_PARSED:
-        return ""
+        return {}
     try:
         event = parsed(text)
     except (ValueError, RecursionError):
-        return ""
-    kind = event.get("type") if isinstance(event, dict) else None
-    return kind if isinstance(kind, str) else ""
+        return {}
+    return event if isinstance(event, dict) else {}

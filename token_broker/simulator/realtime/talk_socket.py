@@ -48,8 +48,10 @@ class _Line:
 
     async def run(self) -> None:
         talk, interruptions, now_s = self._talk, self._interruptions, self._loop.time
+        # Opened first, so that a talk that is cut before any event is written down as well.
+        events = talk.open(now_s())
         await self._send(interruptions.open(now_s()))
-        await self._pass_on(talk.open(now_s()))
+        await self._pass_on(events)
         while talk.ending is None or interruptions.silent:
             message = await self._next_message()
             if message is not None and message["type"] == "websocket.disconnect":
