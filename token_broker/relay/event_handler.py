@@ -168,6 +168,8 @@ class EventHandler:
             upstream.health.works()
         if kind == "response.done" and (failed := failed_answer(event)) is not None:
             self._counters.count_failed_answer(failed, self._talk, resource=upstream.resource)
+            if upstream.health is not None and failed.status == "failed":
+                upstream.health.answer_failed(failed.code)
             log_failed_answer(failed, self._owner, self._handoff.agent.id)
             events.append(self._adapter.error(Refused(ANSWER_FAILED, failed.message), retryable=failed.retryable))
         return events

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from strategies.base import Dialect, SessionSpec, ga_realtime_session, voice_live_session
 from strategies.endpoint import Target
-from strategies.errors import MintError, TransientError
+from strategies.errors import MintError, RateLimitedError, TransientError
 from strategies.pool import Pool, PoolPermit
 from token_broker.relay.azure.socket import CLOSED_BY_BROKER, AzureSocket
 from token_broker.settings import UpstreamName
@@ -20,6 +20,7 @@ from token_broker.settings import UpstreamName
 __all__ = ["ConnectionHealth", "Route", "UpstreamConnection", "make_routes"]
 
 _PROVEN_AFTER_S = 30.0
+_LIMIT_CODES = frozenset({"rate_limit_exceeded", "insufficient_quota", "too_many_requests"})
 _SESSION_END_S = 60.0  # Azure ends a session by its clock: that is no fault of the resource
 
 
@@ -47,6 +48,7 @@ class ConnectionHealth:
         self._loop = asyncio.get_running_loop()
         self._proven = False
         self._failed = False
+        self._answer_failed = False
         self._timer = self._loop.call_later(_PROVEN_AFTER_S, self.works)
         socket.on_end = self._ended
         if socket.failure is not None:
@@ -55,9 +57,26 @@ class ConnectionHealth:
     def works(self) -> None:
         """An answer was completed, or enough time has passed."""
         self._timer.cancel()
+        self._answer_failed = False
         if not self._proven and not self._failed:
             self._proven = True
             self._pool.succeeded(self._permit)
+
+    def answer_failed(self, code: str) -> None:
+        """Azure ended an answer with a failure. It counts once, until an answer is completed.
+
+        A limit is the model's. Anything else may be this agent's, as a 5xx is.
+        """
+        self._timer.cancel()
+        if self._failed or self._answer_failed:
+            return
+        self._answer_failed = True
+        if code in _LIMIT_CODES:
+            self._pool.failed(
+                self._permit, RateLimitedError("Azure ends answers at a limit", is_of_tokens=True, status=429)
+            )
+        else:
+            self._pool.failed(self._permit, TransientError("Azure's answers fail", status=500))
 
     def failed(self, error: MintError) -> None:
         """The connection broke, fell silent, or gives no answers, however long it worked before. It counts once."""
