@@ -152,7 +152,7 @@ class Talk:
                 use=self._use,
                 forward=self._forward,
                 start=self._start,
-                count=self._count_resume,
+                count=parts.counters.count_resume,
             ),
         )
         self._tick_s = tick_s(parts.settings)
@@ -351,9 +351,6 @@ class Talk:
             self._upstream.socket.put(text)
         else:
             self._resumption.tell_later(text)
-
-    def _count_resume(self, resource: str, outcome: str) -> None:
-        self._parts.counters.resumes[resource, outcome] += 1
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         def on_done(task: "asyncio.Task[None]") -> None:

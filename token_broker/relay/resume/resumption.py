@@ -18,7 +18,7 @@ from strategies.errors import TimedOutError
 from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
-from token_broker.relay.event_text import SESSION_EVENTS, compact, event_type, parsed
+from token_broker.relay.event_text import SESSION_EVENTS, compact, event_of, event_type, parsed
 from token_broker.relay.policy.allowlist import is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
@@ -172,7 +172,9 @@ class Resumption:
 
     async def hold(self, text: str) -> None:
         """Keeps a client's message for the next session, or tells the client that it is not kept."""
-        event = {"type": _APPEND} if is_plain_append(text) else _as_event(text)
+        event: dict[str, Any] = {"type": _APPEND}
+        if not is_plain_append(text):
+            event = (event_of(text) if len(text) <= _LONGEST_PARSED else None) or {}
         kind = event.get("type")
         if kind == _APPEND:
             if not self._gap.add_audio(text):
@@ -205,7 +207,10 @@ class Resumption:
             self._hooks.start(found.upstream.socket.aclose(graceful=False), "talk-left")
             found = None
         try:
-            self._end_open(old)
+            handover = self._ledger.cut(began_s)
+            self._turns.cut(handover.unsaid, began_s)
+            for event in handover.endings:  # for the client, what was open ends
+                self._notices += self._adapter.to_client(without_agents_settings(event), old.route.dialect)
             for text in self._notices:
                 await self._tell(text)
             self._notices.clear()
@@ -251,14 +256,6 @@ class Resumption:
 
     def _wanted(self) -> tuple[str, dict[str, Any]]:
         return (self._hooks.next_agent().id, self._ledger.settings)
-
-    def _end_open(self, old: UpstreamConnection) -> None:
-        """Ends what was open, for turns and client."""
-        now_s = self._loop.time()
-        handover = self._ledger.cut(now_s)
-        self._turns.cut(handover.unsaid, now_s)
-        for event in handover.endings:
-            self._notices += self._adapter.to_client(without_agents_settings(event), old.route.dialect)
 
     def _failed(self, why: str, reason: Reason, lost_at: str) -> Ending:
         fault = self._ledger.fault
@@ -446,14 +443,3 @@ async def _answer_to_update(new: UpstreamConnection) -> dict[str, Any]:
             event = parsed(text)
             if isinstance(event, dict):
                 return event
-
-
-def _as_event(text: str) -> dict[str, Any]:
-    """A client's event, as the allowlist will read it; empty where it is none, or too long to look."""
-    if len(text) > _LONGEST_PARSED:
-        return {}
-    try:
-        event = parsed(text)
-    except (ValueError, RecursionError):
-        return {}
-    return event if isinstance(event, dict) else {}
