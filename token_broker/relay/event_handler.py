@@ -145,6 +145,8 @@ class EventHandler:
         if kind == "session.updated":
             self._handoff.confirm(upstream)
         elif kind not in SESSION_EVENTS:
+            if kind == "error" and _ends_session(event):
+                return []  # the talk goes on in another session
             if kind == "error" and self._handoff.owns_error(event, upstream):
                 return self._refused(event)
             if kind in USAGE_EVENTS:
@@ -179,3 +181,8 @@ class EventHandler:
         if event_id != ASK_ID:
             return []
         return [self._adapter.error(ANSWER_FAILED, "Azure did not take the question again: ask again", retryable=True)]
+
+
+def _ends_session(event: dict[str, Any]) -> bool:
+    error = event.get("error")
+    return isinstance(error, dict) and error.get("code") == "session_expired"

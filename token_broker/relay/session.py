@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from strategies.errors import MalformedError
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
@@ -337,6 +338,8 @@ class Talk:
     def _on_garbage(self, upstream: UpstreamConnection) -> None:
         log.warning("azure_sent_no_event", session_id=self.owner.session_id)
         if self._upstream is upstream:
+            if upstream.health is not None:
+                upstream.health.failed(MalformedError("Azure sent something that is no event"))
             self._resumption.leave(upstream, "lost", "Azure sent something that is no event")
 
     # --- callbacks of the talk's parts

@@ -78,6 +78,10 @@ class _Next:
     wanted: tuple[str, dict[str, Any]]
 
 
+class _RefusedError(NoUpstreamError):
+    """A session was opened, and has not confirmed the talk's settings."""
+
+
 class Resumption:
     """One talk's. `tick` notices a silent session and an end that is near, `resume` finds another session."""
 
@@ -144,7 +148,8 @@ class Resumption:
             socket.send(PROBES[upstream.route.dialect])
         if found == "silent":
             self.fell_silent(upstream)
-        elif self._next is None:
+        elif self._next is None or self._next.upstream.socket.failure is not None:
+            self._next = None
             if self._expiry.is_near(now_s) and not self._opening:
                 self._opening = True
                 self._hooks.start(self._open_next(upstream), "talk-next")
@@ -281,6 +286,8 @@ class Resumption:
                     return await self._attempt(old, others)
             except NoUpstreamError as error:
                 why = error.ending
+                if isinstance(error, _RefusedError):
+                    await self._tell(self._adapter.resuming("refused"))
             except TimeoutError:
                 if not others:
                     raise NoUpstreamError(why) from None
@@ -338,10 +345,10 @@ class Resumption:
         new = await self._connector.connect(supply, wanted=asking, after=old)
         try:
             return _Next(new, await self._confirmed(new, old.route.dialect, supply), wanted)
-        except NoUpstreamError:
+        except NoUpstreamError as error:
             self._unfit[new.resource] = self._loop.time() + _UNFIT_S
             await new.socket.aclose(graceful=False)
-            raise
+            raise _RefusedError(error.ending) from None
         except BaseException:
             await new.socket.aclose(graceful=False)
             raise
@@ -416,7 +423,10 @@ class Resumption:
                 self._next = await self._attempt(old)
         except (NoUpstreamError, TimeoutError) as error:
             log.warning("next_session_not_opened", session_id=self._session_id, why=type(error).__name__)
-            self._expiry.failed(self._loop.time())
+            left_s = self._expiry.failed(self._loop.time())
+            told = None if left_s is None else self._adapter.announce_end(left_s)
+            if told is not None and self._left is None:
+                old.socket.put(told)
         finally:
             self._opening = False
 
