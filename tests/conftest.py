@@ -54,6 +54,7 @@ _SLOW = (
     "tests/broker/test_canary.py",
     "tests/broker/test_commands.py",
     "tests/broker/test_entra.py::test_cold_burst_makes_one_credential_call",
+    "tests/broker/test_failover_matrix.py",
     "tests/broker/test_fault_matrix.py",
     "tests/broker/test_fuzz.py",
     "tests/broker/test_transcription_model.py",

@@ -134,7 +134,7 @@ class CallRelay:
             fit = [each for each in left if not refusal_of(each).why]
             if 0 < len(fit) < len(left):
                 left, wanted = tuple(fit), replace(wanted, resources=tuple(each.name for each in fit))
-            refusal: MintError | None = None
+            refusal, tried = None, ""
             while True:
                 trace.minted, grant = await self._mint(supply, wanted, trace, deadline_s)
                 if grant is None or self.calls is None:
@@ -148,7 +148,7 @@ class CallRelay:
                         timeout_s=max(0.1, deadline_s - time.monotonic()), share_s=_OFFER_SHARE_S if left else None,
                     )  # fmt: skip
                 except MintError as error:
-                    refusal = error
+                    refusal, tried = error, grant.resource
                     if isinstance(error, RejectedError) or not left or time.monotonic() >= deadline_s:
                         break
                     log.warning("call_goes_on", resource=grant.resource, outcome=error.outcome, why=str(error))
@@ -158,6 +158,7 @@ class CallRelay:
                 self.level.went_live(owner.session_id)
                 return placed
             if refusal is not None:
+                log.warning("call_given_up", session_id=owner.session_id, resource=tried)
                 raise _refused(refusal, "offer") from None
             detail = "No token could be minted just now: go on to the plan's next connection, or to a WebSocket."
             raise Problem(503, "nothing_minted", detail, headers={"Retry-After": str(RETRY_AFTER_S)})

@@ -110,19 +110,8 @@ class ProtocolAdapter(Protocol):
         """The client's first events, made from the upstream's frames up to its `session.updated`."""
         ...
 
-    def error(
-        self,
-        code: str,
-        message: str,
-        *,
-        retryable: bool = False,
-        param: str | None = None,
-        event_id: str | None = None,
-    ) -> str:
-        """The event that says that something failed, and the talk goes on.
-
-        `param` is the path of the client's field that is at fault, `event_id` the client's id of its event.
-        """
+    def error(self, refusal: Refused, *, retryable: bool = False) -> str:
+        """The event that says that something failed, or was refused, and the talk goes on."""
         ...
 
     def announce_end(self, left_s: float) -> str | None:
@@ -173,20 +162,12 @@ class ProxyAdapter:
             agent_id=agent_id,
             dialect=upstream.route.dialect,
             upstream=upstream.route.name,
+            resource=upstream.resource,
         )
         return [ready, *upstream.first]
 
-    def error(
-        self,
-        code: str,
-        message: str,
-        *,
-        retryable: bool = False,
-        param: str | None = None,
-        event_id: str | None = None,
-    ) -> str:
-        del event_id
-        return broker_error(code, message, retryable=retryable, param=param)
+    def error(self, refusal: Refused, *, retryable: bool = False) -> str:
+        return broker_error(refusal.code, refusal.message, retryable=retryable, param=refusal.param)
 
     def announce_end(self, left_s: float) -> str | None:
         message = f"Azure ends this talk in {left_s:.0f} s, and no other session is to be had: ask for a new plan"
@@ -217,7 +198,7 @@ class ProxyAdapter:
                 return Answered(broker_event(answer.pop("type"), **answer))
             case Allowed(event=event, left_out=left_out, unlisted=unlisted):
                 refused = [unknown_field(param, upstream) for param in unlisted]
-                told = (self.error(each.code, each.message, param=each.param) for each in refused)
+                told = (self.error(Refused(each.code, each.message, each.param)) for each in refused)
                 return ToAzure((compact(history_as_text(event, upstream)),), left_out, tuple(told))
             case verdict:
                 return verdict
@@ -271,17 +252,9 @@ class CompatAdapter:
         ]
         return [compact(created), *others]
 
-    def error(
-        self,
-        code: str,
-        message: str,
-        *,
-        retryable: bool = False,
-        param: str | None = None,
-        event_id: str | None = None,
-    ) -> str:
+    def error(self, refusal: Refused, *, retryable: bool = False) -> str:
         kind = "server_error" if retryable else "invalid_request_error"
-        return api_error(code, message, kind=kind, param=param, event_id=event_id)
+        return api_error(refusal.code, refusal.message, kind=kind, param=refusal.param, event_id=refusal.event_id)
 
     def announce_end(self, left_s: float) -> str | None:
         """None: an official client takes an `error` for something that went wrong."""
@@ -320,7 +293,7 @@ class CompatAdapter:
                         self._speak("ga")
                 refused = list(refused_fields(event, unlisted, client=self._client, upstream=upstream))
                 event_id = event_id_of(event)
-                told = (self.error(each.code, each.message, param=each.param, event_id=event_id) for each in refused)
+                told = (self.error(Refused(each.code, each.message, each.param, event_id)) for each in refused)
                 translated = to_azure(event, client=self._client, upstream=upstream)
                 if refused and event["type"] == "session.update":
                     # Where nothing is left of it, `session.updated` would be a yes to what was refused.

@@ -13,6 +13,7 @@ from token_broker.relay.dialects.conversation_items import TOOL_LIST
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS
 from token_broker.relay.event_text import SESSION_EVENTS, event_of, event_type, event_type_by_head, is_audio_delta
 from token_broker.relay.handoff import AgentHandoff
+from token_broker.relay.policy.allowlist import Refused
 from token_broker.relay.policy.visibility import (
     ERROR_EVENTS,
     may_show_tools,
@@ -169,7 +170,7 @@ class EventHandler:
         if kind == "response.done" and (failed := failed_answer(event)) is not None:
             self._counters.count_failed_answer(failed, self._talk, resource=upstream.resource)
             log_failed_answer(failed, self._owner, self._handoff.agent.id)
-            events.append(self._adapter.error(ANSWER_FAILED, failed.message, retryable=failed.retryable))
+            events.append(self._adapter.error(Refused(ANSWER_FAILED, failed.message), retryable=failed.retryable))
         return events
 
     def _refused(self, event: dict[str, Any]) -> list[str]:
@@ -180,7 +181,11 @@ class EventHandler:
         log.warning("own_event_refused", event_id=event_id[:64], code=code if isinstance(code, str) else None)
         if event_id != ASK_ID:
             return []
-        return [self._adapter.error(ANSWER_FAILED, "Azure did not take the question again: ask again", retryable=True)]
+        return [
+            self._adapter.error(
+                Refused(ANSWER_FAILED, "Azure did not take the question again: ask again"), retryable=True
+            )
+        ]
 
 
 def _ends_session(event: dict[str, Any]) -> bool:
