@@ -207,7 +207,8 @@ def test_short_sessions_make_no_storm_of_moves() -> None:
 def test_failed_move_is_tried_again_later() -> None:
     clock = ExpiryClock()
     clock.begin(0.0, 300.0)
-    clock.failed(250.0)
+    assert clock.failed(230.0) is None
+    assert [clock.failed(250.0), clock.failed(250.0)] == [50.0, None]
     assert not clock.is_near(260.0)
     assert clock.is_near(271.0)
 

@@ -222,6 +222,8 @@ async def test_ending_session_is_used_where_no_other_is() -> None:
             return len(azure.handshakes) > 2
 
         await eventually(asked)
+        told = await client.until("broker.error")
+        assert (told["code"], told["retryable"]) == ("session_expiring", True)
         await client.send({"type": "input_audio_buffer.clear"})
         await (await azure.talk()).next_event("input_audio_buffer.clear")
         assert running.relay.active == 1
@@ -247,6 +249,8 @@ async def test_default_assistant_is_not_talked_to() -> None:
         await speak(client, await azure.talk(), [COMMITTED, TRANSCRIBED])
         await cut(await azure.talk())
         await resumed(client)
+        reasons = [event["reason"] for event in client.events if event["type"] == "broker.resuming"]
+        assert reasons == ["lost", "refused"]
         assert len(talks) == 3
         assert [event["type"] for event in talks[1].received] == ["session.update"]
         await talks[2].next_event("response.create")

@@ -114,6 +114,10 @@ class ProtocolAdapter(Protocol):
         """The event that says that something failed, or was refused, and the talk goes on."""
         ...
 
+    def announce_end(self, left_s: float) -> str | None:
+        """The event that says that the talk ends in `left_s`, where this client knows one."""
+        ...
+
     def resuming(self, reason: str, *, retry_after_s: float | None = None) -> str | None:
         """The event that says that Azure is being connected again, where this client knows one."""
         ...
@@ -164,6 +168,10 @@ class ProxyAdapter:
 
     def error(self, refusal: Refused, *, retryable: bool = False) -> str:
         return broker_error(refusal.code, refusal.message, retryable=retryable, param=refusal.param)
+
+    def announce_end(self, left_s: float) -> str | None:
+        message = f"Azure ends this talk in {left_s:.0f} s, and no other session is to be had: ask for a new plan"
+        return broker_error("session_expiring", message, retryable=True)
 
     def resuming(self, reason: str, *, retry_after_s: float | None = None) -> str | None:
         wait = {} if retry_after_s is None else {"retry_after_s": math.ceil(retry_after_s)}
@@ -247,6 +255,11 @@ class CompatAdapter:
     def error(self, refusal: Refused, *, retryable: bool = False) -> str:
         kind = "server_error" if retryable else "invalid_request_error"
         return api_error(refusal.code, refusal.message, kind=kind, param=refusal.param, event_id=refusal.event_id)
+
+    def announce_end(self, left_s: float) -> str | None:
+        """None: an official client takes an `error` for something that went wrong."""
+        del left_s
+        return None
 
     def resuming(self, reason: str, *, retry_after_s: float | None = None) -> str | None:
         """None: an official client knows no such event, and its talk simply goes on."""

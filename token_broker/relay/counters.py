@@ -213,6 +213,10 @@ class RelayCounters:
         self.failed_answers[code] += 1
         self.use_of(resource).failed_answers[code] += 1
 
+    def count_resume(self, resource: str, outcome: str) -> None:
+        """Counts a talk that lost its session at this resource, by the reason, or as `failed`."""
+        self.resumes[resource, outcome] += 1
+
     def resumes_by_resource(self) -> dict[str, dict[str, int]]:
         """The resumes by reason, for each resource that was lost."""
         found: dict[str, dict[str, int]] = {}

@@ -1,7 +1,6 @@
 """Handles Azure's events in a talk: notes turns, usage, handoffs and what is open, and decides what the client gets."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from token_broker.relay.azure.route import UpstreamConnection
 from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounters
 from token_broker.relay.dialects.conversation_items import TOOL_LIST
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS
-from token_broker.relay.event_text import SESSION_EVENTS, event_type, event_type_by_head, is_audio_delta, parsed
+from token_broker.relay.event_text import SESSION_EVENTS, event_of, event_type, event_type_by_head, is_audio_delta
 from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import Refused
 from token_broker.relay.policy.visibility import (
@@ -81,7 +80,7 @@ class EventHandler:
         kind = event_type(text)
         if not self._restored.is_empty and kind not in _AUDIO_DELTAS:
             if kind in _NAMING_EVENTS:
-                self._restored.name_of(_as_event(text) or {})
+                self._restored.name_of(event_of(text) or {})
             text = self._restored.for_client(text)
         if kind in _AUDIO_DELTAS:
             self._note_audio(len(text) - text.find('"delta"'))
@@ -132,7 +131,7 @@ class EventHandler:
         self._ledger.sounded(audio_chars)
 
     def _handle_parsed(self, kind: str | None, text: str, upstream: UpstreamConnection) -> list[str]:
-        event = _as_event(text)
+        event = event_of(text)
         if kind is None or event is None:
             self._broken(upstream)
             return []
@@ -147,6 +146,8 @@ class EventHandler:
         if kind == "session.updated":
             self._handoff.confirm(upstream)
         elif kind not in SESSION_EVENTS:
+            if kind == "error" and _ends_session(event):
+                return []  # the talk goes on in another session
             if kind == "error" and self._handoff.owns_error(event, upstream):
                 return self._refused(event)
             if kind in USAGE_EVENTS:
@@ -164,7 +165,7 @@ class EventHandler:
             events = self._adapter.to_client(shown, upstream.route.dialect, text=text if shown is event else None)
         else:
             events = [self._adapter.passed(text, upstream.route.dialect)]
-        if kind == "response.done" and upstream.health is not None and self._is_success(event.get("response")):
+        if kind == "response.done" and upstream.health is not None and self._ledger.is_success(event.get("response")):
             upstream.health.works()
         if kind == "response.done" and (failed := failed_answer(event)) is not None:
             self._counters.count_failed_answer(failed, self._talk, resource=upstream.resource)
@@ -173,15 +174,6 @@ class EventHandler:
             log_failed_answer(failed, self._owner, self._handoff.agent.id)
             events.append(self._adapter.error(Refused(ANSWER_FAILED, failed.message), retryable=failed.retryable))
         return events
-
-    def _is_success(self, response: Any) -> bool:
-        """Whether an answer was completed. One in text alone is none where sound was due."""
-        if not isinstance(response, dict) or response.get("status") != "completed":
-            return False
-        modalities = response.get("output_modalities") or response.get("modalities") or self._ledger.facts.modalities
-        output = response.get("output")
-        says = any(isinstance(item, dict) and item.get("type") == "message" for item in output or ())
-        return not says or "audio" not in modalities or self._ledger.last_answer_sounded
 
     def _refused(self, event: dict[str, Any]) -> list[str]:
         """Azure refused an event of the broker's own: what the client is told of it."""
@@ -198,8 +190,6 @@ class EventHandler:
         ]
 
 
-def _as_event(text: str) -> dict[str, Any] | None:
-    with contextlib.suppress(ValueError, RecursionError):
-        event = parsed(text)
-        return event if isinstance(event, dict) else None
-    return None
+def _ends_session(event: dict[str, Any]) -> bool:
+    error = event.get("error")
+    return isinstance(error, dict) and error.get("code") == "session_expired"

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["SESSION_EVENTS", "compact", "event_type", "event_type_by_head", "is_audio_delta", "parsed"]
+__all__ = ["SESSION_EVENTS", "compact", "event_of", "event_type", "event_type_by_head", "is_audio_delta", "parsed"]
 
 SESSION_EVENTS = frozenset({"session.created", "session.updated"})
 """Azure's events that show the whole session, the agent's instructions included; the same in both dialects."""
@@ -31,6 +31,15 @@ def parsed(text: str) -> Any:
     Raises ValueError, also for a number that is not finite; RecursionError where the nesting is too deep.
     """
     return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def event_of(text: str) -> dict[str, Any] | None:
+    """The event that a text is; None: it is none."""
+    try:
+        event = parsed(text)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def compact(event: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from strategies.errors import MalformedError
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
@@ -152,7 +153,7 @@ class Talk:
                 use=self._use,
                 forward=self._forward,
                 start=self._start,
-                count=self._count_resume,
+                count=parts.counters.count_resume,
             ),
         )
         self._tick_s = tick_s(parts.settings)
@@ -338,6 +339,8 @@ class Talk:
     def _on_garbage(self, upstream: UpstreamConnection) -> None:
         log.warning("azure_sent_no_event", session_id=self.owner.session_id)
         if self._upstream is upstream:
+            if upstream.health is not None:
+                upstream.health.failed(MalformedError("Azure sent something that is no event"))
             self._resumption.leave(upstream, "lost", "Azure sent something that is no event")
 
     # --- callbacks of the talk's parts
@@ -352,9 +355,6 @@ class Talk:
             self._upstream.socket.put(text)
         else:
             self._resumption.tell_later(text)
-
-    def _count_resume(self, resource: str, outcome: str) -> None:
-        self._parts.counters.resumes[resource, outcome] += 1
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         def on_done(task: "asyncio.Task[None]") -> None:

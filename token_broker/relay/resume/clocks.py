@@ -69,18 +69,27 @@ class ExpiryClock:
         self._margin_s = _LATEST_S + (rng or random.Random()).uniform(0, _SPREAD_S)  # noqa: S311  # no secret
         self._not_before_s = 0.0
         self._end_s = 0.0
+        self._announced = False
 
     def begin(self, now_s: float, expires_s: float | None) -> None:
         """A session begins, which Azure ends at `expires_s`; None where it has not told."""
         self._end_s = now_s + _LIFE_S if expires_s is None else expires_s
+        self._announced = False
 
     def moved(self, now_s: float) -> None:
         """The talk has moved: a session that is short again is no reason to move all the time."""
         self._not_before_s = now_s + _BETWEEN_MOVES_S
 
-    def failed(self, now_s: float) -> None:
-        """No other session could be had: the old one is used on."""
+    def failed(self, now_s: float) -> float | None:
+        """No other session could be had: the old one is used on.
+
+        The seconds that it still lives, once, in its last minute: then the client has to know.
+        """
         self._not_before_s = now_s + _MOVE_AGAIN_S
+        if self._announced or now_s < self._end_s - _LATEST_S:
+            return None
+        self._announced = True
+        return max(0.0, self._end_s - now_s)
 
     def is_near(self, now_s: float) -> bool:
         """Whether another session is to be opened, for the next pause."""

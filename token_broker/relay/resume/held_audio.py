@@ -21,6 +21,8 @@ _HEAD_CHARS = len('{"type":"input_audio_buffer.append","audio":"')
 _TAIL_CHARS = len('"}')
 _LOOKED_AT_CHARS = 256
 _LOUD = 1_000  # of 32,768: above a quiet room, below speech
+_PREFIX_MS = 300  # before the first loud sound: words fade in
+_CHARS_A_MS = 64
 _STEP_MS = 20
 _SAMPLES_A_MS = 24
 
@@ -63,6 +65,16 @@ class HeldAudio:
                 found.append(payload)
             position = after
         return found
+
+    def speech_from(self, start: int, *, skip_ms: int) -> list[Payload]:
+        """The appends from `start` on, without the silence before the first loud one; none where all are quiet.
+
+        `skip_ms` of them are not looked at. It is for PCM16 at 24 kHz.
+        """
+        loud_ms = first_loud_ms(self.between(start, self.end), skip_ms=skip_ms)
+        if loud_ms is None:
+            return []
+        return self.between(max(start, self.start) + max(loud_ms - _PREFIX_MS, 0) * _CHARS_A_MS, self.end)
 
     def _drop_first(self) -> None:
         self.start += len(self._appends.popleft()) - _PLAIN_OVERHEAD

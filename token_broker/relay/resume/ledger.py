@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from token_broker.relay.resume.held_audio import HeldAudio, Payload, first_loud_ms
+from token_broker.relay.resume.held_audio import HeldAudio
 from token_broker.relay.resume.history import Item, TalkHistory, text_of
 from token_broker.relay.resume.session_facts import PLAIN_CHARS_A_MS, SessionFacts
 from token_broker.relay.resume.settings_changes import merged
@@ -45,7 +45,6 @@ _TOLD_S = 1.0
 _TRIM_S = 2.0
 _FAILED_JUST_NOW_S = 2.0
 _FADES_MS = 300  # after the end of an utterance, as Azure tells it: words fade out
-_PREFIX_MS = 300  # before the first loud sound: words fade in
 _UNCONFIRMED_BYTES = 2_097_152
 _UNCONFIRMED_AT_MOST = 512
 _ANSWERS_KEPT = 16
@@ -73,6 +72,23 @@ class _OpenAnswer:
     def response_id(self) -> str | None:
         return None if self.response is None else text_of(self.response.get("id"))
 
+    def ended(self) -> dict[str, Any]:
+        """The `response.done` by which an answer that was cut ends for the client."""
+        output: list[dict[str, Any]] = [
+            {
+                "id": item.item_id,
+                "type": "message",
+                "role": "assistant",
+                "status": "completed" if item.finished else "incomplete",
+                "content": [],
+            }
+            for item in self.items
+            if item.kind == "assistant"
+        ]
+        details = {"type": "cancelled", "reason": "client_cancelled"}
+        stated = {"status": "cancelled", "status_details": details, "output": output, "usage": None}
+        return {"type": "response.done", "response": {**(self.response or {}), **stated}}
+
     @property
     def is_whole(self) -> bool:
         return bool(self.items) and all(item.finished for item in self.items)
@@ -98,7 +114,7 @@ class TalkLedger:
         self.fault = ""
         """What Azure last said of a failed answer: its code."""
         self.completed = 0
-        self.last_answer_sounded = True
+        self._last_sounded = True
         self.facts = SessionFacts()
         self._history = TalkHistory()
         self._answers: deque[_OpenAnswer] = deque(maxlen=_ANSWERS_KEPT)
@@ -188,7 +204,10 @@ class TalkLedger:
             self._answers.append(_OpenAnswer(event, outside=outside))
             self._failed = None
         elif kind == "response.cancel":
-            self._stop(text_of(event.get("response_id")) or None)
+            response_id = text_of(event.get("response_id"))
+            for answer in self._answers:
+                if not answer.outside and (not response_id or answer.response_id == response_id):
+                    answer.stopped = True
         elif kind == "conversation.item.truncate":
             self.truncate(event)
         elif kind == "conversation.item.delete":
@@ -256,6 +275,14 @@ class TalkLedger:
         if kind in {"response.created", _SPEECH_STARTED, _COMMITTED}:
             self._failed = None  # something else has begun
 
+    def is_success(self, response: object) -> bool:
+        """Whether the answer that has just ended was completed. One in text alone is none where sound was due."""
+        if not isinstance(response, dict) or response.get("status") != "completed":
+            return False
+        modalities = response.get("output_modalities") or response.get("modalities") or self.facts.modalities
+        says = any(isinstance(item, dict) and item.get("type") == "message" for item in response.get("output") or ())
+        return not says or "audio" not in modalities or self._last_sounded
+
     # --- the change of sessions
 
     def truncate(self, event: Event) -> bool:
@@ -289,7 +316,7 @@ class TalkLedger:
         endings, unsaid, due = [], set(), []
         for answer in self._answers:
             if answer.response is not None:
-                endings.append(_ended(answer))
+                endings.append(answer.ended())
             if not answer.heard:
                 unsaid |= {item.item_id for item in answer.items if item.kind == "assistant"}
             if not answer.stopped and not (answer.heard and (answer.is_whole or answer.outside)):
@@ -332,8 +359,12 @@ class TalkLedger:
         rest = self.audio.between(self._buffer_start, self.audio.end)
         if self._speaking is not None or self._unheard is not None:
             steps.append(Listen(tuple(rest), self._unheard if self._speaking is None else self._speaking.item_id))
-        elif rest := rest if not self.facts.detects else self._from_speech_on(rest):
-            steps.append(Listen(tuple(rest)))
+        else:
+            if self.facts.detects and self.facts.heard_chars_a_ms == PLAIN_CHARS_A_MS:
+                # Azure has told nothing of it: it goes without the silence before speech.
+                rest = self.audio.speech_from(self._buffer_start, skip_ms=_FADES_MS if self._after_speech else 0)
+            if rest:
+                steps.append(Listen(tuple(rest)))
         return tuple(steps)
 
     def forget_open(self) -> None:
@@ -358,16 +389,6 @@ class TalkLedger:
 
     def _open_call(self, call_id: str | None) -> Item | None:
         return next((item for item in self._history.open_calls() if item.fields.get("call_id") == call_id), None)
-
-    def _from_speech_on(self, rest: list[Payload]) -> list[Payload]:
-        """Audio that Azure has told nothing of, from where it may be speech: without the silence before."""
-        if self.facts.heard_chars_a_ms != PLAIN_CHARS_A_MS:  # not PCM16 at 24 kHz: it is not looked into
-            return rest
-        loud_ms = first_loud_ms(rest, skip_ms=_FADES_MS if self._after_speech else 0)
-        if loud_ms is None:
-            return []
-        start = max(self._buffer_start, self.audio.start)
-        return self.audio.between(start + int(max(loud_ms - _PREFIX_MS, 0) * PLAIN_CHARS_A_MS), self.audio.end)
 
     def _await(self, each: _AwaitedEvent) -> None:
         self._unconfirmed.append(each)
@@ -450,7 +471,7 @@ class TalkLedger:
         if answer is None:
             return
         self._answers.remove(answer)
-        self.last_answer_sounded = answer.sounded
+        self._last_sounded = answer.sounded
         if self._current is answer:
             self._current = None
         if stated.get("status") == "failed":
@@ -510,11 +531,6 @@ class TalkLedger:
         found = next((each for each in self._answers if response_id and each.response_id == response_id), None)
         return found or self._current
 
-    def _stop(self, response_id: str | None) -> None:
-        for answer in self._answers:
-            if response_id in (None, answer.response_id) and not answer.outside:
-                answer.stopped = True
-
     def _let_go(self) -> None:
         """Forgets the audio of utterances that are transcribed while no answer is open."""
         if any(not answer.outside for answer in self._answers):
@@ -548,24 +564,3 @@ class TalkLedger:
             self._confirm(None, commit=True)
         if code.startswith("item_create"):
             self._confirm(None, commit=False)
-
-
-def _ended(answer: _OpenAnswer) -> dict[str, Any]:
-    """The `response.done` by which an answer that was cut ends for the client."""
-    response = answer.response or {}
-    output: list[dict[str, Any]] = [
-        {
-            "id": item.item_id,
-            "type": "message",
-            "role": "assistant",
-            "status": "completed" if item.finished else "incomplete",
-            "content": [],
-        }
-        for item in answer.items
-        if item.kind == "assistant"
-    ]
-    details = {"type": "cancelled", "reason": "client_cancelled"}
-    return {
-        "type": "response.done",
-        "response": {**response, "status": "cancelled", "status_details": details, "output": output, "usage": None},
-    }

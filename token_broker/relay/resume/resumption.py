@@ -18,7 +18,7 @@ from strategies.errors import TimedOutError
 from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
-from token_broker.relay.event_text import SESSION_EVENTS, compact, event_type, parsed
+from token_broker.relay.event_text import SESSION_EVENTS, compact, event_of, event_type, parsed
 from token_broker.relay.policy.allowlist import Refused, is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
@@ -76,6 +76,10 @@ class _Next:
     upstream: UpstreamConnection
     session: NewSession
     wanted: tuple[str, dict[str, Any]]
+
+
+class _RefusedError(NoUpstreamError):
+    """A session was opened, and has not confirmed the talk's settings."""
 
 
 class Resumption:
@@ -144,7 +148,8 @@ class Resumption:
             socket.send(PROBES[upstream.route.dialect])
         if found == "silent":
             self.fell_silent(upstream)
-        elif self._next is None:
+        elif self._next is None or self._next.upstream.socket.failure is not None:
+            self._next = None
             if self._expiry.is_near(now_s) and not self._opening:
                 self._opening = True
                 self._hooks.start(self._open_next(upstream), "talk-next")
@@ -172,7 +177,9 @@ class Resumption:
 
     async def hold(self, text: str) -> None:
         """Keeps a client's message for the next session, or tells the client that it is not kept."""
-        event = {"type": _APPEND} if is_plain_append(text) else _as_event(text)
+        event: dict[str, Any] = {"type": _APPEND}
+        if not is_plain_append(text):
+            event = (event_of(text) if len(text) <= _LONGEST_PARSED else None) or {}
         kind = event.get("type")
         if kind == _APPEND:
             if not self._gap.add_audio(text):
@@ -205,7 +212,10 @@ class Resumption:
             self._hooks.start(found.upstream.socket.aclose(graceful=False), "talk-left")
             found = None
         try:
-            self._end_open(old)
+            handover = self._ledger.cut(began_s)
+            self._turns.cut(handover.unsaid, began_s)
+            for event in handover.endings:  # for the client, what was open ends
+                self._notices += self._adapter.to_client(without_agents_settings(event), old.route.dialect)
             for text in self._notices:
                 await self._tell(text)
             self._notices.clear()
@@ -252,14 +262,6 @@ class Resumption:
     def _wanted(self) -> tuple[str, dict[str, Any]]:
         return (self._hooks.next_agent().id, self._ledger.settings)
 
-    def _end_open(self, old: UpstreamConnection) -> None:
-        """Ends what was open, for turns and client."""
-        now_s = self._loop.time()
-        handover = self._ledger.cut(now_s)
-        self._turns.cut(handover.unsaid, now_s)
-        for event in handover.endings:
-            self._notices += self._adapter.to_client(without_agents_settings(event), old.route.dialect)
-
     def _failed(self, why: str, reason: Reason, lost_at: str) -> Ending:
         fault = self._ledger.fault
         lost = f"{self._why} ({fault})" if _CODE.fullmatch(fault) else self._why
@@ -284,6 +286,8 @@ class Resumption:
                     return await self._attempt(old, others)
             except NoUpstreamError as error:
                 why = error.ending
+                if isinstance(error, _RefusedError):
+                    await self._tell(self._adapter.resuming("refused"))
             except TimeoutError:
                 if not others:
                     raise NoUpstreamError(why) from None
@@ -341,10 +345,10 @@ class Resumption:
         new = await self._connector.connect(supply, wanted=asking, after=old)
         try:
             return _Next(new, await self._confirmed(new, old.route.dialect, supply), wanted)
-        except NoUpstreamError:
+        except NoUpstreamError as error:
             self._unfit[new.resource] = self._loop.time() + _UNFIT_S
             await new.socket.aclose(graceful=False)
-            raise
+            raise _RefusedError(error.ending) from None
         except BaseException:
             await new.socket.aclose(graceful=False)
             raise
@@ -419,7 +423,10 @@ class Resumption:
                 self._next = await self._attempt(old)
         except (NoUpstreamError, TimeoutError) as error:
             log.warning("next_session_not_opened", session_id=self._session_id, why=type(error).__name__)
-            self._expiry.failed(self._loop.time())
+            left_s = self._expiry.failed(self._loop.time())
+            told = None if left_s is None else self._adapter.announce_end(left_s)
+            if told is not None and self._left is None:
+                old.socket.put(told)
         finally:
             self._opening = False
 
@@ -446,14 +453,3 @@ async def _answer_to_update(new: UpstreamConnection) -> dict[str, Any]:
             event = parsed(text)
             if isinstance(event, dict):
                 return event
-
-
-def _as_event(text: str) -> dict[str, Any]:
-    """A client's event, as the allowlist will read it; empty where it is none, or too long to look."""
-    if len(text) > _LONGEST_PARSED:
-        return {}
-    try:
-        event = parsed(text)
-    except (ValueError, RecursionError):
-        return {}
-    return event if isinstance(event, dict) else {}
