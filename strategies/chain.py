@@ -1,14 +1,15 @@
 """Tries the strategies of the pool's resources within one hard deadline, and records what each did.
 
-Each (resource, strategy) that is left gets an equal share of the time that is left. One that exceeds its share is
-cancelled; one that ignores the cancellation is left running, and nobody waits for it. A resource that is silent is
-hedged with the next one, and after a time-out or a failed connection its other strategies come behind those of the
-other resources: so it costs its share once. With `websocket_proxy` among the links the chain always ends in a grant.
-`Chain.mint` raises nothing but the cancellation of its caller.
+Each resource that is left gets an equal share of the time that is left; of one resource, each strategy does. A mint
+that exceeds its share is cancelled; one that ignores the cancellation is left running, and nobody waits for it. A
+resource that is silent is hedged with the next one, and after a time-out or a failed connection its other strategies
+come behind those of the other resources: so it costs its share once. With `websocket_proxy` among the links the chain
+always ends in a grant. `Chain.mint` raises nothing but the cancellation of its caller.
 
 `retry` repeats one strategy's transient failures within its share. The only module that uses tenacity.
 """
 
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -190,16 +191,11 @@ class _Minting:
         self._tries: dict[str, Tries] = {}  # by the name of the call: each link is asked once
 
     def next_call(self, busy: Collection[str]) -> Call[Grant] | None:
-        pool, wanted = self._chain.pool, self._wanted
         for link in self._left.copy():
             if link.resource.name in busy:
                 continue
             self._left.remove(link)
-            behind = sum(
-                pool.would_admit(later.resource, later.strategy.name, agent_id=wanted.agent_id, model=wanted.model)
-                for later in self._left
-            )
-            share_s = (self._deadline_s - self._chain.clock()) / (1 + behind)
+            share_s = (self._deadline_s - self._chain.clock()) / (1 + self._behind(link))
             permit = self._admit(link) if share_s > 0 else None
             if permit is None:
                 self._skip(link, self._why_not(link))
@@ -207,6 +203,19 @@ class _Minting:
             self.has_asked = True
             return self._call(link, permit, share_s)
         return None
+
+    def _behind(self, link: Link) -> int:
+        """How many others the time is kept for: the resources that are left, else the strategies of this one.
+
+        A share for each strategy of each resource would be too short for a slow answer, and most are never asked.
+        """
+        pool, wanted = self._chain.pool, self._wanted
+        left = [
+            later.resource.name
+            for later in self._left
+            if pool.would_admit(later.resource, later.strategy.name, agent_id=wanted.agent_id, model=wanted.model)
+        ]
+        return len(set(left) - {link.resource.name}) or len(left)
 
     def ended(self, call: Call[Grant], error: MintError | None) -> None:
         if error is not None and fault_of(error) is Fault.RESOURCE:
@@ -269,7 +278,9 @@ class _Minting:
         tries = Tries()
 
         async def mint() -> Grant:
+            call.asked_s = math.inf
             spec = await self._spec(link.resource)
+            call.asked_s = self._chain.clock()
             return await retry(
                 lambda timeout_s: link.strategy.mint(spec, timeout_s=timeout_s),
                 policy=self._chain.policy,

@@ -15,6 +15,7 @@ __all__ = [
     "EndpointKind",
     "Target",
     "cloud_of",
+    "cloud_of_postgres",
     "is_loopback",
     "parse_endpoint",
     "parse_target",
@@ -43,6 +44,8 @@ class Cloud:
     authority: str
     unified_scope: str
     direct_scope: str
+    postgres_domain: str
+    postgres_scope: str
     authority_aliases: tuple[str, ...] = ()  # hosts that the same Entra answers at
 
     def scope(self, host: str) -> str:
@@ -65,6 +68,8 @@ _PUBLIC = Cloud(
     "https://login.microsoftonline.com",
     unified_scope="https://ai.azure.com/.default",
     direct_scope="https://ai.azure.com/.default",
+    postgres_domain="postgres.database.azure.com",
+    postgres_scope="https://ossrdbms-aad.database.windows.net/.default",
     authority_aliases=("login.windows.net", "login.microsoft.com"),
 )
 _CLOUDS = (
@@ -75,6 +80,8 @@ _CLOUDS = (
         "https://login.microsoftonline.us",
         unified_scope="https://ai.azure.us/.default",
         direct_scope="https://cognitiveservices.azure.us/.default",
+        postgres_domain="postgres.database.usgovcloudapi.net",
+        postgres_scope="https://ossrdbms-aad.database.usgovcloudapi.net/.default",
     ),
     Cloud(
         "AzureChinaCloud",
@@ -82,6 +89,8 @@ _CLOUDS = (
         "https://login.partner.microsoftonline.cn",
         unified_scope="https://cognitiveservices.azure.cn/.default",
         direct_scope="https://cognitiveservices.azure.cn/.default",
+        postgres_domain="postgres.database.chinacloudapi.cn",
+        postgres_scope="https://ossrdbms-aad.database.chinacloudapi.cn/.default",
         authority_aliases=("login.chinacloudapi.cn",),
     ),
 )
@@ -117,6 +126,11 @@ def cloud_of(*urls: str | None) -> Cloud:
     """The cloud of the first URL whose host is Azure's; the public one where none is, as behind a gateway."""
     hosts = [(urlsplit(url).hostname or "") for url in urls if url]
     return next((cloud for host in hosts for cloud in _CLOUDS if host.endswith(f".{cloud.domain}")), _PUBLIC)
+
+
+def cloud_of_postgres(host: str) -> Cloud | None:
+    """The cloud whose Azure Database for PostgreSQL has that host; None where none of them has."""
+    return next((cloud for cloud in _CLOUDS if host.endswith(f".{cloud.postgres_domain}")), None)
 
 
 def parse_endpoint(url: str) -> str:

@@ -34,13 +34,18 @@ _ONE_IN = 10
 
 @dataclass(slots=True)
 class Call(Generic[T]):
-    """One admitted call. `run` makes it; it may take `limit_s`, and raises nothing but MintError."""
+    """One admitted call. `run` makes it; it may take `limit_s`, and raises nothing but MintError.
+
+    `asked_s` is when Azure was asked: later than `began_s` where `run` first waits for something of ours. It sets it to
+    infinity meanwhile.
+    """
 
     name: str
     permit: PoolPermit
     run: Callable[[], Coroutine[Any, Any, T]]
     limit_s: float
-    began_s: float = 0.0  # set when it begins
+    began_s: float = 0.0  # set when it begins, as is:
+    asked_s: float = 0.0
 
 
 class Contest(Protocol[T]):
@@ -173,7 +178,7 @@ class _Race(Generic[T]):
     def _ask_next(self) -> Call[T] | None:
         busy = [call.permit.resource.name for call in self._running.values()]
         if (call := self._contest.next_call(busy)) is not None:
-            call.began_s = self._clock()
+            call.began_s = call.asked_s = self._clock()
             # A task of its own, and no `asyncio.timeout`: that would wait for a call which ignores its cancellation.
             self._running[asyncio.create_task(call.run(), name=call.name)] = call
         return call
@@ -213,6 +218,11 @@ class _Race(Generic[T]):
         now_s = self._clock()
         if self._hedge_at_s is None or self._delay_s is None or now_s < self._hedge_at_s or not self._running:
             return
+        # A call that still waits for something of ours is not silent: nobody was asked yet.
+        asked_s = min(now_s, max(call.asked_s for call in self._running.values()))
+        if now_s < asked_s + self._delay_s:
+            self._hedge_at_s = asked_s + self._delay_s
+            return
         self._hedge_at_s = now_s + self._delay_s
         may_hedge = self._is_hedged or self._hedger.budget.has_left
         if not may_hedge or self._ask_next() is None:
@@ -226,11 +236,11 @@ class _Race(Generic[T]):
         if self._is_handshake:
             self._pool.connected(call.permit)
         else:
-            self._pool.answered(call.permit)
+            self._pool.answered(call.permit, asked_s=call.asked_s)
         self._contest.ended(call, None)
         self._judge_pace(call)
         for task, loser in self._running.items():
-            self._pool.undone(loser.permit)
+            self._pool.undone(loser.permit, asked_s=loser.asked_s)
             self._contest.undone(loser, None)
             self._leave_behind(task, loser)
         self._running.clear()
@@ -241,7 +251,7 @@ class _Race(Generic[T]):
         if self._first is None or self._pace is None or self._delay_s is None:
             return
         pace = self._pool.pace(self._first.permit.resource.name)
-        is_prompt = winner is self._first and self._clock() - winner.began_s <= self._delay_s
+        is_prompt = winner is self._first and self._clock() - winner.asked_s <= self._delay_s
         if is_prompt:
             pace.proved(self._pace)
         elif self._first in self._running.values() or self._pace.probe:

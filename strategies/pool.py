@@ -270,28 +270,26 @@ class Pool:
             self.abandoned(permit)
             raise
 
-    def answered(self, permit: PoolPermit) -> None:
-        """The call was answered well, and is over."""
-        duration_ms = self._age_ms(permit)
-        permit.breaker.answered("minted", duration_ms)
+    def answered(self, permit: PoolPermit, *, asked_s: float | None = None) -> None:
+        """The call was answered well, and is over. `asked_s` is when Azure was asked, if later than the permit."""
+        permit.breaker.answered("minted", self._age_ms(permit))
         if len(self.resources) > 1:
-            self.answer_times(permit.resource.name, permit.route).add(duration_ms)
+            self._note_time(permit, asked_s)
         self.succeeded(permit)
 
     def connected(self, permit: PoolPermit) -> None:
         """The handshake succeeded: neither success nor failure, but another call may be the probe."""
-        duration_ms = self._age_ms(permit)
-        permit.breaker.answered("connected", duration_ms)
-        self.answer_times(permit.resource.name, permit.route).add(duration_ms)
+        permit.breaker.answered("connected", self._age_ms(permit))
+        self._note_time(permit, None)
         self._give_back(permit)
 
     def refused(self, permit: PoolPermit, error: MintError) -> None:
         """The call failed."""
         self._count_failure(permit, permit.permit, error, self._age_ms(permit))
 
-    def undone(self, permit: PoolPermit) -> None:
+    def undone(self, permit: PoolPermit, *, asked_s: float | None = None) -> None:
         """Another answer came first. This is neither success nor failure, but the call's age counts for hedging."""
-        self.answer_times(permit.resource.name, permit.route).add(self._age_ms(permit))
+        self._note_time(permit, asked_s)
         self._give_back(permit)
 
     def abandoned(self, permit: PoolPermit) -> None:
@@ -457,6 +455,11 @@ class Pool:
 
     def _age_ms(self, permit: PoolPermit) -> float:
         return (self._clock() - permit.began_s) * 1000
+
+    def _note_time(self, permit: PoolPermit, asked_s: float | None) -> None:
+        took_s = self._clock() - (permit.began_s if asked_s is None else asked_s)
+        if took_s >= 0:  # else nobody was asked yet
+            self.answer_times(permit.resource.name, permit.route).add(took_s * 1000)
 
     def _give_back(self, permit: PoolPermit) -> None:
         permit.breaker.abandoned(permit.permit)

@@ -61,6 +61,8 @@ const MOVE_AFTER_MS = 27 * 60_000;
 const MOVE_AT_LATEST_MS = 90_000;
 /** The same after `session_expiring`, which the proxy says a minute before the end. */
 const MOVE_BEFORE_END_MS = 45_000;
+/** After so long a move is tried again that found no usable plan. */
+const MOVE_AGAIN_MS = 60_000;
 
 export class VoiceSession extends EventTarget {
   #options;
@@ -87,6 +89,8 @@ export class VoiceSession extends EventTarget {
   /** @type {"no" | "at the next pause"} */
   #moving = "no";
   #quiet = true;
+  /** A plan is being requested that will replace the current connection. */
+  #replacing = false;
   /** The proxy is connecting the talk to Azure again. */
   #resuming = false;
   /** @type {string | null} */
@@ -243,27 +247,33 @@ export class VoiceSession extends EventTarget {
   async #requestPlan(signal) {
     try {
       await this.#talk?.engine.open();
-      await this.#recorder.settled(); // the broker puts the turns into the next connection's instructions
-      signal.throwIfAborted();
-      const request = {
-        agentId: this.#agentId,
-        sessionId: this.#sessionId,
-        sessionToken: this.#sessionToken,
-        userId: this.#options.userId,
-      };
-      const body = await this.#broker.requestPlan(request, signal);
-      const plan = readPlan(body, performance.now(), this.#options.transports);
-      if (!plan) {
-        const message = "The voice service offers no way to connect that this page can use.";
-        throw new BrokerError("no_way", message, { retryable: isDegraded(body) });
-      }
-      this.#sessionId = plan.sessionId;
-      this.#sessionToken = plan.sessionToken;
-      this.#agentId = plan.agentId || this.#agentId;
+      const plan = await this.#nextPlan(signal);
       this.#dispatch({ type: "plan", plan });
     } catch (error) {
       if (!signal.aborted) this.#dispatch(planFailed(error));
     }
+  }
+
+  /** @param {AbortSignal} signal */
+  async #nextPlan(signal) {
+    await this.#recorder.settled(); // the broker puts the turns into the next connection's instructions
+    signal.throwIfAborted();
+    const request = {
+      agentId: this.#agentId,
+      sessionId: this.#sessionId,
+      sessionToken: this.#sessionToken,
+      userId: this.#options.userId,
+    };
+    const body = await this.#broker.requestPlan(request, signal);
+    const plan = readPlan(body, performance.now(), this.#options.transports);
+    if (!plan) {
+      const message = "The voice service offers no way to connect that this page can use.";
+      throw new BrokerError("no_way", message, { retryable: isDegraded(body) });
+    }
+    this.#sessionId = plan.sessionId;
+    this.#sessionToken = plan.sessionToken;
+    this.#agentId = plan.agentId || this.#agentId;
+    return plan;
   }
 
   /**
@@ -411,12 +421,12 @@ export class VoiceSession extends EventTarget {
         else this.#report(signal.code, signal.message);
         break;
       case "session_expired":
-        return this.#move();
+        return this.#dispatch({ type: "move", reason: "session_limit" });
     }
     this.#recorder.handle(signal);
     if (signal.kind === "playback_stopped") {
       this.#quiet = true;
-      if (this.#moving !== "no") this.#move();
+      if (this.#moving !== "no") void this.#move();
     }
   }
 
@@ -425,7 +435,7 @@ export class VoiceSession extends EventTarget {
     this.#resuming = false;
     this.#resource = resource ?? this.#resource;
     this.#emit("resumed", { resource: this.#resource, upstream, dialect });
-    if (this.#moving !== "no" && this.#quiet) this.#move();
+    if (this.#moving !== "no" && this.#quiet) void this.#move();
   }
 
   /**
@@ -435,13 +445,22 @@ export class VoiceSession extends EventTarget {
   #timeToMove(latestMs = MOVE_AT_LATEST_MS) {
     clearTimeout(this.#timer);
     this.#moving = "at the next pause";
-    if (this.#quiet) return this.#move();
-    this.#timer = setTimeout(() => this.#move(), latestMs);
+    if (this.#quiet) return void this.#move();
+    this.#timer = setTimeout(() => void this.#move(), latestMs);
   }
 
-  #move() {
-    if (this.#resuming) return; // `resumed` moves, or the proxy closes the socket
-    this.#dispatch({ type: "move", reason: "session_limit" });
+  /** Moves to a new plan. The current connection is used until the plan is there, and longer where it is not usable. */
+  async #move() {
+    if (this.#replacing || this.#resuming) return; // `resumed` moves, or the proxy closes the socket
+    this.#replacing = true;
+    const { signal } = this.#attempt; // aborted when the current connection closes
+    const plan = await this.#nextPlan(signal).catch(() => null);
+    this.#replacing = false;
+    if (signal.aborted) return;
+    if (plan && plan.outlook !== "poor") return this.#dispatch({ type: "replace", plan, reason: "session_limit" });
+    clearTimeout(this.#timer);
+    this.#moving = "no";
+    this.#timer = setTimeout(() => this.#timeToMove(), MOVE_AGAIN_MS);
   }
 
   // --- events for the page

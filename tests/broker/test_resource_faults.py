@@ -20,16 +20,14 @@ from strategies.resources import Resource, by_preference
 from tests.support.broker import RunningBroker, run_broker
 from tests.support.machine import retry_if_host_busy
 from tests.support.offers import OFFER
-from tests.support.resources import settings_of
+from tests.support.resources import settings_of, simulator
 from tests.support.sockets import refused_port
 from token_broker.security.tokens import ANONYMOUS, Owner
 from token_broker.settings import Settings
-from token_broker.simulator import serve
 
 NAMES = ("one", "two", "three")
 SESSION = "session-of-the-matrix"
 OWNER = Owner(SESSION, ANONYMOUS, 1)
-ANSWER = "v=0\r\no=- 1 2 IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\n"
 TOLD = {"websocket_proxy", "nothing_minted", "azure_refused", "azure_timed_out", "4502", "4408"}
 PROMISED_S = 6
 
@@ -104,14 +102,9 @@ async def talk(broker: RunningBroker, path: str, credential: str) -> Taken:
 
 
 @pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_waits(monkeypatch: pytest.MonkeyPatch, calls_without_media: None) -> None:
+    del calls_without_media
     monkeypatch.setattr("token_broker.api.offers._OFFER_SHARE_S", 0.5)
-
-    async def answer(*_: Any) -> tuple[str, str]:
-        return "rtc_without_media", ANSWER
-
-    # No media is needed to see who takes an offer.
-    monkeypatch.setattr("token_broker.simulator.realtime.call_routes.CallRoutes._answer", answer)
 
 
 def short_settings(folder: Path, endpoints: dict[str, str]) -> Settings:
@@ -140,7 +133,7 @@ async def test_fault_costs_no_talk(fault: str, extent: str, tmp_path: Path) -> N
     count = EXTENTS[extent]
     faulty, healthy = preferred()[:count], preferred()[count:]
     async with contextlib.AsyncExitStack() as stack:
-        azures = {name: await stack.enter_async_context(serve()) for name in NAMES}
+        azures = {name: await stack.enter_async_context(simulator(name)) for name in NAMES}
         endpoints = {name: azure.base_url for name, azure in azures.items()}
         for name in faulty:
             if fault == "refused":

@@ -7,7 +7,7 @@ import pytest
 
 from tests.observability.scrape import scrape
 from tests.support.broker import environment, run_command
-from tests.support.resources import SeveralResources, resources_file, run_resources
+from tests.support.resources import SeveralResources, key_variables, resources_file, run_resources
 from tests.support.waiting import eventually
 from token_broker.sessions.agents import AgentsFileError
 
@@ -81,7 +81,7 @@ async def test_commands_switch_a_resource(tmp_path: Path) -> None:
             None,
             BROKER_DATABASE_URL=broker.settings.database_url.get_secret_value(),
             BROKER_RESOURCES_FILE=str(resources_file(tmp_path, names)),
-            AZURE_KEY_OF_THE_SIMULATED="simulated-key",
+            **key_variables(names),
         )
 
         async def enabled() -> dict[str, bool]:

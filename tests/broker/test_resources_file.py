@@ -7,6 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from strategies.endpoint import EndpointKind
+from token_broker.azure import build_credentials
 from token_broker.observability.logging import Redactor, own_secrets
 from token_broker.settings import Settings, SettingsError, doubts
 
@@ -150,3 +151,16 @@ def test_key_may_stand_in_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / ".env").write_text(f"BROKER_RESOURCES_FILE=two.toml\nAZURE_KEY_EASTUS2='{KEY}'\n")
     (tmp_path / "two.toml").write_text(TWO)
     assert Settings.load().resources[0].settings.key == SecretStr(KEY)
+
+
+def test_entra_tokens_are_shared(load: Load) -> None:
+    clouds = {
+        "one": "https://one.services.ai.azure.com",
+        "two": "https://two.services.ai.azure.com",
+        "three": "https://three.services.ai.azure.us",
+    }
+    text = "".join(f'[[resources]]\nname = "{name}"\nendpoint = "{url}"\n' for name, url in clouds.items())
+    credentials = build_credentials(load(text))
+    one, two, three = (credentials[name]._entra for name in clouds)
+    assert one is two  # one identity, one cloud, one scope: one fetch at a time for both
+    assert three is not one

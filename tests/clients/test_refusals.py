@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from tests.clients.support.compat import SIMULATED_KEY, CompatEndpoint, open_compat
 from tests.clients.support.programs import ClientRunner
 from tests.clients.support.setups import assert_heard, make_setup
+from tests.support.client_secrets import secret_claims
 from token_broker.memory.maintenance import open_maintenance
 from token_broker.security.tokens import Owner, TokenSigner
 
@@ -188,7 +189,7 @@ async def test_secret_of_blocked_session_is_403(
     secret = await compat.mint()
     broker = compat.broker
     async with open_maintenance(compat.broker.settings) as admin:
-        await admin.block("session", broker.signer.read_client_secret(secret).owner.session_id)
+        await admin.block("session", secret_claims(broker.signer, secret).owner.session_id)
     await broker.memory.blocklist.refresh()
     (failure,) = await _failures(compat, program, options, [secret], clients)
     assert "403" in failure["message"]

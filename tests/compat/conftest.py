@@ -14,6 +14,7 @@ import websockets
 
 from tests.simulator.support import Caller
 from tests.support.broker import RunningBroker, make_settings, run_broker
+from tests.support.client_secrets import secret_claims
 from tests.support.waiting import eventually
 from token_broker.simulator import RunningSimulator, serve
 
@@ -70,7 +71,7 @@ class CompatBroker:
     async def turns(self, secret: str) -> list[dict[str, Any]]:
         """What the memory has of the secret's session, once all that was said is stored."""
         broker = self.running
-        claims = broker.signer.read_client_secret(secret)
+        claims = secret_claims(broker.signer, secret)
         token = broker.signer.session_token(claims.owner, ttl_s=60)
         response = await self.running.client.get(
             f"/api/v1/memory/sessions/{claims.owner.session_id}/turns", headers={"Authorization": f"Bearer {token}"}

@@ -13,6 +13,7 @@ from tests.compat.conftest import SIGNING_KEY, CompatBroker
 from tests.simulator.phone import Phone
 from tests.simulator.support import silence, speech
 from tests.support.broker import make_settings, run_broker
+from tests.support.client_secrets import secret_claims
 from tests.support.offers import OFFER
 from tests.support.waiting import eventually
 from token_broker.simulator import SimulatorConfig, serve
@@ -182,9 +183,7 @@ async def test_hang_up_works_drained_and_blocked(tmp_path: Path) -> None:
             phone = Phone(silence(1.0))
             location = (await offer(compat, await phone.offer(), secret)).headers["location"]
             if shut == "blocked":
-                broker.memory.blocklist._sessions = frozenset(
-                    {broker.signer.read_client_secret(secret).owner.session_id}
-                )
+                broker.memory.blocklist._sessions = frozenset({secret_claims(broker.signer, secret).owner.session_id})
             else:
                 broker.drain.begin()
             assert (await offer(compat, OFFER, secret)).status_code == {"blocked": 403, "draining": 503}[shut]
@@ -237,7 +236,7 @@ async def test_repeated_session_changes_end_the_call(
         told = capsys.readouterr()
         audited = [line for line in (told.out + told.err).splitlines() if "call_ended_for_changes" in line]
         assert len(audited) == 1
-        session_id = compat.running.signer.read_client_secret(secret).owner.session_id
+        session_id = secret_claims(compat.running.signer, secret).owner.session_id
         for fact in (session_id, "anonymous", "elena"):
             assert fact in audited[0]
         assert "pirate" not in audited[0]

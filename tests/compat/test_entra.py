@@ -6,6 +6,7 @@ import pytest
 
 from tests.compat.conftest import OpenCompat
 from tests.security.fakes import AUDIENCE, TENANT, USER, Key, Tenant
+from tests.support.client_secrets import secret_claims
 from tests.support.serving import serve_app
 
 
@@ -40,7 +41,7 @@ async def test_entra_token_mints_in_any_key_position(compat_endpoints: OpenCompa
         ]
         for answer in answers:
             assert answer.status_code == 200, answer.text
-            claims = compat.running.signer.read_client_secret(answer.json()["value"])
+            claims = secret_claims(compat.running.signer, answer.json()["value"])
             assert claims.owner.principal == f"entra:{TENANT}:{USER}"
         async with compat.connect(secret=answers[0].json()["value"]) as caller:
             await caller.hear("session.created")

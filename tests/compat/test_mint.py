@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from tests.compat.conftest import OpenCompat
 from tests.support.broker import make_settings, run_broker
+from tests.support.client_secrets import secret_claims
 from token_broker.security.tokens import Owner, TokenSigner
 
 ITEM = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Are you still there?"}]}
@@ -45,7 +46,7 @@ async def test_empty_body_mints_the_agents_session(compat_endpoints: OpenCompat)
         response = await compat.mint(body)
         assert response.status_code == 200
         assert 20 <= response.json()["expires_at"] - time.time() <= 31
-        claims = compat.running.signer.read_client_secret(response.json()["value"])
+        claims = secret_claims(compat.running.signer, response.json()["value"])
         assert claims.agent_id == "marcus"
         session = response.json()["session"]
         marcus = compat.running.agents.get("marcus")
@@ -139,7 +140,7 @@ async def test_secret_mints_secret_that_ends_no_later(compat_endpoints: OpenComp
         second = await compat.mint({"expires_after": {"seconds": 7200}}, authorization=f"Bearer {first['value']}")
         assert second.status_code == 200
         signer = compat.running.signer
-        before, after = (signer.read_client_secret(item["value"]) for item in (first, second.json()))
+        before, after = (secret_claims(signer, item["value"]) for item in (first, second.json()))
         assert after.owner.session_id == before.owner.session_id
         assert after.agent_id == "sage"
         assert after.expires_at_s <= before.expires_at_s
@@ -165,7 +166,7 @@ async def test_session_token_mints_for_its_session(compat_endpoints: OpenCompat)
     async with compat_endpoints() as compat:
         plan = await compat.running.plan({"agent_id": "marcus"})
         response = await compat.mint({}, authorization=f"Bearer {plan['session_token']}")
-        claims = compat.running.signer.read_client_secret(response.json()["value"])
+        claims = secret_claims(compat.running.signer, response.json()["value"])
         assert (claims.owner.session_id, claims.agent_id) == (plan["session_id"], "marcus")
         ticket = plan["connections"][-1]["protocols"][1].removeprefix("ticket.")
         assert (await compat.mint({}, authorization=f"Bearer {ticket}")).status_code == 401

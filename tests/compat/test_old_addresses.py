@@ -9,6 +9,7 @@ from tests.compat.conftest import OpenCompat
 from tests.compat.test_calls import calling_compat_endpoints, offer
 from tests.simulator.phone import Phone
 from tests.simulator.support import silence
+from tests.support.client_secrets import secret_claims
 
 
 async def test_earlier_mints_answer_in_their_shape(compat_endpoints: OpenCompat) -> None:
@@ -29,7 +30,7 @@ async def test_earlier_mints_answer_in_their_shape(compat_endpoints: OpenCompat)
             response = await compat.running.client.post(path, json=body)
             assert response.status_code == 200, response.text
             answer = SessionCreateResponse.model_validate(response.json())
-            claims = compat.running.signer.read_client_secret(answer.client_secret.value)
+            claims = secret_claims(compat.running.signer, answer.client_secret.value)
             assert (claims.agent_id, claims.owner.session_id) == ("marcus", response.json()["id"])
             assert 20 <= answer.client_secret.expires_at - claims.owner.epoch / 1000 <= 31
             assert (answer.input_audio_format, answer.modalities) == ("pcm16", ["audio", "text"])

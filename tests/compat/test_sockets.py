@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from tests.compat.conftest import CompatBroker, OpenCompat
 from tests.simulator.support import Caller, correlation, silence, speech
+from tests.support.client_secrets import secret_claims
 from tests.support.waiting import eventually
 from token_broker.security.tokens import TokenSigner
 
@@ -83,7 +84,7 @@ async def test_talk_keeps_endpoints_dialect(
 async def test_credential_decides_session_on_all_paths(compat_endpoints: OpenCompat, path: str) -> None:
     async with compat_endpoints() as compat:
         secret = await compat.secret({"metadata": {"agent_id": "sage"}})
-        claims = compat.running.signer.read_client_secret(secret)
+        claims = secret_claims(compat.running.signer, secret)
         async with compat.connect(path, secret=secret) as caller:
             await caller.hear("session.created")
             (talking,) = compat.running.relay._talks
@@ -140,7 +141,7 @@ async def test_refusal_is_http_status_with_problem(
 ) -> None:
     async with compat_endpoints() as compat:
         good = await compat.secret()
-        claims = compat.running.signer.read_client_secret(good)
+        claims = secret_claims(compat.running.signer, good)
         past = TokenSigner(compat.running.settings.signing_keys, clock=lambda: 1_700_000_000)
         other = TokenSigner([SecretStr("x" * 40)])
         bad: dict[str, dict[str, Any]] = {
@@ -205,8 +206,8 @@ async def test_minted_secrets_share_their_uses(compat_endpoints: OpenCompat) -> 
             status, document, _ = await compat.refusal(secret=secret)
             assert (status, document["code"]) == (401, "credential_refused")
         signer = compat.running.signer
-        until = {signer.read_client_secret(secret).counted_until_s for secret in (first, second, third)}
-        assert until == {signer.read_client_secret(first).expires_at_s}
+        until = {secret_claims(signer, secret).counted_until_s for secret in (first, second, third)}
+        assert until == {secret_claims(signer, first).expires_at_s}
 
 
 async def test_principals_limits_hold(compat_endpoints: OpenCompat) -> None:
@@ -240,7 +241,7 @@ async def test_block_refuses_and_ends_open_talks(compat_endpoints: OpenCompat) -
     async with compat_endpoints() as compat:
         broker = compat.running
         secret = await compat.secret()
-        session_id = broker.signer.read_client_secret(secret).owner.session_id
+        session_id = secret_claims(broker.signer, secret).owner.session_id
         async with compat.connect(secret=secret) as caller:
             await caller.hear("session.created")
             broker.memory.blocklist._sessions = frozenset({session_id})

@@ -55,5 +55,6 @@ def test_pages_name_every_stable_version(page: str) -> None:
     assert f"stable versions are {', '.join(names[:-1])} and {names[-1]}" in text
 
 
-def test_simulator_accepts_the_stable_versions() -> None:
-    assert SimulatorConfig().voice_live_api_versions == set(STABLE)
+def test_simulator_accepts_what_clients_dial() -> None:
+    previews = {"2025-05-01-preview", "2026-01-01-preview"}  # Azure's own Python client dials them (docs/azure.md §6.1)
+    assert SimulatorConfig().voice_live_api_versions == {*STABLE, *previews}

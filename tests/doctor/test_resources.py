@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from tests.doctor.support import Tokens, diagnose, failed, named
-from tests.support.resources import settings_of
+from tests.support.resources import settings_of, simulator
 from token_broker.doctor.checks import CheckStatus
-from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
+from token_broker.simulator import RunningSimulator
 
 AGENTS = """
 default = "elena"
@@ -17,8 +17,8 @@ zones = ["eu"]
 """
 
 
-async def test_each_resource_is_checked(azure: RunningSimulator, tmp_path: Path) -> None:
-    async with serve(SimulatorConfig(deployments=frozenset({"other"}))) as lacking:
+async def test_each_resource_is_checked(tmp_path: Path) -> None:
+    async with simulator("one") as azure, simulator("two", deployments=frozenset({"other"})) as lacking:
         endpoints = {"one": azure.base_url, "two": lacking.base_url}
         settings = settings_of(tmp_path, endpoints, {"two": {"zone": "eu"}})
         report = await diagnose(settings)

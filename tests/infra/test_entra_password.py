@@ -64,7 +64,7 @@ def tokens() -> Tokens:
 
 @pytest.fixture
 async def password(tokens: Tokens) -> AsyncIterator[EntraPassword]:
-    made = EntraPassword(client_id=None, timeout_s=2, source=tokens)
+    made = EntraPassword(SecretStr("postgresql+asyncpg://"), client_id=None, timeout_s=2, source=tokens)
     yield made
     await made.aclose()
 
@@ -119,18 +119,36 @@ async def test_store_opens_with_the_token(server: Any, password: EntraPassword) 
     assert tables == 0
 
 
-def test_azure_url_uses_entra(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str | None] = []
+@pytest.mark.parametrize(
+    ("domain", "scope", "authority"),
+    [
+        ("azure.com", "https://ossrdbms-aad.database.windows.net/.default", None),
+        (
+            "usgovcloudapi.net",
+            "https://ossrdbms-aad.database.usgovcloudapi.net/.default",
+            "https://login.microsoftonline.us",
+        ),
+        (
+            "chinacloudapi.cn",
+            "https://ossrdbms-aad.database.chinacloudapi.cn/.default",
+            "https://login.partner.microsoftonline.cn",
+        ),
+    ],
+)
+def test_azure_url_uses_its_clouds_entra(
+    domain: str, scope: str, authority: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, str | None, str | None]] = []
 
-    def source(scope: str, *, client_id: str | None, proxy: object) -> Tokens:
-        made.append(client_id)
+    def source(scope: str, *, client_id: str | None, authority: str | None, proxy: object) -> Tokens:
+        made.append((scope, client_id, authority))
         return Tokens()
 
     monkeypatch.setattr("token_broker.memory.drivers.entra_password.azure_identity_source", source)
-    host = "psql-x.postgres.database.azure.com"
+    host = f"psql-x.postgres.database.{domain}"
     connect(SecretStr(f"postgresql+asyncpg://id-x@{host}/turns"), timeout_s=1, patience_s=1, client_id="client")
     connect(SecretStr(f"postgresql+asyncpg://id-x:own@{host}/turns"), timeout_s=1, patience_s=1, client_id="client")
-    assert made == ["client"]
+    assert made == [(scope, "client", authority)]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +158,9 @@ def test_azure_url_uses_entra(monkeypatch: pytest.MonkeyPatch) -> None:
         ("postgresql+asyncpg://id-x:secret@psql-x.postgres.database.azure.com/token_broker", False),
         ("postgresql+asyncpg://psql-x.postgres.database.azure.com/token_broker", False),
         ("postgresql+asyncpg://broker@db.internal/token_broker", False),
+        ("postgresql+asyncpg://id-x@psql-x.postgres.database.usgovcloudapi.net/token_broker", True),
+        ("postgresql+asyncpg://id-x@psql-x.postgres.database.chinacloudapi.cn/token_broker", True),
+        ("postgresql+asyncpg://id-x@psql-x.mysql.database.usgovcloudapi.net/token_broker", False),
         ("postgresql+asyncpg://broker@postgres.database.azure.com.example.org/token_broker", False),
         ("postgresql+asyncpg://postgres@/postgres?host=/var/run/postgresql", False),
         ("sqlite+aiosqlite:///var/token-broker.db", False),

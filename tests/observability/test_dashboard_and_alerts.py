@@ -144,9 +144,20 @@ def test_no_panel_lies_on_another() -> None:
     assert len(ids) == len(set(ids))
 
 
-async def test_page_names_every_metric(seen: Scrape) -> None:
+def labels_on_the_page() -> dict[str, set[str]]:
+    """The labels of each metric in docs/observability.md, by the name or `…end` that its row has."""
     page = (ROOT / "docs/observability.md").read_text(encoding="utf-8")
-    for name in {re.sub(r"_(bucket|sum|count|info|created)$", "", name) for name in seen.names}:
-        if name.startswith("token_broker_"):
-            ends = [name[at:] for at in range(len(name)) if name[at] == "_"]
-            assert f"`{name}" in page or any(f"`…{end}`" in page for end in ends), name
+    rows = re.findall(r"^\| (`(?:token_broker_|…)[^|]*) \|([^|]*)\|", page, re.MULTILINE)
+    return {
+        name: set(re.findall(r"`(\w+)`", labels)) for names, labels in rows for name in re.findall(r"`([^`]+)`", names)
+    }
+
+
+async def test_page_has_every_metric_and_its_labels(seen: Scrape) -> None:
+    listed = labels_on_the_page()
+    told = {name: labels - {"le"} for name, labels in _labels_by_metric(seen).items()}
+    for name in seen.names:
+        base = re.sub(r"_(bucket|sum|count|created)$", "", name)
+        if base.startswith("token_broker_"):
+            rows = [row for row in listed if row == base or (row.startswith("…") and base.endswith(row[1:]))]
+            assert any(told.get(name, set()) <= listed[row] for row in rows), name

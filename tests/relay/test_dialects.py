@@ -15,6 +15,7 @@ from tests.relay.support.official_models import (
 )
 from tests.relay.support.translated_talk import counted
 from tests.relay.test_session_models import specs
+from token_broker.relay.adapters import CompatAdapter
 from token_broker.relay.dialects import translation
 from token_broker.relay.dialects.translation import needs_reading, renamed, to_azure, to_client
 
@@ -802,3 +803,25 @@ def test_delta_with_id_first_skips_parsing(monkeypatch: pytest.MonkeyPatch) -> N
         text = f'{{{head},"delta":"AA"}}'
         told = renamed(text, client="ga", upstream="preview", new_id=counted())
         assert told == text.replace("audio", "output_audio")
+
+
+@pytest.mark.parametrize(
+    ("client", "upstream", "azures", "clients"),
+    [
+        ("preview", "ga", "session.audio.input.format.rate", "session.input_audio_sampling_rate"),
+        ("preview", "ga", "session.audio.input.format.type", "session.input_audio_format.type"),
+        ("preview", "ga", "session.audio.output.format.rate", "session.output_audio_format.rate"),
+        ("preview", "ga", "session.audio.input.turn_detection.threshold", "session.turn_detection.threshold"),
+        ("preview", "ga", "session.max_output_tokens", "session.max_response_output_tokens"),
+        ("preview", "ga", "response.output_modalities", "response.modalities"),
+        ("ga", "preview", "session.input_audio_sampling_rate", "session.audio.input.format.rate"),
+        ("ga", "preview", "session.turn_detection.threshold", "session.audio.input.turn_detection.threshold"),
+        ("ga", "preview", "item.content[0].type", "item.content[0].type"),
+        ("ga", "ga", "session.audio.input.format.rate", "session.audio.input.format.rate"),
+    ],
+)
+def test_error_names_the_clients_own_field(client: Dialect, upstream: Dialect, azures: str, clients: str) -> None:
+    error = {"type": "error", "event_id": "e", "error": {"type": "invalid_request_error", "param": azures}}
+    told = CompatAdapter(client).to_client(error, upstream)
+    assert [json.loads(text)["error"]["param"] for text in told] == [clients]
+    assert CompatAdapter(client).reads("error", upstream) or client == upstream

@@ -16,7 +16,7 @@ async def test_ready_comes_before_session() -> None:
         assert client.socket.subprotocol == "realtime"
         ready = await client.ready()
         assert (ready["session_id"], ready["agent_id"]) == (client.session_id, "elena")
-        assert (ready["dialect"], ready["upstream"]) == ("preview", "voice_live")
+        assert (ready["dialect"], ready["upstream"], ready["resource"]) == ("preview", "voice_live", "default")
         created = await client.until("session.created")
         updated = await client.until("session.updated")
         assert "instructions" not in created["session"]

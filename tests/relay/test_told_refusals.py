@@ -187,9 +187,9 @@ def test_refused_event_names_field_and_event() -> None:
     verdict = CompatAdapter("ga").from_client(json.dumps(event), "ga")
     assert isinstance(verdict, Refused)
     assert (verdict.param, verdict.event_id) == ("response.conversation", "mine")
-    error = json.loads(CompatAdapter("ga").error("c", "m", param=verdict.param, event_id=verdict.event_id))
+    error = json.loads(CompatAdapter("ga").error(verdict))
     assert (error["error"]["param"], error["error"]["event_id"]) == ("response.conversation", "mine")
-    assert json.loads(ProxyAdapter().error("c", "m", param="p"))["param"] == "p"
+    assert json.loads(ProxyAdapter().error(Refused("c", "m", "p")))["param"] == "p"
 
 
 # --- tools, turn detection and history

@@ -236,6 +236,14 @@ async def test_call_without_aiortc_is_501(azure: RunningSimulator, monkeypatch: 
     assert "not part of this installation" in answer.json()["error"]["message"]
 
 
+async def test_control_ends_all_calls(azure: RunningSimulator) -> None:
+    async with _calling(azure) as (phone, _), httpx.AsyncClient(base_url=azure.base_url) as client:
+        await phone.hear("session.created")
+        assert (await client.delete("/_simulator/calls")).status_code == 204
+        await asyncio.wait_for(phone.closed.wait(), 5)
+        assert (await client.get("/_simulator")).json()["calls"] == 0
+
+
 async def test_hang_up_ends_call_second_is_404(azure: RunningSimulator) -> None:
     async with _calling(azure) as (phone, call_id):
         await phone.hear("session.created")

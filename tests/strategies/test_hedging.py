@@ -37,6 +37,7 @@ class Azure:
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    limits_s: list[float] = field(default_factory=list)
 
     async def answer(self, name: str) -> Grant:
         self.asked.append(name)
@@ -59,6 +60,7 @@ class Fake:
         return True
 
     async def mint(self, spec: SessionSpec, *, timeout_s: float) -> Grant:
+        self.azure.limits_s.append(timeout_s)
         return await self.azure.answer(f"{self.resource.name}.{self.name}")
 
 
@@ -98,7 +100,7 @@ class Setup:
         self.chain = Chain(
             self.pool,
             [*links, WebSocketProxy()],
-            policy=RetryPolicy(attempts=1),
+            policy=RetryPolicy(attempts=1, attempt_timeout_s=60),
             hedger=Hedger(self.pool, after_ms=self.after_ms),
             on_attempt=self.told.append,
         )
@@ -208,6 +210,31 @@ async def test_spec_is_the_resources_own() -> None:
     setup = Setup(Azure({"a.ga": hangs}))
     await setup.chain.mint(supply, deadline_s=time.monotonic() + 20, wanted=WANTED)
     assert seen == ["a", "b"]
+
+
+async def test_own_slowness_is_not_hedged() -> None:
+    """Nobody was asked while the spec was made."""
+    setup, made = Setup(Azure()), asyncio.Event()
+
+    async def supply(_resource: Resource) -> SessionSpec:
+        await made.wait()
+        return SPEC
+
+    asking = asyncio.create_task(setup.chain.mint(supply, deadline_s=time.monotonic() + 20, wanted=WANTED))
+    done, _ = await asyncio.wait([asking], timeout=0.05)  # ten delays
+    assert not done
+    made.set()
+    assert outcomes(await asking) == ["a.ga minted"]
+
+
+@pytest.mark.parametrize(
+    ("resources", "strategies", "parts"),
+    [((A,), ("ga",), 1), ((A,), ("ga", "unified"), 2), ((A, B), ("ga", "unified"), 2), ((A, B, C), ("ga",), 3)],
+)
+async def test_time_is_divided(resources: tuple[Resource, ...], strategies: tuple[str, ...], parts: int) -> None:
+    setup = Setup(Azure(), resources, strategies, after_ms=0)
+    await setup.mint(budget_s=12)
+    assert setup.azure.limits_s == [pytest.approx(12 / parts, abs=1)]
 
 
 async def test_three_lost_in_a_row_are_slow() -> None:

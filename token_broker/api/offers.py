@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -129,10 +130,11 @@ class CallRelay:
             wanted = agent.wanted(owner.session_id)
             left = minting.pool.order(wanted)
             # Those that are known to take no calls are asked only where no other is left.
-            fit = [each for each in left if minting.pool.breaker(each.name, CALLS_ROUTE).would_admit]
+            refusal_of = partial(minting.pool.why_not, route_name=CALLS_ROUTE, agent_id=agent.id, model=wanted.model)
+            fit = [each for each in left if not refusal_of(each).why]
             if 0 < len(fit) < len(left):
                 left, wanted = tuple(fit), replace(wanted, resources=tuple(each.name for each in fit))
-            refusal: MintError | None = None
+            refusal, tried = None, ""
             while True:
                 trace.minted, grant = await self._mint(supply, wanted, trace, deadline_s)
                 if grant is None or self.calls is None:
@@ -142,11 +144,11 @@ class CallRelay:
                 offered_s = offered_s or time.monotonic()
                 try:
                     accepted = await self._offer(
-                        grant, offer, agent_id=agent.id, filtered=filtered, owner=owner, lease=lease,
+                        grant, offer, wanted=wanted, filtered=filtered, owner=owner, lease=lease,
                         timeout_s=max(0.1, deadline_s - time.monotonic()), share_s=_OFFER_SHARE_S if left else None,
                     )  # fmt: skip
                 except MintError as error:
-                    refusal = error
+                    refusal, tried = error, grant.resource
                     if isinstance(error, RejectedError) or not left or time.monotonic() >= deadline_s:
                         break
                     log.warning("call_goes_on", resource=grant.resource, outcome=error.outcome, why=str(error))
@@ -156,6 +158,7 @@ class CallRelay:
                 self.level.went_live(owner.session_id)
                 return placed
             if refusal is not None:
+                log.warning("call_given_up", session_id=owner.session_id, resource=tried)
                 raise _refused(refusal, "offer") from None
             detail = "No token could be minted just now: go on to the plan's next connection, or to a WebSocket."
             raise Problem(503, "nothing_minted", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
@@ -172,13 +175,13 @@ class CallRelay:
         grant = minted.grant if isinstance(minted.grant, EphemeralGrant) else None
         return ChainResult(minted.grant, (*before, *minted.attempts)), grant
 
-    async def _offer(self, grant: EphemeralGrant, offer: bytes, *, agent_id: str, **options: Any) -> AcceptedCall:
+    async def _offer(self, grant: EphemeralGrant, offer: bytes, *, wanted: Wanted, **options: Any) -> AcceptedCall:
         """Takes the offer to Azure; the pool hears what came of it. Raises MintError."""
         pool = self.minting.pool
         resource = next(each for each in pool.resources if each.name == grant.resource)
         assert self.calls is not None  # noqa: S101  # there is a resource
         # The resource that is left last is asked in any case.
-        permit = pool.admit(resource, CALLS_ROUTE, agent_id=agent_id)
+        permit = pool.admit(resource, CALLS_ROUTE, agent_id=wanted.agent_id, model=wanted.model)
         with pool.settle(permit) if permit else contextlib.nullcontext():
             return await self.calls.offer(grant, offer, **options)
 

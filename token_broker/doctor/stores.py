@@ -82,7 +82,9 @@ async def _examine_postgresql(url: str, settings: Settings) -> Check:
     options |= {name: value for name, value in named.items() if value is not None}
     entra = None
     if wants_entra_password(settings.database_url):
-        entra = EntraPassword(client_id=settings.client_id, timeout_s=STEP_S, proxy=settings.proxy)
+        entra = EntraPassword(
+            settings.database_url, client_id=settings.client_id, timeout_s=STEP_S, proxy=settings.proxy
+        )
     password = where.password if entra is None else entra.get
     began_s = time.monotonic()
     try:
@@ -143,11 +145,25 @@ async def examine_zep(settings: Settings, client: httpx.AsyncClient) -> Check | 
         silent = f"{urlsplit(base).hostname} does not answer"
         finding = str(error) if isinstance(error, ProxyFailedError) else silent
         return Check("zep", CheckStatus.FAILED, finding, ms_since(began_s), remediation)
-    return judge_zep(answer.status_code, ms_since(began_s))
+    return judge_zep(answer.status_code, ms_since(began_s), is_zeps=_is_zeps(answer))
 
 
-def judge_zep(status: int, value: str) -> Check:
-    """What Zep's status for an unknown session means."""
+def _is_zeps(answer: httpx.Response) -> bool:
+    """Whether a 404 is Zep's own word about a session: JSON with a message. Without the route it is a server's page."""
+    try:
+        body = answer.json()
+    except ValueError:
+        return False
+    return isinstance(body, dict) and "message" in body
+
+
+def judge_zep(status: int, value: str, *, is_zeps: bool = True) -> Check:
+    """What Zep's status for an unknown session means; `is_zeps`: the answer has the shape of Zep's."""
+    if status == 404 and not is_zeps:  # noqa: PLR2004
+        remediation = "correct ZEP_API_URL: it is the base of Zep's API, above /api/v2"
+        return Check(
+            "zep", CheckStatus.FAILED, "does not have the routes that turns go to", f"HTTP {status}", remediation
+        )
     if status in {200, 404}:
         return Check("zep", CheckStatus.OK, "accepts the key", value)
     if status in {401, 403}:

@@ -160,15 +160,23 @@ class SpanMaker:
         )
         at_ns = start_ns + _ns(event.chain_began_s)
         for attempt in event.attempts:
+            took_ns = _ns(attempt.duration_ms / 1000)
+            if attempt.outcome == "undone":  # it ran beside the one that won, and ended with it
+                self._attempt(attempt, span, event.model, at_ns - took_ns)
+                continue
             self._attempt(attempt, span, event.model, at_ns)
-            at_ns += _ns(attempt.duration_ms / 1000)
+            at_ns += took_ns
         if event.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             span.set_status(self._error(event.code or ""))
         return span, start_ns, end_ns
 
     def _attempt(self, attempt: Attempt, parent: Any, model: str, at_ns: int) -> None:
         if not attempt.tries:
-            noted = {"token_broker.strategy": attempt.strategy, "token_broker.why": attempt.why}
+            noted = {
+                "token_broker.resource": attempt.resource,
+                "token_broker.strategy": attempt.strategy,
+                "token_broker.why": attempt.why,
+            }
             parent.add_event(f"strategy.{attempt.outcome}", noted, timestamp=at_ns)
             return
         failed = attempt.outcome not in {"minted", "undone"}
@@ -182,6 +190,7 @@ class SpanMaker:
                     **_PROVIDER,
                     "gen_ai.operation.name": "create_realtime_session",
                     "gen_ai.request.model": model,
+                    "token_broker.resource": attempt.resource,
                     "token_broker.strategy": attempt.strategy,
                     "token_broker.outcome": attempt.outcome,
                     "token_broker.tries": attempt.tries,

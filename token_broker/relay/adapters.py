@@ -110,19 +110,8 @@ class ProtocolAdapter(Protocol):
         """The client's first events, made from the upstream's frames up to its `session.updated`."""
         ...
 
-    def error(
-        self,
-        code: str,
-        message: str,
-        *,
-        retryable: bool = False,
-        param: str | None = None,
-        event_id: str | None = None,
-    ) -> str:
-        """The event that says that something failed, and the talk goes on.
-
-        `param` is the path of the client's field that is at fault, `event_id` the client's id of its event.
-        """
+    def error(self, refusal: Refused, *, retryable: bool = False) -> str:
+        """The event that says that something failed, or was refused, and the talk goes on."""
         ...
 
     def resuming(self, reason: str, *, retry_after_s: float | None = None) -> str | None:
@@ -169,20 +158,12 @@ class ProxyAdapter:
             agent_id=agent_id,
             dialect=upstream.route.dialect,
             upstream=upstream.route.name,
+            resource=upstream.resource,
         )
         return [ready, *upstream.first]
 
-    def error(
-        self,
-        code: str,
-        message: str,
-        *,
-        retryable: bool = False,
-        param: str | None = None,
-        event_id: str | None = None,
-    ) -> str:
-        del event_id
-        return broker_error(code, message, retryable=retryable, param=param)
+    def error(self, refusal: Refused, *, retryable: bool = False) -> str:
+        return broker_error(refusal.code, refusal.message, retryable=retryable, param=refusal.param)
 
     def resuming(self, reason: str, *, retry_after_s: float | None = None) -> str | None:
         wait = {} if retry_after_s is None else {"retry_after_s": math.ceil(retry_after_s)}
@@ -209,7 +190,7 @@ class ProxyAdapter:
                 return Answered(broker_event(answer.pop("type"), **answer))
             case Allowed(event=event, left_out=left_out, unlisted=unlisted):
                 refused = [unknown_field(param, upstream) for param in unlisted]
-                told = (self.error(each.code, each.message, param=each.param) for each in refused)
+                told = (self.error(Refused(each.code, each.message, each.param)) for each in refused)
                 return ToAzure((compact(history_as_text(event, upstream)),), left_out, tuple(told))
             case verdict:
                 return verdict
@@ -263,17 +244,9 @@ class CompatAdapter:
         ]
         return [compact(created), *others]
 
-    def error(
-        self,
-        code: str,
-        message: str,
-        *,
-        retryable: bool = False,
-        param: str | None = None,
-        event_id: str | None = None,
-    ) -> str:
+    def error(self, refusal: Refused, *, retryable: bool = False) -> str:
         kind = "server_error" if retryable else "invalid_request_error"
-        return api_error(code, message, kind=kind, param=param, event_id=event_id)
+        return api_error(refusal.code, refusal.message, kind=kind, param=refusal.param, event_id=refusal.event_id)
 
     def resuming(self, reason: str, *, retry_after_s: float | None = None) -> str | None:
         """None: an official client knows no such event, and its talk simply goes on."""
@@ -307,7 +280,7 @@ class CompatAdapter:
                         self._speak("ga")
                 refused = list(refused_fields(event, unlisted, client=self._client, upstream=upstream))
                 event_id = event_id_of(event)
-                told = (self.error(each.code, each.message, param=each.param, event_id=event_id) for each in refused)
+                told = (self.error(Refused(each.code, each.message, each.param, event_id)) for each in refused)
                 translated = to_azure(event, client=self._client, upstream=upstream)
                 if refused and event["type"] == "session.update":
                     # Where nothing is left of it, `session.updated` would be a yes to what was refused.

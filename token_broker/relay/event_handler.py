@@ -14,6 +14,7 @@ from token_broker.relay.dialects.conversation_items import TOOL_LIST
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS
 from token_broker.relay.event_text import SESSION_EVENTS, event_type, event_type_by_head, is_audio_delta, parsed
 from token_broker.relay.handoff import AgentHandoff
+from token_broker.relay.policy.allowlist import Refused
 from token_broker.relay.policy.visibility import (
     ERROR_EVENTS,
     may_show_tools,
@@ -168,7 +169,7 @@ class EventHandler:
         if kind == "response.done" and (failed := failed_answer(event)) is not None:
             self._counters.count_failed_answer(failed, self._talk, resource=upstream.resource)
             log_failed_answer(failed, self._owner, self._handoff.agent.id)
-            events.append(self._adapter.error(ANSWER_FAILED, failed.message, retryable=failed.retryable))
+            events.append(self._adapter.error(Refused(ANSWER_FAILED, failed.message), retryable=failed.retryable))
         return events
 
     def _is_success(self, response: Any) -> bool:
@@ -188,7 +189,11 @@ class EventHandler:
         log.warning("own_event_refused", event_id=event_id[:64], code=code if isinstance(code, str) else None)
         if event_id != ASK_ID:
             return []
-        return [self._adapter.error(ANSWER_FAILED, "Azure did not take the question again: ask again", retryable=True)]
+        return [
+            self._adapter.error(
+                Refused(ANSWER_FAILED, "Azure did not take the question again: ask again"), retryable=True
+            )
+        ]
 
 
 def _as_event(text: str) -> dict[str, Any] | None:

@@ -234,11 +234,11 @@ class Talk:
                 self._handoff.request(event, upstream)
             case Command():
                 self.counters.refused_events += 1
-                upstream.socket.put(self._adapter.error("unknown_event", "the broker knows no such event"))
-            case Refused(code=code, message=message, param=param, event_id=event_id):
+                upstream.socket.put(self._adapter.error(Refused("unknown_event", "the broker knows no such event")))
+            case Refused() as refusal:
                 self.counters.refused_events += 1
-                log.debug("client_event_refused", code=code, why=message)
-                upstream.socket.put(self._adapter.error(code, message, param=param, event_id=event_id))
+                log.debug("client_event_refused", code=refusal.code, why=refusal.message)
+                upstream.socket.put(self._adapter.error(refusal))
             case Broken(reason=reason):
                 self.end(Ending(BAD_REQUEST, reason))
 
@@ -256,7 +256,8 @@ class Talk:
             upstream.socket.put(compact({**event, "type": "conversation.item.truncated"}))
             return
         if kind == "input_audio_buffer.commit" and self._upstream is None and self._ledger.hears_nothing:
-            upstream.socket.put(self._adapter.error("input_audio_buffer_commit_empty", "there is no audio to commit"))
+            empty = Refused("input_audio_buffer_commit_empty", "there is no audio", event_id=event.get("event_id"))
+            upstream.socket.put(self._adapter.error(empty))
             return
         if (call := self._ledger.take_owed(event)) is not None:
             upstream.socket.send(call_event(call, self._restored))
@@ -343,7 +344,7 @@ class Talk:
 
     def _report_lost_turn(self) -> None:
         if not self._over.done():
-            self._tell(self._adapter.error("turn_lost", "the memory is full: a turn was not kept"))
+            self._tell(self._adapter.error(Refused("turn_lost", "the memory is full: a turn was not kept")))
 
     def _tell(self, text: str) -> None:
         """Sends the client an event after those that wait."""

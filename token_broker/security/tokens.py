@@ -197,10 +197,6 @@ class TokenSigner:
         """The claims of an unexpired ticket, which may have been used. Raises TokenError."""
         return self._read(token, TicketClaims, 0)
 
-    def read_client_secret(self, token: str) -> ClientSecretClaims:
-        """The claims of an unexpired client secret, with or without its prefix. Raises TokenError."""
-        return self._read(token.removeprefix(CLIENT_SECRET_PREFIX), ClientSecretClaims, 0)
-
     def read_any(self, token: str) -> ClientSecretClaims | TicketClaims | SessionClaims:
         """The claims of an unexpired client secret, ticket or session token. Raises TokenError."""
         claims = self._known(token.removeprefix(CLIENT_SECRET_PREFIX))

@@ -9,7 +9,8 @@
  * | a ticket spent or expired, the broker draining       | a new plan, at once                                  |
  * | the plan's connections are used up, a talk dropped   | a new plan for the same session, after a jittered wait |
  * | the plan says that Azure is not reachable            | a new plan, when the plan says so                    |
- * | Azure's session limit comes near, another agent      | a new plan for the same session, at once             |
+ * | another agent, Azure's session limit is reached      | a new plan for the same session, at once             |
+ * | a new plan has come because the limit is near        | its first connection, in place of the current one    |
  * | refused for good (agent, rights, origin, too many)   | failed; the loop stops                               |
  */
 export type Plan = import("./plan.js").Plan;
@@ -101,6 +102,10 @@ export type Event = {
     type: "move";
     reason: string;
 } | {
+    type: "replace";
+    plan: Plan;
+    reason: string;
+} | {
     type: "wake";
 } | {
     type: "microphone_failed";
@@ -171,6 +176,7 @@ export type Moment = {
  *   | {type: "failed", failure: Failure}
  *   | {type: "dropped", failure: Failure}
  *   | {type: "move", reason: string}
+ *   | {type: "replace", plan: Plan, reason: string}
  *   | {type: "wake"}
  *   | {type: "microphone_failed", failure: Failure}
  *   | {type: "hang_up", reason: string}} Event

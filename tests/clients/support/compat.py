@@ -10,6 +10,7 @@ import trustme
 
 from tests.clients.support.tls_front import tls_front
 from tests.support.broker import RunningBroker, make_settings, plain_client, run_broker
+from tests.support.client_secrets import secret_claims
 from tests.support.waiting import eventually
 from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
 
@@ -65,7 +66,7 @@ class CompatEndpoint:
         broker = self.broker
         await eventually(lambda: _are_over(broker), within_s=15)
         await broker.memory.ingest.flushed()
-        claims = broker.signer.read_client_secret(secret)
+        claims = secret_claims(broker.signer, secret)
         token = broker.signer.session_token(claims.owner, ttl_s=60)
         path = f"/api/v1/memory/sessions/{claims.owner.session_id}/turns"
         answer = await broker.client.get(path, headers={"Authorization": f"Bearer {token}"})

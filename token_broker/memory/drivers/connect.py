@@ -41,5 +41,5 @@ def connect(
 
     password = None
     if wants_entra_password(url):
-        password = EntraPassword(client_id=client_id, timeout_s=timeout_s, proxy=proxy)
+        password = EntraPassword(url, client_id=client_id, timeout_s=timeout_s, proxy=proxy)
     return PostgresDatabase(text, timeout_s=timeout_s, password=password)

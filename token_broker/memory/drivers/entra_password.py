@@ -9,20 +9,17 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from strategies.credentials import EntraTokens, TokenSource, azure_identity_source
+from strategies.endpoint import cloud_of, cloud_of_postgres
 from strategies.errors import CredentialError
 from strategies.outbound_proxy import OutboundProxy
 
 __all__ = ["EntraPassword", "NoEntraPasswordError", "wants_entra_password"]
 
-# https://learn.microsoft.com/azure/postgresql/flexible-server/security-entra-configure
-SCOPE = "https://ossrdbms-aad.database.windows.net/.default"
-_HOST_SUFFIX = ".postgres.database.azure.com"
-
 
 def wants_entra_password(url: SecretStr) -> bool:
     """Whether this PostgreSQL URL has a user and no password, on a host of Azure's."""
     parts = urlsplit(url.get_secret_value())
-    return parts.username is not None and parts.password is None and (parts.hostname or "").endswith(_HOST_SUFFIX)
+    return parts.username is not None and parts.password is None and cloud_of_postgres(parts.hostname or "") is not None
 
 
 class NoEntraPasswordError(ConnectionError):
@@ -34,6 +31,7 @@ class EntraPassword:
 
     def __init__(
         self,
+        url: SecretStr,
         *,
         client_id: str | None,
         timeout_s: float,
@@ -41,7 +39,13 @@ class EntraPassword:
         source: TokenSource | None = None,
     ) -> None:
         self._timeout_s = timeout_s
-        source = source or azure_identity_source(SCOPE, client_id=client_id, proxy=proxy)
+        # Each cloud has its own service, and an Entra of its own that gives tokens for it (docs/azure.md §1.2).
+        cloud = cloud_of_postgres(urlsplit(url.get_secret_value()).hostname or "") or cloud_of()
+        # None in the public cloud: azure-identity's own reading of AZURE_AUTHORITY_HOST counts there.
+        authority = None if cloud == cloud_of() else cloud.authority
+        source = source or azure_identity_source(
+            cloud.postgres_scope, client_id=client_id, authority=authority, proxy=proxy
+        )
         self._tokens = EntraTokens(source, timeout_s=timeout_s)
 
     async def get(self) -> str:

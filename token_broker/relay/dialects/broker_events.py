@@ -2,6 +2,7 @@
 for the ids that it makes.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from strategies.base import Dialect, SessionSpec
@@ -15,12 +16,14 @@ __all__ = [
     "broker_error",
     "broker_event",
     "history_item",
+    "is_own",
     "new_agent_update",
 ]
 
 OWN_EVENT_IDS = "broker_"
 """The prefix of the `event_id`s that the broker sends to Azure: an error about one of them is not the client's."""
 
+_OWN_ERROR = f"event_{OWN_EVENT_IDS}"
 _LONGEST_HISTORY_CHARS = 4_000  # of one turn: 20 of them are some 20,000 tokens of the model's context
 
 
@@ -45,7 +48,13 @@ def api_error(
 ) -> str:
     """The same as the Realtime API's `error`, for official clients, which do not know `broker.*` events."""
     error = {"type": kind, "code": code, "message": message, "param": param, "event_id": event_id}
-    return compact({"type": "error", "event_id": f"event_{uuid7()}", "error": error})
+    return compact({"type": "error", "event_id": f"{_OWN_ERROR}{uuid7()}", "error": error})
+
+
+def is_own(event: Mapping[str, Any]) -> bool:
+    """Whether it is such an error of the broker's: it names fields as the client has them already."""
+    event_id = event.get("event_id")
+    return isinstance(event_id, str) and event_id.startswith(_OWN_ERROR)
 
 
 def new_agent_update(spec: SessionSpec, dialect: Dialect, event_id: str) -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "RESPONSE_ROWS",
     "SESSION_ROWS",
     "Setting",
+    "param_for_client",
     "response_object",
     "response_settings",
     "session_object",
@@ -67,6 +68,23 @@ def session_object(session: Fields, *, client: Dialect, upstream: Dialect) -> di
 def response_object(response: Fields, *, client: Dialect, upstream: Dialect) -> dict[str, Any]:
     """Azure's response in the client's dialect. What is not a setting (`id`, `status`, `output`, `usage`) stays."""
     return {**_rest(response, RESPONSE_ROWS, upstream), **_converted(response, RESPONSE_ROWS, upstream, client)}
+
+
+def param_for_client(param: str, *, client: Dialect, upstream: Dialect) -> str:
+    """The path of a setting that Azure names in an error, as the client has it; any other path as it is."""
+    holder, *path = param.split(".")
+    for row in {"session": SESSION_ROWS, "response": RESPONSE_ROWS}.get(holder, ()):
+        own, theirs = row.path(upstream), row.path(client)
+        if own is None or theirs is None or tuple(path[: len(own)]) != own:
+            continue
+        rest = path[len(own) :]
+        # A rate is a part of GA's format, and a setting of its own in Voice Live.
+        is_rate = row.convert is values.input_rate_hz
+        if upstream == "ga" and is_rate != (rest == ["rate"] and own == ("audio", "input", "format")):
+            continue
+        rest = (["rate"] if client == "ga" else []) if is_rate else rest
+        return ".".join((holder, *theirs, *rest))
+    return param
 
 
 def shown_session(session: Fields) -> Fields:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from strategies.base import Dialect
+from token_broker.relay.dialects.broker_events import is_own
 from token_broker.relay.dialects.conversation_items import (
     completed_item,
     completed_part,
@@ -22,6 +23,7 @@ from token_broker.relay.dialects.conversation_items import (
     items_for,
 )
 from token_broker.relay.dialects.session_settings import (
+    param_for_client,
     response_object,
     response_settings,
     session_object,
@@ -139,7 +141,7 @@ def to_client(event: Event, *, client: Dialect, upstream: Dialect, new_id: NewId
 
 def needs_reading(kind: str, *, client: Dialect, upstream: Dialect) -> bool:
     """Whether `to_client` may change more of Azure's events of this type than their name and `event_id`."""
-    return kind in _CHANGED_INSIDE or (client != upstream and kind in _UNKNOWN[client])
+    return kind in _CHANGED_INSIDE or (client != upstream and (kind in _UNKNOWN[client] or kind == "error"))
 
 
 def renamed(text: str, *, client: Dialect, upstream: Dialect, new_id: NewId) -> str:
@@ -192,6 +194,10 @@ def _translated(event: Event, *, client: Dialect, upstream: Dialect) -> list[Eve
     translated = {**event, "type": _NAMES[client].get(kind, kind)}
     if kind in SESSION_EVENTS and isinstance(session := event.get("session"), dict):
         translated["session"] = session_object(session, client=client, upstream=upstream)
+    if kind == "error" and isinstance(error := event.get("error"), dict) and not is_own(event):
+        param = error.get("param")
+        if isinstance(param, str):
+            translated["error"] = error | {"param": param_for_client(param, client=client, upstream=upstream)}
     if "item" in event:
         translated["item"] = item_for(event["item"], client)
     if isinstance(response := event.get("response"), dict):

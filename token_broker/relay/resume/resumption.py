@@ -19,7 +19,7 @@ from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.event_text import SESSION_EVENTS, compact, event_type, parsed
-from token_broker.relay.policy.allowlist import is_plain_append
+from token_broker.relay.policy.allowlist import Refused, is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
 from token_broker.relay.resume.gap import Gap
@@ -183,7 +183,7 @@ class Resumption:
             return
         if not self._gap.add(text):
             full = "Azure is being connected again, and no more events are kept: send this one later"
-            await self._tell(self._adapter.error("gap_full", full, retryable=True))
+            await self._tell(self._adapter.error(Refused("gap_full", full), retryable=True))
             return
         if kind == "response.create":
             response = event.get("response")

@@ -45,6 +45,7 @@ class TurnRecorder:
         self._on_lost = on_lost
         self._scope = scope
         self._began_at = datetime.now(UTC)
+        self._lost_id: str | None = None  # of the latest turn that was not accepted
 
     def feed(self, event: Mapping[str, Any], now_s: float) -> None:
         """Takes one of Azure's `TURN_EVENTS`."""
@@ -83,13 +84,19 @@ class TurnRecorder:
                     put_back_at=self._began_at if turn.put_back else None,
                 )
             )
-            if turn.again:  # it was counted, and is stored once
-                continue
-            self.history.append(turn)
-            self._counters.failed_transcriptions += not turn.transcribed
+            if turn.again:
+                # It was counted, and is stored once. The store may have taken the first offer for history, though, and
+                # kept nothing: then this offer is the one that counts.
+                if kept or turn_id == self._lost_id:
+                    continue
+                self._counters.turns -= 1
+            else:
+                self.history.append(turn)
+                self._counters.failed_transcriptions += not turn.transcribed
             if kept:
                 self._counters.turns += 1
             else:
+                self._lost_id = turn_id
                 self._counters.turns_lost += 1
                 self._on_lost()
 
