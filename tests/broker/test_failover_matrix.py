@@ -22,7 +22,7 @@ CELLS = [(fault, hit) for fault in FAULTS for hit in HITS if fault != "silent-in
 
 
 @pytest.mark.parametrize(("fault", "hit"), CELLS)
-@retry_if_host_busy(tries=2)
+@retry_if_host_busy(tries=2, or_skipped=True)
 async def test_talk_is_live_or_told(fault: str, hit: str, tmp_path: Path) -> None:
     cells = [Cell(fault, hit, way, 3) for way in WAYS if fault not in IN_TALK or way in ("proxy", "compatible")]
     results = [Result() for _ in cells]

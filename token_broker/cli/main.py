@@ -138,9 +138,9 @@ def demo() -> None:
 )
 @click.option(
     "--resources",
-    "names",
+    "listed",
     metavar="NAME,…",
-    callback=lambda _ctx, _param, value: _resource_names(value),
+    default="",
     help="Simulate several resources, on --port and those after it; prints a BROKER_RESOURCES_FILE to stdout.",
 )
 @click.option(
@@ -150,11 +150,15 @@ def demo() -> None:
     multiple=True,
     help="What a resource of --resources has deployed, repeatable; the others have all models.",
 )
-def simulate(port: int, kind: str, names: tuple[str, ...], deployments: tuple[str, ...]) -> None:
+def simulate(port: int, kind: str, listed: str, deployments: tuple[str, ...]) -> None:
     """Run a simulated Azure alone, for your own tests; its key is SIMULATOR_KEY (simulated-key)."""
     import signal
 
     settings = _load_settings()
+    names = tuple(filter(None, listed.split(",")))
+    if any(not re.fullmatch(r"[a-z0-9-]{1,32}", name) for name in names) or len(set(names)) < len(names):
+        message = "names are of the form [a-z0-9-]{1,32}, and each stands there once"
+        raise click.BadParameter(message, param_hint="--resources")
     models: dict[str, set[str]] = {}
     for given in deployments:
         name, _, model = given.partition("=")
@@ -176,13 +180,6 @@ def simulate(port: int, kind: str, names: tuple[str, ...], deployments: tuple[st
             await done.wait()
 
     _run(run())
-
-
-def _resource_names(value: str | None) -> tuple[str, ...]:
-    names = tuple(filter(None, (value or "").split(",")))
-    if any(not re.fullmatch(r"[a-z0-9-]{1,32}", name) for name in names) or len(set(names)) < len(names):
-        raise click.BadParameter("names are of the form [a-z0-9-]{1,32}, and each stands there once")
-    return names
 
 
 @main.command()

@@ -238,21 +238,21 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._faults.listen(self._follow_from_any_thread)
+        self._faults.listen(self.follow_from_any_thread)
         self.listening.set()
 
-    def _follow_from_any_thread(self) -> None:
+    def follow_from_any_thread(self) -> None:
         if threading.get_ident() == self._thread:
-            self._follow()
+            self.follow()
             return
 
         async def follow() -> None:
-            self._follow()
+            self.follow()
 
         # Waited for, so that the next connection meets what was set.
         asyncio.run_coroutine_threadsafe(follow(), self._loop).result(_START_S)
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Listens, or refuses connections, as the faults say now."""
         fault = next((fault for _, fault in self._faults.of_kind(RefuseFault, "/")), None)
         if self._again is not None:
@@ -271,9 +271,9 @@ class _Server(uvicorn.Server):
             # At once, so that the next connection is taken; it waits in the kernel until the task below is done.
             listener = _bind(*self._address)
             listener.listen(self.config.backlog)
-            self._opening = self._loop.create_task(self._listen_again(listener))
+            self._opening = self._loop.create_task(self.listen_again(listener))
 
-    async def _listen_again(self, listener: socket.socket) -> None:
+    async def listen_again(self, listener: socket.socket) -> None:
         def protocol() -> asyncio.Protocol:
             return self.config.http_protocol_class(  # type: ignore[call-arg]
                 config=self.config, server_state=self.server_state, app_state=self.lifespan.state

@@ -6,7 +6,7 @@ is not read either, and no task is left over when it vanishes.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,7 +19,6 @@ from token_broker.simulator import azure_errors
 from token_broker.simulator.auth import Credential, admit, bearer_of
 from token_broker.simulator.faults.interruptions import Interruptions
 from token_broker.simulator.realtime.dialects import GA, PREVIEW, VOICE_LIVE
-from token_broker.simulator.realtime.server_events import Event
 from token_broker.simulator.realtime.talk_opening import Opening, minted_opening, new_talk
 from token_broker.simulator.realtime.talk_socket import hold, payload
 from token_broker.simulator.resource import Resource
@@ -173,7 +172,7 @@ async def observe(websocket: WebSocket, call: "Call", *, states_session: bool) -
 
     async def tell() -> None:
         while True:
-            await _send(websocket, [await events.get()])
+            await websocket.send_text(json.dumps(await events.get(), separators=(",", ":")))
 
     async def listen() -> None:
         while (message := await websocket.receive())["type"] != "websocket.disconnect":
@@ -191,11 +190,6 @@ async def observe(websocket: WebSocket, call: "Call", *, states_session: bool) -
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
-
-
-async def _send(websocket: WebSocket, events: Iterable[Event]) -> None:
-    for event in events:
-        await websocket.send_text(json.dumps(event, separators=(",", ":")))
 
 
 async def _refuse(websocket: WebSocket, error: azure_errors.AzureError) -> None:

@@ -53,7 +53,7 @@ class _Line:
         await self._send(interruptions.open(now_s()))
         await self._pass_on(events)
         while talk.ending is None or interruptions.silent:
-            message = await self._next_message()
+            message = await self.next_message()
             if message is not None and message["type"] == "websocket.disconnect":
                 return
             if message is not None:
@@ -77,7 +77,7 @@ class _Line:
             if self._waiting is not None:
                 self._waiting.reschedule(self._loop.time())
 
-    async def _next_message(self) -> Message | None:
+    async def next_message(self) -> Message | None:
         """What came next; None if something is due before."""
         if self._changed:
             self._changed = False
