@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support import coverage
+
+_COVERAGE = coverage.start()  # before our packages are imported
+
+# isort: split
+# ruff: noqa: E402
 import trustme
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadGroupScheduling
@@ -121,6 +128,8 @@ _LOOP = os.environ.get("TEST_LOOP", "")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if _COVERAGE is not None:
+        config.pluginmanager.register(_COVERAGE)
     if _LOOP not in {"", "asyncio", "uvloop"}:
         raise pytest.UsageError(f"TEST_LOOP is asyncio or uvloop, not {_LOOP!r}")
 
@@ -170,7 +179,7 @@ def _parameters(item: pytest.Item) -> dict[str, Any]:
 
 
 _SHARED = frozenset({"HOST", "PORT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})  # with other programs
-_OURS = ("BROKER_", "AZURE_", "ZEP_", "SIMULATOR_", "IDENTITY_", "MSI_", "OTEL_")
+_OURS = ("BROKER_", "AZURE_", "ZEP_", "SIMULATOR_", "IDENTITY_", "MSI_", "OTEL_", "TEST_COVERAGE")
 
 
 @pytest.fixture(autouse=True, scope="session")
