@@ -11,10 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import coverage
-
 gc.disable()  # until all is imported: a third of the CPU of starting was spent on looking for garbage in it
-_COVERAGE = coverage.start()  # before our packages are imported
 
 # isort: split
 # ruff: noqa: E402
@@ -130,8 +127,6 @@ _LOOP = os.environ.get("TEST_LOOP", "")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if _COVERAGE is not None:
-        config.pluginmanager.register(_COVERAGE)
     if _LOOP not in {"", "asyncio", "uvloop"}:
         raise pytest.UsageError(f"TEST_LOOP is asyncio or uvloop, not {_LOOP!r}")
 

@@ -1,174 +1,53 @@
-"""The marks of tests/support/coverage.py tell what coverage.py's own tracer tells, and a low figure fails a run."""
+"""What all test processes ran is added up, and a low figure fails a run of all tests."""
 
-from pathlib import Path
-from types import CodeType, SimpleNamespace
+import json
+from types import SimpleNamespace
 from typing import Any
 
-import coverage
 import pytest
+import slipcover
 
-from tests.support.coverage import _NAME, Coverage, add_marks, arcs_of
+from tests.support.coverage import Coverage
 
-SAMPLE = '''\
-"""A module."""
-from __future__ import annotations
-
-import asyncio
+SETTINGS = {"fail-under": 50, "skip-covered": False, "missing-width": 60}
 
 
-def decorate(function):
-    return function
+def found(lines: list[int], branches: list[tuple[int, int]]) -> dict[str, Any]:
+    """slipcover's result for a file of 4 lines and 2 branches, where these ran."""
+    missing_branches = [way for way in [(1, 2), (1, 3)] if way not in branches]
+    ran = {"executed_lines": lines, "missing_lines": [line for line in range(1, 5) if line not in lines]}
+    file = {**ran, "executed_branches": branches, "missing_branches": missing_branches}
+    result = {"meta": {"software": "slipcover", "branch_coverage": True}, "files": {"sample.py": file}}
+    nothing: dict[str, Any] = {"meta": result["meta"], "files": {}}
+    slipcover.merge_coverage(result, nothing)  # adds the summary
+    return result
 
 
-class Thing:
-    """Documented."""
-
-    size: int = 3
-
-    @decorate
-    def grow(
-        self,
-        by=1,
-    ):
-        """Documented."""
-        if by > 2:
-            return by
-        elif by == 2:
-            by += 1
-        while by < 5:
-            by += 1
-            if by == 4:
-                break
-        else:
-            by = 0
-        for _ in range(by):
-            pass
-        return (
-            by
-            + self.size
-        )
+def measured(result: dict[str, Any]) -> Any:
+    return SimpleNamespace(get_coverage=lambda: result, source=["token_broker"])
 
 
-def choose(what):
-    match what:
-        case 1:
-            found = "one"
-        case int() if what > 5:
-            found = "many"
-        case str() | bytes():
-            found = "text"
-    return what
+def session(**config: object) -> Any:
+    return SimpleNamespace(config=SimpleNamespace(**config), exitstatus=0)
 
 
-def choose_all(what):
-    match what:
-        case 1:
-            return "one"
-        case _:
-            return "other"
+@pytest.mark.parametrize(("check_floor", "lines", "expected"), [(True, 2, 1), (True, 3, 0), (False, 2, 0)])
+def test_low_figure_fails_a_whole_run(check_floor: bool, lines: int, expected: int) -> None:
+    plugin = Coverage(measured(found(list(range(1, lines + 1)), [])), SETTINGS, check_floor=check_floor)
+    whole = session()
+    plugin.pytest_sessionfinish(whole)
+    assert whole.exitstatus == expected
 
 
-def fail(how):
-    global tried
-    tried = how
-    try:
-        if how == 1:
-            raise ValueError(how)
-        if how == 2:
-            raise KeyError(how)
-    except ValueError:
-        return "value"
-    except (KeyError, TypeError) as error:
-        seen = str(error)
-    else:
-        seen = "nothing"
-    finally:
-        tried = None
-    with open("/dev/null") as file:
-        for line in file:
-            print(line)
-    return seen
-
-
-async def wait(times):
-    async def numbers():
-        for number in range(times):
-            yield number
-
-    async with asyncio.timeout(5):
-        async for number in numbers():
-            if number:
-                await asyncio.sleep(0)
-    while True:
-        times += 1
-        if times > 3:
-            return times
-'''
-
-CALLS = {
-    "nothing": "",
-    "growing": "Thing().grow()",
-    "grown": "Thing().grow(3); Thing().grow(2); Thing().grow(5)",
-    "match": "choose(1); choose('a')",
-    "no match": "choose(2); choose(9)",
-    "match of all": "choose_all(1)",
-    "match of the rest": "choose_all(2)",
-    "no failure": "fail(0)",
-    "failures": "fail(1); fail(2)",
-    "waiting": "asyncio.run(wait(2))",
-    "no waiting": "asyncio.run(wait(0))",
-}
-
-
-def run(module: CodeType, calls: str, **names: object) -> None:
-    space: dict[str, Any] = {"__name__": "sample", **names}
-    exec(module, space)  # noqa: S102
-    exec(calls, space)  # noqa: S102
-
-
-def findings(measured: coverage.Coverage, path: str) -> tuple[set[int], dict[int, set[int]]]:
-    """The lines and the branches that did not run."""
-    analysis = measured._analyze(path)
-    return analysis.missing, {line: set(to) for line, to in analysis.missing_branch_arcs().items()}
-
-
-def traced(path: str, calls: str) -> coverage.Coverage:
-    measured = coverage.Coverage(data_file=None, config_file=False, branch=True, include=[path])
-    with measured.collect():
-        run(compile(Path(path).read_text(), path, "exec"), calls)
-    return measured
-
-
-def marked(path: str, calls: str) -> coverage.Coverage:
-    tree, marks = add_marks(Path(path).read_bytes(), path)
-    ran = [False] * len(marks)
-    run(compile(tree, path, "exec", dont_inherit=True), calls, **{_NAME: ran})
-    measured = coverage.Coverage(data_file=None, config_file=False, branch=True, include=[path])
-    numbers = {number for number, mark in enumerate(ran) if mark}
-    measured.get_data().add_arcs({path: list(arcs_of(path, numbers, measured))})
-    return measured
-
-
-@pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
-def test_marks_agree_with_the_tracer(tmp_path: Path, calls: str) -> None:
-    path = tmp_path / "sample.py"
-    path.write_text(SAMPLE)
-    assert findings(marked(str(path), calls), str(path)) == findings(traced(str(path), calls), str(path))
-
-
-def test_marks_keep_line_numbers() -> None:
-    tree, _ = add_marks(b"def divide(by):\n\n    return (\n        1\n        / by\n    )\n", "sample.py")
-    with pytest.raises(ZeroDivisionError) as raised:
-        run(compile(tree, "sample.py", "exec"), "divide(0)", **{_NAME: [False] * 9})
-    assert raised.traceback[-1].lineno == 3  # from 0
-
-
-@pytest.mark.parametrize(("floor", "percent", "expected"), [(True, 1.0, 1), (True, 99.9, 0), (False, 1.0, 0)])
-def test_low_figure_fails_a_whole_run(
-    monkeypatch: pytest.MonkeyPatch, floor: bool, percent: float, expected: int
-) -> None:
-    measured = Coverage(floor=floor)
-    monkeypatch.setattr(measured, "report", lambda out: percent)
-    session: Any = SimpleNamespace(config=SimpleNamespace(), exitstatus=0)
-    measured.pytest_sessionfinish(session)
-    assert session.exitstatus == expected
+def test_what_processes_ran_is_added_up() -> None:
+    output: dict[str, str] = {}
+    worker = Coverage(measured(found([1, 2], [(1, 2)])), SETTINGS, check_floor=True)
+    worker.pytest_sessionfinish(session(workeroutput=output))
+    first = found([1], [])
+    plugin = Coverage(measured(first), SETTINGS, check_floor=True)
+    plugin.pytest_testnodedown(SimpleNamespace(workeroutput=output), None)
+    plugin.pytest_testnodedown(SimpleNamespace(), "ended before it could tell")
+    whole = session()
+    plugin.pytest_sessionfinish(whole)
+    assert (whole.exitstatus, first["summary"]["percent_covered"]) == (0, 50)
+    assert json.loads(output["coverage"])["files"]["sample.py"]["executed_lines"] == [1, 2]

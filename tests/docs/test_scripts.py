@@ -45,7 +45,9 @@ def asked(checkout: Path, *arguments: str, **environment: str) -> list[str]:
 
 
 def test_whole_run_checks_coverage(checkout: Path) -> None:
-    assert asked(checkout)[:2] == ["loop=", "coverage=floor"]
+    arguments = asked(checkout)
+    assert arguments[:2] == ["loop=", "coverage=floor"]
+    assert arguments[-2:] == ["-p", "tests.support.coverage"]
 
 
 @pytest.mark.parametrize("chosen", [("-k", "chain"), ("tests/relay",), ("-x",)])
@@ -53,7 +55,13 @@ def test_partial_run_checks_no_coverage_floor(checkout: Path, chosen: tuple[str,
     arguments = asked(checkout, *chosen)
     assert arguments[1] == "coverage="
     assert arguments[-len(chosen) :] == list(chosen)
-    assert asked(checkout, *chosen, TEST_COVERAGE="report")[1] == "coverage=report"
+    assert "tests.support.coverage" not in arguments
+
+
+def test_partial_run_reports_when_asked(checkout: Path) -> None:
+    arguments = asked(checkout, "-k", "chain", TEST_COVERAGE="report")
+    assert arguments[1] == "coverage=report"
+    assert arguments[-4:] == ["-p", "tests.support.coverage", "-k", "chain"]
 
 
 def test_fast_run_selects_its_tests(checkout: Path) -> None:
