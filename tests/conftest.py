@@ -1,14 +1,20 @@
 """What all tests share: an environment of their own, a simulated Azure, and brokers that end with the test."""
 
 import contextlib
+import gc
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+gc.disable()  # until all is imported: a third of the CPU of starting was spent on looking for garbage in it
+
+# isort: split
+# ruff: noqa: E402
 import trustme
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadGroupScheduling
@@ -128,6 +134,15 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"TEST_LOOP is asyncio or uvloop, not {_LOOP!r}")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    try:
+        return (yield)
+    finally:
+        gc.freeze()  # it stays: no collection looks through it again
+        gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects by the marks given here
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
@@ -173,7 +188,7 @@ def _parameters(item: pytest.Item) -> dict[str, Any]:
 
 
 _SHARED = frozenset({"HOST", "PORT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})  # with other programs
-_OURS = ("BROKER_", "AZURE_", "ZEP_", "SIMULATOR_", "IDENTITY_", "MSI_", "OTEL_")
+_OURS = ("BROKER_", "AZURE_", "ZEP_", "SIMULATOR_", "IDENTITY_", "MSI_", "OTEL_", "TEST_COVERAGE")
 
 
 @pytest.fixture(autouse=True, scope="session")

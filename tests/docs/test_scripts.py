@@ -26,13 +26,15 @@ def checkout(tmp_path: Path) -> Path:
     for name in (".venv/bin/python", "bin/node", "bin/npm"):
         path = folder / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "loop=${TEST_LOOP:-}" "$@"\n')
+        path.write_text(
+            '#!/usr/bin/env bash\nprintf "%s\\n" "loop=${TEST_LOOP:-}" "coverage=${TEST_COVERAGE:-}" "$@"\n'
+        )
         path.chmod(0o755)
     return folder
 
 
 def asked(checkout: Path, *arguments: str, **environment: str) -> list[str]:
-    """The event loop that `scripts/test` chose, then the arguments that it gave to Python."""
+    """The event loop and the coverage that `scripts/test` chose, then the arguments that it gave to Python."""
     path = f"{checkout / 'bin'}:{os.environ['PATH']}"
     printed = subprocess.run(
         ["bash", checkout / "scripts" / "test", *arguments],
@@ -44,25 +46,29 @@ def asked(checkout: Path, *arguments: str, **environment: str) -> list[str]:
 
 def test_whole_run_checks_coverage(checkout: Path) -> None:
     arguments = asked(checkout)
-    assert "--cov" in arguments
-    assert not any(argument.startswith("--cov-fail-under") for argument in arguments)
-    assert arguments[0] == "loop="
+    assert arguments[:2] == ["loop=", "coverage=floor"]
+    assert arguments[-2:] == ["-p", "tests.support.coverage"]
 
 
-@pytest.mark.parametrize("chosen", [("-k", "chain"), ("tests/relay",), ("-x",), ("--cov", "tests/relay")])
+@pytest.mark.parametrize("chosen", [("-k", "chain"), ("tests/relay",), ("-x",)])
 def test_partial_run_checks_no_coverage_floor(checkout: Path, chosen: tuple[str, ...]) -> None:
     arguments = asked(checkout, *chosen)
-    assert "--cov-fail-under=0" in arguments
+    assert arguments[1] == "coverage="
     assert arguments[-len(chosen) :] == list(chosen)
-    assert ("--cov" in arguments) == ("--cov" in chosen)
+    assert "tests.support.coverage" not in arguments
+
+
+def test_partial_run_reports_when_asked(checkout: Path) -> None:
+    arguments = asked(checkout, "-k", "chain", TEST_COVERAGE="report")
+    assert arguments[1] == "coverage=report"
+    assert arguments[-4:] == ["-p", "tests.support.coverage", "-k", "chain"]
 
 
 def test_fast_run_selects_its_tests(checkout: Path) -> None:
     arguments = asked(checkout, "--fast", "-k", "chain")
-    assert arguments[0] == "loop=uvloop"
+    assert arguments[:2] == ["loop=uvloop", "coverage="]
     assert "not browser and not postgres and not slow" in arguments
     assert arguments[-2:] == ["-k", "chain"]
-    assert "--cov" not in arguments
     assert asked(checkout, "--fast", TEST_LOOP="asyncio")[0] == "loop=asyncio"
 
 
