@@ -50,8 +50,18 @@ one machine starve each other's audio."""
 _GROUPS = {
     **_BROWSER_GROUPS,
     "clients": ("tests/clients/",),  # they share the processes that run the clients
+    "postgres": (  # they share a PostgreSQL: starting one takes seconds
+        "tests/infra/test_entra_password.py",
+        "tests/memory/test_store_faults.py::test_blocklist_holds_while_store_is_away",
+        "tests/security/test_ownership.py::test_two_replicas_give_a_new_id_once",
+        "tests/security/test_replicas.py",
+    ),
+    # What a module's tests share here takes seconds, too.
+    "commands": ("tests/docs/test_commands.py",),
+    "house": ("tests/docs/test_house.py",),
+    "schemathesis": ("tests/observability/test_schemathesis.py",),
 }
-"""Tests that one process runs, by path; the first group that matches."""
+"""Tests that one process runs, by path; the first group that matches. Others named `postgresql` are in `postgres`."""
 
 
 _SLOW = (
@@ -111,7 +121,8 @@ several, mostly because they start processes. `pytest.mark.slow` says the same b
 
 def group_of(nodeid: str) -> str | None:
     """The group that a test is in, if it is in one."""
-    return next((group for group, paths in _GROUPS.items() if nodeid.startswith(paths)), None)
+    by_path = (group for group, paths in _GROUPS.items() if nodeid.startswith(paths))
+    return next(by_path, "postgres" if "postgresql" in nodeid else None)
 
 
 class _Scheduling(LoadGroupScheduling):  # type: ignore[misc]  # xdist ships no types

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from tests.conftest import StartBroker
 from tests.support.broker import RunningBroker, make_settings, run_broker
+from tests.support.machine import retry_if_host_busy
 from tests.support.plans import assert_usable
 from token_broker.security.tokens import LEEWAY_S, Owner, TokenSigner
 from token_broker.simulator import RunningSimulator, serve
@@ -156,6 +157,7 @@ async def test_ga_is_asked_for_one_modality(
     assert body["session"]["output_modalities"] == asked
 
 
+@retry_if_host_busy()
 async def test_configured_lifetime_is_asked_for(azure: RunningSimulator, start_broker: StartBroker) -> None:
     broker = await start_broker(azure, token_ttl_s=300)
     plan = await broker.plan()

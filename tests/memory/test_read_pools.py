@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from tests.memory.conftest import MakeSettings
 from tests.memory.support.app import TURNS, bearer, make_app
 from tests.memory.support.turns import SESSION, owner, turn
+from tests.support.machine import retry_if_host_busy
 from tests.support.waiting import eventually
 from token_broker.memory.drivers.database import READ_POOLS, PoolName
 from token_broker.memory.service import Memory
@@ -82,6 +83,7 @@ async def test_recalls_delay_nothing_else(
         await stop(recalls, slow)
 
 
+@retry_if_host_busy()
 async def test_recall_with_full_pool_is_late(make_settings: MakeSettings, slow: Slow) -> None:
     async with Memory.open(make_settings(recall_budget_s=5)) as memory:
         await memory.append([turn("t1")])

@@ -96,6 +96,7 @@ async def hanging(stage: str) -> AsyncIterator[Running]:
 @pytest.mark.parametrize(
     "stage", ["credential", "name", "connected", "tls", "handshake", "half a handshake", "after the handshake"]
 )
+@retry_if_host_busy()
 async def test_hanging_azure_closes_4408_in_time(stage: str) -> None:
     async with hanging(stage) as running, running.client() as client:
         began = time.monotonic()

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from tests.relay.support.broker import KEY
 from tests.support.broker import make_settings, run_broker
+from tests.support.machine import retry_if_host_busy
 from tests.support.offers import OFFER
 from tests.support.waiting import eventually
 from token_broker.api.offers import PlacedCall
@@ -229,6 +230,7 @@ async def huge(request: web.Request) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize(("fault", "status"), [(hang, 504), (refuse, 502), (redirect, 502), (no_sdp, 502), (huge, 502)])
+@retry_if_host_busy()
 async def test_failed_offer_answers_within_budget(fault: Handler, status: int, tmp_path: Path) -> None:
     budget_s = 1.5
     async with calls_azure() as azure, caller(azure, tmp_path, token_budget_s=budget_s) as browser:

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
+import time
 import uuid
 import warnings
 from collections.abc import AsyncIterator, Iterator
@@ -23,11 +25,32 @@ class PostgresServer:
         self._idle: list[str] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it looks for a runtime folder that containers lack
-            self._server = get_server(folder, cleanup_mode="stop")
+            self._server = get_server(folder, cleanup_mode="stop", start=False)
+            self._start()
         if not fsync:
             for setting in ("fsync", "full_page_writes"):
                 self._server.psql(f"ALTER SYSTEM SET {setting} = off")
             self._server.psql("SELECT pg_reload_conf()")
+
+    def _start(self, tries: int = 4) -> None:
+        """On a busy machine a server may take longer than the 10 s that pg_ctl is given, and starts all the same."""
+        for left in reversed(range(tries)):
+            try:
+                self._server.start()
+                return
+            except (AssertionError, OSError, subprocess.SubprocessError):
+                if not left:
+                    raise
+                time.sleep(1)
+
+    def add_user(self, name: str, password: str) -> None:
+        """Makes a role that may come with this password alone, where `postgres` needs none."""
+        self._server.psql(f"CREATE ROLE \"{name}\" LOGIN PASSWORD '{password}'")
+        access = self._folder / "pg_hba.conf"
+        access.write_text(
+            f'local all "{name}" scram-sha-256\nhost all "{name}" all scram-sha-256\n{access.read_text()}'
+        )
+        self._server.psql("SELECT pg_reload_conf()")
 
     def url(self, database: str) -> str:
         return f"postgresql+asyncpg://postgres@/{database}?host={quote(str(self._socket_folder), safe='')}"

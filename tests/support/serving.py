@@ -9,6 +9,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from tests.support.sockets import listening_socket
+from token_broker.simulator.server import EmbeddedServer
 
 __all__ = ["run_server", "serve_app", "server_config"]
 
@@ -28,7 +29,7 @@ async def serve_app(
 
     Each request gets a copy of `state`: the state of a lifespan that the caller runs.
     """
-    server = _PromptServer(server_config(app, lifespan=lifespan, **options))
+    server = EmbeddedServer(server_config(app, lifespan=lifespan, **options))
     async with run_server(server, port=port) as base_url:
         if state is not None:
             server.lifespan.state = state
@@ -65,25 +66,6 @@ async def run_server(server: uvicorn.Server, *, port: int = 0) -> AsyncIterator[
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            if isinstance(server, _PromptServer):
+            if isinstance(server, EmbeddedServer):
                 server.stop()
             await serving
-
-
-class _PromptServer(uvicorn.Server):
-    """Ends as soon as it is told to: uvicorn sleeps for 100 ms between two looks, which each test would wait out."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._stopping = asyncio.Event()
-
-    def stop(self) -> None:
-        self.should_exit = True
-        self._stopping.set()
-
-    async def main_loop(self) -> None:
-        ticks = 0
-        while not await self.on_tick(ticks):
-            ticks += 1
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), 0.1)

@@ -147,7 +147,7 @@ async def _turns_are_acknowledged(report: Report) -> None:
     before = report.turns
 
     async def more() -> bool:
-        return report.turns >= before + 4
+        return report.turns > before + 4
 
     await eventually(more, within_s=60)
 
