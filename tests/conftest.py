@@ -57,6 +57,8 @@ _SLOW = (
     "tests/broker/test_failover_matrix.py",
     "tests/broker/test_fault_matrix.py",
     "tests/broker/test_fuzz.py",
+    "tests/broker/test_resource_faults.py",
+    "tests/broker/test_resources.py::test_commands_switch_a_resource",
     "tests/broker/test_transcription_model.py",
     "tests/clients/",
     "tests/docs/test_commands.py",

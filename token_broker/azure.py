@@ -54,7 +54,33 @@ def make_client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
 
 def build_pool(settings: Settings) -> Pool:
     """The pool of the configured resources; empty where there is none."""
-    return Pool([_resource(each) for each in settings.resources], policy=_breaker_policy(settings))
+    resources = [
+        Resource(
+            name=each.name,
+            target=each.target,
+            model=each.settings.model,
+            model_family=each.entry.model_family or family_of(each.settings.model),
+            transcription_model=each.settings.transcription_model,
+            priority=each.entry.priority,
+            weight=each.entry.weight,
+            zone=each.entry.zone,
+            quotas=Quotas(
+                voice_live_per_minute=each.entry.voice_live_per_minute,
+                voice_live_per_second=each.entry.voice_live_per_second,
+                mints_per_minute=each.entry.mints_per_minute,
+            ),
+        )
+        for each in settings.resources
+    ]
+    return Pool(
+        resources,
+        policy=BreakerPolicy(
+            failures=settings.breaker_failures,
+            open_s=settings.breaker_open_s,
+            misconfigured_s=settings.misconfigured_retry_s,
+            missing_s=settings.missing_retry_s,
+        ),
+    )
 
 
 def build_hedger(settings: Settings, pool: Pool) -> Hedger:
@@ -71,25 +97,6 @@ async def watch_stalls(pool: Pool) -> None:
         if late_s >= _STALL_S:
             log.warning("event_loop_stalled", for_s=round(late_s, 2))
             pool.stalled(late_s)
-
-
-def _resource(configured: ResourceSettings) -> Resource:
-    entry, own = configured.entry, configured.settings
-    return Resource(
-        name=entry.name,
-        target=configured.target,
-        model=own.model,
-        model_family=entry.model_family or family_of(own.model),
-        transcription_model=own.transcription_model,
-        priority=entry.priority,
-        weight=entry.weight,
-        zone=entry.zone,
-        quotas=Quotas(
-            voice_live_per_minute=entry.voice_live_per_minute,
-            voice_live_per_second=entry.voice_live_per_second,
-            mints_per_minute=entry.mints_per_minute,
-        ),
-    )
 
 
 def build_credentials(settings: Settings) -> dict[str, Credentials]:
@@ -137,16 +144,6 @@ def build_chain(
         policy=RetryPolicy(attempts=settings.retry_attempts, attempt_timeout_s=settings.attempt_timeout_s),
         on_attempt=on_attempt,
         hedger=hedger,
-    )
-
-
-def _breaker_policy(settings: Settings) -> BreakerPolicy:
-    """The policy of all breakers: the strategies' and those of the proxy's upstreams."""
-    return BreakerPolicy(
-        failures=settings.breaker_failures,
-        open_s=settings.breaker_open_s,
-        misconfigured_s=settings.misconfigured_retry_s,
-        missing_s=settings.missing_retry_s,
     )
 
 

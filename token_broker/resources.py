@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
 
 from strategies.endpoint import EndpointError, parse_endpoint
 
@@ -125,20 +124,15 @@ def fault_lines(path: Path, error: ValidationError, model: type[BaseModel], docu
     for fault in error.errors():
         where = _place(fault["loc"], document)
         if fault["type"] == "extra_forbidden":
-            lines.append(f"{path}: {where}: {_unknown_key(fault, model)}")
+            owner = _model_at(model, fault["loc"][:-1])
+            permitted = sorted(owner.model_fields)
+            near = difflib.get_close_matches(str(fault["loc"][-1]), permitted, n=1)
+            meant = f"; {near[0]} is meant, perhaps" if near else ""
+            lines.append(f"{path}: {where}: there is no such key{meant}; permitted are {', '.join(permitted)}")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             lines.append(f"{path}: {where}: {message[:1].lower()}{message[1:]}")
     return lines
-
-
-def _unknown_key(fault: ErrorDetails, model: type[BaseModel]) -> str:
-    """What is wrong with an unknown key: the nearest permitted one, where one is near, and all of them."""
-    owner = _model_at(model, fault["loc"][:-1])
-    permitted = sorted(field.alias or name for name, field in owner.model_fields.items())
-    near = difflib.get_close_matches(str(fault["loc"][-1]), permitted, n=1)
-    meant = f"; {near[0]} is meant, perhaps" if near else ""
-    return f"there is no such key{meant}; permitted are {', '.join(permitted)}"
 
 
 def _model_at(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel]:

@@ -28,7 +28,8 @@ def resources(context: click.Context, url: str | None, *, as_json: bool) -> None
         return
     settings = _settings()
     disabled = frozenset(run_on_store(lambda maintenance: maintenance.disabled_resources()))
-    seen = _ask(settings, url or _own_url(settings))
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # what listens on all addresses
+    seen = _ask(settings, url or f"http://{f'[{host}]' if ':' in host else host}:{settings.port}")
     if seen is None:
         click.echo("No running broker answers with its full status: health and load are unknown.", err=True)
     rows = []
@@ -76,11 +77,6 @@ def _settings() -> Settings:
     except SettingsError as error:
         click.echo(str(error), err=True)
         sys.exit(_MISCONFIGURED)
-
-
-def _own_url(settings: Settings) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # compared, not bound
-    return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{settings.port}"
 
 
 def _ask(settings: Settings, url: str) -> dict[str, dict[str, Any]] | None:

@@ -305,25 +305,17 @@ class _Handshakes:
             )
             if permit is not None:
                 self._made += 1
-                return self._call(candidate, permit)
+                left_s = max(0.001, self._deadline_s - time.monotonic())
+                if any(self._pool.breaker(other.name, later.name).would_admit for other, later in self._left):
+                    left_s /= 2
+                run = partial(self._attempt, resource, route, timeout_s=left_s)
+                return Call(f"connect-{resource.name}-{route.name}", permit, run, limit_s=left_s + _LAST_WORD_S)
             refused.append(candidate)
             why = self._pool.why_not(
                 resource, route.name, agent_id=wanted.agent_id, model=wanted.model, running=wanted.running
             ).why
             log.info("upstream_attempt", resource=resource.name, upstream=route.name, outcome="skipped", why=why)
         return None
-
-    def _call(self, candidate: _Candidate, permit: PoolPermit) -> Call[UpstreamConnection]:
-        resource, route = candidate
-        left_s = max(0.001, self._deadline_s - time.monotonic())
-        if any(self._pool.breaker(each.name, later.name).would_admit for each, later in self._left):
-            left_s /= 2
-        return Call(
-            f"connect-{resource.name}-{route.name}",
-            permit,
-            lambda: self._attempt(resource, route, timeout_s=left_s),
-            limit_s=left_s + _LAST_WORD_S,
-        )
 
 
 def _ending(error: MintError) -> Ending:
