@@ -41,12 +41,14 @@ class Window:
 
     def divide(self, replicas: int) -> None:
         """Leaves this process a share, rounded down. Less than one token a window is one in a longer window."""
+        replicas = max(1, replicas)
         self.limit = self._quota // replicas or 1
         self.length_s = self._quota_length_s * max(1.0, replicas / self._quota)
 
     def begin_used(self, now_s: float) -> None:
         """Takes all tokens, as if evenly over the last window: they come back one by one."""
-        self._taken_s.extend(now_s - self.length_s * (1 - step / self.limit) for step in range(1, self.limit + 1))
+        taken_s = [now_s - self.length_s * (1 - step / self.limit) for step in range(1, self.limit + 1)]
+        self._taken_s = deque(sorted([*self._taken_s, *taken_s]))
 
     def used(self, now_s: float) -> int:
         """How many tokens are taken."""

@@ -129,3 +129,11 @@ def test_fresh_replica_begins_at_its_rate() -> None:
     quota.begin_used(100.0)
     free = [second for second in range(61) if quota.take(100.0 + second, running=True) == 0]
     assert free == list(range(6, 61, 6))
+
+
+def test_fresh_replica_keeps_what_it_took() -> None:
+    quota = voice_live(4)
+    assert quota.take(100.0) == 0
+    quota.begin_used(101.0)
+    free = [second for second in range(61) if quota.take(101.0 + second, running=True) == 0]
+    assert free == [30, 45, 59, 60], "one of five at 15 s is owed"
