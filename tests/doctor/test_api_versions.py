@@ -22,6 +22,7 @@ STABLE = [version for version, state in VOICE_LIVE_API_VERSIONS.items() if state
         ("2026-01-01-preview", CheckStatus.NOTE, "preview"),
         ("2026-06-01-preview", CheckStatus.NOTE, "preview"),
         ("2026-07-31-preview", CheckStatus.WARNING, "SIP"),
+        ("2025-05-01-preview", CheckStatus.NOTE, "Voice Live is asked with 2025-10-01"),
         ("2024-10-01-preview", CheckStatus.OK, "Voice Live is asked with 2025-10-01"),
         ("2031-01-01", CheckStatus.WARNING, "not a version that this broker knows"),
     ],
@@ -43,7 +44,7 @@ def test_doctor_knows_the_documented_versions() -> None:
     }
     assert states.keys() - {"v1"} == VOICE_LIVE_API_VERSIONS.keys()
     for version, state in VOICE_LIVE_API_VERSIONS.items():
-        said = {"stable": "stable", "SIP only": "SIP only", "preview": ""}[state]
+        said = {"stable": "stable", "SIP only": "SIP only", "preview": "", "replaced": "the first public one"}[state]
         assert said in states[version], version
         assert version.endswith("-preview") == (state != "stable"), version
 

@@ -40,6 +40,7 @@ _SCOPE_ENDINGS = frozenset({".default", "access_as_user", "user_impersonation"})
 # The state of each version with Voice Live, as docs/azure.md §6.1 has it (a test compares the two). The settings do not
 # accept `v1`, so it is left out.
 VOICE_LIVE_API_VERSIONS = {
+    "2025-05-01-preview": "replaced",
     "2025-10-01": "stable",
     "2026-04-10": "stable",
     "2026-07-15": "stable",
@@ -186,6 +187,9 @@ def judge_api_version(settings: Settings) -> Check:
             return Check(name, CheckStatus.OK, "is stable with Voice Live", version)
         case "preview":
             return Check(name, CheckStatus.NOTE, "is a preview of Voice Live, which may change or end", version)
+        case "replaced":
+            finding = f"is older than the first stable one: Voice Live is asked with {VOICE_LIVE_FIRST_VERSION}"
+            return Check(name, CheckStatus.NOTE, finding, version)
         case "SIP only":
             return Check(name, CheckStatus.WARNING, "is for Voice Live over SIP alone", version, remediation)
     return Check(name, CheckStatus.WARNING, "is not a version that this broker knows", version, remediation)
