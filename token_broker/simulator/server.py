@@ -105,7 +105,7 @@ async def serve(
     """
     simulator = Simulator(config or SimulatorConfig())
     with _listen(host, port) as listener:
-        server = EmbeddedServer(
+        server = _Server(
             uvicorn.Config(
                 simulator,
                 http=HttpProtocol,
@@ -138,6 +138,47 @@ async def serve(
             await simulator.stop()
             server.stop()
             await serving
+
+
+class EmbeddedServer(uvicorn.Server):
+    """uvicorn inside another process: it stops as soon as it is told to, where uvicorn takes 100 to 200 ms."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Has `serve` close what is open, and end."""
+        self.should_exit = True
+        self._stopping.set()
+
+    async def main_loop(self) -> None:
+        """As uvicorn's, which would see a stop only at its next look."""
+        ticks = 0
+        while not await self.on_tick(ticks):
+            ticks += 1
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), 0.1)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which would sleep even where no connection is open."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                state = self.server_state
+                while state.connections or state.tasks:  # noqa: ASYNC110  # uvicorn has no event for it
+                    await asyncio.sleep(0.002)
+                for server in self.servers:
+                    await server.wait_closed()
+        except TimeoutError:
+            for task in self.server_state.tasks:
+                task.cancel()
+        await self.lifespan.shutdown()
 
 
 @contextlib.contextmanager
@@ -185,46 +226,12 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-class EmbeddedServer(uvicorn.Server):
-    """uvicorn inside another process: it tells when it listens, leaves signals alone, and stops at once."""
+class _Server(EmbeddedServer):
+    """uvicorn inside another process: it tells when it listens, and leaves signals alone."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
-        self._stopping = asyncio.Event()
-
-    def stop(self) -> None:
-        """Has `serve` close what is open, and end."""
-        self.should_exit = True
-        self._stopping.set()
-
-    async def main_loop(self) -> None:
-        """As uvicorn's, which would see a stop only at its next look, after 100 ms."""
-        ticks = 0
-        while not await self.on_tick(ticks):
-            ticks += 1
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), 0.1)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, which would also sleep for 100 ms where no connection is open."""
-        for server in self.servers:
-            server.close()
-        for listener in sockets or []:
-            listener.close()
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
-        try:
-            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
-                state = self.server_state
-                while state.connections or state.tasks:  # noqa: ASYNC110  # uvicorn has no event for it
-                    await asyncio.sleep(0.002)
-                for server in self.servers:
-                    await server.wait_closed()
-        except TimeoutError:
-            for task in self.server_state.tasks:
-                task.cancel()
-        await self.lifespan.shutdown()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
