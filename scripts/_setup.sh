@@ -21,7 +21,10 @@ setup() {
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" \
         || die "python3 -m venv failed: on Debian and Ubuntu, install the package python3-venv."
     rm -f "$venv"/.installed-*
-    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes -r "requirements-$want.lock" >&2
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes --no-compile \
+        -r "requirements-$want.lock" >&2
+    # On all processors, where pip would compile on one. What does not compile is not imported.
+    "$venv/bin/python" -m compileall -qq -j 0 "$venv"/lib/python3*/site-packages >/dev/null || :
     "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e . >&2
     echo "$state" >"$venv/.installed-$want"
 }

@@ -44,7 +44,6 @@ VOICE_LIVE_API_VERSIONS = {
     "2025-10-01": "stable",
     "2026-04-10": "stable",
     "2026-07-15": "stable",
-    "2025-05-01-preview": "preview",
     "2026-01-01-preview": "preview",
     "2026-06-01-preview": "preview",
     "2026-07-31-preview": "SIP only",
