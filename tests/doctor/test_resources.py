@@ -38,3 +38,16 @@ async def test_residency_is_no_promise_of_azure(azure: RunningSimulator, tmp_pat
     settings = settings_of(tmp_path, {"one": azure.base_url}, {"one": {"zone": "us"}}, agents_file=agents)
     check = named(await diagnose(settings, source=Tokens()), "residency")
     assert (check.status, "agents.elena" in check.finding) == (CheckStatus.FAILED, True)
+
+
+async def test_doctor_keeps_residency(tmp_path: Path) -> None:
+    agents = tmp_path / "agents.toml"
+    agents.write_text(AGENTS)
+    async with simulator("one") as forbidden, simulator("two") as azure:
+        endpoints = {"one": forbidden.base_url, "two": azure.base_url}
+        zones = {"one": {"zone": "us"}, "two": {"zone": "eu"}}
+        report = await diagnose(settings_of(tmp_path, endpoints, zones, agents_file=agents), connect=True)
+        check = named(report, "one: agents")
+        assert (check.status, "no agent may use" in check.finding) == (CheckStatus.WARNING, True)
+        assert named(report, "two: mint ga").status is CheckStatus.OK
+        assert not forbidden.requests

@@ -235,7 +235,8 @@ async def _attempt(name: str, credential: str, work: Awaitable[EphemeralGrant | 
 def _agents_spec(settings: Settings, tell: Tell) -> SessionSpec | None:
     """A session of an agent that may use the resource, as short-lived as Azure allows.
 
-    None, and a failed check, without an agents file.
+    None, and a check that says why, without an agents file, or where no agent may use the resource: it is asked for
+    nothing then.
     """
     try:
         agents = load_agents(settings.agents_file)
@@ -250,7 +251,7 @@ def _agents_spec(settings: Settings, tell: Tell) -> SessionSpec | None:
     agent = next((each for each in talking if is_allowed(resource, each.wanted(""))), None)
     if agent is None:
         tell(Check("agents", CheckStatus.WARNING, "no agent may use this resource", remediation="see zones, resources"))
-        agent = agents[agents.default]
+        return None
     tell(Check("agents", CheckStatus.OK, f"{', '.join(agents)}; {agents.default} is the default"))
     if on_sockets := [each.id for each in agents.values() if each.sockets_only]:
         finding = f"{', '.join(on_sockets)}: WebSockets only, since a tool has a credential that no page may see"
