@@ -18,6 +18,8 @@ from token_broker.simulator import SimulatorConfig, serve_resources
 
 LIVE_S = 10.0
 """Loose: on a busy machine one talk says nothing about percentiles."""
+SLACK_S = 0.25
+"""What reading the answer may take after the broker's own 6 s are over."""
 CELLS = [(fault, hit) for fault in FAULTS for hit in HITS if fault != "silent-in-talk"]
 """Silence takes 10 s to be noticed: tests/relay has it with a clock of its own."""
 
@@ -49,7 +51,7 @@ async def test_talk_is_live_or_told(fault: str, hit: str, tmp_path: Path) -> Non
                 await judge(cell, running, 1, result)
                 assert result.wrong == [], cell.way
                 if hit == "all":
-                    assert max(result.told_s, default=0.0) < TOLD_S, cell.way
+                    assert max(result.told_s, default=0.0) < TOLD_S + SLACK_S, cell.way
                 else:
                     assert not result.lost, cell.way
                     assert max(result.live_s) < LIVE_S, cell.way
