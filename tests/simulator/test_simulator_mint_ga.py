@@ -280,3 +280,12 @@ def test_all_fields_of_openai_types_are_known() -> None:
         ("Mcp", "McpTool"),
     ]:
         assert set(theirs["$defs"][their_name]["properties"]) == set(ours["$defs"][our_name]["properties"])
+
+
+async def test_secret_lives_7200_s_by_default(keyed: httpx.AsyncClient) -> None:
+    before = int(time.time())
+    minted = await keyed.post(
+        "/openai/v1/realtime/client_secrets", json={"session": {"type": "realtime", "model": "gpt-realtime"}}
+    )
+    # Recorded: exactly so; OpenAI's own default is 600 (docs/azure.md §2.1).
+    assert before + 7200 <= minted.json()["expires_at"] <= int(time.time()) + 7200
