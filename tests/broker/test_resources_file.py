@@ -76,6 +76,12 @@ def test_one_resource_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings.load(_env_file=None).resources == ()
 
 
+def test_empty_optional_texts_are_left_out(load: Load) -> None:
+    text = '[[resources]]\nname = "a"\nendpoint = "https://x.services.ai.azure.com"\n'
+    (resource,) = load(f'\ufeff{text}openai_endpoint = ""\nproject = ""\n').resources  # editors write a byte order mark
+    assert (resource.target.openai_base, resource.target.project) == ("https://x.openai.azure.com", None)
+
+
 NAMED = 'name = "a"\nendpoint = "https://x.openai.azure.com"\n'
 
 
