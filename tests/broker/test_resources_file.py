@@ -118,6 +118,13 @@ def test_each_fault_is_one_line(load: Load, lines: str, said: str) -> None:
     assert "secret" not in line
 
 
+def test_key_in_place_of_its_name_is_not_told(load: Load) -> None:
+    key = "c0ffee" * 14
+    with pytest.raises(SettingsError, match=r"resources\.a\.key_env: looks like a key itself") as refused:
+        load(f'[[resources]]\n{NAMED}key_env = "{key}"\n')
+    assert key not in str(refused.value)
+
+
 @pytest.mark.parametrize("text", ["", "resources = []", "[[resources", "resources = 3", "[resource]\nx = 1"])
 def test_useless_file_stops_the_start(load: Load, text: str) -> None:
     with pytest.raises(SettingsError, match="BROKER_RESOURCES_FILE: "):
