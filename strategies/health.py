@@ -113,6 +113,7 @@ class CircuitBreaker:
         self._failures = 0
         self._open_until_s: float | None = None
         self._opened_at_s = 0.0
+        self._rest_s = 0.0  # as it was, before anybody shortened it
         self._is_binding = False  # Azure named the wait, or refused the credential: nobody may ask earlier
         self._missing = 0  # 404s in a row
         self._lease_until_s: float | None = None
@@ -173,6 +174,15 @@ class CircuitBreaker:
     def permit_for_news(self) -> Permit:
         """The permit of what is learnt just now without having asked, as when a running talk breaks."""
         return Permit(self._generation, probe=False)
+
+    def seems_down_s(self, at_most_s: float) -> float:
+        """Seconds for which nobody should count on the route, although a shortened rest may let calls try it.
+
+        That is its rest before it was shortened, but no more than `at_most_s` since it began.
+        """
+        if self._open_until_s is None:
+            return 0.0
+        return max(self.retry_in_s, self._opened_at_s + min(self._rest_s, at_most_s) - self._clock())
 
     def rest_at_most(self, for_s: float) -> None:
         """Ends the open time `for_s` after it began, unless Azure named a wait or refused the credential."""
@@ -288,6 +298,7 @@ class CircuitBreaker:
         self._generation += 1
         self._lease_until_s = None
         self._opened_at_s = self._clock()
+        self._rest_s = for_s
         self._open_until_s = self._opened_at_s + for_s
         self._is_binding = is_binding
         self._why = why

@@ -333,7 +333,7 @@ class Pool:
         """What to expect of a talk by one of `routes`: poor where all permitted resources are known to be down.
 
         A route whose rest is over and that nobody probes is not known to be down: a talk that starts now may be the
-        probe.
+        probe. A rest that was shortened is not over earlier: talks try the route, and nobody counts on it.
         """
         shortest_s, why = math.inf, "no resource is permitted"
         for resource in self.allowed(wanted):
@@ -395,10 +395,14 @@ class Pool:
             self._health[resource.name].failing,
             *self.breakers(resource, route, agent_id=wanted.agent_id, model=wanted.model),
         )
-        down = [each for each in breakers if not each.would_admit]
+        down = [
+            (each.seems_down_s(_LAST_ROUTE_REST_S), each.why_open)
+            for each in breakers
+            if not each.would_admit or each.seems_down_s(_LAST_ROUTE_REST_S) > 0
+        ]
         if down:
-            longest = max(down, key=lambda each: each.retry_in_s)
-            return Refusal(longest.why_open, longest.retry_in_s)
+            longest_s, why = max(down)
+            return Refusal(why, longest_s)
         wait_s = self._quotas.wait_s(resource.name, route, running=wanted.running)
         return Refusal("its quota is used up", wait_s) if wait_s > _SOON_S else None
 

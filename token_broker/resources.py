@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from strategies.endpoint import EndpointError, parse_endpoint
 
@@ -55,6 +55,7 @@ def _is_endpoint(url: str) -> str:
 
 
 _Endpoint = Annotated[str, AfterValidator(_is_endpoint)]
+_LEFT_OUT_IF_EMPTY = BeforeValidator(lambda text: None if text == "" else text)  # as an empty variable is
 
 
 class ResourceEntry(BaseModel):
@@ -64,9 +65,9 @@ class ResourceEntry(BaseModel):
 
     name: str = Field(pattern=r"^[a-z0-9-]{1,32}$")
     endpoint: _Endpoint
-    openai_endpoint: _Endpoint | None = None
+    openai_endpoint: Annotated[_Endpoint | None, _LEFT_OUT_IF_EMPTY] = None
     kind: Literal["auto", "direct", "unified"] = "auto"
-    project: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+    project: Annotated[str | None, _LEFT_OUT_IF_EMPTY] = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
     auth: Literal["auto", "key", "entra"] = "auto"
     key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
     api_version: str | None = Field(None, pattern=r"^\d{4}-\d{2}-\d{2}(-preview)?$")
@@ -91,7 +92,7 @@ class _ResourcesFile(BaseModel):
 def read_resources(path: Path) -> tuple[ResourceEntry, ...]:
     """The entries of the file, in its order. Raises ResourcesFileError."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ResourcesFileError([f"{path}: can't be read: {error.strerror}"]) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -67,6 +67,7 @@ APP_ORIGIN = re.compile(
 )
 """Origins of hybrid apps and extensions, such as `capacitor://localhost`. Their hosts follow no rule of DNS."""
 
+_KEY_LIKE = re.compile(r"[A-Za-z0-9]{32,}")  # Azure's keys; variables have an underscore, or are shorter
 _HEADER_VALUE = re.compile(r"[!-~]+")
 # `int()` of thousands of digits takes long, and raises beyond 4,300.
 _MAX_HOPS_DIGITS = 2
@@ -913,8 +914,11 @@ def _keys_of(
             continue
         # As for every variable: the environment wins over `.env`, and an empty value is none.
         value = os.environ.get(entry.key_env) or dotenv.get(entry.key_env)
-        where = f"{path}: resources.{entry.name}.key_env: {entry.key_env}"
-        if not value:
+        field = f"{path}: resources.{entry.name}.key_env:"
+        where = f"{field} {entry.key_env}"
+        if not value and _KEY_LIKE.fullmatch(entry.key_env):  # a mistake that must not reach a log
+            faults.append(f"{field} looks like a key itself; it has to name the variable that holds the key")
+        elif not value:
             faults.append(f"{where} is unset; it has to hold the resource's key, or leave key_env out for Entra")
         elif _is_quoted(value):
             faults.append(f"{where} {_IN_QUOTES}")

@@ -76,6 +76,12 @@ def test_one_resource_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings.load(_env_file=None).resources == ()
 
 
+def test_empty_optional_texts_are_left_out(load: Load) -> None:
+    text = '[[resources]]\nname = "a"\nendpoint = "https://x.services.ai.azure.com"\n'
+    (resource,) = load(f'\ufeff{text}openai_endpoint = ""\nproject = ""\n').resources  # editors write a byte order mark
+    assert (resource.target.openai_base, resource.target.project) == ("https://x.openai.azure.com", None)
+
+
 NAMED = 'name = "a"\nendpoint = "https://x.openai.azure.com"\n'
 
 
@@ -110,6 +116,13 @@ def test_each_fault_is_one_line(load: Load, lines: str, said: str) -> None:
     assert line.startswith("BROKER_RESOURCES_FILE: ")
     assert said in line
     assert "secret" not in line
+
+
+def test_key_in_place_of_its_name_is_not_told(load: Load) -> None:
+    key = "c0ffee" * 14
+    with pytest.raises(SettingsError, match=r"resources\.a\.key_env: looks like a key itself") as refused:
+        load(f'[[resources]]\n{NAMED}key_env = "{key}"\n')
+    assert key not in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["", "resources = []", "[[resources", "resources = 3", "[resource]\nx = 1"])

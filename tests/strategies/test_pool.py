@@ -179,6 +179,20 @@ def test_all_failing_are_all_asked(pool: Pool, clock: Clock) -> None:
     assert order(pool) == "a", "b still fails"
 
 
+def test_shortened_rest_leaves_outlook_poor(pool: Pool, clock: Clock) -> None:
+    for each in (A, B):
+        for route in SOCKETS:
+            while (permit := pool.admit(each, route, agent_id="elena")) is not None:
+                pool.refused(permit, BUSY)
+    pool.ease(wanted(), SOCKETS)
+    clock.now_s += 2.5
+    outlook = pool.outlook(wanted(), SOCKETS)
+    assert (outlook.state, outlook.retry_after_s) == ("poor", 7.5)
+    assert pool.outlook(wanted("greta"), SOCKETS).state == "good", "another agent had no fault"
+    ask(pool, None, route="voice_live")
+    assert pool.outlook(wanted(), SOCKETS).state == "good", "a talk that is asked for early found it well again"
+
+
 def test_probe_of_a_resource_is_one(pool: Pool, clock: Clock) -> None:
     ask(pool, REFUSED, REFUSED, REFUSED, route="unified")
     assert order(pool) == "b"

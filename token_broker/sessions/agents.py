@@ -110,7 +110,7 @@ def load_agents(path: Path | None = None) -> AgentRegistry:
     """The agents of `path`, or the built-in ones. Raises AgentsFileError, with a line a fault."""
     source = path or BUILT_IN
     try:
-        document = tomllib.loads(source.read_text(encoding="utf-8"))
+        document = tomllib.loads(source.read_text(encoding="utf-8-sig"))
         file = _File.model_validate(document)
     except OSError as error:
         raise AgentsFileError(f"{source}: can't be read: {error.strerror}") from None
