@@ -307,8 +307,11 @@ class TalkLedger:
         """The client cancels, or asks itself, while no session is there: what would be asked again is not."""
         self._answers = deque((each for each in self._answers if each.outside), maxlen=_ANSWERS_KEPT)
 
-    def cut(self, now_s: float) -> Handover:
-        """Ends what is open in the session that was lost. `steps` tells the next one of the rest."""
+    def cut(self, now_s: float, *, goes_on: bool = True) -> Handover:
+        """Ends what is open in the session that was lost. `steps` tells the next one of the rest.
+
+        `goes_on`: an answer of which something was heard is gone on with. Another agent does not.
+        """
         if self._failed is not None and now_s - self._failed[1] <= _FAILED_JUST_NOW_S and self._speaking is None:
             failed = self._failed[0]
             self._answers.append(_OpenAnswer(failed.request, failed.go_on, failed.outside))
@@ -319,7 +322,10 @@ class TalkLedger:
                 endings.append(answer.ended())
             if not answer.heard:
                 unsaid |= {item.item_id for item in answer.items if item.kind == "assistant"}
-            if not answer.stopped and not (answer.heard and (answer.is_whole or answer.outside)):
+            over = answer.heard and (answer.is_whole or answer.outside)
+            if not goes_on:
+                over = answer.heard or answer.go_on
+            if not answer.stopped and not over:
                 due.append(_OpenAnswer(answer.request, answer.heard or answer.go_on, answer.outside))
             for item in answer.items:
                 if item.kind == "assistant" and answer.heard:
@@ -367,16 +373,6 @@ class TalkLedger:
                 steps.append(Listen(tuple(rest)))
         return tuple(steps)
 
-    def forget_open(self) -> None:
-        """Another agent has taken over on a session of its own: what was open ends with the old one."""
-        self._answers.clear()
-        self._unconfirmed.clear()
-        self._unconfirmed_bytes = 0
-        self._tools.clear()
-        self._current = self._speaking = self._stopped_at = self._unheard = self._failed = None
-        self._begin_buffer(self.audio.end)
-        self._offset = self.audio.end
-
     def moved(self, *, replayed_chars: int, listened_chars: int) -> None:
         """The new session has got that much audio: of finished utterances, and of the one under way."""
         self._offset = self.audio.end - listened_chars - replayed_chars
@@ -417,8 +413,9 @@ class TalkLedger:
             parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
             spoken = any(part.get("type") == "input_audio" for part in parts)
             by_model = stated.get("role") == "assistant" or stated.get("type") in {"function_call", "mcp_call"}
-            if not spoken and self._confirm(item_id, commit=False) is None and by_model:
-                return  # an item of an answer: told of by `response.output_item.added`
+            said = stated.get("role") == "assistant" and self._current is not None and not self._current.outside
+            if not spoken and self._confirm(item_id, commit=False) is None and by_model and not said:
+                return  # a call of an answer, or outside the conversation: `response.output_item.added` tells of it
         if known is None or known.kind not in ("assistant", "call"):
             self._history.note_item(stated)
 
