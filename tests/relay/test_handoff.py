@@ -1,12 +1,15 @@
 """Handoff to another agent in the middle of a talk."""
 
+import asyncio
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.relay.support.azure import AzureTalk, answer, converse, scripted_azure
 from tests.relay.support.broker import broker, build, make_settings, serving
+from tests.support.waiting import eventually
 from token_broker.sessions.agents import AgentRegistry, load_agents
 
 AGENTS = """
@@ -144,6 +147,35 @@ async def test_handoff_keeps_what_was_heard(tmp_path: Path) -> None:
             assert [(turn.agent_id, turn.content, turn.interrupted) for turn in running.ingest.turns] == [
                 ("ann", "What time is it?", False), ("ann", "It is about six", True),
             ]  # fmt: skip
+
+
+async def test_handoff_closes_the_next_session(tmp_path: Path) -> None:
+    async def script(talk: AzureTalk) -> None:
+        if talk is azure.talks[0]:  # its end is near, and an answer is open: the talk does not move yet
+            session = {"id": "s", "expires_at": time.time() + 200}
+            await talk.send({"type": "session.created", "session": session})
+            await talk.send({"type": "response.created", "response": {"id": "resp_ann", "status": "in_progress"}})
+        await converse(talk)
+
+    async with scripted_azure(script) as azure:
+        prepared = build(make_settings(azure.url, idle_timeout_s=2), agents=agents(tmp_path))
+        async with serving(prepared) as running, running.client(agent_id="ann") as client:
+            await client.ready()
+            following = await azure.talk(1)
+            await following.next_event("session.update")
+            (talk,) = running.relay._talks
+
+            async def opened() -> bool:
+                return talk._resumption._next is not None
+
+            await eventually(opened)
+            await client.send({"type": "broker.agent.switch", "agent_id": "cid"})
+            await client.until("broker.agent.switched")
+            async with asyncio.timeout(15):
+                await following.closed.wait()
+            assert talk._resumption._next is None
+            await client.send({"type": "response.create", "event_id": "mine"})
+            await (await azure.talk(2)).next_event("response.create")
 
 
 async def test_failed_handoff_leaves_talk_unchanged(tmp_path: Path) -> None:
