@@ -44,6 +44,7 @@ _IDLE_S = 1.0  # of audio that is kept while nobody speaks
 _TOLD_S = 1.0
 _TRIM_S = 2.0
 _FAILED_JUST_NOW_S = 2.0
+_QUOTA_CODES = frozenset({"insufficient_quota", "rate_limit_exceeded"})
 _FADES_MS = 300  # after the end of an utterance, as Azure tells it: words fade out
 _UNCONFIRMED_BYTES = 2_097_152
 _UNCONFIRMED_AT_MOST = 512
@@ -114,6 +115,7 @@ class TalkLedger:
         self.fault = ""
         """What Azure last said of a failed answer: its code."""
         self.completed = 0
+        self._refused_s: float | None = None
         self._last_sounded = True
         self.facts = SessionFacts()
         self._history = TalkHistory()
@@ -272,8 +274,13 @@ class TalkLedger:
             self.facts.note(event.get("session"))
         elif kind == "error":
             self._note_error(event.get("error"))
+        self._refused_s = now_s if kind == "error" and _is_refusal(event.get("error")) else None
         if kind in {"response.created", _SPEECH_STARTED, _COMMITTED}:
             self._failed = None  # something else has begun
+
+    def was_refused(self, now_s: float) -> bool:
+        """Whether the last that Azure told, just now, was an error of its own: the session did not just break."""
+        return self._refused_s is not None and now_s - self._refused_s <= _FAILED_JUST_NOW_S
 
     def is_success(self, response: object) -> bool:
         """Whether the answer that has just ended was completed. One in text alone is none where sound was due."""
@@ -561,3 +568,10 @@ class TalkLedger:
             self._confirm(None, commit=True)
         if code.startswith("item_create"):
             self._confirm(None, commit=False)
+
+
+def _is_refusal(error: object) -> bool:
+    """Whether an error is about the session, not about an event that was sent."""
+    return isinstance(error, dict) and (
+        error.get("type") != "invalid_request_error" or text_of(error.get("code")) in _QUOTA_CODES
+    )

@@ -208,9 +208,11 @@ class Resumption:
     async def resume(self, lost: UpstreamConnection) -> Ending | None:
         """Puts another session in place of the one that is over; otherwise says why the talk ends."""
         began_s = self._loop.time()
-        reason, old = self._reason, self._left or lost
         if self._left is None:
-            self.leave(lost, "lost", lost.socket.failure or "the connection to Azure broke")
+            refused = self._ledger.was_refused(began_s)
+            why = lost.socket.failure or "the connection to Azure broke"
+            self.leave(lost, "refused" if refused else "lost", why)
+        reason, old = self._reason, self._left or lost
         found, self._next = self._next, None
         if found is not None and (found.upstream.socket.failure is not None or found.wanted != self._wanted()):
             # It broke meanwhile, or was made for another agent or other settings.
