@@ -46,7 +46,6 @@ class Handled:
             agent=SimpleNamespace(id="elena"),
             confirm=lambda upstream: None,
             owns_error=lambda event, upstream: False,
-            owns_item=lambda event: False,
         )
         self.handler = EventHandler(
             adapter,

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from strategies.base import Dialect
 from tests.relay.support.broker import Client, Running, broker
 from tests.relay.test_whole_talk import say
 from tests.simulator.support import silence, speech
@@ -94,3 +95,33 @@ async def test_ignored_settings_are_no_talk() -> None:
                 assert await client.closed() == 4502
         assert not [each for each in azure.transcript.answers if each.default_persona]
         assert "broker.resumed" not in [event["type"] for event in client.events]
+
+
+@pytest.mark.parametrize("upstream", ["voice_live", "openai_realtime"])
+@pytest.mark.parametrize("spoken", [False, True], ids=["typed", "spoken"])
+async def test_handoff_in_an_answer_leaves_none_open(spoken: bool, upstream: str) -> None:
+    with run_in_thread(SimulatorConfig()) as azure:
+        settings = SIMULATED | {"proxy_upstreams": (upstream,)}
+        async with broker(azure.base_url, **settings) as running, running.client() as client:
+            await client.ready()
+            dialect: Dialect = "preview" if upstream == "voice_live" else "ga"
+            voice = running.agents["elena"].voices[dialect]
+            other = next(agent for agent in running.agents.values() if agent.voices[dialect] != voice)
+            if spoken:
+                await say(client, marked(speech(1.2, 1), 1) + silence(1.2), real_time=False)
+            else:
+                typed = [{"type": "input_text", "text": "What time is it?"}]
+                item = {"type": "message", "role": "user", "content": typed}
+                await client.send({"type": "conversation.item.create", "item": item})
+                await client.send({"type": "response.create"})
+            opened = await client.until("response.created")
+            await client.send({"type": "broker.agent.switch", "agent_id": other.id})
+            await client.until("broker.agent.switched")
+            ended = [event["response"]["id"] for event in client.events if event["type"] == "response.done"]
+            assert ended == [opened["response"]["id"]]
+            if not any(event["type"].endswith("audio.delta") for event in client.events):
+                await answered(client)  # nothing of it was heard: the other agent is asked
+            await talk_on(client, 2)
+            kinds = {event["type"] for event in client.events}
+            assert not kinds & {"error", "broker.error", "broker.resuming"}
+        judge(azure, "#2")

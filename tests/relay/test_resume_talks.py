@@ -291,6 +291,26 @@ async def test_fourth_loss_within_a_minute_closes_4502() -> None:
         assert running.relay.snapshot().resumes == {"default": {"lost": 3, "failed": 1}}
 
 
+@pytest.mark.parametrize(
+    ("kind", "code", "reason"),
+    [
+        ("insufficient_quota", "insufficient_quota", "refused"),
+        ("tokens", "rate_limit_exceeded", "refused"),
+        ("server_error", None, "refused"),
+        ("invalid_request_error", "invalid_value", "lost"),
+    ],
+)
+async def test_end_after_an_error_is_a_refusal(kind: str, code: str | None, reason: str) -> None:
+    async with talking() as (azure, running, client):
+        talk = await azure.talk()
+        await talk.send({"type": "error", "error": {"type": kind, "code": code, "message": "x"}})
+        await client.until("error")
+        await cut(talk)
+        assert (await client.until("broker.resuming"))["reason"] == reason
+        await resumed(client)
+        assert running.relay.snapshot().resumes == {"default": {reason: 1}}
+
+
 async def test_gap_is_handed_over_in_order() -> None:
     confirm = asyncio.Event()
 

@@ -9,7 +9,11 @@ from strategies.base import Dialect, SessionSpec, ga_realtime_session, voice_liv
 from tests.relay.support.broker import make_settings
 from tests.relay.support.official_models import known_to_microsoft, strictly
 from token_broker.memory.types import Role
-from token_broker.relay.dialects.broker_events import history_item, new_agent_update
+from token_broker.relay.dialects.broker_events import new_agent_update
+from token_broker.relay.resume.history import Item
+from token_broker.relay.resume.replay import NewSession, replay
+from token_broker.relay.resume.restored import Restored
+from token_broker.relay.resume.steps import Say
 from token_broker.sessions.agents import load_agents
 from token_broker.sessions.plans import session_spec
 
@@ -67,8 +71,9 @@ def test_handoff_update_fits_both_sdks() -> None:
 def test_history_items_fit_both_sdks(dialect: Dialect, role: Role) -> None:
     import json
 
-    item_id, event = history_item(role, "What was said.", dialect, 1)
-    assert len(item_id) <= 32
+    said = Item("x" * 40, role, texts={0: "What was said."})
+    (event,) = replay([Say(said)], NewSession(dialect, {}), old=dialect, restored=Restored()).messages
+    assert len(json.loads(event)["item"]["id"]) <= 32
     item = json.loads(event)["item"]
     if dialect == "ga":
         strictly(ConversationItemCreateEvent, json.loads(event))

@@ -138,8 +138,6 @@ class EventHandler:
         if self._restored.is_known(event):
             self._ledger.told()
             return []
-        if self._handoff.owns_item(event):
-            return []
         self._ledger.azure_sent(event, self._time_s())
         if self._restored.is_told(event):
             return []

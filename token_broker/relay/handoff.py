@@ -1,13 +1,13 @@
 """The handoff to another agent in the middle of a talk.
 
 Where voice and deployment stay the same, the same upstream gets the new agent's session. A voice cannot change once it
-has spoken (docs/azure.md §4.2), so another voice needs another upstream, which gets the last turns as its history. So
-does an agent that is not permitted on the resource of the talk. Either way the new agent knows what was recalled.
+has spoken (docs/azure.md §4.2), so another voice needs another upstream. So does an agent that is not permitted on the
+resource of the talk. It gets the last turns, and what has no answer yet, as after a resume. Either way the new agent
+knows what was recalled.
 """
 
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 from strategies.resources import is_allowed
@@ -16,7 +16,6 @@ from token_broker.relay.dialects.broker_events import (
     OWN_EVENT_IDS,
     broker_error,
     broker_event,
-    history_item,
     new_agent_update,
 )
 from token_broker.relay.transcripts.recorder import TurnRecorder
@@ -43,7 +42,8 @@ class AgentHandoff:
     """The current agent of one talk, and the handoff to another.
 
     `supply` gives an agent's spec with what was recalled; `start` runs a coroutine as one of the talk's tasks; `move`
-    makes a new upstream the talk's own in place of another, and says whether it did; `tell` tells the client something.
+    makes a new upstream with these settings the talk's own in place of another, and says whether it did; `tell` tells
+    the client something.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class AgentHandoff:
         turns: TurnRecorder,
         supply: Callable[[Agent], SpecSupplier],
         start: Callable[[Coroutine[Any, Any, None], str], None],
-        move: Callable[[UpstreamConnection, UpstreamConnection], bool],
+        move: Callable[[UpstreamConnection, UpstreamConnection, dict[str, Any]], bool],
         tell: Callable[[str], None],
     ) -> None:
         self.agent = agent
@@ -73,7 +73,6 @@ class AgentHandoff:
         self._requests = 0
         self._pending = False
         self._unconfirmed: _Unconfirmed | None = None
-        self._history_items: frozenset[str] = frozenset()  # of this upstream's conversation
 
     def request(self, event: Mapping[str, Any], upstream: UpstreamConnection) -> None:
         """Starts what the client's `broker.agent.switch` asks for. The client hears the outcome as a broker event."""
@@ -119,11 +118,6 @@ class AgentHandoff:
             upstream.socket.put(broker_error("switch_failed", "Azure refused the change of agent", retryable=True))
         return True
 
-    def owns_item(self, event: Mapping[str, Any]) -> bool:
-        """Whether the event is about an item that the broker created as history."""
-        item = event.get("item")
-        return isinstance(item, dict) and item.get("id") in self._history_items
-
     async def _hand_off(self, agent: Agent, old: UpstreamConnection) -> None:
         dialect = old.route.dialect
         wanted = agent.wanted(self._session_id, running=True)
@@ -138,19 +132,16 @@ class AgentHandoff:
         try:
             # The same route: the client has been told its dialect, and a compatible client cannot change it.
             new = await self._connector.connect(self._supply(agent), wanted=wanted, only=old.route.name)
-            if not self._move(old, new):  # the old one was lost meanwhile
+            try:
+                spec = await self._supply(agent)(self._connector.resource(new.resource))
+            except BaseException:
+                await new.socket.aclose(graceful=False)
+                raise
+            new.first.insert(0, broker_event("broker.agent.switched", agent_id=agent.id))
+            if not self._move(old, new, new.route.session(spec)):  # the old one was lost meanwhile
                 await new.socket.aclose()
                 raise NoUpstreamError(Ending(UPSTREAM_FAILED, "the upstream was lost"))
-            self._turns.flush()
-            history_items: list[str] = []
-            for number, turn in enumerate(sorted(self._turns.history, key=attrgetter("sequence"))):
-                item_id, event = history_item(turn.role, turn.content, new.route.dialect, number)
-                history_items.append(item_id)
-                self._turns.assembler.ignore(item_id)
-                new.socket.send(event)
-            new.first.insert(0, broker_event("broker.agent.switched", agent_id=agent.id))
             self._set_agent(agent)
-            self._history_items = frozenset(history_items)
         except NoUpstreamError:
             self._tell(broker_error("switch_failed", "Azure took no talk with the other voice", retryable=True))
             return

@@ -25,9 +25,10 @@ from token_broker.relay.event_text import compact, event_type_by_head, parsed
 from token_broker.relay.fast_path import FastPath
 from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_plain_append
+from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.held_audio import HeldAudio
 from token_broker.relay.resume.ledger import TalkLedger
-from token_broker.relay.resume.replay import call_event
+from token_broker.relay.resume.replay import NewSession, call_event, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.resumption import Resumption, TalkHooks
 from token_broker.relay.transcripts.recorder import TurnRecorder
@@ -327,12 +328,26 @@ class Talk:
         self._upstream = None
         self._fast_path.join(None)
 
-    def _hand_over(self, old: UpstreamConnection, new: UpstreamConnection) -> bool:
-        """Moves the talk to another agent's session; False: the old one was lost meanwhile."""
+    def _hand_over(self, old: UpstreamConnection, new: UpstreamConnection, settings: dict[str, Any]) -> bool:
+        """Moves the talk to another agent's session, which has these settings; False: the old one was lost meanwhile.
+
+        What is open ends for the client. A question of whose answer nothing was heard is asked of the other agent.
+        """
         if self._upstream is not old:
             return False
-        self._ledger.forget_open()
+        ledger, now_s = self._ledger, self._loop.time()
+        handover = ledger.cut(now_s, goes_on=False)
+        self._turns.cut(handover.unsaid, now_s)
+        ended: list[str] = []
+        for event in handover.endings:
+            ended += self._adapter.to_client(without_agents_settings(event), old.route.dialect)
+        new.first[:0] = ended
         self._restored.begin()
+        dialect = new.route.dialect
+        made = replay(ledger.steps(), NewSession(dialect, settings), old=old.route.dialect, restored=self._restored)
+        ledger.moved(replayed_chars=made.committed_chars, listened_chars=made.open_chars)
+        for message in made.messages:  # at once: nothing of the client's may come between
+            new.socket.send(message)
         self._use(new)
         return True
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from strategies.base import Dialect, SessionSpec
-from token_broker.memory.types import Role
 from token_broker.relay.event_text import compact
 from token_broker.web.requests import uuid7
 
@@ -15,7 +14,6 @@ __all__ = [
     "api_error",
     "broker_error",
     "broker_event",
-    "history_item",
     "is_own",
     "new_agent_update",
 ]
@@ -24,7 +22,6 @@ OWN_EVENT_IDS = "broker_"
 """The prefix of the `event_id`s that the broker sends to Azure: an error about one of them is not the client's."""
 
 _OWN_ERROR = f"event_{OWN_EVENT_IDS}"
-_LONGEST_HISTORY_CHARS = 4_000  # of one turn: 20 of them are some 20,000 tokens of the model's context
 
 
 def broker_event(kind: str, **fields: Any) -> str:
@@ -65,16 +62,3 @@ def new_agent_update(spec: SessionSpec, dialect: Dialect, event_id: str) -> str:
     session: dict[str, Any] = {"type": "realtime"} if dialect == "ga" else {}
     session |= {"instructions": spec.instructions, "tools": [dict(tool) for tool in spec.tools]}
     return compact({"type": "session.update", "event_id": event_id, "session": session})
-
-
-def history_item(role: Role, content: str, dialect: Dialect, number: int) -> tuple[str, str]:
-    """An earlier turn as an item of a new conversation: its id, and the event that creates it."""
-    item_id = f"broker{uuid7().replace('-', '')[-24:]}"  # Azure takes ids of at most 32 characters
-    said_by_assistant = "text" if dialect == "preview" else "output_text"
-    part = {"type": "input_text" if role == "user" else said_by_assistant, "text": content[:_LONGEST_HISTORY_CHARS]}
-    event = {
-        "type": "conversation.item.create",
-        "event_id": f"{OWN_EVENT_IDS}history_{number}",
-        "item": {"id": item_id, "type": "message", "role": role, "content": [part]},
-    }
-    return item_id, compact(event)

@@ -44,6 +44,7 @@ _IDLE_S = 1.0  # of audio that is kept while nobody speaks
 _TOLD_S = 1.0
 _TRIM_S = 2.0
 _FAILED_JUST_NOW_S = 2.0
+_QUOTA_CODES = frozenset({"insufficient_quota", "rate_limit_exceeded"})
 _FADES_MS = 300  # after the end of an utterance, as Azure tells it: words fade out
 _UNCONFIRMED_BYTES = 2_097_152
 _UNCONFIRMED_AT_MOST = 512
@@ -114,6 +115,7 @@ class TalkLedger:
         self.fault = ""
         """What Azure last said of a failed answer: its code."""
         self.completed = 0
+        self._refused_s: float | None = None
         self._last_sounded = True
         self.facts = SessionFacts()
         self._history = TalkHistory()
@@ -272,8 +274,13 @@ class TalkLedger:
             self.facts.note(event.get("session"))
         elif kind == "error":
             self._note_error(event.get("error"))
+        self._refused_s = now_s if kind == "error" and _is_refusal(event.get("error")) else None
         if kind in {"response.created", _SPEECH_STARTED, _COMMITTED}:
             self._failed = None  # something else has begun
+
+    def was_refused(self, now_s: float) -> bool:
+        """Whether the last that Azure told, just now, was an error of its own: the session did not just break."""
+        return self._refused_s is not None and now_s - self._refused_s <= _FAILED_JUST_NOW_S
 
     def is_success(self, response: object) -> bool:
         """Whether the answer that has just ended was completed. One in text alone is none where sound was due."""
@@ -307,8 +314,11 @@ class TalkLedger:
         """The client cancels, or asks itself, while no session is there: what would be asked again is not."""
         self._answers = deque((each for each in self._answers if each.outside), maxlen=_ANSWERS_KEPT)
 
-    def cut(self, now_s: float) -> Handover:
-        """Ends what is open in the session that was lost. `steps` tells the next one of the rest."""
+    def cut(self, now_s: float, *, goes_on: bool = True) -> Handover:
+        """Ends what is open in the session that was lost. `steps` tells the next one of the rest.
+
+        `goes_on`: an answer of which something was heard is gone on with. Another agent does not.
+        """
         if self._failed is not None and now_s - self._failed[1] <= _FAILED_JUST_NOW_S and self._speaking is None:
             failed = self._failed[0]
             self._answers.append(_OpenAnswer(failed.request, failed.go_on, failed.outside))
@@ -319,7 +329,10 @@ class TalkLedger:
                 endings.append(answer.ended())
             if not answer.heard:
                 unsaid |= {item.item_id for item in answer.items if item.kind == "assistant"}
-            if not answer.stopped and not (answer.heard and (answer.is_whole or answer.outside)):
+            over = answer.heard and (answer.is_whole or answer.outside)
+            if not goes_on:
+                over = answer.heard or answer.go_on
+            if not answer.stopped and not over:
                 due.append(_OpenAnswer(answer.request, answer.heard or answer.go_on, answer.outside))
             for item in answer.items:
                 if item.kind == "assistant" and answer.heard:
@@ -367,16 +380,6 @@ class TalkLedger:
                 steps.append(Listen(tuple(rest)))
         return tuple(steps)
 
-    def forget_open(self) -> None:
-        """Another agent has taken over on a session of its own: what was open ends with the old one."""
-        self._answers.clear()
-        self._unconfirmed.clear()
-        self._unconfirmed_bytes = 0
-        self._tools.clear()
-        self._current = self._speaking = self._stopped_at = self._unheard = self._failed = None
-        self._begin_buffer(self.audio.end)
-        self._offset = self.audio.end
-
     def moved(self, *, replayed_chars: int, listened_chars: int) -> None:
         """The new session has got that much audio: of finished utterances, and of the one under way."""
         self._offset = self.audio.end - listened_chars - replayed_chars
@@ -417,8 +420,9 @@ class TalkLedger:
             parts = [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
             spoken = any(part.get("type") == "input_audio" for part in parts)
             by_model = stated.get("role") == "assistant" or stated.get("type") in {"function_call", "mcp_call"}
-            if not spoken and self._confirm(item_id, commit=False) is None and by_model:
-                return  # an item of an answer: told of by `response.output_item.added`
+            said = stated.get("role") == "assistant" and self._current is not None and not self._current.outside
+            if not spoken and self._confirm(item_id, commit=False) is None and by_model and not said:
+                return  # a call of an answer, or outside the conversation: `response.output_item.added` tells of it
         if known is None or known.kind not in ("assistant", "call"):
             self._history.note_item(stated)
 
@@ -564,3 +568,10 @@ class TalkLedger:
             self._confirm(None, commit=True)
         if code.startswith("item_create"):
             self._confirm(None, commit=False)
+
+
+def _is_refusal(error: object) -> bool:
+    """Whether an error is about the session, not about an event that was sent."""
+    return isinstance(error, dict) and (
+        error.get("type") != "invalid_request_error" or text_of(error.get("code")) in _QUOTA_CODES
+    )

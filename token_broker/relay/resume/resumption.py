@@ -117,6 +117,7 @@ class Resumption:
         self._creates_held = 0
         self._reason: Reason = "lost"
         self._left: UpstreamConnection | None = None
+        self._carrier: UpstreamConnection | None = None
         self._why = ""
         self._next: _Next | None = None
         self._opening = False
@@ -126,8 +127,12 @@ class Resumption:
     # --- while a session is there
 
     def begin(self, upstream: UpstreamConnection) -> None:
-        """A session carries the talk from now on."""
+        """A session carries the talk from now on. One that was opened to follow another is closed."""
         self._reason, self._left = "lost", None
+        self._carrier = upstream
+        if self._next is not None:
+            self._hooks.start(self._next.upstream.socket.aclose(graceful=False), "talk-left")
+            self._next = None
         self._expiry.begin(self._loop.time(), upstream.expires_s)
 
     def tick(self, now_s: float, upstream: UpstreamConnection, *, events: int, sending: bool) -> None:
@@ -203,9 +208,11 @@ class Resumption:
     async def resume(self, lost: UpstreamConnection) -> Ending | None:
         """Puts another session in place of the one that is over; otherwise says why the talk ends."""
         began_s = self._loop.time()
-        reason, old = self._reason, self._left or lost
         if self._left is None:
-            self.leave(lost, "lost", lost.socket.failure or "the connection to Azure broke")
+            refused = self._ledger.was_refused(began_s)
+            why = lost.socket.failure or "the connection to Azure broke"
+            self.leave(lost, "refused" if refused else "lost", why)
+        reason, old = self._reason, self._left or lost
         found, self._next = self._next, None
         if found is not None and (found.upstream.socket.failure is not None or found.wanted != self._wanted()):
             # It broke meanwhile, or was made for another agent or other settings.
@@ -420,7 +427,11 @@ class Resumption:
         """Opens the session that the talk moves to at the next pause; where none is to be had, the old one goes on."""
         try:
             async with asyncio.timeout(self._settings.proxy_connect_timeout_s):
-                self._next = await self._attempt(old)
+                found = await self._attempt(old)
+            if self._carrier is not old:  # the talk has moved meanwhile
+                await found.upstream.socket.aclose(graceful=False)
+                return
+            self._next = found
         except (NoUpstreamError, TimeoutError) as error:
             log.warning("next_session_not_opened", session_id=self._session_id, why=type(error).__name__)
             left_s = self._expiry.failed(self._loop.time())

@@ -159,11 +159,6 @@ class TurnAssembler:
         self._chars_a_second = _BYTES_A_SECOND["pcm16"] * _BASE64
         self._playing_until_s = 0.0
 
-    def ignore(self, item_id: str) -> None:
-        """Makes no turn of an item that the broker created."""
-        self._finished[item_id] = None
-        self._sequences[item_id] = self._next_sequence - 1
-
     @property
     def awaits_user(self) -> bool:
         """Whether an utterance of the user's has not been transcribed yet."""

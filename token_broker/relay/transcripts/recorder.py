@@ -1,7 +1,6 @@
-"""Records one talk's turns to the memory, and keeps the latest ones as history for another upstream."""
+"""Records one talk's turns to the memory."""
 
 import re
-from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
@@ -14,7 +13,6 @@ from token_broker.security.tokens import Owner
 
 __all__ = ["TurnRecorder"]
 
-_HISTORY_TURNS = 20  # each is an event to Azure before the next agent can speak
 # Azure's ids are unique everywhere. A client may name its items itself, uniquely within one connection.
 _AZURES_ID = re.compile(r"(?:item|msg)_[A-Za-z0-9]{16,}")
 
@@ -37,7 +35,6 @@ class TurnRecorder:
         scope: str = "",
     ) -> None:
         self.agent_id = agent_id
-        self.history: deque[FinishedTurn] = deque(maxlen=_HISTORY_TURNS)
         self.assembler = TurnAssembler(expects_history=True)
         self._owner = owner
         self._ingest = ingest
@@ -91,7 +88,6 @@ class TurnRecorder:
                     continue
                 self._counters.turns -= 1
             else:
-                self.history.append(turn)
                 self._counters.failed_transcriptions += not turn.transcribed
             if kept:
                 self._counters.turns += 1
