@@ -114,6 +114,7 @@ class CircuitBreaker:
         self._open_until_s: float | None = None
         self._opened_at_s = 0.0
         self._is_binding = False  # Azure named the wait, or refused the credential: nobody may ask earlier
+        self._is_of_faults = False  # calls failed: what opened the breaker may be over at any time
         self._missing = 0  # 404s in a row
         self._lease_until_s: float | None = None
         self._why = ""
@@ -144,6 +145,11 @@ class CircuitBreaker:
     def would_admit(self) -> bool:
         """Whether `admit` would give a permit now."""
         return self._open_until_s is None or (self._clock() >= self._open_until_s and not self.probing)
+
+    @property
+    def would_admit_early(self) -> bool:
+        """Whether `admit` would give a permit now, or earlier than its time because only faults opened the breaker."""
+        return self.would_admit or (self._is_of_faults and not self.probing)
 
     @property
     def last_status(self) -> int | None:
@@ -251,6 +257,7 @@ class CircuitBreaker:
                 self._failures += 1
                 if permit.probe or self._failures >= self._policy.failures:
                     self._open(self._policy.open_s, f"{self._failures} failures in a row, the last: {error}")
+                    self._is_of_faults = True
             case _:  # rejected or malformed: the route answers, so it is not down
                 self._close()
 
@@ -290,6 +297,7 @@ class CircuitBreaker:
         self._opened_at_s = self._clock()
         self._open_until_s = self._opened_at_s + for_s
         self._is_binding = is_binding
+        self._is_of_faults = False
         self._why = why
 
     def _close(self) -> None:

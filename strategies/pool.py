@@ -11,7 +11,7 @@ of the (resource, model); and the health of the resource.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -132,8 +132,12 @@ class Pool:
         if len(enabled) <= 1:
             return enabled
         preferred = by_preference(enabled, wanted.session_id)
-        # One whose rest is over is asked in its own place by the first request that comes: its probe.
-        asked = [each for each in preferred if self._health[each.name].failing.would_admit] or preferred
+        failing = {each.name: self._health[each.name].failing for each in preferred}
+        if any(breaker.is_closed for breaker in failing.values()):
+            # One whose rest is over is asked in its own place by the first request that comes: its probe.
+            asked = [each for each in preferred if failing[each.name].would_admit]
+        else:
+            asked = sorted(preferred, key=lambda each: not failing[each.name].would_admit)
         behind = [each for each in asked if self._is_behind(each, wanted.session_id)]
         return (*(each for each in asked if each not in behind), *behind)
 
@@ -151,12 +155,24 @@ class Pool:
         breaker = self.breaker(resource.name, route_name)
         return (breaker, *self._scoped_of(resource, route_name, agent_id, model)) if self._scoped else (breaker,)
 
-    def would_admit(self, resource: Resource, route_name: str, *, agent_id: str, model: str = "") -> bool:
+    def would_admit(
+        self, resource: Resource, route_name: str, *, agent_id: str, model: str = "", early: bool = False
+    ) -> bool:
         """Whether `admit` would give a permit now, as far as its quota is not used up."""
-        if not self.breaker(resource.name, route_name).would_admit:
-            return False
-        return not self._scoped or all(
-            each.would_admit for each in self._scoped_of(resource, route_name, agent_id, model)
+        breakers = self.breakers(resource, route_name, agent_id=agent_id, model=model)
+        return all(each.would_admit_early if early else each.would_admit for each in breakers)
+
+    def all_fail(self, wanted: Wanted, ways: Iterable[tuple[Resource, str]]) -> bool:
+        """Whether each of several resources seems to fail, by all of its `ways` (resource and route).
+
+        Then a request asks before the rests are over. With one resource the rest protects it, and is short.
+        """
+        return len(self.resources) > 1 and not any(
+            self._health[resource.name].failing.is_closed
+            and all(
+                each.is_closed for each in self.breakers(resource, route, agent_id=wanted.agent_id, model=wanted.model)
+            )
+            for resource, route in ways
         )
 
     def route_status(self, resource_name: str, route_name: str) -> BreakerStatus:
@@ -192,6 +208,7 @@ class Pool:
         model: str = "",
         session_id: str = "",
         running: bool = False,
+        early: bool = False,
     ) -> PoolPermit | None:
         """A permit for one call now, or None; then `why_not` says why.
 
@@ -200,14 +217,16 @@ class Pool:
         `session_id`, gets the next token before new talks do.
 
         A resource that fails is no reason to refuse: `order` has it only where a probe is due, or no other is left.
+        `early` is for a request with no other way (`all_fail`): a route that rests for faults is asked all the same, by
+        one request at a time. A wait that Azure named, a refused credential and a missing route hold.
         """
         breaker = self.breaker(resource.name, route_name)
         scoped = self._scoped_of(resource, route_name, agent_id, model) if self._scoped else ()
-        if not breaker.would_admit or not all(each.would_admit for each in scoped):
+        if not all(each.would_admit_early if early else each.would_admit for each in (breaker, *scoped)):
             return None
         if self._has_quotas and self._quotas.take(resource.name, route_name, session_id=session_id, running=running):
             return None
-        if (permit := breaker.admit()) is None:
+        if (permit := breaker.admit(early=early)) is None:
             return None
         return PoolPermit(
             resource=resource,
@@ -218,7 +237,7 @@ class Pool:
             breaker=breaker,
             permit=permit,
             health=self._health[resource.name].failing.admit(early=True),
-            scoped=tuple((each, granted) for each in scoped if (granted := each.admit())) if scoped else (),
+            scoped=tuple((each, granted) for each in scoped if (granted := each.admit(early=early))) if scoped else (),
         )
 
     def why_not(
