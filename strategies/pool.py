@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from strategies.answer_times import AnswerTimes
 from strategies.errors import MintError, RateLimitedError
@@ -23,6 +23,8 @@ from strategies.resource_health import Condition, Fault, ResourceHealth, fault_o
 from strategies.resources import Resource, Wanted, by_preference, is_allowed, uniform
 
 __all__ = ["Outlook", "Pool", "PoolPermit", "Refusal", "ResourceStatus"]
+
+Key = TypeVar("Key", tuple[str, str], tuple[str, str, str])
 
 # The longest rest of the last routes that are left.
 _LAST_ROUTE_REST_S = 15.0
@@ -111,6 +113,8 @@ class Pool:
         self._times: dict[tuple[str, str], AnswerTimes] = {}
         # Breakers that exist only while something is wrong: by (resource, route, agent) and by (resource, "", model).
         self._scoped: dict[tuple[str, str, str], CircuitBreaker] = {}
+        # What the 5xx of all routes say of (resource, agent): for the outlook alone, no request is refused for it.
+        self._pairs: dict[tuple[str, str], CircuitBreaker] = {}
         self._disabled: frozenset[str] = frozenset()
         self._stalled_until_s = -math.inf
 
@@ -324,6 +328,7 @@ class Pool:
             breaker.proved(granted)
             if breaker.state is BreakerState.CLOSED:
                 self._scoped = {key: each for key, each in self._scoped.items() if each is not breaker}
+        self._pairs.pop((permit.resource.name, permit.agent_id), None)
         self._health[permit.resource.name].lives(permit.health)
 
     def failed(self, permit: PoolPermit, error: MintError) -> None:
@@ -410,10 +415,12 @@ class Pool:
 
     def _down(self, resource: Resource, route: str, wanted: Wanted) -> Refusal | None:
         """Why a talk by `route` can not be expected to come about; None where it can."""
-        breakers = (
+        breakers = [
             self._health[resource.name].failing,
             *self.breakers(resource, route, agent_id=wanted.agent_id, model=wanted.model),
-        )
+        ]
+        if (pair := self._pairs.get((resource.name, wanted.agent_id))) is not None:
+            breakers.append(pair)
         down = [each for each in breakers if not each.would_admit]
         if down:
             longest = max(down, key=lambda each: each.retry_in_s)
@@ -432,11 +439,11 @@ class Pool:
         keys = ((resource.name, route, agent), (resource.name, "", model or resource.model))
         return tuple(breaker for key in keys if (breaker := self._scoped.get(key)) is not None)
 
-    def _fail_scoped(self, key: tuple[str, str, str], error: MintError) -> None:
-        if (breaker := self._scoped.get(key)) is None:
-            if len(self._scoped) >= _SCOPED_KEPT:
-                del self._scoped[next(iter(self._scoped))]
-            breaker = self._scoped[key] = CircuitBreaker(key[2], self._policy, clock=self._clock)
+    def _fail_one(self, breakers: dict[Key, CircuitBreaker], key: Key, error: MintError) -> None:
+        if (breaker := breakers.get(key)) is None:
+            if len(breakers) >= _SCOPED_KEPT:
+                del breakers[next(iter(breakers))]
+            breaker = breakers[key] = CircuitBreaker(key[-1], self._policy, clock=self._clock)
         breaker.failed(breaker.admit() or breaker.permit_for_news(), error, None)
 
     def _age_ms(self, permit: PoolPermit) -> float:
@@ -472,9 +479,10 @@ class Pool:
             error.code == "DeploymentNotFound" and permit.model != permit.resource.model
         )
         if is_agents:
-            self._fail_scoped((permit.resource.name, permit.route, permit.agent_id), error)
+            self._fail_one(self._scoped, (permit.resource.name, permit.route, permit.agent_id), error)
+            self._fail_one(self._pairs, (permit.resource.name, permit.agent_id), error)
         if is_models:
-            self._fail_scoped((permit.resource.name, "", permit.model), error)
+            self._fail_one(self._scoped, (permit.resource.name, "", permit.model), error)
         if is_agents or is_models or fault is Fault.NOBODY:
             permit.breaker.noted(error.outcome, error.status, duration_ms)
         else:

@@ -431,3 +431,23 @@ def test_all_failing_are_ordered_by_probe(pool: Pool, clock: Clock) -> None:
     ask(pool, REFUSED, REFUSED, REFUSED, of=A)
     clock.now_s += 5
     assert order(pool) == "ba", "b's probe is due; a is asked as well"
+
+
+@pytest.mark.parametrize(("agent", "expected"), [("elena", "poor"), ("marcus", "good")])
+def test_5xx_of_all_routes_make_it_poor(pool: Pool, agent: str, expected: str) -> None:
+    for each in (A, B):
+        ask(pool, BUSY, of=each, route="ga")
+        ask(pool, BUSY, of=each, route="voice_live")
+        assert pool.outlook(wanted("elena"), SOCKETS).state == "good"
+        ask(pool, BUSY, of=each, route="openai_realtime")
+    assert pool.outlook(wanted(agent), SOCKETS).state == expected
+    assert pool.admit(A, "ga", agent_id="elena") is not None, "a route rests for faults of its own"
+
+
+def test_success_ends_the_pairs_rest(pool: Pool) -> None:
+    for each in (A, B):
+        ask(pool, BUSY, BUSY, of=each, route="ga")
+        ask(pool, BUSY, of=each, route="voice_live")
+    assert pool.outlook(wanted(), SOCKETS).state == "poor"
+    ask(pool, None, of=B, route="voice_live")
+    assert pool.outlook(wanted(), SOCKETS).state == "good"
