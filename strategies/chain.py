@@ -147,22 +147,35 @@ class Chain:
         minting = [link for link in self.links[:end] if isinstance(link, Link)]
         self._of = {each.name: [link for link in minting if link.resource is each] for each in pool.resources}
 
+    def routes_of(self, resource: Resource) -> tuple[str, ...]:
+        """The names of the strategies that mint at the resource."""
+        return tuple(link.strategy.name for link in self._of[resource.name])
+
     async def mint(
-        self, spec: SpecSupplier, *, deadline_s: float, wanted: Wanted = _ANYBODY, sockets_only: bool = False
+        self,
+        spec: SpecSupplier,
+        *,
+        deadline_s: float,
+        wanted: Wanted = _ANYBODY,
+        sockets_only: bool = False,
+        needs_token: bool = False,
     ) -> ChainResult:
         """A grant before `deadline_s` of the hedger's clock. `spec` is awaited before each real mint, within its share.
 
-        With `sockets_only` nothing is minted: the proxy is granted, where it is among the links.
+        With `sockets_only` nothing is minted: the proxy is granted, where it is among the links. `needs_token` is for a
+        caller whom the proxy's grant does not help.
         """
         links = [link for resource in self.pool.order(wanted) for link in self._of[resource.name]]
-        minting = _Minting(self, links, spec, wanted, deadline_s)
+        # Without the proxy, or where its routes rest as well, these are the last ways that are left.
+        are_last = needs_token or self._proxy is None or self.pool.all_rest(wanted)
+        early = are_last and self.pool.all_fail(wanted, ((link.resource, link.strategy.name) for link in links))
+        minting = _Minting(self, links, spec, wanted, deadline_s, early=early)
         grant: Grant | None = None
         if sockets_only:
             minting.skip_all("this agent talks over WebSockets only")
         else:
             grant = await self._hedger.race(minting)
-            # Without the proxy, or where its routes rest as well, these are the last ways that are left.
-            if grant is None and not minting.has_asked and (self._proxy is None or self.pool.all_rest(wanted)):
+            if grant is None and not minting.has_asked and are_last:
                 self.pool.ease(wanted, tuple({link.strategy.name for link in links}))
                 minting.again(links)
                 grant = await self._hedger.race(minting)
@@ -176,7 +189,14 @@ class _Minting:
     """The mints of one request, as a race's contest."""
 
     def __init__(
-        self, chain: Chain, links: Sequence[Link], spec: SpecSupplier, wanted: Wanted, deadline_s: float
+        self,
+        chain: Chain,
+        links: Sequence[Link],
+        spec: SpecSupplier,
+        wanted: Wanted,
+        deadline_s: float,
+        *,
+        early: bool,
     ) -> None:
         self.attempts: list[Attempt] = []
         self.has_asked = False
@@ -184,6 +204,7 @@ class _Minting:
         self._left = list(links)
         self._spec = spec
         self._wanted = wanted
+        self._early = early  # asks what rests for faults, too
         self._deadline_s = deadline_s - _RESERVE_S
         self._tries: dict[str, Tries] = {}  # by the name of the call: each link is asked once
 
@@ -213,7 +234,13 @@ class _Minting:
         left = [
             later.resource.name
             for later in self._left
-            if pool.would_admit(later.resource, later.strategy.name, agent_id=wanted.agent_id, model=wanted.model)
+            if pool.would_admit(
+                later.resource,
+                later.strategy.name,
+                agent_id=wanted.agent_id,
+                model=wanted.model,
+                early=self._early,
+            )
         ]
         return len(set(left) - {link.resource.name}) or len(left)
 
@@ -232,8 +259,9 @@ class _Minting:
             self._skip(link, why)
 
     def again(self, links: Sequence[Link]) -> None:
-        """Begins anew with `links`, none of which was asked."""
+        """Begins anew with `links`, none of which was asked: there is no other way left."""
         self._left = list(links)
+        self._early = len(self._chain.pool.resources) > 1
         self.attempts.clear()
 
     def _admit(self, link: Link) -> PoolPermit | None:
@@ -255,6 +283,7 @@ class _Minting:
             model=self._wanted.model,
             session_id=self._wanted.session_id,
             running=self._wanted.running,
+            early=self._early,
         )
 
     def _breakers(self, link: Link) -> tuple[CircuitBreaker, ...]:

@@ -115,6 +115,7 @@ class CircuitBreaker:
         self._opened_at_s = 0.0
         self._rest_s = 0.0  # as it was, before anybody shortened it
         self._is_binding = False  # Azure named the wait, or refused the credential: nobody may ask earlier
+        self._is_of_faults = False  # calls failed: what opened the breaker may be over at any time
         self._missing = 0  # 404s in a row
         self._lease_until_s: float | None = None
         self._why = ""
@@ -145,6 +146,11 @@ class CircuitBreaker:
     def would_admit(self) -> bool:
         """Whether `admit` would give a permit now."""
         return self._open_until_s is None or (self._clock() >= self._open_until_s and not self.probing)
+
+    @property
+    def would_admit_early(self) -> bool:
+        """Whether `admit` would give a permit now, or earlier than its time because only faults opened the breaker."""
+        return self.would_admit or (self._is_of_faults and not self.probing)
 
     @property
     def last_status(self) -> int | None:
@@ -261,6 +267,7 @@ class CircuitBreaker:
                 self._failures += 1
                 if permit.probe or self._failures >= self._policy.failures:
                     self._open(self._policy.open_s, f"{self._failures} failures in a row, the last: {error}")
+                    self._is_of_faults = True
             case _:  # rejected or malformed: the route answers, so it is not down
                 self._close()
 
@@ -301,6 +308,7 @@ class CircuitBreaker:
         self._rest_s = for_s
         self._open_until_s = self._opened_at_s + for_s
         self._is_binding = is_binding
+        self._is_of_faults = False
         self._why = why
 
     def _close(self) -> None:

@@ -11,9 +11,9 @@ of the (resource, model); and the health of the resource.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from strategies.answer_times import AnswerTimes
 from strategies.errors import MintError, RateLimitedError
@@ -23,6 +23,8 @@ from strategies.resource_health import Condition, Fault, ResourceHealth, fault_o
 from strategies.resources import Resource, Wanted, by_preference, is_allowed, uniform
 
 __all__ = ["Outlook", "Pool", "PoolPermit", "Refusal", "ResourceStatus"]
+
+Key = TypeVar("Key", tuple[str, str], tuple[str, str, str])
 
 # The longest rest of the last routes that are left.
 _LAST_ROUTE_REST_S = 15.0
@@ -111,6 +113,8 @@ class Pool:
         self._times: dict[tuple[str, str], AnswerTimes] = {}
         # Breakers that exist only while something is wrong: by (resource, route, agent) and by (resource, "", model).
         self._scoped: dict[tuple[str, str, str], CircuitBreaker] = {}
+        # What the 5xx of all routes say of (resource, agent): for the outlook alone, no request is refused for it.
+        self._pairs: dict[tuple[str, str], CircuitBreaker] = {}
         self._disabled: frozenset[str] = frozenset()
         self._stalled_until_s = -math.inf
 
@@ -132,8 +136,12 @@ class Pool:
         if len(enabled) <= 1:
             return enabled
         preferred = by_preference(enabled, wanted.session_id)
-        # One whose rest is over is asked in its own place by the first request that comes: its probe.
-        asked = [each for each in preferred if self._health[each.name].failing.would_admit] or preferred
+        failing = {each.name: self._health[each.name].failing for each in preferred}
+        if any(breaker.is_closed for breaker in failing.values()):
+            # One whose rest is over is asked in its own place by the first request that comes: its probe.
+            asked = [each for each in preferred if failing[each.name].would_admit]
+        else:
+            asked = sorted(preferred, key=lambda each: not failing[each.name].would_admit)
         behind = [each for each in asked if self._is_behind(each, wanted.session_id)]
         return (*(each for each in asked if each not in behind), *behind)
 
@@ -151,12 +159,24 @@ class Pool:
         breaker = self.breaker(resource.name, route_name)
         return (breaker, *self._scoped_of(resource, route_name, agent_id, model)) if self._scoped else (breaker,)
 
-    def would_admit(self, resource: Resource, route_name: str, *, agent_id: str, model: str = "") -> bool:
+    def would_admit(
+        self, resource: Resource, route_name: str, *, agent_id: str, model: str = "", early: bool = False
+    ) -> bool:
         """Whether `admit` would give a permit now, as far as its quota is not used up."""
-        if not self.breaker(resource.name, route_name).would_admit:
-            return False
-        return not self._scoped or all(
-            each.would_admit for each in self._scoped_of(resource, route_name, agent_id, model)
+        breakers = self.breakers(resource, route_name, agent_id=agent_id, model=model)
+        return all(each.would_admit_early if early else each.would_admit for each in breakers)
+
+    def all_fail(self, wanted: Wanted, ways: Iterable[tuple[Resource, str]]) -> bool:
+        """Whether each of several resources seems to fail, by all of its `ways` (resource and route).
+
+        Then a request asks before the rests are over. With one resource the rest protects it, and is short.
+        """
+        return len(self.resources) > 1 and not any(
+            self._health[resource.name].failing.is_closed
+            and all(
+                each.is_closed for each in self.breakers(resource, route, agent_id=wanted.agent_id, model=wanted.model)
+            )
+            for resource, route in ways
         )
 
     def route_status(self, resource_name: str, route_name: str) -> BreakerStatus:
@@ -192,6 +212,7 @@ class Pool:
         model: str = "",
         session_id: str = "",
         running: bool = False,
+        early: bool = False,
     ) -> PoolPermit | None:
         """A permit for one call now, or None; then `why_not` says why.
 
@@ -200,14 +221,16 @@ class Pool:
         `session_id`, gets the next token before new talks do.
 
         A resource that fails is no reason to refuse: `order` has it only where a probe is due, or no other is left.
+        `early` is for a request with no other way (`all_fail`): a route that rests for faults is asked all the same, by
+        one request at a time. A wait that Azure named, a refused credential and a missing route hold.
         """
         breaker = self.breaker(resource.name, route_name)
         scoped = self._scoped_of(resource, route_name, agent_id, model) if self._scoped else ()
-        if not breaker.would_admit or not all(each.would_admit for each in scoped):
+        if not all(each.would_admit_early if early else each.would_admit for each in (breaker, *scoped)):
             return None
         if self._has_quotas and self._quotas.take(resource.name, route_name, session_id=session_id, running=running):
             return None
-        if (permit := breaker.admit()) is None:
+        if (permit := breaker.admit(early=early)) is None:
             return None
         return PoolPermit(
             resource=resource,
@@ -218,7 +241,7 @@ class Pool:
             breaker=breaker,
             permit=permit,
             health=self._health[resource.name].failing.admit(early=True),
-            scoped=tuple((each, granted) for each in scoped if (granted := each.admit())) if scoped else (),
+            scoped=tuple((each, granted) for each in scoped if (granted := each.admit(early=early))) if scoped else (),
         )
 
     def why_not(
@@ -305,6 +328,7 @@ class Pool:
             breaker.proved(granted)
             if breaker.state is BreakerState.CLOSED:
                 self._scoped = {key: each for key, each in self._scoped.items() if each is not breaker}
+        self._pairs.pop((permit.resource.name, permit.agent_id), None)
         self._health[permit.resource.name].lives(permit.health)
 
     def failed(self, permit: PoolPermit, error: MintError) -> None:
@@ -391,10 +415,12 @@ class Pool:
 
     def _down(self, resource: Resource, route: str, wanted: Wanted) -> Refusal | None:
         """Why a talk by `route` can not be expected to come about; None where it can."""
-        breakers = (
+        breakers = [
             self._health[resource.name].failing,
             *self.breakers(resource, route, agent_id=wanted.agent_id, model=wanted.model),
-        )
+        ]
+        if (pair := self._pairs.get((resource.name, wanted.agent_id))) is not None:
+            breakers.append(pair)
         down = [
             (each.seems_down_s(_LAST_ROUTE_REST_S), each.why_open)
             for each in breakers
@@ -417,11 +443,11 @@ class Pool:
         keys = ((resource.name, route, agent), (resource.name, "", model or resource.model))
         return tuple(breaker for key in keys if (breaker := self._scoped.get(key)) is not None)
 
-    def _fail_scoped(self, key: tuple[str, str, str], error: MintError) -> None:
-        if (breaker := self._scoped.get(key)) is None:
-            if len(self._scoped) >= _SCOPED_KEPT:
-                del self._scoped[next(iter(self._scoped))]
-            breaker = self._scoped[key] = CircuitBreaker(key[2], self._policy, clock=self._clock)
+    def _fail_one(self, breakers: dict[Key, CircuitBreaker], key: Key, error: MintError) -> None:
+        if (breaker := breakers.get(key)) is None:
+            if len(breakers) >= _SCOPED_KEPT:
+                del breakers[next(iter(breakers))]
+            breaker = breakers[key] = CircuitBreaker(key[-1], self._policy, clock=self._clock)
         breaker.failed(breaker.admit() or breaker.permit_for_news(), error, None)
 
     def _age_ms(self, permit: PoolPermit) -> float:
@@ -457,9 +483,10 @@ class Pool:
             error.code == "DeploymentNotFound" and permit.model != permit.resource.model
         )
         if is_agents:
-            self._fail_scoped((permit.resource.name, permit.route, permit.agent_id), error)
+            self._fail_one(self._scoped, (permit.resource.name, permit.route, permit.agent_id), error)
+            self._fail_one(self._pairs, (permit.resource.name, permit.agent_id), error)
         if is_models:
-            self._fail_scoped((permit.resource.name, "", permit.model), error)
+            self._fail_one(self._scoped, (permit.resource.name, "", permit.model), error)
         if is_agents or is_models or fault is Fault.NOBODY:
             permit.breaker.noted(error.outcome, error.status, duration_ms)
         else:

@@ -1,5 +1,6 @@
 """WebRTC calls with several resources: one is asked at a time, and whoever made a call ends it."""
 
+import contextlib
 from pathlib import Path
 
 import httpx
@@ -104,3 +105,42 @@ async def test_refused_everywhere_is_told(tmp_path: Path) -> None:
         assert several.broker.talks.active == 0
         level = (await several.broker.client.get("/status")).json()["slo"]["talks"]
         assert (level["asked"], level["live"], level["ratio"]) == (1, 0, 0.0)
+
+
+async def test_calls_ask_while_all_rest(tmp_path: Path) -> None:
+    async with run_resources(tmp_path, "one", "two", breaker_failures=1, retry_attempts=1) as several:
+        session_id = session_at(several, "one")
+        names = ("one", "two")
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                stack.enter_context(several.azures[name].fault("reset"))
+            for _ in range(3):
+                before = {name: len(several.azures[name].requests) for name in names}
+                answer = await offer(several, session_id)
+                assert answer.json()["code"] == "nothing_minted"
+                assert all(len(several.azures[name].requests) > before[name] for name in names)
+        assert (await offer(several, session_id)).status_code == 201, "no rest outlasts the outage"
+
+
+async def test_shortest_wait_is_told_of_calls(tmp_path: Path) -> None:
+    async with run_resources(tmp_path, "one", "two", retry_attempts=1) as several:
+        session_id = session_at(several, "one")
+        with contextlib.ExitStack() as stack:
+            for name, wait_s in (("one", 25), ("two", 40)):
+                headers = {"retry-after": str(wait_s)}
+                stack.enter_context(several.azures[name].fault("status", code=429, headers=headers))
+            answer = await offer(several, session_id)
+        assert (answer.status_code, answer.json()["code"]) == (503, "nothing_minted")
+        assert 20 <= int(answer.headers["retry-after"]) <= 25
+
+
+async def test_shortest_wait_is_told_of_offers(tmp_path: Path) -> None:
+    async with run_resources(tmp_path, "one", "two", retry_attempts=1) as several:
+        session_id = session_at(several, "one")
+        with contextlib.ExitStack() as stack:
+            for name, wait_s in (("one", 25), ("two", 40)):
+                headers = {"retry-after": str(wait_s)}
+                stack.enter_context(several.azures[name].fault("status", OFFERS, code=429, headers=headers))
+            answer = await offer(several, session_id)
+        assert (answer.status_code, answer.json()["code"]) == (502, "azure_refused")
+        assert 20 <= int(answer.headers["retry-after"]) <= 25

@@ -1,5 +1,6 @@
 """Several resources behind one broker: plans name theirs, the operator switches them, residency holds."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tests.observability.scrape import scrape
 from tests.support.broker import environment, run_command
 from tests.support.resources import SeveralResources, key_variables, resources_file, run_resources
 from tests.support.waiting import eventually
+from token_broker.relay.azure.connector import NoUpstreamError
 from token_broker.security.tokens import ANONYMOUS, Owner
 from token_broker.sessions.agents import AgentsFileError
 from token_broker.sessions.plans import TalkSpecs
@@ -156,3 +158,22 @@ async def test_talks_are_counted_once(tmp_path: Path) -> None:
         seen = await scrape(broker.client)
         assert seen.of("token_broker_talks_asked_total") == seen.of("token_broker_talks_live_total") == 1
         assert seen.of("token_broker_talk_time_to_live_seconds_count") == 1
+
+
+async def test_talks_ask_while_all_rest(tmp_path: Path) -> None:
+    async with run_resources(tmp_path, "one", "two", breaker_failures=1) as several:
+        broker, azures = several.broker, several.azures
+        agent = broker.agents["elena"]
+        connector = broker.relay._parts.connector
+        specs = TalkSpecs(broker.settings, Owner("session-of-the-last-hope", ANONYMOUS, 1), None)
+        wanted = agent.wanted("session-of-the-last-hope")
+        with contextlib.ExitStack() as stack:
+            for azure in azures.values():
+                stack.enter_context(azure.fault("status", code=503))
+            for _ in range(3):
+                before = {name: len(azure.requests) for name, azure in azures.items()}
+                with pytest.raises(NoUpstreamError):
+                    await connector.connect(specs.of(agent), wanted=wanted)
+                assert all(len(azure.requests) > before[name] for name, azure in azures.items())
+        upstream = await connector.connect(specs.of(agent), wanted=wanted)
+        await upstream.socket.aclose()

@@ -382,3 +382,86 @@ def test_last_routes_rest_shortly(
             ask(pool, error, of=each)  # the second rest would be 30 s
     pool.ease(wanted(), ("ga",))
     assert pool.breaker(resources[-1].name, "ga").retry_in_s == rest_s
+
+
+# --- nothing else is left
+
+
+def ways(*routes: str, of: Sequence[Resource] = (A, B)) -> list[tuple[Resource, str]]:
+    return [(each, route) for each in of for route in routes]
+
+
+def test_last_hope_asks_during_a_rest(pool: Pool) -> None:
+    for each in (A, B):
+        assert not pool.all_fail(wanted(), ways("ga"))
+        ask(pool, REFUSED, REFUSED, REFUSED, of=each)
+    assert pool.all_fail(wanted(), ways("ga"))
+    assert pool.admit(A, "ga", agent_id="elena") is None
+    for _ in range(3):
+        probe = pool.admit(A, "ga", agent_id="elena", early=True)
+        assert probe is not None
+        assert pool.admit(A, "ga", agent_id="marcus", early=True) is None, "one at a time"
+        pool.refused(probe, REFUSED)
+    assert pool.outlook(wanted(), ("ga",)).state == "poor"
+    probe = pool.admit(B, "ga", agent_id="elena", early=True)
+    assert probe is not None
+    pool.answered(probe)
+    assert not pool.all_fail(wanted(), ways("ga"))
+    assert pool.admit(B, "ga", agent_id="elena") is not None
+
+
+def test_last_hope_asks_for_an_odd_agent(pool: Pool) -> None:
+    for each in (A, B):
+        ask(pool, BUSY, BUSY, BUSY, of=each, agent="odd")
+    assert pool.all_fail(wanted("odd"), ways("ga"))
+    assert not pool.all_fail(wanted("elena"), ways("ga"))
+    assert pool.admit(A, "ga", agent_id="odd") is None
+    assert pool.admit(A, "ga", agent_id="odd", early=True) is not None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RateLimitedError("429", retry_after_s=20, status=429),
+        RateLimitedError("429", retry_after_s=20, is_of_tokens=True, status=429),
+        MisconfiguredError("401", status=401),
+        PermanentError("404", status=404),
+    ],
+)
+def test_other_rests_hold_in_any_case(pool: Pool, error: MintError) -> None:
+    ask(pool, error)
+    assert pool.admit(A, "ga", agent_id="elena", early=True) is None
+
+
+def test_lone_resource_rests(clock: Clock) -> None:
+    pool = Pool([A], policy=POLICY, clock=clock)
+    ask(pool, REFUSED, REFUSED, REFUSED)
+    assert not pool.all_fail(wanted(), ways("ga", of=[A]))
+
+
+def test_all_failing_are_ordered_by_probe(pool: Pool, clock: Clock) -> None:
+    ask(pool, REFUSED, REFUSED, REFUSED, of=B)
+    clock.now_s += 5
+    ask(pool, REFUSED, REFUSED, REFUSED, of=A)
+    clock.now_s += 5
+    assert order(pool) == "ba", "b's probe is due; a is asked as well"
+
+
+@pytest.mark.parametrize(("agent", "expected"), [("elena", "poor"), ("marcus", "good")])
+def test_5xx_of_all_routes_make_it_poor(pool: Pool, agent: str, expected: str) -> None:
+    for each in (A, B):
+        ask(pool, BUSY, of=each, route="ga")
+        ask(pool, BUSY, of=each, route="voice_live")
+        assert pool.outlook(wanted("elena"), SOCKETS).state == "good"
+        ask(pool, BUSY, of=each, route="openai_realtime")
+    assert pool.outlook(wanted(agent), SOCKETS).state == expected
+    assert pool.admit(A, "ga", agent_id="elena") is not None, "a route rests for faults of its own"
+
+
+def test_success_ends_the_pairs_rest(pool: Pool) -> None:
+    for each in (A, B):
+        ask(pool, BUSY, BUSY, of=each, route="ga")
+        ask(pool, BUSY, of=each, route="voice_live")
+    assert pool.outlook(wanted(), SOCKETS).state == "poor"
+    ask(pool, None, of=B, route="voice_live")
+    assert pool.outlook(wanted(), SOCKETS).state == "good"

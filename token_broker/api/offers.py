@@ -5,9 +5,10 @@ relayed call is counted as an open talk until it is hung up here, or can no long
 """
 
 import contextlib
+import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from strategies.azure_calls import AcceptedCall
 from strategies.base import EphemeralGrant, SessionSpec
 from strategies.chain import ChainResult
 from strategies.errors import MintError, RateLimitedError, RejectedError, TimedOutError
-from strategies.resources import Wanted
+from strategies.resources import Resource, Wanted
 from token_broker.api.token import RETRY_AFTER_S, Minting, RequestTrace
 from token_broker.memory.types import Blocklist
 from token_broker.observability.events import CallPlaced
@@ -128,7 +129,7 @@ class CallRelay:
         # The call's media is not seen: its talk counts as lost from its answer on.
         with self.level.connection(owner.session_id), trace.answered(201, tell):
             wanted = agent.wanted(owner.session_id)
-            left = minting.pool.order(wanted)
+            left = permitted = minting.pool.order(wanted)
             # Those that are known to take no calls are asked only where no other is left.
             refusal_of = partial(minting.pool.why_not, route_name=CALLS_ROUTE, agent_id=agent.id, model=wanted.model)
             fit = [each for each in left if not refusal_of(each).why]
@@ -159,9 +160,26 @@ class CallRelay:
                 return placed
             if refusal is not None:
                 log.warning("call_given_up", session_id=owner.session_id, resource=tried)
-                raise _refused(refusal, "offer") from None
+                raise _refused(refusal, "offer", self._wait_s(permitted, wanted)) from None
             detail = "No token could be minted just now: go on to the plan's next connection, or to a WebSocket."
-            raise Problem(503, "nothing_minted", detail, headers={"Retry-After": str(RETRY_AFTER_S)})
+            wait_s = self._wait_s(permitted, wanted) or RETRY_AFTER_S
+            raise Problem(503, "nothing_minted", detail, headers={"Retry-After": str(math.ceil(wait_s))})
+
+    def _wait_s(self, resources: Sequence[Resource], wanted: Wanted) -> float:
+        """After how long one of the resources may take a call; 0 is unknown. Both of its steps have to be admitted."""
+        pool, chain = self.minting.pool, self.minting.chain
+
+        def of(resource: Resource, route: str) -> float:
+            return pool.why_not(resource, route, agent_id=wanted.agent_id, model=wanted.model).retry_after_s
+
+        return min(
+            (
+                max(of(each, CALLS_ROUTE), min((of(each, route) for route in chain.routes_of(each)), default=0.0))
+                for each in resources
+                if chain.routes_of(each)
+            ),
+            default=0.0,
+        )
 
     async def _mint(
         self, supply: SpecSupplier, wanted: Wanted, trace: RequestTrace, deadline_s: float
@@ -170,7 +188,7 @@ class CallRelay:
         now_s = time.monotonic()
         before = trace.minted.attempts if trace.minted else ()
         minted = await self.minting.chain.mint(
-            supply, wanted=wanted, deadline_s=now_s + (deadline_s - now_s) * _MINT_SHARE
+            supply, wanted=wanted, deadline_s=now_s + (deadline_s - now_s) * _MINT_SHARE, needs_token=True
         )
         grant = minted.grant if isinstance(minted.grant, EphemeralGrant) else None
         return ChainResult(minted.grant, (*before, *minted.attempts)), grant
@@ -181,7 +199,7 @@ class CallRelay:
         resource = next(each for each in pool.resources if each.name == grant.resource)
         assert self.calls is not None  # noqa: S101  # there is a resource
         # The resource that is left last is asked in any case.
-        permit = pool.admit(resource, CALLS_ROUTE, agent_id=wanted.agent_id, model=wanted.model)
+        permit = pool.admit(resource, CALLS_ROUTE, agent_id=wanted.agent_id, model=wanted.model, early=True)
         with pool.settle(permit) if permit else contextlib.nullcontext():
             return await self.calls.offer(grant, offer, **options)
 
@@ -223,7 +241,8 @@ class CallRelay:
             await self.calls.hang_up(call.endpoint, call.call_id)
             self.level.end(session_id, hung_up=True)
         except MintError as error:
-            raise _refused(error, "hang-up") from None
+            wait_s = error.retry_after_s if isinstance(error, RateLimitedError) else None
+            raise _refused(error, "hang-up", wait_s or 0.0) from None
 
     @contextmanager
     def hung_up_unless_delivered(self, endpoint: str, call_id: str | None, owner: Owner) -> Iterator[None]:
@@ -265,13 +284,12 @@ def _audit_entry(request: Request[Any], grant: EphemeralGrant, owner: Owner, age
     )
 
 
-def _refused(error: MintError, what: str) -> Problem:
-    """The problem that the caller gets for Azure's refusal; the log has the reason."""
+def _refused(error: MintError, what: str, wait_s: float) -> Problem:
+    """The problem that the caller gets for Azure's refusal; the log has the reason. A `wait_s` of 0 is unknown."""
     log.warning("call_refused", what=what, outcome=error.outcome, status=error.status, code=error.code, why=str(error))
     if isinstance(error, TimedOutError):
         return Problem(504, "azure_timed_out", f"Azure did not answer the {what} in time: try the next connection.")
-    wait_s = error.retry_after_s if isinstance(error, RateLimitedError) else None
-    headers = {} if wait_s is None else {"Retry-After": str(max(1, round(wait_s)))}
+    headers = {"Retry-After": str(math.ceil(wait_s))} if wait_s > 0 else {}
     return Problem(502, "azure_refused", f"Azure refused the {what}: try the next connection.", headers=headers)
 
 

@@ -244,6 +244,8 @@ class _Handshakes:
         self._pool = pool
         self._wanted = wanted
         self._left = list(candidates)
+        # Whether it asks what rests for faults, too.
+        self._early = pool.all_fail(wanted, ((resource, route.name) for resource, route in candidates))
         self._attempt = attempt
         self._deadline_s = deadline_s
         self._made = 0
@@ -257,6 +259,7 @@ class _Handshakes:
             # Nobody gave a permit. The last ways that are left rest shorter than others.
             self._pool.ease(self._wanted, list(dict.fromkeys(route.name for _, route in refused)))
             self._left, refused = refused, []
+            self._early = len(self._pool.resources) > 1
             call = self._next_admitted(busy, refused)
         if refused and self.ending is None:
             self.ending = Ending(UPSTREAM_FAILED, "Azure failed a moment ago: ask for a new plan in a moment")
@@ -302,11 +305,13 @@ class _Handshakes:
                 model=wanted.model,
                 session_id=wanted.session_id,
                 running=wanted.running,
+                early=self._early,
             )
             if permit is not None:
                 self._made += 1
                 left_s = max(0.001, self._deadline_s - time.monotonic())
-                if any(self._pool.breaker(other.name, later.name).would_admit for other, later in self._left):
+                breakers = [self._pool.breaker(other.name, later.name) for other, later in self._left]
+                if any(each.would_admit_early if self._early else each.would_admit for each in breakers):
                     left_s /= 2
                 run = partial(self._attempt, resource, route, timeout_s=left_s)
                 return Call(f"connect-{resource.name}-{route.name}", permit, run, limit_s=left_s + _LAST_WORD_S)
