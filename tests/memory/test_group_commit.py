@@ -276,13 +276,14 @@ async def test_late_claim_is_released(writer: GroupWriter, database: Obstinate, 
     with pytest.raises(StoreAwayError):
         await sessions.claim(owner(epoch=5), "elena")
     database.free.set()
-    patient = StoredSessions(database, writer, patience_s=5)
 
     async def released() -> bool:
-        return database.writes == 2 and await patient.find(SESSION) is None
+        # A new one each time: who finds the row before it is released remembers it.
+        return database.writes == 2 and await StoredSessions(database, writer, patience_s=5).find(SESSION) is None
 
     await eventually(released)
-    assert await patient.claim(owner(epoch=6), "elena"), "who was told to try again may have it"
+    another = StoredSessions(database, writer, patience_s=5)
+    assert await another.claim(owner(epoch=6), "elena"), "who was told to try again may have it"
 
 
 async def test_release_spares_renewed_session(database: Obstinate) -> None:
