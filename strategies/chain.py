@@ -166,16 +166,20 @@ class Chain:
         caller whom the proxy's grant does not help.
         """
         links = [link for resource in self.pool.order(wanted) for link in self._of[resource.name]]
-        # Without the proxy, or where its routes rest as well, these are the last ways that are left.
-        are_last = needs_token or self._proxy is None or self.pool.all_rest(wanted)
-        early = are_last and self.pool.all_fail(wanted, ((link.resource, link.strategy.name) for link in links))
+
+        def are_last() -> bool:
+            """Whether no other way is left: without the proxy, or where its routes rest as well."""
+            return needs_token or self._proxy is None or self.pool.all_rest(wanted)
+
+        # In this order: where something works, as nearly always, the second is not asked.
+        early = self.pool.all_fail(wanted, ((link.resource, link.strategy.name) for link in links)) and are_last()
         minting = _Minting(self, links, spec, wanted, deadline_s, early=early)
         grant: Grant | None = None
         if sockets_only:
             minting.skip_all("this agent talks over WebSockets only")
         else:
             grant = await self._hedger.race(minting)
-            if grant is None and not minting.has_asked and are_last:
+            if grant is None and not minting.has_asked and are_last():
                 self.pool.ease(wanted, tuple({link.strategy.name for link in links}))
                 minting.again(links)
                 grant = await self._hedger.race(minting)

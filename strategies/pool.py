@@ -164,7 +164,7 @@ class Pool:
     ) -> bool:
         """Whether `admit` would give a permit now, as far as its quota is not used up."""
         breakers = self.breakers(resource, route_name, agent_id=agent_id, model=model)
-        return all(each.would_admit_early if early else each.would_admit for each in breakers)
+        return _would_admit(breakers, early=early)
 
     def all_fail(self, wanted: Wanted, ways: Iterable[tuple[Resource, str]]) -> bool:
         """Whether each of several resources seems to fail, by all of its `ways` (resource and route).
@@ -224,9 +224,8 @@ class Pool:
         `early` is for a request with no other way (`all_fail`): a route that rests for faults is asked all the same, by
         one request at a time. A wait that Azure named, a refused credential and a missing route hold.
         """
-        breaker = self.breaker(resource.name, route_name)
-        scoped = self._scoped_of(resource, route_name, agent_id, model) if self._scoped else ()
-        if not all(each.would_admit_early if early else each.would_admit for each in (breaker, *scoped)):
+        breaker, *scoped = breakers = self.breakers(resource, route_name, agent_id=agent_id, model=model)
+        if not _would_admit(breakers, early=early):
             return None
         if self._has_quotas and self._quotas.take(resource.name, route_name, session_id=session_id, running=running):
             return None
@@ -422,9 +421,9 @@ class Pool:
         if (pair := self._pairs.get((resource.name, wanted.agent_id))) is not None:
             breakers.append(pair)
         down = [
-            (each.seems_down_s(_LAST_ROUTE_REST_S), each.why_open)
+            (down_s, each.why_open)
             for each in breakers
-            if not each.would_admit or each.seems_down_s(_LAST_ROUTE_REST_S) > 0
+            if (down_s := each.seems_down_s(_LAST_ROUTE_REST_S)) > 0 or not each.would_admit
         ]
         if down:
             longest_s, why = max(down)
@@ -492,3 +491,7 @@ class Pool:
         else:
             permit.breaker.failed(granted, error, duration_ms)
         self._give_back(permit)
+
+
+def _would_admit(breakers: Iterable[CircuitBreaker], *, early: bool) -> bool:
+    return all(each.would_admit_early if early else each.would_admit for each in breakers)

@@ -7,14 +7,13 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 
 from benchmarks.failover import FAULTS, HITS, IN_TALK, NAMES, TOLD_S, WAYS, Cell, Result, judge, offer, talk
 from benchmarks.stage import Stage
 from tests.support.broker import run_broker
 from tests.support.machine import retry_if_host_busy
-from tests.support.resources import key_of, settings_of
-from token_broker.simulator import SimulatorConfig, serve_resources
+from tests.support.resources import config_of, settings_of
+from token_broker.simulator import serve_resources
 
 LIVE_S = 10.0
 """Loose: on a busy machine one talk says nothing about percentiles."""
@@ -29,8 +28,7 @@ CELLS = [(fault, hit) for fault in FAULTS for hit in HITS if fault != "silent-in
 async def test_talk_is_live_or_told(fault: str, hit: str, tmp_path: Path) -> None:
     cells = [Cell(fault, hit, way, 3) for way in WAYS if fault not in IN_TALK or way in ("proxy", "compatible")]
     results = [Result() for _ in cells]
-    configs = {name: SimulatorConfig(key=SecretStr(key_of(name))) for name in NAMES}
-    async with serve_resources(*NAMES, configs=configs) as azure:
+    async with serve_resources(*NAMES, configs={name: config_of(name) for name in NAMES}) as azure:
         sick = cells[0].sick
         endpoints = {each.name: each.url for each in azure}
         if fault == "dns":

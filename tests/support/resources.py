@@ -16,6 +16,7 @@ from token_broker.simulator import RunningSimulator, SimulatorConfig, serve
 
 __all__ = [
     "SeveralResources",
+    "config_of",
     "key_of",
     "key_variables",
     "resources_file",
@@ -52,9 +53,14 @@ def key_variables(names: Iterable[str]) -> dict[str, str]:
     return {f"AZURE_KEY_OF_{name.upper()}": key_of(name) for name in names}
 
 
+def config_of(name: str, **config: Any) -> SimulatorConfig:
+    """How to simulate the resource of that name: with its own key."""
+    return SimulatorConfig(key=SecretStr(key_of(name)), **config)
+
+
 def simulator(name: str, **config: Any) -> contextlib.AbstractAsyncContextManager[RunningSimulator]:
     """Runs a simulated resource with its own key."""
-    return serve(SimulatorConfig(key=SecretStr(key_of(name)), **config))
+    return serve(config_of(name, **config))
 
 
 def resources_file(folder: Path, endpoints: Mapping[str, str], **options: Mapping[str, Any]) -> Path:
