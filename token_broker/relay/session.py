@@ -80,7 +80,7 @@ class Talk:
         *,
         owner: Owner,
         agent: Agent,
-        on_live: Callable[[], None] = lambda: None,
+        on_live: Callable[[str], None] = lambda _resource: None,
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
@@ -281,7 +281,7 @@ class Talk:
             return
         self._use(upstream)
         self._parts.counters.ready += 1
-        self._on_live()
+        self._on_live(upstream.resource)
         upstream.first[:] = self._adapter.opening(
             upstream, session_id=self.owner.session_id, agent_id=self._handoff.agent.id
         )
