@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from strategies.chain import Chain, Link
 from strategies.health import BreakerState, BreakerStatus, Capability, Latencies
 from strategies.pool import Pool
-from strategies.session_model.agent_settings import voice_name
+from strategies.session_model.session_fields import voice_name
 from token_broker.api.status_schemas import (
     AgentVoice,
     LiveTimes,

@@ -19,11 +19,10 @@ from pydantic import (
 
 from strategies.base import Dialect
 from strategies.resources import Resource, Wanted, is_allowed
-from strategies.session_model.agent_settings import AgentSettings, ClientSetting, Voice
+from strategies.session_model.agent_settings import CLIENT_MAY_SET, AgentSettings, ClientSetting, Voice
 from token_broker.resources import ModelFamily, fault_lines
 
 __all__ = [
-    "CLIENT_MAY_SET",
     "Agent",
     "AgentRegistry",
     "AgentsFileError",
@@ -34,11 +33,6 @@ __all__ = [
     "ensure_resources",
     "load_agents",
 ]
-
-CLIENT_MAY_SET: frozenset[ClientSetting] = frozenset(
-    {"turn_detection", "noise_reduction", "modalities", "formats", "speed", "max_output_tokens"}
-)
-"""What a client may change of its session where its agent says nothing."""
 
 _VOICE_CHARS = 256
 BUILT_IN = Path(__file__).with_name("agents.toml")

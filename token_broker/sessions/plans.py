@@ -15,7 +15,7 @@ from urllib.parse import quote
 from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec
 from strategies.pool import Outlook, Pool
 from strategies.resources import Resource, Wanted
-from strategies.session_model.agent_settings import voice_name
+from strategies.session_model.session_fields import voice_name
 from token_broker.memory.types import Recall
 from token_broker.resources import family_of
 from token_broker.security.tokens import Owner, TokenSigner
@@ -56,7 +56,9 @@ def session_spec(
         modalities=modalities,
         transcription_model=settings.transcription_model if resource is None else resource.transcription_model,
         tools=agent.declared_tools,
+        settings=agent.settings,
         ttl_s=settings.token_ttl_s,
+        voice_live_version=settings.voice_live_api_version if resource is None else resource.voice_live_version,
     )
 
 
