@@ -1,6 +1,7 @@
 """Posts one signed hook: bounded in time and size, to no forbidden address, and never follows where an answer points.
 
-`hook_client` makes the client, `HookSender` posts. The one module that knows how httpx fails here.
+`hook_client` makes the client, `HookSender` posts. The one module that knows how
+httpx and aiohttp fail here: httpx-aiohttp maps most errors of the latter, not all.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from datetime import UTC, datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, Literal
 
+import aiohttp
 import httpx
 from pydantic import SecretStr
 from pydantic_core import to_json
@@ -106,7 +108,7 @@ class HookSender:
             return HookAnswer(failure="timeout", sent=body.sent)
         except AddressRefusedError:
             return HookAnswer(failure="refused")
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError) as error:
             if _caused_by_address(error):
                 return HookAnswer(failure="refused")
             return HookAnswer(failure="broken" if body.sent else "unreachable", sent=body.sent)
@@ -121,7 +123,7 @@ class HookSender:
             redirected = 300 <= response.status_code < 400  # noqa: PLR2004
             return HookAnswer(response.status_code, "", "redirect" if redirected else None, body.sent, wait_s)
         finally:
-            with contextlib.suppress(httpx.HTTPError, OSError, TimeoutError):
+            with contextlib.suppress(httpx.HTTPError, aiohttp.ClientError, OSError, TimeoutError):
                 async with asyncio.timeout(_CLOSE_S):
                     await response.aclose()
 
