@@ -3,15 +3,17 @@
 There are two shapes of a session: GA's is nested; the one of the preview, the first version's mint routes and Voice
 Live is flat (docs/azure.md §2.1, §2.3, §6.2).
 
-This module imports none of ours, since nearly every other one imports it.
+This module imports little of ours, since nearly every other one imports it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import SecretStr
+
+from strategies.session_model.agent_settings import Dialect, Voice, voice_name
 
 __all__ = [
     "Attempt",
@@ -29,9 +31,6 @@ __all__ = [
     "voice_live_transcription",
 ]
 
-# Whose events and session shape a connection speaks (docs/azure.md §4.1): GA's, or the preview's, which Voice Live
-# speaks as well. Plans and `broker.ready` show this value.
-Dialect = Literal["ga", "preview"]
 _PCM_RATE_HZ = 24_000
 _OPENAI_TRANSCRIPTION = "whisper-1"  # built into the preview's mints and Voice Live: no deployment
 
@@ -52,7 +51,7 @@ class SessionSpec:
     model: str  # the deployment's name
     model_family: str = field(default="", kw_only=True)  # what it is, where its name does not say
     instructions: str = field(repr=False)
-    voices: Mapping[Dialect, str]
+    voices: Mapping[Dialect, Voice]
     modalities: tuple[str, ...] = ("audio", "text")
     transcription_model: str = "gpt-4o-mini-transcribe"  # a deployment's name, and for GA alone
     turn_detection: TurnDetection = field(default_factory=TurnDetection)
@@ -140,7 +139,7 @@ def flat_session(spec: SessionSpec) -> dict[str, Any]:
         "model": spec.model,
         "modalities": list(spec.modalities),
         "instructions": spec.instructions,
-        "voice": spec.voices["preview"],
+        "voice": voice_name(spec.voices["preview"]),
         "input_audio_transcription": {"model": _OPENAI_TRANSCRIPTION},
         "turn_detection": _server_vad(spec),
     }
@@ -163,7 +162,7 @@ def voice_live_session(spec: SessionSpec) -> dict[str, Any]:
     return {
         **session,
         "input_audio_transcription": {"model": voice_live_transcription(spec.model_family or spec.model)},
-        "voice": {"type": "azure-standard", "name": spec.voices["preview"]},
+        "voice": _voice_live_voice(spec.voices["preview"]),
         "input_audio_format": "pcm16",
         "output_audio_format": "pcm16",
         "input_audio_sampling_rate": _PCM_RATE_HZ,
@@ -178,6 +177,10 @@ def voice_live_transcription(model: str) -> str:
     `model` is a deployment's name, or the family of what is deployed.
     """
     return _OPENAI_TRANSCRIPTION if model.startswith("gpt-realtime") else "azure-speech"
+
+
+def _voice_live_voice(voice: Voice) -> Voice:
+    return {"type": "azure-standard", "name": voice} if isinstance(voice, str) else dict(voice)
 
 
 def _server_vad(spec: SessionSpec) -> dict[str, Any]:
