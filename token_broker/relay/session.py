@@ -223,7 +223,7 @@ class Talk:
             upstream.socket.send(text)
             self._ledger.audio.append(text)
             return
-        match self._adapter.from_client(text, upstream.route.dialect):
+        match self._adapter.from_client(text, upstream.route.dialect, self._handoff.agent.client_may_set):
             case ToAzure(texts=checked, left_out=left_out, told=told):
                 self.counters.fields_left_out += left_out
                 for error in told:
