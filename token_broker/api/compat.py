@@ -188,7 +188,7 @@ async def hang_up_compat_call(request: Request[CompatState]) -> Response:
     caller = request.state["admission"].leaver(request.scope)
     bind_ids(session_id=caller.owner.session_id)
     await request.state["callers"].hang_ups.admit(caller.limit_key)
-    await request.state["calls"].end(request.path_params["call_id"], session_id=caller.owner.session_id)
+    await request.state["calls"].end(request.path_params["call_id"], owner=caller.owner)
     return Response(status_code=200, headers=_NO_STORE)
 
 

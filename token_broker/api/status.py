@@ -105,6 +105,7 @@ class StatusSources:
             talks=TalkLevel(
                 asked=talks.asked,
                 live=talks.live,
+                left=talks.left,
                 ratio=_ratio(talks.live, talks.asked),
                 time_to_live_ms=LiveTimes(p50=talks.time_to_live_ms(50), p95=talks.time_to_live_ms(95)),
             ),

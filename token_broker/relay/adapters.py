@@ -14,6 +14,7 @@ from starlette.types import Scope
 
 from strategies.base import Dialect
 from strategies.session_model.agent_settings import CLIENT_MAY_SET
+from token_broker.relay.answers.actions import Tell
 from token_broker.relay.azure.route import UpstreamConnection
 from token_broker.relay.dialects.broker_events import api_error, broker_error, broker_event
 from token_broker.relay.dialects.conversation_items import history_as_text
@@ -116,6 +117,10 @@ class ProtocolAdapter(Protocol):
         """The event that says that something failed, or was refused, and the talk goes on."""
         ...
 
+    def called(self, tool: Tell) -> str | None:
+        """The event that says what becomes of a call of a tool, where this client knows one."""
+        ...
+
     def announce_end(self, left_s: float) -> str | None:
         """The event that says that the talk ends in `left_s`, where this client knows one."""
         ...
@@ -170,6 +175,10 @@ class ProxyAdapter:
 
     def error(self, refusal: Refused, *, retryable: bool = False) -> str:
         return broker_error(refusal.code, refusal.message, retryable=retryable, param=refusal.param)
+
+    def called(self, tool: Tell) -> str | None:
+        took = {} if tool.duration_ms is None else {"duration_ms": round(tool.duration_ms)}
+        return broker_event("broker.tool", name=tool.name, call_id=tool.call_id, state=tool.state, **took)
 
     def announce_end(self, left_s: float) -> str | None:
         message = f"Azure ends this talk in {left_s:.0f} s, and no other session is to be had: ask for a new plan"
@@ -257,6 +266,11 @@ class CompatAdapter:
     def error(self, refusal: Refused, *, retryable: bool = False) -> str:
         kind = "server_error" if retryable else "invalid_request_error"
         return api_error(refusal.code, refusal.message, kind=kind, param=refusal.param, event_id=refusal.event_id)
+
+    def called(self, tool: Tell) -> str | None:
+        """None: an official client knows no such event, and is to see no call that is not its own."""
+        del tool
+        return None
 
     def announce_end(self, left_s: float) -> str | None:
         """None: an official client takes an `error` for something that went wrong."""
