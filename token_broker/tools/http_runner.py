@@ -8,7 +8,7 @@ model is told so in one of a few sentences: an agent that hears nothing falls si
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
@@ -24,6 +24,7 @@ from token_broker.memory.types import Remembered, replace_unstorable
 from token_broker.observability.events import Observer, ToolOutcome, ToolRan, null_observer
 from token_broker.security.tokens import Owner
 from token_broker.sessions.agent_tools import BUILTIN_PARAMETERS, FunctionTool, HttpRun, compiled_schema
+from token_broker.sessions.agents import Agent
 from token_broker.tools.arguments import bound_arguments, checked_arguments, faults_in
 from token_broker.tools.runner import ToolCall, ToolOutput
 
@@ -163,9 +164,7 @@ class HttpToolRunner:
 
     async def _measured(self, call: ToolCall, call_id: CallId) -> ToolOutput:
         began_s = self._clock()
-        tool = next(
-            (each for each in call.agent.tools if isinstance(each, FunctionTool) and each.name == call.name), None
-        )
+        tool = _functions(call.agent).get(call.name)
         is_known = tool is not None or call.name in call.agent.builtin_tools
         outcome: ToolOutcome = "cancelled"
         try:
@@ -382,9 +381,14 @@ def call_webhook_id(call: CallId) -> str:
 
 
 def _no_such_tool(call: ToolCall) -> str:
-    names = [tool.name for tool in call.agent.tools if isinstance(tool, FunctionTool)] + list(call.agent.builtin_tools)
+    names = [*_functions(call.agent), *call.agent.builtin_tools]
     there_are = f"The tools are: {', '.join(names)}." if names else "There are no tools."
     return f"There is no such tool. {there_are} Nothing was called."
+
+
+def _functions(agent: Agent) -> dict[str, FunctionTool]:
+    tools: Iterable[object] = agent.tools
+    return {tool.name: tool for tool in tools if isinstance(tool, FunctionTool)}
 
 
 @cache
