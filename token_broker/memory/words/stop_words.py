@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 _STOP_WORDS: Final = {
-    "en": """hey good a an the and or but if then than so as of at by for from in into on onto to
+    "en": """hey good others else another a an the and or but if then than so as of at by for from in into on onto to
         up with about over after before again is am are was were be been being do does did done doing have has
         had having will would shall should can could may might must i me my mine myself you your yours he him
         his she her hers it its we us our ours they them their theirs this that these those there here what
