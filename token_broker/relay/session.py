@@ -33,7 +33,7 @@ from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_pla
 from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.held_audio import HeldAudio
 from token_broker.relay.resume.ledger import ASK_ID, TalkLedger
-from token_broker.relay.resume.replay import NewSession, call_event, replay
+from token_broker.relay.resume.replay import NewSession, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.resumption import Resumption, TalkHooks
 from token_broker.relay.resume.steps import Ask, Step
@@ -128,14 +128,14 @@ class Talk:
             holds=lambda: self._ledger.holds,
             plays_until_s=lambda: self._turns.assembler.plays_until_s,
         )
-        self._ledger.acting = lambda: sequencer.is_acting
+        self._ledger.acting = lambda: sequencer.calls.is_acting
         self._answers = TalkAnswers(
             sequencer,
             AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._run_call, start=self._start),
         )
         hidden = HiddenCalls(
             lambda name: (tool := tools_of(self._handoff.agent).get(name)) is not None and tool.by == "client",
-            lambda *call: sequencer.judged(*call)[1],
+            sequencer.calls.withholds,
         )
         self._handler = EventHandler(
             adapter,
@@ -289,8 +289,6 @@ class Talk:
             empty = Refused("input_audio_buffer_commit_empty", "there is no audio", event_id=event.get("event_id"))
             upstream.socket.put(self._adapter.error(empty))
             return
-        if (call := self._ledger.take_owed(event)) is not None:
-            upstream.socket.send(call_event(call, self._restored))
         self._ledger.client_sent(kind, message, event)
         upstream.socket.send(self._restored.for_azure(message))
         self._answers.tick()
