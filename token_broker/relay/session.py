@@ -86,7 +86,7 @@ class Talk:
         *,
         owner: Owner,
         agent: Agent,
-        on_live: Callable[[], None] = lambda: None,
+        on_live: Callable[[str], None] = lambda _resource: None,
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
@@ -247,7 +247,7 @@ class Talk:
             upstream.socket.send(text)
             self._ledger.audio.append(text)
             return
-        match self._adapter.from_client(text, upstream.route.dialect):
+        match self._adapter.from_client(text, upstream.route.dialect, self._handoff.agent.client_may_set):
             case ToAzure(texts=checked, left_out=left_out, told=told):
                 self.counters.fields_left_out += left_out
                 for error in told:
@@ -309,7 +309,7 @@ class Talk:
         self._begin_answers(upstream, ())
         self._use(upstream)
         self._parts.counters.ready += 1
-        self._on_live()
+        self._on_live(upstream.resource)
         upstream.first[:] = self._adapter.opening(
             upstream, session_id=self.owner.session_id, agent_id=self._handoff.agent.id
         )
