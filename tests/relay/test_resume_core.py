@@ -292,7 +292,12 @@ def test_old_call_is_told_as_long_as_it_runs() -> None:
     talk = ModelTalk()
     call(talk, "call_1")
     for number in range(25):
-        item = {"id": f"u{number}", "type": "message", "role": "user", "content": [{"type": "input_text", "text": "x"}]}
+        item = {
+            "id": f"u{number}",
+            "type": "message",
+            "role": "user",
+            "content": [{"type": "input_text", "text": f"typed {number}"}],
+        }
         talk.ledger.azure_sent({"type": "conversation.item.created", "item": item}, 0.0)
     assert [step.item.kind for step in steps_of(talk.cut(), Say)] == ["call", *["user"] * 20]
 
