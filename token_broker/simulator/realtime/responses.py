@@ -16,7 +16,7 @@ from token_broker.simulator.realtime.conversation import (
     Part,
 )
 from token_broker.simulator.realtime.dialects import Dialect, ResponseOptions
-from token_broker.simulator.realtime.response_plan import CHUNK_MS, ResponsePlan, ToolCall, Words, output_message
+from token_broker.simulator.realtime.response_plan import CHUNK_MS, PlannedCall, ResponsePlan, Words, output_message
 from token_broker.simulator.realtime.server_events import Ids, ServerEvents
 from token_broker.simulator.realtime.speech.lip_sync import lip_sync
 from token_broker.simulator.realtime.speech.playback import Playback
@@ -188,13 +188,15 @@ class Responses:
             match output:
                 case Words():
                     yield from self._say(active, output)
-                case ToolCall(mcp=tool) if tool is not None and tool.needs_approval and not output.approval_request_id:
+                case PlannedCall(mcp=tool) if (
+                    tool is not None and tool.needs_approval and not output.approval_request_id
+                ):
                     request = McpApprovalRequest(
                         self._ids.new("mcpr"), tool.server_label, output.name, output.arguments
                     )
                     self._add_output(active, request)
                     self._complete_output(active, request)
-                case ToolCall():
+                case PlannedCall():
                     yield from self._call(active, output)
         self._on_ending()
         if plan.status == "incomplete":
@@ -243,7 +245,7 @@ class Responses:
         if active.plan.status != "incomplete":
             self._close_item(active, "completed")
 
-    def _call(self, active: _Active, call: ToolCall) -> Iterator[float]:
+    def _call(self, active: _Active, call: PlannedCall) -> Iterator[float]:
         """A function call ends with its arguments; an MCP call is carried out, and the answer to it follows."""
         item: FunctionCall | McpCall
         if call.mcp is None:
