@@ -1,11 +1,11 @@
 """Who runs which of an agent's functions. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 from token_broker.relay.answers.actions import Tool
+from token_broker.sessions.agent import Agent
 from token_broker.sessions.agent_tools import FunctionTool, HttpRun
-from token_broker.sessions.agents import Agent
 from token_broker.tools.arguments import checked_arguments
 
 __all__ = ["tools_of"]
@@ -13,11 +13,8 @@ __all__ = ["tools_of"]
 
 def tools_of(agent: Agent) -> Mapping[str, Tool]:
     """The agent's functions by name. One that nobody runs is left to the client, which may know it."""
-    tools: Iterable[object] = agent.tools
-    found = {name: Tool(name, "builtin") for name in agent.builtin_tools}
-    for tool in tools:
-        if isinstance(tool, dict) and tool.get("type") == "function" and isinstance(name := tool.get("name"), str):
-            found[name] = Tool(name, "client")
+    found = {str(name): Tool(name, "builtin") for name in agent.builtin_tools}
+    for tool in agent.tools:
         if not isinstance(tool, FunctionTool):
             continue
         if isinstance(tool.run, HttpRun):
