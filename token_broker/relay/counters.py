@@ -116,7 +116,8 @@ class RelayStatus:
     `resumes` are by the resource that was lost and by reason, `failed` among them; `closes` are by close code,
     `failed_answers` by Azure's code for what went wrong. `refused_events` are clients' events that are not in the
     allowlist, `fields_left_out` fields that were taken out of clients' events, `calls_ended` calls that were hung up
-    since their client changed the agent's session repeatedly. Bytes are those of events, not of WebSocket frames.
+    since their client changed the agent's session repeatedly. `tool_calls` are the calls of tools in answers that have
+    their outputs, the clients' own among them. Bytes are those of events, not of WebSocket frames.
     """
 
     active: int
@@ -134,6 +135,8 @@ class RelayStatus:
     failed_answers: dict[str, int]
     refused_events: int
     fields_left_out: int
+    tool_calls: int
+    tool_calls_failed: int
     calls_ended: int
     usage: Usage
     transcription_usage: TranscriptionUsage
@@ -158,6 +161,8 @@ class TalkCounters:
     failed_answers: int = 0
     refused_events: int = 0
     fields_left_out: int = 0
+    tool_calls: int = 0
+    tool_calls_failed: int = 0
     usage: Usage = field(default_factory=Usage)
     transcription: TranscriptionUsage = field(default_factory=TranscriptionUsage)
 
