@@ -9,6 +9,7 @@ __all__ = [
     "DRAINING",
     "FOREIGN_ORIGIN",
     "INTERNAL",
+    "SESSION_REFUSED",
     "TICKET_REFUSED",
     "TOO_LARGE",
     "TOO_MANY",
@@ -42,14 +43,19 @@ class Ending:
     """A close code and its reason, of at most 123 bytes (RFC 6455 §5.5.1) and without any text of Azure's.
 
     `error_code` is set where a client that did not ask for the end is told of it by an `error` event, although the
-    code is 1000: official clients look at events, not at close reasons.
+    code is 1000: official clients look at events, not at close reasons. `told`: a client of the proxy hears of it by a
+    `broker.error`, too, with that code.
     """
 
     code: int
     reason: str
     error_code: str | None = None
+    told: bool = False
 
 
+SESSION_REFUSED = Ending(
+    UPSTREAM_FAILED, "Azure refused the agent's settings; its operator has to act", "session_refused", told=True
+)
 _LEFT = Ending(DONE, "the client left")
 _CLOSED_BY_SERVER = {
     ending.code: ending
