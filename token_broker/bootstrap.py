@@ -146,7 +146,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             )
             stack.push_async_callback(calls.aclose)
             memory.blocklist.watch(calls.end_where)
-        level = TalkLevelCounters(lambda time_s: observe(TalkLive(time_s)))
+        level = TalkLevelCounters(names, lambda resource, time_s: observe(TalkLive(time_s, resource)))
         # Calls and talks share `talks`: the limit counts both.
         relay = VoiceRelay(
             settings=settings,
@@ -204,6 +204,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 rate=rate,
                 hang_ups=RateLimiter(settings.rate_limit_per_minute),
                 drain=drain,
+                talks=level,
             ),
             minting=minting,
             calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level),

@@ -82,7 +82,15 @@ class StateCollector(Collector):
         yield _counter(
             "talks_asked", "Talks asked for, by proxy or relayed call; each counts once.", sources.talk_counters.asked
         )
-        yield _counter("talks_live", "Talks that came about, of those.", sources.talk_counters.live)
+        live = CounterMetricFamily(
+            "token_broker_talks_live", "Talks that came about, of those, by resource.", labels=["resource"]
+        )
+        for name, count in sources.talk_counters.live_at.items():
+            live.add_metric([name], count)
+        yield live
+        yield _counter(
+            "talks_left", "Talks whose client left before they were live; not among those.", sources.talk_counters.left
+        )
         yield from _relay(relay)
         yield from memory_metrics(sources.memory.status())
 

@@ -52,10 +52,14 @@ class LiveTimes(BaseModel):
 
 
 class TalkLevel(BaseModel):
-    """Talks that came about, over those that were asked for, where the broker sees them. Each counts once."""
+    """Talks that came about, over those that were asked for, where the broker sees them. Each counts once.
+
+    `left` are those whose client left before they were live; they are not among the others.
+    """
 
     asked: int
     live: int
+    left: int
     ratio: float | None
     time_to_live_ms: LiveTimes
 

@@ -264,17 +264,15 @@ class VoiceRelay:
     async def _talk(
         self, scope: Scope, receive: Receive, send: Send, admitted: AdmittedClient, adapter: ProtocolAdapter
     ) -> None:
-        owner, agent = admitted.owner, admitted.agent
-        # A plan's tickets are for one talk; each use of a client secret is a talk of its own.
-        name = owner.session_id if admitted.uses == 1 else f"{owner.session_id} {owner.epoch}"
-        self._level.begin(name)
+        owner, agent = self._level.of(admitted.owner), admitted.agent
+        self._level.begin(owner.talk_id)
         talk = Talk(
             self._parts,
             adapter,
             TalkClient.of(scope, receive, send),
             owner=owner,
             agent=agent,
-            on_live=partial(self._level.went_live, name),
+            on_live=partial(self._level.went_live, owner.talk_id),
         )
         self._counters.sessions += 1
         self._talks.add(talk)
@@ -304,7 +302,7 @@ class VoiceRelay:
             self._talks.discard(talk)
             self._drain.remove(talk)
             self._counters.finish(talk.counters, ending.code)
-            self._level.end(name, hung_up=ending.code == DONE)
+            self._level.end(owner.talk_id, ends_talk=ending.ends_talk, has_left=ending.by_client)
             self._observe(
                 TalkEnded(
                     session_id=owner.session_id,

@@ -31,6 +31,7 @@ __all__ = [
     "CLIENT_SECRET_PREFIX",
     "LEEWAY_S",
     "RESUME_GRACE_S",
+    "TICKET_TTL_S",
     "CallClaims",
     "ClientSecretClaims",
     "Owner",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 LEEWAY_S = 60
+TICKET_TTL_S = 180  # clients try the proxy last, after every connection before it
 RESUME_GRACE_S = 24 * 3600  # for so long after its expiry, a session token still resumes its session
 ISSUER = "voice-token-broker"
 SESSION_TYPE = "vtb-session+jwt"
@@ -67,12 +69,20 @@ class Owner:
 
     `principal` is `ANONYMOUS` without authentication; `user_id` is then only a label. `epoch` grows with every plan
     of the session (milliseconds since 1970 at least), so that turns of a later connection sort behind earlier ones.
+
+    `talk_id` names the talk: it stays over moves, fallbacks, handoffs and reconnects within 60 s, while a session may
+    have several talks. Without one it is the session's id.
     """
 
     session_id: str
     principal: str
     epoch: int
     user_id: str | None = None
+    talk_id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.talk_id:
+            object.__setattr__(self, "talk_id", self.session_id)
 
 
 class TokenError(Exception):
@@ -90,6 +100,7 @@ class SessionClaims:
     owner: Owner
     expires_at_s: float
     agent_id: str | None = None
+    issued_at_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +171,12 @@ class TokenSigner:
 
     def session_token(self, owner: Owner, *, ttl_s: int, agent_id: str | None = None) -> str:
         """A token that proves this session's ownership for `ttl_s` seconds; `agent_id` is whom the plan speaks with."""
-        return self._sign({**_claims_of(owner), "agt": agent_id}, SESSION_TYPE, ttl_s)
+        return self._sign({**_claims_of(owner), "tlk": owner.talk_id, "agt": agent_id}, SESSION_TYPE, ttl_s)
 
     def ticket(self, owner: Owner, *, agent_id: str, ttl_s: int) -> str:
         """A single admission to the proxy within `ttl_s` seconds."""
-        return self._sign({"jti": uuid7(), **_claims_of(owner), "agt": agent_id}, TICKET_TYPE, ttl_s)
+        claims = {"jti": uuid7(), **_claims_of(owner), "tlk": owner.talk_id, "agt": agent_id}
+        return self._sign(claims, TICKET_TYPE, ttl_s)
 
     def client_secret(
         self, owner: Owner, *, agent_id: str, ttl_s: int, minted_with: ClientSecretClaims | None = None
@@ -295,12 +307,16 @@ def _owner_of(claims: Mapping[str, Any]) -> Owner:
         principal=_text(claims, "sub"),
         epoch=_number(claims, "epo"),
         user_id=_optional_text(claims, "uid"),
+        talk_id=_optional_text(claims, "tlk") or "",
     )
 
 
 _CLAIMS: dict[str, Callable[[Mapping[str, Any]], Claims]] = {
     SESSION_TYPE: lambda claims: SessionClaims(
-        owner=_owner_of(claims), expires_at_s=_number(claims, "exp"), agent_id=_optional_text(claims, "agt")
+        owner=_owner_of(claims),
+        expires_at_s=_number(claims, "exp"),
+        agent_id=_optional_text(claims, "agt"),
+        issued_at_s=_number(claims, "iat"),
     ),
     TICKET_TYPE: lambda claims: TicketClaims(
         ticket_id=_text(claims, "jti"),

@@ -4,22 +4,44 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+)
 
 from strategies.base import Dialect
 from strategies.resources import Resource, Wanted, is_allowed
+from strategies.session_model.agent_settings import CLIENT_MAY_SET, AgentSettings, ClientSetting, Voice
 from token_broker.resources import ModelFamily, fault_lines
 
-__all__ = ["Agent", "AgentRegistry", "AgentsFileError", "agents_secrets", "ensure_resources", "load_agents"]
+__all__ = [
+    "Agent",
+    "AgentRegistry",
+    "AgentsFileError",
+    "FoundryAgent",
+    "Guardrail",
+    "SummaryHook",
+    "agents_secrets",
+    "ensure_resources",
+    "load_agents",
+]
 
+_VOICE_CHARS = 256
 BUILT_IN = Path(__file__).with_name("agents.toml")
 
 _AgentId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 _Names = Annotated[
     tuple[Annotated[str, StringConstraints(min_length=1, max_length=64)], ...], Field(min_length=1, max_length=64)
 ]
+_Greeting = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4_096)]
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=32_768)]
 
 
@@ -27,27 +49,81 @@ class AgentsFileError(ValueError):
     """The agents' file can't be used; the message has a line a fault."""
 
 
-class _Voices(BaseModel):
+def _checked_voice(voice: Any) -> Any:
+    if isinstance(voice, str) and 0 < len(voice.strip()) <= _VOICE_CHARS:
+        return voice.strip()
+    if isinstance(voice, Mapping) and (isinstance(voice.get("id"), str) or isinstance(voice.get("type"), str)):
+        return voice
+    raise ValueError('should be a name, or a table {id = "voice_…"} for GA and {type = "azure-custom", …} for preview')
+
+
+_Voice = Annotated[Any, AfterValidator(_checked_voice)]
+_OFF = BeforeValidator(lambda value: None if value is False else value)
+_Url = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^https?://[^\s/]+", max_length=2_048)]
+
+
+class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ga: _Text
-    preview: _Text
+
+class _Voices(_Table):
+    ga: _Voice = None
+    preview: _Voice = None
 
 
-class _Entry(BaseModel):
-    """One agent as the file has it; a field that is None is inherited."""
+class Guardrail(_Table):
+    """The hook that sees each of the user's words before the answer is asked for.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    `fail`: what a hook that fails, or a transcript that doesn't come, means for the turn.
+    """
+
+    url: _Url
+    timeout_ms: int = Field(300, ge=50, le=10_000, strict=True)
+    fail: Literal["open", "closed"] = "open"
+
+
+class SummaryHook(_Table):
+    """The hook that makes a talk's summary."""
+
+    url: _Url
+
+
+class FoundryAgent(_Table):
+    """A Foundry voice agent that is the upstream; `version` None is its newest."""
+
+    project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+    version: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+
+
+class _Spoken(AgentSettings):
+    """What the file and the agent have alike. Only what a file's entry states is inherited."""
+
+    model: _Text | None = None
+    model_family: ModelFamily | None = None
+    zones: _Names | tuple[()] = ()
+    resources: _Names | tuple[()] = ()
+    greeting: Annotated[_Greeting | None, _OFF] = None
+    client_may_set: frozenset[ClientSetting] = CLIENT_MAY_SET
+    handoff_to: tuple[_AgentId, ...] | None = None
+    control: Literal["auto", "required"] = "auto"
+    guardrail: Annotated[Guardrail | None, _OFF] = None
+    builtin_tools: tuple[Literal["recall", "handoff", "end_talk"], ...] = ()
+    recall: Literal["start", "every_turn", "off"] = "start"
+    summary: Annotated[SummaryHook | None, _OFF] = None
+    foundry_agent: Annotated[FoundryAgent | None, _OFF] = None
+    tools: tuple[dict[str, Any], ...] = Field((), repr=False)
+
+
+class _Entry(_Spoken):
+    """One agent as the file has it: what it doesn't state is inherited."""
 
     name: _Text
     inherits: _AgentId | None = None
     voices: _Voices | None = None
     instructions: _Text | None = Field(None, repr=False)
-    tools: tuple[dict[str, Any], ...] | None = Field(None, repr=False)
-    model: _Text | None = None
-    model_family: ModelFamily | None = None
-    zones: _Names | None = None
-    resources: _Names | None = None
+    zones: _Names = ()
+    resources: _Names = ()
 
 
 class _File(BaseModel):
@@ -57,23 +133,29 @@ class _File(BaseModel):
     agents: dict[_AgentId, _Entry] = Field(min_length=1, max_length=1000)
 
 
-class Agent(BaseModel):
+class Agent(_Spoken):
     """One agent with everything that it inherits. `voices` has one voice a dialect.
 
-    Empty `zones` and `resources` permit every resource; `model` None is the resource's own.
+    Empty `zones` and `resources` permit every resource; `model` None is the resource's own. `handoff_to` None permits
+    every agent of the file.
     """
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     name: str
-    voices: Mapping[Dialect, str]
+    voices: Mapping[Dialect, Voice]
     instructions: str = Field(repr=False)
-    tools: tuple[dict[str, Any], ...] = Field((), repr=False)
-    model: str | None = None
-    model_family: ModelFamily | None = None
-    zones: tuple[str, ...] = ()
-    resources: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> AgentSettings:
+        """What it says of its session alone."""
+        return AgentSettings.model_construct(**{name: getattr(self, name) for name in AgentSettings.model_fields})
+
+    @property
+    def declared_tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools as Azure's session gets them."""
+        return self.tools
 
     @cached_property
     def sockets_only(self) -> bool:
@@ -146,7 +228,7 @@ def agents_secrets(path: Path | None) -> tuple[SecretStr, ...]:
 def _resolve(source: Path, file: _File, agent_id: str) -> Agent:
     """The agent with its inherited fields filled in, through any number of ancestors."""
     entry = file.agents[agent_id]
-    found = entry.model_dump(exclude={"name", "inherits"}, exclude_none=True)
+    found = _stated(entry)
     ancestor, seen = entry, {agent_id}
     while ancestor.inherits is not None:
         if ancestor.inherits not in file.agents or ancestor.inherits in seen:
@@ -155,11 +237,35 @@ def _resolve(source: Path, file: _File, agent_id: str) -> Agent:
             )
         seen.add(ancestor.inherits)
         ancestor = file.agents[ancestor.inherits]
-        inherited = ancestor.model_dump(exclude={"name", "inherits"}, exclude_none=True)
-        if "model" in found:  # the family is the inherited model's: another model has its own
-            inherited.pop("model_family", None)
-        found = inherited | found
+        found = _inherited(_stated(ancestor), found)
     for needed in ("voices", "instructions"):
         if needed not in found:
             raise AgentsFileError(f"{source}: agents.{agent_id}: has no {needed}, and inherits none")
+    for dialect in ("ga", "preview"):
+        if found["voices"].get(dialect) is None:
+            raise AgentsFileError(f"{source}: agents.{agent_id}.voices.{dialect}: missing, and none is inherited")
     return Agent(id=agent_id, name=entry.name, **found)
+
+
+def _stated(entry: _Entry) -> dict[str, Any]:
+    return entry.model_dump(exclude={"name", "inherits"}, exclude_unset=True)
+
+
+def _inherited(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """An ancestor's fields with `own` laid over them: tables key by key, everything else as a whole.
+
+    What belongs to a thing that is replaced isn't inherited: the family of another model, the values of another type
+    of turn detection.
+    """
+    theirs = dict(theirs)
+    if "model" in own:
+        theirs.pop("model_family", None)
+    merged = {**theirs, **own}
+    for name, table in own.items():
+        below = theirs.get(name)
+        if isinstance(table, Mapping) and isinstance(below, Mapping):
+            replaced = table.get("type", below.get("type")) != below.get("type")
+            merged[name] = (
+                dict(table) if replaced else {**below, **table} if name == "voices" else _inherited(below, table)
+            )
+    return merged

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from strategies.base import Dialect, SessionSpec, ga_realtime_session, voice_live_session
+from strategies.base import Dialect, SessionSpec
 from strategies.endpoint import Target
 from strategies.errors import MintError, RateLimitedError, TransientError
 from strategies.pool import Pool, PoolPermit
+from strategies.session_model.session_fields import ga_realtime_session, voice_live_session
 from token_broker.relay.azure.socket import CLOSED_BY_BROKER, AzureSocket
 from token_broker.settings import UpstreamName
 

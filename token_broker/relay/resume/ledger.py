@@ -5,7 +5,7 @@ what the next session is told: every utterance gets one answer, and nothing that
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -115,6 +115,8 @@ class TalkLedger:
         self.fault = ""
         """What Azure last said of a failed answer: its code."""
         self.completed = 0
+        self.acting: Callable[[], bool] = lambda: False
+        """Whether a tool or an approval is waited for, as somebody else knows it."""
         self._refused_s: float | None = None
         self._last_sounded = True
         self.facts = SessionFacts()
@@ -142,9 +144,7 @@ class TalkLedger:
     @property
     def due(self) -> Due:
         """What Azure owes now; nothing while the user speaks, or a tool runs."""
-        if self._tools or (self._speaking is not None and self._stopped_at is None):
-            return "nothing"
-        if not self.facts.detects and self.audio.end > self._buffer_start:  # push to talk is held
+        if self._tools or self.acting() or self.holds or (self._speaking is not None and self._stopped_at is None):
             return "nothing"
         for answer in self._answers:
             if answer.stopped and answer.response is None:
@@ -155,6 +155,11 @@ class TalkLedger:
         return "nothing"
 
     @property
+    def holds(self) -> bool:
+        """Whether push to talk is held: audio is there that only the client commits."""
+        return not self.facts.detects and self.audio.end > self._buffer_start
+
+    @property
     def at_rest(self) -> bool:
         """Whether nothing is open: a pause, in which the talk can move without anybody's notice."""
         return not (
@@ -162,7 +167,8 @@ class TalkLedger:
             or self._unconfirmed
             or self._tools
             or self._speaking is not None
-            or (not self.facts.detects and self.audio.end > self._buffer_start)
+            or self.acting()
+            or self.holds
             or (self.facts.transcribes and any(item.speech and not item.transcribed for item in self._history))
             or self._history.open_calls()
         )

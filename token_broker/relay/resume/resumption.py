@@ -7,7 +7,7 @@ client sent meanwhile.
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ from token_broker.relay.resume.ledger import TalkLedger
 from token_broker.relay.resume.replay import PROBES, NewSession, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.settings_changes import client_settings, merged
+from token_broker.relay.resume.steps import Step
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent
@@ -57,12 +58,14 @@ _CODE = re.compile(r"[A-Za-z0-9_.-]{1,48}")
 class TalkHooks:
     """What a resumption does to its talk.
 
-    `begin_gap` takes the talk's session away, `use` gives it one, `forward` handles a client's message as if it had
-    come just now. `next_agent` is whose session the next one is, and `confirm_agent` completes a handoff to it. `start`
-    runs a coroutine as one of the talk's tasks, `count` counts a resume by resource and outcome.
+    `begin_gap` takes the talk's session away, `begin` says by which steps another takes over, `use` gives it that one.
+    `forward` handles a client's message as if it had come just now. `next_agent` is whose session the next one is, and
+    `confirm_agent` completes a handoff to it. `start` runs a coroutine as one of the talk's tasks, `count` counts a
+    resume by resource and outcome.
     """
 
     begin_gap: Callable[[], None]
+    begin: Callable[[UpstreamConnection, Sequence[Step]], None]
     use: Callable[[UpstreamConnection], None]
     forward: Callable[[str, UpstreamConnection], None]
     next_agent: Callable[[], Agent]
@@ -409,7 +412,8 @@ class Resumption:
             ledger.settings = client_settings(ledger.settings, old=old_dialect, new=new.route.dialect)
         if self._creates_held:  # the client's own question answers all that was said
             ledger.stop_asking()
-        made = replay(ledger.steps(), session, old=old_dialect, restored=self._restored)
+        steps = ledger.steps()
+        made = replay(steps, session, old=old_dialect, restored=self._restored)
         ledger.moved(replayed_chars=made.committed_chars, listened_chars=made.open_chars)
         for notice in self._notices:
             new.socket.put(notice)
@@ -422,6 +426,7 @@ class Resumption:
                 sent_chars = 0
                 await asyncio.sleep(_BURST_PAUSE_S)
             await new.socket.drained()
+        self._hooks.begin(new, steps)
         self._hooks.confirm_agent(new)
         while (held := self._gap.take()) is not None:
             self._hooks.forward(held, new)
