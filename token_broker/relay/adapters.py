@@ -271,6 +271,7 @@ class CompatAdapter:
     def called(self, tool: Tell) -> str | None:
         """None: an official client knows no such event, and is to see no call that is not its own."""
         del tool
+        return None
 
     def announce_end(self, left_s: float) -> str | None:
         """None: an official client takes an `error` for something that went wrong."""
