@@ -33,7 +33,7 @@ import { TranscriptRecorder } from "./transcript-recorder.js";
  * @property {AbortController} closing
  * @property {boolean} watchesTabs  whether `watchOtherTabs` was called
  *
- * @typedef {object} VoiceSessionOptions
+ * @typedef {object} TalkOptions
  * @property {string} brokerUrl  where the broker is, such as `https://voice.example.com`
  * @property {string} [agentId]  the broker's default agent without it
  * @property {string} [sessionId]  16 to 64 of `A-Za-z0-9_-`; the broker makes one without it
@@ -43,6 +43,8 @@ import { TranscriptRecorder } from "./transcript-recorder.js";
  *   27 minutes, and never for a talk through the broker's proxy, which moves it by itself
  * @property {boolean} [microphone]  false: the talk is typed and heard, and no microphone is asked for
  * @property {"interrupt" | "queue"} [whileAnswering]  what a typed text does to the answer that runs; `interrupt` by default
+ *
+ * @typedef {TalkOptions & import("./broker.js").BrokerOptions} VoiceSessionOptions
  *
  * @typedef {object} VoiceSessionEvents  The `detail` of each event.
  * @property {{state: SessionState}} state
@@ -57,8 +59,10 @@ import { TranscriptRecorder } from "./transcript-recorder.js";
  *   `message` says what happened and what to do. Not retryable: the session has given up. `retryAfterMs`: it asks again then.
  */
 
-/** @type {(keyof VoiceSessionOptions)[]} */
-const OPTIONS = ["brokerUrl", "agentId", "sessionId", "userId", "transports", "moveAfterMs", "microphone", "whileAnswering"];
+const OPTIONS = [
+  ...["brokerUrl", "agentId", "sessionId", "userId", "transports", "moveAfterMs", "microphone", "whileAnswering"],
+  ...["getToken", "headers", "credentials", "fetch", "getPlan"],
+];
 
 /** Azure ends sessions after 60 minutes, some after 30 (docs/azure.md §8.1): the session moves on before. */
 const MOVE_AFTER_MS = 27 * 60_000;
@@ -115,12 +119,12 @@ export class VoiceSession extends EventTarget {
     if (typeof options?.brokerUrl !== "string" || !isAddress(options.brokerUrl)) {
       throw new TypeError('VoiceSession: brokerUrl is needed: the broker\'s address, such as "https://voice.example.com".');
     }
-    const unknown = Object.keys(options).filter((name) => !OPTIONS.includes(/** @type {keyof VoiceSessionOptions} */ (name)));
+    const unknown = Object.keys(options).filter((name) => !OPTIONS.includes(name));
     if (unknown.length > 0) console.warn(`VoiceSession: there is no option ${unknown.join(", ")}; there are ${OPTIONS.join(", ")}.`);
     this.#options = options;
     this.#agentId = options.agentId;
     this.#sessionId = options.sessionId;
-    this.#broker = new Broker(options.brokerUrl);
+    this.#broker = new Broker(options.brokerUrl, options);
     this.#texts = new TypedTexts({
       send: (event) => this.#transport?.send(event),
       interrupt: () => this.interrupt(),
@@ -415,6 +419,7 @@ export class VoiceSession extends EventTarget {
       transport = new Transport({
         connection,
         audio: talk.engine.audio,
+        request: (url, init) => this.#broker.request(url, init),
         onSignal: (signal) => this.#handle(signal),
         onDropped: (reason) => this.#dropped(reason),
       });

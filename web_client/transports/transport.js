@@ -13,6 +13,7 @@
  * @typedef {object} TransportContext
  * @property {Connection} connection
  * @property {AudioGraph} audio
+ * @property {(url: string | URL, init: RequestInit) => Promise<Response>} request  sends a request to the broker
  * @property {(signal: Signal) => void} onSignal
  * @property {(failure: Failure) => void} onDropped  called once, after `open` has resolved; the transport is closed by then
  *

@@ -22,7 +22,7 @@ export type Talk = {
      */
     watchesTabs: boolean;
 };
-export type VoiceSessionOptions = {
+export type TalkOptions = {
     /**
      * where the broker is, such as `https://voice.example.com`
      */
@@ -54,6 +54,7 @@ export type VoiceSessionOptions = {
      */
     whileAnswering?: "interrupt" | "queue";
 };
+export type VoiceSessionOptions = TalkOptions & import("./broker.js").BrokerOptions;
 export type VoiceSessionEvents = {
     state: {
         state: SessionState;

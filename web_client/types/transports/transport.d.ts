@@ -10,6 +10,10 @@ export type Cut = import("../audio/worklets.js").Cut;
 export type TransportContext = {
     connection: Connection;
     audio: AudioGraph;
+    /**
+     * sends a request to the broker
+     */
+    request: (url: string | URL, init: RequestInit) => Promise<Response>;
     onSignal: (signal: Signal) => void;
     /**
      * called once, after `open` has resolved; the transport is closed by then
@@ -61,6 +65,7 @@ export type Transport = {
  * @typedef {object} TransportContext
  * @property {Connection} connection
  * @property {AudioGraph} audio
+ * @property {(url: string | URL, init: RequestInit) => Promise<Response>} request  sends a request to the broker
  * @property {(signal: Signal) => void} onSignal
  * @property {(failure: Failure) => void} onDropped  called once, after `open` has resolved; the transport is closed by then
  *
