@@ -151,7 +151,7 @@ export class WebRtcTransport {
 
   /** @param {unknown} data */
   #handle(data) {
-    const signal = readFrame(data);
+    const signal = readFrame(data, this.#context.onEvent);
     if (!signal || signal.kind === "ready") return;
     if (signal.kind === "playback_started" || signal.kind === "playback_stopped") this.#unmuteAnswer();
     this.#context.onSignal(signal);
