@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 
@@ -15,7 +16,7 @@ from strategies.pool import Pool
 from strategies.resources import Quotas, Resource, Wanted
 from tests.strategies.fakes import SPEC
 from tests.strategies.test_hedging import GRANT
-from tests.strategies.test_pool import REFUSED, A, B, resource
+from tests.strategies.test_pool import REFUSED, A, B, C, resource
 from tests.strategies.virtual_time import run_in_virtual_time
 
 PER_MINUTE, PER_SECOND = 30, 5
@@ -162,3 +163,39 @@ def test_slow_resource_is_hedged_within_bounds() -> None:
         assert status.breaker == "closed"
         assert status.attempts == status.successes, "nobody is blamed"
     assert [each.running for each in strategies] == [0, 0], "losers are undone"
+
+
+# --- resources that hang
+
+
+async def plans_while_some_hang() -> tuple[list[float], Pool]:
+    """40 plans, eight at once, while two of three resources never answer: how long each took."""
+    clock = asyncio.get_running_loop().time
+    pool = Pool([A, B, C], clock=clock)
+    strategies = [
+        Slow(name, each, partial(float, 0.3 if each is C else 60)) for name in ("ga", "unified") for each in (A, B, C)
+    ]
+    links = [Link(each.resource, each) for each in strategies]
+    chain = Chain(pool, links, policy=RetryPolicy(), hedger=Hedger(pool, clock=clock))
+    times_s: list[float] = []
+    at_once = asyncio.Semaphore(8)
+
+    async def supply(_resource: Resource) -> SessionSpec:
+        return SPEC
+
+    async def plan(number: int) -> None:
+        async with at_once:
+            began_s = clock()
+            result = await chain.mint(supply, deadline_s=began_s + 6, wanted=Wanted(str(number), "elena"))
+            assert result.grant is not None
+            times_s.append(clock() - began_s)
+
+    await asyncio.gather(*(plan(number) for number in range(40)))
+    return times_s, pool
+
+
+def test_hanging_resources_are_found_together() -> None:
+    times_s, pool = run_in_virtual_time(plans_while_some_hang())
+    assert max(times_s) < 2.7, "what five hedged plans find out helps the others that wait"
+    assert sorted(times_s)[30] < 1.0
+    assert [each.health for each in pool.snapshot()] == ["slow", "slow", "good"]

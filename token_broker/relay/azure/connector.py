@@ -295,6 +295,8 @@ class _Handshakes:
     def _next_admitted(self, busy: Collection[str], refused: list[_Candidate]) -> Call[UpstreamConnection] | None:
         """The first handshake that gets a permit; those that get none leave the contest, into `refused`."""
         wanted = self._wanted
+        if self._made:  # others have found out more meanwhile
+            self._left.sort(key=lambda each: self._pool.is_sick(each[0].name))
         for candidate in [each for each in self._left if each[0].name not in busy]:
             resource, route = candidate
             self._left.remove(candidate)
