@@ -113,7 +113,7 @@ class CallRelay:
         left, 502 to 504. A call that Azure made all the same is hung up.
         """
         if agent.sockets_only:
-            detail = "This agent talks over WebSockets only, since one of its tools has a credential: use the proxy."
+            detail = f"This agent talks over WebSockets only, since {agent.sockets_only}: use the proxy."
             raise Problem(403, "sockets_only", detail)
         minting = self.minting
         model = minting.model_of(agent, None, owner.session_id)

@@ -171,7 +171,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         specs.of(agent, tuple(wanted.modalities)),
         wanted=agent.wanted(owner.session_id),
         deadline_s=trace.began_s + settings.token_budget_s * ASKING_SHARE,
-        sockets_only=agent.sockets_only,
+        sockets_only=bool(agent.sockets_only),
     )
     grant = trace.minted.grant
     trace.model = minting.model_of(agent, grant, owner.session_id)
@@ -187,7 +187,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         agent=agent,
         public_base=public_base(request.scope, settings.public_url, settings.trusted_proxies),
         correlation_id=correlation_id(request.scope),
-        unseen=callers.blocklist.was_read,
+        unseen=callers.blocklist.was_read and not agent.is_seen,
     )
     trace.is_poor = plan.outlook == "poor"
     entry = AuditEntry(

@@ -29,6 +29,7 @@ _CHUNK = 100
 _CHUNK_BYTES = 1_048_576
 _SESSIONS_CHUNK = 500
 _DAY_S = 86_400
+CLAIMS_KEPT_S = 7_200.0  # a session of Azure's lasts an hour, and no call of it is told again later
 _LOCK_PATIENCE_S = 5.0  # for a transaction of the running broker
 
 
@@ -105,12 +106,18 @@ class Maintenance:
         return erased
 
     async def sweep(self, retention_days: int) -> int:
-        """Deletes expired tickets, turns that are too old, sessions left empty; how many turns. Raises StoreError."""
+        """Deletes expired tickets, old claims of tools, turns that are too old, sessions left empty; how many turns.
+
+        Raises StoreError.
+        """
         from token_broker.memory.store.erasure import delete_idle_sessions, delete_older_turns
         from token_broker.memory.store.sessions import remove_expired_tickets
+        from token_broker.memory.store.tool_claims import prune_claims
 
         now_s = self._clock()
         await self._database.write(partial(remove_expired_tickets, before_s=now_s - 2 * LEEWAY_S))
+        while await self._database.write(partial(prune_claims, older_than_s=CLAIMS_KEPT_S, limit=_CHUNK)):
+            pass
         if not retention_days:
             return 0
         before_s = now_s - retention_days * _DAY_S

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec
 from strategies.pool import Outlook, Pool
 from strategies.resources import Resource, Wanted
+from strategies.session_model.session_fields import voice_name
 from token_broker.memory.types import Recall
 from token_broker.resources import family_of
 from token_broker.security.tokens import TICKET_TTL_S, Owner, TokenSigner
@@ -54,8 +55,10 @@ def session_spec(
         voices=agent.voices,
         modalities=modalities,
         transcription_model=settings.transcription_model if resource is None else resource.transcription_model,
-        tools=agent.tools,
+        tools=agent.declared_tools,
+        settings=agent.settings,
         ttl_s=settings.token_ttl_s,
+        voice_live_version=settings.voice_live_api_version if resource is None else resource.voice_live_version,
     )
 
 
@@ -224,5 +227,5 @@ class PlanMaker:
             expires_at=now + timedelta(seconds=TICKET_TTL_S),
             expires_in_s=TICKET_TTL_S,
             dialect=dialect,
-            voice=agent.voices[dialect],
+            voice=voice_name(agent.voices[dialect]),
         )

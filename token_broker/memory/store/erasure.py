@@ -19,6 +19,7 @@ from token_broker.memory.store.tables import (
     is_session,
     outbox,
     sessions,
+    tool_claims,
     turns,
     within_bytes,
 )
@@ -56,10 +57,11 @@ def mark_erased(
     # The lock waits for turns that are being stored, and later ones wait for it: none slips in beside the tombstone.
     held = select(sessions.c.principal).where(is_session(sessions, session_id)).with_for_update()
     owner = str(connection.execute(held).scalar_one())
+    if owner != ERASED_PRINCIPAL and principal not in {None, owner}:
+        raise NotOwnerError(erased=False)
+    connection.execute(delete(tool_claims).where(is_session(tool_claims, session_id)))
     if owner == ERASED_PRINCIPAL:
         return 0
-    if principal not in {None, owner}:
-        raise NotOwnerError(erased=False)
     lease = connection.execute(select(outbox.c.lease_until_us).where(is_session(outbox, session_id))).scalar()
     if erase:
         request_erasure(connection, owner, session_id, max(now_us, lease or 0))
