@@ -1,6 +1,7 @@
 """A resource dies under its talks, and the others have quotas: running talks first, paced, and no refusal by Azure."""
 
 import asyncio
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -95,6 +96,37 @@ def test_running_talks_move_first(replicas: int) -> None:
         assert len(azure.got) == 60, "new talks get what is left: nothing, for a minute"
     else:
         assert waited_s[-1] < 62, "two of three begin at their rate"
+
+
+# --- a full minute, again and again
+
+
+async def minutes(replicas: int, per_minute: int) -> tuple[Azure, int]:
+    """Three resources of 30 new connections a minute, and 85 talks a minute for five minutes. Gives who was refused."""
+    clock, chance = asyncio.get_running_loop().time, random.Random(7)
+    three = [resource(name, quotas=replace(LIMITED, voice_live_per_second=0)) for name in ("x", "y", "z")]
+    pools = [Pool(three, clock=clock) for _ in range(replicas)]
+    for pool in pools:
+        pool.divide_quotas(replicas)
+    azure = Azure({each.name: [] for each in three})
+    talks = [(chance.uniform(0, 0.5) + number * 60 / per_minute, f"talk-{number}") for number in range(5 * per_minute)]
+    await asyncio.gather(
+        *(begin(pools[number % replicas], azure, name, at_s) for number, (at_s, name) in enumerate(talks))
+    )
+    return azure, len(talks) - len(azure.got)
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+def test_three_resources_serve_85_a_minute(replicas: int) -> None:
+    azure, refused = run_in_virtual_time(minutes(replicas, 85))
+    assert refused == 0
+    assert azure.most_within(60) <= PER_MINUTE, "no 429 of Azure's"
+
+
+def test_what_exceeds_the_quotas_is_kept_from_azure() -> None:
+    azure, refused = run_in_virtual_time(minutes(1, 120))
+    assert refused > 100
+    assert azure.most_within(60) <= PER_MINUTE
 
 
 # --- slow resources
