@@ -82,6 +82,7 @@ _SLOW = (
     "tests/docs/test_commands.py",
     "tests/docs/test_house.py::test_no_file_names_an_outside_document",
     "tests/docs/test_house.py::test_request_passes_the_modules_it_must",
+    "tests/docs/test_house.py::test_table_has_every_figure",
     "tests/docs/test_scripts.py::test_collection_selects_by_marks",
     "tests/doctor/test_command.py::test_failure_exits_1_and_json_agrees",
     "tests/doctor/test_command.py::test_success_exits_0_with_a_line_a_check",
