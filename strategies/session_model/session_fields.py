@@ -209,6 +209,8 @@ def _lost_hints(spec: SessionSpec, body: Body) -> Iterator[LostSetting]:
     sent = _transcription(spec, body)
     if not isinstance(sent, dict):
         return
+    if hints and hints.model and hints.model != sent["model"]:
+        yield LostSetting("transcription.model", body, f"is sent as {sent['model']}")
     languages = _languages(spec)
     if languages and "language" not in sent and "languages" not in sent:
         key = "transcription.language" if hints and hints.language else "language"
