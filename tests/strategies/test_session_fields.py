@@ -10,7 +10,7 @@ from openai.types.realtime import ClientSecretCreateParams, RealtimeSessionCreat
 from pydantic import TypeAdapter
 
 from strategies.base import SessionSpec
-from strategies.session_model.agent_settings import AgentSettings
+from strategies.session_model.agent_settings import CLIENT_MAY_SET, AgentSettings
 from strategies.session_model.session_fields import (
     LEFT_OUT,
     SESSION_FIELDS,
@@ -19,9 +19,11 @@ from strategies.session_model.session_fields import (
     flat_session,
     ga_client_secret,
     ga_realtime_session,
+    handoff_session,
     is_same_session,
     lost_settings,
     voice_live_session,
+    with_changes,
 )
 from tests.relay.support.official_models import strictly, voice_live_session_fits
 from tests.strategies.fakes import SPEC
@@ -38,7 +40,7 @@ TOOL = {"type": "function", "name": "f", "parameters": {"type": "object", "prope
 LISA = {"character": "lisa", "customized": False}
 
 # What an agent states of the session; the key's value in both of GA's bodies, on Voice Live, in the flat mint.
-ROWS: list[tuple[dict[str, Any], str, Any, Any, Any]] = [
+ROWS: list[tuple[Any, ...]] = [
     # --- language: two letters for GA, BCP 47 for Voice Live
     (
         {"language": "pt-BR"}, "transcription",
@@ -151,7 +153,7 @@ ROWS: list[tuple[dict[str, Any], str, Any, Any, Any]] = [
     ({"parallel_tool_calls": False}, "parallel_tool_calls", LEFT_OUT, False, LEFT_OUT),
     ({"reasoning_effort": "low"}, "reasoning_effort", LEFT_OUT, LEFT_OUT, LEFT_OUT),
 ]  # fmt: skip
-REASONING: list[tuple[dict[str, Any], str, Any, Any, Any]] = [
+REASONING: list[tuple[Any, ...]] = [
     ({"reasoning_effort": "low"}, "reasoning_effort", "low", "low", LEFT_OUT),
     ({"reasoning_effort": "none"}, "reasoning_effort", LEFT_OUT, "none", LEFT_OUT),
     ({"parallel_tool_calls": True}, "parallel_tool_calls", True, True, LEFT_OUT),
@@ -301,7 +303,7 @@ def test_raw_fields_are_laid_over_last() -> None:
     }
     spec = spec_of({"session": overlay})
     for body in ("ga_mint", "ga_socket"):
-        session = body_of(spec, body)  # type: ignore[arg-type]
+        session = body_of(spec, body)
         assert session["truncation"] == "disabled"
         assert session["audio"]["input"]["turn_detection"] == {**SERVER_VAD, "idle_timeout_ms": 6000}
         assert session["audio"]["output"]["voice"] == "marin"
@@ -352,35 +354,77 @@ def test_what_a_body_lacks_is_told(stated: dict[str, Any], body: Body, told: lis
     assert [f"{each.key} {each.why}" for each in lost_settings(spec_of(stated), body)] == told
 
 
+OFF = {"transcription": False, "noise_reduction": "off", "turn_detection": {"type": "none"}, "speed": 1.2}
+
+
 def test_update_in_mid_talk_switches_off() -> None:
-    """What the agent before had, and this one has not; never the voice, nor what is the talk's."""
-    before = AgentSettings.model_validate({"max_output_tokens": 9, "speed": 1.4, "tool_choice": "required"})
-    spec = spec_of({"transcription": False, "noise_reduction": "off", "turn_detection": {"type": "none"}})
-    update = agents_session(spec, "ga", after=before)
+    """Never the voice, nor what is the talk's."""
+    update = agents_session(spec_of(OFF), "ga")
     assert update == {
         "type": "realtime",
         "instructions": "Be brief.",
         "audio": {
             "input": {"turn_detection": None, "transcription": None, "noise_reduction": None},
-            "output": {"speed": 1.0},
+            "output": {"speed": 1.2},
         },
-        "max_output_tokens": "inf",
-        "tool_choice": "auto",
         "tools": [TOOL],
     }
     SessionUpdateEvent.model_validate({"type": "session.update", "session": update})
-    flat = agents_session(replace(spec, tools=()), "preview", after=before)
+    flat = agents_session(replace(spec_of(OFF), tools=()), "preview")
     assert flat == {
         "instructions": "Be brief.",
         "turn_detection": None,
         "input_audio_transcription": None,
         "input_audio_noise_reduction": None,
         "input_audio_echo_cancellation": {"type": "server_echo_cancellation"},
-        "max_response_output_tokens": "inf",
-        "tool_choice": "auto",
         "tools": [],
     }
     check(VoiceLiveSession, flat)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changes", "ga"),
+    [
+        ({}, {}, {}, {}),
+        ({"language": "de"}, {"language": "de"}, {}, {}),
+        (
+            {"language": "de"}, {"language": "fr"}, {},
+            {"audio": {"input": {"transcription": {"model": "my-transcriber", "language": "fr"}}}},
+        ),
+        # What only the first one states gets Azure's default again.
+        (
+            {"max_output_tokens": 9, "speed": 1.4, "tool_choice": "required"}, OFF, {},
+            {
+                "audio": {
+                    "input": {"turn_detection": None, "transcription": None},
+                    "output": {"speed": 1.2},
+                },
+                "max_output_tokens": "inf",
+                "tool_choice": "auto",
+            },
+        ),
+        ({"noise_reduction": "deep"}, {}, {}, {"audio": {"input": {"noise_reduction": None}}}),
+        # What the client changed stays, where the second one lets it.
+        ({"speed": 1.4}, {"speed": 1.1}, {"audio": {"output": {"speed": 1.5}}}, {}),
+        ({}, {}, {"audio": {"input": {"turn_detection": None}}}, {}),
+        ({}, {}, {"max_output_tokens": 5}, {"max_output_tokens": "inf"}),
+        ({}, {}, {"output_modalities": ["text"]}, {"output_modalities": ["audio"]}),
+        ({}, {}, {"audio": {"input": {"format": {"type": "audio/pcmu"}}}}, {}),
+    ],
+)  # fmt: skip
+def test_handoff_states_what_differs(old: Any, new: Any, changes: Any, ga: Any) -> None:
+    may_set = CLIENT_MAY_SET - {"max_output_tokens", "modalities", "formats"}
+    update = handoff_session(spec_of(old), spec_of(new), "ga", changes=changes, may_set=may_set)
+    assert update == {"type": "realtime", "instructions": "Be brief.", "tools": [TOOL], **ga}
+    flat = handoff_session(spec_of(old), spec_of(new), "preview", changes={}, may_set=may_set)
+    check(VoiceLiveSession, flat)
+    voice_live_session_fits(flat)
+
+
+def test_new_session_has_the_clients_changes() -> None:
+    changed = with_changes(spec_of({"session": {"ga": {"truncation": "disabled"}}}), "ga", {"max_output_tokens": 5})
+    session = body_of(changed, "ga_socket")
+    assert (session["max_output_tokens"], session["truncation"]) == (5, "disabled")
 
 
 def test_update_leaves_the_clients_alone() -> None:
