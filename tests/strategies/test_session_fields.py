@@ -246,9 +246,8 @@ def test_voice_on_voice_live(voice: Any, sent: dict[str, Any]) -> None:
 
 def test_custom_voice_on_ga() -> None:
     spec = replace(SPEC, voices={"ga": {"id": "voice_1234"}, "preview": "alloy"})
-    for session in (ga_client_secret(spec)["session"], ga_realtime_session(spec)):
-        assert session["audio"]["output"]["voice"] == {"id": "voice_1234"}
-        strictly(RealtimeSessionCreateRequest, session)
+    for body in ("ga_mint", "ga_socket"):
+        assert body_of(spec, body)["audio"]["output"]["voice"] == {"id": "voice_1234"}
     assert flat_session(spec)["voice"] == "alloy"
 
 
