@@ -295,6 +295,24 @@ def test_parallel_calls_by_api_version(version: str, is_sent: bool) -> None:
     assert ("parallel_tool_calls" in voice_live_session(spec)) is is_sent
 
 
+@pytest.mark.parametrize("approval", [{"never": ["search"]}, {"never": {"tool_names": ["search"]}}])
+def test_mcp_in_each_body(approval: Any) -> None:
+    server = {
+        "type": "mcp", "server_label": "docs", "server_url": "https://mcp.example.com", "server_description": "Docs.",
+        "allowed_tools": ["search"], "require_approval": approval,
+    }  # fmt: skip
+    spec = replace(spec_of({}), tools=(TOOL, server))
+    for body in ("ga_mint", "ga_socket"):
+        assert body_of(spec, body)["tools"] == [
+            TOOL,
+            {**server, "require_approval": {"never": {"tool_names": ["search"]}}},
+        ]
+    told = {name: value for name, value in server.items() if name != "server_description"}
+    assert body_of(spec, "voice_live")["tools"] == [TOOL, {**told, "require_approval": {"never": ["search"]}}]
+    assert body_of(spec, "flat_mint")["tools"] == [TOOL]
+    assert [each.key for each in lost_settings(spec, "flat_mint")] == ["tools of MCP servers"]
+
+
 def test_raw_fields_are_laid_over_last() -> None:
     overlay = {
         "ga": {"truncation": "disabled", "audio": {"input": {"turn_detection": {"idle_timeout_ms": 6000}}}},
