@@ -119,7 +119,7 @@ def read_resources(path: Path) -> tuple[ResourceEntry, ...]:
 def fault_lines(path: Path, error: ValidationError, model: type[BaseModel], document: Any) -> list[str]:
     """A line for each fault that pydantic found in the TOML `document` at `path`.
 
-    An unknown key's line names the nearest and all permitted ones. Entries of a list are named by their `name`.
+    An unknown key's line names the nearest and all permitted ones. Entries of a list are named by their `name` or `server_label`.
     """
     lines = []
     for fault in error.errors():
@@ -134,7 +134,8 @@ def fault_lines(path: Path, error: ValidationError, model: type[BaseModel], docu
             lines.append(f"{path}: {where}: has no {fault['ctx']['discriminator']}, which says what it is")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{path}: {where}: {message[:1].lower()}{message[1:]}")
+            own = fault["type"] == "value_error"  # may begin with a name
+            lines.append(f"{path}: {where}: {message if own else message[:1].lower() + message[1:]}")
     return lines
 
 
@@ -181,6 +182,7 @@ def _place(loc: Sequence[int | str], document: Any) -> str:
             parts.append(str(part))
         elif isinstance(document, list) and isinstance(part, int) and part < len(document):
             document = document[part]
-            name = document.get("name") if isinstance(document, Mapping) else None
+            names = document if isinstance(document, Mapping) else {}
+            name = names.get("name", names.get("server_label"))
             parts.append(name if isinstance(name, str) else str(part + 1))
     return ".".join(parts) or "the file"
