@@ -119,7 +119,8 @@ def read_resources(path: Path) -> tuple[ResourceEntry, ...]:
 def fault_lines(path: Path, error: ValidationError, model: type[BaseModel], document: Any) -> list[str]:
     """A line for each fault that pydantic found in the TOML `document` at `path`.
 
-    An unknown key's line names the nearest and all permitted ones. Entries of a list are named by their `name` or `server_label`.
+    An unknown key's line names the nearest and all permitted ones. Entries of a list are named by their `name`, or by
+    `server_label`.
     """
     lines = []
     for fault in error.errors():

@@ -200,7 +200,13 @@ def test_variable_of_the_env_file_counts(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_names_are_unique() -> None:
-    twice = [function(), function(name="b"), function(), McpTool.model_validate(MCP), McpTool.model_validate(MCP)]
+    twice: list[FunctionTool | McpTool] = [
+        function(),
+        function(name="b"),
+        function(),
+        McpTool.model_validate(MCP),
+        McpTool.model_validate(MCP),
+    ]
     assert tool_faults(twice) == [
         "tools.order: the name stands there twice",
         "tools.docs: the server_label stands there twice",
