@@ -34,7 +34,7 @@ from strategies.errors import (
     TransientError,
 )
 from strategies.outbound_proxy import ProxyFailedError
-from strategies.session_model.agent_settings import voice_name
+from strategies.session_model.session_fields import voice_name
 
 __all__ = [
     "Answer",

@@ -18,16 +18,16 @@ from pydantic import (
 )
 
 __all__ = [
+    "CLIENT_MAY_SET",
     "AgentSettings",
+    "AgentTranscription",
     "ClientSetting",
+    "DetectionSettings",
     "Dialect",
     "Language",
     "ToolChoice",
-    "Transcription",
-    "TurnDetection",
     "Voice",
     "one_fault",
-    "voice_name",
 ]
 
 # Whose events and session shape a connection speaks (docs/azure.md §4.1): GA's, or the preview's, which Voice Live
@@ -74,6 +74,11 @@ def one_fault(sentence: str) -> WrapValidator:
 _Number = Annotated[float, Field(strict=True)]
 _Milliseconds = Annotated[int, Field(strict=True)]
 _Flag = Annotated[bool, Field(strict=True)]
+CLIENT_MAY_SET: frozenset[ClientSetting] = frozenset(
+    {"turn_detection", "noise_reduction", "modalities", "formats", "speed", "max_output_tokens"}
+)
+"""What a client may change of its session where its agent says nothing of it."""
+
 _Hint = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=256)]
 
 
@@ -82,10 +87,10 @@ class _Model(BaseModel):
 
 
 _LANGUAGES = 'should be a language tag (BCP 47) such as "pt" or "pt-BR", or a list of them'
-_TRANSCRIPTION = Discriminator(lambda value: "table" if isinstance(value, Mapping | Transcription) else "switch")
+_TRANSCRIPTION = Discriminator(lambda value: "table" if isinstance(value, Mapping | AgentTranscription) else "switch")
 
 
-class TurnDetection(_Model):
+class DetectionSettings(_Model):
     """When the user's turn ends. What is None, Azure decides."""
 
     type: Literal[
@@ -104,7 +109,7 @@ class TurnDetection(_Model):
     create_response: _Flag | None = None
 
 
-class Transcription(_Model):
+class AgentTranscription(_Model):
     """How the user's speech is transcribed. `model` None: each dialect's default."""
 
     model: str | None = Field(None, min_length=1, max_length=256)
@@ -125,9 +130,9 @@ class AgentSettings(_Model):
     """An agent's own settings of the session. What is None is Azure's default, or the broker's (docs/agents.md)."""
 
     language: Language | None = None
-    turn_detection: TurnDetection | None = None
+    turn_detection: DetectionSettings | None = None
     transcription: Annotated[
-        Annotated[Transcription, Tag("table")] | Annotated[Literal[False] | None, Tag("switch")], _TRANSCRIPTION
+        Annotated[AgentTranscription, Tag("table")] | Annotated[Literal[False] | None, Tag("switch")], _TRANSCRIPTION
     ] = None
     noise_reduction: Literal["near_field", "far_field", "deep", "off"] | None = None
     echo_cancellation: Literal["on", "off"] | None = None
@@ -144,8 +149,3 @@ class AgentSettings(_Model):
     parallel_tool_calls: _Flag | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     session: Mapping[Dialect, Mapping[str, Any]] = Field({}, repr=False)  # merged last, into the dialect's body
-
-
-def voice_name(voice: Voice) -> str:
-    """What a voice is called, as plans and the status show it."""
-    return voice if isinstance(voice, str) else str(voice.get("name") or voice.get("id") or voice.get("type"))

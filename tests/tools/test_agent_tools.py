@@ -25,7 +25,7 @@ MCP = {"type": "mcp", "server_label": "docs", "server_url": "https://mcp.example
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    tools: tuple[Tool, ...] | None = None
+    tools: tuple[Tool, ...] = ()
 
 
 class _File(BaseModel):
@@ -38,7 +38,7 @@ def read(text: str) -> tuple[FunctionTool | McpTool, ...]:
     """The tools of `[[agents.ann.tools]]`. Raises ValueError with the faults' lines."""
     document = tomllib.loads(text)
     try:
-        return _File.model_validate(document).agents["ann"].tools or ()
+        return _File.model_validate(document).agents["ann"].tools
     except ValidationError as error:
         raise ValueError("\n".join(fault_lines(Path("agents.toml"), error, _File, document))) from None
 

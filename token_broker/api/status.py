@@ -1,7 +1,7 @@
 """The broker's own state: `/status`, `/config/{agent_id}`, `/healthz`, `/readyz`."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from strategies.chain import Chain, Link
 from strategies.health import BreakerState, BreakerStatus, Capability, Latencies
 from strategies.pool import Pool
-from strategies.session_model.agent_settings import voice_name
+from strategies.session_model.session_fields import voice_name
 from token_broker.api.status_schemas import (
     AgentVoice,
     LiveTimes,
@@ -58,6 +58,7 @@ class StatusSources:
 
     settings: Settings
     agents: AgentRegistry
+    agent_reports: Mapping[str, list[str]]
     pool: Pool
     chain: Chain
     plan_counters: PlanCounters
@@ -83,6 +84,7 @@ class StatusSources:
             status.relay = self.relay()
             status.outbox = self.memory.status()
             status.slo = self._service_level()
+            status.agent_reports = {agent_id: lines for agent_id, lines in self.agent_reports.items() if lines}
             status.resources = [
                 ResourceState(**{name: getattr(each, name) for name in ResourceState.model_fields})
                 for each in self.pool.snapshot()
@@ -103,6 +105,7 @@ class StatusSources:
             talks=TalkLevel(
                 asked=talks.asked,
                 live=talks.live,
+                left=talks.left,
                 ratio=_ratio(talks.live, talks.asked),
                 time_to_live_ms=LiveTimes(p50=talks.time_to_live_ms(50), p95=talks.time_to_live_ms(95)),
             ),

@@ -119,9 +119,10 @@ class CallPlaced(ChainRequestEnded):
 
 @dataclass(frozen=True, slots=True)
 class TalkLive:
-    """A talk that was asked for has come about; it took `duration_s`, moves and fallbacks included."""
+    """A talk that was asked for has come about at a resource; it took `duration_s`, moves and fallbacks included."""
 
     duration_s: float
+    resource: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +279,10 @@ class Metrics:
         )
         self._live_seconds = _Children(
             self._histogram(
-                "talk_time_to_live", "From the first connection that was asked for to a live talk.", _LIVE_BUCKETS_S
+                "talk_time_to_live",
+                "From the first connection that was asked for to a live talk.",
+                _LIVE_BUCKETS_S,
+                "resource",
             )
         )
         self._talk_seconds = _Children(
@@ -313,7 +317,7 @@ class Metrics:
             case CredentialIssued():
                 self._credentials.of(event.strategy, event.holder).inc()
             case TalkLive():
-                self._live_seconds.of().observe(event.duration_s)
+                self._live_seconds.of(event.resource).observe(event.duration_s)
             case TalkEnded():
                 self._talk_seconds.of().observe(event.duration_s)
             case ToolRan(agent_id=agent_id, tool=tool):
@@ -337,7 +341,8 @@ class Metrics:
                 self._attempts.of(resource, strategy, "minted")
                 self._attempt_seconds.of(resource, strategy)
                 self._mint_requests.of(resource, strategy)
-        self._live_seconds.of()
+        for resource in names:
+            self._live_seconds.of(resource)
         self._talk_seconds.of()
 
     def expect_tools(self, tools: Iterable[tuple[str, str]], guarded: Iterable[str]) -> None:
