@@ -123,6 +123,7 @@ class Talk:
             start=self._start,
             move=self._hand_over,
             tell=self._tell,
+            changes=lambda: self._ledger.settings,
         )
         sequencer = AnswerSequencer(
             lambda: tools_of(self._handoff.agent),
