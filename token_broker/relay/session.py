@@ -52,6 +52,7 @@ from token_broker.server.close_codes import (
 from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.sessions.plans import TalkSpecs
 from token_broker.settings import Settings
+from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolCall, ToolOutput, ToolRunner
 
 __all__ = ["Talk", "TalkParts"]
@@ -75,6 +76,7 @@ class TalkParts:
     counters: RelayCounters
     redact: Callable[[str], str]
     tools: ToolRunner | None = None
+    guardrail: GuardrailClient | None = None
 
 
 class Talk:
