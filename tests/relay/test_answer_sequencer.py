@@ -322,6 +322,16 @@ def test_long_call_is_bridged_once() -> None:
     assert len(says(scene)) == 1
 
 
+def test_clock_that_is_woken_has_something_to_do() -> None:
+    for number in range(50):
+        scene = Scene()
+        scene.now_s = 100 + number / 7
+        scene.answers("slow")
+        scene.now_s = scene.core.due_s(scene.now_s)  # to the last bit: sums of floats are rounded
+        scene.wait(0)
+        assert len(says(scene)) == 1
+
+
 def test_follow_up_waits_for_the_words() -> None:
     scene = Scene().answers("slow").wait(0.8).begins("r2").ready("c1")
     assert len(scene.creates) == 1
@@ -520,7 +530,7 @@ def test_mcp_call_within_its_answer(speaks: bool) -> None:
 @pytest.mark.parametrize("kind", ["completed", "failed"])
 def test_mcp_result_after_its_answer_is_spoken(kind: str) -> None:
     scene = Scene().begins().calls("order").azure("response.output_item.added", response_id="r1", item=mcp())
-    scene.ends().ready("c1").wait(6)
+    scene.ends(output=[mcp(output=None)]).ready("c1").wait(6)
     assert (scene.creates, scene.core.calls.is_acting) == ([], True)
     scene.azure(f"response.mcp_call.{kind}", item_id="m1")
     assert len(scene.creates) == 1

@@ -167,7 +167,7 @@ class OpenCalls:
             if batch.said or batch.cancelled or batch.silent or not batch.ended:
                 continue
             for call in batch.open.values():
-                if call.tool is not None and call.tool.say and now_s - call.began_s >= _SAY_AFTER_S:
+                if call.tool is not None and call.tool.say and call.began_s + _SAY_AFTER_S <= now_s:
                     batch.said = True
                     return call.tool.say
         return None

@@ -141,7 +141,7 @@ class AnswerSequencer:
 
     def tick(self, now_s: float) -> list[Action]:
         """Does what is due: an answer is asked for, a call has taken too long."""
-        if self._create is not None and now_s - self._create.sent_s >= _CREATED_S:
+        if self._create is not None and self._create.sent_s + _CREATED_S <= now_s:
             self._again(self._create)
         return self.calls.expire(now_s) + self._next(now_s)
 
@@ -319,7 +319,8 @@ class AnswerSequencer:
         answer = self._active.pop(response_id, None) or _Answer()
         done: list[Action] = []
         for item in stated.get("output") or ():
-            done += self.calls.end_output(item, response_id, now_s, silent=answer.silent, outside=answer.outside)
+            if isinstance(item, dict) and item.get("type") != "mcp_call":  # it may run on
+                done += self.calls.end_output(item, response_id, now_s, silent=answer.silent, outside=answer.outside)
         self.calls.end_answer(response_id, cancelled=stated.get("status") == "cancelled")
         self._blocked_s = 0.0
         if answer.outside:
