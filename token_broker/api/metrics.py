@@ -166,6 +166,25 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
         for code, count in use.failed_answers.items():
             failed.add_metric([resource, code], count)
     yield failed
+    left_out = CounterMetricFamily(
+        "token_broker_settings_left_out",
+        "Sessions that go on without a field of the agent's, which Azure refused.",
+        labels=["resource", "agent", "field"],
+    )
+    for resource, agents in relay.settings_left_out.items():
+        for agent, fields in agents.items():
+            for name, count in fields.items():
+                left_out.add_metric([resource, agent, name], count)
+    yield left_out
+    refused = CounterMetricFamily(
+        "token_broker_sessions_refused",
+        "Sessions that Azure did not give: it refused the agent's settings, or confirmed others.",
+        labels=["resource", "agent"],
+    )
+    for resource, refusals in relay.sessions_refused.items():
+        for agent, count in refusals.items():
+            refused.add_metric([resource, agent], count)
+    yield refused
     yield _counter("client_events_refused", "Events of clients that are not in the allowlist.", relay.refused_events)
     yield _counter("client_fields_left_out", "Fields taken out of clients' events.", relay.fields_left_out)
     yield _counter("answered_tool_calls", "Calls of tools in talks that have their outputs.", relay.tool_calls)

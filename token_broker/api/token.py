@@ -57,9 +57,12 @@ class Minting:
 
     def model_of(self, agent: Agent, grant: Grant | None, session_id: str) -> str:
         """The deployment of the resource that minted, or of the one that the session's talks would ask first."""
-        name = grant.resource if isinstance(grant, EphemeralGrant) else None
-        found = [each for each in self.pool.resources if each.name == name] or self.pool.order(agent.wanted(session_id))
-        return agent.model or (found[0].model if found else self.settings.model)
+        if agent.model:
+            return agent.model
+        if isinstance(grant, EphemeralGrant):
+            return self.pool.by_name[grant.resource].model
+        first = next(iter(self.pool.order(agent.wanted(session_id))), None)
+        return first.model if first else self.settings.model
 
     def ensure_configured(self) -> None:
         """Raises Problem 503 where there is no Azure to talk to."""

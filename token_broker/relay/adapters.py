@@ -197,7 +197,8 @@ class ProxyAdapter:
         )
 
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
-        return ending, None
+        told = broker_error(ending.error_code, ending.reason) if ending.told and ending.error_code else None
+        return ending, told
 
     def from_client(self, text: str, upstream: Dialect, may_set: MaySet = CLIENT_MAY_SET) -> FromClient:
         match examine(text, may_set):

@@ -136,6 +136,8 @@ class VoiceRelay:
             turns_lost=totals.turns_lost,
             failed_transcriptions=totals.failed_transcriptions,
             failed_answers=dict(counters.failed_answers),
+            settings_left_out=self._parts.connector.settings_report.by_resource(),
+            sessions_refused=self._parts.connector.settings_report.refused_by_resource(),
             refused_events=totals.refused_events,
             fields_left_out=totals.fields_left_out,
             tool_calls=totals.tool_calls,

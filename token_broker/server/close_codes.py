@@ -9,6 +9,7 @@ __all__ = [
     "DRAINING",
     "FOREIGN_ORIGIN",
     "INTERNAL",
+    "SESSION_REFUSED",
     "TICKET_REFUSED",
     "TOO_LARGE",
     "TOO_MANY",
@@ -45,6 +46,7 @@ class Ending:
     code is 1000: official clients look at events, not at close reasons. `ends_talk`: it was meant, by the client or by
     us, so that what follows is another talk; after any other end the talk may go on over another connection.
     `by_client`: the client closed the connection, or was lost.
+    `told`: a client of the proxy hears of it by a `broker.error`, too, with that code.
     """
 
     code: int
@@ -52,8 +54,12 @@ class Ending:
     error_code: str | None = None
     ends_talk: bool = False
     by_client: bool = False
+    told: bool = False
 
 
+SESSION_REFUSED = Ending(
+    UPSTREAM_FAILED, "Azure refused the agent's settings; its operator has to act", "session_refused", told=True
+)
 _HUNG_UP = Ending(DONE, "the client hung up", ends_talk=True, by_client=True)
 _LEFT = Ending(DONE, "the client left", by_client=True)
 # Browsers send the first where a page closes its socket and gives the code, and no code otherwise. A page that is left

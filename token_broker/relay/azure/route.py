@@ -5,7 +5,7 @@ of it was completed, or when 30 s have passed without a fault where nobody asked
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -99,7 +99,8 @@ class UpstreamConnection:
 
     `expires_s` is the time, of the loop's clock, at which Azure ends the session, where Azure said it. `resource` is
     the name of the resource; `model` the deployment. Tell `health` when an answer was completed, and when Azure falls
-    silent; it notices by itself when the socket breaks.
+    silent; it notices by itself when the socket breaks. `session` is what the agent's settings were confirmed as, and
+    `left_out` names those that Azure refused.
     """
 
     route: Route
@@ -109,6 +110,8 @@ class UpstreamConnection:
     resource: str = ""
     model: str = ""
     health: ConnectionHealth | None = None
+    session: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 def make_routes(target: Target, names: Sequence[UpstreamName], *, api_version: str) -> list[Route]:

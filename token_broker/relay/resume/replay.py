@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from strategies.base import Dialect
+from token_broker.relay.confirmation.paths import DETECTION
 from token_broker.relay.dialects.session_settings import value_at
 from token_broker.relay.dialects.translation import to_azure
 from token_broker.relay.dialects.values import LEFT_OUT
@@ -19,7 +20,6 @@ from token_broker.relay.resume.held_audio import Payload
 from token_broker.relay.resume.history import Item, text_of
 from token_broker.relay.resume.ledger import ASK_ID
 from token_broker.relay.resume.restored import COMMIT_ID, UPDATE_ID, Restored
-from token_broker.relay.resume.settings_changes import DETECTION
 from token_broker.relay.resume.steps import Ask, Listen, Resend, Say, Speech, Step
 from token_broker.web.requests import uuid7
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from token_broker.simulator.faults.talk_faults import (
 from token_broker.simulator.session_bodies.check import INVALID_VALUE, InvalidRequest
 
 _LONGEST_ID = 32
+_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,8 @@ class UpdateRefused(InvalidRequest):
 
     def __init__(self, fault: RefuseUpdateFault) -> None:
         param = f"session.{fault.field}" if fault.field else "session"
-        super().__init__(fault.code, f"[simulated] Invalid value for '{param}'.", param)
+        message = f"[simulated] Invalid value for '{param}'."
+        super().__init__(fault.code, message, param if fault.names == "param" else None)
         self.type = fault.type
         self.close = fault.close
 
@@ -148,9 +151,12 @@ class TalkBehaviour:
 
 
 def _at(value: Any, path: str) -> Any:
-    """What stands at a dotted path; None if there is nothing."""
-    for name in filter(None, path.split(".")):
-        value = value.get(name) if isinstance(value, Mapping) else None
+    """What stands at a path such as `tools[2].name`; None if there is nothing."""
+    for name, number in _STEP.findall(path):
+        if number:
+            value = value[int(number)] if isinstance(value, list) and int(number) < len(value) else None
+        else:
+            value = value.get(name) if isinstance(value, Mapping) else None
     return value
 
 
