@@ -130,9 +130,10 @@ async def test_client_that_leaves_meanwhile_ends_the_talk(tmp_path: Path) -> Non
 
 
 async def client_call(client: Client) -> dict[str, Any]:
-    while (item := (await client.until("response.output_item.done"))["item"])["type"] != "function_call":
-        pass
-    return item
+    while True:
+        item: dict[str, Any] = (await client.until("response.output_item.done"))["item"]
+        if item["type"] == "function_call":
+            return item
 
 
 def output_event(call_id: str, text: str = "shown") -> dict[str, Any]:
