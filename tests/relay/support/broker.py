@@ -30,6 +30,7 @@ from token_broker.memory.types import Interruption, Remembered, Turn
 from token_broker.relay.adapters import COMPAT_ENDPOINTS
 from token_broker.relay.admission import Admission
 from token_broker.relay.azure.connector import UpstreamConnector
+from token_broker.relay.guardrail.talk_guard import AsksHook
 from token_broker.relay.voice_relay import VoiceRelay, websocket_not_found
 from token_broker.security.limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import Owner, TokenSigner
@@ -230,7 +231,13 @@ def make_settings(url: str, **overrides: Any) -> Settings:
     return broker_settings(None, url, **(chosen | overrides))
 
 
-def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: AgentRegistry | None = None) -> Running:
+def build(
+    settings: Settings,
+    *,
+    tls: ssl.SSLContext | None = None,
+    agents: AgentRegistry | None = None,
+    guardrail: AsksHook | None = None,
+) -> Running:
     entra = EntraTokens(FixedEntra(), timeout_s=2) if settings.uses_entra else None
     credentials = Credentials(key=settings.key if settings.uses_key else None, entra=entra)
     pool = build_pool(settings)
@@ -277,6 +284,7 @@ def build(settings: Settings, *, tls: ssl.SSLContext | None = None, agents: Agen
         connector=connector,
         limits=limits,
         drain=drain,
+        guardrail=guardrail,
     )
     running = Running(settings, relay, connector, drain, limits, ingest, recall, tickets, blocklist, signer, book)
     return running
