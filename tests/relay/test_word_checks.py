@@ -6,7 +6,17 @@ from typing import Any, Literal
 
 import pytest
 
-from token_broker.relay.guardrail.checks import Answer, Ask, Drop, Forward, GuardAction, Keep, Refusal, Send, WordChecks
+from token_broker.relay.guardrail.checks import (
+    AskHook,
+    DropEvent,
+    DropTurn,
+    ForwardEvent,
+    GuardAction,
+    KeepTurn,
+    SendEvent,
+    WantAnswer,
+    WordChecks,
+)
 from token_broker.relay.guardrail.client_words import has_words, with_words, words_of
 from token_broker.relay.guardrail.held import AnswerWish, held_session
 
@@ -72,22 +82,22 @@ class Talk:
 
 def _shown(action: GuardAction) -> str:
     match action:
-        case Ask(text=text, source=source):
+        case AskHook(text=text, source=source):
             return f"ask {source}: {text}"
-        case Send(event=event):
+        case SendEvent(event=event):
             content = event.get("item", {}).get("content", [{}])
             return f"{event['type']} {event.get('item_id') or content[0].get('text')}"
-        case Forward(event=event):
+        case ForwardEvent(event=event):
             return f"forward {event['type']} {words_of(event) or ''}".strip()
-        case Answer(say=say):
+        case WantAnswer(say=say):
             if say is None:
                 return "answer"
             return f"say {say.split(chr(34))[1]}" if '"' in say else "say no"
-        case Keep():
+        case KeepTurn():
             return "keep"
-        case Drop(item_id=item_id):
+        case DropTurn(item_id=item_id):
             return f"drop {item_id}"
-        case Refusal(code=code):
+        case DropEvent(code=code):
             return f"refusal {code}"
 
 
@@ -288,7 +298,7 @@ def test_check_outlives_its_session() -> None:
     talk.checks.cut()
     talk.judge(ALLOW, 1)
     assert talk.left() == [], "no session is there to take it"
-    assert talk.checks.begin(10.0) == [Forward(typed())]
+    assert talk.checks.begin(10.0) == [ForwardEvent(typed())]
     assert talk.checks.due_s == 15.0, "the words are told to the next session first"
     talk.azure(spoken("Hello."), 11.0)
     talk.left()

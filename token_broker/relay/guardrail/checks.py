@@ -16,15 +16,15 @@ from token_broker.security.limits import BoundedDict
 
 __all__ = [
     "GUARD_EVENTS",
-    "Answer",
-    "Ask",
+    "AskHook",
     "Decision",
-    "Drop",
-    "Forward",
+    "DropEvent",
+    "DropTurn",
+    "ForwardEvent",
     "GuardAction",
-    "Keep",
-    "Refusal",
-    "Send",
+    "KeepTurn",
+    "SendEvent",
+    "WantAnswer",
     "WordChecks",
 ]
 
@@ -72,7 +72,7 @@ class Decision(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class AskHook:
     """The hook is to be asked about these words. Its verdict is due at `judged`, by this number."""
 
     number: int
@@ -81,42 +81,42 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class SendEvent:
     """An event of the broker's own for Azure."""
 
     event: Event
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
+class ForwardEvent:
     """A client's event that goes on now, as if it had just come."""
 
     event: Event
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WantAnswer:
     """An answer is wanted: to the conversation, or (`say`) with these instructions alone."""
 
     say: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class KeepTurn:
     """The turn of what was said is kept, as this event of Azure's has it."""
 
     event: Event
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
+class DropTurn:
     """What was said in this item is no turn."""
 
     item_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class DropEvent:
     """The client's event is dropped, or an answer does not come, and the client hears why."""
 
     code: str
@@ -124,11 +124,11 @@ class Refusal:
     event_id: str | None = None
 
 
-GuardAction = Ask | Send | Forward | Answer | Keep | Drop | Refusal
+GuardAction = AskHook | SendEvent | ForwardEvent | WantAnswer | KeepTurn | DropTurn | DropEvent
 
 
 @dataclass(slots=True)
-class _Spoken:
+class _Utterance:
     """An utterance in the conversation. `replaced_by`: it is being removed, for these words; empty: for none."""
 
     item_id: str
@@ -139,7 +139,7 @@ class _Spoken:
 
 
 @dataclass(slots=True)
-class _Held:
+class _HeldEvent:
     """A client's event that waits; `number` of the check that decides on it."""
 
     event: Event
@@ -159,8 +159,8 @@ class WordChecks:
         self.by_itself = True
         self.fails_open = True
         self.hook_s = 0.3
-        self._spoken: dict[str, _Spoken] = {}
-        self._held: deque[_Held] = deque()
+        self._spoken: dict[str, _Utterance] = {}
+        self._held: deque[_HeldEvent] = deque()
         self._held_chars = 0
         self._commits: deque[float] = deque()  # the client's own that Azure has not told of: until when they count
         self._speaking = False
@@ -188,7 +188,7 @@ class WordChecks:
     def client_sent(self, kind: str, event: Event, now_s: float, *, chars: int = 0) -> tuple[bool, list[GuardAction]]:
         """Whether a client's event goes on now. Otherwise it waits, or is dropped."""
         if kind in _UNCHECKED or kind.startswith(_TURNS):
-            return False, [Refusal("event_refused", _NOT_WITH_GUARDRAIL, _id_of(event))]
+            return False, [DropEvent("event_refused", _NOT_WITH_GUARDRAIL, _id_of(event))]
         if kind == "input_audio_buffer.commit":
             self._commits.append(now_s + TRANSCRIPT_S)
         if kind == "conversation.item.delete" and (spoken := self._spoken.pop(str(event.get("item_id")), None)):
@@ -205,8 +205,8 @@ class WordChecks:
         if not waits:
             return (True, []) if kind != "response.create" else self._own_request(event)
         if len(self._held) >= _HELD_AT_MOST or self._held_chars + chars > _HELD_CHARS:
-            return False, [Refusal("guardrail_busy", "too much is being checked: send this one later", _id_of(event))]
-        held = _Held(event, chars)
+            return False, [DropEvent("guardrail_busy", "too much is being checked: send this one later", _id_of(event))]
+        held = _HeldEvent(event, chars)
         self._held.append(held)
         self._held_chars += chars
         if not checked:
@@ -218,10 +218,10 @@ class WordChecks:
             return False, self._advance(now_s)
         held.number = self._next_number()
         held.due_s = now_s + self.hook_s + _VERDICT_S
-        return False, [Ask(held.number, words, "typed")]
+        return False, [AskHook(held.number, words, "typed")]
 
     def azure_sent(self, event: Event, now_s: float) -> tuple[bool, list[GuardAction]]:
-        """Takes a parsed event of Azure's. Whether the turn that it finishes is kept now; otherwise `Keep` follows."""
+        """Takes a parsed event of Azure's. Whether its turn is kept now; otherwise `KeepTurn` follows."""
         kind = event.get("type")
         item_id = str(event.get("item_id"))
         if kind == "input_audio_buffer.speech_started":
@@ -266,7 +266,7 @@ class WordChecks:
                 done += self._decide_spoken(spoken, None, now_s)
             else:
                 del self._spoken[spoken.item_id]
-                done.append(Refusal("answer_failed", "what was said could not be taken back: it gets no answer"))
+                done.append(DropEvent("answer_failed", "what was said could not be taken back: it gets no answer"))
         for held in [each for each in self._held if each.due_s <= now_s]:
             done += self._decide_typed(held, None, now_s)
         return done + self._settle(now_s)
@@ -309,14 +309,14 @@ class WordChecks:
         self._committed[item_id] = None
         if self._commits:
             self._commits.popleft()
-        spoken = self._spoken.setdefault(item_id, _Spoken(item_id, now_s + TRANSCRIPT_S))
+        spoken = self._spoken.setdefault(item_id, _Utterance(item_id, now_s + TRANSCRIPT_S))
         if (told := self._early.pop(item_id, None)) is not None:
             return self._transcribed(spoken, told, now_s)
         if len(self._spoken) > _WAITING_AT_MOST:
             return self._decide_spoken(next(iter(self._spoken.values())), None, now_s)
         return []
 
-    def _transcribed(self, spoken: _Spoken, event: Event, now_s: float) -> list[GuardAction]:
+    def _transcribed(self, spoken: _Utterance, event: Event, now_s: float) -> list[GuardAction]:
         if spoken.number is not None or spoken.replaced_by is not None:
             return []
         spoken.told = event
@@ -325,9 +325,9 @@ class WordChecks:
             return self._decide_spoken(spoken, None, now_s)
         spoken.number = self._next_number()
         spoken.due_s = now_s + self.hook_s + _VERDICT_S
-        return [Ask(spoken.number, transcript, "speech")]
+        return [AskHook(spoken.number, transcript, "speech")]
 
-    def _decide_spoken(self, spoken: _Spoken, verdict: Decision | None, now_s: float) -> list[GuardAction]:
+    def _decide_spoken(self, spoken: _Utterance, verdict: Decision | None, now_s: float) -> list[GuardAction]:
         """Acts on a verdict; None: there is none, which counts as the hook's failure."""
         action, words, say = self._read(verdict)
         if action == "allow":
@@ -341,13 +341,13 @@ class WordChecks:
                 self._say_later = say
         spoken.replaced_by = words
         spoken.due_s = now_s + _REMOVED_S if self._is_here else math.inf
-        dropped = Drop(spoken.item_id)
+        dropped = DropTurn(spoken.item_id)
         if not self._is_here:
             return [dropped]
         about = {"event_id": f"{OWN_IDS}delete_{self._next_number()}", "item_id": spoken.item_id}
-        return [dropped, Send({"type": "conversation.item.delete", **about})]
+        return [dropped, SendEvent({"type": "conversation.item.delete", **about})]
 
-    def _removed(self, spoken: _Spoken, now_s: float) -> list[GuardAction]:
+    def _removed(self, spoken: _Utterance, now_s: float) -> list[GuardAction]:
         del self._spoken[spoken.item_id]
         if spoken.replaced_by is None:  # the client has deleted it
             return [*_kept(spoken), *self._settle(now_s)]
@@ -356,7 +356,7 @@ class WordChecks:
             content = [{"type": "input_text", "text": spoken.replaced_by}]
             item = {"type": "message", "role": "user", "content": content}
             event_id = f"{OWN_IDS}item_{self._next_number()}"
-            done.append(Send({"type": "conversation.item.create", "event_id": event_id, "item": item}))
+            done.append(SendEvent({"type": "conversation.item.create", "event_id": event_id, "item": item}))
             self._answer_due |= self.by_itself
         return done + self._settle(now_s)
 
@@ -377,7 +377,7 @@ class WordChecks:
 
     # --- what was typed, and what the client asks for
 
-    def _decide_typed(self, held: _Held, verdict: Decision | None, now_s: float) -> list[GuardAction]:
+    def _decide_typed(self, held: _HeldEvent, verdict: Decision | None, now_s: float) -> list[GuardAction]:
         action, words, say = self._read(verdict)
         held.number, held.due_s = None, math.inf
         if action == "replace":
@@ -386,7 +386,7 @@ class WordChecks:
             self._held.remove(held)
             self._held_chars -= held.chars
             if held.event.get("type") == "response.create":
-                return [Answer(say), *self._advance(now_s)]
+                return [WantAnswer(say), *self._advance(now_s)]
             self._say_later = say
         return self._advance(now_s)
 
@@ -397,7 +397,7 @@ class WordChecks:
         if self._say_later is None or outside:
             return True, []
         say, self._say_later = self._say_later, None
-        return False, [Answer(say)]
+        return False, [WantAnswer(say)]
 
     def _advance(self, now_s: float) -> list[GuardAction]:
         """Lets the client's events go on, in their order, up to the first that still waits."""
@@ -415,7 +415,7 @@ class WordChecks:
             if asks:
                 self._answer_due = False
             if passes:
-                done.append(Forward(first.event))
+                done.append(ForwardEvent(first.event))
         return done
 
     def _settle(self, now_s: float) -> list[GuardAction]:
@@ -424,9 +424,9 @@ class WordChecks:
         if self.is_checking or not self._is_here:
             return done
         if self._answer_due:
-            done.append(Answer())
+            done.append(WantAnswer())
         if self._say is not None:
-            done.append(Answer(self._say))
+            done.append(WantAnswer(self._say))
         self._answer_due, self._say = False, None
         return done
 
@@ -444,8 +444,8 @@ class WordChecks:
         return self._number
 
 
-def _kept(spoken: _Spoken) -> list[GuardAction]:
-    return [] if spoken.told is None else [Keep(spoken.told)]
+def _kept(spoken: _Utterance) -> list[GuardAction]:
+    return [] if spoken.told is None else [KeepTurn(spoken.told)]
 
 
 def _id_of(event: Event) -> str | None:

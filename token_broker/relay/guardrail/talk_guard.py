@@ -9,15 +9,15 @@ from typing import Any, Literal, Protocol
 import structlog
 
 from token_broker.relay.guardrail.checks import (
-    Answer,
-    Ask,
+    AskHook,
     Decision,
-    Drop,
-    Forward,
+    DropEvent,
+    DropTurn,
+    ForwardEvent,
     GuardAction,
-    Keep,
-    Refusal,
-    Send,
+    KeepTurn,
+    SendEvent,
+    WantAnswer,
     WordChecks,
 )
 from token_broker.relay.guardrail.held import AnswerWish
@@ -63,7 +63,7 @@ class GuardHooks:
     want: Callable[[dict[str, Any] | None], None]
     keep: Callable[[Event], None]
     drop: Callable[[str], None]
-    refuse: Callable[[Refusal], None]
+    refuse: Callable[[DropEvent], None]
     instructions: Callable[[], str]
     settled: Callable[[], None]
     start: Callable[[Coroutine[Any, Any, None], str], None]
@@ -156,7 +156,7 @@ class TalkGuard:
         if self._timer is not None:
             self._timer.cancel()
         for action in self._checks.release(self._loop.time()):
-            if isinstance(action, Keep):
+            if isinstance(action, KeepTurn):
                 self._hooks.keep(action.event)
 
     def _tick(self) -> None:
@@ -167,22 +167,22 @@ class TalkGuard:
         hooks = self._hooks
         for action in actions:
             match action:
-                case Ask():
+                case AskHook():
                     hooks.start(self._ask(action, self._agent), "talk-guardrail")
-                case Send(event=event):
+                case SendEvent(event=event):
                     hooks.send(event)
-                case Forward(event=event):
+                case ForwardEvent(event=event):
                     hooks.forward(event)
-                case Answer(say=None):
+                case WantAnswer(say=None):
                     hooks.want(None)
-                case Answer(say=say):
+                case WantAnswer(say=say):
                     instructions = f"{hooks.instructions()}\n\n{say}".strip()
                     hooks.want({"instructions": instructions, "tool_choice": "none"})
-                case Keep(event=event):
+                case KeepTurn(event=event):
                     hooks.keep(event)
-                case Drop(item_id=item_id):
+                case DropTurn(item_id=item_id):
                     hooks.drop(item_id)
-                case Refusal():
+                case DropEvent():
                     log.warning("guardrail_refusal", session_id=self._owner.session_id, code=action.code)
                     hooks.refuse(action)
         if actions:
@@ -196,6 +196,6 @@ class TalkGuard:
         if due_s < math.inf:
             self._timer = self._loop.call_at(due_s, self._tick)
 
-    async def _ask(self, ask: Ask, agent: Agent) -> None:
+    async def _ask(self, ask: AskHook, agent: Agent) -> None:
         verdict = await self._hook.check(agent, self._owner, ask.text, ask.source)
         self._perform(self._checks.judged(ask.number, verdict, self._loop.time()))
