@@ -21,11 +21,15 @@ headers = {{ "X-Key" = '{header}' }}
 [[agents.ann.tools]]
 type = "function"
 name = "canary_function"
+run = "client"
 parameters = {{ type = "object", properties = {{}} }}
 [agents.ben]
 name = "Ben"
 inherits = "ann"
-tools = [{{ type = "function", name = "canary_function", parameters = {{ type = "object", properties = {{}} }} }}]
+[[agents.ben.tools]]
+type = "function"
+name = "canary_function"
+run = "client"
 [agents.cid]
 name = "Cid"
 inherits = "ann"

@@ -6,6 +6,7 @@ share that. `-n` says how many processes; without it pytest is alone, as a debug
 
 import atexit
 import contextlib
+import itertools
 import mmap
 import multiprocessing
 import os
@@ -138,7 +139,9 @@ class Workers:
         try:
             for number in range(min(self._count, len(pieces))):
                 ours, theirs = context.Pipe(duplex=False)
-                work = context.Process(target=self._work, args=(session, folder / f"w{number}", pieces, queue, theirs))
+                items = itertools.chain.from_iterable(pieces[taken] for taken in queue)
+                arguments = (session, folder / f"w{number}", items, theirs, [*workers, ours])
+                work = context.Process(target=self._work, args=arguments)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DeprecationWarning)  # of threads, such as numpy's, which survive it
                     work.start()
@@ -197,16 +200,23 @@ class Workers:
         session.shouldfail = f"{nodeid}: {why}"
 
     def _work(
-        self, session: pytest.Session, folder: Path, pieces: Pieces, queue: _Queue, connection: Connection
+        self,
+        session: pytest.Session,
+        folder: Path,
+        items: Iterator[pytest.Item],
+        connection: Connection,
+        others: list[Connection],
     ) -> None:
-        """What a forked process does: takes pieces until none is left."""
+        """What a forked process does: runs tests until none is left."""
+        for other in others:
+            other.close()  # or nobody would notice that the first process has gone
         config = session.config
         with contextlib.suppress(KeyboardInterrupt):  # everybody gets it, and the first process tells of it
             messages = _Messages(config, connection)
             self._make_own(config, folder)
             config.pluginmanager.register(messages, "worker-messages")
             try:
-                self._run(session, (item for number in queue for item in pieces[number]))
+                self._run(session, items)
             except Exception:
                 traceback.print_exc(file=sys.__stderr__)
                 raise

@@ -187,6 +187,8 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
     yield refused
     yield _counter("client_events_refused", "Events of clients that are not in the allowlist.", relay.refused_events)
     yield _counter("client_fields_left_out", "Fields taken out of clients' events.", relay.fields_left_out)
+    yield _counter("answered_tool_calls", "Calls of tools in talks that have their outputs.", relay.tool_calls)
+    yield _counter("failed_tool_calls", "Those of which the output is a failure.", relay.tool_calls_failed)
     yield _counter(
         "calls_ended_for_changes", "Calls hung up: their client kept changing the session.", relay.calls_ended
     )

@@ -113,7 +113,7 @@ class CallRelay:
         left, 502 to 504. A call that Azure made all the same is hung up.
         """
         if agent.sockets_only:
-            detail = "This agent talks over WebSockets only, since one of its tools has a credential: use the proxy."
+            detail = f"This agent talks over WebSockets only, since {agent.sockets_only}: use the proxy."
             raise Problem(403, "sockets_only", detail)
         minting = self.minting
         model = minting.model_of(agent, None, owner.session_id)
@@ -197,7 +197,7 @@ class CallRelay:
     async def _offer(self, grant: EphemeralGrant, offer: bytes, *, wanted: Wanted, **options: Any) -> AcceptedCall:
         """Takes the offer to Azure; the pool hears what came of it. Raises MintError."""
         pool = self.minting.pool
-        resource = next(each for each in pool.resources if each.name == grant.resource)
+        resource = pool.by_name[grant.resource]
         assert self.calls is not None  # noqa: S101  # there is a resource
         # The resource that is left last is asked in any case.
         permit = pool.admit(resource, CALLS_ROUTE, agent_id=wanted.agent_id, model=wanted.model, early=True)
@@ -208,7 +208,7 @@ class CallRelay:
         self, request: Request[Any], accepted: AcceptedCall, grant: EphemeralGrant, owner: Owner, supply: SpecSupplier
     ) -> PlacedCall:
         """The call for its client, which may have left or been blocked meanwhile: then it is hung up."""
-        resource = next(each for each in self.minting.pool.resources if each.name == grant.resource)
+        resource = self.minting.pool.by_name[grant.resource]
         if accepted.call_id is None:
             log.warning("call_without_location", session_id=owner.session_id)
             return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply(resource), resource.name)

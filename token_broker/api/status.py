@@ -1,7 +1,7 @@
 """The broker's own state: `/status`, `/config/{agent_id}`, `/healthz`, `/readyz`."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -58,6 +58,7 @@ class StatusSources:
 
     settings: Settings
     agents: AgentRegistry
+    agent_reports: Mapping[str, list[str]]
     pool: Pool
     chain: Chain
     plan_counters: PlanCounters
@@ -83,6 +84,7 @@ class StatusSources:
             status.relay = self.relay()
             status.outbox = self.memory.status()
             status.slo = self._service_level()
+            status.agent_reports = {agent_id: lines for agent_id, lines in self.agent_reports.items() if lines}
             status.resources = [
                 ResourceState(**{name: getattr(each, name) for name in ResourceState.model_fields})
                 for each in self.pool.snapshot()

@@ -118,7 +118,8 @@ class RelayStatus:
     field of the agent's that Azure refused, by resource, agent and field; `sessions_refused` those that came to
     nothing, by resource and agent. `refused_events` are clients' events that are not in the allowlist,
     `fields_left_out` fields that were taken out of clients' events, `calls_ended` calls that were hung up since their
-    client changed the agent's session repeatedly. Bytes are those of events, not of WebSocket frames.
+    client changed the agent's session repeatedly. `tool_calls` are the calls of tools in answers that have their
+    outputs, the clients' own among them. Bytes are those of events, not of WebSocket frames.
     """
 
     active: int
@@ -138,6 +139,8 @@ class RelayStatus:
     sessions_refused: dict[str, dict[str, int]]
     refused_events: int
     fields_left_out: int
+    tool_calls: int
+    tool_calls_failed: int
     calls_ended: int
     usage: Usage
     transcription_usage: TranscriptionUsage
@@ -162,6 +165,8 @@ class TalkCounters:
     failed_answers: int = 0
     refused_events: int = 0
     fields_left_out: int = 0
+    tool_calls: int = 0
+    tool_calls_failed: int = 0
     usage: Usage = field(default_factory=Usage)
     transcription: TranscriptionUsage = field(default_factory=TranscriptionUsage)
 

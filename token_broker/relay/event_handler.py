@@ -8,7 +8,7 @@ import structlog
 
 from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.answers.hidden_calls import CALL_EVENTS, HiddenCalls
-from token_broker.relay.answers.sequencer import CREATE_ID, SAY_ID, SEQUENCER_EVENTS
+from token_broker.relay.answers.sequencer import ACTIVE_ALREADY, SEQUENCER_EVENTS
 from token_broker.relay.answers.talk_answers import TalkAnswers
 from token_broker.relay.azure.route import UpstreamConnection
 from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounters
@@ -25,7 +25,7 @@ from token_broker.relay.policy.visibility import (
     without_agents_settings,
     without_quoted_secrets,
 )
-from token_broker.relay.resume.ledger import ASK_ID, LEDGER_EVENTS, TalkLedger
+from token_broker.relay.resume.ledger import LEDGER_EVENTS, TalkLedger
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.failed_answers import ANSWER_FAILED, failed_answer, log_failed_answer
@@ -196,16 +196,10 @@ class EventHandler:
         error = event["error"]
         event_id, code = error.get("event_id"), error.get("code")
         self._restored.refused(event_id)
-        if event_id.startswith((CREATE_ID, SAY_ID)) and code == "conversation_already_has_active_response":
-            return []  # it is asked again after that answer
-        log.warning("own_event_refused", event_id=event_id[:64], code=code if isinstance(code, str) else None)
-        if event_id != ASK_ID:
+        if code == ACTIVE_ALREADY:  # no fault: it is asked again after that answer
             return []
-        return [
-            self._adapter.error(
-                Refused(ANSWER_FAILED, "Azure did not take the question again: ask again"), retryable=True
-            )
-        ]
+        log.warning("own_event_refused", event_id=event_id[:64], code=code if isinstance(code, str) else None)
+        return []
 
 
 def _ends_session(event: dict[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from token_broker.relay.answers.actions import Refuse, Run, Tell
 from token_broker.relay.answers.catalogue import tools_of
 from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.answers.sequencer import AnswerSequencer
-from token_broker.relay.answers.talk_answers import AnswerHooks, CallOutput, TalkAnswers
+from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import RelayCounters, TalkCounters
@@ -36,7 +36,7 @@ from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_pla
 from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.held_audio import HeldAudio
 from token_broker.relay.resume.ledger import ASK_ID, TalkLedger
-from token_broker.relay.resume.replay import NewSession, call_event, replay
+from token_broker.relay.resume.replay import NewSession, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.resumption import Resumption, TalkHooks
 from token_broker.relay.resume.steps import Ask, Step
@@ -55,6 +55,7 @@ from token_broker.server.close_codes import (
 from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.sessions.plans import SpecSupplier, TalkSpecs
 from token_broker.settings import Settings
+from token_broker.tools.runner import ToolCall, ToolOutput, ToolRunner
 
 __all__ = ["Talk", "TalkParts"]
 
@@ -68,7 +69,7 @@ _LONGEST_NOTED = 65_536  # a longer event of a client's may be an item with an i
 
 @dataclass(frozen=True, slots=True)
 class TalkParts:
-    """What all talks share. `redact` removes the secrets that are known now from a text."""
+    """What all talks share. `redact` removes the secrets that are known now from a text; `tools` runs agents' tools."""
 
     settings: Settings
     agents: AgentRegistry
@@ -78,6 +79,7 @@ class TalkParts:
     counters: RelayCounters
     redact: Callable[[str], str]
     guardrail: AsksHook = field(default_factory=NoHook)
+    tools: ToolRunner | None = None
 
 
 class Talk:
@@ -128,6 +130,7 @@ class Talk:
             start=self._start,
             move=self._hand_over,
             tell=self._tell,
+            changes=lambda: self._ledger.settings,
         )
         self._session: UpstreamConnection | None = None  # the one that is told things, also while it takes over
         sequencer = AnswerSequencer(
@@ -136,7 +139,7 @@ class Talk:
             holds=lambda: self._ledger.holds or self._guard.is_checking,
             plays_until_s=lambda: self._turns.assembler.plays_until_s,
         )
-        self._ledger.acting = lambda: sequencer.is_acting
+        self._ledger.acting = lambda: sequencer.calls.is_acting
         self._answers = TalkAnswers(
             sequencer,
             AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._run_call, start=self._start),
@@ -159,7 +162,7 @@ class Talk:
         )
         hidden = HiddenCalls(
             lambda name: (tool := tools_of(self._handoff.agent).get(name)) is not None and tool.by == "client",
-            lambda *call: sequencer.judged(*call)[1],
+            sequencer.calls.withholds,
         )
         self._handler = EventHandler(
             adapter,
@@ -326,8 +329,6 @@ class Talk:
             empty = Refused("input_audio_buffer_commit_empty", "there is no audio", event_id=event.get("event_id"))
             upstream.socket.put(self._adapter.error(empty))
             return
-        if (call := self._ledger.take_owed(event)) is not None:
-            upstream.socket.send(call_event(call, self._restored))
         self._ledger.client_sent(kind, message, event)
         upstream.socket.send(self._restored.for_azure(message))
         self._answers.tick()
@@ -482,6 +483,18 @@ class Talk:
             self._resumption.tell_later(text)
 
     def _tell_call(self, tool: Tell) -> None:
+        if tool.duration_ms is not None:
+            self.counters.tool_calls += 1
+            self.counters.tool_calls_failed += tool.state == "failed"
+            log.info(
+                "tool_called",
+                session_id=self.owner.session_id,
+                agent_id=self._handoff.agent.id,
+                tool=tool.name,
+                call_id=tool.call_id,
+                state=tool.state,
+                ms=round(tool.duration_ms),
+            )
         if (text := self._adapter.called(tool)) is not None:
             self._tell(text)
 
@@ -489,9 +502,15 @@ class Talk:
         refusal = Refused(what.code, what.message, event_id=what.event_id)
         self._tell(self._adapter.error(refusal, retryable=what.retryable))
 
-    async def _run_call(self, call: Run) -> CallOutput:
-        del call
-        return CallOutput("This tool can't be used now.", ok=False)
+    async def _run_call(self, call: Run) -> ToolOutput:
+        name = call.tool.name
+        if call.tool.by == "builtin" and name != "recall":
+            return ToolOutput("This can't be done in this talk.", ok=False)
+        if self._parts.tools is None:
+            return ToolOutput("No tool can be used here.", ok=False)
+        agent, owner = self._handoff.agent, self.owner
+        made = ToolCall(owner.talk_id, call.azure_session, call.call_id, name, call.arguments, agent, owner)
+        return await self._parts.tools.run(made)
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         def on_done(task: "asyncio.Task[None]") -> None:

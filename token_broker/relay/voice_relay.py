@@ -35,6 +35,7 @@ from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings
+from token_broker.tools.runner import ToolRunner
 from token_broker.web.middleware import not_found
 from token_broker.web.requests import Problem, correlation_id, problem_response, refuse_socket
 
@@ -66,7 +67,7 @@ class VoiceRelay:
 
     Route WebSockets and plain requests of the proxy's path, which has the parameter `session_id`, to `proxy`, and those
     of a compatible endpoint's paths to `compat`. `limits` are shared with the SDP relay; `observe` gets a TalkEnded for
-    each talk; `hang_up` ends a call that is listened to.
+    each talk; `hang_up` ends a call that is listened to; `tools` runs the tools of agents.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class VoiceRelay:
         hang_up: HangUp | None = None,
         level: TalkLevelCounters | None = None,
         guardrail: AsksHook | None = None,
+        tools: ToolRunner | None = None,
     ) -> None:
         lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
@@ -110,6 +112,7 @@ class VoiceRelay:
             counters=self._counters,
             redact=redact,
             guardrail=guardrail or NoHook(),
+            tools=tools,
         )
 
     @property
@@ -140,6 +143,8 @@ class VoiceRelay:
             sessions_refused=self._parts.connector.settings_report.refused_by_resource(),
             refused_events=totals.refused_events,
             fields_left_out=totals.fields_left_out,
+            tool_calls=totals.tool_calls,
+            tool_calls_failed=totals.tool_calls_failed,
             calls_ended=counters.calls_ended,
             usage=totals.usage,
             transcription_usage=totals.transcription,
@@ -299,6 +304,7 @@ class VoiceRelay:
                 turns_lost=talk.counters.turns_lost,
                 failed_transcriptions=talk.counters.failed_transcriptions,
                 failed_answers=talk.counters.failed_answers,
+                tool_calls=talk.counters.tool_calls,
                 usage=talk.counters.usage.snapshot(),
                 transcription=talk.counters.transcription.snapshot(),
             )

@@ -30,6 +30,7 @@ SpecSupplier = Callable[[Resource], Awaitable[SessionSpec]]
 """Gives a session as one resource is asked for it: the deployments' names are the resource's."""
 
 _PREFIX = "/api/v1/voice"
+_GOOD = Outlook("good")
 _POOR_RETRY_AFTER_S = 15.0  # where the pool knows no time: the longest rest of a route that is the last
 
 
@@ -102,7 +103,6 @@ class PlanMaker:
         self._session_token_ttl_s = settings.session_token_ttl_s
         self._proxy_dialects = {each.name: each.settings.proxy_dialect for each in settings.resources}
         self._upstreams = {each.name: each.settings.upstreams for each in settings.resources}
-        self._resources = {each.name: each for each in pool.resources}
 
     def make(
         self,
@@ -120,11 +120,13 @@ class PlanMaker:
         such a secret a client opens a talk that the broker never sees.
         """
         now = datetime.now(UTC).replace(microsecond=0)
-        wanted = agent.wanted(owner.session_id)
         minted = grant if isinstance(grant, EphemeralGrant) else None
-        outlook = Outlook("good") if minted else self._proxy_outlook(wanted)
-        # The resource that a proxied talk would ask first; where none is left, one that the agent may not even use.
-        first = self._resources[minted.resource] if minted else next(iter(self._pool.order(wanted)), None)
+        if minted is not None:
+            outlook, first = _GOOD, self._pool.by_name.get(minted.resource)
+        else:
+            # The resource that a proxied talk would ask first.
+            wanted = agent.wanted(owner.session_id)
+            outlook, first = self._proxy_outlook(wanted), next(iter(self._pool.order(wanted)), None)
         model = agent.model or (first.model if first else self._settings.model)
         session_token = self._signer.session_token(owner, ttl_s=self._session_token_ttl_s, agent_id=agent.id)
         connections: list[Connection] = []

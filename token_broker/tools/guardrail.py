@@ -100,22 +100,22 @@ class HttpGuardrail:
 _Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=32_768)]
 
 
-class _Answer(BaseModel):
+class _Decision(BaseModel):
     """Other keys are ignored, so that a server may say more."""
 
     model_config = ConfigDict(frozen=True, strict=True, hide_input_in_errors=True)
 
 
-class _Allow(_Answer):
+class _Allow(_Decision):
     action: Literal["allow"]
 
 
-class _Replace(_Answer):
+class _Replace(_Decision):
     action: Literal["replace"]
     text: _Words
 
 
-class _Refuse(_Answer):
+class _Refuse(_Decision):
     action: Literal["refuse"]
     say: _Words | None = None
 

@@ -8,11 +8,10 @@ model is told so in one of a few sentences: an agent that hears nothing falls si
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 import structlog
 from pydantic_core import to_json
@@ -24,11 +23,9 @@ from token_broker.memory.types import Remembered, replace_unstorable
 from token_broker.observability.events import Observer, ToolOutcome, ToolRan, null_observer
 from token_broker.security.tokens import Owner
 from token_broker.sessions.agent_tools import BUILTIN_PARAMETERS, FunctionTool, HttpRun, compiled_schema
+from token_broker.sessions.agents import Agent
 from token_broker.tools.arguments import bound_arguments, checked_arguments, faults_in
 from token_broker.tools.runner import ToolCall, ToolOutput
-
-if TYPE_CHECKING:
-    import jsonschema_rs
 
 __all__ = ["Claims", "HttpToolRunner", "SearchesMemory", "call_webhook_id"]
 
@@ -42,6 +39,7 @@ _POLL_S = 0.2  # for the output of a call that another replica makes
 _NOTE_S = 10.0
 _CLOSE_S = 3.0
 _RECALLED = 5
+_PASSING = frozenset({408, 425, 429})  # the other 4xx are final
 
 _REASONS: Mapping[HookFailure, tuple[ToolOutcome, str]] = {
     "refused": ("unreachable", "The tool's address may not be called. Nothing was done."),
@@ -87,7 +85,7 @@ class _Running:
 
 
 @dataclass(slots=True)
-class _Talk:
+class _TalkPlaces:
     """How many calls of a talk run, and who waits for a place."""
 
     places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PER_TALK))
@@ -130,9 +128,10 @@ class HttpToolRunner:
         self._observe = observe
         self._clock = clock
         self._running: dict[CallId, _Running] = {}
-        self._talks: dict[str, _Talk] = {}
+        self._talks: dict[str, _TalkPlaces] = {}
         self._places = asyncio.Semaphore(_PER_PROCESS)
         self._notes: set[asyncio.Task[None]] = set()
+        self._recall_parameters = compiled_schema(BUILTIN_PARAMETERS["recall"][1])
 
     async def run(self, call: ToolCall) -> ToolOutput:
         """See `ToolRunner`. A call that is told twice here is made once, and both get its output."""
@@ -163,9 +162,7 @@ class HttpToolRunner:
 
     async def _measured(self, call: ToolCall, call_id: CallId) -> ToolOutput:
         began_s = self._clock()
-        tool = next(
-            (each for each in call.agent.tools if isinstance(each, FunctionTool) and each.name == call.name), None
-        )
+        tool = _functions(call.agent).get(call.name)
         is_known = tool is not None or call.name in call.agent.builtin_tools
         outcome: ToolOutcome = "cancelled"
         try:
@@ -196,8 +193,10 @@ class HttpToolRunner:
     async def _recall(self, call: ToolCall) -> _Result:
         """The built-in tool `recall`; every other name is one that this agent does not have."""
         if call.name != "recall" or call.name not in call.agent.builtin_tools:
-            return _Result("no_tool", _no_such_tool(call))
-        asked = faults_in(_recall_validator(), call.arguments)
+            names = [*_functions(call.agent), *call.agent.builtin_tools]
+            there_are = f"The tools are: {', '.join(names)}." if names else "There are no tools."
+            return _Result("no_tool", f"There is no such tool. {there_are} Nothing was called.")
+        asked = faults_in(self._recall_parameters, call.arguments)
         if isinstance(asked, str):
             return _Result("wrong_arguments", asked)
         if self._memory is None:
@@ -212,17 +211,29 @@ class HttpToolRunner:
         arguments = checked_arguments(tool, call.arguments)
         if isinstance(arguments, str):
             return _Result("wrong_arguments", arguments)
+        payload = to_json(
+            {
+                "type": "tool.call",
+                "tool": tool.name,
+                "arguments": bound_arguments(tool, arguments, call.owner),
+                "call_id": call.call_id,
+                "session_id": call.owner.session_id,
+                "agent_id": call.agent.id,
+                "principal": call.owner.principal,
+                "user_id": call.owner.user_id,
+            }
+        )
         until_s = self._clock() + tool.run.timeout_s
         try:
             async with self._place(call.talk_id, tool.run.timeout_s):
-                return await self._once(tool.run, self._payload(tool, call, arguments), call_id, until_s)
+                return await self._once(tool.run, payload, call_id, until_s)
         except _BusyError:
             return _Result("busy", _BUSY)
 
     @contextlib.asynccontextmanager
     async def _place(self, talk_id: str, timeout_s: float) -> AsyncIterator[None]:
         """A place among the calls of its talk, and among those of the process. Raises _BusyError when it is late."""
-        talk = self._talks.setdefault(talk_id, _Talk())
+        talk = self._talks.setdefault(talk_id, _TalkPlaces())
         talk.calls += 1
         try:
             async with contextlib.AsyncExitStack() as places:
@@ -237,20 +248,6 @@ class HttpToolRunner:
             talk.calls -= 1
             if not talk.calls:
                 self._talks.pop(talk_id, None)
-
-    def _payload(self, tool: FunctionTool, call: ToolCall, arguments: Mapping[str, Any]) -> bytes:
-        return to_json(
-            {
-                "type": "tool.call",
-                "tool": tool.name,
-                "arguments": bound_arguments(tool, arguments, call.owner),
-                "call_id": call.call_id,
-                "session_id": call.owner.session_id,
-                "agent_id": call.agent.id,
-                "principal": call.owner.principal,
-                "user_id": call.owner.user_id,
-            }
-        )
 
     async def _once(self, run: HttpRun, payload: bytes, call_id: CallId, until_s: float) -> _Result:
         """Makes the call if it is ours to make; else what came of it."""
@@ -346,7 +343,7 @@ def pause_before_repeating(answer: HookAnswer, run: HttpRun, attempt: int) -> fl
         return pause_s
     if not run.idempotent or answer.failure == "timeout":
         return None
-    if answer.failure is None and not _is_passing(answer.status):
+    if answer.failure is None and answer.status in range(400, 500) and answer.status not in _PASSING:
         return None
     return max(pause_s, answer.retry_after_s or 0.0)
 
@@ -369,10 +366,6 @@ def result_of(answer: HookAnswer, run: HttpRun) -> _Result:
     return _Result("error", f"The tool {'failed' if failed else 'refused the call'} (HTTP {answer.status}).")
 
 
-def _is_passing(status: int | None) -> bool:
-    return status is None or status in {408, 425, 429} or status >= 500  # noqa: PLR2004
-
-
 def call_webhook_id(call: CallId) -> str:
     """The id of a call's hook: the same in every repetition, and for no other call."""
     digest = sha256()
@@ -381,12 +374,6 @@ def call_webhook_id(call: CallId) -> str:
     return f"call_{digest.hexdigest()[:32]}"
 
 
-def _no_such_tool(call: ToolCall) -> str:
-    names = [tool.name for tool in call.agent.tools if isinstance(tool, FunctionTool)] + list(call.agent.builtin_tools)
-    there_are = f"The tools are: {', '.join(names)}." if names else "There are no tools."
-    return f"There is no such tool. {there_are} Nothing was called."
-
-
-@cache
-def _recall_validator() -> "jsonschema_rs.Draft202012Validator":
-    return compiled_schema(BUILTIN_PARAMETERS["recall"][1])
+def _functions(agent: Agent) -> dict[str, FunctionTool]:
+    tools: Iterable[object] = agent.tools
+    return {tool.name: tool for tool in tools if isinstance(tool, FunctionTool)}

@@ -19,34 +19,23 @@ _HIDDEN_KEPT = 1_024
 
 
 class HiddenCalls:
-    """One talk's. `is_shown` says of a call's name whether the client answers such calls.
-
-    `fault` gives, for a call's name, arguments and response, why the client does not get it after all.
+    """One talk's. `is_shown` says of a call's name whether the client answers such calls; `withholds` of a call's id
+    that the client does not get this one after all.
     """
 
-    def __init__(
-        self, is_shown: Callable[[str], bool], fault: Callable[[str, str, str], str | None] = lambda *_: None
-    ) -> None:
+    def __init__(self, is_shown: Callable[[str], bool], withholds: Callable[[str], bool]) -> None:
         self._is_shown = is_shown
-        self._fault = fault
+        self._withholds = withholds
         self._items = BoundedDict[str, str | None](_HIDDEN_KEPT)  # hidden items, and the item before each
         self._calls = BoundedDict[str, None](_HIDDEN_KEPT)
-        self._names = BoundedDict[str, str](_HIDDEN_KEPT)  # of calls that are shown, by item
 
     def for_client(self, event: Event) -> Event | None:
         """The event without what is hidden; None: all of it is. The same object where nothing changes."""
         kind = event.get("type")
         if kind in CALL_EVENTS:
-            item_id = event.get("item_id")
-            if item_id in self._items or event.get("call_id") in self._calls:
+            call_id = str(event.get("call_id"))
+            if event.get("item_id") in self._items or call_id in self._calls or self._withholds(call_id):
                 return None
-            if kind == "response.function_call_arguments.done":
-                name = str(event.get("name") or self._names.get(str(item_id), ""))
-                arguments, response_id = str(event.get("arguments", "")), str(event.get("response_id"))
-                if name and self._fault(name, arguments, response_id) is not None:
-                    self._items[str(item_id)] = None
-                    self._calls[str(event.get("call_id"))] = None
-                    return None
             return event
         item = event.get("item")
         if isinstance(item, dict) and self._hides(item, event):
@@ -69,9 +58,9 @@ class HiddenCalls:
     def _hides(self, item: Mapping[str, Any], event: Mapping[str, Any]) -> bool:
         kind, item_id = item.get("type"), str(item.get("id"))
         if kind == "function_call":
-            call_id, name = str(item.get("call_id")), str(item.get("name"))
-            if item_id not in self._items and call_id not in self._calls and self._is_shown(name):
-                self._names[item_id] = name
+            call_id = str(item.get("call_id"))
+            known = item_id in self._items or call_id in self._calls or self._withholds(call_id)
+            if not known and self._is_shown(str(item.get("name"))):
                 return False
             self._calls[call_id] = None
         elif kind != "function_call_output" or str(item.get("call_id")) not in self._calls:

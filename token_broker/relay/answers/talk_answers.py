@@ -6,29 +6,18 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import structlog
-
 from strategies.base import Dialect
 from token_broker.relay.answers.actions import Action, Reason, Refuse, Run, Send, Tell
 from token_broker.relay.answers.sequencer import AnswerSequencer
+from token_broker.tools.runner import ToolOutput
 
-__all__ = ["AnswerHooks", "CallOutput", "TalkAnswers"]
-
-log = structlog.get_logger("token_broker.relay")
-
-
-@dataclass(frozen=True, slots=True)
-class CallOutput:
-    """What the model is told of a call; `ok` is false where that is a failure."""
-
-    text: str
-    ok: bool = True
+__all__ = ["AnswerHooks", "TalkAnswers"]
 
 
 class Runs(Protocol):
     """Runs one call. It raises nothing but CancelledError, and ends within a bound of its own."""
 
-    async def __call__(self, call: Run) -> CallOutput: ...
+    async def __call__(self, call: Run) -> ToolOutput: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ class UpstreamConnector:
 
     def resource(self, name: str) -> Resource:
         """The resource of that name, which an open connection has."""
-        return next(each for each in self.pool.resources if each.name == name)
+        return self.pool.by_name[name]
 
     async def aclose(self) -> None:
         """Cancels lookups that still run; call it when no talk is left."""

@@ -11,6 +11,7 @@ from token_broker.simulator.faults.fault_table import FaultTable
 from token_broker.simulator.faults.talk_faults import (
     FailedAnswersFault,
     IgnoreUpdateFault,
+    LateMcpFault,
     LateUpdateFault,
     RefuseUpdateFault,
     SessionExpiresFault,
@@ -87,6 +88,13 @@ class TalkBehaviour:
             armed.use()
             return fault.seconds
         return usual_s
+
+    def mcp_takes_s(self) -> float | None:
+        """How long a call to an MCP server goes on after its answer; None: it ends within it."""
+        for armed, fault in self._table.of_kind(LateMcpFault, self._path):
+            armed.use()
+            return fault.seconds
+        return None
 
     def check_item(self, item: Mapping[str, Any], own_text_type: str) -> None:
         """Refuses an item that a strict history refuses; `own_text_type` is the dialect's for an assistant's text.

@@ -130,6 +130,13 @@ class SlowAnswersFault(_TalkFault):
     seconds: Seconds = 2.5
 
 
+class LateMcpFault(_TalkFault):
+    """A call to an MCP server outlasts its answer: its result comes so many seconds later, and nobody speaks of it."""
+
+    fault: Literal["late_mcp"]
+    seconds: Seconds = 6.0
+
+
 class SessionExpiresFault(_TalkFault):
     """A new session states that it ends in so many seconds, which may be past; null: it states no `expires_at`."""
 
