@@ -30,6 +30,7 @@ from token_broker.memory.types import Interruption, Remembered, Turn
 from token_broker.relay.adapters import COMPAT_ENDPOINTS
 from token_broker.relay.admission import Admission
 from token_broker.relay.azure.connector import UpstreamConnector
+from token_broker.relay.guardrail.talk_guard import AsksHook
 from token_broker.relay.voice_relay import VoiceRelay, websocket_not_found
 from token_broker.security.limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import Owner, TokenSigner
@@ -237,6 +238,7 @@ def build(
     tls: ssl.SSLContext | None = None,
     agents: AgentRegistry | None = None,
     tools: ToolRunner | None = None,
+    guardrail: AsksHook | None = None,
 ) -> Running:
     entra = EntraTokens(FixedEntra(), timeout_s=2) if settings.uses_entra else None
     credentials = Credentials(key=settings.key if settings.uses_key else None, entra=entra)
@@ -285,6 +287,7 @@ def build(
         limits=limits,
         drain=drain,
         tools=tools,
+        guardrail=guardrail,
     )
     running = Running(settings, relay, connector, drain, limits, ingest, recall, tickets, blocklist, signer, book)
     return running

@@ -5,7 +5,6 @@ for the ids that it makes.
 from collections.abc import Mapping
 from typing import Any
 
-from strategies.base import Dialect, SessionSpec
 from token_broker.relay.event_text import compact
 from token_broker.web.requests import uuid7
 
@@ -54,11 +53,6 @@ def is_own(event: Mapping[str, Any]) -> bool:
     return isinstance(event_id, str) and event_id.startswith(_OWN_ERROR)
 
 
-def new_agent_update(spec: SessionSpec, dialect: Dialect, event_id: str) -> str:
-    """The `session.update` that hands the conversation to another agent.
-
-    It names no voice, since Azure refuses a change of voice once the model has spoken (docs/azure.md §4.2).
-    """
-    session: dict[str, Any] = {"type": "realtime"} if dialect == "ga" else {}
-    session |= {"instructions": spec.instructions, "tools": [dict(tool) for tool in spec.tools]}
+def new_agent_update(session: Mapping[str, Any], event_id: str) -> str:
+    """The `session.update` that hands the conversation to another agent."""
     return compact({"type": "session.update", "event_id": event_id, "session": session})
