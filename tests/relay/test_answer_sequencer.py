@@ -8,7 +8,7 @@ import pytest
 
 from token_broker.relay.answers.actions import Action, Refuse, Run, Send, Tell, Tool
 from token_broker.relay.answers.sequencer import ACTIVE_ALREADY, CREATE_ID, AnswerSequencer
-from token_broker.relay.resume.ledger import SAY_ID
+from token_broker.relay.dialects.broker_events import SAY_ID
 from token_broker.relay.resume.session_facts import SessionFacts
 
 TOOLS = {
