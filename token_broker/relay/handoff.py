@@ -10,7 +10,9 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from strategies.resources import is_allowed
+from strategies.base import SessionSpec
+from strategies.resources import Resource, is_allowed
+from strategies.session_model.session_fields import handoff_session, is_same_session, with_changes
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.dialects.broker_events import (
     OWN_EVENT_IDS,
@@ -18,6 +20,7 @@ from token_broker.relay.dialects.broker_events import (
     broker_event,
     new_agent_update,
 )
+from token_broker.relay.resume.settings_changes import client_settings
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.limits import RateLimit
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
@@ -43,7 +46,7 @@ class AgentHandoff:
 
     `supply` gives an agent's spec with what was recalled; `start` runs a coroutine as one of the talk's tasks; `move`
     makes a new upstream with these settings the talk's own in place of another, and says whether it did; `tell` tells
-    the client something.
+    the client something; `changes` gives what the client has changed of the session.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class AgentHandoff:
         start: Callable[[Coroutine[Any, Any, None], str], None],
         move: Callable[[UpstreamConnection, UpstreamConnection, dict[str, Any]], bool],
         tell: Callable[[str], None],
+        changes: Callable[[], Mapping[str, Any]],
     ) -> None:
         self.agent = agent
         self.count = 0
@@ -69,6 +73,7 @@ class AgentHandoff:
         self._start = start
         self._move = move
         self._tell = tell
+        self._changes = changes
         self._rate = RateLimit(_HANDOFFS_PER_MINUTE, burst=_HANDOFFS_AT_ONCE)
         self._requests = 0
         self._pending = False
@@ -122,16 +127,22 @@ class AgentHandoff:
         dialect = old.route.dialect
         wanted = agent.wanted(self._session_id, running=True)
         resource = self._connector.resource(old.resource)
-        same_model = (agent.model or resource.model) == old.model
-        if agent.voices[dialect] == self.agent.voices[dialect] and same_model and is_allowed(resource, wanted):
+        changes = client_settings(self._changes(), old=dialect, new=dialect, may_set=agent.client_may_set)
+        if self._stays_in(old, agent, resource) and is_allowed(resource, wanted):
             spec = await self._supply(agent)(resource)
+            before = await self._supply(self.agent)(resource)
+            session = handoff_session(before, spec, dialect, changes=self._changes(), may_set=agent.client_may_set)
             self._unconfirmed = _Unconfirmed(agent, f"{OWN_EVENT_IDS}handoff_{self._requests}")
-            old.socket.send(new_agent_update(spec, dialect, self._unconfirmed.event_id))
+            old.socket.send(new_agent_update(session, self._unconfirmed.event_id))
             return
+
+        async def supply(resource: Resource) -> SessionSpec:
+            return with_changes(await self._supply(agent)(resource), dialect, changes)
+
         # The old upstream carries the talk until the new one is ready, and keeps it where none can be had.
         try:
             # The same route: the client has been told its dialect, and a compatible client cannot change it.
-            new = await self._connector.connect(self._supply(agent), wanted=wanted, only=old.route.name)
+            new = await self._connector.connect(supply, wanted=wanted, only=old.route.name)
             new.first.insert(0, broker_event("broker.agent.switched", agent_id=agent.id))
             if not self._move(old, new, dict(new.session)):  # the old one was lost meanwhile
                 await new.socket.aclose()
@@ -143,6 +154,13 @@ class AgentHandoff:
         finally:
             self._pending = False
         await old.socket.aclose()
+
+    def _stays_in(self, old: UpstreamConnection, agent: Agent, resource: Resource) -> bool:
+        """Whether the running session can become the other agent's."""
+        dialect = old.route.dialect
+        same_voice = agent.voices[dialect] == self.agent.voices[dialect]
+        same_model = (agent.model or resource.model) == old.model
+        return same_voice and same_model and is_same_session(self.agent.settings, agent.settings, dialect)
 
     def _set_agent(self, agent: Agent) -> None:
         self.agent = agent
