@@ -29,6 +29,7 @@ from token_broker.memory.repositories import StoredBlocklist, StoredSessions, St
 from token_broker.memory.resource_switches import ResourceSwitches
 from token_broker.memory.store.full_text import FullTextIndexer
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUnreachableError
+from token_broker.memory.tool_claims import ToolClaims
 from token_broker.memory.types import Outcome, Sink, Turn, backoff_s
 from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
@@ -52,7 +53,7 @@ _FLUSH_S = 5.0  # at shutdown, for the proxy's turns to reach the store
 
 
 class Memory:
-    """Turns, sessions, tickets, the blocklist, recall, the resources' switches; make it with `Memory.open`."""
+    """Turns, sessions, tickets, the blocklist, recall, switches, claims of tools; make it with `Memory.open`."""
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class Memory:
         self.tickets = StoredTickets(self._database, patience_s=settings.store_patience_s, clock=clock)
         self.blocklist = StoredBlocklist(self._database, required=settings.require_blocklist == "on", clock=clock)
         self.switches = ResourceSwitches(self._database)
+        self.tool_claims = ToolClaims(self._database)
         local = LocalFacts(self._database)
         self._indexer = FullTextIndexer(self._database) if is_sqlite and not self._has_zep else None
         self.recall = BoundedRecall(

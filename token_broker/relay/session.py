@@ -58,6 +58,7 @@ from token_broker.server.close_codes import (
 from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.sessions.plans import SpecSupplier, TalkSpecs
 from token_broker.settings import Settings
+from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolCall, ToolOutput, ToolRunner
 
 __all__ = ["Talk", "TalkParts"]
@@ -83,6 +84,7 @@ class TalkParts:
     redact: Callable[[str], str]
     guardrail: AsksHook = field(default_factory=NoHook)
     tools: ToolRunner | None = None
+    guardrail: GuardrailClient | None = None
 
 
 class Talk:

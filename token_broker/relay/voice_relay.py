@@ -35,6 +35,7 @@ from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings
+from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolRunner
 from token_broker.web.middleware import not_found
 from token_broker.web.requests import Problem, correlation_id, problem_response, refuse_socket
@@ -67,7 +68,8 @@ class VoiceRelay:
 
     Route WebSockets and plain requests of the proxy's path, which has the parameter `session_id`, to `proxy`, and those
     of a compatible endpoint's paths to `compat`. `limits` are shared with the SDP relay; `observe` gets a TalkEnded for
-    each talk; `hang_up` ends a call that is listened to; `tools` runs the tools of agents.
+    each talk; `hang_up` ends a call that is listened to; `tools` runs the tools of agents;
+    `guardrail` asks theirs.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class VoiceRelay:
         level: TalkLevelCounters | None = None,
         guardrail: AsksHook | None = None,
         tools: ToolRunner | None = None,
+        guardrail: GuardrailClient | None = None,
     ) -> None:
         lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
@@ -113,6 +116,7 @@ class VoiceRelay:
             redact=redact,
             guardrail=guardrail or NoHook(),
             tools=tools,
+            guardrail=guardrail,
         )
 
     @property
