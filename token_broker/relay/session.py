@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -32,7 +32,7 @@ from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventHandler
 from token_broker.relay.event_text import compact, event_type_by_head, parsed
 from token_broker.relay.fast_path import FastPath
-from token_broker.relay.guardrail.talk_guard import AsksHook, GuardHooks, NoHook, TalkGuard
+from token_broker.relay.guardrail.talk_guard import GuardHooks, NoHook, TalkGuard
 from token_broker.relay.handoff import AgentHandoff, HandoffHooks
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
@@ -82,7 +82,6 @@ class TalkParts:
     recall: Recall
     counters: RelayCounters
     redact: Callable[[str], str]
-    guardrail: AsksHook = field(default_factory=NoHook)
     tools: ToolRunner | None = None
     guardrail: GuardrailClient | None = None
 
@@ -160,7 +159,7 @@ class Talk:
             AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._run_call, start=self._start),
         )
         self._guard = TalkGuard(
-            parts.guardrail,
+            parts.guardrail or NoHook(),
             owner,
             agent,
             GuardHooks(
