@@ -25,7 +25,6 @@ from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, Admit
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import Directions, RelayCounters, RelayStatus, ResourceUse, UpstreamStatus
-from token_broker.relay.guardrail.talk_guard import AsksHook, NoHook
 from token_broker.relay.session import Talk, TalkParts
 from token_broker.relay.sideband import CallListener
 from token_broker.security.limits import SessionLimits
@@ -86,7 +85,6 @@ class VoiceRelay:
         observe: Observer = null_observer,
         hang_up: HangUp | None = None,
         level: TalkLevelCounters | None = None,
-        guardrail: AsksHook | None = None,
         tools: ToolRunner | None = None,
         guardrail: GuardrailClient | None = None,
     ) -> None:
@@ -114,7 +112,6 @@ class VoiceRelay:
             recall=recall,
             counters=self._counters,
             redact=redact,
-            guardrail=guardrail or NoHook(),
             tools=tools,
             guardrail=guardrail,
         )
