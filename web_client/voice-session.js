@@ -11,7 +11,7 @@
 import { AudioEngine, listDevices } from "./audio/audio-engine.js";
 import { Broker, BrokerError } from "./broker.js";
 import { approvalEvent, imageEvent, pushToTalkEvent } from "./events.js";
-import { errorWithCode, pageFault, planFailed } from "./failures.js";
+import { errorWithCode, pageFault, planFailed, tooOld } from "./failures.js";
 import { isDegraded, isEphemeral, readPlan } from "./plan.js";
 import { shrunkImage } from "./images.js";
 import { PageTools } from "./page-tools.js";
@@ -489,6 +489,8 @@ export class VoiceSession extends EventTarget {
   async #requestPlan(signal) {
     const engine = this.#talk?.engine;
     if (!engine) return;
+    const fault = tooOld();
+    if (fault) return this.#dispatch({ type: "plan_failed", failure: fault });
     try {
       // A plan expires, and a prompt is a person's time: where one will be shown, the plan is asked for after it.
       const isPermitted = await engine.isPermitted();
