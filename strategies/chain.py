@@ -139,8 +139,8 @@ class Chain:
         self.pool = pool
         self.policy = policy
         self.on_attempt = on_attempt
-        self._hedger = hedger or Hedger(pool)
-        self.clock = self._hedger.clock
+        self.hedger = hedger or Hedger(pool)
+        self.clock = self.hedger.clock
         # The proxy always grants: whatever stands behind it is never asked.
         self._proxy = next((link for link in self.links if isinstance(link, WebSocketProxy)), None)
         end = self.links.index(self._proxy) if self._proxy else None
@@ -182,11 +182,11 @@ class Chain:
         if sockets_only:
             minting.skip_all("this agent talks over WebSockets only")
         else:
-            grant = await self._hedger.race(minting)
+            grant = await self.hedger.race(minting)
             if grant is None and not minting.has_asked and are_last():
                 self.pool.ease(wanted, tuple({link.strategy.name for link in links}))
                 minting.again(links)
-                grant = await self._hedger.race(minting)
+                grant = await self.hedger.race(minting)
         if grant is None and self._proxy is not None:
             minting.attempts.append(Attempt(self._proxy.name, "granted", 0.0, "asks nobody"))
             grant = self._proxy.grant()
