@@ -178,6 +178,14 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
         relay,
         lambda use: use.failed_transcriptions,
     )
+    missing = GaugeMetricFamily(
+        "token_broker_transcription_missing",
+        "1 while users' words are not transcribed, since the transcription deployment does not exist.",
+        labels=["resource"],
+    )
+    for resource in relay.resources:
+        missing.add_metric([resource], resource in relay.transcription_missing)
+    yield missing
     failed = CounterMetricFamily(
         "token_broker_failed_answers", "Answers that Azure did not finish, by its code.", labels=["resource", "code"]
     )

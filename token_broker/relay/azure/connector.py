@@ -44,6 +44,7 @@ from token_broker.relay.azure.opening import (
 from token_broker.relay.azure.route import ConnectionHealth, Route, UpstreamConnection, make_routes
 from token_broker.relay.azure.socket import AzureSocket, connect
 from token_broker.relay.confirmation.report import SettingsReport
+from token_broker.relay.guardrail.held import held_session
 from token_broker.security.limits import BoundedDict
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
 from token_broker.sessions.plans import SpecSupplier
@@ -212,7 +213,11 @@ class UpstreamConnector:
             async with asyncio.timeout_at(deadline_s):
                 opened = await self._opened(route.url_of(model), deadline_s, self._credentials.get(resource.name))
                 try:
-                    taken = await take_session(opened, route.session(await supply(resource)))
+                    spec = await supply(resource)
+                    session = route.session(spec)
+                    if spec.holds_answers:
+                        session = held_session(session, route.dialect)
+                    taken = await take_session(opened, session)
                 except BaseException:
                     await opened.aclose(graceful=False)
                     raise

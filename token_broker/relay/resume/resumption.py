@@ -330,7 +330,8 @@ class Resumption:
     async def _confirmed(self, new: UpstreamConnection, old: Dialect) -> NewSession:
         """The session, once Azure has confirmed the client's settings, too. Raises NoUpstreamError."""
         settings = dict(new.session)
-        changes = client_settings(self._ledger.settings, old=old, new=new.route.dialect)
+        may_set = self._hooks.next_agent().client_may_set
+        changes = client_settings(self._ledger.settings, old=old, new=new.route.dialect, may_set=may_set)
         for _ in range(_SETTINGS_TRIES):
             if not changes:
                 break
@@ -363,7 +364,8 @@ class Resumption:
         self._restored.begin()
         old_dialect = old.route.dialect
         if old_dialect != new.route.dialect:
-            ledger.settings = client_settings(ledger.settings, old=old_dialect, new=new.route.dialect)
+            may_set = self._hooks.next_agent().client_may_set
+            ledger.settings = client_settings(ledger.settings, old=old_dialect, new=new.route.dialect, may_set=may_set)
         if self._creates_held:  # the client's own question answers all that was said
             ledger.stop_asking()
         steps = ledger.steps()
