@@ -275,6 +275,7 @@ class _Minting:
         """A permit to ask. While one link of a resource is probed, no other half-open one is: one caller finds out.
 
         Otherwise, after an outage of all routes, several callers at once would each wait for a probe of their own.
+        Where every resource seems to fail, each request asks.
         """
         wanted = self._wanted
 
@@ -283,7 +284,7 @@ class _Minting:
                 of.resource, of.strategy.name, agent_id=wanted.agent_id, model=wanted.model
             )
 
-        for each in breakers(link):
+        for each in () if self._early else breakers(link):
             if not each.is_closed and any(
                 other.probing for beside in self._chain.of(link.resource) for other in breakers(beside)
             ):
