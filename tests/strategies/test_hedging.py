@@ -135,6 +135,8 @@ async def test_silent_resource_is_hedged() -> None:
     loser = setup.pool.breaker("a", "ga")
     assert (loser.state, loser.attempts) == (BreakerState.CLOSED, 0), "neither success nor failure"
     assert setup.pool.snapshot()[0].health == "good"
+    counted = {key: count for key, count in setup.chain.hedger.counts.items() if count}
+    assert counted == {("b", "asked"): 1, ("b", "won"): 1, ("a", "undone"): 1}
 
 
 async def test_each_delay_asks_one_more() -> None:

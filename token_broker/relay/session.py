@@ -111,6 +111,7 @@ class Talk:
         self._over: asyncio.Future[Ending] = self._loop.create_future()
         self._ready = asyncio.Event()
         self._upstream: UpstreamConnection | None = None
+        self._resource = ""  # which carries the talk, or did last
         self._turns = TurnRecorder(
             owner,
             agent.id,
@@ -366,6 +367,7 @@ class Talk:
         self._begin_answers(upstream, ())
         self._use(upstream)
         self._parts.counters.ready += 1
+        self._parts.counters.use_of(upstream.resource).ready += 1
         self._on_live(upstream.resource)
         self._start(self._greet(), "talk-greeting")
         upstream.first[:] = self._adapter.opening(
@@ -404,8 +406,14 @@ class Talk:
                 counters.to_client_bytes += len(event)
         return True
 
+    def book(self) -> None:
+        """Counts what was relayed for the resource that carries the talk."""
+        if self._resource:
+            self._parts.counters.book(self.counters, self._resource)
+
     def _use(self, upstream: UpstreamConnection) -> None:
-        self._upstream = upstream
+        self.book()
+        self._upstream, self._resource = upstream, upstream.resource
         self._fast_path.join(upstream)
         self._resumption.begin(upstream)
 
@@ -625,6 +633,7 @@ class Talk:
                 await self._handler.await_last_transcript(self._upstream)
         finally:
             self._turns.flush()
+            self.book()
             await self._resumption.aclose()
             if self._upstream is not None:
                 await self._upstream.socket.aclose()
