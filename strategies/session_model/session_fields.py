@@ -7,7 +7,7 @@ Voice Live is flat (docs/azure.md §2.1, §2.3, §6.2). The relay translates cli
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from strategies.base import SessionSpec
@@ -31,12 +31,15 @@ __all__ = [
     "ga_client_secret",
     "ga_realtime_session",
     "ga_session",
+    "handoff_session",
     "is_same_session",
     "lost_settings",
     "put_at",
+    "value_at",
     "voice_live_session",
     "voice_live_transcription",
     "voice_name",
+    "with_changes",
 ]
 
 LEFT_OUT: Any = object()
@@ -122,28 +125,61 @@ def voice_live_session(spec: SessionSpec) -> dict[str, Any]:
 
 
 def agents_session(
-    spec: SessionSpec,
-    dialect: Dialect,
-    *,
-    without: frozenset[ClientSetting] = frozenset(),
-    after: AgentSettings | None = None,
+    spec: SessionSpec, dialect: Dialect, *, without: frozenset[ClientSetting] = frozenset()
 ) -> dict[str, Any]:
-    """The session of an update in the middle of a talk: at a handoff, or to put back what a client changed.
+    """The agent's session for an update in mid-talk, which puts back what a client changed; nothing of `without`.
 
     It switches off what the agent does not have. It names no voice, since Azure refuses a change of voice once the
-    model has spoken (docs/azure.md §4.2), no modality and no format, which are the talk's; and nothing of `without`.
-    `after` are the settings of the agent before: what only that one states gets Azure's default again.
+    model has spoken (docs/azure.md §4.2), no modality and no format, which are the talk's.
     """
-    body: Body = "ga_socket" if dialect == "ga" else "voice_live"
     kept = [each for each in SESSION_FIELDS if each.name not in _OF_THE_TALK and each.client not in without]
-    session = _body(spec, body, kept, explicit=True)
-    session.setdefault("tools", [])
-    for row in kept:
+    session = _body(spec, _socket(dialect), kept, explicit=True)
+    return _typed({"tools": [], **session}, dialect)
+
+
+def handoff_session(
+    old: SessionSpec,
+    new: SessionSpec,
+    dialect: Dialect,
+    *,
+    changes: Mapping[str, Any],
+    may_set: frozenset[ClientSetting],
+) -> dict[str, Any]:
+    """The session of the update that hands a running session over: instructions, tools, and what else differs.
+
+    `changes` is what the client changed of the session. It stays where the new agent's `may_set` permits it, and else
+    the agent's own value comes back. Formats always stay: the client plays and records in them.
+    """
+    body = _socket(dialect)
+    session: dict[str, Any] = {"tools": []}
+    for row in SESSION_FIELDS:
         path = row.path(dialect)
-        if path is None or row.name not in _RESET or getattr(spec.settings, row.name) is not None:
+        if row.stated is None or path is None or row.name in _OF_THE_TALK - {"modalities"}:
             continue
-        if getattr(after, row.name, None) is not None:
-            put_at(session, path, _RESET[row.name])
+        is_changed = row.client is not None and value_at(changes, path) is not LEFT_OUT
+        value = row.stated(new, body)
+        is_sent = row.name in _ALWAYS_HANDED or is_changed or value != row.stated(old, body)
+        if (is_changed and row.client in may_set) or not is_sent:
+            continue
+        value = _RESET.get(row.name, LEFT_OUT) if value is LEFT_OUT else value
+        if value is not LEFT_OUT:
+            put_at(session, path, value)
+    overlay = new.settings.session.get(dialect)
+    return _typed(_overlaid(session, overlay) if overlay else session, dialect)
+
+
+def with_changes(spec: SessionSpec, dialect: Dialect, changes: Mapping[str, Any]) -> SessionSpec:
+    """The spec of a session that a client has changed already; `changes` in the session's dialect."""
+    own = spec.settings.session
+    laid = {**own, dialect: _overlaid(own.get(dialect, {}), changes)}
+    return replace(spec, settings=spec.settings.model_copy(update={"session": laid})) if changes else spec
+
+
+def _socket(dialect: Dialect) -> Body:
+    return "ga_socket" if dialect == "ga" else "voice_live"
+
+
+def _typed(session: dict[str, Any], dialect: Dialect) -> dict[str, Any]:
     return {"type": "realtime", **session} if dialect == "ga" else session
 
 
@@ -191,9 +227,20 @@ def lost_settings(spec: SessionSpec, body: Body) -> Iterator[LostSetting]:
         for name in ("threshold", "prefix_padding_ms", "silence_duration_ms", "eagerness"):
             if getattr(detection, name) is not None and name not in sent:
                 yield LostSetting(f"turn_detection.{name}", body, "is left out")
+    if body == "flat_mint" and any(tool.get("type") == "mcp" for tool in spec.tools):
+        yield LostSetting("tools of MCP servers", body, "are left out")
     if stated.noise_reduction == "deep" and body != "voice_live":
         yield LostSetting("noise_reduction", body, "is sent as near_field")
     yield from _lost_hints(spec, body)
+
+
+def value_at(stated: Any, path: tuple[str, ...]) -> Any:
+    """What is at `path` in `stated`; LEFT_OUT where nothing is."""
+    for name in path:
+        if not isinstance(stated, dict) or name not in stated:
+            return LEFT_OUT
+        stated = stated[name]
+    return stated
 
 
 def put_at(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
@@ -209,6 +256,8 @@ def _lost_hints(spec: SessionSpec, body: Body) -> Iterator[LostSetting]:
     sent = _transcription(spec, body)
     if not isinstance(sent, dict):
         return
+    if hints and hints.model and hints.model != sent["model"]:
+        yield LostSetting("transcription.model", body, f"is sent as {sent['model']}")
     languages = _languages(spec)
     if languages and "language" not in sent and "languages" not in sent:
         key = "transcription.language" if hints and hints.language else "language"
@@ -368,6 +417,34 @@ def _temperature(spec: SessionSpec, body: Body) -> Any:
     return wanted
 
 
+def _tools(spec: SessionSpec, body: Body) -> Any:
+    """Functions are the same everywhere. The flat mints have no MCP; Voice Live has fewer of its fields than GA."""
+    tools = [
+        _mcp(tool, body) if tool.get("type") == "mcp" else dict(tool)
+        for tool in spec.tools
+        if body != "flat_mint" or tool.get("type") != "mcp"
+    ]
+    return tools or LEFT_OUT
+
+
+def _mcp(tool: Mapping[str, Any], body: Body) -> dict[str, Any]:
+    """An MCP server: a selection of its tools is a list of names on Voice Live, an object with that list in GA."""
+    approval = tool.get("require_approval")
+    if isinstance(approval, Mapping):
+        if body == "voice_live":
+            selected = {
+                when: names.get("tool_names", []) if isinstance(names, Mapping) else names
+                for when, names in approval.items()
+            }
+        else:
+            selected = {
+                when: {"tool_names": names} if isinstance(names, list | tuple) else names
+                for when, names in approval.items()
+            }
+        tool = {**tool, "require_approval": selected}
+    return {name: value for name, value in tool.items() if body != "voice_live" or name in _VOICE_LIVE_MCP}
+
+
 def _tool_choice(spec: SessionSpec, body: Body) -> Any:
     wanted = spec.settings.tool_choice
     if wanted is None or isinstance(wanted, str):
@@ -427,8 +504,13 @@ def _row(
 
 
 _DEEP = "azure_deep_noise_suppression"
+_VOICE_LIVE_MCP = frozenset(
+    {"type", "server_label", "server_url", "authorization", "headers", "allowed_tools", "require_approval"}
+)
 _WITH_ACCENTS = frozenset({"azure-standard", "azure-custom", "azure-personal", "avatar-voice-sync"})
 _OF_THE_TALK = frozenset({"voices", "modalities", "input_format", "input_rate", "output_format"})
+_ALWAYS_HANDED = frozenset({"instructions", "tools"})
+# What Azure has where an agent says nothing, for a session in which another agent, or the client, has set it.
 _RESET = {
     "max_output_tokens": "inf",
     "speed": 1.0,
@@ -463,7 +545,7 @@ SESSION_FIELDS = (
     ),
     # Voice Live has no speed: its Azure voices have a `rate`.
     _row("speed", "audio.output.speed", None, _plain("speed"), "speed", flat="speed"),
-    _row("tools", "tools", "tools", lambda spec, _: [dict(tool) for tool in spec.tools] if spec.tools else LEFT_OUT),
+    _row("tools", "tools", "tools", _tools),
     _row("tool_choice", "tool_choice", "tool_choice", _tool_choice, "tool_choice"),
     _row(
         "parallel_tool_calls", "parallel_tool_calls", "parallel_tool_calls", _parallel_tool_calls,

@@ -4,16 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from strategies.base import Dialect
-from token_broker.relay.dialects.session_settings import session_settings
+from token_broker.relay.dialects.session_settings import MaySet, client_session, session_settings
+from token_broker.relay.dialects.shapes import permitted
 
 __all__ = ["client_settings", "merged"]
 
 Event = Mapping[str, Any]
 
 
-def client_settings(changes: Event, *, old: Dialect, new: Dialect) -> dict[str, Any]:
-    """What the client has changed of its session, in the dialect of the new one."""
-    return dict(changes) if old == new else session_settings(changes, client=old, upstream=new)
+def client_settings(changes: Event, *, old: Dialect, new: Dialect, may_set: MaySet) -> dict[str, Any]:
+    """What the client has changed of its session, in the dialect of the new one, as far as the agent's `may_set` goes.
+
+    Formats always stay: the client plays and records in them.
+    """
+    kept: dict[str, Any] = permitted(changes, client_session(may_set | {"formats"})).value
+    return kept if old == new else session_settings(kept, client=old, upstream=new)
 
 
 def merged(settings: Event, changes: Event) -> dict[str, Any]:
