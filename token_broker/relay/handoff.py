@@ -12,7 +12,7 @@ from typing import Any
 
 from strategies.base import SessionSpec
 from strategies.resources import Resource, is_allowed
-from strategies.session_model.session_fields import handoff_session, is_same_session, with_changes
+from strategies.session_model.running_session import handoff_session, is_same_session
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.dialects.broker_events import (
     OWN_EVENT_IDS,
@@ -20,7 +20,7 @@ from token_broker.relay.dialects.broker_events import (
     broker_event,
     new_agent_update,
 )
-from token_broker.relay.resume.settings_changes import client_settings
+from token_broker.relay.resume.settings_changes import client_settings, with_changes
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.limits import RateLimit
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending

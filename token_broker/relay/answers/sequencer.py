@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from strategies.base import Dialect
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.answers.actions import Action, Reason, Refuse, Send, Tool
 from token_broker.relay.answers.open_calls import Batch, OpenCalls
 from token_broker.relay.resume.ledger import SAY_ID
