@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from strategies.base import Dialect
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.answers.actions import Action, Reason, Refuse, Send, Tool
 from token_broker.relay.answers.open_calls import CallBatch, OpenCalls
 from token_broker.relay.dialects.broker_events import SAY_ID
