@@ -86,20 +86,17 @@ class EnterpriseContext(_Layer):
         )
         frame = [head, f"<<<{mark}", f"{mark}>>>"]
         room_bytes = limit_bytes - sum(len(line.encode()) + 1 for line in frame)
-        most_bytes = max(_LEAST_LINE_BYTES, room_bytes // _TURNS_TOLD)
-        summary = _lines([f"summary: {self.semantic.summary}"] if self.semantic.summary else [], room_bytes // 2)
+        summary = _lines([f"summary: {self.semantic.summary}"] if self.semantic.summary else [], room_bytes // 3)
         room_bytes -= _size(summary)
         said = [f"{turn.role}: {turn.content}" for turn in reversed(self.episodic.last_turns)]
-        newest = _lines(said[:_TURNS_TOLD], room_bytes, most_bytes if self._is_long(said, room_bytes) else None)
+        share_bytes = room_bytes * 2 // 3 if self.semantic.facts else room_bytes
+        newest = _lines(said[:_TURNS_TOLD], share_bytes)
+        if len(newest) < min(len(said), _TURNS_TOLD):  # long ones: a part of each
+            newest = _lines(said[:_TURNS_TOLD], room_bytes, max(_LEAST_LINE_BYTES, share_bytes // _TURNS_TOLD - 1))
         facts = _lines([f"known: {fact}" for fact in self.semantic.facts], room_bytes - _size(newest))
         older = _lines(said[len(newest) :], room_bytes - _size(newest) - _size(facts))
         lines = [*summary, *facts, *newest, *(older if len(newest) >= min(len(said), _TURNS_TOLD) else [])]
         return "\n".join([*frame[:2], *lines, frame[2]]) if lines else ""
-
-    def _is_long(self, said: Sequence[str], room_bytes: int) -> bool:
-        """Whether the newest turns do not fit as they are, or leave too little for facts."""
-        room_bytes = room_bytes * 2 // 3 if self.semantic.facts else room_bytes
-        return sum(len(line[:_MAX_LINE_CHARS].encode()) + 1 for line in said[:_TURNS_TOLD]) > room_bytes
 
 
 _MAX_LINE_CHARS = 400
