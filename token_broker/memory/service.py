@@ -28,6 +28,7 @@ from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.repositories import StoredBlocklist, StoredSessions, StoredTickets
 from token_broker.memory.resource_switches import ResourceSwitches
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUnreachableError
+from token_broker.memory.tool_claims import ToolClaims
 from token_broker.memory.turn_search import TurnSearch
 from token_broker.memory.types import Outcome, Sink, Turn, backoff_s
 from token_broker.security.tokens import Owner
@@ -52,7 +53,7 @@ _FLUSH_S = 5.0  # at shutdown, for the proxy's turns to reach the store
 
 
 class Memory:
-    """Turns, sessions, tickets, the blocklist, recall, the resources' switches; make it with `Memory.open`."""
+    """Turns, sessions, tickets, the blocklist, recall, switches, claims of tools; make it with `Memory.open`."""
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class Memory:
         self.tickets = StoredTickets(self._database, patience_s=settings.store_patience_s, clock=clock)
         self.blocklist = StoredBlocklist(self._database, required=settings.require_blocklist == "on", clock=clock)
         self.switches = ResourceSwitches(self._database)
+        self.tool_claims = ToolClaims(self._database)
         local = LocalFacts(self._database, TurnSearch(self._database))
         self.recall = BoundedRecall(
             self._database, lambda: self._zep if self._has_zep else local, budget_s=settings.recall_budget_s
