@@ -36,9 +36,11 @@ from token_broker.relay.guardrail.talk_guard import GuardHooks, NoHook, TalkGuar
 from token_broker.relay.handoff import AgentHandoff, HandoffHooks
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
+from token_broker.relay.recalled.talk_memory import TalkMemory
 from token_broker.relay.resume.held_audio import HeldAudio
+from token_broker.relay.resume.history import Item
 from token_broker.relay.resume.ledger import ASK_ID, TalkLedger
-from token_broker.relay.resume.replay import NewSession, replay
+from token_broker.relay.resume.replay import NewSession, item_event, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.resumption import Resumption, TalkHooks
 from token_broker.relay.resume.steps import Ask, Step
@@ -112,16 +114,22 @@ class Talk:
         self._ready = asyncio.Event()
         self._upstream: UpstreamConnection | None = None
         self._resource = ""  # which carries the talk, or did last
+        self._memory = TalkMemory(
+            parts.recall,
+            owner,
+            agent=lambda: self._handoff.agent,
+            tell=self._tell_note,
+            start=self._start,
+        )
         self._turns = TurnRecorder(
             owner,
             agent.id,
-            ingest=parts.ingest,
+            ingest=self._memory.listening(parts.ingest),
             counters=self.counters,
             on_lost=self._report_lost_turn,
             scope=secrets.token_hex(4),
         )
-        self._specs = TalkSpecs(parts.settings, owner, parts.recall)
-        self._specs.start()
+        self._specs = TalkSpecs(parts.settings, owner, None)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ledger = TalkLedger(HeldAudio(round(parts.settings.resume_audio_s * _AUDIO_CHARS_A_SECOND)))
         self._restored = Restored()
@@ -147,6 +155,8 @@ class Talk:
             timeout_s=parts.settings.proxy_connect_timeout_s,
         )
         self._farewell = Farewell()
+        self._ledger.notes = self._memory.notes
+        self._memory.begin()
         self._session: UpstreamConnection | None = None  # the one that is told things, also while it takes over
         sequencer = AnswerSequencer(
             lambda: tools_of(self._handoff.agent),
@@ -365,6 +375,8 @@ class Talk:
             self.end(error.ending)
             return
         self._begin_answers(upstream, ())
+        for note in await self._memory.opening():
+            self._tell_note(note)
         self._use(upstream)
         self._parts.counters.ready += 1
         self._parts.counters.use_of(upstream.resource).ready += 1
@@ -465,6 +477,12 @@ class Talk:
 
     def _batches(self) -> list[AbstractSet[str]]:
         return [batch.answered | batch.open.keys() for batch in self._answers.sequencer.calls]
+
+    def _tell_note(self, note: Item) -> None:
+        """Tells the session what the memory knows; the next one is told it again."""
+        if self._session is not None:
+            self._restored.expect_note(note.item_id)
+            self._session.socket.send(item_event(note, note.item_id, self._session.route.dialect))
 
     def _begin_answers(self, upstream: UpstreamConnection, steps: Sequence[Step]) -> None:
         """From now on this session is asked for answers; `steps` is what it was told of an earlier one."""
@@ -623,7 +641,7 @@ class Talk:
         self._answers.aclose()
         self._guard.aclose()
         self._parts.counters.handoffs += self._handoff.count
-        running: list[asyncio.Task[Any]] = [*self._tasks, *filter(None, [self._specs.recalling])]
+        running: list[asyncio.Task[Any]] = [*self._tasks, *filter(None, [self._memory.recalling])]
         for task in running:
             task.cancel()
         await asyncio.wait(running)  # before closing: a task must not write to a socket that is being closed
