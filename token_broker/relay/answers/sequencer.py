@@ -178,14 +178,17 @@ class AnswerSequencer:
                 self.calls.drop(batch)
         return done + self._next(now_s)
 
-    def cut(self) -> None:
-        """The session is gone: its answers are over, and what it was asked is asked of the next one."""
-        self._moved = self._moved or self._here
+    def cut(self, *, lost: bool = True) -> None:
+        """The session is gone: its answers are over, and what it was asked is asked of the next one.
+
+        Where it is not `lost`, only our way to it is: what it does and tells meanwhile is not seen.
+        """
+        self._moved = self._moved or (self._here and lost)
         self._here = self._speaking = self._plays = False
         self._create = None
         self._active.clear()
         self._by_itself_s = self._blocked_s = 0.0
-        self.calls.cut()
+        self.calls.cut(lost=lost)
 
     # --- what the client sends
 
