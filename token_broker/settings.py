@@ -548,6 +548,11 @@ class Settings(BaseSettings):
     agents_file: Path | None = Field(
         None, alias="BROKER_AGENTS_FILE", description="TOML file of agents; unset: the built-in ones"
     )
+    tools_secret: SecretStr | None = Field(
+        None,
+        alias="BROKER_TOOLS_SECRET",
+        description="signs what agents' tools, guardrails and summaries get: whsec_…; several, separated by blanks",
+    )
     rate_limit_per_minute: int = Field(
         60,
         ge=0,

@@ -11,7 +11,6 @@ from pydantic import SecretStr
 from tests.relay.support.broker import Client, build, make_settings, serving
 from tests.relay.test_whole_talk import say
 from tests.simulator.support import silence, speech
-from token_broker.relay.guardrail.checks import Decision
 from token_broker.security.tokens import Owner
 from token_broker.sessions.agents import Agent, AgentRegistry, load_agents
 from token_broker.simulator import SimulatorConfig, run_in_thread
@@ -42,7 +41,7 @@ class Hook:
     verdicts: list[Verdict]
     asked: list[tuple[str, str, str]] = field(default_factory=list)
 
-    async def check(self, agent: Agent, owner: Owner, text: str, source: Literal["speech", "typed"]) -> Decision:
+    async def check(self, agent: Agent, owner: Owner, text: str, source: Literal["speech", "typed"]) -> Verdict:
         del owner
         self.asked.append((agent.id, source, text))
         await asyncio.sleep(0)

@@ -13,7 +13,7 @@ from strategies.session_model.session_fields import ga_realtime_session, handoff
 from tests.relay.support.broker import make_settings
 from tests.relay.support.official_models import known_to_microsoft, strictly, voice_live_session_fits
 from token_broker.memory.types import Role
-from token_broker.relay.dialects.broker_events import new_agent_update
+from token_broker.relay.confirmation.confirmation import Confirmation
 from token_broker.relay.resume.history import Item
 from token_broker.relay.resume.replay import NewSession, replay
 from token_broker.relay.resume.restored import Restored
@@ -68,7 +68,7 @@ def test_handoff_update_fits_both_sdks() -> None:
     first, *others = specs()
     for spec in others:
         session = handoff_session(first, spec, "ga", changes={}, may_set=CLIENT_MAY_SET)
-        strictly(SessionUpdateEvent, json.loads(new_agent_update(session, "e")))
+        strictly(SessionUpdateEvent, json.loads(Confirmation(session, event_id="e").update))
         voice_live_session_fits(handoff_session(first, spec, "preview", changes={}, may_set=CLIENT_MAY_SET))
 
 

@@ -1,8 +1,7 @@
 """The user's words wait for their verdict: what waits, in which order, and what follows. No clock, no socket."""
 
 import json
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -19,20 +18,14 @@ from token_broker.relay.guardrail.checks import (
 )
 from token_broker.relay.guardrail.client_words import has_words, with_words, words_of
 from token_broker.relay.guardrail.held import AnswerWish, held_session
+from token_broker.tools.guardrail import Verdict
 
 Event = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Says:
-    action: Literal["allow", "replace", "refuse"]
-    text: str | None = None
-    say: str | None = None
-
-
-ALLOW = Says("allow")
-REPLACE = Says("replace", text="My card is [removed].")
-REFUSE = Says("refuse", say="Not that.")
+ALLOW = Verdict("allow")
+REPLACE = Verdict("replace", text="My card is [removed].")
+REFUSE = Verdict("refuse", say="Not that.")
 COMMITTED = {"type": "input_audio_buffer.committed", "item_id": "i"}
 FAILED = {"type": "conversation.item.input_audio_transcription.failed", "item_id": "i"}
 CREATE = {"type": "response.create", "event_id": "mine"}
@@ -68,7 +61,7 @@ class Talk:
         self._actions += actions
         return passes
 
-    def judge(self, verdict: Says, number: int = 1, at_s: float = 0.1) -> None:
+    def judge(self, verdict: Verdict, number: int = 1, at_s: float = 0.1) -> None:
         self._actions += self.checks.judged(number, verdict, at_s)
 
     def tick(self, at_s: float) -> None:
@@ -118,11 +111,11 @@ def heard(text: object = "My card is 4111.", **options: bool) -> Talk:
             ["conversation.item.create My card is [removed].", "answer"],
         ),
         (REFUSE, ["drop i", "conversation.item.delete i"], ["say Not that."]),
-        (Says("replace", text="  "), ["drop i", "conversation.item.delete i"], ["say no"]),
-        (Says("refuse"), ["drop i", "conversation.item.delete i"], ["say no"]),
+        (Verdict("replace", text="  "), ["drop i", "conversation.item.delete i"], ["say no"]),
+        (Verdict("refuse"), ["drop i", "conversation.item.delete i"], ["say no"]),
     ],
 )
-def test_verdict_on_speech(verdict: Says, at_once: list[str], then: list[str]) -> None:
+def test_verdict_on_speech(verdict: Verdict, at_once: list[str], then: list[str]) -> None:
     talk = heard()
     assert talk.left() == ["ask speech: My card is 4111."]
     talk.judge(verdict)
@@ -196,7 +189,7 @@ def test_transcript_before_the_commit() -> None:
         (REFUSE, ["say Not that."]),
     ],
 )
-def test_typed_words_wait_with_their_question(verdict: Says, then: list[str]) -> None:
+def test_typed_words_wait_with_their_question(verdict: Verdict, then: list[str]) -> None:
     talk = Talk()
     assert not talk.client(typed())
     assert not talk.client(CREATE)
@@ -272,7 +265,7 @@ def test_own_input_of_a_question_is_checked() -> None:
     assert talk.left() == ["forward response.create My card is [removed]."]
     assert not talk.client(asked)
     talk.left()
-    talk.judge(Says("refuse"), 2)
+    talk.judge(Verdict("refuse"), 2)
     assert talk.left() == ["say no"]
 
 

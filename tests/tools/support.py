@@ -7,8 +7,8 @@ from typing import Any
 from tests.memory.support.turns import SESSION, owner
 from token_broker.memory.store_errors import StoreAwayError
 from token_broker.memory.tool_claims import CallId, FoundCall
+from token_broker.sessions.agent import Agent
 from token_broker.sessions.agent_tools import FunctionTool
-from token_broker.sessions.agents import Agent
 from token_broker.tools.runner import ToolCall
 
 __all__ = ["CALL_ID", "MemoryClaims", "agent", "call", "order_tool"]

@@ -83,7 +83,9 @@ class Redactor:
 def own_secrets(settings: Settings) -> tuple[SecretStr | None, ...]:
     """The settings' secrets, as a `Redactor` wants them."""
     keys = [resource.settings.key for resource in settings.resources]
-    return (settings.key, *keys, settings.zep_api_key, settings.metrics_token, *settings.signing_keys)
+    tools = settings.tools_secret.get_secret_value().split() if settings.tools_secret else ()
+    tools_secrets = [SecretStr(each.removeprefix("whsec_")) for each in tools]
+    return (settings.key, *keys, settings.zep_api_key, settings.metrics_token, *settings.signing_keys, *tools_secrets)
 
 
 def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) -> None:

@@ -46,7 +46,7 @@ _PARSED_EVENTS = (
 
 
 class EventHandler:
-    """One talk's handler. It calls `broken` where Azure sends something that is not an event.
+    """One talk's handler. It calls `broken` where Azure sends something that is not an event, and `user_spoke`.
 
     `redact` removes the secrets that are known now from a text; `events` counts what Azure has sent.
     """
@@ -66,6 +66,7 @@ class EventHandler:
         counters: RelayCounters,
         talk: TalkCounters,
         broken: Callable[[UpstreamConnection], None],
+        user_spoke: Callable[[], None],
         time_s: Callable[[], float],
         redact: Callable[[str], str],
     ) -> None:
@@ -82,6 +83,7 @@ class EventHandler:
         self._counters = counters
         self._talk = talk
         self._broken = broken
+        self._user_spoke = user_spoke
         self._time_s = time_s
         self._redact = redact
 
@@ -152,10 +154,14 @@ class EventHandler:
         self._ledger.azure_sent(event, self._time_s())
         keeps_turn = self._guard.azure_sent(event)  # first: no answer is asked for while it checks
         self._answers.azure_sent(event)
+        if kind in {"input_audio_buffer.speech_started", "input_audio_buffer.committed"}:
+            self._user_spoke()
+        if self._handoff.holds and not self._answers.sequencer.is_answering:
+            self._handoff.is_quiet(upstream)
         if self._restored.is_told(event):
             return []
         if kind == "session.updated":
-            self._handoff.confirm(upstream)
+            self._handoff.session_told(event, upstream)
         elif kind not in SESSION_EVENTS:
             if kind == "error" and _ends_session(event):
                 return []  # the talk goes on in another session

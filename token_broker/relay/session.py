@@ -9,7 +9,8 @@ watches all waits. Where Azure's side is lost, the talk goes on in another sessi
 import asyncio
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -21,6 +22,7 @@ from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
 from token_broker.relay.answers.actions import Refuse, Tell
 from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell
 from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
@@ -30,8 +32,8 @@ from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventHandler
 from token_broker.relay.event_text import compact, event_type_by_head, parsed
 from token_broker.relay.fast_path import FastPath
-from token_broker.relay.guardrail.talk_guard import AsksHook, GuardHooks, NoHook, TalkGuard
-from token_broker.relay.handoff import AgentHandoff
+from token_broker.relay.guardrail.talk_guard import GuardHooks, NoHook, TalkGuard
+from token_broker.relay.handoff import AgentHandoff, HandoffHooks
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.held_audio import HeldAudio
@@ -47,6 +49,7 @@ from token_broker.server.client_wire import IMAGE_FIELD
 from token_broker.server.close_codes import (
     BAD_REQUEST,
     DRAINING,
+    ENDED_BY_AGENT,
     INTERNAL,
     TOO_LARGE,
     Ending,
@@ -55,7 +58,8 @@ from token_broker.server.close_codes import (
 from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.sessions.plans import SpecSupplier, TalkSpecs
 from token_broker.settings import Settings
-from token_broker.tools.runner import ToolRunner
+from token_broker.tools.guardrail import GuardrailClient
+from token_broker.tools.runner import ToolOutput, ToolRunner
 
 __all__ = ["Talk", "TalkParts"]
 
@@ -78,8 +82,8 @@ class TalkParts:
     recall: Recall
     counters: RelayCounters
     redact: Callable[[str], str]
-    guardrail: AsksHook = field(default_factory=NoHook)
     tools: ToolRunner | None = None
+    guardrail: GuardrailClient | None = None
 
 
 class Talk:
@@ -126,18 +130,30 @@ class Talk:
             agents=parts.agents,
             connector=parts.connector,
             turns=self._turns,
-            supply=self._supply,
-            start=self._start,
-            move=self._hand_over,
-            tell=self._tell,
-            changes=lambda: self._ledger.settings,
+            hooks=HandoffHooks(
+                supply=self._supply,
+                changes=lambda: self._ledger.settings,
+                start=self._start,
+                move=self._hand_over,
+                lost=lambda upstream: self._resumption.leave(upstream, "refused", "Azure did not change the agent"),
+                tell=self._tell,
+                switched=adapter.switched,
+                send=self._send_context,
+                want=lambda: self._answers.want("handoff"),
+                changed=self._agent_changed,
+                time_s=self._loop.time,
+            ),
+            timeout_s=parts.settings.proxy_connect_timeout_s,
         )
+        self._farewell = Farewell()
         self._session: UpstreamConnection | None = None  # the one that is told things, also while it takes over
-        self._calls = AgentCalls(parts.tools, owner, lambda: self._handoff.agent, self.counters)
+        self._calls = AgentCalls(
+            parts.tools, owner, lambda: self._handoff.agent, self.counters, builtin=self._run_builtin
+        )
         sequencer = AnswerSequencer(
             self._calls.tools,
             facts=self._ledger.facts,
-            holds=lambda: self._ledger.holds or self._guard.is_checking,
+            holds=self._holds_answers,
             plays_until_s=lambda: self._turns.assembler.plays_until_s,
         )
         self._ledger.acting = lambda: sequencer.calls.is_acting
@@ -146,7 +162,7 @@ class Talk:
             AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._calls.run, start=self._start),
         )
         self._guard = TalkGuard(
-            parts.guardrail,
+            parts.guardrail or NoHook(),
             owner,
             agent,
             GuardHooks(
@@ -175,6 +191,7 @@ class Talk:
             counters=parts.counters,
             talk=self.counters,
             broken=self._on_garbage,
+            user_spoke=self._user_spoke,
             time_s=self._loop.time,
             redact=parts.redact,
         )
@@ -315,6 +332,8 @@ class Talk:
         self._pass_on(event["type"], compact(event), dict(event), self._session)
 
     def _pass_on(self, kind: str, message: str, event: dict[str, Any], upstream: UpstreamConnection) -> None:
+        if kind == "conversation.item.create" and (event.get("item") or {}).get("role") == "user":
+            self._user_spoke()
         if not self._answers.admits(kind, event):
             self._answers.tick()
             return
@@ -417,6 +436,28 @@ class Talk:
         self._ledger.client_sent(event["type"], text, event)
         self._session.socket.send(self._restored.for_azure(text))
 
+    def _send_context(self, event: Mapping[str, Any]) -> None:
+        """Tells this session of Azure's something that neither the client nor another session needs."""
+        if self._session is not None:
+            self._restored.expect_item(event["item"]["id"], event["item"]["id"])
+            self._session.socket.send(compact(event))
+
+    def _agent_changed(self, agent: Agent) -> None:
+        self._guard.follow(agent)
+
+    def _user_spoke(self) -> None:
+        self._handoff.user_spoke()
+        self._farewell.take_back()
+
+    def _holds_answers(self) -> bool:
+        """Whether no answer may be asked for now, whatever is due."""
+        if self._ledger.holds or self._guard.is_checking or self._handoff.holds:
+            return True
+        return self._farewell.is_asked and self._farewell.holds(self._batches(), spoke=self._ledger.last_sounded)
+
+    def _batches(self) -> list[AbstractSet[str]]:
+        return [batch.answered | batch.open.keys() for batch in self._answers.sequencer.calls]
+
     def _begin_answers(self, upstream: UpstreamConnection, steps: Sequence[Step]) -> None:
         """From now on this session is asked for answers; `steps` is what it was told of an earlier one."""
         self._session = upstream
@@ -489,6 +530,12 @@ class Talk:
         refusal = Refused(what.code, what.message, event_id=what.event_id)
         self._tell(self._adapter.error(refusal, retryable=what.retryable))
 
+    async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:
+        if name == "handoff":
+            return ToolOutput(*self._handoff.request_by_model(arguments))
+        self._farewell.ask(call_id)
+        return ToolOutput(END_TALK_OUTPUT, ok=True)
+
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         def on_done(task: "asyncio.Task[None]") -> None:
             self._tasks.discard(task)
@@ -524,6 +571,19 @@ class Talk:
             self.end(ending)
             return
         if upstream is not None and snapshot is not None:
+            answering = self._answers.sequencer.is_answering
+            if self._farewell.is_over(
+                now_s,
+                self._batches(),
+                answering=answering,
+                spoke=self._ledger.last_sounded,
+                plays_until_s=self._turns.assembler.plays_until_s,
+            ):
+                self.end(ENDED_BY_AGENT)
+                return
+            if self._handoff.holds and not answering:
+                self._handoff.is_quiet(upstream)
+            self._handoff.tick(now_s, upstream)
             if self._watchdog.azure_is_dead(now_s, snapshot):
                 self._resumption.fell_silent(upstream)
             else:

@@ -25,7 +25,7 @@ import structlog
 
 from strategies.base import SessionSpec
 from strategies.errors import MintError, MisconfiguredError
-from strategies.session_model.session_fields import ga_session
+from strategies.session_model.session_fields import agents_session
 from token_broker.memory.types import TurnIngest
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.answers.agent_calls import AgentCalls
@@ -93,7 +93,9 @@ class CallListener:
         self._relay = counters
         self._owner = owner
         self._agent = agent
-        self._spec = spec
+        # What its client may not change. Over WebRTC it can all the same: then this is put back.
+        self._session = agents_session(spec, "ga", without=agent.client_may_set)
+        self._wanted = _shown(self._session)
         self._resource = resource
         self._hang_up = hang_up
         self._holds_place = holds_place
@@ -270,7 +272,7 @@ class CallListener:
 
     def _compare(self, socket: AzureSocket, session: Any) -> None:
         """Restores the agent's instructions, tools and transcription where the session has others."""
-        wanted = self._agents_session()
+        wanted = self._wanted
         if not isinstance(session, dict):
             return
         if _agrees(session, wanted):
@@ -301,12 +303,16 @@ class CallListener:
 
     def _send_session(self, socket: AzureSocket, number: str) -> None:
         update = {"type": "session.update", "event_id": f"{_REMINDER}{number}"}
-        socket.send(compact({**update, "session": {"type": "realtime", **self._agents_session()}}))
+        socket.send(compact({**update, "session": self._session}))
 
-    def _agents_session(self) -> dict[str, Any]:
-        own = ga_session(self._spec)
-        audio_in = {"transcription": own["audio"]["input"]["transcription"]}
-        return {"instructions": own["instructions"], "tools": own.get("tools", []), "audio": {"input": audio_in}}
+
+def _shown(session: dict[str, Any]) -> dict[str, Any]:
+    """The session as Azure states it: of the transcription's hints only these (docs/azure.md §4.5)."""
+    hints = session.get("audio", {}).get("input", {}).get("transcription")
+    if not hints:
+        return session
+    shown = {name: hints[name] for name in ("model", "language", "prompt") if name in hints}
+    return {**session, "audio": {**session["audio"], "input": {**session["audio"]["input"], "transcription": shown}}}
 
 
 def _agrees(stated: Any, wanted: Any) -> bool:

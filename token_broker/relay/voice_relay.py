@@ -25,7 +25,6 @@ from token_broker.relay.admission import BLOCKED, SESSION_GONE, Admission, Admit
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import Directions, RelayCounters, RelayStatus, ResourceUse, UpstreamStatus
-from token_broker.relay.guardrail.talk_guard import AsksHook, NoHook
 from token_broker.relay.session import Talk, TalkParts
 from token_broker.relay.sideband import CallListener
 from token_broker.security.limits import SessionLimits
@@ -35,6 +34,7 @@ from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings
+from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolRunner
 from token_broker.web.middleware import not_found
 from token_broker.web.requests import Problem, correlation_id, problem_response, refuse_socket
@@ -67,7 +67,8 @@ class VoiceRelay:
 
     Route WebSockets and plain requests of the proxy's path, which has the parameter `session_id`, to `proxy`, and those
     of a compatible endpoint's paths to `compat`. `limits` are shared with the SDP relay; `observe` gets a TalkEnded for
-    each talk; `hang_up` ends a call that is listened to; `tools` runs the tools of agents.
+    each talk; `hang_up` ends a call that is listened to; `tools` runs the tools of agents;
+    `guardrail` asks theirs.
     """
 
     def __init__(
@@ -84,8 +85,8 @@ class VoiceRelay:
         observe: Observer = null_observer,
         hang_up: HangUp | None = None,
         level: TalkLevelCounters | None = None,
-        guardrail: AsksHook | None = None,
         tools: ToolRunner | None = None,
+        guardrail: GuardrailClient | None = None,
     ) -> None:
         lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
@@ -111,8 +112,8 @@ class VoiceRelay:
             recall=recall,
             counters=self._counters,
             redact=redact,
-            guardrail=guardrail or NoHook(),
             tools=tools,
+            guardrail=guardrail,
         )
 
     @property
@@ -138,6 +139,7 @@ class VoiceRelay:
             turns=totals.turns,
             turns_lost=totals.turns_lost,
             failed_transcriptions=totals.failed_transcriptions,
+            transcription_missing=sorted(self._parts.counters.transcription_missing),
             failed_answers=dict(counters.failed_answers),
             settings_left_out=self._parts.connector.settings_report.by_resource(),
             sessions_refused=self._parts.connector.settings_report.refused_by_resource(),

@@ -30,7 +30,6 @@ from token_broker.memory.types import Interruption, Remembered, Turn
 from token_broker.relay.adapters import COMPAT_ENDPOINTS
 from token_broker.relay.admission import Admission
 from token_broker.relay.azure.connector import UpstreamConnector
-from token_broker.relay.guardrail.talk_guard import AsksHook
 from token_broker.relay.voice_relay import VoiceRelay, websocket_not_found
 from token_broker.security.limits import RateLimiter, SessionLimits
 from token_broker.security.tokens import Owner, TokenSigner
@@ -38,6 +37,7 @@ from token_broker.server.drain import Drain, DrainingServer
 from token_broker.server.websocket_protocol import uvicorn_options
 from token_broker.sessions.agents import AgentRegistry, load_agents
 from token_broker.settings import Settings
+from token_broker.tools.guardrail import GuardrailClient
 from token_broker.tools.runner import ToolRunner
 from token_broker.web.requests import Problem, uuid7
 
@@ -238,7 +238,7 @@ def build(
     tls: ssl.SSLContext | None = None,
     agents: AgentRegistry | None = None,
     tools: ToolRunner | None = None,
-    guardrail: AsksHook | None = None,
+    guardrail: GuardrailClient | None = None,
 ) -> Running:
     entra = EntraTokens(FixedEntra(), timeout_s=2) if settings.uses_entra else None
     credentials = Credentials(key=settings.key if settings.uses_key else None, entra=entra)

@@ -131,6 +131,11 @@ class AnswerSequencer:
         self._owed_s = 0.0
         self._number = 0
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether an answer is asked for or made, or a call of one has no output yet."""
+        return bool(self._active) or self._create is not None or self.calls.is_acting
+
     def due_s(self, now_s: float) -> float:
         """When `tick` has something to do next; infinity: nothing is known."""
         times = [*self.calls.times(), self._by_itself_s, self._blocked_s]

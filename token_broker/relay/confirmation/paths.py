@@ -5,7 +5,7 @@ from typing import Any
 
 from strategies.base import Dialect
 
-__all__ = ["ABSENT", "DETECTION", "TRANSCRIPTION", "VOICE", "Path", "value_of"]
+__all__ = ["ABSENT", "DETECTION", "TRANSCRIPTION", "VOICE", "Path", "put", "value_of"]
 
 Path = tuple[str | int, ...]
 
@@ -32,3 +32,10 @@ def value_of(session: Any, path: Path) -> Any:
             return ABSENT
         session = session[step]
     return session
+
+
+def put(session: Any, path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """A copy of `session` with this value at `path`."""
+    first, *rest = path
+    own = dict(session) if isinstance(session, Mapping) else {}
+    return own | {first: put(own.get(first), tuple(rest), value) if rest else value}

@@ -1,4 +1,4 @@
-"""The events that the broker itself sends: `broker.*` and errors to the client, changes of the agent to Azure. Pure but
+"""The events that the broker itself sends: `broker.*` and errors to the client. Pure but
 for the ids that it makes.
 """
 
@@ -15,7 +15,6 @@ __all__ = [
     "broker_error",
     "broker_event",
     "is_own",
-    "new_agent_update",
 ]
 
 OWN_EVENT_IDS = "broker_"
@@ -55,8 +54,3 @@ def is_own(event: Mapping[str, Any]) -> bool:
     """Whether it is such an error of the broker's: it names fields as the client has them already."""
     event_id = event.get("event_id")
     return isinstance(event_id, str) and event_id.startswith(_OWN_ERROR)
-
-
-def new_agent_update(session: Mapping[str, Any], event_id: str) -> str:
-    """The `session.update` that hands the conversation to another agent."""
-    return compact({"type": "session.update", "event_id": event_id, "session": session})

@@ -9,15 +9,15 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from token_broker.relay.guardrail.client_words import has_words, with_words, words_of
 from token_broker.security.limits import BoundedDict
+from token_broker.tools.guardrail import Verdict
 
 __all__ = [
     "GUARD_EVENTS",
     "AskHook",
-    "Decision",
     "DropEvent",
     "DropTurn",
     "ForwardEvent",
@@ -58,17 +58,6 @@ _REFUSED = (
     "it was, and add nothing."
 )
 _NOT_WITH_GUARDRAIL = "this agent's words are checked first: send them by conversation.item.create"
-
-
-class Decision(Protocol):
-    """The verdict of a hook, as tools/guardrail.py has it."""
-
-    @property
-    def action(self) -> Literal["allow", "replace", "refuse"]: ...
-    @property
-    def text(self) -> str | None: ...
-    @property
-    def say(self) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +235,7 @@ class WordChecks:
             return True, self._note_error(event.get("error"), now_s)
         return True, []
 
-    def judged(self, number: int, verdict: Decision, now_s: float) -> list[GuardAction]:
+    def judged(self, number: int, verdict: Verdict, now_s: float) -> list[GuardAction]:
         """The hook's verdict on the words of that number. One that is late, or of words that are gone, says nothing."""
         for spoken in list(self._spoken.values()):
             if spoken.number == number and spoken.replaced_by is None:
@@ -327,7 +316,7 @@ class WordChecks:
         spoken.due_s = now_s + self.hook_s + _VERDICT_S
         return [AskHook(spoken.number, transcript, "speech")]
 
-    def _decide_spoken(self, spoken: _Utterance, verdict: Decision | None, now_s: float) -> list[GuardAction]:
+    def _decide_spoken(self, spoken: _Utterance, verdict: Verdict | None, now_s: float) -> list[GuardAction]:
         """Acts on a verdict; None: there is none, which counts as the hook's failure."""
         action, words, say = self._read(verdict)
         if action == "allow":
@@ -377,7 +366,7 @@ class WordChecks:
 
     # --- what was typed, and what the client asks for
 
-    def _decide_typed(self, held: _HeldEvent, verdict: Decision | None, now_s: float) -> list[GuardAction]:
+    def _decide_typed(self, held: _HeldEvent, verdict: Verdict | None, now_s: float) -> list[GuardAction]:
         action, words, say = self._read(verdict)
         held.number, held.due_s = None, math.inf
         if action == "replace":
@@ -430,7 +419,7 @@ class WordChecks:
         self._answer_due, self._say = False, None
         return done
 
-    def _read(self, verdict: Decision | None) -> tuple[Literal["allow", "replace", "refuse"], str, str]:
+    def _read(self, verdict: Verdict | None) -> tuple[Literal["allow", "replace", "refuse"], str, str]:
         """The action, the words that replace (empty for none), and what the agent is told to say."""
         if verdict is None:
             return ("allow" if self.fails_open else "refuse"), "", _REFUSED

@@ -10,7 +10,7 @@ from typing import Any
 
 from strategies.base import Dialect
 from strategies.session_model.agent_settings import DetectionSettings
-from token_broker.relay.confirmation.paths import ABSENT, DETECTION, value_of
+from token_broker.relay.confirmation.paths import ABSENT, DETECTION, put, value_of
 
 __all__ = ["AnswerWish", "held_session"]
 
@@ -58,17 +58,11 @@ class AnswerWish:
         for path in DETECTION.values():
             detection = value_of(session, path)
             if isinstance(detection, Mapping) and detection.get("create_response") is not self.by_itself:
-                return {**event, "session": _with(session, path, {**detection, "create_response": self.by_itself})}
+                return {**event, "session": put(session, path, {**detection, "create_response": self.by_itself})}
         return event
 
 
 def _held(session: Fields, path: tuple[str, ...], detection: Any) -> dict[str, Any]:
     if not isinstance(detection, Mapping):
         return dict(session)
-    return _with(session, path, {**detection, "create_response": False})
-
-
-def _with(session: Any, path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    first, *rest = path
-    inner = session.get(first) if isinstance(session, Mapping) else None
-    return {**(session or {}), first: _with(inner, tuple(rest), value) if rest else value}
+    return put(session, path, {**detection, "create_response": False})

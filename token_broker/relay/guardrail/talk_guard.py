@@ -4,13 +4,12 @@ import asyncio
 import math
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import structlog
 
 from token_broker.relay.guardrail.checks import (
     AskHook,
-    Decision,
     DropEvent,
     DropTurn,
     ForwardEvent,
@@ -23,30 +22,13 @@ from token_broker.relay.guardrail.checks import (
 from token_broker.relay.guardrail.held import AnswerWish
 from token_broker.security.tokens import Owner
 from token_broker.sessions.agents import Agent
+from token_broker.tools.guardrail import GuardrailClient, Verdict, WordSource
 
-__all__ = ["AsksHook", "GuardHooks", "NoHook", "TalkGuard"]
+__all__ = ["GuardHooks", "NoHook", "TalkGuard"]
 
 log = structlog.get_logger("token_broker.relay")
 
 Event = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Unchecked:
-    action: Literal["allow", "replace", "refuse"]
-    text: str | None = None
-    say: str | None = None
-
-
-_FAILED: Mapping[str, Decision] = {"open": _Unchecked("allow"), "closed": _Unchecked("refuse")}
-
-
-class AsksHook(Protocol):
-    """Asks an agent's guardrail; tools/guardrail.py has it."""
-
-    async def check(self, agent: Agent, owner: Owner, text: str, source: Literal["speech", "typed"]) -> Decision:
-        """The verdict. Raises nothing but CancelledError."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +54,16 @@ class GuardHooks:
 class NoHook:
     """Where no hook was set up: each check fails, as the agent has it for that."""
 
-    async def check(self, agent: Agent, owner: Owner, text: str, source: Literal["speech", "typed"]) -> Decision:
+    async def check(self, agent: Agent, owner: Owner, text: str, source: WordSource) -> Verdict:
         del owner, text, source
-        return _FAILED["open" if agent.guardrail is None else agent.guardrail.fail]
+        closed = agent.guardrail is not None and agent.guardrail.fail == "closed"
+        return Verdict("refuse" if closed else "allow", failed=True)
 
 
 class TalkGuard:
     """One talk's. While its agent has no guardrail, everything passes."""
 
-    def __init__(self, hook: AsksHook, owner: Owner, agent: Agent, hooks: GuardHooks) -> None:
+    def __init__(self, hook: GuardrailClient, owner: Owner, agent: Agent, hooks: GuardHooks) -> None:
         self._hook = hook
         self._owner = owner
         self._hooks = hooks

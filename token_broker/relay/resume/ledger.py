@@ -303,6 +303,11 @@ class TalkLedger:
         return self._history.shorten(event.get("item_id"), event.get("audio_end_ms")) is not None
 
     @property
+    def last_sounded(self) -> bool:
+        """Whether the answer that ended last had sound."""
+        return self._last_sounded
+
+    @property
     def hears_nothing(self) -> bool:
         """Whether no audio is there to be committed."""
         return self.audio.end <= self._buffer_start
