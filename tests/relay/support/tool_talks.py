@@ -19,12 +19,12 @@ from token_broker.simulator import RunningSimulator, SimulatorConfig, run_in_thr
 from token_broker.tools.http_runner import HttpToolRunner
 from token_broker.web.requests import uuid7
 
-__all__ = ["PATHS", "ToolTalks", "ask", "run_tool_talks", "spoken", "typed"]
+__all__ = ["AGENTS", "PATHS", "ToolTalks", "ask", "run_tool_talks", "spoken", "typed"]
 
 PATHS = {"proxy": "", "ga": "/v1/realtime", "voice_live": "/voice-live/realtime"}
 """The ways in which a client talks with an agent, by name."""
 
-_AGENTS = """
+AGENTS = """
 default = "elena"
 [agents.elena]
 name = "Elena"
@@ -110,7 +110,7 @@ async def run_tool_talks(
                 for name, more in names.items()
             ]
             file = folder / "agents.toml"
-            file.write_text(_AGENTS.format(tools="\n".join(tools), client_s=client_s))
+            file.write_text(AGENTS.format(tools="\n".join(tools), client_s=client_s))
             runner = HttpToolRunner(HookSender(http, secrets()), claims, None)
             settings = {"key": SecretStr("simulated-key")} | overrides
             try:
