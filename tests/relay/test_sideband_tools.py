@@ -10,7 +10,7 @@ import pytest
 
 from tests.relay.support.azure import AzureTalk, ScriptedAzure, scripted_azure
 from tests.relay.support.broker import Running, broker
-from tests.relay.support.tool_talks import AGENTS
+from tests.relay.support.tool_talks import agents_with_tools
 from token_broker.relay.admission import AdmittedClient
 from token_broker.security.tokens import Owner
 from token_broker.sessions.agents import load_agents
@@ -44,7 +44,7 @@ async def listened(talk: AzureTalk) -> None:
 async def a_call(folder: Path) -> AsyncIterator[tuple[ScriptedAzure, Running, HeldRunner]]:
     runner = HeldRunner()
     file = folder / "agents.toml"
-    file.write_text(AGENTS.format(tools="", client_s=20))
+    file.write_text(agents_with_tools(None))
     async with scripted_azure(listened) as azure, broker(azure.url, agents=load_agents(file), tools=runner) as running:
         agent = running.agents["elena"]
         lease = running.limits.acquire("anonymous")
