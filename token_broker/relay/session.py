@@ -20,8 +20,8 @@ from strategies.errors import MalformedError
 from strategies.resources import Resource
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
-from token_broker.relay.answers.actions import Refuse, Run, Tell
-from token_broker.relay.answers.catalogue import tools_of
+from token_broker.relay.answers.actions import Refuse, Tell
+from token_broker.relay.answers.agent_calls import AgentCalls
 from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell
 from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.answers.sequencer import AnswerSequencer
@@ -59,7 +59,7 @@ from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.sessions.plans import SpecSupplier, TalkSpecs
 from token_broker.settings import Settings
 from token_broker.tools.guardrail import GuardrailClient
-from token_broker.tools.runner import ToolCall, ToolOutput, ToolRunner
+from token_broker.tools.runner import ToolOutput, ToolRunner
 
 __all__ = ["Talk", "TalkParts"]
 
@@ -147,8 +147,11 @@ class Talk:
         )
         self._farewell = Farewell()
         self._session: UpstreamConnection | None = None  # the one that is told things, also while it takes over
+        self._calls = AgentCalls(
+            parts.tools, owner, lambda: self._handoff.agent, self.counters, builtin=self._run_builtin
+        )
         sequencer = AnswerSequencer(
-            lambda: tools_of(self._handoff.agent),
+            self._calls.tools,
             facts=self._ledger.facts,
             holds=self._holds_answers,
             plays_until_s=lambda: self._turns.assembler.plays_until_s,
@@ -156,7 +159,7 @@ class Talk:
         self._ledger.acting = lambda: sequencer.calls.is_acting
         self._answers = TalkAnswers(
             sequencer,
-            AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._run_call, start=self._start),
+            AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._calls.run, start=self._start),
         )
         self._guard = TalkGuard(
             parts.guardrail or NoHook(),
@@ -174,10 +177,7 @@ class Talk:
                 start=self._start,
             ),
         )
-        hidden = HiddenCalls(
-            lambda name: (tool := tools_of(self._handoff.agent).get(name)) is not None and tool.by == "client",
-            sequencer.calls.withholds,
-        )
+        hidden = HiddenCalls(self._calls.is_clients, sequencer.calls.withholds)
         self._handler = EventHandler(
             adapter,
             owner,
@@ -522,18 +522,7 @@ class Talk:
             self._resumption.tell_later(text)
 
     def _tell_call(self, tool: Tell) -> None:
-        if tool.duration_ms is not None:
-            self.counters.tool_calls += 1
-            self.counters.tool_calls_failed += tool.state == "failed"
-            log.info(
-                "tool_called",
-                session_id=self.owner.session_id,
-                agent_id=self._handoff.agent.id,
-                tool=tool.name,
-                call_id=tool.call_id,
-                state=tool.state,
-                ms=round(tool.duration_ms),
-            )
+        self._calls.note(tool)
         if (text := self._adapter.called(tool)) is not None:
             self._tell(text)
 
@@ -541,18 +530,11 @@ class Talk:
         refusal = Refused(what.code, what.message, event_id=what.event_id)
         self._tell(self._adapter.error(refusal, retryable=what.retryable))
 
-    async def _run_call(self, call: Run) -> ToolOutput:
-        name = call.tool.name
-        if call.tool.by == "builtin" and name == "handoff":
-            return ToolOutput(*self._handoff.request_by_model(call.arguments))
-        if call.tool.by == "builtin" and name == "end_talk":
-            self._farewell.ask(call.call_id)
-            return ToolOutput(END_TALK_OUTPUT, ok=True)
-        if self._parts.tools is None:
-            return ToolOutput("No tool can be used here.", ok=False)
-        agent, owner = self._handoff.agent, self.owner
-        made = ToolCall(owner.talk_id, call.azure_session, call.call_id, name, call.arguments, agent, owner)
-        return await self._parts.tools.run(made)
+    async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:
+        if name == "handoff":
+            return ToolOutput(*self._handoff.request_by_model(arguments))
+        self._farewell.ask(call_id)
+        return ToolOutput(END_TALK_OUTPUT, ok=True)
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         def on_done(task: "asyncio.Task[None]") -> None:

@@ -247,6 +247,7 @@ class VoiceRelay:
             resource=resource,
             hang_up=end_call,
             holds_place=lambda: self._limits.keeps(call_id),
+            tools=self._parts.tools,
         )
 
         async def run() -> None:

@@ -10,6 +10,7 @@ from token_broker.web.requests import uuid7
 
 __all__ = [
     "OWN_EVENT_IDS",
+    "SAY_ID",
     "api_error",
     "broker_error",
     "broker_event",
@@ -18,6 +19,9 @@ __all__ = [
 
 OWN_EVENT_IDS = "broker_"
 """The prefix of the `event_id`s that the broker sends to Azure: an error about one of them is not the client's."""
+
+SAY_ID = f"{OWN_EVENT_IDS}say_"
+"""The prefix of the `event_id` by which words for a wait are asked for: after a move they are not asked for again."""
 
 _OWN_ERROR = f"event_{OWN_EVENT_IDS}"
 

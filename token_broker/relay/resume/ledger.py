@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from token_broker.relay.dialects.broker_events import SAY_ID
 from token_broker.relay.resume.held_audio import HeldAudio
 from token_broker.relay.resume.history import Item, TalkHistory, text_of
 from token_broker.relay.resume.session_facts import PLAIN_CHARS_A_MS, SessionFacts
 from token_broker.relay.resume.settings_changes import merged
 from token_broker.relay.resume.steps import Ask, Handover, Listen, Resend, Say, Speech, Step
 
-__all__ = ["ASK_ID", "LEDGER_EVENTS", "SAY_ID", "Due", "TalkLedger"]
+__all__ = ["ASK_ID", "LEDGER_EVENTS", "Due", "TalkLedger"]
 
 Event = Mapping[str, Any]
 Due = Literal["nothing", "answer", "content", "end"]
@@ -39,8 +40,6 @@ LEDGER_EVENTS = frozenset({_SPEECH_STARTED, _SPEECH_STOPPED, "input_audio_buffer
 
 ASK_ID = "broker_ask"
 """The `event_id` of the `response.create` by which a new session is asked for an answer that was lost."""
-SAY_ID = "broker_say_"
-"""The prefix of the `event_id` of words for a wait, which are not asked for again."""
 
 _IDLE_S = 1.0  # of audio that is kept while nobody speaks
 _TOLD_S = 1.0
