@@ -217,6 +217,8 @@ class _Minting:
         self._tries: dict[str, Tries] = {}  # by the name of the call: each link is asked once
 
     def next_call(self, busy: Collection[str]) -> Call[Grant] | None:
+        if self.has_asked and len(self._chain.pool.resources) > 1:  # others have found out more meanwhile
+            self._left.sort(key=lambda link: self._chain.pool.is_sick(link.resource.name))
         for link in self._left.copy():
             if link.resource.name in busy:
                 continue

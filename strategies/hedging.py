@@ -8,7 +8,7 @@ can be undone: never for what makes a call that somebody would have to hang up.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -24,8 +24,12 @@ log = structlog.get_logger("token_broker.chain")
 
 T = TypeVar("T")
 
+_SLOWER = TransientError("it was slower than another resource")
+
 # How long a cancelled call may take to clean up.
 _CLEAN_UP_S = 0.05
+# A request that may not be hedged looks again so often: its resource may be known to be sick by then.
+_LOOK_AGAIN_S = 0.2
 _WINDOW_S = 60.0
 _SLOT_S = 10.0
 _ALWAYS = 5
@@ -146,6 +150,7 @@ class _Race(Generic[T]):
         self._delay_s: float | None = None
         self._hedge_at_s: float | None = None
         self._is_hedged = False
+        self._probed: set[str] = set()  # resources that were known to be sick when they were asked
 
     async def run(self) -> T | None:
         self._first = first = self._ask_next()
@@ -193,10 +198,12 @@ class _Race(Generic[T]):
             self._count_loss(task, call, error)
         return None
 
-    def _ask_next(self) -> Call[T] | None:
-        busy = [call.permit.resource.name for call in self._running.values()]
+    def _ask_next(self, but: Iterable[str] = ()) -> Call[T] | None:
+        busy = [*(call.permit.resource.name for call in self._running.values()), *but]
         if (call := self._contest.next_call(busy)) is not None:
             call.began_s = call.asked_s = self._clock()
+            if self._pool.is_sick(call.permit.resource.name):
+                self._probed.add(call.permit.resource.name)
             # A task of its own, and no `asyncio.timeout`: that would wait for a call which ignores its cancellation.
             self._running[asyncio.create_task(call.run(), name=call.name)] = call
         return call
@@ -251,12 +258,18 @@ class _Race(Generic[T]):
             self._hedge_at_s = asked_s + self._delay_s
             return
         self._hedge_at_s = now_s + self._delay_s
-        may_hedge = self._is_hedged or self._hedger.budget.has_left
-        if not may_hedge or self._ask_next() is None:
-            self._hedge_at_s = None
-        elif not self._is_hedged:
-            self._is_hedged = True
-            self._hedger.budget.count_hedged()
+        if self._is_hedged or self._hedger.budget.has_left:
+            if self._ask_next() is None:
+                self._hedge_at_s = None
+            elif not self._is_hedged:
+                self._is_hedged = True
+                self._hedger.budget.count_hedged()
+            return
+        # Others may have found out meanwhile that it waits in vain: to go on to a resource that is well is no hedge.
+        sick = {each.name for each in self._pool.resources if self._pool.is_sick(each.name)}
+        asked = {call.permit.resource.name for call in self._running.values()}
+        if not asked <= sick - self._probed or not self._ask_next(sick):
+            self._hedge_at_s = now_s + _LOOK_AGAIN_S
 
     def _won(self, winner: asyncio.Task[T]) -> T:
         call = self._running.pop(winner)
@@ -266,13 +279,24 @@ class _Race(Generic[T]):
             if call is self._first and self._clock() - call.asked_s <= self._delay_s:
                 pace.proved(self._pace)
             elif self._first in self._running.values() or self._pace.probe:  # asked first, and still silent
-                pace.failed(self._pace, TransientError("it was slower than another resource"), None)
+                pace.failed(self._pace, _SLOWER, None)
         for task, loser in self._running.items():
+            if loser is not self._first:
+                self._note_silent(loser)
             self._pool.undone(loser.permit, asked_s=loser.asked_s)
             self._contest.undone(loser, None)
             self._leave_behind(task, loser)
         self._running.clear()
         return winner.result()
+
+    def _note_silent(self, loser: Call[T]) -> None:
+        """One that was asked beside the first is slow as well, where it was silent for as long as the first may be."""
+        delay_s = self._hedger.delay_s(loser.permit)
+        if delay_s is None or self._clock() - loser.asked_s < delay_s:
+            return
+        pace = self._pool.pace(loser.permit.resource.name)
+        if (permit := pace.admit()) is not None:
+            pace.failed(permit, _SLOWER, None)
 
     def _leave_behind(self, task: asyncio.Task[T], call: Call[T]) -> None:
         """Cancels a call that nobody waits for. What it comes to all the same is undone."""

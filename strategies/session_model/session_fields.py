@@ -227,6 +227,8 @@ def lost_settings(spec: SessionSpec, body: Body) -> Iterator[LostSetting]:
         for name in ("threshold", "prefix_padding_ms", "silence_duration_ms", "eagerness"):
             if getattr(detection, name) is not None and name not in sent:
                 yield LostSetting(f"turn_detection.{name}", body, "is left out")
+    if body == "flat_mint" and any(tool.get("type") == "mcp" for tool in spec.tools):
+        yield LostSetting("tools of MCP servers", body, "are left out")
     if stated.noise_reduction == "deep" and body != "voice_live":
         yield LostSetting("noise_reduction", body, "is sent as near_field")
     yield from _lost_hints(spec, body)
@@ -415,6 +417,34 @@ def _temperature(spec: SessionSpec, body: Body) -> Any:
     return wanted
 
 
+def _tools(spec: SessionSpec, body: Body) -> Any:
+    """Functions are the same everywhere. The flat mints have no MCP; Voice Live has fewer of its fields than GA."""
+    tools = [
+        _mcp(tool, body) if tool.get("type") == "mcp" else dict(tool)
+        for tool in spec.tools
+        if body != "flat_mint" or tool.get("type") != "mcp"
+    ]
+    return tools or LEFT_OUT
+
+
+def _mcp(tool: Mapping[str, Any], body: Body) -> dict[str, Any]:
+    """An MCP server: a selection of its tools is a list of names on Voice Live, an object with that list in GA."""
+    approval = tool.get("require_approval")
+    if isinstance(approval, Mapping):
+        if body == "voice_live":
+            selected = {
+                when: names.get("tool_names", []) if isinstance(names, Mapping) else names
+                for when, names in approval.items()
+            }
+        else:
+            selected = {
+                when: {"tool_names": names} if isinstance(names, list | tuple) else names
+                for when, names in approval.items()
+            }
+        tool = {**tool, "require_approval": selected}
+    return {name: value for name, value in tool.items() if body != "voice_live" or name in _VOICE_LIVE_MCP}
+
+
 def _tool_choice(spec: SessionSpec, body: Body) -> Any:
     wanted = spec.settings.tool_choice
     if wanted is None or isinstance(wanted, str):
@@ -474,6 +504,9 @@ def _row(
 
 
 _DEEP = "azure_deep_noise_suppression"
+_VOICE_LIVE_MCP = frozenset(
+    {"type", "server_label", "server_url", "authorization", "headers", "allowed_tools", "require_approval"}
+)
 _WITH_ACCENTS = frozenset({"azure-standard", "azure-custom", "azure-personal", "avatar-voice-sync"})
 _OF_THE_TALK = frozenset({"voices", "modalities", "input_format", "input_rate", "output_format"})
 _ALWAYS_HANDED = frozenset({"instructions", "tools"})
@@ -512,7 +545,7 @@ SESSION_FIELDS = (
     ),
     # Voice Live has no speed: its Azure voices have a `rate`.
     _row("speed", "audio.output.speed", None, _plain("speed"), "speed", flat="speed"),
-    _row("tools", "tools", "tools", lambda spec, _: [dict(tool) for tool in spec.tools] if spec.tools else LEFT_OUT),
+    _row("tools", "tools", "tools", _tools),
     _row("tool_choice", "tool_choice", "tool_choice", _tool_choice, "tool_choice"),
     _row(
         "parallel_tool_calls", "parallel_tool_calls", "parallel_tool_calls", _parallel_tool_calls,

@@ -31,7 +31,7 @@ async def test_acknowledged_turns_survive_kills(database_url: str, zep: Zep, tmp
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_full_text_survives_kills(database_url: str, tmp_path: Path) -> None:
+async def test_words_survive_kills(database_url: str, tmp_path: Path) -> None:
     report = await kill_and_check(tmp_path, database_url, None, kills=1)
     assert report.turns > 2 * 4
 

@@ -19,13 +19,11 @@ from tests.memory.support.turns import SESSION, owner, turn
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store import tables
-from token_broker.memory.store.full_text import index_turns, search
 from token_broker.memory.store.tables import SCHEMA_REVISION, metadata
 from token_broker.memory.store.turn_writes import insert_turns
 from token_broker.memory.store_errors import StoreAwayError
+from token_broker.memory.turn_search import TurnSearch
 from token_broker.memory.types import ArrivedTurn
-
-FULL_TEXT_TABLES = "turns_fts"  # SQLite's, which `metadata` does not have
 
 # A migration that a later version may bring: it adds a table and fills it from what is stored.
 LATER = """
@@ -42,11 +40,7 @@ def upgrade() -> None:
 
 
 def differences(connection: Connection) -> list[object]:
-    def ours(_object: object, name: str | None, kind: str, _reflected: bool, _to: object) -> bool:
-        return not (name or "").startswith(FULL_TEXT_TABLES)
-
-    context = MigrationContext.configure(connection, opts={"include_object": ours})
-    return list(compare_metadata(context, metadata))
+    return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
 
 async def test_migrations_match_tables(database: Database) -> None:
@@ -63,8 +57,11 @@ async def everything(database: Database) -> list[str]:
     """All that a database keeps of its tables, indexes and triggers."""
     catalogue = {
         "sqlite": """
-            SELECT type || ' ' || name || ' ' || coalesce(sql, '') FROM sqlite_master
-            UNION ALL SELECT k || ' ' || v FROM turns_fts_config""",
+            SELECT m.name || ' ' || p.name || ' ' || p.type || ' ' || p."notnull" || ' ' || coalesce(p.dflt_value, '')
+                || ' ' || p.pk FROM sqlite_master AS m, pragma_table_info(m.name) AS p WHERE m.type = 'table'
+            UNION ALL SELECT name || ' without rowid ' || wr FROM pragma_table_list WHERE schema = 'main'
+            UNION ALL SELECT type || ' ' || name || ' ' || coalesce(sql, '')
+                FROM sqlite_master WHERE type <> 'table'""",
         "postgresql": """
             SELECT concat_ws(' ', table_name, column_name, data_type, is_nullable, column_default)
             FROM information_schema.columns WHERE table_schema = 'public'
@@ -83,7 +80,7 @@ async def test_empty_store_matches_migrations(database: Database) -> None:
         for statement in (
             ["DROP SCHEMA public CASCADE", "CREATE SCHEMA public"]
             if connection.dialect.name == "postgresql"
-            else [f"DROP TABLE {name}" for name in ("turns_fts", "alembic_version", *metadata.tables)]
+            else [f"DROP TABLE {name}" for name in ("alembic_version", *metadata.tables)]
         ):
             connection.execute(text(statement))
         tables.upgrade(connection, None)
@@ -120,10 +117,8 @@ async def test_older_store_is_upgraded_with_its_data(
         assert await upgraded.read(lambda c: c.scalars(text("SELECT version_num FROM alembic_version")).all()) == [
             "9999"
         ]
-        if upgraded.dialect == "sqlite":
-            assert await upgraded.write(index_turns) == 1
-        find = partial(search, terms=["boat"], limit=9, session_ids=[SESSION])
-        assert [found.content for found in await upgraded.read(find)] == ["mein Böötchen, my boat"]
+        found = await TurnSearch(upgraded).find(owner(), "Where is my boat?", limit=9)
+        assert [said.content for said in found] == ["mein Böötchen, my boat"]
 
 
 async def test_newer_store_is_left_alone(database: Database, database_url: str) -> None:

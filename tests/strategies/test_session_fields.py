@@ -246,9 +246,8 @@ def test_voice_on_voice_live(voice: Any, sent: dict[str, Any]) -> None:
 
 def test_custom_voice_on_ga() -> None:
     spec = replace(SPEC, voices={"ga": {"id": "voice_1234"}, "preview": "alloy"})
-    for session in (ga_client_secret(spec)["session"], ga_realtime_session(spec)):
-        assert session["audio"]["output"]["voice"] == {"id": "voice_1234"}
-        strictly(RealtimeSessionCreateRequest, session)
+    for body in ("ga_mint", "ga_socket"):
+        assert body_of(spec, body)["audio"]["output"]["voice"] == {"id": "voice_1234"}
     assert flat_session(spec)["voice"] == "alloy"
 
 
@@ -294,6 +293,24 @@ def test_azure_speech_gets_no_prompt() -> None:
 def test_parallel_calls_by_api_version(version: str, is_sent: bool) -> None:
     spec = spec_of({"parallel_tool_calls": True}, voice_live_version=version)
     assert ("parallel_tool_calls" in voice_live_session(spec)) is is_sent
+
+
+@pytest.mark.parametrize("approval", [{"never": ["search"]}, {"never": {"tool_names": ["search"]}}])
+def test_mcp_in_each_body(approval: Any) -> None:
+    server = {
+        "type": "mcp", "server_label": "docs", "server_url": "https://mcp.example.com", "server_description": "Docs.",
+        "allowed_tools": ["search"], "require_approval": approval,
+    }  # fmt: skip
+    spec = replace(spec_of({}), tools=(TOOL, server))
+    for body in ("ga_mint", "ga_socket"):
+        assert body_of(spec, body)["tools"] == [
+            TOOL,
+            {**server, "require_approval": {"never": {"tool_names": ["search"]}}},
+        ]
+    told = {name: value for name, value in server.items() if name != "server_description"}
+    assert body_of(spec, "voice_live")["tools"] == [TOOL, {**told, "require_approval": {"never": ["search"]}}]
+    assert body_of(spec, "flat_mint")["tools"] == [TOOL]
+    assert [each.key for each in lost_settings(spec, "flat_mint")] == ["tools of MCP servers"]
 
 
 def test_raw_fields_are_laid_over_last() -> None:

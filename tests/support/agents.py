@@ -30,6 +30,7 @@ inherits = "ann"
 type = "function"
 name = "canary_function"
 run = "client"
+parameters = {{ type = "object", properties = {{}} }}
 [agents.cid]
 name = "Cid"
 inherits = "ann"

@@ -159,6 +159,14 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
     yield _counter("turns", "Turns of proxied talks handed to the memory.", relay.turns)
     yield _counter("turns_lost", "Turns of proxied talks that the memory did not take.", relay.turns_lost)
     yield _counter("failed_transcriptions", "User turns that Azure could not transcribe.", relay.failed_transcriptions)
+    missing = GaugeMetricFamily(
+        "token_broker_transcription_missing",
+        "1 while users' words are not transcribed, since the transcription deployment does not exist.",
+        labels=["resource"],
+    )
+    for resource in relay.resources:
+        missing.add_metric([resource], resource in relay.transcription_missing)
+    yield missing
     failed = CounterMetricFamily(
         "token_broker_failed_answers", "Answers that Azure did not finish, by its code.", labels=["resource", "code"]
     )

@@ -2,7 +2,7 @@
 
 `async with Memory.open(settings) as memory` locks the SQLite file (StoreInUseError where another process has it) and
 starts the background tasks: opening the store, group commit, ingest buffer, blocklist, resources' switches, delivery,
-full text, sweeping, erasing.
+sweeping, erasing.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ from token_broker.memory.memory_status import MemoryStatus, StoreState
 from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.repositories import StoredBlocklist, StoredSessions, StoredTickets
 from token_broker.memory.resource_switches import ResourceSwitches
-from token_broker.memory.store.full_text import FullTextIndexer
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUnreachableError
 from token_broker.memory.tool_claims import ToolClaims
+from token_broker.memory.turn_search import TurnSearch
 from token_broker.memory.types import Outcome, Sink, Turn, backoff_s
 from token_broker.security.tokens import Owner
 from token_broker.settings import Settings
@@ -111,8 +111,7 @@ class Memory:
         self.blocklist = StoredBlocklist(self._database, required=settings.require_blocklist == "on", clock=clock)
         self.switches = ResourceSwitches(self._database)
         self.tool_claims = ToolClaims(self._database)
-        local = LocalFacts(self._database)
-        self._indexer = FullTextIndexer(self._database) if is_sqlite and not self._has_zep else None
+        local = LocalFacts(self._database, TurnSearch(self._database))
         self.recall = BoundedRecall(
             self._database, lambda: self._zep if self._has_zep else local, budget_s=settings.recall_budget_s
         )
@@ -265,9 +264,7 @@ class Memory:
 
     def _stored(self, session_ids: Collection[str]) -> None:
         self.recall.cache.invalidate(session_ids)
-        if self._indexer is not None:
-            self._indexer.nudge()
-        elif self._has_zep and self._worker is not None:
+        if self._has_zep and self._worker is not None:
             self._worker.nudge()
 
     def _start(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -313,8 +310,6 @@ class Memory:
         self._start("delivery", self._keep_delivering)
         self._start("sweeping", self._keep_sweeping)
         self._start("erasing", self._keep_erasing)
-        if self._indexer is not None:
-            self._start("full-text", self._indexer.run)
 
     async def _keep_delivering(self) -> None:
         def make_worker() -> "DeliveryWorker":

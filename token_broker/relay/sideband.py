@@ -25,7 +25,7 @@ import structlog
 
 from strategies.base import SessionSpec
 from strategies.errors import MintError, MisconfiguredError
-from strategies.session_model.session_fields import ga_session
+from strategies.session_model.session_fields import agents_session
 from token_broker.memory.types import TurnIngest
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.answers.agent_calls import AgentCalls
@@ -33,7 +33,7 @@ from token_broker.relay.answers.sequencer import SEQUENCER_EVENTS, AnswerSequenc
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.azure.socket import AzureSocket
-from token_broker.relay.confirmation.paths import ABSENT, TRANSCRIPTION, Path, value_of
+from token_broker.relay.confirmation.paths import Path
 from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounters
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
@@ -95,7 +95,9 @@ class CallListener:
         self._relay = counters
         self._owner = owner
         self._agent = agent
-        self._spec = spec
+        # What its client may not change. Over WebRTC it can all the same: then this is put back.
+        self._session = agents_session(spec, "ga", without=agent.client_may_set)
+        self._wanted = _shown(self._session)
         self._resource = resource
         self._hang_up = hang_up
         self._holds_place = holds_place
@@ -271,9 +273,11 @@ class CallListener:
             # A refused reminder has restored nothing.
             log.warning("reminder_refused", session_id=self._owner.session_id, code=str(error.get("code"))[:64])
             about = {"resource": self._resource, "agent_id": self._agent.id}
-            field = field_to_leave_out(error, self._agents_session())
+            field = field_to_leave_out(error, self._session)
             if field is not None and self._left_out is None:
                 self._left_out = field
+                self._session = without(self._session, field)
+                self._wanted = _shown(self._session)
                 self._connector.settings_report.note_left_out((shown_path(field),), **about)
                 self._send_session(socket, f"without_{self._joins}")
             elif field is not None and not self._gave_up:
@@ -285,7 +289,7 @@ class CallListener:
 
     def _compare(self, socket: AzureSocket, session: Any) -> None:
         """Restores the agent's instructions, tools and transcription where the session has others."""
-        wanted = self._agents_session()
+        wanted = self._wanted
         if not isinstance(session, dict):
             return
         if _agrees(session, wanted):
@@ -316,14 +320,16 @@ class CallListener:
 
     def _send_session(self, socket: AzureSocket, number: str) -> None:
         update = {"type": "session.update", "event_id": f"{_REMINDER}{number}"}
-        socket.send(compact({**update, "session": {"type": "realtime", **self._agents_session()}}))
+        socket.send(compact({**update, "session": self._session}))
 
-    def _agents_session(self) -> dict[str, Any]:
-        own = ga_session(self._spec)
-        transcription = value_of(own, TRANSCRIPTION["ga"])
-        audio_in = {"transcription": None if transcription is ABSENT else transcription}
-        session = {"instructions": own["instructions"], "tools": own.get("tools", []), "audio": {"input": audio_in}}
-        return session if self._left_out is None else without(session, self._left_out)
+
+def _shown(session: dict[str, Any]) -> dict[str, Any]:
+    """The session as Azure states it: of the transcription's hints only these (docs/azure.md §4.5)."""
+    hints = session.get("audio", {}).get("input", {}).get("transcription")
+    if not hints:
+        return session
+    shown = {name: hints[name] for name in ("model", "language", "prompt") if name in hints}
+    return {**session, "audio": {**session["audio"], "input": {**session["audio"]["input"], "transcription": shown}}}
 
 
 def _agrees(stated: Any, wanted: Any) -> bool:

@@ -139,6 +139,7 @@ class VoiceRelay:
             turns=totals.turns,
             turns_lost=totals.turns_lost,
             failed_transcriptions=totals.failed_transcriptions,
+            transcription_missing=sorted(self._parts.counters.transcription_missing),
             failed_answers=dict(counters.failed_answers),
             settings_left_out=self._parts.connector.settings_report.by_resource(),
             sessions_refused=self._parts.connector.settings_report.refused_by_resource(),

@@ -5,6 +5,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, up
 from token_broker.memory.store.outbox import mark_delivery
 from token_broker.memory.store.sessions import subtract_from_size
 from token_broker.memory.store.tables import is_session, outbox, stored_turn, turns, within_bytes
+from token_broker.memory.store.turn_words import delete_words
 from token_broker.memory.store.turn_writes import enqueue
 from token_broker.memory.types import FULL_BATCH, DeadLetter, Delivery
 
@@ -48,6 +49,7 @@ def purge_dead(
     for dead_session_id, turn_id in letters:
         its = turns.c.turn_id == turn_id
         subtract_from_size(connection, dead_session_id, its)
+        delete_words(connection, dead_session_id, its)
         connection.execute(delete(turns).where(is_session(turns, dead_session_id), its))
     return len(letters)
 

@@ -23,6 +23,7 @@ from token_broker.memory.store.tables import (
     turns,
     within_bytes,
 )
+from token_broker.memory.store.turn_words import delete_words
 from token_broker.memory.store_errors import NotOwnerError
 from token_broker.memory.types import ERASED_PRINCIPAL, bucket_of
 from token_broker.security.tokens import ANONYMOUS
@@ -87,6 +88,7 @@ def delete_erased(connection: Connection, session_id: str, *, max_turns: int, ma
     if not turn_ids:
         connection.execute(update(sessions).where(is_erased).values(epoch=ERASED))
         return 0
+    delete_words(connection, session_id, turns.c.turn_id.in_(turn_ids))
     return connection.execute(
         delete(turns).where(is_session(turns, session_id), turns.c.turn_id.in_(turn_ids))
     ).rowcount
@@ -123,6 +125,7 @@ def delete_older_turns(connection: Connection, before_arrival: int, limit: int, 
         connection.execute(select(sessions.c.epoch).where(is_session(sessions, session_id)).with_for_update())
         its = turns.c.turn_id.in_(by_session[session_id])
         subtract_from_size(connection, session_id, its)
+        delete_words(connection, session_id, its)
         connection.execute(delete(turns).where(is_session(turns, session_id), its))
         if not connection.scalar(select(func.count()).select_from(turns).where(is_session(turns, session_id))):
             connection.execute(delete(outbox).where(is_session(outbox, session_id)))

@@ -22,7 +22,7 @@ _COVERED = 0.34  # of what was asked, by weight: at least so much has a turn tha
 _ENOUGH = 2.04  # of weight: about two rare words answer a long question, however much else it says
 _LEAST = 0.33
 _BESIDE_BEST = 0.8  # of the best one's score: what is less is not told beside it
-_FRAMES_COVERED = 0.8
+_MOST_COVERED = 0.8
 _ECHO = 0.4  # a turn that only asks the same answers nothing
 
 
@@ -83,14 +83,18 @@ class Search:
         """Compares the words of the likeliest turns, a turn a step. Call `best` behind the last one."""
         weights = [term.weight * self._rarity(number) for number, term in enumerate(self.terms)]
         whole = sum(weights)
-        needed = max(_LEAST, min(_COVERED * whole, _ENOUGH))
-        bounds = {hits: _weight_of(hits, weights) for hits in {found.hits for found in self._found.values()}}
-        likely = [found for found in self._found.values() if bounds[found.hits] >= min(needed, whole)]
-        likely.sort(key=lambda found: (bounds[found.hits], found.arrival), reverse=True)
+        needed = max(min(_LEAST, _MOST_COVERED * whole), min(_COVERED * whole, _ENOUGH))
+        common = sum(1 << number for number, count in enumerate(self._counts) if count >= _HITS_A_TERM)
+        hits = {found.hits for found in self._found.values()}
+        sure = {each: _weight_of(each, weights) for each in hits}
+        # Common terms were not looked for everywhere: a turn may have them besides.
+        enough = {each for each in hits if _weight_of(each | common, weights) >= needed}
+        likely = [found for found in self._found.values() if found.hits in enough]
+        likely.sort(key=lambda found: (sure[found.hits], found.arrival), reverse=True)
         asked = frozenset(fold(self.question).split())
         asked |= stop_words_of(asked)[0]
         for found in likely[:_COMPARED]:
-            if (score := self._score(found, weights, needed)) > 0:
+            if (score := self._score(found, found.hits | common, weights, needed)) > 0:
                 self._scores[found.arrival] = score * (_ECHO if asked.issuperset(found.words.split()) else 1)
             yield
 
@@ -106,16 +110,16 @@ class Search:
         most = 1 + math.log((self.turns + 2) / 2)
         return (1 + math.log((self.turns + 2) / (count + 1))) / most
 
-    def _score(self, found: _Found, weights: list[float], needed: float) -> float:
+    def _score(self, found: _Found, hits: int, weights: list[float], needed: float) -> float:
         """The weight of what the turn has of the question; 0 where it is too little."""
         said = found.words.split()
         score, decided = 0.0, False
         for number, term in enumerate(self.terms):
-            if found.hits >> number & 1 and (alike := term.likeness(found.words, said)) >= ALIKE:
+            if hits >> number & 1 and (alike := term.likeness(found.words, said)) >= ALIKE:
                 score += weights[number] * alike
                 decided |= is_decisive(term)
         if all(term.is_frame for term in self.terms):
-            needed = _FRAMES_COVERED * sum(weights)
+            needed = _MOST_COVERED * sum(weights)
         return score if decided and score >= needed else 0.0
 
 
