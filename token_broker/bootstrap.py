@@ -156,7 +156,12 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             )
             stack.push_async_callback(calls.aclose)
             memory.blocklist.watch(calls.end_where)
-        level = TalkLevelCounters(names, lambda resource, time_s: observe(TalkLive(time_s, resource)))
+        level = TalkLevelCounters(
+            names,
+            lambda resource, time_s: observe(TalkLive(time_s, resource)),
+            note=lambda owner, over_in_s, begins: memory.sessions.note_talk(owner, over_in_s=over_in_s, begins=begins),
+            longest_s=settings.max_talk_s,
+        )
         sender: HookSender | None = None
         if secrets:
             sender = HookSender(await stack.enter_async_context(hook_client(tls=tls, proxy=settings.proxy)), secrets)

@@ -278,7 +278,7 @@ class VoiceRelay:
         self, scope: Scope, receive: Receive, send: Send, admitted: AdmittedClient, adapter: ProtocolAdapter
     ) -> None:
         owner, agent = self._level.of(admitted.owner), admitted.agent
-        self._level.begin(owner.talk_id)
+        self._level.begin(owner)
         talk = Talk(
             self._parts,
             adapter,
@@ -317,7 +317,7 @@ class VoiceRelay:
             self._talks.discard(talk)
             self._drain.remove(talk)
             self._counters.finish(talk.counters, ending.code)
-            self._level.end(owner.talk_id, ends_talk=ending.ends_talk, has_left=ending.by_client)
+            self._level.end(owner, ends_talk=ending.ends_talk, has_left=ending.by_client)
             self._observe(
                 TalkEnded(
                     session_id=owner.session_id,

@@ -74,7 +74,7 @@ _VERSION_TABLE = """CREATE TABLE alembic_version (
 ERASING = 0  # the epoch of a tombstone whose turns are still being deleted
 ERASED = 1  # the epoch of a tombstone without turns
 
-SCHEMA_REVISION = "0006"  # the newest of migrations/versions
+SCHEMA_REVISION = "0008"  # the newest of migrations/versions
 
 metadata = MetaData()
 sessions = Table(
@@ -90,6 +90,8 @@ sessions = Table(
     Column("epoch", BigInteger, nullable=False),  # of its newest plan; of a tombstone ERASING or ERASED
     Column("created_at_us", BigInteger, nullable=False),
     Column("stored_bytes", BigInteger, nullable=False, server_default=text("0")),  # lags a little: see `SessionSizes`
+    Column("talk_id", Text),  # of its newest talk that a replica saw
+    Column("talk_over_at_us", BigInteger),  # from then on that talk does not go on
     PrimaryKeyConstraint("bucket", "session_id"),
     Index("sessions_by_principal", "principal", "epoch"),
 )
