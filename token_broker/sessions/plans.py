@@ -86,7 +86,8 @@ class TalkSpecs:
         async def supply(resource: Resource) -> SessionSpec:
             self.start()
             # Shielded: an attempt that overruns its share is cancelled, and the next one still needs the answer.
-            recalled = "" if self.recalling is None else await asyncio.shield(self.recalling)
+            recalling = None if agent.recall == "off" else self.recalling
+            recalled = "" if recalling is None else await asyncio.shield(recalling)
             return session_spec(agent, self._settings, resource, recalled=recalled, modalities=modalities)
 
         return supply

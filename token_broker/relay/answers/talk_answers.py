@@ -68,10 +68,10 @@ class TalkAnswers:
         self._send = send
         self._perform(self.sequencer.begin(dialect, self._loop.time(), asked=asked))
 
-    def cut(self) -> None:
-        """The session is gone."""
+    def cut(self, *, lost: bool = True) -> None:
+        """The session is gone; where it is not `lost`, only our way to it."""
         self._send = None
-        self.sequencer.cut()
+        self.sequencer.cut(lost=lost)
 
     def tick(self) -> None:
         """Does what is due."""
