@@ -288,9 +288,7 @@ class AgentHandoff:
         whole = old.route.session(with_changes(spec, dialect, changes))
         whole = held_session(whole, dialect) if spec.holds_answers else whole
         detection = value_of(whole, DETECTION[dialect])
-        if isinstance(detection, Mapping) and not spec.holds_answers:
-            detection = {**detection, "create_response": True}
-        return session if detection is ABSENT else put(session, DETECTION[dialect], detection)
+        return put(session, DETECTION[dialect], {"type": "server_vad"} if detection is ABSENT else detection)
 
     def _go_on(self) -> None:
         """The current agent speaks next, and is told why."""

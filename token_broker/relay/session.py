@@ -331,9 +331,6 @@ class Talk:
             return
         noted = len(message) <= _LONGEST_NOTED or kind == "response.create" or IMAGE_FIELD.decode() not in message
         event = parsed(message) if noted or self._guard.is_on else {}
-        if kind == "session.update" and self._guard.is_on:
-            event = self._guard.for_azure(event)
-            message = compact(event)
         if self._guard.admits(kind, event, len(message)):
             self._pass_on(kind, message, event, upstream)
 
@@ -358,6 +355,8 @@ class Talk:
             upstream.socket.put(self._adapter.error(empty))
             return
         self._ledger.client_sent(kind, message, event)
+        if kind == "session.update":
+            message = self._guard.for_azure(event, message)
         upstream.socket.send(self._restored.for_azure(message))
         self._answers.tick()
 

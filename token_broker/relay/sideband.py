@@ -33,6 +33,8 @@ from token_broker.relay.answers.sequencer import SEQUENCER_EVENTS, AnswerSequenc
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.azure.connector import UpstreamConnector
 from token_broker.relay.azure.socket import AzureSocket
+from token_broker.relay.confirmation.paths import Path
+from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounters
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS
 from token_broker.relay.event_text import compact, event_type
@@ -103,6 +105,8 @@ class CallListener:
         self._joins = 0
         self._session_over = False  # Azure said so
         self._confirmed = False  # whether Azure has ever shown exactly the agent's session
+        self._left_out: Path | None = None  # a field that Azure has refused
+        self._gave_up = False
         self._deviation: dict[str, Any] | None = None  # what the last reminder was sent to correct
         self._now_s = asyncio.get_running_loop().time
         self._over: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
@@ -268,7 +272,20 @@ class CallListener:
         if isinstance(event_id, str) and event_id.startswith(_REMINDER):
             # A refused reminder has restored nothing.
             log.warning("reminder_refused", session_id=self._owner.session_id, code=str(error.get("code"))[:64])
-            self._restore(socket)
+            about = {"resource": self._resource, "agent_id": self._agent.id}
+            field = field_to_leave_out(error, self._session)
+            if field is not None and self._left_out is None:
+                self._left_out = field
+                self._session = without(self._session, field)
+                self._wanted = _shown(self._session)
+                self._connector.settings_report.note_left_out((shown_path(field),), **about)
+                self._send_session(socket, f"without_{self._joins}")
+            elif field is not None and not self._gave_up:
+                self._gave_up = True
+                self._connector.settings_report.note_refused(**about)
+                self._hang_up("Azure refuses the agent's settings")
+            elif field is None:
+                self._restore(socket)
 
     def _compare(self, socket: AzureSocket, session: Any) -> None:
         """Restores the agent's instructions, tools and transcription where the session has others."""

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from token_broker.relay.confirmation.paths import merged
 from token_broker.relay.dialects.broker_events import SAY_ID
 from token_broker.relay.resume.held_audio import HeldAudio
 from token_broker.relay.resume.history import Item, TalkHistory, text_of
 from token_broker.relay.resume.session_facts import PLAIN_CHARS_A_MS, SessionFacts
-from token_broker.relay.resume.settings_changes import merged
 from token_broker.relay.resume.steps import Ask, Handover, Listen, Resend, Say, Speech, Step
 
 __all__ = ["ASK_ID", "LEDGER_EVENTS", "Due", "TalkLedger"]

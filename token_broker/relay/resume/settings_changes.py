@@ -9,7 +9,7 @@ from strategies.session_model.session_fields import overlaid
 from token_broker.relay.dialects.session_settings import MaySet, client_session, session_settings
 from token_broker.relay.dialects.shapes import permitted
 
-__all__ = ["client_settings", "merged", "with_changes"]
+__all__ = ["client_settings", "with_changes"]
 
 Event = Mapping[str, Any]
 
@@ -21,18 +21,6 @@ def client_settings(changes: Event, *, old: Dialect, new: Dialect, may_set: MayS
     """
     kept: dict[str, Any] = permitted(changes, client_session(may_set | {"formats"})).value
     return kept if old == new else session_settings(kept, client=old, upstream=new)
-
-
-def merged(settings: Event, changes: Event) -> dict[str, Any]:
-    """The settings with these changes. A value that has a `type` is replaced as a whole, as Azure does it."""
-    result = dict(settings)
-    for name, value in changes.items():
-        known = result.get(name)
-        if isinstance(known, dict) and isinstance(value, dict) and "type" not in value:
-            result[name] = merged(known, value)
-        else:
-            result[name] = value
-    return result
 
 
 def with_changes(spec: SessionSpec, dialect: Dialect, changes: Event) -> SessionSpec:
