@@ -124,6 +124,8 @@ class VoiceRelay:
     def snapshot(self) -> RelayStatus:
         """The relay's status now, running talks and the calls that are listened to included."""
         counters = self._counters
+        for talk in self._talks:
+            talk.book()
         running = [*(talk.counters for talk in self._talks), *(call.counters for call in self._calls)]
         totals = counters.totals(running)
         return RelayStatus(
@@ -248,6 +250,7 @@ class VoiceRelay:
             resource=resource,
             hang_up=end_call,
             holds_place=lambda: self._limits.keeps(call_id),
+            tools=self._parts.tools,
         )
 
         async def run() -> None:

@@ -184,13 +184,15 @@ class OpenCalls:
         self.told = set(self.answered())
         return done
 
-    def cut(self) -> None:
-        """The session is gone. Approvals and calls of Azure's own end with it: the model has to be asked again."""
+    def cut(self, *, lost: bool = True) -> None:
+        """The session is gone, or only our way to it. Approvals and calls of Azure's own end with a session that is
+        `lost`: then the model has to be asked again.
+        """
         self._here = False
         self.told.clear()
         for batch in self:
             batch.ended = True
-            for call in [each for each in batch.open.values() if each.tool is None and each.output is None]:
+            for call in [each for each in batch.open.values() if lost and each.tool is None]:
                 del batch.open[call.key]
                 batch.asks = batch.acts = True
 
