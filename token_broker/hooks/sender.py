@@ -142,17 +142,18 @@ class HookSender:
 
 @contextlib.asynccontextmanager
 async def hook_client(
-    *, tls: ssl.SSLContext | None = None, proxy: OutboundProxy | None = None
+    *, tls: ssl.SSLContext | None = None, proxy: OutboundProxy | None = None, keepalive_s: float = _KEEPALIVE_S
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client for hooks: a bounded pool, guarded addresses, no cookies, nothing of the environment.
 
-    Through `proxy` a name is looked up by the proxy: its rules guard the addresses then.
+    `keepalive_s` may be longer for hooks that are posted again where a connection has just ended. Through `proxy` a
+    name is looked up by the proxy: its rules guard the addresses then.
     """
     transport = make_transport(
         tls=tls,
         resolver=GuardedResolver(BoundedResolver()),
         connections=_CONNECTIONS,
-        keepalive_s=_KEEPALIVE_S,
+        keepalive_s=keepalive_s,
         proxy=proxy,
     )
     # A cookie that one user's call brought must not go along with another's.
