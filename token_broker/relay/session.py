@@ -240,6 +240,11 @@ class Talk:
         self._sending = False
         self._azure_full = False
 
+    @property
+    def agent_id(self) -> str:
+        """The agent that speaks now, or spoke last."""
+        return self._handoff.agent.id
+
     def end(self, ending: Ending) -> None:
         """Ends the talk for this reason, unless it is ending already."""
         if not self._over.done():

@@ -56,6 +56,7 @@ __all__ = [
     "replicas",
     "sessions",
     "stored_turn",
+    "summaries",
     "tickets",
     "tool_claims",
     "turn_words",
@@ -230,6 +231,22 @@ turn_words = Table(
     Column("words", Text, nullable=False),
     PrimaryKeyConstraint("bucket", "session_id", "arrival"),
     sqlite_with_rowid=False,
+)
+
+# One row for each talk whose agent asks for a summary: due until it is made, then the summary itself.
+summaries = Table(
+    "summaries",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("talk_id", Text, nullable=False),
+    Column("agent_id", Text, nullable=False),
+    Column("due_at_us", BigInteger),  # NULL: nothing is left to do
+    Column("attempts", SmallInteger, nullable=False),
+    Column("made_at_us", BigInteger),
+    Column("summary", Text),
+    PrimaryKeyConstraint("bucket", "session_id", "talk_id"),
+    Index("summaries_due", "due_at_us"),
 )
 
 # Turns from before the words were kept, or that an older replica stores. Rules that change need another such index.
