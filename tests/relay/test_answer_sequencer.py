@@ -12,6 +12,7 @@ from token_broker.relay.answers.sequencer import ACTIVE_ALREADY, CREATE_ID, Answ
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.dialects.broker_events import SAY_ID
 from token_broker.relay.resume.session_facts import SessionFacts
+from token_broker.tools.runner import ToolOutput
 
 TOOLS = {
     "order": Tool("order", "http"),
@@ -754,7 +755,7 @@ def test_odd_events_do_no_harm(odd: Any) -> None:
 async def test_timers_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     scene = Scene()
     told: list[str] = []
-    hooks = AnswerHooks(tell=lambda tool: told.append(tool.state), refuse=never, run=never, start=never)
+    hooks = AnswerHooks(tell=lambda tool: told.append(tool.state), refuse=never, run=never_runs, start=never)
     answers = TalkAnswers(scene.core, hooks)
     loop = asyncio.get_running_loop()
     set_timers: list[asyncio.TimerHandle] = []
@@ -779,5 +780,9 @@ async def test_timers_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == ["running"]
 
 
-def never(*_: Any) -> Any:
+def never(*_: Any) -> None:
     raise AssertionError
+
+
+async def never_runs(call: Run) -> ToolOutput:
+    raise AssertionError(call)
