@@ -475,7 +475,7 @@ class Talk:
 
     def _holds_answers(self) -> bool:
         """Whether no answer may be asked for now, whatever is due."""
-        if self._ledger.holds or self._guard.is_checking or self._handoff.holds:
+        if self._ledger.holds_speech or self._guard.is_checking or self._handoff.holds:
             return True
         return self._farewell.is_asked and self._farewell.holds(self._batches(), spoke=self._ledger.last_sounded)
 

@@ -109,6 +109,11 @@ class TalkLedger:
         return not self.facts.detects and self.audio.end > self._buffer_start
 
     @property
+    def holds_speech(self) -> bool:
+        """The same, and the audio may be speech: some clients send silence all the time."""
+        return self.holds and self.audio.may_have_speech(self._buffer_start, self.audio.end)
+
+    @property
     def at_rest(self) -> bool:
         """Whether nothing is open: a pause, in which the talk can move without anybody's notice."""
         return not (
@@ -513,7 +518,7 @@ class TalkLedger:
                 return
         if code == "input_audio_buffer_commit_empty":
             self._confirm(None, commit=True)
-        if code.startswith("item_create"):
+        if code.startswith("item_create") or code == "invalid_tool_call_id":
             self._confirm(None, commit=False)
 
 
