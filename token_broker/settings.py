@@ -26,7 +26,6 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from strategies.base import Dialect
 from strategies.endpoint import (
     Cloud,
     EndpointError,
@@ -38,6 +37,7 @@ from strategies.endpoint import (
     parse_target,
 )
 from strategies.outbound_proxy import InvalidProxyError, OutboundProxy, parse_proxy
+from strategies.session_model.agent_settings import Dialect
 from token_broker.resources import DEFAULT_RESOURCE, ResourceEntry, ResourcesFileError, read_resources
 
 __all__ = [

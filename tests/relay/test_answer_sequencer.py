@@ -473,6 +473,11 @@ def test_wish_waits_for_the_brokers_answer() -> None:
     assert len(scene.creates) == 2
 
 
+def test_wish_that_cancels_does_not_wait() -> None:
+    scene = Scene().answers("order").ready("c1").begins("r2")
+    assert scene.client("response.create", response={"cancel_previous": True})
+
+
 def test_wishes_are_bounded() -> None:
     scene = Scene().answers("order").ready("c1")
     for _ in range(9):

@@ -6,7 +6,7 @@ would keep the loop from it for much longer. Here it is cut into slices, and one
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,8 +32,11 @@ class TurnSearch:
         self._database = database
         self._turn = asyncio.Lock()
 
-    async def find(self, owner: Owner, question: str, *, limit: int) -> Sequence[StoredTurn]:
-        """The turns that answer, best first, their beginnings alone. Raises StoreError; the caller bounds the wait."""
+    async def find(self, owner: Owner, question: str, *, limit: int, but: Collection[int] = ()) -> Sequence[StoredTurn]:
+        """The turns that answer, best first, their beginnings alone; without those of the arrivals `but`.
+
+        Raises StoreError. The caller bounds the wait.
+        """
         search = Search(question)
         if not search.terms:
             return ()
@@ -49,15 +52,15 @@ class TurnSearch:
             return read_words(connection, searched)
 
         chunks = await self._database.read(read, pool="recall")
-        arrivals = await self._rank(search, chunks, limit) if chunks else []
-        if not arrivals:
+        await self._rank(search, chunks)
+        if not (arrivals := search.best(limit, but=but)):
             return ()
         from token_broker.memory.store.turn_reads import turns_at
 
         found = partial(turns_at, arrivals=arrivals, principal=owner.principal, chars=TOLD_CHARS)
         return await self._database.read(found, pool="recall")
 
-    async def _rank(self, search: Search, chunks: Sequence[tuple[str, str]], limit: int) -> list[int]:
+    async def _rank(self, search: Search, chunks: Sequence[tuple[str, str]]) -> None:
         async with self._turn:
             until_s = time.perf_counter() + _SLICE_S
             for chunk in chunks:
@@ -69,4 +72,3 @@ class TurnSearch:
                 if time.perf_counter() > until_s:
                     await asyncio.sleep(0)
                     until_s = time.perf_counter() + _SLICE_S
-        return search.best(limit)

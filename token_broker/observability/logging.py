@@ -157,6 +157,7 @@ class AuditEntry:
     secret: SecretStr
     expires_at: datetime
     holder: CredentialHolder = "browser"
+    resource: str | None = None  # that minted it
 
 
 def write_audit(entry: AuditEntry, observe: Observer) -> None:
@@ -169,11 +170,13 @@ def write_audit(entry: AuditEntry, observe: Observer) -> None:
         agent_id=entry.agent_id,
         strategy=entry.strategy,
         holder=entry.holder,
+        resource=entry.resource,
         has_token=entry.minted,
         fingerprint=fingerprint(entry.secret.get_secret_value()),
         expires_at=entry.expires_at.isoformat(),
     )
-    observe(CredentialIssued(agent_id=entry.agent_id, strategy=entry.strategy, holder=entry.holder))
+    issued = CredentialIssued(entry.agent_id, entry.strategy, entry.holder, entry.resource or "")
+    observe(issued)
 
 
 def audit_blocks(blocked: Collection[tuple[str, str]], *, unblocked: Collection[tuple[str, str]]) -> None:

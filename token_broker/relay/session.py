@@ -36,9 +36,11 @@ from token_broker.relay.guardrail.talk_guard import GuardHooks, NoHook, TalkGuar
 from token_broker.relay.handoff import AgentHandoff, HandoffHooks
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
+from token_broker.relay.recalled.talk_memory import TalkMemory
 from token_broker.relay.resume.held_audio import HeldAudio
+from token_broker.relay.resume.history import Item
 from token_broker.relay.resume.ledger import ASK_ID, TalkLedger
-from token_broker.relay.resume.replay import NewSession, replay
+from token_broker.relay.resume.replay import NewSession, item_event, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.resumption import Resumption, TalkHooks
 from token_broker.relay.resume.steps import Ask, Step
@@ -111,16 +113,23 @@ class Talk:
         self._over: asyncio.Future[Ending] = self._loop.create_future()
         self._ready = asyncio.Event()
         self._upstream: UpstreamConnection | None = None
+        self._resource = ""  # which carries the talk, or did last
+        self._memory = TalkMemory(
+            parts.recall,
+            owner,
+            agent=lambda: self._handoff.agent,
+            tell=self._tell_note,
+            start=self._start,
+        )
         self._turns = TurnRecorder(
             owner,
             agent.id,
-            ingest=parts.ingest,
+            ingest=self._memory.listening(parts.ingest),
             counters=self.counters,
             on_lost=self._report_lost_turn,
             scope=secrets.token_hex(4),
         )
-        self._specs = TalkSpecs(parts.settings, owner, parts.recall)
-        self._specs.start()
+        self._specs = TalkSpecs(parts.settings, owner, None)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ledger = TalkLedger(HeldAudio(round(parts.settings.resume_audio_s * _AUDIO_CHARS_A_SECOND)))
         self._restored = Restored()
@@ -146,6 +155,8 @@ class Talk:
             timeout_s=parts.settings.proxy_connect_timeout_s,
         )
         self._farewell = Farewell()
+        self._ledger.notes = self._memory.notes
+        self._memory.begin()
         self._session: UpstreamConnection | None = None  # the one that is told things, also while it takes over
         self._calls = AgentCalls(
             parts.tools, owner, lambda: self._handoff.agent, self.counters, builtin=self._run_builtin
@@ -363,8 +374,11 @@ class Talk:
             self.end(error.ending)
             return
         self._begin_answers(upstream, ())
+        for note in await self._memory.opening():
+            self._tell_note(note)
         self._use(upstream)
         self._parts.counters.ready += 1
+        self._parts.counters.use_of(upstream.resource).ready += 1
         self._on_live(upstream.resource)
         self._start(self._greet(), "talk-greeting")
         upstream.first[:] = self._adapter.opening(
@@ -403,8 +417,14 @@ class Talk:
                 counters.to_client_bytes += len(event)
         return True
 
+    def book(self) -> None:
+        """Counts what was relayed for the resource that carries the talk."""
+        if self._resource:
+            self._parts.counters.book(self.counters, self._resource)
+
     def _use(self, upstream: UpstreamConnection) -> None:
-        self._upstream = upstream
+        self.book()
+        self._upstream, self._resource = upstream, upstream.resource
         self._fast_path.join(upstream)
         self._resumption.begin(upstream)
 
@@ -452,6 +472,12 @@ class Talk:
             return True
         batches = keys_of(self._answers.sequencer.calls)
         return self._farewell.is_asked and self._farewell.holds(batches, spoke=self._ledger.last_sounded)
+
+    def _tell_note(self, note: Item) -> None:
+        """Tells the session what the memory knows; the next one is told it again."""
+        if self._session is not None:
+            self._restored.expect_note(note.item_id)
+            self._session.socket.send(item_event(note, note.item_id, self._session.route.dialect))
 
     def _begin_answers(self, upstream: UpstreamConnection, steps: Sequence[Step]) -> None:
         """From now on this session is asked for answers; `steps` is what it was told of an earlier one."""
@@ -592,7 +618,7 @@ class Talk:
         self._answers.aclose()
         self._guard.aclose()
         self._parts.counters.handoffs += self._handoff.count
-        running: list[asyncio.Task[Any]] = [*self._tasks, *filter(None, [self._specs.recalling])]
+        running: list[asyncio.Task[Any]] = [*self._tasks, *filter(None, [self._memory.recalling])]
         for task in running:
             task.cancel()
         await asyncio.wait(running)  # before closing: a task must not write to a socket that is being closed
@@ -602,6 +628,7 @@ class Talk:
                 await self._handler.await_last_transcript(self._upstream)
         finally:
             self._turns.flush()
+            self.book()
             await self._resumption.aclose()
             if self._upstream is not None:
                 await self._upstream.socket.aclose()

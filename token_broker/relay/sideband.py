@@ -25,7 +25,7 @@ import structlog
 
 from strategies.base import SessionSpec
 from strategies.errors import MintError, MisconfiguredError
-from strategies.session_model.session_fields import agents_session
+from strategies.session_model.running_session import agents_session
 from token_broker.memory.types import TurnIngest
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.answers.agent_calls import AgentCalls

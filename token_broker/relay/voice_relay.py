@@ -124,6 +124,8 @@ class VoiceRelay:
     def snapshot(self) -> RelayStatus:
         """The relay's status now, running talks and the calls that are listened to included."""
         counters = self._counters
+        for talk in self._talks:
+            talk.book()
         running = [*(talk.counters for talk in self._talks), *(call.counters for call in self._calls)]
         totals = counters.totals(running)
         return RelayStatus(

@@ -38,9 +38,9 @@ class LocalFacts:
     async def facts(self, owner: Owner, *, of_session: bool) -> list[str]:
         shown, about = await self._database.read(partial(_newest, owner=owner, of_session=of_session), pool="recall")
         asked = " ".join(turn.content for turn in reversed(about) if turn.role == "user")
-        found = await self._search.find(owner, asked[:_ASKED_CHARS], limit=_FACTS + len(shown))
-        told = {(turn.turn_id, turn.position) for turn in shown}
-        facts = [turn for turn in found or about if (turn.turn_id, turn.position) not in told][:_FACTS]
+        told = {turn.position.arrival for turn in shown}
+        found = await self._search.find(owner, asked[:_ASKED_CHARS], limit=_FACTS, but=told)
+        facts = [turn for turn in found or about[::-1] if turn.position.arrival not in told][:_FACTS]
         return [f"{turn.created_at:%Y-%m-%d} {turn.role}: {turn.content}" for turn in facts]
 
 

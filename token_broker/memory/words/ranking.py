@@ -6,7 +6,7 @@ well below a millisecond, so that an event loop can do something else in between
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from token_broker.memory.words.folding import fold
@@ -98,11 +98,12 @@ class Search:
                 self._scores[found.arrival] = score * (_ECHO if asked.issuperset(found.words.split()) else 1)
             yield
 
-    def best(self, limit: int) -> list[int]:
-        """The arrivals of the turns that answer, best first; of equals the newest."""
-        top = max(self._scores.values(), default=0.0)
-        ranked = sorted(self._scores, key=lambda arrival: (round(self._scores[arrival], 2), arrival), reverse=True)
-        return [arrival for arrival in ranked if self._scores[arrival] >= _BESIDE_BEST * top][:limit]
+    def best(self, limit: int, *, but: Collection[int] = ()) -> list[int]:
+        """The arrivals of the turns that answer, without those of `but`, best first; of equals the newest."""
+        scores = {arrival: score for arrival, score in self._scores.items() if arrival not in but}
+        least = _BESIDE_BEST * max(scores.values(), default=0.0)
+        ranked = sorted(scores, key=lambda arrival: (round(scores[arrival], 2), arrival), reverse=True)
+        return [arrival for arrival in ranked if scores[arrival] >= least][:limit]
 
     def _rarity(self, number: int) -> float:
         """From 1, of a term that at most one turn has, down with the number of turns that have it."""

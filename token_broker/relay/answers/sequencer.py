@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from strategies.base import Dialect
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.answers.actions import Action, Reason, Refuse, Send, Tool
 from token_broker.relay.answers.open_calls import CallBatch, OpenCalls
 from token_broker.relay.dialects.broker_events import SAY_ID
@@ -410,7 +410,7 @@ class AnswerSequencer:
             passes, actions = self._client_item(item, event, now_s)
             if not passes:
                 return False, actions
-        outside = response.get("conversation") == "none"
+        outside = response.get("conversation") == "none" or response.get("commit") is False
         if self._owed and now_s < self._owed_s and not outside and not response.get("append_input_items"):
             self._owed -= 1
             for batch in self.calls:
@@ -419,7 +419,8 @@ class AnswerSequencer:
                     break
             return False, []
         brokers = self._create is not None and self._create.reason != "client"
-        if not brokers and not any(answer.is_brokers for answer in self._active.values()):
+        brokers = brokers or any(answer.is_brokers for answer in self._active.values())
+        if not brokers or response.get("cancel_previous") is True:
             if not self._active:
                 self._create = _Create("client", now_s, self._items, _ids(event), self.calls.answered())
             return True, []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from strategies.base import Dialect
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.answers.actions import Action, Reason, Refuse, Run, Send, Tell
 from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.tools.runner import ToolOutput

@@ -5,7 +5,7 @@ what the next session is told: every utterance gets one answer, and nothing that
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -117,6 +117,8 @@ class TalkLedger:
         self.completed = 0
         self.acting: Callable[[], bool] = lambda: False
         """Whether a tool or an approval is waited for, as somebody else knows it."""
+        self.notes: Callable[[], Sequence[Item]] = tuple
+        """Items that a new session is told first, and that are no part of the talk."""
         self._refused_s: float | None = None
         self._last_sounded = True
         self.facts = SessionFacts()
@@ -359,7 +361,7 @@ class TalkLedger:
 
     def steps(self) -> tuple[Step, ...]:
         """What a new session is told, in order."""
-        steps: list[Step] = []
+        steps: list[Step] = [Say(note) for note in self.notes()]
         for item in self._history.latest():
             if item.kind in ("call", "output") or item.text:
                 steps.append(Say(item))

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import structlog
 
-from strategies.base import Dialect
 from strategies.errors import TimedOutError
 from strategies.resources import Wanted
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient

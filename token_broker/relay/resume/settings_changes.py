@@ -1,13 +1,15 @@
 """The settings that a talk's next session needs: the agent's, with what the client has changed. Pure."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from strategies.base import Dialect
+from strategies.base import Dialect, SessionSpec
+from strategies.session_model.session_fields import overlaid
 from token_broker.relay.dialects.session_settings import MaySet, client_session, session_settings
 from token_broker.relay.dialects.shapes import permitted
 
-__all__ = ["client_settings"]
+__all__ = ["client_settings", "with_changes"]
 
 Event = Mapping[str, Any]
 
@@ -19,3 +21,10 @@ def client_settings(changes: Event, *, old: Dialect, new: Dialect, may_set: MayS
     """
     kept: dict[str, Any] = permitted(changes, client_session(may_set | {"formats"})).value
     return kept if old == new else session_settings(kept, client=old, upstream=new)
+
+
+def with_changes(spec: SessionSpec, dialect: Dialect, changes: Event) -> SessionSpec:
+    """The spec of a session that a client has changed already; `changes` in the session's dialect."""
+    own = spec.settings.session
+    laid = {**own, dialect: overlaid(own.get(dialect, {}), changes)}
+    return replace(spec, settings=spec.settings.model_copy(update={"session": laid})) if changes else spec
