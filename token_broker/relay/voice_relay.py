@@ -253,6 +253,8 @@ class VoiceRelay:
             hang_up=end_call,
             holds_place=lambda: self._limits.keeps(call_id),
             tools=self._parts.tools,
+            guardrail=self._parts.guardrail,
+            greets=partial(self._level.greets, admitted.owner.talk_id),
         )
 
         async def run() -> None:
