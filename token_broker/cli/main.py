@@ -111,6 +111,7 @@ def demo() -> None:
                 auth="none",
                 # A store of its own: talks with the simulator must not get into a real one.
                 database_url=SecretStr("sqlite+aiosqlite:///var/demo.db"),
+                memory_sinks=(),
                 zep_api_key=None,
                 # A demo is shown from one address, often by many people at once: limits would end it.
                 rate_limit_per_minute=0,

@@ -7,29 +7,19 @@ from typing import TYPE_CHECKING
 
 from token_broker.memory.context import TOLD_CHARS
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.types import LAST_TURNS, DeliveryBatch, StoredTurn
+from token_broker.memory.types import LAST_TURNS, StoredTurn
 from token_broker.security.tokens import ANONYMOUS, Owner
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["LocalFacts", "LocalSink", "salient_terms"]
+__all__ = ["LocalFacts", "salient_terms"]
 
 _SESSIONS = 50  # of the user, searched
 _FACTS = 8
 _TERMS = 12
 _MIN_TERM_CHARS = 4  # leaves out most stop words of most languages, without a list for each
 _TERM = re.compile(r"\w+")
-
-
-class LocalSink:
-    """See `Sink`. Settles what was queued for another sink before the configuration changed."""
-
-    async def deliver(self, batch: DeliveryBatch) -> None:
-        del batch
-
-    async def erase(self, principal: str, session_id: str) -> None:
-        del principal, session_id
 
 
 class LocalFacts:

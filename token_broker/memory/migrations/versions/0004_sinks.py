@@ -1,0 +1,137 @@
+"""Several sinks: what is pending and dead for each, what each calls our users, and erasures that are followed.
+
+What waited before waits for the sink `zep`, which was the only one.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0004"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Adds the columns and tables, and moves what waits."""
+    _sort_turns()
+    bucket = sa.Column("bucket", sa.SmallInteger, nullable=False)
+    session_id = sa.Column("session_id", sa.Text, nullable=False)
+    sink = sa.Column("sink", sa.Text, nullable=False)
+    _remake(
+        "outbox",
+        "bucket, session_id, due_at_us, lease_until_us, fence, uncertain, attempts, failures, failing_since_us, batch, "
+        "queued, oldest_us, last_error",
+        {"sink": "'zep'", "generation": "0"},
+        bucket.copy(),
+        session_id.copy(),
+        sink.copy(),
+        sa.Column("due_at_us", sa.BigInteger, nullable=False),
+        sa.Column("lease_until_us", sa.BigInteger, nullable=False),
+        sa.Column("fence", sa.BigInteger, nullable=False),
+        sa.Column("uncertain", sa.Boolean, nullable=False),
+        sa.Column("attempts", sa.Integer, nullable=False),
+        sa.Column("failures", sa.Integer, nullable=False),
+        sa.Column("failing_since_us", sa.BigInteger),
+        sa.Column("batch", sa.SmallInteger, nullable=False),
+        sa.Column("queued", sa.Integer, nullable=False),
+        sa.Column("oldest_us", sa.BigInteger, nullable=False),
+        sa.Column("last_error", sa.Text),
+        sa.Column("flight", sa.Text),
+        sa.Column("generation", sa.Integer, nullable=False),
+        sa.PrimaryKeyConstraint("bucket", "session_id", "sink"),
+    )
+    op.create_index("outbox_due", "outbox", ["sink", "bucket", "due_at_us"])
+    op.create_table(
+        "notices",
+        bucket.copy(),
+        session_id.copy(),
+        sink.copy(),
+        sa.Column("arrival", sa.BigInteger, nullable=False),
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("body", sa.Text, nullable=False),
+        sa.PrimaryKeyConstraint("bucket", "session_id", "sink", "arrival"),
+    )
+    _remake(
+        "erasures",
+        "bucket, principal, session_id, due_at_us, lease_until_us, failures, last_error",
+        {"sink": "'zep'", "before_us": "due_at_us"},
+        bucket.copy(),
+        sink.copy(),
+        sa.Column("principal", sa.Text, nullable=False),
+        session_id.copy(),
+        sa.Column("user_id", sa.Text),
+        sa.Column("agent_id", sa.Text),
+        sa.Column("before_us", sa.BigInteger, nullable=False),
+        sa.Column("due_at_us", sa.BigInteger, nullable=False),
+        sa.Column("lease_until_us", sa.BigInteger, nullable=False),
+        sa.Column("failures", sa.Integer, nullable=False),
+        sa.Column("last_error", sa.Text),
+        sa.Column("task", sa.Text),
+        sa.PrimaryKeyConstraint("bucket", "sink", "principal", "session_id"),
+    )
+    op.create_table(
+        "sink_ids",
+        bucket.copy(),
+        sink.copy(),
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("key", sa.Text, nullable=False),
+        sa.Column("sink_key", sa.Text),
+        sa.Column("generation", sa.Integer, nullable=False),
+        sa.PrimaryKeyConstraint("bucket", "sink", "kind", "key"),
+    )
+    op.create_table(
+        "sink_rests",
+        sink.copy(),
+        sa.Column("until_us", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("sink"),
+    )
+    op.create_table(
+        "erased_users",
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("before_us", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("kind", "id"),
+    )
+    op.create_table(
+        "recent_erasures",
+        bucket.copy(),
+        session_id.copy(),
+        sa.Column("at_us", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("bucket", "session_id"),
+    )
+    op.create_index("recent_erasures_by_time", "recent_erasures", ["at_us"])
+
+
+def _sort_turns() -> None:
+    """Makes bits of the one state that a turn had (0 queued, 2 dead), and rows of the reasons."""
+    for name in ("pending", "dead"):
+        op.add_column("turns", sa.Column(name, sa.SmallInteger, nullable=False, server_default=sa.text("0")))
+    op.create_table(
+        "dead_letters",
+        sa.Column("bucket", sa.SmallInteger, nullable=False),
+        sa.Column("session_id", sa.Text, nullable=False),
+        sa.Column("turn_id", sa.Text, nullable=False),
+        sa.Column("sink", sa.Text, nullable=False),
+        sa.Column("arrival", sa.BigInteger, nullable=False),
+        sa.Column("reason", sa.Text),
+        sa.PrimaryKeyConstraint("bucket", "session_id", "turn_id", "sink"),
+    )
+    op.create_index("dead_letters_by_arrival", "dead_letters", ["arrival"])
+    op.execute("UPDATE turns SET pending = 1 WHERE delivery = 0")
+    op.execute("UPDATE turns SET dead = 1 WHERE delivery = 2")
+    op.execute(
+        "INSERT INTO dead_letters SELECT bucket, session_id, turn_id, 'zep', arrival, dead_reason FROM turns "
+        "WHERE delivery = 2"
+    )
+    op.drop_index("turns_dead", "turns")
+    for name in ("delivery", "dead_reason"):
+        op.drop_column("turns", name)
+
+
+def _remake(table: str, kept: str, added: dict[str, str], *columns: sa.schema.SchemaItem) -> None:
+    """Makes a table anew with its rows: neither database changes a primary key in place."""
+    op.execute(f"CREATE TABLE before_sinks AS SELECT * FROM {table}")
+    op.drop_table(table)
+    op.create_table(table, *columns)
+    names, values = ", ".join([kept, *added]), ", ".join([kept, *added.values()])
+    op.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM before_sinks")  # noqa: S608  # our own names
+    op.drop_table("before_sinks")
