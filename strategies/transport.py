@@ -133,6 +133,7 @@ def make_transport(
     tls: ssl.SSLContext | None = None,
     resolver: AbstractResolver | None = None,
     connections: int = 256,
+    keepalive_s: float = _KEEPALIVE_S,
     proxy: OutboundProxy | None = None,
 ) -> httpx.AsyncBaseTransport:
     """The process's one transport; call it inside the running loop. It has no time limits: the caller sets them.
@@ -148,7 +149,7 @@ def make_transport(
             ssl=trusted,
             resolver=resolver or BoundedResolver(),
             ttl_dns_cache=_DNS_CACHE_S,
-            keepalive_timeout=_KEEPALIVE_S,
+            keepalive_timeout=keepalive_s,
         )
         return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 

@@ -130,6 +130,8 @@ def fault_lines(path: Path, error: ValidationError, model: type[BaseModel], docu
             near = difflib.get_close_matches(str(fault["loc"][-1]), permitted, n=1)
             meant = f"; {near[0]} is meant, perhaps" if near else ""
             lines.append(f"{path}: {where}: there is no such key{meant}; permitted are {', '.join(permitted)}")
+        elif fault["type"] == "union_tag_not_found":
+            lines.append(f"{path}: {where}: has no {fault['ctx']['discriminator']}, which says what it is")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             lines.append(f"{path}: {where}: {message[:1].lower()}{message[1:]}")
@@ -137,14 +139,29 @@ def fault_lines(path: Path, error: ValidationError, model: type[BaseModel], docu
 
 
 def _model_at(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel]:
-    """The model that is validated at `loc` within `model`."""
+    """The model that is validated at `loc` within `model`. Where several may be, `loc` has the tag of the one."""
+    candidates = [model]
     parts = iter(loc)
     for part in parts:
-        annotation = model.model_fields[str(part)].annotation
-        model = _models_in(annotation)[0]
-        if get_origin(annotation) in {dict, tuple}:
-            next(parts)  # the key or the number of one of several
-    return model
+        owner = next((each for each in candidates if str(part) in each.model_fields), None)
+        if owner is not None:
+            annotation = owner.model_fields[str(part)].annotation
+            candidates = _models_in(annotation)
+            if _is_table(annotation):
+                next(parts, None)  # the key of one of several
+        elif isinstance(part, str):
+            candidates = [each for each in candidates if part in _tags_of(each)] or candidates
+    return candidates[0] if candidates else BaseModel
+
+
+def _is_table(annotation: Any) -> bool:
+    """Whether it is a table of models by any key, or may be."""
+    return get_origin(annotation) is dict or any(map(_is_table, get_args(annotation)))
+
+
+def _tags_of(model: type[BaseModel]) -> tuple[Any, ...]:
+    """The values of `type` that choose this model."""
+    return get_args(model.model_fields["type"].annotation) if "type" in model.model_fields else ()
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -158,6 +175,8 @@ def _place(loc: Sequence[int | str], document: Any) -> str:
     parts = []
     for part in loc:
         if isinstance(document, Mapping):
+            if part not in document and (part != loc[-1] or document.get("type") == part):
+                continue  # the tag of one of several models
             document = document.get(str(part))
             parts.append(str(part))
         elif isinstance(document, list) and isinstance(part, int) and part < len(document):
