@@ -4,6 +4,7 @@
 variable is a field here: its alias is the variable's name, its description the line in `.env.example`.
 """
 
+import base64
 import contextlib
 import difflib
 import ipaddress
@@ -81,6 +82,7 @@ _READ_BY_LIBRARIES = (
     "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET", "AZURE_CLIENT_CERTIFICATE_PATH", "AZURE_FEDERATED_TOKEN_FILE",
     "AZURE_TOKEN_CREDENTIALS", "SSL_CERT_FILE", "SSL_CERT_DIR",
 )  # fmt: skip
+_WEBHOOK_SECRET_BYTES = 24  # of the specification
 _MAX_HEDGE_DELAY_MS = 60_000
 _UNUSABLE_KEY = "has blanks or characters that no header can carry; copy it once more"
 _IN_QUOTES = "is in quotes, which `docker --env-file` passes on; write the value without them"
@@ -133,6 +135,7 @@ class _EmptySinks(PydanticBaseSettingsSource):
         self._source = source(settings_cls, env_ignore_empty=False)
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        del field
         return None, field_name, False
 
     def __call__(self) -> dict[str, Any]:
@@ -500,10 +503,16 @@ class Settings(BaseSettings):
         description="the same, in bytes; whichever is reached first",
     )
     delivery_timeout_s: _Seconds = Field(
-        10, alias="BROKER_DELIVERY_TIMEOUT_S", description="longest delivery to a sink; a lease lasts three times as long"
+        10,
+        alias="BROKER_DELIVERY_TIMEOUT_S",
+        description="longest delivery to a sink; a lease lasts three times as long",
     )
     delivery_concurrency: int = Field(
-        8, ge=1, le=256, alias="BROKER_DELIVERY_CONCURRENCY", description="sessions delivered at once by one process to one sink"
+        8,
+        ge=1,
+        le=256,
+        alias="BROKER_DELIVERY_CONCURRENCY",
+        description="sessions delivered at once by one process to one sink",
     )
     delivery_attempts: int = Field(
         20,
@@ -931,7 +940,6 @@ def _endpoint_faults(settings: Settings) -> list[str]:
         ("BROKER_ENTRA_AUTHORITY", settings.entra_authority),
         ("AZURE_AUTHORITY_HOST", settings.authority_host and settings.azure_authority),
         ("ZEP_API_URL", settings.zep_api_url),
-        ("BROKER_MEMORY_HTTP_URL", settings.memory_http_url),
     ):
         if value is None:
             continue
@@ -1040,7 +1048,52 @@ def _sink_faults(settings: Settings) -> list[str]:
             )
             if value is None
         ]
+    if settings.memory_http_url is not None and (why := _hook_url_fault(settings.memory_http_url)):
+        faults.append(f"BROKER_MEMORY_HTTP_URL: {why}")
+    if settings.memory_http_secret is not None and not _is_webhook_secret(settings.memory_http_secret):
+        faults.append(
+            "BROKER_MEMORY_HTTP_SECRET: should be whsec_ and the base64 of 24 random bytes or more; "
+            'echo "whsec_$(openssl rand -base64 32)" makes one'
+        )
     return faults
+
+
+def _hook_url_fault(url: str) -> str | None:
+    """What is wrong with the URL of a hook; never repeats it, since its query may be a secret."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        return "is not a URL"
+    if parts.scheme not in {"http", "https"} or not host or any(char.isspace() for char in url):
+        return "should be a URL such as https://memory.example.com/events"
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        return "must carry no user, password or fragment"
+    if parts.scheme == "http" and not (is_loopback(host) or _is_private(host)):
+        return "is plain http to the internet: what was said would be readable on the way; use https"
+    return None
+
+
+def _is_private(host: str) -> bool:
+    """Whether a host is of a closed network, by its name or address."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return "." not in host or host.endswith((".internal", ".local", ".svc"))
+
+
+def _is_webhook_secret(secret: SecretStr) -> bool:
+    """Whether all of it is secrets as Standard Webhooks has them, separated by blanks."""
+    parts = secret.get_secret_value().split()
+    for part in parts:
+        encoded = part.removeprefix("whsec_")
+        try:
+            key = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+        except ValueError:
+            return False
+        if encoded == part or len(key) < _WEBHOOK_SECRET_BYTES:
+            return False
+    return bool(parts)
 
 
 def _list_faults(settings: Settings) -> list[str]:

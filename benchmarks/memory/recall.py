@@ -34,7 +34,7 @@ async def say(database: Database, user: str, sessions: int, turns: int) -> None:
     for number in range(sessions):
         who = owner(f"recalled-{user}-{number:04}", principal=user, epoch=number)
         batch = [ArrivedTurn(turn(f"r{n}", content(n), by=who, sequence=n), arrivals.next()) for n in range(turns)]
-        work = partial(insert_turns, batch=batch, now_s=time.time(), unknown=[(who, "elena")], queue=False)
+        work = partial(insert_turns, batch=batch, now_s=time.time(), unknown=[(who, "elena")], sinks=[])
         await database.write(work)
     await index(database)
 

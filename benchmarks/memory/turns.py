@@ -187,7 +187,7 @@ async def fill(database: Database, count: int) -> None:
             for n in numbers
         ]
         unknown = [(who, "elena") for who in owners.values()] if start < _FILLED_SESSIONS else []
-        await database.write(partial(insert_turns, batch=batch, now_s=time.time(), unknown=unknown, queue=False))
+        await database.write(partial(insert_turns, batch=batch, now_s=time.time(), unknown=unknown, sinks=[]))
     await index(database)
 
 
@@ -207,7 +207,7 @@ async def drain(url: str, count: int) -> Result:
         for number in range(count // 30):
             who = owner(f"drained-{drained}-{number:05}")
             batch = [ArrivedTurn(turn(f"d{n}", content(n), by=who, sequence=n + 1), arrivals.next()) for n in range(30)]
-            work = partial(insert_turns, batch=batch, now_s=time.time(), unknown=[(who, "elena")], queue=True)
+            work = partial(insert_turns, batch=batch, now_s=time.time(), unknown=[(who, "elena")], sinks=["zep"])
             await database.write(work)
         worker = DeliveryWorker(database, LocalSink(), DeliveryPolicy(), clock=time.time)
         began_s, running = time.perf_counter(), asyncio.create_task(worker.run())

@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner, Result
 from pydantic import SecretStr
 
+from tests.memory.support.stores import MAKE_DEAD
 from tests.memory.support.turns import SESSION, turn
 from tests.support.broker import environment, run_command
 from tests.support.databases import sqlite_url
 from token_broker.cli.main import main
 from token_broker.memory.service import Memory
-from token_broker.memory.types import Delivery
 from token_broker.settings import Settings
 
 FEW, MANY = 3, 1100  # the second more than two transactions' worth
@@ -42,7 +42,8 @@ async def dead_letters(count: int, folder: Path) -> dict[str, str]:
         await memory.ready()
         await memory.append([turn(f"t{number}", sequence=number) for number in range(count)])
     with sqlite3.connect(folder / "memory.db") as connection:
-        connection.execute("UPDATE turns SET delivery = ?, dead_reason = 'refused'", (Delivery.DEAD,))
+        for statement in MAKE_DEAD:
+            connection.execute(statement)
     connection.close()
     return environment(folder, None, BROKER_DATABASE_URL=url)
 

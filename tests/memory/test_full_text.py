@@ -28,7 +28,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def put(database: Database, *contents: str, session_id: str = SESSION, at_s: float = 1000) -> None:
     by = owner(session_id)
     said = [ArrivedTurn(turn(content=text, by=by), arrival_at(at_s + n)) for n, text in enumerate(contents)]
-    work = partial(insert_turns, batch=said, now_s=1.0, unknown=[(by, "elena")], queue=False)
+    work = partial(insert_turns, batch=said, now_s=1.0, unknown=[(by, "elena")], sinks=[])
     await database.write(work)
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "Interruption",
     "Notice",
     "NoticeKind",
+    "OutboxStatus",
     "Outcome",
     "Position",
     "Recall",
@@ -390,6 +391,17 @@ class Backlog:
     failures: int = 0
     failing_since_us: int | None = None
     batch: int = FULL_BATCH
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxStatus:
+    """The outbox in numbers, over all replicas: of all sinks, and of each that has any."""
+
+    queued: int = 0
+    oldest_us: int | None = None
+    dead: int = 0
+    erasures: int = 0
+    by_sink: Mapping[SinkName, "OutboxStatus"] = field(default_factory=dict, compare=False)
 
 
 class SinkError(Exception):

@@ -83,7 +83,8 @@ class Redactor:
 def own_secrets(settings: Settings) -> tuple[SecretStr | None, ...]:
     """The settings' secrets, as a `Redactor` wants them."""
     keys = [resource.settings.key for resource in settings.resources]
-    return (settings.key, *keys, settings.zep_api_key, settings.metrics_token, *settings.signing_keys)
+    memory = (settings.zep_api_key, settings.memory_http_secret)
+    return (settings.key, *keys, *memory, settings.metrics_token, *settings.signing_keys)
 
 
 def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) -> None:

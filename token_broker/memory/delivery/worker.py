@@ -70,7 +70,10 @@ _KEPT_TRIES = 3  # of a batch that is repeated as it is, before a smaller one is
 
 @dataclass(frozen=True, slots=True)
 class DeliveryPolicy:
-    """The limits of delivery; times are seconds. `backlog_per_s` is of deliveries that waited for the sink to recover."""
+    """The limits of delivery; times are seconds.
+
+    `backlog_per_s` is of deliveries that waited until the sink recovered, or this process began.
+    """
 
     timeout_s: float = 10
     concurrency: int = 8
@@ -382,9 +385,7 @@ class DeliveryWorker:
             wait_s = max(backoff_s(erasure.failures + 1), failure.retry_after_s or 0)
             task = erasure.task if not failure.counts and not failure.permanent else None
         due_us, reason = to_us(self._clock() + wait_s), failure.reason if failure else None
-        later = partial(
-            sink_erasures.postpone_erasure, erasure=erasure, due_at_us=due_us, reason=reason, task=task
-        )
+        later = partial(sink_erasures.postpone_erasure, erasure=erasure, due_at_us=due_us, reason=reason, task=task)
         await self._database.write(later)
 
     async def _sleep(self) -> None:

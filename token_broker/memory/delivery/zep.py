@@ -7,15 +7,11 @@ turn ids, which travel in each message's metadata, before anything is sent again
 """
 
 import asyncio
-import hashlib
-import re
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx
 from pydantic import SecretStr
@@ -25,11 +21,21 @@ from zep_python.types.message import Message
 
 from strategies.outbound_proxy import OutboundProxy
 from strategies.transport import make_tls_context
+from token_broker.memory.delivery.zep_terms import (
+    MAX_CHARS,
+    MAX_MESSAGES,
+    metadata_of,
+    part_of,
+    retry_after_s,
+    split_text,
+    status_failure,
+    zep_user_id,
+)
 from token_broker.memory.types import DeliveryBatch, Failure, Notice, SinkErasure, SinkError, SinkName, StoredTurn
 from token_broker.security.limits import BoundedDict
 from token_broker.security.tokens import ANONYMOUS, Owner
 
-__all__ = ["ZEP_CLOUD_URL", "ZepMemory", "retry_after_s", "split_text", "zep_failure", "zep_user_id"]
+__all__ = ["ZEP_CLOUD_URL", "ZepMemory", "zep_failure"]
 
 R = TypeVar("R")
 
@@ -39,22 +45,13 @@ _FACTS = 10
 _PAGE = 100
 _PAGES = 50  # of a session's messages that are looked through for turns that may have arrived
 _SESSIONS_KNOWN = 10_000
-_MAX_MESSAGES = 30  # a call
-_MAX_CHARS = 2_500  # of a message; Zep refuses longer ones
-_CUT = "…"  # where a message goes on in the next
-_PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# Unavailable to any delivery: overloaded, down, or a key that an operator has to correct.
-_UNAVAILABLE = frozenset({401, 403, 408, 429, 502, 503, 504})
-_WILL_NEVER_TAKE = frozenset({400, 405, 409, 410, 413, 414, 415, 422})
-_UNCERTAIN = frozenset({408, 500, 502, 504})  # Zep may have stored the messages, though a gateway before it gave up
-_MAX_RETRY_AFTER_S = 3600.0
 
 
 class ZepMemory:
     """See `Sink` and `FactSource`. Close it with `aclose`."""
 
     name: SinkName = "zep"
-    max_turns = _MAX_MESSAGES
+    max_turns = MAX_MESSAGES
     max_bytes: int | None = None
     keeps_batches = False  # Zep is asked what it has instead
     takes_notices = False
@@ -90,13 +87,13 @@ class ZepMemory:
             await self._ensure_session(batch.session_id, batch.principal, batch.user_id)
             arrived = await self._parts(batch.session_id) if batch.uncertain else set()
         said = [message for turn in batch.turns for message in _messages(turn, batch.user_id)]
-        missing = [message for message in said if _part_of(message.metadata) not in arrived]
-        for start in range(0, len(missing), _MAX_MESSAGES):
+        missing = [message for message in said if part_of(message.metadata) not in arrived]
+        for start in range(0, len(missing), MAX_MESSAGES):
             # From the second call on, the first has been stored, whatever becomes of this one.
             async with self._failures(
                 storing=True, begun=start > 0, on_missing=lambda: self._known.pop(batch.session_id, None)
             ):
-                await self._zep.memory.add(batch.session_id, messages=missing[start : start + _MAX_MESSAGES])
+                await self._zep.memory.add(batch.session_id, messages=missing[start : start + MAX_MESSAGES])
 
     async def tell(self, notice: Notice) -> None:
         del notice  # it is never given one
@@ -171,20 +168,11 @@ class ZepMemory:
         for _ in range(_PAGES):
             page = await _unless_missing(self._zep.memory.get_session_messages(session_id, limit=_PAGE, cursor=cursor))
             messages = (page.messages if page else None) or []
-            found |= {_part_of(message.metadata) for message in messages}
+            found |= {part_of(message.metadata) for message in messages}
             cursor += len(messages)
             if len(messages) < _PAGE:
                 break
         return found
-
-
-def zep_user_id(principal: str, session_id: str) -> str:
-    """The Zep user of a session. Each anonymous session gets a user of its own: the callers may be different people."""
-    if principal == ANONYMOUS:
-        return f"anonymous-{session_id}"
-    if _PLAIN_ID.fullmatch(principal):
-        return principal
-    return f"user-{hashlib.sha256(principal.encode()).hexdigest()[:32]}"
 
 
 def zep_failure(error: Exception, *, storing: bool, proxy: OutboundProxy | None = None) -> Failure:
@@ -195,36 +183,14 @@ def zep_failure(error: Exception, *, storing: bool, proxy: OutboundProxy | None 
     through = f" through the proxy {proxy.url}" if proxy is not None else ""
     if isinstance(error, httpx.HTTPStatusError):
         response = error.response
-        return _status_failure(response.status_code, retry_after_s(response.headers), storing=storing)
+        return status_failure("zep", response.status_code, retry_after_s(response.headers), storing=storing)
     if isinstance(error, ApiError) and error.status_code is not None:
-        return _status_failure(error.status_code, None, storing=storing)
+        return status_failure("zep", error.status_code, None, storing=storing)
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError):
         return Failure(f"zep: {type(error).__name__}{through}")
     if isinstance(error, httpx.TransportError | OSError):
         return Failure(f"zep: {type(error).__name__}{through}", uncertain=storing)
     return Failure(f"zep: malformed answer ({type(error).__name__})", counts=True, uncertain=storing)
-
-
-def _status_failure(status: int, retry_after: float | None, *, storing: bool) -> Failure:
-    reason = f"zep: {status}"
-    uncertain = storing and status in _UNCERTAIN
-    if status in _UNAVAILABLE:
-        return Failure(reason, uncertain=uncertain, retry_after_s=retry_after)
-    if status in _WILL_NEVER_TAKE:
-        return Failure(reason, permanent=True)
-    return Failure(reason, counts=True, uncertain=uncertain, retry_after_s=retry_after)
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """`Retry-After` as seconds, from a number or a date; at most an hour, None where there is none to read."""
-    value = headers.get("retry-after", "").strip()
-    if value.isdecimal():
-        return min(float(value), _MAX_RETRY_AFTER_S)
-    try:
-        wait_s = parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, OverflowError):
-        return None
-    return min(max(wait_s, 0.0), _MAX_RETRY_AFTER_S)
 
 
 async def _unless_missing(call: Awaitable[R]) -> R | None:
@@ -256,43 +222,16 @@ def _status_of(error: Exception) -> int | None:
 
 def _messages(turn: StoredTurn, label: str | None) -> list[Message]:
     """The turn as messages: one, or as many as Zep's limit makes of a long text, each with its part in the metadata."""
-    metadata: dict[str, Any] = {
-        "turn_id": turn.turn_id,
-        "sequence": turn.sequence,
-        "agent_id": turn.agent_id,
-        "source": turn.source,
-        "interrupted": turn.interrupted,
-        "channel": turn.channel,
-    }
-    parts = split_text(turn.content, _MAX_CHARS)
+    parts = split_text(turn.content, MAX_CHARS)
     messages = []
     for number, content in enumerate(parts, start=1):
-        part = {"part": f"{number}/{len(parts)}"} if len(parts) > 1 else {}
         messages.append(
             Message(
                 role=(label or "user") if turn.role == "user" else (turn.agent_id or "assistant"),
                 role_type=turn.role,
                 content=content,
                 created_at=turn.created_at.isoformat().replace("+00:00", "Z"),
-                metadata={key: value for key, value in metadata.items() if value is not None} | part,
+                metadata=metadata_of(turn, number, len(parts)),
             )
         )
     return messages
-
-
-def _part_of(metadata: Mapping[str, Any] | None) -> tuple[str, str]:
-    """Turn and part of a message; both empty where it is not one of ours."""
-    return str((metadata or {}).get("turn_id", "")), str((metadata or {}).get("part", ""))
-
-
-def split_text(text: str, max_chars: int) -> list[str]:
-    """The text in parts of at most so many characters, cut at blanks where there are some; a mark stands at each cut."""
-    parts: list[str] = []
-    room = max_chars - 2 * len(_CUT)
-    while len(text) > max_chars - len(_CUT if parts else ""):
-        blank = text.rfind(" ", room // 2, room + 1)
-        at = blank if blank > 0 else room
-        parts.append((_CUT if parts else "") + text[:at] + _CUT)
-        text = text[at:].lstrip(" ") if blank > 0 else text[at:]
-    parts.append((_CUT if parts else "") + text)
-    return parts

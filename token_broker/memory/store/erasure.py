@@ -82,14 +82,14 @@ def mark_erased(
     if principal not in {None, owner}:
         raise NotOwnerError(erased=False)
     busy = select(outbox.c.sink, outbox.c.lease_until_us).where(is_session(outbox, session_id))
-    leases = {sink: until_us for sink, until_us in connection.execute(busy)}
+    leases = {row.sink: row.lease_until_us for row in connection.execute(busy)}
     for sink in sinks:
         erasure = SinkErasure(sink, owner or ANONYMOUS, session_id, found.user_id, found.agent_id, before_us=now_us)
         request_erasure(connection, erasure, max(now_us, leases.get(sink, 0)))
     for table in (outbox, notices):
         connection.execute(delete(table).where(is_session(table, session_id)))
     recent: Any = insert_for(connection.dialect.name, recent_erasures).values(
-        bucket=bucket_of(session_id), session_id=session_id, at_us=now_us
+        bucket=bucket_of(session_id), session_id=session_id, principal=owner, at_us=now_us
     )
     connection.execute(recent.on_conflict_do_nothing())
     tombstone = {
@@ -112,10 +112,11 @@ def mark_user_erased(connection: Connection, user: str, now_us: int) -> None:
         connection.execute(made.on_conflict_do_update(index_elements=["kind", "id"], set_=later))
 
 
-def erased_since(connection: Connection, since_us: int, limit: int) -> list[str]:
-    """Sessions that were erased since then."""
-    wanted = recent_erasures.c.at_us >= since_us
-    return list(connection.scalars(select(recent_erasures.c.session_id).where(wanted).limit(limit)))
+def erased_since(connection: Connection, since_us: int, limit: int) -> list[tuple[str, str]]:
+    """Sessions that were erased since then, and whose they were; the newest first."""
+    recent = recent_erasures.c
+    wanted = select(recent.session_id, recent.principal).where(recent.at_us >= since_us)
+    return [(row[0], row[1]) for row in connection.execute(wanted.order_by(recent.at_us.desc()).limit(limit))]
 
 
 def forget_recent(connection: Connection, before_us: int) -> int:

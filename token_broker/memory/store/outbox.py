@@ -6,7 +6,7 @@ Sinks share the turns' rows and nothing else, so that none waits for another.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ from token_broker.memory.types import (
     SINK_BITS,
     Backlog,
     Notice,
+    OutboxStatus,
     Position,
     SinkName,
     StoredTurn,
@@ -106,17 +107,6 @@ class Settlement:
     task: str | None = None
     task_failed: bool = False
     noticed: bool = False  # the notice is delivered, or given up
-
-
-@dataclass(frozen=True, slots=True)
-class OutboxStatus:
-    """The outbox in numbers, over all replicas: of all sinks, and of each that has any."""
-
-    queued: int
-    oldest_us: int | None
-    dead: int
-    erasures: int
-    by_sink: Mapping[str, "OutboxStatus"] = field(default_factory=dict, compare=False)
 
 
 def read_status(connection: Connection) -> OutboxStatus:

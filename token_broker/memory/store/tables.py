@@ -242,6 +242,7 @@ recent_erasures = Table(
     metadata,
     Column("bucket", SmallInteger, nullable=False),
     Column("session_id", Text, nullable=False),
+    Column("principal", Text, nullable=False),
     Column("at_us", BigInteger, nullable=False),
     PrimaryKeyConstraint("bucket", "session_id"),
     Index("recent_erasures_by_time", "at_us"),

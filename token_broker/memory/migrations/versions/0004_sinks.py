@@ -10,20 +10,27 @@ revision = "0004"
 down_revision = "0002"
 
 
+def bucket() -> sa.Column[int]:
+    """The session's bucket: first in each key."""
+    return sa.Column("bucket", sa.SmallInteger, nullable=False)
+
+
+def text(name: str) -> sa.Column[str]:
+    """A text that every row has."""
+    return sa.Column(name, sa.Text, nullable=False)
+
+
 def upgrade() -> None:
     """Adds the columns and tables, and moves what waits."""
     _sort_turns()
-    bucket = sa.Column("bucket", sa.SmallInteger, nullable=False)
-    session_id = sa.Column("session_id", sa.Text, nullable=False)
-    sink = sa.Column("sink", sa.Text, nullable=False)
     _remake(
         "outbox",
         "bucket, session_id, due_at_us, lease_until_us, fence, uncertain, attempts, failures, failing_since_us, batch, "
         "queued, oldest_us, last_error",
         {"sink": "'zep'", "generation": "0"},
-        bucket.copy(),
-        session_id.copy(),
-        sink.copy(),
+        bucket(),
+        text("session_id"),
+        text("sink"),
         sa.Column("due_at_us", sa.BigInteger, nullable=False),
         sa.Column("lease_until_us", sa.BigInteger, nullable=False),
         sa.Column("fence", sa.BigInteger, nullable=False),
@@ -42,22 +49,22 @@ def upgrade() -> None:
     op.create_index("outbox_due", "outbox", ["sink", "bucket", "due_at_us"])
     op.create_table(
         "notices",
-        bucket.copy(),
-        session_id.copy(),
-        sink.copy(),
+        bucket(),
+        text("session_id"),
+        text("sink"),
         sa.Column("arrival", sa.BigInteger, nullable=False),
-        sa.Column("kind", sa.Text, nullable=False),
-        sa.Column("body", sa.Text, nullable=False),
+        text("kind"),
+        text("body"),
         sa.PrimaryKeyConstraint("bucket", "session_id", "sink", "arrival"),
     )
     _remake(
         "erasures",
         "bucket, principal, session_id, due_at_us, lease_until_us, failures, last_error",
         {"sink": "'zep'", "before_us": "due_at_us"},
-        bucket.copy(),
-        sink.copy(),
-        sa.Column("principal", sa.Text, nullable=False),
-        session_id.copy(),
+        bucket(),
+        text("sink"),
+        text("principal"),
+        text("session_id"),
         sa.Column("user_id", sa.Text),
         sa.Column("agent_id", sa.Text),
         sa.Column("before_us", sa.BigInteger, nullable=False),
@@ -70,31 +77,32 @@ def upgrade() -> None:
     )
     op.create_table(
         "sink_ids",
-        bucket.copy(),
-        sink.copy(),
-        sa.Column("kind", sa.Text, nullable=False),
-        sa.Column("key", sa.Text, nullable=False),
+        bucket(),
+        text("sink"),
+        text("kind"),
+        text("key"),
         sa.Column("sink_key", sa.Text),
         sa.Column("generation", sa.Integer, nullable=False),
         sa.PrimaryKeyConstraint("bucket", "sink", "kind", "key"),
     )
     op.create_table(
         "sink_rests",
-        sink.copy(),
+        text("sink"),
         sa.Column("until_us", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("sink"),
     )
     op.create_table(
         "erased_users",
-        sa.Column("kind", sa.Text, nullable=False),
-        sa.Column("id", sa.Text, nullable=False),
+        text("kind"),
+        text("id"),
         sa.Column("before_us", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("kind", "id"),
     )
     op.create_table(
         "recent_erasures",
-        bucket.copy(),
-        session_id.copy(),
+        bucket(),
+        text("session_id"),
+        text("principal"),
         sa.Column("at_us", sa.BigInteger, nullable=False),
         sa.PrimaryKeyConstraint("bucket", "session_id"),
     )
@@ -108,9 +116,9 @@ def _sort_turns() -> None:
     op.create_table(
         "dead_letters",
         sa.Column("bucket", sa.SmallInteger, nullable=False),
-        sa.Column("session_id", sa.Text, nullable=False),
-        sa.Column("turn_id", sa.Text, nullable=False),
-        sa.Column("sink", sa.Text, nullable=False),
+        text("session_id"),
+        text("turn_id"),
+        text("sink"),
         sa.Column("arrival", sa.BigInteger, nullable=False),
         sa.Column("reason", sa.Text),
         sa.PrimaryKeyConstraint("bucket", "session_id", "turn_id", "sink"),
@@ -129,9 +137,9 @@ def _sort_turns() -> None:
 
 def _remake(table: str, kept: str, added: dict[str, str], *columns: sa.schema.SchemaItem) -> None:
     """Makes a table anew with its rows: neither database changes a primary key in place."""
-    op.execute(f"CREATE TABLE before_sinks AS SELECT * FROM {table}")
+    op.execute(f"CREATE TABLE before_sinks AS SELECT * FROM {table}")  # noqa: S608  # our own names
     op.drop_table(table)
     op.create_table(table, *columns)
     names, values = ", ".join([kept, *added]), ", ".join([kept, *added.values()])
-    op.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM before_sinks")  # noqa: S608  # our own names
+    op.execute(f"INSERT INTO {table} ({names}) SELECT {values} FROM before_sinks")  # noqa: S608
     op.drop_table("before_sinks")
