@@ -84,7 +84,7 @@ async def test_retry_in_pipe_writes_one_line(tmp_path: Path) -> None:
     finished = await run_command("outbox", "retry", env=env, cwd=tmp_path)
     assert (finished.code, finished.out, finished.err) == (0, f"{MANY} queued again\n", "")
     listed = await run_command("outbox", "list", env=env, cwd=tmp_path)
-    assert listed.out == f"{MANY} queued, 0 dead\n"
+    assert listed.out == f"{MANY} queued, 0 dead\nzep: {MANY} queued, 0 dead\n"
 
 
 async def test_long_retry_on_terminal_shows_progress(tmp_path: Path, script: Path) -> None:
@@ -123,10 +123,11 @@ async def test_forget_reports_unknown_session(tmp_path: Path, monkeypatch: pytes
     env = await dead_letters(FEW, tmp_path)
     run = partial(run_here, "forget", "--session", env=env, monkeypatch=monkeypatch)
     unknown = await run("another-session-01")
-    assert (unknown.exit_code, unknown.stdout) == (0, "0 turns forgotten\n")
+    receipt = "files: done; backups of the database: not touched\n"
+    assert (unknown.exit_code, unknown.stdout) == (0, f"0 turns forgotten\n{receipt}")
     assert "is the id right?" in unknown.stderr
     known = await run(SESSION)
-    assert (known.exit_code, known.stdout, known.stderr) == (0, f"{FEW} turns forgotten\n", "")
+    assert (known.exit_code, known.stdout, known.stderr) == (0, f"{FEW} turns forgotten\n{receipt}", "")
 
 
 # --- the shell
@@ -146,7 +147,7 @@ async def shell(commands: str, script: Path, env: dict[str, str]) -> str:
 COMPLETIONS = [
     ("do", ["doctor"]),
     ("outbox re", ["retry"]),
-    ("outbox retry --s", ["--session"]),
+    ("outbox retry --s", ["--session", "--sink"]),
     ("simulate --kind d", ["direct"]),
 ]
 

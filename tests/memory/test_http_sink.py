@@ -79,10 +79,9 @@ async def test_repetition_has_id_and_turns_of_first(
     database: Database, receiver: Receiver, delivering: Delivering
 ) -> None:
     """New turns that come meanwhile go behind; timestamp and signature are of each attempt."""
-    async with hooked(receiver, delivering.clock) as sink:
+    async with signing_by(delivering.clock, receiver) as sink:
         again = Delivering(database, sink, delivering.clock)
         receiver.faults.append(Fault("reset", stored=True, times=2))
-        receiver.unverified = 0
         talk = a_talk(5, by=ANN)
         await again.queue(*talk[:3])
         await again.rounds()

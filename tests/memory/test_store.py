@@ -233,8 +233,10 @@ async def test_foreign_session_is_not_erased(database: Database) -> None:
     with pytest.raises(NotOwnerError):
         await database.write(partial(work, principal="mallory"))
     assert await ids(database, principal="ann") == ["t1"]
-    assert await database.write(partial(work, principal="ann")) == 1
-    assert await database.write(partial(work, principal="mallory")) == 0, "there is nothing left to be anybody's"
+    assert await database.write(partial(work, principal="ann")) == Marked(1)
+    assert await database.write(partial(work, principal="mallory")) == Marked(0), (
+        "there is nothing left to be anybody's"
+    )
 
 
 def _stored(connection: Connection, session_id: str) -> int:
@@ -314,6 +316,6 @@ async def test_last_arrival(database: Database) -> None:
 @pytest.mark.parametrize("count", [1, 250])
 async def test_batch_of_any_size_is_stored(database: Database, count: int) -> None:
     outcomes = await put(
-        database, *(turn(f"t{n}", by=owner(f"session-of-test-{n % 7}")) for n in range(count)), queue=True
+        database, *(turn(f"t{n}", by=owner(f"session-of-test-{n % 7}")) for n in range(count)), sinks=["zep"]
     )
     assert outcomes == [S] * count

@@ -46,6 +46,7 @@ class ConfigurationError(click.ClickException):
 _LAZY_COMMANDS = {
     "block": ("token_broker.cli.memory", "block"),
     "doctor": ("token_broker.doctor.command", "doctor_command"),
+    "export": ("token_broker.cli.memory", "export"),
     "forget": ("token_broker.cli.memory", "forget"),
     "outbox": ("token_broker.cli.memory", "outbox"),
     "resources": ("token_broker.cli.azure_resources", "resources"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from token_broker.memory.store.erasure import Marked
+    from token_broker.memory.store.exports import Line
     from token_broker.memory.store.outbox import OutboxStatus
     from token_broker.memory.types import Block, BlockKind, DeadLetter, SinkName
 
@@ -58,8 +59,10 @@ class Maintenance:
         lease_s: float,
         session_token_s: float,
         clock: Callable[[], float] = time.time,
+        settings: Settings | None = None,
     ) -> None:
         self._database = database
+        self._settings = settings
         self._sinks = tuple(sinks)
         self._lease_s = lease_s
         self._named_s = session_token_s + RESUME_GRACE_S + LEEWAY_S
@@ -148,6 +151,73 @@ class Maintenance:
             else:
                 receipts.append(SinkReceipt(sink, "accepted", f"task {task}" if task else "not asked yet"))
         return receipts
+
+    async def ask_sinks(
+        self, *, session_id: str | None = None, user: str | None = None, wait_s: float
+    ) -> "list[SinkReceipt]":
+        """Has the sinks erase a session or a user, for `wait_s` at most; the receipt. Raises StoreError.
+
+        Only of a maintenance that was made with the settings: the broker has workers that ask.
+        """
+        from token_broker.memory.delivery.erase_now import erase_now
+
+        async def is_over() -> bool:
+            return all(one.state == "done" for one in await self.receipt(session_id=session_id, user=user))
+
+        if self._settings is not None:
+            await erase_now(self._database, self._settings, is_over, wait_s=wait_s)
+        return await self.receipt(session_id=session_id, user=user)
+
+    async def export(self, *, session_id: str | None = None, user: str | None = None) -> "AsyncIterator[Line]":
+        """All that is stored of a session or a user, a line after the other, read in pages. Raises StoreError."""
+        from token_broker.memory.store.exports import export_sessions
+
+        if session_id is not None:
+            async for line in self._export_session(session_id):
+                yield line
+            return
+        after = (-1, "")
+        while page := await self._database.read(
+            partial(export_sessions, user=user or "", after=after, limit=_SESSIONS_CHUNK), pool="bulk"
+        ):
+            for _, one in page:
+                async for line in self._export_session(one):
+                    yield line
+            after = page[-1]
+
+    async def _export_session(self, session_id: str) -> "AsyncIterator[Line]":
+        from token_broker.memory.store.exports import export_rows, export_session, export_turns
+
+        session = await self._database.read(partial(export_session, session_id=session_id), pool="bulk")
+        if session is None:
+            return
+        yield session
+        after: tuple[int, int, int] | None = None
+        while turns := await self._database.read(
+            partial(export_turns, session_id=session_id, after=after), pool="bulk"
+        ):
+            for turn in turns:
+                after = (turn.position.epoch, turn.position.place, turn.position.arrival)
+                yield {
+                    "type": "turn",
+                    "session_id": session_id,
+                    "turn_id": turn.turn_id,
+                    "agent_id": turn.agent_id or None,
+                    "role": turn.role,
+                    "content": turn.content,
+                    "sequence": turn.sequence,
+                    "created_at": turn.created_at.isoformat().replace("+00:00", "Z"),
+                    "source": turn.source,
+                    "interrupted": turn.interrupted,
+                    "channel": turn.channel,
+                    "delivery": turn.delivery.label,
+                }
+
+        def others(connection: "Connection") -> list[Line]:
+            return list(export_rows(connection, session_id))
+
+        for line in await self._database.read(others, pool="bulk"):
+            yield line
 
     async def scrub_files(self) -> bool | None:
         """Takes what was deleted out of the database's files; see `Database.scrub_files`. Raises StoreError."""
@@ -298,6 +368,7 @@ async def open_maintenance(
             sinks=settings.sinks,
             lease_s=3 * settings.delivery_timeout_s,
             session_token_s=settings.session_token_ttl_s,
+            settings=settings,
         )
     finally:
         await database.close()

@@ -146,6 +146,8 @@ def make_app(zep: ZepCloud) -> Starlette:
                 known(zep.users, uuid)
                 return 202, UserDeleteResult(task=job(deletes=("user", uuid)))
             case ["POST", "threads"]:
+                if "user_uuid" not in body:
+                    raise RefusedError(400, "user_uuid is required")
                 known(zep.users, body["user_uuid"])
                 uuid = new_uuid()
                 zep.threads[uuid] = {"uuid": uuid, "user_uuid": body["user_uuid"]}

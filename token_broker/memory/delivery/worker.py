@@ -170,14 +170,9 @@ class DeliveryWorker:
         free = self.limiter.limit - len(self._running)
         if free <= 0:
             return 0
-        now_us, sink = to_us(now_s), self.sink.name
-        lease_until_us = now_us + to_us(self._policy.lease_s)
-        claim = partial(sink_erasures.claim_erasures, sink=sink, limit=1, now_us=now_us, lease_until_us=lease_until_us)
-        erasures = await self._database.write(claim)
-        for erasure in erasures:
-            self._start(self._erase(erasure))
-        started = len(erasures)
-        buckets = await self._due_buckets(now_us) if started < free else []
+        sink = self.sink.name
+        started = await self.erase_due()
+        buckets = await self._due_buckets(to_us(now_s)) if started < free else []
         random.shuffle(buckets)  # replicas that began with the same bucket would wait for each other's locks
         for bucket in buckets:  # a transaction each: a claim locks its rows until its transaction ends
             now_us = to_us(self._clock())
@@ -199,6 +194,23 @@ class DeliveryWorker:
             if started >= free:
                 break
         return started
+
+    async def erase_due(self) -> int:
+        """Claims an erasure that is due, unless the sink is to be left alone, and starts it; how many it started."""
+        now_s = self._clock()
+        if now_s < self.limiter.resume_at_s:
+            return 0
+        claim = partial(
+            sink_erasures.claim_erasures,
+            sink=self.sink.name,
+            limit=1,
+            now_us=to_us(now_s),
+            lease_until_us=to_us(now_s + self._policy.lease_s),
+        )
+        erasures = await self._database.write(claim)
+        for erasure in erasures:
+            self._start(self._erase(erasure))
+        return len(erasures)
 
     async def _due_buckets(self, now_us: int) -> list[int]:
         """Where sessions wait; nowhere while the sink rests, at whichever replica's request."""
