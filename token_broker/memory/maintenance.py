@@ -213,7 +213,7 @@ class Maintenance:
                     "delivery": turn.delivery.label,
                 }
 
-        def others(connection: "Connection") -> list[Line]:
+        def others(connection: "Connection") -> "list[Line]":
             return list(export_rows(connection, session_id))
 
         for line in await self._database.read(others, pool="bulk"):
