@@ -80,7 +80,7 @@ def bare(port: int, upstream_port: int) -> None:
     import uvloop
     from aiohttp import ClientSession, web
 
-    from strategies.base import ga_client_secret
+    from strategies.session_model.session_fields import ga_client_secret
     from token_broker.sessions.agents import load_agents
     from token_broker.sessions.plans import session_spec
     from token_broker.settings import Settings

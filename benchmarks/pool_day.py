@@ -100,7 +100,7 @@ class SimulatedStrategy:
         await asyncio.sleep(self.chance.lognormvariate(0, 0.4) * ANSWER_S)
         return EphemeralGrant(
             strategy=self.name, token=SecretStr("ek_x"), expires_at=None, expires_in_s=60, received_at_s=0,  # type: ignore[arg-type]  # not looked at
-            endpoint="", dialect="ga", voice=spec.voices["ga"],
+            endpoint="", dialect="ga", voice=str(spec.voices["ga"]),
         )  # fmt: skip
 
 

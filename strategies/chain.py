@@ -147,6 +147,10 @@ class Chain:
         minting = [link for link in self.links[:end] if isinstance(link, Link)]
         self._of = {each.name: [link for link in minting if link.resource is each] for each in pool.resources}
 
+    def of(self, resource: Resource) -> Sequence[Link]:
+        """The links that mint at the resource."""
+        return self._of[resource.name]
+
     def routes_of(self, resource: Resource) -> tuple[str, ...]:
         """The names of the strategies that mint at the resource."""
         return tuple(link.strategy.name for link in self._of[resource.name])
@@ -235,18 +239,15 @@ class _Minting:
         A share for each strategy of each resource would be too short for a slow answer, and most are never asked.
         """
         pool, wanted = self._chain.pool, self._wanted
-        left = [
-            later.resource.name
-            for later in self._left
-            if pool.would_admit(
-                later.resource,
-                later.strategy.name,
-                agent_id=wanted.agent_id,
-                model=wanted.model,
-                early=self._early,
-            )
-        ]
-        return len(set(left) - {link.resource.name}) or len(left)
+        agent_id, model = wanted.agent_id, wanted.model
+        others, own = set(), 0
+        for later in self._left:
+            if pool.would_admit(later.resource, later.strategy.name, agent_id=agent_id, model=model, early=self._early):
+                if later.resource is link.resource:
+                    own += 1
+                else:
+                    others.add(later.resource.name)
+        return len(others) or own
 
     def ended(self, call: Call[Grant], error: MintError | None) -> None:
         if error is not None and fault_of(error) is Fault.RESOURCE:
@@ -273,27 +274,26 @@ class _Minting:
 
         Otherwise, after an outage of all routes, several callers at once would each wait for a probe of their own.
         """
-        if not all(each.is_closed for each in self._breakers(link)) and any(
-            each.probing
-            for other in self._chain.links
-            if isinstance(other, Link) and other.resource is link.resource
-            for each in self._breakers(other)
-        ):
-            return None
+        wanted = self._wanted
+
+        def breakers(of: Link) -> tuple[CircuitBreaker, ...]:
+            return self._chain.pool.breakers(
+                of.resource, of.strategy.name, agent_id=wanted.agent_id, model=wanted.model
+            )
+
+        for each in breakers(link):
+            if not each.is_closed and any(
+                other.probing for beside in self._chain.of(link.resource) for other in breakers(beside)
+            ):
+                return None
         return self._chain.pool.admit(
             link.resource,
             link.strategy.name,
-            agent_id=self._wanted.agent_id,
-            model=self._wanted.model,
-            session_id=self._wanted.session_id,
-            running=self._wanted.running,
+            agent_id=wanted.agent_id,
+            model=wanted.model,
+            session_id=wanted.session_id,
+            running=wanted.running,
             early=self._early,
-        )
-
-    def _breakers(self, link: Link) -> tuple[CircuitBreaker, ...]:
-        wanted = self._wanted
-        return self._chain.pool.breakers(
-            link.resource, link.strategy.name, agent_id=wanted.agent_id, model=wanted.model
         )
 
     def _call(self, link: Link, permit: PoolPermit, share_s: float) -> Call[Grant]:

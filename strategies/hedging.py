@@ -110,6 +110,7 @@ class Hedger:
         self.clock = clock
         self.budget = HedgeBudget(clock)
         self._after_ms = after_ms
+        self._hedges = after_ms != 0 and len(pool.resources) > 1
         # asyncio keeps only weak references to tasks: a task that nobody holds can vanish before it ends.
         self.left_behind: set[asyncio.Task[Any]] = set()
 
@@ -118,11 +119,12 @@ class Hedger:
 
         The success of a handshake counts for nothing yet: see `Pool.connecting`.
         """
-        return await _Race(self, contest, is_handshake=is_handshake).run()
+        race = _Race(self, contest, is_handshake=is_handshake)
+        return await (race.run() if self._hedges else race.run_in_turn())
 
     def delay_s(self, permit: PoolPermit) -> float | None:
         """How long the call may be silent; None where nothing is hedged."""
-        if self._after_ms == 0 or len(self.pool.resources) <= 1:
+        if not self._hedges:
             return None
         if self._after_ms is not None:
             return self._after_ms / 1000
@@ -171,6 +173,26 @@ class _Race(Generic[T]):
                 self._pool.pace(self._first.permit.resource.name).abandoned(self._pace)
         return None
 
+    async def run_in_turn(self) -> T | None:
+        """The contest where nothing is hedged: one call after the other, at the cost of the calls alone."""
+        while (call := self._contest.next_call(())) is not None:
+            call.began_s = call.asked_s = self._clock()
+            task = asyncio.create_task(call.run(), name=call.name)
+            try:
+                await asyncio.wait((task,), timeout=call.limit_s)
+                if not task.done():
+                    task.cancel()
+                    await asyncio.wait((task,), timeout=_CLEAN_UP_S)
+            except BaseException:
+                self._pool.abandoned(call.permit)
+                self._leave_behind(task, call)
+                raise
+            if (error := _error_of(task, call)) is None:
+                self._count_winner(call)
+                return task.result()
+            self._count_loss(task, call, error)
+        return None
+
     def _ask_next(self) -> Call[T] | None:
         busy = [call.permit.resource.name for call in self._running.values()]
         if (call := self._contest.next_call(busy)) is not None:
@@ -203,12 +225,21 @@ class _Race(Generic[T]):
             if (error := _error_of(task, self._running[task])) is None:
                 continue
             lost += 1
-            call = self._running.pop(task)
-            if not task.done():
-                self._leave_behind(task, call)
-            self._pool.refused(call.permit, error)
-            self._contest.ended(call, error)
+            self._count_loss(task, self._running.pop(task), error)
         return lost
+
+    def _count_loss(self, task: asyncio.Task[T], call: Call[T], error: MintError) -> None:
+        if not task.done():
+            self._leave_behind(task, call)
+        self._pool.refused(call.permit, error)
+        self._contest.ended(call, error)
+
+    def _count_winner(self, call: Call[T]) -> None:
+        if self._is_handshake:
+            self._pool.connected(call.permit)
+        else:
+            self._pool.answered(call.permit, asked_s=call.asked_s)
+        self._contest.ended(call, None)
 
     def _hedge_if_due(self) -> None:
         now_s = self._clock()
@@ -229,11 +260,7 @@ class _Race(Generic[T]):
 
     def _won(self, winner: asyncio.Task[T]) -> T:
         call = self._running.pop(winner)
-        if self._is_handshake:
-            self._pool.connected(call.permit)
-        else:
-            self._pool.answered(call.permit, asked_s=call.asked_s)
-        self._contest.ended(call, None)
+        self._count_winner(call)
         if self._first is not None and self._pace is not None and self._delay_s is not None:
             pace = self._pool.pace(self._first.permit.resource.name)
             if call is self._first and self._clock() - call.asked_s <= self._delay_s:

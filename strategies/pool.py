@@ -104,12 +104,14 @@ class Pool:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.resources = tuple(resources)
+        self.by_name = {each.name: each for each in self.resources}
         self._policy = policy or BreakerPolicy()
         self._clock = clock
         self._health = {each.name: ResourceHealth(each.name, self._policy, clock=clock) for each in self.resources}
         self._quotas = KnownQuotas({each.name: each.quotas for each in self.resources}, clock=clock)
         self._has_quotas = bool(self._quotas)
         self._breakers: dict[tuple[str, str], CircuitBreaker] = {}
+        self._alone: dict[tuple[str, str], tuple[CircuitBreaker]] = {}  # the same, as `breakers` gives them
         self._times: dict[tuple[str, str], AnswerTimes] = {}
         # Breakers that exist only while something is wrong: by (resource, route, agent) and by (resource, "", model).
         self._scoped: dict[tuple[str, str, str], CircuitBreaker] = {}
@@ -156,8 +158,10 @@ class Pool:
         self, resource: Resource, route_name: str, *, agent_id: str, model: str = ""
     ) -> tuple[CircuitBreaker, ...]:
         """Those that decide on a call: the route's, and while something is wrong, the agent's and the model's."""
-        breaker = self.breaker(resource.name, route_name)
-        return (breaker, *self._scoped_of(resource, route_name, agent_id, model)) if self._scoped else (breaker,)
+        key = (resource.name, route_name)
+        if (alone := self._alone.get(key)) is None:
+            alone = self._alone[key] = (self.breaker(*key),)
+        return (*alone, *self._scoped_of(resource, route_name, agent_id, model)) if self._scoped else alone
 
     def would_admit(
         self, resource: Resource, route_name: str, *, agent_id: str, model: str = "", early: bool = False

@@ -36,6 +36,7 @@ class Resource:
     weight: int = 1
     zone: str = ""  # a free label for data residency
     quotas: Quotas = _UNKNOWN
+    voice_live_version: str = ""  # Voice Live's api-version; empty where it isn't known
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Mapping
 from urllib.parse import quote
 
-from strategies.base import EphemeralGrant, SessionSpec, flat_session, ga_client_secret
+from strategies.base import EphemeralGrant, SessionSpec
 from strategies.credentials import Authorization
 from strategies.endpoint import Target
 from strategies.errors import ApiVersionError
+from strategies.session_model.session_fields import flat_session, ga_client_secret
 from strategies.upstream import Minted, Upstream
 
 __all__ = ["LEGACY_API_VERSION", "DirectDeployment", "FlatRoute", "Ga", "Project", "Unified"]

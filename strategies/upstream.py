@@ -34,6 +34,7 @@ from strategies.errors import (
     TransientError,
 )
 from strategies.outbound_proxy import ProxyFailedError
+from strategies.session_model.session_fields import voice_name
 
 __all__ = [
     "Answer",
@@ -92,7 +93,7 @@ class Minted:
             received_at_s=self.received_at_s,
             endpoint=endpoint,
             dialect=dialect,
-            voice=spec.voices[dialect],
+            voice=voice_name(spec.voices[dialect]),
             clock_skew_s=self.clock_skew_s,
             resource=self.resource,
         )

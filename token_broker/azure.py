@@ -64,6 +64,7 @@ def build_pool(settings: Settings) -> Pool:
             priority=each.entry.priority,
             weight=each.entry.weight,
             zone=each.entry.zone,
+            voice_live_version=each.settings.voice_live_api_version,
             quotas=Quotas(
                 voice_live_per_minute=each.entry.voice_live_per_minute,
                 voice_live_per_second=each.entry.voice_live_per_second,

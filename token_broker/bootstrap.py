@@ -37,6 +37,7 @@ from token_broker.security.authentication import make_authenticator
 from token_broker.security.limits import MemoryQuotas, RateLimiter, SessionLimits
 from token_broker.security.tokens import TokenSigner, load_or_create_key
 from token_broker.server.drain import Drain
+from token_broker.sessions.agent_reports import agent_reports, tool_reports
 from token_broker.sessions.agents import ensure_resources, load_agents
 from token_broker.sessions.ownership import Callers
 from token_broker.sessions.plans import PlanMaker
@@ -74,9 +75,6 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         tracing = await stack.enter_async_context(open_tracing(settings))
         observe = observe_with(log_attempt, metrics, plan_counters, tracing)
         agents = load_agents(settings.agents_file)
-        for agent in agents.values():
-            if agent.sockets_only:
-                log.warning("agent_is_sockets_only", agent_id=agent.id, why="a tool of its has a credential")
         for model in {each.settings.transcription_model: None for each in settings.resources}:
             if not is_classic_whisper(model):
                 continue
@@ -93,6 +91,12 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         http = await stack.enter_async_context(make_client(transport))
         pool = build_pool(settings)
         ensure_resources(agents, pool.resources)
+        reports = {agent.id: agent_reports(agent, settings, pool.resources) for agent in agents.values()}
+        for agent in agents.values():
+            if agent.sockets_only:
+                log.warning("agent_is_sockets_only", agent_id=agent.id, why=agent.sockets_only)
+            for line in [*reports[agent.id], *tool_reports(agent, settings, pool.resources)]:
+                log.warning("agent_report", agent_id=agent.id, what=line)
         hedger = build_hedger(settings, pool)
         credentials = build_credentials(settings)
         for each in credentials.values():
@@ -146,7 +150,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             )
             stack.push_async_callback(calls.aclose)
             memory.blocklist.watch(calls.end_where)
-        level = TalkLevelCounters(lambda time_s: observe(TalkLive(time_s)))
+        level = TalkLevelCounters(names, lambda resource, time_s: observe(TalkLive(time_s, resource)))
         # Calls and talks share `talks`: the limit counts both.
         relay = VoiceRelay(
             settings=settings,
@@ -177,6 +181,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
         status = StatusSources(
             settings=settings,
             agents=agents,
+            agent_reports=reports,
             pool=pool,
             chain=chain,
             plan_counters=plan_counters,
@@ -204,6 +209,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
                 rate=rate,
                 hang_ups=RateLimiter(settings.rate_limit_per_minute),
                 drain=drain,
+                talks=level,
             ),
             minting=minting,
             calls=CallRelay(minting, signer, memory.blocklist, talks, calls, level),

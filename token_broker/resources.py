@@ -5,11 +5,11 @@
 
 import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Tag, ValidationError
 
 from strategies.endpoint import EndpointError, parse_endpoint
 
@@ -123,15 +123,13 @@ def fault_lines(path: Path, error: ValidationError, model: type[BaseModel], docu
     """
     lines = []
     for fault in error.errors():
-        where = _place(fault["loc"], document)
+        where = _place(fault["loc"], document, is_missing=fault["type"] == "missing")
         if fault["type"] == "extra_forbidden":
             owner = _model_at(model, fault["loc"][:-1])
             permitted = sorted(owner.model_fields)
             near = difflib.get_close_matches(str(fault["loc"][-1]), permitted, n=1)
             meant = f"; {near[0]} is meant, perhaps" if near else ""
             lines.append(f"{path}: {where}: there is no such key{meant}; permitted are {', '.join(permitted)}")
-        elif fault["type"] == "union_tag_not_found":
-            lines.append(f"{path}: {where}: has no {fault['ctx']['discriminator']}, which says what it is")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             lines.append(f"{path}: {where}: {message[:1].lower()}{message[1:]}")
@@ -139,48 +137,45 @@ def fault_lines(path: Path, error: ValidationError, model: type[BaseModel], docu
 
 
 def _model_at(model: type[BaseModel], loc: Sequence[int | str]) -> type[BaseModel]:
-    """The model that is validated at `loc` within `model`. Where several may be, `loc` has the tag of the one."""
-    candidates = [model]
+    """The model that is validated at `loc` within `model`, where `loc` also has the tags of unions."""
+    tagged = {"": model}
     parts = iter(loc)
     for part in parts:
-        owner = next((each for each in candidates if str(part) in each.model_fields), None)
-        if owner is not None:
-            annotation = owner.model_fields[str(part)].annotation
-            candidates = _models_in(annotation)
-            if _is_table(annotation):
-                next(parts, None)  # the key of one of several
-        elif isinstance(part, str):
-            candidates = [each for each in candidates if part in _tags_of(each)] or candidates
-    return candidates[0] if candidates else BaseModel
+        owner = next((each for each in tagged.values() if part in each.model_fields), None)
+        if owner is None:
+            tagged = {"": tagged[str(part)]} if str(part) in tagged else tagged
+            continue
+        annotation = owner.model_fields[str(part)].annotation
+        tagged = dict(_models_in(annotation))
+        if get_origin(annotation) in {dict, tuple}:
+            next(parts, None)  # the key or the number of one of several
+    return next(iter(tagged.values()))
 
 
-def _is_table(annotation: Any) -> bool:
-    """Whether it is a table of models by any key, or may be."""
-    return get_origin(annotation) is dict or any(map(_is_table, get_args(annotation)))
-
-
-def _tags_of(model: type[BaseModel]) -> tuple[Any, ...]:
-    """The values of `type` that choose this model."""
-    return get_args(model.model_fields["type"].annotation) if "type" in model.model_fields else ()
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def _models_in(annotation: Any, tag: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """The models of an annotation by their tag in a union: what a `Tag` says, or their own `type`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for part in get_args(annotation) for found in _models_in(part)]
+        own = annotation.model_fields.get("type")
+        words = get_args(own.annotation) if own is not None else ()
+        yield tag or (str(words[0]) if len(words) == 1 else annotation.__name__), annotation
+    tags = [each.tag for each in getattr(annotation, "__metadata__", ()) if isinstance(each, Tag)]
+    for part in get_args(annotation):
+        yield from _models_in(part, tags[0] if tags else tag)
 
 
-def _place(loc: Sequence[int | str], document: Any) -> str:
-    """`resources.eastus2.endpoint`: where in the document the fault is."""
+def _place(loc: Sequence[int | str], document: Any, *, is_missing: bool) -> str:
+    """`resources.eastus2.endpoint`: where in the document the fault is. The tags of unions are no part of it."""
     parts = []
-    for part in loc:
-        if isinstance(document, Mapping):
-            if part not in document and (part != loc[-1] or document.get("type") == part):
-                continue  # the tag of one of several models
+    for number, part in enumerate(loc, 1):
+        if isinstance(document, Mapping) and (part in document or (is_missing and number == len(loc))):
             document = document.get(str(part))
             parts.append(str(part))
         elif isinstance(document, list) and isinstance(part, int) and part < len(document):
             document = document[part]
-            name = document.get("name") if isinstance(document, Mapping) else None
+            name = _name_of(document)
             parts.append(name if isinstance(name, str) else str(part + 1))
     return ".".join(parts) or "the file"
+
+
+def _name_of(entry: Any) -> Any:
+    return (entry.get("name") or entry.get("server_label")) if isinstance(entry, Mapping) else None

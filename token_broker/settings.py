@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -1039,6 +1040,8 @@ def _sink_faults(settings: Settings) -> list[str]:
         faults.append("BROKER_MEMORY_SINKS: has zep and zep_cloud; one key is of one of them, so name that one")
     if sinks & {"zep", "zep_cloud"} and settings.zep_api_key is None:
         faults.append("ZEP_API_KEY: missing; BROKER_MEMORY_SINKS names a sink that needs it")
+    if "zep_cloud" in sinks and find_spec("zep_cloud") is None:
+        faults.append("BROKER_MEMORY_SINKS: zep_cloud needs its package: pip install 'voice-token-broker[zep-cloud]'")
     if "http" in sinks:
         faults += [
             f"{name}: missing; the sink http of BROKER_MEMORY_SINKS needs it"

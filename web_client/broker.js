@@ -1,5 +1,7 @@
 /** A client of the broker's HTTP routes. Every request has a timeout; every failure is a `BrokerError`. */
 
+import { within } from "./bounded.js";
+
 /**
  * @typedef {import("./turn-reporter.js").TurnReport} TurnReport
  *
@@ -12,6 +14,7 @@
 
 const PLAN_TIMEOUT_MS = 10_000;
 const POST_TIMEOUT_MS = 10_000;
+const BODY_TIMEOUT_MS = 5_000;
 const MAX_RETRY_AFTER_MS = 60_000;
 
 /** A request to the broker that failed. `message` says what to do. */
@@ -111,20 +114,24 @@ export class Broker {
    * @returns {Promise<Response>}
    */
   async #ask(path, init, timeoutMs, signal) {
-    const timeout = AbortSignal.timeout(timeoutMs);
+    const ending = new AbortController(); // `AbortSignal.any` is younger than some browsers
+    const end = () => ending.abort(signal?.reason);
+    if (signal?.aborted) end();
+    signal?.addEventListener("abort", end);
+    const late = new BrokerError("timeout", "The voice service took too long to answer.", { retryable: true });
     let answer;
     try {
-      answer = await this.#fetch(this.#base + path, {
-        ...init,
-        signal: signal ? AbortSignal.any([signal, timeout]) : timeout,
-        cache: "no-store",
-      });
+      const asked = this.#fetch(this.#base + path, { ...init, signal: ending.signal, cache: "no-store" });
+      answer = await within(asked, timeoutMs, signal, () => late);
     } catch (error) {
+      ending.abort();
       signal?.throwIfAborted();
-      if (timeout.aborted) throw new BrokerError("timeout", "The voice service took too long to answer.", { retryable: true });
+      if (error === late) throw late;
       throw globalThis.navigator?.onLine === false
         ? new BrokerError("offline", "You are offline. Connect to a network, then try again.", { retryable: true })
         : new BrokerError("unreachable", "The voice service can't be reached. Check your connection.", { retryable: true });
+    } finally {
+      signal?.removeEventListener("abort", end);
     }
     if (answer.ok) return answer;
     throw await readProblem(answer);
@@ -154,7 +161,7 @@ export function retryAfterMs(header, now = Date.now()) {
 
 /** @param {Response} answer */
 async function readProblem(answer) {
-  const problem = await answer.json().catch(() => null);
+  const problem = await within(answer.json(), BODY_TIMEOUT_MS).catch(() => null);
   const { status } = answer;
   return new BrokerError(asText(problem?.code) ?? `http_${status}`, asText(problem?.detail) ?? describe(status), {
     status,
@@ -167,7 +174,7 @@ async function readProblem(answer) {
 /** @param {Response} answer */
 async function readJson(answer) {
   try {
-    return await answer.json();
+    return await within(answer.json(), BODY_TIMEOUT_MS);
   } catch {
     throw new BrokerError("unreadable", "The voice service's answer can't be read.", { status: answer.status, retryable: true });
   }

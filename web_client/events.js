@@ -124,7 +124,7 @@ export function textEvents(itemId, words) {
   ];
 }
 
-/** @param {import("./audio/jitter-buffer.js").Cut} cut */
+/** @param {import("./audio/worklets.js").Cut} cut */
 export function truncateEvent({ itemId, contentIndex, playedMs }) {
   return { type: "conversation.item.truncate", item_id: itemId, content_index: contentIndex, audio_end_ms: playedMs };
 }

@@ -12,6 +12,7 @@
  * | another agent, Azure's session limit is reached      | a new plan for the same session, at once             |
  * | a new plan has come because the limit is near        | its first connection, in place of the current one    |
  * | refused for good (agent, rights, origin, too many)   | failed; the loop stops                               |
+ * | offline                                              | as above, but no attempt counts                      |
  */
 
 /**
@@ -64,7 +65,8 @@
  *   `open` replaces the connection before.
  *
  * @typedef {{state: State, actions: Action[]}} Decision
- * @typedef {{nowMs: number, random: number}} Moment  a monotonic clock, and a number in [0, 1) for jitter
+ * @typedef {{nowMs: number, random: number, online?: boolean}} Moment
+ *   A monotonic clock, a number in [0, 1) for jitter, and whether the browser believes to have a network (it does by default)
  */
 
 export const FIRST_BACKOFF_MS = 500;
@@ -271,6 +273,10 @@ function replan(progress, reason, moment) {
  * @returns {Decision}
  */
 function retry(progress, failure, moment) {
+  if (moment.online === false && progress.resume && !failure.fatal) {
+    // Without a network nothing can succeed: it is tried again now and then, in case that the browser is wrong.
+    return wait(progress, jitter(MAX_BACKOFF_MS, moment), [{ do: "close" }]);
+  }
   const attempt = progress.attempt + 1;
   const limit = progress.resume ? MAX_ATTEMPTS.resume : MAX_ATTEMPTS.first;
   if (failure.fatal || attempt >= limit) return fail(failure);

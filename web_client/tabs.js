@@ -8,8 +8,12 @@ const CHANNEL = "voice-session";
  * @param {AbortSignal} signal aborted at the end of the talk
  */
 export function watchOtherTabs(onOther, signal) {
-  if (typeof BroadcastChannel === "undefined") return;
-  const channel = new BroadcastChannel(CHANNEL);
+  let channel;
+  try {
+    channel = new BroadcastChannel(CHANNEL);
+  } catch {
+    return; // old browsers lack it, and some policies forbid it: a warning less
+  }
   channel.onmessage = ({ data }) => {
     if (data === "probe") channel.postMessage("present");
     onOther();

@@ -72,7 +72,7 @@ export class TranscriptRecorder {
     this.#publish(this.#conversation.typed(itemId, words));
   }
 
-  /** @param {import("./audio/jitter-buffer.js").Cut[] | null} cuts null where only the peer knows what was cut */
+  /** @param {import("./audio/worklets.js").Cut[] | null} cuts null where only the peer knows what was cut */
   interrupted(cuts) {
     this.#publish(this.#conversation.interrupted(cuts?.map(({ itemId }) => itemId)));
   }

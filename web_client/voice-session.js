@@ -10,15 +10,15 @@
 
 import { AudioEngine } from "./audio/audio-engine.js";
 import { Broker, BrokerError } from "./broker.js";
-import { textEvents } from "./events.js";
 import { errorWithCode, pageFault, planFailed } from "./failures.js";
 import { isDegraded, isEphemeral, readPlan } from "./plan.js";
-import { TranscriptRecorder } from "./transcript-recorder.js";
 import { decide, publicName } from "./session-machine.js";
 import { watchOtherTabs } from "./tabs.js";
 import { ConnectionFailure, failure } from "./transports/transport.js";
 import { WebRtcTransport } from "./transports/webrtc.js";
 import { WebSocketTransport } from "./transports/websocket.js";
+import { MAX_TEXT_BYTES, TypedTexts } from "./typed-texts.js";
+import { TranscriptRecorder } from "./transcript-recorder.js";
 
 /**
  * @typedef {"idle" | "requesting" | "connecting" | "live" | "reconnecting" | "ended" | "failed"} SessionState
@@ -41,6 +41,8 @@ import { WebSocketTransport } from "./transports/websocket.js";
  * @property {TransportName[]} [transports]  the only ones to use; all by default
  * @property {number} [moveAfterMs]  after so long, a new connection replaces the current one at the next pause; by default
  *   27 minutes, and never for a talk through the broker's proxy, which moves it by itself
+ * @property {boolean} [microphone]  false: the talk is typed and heard, and no microphone is asked for
+ * @property {"interrupt" | "queue"} [whileAnswering]  what a typed text does to the answer that runs; `interrupt` by default
  *
  * @typedef {object} VoiceSessionEvents  The `detail` of each event.
  * @property {{state: SessionState}} state
@@ -55,6 +57,9 @@ import { WebSocketTransport } from "./transports/websocket.js";
  *   `message` says what happened and what to do. Not retryable: the session has given up. `retryAfterMs`: it asks again then.
  */
 
+/** @type {(keyof VoiceSessionOptions)[]} */
+const OPTIONS = ["brokerUrl", "agentId", "sessionId", "userId", "transports", "moveAfterMs", "microphone", "whileAnswering"];
+
 /** Azure ends sessions after 60 minutes, some after 30 (docs/azure.md §8.1): the session moves on before. */
 const MOVE_AFTER_MS = 27 * 60_000;
 /** Without a pause, the session moves on after so long. */
@@ -68,10 +73,13 @@ export class VoiceSession extends EventTarget {
   #options;
   #broker;
   #recorder;
+  #texts;
   /** @type {MachineState} */
   #machine = { name: "idle" };
   /** @type {string | undefined} */
   #agentId;
+  /** An agent that the next plan is asked for, and that the broker may not know. @type {string | undefined} */
+  #wantedAgentId;
   /** @type {string | undefined} */
   #sessionId;
   #sessionToken = "";
@@ -98,17 +106,78 @@ export class VoiceSession extends EventTarget {
   /** @type {{promise: Promise<void>, resolve: () => void, reject: (error: Error) => void} | null} */
   #connecting = null;
 
-  /** @param {VoiceSessionOptions} options */
+  /**
+   * @param {VoiceSessionOptions} options
+   * @throws {TypeError} without a usable `brokerUrl`
+   */
   constructor(options) {
     super();
+    if (typeof options?.brokerUrl !== "string" || !isAddress(options.brokerUrl)) {
+      throw new TypeError('VoiceSession: brokerUrl is needed: the broker\'s address, such as "https://voice.example.com".');
+    }
+    const unknown = Object.keys(options).filter((name) => !OPTIONS.includes(/** @type {keyof VoiceSessionOptions} */ (name)));
+    if (unknown.length > 0) console.warn(`VoiceSession: there is no option ${unknown.join(", ")}; there are ${OPTIONS.join(", ")}.`);
     this.#options = options;
     this.#agentId = options.agentId;
     this.#sessionId = options.sessionId;
     this.#broker = new Broker(options.brokerUrl);
+    this.#texts = new TypedTexts({
+      send: (event) => this.#transport?.send(event),
+      interrupt: () => this.interrupt(),
+      whileAnswering: options.whileAnswering ?? "interrupt",
+    });
     this.#recorder = new TranscriptRecorder(this.#broker, {
       onLine: (line) => this.#emit("transcript", line),
       onLost: () => this.#report("turn_lost", "Something that was said could not be kept. The talk goes on."),
     });
+  }
+
+  /**
+   * @template {keyof VoiceSessionEvents} Name
+   * @overload
+   * @param {Name} type
+   * @param {(event: CustomEvent<VoiceSessionEvents[Name]>) => void} listener
+   * @param {boolean | AddEventListenerOptions} [options]
+   * @returns {void}
+   */
+  /**
+   * @overload
+   * @param {string} type
+   * @param {EventListenerOrEventListenerObject | null} listener
+   * @param {boolean | AddEventListenerOptions} [options]
+   * @returns {void}
+   */
+  /**
+   * @param {string} type
+   * @param {any} listener
+   * @param {boolean | AddEventListenerOptions} [options]
+   */
+  addEventListener(type, listener, options) {
+    super.addEventListener(type, listener, options);
+  }
+
+  /**
+   * @template {keyof VoiceSessionEvents} Name
+   * @overload
+   * @param {Name} type
+   * @param {(event: CustomEvent<VoiceSessionEvents[Name]>) => void} listener
+   * @param {boolean | EventListenerOptions} [options]
+   * @returns {void}
+   */
+  /**
+   * @overload
+   * @param {string} type
+   * @param {EventListenerOrEventListenerObject | null} listener
+   * @param {boolean | EventListenerOptions} [options]
+   * @returns {void}
+   */
+  /**
+   * @param {string} type
+   * @param {any} listener
+   * @param {boolean | EventListenerOptions} [options]
+   */
+  removeEventListener(type, listener, options) {
+    super.removeEventListener(type, listener, options);
   }
 
   /** @returns {SessionState} */
@@ -146,10 +215,12 @@ export class VoiceSession extends EventTarget {
   connect() {
     if (this.#machine.name === "live") return Promise.resolve();
     if (!this.#connecting) {
-      this.#connecting = withResolvers();
-      this.#connecting.promise.catch(ignore); // a page that listens to events alone need not catch it
+      const connecting = withResolvers();
+      connecting.promise.catch(ignore); // a page that listens to events alone need not catch it
+      this.#connecting = connecting;
       this.#talk ??= this.#beginTalk();
       this.#dispatch({ type: "talk" });
+      return connecting.promise;
     }
     return this.#connecting.promise;
   }
@@ -161,19 +232,24 @@ export class VoiceSession extends EventTarget {
   }
 
   /**
-   * Sends a typed message.
-   * @param {string} text
+   * Sends a typed message, and asks for its answer. An answer that runs is stopped first, or heard to its end where the
+   * option `whileAnswering` is `queue`. A text whose answer a lost connection took away is asked about again.
+   * @param {string} text at most 60,000 bytes of UTF-8
    * @throws {DOMException} InvalidStateError where the talk is not live
+   * @throws {Error} with the code `text_too_long`
    */
   sendText(text) {
     if (this.#machine.name !== "live" || !this.#transport) {
       throw new DOMException("The talk is not live.", "InvalidStateError");
     }
-    const words = text.trim();
+    const words = wellFormed(text).trim();
     if (words === "") return;
-    const itemId = `msg_${crypto.randomUUID().replaceAll("-", "").slice(0, 24)}`;
+    if (new TextEncoder().encode(JSON.stringify(words)).length > MAX_TEXT_BYTES) {
+      throw errorWithCode("text_too_long", "The text is too long. Send at most 60,000 bytes at once.");
+    }
+    const itemId = `msg_${randomHex(24)}`;
     this.#recorder.typed(itemId, words);
-    for (const event of textEvents(itemId, words)) this.#transport.send(event);
+    this.#texts.say(itemId, words);
   }
 
   /** Stops the answer. */
@@ -188,17 +264,47 @@ export class VoiceSession extends EventTarget {
   }
 
   /**
-   * Switches to another agent in the same session.
+   * Switches to another agent in the same session. An `error` says where that fails; the talk goes on with the one before.
    * @param {string} agentId
    */
   switchAgent(agentId) {
-    if (agentId === this.#agentId) return;
-    if (this.#machine.name === "live" && this.#transport?.switchesAgents) {
+    if (agentId === (this.#wantedAgentId ?? this.#agentId)) return;
+    if (!this.#talk) {
+      this.#agentId = agentId;
+    } else if (this.#machine.name !== "live") {
+      this.#wantedAgentId = agentId;
+      this.#dispatch({ type: "move", reason: "agent_switched" });
+    } else if (this.#transport?.switchesAgents) {
       this.#transport.send({ type: "broker.agent.switch", agent_id: agentId }); // `broker.agent.switched` confirms it
-      return;
+    } else {
+      this.#wantedAgentId = agentId;
+      void this.#replaceForAgent();
     }
-    this.#agentId = agentId;
-    this.#dispatch({ type: "move", reason: "agent_switched" });
+  }
+
+  /** The current connection is used until there is a plan for the other agent. */
+  async #replaceForAgent() {
+    if (this.#replacing) return; // that plan is asked for again below, with this agent
+    this.#replacing = true;
+    const { signal } = this.#attempt; // aborted when the current connection closes
+    try {
+      let plan;
+      let asked;
+      do {
+        asked = this.#wantedAgentId;
+        plan = await this.#nextPlan(signal);
+      } while (this.#wantedAgentId !== undefined && this.#wantedAgentId !== asked);
+      if (plan.agentId !== asked) return; // the broker does not know it: that is told already
+      if (plan.outlook === "poor") this.#report("switch_failed", "The other agent can't be reached now. Try again in a moment.");
+      else this.#dispatch({ type: "replace", plan, reason: "agent_switched" });
+    } catch (error) {
+      if (signal.aborted) return;
+      this.#wantedAgentId = undefined;
+      const message = error instanceof BrokerError ? error.message : "The other agent can't be reached now. Try again in a moment.";
+      this.#report("switch_failed", message);
+    } finally {
+      this.#replacing = false;
+    }
   }
 
   // --- the state machine
@@ -206,7 +312,8 @@ export class VoiceSession extends EventTarget {
   /** @param {import("./session-machine.js").Event} event */
   #dispatch(event) {
     const before = this.state;
-    const moment = { nowMs: performance.now(), random: Math.random() };
+    const online = globalThis.navigator?.onLine !== false;
+    const moment = { nowMs: performance.now(), random: Math.random(), online };
     const { state, actions } = decide(this.#machine, event, moment);
     this.#machine = state;
     for (const action of actions) this.#perform(action);
@@ -245,9 +352,15 @@ export class VoiceSession extends EventTarget {
 
   /** @param {AbortSignal} signal */
   async #requestPlan(signal) {
+    const engine = this.#talk?.engine;
+    if (!engine) return;
     try {
-      await this.#talk?.engine.open();
-      const plan = await this.#nextPlan(signal);
+      // A plan expires, and a prompt is a person's time: where one will be shown, the plan is asked for after it.
+      const isPermitted = await engine.isPermitted();
+      if (!isPermitted) await engine.open();
+      signal.throwIfAborted();
+      const [plan] = await Promise.all([this.#nextPlan(signal), engine.open()]);
+      signal.throwIfAborted();
       this.#dispatch({ type: "plan", plan });
     } catch (error) {
       if (!signal.aborted) this.#dispatch(planFailed(error));
@@ -259,12 +372,21 @@ export class VoiceSession extends EventTarget {
     await this.#recorder.settled(); // the broker puts the turns into the next connection's instructions
     signal.throwIfAborted();
     const request = {
-      agentId: this.#agentId,
+      agentId: this.#wantedAgentId ?? this.#agentId,
       sessionId: this.#sessionId,
       sessionToken: this.#sessionToken,
       userId: this.#options.userId,
     };
-    const body = await this.#broker.requestPlan(request, signal);
+    let body;
+    try {
+      body = await this.#broker.requestPlan(request, signal);
+    } catch (error) {
+      const isUnknown = error instanceof BrokerError && error.code === "unknown_agent";
+      if (!isUnknown || this.#wantedAgentId === undefined || !this.#sessionToken) throw error;
+      this.#report(error.code, error.message);
+      this.#wantedAgentId = undefined;
+      body = await this.#broker.requestPlan({ ...request, agentId: this.#agentId }, signal);
+    }
     const plan = readPlan(body, performance.now(), this.#options.transports);
     if (!plan) {
       const message = "The voice service offers no way to connect that this page can use.";
@@ -272,7 +394,8 @@ export class VoiceSession extends EventTarget {
     }
     this.#sessionId = plan.sessionId;
     this.#sessionToken = plan.sessionToken;
-    this.#agentId = plan.agentId || this.#agentId;
+    this.#agentId = plan.agentId || request.agentId;
+    if (this.#wantedAgentId === this.#agentId) this.#wantedAgentId = undefined;
     return plan;
   }
 
@@ -286,23 +409,28 @@ export class VoiceSession extends EventTarget {
     this.#resource = connection.resource;
     this.#announce(connection.transport, "progress" in this.#machine ? this.#machine.progress.reason : "");
     const Transport = connection.transport.startsWith("webrtc") ? WebRtcTransport : WebSocketTransport;
-    const transport = new Transport({
-      connection,
-      audio: talk.engine.audio,
-      onSignal: (signal) => this.#handle(signal),
-      onDropped: (reason) => this.#dropped(reason),
-    });
-    this.#transport = transport;
+    /** @type {Transport | null} */
+    let transport = null;
     try {
+      transport = new Transport({
+        connection,
+        audio: talk.engine.audio,
+        onSignal: (signal) => this.#handle(signal),
+        onDropped: (reason) => this.#dropped(reason),
+      });
+      this.#transport = transport;
       await talk.engine.audio.resume();
       if (!isEphemeral(connection)) throw this.#notEphemeral();
       await transport.open(signal);
       signal.throwIfAborted();
     } catch (error) {
-      transport.close();
+      transport?.close();
       if (signal.aborted) return;
       this.#dispatch({ type: "failed", failure: error instanceof ConnectionFailure ? error.failure : pageFault(error) });
       return;
+    }
+    if (!talk.engine.audio.hasWorklets && Transport === WebSocketTransport) {
+      this.#report("sound_unavailable", "This browser gives the page no sound now. You can type, and read the answers.");
     }
     const moveAfterMs = this.#options.moveAfterMs ?? (connection.transport === "websocket_proxy" ? null : MOVE_AFTER_MS);
     if (moveAfterMs !== null) this.#timer = setTimeout(() => this.#timeToMove(), moveAfterMs);
@@ -313,6 +441,7 @@ export class VoiceSession extends EventTarget {
       reports: transport.reportsTurns,
     });
     this.#dispatch({ type: "opened" });
+    this.#texts.reconnected();
     this.#connecting?.resolve();
     this.#connecting = null;
     this.#lookForOtherTabs(talk);
@@ -360,7 +489,7 @@ export class VoiceSession extends EventTarget {
         onWarning: (code, message) => this.#report(code, message),
         onNewMicrophone: (track) => void this.#transport?.replaceMicrophone(track).catch(ignore),
       },
-      this.#muted,
+      { muted: this.#muted, microphone: this.#options.microphone !== false },
     );
     addEventListener("pagehide", () => this.#pageHides(), { signal });
     addEventListener("online", () => this.#dispatch({ type: "wake" }), { signal });
@@ -382,6 +511,10 @@ export class VoiceSession extends EventTarget {
     this.#connecting?.reject(error);
     this.#connecting = null;
     if (!this.#talk) return;
+    this.#wantedAgentId = undefined;
+    if (this.#texts.end().length > 0 && reason !== "hung_up" && reason !== "page_closed") {
+      this.#report("text_lost", "What you typed last was not answered.");
+    }
     this.#talk.closing.abort();
     void this.#talk.engine.close().catch(ignore);
     this.#talk = null;
@@ -394,6 +527,7 @@ export class VoiceSession extends EventTarget {
 
   /** @param {import("./events.js").Signal} signal */
   #handle(signal) {
+    if (this.#texts.handle(signal)) return;
     switch (signal.kind) {
       case "speech_started":
         this.#quiet = false;
@@ -492,6 +626,25 @@ export class VoiceSession extends EventTarget {
   #emit(name, detail) {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
+}
+
+/** @param {string} text */
+function isAddress(text) {
+  return URL.canParse(text, globalThis.location?.href);
+}
+
+/**
+ * Without halves of characters, which JSON's readers refuse.
+ * @param {string} text
+ */
+function wellFormed(text) {
+  return text.replace(/[\uD800-\uDBFF](?![\uDC00-\uDFFF])|(?<![\uD800-\uDBFF])[\uDC00-\uDFFF]/g, "\uFFFD");
+}
+
+/** @param {number} digits even. Insecure pages have no `crypto.randomUUID`. */
+function randomHex(digits) {
+  const bytes = crypto.getRandomValues(new Uint8Array(digits / 2));
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function withResolvers() {

@@ -35,14 +35,13 @@ from tests.memory.support.stores import opened
 from tests.memory.support.turns import owner, turn
 from tests.support.databases import PostgresServer, postgres_server, sqlite_url
 from tests.support.machine import StolenTime
-from token_broker.memory.delivery.local import LocalSink
 from token_broker.memory.delivery.worker import DeliveryPolicy, DeliveryWorker
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.ingest.group_commit import ArrivalClock
 from token_broker.memory.store.full_text import index_turns, merge_step
 from token_broker.memory.store.turn_writes import insert_turns
-from token_broker.memory.types import ArrivedTurn
+from token_broker.memory.types import ArrivedTurn, DeliveryBatch, Notice, SinkErasure, SinkName
 from token_broker.settings import Settings
 
 SESSIONS = 256
@@ -200,6 +199,32 @@ async def index(database: Database) -> None:
             pass
 
 
+class NullSink:
+    """A sink that takes everything at once."""
+
+    name: SinkName = "zep"
+    max_turns = 30
+    max_bytes: int | None = None
+    keeps_batches = False
+    takes_notices = False
+
+    async def deliver(self, batch: DeliveryBatch) -> None:
+        """Takes it."""
+
+    async def tell(self, notice: Notice) -> None:
+        """Takes it."""
+
+    async def erase(self, erasure: SinkErasure) -> None:
+        """Has nothing."""
+
+    async def is_done(self, task: str) -> bool:
+        """It has no tasks."""
+        return bool(task)
+
+    async def aclose(self) -> None:
+        """Has nothing open."""
+
+
 async def drain(url: str, count: int) -> Result:
     """A backlog to a sink that takes everything at once: what claims and settlements cost."""
     async with opened(patient(url)) as database:
@@ -209,7 +234,7 @@ async def drain(url: str, count: int) -> Result:
             batch = [ArrivedTurn(turn(f"d{n}", content(n), by=who, sequence=n + 1), arrivals.next()) for n in range(30)]
             work = partial(insert_turns, batch=batch, now_s=time.time(), unknown=[(who, "elena")], sinks=["zep"])
             await database.write(work)
-        worker = DeliveryWorker(database, LocalSink(), DeliveryPolicy(), clock=time.time)
+        worker = DeliveryWorker(database, NullSink(), DeliveryPolicy(), clock=time.time)
         began_s, running = time.perf_counter(), asyncio.create_task(worker.run())
         while worker.counts.delivered < count // 30 * 30:  # noqa: ASYNC110  # it tells nobody, and need not
             await asyncio.sleep(0.005)

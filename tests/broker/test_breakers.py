@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.conftest import StartBroker
+from tests.relay.support.broker import FixedRecall
 from tests.support.broker import RunningBroker
 from tests.support.machine import retry_if_host_busy
 from tests.support.plans import MINT_PATHS, assert_usable
@@ -45,7 +46,7 @@ async def test_open_breakers_ask_azure_nothing(azure: RunningSimulator, start_br
 
 @retry_if_host_busy()
 async def test_open_breakers_skip_a_slow_recall(azure: RunningSimulator, start_broker: StartBroker) -> None:
-    class SlowRecall:
+    class SlowRecall(FixedRecall):
         async def block(self, owner: Owner) -> str:
             await asyncio.sleep(2)
             return ""
@@ -60,7 +61,7 @@ async def test_open_breakers_skip_a_slow_recall(azure: RunningSimulator, start_b
 
 
 async def test_failing_recall_leaves_the_proxy(azure: RunningSimulator, start_broker: StartBroker) -> None:
-    class BrokenRecall:
+    class BrokenRecall(FixedRecall):
         async def block(self, owner: Owner) -> str:
             raise RuntimeError("broken")
 

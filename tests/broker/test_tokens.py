@@ -145,7 +145,7 @@ def _encoded(value: Any) -> str:
 KIND = "vtb-session+jwt"
 CLAIMS = {
     "iss": "voice-token-broker", "aud": KIND, "sid": "session-0123456789", "sub": "anonymous", "epo": 7, "uid": None,
-    "iat": NOW_S, "exp": int(NOW_S) + 100,
+    "iat": int(NOW_S), "exp": int(NOW_S) + 100,
 }  # fmt: skip
 HEADER = {"alg": "HS256", "typ": KIND}
 

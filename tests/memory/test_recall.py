@@ -45,6 +45,20 @@ async def test_facts_from_earlier_sessions(make_settings: MakeSettings) -> None:
         await eventually(told, within_s=5)
 
 
+async def test_search_finds_ones_own_turns(make_settings: MakeSettings) -> None:
+    earlier, now = owner("earlier-session-01", principal="ann"), owner(principal="ann", epoch=2)
+    async with Memory.open(make_settings(recall_budget_s=5)) as memory:
+        await memory.append([turn(content="my boat lies in Bergen", by=earlier), turn(content="goodbye", by=earlier)])
+
+        async def found() -> list[str]:  # once the words are indexed
+            return [each.text for each in await memory.recall.search(now, "Where is Bergen?")]
+
+        assert await eventually(found, within_s=5) == ["my boat lies in Bergen"]
+        assert await memory.recall.search(owner(principal="bob"), "Where is Bergen?") == []
+        stolen = owner("earlier-session-01", principal="bob")
+        assert await memory.recall.search(stolen, "Where is Bergen?") == []
+
+
 @pytest.mark.parametrize("stranger", [owner("another-session-01"), owner("another-session-01", principal="bob")])
 async def test_recall_is_ones_own(make_settings: MakeSettings, stranger: Owner) -> None:
     async with Memory.open(make_settings(recall_budget_s=5)) as memory:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from strategies.base import Dialect, SessionSpec, ga_realtime_session, voice_live_session
+from strategies.base import Dialect, SessionSpec
+from strategies.session_model.session_fields import ga_realtime_session, voice_live_session
 from tests.relay.support.official_models import (
     ga_client_event,
     ga_server_event,

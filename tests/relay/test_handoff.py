@@ -154,6 +154,8 @@ async def test_handoff_closes_the_next_session(tmp_path: Path) -> None:
         if talk is azure.talks[0]:  # its end is near, and an answer is open: the talk does not move yet
             session = {"id": "s", "expires_at": time.time() + 200}
             await talk.send({"type": "session.created", "session": session})
+            talk.arrived(await talk.connection.recv())
+            await talk.send({"type": "session.updated", "session": {**session, **talk.received[0]["session"]}})
             await talk.send({"type": "response.created", "response": {"id": "resp_ann", "status": "in_progress"}})
         await converse(talk)
 

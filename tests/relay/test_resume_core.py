@@ -278,18 +278,54 @@ def output(call_id: str) -> Event:
     return {"type": "conversation.item.create", "item": item}
 
 
-def test_call_is_told_with_its_output_only() -> None:
+def test_open_call_is_told_before_its_output() -> None:
     talk = ModelTalk()
     call(talk, "call_1")
     assert not talk.ledger.at_rest
-    assert steps_of(talk.cut(), Say, Ask) == []
-    owed = talk.ledger.take_owed(output("call_1"))
-    assert owed is not None
-    assert owed.fields["name"] == "book"
-    assert talk.ledger.take_owed(output("call_1")) is None
+    assert [step.item.kind for step in steps_of(talk.cut(), Say, Ask)] == ["call"]
     talk.ledger.client_sent("conversation.item.create", "{}", output("call_1"))
     talk.ledger.azure_sent({"type": "conversation.item.created", "item": output("call_1")["item"]}, 0.0)
     assert [step.item.kind for step in steps_of(talk.cut(), Say)] == ["call", "output"]
+
+
+def test_old_call_is_told_as_long_as_it_runs() -> None:
+    talk = ModelTalk()
+    call(talk, "call_1")
+    for number in range(25):
+        item = {
+            "id": f"u{number}",
+            "type": "message",
+            "role": "user",
+            "content": [{"type": "input_text", "text": f"typed {number}"}],
+        }
+        talk.ledger.azure_sent({"type": "conversation.item.created", "item": item}, 0.0)
+    assert [step.item.kind for step in steps_of(talk.cut(), Say)] == ["call", *["user"] * 20]
+
+
+def test_answer_with_a_call_is_not_gone_on_with() -> None:
+    talk = ModelTalk()
+    call(talk, "call_1")
+    said = {"id": "item_2", "type": "function_call", "status": "in_progress", "call_id": "call_2", "name": "book"}
+    talk.ledger.azure_sent({"type": "response.output_item.added", "response_id": "resp_call", "item": said}, 0.0)
+    handover = talk.cut()
+    assert (len(handover.endings), steps_of(handover, Ask)) == (1, [])
+
+
+def test_words_for_a_wait_are_not_asked_again() -> None:
+    talk = ModelTalk()
+    talk.ledger.client_sent("response.create", "{}", {"type": "response.create", "event_id": "broker_say_1"})
+    assert talk.ledger.due == "nothing"
+    talk.ledger.azure_sent({"type": "response.created", "response": {"id": "resp_say"}}, 0.0)
+    assert talk.ledger.due == "answer"
+    handover = talk.cut()
+    assert (len(handover.endings), steps_of(handover, Ask)) == (1, [])
+
+
+def test_clock_stands_while_a_tool_runs() -> None:
+    talk = ModelTalk()
+    talk.ledger.azure_sent({"type": "response.created", "response": {"id": "resp_1"}}, 0.0)
+    talk.ledger.acting = lambda: True
+    assert (talk.ledger.due, talk.ledger.at_rest) == ("nothing", False)
 
 
 def test_unconfirmed_output_brings_its_call() -> None:

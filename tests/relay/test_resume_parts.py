@@ -7,11 +7,12 @@ import pytest
 
 from tests.relay.support.model_azure import ModelTalk, append
 from tests.relay.test_resume_core import call, deliver_until, spoken
+from token_broker.relay.confirmation.agreement import disagreements
 from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
 from token_broker.relay.resume.gap import Gap
 from token_broker.relay.resume.held_audio import HeldAudio, first_loud_ms
 from token_broker.relay.resume.ledger import Due
-from token_broker.relay.resume.settings_changes import disagreements, merged, without_field
+from token_broker.relay.resume.settings_changes import merged
 from token_broker.relay.resume.steps import Listen
 
 Event = dict[str, Any]
@@ -321,12 +322,3 @@ def test_changes_are_merged_as_azure_does() -> None:
     assert merged(session, changes) == {
         "audio": {"input": {"turn_detection": {"type": "semantic_vad"}}, "output": {"speed": 1}}
     }
-
-
-def test_refused_field_is_left_out() -> None:
-    session = {"type": "realtime", "audio": {"input": {"turn_detection": {"type": "x"}}, "output": {"speed": 2}}}
-    assert without_field(session, "session.audio.output.speed") == {
-        "type": "realtime",
-        "audio": {"input": {"turn_detection": {"type": "x"}}, "output": {}},
-    }
-    assert without_field(session, None) == {}

@@ -5,7 +5,8 @@ from azure.ai.voicelive import models
 from openai.types.realtime import RealtimeSessionCreateRequest, SessionUpdateEvent
 from openai.types.realtime.conversation_item_create_event import ConversationItemCreateEvent
 
-from strategies.base import Dialect, SessionSpec, ga_realtime_session, voice_live_session
+from strategies.base import Dialect, SessionSpec
+from strategies.session_model.session_fields import ga_realtime_session, voice_live_session
 from tests.relay.support.broker import make_settings
 from tests.relay.support.official_models import known_to_microsoft, strictly
 from token_broker.memory.types import Role

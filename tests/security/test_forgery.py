@@ -107,7 +107,7 @@ def _says_the_same(text: str, good: str) -> bool:
 
 
 CLAIMS: dict[str, Any] = {
-    "jti": "j", "sid": SESSION, "agt": "elena", "sub": "anonymous", "epo": 1, "uid": None,
+    "jti": "j", "sid": SESSION, "agt": "elena", "sub": "anonymous", "epo": 1, "uid": None, "tlk": "t",
     "cal": "rtc_1", "hst": "http://127.0.0.1:1", "iat": 1, "exp": 4_000_000_000,
 }  # fmt: skip
 letters = st.sampled_from("ABCXYZabcxyz019-_.")  # what a subprotocol, a header and a path may all carry

@@ -277,7 +277,7 @@ def test_all_fields_of_openai_types_are_known() -> None:
         ("AudioTranscriptionParam", "Transcription"),
         ("ServerVad", "ServerVad"),
         ("SemanticVad", "SemanticVad"),
-        ("Mcp", "McpTool"),
+        ("Mcp", "McpToolBody"),
     ]:
         assert set(theirs["$defs"][their_name]["properties"]) == set(ours["$defs"][our_name]["properties"])
 

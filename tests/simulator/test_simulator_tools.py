@@ -7,6 +7,8 @@ import pytest
 
 from tests.simulator.scene import Scene, by_dialect, names_of, user_text
 from tests.simulator.support import silence, speech
+from token_broker.simulator.faults.fault_table import FaultTable, parse_faults
+from token_broker.simulator.faults.talk_behaviour import TalkBehaviour
 from token_broker.simulator.realtime.dialects import GA, PREVIEW, VOICE_LIVE, Dialect
 
 WEATHER = {
@@ -275,6 +277,37 @@ def test_approval_filters_exempt_tools(approval: Any) -> None:
     scene.ask("[call search {}] [call delete {}]")
     kinds = [item["type"] for item in scene.only("response.done")["response"]["output"]]
     assert kinds == ["mcp_call", "message", "mcp_approval_request"]
+
+
+@with_mcp
+def test_late_mcp_call_outlasts_its_answer(dialect: Dialect) -> None:
+    table = FaultTable()
+    table.replace(parse_faults([{"fault": "late_mcp", "match": "/", "seconds": 6}]))
+    scene = Scene(dialect, behaviour=TalkBehaviour(table, "/"))
+    scene.update(tools=[OPEN_DOCS])
+    scene.wait(1)
+    scene.send("conversation.item.create", item=user_text("[call search {}]"))
+    scene.send("response.create")
+    scene.wait(3)
+    (call,) = scene.only("response.done")["response"]["output"]
+    assert (call["type"], call["output"], scene.all("response.mcp_call.completed")) == ("mcp_call", None, [])
+    scene.wait(4)
+    assert scene.only("response.mcp_call.completed")["item_id"] == call["id"]
+    assert scene.only("response.output_item.done")["item"]["output"] == "[simulated] search was called with {}"
+    scene.wait(20)
+    assert len(scene.all("response.created")) == 1
+    scene.send("response.create")
+    scene.wait(5)
+    said = scene.only("response.output_audio_transcript.done")["transcript"]
+    assert said.startswith("[simulated] the function gave: [simulated] search was called")
+
+
+@by_dialect
+def test_output_of_no_call_is_refused(dialect: Dialect) -> None:
+    scene = Scene(dialect)
+    output = {"type": "function_call_output", "call_id": "call_none", "output": "{}"}
+    scene.send("conversation.item.create", item=output)
+    assert scene.error()["code"] == "invalid_tool_call_id"
 
 
 # --- Responses that end otherwise ------------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from openai.types.realtime import ClientSecretCreateParams, RealtimeSessionCreat
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
-from strategies.base import SessionSpec, TurnDetection, flat_session, ga_client_secret, ga_session, voice_live_session
+from strategies.base import SessionSpec
+from strategies.session_model.agent_settings import AgentSettings, DetectionSettings
+from strategies.session_model.session_fields import flat_session, ga_client_secret, ga_session, voice_live_session
 from tests.strategies.fakes import FLAT_BODY, GA_BODY, SPEC
 
 TOOL: Mapping[str, Any] = {
@@ -49,7 +51,11 @@ def official() -> TypeAdapter[Any]:
         replace(SPEC, modalities=("text",)),
         replace(SPEC, modalities=("audio",)),
         replace(SPEC, tools=(TOOL,)),
-        replace(SPEC, ttl_s=7200, turn_detection=TurnDetection(0.25, 0, 2000)),
+        replace(
+            SPEC,
+            ttl_s=7200,
+            settings=AgentSettings(turn_detection=DetectionSettings(threshold=0.25, prefix_padding_ms=0)),
+        ),
     ],
 )
 def test_ga_body_fits_the_official_types(spec: SessionSpec, official: TypeAdapter[Any]) -> None:

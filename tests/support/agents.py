@@ -21,11 +21,12 @@ headers = {{ "X-Key" = '{header}' }}
 [[agents.ann.tools]]
 type = "function"
 name = "canary_function"
+run = "client"
 parameters = {{ type = "object", properties = {{}} }}
 [agents.ben]
 name = "Ben"
 inherits = "ann"
-tools = [{{ type = "function", name = "canary_function", parameters = {{ type = "object", properties = {{}} }} }}]
+tools = [{{ type = "function", name = "canary_function", run = "client", parameters = {{ type = "object", properties = {{}} }} }}]
 [agents.cid]
 name = "Cid"
 inherits = "ann"

@@ -21,12 +21,13 @@ async def test_denied_microphone_says_where_to_allow(quiet_browser: Browser) -> 
     async with run_fake() as server, quiet_browser.page() as page:
         await page.goto(server.base_url)
         await page.run(
+            "navigator.permissions.query = async () => ({ state: 'prompt' });"
             "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('no', 'NotAllowedError'); }"
         )
         await page.click("talk")
         await page.wait_for_text("state", "failed")
         assert "Allow it in the address bar" in await _notice(page, "microphone_denied")
-        assert server.plan_requests == []  # the microphone is asked for before the plan
+        assert server.plan_requests == []  # a prompt may take long, and plans expire: it comes first
 
 
 @retry_if_host_busy(tries=3)

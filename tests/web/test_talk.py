@@ -237,8 +237,9 @@ async def test_refused_turns_arrive_later_in_order(quiet_browser: Browser) -> No
         await page.goto(server.base_url)
         await page.click("talk")
         await page.wait_for_text("state", "live")
-        for words in ("One", "Two"):
+        for count, words in ((2, "One"), (4, "Two")):
             await page.type("text", words)
             await page.press("Enter")
+            await page.wait_for(f"document.querySelectorAll('.line').length === {count}")
         await server.until(lambda: len(server.turns) == 4)
         assert [turn["content"] for turn in server.turns if turn["role"] == "user"] == ["One", "Two"]

@@ -68,7 +68,7 @@ async def hang_up(request: Request[CallState]) -> Response:
     """Answers 204 when the call is over; problems: 401, 403, 404, 429, 502, 504."""
     caller = _caller(request)
     await request.state["callers"].hang_ups.admit(caller.limit_key)
-    await request.state["calls"].end(request.path_params["call_id"], session_id=caller.owner.session_id)
+    await request.state["calls"].end(request.path_params["call_id"], owner=caller.owner)
     return Response(status_code=204, headers={"Cache-Control": "no-store"})
 
 

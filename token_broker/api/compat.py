@@ -20,7 +20,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from strategies.base import SessionSpec, flat_session, ga_realtime_session
+from strategies.base import SessionSpec
+from strategies.session_model.session_fields import flat_session, ga_realtime_session
 from token_broker.api.compat_operations import CALL_PATHS, HANG_UP_PATHS, MAX_FORM_FIELDS, MINT_PATHS, SESSION_PATHS
 from token_broker.api.offers import CallRelay, check_offer
 from token_broker.api.token import Minting
@@ -187,7 +188,7 @@ async def hang_up_compat_call(request: Request[CompatState]) -> Response:
     caller = request.state["admission"].leaver(request.scope)
     bind_ids(session_id=caller.owner.session_id)
     await request.state["callers"].hang_ups.admit(caller.limit_key)
-    await request.state["calls"].end(request.path_params["call_id"], session_id=caller.owner.session_id)
+    await request.state["calls"].end(request.path_params["call_id"], owner=caller.owner)
     return Response(status_code=200, headers=_NO_STORE)
 
 

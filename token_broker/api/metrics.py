@@ -82,7 +82,15 @@ class StateCollector(Collector):
         yield _counter(
             "talks_asked", "Talks asked for, by proxy or relayed call; each counts once.", sources.talk_counters.asked
         )
-        yield _counter("talks_live", "Talks that came about, of those.", sources.talk_counters.live)
+        live = CounterMetricFamily(
+            "token_broker_talks_live", "Talks that came about, of those, by resource.", labels=["resource"]
+        )
+        for name, count in sources.talk_counters.live_at.items():
+            live.add_metric([name], count)
+        yield live
+        yield _counter(
+            "talks_left", "Talks whose client left before they were live; not among those.", sources.talk_counters.left
+        )
         yield from _relay(relay)
         yield from memory_metrics(sources.memory.status())
 
@@ -158,8 +166,29 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
         for code, count in use.failed_answers.items():
             failed.add_metric([resource, code], count)
     yield failed
+    left_out = CounterMetricFamily(
+        "token_broker_settings_left_out",
+        "Sessions that go on without a field of the agent's, which Azure refused.",
+        labels=["resource", "agent", "field"],
+    )
+    for resource, agents in relay.settings_left_out.items():
+        for agent, fields in agents.items():
+            for name, count in fields.items():
+                left_out.add_metric([resource, agent, name], count)
+    yield left_out
+    refused = CounterMetricFamily(
+        "token_broker_sessions_refused",
+        "Sessions that Azure did not give: it refused the agent's settings, or confirmed others.",
+        labels=["resource", "agent"],
+    )
+    for resource, refusals in relay.sessions_refused.items():
+        for agent, count in refusals.items():
+            refused.add_metric([resource, agent], count)
+    yield refused
     yield _counter("client_events_refused", "Events of clients that are not in the allowlist.", relay.refused_events)
     yield _counter("client_fields_left_out", "Fields taken out of clients' events.", relay.fields_left_out)
+    yield _counter("answered_tool_calls", "Calls of tools in talks that have their outputs.", relay.tool_calls)
+    yield _counter("failed_tool_calls", "Those of which the output is a failure.", relay.tool_calls_failed)
     yield _counter(
         "calls_ended_for_changes", "Calls hung up: their client kept changing the session.", relay.calls_ended
     )

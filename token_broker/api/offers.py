@@ -113,7 +113,7 @@ class CallRelay:
         left, 502 to 504. A call that Azure made all the same is hung up.
         """
         if agent.sockets_only:
-            detail = "This agent talks over WebSockets only, since one of its tools has a credential: use the proxy."
+            detail = f"This agent talks over WebSockets only, since {agent.sockets_only}: use the proxy."
             raise Problem(403, "sockets_only", detail)
         minting = self.minting
         model = minting.model_of(agent, None, owner.session_id)
@@ -127,7 +127,8 @@ class CallRelay:
 
         supply = TalkSpecs(minting.settings, owner, minting.recall).of(agent)
         # The call's media is not seen: its talk counts as lost from its answer on.
-        with self.level.connection(owner.session_id), trace.answered(201, tell):
+        owner = self.level.of(owner)
+        with self.level.connection(owner.talk_id), trace.answered(201, tell):
             wanted = agent.wanted(owner.session_id)
             left = permitted = minting.pool.order(wanted)
             # Those that are known to take no calls are asked only where no other is left.
@@ -156,7 +157,7 @@ class CallRelay:
                     wanted = replace(wanted, resources=tuple(each.name for each in left))
                     continue
                 placed = await self._placed(request, accepted, grant, owner, supply)
-                self.level.went_live(owner.session_id)
+                self.level.went_live(owner.talk_id, grant.resource)
                 return placed
             if refusal is not None:
                 log.warning("call_given_up", session_id=owner.session_id, resource=tried)
@@ -196,7 +197,7 @@ class CallRelay:
     async def _offer(self, grant: EphemeralGrant, offer: bytes, *, wanted: Wanted, **options: Any) -> AcceptedCall:
         """Takes the offer to Azure; the pool hears what came of it. Raises MintError."""
         pool = self.minting.pool
-        resource = next(each for each in pool.resources if each.name == grant.resource)
+        resource = pool.by_name[grant.resource]
         assert self.calls is not None  # noqa: S101  # there is a resource
         # The resource that is left last is asked in any case.
         permit = pool.admit(resource, CALLS_ROUTE, agent_id=wanted.agent_id, model=wanted.model, early=True)
@@ -207,7 +208,7 @@ class CallRelay:
         self, request: Request[Any], accepted: AcceptedCall, grant: EphemeralGrant, owner: Owner, supply: SpecSupplier
     ) -> PlacedCall:
         """The call for its client, which may have left or been blocked meanwhile: then it is hung up."""
-        resource = next(each for each in self.minting.pool.resources if each.name == grant.resource)
+        resource = self.minting.pool.by_name[grant.resource]
         if accepted.call_id is None:
             log.warning("call_without_location", session_id=owner.session_id)
             return PlacedCall(accepted.answer, grant.endpoint, None, None, await supply(resource), resource.name)
@@ -229,17 +230,17 @@ class CallRelay:
         """The 201 of a placed call."""
         return _CallAnswer(self, call, owner, headers)
 
-    async def end(self, token: str, *, session_id: str) -> None:
-        """Hangs up the session's call of that id. Raises Problem 404, 502, 504."""
+    async def end(self, token: str, *, owner: Owner) -> None:
+        """Hangs up the call of that id, of the owner's session. Raises Problem 404, 502, 504."""
         try:
             call = self.signer.read_call_token(token)
         except TokenError:
             raise _unknown_call() from None
-        if call.session_id != session_id or self.calls is None:
+        if call.session_id != owner.session_id or self.calls is None:
             raise _unknown_call()
         try:
             await self.calls.hang_up(call.endpoint, call.call_id)
-            self.level.end(session_id, hung_up=True)
+            self.level.end(owner.talk_id, ends_talk=True)
         except MintError as error:
             wait_s = error.retry_after_s if isinstance(error, RateLimitedError) else None
             raise _refused(error, "hang-up", wait_s or 0.0) from None

@@ -1,7 +1,7 @@
 """The broker's own state: `/status`, `/config/{agent_id}`, `/healthz`, `/readyz`."""
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from strategies.chain import Chain, Link
 from strategies.health import BreakerState, BreakerStatus, Capability, Latencies
 from strategies.pool import Pool
+from strategies.session_model.session_fields import voice_name
 from token_broker.api.status_schemas import (
     AgentVoice,
     LiveTimes,
@@ -57,6 +58,7 @@ class StatusSources:
 
     settings: Settings
     agents: AgentRegistry
+    agent_reports: Mapping[str, list[str]]
     pool: Pool
     chain: Chain
     plan_counters: PlanCounters
@@ -75,13 +77,14 @@ class StatusSources:
             endpoint=first.target.base if first else None,
             model=first.model if first else settings.model,
             active_sessions=self.talks.active,
-            agents={agent.id: AgentVoice(voice=agent.voices["preview"]) for agent in self.agents.values()},
+            agents={agent.id: AgentVoice(voice=voice_name(agent.voices["preview"])) for agent in self.agents.values()},
         )
         if full:
             status.strategies = self.strategies()
             status.relay = self.relay()
             status.outbox = self.memory.status()
             status.slo = self._service_level()
+            status.agent_reports = {agent_id: lines for agent_id, lines in self.agent_reports.items() if lines}
             status.resources = [
                 ResourceState(**{name: getattr(each, name) for name in ResourceState.model_fields})
                 for each in self.pool.snapshot()
@@ -102,6 +105,7 @@ class StatusSources:
             talks=TalkLevel(
                 asked=talks.asked,
                 live=talks.live,
+                left=talks.left,
                 ratio=_ratio(talks.live, talks.asked),
                 time_to_live_ms=LiveTimes(p50=talks.time_to_live_ms(50), p95=talks.time_to_live_ms(95)),
             ),
@@ -187,7 +191,7 @@ async def get_config(request: Request[StatusState]) -> Response:
     agent = minting.find_agent(request.path_params["agent_id"])
     config = AgentConfig(
         agent_id=agent.id,
-        voice_name=agent.voices["preview"],
+        voice_name=voice_name(agent.voices["preview"]),
         model=minting.model_of(agent, None, ""),
         endpoint_configured=bool(minting.pool.resources),
     )

@@ -52,10 +52,14 @@ class LiveTimes(BaseModel):
 
 
 class TalkLevel(BaseModel):
-    """Talks that came about, over those that were asked for, where the broker sees them. Each counts once."""
+    """Talks that came about, over those that were asked for, where the broker sees them. Each counts once.
+
+    `left` are those whose client left before they were live; they are not among the others.
+    """
 
     asked: int
     live: int
+    left: int
     ratio: float | None
     time_to_live_ms: LiveTimes
 
@@ -101,6 +105,9 @@ class Status(BaseModel):
     outbox: MemoryStatus | None = None
     slo: ServiceLevel | None = None
     resources: list[ResourceState] = Field([], description="The Azure resources, in the order of the file.")
+    agent_reports: dict[str, list[str]] = Field(
+        {}, description="What a start warns of about its agents: settings that a dialect lacks, tools without a runner."
+    )
     clock_skew_s: float | None = Field(None, description="Our clock less Azure's, at the last mint.")
 
 

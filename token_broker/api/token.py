@@ -57,9 +57,12 @@ class Minting:
 
     def model_of(self, agent: Agent, grant: Grant | None, session_id: str) -> str:
         """The deployment of the resource that minted, or of the one that the session's talks would ask first."""
-        name = grant.resource if isinstance(grant, EphemeralGrant) else None
-        found = [each for each in self.pool.resources if each.name == name] or self.pool.order(agent.wanted(session_id))
-        return agent.model or (found[0].model if found else self.settings.model)
+        if agent.model:
+            return agent.model
+        if isinstance(grant, EphemeralGrant):
+            return self.pool.by_name[grant.resource].model
+        first = next(iter(self.pool.order(agent.wanted(session_id))), None)
+        return first.model if first else self.settings.model
 
     def ensure_configured(self) -> None:
         """Raises Problem 503 where there is no Azure to talk to."""
@@ -167,7 +170,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         specs.of(agent, tuple(wanted.modalities)),
         wanted=agent.wanted(owner.session_id),
         deadline_s=trace.began_s + settings.token_budget_s,
-        sockets_only=agent.sockets_only,
+        sockets_only=bool(agent.sockets_only),
     )
     grant = trace.minted.grant
     trace.model = minting.model_of(agent, grant, owner.session_id)
@@ -183,7 +186,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         agent=agent,
         public_base=public_base(request.scope, settings.public_url, settings.trusted_proxies),
         correlation_id=correlation_id(request.scope),
-        unseen=callers.blocklist.was_read,
+        unseen=callers.blocklist.was_read and not agent.is_seen,
     )
     trace.is_poor = plan.outlook == "poor"
     entry = AuditEntry(

@@ -54,7 +54,7 @@ async def mint_once(settings: Settings, agent_id: str | None) -> MintReport:
                 TalkSpecs(settings, owner, None).of(agent),
                 wanted=agent.wanted(owner.session_id),
                 deadline_s=deadline_s,
-                sockets_only=agent.sockets_only,
+                sockets_only=bool(agent.sockets_only),
             )
     finally:
         for each in credentials.values():

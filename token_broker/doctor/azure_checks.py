@@ -38,6 +38,7 @@ from token_broker.doctor.verdicts import (
 )
 from token_broker.doctor.ways import examine_way
 from token_broker.relay.azure.connector import Route, UpstreamConnector
+from token_broker.sessions.agent_reports import agent_reports, tool_reports
 from token_broker.sessions.agents import AgentsFileError, load_agents
 from token_broker.sessions.plans import session_spec
 from token_broker.settings import Settings
@@ -254,8 +255,11 @@ def _agents_spec(settings: Settings, tell: Tell) -> SessionSpec | None:
         return None
     tell(Check("agents", CheckStatus.OK, f"{', '.join(agents)}; {agents.default} is the default"))
     if on_sockets := [each.id for each in agents.values() if each.sockets_only]:
-        finding = f"{', '.join(on_sockets)}: WebSockets only, since a tool has a credential that no page may see"
-        tell(Check("agents", CheckStatus.NOTE, finding))
+        reasons = " or ".join(dict.fromkeys(agents[each].sockets_only for each in on_sockets))
+        tell(Check("agents", CheckStatus.NOTE, f"{', '.join(on_sockets)}: WebSockets only, since {reasons}"))
+    for each in agents.values():
+        for line in [*agent_reports(each, settings, [resource]), *tool_reports(each, settings, [resource])]:
+            tell(Check("agents", CheckStatus.NOTE, f"{each.id}: {line}", remediation="docs/agents.md"))
     return replace(session_spec(agent, settings, resource), ttl_s=_PROBE_TTL_S)
 
 

@@ -12,9 +12,10 @@ from urllib.parse import quote
 
 import picows
 
-from strategies.base import EphemeralGrant, SessionSpec, voice_live_transcription
+from strategies.base import EphemeralGrant, SessionSpec
 from strategies.errors import MintError
 from strategies.resources import Resource
+from strategies.session_model.session_fields import voice_live_transcription
 from strategies.transport import BoundedResolver
 from token_broker.doctor.checks import Check, CheckStatus
 from token_broker.doctor.hosts import ms_since

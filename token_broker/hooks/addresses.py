@@ -70,15 +70,10 @@ def is_forbidden(address: str) -> bool:
     Raises ValueError for what is no address.
     """
     parsed = ipaddress.ip_address(address)
-    return any(form in network for form in _forms(parsed) for network in _FORBIDDEN if form.version == network.version)
-
-
-def _forms(address: IPv4Address | IPv6Address) -> list[IPv4Address | IPv6Address]:
-    """The address, without a zone, and the IPv4 address that it carries."""
-    if isinstance(address, IPv4Address):
-        return [address]
-    bare = IPv6Address(int(address))
-    carried = [bare.ipv4_mapped, bare.sixtofour, IPv4Address(int(bare) & 0xFFFFFFFF) if bare in _NAT64 else None]
-    if 1 < int(bare) < 1 << 32:  # ::a.b.c.d, which is out of use; not ::1
-        carried.append(IPv4Address(int(bare)))
-    return [bare, *(found for found in carried if found is not None)]
+    forms: list[IPv4Address | IPv6Address | None] = [parsed]
+    if isinstance(parsed, IPv6Address):  # without its zone, and the IPv4 address that it may carry
+        bare = IPv6Address(int(parsed))
+        last = IPv4Address(int(bare) & 0xFFFFFFFF)
+        is_compatible = 1 < int(bare) < 1 << 32  # ::a.b.c.d, which is out of use; not ::1
+        forms = [bare, bare.ipv4_mapped, bare.sixtofour, last if bare in _NAT64 or is_compatible else None]
+    return any(form in network for form in forms if form for network in _FORBIDDEN if form.version == network.version)

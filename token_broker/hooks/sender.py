@@ -106,10 +106,9 @@ class HookSender:
                 return await self._exchange(request, body, max_bytes)
         except TimeoutError:
             return HookAnswer(failure="timeout", sent=body.sent)
-        except AddressRefusedError:
-            return HookAnswer(failure="refused")
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError, ValueError) as error:
-            if _caused_by_address(error):
+            # httpx has aiohttp's error as its cause, and that the resolver's.
+            if isinstance(getattr(error.__cause__, "os_error", error), AddressRefusedError):
                 return HookAnswer(failure="refused")
             return HookAnswer(failure="broken" if body.sent else "unreachable", sent=body.sent)
 
@@ -214,13 +213,3 @@ def _unpacked(packed: bytes, inflater: "zlib._Decompress | None", max_bytes: int
         packed = inflater.unconsumed_tail
     if inflater is None:
         yield packed
-
-
-def _caused_by_address(error: BaseException | None) -> bool:
-    """Whether the refusal of an address is what a library's error was made of."""
-    seen = 0
-    while error is not None and seen < 8:  # noqa: PLR2004  # a chain that is longer is none of these
-        if isinstance(error, AddressRefusedError):
-            return True
-        error, seen = getattr(error, "os_error", None) or error.__cause__ or error.__context__, seen + 1
-    return False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
+from token_broker.memory.drivers.sqlite import SqliteDatabase
 from token_broker.memory.store.full_text import merge_segments
 from token_broker.memory.types import arrival_at, to_us
 from token_broker.security.tokens import LEEWAY_S, RESUME_GRACE_S
@@ -33,6 +34,7 @@ _CHUNK_BYTES = 1_048_576
 _SESSIONS_CHUNK = 500
 _DAY_S = 86_400
 _RECENT_S = 3600.0  # every replica has looked by then which sessions were erased
+CLAIMS_KEPT_S = 7_200.0  # a session of Azure's lasts an hour, and no call of it is told again later
 _LOCK_PATIENCE_S = 5.0  # for a transaction of the running broker
 
 
@@ -220,17 +222,26 @@ class Maintenance:
             yield line
 
     async def scrub_files(self) -> bool | None:
-        """Takes what was deleted out of the database's files; see `Database.scrub_files`. Raises StoreError."""
-        return await self._database.scrub_files()
+        """Takes what was deleted out of SQLite's files; whether it could. None: PostgreSQL does it with a vacuum.
+
+        Raises StoreError.
+        """
+        return await self._database.scrub_files() if isinstance(self._database, SqliteDatabase) else None
 
     async def sweep(self, retention_days: int) -> int:
-        """Deletes expired tickets, turns that are too old, sessions left empty; how many turns. Raises StoreError."""
+        """Deletes expired tickets, old claims of tools, turns that are too old, sessions left empty; how many turns.
+
+        Raises StoreError.
+        """
         from token_broker.memory.store.erasure import delete_idle_sessions, delete_older_turns, forget_recent
         from token_broker.memory.store.sessions import remove_expired_tickets
+        from token_broker.memory.store.tool_claims import prune_claims
 
         now_s = self._clock()
         await self._database.write(partial(forget_recent, before_us=to_us(now_s - _RECENT_S)))
         await self._database.write(partial(remove_expired_tickets, before_s=now_s - 2 * LEEWAY_S))
+        while await self._database.write(partial(prune_claims, older_than_s=CLAIMS_KEPT_S, limit=_CHUNK)):
+            pass
         if not retention_days:
             return 0
         before_s = now_s - retention_days * _DAY_S

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -19,7 +19,7 @@ from token_broker.memory.context import (
 )
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.store_errors import StoreBusyError, StoreError
-from token_broker.memory.types import LAST_TURNS, FactSource, SinkError
+from token_broker.memory.types import LAST_TURNS, FactSource, Remembered, SinkError
 from token_broker.security.limits import BoundedDict
 from token_broker.security.tokens import ANONYMOUS, Owner
 
@@ -131,6 +131,21 @@ class BoundedRecall:
             episodic=EpisodicLayer(session_id=owner.session_id, last_turns=turns),
             semantic=SemanticLayer(facts=facts),
         )
+
+    async def search(self, owner: Owner, query: str, *, limit: int = 5) -> Sequence[Remembered]:
+        self.counts.asked += 1
+        if self._budget_s <= 0:
+            return ()
+        from token_broker.memory.delivery.local import search_turns
+
+        try:
+            async with asyncio.timeout(self._budget_s):
+                return await search_turns(self._database, owner, query, limit=limit)
+        except TimeoutError:
+            self.counts.late += 1
+        except StoreError as error:
+            self._count(error)
+        return ()
 
     async def _find(self, owner: Owner) -> _Found:
         if (cached := self.cache.get(owner)) is not None:

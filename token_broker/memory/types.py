@@ -43,6 +43,7 @@ __all__ = [
     "Outcome",
     "Position",
     "Recall",
+    "Remembered",
     "Role",
     "SessionRecord",
     "SessionRepository",
@@ -354,13 +355,30 @@ class TicketRepository(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Something said earlier that a search found."""
+
+    text: str  # the turn's beginning, at most some hundred characters
+    role: Role
+    when: datetime  # UTC
+
+
 class Recall(Protocol):
-    """What the memory knows, for the agent's instructions."""
+    """What the memory knows of a user: for an agent's instructions, and in answer to a question."""
 
     async def block(self, owner: Owner) -> str:
         """The fenced block to append to the instructions, at most 2 KB; empty where nothing is known.
 
         Never raises, and takes no longer than its budget (300 ms).
+        """
+        ...
+
+    async def search(self, owner: Owner, query: str, *, limit: int = 5) -> Sequence[Remembered]:
+        """What the owner's turns say about `query`, best first; empty where none does.
+
+        An owner without authentication gets turns of the session alone, others of all their sessions. Never raises,
+        and takes no longer than its budget; what is late or failed is counted, and found empty.
         """
         ...
 

@@ -22,6 +22,8 @@ __all__ = [
     "CredentialHolder",
     "CredentialIssued",
     "Event",
+    "GuardrailAsked",
+    "GuardrailOutcome",
     "Metrics",
     "Observer",
     "PlanCounters",
@@ -30,6 +32,8 @@ __all__ = [
     "TalkLive",
     "TokenRequestEnded",
     "TokenResult",
+    "ToolOutcome",
+    "ToolRan",
     "TraceContext",
     "null_observer",
     "observe_with",
@@ -115,9 +119,10 @@ class CallPlaced(ChainRequestEnded):
 
 @dataclass(frozen=True, slots=True)
 class TalkLive:
-    """A talk that was asked for has come about; it took `duration_s`, moves and fallbacks included."""
+    """A talk that was asked for has come about at a resource; it took `duration_s`, moves and fallbacks included."""
 
     duration_s: float
+    resource: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +142,48 @@ class TalkEnded:
     trace: TraceContext | None = None
 
 
-Event = RequestAnswered | CredentialIssued | TokenRequestEnded | CallPlaced | Attempt | TalkLive | TalkEnded
+ToolOutcome = Literal[
+    "done", "repeated", "error", "timeout", "unreachable", "too_large", "unknown", "wrong_arguments", "no_tool",
+    "no_store", "busy", "cancelled",
+]  # fmt: skip
+"""What came of a tool's call. `repeated`: it was made before, and its output is told again; `unknown`: something was
+sent, and nobody knows what it did; `no_store`: it could not be claimed, so it was not made."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRan:
+    """A call of a tool has its output. `tool` is a configured name, or `unknown`."""
+
+    agent_id: str
+    tool: str
+    outcome: ToolOutcome
+    duration_s: float
+
+
+GuardrailOutcome = Literal["allow", "replace", "refuse", "failed"]
+"""What a guardrail said of a user's words; `failed`: it didn't."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardrailAsked:
+    """A guardrail has been asked about a user's words."""
+
+    agent_id: str
+    outcome: GuardrailOutcome
+    duration_s: float
+
+
+Event = (
+    RequestAnswered
+    | CredentialIssued
+    | TokenRequestEnded
+    | CallPlaced
+    | Attempt
+    | TalkLive
+    | TalkEnded
+    | ToolRan
+    | GuardrailAsked
+)
 """An `Attempt` is what one strategy did within one request."""
 
 
@@ -168,6 +214,8 @@ _TOKEN_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 6.25, 1
 _LIVE_BUCKETS_S = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 5, 6, 10, 30)
 _REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _TALK_BUCKETS_S = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+_TOOL_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120)
+_GUARDRAIL_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -231,11 +279,26 @@ class Metrics:
         )
         self._live_seconds = _Children(
             self._histogram(
-                "talk_time_to_live", "From the first connection that was asked for to a live talk.", _LIVE_BUCKETS_S
+                "talk_time_to_live",
+                "From the first connection that was asked for to a live talk.",
+                _LIVE_BUCKETS_S,
+                "resource",
             )
         )
         self._talk_seconds = _Children(
             self._histogram("talk_duration", "Proxied talks, from admission to the end.", _TALK_BUCKETS_S)
+        )
+        self._tool_calls = _Children(
+            self._counter("tool_calls", "Calls of tools, by what came of them.", "agent", "tool", "outcome")
+        )
+        self._tool_seconds = _Children(
+            self._histogram("tool_call_duration", "Calls of tools, whole.", _TOOL_BUCKETS_S, "agent", "tool")
+        )
+        self._guardrail_checks = _Children(
+            self._counter("guardrail_checks", "Guardrails asked, by what they said.", "agent", "outcome")
+        )
+        self._guardrail_seconds = _Children(
+            self._histogram("guardrail_check_duration", "Guardrails asked, whole.", _GUARDRAIL_BUCKETS_S, "agent")
         )
 
     def __call__(self, event: Event, /) -> None:
@@ -254,9 +317,15 @@ class Metrics:
             case CredentialIssued():
                 self._credentials.of(event.strategy, event.holder).inc()
             case TalkLive():
-                self._live_seconds.of().observe(event.duration_s)
+                self._live_seconds.of(event.resource).observe(event.duration_s)
             case TalkEnded():
                 self._talk_seconds.of().observe(event.duration_s)
+            case ToolRan(agent_id=agent_id, tool=tool):
+                self._tool_calls.of(agent_id, tool, event.outcome).inc()
+                self._tool_seconds.of(agent_id, tool).observe(event.duration_s)
+            case GuardrailAsked(agent_id=agent_id):
+                self._guardrail_checks.of(agent_id, event.outcome).inc()
+                self._guardrail_seconds.of(agent_id).observe(event.duration_s)
             case _:  # a placed call is seen in its attempts and its HTTP request
                 pass
 
@@ -272,8 +341,18 @@ class Metrics:
                 self._attempts.of(resource, strategy, "minted")
                 self._attempt_seconds.of(resource, strategy)
                 self._mint_requests.of(resource, strategy)
-        self._live_seconds.of()
+        for resource in names:
+            self._live_seconds.of(resource)
         self._talk_seconds.of()
+
+    def expect_tools(self, tools: Iterable[tuple[str, str]], guarded: Iterable[str]) -> None:
+        """The same for the tools, each with its agent's id, and for the agents that have a guardrail."""
+        for agent_id, tool in tools:
+            self._tool_calls.of(agent_id, tool, "done")
+            self._tool_seconds.of(agent_id, tool)
+        for agent_id in guarded:
+            self._guardrail_checks.of(agent_id, "failed")
+            self._guardrail_seconds.of(agent_id)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, namespace="token_broker", registry=self.registry)

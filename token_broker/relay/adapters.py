@@ -13,11 +13,14 @@ from urllib.parse import parse_qs
 from starlette.types import Scope
 
 from strategies.base import Dialect
+from strategies.session_model.agent_settings import CLIENT_MAY_SET
+from token_broker.relay.answers.actions import Tell
 from token_broker.relay.azure.route import UpstreamConnection
 from token_broker.relay.dialects.broker_events import api_error, broker_error, broker_event
 from token_broker.relay.dialects.conversation_items import history_as_text
 from token_broker.relay.dialects.item_cache import CACHED_EVENTS, ItemCache
 from token_broker.relay.dialects.refused_settings import refused_fields, unknown_field
+from token_broker.relay.dialects.session_settings import MaySet
 from token_broker.relay.dialects.talk_translator import TalkTranslator
 from token_broker.relay.dialects.translation import completed, renamed, to_azure
 from token_broker.relay.event_text import SESSION_EVENTS, compact, parsed
@@ -114,6 +117,10 @@ class ProtocolAdapter(Protocol):
         """The event that says that something failed, or was refused, and the talk goes on."""
         ...
 
+    def called(self, tool: Tell) -> str | None:
+        """The event that says what becomes of a call of a tool, where this client knows one."""
+        ...
+
     def announce_end(self, left_s: float) -> str | None:
         """The event that says that the talk ends in `left_s`, where this client knows one."""
         ...
@@ -130,8 +137,8 @@ class ProtocolAdapter(Protocol):
         """The close code and reason for this client, and an event to send before them, if any."""
         ...
 
-    def from_client(self, text: str, upstream: Dialect) -> FromClient:
-        """What becomes of a message from the client."""
+    def from_client(self, text: str, upstream: Dialect, may_set: MaySet = CLIENT_MAY_SET) -> FromClient:
+        """What becomes of a message from the client, where its agent lets it change `may_set` of the session."""
         ...
 
     def reads(self, kind: str, upstream: Dialect) -> bool:
@@ -169,6 +176,10 @@ class ProxyAdapter:
     def error(self, refusal: Refused, *, retryable: bool = False) -> str:
         return broker_error(refusal.code, refusal.message, retryable=retryable, param=refusal.param)
 
+    def called(self, tool: Tell) -> str | None:
+        took = {} if tool.duration_ms is None else {"duration_ms": round(tool.duration_ms)}
+        return broker_event("broker.tool", name=tool.name, call_id=tool.call_id, state=tool.state, **took)
+
     def announce_end(self, left_s: float) -> str | None:
         message = f"Azure ends this talk in {left_s:.0f} s, and no other session is to be had: ask for a new plan"
         return broker_error("session_expiring", message, retryable=True)
@@ -186,10 +197,11 @@ class ProxyAdapter:
         )
 
     def farewell(self, ending: Ending) -> tuple[Ending, str | None]:
-        return ending, None
+        told = broker_error(ending.error_code, ending.reason) if ending.told and ending.error_code else None
+        return ending, told
 
-    def from_client(self, text: str, upstream: Dialect) -> FromClient:
-        match examine(text):
+    def from_client(self, text: str, upstream: Dialect, may_set: MaySet = CLIENT_MAY_SET) -> FromClient:
+        match examine(text, may_set):
             case Passed(text=plain):
                 return ToAzure((plain,))
             case Allowed(event=event) if answer := _retrieved(event, self._items):
@@ -256,6 +268,11 @@ class CompatAdapter:
         kind = "server_error" if retryable else "invalid_request_error"
         return api_error(refusal.code, refusal.message, kind=kind, param=refusal.param, event_id=refusal.event_id)
 
+    def called(self, tool: Tell) -> str | None:
+        """None: an official client knows no such event, and is to see no call that is not its own."""
+        del tool
+        return None
+
     def announce_end(self, left_s: float) -> str | None:
         """None: an official client takes an `error` for something that went wrong."""
         del left_s
@@ -278,8 +295,8 @@ class CompatAdapter:
         kind = "server_error" if ending.code in _BROKERS_FAULT else "invalid_request_error"
         return ending, api_error(ending.error_code or f"closed_{ending.code}", ending.reason, kind=kind)
 
-    def from_client(self, text: str, upstream: Dialect) -> FromClient:
-        match examine(text):
+    def from_client(self, text: str, upstream: Dialect, may_set: MaySet = CLIENT_MAY_SET) -> FromClient:
+        match examine(text, may_set):
             case Passed(text=plain):
                 return ToAzure((plain,))
             case Allowed(event=event) if answer := _retrieved(event, self._items):
@@ -291,7 +308,7 @@ class CompatAdapter:
                     self._may_be_ga = False
                     if (event.get("session") or {}).get("type") == "realtime":  # only GA has a type
                         self._speak("ga")
-                refused = list(refused_fields(event, unlisted, client=self._client, upstream=upstream))
+                refused = list(refused_fields(event, unlisted, client=self._client, upstream=upstream, may_set=may_set))
                 event_id = event_id_of(event)
                 told = (self.error(Refused(each.code, each.message, each.param, event_id)) for each in refused)
                 translated = to_azure(event, client=self._client, upstream=upstream)

@@ -22,15 +22,15 @@ from token_broker.server.close_codes import BAD_REQUEST, DRAINING, FOREIGN_ORIGI
 from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.settings import Settings
-from token_broker.web.requests import Problem
+from token_broker.web.requests import Problem, uuid7
 
 __all__ = ["BLOCKED", "SESSION_GONE", "Admission", "AdmittedClient", "RefusedError"]
 
 log = structlog.get_logger("token_broker.relay")
 
 TICKET_PREFIX = "ticket."
-BLOCKED = Ending(TICKET_REFUSED, "the operator has blocked this session or its user")
-SESSION_GONE = Ending(TICKET_REFUSED, "this session was erased: begin a new one")
+BLOCKED = Ending(TICKET_REFUSED, "the operator has blocked this session or its user", ends_talk=True)
+SESSION_GONE = Ending(TICKET_REFUSED, "this session was erased: begin a new one", ends_talk=True)
 _BLOCKLIST_UNREAD = "this broker does not know yet who is blocked: try again"
 _RETRY_AFTER_S = 5
 
@@ -170,17 +170,19 @@ class Admission:
             raise _refused(DRAINING, _BLOCKLIST_UNREAD, 503, "blocklist_unread", retry=True)
         if self._blocklist.refused(claims.owner.principal, claims.owner.session_id):
             raise _refused(BLOCKED.code, BLOCKED.reason, 403, "blocked")
-        epoch, credential_id, uses, counted_until_s = claims.owner.epoch, None, 1, claims.expires_at_s
+        owner, credential_id, uses, counted_until_s = claims.owner, None, 1, claims.expires_at_s
         if isinstance(claims, TicketClaims):
             credential_id = claims.ticket_id
         else:
             # Turns sort by epoch first: those of each further connection have to come after the previous one's.
-            epoch = max(claims.owner.epoch + 1, time.time_ns() // 1_000_000)
-            if isinstance(claims, ClientSecretClaims) and self._settings.client_secret_uses:
-                credential_id, uses = claims.secret_id, self._settings.client_secret_uses
-                counted_until_s = claims.counted_until_s
+            owner = dataclasses.replace(owner, epoch=max(owner.epoch + 1, time.time_ns() // 1_000_000))
+            if isinstance(claims, ClientSecretClaims):
+                owner = dataclasses.replace(owner, talk_id=uuid7())  # each use is a talk of its own
+                if self._settings.client_secret_uses:
+                    credential_id, uses = claims.secret_id, self._settings.client_secret_uses
+                    counted_until_s = claims.counted_until_s
         return AdmittedClient(
-            owner=dataclasses.replace(claims.owner, epoch=epoch),
+            owner=owner,
             agent=agent,
             limit_key=self._caller(scope, claims).limit_key,
             credential_id=credential_id,

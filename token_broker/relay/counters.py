@@ -114,9 +114,12 @@ class RelayStatus:
     """The relay since the process began, as `/status` shows it and metrics read it.
 
     `resumes` are by the resource that was lost and by reason, `failed` among them; `closes` are by close code,
-    `failed_answers` by Azure's code for what went wrong. `refused_events` are clients' events that are not in the
-    allowlist, `fields_left_out` fields that were taken out of clients' events, `calls_ended` calls that were hung up
-    since their client changed the agent's session repeatedly. Bytes are those of events, not of WebSocket frames.
+    `failed_answers` by Azure's code for what went wrong. `settings_left_out` are the sessions that go on without a
+    field of the agent's that Azure refused, by resource, agent and field; `sessions_refused` those that came to
+    nothing, by resource and agent. `refused_events` are clients' events that are not in the allowlist,
+    `fields_left_out` fields that were taken out of clients' events, `calls_ended` calls that were hung up since their
+    client changed the agent's session repeatedly. `tool_calls` are the calls of tools in answers that have their
+    outputs, the clients' own among them. Bytes are those of events, not of WebSocket frames.
     """
 
     active: int
@@ -132,8 +135,12 @@ class RelayStatus:
     turns_lost: int
     failed_transcriptions: int
     failed_answers: dict[str, int]
+    settings_left_out: dict[str, dict[str, dict[str, int]]]
+    sessions_refused: dict[str, dict[str, int]]
     refused_events: int
     fields_left_out: int
+    tool_calls: int
+    tool_calls_failed: int
     calls_ended: int
     usage: Usage
     transcription_usage: TranscriptionUsage
@@ -158,6 +165,8 @@ class TalkCounters:
     failed_answers: int = 0
     refused_events: int = 0
     fields_left_out: int = 0
+    tool_calls: int = 0
+    tool_calls_failed: int = 0
     usage: Usage = field(default_factory=Usage)
     transcription: TranscriptionUsage = field(default_factory=TranscriptionUsage)
 

@@ -7,6 +7,9 @@ from typing import Any
 import structlog
 
 from token_broker.relay.adapters import ProtocolAdapter
+from token_broker.relay.answers.hidden_calls import CALL_EVENTS, HiddenCalls
+from token_broker.relay.answers.sequencer import ACTIVE_ALREADY, SEQUENCER_EVENTS
+from token_broker.relay.answers.talk_answers import TalkAnswers
 from token_broker.relay.azure.route import UpstreamConnection
 from token_broker.relay.counters import USAGE_EVENTS, RelayCounters, TalkCounters
 from token_broker.relay.dialects.conversation_items import TOOL_LIST
@@ -20,7 +23,7 @@ from token_broker.relay.policy.visibility import (
     without_agents_settings,
     without_quoted_secrets,
 )
-from token_broker.relay.resume.ledger import ASK_ID, LEDGER_EVENTS, TalkLedger
+from token_broker.relay.resume.ledger import LEDGER_EVENTS, TalkLedger
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.transcripts.assembler import TURN_EVENTS
 from token_broker.relay.transcripts.failed_answers import ANSWER_FAILED, failed_answer, log_failed_answer
@@ -36,8 +39,8 @@ _LAST_TRANSCRIPT_S = 2.0
 _AUDIO_DELTAS = frozenset({"response.audio.delta", "response.output_audio.delta"})
 _NAMING_EVENTS = frozenset({"input_audio_buffer.speech_started", "input_audio_buffer.committed"})
 _PARSED_EVENTS = (
-    TURN_EVENTS | SESSION_EVENTS | ERROR_EVENTS | CACHED_EVENTS | LEDGER_EVENTS | {"response.created", *_NAMING_EVENTS}
-)
+    TURN_EVENTS | SESSION_EVENTS | ERROR_EVENTS | CACHED_EVENTS | LEDGER_EVENTS | SEQUENCER_EVENTS | CALL_EVENTS
+) | _NAMING_EVENTS
 
 
 class EventHandler:
@@ -54,6 +57,8 @@ class EventHandler:
         turns: TurnRecorder,
         handoff: AgentHandoff,
         ledger: TalkLedger,
+        answers: TalkAnswers,
+        hidden: HiddenCalls,
         restored: Restored,
         counters: RelayCounters,
         talk: TalkCounters,
@@ -66,6 +71,8 @@ class EventHandler:
         self._turns = turns
         self._handoff = handoff
         self._ledger = ledger
+        self._answers = answers
+        self._hidden = hidden
         self._restored = restored
         self.events = 0
         self._counters = counters
@@ -139,6 +146,7 @@ class EventHandler:
             self._ledger.told()
             return []
         self._ledger.azure_sent(event, self._time_s())
+        self._answers.azure_sent(event)
         if self._restored.is_told(event):
             return []
         if kind == "session.updated":
@@ -157,9 +165,13 @@ class EventHandler:
                     resource=upstream.resource,
                 )
             self._turns.feed(event, self._time_s())
-        shown = without_quoted_secrets(without_agents_settings(event), self._redact)
+        visible = self._hidden.for_client(event)
+        shown = event if visible is None else without_quoted_secrets(without_agents_settings(visible), self._redact)
         # What hides nothing and needs no translation is sent as Azure wrote it: serialising would double the cost.
-        if shown is not event or self._adapter.reads(kind, upstream.route.dialect):
+        events: list[str] = []
+        if visible is None:
+            pass
+        elif shown is not event or self._adapter.reads(kind, upstream.route.dialect):
             events = self._adapter.to_client(shown, upstream.route.dialect, text=text if shown is event else None)
         else:
             events = [self._adapter.passed(text, upstream.route.dialect)]
@@ -178,14 +190,10 @@ class EventHandler:
         error = event["error"]
         event_id, code = error.get("event_id"), error.get("code")
         self._restored.refused(event_id)
-        log.warning("own_event_refused", event_id=event_id[:64], code=code if isinstance(code, str) else None)
-        if event_id != ASK_ID:
+        if code == ACTIVE_ALREADY:  # no fault: it is asked again after that answer
             return []
-        return [
-            self._adapter.error(
-                Refused(ANSWER_FAILED, "Azure did not take the question again: ask again"), retryable=True
-            )
-        ]
+        log.warning("own_event_refused", event_id=event_id[:64], code=code if isinstance(code, str) else None)
+        return []
 
 
 def _ends_session(event: dict[str, Any]) -> bool:

@@ -132,13 +132,8 @@ class AgentHandoff:
         try:
             # The same route: the client has been told its dialect, and a compatible client cannot change it.
             new = await self._connector.connect(self._supply(agent), wanted=wanted, only=old.route.name)
-            try:
-                spec = await self._supply(agent)(self._connector.resource(new.resource))
-            except BaseException:
-                await new.socket.aclose(graceful=False)
-                raise
             new.first.insert(0, broker_event("broker.agent.switched", agent_id=agent.id))
-            if not self._move(old, new, new.route.session(spec)):  # the old one was lost meanwhile
+            if not self._move(old, new, dict(new.session)):  # the old one was lost meanwhile
                 await new.socket.aclose()
                 raise NoUpstreamError(Ending(UPSTREAM_FAILED, "the upstream was lost"))
             self._set_agent(agent)

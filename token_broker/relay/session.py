@@ -8,7 +8,7 @@ watches all waits. Where Azure's side is lost, the talk goes on in another sessi
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,11 @@ import structlog
 from strategies.errors import MalformedError
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
+from token_broker.relay.answers.actions import Refuse, Run, Tell
+from token_broker.relay.answers.catalogue import tools_of
+from token_broker.relay.answers.hidden_calls import HiddenCalls
+from token_broker.relay.answers.sequencer import AnswerSequencer
+from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.counters import RelayCounters, TalkCounters
@@ -27,10 +32,11 @@ from token_broker.relay.handoff import AgentHandoff
 from token_broker.relay.policy.allowlist import Broken, Command, Refused, is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.held_audio import HeldAudio
-from token_broker.relay.resume.ledger import TalkLedger
-from token_broker.relay.resume.replay import NewSession, call_event, replay
+from token_broker.relay.resume.ledger import ASK_ID, TalkLedger
+from token_broker.relay.resume.replay import NewSession, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.resumption import Resumption, TalkHooks
+from token_broker.relay.resume.steps import Ask, Step
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.relay.watchdog import Snapshot, Watchdog, tick_s
 from token_broker.security.tokens import Owner
@@ -46,6 +52,7 @@ from token_broker.server.close_codes import (
 from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.sessions.plans import TalkSpecs
 from token_broker.settings import Settings
+from token_broker.tools.runner import ToolCall, ToolOutput, ToolRunner
 
 __all__ = ["Talk", "TalkParts"]
 
@@ -53,12 +60,12 @@ log = structlog.get_logger("token_broker.relay")
 
 _AUDIO_CHARS_A_SECOND = 64_000  # base64 of PCM16 at 24 kHz, the richest of the formats
 _HEAD_CHARS = 128
-_LONGEST_NOTED = 65_536  # a longer event of a client's is an item with an image
+_LONGEST_NOTED = 65_536  # a longer event of a client's may be an item with an image
 
 
 @dataclass(frozen=True, slots=True)
 class TalkParts:
-    """What all talks share. `redact` removes the secrets that are known now from a text."""
+    """What all talks share. `redact` removes the secrets that are known now from a text; `tools` runs agents' tools."""
 
     settings: Settings
     agents: AgentRegistry
@@ -67,6 +74,7 @@ class TalkParts:
     recall: Recall
     counters: RelayCounters
     redact: Callable[[str], str]
+    tools: ToolRunner | None = None
 
 
 class Talk:
@@ -80,7 +88,7 @@ class Talk:
         *,
         owner: Owner,
         agent: Agent,
-        on_live: Callable[[], None] = lambda: None,
+        on_live: Callable[[str], None] = lambda _resource: None,
     ) -> None:
         self.counters = TalkCounters()
         self._parts = parts
@@ -116,12 +124,29 @@ class Talk:
             move=self._hand_over,
             tell=self._tell,
         )
+        sequencer = AnswerSequencer(
+            lambda: tools_of(self._handoff.agent),
+            facts=self._ledger.facts,
+            holds=lambda: self._ledger.holds,
+            plays_until_s=lambda: self._turns.assembler.plays_until_s,
+        )
+        self._ledger.acting = lambda: sequencer.calls.is_acting
+        self._answers = TalkAnswers(
+            sequencer,
+            AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._run_call, start=self._start),
+        )
+        hidden = HiddenCalls(
+            lambda name: (tool := tools_of(self._handoff.agent).get(name)) is not None and tool.by == "client",
+            sequencer.calls.withholds,
+        )
         self._handler = EventHandler(
             adapter,
             owner,
             turns=self._turns,
             handoff=self._handoff,
             ledger=self._ledger,
+            answers=self._answers,
+            hidden=hidden,
             restored=self._restored,
             counters=parts.counters,
             talk=self.counters,
@@ -151,6 +176,7 @@ class Talk:
                 next_agent=lambda: self._handoff.next_agent,
                 confirm_agent=self._handoff.confirm,
                 begin_gap=self._begin_gap,
+                begin=self._begin_answers,
                 use=self._use,
                 forward=self._forward,
                 start=self._start,
@@ -223,7 +249,7 @@ class Talk:
             upstream.socket.send(text)
             self._ledger.audio.append(text)
             return
-        match self._adapter.from_client(text, upstream.route.dialect):
+        match self._adapter.from_client(text, upstream.route.dialect, self._handoff.agent.client_may_set):
             case ToAzure(texts=checked, left_out=left_out, told=told):
                 self.counters.fields_left_out += left_out
                 for error in told:
@@ -251,7 +277,11 @@ class Talk:
             upstream.socket.send(message)
             self._ledger.audio.append(message)
             return
-        event = parsed(message) if len(message) <= _LONGEST_NOTED else {}
+        noted = len(message) <= _LONGEST_NOTED or kind == "response.create" or IMAGE_FIELD.decode() not in message
+        event = parsed(message) if noted else {}
+        if not self._answers.admits(kind, event):
+            self._answers.tick()
+            return
         if kind == "conversation.item.truncate" and self._restored.answers_truncate(event.get("item_id")):
             # To Azure the item is text, which it does not truncate.
             self._ledger.truncate(event)
@@ -261,10 +291,9 @@ class Talk:
             empty = Refused("input_audio_buffer_commit_empty", "there is no audio", event_id=event.get("event_id"))
             upstream.socket.put(self._adapter.error(empty))
             return
-        if (call := self._ledger.take_owed(event)) is not None:
-            upstream.socket.send(call_event(call, self._restored))
         self._ledger.client_sent(kind, message, event)
         upstream.socket.send(self._restored.for_azure(message))
+        self._answers.tick()
 
     # --- Azure's side
 
@@ -279,9 +308,10 @@ class Talk:
         except NoUpstreamError as error:
             self.end(error.ending)
             return
+        self._begin_answers(upstream, ())
         self._use(upstream)
         self._parts.counters.ready += 1
-        self._on_live()
+        self._on_live(upstream.resource)
         upstream.first[:] = self._adapter.opening(
             upstream, session_id=self.owner.session_id, agent_id=self._handoff.agent.id
         )
@@ -323,9 +353,23 @@ class Talk:
         self._fast_path.join(upstream)
         self._resumption.begin(upstream)
 
+    def _begin_answers(self, upstream: UpstreamConnection, steps: Sequence[Step]) -> None:
+        """From now on this session is asked for answers; `steps` is what it was told of an earlier one."""
+
+        def send(event: Mapping[str, Any]) -> None:
+            text = compact(event)
+            self._ledger.client_sent(event["type"], text, event)
+            upstream.socket.send(self._restored.for_azure(text))
+
+        asked = (step.request or {"event_id": ASK_ID} for step in steps if isinstance(step, Ask))
+        self._answers.begin(
+            upstream.route.dialect, send, asked=frozenset(str(event.get("event_id")) for event in asked)
+        )
+
     def _begin_gap(self) -> None:
         """No session carries the talk: nothing of the last one reaches it any more."""
         self._upstream = None
+        self._answers.cut()
         self._fast_path.join(None)
 
     def _hand_over(self, old: UpstreamConnection, new: UpstreamConnection, settings: dict[str, Any]) -> bool:
@@ -344,10 +388,13 @@ class Talk:
         new.first[:0] = ended
         self._restored.begin()
         dialect = new.route.dialect
-        made = replay(ledger.steps(), NewSession(dialect, settings), old=old.route.dialect, restored=self._restored)
+        self._answers.cut()
+        steps = ledger.steps()
+        made = replay(steps, NewSession(dialect, settings), old=old.route.dialect, restored=self._restored)
         ledger.moved(replayed_chars=made.committed_chars, listened_chars=made.open_chars)
         for message in made.messages:  # at once: nothing of the client's may come between
             new.socket.send(message)
+        self._begin_answers(new, steps)
         self._use(new)
         return True
 
@@ -370,6 +417,36 @@ class Talk:
             self._upstream.socket.put(text)
         else:
             self._resumption.tell_later(text)
+
+    def _tell_call(self, tool: Tell) -> None:
+        if tool.duration_ms is not None:
+            self.counters.tool_calls += 1
+            self.counters.tool_calls_failed += tool.state == "failed"
+            log.info(
+                "tool_called",
+                session_id=self.owner.session_id,
+                agent_id=self._handoff.agent.id,
+                tool=tool.name,
+                call_id=tool.call_id,
+                state=tool.state,
+                ms=round(tool.duration_ms),
+            )
+        if (text := self._adapter.called(tool)) is not None:
+            self._tell(text)
+
+    def _refuse(self, what: Refuse) -> None:
+        refusal = Refused(what.code, what.message, event_id=what.event_id)
+        self._tell(self._adapter.error(refusal, retryable=what.retryable))
+
+    async def _run_call(self, call: Run) -> ToolOutput:
+        name = call.tool.name
+        if call.tool.by == "builtin" and name != "recall":
+            return ToolOutput("This can't be done in this talk.", ok=False)
+        if self._parts.tools is None:
+            return ToolOutput("No tool can be used here.", ok=False)
+        agent, owner = self._handoff.agent, self.owner
+        made = ToolCall(owner.talk_id, call.azure_session, call.call_id, name, call.arguments, agent, owner)
+        return await self._parts.tools.run(made)
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         def on_done(task: "asyncio.Task[None]") -> None:
@@ -416,6 +493,7 @@ class Talk:
     async def _finish(self, ending: Ending) -> None:
         """Closes the client, waits shortly for a transcript under way, keeps the turns that are left, closes Azure."""
         self._fast_path.join(None)
+        self._answers.aclose()
         self._parts.counters.handoffs += self._handoff.count
         running: list[asyncio.Task[Any]] = [*self._tasks, *filter(None, [self._specs.recalling])]
         for task in running:

@@ -20,8 +20,9 @@ from typing import Any
 
 import structlog
 
-from strategies.base import SessionSpec, ga_session
+from strategies.base import SessionSpec
 from strategies.errors import MintError, MisconfiguredError
+from strategies.session_model.session_fields import ga_session
 from token_broker.memory.types import TurnIngest
 from token_broker.observability.logging import audit_changed_call
 from token_broker.relay.azure.connector import UpstreamConnector

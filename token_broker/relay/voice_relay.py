@@ -34,6 +34,7 @@ from token_broker.server.drain import GOING_AWAY, Drain
 from token_broker.sessions.agents import AgentRegistry
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings
+from token_broker.tools.runner import ToolRunner
 from token_broker.web.middleware import not_found
 from token_broker.web.requests import Problem, correlation_id, problem_response, refuse_socket
 
@@ -65,7 +66,7 @@ class VoiceRelay:
 
     Route WebSockets and plain requests of the proxy's path, which has the parameter `session_id`, to `proxy`, and those
     of a compatible endpoint's paths to `compat`. `limits` are shared with the SDP relay; `observe` gets a TalkEnded for
-    each talk; `hang_up` ends a call that is listened to.
+    each talk; `hang_up` ends a call that is listened to; `tools` runs the tools of agents.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class VoiceRelay:
         observe: Observer = null_observer,
         hang_up: HangUp | None = None,
         level: TalkLevelCounters | None = None,
+        tools: ToolRunner | None = None,
     ) -> None:
         lasting_secrets = (*own_secrets(settings), *(secret for agent in agents.values() for secret in agent.secrets))
 
@@ -107,6 +109,7 @@ class VoiceRelay:
             recall=recall,
             counters=self._counters,
             redact=redact,
+            tools=tools,
         )
 
     @property
@@ -133,8 +136,12 @@ class VoiceRelay:
             turns_lost=totals.turns_lost,
             failed_transcriptions=totals.failed_transcriptions,
             failed_answers=dict(counters.failed_answers),
+            settings_left_out=self._parts.connector.settings_report.by_resource(),
+            sessions_refused=self._parts.connector.settings_report.refused_by_resource(),
             refused_events=totals.refused_events,
             fields_left_out=totals.fields_left_out,
+            tool_calls=totals.tool_calls,
+            tool_calls_failed=totals.tool_calls_failed,
             calls_ended=counters.calls_ended,
             usage=totals.usage,
             transcription_usage=totals.transcription,
@@ -262,17 +269,15 @@ class VoiceRelay:
     async def _talk(
         self, scope: Scope, receive: Receive, send: Send, admitted: AdmittedClient, adapter: ProtocolAdapter
     ) -> None:
-        owner, agent = admitted.owner, admitted.agent
-        # A plan's tickets are for one talk; each use of a client secret is a talk of its own.
-        name = owner.session_id if admitted.uses == 1 else f"{owner.session_id} {owner.epoch}"
-        self._level.begin(name)
+        owner, agent = self._level.of(admitted.owner), admitted.agent
+        self._level.begin(owner.talk_id)
         talk = Talk(
             self._parts,
             adapter,
             TalkClient.of(scope, receive, send),
             owner=owner,
             agent=agent,
-            on_live=partial(self._level.went_live, name),
+            on_live=partial(self._level.went_live, owner.talk_id),
         )
         self._counters.sessions += 1
         self._talks.add(talk)
@@ -295,6 +300,7 @@ class VoiceRelay:
                 turns_lost=talk.counters.turns_lost,
                 failed_transcriptions=talk.counters.failed_transcriptions,
                 failed_answers=talk.counters.failed_answers,
+                tool_calls=talk.counters.tool_calls,
                 usage=talk.counters.usage.snapshot(),
                 transcription=talk.counters.transcription.snapshot(),
             )
@@ -302,7 +308,7 @@ class VoiceRelay:
             self._talks.discard(talk)
             self._drain.remove(talk)
             self._counters.finish(talk.counters, ending.code)
-            self._level.end(name, hung_up=ending.code == DONE)
+            self._level.end(owner.talk_id, ends_talk=ending.ends_talk, has_left=ending.by_client)
             self._observe(
                 TalkEnded(
                     session_id=owner.session_id,

@@ -47,14 +47,16 @@ class Watchdog:
         """Why the talk must end now, or None. `snapshot` is None while no upstream is connected."""
         settings = self._settings
         if now_s - self._began_s >= settings.max_talk_s:
-            return Ending(DONE, "the talk has reached its longest time: ask for a new plan", "talk_too_long")
+            why = "the talk has reached its longest time: ask for a new plan"
+            return Ending(DONE, why, "talk_too_long", ends_talk=True)
         if snapshot is None:
             return None
         signs = (snapshot.frames_from_client, snapshot.pings)
         if signs != self._signs or snapshot.answering:
             self._signs, self._heard_s = signs, now_s
         if now_s - self._heard_s >= settings.idle_timeout_s:
-            return Ending(DONE, "nothing was heard from the client for long: ask for a new plan", "idle_timeout")
+            why = "nothing was heard from the client for long: ask for a new plan"
+            return Ending(DONE, why, "idle_timeout", ends_talk=True)
         # A client is stalled only while a frame waits for it: a silent Azure is not its fault.
         waiting = snapshot.frames_to_client if snapshot.sending else None
         if self._to_client.still_s(waiting, now_s) >= settings.client_write_timeout_s:

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
     "CLIENT_SECRET_PREFIX",
     "LEEWAY_S",
     "RESUME_GRACE_S",
+    "TICKET_TTL_S",
     "CallClaims",
     "ClientSecretClaims",
     "Owner",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 LEEWAY_S = 60
+TICKET_TTL_S = 180  # clients try the proxy last, after every connection before it
 RESUME_GRACE_S = 24 * 3600  # for so long after its expiry, a session token still resumes its session
 ISSUER = "voice-token-broker"
 SESSION_TYPE = "vtb-session+jwt"
@@ -67,12 +70,20 @@ class Owner:
 
     `principal` is `ANONYMOUS` without authentication; `user_id` is then only a label. `epoch` grows with every plan
     of the session (milliseconds since 1970 at least), so that turns of a later connection sort behind earlier ones.
+
+    `talk_id` names the talk: it stays over moves, fallbacks, handoffs and reconnects within 60 s, while a session may
+    have several talks. Without one it is the session's id.
     """
 
     session_id: str
     principal: str
     epoch: int
     user_id: str | None = None
+    talk_id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.talk_id:
+            object.__setattr__(self, "talk_id", self.session_id)
 
 
 class TokenError(Exception):
@@ -90,6 +101,7 @@ class SessionClaims:
     owner: Owner
     expires_at_s: float
     agent_id: str | None = None
+    issued_at_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +151,12 @@ class TokenSigner:
         self._subkeys = {
             kind: [_subkey(key.get_secret_value().encode(), kind) for key in keys] for kind in (*_CLAIMS, _SESSION_IDS)
         }
+        self._heads = {
+            kind: urlsafe_b64encode(to_json({"alg": "HS256", "typ": kind})).rstrip(b"=") + b"." for kind in _CLAIMS
+        }
         self._jws = jwt.PyJWS(algorithms=[])
-        self._jws.register_algorithm("HS256", _PreparedHmac(HMACAlgorithm.SHA256))
+        self._hmac = _PreparedHmac()
+        self._jws.register_algorithm("HS256", self._hmac)
         self._clock = clock
         # Each turn of a session carries the same token. Its claims never change; its expiry is checked apart.
         self._verified = functools.lru_cache(_TOKENS_REMEMBERED)(self._verify)
@@ -148,23 +164,27 @@ class TokenSigner:
     def new_session_id(self) -> str:
         """A UUID of version 7 whose last 32 bits are a signature, so that `made` recognizes it without a store."""
         name = uuid7()[:-_MARK_CHARS]
-        return name + _mark(name, self._subkeys[_SESSION_IDS][0])
+        return name + self._mark(name, self._subkeys[_SESSION_IDS][0])
 
     def made(self, session_id: str) -> bool:
         """Whether `new_session_id` made the id, with any of the keys. A foreign UUID passes once in four billion."""
         name, mark = session_id[:-_MARK_CHARS], session_id[-_MARK_CHARS:]
         # Compared in constant time: response times must not reveal the mark byte by byte.
         return len(session_id) == _UUID_CHARS and any(
-            hmac.compare_digest(mark.encode(), _mark(name, key).encode()) for key in self._subkeys[_SESSION_IDS]
+            hmac.compare_digest(mark.encode(), self._mark(name, key).encode()) for key in self._subkeys[_SESSION_IDS]
         )
+
+    def _mark(self, name: str, key: bytes) -> str:
+        return self._hmac.sign(name.encode(), key).hex()[:_MARK_CHARS]
 
     def session_token(self, owner: Owner, *, ttl_s: int, agent_id: str | None = None) -> str:
         """A token that proves this session's ownership for `ttl_s` seconds; `agent_id` is whom the plan speaks with."""
-        return self._sign({**_claims_of(owner), "agt": agent_id}, SESSION_TYPE, ttl_s)
+        return self._sign({**_claims_of(owner), "tlk": owner.talk_id, "agt": agent_id}, SESSION_TYPE, ttl_s)
 
     def ticket(self, owner: Owner, *, agent_id: str, ttl_s: int) -> str:
         """A single admission to the proxy within `ttl_s` seconds."""
-        return self._sign({"jti": uuid7(), **_claims_of(owner), "agt": agent_id}, TICKET_TYPE, ttl_s)
+        claims = {"jti": uuid7(), **_claims_of(owner), "tlk": owner.talk_id, "agt": agent_id}
+        return self._sign(claims, TICKET_TYPE, ttl_s)
 
     def client_secret(
         self, owner: Owner, *, agent_id: str, ttl_s: int, minted_with: ClientSecretClaims | None = None
@@ -208,7 +228,10 @@ class TokenSigner:
     def _sign(self, claims: dict[str, Any], kind: str, ttl_s: int) -> str:
         now = int(self._clock())
         payload = to_json({"iss": ISSUER, "aud": kind, **claims, "iat": now, "exp": now + ttl_s})
-        return self._jws.encode(payload, self._subkeys[kind][0], algorithm="HS256", headers={"typ": kind})
+        # By hand: PyJWT makes the header anew for each token, which takes longer than to sign.
+        signed = self._heads[kind] + urlsafe_b64encode(payload).rstrip(b"=")
+        mac = self._hmac.sign(signed, self._subkeys[kind][0])
+        return (signed + b"." + urlsafe_b64encode(mac).rstrip(b"=")).decode()
 
     def _read(self, token: str, kind: type[C], grace_s: float) -> C:
         claims = self._known(token)
@@ -255,22 +278,26 @@ def is_ours(token: str) -> bool:
 
 
 class _PreparedHmac(HMACAlgorithm):
-    """HS256 without PyJWT's check of the key for each token, which takes longer than signing."""
+    """HS256 whose keys are prepared once: for each token, PyJWT's check of the key takes longer than signing does."""
+
+    def __init__(self) -> None:
+        super().__init__(HMACAlgorithm.SHA256)
+        self._macs: dict[bytes, hmac.HMAC] = {}
 
     def prepare_key(self, key: str | bytes) -> bytes:
         return key if isinstance(key, bytes) else key.encode()
 
     def sign(self, msg: bytes, key: bytes) -> bytes:
-        return hmac.digest(key, msg, "sha256")  # one call into OpenSSL; PyJWT creates an object each time
+        if (prepared := self._macs.get(key)) is None:
+            prepared = self._macs[key] = hmac.new(key, digestmod="sha256")
+        mac = prepared.copy()  # a quarter of what `hmac.digest` takes: OpenSSL looks the algorithm up each time
+        mac.update(msg)
+        return mac.digest()
 
 
 def _subkey(key: bytes, kind: str) -> bytes:
     """The key of one kind of token. Whoever learns it can't sign tokens of another kind."""
     return HKDF(algorithm=SHA256(), length=_SUBKEY_BYTES, salt=None, info=f"{ISSUER} {kind}".encode()).derive(key)
-
-
-def _mark(name: str, key: bytes) -> str:
-    return hmac.digest(key, name.encode(), "sha256").hex()[:_MARK_CHARS]
 
 
 def load_or_create_key(path: Path) -> SecretStr:
@@ -295,12 +322,16 @@ def _owner_of(claims: Mapping[str, Any]) -> Owner:
         principal=_text(claims, "sub"),
         epoch=_number(claims, "epo"),
         user_id=_optional_text(claims, "uid"),
+        talk_id=_optional_text(claims, "tlk") or "",
     )
 
 
 _CLAIMS: dict[str, Callable[[Mapping[str, Any]], Claims]] = {
     SESSION_TYPE: lambda claims: SessionClaims(
-        owner=_owner_of(claims), expires_at_s=_number(claims, "exp"), agent_id=_optional_text(claims, "agt")
+        owner=_owner_of(claims),
+        expires_at_s=_number(claims, "exp"),
+        agent_id=_optional_text(claims, "agt"),
+        issued_at_s=_number(claims, "iat"),
     ),
     TICKET_TYPE: lambda claims: TicketClaims(
         ticket_id=_text(claims, "jti"),

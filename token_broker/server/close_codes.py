@@ -9,6 +9,7 @@ __all__ = [
     "DRAINING",
     "FOREIGN_ORIGIN",
     "INTERNAL",
+    "SESSION_REFUSED",
     "TICKET_REFUSED",
     "TOO_LARGE",
     "TOO_MANY",
@@ -42,15 +43,28 @@ class Ending:
     """A close code and its reason, of at most 123 bytes (RFC 6455 §5.5.1) and without any text of Azure's.
 
     `error_code` is set where a client that did not ask for the end is told of it by an `error` event, although the
-    code is 1000: official clients look at events, not at close reasons.
+    code is 1000: official clients look at events, not at close reasons. `ends_talk`: it was meant, by the client or by
+    us, so that what follows is another talk; after any other end the talk may go on over another connection.
+    `by_client`: the client closed the connection, or was lost.
+    `told`: a client of the proxy hears of it by a `broker.error`, too, with that code.
     """
 
     code: int
     reason: str
     error_code: str | None = None
+    ends_talk: bool = False
+    by_client: bool = False
+    told: bool = False
 
 
-_LEFT = Ending(DONE, "the client left")
+SESSION_REFUSED = Ending(
+    UPSTREAM_FAILED, "Azure refused the agent's settings; its operator has to act", "session_refused", told=True
+)
+_HUNG_UP = Ending(DONE, "the client hung up", ends_talk=True, by_client=True)
+_LEFT = Ending(DONE, "the client left", by_client=True)
+# Browsers send the first where a page closes its socket and gives the code, and no code otherwise. A page that is left
+# sends 1001, and a connection that is lost has 1006.
+_MEANT = frozenset({DONE, 1005})
 _CLOSED_BY_SERVER = {
     ending.code: ending
     for ending in (
@@ -68,4 +82,6 @@ def left(code: object) -> Ending:
 
     The code also tells for what the server has closed the connection itself.
     """
-    return _CLOSED_BY_SERVER.get(code, _LEFT) if isinstance(code, int) else _LEFT
+    if not isinstance(code, int):
+        return _LEFT
+    return _HUNG_UP if code in _MEANT else _CLOSED_BY_SERVER.get(code, _LEFT)

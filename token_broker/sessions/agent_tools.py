@@ -66,7 +66,7 @@ _OWN_HEADERS = frozenset({
     "keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
     "user-agent", "webhook-id", "webhook-signature", "webhook-timestamp",
 })  # fmt: skip
-_CLOSED_NETWORKS = (".internal", ".local", ".localhost", ".svc")
+_CLOSED_NETWORKS = (".internal", ".local", ".localhost", ".svc", ".svc.cluster.local")
 
 
 def _hook_url(value: object) -> object:
@@ -86,20 +86,17 @@ def _hook_url(value: object) -> object:
         raise ValueError("must not have a fragment")
     if is_forbidden_host(url.host):
         raise ValueError("is link-local, or the address of a metadata service, which is never called")
-    if url.scheme == "http" and not _is_closed_network(url.host):
+    name = url.host.rstrip(".").lower()
+    try:
+        is_closed_network = ipaddress.ip_address(name).is_private
+    except ValueError:
+        is_closed_network = is_loopback(name) or "." not in name or name.endswith(_CLOSED_NETWORKS)
+    if url.scheme == "http" and not is_closed_network:
         raise ValueError(
             "should begin with https://; plain http is for loopback, private addresses, and names of a closed network "
             "(without a dot, or ending in .internal, .local or .svc)"
         )
     return value
-
-
-def _is_closed_network(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        name = host.rstrip(".").lower()
-        return is_loopback(host) or "." not in name or name.endswith((*_CLOSED_NETWORKS, ".svc.cluster.local"))
 
 
 def _secret(value: object) -> object:

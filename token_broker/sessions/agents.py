@@ -1,101 +1,91 @@
-"""The agents: their voices, instructions and tools, as the agents' file has them."""
+"""The agents' file: reading it, inheriting, and what two keys of it contradict."""
 
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from strategies.base import Dialect
-from strategies.resources import Resource, Wanted, is_allowed
-from token_broker.resources import ModelFamily, fault_lines
+from strategies.resources import Resource, is_allowed
+from strategies.session_model.agent_settings import Dialect, ToolChoice
+from strategies.session_model.azure_schema import schema_faults
+from token_broker.resources import fault_lines
+from token_broker.sessions.agent import (
+    Agent,
+    AgentId,
+    AgentKeys,
+    FoundryAgent,
+    Guardrail,
+    SummaryHook,
+    Text,
+    checked_voice,
+)
+from token_broker.sessions.agent_tools import FunctionTool, McpTool, tool_faults
 
-__all__ = ["Agent", "AgentRegistry", "AgentsFileError", "agents_secrets", "ensure_resources", "load_agents"]
+__all__ = [
+    "Agent",
+    "AgentRegistry",
+    "AgentsFileError",
+    "FoundryAgent",
+    "Guardrail",
+    "SummaryHook",
+    "agents_secrets",
+    "ensure_resources",
+    "load_agents",
+]
 
 BUILT_IN = Path(__file__).with_name("agents.toml")
 
-_AgentId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-_Names = Annotated[
-    tuple[Annotated[str, StringConstraints(min_length=1, max_length=64)], ...], Field(min_length=1, max_length=64)
-]
-_Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=32_768)]
+_AZURE_VOICE = re.compile(r"[a-z]{2,3}-[A-Za-z]{2,4}-.*")
+_VOICE_FIELDS: Mapping[Dialect, str] = {"ga": "audio.output.voice", "preview": "voice"}
+# Raw fields that have a key of their own, because the broker has to know them.
+_OWN_KEYS: Mapping[Dialect, Mapping[str, str]] = {
+    "ga": {
+        "type": "",
+        "model": "model",
+        "instructions": "instructions",
+        "tools": "tools",
+        "audio.output.voice": "voices.ga",
+    },
+    "preview": {
+        "model": "model",
+        "instructions": "instructions",
+        "tools": "tools",
+        "voice": "voices.preview",
+    },
+}
 
 
 class AgentsFileError(ValueError):
     """The agents' file can't be used; the message has a line a fault."""
 
 
+_Voice = Annotated[Any, AfterValidator(checked_voice)]
+
+
 class _Voices(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ga: _Text
-    preview: _Text
+    ga: _Voice = None
+    preview: _Voice = None
 
 
-class _Entry(BaseModel):
-    """One agent as the file has it; a field that is None is inherited."""
+class _Entry(AgentKeys):
+    """One agent as the file has it: what it doesn't state is inherited."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: _Text
-    inherits: _AgentId | None = None
+    name: Text
+    inherits: AgentId | None = None
     voices: _Voices | None = None
-    instructions: _Text | None = Field(None, repr=False)
-    tools: tuple[dict[str, Any], ...] | None = Field(None, repr=False)
-    model: _Text | None = None
-    model_family: ModelFamily | None = None
-    zones: _Names | None = None
-    resources: _Names | None = None
+    instructions: Text | None = Field(None, repr=False)
 
 
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    default: _AgentId
-    agents: dict[_AgentId, _Entry] = Field(min_length=1, max_length=1000)
-
-
-class Agent(BaseModel):
-    """One agent with everything that it inherits. `voices` has one voice a dialect.
-
-    Empty `zones` and `resources` permit every resource; `model` None is the resource's own.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    name: str
-    voices: Mapping[Dialect, str]
-    instructions: str = Field(repr=False)
-    tools: tuple[dict[str, Any], ...] = Field((), repr=False)
-    model: str | None = None
-    model_family: ModelFamily | None = None
-    zones: tuple[str, ...] = ()
-    resources: tuple[str, ...] = ()
-
-    @cached_property
-    def sockets_only(self) -> bool:
-        """Whether one of the tools has a credential.
-
-        Over WebRTC Azure's events, which show the tools, go straight to the page. So such an agent is part of no mint
-        and of no call.
-        """
-        return any(tool.get("authorization") or tool.get("headers") for tool in self.tools)
-
-    @property
-    def secrets(self) -> tuple[SecretStr, ...]:
-        """The credentials of its tools, which must stay out of logs."""
-        found: list[Any] = []
-        for tool in self.tools:
-            headers = tool.get("headers")
-            found += [tool.get("authorization"), *(headers.values() if isinstance(headers, dict) else ())]
-        return tuple(SecretStr(value) for value in found if isinstance(value, str))
-
-    def wanted(self, session_id: str, *, running: bool = False) -> Wanted:
-        """Who asks the pool for a resource: this agent, in that session. `running` is a talk that has to move."""
-        return Wanted(session_id, self.id, self.zones, self.resources, running, self.model or "")
+    default: AgentId
+    agents: dict[AgentId, _Entry] = Field(min_length=1, max_length=1000)
 
 
 class AgentRegistry(dict[str, Agent]):
@@ -120,7 +110,13 @@ def load_agents(path: Path | None = None) -> AgentRegistry:
         raise AgentsFileError("\n".join(fault_lines(source, error, _File, document))) from None
     if file.default not in file.agents:
         raise AgentsFileError(f"{source}: default: there is no agent {file.default!r}")
-    return AgentRegistry({agent_id: _resolve(source, file, agent_id) for agent_id in file.agents}, file.default)
+    agents = {agent_id: _resolve(source, file, agent_id) for agent_id in file.agents}
+    faults = [
+        f"{source}: agents.{agent.id}.{fault}" for agent in agents.values() for fault in _contradictions(agent, agents)
+    ]
+    if faults:
+        raise AgentsFileError("\n".join(faults))
+    return AgentRegistry(agents, file.default)
 
 
 def ensure_resources(agents: AgentRegistry, resources: Sequence[Resource]) -> None:
@@ -146,7 +142,7 @@ def agents_secrets(path: Path | None) -> tuple[SecretStr, ...]:
 def _resolve(source: Path, file: _File, agent_id: str) -> Agent:
     """The agent with its inherited fields filled in, through any number of ancestors."""
     entry = file.agents[agent_id]
-    found = entry.model_dump(exclude={"name", "inherits"}, exclude_none=True)
+    found = _stated(entry)
     ancestor, seen = entry, {agent_id}
     while ancestor.inherits is not None:
         if ancestor.inherits not in file.agents or ancestor.inherits in seen:
@@ -155,11 +151,97 @@ def _resolve(source: Path, file: _File, agent_id: str) -> Agent:
             )
         seen.add(ancestor.inherits)
         ancestor = file.agents[ancestor.inherits]
-        inherited = ancestor.model_dump(exclude={"name", "inherits"}, exclude_none=True)
-        if "model" in found:  # the family is the inherited model's: another model has its own
-            inherited.pop("model_family", None)
-        found = inherited | found
+        found = _inherited(_stated(ancestor), found)
     for needed in ("voices", "instructions"):
-        if needed not in found:
+        if found.get(needed) is None:
             raise AgentsFileError(f"{source}: agents.{agent_id}: has no {needed}, and inherits none")
-    return Agent(id=agent_id, name=entry.name, **found)
+    for dialect in ("ga", "preview"):
+        if found["voices"].get(dialect) is None:
+            raise AgentsFileError(f"{source}: agents.{agent_id}.voices.{dialect}: missing, and none is inherited")
+    permitted = file.agents if found.get("handoff_to") is None else found["handoff_to"]
+    return Agent(
+        id=agent_id, name=entry.name, **found, handoff_ids=tuple(each for each in permitted if each != agent_id)
+    )
+
+
+def _stated(entry: _Entry) -> dict[str, Any]:
+    """The keys that the entry states. Tools stay what they were validated as: their secrets are resolved already."""
+    keys = entry.model_dump(exclude={"name", "inherits", "tools"}, exclude_unset=True)
+    return {**keys, "tools": entry.tools} if "tools" in entry.model_fields_set else keys
+
+
+def _inherited(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """An ancestor's fields with `own` laid over them: tables key by key, everything else, voices too, as a whole.
+
+    What belongs to a thing that is replaced isn't inherited: the family of another model, the values of another type
+    of turn detection.
+    """
+    theirs = dict(theirs)
+    if "model" in own:
+        theirs.pop("model_family", None)
+    merged = {**theirs, **own}
+    for name, table in own.items():
+        below = theirs.get(name)
+        if not isinstance(table, Mapping) or not isinstance(below, Mapping):
+            continue
+        if name == "voices":
+            merged[name] = {**below, **table}
+        elif table.get("type", below.get("type")) == below.get("type"):
+            merged[name] = _inherited(below, table)
+    return merged
+
+
+def _contradictions(agent: Agent, agents: Mapping[str, Agent]) -> Iterator[str]:
+    """What cannot be meant, as `key: why`."""
+    if agent.guardrail is not None and agent.transcription is False:
+        yield "transcription: is false, and the guardrail sees the user's words as it writes them"
+    if agent.guardrail is not None and "transcription" in agent.client_may_set:
+        yield "client_may_set: has transcription, and the guardrail sees the user's words as it writes them"
+    for agent_id in agent.handoff_to or ():
+        if agent_id not in agents:
+            yield f"handoff_to: there is no agent {agent_id!r}; there are {', '.join(agents)}"
+    yield from tool_faults(agent.tools, agent.builtin_tools)
+    if isinstance(agent.tool_choice, ToolChoice):
+        yield from _choice_faults(agent, agent.tool_choice)
+    yield from _voice_faults(agent)
+    for dialect, overlay in agent.session.items():
+        for path, key in _OWN_KEYS[dialect].items():
+            if _has(overlay, path):
+                yield f"session.{dialect}.{path}: " + (f"say it by the key {key}" if key else "is the broker's own")
+        yield from (f"session.{dialect}.{fault}" for fault in schema_faults(overlay, dialect))
+
+
+def _choice_faults(agent: Agent, choice: ToolChoice) -> Iterator[str]:
+    names = {tool.name for tool in agent.tools if isinstance(tool, FunctionTool)} | set(agent.builtin_tools)
+    labels = {tool.server_label for tool in agent.tools if isinstance(tool, McpTool)}
+    if choice.type == "function" and choice.name not in names:
+        yield f"tool_choice: there is no function {choice.name!r}; the agent has {', '.join(sorted(names)) or 'none'}"
+    if choice.type == "mcp" and choice.server_label not in labels:
+        yield (
+            f"tool_choice: there is no MCP server {choice.server_label!r}; "
+            f"the agent has {', '.join(sorted(labels)) or 'none'}"
+        )
+
+
+def _voice_faults(agent: Agent) -> Iterator[str]:
+    own = agent.voices["ga"]
+    if isinstance(own, str) and _AZURE_VOICE.fullmatch(own):
+        yield f"voices.ga: {own} is a voice of Azure's, which only Voice Live has: put it into voices.preview"
+    for dialect, voice in agent.voices.items():
+        if isinstance(voice, str):
+            continue
+        needed = "id" if dialect == "ga" else "type"
+        if needed not in voice:
+            yield f"voices.{dialect}.{needed}: missing; a table has it"
+        yield from (
+            f"voices.{dialect}{fault.removeprefix(_VOICE_FIELDS[dialect])}"
+            for fault in schema_faults(dict(voice), dialect, at=_VOICE_FIELDS[dialect])
+        )
+
+
+def _has(overlay: Any, path: str) -> bool:
+    for name in path.split("."):
+        if not isinstance(overlay, Mapping) or name not in overlay:
+            return False
+        overlay = overlay[name]
+    return True

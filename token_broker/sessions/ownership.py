@@ -20,6 +20,7 @@ from token_broker.security.authentication import Authenticator, Caller, Principa
 from token_broker.security.limits import RateLimiter
 from token_broker.security.tokens import (
     RESUME_GRACE_S,
+    TICKET_TTL_S,
     ClientSecretClaims,
     Owner,
     SessionClaims,
@@ -27,8 +28,9 @@ from token_broker.security.tokens import (
     TokenSigner,
 )
 from token_broker.server.drain import Drain
+from token_broker.sessions.talk_level import LOST_KEPT_S, TalkLevelCounters
 from token_broker.settings import Settings
-from token_broker.web.requests import SESSION_TOKEN_HEADER, Problem, session_tokens
+from token_broker.web.requests import SESSION_TOKEN_HEADER, Problem, session_tokens, uuid7
 
 __all__ = [
     "Callers",
@@ -43,6 +45,8 @@ __all__ = [
 _DRAINING_RETRY_AFTER_S = 1
 
 _RETRY_AFTER_S = 2
+# A talk of which nothing was seen: its last connection may begin as late as the ticket allows, and be lost at once.
+_UNSEEN_KEPT_S = TICKET_TTL_S + LOST_KEPT_S
 _FOREIGN = (
     "This session belongs to somebody else, or its proof is missing: send its last session_token in X-Session-Token, "
     "or leave session_id out to begin a new session."
@@ -85,6 +89,7 @@ class Callers:
     rate: RateLimiter
     hang_ups: RateLimiter  # a limiter of its own: a caller who has used up the rate can still hang up
     drain: Drain = field(default_factory=Drain)
+    talks: TalkLevelCounters = field(default_factory=TalkLevelCounters)
 
     def ensure_staying(self) -> None:
         """Raises Problem 503 where this process shuts down: it mints no more, since it will not carry the talk.
@@ -133,6 +138,7 @@ class Callers:
             session_id=session_id,
             session_token=request.headers.get(SESSION_TOKEN_HEADER),
             user_id=user_id,
+            talks=self.talks,
         )
         ensure_not_blocked(self.blocklist, opened.owner.principal, opened.owner.session_id)
         return opened
@@ -153,8 +159,9 @@ async def open_session(
     session_id: str | None,
     session_token: str | None,
     user_id: str | None,
+    talks: TalkLevelCounters,
 ) -> OpenedSession:
-    """The session that a plan is made for, with the next epoch (docs/api.md §3.4).
+    """The session that a plan is made for, with the next epoch (docs/api.md §3.4), and the talk that goes on or begins.
 
     Raises Problem 403 where the session is another's or was erased, or `user_id` is not the principal's own, and 503
     where that is unknown: the store is down and no token proves it, or the blocklist was never read.
@@ -163,7 +170,8 @@ async def open_session(
         raise Problem(403, "foreign_user", "Leave user_id out, or send your own.")
     label = None if principal.authenticated else user_id
     if session_id is None:
-        return OpenedSession(Owner(signer.new_session_id(), principal.id, _now_ms(), label), is_new_name=False)
+        owner = Owner(signer.new_session_id(), principal.id, _now_ms(), label, uuid7())
+        return OpenedSession(owner, is_new_name=False)
     if not blocklist.was_read:  # the session may be blocked, and an unread list says nothing
         raise _owner_unknown()
     claims = _claims(signer, session_token, session_id)
@@ -178,7 +186,11 @@ async def open_session(
     last_epoch = max(claims.owner.epoch if claims else 0, record.epoch if record else 0)
     if label is None and claims is not None:
         label = claims.owner.user_id
-    owner = Owner(session_id, principal.id, max(last_epoch + 1, _now_ms()), label)
+    talk_id = uuid7()
+    if claims is not None and _goes_on(claims, talks):
+        talk_id = claims.owner.talk_id
+        talks.seen(talk_id)
+    owner = Owner(session_id, principal.id, max(last_epoch + 1, _now_ms()), label, talk_id)
     return OpenedSession(owner, is_new_name=record is None and claims is None)
 
 
@@ -237,6 +249,12 @@ def _ensure_owner(record: SessionRecord, principal: str) -> None:
         raise session_erased()
     if record.principal != principal:
         raise Problem(403, "foreign_session", _FOREIGN)
+
+
+def _goes_on(claims: SessionClaims, talks: TalkLevelCounters) -> bool:
+    """Whether the talk of a session token goes on with the plan that it asks for."""
+    known = talks.goes_on(claims.owner.talk_id)
+    return time.time() < claims.issued_at_s + _UNSEEN_KEPT_S if known is None else known
 
 
 def _owner_unknown() -> Problem:

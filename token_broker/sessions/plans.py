@@ -15,21 +15,22 @@ from urllib.parse import quote
 from strategies.base import Dialect, EphemeralGrant, Grant, SessionSpec
 from strategies.pool import Outlook, Pool
 from strategies.resources import Resource, Wanted
+from strategies.session_model.session_fields import voice_name
 from token_broker.memory.types import Recall
 from token_broker.resources import family_of
-from token_broker.security.tokens import Owner, TokenSigner
+from token_broker.security.tokens import TICKET_TTL_S, Owner, TokenSigner
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.schemas import Connection, Plan, RelayConnection, WebRtcConnection, WebSocketConnection
 from token_broker.settings import Settings
 from token_broker.web.requests import websocket_url
 
-__all__ = ["TICKET_TTL_S", "PlanMaker", "SpecSupplier", "TalkSpecs", "session_spec"]
+__all__ = ["PlanMaker", "SpecSupplier", "TalkSpecs", "session_spec"]
 
 SpecSupplier = Callable[[Resource], Awaitable[SessionSpec]]
 """Gives a session as one resource is asked for it: the deployments' names are the resource's."""
 
-TICKET_TTL_S = 180  # clients try the proxy last, after every connection before it
 _PREFIX = "/api/v1/voice"
+_GOOD = Outlook("good")
 _POOR_RETRY_AFTER_S = 15.0  # where the pool knows no time: the longest rest of a route that is the last
 
 
@@ -54,8 +55,10 @@ def session_spec(
         voices=agent.voices,
         modalities=modalities,
         transcription_model=settings.transcription_model if resource is None else resource.transcription_model,
-        tools=agent.tools,
+        tools=agent.declared_tools,
+        settings=agent.settings,
         ttl_s=settings.token_ttl_s,
+        voice_live_version=settings.voice_live_api_version if resource is None else resource.voice_live_version,
     )
 
 
@@ -100,7 +103,6 @@ class PlanMaker:
         self._session_token_ttl_s = settings.session_token_ttl_s
         self._proxy_dialects = {each.name: each.settings.proxy_dialect for each in settings.resources}
         self._upstreams = {each.name: each.settings.upstreams for each in settings.resources}
-        self._resources = {each.name: each for each in pool.resources}
 
     def make(
         self,
@@ -118,11 +120,13 @@ class PlanMaker:
         such a secret a client opens a talk that the broker never sees.
         """
         now = datetime.now(UTC).replace(microsecond=0)
-        wanted = agent.wanted(owner.session_id)
         minted = grant if isinstance(grant, EphemeralGrant) else None
-        outlook = Outlook("good") if minted else self._proxy_outlook(wanted)
-        # The resource that a proxied talk would ask first; where none is left, one that the agent may not even use.
-        first = self._resources[minted.resource] if minted else next(iter(self._pool.order(wanted)), None)
+        if minted is not None:
+            outlook, first = _GOOD, self._pool.by_name.get(minted.resource)
+        else:
+            # The resource that a proxied talk would ask first.
+            wanted = agent.wanted(owner.session_id)
+            outlook, first = self._proxy_outlook(wanted), next(iter(self._pool.order(wanted)), None)
         model = agent.model or (first.model if first else self._settings.model)
         session_token = self._signer.session_token(owner, ttl_s=self._session_token_ttl_s, agent_id=agent.id)
         connections: list[Connection] = []
@@ -223,5 +227,5 @@ class PlanMaker:
             expires_at=now + timedelta(seconds=TICKET_TTL_S),
             expires_in_s=TICKET_TTL_S,
             dialect=dialect,
-            voice=agent.voices[dialect],
+            voice=voice_name(agent.voices[dialect]),
         )

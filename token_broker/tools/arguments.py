@@ -1,7 +1,7 @@
 """The arguments of a call: JSON as the model wrote it, checked against the tool's parameters."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jsonschema_rs
@@ -14,6 +14,7 @@ __all__ = ["bound_arguments", "checked_arguments", "faults_in"]
 
 MAX_ARGUMENTS_BYTES = 262_144
 _MAX_REASON_CHARS = 200
+_SAID = ("types", "limit", "options", "pattern", "format", "expected_value", "multiple_of")  # what a keyword says
 
 
 def checked_arguments(tool: FunctionTool, text: str) -> dict[str, Any] | str:
@@ -53,7 +54,6 @@ def faults_in(
 def _reason(error: jsonschema_rs.ValidationError) -> str:
     """Which field is wrong, and what it should be: both are the schema's own words, but for unknown names."""
     field = ".".join(str(part)[:64] for part in error.instance_path)[:_MAX_REASON_CHARS]
-    keyword = str(error.schema_path[-1]) if error.schema_path else ""
     match error.kind:
         case jsonschema_rs.ValidationErrorKind.Required(property=missing):
             return f"`{f'{field}.' if field else ''}{missing}` is missing"
@@ -61,19 +61,7 @@ def _reason(error: jsonschema_rs.ValidationError) -> str:
             named = ", ".join(f"`{f'{field}.' if field else ''}{name[:64]}`" for name in unknown[:5])
             return f"{named} is not known"
         case kind:
-            wanted = _keyword_value(kind)
-            return f"`{field or 'the arguments'}` does not fit {keyword}{wanted}"
-
-
-def _keyword_value(kind: Any) -> str:
-    """What the schema's keyword says, such as ` string`, where it is short."""
-    for name in ("types", "limit", "options", "pattern", "format", "expected_value", "multiple_of"):
-        value = getattr(kind, name, None)
-        if value is not None:
-            shown = value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False, default=str)
-            return f" {shown[:_MAX_REASON_CHARS]}"
-    return ""
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            keyword = str(error.schema_path[-1]) if error.schema_path else "the schema"
+            said = next((value for name in _SAID if (value := getattr(kind, name, None)) is not None), "")
+            shown = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False, default=str)
+            return f"`{field or 'the arguments'}` does not fit {keyword} {shown[:_MAX_REASON_CHARS]}".rstrip()

@@ -3,6 +3,7 @@
  * changes. It warns when a device goes away or the browser pauses the sound.
  */
 
+import { within } from "../bounded.js";
 import { AudioGraph } from "./audio-graph.js";
 import { openMicrophone } from "./microphone.js";
 
@@ -15,27 +16,46 @@ import { openMicrophone } from "./microphone.js";
 
 const LEVELS_EVERY_MS = 50;
 
+/** How long a browser may take to say whether the microphone is permitted. */
+const PERMISSION_TIMEOUT_MS = 300;
+
 export class AudioEngine {
   #listener;
   #closing = new AbortController();
   #muted;
+  #wantsMicrophone;
+  #starting;
   /** @type {Promise<void> | null} */
   #opening = null;
 
   /**
    * Must be created in the call of a click's handler: without one, browsers keep an AudioContext suspended.
    * @param {AudioEngineListener} listener
-   * @param {boolean} muted
+   * @param {{muted: boolean, microphone: boolean}} options  without a microphone the talk is typed, and heard
    */
-  constructor(listener, muted) {
+  constructor(listener, { muted, microphone }) {
     this.#listener = listener;
     this.#muted = muted;
+    this.#wantsMicrophone = microphone;
     this.audio = new AudioGraph();
     this.audio.setMuted(muted);
+    this.#starting = this.audio.start(); // the worklets load while somebody answers the prompt
+  }
+
+  /** Whether `open` will ask nobody: the microphone is permitted already, or not wanted. Resolves in any case. */
+  async isPermitted() {
+    if (!this.#wantsMicrophone) return true;
+    try {
+      const name = /** @type {PermissionName} */ ("microphone"); // Firefox before 131 does not know it, and throws
+      const { state } = await within(navigator.permissions.query({ name }), PERMISSION_TIMEOUT_MS);
+      return state === "granted";
+    } catch {
+      return false;
+    }
   }
 
   /**
-   * Opens the microphone, then loads the worklets. Further calls only resume the sound.
+   * Opens the microphone, and waits for the worklets. Further calls only resume the sound.
    * @throws {import("./microphone.js").MicrophoneError}
    */
   async open() {
@@ -57,12 +77,12 @@ export class AudioEngine {
 
   async #open() {
     const { signal } = this.#closing;
-    await this.#takeMicrophone();
-    await this.audio.start();
+    if (this.#wantsMicrophone) await this.#takeMicrophone(await this.isPermitted());
+    await this.#starting;
     if (signal.aborted) return;
     const levels = setInterval(() => this.#listener.onLevels(this.audio.levels()), LEVELS_EVERY_MS);
     signal.addEventListener("abort", () => clearInterval(levels));
-    navigator.mediaDevices.addEventListener("devicechange", () => void this.#replaceMicrophone(), { signal });
+    navigator.mediaDevices?.addEventListener?.("devicechange", () => void this.#replaceMicrophone(), { signal });
     const resume = () => void this.audio.resume().catch(() => undefined); // closed meanwhile
     document.addEventListener("visibilitychange", resume, { signal });
     document.addEventListener("pointerdown", resume, { signal });
@@ -72,15 +92,14 @@ export class AudioEngine {
     };
   }
 
-  /** @returns {Promise<MediaStreamTrack | null>} null where the talk has ended meanwhile */
-  async #takeMicrophone() {
+  /**
+   * @param {boolean} [isPermitted]  then nobody is asked, and the browser has to answer in time
+   * @returns {Promise<MediaStreamTrack>}
+   */
+  async #takeMicrophone(isPermitted = true) {
     const { signal } = this.#closing;
-    const stream = await openMicrophone();
+    const stream = await openMicrophone({ isPermitted, signal });
     const [track] = stream.getAudioTracks();
-    if (signal.aborted) {
-      track.stop();
-      return null;
-    }
     this.audio.setMicrophone(stream);
     track.addEventListener("ended", () => this.#microphoneLost(), { signal });
     track.addEventListener("mute", () => this.#microphoneSilent(), { signal });
@@ -104,7 +123,6 @@ export class AudioEngine {
     if (old?.readyState !== "ended") return;
     try {
       const track = await this.#takeMicrophone();
-      if (!track) return;
       this.#listener.onNewMicrophone(track);
       this.#listener.onWarning("microphone_back", "The microphone is back.");
     } catch {

@@ -1,29 +1,43 @@
 /**
  * The page's audio graph: one AudioContext with the microphone, the meters and the playback. It outlives connections, so
  * that a reconnect asks neither for the microphone's permission nor for a click to start the sound.
+ *
+ * Any of it may be missing, throw, or never settle: browsers without a loudspeaker, privacy extensions, old engines. Then
+ * the graph goes on with what is left. WebRTC needs no AudioContext; without one there are only no levels. A WebSocket's
+ * sound needs the worklets; capture and playback begin when those arrive, however late.
  */
 
-import { WIRE_RATE } from "./pcm.js";
-import { canResample } from "./resampler.js";
+import { within } from "../bounded.js";
+import { WIRE_RATE, canResample } from "./worklets.js";
 
 /**
- * @typedef {import("./jitter-buffer.js").Cut} Cut
- * @typedef {import("./playback-worklet.js").PlaybackEvent} PlaybackEvent
- * @typedef {import("./playback-worklet.js").PlaybackCommand} PlaybackCommand
+ * @typedef {import("./worklets.js").Cut} Cut
+ * @typedef {import("./worklets.js").PlaybackEvent} PlaybackEvent
+ * @typedef {import("./worklets.js").PlaybackCommand} PlaybackCommand
  */
 
 const ORDINARY_RATE = 48_000;
 const CLEAR_TIMEOUT_MS = 200;
 const SILENCE_DB = -60;
+const WORKLETS_TIMEOUT_MS = 4_000;
+const RESUME_TIMEOUT_MS = 1_000;
 
 export class AudioGraph {
-  #context;
-  #inputMeter;
-  #outputMeter;
+  /** @type {AudioContext | null} */
+  #context = null;
+  /** @type {AnalyserNode | null} */
+  #inputMeter = null;
+  /** @type {AnalyserNode | null} */
+  #outputMeter = null;
   /** @type {MediaStream | null} */
   #microphone = null;
   /** @type {MediaStreamAudioSourceNode | null} */
   #source = null;
+  #hasWorklets = false;
+  /** @type {((chunk: Int16Array) => void) | null} */
+  #onChunk = null;
+  /** @type {((sounding: boolean) => void) | null} */
+  #onSounding = null;
   /** @type {AudioWorkletNode | null} */
   #capture = null;
   /** @type {AudioWorkletNode | null} */
@@ -42,26 +56,36 @@ export class AudioGraph {
 
   /** Must be created in the call of a click's handler: without one, browsers keep an AudioContext suspended. */
   constructor() {
-    this.#context = newContext();
-    this.#context.onstatechange = () => {
-      if (this.#context.state !== "running" && this.#context.state !== "closed") this.onPaused();
+    const context = attempt(newContext);
+    if (!context) return;
+    this.#context = context;
+    context.onstatechange = () => {
+      if (context.state !== "running" && context.state !== "closed") this.onPaused();
     };
-    this.#inputMeter = new AnalyserNode(this.#context, { fftSize: 1024 });
-    this.#outputMeter = new AnalyserNode(this.#context, { fftSize: 1024 });
+    this.#inputMeter = attempt(() => new AnalyserNode(context, { fftSize: 1024 }));
+    this.#outputMeter = attempt(() => new AnalyserNode(context, { fftSize: 1024 }));
   }
 
-  /** Loads the worklets, and resumes the context where the browser has suspended it. */
+  /** Whether sound can be played and recorded over a WebSocket: the worklets are there. */
+  get hasWorklets() {
+    return this.#hasWorklets;
+  }
+
+  /** Loads the worklets, and resumes the context where the browser has suspended it. Resolves in any case, in seconds. */
   async start() {
-    await Promise.all([
-      this.#context.audioWorklet.addModule(new URL("./capture-worklet.js", import.meta.url)),
-      this.#context.audioWorklet.addModule(new URL("./playback-worklet.js", import.meta.url)),
-    ]);
-    await this.resume();
+    const loading = (async () => {
+      await this.#context?.audioWorklet.addModule(new URL("./worklets.js", import.meta.url));
+      if (this.#context) this.#beginWorklets();
+    })();
+    await Promise.all([within(loading, WORKLETS_TIMEOUT_MS).catch(warn), this.resume()]);
   }
 
   async resume() {
-    if (this.#context.state !== "running" && this.#context.state !== "closed") await this.#context.resume();
-    if (this.#speaker?.paused) await this.#speaker.play().catch(() => undefined); // without a click: at the next one
+    const context = this.#context;
+    if (context && context.state !== "running" && context.state !== "closed") {
+      await within(context.resume(), RESUME_TIMEOUT_MS).catch(warn); // without a click: at the next one
+    }
+    if (this.#speaker?.paused) await within(this.#speaker.play(), RESUME_TIMEOUT_MS).catch(() => undefined);
   }
 
   get microphone() {
@@ -77,9 +101,9 @@ export class AudioGraph {
     if (this.#microphone && this.#microphone !== stream) stop(this.#microphone);
     this.#microphone = stream;
     for (const track of stream.getAudioTracks()) track.enabled = !this.#muted;
-    this.#source = this.#context.createMediaStreamSource(stream);
-    this.#source.connect(this.#inputMeter);
-    if (this.#capture) this.#source.connect(this.#capture);
+    this.#source = this.#sourceOf(stream);
+    if (this.#inputMeter) this.#source?.connect(this.#inputMeter);
+    if (this.#capture) this.#source?.connect(this.#capture);
   }
 
   /** @param {boolean} muted silence is sent, because Azure's turn detection needs it to find the end of a sentence */
@@ -94,14 +118,19 @@ export class AudioGraph {
    */
   startCapture(onChunk) {
     this.stopCapture();
+    this.#onChunk = onChunk;
+    if (!this.#context || !this.#hasWorklets) return; // begins when they have loaded
     const options = { numberOfInputs: 1, numberOfOutputs: 0 };
-    const node = new AudioWorkletNode(this.#context, "voice-capture", options);
+    const context = this.#context;
+    const node = attempt(() => new AudioWorkletNode(context, "voice-capture", options));
+    if (!node) return;
     node.port.onmessage = ({ data }) => onChunk(new Int16Array(data));
     this.#source?.connect(node);
     this.#capture = node;
   }
 
   stopCapture() {
+    this.#onChunk = null;
     if (!this.#capture) return;
     this.#capture.port.onmessage = null;
     this.#capture.port.postMessage("stop");
@@ -115,18 +144,23 @@ export class AudioGraph {
    */
   startPlayback(onSounding) {
     this.stopPlayback();
+    this.#onSounding = onSounding;
+    if (!this.#context || !this.#hasWorklets) return; // begins when they have loaded
     const options = { numberOfInputs: 0, outputChannelCount: [1] };
-    const node = new AudioWorkletNode(this.#context, "voice-playback", options);
+    const context = this.#context;
+    const node = attempt(() => new AudioWorkletNode(context, "voice-playback", options));
+    if (!node) return;
     node.port.onmessage = (/** @type {MessageEvent<PlaybackEvent>} */ { data: event }) => {
       if (event.type === "sounding") return onSounding(event.sounding);
       this.#clearing.get(event.request)?.(event.cuts);
     };
-    node.connect(this.#outputMeter);
-    node.connect(this.#context.destination);
+    if (this.#outputMeter) node.connect(this.#outputMeter);
+    node.connect(context.destination);
     this.#playback = node;
   }
 
   stopPlayback() {
+    this.#onSounding = null;
     if (!this.#playback) return;
     this.#playback.port.onmessage = null;
     this.#send({ type: "stop" });
@@ -154,7 +188,7 @@ export class AudioGraph {
    * @returns {Promise<Cut[]>} the items that were cut, and how far each was played
    */
   clear() {
-    if (!this.#playback) return Promise.resolve([]);
+    if (!this.#playback || !this.#context) return Promise.resolve([]);
     this.#clearRequests += 1;
     const request = this.#clearRequests;
     const { outputLatency = 0, baseLatency = 0 } = this.#context;
@@ -179,8 +213,8 @@ export class AudioGraph {
     // An element plays it: Chromium decodes a WebRTC stream only while one does. The context only measures it.
     this.#speaker = new Audio();
     this.#speaker.srcObject = stream;
-    this.#remote = this.#context.createMediaStreamSource(stream);
-    this.#remote.connect(this.#outputMeter);
+    this.#remote = this.#sourceOf(stream);
+    if (this.#outputMeter) this.#remote?.connect(this.#outputMeter);
     this.#speaker.play().catch(() => undefined); // paused by the autoplay policy: `resume` tries again
   }
 
@@ -208,7 +242,24 @@ export class AudioGraph {
     this.stopPlayback();
     this.detachRemote();
     if (this.#microphone) stop(this.#microphone);
-    if (this.#context.state !== "closed") await this.#context.close();
+    this.#microphone = null;
+    if (this.#context && this.#context.state !== "closed") await within(this.#context.close(), RESUME_TIMEOUT_MS).catch(warn);
+  }
+
+  /** The worklets have loaded: begins what waited for them. */
+  #beginWorklets() {
+    this.#hasWorklets = true;
+    if (this.#onChunk) this.startCapture(this.#onChunk);
+    if (this.#onSounding) this.startPlayback(this.#onSounding);
+  }
+
+  /**
+   * @param {MediaStream} stream
+   * @returns {MediaStreamAudioSourceNode | null}
+   */
+  #sourceOf(stream) {
+    const context = this.#context;
+    return context ? attempt(() => context.createMediaStreamSource(stream)) : null;
   }
 
   /** @param {PlaybackCommand} command */
@@ -229,11 +280,31 @@ function stop(stream) {
   for (const track of stream.getTracks()) track.stop();
 }
 
-/** @param {AnalyserNode} meter */
+/** @param {AnalyserNode | null} meter */
 function level(meter) {
+  if (!meter) return 0;
   const samples = new Float32Array(meter.fftSize);
   meter.getFloatTimeDomainData(samples);
   const power = samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length;
   const decibels = 10 * Math.log10(power + 1e-12);
   return Math.max(0, Math.min(1, 1 - decibels / SILENCE_DB));
+}
+
+/**
+ * @template T
+ * @param {() => T} make
+ * @returns {T | null} null where the browser does not have it, or fails at it
+ */
+function attempt(make) {
+  try {
+    return make();
+  } catch (error) {
+    warn(error);
+    return null;
+  }
+}
+
+/** @param {unknown} error */
+function warn(error) {
+  console.warn("voice-session: the talk goes on without a part of the sound:", error);
 }

@@ -26,21 +26,55 @@ export class MicrophoneError extends Error {
   }
 }
 
+/** A prompt is a person's time, and has no limit. Where the browser asks nobody, it has to answer. */
+const OPENING_TIMEOUT_MS = 8_000;
+
 /**
  * Asks for the microphone.
- * @param {MediaDevices | undefined} [devices] undefined in an insecure context
- * @returns {Promise<MediaStream>}
+ * @param {{isPermitted: boolean, signal: AbortSignal, devices?: MediaDevices}} options
+ *   `isPermitted`: the browser will ask nobody. `signal`: the talk is over; a stream that comes later is stopped.
+ *   `devices` is undefined in an insecure context
+ * @returns {Promise<MediaStream>} with an audio track
  * @throws {MicrophoneError}
  */
-export async function openMicrophone(devices = globalThis.navigator?.mediaDevices) {
+export async function openMicrophone({ isPermitted, signal, devices = globalThis.navigator?.mediaDevices }) {
   if (!devices?.getUserMedia) {
     throw new MicrophoneError("microphone_insecure", "Browsers give the microphone to secure pages alone. Open this page over https.");
   }
+  const ending = new AbortController();
+  const end = () => ending.abort(signal.reason);
+  if (signal.aborted) end();
+  signal.addEventListener("abort", end);
+  const late = new MicrophoneError("microphone_busy", "The microphone did not start. Unplug it, plug it in again, then press Talk.");
+  const timer = isPermitted ? setTimeout(() => ending.abort(late), OPENING_TIMEOUT_MS) : undefined;
   try {
-    return await devices.getUserMedia(CONSTRAINTS);
+    const asked = devices.getUserMedia(CONSTRAINTS);
+    asked.then((stream) => ending.signal.aborted && stop(stream), () => undefined);
+    const stream = await Promise.race([asked, rejection(ending.signal)]);
+    if (stream.getAudioTracks().length > 0) return stream;
+    stop(stream);
+    throw new MicrophoneError("microphone_missing", "No microphone was found. Plug one in, then press Talk again.");
   } catch (error) {
+    if (ending.signal.aborted) throw ending.signal.reason;
+    if (error instanceof MicrophoneError) throw error;
     const name = error instanceof DOMException ? error.name : "";
     const [code, message] = FAULTS[name] ?? ["microphone_failed", "The microphone could not be opened. Check it, then press Talk again."];
     throw new MicrophoneError(code, message);
+  } finally {
+    clearTimeout(timer);
+    signal.removeEventListener("abort", end);
   }
+}
+
+/** @param {AbortSignal} signal @returns {Promise<never>} */
+function rejection(signal) {
+  return new Promise((_, reject) => {
+    if (signal.aborted) reject(signal.reason);
+    signal.addEventListener("abort", () => reject(signal.reason));
+  });
+}
+
+/** @param {MediaStream} stream */
+function stop(stream) {
+  for (const track of stream.getTracks()) track.stop();
 }

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { JitterBuffer } from "../audio/jitter-buffer.js";
+import { JitterBuffer } from "../audio/worklets.js";
 
 const ms = (count, value = 1_000) => new Int16Array(count * 24).fill(value);
 const pull = (buffer, count) => buffer.pull(new Float32Array(count * 24)) / 24;

@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Chunker, appendFrame, decodePcm16, encodePcm16, floatToPcm16, pcm16ToFloat } from "../audio/pcm.js";
+import { appendFrame, decodePcm16, encodePcm16, pcm16ToFloat } from "../audio/pcm.js";
+import { Chunker, floatToPcm16 } from "../audio/worklets.js";
 
 test("floats become PCM16: rounded, clipped, and silence where they are no number", () => {
   const pcm = floatToPcm16(Float32Array.of(0, 1, -1, 2, -2, 0.5, NaN));

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Resampler, canResample } from "../audio/resampler.js";
+import { Resampler, canResample } from "../audio/worklets.js";
 
 const DEVICE_RATES = [48_000, 44_100, 16_000];
 const WIRE_RATE = 24_000;

@@ -8,7 +8,7 @@
  * @typedef {import("../session-machine.js").Failure} Failure
  * @typedef {import("../plan.js").Connection} Connection
  * @typedef {import("../audio/audio-graph.js").AudioGraph} AudioGraph
- * @typedef {import("../audio/jitter-buffer.js").Cut} Cut
+ * @typedef {import("../audio/worklets.js").Cut} Cut
  *
  * @typedef {object} TransportContext
  * @property {Connection} connection
@@ -50,30 +50,4 @@ export class ConnectionFailure extends Error {
  */
 export function failure(code, message, more = {}) {
   return new ConnectionFailure({ code, message, ...more });
-}
-
-/**
- * Waits for `promise` until `ms` have passed or `signal` is aborted.
- * @template T
- * @param {Promise<T>} promise
- * @param {number} ms
- * @param {AbortSignal} signal
- * @param {() => Error} late makes the error of a timeout
- * @returns {Promise<T>}
- */
-export async function within(promise, ms, signal, late) {
-  signal.throwIfAborted();
-  /** @type {(() => void)[]} */
-  const undo = [];
-  const end = new Promise((_, reject) => {
-    const timer = setTimeout(() => reject(late()), ms);
-    const leave = () => reject(signal.reason);
-    signal.addEventListener("abort", leave);
-    undo.push(() => clearTimeout(timer), () => signal.removeEventListener("abort", leave));
-  });
-  try {
-    return await Promise.race([promise, /** @type {Promise<never>} */ (end)]);
-  } finally {
-    for (const step of undo) step();
-  }
 }

@@ -3,9 +3,10 @@
  * broker (`webrtc_relay`) for networks and tokens that Azure's own endpoint refuses; the media path is the same.
  */
 
+import { within } from "../bounded.js";
 import { sessionHeaders } from "../broker.js";
 import { readFrame } from "../events.js";
-import { failure, within } from "./transport.js";
+import { failure } from "./transport.js";
 
 /**
  * @typedef {import("./transport.js").TransportContext} TransportContext
@@ -30,7 +31,8 @@ export class WebRtcTransport {
   switchesAgents = false;
   #context;
   #exchange;
-  #peer = new RTCPeerConnection();
+  /** @type {RTCPeerConnection} */
+  #peer;
   /** @type {RTCDataChannel} */
   #channel;
   #open = false;
@@ -41,9 +43,17 @@ export class WebRtcTransport {
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #muteTimer;
 
-  /** @param {TransportContext} context */
+  /**
+   * @param {TransportContext} context
+   * @throws {import("./transport.js").ConnectionFailure} where the browser has no WebRTC
+   */
   constructor(context) {
     this.#context = context;
+    try {
+      this.#peer = new RTCPeerConnection();
+    } catch {
+      throw failure("ice_failed", "This browser has no direct audio connections.");
+    }
     this.#exchange = context.connection.transport === "webrtc_relay" ? relayExchange(context) : directExchange(context);
     this.#channel = this.#peer.createDataChannel(CHANNEL_LABEL);
     this.#channel.onmessage = ({ data }) => this.#handle(data);
@@ -57,15 +67,16 @@ export class WebRtcTransport {
     else this.#peer.addTransceiver("audio", { direction: "recvonly" });
     const media = this.#media();
     media.catch(() => undefined); // it may fail before it is awaited below
-    await this.#peer.setLocalDescription();
-    const offer = this.#peer.localDescription?.sdp ?? "";
     const slow = () => failure("sdp_timeout", "Azure took too long to take the call.");
+    await within(this.#peer.setLocalDescription(), SDP_TIMEOUT_MS, signal, slow);
+    const offer = this.#peer.localDescription?.sdp ?? "";
     const { answer, hangUp } = await within(this.#exchange(offer, signal), SDP_TIMEOUT_MS, signal, slow);
     this.#hangUp = hangUp;
     if (this.#closed) return this.#hangUp(); // closed meanwhile
     try {
-      await this.#peer.setRemoteDescription({ type: "answer", sdp: answer });
+      await within(this.#peer.setRemoteDescription({ type: "answer", sdp: answer }), SDP_TIMEOUT_MS, signal);
     } catch {
+      signal.throwIfAborted();
       throw failure("sdp_refused", "Azure's answer to the call can't be understood.");
     }
     await within(media, MEDIA_TIMEOUT_MS, signal, () => failure("ice_timeout", BLOCKED));

@@ -4,8 +4,9 @@
  */
 
 import { appendFrame, decodePcm16 } from "../audio/pcm.js";
+import { within } from "../bounded.js";
 import { readFrame, truncateEvent } from "../events.js";
-import { failure, within } from "./transport.js";
+import { failure } from "./transport.js";
 
 /**
  * @typedef {import("./transport.js").TransportContext} TransportContext

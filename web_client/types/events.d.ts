@@ -104,8 +104,8 @@ export declare function textEvents(itemId: string, words: string): ({
     item?: undefined;
     type: string;
 })[];
-/** @param {import("./audio/jitter-buffer.js").Cut} cut */
-export declare function truncateEvent({ itemId, contentIndex, playedMs }: import("./audio/jitter-buffer.js").Cut): {
+/** @param {import("./audio/worklets.js").Cut} cut */
+export declare function truncateEvent({ itemId, contentIndex, playedMs }: import("./audio/worklets.js").Cut): {
     type: string;
     item_id: string;
     content_index: number;

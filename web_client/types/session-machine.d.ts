@@ -12,6 +12,7 @@
  * | another agent, Azure's session limit is reached      | a new plan for the same session, at once             |
  * | a new plan has come because the limit is near        | its first connection, in place of the current one    |
  * | refused for good (agent, rights, origin, too many)   | failed; the loop stops                               |
+ * | offline                                              | as above, but no attempt counts                      |
  */
 export type Plan = import("./plan.js").Plan;
 export type Connection = import("./plan.js").Connection;
@@ -138,6 +139,7 @@ export type Decision = {
 export type Moment = {
     nowMs: number;
     random: number;
+    online?: boolean;
 };
 /**
  * @typedef {import("./plan.js").Plan} Plan
@@ -189,7 +191,8 @@ export type Moment = {
  *   `open` replaces the connection before.
  *
  * @typedef {{state: State, actions: Action[]}} Decision
- * @typedef {{nowMs: number, random: number}} Moment  a monotonic clock, and a number in [0, 1) for jitter
+ * @typedef {{nowMs: number, random: number, online?: boolean}} Moment
+ *   A monotonic clock, a number in [0, 1) for jitter, and whether the browser believes to have a network (it does by default)
  */
 export declare const FIRST_BACKOFF_MS = 500;
 export declare const MAX_BACKOFF_MS = 8000;

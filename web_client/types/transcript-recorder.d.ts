@@ -38,8 +38,8 @@ export declare class TranscriptRecorder {
      * @param {string} words
      */
     typed(itemId: string, words: string): void;
-    /** @param {import("./audio/jitter-buffer.js").Cut[] | null} cuts null where only the peer knows what was cut */
-    interrupted(cuts: import("./audio/jitter-buffer.js").Cut[] | null): void;
+    /** @param {import("./audio/worklets.js").Cut[] | null} cuts null where only the peer knows what was cut */
+    interrupted(cuts: import("./audio/worklets.js").Cut[] | null): void;
     /** Resolves when all turns are acknowledged, or after half a second. */
     settled(): Promise<void>;
     /** The page closes: sends the last turns. */

@@ -45,6 +45,14 @@ export type VoiceSessionOptions = {
      * 27 minutes, and never for a talk through the broker's proxy, which moves it by itself
      */
     moveAfterMs?: number;
+    /**
+     * false: the talk is typed and heard, and no microphone is asked for
+     */
+    microphone?: boolean;
+    /**
+     * what a typed text does to the answer that runs; `interrupt` by default
+     */
+    whileAnswering?: "interrupt" | "queue";
 };
 export type VoiceSessionEvents = {
     state: {
@@ -96,8 +104,95 @@ export type VoiceSessionEvents = {
 };
 export declare class VoiceSession extends EventTarget {
     #private;
-    /** @param {VoiceSessionOptions} options */
+    /**
+     * @param {VoiceSessionOptions} options
+     * @throws {TypeError} without a usable `brokerUrl`
+     */
     constructor(options: VoiceSessionOptions);
+    /**
+     * @template {keyof VoiceSessionEvents} Name
+     * @overload
+     * @param {Name} type
+     * @param {(event: CustomEvent<VoiceSessionEvents[Name]>) => void} listener
+     * @param {boolean | AddEventListenerOptions} [options]
+     * @returns {void}
+     */
+    /**
+     * @overload
+     * @param {string} type
+     * @param {EventListenerOrEventListenerObject | null} listener
+     * @param {boolean | AddEventListenerOptions} [options]
+     * @returns {void}
+     */
+    /**
+     * @param {string} type
+     * @param {any} listener
+     * @param {boolean | AddEventListenerOptions} [options]
+     */
+    addEventListener<Name extends keyof VoiceSessionEvents>(type: Name, listener: (event: CustomEvent<VoiceSessionEvents[Name]>) => void, options?: boolean | AddEventListenerOptions): void;
+    /**
+     * @template {keyof VoiceSessionEvents} Name
+     * @overload
+     * @param {Name} type
+     * @param {(event: CustomEvent<VoiceSessionEvents[Name]>) => void} listener
+     * @param {boolean | AddEventListenerOptions} [options]
+     * @returns {void}
+     */
+    /**
+     * @overload
+     * @param {string} type
+     * @param {EventListenerOrEventListenerObject | null} listener
+     * @param {boolean | AddEventListenerOptions} [options]
+     * @returns {void}
+     */
+    /**
+     * @param {string} type
+     * @param {any} listener
+     * @param {boolean | AddEventListenerOptions} [options]
+     */
+    addEventListener(type: string, listener: EventListenerOrEventListenerObject | null, options?: boolean | AddEventListenerOptions): void;
+    /**
+     * @template {keyof VoiceSessionEvents} Name
+     * @overload
+     * @param {Name} type
+     * @param {(event: CustomEvent<VoiceSessionEvents[Name]>) => void} listener
+     * @param {boolean | EventListenerOptions} [options]
+     * @returns {void}
+     */
+    /**
+     * @overload
+     * @param {string} type
+     * @param {EventListenerOrEventListenerObject | null} listener
+     * @param {boolean | EventListenerOptions} [options]
+     * @returns {void}
+     */
+    /**
+     * @param {string} type
+     * @param {any} listener
+     * @param {boolean | EventListenerOptions} [options]
+     */
+    removeEventListener<Name extends keyof VoiceSessionEvents>(type: Name, listener: (event: CustomEvent<VoiceSessionEvents[Name]>) => void, options?: boolean | EventListenerOptions): void;
+    /**
+     * @template {keyof VoiceSessionEvents} Name
+     * @overload
+     * @param {Name} type
+     * @param {(event: CustomEvent<VoiceSessionEvents[Name]>) => void} listener
+     * @param {boolean | EventListenerOptions} [options]
+     * @returns {void}
+     */
+    /**
+     * @overload
+     * @param {string} type
+     * @param {EventListenerOrEventListenerObject | null} listener
+     * @param {boolean | EventListenerOptions} [options]
+     * @returns {void}
+     */
+    /**
+     * @param {string} type
+     * @param {any} listener
+     * @param {boolean | EventListenerOptions} [options]
+     */
+    removeEventListener(type: string, listener: EventListenerOrEventListenerObject | null, options?: boolean | EventListenerOptions): void;
     /** @returns {SessionState} */
     get state(): SessionState;
     /** The transport that is used or being tried; null without one. */
@@ -116,9 +211,11 @@ export declare class VoiceSession extends EventTarget {
     /** Hangs up, and releases the microphone. Resolves when the last turns are acknowledged, or after half a second. */
     disconnect(): Promise<void>;
     /**
-     * Sends a typed message.
-     * @param {string} text
+     * Sends a typed message, and asks for its answer. An answer that runs is stopped first, or heard to its end where the
+     * option `whileAnswering` is `queue`. A text whose answer a lost connection took away is asked about again.
+     * @param {string} text at most 60,000 bytes of UTF-8
      * @throws {DOMException} InvalidStateError where the talk is not live
+     * @throws {Error} with the code `text_too_long`
      */
     sendText(text: string): void;
     /** Stops the answer. */
@@ -126,7 +223,7 @@ export declare class VoiceSession extends EventTarget {
     /** @param {boolean} muted */
     setMuted(muted: boolean): void;
     /**
-     * Switches to another agent in the same session.
+     * Switches to another agent in the same session. An `error` says where that fails; the talk goes on with the one before.
      * @param {string} agentId
      */
     switchAgent(agentId: string): void;

@@ -7,7 +7,7 @@ import gc
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from strategies.transport import make_tls_context
 from tests.support.broker import make_settings as broker_settings
 from tests.support.serving import run_server, server_config
 from token_broker.azure import build_connector, build_pool
-from token_broker.memory.types import Interruption, Turn
+from token_broker.memory.types import Interruption, Remembered, Turn
 from token_broker.relay.adapters import COMPAT_ENDPOINTS
 from token_broker.relay.admission import Admission
 from token_broker.relay.azure.connector import UpstreamConnector
@@ -105,9 +105,14 @@ class FixedRecall:
     text: str = ""
     asked: int = 0
 
+    found: Sequence[Remembered] = ()
+
     async def block(self, owner: Owner) -> str:
         self.asked += 1
         return self.text
+
+    async def search(self, owner: Owner, query: str, *, limit: int = 5) -> Sequence[Remembered]:
+        return self.found[:limit]
 
 
 class FixedEntra:

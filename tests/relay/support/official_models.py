@@ -18,6 +18,7 @@ from pydantic import BaseModel, TypeAdapter
 __all__ = [
     "ga_client_event",
     "ga_server_event",
+    "hints_of",
     "known_to_microsoft",
     "preview_client_event",
     "preview_server_event",
@@ -29,6 +30,7 @@ _GA_CLIENT: TypeAdapter[Any] = TypeAdapter(RealtimeClientEvent)
 
 # What Voice Live's reference has and its package does not; and `usage`, which no client of either minds.
 _DOCUMENTED = {
+    "AudioInputTranscriptionOptions": {"prompt"},
     "ResponseSession": {"object"},
     "ResponseCreateParams": {"conversation", "max_response_output_tokens"},
     "ServerEventConversationItemInputAudioTranscriptionCompleted": {"usage"},
@@ -38,7 +40,7 @@ _DOCUMENTED_AS_NULLABLE = {("RequestAudioContentPart", "audio")}
 
 def known_to_microsoft(value: Any, model: Any) -> None:
     """Fails for a field that the model lacks. The SDK's models silently accept any field."""
-    names = set(_hints(model))
+    names = set(hints_of(model))
     assert set(value) <= names, f"{set(value) - names} is unknown to {model.__name__}"
 
 
@@ -89,7 +91,7 @@ def _no_extras(value: Any, where: str) -> None:
 
 
 @functools.cache
-def _hints(model: Any) -> dict[str, Any]:
+def hints_of(model: Any) -> dict[str, Any]:
     """The fields of a model of Microsoft's, by their names on the wire, with their types."""
     known = {"_models": models, "_unions": _unions, "datetime": dt}
     hints = get_type_hints(model, {**vars(typing), **vars(_models), **known})
@@ -136,7 +138,7 @@ def _fits_model(value: Any, model: Any, where: str) -> None:
     assert isinstance(value, dict), f"{where}: no object"
     while (narrower := _narrower(value, model, where)) is not model:
         model = narrower
-    hints = _hints(model)
+    hints = hints_of(model)
     extras = set(value) - set(hints) - _DOCUMENTED.get(model.__name__, set())
     assert not extras, f"{where}: {extras} is unknown to {model.__name__}"
     for name, hint in hints.items():
@@ -151,7 +153,7 @@ def _narrower(value: Mapping[str, Any], model: Any, where: str) -> Any:
     kinds = model.__dict__.get("__mapping__")
     if not kinds:
         return model
-    _hints(model)
+    hints_of(model)
     told = [value.get(field._rest_name) for field in model._attr_to_rest_field.values() if field._is_discriminator]
     kind = next((kinds[name] for name in told if name in kinds), None)
     assert kind is not None, f"{where}: {told} is no {model.__name__}"

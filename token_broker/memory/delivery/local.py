@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from token_broker.memory.context import TOLD_CHARS
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.types import LAST_TURNS, StoredTurn
+from token_broker.memory.types import LAST_TURNS, Remembered, StoredTurn
 from token_broker.security.tokens import ANONYMOUS, Owner
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-__all__ = ["LocalFacts", "salient_terms"]
+__all__ = ["LocalFacts", "salient_terms", "search_turns"]
 
 _SESSIONS = 50  # of the user, searched
 _FACTS = 8
@@ -47,6 +47,24 @@ class LocalFacts:
 
         turns = await self._database.read(find, pool="recall")
         return [f"{turn.created_at:%Y-%m-%d} {turn.role}: {turn.content}" for turn in turns]
+
+
+async def search_turns(database: Database, owner: Owner, query: str, *, limit: int) -> list[Remembered]:
+    """The owner's turns that match `query` best. Raises StoreError."""
+
+    def find(connection: "Connection") -> list[StoredTurn]:
+        from token_broker.memory.store.full_text import search
+        from token_broker.memory.store.turn_reads import last_turns_of, recent_sessions
+
+        is_owners = last_turns_of(connection, owner, 1, chars=0) is not None
+        searched = [owner.session_id] if is_owners else []
+        if owner.principal != ANONYMOUS:
+            searched += recent_sessions(connection, owner.principal, _SESSIONS, but=owner.session_id)
+        terms = [term for term in _TERM.findall(query.casefold()) if len(term) >= _MIN_TERM_CHARS]
+        return search(connection, terms, limit, session_ids=searched, chars=TOLD_CHARS)
+
+    found = await database.read(find, pool="recall")
+    return [Remembered(turn.content, turn.role, turn.created_at) for turn in found]
 
 
 def salient_terms(turns: list[StoredTurn]) -> list[str]:

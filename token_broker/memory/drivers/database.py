@@ -71,13 +71,6 @@ class Database(Protocol):
         """Runs `work` on a snapshot, in a pool that no other delays. Raises StoreError; StoreBusyError if full."""
         ...
 
-    async def scrub_files(self) -> bool | None:
-        """Takes what was deleted out of the database's files; whether it could. None: the server does it in its time.
-
-        Raises StoreError.
-        """
-        ...
-
     async def close(self) -> None:
         """Closes what was opened; waits for work under way, but not for long."""
         ...

@@ -56,9 +56,6 @@ class PostgresDatabase:
         finally:
             self._reading[pool] -= 1
 
-    async def scrub_files(self) -> bool | None:
-        return None  # with the table's next vacuum
-
     async def _run_twice(
         self, work: "Callable[[Connection], R]", pool: PoolName | None, *, idempotent: bool = True
     ) -> R:

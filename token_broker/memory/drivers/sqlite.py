@@ -111,8 +111,8 @@ class SqliteDatabase:
 
         return await self._in_thread(self._reader_threads[pool].run, read)
 
-    async def scrub_files(self) -> bool | None:
-        """Empties the log: it still has what was overwritten in the file."""
+    async def scrub_files(self) -> bool:
+        """Empties the log: it still has what was overwritten in the file; whether it could. Raises StoreError."""
         for attempt in range(_SCRUB_TRIES):
             if attempt:
                 await asyncio.sleep(_SCRUB_PAUSE_S)  # for a reader that holds the log

@@ -26,6 +26,7 @@ from token_broker.memory.store.tables import (
     outbox,
     recent_erasures,
     sessions,
+    tool_claims,
     turns,
     within_bytes,
 )
@@ -77,10 +78,11 @@ def mark_erased(
     held = select(sessions.c.principal, sessions.c.user_id, sessions.c.agent_id).where(is_session(sessions, session_id))
     found = connection.execute(held.with_for_update()).one()
     owner = found.principal
+    if owner != ERASED_PRINCIPAL and principal not in {None, owner}:
+        raise NotOwnerError(erased=False)
+    connection.execute(delete(tool_claims).where(is_session(tool_claims, session_id)))
     if owner == ERASED_PRINCIPAL and not (is_new and principal is None):
         return Marked(0)
-    if principal not in {None, owner}:
-        raise NotOwnerError(erased=False)
     busy = select(outbox.c.sink, outbox.c.lease_until_us).where(is_session(outbox, session_id))
     leases = {row.sink: row.lease_until_us for row in connection.execute(busy)}
     for sink in sinks:

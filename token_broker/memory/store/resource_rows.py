@@ -5,16 +5,12 @@ The same on SQLite and PostgreSQL. Replicas are judged by the database's clock: 
 
 from sqlalchemy import Connection, delete, func, select, text
 
-from token_broker.memory.store.tables import disabled_resources, insert_for, replicas
+from token_broker.memory.store.tables import NOW_US, disabled_resources, insert_for, replicas
 
 __all__ = ["beat", "disable_resource", "disabled_names", "enable_resource"]
 
 _LIVE_US = 15_000_000  # a replica that has not beaten for so long has ended
 _KEPT_US = 60_000_000  # a quota's minute: what one that has ended took counts until then
-_NOW_US = {
-    "sqlite": "SELECT CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)",
-    "postgresql": "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)",
-}
 
 
 def disabled_names(connection: Connection) -> list[str]:
@@ -36,7 +32,7 @@ def enable_resource(connection: Connection, name: str) -> bool:
 
 def beat(connection: Connection, replica_id: str) -> tuple[int, int]:
     """Notes that this replica lives. Returns how many live, and how many others did within the last minute."""
-    now_us = int(connection.scalar(text(_NOW_US[connection.dialect.name])) or 0)
+    now_us = int(connection.scalar(text(f"SELECT {NOW_US[connection.dialect.name]}")) or 0)
     insert = insert_for(connection.dialect.name, replicas)
     row = {"replica_id": replica_id, "seen_at_us": now_us}
     connection.execute(

@@ -40,6 +40,7 @@ __all__ = [
     "ERASED",
     "ERASING",
     "MIGRATIONS",
+    "NOW_US",
     "SCHEMA_REVISION",
     "SESSION_TABLES",
     "SQLITE_FULL_TEXT",
@@ -64,6 +65,7 @@ __all__ = [
     "sink_rests",
     "stored_turn",
     "tickets",
+    "tool_claims",
     "turns",
     "upgrade",
     "within_bytes",
@@ -276,8 +278,28 @@ replicas = Table(
     PrimaryKeyConstraint("replica_id"),
 )
 
+# Calls of tools. A call is claimed before it is made, by one `holder`, until `until_us` by the database's clock. A
+# claim that is older and not finished is of a process that ended: nobody knows what came of it. No arguments are kept.
+tool_claims = Table(
+    "tool_claims",
+    metadata,
+    Column("bucket", SmallInteger, nullable=False),
+    Column("session_id", Text, nullable=False),
+    Column("talk_id", Text, nullable=False),
+    Column("azure_session", Text, nullable=False),
+    Column("call_id", Text, nullable=False),
+    Column("holder", Text, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("claimed_at_us", BigInteger, nullable=False),
+    Column("until_us", BigInteger, nullable=False),
+    Column("ok", Boolean),
+    Column("output", Text),  # what the model was told; None until then
+    PrimaryKeyConstraint("bucket", "session_id", "talk_id", "azure_session", "call_id"),
+    Index("tool_claims_by_age", "claimed_at_us"),
+)
+
 # Rows that an erased session takes with it, beside its turns. Each table has `bucket` and `session_id`.
-SESSION_TABLES: tuple[Table, ...] = (dead_letters, notices, outbox)
+SESSION_TABLES: tuple[Table, ...] = (dead_letters, notices, outbox, tool_claims)
 
 # SQLite's full text. It is contentless: a row's `rowid` is the turn's arrival; `owner` holds a token of the session, so
 # that a search reads nobody else's postings. `full_text.py` fills it behind the commits and merges it in small steps:
@@ -293,6 +315,13 @@ SQLITE_FULL_TEXT = (
         VALUES ('delete', old.arrival, 's' || hex(old.session_id), old.content);
     END""",
 )
+
+
+NOW_US = {
+    "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)",
+    "postgresql": "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)",
+}
+"""The database's own time in microseconds since 1970, as SQL: the clocks of replicas may differ."""
 
 
 def is_session(table: Table, session_id: str) -> ColumnElement[bool]:

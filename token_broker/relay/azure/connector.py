@@ -35,10 +35,18 @@ from strategies.outbound_proxy import OutboundProxy, ProxyFailedError
 from strategies.pool import Pool, PoolPermit
 from strategies.resources import Resource, Wanted
 from token_broker.relay.azure.dns_cache import DnsCache
-from token_broker.relay.azure.opening import current_authorization, expiry_s, handshake_error, take_session
+from token_broker.relay.azure.opening import (
+    SessionRefusedError,
+    current_authorization,
+    expiry_s,
+    handshake_error,
+    take_session,
+)
 from token_broker.relay.azure.route import ConnectionHealth, Route, UpstreamConnection, make_routes
 from token_broker.relay.azure.socket import AzureSocket, connect
-from token_broker.server.close_codes import UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
+from token_broker.relay.confirmation.report import SettingsReport
+from token_broker.security.limits import BoundedDict
+from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, UPSTREAM_TIMED_OUT, Ending
 from token_broker.sessions.plans import SpecSupplier
 from token_broker.settings import UpstreamName
 
@@ -48,6 +56,8 @@ log = structlog.get_logger("token_broker.relay")
 
 # A handshake ends by itself after its limit, and says what it waited for in vain.
 _LAST_WORD_S = 0.05
+_UNFIT_S = 60.0  # for an agent whose session was refused there: an operator has to act
+_UNFIT_KEPT = 1_000
 
 _Candidate = tuple[Resource, Route]
 
@@ -92,6 +102,9 @@ class UpstreamConnector:
         self._max_image_bytes = max_image_bytes
         self._tls = tls
         self._proxy = proxy
+        self.settings_report = SettingsReport()
+        # Ways on which an agent's session was refused, and until when others are tried first.
+        self._unfit = BoundedDict[tuple[str, str, str], float](_UNFIT_KEPT)
         self._picows_log = logging.getLogger("token_broker.relay.picows")
         self._picows_log.setLevel(logging.CRITICAL)  # below INFO it logs headers, the key included
 
@@ -111,7 +124,7 @@ class UpstreamConnector:
 
     def resource(self, name: str) -> Resource:
         """The resource of that name, which an open connection has."""
-        return next(each for each in self.pool.resources if each.name == name)
+        return self.pool.by_name[name]
 
     async def aclose(self) -> None:
         """Cancels lookups that still run; call it when no talk is left."""
@@ -125,12 +138,14 @@ class UpstreamConnector:
         only: UpstreamName | None = None,
         prefer: Dialect | None = None,
         after: UpstreamConnection | None = None,
+        on_refused: Callable[[str], None] = lambda _resource: None,
     ) -> UpstreamConnection:
         """An upstream whose session is the agent's, within the limit for all together. Raises NoUpstreamError.
 
         `only` leaves out all but that route: for a talk that has to keep its dialect. Of one resource's routes, those
         that speak what the client would `prefer` are tried first. `after` is the connection that a running talk lost:
-        its dialect, and with it its voice, is tried at every resource before another one.
+        its dialect, and with it its voice, is tried at every resource before another one. `on_refused` is told each
+        resource that does not take the agent's settings; it comes last next time.
         """
         candidates: list[_Candidate] = []
         for resource in self.pool.order(wanted):
@@ -140,8 +155,10 @@ class UpstreamConnector:
             candidates += [(resource, route) for route in routes]
         if after is not None:
             candidates.sort(key=lambda pair: pair[1].dialect != after.route.dialect)
-        attempt = partial(self.attempt, supply=supply, model=wanted.model)
-        deadline_s = time.monotonic() + self._timeout_s
+        began_s = time.monotonic()
+        candidates.sort(key=lambda pair: self._unfit.get((pair[0].name, pair[1].name, wanted.agent_id), 0.0) > began_s)
+        attempt = partial(self._attempt_for, wanted.agent_id, on_refused, supply=supply, model=wanted.model)
+        deadline_s = began_s + self._timeout_s
         contest = _Handshakes(self.pool, wanted, candidates, attempt, deadline_s=deadline_s)
         upstream = await self._hedger.race(contest, is_handshake=True)
         if upstream is not None and contest.winner is not None:
@@ -163,6 +180,20 @@ class UpstreamConnector:
         except TimeoutError:
             raise TimedOutError(f"no sideband within {self._timeout_s:.1f} s") from None
 
+    async def _attempt_for(
+        self, agent_id: str, on_refused: Callable[[str], None], resource: Resource, route: Route, **asked: Any
+    ) -> UpstreamConnection:
+        """`attempt`, noting what Azure refuses of this agent's session."""
+        try:
+            upstream = await self.attempt(resource, route, **asked)
+        except SessionRefusedError:
+            self.settings_report.note_refused(resource=resource.name, agent_id=agent_id)
+            self._unfit[resource.name, route.name, agent_id] = time.monotonic() + _UNFIT_S
+            on_refused(resource.name)
+            raise
+        self.settings_report.note_left_out(upstream.left_out, resource=resource.name, agent_id=agent_id)
+        return upstream
+
     async def attempt(
         self,
         resource: Resource,
@@ -182,13 +213,22 @@ class UpstreamConnector:
             async with asyncio.timeout_at(deadline_s):
                 opened = await self._opened(route.url_of(model), deadline_s, self._credentials.get(resource.name))
                 try:
-                    first = await take_session(opened, route.session(await supply(resource)))
+                    taken = await take_session(opened, route.session(await supply(resource)))
                 except BaseException:
                     await opened.aclose(graceful=False)
                     raise
         except TimeoutError:
             raise TimedOutError(f"no open session within {timeout_s:.1f} s") from None
-        return UpstreamConnection(route, opened, first, expiry_s(first), resource.name, model)
+        return UpstreamConnection(
+            route,
+            opened,
+            taken.frames,
+            expiry_s(taken.frames),
+            resource.name,
+            model,
+            session=taken.session,
+            left_out=taken.left_out,
+        )
 
     async def _opened(self, url: str, deadline_s: float, credentials: Credentials | None) -> AzureSocket:
         """A socket opened with the key, or with Entra where the resource has keys disabled."""
@@ -329,6 +369,8 @@ def _ending(error: MintError) -> Ending:
             return Ending(UPSTREAM_TIMED_OUT, "Azure did not answer in time: ask for a new plan")
         case RateLimitedError():
             return Ending(UPSTREAM_FAILED, "Azure takes no more talks just now: ask for a new plan in a moment")
+        case SessionRefusedError():
+            return SESSION_REFUSED
         case MisconfiguredError():
             return Ending(UPSTREAM_FAILED, "Azure refused the broker; its operator has to act")
         case _:

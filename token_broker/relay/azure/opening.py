@@ -1,12 +1,13 @@
 """Opens a session on a socket to Azure: the credential, the handshake's refusals, the agent's settings."""
 
 import asyncio
-import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import picows
+import structlog
 
 from strategies.credentials import Authorization, Credentials
 from strategies.errors import (
@@ -20,9 +21,20 @@ from strategies.errors import (
 )
 from strategies.upstream import Answer, classify
 from token_broker.relay.azure.socket import AzureSocket
-from token_broker.relay.event_text import SESSION_EVENTS, event_type, parsed
+from token_broker.relay.confirmation.confirmation import Confirmation
+from token_broker.relay.confirmation.early_answers import EarlyAnswers
+from token_broker.relay.event_text import SESSION_EVENTS, event_of, event_type, parsed
 
-__all__ = ["current_authorization", "expiry_s", "handshake_error", "take_session"]
+__all__ = [
+    "SessionRefusedError",
+    "TakenSession",
+    "current_authorization",
+    "expiry_s",
+    "handshake_error",
+    "take_session",
+]
+
+log = structlog.get_logger("token_broker.relay")
 
 SESSION_EVENT_ID = "broker_session"
 _LONGEST_SESSION_S = 86_400.0
@@ -40,30 +52,70 @@ async def current_authorization(credentials: Credentials, deadline_s: float) -> 
         raise
 
 
-async def take_session(opened: AzureSocket, session: Mapping[str, Any]) -> list[str]:
-    """Sends the agent's `session` and returns the frames up to Azure's `session.updated`. Raises MintError."""
-    update = {"type": "session.update", "event_id": SESSION_EVENT_ID, "session": session}
-    opened.send(json.dumps(update, separators=(",", ":")))
+class SessionRefusedError(RejectedError):
+    """Azure refuses the agent's settings, or confirms others: nobody may talk in that session."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakenSession:
+    """A session in which the agent's settings are in force.
+
+    `frames` are those up to Azure's `session.updated`, `session` is what was asked for and confirmed, `left_out` are
+    the fields that Azure refused, as it writes their paths.
+    """
+
+    frames: list[str]
+    session: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()
+
+
+async def take_session(opened: AzureSocket, session: Mapping[str, Any]) -> TakenSession:
+    """Sends the agent's `session` and waits until Azure has confirmed it. Raises MintError.
+
+    A field that a refusal names is left out, once. What Azure answers before it has confirmed the session is no part of
+    the talk.
+    """
+    asked = Confirmation(session, event_id=SESSION_EVENT_ID)
+    early = EarlyAnswers()
+    opened.send(asked.update)
     frames: list[str] = []
-    while True:
+    confirmed = False
+    while not (confirmed and early.are_over):
         await opened.wait()
         if not opened.frames:
             raise TransientError(opened.failure or "the connection to Azure broke")
         text = opened.take()
+        event = event_of(text)
         kind = event_type(text)
-        if kind is None or len(frames) >= _FIRST_FRAMES_AT_MOST:
+        if event is None or kind is None or len(frames) >= _FIRST_FRAMES_AT_MOST or early.are_too_many:
             raise MalformedError("what came instead of a session is none of Azure's events")
-        if kind == "error":  # its text may quote the session: only its code is used
-            error = json.loads(text).get("error")
-            code = error.get("code") if isinstance(error, dict) else None
-            if code in {"rate_limit_exceeded", "too_many_requests"}:
-                raise RateLimitedError("Azure's rate limit is reached")
-            if code in {"server_error", "internal_error"}:
-                raise TransientError("Azure failed", status=500)  # what it wanted of the agent's session, perhaps
-            raise RejectedError("Azure refuses the agent's session")
+        if (answers := early.take(event, confirmed=confirmed)) is not None:
+            for answer in answers:
+                opened.send(answer)
+            continue
+        if kind == "error" and not confirmed:
+            if not asked.refused(_refusal(event)):
+                raise SessionRefusedError("Azure refuses the agent's session")
+            opened.send(asked.update)
+            continue
         frames.append(text)
-        if kind == "session.updated":
-            return frames
+        if kind == "session.updated" and not confirmed:
+            if wrong := asked.disagreements(event.get("session")):
+                log.error("session_not_the_agents", fields=wrong)
+                raise SessionRefusedError("Azure confirmed other settings than the agent's")
+            confirmed = True
+    return TakenSession(frames, asked.session, asked.left_out)
+
+
+def _refusal(event: Mapping[str, Any]) -> Any:
+    """The error in Azure's event, where it is about the session. Raises MintError where it is about Azure itself."""
+    error = event.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    if code in {"rate_limit_exceeded", "too_many_requests"}:
+        raise RateLimitedError("Azure's rate limit is reached")
+    if code in {"server_error", "internal_error"}:
+        raise TransientError("Azure failed", status=500)  # what it wanted of the agent's session, perhaps
+    return error
 
 
 def expiry_s(frames: Sequence[str]) -> float | None:

@@ -5,15 +5,16 @@ of it was completed, or when 30 s have passed without a fault where nobody asked
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from strategies.base import Dialect, SessionSpec, ga_realtime_session, voice_live_session
+from strategies.base import Dialect, SessionSpec
 from strategies.endpoint import Target
 from strategies.errors import MintError, RateLimitedError, TransientError
 from strategies.pool import Pool, PoolPermit
+from strategies.session_model.session_fields import ga_realtime_session, voice_live_session
 from token_broker.relay.azure.socket import CLOSED_BY_BROKER, AzureSocket
 from token_broker.settings import UpstreamName
 
@@ -98,7 +99,8 @@ class UpstreamConnection:
 
     `expires_s` is the time, of the loop's clock, at which Azure ends the session, where Azure said it. `resource` is
     the name of the resource; `model` the deployment. Tell `health` when an answer was completed, and when Azure falls
-    silent; it notices by itself when the socket breaks.
+    silent; it notices by itself when the socket breaks. `session` is what the agent's settings were confirmed as, and
+    `left_out` names those that Azure refused.
     """
 
     route: Route
@@ -108,6 +110,8 @@ class UpstreamConnection:
     resource: str = ""
     model: str = ""
     health: ConnectionHealth | None = None
+    session: Mapping[str, Any] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 def make_routes(target: Target, names: Sequence[UpstreamName], *, api_version: str) -> list[Route]:

@@ -10,13 +10,17 @@ from token_broker.relay.dialects.shapes import Fields, Flag, Kinds, ListOf, Numb
 
 __all__ = [
     "AUDIO_FORMAT",
+    "ECHO_CANCELLATION",
     "INPUTS",
     "ITEM",
     "MAX_TOKENS",
     "MODALITIES",
     "NOISE_REDUCTION",
     "OPERATORS_ROLES",
+    "TOOL_CHOICE",
+    "TRANSCRIPTION",
     "TURN_DETECTION",
+    "VOICE",
 ]
 
 OPERATORS_ROLES = frozenset({"system", "developer"})
@@ -56,6 +60,23 @@ TURN_DETECTION = Fields(
     },
     off="none",
 )
+
+# What an agent may let its clients set beyond that.
+ECHO_CANCELLATION = Fields({"type": Text(), "reference_source": Text(), "channels": Number()}, off="none")
+TOOL_CHOICE = OneOf((Text(), Fields({"type": Text(), "name": Text(), "server_label": Text()})))
+TRANSCRIPTION = Fields(
+    {
+        "model": Text(),
+        "language": Text(),
+        "prompt": Text(),
+        "delay": Text(),
+        "keywords": ListOf(Text(), 64),
+        "languages": ListOf(Text(), 16),
+        "phrase_list": ListOf(Text(), 64),
+    },
+    off="none",
+)
+VOICE = OneOf((Text(), Fields({"id": Text(), "type": Text(), "name": Text(), "rate": Text()})))
 
 _ANY_ITEM: Mapping[str, Shape] = {"id": Text(), "object": Text(), "type": Text(), "status": Text()}
 

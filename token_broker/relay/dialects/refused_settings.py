@@ -9,33 +9,36 @@ and some end their talk at the first error. `session.updated` shows none of thes
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from strategies.base import Dialect
+from strategies.session_model.agent_settings import CLIENT_MAY_SET
 from token_broker.relay.dialects import values
-from token_broker.relay.dialects.session_settings import RESPONSE_ROWS, SESSION_ROWS, Setting, value_at
+from token_broker.relay.dialects.session_settings import RESPONSE_ROWS, SESSION_ROWS, MaySet, Setting, value_at
 from token_broker.relay.dialects.shapes import shown_name
 
 __all__ = ["RefusedField", "refused_fields", "unknown_field"]
 
 Event = Mapping[str, Any]
 
-_DIALECTS: tuple[Dialect, Dialect] = ("ga", "preview")
 _ROWS: Mapping[str, Sequence[Setting]] = {"session": SESSION_ROWS, "response": RESPONSE_ROWS}
 _HOLDERS = {"session.update": "session", "response.create": "response"}
-_AGENTS: Mapping[Dialect, list[tuple[str, ...]]] = {
-    dialect: [
-        (holder, *path)
-        for holder, rows in _ROWS.items()
-        for row in rows
-        if row.client_shape is None and (path := row.path(dialect)) is not None
-    ]
-    for dialect in _DIALECTS
-}
-_AGENTS["preview"].append(("additional_instructions",))  # Voice Live takes them beside `response`
 # What GA lacks and the translation expresses in another way.
 _EXPRESSED_OTHERWISE = frozenset({"append_input_items", "commit", "input", "max_response_output_tokens"})
 _SAME_AS_ABSENT = {"speed": 1, "cancel_previous": False}
+
+
+@cache
+def _agents_own(dialect: Dialect, may_set: MaySet) -> list[tuple[str, ...]]:
+    """The paths of what only the agent sets. Voice Live takes instructions beside `response` as well."""
+    own = [
+        (holder, *path)
+        for holder, rows in _ROWS.items()
+        for row in rows
+        if row.shape_for(may_set) is None and (path := row.path(dialect)) is not None
+    ]
+    return [*own, ("additional_instructions",)] if dialect == "preview" else own
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def unknown_field(param: str, client: Dialect | None) -> RefusedField:
 
 
 def refused_fields(
-    event: Event, unlisted: Iterable[str], *, client: Dialect, upstream: Dialect
+    event: Event, unlisted: Iterable[str], *, client: Dialect, upstream: Dialect, may_set: MaySet = CLIENT_MAY_SET
 ) -> Iterator[RefusedField]:
     """What a client of a compatible endpoint is told about its event, which the allowlist has checked.
 
@@ -65,7 +68,7 @@ def refused_fields(
     """
     for param in unlisted:
         listed = tuple(param.split("."))
-        if not any(listed[: len(own)] == own[: len(listed)] for own in _AGENTS[client]):
+        if not any(listed[: len(own)] == own[: len(listed)] for own in _agents_own(client, may_set)):
             yield unknown_field(param, client)
     kind = event.get("type")
     holder = _HOLDERS.get(kind, "") if isinstance(kind, str) else ""
@@ -74,7 +77,7 @@ def refused_fields(
     for row in _ROWS.get(holder, ()):
         for dialect in (client, _other(client)):
             path = row.path(dialect)
-            if row.client_shape is None or path is None or path in seen:
+            if row.shape_for(may_set) is None or path is None or path in seen:
                 continue
             if (value := value_at(stated, path)) is values.LEFT_OUT or value is None:
                 continue

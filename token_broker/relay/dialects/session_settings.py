@@ -1,38 +1,45 @@
 """The settings of sessions and responses in either dialect, one row a setting. Pure.
 
-GA nests them (`audio.input.turn_detection`); preview and Voice Live have them flat (docs/azure.md §4.3). The rows are
-the settings of `openai.types.realtime` and of `azure.ai.voicelive.models`; a name without a row is not a setting.
+GA nests them (`audio.input.turn_detection`); preview and Voice Live have them flat (docs/azure.md §4.3). The rows of a
+session are those of the one table, `strategies/session_model/session_fields.py`; a name without a row is not a setting.
 
-A row also states what a client may do with the setting, on the proxy and on the compatible endpoints alike:
-`client_shape` is the shape of the values that a client may set (without one only the agent sets it), `shown` whether a
-client may see it. Both are allowlists: a new row grants neither until somebody decides that it does.
+A row also states what a client may do with the setting, on the proxy and on the compatible endpoints alike: the shape
+of the values that a client may set (without one only the agent sets it), and whether a client may see it. Both are
+allowlists: a new row grants neither until somebody decides that it does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from functools import cache
 from typing import Any
 
 from strategies.base import Dialect
+from strategies.session_model.agent_settings import CLIENT_MAY_SET, ClientSetting
+from strategies.session_model.session_fields import LEFT_OUT, SESSION_FIELDS, put_at
 from token_broker.relay.dialects import values
 from token_broker.relay.dialects.client_values import (
     AUDIO_FORMAT,
+    ECHO_CANCELLATION,
     INPUTS,
     MAX_TOKENS,
     MODALITIES,
     NOISE_REDUCTION,
+    TOOL_CHOICE,
+    TRANSCRIPTION,
     TURN_DETECTION,
+    VOICE,
 )
 from token_broker.relay.dialects.conversation_items import items_for, shown_item
 from token_broker.relay.dialects.shapes import Fields as FieldsShape
-from token_broker.relay.dialects.shapes import Flag, Labels, Number, Shape, Word
-from token_broker.relay.dialects.values import LEFT_OUT
+from token_broker.relay.dialects.shapes import Flag, Labels, Number, Shape, Text, Word
 
 __all__ = [
-    "CLIENT_RESPONSE",
-    "CLIENT_SESSION",
     "RESPONSE_ROWS",
     "SESSION_ROWS",
+    "MaySet",
     "Setting",
+    "client_response",
+    "client_session",
     "param_for_client",
     "response_object",
     "response_settings",
@@ -44,6 +51,8 @@ __all__ = [
 ]
 
 Fields = Mapping[str, Any]
+MaySet = frozenset[ClientSetting]
+"""What an agent's clients may set."""
 Convert = Callable[[Any, Dialect], Any]
 
 
@@ -104,19 +113,37 @@ def shown_response(response: Fields) -> Fields:
 
 
 @dataclass(frozen=True, slots=True)
+class _Row:
+    """How a row's value is converted, and what a client may do with it; see `Setting`."""
+
+    convert: Convert = lambda value, _dialect: value
+    _: KW_ONLY
+    nullable: bool = False
+    client: Shape | None = None
+    shown: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """Where a setting is in each dialect (None: nowhere), and how its value is converted.
 
-    `nullable`: null switches something off; elsewhere null says nothing, and is left out. `client_shape`: the shape in
-    which a client may set it; None: only the agent sets it. `shown`: a client may see it in Azure's events.
+    `nullable`: null switches something off; elsewhere null says nothing, and is left out. A client may set it in a
+    shape of its row's (without one only the agent sets it) where its agent's `client_may_set` has the word `client`, if
+    there is one. `shown`: a client may see it in Azure's events.
     """
 
     ga: tuple[str, ...] | None
     preview: tuple[str, ...] | None
-    convert: Convert
-    nullable: bool
-    client_shape: Shape | None
-    shown: bool
+    row: _Row
+    client: ClientSetting | None
+
+    @property
+    def convert(self) -> Convert:
+        return self.row.convert
+
+    @property
+    def shown(self) -> bool:
+        return self.row.shown
 
     @property
     def paths(self) -> list[tuple[str, ...]]:
@@ -125,84 +152,79 @@ class Setting:
     def path(self, dialect: Dialect) -> tuple[str, ...] | None:
         return self.ga if dialect == "ga" else self.preview
 
+    def shape_for(self, may_set: MaySet) -> Shape | None:
+        """What a client may set here, if anything."""
+        return self.row.client if self.client is None or self.client in may_set else None
+
     def converted(self, value: Any, dialect: Dialect) -> Any:
         if value is None:
-            return None if self.nullable else LEFT_OUT
-        return self.convert(value, dialect)
+            return None if self.row.nullable else LEFT_OUT
+        return self.row.convert(value, dialect)
 
 
-def _setting(
-    ga: str | None,
-    preview: str | None,
-    convert: Convert = lambda value, _dialect: value,
-    *,
-    nullable: bool = False,
-    client: Shape | None = None,
-    shown: bool = False,
-) -> Setting:
-    nested = tuple(ga.split(".")) if ga else None
-    return Setting(nested, (preview,) if preview else None, convert, nullable, client, shown)
+def _setting(ga: str | None, preview: str | None, row: _Row = _Row(), client: ClientSetting | None = None) -> Setting:
+    return Setting(tuple(ga.split(".")) if ga else None, (preview,) if preview else None, row, client)
 
 
-_COMMON = (
-    _setting("instructions", "instructions"),
-    _setting("output_modalities", "modalities", values.modalities, client=MODALITIES, shown=True),
-    _setting("audio.output.format", "output_audio_format", values.audio_format, client=AUDIO_FORMAT, shown=True),
-    _setting("reasoning.effort", "reasoning_effort", values.reasoning_effort),
-    _setting("tools", "tools", values.tools),
-    _setting("tool_choice", "tool_choice", values.tool_choice),
-    _setting("prompt", None, nullable=True),
-    _setting(None, "temperature", shown=True),
-    _setting(None, "interim_response", nullable=True),
-)
-SESSION_ROWS = (
-    *_COMMON,
-    _setting("model", "model", shown=True),
-    _setting("audio.output.voice", "voice", values.voice),
-    _setting("audio.input.format", "input_audio_format", values.input_format, client=AUDIO_FORMAT, shown=True),
-    _setting("audio.input.format", "input_audio_sampling_rate", values.input_rate_hz, client=Number(), shown=True),
-    _setting(
-        "audio.input.noise_reduction",
-        "input_audio_noise_reduction",
-        values.noise_reduction,
-        nullable=True,
-        client=NOISE_REDUCTION,
-        shown=True,
-    ),
-    _setting("audio.input.transcription", "input_audio_transcription", values.transcription, nullable=True),
-    _setting(
-        "audio.input.turn_detection",
-        "turn_detection",
-        values.turn_detection,
-        nullable=True,
-        client=TURN_DETECTION,
-        shown=True,
-    ),
-    _setting("audio.output.speed", None, client=Number(), shown=True),
-    _setting("max_output_tokens", "max_response_output_tokens", client=MAX_TOKENS, shown=True),
-    _setting("parallel_tool_calls", "parallel_tool_calls"),
-    _setting("include", "include", values.includes, shown=True),
-    _setting("tracing", None, lambda *_: LEFT_OUT),  # OpenAI's own: Azure does not have it
-    _setting("truncation", None, shown=True),
-    _setting(None, "input_audio_echo_cancellation", nullable=True, shown=True),
-    _setting(None, "output_audio_timestamp_types", shown=True),
-    _setting(None, "animation", shown=True),
-    _setting(None, "avatar", shown=True),  # its ICE servers are the client's to connect to
-    _setting(None, "metadata"),
+# How each row of the one table is translated between the dialects, and what a client may do with it: the shape of what
+# it sets, where `client_may_set` lets it, and whether it sees it.
+_AS_IT_IS = _Row()
+_TRANSLATED: Mapping[str, _Row] = {
+    "modalities": _Row(values.modalities, client=MODALITIES, shown=True),
+    "model": _Row(shown=True),
+    "voices": _Row(values.voice, client=VOICE),
+    "input_format": _Row(values.input_format, client=AUDIO_FORMAT, shown=True),
+    "input_rate": _Row(values.input_rate_hz, client=Number(), shown=True),
+    "output_format": _Row(values.audio_format, client=AUDIO_FORMAT, shown=True),
+    "turn_detection": _Row(values.turn_detection, nullable=True, client=TURN_DETECTION, shown=True),
+    "transcription": _Row(values.transcription, nullable=True, client=TRANSCRIPTION),
+    "noise_reduction": _Row(values.noise_reduction, nullable=True, client=NOISE_REDUCTION, shown=True),
+    "echo_cancellation": _Row(nullable=True, client=ECHO_CANCELLATION, shown=True),
+    "temperature": _Row(client=Number(), shown=True),
+    "max_output_tokens": _Row(client=MAX_TOKENS, shown=True),
+    "speed": _Row(client=Number(), shown=True),
+    "tools": _Row(values.tools),
+    "tool_choice": _Row(values.tool_choice, client=TOOL_CHOICE),
+    "parallel_tool_calls": _Row(client=Flag()),
+    "reasoning_effort": _Row(values.reasoning_effort, client=Text()),
+    "prompt": _Row(nullable=True),
+    "interim_response": _Row(nullable=True),
+    "include": _Row(values.includes, shown=True),
+    "tracing": _Row(lambda *_: LEFT_OUT),  # OpenAI's own: Azure does not have it
+    "truncation": _Row(shown=True),
+    "timestamps": _Row(shown=True),
+    "animation": _Row(shown=True),
+    "avatar": _Row(shown=True),  # its ICE servers are the client's to connect to
+}
+SESSION_ROWS = tuple(
+    Setting(each.ga, each.preview, _TRANSLATED.get(each.name, _AS_IT_IS), each.client) for each in SESSION_FIELDS
 )
 RESPONSE_ROWS = (
-    *_COMMON,
-    _setting("audio.output.voice", "voice", values.voice, shown=True),
-    _setting("max_output_tokens", "max_output_tokens", client=MAX_TOKENS, shown=True),
-    _setting("metadata", "metadata", nullable=True, client=Labels(), shown=True),
-    _setting("conversation", "conversation", client=Word(("auto", "none")), shown=True),
-    _setting("input", "input_items", items_for, client=INPUTS),
-    _setting("parallel_tool_calls", None),
-    _setting(None, "max_response_output_tokens", client=MAX_TOKENS, shown=True),
-    _setting(None, "append_input_items", items_for, client=INPUTS),
+    _setting("instructions", "instructions"),
+    _setting("output_modalities", "modalities", _Row(values.modalities, client=MODALITIES, shown=True), "modalities"),
+    _setting(
+        "audio.output.format",
+        "output_audio_format",
+        _Row(values.audio_format, client=AUDIO_FORMAT, shown=True),
+        "formats",
+    ),
+    _setting("reasoning.effort", "reasoning_effort", _TRANSLATED["reasoning_effort"], "reasoning_effort"),
+    _setting("tools", "tools", _Row(values.tools)),
+    _setting("tool_choice", "tool_choice", _TRANSLATED["tool_choice"], "tool_choice"),
+    _setting("prompt", None, _Row(nullable=True)),
+    _setting(None, "temperature", _TRANSLATED["temperature"], "temperature"),
+    _setting(None, "interim_response", _Row(nullable=True)),
+    _setting("audio.output.voice", "voice", _Row(values.voice, client=VOICE, shown=True), "voice"),
+    _setting("max_output_tokens", "max_output_tokens", _TRANSLATED["max_output_tokens"], "max_output_tokens"),
+    _setting("metadata", "metadata", _Row(nullable=True, client=Labels(), shown=True)),
+    _setting("conversation", "conversation", _Row(client=Word(("auto", "none")), shown=True)),
+    _setting("input", "input_items", _Row(items_for, client=INPUTS)),
+    _setting("parallel_tool_calls", None, _TRANSLATED["parallel_tool_calls"], "parallel_tool_calls"),
+    _setting(None, "max_response_output_tokens", _TRANSLATED["max_output_tokens"], "max_output_tokens"),
+    _setting(None, "append_input_items", _Row(items_for, client=INPUTS)),
     _setting(None, "pre_generated_assistant_message"),
-    _setting(None, "commit", client=Flag()),
-    _setting(None, "cancel_previous", client=Flag()),
+    _setting(None, "commit", _Row(client=Flag())),
+    _setting(None, "cancel_previous", _Row(client=Flag())),
     _setting(None, "invoke_input"),
 )
 
@@ -214,14 +236,26 @@ Tree = dict[str, Any]
 """Names, each with the tree of what is permitted within it; None where everything is."""
 
 
-def _client_fields(settings: Sequence[Setting], **more: Shape) -> FieldsShape:
+@cache
+def client_session(may_set: MaySet = CLIENT_MAY_SET) -> FieldsShape:
+    """What a client may set in `session.update`, where its agent's `client_may_set` is `may_set`."""
+    return _client_fields(SESSION_ROWS, may_set, type=Word(("realtime",)))
+
+
+@cache
+def client_response(may_set: MaySet = CLIENT_MAY_SET) -> FieldsShape:
+    """The same of `response.create`."""
+    return _client_fields(RESPONSE_ROWS, may_set)
+
+
+def _client_fields(settings: Sequence[Setting], may_set: MaySet, **more: Shape) -> FieldsShape:
     """What a client may set, in both dialects at once: a client that uses the wrong one gets Azure's error."""
     rows: Tree = dict(more)
     for setting in settings:
-        if setting.client_shape is not None:
+        if (shape := setting.shape_for(may_set)) is not None:
             for path in setting.paths:
                 if value_at(rows, path) is LEFT_OUT:  # of two rows with the same path in GA, the first gives the shape
-                    _put(rows, path, setting.client_shape)
+                    put_at(rows, path, shape)
     return _as_fields(rows)
 
 
@@ -234,7 +268,7 @@ def _shown_tree(settings: Sequence[Setting], facts: Sequence[str]) -> Tree:
     for setting in settings:
         if setting.shown:
             for path in setting.paths:
-                _put(tree, path, None)
+                put_at(tree, path, None)
     return tree
 
 
@@ -249,7 +283,7 @@ def _converted(stated: Fields, settings: tuple[Setting, ...], source: Dialect, t
         if source != target:
             value = values.without_nulls(value)
         if (value := setting.converted(value, target)) is not LEFT_OUT:
-            _put(converted, target_path, value)
+            put_at(converted, target_path, value)
     return converted
 
 
@@ -283,12 +317,6 @@ def value_at(stated: Any, path: tuple[str, ...]) -> Any:
     return stated
 
 
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value
-
-
 def _shown(stated: Fields, tree: Tree) -> Fields:
     kept: dict[str, Any] = {}
     whole = True
@@ -305,9 +333,5 @@ def _shown(stated: Fields, tree: Tree) -> Fields:
     return stated if whole else kept
 
 
-CLIENT_SESSION = _client_fields(SESSION_ROWS, type=Word(("realtime",)))
-"""What a client may set in `session.update`."""
-CLIENT_RESPONSE = _client_fields(RESPONSE_ROWS)
-"""What a client may set in `response.create`."""
 _SHOWN_SESSION = _shown_tree(SESSION_ROWS, _SESSION_FACTS)
 _SHOWN_RESPONSE = _shown_tree(RESPONSE_ROWS, _RESPONSE_FACTS)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from strategies.base import Dialect
+from strategies.session_model.session_fields import LEFT_OUT
 
 __all__ = [
     "LEFT_OUT",
@@ -25,9 +26,6 @@ __all__ = [
     "voice",
     "without_nulls",
 ]
-
-LEFT_OUT: Any = object()
-"""Stands for a value that the dialect cannot express."""
 
 _PCM_RATE_HZ = 24_000
 _G711_RATE_HZ = 8_000
@@ -65,7 +63,7 @@ _VAD_NAMES: dict[Dialect, dict[str, str]] = {
 
 _TRANSCRIPTION: dict[Dialect, tuple[str, ...]] = {
     "ga": ("model", "language", "prompt", "delay", "keywords", "languages"),
-    "preview": ("model", "language", "custom_speech", "phrase_list"),
+    "preview": ("model", "language", "prompt", "custom_speech", "phrase_list"),
 }
 _LOGPROBS = "item.input_audio_transcription.logprobs"
 _INCLUDES: dict[Dialect, tuple[str, ...]] = {

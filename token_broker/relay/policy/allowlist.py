@@ -10,11 +10,13 @@ byte-exact audio append is parsed, checked and serialised anew, so Azure reads e
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import Any
 
+from strategies.session_model.agent_settings import CLIENT_MAY_SET
 from token_broker.relay.dialects.client_values import ITEM, OPERATORS_ROLES
-from token_broker.relay.dialects.session_settings import CLIENT_RESPONSE, CLIENT_SESSION
+from token_broker.relay.dialects.session_settings import MaySet, client_response, client_session
 from token_broker.relay.dialects.shapes import (
     Fields,
     NotPermittedError,
@@ -36,6 +38,7 @@ __all__ = [
     "Finding",
     "Passed",
     "Refused",
+    "client_events",
     "event_id_of",
     "examine",
     "is_plain_append",
@@ -49,8 +52,7 @@ def _event(**fields: Shape) -> Fields:
     return Fields({"type": Text(), "event_id": Text(), **fields})
 
 
-CLIENT_EVENTS: Mapping[str, Fields] = {
-    "session.update": _event(session=CLIENT_SESSION),
+_EVENTS: Mapping[str, Fields] = {
     "input_audio_buffer.append": _event(audio=Text()),
     "input_audio_buffer.commit": _event(),
     "input_audio_buffer.clear": _event(),
@@ -58,7 +60,6 @@ CLIENT_EVENTS: Mapping[str, Fields] = {
     "conversation.item.retrieve": _event(item_id=Text()),
     "conversation.item.delete": _event(item_id=Text()),
     "conversation.item.truncate": _event(item_id=Text(), content_index=Number(), audio_end_ms=Number()),
-    "response.create": _event(response=CLIENT_RESPONSE),
     "response.cancel": _event(response_id=Text()),
     "output_audio_buffer.clear": _event(),
     # Voice Live only:
@@ -71,6 +72,20 @@ CLIENT_EVENTS: Mapping[str, Fields] = {
     "input_text.done": _event(id=Text(), content_index=Number()),
     "session.avatar.connect": _event(client_sdp=Text()),
 }
+
+
+@cache
+def client_events(may_set: MaySet = CLIENT_MAY_SET) -> Mapping[str, Fields]:
+    """The events that a client may send, where its agent's `client_may_set` is `may_set`."""
+    return {
+        "session.update": _event(session=client_session(may_set)),
+        "response.create": _event(response=client_response(may_set)),
+        **_EVENTS,
+    }
+
+
+CLIENT_EVENTS = client_events()
+"""Those of an agent that says nothing of it."""
 
 _APPEND_HEAD = b'{"type":"input_audio_buffer.append","audio":"'
 _APPEND_TAIL = b'"}'
@@ -155,8 +170,11 @@ def event_id_of(event: Mapping[str, Any]) -> str | None:
     return event_id if isinstance(event_id, str) and len(event_id) <= _EVENT_ID_CHARS else None
 
 
-def examine(text: str) -> Finding:
-    """What becomes of a message from the client. Of a repeated key only the last value is forwarded."""
+def examine(text: str, may_set: MaySet = CLIENT_MAY_SET) -> Finding:
+    """What becomes of a message from the client. Of a repeated key only the last value is forwarded.
+
+    `may_set` is the agent's `client_may_set`.
+    """
     if is_plain_append(text):
         return Passed(text)
     try:
@@ -167,7 +185,7 @@ def examine(text: str) -> Finding:
         return Broken("not an event: an object with a type is wanted")
     if kind.startswith("broker."):  # never for Azure, whatever else is in it
         return Command(event)
-    shape = CLIENT_EVENTS.get(kind)
+    shape = client_events(may_set).get(kind)
     event_id = event_id_of(event)
     if kind == OVERSIZED_IMAGE:
         return Refused("image_too_large", "the image is larger than this broker takes: send a smaller one", "item")

@@ -115,15 +115,20 @@ class TalkHistory:
         return item
 
     def latest(self) -> list[Item]:
-        """The items of the last 20 turns. A call is there with its output, or not at all."""
+        """The items of the last 20 turns, and every call that has no output yet. Never an output without its call."""
         items = list(self._items.values())
         turns = [number for number, item in enumerate(items) if item.kind in ("user", "assistant")]
         first = turns[-_TURNS_KEPT] if len(turns) > _TURNS_KEPT else 0
-        items = items[first:]
-        calls = {item.fields.get("call_id") for item in items if item.kind == "call" and item.finished}
-        outputs = {item.fields.get("call_id") for item in items if item.kind == "output"}
-        paired = calls & outputs - {None}
-        return [item for item in items if item.kind in ("user", "assistant") or item.fields.get("call_id") in paired]
+        open_calls = self.open_calls()
+        calls = {item.fields.get("call_id") for item in items[first:] if item.kind == "call" and item.finished}
+        return [
+            item
+            for number, item in enumerate(items)
+            if (
+                number >= first and (item.kind in ("user", "assistant") or item.fields.get("call_id") in calls - {None})
+            )
+            or item in open_calls
+        ]
 
     def open_calls(self) -> list[Item]:
         """The finished calls without an output: the client, or a tool, still owes it."""

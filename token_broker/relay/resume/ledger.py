@@ -5,7 +5,7 @@ what the next session is told: every utterance gets one answer, and nothing that
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from token_broker.relay.resume.session_facts import PLAIN_CHARS_A_MS, SessionFac
 from token_broker.relay.resume.settings_changes import merged
 from token_broker.relay.resume.steps import Ask, Handover, Listen, Resend, Say, Speech, Step
 
-__all__ = ["ASK_ID", "LEDGER_EVENTS", "Due", "TalkLedger"]
+__all__ = ["ASK_ID", "LEDGER_EVENTS", "SAY_ID", "Due", "TalkLedger"]
 
 Event = Mapping[str, Any]
 Due = Literal["nothing", "answer", "content", "end"]
@@ -38,7 +38,9 @@ LEDGER_EVENTS = frozenset({_SPEECH_STARTED, _SPEECH_STOPPED, "input_audio_buffer
 """Azure's events that have to be parsed for the ledger, beside those that are parsed for turns and clients."""
 
 ASK_ID = "broker_ask"
-"""The `event_id` of the broker's own `response.create`."""
+"""The `event_id` of the `response.create` by which a new session is asked for an answer that was lost."""
+SAY_ID = "broker_say_"
+"""The prefix of the `event_id` of words for a wait, which are not asked for again."""
 
 _IDLE_S = 1.0  # of audio that is kept while nobody speaks
 _TOLD_S = 1.0
@@ -101,7 +103,6 @@ class _AwaitedEvent:
 
     text: str
     item_id: str | None = None
-    call_id: str | None = None
     speech: tuple[int, int] | None = None
 
 
@@ -115,6 +116,8 @@ class TalkLedger:
         self.fault = ""
         """What Azure last said of a failed answer: its code."""
         self.completed = 0
+        self.acting: Callable[[], bool] = lambda: False
+        """Whether a tool or an approval is waited for, as somebody else knows it."""
         self._refused_s: float | None = None
         self._last_sounded = True
         self.facts = SessionFacts()
@@ -133,7 +136,6 @@ class TalkLedger:
         self._tools: set[str] = set()  # Azure's own calls under way
         self._unheard: str | None = None  # an utterance under way, which the new session has not noticed yet
         self._told_at = 0  # what was sent when Azure last told something
-        self._owed: set[str] = set()  # calls of earlier sessions whose output has not come
         self._marked_s = 0.0
         self._mark = self._last_mark = 0  # what was sent two to four seconds ago, and up to two
 
@@ -142,9 +144,7 @@ class TalkLedger:
     @property
     def due(self) -> Due:
         """What Azure owes now; nothing while the user speaks, or a tool runs."""
-        if self._tools or (self._speaking is not None and self._stopped_at is None):
-            return "nothing"
-        if not self.facts.detects and self.audio.end > self._buffer_start:  # push to talk is held
+        if self._tools or self.acting() or self.holds or (self._speaking is not None and self._stopped_at is None):
             return "nothing"
         for answer in self._answers:
             if answer.stopped and answer.response is None:
@@ -155,6 +155,11 @@ class TalkLedger:
         return "nothing"
 
     @property
+    def holds(self) -> bool:
+        """Whether push to talk is held: audio is there that only the client commits."""
+        return not self.facts.detects and self.audio.end > self._buffer_start
+
+    @property
     def at_rest(self) -> bool:
         """Whether nothing is open: a pause, in which the talk can move without anybody's notice."""
         return not (
@@ -162,7 +167,8 @@ class TalkLedger:
             or self._unconfirmed
             or self._tools
             or self._speaking is not None
-            or (not self.facts.detects and self.audio.end > self._buffer_start)
+            or self.acting()
+            or self.holds
             or (self.facts.transcribes and any(item.speech and not item.transcribed for item in self._history))
             or self._history.open_calls()
         )
@@ -191,7 +197,7 @@ class TalkLedger:
         if kind == "conversation.item.create":
             item = event.get("item")
             named = item if isinstance(item, dict) else {}
-            self._await(_AwaitedEvent(text, text_of(named.get("id")), text_of(named.get("call_id"))))
+            self._await(_AwaitedEvent(text, text_of(named.get("id"))))
         elif kind == "input_audio_buffer.commit":
             self._await(_AwaitedEvent(text, speech=(self._buffer_start, self.audio.end)))
             self._begin_buffer(self.audio.end)
@@ -203,7 +209,8 @@ class TalkLedger:
             outside = isinstance(response, dict) and (
                 response.get("conversation") == "none" or response.get("commit") is False
             )
-            self._answers.append(_OpenAnswer(event, outside=outside))
+            once = text_of(event.get("event_id")).startswith(SAY_ID)
+            self._answers.append(_OpenAnswer(event, outside=outside, stopped=once))
             self._failed = None
         elif kind == "response.cancel":
             response_id = text_of(event.get("response_id"))
@@ -296,15 +303,6 @@ class TalkLedger:
         """Cuts an answer of an earlier session to what was heard of it; False: there is none of this id."""
         return self._history.shorten(event.get("item_id"), event.get("audio_end_ms")) is not None
 
-    def take_owed(self, event: Event) -> Item | None:
-        """The call that a client's output answers, where this session was not told of the call yet."""
-        item = event.get("item")
-        call_id = text_of(item.get("call_id")) if isinstance(item, dict) else ""
-        if call_id not in self._owed:
-            return None
-        self._owed.discard(call_id)
-        return self._open_call(call_id)
-
     @property
     def hears_nothing(self) -> bool:
         """Whether no audio is there to be committed."""
@@ -332,6 +330,8 @@ class TalkLedger:
             over = answer.heard and (answer.is_whole or answer.outside)
             if not goes_on:
                 over = answer.heard or answer.go_on
+            if any(item.kind == "call" and item.finished for item in answer.items):
+                over = True  # once its calls have their outputs, the model is asked to go on from them
             if not answer.stopped and not over:
                 due.append(_OpenAnswer(answer.request, answer.heard or answer.go_on, answer.outside))
             for item in answer.items:
@@ -363,8 +363,6 @@ class TalkLedger:
                 steps.append(Speech(item.item_id, tuple(appends), told=True))
         for each in self._unconfirmed:
             if each.speech is None:
-                if (call := self._open_call(each.call_id)) is not None:
-                    steps.append(Say(call))
                 steps.append(Resend(each.text))
             elif appends := self.audio.between(*each.speech):
                 steps.append(Speech(each.item_id, tuple(appends), told=False))
@@ -383,15 +381,10 @@ class TalkLedger:
     def moved(self, *, replayed_chars: int, listened_chars: int) -> None:
         """The new session has got that much audio: of finished utterances, and of the one under way."""
         self._offset = self.audio.end - listened_chars - replayed_chars
-        sent = {each.call_id for each in self._unconfirmed}
-        self._owed = {text_of(item.fields.get("call_id")) for item in self._history.open_calls()} - sent
         if self._speaking is not None:  # the new session tells of it once more
             self._unheard, self._speaking = self._speaking.item_id, None
 
     # --- parts of the above
-
-    def _open_call(self, call_id: str | None) -> Item | None:
-        return next((item for item in self._history.open_calls() if item.fields.get("call_id") == call_id), None)
 
     def _await(self, each: _AwaitedEvent) -> None:
         self._unconfirmed.append(each)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from strategies.base import Dialect
+from token_broker.relay.confirmation.paths import DETECTION
 from token_broker.relay.dialects.session_settings import value_at
 from token_broker.relay.dialects.translation import to_azure
 from token_broker.relay.dialects.values import LEFT_OUT
@@ -19,11 +20,10 @@ from token_broker.relay.resume.held_audio import Payload
 from token_broker.relay.resume.history import Item, text_of
 from token_broker.relay.resume.ledger import ASK_ID
 from token_broker.relay.resume.restored import COMMIT_ID, UPDATE_ID, Restored
-from token_broker.relay.resume.settings_changes import DETECTION
 from token_broker.relay.resume.steps import Ask, Listen, Resend, Say, Speech, Step
 from token_broker.web.requests import uuid7
 
-__all__ = ["PROBES", "NewSession", "Replay", "call_event", "replay"]
+__all__ = ["PROBES", "NewSession", "Replay", "replay"]
 
 Event = Mapping[str, Any]
 
@@ -133,13 +133,6 @@ def replay(steps: Sequence[Step], session: NewSession, *, old: Dialect, restored
         restored.expect_update()
     restored.know(frozenset(texts))
     return made
-
-
-def call_event(item: Item, restored: Restored) -> str:
-    """A call of an earlier session, as an item of this one: its output follows."""
-    item_id = _fitting_id(item)
-    restored.expect_item(item_id, item.item_id)
-    return _item_event(item, item_id, "ga")  # the same in both dialects
 
 
 def _fitting_id(item: Item) -> str:

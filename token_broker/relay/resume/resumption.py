@@ -7,7 +7,7 @@ client sent meanwhile.
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from strategies.errors import TimedOutError
 from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
+from token_broker.relay.confirmation.agreement import disagreements
+from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.event_text import SESSION_EVENTS, compact, event_of, event_type, parsed
 from token_broker.relay.policy.allowlist import Refused, is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
@@ -26,9 +28,10 @@ from token_broker.relay.resume.gap import Gap
 from token_broker.relay.resume.ledger import TalkLedger
 from token_broker.relay.resume.replay import PROBES, NewSession, replay
 from token_broker.relay.resume.restored import Restored
-from token_broker.relay.resume.settings_changes import client_settings, disagreements, merged, without_field
+from token_broker.relay.resume.settings_changes import client_settings, merged
+from token_broker.relay.resume.steps import Step
 from token_broker.relay.transcripts.recorder import TurnRecorder
-from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
+from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, Ending
 from token_broker.sessions.agents import Agent
 from token_broker.sessions.plans import SpecSupplier
 from token_broker.settings import Settings
@@ -55,12 +58,14 @@ _CODE = re.compile(r"[A-Za-z0-9_.-]{1,48}")
 class TalkHooks:
     """What a resumption does to its talk.
 
-    `begin_gap` takes the talk's session away, `use` gives it one, `forward` handles a client's message as if it had
-    come just now. `next_agent` is whose session the next one is, and `confirm_agent` completes a handoff to it. `start`
-    runs a coroutine as one of the talk's tasks, `count` counts a resume by resource and outcome.
+    `begin_gap` takes the talk's session away, `begin` says by which steps another takes over, `use` gives it that one.
+    `forward` handles a client's message as if it had come just now. `next_agent` is whose session the next one is, and
+    `confirm_agent` completes a handoff to it. `start` runs a coroutine as one of the talk's tasks, `count` counts a
+    resume by resource and outcome.
     """
 
     begin_gap: Callable[[], None]
+    begin: Callable[[UpstreamConnection, Sequence[Step]], None]
     use: Callable[[UpstreamConnection], None]
     forward: Callable[[str, UpstreamConnection], None]
     next_agent: Callable[[], Agent]
@@ -242,6 +247,9 @@ class Resumption:
         except NoUpstreamError as error:
             if found is not None:
                 await found.upstream.socket.aclose(graceful=False)
+            if error.ending.told:  # the client is to know that another plan is of no use
+                self._failed(error.ending.reason, reason, old.resource)
+                return error.ending
             return self._failed(error.ending.reason.partition(":")[0], reason, old.resource)
         except BaseException:
             if found is not None:
@@ -349,9 +357,14 @@ class Resumption:
         asking = agent.wanted(self._session_id, running=True)
         if others:
             asking = replace(asking, resources=others)
-        new = await self._connector.connect(supply, wanted=asking, after=old)
+        refused: list[str] = []  # where Azure did not take the agent's settings
         try:
-            return _Next(new, await self._confirmed(new, old.route.dialect, supply), wanted)
+            new = await self._connector.connect(supply, wanted=asking, after=old, on_refused=refused.append)
+        finally:
+            if refused and self._left is not None:  # otherwise the talk goes on meanwhile
+                await self._tell(self._adapter.resuming("refused"))
+        try:
+            return _Next(new, await self._confirmed(new, old.route.dialect), wanted)
         except NoUpstreamError as error:
             self._unfit[new.resource] = self._loop.time() + _UNFIT_S
             await new.socket.aclose(graceful=False)
@@ -360,11 +373,9 @@ class Resumption:
             await new.socket.aclose(graceful=False)
             raise
 
-    async def _confirmed(self, new: UpstreamConnection, old: Dialect, supply: SpecSupplier) -> NewSession:
-        """The session, once Azure has confirmed the agent's settings and the client's. Raises NoUpstreamError."""
-        settings = new.route.session(await supply(self._connector.resource(new.resource)))
-        shown = [parsed(text) for text in new.first if event_type(text) in SESSION_EVENTS]
-        _check(settings, shown[-1].get("session") if shown else None)
+    async def _confirmed(self, new: UpstreamConnection, old: Dialect) -> NewSession:
+        """The session, once Azure has confirmed the client's settings, too. Raises NoUpstreamError."""
+        settings = dict(new.session)
         changes = client_settings(self._ledger.settings, old=old, new=new.route.dialect)
         for _ in range(_SETTINGS_TRIES):
             if not changes:
@@ -378,9 +389,10 @@ class Resumption:
                 new.first.append(compact(event))
                 break
             error = event.get("error")
-            param = error.get("param") if isinstance(error, dict) else None
-            log.warning("client_settings_refused", session_id=self._session_id, param=str(param)[:64])
-            changes = without_field(changes, param)
+            path = field_to_leave_out(error if isinstance(error, dict) else {}, changes)
+            named = None if path is None else shown_path(path)
+            log.warning("client_settings_refused", session_id=self._session_id, field=named)
+            changes = {} if path is None else without(changes, path)
         return NewSession(new.route.dialect, settings)
 
     async def _take_over(self, old: UpstreamConnection, new: UpstreamConnection, session: NewSession) -> None:
@@ -400,7 +412,8 @@ class Resumption:
             ledger.settings = client_settings(ledger.settings, old=old_dialect, new=new.route.dialect)
         if self._creates_held:  # the client's own question answers all that was said
             ledger.stop_asking()
-        made = replay(ledger.steps(), session, old=old_dialect, restored=self._restored)
+        steps = ledger.steps()
+        made = replay(steps, session, old=old_dialect, restored=self._restored)
         ledger.moved(replayed_chars=made.committed_chars, listened_chars=made.open_chars)
         for notice in self._notices:
             new.socket.put(notice)
@@ -413,6 +426,7 @@ class Resumption:
                 sent_chars = 0
                 await asyncio.sleep(_BURST_PAUSE_S)
             await new.socket.drained()
+        self._hooks.begin(new, steps)
         self._hooks.confirm_agent(new)
         while (held := self._gap.take()) is not None:
             self._hooks.forward(held, new)
@@ -449,7 +463,7 @@ class Resumption:
 def _check(sent: dict[str, Any], confirmed: object) -> None:
     if wrong := disagreements(sent, confirmed):
         log.error("session_not_the_agents", fields=wrong)
-        raise NoUpstreamError(Ending(UPSTREAM_FAILED, "Azure confirmed other settings than the agent's"))
+        raise NoUpstreamError(SESSION_REFUSED)
 
 
 async def _answer_to_update(new: UpstreamConnection) -> dict[str, Any]:

@@ -23,12 +23,16 @@ _FORMATS = {
 
 @dataclass(slots=True)
 class SessionFacts:
-    """One session's, in either dialect.
+    """One session's, in either dialect. `session_id` is Azure's own.
 
-    `detects`: turn detection is on; then `answers_by_itself`, and `interrupts` when the user speaks. `reasons`: the
-    model thinks before it answers. The rates are base64 characters a millisecond.
+    `interim`: Azure itself says something while a tool runs. `detects`: turn detection is on; then `answers_by_itself`,
+    and `interrupts` when the user speaks. `reasons`: the model thinks before it answers. The rates are base64
+    characters a millisecond.
     """
 
+    session_id: str = ""
+    instructions: str = ""
+    interim: bool = False
     detects: bool = True
     answers_by_itself: bool = True
     interrupts: bool = True
@@ -42,6 +46,9 @@ class SessionFacts:
         """Takes the session of a `session.created` or `session.updated`."""
         if not isinstance(session, dict):
             return
+        self.session_id = text_of(session.get("id")) or self.session_id
+        self.instructions = text_of(session.get("instructions"))
+        self.interim = bool(session.get("interim_response"))
         audio = session.get("audio")
         given, made = (audio.get(name) if isinstance(audio, dict) else None for name in ("input", "output"))
         inside = given if isinstance(given, dict) else session

@@ -169,6 +169,11 @@ class TurnAssembler:
         """When `due` has turns to return, if no event comes before."""
         return min((a.due_s for a in self._answers.values() if a.due_s is not None), default=None)
 
+    @property
+    def plays_until_s(self) -> float:
+        """When what has come of answers has been played."""
+        return self._playing_until_s
+
     def is_answering(self, now_s: float) -> bool:
         """Whether an answer is being made, or can still be playing."""
         return bool(self._responses) or now_s < self._playing_until_s

@@ -17,6 +17,7 @@ from token_broker.simulator.faults.talk_faults import (
     CutFault,
     FailedAnswersFault,
     IgnoreUpdateFault,
+    LateMcpFault,
     LateUpdateFault,
     RefuseUpdateFault,
     SessionExpiresFault,
@@ -231,6 +232,7 @@ Fault = Annotated[
     | StrictHistoryFault
     | TextAnswersFault
     | FailedAnswersFault
+    | LateMcpFault
     | SlowAnswersFault
     | SessionExpiresFault,
     Field(discriminator="fault"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from token_broker.simulator.faults.fault_table import FaultTable
 from token_broker.simulator.faults.talk_faults import (
     FailedAnswersFault,
     IgnoreUpdateFault,
+    LateMcpFault,
     LateUpdateFault,
     RefuseUpdateFault,
     SessionExpiresFault,
@@ -20,6 +22,7 @@ from token_broker.simulator.faults.talk_faults import (
 from token_broker.simulator.session_bodies.check import INVALID_VALUE, InvalidRequest
 
 _LONGEST_ID = 32
+_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,8 @@ class UpdateRefused(InvalidRequest):
 
     def __init__(self, fault: RefuseUpdateFault) -> None:
         param = f"session.{fault.field}" if fault.field else "session"
-        super().__init__(fault.code, f"[simulated] Invalid value for '{param}'.", param)
+        message = f"[simulated] Invalid value for '{param}'."
+        super().__init__(fault.code, message, param if fault.names == "param" else None)
         self.type = fault.type
         self.close = fault.close
 
@@ -84,6 +88,13 @@ class TalkBehaviour:
             armed.use()
             return fault.seconds
         return usual_s
+
+    def mcp_takes_s(self) -> float | None:
+        """How long a call to an MCP server goes on after its answer; None: it ends within it."""
+        for armed, fault in self._table.of_kind(LateMcpFault, self._path):
+            armed.use()
+            return fault.seconds
+        return None
 
     def check_item(self, item: Mapping[str, Any], own_text_type: str) -> None:
         """Refuses an item that a strict history refuses; `own_text_type` is the dialect's for an assistant's text.
@@ -140,9 +151,12 @@ class TalkBehaviour:
 
 
 def _at(value: Any, path: str) -> Any:
-    """What stands at a dotted path; None if there is nothing."""
-    for name in filter(None, path.split(".")):
-        value = value.get(name) if isinstance(value, Mapping) else None
+    """What stands at a path such as `tools[2].name`; None if there is nothing."""
+    for name, number in _STEP.findall(path):
+        if number:
+            value = value[int(number)] if isinstance(value, list) and int(number) < len(value) else None
+        else:
+            value = value.get(name) if isinstance(value, Mapping) else None
     return value
 
 

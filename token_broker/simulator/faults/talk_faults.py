@@ -73,7 +73,9 @@ class RefuseUpdateFault(_TalkFault):
 
     fault: Literal["refuse_update"]
     field: str | None = None
-    """Its place in the session, such as `audio.output.voice`; null: every update."""
+    """Its place in the session, such as `audio.output.voice` or `tools[2].description`; null: every update."""
+    names: Literal["param", "message"] = "param"
+    """Where the error names the field."""
     code: str = "invalid_value"
     type: Literal["invalid_request_error", "server_error"] = "invalid_request_error"
     close: int | None = Field(default=None, ge=1000, le=4999)
@@ -126,6 +128,13 @@ class SlowAnswersFault(_TalkFault):
 
     fault: Literal["slow_answers"]
     seconds: Seconds = 2.5
+
+
+class LateMcpFault(_TalkFault):
+    """A call to an MCP server outlasts its answer: its result comes so many seconds later, and nobody speaks of it."""
+
+    fault: Literal["late_mcp"]
+    seconds: Seconds = 6.0
 
 
 class SessionExpiresFault(_TalkFault):

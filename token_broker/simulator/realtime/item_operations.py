@@ -59,6 +59,11 @@ class ItemOperations:
         ):
             message = f"No approval was requested with id '{item.approval_request_id}'."
             raise InvalidRequest(INVALID_VALUE, message, "item.approval_request_id")
+        if isinstance(item, FunctionOutput) and not any(
+            isinstance(made, FunctionCall) and made.call_id == item.call_id for made in self._conversation
+        ):
+            message = f"Tool call ID '{item.call_id}' not found in conversation."
+            raise InvalidRequest("invalid_tool_call_id", message)
         self.add(item, event.previous_item_id)
         return item
 

@@ -92,7 +92,7 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
+class PlannedCall:
     """An output that calls a tool: the client's function, or with `mcp` one that the service calls."""
 
     name: str
@@ -110,7 +110,7 @@ class ToolCall:
 class ResponsePlan:
     """The outputs of a response, and how it ends."""
 
-    outputs: Sequence[Words | ToolCall]
+    outputs: Sequence[Words | PlannedCall]
     status: EndStatus = "completed"
     reason: str = "max_output_tokens"
     error: dict[str, Any] | None = None
@@ -128,33 +128,33 @@ class Tools:
     mcp: Sequence[ListedTool] = ()
     choice: Any = "auto"
 
-    def call(self, name: str, arguments: str | None = None) -> ToolCall | None:
+    def call(self, name: str, arguments: str | None = None) -> PlannedCall | None:
         """A call of that tool; None if there is none of that name, or tools are off."""
         if self.choice == "none":
             return None
         for tool in self.functions:
             if tool["type"] == "function" and tool["name"] == name:
-                return ToolCall(name, _made_up(tool.get("parameters")) if arguments is None else arguments)
+                return PlannedCall(name, _made_up(tool.get("parameters")) if arguments is None else arguments)
         for known in self.mcp:
             if known.name == name:
-                return ToolCall(name, arguments or "{}", known)
+                return PlannedCall(name, arguments or "{}", known)
         return None
 
-    def told(self, instructions: str) -> ToolCall | None:
+    def told(self, instructions: str) -> PlannedCall | None:
         """The call that instructions ask for: of the first tool that they name, or of the only one there is."""
         names = [tool["name"] for tool in self.functions if tool["type"] == "function"]
         only = names[0] if len(names) == 1 else ""
         calls = (self.call(asked["name"] or only) for asked in _TOLD_TOOL.finditer(instructions))
         return next((call for call in calls if call is not None), None)
 
-    def approved(self, request: McpApprovalRequest) -> ToolCall | None:
+    def approved(self, request: McpApprovalRequest) -> PlannedCall | None:
         """The call that the client has allowed; None if its server has left the session."""
         for tool in self.mcp:
             if (tool.server_label, tool.name) == (request.server_label, request.name):
-                return ToolCall(tool.name, request.arguments, tool, request.id)
+                return PlannedCall(tool.name, request.arguments, tool, request.id)
         return None
 
-    def required(self) -> ToolCall | None:
+    def required(self) -> PlannedCall | None:
         """The call that `tool_choice` demands, if it demands one."""
         if isinstance(self.choice, str):
             names = [tool["name"] for tool in self.functions if tool["type"] == "function"]
@@ -198,7 +198,7 @@ def plan_for(
     text = f"[simulated] {text}" + (f"; told: {told[:_LONGEST_QUOTE]}" if told else "")
     if scripted is not None and (scripted.say is not None or scripted.calls):
         calls = [
-            tools.call(call.name, _as_text(call.arguments)) or ToolCall(call.name, _as_text(call.arguments))
+            tools.call(call.name, _as_text(call.arguments)) or PlannedCall(call.name, _as_text(call.arguments))
             for call in scripted.calls
         ]
         said = [] if scripted.say is None else [output_message(scripted.say, speaks=speaks)]
@@ -235,9 +235,9 @@ def output_message(text: str, pcm: bytes = b"", *, speaks: bool) -> Words:
     return Words(text, pcm or tone(tone_ms))
 
 
-def _marked(text: str, tools: Tools) -> tuple[list[ToolCall], EndStatus]:
+def _marked(text: str, tools: Tools) -> tuple[list[PlannedCall], EndStatus]:
     """The calls and the end that the markers in a text ask for. A marker of an unknown tool is just text."""
-    calls: list[ToolCall] = []
+    calls: list[PlannedCall] = []
     status: EndStatus = "completed"
     # Only typed text is looked at: what a user says is not known, since speech is not recognised.
     for marker in _MARKER.finditer(text):

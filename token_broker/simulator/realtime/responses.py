@@ -16,7 +16,7 @@ from token_broker.simulator.realtime.conversation import (
     Part,
 )
 from token_broker.simulator.realtime.dialects import Dialect, ResponseOptions
-from token_broker.simulator.realtime.response_plan import CHUNK_MS, ResponsePlan, ToolCall, Words, output_message
+from token_broker.simulator.realtime.response_plan import CHUNK_MS, PlannedCall, ResponsePlan, Words, output_message
 from token_broker.simulator.realtime.server_events import Ids, ServerEvents
 from token_broker.simulator.realtime.speech.lip_sync import lip_sync
 from token_broker.simulator.realtime.speech.playback import Playback
@@ -65,6 +65,16 @@ class _Active:
     """Of the last output."""
 
 
+@dataclass(frozen=True, slots=True)
+class _LateCall:
+    """A call to an MCP server that is not over when its answer is."""
+
+    active: _Active
+    item: McpCall
+    place: dict[str, Any]
+    due_s: float
+
+
 class Responses:
     """At most one response at a time, as the API has it."""
 
@@ -79,7 +89,10 @@ class Responses:
         playback: Playback | None,
         on_ending: Callable[[], None],
         spend: Callable[[int], None] = lambda _tokens: None,
+        mcp_takes_s: Callable[[], float | None] = lambda: None,
     ) -> None:
+        self._mcp_takes_s = mcp_takes_s
+        self._late_calls: list[_LateCall] = []
         self._on_ending = on_ending
         self._spend = spend
         self._playback = playback
@@ -92,14 +105,18 @@ class Responses:
         self._active: _Active | None = None
         self._steps: Iterator[float] = iter(())
         self._now_s = 0.0
-        self.due_s = float("inf")
-        """When the next piece, or the end, is due."""
+        self._step_s = float("inf")  # when the next piece, or the end, is due
         self.has_spoken = False
         """Whether any audio was sent: from then on the voice is fixed."""
 
     @property
     def active(self) -> bool:
         return self._active is not None
+
+    @property
+    def due_s(self) -> float:
+        """When the next piece, the end, or the result of a call that outlasts its answer is due."""
+        return min([self._step_s, *(late.due_s for late in self._late_calls)])
 
     def begin(
         self,
@@ -126,16 +143,21 @@ class Responses:
         self._active = active = _Active(self._ids.new("resp"), session, options, plan, prompt, session_id)
         self._events.emit("response.created", response=self._response(active, "in_progress"))
         self._steps = self._run(active)
-        self.due_s = now_s + next(self._steps)
+        self._step_s = now_s + next(self._steps)
         return active.id
 
     def advance(self, now_s: float) -> None:
         """Sends what is due, and ends the response after the last of it."""
+        for late in [late for late in self._late_calls if late.due_s <= now_s]:
+            self._late_calls.remove(late)
+            self._events.emit("response.mcp_call.completed", **late.place)
+            late.item.output = _given(late.item)
+            self._complete_output(late.active, late.item, late.place["output_index"])
         for _ in range(_MOST_AT_ONCE):
-            if self._active is None or self.due_s > now_s:
+            if self._active is None or self._step_s > now_s:
                 return
-            self._now_s = self.due_s
-            self.due_s += next(self._steps, float("inf"))
+            self._now_s = self._step_s
+            self._step_s += next(self._steps, float("inf"))
 
     def cancel(self, reason: CancelReason, response_id: str | None = None) -> None:
         """Ends the response before its time.
@@ -166,13 +188,15 @@ class Responses:
             match output:
                 case Words():
                     yield from self._say(active, output)
-                case ToolCall(mcp=tool) if tool is not None and tool.needs_approval and not output.approval_request_id:
+                case PlannedCall(mcp=tool) if (
+                    tool is not None and tool.needs_approval and not output.approval_request_id
+                ):
                     request = McpApprovalRequest(
                         self._ids.new("mcpr"), tool.server_label, output.name, output.arguments
                     )
                     self._add_output(active, request)
                     self._complete_output(active, request)
-                case ToolCall():
+                case PlannedCall():
                     yield from self._call(active, output)
         self._on_ending()
         if plan.status == "incomplete":
@@ -221,7 +245,7 @@ class Responses:
         if active.plan.status != "incomplete":
             self._close_item(active, "completed")
 
-    def _call(self, active: _Active, call: ToolCall) -> Iterator[float]:
+    def _call(self, active: _Active, call: PlannedCall) -> Iterator[float]:
         """A function call ends with its arguments; an MCP call is carried out, and the answer to it follows."""
         item: FunctionCall | McpCall
         if call.mcp is None:
@@ -241,8 +265,12 @@ class Responses:
             # Unlike the arguments' events, these do not name their response.
             del place["response_id"]
             self._events.emit("response.mcp_call.in_progress", **place)
+            if (late_s := self._mcp_takes_s()) is not None:
+                active.open_item = None
+                self._late_calls.append(_LateCall(active, item, place, self._now_s + late_s))
+                return
             yield self._speech_rate.thinking_s
-            item.output = f"[simulated] {call.name} was called with {item.arguments}"
+            item.output = _given(item)
             self._events.emit("response.mcp_call.completed", **place)
             active.open_item = None
             self._complete_output(active, item)
@@ -291,7 +319,7 @@ class Responses:
                 return
         self._complete_output(active, item)
 
-    def _complete_output(self, active: _Active, item: Item) -> None:
+    def _complete_output(self, active: _Active, item: Item, index: int | None = None) -> None:
         if active.options.in_conversation:
             # Recorded: null for a conversation's second item, and the right id for every later one.
             previous = None if self._conversation.is_second(item) else active.previous_item_id
@@ -299,7 +327,7 @@ class Responses:
         self._events.emit(
             "response.output_item.done",
             response_id=active.id,
-            output_index=len(active.outputs) - 1,
+            output_index=len(active.outputs) - 1 if index is None else index,
             item=self._dialect.item_object(item),
         )
 
@@ -311,7 +339,7 @@ class Responses:
 
     def _end(self, active: _Active, status: ResponseStatus, details: dict[str, Any] | None) -> None:
         self._close_item(active, "completed" if status == "completed" else "incomplete")
-        self._active, self.due_s = None, float("inf")
+        self._active, self._step_s = None, float("inf")
         response = self._response(active, status, details=details)
         self._spend(response["usage"]["total_tokens"])
         self._events.emit("response.done", response=response)
@@ -362,3 +390,7 @@ class Responses:
             },
             "output_token_details": {"text_tokens": text_out, "audio_tokens": audio_out} | reasoning,
         }
+
+
+def _given(call: McpCall) -> str:
+    return f"[simulated] {call.name} was called with {call.arguments}"

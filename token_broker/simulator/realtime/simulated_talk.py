@@ -112,6 +112,7 @@ class SimulatedTalk:
             playback=self._playback,
             on_ending=self._transcripts.answer_ending,
             spend=options.behaviour.spend,
+            mcp_takes_s=options.behaviour.mcp_takes_s,
         )
         self._input = InputBuffer(self.settings.detection)
         self._reader = AudioReader(self.settings.input_format)

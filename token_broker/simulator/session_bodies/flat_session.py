@@ -6,7 +6,12 @@ from pydantic import AfterValidator, Field
 
 from token_broker.simulator.session_bodies.check import Strict
 from token_broker.simulator.session_bodies.formats import FlatFormat
-from token_broker.simulator.session_bodies.ga_session import FunctionTool, SemanticVad, ServerVad, TracingConfiguration
+from token_broker.simulator.session_bodies.ga_session import (
+    FunctionToolBody,
+    SemanticVad,
+    ServerVad,
+    TracingConfiguration,
+)
 from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA, instructions_or_persona
 from token_broker.simulator.session_bodies.voices import known_voice
 
@@ -43,7 +48,7 @@ class FlatSession(Strict):
     turn_detection: Annotated[ServerVad | SemanticVad, Field(discriminator="type")] | None = ServerVad(
         type="server_vad"
     )
-    tools: list[FunctionTool] = Field(default=[])
+    tools: list[FunctionToolBody] = Field(default=[])
     tool_choice: str = "auto"
     # OpenAI's bounds for audio models; text models allow more.
     temperature: float = Field(default=0.8, ge=0.6, le=1.2)

@@ -105,7 +105,7 @@ class Audio(Strict):
     output: AudioOutput = AudioOutput()
 
 
-class FunctionTool(Strict):
+class FunctionToolBody(Strict):
     """A function that the client runs."""
 
     type: Literal["function"]
@@ -114,7 +114,7 @@ class FunctionTool(Strict):
     parameters: Any = None
 
 
-class McpTool(Strict):
+class McpToolBody(Strict):
     """An MCP server's tools."""
 
     type: Literal["mcp"]
@@ -131,7 +131,7 @@ class McpTool(Strict):
     tunnel_id: str | None = None
 
 
-Tool = Annotated[FunctionTool | McpTool, Field(discriminator="type")]
+Tool = Annotated[FunctionToolBody | McpToolBody, Field(discriminator="type")]
 
 
 class FunctionChoice(Strict):

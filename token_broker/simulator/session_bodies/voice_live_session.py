@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from token_broker.simulator.session_bodies.check import Strict
 from token_broker.simulator.session_bodies.formats import FlatFormat, VoiceLiveOutputFormat
-from token_broker.simulator.session_bodies.ga_session import FunctionChoice, FunctionTool, word_or_object
+from token_broker.simulator.session_bodies.ga_session import FunctionChoice, FunctionToolBody, word_or_object
 from token_broker.simulator.session_bodies.persona import DEFAULT_PERSONA, instructions_or_persona
 from token_broker.simulator.session_bodies.voices import OPENAI_VOICES, is_azure_voice
 
@@ -175,7 +175,7 @@ class VoiceLiveSession(Strict):
     input_audio_transcription: VoiceLiveTranscription | None = None
     input_audio_noise_reduction: VoiceLiveNoiseReduction | None = None
     turn_detection: VoiceLiveVad | None = _FIRST_DETECTION
-    tools: list[Annotated[FunctionTool | VoiceLiveMcp, Field(discriminator="type")]] = Field(default=[])
+    tools: list[Annotated[FunctionToolBody | VoiceLiveMcp, Field(discriminator="type")]] = Field(default=[])
     tool_choice: VoiceLiveToolChoice = "auto"
     max_response_output_tokens: Annotated[int, Field(ge=1)] | Literal["inf"] = "inf"
     input_audio_sampling_rate: Literal[8000, 16000, 22050, 24000, 44100, 48000] = 24000

@@ -26,11 +26,16 @@ export declare class AudioEngine {
     /**
      * Must be created in the call of a click's handler: without one, browsers keep an AudioContext suspended.
      * @param {AudioEngineListener} listener
-     * @param {boolean} muted
+     * @param {{muted: boolean, microphone: boolean}} options  without a microphone the talk is typed, and heard
      */
-    constructor(listener: AudioEngineListener, muted: boolean);
+    constructor(listener: AudioEngineListener, { muted, microphone }: {
+        muted: boolean;
+        microphone: boolean;
+    });
+    /** Whether `open` will ask nobody: the microphone is permitted already, or not wanted. Resolves in any case. */
+    isPermitted(): Promise<boolean>;
     /**
-     * Opens the microphone, then loads the worklets. Further calls only resume the sound.
+     * Opens the microphone, and waits for the worklets. Further calls only resume the sound.
      * @throws {import("./microphone.js").MicrophoneError}
      */
     open(): Promise<void>;

@@ -1,17 +1,23 @@
 /**
  * The page's audio graph: one AudioContext with the microphone, the meters and the playback. It outlives connections, so
  * that a reconnect asks neither for the microphone's permission nor for a click to start the sound.
+ *
+ * Any of it may be missing, throw, or never settle: browsers without a loudspeaker, privacy extensions, old engines. Then
+ * the graph goes on with what is left. WebRTC needs no AudioContext; without one there are only no levels. A WebSocket's
+ * sound needs the worklets; capture and playback begin when those arrive, however late.
  */
-export type Cut = import("./jitter-buffer.js").Cut;
-export type PlaybackEvent = import("./playback-worklet.js").PlaybackEvent;
-export type PlaybackCommand = import("./playback-worklet.js").PlaybackCommand;
+export type Cut = import("./worklets.js").Cut;
+export type PlaybackEvent = import("./worklets.js").PlaybackEvent;
+export type PlaybackCommand = import("./worklets.js").PlaybackCommand;
 export declare class AudioGraph {
     #private;
     /** Called when the browser suspends the sound. */
     onPaused: () => void;
     /** Must be created in the call of a click's handler: without one, browsers keep an AudioContext suspended. */
     constructor();
-    /** Loads the worklets, and resumes the context where the browser has suspended it. */
+    /** Whether sound can be played and recorded over a WebSocket: the worklets are there. */
+    get hasWorklets(): boolean;
+    /** Loads the worklets, and resumes the context where the browser has suspended it. Resolves in any case, in seconds. */
     start(): Promise<void>;
     resume(): Promise<void>;
     get microphone(): MediaStream | null;

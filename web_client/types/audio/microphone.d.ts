@@ -10,8 +10,14 @@ export declare class MicrophoneError extends Error {
 }
 /**
  * Asks for the microphone.
- * @param {MediaDevices | undefined} [devices] undefined in an insecure context
- * @returns {Promise<MediaStream>}
+ * @param {{isPermitted: boolean, signal: AbortSignal, devices?: MediaDevices}} options
+ *   `isPermitted`: the browser will ask nobody. `signal`: the talk is over; a stream that comes later is stopped.
+ *   `devices` is undefined in an insecure context
+ * @returns {Promise<MediaStream>} with an audio track
  * @throws {MicrophoneError}
  */
-export declare function openMicrophone(devices?: MediaDevices | undefined): Promise<MediaStream>;
+export declare function openMicrophone({ isPermitted, signal, devices }: {
+    isPermitted: boolean;
+    signal: AbortSignal;
+    devices?: MediaDevices;
+}): Promise<MediaStream>;

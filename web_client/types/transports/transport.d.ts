@@ -6,7 +6,7 @@ export type Signal = import("../events.js").Signal;
 export type Failure = import("../session-machine.js").Failure;
 export type Connection = import("../plan.js").Connection;
 export type AudioGraph = import("../audio/audio-graph.js").AudioGraph;
-export type Cut = import("../audio/jitter-buffer.js").Cut;
+export type Cut = import("../audio/worklets.js").Cut;
 export type TransportContext = {
     connection: Connection;
     audio: AudioGraph;
@@ -56,7 +56,7 @@ export type Transport = {
  * @typedef {import("../session-machine.js").Failure} Failure
  * @typedef {import("../plan.js").Connection} Connection
  * @typedef {import("../audio/audio-graph.js").AudioGraph} AudioGraph
- * @typedef {import("../audio/jitter-buffer.js").Cut} Cut
+ * @typedef {import("../audio/worklets.js").Cut} Cut
  *
  * @typedef {object} TransportContext
  * @property {Connection} connection
@@ -92,13 +92,3 @@ export declare class ConnectionFailure extends Error {
  * @returns {ConnectionFailure}
  */
 export declare function failure(code: import("../session-machine.js").FailureCode, message: string, more?: Omit<Partial<Failure>, "code" | "message">): ConnectionFailure;
-/**
- * Waits for `promise` until `ms` have passed or `signal` is aborted.
- * @template T
- * @param {Promise<T>} promise
- * @param {number} ms
- * @param {AbortSignal} signal
- * @param {() => Error} late makes the error of a timeout
- * @returns {Promise<T>}
- */
-export declare function within<T>(promise: Promise<T>, ms: number, signal: AbortSignal, late: () => Error): Promise<T>;

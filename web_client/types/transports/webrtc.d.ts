@@ -13,7 +13,10 @@ export declare class WebRtcTransport implements Transport {
     #private;
     reportsTurns: boolean;
     switchesAgents: boolean;
-    /** @param {TransportContext} context */
+    /**
+     * @param {TransportContext} context
+     * @throws {import("./transport.js").ConnectionFailure} where the browser has no WebRTC
+     */
     constructor(context: TransportContext);
     /** @param {AbortSignal} signal */
     open(signal: AbortSignal): Promise<void>;

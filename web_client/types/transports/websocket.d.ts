@@ -17,9 +17,9 @@ export declare class WebSocketTransport implements Transport {
     open(signal: AbortSignal): Promise<void>;
     /** @param {object} event */
     send(event: object): void;
-    interrupt(): Promise<import("../audio/jitter-buffer.js").Cut[]>;
+    interrupt(): Promise<import("../audio/worklets.js").Cut[]>;
     /** Azure does not know what was played, and a second cancel of the same answer does no harm. */
-    yieldToUser(): Promise<import("../audio/jitter-buffer.js").Cut[]>;
+    yieldToUser(): Promise<import("../audio/worklets.js").Cut[]>;
     replaceMicrophone(): Promise<void>;
     close(): void;
 }

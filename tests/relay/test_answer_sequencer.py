@@ -1,0 +1,708 @@
+"""When the broker asks Azure for an answer, and what becomes of calls: rules, without sockets and without a clock."""
+
+import json
+from typing import Any
+
+import pytest
+
+from token_broker.relay.answers.actions import Action, Refuse, Run, Send, Tell, Tool
+from token_broker.relay.answers.sequencer import ACTIVE_ALREADY, CREATE_ID, AnswerSequencer
+from token_broker.relay.resume.ledger import SAY_ID
+from token_broker.relay.resume.session_facts import SessionFacts
+
+TOOLS = {
+    "order": Tool("order", "http"),
+    "slow": Tool("slow", "http", say="One moment."),
+    "recall": Tool("recall", "builtin"),
+    "map": Tool("map", "client", timeout_s=20, fault=lambda text: None if text == "{}" else "place is missing"),
+}
+
+
+class Scene:
+    """A talk that is fed by hand. `sent` are the events for Azure, in order."""
+
+    def __init__(self, *, listens: bool = False) -> None:
+        self.now_s = 100.0
+        self.held = False
+        self.plays_until_s = 0.0
+        self.facts = SessionFacts(session_id="sess_1", instructions="Be Elena.")
+        self.core = AnswerSequencer(
+            lambda: TOOLS,
+            facts=self.facts,
+            holds=lambda: self.held,
+            plays_until_s=lambda: self.plays_until_s,
+            listens=listens,
+        )
+        self.sent: list[dict[str, Any]] = []
+        self.ran: list[str] = []
+        self.told: list[tuple[str, str]] = []
+        self.refused: list[str] = []
+        self.do(self.core.begin("ga", self.now_s))
+
+    def do(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Send(event=event):
+                    self.sent.append(dict(event))
+                case Run(call_id=call_id):
+                    self.ran.append(call_id)
+                case Tell(call_id=call_id, state=state):
+                    self.told.append((call_id, state))
+                case Refuse(code=code):
+                    self.refused.append(code)
+
+    def azure(self, kind: str, **fields: Any) -> "Scene":
+        self.do(self.core.azure_sent({"type": kind, **fields}, self.now_s))
+        return self
+
+    def client(self, kind: str, **fields: Any) -> bool:
+        """Whether the client's event goes to Azure, which then is among what was sent."""
+        event = {"type": kind, **fields}
+        passes, actions = self.core.client_sent(kind, event, self.now_s)
+        self.do(actions)
+        if passes:
+            self.sent.append(event)
+        self.do(self.core.tick(self.now_s))
+        return passes
+
+    def wait(self, seconds: float) -> "Scene":
+        self.now_s += seconds
+        self.do(self.core.tick(self.now_s))
+        return self
+
+    def ready(self, call_id: str, text: str = "done") -> "Scene":
+        self.do(self.core.output_ready(call_id, text, self.now_s))
+        return self
+
+    # --- what Azure does
+
+    def begins(self, response_id: str = "r1", **fields: Any) -> "Scene":
+        return self.azure("response.created", response={"id": response_id, **fields})
+
+    def calls(self, *names: str, response_id: str = "r1", first: int = 1, **fields: Any) -> "Scene":
+        """Items of calls that are complete: their ids are c1, c2 and so on."""
+        for number, name in enumerate(names, first):
+            item = {"id": f"i{number}", "type": "function_call", "call_id": f"c{number}", "name": name}
+            item |= {"status": "completed", "arguments": "{}"} | fields
+            self.azure("response.output_item.added", response_id=response_id, item=item | {"status": "in_progress"})
+            arguments = {"response_id": response_id, "item_id": item["id"], "call_id": item["call_id"]}
+            self.azure("response.function_call_arguments.done", **arguments, arguments=item["arguments"])
+            self.azure("response.output_item.done", response_id=response_id, item=item)
+        return self
+
+    def ends(self, response_id: str = "r1", status: str = "completed", output: Any = ()) -> "Scene":
+        return self.azure("response.done", response={"id": response_id, "status": status, "output": list(output)})
+
+    def answers(self, *names: str, response_id: str = "r1", first: int = 1) -> "Scene":
+        """One whole answer with these calls."""
+        return self.begins(response_id).calls(*names, response_id=response_id, first=first).ends(response_id)
+
+    def confirms(self, *call_ids: str) -> "Scene":
+        for call_id in call_ids:
+            self.azure("conversation.item.added", item={"type": "function_call_output", "call_id": call_id})
+        return self
+
+    def refuses(self, code: str = ACTIVE_ALREADY) -> "Scene":
+        return self.azure("error", error={"code": code, "event_id": self.creates[-1].get("event_id")})
+
+    # --- what came of it
+
+    @property
+    def creates(self) -> list[dict[str, Any]]:
+        return [event for event in self.sent if event["type"] == "response.create"]
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        items = [event["item"] for event in self.sent if event["type"] == "conversation.item.create"]
+        found = [(item["call_id"], item["output"]) for item in items if item["type"] == "function_call_output"]
+        assert len(dict(found)) == len(found), "a call got two outputs"
+        return dict(found)
+
+
+# --- calls ------------------------------------------------------------------------------------------------------------
+
+
+def test_call_runs_and_is_gone_on_from() -> None:
+    scene = Scene().answers("order")
+    assert (scene.ran, scene.creates) == (["c1"], [])
+    scene.ready("c1", '{"state":"sent"}')
+    output, create = scene.sent
+    assert output["item"] == {"type": "function_call_output", "call_id": "c1", "output": '{"state":"sent"}'}
+    assert create["response"] == {"tool_choice": "auto"}
+    assert scene.told == [("c1", "running"), ("c1", "done")]
+    scene.begins("r2").ends("r2").wait(60)
+    assert len(scene.creates) == 1
+
+
+@pytest.mark.parametrize("order", [("c1", "c2", "c3"), ("c3", "c1", "c2")])
+@pytest.mark.parametrize("talks_on", [False, True])
+def test_three_calls_bring_one_create(order: tuple[str, ...], talks_on: bool) -> None:
+    scene = Scene().begins().calls("order", "recall", "order")
+    if not talks_on:
+        scene.ends()
+    for call_id in order:
+        assert scene.creates == []
+        scene.ready(call_id)
+    if talks_on:  # the answer speaks for longer than its tools run
+        assert scene.creates == []
+        scene.wait(3).ends()
+    assert set(scene.outputs) == {"c1", "c2", "c3"}
+    assert len(scene.creates) == 1
+
+
+def test_ninth_call_is_told_so() -> None:
+    scene = Scene().answers(*["order"] * 9)
+    assert scene.ran == [f"c{number}" for number in range(1, 9)]
+    assert "at most 8" in scene.outputs["c9"]
+    for call_id in scene.ran:
+        scene.ready(call_id)
+    assert len(scene.creates) == 1
+
+
+def test_unknown_name_gets_the_names() -> None:
+    scene = Scene().answers("ordr")
+    assert scene.ran == []
+    assert "map, order, recall, slow" in scene.outputs["c1"]
+    assert len(scene.creates) == 1
+
+
+@pytest.mark.parametrize("status", ["incomplete", "in_progress"])
+def test_call_that_was_cut_off_is_not_made(status: str) -> None:
+    scene = Scene().begins().calls("order", status=status, arguments='{"numb').ends(status="cancelled")
+    assert (scene.ran, scene.sent) == ([], [])
+
+
+def test_conversation_item_makes_no_call() -> None:
+    scene = Scene().begins()
+    call = {"id": "i1", "type": "function_call", "call_id": "c1", "name": "order", "status": "completed"}
+    scene.azure("conversation.item.added", item=call).azure("conversation.item.done", item=call).ends()
+    assert (scene.ran, scene.sent) == ([], [])
+
+
+def test_completed_call_of_cancelled_answer_runs() -> None:
+    scene = Scene().begins().calls("order").ends(status="cancelled")
+    scene.ready("c1").wait(60)
+    assert (scene.ran, list(scene.outputs), scene.creates) == (["c1"], ["c1"], [])
+
+
+def test_call_told_twice_runs_once() -> None:
+    scene = Scene().begins().calls("order").calls("order")
+    item = {"id": "i1", "type": "function_call", "call_id": "c1", "name": "order", "status": "completed"}
+    scene.ends(output=[item]).ready("c1").ready("c1").calls("order")
+    assert (scene.ran, list(scene.outputs), len(scene.creates)) == (["c1"], ["c1"], 1)
+
+
+def test_call_told_by_response_alone_runs() -> None:
+    item = {"id": "i1", "type": "function_call", "call_id": "c1", "name": "order", "status": "completed"}
+    cut_off = item | {"id": "i2", "call_id": "c2", "status": "incomplete"}
+    assert Scene().begins().ends(output=[item, cut_off]).ran == ["c1"]
+
+
+def test_ids_belong_to_their_session() -> None:
+    scene = Scene().answers("order").ready("c1").begins("r2").ends("r2")
+    scene.core.cut()
+    scene.facts.session_id = "sess_2"
+    scene.do(scene.core.begin("ga", scene.now_s))
+    assert scene.answers("order", response_id="r9").ran == ["c1", "c1"]
+
+
+def test_call_outside_conversation_is_not_made() -> None:
+    scene = Scene().begins(conversation_id=None).calls("order").ends()
+    assert (scene.ran, scene.sent) == ([], [])
+
+
+def test_rounds_without_the_user_are_bounded() -> None:
+    scene = Scene()
+    for number in range(1, 8):
+        scene.answers("order", response_id=f"r{number}", first=number).ready(f"c{number}")
+    assert [create["response"]["tool_choice"] for create in scene.creates[:6]] == [*["auto"] * 5, "none"]
+    assert "no tool may be used" in scene.outputs["c7"]
+    assert len(scene.creates) == 6
+    scene.azure("input_audio_buffer.speech_started").azure("input_audio_buffer.speech_stopped")
+    scene.answers("order", response_id="r8", first=8).ready("c8")
+    assert scene.creates[-1]["response"]["tool_choice"] == "auto"
+
+
+# --- who has the word -------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_asked_over_the_user() -> None:
+    scene = Scene().answers("order").azure("input_audio_buffer.speech_started").ready("c1")
+    assert (list(scene.outputs), scene.creates) == (["c1"], [])
+    scene.confirms("c1").azure("input_audio_buffer.speech_stopped").azure("input_audio_buffer.committed")
+    assert scene.creates == []
+    scene.begins("r2").ends("r2").wait(60)  # by turn detection, with the output before it
+    assert scene.creates == []
+
+
+def test_answer_before_the_output_is_followed() -> None:
+    scene = Scene().answers("order").azure("input_audio_buffer.speech_started")
+    scene.azure("input_audio_buffer.speech_stopped").begins("r2").ready("c1").confirms("c1")
+    assert scene.creates == []
+    scene.ends("r2")
+    assert len(scene.creates) == 1
+
+
+def test_noise_without_an_answer_is_waited_for() -> None:
+    scene = Scene().answers("order").azure("input_audio_buffer.speech_started")
+    scene.azure("input_audio_buffer.speech_stopped").ready("c1")
+    assert scene.creates == []
+    assert scene.core.due_s(scene.now_s) == scene.now_s + 5
+    scene.wait(5)
+    assert len(scene.creates) == 1
+
+
+def test_pause_is_no_wait_where_nothing_answers() -> None:
+    scene = Scene()
+    scene.facts.answers_by_itself = False
+    scene.answers("order").azure("input_audio_buffer.speech_started").ready("c1")
+    scene.azure("input_audio_buffer.speech_stopped")
+    assert len(scene.creates) == 1
+
+
+def test_push_to_talk_is_not_spoken_over() -> None:
+    scene = Scene().answers("order")
+    scene.held = True
+    scene.ready("c1").wait(5)
+    assert scene.creates == []
+    scene.held = False
+    scene.client("input_audio_buffer.commit")
+    assert [event["type"] for event in scene.sent[-2:]] == ["input_audio_buffer.commit", "response.create"]
+    assert not scene.client("response.create")  # the page asks for the same
+    scene.begins("r2").ends("r2").wait(60)
+    assert len(scene.creates) == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_refusal_is_asked_again_after_the_answer(known: bool) -> None:
+    scene = Scene().answers("order").ready("c1")
+    if known:
+        scene.begins("r2")  # another's, since ours is refused
+    scene.refuses()
+    assert len(scene.creates) == 1
+    if not known:
+        scene.begins("r2")
+    scene.ends("r2")
+    assert len(scene.creates) == 2
+
+
+def test_refusal_is_met_by_an_answer_to_the_same() -> None:
+    scene = Scene().answers("order").ready("c1").confirms("c1").begins("r2").refuses().ends("r2").wait(60)
+    assert len(scene.creates) == 1
+
+
+def test_other_refusal_is_told() -> None:
+    scene = Scene().answers("order").ready("c1").refuses("invalid_value").wait(60)
+    assert (len(scene.creates), scene.refused) == (1, ["answer_failed"])
+
+
+@pytest.mark.parametrize("status", ["completed", "cancelled", "failed", "incomplete"])
+def test_follow_up_is_asked_once_however_it_ends(status: str) -> None:
+    scene = Scene().answers("order").ready("c1").begins("r2").ends("r2", status).wait(60)
+    assert len(scene.creates) == 1
+
+
+# --- words for a wait -------------------------------------------------------------------------------------------------
+
+
+def says(scene: Scene) -> list[dict[str, Any]]:
+    return [create for create in scene.creates if create["event_id"].startswith(SAY_ID)]
+
+
+def test_long_call_is_bridged_once() -> None:
+    scene = Scene().answers("slow", "slow", "order").wait(0.69)
+    assert says(scene) == []
+    assert scene.core.due_s(scene.now_s) == pytest.approx(scene.now_s + 0.01)
+    scene.wait(0.02)
+    (said,) = says(scene)
+    assert said["response"]["instructions"].startswith("Be Elena.\n\n")
+    assert said["response"]["instructions"].endswith(": One moment.")
+    assert said["response"]["tool_choice"] == "none"
+    scene.begins("r2").wait(2).ends("r2").wait(5)
+    assert len(says(scene)) == 1
+
+
+def test_follow_up_waits_for_the_words() -> None:
+    scene = Scene().answers("slow").wait(0.8).begins("r2").ready("c1")
+    assert len(scene.creates) == 1
+    scene.ends("r2")
+    assert [create["event_id"][: len(CREATE_ID)] for create in scene.creates[1:]] == [CREATE_ID]
+
+
+def test_words_wait_for_the_answer() -> None:
+    scene = Scene().begins().calls("slow").wait(2)
+    assert says(scene) == []
+    scene.plays_until_s = scene.now_s + 3
+    scene.ends().wait(1)
+    assert says(scene) == []
+    assert scene.core.due_s(scene.now_s) == scene.plays_until_s
+    scene.wait(2.1)
+    assert len(says(scene)) == 1
+
+
+@pytest.mark.parametrize("why", ["interim", "fast", "quiet", "cancelled", "speaks"])
+def test_no_words_for_a_wait(why: str) -> None:
+    scene = Scene()
+    scene.facts.interim = why == "interim"
+    scene.begins().calls("order" if why == "quiet" else "slow")
+    scene.ends(status="cancelled" if why == "cancelled" else "completed")
+    if why == "fast":
+        scene.wait(0.69).ready("c1").begins("r2").ends("r2")
+    if why == "speaks":
+        scene.azure("input_audio_buffer.speech_started")
+    scene.wait(5)
+    assert says(scene) == []
+
+
+def test_tools_are_off_in_the_words() -> None:
+    scene = Scene().answers("slow").wait(0.8).answers("slow", response_id="r2", first=2)
+    assert scene.ran == ["c1"]
+    assert "no tool may be used" in scene.outputs["c2"]
+    scene.ready("c1").begins("r3").ends("r3").wait(60)
+    assert len(scene.creates) == 2
+
+
+def test_refused_words_are_not_said_later() -> None:
+    scene = Scene().answers("slow").wait(0.8).refuses("invalid_value").wait(5)
+    assert (len(scene.creates), scene.refused) == (1, [])
+
+
+# --- the client's calls -----------------------------------------------------------------------------------------------
+
+
+def output_of(call_id: str) -> dict[str, Any]:
+    return {"type": "function_call_output", "call_id": call_id, "output": "shown"}
+
+
+@pytest.mark.parametrize("early", [True, False])
+@pytest.mark.parametrize("times", [0, 1])
+def test_output_of_the_client_brings_one_create(early: bool, times: int) -> None:
+    scene = Scene().begins().calls("map")
+    if not early:
+        scene.ends()
+    assert scene.ran == []
+    assert scene.client("conversation.item.create", item=output_of("c1"))
+    for _ in range(times):
+        assert not scene.client("response.create", response={"max_output_tokens": 100})
+    if early:
+        scene.ends()
+    scene.begins("r2").ends("r2").wait(60)
+    (create,) = scene.creates
+    wish = {"max_output_tokens": 100} if times and early else {}
+    assert create["response"] == {**wish, "tool_choice": "auto"}
+    assert scene.told == [("c1", "running"), ("c1", "done")]
+
+
+def test_two_outputs_with_a_create_each_bring_one() -> None:
+    scene = Scene().answers("map", "map", "order")
+    for call_id in ("c1", "c2"):
+        assert scene.client("conversation.item.create", item=output_of(call_id))
+        assert not scene.client("response.create")
+    assert scene.creates == []
+    scene.ready("c3")
+    assert len(scene.creates) == 1
+
+
+def test_client_that_does_not_answer_is_not_waited_for() -> None:
+    scene = Scene().answers("map", "order").ready("c2").wait(19.9)
+    assert scene.creates == []
+    scene.wait(0.2)
+    assert "did not answer" in scene.outputs["c1"]
+    assert (len(scene.creates), scene.told[-1]) == (1, ("c1", "failed"))
+    assert not scene.client("conversation.item.create", item=output_of("c1"))
+    assert scene.refused == ["call_answered"]
+
+
+@pytest.mark.parametrize(("call_id", "code"), [("c1", "call_answered"), ("c2", "call_answered"), ("x", "unknown_call")])
+def test_output_of_no_open_call_is_dropped(call_id: str, code: str) -> None:
+    scene = Scene().answers("map", "order")
+    assert scene.client("conversation.item.create", item=output_of("c1"))
+    assert not scene.client("conversation.item.create", item=output_of(call_id))
+    assert scene.refused == [code]
+    assert not scene.client("response.create", response={"append_input_items": [output_of(call_id)]})
+
+
+def test_wrong_arguments_do_not_reach_the_client() -> None:
+    scene = Scene().begins().calls("map", arguments='{"plaec":1}')
+    assert scene.core.calls.withholds("c1")
+    scene.ends()
+    assert (scene.outputs, len(scene.creates)) == ({"c1": "place is missing"}, 1)
+    assert not scene.client("conversation.item.create", item=output_of("c1"))
+
+
+# --- the client's own wishes ------------------------------------------------------------------------------------------
+
+
+def test_wish_goes_on_where_nothing_is_open() -> None:
+    scene = Scene()
+    assert scene.client("response.create", event_id="mine")
+    scene.refuses()  # its sender hears of it
+    assert scene.client("response.create")
+
+
+def test_wish_beside_a_running_tool_goes_on() -> None:
+    scene = Scene().answers("order")
+    scene.client("conversation.item.create", item={"type": "message", "role": "user"})
+    assert scene.client("response.create")
+    scene.ready("c1")
+    assert len(scene.creates) == 1
+    scene.begins("r2").ends("r2")
+    assert len(scene.creates) == 2
+
+
+def test_wish_waits_for_the_brokers_answer() -> None:
+    scene = Scene().answers("order").ready("c1").begins("r2")
+    scene.client("conversation.item.create", item={"type": "message", "role": "user"})
+    assert not scene.client("response.create", event_id="mine")
+    assert not scene.client("response.create", event_id="again")
+    scene.ends("r2")
+    assert [create["event_id"] for create in scene.creates[1:]] == ["again"]
+    scene.begins("r3").ends("r3").wait(60)
+    assert len(scene.creates) == 2
+
+
+def test_wishes_are_bounded() -> None:
+    scene = Scene().answers("order").ready("c1")
+    for _ in range(9):
+        scene.client("response.create", response={"conversation": "none"})
+    assert scene.refused == [ACTIVE_ALREADY]
+
+
+# --- others' wants ----------------------------------------------------------------------------------------------------
+
+
+def test_greeting_is_asked_for_once_nobody_speaks() -> None:
+    scene = Scene()
+    scene.do(scene.core.want("greeting", {"instructions": "Say hello."}, scene.now_s))
+    assert scene.creates[0]["response"] == {"instructions": "Say hello."}
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_greeting_is_dropped_once_the_user_speaks(when: str) -> None:
+    scene = Scene()
+    if when == "meanwhile":
+        scene.begins("r0", conversation_id=None)
+        scene.do(scene.core.want("greeting", {"instructions": "Say hello."}, scene.now_s))
+    scene.azure("input_audio_buffer.speech_started").azure("input_audio_buffer.speech_stopped")
+    if when == "before":
+        scene.do(scene.core.want("greeting", {"instructions": "Say hello."}, scene.now_s))
+    scene.ends("r0").wait(60)
+    assert scene.creates == []
+
+
+def test_plain_wants_are_one_answer() -> None:
+    scene = Scene().begins()
+    for reason in ("handoff", "guardrail"):
+        scene.do(scene.core.want(reason, None, scene.now_s))
+    scene.do(scene.core.want("guardrail", {"instructions": "Refuse."}, scene.now_s))
+    scene.ends().begins("r2").ends("r2")
+    assert [create.get("response") for create in scene.creates] == [None, {"instructions": "Refuse."}]
+
+
+# --- calls at MCP servers ---------------------------------------------------------------------------------------------
+
+
+def mcp(item_id: str = "m1", **fields: Any) -> dict[str, Any]:
+    return {"id": item_id, "type": "mcp_call", "name": "search", **fields}
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+def test_mcp_call_within_its_answer(speaks: bool) -> None:
+    scene = Scene().begins().azure("response.output_item.added", response_id="r1", item=mcp())
+    scene.azure("response.mcp_call.completed", item_id="m1")
+    scene.azure("response.output_item.done", response_id="r1", item=mcp())
+    if speaks:
+        scene.azure("response.output_item.added", response_id="r1", item={"id": "a", "type": "message"})
+    scene.ends().wait(30)
+    assert len(scene.creates) == (0 if speaks else 1)
+
+
+@pytest.mark.parametrize("kind", ["completed", "failed"])
+def test_mcp_result_after_its_answer_is_spoken(kind: str) -> None:
+    scene = Scene().begins().calls("order").azure("response.output_item.added", response_id="r1", item=mcp())
+    scene.ends().ready("c1").wait(6)
+    assert (scene.creates, scene.core.calls.is_acting) == ([], True)
+    scene.azure(f"response.mcp_call.{kind}", item_id="m1")
+    assert len(scene.creates) == 1
+
+
+def test_mcp_result_that_azure_speaks_is_not_asked_for() -> None:
+    scene = Scene().begins().azure("response.output_item.added", response_id="r1", item=mcp()).ends().wait(6)
+    scene.begins("r2")
+    scene.azure("response.mcp_call.completed", item_id="m1").ends("r2")
+    assert len(scene.creates) == 1  # the result came after that answer had begun
+    scene = Scene().begins().azure("response.output_item.added", response_id="r1", item=mcp()).ends()
+    scene.azure("input_audio_buffer.speech_started").azure("response.mcp_call.completed", item_id="m1")
+    scene.azure("input_audio_buffer.speech_stopped").begins("r2").ends("r2").wait(60)
+    assert scene.creates == []
+
+
+REQUEST = {"id": "a1", "type": "mcp_approval_request", "name": "search", "server_label": "docs"}
+
+
+def approval(key: str = "a1", *, approve: bool) -> dict[str, Any]:
+    return {"type": "mcp_approval_response", "approval_request_id": key, "approve": approve}
+
+
+def test_approval_that_nobody_gives_is_refused() -> None:
+    scene = Scene().begins().calls("order").azure("response.output_item.done", response_id="r1", item=REQUEST)
+    scene.ends().ready("c1").wait(59.9)
+    assert scene.creates == []
+    scene.wait(0.2)
+    refusal, create = scene.sent[-2:]
+    assert (refusal["item"]["approval_request_id"], refusal["item"]["approve"]) == ("a1", False)
+    assert create["type"] == "response.create"
+    assert not scene.client("conversation.item.create", item=approval(approve=True))
+    assert scene.refused == ["unknown_approval"]
+
+
+def test_refused_approval_is_gone_on_from() -> None:
+    scene = Scene().begins().azure("response.output_item.done", response_id="r1", item=REQUEST).ends()
+    assert scene.client("conversation.item.create", item=approval(approve=False))
+    assert len(scene.creates) == 1
+    assert not scene.client("conversation.item.create", item=approval(approve=False))
+    assert not scene.client("conversation.item.create", item=approval("other", approve=True))
+    assert scene.refused == ["unknown_approval"] * 2
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_approved_call_is_waited_for(within: bool) -> None:
+    scene = Scene().begins().azure("response.output_item.done", response_id="r1", item=REQUEST).ends()
+    assert scene.client("conversation.item.create", item=approval(approve=True))
+    assert not scene.client("conversation.item.create", item=approval(approve=True))
+    scene.wait(61)
+    assert scene.creates == []
+    item = mcp(approval_request_id="a1")
+    if within:  # in an answer of its own, which speaks
+        scene.begins("r2").azure("response.output_item.added", response_id="r2", item=item)
+        scene.azure("response.mcp_call.completed", item_id="m1")
+        scene.azure("response.output_item.added", response_id="r2", item={"id": "x", "type": "message"}).ends("r2")
+    else:
+        scene.azure("conversation.item.added", item=item).azure("response.mcp_call.completed", item_id="m1")
+    assert len(scene.creates) == (0 if within else 1)
+    assert not scene.core.calls.is_acting
+
+
+def test_approved_call_that_never_comes_is_given_up() -> None:
+    scene = Scene().begins().azure("response.output_item.done", response_id="r1", item=REQUEST).ends()
+    scene.client("conversation.item.create", item=approval(approve=True))
+    scene.wait(121)
+    assert (len(scene.creates), scene.core.calls.is_acting) == (1, False)
+
+
+# --- another session --------------------------------------------------------------------------------------------------
+
+
+def moves(scene: Scene, *asked: str) -> Scene:
+    scene.core.cut()
+    scene.facts.session_id = "sess_2"
+    scene.facts.modalities = ("audio",)
+    scene.do(scene.core.begin("ga", scene.now_s, asked=frozenset(asked)))
+    return scene
+
+
+@pytest.mark.parametrize("when", ["before", "after", "never there"])
+@pytest.mark.parametrize("ended", [True, False])
+def test_running_call_answers_in_the_new_session(when: str, ended: bool) -> None:
+    scene = Scene().begins().calls("order")
+    if ended:
+        scene.ends()
+    if when == "never there":
+        scene.core.cut()
+        scene.ready("c1")
+        assert scene.sent == []
+    elif when == "before":
+        scene.ready("c1")
+        scene.sent.clear()
+    moves(scene)
+    if when == "after":
+        scene.ready("c1")
+    assert scene.ran == ["c1"]
+    if when == "before" and ended:  # it was asked, and the session that knew it is gone: the ledger asks again
+        assert scene.creates == []
+        return
+    (create,) = scene.creates
+    assert create["response"] == {"output_modalities": ["audio"], "tool_choice": "auto"}
+
+
+def test_question_that_is_asked_again_is_waited_for() -> None:
+    scene = moves(Scene().answers("order").ready("c1"), "broker_create_1")
+    assert len(scene.creates) == 1
+    scene.begins("r2").ends("r2").wait(60)
+    assert len(scene.creates) == 1
+
+
+def test_output_beside_a_question_is_followed() -> None:
+    scene = moves(Scene().answers("order"), "broker_ask").ready("c1").begins("r2")
+    assert scene.creates == []
+    scene.ends("r2")
+    assert len(scene.creates) == 1
+
+
+def test_refused_question_after_a_move_is_told() -> None:
+    scene = moves(Scene(), "broker_ask")
+    scene.azure("error", error={"code": "invalid_value", "event_id": "broker_ask"})
+    assert scene.refused == ["answer_failed"]
+
+
+def test_lost_approval_is_asked_again() -> None:
+    scene = Scene().begins().azure("response.output_item.done", response_id="r1", item=REQUEST).ends()
+    assert len(moves(scene).creates) == 1
+
+
+def test_client_deadline_passes_while_no_session_is_there() -> None:
+    scene = Scene().answers("map")
+    scene.core.cut()
+    scene.wait(21)
+    assert (scene.sent, scene.told[-1]) == ([], ("c1", "failed"))
+    assert list(moves(scene).outputs) == ["c1"]
+
+
+# --- calls over WebRTC ------------------------------------------------------------------------------------------------
+
+
+def test_page_asks_itself_for_its_own_outputs() -> None:
+    scene = Scene(listens=True).answers("map").confirms("c1").wait(60)
+    assert (scene.sent, scene.told[-1]) == ([], ("c1", "done"))
+
+
+@pytest.mark.parametrize("page_last", [True, False])
+def test_broker_asks_for_its_own_over_webrtc(page_last: bool) -> None:
+    scene = Scene(listens=True).answers("map", "order")
+    if page_last:
+        scene.ready("c2").confirms("c1")
+    else:
+        scene.confirms("c1").ready("c2")
+    assert len(scene.creates) == 1
+
+
+def test_output_of_a_page_ends_no_running_call() -> None:
+    scene = Scene(listens=True).answers("order").confirms("c1")
+    assert (scene.creates, scene.told) == ([], [("c1", "running")])
+    scene.ready("c1")
+    assert list(scene.outputs) == ["c1"]
+
+
+def test_words_wait_while_the_call_plays() -> None:
+    scene = Scene(listens=True).answers("slow").azure("output_audio_buffer.started").wait(2)
+    assert says(scene) == []
+    scene.azure("output_audio_buffer.stopped")
+    assert len(says(scene)) == 1
+
+
+# --- whatever comes ---------------------------------------------------------------------------------------------------
+
+ODD: list[Any] = [None, 1, "x", [], {}, {"id": 1}, {"type": "function_call"}, {"type": "mcp_call", "id": None}]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=json.dumps)
+def test_odd_events_do_no_harm(odd: Any) -> None:
+    scene = Scene()
+    for kind in ("response.created", "response.done"):
+        scene.azure(kind, response=odd)
+    for kind in ("response.output_item.added", "response.output_item.done", "conversation.item.added"):
+        scene.azure(kind, item=odd, response_id=odd)
+    scene.azure("error", error=odd).azure("response.done", response={"id": "r", "output": [odd]})
+    scene.client("conversation.item.create", item=odd)
+    scene.client("response.create", response=odd)
+    scene.wait(200)

@@ -1,0 +1,1 @@
+"""Words for recall: folded, chosen from a question, and looked for in what was said. Pure functions."""

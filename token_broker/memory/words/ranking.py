@@ -1,0 +1,123 @@
+"""Looks for a question's terms in what a user said, and ranks the turns that have them. Pure, and in small steps.
+
+`Search.look` goes through a chunk of folded turns by plain substring search, which costs a millisecond for a megabyte
+and a pattern. `Search.compare` then compares words, of the few turns that may be best alone. Both are made of steps
+well below a millisecond, so that an event loop can do something else in between.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from token_broker.memory.words.folding import fold
+from token_broker.memory.words.likeness import ALIKE
+from token_broker.memory.words.stop_words import stop_words_of
+from token_broker.memory.words.terms import Term, is_decisive, terms_of
+
+__all__ = ["Search"]
+
+_COMPARED = 60  # turns
+_HITS_A_TERM = 400  # a term that so many of the newest turns have says little: it is looked for no further
+_COVERED = 0.34  # of what was asked, by weight: at least so much has a turn that answers
+_ENOUGH = 2.04  # of weight: about two rare words answer a long question, however much else it says
+_LEAST = 0.33
+_BESIDE_BEST = 0.8  # of the best one's score: what is less is not told beside it
+_FRAMES_COVERED = 0.8
+_ECHO = 0.4  # a turn that only asks the same answers nothing
+
+
+@dataclass(slots=True)
+class _Found:
+    arrival: int
+    words: str
+    hits: int = 0  # a bit a term
+
+
+@dataclass(slots=True)
+class Search:
+    """The search for one question. Give it the user's turns, the newest first."""
+
+    question: str
+    terms: tuple[Term, ...] = ()
+    turns: int = 0
+    _counts: list[int] = field(default_factory=list)  # turns that have a term's pattern, a term
+    _seen: list[int] = field(default_factory=list)  # turns that were looked through, a term
+    _found: dict[int, _Found] = field(default_factory=dict)
+    _scores: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.terms = terms_of(self.question)
+        self._counts = [0] * len(self.terms)
+        self._seen = [0] * len(self.terms)
+
+    def look(self, arrivals: str, lines: str) -> None:
+        """Looks through turns: a line of folded words each (`fold_turn`), and their arrivals with blanks between."""
+        count = arrivals.count(" ") + 1
+        keys: list[str] = []
+        self.turns += count
+        for number, term in enumerate(self.terms):
+            if self._counts[number] >= _HITS_A_TERM:
+                continue
+            self._seen[number] += count
+            for pattern in term.patterns:
+                if (at := lines.find(pattern)) >= 0:
+                    keys = keys or arrivals.split(" ")
+                    self._note(number, pattern, at, keys, lines)
+
+    def _note(self, number: int, pattern: str, at: int, keys: list[str], lines: str) -> None:
+        """Notes the turns that have a pattern, which stands first at `at`."""
+        bit, line, behind = 1 << number, 0, 0
+        while at >= 0:
+            line += lines.count("\n", behind, at)
+            end = lines.find("\n", at)
+            behind = len(lines) if end < 0 else end
+            arrival = int(keys[line])
+            if (found := self._found.get(arrival)) is None:
+                found = self._found[arrival] = _Found(arrival, lines[lines.rfind("\n", 0, at) + 1 : behind])
+            if not found.hits & bit:
+                found.hits |= bit
+                self._counts[number] += 1
+            at = lines.find(pattern, behind)
+
+    def compare(self) -> Iterator[None]:
+        """Compares the words of the likeliest turns, a turn a step. Call `best` behind the last one."""
+        weights = [term.weight * self._rarity(number) for number, term in enumerate(self.terms)]
+        whole = sum(weights)
+        needed = max(_LEAST, min(_COVERED * whole, _ENOUGH))
+        bounds = {hits: _weight_of(hits, weights) for hits in {found.hits for found in self._found.values()}}
+        likely = [found for found in self._found.values() if bounds[found.hits] >= min(needed, whole)]
+        likely.sort(key=lambda found: (bounds[found.hits], found.arrival), reverse=True)
+        asked = frozenset(fold(self.question).split())
+        asked |= stop_words_of(asked)[0]
+        for found in likely[:_COMPARED]:
+            if (score := self._score(found, weights, needed)) > 0:
+                self._scores[found.arrival] = score * (_ECHO if asked.issuperset(found.words.split()) else 1)
+            yield
+
+    def best(self, limit: int) -> list[int]:
+        """The arrivals of the turns that answer, best first; of equals the newest."""
+        top = max(self._scores.values(), default=0.0)
+        ranked = sorted(self._scores, key=lambda arrival: (round(self._scores[arrival], 2), arrival), reverse=True)
+        return [arrival for arrival in ranked if self._scores[arrival] >= _BESIDE_BEST * top][:limit]
+
+    def _rarity(self, number: int) -> float:
+        """From 1, of a term that at most one turn has, down with the number of turns that have it."""
+        count = max(1.0, self._counts[number] * self.turns / max(1, self._seen[number]))
+        most = 1 + math.log((self.turns + 2) / 2)
+        return (1 + math.log((self.turns + 2) / (count + 1))) / most
+
+    def _score(self, found: _Found, weights: list[float], needed: float) -> float:
+        """The weight of what the turn has of the question; 0 where it is too little."""
+        said = found.words.split()
+        score, decided = 0.0, False
+        for number, term in enumerate(self.terms):
+            if found.hits >> number & 1 and (alike := term.likeness(found.words, said)) >= ALIKE:
+                score += weights[number] * alike
+                decided |= is_decisive(term)
+        if all(term.is_frame for term in self.terms):
+            needed = _FRAMES_COVERED * sum(weights)
+        return score if decided and score >= needed else 0.0
+
+
+def _weight_of(hits: int, weights: list[float]) -> float:
+    return sum(weight for number, weight in enumerate(weights) if hits >> number & 1)

@@ -1,0 +1,440 @@
+"""Decides for one talk when Azure is asked for an answer. Pure.
+
+Azure's and the client's events go in, and the time in seconds of any steady clock; actions come out. An answer is asked
+for while nobody speaks and no other answer is made: Azure refuses a `response.create` beside an active answer, and two
+in a row would answer the same words twice. What the broker wants asked waits here until then. The model is asked once
+to go on from all calls of an answer, when that answer is over and every call has its output.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from strategies.base import Dialect
+from token_broker.relay.answers.actions import Action, Reason, Refuse, Send, Tool
+from token_broker.relay.answers.open_calls import Batch, OpenCalls
+from token_broker.relay.resume.ledger import SAY_ID
+from token_broker.relay.resume.session_facts import SessionFacts
+
+__all__ = ["ACTIVE_ALREADY", "CREATE_ID", "SEQUENCER_EVENTS", "AnswerSequencer"]
+
+Event = Mapping[str, Any]
+
+CREATE_ID = "broker_create_"
+"""The prefix of the `event_id` of an answer that the broker asks for."""
+ACTIVE_ALREADY = "conversation_already_has_active_response"
+"""Azure's code for a `response.create` beside an active answer."""
+SEQUENCER_EVENTS = frozenset({
+    "input_audio_buffer.speech_started", "input_audio_buffer.speech_stopped", "input_audio_buffer.committed",
+    "input_audio_buffer.cleared", "response.created", "response.output_item.added", "response.output_item.done",
+    "response.function_call_arguments.done", "response.mcp_call.completed", "response.mcp_call.failed", "response.done",
+    "conversation.item.created", "conversation.item.added", "conversation.item.done", "error",
+    "output_audio_buffer.started", "output_audio_buffer.stopped", "output_audio_buffer.cleared",
+})  # fmt: skip
+"""Azure's events that have to be parsed for `azure_sent`."""
+
+_ITEM_TOLD = frozenset({"conversation.item.created", "conversation.item.added", "conversation.item.done"})
+_ROUNDS_AT_MOST = 5
+_WISHES_AT_MOST = 8
+_TRIES = 5
+_BY_ITSELF_S = 5.0  # after speech, for the answer of turn detection
+_CREATED_S = 35.0  # longer than a silent session is kept
+_BLOCKED_S = 10.0
+_OWED_S = 5.0  # official clients ask at once
+
+
+@dataclass(slots=True)
+class _Want:
+    """An answer that is to be asked for. `event`: the client's own wish, as it sent it, after `items` of the user's."""
+
+    reason: Reason
+    response: dict[str, Any] | None = None
+    event: dict[str, Any] | None = None
+    items: int = 0
+    tries: int = 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether any answer to the conversation is what is wanted."""
+        return not self.response
+
+
+@dataclass(slots=True)
+class _Create:
+    """A `response.create` under way, of these ids. Before it were sent `items` of the user's, and what it `covers`."""
+
+    reason: Reason
+    sent_s: float
+    items: int
+    event_ids: frozenset[str] = frozenset()
+    covers: frozenset[str] = frozenset()
+    wants: tuple[_Want, ...] = ()
+    batches: tuple[Batch, ...] = ()
+    tools_off: bool = False
+
+
+@dataclass(slots=True)
+class _Answer:
+    """An answer that Azure makes: of a `create`, or by itself. It goes on from the keys that it `covers`."""
+
+    covers: frozenset[str] = frozenset()
+    outside: bool = False
+    create: _Create | None = None
+
+    @property
+    def is_brokers(self) -> bool:
+        return self.create is not None and self.create.reason != "client"
+
+    @property
+    def silent(self) -> bool:
+        """Whether tools are off in it."""
+        return self.create is not None and self.create.tools_off
+
+
+class AnswerSequencer:
+    """One talk's. `tools` gives the current agent's functions by name; somebody else keeps the `facts` of the session.
+
+    `holds`: the user's audio is not committed, and no turn detection commits it. `plays_until_s`: until then an answer
+    may still be heard. `listens`: the client talks to Azure directly, over WebRTC, and asks itself for an answer to its
+    own outputs.
+    """
+
+    def __init__(
+        self,
+        tools: Callable[[], Mapping[str, Tool]],
+        *,
+        facts: SessionFacts,
+        holds: Callable[[], bool] = lambda: False,
+        plays_until_s: Callable[[], float] = lambda: 0.0,
+        listens: bool = False,
+    ) -> None:
+        self._facts = facts
+        self._holds = holds
+        self._plays_until_s = plays_until_s
+        self.calls = OpenCalls(tools, lambda: facts.session_id, listens=listens)
+        self._here = False
+        self._moved = False
+        self._dialect: Dialect = "ga"
+        self._active: dict[str, _Answer] = {}
+        self._create: _Create | None = None
+        self._wants: deque[_Want] = deque()
+        self._speaking = False
+        self._by_itself_s = 0.0  # until then, turn detection may ask for the answer to what was said
+        self._blocked_s = 0.0  # until then, or the end of an answer, nothing is asked: Azure refused
+        self._plays = False  # over WebRTC Azure tells
+        self._rounds = 0
+        self._items = 0  # of the user's, spoken and typed
+        self._owed = 0  # outputs of the client's, each of which its own `response.create` may follow
+        self._owed_s = 0.0
+        self._number = 0
+
+    def due_s(self, now_s: float) -> float:
+        """When `tick` has something to do next; infinity: nothing is known."""
+        times = [*self.calls.times(), self._by_itself_s, self._blocked_s]
+        if self.calls.is_acting:
+            times.append(self._plays_until_s())
+        if self._create is not None:
+            times.append(self._create.sent_s + _CREATED_S)
+        return min((each for each in times if each > now_s), default=math.inf)
+
+    def tick(self, now_s: float) -> list[Action]:
+        """Does what is due: an answer is asked for, a call has taken too long."""
+        if self._create is not None and now_s - self._create.sent_s >= _CREATED_S:
+            self._again(self._create)
+        return self.calls.expire(now_s) + self._next(now_s)
+
+    # --- what is wanted
+
+    def want(self, reason: Reason, response: dict[str, Any] | None, now_s: float) -> list[Action]:
+        """Asks for an answer as soon as nobody speaks; `response` as in `response.create`, None: as the session is.
+
+        A greeting is not wanted any more once the user has said something.
+        """
+        if reason != "greeting" or not self._items:
+            self._wants.append(_Want(reason, response, items=self._items))
+        return self._next(now_s)
+
+    def output_ready(self, call_id: str, text: str, now_s: float, *, ok: bool = True) -> list[Action]:
+        """The output of a call that was to be run. It is sent at once, whoever speaks."""
+        return self.calls.output_ready(call_id, text, now_s, ok=ok) + self._next(now_s)
+
+    # --- the session
+
+    def begin(self, dialect: Dialect, now_s: float, *, asked: frozenset[str] = frozenset()) -> list[Action]:
+        """A session carries the talk. It knows the calls of earlier ones; their outputs follow.
+
+        `asked` are the `event_id`s of the `response.create` that it was sent for what the earlier one still owed.
+        """
+        self._here, self._dialect = True, dialect
+        done = self.calls.begin()
+        asked_for = tuple(batch for batch in self.calls if batch.asked)
+        if asked:
+            self._create = _Create("retry", now_s, self._items, asked, self.calls.answered(), (), asked_for)
+        else:  # the client has cancelled what was asked, or asks itself
+            for batch in asked_for:
+                self.calls.drop(batch)
+        return done + self._next(now_s)
+
+    def cut(self) -> None:
+        """The session is gone: its answers are over, and what it was asked is asked of the next one."""
+        self._moved = self._moved or self._here
+        self._here = self._speaking = self._plays = False
+        self._create = None
+        self._active.clear()
+        self._by_itself_s = self._blocked_s = 0.0
+        self.calls.cut()
+
+    # --- what the client sends
+
+    def client_sent(self, kind: str, event: Event, now_s: float) -> tuple[bool, list[Action]]:
+        """Whether an event of the client's goes to Azure, and what is to be done at once.
+
+        What becomes possible by it is done by `tick`, once the event has been sent.
+        """
+        if kind == "conversation.item.create":
+            return self._client_item(event.get("item"), event, now_s)
+        if kind in {"input_audio_buffer.commit", "input_text.done"}:
+            self._user_turn()
+        elif kind == "input_audio_buffer.clear":
+            self._speaking, self._by_itself_s = False, 0.0
+        elif kind == "response.create":
+            return self._client_wish(dict(event), now_s)
+        return True, []
+
+    # --- what Azure sends
+
+    def azure_sent(self, event: Event, now_s: float) -> list[Action]:
+        """Takes a parsed event of Azure's."""
+        kind, response_id = event.get("type"), str(event.get("response_id"))
+        silent = (answer := self._active.get(response_id)) is not None and answer.silent
+        done: list[Action] = []
+        if kind == "input_audio_buffer.speech_started":
+            self._speaking = True
+            self._user_turn()
+        elif kind in {"input_audio_buffer.speech_stopped", "input_audio_buffer.committed"}:
+            by_itself = self._facts.detects and self._facts.answers_by_itself
+            self._speaking, self._by_itself_s = False, now_s + _BY_ITSELF_S if by_itself else 0.0
+        elif kind == "input_audio_buffer.cleared":
+            self._speaking, self._by_itself_s = False, 0.0
+        elif kind == "response.created":
+            self._begin_answer(event.get("response"))
+        elif kind == "response.output_item.added":
+            self.calls.add_output(event, now_s, silent=silent)
+        elif kind == "response.function_call_arguments.done":
+            self.calls.end_arguments(event, silent=silent)
+        elif kind == "response.output_item.done":
+            outside = answer is not None and answer.outside
+            done += self.calls.end_output(event.get("item"), response_id, now_s, silent=silent, outside=outside)
+        elif kind in {"response.mcp_call.completed", "response.mcp_call.failed"}:
+            self.calls.end_mcp(str(event.get("item_id")))
+        elif kind in _ITEM_TOLD:
+            done += self.calls.note_item(event.get("item"), now_s)
+        elif kind == "response.done":
+            done += self._end_answer(event.get("response"), now_s)
+        elif kind == "output_audio_buffer.started":
+            self._plays = True
+        elif kind in {"output_audio_buffer.stopped", "output_audio_buffer.cleared"}:
+            self._plays = False
+        elif kind == "error":
+            done += self._refused(event.get("error"), now_s)
+        else:
+            return []
+        return done + self._next(now_s)
+
+    # --- asking
+
+    def _next(self, now_s: float) -> list[Action]:
+        """Asks for the next answer, where nothing stands against it."""
+        ready = self.calls.ready()
+        if not self._here or self._active or self._create is not None or self._speaking or self._holds():
+            return []
+        if now_s < self._by_itself_s or now_s < self._blocked_s:
+            return []
+        if ready or self._wants:
+            return [self._ask(ready, now_s)]
+        if self._facts.interim or self._plays or now_s < self._plays_until_s():
+            return []
+        if (say := self.calls.late(now_s)) is None:
+            return []
+        told = f"A tool is still running. Say to the user exactly this, and nothing else: {say}"
+        asked = {"instructions": f"{self._facts.instructions}\n\n{told}".strip(), "tool_choice": "none"}
+        return [self._send(_Create("say", now_s, self._items), SAY_ID, asked)]
+
+    def _ask(self, ready: list[Batch], now_s: float) -> Action:
+        """One `response.create` for the finished batches and all wants for which any answer will do."""
+        if not ready and not self._wants[0].is_plain:
+            wants: tuple[_Want, ...] = (self._wants.popleft(),)
+        else:
+            wants = tuple(want for want in self._wants if want.is_plain)
+            self._wants = deque(want for want in self._wants if not want.is_plain)
+        create = _Create("tools" if ready else wants[0].reason, now_s, self._items, wants=wants, batches=tuple(ready))
+        if ready or wants[0].is_plain:
+            create.covers = self.calls.answered()
+        if not ready and (event := next((want.event for want in wants if want.event), None)) is not None:
+            create.event_ids = _ids(event)
+            self._create = create
+            return Send(event)
+        response: dict[str, Any] = {}
+        for want in wants:
+            response |= want.response or {}
+        if ready:
+            for batch in ready:
+                batch.asked = True
+                response |= batch.wish
+            self._rounds += 1
+            response["tool_choice"] = "none" if self._rounds > _ROUNDS_AT_MOST else "auto"
+        return self._send(create, CREATE_ID, response)
+
+    def _send(self, create: _Create, prefix: str, response: dict[str, Any]) -> Action:
+        self._number += 1
+        event_id = f"{prefix}{self._number}"
+        name = "output_modalities" if self._dialect == "ga" else "modalities"
+        if self._moved and self._facts.modalities and name not in response:
+            # What a new session was told is text, after which a model may answer in text alone.
+            response = {**response, name: list(self._facts.modalities)}
+        create.event_ids = frozenset({event_id})
+        create.tools_off = response.get("tool_choice") == "none"
+        self._create = create
+        stated = {"response": response} if response else {}
+        return Send({"type": "response.create", "event_id": event_id, **stated})
+
+    # --- answers
+
+    def _begin_answer(self, stated: Any) -> None:
+        if not isinstance(stated, dict):
+            return
+        outside = "conversation_id" in stated and stated["conversation_id"] is None
+        create, self._create = self._create, None
+        covers = frozenset(self.calls.told) if create is None else create.covers
+        if not outside:
+            self._by_itself_s = 0.0
+        self._active[str(stated.get("id"))] = _Answer(covers, outside, create)
+
+    def _end_answer(self, stated: Any, now_s: float) -> list[Action]:
+        if not isinstance(stated, dict):
+            return []
+        response_id = str(stated.get("id"))
+        answer = self._active.pop(response_id, None) or _Answer()
+        done: list[Action] = []
+        for item in stated.get("output") or ():
+            done += self.calls.end_output(item, response_id, now_s, silent=answer.silent, outside=answer.outside)
+        self.calls.end_answer(response_id, cancelled=stated.get("status") == "cancelled")
+        self._blocked_s = 0.0
+        if answer.outside:
+            return done
+        for batch in self.calls:
+            if batch.response_id != response_id and batch.is_complete and batch.answered <= answer.covers:
+                self.calls.drop(batch)
+        if (create := answer.create) is not None:
+            # A wish of the client's that has waited is met where it came before what was asked here.
+            met = [want for want in self._wants if want.event and want.is_plain and want.items <= create.items]
+            self._wants = deque(want for want in self._wants if want not in met or create.reason in {"say", "greeting"})
+            if create.reason == "tools":
+                self._owed = 0
+        return done
+
+    def _refused(self, error: Any, now_s: float) -> list[Action]:
+        """Azure refused something. What was refused since an answer is active is asked again after it."""
+        if not isinstance(error, dict):
+            return []
+        code, event_id = error.get("code"), error.get("event_id")
+        create = self._create
+        if create is not None and (event_id in create.event_ids or (not create.event_ids and code == ACTIVE_ALREADY)):
+            self._create = None
+        else:
+            # Another answer was created first, and was taken for the one that is refused.
+            taken = (each for each in self._active.values() if each.create and event_id in each.create.event_ids)
+            if (answer := next(taken, None)) is None or answer.create is None:
+                return []
+            create, answer.create, answer.covers = answer.create, None, frozenset(self.calls.told)
+        if create.reason == "client" and not create.wants:
+            return []  # passed on as it came: the client hears of it
+        if code == ACTIVE_ALREADY and all(want.tries < _TRIES for want in create.wants):
+            if not self._active:
+                self._blocked_s = now_s + _BLOCKED_S
+            self._again(create)
+            return []
+        for batch in create.batches:
+            self.calls.drop(batch)
+        if create.reason == "say":
+            return []
+        return [Refuse("answer_failed", "Azure did not take the question: ask again", retryable=True)]
+
+    def _again(self, create: _Create) -> None:
+        """What was asked has to be asked once more."""
+        self._create = None if self._create is create else self._create
+        for batch in create.batches:
+            batch.asked = False
+        for want in reversed(create.wants):
+            want.tries += 1
+            self._wants.appendleft(want)
+
+    # --- the client
+
+    def _user_turn(self) -> None:
+        self._rounds = self._owed = 0
+        self._items += 1
+        self._wants = deque(want for want in self._wants if want.reason != "greeting")
+
+    def _client_item(self, item: Any, event: Event, now_s: float) -> tuple[bool, list[Action]]:
+        item = item if isinstance(item, dict) else {}
+        if item.get("type") == "function_call_output":
+            call_id = str(item.get("call_id"))
+            if (told := self.calls.answered_by_client(call_id, now_s)) is not None:
+                self._owed += 1
+                self._owed_s = now_s + _OWED_S
+                return True, [told]
+            if self.calls.was_seen(call_id):
+                return False, [Refuse("call_answered", "this call has its output: yours is dropped", _id(event))]
+            return False, [Refuse("unknown_call", "there is no such call: its output is dropped", _id(event))]
+        if item.get("type") == "mcp_approval_response":
+            key = str(item.get("approval_request_id"))
+            if self.calls.approved(key, approve=item.get("approve") is True, now_s=now_s):
+                return True, []
+            return False, [Refuse("unknown_approval", "no such approval is awaited: yours is dropped", _id(event))]
+        self._user_turn()
+        return True, []
+
+    def _client_wish(self, event: dict[str, Any], now_s: float) -> tuple[bool, list[Action]]:
+        """The client's own `response.create`: it goes on, waits, or is part of what the broker asks anyhow."""
+        response = event.get("response")
+        response = response if isinstance(response, dict) else {}
+        for item in response.get("append_input_items") or ():  # Voice Live puts them into the conversation
+            passes, actions = self._client_item(item, event, now_s)
+            if not passes:
+                return False, actions
+        outside = response.get("conversation") == "none"
+        if self._owed and now_s < self._owed_s and not outside and not response.get("append_input_items"):
+            self._owed -= 1
+            for batch in self.calls:
+                if not batch.asked and not batch.cancelled:
+                    batch.wish = response
+                    break
+            return False, []
+        brokers = self._create is not None and self._create.reason != "client"
+        if not brokers and not any(answer.is_brokers for answer in self._active.values()):
+            if not self._active:
+                self._create = _Create("client", now_s, self._items, _ids(event), self.calls.answered())
+            return True, []
+        if not outside:  # the latest counts, as one answer is wanted
+            self._wants = deque(want for want in self._wants if want.event is None or _is_outside(want.event))
+        if len(self._wants) >= _WISHES_AT_MOST:
+            return False, [Refuse(ACTIVE_ALREADY, "too many answers are asked for at once", _id(event))]
+        self._wants.append(_Want("client", response or None, event, self._items))
+        return False, []
+
+
+def _id(event: Event) -> str | None:
+    event_id = event.get("event_id")
+    return event_id if isinstance(event_id, str) else None
+
+
+def _ids(event: Event) -> frozenset[str]:
+    return frozenset(filter(None, [_id(event)]))
+
+
+def _is_outside(event: Event) -> bool:
+    response = event.get("response")
+    return isinstance(response, dict) and response.get("conversation") == "none"

@@ -1,0 +1,1 @@
+"""The agent's settings, and Azure's word that they are in force."""

@@ -1,0 +1,157 @@
+"""One agent: what it is told, how it speaks and listens, what it may do. docs/agents.md describes each key."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+import httpx
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
+
+from strategies.resources import Wanted
+from strategies.session_model.agent_settings import CLIENT_MAY_SET, AgentSettings, ClientSetting, Dialect, Voice
+from token_broker.resources import ModelFamily
+from token_broker.sessions.agent_tools import BuiltinName, HookUrl, McpTool, Tool, builtin_declaration
+
+__all__ = ["Agent", "AgentId", "AgentKeys", "FoundryAgent", "Guardrail", "SummaryHook", "Text"]
+
+_VOICE_CHARS = 256
+
+AgentId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=32_768)]
+_Names = tuple[Annotated[str, StringConstraints(min_length=1, max_length=64)], ...]
+_Greeting = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4_096)]
+_FoundryName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+# `false` switches off what would be inherited.
+_OFF = BeforeValidator(lambda value: None if value is False else value)
+
+
+def _some(names: Any) -> Any:
+    if names == ():
+        raise ValueError("should have at least 1 item")
+    return names
+
+
+_Some = Annotated[_Names, Field(max_length=64), AfterValidator(_some)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Guardrail(_Table):
+    """The hook that sees each of the user's words before the answer is asked for.
+
+    `fail`: whether a turn goes on where the hook fails, or no transcript comes.
+    """
+
+    url: HookUrl = Field(repr=False)
+    timeout_ms: int = Field(300, ge=50, le=10_000, strict=True)
+    fail: Literal["open", "closed"] = "open"
+
+
+class SummaryHook(_Table):
+    """The hook that makes a talk's summary."""
+
+    url: HookUrl = Field(repr=False)
+
+
+class FoundryAgent(_Table):
+    """A Foundry voice agent that is the upstream; `version` None is its newest."""
+
+    project: _FoundryName
+    name: _FoundryName
+    version: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
+
+
+class AgentKeys(AgentSettings):
+    """What the file and the agent have alike."""
+
+    model: Text | None = None
+    model_family: ModelFamily | None = None
+    zones: _Some = ()
+    resources: _Some = ()
+    greeting: Annotated[_Greeting | None, _OFF] = None
+    client_may_set: frozenset[ClientSetting] = CLIENT_MAY_SET
+    handoff_to: tuple[AgentId, ...] | None = Field(None, max_length=1000)
+    control: Literal["auto", "required"] = "auto"
+    guardrail: Annotated[Guardrail | None, _OFF] = None
+    builtin_tools: tuple[BuiltinName, ...] = ()
+    recall: Literal["start", "every_turn", "off"] = "start"
+    summary: Annotated[SummaryHook | None, _OFF] = None
+    foundry_agent: Annotated[FoundryAgent | None, _OFF] = None
+    tools: tuple[Tool, ...] = Field((), repr=False, max_length=128)
+
+
+class Agent(AgentKeys):
+    """One agent with everything that it inherits. `voices` has one voice a dialect.
+
+    Empty `zones` and `resources` permit every resource; `model` None is the resource's own. `handoff_to` None permits
+    every agent of the file; `handoff_ids` are those that it may hand over to, without itself.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    name: str
+    voices: Mapping[Dialect, Voice]
+    instructions: str = Field(repr=False)
+    handoff_ids: tuple[str, ...] = ()
+
+    @cached_property
+    def settings(self) -> AgentSettings:
+        """What it says of its session alone."""
+        return AgentSettings.model_construct(**{name: getattr(self, name) for name in AgentSettings.model_fields})
+
+    @cached_property
+    def declared_tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools as Azure's session gets them, with the credentials of MCP servers: not for a page's eyes."""
+        own = [
+            tool.declared(with_secrets=True) if isinstance(tool, McpTool) else tool.declared() for tool in self.tools
+        ]
+        builtin = [
+            builtin_declaration(name, agent_ids=self.handoff_ids)
+            for name in dict.fromkeys(self.builtin_tools)
+            if name != "handoff" or self.handoff_ids  # with nobody to hand over to, there is no such tool
+        ]
+        return (*own, *builtin)
+
+    @cached_property
+    def sockets_only(self) -> str:
+        """Why it is an agent of WebSockets alone; empty where it isn't.
+
+        Over WebRTC Azure's events, which show the tools, go straight to the page; and what the page says goes straight
+        to Azure. So such an agent is part of no mint and of no call.
+        """
+        if any(isinstance(tool, McpTool) and tool.has_credential for tool in self.tools):
+            return "a tool of its has a credential"
+        if self.guardrail is not None and self.guardrail.fail == "closed":
+            return "its guardrail is closed"
+        return ""
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether every talk of it has to be seen, so that no plan has an unseen transport."""
+        return self.control == "required" or self.guardrail is not None or bool(self.sockets_only)
+
+    @property
+    def secrets(self) -> tuple[SecretStr, ...]:
+        """The credentials of its tools and hooks, which must stay out of logs."""
+        return (*(secret for tool in self.tools for secret in tool.secrets), *self._hook_secrets())
+
+    def _hook_secrets(self) -> Iterator[SecretStr]:
+        for hook in (self.guardrail, self.summary):
+            if hook is not None and (query := httpx.URL(hook.url).query):
+                yield SecretStr(query.decode("ascii", "replace"))
+
+    def wanted(self, session_id: str, *, running: bool = False) -> Wanted:
+        """Who asks the pool for a resource: this agent, in that session. `running` is a talk that has to move."""
+        return Wanted(session_id, self.id, self.zones, self.resources, running, self.model or "")
+
+
+def checked_voice(voice: Any) -> Any:
+    """A voice as the file has it: a name, or a table as Azure takes it. Raises ValueError."""
+    if isinstance(voice, str) and 0 < len(voice.strip()) <= _VOICE_CHARS:
+        return voice.strip()
+    if isinstance(voice, Mapping):
+        return voice
+    raise ValueError("should be a name, or a table as Azure takes it")

@@ -1,0 +1,74 @@
+"""What is worth an operator's attention about an agent: a start warns of it, `/status` and the doctor show it. Pure."""
+
+from collections.abc import Sequence
+
+from strategies.models import is_classic_whisper
+from strategies.resources import Resource, is_allowed
+from strategies.session_model.session_fields import Body, lost_settings
+from token_broker.sessions.agent import Agent
+from token_broker.sessions.agent_tools import tool_doubts
+from token_broker.sessions.plans import session_spec
+from token_broker.settings import ResourceSettings, Settings
+
+__all__ = ["agent_reports", "bodies_of", "tool_reports"]
+
+_BODIES: dict[Body, str] = {
+    "ga_mint": "GA's mint",
+    "ga_socket": "GA's socket",
+    "voice_live": "Voice Live",
+    "flat_mint": "the flat mints",
+}
+_FLAT_STRATEGIES = frozenset({"direct_deployment", "project", "unified"})
+
+
+def tool_reports(agent: Agent, settings: Settings, resources: Sequence[Resource]) -> list[str]:
+    """A line for each tool that may not do what was meant. They name tools: nothing for `/status`."""
+    bodies = _bodies(agent, settings, resources)
+    return tool_doubts(
+        agent.tools, voice_live_versions=[each.voice_live_version for each, has in bodies if "voice_live" in has]
+    )
+
+
+def agent_reports(agent: Agent, settings: Settings, resources: Sequence[Resource]) -> list[str]:
+    """A line for each setting of the agent that some body lacks, or has in another form."""
+    bodies = _bodies(agent, settings, resources)
+    lines = []
+    if agent.transcription and agent.transcription.model and is_classic_whisper(agent.transcription.model):
+        lines.append(
+            f"transcription.model: {agent.transcription.model} is a classic whisper, which a GA session does not take"
+        )
+    lost: dict[str, dict[str, list[str]]] = {}
+    for each, has in bodies:
+        spec = session_spec(agent, settings, each)
+        for body in has:
+            for setting in lost_settings(spec, body):
+                places = lost.setdefault(f"{setting.key} {setting.why}", {}).setdefault(_BODIES[body], [])
+                places.append(each.name)
+    return lines + [f"{what}, on {_listed(places, len(bodies))}" for what, places in lost.items()]
+
+
+def _bodies(agent: Agent, settings: Settings, resources: Sequence[Resource]) -> list[tuple[Resource, list[Body]]]:
+    known = {each.name: each for each in settings.resources}
+    own = [each for each in resources if each.name in known and is_allowed(each, agent.wanted(""))]
+    return [(each, bodies_of(agent, known[each.name])) for each in own]
+
+
+def bodies_of(agent: Agent, resource: ResourceSettings) -> list[Body]:
+    """The bodies in which this agent's session may be asked for at the resource."""
+    settings = resource.settings
+    found: list[Body] = []
+    minted = not agent.sockets_only
+    if minted and "ga" in settings.token_strategies:
+        found.append("ga_mint")
+    if "websocket_proxy" in settings.token_strategies:
+        found += ["voice_live" if name == "voice_live" else "ga_socket" for name in settings.upstreams]
+    if minted and _FLAT_STRATEGIES & set(settings.token_strategies):
+        found.append("flat_mint")
+    return found
+
+
+def _listed(places: dict[str, list[str]], resources: int) -> str:
+    """`GA's mint, GA's socket`, with the resources where it isn't all of them."""
+    return ", ".join(
+        body if len(names) == resources else f"{body} ({', '.join(names)})" for body, names in places.items()
+    )
