@@ -15,15 +15,13 @@ from token_broker.memory.store.outbox import (
     Claim,
     Settlement,
     claim,
-    due_buckets,
-    read_status,
-    settle,
-)
-from token_broker.memory.store.sink_erasures import (
     claim_erasures,
+    due_buckets,
     finish_erasure,
     postpone_erasure,
+    read_status,
     request_erasure,
+    settle,
 )
 from token_broker.memory.store.turn_reads import list_turns
 from token_broker.memory.store.turn_writes import insert_turns

@@ -16,8 +16,7 @@ from tests.memory.support.turns import SESSION, owner
 from tests.memory.support.zep import KEY, Zep, running_zep
 from tests.support.forward_proxy import LOGIN, run_forward_proxy
 from tests.support.tls import tls_files
-from token_broker.memory.delivery.zep import ZepMemory
-from token_broker.memory.delivery.zep_terms import retry_after_s, split_text, zep_user_id
+from token_broker.memory.delivery.zep import ZepMemory, retry_after_s, split_text, zep_user_id
 from token_broker.memory.types import Delivery, DeliveryBatch, Failure, Position, SinkErasure, SinkError, StoredTurn
 
 

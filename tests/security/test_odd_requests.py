@@ -13,7 +13,7 @@ import structlog
 
 from tests.support.broker import RunningBroker, make_settings, run_broker
 from tests.support.waiting import eventually
-from token_broker.memory.delivery.zep_terms import retry_after_s
+from token_broker.memory.delivery.zep import retry_after_s
 from token_broker.simulator import serve
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

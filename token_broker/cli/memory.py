@@ -8,10 +8,11 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import click
 
+from token_broker.memory.delivery.erase_now import erase_now
 from token_broker.memory.drivers.sqlite import sqlite_path
 from token_broker.memory.maintenance import Maintenance, Progress, SinkReceipt, open_maintenance
 from token_broker.memory.store_errors import BlocklistFullError, StoreError
@@ -118,7 +119,12 @@ def forget(session_id: str | None, user: str | None, wait_s: float, *, as_json: 
             erased = await maintenance.erase_user(user or "")
         await maintenance.finish_erasures()  # what an earlier attempt has left
         scrubbed = await maintenance.scrub_files()
-        return erased, await maintenance.ask_sinks(**named, wait_s=wait_s), scrubbed
+
+        async def is_over() -> bool:
+            return all(one.state == "done" for one in await maintenance.receipt(**named))
+
+        await erase_now(maintenance.database, load_settings(), is_over, wait_s=wait_s)
+        return erased, await maintenance.receipt(**named), scrubbed
 
     erased, receipts, scrubbed = run_on_store(work)
     files = {True: "done", False: "cannot", None: "accepted"}[scrubbed]
@@ -156,9 +162,13 @@ def export(session_id: str | None, user: str | None, out: Path | None) -> None:
 
     async def work(maintenance: Maintenance) -> int:
         written = 0
-        with _new_private_file(out) if out is not None else contextlib.nullcontext(sys.stdout) as target:
+        target: Any = contextlib.nullcontext(sys.stdout)
+        if out is not None:  # a new file, which nobody else may read
+            file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            target = os.fdopen(file, "w", encoding="utf-8")
+        with target as lines:
             async for line in maintenance.export(**named):
-                target.write(json.dumps(line, ensure_ascii=False) + "\n")
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
                 written += 1
         return written
 
@@ -173,11 +183,6 @@ def export(session_id: str | None, user: str | None, out: Path | None) -> None:
         raise click.ClickException(f"--out: {error.strerror}") from None
     if not written:
         click.echo(f"No session of this {'id' if user is None else 'user'} is stored: is it right?", err=True)
-
-
-def _new_private_file(path: Path) -> TextIO:
-    """A file that nobody else may read. Raises OSError, FileExistsError among them."""
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
 
 
 def _one_of(session_id: str | None, user: str | None) -> dict[str, str]:

@@ -61,10 +61,8 @@ class Maintenance:
         lease_s: float,
         session_token_s: float,
         clock: Callable[[], float] = time.time,
-        settings: Settings | None = None,
     ) -> None:
-        self._database = database
-        self._settings = settings
+        self.database = self._database = database
         self._sinks = tuple(sinks)
         self._lease_s = lease_s
         self._named_s = session_token_s + RESUME_GRACE_S + LEEWAY_S
@@ -113,7 +111,7 @@ class Maintenance:
         theirs can be under way any more.
         """
         from token_broker.memory.store.erasure import mark_user_erased, sessions_of
-        from token_broker.memory.store.sink_erasures import hasten_erasures, request_erasure
+        from token_broker.memory.store.outbox import hasten_erasures, request_erasure
         from token_broker.memory.types import SinkErasure
 
         now_us = to_us(self._clock())
@@ -138,7 +136,7 @@ class Maintenance:
 
     async def receipt(self, *, session_id: str | None = None, user: str | None = None) -> "list[SinkReceipt]":
         """How far each sink has come with the erasure of a session or a user. Raises StoreError."""
-        from token_broker.memory.store.sink_erasures import open_erasures
+        from token_broker.memory.store.outbox import open_erasures
 
         still_open = await self._database.read(partial(open_erasures, session_id=session_id, user=user))
         receipts = []
@@ -153,22 +151,6 @@ class Maintenance:
             else:
                 receipts.append(SinkReceipt(sink, "accepted", f"task {task}" if task else "not asked yet"))
         return receipts
-
-    async def ask_sinks(
-        self, *, session_id: str | None = None, user: str | None = None, wait_s: float
-    ) -> "list[SinkReceipt]":
-        """Has the sinks erase a session or a user, for `wait_s` at most; the receipt. Raises StoreError.
-
-        Only of a maintenance that was made with the settings: the broker has workers that ask.
-        """
-        from token_broker.memory.delivery.erase_now import erase_now
-
-        async def is_over() -> bool:
-            return all(one.state == "done" for one in await self.receipt(session_id=session_id, user=user))
-
-        if self._settings is not None:
-            await erase_now(self._database, self._settings, is_over, wait_s=wait_s)
-        return await self.receipt(session_id=session_id, user=user)
 
     async def export(self, *, session_id: str | None = None, user: str | None = None) -> "AsyncIterator[Line]":
         """All that is stored of a session or a user, a line after the other, read in pages. Raises StoreError."""
@@ -379,7 +361,6 @@ async def open_maintenance(
             sinks=settings.sinks,
             lease_s=3 * settings.delivery_timeout_s,
             session_token_s=settings.session_token_ttl_s,
-            settings=settings,
         )
     finally:
         await database.close()

@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 
 from token_broker.memory.drivers.database import Database
-from token_broker.memory.store import outbox, sink_erasures
+from token_broker.memory.store import outbox
 from token_broker.memory.store.outbox import Claim, Settlement
 from token_broker.memory.store_errors import StoreError
 from token_broker.memory.types import (
@@ -201,7 +201,7 @@ class DeliveryWorker:
         if now_s < self.limiter.resume_at_s:
             return 0
         claim = partial(
-            sink_erasures.claim_erasures,
+            outbox.claim_erasures,
             sink=self.sink.name,
             limit=1,
             now_us=to_us(now_s),
@@ -387,7 +387,7 @@ class DeliveryWorker:
         except (SinkError, TimeoutError) as error:
             failure = error.failure if isinstance(error, SinkError) else Failure("no answer in time")
         if failure is None and task is None:
-            await self._database.write(partial(sink_erasures.finish_erasure, erasure=erasure))
+            await self._database.write(partial(outbox.finish_erasure, erasure=erasure))
             self.counts.erased += 1
             return
         if failure is None:
@@ -397,7 +397,7 @@ class DeliveryWorker:
             wait_s = max(backoff_s(erasure.failures + 1), failure.retry_after_s or 0)
             task = erasure.task if not failure.counts and not failure.permanent else None
         due_us, reason = to_us(self._clock() + wait_s), failure.reason if failure else None
-        later = partial(sink_erasures.postpone_erasure, erasure=erasure, due_at_us=due_us, reason=reason, task=task)
+        later = partial(outbox.postpone_erasure, erasure=erasure, due_at_us=due_us, reason=reason, task=task)
         await self._database.write(later)
 
     async def _sleep(self) -> None:

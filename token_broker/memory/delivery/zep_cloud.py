@@ -23,7 +23,7 @@ from zep_cloud.core.parse_error import ParsingError
 
 from strategies.outbound_proxy import OutboundProxy
 from strategies.transport import make_tls_context
-from token_broker.memory.delivery.zep_terms import (
+from token_broker.memory.delivery.zep import (
     MAX_CHARS,
     MAX_MESSAGES,
     metadata_of,

@@ -11,8 +11,8 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, or_, select, update
 
+from token_broker.memory.store.outbox import request_erasure
 from token_broker.memory.store.sessions import subtract_from_size
-from token_broker.memory.store.sink_erasures import request_erasure
 from token_broker.memory.store.tables import (
     ERASED,
     ERASING,

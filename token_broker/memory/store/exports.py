@@ -46,7 +46,7 @@ def export_session(connection: Connection, session_id: str) -> Line | None:
         "principal": row.principal,
         "user_id": row.user_id,
         "agent_id": row.agent_id,
-        "created_at": _time(row.created_at_us),
+        "created_at": datetime.fromtimestamp(row.created_at_us / 1_000_000, UTC).isoformat().replace("+00:00", "Z"),
     }
 
 
@@ -66,7 +66,3 @@ def export_rows(connection: Connection, session_id: str) -> Iterator[Line]:
             continue
         for row in connection.execute(select(table).where(is_session(table, session_id))).mappings():
             yield {"type": table.name} | {key: value for key, value in row.items() if key != "bucket"}
-
-
-def _time(at_us: int) -> str:
-    return datetime.fromtimestamp(at_us / 1_000_000, UTC).isoformat().replace("+00:00", "Z")

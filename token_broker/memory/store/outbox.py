@@ -2,7 +2,8 @@
 
 A claim is a session's at one sink: its holder alone delivers that session's oldest turns there, in order. The lease
 lasts three delivery timeouts. The fence grows with each claim, so that a claimant whose lease ran out cannot settle.
-Sinks share the turns' rows and nothing else, so that none waits for another.
+Sinks share the turns' rows and nothing else, so that none waits for another. Erasures that a sink has to carry out are
+claimed in the same way.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
 from token_broker.memory.store.tables import (
     TURN_ORDER,
@@ -21,6 +22,7 @@ from token_broker.memory.store.tables import (
     notices,
     outbox,
     sessions,
+    sink_ids,
     sink_rests,
     stored_turn,
     turns,
@@ -34,6 +36,7 @@ from token_broker.memory.types import (
     Notice,
     OutboxStatus,
     Position,
+    SinkErasure,
     SinkName,
     StoredTurn,
     arrived_us,
@@ -45,11 +48,17 @@ __all__ = [
     "OutboxStatus",
     "Settlement",
     "claim",
+    "claim_erasures",
     "drop_unused",
     "due_buckets",
+    "finish_erasure",
+    "hasten_erasures",
     "mark_dead",
     "mark_settled",
+    "open_erasures",
+    "postpone_erasure",
     "read_status",
+    "request_erasure",
     "rest_sink",
     "rests_until",
     "settle",
@@ -207,6 +216,12 @@ def claim(
         last = _last_settled(connection, row.session_id, sink)
         flight = json.loads(row.flight) if row.flight else {"turns": [], "task": None}
         going = [turn for turn in queued if turn.turn_id in flight["turns"]]
+        refused = (  # the newest of them
+            select(dead_letters.c.turn_id)
+            .where(is_session(dead_letters, row.session_id), dead_letters.c.sink == sink)
+            .order_by(dead_letters.c.arrival.desc())
+            .limit(_MISSING_AT_MOST)
+        )
         notice = None
         if takes_notices and not going:
             notice = _first_notice(connection, sink, row.session_id, owner, queued)
@@ -233,7 +248,7 @@ def claim(
                 task=flight["task"] if going else None,
                 generation=row.generation,
                 notice=notice,
-                missing=_missing(connection, row.session_id, sink) if takes_notices else (),
+                missing=list(reversed(connection.scalars(refused).all())) if takes_notices else (),
             )
         )
     return claims
@@ -252,17 +267,6 @@ def _first_notice(
     if row is None or any(turn.position.arrival < row.arrival for turn in queued):
         return None
     return Notice(session_id, owner.principal, owner.user_id, owner.agent_id, row.kind, row.body, row.arrival)
-
-
-def _missing(connection: Connection, session_id: str, sink: SinkName) -> list[str]:
-    """The newest of a session's turns that the sink has refused for good, oldest of them first."""
-    newest = (
-        select(dead_letters.c.turn_id)
-        .where(is_session(dead_letters, session_id), dead_letters.c.sink == sink)
-        .order_by(dead_letters.c.arrival.desc())
-        .limit(_MISSING_AT_MOST)
-    )
-    return list(reversed(connection.scalars(newest).all()))
 
 
 def _last_settled(connection: Connection, session_id: str, sink: SinkName) -> Position | None:
@@ -348,6 +352,104 @@ def mark_dead(
         for turn in dead
     ]
     connection.execute(insert_for(connection.dialect.name, dead_letters).on_conflict_do_nothing(), rows)
+
+
+def request_erasure(connection: Connection, erasure: SinkErasure, due_at_us: int) -> None:
+    """Asks a sink to erase a session, or the whole principal where `session_id` is empty."""
+    row = {
+        "bucket": bucket_of(erasure.session_id or erasure.principal),
+        "sink": erasure.sink,
+        "principal": erasure.principal,
+        "session_id": erasure.session_id,
+        "user_id": erasure.user_id,
+        "agent_id": erasure.agent_id,
+        "before_us": erasure.before_us,
+        "due_at_us": due_at_us,
+        "lease_until_us": 0,
+        "failures": 0,
+    }
+    connection.execute(insert_for(connection.dialect.name, erasures).values(row).on_conflict_do_nothing())
+
+
+def claim_erasures(
+    connection: Connection, sink: SinkName, limit: int, *, now_us: int, lease_until_us: int
+) -> list[SinkErasure]:
+    """Erasures that are due at a sink; a user's sessions before the user."""
+    rows = connection.execute(
+        select(erasures)
+        .where(erasures.c.sink == sink, erasures.c.due_at_us <= now_us, erasures.c.lease_until_us <= now_us)
+        .order_by(erasures.c.session_id.desc())
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    claimed = [
+        SinkErasure(
+            row.sink, row.principal, row.session_id, row.user_id, row.agent_id, row.before_us, row.failures, row.task
+        )
+        for row in rows
+    ]
+    for erasure in claimed:
+        connection.execute(update(erasures).where(_is_erasure(erasure)).values(lease_until_us=lease_until_us))
+    return claimed
+
+
+def finish_erasure(connection: Connection, erasure: SinkErasure) -> None:
+    """The sink has erased it; what it called it is forgotten, too."""
+    connection.execute(delete(erasures).where(_is_erasure(erasure)))
+    key = erasure.session_id or erasure.principal
+    connection.execute(
+        delete(sink_ids).where(
+            sink_ids.c.bucket == bucket_of(key), sink_ids.c.sink == erasure.sink, sink_ids.c.key == key
+        )
+    )
+
+
+def postpone_erasure(
+    connection: Connection, erasure: SinkErasure, due_at_us: int, *, reason: str | None = None, task: str | None = None
+) -> None:
+    """The sink failed for this `reason`, or accepted a `task`; due again then. An erasure is never given up."""
+    later = {
+        "due_at_us": due_at_us,
+        "lease_until_us": 0,
+        "failures": erasure.failures + (reason is not None),
+        "last_error": reason,
+        "task": task,
+    }
+    connection.execute(update(erasures).where(_is_erasure(erasure)).values(later))
+
+
+def hasten_erasures(connection: Connection, principal: str, due_at_us: int) -> None:
+    """A principal's erasures are due then already: nothing of theirs is being delivered any more."""
+    whole = and_(
+        erasures.c.bucket == bucket_of(principal), erasures.c.principal == principal, erasures.c.session_id == ""
+    )
+    connection.execute(update(erasures).where(whole, erasures.c.due_at_us > due_at_us).values(due_at_us=due_at_us))
+
+
+def open_erasures(
+    connection: Connection, *, session_id: str | None = None, user: str | None = None
+) -> dict[str, tuple[int, str | None, str | None]]:
+    """What sinks still have to erase of a session or a user: how many erasures, a task of them, the last error."""
+    wanted = (
+        erasures.c.session_id == session_id
+        if user is None
+        else or_(erasures.c.principal == user, erasures.c.user_id == user)
+    )
+    rows = connection.execute(
+        select(erasures.c.sink, func.count(), func.max(erasures.c.task), func.max(erasures.c.last_error))
+        .where(wanted)
+        .group_by(erasures.c.sink)
+    )
+    return {sink: (count, task, error) for sink, count, task, error in rows}
+
+
+def _is_erasure(erasure: SinkErasure) -> ColumnElement[bool]:
+    return and_(
+        erasures.c.bucket == bucket_of(erasure.session_id or erasure.principal),
+        erasures.c.sink == erasure.sink,
+        erasures.c.principal == erasure.principal,
+        erasures.c.session_id == erasure.session_id,
+    )
 
 
 def drop_unused(connection: Connection, used: Sequence[SinkName], before_us: int, limit: int) -> int:
