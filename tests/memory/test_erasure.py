@@ -211,7 +211,7 @@ async def test_store_before_sinks_is_moved(make_settings: MakeSettings, tmp_path
     with sqlite3.connect(tmp_path / "memory.db") as file:
         _go_back(file)
     file.close()
-    assert tables.SCHEMA_REVISION != "0002"
+    assert tables.SCHEMA_REVISION != "0003"
     key = SecretStr("zep-canary-key-5518")
     reopened = make_settings(zep_api_key=key, zep_api_url=zep.base_url)
     async with Memory.open(reopened) as memory:
@@ -254,6 +254,6 @@ def _go_back(file: sqlite3.Connection) -> None:
         """CREATE TABLE erasures (bucket SMALLINT NOT NULL, principal TEXT NOT NULL, session_id TEXT NOT NULL,
             due_at_us BIGINT NOT NULL, lease_until_us BIGINT NOT NULL, failures INTEGER NOT NULL, last_error TEXT,
             PRIMARY KEY (bucket, principal, session_id))""",
-        "UPDATE alembic_version SET version_num = '0002'",
+        "UPDATE alembic_version SET version_num = '0003'",
     ):
         file.execute(statement)

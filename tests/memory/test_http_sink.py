@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -14,9 +15,12 @@ from tests.memory.support.delivering import Clock, Delivering, a_talk
 from tests.memory.support.faults import Fault
 from tests.memory.support.receiver import SECRET, Receiver, running_receiver
 from tests.memory.support.turns import SESSION, owner, turn
+from tests.memory.support.zep import KEY, running_zep
+from tests.support.node import installed_modules, run_node
 from token_broker.hooks.secrets import parse_webhook_secrets
 from token_broker.hooks.sender import HookAnswer, HookSender, hook_client
 from token_broker.memory.delivery.http import HttpSink, event_id, http_failure
+from token_broker.memory.delivery.zep import ZepMemory
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.maintenance import Maintenance
 from token_broker.memory.store.dead_letters import list_dead
@@ -233,6 +237,38 @@ async def test_erasure_is_told(delivering: Delivering, receiver: Receiver) -> No
     (last,) = receiver.of("user.erased")
     assert (last.data["user_id"], last.data["before"][:4]) == ("ann", "2001")
     assert (await delivering.read_status()).erasures == 0
+
+
+async def test_silent_sink_holds_up_no_other(delivering: Delivering, receiver: Receiver, database: Database) -> None:
+    """Each turn is queued for both; one sink hangs and fails all the time."""
+    async with running_zep() as zep:
+        other = Delivering(
+            database, ZepMemory(SecretStr(KEY), zep.base_url, timeout_s=5), delivering.clock, sinks=["zep", "http"]
+        )
+        receiver.faults.append(Fault("status", times=None, status=503))
+        await other.queue(*a_talk(60, by=ANN))
+        await delivering.rounds()
+        await other.rounds()
+        assert zep.turn_ids(SESSION) == [f"t{number:03}" for number in range(1, 61)]
+        by_sink = (await other.read_status()).by_sink
+        assert {name: one.queued for name, one in by_sink.items()} == {"http": 60}
+        receiver.faults.clear()
+        await delivering.rounds(seconds=60, step_s=5)
+        assert receiver.turn_ids(SESSION) == zep.turn_ids(SESSION)
+        assert await other.read_status() == NOTHING
+        await other.sink.aclose()
+
+
+@pytest.mark.slow
+async def test_npm_package_verifies_events(delivering: Delivering, receiver: Receiver) -> None:
+    """The package of the specification's authors for Node, over the bytes that were sent."""
+    folder = Path(__file__).parents[1] / "hooks"
+    installed_modules(folder)
+    await delivering.queue(turn("größe.1", 'so "ü" \u2028 said', by=ANN, sequence=1))
+    await delivering.rounds()
+    (event,) = receiver.events
+    asked = json.dumps({"secret": SECRET, "headers": event.headers, "body": event.body.decode()})
+    assert json.loads(await run_node("verify.mjs", cwd=folder, stdin=asked)) == event.json
 
 
 def test_event_ids_never_coincide() -> None:
