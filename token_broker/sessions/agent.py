@@ -10,7 +10,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from strategies.resources import Wanted
 from strategies.session_model.agent_settings import CLIENT_MAY_SET, AgentSettings, ClientSetting, Dialect, Voice
 from token_broker.resources import ModelFamily
-from token_broker.sessions.agent_tools import BuiltinName, HookUrl, McpTool, Tool, builtin_declaration
+from token_broker.sessions.agent_tools import (
+    BuiltinName,
+    FunctionTool,
+    HookUrl,
+    HttpRun,
+    McpTool,
+    Tool,
+    builtin_declaration,
+)
 
 __all__ = [
     "OFF",
@@ -139,6 +147,13 @@ class Agent(AgentKeys):
             if name != "handoff" or self.handoff_ids  # with nobody to hand over to, there is no such tool
         ]
         return (*own, *builtin)
+
+    @cached_property
+    def page_tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools of a session that the broker doesn't see: without those that it runs, which nobody would answer."""
+        others = (tool for tool in self.tools if isinstance(tool, FunctionTool) and not isinstance(tool.run, HttpRun))
+        servers = (tool for tool in self.tools if isinstance(tool, McpTool) and not tool.has_credential)
+        return (*(tool.declared() for tool in others), *(tool.declared(with_secrets=False) for tool in servers))
 
     @cached_property
     def sockets_only(self) -> str:
