@@ -1,5 +1,6 @@
 """The agents' file: reading it, inheriting, and what two keys of it contradict."""
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -219,7 +220,10 @@ def _contradictions(agent: Agent, agents: Mapping[str, Agent]) -> Iterator[str]:
         for path, key in _OWN_KEYS[dialect].items():
             if _has(overlay, path):
                 yield f"session.{dialect}.{path}: " + (f"say it by the key {key}" if key else "is the broker's own")
-        yield from (f"session.{dialect}.{fault}" for fault in schema_faults(overlay, dialect))
+        faults = schema_faults(overlay, dialect)
+        yield from (f"session.{dialect}.{fault}" for fault in faults)
+        if not faults and not _is_json(overlay):
+            yield f"session.{dialect}: has a value that JSON has not"
 
 
 def _choice_faults(agent: Agent, choice: ToolChoice) -> Iterator[str]:
@@ -248,6 +252,15 @@ def _voice_faults(agent: Agent) -> Iterator[str]:
             f"voices.{dialect}{fault.removeprefix(_VOICE_FIELDS[dialect])}"
             for fault in schema_faults(dict(voice), dialect, at=_VOICE_FIELDS[dialect])
         )
+
+
+def _is_json(value: Any) -> bool:
+    """TOML has times, infinities and NaN; JSON has none of them."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _has(overlay: Any, path: str) -> bool:
