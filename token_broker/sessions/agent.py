@@ -1,11 +1,11 @@
 """One agent: what it is told, how it speaks and listens, what it may do. docs/agents.md describes each key."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal, Protocol
 
 import httpx
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
 
 from strategies.resources import Wanted
 from strategies.session_model.agent_settings import CLIENT_MAY_SET, AgentSettings, ClientSetting, Dialect, Voice
@@ -45,13 +45,7 @@ _FoundryName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9
 OFF = BeforeValidator(lambda value: None if value is False else value)
 
 
-def _some(names: Any) -> Any:
-    if names == ():
-        raise ValueError("should have at least 1 item")
-    return names
-
-
-_Some = Annotated[_Names, Field(max_length=64), AfterValidator(_some)]
+_Some = Annotated[_Names, Field(min_length=1, max_length=64)]
 
 
 class _AgentTable(BaseModel):
@@ -176,12 +170,13 @@ class Agent(AgentKeys):
     @property
     def secrets(self) -> tuple[SecretStr, ...]:
         """The credentials of its tools and hooks, which must stay out of logs."""
-        return (*(secret for tool in self.tools for secret in tool.secrets), *self._hook_secrets())
-
-    def _hook_secrets(self) -> Iterator[SecretStr]:
-        for hook in (self.guardrail, self.summary):
-            if hook is not None and (query := httpx.URL(hook.url).query):
-                yield SecretStr(query.decode("ascii", "replace"))
+        hooks = (
+            httpx.URL(hook.url).query.decode("ascii", "replace") for hook in (self.guardrail, self.summary) if hook
+        )
+        return (
+            *(secret for tool in self.tools for secret in tool.secrets),
+            *(SecretStr(query) for query in hooks if query),
+        )
 
     @cached_property
     def wanted(self) -> "_Asks":
