@@ -106,7 +106,7 @@ async def test_erased_user_keeps_no_output(database: Database) -> None:
     holder = await claims.claim(CALL, timeout_s=8)
     assert isinstance(holder, str)
     await claims.finish(CALL, holder, "what was private", ok=True)
-    await Maintenance(database, erase=False, lease_s=1, session_token_s=1).erase_user("ann@example.com")
+    await Maintenance(database, sinks=[], lease_s=1, session_token_s=1).erase_user("ann@example.com")
     assert await count(database) == 0
 
 
