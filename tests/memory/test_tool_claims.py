@@ -10,9 +10,9 @@ from tests.memory.support.turns import SESSION, owner
 from token_broker.memory import maintenance as maintenance_module
 from token_broker.memory.drivers.database import Database
 from token_broker.memory.maintenance import Maintenance
+from token_broker.memory.store.claim_rows import claim_call
 from token_broker.memory.store.sessions import claim_session
 from token_broker.memory.store.tables import tool_claims
-from token_broker.memory.store.tool_claims import claim_call
 from token_broker.memory.tool_claims import CallId, FoundCall, ToolClaims
 
 CALL = CallId(SESSION, "talk-1", "sess_1", "call_1")
