@@ -7,7 +7,7 @@ can be undone: never for what makes a call that somebody would have to hang up.
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
@@ -113,6 +113,10 @@ class Hedger:
         self.pool = pool
         self.clock = clock
         self.budget = HedgeBudget(clock)
+        # How many calls were asked beside a silent one, how many of those won, how many calls were undone.
+        self.counts: Counter[tuple[str, str]] = Counter(
+            {(each.name, outcome): 0 for each in pool.resources for outcome in ("asked", "won", "undone")}
+        )
         self._after_ms = after_ms
         self._hedges = after_ms != 0 and len(pool.resources) > 1
         # asyncio keeps only weak references to tasks: a task that nobody holds can vanish before it ends.
@@ -150,6 +154,7 @@ class _Race(Generic[T]):
         self._delay_s: float | None = None
         self._hedge_at_s: float | None = None
         self._is_hedged = False
+        self._beside: list[Call[T]] = []  # asked beside a silent one
         self._probed: set[str] = set()  # resources that were known to be sick when they were asked
 
     async def run(self) -> T | None:
@@ -259,9 +264,12 @@ class _Race(Generic[T]):
             return
         self._hedge_at_s = now_s + self._delay_s
         if self._is_hedged or self._hedger.budget.has_left:
-            if self._ask_next() is None:
+            if (beside := self._ask_next()) is None:
                 self._hedge_at_s = None
-            elif not self._is_hedged:
+                return
+            self._beside.append(beside)
+            self._count(beside, "asked")
+            if not self._is_hedged:
                 self._is_hedged = True
                 self._hedger.budget.count_hedged()
             return
@@ -274,6 +282,8 @@ class _Race(Generic[T]):
     def _won(self, winner: asyncio.Task[T]) -> T:
         call = self._running.pop(winner)
         self._count_winner(call)
+        if call in self._beside:
+            self._count(call, "won")
         if self._first is not None and self._pace is not None and self._delay_s is not None:
             pace = self._pool.pace(self._first.permit.resource.name)
             if call is self._first and self._clock() - call.asked_s <= self._delay_s:
@@ -283,11 +293,15 @@ class _Race(Generic[T]):
         for task, loser in self._running.items():
             if loser is not self._first:
                 self._note_silent(loser)
+            self._count(loser, "undone")
             self._pool.undone(loser.permit, asked_s=loser.asked_s)
             self._contest.undone(loser, None)
             self._leave_behind(task, loser)
         self._running.clear()
         return winner.result()
+
+    def _count(self, call: Call[T], outcome: str) -> None:
+        self._hedger.counts[call.permit.resource.name, outcome] += 1
 
     def _note_silent(self, loser: Call[T]) -> None:
         """One that was asked beside the first is slow as well, where it was silent for as long as the first may be."""

@@ -47,7 +47,7 @@ from token_broker.sessions.running_calls import Calls
 from token_broker.sessions.talk_level import TalkLevelCounters
 from token_broker.settings import Settings, SettingsError
 from token_broker.tools.configured_hooks import hook_secrets
-from token_broker.tools.guardrail import HttpGuardrail
+from token_broker.tools.guardrail import GUARDRAIL_KEEPALIVE_S, HttpGuardrail
 from token_broker.tools.http_runner import HttpToolRunner
 from token_broker.web.middleware import OriginRules
 
@@ -156,10 +156,18 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             )
             stack.push_async_callback(calls.aclose)
             memory.blocklist.watch(calls.end_where)
-        level = TalkLevelCounters(names, lambda resource, time_s: observe(TalkLive(time_s, resource)))
+        level = TalkLevelCounters(
+            names,
+            lambda resource, time_s: observe(TalkLive(time_s, resource)),
+            note=lambda owner, over_in_s, begins: memory.sessions.note_talk(owner, over_in_s=over_in_s, begins=begins),
+            longest_s=settings.max_talk_s,
+        )
         sender: HookSender | None = None
+        guardrail: HttpGuardrail | None = None
         if secrets:
             sender = HookSender(await stack.enter_async_context(hook_client(tls=tls, proxy=settings.proxy)), secrets)
+            warm = hook_client(tls=tls, proxy=settings.proxy, keepalive_s=GUARDRAIL_KEEPALIVE_S)
+            guardrail = HttpGuardrail(HookSender(await stack.enter_async_context(warm), secrets), observe=observe)
         runner = HttpToolRunner(
             sender, memory.tool_claims, memory.recall, store_timeout_s=settings.store_timeout_s, observe=observe
         )
@@ -178,7 +186,7 @@ async def build_broker(settings: Settings, drain: Drain, metrics: Metrics) -> As
             hang_up=None if calls is None else calls.end,
             level=level,
             tools=runner,
-            guardrail=None if sender is None else HttpGuardrail(sender, observe=observe),
+            guardrail=guardrail,
             on_ended=sum_up(memory, sender, agents),
         )
         stack.push_async_callback(relay.aclose)

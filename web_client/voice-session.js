@@ -11,7 +11,7 @@
 import { AudioEngine, listDevices } from "./audio/audio-engine.js";
 import { Broker, BrokerError } from "./broker.js";
 import { approvalEvent, imageEvent, pushToTalkEvent } from "./events.js";
-import { errorWithCode, pageFault, planFailed } from "./failures.js";
+import { errorWithCode, pageFault, planFailed, tooOld } from "./failures.js";
 import { isDegraded, isEphemeral, readPlan } from "./plan.js";
 import { shrunkImage } from "./images.js";
 import { PageTools } from "./page-tools.js";
@@ -489,6 +489,8 @@ export class VoiceSession extends EventTarget {
   async #requestPlan(signal) {
     const engine = this.#talk?.engine;
     if (!engine) return;
+    const fault = tooOld();
+    if (fault) return this.#dispatch({ type: "plan_failed", failure: fault });
     try {
       // A plan expires, and a prompt is a person's time: where one will be shown, the plan is asked for after it.
       const isPermitted = await engine.isPermitted();
@@ -649,7 +651,24 @@ export class VoiceSession extends EventTarget {
     addEventListener("online", () => this.#dispatch({ type: "wake" }), { signal });
     const offline = "You are offline. The talk goes on by itself when the network is back.";
     addEventListener("offline", () => this.#report("offline", offline), { signal });
+    globalThis.document?.addEventListener("securitypolicyviolation", (violation) => this.#refusedByPolicy(violation), { signal });
     return { engine, closing, watchesTabs: false };
+  }
+
+  /**
+   * The page's Content-Security-Policy refuses something; what concerns the talk is told, with the directive in its code.
+   * @param {SecurityPolicyViolationEvent} violation
+   */
+  #refusedByPolicy({ effectiveDirective, blockedURI }) {
+    const known = [this.#options.brokerUrl, import.meta.url, this.#connectionUrl];
+    if (!known.some((url) => hostOf(url) !== "" && hostOf(url) === hostOf(blockedURI))) return;
+    const code = `csp_${effectiveDirective.replaceAll("-", "_")}`;
+    this.#report(code, `This page's policy keeps the talk from ${hostOf(blockedURI)}: its developer can add that to ${effectiveDirective}.`);
+  }
+
+  get #connectionUrl() {
+    const machine = this.#machine;
+    return "plan" in machine ? (machine.plan.connections[machine.index]?.url ?? "") : "";
   }
 
   #pageHides() {
@@ -823,6 +842,11 @@ export class VoiceSession extends EventTarget {
   #emit(name, detail) {
     this.dispatchEvent(new CustomEvent(name, { detail }));
   }
+}
+
+/** @param {string} url */
+function hostOf(url) {
+  return URL.canParse(url, globalThis.location?.href) ? new URL(url, globalThis.location?.href).host : "";
 }
 
 function speakerFault() {

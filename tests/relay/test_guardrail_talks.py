@@ -31,6 +31,7 @@ inherits = "ann"
 name = "Bob"
 greeting = "Welcome to Contoso."
 guardrail = false
+handoff_to = ["ann"]
 """
 
 
@@ -151,6 +152,32 @@ async def test_failed_transcript_is_answered(tmp_path: Path) -> None:
             assert "conversation.item.input_audio_transcription.failed" in kinds(client)
         assert not hook.asked
         assert not azure.transcript.answers_to("#1"), "fail = closed: it is refused"
+
+
+@pytest.mark.parametrize("order", [("ann", "bob"), ("bob", "ann")])
+async def test_guardrail_comes_and_goes_with_its_agent(tmp_path: Path, order: tuple[str, str]) -> None:
+    hook = Hook([Verdict("allow")])
+    with run_in_thread(FAST) as azure:
+        prepared = build(make_settings(azure.base_url, **SIMULATED), agents=agents(tmp_path), guardrail=hook)
+        async with serving(prepared) as running, running.client(agent_id=order[0]) as client:
+            await client.ready()
+            if order[0] == "bob":
+                await answered(client)  # its greeting
+            detection = {"type": "server_vad", "silence_duration_ms": 300}
+            await client.send({"type": "session.update", "session": {"turn_detection": detection}})
+            await client.until("session.updated")
+            await client.send({"type": "broker.agent.switch", "agent_id": order[1]})
+            await client.until("broker.agent.switched")
+            await speak(client, 1)
+            await answered(client)
+            with azure.fault("cut", times=1):
+                await client.until("broker.resumed")
+            await speak(client, 2)
+            await answered(client)
+        asked_by = [answer.asked_by for answer in azure.transcript.answers if answer.follows == "utterance"]
+        assert len(azure.transcript.talks) == 2
+        assert asked_by == ["client" if order[1] == "ann" else "detection"] * 2
+        assert len(hook.asked) == (2 if order[1] == "ann" else 0)
 
 
 async def test_greeting_comes_once_a_talk(tmp_path: Path) -> None:

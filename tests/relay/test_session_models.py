@@ -9,7 +9,8 @@ from openai.types.realtime.conversation_item_create_event import ConversationIte
 
 from strategies.base import Dialect, SessionSpec
 from strategies.session_model.agent_settings import CLIENT_MAY_SET
-from strategies.session_model.session_fields import ga_realtime_session, handoff_session, voice_live_session
+from strategies.session_model.running_session import handoff_session
+from strategies.session_model.session_fields import ga_realtime_session, voice_live_session
 from tests.relay.support.broker import make_settings
 from tests.relay.support.official_models import known_to_microsoft, strictly, voice_live_session_fits
 from token_broker.memory.types import Role

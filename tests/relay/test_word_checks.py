@@ -17,7 +17,7 @@ from token_broker.relay.guardrail.checks import (
     WordChecks,
 )
 from token_broker.relay.guardrail.client_words import has_words, with_words, words_of
-from token_broker.relay.guardrail.held import AnswerWish, held_session
+from token_broker.relay.guardrail.held import AnswerWish, held_changes, held_session
 from token_broker.tools.guardrail import Verdict
 
 Event = dict[str, Any]
@@ -360,12 +360,13 @@ def test_client_sees_its_own_wish() -> None:
     held = {"type": "session.updated", "session": {"turn_detection": {"type": "server_vad", "create_response": False}}}
     assert wish.shown(held)["session"]["turn_detection"]["create_response"] is True
     asked = {"turn_detection": {"type": "server_vad", "create_response": True}}
-    assert wish.update(asked)["turn_detection"]["create_response"] is False
+    wish.note(asked)
+    assert held_changes(asked)["turn_detection"]["create_response"] is False
     assert wish.by_itself
-    assert wish.update({"voice": "x"}) == {"voice": "x"}
-    wish.update({"audio": {"input": {"turn_detection": {"type": "server_vad", "create_response": False}}}})
+    assert held_changes({"voice": "x", "turn_detection": None}) == {"voice": "x", "turn_detection": None}
+    wish.note({"audio": {"input": {"turn_detection": {"type": "server_vad", "create_response": False}}}})
     assert not wish.by_itself
     assert wish.shown(held) is held
-    assert wish.update({"turn_detection": None}) == {"turn_detection": None}
+    wish.note({"turn_detection": None})
     wish.begin(None)
     assert not wish.by_itself, "what the client has set holds"

@@ -10,20 +10,16 @@ from openai.types.realtime import ClientSecretCreateParams, RealtimeSessionCreat
 from pydantic import TypeAdapter
 
 from strategies.base import SessionSpec
-from strategies.session_model.agent_settings import CLIENT_MAY_SET, AgentSettings
+from strategies.session_model.agent_settings import CLIENT_MAY_SET, LEFT_OUT, AgentSettings
+from strategies.session_model.lost_settings import lost_settings
+from strategies.session_model.running_session import agents_session, handoff_session, is_same_session
 from strategies.session_model.session_fields import (
-    LEFT_OUT,
     SESSION_FIELDS,
     Body,
-    agents_session,
     flat_session,
     ga_client_secret,
     ga_realtime_session,
-    handoff_session,
-    is_same_session,
-    lost_settings,
     voice_live_session,
-    with_changes,
 )
 from tests.relay.support.official_models import strictly, voice_live_session_fits
 from tests.strategies.fakes import SPEC
@@ -436,12 +432,6 @@ def test_handoff_states_what_differs(old: Any, new: Any, changes: Any, ga: Any) 
     flat = handoff_session(spec_of(old), spec_of(new), "preview", changes={}, may_set=may_set)
     check(VoiceLiveSession, flat)
     voice_live_session_fits(flat)
-
-
-def test_new_session_has_the_clients_changes() -> None:
-    changed = with_changes(spec_of({"session": {"ga": {"truncation": "disabled"}}}), "ga", {"max_output_tokens": 5})
-    session = body_of(changed, "ga_socket")
-    assert (session["max_output_tokens"], session["truncation"]) == (5, "disabled")
 
 
 def test_update_leaves_the_clients_alone() -> None:

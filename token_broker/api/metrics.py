@@ -4,7 +4,7 @@ The relay and the memory count for themselves, at no cost a frame. Their status 
 two can't disagree.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypedDict
 
 from prometheus_client import Metric
@@ -19,12 +19,13 @@ from strategies.pool import ResourceStatus
 from token_broker.api.status import StatusSources
 from token_broker.memory.memory_status import MemoryStatus
 from token_broker.observability.events import Metrics
-from token_broker.relay.counters import RelayStatus
+from token_broker.relay.counters import RelayStatus, ResourceUse
 from token_broker.web.openapi_document import Operation, ResponseSpec
 from token_broker.web.requests import Problem
 
 __all__ = ["METRICS_OPERATIONS", "MetricsState", "StateCollector", "get_metrics", "memory_metrics"]
 
+_RELAYED = ("resource", "direction")
 RESOURCE_HEALTH = ("good", "failing", "slow", "recovering")
 _CLOSE_CODES = ("1000", "1009", "1011", "4400", "4401", "4403", "4408", "4410", "4429", "4502", "4503")
 
@@ -71,7 +72,12 @@ class StateCollector(Collector):
         yield _gauge(
             "max_talks", "Places there are in this process; 0 is without limit.", sources.settings.max_sessions
         )
-        yield _gauge("clock_skew_seconds", "Our clock less Azure's, at the last mint.", sources.clock_skew_s)
+        skew = GaugeMetricFamily(
+            "token_broker_clock_skew_seconds", "Our clock less Azure's, at the last mint.", labels=["resource"]
+        )
+        for name, skew_s in sources.plan_counters.clock_skew_at.items():
+            skew.add_metric([name], skew_s)
+        yield skew
         yield from _breakers(
             [
                 *((each.resource or "", "strategy", each) for each in sources.strategies()),
@@ -79,6 +85,14 @@ class StateCollector(Collector):
             ]
         )
         yield from _resources(sources.pool.snapshot())
+        hedges = CounterMetricFamily(
+            "token_broker_hedges",
+            "Calls beside a silent one: asked at this resource, won by it, and calls undone since another was faster.",
+            labels=["resource", "outcome"],
+        )
+        for (name, outcome), count in sources.chain.hedger.counts.items():
+            hedges.add_metric([name, outcome], count)
+        yield hedges
         yield _counter(
             "talks_asked", "Talks asked for, by proxy or relayed call; each counts once.", sources.talk_counters.asked
         )
@@ -145,7 +159,7 @@ def _resources(resources: Sequence[ResourceStatus]) -> Iterator[Metric]:
 def _relay(relay: RelayStatus) -> Iterator[Metric]:
     yield _gauge("active_talks", "Proxied talks that run now.", relay.active)
     yield _counter("talks", "Proxied talks admitted.", relay.sessions)
-    yield _counter("talks_ready", "Proxied talks that Azure took.", relay.ready)
+    yield _by_resource("talks_ready", "Proxied talks that Azure took.", relay, lambda use: use.ready)
     yield _counter("agent_handoffs", "Handoffs to another agent within a talk.", relay.handoffs)
     resumes = CounterMetricFamily(
         "token_broker_talk_resumes",
@@ -158,7 +172,12 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
     yield resumes
     yield _counter("turns", "Turns of proxied talks handed to the memory.", relay.turns)
     yield _counter("turns_lost", "Turns of proxied talks that the memory did not take.", relay.turns_lost)
-    yield _counter("failed_transcriptions", "User turns that Azure could not transcribe.", relay.failed_transcriptions)
+    yield _by_resource(
+        "failed_transcriptions",
+        "User turns that Azure could not transcribe.",
+        relay,
+        lambda use: use.failed_transcriptions,
+    )
     missing = GaugeMetricFamily(
         "token_broker_transcription_missing",
         "1 while users' words are not transcribed, since the transcription deployment does not exist.",
@@ -205,14 +224,16 @@ def _relay(relay: RelayStatus) -> Iterator[Metric]:
     for code, count in sorted((dict.fromkeys(_CLOSE_CODES, 0) | relay.closes).items()):
         closes.add_metric([code], count)
     yield closes
-    for name, text, counts in (
-        ("frames", "Events relayed.", relay.frames),
-        ("bytes", "Bytes of the events relayed.", relay.bytes),
-    ):
-        family = CounterMetricFamily(f"token_broker_relayed_{name}", text, labels=["direction"])
-        family.add_metric(["to_azure"], counts.to_azure)
-        family.add_metric(["to_client"], counts.to_client)
-        yield family
+    frames = CounterMetricFamily(
+        "token_broker_relayed_frames", "Events relayed, by the resource that carried the talk.", labels=_RELAYED
+    )
+    size = CounterMetricFamily("token_broker_relayed_bytes", "Bytes of the events relayed.", labels=_RELAYED)
+    for resource, use in relay.resources.items():
+        frames.add_metric([resource, "to_azure"], use.to_azure_frames)
+        frames.add_metric([resource, "to_client"], use.to_client_frames)
+        size.add_metric([resource, "to_azure"], use.to_azure_bytes)
+        size.add_metric([resource, "to_client"], use.to_client_bytes)
+    yield from (frames, size)
     yield from _usage(relay)
 
 
@@ -251,15 +272,9 @@ def _usage(relay: RelayStatus) -> Iterator[Metric]:
 def memory_metrics(memory: MemoryStatus) -> Iterator[Metric]:
     """The memory's metrics."""
     yield _gauge("memory_store_up", "1 while the store answers.", memory.store == "open")
-    yield _gauge("memory_queued_turns", "Turns that wait for delivery, over all replicas.", memory.queued)
+    yield from _sink_metrics(memory)
     yield _gauge(
-        "memory_oldest_queued_age_seconds", "Age of the oldest turn that waits, over all replicas.", memory.oldest_age_s
-    )
-    yield _gauge(
-        "memory_dead_letters", "Turns that could not be delivered and are kept, over all replicas.", memory.dead
-    )
-    yield _gauge(
-        "memory_outbox_age_seconds", "How long ago the three above were read from the store.", memory.outbox_age_s
+        "memory_outbox_age_seconds", "How long ago the four above were read from the store.", memory.outbox_age_s
     )
     yield _gauge(
         "memory_blocked", "Principals and sessions that the operator has blocked, over all replicas.", memory.blocked
@@ -289,10 +304,6 @@ def memory_metrics(memory: MemoryStatus) -> Iterator[Metric]:
     yield _counter("memory_overflowed_turns", "Proxied turns lost, since the buffer was full.", memory.overflowed)
     yield _counter("memory_commits", "Commits.", memory.commits)
     yield _counter("memory_failed_commits", "Commits that failed.", memory.failed_commits)
-    yield _counter("memory_delivered_turns", "Turns delivered.", memory.delivered)
-    yield _counter(
-        "memory_delivery_failures", "Deliveries that failed and come again, or are dead.", memory.delivery_failures
-    )
     yield _counter("memory_recalls", "Recalls asked for.", memory.recalls)
     yield _counter("memory_late_recalls", "Recalls that took longer than their budget.", memory.recalls_late)
     yield _counter("memory_failed_recalls", "Recalls that failed.", memory.recalls_failed)
@@ -304,6 +315,37 @@ def memory_metrics(memory: MemoryStatus) -> Iterator[Metric]:
         "Tickets that this process alone remembers as used.",
         memory.tickets_spent_locally,
     )
+
+
+def _by_resource(name: str, text: str, relay: RelayStatus, value: Callable[[ResourceUse], float]) -> Metric:
+    family = CounterMetricFamily(f"token_broker_{name}", text, labels=["resource"])
+    for resource, use in relay.resources.items():
+        family.add_metric([resource], value(use))
+    return family
+
+
+def _sink_metrics(memory: MemoryStatus) -> Iterator[Metric]:
+    """By sink; where there is none the store is the memory, and the one series is `local`."""
+    gauges = {
+        "queued": ("queued_turns", "Turns that wait for delivery, over all replicas."),
+        "oldest_age_s": ("oldest_queued_age_seconds", "Age of the oldest turn that waits, over all replicas."),
+        "dead": ("dead_letters", "Turns that could not be delivered and are kept, over all replicas."),
+        "pending_erasures": ("pending_erasures", "Erasures that the sink has not carried out, over all replicas."),
+        "rests_for_s": ("sink_rests_seconds", "How long the sink is left alone, since it failed or asked for it."),
+    }
+    counters = {
+        "delivered": ("delivered_turns", "Turns delivered."),
+        "delivery_failures": ("delivery_failures", "Deliveries that failed and come again, or are dead."),
+        "dropped_notices": ("dropped_notices", "Notices that the sink refused for good."),
+    }
+    for field, (name, text) in (gauges | counters).items():
+        kind = CounterMetricFamily if field in counters else GaugeMetricFamily
+        family = kind(f"token_broker_memory_{name}", text, labels=["sink"])
+        for sink in memory.sinks:
+            family.add_metric([sink.sink], float(getattr(sink, field)))
+        if not memory.sinks:
+            family.add_metric(["local"], float(getattr(memory, field, 0)))
+        yield family
 
 
 def _gauge(name: str, text: str, value: float | None) -> Metric:

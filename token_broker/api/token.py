@@ -145,7 +145,9 @@ async def create_token(request: Request[TokenState]) -> Response:
         else:
             result = "refused" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"
         skew_s = minted.clock_skew_s if minted else None
-        minting.observe(TokenRequestEnded(**trace.facts(status, code), result=result, clock_skew_s=skew_s))
+        resource = minted.resource if minted else ""
+        ended = TokenRequestEnded(**trace.facts(status, code), result=result, clock_skew_s=skew_s, resource=resource)
+        minting.observe(ended)
 
     with trace.answered(HTTPStatus.OK, tell):
         plan = await _make_plan(request, trace)
@@ -187,7 +189,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         agent=agent,
         public_base=public_base(request.scope, settings.public_url, settings.trusted_proxies),
         correlation_id=correlation_id(request.scope),
-        unseen=callers.blocklist.was_read and not agent.is_seen,
+        unseen=callers.blocklist.was_read,
     )
     trace.is_poor = plan.outlook == "poor"
     entry = AuditEntry(
@@ -199,6 +201,7 @@ async def _make_plan(request: Request[TokenState], trace: RequestTrace) -> Plan:
         minted=plan.token is not None,
         secret=SecretStr(plan.token or plan.session_token),
         expires_at=plan.expires_at,
+        resource=grant.resource if isinstance(grant, EphemeralGrant) else None,
     )
     write_audit(entry, minting.observe)  # before the answer: a plan that can't be audited is not released
     return plan

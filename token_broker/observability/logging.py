@@ -85,7 +85,8 @@ def own_secrets(settings: Settings) -> tuple[SecretStr | None, ...]:
     keys = [resource.settings.key for resource in settings.resources]
     tools = settings.tools_secret.get_secret_value().split() if settings.tools_secret else ()
     tools_secrets = [SecretStr(each.removeprefix("whsec_")) for each in tools]
-    return (settings.key, *keys, settings.zep_api_key, settings.metrics_token, *settings.signing_keys, *tools_secrets)
+    memory = (settings.zep_api_key, settings.memory_http_secret)
+    return (settings.key, *keys, *memory, settings.metrics_token, *settings.signing_keys, *tools_secrets)
 
 
 def configure_logging(settings: Settings, *, secrets: Iterable[SecretStr] = ()) -> None:
@@ -157,6 +158,7 @@ class AuditEntry:
     secret: SecretStr
     expires_at: datetime
     holder: CredentialHolder = "browser"
+    resource: str | None = None  # that minted it
 
 
 def write_audit(entry: AuditEntry, observe: Observer) -> None:
@@ -169,11 +171,13 @@ def write_audit(entry: AuditEntry, observe: Observer) -> None:
         agent_id=entry.agent_id,
         strategy=entry.strategy,
         holder=entry.holder,
+        resource=entry.resource,
         has_token=entry.minted,
         fingerprint=fingerprint(entry.secret.get_secret_value()),
         expires_at=entry.expires_at.isoformat(),
     )
-    observe(CredentialIssued(agent_id=entry.agent_id, strategy=entry.strategy, holder=entry.holder))
+    issued = CredentialIssued(entry.agent_id, entry.strategy, entry.holder, entry.resource or "")
+    observe(issued)
 
 
 def audit_blocks(blocked: Collection[tuple[str, str]], *, unblocked: Collection[tuple[str, str]]) -> None:

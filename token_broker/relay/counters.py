@@ -31,6 +31,7 @@ _NOT_TRANSCRIBED = "conversation.item.input_audio_transcription.failed"
 USAGE_EVENTS = frozenset({"response.done", _TRANSCRIBED, _NOT_TRANSCRIBED})
 """Azure's events that say what it bills: a response, or the transcription of what the user said, which may fail."""
 
+_BOOKED = ("to_azure_frames", "to_azure_bytes", "to_client_frames", "to_client_bytes", "failed_transcriptions")
 _NO_DEPLOYMENT = "DeploymentNotFound"
 _FAILURE_CODES = 50  # Azure's own codes are fewer; a label must not grow without bound
 _OTHER = "other"
@@ -108,8 +109,14 @@ class UpstreamStatus(BreakerStatus):
 
 @dataclass(slots=True)
 class ResourceUse:
-    """What talks had of one Azure resource."""
+    """What talks had of one Azure resource. `ready` are the talks that it took first."""
 
+    ready: int = 0
+    to_azure_frames: int = 0
+    to_azure_bytes: int = 0
+    to_client_frames: int = 0
+    to_client_bytes: int = 0
+    failed_transcriptions: int = 0
     usage_by_agent: dict[str, Usage] = field(default_factory=dict)
     transcription_usage: TranscriptionUsage = field(default_factory=TranscriptionUsage)
     failed_answers: Counter[str] = field(default_factory=Counter)
@@ -177,6 +184,11 @@ class TalkCounters:
     tool_calls_failed: int = 0
     usage: Usage = field(default_factory=Usage)
     transcription: TranscriptionUsage = field(default_factory=TranscriptionUsage)
+    booked_to_azure_frames: int = 0  # what `RelayCounters.book` has counted for a resource, of each
+    booked_to_azure_bytes: int = 0
+    booked_to_client_frames: int = 0
+    booked_to_client_bytes: int = 0
+    booked_failed_transcriptions: int = 0
 
 
 @dataclass(slots=True)
@@ -199,6 +211,14 @@ class RelayCounters:
     def use_of(self, resource: str) -> ResourceUse:
         """What talks had of that resource."""
         return self.resources.setdefault(resource, ResourceUse())
+
+    def book(self, talk: TalkCounters, resource: str) -> None:
+        """Counts for the resource what the talk relayed since the last call: it has carried the talk meanwhile."""
+        use = self.use_of(resource)
+        for name in _BOOKED:
+            total = getattr(talk, name)
+            setattr(use, name, getattr(use, name) + total - getattr(talk, f"booked_{name}"))
+            setattr(talk, f"booked_{name}", total)
 
     def count_usage_of(
         self, event: Mapping[str, Any], *, principal: str, agent_id: str, talk: TalkCounters, resource: str

@@ -16,14 +16,14 @@ from typing import Any
 
 from strategies.base import SessionSpec
 from strategies.resources import Resource, is_allowed
-from strategies.session_model.session_fields import handoff_session, is_same_session, with_changes
+from strategies.session_model.running_session import handoff_session, is_same_session
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.confirmation.confirmation import Confirmation
 from token_broker.relay.confirmation.paths import ABSENT, DETECTION, put, value_of
 from token_broker.relay.dialects.broker_events import OWN_EVENT_IDS, broker_error
 from token_broker.relay.event_text import event_of
 from token_broker.relay.guardrail.held import held_session
-from token_broker.relay.resume.settings_changes import client_settings
+from token_broker.relay.resume.settings_changes import client_settings, with_changes
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.security.limits import RateLimit
 from token_broker.server.close_codes import UPSTREAM_FAILED, Ending
@@ -288,9 +288,7 @@ class AgentHandoff:
         whole = old.route.session(with_changes(spec, dialect, changes))
         whole = held_session(whole, dialect) if spec.holds_answers else whole
         detection = value_of(whole, DETECTION[dialect])
-        if isinstance(detection, Mapping) and not spec.holds_answers:
-            detection = {**detection, "create_response": True}
-        return session if detection is ABSENT else put(session, DETECTION[dialect], detection)
+        return put(session, DETECTION[dialect], {"type": "server_vad"} if detection is ABSENT else detection)
 
     def _go_on(self) -> None:
         """The current agent speaks next, and is told why."""

@@ -9,7 +9,6 @@ watches all waits. Where Azure's side is lost, the talk goes on in another sessi
 import asyncio
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,9 +19,10 @@ from strategies.errors import MalformedError
 from strategies.resources import Resource
 from token_broker.memory.types import Recall, TurnIngest
 from token_broker.relay.adapters import Answered, ProtocolAdapter, ToAzure
-from token_broker.relay.answers.actions import Refuse, Run, Tell
-from token_broker.relay.answers.catalogue import tools_of
-from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell
+from token_broker.relay.answers.actions import Refuse, Tell
+from token_broker.relay.answers.agent_calls import AgentCalls
+from token_broker.relay.answers.farewell import END_TALK_OUTPUT, Farewell, keys_of
+from token_broker.relay.answers.greeting import greeting_response
 from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.relay.answers.talk_answers import AnswerHooks, TalkAnswers
@@ -61,7 +61,7 @@ from token_broker.sessions.agents import Agent, AgentRegistry
 from token_broker.sessions.plans import SpecSupplier, TalkSpecs
 from token_broker.settings import Settings
 from token_broker.tools.guardrail import GuardrailClient
-from token_broker.tools.runner import ToolCall, ToolOutput, ToolRunner
+from token_broker.tools.runner import ToolOutput, ToolRunner
 
 __all__ = ["Talk", "TalkParts"]
 
@@ -113,6 +113,7 @@ class Talk:
         self._over: asyncio.Future[Ending] = self._loop.create_future()
         self._ready = asyncio.Event()
         self._upstream: UpstreamConnection | None = None
+        self._resource = ""  # which carries the talk, or did last
         self._memory = TalkMemory(
             parts.recall,
             owner,
@@ -157,8 +158,11 @@ class Talk:
         self._ledger.notes = self._memory.notes
         self._memory.begin()
         self._session: UpstreamConnection | None = None  # the one that is told things, also while it takes over
+        self._calls = AgentCalls(
+            parts.tools, owner, lambda: self._handoff.agent, self.counters, builtin=self._run_builtin
+        )
         sequencer = AnswerSequencer(
-            lambda: tools_of(self._handoff.agent),
+            self._calls.tools,
             facts=self._ledger.facts,
             holds=self._holds_answers,
             plays_until_s=lambda: self._turns.assembler.plays_until_s,
@@ -166,7 +170,7 @@ class Talk:
         self._ledger.acting = lambda: sequencer.calls.is_acting
         self._answers = TalkAnswers(
             sequencer,
-            AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._run_call, start=self._start),
+            AnswerHooks(tell=self._tell_call, refuse=self._refuse, run=self._calls.run, start=self._start),
         )
         self._guard = TalkGuard(
             parts.guardrail or NoHook(),
@@ -184,10 +188,7 @@ class Talk:
                 start=self._start,
             ),
         )
-        hidden = HiddenCalls(
-            lambda name: (tool := tools_of(self._handoff.agent).get(name)) is not None and tool.by == "client",
-            sequencer.calls.withholds,
-        )
+        hidden = HiddenCalls(self._calls.is_clients, sequencer.calls.withholds)
         self._handler = EventHandler(
             adapter,
             owner,
@@ -335,9 +336,6 @@ class Talk:
             return
         noted = len(message) <= _LONGEST_NOTED or kind == "response.create" or IMAGE_FIELD.decode() not in message
         event = parsed(message) if noted or self._guard.is_on else {}
-        if kind == "session.update" and self._guard.is_on:
-            event = self._guard.for_azure(event)
-            message = compact(event)
         if self._guard.admits(kind, event, len(message)):
             self._pass_on(kind, message, event, upstream)
 
@@ -362,6 +360,8 @@ class Talk:
             upstream.socket.put(self._adapter.error(empty))
             return
         self._ledger.client_sent(kind, message, event)
+        if kind == "session.update":
+            message = self._guard.for_azure(event, message)
         upstream.socket.send(self._restored.for_azure(message))
         self._answers.tick()
 
@@ -383,6 +383,7 @@ class Talk:
             self._tell_note(note)
         self._use(upstream)
         self._parts.counters.ready += 1
+        self._parts.counters.use_of(upstream.resource).ready += 1
         self._on_live(upstream.resource)
         self._start(self._greet(), "talk-greeting")
         upstream.first[:] = self._adapter.opening(
@@ -421,8 +422,14 @@ class Talk:
                 counters.to_client_bytes += len(event)
         return True
 
+    def book(self) -> None:
+        """Counts what was relayed for the resource that carries the talk."""
+        if self._resource:
+            self._parts.counters.book(self.counters, self._resource)
+
     def _use(self, upstream: UpstreamConnection) -> None:
-        self._upstream = upstream
+        self.book()
+        self._upstream, self._resource = upstream, upstream.resource
         self._fast_path.join(upstream)
         self._resumption.begin(upstream)
 
@@ -441,10 +448,8 @@ class Talk:
         if greeting is None or not self._greets():
             return
         await asyncio.sleep(_GREETING_AFTER_S)
-        told = f"The conversation begins, and you speak first. Say this, and then let the user speak: {greeting}"
-        instructions = f"{self._ledger.facts.instructions}\n\n{told}".strip()
         if self._handoff.agent.greeting == greeting:
-            self._answers.want("greeting", {"instructions": instructions, "tool_choice": "none"})
+            self._answers.want("greeting", greeting_response(greeting, self._ledger.facts.instructions))
 
     def _send_own(self, event: Mapping[str, Any]) -> None:
         """Sends Azure an event of the broker's own that another session would have to be told."""
@@ -468,12 +473,10 @@ class Talk:
 
     def _holds_answers(self) -> bool:
         """Whether no answer may be asked for now, whatever is due."""
-        if self._ledger.holds or self._guard.is_checking or self._handoff.holds:
+        if self._ledger.holds_speech or self._guard.is_checking or self._handoff.holds:
             return True
-        return self._farewell.is_asked and self._farewell.holds(self._batches(), spoke=self._ledger.last_sounded)
-
-    def _batches(self) -> list[AbstractSet[str]]:
-        return [batch.answered | batch.open.keys() for batch in self._answers.sequencer.calls]
+        batches = keys_of(self._answers.sequencer.calls)
+        return self._farewell.is_asked and self._farewell.holds(batches, spoke=self._ledger.last_sounded)
 
     def _tell_note(self, note: Item) -> None:
         """Tells the session what the memory knows; the next one is told it again."""
@@ -545,18 +548,7 @@ class Talk:
             self._resumption.tell_later(text)
 
     def _tell_call(self, tool: Tell) -> None:
-        if tool.duration_ms is not None:
-            self.counters.tool_calls += 1
-            self.counters.tool_calls_failed += tool.state == "failed"
-            log.info(
-                "tool_called",
-                session_id=self.owner.session_id,
-                agent_id=self._handoff.agent.id,
-                tool=tool.name,
-                call_id=tool.call_id,
-                state=tool.state,
-                ms=round(tool.duration_ms),
-            )
+        self._calls.note(tool)
         if (text := self._adapter.called(tool)) is not None:
             self._tell(text)
 
@@ -564,18 +556,11 @@ class Talk:
         refusal = Refused(what.code, what.message, event_id=what.event_id)
         self._tell(self._adapter.error(refusal, retryable=what.retryable))
 
-    async def _run_call(self, call: Run) -> ToolOutput:
-        name = call.tool.name
-        if call.tool.by == "builtin" and name == "handoff":
-            return ToolOutput(*self._handoff.request_by_model(call.arguments))
-        if call.tool.by == "builtin" and name == "end_talk":
-            self._farewell.ask(call.call_id)
-            return ToolOutput(END_TALK_OUTPUT, ok=True)
-        if self._parts.tools is None:
-            return ToolOutput("No tool can be used here.", ok=False)
-        agent, owner = self._handoff.agent, self.owner
-        made = ToolCall(owner.talk_id, call.azure_session, call.call_id, name, call.arguments, agent, owner)
-        return await self._parts.tools.run(made)
+    async def _run_builtin(self, name: str, arguments: str, call_id: str) -> ToolOutput:
+        if name == "handoff":
+            return ToolOutput(*self._handoff.request_by_model(arguments))
+        self._farewell.ask(call_id)
+        return ToolOutput(END_TALK_OUTPUT, ok=True)
 
     def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         def on_done(task: "asyncio.Task[None]") -> None:
@@ -615,7 +600,7 @@ class Talk:
             answering = self._answers.sequencer.is_answering
             if self._farewell.is_over(
                 now_s,
-                self._batches(),
+                keys_of(self._answers.sequencer.calls),
                 answering=answering,
                 spoke=self._ledger.last_sounded,
                 plays_until_s=self._turns.assembler.plays_until_s,
@@ -648,6 +633,7 @@ class Talk:
                 await self._handler.await_last_transcript(self._upstream)
         finally:
             self._turns.flush()
+            self.book()
             await self._resumption.aclose()
             if self._upstream is not None:
                 await self._upstream.socket.aclose()

@@ -126,6 +126,8 @@ class VoiceRelay:
     def snapshot(self) -> RelayStatus:
         """The relay's status now, running talks and the calls that are listened to included."""
         counters = self._counters
+        for talk in self._talks:
+            talk.book()
         running = [*(talk.counters for talk in self._talks), *(call.counters for call in self._calls)]
         totals = counters.totals(running)
         return RelayStatus(
@@ -250,6 +252,9 @@ class VoiceRelay:
             resource=resource,
             hang_up=end_call,
             holds_place=lambda: self._limits.keeps(call_id),
+            tools=self._parts.tools,
+            guardrail=self._parts.guardrail,
+            greets=partial(self._level.greets, admitted.owner.talk_id),
         )
 
         async def run() -> None:
@@ -279,7 +284,7 @@ class VoiceRelay:
         self, scope: Scope, receive: Receive, send: Send, admitted: AdmittedClient, adapter: ProtocolAdapter
     ) -> None:
         owner, agent = self._level.of(admitted.owner), admitted.agent
-        self._level.begin(owner.talk_id)
+        self._level.begin(owner)
         talk = Talk(
             self._parts,
             adapter,
@@ -320,7 +325,7 @@ class VoiceRelay:
             self._counters.finish(talk.counters, ending.code)
             if talk.counters.turns:
                 self._on_ended(owner, talk.agent_id)
-            self._level.end(owner.talk_id, ends_talk=ending.ends_talk, has_left=ending.by_client)
+            self._level.end(owner, ends_talk=ending.ends_talk, has_left=ending.by_client)
             self._observe(
                 TalkEnded(
                     session_id=owner.session_id,

@@ -1,8 +1,8 @@
 """One agent: what it is told, how it speaks and listens, what it may do. docs/agents.md describes each key."""
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
-from typing import Annotated, Any, Literal
+from functools import cached_property, partial
+from typing import Annotated, Any, Literal, Protocol
 
 import httpx
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, StringConstraints
@@ -46,11 +46,11 @@ def _some(names: Any) -> Any:
 _Some = Annotated[_Names, Field(max_length=64), AfterValidator(_some)]
 
 
-class _Table(BaseModel):
+class _AgentTable(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class GuardrailKeys(_Table):
+class GuardrailKeys(_AgentTable):
     """A guardrail as an entry of the file states it: the rest is inherited."""
 
     url: HookUrl | None = Field(None, repr=False)
@@ -67,13 +67,13 @@ class Guardrail(GuardrailKeys):
     url: HookUrl = Field(repr=False)
 
 
-class SummaryHook(_Table):
+class SummaryHook(_AgentTable):
     """The hook that makes a talk's summary."""
 
     url: HookUrl = Field(repr=False)
 
 
-class FoundryAgentKeys(_Table):
+class FoundryAgentKeys(_AgentTable):
     """A Foundry agent as an entry of the file states it: the rest is inherited."""
 
     project: _FoundryName | None = None
@@ -153,7 +153,7 @@ class Agent(AgentKeys):
             return "its guardrail is closed"
         return ""
 
-    @property
+    @cached_property
     def is_seen(self) -> bool:
         """Whether every talk of it has to be seen, so that no plan has an unseen transport."""
         return self.control == "required" or self.guardrail is not None or bool(self.sockets_only)
@@ -168,9 +168,16 @@ class Agent(AgentKeys):
             if hook is not None and (query := httpx.URL(hook.url).query):
                 yield SecretStr(query.decode("ascii", "replace"))
 
-    def wanted(self, session_id: str, *, running: bool = False) -> Wanted:
-        """Who asks the pool for a resource: this agent, in that session. `running` is a talk that has to move."""
-        return Wanted(session_id, self.id, self.zones, self.resources, running, self.model or "")
+    @cached_property
+    def wanted(self) -> "_Asks":
+        """Who asks the pool for a resource: this agent, in the session that it is called with. `running` is a talk that
+        has to move.
+        """
+        return partial(Wanted, agent_id=self.id, zones=self.zones, resources=self.resources, model=self.model or "")
+
+
+class _Asks(Protocol):
+    def __call__(self, session_id: str, *, running: bool = False) -> Wanted: ...
 
 
 def checked_voice(voice: Any) -> Any:

@@ -19,7 +19,7 @@ from token_broker.simulator import RunningSimulator, SimulatorConfig, run_in_thr
 from token_broker.tools.http_runner import HttpToolRunner
 from token_broker.web.requests import uuid7
 
-__all__ = ["PATHS", "ToolTalks", "ask", "run_tool_talks", "spoken", "typed"]
+__all__ = ["PATHS", "ToolTalks", "agents_with_tools", "ask", "run_tool_talks", "spoken", "typed"]
 
 PATHS = {"proxy": "", "ga": "/v1/realtime", "voice_live": "/voice-live/realtime"}
 """The ways in which a client talks with an agent, by name."""
@@ -96,6 +96,17 @@ class ToolTalks:
         return sum(answer.follows == "tool" for answer in self.azure.transcript.answers)
 
 
+def agents_with_tools(server: ToolServer | None, *, client_s: float = 20, timeout_s: float = 8) -> str:
+    """An agents' file: elena has a tool for each of the server's paths, `map` for the client, and two MCP servers."""
+    more = {"ok": "", "held": ', say = "One moment."', "fail": "", "die": "", "hang": ""} if server else {}
+    tools = [
+        _TOOL.format(name=name, url=server.url(name), timeout_s=timeout_s, more=options)
+        for name, options in more.items()
+        if server is not None
+    ]
+    return _AGENTS.format(tools="\n".join(tools), client_s=client_s)
+
+
 @contextlib.asynccontextmanager
 async def run_tool_talks(
     folder: Path, *, client_s: float = 20, timeout_s: float = 8, **overrides: Any
@@ -104,13 +115,8 @@ async def run_tool_talks(
     claims = OnceClaims()
     with run_in_thread(SimulatorConfig(answer_speed=20)) as azure:
         async with run_tool_server() as server, hook_client() as http:
-            names = {"ok": "", "held": ', say = "One moment."', "fail": "", "die": "", "hang": ""}
-            tools = [
-                _TOOL.format(name=name, url=server.url(name), timeout_s=timeout_s, more=more)
-                for name, more in names.items()
-            ]
             file = folder / "agents.toml"
-            file.write_text(_AGENTS.format(tools="\n".join(tools), client_s=client_s))
+            file.write_text(agents_with_tools(server, client_s=client_s, timeout_s=timeout_s))
             runner = HttpToolRunner(HookSender(http, secrets()), claims, None)
             settings = {"key": SecretStr("simulated-key")} | overrides
             try:

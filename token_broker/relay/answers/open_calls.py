@@ -124,7 +124,7 @@ class OpenCalls:
     def drop(self, batch: CallBatch) -> None:
         """Nothing more is to be done about it."""
         self._batches.pop(batch.response_id, None)
-        self.told -= batch.answered
+        self.told.difference_update(batch.answered)
 
     def withholds(self, call_id: str) -> bool:
         """Whether the client does not get a call that would have been its own: it is not made."""
@@ -147,6 +147,8 @@ class OpenCalls:
         done: list[Action] = []
         for batch in self:
             for call in [each for each in batch.open.values() if each.deadline_s <= now_s]:
+                if call.tool is None and not self._here:
+                    continue  # whoever joins again refuses it
                 batch.acts = batch.asks = True
                 call.deadline_s = math.inf
                 if call.tool is not None:
@@ -184,13 +186,15 @@ class OpenCalls:
         self.told = set(self.answered())
         return done
 
-    def cut(self) -> None:
-        """The session is gone. Approvals and calls of Azure's own end with it: the model has to be asked again."""
+    def cut(self, *, lost: bool = True) -> None:
+        """The session is gone, or only our way to it. Approvals and calls of Azure's own end with a session that is
+        `lost`: then the model has to be asked again.
+        """
         self._here = False
         self.told.clear()
         for batch in self:
             batch.ended = True
-            for call in [each for each in batch.open.values() if each.tool is None and each.output is None]:
+            for call in [each for each in batch.open.values() if lost and each.tool is None]:
                 del batch.open[call.key]
                 batch.asks = batch.acts = True
 
@@ -246,7 +250,7 @@ class OpenCalls:
             if key in batch.open:
                 batch.answer(key)
                 batch.asks = True
-                self.told.add(key)
+                self._note_told(key)
 
     def note_item(self, item: Any, now_s: float) -> list[Action]:
         """The conversation has an item."""
@@ -254,11 +258,11 @@ class OpenCalls:
             return []
         kind = item.get("type")
         if kind == "function_call_output":
-            self.told.add(key := str(item.get("call_id")))
+            self._note_told(key := str(item.get("call_id")))
             if self._listens and (told := self.answered_by_client(key, now_s)) is not None:
                 return [told]
         elif kind == "mcp_approval_response":
-            self.told.add(key := str(item.get("approval_request_id")))
+            self._note_told(key := str(item.get("approval_request_id")))
             if self._listens:
                 self.approved(key, approve=item.get("approve") is True, now_s=now_s)
         elif kind == "mcp_call":
@@ -307,6 +311,10 @@ class OpenCalls:
         return False
 
     # --- parts of the above
+
+    def _note_told(self, key: str) -> None:
+        if any(key in batch.open or key in batch.answered for batch in self):
+            self.told.add(key)
 
     def _batch(self, response_id: str, *, silent: bool) -> CallBatch:
         if (batch := self._batches.get(response_id)) is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from strategies.base import Dialect
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.answers.actions import Action, Reason, Refuse, Send, Tool
 from token_broker.relay.answers.open_calls import CallBatch, OpenCalls
 from token_broker.relay.dialects.broker_events import SAY_ID
@@ -114,6 +114,7 @@ class AnswerSequencer:
         self._facts = facts
         self._holds = holds
         self._plays_until_s = plays_until_s
+        self._listens = listens
         self.calls = OpenCalls(tools, lambda: facts.session_id, listens=listens)
         self._here = False
         self._moved = False
@@ -174,7 +175,7 @@ class AnswerSequencer:
         `asked` are the `event_id`s of the `response.create` that it was sent for what the earlier one still owed.
         """
         self._here, self._dialect = True, dialect
-        done = self.calls.begin()
+        done = self.calls.begin() + self.calls.expire(now_s)
         asked_for = tuple(batch for batch in self.calls if batch.asked)
         if asked:
             self._create = _Create("retry", now_s, self._items, asked, self.calls.answered(), (), asked_for)
@@ -183,14 +184,17 @@ class AnswerSequencer:
                 self.calls.drop(batch)
         return done + self._next(now_s)
 
-    def cut(self) -> None:
-        """The session is gone: its answers are over, and what it was asked is asked of the next one."""
-        self._moved = self._moved or self._here
+    def cut(self, *, lost: bool = True) -> None:
+        """The session is gone: its answers are over, and what it was asked is asked of the next one.
+
+        Where it is not `lost`, only our way to it is: what it does and tells meanwhile is not seen.
+        """
+        self._moved = self._moved or (self._here and lost)
         self._here = self._speaking = self._plays = False
         self._create = None
         self._active.clear()
         self._by_itself_s = self._blocked_s = 0.0
-        self.calls.cut()
+        self.calls.cut(lost=lost)
 
     # --- what the client sends
 
@@ -241,7 +245,10 @@ class AnswerSequencer:
         elif kind in {"response.mcp_call.completed", "response.mcp_call.failed"}:
             self.calls.end_mcp(str(event.get("item_id")))
         elif kind in _ITEM_TOLD:
-            done += self.calls.note_item(event.get("item"), now_s)
+            item = event.get("item")
+            done += self.calls.note_item(item, now_s)
+            if self._listens and isinstance(item, dict) and item.get("role") == "user":
+                self._user_turn()
         elif kind == "response.done":
             done += self._end_answer(event.get("response"), now_s)
         elif kind == "output_audio_buffer.started":
@@ -259,9 +266,11 @@ class AnswerSequencer:
     def _next(self, now_s: float) -> list[Action]:
         """Asks for the next answer, where nothing stands against it."""
         ready = self.calls.ready()
-        if not self._here or self._active or self._create is not None or self._speaking or self._holds():
+        if not self._here or self._active or self._create is not None or self._speaking:
             return []
         if now_s < self._by_itself_s or now_s < self._blocked_s:
+            return []
+        if not (ready or self._wants or self.calls.is_acting) or self._holds():
             return []
         if ready or self._wants:
             return [self._ask(ready, now_s)]
@@ -407,7 +416,7 @@ class AnswerSequencer:
             passes, actions = self._client_item(item, event, now_s)
             if not passes:
                 return False, actions
-        outside = response.get("conversation") == "none"
+        outside = response.get("conversation") == "none" or response.get("commit") is False
         if self._owed and now_s < self._owed_s and not outside and not response.get("append_input_items"):
             self._owed -= 1
             for batch in self.calls:
@@ -416,7 +425,8 @@ class AnswerSequencer:
                     break
             return False, []
         brokers = self._create is not None and self._create.reason != "client"
-        if not brokers and not any(answer.is_brokers for answer in self._active.values()):
+        brokers = brokers or any(answer.is_brokers for answer in self._active.values())
+        if not brokers or response.get("cancel_previous") is True:
             if not self._active:
                 self._create = _Create("client", now_s, self._items, _ids(event), self.calls.answered())
             return True, []

@@ -13,8 +13,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import cache
 from typing import Any
 
-from strategies.base import Dialect
-from strategies.session_model.agent_settings import CLIENT_MAY_SET, ClientSetting
+from strategies.session_model.agent_settings import CLIENT_MAY_SET, ClientSetting, Dialect
 from strategies.session_model.session_fields import LEFT_OUT, SESSION_FIELDS, put_at, value_at
 from token_broker.relay.dialects import values
 from token_broker.relay.dialects.client_values import (

@@ -12,7 +12,7 @@ from strategies.base import Dialect
 from strategies.session_model.agent_settings import DetectionSettings
 from token_broker.relay.confirmation.paths import ABSENT, DETECTION, put, value_of
 
-__all__ = ["AnswerWish", "held_session"]
+__all__ = ["AnswerWish", "held_changes", "held_session"]
 
 Fields = Mapping[str, Any]
 
@@ -22,10 +22,18 @@ _BY_LOUDNESS = {"type": "server_vad"}  # what Azure has where nothing is said (d
 def held_session(session: Fields, dialect: Dialect) -> dict[str, Any]:
     """A whole session that never answers by itself."""
     path = DETECTION[dialect]
-    detection = value_of(session, path)
-    if detection is ABSENT:
-        detection = _BY_LOUDNESS
-    return _held(session, path, detection)
+    if value_of(session, path) is ABSENT:
+        session = put(session, path, _BY_LOUDNESS)
+    return held_changes(session)
+
+
+def held_changes(changes: Fields) -> dict[str, Any]:
+    """A client's changes of a session that never answers by itself."""
+    for path in DETECTION.values():
+        detection = value_of(changes, path)
+        if isinstance(detection, Mapping):
+            changes = put(changes, path, {**detection, "create_response": False})
+    return dict(changes)
 
 
 class AnswerWish:
@@ -40,15 +48,13 @@ class AnswerWish:
         if not self._is_clients:
             self.by_itself = detection is None or (detection.type != "none" and detection.create_response is not False)
 
-    def update(self, session: Fields) -> dict[str, Any]:
-        """A client's change of the session, as it goes to Azure."""
+    def note(self, changes: Fields) -> None:
+        """Takes a client's changes of its session."""
         for path in DETECTION.values():
-            detection = value_of(session, path)
+            detection = value_of(changes, path)
             if detection is not ABSENT:  # without the flag Azure answers
                 self._is_clients = True
                 self.by_itself = isinstance(detection, Mapping) and detection.get("create_response") is not False
-                session = _held(session, path, detection)
-        return dict(session)
 
     def shown(self, event: dict[str, Any]) -> dict[str, Any]:
         """One of Azure's events that show the session, as the client sees it; the same object where nothing changes."""
@@ -60,9 +66,3 @@ class AnswerWish:
             if isinstance(detection, Mapping) and detection.get("create_response") is not self.by_itself:
                 return {**event, "session": put(session, path, {**detection, "create_response": self.by_itself})}
         return event
-
-
-def _held(session: Fields, path: tuple[str, ...], detection: Any) -> dict[str, Any]:
-    if not isinstance(detection, Mapping):
-        return dict(session)
-    return put(session, path, {**detection, "create_response": False})

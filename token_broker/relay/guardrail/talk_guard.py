@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from token_broker.relay.event_text import compact
 from token_broker.relay.guardrail.checks import (
     AskHook,
     DropEvent,
@@ -19,7 +20,7 @@ from token_broker.relay.guardrail.checks import (
     WantAnswer,
     WordChecks,
 )
-from token_broker.relay.guardrail.held import AnswerWish
+from token_broker.relay.guardrail.held import AnswerWish, held_changes
 from token_broker.security.tokens import Owner
 from token_broker.sessions.agents import Agent
 from token_broker.tools.guardrail import GuardrailClient, Verdict, WordSource
@@ -96,14 +97,14 @@ class TalkGuard:
         elif was_on:
             self._perform(self._checks.release(self._loop.time()))
 
-    def for_azure(self, event: dict[str, Any]) -> dict[str, Any]:
-        """A client's `session.update` for Azure, which never answers by itself."""
+    def for_azure(self, event: Event, message: str) -> str:
+        """A client's `session.update`, which is `message`, for a session that never answers by itself."""
         session = event.get("session")
-        if not self.is_on or not isinstance(session, dict):
-            return event
-        changed = {**event, "session": self._wish.update(session)}
+        if not isinstance(session, dict):
+            return message
+        self._wish.note(session)
         self._checks.by_itself = self._wish.by_itself
-        return changed
+        return compact({**event, "session": held_changes(session)}) if self.is_on else message
 
     def for_client(self, event: dict[str, Any]) -> dict[str, Any]:
         """One of Azure's events that show the session, with the client's own wish in it."""

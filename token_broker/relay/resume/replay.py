@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from strategies.base import Dialect
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.confirmation.paths import DETECTION
 from token_broker.relay.dialects.session_settings import value_at
 from token_broker.relay.dialects.translation import to_azure

@@ -13,15 +13,17 @@ from typing import Any, Literal
 
 import structlog
 
-from strategies.base import Dialect
 from strategies.errors import TimedOutError
 from strategies.resources import Wanted
+from strategies.session_model.agent_settings import Dialect
 from token_broker.relay.adapters import ProtocolAdapter
 from token_broker.relay.azure.connector import NoUpstreamError, UpstreamConnection, UpstreamConnector
 from token_broker.relay.client import TalkClient
 from token_broker.relay.confirmation.agreement import disagreements
+from token_broker.relay.confirmation.paths import merged
 from token_broker.relay.confirmation.refused_field import field_to_leave_out, shown_path, without
 from token_broker.relay.event_text import SESSION_EVENTS, compact, event_of, event_type, parsed
+from token_broker.relay.guardrail.held import held_changes
 from token_broker.relay.policy.allowlist import Refused, is_plain_append
 from token_broker.relay.policy.visibility import without_agents_settings
 from token_broker.relay.resume.clocks import ExpiryClock, Resumes, SilenceClock
@@ -30,7 +32,7 @@ from token_broker.relay.resume.ledger import TalkLedger
 from token_broker.relay.resume.replay import PROBES, NewSession, replay
 from token_broker.relay.resume.restored import Restored
 from token_broker.relay.resume.search import SessionSearch
-from token_broker.relay.resume.settings_changes import client_settings, merged
+from token_broker.relay.resume.settings_changes import client_settings
 from token_broker.relay.resume.steps import Step
 from token_broker.relay.transcripts.recorder import TurnRecorder
 from token_broker.server.close_codes import SESSION_REFUSED, UPSTREAM_FAILED, Ending
@@ -332,6 +334,8 @@ class Resumption:
         settings = dict(new.session)
         may_set = self._hooks.next_agent().client_may_set
         changes = client_settings(self._ledger.settings, old=old, new=new.route.dialect, may_set=may_set)
+        if self._hooks.next_agent().guardrail is not None:
+            changes = held_changes(changes)
         for _ in range(_SETTINGS_TRIES):
             if not changes:
                 break

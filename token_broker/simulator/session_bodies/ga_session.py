@@ -16,14 +16,14 @@ GaVoice = Literal["alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", 
 DEFAULT_VOICE: GaVoice = "alloy"
 
 
-class CustomVoice(Strict):
+class GaCustomVoice(Strict):
     """A voice that was made for this customer."""
 
     id: str = Field(pattern=r"^voice_\w+$")
 
 
 OutputVoice = Annotated[
-    Annotated[GaVoice, Tag("word")] | Annotated[CustomVoice, Tag("object")],
+    Annotated[GaVoice, Tag("word")] | Annotated[GaCustomVoice, Tag("object")],
     Discriminator(lambda value: "object" if isinstance(value, dict) else "word"),
 ]
 
