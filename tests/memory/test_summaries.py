@@ -37,7 +37,7 @@ def summed(text: object) -> HookAnswer:
 
 def summaries(memory: Memory, hook: Hook, *, clock: Any = lambda: 1_000.0) -> Summaries:
     url_of = {"elena": URL}.get
-    return Summaries(memory._database, hook, url_of, clock=clock, told=None)  # type: ignore[arg-type]
+    return Summaries(memory._database, hook, url_of, clock=clock, sinks=["http"])  # type: ignore[arg-type]
 
 
 async def ended(work: Summaries, by: Owner = ANN, agent_id: str = "elena") -> None:
@@ -68,6 +68,9 @@ async def test_summary_is_made_once_and_told_first(make_settings: MakeSettings) 
             "agent_id": "elena",
         }
         assert [(each["role"], each["content"]) for each in asked["turns"]] == [("user", "I want to rent a boat")]
+        queued = "SELECT kind, body FROM notices WHERE sink = 'http'"
+        (notice,) = await memory._database.read(lambda c: c.exec_driver_sql(queued).all())
+        assert tuple(notice) == ("session.summary", json.dumps({"summary": "They want to rent a boat."}))
         later = owner("session-of-ann-002", principal="ann", epoch=2)
         lines = (await memory.recall.block(later)).split("\n")[2:-1]
         assert lines[0] == "summary: They want to rent a boat."
