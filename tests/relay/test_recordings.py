@@ -47,7 +47,7 @@ class Handled:
         self.turns = turns
         handoff = SimpleNamespace(
             agent=SimpleNamespace(id="elena"),
-            confirm=lambda upstream: None,
+            session_told=lambda event, upstream: None,
             owns_error=lambda event, upstream: False,
             holds=False,
         )
