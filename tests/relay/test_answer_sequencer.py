@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -574,6 +575,23 @@ def test_approval_that_nobody_gives_is_refused() -> None:
     assert create["type"] == "response.create"
     assert not scene.client("conversation.item.create", item=approval(approve=True))
     assert scene.refused == ["unknown_approval"]
+
+
+@pytest.mark.parametrize("last", ["tool", "client", "approval"])
+def test_three_kinds_of_calls_bring_one_create(last: str) -> None:
+    scene = Scene().begins().calls("order", "map")
+    scene.azure("response.output_item.done", response_id="r1", item=REQUEST).ends()
+    ends: dict[str, Callable[[], object]] = {
+        "tool": lambda: scene.ready("c1"),
+        "client": lambda: scene.client("conversation.item.create", item=output_of("c2")),
+        "approval": lambda: scene.client("conversation.item.create", item=approval(approve=False)),
+    }
+    for end in [*(end for name, end in ends.items() if name != last), ends[last]]:
+        assert scene.creates == []
+        end()
+    assert len(scene.creates) == 1
+    scene.begins("r2").ends("r2").wait(200)
+    assert (len(scene.creates), scene.refused) == (1, [])
 
 
 def test_refused_approval_is_gone_on_from() -> None:
