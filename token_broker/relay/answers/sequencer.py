@@ -74,6 +74,7 @@ class _Create:
     wants: tuple[_Want, ...] = ()
     batches: tuple[CallBatch, ...] = ()
     tools_off: bool = False
+    outside: bool = False  # of the conversation
 
 
 @dataclass(slots=True)
@@ -231,7 +232,10 @@ class AnswerSequencer:
         elif kind == "response.created":
             if isinstance(stated := event.get("response"), dict):
                 outside = "conversation_id" in stated and stated["conversation_id"] is None
-                create, self._create = self._create, None
+                create = self._create
+                if create is not None and outside and create.reason != "client" and not create.outside:
+                    create = None  # a client's own, which was under way
+                self._create = None if create is self._create else self._create
                 covers = frozenset(self.calls.told) if create is None else create.covers
                 self._by_itself_s = self._by_itself_s if outside else 0.0
                 self._active[str(stated.get("id"))] = _AnswerUnderWay(covers, outside, create)
@@ -316,6 +320,7 @@ class AnswerSequencer:
             response = {**response, name: list(self._facts.modalities)}
         create.event_ids = frozenset({event_id})
         create.tools_off = response.get("tool_choice") == "none"
+        create.outside = response.get("conversation") == "none"
         self._create = create
         stated = {"response": response} if response else {}
         return Send({"type": "response.create", "event_id": event_id, **stated})
