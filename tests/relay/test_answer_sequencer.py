@@ -670,8 +670,8 @@ def test_question_that_is_asked_again_is_waited_for() -> None:
     assert len(scene.creates) == 1
 
 
-def test_answer_outside_is_not_taken_for_the_question() -> None:
-    scene = moves(Scene().answers("order").ready("c1"), "broker_create_1", "mine")
+def test_answer_outside_is_not_taken_for_the_brokers() -> None:
+    scene = Scene().answers("order").ready("c1")
     scene.begins("r2", conversation_id=None).ends("r2").begins("r3", conversation_id="conv").ends("r3")
     assert (list(scene.core.calls), len(scene.creates)) == ([], 1)
 
