@@ -15,6 +15,7 @@ from tests.relay.support.translated_talk import without_live_extras
 from tests.relay.test_sideband import listen
 from tests.relay.test_streamed_turns import OWNER, run, words
 from token_broker.relay.adapters import CompatAdapter, ProtocolAdapter, ProxyAdapter
+from token_broker.relay.answers.hidden_calls import HiddenCalls
 from token_broker.relay.azure.connector import Route, UpstreamConnection
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventHandler
@@ -44,7 +45,8 @@ class Handled:
         self.turns = turns
         handoff = SimpleNamespace(
             agent=SimpleNamespace(id="elena"),
-            confirm=lambda upstream: None,
+            holds=False,
+            session_told=lambda event, upstream: None,
             owns_error=lambda event, upstream: False,
         )
         self.handler = EventHandler(
@@ -53,10 +55,14 @@ class Handled:
             turns=turns,
             handoff=cast("Any", handoff),
             ledger=TalkLedger(HeldAudio(1_000)),
+            answers=cast("Any", SimpleNamespace(azure_sent=lambda event: None)),
+            hidden=HiddenCalls(lambda name: True, lambda *_: False),
+            guard=cast("Any", SimpleNamespace(azure_sent=lambda event: True, for_client=lambda event: event)),
             restored=Restored(),
             counters=RelayCounters(),
             talk=TalkCounters(),
             broken=self.broken.append,
+            user_spoke=lambda: None,
             time_s=lambda: 100.0,
             redact=lambda text: text,
         )
