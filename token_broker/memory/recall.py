@@ -103,7 +103,7 @@ class RecallCounts:
     repeated: int = 0
 
 
-_Found = tuple[tuple[Utterance, ...], tuple[str, ...]]  # a session's last turns, and facts
+_Found = tuple[tuple[Utterance, ...], tuple[str, ...], str]  # a session's last turns, facts, the last talk's summary
 
 
 class BoundedRecall:
@@ -127,11 +127,11 @@ class BoundedRecall:
         security = SecurityLayer(
             principal=owner.principal, user_id=owner.user_id, authenticated=owner.principal != ANONYMOUS
         )
-        turns, facts = await self._find(owner) if self._budget_s > 0 else ((), ())
+        turns, facts, summary = await self._find(owner) if self._budget_s > 0 else ((), (), "")
         return EnterpriseContext(
             security=security,
             episodic=EpisodicLayer(session_id=owner.session_id, last_turns=turns),
-            semantic=SemanticLayer(facts=facts),
+            semantic=SemanticLayer(facts=facts, summary=summary),
         )
 
     async def search(self, owner: Owner, query: str, *, limit: int = 5) -> Sequence[Remembered]:
@@ -156,16 +156,17 @@ class BoundedRecall:
         missed = self.counts.late + self.counts.failed
         turns = asyncio.create_task(self._last_turns(owner))
         facts = asyncio.create_task(self._known_facts(owner, turns))
+        summary = asyncio.create_task(self._summary(owner))
         try:
-            _, late = await asyncio.wait({turns, facts}, timeout=self._budget_s)
+            _, late = await asyncio.wait({turns, facts, summary}, timeout=self._budget_s)
             self.counts.late += bool(late)
-            found = (_result(turns) or (), _result(facts) or ())
+            found = (_result(turns) or (), _result(facts) or (), _result(summary) or "")
             # Only a complete find is cached. The counts are those of all questions: at worst one is not cached.
             if missed == self.counts.late + self.counts.failed:
                 self.cache.keep(owner, ticket, found)
             return found
         finally:
-            for task in (turns, facts):
+            for task in (turns, facts, summary):
                 task.cancel()  # nobody waits for a late one: SQLite cannot break off a statement
             self.cache.done(owner, ticket)
 
@@ -180,6 +181,16 @@ class BoundedRecall:
             self._count(error)
             return None
         return None if turns is None else tuple(Utterance(role=turn.role, content=turn.content) for turn in turns)
+
+    async def _summary(self, owner: Owner) -> str:
+        """The summary of the owner's last talk, where one was made."""
+        from token_broker.memory.store.summaries import newest_summary
+
+        try:
+            return await self._database.read(partial(newest_summary, owner=owner), pool="recall")
+        except StoreError as error:
+            self._count(error)
+            return ""
 
     async def _known_facts(self, owner: Owner, turns: "asyncio.Task[tuple[Utterance, ...] | None]") -> tuple[str, ...]:
         """Facts about the user; about the session too, once the store has said that it is theirs."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from token_broker.hooks.sender import HookSender
 from token_broker.memory.delivery.local import LocalFacts, LocalSink
 from token_broker.memory.drivers.connect import connect
 from token_broker.memory.drivers.database import Database
@@ -28,6 +29,7 @@ from token_broker.memory.recall import BoundedRecall
 from token_broker.memory.repositories import StoredBlocklist, StoredSessions, StoredTickets
 from token_broker.memory.resource_switches import ResourceSwitches
 from token_broker.memory.store_errors import StoreAwayError, StoreError, StoreUnreachableError
+from token_broker.memory.summaries import Summaries
 from token_broker.memory.tool_claims import ToolClaims
 from token_broker.memory.turn_search import TurnSearch
 from token_broker.memory.types import Outcome, Sink, Turn, backoff_s
@@ -67,6 +69,7 @@ class Memory:
         self._has_zep = settings.zep_api_key is not None
         self._zep: ZepMemory | None = None
         self._worker: DeliveryWorker | None = None
+        self._summaries: Summaries | None = None
         self._outbox: OutboxStatus | None = None
         self._outbox_read_at_s = 0.0
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -194,6 +197,12 @@ class Memory:
         if self._worker is not None:
             self._worker.nudge()
         return erased
+
+    def sum_up(self, sender: HookSender, url_of: Callable[[str], str | None]) -> Summaries:
+        """Has the talks summed up whose agents have a hook for it; the task ends with the memory."""
+        self._summaries = Summaries(self._database, sender, url_of, clock=self._clock)
+        self._start("summaries", self._summaries.run)
+        return self._summaries
 
     def watch_lost_sessions(self, end_talks_of: Callable[[Owner], None]) -> None:
         """`end_talks_of(owner)` is called where a session turns out not to be `owner`'s, or to be erased."""
@@ -361,6 +370,8 @@ class Memory:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FLUSH_S):
                     await self.ingest.flushed()
+        if self._summaries is not None:
+            await self._summaries.aclose()
         self._closing = True
         for task in self._tasks.values():
             task.cancel()

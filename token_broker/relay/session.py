@@ -240,6 +240,11 @@ class Talk:
         self._sending = False
         self._azure_full = False
 
+    @property
+    def agent_id(self) -> str:
+        """The agent that speaks now, or spoke last."""
+        return self._handoff.agent.id
+
     def end(self, ending: Ending) -> None:
         """Ends the talk for this reason, unless it is ending already."""
         if not self._over.done():
@@ -468,7 +473,7 @@ class Talk:
 
     def _holds_answers(self) -> bool:
         """Whether no answer may be asked for now, whatever is due."""
-        if self._ledger.holds or self._guard.is_checking or self._handoff.holds:
+        if self._ledger.holds_speech or self._guard.is_checking or self._handoff.holds:
             return True
         if not self._farewell.is_asked:
             return False
