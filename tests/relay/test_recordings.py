@@ -49,15 +49,21 @@ class Handled:
             session_told=lambda event, upstream: None,
             owns_error=lambda event, upstream: False,
         )
+        ledger = TalkLedger(HeldAudio(1_000))
+        tools = SimpleNamespace(get=lambda name: Tool(name, "client"))  # the recorded calls were the client's
+        sequencer = AnswerSequencer(lambda: cast("Any", tools), facts=ledger.facts)
+        sequencer.begin(upstream, 100.0)
+        answers = SimpleNamespace(azure_sent=lambda event: sequencer.azure_sent(event, 100.0))
+        guard = SimpleNamespace(azure_sent=lambda event: True, for_client=lambda event: event)
         self.handler = EventHandler(
             adapter,
             OWNER,
             turns=turns,
             handoff=cast("Any", handoff),
-            ledger=TalkLedger(HeldAudio(1_000)),
-            answers=cast("Any", SimpleNamespace(azure_sent=lambda event: None)),
-            hidden=HiddenCalls(lambda name: True, lambda *_: False),
-            guard=cast("Any", SimpleNamespace(azure_sent=lambda event: True, for_client=lambda event: event)),
+            ledger=ledger,
+            answers=cast("Any", answers),
+            hidden=HiddenCalls(lambda name: True, sequencer.calls.withholds),
+            guard=cast("Any", guard),
             restored=Restored(),
             counters=RelayCounters(),
             talk=TalkCounters(),
