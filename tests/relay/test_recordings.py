@@ -15,7 +15,9 @@ from tests.relay.support.translated_talk import without_live_extras
 from tests.relay.test_sideband import listen
 from tests.relay.test_streamed_turns import OWNER, run, words
 from token_broker.relay.adapters import CompatAdapter, ProtocolAdapter, ProxyAdapter
+from token_broker.relay.answers.actions import Tool
 from token_broker.relay.answers.hidden_calls import HiddenCalls
+from token_broker.relay.answers.sequencer import AnswerSequencer
 from token_broker.relay.azure.connector import Route, UpstreamConnection
 from token_broker.relay.counters import RelayCounters, TalkCounters
 from token_broker.relay.event_handler import EventHandler

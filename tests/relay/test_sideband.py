@@ -42,7 +42,7 @@ def listen(running: Running, azure: ScriptedAzure, *, talk_id: str = "") -> str:
     assert lease is not None
     lease.keep("rtc_1", for_s=60)
     admitted = AdmittedClient(Owner(session_id, "anonymous", 5, talk_id=talk_id), agent, "anonymous", None, 0)
-    running.relay._level.begin(talk_id)
+    running.relay._level.begin(admitted.owner)
     running.relay.listen(admitted, endpoint=azure.url, call_id="rtc_1", spec=spec_of(running), resource="default")
     return session_id
 
